@@ -1,0 +1,225 @@
+# moe_ep.h - plain GNU make, no configure step.  `make help` lists the targets and the variables.
+# SPDX-License-Identifier: MIT
+
+CC ?= cc
+CXX ?= c++
+CFLAGS ?= -O2 -g
+BLAS ?= 1
+PREFIX ?= /usr/local
+DESTDIR ?=
+V ?= 0
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo $$n)
+
+VERSION := $(shell sed -n 's/^.define MOE_EP_VERSION_STRING "\(.*\)"/\1/p' moe_ep.h)
+B := build
+
+# ---- what the machine offers (looked up by pkg-config, overridable) ------------------------------
+ifeq ($(BLAS),1)
+BLAS_CFLAGS ?= $(patsubst -I%,-isystem %,$(shell pkg-config --cflags openblas 2>/dev/null))
+BLAS_LIBS ?= $(or $(shell pkg-config --libs openblas 2>/dev/null),-lopenblas)
+BLAS_DEFINE := -DMOE_EP_USE_BLAS
+else
+BLAS_CFLAGS :=
+BLAS_LIBS :=
+BLAS_DEFINE := -DMOE_EP_NO_BLAS
+endif
+JSON_CFLAGS ?= $(shell pkg-config --cflags jansson 2>/dev/null)
+JSON_LIBS ?= $(or $(shell pkg-config --libs jansson 2>/dev/null),-ljansson)
+STB_CFLAGS ?= $(patsubst -I%,-isystem %,$(or $(shell pkg-config --cflags stb 2>/dev/null),-I/usr/include/stb))
+
+# What the scripts in tests/ read from the environment.
+SCRIPT_ENV = CC="$(CC)" CXX="$(CXX)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" BLAS=$(BLAS) MAKE="$(MAKE)" \
+  BLAS_CFLAGS="$(BLAS_CFLAGS)" BLAS_LIBS="$(BLAS_LIBS)" STB_CFLAGS="$(STB_CFLAGS)" JOBS=$(JOBS) ONLY="$(ONLY)"
+
+WARN := -Wall -Wextra
+CSTD := -std=gnu99
+TFLAGS := $(CSTD) $(CFLAGS) $(WARN) -I. -Itests
+
+ifeq ($(V),1)
+Q :=
+say = @:
+else
+Q := @
+say = @printf '  %-5s %s\n' $(1) $(2)
+endif
+
+# ---- what there is to build ----------------------------------------------------------------------
+TESTS := $(sort $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c)))
+EXAMPLES := $(sort $(patsubst examples/%.c,$(B)/examples/%,$(wildcard examples/[0-9]*.c)))
+BENCHES := $(sort $(patsubst bench/%.c,$(B)/bench/%,$(wildcard bench/bench_*.c)))
+TOOL_SOURCES := $(wildcard examples/moe_ep_cli.c examples/cli_*.c)
+TOOL := $(if $(filter %/moe_ep_cli.c,$(TOOL_SOURCES)),$(B)/moe-ep)
+TOOL_OBJECTS := $(patsubst examples/%.c,$(B)/cli/%.o,$(TOOL_SOURCES))
+# Everything that names the expert forward runs once more on the portable loops.
+NOBLAS_TESTS := $(if $(filter 1,$(BLAS)),$(patsubst $(B)/tests/%,$(B)/noblas/%,$(filter %forward %hooks,$(TESTS))))
+HEADERS := moe_ep.h $(wildcard tests/*.h examples/*.h bench/*.h)
+TRACE ?= examples/data
+DEMO_ARGS ?= report $(TRACE)/prose_topk_ids.npy $(TRACE)/c_topk_ids.npy $(TRACE)/python_topk_ids.npy \
+  --devices 8 --html $(B)/report.html
+
+.PHONY: all demo demo-run test test-run build-tests check check-run bench examples tool install uninstall \
+        golden clean help deps deps-check
+
+all: deps-check
+	+@$(MAKE) --no-print-directory build-all
+
+.PHONY: build-all
+build-all: $(B)/moe_ep.o $(TOOL) $(EXAMPLES) $(TESTS) $(NOBLAS_TESTS) $(BENCHES)
+
+help:
+	@echo "moe_ep.h $(VERSION)"
+	@echo
+	@echo "  make            build the implementation, the tool, the examples and the tests"
+	@echo "  make demo       install what is missing, then run the main job on the bundled trace"
+	@echo "  make test       install what is missing, build and run every test (ONLY=text: those that match)"
+	@echo "  make check      the heavier gates: sanitizers, compilers x standards, analysers"
+	@echo "  make bench      build and run the benchmarks, output in $(B)/bench/ (BENCH_ARGS=--quick)"
+	@echo "  make examples   build the examples"
+	@echo "  make golden     rewrite examples/out/*.txt from what the examples print now"
+	@echo "  make install    header, moe_ep.pc, tool, man page under DESTDIR + PREFIX (now $(DESTDIR)$(PREFIX))"
+	@echo "  make uninstall  remove them"
+	@echo "  make deps       install the packages that are missing (Debian, Ubuntu), or name them"
+	@echo "  make clean      remove $(B)/"
+	@echo
+	@echo "  CC=$(CC)  CXX=$(CXX)  CFLAGS='$(CFLAGS)'  PREFIX=$(PREFIX)  DESTDIR=$(DESTDIR)"
+	@echo "  BLAS=$(BLAS)      0: build and test without OpenBLAS"
+	@echo "  V=$(V)         1: print whole commands"
+	@echo "  JOBS=$(JOBS)      how many things test and check do at a time"
+	@echo "  MOE_EP_TRACES   folder of recorded load traces for the tests that use some (optional)"
+
+# ---- dependencies --------------------------------------------------------------------------------
+deps:
+	@$(SCRIPT_ENV) sh tests/deps.sh install
+
+deps-check:
+	@$(SCRIPT_ENV) sh tests/deps.sh check
+
+# ---- the implementation --------------------------------------------------------------------------
+$(B)/moe_ep.c: Makefile
+	@mkdir -p $(B)
+	@printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' > $@
+
+# The flags that built the objects: a change of BLAS, CC or CFLAGS rebuilds them.
+$(B)/flags: FORCE
+	@mkdir -p $(B)
+	@printf '%s\n' '$(CC) $(CFLAGS) $(LDFLAGS) BLAS=$(BLAS)' | cmp -s - $@ || \
+	  printf '%s\n' '$(CC) $(CFLAGS) $(LDFLAGS) BLAS=$(BLAS)' > $@
+FORCE:
+
+$(B)/moe_ep.o: $(B)/moe_ep.c moe_ep.h $(B)/flags
+	$(call say,CC,$@)
+	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. $(BLAS_DEFINE) $(BLAS_CFLAGS) -c $< -o $@
+
+$(B)/moe_ep_noblas.o: $(B)/moe_ep.c moe_ep.h $(B)/flags
+	$(call say,CC,$@)
+	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. -DMOE_EP_NO_BLAS -c $< -o $@
+
+# Flags for an example that says in a comment "needs: jansson".
+needs = $(if $(shell grep -l 'needs: jansson' $(1)),$(2))
+
+# ---- tests, examples, benchmarks: one source each, linked with the implementation -----------------
+$(B)/tests/%: tests/%.c $(HEADERS) $(B)/moe_ep.o
+	@mkdir -p $(@D) && rm -f $@
+	$(call say,CC,$@)
+	$(Q)$(CC) $(TFLAGS) $< $(B)/moe_ep.o -o $@ $(LDFLAGS) $(BLAS_LIBS) -lm -pthread
+
+$(B)/noblas/%: tests/%.c $(HEADERS) $(B)/moe_ep_noblas.o
+	@mkdir -p $(@D) && rm -f $@
+	$(call say,CC,$@)
+	$(Q)$(CC) $(TFLAGS) $< $(B)/moe_ep_noblas.o -o $@ $(LDFLAGS) -lm -pthread
+
+$(B)/examples/%: examples/%.c $(HEADERS) $(B)/moe_ep.o
+	@mkdir -p $(@D) && rm -f $@
+	$(call say,CC,$@)
+	$(Q)$(CC) $(CSTD) $(CFLAGS) $(WARN) -I. -Iexamples $(call needs,$<,$(JSON_CFLAGS)) $< $(B)/moe_ep.o -o $@ \
+	  $(LDFLAGS) $(call needs,$<,$(JSON_LIBS)) $(BLAS_LIBS) -lm
+
+$(B)/bench/%: bench/%.c $(HEADERS) $(B)/moe_ep.o
+	@mkdir -p $(@D) && rm -f $@
+	$(call say,CC,$@)
+	$(Q)$(CC) $(CSTD) $(CFLAGS) $(WARN) -I. -Ibench -Iexamples $< $(B)/moe_ep.o -o $@ $(LDFLAGS) $(BLAS_LIBS) -lm -pthread
+
+$(B)/cli/%.o: examples/%.c $(HEADERS) $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,CC,$@)
+	$(Q)$(CC) $(CSTD) $(CFLAGS) $(WARN) -I. -Iexamples $(STB_CFLAGS) $(JSON_CFLAGS) -c $< -o $@
+
+$(B)/moe-ep: $(TOOL_OBJECTS) $(B)/moe_ep.o
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(LDFLAGS) $(JSON_LIBS) $(BLAS_LIBS) -lm
+
+tool: $(TOOL)
+examples: $(EXAMPLES)
+
+# ---- the main job --------------------------------------------------------------------------------
+demo: deps
+	+@$(MAKE) --no-print-directory demo-run
+
+demo-run: $(TOOL)
+	@echo "  $(B)/moe-ep $(DEMO_ARGS)"
+	@$(B)/moe-ep $(DEMO_ARGS)
+
+# ---- tests ---------------------------------------------------------------------------------------
+# -k: a program that does not compile is one failure, the others still run.
+parallel = $(if $(findstring -j,$(MAKEFLAGS))$(findstring --jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+
+test: deps
+	+@$(MAKE) --no-print-directory test-run
+
+test-run:
+	+@$(MAKE) --no-print-directory -k $(parallel) build-tests || echo "  (not everything could be built)"
+	@$(SCRIPT_ENV) sh tests/run.sh $(TESTS) $(NOBLAS_TESTS)
+
+# ONLY=name of a test program builds just that one.
+SOME := $(if $(ONLY),$(foreach t,$(TESTS) $(NOBLAS_TESTS),$(if $(findstring $(ONLY),$t),$t)))
+build-tests: $(B)/moe_ep.o $(or $(SOME),$(TOOL) $(EXAMPLES) $(TESTS) $(NOBLAS_TESTS) $(BENCHES))
+
+check: deps
+	+@$(MAKE) --no-print-directory check-run
+
+check-run:
+	+@$(MAKE) --no-print-directory $(parallel) build-tests
+	@$(SCRIPT_ENV) sh tests/run.sh --check $(TESTS) $(NOBLAS_TESTS)
+
+golden: $(EXAMPLES)
+	@$(SCRIPT_ENV) sh tests/examples.sh --update
+
+bench: $(BENCHES)
+	@for b in $(BENCHES); do \
+	  echo "== $$b $(BENCH_ARGS)"; $$b $(BENCH_ARGS) > $$b.txt || { echo "$$b failed" >&2; exit 1; }; cat $$b.txt; \
+	done
+
+# ---- installation --------------------------------------------------------------------------------
+define PC
+prefix=$(PREFIX)
+includedir=$${prefix}/include
+
+Name: moe_ep
+Description: Mixture-of-Experts routing and expert-parallel load-balance maths, one C header
+Version: $(VERSION)
+Cflags: -I$${includedir}
+Libs: -lm
+endef
+export PC
+
+install: $(TOOL)
+	@mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig"
+	cp moe_ep.h "$(DESTDIR)$(PREFIX)/include/moe_ep.h"
+	@printf '%s\n' "$$PC" > "$(DESTDIR)$(PREFIX)/share/pkgconfig/moe_ep.pc"
+	@chmod 644 "$(DESTDIR)$(PREFIX)/include/moe_ep.h" "$(DESTDIR)$(PREFIX)/share/pkgconfig/moe_ep.pc"
+	@if [ -n "$(TOOL)" ]; then \
+	  mkdir -p "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/man/man1" && \
+	  cp $(B)/moe-ep "$(DESTDIR)$(PREFIX)/bin/moe-ep" && chmod 755 "$(DESTDIR)$(PREFIX)/bin/moe-ep" && \
+	  sed 's/@VERSION@/$(VERSION)/' examples/moe-ep.1 > "$(DESTDIR)$(PREFIX)/share/man/man1/moe-ep.1" && \
+	  chmod 644 "$(DESTDIR)$(PREFIX)/share/man/man1/moe-ep.1"; \
+	fi
+	@echo "installed moe_ep $(VERSION) under $(DESTDIR)$(PREFIX)"
+
+uninstall:
+	rm -f "$(DESTDIR)$(PREFIX)/include/moe_ep.h" "$(DESTDIR)$(PREFIX)/share/pkgconfig/moe_ep.pc" \
+	  "$(DESTDIR)$(PREFIX)/bin/moe-ep" "$(DESTDIR)$(PREFIX)/share/man/man1/moe-ep.1"
+
+clean:
+	rm -rf $(B)
+
+.DELETE_ON_ERROR:

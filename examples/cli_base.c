@@ -1,0 +1,320 @@
+/* cli_base.c - messages, memory, whole-or-nothing output files
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#define STB_DS_IMPLEMENTATION
+#include "cli_base.h"
+
+#include <stb_ds.h>
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- temporary files still to be removed when the program ends early -------------------------------- */
+
+enum { CLI_MAX_TEMP = 8 };
+static char *volatile unfinished[CLI_MAX_TEMP];
+
+static void remove_unfinished(void)
+{
+    for (int i = 0; i < CLI_MAX_TEMP; i++)
+        if (unfinished[i]) (void)unlink(unfinished[i]);
+}
+
+static void on_signal(int number)
+{
+    remove_unfinished();
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+}
+
+static int remember(char *path)
+{
+    static const int caught[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof caught / sizeof caught[0]; i++) {
+        struct sigaction now;
+        if (sigaction(caught[i], NULL, &now) == 0 && now.sa_handler == SIG_DFL)
+            (void)signal(caught[i], on_signal);
+    }
+    for (int i = 0; i < CLI_MAX_TEMP; i++) {
+        if (unfinished[i]) continue;
+        unfinished[i] = path;
+        return 1;
+    }
+    return 0;
+}
+
+static void forget(const char *path)
+{
+    for (int i = 0; i < CLI_MAX_TEMP; i++)
+        if (unfinished[i] == path) unfinished[i] = NULL;
+}
+
+/* ---- messages ---------------------------------------------------------------------------------------- */
+
+static int progress_shown;
+
+void cli_die(int code, const char *format, ...)
+{
+    va_list args;
+    remove_unfinished();
+    cli_progress_end();
+    fputs("moe-ep: ", stderr);
+    va_start(args, format);
+    (void)vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    exit(code);
+}
+
+void cli_check(moe_ep_status status, const moe_ep_error *err, const char *what)
+{
+    char text[256];
+    if (status == MOE_EP_OK) return;
+    (void)moe_ep_error_text(err, text, sizeof text);
+    cli_die(status == MOE_EP_ERR_MEMORY ? CLI_INTERNAL : CLI_USAGE, "%s: %s", what, text);
+}
+
+void cli_progress(const char *what, double done, double total)
+{
+    static struct timespec start;
+    struct timespec now;
+    if (!isatty(STDERR_FILENO)) return;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    if (start.tv_sec == 0) start = now;
+    if ((double)(now.tv_sec - start.tv_sec) + 1e-9 * (double)(now.tv_nsec - start.tv_nsec) < 1.0)
+        return;
+    progress_shown = 1;
+    fprintf(stderr, "\r\033[K%s: %.0f %%", what, total > 0.0 ? 100.0 * done / total : 0.0);
+    fflush(stderr);
+}
+
+void cli_progress_end(void)
+{
+    if (progress_shown) fputs("\r\033[K", stderr);
+    progress_shown = 0;
+}
+
+/* ---- memory and text --------------------------------------------------------------------------------- */
+
+void *cli_alloc(size_t count, size_t size)
+{
+    void *p = calloc(count > 0 ? count : 1, size > 0 ? size : 1);
+    if (!p) cli_die(CLI_INTERNAL, "out of memory (%zu x %zu bytes)", count, size);
+    return p;
+}
+
+char *cli_strdup(const char *s)
+{
+    char *copy = strdup(s);
+    if (!copy) cli_die(CLI_INTERNAL, "out of memory");
+    return copy;
+}
+
+char *cli_format(const char *format, ...)
+{
+    char *text = NULL;
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(&text, format, args) < 0) cli_die(CLI_INTERNAL, "out of memory");
+    va_end(args);
+    return text;
+}
+
+static char *rotating(void)
+{
+    static char buffers[8][48];
+    static int next;
+    next = (next + 1) % 8;
+    return buffers[next];
+}
+
+const char *cli_count(double v)
+{
+    char digits[40];
+    char *out = rotating();
+    int n = snprintf(digits, sizeof digits, "%.0f", fabs(v) < 1e15 ? v : 1e15);
+    int at = 0;
+    for (int i = 0; i < n; i++) {
+        out[at++] = digits[i];
+        if (isdigit((unsigned char)digits[i]) && i + 1 < n && (n - 1 - i) % 3 == 0) out[at++] = ',';
+    }
+    out[at] = '\0';
+    return out;
+}
+
+/* v in units of 1, k, M, ... with three significant digits. */
+static const char *scaled(double v, const char *const *unit, int units)
+{
+    char *out = rotating();
+    int u = 0;
+    while (u + 1 < units && fabs(v) >= 999.5) {
+        v /= 1000.0;
+        u++;
+    }
+    (void)snprintf(out, 48, "%.*f %s",
+                   fabs(v) >= 99.95 || !(fabs(v) > 0.0) ? 0
+                   : fabs(v) >= 9.995                   ? 1
+                                                        : 2,
+                   v, unit[u]);
+    return out;
+}
+
+const char *cli_seconds(double s)
+{
+    static const char *const unit[] = {"ns", "us", "ms", "s"};
+    return scaled(s * 1e9, unit, 4);
+}
+
+const char *cli_bytes(double b)
+{
+    static const char *const unit[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+    return scaled(b, unit, 6);
+}
+
+int cli_parse_i64(const char *text, int64_t *out)
+{
+    char *end = NULL;
+    long long v;
+    if (!*text || isspace((unsigned char)*text)) return 0;
+    errno = 0;
+    v = strtoll(text, &end, 10);
+    if (errno != 0 || *end) return 0;
+    *out = v;
+    return 1;
+}
+
+int cli_parse_double(const char *text, double *out)
+{
+    char *end = NULL;
+    double v;
+    if (!*text || isspace((unsigned char)*text)) return 0;
+    v = strtod(text, &end);
+    if (end == text || *end) return 0;
+    *out = v;
+    return 1;
+}
+
+void cli_put_html(FILE *f, const char *text)
+{
+    for (; *text; text++) {
+        switch (*text) {
+        case '&':
+            fputs("&amp;", f);
+            break;
+        case '<':
+            fputs("&lt;", f);
+            break;
+        case '>':
+            fputs("&gt;", f);
+            break;
+        case '"':
+            fputs("&quot;", f);
+            break;
+        case ' ':
+            fputs(text[1] == '%' ? "&nbsp;" : " ", f);
+            break;
+        default:
+            if ((unsigned char)*text >= 32u && *text != 127) fputc(*text, f);
+        }
+    }
+}
+
+char *cli_printable(const char *text)
+{
+    char *copy = cli_strdup(text);
+    for (char *p = copy; *p; p++)
+        if ((unsigned char)*p < 32u || *p == 127) *p = '?';
+    return copy;
+}
+
+/* ---- output files ------------------------------------------------------------------------------------ */
+
+void cli_out_open(cli_out *out, const char *path)
+{
+    struct stat info;
+    memset(out, 0, sizeof *out);
+    out->path = path;
+    out->fd = -1;
+    if (strcmp(path, "-") == 0) {
+        out->stream = stdout;
+        return;
+    }
+    if (stat(path, &info) == 0) {
+        if (S_ISDIR(info.st_mode))
+            cli_die(CLI_USAGE, "%s: is a directory, not a file to write", path);
+        if (access(path, W_OK) != 0)
+            cli_die(CLI_USAGE, "%s: cannot be written: %s", path, strerror(errno));
+        if (!S_ISREG(info.st_mode)) { /* a device or pipe is written in place */
+            out->fd = open(path, O_WRONLY | O_CLOEXEC);
+            if (out->fd < 0) cli_die(CLI_USAGE, "%s: cannot be written: %s", path, strerror(errno));
+        }
+    }
+    if (out->fd < 0) {
+        out->temp = cli_format("%s.XXXXXX", path);
+        out->fd = mkostemp(out->temp, O_CLOEXEC);
+        if (out->fd < 0) cli_die(CLI_USAGE, "%s: cannot be written: %s", path, strerror(errno));
+        if (!remember(out->temp)) cli_die(CLI_INTERNAL, "too many output files");
+    }
+    out->stream = open_memstream(&out->text, &out->length);
+    if (!out->stream) cli_die(CLI_INTERNAL, "out of memory");
+}
+
+static void write_all(const cli_out *out)
+{
+    size_t done = 0;
+    while (done < out->length) {
+        ssize_t n = write(out->fd, out->text + done, out->length - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
+        done += (size_t)n;
+    }
+}
+
+/* Makes the rename itself durable; a folder that cannot be synced is not an error. */
+static void sync_folder(const char *path)
+{
+    char *copy = cli_strdup(path);
+    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)fsync(fd);
+        (void)close(fd);
+    }
+    free(copy);
+}
+
+void cli_out_commit(cli_out *out)
+{
+    mode_t mask;
+    if (out->stream == stdout) {
+        if (fflush(stdout) != 0 || ferror(stdout))
+            cli_die(CLI_INTERNAL, "standard output: %s", strerror(errno));
+        return;
+    }
+    if (fclose(out->stream) != 0) cli_die(CLI_INTERNAL, "out of memory");
+    write_all(out);
+    if (out->temp) {
+        mask = umask(0);
+        (void)umask(mask);
+        (void)fchmod(out->fd, 0666 & ~mask); /* mkostemp makes 0600 */
+        if (fsync(out->fd) != 0) cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
+    }
+    if (close(out->fd) != 0) cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
+    if (out->temp) {
+        if (rename(out->temp, out->path) != 0)
+            cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
+        sync_folder(out->path);
+        forget(out->temp);
+        free(out->temp);
+    }
+    free(out->text);
+}

@@ -1,0 +1,58 @@
+/* cli_base.h - what every part of the moe-ep tool shares: messages, exit codes, whole files or none
+ * SPDX-License-Identifier: MIT */
+#ifndef CLI_BASE_H
+#define CLI_BASE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "moe_ep.h"
+
+enum { CLI_OK = 0, CLI_INTERNAL = 1, CLI_USAGE = 2 }; /* exit codes */
+
+/* Prints "moe-ep: ..." on stderr, removes unfinished output files and leaves with the exit code. */
+void cli_die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+
+/* Leaves unless the status is OK; what names the thing that was being worked out. */
+void cli_check(moe_ep_status status, const moe_ep_error *err, const char *what);
+
+void *cli_alloc(size_t count, size_t size); /* zeroed; never NULL */
+char *cli_strdup(const char *s);
+char *cli_format(const char *format, ...) __attribute__((format(printf, 1, 2))); /* malloc'd text */
+
+/* Number with thin groups of three, as text in one of eight rotating buffers: 1234567 -> "1,234,567". */
+const char *cli_count(double v);
+/* Seconds as text with a unit that keeps three digits: 0.00123 -> "1.23 ms". */
+const char *cli_seconds(double s);
+/* Bytes as text: 2554331136 -> "2.55 GB" (powers of ten). */
+const char *cli_bytes(double b);
+
+/* An output that appears whole or not at all: written in memory, then to a temporary file beside the
+ * target, synced and renamed.  Opening checks that the target can be written before long work starts. */
+typedef struct cli_out {
+    const char *path;
+    char *temp;
+    FILE *stream; /* write here */
+    char *text;
+    size_t length;
+    int fd;
+} cli_out;
+
+void cli_out_open(cli_out *out, const char *path); /* "-" is stdout */
+void cli_out_commit(cli_out *out);
+
+/* Writes text with &, <, > and quotes made safe for HTML, control characters dropped. */
+void cli_put_html(FILE *f, const char *text);
+/* Copy of a file name or label that is safe to print on a terminal: no control characters. */
+char *cli_printable(const char *text);
+
+/* One line of progress on stderr when it is a terminal and more than a second has passed. */
+void cli_progress(const char *what, double done, double total);
+void cli_progress_end(void);
+
+/* Strict numbers from text: the whole text must be one.  0 = it is not. */
+int cli_parse_i64(const char *text, int64_t *out);
+int cli_parse_double(const char *text, double *out);
+
+#endif

@@ -1,0 +1,270 @@
+/* cli_csv.c - counts as text: columns with a header, the long form, plain rows
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_rows.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#define NOT_GIVEN (-1.0) /* a load that no line has named yet */
+
+typedef enum csv_role {
+    ROLE_LABEL,
+    ROLE_LAYER,
+    ROLE_STEP,
+    ROLE_EXPERT,
+    ROLE_COUNT,
+    ROLE_IGNORED
+} csv_role;
+
+typedef struct csv_reader {
+    const char *path;
+    char separator;
+    csv_role *role; /* per column, NULL = no header: every field is a load */
+    int long_form;  /* one count per line, with an expert column */
+    cli_load_row *rows;
+    int64_t line;
+} csv_reader;
+
+static char *trim(char *s)
+{
+    char *end;
+    while (isspace((unsigned char)*s)) s++;
+    end = s + strlen(s);
+    while (end > s && isspace((unsigned char)end[-1])) *--end = '\0';
+    if (end - s >= 2 && *s == '"' && end[-1] == '"') {
+        end[-1] = '\0';
+        s++;
+    }
+    return s;
+}
+
+static char **split_line(char *line, char separator)
+{
+    char **fields = NULL;
+    for (char *at = line; at;) {
+        char *next = separator == ' ' ? strpbrk(at, " \t") : strchr(at, separator);
+        if (next) *next++ = '\0';
+        at = trim(at);
+        if (separator != ' ' || *at) arrput(fields, at);
+        at = next;
+    }
+    return fields;
+}
+
+static int is_number(const char *s)
+{
+    double v;
+    return cli_parse_double(s, &v);
+}
+
+static int named(const char *name, const char *const *list)
+{
+    for (; *list; list++)
+        if (strcasecmp(name, *list) == 0) return 1;
+    return 0;
+}
+
+/* Number of the expert a column is named after: "17", "c17", "expert_17"; -1 = none. */
+static int64_t column_expert(const char *name)
+{
+    int64_t v;
+    while (*name && !isdigit((unsigned char)*name)) name++;
+    return cli_parse_i64(name, &v) ? v : -1;
+}
+
+static csv_role role_of(const char *name)
+{
+    static const char *const layer[] = {"layer",     "layer_idx",     "layer_id", "layer_index",
+                                        "moe_layer", "counter_index", NULL};
+    static const char *const step[] = {"step", "iteration", "iter", "window", "batch", NULL};
+    static const char *const expert[] = {"expert", "expert_id", "expert_idx", "expert_index", NULL};
+    static const char *const count[] = {"count",  "counts", "load",      "loads",
+                                        "tokens", "rows",   "frequency", NULL};
+    if (!*name) return ROLE_IGNORED;
+    if (named(name, layer)) return ROLE_LAYER;
+    if (named(name, step)) return ROLE_STEP;
+    if (named(name, expert)) return ROLE_EXPERT;
+    if (named(name, count)) return ROLE_COUNT;
+    return ROLE_LABEL;
+}
+
+/* Decides what the columns are.  Returns 0 when the line is no header. */
+static int csv_header(csv_reader *c, char **fields)
+{
+    ptrdiff_t n = arrlen(fields), first = n;
+    int words = 0, experts = 0, counts = 0;
+    for (ptrdiff_t i = 0; i < n; i++) words += !is_number(fields[i]);
+    if (words == 0) return 0;
+    while (first > 0 &&
+           column_expert(fields[first - 1]) == column_expert(fields[n - 1]) - (n - first) &&
+           column_expert(fields[first - 1]) >= 0)
+        first--;
+    if (n - first >= 2 && column_expert(fields[first]) != 0)
+        cli_die(CLI_USAGE,
+                "%s:%lld: the expert columns must be named 0, 1, 2, ...; the first is \"%s\"",
+                c->path, (long long)c->line, fields[first]);
+    if (n - first < 2) first = n;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        csv_role r = i >= first ? ROLE_COUNT : role_of(fields[i]);
+        arrput(c->role, r);
+        experts += r == ROLE_EXPERT;
+        counts += r == ROLE_COUNT;
+    }
+    c->long_form = first == n;
+    if (c->long_form && (experts != 1 || counts != 1))
+        cli_die(CLI_USAGE,
+                "%s:%lld: the header names neither columns 0, 1, 2, ... for the experts nor one "
+                "column \"expert\" "
+                "and one \"count\"",
+                c->path, (long long)c->line);
+    return 1;
+}
+
+static int64_t csv_integer(const csv_reader *c, const char *field, const char *what)
+{
+    int64_t v;
+    if (!cli_parse_i64(field, &v) || v < 0)
+        cli_die(CLI_USAGE, "%s:%lld: %s \"%s\" is not a whole number from 0", c->path,
+                (long long)c->line, what, cli_printable(field));
+    return v;
+}
+
+static double csv_load(const csv_reader *c, const char *field, ptrdiff_t column)
+{
+    double v;
+    char *where = cli_format("%s:%lld: column %td", c->path, (long long)c->line, column + 1);
+    if (!cli_parse_double(field, &v))
+        cli_die(CLI_USAGE, "%s: \"%.40s\" is not a number", where, cli_printable(field));
+    cli_check_load(v, where);
+    free(where);
+    return v;
+}
+
+/* The row a line belongs to in the long form: one row per (label, step, layer), experts in order. */
+static cli_load_row *long_row(csv_reader *c, const char *label, int64_t step, int64_t layer)
+{
+    for (ptrdiff_t i = arrlen(c->rows); i-- > 0;)
+        if (c->rows[i].layer == layer && c->rows[i].step == step &&
+            cli_same(c->rows[i].label, label))
+            return &c->rows[i];
+    cli_load_row row = {cli_strdup(label), step, layer, c->line, NULL};
+    arrput(c->rows, row);
+    return &c->rows[arrlen(c->rows) - 1];
+}
+
+static void csv_line(csv_reader *c, char **fields)
+{
+    cli_load_row row = {NULL, 0, -1, c->line, NULL};
+    int64_t expert = -1;
+    double count = 0.0;
+    char label[256] = "";
+    if (c->role && arrlen(fields) != arrlen(c->role))
+        cli_die(CLI_USAGE, "%s:%lld: %td fields where the header has %td", c->path,
+                (long long)c->line, arrlen(fields), arrlen(c->role));
+    for (ptrdiff_t i = 0; i < arrlen(fields); i++) {
+        switch (c->role ? c->role[i] : ROLE_COUNT) {
+        case ROLE_LABEL:
+            if (*label) strncat(label, "/", sizeof label - strlen(label) - 1);
+            strncat(label, fields[i], sizeof label - strlen(label) - 1);
+            break;
+        case ROLE_LAYER:
+            row.layer = csv_integer(c, fields[i], "layer");
+            break;
+        case ROLE_STEP:
+            row.step = csv_integer(c, fields[i], "step");
+            break;
+        case ROLE_EXPERT:
+            expert = csv_integer(c, fields[i], "expert");
+            break;
+        case ROLE_COUNT:
+            count = csv_load(c, fields[i], i);
+            if (!c->long_form) arrput(row.loads, count);
+            break;
+        case ROLE_IGNORED:
+        default:
+            break;
+        }
+    }
+    if (c->long_form) {
+        cli_load_row *at = long_row(c, label, row.step, row.layer < 0 ? 0 : row.layer);
+        if (expert >= MAX_EXPERTS)
+            cli_die(CLI_USAGE, "%s:%lld: expert %lld; at most %d", c->path, (long long)c->line,
+                    (long long)expert, MAX_EXPERTS);
+        while (arrlen(at->loads) <= expert) arrput(at->loads, NOT_GIVEN);
+        if (at->loads[expert] >= 0.0)
+            cli_die(CLI_USAGE, "%s:%lld: expert %lld of this layer was already given", c->path,
+                    (long long)c->line, (long long)expert);
+        at->loads[expert] = count;
+        return;
+    }
+    if (row.layer < 0) { /* no layer column: the lines of a recording are its layers in order */
+        row.layer = 0;
+        for (ptrdiff_t i = 0; i < arrlen(c->rows); i++)
+            row.layer += cli_same(c->rows[i].label, label) && c->rows[i].step == row.step;
+    }
+    row.label = cli_strdup(label);
+    arrput(c->rows, row);
+}
+
+static char guess_separator(const char *line)
+{
+    if (strchr(line, ',')) return ',';
+    if (strchr(line, ';')) return ';';
+    if (strchr(line, '\t')) return '\t';
+    return ' ';
+}
+
+/* Experts that no line named received nothing; rows of one recording get the same length. */
+static void complete_long_rows(cli_load_row *rows)
+{
+    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
+        ptrdiff_t longest = 0;
+        for (ptrdiff_t j = 0; j < arrlen(rows); j++)
+            if (cli_same(rows[i].label, rows[j].label) && arrlen(rows[j].loads) > longest)
+                longest = arrlen(rows[j].loads);
+        while (arrlen(rows[i].loads) < longest) arrput(rows[i].loads, NOT_GIVEN);
+    }
+    for (ptrdiff_t i = 0; i < arrlen(rows); i++)
+        for (ptrdiff_t e = 0; e < arrlen(rows[i].loads); e++)
+            if (rows[i].loads[e] < 0.0) rows[i].loads[e] = 0.0;
+}
+
+void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_options *o)
+{
+    csv_reader c;
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t n;
+    int started = 0;
+    memset(&c, 0, sizeof c);
+    c.path = path;
+    while ((n = getline(&line, &room, f)) >= 0) {
+        char **fields, *text = line;
+        c.line++;
+        if (strlen(line) != (size_t)n)
+            cli_die(CLI_USAGE, "%s:%lld: holds a zero byte: not a text file", path,
+                    (long long)c.line);
+        if (c.line == 1 && strncmp(text, "\xef\xbb\xbf", 3) == 0) text += 3;
+        for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+            if (*p < 32u && *p != '\t' && *p != '\n' && *p != '\r')
+                cli_die(CLI_USAGE, "%s:%lld: holds control characters: not a text file", path,
+                        (long long)c.line);
+        text = text + strspn(text, " \r\n");
+        if (*text == '#' || !*text) continue;
+        if (!started) c.separator = guess_separator(text);
+        fields = split_line(text, c.separator);
+        if (started || !csv_header(&c, fields)) csv_line(&c, fields);
+        started = 1;
+        arrfree(fields);
+    }
+    if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
+    free(line);
+    arrfree(c.role);
+    if (c.long_form) complete_long_rows(c.rows);
+    cli_rows_to_traces(list, path, c.rows, o);
+}

@@ -1,0 +1,186 @@
+/* cli_json.c - the report as one JSON object
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_report.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+
+static json_t *number(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static json_t *vector(const double *v, int32_t n)
+{
+    json_t *list = json_array();
+    for (int32_t i = 0; i < n; i++) json_array_append_new(list, number(v[i]));
+    return list;
+}
+
+static json_t *matrix(const double *v, int32_t rows, int32_t columns)
+{
+    json_t *list = json_array();
+    for (int32_t r = 0; r < rows; r++)
+        json_array_append_new(list, vector(v + (size_t)r * (size_t)columns, columns));
+    return list;
+}
+
+static json_t *diagnosis(const moe_ep_diagnosis *d, int32_t slots)
+{
+    json_t *o = json_object();
+    json_object_set_new(o, "slots", json_integer(slots));
+    json_object_set_new(o, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
+    json_object_set_new(o, "reason", json_string(d->text));
+    json_object_set_new(o, "steps", json_integer(d->steps));
+    json_object_set_new(o, "imbalance_before", number(d->imbalance_before));
+    json_object_set_new(o, "imbalance_after", number(d->imbalance_after));
+    json_object_set_new(o, "imbalance_bound", number(d->imbalance_bound));
+    json_object_set_new(o, "imbalance_chance", number(d->chance_imbalance));
+    json_object_set_new(o, "rows_before", number(d->before_rows));
+    json_object_set_new(o, "rows_after", number(d->after_rows));
+    json_object_set_new(o, "rows_balanced", number(d->mean_rows));
+    json_object_set_new(o, "before_s", number(d->before_s));
+    json_object_set_new(o, "after_s", number(d->after_s));
+    json_object_set_new(o, "balanced_s", number(d->balanced_s));
+    json_object_set_new(o, "gain", number(d->gain));
+    json_object_set_new(o, "improved", number(d->improved));
+    json_object_set_new(o, "moves", json_integer(d->moves));
+    json_object_set_new(o, "move_bytes", number(d->move_bytes));
+    json_object_set_new(o, "move_s", number(d->move_s));
+    json_object_set_new(o, "break_even_steps", number(d->break_even_steps));
+    return o;
+}
+
+static json_t *inputs(const cli_report *r)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < r->traces; i++) {
+        const cli_trace *t = &r->trace[i];
+        const cli_shift_row *s = &r->shift[i];
+        json_t *o = json_object();
+        json_object_set_new(o, "name", json_string(t->name));
+        json_object_set_new(o, "path", json_string(t->path));
+        json_object_set_new(o, "role", json_string(i == 0 ? "planned on" : "judged on"));
+        json_object_set_new(o, "tokens", json_integer(t->tokens));
+        json_object_set_new(o, "skipped", json_integer(t->skipped));
+        json_object_set_new(o, "has_ids", json_boolean(t->ids != NULL));
+        json_object_set_new(o, "correlation", number(s->correlation));
+        json_object_set_new(o, "correlation_lowest", number(s->lowest));
+        json_object_set_new(o, "correlation_lowest_layer", json_integer(s->lowest_layer));
+        json_object_set_new(o, "same_hottest", number(s->overlap));
+        json_object_set_new(o, "imbalance_today", number(s->today));
+        json_object_set_new(o, "imbalance_planned", number(s->planned));
+        json_object_set_new(o, "imbalance_own_plan", number(s->own));
+        json_object_set_new(o, "gain_own_plan", number(s->own_gain));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
+static json_t *layers(const cli_report *r)
+{
+    json_t *list = json_array();
+    for (int32_t l = 0; l < r->L; l++) {
+        const cli_layer_row *row = &r->layer[l];
+        json_t *o = json_object();
+        json_object_set_new(o, "layer", json_integer(row->number));
+        json_object_set_new(o, "expert_imbalance", number(row->expert_imbalance));
+        json_object_set_new(o, "expert_imbalance_chance_p95", number(row->chance));
+        json_object_set_new(o, "imbalance_today", number(row->before));
+        json_object_set_new(o, "imbalance_no_copies", number(row->one_copy));
+        json_object_set_new(o, "imbalance_copies", number(row->copies));
+        json_object_set_new(o, "imbalance_bound", number(row->bound));
+        json_object_set_new(o, "busiest_device", json_integer(row->hot_device));
+        json_object_set_new(o, "hottest_expert", json_integer(row->hot_expert));
+        json_object_set_new(o, "unused_experts", json_integer(row->dead));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
+static json_t *lists(const cli_report *r)
+{
+    json_t *o = json_object(), *list = json_array();
+    for (ptrdiff_t i = 0; i < arrlen(r->strategy); i++) {
+        const cli_strategy *s = &r->strategy[i];
+        json_array_append_new(list, json_pack("{s:s,s:i,s:o,s:o,s:o}", "name", s->name, "slots",
+                                              (int)s->slots, "imbalance", number(s->imbalance),
+                                              "step_s", number(s->step_s), "tokens_per_s",
+                                              number(s->tokens_per_s)));
+    }
+    json_object_set_new(o, "strategies", list);
+    list = json_array();
+    for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) {
+        const cli_what_if *w = &r->what_if[i];
+        json_array_append_new(list, json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:s}", "case", w->name,
+                                              "imbalance_before", number(w->imbalance_before),
+                                              "imbalance_after", number(w->imbalance_after),
+                                              "before_s", number(w->before_s), "after_s",
+                                              number(w->after_s), "gain", number(w->gain),
+                                              "verdict", moe_ep_verdict_str(w->verdict)));
+    }
+    json_object_set_new(o, "what_if", list);
+    list = json_array();
+    for (int32_t i = 0; i < r->curve_points; i++)
+        json_array_append_new(list, json_pack("{s:i,s:o,s:o,s:o}", "copies", (int)r->curve[i].extra,
+                                              "worst", number(r->curve[i].worst), "mean",
+                                              number(r->curve[i].mean), "bytes",
+                                              number(r->curve[i].bytes)));
+    json_object_set_new(o, "copies", list);
+    list = json_array();
+    for (int i = 0; i < r->sweep; i++)
+        json_array_append_new(
+            list, json_pack("{s:o,s:o,s:o}", "tokens", number(r->sweep_tokens[i]), "chance",
+                            number(r->sweep_chance[i] + 1.0), "recorded",
+                            r->sweep_own[i] > 0.0 ? number(r->sweep_own[i] + 1.0) : json_null()));
+    json_object_set_new(o, "batch_sweep", list);
+    list = json_array();
+    for (ptrdiff_t i = 0; i < arrlen(r->hint); i++)
+        json_array_append_new(list, json_string(r->hint[i]));
+    json_object_set_new(o, "hints", list);
+    return o;
+}
+
+void cli_report_json(const cli_report *r, FILE *f)
+{
+    const cli_setup *s = r->setup;
+    const moe_ep_diagnosis *d = r->chosen;
+    json_t *root = json_object(), *more = lists(r);
+    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
+    json_object_set_new(root, "headline", json_string(r->headline));
+    json_object_set_new(root, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
+    json_object_set_new(root, "provisional", json_boolean(r->self_judged));
+    json_object_set_new(root, "recommend", json_boolean(r->recommend));
+    json_object_set_new(root, "reason", json_string(d->text));
+    json_object_set_new(root, "bottleneck",
+                        json_pack("{s:i,s:i,s:o,s:o}", "device", (int)d->hot_device, "layer",
+                                  (int)r->layer[r->hot].number, "imbalance",
+                                  number(d->hot_imbalance), "share_of_steps",
+                                  number(d->hot_share)));
+    json_object_set_new(root, "efficiency", number(1.0 / d->imbalance_before));
+    json_object_set_new(root, "setup",
+                        json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s}", "devices",
+                                  (int)s->devices, "slots", (int)r->slots, "nodes", (int)s->nodes,
+                                  "layers", (int)r->L, "experts", (int)r->E, "top_k", (int)r->K,
+                                  "tokens_per_step", (json_int_t)r->tokens, "model", s->model.name,
+                                  "machine", s->machine.name, "layers_left_out", r->left_out));
+    json_object_set_new(root, "no_copies", diagnosis(&r->one, r->E));
+    json_object_set_new(root, "copies", diagnosis(&r->copies, r->slots));
+    json_object_set_new(root, "chosen", json_string(d == &r->one ? "no_copies" : "copies"));
+    json_object_set_new(root, "copies_needed",
+                        r->fewest_copies < 0 ? json_null() : json_integer(r->fewest_copies));
+    json_object_set_new(root, "inputs", inputs(r));
+    json_object_set_new(root, "layers", layers(r));
+    json_object_set_new(root, "expert_loads", matrix(r->shown_loads, r->L, r->E));
+    json_object_set_new(root, "device_loads_today", matrix(r->today_devices, r->L, s->devices));
+    json_object_set_new(root, "device_loads_no_copies", matrix(r->one_devices, r->L, s->devices));
+    json_object_set_new(root, "device_loads_copies", matrix(r->copies_devices, r->L, s->devices));
+    json_object_set_new(root, "curves", more);
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
+        cli_die(CLI_INTERNAL, "cannot write the JSON report");
+    fputc('\n', f);
+    json_decref(root);
+}

@@ -1,0 +1,267 @@
+/* cli_place.c - moe-ep place: a plan as a table, as SGLang's physical_to_logical_map, as CSV
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_commands.h"
+
+#include <getopt.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+static const char place_help[] =
+    "usage: moe-ep place INPUT --devices D [--slots P] [options]\n"
+    "\n"
+    "Plans the experts of every layer onto the slots of the devices.  Inputs as in moe-ep report; "
+    "with several\n"
+    "recordings their loads are added.\n"
+    "\n"
+    "  --policy NAME   best (default), eplb, eplb-global, eplb-hierarchical, trtllm, lpt, "
+    "contiguous, round-robin\n"
+    "  --nodes N       --groups G\n"
+    "  --experts E     --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
+    "  --out FILE      writes the plan; .json: {\"physical_to_logical_map\": [layer][slot]}, which "
+    "SGLang takes as\n"
+    "                  --init-expert-location; .csv: layer,device,slot,expert.  May be given "
+    "several times\n"
+    "  --json          prints that JSON instead of the table\n";
+
+typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *,
+                                 moe_ep_plan_result *, moe_ep_scratch *, moe_ep_error *);
+
+typedef struct policy {
+    const char *name;
+    planner run;
+    moe_ep_eplb_mode mode;
+} policy;
+
+static const policy policies[] = {
+    {"best", moe_ep_best_placement, MOE_EP_EPLB_AUTO},
+    {"eplb", moe_ep_place_eplb, MOE_EP_EPLB_AUTO},
+    {"eplb-global", moe_ep_place_eplb, MOE_EP_EPLB_GLOBAL},
+    {"eplb-hierarchical", moe_ep_place_eplb, MOE_EP_EPLB_HIERARCHICAL},
+    {"trtllm", moe_ep_place_trtllm, MOE_EP_EPLB_AUTO},
+    {"lpt", moe_ep_place_lpt, MOE_EP_EPLB_AUTO},
+    {"contiguous", moe_ep_place_contiguous, MOE_EP_EPLB_AUTO},
+    {"round-robin", moe_ep_place_round_robin, MOE_EP_EPLB_AUTO}};
+
+typedef struct place_options {
+    cli_read_options read;
+    int32_t devices, slots, nodes, groups;
+    const policy *policy;
+    const char **out; /* stb_ds */
+    int json;
+} place_options;
+
+enum {
+    O_DEVICES = 256,
+    O_SLOTS,
+    O_NODES,
+    O_GROUPS,
+    O_EXPERTS,
+    O_ONLY,
+    O_LAYERS_FIRST,
+    O_COUNTS,
+    O_POLICY,
+    O_OUT,
+    O_JSON,
+    O_HELP
+};
+
+static const struct option place_long[] = {{"devices", 1, NULL, O_DEVICES},
+                                           {"slots", 1, NULL, O_SLOTS},
+                                           {"nodes", 1, NULL, O_NODES},
+                                           {"groups", 1, NULL, O_GROUPS},
+                                           {"experts", 1, NULL, O_EXPERTS},
+                                           {"only", 1, NULL, O_ONLY},
+                                           {"layers-first", 0, NULL, O_LAYERS_FIRST},
+                                           {"counts", 0, NULL, O_COUNTS},
+                                           {"policy", 1, NULL, O_POLICY},
+                                           {"out", 1, NULL, O_OUT},
+                                           {"json", 0, NULL, O_JSON},
+                                           {"help", 0, NULL, O_HELP},
+                                           {NULL, 0, NULL, 0}};
+
+static const policy *find_policy(const char *name)
+{
+    for (size_t i = 0; i < sizeof policies / sizeof policies[0]; i++)
+        if (strcmp(policies[i].name, name) == 0) return &policies[i];
+    cli_die(CLI_USAGE, "--policy %s: no such policy; moe-ep place --help lists them",
+            cli_printable(name));
+}
+
+static int has_suffix(const char *s, const char *tail)
+{
+    size_t n = strlen(s), m = strlen(tail);
+    return n > m && strcasecmp(s + n - m, tail) == 0;
+}
+
+static void take_option(place_options *o, int option, const char *value)
+{
+    switch (option) {
+    case O_DEVICES:
+        o->devices = (int32_t)cli_option_count("devices", value, 1, 65536);
+        break;
+    case O_SLOTS:
+        o->slots = (int32_t)cli_option_count("slots", value, 1, 1 << 20);
+        break;
+    case O_NODES:
+        o->nodes = (int32_t)cli_option_count("nodes", value, 1, 65536);
+        break;
+    case O_GROUPS:
+        o->groups = (int32_t)cli_option_count("groups", value, 1, 65536);
+        break;
+    case O_EXPERTS:
+        o->read.experts = (int32_t)cli_option_count("experts", value, 1, 65536);
+        break;
+    case O_ONLY:
+        o->read.only = value;
+        break;
+    case O_LAYERS_FIRST:
+        o->read.layers_first = 1;
+        break;
+    case O_COUNTS:
+        o->read.as_counts = 1;
+        break;
+    case O_POLICY:
+        o->policy = find_policy(value);
+        break;
+    case O_OUT:
+        if (!has_suffix(value, ".json") && !has_suffix(value, ".csv"))
+            cli_die(CLI_USAGE, "--out %s: the name must end in .json or .csv",
+                    cli_printable(value));
+        arrput(o->out, value);
+        break;
+    case O_JSON:
+        o->json = 1;
+        break;
+    case O_HELP:
+        fputs(place_help, stdout);
+        exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
+    default:
+        exit(CLI_USAGE);
+    }
+}
+
+static void put_json(const moe_ep_placement *p, FILE *f)
+{
+    fputs("{\"physical_to_logical_map\": [", f);
+    for (int32_t l = 0; l < p->num_layers; l++) {
+        fputs(l > 0 ? ",\n [" : "\n [", f);
+        for (int32_t s = 0; s < p->num_slots; s++)
+            fprintf(f, "%s%d", s > 0 ? ", " : "",
+                    p->slot_expert[(size_t)l * (size_t)p->num_slots + (size_t)s]);
+        fputc(']', f);
+    }
+    fputs("\n]}\n", f);
+}
+
+static void put_csv(const moe_ep_placement *p, const int32_t *layer, FILE *f)
+{
+    fputs("layer,device,slot,expert\n", f);
+    for (int32_t l = 0; l < p->num_layers; l++)
+        for (int32_t s = 0; s < p->num_slots; s++)
+            fprintf(f, "%d,%d,%d,%d\n", layer[l], p->slot_device[s], s,
+                    p->slot_expert[(size_t)l * (size_t)p->num_slots + (size_t)s]);
+}
+
+static void put_table(const moe_ep_placement *p, const cli_trace *t,
+                      const moe_ep_plan_result *result, FILE *f)
+{
+    fprintf(f, "%d layers, %d experts in %d slots on %d devices\n%s: %s\n\n", p->num_layers,
+            p->num_experts, p->num_slots, p->num_devices, moe_ep_place_policy_str(result[0].policy),
+            result[0].reason);
+    fputs(
+        "  layer   max/mean before    after    bound  slots used  most copies  same device twice\n",
+        f);
+    for (int32_t l = 0; l < p->num_layers; l++) {
+        const moe_ep_plan_result *r = &result[l];
+        if (!(r->total > 0.0)) {
+            fprintf(f, "  %5d   no load\n", t->layer[l]);
+            continue;
+        }
+        fprintf(f, "  %5d   %15.3f  %7.3f  %7.3f  %10d  %11d  %17d\n", t->layer[l],
+                r->max_before / r->mean, r->imbalance, r->lower_bound / r->mean, r->slots_used,
+                r->max_replicas, r->duplicates);
+    }
+}
+
+/* Sum of all recordings. */
+static double *all_loads(const cli_trace *list)
+{
+    size_t n = (size_t)list[0].layers * (size_t)list[0].experts;
+    double *loads = cli_alloc(n, sizeof *loads);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++)
+        for (size_t j = 0; j < n; j++) loads[j] += list[i].loads[j];
+    return loads;
+}
+
+/* A map for SGLang has no empty slots: an unused one gets another copy of the expert before it. */
+static void check_full(const place_options *o, const moe_ep_placement *p)
+{
+    int wanted = o->json;
+    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= has_suffix(o->out[i], ".json");
+    for (int64_t s = 0; wanted && s < (int64_t)p->num_layers * p->num_slots; s++)
+        if (p->slot_expert[s] < 0)
+            cli_die(CLI_USAGE,
+                    "this plan leaves slots empty, which the JSON map cannot say; use --policy "
+                    "best or --slots %d",
+                    p->num_experts);
+}
+
+int cli_place_main(int argc, char **argv)
+{
+    place_options o;
+    moe_ep_place_desc d;
+    moe_ep_placement p;
+    moe_ep_plan_result *result;
+    moe_ep_error err;
+    cli_trace *list;
+    cli_out *out, text;
+    char *left_out;
+    size_t bytes;
+    int option;
+    memset(&o, 0, sizeof o);
+    memset(&d, 0, sizeof d);
+    o.policy = &policies[0];
+    while ((option = getopt_long(argc, argv, "", place_long, NULL)) != -1)
+        take_option(&o, option, optarg);
+    if (o.devices == 0) cli_die(CLI_USAGE, "--devices is needed");
+    out = cli_alloc((size_t)arrlen(o.out) + 1, sizeof *out);
+    list = cli_read_all(argc, argv, optind, &o.read, 0, &left_out);
+    for (ptrdiff_t i = 0; i < arrlen(o.out); i++) cli_out_open(&out[i], o.out[i]);
+    d.num_layers = list[0].layers;
+    d.num_experts = list[0].experts;
+    d.loads = all_loads(list);
+    d.num_groups = o.groups;
+    d.eplb_mode = o.policy->mode;
+    d.shape.num_devices = o.devices;
+    d.shape.num_slots = o.slots > 0 ? o.slots : d.num_experts;
+    d.shape.num_nodes = o.nodes;
+    if (d.shape.num_slots < d.num_experts)
+        cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", o.slots, d.num_experts);
+    bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
+    if (bytes == 0)
+        cli_die(CLI_USAGE, "%d devices, %d slots, %d nodes: no such shape", o.devices, o.slots,
+                o.nodes);
+    cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, cli_alloc(bytes, 1),
+                                    bytes, &err),
+              &err, "shape");
+    result = cli_alloc((size_t)d.num_layers, sizeof *result);
+    cli_check(o.policy->run(&d, &p, result, NULL, &err), &err, o.policy->name);
+    check_full(&o, &p);
+    for (ptrdiff_t i = 0; i < arrlen(o.out); i++) {
+        if (has_suffix(o.out[i], ".csv"))
+            put_csv(&p, list[0].layer, out[i].stream);
+        else
+            put_json(&p, out[i].stream);
+        cli_out_commit(&out[i]);
+    }
+    cli_out_open(&text, "-");
+    if (o.json)
+        put_json(&p, text.stream);
+    else
+        put_table(&p, &list[0], result, text.stream);
+    cli_out_commit(&text);
+    return CLI_OK;
+}

@@ -1,0 +1,39 @@
+/* cli_read.h - recorded routing in every format the tool reads, as one plain struct
+ * SPDX-License-Identifier: MIT */
+#ifndef CLI_READ_H
+#define CLI_READ_H
+
+#include "cli_base.h"
+
+/* One recording: loads per layer and expert, and the ids themselves where the file has them. */
+typedef struct cli_trace {
+    char *name; /* short and unique in one run                                          */
+    char *path;
+    int32_t layers, experts, top_k; /* top_k 0 = the file does not say                           */
+    int64_t tokens;     /* recorded tokens, 0 = the file does not say                           */
+    int64_t skipped;    /* choices that were -1                                                 */
+    int32_t steps;      /* windows recorded one after the other, >= 1                           */
+    double *step_loads; /* (steps, layers, experts)                                             */
+    double *loads;      /* (layers, experts), the sum over the steps                            */
+    int32_t *layer;     /* (layers) number of the layer in the file                             */
+    int32_t *ids;       /* (kept, layers, top_k) or NULL                                        */
+    int64_t kept;       /* tokens whose ids are kept: all, up to a limit of memory               */
+    int inferred;       /* 1: experts was taken from the largest id                             */
+} cli_trace;
+
+typedef struct cli_read_options {
+    int32_t experts;  /* 0 = from the file                                                     */
+    int layers_first; /* ids are (layers, tokens, choices)                                     */
+    int as_counts;    /* an integer .npy holds counts, not ids                                 */
+    const char *only; /* keep recordings whose label contains this, NULL = all                 */
+} cli_read_options;
+
+/* Reads one file; appends one trace per recording in it (a CSV may hold several).  *list is an stb_ds
+ * array.  Any fault ends the program with exit code 2 and a message that names the place. */
+void cli_read(cli_trace **list, const char *path, const cli_read_options *options);
+
+/* Makes a list fit together: one number of experts, the same layers; with drop, layers without load are left out.
+ * Returns the numbers of the layers left out as text ("0-2"), empty when none. */
+char *cli_read_align(cli_trace *list, int count, int drop);
+
+#endif

@@ -1,0 +1,842 @@
+/* cli_report.c - every number of the report, by calls of the library
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_report.h"
+
+#include "chart.h"
+
+#include <math.h>
+#include <stb_ds.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128, MAX_STEPS = 512 };
+
+static void note(cli_setup *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Adds a sentence to what was assumed. */
+static void note(cli_setup *s, const char *format, ...)
+{
+    char *line = NULL, *all;
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(&line, format, args) < 0) cli_die(CLI_INTERNAL, "out of memory");
+    va_end(args);
+    all = cli_format("%s%s%s", s->assumed ? s->assumed : "", s->assumed ? "\n" : "", line);
+    free(line);
+    free(s->assumed);
+    s->assumed = all;
+}
+
+/* ---- finding out what the command line does not say ------------------------------------------ */
+
+/* The preset that has this many experts (and choices, layers as far as known); -1 when none has. */
+static int32_t matching_model(int32_t E, int32_t K, int32_t L)
+{
+    int32_t best = -1, best_score = -1;
+    for (int32_t i = 0; moe_ep_model_preset_name(i); i++) {
+        moe_ep_model m;
+        int32_t score = 0;
+        if (moe_ep_model_by_name(moe_ep_model_preset_name(i), &m, NULL) != MOE_EP_OK ||
+            m.num_experts != E)
+            continue;
+        if (K > 0 && m.top_k != K) continue;
+        score += m.num_moe_layers == L;
+        if (score > best_score) {
+            best_score = score;
+            best = i;
+        }
+    }
+    return best;
+}
+
+static void settle_model(cli_report *r, cli_setup *s)
+{
+    moe_ep_error err;
+    int32_t found = matching_model(r->E, r->K, r->L);
+    const char *name = s->model_name;
+    if (!name && found >= 0) {
+        name = moe_ep_model_preset_name(found);
+        note(s,
+             "Shapes of %s, the preset with %d experts%s; --model, --hidden and --intermediate "
+             "change them.",
+             name, r->E, r->K > 0 ? cli_format(" and top-%d", r->K) : "");
+    }
+    if (!name) {
+        name = moe_ep_model_preset_name(0);
+        note(s,
+             "No preset has %d experts and top-%d: matrix shapes of %s stand in; --hidden and "
+             "--intermediate give the real ones.",
+             r->E, r->K, name);
+    }
+    if (moe_ep_model_by_name(name, &s->model, &err) != MOE_EP_OK)
+        cli_die(CLI_USAGE, "--model %s: no such preset; moe-ep presets lists them", name);
+    if (s->hidden > 0) s->model.hidden = s->hidden;
+    if (s->intermediate > 0) s->model.inter = s->intermediate;
+    if (r->K == 0) {
+        r->K = s->model.num_experts == r->E ? s->model.top_k : 1;
+        note(s,
+             "The recording does not say how many experts a token takes: top-%d, from %s; --topk "
+             "changes it.",
+             r->K, s->model.num_experts == r->E ? s->model.name : "no source at all");
+    }
+    if (r->K > r->E) cli_die(CLI_USAGE, "--topk %d: there are only %d experts", r->K, r->E);
+    s->model.num_experts = r->E;
+    s->model.top_k = r->K;
+    s->model.num_moe_layers = s->model.num_layers = r->L;
+    if (s->model.num_groups > 0 && r->E % s->model.num_groups != 0)
+        s->model.num_groups = s->model.top_groups = 0;
+}
+
+static void settle_machine(cli_setup *s)
+{
+    moe_ep_error err;
+    if (!s->machine_name) {
+        s->machine_name = moe_ep_machine_preset_name(0);
+        note(s, "Machine %s; --machine changes it.", s->machine_name);
+    }
+    if (moe_ep_machine_by_name(s->machine_name, &s->machine, &err) != MOE_EP_OK)
+        cli_die(CLI_USAGE, "--machine %s: no such preset; moe-ep presets lists them",
+                s->machine_name);
+}
+
+static void settle_devices(cli_report *r, cli_setup *s)
+{
+    int32_t each;
+    if (s->devices == 0) {
+        s->devices = r->E < 8 ? r->E : 8;
+        note(s, "%d devices; --devices changes it.", s->devices);
+    }
+    each = (r->E + s->devices - 1) / s->devices;
+    if (s->slots == 0) {
+        s->slots = (each + 1) * s->devices;
+        note(s, "%d slots: room for one more expert on each device; --slots changes it.", s->slots);
+    }
+    if (s->slots < r->E)
+        cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, r->E);
+    if (s->nodes == 0) {
+        int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
+        s->nodes = (s->devices + per - 1) / per;
+        if (s->nodes > 1)
+            note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes, per,
+                 s->machine.name);
+    }
+    if (s->nodes > s->devices)
+        cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
+}
+
+/* Tokens per step: what the caller says, a quarter of the recorded ids, or a prefill batch for counts. */
+static void settle_tokens(cli_report *r, cli_setup *s)
+{
+    const cli_trace *t = &r->trace[0];
+    double rows = 0.0;
+    r->tokens = s->tokens;
+    if (r->tokens > 0) return;
+    for (int32_t e = 0; e < r->E * r->L; e++) rows += t->loads[e];
+    if (t->ids) {
+        r->tokens = t->kept / 4 > 0 ? t->kept / 4 : 1;
+        if (r->tokens > (int64_t)PREFILL_TOKENS * s->devices)
+            r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
+        note(s,
+             "Steps of %s tokens over all devices, cut from the recording in order; --tokens "
+             "changes it.",
+             cli_count((double)r->tokens));
+    } else if (t->steps > 1) {
+        r->tokens = (int64_t)(rows / t->steps / r->L / r->K + 0.5);
+        if (r->tokens < 1) r->tokens = 1;
+        note(s, "Steps as recorded, %s tokens on average.", cli_count((double)r->tokens));
+    } else {
+        r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
+        note(s,
+             "The recording is one sum over many steps: scaled to steps of %s tokens, %d per "
+             "device; single steps scatter more. --tokens changes it.",
+             cli_count((double)r->tokens), PREFILL_TOKENS);
+    }
+}
+
+/* ---- recordings -> steps --------------------------------------------------------------------- */
+
+/* Steps of `tokens` tokens from kept ids, in order; what does not fill a step at the end is left out. */
+static cli_window cut_ids(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    cli_window w;
+    size_t n = (size_t)r->L * (size_t)r->E;
+    int64_t steps = t->kept / tokens, *counts = cli_alloc(n, sizeof *counts);
+    moe_ep_error err;
+    if (steps > MAX_STEPS) steps = MAX_STEPS;
+    w.steps = (int32_t)steps;
+    w.loads = cli_alloc((size_t)steps * n, sizeof *w.loads);
+    for (int64_t s = 0; s < steps; s++) {
+        moe_ep_ids view =
+            moe_ep_ids_tlk(t->ids + s * tokens * r->L * t->top_k, tokens, r->L, t->top_k, r->E);
+        cli_check(moe_ep_layer_loads(&view, counts, NULL, &err), &err, t->path);
+        for (size_t i = 0; i < n; i++) w.loads[(size_t)s * n + i] = (double)counts[i];
+    }
+    free(counts);
+    return w;
+}
+
+static double total_of(const double *v, size_t n)
+{
+    double total = 0.0;
+    for (size_t i = 0; i < n; i++) total += v[i];
+    return total;
+}
+
+/* Steps of a recording for a batch of `tokens`: cut from ids, or scaled counts. */
+static cli_window window_of(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    cli_window w;
+    size_t n = (size_t)r->L * (size_t)r->E;
+    int keep = t->steps > 1 && r->setup->tokens == 0 && tokens == r->tokens;
+    if (t->ids && t->kept >= tokens) return cut_ids(r, t, tokens);
+    w.steps = t->steps < MAX_STEPS ? t->steps : MAX_STEPS;
+    w.loads = cli_alloc((size_t)w.steps * n, sizeof *w.loads);
+    for (int32_t s = 0; s < w.steps; s++) {
+        const double *from = t->step_loads + (size_t)s * n;
+        double rows = total_of(from, n),
+               factor = rows > 0.0 && !keep ? (double)tokens * r->K * r->L / rows : 1.0;
+        for (size_t i = 0; i < n; i++) w.loads[(size_t)s * n + i] = from[i] * factor;
+    }
+    return w;
+}
+
+static void append_window(const cli_report *r, cli_window *to, const cli_window *from)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    double *both = cli_alloc((size_t)(to->steps + from->steps) * n, sizeof *both);
+    if (to->steps > 0) memcpy(both, to->loads, (size_t)to->steps * n * sizeof *both);
+    memcpy(both + (size_t)to->steps * n, from->loads, (size_t)from->steps * n * sizeof *both);
+    free(to->loads);
+    to->loads = both;
+    to->steps += from->steps;
+}
+
+static cli_window part_of(const cli_report *r, const cli_window *w, int32_t first, int32_t count)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    cli_window part = {count, cli_alloc((size_t)count * n, sizeof(double))};
+    memcpy(part.loads, w->loads + (size_t)first * n, (size_t)count * n * sizeof *part.loads);
+    return part;
+}
+
+/* Window A to plan on and window B to judge on, for steps of `tokens`. */
+static void make_windows(const cli_report *r, int64_t tokens, cli_window *plan, cli_window *judge)
+{
+    cli_window all = window_of(r, &r->trace[0], tokens);
+    memset(judge, 0, sizeof *judge);
+    if (r->traces > 1) {
+        *plan = all;
+        for (int i = 1; i < r->traces; i++) {
+            cli_window w = window_of(r, &r->trace[i], tokens);
+            append_window(r, judge, &w);
+            free(w.loads);
+        }
+        return;
+    }
+    if (all.steps < 4) {
+        *plan = all;
+        *judge = part_of(r, &all, 0, all.steps);
+        return;
+    }
+    *plan = part_of(r, &all, 0, all.steps / 2);
+    *judge = part_of(r, &all, all.steps / 2, all.steps - all.steps / 2);
+    free(all.loads);
+}
+
+static double *mean_of(const cli_report *r, const cli_window *w)
+{
+    double *mean = cli_alloc((size_t)r->L * (size_t)r->E, sizeof *mean);
+    moe_ep_error err;
+    cli_check(moe_ep_window_loads(w->loads, w->steps, r->L, r->E, 0.0, mean, &err), &err,
+              "mean load");
+    return mean;
+}
+
+/* Tokens behind the loads of a window: what the luck of the draw is measured by. */
+static int64_t shown_tokens(const cli_report *r, const cli_trace *t, const cli_window *w)
+{
+    int64_t tokens;
+    if (t->ids && t->kept >= r->tokens) return w->steps * r->tokens;
+    tokens = (int64_t)(total_of(t->loads, (size_t)r->L * (size_t)r->E) / r->L / r->K + 0.5);
+    return tokens < 1 ? 1 : tokens;
+}
+
+static void describe_windows(cli_report *r, cli_setup *s)
+{
+    const cli_trace *last = &r->trace[r->traces - 1];
+    r->sums = !last->ids && last->steps == 1 && r->traces > 1;
+    if (r->traces > 1) {
+        char *names = cli_strdup(r->trace[1].name);
+        for (int i = 2; i < r->traces; i++) {
+            char *more =
+                cli_format("%s%s%s", names, i + 1 < r->traces ? ", " : " and ", r->trace[i].name);
+            free(names);
+            names = more;
+        }
+        r->judged_on = names;
+        note(s, "Planned on %s (%d steps), judged on %s (%d steps), which the plan has not seen.%s",
+             r->trace[0].name, r->plan.steps, names, r->judge.steps,
+             r->sums
+                 ? "  Each is a sum over many steps: how much single steps scatter is not known."
+                 : "");
+    } else if (window_of(r, &r->trace[0], r->tokens).steps >= 4) {
+        r->judged_on = cli_strdup("the second half of the recording");
+        note(s,
+             "Planned on the first half of the recording (%d steps), judged on the second (%d "
+             "steps).",
+             r->plan.steps, r->judge.steps);
+    } else {
+        r->judged_on = cli_strdup("the window it was planned on");
+        r->self_judged = 1;
+        note(s, "Only one window was given: the plan is judged on the loads it was made from, "
+                "which flatters it. A second recording makes the verdict firm.");
+    }
+}
+
+/* ---- diagnosis ------------------------------------------------------------------------------- */
+
+typedef struct question {
+    int32_t devices, slots, nodes;
+    int64_t tokens;
+    moe_ep_place_policy policy;
+    const cli_window *plan, *judge;
+} question;
+
+static moe_ep_shape shape_of(int32_t devices, int32_t slots, int32_t nodes)
+{
+    moe_ep_shape shape;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = devices;
+    shape.num_slots = slots;
+    shape.num_nodes = nodes;
+    return shape;
+}
+
+/* An empty placement; *mem is its memory, to be freed. */
+static moe_ep_placement new_placement(const cli_report *r, const moe_ep_shape *shape, void **mem)
+{
+    moe_ep_placement p;
+    moe_ep_error err;
+    size_t bytes = moe_ep_placement_bytes(r->L, r->E, shape);
+    if (bytes == 0)
+        cli_die(CLI_USAGE, "%d devices with %d slots on %d nodes: no such shape",
+                shape->num_devices, shape->num_slots, shape->num_nodes);
+    *mem = cli_alloc(bytes, 1);
+    cli_check(moe_ep_placement_init(&p, r->L, r->E, shape, *mem, bytes, &err), &err,
+              "devices and slots");
+    return p;
+}
+
+static moe_ep_placement make_today(const cli_report *r, int32_t devices, int32_t nodes, void **mem)
+{
+    moe_ep_place_desc d;
+    moe_ep_placement p;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_layers = r->L;
+    d.num_experts = r->E;
+    d.shape = shape_of(devices, r->setup->round_robin || r->E % devices == 0 ? r->E : 0, nodes);
+    p = new_placement(r, &d.shape, mem);
+    cli_check((r->setup->round_robin ? moe_ep_place_round_robin
+                                     : moe_ep_place_contiguous)(&d, &p, NULL, NULL, &err),
+              &err, "today's placement");
+    return p;
+}
+
+static moe_ep_layer_desc layer_template(const cli_report *r, int64_t tokens, int32_t devices,
+                                        int32_t nodes)
+{
+    moe_ep_layer_desc t;
+    memset(&t, 0, sizeof t);
+    t.model = &r->setup->model;
+    t.machine = &r->setup->machine;
+    t.num_nodes = nodes;
+    t.high_throughput = tokens / devices >= 512;
+    t.mode = !t.high_throughput ? MOE_EP_A2A_PAIR
+             : nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
+                                : MOE_EP_A2A_RANK_DEDUP;
+    t.dispatch_wire = r->setup->model.math == MOE_EP_MATH_BF16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8;
+    t.combine_wire = MOE_EP_WIRE_BF16;
+    return t;
+}
+
+/* One call of the library's judgement; 0 when the planner cannot do this shape. */
+static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
+               moe_ep_diagnosis *out)
+{
+    const cli_setup *s = r->setup;
+    moe_ep_diagnose_desc d;
+    moe_ep_error err;
+    void *mem;
+    moe_ep_placement today = make_today(r, q->devices, q->nodes, &mem);
+    moe_ep_layer_desc layer = layer_template(r, q->tokens, q->devices, q->nodes);
+    moe_ep_status status;
+    memset(&d, 0, sizeof d);
+    moe_ep_diagnose_thresholds(&d);
+    d.num_layers = r->L;
+    d.num_experts = r->E;
+    d.top_k = r->K;
+    d.num_groups = s->groups;
+    d.shape = shape_of(q->devices, q->slots, q->nodes);
+    d.policy = q->policy;
+    d.current = &today;
+    d.plan_loads = q->plan->loads;
+    d.plan_steps = q->plan->steps;
+    d.judge_loads = q->judge->loads;
+    d.judge_steps = q->judge->steps;
+    d.cost = &layer;
+    d.other_s = s->other_s;
+    d.move_Bps =
+        q->nodes > 1 ? s->machine.normal_dispatch.inter_Bps : s->machine.normal_dispatch.intra_Bps;
+    d.horizon_steps = s->horizon_steps;
+    d.min_gain = s->min_gain;
+    if (r->self_judged || r->sums) d.min_steps = 1;
+    status = moe_ep_diagnose(&d, plan, out, NULL, &err);
+    free(mem);
+    if (status == MOE_EP_OK) return 1;
+    if (q->policy == MOE_EP_PLACE_BEST) cli_check(status, &err, "diagnosis");
+    return 0;
+}
+
+static question main_question(const cli_report *r, int32_t slots)
+{
+    question q = {r->setup->devices, slots,    r->setup->nodes, r->tokens,
+                  MOE_EP_PLACE_BEST, &r->plan, &r->judge};
+    return q;
+}
+
+/* Without copies first: if they add nothing, the cheaper plan is the answer. */
+static void choose(cli_report *r)
+{
+    int one = r->one.verdict == MOE_EP_RECOMMEND, copies = r->copies.verdict == MOE_EP_RECOMMEND;
+    if (r->slots <= r->E)
+        r->chosen = &r->one;
+    else if (one && (!copies || r->copies.gain - r->one.gain < 0.01))
+        r->chosen = &r->one;
+    else if (copies)
+        r->chosen = &r->copies;
+    else
+        r->chosen = r->copies.gain > r->one.gain ? &r->copies : &r->one;
+    r->recommend = one || copies;
+}
+
+static void diagnose_all(cli_report *r)
+{
+    question one = main_question(r, r->E), copies = main_question(r, r->slots);
+    void *mem; /* lives as long as the report */
+    moe_ep_shape a = shape_of(one.devices, one.slots, one.nodes),
+                 b = shape_of(copies.devices, copies.slots, copies.nodes);
+    r->plan_one = new_placement(r, &a, &mem);
+    r->plan_copies = new_placement(r, &b, &mem);
+    (void)ask(r, &one, &r->plan_one, &r->one);
+    (void)ask(r, &copies, &r->plan_copies, &r->copies);
+    choose(r);
+}
+
+/* ---- per layer ------------------------------------------------------------------------------- */
+
+static double *device_loads(const cli_report *r, const moe_ep_placement *p, const double *loads)
+{
+    double *out = cli_alloc((size_t)r->L * (size_t)p->num_devices, sizeof *out);
+    moe_ep_error err;
+    cli_check(moe_ep_device_loads(p, loads, out, &err), &err, "device loads");
+    return out;
+}
+
+/* The pictures show one judged recording, the one in which the bottleneck stands out most: a mean over several would
+ * hide what alternates between them. */
+static void pick_shown(cli_report *r)
+{
+    int32_t D = r->setup->devices;
+    double worst = -1.0;
+    for (int i = r->traces > 1; i < r->traces; i++) {
+        cli_window w = i > 0 ? window_of(r, &r->trace[i], r->tokens)
+                             : part_of(r, &r->judge, 0, r->judge.steps);
+        double *mean = mean_of(r, &w), *devices = device_loads(r, &r->today, mean), total = 0.0,
+               share;
+        for (int32_t d = 0; d < D; d++) total += devices[r->hot * D + d];
+        share = total > 0.0 ? devices[r->hot * D + r->chosen->hot_device] / total : 0.0;
+        if (share > worst) {
+            worst = share;
+            free(r->shown_loads);
+            r->shown_loads = mean;
+            r->shown = i;
+            r->shown_tokens = shown_tokens(r, &r->trace[i], &w);
+        } else {
+            free(mean);
+        }
+        free(devices);
+        free(w.loads);
+    }
+}
+
+static int32_t argmax(const double *v, int32_t n)
+{
+    int32_t at = 0;
+    for (int32_t i = 1; i < n; i++)
+        if (v[i] > v[at]) at = i;
+    return at;
+}
+
+static double imbalance(const double *v, int32_t n)
+{
+    moe_ep_error err;
+    double x = moe_ep_imbalance_d(v, n, &err);
+    if (x < 0.0) cli_check(err.status, &err, "imbalance");
+    return x;
+}
+
+static int worse(const void *a, const void *b, void *rows)
+{
+    double x = ((const cli_layer_row *)rows)[*(const int32_t *)a].before,
+           y = ((const cli_layer_row *)rows)[*(const int32_t *)b].before;
+    return x < y ? 1 : x > y ? -1 : *(const int32_t *)a - *(const int32_t *)b;
+}
+
+static moe_ep_plan_result *evaluate(const cli_report *r, const moe_ep_placement *p)
+{
+    moe_ep_plan_result *out = cli_alloc((size_t)r->L, sizeof *out);
+    moe_ep_error err;
+    cli_check(moe_ep_evaluate(p, r->judge.loads, r->judge.steps, out, NULL, &err), &err,
+              "evaluation");
+    return out;
+}
+
+static void fill_layer(cli_report *r, int32_t l, cli_layer_row *row)
+{
+    const double *loads = r->shown_loads + (size_t)l * (size_t)r->E;
+    row->number = r->trace[0].layer[l];
+    row->expert_imbalance = imbalance(loads, r->E);
+    row->chance = r->chance.p95;
+    row->hot_device =
+        argmax(r->today_devices + (size_t)l * (size_t)r->setup->devices, r->setup->devices);
+    row->hot_expert = argmax(loads, r->E);
+    for (int32_t e = 0; e < r->E; e++) row->dead += !(loads[e] > 0.0);
+}
+
+static void look_at_layers(cli_report *r)
+{
+    moe_ep_plan_result *today = evaluate(r, &r->today), *one = evaluate(r, &r->plan_one),
+                       *copies = evaluate(r, &r->plan_copies);
+    moe_ep_error err;
+    r->hot = r->chosen->hot_layer;
+    pick_shown(r);
+    cli_check(moe_ep_chance(r->shown_tokens, r->K, r->E, &r->chance, &err), &err, "chance");
+    r->today_devices = device_loads(r, &r->today, r->shown_loads);
+    r->one_devices = device_loads(r, &r->plan_one, r->shown_loads);
+    r->copies_devices = device_loads(r, &r->plan_copies, r->shown_loads);
+    r->layer = cli_alloc((size_t)r->L, sizeof *r->layer);
+    r->worst = cli_alloc((size_t)r->L, sizeof *r->worst);
+    for (int32_t l = 0; l < r->L; l++) {
+        cli_layer_row *row = &r->layer[l];
+        fill_layer(r, l, row);
+        row->before = today[l].imbalance;
+        row->one_copy = one[l].imbalance;
+        row->copies = copies[l].imbalance;
+        row->bound = copies[l].mean > 0.0 ? copies[l].lower_bound / copies[l].mean : 1.0;
+        r->worst[l] = l;
+    }
+    qsort_r(r->worst, (size_t)r->L, sizeof *r->worst, worse, r->layer);
+    free(today);
+    free(one);
+    free(copies);
+}
+
+/* ---- other traffic --------------------------------------------------------------------------- */
+
+/* "12 7 40 3 9": the five hottest experts. */
+static char *hottest(const double *loads, int32_t n)
+{
+    int32_t *list = cli_alloc((size_t)n, sizeof *list), count = 0;
+    moe_ep_error err;
+    char *text = cli_strdup("");
+    cli_check(moe_ep_hot_list(loads, n, 0.0, list, &count, &err), &err, "hottest experts");
+    for (int32_t i = 0; i < count && i < 5; i++) {
+        char *more = cli_format("%s%s%d", text, i > 0 ? " " : "", list[i]);
+        free(text);
+        text = more;
+    }
+    free(list);
+    return text;
+}
+
+static void look_at_shift(cli_report *r)
+{
+    double lowest = 2.0;
+    r->shift = cli_alloc((size_t)r->traces, sizeof *r->shift);
+    for (int i = 0; i < r->traces; i++) {
+        cli_shift_row *s = &r->shift[i];
+        cli_window own = window_of(r, &r->trace[i], r->tokens);
+        question q = main_question(r, r->slots);
+        moe_ep_diagnosis d;
+        s->name = r->trace[i].name;
+        s->lowest = 2.0;
+        for (int32_t l = 0; l < r->L; l++) {
+            moe_ep_similarity_result same;
+            moe_ep_error err;
+            size_t at = (size_t)l * (size_t)r->E;
+            cli_check(moe_ep_similarity(r->trace[0].loads + at, r->trace[i].loads + at, r->E, 0,
+                                        &same, NULL, &err),
+                      &err, "similarity");
+            s->correlation += same.correlation / r->L;
+            s->overlap += (double)same.overlap / same.top / r->L;
+            if (same.correlation < s->lowest) {
+                s->lowest = same.correlation;
+                s->lowest_layer = r->trace[0].layer[l];
+            }
+            if (i > 0 && same.correlation < lowest) {
+                lowest = same.correlation;
+                r->shift_layer = l;
+            }
+        }
+        q.judge = &own;
+        (void)ask(r, &q, NULL, &d);
+        s->today = d.imbalance_before;
+        s->planned = d.imbalance_after;
+        q.plan = &own;
+        (void)ask(r, &q, NULL, &d);
+        s->own = d.imbalance_after;
+        s->own_gain = d.gain;
+        free(own.loads);
+        cli_progress("judging", i + 1.0, r->traces);
+    }
+    for (int i = 0; i < r->traces; i++)
+        r->shift[i].hottest =
+            hottest(r->trace[i].loads + (size_t)r->shift_layer * (size_t)r->E, r->E);
+}
+
+/* ---- strategies, copies, what-if ------------------------------------------------------------- */
+
+static void add_strategy(cli_report *r, const char *name, int32_t slots, double imbalance_after,
+                         double step_s, chart_kind kind)
+{
+    cli_strategy s = {cli_strdup(name),
+                      slots,
+                      imbalance_after,
+                      step_s,
+                      step_s > 0.0 ? (double)r->tokens / step_s : 0.0,
+                      (int)kind};
+    arrput(r->strategy, s);
+}
+
+static void compare_strategies(cli_report *r)
+{
+    static const struct {
+        moe_ep_place_policy policy;
+        const char *name;
+        int copies;
+    } other[] = {{MOE_EP_PLACE_ROUND_ROBIN, "Round robin", 0},
+                 {MOE_EP_PLACE_CONTIGUOUS, "Contiguous blocks", 0},
+                 {MOE_EP_PLACE_LPT, "Heaviest first (LPT)", 0},
+                 {MOE_EP_PLACE_EPLB_GLOBAL, "EPLB, %d copies", 1}};
+    char *name;
+    add_strategy(r, r->setup->round_robin ? "Round robin (today)" : "Contiguous blocks (today)",
+                 r->E, r->one.imbalance_before, r->one.before_s, CHART_HOT);
+    for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
+        question q = main_question(r, other[i].copies ? r->slots : r->E);
+        moe_ep_diagnosis d;
+        if ((r->setup->round_robin && i == 0) || (!r->setup->round_robin && i == 1) ||
+            (other[i].copies && r->slots == r->E))
+            continue;
+        q.policy = other[i].policy;
+        if (!ask(r, &q, NULL, &d)) continue;
+        if (i == 3)
+            add_strategy(r, "Best, no copies", r->E, r->one.imbalance_after, r->one.after_s,
+                         CHART_GOOD);
+        name = cli_strdup(other[i].name);
+        if (other[i].copies) {
+            free(name);
+            name = cli_format("EPLB, %d copies", r->slots - r->E);
+        }
+        add_strategy(r, name, q.slots, d.imbalance_after, d.after_s,
+                     other[i].copies ? CHART_BEST : CHART_PLAIN);
+        free(name);
+    }
+    if (arrlen(r->strategy) < 4 || strcmp(arrlast(r->strategy).name, "Heaviest first (LPT)") == 0)
+        add_strategy(r, "Best, no copies", r->E, r->one.imbalance_after, r->one.after_s,
+                     CHART_GOOD);
+    if (r->slots > r->E) {
+        name = cli_format("Best, %d copies", r->slots - r->E);
+        add_strategy(r, name, r->slots, r->copies.imbalance_after, r->copies.after_s, CHART_BEST);
+        free(name);
+    }
+    add_strategy(r, "Perfect balance (limit)", r->E, 1.0,
+                 fmin(r->one.balanced_s, r->copies.balanced_s), CHART_COLD);
+}
+
+static void count_copies(cli_report *r)
+{
+    moe_ep_copies_desc d;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.place.num_layers = r->L;
+    d.place.num_experts = r->E;
+    d.place.shape = shape_of(r->setup->devices, 0, r->setup->nodes);
+    d.place.loads = r->plan_loads;
+    d.policy = MOE_EP_PLACE_BEST;
+    d.step = r->setup->devices > 4 ? r->setup->devices / 4 : 1;
+    d.max_extra = 2 * r->setup->devices / d.step * d.step;
+    d.target = r->setup->target;
+    d.expert_bytes = r->expert_bytes;
+    r->curve_points = d.max_extra / d.step + 1;
+    r->curve = cli_alloc((size_t)r->curve_points, sizeof *r->curve);
+    cli_check(moe_ep_min_copies(&d, r->curve, &r->fewest_copies, NULL, &err), &err, "copies");
+}
+
+static void what_if(cli_report *r, const char *name, int32_t devices, int32_t slots, int64_t tokens)
+{
+    cli_window plan, judge;
+    moe_ep_diagnosis d;
+    int32_t per = (r->setup->devices + r->setup->nodes - 1) / r->setup->nodes;
+    question q = {devices, slots, (devices + per - 1) / per, tokens, MOE_EP_PLACE_BEST,
+                  &plan,   &judge};
+    make_windows(r, tokens, &plan, &judge);
+    (void)ask(r, &q, NULL, &d);
+    cli_what_if w = {cli_strdup(name),   d.before_s,        d.after_s, d.gain,
+                     d.imbalance_before, d.imbalance_after, d.verdict};
+    arrput(r->what_if, w);
+    free(plan.loads);
+    free(judge.loads);
+}
+
+static void ask_what_if(cli_report *r)
+{
+    int32_t D = r->setup->devices, extra = r->slots - r->E;
+    char *name = cli_format("decode, %d tokens per device", DECODE_TOKENS);
+    what_if(r, "this report", D, r->slots, r->tokens);
+    if (r->tokens != (int64_t)DECODE_TOKENS * D)
+        what_if(r, name, D, r->slots, (int64_t)DECODE_TOKENS * D);
+    free(name);
+    name = cli_format("prefill, %d tokens per device", PREFILL_TOKENS);
+    if (r->tokens != (int64_t)PREFILL_TOKENS * D)
+        what_if(r, name, D, r->slots, (int64_t)PREFILL_TOKENS * D);
+    free(name);
+    if (D % 2 == 0 && D > 2) {
+        name = cli_format("%d devices, same step", D / 2);
+        what_if(r, name, D / 2, r->E + extra, r->tokens);
+        free(name);
+    }
+    if (D * 2 <= r->E) {
+        name = cli_format("%d devices, same step", D * 2);
+        what_if(r, name, D * 2,
+                r->E + extra > r->E + 2 * D ? r->E + extra : r->E + (extra > 0 ? 2 * D : 0),
+                r->tokens);
+        free(name);
+    }
+}
+
+/* ---- batch size ------------------------------------------------------------------------------ */
+
+/* Mean over windows of `tokens` tokens of the excess in the hot layer of the recording that is judged. */
+static double own_excess(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    int64_t windows = t->kept / tokens, *counts, K = t->top_k;
+    double excess = 0.0;
+    int32_t *ids;
+    moe_ep_error err;
+    if (windows < 1) return 0.0;
+    if (windows > 256) windows = 256;
+    counts = cli_alloc((size_t)r->E, sizeof *counts);
+    ids = cli_alloc((size_t)(tokens * K), sizeof *ids);
+    for (int64_t w = 0; w < windows; w++) {
+        for (int64_t i = 0; i < tokens; i++)
+            memcpy(ids + i * K, t->ids + ((w * tokens + i) * r->L + r->hot) * K,
+                   (size_t)K * sizeof *ids);
+        cli_check(moe_ep_expert_loads(ids, tokens * K, r->E, counts, NULL, &err), &err, t->path);
+        excess += moe_ep_imbalance(counts, r->E, &err) - 1.0;
+    }
+    free(ids);
+    free(counts);
+    return excess / (double)windows;
+}
+
+static void sweep_batches(cli_report *r)
+{
+    const cli_trace *t = &r->trace[r->shown];
+    for (int64_t tokens = 1; r->sweep < 18; tokens *= 2) {
+        moe_ep_chance_result c;
+        moe_ep_error err;
+        cli_check(moe_ep_chance(tokens, r->K, r->E, &c, &err), &err, "chance");
+        r->sweep_tokens[r->sweep] = (double)tokens;
+        r->sweep_chance[r->sweep] = c.max_over_mean - 1.0;
+        r->sweep_own[r->sweep] = t->ids ? own_excess(r, t, tokens) : 0.0;
+        r->sweep++;
+    }
+}
+
+static void size_groups(cli_report *r)
+{
+    int32_t D = r->setup->devices, first = D;
+    while (first > 1 && first * 8 > D) first = (first + 1) / 2;
+    for (int32_t size = first; size <= r->E && r->ep_sizes < 8; size *= 2) {
+        int32_t low, high, with;
+        moe_ep_error err;
+        cli_check(moe_ep_experts_per_device(r->E, size, &low, &high, &with, &err), &err,
+                  "experts per device");
+        r->ep_size[r->ep_sizes] = size;
+        r->ep_experts[r->ep_sizes++] = high;
+    }
+}
+
+void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
+{
+    void *mem; /* lives as long as the report */
+    memset(r, 0, sizeof *r);
+    r->setup = setup;
+    r->trace = traces;
+    r->traces = count;
+    r->left_out = left_out;
+    r->L = traces[0].layers;
+    r->E = traces[0].experts;
+    r->K = setup->top_k > 0 ? setup->top_k : traces[0].top_k;
+    for (int i = 0; i < count; i++)
+        if (traces[i].top_k > 0 && traces[i].top_k != traces[0].top_k)
+            cli_die(CLI_USAGE, "%s has top-%d, %s has top-%d", traces[i].path, traces[i].top_k,
+                    traces[0].path, traces[0].top_k);
+    settle_model(r, setup);
+    settle_machine(setup);
+    settle_devices(r, setup);
+    settle_tokens(r, setup);
+    r->slots = setup->slots;
+    make_windows(r, r->tokens, &r->plan, &r->judge);
+    describe_windows(r, setup);
+    r->plan_loads = mean_of(r, &r->plan);
+    r->expert_bytes = (setup->model.ungated ? 2.0 : 3.0) * setup->model.hidden *
+                      setup->model.inter *
+                      (setup->model.weight_bytes > 0.0 ? setup->model.weight_bytes : 2.0);
+    r->copy_bytes = r->expert_bytes * r->L * ceil((double)(r->slots - r->E) / setup->devices);
+    r->today = make_today(r, setup->devices, setup->nodes, &mem);
+    diagnose_all(r);
+    look_at_layers(r);
+    look_at_shift(r);
+    compare_strategies(r);
+    count_copies(r);
+    ask_what_if(r);
+    sweep_batches(r);
+    size_groups(r);
+    cli_report_words(r);
+    cli_progress_end();
+}
+
+void cli_presets(FILE *f)
+{
+    fputs("models (--model)\n", f);
+    for (int32_t i = 0; moe_ep_model_preset_name(i); i++) {
+        moe_ep_model m;
+        if (moe_ep_model_by_name(moe_ep_model_preset_name(i), &m, NULL) != MOE_EP_OK) continue;
+        fprintf(f, "  %-18s %2d layers, %3d experts, top-%d, %d x %d   %s\n",
+                moe_ep_model_preset_name(i), m.num_moe_layers, m.num_experts, m.top_k, m.hidden,
+                m.inter, m.source);
+    }
+    fputs("machines (--machine)\n", f);
+    for (int32_t i = 0; moe_ep_machine_preset_name(i); i++) {
+        moe_ep_machine m;
+        if (moe_ep_machine_by_name(moe_ep_machine_preset_name(i), &m, NULL) != MOE_EP_OK) continue;
+        fprintf(f, "  %-18s %s\n", moe_ep_machine_preset_name(i), m.source);
+    }
+    fputs("routers (route --router)\n", f);
+    for (int32_t i = 0; i < moe_ep_router_count(); i++)
+        fprintf(f, "  %-26s %s\n", moe_ep_router_name(i), moe_ep_router_source(i));
+}

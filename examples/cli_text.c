@@ -1,0 +1,248 @@
+/* cli_text.c - the report for a terminal, a log or a mail
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "chart.h"
+#include "cli_report.h"
+
+#include <stb_ds.h>
+
+enum { MOST_DEVICES = 32, MOST_LAYERS = 8, MOST_HEAT_ROWS = 64 };
+
+static const double *row_of(const double *values, int32_t row, int32_t columns)
+{
+    return values + (size_t)row * (size_t)columns;
+}
+
+/* Columns that a text takes on the screen. */
+static int columns_of(const char *s)
+{
+    int n = 0;
+    for (; *s; s++) n += ((unsigned char)*s & 0xc0u) != 0x80u;
+    return n;
+}
+
+/* Text in lines of at most `width` columns, the first after `used` of them, the others indented. */
+static void put_wrapped(FILE *f, const char *text, int width, int indent, int used)
+{
+    int at = used;
+    while (*text) {
+        size_t n = strcspn(text, " ");
+        char *word = strndup(text, n);
+        int wide = word ? columns_of(word) : 0;
+        if (at > indent && at + 1 + wide > width) {
+            fprintf(f, "\n%*s", indent, "");
+            at = indent;
+        } else if (at > indent) {
+            fputc(' ', f);
+            at++;
+        }
+        fputs(word ? word : "", f);
+        at += wide;
+        free(word);
+        text += n;
+        text += strspn(text, " ");
+    }
+    fputc('\n', f);
+}
+
+static void put_title(FILE *f, const chart_text *t, const char *text)
+{
+    fprintf(f, "\n%s%s%s\n", t->color ? "\033[1m" : "", text, t->color ? "\033[0m" : "");
+}
+
+static void put_steps(const cli_report *r, FILE *f, const chart_text *t)
+{
+    int name = 0, value = 0, used;
+    for (ptrdiff_t i = 0; i < arrlen(r->line); i++) {
+        if (columns_of(r->line[i].name) > name) name = columns_of(r->line[i].name);
+        if (i + 1 < arrlen(r->line) && columns_of(r->line[i].value) > value)
+            value = columns_of(r->line[i].value);
+    }
+    put_title(f, t, "From loads to the verdict");
+    for (ptrdiff_t i = 0; i + 1 < arrlen(r->line); i++) { /* the verdict itself stands on top */
+        fprintf(f, "  %-*s  %s%*s  ", name, r->line[i].name, r->line[i].value,
+                value - columns_of(r->line[i].value), "");
+        used = name + value + 6;
+        put_wrapped(f, r->line[i].meaning, t->width - used > 24 ? t->width : used + 24, used, used);
+    }
+}
+
+static void put_devices(const cli_report *r, FILE *f, const chart_text *t, const char *title,
+                        const double *loads, chart_kind kind)
+{
+    int32_t D = r->setup->devices, first = 0, shown = D < MOST_DEVICES ? D : MOST_DEVICES;
+    double total = 0.0, top = 0.0;
+    char **label = cli_alloc((size_t)D, sizeof *label), **tail = cli_alloc((size_t)D, sizeof *tail);
+    chart_kind *kinds = cli_alloc((size_t)D, sizeof *kinds);
+    for (int32_t d = 0; d < D; d++) {
+        total += loads[d];
+        if (loads[d] > top) top = loads[d];
+    }
+    for (int32_t d = 0; d < D; d++) {
+        double times = total > 0.0 ? loads[d] * D / total : 1.0;
+        label[d] = cli_format("device %d", d);
+        tail[d] = cli_format("%9s %5.2f%s", cli_count(loads[d]), times,
+                             loads[d] >= top ? "  <- busiest" : "");
+        kinds[d] = loads[d] >= top ? kind : CHART_PLAIN;
+    }
+    fprintf(f, "  %s, mean %s, max/mean %.2f\n", title, cli_count(total / D),
+            total > 0.0 ? top * D / total : 1.0);
+    chart_text_bars(f, t, shown, (const char *const *)label + first, loads + first,
+                    (const char *const *)tail + first, kinds + first);
+    if (shown < D)
+        fprintf(f, "  (the other %d devices are in the HTML and JSON reports)\n", D - shown);
+    for (int32_t d = 0; d < D; d++) {
+        free(label[d]);
+        free(tail[d]);
+    }
+    free(label);
+    free(tail);
+    free(kinds);
+}
+
+static void put_layers(const cli_report *r, FILE *f, const chart_text *t)
+{
+    int shown = r->L < MOST_LAYERS ? r->L : MOST_LAYERS;
+    put_title(f, t, r->L > shown ? "The worst layers (max/mean)" : "Layer by layer (max/mean)");
+    fputs("  layer   experts  chance |  devices: today   best  +copies   bound |  busiest  hottest "
+          " unused\n",
+          f);
+    fputs("                     95 % |                  placement              |   device   expert "
+          "experts\n",
+          f);
+    for (int i = 0; i < shown; i++) {
+        const cli_layer_row *row = &r->layer[r->worst[i]];
+        fprintf(f, "  %5d %9.2f %7.2f | %15.2f %6.2f %8.2f %7.2f | %8d %8d %7d\n", row->number,
+                row->expert_imbalance, row->chance, row->before, row->one_copy, row->copies,
+                row->bound, row->hot_device, row->hot_expert, row->dead);
+    }
+}
+
+static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t)
+{
+    int shown = r->L < MOST_HEAT_ROWS ? r->L : MOST_HEAT_ROWS;
+    double *times = cli_alloc((size_t)r->L * (size_t)r->E, sizeof *times);
+    char **label = cli_alloc((size_t)r->L, sizeof *label),
+         **tail = cli_alloc((size_t)r->L, sizeof *tail);
+    for (int32_t l = 0; l < shown; l++) {
+        const double *loads = row_of(r->shown_loads, l, r->E);
+        double total = 0.0;
+        for (int32_t e = 0; e < r->E; e++) total += loads[e];
+        for (int32_t e = 0; e < r->E; e++)
+            times[(size_t)l * (size_t)r->E + (size_t)e] = loads[e] * r->E / total;
+        label[l] = cli_format("%d", r->layer[l].number);
+        tail[l] = cli_format("%.1f", r->layer[l].expert_imbalance);
+    }
+    put_title(f, t,
+              "Layer x expert, times the mean (blank 0, . 1/4, : 1/2, - 3/4, = 1, + 1.5, * 2, # 3, "
+              "% 4, @ 6 and more)");
+    chart_text_heatmap(f, t, shown, r->E, (const char *const *)label, times,
+                       (const char *const *)tail);
+    for (int32_t l = 0; l < shown; l++) {
+        free(label[l]);
+        free(tail[l]);
+    }
+    free(times);
+    free(label);
+    free(tail);
+}
+
+static void put_shift(const cli_report *r, FILE *f, const chart_text *t)
+{
+    if (r->traces < 2) return;
+    put_title(f, t, "Does it hold for other traffic?");
+    fprintf(f, "  %-14s  correlation with %-10.10s  same among  max/mean  plan from   plan of\n",
+            "recording", r->trace[0].name);
+    fprintf(f, "  %-14s  mean    lowest layer         the hottest    today  %-9.9s  its own\n", "",
+            r->trace[0].name);
+    for (int i = 0; i < r->traces; i++) {
+        const cli_shift_row *s = &r->shift[i];
+        fprintf(f, "  %-14.14s  %4.2f    %5.2f (layer %d) %*s %9.0f %% %8.2f %10.2f %9.2f\n",
+                s->name, s->correlation, s->lowest, s->lowest_layer, s->lowest_layer < 10 ? 5 : 4,
+                "", 100.0 * s->overlap, s->today, s->planned, s->own);
+    }
+    fprintf(f, "  hottest experts of layer %d:", r->layer[r->shift_layer].number);
+    for (int i = 0; i < r->traces; i++)
+        fprintf(f, "%s %s in %s", i > 0 ? ";" : "", r->shift[i].hottest, r->shift[i].name);
+    fputc('\n', f);
+}
+
+static void put_strategies(const cli_report *r, FILE *f, const chart_text *t)
+{
+    ptrdiff_t n = arrlen(r->strategy);
+    char **label = cli_alloc((size_t)n, sizeof *label), **tail = cli_alloc((size_t)n, sizeof *tail);
+    double *value = cli_alloc((size_t)n, sizeof *value);
+    chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
+    put_title(f, t, "Predicted throughput by strategy (computed, not measured)");
+    for (ptrdiff_t i = 0; i < n; i++) {
+        value[i] = r->strategy[i].tokens_per_s;
+        kind[i] = (chart_kind)r->strategy[i].kind;
+        label[i] = r->strategy[i].name;
+        tail[i] = cli_format("%12s tokens/s  %.2fx", cli_count(value[i]),
+                             value[i] / r->strategy[0].tokens_per_s);
+    }
+    chart_text_bars(f, t, (int)n, (const char *const *)label, value, (const char *const *)tail,
+                    kind);
+    for (ptrdiff_t i = 0; i < n; i++) free(tail[i]);
+    free(label);
+    free(tail);
+    free(value);
+    free(kind);
+}
+
+static void put_what_if(const cli_report *r, FILE *f, const chart_text *t)
+{
+    int wide = 0;
+    put_title(f, t, "What if? (best placement with copies each time)");
+    for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++)
+        if (columns_of(r->what_if[i].name) > wide) wide = columns_of(r->what_if[i].name);
+    fprintf(f, "  %-*s   max/mean        step                   saved\n", wide, "");
+    for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) {
+        const cli_what_if *w = &r->what_if[i];
+        fprintf(f, "  %-*s  %5.2f -> %-5.2f  %8s -> %-8s %6.1f %%  %s\n", wide, w->name,
+                w->imbalance_before, w->imbalance_after, cli_seconds(w->before_s),
+                cli_seconds(w->after_s), 100.0 * w->gain, moe_ep_verdict_str(w->verdict));
+    }
+    for (ptrdiff_t i = 0; i < arrlen(r->hint); i++) {
+        fputs("  * ", f);
+        put_wrapped(f, r->hint[i], t->width, 4, 4);
+    }
+}
+
+static void put_assumed(const cli_report *r, FILE *f, const chart_text *t)
+{
+    char *copy = cli_strdup(r->setup->assumed ? r->setup->assumed : ""), *save = NULL;
+    put_title(f, t, "Taken for granted");
+    for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        fputs("  * ", f);
+        put_wrapped(f, line, t->width, 4, 4);
+    }
+    free(copy);
+}
+
+void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color)
+{
+    chart_text t = {width, ascii, color};
+    fprintf(f, "%s", color ? "\033[1m" : "");
+    put_wrapped(f, r->headline, width, 0, 0);
+    fprintf(f, "%s\n  ", color ? "\033[0m" : "");
+    put_wrapped(f, r->verdict, width, 2, 2);
+    fprintf(f, "\n  %s%s%s: ", chart_ansi(&t, r->recommend ? CHART_BEST : CHART_HOT), r->badge,
+            chart_ansi_end(&t));
+    put_wrapped(f, r->reason, width, 2, columns_of(r->badge) + 4);
+    put_steps(r, f, &t);
+    put_title(f, &t, cli_format("Rows per device in layer %d", r->layer[r->hot].number));
+    put_devices(r, f, &t, r->setup->round_robin ? "today, round robin" : "today, contiguous blocks",
+                row_of(r->today_devices, r->hot, r->setup->devices), CHART_HOT);
+    put_devices(r, f, &t, "best placement, no copies",
+                row_of(r->one_devices, r->hot, r->setup->devices), CHART_GOOD);
+    if (r->slots > r->E)
+        put_devices(r, f, &t, "best placement with copies",
+                    row_of(r->copies_devices, r->hot, r->setup->devices), CHART_BEST);
+    put_layers(r, f, &t);
+    put_heatmap(r, f, &t);
+    put_shift(r, f, &t);
+    put_strategies(r, f, &t);
+    put_what_if(r, f, &t);
+    put_assumed(r, f, &t);
+}

@@ -1,0 +1,205 @@
+/* cli_words.c - the report in sentences
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_report.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Recorded (token, expert) assignments. */
+static double rows_of(const cli_report *r, const cli_trace *t)
+{
+    double rows = 0.0;
+    for (size_t i = 0; i < (size_t)r->L * (size_t)r->E; i++) rows += t->loads[i];
+    return rows;
+}
+
+static void add_line(cli_report *r, const char *name, char *value, char *meaning)
+{
+    cli_line line = {cli_strdup(name), value, meaning};
+    arrput(r->line, line);
+}
+
+static const char *and_copies(const cli_report *r)
+{
+    return r->chosen == &r->one ? "no copies" : cli_format("%d copies", r->slots - r->E);
+}
+
+/* The judged recording that a plan of its own would serve much better; NULL when there is none. */
+static const cli_shift_row *furthest(const cli_report *r)
+{
+    const cli_shift_row *far = NULL;
+    for (int i = 1; i < r->traces; i++) {
+        const cli_shift_row *s = &r->shift[i];
+        if (s->planned - s->own < 0.5 * (s->planned - 1.0))
+            continue; /* its own plan halves the excess */
+        if (!far || s->planned - s->own > far->planned - far->own) far = s;
+    }
+    return far;
+}
+
+static char *headline(const cli_report *r)
+{
+    const moe_ep_diagnosis *d = r->chosen;
+    const cli_shift_row *far = furthest(r);
+    double saved = d->gain > 0.0 ? 100.0 * d->gain : 0.0;
+    if (r->recommend)
+        return cli_format("Device %d holds everybody up; a new placement %s %.0f %% of every step",
+                          d->hot_device, r->self_judged ? "should save" : "saves", saved);
+    if (d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE)
+        return cli_format(
+            "Device %d holds everybody up; a new placement might save %.0f %%, on thin evidence",
+            d->hot_device, saved);
+    if (far && d->gain < r->setup->min_gain)
+        return cli_format(
+            "A plan made on %s does not carry over to %s: it would save %.1f %% of a step",
+            r->trace[0].name, r->judged_on, saved);
+    if (d->gain < 0.005)
+        return cli_strdup("Leave the placement as it is: a new one would save nothing that counts");
+    return cli_format("Leave the placement as it is: a new one would save %.1f %% of a step",
+                      saved);
+}
+
+static void write_verdict(cli_report *r)
+{
+    const moe_ep_diagnosis *d = r->chosen;
+    double cost = d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0;
+    r->headline = headline(r);
+    r->verdict =
+        cli_format("Device %d is the bottleneck: in layer %d it carries %.2f times its share. "
+                   "Uneven load costs %.1f %% of each step (balance efficiency %.0f %%). "
+                   "The best placement brings max/mean over devices from %.2f to %.2f without "
+                   "copies%s; with %s the step goes from %s to %s, %.1f %% %s.",
+                   d->hot_device, r->layer[r->hot].number, d->hot_imbalance, cost,
+                   100.0 / d->imbalance_before, r->one.imbalance_before, r->one.imbalance_after,
+                   r->slots > r->E ? cli_format(" and to %.2f with %d copies per layer",
+                                                r->copies.imbalance_after, r->slots - r->E)
+                                   : "",
+                   and_copies(r), cli_seconds(d->before_s), cli_seconds(d->after_s),
+                   fabs(100.0 * d->gain), d->gain < 0.0 ? "more" : "less");
+    r->badge = r->recommend ? (r->self_judged ? "Worth a trial, if a second recording agrees"
+                                              : "Recommended")
+               : d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? "Not enough evidence"
+                                                            : "Not now";
+    r->reason = cli_format(
+        "%c%s.%s", toupper((unsigned char)d->text[0]), d->text[0] ? d->text + 1 : "",
+        r->self_judged
+            ? " Judged on the window it was planned on; give a second recording to make it firm."
+            : "");
+}
+
+static void write_lines(cli_report *r)
+{
+    const cli_setup *s = r->setup;
+    const cli_trace *t = &r->trace[0];
+    const cli_layer_row *hot = &r->layer[r->hot];
+    const moe_ep_diagnosis *d = r->chosen;
+    moe_ep_balance_result b;
+    moe_ep_error err;
+    cli_check(
+        moe_ep_balance_d(r->shown_loads + (size_t)r->hot * (size_t)r->E, r->E, &b, NULL, &err),
+        &err, "balance");
+    add_line(
+        r, "loads", cli_format("%s rows in %d layers", cli_count(rows_of(r, t)), r->L),
+        cli_format(
+            "%s, %d experts, top-%d%s%s", t->name, r->E, r->K,
+            t->skipped > 0
+                ? cli_format("; %s choices were -1 and skipped", cli_count((double)t->skipped))
+                : "",
+            *r->left_out ? cli_format("; layers without load, left out: %s", r->left_out) : ""));
+    add_line(
+        r, "experts", cli_format("max/mean %.2f in layer %d", hot->expert_imbalance, hot->number),
+        cli_format("chance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused experts",
+                   r->chance.max_over_mean, r->chance.p95, b.cv_population, b.gini, hot->dead));
+    add_line(r, "devices",
+             cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
+             cli_format("all layers together; chance alone up to %.2f; device %d is the busiest of "
+                        "layer %d in %.0f %% of the steps",
+                        d->chance_imbalance, d->hot_device, hot->number, 100.0 * d->hot_share));
+    add_line(r, "bound", cli_format("%.3f with %d slots", r->one.imbalance_bound, r->E),
+             cli_format("no placement gets below; %.3f with %d slots", r->copies.imbalance_bound,
+                        r->slots));
+    add_line(r, "best placement", cli_format("max/mean %.3f, no copies", r->one.imbalance_after),
+             cli_format("%s experts change their device", cli_count((double)r->one.moves)));
+    if (r->slots > r->E)
+        add_line(r, "with copies",
+                 cli_format("max/mean %.3f, %d copies", r->copies.imbalance_after, r->slots - r->E),
+                 cli_format("per layer; %s more on each device", cli_bytes(r->copy_bytes)));
+    add_line(r, "copies needed",
+             r->fewest_copies < 0 ? cli_format("more than %d", r->curve[r->curve_points - 1].extra)
+                                  : cli_format("%d per layer", r->fewest_copies),
+             cli_format("for max/mean %.2f in the worst layer, on the planning loads", s->target));
+    add_line(r, "step time",
+             cli_format("%s -> %s", cli_seconds(d->before_s), cli_seconds(d->after_s)),
+             cli_format("predicted, %s on %s, %s tokens; balanced %s", s->model.name,
+                        s->machine.name, cli_count((double)r->tokens), cli_seconds(d->balanced_s)));
+    add_line(r, "switching",
+             cli_format("%s moves, %s", cli_count((double)d->moves), cli_bytes(d->move_bytes)),
+             d->break_even_steps < 0.0
+                 ? cli_strdup("never paid back")
+                 : cli_format("%s of moving, paid back after %s steps", cli_seconds(d->move_s),
+                              cli_count(ceil(d->break_even_steps))));
+    add_line(r, "verdict", cli_strdup(r->badge), cli_strdup(r->reason));
+}
+
+static void write_hints(cli_report *r)
+{
+    const moe_ep_diagnosis *o = &r->one, *c = &r->copies;
+    if (r->slots > r->E && c->imbalance_after >= o->imbalance_after) {
+        arrput(r->hint, cli_format("Copies do not help here: max/mean %.2f with them, %.2f without.",
+                                   c->imbalance_after, o->imbalance_after));
+    } else if (r->slots > r->E && o->imbalance_before > o->imbalance_after) {
+        double all = o->imbalance_before - c->imbalance_after;
+        double moved = o->imbalance_before - o->imbalance_after;
+        arrput(r->hint, cli_format("Moving experts alone, without a byte of memory, brings %.0f %% of "
+                                   "the balance that copies bring.",
+                                   100.0 * moved / all));
+    }
+    if (r->traces > 1) {
+        const cli_shift_row *w = &r->shift[1];
+        for (int i = 2; i < r->traces; i++)
+            if (r->shift[i].correlation < w->correlation) w = &r->shift[i];
+        arrput(r->hint,
+               cli_format("%s differs most from %s: correlation %.2f, and %.0f %% of the hottest "
+                          "experts are the same. The plan from %s brings max/mean to %.2f there, a plan "
+                          "of its own to %.2f (%.1f %% of a step saved).",
+                          w->name, r->trace[0].name, w->correlation, 100.0 * w->overlap,
+                          r->trace[0].name, w->planned, w->own, 100.0 * w->own_gain));
+    }
+    if (r->layer[r->hot].expert_imbalance <= r->chance.p95)
+        arrput(r->hint, cli_format("The hottest expert of layer %d is no hotter than chance makes "
+                                   "it: a larger batch helps more than a new placement.",
+                                   r->layer[r->hot].number));
+    if (!r->setup->other_s)
+        arrput(r->hint, cli_strdup("Attention and the rest of the step are not counted; --other-ms "
+                                   "adds them, and every share above shrinks accordingly."));
+}
+
+static void write_input_line(cli_report *r)
+{
+    const cli_setup *s = r->setup;
+    char *names = cli_strdup(r->trace[0].name);
+    if (r->traces > 1) {
+        char *more = cli_format("%s (planned on), %s (judged on)", names, r->judged_on);
+        free(names);
+        names = more;
+    }
+    r->input_line = cli_format(
+        "%s \xc2\xb7 %d MoE layers%s%s%s \xc2\xb7 %d experts, top-%d \xc2\xb7 %d devices, %d "
+        "slots, %d node%s \xc2\xb7 %s tokens per step \xc2\xb7 %s on %s",
+        names, r->L, *r->left_out ? " (without load and left out: " : "", r->left_out,
+        *r->left_out ? ")" : "", r->E, r->K, s->devices, r->slots, s->nodes,
+        s->nodes == 1 ? "" : "s", cli_count((double)r->tokens), s->model.name, s->machine.name);
+    free(names);
+}
+
+void cli_report_words(cli_report *r)
+{
+    write_input_line(r);
+    write_verdict(r);
+    write_lines(r);
+    write_hints(r);
+}

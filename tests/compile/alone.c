@@ -1,0 +1,3 @@
+/* The declarations, nothing before them; the bodies come from another object. */
+#include "moe_ep.h"
+#include "use.h"

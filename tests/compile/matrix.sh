@@ -1,0 +1,105 @@
+#!/bin/sh
+# tests/compile/matrix.sh - the header under every compiler and standard that is here, warnings are errors.
+# SPDX-License-Identifier: MIT
+# usage: matrix.sh          every compiler x standard, one optimisation level each
+#        matrix.sh --full   x -O0 -O2 -O3 -Os, GNU dialects, clang's -Weverything on each
+# One check = one compiler, standard and level: the declarations alone, then the implementation.
+. tests/lib.sh
+full=${1:-}
+
+STRICT="-pedantic-errors -Wall -Wextra -Werror -Wconversion -Wsign-conversion -Wshadow -Wundef -Wcast-qual
+ -Wcast-align -Wdouble-promotion -Wfloat-equal -Wswitch-enum -Wwrite-strings -Wvla -Wformat=2
+ -Wredundant-decls -Wnull-dereference"
+STRICT_C="-Wstrict-prototypes -Wmissing-prototypes"
+STRICT_GCC="-Wduplicated-cond -Wlogical-op -Warith-conversion"
+# What -Weverything says beyond that and why it is not wanted: struct padding is not an error, C99 allows
+# declarations between statements, pointers are how C passes arrays, C++98 is no target, and a C header
+# writes NULL and casts the C way.
+EVERYTHING="-Weverything -Wno-padded -Wno-declaration-after-statement -Wno-unsafe-buffer-usage
+ -Wno-disabled-macro-expansion -Wno-unknown-warning-option -Wno-pre-c11-compat -Wno-switch-default"
+EVERYTHING_CXX="$EVERYTHING -Wno-c++98-compat -Wno-c++98-compat-pedantic -Wno-old-style-cast
+ -Wno-zero-as-null-pointer-constant"
+
+# try NAME COMPILER FLAGS... : both halves of the header
+try() {
+    name=$1
+    shift
+    # shellcheck disable=SC2086
+    check "$name" both "$@"
+}
+both() {
+    "$@" -I. -c tests/compile/declarations.c -o "$tmp/d.o" && "$@" -I. -c tests/compile/implementation.c -o "$tmp/i.o"
+}
+
+is_clang() { "$1" --version 2>/dev/null | grep -qi clang; }
+
+c_compiler() { # c_compiler COMMAND PACKAGE
+    if ! have "$1"; then
+        skip "$1, C99 to C23" "not installed (package $2)"
+        return
+    fi
+    more=$STRICT_GCC
+    is_clang "$1" && more=
+    for std in c99 c11 c17 c2x ${full:+gnu99 gnu17}; do
+        levels="-O0 -O2 -O3 -Os"
+        [ -n "$full" ] || case $std in c99) levels=-O2 ;; *) levels=-O0 ;; esac
+        for level in $levels; do
+            # shellcheck disable=SC2086
+            try "$1 -std=$std $level" "$1" -std=$std $level $STRICT $STRICT_C $more
+        done
+    done
+    for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
+        # shellcheck disable=SC2086
+        try "$1 -std=c11 -D$define" "$1" -std=c11 -O1 -D$define $STRICT $STRICT_C $more
+    done
+    if [ "${BLAS:-1}" = 1 ]; then
+        # shellcheck disable=SC2086
+        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 -O1 -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} $STRICT $STRICT_C $more
+    fi
+    if is_clang "$1"; then
+        # shellcheck disable=SC2086
+        try "$1 -Weverything" "$1" -std=c99 -O1 $STRICT $EVERYTHING
+    fi
+}
+
+cxx_compiler() { # cxx_compiler COMMAND PACKAGE
+    if ! have "$1"; then
+        skip "$1, C++11 to C++20" "not installed (package $2)"
+        return
+    fi
+    for std in c++11 c++14 c++17 c++20 ${full:+gnu++17}; do
+        levels="-O0 -O2 -O3 -Os"
+        [ -n "$full" ] || case $std in c++17) levels=-O2 ;; *) levels=-O0 ;; esac
+        for level in $levels; do
+            # shellcheck disable=SC2086
+            try "$1 -std=$std $level" "$1" -x c++ -std=$std $level $STRICT
+        done
+    done
+    # shellcheck disable=SC2086
+    check "$1 declarations -Wold-style-cast" "$1" -x c++ -std=c++11 $STRICT -Wold-style-cast -I. \
+        -c tests/compile/declarations.c -o "$tmp/d.o"
+    # shellcheck disable=SC2086
+    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 -O1 -DMOE_EP_STATIC $STRICT
+    if is_clang "$1"; then
+        # shellcheck disable=SC2086
+        try "$1 -Weverything" "$1" -x c++ -std=c++17 -O1 $STRICT $EVERYTHING_CXX
+    fi
+}
+
+c_compiler gcc gcc
+c_compiler clang clang
+cxx_compiler g++ g++
+cxx_compiler clang++ clang
+case $CC in cc | gcc | clang) ;; *) c_compiler "$CC" "$CC" ;; esac
+if [ -n "$full" ]; then
+    if have tcc; then try "tcc" tcc -DMOE_EP_NO_SIMD; else skip tcc "not installed (package tcc)"; fi
+    if have musl-gcc; then
+        # shellcheck disable=SC2086
+        try "musl-gcc" musl-gcc -std=c99 -O2 $STRICT $STRICT_C
+    else skip musl-gcc "not installed (package musl-tools)"; fi
+    if printf '#include <math.h>\nint main(void){return 0;}\n' | gcc -m32 -x c - -o "$tmp/m32" 2>/dev/null; then
+        # shellcheck disable=SC2086
+        try "gcc -m32" gcc -m32 -msse2 -mfpmath=sse -std=c99 -O2 $STRICT $STRICT_C
+    else skip "gcc -m32" "no 32-bit libc (package gcc-multilib)"; fi
+fi
+finish 4

@@ -1,0 +1,123 @@
+#!/bin/sh
+# tests/deps.sh - what building and testing needs.
+# SPDX-License-Identifier: MIT
+# usage: deps.sh check     says what is missing, exit 1 if anything is
+#        deps.sh install   installs it on Debian and Ubuntu; elsewhere names the packages, exit 1
+#        deps.sh install --all   also the compilers that only widen the test matrix
+# environment: CC, BLAS (0: no OpenBLAS wanted), STB_CFLAGS
+# Each thing is looked for by using it, not by asking a package manager; with nothing missing, nothing
+# is run that needs a network.
+mode=${1:-check} all=${2:-}
+CC=${CC:-cc} BLAS=${BLAS:-1} STB_CFLAGS=${STB_CFLAGS:--I/usr/include/stb}
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/moe_ep_deps.XXXXXX") || exit 2
+trap 'rm -rf "$tmp"' EXIT
+
+compiles() { # compiles SOURCE FLAGS...
+    printf '%s\n' "$1" >"$tmp/t.c"
+    shift
+    $CC "$tmp/t.c" -o "$tmp/t" "$@" >/dev/null 2>&1
+}
+
+probe() { # sets missing to the things that do not work
+    missing=
+    if compiles '#include <math.h>
+int main(int c, char **v) { (void)v; return (int)floor((double)c) - 1; }' -lm; then
+        if command -v pkg-config >/dev/null 2>&1; then
+            blas_flags=$(pkg-config --cflags --libs openblas 2>/dev/null) || blas_flags=-lopenblas
+            json_flags=$(pkg-config --cflags --libs jansson 2>/dev/null) || json_flags=-ljansson
+        else
+            missing="$missing pkgconf"
+            blas_flags=-lopenblas json_flags=-ljansson
+        fi
+        # shellcheck disable=SC2086
+        [ "$BLAS" = 0 ] || compiles '#include <cblas.h>
+int main(void) { float x = 1, y = 2; return cblas_sdot(1, &x, 1, &y, 1) < 1; }' $blas_flags || missing="$missing openblas"
+        # shellcheck disable=SC2086
+        compiles '#include <jansson.h>
+int main(void) { json_decref(json_object()); return 0; }' $json_flags || missing="$missing jansson"
+        # shellcheck disable=SC2086
+        compiles '#include <stb_ds.h>
+int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
+    else
+        missing="$missing cc"
+        command -v pkg-config >/dev/null 2>&1 || missing="$missing pkgconf"
+        [ "$BLAS" = 0 ] || missing="$missing openblas"
+        missing="$missing jansson stb"
+    fi
+    if [ "$all" = --all ]; then
+        command -v g++ >/dev/null 2>&1 || missing="$missing g++"
+        command -v clang++ >/dev/null 2>&1 || missing="$missing clang"
+    fi
+}
+
+packages() { # packages MANAGER: names of what is missing, for that manager
+    for thing in $missing; do
+        case $1:$thing in
+            apt:cc) echo gcc libc6-dev ;; apt:pkgconf) echo pkg-config ;; apt:openblas) echo libopenblas-dev ;;
+            apt:jansson) echo libjansson-dev ;; apt:stb) echo libstb-dev ;; apt:g++) echo g++ ;; apt:clang) echo clang ;;
+            dnf:cc) echo gcc glibc-devel ;; dnf:pkgconf) echo pkgconf-pkg-config ;; dnf:openblas) echo openblas-devel ;;
+            dnf:jansson) echo jansson-devel ;; dnf:stb) echo stb_ds-devel ;; dnf:g++) echo gcc-c++ ;; dnf:clang) echo clang ;;
+            apk:cc) echo gcc musl-dev ;; apk:openblas) echo openblas-dev ;; apk:jansson) echo jansson-dev ;;
+            pacman:cc) echo gcc ;; pacman:g++) echo gcc ;;
+            brew:cc) echo gcc ;; brew:g++) echo gcc ;; brew:clang) echo llvm ;;
+            brew:stb) ;; # not packaged there, see below
+            *) echo "$thing" ;;
+        esac
+    done | tr '\n' ' ' | sed 's/ $//'
+}
+
+tell() {
+    echo "missing:$missing"
+    echo "install it, then run make again:"
+    echo "  Debian, Ubuntu   apt-get install $(packages apt)"
+    echo "  Fedora, RHEL     dnf install $(packages dnf)"
+    echo "  Arch             pacman -S $(packages pacman)"
+    echo "  Alpine           apk add $(packages apk)"
+    echo "  macOS            brew install $(packages brew)"
+    case $missing in
+        *stb*) echo "  (Homebrew has no stb: put stb_ds.h anywhere and run make STB_CFLAGS=-I/that/folder)" ;;
+    esac
+    case $missing in
+        *openblas*) echo "  (without OpenBLAS: make BLAS=0 ...)" ;;
+    esac
+}
+
+probe
+[ -z "$missing" ] && exit 0
+if [ "$mode" != install ]; then
+    tell >&2
+    echo "  (on Debian and Ubuntu \`make deps\` does it)" >&2
+    exit 1
+fi
+
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as_root="sudo -n"; else as_root=no; fi
+fi
+list=$(packages apt)
+if ! command -v apt-get >/dev/null 2>&1; then
+    tell >&2
+    exit 1
+fi
+if [ "$as_root" = no ]; then
+    echo "missing:$missing; neither root nor sudo without a password, so run this and then make again:" >&2
+    echo "  sudo apt-get install $list" >&2
+    exit 1
+fi
+echo "installing what is missing: $list"
+apt() {
+    # shellcheck disable=SC2086
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" </dev/null >"$tmp/apt.log" 2>&1
+}
+# shellcheck disable=SC2086
+if ! apt install --no-install-recommends $list; then
+    echo "  (updating the package lists first)"
+    apt update || { cat "$tmp/apt.log" >&2; exit 1; }
+    apt install --no-install-recommends $list || { tail -n 20 "$tmp/apt.log" >&2; exit 1; }
+fi
+probe
+if [ -n "$missing" ]; then
+    echo "installed, but still not usable:$missing" >&2
+    tell >&2
+    exit 1
+fi

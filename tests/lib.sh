@@ -1,0 +1,37 @@
+# shellcheck shell=sh
+# tests/lib.sh - what the shell suites share: one line per check, a summary line at the end.
+# SPDX-License-Identifier: MIT
+# Source it from the repository root, then: pass NAME | fail NAME [FILE_WITH_OUTPUT] | skip NAME REASON,
+# and finish AT_LEAST as the last command: fewer checks than AT_LEAST is a failure of its own.
+
+passed=0 failed=0 skipped=0
+CC=${CC:-cc} CXX=${CXX:-c++}
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/moe_ep_test.XXXXXX") || exit 2
+trap 'rm -rf "$tmp"' EXIT
+trap 'exit 130' INT TERM HUP
+
+pass() { passed=$((passed + 1)); printf '  ok   %s\n' "$1"; }
+fail() {
+    failed=$((failed + 1))
+    printf '  FAIL %s\n' "$1"
+    if [ -n "${2:-}" ] && [ -s "$2" ]; then head -n 25 "$2" | sed 's/^/      /'; fi
+}
+skip() { skipped=$((skipped + 1)); printf '  skip %s: %s\n' "$1" "$2"; }
+command -v timeout >/dev/null 2>&1 || timeout() { shift; "$@"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# check NAME COMMAND...: passes when the command succeeds; its output is shown when it does not.
+check() {
+    check_name=$1
+    shift
+    if "$@" >"$tmp/check.log" 2>&1; then pass "$check_name"; else fail "$check_name" "$tmp/check.log"; fi
+}
+
+finish() {
+    if [ $((passed + failed + skipped)) -lt "$1" ]; then
+        fail "at least $1 checks ran (there were $((passed + failed + skipped)))"
+    fi
+    if [ "$skipped" -gt 0 ]; then printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+    else printf '%d passed, %d failed\n' "$passed" "$failed"; fi
+    [ "$failed" -eq 0 ] && [ $((passed + skipped)) -gt 0 ]
+}

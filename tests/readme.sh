@@ -1,0 +1,134 @@
+#!/bin/sh
+# tests/readme.sh - every code block of README.md is compiled and run, its output compared.
+# SPDX-License-Identifier: MIT
+# How README.md must be written for this:
+#   ```c     with a main: a whole program, saved under the name in its first comment (/* hot.c ... */) or
+#            block.c, compiled by itself beside a copy of moe_ep.h, and run.  Without a main: statements,
+#            compiled inside a function behind the includes.
+#   ```cpp   the same in C++.
+#   ```sh    lines with cc, ./program or build/moe-ep (a leading "$ " is allowed) are run as they stand; of
+#            make, the target must exist; other lines (git clone, apt-get, cd) are left alone.
+#   ```text  right behind one of these: what it must have printed, exactly; a line "..." stands for any lines.
+#   Other languages (make, cmake, none) are only counted.
+. tests/lib.sh
+least_c=1 least_all=3
+file=README.md
+if [ ! -e $file ]; then fail "$file is there"; finish 1; exit; fi
+top=$(pwd)
+work=$tmp/work
+mkdir "$work"
+cp moe_ep.h "$work/"
+
+awk -v dir="$tmp" '
+    /^ *```/ && !inside { sub(/^ *```/, ""); lang = $1 == "" ? "none" : $1; n++; start = FNR; inside = 1
+                          name = sprintf("%s/block%03d.%s", dir, n, lang); printf "" > name; next }
+    /^ *```/ && inside { inside = 0; close(name); printf "%03d %s %d\n", n, lang, start; next }
+    inside { print > name }
+    END { if (inside) printf "%03d unclosed %d\n", n, start }' $file >"$tmp/blocks"
+
+same() { # same WANT GOT: line by line; "..." in WANT skips any number of lines
+    awk 'NR == FNR { want[++n] = $0; next } { got[++m] = $0 }
+        function match_from(i, j) {
+            for (; i <= n; i++) {
+                if (want[i] == "...") {
+                    for (; j <= m + 1; j++) if (match_from(i + 1, j)) return 1
+                    return 0
+                }
+                if (j > m || want[i] != got[j]) return 0
+                j++
+            }
+            return j > m
+        }
+        END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
+}
+
+compile() { # compile LANG SOURCE PROGRAM
+    case $1 in c) set -- "$CC" -std=gnu99 "$2" "$3" ;; *) set -- "$CXX" -std=c++11 "$2" "$3" ;; esac
+    (cd "$work" && $1 "$2" -O1 -Wall -Wextra -Werror -I. "$3" -o "$4" -lm)
+}
+
+program() { # program LANG BLOCK LINE
+    name=$(sed -n '1s,^/[/*] *\([A-Za-z0-9_.-]*\.c[cp]*\)[^A-Za-z0-9].*,\1,p' "$2")
+    [ -n "$name" ] || name=block.$1
+    cp "$2" "$work/$name"
+    if compile "$1" "$name" ./block.out >"$tmp/log" 2>&1; then
+        (cd "$work" && timeout 20 ./block.out) >"$tmp/output" 2>&1 && pass "line $3: the program runs" || fail "line $3: the program runs" "$tmp/output"
+        ran=1
+    else fail "line $3: the program compiles" "$tmp/log"; fi
+}
+
+snippet() { # snippet LANG BLOCK LINE
+    {
+        printf '#define MOE_EP_STATIC\n#include "moe_ep.h"\n#include <stdio.h>\n'
+        grep -E '^ *# *include' "$2"
+        printf 'int main(void)\n{\n'
+        grep -vE '^ *# *include' "$2"
+        printf '\nreturn 0;\n}\n'
+    } >"$work/snippet.$1"
+    cp "$2" "$work/file.$1"
+    # statements, or else declarations and functions at file scope
+    if compile "$1" "snippet.$1" ./snippet.out >"$tmp/log" 2>&1 ||
+        (cd "$work" && { [ "$1" = c ] && $CC -std=gnu99 -I. -c file.c -o file.o || $CXX -std=c++11 -I. -c "file.$1" -o file.o; }) >>"$tmp/log" 2>&1
+    then pass "line $3: the snippet compiles"
+    else fail "line $3: the snippet compiles" "$tmp/log"; fi
+}
+
+shell() { # shell BLOCK LINE: runs what can be run, together, in one shell
+    : >"$tmp/script"
+    where=$work
+    sed 's/^ *\$ //; s/ *#.*$//' "$1" >"$tmp/lines"
+    while IFS= read -r line; do
+        case $line in
+            build/moe-ep*) printf '%s\n' "$line" >>"$tmp/script"; where=$top ;;
+            cc\ * | gcc\ * | c++\ * | g++\ * | ./*) printf '%s\n' "$line" >>"$tmp/script" ;;
+            *make | *make\ *)
+                for target in $(printf '%s\n' "$line" | sed 's/.*make//; s/&&.*//'); do
+                    case $target in
+                        *=* | -*) ;;
+                        *) grep -qE "^([a-z-]+ )*$target( [a-z -]*)?:" Makefile && pass "line $2: make $target exists" || fail "line $2: make $target exists" ;;
+                    esac
+                done ;;
+        esac
+    done <"$tmp/lines"
+    [ -s "$tmp/script" ] || return
+    if [ "$where" = "$top" ] && [ ! -x build/moe-ep ]; then
+        skip "line $2" "build/moe-ep was not built"
+        return
+    fi
+    (cd "$where" && timeout 60 sh -e "$tmp/script") >"$tmp/output" 2>&1 </dev/null
+    code=$?
+    ran=1
+    if [ $code -eq 0 ]; then pass "line $2: the commands run"; else fail "line $2: the commands run (exit status $code)" "$tmp/output"; fi
+}
+
+ran=0 c_blocks=0
+while read -r n lang line; do
+    block=$tmp/block$n.$lang
+    case $lang in
+        text | output | console-output)
+            if [ $ran = 1 ]; then
+                if same "$block" "$tmp/output"; then pass "line $line: the output is what was printed"
+                else diff "$block" "$tmp/output" >"$tmp/diff"; fail "line $line: the output is what was printed" "$tmp/diff"; fi
+            fi
+            ran=0 ;;
+        c | cpp | c++)
+            ran=0
+            ext=c
+            if [ "$lang" != c ]; then ext=cc; fi
+            if [ $ext = cc ] && ! have "$CXX"; then skip "line $line" "$CXX is not installed (package g++)"; continue; fi
+            if grep -qE '\bmain *\(' "$block"; then program $ext "$block" "$line"; else snippet $ext "$block" "$line"; fi
+            c_blocks=$((c_blocks + 1)) ;;
+        sh | bash | shell | console) ran=0; shell "$block" "$line" ;;
+        unclosed) fail "line $line: the block is closed" ;;
+        *) ran=0 ;;
+    esac
+done <"$tmp/blocks"
+all=$(wc -l <"$tmp/blocks")
+[ "$c_blocks" -ge $least_c ] && pass "$c_blocks C blocks were found" || fail "$c_blocks C blocks were found, want at least $least_c"
+[ "$all" -ge $least_all ] && pass "$all blocks were found" || fail "$all blocks were found, want at least $least_all"
+
+# Links to files of the repository lead somewhere.
+grep -oE '\]\([^)#]+' $file | sed 's/^](//' | grep -vE '^[a-z]+:' | sort -u >"$tmp/links"
+while read -r link; do [ -e "$link" ] || echo "$link"; done <"$tmp/links" >"$tmp/broken"
+if [ -s "$tmp/broken" ]; then fail "links lead somewhere" "$tmp/broken"; else pass "$(wc -l <"$tmp/links") links lead somewhere"; fi
+finish 5

@@ -1,0 +1,82 @@
+#!/bin/sh
+# tests/run.sh - runs every suite, several at a time, and sums up; called by `make test` and `make check`.
+# SPDX-License-Identifier: MIT
+# usage: run.sh [--check] TEST_PROGRAM...
+# environment: JOBS, ONLY (run the suites whose name contains it), and what the suites themselves read
+# A suite is a program or script whose last line is "N passed, N failed[, N skipped]"; its whole output
+# is kept in build/logs/NAME.log.  No such line, or an exit status against it, is a failure of its own.
+logs=build/logs
+mkdir -p "$logs" || exit 2
+
+if [ "$1" = --one ]; then # run.sh --one COMMAND-LINE: one suite, one line of output
+    suite=$2
+    name=$(printf '%s' "$suite" | sed 's|^sh tests/||; s|^build/tests/||; s|^build/||; s| --|_|; s|[ /]|_|g; s|\.sh||g')
+    log=$logs/$name.log
+    start=$(date +%s)
+    $suite >"$log" 2>&1 </dev/null
+    code=$?
+    took=$(($(date +%s) - start))
+    line=$(tail -n 1 "$log" | grep -E '^[0-9]+ passed, [0-9]+ failed(, [0-9]+ skipped)?$')
+    # shellcheck disable=SC2046
+    set -- $(printf '%s' "$line" | tr -c '0-9' ' ')
+    p=${1:-0} f=${2:-0} s=${3:-0}
+    if [ ! -e "${suite#sh }" ] && [ "${suite#sh }" = "$suite" ]; then
+        why="it was not built"
+        f=1
+    elif [ -z "$line" ]; then
+        why="it ended without its closing line, exit status $code"
+        f=$((f + 1))
+    elif [ "$code" -ne 0 ] && [ "$f" -eq 0 ]; then
+        why="exit status $code"
+        f=$((f + 1))
+    elif [ "$p$f$s" = 000 ]; then
+        why="nothing ran"
+        f=1
+    fi
+    echo "$p $f $s" >"$logs/$name.sum"
+    if [ "$f" -eq 0 ]; then
+        mark=ok note=
+        [ "$s" -gt 0 ] && note=" ($s skipped)"
+    else
+        mark=FAIL note=" ($f failed, see $log)"
+    fi
+    # one write, so that suites running side by side do not mix their lines
+    printf '%s\n' "$(
+        printf '  %-4s %-24s %5d passed%s, %d s\n' "$mark" "$name" "$p" "$note" "$took"
+        if [ "$f" -gt 0 ]; then
+            [ -n "${why:-}" ] && echo "       $why"
+            if [ -n "$line" ]; then grep -vE '^  (ok  |skip) ' "$log"; else tail -n 25 "$log"; fi | head -n 40 | sed 's/^/       /'
+        fi
+        [ "$s" -gt 0 ] && grep -E '^ +skip(ped)?:? ' "$log" | head -n 12 | sed 's/^ */       /'
+    )"
+    exit 0
+fi
+
+gates=
+if [ "$1" = --check ]; then
+    gates=1
+    shift
+fi
+rm -f "$logs"/*.sum
+{
+    # the longest first, so that the others fill the gaps
+    echo "sh tests/compile/matrix.sh${gates:+ --full}"
+    [ -n "$gates" ] && echo "sh tests/check.sh"
+    for program in "$@"; do echo "$program"; done
+    for script in tests/compile/include.sh tests/symbols.sh tests/install.sh tests/style.sh tests/readme.sh \
+        tests/examples.sh tests/bench.sh tests/test_*.sh; do
+        [ -e "$script" ] && echo "sh $script"
+    done
+} >"$logs/suites"
+[ -n "${ONLY:-}" ] && { grep -F -- "$ONLY" "$logs/suites" >"$logs/some"; mv "$logs/some" "$logs/suites"; }
+want=$(wc -l <"$logs/suites")
+tr '\n' '\0' <"$logs/suites" | xargs -0 -P "${JOBS:-2}" -n 1 sh "$0" --one
+
+cat "$logs"/*.sum 2>/dev/null | awk -v want="$want" '
+    { p += $1; f += $2; s += $3; n++ }
+    END {
+        if (n != want || n == 0) { printf "  FAIL %d suites should have run, %d did\n", want, n; f++ }
+        if (s) printf "%d passed, %d failed, %d skipped\n", p, f, s
+        else printf "%d passed, %d failed\n", p, f
+        exit f > 0 || p == 0
+    }'

@@ -1,0 +1,1015 @@
+/* tests/test_capacity.c - section 4: capacity formulas, drops, padding, rerouting.
+ * SPDX-License-Identifier: MIT
+ *
+ * usage: test_capacity [vector files of kind capacity_formula, drops or seed_and_literals] */
+#include "t.h"
+#include "vec.h"
+
+#include <strings.h>
+
+#include "moe_ep.h"
+
+/* Calls check on every case of one kind; returns the number of cases it took on. */
+static int each_case(const char *bundled, const char *kind, int (*check)(const vec_case *))
+{
+    const char *path;
+    int i, n, seen = 0;
+    for (i = 0; (path = vec_path(bundled, i)) != NULL; i++) {
+        vec_file v = vec_read(path);
+        for (n = 0; strcmp(v.kind, kind) == 0 && n < v.count && !t_failed_here; n++) {
+            seen += check(&v.cases[n]);
+            if (t_failed_here) printf("    case %s\n", v.cases[n].name);
+        }
+        vec_free(&v);
+    }
+    return seen;
+}
+
+/* ---- capacity formulas -------------------------------------------------------------------------------- */
+
+static moe_ep_capacity_desc capacity_case(const vec_case *c, moe_ep_capacity_rule rule)
+{
+    moe_ep_capacity_desc d;
+    memset(&d, 0, sizeof d);
+    d.rule = rule;
+    d.num_tokens = vec_int(c, "T");
+    d.num_experts = (int32_t)vec_int(c, "E");
+    d.top_k = (int32_t)vec_int(c, "k");
+    d.factor = vec_float(c, "cf");
+    return d;
+}
+
+/* What a source's formula takes besides T, E, k, cf. */
+enum { PLAIN = 0, MIN = 1, ALIGN = 2, WORLD = 4, NO_FACTOR = 8 };
+
+static const struct formula {
+    const char *key;
+    moe_ep_capacity_rule rule;
+    int uses;
+} formulas[] = {
+    {"capacity.megatron_ceil", MOE_EP_CAPACITY_MEGATRON, PLAIN},
+    {"capacity.megatron_ceil_min", MOE_EP_CAPACITY_MEGATRON, MIN},
+    {"capacity.deepspeed_top1", MOE_EP_CAPACITY_DEEPSPEED_TOP1, MIN},
+    {"capacity.deepspeed_topk", MOE_EP_CAPACITY_DEEPSPEED_TOPK, MIN},
+    {"capacity.deepspeed_top2", MOE_EP_CAPACITY_DEEPSPEED_TOPK, MIN},
+    {"capacity.tutel", MOE_EP_CAPACITY_TUTEL, ALIGN},
+    {"capacity.megablocks", MOE_EP_CAPACITY_MEGABLOCKS, WORLD},
+    {"capacity.maxtext_per_seq", MOE_EP_CAPACITY_MAXTEXT, PLAIN},
+    {"capacity.flaxformer_switch", MOE_EP_CAPACITY_FLAXFORMER, MIN},
+    {"capacity.mesh_tf", MOE_EP_CAPACITY_MESH_TF, MIN},
+    {"capacity.lingvo_gshard", MOE_EP_CAPACITY_LINGVO, PLAIN},
+    {"capacity.nllb_default", MOE_EP_CAPACITY_NLLB, NO_FACTOR},
+    {"capacity.hunyuan", MOE_EP_CAPACITY_HUNYUAN, NO_FACTOR},
+};
+
+static int check_formulas(const vec_case *c)
+{
+    size_t i;
+    int seen = 0;
+    for (i = 0; i < sizeof formulas / sizeof formulas[0]; i++) {
+        const struct formula *f = &formulas[i];
+        moe_ep_capacity_desc d = capacity_case(c, f->rule);
+        if (!vec_find(c, f->key)) continue;
+        if (f->uses & MIN) d.min_capacity = vec_int_or(c, "min_capacity", 0);
+        if (f->uses & ALIGN) d.multiple = vec_int_or(c, "alignment", 1);
+        if (f->uses & WORLD) d.world = (int32_t)vec_int_or(c, "world", 1);
+        if (f->uses & NO_FACTOR) d.factor = 0.0;
+        CHECK_I64(moe_ep_capacity(&d, NULL), vec_int(c, f->key));
+        if (t_failed_here) printf("    formula %s\n", f->key);
+        seen = 1;
+    }
+    return seen;
+}
+
+TEST(capacity_vectors)
+{
+    if (each_case("tests/vectors/capacity_formulas.vec", "capacity_formula", check_formulas) == 0)
+        SKIP("no file of kind capacity_formula was named");
+}
+
+/* ---- drops -------------------------------------------------------------------------------------------- */
+
+typedef struct drop_run {
+    int64_t T, C, n, *slot, *position;
+    int32_t E, K, *ids;
+    float *raw, *after; /* weights before, as routed, and after */
+    uint8_t *keep;
+    moe_ep_drop_result r;
+} drop_run;
+
+static drop_run drop_open(const vec_case *c)
+{
+    drop_run d;
+    const vec_field *ids = vec_get(c, "ids"), *probs = vec_find(c, "probs");
+    int64_t i;
+    memset(&d, 0, sizeof d);
+    d.T = ids->dim[0];
+    d.K = (int32_t)(ids->ndim > 1 ? ids->dim[1] : 1);
+    d.E = (int32_t)vec_int_or(c, "E", probs ? probs->dim[1] : 0);
+    d.C = vec_int(c, "capacity");
+    d.n = d.T * d.K;
+    d.ids = vec_i32(ids);
+    d.slot = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)d.n);
+    d.position = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)d.n);
+    d.raw = (float *)t_alloc(sizeof(float) * (size_t)d.n);
+    d.after = (float *)t_alloc(sizeof(float) * (size_t)d.n);
+    d.keep = (uint8_t *)t_alloc((size_t)d.n);
+    for (i = 0; probs && i < d.n; i++)
+        d.raw[i] = d.ids[i] < 0 ? 0.0f : (float)probs->f[i / d.K * d.E + d.ids[i]];
+    return d;
+}
+
+static void drop_close(drop_run *d)
+{
+    free(d->ids);
+    free(d->slot);
+    free(d->position);
+    free(d->raw);
+    free(d->after);
+    free(d->keep);
+}
+
+static int starts(const char *name, const char *prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
+
+/* Does the case's name or its reference mention the word (any letter case)? */
+static int mentions(const vec_case *c, const char *word)
+{
+    const char *texts[2], *p;
+    int i;
+    texts[0] = c->name;
+    texts[1] = vec_text(c, "reference");
+    for (i = 0; i < 2; i++)
+        for (p = texts[i]; *p; p++)
+            if (strncasecmp(p, word, strlen(word)) == 0) return 1;
+    return 0;
+}
+
+static int deepspeed_preset(const vec_case *c, int64_t C, moe_ep_drop_policy *p)
+{
+    if (mentions(c, "top1")) *p = moe_ep_drop_deepspeed_top1(C);
+    else if (mentions(c, "top2")) *p = moe_ep_drop_deepspeed_top2(C);
+    else if (mentions(c, "probs")) *p = moe_ep_drop_deepspeed_probs(C);
+    else *p = moe_ep_drop_deepspeed_position(C);
+    return 1;
+}
+
+/* The preset that a case is about; 0 = none known. */
+static int drop_preset(const vec_case *c, int64_t C, moe_ep_rng *rng, moe_ep_drop_policy *p)
+{
+    int bpr = vec_int_or(c, "batch_prioritized", mentions(c, "bpr1")) != 0;
+    int before = vec_int_or(c, "normalize_before_dropping", mentions(c, "normbefore1")) != 0, found = 1;
+    if (mentions(c, "megatron") && mentions(c, "position")) *p = moe_ep_drop_megatron_position(C);
+    else if (mentions(c, "megatron")) *p = moe_ep_drop_megatron_probs(C);
+    else if (mentions(c, "deepspeed")) found = deepspeed_preset(c, C, p);
+    else if (mentions(c, "tutel")) *p = moe_ep_drop_tutel(C, bpr);
+    else if (mentions(c, "nllb")) *p = moe_ep_drop_nllb(C, before, bpr);
+    else if (mentions(c, "flaxformer")) *p = moe_ep_drop_flaxformer(C, bpr);
+    else if (mentions(c, "megablocks")) *p = moe_ep_drop_megablocks(C);
+    else if (mentions(c, "maxtext")) *p = moe_ep_drop_maxtext(C);
+    else if (mentions(c, "hunyuan")) *p = moe_ep_drop_hunyuan(C);
+    else if (mentions(c, "switch") || mentions(c, "hash")) *p = moe_ep_drop_switch(C);
+    else if (mentions(c, "legacy") || mentions(c, "lingvo")) *p = moe_ep_drop_gshard_legacy(C);
+    else if (mentions(c, "gshard") || mentions(c, "mesh")) *p = moe_ep_drop_gshard(C);
+    else found = 0;
+    p->rng = rng;
+    return found;
+}
+
+static void check_kept(const vec_case *c, const drop_run *d)
+{
+    const vec_field *kept = vec_find(c, "kept"), *where = vec_find(c, "locations"), *w = vec_find(c, "weights_after");
+    int64_t i;
+    for (i = 0; kept && i < d->n; i++) CHECK_I64(d->keep[i], kept->i[i]);
+    for (i = 0; where && i < d->n; i++) { /* what references write for a dropped one differs: its place, 0 or -1 */
+        if (d->keep[i]) CHECK_I64(d->slot[i], where->i[i]);
+        else CHECK(where->i[i] == d->position[i] || where->i[i] == 0 || where->i[i] == -1);
+    }
+    for (i = 0; w && i < d->n; i++) CHECK_NEAR(d->after[i], w->f[i], 1e-5, 1e-30);
+}
+
+static void check_padding(const vec_case *c, const drop_run *d)
+{
+    const vec_field *rows = vec_find(c, "padded_map_rows_per_expert"), *map = vec_find(c, "padded_map");
+    uint8_t *got;
+    int64_t e, t, sum;
+    if (!rows && !map) return;
+    got = (uint8_t *)t_alloc((size_t)(d->T * d->E));
+    CHECK_I64(moe_ep_pad_to_capacity(d->ids, d->keep, d->T, d->K, d->E, d->C, got, NULL, NULL), MOE_EP_OK);
+    for (e = 0; rows && e < d->E; e++) {
+        for (sum = 0, t = 0; t < d->T; t++) sum += got[t * d->E + e];
+        CHECK_I64(sum, rows->i[e]);
+    }
+    for (t = 0; map && t < d->T * d->E; t++) CHECK_I64(got[t], map->i[t]);
+    free(got);
+}
+
+/* Auxiliary losses that some drop cases carry. */
+static void check_drop_loss(const vec_case *c, const char *key, moe_ep_aux kind, const int32_t *ids)
+{
+    moe_ep_aux_desc a;
+    float *probs;
+    if (!vec_find(c, key) || !vec_find(c, "probs")) return;
+    probs = vec_f32(vec_get(c, "probs"));
+    memset(&a, 0, sizeof a);
+    a.kind = kind;
+    a.num_tokens = vec_int(c, "T");
+    a.num_experts = (int32_t)vec_int(c, "E");
+    a.top_k = (int32_t)vec_int(c, "K");
+    a.scores = probs;
+    a.ids = ids;
+    CHECK_NEAR(moe_ep_aux_loss(&a, NULL, NULL), vec_float(c, key), 4e-6, 1e-9);
+    free(probs);
+}
+
+/* Counts hold for every order, also where the source leaves open which assignments survive. */
+static void check_drop_counts(const vec_case *c, const drop_run *d)
+{
+    const vec_field *loads = vec_find(c, "loads"), *kept = vec_find(c, "kept");
+    int64_t *per_expert = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)d->E), i, dropped = 0, count = 0;
+    CHECK_I64(moe_ep_drop_counts(d->ids, d->keep, d->n, d->E, NULL, 0, per_expert, NULL, NULL), MOE_EP_OK);
+    for (i = 0; loads && i < d->E; i++) CHECK_I64(per_expert[i], loads->i[i] > d->C ? loads->i[i] - d->C : 0);
+    for (i = 0; i < d->E; i++) dropped += per_expert[i];
+    for (i = 0; kept && i < kept->count; i++) count += kept->i[i] != 0;
+    if (kept) CHECK_I64(d->r.kept, count);
+    CHECK_I64(d->r.dropped, dropped);
+    CHECK_I64(vec_int_or(c, "dropped", dropped), dropped);
+    if (loads) CHECK_I64(moe_ep_dropped_tokens(loads->i, d->E, d->C, NULL), dropped);
+    free(per_expert);
+}
+
+static void check_expert_choice(const vec_case *c)
+{
+    const vec_field *want = vec_get(c, "tokens_of_expert"), *w = vec_find(c, "weights");
+    const vec_field *per_token = vec_find(c, "experts_per_token");
+    int64_t T = vec_int(c, "T"), C = want->dim[1], i;
+    int32_t E = (int32_t)vec_int(c, "E"), *tokens = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)want->count);
+    float *probs = vec_f32(vec_get(c, "probs")), *got = (float *)t_alloc(sizeof(float) * (size_t)want->count);
+    int64_t *used = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)T);
+    CHECK_I64(moe_ep_expert_choice(probs, T, E, C, tokens, got, used, NULL), MOE_EP_OK);
+    for (i = 0; i < want->count; i++) CHECK_I64(tokens[i], want->i[i]);
+    for (i = 0; w && i < w->count; i++) CHECK_NEAR(got[i], w->f[i], 1e-6, 0.0);
+    for (i = 0; per_token && i < T; i++) CHECK_I64(used[i], per_token->i[i]);
+    free(tokens);
+    free(probs);
+    free(got);
+    free(used);
+}
+
+static int check_drops(const vec_case *c)
+{
+    moe_ep_rng rng = moe_ep_rng_seed(1);
+    moe_ep_drop_policy p = moe_ep_drop_switch(1);
+    moe_ep_error err;
+    drop_run d;
+    int open;
+    if (vec_find(c, "tokens_of_expert")) {
+        check_expert_choice(c);
+        return 1;
+    }
+    if (!drop_preset(c, vec_int(c, "capacity"), &rng, &p)) {
+        printf("    no preset for %s\n", c->name);
+        CHECK(0);
+        return 1;
+    }
+    d = drop_open(c);
+    CHECK_I64(moe_ep_drop(&p, d.ids, d.raw, d.T, d.K, d.E, d.keep, d.slot, d.position, d.after, &d.r, NULL, &err),
+              MOE_EP_OK);
+    open = (int)vec_int_or(c, "kept_unspecified", p.order == MOE_EP_DROP_RANDOM) != 0;
+    if (!open) {
+        check_kept(c, &d);
+        check_padding(c, &d);
+    }
+    check_drop_counts(c, &d);
+    check_drop_loss(c, "l_aux", starts(c->name, "deepspeed_topk") ? MOE_EP_AUX_SWITCH : MOE_EP_AUX_FIRST_CHOICE, d.ids);
+    check_drop_loss(c, "aux_loss", MOE_EP_AUX_ANY_CHOICE, d.ids);
+    drop_close(&d);
+    return 1;
+}
+
+TEST(drop_vectors)
+{
+    if (each_case("tests/vectors/drops.vec", "drops", check_drops) == 0) SKIP("no file of kind drops was named");
+}
+
+/* ---- the seed's drop numbers and published literals ---------------------------------------------------- */
+
+/* sweep.<cf>.capacity and sweep.<cf>.dropped */
+static void check_sweep(const vec_case *c, const int64_t *loads, int32_t E)
+{
+    moe_ep_capacity_desc d;
+    int i, seen = 0;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = vec_int(c, "T");
+    d.top_k = (int32_t)vec_int(c, "K");
+    d.num_experts = E;
+    d.basis_tokens = strcmp(vec_text(c, "basis"), "tokens") == 0;
+    for (i = 0; i < c->fields; i++) {
+        const vec_field *f = &c->field[i];
+        char *end;
+        int64_t C;
+        if (!starts(f->key, "sweep.")) continue;
+        d.factor = strtod(f->key + 6, &end);
+        C = moe_ep_capacity(&d, NULL);
+        if (strcmp(end, ".capacity") == 0) CHECK_I64(C, f->i[0]);
+        else CHECK_I64(moe_ep_dropped_tokens(loads, E, C, NULL), f->i[0]);
+        seen++;
+    }
+    CHECK(seen > 0);
+}
+
+static int check_seed_drop(const vec_case *c)
+{
+    const vec_field *loads, *f = vec_find(c, "ids");
+    moe_ep_drop_policy p;
+    moe_ep_drop_result r;
+    int32_t *ids, E;
+    int64_t basis;
+    if (!starts(c->name, "seed_drop/")) return 0;
+    loads = vec_get(c, "loads");
+    E = (int32_t)vec_int(c, "E");
+    ids = vec_i32(f);
+    basis = strcmp(vec_text(c, "basis"), "tokens") == 0 ? vec_int(c, "T") : f->count;
+    p = moe_ep_drop_switch(vec_int(c, "C"));
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, f->count, 1, E, NULL, NULL, NULL, NULL, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.dropped, vec_int(c, "dropped_cf1"));
+    CHECK_I64(r.kept, vec_int(c, "kept_cf1"));
+    CHECK_I64(moe_ep_dropped_tokens(loads->i, E, vec_int(c, "C"), NULL), vec_int(c, "dropped_cf1"));
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(loads->i, E, basis, NULL), vec_float(c, "smallest_cf_without_drop"),
+               0.0, 0.0);
+    check_sweep(c, loads->i, E);
+    free(ids);
+    return 1;
+}
+
+/* [token, expert, slot] of what DeepSpeed's own test expects. */
+static int check_deepspeed_literal(const vec_case *c)
+{
+    const vec_field *l = vec_get(c, "logits"), *slots = vec_get(c, "slots");
+    int64_t T = l->dim[0], i, j, kept = 0;
+    int32_t E = (int32_t)l->dim[1], K = (int32_t)vec_int(c, "K");
+    int32_t *ids = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * K));
+    int64_t *slot = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(T * K)), C = vec_int(c, "capacity");
+    float *logits = vec_f32(l), *w = (float *)t_alloc(sizeof(float) * (size_t)(T * K));
+    moe_ep_router r = moe_ep_router_qwen2(E, K);
+    moe_ep_drop_policy p = moe_ep_drop_deepspeed_position(C);
+    moe_ep_drop_result result;
+    if (strcmp(vec_text(c, "policy"), "probs") == 0) p = moe_ep_drop_deepspeed_probs(C);
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_drop(&p, ids, w, T, K, E, NULL, slot, NULL, NULL, &result, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(result.kept, slots->dim[0]);
+    for (i = 0; i < slots->dim[0]; i++) {
+        for (j = 0; j < K; j++) {
+            int64_t at = slots->i[i * 3] * K + j;
+            if (ids[at] == slots->i[i * 3 + 1] && slot[at] == slots->i[i * 3 + 2]) kept++;
+        }
+    }
+    CHECK_I64(kept, slots->dim[0]);
+    free(ids);
+    free(slot);
+    free(logits);
+    free(w);
+    return 1;
+}
+
+static int check_literal(const vec_case *c)
+{
+    if (starts(c->name, "literal/deepspeed_TestTopkGate")) return check_deepspeed_literal(c);
+    if (starts(c->name, "literal/maxtext_docstring")) {
+        moe_ep_drop_policy p = moe_ep_drop_maxtext(vec_int(c, "capacity"));
+        drop_run d = drop_open(c);
+        CHECK_I64(moe_ep_drop(&p, d.ids, NULL, d.T, d.K, d.E, d.keep, d.slot, d.position, NULL, &d.r, NULL, NULL),
+                  MOE_EP_OK);
+        check_kept(c, &d);
+        drop_close(&d);
+        return 1;
+    }
+    return check_seed_drop(c);
+}
+
+TEST(seed_and_literal_vectors)
+{
+    if (each_case("tests/vectors/seed_and_literals.vec", "seed_and_literals", check_literal) == 0)
+        SKIP("no file of kind seed_and_literals was named");
+}
+
+/* ---- capacity by hand ------------------------------------------------------------------------------------ */
+
+static int64_t rows_of(moe_ep_capacity_rule rule, int64_t T, int32_t K, int32_t E, double factor)
+{
+    moe_ep_capacity_desc d;
+    memset(&d, 0, sizeof d);
+    d.rule = rule;
+    d.num_tokens = T;
+    d.top_k = K;
+    d.num_experts = E;
+    d.factor = factor;
+    return moe_ep_capacity(&d, NULL);
+}
+
+TEST(capacity_examples)
+{
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGATRON, 64, 2, 8, 1.0), 16);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGATRON, 45, 1, 2, 1.2), 27);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_DEEPSPEED_TOP1, 45, 1, 2, 1.2), 28);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGATRON, 25, 1, 1, 1.2), 30);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_DEEPSPEED_TOP1, 25, 1, 1, 1.2), 31);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_DEEPSPEED_TOPK, 25, 1, 2, 1.2), 16);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGATRON, 25, 1, 2, 1.2), 15);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_HUNYUAN, 3, 8, 64, 0.0), 8);   /* K is the floor */
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_HUNYUAN, 100, 8, 64, 0.0), 12); /* 12.5 */
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_NLLB, 33, 2, 8, 0.0), 10);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_NLLB, 33, 2, 8, 0.1), 4);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_FLAXFORMER, 10, 1, 4, 1.0), 2); /* 2.5, half to even */
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_FLAXFORMER, 14, 1, 4, 1.0), 4); /* 3.5 */
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_LINGVO, 1, 1, 4, 1.0), 4);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MAXTEXT, 8, 1, 8, 0.5), 0);
+    CHECK_STR(moe_ep_capacity_rule_name(1), "megatron");
+    CHECK(moe_ep_capacity_rule_name(12) == NULL && moe_ep_capacity_rule_name(-1) == NULL);
+    {
+        int32_t i, j; /* every rule has a name of its own */
+        for (i = 0; i < 12; i++)
+            for (j = 0; j < i; j++) CHECK(strcmp(moe_ep_capacity_rule_name(i), moe_ep_capacity_rule_name(j)) != 0);
+    }
+}
+
+TEST(capacity_options)
+{
+    moe_ep_capacity_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = 50;
+    d.top_k = 2;
+    d.num_experts = 8;
+    d.factor = 1.0; /* 12.5 */
+    CHECK_I64(moe_ep_capacity(&d, NULL), 13);
+    d.rounding = MOE_EP_ROUND_FLOOR;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 12);
+    d.rounding = MOE_EP_ROUND_HALF_EVEN;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 12);
+    d.basis_tokens = 1; /* 6.25 */
+    d.rounding = MOE_EP_ROUND_CEIL;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 7);
+    d.min_capacity = 9;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 9);
+    d.multiple = 4;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 12);
+    d.min_capacity = d.multiple = 0;
+    d.num_tokens = 25;
+    d.num_experts = 1;
+    d.factor = 1.2;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 30);
+    d.in_float32 = 1;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 31);
+    memset(&d, 0, sizeof d);
+    d.rule = MOE_EP_CAPACITY_TUTEL;
+    d.num_tokens = 36;
+    d.top_k = 2;
+    d.num_experts = 8;
+    d.max_load = 17;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 17); /* cf 0: as much as needed */
+    d.factor = -1.0;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 10); /* but at most 2 * 5 */
+    d.factor = -2.0;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 17);
+    d.multiple = 8;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 24);
+    d.multiple = 0;
+    d.rule = MOE_EP_CAPACITY_MAXTEXT;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 17);
+    d.rule = MOE_EP_CAPACITY_MEGABLOCKS;
+    d.factor = 0.0;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 17);
+    d.factor = 1.0;
+    d.world = 4;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 36);
+}
+
+TEST(capacity_errors)
+{
+    moe_ep_capacity_desc good, d;
+    moe_ep_error err;
+    memset(&good, 0, sizeof good);
+    CHECK_I64(moe_ep_capacity(NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_capacity(&good, &err), MOE_EP_ERR_SIZE);
+    good.num_tokens = 10;
+    good.top_k = 2;
+    good.num_experts = 4;
+    good.factor = 1.0;
+#define BAD(field, value, want)                                                                     \
+    do {                                                                                            \
+        d = good;                                                                                   \
+        d.field = value;                                                                            \
+        CHECK_I64(moe_ep_capacity(&d, &err), want);                                                 \
+        CHECK_STR(err.arg, #field);                                                                 \
+    } while (0)
+    BAD(rule, (moe_ep_capacity_rule)12, MOE_EP_ERR_RANGE);
+    BAD(rounding, (moe_ep_rounding)3, MOE_EP_ERR_RANGE);
+    BAD(num_tokens, -1, MOE_EP_ERR_SIZE);
+    BAD(top_k, 0, MOE_EP_ERR_SIZE);
+    BAD(num_experts, -1, MOE_EP_ERR_SIZE);
+    BAD(factor, (double)NAN, MOE_EP_ERR_NAN);
+    BAD(factor, 0.0, MOE_EP_ERR_RANGE);
+    BAD(factor, -1.0, MOE_EP_ERR_RANGE);
+    BAD(factor, 1e300, MOE_EP_ERR_OVERFLOW);
+    BAD(min_capacity, -1, MOE_EP_ERR_NEGATIVE);
+    BAD(multiple, -1, MOE_EP_ERR_NEGATIVE);
+    BAD(multiple, INT64_MAX, MOE_EP_ERR_OVERFLOW);
+    BAD(world, -1, MOE_EP_ERR_SIZE);
+    BAD(max_load, -1, MOE_EP_ERR_NEGATIVE);
+    BAD(num_tokens, INT64_MAX, MOE_EP_ERR_OVERFLOW);
+#undef BAD
+}
+
+TEST(dropped_tokens_and_smallest_factor)
+{
+    int64_t loads[8] = {84, 7, 7, 6, 6, 6, 6, 6}, bad[2] = {1, -1}, huge[2] = {INT64_MAX, 1};
+    moe_ep_capacity_desc d;
+    uint64_t s = t_seed;
+    moe_ep_error err;
+    int n, e;
+    CHECK_I64(moe_ep_dropped_tokens(loads, 8, 16, &err), 68);
+    CHECK_I64(moe_ep_dropped_tokens(loads, 8, 0, &err), 128);
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(loads, 8, 128, &err), 5.25, 0.0, 0.0);
+    CHECK_I64(moe_ep_dropped_tokens(NULL, 8, 16, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_dropped_tokens(loads, 0, 16, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_dropped_tokens(loads, 8, -1, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(moe_ep_dropped_tokens(bad, 2, 1, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_dropped_tokens(huge, 2, 1, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(NULL, 8, 128, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(loads, 8, 0, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(bad, 2, 8, &err), MOE_EP_ERR_NEGATIVE, 0.0, 0.0);
+    memset(&d, 0, sizeof d);
+    for (n = 0; n < 3000; n++) { /* at that factor nothing drops; drops never grow with the factor */
+        int64_t sum = 0, most = 0, before = INT64_MAX, now, step;
+        int32_t E = 1 + (int32_t)t_below(&s, 8);
+        for (e = 0; e < E; e++) {
+            loads[e] = t_below(&s, 100);
+            sum += loads[e];
+            most = loads[e] > most ? loads[e] : most;
+        }
+        if (most == 0) continue;
+        d.num_tokens = sum;
+        d.top_k = 1;
+        d.num_experts = E;
+        d.factor = moe_ep_smallest_capacity_factor(loads, E, sum, NULL);
+        CHECK(moe_ep_capacity(&d, NULL) >= most);
+        CHECK_I64(moe_ep_dropped_tokens(loads, E, moe_ep_capacity(&d, NULL), NULL), 0);
+        for (step = 1; step < 20; step++) {
+            d.factor = (double)step / 4.0;
+            now = moe_ep_dropped_tokens(loads, E, moe_ep_capacity(&d, NULL), NULL);
+            CHECK(now <= before);
+            before = now;
+        }
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* ---- drops by definition --------------------------------------------------------------------------------- */
+
+/* Does assignment a stand before b in the queue?  Straight from the words of each order. */
+static int stands_before(const moe_ep_drop_policy *p, const float *w, int64_t K, int64_t a, int64_t b)
+{
+    int64_t ta = a / K, tb = b / K, ja = a % K, jb = b % K, j;
+    float wa = w[ta * K], wb = w[tb * K];
+    if (p->order == MOE_EP_DROP_TOKEN_MAJOR) return a < b;
+    if (p->order == MOE_EP_DROP_CHOICE_MAJOR) return ja != jb ? ja < jb : ta < tb;
+    if (p->order == MOE_EP_DROP_GATE) return w[a] > w[b] || (!(w[a] < w[b]) && a < b);
+    for (j = 0; j < K; j++) { /* MAX_GATE */
+        wa = w[ta * K + j] > wa ? w[ta * K + j] : wa;
+        wb = w[tb * K + j] > wb ? w[tb * K + j] : wb;
+    }
+    if (p->priority) {
+        wa = p->priority[ta];
+        wb = p->priority[tb];
+    }
+    if (ja != jb) return ja < jb;
+    return wa > wb || (!(wa < wb) && ta < tb);
+}
+
+typedef struct drop_case {
+    moe_ep_drop_policy p;
+    int64_t T, limits[6];
+    int32_t K, E, ids[120];
+    float w[120], priority[40];
+} drop_case;
+
+static void random_drop(uint64_t *s, drop_case *c)
+{
+    int64_t i;
+    memset(c, 0, sizeof *c);
+    c->T = 1 + t_below(s, 40);
+    c->K = 1 + (int32_t)t_below(s, 3);
+    c->E = 1 + (int32_t)t_below(s, 6);
+    c->p.capacity = 1 + t_below(s, c->T);
+    c->p.order = (moe_ep_drop_order)t_below(s, 4);
+    c->p.norm = (moe_ep_drop_norm)t_below(s, 3);
+    c->p.eps_mode = (moe_ep_eps_mode)t_below(s, 3);
+    c->p.eps = 0.125f;
+    c->p.norm_skip_k1 = (int32_t)t_below(s, 2);
+    c->p.keep_weights = c->p.norm != MOE_EP_NORM_AFTER && t_below(s, 3) == 0;
+    c->p.slots_by_token = t_below(s, 3) == 0;
+    c->p.group_tokens = t_below(s, 3) ? 0 : 1 + t_below(s, c->T + 3);
+    for (i = 0; i < c->E; i++) c->limits[i] = t_below(s, 8);
+    if (t_below(s, 4) == 0) c->p.capacities = c->limits;
+    for (i = 0; i < c->T * c->K; i++) {
+        c->ids[i] = (int32_t)t_below(s, c->E + 1) - (t_below(s, 4) == 0); /* some -1, duplicates allowed */
+        if (c->ids[i] >= c->E) c->ids[i] = 0;
+        c->w[i] = c->ids[i] < 0 ? 0.0f : (float)t_below(s, 9) / 8.0f;
+    }
+    for (i = 0; i < c->T; i++) c->priority[i] = (float)t_below(s, 5);
+    if (t_below(s, 4) == 0) c->p.priority = c->priority;
+}
+
+/* Place of assignment i in its queue, by counting who stands before it in its group. */
+static int64_t place_of(const drop_case *c, int64_t i)
+{
+    int64_t group = c->p.group_tokens > 0 ? c->p.group_tokens : c->T, b, place = 0;
+    for (b = 0; b < c->T * c->K; b++)
+        if (c->ids[b] == c->ids[i] && b / c->K / group == i / c->K / group && stands_before(&c->p, c->w, c->K, b, i))
+            place++;
+    return place;
+}
+
+static int64_t limit_of(const drop_case *c, int64_t i)
+{
+    return c->p.capacities ? c->limits[c->ids[i]] : c->p.capacity;
+}
+
+/* Slot in token order: kept ones of the same expert and group before i. */
+static int64_t token_slot(const drop_case *c, const uint8_t *keep, int64_t i)
+{
+    int64_t group = c->p.group_tokens > 0 ? c->p.group_tokens : c->T, b, slot = 0;
+    for (b = 0; b < i; b++)
+        if (keep[b] && c->ids[b] == c->ids[i] && b / c->K / group == i / c->K / group) slot++;
+    return slot;
+}
+
+static double weight_after(const drop_case *c, const uint8_t *keep, int64_t i)
+{
+    int64_t t = i / c->K, j;
+    double norm = 0.0;
+    if (c->ids[i] < 0 || (!keep[i] && !c->p.keep_weights)) return 0.0;
+    if (c->p.norm == MOE_EP_NORM_NEVER || (c->p.norm_skip_k1 && c->K == 1)) return (double)c->w[i];
+    for (j = t * c->K; j < (t + 1) * c->K; j++)
+        if (c->ids[j] >= 0 && (c->p.norm == MOE_EP_NORM_BEFORE || keep[j])) norm += (double)c->w[j];
+    if (c->p.eps_mode == MOE_EP_EPS_ADD) norm += 0.125;
+    if (c->p.eps_mode == MOE_EP_EPS_CLAMP && norm < 0.125) norm = 0.125;
+    return norm > 0.0 ? (double)c->w[i] / norm : 0.0;
+}
+
+static void check_drop_result(const drop_case *c, const uint8_t *keep, const moe_ep_drop_result *r)
+{
+    int64_t t, i, used, kept, assignments = 0, survivors = 0, hit = 0, lost = 0;
+    for (t = 0; t < c->T; t++) {
+        for (used = kept = 0, i = t * c->K; i < (t + 1) * c->K; i++) {
+            used += c->ids[i] >= 0;
+            kept += keep[i];
+        }
+        assignments += used;
+        survivors += kept;
+        hit += kept < used;
+        lost += used > 0 && kept == 0;
+    }
+    CHECK_I64(r->assignments, assignments);
+    CHECK_I64(r->skipped, c->T * c->K - assignments);
+    CHECK_I64(r->kept, survivors);
+    CHECK_I64(r->dropped, assignments - survivors);
+    CHECK_I64(r->tokens_hit, hit);
+    CHECK_I64(r->tokens_lost, lost);
+    CHECK(r->weight_kept >= 0.0 && r->weight_kept <= 1.0);
+}
+
+TEST(random_drops_equal_the_definition)
+{
+    drop_case c;
+    uint64_t s = t_seed;
+    uint8_t keep[120];
+    int64_t slot[120], position[120], i, n;
+    float after[120];
+    moe_ep_drop_result r;
+    for (n = 0; n < 6000; n++) {
+        random_drop(&s, &c);
+        CHECK_I64(moe_ep_drop(&c.p, c.ids, c.w, c.T, c.K, c.E, keep, slot, position, after, &r, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < c.T * c.K; i++) {
+            int64_t place = c.ids[i] < 0 ? -1 : place_of(&c, i);
+            int kept = place >= 0 && place < limit_of(&c, i);
+            CHECK_I64(position[i], place);
+            CHECK_I64(keep[i], kept);
+            if (!kept) CHECK_I64(slot[i], -1);
+            else CHECK_I64(slot[i], c.p.slots_by_token ? token_slot(&c, keep, i) : place);
+        }
+        for (i = 0; i < c.T * c.K; i++) CHECK_NEAR(after[i], weight_after(&c, keep, i), 1e-6, 1e-12);
+        check_drop_result(&c, keep, &r);
+        { /* in place, and without the optional outputs: the same weights */
+            float in_place[120];
+            memcpy(in_place, c.w, sizeof in_place);
+            CHECK_I64(moe_ep_drop(&c.p, c.ids, in_place, c.T, c.K, c.E, NULL, NULL, NULL, in_place, NULL, NULL, NULL),
+                      MOE_EP_OK);
+            CHECK(memcmp(in_place, after, sizeof(float) * (size_t)(c.T * c.K)) == 0);
+        }
+        STOP_IF_FAILED("case %lld", (long long)n);
+    }
+}
+
+/* Who survives depends on the order; how many do not. */
+TEST(every_order_keeps_min_of_load_and_capacity)
+{
+    drop_case c;
+    uint64_t s = t_seed + 1;
+    moe_ep_rng rng = moe_ep_rng_seed(t_seed);
+    uint8_t keep[120];
+    int64_t n, i, e, load[6], kept[6];
+    for (n = 0; n < 3000; n++) {
+        random_drop(&s, &c);
+        c.p.order = (moe_ep_drop_order)(n % 5);
+        c.p.rng = &rng;
+        c.p.group_tokens = 0;
+        CHECK_I64(moe_ep_drop(&c.p, c.ids, c.w, c.T, c.K, c.E, keep, NULL, NULL, NULL, NULL, NULL, NULL), MOE_EP_OK);
+        memset(load, 0, sizeof load);
+        memset(kept, 0, sizeof kept);
+        for (i = 0; i < c.T * c.K; i++) {
+            if (c.ids[i] < 0) continue;
+            load[c.ids[i]]++;
+            kept[c.ids[i]] += keep[i];
+        }
+        for (e = 0; e < c.E; e++) {
+            int64_t limit = c.p.capacities ? c.limits[e] : c.p.capacity;
+            CHECK_I64(kept[e], load[e] < limit ? load[e] : limit);
+        }
+        STOP_IF_FAILED("case %lld", (long long)n);
+    }
+}
+
+/* A random order treats all alike: each of 8 tokens survives a capacity of 2 in about a quarter of runs. */
+TEST(random_order_is_fair)
+{
+    moe_ep_rng rng = moe_ep_rng_seed(t_seed);
+    moe_ep_drop_policy p = moe_ep_drop_deepspeed_top1(2);
+    int32_t ids[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    int64_t slot[8];
+    int count[8] = {0, 0, 0, 0, 0, 0, 0, 0}, n, i;
+    uint8_t keep[8];
+    p.rng = &rng;
+    for (n = 0; n < 8000; n++) {
+        int64_t next = 0;
+        CHECK_I64(moe_ep_drop(&p, ids, NULL, 8, 1, 1, keep, slot, NULL, NULL, NULL, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < 8; i++) {
+            count[i] += keep[i];
+            if (keep[i]) CHECK_I64(slot[i], next++); /* slots stay in token order */
+        }
+    }
+    for (i = 0; i < 8; i++) CHECK_NEAR(count[i], 2000, 0.0, 5.0 * sqrt(8000 * 0.25 * 0.75));
+}
+
+TEST(drop_presets)
+{
+    CHECK(moe_ep_drop_switch(3).order == MOE_EP_DROP_TOKEN_MAJOR && moe_ep_drop_switch(3).capacity == 3);
+    CHECK(moe_ep_drop_hf_switch(3).norm == MOE_EP_NORM_NEVER);
+    CHECK(moe_ep_drop_gshard_legacy(3).norm == MOE_EP_NORM_BEFORE);
+    CHECK(moe_ep_drop_gshard(3).norm == MOE_EP_NORM_AFTER && moe_ep_drop_gshard(3).order == MOE_EP_DROP_CHOICE_MAJOR);
+    CHECK(moe_ep_drop_deepspeed_top1(3).order == MOE_EP_DROP_RANDOM);
+    CHECK(moe_ep_drop_deepspeed_top2(3).eps_mode == MOE_EP_EPS_CLAMP);
+    CHECK(moe_ep_drop_deepspeed_position(3).order == MOE_EP_DROP_TOKEN_MAJOR);
+    CHECK(moe_ep_drop_deepspeed_probs(3).order == MOE_EP_DROP_GATE);
+    CHECK(moe_ep_drop_megatron_probs(3).norm == MOE_EP_NORM_NEVER);
+    CHECK(moe_ep_drop_megatron_position(3).order == MOE_EP_DROP_TOKEN_MAJOR);
+    CHECK(moe_ep_drop_tutel(3, 1).order == MOE_EP_DROP_MAX_GATE && moe_ep_drop_tutel(3, 0).keep_weights == 1);
+    CHECK(moe_ep_drop_nllb(3, 1, 0).norm == MOE_EP_NORM_BEFORE && moe_ep_drop_nllb(3, 0, 1).norm == MOE_EP_NORM_AFTER);
+    CHECK(moe_ep_drop_flaxformer(3, 1).order == MOE_EP_DROP_MAX_GATE);
+    CHECK(moe_ep_drop_megablocks(3).keep_weights == 1);
+    CHECK(moe_ep_drop_maxtext(3).order == MOE_EP_DROP_TOKEN_MAJOR);
+    CHECK(moe_ep_drop_hunyuan(3).norm == MOE_EP_NORM_BEFORE);
+}
+
+static void expect_drop_error(const moe_ep_drop_policy *p, moe_ep_status want, const char *arg)
+{
+    int32_t ids[4] = {0, 0, 0, 1};
+    float w[4] = {0.5f, 0.5f, 0.5f, 0.5f}, after[4] = {-9.0f, -9.0f, -9.0f, -9.0f};
+    uint8_t keep[4] = {77, 77, 77, 77};
+    int64_t slot[4] = {-9, -9, -9, -9};
+    moe_ep_error err;
+    int i;
+    CHECK_I64(moe_ep_drop(p, ids, w, 4, 1, 2, keep, slot, NULL, after, NULL, NULL, &err), want);
+    CHECK_STR(err.arg, arg);
+    for (i = 0; i < 4; i++) CHECK(keep[i] == 77 && slot[i] == -9 && after[i] < -8.0f);
+}
+
+TEST(drop_example_and_policy_errors)
+{
+    const moe_ep_drop_policy good = moe_ep_drop_switch(2);
+    moe_ep_drop_policy p = good;
+    int64_t limits[2] = {1, -1};
+    int32_t ids[4] = {0, 0, 0, 1};
+    uint8_t keep[4];
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 4, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK(keep[0] == 1 && keep[1] == 1 && keep[2] == 0 && keep[3] == 1);
+#define BAD(field, value, want)                                                                     \
+    do {                                                                                            \
+        p = good;                                                                                   \
+        p.field = value;                                                                            \
+        expect_drop_error(&p, want, #field);                                                        \
+    } while (0)
+    BAD(capacity, 0, MOE_EP_ERR_SIZE);
+    BAD(capacity, -1, MOE_EP_ERR_SIZE);
+    BAD(capacities, limits, MOE_EP_ERR_NEGATIVE);
+    BAD(order, (moe_ep_drop_order)5, MOE_EP_ERR_RANGE);
+    BAD(norm, (moe_ep_drop_norm)3, MOE_EP_ERR_RANGE);
+    BAD(eps_mode, (moe_ep_eps_mode)3, MOE_EP_ERR_RANGE);
+    BAD(eps, -1.0f, MOE_EP_ERR_RANGE);
+    BAD(eps, NAN, MOE_EP_ERR_NAN);
+    BAD(group_tokens, -1, MOE_EP_ERR_SIZE);
+#undef BAD
+    p = moe_ep_drop_deepspeed_top1(2);
+    expect_drop_error(&p, MOE_EP_ERR_CONFIG, "rng");
+    p = moe_ep_drop_gshard(2);
+    p.keep_weights = 1;
+    expect_drop_error(&p, MOE_EP_ERR_CONFIG, "keep_weights");
+    expect_drop_error(NULL, MOE_EP_ERR_NULL, "policy");
+}
+
+TEST(drop_argument_errors)
+{
+    moe_ep_drop_policy p = moe_ep_drop_megatron_probs(2);
+    int32_t ids[4] = {0, 0, 0, 1}, wrong[4] = {0, 0, 2, 1};
+    float w[4] = {0.5f, 0.25f, 0.5f, 0.5f}, bad[4] = {0.5f, 0.5f, 0.5f, NAN}, after[4];
+    uint8_t keep[4] = {77, 77, 77, 77};
+    char memory[2048];
+    moe_ep_scratch small = moe_ep_scratch_fixed(memory, 1);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_drop(&p, NULL, w, 4, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 4, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "weights");
+    CHECK_I64(moe_ep_drop(&p, ids, w, -1, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop(&p, ids, w, 4, 0, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop(&p, ids, w, 4, 1, 0, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop(&p, ids, w, INT64_MAX / 2, 8, 2, keep, NULL, NULL, NULL, NULL, NULL, &err),
+              MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_drop(&p, wrong, w, 4, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_drop(&p, ids, bad, 4, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_drop(&p, ids, w, 4, 1, 2, keep, NULL, NULL, NULL, NULL, &small, &err), MOE_EP_ERR_SCRATCH);
+    small = moe_ep_scratch_fixed(memory, small.need - 1);
+    CHECK_I64(moe_ep_drop(&p, ids, w, 4, 1, 2, keep, NULL, NULL, NULL, NULL, &small, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(keep[0], 77);
+    small = moe_ep_scratch_fixed(memory, small.need);
+    CHECK_I64(moe_ep_drop(&p, ids, w, 4, 1, 2, keep, NULL, NULL, NULL, NULL, &small, &err), MOE_EP_OK);
+    CHECK(keep[0] == 1 && keep[1] == 0 && keep[2] == 1 && keep[3] == 1);
+    p = moe_ep_drop_switch(2);
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 4, 1, 2, keep, NULL, NULL, after, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop(&p, NULL, NULL, 0, 1, 2, NULL, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_OK);
+    p.order = MOE_EP_DROP_MAX_GATE;
+    p.priority = bad;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 4, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_STR(err.arg, "priority");
+}
+
+/* ---- padding, rerouting, counting ------------------------------------------------------------------------- */
+
+TEST(padding_fills_every_expert)
+{
+    drop_case c;
+    uint64_t s = t_seed + 2;
+    uint8_t keep[120], map[240];
+    int64_t n, t, e, i, added, ones;
+    for (n = 0; n < 2000; n++) {
+        random_drop(&s, &c);
+        c.p.capacities = NULL;
+        c.p.group_tokens = 0;
+        for (i = 0; i < c.T * c.K; i++) /* distinct experts inside a token */
+            for (t = i / c.K * c.K; t < i; t++)
+                if (c.ids[t] == c.ids[i]) c.ids[i] = -1;
+        CHECK_I64(moe_ep_drop(&c.p, c.ids, c.w, c.T, c.K, c.E, keep, NULL, NULL, NULL, NULL, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_pad_to_capacity(c.ids, keep, c.T, c.K, c.E, c.p.capacity, map, &added, NULL), MOE_EP_OK);
+        for (ones = 0, i = 0; i < c.T * c.E; i++) ones += map[i];
+        CHECK_I64(ones, c.E * (c.p.capacity < c.T ? c.p.capacity : c.T));
+        for (i = 0; i < c.T * c.K; i++) {
+            if (keep[i]) CHECK_I64(map[i / c.K * c.E + c.ids[i]], 1);
+            ones -= keep[i];
+        }
+        CHECK_I64(added, ones);
+        for (e = 0; e < c.E; e++) { /* an unkept token in the map has no unkept token before it outside */
+            int hole = 0;
+            for (t = 0; t < c.T; t++) {
+                int kept = 0;
+                for (i = 0; i < c.K; i++) kept |= keep[t * c.K + i] && c.ids[t * c.K + i] == e;
+                if (!map[t * c.E + e]) hole = 1;
+                else if (!kept) CHECK(!hole);
+            }
+        }
+        STOP_IF_FAILED("case %lld", (long long)n);
+    }
+}
+
+TEST(padding_example_and_errors)
+{
+    int32_t ids[2] = {0, 0}, none[2] = {0, -1}, wrong[2] = {0, 5};
+    uint8_t keep[2] = {1, 1}, map[4] = {9, 9, 9, 9};
+    int64_t added = -9;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_pad_to_capacity(NULL, keep, 2, 1, 2, 2, map, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, NULL, 2, 1, 2, 2, map, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 2, 2, NULL, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, -1, 1, 2, 2, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 0, 2, 2, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 0, 2, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 2, 0, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(none, keep, 2, 1, 2, 2, map, &added, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_pad_to_capacity(wrong, keep, 2, 1, 2, 2, map, &added, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, INT64_MAX / 4, 1, 2, 2, map, &added, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK(map[0] == 9 && added == -9);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 2, 2, map, &added, &err), MOE_EP_OK);
+    CHECK(map[0] == 1 && map[1] == 1 && map[2] == 1 && map[3] == 1 && added == 2);
+}
+
+TEST(reroute_uses_the_room_there_is)
+{
+    float logits[30 * 6], w[30 * 6], kept_w[60];
+    int32_t candidates[30 * 6], ids[60];
+    uint64_t s = t_seed + 3;
+    int n, t, i;
+    for (n = 0; n < 1000; n++) {
+        int32_t T = 1 + (int32_t)t_below(&s, 30), E = 6, K = 2, R = 2 + (int32_t)t_below(&s, 5), first[60];
+        int64_t C = 1 + t_below(&s, 12), load[6] = {0, 0, 0, 0, 0, 0}, moved, empty = 0;
+        moe_ep_router r = moe_ep_router_qwen2(E, R);
+        moe_ep_drop_policy p = moe_ep_drop_switch(C);
+        moe_ep_drop_result result;
+        uint8_t keep[60];
+        for (i = 0; i < T * E; i++) logits[i] = (float)t_unit(&s) + (i % E == 0 ? 2.0f : 0.0f);
+        CHECK_I64(moe_ep_route(&r, logits, T, NULL, candidates, w, NULL), MOE_EP_OK);
+        for (i = 0; i < T * K; i++) first[i] = candidates[i / K * R + i % K];
+        CHECK_I64(moe_ep_drop(&p, first, NULL, T, K, E, keep, NULL, NULL, NULL, &result, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_reroute(candidates, w, keep, T, K, R, E, C, ids, kept_w, &moved, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < T * K; i++) {
+            if (keep[i]) CHECK_I64(ids[i], first[i]);
+            if (ids[i] < 0) empty++;
+            else load[ids[i]]++;
+        }
+        CHECK_I64(moved, result.dropped - empty);
+        for (i = 0; i < E; i++) CHECK(load[i] <= C);
+        for (t = 0; t < T; t++) CHECK(ids[2 * t] < 0 || ids[2 * t] != ids[2 * t + 1]);
+        for (i = 0; i < T * K; i++) { /* a gap means that no candidate of the token has room */
+            int j;
+            for (j = K; ids[i] < 0 && j < R; j++) {
+                int32_t e = candidates[i / K * R + j];
+                CHECK(load[e] == C || ids[i / K * K] == e || ids[i / K * K + 1] == e);
+            }
+        }
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(reroute_example_and_errors)
+{
+    int32_t candidates[4] = {0, 1, 0, 1}, wrong[4] = {0, 2, 0, 1}, none[4] = {-1, 1, 0, 1}, ids[2] = {-9, -9};
+    float w[4] = {0.7f, 0.3f, 0.6f, 0.4f}, out[2], bad[4] = {0.7f, NAN, 0.6f, 0.4f};
+    uint8_t keep[2] = {1, 0};
+    int64_t moved;
+    char memory[512];
+    moe_ep_scratch small = moe_ep_scratch_fixed(memory, 1);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_reroute(NULL, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute(candidates, NULL, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute(candidates, w, NULL, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, NULL, out, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, -2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 0, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 3, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 0, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 0, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(wrong, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_reroute(none, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_reroute(candidates, bad, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, &small, &err), MOE_EP_ERR_SCRATCH);
+    small = moe_ep_scratch_fixed(memory, small.need - 1);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, &small, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(ids[0], -9);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 1 && moved == 1);
+    CHECK_NEAR(out[1], 0.4, 1e-7, 0.0);
+}
+
+TEST(drop_counts_example_and_errors)
+{
+    int32_t ids[4] = {0, 0, 1, -1}, wrong[2] = {0, 9}, device[2] = {0, 3}, swap[2] = {1, 0};
+    uint8_t keep[4] = {1, 0, 0, 0}, all[4] = {1, 1, 1, 1};
+    int64_t expert[2] = {-9, -9}, dev[2] = {-9, -9};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_drop_counts(NULL, keep, 3, 2, NULL, 1, expert, dev, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop_counts(ids, NULL, 3, 2, NULL, 1, expert, dev, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 3, 2, NULL, 1, NULL, dev, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, -3, 2, NULL, 1, expert, dev, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 3, 0, NULL, 1, expert, dev, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 3, 2, NULL, 0, expert, dev, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop_counts(wrong, keep, 2, 2, NULL, 1, expert, dev, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_drop_counts(ids, all, 4, 2, NULL, 1, expert, dev, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 3, 2, device, 2, expert, dev, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    CHECK(expert[0] == -9 && dev[0] == -9);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 4, 2, NULL, 1, expert, dev, &err), MOE_EP_OK);
+    CHECK(expert[0] == 1 && expert[1] == 1 && dev[0] == 2);
+    keep[1] = 1;
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 4, 2, swap, 2, expert, dev, &err), MOE_EP_OK);
+    CHECK(expert[0] == 0 && expert[1] == 1 && dev[0] == 1 && dev[1] == 0);
+}
+
+T_MAIN

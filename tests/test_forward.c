@@ -1,0 +1,733 @@
+/* tests/test_forward.c - section 9: the expert layer against a naive float64 layer, one token at a time.
+ * SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "moe_ep.h"
+
+/* ---- a random layer: float64 truth beside the bytes the library reads ---- */
+
+typedef struct set {
+    moe_ep_weights w;
+    double *gate, *up, *down;    /* (E,I,H) (E,I,H) (E,H,I) as the stored bytes say */
+    double *gate_b, *up_b, *down_b;
+    void *mem_gate, *mem_up, *mem_down;
+    float *bias_gate, *bias_up, *bias_down;
+    const void **table[3];
+} set;
+
+/* Independent of the library's conversions: through powers of two. */
+static double bf16_value(uint16_t v)
+{
+    int e = (v >> 7) & 255, m = v & 127;
+    double x = e ? ldexp(1.0 + m / 128.0, e - 127) : ldexp(m / 128.0, -126);
+    return v & 0x8000 ? -x : x;
+}
+static double f16_value(uint16_t v)
+{
+    int e = (v >> 10) & 31, m = v & 1023;
+    double x = e ? ldexp(1.0 + m / 1024.0, e - 15) : ldexp(m / 1024.0, -14);
+    return v & 0x8000 ? -x : x;
+}
+
+static size_t elem_of(moe_ep_dtype d) { return d == MOE_EP_F32 ? 4 : 2; }
+
+/* Stores value as element i of mem and returns what was stored. */
+static double put(void *mem, int64_t i, moe_ep_dtype dtype, double value)
+{
+    if (dtype == MOE_EP_F32) {
+        ((float *)mem)[i] = (float)value;
+        return (double)(float)value;
+    }
+    uint16_t raw = dtype == MOE_EP_BF16 ? moe_ep_bf16_from_f32((float)value) : moe_ep_f16_from_f32((float)value);
+    ((uint16_t *)mem)[i] = raw;
+    return dtype == MOE_EP_BF16 ? bf16_value(raw) : f16_value(raw);
+}
+
+static int gated(moe_ep_activation_kind k) { return k <= MOE_EP_ACT_GEGLU_ERF; }
+
+static double draw(uint64_t *s) { return 2.0 * t_unit(s) - 1.0; }
+
+/* bias: 0 none, 1 all; strided: rows and experts with gaps; tables: one pointer per expert. */
+static set make_set(int E, int H, int I, moe_ep_dtype dtype, moe_ep_gate_layout layout, moe_ep_activation act, int bias,
+                    int strided, int tables, uint64_t *s)
+{
+    set r;
+    memset(&r, 0, sizeof r);
+    int fused = layout != MOE_EP_GATE_SEPARATE, two = gated(act.kind), rows = fused ? 2 * I : I;
+    int64_t gs = H + (strided ? 5 : 0), ds = I + (strided ? 3 : 0), us = H + (strided ? 2 : 0);
+    int64_t ge = rows * gs + (strided ? 7 : 0), ue = I * us + (strided ? 1 : 0), de = H * ds + (strided ? 9 : 0);
+    double scale = 1.0 / sqrt((double)H), dscale = 1.0 / sqrt((double)I);
+    r.w.num_experts = E;
+    r.w.hidden = H;
+    r.w.inter = I;
+    r.w.dtype = dtype;
+    r.w.layout = layout;
+    r.w.activation = act;
+    if (strided) {
+        r.w.gate_row_stride = gs, r.w.gate_expert_stride = ge;
+        r.w.up_row_stride = us, r.w.up_expert_stride = ue;
+        r.w.down_row_stride = ds, r.w.down_expert_stride = de;
+    }
+    r.gate = t_alloc(sizeof(double) * (size_t)(E * I * H));
+    r.up = t_alloc(sizeof(double) * (size_t)(E * I * H));
+    r.down = t_alloc(sizeof(double) * (size_t)(E * I * H));
+    r.gate_b = t_alloc(sizeof(double) * (size_t)(E * I));
+    r.up_b = t_alloc(sizeof(double) * (size_t)(E * I));
+    r.down_b = t_alloc(sizeof(double) * (size_t)(E * H));
+    /* exact sizes: the sanitizer sees a read behind the last element */
+    size_t eb = elem_of(dtype);
+    r.mem_gate = t_alloc(eb * (size_t)((E - 1) * ge + (rows - 1) * gs + H));
+    r.mem_up = t_alloc(eb * (size_t)((E - 1) * ue + (I - 1) * us + H));
+    r.mem_down = t_alloc(eb * (size_t)((E - 1) * de + (H - 1) * ds + I));
+    r.bias_gate = t_alloc(sizeof(float) * (size_t)(E * rows));
+    r.bias_up = t_alloc(sizeof(float) * (size_t)(E * I));
+    r.bias_down = t_alloc(sizeof(float) * (size_t)(E * H));
+    for (int e = 0; e < E; e++) {
+        for (int i = 0; i < I; i++) {
+            int grow = layout == MOE_EP_GATE_UP_FIRST ? I + i : layout == MOE_EP_GATE_INTERLEAVED ? 2 * i : i;
+            int urow = layout == MOE_EP_GATE_FIRST ? I + i : layout == MOE_EP_GATE_INTERLEAVED ? 2 * i + 1 : i;
+            for (int h = 0; h < H; h++) {
+                int64_t at = ((int64_t)e * I + i) * H + h;
+                r.gate[at] = put(r.mem_gate, e * ge + grow * gs + h, dtype, 2.0 * scale * draw(s));
+                if (two && fused) r.up[at] = put(r.mem_gate, e * ge + urow * gs + h, dtype, 2.0 * scale * draw(s));
+                if (two && !fused) r.up[at] = put(r.mem_up, e * ue + i * us + h, dtype, 2.0 * scale * draw(s));
+                r.down[((int64_t)e * H + h) * I + i] = put(r.mem_down, e * de + h * ds + i, dtype, dscale * draw(s));
+            }
+            if (!bias) continue;
+            r.bias_gate[e * rows + grow] = (float)(0.3 * draw(s));
+            r.gate_b[e * I + i] = (double)r.bias_gate[e * rows + grow];
+            if (two) {
+                float *b = fused ? &r.bias_gate[e * rows + urow] : &r.bias_up[e * I + i];
+                *b = (float)(0.3 * draw(s));
+                r.up_b[e * I + i] = (double)*b;
+            }
+        }
+        for (int h = 0; bias && h < H; h++) {
+            r.bias_down[e * H + h] = (float)(0.3 * draw(s));
+            r.down_b[e * H + h] = (double)r.bias_down[e * H + h];
+        }
+    }
+    r.w.gate = r.mem_gate;
+    r.w.down = r.mem_down;
+    if (two && !fused) r.w.up = r.mem_up;
+    if (bias) {
+        r.w.gate_bias = r.bias_gate;
+        if (two && !fused) r.w.up_bias = r.bias_up;
+        r.w.down_bias = r.bias_down;
+    }
+    if (tables) {
+        for (int k = 0; k < 3; k++) r.table[k] = t_alloc(sizeof(void *) * (size_t)E);
+        for (int e = 0; e < E; e++) {
+            r.table[0][e] = (char *)r.mem_gate + (size_t)(e * ge) * eb;
+            r.table[1][e] = (char *)r.mem_up + (size_t)(e * ue) * eb;
+            r.table[2][e] = (char *)r.mem_down + (size_t)(e * de) * eb;
+        }
+        r.w.gate = r.w.up = r.w.down = NULL;
+        r.w.gate_of = r.table[0];
+        if (two && !fused) r.w.up_of = r.table[1];
+        r.w.down_of = r.table[2];
+    }
+    return r;
+}
+
+static void free_set(set *r)
+{
+    void *all[] = {r->gate, r->up, r->down, r->gate_b, r->up_b, r->down_b, r->mem_gate, r->mem_up, r->mem_down,
+                   r->bias_gate, r->bias_up, r->bias_down, (void *)r->table[0], (void *)r->table[1], (void *)r->table[2]};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+    memset(r, 0, sizeof *r);
+}
+
+/* ---- the naive layer ---- */
+
+static double naive_act(const moe_ep_activation *a, double g, double u)
+{
+    double lim = (double)a->limit, alpha = a->alpha != 0.0f ? (double)a->alpha : 1.0, s = 0.0;
+    if (lim > 0.0) {
+        if (g > lim) g = lim;
+        if (u > lim) u = lim;
+        if (u < -lim) u = -lim;
+    }
+    switch (a->kind) {
+    case MOE_EP_ACT_SWIGLU: case MOE_EP_ACT_SILU: s = g / (1.0 + exp(-alpha * g)); break;
+    case MOE_EP_ACT_GEGLU_TANH: case MOE_EP_ACT_GELU_TANH:
+        s = 0.5 * g * (1.0 + tanh(sqrt(2.0 / 3.14159265358979323846) * (g + 0.044715 * g * g * g))); break;
+    case MOE_EP_ACT_GEGLU_ERF: case MOE_EP_ACT_GELU_ERF: s = 0.5 * g * (1.0 + erf(g / sqrt(2.0))); break;
+    case MOE_EP_ACT_RELU2: s = g > 0.0 ? g * g : 0.0; break;
+    }
+    return gated(a->kind) ? s * (u + (double)a->up_offset) : s;
+}
+
+/* out (H) += scale * expert_e(in) */
+static void naive_expert(const set *r, int e, const double *in, double scale, double *out)
+{
+    int H = r->w.hidden, I = r->w.inter;
+    double *h = t_alloc(sizeof(double) * (size_t)I);
+    for (int i = 0; i < I; i++) {
+        double g = r->gate_b[e * I + i], u = r->up_b[e * I + i];
+        for (int k = 0; k < H; k++) {
+            g += in[k] * r->gate[((int64_t)e * I + i) * H + k];
+            u += in[k] * r->up[((int64_t)e * I + i) * H + k];
+        }
+        h[i] = naive_act(&r->w.activation, g, u);
+    }
+    for (int k = 0; k < H; k++) {
+        double y = r->down_b[e * H + k];
+        for (int i = 0; i < I; i++) y += h[i] * r->down[((int64_t)e * H + k) * I + i];
+        out[k] += scale * y;
+    }
+    free(h);
+}
+
+/* The whole layer in float64: ids (T,K), weights (T,K) or NULL. */
+static void naive_layer(const set *r, const set *shared, const float *shared_gate, const int32_t *ids,
+                        const float *weights, int K, int on_input, const float *x, int64_t T, double *y)
+{
+    int H = r->w.hidden, E = r->w.num_experts;
+    double *in = t_alloc(sizeof(double) * (size_t)H), *scaled = t_alloc(sizeof(double) * (size_t)H);
+    for (int64_t t = 0; t < T; t++) {
+        double *out = y + t * H, gate = 1.0;
+        for (int h = 0; h < H; h++) in[h] = (double)x[t * H + h], out[h] = 0.0;
+        for (int k = 0; k < K; k++) {
+            double w = weights ? (double)weights[t * K + k] : 1.0;
+            int e = ids[t * K + k];
+            if (e < 0) continue;
+            if (e >= E) {
+                for (int h = 0; h < H; h++) out[h] += w * in[h];
+            } else if (on_input) {
+                for (int h = 0; h < H; h++) scaled[h] = w * in[h];
+                naive_expert(r, e, scaled, 1.0, out);
+            } else {
+                naive_expert(r, e, in, w, out);
+            }
+        }
+        if (!shared) continue;
+        if (shared_gate) {
+            double s = 0.0;
+            for (int h = 0; h < H; h++) s += in[h] * (double)shared_gate[h];
+            gate = 1.0 / (1.0 + exp(-s));
+        }
+        for (int e = 0; e < shared->w.num_experts; e++) naive_expert(shared, e, in, gate, out);
+    }
+    free(in);
+    free(scaled);
+}
+
+static float *random_x(int64_t n, uint64_t *s)
+{
+    float *x = t_alloc(sizeof(float) * (size_t)(n > 0 ? n : 1));
+    for (int64_t i = 0; i < n; i++) x[i] = (float)draw(s);
+    return x;
+}
+
+/* Distinct ids per token, some -1. */
+static void random_ids(int32_t *ids, float *w, int64_t T, int K, int E, int holes, uint64_t *s)
+{
+    int *all = t_alloc(sizeof(int) * (size_t)E);
+    for (int64_t t = 0; t < T; t++) {
+        for (int e = 0; e < E; e++) all[e] = e;
+        for (int k = 0; k < K; k++) {
+            int j = k + (int)t_below(s, E - k), e = all[j];
+            all[j] = all[k];
+            all[k] = e;
+            ids[t * K + k] = holes && t_below(s, 7) == 0 ? -1 : e;
+            w[t * K + k] = (float)(0.05 + t_unit(s));
+        }
+    }
+    free(all);
+}
+
+/* max |y - want| / max |want| */
+static double error_of(const float *y, const double *want, int64_t n)
+{
+    double top = 0.0, diff = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        if (fabs(want[i]) > top) top = fabs(want[i]);
+        if (!(fabs((double)y[i] - want[i]) <= diff)) diff = fabs((double)y[i] - want[i]);
+    }
+    return top > 0.0 ? diff / top : diff;
+}
+
+static moe_ep_activation act_of(int i)
+{
+    moe_ep_activation a;
+    memset(&a, 0, sizeof a);
+    if (i == 7) return moe_ep_activation_gpt_oss();
+    a.kind = (moe_ep_activation_kind)i;
+    return a;
+}
+
+static void swap_task_order(void *user, int64_t count, moe_ep_task task, void *context)
+{
+    int64_t step = 7; /* coprime walk: another order of the tasks */
+    (void)user;
+    while (count % step == 0) step++;
+    for (int64_t i = 0, at = count / 2; i < count; i++, at = (at + step) % count) task(context, at);
+}
+
+/* One random case under every instruction set, checked; returns the largest error. */
+static double run_case(const set *r, const set *shared, const float *sg, int num_null, int K, int on_input, int64_t T,
+                       uint64_t *s)
+{
+    int H = r->w.hidden, E = r->w.num_experts;
+    float *x = random_x(T * H, s), *y = t_alloc(sizeof(float) * (size_t)(T * H + 1)), *again;
+    int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K + 1));
+    float *w = t_alloc(sizeof(float) * (size_t)(T * K + 1));
+    double *want = t_alloc(sizeof(double) * (size_t)(T * H + 1)), worst = 0.0;
+    moe_ep_forward_desc d;
+    moe_ep_error err;
+    again = t_alloc(sizeof(float) * (size_t)(T * H + 1));
+    random_ids(ids, w, T, K, E + num_null, T > 1, s);
+    naive_layer(r, shared, sg, ids, w, K, on_input, x, T, want);
+    memset(&d, 0, sizeof d);
+    d.experts = &r->w;
+    d.top_k = K;
+    d.num_null = num_null;
+    d.ids = ids;
+    d.choice_weights = w;
+    d.weight_on_input = on_input;
+    d.shared = shared ? &shared->w : NULL;
+    d.shared_gate = sg;
+    for (int isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
+        d.isa_max = (moe_ep_isa)isa;
+        d.parallel_for = NULL;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, &err), MOE_EP_OK);
+        double e = error_of(y, want, T * H);
+        if (e > worst) worst = e;
+        if (!(e <= 1e-5))
+            printf("    isa %d E %d H %d I %d K %d T %d dtype %d layout %d act %d: error %g\n", isa, E, H, r->w.inter, K,
+                   (int)T, (int)r->w.dtype, (int)r->w.layout, (int)r->w.activation.kind, e);
+        d.parallel_for = swap_task_order;
+        CHECK_I64(moe_ep_forward(&d, x, T, again, NULL, &err), MOE_EP_OK);
+        CHECK(memcmp(y, again, sizeof(float) * (size_t)(T * H)) == 0);
+        /* one token alone gives the bits it has in the batch */
+        if (T > 1) {
+            int64_t t = t_below(s, T);
+            moe_ep_forward_desc one = d;
+            one.ids = ids + t * K;
+            one.choice_weights = w + t * K;
+            CHECK_I64(moe_ep_forward(&one, x + t * H, 1, again, NULL, &err), MOE_EP_OK);
+            CHECK(memcmp(y + t * H, again, sizeof(float) * (size_t)H) == 0);
+        }
+    }
+    free(x), free(y), free(again), free(ids), free(w), free(want);
+    return worst;
+}
+
+TEST(worked_numbers)
+{
+    float gate = 1.0f, up = 2.0f, down = 3.0f, x = 1.0f, y = 0.0f, w = 0.5f, rx[2] = {1.0f, 1.0f}, ry[2];
+    int32_t id = 0, groups[2] = {0, 0};
+    int64_t start[3] = {0, 1, 2};
+    moe_ep_weights e;
+    moe_ep_forward_desc d;
+    moe_ep_activation silu, oss = moe_ep_activation_gpt_oss();
+    memset(&silu, 0, sizeof silu);
+    CHECK_NEAR(moe_ep_activate(&silu, 1.0, 2.0), 1.462117, 0, 5e-7);
+    CHECK_NEAR(moe_ep_activate(&oss, 1.0, 2.0), 2.537387, 0, 5e-7);
+    CHECK_NEAR(moe_ep_activate(NULL, 1.0, 2.0), 0.0, 0, 0);
+    memset(&e, 0, sizeof e);
+    e.num_experts = e.hidden = e.inter = 1;
+    e.gate = &gate, e.up = &up, e.down = &down;
+    memset(&d, 0, sizeof d);
+    d.experts = &e;
+    d.top_k = 1;
+    d.ids = &id;
+    d.choice_weights = &w;
+    CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(y, 2.193176, 0, 5e-7);
+    CHECK_I64(moe_ep_experts(&d, rx, start, 2, groups, ry, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(ry[0], 4.386351, 0, 1e-6);
+    CHECK_NEAR(ry[1], 4.386351, 0, 1e-6);
+    CHECK_I64(moe_ep_bf16_from_f32(1.00390625f), 0x3f80);
+    CHECK_I64(moe_ep_f16_from_f32(65520.0f), 0x7c00);
+    CHECK_NEAR(moe_ep_f32_from_f16(0x3c00), 1.0, 0, 0);
+}
+
+TEST(conversions_round_trip_and_round_to_even)
+{
+    uint64_t s = t_seed;
+    for (int v = 0; v < 65536; v++) {
+        float f = moe_ep_f32_from_f16((uint16_t)v), b = moe_ep_f32_from_bf16((uint16_t)v);
+        if (((v >> 10) & 31) == 31 && (v & 1023)) CHECK(f != f && (moe_ep_f16_from_f32(f) & 0x7fff) > 0x7c00);
+        else {
+            if (((v >> 10) & 31) != 31) CHECK_NEAR(f, f16_value((uint16_t)v), 0, 0);
+            CHECK_I64(moe_ep_f16_from_f32(f), v);
+        }
+        if ((v & 0x7fff) > 0x7f80) CHECK(b != b && (moe_ep_bf16_from_f32(b) & 0x7fff) > 0x7f80);
+        else CHECK_I64(moe_ep_bf16_from_f32(b), v);
+    }
+    for (int i = 0; i < 20000; i++) { /* nearest: no neighbour is closer, ties go to even */
+        float f = (float)ldexp(draw(&s), (int)t_below(&s, 36) - 24);
+        uint16_t h = moe_ep_f16_from_f32(f), b = moe_ep_bf16_from_f32(f);
+        double dh = fabs((double)f - f16_value(h)), db = fabs((double)f - bf16_value(b));
+        CHECK(dh <= fabs((double)f - f16_value((uint16_t)(h ^ 1))));
+        CHECK(db <= fabs((double)f - bf16_value((uint16_t)(b ^ 1))));
+    }
+    for (int v = 0; v < 0x7bff; v++) { /* halfway between neighbours of the half format */
+        float mid = (float)((f16_value((uint16_t)v) + f16_value((uint16_t)(v + 1))) / 2.0);
+        CHECK_I64(moe_ep_f16_from_f32(mid), v & 1 ? v + 1 : v);
+    }
+    CHECK_I64(moe_ep_f16_from_f32(65519.0f), 0x7bff);
+    CHECK_I64(moe_ep_f16_from_f32(-1e30f), 0xfc00);
+    CHECK_I64(moe_ep_bf16_from_f32(3.4e38f), 0x7f80);
+}
+
+TEST(every_activation_layout_and_type_equals_the_naive_layer)
+{
+    uint64_t s = t_seed + 1;
+    double worst = 0.0;
+    for (int act = 0; act < 8; act++) {
+        moe_ep_activation a = act_of(act);
+        for (int layout = 0; layout < (gated(a.kind) ? 4 : 1); layout++) {
+            for (int dtype = 0; dtype < 3; dtype++) {
+                int E = 1 + (int)t_below(&s, 6), H = 1 + (int)t_below(&s, 90), I = 1 + (int)t_below(&s, 90);
+                int64_t T = 1 + t_below(&s, 20);
+                set r = make_set(E, H, I, (moe_ep_dtype)dtype, (moe_ep_gate_layout)layout, a, (int)t_below(&s, 2),
+                                 (int)t_below(&s, 2), (int)t_below(&s, 2), &s);
+                double e = run_case(&r, NULL, NULL, 0, 1 + (int)t_below(&s, E), 0, T, &s);
+                if (e > worst) worst = e;
+                CHECK(e <= 1e-5);
+                free_set(&r);
+                STOP_IF_FAILED("activation %d", act);
+            }
+        }
+    }
+    CHECK(worst > 0.0); /* float against double: an error of exactly 0 would mean nothing was compared */
+}
+
+TEST(tails_of_every_length)
+{
+    uint64_t s = t_seed + 2;
+    for (int n = 1; n <= 70; n++) {
+        for (int dtype = 0; dtype < 3; dtype++) {
+            set r = make_set(2, n, 71 - n, (moe_ep_dtype)dtype, (moe_ep_gate_layout)(n % 4), act_of(0), 1, n & 1, 0, &s);
+            CHECK(run_case(&r, NULL, NULL, 0, 1 + (n & 1), 0, 1 + n % 9, &s) <= 1e-5);
+            free_set(&r);
+            STOP_IF_FAILED("n %d", n);
+        }
+    }
+}
+
+TEST(inner_dimension_longer_than_a_block)
+{
+    uint64_t s = t_seed + 3;
+    static const int sizes[][2] = {{1024, 40}, {1025, 33}, {2100, 20}, {40, 1024}, {33, 1055}, {20, 2049}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        for (int dtype = 0; dtype < 3; dtype++) {
+            set r = make_set(2, sizes[i][0], sizes[i][1], (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+            CHECK(run_case(&r, NULL, NULL, 0, 1, 0, 5, &s) <= 1e-5);
+            free_set(&r);
+            STOP_IF_FAILED("case %d", (int)i);
+        }
+    }
+}
+
+TEST(many_tokens_on_few_experts)
+{
+    uint64_t s = t_seed + 4;
+    static const int tokens[] = {1, 2, 5, 6, 7, 12, 13, 23, 95, 96, 97, 193, 300};
+    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+        set r = make_set(3, 48, 37, (moe_ep_dtype)(i % 3), MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
+        CHECK(run_case(&r, NULL, NULL, 0, 3, 0, tokens[i], &s) <= 1e-5); /* K = E */
+        CHECK(run_case(&r, NULL, NULL, 0, 1, 0, tokens[i], &s) <= 1e-5); /* K = 1 */
+        free_set(&r);
+    }
+}
+
+TEST(more_tokens_than_one_pass_takes)
+{
+    uint64_t s = t_seed + 5;
+    int64_t T = 4096 + 777;
+    set r = make_set(4, 9, 7, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 1, 0, 0, &s);
+    set sh = make_set(1, 9, 5, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    CHECK(run_case(&r, &sh, NULL, 1, 2, 0, T, &s) <= 1e-5);
+    free_set(&r);
+    free_set(&sh);
+}
+
+TEST(shared_experts_identity_experts_and_weight_on_input)
+{
+    uint64_t s = t_seed + 6;
+    for (int i = 0; i < 48; i++) {
+        int H = 1 + (int)t_below(&s, 60), E = 2 + (int)t_below(&s, 4), null = (int)t_below(&s, 3);
+        set r = make_set(E, H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)(i % 3), MOE_EP_GATE_SEPARATE, act_of(i % 8), i & 1, 0, 0, &s);
+        set sh = make_set(1 + (int)t_below(&s, 3), H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)((i / 3) % 3),
+                          MOE_EP_GATE_SEPARATE, act_of((i / 2) % 8), 0, 0, 0, &s);
+        float *sg = random_x(H, &s);
+        CHECK(run_case(&r, i % 4 ? &sh : NULL, i % 4 > 1 ? sg : NULL, null, 1 + (int)t_below(&s, E + null), i & 1,
+                       1 + t_below(&s, 12), &s) <= 1e-5);
+        free(sg);
+        free_set(&r);
+        free_set(&sh);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+TEST(swiglu_has_silu_on_the_gate_only)
+{
+    /* w2 (silu(w1 x) * (w3 x)): a second SiLU around w3 x would give 3 * 0.731 * 1.762 instead */
+    double want = 3.0 * (1.0 / (1.0 + exp(-1.0))) * 2.0;
+    float gate = 1.0f, up = 2.0f, down = 3.0f, x = 1.0f, y;
+    int32_t id = 0;
+    moe_ep_weights e;
+    moe_ep_forward_desc d;
+    memset(&e, 0, sizeof e);
+    memset(&d, 0, sizeof d);
+    e.num_experts = e.hidden = e.inter = 1;
+    e.gate = &gate, e.up = &up, e.down = &down;
+    d.experts = &e, d.top_k = 1, d.ids = &id;
+    CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(y, want, 1e-6, 0);
+}
+
+TEST(a_router_in_front)
+{
+    uint64_t s = t_seed + 7;
+    for (int i = 0; i < 24; i++) {
+        int E = 2 + (int)t_below(&s, 12), H = 3 + (int)t_below(&s, 40), K = 1 + (int)t_below(&s, E < 4 ? E : 4);
+        int64_t T = 1 + t_below(&s, 40);
+        int null = i % 3 == 2 && E > K ? 1 : 0;
+        set r = make_set(E - null, H, 1 + (int)t_below(&s, 30), MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+        moe_ep_router router = i % 3 == 0   ? moe_ep_router_mixtral(E, K)
+                               : i % 3 == 1 ? moe_ep_router_llama4(E, K)
+                                            : moe_ep_router_longcat(E, K, null);
+        float *gate = random_x((int64_t)E * H, &s), *x = random_x(T * H, &s), *logits = t_alloc(sizeof(float) * (size_t)(T * E));
+        float *w = t_alloc(sizeof(float) * (size_t)(T * K)), *y = t_alloc(sizeof(float) * (size_t)(T * H));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K));
+        double *want = t_alloc(sizeof(double) * (size_t)(T * H));
+        moe_ep_forward_desc d;
+        CHECK_I64(moe_ep_gate(x, T, H, gate, NULL, E, logits, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_route(&router, logits, T, NULL, ids, w, NULL), MOE_EP_OK);
+        naive_layer(&r, NULL, NULL, ids, w, K, i % 3 == 1, x, T, want);
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.router = &router, d.gate = gate, d.num_null = null;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+        CHECK(error_of(y, want, T * H) <= 1e-5);
+        free(gate), free(x), free(logits), free(w), free(y), free(ids), free(want);
+        free_set(&r);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+TEST(large_finite_inputs_give_no_nan)
+{
+    uint64_t s = t_seed + 8;
+    for (int act = 0; act < 8; act++) {
+        set r = make_set(2, 20, 20, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(act), 0, 0, 0, &s);
+        float x[4 * 20], y[4 * 20];
+        int32_t ids[4] = {0, 1, 0, 1};
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids;
+        for (int i = 0; i < 80; i++) x[i] = (float)(draw(&s) * (act == 6 ? 1e15 : 1e14));
+        for (int isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
+            d.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_forward(&d, x, 4, y, NULL, NULL), MOE_EP_OK);
+            for (int i = 0; i < 80; i++) CHECK(y[i] - y[i] < 1.0f); /* false for NaN and infinity */
+        }
+        free_set(&r);
+    }
+}
+
+/* ---- scratch ---- */
+
+typedef struct counter {
+    int allocs, live;
+} counter;
+static void *count_alloc(void *user, size_t bytes)
+{
+    ((counter *)user)->allocs++;
+    ((counter *)user)->live++;
+    return malloc(bytes);
+}
+static void count_free(void *user, void *p, size_t bytes)
+{
+    (void)bytes;
+    ((counter *)user)->live--;
+    free(p);
+}
+
+TEST(memory_grows_once_and_a_fixed_buffer_is_enough_to_the_byte)
+{
+    uint64_t s = t_seed + 9;
+    set r = make_set(4, 33, 18, MOE_EP_BF16, MOE_EP_GATE_SEPARATE, act_of(0), 1, 0, 0, &s);
+    set sh = make_set(2, 33, 50, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    float *x = random_x(10 * 33, &s), y[10 * 33], y2[10 * 33], before[10 * 33], w[20];
+    int32_t ids[20];
+    counter c = {0, 0};
+    moe_ep_scratch scratch, fixed;
+    moe_ep_forward_desc d;
+    moe_ep_error err;
+    random_ids(ids, w, 10, 2, 4, 1, &s);
+    memset(&d, 0, sizeof d);
+    d.experts = &r.w, d.shared = &sh.w, d.top_k = 2, d.ids = ids, d.choice_weights = w;
+    memset(&scratch, 0, sizeof scratch);
+    scratch.alloc.alloc_fn = count_alloc, scratch.alloc.free_fn = count_free, scratch.alloc.user = &c;
+    for (int i = 0; i < 5; i++) CHECK_I64(moe_ep_forward(&d, x, 10 - i, y, &scratch, &err), MOE_EP_OK);
+    CHECK_I64(c.allocs, 1);
+    CHECK_I64(moe_ep_forward(&d, x, 10, y, &scratch, &err), MOE_EP_OK);
+    CHECK_I64(c.allocs, 1);
+    size_t need = scratch.need;
+    moe_ep_scratch_free(&scratch);
+    CHECK_I64(c.live, 0);
+    char *buf = malloc(need);
+    memset(y2, 0x55, sizeof y2);
+    memcpy(before, y2, sizeof y2);
+    fixed = moe_ep_scratch_fixed(buf, need - 1);
+    CHECK_I64(moe_ep_forward(&d, x, 10, y2, &fixed, &err), MOE_EP_ERR_SCRATCH);
+    CHECK(memcmp(y2, before, sizeof y2) == 0);
+    CHECK_I64((int64_t)fixed.need, (int64_t)need);
+    fixed = moe_ep_scratch_fixed(buf, need);
+    CHECK_I64(moe_ep_forward(&d, x, 10, y2, &fixed, &err), MOE_EP_OK);
+    CHECK(memcmp(y, y2, sizeof y) == 0);
+    free(buf), free(x);
+    free_set(&r), free_set(&sh);
+}
+
+/* ---- bad input: every case changes one thing of a good call ---- */
+
+typedef struct good {
+    set r, sh;
+    float x[4 * 6], y[4 * 6], w[8], gate[5 * 6], sgate[6];
+    int32_t ids[8];
+    moe_ep_router router;
+    moe_ep_forward_desc d;
+} good;
+
+static void good_init(good *g)
+{
+    uint64_t s = 5;
+    memset(g, 0, sizeof *g);
+    g->r = make_set(5, 6, 7, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 1, 0, 0, &s);
+    g->sh = make_set(1, 6, 3, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    for (int i = 0; i < 24; i++) g->x[i] = (float)draw(&s);
+    for (int i = 0; i < 30; i++) g->gate[i] = (float)draw(&s);
+    for (int i = 0; i < 8; i++) g->ids[i] = i % 5, g->w[i] = 0.5f;
+    g->router = moe_ep_router_mixtral(5, 2);
+    g->d.experts = &g->r.w, g->d.shared = &g->sh.w, g->d.shared_gate = g->sgate;
+    g->d.top_k = 2, g->d.ids = g->ids, g->d.choice_weights = g->w;
+}
+
+static void expect(good *g, int64_t T, moe_ep_status want, const char *arg, int64_t index, int line)
+{
+    moe_ep_error err;
+    float before[24];
+    for (int i = 0; i < 24; i++) g->y[i] = 1234.5f + (float)i;
+    memcpy(before, g->y, sizeof before);
+    moe_ep_status got = moe_ep_forward(&g->d, g->x, T, g->y, NULL, &err);
+    if (got != want || err.status != want || strcmp(err.arg, arg) != 0 || err.index != index)
+        printf("    line %d: got %d (%s[%lld]), want %d (%s[%lld])\n", line, (int)got, err.arg, (long long)err.index,
+               (int)want, arg, (long long)index);
+    CHECK_I64(got, want);
+    CHECK_I64(err.status, want);
+    CHECK_STR(err.arg, arg);
+    CHECK_I64(err.index, index);
+    CHECK(memcmp(before, g->y, sizeof before) == 0);
+    free_set(&g->r);
+    free_set(&g->sh);
+    good_init(g);
+}
+#define BAD(change, T, status, arg, index) do { change; expect(&g, T, status, arg, index, __LINE__); } while (0)
+
+TEST(bad_input_is_named_and_y_stays)
+{
+    good g;
+    float nan = (float)NAN, inf = (float)INFINITY;
+    good_init(&g);
+    CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward(&g.d, NULL, 0, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward(NULL, g.x, 4, g.y, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_forward(&g.d, g.x, 4, NULL, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_forward(&g.d, NULL, 4, g.y, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_forward(&g.d, g.x, 2, g.x + 6, NULL, NULL), MOE_EP_ERR_CONFIG); /* overlap */
+    BAD(g.d.experts = NULL, 4, MOE_EP_ERR_NULL, "experts", -1);
+    BAD(g.r.w.hidden = 0, 4, MOE_EP_ERR_SIZE, "experts", -1);
+    BAD(g.r.w.inter = -1, 4, MOE_EP_ERR_SIZE, "experts", -1);
+    BAD(g.r.w.num_experts = 0, 4, MOE_EP_ERR_SIZE, "experts", -1);
+    BAD(g.r.w.dtype = (moe_ep_dtype)3, 4, MOE_EP_ERR_RANGE, "dtype", -1);
+    BAD(g.r.w.layout = (moe_ep_gate_layout)-1, 4, MOE_EP_ERR_RANGE, "layout", -1);
+    BAD(g.r.w.layout = MOE_EP_GATE_FIRST, 4, MOE_EP_ERR_CONFIG, "up", -1);
+    BAD(g.r.w.activation.kind = (moe_ep_activation_kind)7, 4, MOE_EP_ERR_RANGE, "activation.kind", -1);
+    BAD(g.r.w.activation.kind = MOE_EP_ACT_RELU2, 4, MOE_EP_ERR_CONFIG, "up", -1);
+    BAD((g.r.w.activation.kind = MOE_EP_ACT_RELU2, g.r.w.layout = MOE_EP_GATE_FIRST), 4, MOE_EP_ERR_CONFIG, "layout", -1);
+    BAD(g.r.w.activation.alpha = nan, 4, MOE_EP_ERR_NAN, "activation", -1);
+    BAD(g.r.w.activation.limit = -1.0f, 4, MOE_EP_ERR_RANGE, "activation.limit", -1);
+    BAD(g.r.w.gate = NULL, 4, MOE_EP_ERR_NULL, "gate", -1);
+    BAD(g.r.w.up = NULL, 4, MOE_EP_ERR_NULL, "up", -1);
+    BAD(g.r.w.down = NULL, 4, MOE_EP_ERR_NULL, "down", -1);
+    BAD(g.r.w.gate_row_stride = 5, 4, MOE_EP_ERR_SIZE, "gate", -1);
+    BAD(g.r.w.down_row_stride = -7, 4, MOE_EP_ERR_SIZE, "down", -1);
+    BAD(g.r.w.up_expert_stride = -1, 4, MOE_EP_ERR_SIZE, "up", -1);
+    BAD(g.r.w.gate_row_stride = INT64_MAX / 8, 4, MOE_EP_ERR_OVERFLOW, "gate", -1);
+    {
+        const void *table[5] = {g.r.mem_gate, g.r.mem_gate, NULL, g.r.mem_gate, g.r.mem_gate};
+        BAD(g.r.w.gate_of = table, 4, MOE_EP_ERR_NULL, "gate", 2);
+    }
+    BAD(g.d.isa_max = (moe_ep_isa)9, 4, MOE_EP_ERR_RANGE, "isa_max", -1);
+    BAD(g.d.blas_min_rows = -1, 4, MOE_EP_ERR_RANGE, "blas_min_rows", -1);
+    BAD(g.d.num_null = -1, 4, MOE_EP_ERR_SIZE, "num_null", -1);
+    BAD(g.sh.w.hidden = 5, 4, MOE_EP_ERR_SIZE, "shared.hidden", -1);
+    BAD(g.d.shared = NULL, 4, MOE_EP_ERR_CONFIG, "shared_gate", -1);
+    BAD(g.sgate[3] = inf, 4, MOE_EP_ERR_NAN, "shared_gate", 3);
+    BAD((void)0, -1, MOE_EP_ERR_SIZE, "num_tokens", -1);
+    BAD((void)0, INT64_MAX / 4, MOE_EP_ERR_OVERFLOW, "num_tokens", -1);
+    BAD(g.x[7] = nan, 4, MOE_EP_ERR_NAN, "x", 7);
+    BAD(g.d.top_k = 0, 4, MOE_EP_ERR_SIZE, "top_k", -1);
+    BAD(g.d.top_k = 6, 4, MOE_EP_ERR_TOP_K, "top_k", -1);
+    BAD(g.d.ids = NULL, 4, MOE_EP_ERR_NULL, "ids", -1);
+    BAD(g.ids[6] = 5, 4, MOE_EP_ERR_EXPERT_ID, "ids", 6);
+    BAD(g.ids[2] = -2, 4, MOE_EP_ERR_EXPERT_ID, "ids", 2);
+    BAD(g.w[5] = inf, 4, MOE_EP_ERR_NAN, "choice_weights", 5);
+    BAD(g.d.router = &g.router, 4, MOE_EP_ERR_NULL, "gate", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.d.top_k = 3), 4, MOE_EP_ERR_CONFIG, "top_k", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_experts = 4), 4, MOE_EP_ERR_SIZE, "router.num_experts", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.gate[7] = nan), 4, MOE_EP_ERR_NAN, "logits", 1);
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
+TEST(experts_alone_checks_its_groups)
+{
+    good g;
+    float ry[24], before[24];
+    int64_t start[4] = {0, 1, 1, 4}, bad_first[4] = {1, 1, 1, 4}, falls[4] = {0, 3, 2, 4};
+    int32_t experts[3] = {4, 0, 4}, wrong[3] = {4, 5, 4};
+    moe_ep_error err;
+    good_init(&g);
+    memset(ry, 0x33, sizeof ry);
+    memcpy(before, ry, sizeof ry);
+    CHECK_I64(moe_ep_experts(NULL, g.x, start, 3, experts, ry, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_experts(&g.d, NULL, start, 3, experts, ry, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, NULL, 3, experts, ry, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, start, 0, experts, ry, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, start, 6, NULL, ry, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, bad_first, 3, experts, ry, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 0);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, falls, 3, experts, ry, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, wrong, ry, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 1);
+    CHECK(memcmp(before, ry, sizeof ry) == 0);
+    CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, experts, ry, NULL, &err), MOE_EP_OK);
+    for (int row = 0; row < 4; row++) { /* both groups use expert 4 */
+        double in[6], want[6] = {0};
+        for (int h = 0; h < 6; h++) in[h] = (double)g.x[row * 6 + h];
+        naive_expert(&g.r, 4, in, 1.0, want);
+        CHECK(error_of(ry + row * 6, want, 6) <= 1e-5);
+    }
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
+TEST(instruction_sets_have_names)
+{
+    moe_ep_isa best = moe_ep_isa_best();
+    CHECK(best >= MOE_EP_ISA_PORTABLE && best <= MOE_EP_ISA_AVX512);
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AUTO), "auto");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_PORTABLE), "portable");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX2), "avx2");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX512), "avx512");
+    printf("    this machine: %s\n", moe_ep_isa_name(best));
+}
+
+T_MAIN

@@ -1,0 +1,832 @@
+/* tests/test_hooks.c - section 10: plans, hooks and in-process ranks against the layer on one device.
+ * SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "moe_ep.h"
+
+/* ---- a small layer ---- */
+
+typedef struct model {
+    int E, H, I;
+    float *gate, *up, *down, *bias, *sg[4];
+    moe_ep_weights w, shared;
+} model;
+
+static float draw(uint64_t *s) { return (float)(2.0 * t_unit(s) - 1.0); }
+
+static float *floats(int64_t n, uint64_t *s)
+{
+    float *v = t_alloc(sizeof(float) * (size_t)(n > 0 ? n : 1));
+    for (int64_t i = 0; i < n; i++) v[i] = draw(s);
+    return v;
+}
+
+static model make_model(int E, int H, int I, uint64_t *s)
+{
+    model m;
+    memset(&m, 0, sizeof m);
+    m.E = E, m.H = H, m.I = I;
+    m.gate = floats((int64_t)E * I * H, s);
+    m.up = floats((int64_t)E * I * H, s);
+    m.down = floats((int64_t)E * I * H, s);
+    m.bias = floats((int64_t)E * H, s);
+    m.w.num_experts = E, m.w.hidden = H, m.w.inter = I;
+    m.w.gate = m.gate, m.w.up = m.up, m.w.down = m.down, m.w.down_bias = m.bias;
+    m.sg[0] = floats((int64_t)3 * H, s);
+    m.sg[1] = floats((int64_t)3 * H, s);
+    m.sg[2] = floats((int64_t)3 * H, s);
+    m.sg[3] = floats(H, s);
+    m.shared.num_experts = 1, m.shared.hidden = H, m.shared.inter = 3;
+    m.shared.gate = m.sg[0], m.shared.up = m.sg[1], m.shared.down = m.sg[2];
+    return m;
+}
+
+static void free_model(model *m)
+{
+    free(m->gate), free(m->up), free(m->down), free(m->bias);
+    for (int i = 0; i < 4; i++) free(m->sg[i]);
+}
+
+static void draw_ids(int32_t *ids, float *w, int64_t T, int K, int E, int holes, uint64_t *s)
+{
+    for (int64_t t = 0; t < T; t++) {
+        for (int k = 0; k < K; k++) {
+            int again;
+            do {
+                ids[t * K + k] = (int32_t)t_below(s, E);
+                again = 0;
+                for (int j = 0; j < k; j++) again |= ids[t * K + j] == ids[t * K + k];
+            } while (again);
+            w[t * K + k] = (float)(0.1 + t_unit(s));
+        }
+    }
+    for (int64_t i = 0; holes && i < T * K; i++)
+        if (t_below(s, 6) == 0) ids[i] = -1;
+}
+
+/* ---- placements by hand: slots dealt evenly, contents by kind ---- */
+
+enum { CONTIGUOUS, ROUND_ROBIN, REPLICATED, GAPS, KINDS };
+
+typedef struct own_placement {
+    moe_ep_placement p;
+    void *mem;
+} own_placement;
+
+static own_placement make_placement(int kind, int E, int D, int P, uint64_t *s)
+{
+    own_placement o;
+    moe_ep_shape shape;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = D;
+    shape.num_slots = P;
+    size_t bytes = moe_ep_placement_bytes(1, E, &shape);
+    o.mem = t_alloc(bytes);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_placement_init(&o.p, 1, E, &shape, o.mem, bytes, &err), MOE_EP_OK);
+    for (int i = 0; i < P; i++) o.p.slot_expert[i] = -1;
+    if (kind == ROUND_ROBIN) {
+        int next[64];
+        for (int d = 0; d < D; d++) next[d] = o.p.slot_start[d];
+        for (int e = 0, d = 0; e < E; e++, d = (d + 1) % D) {
+            while (next[d] == o.p.slot_start[d + 1]) d = (d + 1) % D;
+            o.p.slot_expert[next[d]++] = e;
+        }
+    } else {
+        for (int e = 0; e < E; e++) o.p.slot_expert[e] = e;
+        for (int i = E; kind == REPLICATED && i < P; i++) o.p.slot_expert[i] = (int32_t)t_below(s, E);
+        for (int i = P - 1; kind != CONTIGUOUS && i > 0; i--) { /* shuffled */
+            int j = (int)t_below(s, i + 1);
+            int32_t v = o.p.slot_expert[i];
+            o.p.slot_expert[i] = o.p.slot_expert[j];
+            o.p.slot_expert[j] = v;
+        }
+    }
+    CHECK_I64(moe_ep_placement_index(&o.p, &err), MOE_EP_OK);
+    return o;
+}
+
+static moe_ep_forward_desc desc_of(const model *m, int K, const int32_t *ids, const float *w)
+{
+    moe_ep_forward_desc d;
+    memset(&d, 0, sizeof d);
+    d.experts = &m->w;
+    d.top_k = K;
+    d.ids = ids;
+    d.choice_weights = w;
+    return d;
+}
+
+TEST(in_process_ranks_give_the_bits_of_one_device_under_every_placement)
+{
+    uint64_t s = t_seed;
+    static const int ranks[] = {1, 2, 3, 4, 8};
+    for (int i = 0; i < 5 * KINDS * 6; i++) {
+        int D = ranks[i % 5], kind = (i / 5) % KINDS, E = D + 2 + (int)t_below(&s, 9), extra = (int)t_below(&s, 7);
+        int P = kind == CONTIGUOUS || kind == ROUND_ROBIN ? E : E + extra, H = 1 + (int)t_below(&s, 40);
+        int null = (int)t_below(&s, 2), K = 1 + (int)t_below(&s, 4);
+        int64_t T = t_below(&s, 40), rows = 0;
+        model m = make_model(E, H, 1 + (int)t_below(&s, 40), &s);
+        own_placement o = make_placement(kind, E, D, P, &s);
+        float *x = floats(T * H, &s), *one = t_alloc(sizeof(float) * (size_t)(T * H + 1));
+        float *many = t_alloc(sizeof(float) * (size_t)(T * H + 1)), *w = t_alloc(sizeof(float) * (size_t)(T * K + 1));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K + 1));
+        int64_t per_rank[8] = {0};
+        moe_ep_ranks_result res;
+        moe_ep_error err;
+        draw_ids(ids, w, T, K, E + null, 1, &s);
+        moe_ep_forward_desc d = desc_of(&m, K, ids, w);
+        d.num_null = null;
+        if (i & 1) d.shared = &m.shared;
+        if (i & 2 && d.shared) d.shared_gate = m.sg[3];
+        d.weight_on_input = i % 7 == 3;
+        for (int64_t t = 0; t < T; t++) per_rank[t_below(&s, D)]++; /* uneven, some ranks empty */
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, &err), MOE_EP_OK);
+        memset(&res, 0x77, sizeof res);
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, i % 3 ? per_rank : NULL, NULL, x, T, many, &res, NULL, &err), MOE_EP_OK);
+        CHECK(memcmp(one, many, sizeof(float) * (size_t)(T * H)) == 0);
+        for (int64_t j = 0; j < T * K; j++) rows += ids[j] >= 0 && ids[j] < E;
+        CHECK_I64(res.rows, rows);
+        CHECK_I64(res.rows + res.skipped + res.identity, T * K); /* no row is lost or made */
+        CHECK(res.rows_moved <= rows && res.rows_max <= rows && res.rows_max * D >= rows);
+        if (D == 1) CHECK_I64(res.rows_moved, 0);
+        free(x), free(one), free(many), free(w), free(ids), free(o.mem);
+        free_model(&m);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+TEST(slots_from_the_split_are_used_and_checked)
+{
+    uint64_t s = t_seed + 1;
+    for (int i = 0; i < 30; i++) {
+        int E = 6, D = 3, P = 9, K = 2, H = 5;
+        int64_t T = 20, counts[6] = {0};
+        int64_t slot_rows[9], seen[9] = {0};
+        int32_t ids[40], slots[40];
+        float w[40], one[100], many[100];
+        model m = make_model(E, H, 4, &s);
+        own_placement o = make_placement(REPLICATED, E, D, P, &s);
+        float *x = floats(T * H, &s);
+        moe_ep_split_desc split;
+        moe_ep_error err;
+        draw_ids(ids, w, T, K, E, 1, &s);
+        for (int j = 0; j < 40; j++)
+            if (ids[j] >= 0) counts[ids[j]]++;
+        memset(&split, 0, sizeof split);
+        CHECK_I64(moe_ep_split(&split, &o.p, 0, counts, slot_rows, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_assign_slots(&o.p, 0, ids, 40, slot_rows, slots, NULL, &err), MOE_EP_OK);
+        moe_ep_forward_desc d = desc_of(&m, K, ids, w);
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, T, many, NULL, NULL, &err), MOE_EP_OK);
+        CHECK(memcmp(one, many, sizeof one) == 0);
+        for (int j = 0; j < 40; j++)
+            if (slots[j] >= 0) seen[slots[j]]++;
+        for (int j = 0; j < 9; j++) CHECK_I64(seen[j], slot_rows[j]);
+        int at = 0;
+        while (ids[at] < 0) at++;
+        memset(many, 0, sizeof many);
+        memset(one, 0, sizeof one);
+        for (int32_t wrong = -1; wrong <= P; wrong++) { /* every slot of another expert is refused */
+            if (wrong >= 0 && wrong < P && o.p.slot_expert[wrong] == ids[at]) continue;
+            slots[at] = wrong;
+            CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, T, many, NULL, NULL, &err), MOE_EP_ERR_PLACEMENT);
+            CHECK_I64(err.index, at);
+        }
+        CHECK(memcmp(one, many, sizeof one) == 0);
+        free(x), free(o.mem);
+        free_model(&m);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+TEST(a_router_in_front_of_the_ranks)
+{
+    uint64_t s = t_seed + 2;
+    for (int i = 0; i < 12; i++) {
+        int E = 8, H = 6, K = 2, D = 1 + i % 4;
+        int64_t T = 30;
+        model m = make_model(E, H, 5, &s);
+        own_placement o = make_placement(i % 2 ? REPLICATED : CONTIGUOUS, E, D, i % 2 ? E + 3 : E, &s);
+        float *x = floats(T * H, &s), *gate = floats(E * H, &s), one[180], many[180];
+        moe_ep_router r = i % 3 ? moe_ep_router_mixtral(E, K) : moe_ep_router_llama4(E, K);
+        moe_ep_forward_desc d = desc_of(&m, K, NULL, NULL);
+        moe_ep_error err;
+        d.router = &r, d.gate = gate;
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, T, many, NULL, NULL, &err), MOE_EP_OK);
+        CHECK(memcmp(one, many, sizeof one) == 0);
+        free(x), free(gate), free(o.mem);
+        free_model(&m);
+    }
+}
+
+TEST(worked_example_of_four_tokens_on_four_ranks)
+{
+    uint64_t s = t_seed + 3;
+    int32_t ids[8] = {3, 7, 1, 12, 3, 9, 7, 15};
+    model m = make_model(16, 4, 3, &s);
+    own_placement o = make_placement(CONTIGUOUS, 16, 4, 16, &s);
+    float *x = floats(16, &s), y[16], w[8] = {0.6f, 0.4f, 0.7f, 0.3f, 0.5f, 0.5f, 0.8f, 0.2f};
+    moe_ep_forward_desc d = desc_of(&m, 2, ids, w);
+    moe_ep_ranks_result res;
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, &res, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(res.rows, 8);
+    CHECK_I64(res.rows_moved, 5);
+    CHECK_I64(res.rows_max, 3);
+    free(x), free(o.mem);
+    free_model(&m);
+}
+
+TEST(demo_sizes_on_two_ranks)
+{
+    /* 8 experts, hidden 128, intermediate 512, top-2, 40 tokens on 2 ranks */
+    uint64_t s = t_seed + 4;
+    model m = make_model(8, 128, 512, &s);
+    own_placement o = make_placement(CONTIGUOUS, 8, 2, 8, &s);
+    float *x = floats(40 * 128, &s), *one = t_alloc(40 * 128 * 4), *many = t_alloc(40 * 128 * 4);
+    int32_t ids[80];
+    float w[80];
+    moe_ep_ranks_result res;
+    draw_ids(ids, w, 40, 2, 8, 0, &s);
+    moe_ep_forward_desc d = desc_of(&m, 2, ids, w);
+    CHECK_I64(moe_ep_forward(&d, x, 40, one, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 40, many, &res, NULL, NULL), MOE_EP_OK);
+    for (int i = 0; i < 40 * 128; i++) CHECK_NEAR(many[i], one[i], 0, 1e-4);
+    CHECK(memcmp(one, many, 40 * 128 * 4) == 0);
+    CHECK_I64(res.rows, 80);
+    free(x), free(one), free(many), free(o.mem);
+    free_model(&m);
+}
+
+/* ---- hooks: a loop-back backend of one rank that writes down what is called ---- */
+
+typedef struct recorder {
+    char log[400];
+    int fail_at, calls, code; /* the call with this number (from 1) returns code */
+    int allocs, frees;
+    const void *x[2];
+    void *rx[2], *ry[2], *y[2], *stream;
+    model *m;
+    const moe_ep_plan *plan[2];
+} recorder;
+
+static int note(recorder *r, const char *what, int batch)
+{
+    size_t n = strlen(r->log);
+    snprintf(r->log + n, sizeof r->log - n, "%s%d ", what, batch);
+    return ++r->calls == r->fail_at ? r->code : 0;
+}
+
+static int hook_counts(void *user, const int64_t *send, int64_t *recv, int32_t per_rank, void *stream)
+{
+    recorder *r = user;
+    CHECK(stream == r->stream);
+    memcpy(recv, send, sizeof(int64_t) * (size_t)per_rank);
+    return note(r, "c", 0);
+}
+static int hook_dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
+{
+    recorder *r = user;
+    CHECK(stream == r->stream && x == r->x[p->batch]);
+    CHECK_I64(row_bytes, (size_t)r->m->H * 4);
+    r->rx[p->batch] = rx;
+    r->plan[p->batch] = p;
+    return note(r, "D", p->batch);
+}
+static int hook_experts(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    recorder *r = user;
+    CHECK(stream == r->stream && rx == r->rx[p->batch]);
+    r->ry[p->batch] = ry;
+    return note(r, "E", p->batch);
+}
+static int hook_combine(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    recorder *r = user;
+    CHECK(stream == r->stream && ry == r->ry[p->batch] && y == r->y[p->batch]);
+    CHECK_I64(row_bytes, (size_t)r->m->H * 4);
+    return note(r, "C", p->batch);
+}
+static int hook_wait(void *user, const moe_ep_plan *p, int stage, void *stream)
+{
+    recorder *r = user;
+    static const char *names[4] = {"?", "wD", "wE", "wC"};
+    CHECK(stream == r->stream);
+    return note(r, names[stage], p->batch);
+}
+/* Memory that must not be touched: addresses of nothing. */
+static void *hook_alloc(void *user, size_t bytes)
+{
+    recorder *r = user;
+    CHECK(bytes > 0);
+    return (void *)(uintptr_t)(0x1000 + 64 * ++r->allocs);
+}
+static void hook_free(void *user, void *ptr)
+{
+    recorder *r = user;
+    CHECK(ptr != NULL);
+    r->frees++;
+}
+
+static moe_ep_hooks all_hooks(recorder *r)
+{
+    moe_ep_hooks h;
+    memset(&h, 0, sizeof h);
+    h.size = sizeof h;
+    h.user = r;
+    h.counts = hook_counts, h.dispatch = hook_dispatch, h.experts = hook_experts, h.combine = hook_combine;
+    h.wait = hook_wait, h.alloc_fn = hook_alloc, h.free_fn = hook_free;
+    return h;
+}
+
+static const int32_t one_rank_slots[2] = {0, 4};
+
+static moe_ep_rank_desc one_rank(const moe_ep_hooks *h, const moe_ep_forward_desc *layer)
+{
+    moe_ep_rank_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_ranks = 1;
+    d.slot_start = one_rank_slots;
+    d.top_k = 2;
+    d.hidden = 6;
+    d.hooks = h;
+    d.layer = layer;
+    return d;
+}
+
+/* Runs one or two batches with pointers into nowhere: the library may only hand them on. */
+static moe_ep_status run_recorded(recorder *r, int two, int64_t T1)
+{
+    moe_ep_hooks h = all_hooks(r);
+    moe_ep_rank_desc d = one_rank(&h, NULL);
+    moe_ep_rank rank;
+    moe_ep_batch b[2];
+    moe_ep_error err;
+    int32_t ids[6] = {0, 3, 1, -1, 2, 0};
+    moe_ep_status st;
+    memset(b, 0, sizeof b);
+    for (int i = 0; i < 2; i++) {
+        b[i].num_tokens = i ? T1 : 3;
+        b[i].slot_ids = ids;
+        b[i].x = r->x[i] = (const void *)(uintptr_t)(0x40 + i);
+        b[i].y = r->y[i] = (void *)(uintptr_t)(0x80 + i);
+    }
+    r->stream = (void *)(uintptr_t)0x99;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    memset(&h, 0, sizeof h); /* copied at init: what happens to it now is of no account */
+    st = two ? moe_ep_rank_forward2(&rank, b, r->stream, &err) : moe_ep_rank_forward(&rank, b, r->stream, &err);
+    CHECK_I64(err.status, st);
+    moe_ep_rank_free(&rank);
+    CHECK(rank.state == NULL);
+    moe_ep_rank_free(&rank);
+    CHECK_I64(r->allocs, r->frees);
+    return st;
+}
+
+TEST(hooks_are_called_in_order_and_foreign_memory_is_left_alone)
+{
+    model m = {0};
+    recorder r;
+    m.H = 6;
+    memset(&r, 0, sizeof r);
+    r.m = &m;
+    CHECK_I64(run_recorded(&r, 0, 0), MOE_EP_OK);
+    CHECK_STR(r.log, "c0 D0 wD0 E0 wE0 C0 wC0 ");
+    CHECK_I64(r.allocs, 2);
+    memset(&r, 0, sizeof r);
+    r.m = &m;
+    CHECK_I64(run_recorded(&r, 1, 2), MOE_EP_OK);
+    CHECK_STR(r.log, "c0 D0 c0 D1 wD0 E0 wE0 C0 wD1 E1 wE1 C1 wC0 wC1 ");
+    CHECK(r.rx[0] != r.rx[1] && r.ry[0] != r.ry[1]);
+    memset(&r, 0, sizeof r);
+    r.m = &m;
+    CHECK_I64(run_recorded(&r, 1, 0), MOE_EP_OK); /* an empty batch still takes part in every collective */
+    CHECK_STR(r.log, "c0 D0 c0 D1 wD0 E0 wE0 C0 wD1 E1 wE1 C1 wC0 wC1 ");
+}
+
+TEST(the_code_of_a_failing_hook_comes_back_and_nothing_follows)
+{
+    static const int codes[] = {1, 17, 4711, -3, 0x7ffffff0, -1000};
+    model m = {0};
+    m.H = 6;
+    for (int two = 0; two < 2; two++) {
+        int total = two ? 14 : 7;
+        for (int at = 1; at <= total; at++) {
+            for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++) {
+                recorder r;
+                memset(&r, 0, sizeof r);
+                r.m = &m;
+                r.fail_at = at;
+                r.code = codes[c];
+                CHECK_I64(run_recorded(&r, two, 2), codes[c]);
+                CHECK_I64(r.calls, at);
+            }
+        }
+    }
+}
+
+TEST(a_rank_without_hooks_is_the_layer_on_one_device)
+{
+    uint64_t s = t_seed + 5;
+    model m = make_model(4, 6, 9, &s);
+    for (int i = 0; i < 20; i++) {
+        int64_t T[2] = {t_below(&s, 9), t_below(&s, 9)};
+        int32_t ids[2][16];
+        float w[2][16], y[2][54], want[54], *x[2];
+        moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+        moe_ep_rank_desc d;
+        moe_ep_rank rank;
+        moe_ep_batch b[2];
+        layer.num_null = 1;
+        layer.weight_on_input = i % 3 == 1;
+        if (i & 1) layer.shared = &m.shared, layer.shared_gate = m.sg[3];
+        d = one_rank(NULL, &layer);
+        CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+        CHECK(moe_ep_rank_plan_of(&rank, 0) == NULL);
+        memset(b, 0, sizeof b);
+        for (int k = 0; k < 2; k++) {
+            x[k] = floats(T[k] * 6, &s);
+            draw_ids(ids[k], w[k], T[k], 2, 5, 1, &s);
+            b[k].num_tokens = T[k], b[k].slot_ids = ids[k], b[k].weights = w[k], b[k].x = x[k], b[k].y = y[k];
+        }
+        CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, NULL), MOE_EP_OK);
+        for (int k = 0; k < 2; k++) {
+            moe_ep_forward_desc one = layer;
+            one.ids = ids[k], one.choice_weights = w[k];
+            CHECK_I64(moe_ep_forward(&one, x[k], T[k], want, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(want, y[k], sizeof(float) * (size_t)(T[k] * 6)) == 0);
+            memset(y[k], 0, sizeof y[k]);
+            CHECK_I64(moe_ep_rank_forward(&rank, &b[k], NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(want, y[k], sizeof(float) * (size_t)(T[k] * 6)) == 0);
+            free(x[k]);
+        }
+        moe_ep_rank_free(&rank);
+        STOP_IF_FAILED("case %d", i);
+    }
+    free_model(&m);
+}
+
+/* ---- the plan of one rank among three, against counts by hand ---- */
+
+static int64_t three_send[9], three_recv[9];
+static int three_counts(void *user, const int64_t *send, int64_t *recv, int32_t per_rank, void *stream)
+{
+    (void)user, (void)stream;
+    CHECK_I64(per_rank, 3);
+    memcpy(three_send, send, sizeof three_send);
+    memcpy(recv, three_recv, sizeof three_recv);
+    return 0;
+}
+
+TEST(the_plan_says_who_sends_what_to_whom)
+{
+    /* slots 0 1 | 2 3 4 | 5 on ranks 0 1 2; this is rank 1 */
+    static const int32_t start[4] = {0, 2, 5, 6};
+    int32_t ids[8] = {5, 2, 0, 4, -1, 5, 2, 6}; /* 6 is an identity expert */
+    static const int64_t recv[9] = {2, 0, 1, 2, 0, 1, 0, 3, 0}; /* per source: slots 2 3 4 */
+    static const int64_t want_send[9] = {1, 0, 0, 2, 0, 1, 2, 0, 0};
+    static const int64_t rows_out[3] = {1, 3, 2}, token[6] = {1, 0, 3, 1, 0, 2}, choice[8] = {4, 1, 0, 3, -1, 5, 2, -1};
+    static const int64_t rows_in[3] = {3, 3, 3}, slot_rows[3] = {4, 3, 2}, place[9] = {0, 1, 7, 2, 3, 8, 4, 5, 6};
+    uint64_t s = 1;
+    model m = make_model(3, 2, 2, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    float x[8] = {0}, y[8], w[8] = {.1f, .2f, .3f, .4f, .5f, .6f, .7f, .8f};
+    recorder r;
+    moe_ep_hooks h = all_hooks(&r);
+    moe_ep_rank_desc d;
+    moe_ep_rank rank;
+    moe_ep_batch b;
+    moe_ep_error err;
+    const moe_ep_plan *p;
+    memset(&r, 0, sizeof r);
+    memset(&d, 0, sizeof d);
+    h.counts = three_counts;
+    layer.num_null = 1;
+    d.rank = 1, d.num_ranks = 3, d.slot_start = start, d.top_k = 2, d.hidden = 2, d.hooks = &h, d.layer = &layer;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 4, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y, b.call = &b;
+    memcpy(three_recv, recv, sizeof recv);
+    CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_OK);
+    CHECK(memcmp(three_send, want_send, sizeof want_send) == 0);
+    p = moe_ep_rank_plan_of(&rank, 1);
+    CHECK(p != NULL && p->call == &b);
+    if (!p) return;
+    CHECK_I64(p->rank, 1);
+    CHECK_I64(p->nranks, 3);
+    CHECK_I64(p->nslots, 3);
+    CHECK_I64(p->top_k, 2);
+    CHECK_I64(p->batch, 1);
+    CHECK_I64(p->ntokens, 4);
+    CHECK_I64(p->nsend, 6);
+    CHECK_I64(p->nrecv, 9);
+    for (int i = 0; i < 3; i++) {
+        CHECK_I64(p->send_rows[i], rows_out[i]);
+        CHECK_I64(p->recv_rows[i], rows_in[i]);
+        CHECK_I64(p->slot_rows[i], slot_rows[i]);
+        CHECK_I64(p->send_start[i + 1] - p->send_start[i], rows_out[i]);
+        CHECK_I64(p->recv_start[i + 1] - p->recv_start[i], rows_in[i]);
+        CHECK_I64(p->slot_start[i + 1] - p->slot_start[i], slot_rows[i]);
+    }
+    for (int i = 0; i < 6; i++) CHECK_I64(p->send_token[i], token[i]);
+    for (int i = 0; i < 8; i++) {
+        CHECK_I64(p->choice_row[i], choice[i]);
+        CHECK_I64(p->topk_ids[i], ids[i]);
+        if (choice[i] >= 0) CHECK_NEAR(p->send_weight[choice[i]], w[i], 0, 0);
+    }
+    for (int i = 0; i < 9; i++) CHECK_I64(p->recv_row[i], place[i]);
+    three_recv[4] = -1; /* what the other ranks say is checked too */
+    CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 4);
+    CHECK(moe_ep_rank_plan_of(&rank, 1) == NULL);
+    CHECK_I64(moe_ep_rank_dispatch(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
+    three_recv[4] = INT64_MAX / 2;
+    CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    moe_ep_rank_free(&rank);
+    free_model(&m);
+}
+
+TEST(host_helpers_move_rows_and_sum_them)
+{
+    uint64_t s = t_seed + 6;
+    int64_t choice[2] = {0, 1}, to[3] = {2, 0, 1}, token[3] = {1, 1, 0};
+    int32_t ids[2] = {0, 1};
+    float w[2] = {0.5f, 0.25f}, rows[2] = {2.0f, 4.0f}, x = 1.0f, y = 0.0f, in[4] = {1, 2, 3, 4}, out[6], back[6];
+    float sw[3] = {2.0f, 3.0f, 4.0f};
+    moe_ep_plan p;
+    memset(&p, 0, sizeof p);
+    p.ntokens = 1, p.top_k = 2, p.topk_ids = ids, p.topk_weights = w, p.choice_row = choice, p.nsend = 2;
+    CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, rows, &y, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(y, 2.0, 0, 0);
+    CHECK_I64(moe_ep_plan_sum(NULL, NULL, 8, 1, &x, rows, &y, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 0, &x, rows, &y, NULL, NULL), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, NULL, rows, &y, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, NULL, &y, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, rows, NULL, NULL, NULL), MOE_EP_ERR_NULL);
+    p.nsend = p.nrecv = 3, p.send_token = token, p.recv_row = to, p.send_weight = sw;
+    CHECK_I64(moe_ep_plan_pack(&p, in, out, 8, NULL), MOE_EP_OK); /* rows (3,4 | 3,4 | 1,2) */
+    CHECK_NEAR(out[1] + 10 * out[4], 14.0, 0, 0);
+    CHECK_I64(moe_ep_plan_place(&p, out, back, 8, NULL), MOE_EP_OK);
+    CHECK_NEAR(back[2] + 10 * back[0], 31.0, 0, 1e-6);
+    memset(out, 0, sizeof out);
+    CHECK_I64(moe_ep_plan_unplace(&p, back, out, 8, NULL), MOE_EP_OK);
+    CHECK_NEAR(out[0] + 10 * out[4], 13.0, 0, 0);
+    p.weight_on_input = 1;
+    CHECK_I64(moe_ep_plan_pack(&p, in, out, 8, NULL), MOE_EP_OK);
+    CHECK_NEAR(out[0] + 100 * out[4], 406.0, 0, 0);
+    CHECK_I64(moe_ep_plan_pack(&p, in, out, 7, NULL), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_plan_pack(NULL, in, out, 8, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_pack(&p, NULL, out, 8, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_place(&p, NULL, out, 8, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_place(NULL, in, out, 8, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_plan_unplace(&p, in, out, 0, NULL), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_plan_unplace(NULL, in, out, 8, NULL), MOE_EP_ERR_NULL);
+    (void)s;
+}
+
+/* ---- memory ---- */
+
+typedef struct counter {
+    int allocs, live, fail_at;
+} counter;
+static void *count_alloc(void *user, size_t bytes)
+{
+    counter *c = user;
+    if (++c->allocs == c->fail_at) return NULL;
+    c->live++;
+    return malloc(bytes);
+}
+static void count_free(void *user, void *p, size_t bytes)
+{
+    (void)bytes;
+    ((counter *)user)->live--;
+    free(p);
+}
+
+TEST(nothing_is_allocated_after_reserve_and_nothing_leaks_when_memory_runs_out)
+{
+    uint64_t s = t_seed + 7;
+    model m = make_model(4, 6, 9, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    layer.shared = &m.shared;
+    for (int fail = 0, done = 0; !done; fail++) {
+        counter c = {0, 0, fail};
+        moe_ep_rank_desc d = one_rank(NULL, &layer);
+        moe_ep_rank rank;
+        moe_ep_batch b;
+        int32_t ids[16];
+        float w[16], y[48], *x = floats(48, &s);
+        moe_ep_status st;
+        memset(&rank, 0, sizeof rank);
+        memset(&b, 0, sizeof b);
+        d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
+        draw_ids(ids, w, 8, 2, 4, 0, &s);
+        b.num_tokens = 8, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
+        st = moe_ep_rank_init(&rank, &d, NULL);
+        if (st == MOE_EP_OK && fail == 0) {
+            CHECK_I64(moe_ep_rank_reserve(&rank, 8, 16, NULL), MOE_EP_OK);
+            int before = c.allocs;
+            CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(c.allocs, before);
+        } else if (st == MOE_EP_OK) {
+            st = moe_ep_rank_forward(&rank, &b, NULL, NULL);
+        }
+        if (fail > 0) {
+            CHECK(st == MOE_EP_OK || st == MOE_EP_ERR_MEMORY);
+            done = st == MOE_EP_OK;
+        }
+        moe_ep_rank_free(&rank);
+        CHECK_I64(c.live, 0);
+        free(x);
+        STOP_IF_FAILED("allocation %d", fail);
+    }
+    /* and in-process ranks, through the allocator of a scratch */
+    own_placement o = make_placement(REPLICATED, 4, 2, 6, &s);
+    for (int fail = 1, done = 0; !done; fail++) {
+        counter c = {0, 0, fail};
+        moe_ep_scratch scratch;
+        int32_t ids[16];
+        float w[16], y[48], before[48], *x = floats(48, &s);
+        moe_ep_status st;
+        draw_ids(ids, w, 8, 2, 4, 0, &s);
+        layer.ids = ids, layer.choice_weights = w;
+        memset(&scratch, 0, sizeof scratch);
+        scratch.alloc.alloc_fn = count_alloc, scratch.alloc.free_fn = count_free, scratch.alloc.user = &c;
+        memset(y, 0x11, sizeof y);
+        memcpy(before, y, sizeof y);
+        st = moe_ep_forward_ranks(&layer, &o.p, 0, NULL, NULL, x, 8, y, NULL, &scratch, NULL);
+        CHECK(st == MOE_EP_OK || st == MOE_EP_ERR_MEMORY);
+        done = st == MOE_EP_OK;
+        moe_ep_scratch_free(&scratch);
+        CHECK_I64(c.live, 0);
+        free(x);
+        STOP_IF_FAILED("allocation %d", fail);
+    }
+    free(o.mem);
+    free_model(&m);
+}
+
+static int device_calls;
+static int no_plan_stage(void *user, const moe_ep_plan *p, const void *in, void *out, size_t row_bytes, void *stream)
+{
+    (void)user, (void)in, (void)out, (void)row_bytes, (void)stream;
+    CHECK(p->topk_ids == NULL && p->send_token == NULL && p->slot_start == NULL && p->nsend == 0);
+    CHECK(p->call == (void *)&device_calls && p->ntokens == 5);
+    device_calls++;
+    return 0;
+}
+static int no_plan_experts(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    CHECK(rx != NULL && ry != NULL && rx != ry);
+    return no_plan_stage(user, p, rx, ry, 0, stream);
+}
+
+TEST(routing_that_stays_on_the_device_needs_no_plan)
+{
+    recorder r;
+    memset(&r, 0, sizeof r);
+    moe_ep_hooks h = all_hooks(&r);
+    h.dispatch = no_plan_stage, h.combine = no_plan_stage, h.experts = no_plan_experts, h.wait = NULL;
+    moe_ep_rank_desc d = one_rank(&h, NULL);
+    moe_ep_rank rank;
+    moe_ep_batch b;
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 5, b.no_plan = 1, b.x = &r, b.y = &d, b.call = &device_calls;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 5, 10, NULL), MOE_EP_OK);
+    device_calls = 0;
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(device_calls, 3);
+    CHECK_STR(r.log, "");
+    moe_ep_rank_free(&rank);
+    CHECK_I64(r.allocs, r.frees);
+}
+
+TEST(bad_ranks_and_batches_are_named)
+{
+    uint64_t s = t_seed + 8;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    recorder r;
+    memset(&r, 0, sizeof r);
+    moe_ep_hooks h = all_hooks(&r), broken;
+    moe_ep_rank_desc d, good = one_rank(&h, &layer);
+    moe_ep_rank rank;
+    moe_ep_error err;
+    static const int32_t falling[3] = {0, 3, 2}, late[3] = {1, 3, 4}, many[2] = {0, 5};
+    int32_t wrong[4] = {0, 4, 1, 2};
+    memset(&rank, 0, sizeof rank);
+#define BAD(change, status, name)                                                                   \
+    do {                                                                                            \
+        d = good;                                                                                   \
+        broken = h;                                                                                 \
+        change;                                                                                     \
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), status);                                       \
+        CHECK_STR(err.arg, name);                                                                   \
+        CHECK(rank.state == NULL);                                                                  \
+    } while (0)
+    CHECK_I64(moe_ep_rank_init(NULL, &good, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_init(&rank, NULL, &err), MOE_EP_ERR_NULL);
+    BAD(d.num_ranks = 0, MOE_EP_ERR_SIZE, "num_ranks");
+    BAD(d.rank = 1, MOE_EP_ERR_RANGE, "rank");
+    BAD(d.rank = -1, MOE_EP_ERR_RANGE, "rank");
+    BAD(d.hidden = 0, MOE_EP_ERR_SIZE, "hidden");
+    BAD(d.hidden = 7, MOE_EP_ERR_SIZE, "hidden");
+    BAD(d.elem_bytes = -1, MOE_EP_ERR_SIZE, "elem_bytes");
+    BAD(d.top_k = 0, MOE_EP_ERR_SIZE, "top_k");
+    BAD(d.top_k = 5, MOE_EP_ERR_TOP_K, "top_k");
+    BAD(d.slot_start = NULL, MOE_EP_ERR_NULL, "slot_start");
+    BAD((d.num_ranks = 2, d.slot_start = falling), MOE_EP_ERR_RANGE, "slot_start");
+    BAD((d.num_ranks = 2, d.slot_start = late), MOE_EP_ERR_RANGE, "slot_start");
+    BAD(d.slot_start = many, MOE_EP_ERR_SIZE, "slot_start");
+    BAD(d.slot_expert = wrong, MOE_EP_ERR_EXPERT_ID, "slot_expert");
+    BAD(d.alloc.alloc_fn = count_alloc, MOE_EP_ERR_CONFIG, "alloc");
+    BAD((broken.size = 8, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.size");
+    BAD((broken.free_fn = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.alloc_fn");
+    BAD((broken.counts = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.counts");
+    BAD((broken.dispatch = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.dispatch");
+    BAD((broken.combine = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.combine");
+    BAD((broken.experts = NULL, d.layer = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "layer");
+    BAD((broken.experts = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
+    CHECK_I64(moe_ep_rank_init(&rank, &good, &err), MOE_EP_OK);
+    moe_ep_batch b, bad;
+    int32_t ids[4] = {0, 1, 2, 3};
+    float w[4] = {1, 1, 1, 1}, x[12] = {0}, y[12];
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 2, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
+    r.stream = NULL;
+    r.m = &m;
+    r.x[0] = x, r.y[0] = y;
+#define BAD_BATCH(change, status, name, at)                                                         \
+    do {                                                                                            \
+        bad = b;                                                                                    \
+        change;                                                                                     \
+        CHECK_I64(moe_ep_rank_forward(&rank, &bad, NULL, &err), status);                            \
+        CHECK_STR(err.arg, name);                                                                   \
+        CHECK_I64(err.index, at);                                                                   \
+        CHECK_STR(r.log, "");                                                                       \
+        ids[2] = 2, w[3] = 1.0f;                                                                    \
+    } while (0)
+    BAD_BATCH(bad.num_tokens = -1, MOE_EP_ERR_SIZE, "num_tokens", -1);
+    BAD_BATCH(bad.num_tokens = INT64_MAX / 2, MOE_EP_ERR_OVERFLOW, "num_tokens", -1);
+    BAD_BATCH(bad.x = NULL, MOE_EP_ERR_NULL, "x", -1);
+    BAD_BATCH(bad.y = NULL, MOE_EP_ERR_NULL, "y", -1);
+    BAD_BATCH(bad.slot_ids = NULL, MOE_EP_ERR_NULL, "slot_ids", -1);
+    BAD_BATCH(ids[2] = 4, MOE_EP_ERR_EXPERT_ID, "slot_ids", 2);
+    BAD_BATCH(ids[2] = -2, MOE_EP_ERR_EXPERT_ID, "slot_ids", 2);
+    BAD_BATCH(w[3] = (float)NAN, MOE_EP_ERR_NAN, "weights", 3);
+    CHECK_I64(moe_ep_rank_forward(&rank, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_forward(NULL, &b, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_forward2(&rank, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_forward2(NULL, &b, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_plan(&rank, 2, &b, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_rank_experts(&rank, 0, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_rank_combine(&rank, -1, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_rank_finish(NULL, 0, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_reserve(NULL, 1, 1, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_reserve(&rank, -1, 1, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 1, -1, &err), MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_rank_plan_of(NULL, 0) == NULL && moe_ep_rank_plan_of(&rank, 7) == NULL);
+    moe_ep_rank_free(&rank);
+    moe_ep_rank_free(NULL);
+    free_model(&m);
+}
+
+TEST(bad_in_process_calls_are_named_and_y_stays)
+{
+    uint64_t s = t_seed + 9;
+    model m = make_model(4, 3, 3, &s);
+    own_placement o = make_placement(CONTIGUOUS, 4, 2, 4, &s);
+    int32_t ids[8] = {0, 1, 2, 3, 0, 1, 2, 3};
+    int64_t three[2] = {2, 1}, negative[2] = {5, -1};
+    float x[12] = {0}, y[12], before[12];
+    moe_ep_router router = moe_ep_router_mixtral(4, 2);
+    moe_ep_forward_desc d = desc_of(&m, 2, ids, NULL), e;
+    moe_ep_scratch fixed = moe_ep_scratch_fixed(y, 16);
+    moe_ep_error err;
+    memset(y, 0x5a, sizeof y);
+    memcpy(before, y, sizeof y);
+    CHECK_I64(moe_ep_forward_ranks(NULL, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_forward_ranks(&d, NULL, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 1, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, -1, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, three, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, negative, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, -1, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, NULL, 4, y, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, &fixed, &err), MOE_EP_ERR_CONFIG);
+    e = d, e.router = &router, e.gate = m.gate;
+    CHECK_I64(moe_ep_forward_ranks(&e, &o.p, 0, NULL, ids, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    o.p.slot_expert[3] = -1; /* expert 3 has lost its slot */
+    CHECK_I64(moe_ep_placement_index(&o.p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_I64(err.index, 3);
+    o.p.slot_expert[3] = 4;
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 3);
+    CHECK(memcmp(before, y, sizeof y) == 0);
+    free(o.mem);
+    free_model(&m);
+}
+
+T_MAIN

@@ -1,0 +1,1339 @@
+/* tests/test_place.c - section 5: placements, planners, bounds, checks.
+ * SPDX-License-Identifier: MIT
+ *
+ * usage: test_place [eplb vector files]; recorded loads are read from the folder in MOE_EP_TRACES. */
+#include "t.h"
+#include "vec.h"
+#include "moe_ep.h"
+
+/* ---- helpers ------------------------------------------------------------------------------------------ */
+
+static moe_ep_shape shape_of(int32_t devices, int32_t slots, int32_t nodes)
+{
+    moe_ep_shape s;
+    memset(&s, 0, sizeof s);
+    s.num_devices = devices;
+    s.num_slots = slots;
+    s.num_nodes = nodes;
+    return s;
+}
+
+static moe_ep_place_desc desc_of(int32_t L, int32_t E, moe_ep_shape shape, const double *loads)
+{
+    moe_ep_place_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_layers = L;
+    d.num_experts = E;
+    d.shape = shape;
+    d.loads = loads;
+    return d;
+}
+
+/* A placement in its own memory; free with placement_free. */
+static moe_ep_placement placement_new(int32_t L, int32_t E, const moe_ep_shape *shape)
+{
+    moe_ep_placement p;
+    size_t bytes = moe_ep_placement_bytes(L, E, shape);
+    memset(&p, 0, sizeof p);
+    if (bytes == 0 || moe_ep_placement_init(&p, L, E, shape, t_alloc(bytes), bytes, NULL) != MOE_EP_OK) {
+        fprintf(stderr, "placement_new failed\n");
+        exit(2);
+    }
+    return p;
+}
+
+static void placement_free(moe_ep_placement *p) { free(p->device_speed); } /* first in its block */
+
+typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *, moe_ep_scratch *,
+                                 moe_ep_error *);
+
+/* Plans one layer and returns its device loads through `device`. */
+static moe_ep_plan_result plan_one(planner f, const moe_ep_place_desc *d, moe_ep_placement *p, double *device)
+{
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    memset(&r, 0, sizeof r);
+    *p = placement_new(d->num_layers, d->num_experts, &d->shape);
+    CHECK_I64(f(d, p, &r, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_validate(p, 0, NULL, &err), MOE_EP_OK);
+    if (device) CHECK_I64(moe_ep_device_loads(p, d->loads, device, &err), MOE_EP_OK);
+    return r;
+}
+
+static void check_loads(const double *got, const double *want, int n)
+{
+    int i;
+    for (i = 0; i < n; i++) CHECK_NEAR(got[i], want[i], 1e-6, 1e-9);
+}
+
+static const double demo[8] = {1000, 800, 600, 500, 300, 200, 100, 50};
+static const double hot[8] = {960, 92, 92, 92, 91, 91, 91, 91};
+static const double flashlb[8] = {600, 560, 120, 120, 20, 10, 10, 10};
+
+/* ---- an independent EPLB: the published rules, spelled out naively ------------------------------------------- */
+
+static void naive_pack(const float *w, int n, int m, int *pack, int *rank)
+{
+    int k = n / m, i, j;
+    float *sum = (float *)t_alloc(sizeof(float) * (size_t)m);
+    int *fill = (int *)t_alloc(sizeof(int) * (size_t)m), *done = (int *)t_alloc(sizeof(int) * (size_t)n);
+    for (i = 0; i < n; i++) {
+        int best = -1, to = -1;
+        if (k == 1) {
+            pack[i] = i;
+            rank[i] = 0;
+            continue;
+        }
+        for (j = 0; j < n; j++)
+            if (!done[j] && (best < 0 || w[j] > w[best])) best = j;
+        for (j = 0; j < m; j++)
+            if (fill[j] < k && (to < 0 || sum[j] < sum[to])) to = j;
+        done[best] = 1;
+        pack[best] = to;
+        rank[best] = fill[to]++;
+        sum[to] = sum[to] + w[best];
+    }
+    free(sum);
+    free(fill);
+    free(done);
+}
+
+static void naive_replicate(const float *w, int n, int P, int *phy, int *rank, int *cnt)
+{
+    int i, p;
+    for (i = 0; i < n; i++) {
+        phy[i] = i;
+        rank[i] = 0;
+        cnt[i] = 1;
+    }
+    for (p = n; p < P; p++) {
+        int best = 0;
+        for (i = 1; i < n; i++) {
+            volatile float a = w[i] / (float)cnt[i], b = w[best] / (float)cnt[best];
+            if (a > b) best = i;
+        }
+        phy[p] = best;
+        rank[p] = cnt[best]++;
+    }
+}
+
+/* phy2log (P), phyrank (P), logcnt (E) of one layer. */
+static void naive_eplb(const double *load, int E, int P, int groups, int nodes, int devices, int *phy2log, int *phyrank,
+                       int *logcnt)
+{
+    int size, each, n, i, g;
+    float *w = (float *)t_alloc(sizeof(float) * (size_t)(P + E)), *part = (float *)t_alloc(sizeof(float) * (size_t)P);
+    int *pack = (int *)t_alloc(sizeof(int) * (size_t)P), *rank = (int *)t_alloc(sizeof(int) * (size_t)P);
+    int *order = (int *)t_alloc(sizeof(int) * (size_t)E), *phy = (int *)t_alloc(sizeof(int) * (size_t)P);
+    int *prank = (int *)t_alloc(sizeof(int) * (size_t)P), *cnt = (int *)t_alloc(sizeof(int) * (size_t)E);
+    if (groups % nodes != 0) groups = nodes = 1;
+    size = E / groups;
+    each = groups / nodes;
+    for (g = 0; g < groups; g++) {
+        w[g] = 0;
+        for (i = 0; i < size; i++) w[g] += (float)load[g * size + i];
+    }
+    naive_pack(w, groups, nodes, pack, rank);
+    for (i = 0; i < E; i++) order[(pack[i / size] * each + rank[i / size]) * size + i % size] = i;
+    for (n = 0; n < nodes; n++) {
+        int ne = E / nodes, np = P / nodes, nd = devices / nodes;
+        for (i = 0; i < ne; i++) w[i] = (float)load[order[n * ne + i]];
+        naive_replicate(w, ne, np, phy, prank, cnt);
+        for (i = 0; i < np; i++) part[i] = w[phy[i]] / (float)cnt[phy[i]];
+        naive_pack(part, np, nd, pack, rank);
+        for (i = 0; i < np; i++) {
+            int slot = n * np + pack[i] * (np / nd) + rank[i];
+            phy2log[slot] = order[n * ne + phy[i]];
+            phyrank[slot] = prank[i];
+        }
+        for (i = 0; i < ne; i++) logcnt[order[n * ne + i]] = cnt[i];
+    }
+    free(w);
+    free(part);
+    free(pack);
+    free(rank);
+    free(order);
+    free(phy);
+    free(prank);
+    free(cnt);
+}
+
+/* Compares a whole plan with the naive one, layer by layer. */
+static void check_against_naive(const moe_ep_placement *p, const double *loads, int groups, int nodes)
+{
+    int E = p->num_experts, P = p->num_slots, l, i, wrong = 0;
+    int *phy = (int *)t_alloc(sizeof(int) * (size_t)P), *rank = (int *)t_alloc(sizeof(int) * (size_t)P);
+    int *cnt = (int *)t_alloc(sizeof(int) * (size_t)E);
+    for (l = 0; l < p->num_layers; l++) {
+        const int32_t *start = p->replica_start + (int64_t)l * (E + 1), *slot = p->replica_slot + (int64_t)l * P;
+        naive_eplb(loads + (int64_t)l * E, E, P, groups, nodes, p->num_devices, phy, rank, cnt);
+        for (i = 0; i < P; i++) {
+            wrong += p->slot_expert[(int64_t)l * P + i] != phy[i];
+            wrong += slot[start[phy[i]] + rank[i]] != i;
+        }
+        for (i = 0; i < E; i++) wrong += start[i + 1] - start[i] != cnt[i];
+    }
+    CHECK_I64(wrong, 0);
+    free(phy);
+    free(rank);
+    free(cnt);
+}
+
+/* ---- placements ------------------------------------------------------------------------------------------ */
+
+TEST(layout_and_index)
+{
+    moe_ep_shape s = shape_of(3, 6, 0);
+    moe_ep_placement p = placement_new(1, 4, &s), q;
+    const int32_t slots[6] = {3, 0, 3, 1, 2, -1}, start[5] = {0, 1, 2, 3, 5}, replica[6] = {1, 3, 4, 0, 2, -1};
+    const double loads[4] = {4, 2, 1, 6};
+    double device[3], node[2];
+    moe_ep_check_result check;
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 6; i++) CHECK_I64(p.slot_expert[i], -1);
+    memcpy(p.slot_expert, slots, sizeof slots);
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    for (i = 0; i < 5; i++) CHECK_I64(p.replica_start[i], start[i]);
+    for (i = 0; i < 6; i++) CHECK_I64(p.replica_slot[i], replica[i]);
+    CHECK_I64(moe_ep_device_loads(&p, loads, device, &err), MOE_EP_OK);
+    CHECK_NEAR(device[0], 7, 0, 0);
+    CHECK_NEAR(device[1], 5, 0, 0);
+    CHECK_NEAR(device[2], 1, 0, 0);
+    CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, &check, &err), MOE_EP_OK);
+    CHECK_I64(check.slots_used, 5);
+    CHECK_I64(check.slots_empty, 1);
+    CHECK_I64(check.single_copies, 3);
+    p.device_inactive[1] = 1; /* expert 1 lived there only */
+    CHECK_I64(moe_ep_validate(&p, 0, &check, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_I64(err.index, 1);
+    device[0] = -7;
+    CHECK_I64(moe_ep_device_loads(&p, loads, device, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_I64(err.index, 1);
+    CHECK_NEAR(device[0], -7, 0, 0);
+    placement_free(&p);
+    s = shape_of(4, 6, 2);
+    p = placement_new(2, 3, &s);
+    CHECK_I64(p.slot_start[1], 2);
+    CHECK_I64(p.slot_start[2], 4);
+    CHECK_I64(p.slot_start[3], 5);
+    CHECK_I64(p.slot_start[4], 6);
+    CHECK_I64(p.device_node[1], 0);
+    CHECK_I64(p.device_node[2], 1);
+    for (i = 0; i < 3; i++) p.slot_expert[i] = p.slot_expert[6 + i] = i;
+    p.slot_expert[9] = 1;
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    q = placement_new(2, 3, &s);
+    CHECK_I64(moe_ep_placement_copy(&p, &q, &err), MOE_EP_OK);
+    CHECK(memcmp(p.slot_expert, q.slot_expert, sizeof(int32_t) * 12) == 0);
+    CHECK_I64(moe_ep_max_replicas(&q, &err), 2);
+    {
+        const double two[6] = {1, 2, 4, 1, 2, 4};
+        double nodes[4];
+        CHECK_I64(moe_ep_node_loads(&q, two, nodes, &err), MOE_EP_OK);
+        CHECK_NEAR(nodes[0], 7, 0, 0);
+        CHECK_NEAR(nodes[1], 0, 0, 0);
+        CHECK_NEAR(nodes[2], 7, 0, 0);
+        (void)node;
+    }
+    placement_free(&p);
+    placement_free(&q);
+}
+
+/* ---- the labs' numbers ------------------------------------------------------------------------------------ */
+
+TEST(demo_popularity)
+{
+    moe_ep_place_desc d = desc_of(1, 8, shape_of(4, 0, 0), demo);
+    moe_ep_placement p;
+    double device[4];
+    const double rr[4] = {1300, 1000, 700, 550}, cont[4] = {1800, 1100, 500, 150}, lpt[4] = {1050, 900, 800, 800};
+    moe_ep_plan_result r = plan_one(moe_ep_place_round_robin, &d, &p, device);
+    check_loads(device, rr, 4);
+    CHECK_NEAR(r.max_before, 1800, 0, 0);
+    placement_free(&p);
+    r = plan_one(moe_ep_place_contiguous, &d, &p, device);
+    check_loads(device, cont, 4);
+    CHECK_I64(r.policy, MOE_EP_PLACE_CONTIGUOUS);
+    placement_free(&p);
+    r = plan_one(moe_ep_place_lpt, &d, &p, device);
+    check_loads(device, lpt, 4);
+    CHECK_NEAR(r.max, 1050, 1e-12, 0);
+    CHECK_NEAR(r.lower_bound, 1050, 1e-12, 0);
+    CHECK_NEAR(r.gap, 0, 0, 1e-12);
+    CHECK_I64(r.bound, MOE_EP_BOUND_SLOTS);
+    CHECK_NEAR(r.mean, 887.5, 0, 0);
+    CHECK_NEAR(r.max_before / r.max, 1.7142857142857142, 1e-12, 0);
+    placement_free(&p);
+}
+
+TEST(lpt_without_slots)
+{
+    int32_t device[8], i;
+    const int32_t want[8] = {0, 1, 2, 3, 3, 2, 1, 2};
+    int32_t counts[8], where[10];
+    double load[4] = {0, 0, 0, 0};
+    const double one_copy[4] = {480, 480, 275, 365}, two_copies[4] = {900, 900, 900, 850};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_lpt(demo, 8, 4, device, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < 8; i++) CHECK_I64(device[i], want[i]);
+    /* the hot vector: 2.6275 -> 2.40 by LPT, 1.2 with one copy of the hottest */
+    CHECK_I64(moe_ep_lpt(hot, 8, 4, device, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < 8; i++) load[device[i]] += hot[i];
+    CHECK_NEAR(load[0] / 400, 2.40, 1e-12, 0);
+    CHECK_I64(moe_ep_replicate(hot, 8, 9, 0, counts, NULL, &err), MOE_EP_OK);
+    CHECK_I64(counts[0], 2);
+    CHECK_I64(moe_ep_lpt_replicas(hot, 8, counts, 4, where, NULL, &err), MOE_EP_OK);
+    memset(load, 0, sizeof load);
+    for (i = 0; i < 9; i++) load[where[i]] += i < 2 ? 480 : hot[i - 1];
+    check_loads(load, one_copy, 4);
+    CHECK_NEAR(load[0] / 400, 1.2, 1e-12, 0);
+    /* two copies of the two hottest of the demo */
+    for (i = 0; i < 8; i++) counts[i] = i < 2 ? 2 : 1;
+    CHECK_I64(moe_ep_lpt_replicas(demo, 8, counts, 4, where, NULL, &err), MOE_EP_OK);
+    memset(load, 0, sizeof load);
+    for (i = 0; i < 10; i++) load[where[i]] += i < 4 ? demo[i / 2] / 2 : demo[i - 2];
+    check_loads(load, two_copies, 4);
+}
+
+TEST(devices_to_placement)
+{
+    const int32_t device[8] = {0, 1, 2, 2, 1, 2, 3, 3}, slots[4] = {1, 2, 3, 2};
+    const int32_t full[8] = {0, 0, 2, 2, 1, 2, 3, 3};
+    const double seed_loads[4] = {1000, 1100, 1300, 150};
+    moe_ep_shape s = shape_of(4, 0, 0);
+    moe_ep_placement p;
+    moe_ep_error err;
+    double load[4];
+    int32_t e, copies[8] = {2, 1, 1, 1, 1, 1, 1, 1};
+    const int32_t two[9] = {0, 1, 1, 2, 2, 2, 3, 3, 3};
+    s.slots_per_device = slots;
+    p = placement_new(1, 8, &s);
+    CHECK_I64(moe_ep_devices_placement(device, NULL, &p, &err), MOE_EP_OK);
+    for (e = 0; e < 8; e++) CHECK_I64(p.slot_device[p.replica_slot[p.replica_start[e]]], device[e]);
+    CHECK_I64(moe_ep_device_loads(&p, demo, load, &err), MOE_EP_OK);
+    check_loads(load, seed_loads, 4);
+    CHECK_I64(moe_ep_devices_placement(full, NULL, &p, &err), MOE_EP_ERR_SLOTS);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(p.slot_device[p.replica_slot[p.replica_start[1]]], 1); /* untouched */
+    placement_free(&p);
+    s = shape_of(4, 32, 0);
+    p = placement_new(1, 8, &s);
+    CHECK_I64(moe_ep_devices_placement(two, copies, &p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_max_replicas(&p, &err), 2);
+    CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, &err), MOE_EP_OK);
+    placement_free(&p);
+}
+
+/* ---- EPLB ------------------------------------------------------------------------------------------------------- */
+
+TEST(eplb_readme)
+{
+    const double loads[24] = {90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86,
+                              20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27};
+    const int32_t phy[32] = {5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1,
+                             7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1};
+    const int32_t log2phy[24] = {12, -1, 15, 13, 11, -1, 6, -1, 7, 5, 0, 2, 1, -1, 3, -1, 4, -1, 9, -1, 8, 10, 14, -1};
+    const int32_t cnt[12] = {1, 2, 1, 1, 2, 2, 1, 1, 1, 1, 2, 1};
+    moe_ep_place_desc d = desc_of(2, 12, shape_of(8, 16, 2), loads);
+    moe_ep_placement p = placement_new(2, 12, &d.shape), q = placement_new(2, 12, &d.shape);
+    moe_ep_plan_result r[2];
+    moe_ep_error err;
+    int32_t got_phy[32], got_log[48], got_cnt[24], i;
+    d.num_groups = 4;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, r, NULL, &err), MOE_EP_OK);
+    CHECK_I64(r[0].policy, MOE_EP_PLACE_EPLB_HIERARCHICAL);
+    CHECK_STR(r[0].reason, "hierarchical: the groups divide over the nodes");
+    CHECK_NEAR(r[0].imbalance, 1.208132, 1e-6, 0);
+    CHECK_NEAR(r[1].imbalance, 1.242215, 1e-6, 0);
+    CHECK_I64(moe_ep_max_replicas(&p, &err), 2);
+    CHECK_I64(moe_ep_eplb_arrays(&p, 2, got_phy, got_log, got_cnt, &err), MOE_EP_OK);
+    for (i = 0; i < 32; i++) CHECK_I64(got_phy[i], phy[i]);
+    for (i = 0; i < 24; i++) CHECK_I64(got_log[i], log2phy[i]);
+    for (i = 0; i < 12; i++) CHECK_I64(got_cnt[i], cnt[i]);
+    /* and back */
+    CHECK_I64(moe_ep_placement_from_eplb(got_phy, got_log, 2, got_cnt, &q, &err), MOE_EP_OK);
+    CHECK(memcmp(p.replica_slot, q.replica_slot, sizeof(int32_t) * 32) == 0);
+    CHECK(memcmp(p.slot_expert, q.slot_expert, sizeof(int32_t) * 32) == 0);
+    got_cnt[3]++;
+    CHECK_I64(moe_ep_placement_from_eplb(got_phy, got_log, 2, got_cnt, &q, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "logcnt");
+    CHECK_I64(err.index, 3);
+    got_log[0] = 13;
+    CHECK_I64(moe_ep_placement_from_eplb(got_phy, got_log, 2, NULL, &q, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "log2phy");
+    CHECK_I64(moe_ep_eplb_arrays(&p, 1, NULL, got_log, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, 2, 0, 0);
+    placement_free(&p);
+    placement_free(&q);
+}
+
+/* Vector files of kind eplb. */
+TEST(eplb_vectors)
+{
+    int f, c;
+    for (f = 0; vec_path("tests/vectors/eplb.vec", f); f++) {
+        vec_file v = vec_read(vec_path("tests/vectors/eplb.vec", f));
+        if (strcmp(v.kind, "eplb") != 0) {
+            vec_free(&v);
+            continue;
+        }
+        for (c = 0; c < v.count; c++) {
+            const vec_case *k = &v.cases[c];
+            const vec_field *w = vec_get(k, "weight"), *phy = vec_find(k, "phy2log"), *log = vec_find(k, "log2phy");
+            const vec_field *cnt = vec_find(k, "logcnt"), *gpu = vec_find(k, "gpu_load");
+            int32_t L = (int32_t)w->dim[0], E = (int32_t)w->dim[1], P = (int32_t)vec_int(k, "num_replicas"), X;
+            int32_t D = (int32_t)vec_int(k, "num_gpus");
+            moe_ep_place_desc d = desc_of(L, E, shape_of(D, P, (int32_t)vec_int(k, "num_nodes")), w->f);
+            moe_ep_placement p = placement_new(L, E, &d.shape);
+            moe_ep_error err;
+            int32_t *a, *b, *n;
+            double *load;
+            int64_t i;
+            d.num_groups = (int32_t)vec_int(k, "num_groups");
+            CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+            X = (int32_t)moe_ep_max_replicas(&p, &err);
+            if (log) X = (int32_t)log->dim[2];
+            a = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)L * (size_t)P);
+            b = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)L * (size_t)E * (size_t)X);
+            n = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)L * (size_t)E);
+            load = (double *)t_alloc(sizeof(double) * (size_t)L * (size_t)D);
+            CHECK_I64(moe_ep_eplb_arrays(&p, X, a, b, n, &err), MOE_EP_OK);
+            CHECK_I64(moe_ep_device_loads(&p, w->f, load, &err), MOE_EP_OK);
+            for (i = 0; phy && i < phy->count; i++) CHECK_I64(a[i], phy->i[i]);
+            for (i = 0; log && i < log->count; i++) CHECK_I64(b[i], log->i[i]);
+            for (i = 0; cnt && i < cnt->count; i++) CHECK_I64(n[i], cnt->i[i]);
+            for (i = 0; gpu && i < gpu->count; i++) CHECK_NEAR(load[i], gpu->f[i], 1e-6, 1e-9);
+            free(a);
+            free(b);
+            free(n);
+            free(load);
+            placement_free(&p);
+            STOP_IF_FAILED("case %s", k->name);
+        }
+        vec_free(&v);
+    }
+}
+
+TEST(eplb_demo_slots)
+{
+    static const int32_t phy8[8] = {0, 7, 1, 6, 2, 5, 3, 4}, phy12[12] = {3, 4, 7, 1, 0, 6, 1, 2, 5, 0, 0, 2};
+    static const int32_t phy16[16] = {4, 0, 5, 2, 1, 0, 3, 6, 1, 3, 0, 7, 1, 0, 2, 2};
+    static const int32_t phy20[20] = {0, 0, 1, 0, 7, 1, 1, 0, 3, 4, 2, 2, 2, 3, 4, 5, 0, 1, 3, 6};
+    const int32_t *phy[4] = {phy8, phy12, phy16, phy20};
+    const double load[4][4] = {{1050, 900, 800, 800},
+                               {850, 833.3333333, 900, 966.6666667},
+                               {950, 866.6666667, 816.6666667, 916.6666667},
+                               {850, 916.6666667, 916.6666667, 866.6666667}};
+    int c, i;
+    for (c = 0; c < 4; c++) {
+        moe_ep_place_desc d = desc_of(1, 8, shape_of(4, 8 + 4 * c, 1), demo);
+        moe_ep_placement p;
+        double device[4];
+        (void)plan_one(moe_ep_place_eplb, &d, &p, device);
+        for (i = 0; i < 8 + 4 * c; i++) CHECK_I64(p.slot_expert[i], phy[c][i]);
+        check_loads(device, load[c], 4);
+        placement_free(&p);
+    }
+}
+
+TEST(eplb_modes)
+{
+    const double trap[8] = {1000, 1, 1, 1, 1, 1, 1, 1};
+    moe_ep_place_desc d = desc_of(1, 8, shape_of(4, 12, 2), trap);
+    moe_ep_placement p;
+    moe_ep_error err;
+    moe_ep_plan_result r;
+    d.num_groups = 2;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_HIERARCHICAL);
+    CHECK_NEAR(r.max, 667.6666667, 1e-6, 0);
+    placement_free(&p);
+    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_GLOBAL);
+    CHECK_STR(r.reason, "global: asked for");
+    CHECK_NEAR(r.max, 401.0, 1e-9, 0);
+    placement_free(&p);
+    d.eplb_mode = MOE_EP_EPLB_AUTO;
+    d.num_groups = 1;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_STR(r.reason, "global: the groups do not divide over the nodes");
+    d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "desc.num_groups");
+    d.eplb_mode = MOE_EP_EPLB_AUTO;
+    d.num_groups = 3;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    placement_free(&p);
+}
+
+/* Random loads of several characters, with ties and zeros and values that float32 cannot hold. */
+static void random_loads(uint64_t *s, double *w, int64_t n)
+{
+    int kind = (int)t_below(s, 7);
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        if (kind == 0) w[i] = (double)t_below(s, 1000);
+        else if (kind == 1) w[i] = (double)(128 * t_below(s, 20));
+        else if (kind == 2) w[i] = t_below(s, 3) ? 0.0 : (double)t_below(s, 5);
+        else if (kind == 3) w[i] = 1e6 / (double)(1 + t_below(s, n));
+        else if (kind == 4) w[i] = (double)(16777216 + t_below(s, 64));
+        else if (kind == 5) w[i] = exp(4.0 * t_unit(s)) / 3.0;
+        else w[i] = i == n / 2 ? 1e5 : 1.0;
+    }
+    if (t_below(s, 10) == 0) memset(w, 0, sizeof(double) * (size_t)n);
+}
+
+TEST(eplb_against_naive)
+{
+    uint64_t s = t_seed;
+    int n;
+    for (n = 0; n < 600; n++) {
+        int nodes = 1 + (int)t_below(&s, 4), D = nodes * (1 + (int)t_below(&s, 5));
+        int groups = (1 + (int)t_below(&s, 3)) * (t_below(&s, 4) ? nodes : 1), E = groups * (1 + (int)t_below(&s, 12));
+        int hier = groups % nodes == 0, unit = D, P, L = 1 + (int)t_below(&s, 3);
+        double *w = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        P = (E + unit - 1) / unit * unit + unit * (int)t_below(&s, 4);
+        if (hier && P / nodes < E / nodes) P += unit;
+        random_loads(&s, w, (int64_t)L * E);
+        d = desc_of(L, E, shape_of(D, P, nodes), w);
+        d.num_groups = groups;
+        p = placement_new(L, E, &d.shape);
+        CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        check_against_naive(&p, w, groups, nodes);
+        CHECK_I64(moe_ep_validate(&p, 0, NULL, NULL), MOE_EP_OK);
+        placement_free(&p);
+        free(w);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* ---- TensorRT-LLM ------------------------------------------------------------------------------------------------- */
+
+TEST(trtllm_vectors)
+{
+    static const double a[4] = {1, 2, 3, 4}, b[4] = {0, 0, 0, 0}, c[4] = {1, 4, 2, 1}, e[5] = {10, 5, 2, 15, 8}, f[3] = {0, 10, 0};
+    static const int32_t ca[4] = {1, 1, 1, 1}, cb[4] = {2, 2, 1, 1}, cc[4] = {1, 4, 2, 1}, ce[5] = {2, 1, 1, 3, 2}, cf[3] = {1, 2, 1};
+    const double *load[5] = {a, b, c, e, f};
+    const int32_t *count[5] = {ca, cb, cc, ce, cf}, experts[5] = {4, 4, 4, 5, 3}, slots[5] = {4, 6, 8, 9, 4};
+    int i, j;
+    for (i = 0; i < 5; i++) {
+        moe_ep_place_desc d = desc_of(1, experts[i], shape_of(1, slots[i], 1), load[i]);
+        moe_ep_placement p;
+        moe_ep_plan_result r = plan_one(moe_ep_place_trtllm, &d, &p, NULL);
+        CHECK_I64(r.policy, MOE_EP_PLACE_TRTLLM);
+        for (j = 0; j < experts[i]; j++) CHECK_I64(p.replica_start[j + 1] - p.replica_start[j], count[i][j]);
+        placement_free(&p);
+    }
+    { /* the placement tests: largest difference between ranks */
+        static const double w[5][6] = {{1, 1, 1, 1}, {1, 3, 2, 1}, {10, 5, 2, 15, 8}, {1, 100, 10}, {2, 3, 4, 5, 6, 7}};
+        static const int32_t ne[5] = {4, 4, 5, 3, 6}, ranks[5] = {2, 2, 3, 2, 2}, each[5] = {2, 3, 3, 2, 3};
+        static const double diff[5] = {0.001, 0.01, 2.0, 9.0, 1.0};
+        for (i = 0; i < 5; i++) {
+            moe_ep_place_desc d = desc_of(1, ne[i], shape_of(ranks[i], ranks[i] * each[i], 1), w[i]);
+            moe_ep_placement p;
+            double device[3], low, high;
+            (void)plan_one(moe_ep_place_trtllm, &d, &p, device);
+            low = high = device[0];
+            for (j = 1; j < ranks[i]; j++) {
+                if (device[j] < low) low = device[j];
+                if (device[j] > high) high = device[j];
+            }
+            CHECK(high - low <= diff[i] + 1e-9);
+            placement_free(&p);
+        }
+    }
+}
+
+/* ---- replica counts and bounds ---------------------------------------------------------------------------------------- */
+
+/* Smallest possible heaviest replica over all counts, by trying them all. */
+static double brute_heaviest(const double *w, int E, int spare)
+{
+    double best = 1e300;
+    int c;
+    if (E == 1) return w[0] / (spare + 1);
+    for (c = 0; c <= spare; c++) {
+        double rest = brute_heaviest(w + 1, E - 1, spare - c), mine = w[0] / (c + 1);
+        if (mine > rest) rest = mine;
+        if (rest < best) best = rest;
+    }
+    return best;
+}
+
+TEST(replicate_is_optimal)
+{
+    uint64_t s = t_seed;
+    int n, e;
+    for (n = 0; n < 300; n++) {
+        int E = 1 + (int)t_below(&s, 6), spare = (int)t_below(&s, 7);
+        double w[6], worst = 0;
+        int32_t counts[6], sum = 0;
+        random_loads(&s, w, E);
+        CHECK_I64(moe_ep_replicate(w, E, E + spare, 0, counts, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) {
+            sum += counts[e];
+            if (w[e] / counts[e] > worst) worst = w[e] / counts[e];
+        }
+        CHECK_I64(sum, E + spare);
+        CHECK_NEAR(worst, brute_heaviest(w, E, spare), 1e-12, 0);
+        CHECK_I64(moe_ep_replicate(w, E, E + spare, 2, counts, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) CHECK(counts[e] <= 2);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* The optimum over all slot tables (duplicates and empty slots allowed, equal shares), devices being alike. */
+typedef struct brute {
+    const double *w;
+    int E, D, S, P, cell[16];
+    double best;
+} brute;
+
+static void brute_judge(brute *b)
+{
+    int count[8] = {0}, i, d;
+    double worst = 0;
+    for (i = 0; i < b->P; i++)
+        if (b->cell[i] >= 0) count[b->cell[i]]++;
+    for (i = 0; i < b->E; i++)
+        if (count[i] == 0) return;
+    for (d = 0; d < b->D; d++) {
+        double sum = 0;
+        for (i = 0; i < b->S; i++)
+            if (b->cell[d * b->S + i] >= 0) sum += b->w[b->cell[d * b->S + i]] / count[b->cell[d * b->S + i]];
+        if (sum > worst) worst = sum;
+    }
+    if (worst < b->best) b->best = worst;
+}
+
+/* Slots of a device in non-decreasing order, devices in non-decreasing order of their first slot. */
+static void brute_fill(brute *b, int at)
+{
+    int e, low = -1;
+    if (at == b->P) {
+        brute_judge(b);
+        return;
+    }
+    if (at % b->S > 0) low = b->cell[at - 1];
+    else if (at > 0) low = b->cell[at - b->S];
+    for (e = low; e < b->E; e++) {
+        b->cell[at] = e;
+        brute_fill(b, at + 1);
+    }
+}
+
+static double brute_optimum(const double *w, int E, int D, int S)
+{
+    brute b;
+    memset(&b, 0, sizeof b);
+    b.w = w;
+    b.E = E;
+    b.D = D;
+    b.S = S;
+    b.P = D * S;
+    b.best = 1e300;
+    brute_fill(&b, 0);
+    return b.best;
+}
+
+TEST(bound_below_optimum)
+{
+    uint64_t s = t_seed;
+    int n, sharp = 0;
+    for (n = 0; n < 400; n++) {
+        int D = 1 + (int)t_below(&s, 3), S = 1 + (int)t_below(&s, D == 3 ? 2 : 3), E = 1 + (int)t_below(&s, D * S < 5 ? D * S : 5);
+        moe_ep_shape shape = shape_of(D, D * S, 1);
+        moe_ep_bound_result r;
+        double w[8], best;
+        random_loads(&s, w, E);
+        CHECK_I64(moe_ep_lower_bound(w, E, &shape, &r, NULL, NULL), MOE_EP_OK);
+        best = brute_optimum(w, E, D, S);
+        CHECK(r.value <= best * (1 + 1e-9));
+        sharp += r.value >= best * (1 - 1e-9);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(sharp > 200); /* a bound of zero would pass the rest */
+    {
+        moe_ep_shape shape = shape_of(4, 8, 0);
+        moe_ep_bound_result r;
+        CHECK_I64(moe_ep_lower_bound(demo, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.value, 1050, 1e-12, 0);
+        CHECK_I64(r.bound, MOE_EP_BOUND_SLOTS);
+        CHECK_NEAR(r.mean, 887.5, 0, 0);
+        CHECK_NEAR(r.replica, 1000, 0, 0);
+        shape = shape_of(8, 16, 0);
+        CHECK_I64(moe_ep_lower_bound(flashlb, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.mean, 181.25, 0, 0);
+        CHECK(r.value <= 196.6666666667);
+        CHECK_I64(moe_ep_lower_bound(flashlb, 9, &shape, NULL, NULL, NULL), MOE_EP_ERR_NULL);
+    }
+}
+
+/* ---- best placement --------------------------------------------------------------------------------------------------- */
+
+TEST(best_seed_numbers)
+{
+    moe_ep_place_desc d = desc_of(1, 8, shape_of(8, 16, 0), flashlb);
+    moe_ep_placement p;
+    moe_ep_plan_result r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_NEAR(r.max, 232, 1e-9, 0);
+    CHECK_I64(r.duplicates, 1);
+    placement_free(&p);
+    r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r.max, 196.66666666666666, 1e-9, 0);
+    CHECK_I64(r.duplicates, 0);
+    CHECK_I64(r.policy, MOE_EP_PLACE_BEST);
+    placement_free(&p);
+    d = desc_of(1, 8, shape_of(4, 8, 0), demo);
+    r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r.max, 1050, 1e-9, 0);
+    CHECK_NEAR(r.gap, 0, 0, 1e-9);
+    placement_free(&p);
+    { /* one extra copy on the demo buys nothing: 8 experts, a fifth of 12 slots free, still one copy each but one */
+        const int32_t budget[1] = {9}, more[1] = {10};
+        d = desc_of(1, 8, shape_of(4, 12, 0), demo);
+        d.layer_slots = budget;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK(r.slots_used <= 9);
+        CHECK_NEAR(r.max, 1000, 1e-9, 0);
+        placement_free(&p);
+        d.layer_slots = more;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK(r.max <= 900 + 1e-9);
+        placement_free(&p);
+    }
+}
+
+/* Optimum with any devices: every expert on every set of devices, no duplicates. */
+typedef struct search {
+    const double *w, *speed;
+    const int32_t *cap, *pin;
+    const uint8_t *down;
+    int E, D, order[12], fill[8];
+    double load[8], best;
+} search;
+
+static void search_expert(search *x, int i, int left)
+{
+    int mask, d, e;
+    double worst = 0;
+    if (i == x->E) {
+        for (d = 0; d < x->D; d++)
+            if (x->load[d] / x->speed[d] > worst) worst = x->load[d] / x->speed[d];
+        if (worst < x->best) x->best = worst;
+        return;
+    }
+    e = x->order[i];
+    for (mask = 1; mask < 1 << x->D; mask++) {
+        int n = 0, ok = x->pin == NULL || x->pin[e] < 0 || (mask >> x->pin[e] & 1);
+        for (d = 0; d < x->D; d++) n += mask >> d & 1;
+        if (n > left - (x->E - 1 - i)) continue;
+        for (d = 0; d < x->D && ok; d++)
+            if (mask >> d & 1)
+                ok = x->fill[d] < x->cap[d] && !(x->down && x->down[d]) && (x->load[d] + x->w[e] / n) / x->speed[d] < x->best;
+        if (!ok) continue;
+        for (d = 0; d < x->D; d++)
+            if (mask >> d & 1) {
+                x->load[d] += x->w[e] / n;
+                x->fill[d]++;
+            }
+        search_expert(x, i + 1, left - n);
+        for (d = 0; d < x->D; d++)
+            if (mask >> d & 1) {
+                x->load[d] -= x->w[e] / n;
+                x->fill[d]--;
+            }
+    }
+}
+
+static double search_optimum(const double *w, int E, int D, const int32_t *cap, const double *speed, const uint8_t *down,
+                             const int32_t *pin, double known)
+{
+    static const double ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    search x;
+    int i, j, slots = 0;
+    memset(&x, 0, sizeof x);
+    x.w = w;
+    x.speed = speed ? speed : ones;
+    x.cap = cap;
+    x.pin = pin;
+    x.down = down;
+    x.E = E;
+    x.D = D;
+    x.best = known * (1 + 1e-9) + 1e-300;
+    for (i = 0; i < E; i++) {
+        for (j = i; j > 0 && w[x.order[j - 1]] < w[i]; j--) x.order[j] = x.order[j - 1];
+        x.order[j] = i;
+    }
+    for (i = 0; i < D; i++)
+        if (!(down && down[i])) slots += cap[i];
+    search_expert(&x, 0, slots);
+    return x.best;
+}
+
+/* 1,000 small cases: within 0.5 % of the optimum, the bound below it, and at most EPLB unless EPLB doubles an expert. */
+TEST(best_against_optimum)
+{
+    uint64_t s = t_seed;
+    int n, better = 0;
+    for (n = 0; n < 1000; n++) {
+        int D = 2 + (int)t_below(&s, 3), S = 1 + (int)t_below(&s, 3), E = 2 + (int)t_below(&s, D * S - 1), i;
+        int32_t cap[8];
+        double w[12], best;
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r, e;
+        if (E > 7) E = 7;
+        random_loads(&s, w, E);
+        d = desc_of(1, E, shape_of(D, D * S, 1), w);
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_place_eplb(&d, &p, &e, NULL, NULL), MOE_EP_OK);
+        CHECK(e.duplicates > 0 || r.max <= e.max * (1 + 1e-6));
+        better += r.max < e.max * (1 - 1e-6);
+        for (i = 0; i < D; i++) cap[i] = S;
+        best = search_optimum(w, E, D, cap, NULL, NULL, NULL, r.max);
+        CHECK(r.max <= best * 1.005 + 1e-9);
+        CHECK(r.lower_bound <= best * (1 + 1e-9) + 1e-9);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(better > 100);
+}
+
+/* Uneven slots, speeds, dead devices and pins, all at once. */
+TEST(best_general_shapes)
+{
+    uint64_t s = t_seed;
+    int n;
+    for (n = 0; n < 1000; n++) {
+        int D = 2 + (int)t_below(&s, 3), E, i, slots = 0, active = 0;
+        int32_t cap[8], pin[12], room[8];
+        uint8_t down[8];
+        double w[12], speed[8], best;
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r;
+        int use_speed = (int)t_below(&s, 2), use_pin = (int)t_below(&s, 2);
+        for (i = 0; i < D; i++) {
+            cap[i] = (int32_t)t_below(&s, 4);
+            speed[i] = use_speed ? 0.5 + t_unit(&s) : 1.0;
+            down[i] = (uint8_t)(t_below(&s, 5) == 0);
+        }
+        cap[0] = 1 + cap[0];
+        down[0] = 0;
+        for (i = 0; i < D; i++) {
+            slots += cap[i];
+            active += down[i] ? 0 : cap[i];
+            room[i] = down[i] ? 0 : cap[i];
+        }
+        E = 1 + (int)t_below(&s, active < 7 ? active : 7);
+        random_loads(&s, w, E);
+        for (i = 0; i < E; i++) {
+            pin[i] = use_pin && t_below(&s, 3) == 0 ? (int32_t)t_below(&s, D) : -1;
+            if (pin[i] >= 0 && room[pin[i]]-- <= 0) pin[i] = -1;
+        }
+        d = desc_of(1, E, shape_of(D, 0, 1), w);
+        d.shape.slots_per_device = cap;
+        d.shape.speed = use_speed ? speed : NULL;
+        d.shape.inactive = down;
+        d.pinned = use_pin ? pin : NULL;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < p.num_slots; i++) CHECK(p.slot_expert[i] < 0 || !down[p.slot_device[i]]);
+        for (i = 0; i < E; i++) {
+            int k, found = pin[i] < 0 || !use_pin;
+            for (k = p.replica_start[i]; k < p.replica_start[i + 1]; k++) found |= p.slot_device[p.replica_slot[k]] == pin[i];
+            CHECK(found);
+        }
+        best = search_optimum(w, E, D, cap, speed, down, use_pin ? pin : NULL, r.max);
+        CHECK(r.max <= best * 1.005 + 1e-9);
+        CHECK(r.lower_bound <= best * (1 + 1e-9) + 1e-9);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Every planner on awkward inputs: zeros, one hot, ties, P = E, D = 1, D = P. */
+TEST(fuzzed_plans_are_valid)
+{
+    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt, moe_ep_place_eplb,
+                                   moe_ep_place_trtllm, moe_ep_best_placement};
+    uint64_t s = t_seed;
+    int n, f;
+    for (n = 0; n < 400; n++) {
+        int D = n % 5 == 0 ? 1 : 1 + (int)t_below(&s, 12), S = 1 + (int)t_below(&s, 6), P = D * S, L = 1 + (int)t_below(&s, 3);
+        int E = n % 3 == 0 ? P : 1 + (int)t_below(&s, P), N = 1;
+        double *w = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
+        double *device = (double *)t_alloc(sizeof(double) * (size_t)(L * D));
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r[3];
+        moe_ep_error err;
+        for (f = 2; f <= 3; f++)
+            if (D % f == 0) N = f;
+        random_loads(&s, w, (int64_t)L * E);
+        d = desc_of(L, E, shape_of(D, P, N), w);
+        p = placement_new(L, E, &d.shape);
+        for (f = 0; f < 6; f++) {
+            int l, i;
+            moe_ep_status status = all[f](&d, &p, r, NULL, &err);
+            CHECK_I64(status, MOE_EP_OK);
+            CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_OK);
+            CHECK_I64(moe_ep_device_loads(&p, w, device, &err), MOE_EP_OK);
+            for (l = 0; l < L; l++) {
+                double total = 0, worst = 0;
+                for (i = 0; i < E; i++) total += w[l * E + i];
+                CHECK_NEAR(r[l].total, total, 1e-12, 0);
+                for (i = 0, total = 0; i < D; i++) {
+                    total += device[l * D + i];
+                    if (device[l * D + i] > worst) worst = device[l * D + i];
+                }
+                CHECK_NEAR(total, r[l].total, 1e-9, 0);
+                CHECK_NEAR(worst, r[l].max, 1e-12, 0);
+                CHECK(r[l].lower_bound <= r[l].max);
+                CHECK(r[l].imbalance >= 1 - 1e-9);
+                CHECK(r[l].reason != NULL);
+            }
+        }
+        placement_free(&p);
+        free(w);
+        free(device);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(window_and_evaluate)
+{
+    const double steps[4] = {1, 5, 3, 5}, swing[4] = {100, 0, 0, 100};
+    moe_ep_place_desc d = desc_of(1, 2, shape_of(2, 2, 0), swing);
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    double out[2];
+    CHECK_I64(moe_ep_window_loads(steps, 2, 1, 2, 1.0, out, &err), MOE_EP_OK);
+    CHECK_NEAR(out[0], 3, 1e-12, 0);
+    CHECK_NEAR(out[1], 5, 1e-12, 0);
+    d.num_steps = 2;
+    p = placement_new(1, 2, &d.shape);
+    CHECK_I64(moe_ep_best_placement(&d, &p, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.imbalance, 1, 1e-12, 0); /* the mean of both steps is even */
+    CHECK_I64(moe_ep_evaluate(&p, swing, 2, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.imbalance, 2, 1e-12, 0); /* but each step waits for one device */
+    CHECK_NEAR(r.max, 200, 1e-12, 0);
+    placement_free(&p);
+}
+
+/* ---- changes ---------------------------------------------------------------------------------------------------------------- */
+
+/* Replays a move list on a set of held experts and checks the schedule. */
+static void check_moves(const moe_ep_placement *from, const moe_ep_placement *to)
+{
+    int D = from->num_devices, E = from->num_experts, L = from->num_layers, P = from->num_slots, l, i, e;
+    moe_ep_moves_result r, again;
+    moe_ep_error err;
+    moe_ep_move *m;
+    char *has = (char *)t_alloc((size_t)L * (size_t)D * (size_t)E), *busy;
+    int64_t k;
+    CHECK_I64(moe_ep_plan_moves(from, to, 10.0, NULL, 0, &r, NULL, &err), MOE_EP_OK);
+    m = (moe_ep_move *)t_alloc(sizeof *m * (size_t)(r.moves + 1));
+    if (r.moves > 0) CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves - 1, &again, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves, &again, NULL, &err), MOE_EP_OK);
+    CHECK(memcmp(&r, &again, sizeof r) == 0);
+    CHECK_NEAR(r.bytes, 10.0 * (double)r.moves, 0, 0);
+    for (l = 0; l < L; l++)
+        for (i = 0; i < P; i++)
+            if ((e = from->slot_expert[l * P + i]) >= 0) has[(l * D + from->slot_device[i]) * E + e] = 1;
+    busy = (char *)t_alloc((size_t)(2 * D) * (size_t)(r.rounds + 1));
+    for (k = 0; k < r.moves; k++) {
+        char *in = busy + m[k].round * 2 * D + m[k].to_device, *out;
+        CHECK(m[k].round >= 0 && m[k].round < r.rounds);
+        CHECK_I64(*in, 0);
+        *in = 1;
+        if (m[k].from_device >= 0) {
+            out = busy + m[k].round * 2 * D + D + m[k].from_device;
+            CHECK_I64(*out, 0);
+            *out = 1;
+            CHECK_I64(from->slot_expert[m[k].layer * P + m[k].from_slot], m[k].expert);
+            CHECK_I64(from->slot_device[m[k].from_slot], m[k].from_device);
+            CHECK(!from->device_inactive[m[k].from_device]);
+        }
+        CHECK_I64(to->slot_expert[m[k].layer * P + m[k].to_slot], m[k].expert);
+        CHECK_I64(has[(m[k].layer * D + m[k].to_device) * E + m[k].expert], 0);
+        has[(m[k].layer * D + m[k].to_device) * E + m[k].expert] = 2;
+    }
+    for (l = 0; l < L; l++) /* with the moves every device can fill its new slots */
+        for (i = 0; i < P; i++)
+            if ((e = to->slot_expert[l * P + i]) >= 0) CHECK(has[(l * D + to->slot_device[i]) * E + e] > 0);
+    free(m);
+    free(has);
+    free(busy);
+}
+
+static int64_t count_moves(const moe_ep_placement *from, const moe_ep_placement *to)
+{
+    moe_ep_moves_result r;
+    CHECK_I64(moe_ep_plan_moves(from, to, 0, NULL, 0, &r, NULL, NULL), MOE_EP_OK);
+    return r.moves;
+}
+
+TEST(moves_example)
+{
+    moe_ep_shape s = shape_of(2, 4, 0);
+    moe_ep_placement a = placement_new(1, 4, &s), b = placement_new(1, 4, &s);
+    const int32_t x[4] = {0, 1, 2, 3}, y[4] = {0, 2, 1, 3};
+    moe_ep_move m[2];
+    moe_ep_moves_result r;
+    memcpy(a.slot_expert, x, sizeof x);
+    memcpy(b.slot_expert, y, sizeof y);
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 3, m, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.moves, 2);
+    CHECK_I64(r.rounds, 1);
+    CHECK_I64(r.unchanged, 2);
+    CHECK_NEAR(r.bytes, 6, 0, 0);
+    CHECK_I64(m[0].expert, 2);
+    CHECK_I64(m[0].from_slot, 2);
+    CHECK_I64(m[0].to_slot, 1);
+    CHECK_I64(m[1].from_device, 0);
+    placement_free(&a);
+    placement_free(&b);
+}
+
+TEST(rebalance_random)
+{
+    uint64_t s = t_seed;
+    int n, i, improved = 0;
+    for (n = 0; n < 300; n++) {
+        int D = 2 + (int)t_below(&s, 7), S = 1 + (int)t_below(&s, 5), P = D * S, L = 1 + (int)t_below(&s, 3);
+        int E = 1 + (int)t_below(&s, P), kill = -1;
+        double *a = (double *)t_alloc(sizeof(double) * (size_t)(L * E)), *b = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
+        moe_ep_place_desc d;
+        moe_ep_placement p, q;
+        moe_ep_plan_result r[3];
+        moe_ep_rebalance_desc x;
+        moe_ep_error err;
+        int64_t moves = 0;
+        random_loads(&s, a, (int64_t)L * E);
+        random_loads(&s, b, (int64_t)L * E);
+        d = desc_of(L, E, shape_of(D, P, 1 + (int)t_below(&s, D)), a);
+        p = placement_new(L, E, &d.shape);
+        q = placement_new(L, E, &d.shape);
+        CHECK_I64((t_below(&s, 2) ? moe_ep_best_placement : moe_ep_place_lpt)(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+        if (P - S >= E && t_below(&s, 3) == 0) p.device_inactive[kill = (int)t_below(&s, D)] = 1;
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = b;
+        x.target = t_below(&s, 2) ? 1.05 : 0;
+        if (kill < 0 && t_below(&s, 2)) {
+            x.max_moves = t_below(&s, 6) + 1;
+            x.max_layer_moves = (int32_t)t_below(&s, 4);
+            x.max_device_moves = (int32_t)t_below(&s, 4);
+            x.max_link_moves = (int32_t)t_below(&s, 3);
+        }
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, &err), MOE_EP_OK);
+        check_moves(&p, &q);
+        for (i = 0; i < L; i++) {
+            if (kill < 0) CHECK(r[i].max <= r[i].max_before * (1 + 1e-9));
+            improved += r[i].max < 0.99 * r[i].max_before;
+            moves += r[i].moves;
+            if (x.max_layer_moves) CHECK(r[i].moves <= x.max_layer_moves);
+        }
+        CHECK_I64(moves, count_moves(&p, &q));
+        if (x.max_moves) CHECK(moves <= x.max_moves);
+        if (x.max_device_moves || x.max_link_moves) {
+            moe_ep_moves_result m;
+            moe_ep_move list[100];
+            int link[8][8], j;
+            memset(link, 0, sizeof link);
+            CHECK_I64(moe_ep_plan_moves(&p, &q, 0, list, 100, &m, NULL, &err), MOE_EP_OK);
+            if (x.max_device_moves) CHECK(m.max_in <= x.max_device_moves);
+            for (j = 0; j < m.moves; j++)
+                if (++link[list[j].from_device][list[j].to_device] > x.max_link_moves && x.max_link_moves) CHECK(!"link");
+        }
+        if (kill >= 0)
+            for (i = 0; i < L * P; i++) CHECK(q.slot_expert[i] < 0 || q.slot_device[i % P] != kill);
+        placement_free(&p);
+        placement_free(&q);
+        free(a);
+        free(b);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(improved > 50);
+}
+
+/* Best of all renamings by trying them, against the assignment. */
+static int best_overlap(const int *overlap, int D, int row, int used)
+{
+    int j, best = -1000;
+    if (row == D) return 0;
+    for (j = 0; j < D; j++)
+        if (!(used >> j & 1)) {
+            int v = overlap[row * D + j] + best_overlap(overlap, D, row + 1, used | 1 << j);
+            if (v > best) best = v;
+        }
+    return best;
+}
+
+TEST(relabel)
+{
+    uint64_t s = t_seed;
+    int n, i, j, t;
+    for (n = 0; n < 200; n++) {
+        int D = 2 + (int)t_below(&s, 4), S = 1 + (int)t_below(&s, 4), P = D * S, E = 1 + (int)t_below(&s, P);
+        double *a = (double *)t_alloc(sizeof(double) * (size_t)E), *b = (double *)t_alloc(sizeof(double) * (size_t)E);
+        double before[8], after[8];
+        int overlap[64], kept = 0, want;
+        moe_ep_place_desc d;
+        moe_ep_placement p, q;
+        random_loads(&s, a, E);
+        random_loads(&s, b, E);
+        d = desc_of(1, E, shape_of(D, P, 1), a);
+        p = placement_new(1, E, &d.shape);
+        q = placement_new(1, E, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        d.loads = b;
+        CHECK_I64(moe_ep_best_placement(&d, &q, NULL, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < D; i++)
+            for (j = 0; j < D; j++)
+                for (overlap[i * D + j] = 0, t = 0; t < S * S; t++)
+                    overlap[i * D + j] += p.slot_expert[i * S + t / S] >= 0 && p.slot_expert[i * S + t / S] == q.slot_expert[j * S + t % S];
+        want = best_overlap(overlap, D, 0, 0);
+        CHECK_I64(moe_ep_device_loads(&q, b, before, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_relabel(&p, &q, 0, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_device_loads(&q, b, after, NULL), MOE_EP_OK);
+        for (i = 0; i < P; i++) kept += q.slot_expert[i] >= 0 && q.slot_expert[i] == p.slot_expert[i];
+        CHECK_I64(kept, want); /* staying experts stay in their slots */
+        for (i = 0; i < D; i++) { /* the loads are only permuted */
+            for (j = 0; j < D; j++)
+                if (fabs(before[j] - after[i]) <= 1e-9 * (1 + after[i])) break;
+            CHECK(j < D);
+            if (j < D) before[j] = -1;
+        }
+        check_moves(&p, &q);
+        placement_free(&p);
+        placement_free(&q);
+        free(a);
+        free(b);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(copies_curve)
+{
+    moe_ep_copies_desc c;
+    moe_ep_copies_point point[40];
+    moe_ep_error err;
+    int32_t fewest = 99;
+    int i;
+    memset(&c, 0, sizeof c);
+    c.place = desc_of(1, 8, shape_of(8, 0, 0), hot);
+    c.policy = MOE_EP_PLACE_EPLB_GLOBAL;
+    c.max_extra = 32;
+    c.target = 1.05;
+    c.expert_bytes = 100;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK_I64(point[1].extra, 8);
+    CHECK_NEAR(point[1].worst, 1.0667, 0, 5e-5);
+    CHECK_NEAR(point[2].worst, 1.1002, 0, 5e-5); /* more copies, worse */
+    CHECK_NEAR(point[4].worst, 1.0337, 0, 5e-5);
+    CHECK_NEAR(point[4].bytes, 3200, 0, 0);
+    CHECK(fewest == 24 || fewest == 32);
+    c.policy = MOE_EP_PLACE_BEST;
+    c.max_extra = 12;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    for (i = 0; i <= 12; i++) CHECK_I64(point[i].extra, i);
+    CHECK_NEAR(point[0].worst, 4.8, 1e-9, 0);
+    CHECK(fewest > 0 && point[fewest].worst <= 1.05);
+    for (i = 0; i < fewest; i++) CHECK(point[i].worst > 1.05);
+    c.target = 1.0;
+    c.max_extra = 2;
+    CHECK_I64(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK_I64(fewest, -1);
+}
+
+TEST(budgets)
+{
+    /* layer 0 is even, layer 1 has a hot expert: all extra slots go there, and not more than help */
+    const double w[8] = {10, 10, 10, 10, 100, 10, 10, 10};
+    moe_ep_place_desc d = desc_of(2, 4, shape_of(4, 12, 0), w);
+    int32_t slots[2];
+    moe_ep_error err;
+    CHECK_I64(moe_ep_replica_budgets(&d, 2, slots, NULL, &err), MOE_EP_OK);
+    CHECK_I64(slots[0], 4);
+    CHECK_I64(slots[1], 6);
+    CHECK_I64(moe_ep_replica_budgets(&d, 100, slots, NULL, &err), MOE_EP_OK);
+    CHECK_I64(slots[0], 4);
+    CHECK_I64(slots[1], 7); /* 100/4 = 25 is below the mean of 32.5 */
+}
+
+/* ---- recorded loads ------------------------------------------------------------------------------------------------ */
+
+/* All numbers of a file after the first '['. */
+static double *read_numbers(const char *path, int64_t *count)
+{
+    FILE *fp = fopen(path, "rb");
+    char *text, *p, *e;
+    long size;
+    double *v;
+    *count = 0;
+    if (!fp) return NULL;
+    fseek(fp, 0, SEEK_END);
+    size = ftell(fp);
+    rewind(fp);
+    text = (char *)t_alloc((size_t)size + 1);
+    v = (double *)t_alloc(sizeof(double) * ((size_t)size / 2 + 1));
+    if (fread(text, 1, (size_t)size, fp) != (size_t)size) size = 0;
+    fclose(fp);
+    for (p = strchr(text, '['); p && *p;) {
+        double x = strtod(p, &e);
+        if (e == p) {
+            p++;
+            continue;
+        }
+        v[(*count)++] = x;
+        p = e;
+    }
+    free(text);
+    return v;
+}
+
+static const char *const recordings[4] = {"decode_in1000out1000", "decode_in2000out100", "prefill_in1024", "prefill_in4096"};
+
+/* 61 layers x 256 experts; NULL when there is no such recording. */
+static double *read_recording(const char *name)
+{
+    char path[1000];
+    int64_t n = 0;
+    double *v;
+    if (!getenv("MOE_EP_TRACES")) return NULL;
+    snprintf(path, sizeof path, "%.800s/deepseek_v3/%.100s.json", getenv("MOE_EP_TRACES"), name);
+    v = read_numbers(path, &n);
+    if (v && n != 61 * 256) {
+        free(v);
+        return NULL;
+    }
+    return v;
+}
+
+static double mean_balance(const moe_ep_plan_result *r, double *worst)
+{
+    double sum = 0;
+    int l;
+    *worst = 2;
+    for (l = 3; l < 61; l++) {
+        sum += 1 / r[l].imbalance / 58;
+        if (1 / r[l].imbalance < *worst) *worst = 1 / r[l].imbalance;
+    }
+    return sum;
+}
+
+TEST(recorded_eplb)
+{
+    int f, seen = 0;
+    for (f = 0; f < 4; f++) {
+        double *w = read_recording(recordings[f]), worst, mean;
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r[61];
+        int hier;
+        if (!w) continue;
+        seen++;
+        d = desc_of(61, 256, shape_of(32, 288, 4), w);
+        p = placement_new(61, 256, &d.shape);
+        for (hier = 0; hier < 2; hier++) {
+            d.eplb_mode = hier ? MOE_EP_EPLB_HIERARCHICAL : MOE_EP_EPLB_GLOBAL;
+            d.num_groups = 8;
+            CHECK_I64(moe_ep_place_eplb(&d, &p, r, NULL, NULL), MOE_EP_OK);
+            check_against_naive(&p, w, hier ? 8 : 1, hier ? 4 : 1);
+            CHECK_NEAR(r[0].imbalance, 1, 0, 0); /* dense layer: no load */
+            mean = mean_balance(r, &worst);
+            if (f == 0) {
+                CHECK_NEAR(mean, hier ? 0.7816 : 0.9930, 0, 6e-5);
+                CHECK_NEAR(worst, hier ? 0.5162 : 0.9890, 0, 6e-5);
+            }
+            CHECK(hier ? mean > 0.75 : mean > 0.99);
+        }
+        if (f == 0) {
+            int l, duplicates = 0;
+            CHECK_I64(moe_ep_place_contiguous(&d, &p, r, NULL, NULL), MOE_EP_OK);
+            mean = mean_balance(r, &worst);
+            CHECK_NEAR(mean, 0.404, 0, 6e-4);
+            CHECK_NEAR(worst, 0.118, 0, 6e-4);
+            d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+            CHECK_I64(moe_ep_place_eplb(&d, &p, r, NULL, NULL), MOE_EP_OK);
+            for (l = 3; l < 61; l++) duplicates += r[l].duplicates;
+            CHECK_I64(duplicates, 23);
+        }
+        placement_free(&p);
+        free(w);
+    }
+    if (!seen) SKIP("MOE_EP_TRACES is not set");
+}
+
+TEST(recorded_best)
+{
+    int f, seen = 0;
+    for (f = 0; f < 4; f++) {
+        double *w = read_recording(recordings[f]), worst, mean;
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r[61];
+        moe_ep_check_result c;
+        if (!w) continue;
+        seen++;
+        d = desc_of(61, 256, shape_of(32, 288, 4), w);
+        p = placement_new(61, 256, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, &c, NULL), MOE_EP_OK);
+        CHECK_I64(c.duplicates, 0);
+        mean = mean_balance(r, &worst);
+        CHECK(mean > 0.9997);
+        CHECK(worst > 0.999);
+        placement_free(&p);
+        free(w);
+    }
+    if (!seen) SKIP("MOE_EP_TRACES is not set");
+}
+
+TEST(recorded_rebalance)
+{
+    int f, seen = 0;
+    for (f = 0; f < 3; f++) {
+        double *a = read_recording(recordings[f]), *b = read_recording(recordings[f + 1]), worst;
+        moe_ep_place_desc d;
+        moe_ep_placement p, q;
+        moe_ep_plan_result r[61];
+        moe_ep_rebalance_desc x;
+        if (!a || !b) continue;
+        seen++;
+        d = desc_of(61, 256, shape_of(32, 288, 4), a);
+        p = placement_new(61, 256, &d.shape);
+        q = placement_new(61, 256, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = b;
+        x.target = 1 / 0.98;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        (void)mean_balance(r, &worst);
+        CHECK(worst >= 0.98 * (1 - 1e-9));
+        CHECK(count_moves(&p, &q) < 0.125 * 58 * 288);
+        check_moves(&p, &q);
+        placement_free(&p);
+        placement_free(&q);
+        free(a);
+        free(b);
+    }
+    if (!seen) SKIP("MOE_EP_TRACES is not set");
+}
+
+T_MAIN

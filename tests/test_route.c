@@ -1,0 +1,1467 @@
+/* tests/test_route.c - section 1: routers, gate, whole-batch routers, losses.
+ * SPDX-License-Identifier: MIT
+ *
+ * usage: test_route [vector files of kind router or metrics]   (default: the bundled ones) */
+#include "t.h"
+#include "vec.h"
+
+#include "moe_ep.h"
+
+/* ---- vectors ------------------------------------------------------------------------------------------ */
+
+static int says(const char *text, const char *word) { return strstr(text, word) != NULL; }
+
+static float vec_float_or(const vec_case *c, const char *key, float otherwise)
+{
+    const vec_field *f = vec_find(c, key);
+    return f && f->f ? (float)f->f[0] : otherwise;
+}
+
+static const vec_field *vec_any(const vec_case *c, const char *const *keys)
+{
+    int i;
+    for (i = 0; keys[i]; i++)
+        if (vec_find(c, keys[i])) return vec_find(c, keys[i]);
+    return NULL;
+}
+
+/* An array under any of the names that the format notes use; NULL when the case has none. */
+static float *vec_floats_any(const vec_case *c, const char *const *keys)
+{
+    const vec_field *f = vec_any(c, keys);
+    return f ? vec_f32(f) : NULL;
+}
+
+static const char *const names_bias[] = {"bias", "select_bias", "cfg.bias", "cfg.select_bias", NULL};
+static const char *const names_logit_bias[] = {"logit_bias", "gate_bias", "cfg.logit_bias", "cfg.gate_bias", NULL};
+static const char *const names_expert_scale[] = {"per_expert_scale", "cfg.per_expert_scale", "expert_scale", NULL};
+static const char *const names_table[] = {"table", "cfg.table", "hash_table", "tid2eid", "forced_ids", NULL};
+static const char *const names_tokens[] = {"token_ids", "input_ids", "tokens", "token_id", NULL};
+
+typedef struct route_case {
+    moe_ep_router r;
+    float *logits, *bias, *logit_bias, *expert_scale, *got_weights;
+    int32_t *table, *tokens, *got_ids;
+    int64_t T;
+} route_case;
+
+static moe_ep_score score_of(const char *text)
+{
+    if (says(text, "softplus")) return MOE_EP_SCORE_SQRT_SOFTPLUS;
+    if (says(text, "softmax")) return MOE_EP_SCORE_SOFTMAX;
+    if (says(text, "sigmoid")) return MOE_EP_SCORE_SIGMOID;
+    return MOE_EP_SCORE_LOGIT;
+}
+
+static moe_ep_weight weight_of(const char *text)
+{
+    if (says(text, "softmax")) return MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED;
+    if (says(text, "sigmoid")) return MOE_EP_WEIGHT_SIGMOID_OF_LOGIT;
+    if (says(text, "one")) return MOE_EP_WEIGHT_ONE;
+    return MOE_EP_WEIGHT_SCORE;
+}
+
+static void route_case_table(route_case *k, const vec_case *c)
+{
+    const vec_field *table = vec_any(c, names_table), *tokens = vec_any(c, names_tokens);
+    k->r.select = MOE_EP_SELECT_TABLE;
+    if (!table) table = vec_get(c, "ids"); /* forced routing: the ids are the input */
+    k->table = vec_i32(table);
+    k->r.table = k->table;
+    k->r.table_rows = table->count / k->r.top_k;
+    if (tokens) k->tokens = vec_i32(tokens);
+}
+
+static route_case route_case_read(const vec_case *c)
+{
+    route_case k;
+    moe_ep_router *r = &k.r;
+    const char *renorm = vec_text(c, "cfg.renorm"), *mode = vec_text(c, "cfg.eps_mode");
+    memset(&k, 0, sizeof k);
+    k.T = vec_int(c, "T");
+    r->num_experts = (int32_t)vec_int(c, "E");
+    r->top_k = (int32_t)vec_int(c, "K");
+    r->score = score_of(vec_text(c, "cfg.score"));
+    r->select_on_logit = says(vec_text(c, "cfg.select_on"), "logit");
+    r->weight = weight_of(vec_text(c, "cfg.weight"));
+    r->logit_softcap = vec_float_or(c, "cfg.softcap", 0.0f);
+    r->n_group = (int32_t)vec_int_or(c, "cfg.n_group", 0);
+    r->topk_group = (int32_t)vec_int_or(c, "cfg.topk_group", 0);
+    r->group_top_m = (int32_t)vec_int_or(c, "cfg.group_topm", 0);
+    r->mask_zero = r->n_group > 0 && says(vec_text(c, "cfg.mask"), "zero");
+    r->renorm = says(renorm, "sum") || says(renorm, "norm");
+    if (says(renorm, "pnorm")) r->renorm_p = vec_float_or(c, "cfg.renorm_p", 1.0f);
+    if (says(mode, "add")) r->eps_mode = MOE_EP_EPS_ADD;
+    if (says(mode, "clamp")) r->eps_mode = MOE_EP_EPS_CLAMP;
+    r->eps = vec_float_or(c, "cfg.eps", 0.0f);
+    r->renorm_skip_k1 = (int32_t)vec_int_or(c, "cfg.renorm_skip_k1", 0);
+    r->scale = vec_float_or(c, "cfg.scale", 1.0f);
+    r->scale_only_without_renorm = (int32_t)vec_int_or(c, "cfg.scale_only_if_not_renorm", 0);
+    r->sparsemixer_jitter = vec_float_or(c, "cfg.jitter_eps", 0.0f);
+    r->num_null = (int32_t)vec_int_or(c, "cfg.num_null", 0);
+    r->weight_on_input = (int32_t)vec_int_or(c, "cfg.weight_on_input", 0);
+    if (says(vec_text(c, "cfg.select"), "sparsemixer")) r->select = MOE_EP_SELECT_SPARSEMIXER;
+    if (says(vec_text(c, "cfg.select"), "table") || says(vec_text(c, "cfg.select"), "hash")) route_case_table(&k, c);
+    r->select_bias = k.bias = vec_floats_any(c, names_bias);
+    r->logit_bias = k.logit_bias = vec_floats_any(c, names_logit_bias);
+    r->per_expert_scale = k.expert_scale = vec_floats_any(c, names_expert_scale);
+    k.logits = vec_f32(vec_get(c, "logits"));
+    k.got_ids = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(k.T * r->top_k));
+    k.got_weights = (float *)t_alloc(sizeof(float) * (size_t)(k.T * r->top_k));
+    return k;
+}
+
+static void route_case_free(route_case *k)
+{
+    free(k->logits);
+    free(k->bias);
+    free(k->logit_bias);
+    free(k->expert_scale);
+    free(k->table);
+    free(k->tokens);
+    free(k->got_ids);
+    free(k->got_weights);
+}
+
+static void check_router_case(const vec_case *c)
+{
+    route_case k = route_case_read(c);
+    const vec_field *ids = vec_get(c, "ids"), *weights = vec_find(c, "weights");
+    moe_ep_error err;
+    double rtol = vec_find(c, "rtol") ? vec_float(c, "rtol") : 1e-5;
+    int64_t i;
+    CHECK_I64(moe_ep_route(&k.r, k.logits, k.T, k.tokens, k.got_ids, k.got_weights, &err), MOE_EP_OK);
+    for (i = 0; i < ids->count && !t_failed_here; i++) CHECK_I64(k.got_ids[i], ids->i[i]);
+    for (i = 0; weights && i < weights->count && !t_failed_here; i++)
+        CHECK_NEAR(k.got_weights[i], weights->f[i], rtol, 1e-37);
+    if (t_failed_here) printf("    case %s, element %lld\n", c->name, (long long)i - 1);
+    route_case_free(&k);
+}
+
+TEST(router_vectors)
+{
+    const char *path;
+    int i, n, seen = 0;
+    for (i = 0; (path = vec_path("tests/vectors/routers.vec", i)) != NULL; i++) {
+        vec_file v = vec_read(path);
+        for (n = 0; strcmp(v.kind, "router") == 0 && n < v.count && !t_failed_here; n++, seen++)
+            check_router_case(&v.cases[n]);
+        vec_free(&v);
+    }
+    if (seen == 0) SKIP("no file of kind router was named");
+}
+
+/* ---- vectors of kind metrics: the operations of section 1 --------------------------------------------- */
+
+static void check_loss(const vec_case *c, const char *key, double got)
+{
+    if (vec_find(c, key)) CHECK_NEAR(got, vec_float(c, key), 4e-6, 1e-9);
+}
+
+static double aux_of(moe_ep_aux_desc d, moe_ep_aux kind)
+{
+    moe_ep_error err;
+    d.kind = kind;
+    return moe_ep_aux_loss(&d, NULL, &err);
+}
+
+static void check_aux_losses(const vec_case *c)
+{
+    moe_ep_aux_desc d;
+    moe_ep_router soft, sigm;
+    int64_t T = vec_int(c, "T");
+    int32_t E = (int32_t)vec_int(c, "E"), K = (int32_t)vec_int(c, "K"), *ids = vec_i32(vec_get(c, "ids"));
+    float *logits = vec_f32(vec_get(c, "logits"));
+    float *scores = (float *)t_alloc(sizeof(float) * (size_t)(T * E));
+    soft = moe_ep_router_qwen2(E, K);
+    sigm = moe_ep_router_minimax_m2(E, K);
+    CHECK_I64(moe_ep_scores(&soft, logits, T, scores, NULL), MOE_EP_OK);
+    memset(&d, 0, sizeof d);
+    d.num_tokens = T;
+    d.num_experts = E;
+    d.top_k = K;
+    d.scores = scores;
+    d.ids = ids;
+    check_loss(c, "megatron_aux_coeff1", aux_of(d, MOE_EP_AUX_SWITCH));
+    check_loss(c, "megablocks_lb", aux_of(d, MOE_EP_AUX_SWITCH));
+    check_loss(c, "deepspeed_topk_l_aux", aux_of(d, MOE_EP_AUX_SWITCH));
+    check_loss(c, "hf_mixtral_load_balancing", aux_of(d, MOE_EP_AUX_EVERY_CHOICE));
+    check_loss(c, "flaxformer_load_balancing", aux_of(d, MOE_EP_AUX_ANY_CHOICE));
+    if (vec_find(c, "first_choice")) { /* ids are listed by expert, not by score */
+        moe_ep_aux_desc one = d;
+        int32_t *first = vec_i32(vec_get(c, "first_choice"));
+        one.ids = first;
+        one.top_k = 1;
+        check_loss(c, "tutel_gshard_loss", aux_of(one, MOE_EP_AUX_FIRST_CHOICE));
+        check_loss(c, "deepspeed_top1_l_aux", aux_of(one, MOE_EP_AUX_FIRST_CHOICE));
+        check_loss(c, "deepspeed_top2_l_aux", aux_of(one, MOE_EP_AUX_FIRST_CHOICE));
+        free(first);
+    }
+    check_loss(c, "z_loss_mean", moe_ep_z_loss(logits, T, E, NULL));
+    check_loss(c, "flaxformer_z_loss", moe_ep_z_loss(logits, T, E, NULL));
+    check_loss(c, "importance_cv2_sample", moe_ep_importance_loss(scores, T, E, NULL, NULL));
+    check_loss(c, "router_entropy_mean_nats", moe_ep_router_entropy(scores, T, E, NULL));
+    d.num_sequences = vec_int_or(c, "seq_aux_batch", 1);
+    d.interleaved = 1; /* Megatron's tokens are (sequence, batch) */
+    check_loss(c, "megatron_seq_aux_coeff1", aux_of(d, MOE_EP_AUX_SEQUENCE));
+    CHECK_I64(moe_ep_scores(&sigm, logits, T, scores, NULL), MOE_EP_OK);
+    d.normalize_scores = 1;
+    check_loss(c, "megatron_aux_sigmoid_coeff1", aux_of(d, MOE_EP_AUX_SWITCH));
+    free(ids);
+    free(logits);
+    free(scores);
+}
+
+static void check_bias(const vec_case *c, const char *key, int centred)
+{
+    const vec_field *want = vec_find(c, key), *counts = vec_get(c, "counts");
+    float *bias = vec_f32(vec_get(c, "bias"));
+    int64_t i;
+    if (want) {
+        float rate = (float)vec_float(c, "rate");
+        CHECK_I64(moe_ep_bias_update(counts->i, (int32_t)counts->count, rate, centred, bias, NULL), MOE_EP_OK);
+        for (i = 0; i < want->count; i++) CHECK_NEAR(bias[i], want->f[i], 1e-6, 1e-9);
+    }
+    free(bias);
+}
+
+/* Rows of logits or scores whatever the case calls them. */
+static void check_sinkhorn(const vec_case *c)
+{
+    static const char *const inputs[] = {"logits", "cost", "scores_in", NULL};
+    static const char *const outputs[] = {"sinkhorn", "scores", "result", "out", "output", "normalized", NULL};
+    static const char *const chosen[] = {"ids", "ids_train", "topk", "top_k_ids", NULL};
+    const vec_field *in = vec_any(c, inputs), *out = vec_any(c, outputs), *ids = vec_any(c, chosen);
+    float *logits, *scores;
+    int64_t i, T, E;
+    if (!in || in->ndim != 2) return;
+    T = in->dim[0];
+    E = in->dim[1];
+    logits = vec_f32(in);
+    scores = (float *)t_alloc(sizeof(float) * (size_t)(T * E));
+    CHECK_I64(moe_ep_sinkhorn(logits, T, (int32_t)E, 0.0, 0, scores, NULL, NULL, NULL), MOE_EP_OK);
+    for (i = 0; out && out->count == T * E && i < T * E; i++) CHECK_NEAR(scores[i], out->f[i], 1e-4, 1e-9);
+    if (ids && ids->ndim == 2) {
+        moe_ep_router r = moe_ep_router_sinkhorn((int32_t)E, (int32_t)ids->dim[1]);
+        int32_t *got = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)ids->count);
+        r.select = MOE_EP_SELECT_KEYS;
+        r.keys = scores;
+        CHECK_I64(moe_ep_route(&r, logits, T, NULL, got, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < ids->count; i++) CHECK_I64(got[i], ids->i[i]);
+        free(got);
+    }
+    free(logits);
+    free(scores);
+}
+
+/* The quantile puts exact ties on the border, and the reference's top-k leaves ties open: ids must agree
+ * up to equal keys. */
+static void check_ids_with_beta(const vec_field *scores, const float *beta, int32_t K, const vec_field *want)
+{
+    moe_ep_router r;
+    int64_t i, T = scores->dim[0];
+    int32_t E = (int32_t)scores->dim[1], *got = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * K));
+    float *minus = (float *)t_alloc(sizeof(float) * (size_t)E), *l = vec_f32(scores);
+    for (i = 0; i < E; i++) minus[i] = -beta[i];
+    memset(&r, 0, sizeof r);
+    r.num_experts = E;
+    r.top_k = K;
+    r.select_bias = minus;
+    CHECK_I64(moe_ep_route(&r, l, T, NULL, got, NULL, NULL), MOE_EP_OK);
+    for (i = 0; want && i < want->count; i++) {
+        const float *row = l + i / K * E;
+        CHECK_NEAR(row[got[i]] + minus[got[i]], row[want->i[i]] + minus[want->i[i]], 0.0, 0.0);
+    }
+    free(got);
+    free(minus);
+    free(l);
+}
+
+static void check_quantile(const vec_case *c)
+{
+    const vec_field *scores = vec_get(c, "scores"), *want = vec_get(c, "beta1");
+    int32_t K = (int32_t)vec_int(c, "K"), E = (int32_t)scores->dim[1];
+    float *l = vec_f32(scores), *beta = (float *)t_alloc(sizeof(float) * (size_t)E);
+    int64_t i;
+    check_ids_with_beta(scores, beta, K, vec_find(c, "ids0"));
+    CHECK_I64(moe_ep_quantile_update(l, scores->dim[0], E, K, beta, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < want->count; i++) CHECK_NEAR(beta[i], want->f[i], 1e-6, 1e-9);
+    check_ids_with_beta(scores, beta, K, vec_find(c, "ids_with_beta1"));
+    free(l);
+    free(beta);
+}
+
+static int check_metrics_case(const vec_case *c)
+{
+    const char *op = vec_text(c, "op");
+    if (strcmp(op, "aux_losses") == 0) check_aux_losses(c);
+    else if (strcmp(op, "quantile_balancing") == 0) check_quantile(c);
+    else if (says(op, "sinkhorn")) check_sinkhorn(c);
+    else if (strcmp(op, "bias_update") == 0) {
+        check_bias(c, "megatron", 0);
+        check_bias(c, "torchtitan_centred", 1);
+    } else {
+        return 0;
+    }
+    if (t_failed_here) printf("    case %s\n", c->name);
+    return 1;
+}
+
+TEST(loss_bias_sinkhorn_quantile_vectors)
+{
+    const char *path;
+    int i, n, seen = 0;
+    for (i = 0; (path = vec_path("tests/vectors/metrics.vec", i)) != NULL; i++) {
+        vec_file v = vec_read(path);
+        for (n = 0; strcmp(v.kind, "metrics") == 0 && n < v.count && !t_failed_here; n++)
+            seen += check_metrics_case(&v.cases[n]);
+        vec_free(&v);
+    }
+    if (seen == 0) SKIP("no file of kind metrics was named");
+}
+
+/* ---- an independent router: double scores are not needed, but every step is done the long way ---------- */
+
+typedef struct oracle {
+    const moe_ep_router *r;
+    const float *logits;
+    int masked[8192];
+    float x[8192], score[8192], key[8192];
+    int usable[8192], order[8192];
+} oracle;
+
+static void oracle_scores(oracle *o)
+{
+    const moe_ep_router *r = o->r;
+    float max = -1e30f, sum = 0.0f;
+    int e, E = r->num_experts;
+    for (e = 0; e < E; e++) {
+        o->masked[e] = !(o->logits[e] > -1e30f);
+        o->x[e] = o->masked[e] ? 0.0f : o->logits[e];
+        if (r->logit_softcap > 0.0f) o->x[e] = r->logit_softcap * tanhf(o->x[e] / r->logit_softcap);
+        if (r->logit_bias) o->x[e] += r->logit_bias[e];
+        if (!o->masked[e] && o->x[e] > max) max = o->x[e];
+    }
+    for (e = 0; e < E; e++) sum += o->masked[e] ? 0.0f : expf(o->x[e] - max);
+    for (e = 0; e < E; e++) {
+        float x = o->x[e], s = x;
+        if (r->score == MOE_EP_SCORE_SOFTMAX) s = expf(x - max) / sum;
+        if (r->score == MOE_EP_SCORE_SIGMOID) s = 1.0f / (1.0f + expf(-x));
+        if (r->score == MOE_EP_SCORE_SQRT_SOFTPLUS) s = sqrtf(log1pf(expf(x)));
+        o->score[e] = s;
+        o->key[e] = (r->select_on_logit ? x : s) + (r->select_bias ? r->select_bias[e] : 0.0f);
+        if (o->masked[e]) o->key[e] = -1e30f;
+        o->usable[e] = 1;
+    }
+}
+
+static int oracle_before(const float *key, int a, int b) { return key[a] > key[b] || (key[a] == key[b] && a < b); }
+
+/* order[0..n-1] = 0..n-1 by descending key, lowest first on ties; insertion sort. */
+static void oracle_sort(const float *key, int *order, int n)
+{
+    int i, j;
+    for (i = 0; i < n; i++) {
+        for (j = i; j > 0 && oracle_before(key, i, order[j - 1]); j--) order[j] = order[j - 1];
+        order[j] = i;
+    }
+}
+
+static void oracle_groups(oracle *o)
+{
+    const moe_ep_router *r = o->r;
+    float group[512];
+    int g, e, m, size, order[512], within[8192];
+    if (r->n_group <= 1) return;
+    size = r->num_experts / r->n_group;
+    for (g = 0; g < r->n_group; g++) {
+        oracle_sort(o->key + g * size, within, size);
+        group[g] = 0.0f;
+        for (m = 0; m < (r->group_top_m > 0 ? r->group_top_m : 1); m++) group[g] += o->key[g * size + within[m]];
+    }
+    oracle_sort(group, order, r->n_group);
+    for (g = r->topk_group; g < r->n_group; g++)
+        for (e = order[g] * size; e < (order[g] + 1) * size; e++) {
+            if (!r->mask_zero) o->usable[e] = 0;
+            else if (!o->masked[e]) o->key[e] = 0.0f;
+        }
+}
+
+static void oracle_token(oracle *o, int *ids, double *w)
+{
+    const moe_ep_router *r = o->r;
+    double sum = 0.0, scale = r->scale != 0.0f ? (double)r->scale : 1.0;
+    float top = -1e30f;
+    int i, j, k = 0, norm = r->renorm && !(r->renorm_skip_k1 && r->top_k == 1);
+    oracle_scores(o);
+    oracle_groups(o);
+    oracle_sort(o->key, o->order, r->num_experts);
+    for (i = 0; k < r->top_k; i++)
+        if (o->usable[o->order[i]]) ids[k++] = o->order[i];
+    for (j = 0; j < k; j++)
+        if (!o->masked[ids[j]] && o->x[ids[j]] > top) top = o->x[ids[j]];
+    for (j = 0; j < k; j++) {
+        double x = (double)o->x[ids[j]];
+        w[j] = (double)o->score[ids[j]];
+        if (r->weight == MOE_EP_WEIGHT_SIGMOID_OF_LOGIT) w[j] = 1.0 / (1.0 + exp(-x));
+        if (r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED) w[j] = exp(x - (double)top);
+        if (o->masked[ids[j]]) w[j] = 0.0;
+        if (r->weight == MOE_EP_WEIGHT_ONE) w[j] = 1.0;
+        sum += w[j];
+    }
+    for (j = 0; j < k; j++) {
+        double p = r->renorm_p > 0.0f ? (double)r->renorm_p : 1.0, n = 0.0;
+        if (r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED && sum > 0.0) w[j] /= sum;
+        if (!norm || j > 0) continue;
+        for (i = 0; i < k; i++) {
+            double v = r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED && sum > 0.0 && i > 0 ? w[i] / sum : w[i];
+            n += p == 1.0 ? v : pow(fabs(v), p);
+        }
+        n = p == 1.0 ? n : pow(n, 1.0 / p);
+        if (r->eps_mode == MOE_EP_EPS_ADD) n += (double)r->eps;
+        if (r->eps_mode == MOE_EP_EPS_CLAMP && n < (double)r->eps) n = (double)r->eps;
+        scale = r->scale_only_without_renorm ? 1.0 : scale;
+        scale = n != 0.0 ? scale / n : 0.0;
+    }
+    for (j = 0; j < k; j++) w[j] *= scale * (r->per_expert_scale ? (double)r->per_expert_scale[ids[j]] : 1.0);
+}
+
+/* ---- random routers against it -------------------------------------------------------------------------- */
+
+typedef struct random_case {
+    moe_ep_router r;
+    float logits[3 * 96], bias[96], gate_bias[96], scale[96];
+    int T;
+} random_case;
+
+/* Multiples of 1/4: many exact ties, and different values stay apart in every score. */
+static float coarse(uint64_t *s, int range) { return (float)(t_below(s, 8 * range + 1) - 4 * range) / 4.0f; }
+
+static void random_router(uint64_t *s, random_case *c)
+{
+    static const int32_t groups[] = {0, 0, 1, 2, 4, 8};
+    moe_ep_router *r = &c->r;
+    int i, size, room;
+    memset(c, 0, sizeof *c);
+    r->n_group = groups[t_below(s, 6)];
+    size = 2 + (int)t_below(s, 11);
+    r->num_experts = r->n_group > 1 ? r->n_group * size : 1 + (int32_t)t_below(s, 96);
+    r->topk_group = r->n_group > 1 ? 1 + (int32_t)t_below(s, r->n_group) : (int32_t)t_below(s, 2);
+    r->group_top_m = r->n_group > 1 ? (int32_t)t_below(s, 3) : 0;
+    r->mask_zero = (int32_t)t_below(s, 2);
+    room = r->n_group > 1 && !r->mask_zero ? r->topk_group * size : r->num_experts;
+    r->top_k = 1 + (int32_t)t_below(s, t_below(s, 3) ? (room < 8 ? room : 8) : room);
+    r->score = (moe_ep_score)t_below(s, 4);
+    r->weight = (moe_ep_weight)t_below(s, 4);
+    r->select_on_logit = (int32_t)t_below(s, 2);
+    r->logit_softcap = t_below(s, 5) == 0 ? 30.0f : 0.0f;
+    r->renorm = (int32_t)t_below(s, 2);
+    r->renorm_p = (float)t_below(s, 3);
+    r->renorm_skip_k1 = (int32_t)t_below(s, 2);
+    r->eps_mode = (moe_ep_eps_mode)t_below(s, 3);
+    r->eps = 1e-6f;
+    r->scale = (float)t_below(s, 4) / 2.0f;
+    r->scale_only_without_renorm = (int32_t)t_below(s, 2);
+    for (i = 0; i < r->num_experts; i++) {
+        c->bias[i] = coarse(s, 1);
+        c->gate_bias[i] = coarse(s, 1);
+        c->scale[i] = 0.5f + (float)t_unit(s);
+    }
+    r->select_bias = t_below(s, 2) ? c->bias : NULL;
+    r->logit_bias = t_below(s, 3) == 0 ? c->gate_bias : NULL;
+    r->per_expert_scale = t_below(s, 3) == 0 ? c->scale : NULL;
+    c->T = 1 + (int)t_below(s, 3);
+    for (i = 0; i < c->T * r->num_experts; i++) {
+        c->logits[i] = coarse(s, 4);
+        if (t_below(s, 23) == 0) c->logits[i] = -INFINITY;
+    }
+}
+
+TEST(random_routers_equal_the_long_way)
+{
+    static oracle o;
+    random_case c;
+    uint64_t s = t_seed;
+    int n, t, j, ids[96];
+    int32_t got[3 * 96];
+    float w[3 * 96];
+    double want[96], worst;
+    for (n = 0; n < 20000; n++) {
+        random_router(&s, &c);
+        CHECK_I64(moe_ep_route(&c.r, c.logits, c.T, NULL, got, w, NULL), MOE_EP_OK);
+        for (t = 0; t < c.T; t++) {
+            o.r = &c.r;
+            o.logits = c.logits + t * c.r.num_experts;
+            oracle_token(&o, ids, want);
+            for (worst = 0.0, j = 0; j < c.r.top_k; j++) worst = fabs(want[j]) > worst ? fabs(want[j]) : worst;
+            for (j = 0; j < c.r.top_k && !t_failed_here; j++) {
+                CHECK_I64(got[t * c.r.top_k + j], ids[j]);
+                /* raw logits as weights may cancel in their sum; then only the larger ones are well defined */
+                if (c.r.score != MOE_EP_SCORE_LOGIT || c.r.weight != MOE_EP_WEIGHT_SCORE || !c.r.renorm)
+                    CHECK_NEAR(w[t * c.r.top_k + j], want[j], 3e-6, 1e-30 + 1e-9 * worst);
+            }
+        }
+        STOP_IF_FAILED("random case %d", n);
+    }
+}
+
+/* K and E beyond one block and one list, against a full sort. */
+TEST(many_experts_and_large_k)
+{
+    static oracle o;
+    static float logits[8000], w[8000];
+    static int32_t got[8000];
+    static int ids[8000];
+    static double want[8000];
+    static float bias[8000];
+    static const int shape[][2] = {{4096, 8},   {4096, 4096}, {8000, 700}, {1025, 257},
+                                   {1024, 256}, {2048, 1},    {8000, 300}};
+    moe_ep_router r;
+    uint64_t s = t_seed;
+    int n, e, j;
+    for (n = 0; n < 7; n++) {
+        r = moe_ep_router_mixtral(shape[n][0], shape[n][1]);
+        if (n % 2) r.score = MOE_EP_SCORE_SIGMOID;
+        for (e = 0; e < shape[n][0]; e++) logits[e] = coarse(&s, 3);
+        for (e = 0; e < shape[n][0]; e++) bias[e] = coarse(&s, 1);
+        if (n % 4 == 1) r.select_bias = bias;
+        if (n % 4 == 2) r.logit_bias = bias;
+        if (n == 6) { /* groups that cross the borders of a block */
+            r = moe_ep_router_minimax_m2(8000, 300);
+            r.n_group = 8;
+            r.topk_group = 3;
+            r.group_top_m = 2;
+        }
+        o.r = &r;
+        o.logits = logits;
+        oracle_token(&o, ids, want);
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, got, w, NULL), MOE_EP_OK);
+        for (j = 0; j < shape[n][1] && !t_failed_here; j++) {
+            CHECK_I64(got[j], ids[j]);
+            CHECK_NEAR(w[j], want[j], 2e-5, 1e-30);
+        }
+        STOP_IF_FAILED("shape %d", n);
+    }
+}
+
+TEST(route_properties)
+{
+    float logits[32], moved[32], w[32], w2[32];
+    int32_t ids[32], ids2[32];
+    uint64_t s = t_seed;
+    int n, i, E, K;
+    for (n = 0; n < 3000; n++) {
+        moe_ep_router r;
+        double sum = 0.0;
+        E = 1 + (int)t_below(&s, 32);
+        K = 1 + (int)t_below(&s, E);
+        for (i = 0; i < E; i++) logits[i] = (float)(8.0 * t_unit(&s) - 4.0);
+        r = moe_ep_router_mixtral(E, K);
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        for (i = 0; i < K; i++) sum += (double)w[i];
+        CHECK_NEAR(sum, 1.0, 1e-6, 0.0);
+        for (i = 1; i < K; i++) CHECK(w[i] <= w[i - 1]);
+        for (i = 0; i < E; i++) moved[(i * 7 + 3) % E] = logits[i]; /* a permutation when 7 does not divide E */
+        if (E % 7 == 0) continue;
+        CHECK_I64(moe_ep_route(&r, moved, 1, NULL, ids2, w2, NULL), MOE_EP_OK);
+        for (i = 0; i < K; i++) CHECK_I64(ids2[i], (ids[i] * 7 + 3) % E);
+        for (i = 0; i < K; i++) CHECK_NEAR(w2[i], w[i], 1e-5, 0.0);
+        for (i = 0; i < E; i++) moved[i] = logits[i] + 8.0f; /* softmax does not see a shift */
+        CHECK_I64(moe_ep_route(&r, moved, 1, NULL, ids2, w2, NULL), MOE_EP_OK);
+        for (i = 0; i < K; i++) CHECK_NEAR(w2[i], w[i], 1e-5, 0.0);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(ties_take_the_lowest_index)
+{
+    float logits[300], w[300];
+    int32_t ids[300];
+    int32_t i, k;
+    for (i = 0; i < 300; i++) logits[i] = 1.5f;
+    for (k = 1; k <= 300; k += 23) {
+        moe_ep_router r = moe_ep_router_mixtral(300, k);
+        int32_t j;
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        for (j = 0; j < k; j++) CHECK_I64(ids[j], j);
+        for (j = 0; j < k; j++) CHECK_NEAR(w[j], 1.0 / k, 1e-5, 0.0);
+    }
+    for (i = 0; i < 4; i++) logits[i] = 20.0f + (float)i; /* sigmoid is exactly 1 for all of them */
+    {
+        moe_ep_router r = moe_ep_router_minimax_m2(4, 2), on_logits = moe_ep_router_llama4(4, 2);
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK(ids[0] == 0 && ids[1] == 1);
+        CHECK_I64(moe_ep_route(&on_logits, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK(ids[0] == 3 && ids[1] == 2);
+        CHECK_NEAR(w[0], 1.0, 0.0, 0.0);
+    }
+}
+
+TEST(masked_experts_and_bad_logits)
+{
+    float logits[6] = {1.0f, -INFINITY, 2.0f, -INFINITY, -1.0f, -INFINITY}, w[6];
+    int32_t ids[6], i;
+    moe_ep_error err;
+    moe_ep_router r = moe_ep_router_deepseek_v4(6, 6);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, &err), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 0 && ids[2] == 4 && ids[3] == 1 && ids[4] == 3 && ids[5] == 5);
+    for (i = 3; i < 6; i++) CHECK_NEAR(w[i], 0.0, 0.0, 0.0);
+    CHECK_NEAR((double)w[0] + (double)w[1] + (double)w[2], 1.0, 1e-6, 0.0);
+    for (i = 0; i < 6; i++) logits[i] = -INFINITY; /* nobody: weights of 0, not NaN */
+    for (i = 0; i < moe_ep_router_count(); i++) {
+        int32_t j;
+        CHECK_I64(moe_ep_router_by_name(moe_ep_router_name(i), 6, 2, &r, &err), MOE_EP_OK);
+        if (r.select == MOE_EP_SELECT_TABLE) continue;
+        if (r.n_group > 1) r.n_group = 2, r.topk_group = 1;
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, &err), MOE_EP_OK);
+        for (j = 0; j < 2; j++) CHECK(ids[j] == j && w[j] >= 0.0f && w[j] <= 0.0f);
+        if (t_failed_here) printf("    router %s\n", moe_ep_router_name(i));
+    }
+    r = moe_ep_router_mixtral(3, 2);
+    for (i = 0; i < 6; i++) logits[i] = (float)i;
+    logits[4] = i % 2 ? INFINITY : NAN;
+    ids[0] = -77;
+    CHECK_I64(moe_ep_route(&r, logits, 2, NULL, ids, w, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 4);
+    CHECK_STR(err.arg, "logits");
+    CHECK_I64(ids[0], -77);
+    r.nan_as_masked = 1;
+    CHECK_I64(moe_ep_route(&r, logits, 2, NULL, ids, w, &err), MOE_EP_OK);
+    CHECK(ids[2] == 2 && ids[3] == 0);
+}
+
+TEST(presets_and_names)
+{
+    float logits[3] = {1.0f, 3.0f, 2.0f}, w[2];
+    int32_t ids[2], i, n = moe_ep_router_count();
+    moe_ep_router r = moe_ep_router_mixtral(3, 2);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, &err), MOE_EP_OK);
+    CHECK(ids[0] == 1 && ids[1] == 2);
+    CHECK_NEAR(w[0], 0.731059, 1e-6, 0.0);
+    CHECK_NEAR(w[1], 0.268941, 2e-6, 0.0);
+    CHECK(n >= 30);
+    CHECK_STR(moe_ep_router_name(0), "mixtral");
+    CHECK(moe_ep_router_name(n) == NULL && moe_ep_router_name(-1) == NULL && moe_ep_router_source(n) == NULL);
+    for (i = 0; i < n; i++) {
+        int32_t table[2] = {1, 0};
+        static float many[256];
+        int32_t out[8];
+        CHECK(strlen(moe_ep_router_source(i)) > 3);
+        CHECK_I64(moe_ep_router_by_name(moe_ep_router_name(i), 256, 2, &r, &err), MOE_EP_OK);
+        r.table = table;
+        r.table_rows = 1;
+        CHECK_I64(moe_ep_route(&r, many, 1, NULL, out, NULL, &err), MOE_EP_OK);
+    }
+    r = moe_ep_router_megatron_groups(16, 6, 4, 2);
+    CHECK(r.group_top_m == 3 && r.n_group == 4 && r.topk_group == 2);
+    CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_OK);
+    r = moe_ep_router_longcat(12, 2, 4);
+    CHECK(r.num_null == 4 && moe_ep_router_dbrx(8, 2, 2.0f).renorm_p > 1.5f && !moe_ep_router_dbrx(8, 2, 0.0f).renorm);
+    CHECK_I64(moe_ep_router_by_name("DeepSeek-V3", 256, 8, &r, &err), MOE_EP_OK);
+    CHECK(r.n_group == 8 && r.scale > 2.4f && r.scale < 2.6f);
+    CHECK_I64(moe_ep_router_by_name("GPT OSS", 32, 4, &r, &err), MOE_EP_OK);
+    CHECK(r.weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED);
+    r.top_k = 55;
+    CHECK_I64(moe_ep_router_by_name("nobody", 8, 2, &r, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_router_by_name("mixtral", 0, 2, &r, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_router_by_name("mixtral", 8, 0, &r, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_router_by_name("mixtral", 8, 9, &r, &err), MOE_EP_ERR_TOP_K);
+    CHECK_I64(moe_ep_router_by_name(NULL, 8, 2, &r, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_router_by_name("mixtral", 8, 2, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(r.top_k, 55);
+}
+
+/* phi-3.5-moe: two far apart logits win with weight 1 each; near ones share. */
+TEST(sparsemixer_by_hand)
+{
+    float logits[4] = {3.0f, 1.0f, 2.98f, -2.0f}, w[2];
+    int32_t ids[2];
+    moe_ep_router r = moe_ep_router_phimoe(4, 2);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 2);
+    CHECK_NEAR(w[0], 1.0 / (1.0 + exp(-0.02)), 1e-6, 0.0); /* 0.02/3 is within 2 * 0.01 */
+    CHECK_NEAR(w[1], 1.0, 1e-6, 0.0);                      /* the first winner no longer counts */
+}
+
+TEST(table_and_keys)
+{
+    int32_t table[6] = {2, 0, 1, 1, -1, 2}, tokens[3] = {2, 0, 2}, ids[6], i;
+    float logits[9] = {0.0f, 1.0f, 2.0f, 0.0f, 1.0f, 2.0f, 0.0f, 1.0f, 2.0f}, w[6];
+    float keys[9] = {3.0f, 1.0f, 2.0f, 0.0f, 0.0f, 0.0f, -INFINITY, 1.0f, 2.0f};
+    moe_ep_router r = moe_ep_router_deepseek_v4_hash(3, 2);
+    moe_ep_error err;
+    r.table = table;
+    r.table_rows = 3;
+    CHECK_I64(moe_ep_route(&r, logits, 3, tokens, ids, w, &err), MOE_EP_OK);
+    CHECK(ids[0] == -1 && ids[1] == 2 && ids[2] == 2 && ids[3] == 0);
+    CHECK(!(w[0] > 0.0f));
+    CHECK_NEAR(w[1], 1.0, 1e-6, 0.0);
+    CHECK_I64(moe_ep_route(&r, logits, 3, NULL, ids, w, &err), MOE_EP_OK);
+    for (i = 0; i < 6; i++) CHECK_I64(ids[i], table[i]);
+    tokens[1] = 3;
+    CHECK_I64(moe_ep_route(&r, logits, 3, tokens, ids, w, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    table[3] = 3;
+    CHECK_I64(moe_ep_route(&r, logits, 3, NULL, ids, w, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 3);
+    r.table_rows = 2;
+    CHECK_I64(moe_ep_route(&r, logits, 3, NULL, ids, w, &err), MOE_EP_ERR_SIZE);
+    r = moe_ep_router_hash(3, 2); /* weight 1 needs no logits */
+    r.table = table;
+    r.table_rows = 1;
+    CHECK_I64(moe_ep_route(&r, NULL, 1, NULL, ids, w, &err), MOE_EP_OK);
+    CHECK(w[0] >= 1.0f && w[1] <= 1.0f);
+    r.weight = MOE_EP_WEIGHT_SCORE;
+    CHECK_I64(moe_ep_route(&r, NULL, 1, NULL, ids, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_route(&r, NULL, 1, NULL, ids, w, &err), MOE_EP_ERR_NULL);
+    r = moe_ep_router_sinkhorn(3, 2);
+    r.select = MOE_EP_SELECT_KEYS;
+    r.keys = keys;
+    CHECK_I64(moe_ep_route(&r, logits, 3, NULL, ids, w, &err), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 2 && ids[2] == 0 && ids[3] == 1 && ids[4] == 2 && ids[5] == 1);
+    CHECK_NEAR(w[0], exp(0.0) / (1.0 + exp(1.0) + exp(2.0)), 1e-6, 0.0);
+}
+
+/* ---- error paths ---------------------------------------------------------------------------------------- */
+
+static void expect_route_error(const moe_ep_router *r, moe_ep_status want, const char *arg)
+{
+    float logits[64], w[64];
+    int32_t ids[64], i;
+    moe_ep_error err;
+    for (i = 0; i < 64; i++) {
+        logits[i] = (float)i;
+        ids[i] = -99;
+        w[i] = -99.0f;
+    }
+    CHECK_I64(moe_ep_route(r, logits, 2, NULL, ids, w, &err), want);
+    CHECK_I64(err.status, want);
+    CHECK_STR(err.arg, arg);
+    for (i = 0; i < 64; i++) CHECK(ids[i] == -99 && w[i] < -98.0f);
+    if (t_failed_here) printf("    expecting an error in %s\n", arg);
+}
+
+TEST(route_errors)
+{
+    static const float not_finite[8] = {0.0f, 0.0f, 0.0f, INFINITY, 0.0f, 0.0f, 0.0f, 0.0f};
+    const moe_ep_router good = moe_ep_router_mixtral(8, 2);
+    moe_ep_router r;
+    float x[16] = {0};
+    int32_t ids[4];
+    moe_ep_error err;
+#define BAD(field, value, status)                                                                   \
+    do {                                                                                            \
+        r = good;                                                                                   \
+        r.field = value;                                                                            \
+        expect_route_error(&r, status, #field);                                                     \
+    } while (0)
+    BAD(num_experts, 0, MOE_EP_ERR_SIZE);
+    BAD(num_experts, -3, MOE_EP_ERR_SIZE);
+    BAD(top_k, 0, MOE_EP_ERR_SIZE);
+    BAD(top_k, 9, MOE_EP_ERR_TOP_K);
+    BAD(score, (moe_ep_score)4, MOE_EP_ERR_RANGE);
+    BAD(select, (moe_ep_select)7, MOE_EP_ERR_RANGE);
+    BAD(weight, (moe_ep_weight)4, MOE_EP_ERR_RANGE);
+    BAD(eps_mode, (moe_ep_eps_mode)3, MOE_EP_ERR_RANGE);
+    BAD(logits_stride, 7, MOE_EP_ERR_SIZE);
+    BAD(logits_stride, -1, MOE_EP_ERR_SIZE);
+    BAD(num_null, 9, MOE_EP_ERR_SIZE);
+    BAD(logit_softcap, -1.0f, MOE_EP_ERR_RANGE);
+    BAD(renorm_p, NAN, MOE_EP_ERR_NAN);
+    BAD(eps, -1e-9f, MOE_EP_ERR_RANGE);
+    BAD(scale, INFINITY, MOE_EP_ERR_NAN);
+    BAD(sparsemixer_jitter, NAN, MOE_EP_ERR_NAN);
+    BAD(select_bias, not_finite, MOE_EP_ERR_NAN);
+    BAD(logit_bias, not_finite, MOE_EP_ERR_NAN);
+    BAD(per_expert_scale, not_finite, MOE_EP_ERR_NAN);
+    BAD(n_group, 3, MOE_EP_ERR_CONFIG);
+    BAD(n_group, -1, MOE_EP_ERR_SIZE);
+    BAD(n_group, 1025, MOE_EP_ERR_SIZE);
+#undef BAD
+    r = good;
+    r.n_group = 4;
+    expect_route_error(&r, MOE_EP_ERR_SIZE, "topk_group");
+    r.topk_group = 1;
+    r.group_top_m = 3;
+    expect_route_error(&r, MOE_EP_ERR_SIZE, "group_top_m");
+    r.group_top_m = 2;
+    r.top_k = 3;
+    expect_route_error(&r, MOE_EP_ERR_TOP_K, "top_k");
+    r.top_k = 2;
+    r.select = MOE_EP_SELECT_SPARSEMIXER;
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "n_group");
+    r = good;
+    r.select = MOE_EP_SELECT_TABLE;
+    expect_route_error(&r, MOE_EP_ERR_NULL, "table");
+    r.table = ids;
+    expect_route_error(&r, MOE_EP_ERR_SIZE, "table_rows");
+    r.select = MOE_EP_SELECT_KEYS;
+    expect_route_error(&r, MOE_EP_ERR_NULL, "keys");
+    memset(&r, 0, sizeof r);
+    expect_route_error(&r, MOE_EP_ERR_SIZE, "num_experts");
+    r = good;
+    CHECK_I64(moe_ep_route(NULL, x, 2, NULL, ids, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route(&r, NULL, 2, NULL, ids, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route(&r, x, 2, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route(&r, x, -1, NULL, ids, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_route(&r, x, INT64_MAX / 4, NULL, ids, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_route(&r, NULL, 0, NULL, NULL, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_route(&r, x, 2, NULL, ids, NULL, NULL), MOE_EP_OK); /* neither weights nor err */
+    r.top_k = 9;
+    r.num_experts = 8;
+    CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_TOP_K);
+}
+
+/* ---- gate ----------------------------------------------------------------------------------------------- */
+
+TEST(gate_against_double)
+{
+    static float x[3 * 133], w[7 * 133], bias[7], got[21];
+    uint64_t s = t_seed;
+    int H, t, e, h, i;
+    moe_ep_error err;
+    for (H = 1; H <= 133; H += 11) {
+        for (i = 0; i < 3 * H; i++) x[i] = (float)(t_unit(&s) - 0.5);
+        for (i = 0; i < 7 * H; i++) w[i] = (float)(t_unit(&s) - 0.5);
+        for (i = 0; i < 7; i++) bias[i] = (float)t_unit(&s);
+        CHECK_I64(moe_ep_gate(x, 3, H, w, H % 2 ? bias : NULL, 7, got, &err), MOE_EP_OK);
+        for (t = 0; t < 3; t++)
+            for (e = 0; e < 7; e++) {
+                double sum = H % 2 ? (double)bias[e] : 0.0;
+                for (h = 0; h < H; h++) sum += (double)x[t * H + h] * (double)w[e * H + h];
+                CHECK_NEAR(got[t * 7 + e], sum, 1e-5, 1e-6);
+            }
+    }
+    {
+        float a[2] = {1.0f, 2.0f}, b[2] = {3.0f, 4.0f}, c[1] = {0.5f}, out[1] = {-9.0f};
+        CHECK_I64(moe_ep_gate(a, 1, 0, b, c, 1, out, &err), MOE_EP_ERR_SIZE);
+        CHECK_I64(moe_ep_gate(a, 1, 2, b, c, 0, out, &err), MOE_EP_ERR_SIZE);
+        CHECK_I64(moe_ep_gate(a, -1, 2, b, c, 1, out, &err), MOE_EP_ERR_SIZE);
+        CHECK_I64(moe_ep_gate(NULL, 1, 2, b, c, 1, out, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_gate(a, 1, 2, NULL, c, 1, out, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_gate(a, 1, 2, b, c, 1, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_gate(a, INT64_MAX / 4, 2, b, c, 1, out, &err), MOE_EP_ERR_OVERFLOW);
+        CHECK(out[0] < -8.0f);
+        CHECK_I64(moe_ep_gate(a, 1, 2, b, c, 1, out, &err), MOE_EP_OK);
+        CHECK_NEAR(out[0], 11.5, 0.0, 0.0);
+    }
+}
+
+TEST(scores_examples_and_errors)
+{
+    float logits[2] = {0.0f, 0.0f}, s[2] = {-9.0f, -9.0f}, bad[2] = {0.0f, NAN};
+    moe_ep_router r = moe_ep_router_mixtral(2, 1);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_scores(&r, bad, 1, s, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_scores(NULL, logits, 1, s, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_scores(&r, NULL, 1, s, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_scores(&r, logits, 1, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_scores(&r, logits, -1, s, &err), MOE_EP_ERR_SIZE);
+    CHECK(s[0] < -8.0f);
+    CHECK_I64(moe_ep_scores(&r, logits, 1, s, &err), MOE_EP_OK);
+    CHECK_NEAR(s[0], 0.5, 1e-7, 0.0);
+    r.score = MOE_EP_SCORE_SQRT_SOFTPLUS;
+    logits[1] = -INFINITY;
+    CHECK_I64(moe_ep_scores(&r, logits, 1, s, &err), MOE_EP_OK);
+    CHECK_NEAR(s[0], sqrt(log(2.0)), 1e-6, 0.0);
+    CHECK_NEAR(s[1], 0.0, 0.0, 0.0);
+}
+
+/* ---- expert choice -------------------------------------------------------------------------------------- */
+
+TEST(expert_choice_against_sorting)
+{
+    static float scores[40 * 9], w[40 * 9];
+    static int32_t tokens[40 * 9];
+    static float column[40];
+    static int order[40];
+    int64_t per_token[40], total;
+    uint64_t s = t_seed;
+    int n, T, E, C, t, e, i;
+    for (n = 0; n < 2000; n++) {
+        T = 1 + (int)t_below(&s, 40);
+        E = 1 + (int)t_below(&s, 9);
+        C = 1 + (int)t_below(&s, T);
+        for (i = 0; i < T * E; i++) scores[i] = (float)t_below(&s, 12) / 4.0f; /* many ties */
+        CHECK_I64(moe_ep_expert_choice(scores, T, E, C, tokens, w, per_token, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) {
+            for (t = 0; t < T; t++) column[t] = scores[t * E + e];
+            oracle_sort(column, order, T);
+            for (i = 0; i < C; i++) {
+                CHECK_I64(tokens[e * C + i], order[i]);
+                CHECK(!(w[e * C + i] < column[order[i]]) && !(w[e * C + i] > column[order[i]]));
+            }
+        }
+        for (total = 0, t = 0; t < T; t++) total += per_token[t];
+        CHECK_I64(total, (int64_t)C * E);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(expert_choice_example_and_errors)
+{
+    float scores[4] = {0.9f, 0.2f, 0.6f, 0.8f}, bad[4] = {0.9f, NAN, 0.6f, 0.8f};
+    int32_t tokens[4] = {-9, -9, -9, -9};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_expert_choice(NULL, 2, 2, 1, tokens, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_expert_choice(scores, 2, 2, 1, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_expert_choice(scores, 0, 2, 1, tokens, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_expert_choice(scores, 2, 0, 1, tokens, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_expert_choice(scores, 2, 2, 0, tokens, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_expert_choice(scores, 2, 2, 3, tokens, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_expert_choice(bad, 2, 2, 1, tokens, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_expert_choice(scores, INT64_MAX / 2, 2, 1, tokens, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(tokens[0], -9);
+    CHECK_I64(moe_ep_expert_choice(scores, 2, 2, 1, tokens, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(tokens[0] == 0 && tokens[1] == 1);
+}
+
+/* ---- top-2 and dice ------------------------------------------------------------------------------------- */
+
+/* How often the second expert is used in n tokens with the same logits. */
+static int seconds_used(const moe_ep_top2 *c, const float *logits, int n, int32_t *which)
+{
+    moe_ep_rng rng = moe_ep_rng_seed(t_seed);
+    int32_t ids[2];
+    int i, used = 0;
+    for (i = 0; i < n; i++) {
+        CHECK_I64(moe_ep_route_top2(c, logits, 1, &rng, ids, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(ids[0], 0);
+        used += ids[1] >= 0;
+        if (which && ids[1] >= 0) which[ids[1]]++;
+    }
+    return used;
+}
+
+TEST(top2_policies)
+{
+    float logits[3] = {2.0f, 1.0f, 0.0f}, w[2], g1, g2, total;
+    int32_t ids[2], which[3] = {0, 0, 0}, n = 20000;
+    moe_ep_top2 c;
+    double p;
+    memset(&c, 0, sizeof c);
+    c.num_experts = 3;
+    c.renorm = 1;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 1);
+    CHECK_NEAR(w[0], 0.731059, 1e-6, 0.0);
+    CHECK_NEAR(w[1], 0.268941, 2e-6, 0.0);
+    total = expf(2.0f) + expf(1.0f) + 1.0f;
+    g1 = expf(2.0f) / total;
+    g2 = expf(1.0f) / total; /* 0.2447 */
+    c.renorm = 0;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK_NEAR(w[0], g1, 1e-6, 0.0);
+    c.second = MOE_EP_SECOND_NONE;
+    CHECK_I64(seconds_used(&c, logits, 5, NULL), 0);
+    c.second = MOE_EP_SECOND_THRESHOLD;
+    c.threshold = 0.24f;
+    CHECK_I64(seconds_used(&c, logits, 5, NULL), 5);
+    c.threshold = 0.25f;
+    CHECK_I64(seconds_used(&c, logits, 5, NULL), 0);
+    c = moe_ep_top2_nllb(3);
+    CHECK(c.second == MOE_EP_SECOND_ALL && !c.sample_second && !c.renorm);
+    c.second = MOE_EP_SECOND_RANDOM;
+    c.threshold = 0.5f; /* 2 g2 > U */
+    p = 2.0 * (double)g2;
+    CHECK_NEAR(seconds_used(&c, logits, n, NULL), n * p, 0.0, 5.0 * sqrt(n * p * (1.0 - p)));
+    c = moe_ep_top2_gshard(3);
+    p = (double)(g2 / (g1 + g2)) / 0.2; /* above 1: always */
+    CHECK(p > 1.0);
+    CHECK_I64(seconds_used(&c, logits, 500, NULL), 500);
+    c = moe_ep_top2_gshard_new(3);
+    logits[1] = logits[2] = -1.0f;
+    p = exp(-1.0) / (exp(2.0) + 2.0 * exp(-1.0)) / 0.2;
+    CHECK_NEAR(seconds_used(&c, logits, n, NULL), n * p, 0.0, 5.0 * sqrt(n * p * (1.0 - p)));
+    c = moe_ep_top2_deepspeed(3); /* Gumbel: the second is drawn by softmax over the rest */
+    logits[1] = 1.0f;
+    logits[2] = 0.0f;
+    CHECK_I64(seconds_used(&c, logits, n, which), n);
+    p = exp(1.0) / (exp(1.0) + 1.0);
+    CHECK_NEAR(which[1], n * p, 0.0, 5.0 * sqrt(n * p * (1.0 - p)));
+}
+
+TEST(top2_errors)
+{
+    float logits[4] = {1.0f, 2.0f, 3.0f, 4.0f}, w[4];
+    int32_t ids[4] = {-9, -9, -9, -9};
+    moe_ep_rng rng = moe_ep_rng_seed(3);
+    moe_ep_top2 c = moe_ep_top2_nllb(2), bad;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_route_top2(NULL, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route_top2(&c, NULL, 2, &rng, ids, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route_top2(&c, logits, 2, &rng, NULL, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route_top2(&c, logits, -2, &rng, ids, w, &err), MOE_EP_ERR_SIZE);
+    bad = moe_ep_top2_nllb(1);
+    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_TOP_K);
+    memset(&bad, 0, sizeof bad);
+    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_SIZE);
+    bad = moe_ep_top2_gshard(2);
+    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, NULL, ids, w, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "rng");
+    bad.threshold = -1.0f;
+    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_RANGE);
+    bad = c;
+    bad.second = (moe_ep_second)9;
+    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_RANGE);
+    logits[3] = NAN;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 3);
+    CHECK_I64(ids[0], -9);
+}
+
+TEST(sampled_top1_and_jitter)
+{
+    float logits[3] = {0.0f, 1.0f, -INFINITY}, w[1], x[1000];
+    int32_t id, count[3] = {0, 0, 0}, n = 20000, i;
+    double p = exp(1.0) / (1.0 + exp(1.0)), sum = 0.0;
+    moe_ep_rng rng = moe_ep_rng_seed(t_seed);
+    moe_ep_error err;
+    for (i = 0; i < n; i++) {
+        CHECK_I64(moe_ep_route_sample(logits, 1, 3, &rng, &id, w, NULL), MOE_EP_OK);
+        count[id]++;
+        CHECK_NEAR(w[0], id ? p : 1.0 - p, 1e-5, 0.0);
+    }
+    CHECK_I64(count[2], 0);
+    CHECK_NEAR(count[1], n * p, 0.0, 5.0 * sqrt(n * p * (1.0 - p)));
+    logits[1] = -INFINITY;
+    CHECK_I64(moe_ep_route_sample(logits, 1, 2, &rng, &id, w, NULL), MOE_EP_OK);
+    CHECK(id == 0 && w[0] >= 1.0f);
+    id = -9;
+    CHECK_I64(moe_ep_route_sample(NULL, 1, 3, &rng, &id, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route_sample(logits, 1, 3, NULL, &id, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route_sample(logits, 1, 3, &rng, NULL, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route_sample(logits, 0, 3, &rng, &id, w, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_route_sample(logits, 1, 0, &rng, &id, w, &err), MOE_EP_ERR_SIZE);
+    logits[0] = NAN;
+    CHECK_I64(moe_ep_route_sample(logits, 1, 3, &rng, &id, w, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(id, -9);
+    for (i = 0; i < 1000; i++) x[i] = 3.0f;
+    CHECK_I64(moe_ep_jitter(x, 1000, 0.0f, &rng, &err), MOE_EP_OK);
+    CHECK(x[0] >= 3.0f && x[999] <= 3.0f);
+    CHECK_I64(moe_ep_jitter(x, 1000, 0.01f, &rng, &err), MOE_EP_OK);
+    for (i = 0; i < 1000; i++) {
+        CHECK(x[i] >= 2.9699f && x[i] <= 3.0301f);
+        sum += (double)x[i];
+    }
+    CHECK_NEAR(sum, 3000.0, 0.0, 5.0 * sqrt(1000.0) * 0.03 / sqrt(3.0));
+    CHECK(x[0] > x[1] || x[0] < x[1]);
+    CHECK_I64(moe_ep_jitter(NULL, 2, 0.1f, &rng, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_jitter(x, 2, 0.1f, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_jitter(x, -2, 0.1f, &rng, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_jitter(x, 2, 1.1f, &rng, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_jitter(x, 2, -0.1f, &rng, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_jitter(x, 2, NAN, &rng, &err), MOE_EP_ERR_NAN);
+}
+
+/* ---- Sinkhorn, auction, quantile ------------------------------------------------------------------------ */
+
+TEST(sinkhorn_marginals)
+{
+    float logits[30], out[30];
+    uint64_t s = t_seed;
+    int32_t rounds, i, t, e;
+    moe_ep_error err;
+    moe_ep_scratch small;
+    char memory[4096];
+    for (i = 0; i < 30; i++) logits[i] = (float)(4.0 * t_unit(&s) - 2.0);
+    CHECK_I64(moe_ep_sinkhorn(logits, 6, 5, 1e-6, 0, out, &rounds, NULL, &err), MOE_EP_OK);
+    CHECK(rounds > 1);
+    for (t = 0; t < 6; t++) {
+        double sum = 0.0;
+        for (e = 0; e < 5; e++) sum += (double)out[t * 5 + e];
+        CHECK_NEAR(sum, 1.0 / 6.0, 1e-4, 0.0);
+    }
+    for (e = 0; e < 5; e++) {
+        double sum = 0.0;
+        for (t = 0; t < 6; t++) sum += (double)out[t * 5 + e];
+        CHECK_NEAR(sum, 1.0 / 5.0, 1e-4, 0.0);
+    }
+    /* scaling rows and columns keeps cross ratios */
+    CHECK_NEAR((double)out[0] * (double)out[6] / ((double)out[1] * (double)out[5]),
+               exp((double)logits[0] + (double)logits[6] - (double)logits[1] - (double)logits[5]), 1e-4, 0.0);
+    for (i = 0; i < 4; i++) logits[i] = 3.0f;
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, 0, out, NULL, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < 4; i++) CHECK_NEAR(out[i], 0.25, 1e-5, 0.0);
+    out[0] = -9.0f;
+    logits[0] = 9.0f;
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 1e-12, 1, out, NULL, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+    CHECK_I64(moe_ep_sinkhorn(NULL, 2, 2, 0.0, 0, out, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, 0, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_sinkhorn(logits, 0, 2, 0.0, 0, out, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 0, 0.0, 0, out, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, -1.0, 0, out, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, NAN, 0, out, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, -1, out, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    logits[3] = 90.0f;
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, 0, out, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 3);
+    logits[3] = NAN;
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, 0, out, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    logits[3] = 1.0f;
+    small = moe_ep_scratch_fixed(memory, sizeof memory);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, 0, out + 8, NULL, &small, &err), MOE_EP_OK);
+    small = moe_ep_scratch_fixed(memory, small.need - 1);
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 2, 0.0, 0, out, NULL, &small, &err), MOE_EP_ERR_SCRATCH);
+    CHECK(out[0] < -8.0f);
+}
+
+/* Best total score over all assignments with exactly room[e] tokens each. */
+static double best_assignment(const float *scores, int T, int E, int t, int *room)
+{
+    double best = -1e30, value;
+    int e;
+    if (t == T) return 0.0;
+    for (e = 0; e < E; e++) {
+        if (room[e] == 0) continue;
+        room[e]--;
+        value = (double)scores[t * E + e] + best_assignment(scores, T, E, t + 1, room);
+        room[e]++;
+        if (value > best) best = value;
+    }
+    return best;
+}
+
+TEST(auction_is_balanced_and_nearly_optimal)
+{
+    float scores[64 * 8];
+    int32_t out[64];
+    uint64_t s = t_seed;
+    int n, T, E, t, e, room[8];
+    for (n = 0; n < 400; n++) {
+        double total = 0.0, min = 1e30, max = -1e30, eps;
+        int load[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        E = n < 300 ? 1 + (int)t_below(&s, 3) : 8;
+        T = n < 300 ? E * (1 + (int)t_below(&s, 3)) : 64;
+        for (t = 0; t < T * E; t++) {
+            scores[t] = n % 5 == 0 ? (float)t_below(&s, 3) : (float)t_unit(&s);
+            min = (double)scores[t] < min ? (double)scores[t] : min;
+            max = (double)scores[t] > max ? (double)scores[t] : max;
+        }
+        CHECK_I64(moe_ep_auction(scores, T, E, out, NULL, NULL), MOE_EP_OK);
+        for (t = 0; t < T; t++) {
+            CHECK(out[t] >= 0 && out[t] < E);
+            load[out[t]]++;
+            total += (double)scores[t * E + out[t]];
+        }
+        for (e = 0; e < E; e++) CHECK_I64(load[e], T / E);
+        for (e = 0; e < E; e++) room[e] = T / E;
+        eps = (max - min) / 50.0 > 1e-4 ? (max - min) / 50.0 : 1e-4;
+        if (n < 300) CHECK(total >= best_assignment(scores, T, E, 0, room) - T * eps - 1e-5);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(auction_example_and_errors)
+{
+    float scores[4] = {3.0f, 1.0f, 2.0f, 1.0f};
+    int32_t out[4] = {-9, -9, -9, -9};
+    char memory[4096];
+    moe_ep_scratch small;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_auction(NULL, 2, 2, out, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_auction(scores, 2, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_auction(scores, 1, 2, out, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_auction(scores, 0, 2, out, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_auction(scores, 2, 0, out, NULL, &err), MOE_EP_ERR_SIZE);
+    scores[2] = INFINITY;
+    CHECK_I64(moe_ep_auction(scores, 2, 2, out, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 2);
+    scores[2] = 2.0f;
+    small = moe_ep_scratch_fixed(memory, 10);
+    CHECK_I64(moe_ep_auction(scores, 2, 2, out, &small, &err), MOE_EP_ERR_SCRATCH);
+    small = moe_ep_scratch_fixed(memory, small.need - 1);
+    CHECK_I64(moe_ep_auction(scores, 2, 2, out, &small, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(out[0], -9);
+    small = moe_ep_scratch_fixed(memory, small.need);
+    CHECK_I64(moe_ep_auction(scores, 2, 2, out, &small, &err), MOE_EP_OK);
+    CHECK(out[0] == 0 && out[1] == 1);
+}
+
+TEST(quantile_against_sorting)
+{
+    float scores[24 * 6], beta[6], want[6], alpha[24], column[24];
+    int order[24], n, T, E, K, t, e;
+    uint64_t s = t_seed;
+    for (n = 0; n < 2000; n++) {
+        E = 2 + (int)t_below(&s, 5);
+        K = 1 + (int)t_below(&s, E - 1);
+        T = E * (1 + (int)t_below(&s, 4));
+        for (t = 0; t < T * E; t++) scores[t] = coarse(&s, 3);
+        for (e = 0; e < E; e++) beta[e] = coarse(&s, 1);
+        for (t = 0; t < T; t++) {
+            for (e = 0; e < E; e++) column[e] = scores[t * E + e] - beta[e];
+            oracle_sort(column, order, E);
+            alpha[t] = column[order[K]];
+        }
+        for (e = 0; e < E; e++) {
+            for (t = 0; t < T; t++) column[t] = scores[t * E + e] - alpha[t];
+            oracle_sort(column, order, T);
+            want[e] = column[order[T * K / E]];
+        }
+        CHECK_I64(moe_ep_quantile_update(scores, T, E, K, beta, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) CHECK_NEAR(beta[e], want[e], 0.0, 0.0);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(quantile_example_and_errors)
+{
+    float scores[4] = {3.0f, 1.0f, 2.0f, 0.0f}, beta[2] = {0.0f, 0.0f};
+    char memory[1024];
+    moe_ep_scratch small = moe_ep_scratch_fixed(memory, 3);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_quantile_update(NULL, 2, 2, 1, beta, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 1, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_quantile_update(scores, 0, 2, 1, beta, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 0, beta, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 2, beta, NULL, &err), MOE_EP_ERR_TOP_K);
+    CHECK_I64(moe_ep_quantile_update(scores, 1, 2, 1, beta, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 1, beta, &small, &err), MOE_EP_ERR_SCRATCH);
+    CHECK(!(beta[0] > 0.0f));
+    CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 1, beta, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(beta[0], 2.0, 0.0, 0.0);
+    CHECK_NEAR(beta[1], 0.0, 0.0, 0.0);
+    beta[1] = NAN;
+    CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 1, beta, NULL, &err), MOE_EP_ERR_NAN);
+}
+
+/* ---- bias update ---------------------------------------------------------------------------------------- */
+
+TEST(bias_update_balances)
+{
+    float logits[64 * 8], bias[8], w[128], sum;
+    int32_t ids[128], i, step;
+    int64_t loads[8], worst = 0, first = 0;
+    uint64_t s = t_seed;
+    moe_ep_router r = moe_ep_router_minimax_m2(8, 2);
+    memset(bias, 0, sizeof bias);
+    r.select_bias = bias;
+    for (i = 0; i < 512; i++) logits[i] = (float)(2.0 * t_unit(&s) + (i % 8 == 3 ? 1.5 : 0.0));
+    for (step = 0; step < 200; step++) {
+        CHECK_I64(moe_ep_route(&r, logits, 64, NULL, ids, w, NULL), MOE_EP_OK);
+        memset(loads, 0, sizeof loads);
+        for (i = 0; i < 128; i++) loads[ids[i]]++;
+        for (worst = 0, i = 0; i < 8; i++) worst = loads[i] > worst ? loads[i] : worst;
+        if (step == 0) first = worst;
+        CHECK_I64(moe_ep_bias_update(loads, 8, 0.004f, step % 2, bias, NULL), MOE_EP_OK);
+    }
+    CHECK(first >= 40);
+    CHECK(worst <= 20); /* 16 is perfect */
+    memset(bias, 0, sizeof bias);
+    CHECK_I64(moe_ep_bias_update(loads, 8, 0.5f, 1, bias, NULL), MOE_EP_OK);
+    for (sum = 0.0f, i = 0; i < 8; i++) sum += bias[i];
+    CHECK_NEAR(sum, 0.0, 0.0, 1e-6);
+}
+
+TEST(bias_update_example_and_errors)
+{
+    int64_t loads[2] = {3, 1}, huge[2] = {INT64_MAX / 2, 0}, negative[2] = {1, -1}, even[2] = {2, 2};
+    float bias[2] = {0.0f, 0.0f}, bad[2] = {0.0f, NAN};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_bias_update(NULL, 2, 0.5f, 0, bias, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_bias_update(loads, 2, 0.5f, 0, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_bias_update(loads, 0, 0.5f, 0, bias, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_bias_update(loads, 2, NAN, 0, bias, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_bias_update(loads, 2, 0.5f, 0, bad, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_bias_update(negative, 2, 0.5f, 0, bias, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_bias_update(huge, 2, 0.5f, 0, bias, &err), MOE_EP_OK);
+    huge[0] = INT64_MAX / 2 + 1;
+    bias[0] = bias[1] = 0.0f;
+    CHECK_I64(moe_ep_bias_update(huge, 2, 0.5f, 0, bias, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_bias_update(even, 2, 0.5f, 0, bias, &err), MOE_EP_OK);
+    CHECK(!(bias[0] > 0.0f) && !(bias[0] < 0.0f));
+    CHECK_I64(moe_ep_bias_update(loads, 2, 0.5f, 0, bias, &err), MOE_EP_OK);
+    CHECK_NEAR(bias[0], -0.5, 0.0, 0.0);
+    CHECK_NEAR(bias[1], 0.5, 0.0, 0.0);
+}
+
+/* ---- losses --------------------------------------------------------------------------------------------- */
+
+/* Perfect balance: token t uses experts t, t+1, ..; every score is 1/E. */
+TEST(losses_at_balance)
+{
+    static const double at_balance[8] = {1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 1.0, 1.0};
+    float scores[48];
+    int32_t ids[24], device[6] = {0, 0, 1, 1, 2, 2}, i, kind;
+    int64_t loads[6] = {4, 4, 4, 4, 4, 4};
+    moe_ep_aux_desc d;
+    memset(&d, 0, sizeof d);
+    for (i = 0; i < 48; i++) scores[i] = 1.0f / 6.0f;
+    for (i = 0; i < 18; i++) ids[i] = (i / 3 + i % 3 * 2) % 6; /* one expert on each device */
+    d.num_tokens = 6;
+    d.top_k = 3;
+    d.num_experts = 6;
+    d.scores = scores;
+    d.ids = ids;
+    d.global_loads = loads;
+    d.device_of_expert = device;
+    d.num_devices = 3;
+    d.num_sequences = 1;
+    for (kind = 0; kind < 8; kind++) CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), at_balance[kind], 1e-6, 0.0);
+    d.coefficient = 0.25;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 0.25, 1e-6, 0.0);
+}
+
+/* All tokens on expert 0, which also has all the probability: the worst case of each loss. */
+TEST(losses_at_collapse)
+{
+    float scores[16];
+    int32_t ids[4] = {0, 0, 0, 0}, device[4] = {0, 0, 1, 1}, i;
+    int64_t loads[4] = {30, 10, 0, 0};
+    moe_ep_aux_desc d;
+    memset(&d, 0, sizeof d);
+    for (i = 0; i < 16; i++) scores[i] = i % 4 == 0 ? 2.0f : 0.0f;
+    d.num_tokens = 4;
+    d.top_k = 1;
+    d.num_experts = 4;
+    d.scores = scores;
+    d.ids = ids;
+    d.normalize_scores = 1;
+    d.num_sequences = 2;
+    d.global_loads = loads;
+    d.device_of_expert = device;
+    d.num_devices = 2;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 4.0, 1e-6, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SEQUENCE), 4.0, 1e-6, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_GLOBAL), 3.0, 1e-6, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_DEVICE), 2.0, 1e-6, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_COMMUNICATION), 2.0, 1e-6, 0.0);
+    ids[1] = -1; /* a padded token counts in the mean, not in the load */
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 3.0, 1e-6, 0.0);
+}
+
+TEST(aux_loss_example_and_errors)
+{
+    float scores[4] = {0.5f, 0.5f, 0.5f, 0.5f}, bad[4] = {0.5f, NAN, 0.5f, 0.5f};
+    int32_t ids[2] = {0, 1}, wrong[2] = {0, 2}, device[2] = {0, 3};
+    int64_t loads[2] = {1, -1};
+    char memory[4096];
+    moe_ep_scratch small = moe_ep_scratch_fixed(memory, sizeof memory);
+    moe_ep_aux_desc d, e;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    CHECK_NEAR(moe_ep_aux_loss(NULL, NULL, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    d.num_tokens = 2;
+    d.top_k = 1;
+    d.num_experts = 2;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    d.scores = scores;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    CHECK_STR(err.arg, "ids");
+    d.ids = ids;
+    CHECK_NEAR(moe_ep_aux_loss(&d, &small, &err), 1.0, 1e-12, 0.0);
+    small = moe_ep_scratch_fixed(memory, small.need - 1);
+    CHECK_NEAR(moe_ep_aux_loss(&d, &small, &err), MOE_EP_ERR_SCRATCH, 0.0, 0.0);
+#define LOSS_ERROR(field, value, want)                                                              \
+    do {                                                                                            \
+        e = d;                                                                                      \
+        e.field = value;                                                                            \
+        CHECK_NEAR(moe_ep_aux_loss(&e, NULL, &err), want, 0.0, 0.0);                                \
+        CHECK_I64(err.status, want);                                                                \
+    } while (0)
+    LOSS_ERROR(scores, bad, MOE_EP_ERR_NAN);
+    LOSS_ERROR(ids, wrong, MOE_EP_ERR_EXPERT_ID);
+    LOSS_ERROR(kind, (moe_ep_aux)8, MOE_EP_ERR_RANGE);
+    LOSS_ERROR(coefficient, (double)INFINITY, MOE_EP_ERR_NAN);
+    LOSS_ERROR(top_k, 0, MOE_EP_ERR_SIZE);
+    LOSS_ERROR(num_experts, 0, MOE_EP_ERR_SIZE);
+    LOSS_ERROR(kind, MOE_EP_AUX_GLOBAL, MOE_EP_ERR_NULL);
+    LOSS_ERROR(kind, MOE_EP_AUX_DEVICE, MOE_EP_ERR_SIZE);
+    d.num_devices = 2;
+    LOSS_ERROR(kind, MOE_EP_AUX_DEVICE, MOE_EP_ERR_NULL);
+    d.device_of_expert = device;
+    LOSS_ERROR(kind, MOE_EP_AUX_COMMUNICATION, MOE_EP_ERR_DEVICE_ID);
+    d.global_loads = loads;
+    LOSS_ERROR(kind, MOE_EP_AUX_GLOBAL, MOE_EP_ERR_NEGATIVE);
+    d.num_sequences = 3;
+    LOSS_ERROR(kind, MOE_EP_AUX_SEQUENCE, MOE_EP_ERR_SIZE);
+#undef LOSS_ERROR
+}
+
+TEST(other_losses)
+{
+    float zero[2] = {0.0f, 0.0f}, p[2] = {0.75f, 0.25f}, at[1] = {0.75f}, half[2] = {0.5f, 0.5f};
+    float masked[2] = {-INFINITY, -INFINITY}, bad[2] = {0.0f, NAN}, negative[2] = {0.5f, -0.5f};
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_error err;
+    CHECK_NEAR(moe_ep_z_loss(zero, 1, 2, &err), 0.480453, 1e-6, 0.0);
+    CHECK_NEAR(moe_ep_z_loss(masked, 1, 2, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_z_loss(bad, 1, 2, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_z_loss(NULL, 1, 2, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_z_loss(zero, 0, 2, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_importance_loss(p, 1, 2, NULL, &err), 0.5, 1e-6, 0.0);
+    CHECK_NEAR(moe_ep_importance_loss(p, 1, 2, &none, &err), MOE_EP_ERR_SCRATCH, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_importance_loss(p, 1, 1, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_importance_loss(bad, 1, 2, NULL, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_importance_loss(NULL, 1, 2, NULL, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, at, 1, 2, 1.0, NULL, &err), 0.53716, 1e-4, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, NULL, 1, 2, 1.0, NULL, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, bad + 1, 1, 2, 1.0, NULL, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, at, 1, 2, 0.0, NULL, &err), MOE_EP_ERR_RANGE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, at, 1, 2, NAN, NULL, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, at, 1, 0, 1.0, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_router_entropy(half, 1, 2, &err), 0.693147, 1e-6, 0.0);
+    CHECK_NEAR(moe_ep_router_entropy(negative, 1, 2, &err), MOE_EP_ERR_NEGATIVE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_router_entropy(bad, 1, 2, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_router_entropy(NULL, 1, 2, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
+}
+
+/* ---- shared experts, comparing weights -------------------------------------------------------------------- */
+
+TEST(shared_experts)
+{
+    int32_t ids[4] = {2, 0, -1, -1}, out[6] = {-9, -9, -9, -9, -9, -9}, wrong[2] = {2, 4};
+    float w[4] = {0.6f, 0.4f, 0.0f, 0.0f}, after[6], bad[2] = {NAN, 0.0f};
+    moe_ep_error err;
+    const moe_ep_shared_weight sum = MOE_EP_SHARED_SUM_OVER_VALUE, constant = MOE_EP_SHARED_CONSTANT;
+    CHECK_I64(moe_ep_append_shared(NULL, w, 2, 2, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_append_shared(ids, NULL, 2, 2, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, 1, sum, 2.0f, NULL, after, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, 1, sum, 2.0f, out, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 0, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 0, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, -1, sum, 2.0f, out, after, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, INT32_MAX, sum, 2.0f, out, after, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(ids, w, -2, 2, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(wrong, w, 1, 2, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_append_shared(ids, bad, 1, 2, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, 1, sum, 0.0f, out, after, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, 1, (moe_ep_shared_weight)2, 1.0f, out, after, &err),
+              MOE_EP_ERR_RANGE);
+    CHECK_I64(out[0], -9);
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, 1, sum, 2.0f, out, after, &err), MOE_EP_OK);
+    CHECK(out[0] == 2 && out[1] == 0 && out[2] == 4 && out[3] == -1 && out[5] == -1);
+    CHECK_NEAR(after[0], 0.6, 1e-6, 0.0);
+    CHECK_NEAR(after[2], 0.5, 1e-6, 0.0);
+    CHECK_NEAR(after[5], 0.0, 0.0, 0.0);
+    CHECK_I64(moe_ep_append_shared(ids, w, 1, 2, 4, 2, constant, 1.0f, out, after, &err), MOE_EP_OK);
+    CHECK(out[2] == 4 && out[3] == 5);
+    CHECK_NEAR(after[3], 1.0, 0.0, 0.0);
+}
+
+TEST(weights_compare_example_and_errors)
+{
+    float a[2] = {0.5f, 0.5f}, b[2] = {0.75f, 0.25f}, bad[2] = {0.0f, NAN};
+    moe_ep_weights_result r;
+    moe_ep_error err;
+    memset(&r, 0, sizeof r);
+    CHECK_I64(moe_ep_weights_compare(NULL, b, 1, 2, &r, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_weights_compare(a, NULL, 1, 2, &r, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_weights_compare(a, b, 1, 2, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_weights_compare(a, b, 0, 2, &r, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_weights_compare(a, b, 1, 0, &r, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_weights_compare(a, bad, 1, 2, &r, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_weights_compare(a, b, 1, 2, &r, &err), MOE_EP_OK);
+    CHECK_NEAR(r.max_abs, 0.25, 1e-7, 0.0);
+    CHECK_NEAR(r.max_rel, 1.0, 1e-7, 0.0);
+    CHECK_NEAR(r.mean_l1, 0.5, 1e-7, 0.0);
+    CHECK_I64(r.max_abs_at, 0);
+    CHECK_NEAR(r.mean_sum_a, 1.0, 1e-7, 0.0);
+}
+
+T_MAIN
