@@ -325,13 +325,14 @@ typedef struct moe_ep_router {
 } moe_ep_router;
 
 /* Which experts does each token use, and with which weights?
- *   logits    (T,E) float32, -Inf = masked expert: chosen last, by lowest index, weight 0
+ *   logits    (T,E) float32, -Inf = masked expert: chosen last, by lowest index, weight 0; may be NULL
+ *             where nothing depends on it (TABLE or KEYS with weight ONE or without weights)
  *   token_ids (T) rows of cfg->table, NULL = token t uses row t; ignored unless select is TABLE
  *   ids       (T,K) out, largest key first, lowest index first among equal keys; TABLE keeps its order
  *   weights   (T,K) out, or NULL
  * T = 0 is allowed.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
  * groups hold); CONFIG (groups do not divide E, sparsemixer with groups); RANGE (an enum or option,
- * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none.
+ * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (14 KB of stack).
  * Time O(T*E), plus O(K) for each change of the list of the best.
  * Source: the implementations named at the presets; ties as in vLLM's CUDA kernels and XLA top_k.
  * Example: logits 1,3,2 with moe_ep_router_mixtral(3,2) give ids 1,2 and weights 0.731059, 0.268941. */
@@ -521,7 +522,8 @@ MOE_EP_API moe_ep_status moe_ep_jitter(float *x, int64_t n, float eps, moe_ep_rn
 /* Sinkhorn scores (T,E) out: exp(l) scaled to rows 1/T and columns 1/E; stops when the mean change of the
  * column factors is at most tol (0 = 1e-4, Megatron's).  max_rounds 0 = 10,000; rounds out or NULL.
  * Give the result to moe_ep_route as cfg.keys.  Errors: NULL, SIZE, NAN, RANGE (a logit above 88),
- * INFEASIBLE (not converged).  Scratch T*E floats, T + 2 E doubles.  Example: equal logits (2,2) give 0.25 everywhere. */
+ * INFEASIBLE (not converged).  Scratch T*E floats, T + 2 E doubles.
+ * Example: equal logits (2,2) give 0.25 everywhere. */
 MOE_EP_API moe_ep_status moe_ep_sinkhorn(const float *logits, int64_t T, int32_t E, double tol,
                                          int32_t max_rounds, float *scores, int32_t *rounds,
                                          moe_ep_scratch *scratch, moe_ep_error *err);
@@ -547,7 +549,8 @@ MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, 
 
 /* Loss-free balancing: bias[e] += rate * sign(mean - loads[e]), sign(0) = 0, in place (Wang et al. 2024;
  * DeepSeek-V3 uses rate 0.001).  centred 1: the mean of the step is taken off first (torchtitan), so that
- * sum(bias) stays.  Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.  Example: loads 3,1 with rate 0.5 and bias 0,0 give -0.5, 0.5. */
+ * sum(bias) stays.  Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.
+ * Example: loads 3,1 with rate 0.5 and bias 0,0 give -0.5, 0.5. */
 MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, float rate, int32_t centred,
                                             float *bias, moe_ep_error *err);
 
@@ -1309,10 +1312,13 @@ typedef struct moe_ep_place_desc {
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
     int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
     int32_t node_soft;          /* not 0: keep load on its home node, see max_off_node                 */
-    double max_off_node;        /* node_soft: largest share (0..1) of a layer's load off its home node */
+    double max_off_node;        /* node_soft: largest share (0..1) of the load (all layers together) that is served
+                                   off its home node; 0 = strictly at home                             */
     const int32_t *home_node;   /* (L,E) or NULL = groups packed to nodes as eplb does                 */
     const int64_t *coactivation; /* (L,E,E) tokens that chose both experts, or NULL                    */
     double coactivation_slack;  /* share by which the maximum may grow to put partners together        */
+    int32_t allow_duplicates;   /* not 0: take EPLB's global plan where it is lower, even if it puts an expert twice
+                                   on a device (the one way to beat every plan without; rare, tiny layers)  */
 } moe_ep_place_desc;
 
 typedef enum moe_ep_bound {
@@ -1389,11 +1395,14 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
                                              moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                              moe_ep_error *err);
 
-/* The plan to use: minimises the busiest device.  Greedy replicas, LPT without an expert twice on a device, then
- * swaps, moves and re-replication while they lower the maximum.  Any slots per device, speeds, inactive devices, pins,
- * per-layer budgets, node_soft.  Never worse than eplb on the same input where eplb applies.
- * Also ERR_DEVICE_ID (pin), ERR_INFEASIBLE (the pins do not fit).
- * O(L*(P*log P + steps*slots per device*log)).
+/* The plan to use: minimises the busiest device, no expert twice on a device.  Greedy replicas, LPT, then swaps and, where
+ * they end above the bound, changes of the number of copies; small layers are searched further (exhaustively up to 8
+ * devices and 24 experts, within some milliseconds a layer).  Any slots per device, speeds, inactive devices, pins, per-layer
+ * budgets.  node_soft: every node plans its own experts, then the changes across nodes that cost the least load off
+ * home.  coactivation: swaps that bring experts chosen by the same tokens onto one device, as the maximum allows.
+ * At most EPLB's maximum wherever EPLB doubles no expert; see allow_duplicates.
+ * Also ERR_DEVICE_ID (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its own experts), ERR_CONFIG.
+ * O(L*(P*log P + swaps*(slots per device + D))).
  * Example: loads 600 560 120 120 20 10 10 10 on 8 devices of 2 slots give 196.67 (EPLB: 232). */
 MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                moe_ep_plan_result *result, moe_ep_scratch *scratch,
@@ -1536,7 +1545,7 @@ typedef struct moe_ep_rebalance_desc {
     const moe_ep_placement *current; /* may have lost devices: set its device_inactive                 */
     const double *loads;             /* (L,E) the loads to plan for                                    */
     double target;         /* stop a layer at max/mean <= target; 0 = as balanced as it gets            */
-    int64_t max_moves;     /* over all layers, best gain per move first; 0 = no limit                   */
+    int64_t max_moves;     /* over all layers; the target is relaxed for all alike until they suffice; 0 = no limit */
     int32_t max_layer_moves;  /* per layer; 0 = no limit                                                */
     int32_t max_device_moves; /* arrivals per device, all layers together; 0 = no limit                 */
     int32_t max_link_moves;   /* per (source device, destination device) pair; 0 = no limit             */
@@ -3477,13 +3486,20 @@ static float moe_epi_sigmoid(float x)
     return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }
 
+/* volatile here and in the soft-cap: one scalar call each.  With -ffast-math a compiler may mix vector and
+ * scalar versions of a libm function in one loop, and equal logits would no longer tie. */
 static float moe_epi_sqrt_softplus(float x)
 {
-    return sqrtf((x > 0.0f ? x : 0.0f) + log1pf(moe_epi_exp(x < 0.0f ? x : -x)));
+    volatile float e = moe_epi_exp(x < 0.0f ? x : -x);
+    return sqrtf((x > 0.0f ? x : 0.0f) + log1pf(e));
 }
 
 /* One token on its way through the router.  x and key hold the block of experts that starts at x_at and
- * key_at (-1 = none yet): with E up to the block size nothing is computed twice. */
+ * key_at (-1 = none yet): with E up to the block size nothing is computed twice.
+ *
+ * Elementwise loops run over whole lanes; the rest of the last ones holds masked experts.  So a compiler
+ * has no leftover elements to treat in another way, and equal logits have equal keys at every position even
+ * where -ffast-math of the host lets vector code round differently from scalar code. */
 typedef struct moe_epi_token {
     const moe_ep_router *r;
     const float *logits; /* (E) of this token */
@@ -3499,7 +3515,11 @@ typedef struct moe_epi_token {
 /* A raw logit, MOE_EPI_LOWEST when it is masked. */
 static float moe_epi_route_unmasked(float raw) { return moe_epi_float_kind(raw) == 0 ? raw : MOE_EPI_LOWEST; }
 
-static float moe_epi_route_softcap(float x, float cap) { return x > MOE_EPI_LOWEST ? cap * tanhf(x / cap) : x; }
+static float moe_epi_route_softcap(float x, float cap)
+{
+    volatile float u = x / cap;
+    return x > MOE_EPI_LOWEST ? cap * tanhf(u) : x;
+}
 
 static float moe_epi_route_shift(float x, float bias) { return x > MOE_EPI_LOWEST ? x + bias : x; }
 
@@ -3521,9 +3541,12 @@ static void moe_epi_route_fill_x(moe_epi_token *t, int32_t e0)
 {
     const moe_ep_router *r = t->r;
     int32_t i, n = moe_epi_route_block_size(t, e0);
+    int j;
     if (t->x_at == e0) return;
     for (i = 0; i < n; i++) t->x[i] = moe_epi_route_unmasked(t->logits[e0 + i]);
-    for (i = 0; r->logit_softcap > 0.0f && i < n; i++) t->x[i] = moe_epi_route_softcap(t->x[i], r->logit_softcap);
+    for (; i % MOE_EPI_LANES != 0; i++) t->x[i] = MOE_EPI_LOWEST;
+    for (i = 0; r->logit_softcap > 0.0f && i < n; i += MOE_EPI_LANES)
+        for (j = 0; j < MOE_EPI_LANES; j++) t->x[i + j] = moe_epi_route_softcap(t->x[i + j], r->logit_softcap);
     for (i = 0; r->logit_bias && i < n; i++) t->x[i] = moe_epi_route_shift(t->x[i], r->logit_bias[e0 + i]);
     t->x_at = e0;
     t->key_at = t->exp_at = -1;
@@ -3543,12 +3566,11 @@ static float moe_epi_lanes_sum(const float *lane)
 static float moe_epi_route_max(const float *x, int32_t n, float start)
 {
     float lane[MOE_EPI_LANES];
-    int32_t i = 0;
+    int32_t i;
     int j;
     for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = start;
-    for (; i + MOE_EPI_LANES <= n; i += MOE_EPI_LANES)
+    for (i = 0; i < n; i += MOE_EPI_LANES)
         for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
     for (j = 0; j < MOE_EPI_LANES; j++) start = lane[j] > start ? lane[j] : start;
     return start;
 }
@@ -3560,10 +3582,10 @@ static void moe_epi_route_exps(const float *x, int32_t n, float max, float *out,
 {
     int32_t i;
     int j;
-    for (i = 0; i < n; i++) out[i] = moe_epi_route_exp(x[i], max);
-    for (i = 0; i + MOE_EPI_LANES <= n; i += MOE_EPI_LANES)
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        for (j = 0; j < MOE_EPI_LANES; j++) out[i + j] = moe_epi_route_exp(x[i + j], max);
         for (j = 0; j < MOE_EPI_LANES; j++) lane[j] += out[i + j];
-    for (j = 0; i + j < n; j++) lane[j] += out[i + j];
+    }
 }
 
 /* Largest logit and sum of exp(l - largest) over the token's experts that are not masked. */
@@ -3601,17 +3623,22 @@ static float moe_epi_route_score(const moe_epi_token *t, float x)
 static void moe_epi_route_block_scores(moe_epi_token *t, int32_t e0, int32_t n)
 {
     const moe_ep_router *r = t->r;
+    float unused[MOE_EPI_LANES], sum = t->sum > 0.0f ? t->sum : 1.0f;
     int32_t i;
+    int j;
     if (r->select_on_logit || r->score == MOE_EP_SCORE_LOGIT) {
         memcpy(t->key, t->x, sizeof t->x[0] * (size_t)n);
     } else if (r->score == MOE_EP_SCORE_SOFTMAX) {
-        float sum = t->sum > 0.0f ? t->sum : 1.0f;
-        for (i = 0; t->exp_at != e0 && i < n; i++) t->key[i] = moe_epi_route_exp(t->x[i], t->max);
-        for (i = 0; i < n; i++) t->key[i] /= sum;
+        memset(unused, 0, sizeof unused);
+        if (t->exp_at != e0) moe_epi_route_exps(t->x, n, t->max, t->key, unused);
+        for (i = 0; i < n; i += MOE_EPI_LANES)
+            for (j = 0; j < MOE_EPI_LANES; j++) t->key[i + j] /= sum;
     } else if (r->score == MOE_EP_SCORE_SIGMOID) {
-        for (i = 0; i < n; i++) t->key[i] = moe_epi_sigmoid(t->x[i]);
+        for (i = 0; i < n; i += MOE_EPI_LANES)
+            for (j = 0; j < MOE_EPI_LANES; j++) t->key[i + j] = moe_epi_sigmoid(t->x[i + j]);
     } else {
-        for (i = 0; i < n; i++) t->key[i] = moe_epi_sqrt_softplus(t->x[i]);
+        for (i = 0; i < n; i += MOE_EPI_LANES)
+            for (j = 0; j < MOE_EPI_LANES; j++) t->key[i + j] = moe_epi_sqrt_softplus(t->x[i + j]);
     }
 }
 
@@ -3693,8 +3720,9 @@ static float moe_epi_route_group_score(moe_epi_token *t, int32_t g, int32_t size
         else moe_epi_best_next(b, m - done);
         for (e = g * size; e < (g + 1) * size; e++) moe_epi_best_offer(b, moe_epi_route_key(t, e), e);
         for (i = 0; i < b->have; i++) total += b->key[i];
+        if (!(b->key[b->have - 1] > MOE_EPI_LOWEST)) return MOE_EPI_LOWEST; /* a masked one: -Inf */
     }
-    return total > MOE_EPI_LOWEST ? total : MOE_EPI_LOWEST; /* two masked keys overflow to -Inf */
+    return total;
 }
 
 static void moe_epi_route_open_groups(moe_epi_token *t)
@@ -9025,9 +9053,10 @@ typedef struct moe_epi_plan {
     moe_epi_bound_work work;
     moe_epi_arena arena;
     moe_ep_rebalance_desc no_limits; /* best_placement only: zeroed */
-    double *delta;                   /* (D)                         */
-    int32_t *touched;                /* (D)                         */
+    int32_t *hosts;                  /* (D)                         */
+    struct moe_epi_gain *gains;      /* (P)                         */
     moe_epi_snap snap;
+    int32_t *home;                   /* (L,E) with node_soft        */
 } moe_epi_plan;
 
 static moe_ep_status moe_epi_desc_loads(const moe_ep_place_desc *d, int need_loads, moe_ep_error *err)
@@ -9105,9 +9134,14 @@ static moe_ep_status moe_epi_plan_open(moe_epi_plan *plan, const moe_ep_place_de
         return status;
     }
     moe_epi_bound_take(&plan->arena, &plan->work, E, D, N);
-    moe_epi_placement_stamp(out, &desc->shape);
-    plan->room = moe_epi_room_of(out);
     return MOE_EP_OK;
+}
+
+/* Nothing can fail any more: out takes the speeds and the state of the devices. */
+static void moe_epi_plan_begin(moe_epi_plan *plan)
+{
+    moe_epi_placement_stamp(plan->out, &plan->desc->shape);
+    plan->room = moe_epi_room_of(plan->out);
 }
 
 /* Busiest device of contiguous blocks over the active devices, the plan of no plan. */
@@ -9422,14 +9456,21 @@ static void moe_epi_emit_slot(void *user, const moe_epi_item *item, int32_t d)
     w->p->slot_expert[(int64_t)w->layer * w->p->num_slots + w->p->slot_start[d] + w->fill[d]] = item->id;
 }
 
+static void moe_epi_deal_caps(moe_epi_deal *w, const moe_ep_placement *p)
+{
+    int32_t d;
+    for (d = 0; d < p->num_devices; d++)
+        w->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
+}
+
 /* Devices empty, capacity as the slots say. */
 static void moe_epi_deal_reset(moe_epi_deal *w, const moe_ep_placement *p)
 {
     int32_t d;
+    moe_epi_deal_caps(w, p);
     for (d = 0; d < p->num_devices; d++) {
         w->load[d] = 0.0;
         w->fill[d] = 0;
-        w->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
     }
 }
 
@@ -9449,6 +9490,7 @@ static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_
     status = moe_epi_plan_open(&plan, desc, out, kind == MOE_EPI_LPT, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_deal_take(&plan.arena, &deal, desc->num_experts, out->num_devices);
+    moe_epi_plan_begin(&plan);
     moe_epi_placement_clear(out);
     for (l = 0; l < desc->num_layers; l++) {
         moe_ep_place_policy policy = MOE_EP_PLACE_LPT;
@@ -9915,6 +9957,7 @@ MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep
     status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_eplb_take(&plan.arena, &work, desc->num_experts, out->num_slots, G);
+    moe_epi_plan_begin(&plan);
     for (l = 0; l < desc->num_layers; l++) {
         moe_epi_eplb_layer(out, l, plan.loads + (int64_t)l * desc->num_experts, groups, nodes, &work);
         moe_epi_plan_result(&plan, l, hierarchical ? MOE_EP_PLACE_EPLB_HIERARCHICAL : MOE_EP_PLACE_EPLB_GLOBAL, reason,
@@ -9987,6 +10030,7 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
     status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_deal_take(&plan.arena, &deal, desc->num_experts, out->num_devices);
+    moe_epi_plan_begin(&plan);
     for (l = 0; l < desc->num_layers; l++) {
         moe_epi_trtllm_layer(out, l, plan.loads + (int64_t)l * desc->num_experts, &deal);
         moe_epi_plan_result(&plan, l, MOE_EP_PLACE_TRTLLM, "replicas by load, larger id first on ties; heaviest replica "
@@ -10106,14 +10150,14 @@ typedef struct moe_epi_state {
     const int32_t *pin;        /* (E) device an expert must stay on, -1; or NULL    */
     const double *w;           /* (E) loads                                         */
     int32_t E, D;
-    int64_t words;             /* of a bitmap row                                   */
+    int64_t words;             /* of a row of holds                                 */
     double *unit;              /* (E) load per copy                                 */
     int32_t *count;            /* (E) copies                                        */
     double *load;              /* (D)                                               */
     int32_t *fill, *cap;       /* (D) cells in use, cells allowed                   */
     int32_t *cell;             /* (P) expert                                        */
     double *cell_unit;         /* (P) its load per copy                             */
-    uint64_t *holds;           /* (D, words) which experts a device holds           */
+    uint64_t *holds;           /* (E, words) one bit per device that holds expert e */
     int32_t *order;            /* (D) devices with room for anything, busiest first */
     int32_t num_order;
     int32_t max_count;         /* copies of one expert                              */
@@ -10121,8 +10165,8 @@ typedef struct moe_epi_state {
 
 static void moe_epi_state_need(size_t *total, int32_t E, int32_t P, int32_t D)
 {
-    int64_t words = ((int64_t)E + 63) / 64, bits = 0;
-    if (!moe_epi_mul(words, D, &bits)) { *total = SIZE_MAX; return; }
+    int64_t words = ((int64_t)D + 63) / 64, bits = 0;
+    if (!moe_epi_mul(words, E, &bits)) { *total = SIZE_MAX; return; }
     moe_epi_need(total, E, sizeof(double));
     moe_epi_need(total, P, sizeof(double));
     moe_epi_need(total, P, sizeof(int32_t));
@@ -10130,13 +10174,20 @@ static void moe_epi_state_need(size_t *total, int32_t E, int32_t P, int32_t D)
     moe_epi_need(total, D, sizeof(int32_t));
 }
 
+/* An expert of the busiest device that might get another copy. */
+typedef struct moe_epi_gain {
+    int32_t e;
+    double unit; /* load per copy with one copy more          */
+    double gain; /* fall of the penalty over its present hosts */
+} moe_epi_gain;
+
 /* All that best_placement takes for itself. */
 static void moe_epi_best_need(size_t *total, int32_t E, int32_t P, int32_t D)
 {
     moe_epi_deal_need(total, E, D);
     moe_epi_state_need(total, E, P, D);
-    moe_epi_need(total, D, sizeof(double));
     moe_epi_need(total, D, sizeof(int32_t));
+    moe_epi_need(total, P, sizeof(moe_epi_gain));
     moe_epi_need(total, P, sizeof(int32_t));
     moe_epi_need(total, D, sizeof(int32_t));
     moe_epi_need(total, E, sizeof(int32_t));
@@ -10145,33 +10196,62 @@ static void moe_epi_best_need(size_t *total, int32_t E, int32_t P, int32_t D)
 /* Takes its own arrays; count, load, fill and cap are those of the dealer. */
 static void moe_epi_state_take(moe_epi_arena *a, moe_epi_state *s, const moe_ep_placement *p, moe_epi_deal *deal)
 {
-    int32_t d;
     memset(s, 0, sizeof *s);
     s->slot_start = p->slot_start;
     s->E = p->num_experts;
     s->D = p->num_devices;
-    s->words = ((int64_t)s->E + 63) / 64;
+    s->words = ((int64_t)s->D + 63) / 64;
     s->unit = (double *)moe_epi_take(a, s->E, sizeof(double));
     s->cell_unit = (double *)moe_epi_take(a, p->num_slots, sizeof(double));
     s->cell = (int32_t *)moe_epi_take(a, p->num_slots, sizeof(int32_t));
-    s->holds = (uint64_t *)moe_epi_take(a, s->words * s->D, sizeof(uint64_t));
+    s->holds = (uint64_t *)moe_epi_take(a, s->words * s->E, sizeof(uint64_t));
     s->order = (int32_t *)moe_epi_take(a, s->D, sizeof(int32_t));
     s->count = deal->counts;
     s->load = deal->load;
     s->fill = deal->fill;
     s->cap = deal->cap;
+}
+
+static void moe_epi_state_speeds(moe_epi_state *s, const moe_ep_placement *p)
+{
+    int32_t d;
+    s->speed = NULL;
     for (d = 0; d < s->D; d++)
         if (p->device_speed[d] < 1.0 || p->device_speed[d] > 1.0) s->speed = p->device_speed;
 }
 
 static int moe_epi_holds(const moe_epi_state *s, int32_t d, int32_t e)
 {
-    return (int)(s->holds[d * s->words + (e >> 6)] >> (e & 63) & 1u);
+    return (int)(s->holds[e * s->words + (d >> 6)] >> (d & 63) & 1u);
 }
 
 static void moe_epi_flip(moe_epi_state *s, int32_t d, int32_t e)
 {
-    s->holds[d * s->words + (e >> 6)] ^= (uint64_t)1 << (e & 63);
+    s->holds[e * s->words + (d >> 6)] ^= (uint64_t)1 << (d & 63);
+}
+
+/* Number of the lowest bit of a word that is not 0. */
+static int32_t moe_epi_low_bit(uint64_t word)
+{
+#if defined(__GNUC__)
+    return (int32_t)__builtin_ctzll(word);
+#else
+    int32_t n = 0;
+    for (; !(word & 1u); word >>= 1) n++;
+    return n;
+#endif
+}
+
+/* Devices that hold e, ascending, into list; returns how many. */
+static int32_t moe_epi_hosts(const moe_epi_state *s, int32_t e, int32_t *list)
+{
+    int64_t k;
+    int32_t n = 0;
+    for (k = 0; k < s->words; k++) {
+        uint64_t word = s->holds[e * s->words + k];
+        for (; word; word &= word - 1u) list[n++] = (int32_t)(64 * k) + moe_epi_low_bit(word);
+    }
+    return n;
 }
 
 static double moe_epi_time(const moe_epi_state *s, int32_t d) { return s->speed ? s->load[d] / s->speed[d] : s->load[d]; }
@@ -10228,6 +10308,18 @@ static void moe_epi_reorder(moe_epi_state *s, int32_t at)
     for (; at > 0 && moe_epi_time(s, s->order[at - 1]) < time; at--) s->order[at] = s->order[at - 1];
     for (; at + 1 < s->num_order && moe_epi_time(s, s->order[at + 1]) > time; at++) s->order[at] = s->order[at + 1];
     s->order[at] = d;
+}
+
+/* The order after a few loads changed: insertion, nearly linear. */
+static void moe_epi_reorder_all(moe_epi_state *s)
+{
+    int32_t i, j;
+    for (i = 1; i < s->num_order; i++) {
+        int32_t d = s->order[i];
+        double time = moe_epi_time(s, d);
+        for (j = i; j > 0 && moe_epi_time(s, s->order[j - 1]) < time; j--) s->order[j] = s->order[j - 1];
+        s->order[j] = d;
+    }
 }
 
 static void moe_epi_order(moe_epi_state *s, moe_epi_item *items, moe_epi_item *spare)
@@ -10372,7 +10464,7 @@ static void moe_epi_state_recount(moe_epi_state *s)
 static void moe_epi_state_deal(moe_epi_state *s, moe_epi_deal *deal)
 {
     int32_t e, d, left_out;
-    memset(s->holds, 0, (size_t)(s->words * s->D) * sizeof *s->holds);
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
     for (d = 0; d < s->D; d++) {
         s->load[d] = 0.0;
         s->fill[d] = 0;
@@ -10397,27 +10489,32 @@ static void moe_epi_state_write(const moe_epi_state *s, moe_ep_placement *p, int
     moe_epi_index_layer(p, l);
 }
 
-/* ---- rebalance: few moves from a placement that exists ------------------------------------------------------- */
+#define MOE_EPI_EVENNESS 0.02    /* weight of evenness below the level against what is above it */
+#define MOE_EPI_SWAP_PARTNERS 8  /* lightest devices with which swaps are tried                   */
 
-/* What a change may cost, and what it has cost so far. */
+/* ---- changes of copies: what rebalance, node_soft and the search of best_placement share ------------------------ */
+
+/* What a change costs, what it may cost, and what it has cost so far in this layer. */
 typedef struct moe_epi_budget {
-    const moe_ep_rebalance_desc *desc;
+    const moe_ep_rebalance_desc *desc; /* limits; zeroed = none                                */
     const moe_ep_placement *from;
-    const uint64_t *held;   /* (D, words) what the devices held at the start of the layer;
-                               NULL = a fresh plan, in which nothing moves                */
-    int64_t *arrivals;      /* (D) over all layers                                        */
-    int32_t *links;         /* (D,D) over all layers, NULL = no limit                     */
-    double *delta;          /* (D) change of load under a trial, zero between trials      */
-    int32_t *touched;       /* (D)                                                        */
-    int32_t layer, moves;   /* of this layer                                              */
-    int32_t max_moves;      /* of a layer, 0 = no limit                                   */
-    double level;           /* load / speed above which a device is too busy              */
+    const uint64_t *held;   /* (E, words) who held what at the start of the layer; NULL = a fresh plan */
+    int64_t *arrivals;      /* (D) over all layers; NULL in a fresh plan                       */
+    int32_t *links;         /* (D,D) over all layers, NULL = no limit                          */
+    const int32_t *home;    /* (E) home nodes, NULL = nodes do not matter                      */
+    const int32_t *node;    /* (D)                                                             */
+    double off, max_off;    /* load off its home node, and the most that is allowed            */
+    int32_t *hosts;         /* (D) list                                                        */
+    moe_epi_gain *gains;    /* (P) list                                                        */
+    int32_t layer, moves;   /* of this layer                                                   */
+    int32_t max_moves;      /* of a layer, 0 = no limit                                        */
+    double level;           /* load / speed above which a device is too busy                   */
 } moe_epi_budget;
 
 static int moe_epi_was_held(const moe_epi_state *s, const moe_epi_budget *b, int32_t d, int32_t e)
 {
     if (!b->held) return 1;
-    return (int)(b->held[d * s->words + (e >> 6)] >> (e & 63) & 1u);
+    return (int)(b->held[e * s->words + (d >> 6)] >> (d & 63) & 1u);
 }
 
 /* The device that sends expert e to `to`: an active holder in p, on the same node when there is one, spread by the numbers
@@ -10459,6 +10556,18 @@ static int32_t moe_epi_arrival_cost(const moe_epi_state *s, const moe_epi_budget
     return 1;
 }
 
+/* Load of e off its home node with `change` copies more, of which off_change are off. */
+static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, int32_t e, int32_t change, int32_t off_change)
+{
+    int32_t d, off = off_change, n;
+    if (!b->home) return 0.0;
+    n = moe_epi_hosts(s, e, b->hosts);
+    for (d = 0; d < n; d++) off += b->node[b->hosts[d]] != b->home[e];
+    return s->count[e] + change > 0 ? s->w[e] * off / (s->count[e] + change) : 0.0;
+}
+
+static int32_t moe_epi_is_off(const moe_epi_budget *b, int32_t d, int32_t e) { return b->home && b->node[d] != b->home[e]; }
+
 /* Books e arriving on (sign 1) or leaving (sign -1) device d. */
 static void moe_epi_book(const moe_epi_state *s, moe_epi_budget *b, int32_t d, int32_t e, int32_t sign)
 {
@@ -10474,125 +10583,167 @@ static void moe_epi_book(const moe_epi_state *s, moe_epi_budget *b, int32_t d, i
 /* A change around the busiest device. */
 typedef enum moe_epi_change_kind {
     MOE_EPI_SWAP,  /* cell a of the busiest device with cell b of another; b < 0: into a free cell */
-    MOE_EPI_COPY,  /* a copy of expert y over cell b of a replicated expert; b < 0: into a free cell */
+    MOE_EPI_COPY,  /* a copy of expert a over cell b of a replicated expert; b < 0: into a free cell */
     MOE_EPI_DROP   /* a replicated expert leaves the busiest device                                */
 } moe_epi_change_kind;
 
 typedef struct moe_epi_change {
     moe_epi_change_kind kind;
     int32_t a, b, g;
-    int32_t moves;
-    double gain; /* decrease of the penalty per move */
+    double gain; /* decrease of the penalty per cost     */
+    double off;  /* change of the load off its home node */
 } moe_epi_change;
 
 /* Penalty of a device: squares above the level, and a little for any unevenness. */
 static double moe_epi_penalty(const moe_epi_budget *b, double time)
 {
     double over = time - b->level;
-    return (over > 0.0 ? over * over : 0.0) + 0.02 * time * time;
+    return (over > 0.0 ? over * over : 0.0) + MOE_EPI_EVENNESS * time * time;
 }
 
-static void moe_epi_touch(moe_epi_budget *b, int32_t *n, int32_t d, double amount)
+static double moe_epi_time_with(const moe_epi_state *s, int32_t d, double more)
 {
-    int32_t i;
-    for (i = 0; i < *n && b->touched[i] != d; i++) {}
-    if (i == *n) {
-        b->touched[(*n)++] = d;
-        b->delta[d] = 0.0;
+    return s->speed ? (s->load[d] + more) / s->speed[d] : s->load[d] + more;
+}
+
+static void moe_epi_change_offer(const moe_epi_state *s, const moe_epi_budget *b, moe_epi_change *best,
+                                 const moe_epi_change *offer, int32_t moves)
+{
+    double cost = moves > 0 ? moves : 0.5, gain; /* a change without a transfer is welcome, not free */
+    if (!(offer->gain > 0.0)) return;
+    if (b->max_moves > 0 && moves > 0 && b->moves + moves > b->max_moves) return;
+    if (b->home) {
+        if (offer->off > 0.0 && b->off + offer->off > b->max_off) return;
+        cost = 0.05 + (offer->off > 0.0 ? offer->off / (b->level + 1e-300) : 0.0) ;
     }
-    b->delta[d] += amount;
-}
-
-/* All holders of e change by `amount`. */
-static void moe_epi_touch_holders(const moe_epi_state *s, moe_epi_budget *b, int32_t *n, int32_t e, double amount)
-{
-    int32_t d;
-    for (d = 0; d < s->D; d++)
-        if (moe_epi_holds(s, d, e)) moe_epi_touch(b, n, d, amount);
-}
-
-/* Decrease of the penalty over the touched devices; negative when one of them would reach `limit`. */
-static double moe_epi_touched_gain(const moe_epi_state *s, const moe_epi_budget *b, int32_t n, double limit)
-{
-    double gain = 0.0;
-    int32_t i;
-    for (i = 0; i < n; i++) {
-        int32_t d = b->touched[i];
-        double speed = s->speed ? s->speed[d] : 1.0, before = s->load[d] / speed;
-        double after = (s->load[d] + b->delta[d]) / speed;
-        if (!(after < limit)) return -1.0;
-        gain += moe_epi_penalty(b, before) - moe_epi_penalty(b, after);
-    }
-    return gain;
-}
-
-static void moe_epi_change_offer(const moe_epi_budget *b, moe_epi_change *best, moe_epi_change_kind kind, int32_t a,
-                                 int32_t cell, int32_t g, int32_t moves, double gain)
-{
-    int32_t limit = b->max_moves;
-    if (limit > 0 && b->moves + moves > limit) return;
-    gain /= moves > 0 ? moves : 0.5; /* a change without a transfer is welcome, not free */
+    (void)s;
+    gain = offer->gain / cost;
     if (!(gain > best->gain)) return;
-    best->kind = kind;
-    best->a = a;
-    best->b = cell;
-    best->g = g;
-    best->moves = moves;
+    *best = *offer;
     best->gain = gain;
 }
 
-/* Swaps of the busiest device m with every other device. */
+/* Swaps of the busiest device m with the lightest others. */
 static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit, moe_epi_change *best)
 {
-    int32_t k;
-    for (k = s->num_order - 1; k > 0; k--) {
+    int32_t k, seen = 0;
+    for (k = s->num_order - 1; k > 0 && seen < MOE_EPI_SWAP_PARTNERS; k--) {
         moe_epi_swap swap;
-        int32_t g = s->order[k], n = 0, moves, back;
+        moe_epi_change c;
+        int32_t g = s->order[k], moves, back = 0, e, x = -1;
         double delta;
         memset(&swap, 0, sizeof swap);
         swap.value = limit;
         swap.g = -1;
         moe_epi_swap_search(s, m, g, &swap);
         if (swap.g < 0) continue;
-        moves = moe_epi_arrival_cost(s, b, g, s->cell[swap.a]);
-        back = swap.b < 0 ? 0 : moe_epi_arrival_cost(s, b, m, s->cell[swap.b]);
+        memset(&c, 0, sizeof c);
+        c.kind = MOE_EPI_SWAP;
+        c.a = swap.a;
+        c.b = swap.b;
+        c.g = g;
+        e = s->cell[swap.a];
+        delta = s->unit[e];
+        moves = moe_epi_arrival_cost(s, b, g, e);
+        if (swap.b >= 0) {
+            x = s->cell[swap.b];
+            delta -= s->unit[x];
+            back = moe_epi_arrival_cost(s, b, m, x);
+        }
         if (moves < 0 || back < 0) continue;
-        delta = s->cell_unit[swap.a] - (swap.b < 0 ? 0.0 : s->cell_unit[swap.b]);
-        moe_epi_touch(b, &n, m, -delta);
-        moe_epi_touch(b, &n, g, delta);
-        moe_epi_change_offer(b, best, MOE_EPI_SWAP, swap.a, swap.b, g, moves + back, moe_epi_touched_gain(s, b, n, limit));
+        seen++;
+        moves += back - !moe_epi_was_held(s, b, m, e);
+        if (x >= 0) moves -= !moe_epi_was_held(s, b, g, x);
+        if (b->home) {
+            c.off = s->unit[e] * (moe_epi_is_off(b, g, e) - moe_epi_is_off(b, m, e));
+            if (x >= 0) c.off += s->unit[x] * (moe_epi_is_off(b, m, x) - moe_epi_is_off(b, g, x));
+        }
+        c.gain = moe_epi_penalty(b, moe_epi_time(s, m)) - moe_epi_penalty(b, moe_epi_time_with(s, m, -delta)) +
+                 moe_epi_penalty(b, moe_epi_time(s, g)) - moe_epi_penalty(b, moe_epi_time_with(s, g, delta));
+        moe_epi_change_offer(s, b, best, &c, moves);
     }
 }
 
-/* One more copy of y on g, over cell b (an expert with other copies) or into a free cell. */
-static void moe_epi_offer_copy(const moe_epi_state *s, moe_epi_budget *b, int32_t y, int32_t g, int32_t cell, double limit,
+/* Rise of the penalty when x leaves device g and its other hosts take over; negative = one of them would reach limit. */
+static double moe_epi_leave_price(const moe_epi_state *s, const moe_epi_budget *b, int32_t x, int32_t g, double limit)
+{
+    int32_t i, n = moe_epi_hosts(s, x, b->hosts);
+    double more = s->w[x] / (s->count[x] - 1) - s->unit[x], price = 0.0;
+    for (i = 0; i < n; i++) {
+        int32_t d = b->hosts[i];
+        double after = moe_epi_time_with(s, d, more);
+        if (d == g) continue;
+        if (!(after < limit)) return -1.0;
+        price += moe_epi_penalty(b, after) - moe_epi_penalty(b, moe_epi_time(s, d));
+    }
+    return price;
+}
+
+/* What one more copy of each expert of m would take off its hosts. */
+static int32_t moe_epi_copy_gains(const moe_epi_state *s, moe_epi_budget *b, int32_t m)
+{
+    int32_t a, i, n = 0, hosts;
+    for (a = s->slot_start[m]; a < s->slot_start[m] + s->fill[m]; a++) {
+        moe_epi_gain *y = &b->gains[n];
+        y->e = s->cell[a];
+        if (s->count[y->e] >= s->max_count || !(s->unit[y->e] > 0.0)) continue;
+        y->unit = s->w[y->e] / (s->count[y->e] + 1);
+        y->gain = 0.0;
+        hosts = moe_epi_hosts(s, y->e, b->hosts);
+        for (i = 0; i < hosts; i++) {
+            int32_t d = b->hosts[i];
+            y->gain += moe_epi_penalty(b, moe_epi_time(s, d)) -
+                       moe_epi_penalty(b, moe_epi_time_with(s, d, y->unit - s->unit[y->e]));
+        }
+        n++;
+    }
+    return n;
+}
+
+/* Copies of the experts in b->gains onto cell `cell` of g (an expert with other copies), or a free one.  Gains add up as if no
+ * device held both experts, which then is a little better than said. */
+static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t g, int32_t cell, double limit,
                                moe_epi_change *best)
 {
-    int32_t n = 0, x = cell < 0 ? -1 : s->cell[cell], moves;
-    double unit = s->w[y] / (s->count[y] + 1);
-    moves = moe_epi_arrival_cost(s, b, g, y);
-    if (moves < 0) return;
-    moe_epi_touch_holders(s, b, &n, y, unit - s->unit[y]);
-    moe_epi_touch(b, &n, g, unit);
+    int32_t i, x = cell < 0 ? -1 : s->cell[cell], refund = 0;
+    double base = moe_epi_penalty(b, moe_epi_time(s, g)), freed = 0.0, off = 0.0;
     if (x >= 0) {
-        double other = s->w[x] / (s->count[x] - 1);
-        moe_epi_touch_holders(s, b, &n, x, other - s->unit[x]);
-        moe_epi_touch(b, &n, g, -other);
+        double price = moe_epi_leave_price(s, b, x, g, limit);
+        if (price < 0.0) return;
+        base -= price;
+        freed = s->unit[x];
+        refund = !moe_epi_was_held(s, b, g, x);
+        if (b->home) off = moe_epi_off_load(s, b, x, -1, -moe_epi_is_off(b, g, x)) - moe_epi_off_load(s, b, x, 0, 0);
     }
-    moe_epi_change_offer(b, best, MOE_EPI_COPY, y, cell, g, moves, moe_epi_touched_gain(s, b, n, limit));
+    for (i = 0; i < n; i++) {
+        const moe_epi_gain *y = &b->gains[i];
+        moe_epi_change c;
+        double after = moe_epi_time_with(s, g, y->unit - freed);
+        int32_t moves;
+        if (!(after < limit) || moe_epi_holds(s, g, y->e)) continue;
+        c.gain = y->gain + base - moe_epi_penalty(b, after);
+        if (!(c.gain > best->gain * 0.05) || (moves = moe_epi_arrival_cost(s, b, g, y->e)) < 0) continue;
+        c.kind = MOE_EPI_COPY;
+        c.a = y->e;
+        c.b = cell;
+        c.g = g;
+        c.off = off;
+        if (b->home)
+            c.off += moe_epi_off_load(s, b, y->e, 1, moe_epi_is_off(b, g, y->e)) - moe_epi_off_load(s, b, y->e, 0, 0);
+        moe_epi_change_offer(s, b, best, &c, moves - refund);
+    }
 }
 
 static void moe_epi_offer_copies(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit, moe_epi_change *best)
 {
-    int32_t a, k, i;
-    for (k = s->num_order - 1; k > 0; k--) {
-        int32_t g = s->order[k], first = s->slot_start[g], end = first + s->fill[g];
-        for (i = s->fill[g] < s->cap[g] ? first - 1 : first; i < end; i++) {
-            int32_t x = i < first ? -1 : s->cell[i];
-            if (x >= 0 && (s->count[x] < 2 || moe_epi_holds(s, m, x) || (s->pin && s->pin[x] == g))) continue;
-            for (a = s->slot_start[m]; a < s->slot_start[m] + s->fill[m]; a++)
-                if (!moe_epi_holds(s, g, s->cell[a]) && s->count[s->cell[a]] < s->max_count)
-                    moe_epi_offer_copy(s, b, s->cell[a], g, i < first ? -1 : i, limit, best);
+    int32_t k, i, n = moe_epi_copy_gains(s, b, m);
+    for (k = s->num_order - 1; n > 0 && k > 0; k--) {
+        int32_t g = s->order[k], first = s->slot_start[g];
+        if (s->fill[g] < s->cap[g]) moe_epi_offer_cell(s, b, n, g, -1, limit, best);
+        for (i = first; i < first + s->fill[g]; i++) {
+            int32_t x = s->cell[i];
+            if (s->count[x] < 2 || moe_epi_holds(s, m, x) || (s->pin && s->pin[x] == g)) continue;
+            moe_epi_offer_cell(s, b, n, g, i, limit, best);
         }
     }
 }
@@ -10601,25 +10752,32 @@ static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32
 {
     int32_t a;
     for (a = s->slot_start[m]; a < s->slot_start[m] + s->fill[m]; a++) {
-        int32_t n = 0, e = s->cell[a];
-        double unit;
+        moe_epi_change c;
+        int32_t e = s->cell[a];
+        double price;
         if (s->count[e] < 2 || (s->pin && s->pin[e] == m)) continue;
-        unit = s->w[e] / (s->count[e] - 1);
-        moe_epi_touch_holders(s, b, &n, e, unit - s->unit[e]);
-        moe_epi_touch(b, &n, m, -unit);
-        moe_epi_change_offer(b, best, MOE_EPI_DROP, a, -1, m, 0, moe_epi_touched_gain(s, b, n, limit));
+        price = moe_epi_leave_price(s, b, e, m, limit);
+        if (price < 0.0) continue;
+        memset(&c, 0, sizeof c);
+        c.kind = MOE_EPI_DROP;
+        c.a = a;
+        c.g = m;
+        c.gain = moe_epi_penalty(b, moe_epi_time(s, m)) - moe_epi_penalty(b, moe_epi_time_with(s, m, -s->unit[e])) - price;
+        if (b->home)
+            c.off = moe_epi_off_load(s, b, e, -1, -moe_epi_is_off(b, m, e)) - moe_epi_off_load(s, b, e, 0, 0);
+        moe_epi_change_offer(s, b, best, &c, -!moe_epi_was_held(s, b, m, e));
     }
 }
 
 /* Gives e another number of copies: every holder's cell and load follow. */
-static void moe_epi_set_count(moe_epi_state *s, int32_t e, int32_t count)
+static void moe_epi_set_count(moe_epi_state *s, int32_t e, int32_t count, int32_t *hosts)
 {
-    int32_t d, i;
+    int32_t k, n = moe_epi_hosts(s, e, hosts);
     s->count[e] = count;
     s->unit[e] = s->w[e] / (count > 0 ? count : 1);
-    for (d = 0; d < s->D; d++) {
-        if (!moe_epi_holds(s, d, e)) continue;
-        for (i = s->slot_start[d]; s->cell[i] != e; i++) {}
+    for (k = 0; k < n; k++) {
+        int32_t d = hosts[k], i = s->slot_start[d];
+        while (s->cell[i] != e) i++;
         moe_epi_remove(s, d, i);
         moe_epi_insert(s, d, e);
         moe_epi_resum(s, d);
@@ -10628,6 +10786,7 @@ static void moe_epi_set_count(moe_epi_state *s, int32_t e, int32_t count)
 
 static void moe_epi_change_apply(moe_epi_state *s, moe_epi_budget *b, int32_t m, const moe_epi_change *c)
 {
+    b->off += c->off;
     if (c->kind == MOE_EPI_SWAP) {
         moe_epi_swap swap;
         memset(&swap, 0, sizeof swap);
@@ -10646,25 +10805,27 @@ static void moe_epi_change_apply(moe_epi_state *s, moe_epi_budget *b, int32_t m,
             int32_t x = s->cell[c->b];
             moe_epi_book(s, b, c->g, x, -1);
             moe_epi_remove(s, c->g, c->b);
-            moe_epi_set_count(s, x, s->count[x] - 1);
+            moe_epi_set_count(s, x, s->count[x] - 1, b->hosts);
         }
         moe_epi_book(s, b, c->g, c->a, 1);
         moe_epi_insert(s, c->g, c->a);
-        moe_epi_set_count(s, c->a, s->count[c->a] + 1);
+        moe_epi_set_count(s, c->a, s->count[c->a] + 1, b->hosts);
     } else {
         int32_t e = s->cell[c->a];
         moe_epi_book(s, b, m, e, -1);
         moe_epi_remove(s, m, c->a);
-        moe_epi_set_count(s, e, s->count[e] - 1);
+        moe_epi_set_count(s, e, s->count[e] - 1, b->hosts);
     }
 }
+
+/* ---- rebalance: few moves from a placement that exists ------------------------------------------------------------- */
 
 /* The current layer as a state: duplicates and copies on inactive devices are let go. */
 static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int32_t l, uint64_t *held)
 {
     const int32_t *expert = p->slot_expert + (int64_t)l * p->num_slots;
     int32_t d, e, i;
-    memset(s->holds, 0, (size_t)(s->words * s->D) * sizeof *s->holds);
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
     for (e = 0; e < s->E; e++) s->count[e] = 0;
     for (d = 0; d < s->D; d++) {
         s->fill[d] = 0;
@@ -10677,7 +10838,7 @@ static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int3
             s->count[expert[i]]++;
         }
     }
-    memcpy(held, s->holds, (size_t)(s->words * s->D) * sizeof *held);
+    memcpy(held, s->holds, (size_t)(s->words * s->E) * sizeof *held);
     for (e = 0; e < s->E; e++) s->unit[e] = s->w[e] / (s->count[e] > 0 ? s->count[e] : 1);
     moe_epi_state_resort(s);
 }
@@ -10714,7 +10875,7 @@ static void moe_epi_state_revive(moe_epi_state *s, moe_epi_budget *b, moe_epi_de
             cell = moe_epi_spare_cell(s, to);
             x = s->cell[cell];
             moe_epi_remove(s, to, cell);
-            moe_epi_set_count(s, x, s->count[x] - 1);
+            moe_epi_set_count(s, x, s->count[x] - 1, b->hosts);
         }
         s->count[e] = 1;
         moe_epi_insert(s, to, e);
@@ -10723,7 +10884,7 @@ static void moe_epi_state_revive(moe_epi_state *s, moe_epi_budget *b, moe_epi_de
 }
 
 /* Changes around the busiest device while it is above level and the best of them helps; at most `most`. */
-static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, double level, int32_t most)
+static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, double level, int32_t most)
 {
     int32_t done = 0;
     b->level = level;
@@ -10738,7 +10899,7 @@ static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, moe_epi_d
         moe_epi_offer_drops(s, b, m, limit, &best);
         if (!(best.gain > 0.0)) break;
         moe_epi_change_apply(s, b, m, &best);
-        moe_epi_order(s, deal->heap, deal->held);
+        moe_epi_reorder_all(s);
         done++;
     }
     return done;
@@ -10749,7 +10910,7 @@ static int32_t moe_epi_rebalance_layer(moe_epi_state *s, moe_epi_budget *b, moe_
 {
     moe_epi_state_revive(s, b, deal);
     moe_epi_order(s, deal->heap, deal->held);
-    return moe_epi_change_run(s, b, deal, mean * target, 4 * s->slot_start[s->D] + 16);
+    return moe_epi_change_run(s, b, mean * target, 4 * s->slot_start[s->D] + 16);
 }
 
 /* Kept experts stay in their slots; newcomers fill the free ones in order. */
@@ -10876,17 +11037,18 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_deal_need(&total, E, D);
     moe_epi_state_need(&total, E, P, D);
     moe_epi_bound_need(&total, E, D, p->num_nodes);
-    moe_epi_need(&total, ((int64_t)E + 63) / 64 * D, sizeof(uint64_t));
+    moe_epi_need(&total, ((int64_t)D + 63) / 64 * E, sizeof(uint64_t));
     moe_epi_need(&total, P, sizeof(int32_t));
     moe_epi_need(&total, D, sizeof(int64_t));
-    moe_epi_need(&total, D, sizeof(double));
     moe_epi_need(&total, D, sizeof(int32_t));
+    moe_epi_need(&total, P, sizeof(moe_epi_gain));
     moe_epi_need(&total, desc->max_link_moves > 0 ? (int64_t)D * D : 0, sizeof(int32_t));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_deal_take(&arena, &deal, E, D);
     moe_epi_state_take(&arena, &state, p, &deal);
+    moe_epi_state_speeds(&state, p);
     moe_epi_bound_take(&arena, &work, E, D, p->num_nodes);
-    held = (uint64_t *)moe_epi_take(&arena, ((int64_t)E + 63) / 64 * D, sizeof(uint64_t));
+    held = (uint64_t *)moe_epi_take(&arena, ((int64_t)D + 63) / 64 * E, sizeof(uint64_t));
     after = (int32_t *)moe_epi_take(&arena, P, sizeof(int32_t));
     memset(&budget, 0, sizeof budget);
     budget.desc = desc;
@@ -10895,8 +11057,8 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     budget.from = p;
     budget.held = held;
     budget.arrivals = (int64_t *)moe_epi_take(&arena, D, sizeof(int64_t));
-    budget.delta = (double *)moe_epi_take(&arena, D, sizeof(double));
-    budget.touched = (int32_t *)moe_epi_take(&arena, D, sizeof(int32_t));
+    budget.hosts = (int32_t *)moe_epi_take(&arena, D, sizeof(int32_t));
+    budget.gains = (moe_epi_gain *)moe_epi_take(&arena, P, sizeof(moe_epi_gain));
     if (desc->max_link_moves > 0) budget.links = (int32_t *)moe_epi_take(&arena, (int64_t)D * D, sizeof(int32_t));
     room = moe_epi_room_of(p);
     target = moe_epi_relax(&state, &budget, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
@@ -10926,6 +11088,8 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
 }
+#undef MOE_EPI_EVENNESS
+#undef MOE_EPI_SWAP_PARTNERS
 /* ---- moves between two placements --------------------------------------------------------------------------- */
 
 static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_ep_placement *to, const char *from_arg,
@@ -11326,7 +11490,8 @@ static size_t moe_epi_planner_bytes(const moe_ep_place_desc *d, int32_t P)
     int32_t G = d->num_groups > D ? d->num_groups : D;
     moe_epi_best_need(&deal, E, P, D);
     moe_epi_eplb_need(&total, E, P, G);
-    if (deal > total) total = deal;
+    total = deal > SIZE_MAX - total ? SIZE_MAX : total + deal; /* node_soft needs both */
+    moe_epi_need(&total, (int64_t)d->num_layers * E, sizeof(int32_t));
     moe_epi_need(&total, (int64_t)d->num_layers * E, sizeof(double));
     moe_epi_bound_need(&total, E, D, N);
     return total > SIZE_MAX - 128 ? SIZE_MAX : total + 128;
@@ -11633,7 +11798,7 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
     moe_epi_exact_expert(&x, 0);
     *proven = x.nodes <= MOE_EPI_EXACT_NODES;
     if (!x.found) return 0;
-    memset(s->holds, 0, (size_t)(s->words * s->D) * sizeof *s->holds);
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
     for (d = 0; d < s->D; d++) {
         s->fill[d] = 0;
         s->load[d] = 0.0;
@@ -11740,7 +11905,7 @@ static void moe_epi_snap_restore(moe_epi_state *s, moe_epi_deal *deal, const moe
     memcpy(s->cell, snap->cell, sizeof *s->cell * (size_t)s->slot_start[s->D]);
     memcpy(s->fill, snap->fill, sizeof *s->fill * (size_t)s->D);
     memcpy(s->count, snap->count, sizeof *s->count * (size_t)s->E);
-    memset(s->holds, 0, (size_t)(s->words * s->D) * sizeof *s->holds);
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
     for (e = 0; e < s->E; e++) s->unit[e] = s->w[e] / s->count[e];
     for (d = 0; d < s->D; d++)
         for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++) moe_epi_flip(s, d, s->cell[i]);
@@ -11818,7 +11983,7 @@ static int32_t moe_epi_search(moe_epi_plan *plan, moe_epi_state *s, moe_epi_budg
         moe_epi_state_deal(s, deal);
         moe_epi_order(s, deal->heap, deal->held);
         done += moe_epi_refine(s, goal, limit - done);
-        done += moe_epi_change_run(s, b, deal, goal, limit - done);
+        done += moe_epi_change_run(s, b, goal, limit - done);
         if (moe_epi_time(s, s->order[0]) < plan->snap.value) moe_epi_snap_save(s, &plan->snap);
     }
     for (i = 0; i < rounds && idle < MOE_EPI_SEARCH_IDLE && plan->snap.value > goal && done < limit; i++) {
@@ -11827,7 +11992,7 @@ static int32_t moe_epi_search(moe_epi_plan *plan, moe_epi_state *s, moe_epi_budg
             moe_epi_kick(s, b, &rng);
             moe_epi_order(s, deal->heap, deal->held);
         }
-        done += moe_epi_change_run(s, b, deal, goal, limit - done);
+        done += moe_epi_change_run(s, b, goal, limit - done);
         idle++;
         if (!(moe_epi_time(s, s->order[0]) < plan->snap.value)) continue;
         moe_epi_snap_save(s, &plan->snap);
@@ -11848,9 +12013,9 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
     if (s->num_order == 0 || moe_epi_time(s, s->order[0]) <= goal * 1.0005) return done;
     memset(&budget, 0, sizeof budget);
     budget.desc = &plan->no_limits;
-    budget.delta = plan->delta;
-    budget.touched = plan->touched;
-    done += moe_epi_change_run(s, &budget, deal, goal, limit - done);
+    budget.hosts = plan->hosts;
+    budget.gains = plan->gains;
+    done += moe_epi_change_run(s, &budget, goal, limit - done);
     if (moe_epi_time(s, s->order[0]) <= goal) return done;
     moe_epi_bound(s->w, s->E, &plan->room, s->max_count, plan->work.items, plan->work.counts, &bound);
     if (bound.value > goal) goal = bound.value;
@@ -11865,10 +12030,24 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
 #undef MOE_EPI_SEARCH_WORK
 #undef MOE_EPI_SEARCH_IDLE
 
-static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
+/* Pieces of the arena, in the order of moe_epi_best_need. */
+static void moe_epi_best_take(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal *deal)
+{
+    const moe_ep_placement *p = plan->out;
+    moe_epi_deal_take(&plan->arena, deal, p->num_experts, p->num_devices);
+    moe_epi_state_take(&plan->arena, s, p, deal);
+    plan->hosts = (int32_t *)moe_epi_take(&plan->arena, p->num_devices, sizeof(int32_t));
+    plan->gains = (moe_epi_gain *)moe_epi_take(&plan->arena, p->num_slots, sizeof(moe_epi_gain));
+    plan->snap.cell = (int32_t *)moe_epi_take(&plan->arena, p->num_slots, sizeof(int32_t));
+    plan->snap.fill = (int32_t *)moe_epi_take(&plan->arena, p->num_devices, sizeof(int32_t));
+    plan->snap.count = (int32_t *)moe_epi_take(&plan->arena, p->num_experts, sizeof(int32_t));
+}
+
+/* Room, copies and the even start of one layer. */
+static int32_t moe_epi_best_open(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
 {
     const moe_ep_place_desc *desc = plan->desc;
-    int32_t d, hosts = 0, slots = 0, limit = desc->max_refinements > 0 ? desc->max_refinements : INT32_MAX;
+    int32_t d, hosts = 0, slots = 0;
     moe_epi_caps(desc, plan->out, l, &plan->room, deal);
     for (d = 0; d < s->D; d++) {
         hosts += deal->cap[d] > 0;
@@ -11878,11 +12057,305 @@ static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     s->max_count = hosts;
     s->w = plan->loads + (int64_t)l * s->E;
     s->pin = desc->pinned ? desc->pinned + (int64_t)l * s->E : NULL;
-    (void)moe_epi_replicate(s->w, s->E, slots, hosts, s->count, deal->items);
+    return slots;
+}
+
+static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
+{
+    int32_t limit = plan->desc->max_refinements > 0 ? plan->desc->max_refinements : INT32_MAX;
+    int32_t slots = moe_epi_best_open(plan, l, s, deal);
+    (void)moe_epi_replicate(s->w, s->E, slots, s->max_count, s->count, deal->items);
     moe_epi_state_deal(s, deal);
-    if (desc->max_refinements < 0) return 0;
+    if (plan->desc->max_refinements < 0) return 0;
     moe_epi_order(s, deal->heap, deal->held);
     return moe_epi_improve(plan, s, deal, slots, limit);
+}
+
+/* ---- partners: co-activation as the second objective --------------------------------------------------------------- */
+
+typedef struct moe_epi_partners {
+    const int64_t *pairs; /* (E,E) tokens that chose both         */
+    const int32_t *node;  /* (D), or NULL when swaps may cross it */
+    double limit;         /* busiest device allowed               */
+} moe_epi_partners;
+
+/* Tokens that find e beside the experts of device d (apart from cell `apart`), if each picks replicas at random. */
+static double moe_epi_company(const moe_epi_state *s, const moe_epi_partners *w, int32_t e, int32_t d, int32_t apart)
+{
+    double sum = 0.0;
+    int32_t i;
+    for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++)
+        if (i != apart) sum += (double)w->pairs[(int64_t)e * s->E + s->cell[i]] / s->count[s->cell[i]];
+    return sum / s->count[e];
+}
+
+/* Is the swap of cell i of c with cell j of d allowed, and what does it gain? */
+static double moe_epi_partner_gain(const moe_epi_state *s, const moe_epi_partners *w, int32_t c, int32_t i, int32_t d, int32_t j)
+{
+    int32_t e = s->cell[i], f = s->cell[j];
+    double delta = s->cell_unit[i] - s->cell_unit[j];
+    if (moe_epi_holds(s, d, e) || moe_epi_holds(s, c, f)) return 0.0;
+    if (s->pin && (s->pin[e] == c || s->pin[f] == d)) return 0.0;
+    if (moe_epi_time_with(s, c, -delta) > w->limit || moe_epi_time_with(s, d, delta) > w->limit) return 0.0;
+    return moe_epi_company(s, w, e, d, j) + moe_epi_company(s, w, f, c, i) - moe_epi_company(s, w, e, c, i) -
+           moe_epi_company(s, w, f, d, j);
+}
+
+/* Best swap between devices c and d; returns 1 when one was made. */
+static int moe_epi_partner_swap(moe_epi_state *s, const moe_epi_partners *w, int32_t c, int32_t d)
+{
+    moe_epi_swap swap;
+    double best = 1e-9;
+    int32_t i, j;
+    if (w->node && w->node[c] != w->node[d]) return 0;
+    memset(&swap, 0, sizeof swap);
+    swap.g = -1;
+    for (i = s->slot_start[c]; i < s->slot_start[c] + s->fill[c]; i++)
+        for (j = s->slot_start[d]; j < s->slot_start[d] + s->fill[d]; j++) {
+            double gain = moe_epi_partner_gain(s, w, c, i, d, j);
+            if (!(gain > best)) continue;
+            best = gain;
+            swap.a = i;
+            swap.b = j;
+            swap.g = d;
+        }
+    if (swap.g < 0) return 0;
+    moe_epi_swap_apply(s, c, &swap);
+    return 1;
+}
+
+#define MOE_EPI_PARTNER_SWEEPS 8
+
+/* Swaps that bring experts of the same tokens together without making any device busier than allowed. */
+static int32_t moe_epi_partner_run(const moe_epi_plan *plan, int32_t l, moe_epi_state *s)
+{
+    moe_epi_partners w;
+    int32_t c, d, sweep, done = 0, before = -1;
+    w.pairs = plan->desc->coactivation + (int64_t)l * s->E * s->E;
+    w.node = plan->desc->node_soft ? plan->out->device_node : NULL;
+    w.limit = 0.0;
+    for (d = 0; d < s->D; d++)
+        if (s->cap[d] > 0 && moe_epi_time(s, d) > w.limit) w.limit = moe_epi_time(s, d);
+    w.limit *= 1.0 + plan->desc->coactivation_slack;
+    for (sweep = 0; sweep < MOE_EPI_PARTNER_SWEEPS && done > before; sweep++) {
+        before = done;
+        for (c = 0; c < s->D; c++)
+            for (d = c + 1; d < s->D; d++) done += moe_epi_partner_swap(s, &w, c, d);
+    }
+    return done;
+}
+#undef MOE_EPI_PARTNER_SWEEPS
+
+static moe_ep_status moe_epi_partner_check(const moe_ep_place_desc *desc, moe_ep_error *err)
+{
+    int64_t i, cells, row = (int64_t)desc->num_experts * desc->num_experts;
+    if (!desc->coactivation) return MOE_EP_OK;
+    if (!moe_epi_finite(desc->coactivation_slack) || desc->coactivation_slack < 0.0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.coactivation_slack", "must be finite and not negative", -1,
+                            desc->coactivation_slack);
+    if (!moe_epi_mul(row, desc->num_layers, &cells))
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.coactivation", "L*E*E does not fit", -1, 0.0);
+    for (i = 0; i < cells; i++)
+        if (desc->coactivation[i] < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "desc.coactivation", "must not be negative", i,
+                                (double)desc->coactivation[i]);
+    return MOE_EP_OK;
+}
+
+/* ---- best placement with soft nodes ------------------------------------------------------------------------------------- */
+
+/* Home nodes of all layers into plan->home; every node must have room for its own experts. */
+static moe_ep_status moe_epi_homes(moe_epi_plan *plan, moe_epi_eplb *work, moe_ep_error *err)
+{
+    const moe_ep_place_desc *desc = plan->desc;
+    const moe_ep_placement *p = plan->out;
+    int32_t l, e, d, n, E = desc->num_experts, groups = desc->num_groups;
+    for (l = 0; l < desc->num_layers; l++) {
+        int32_t *home = plan->home + (int64_t)l * E;
+        if (desc->home_node) {
+            memcpy(home, desc->home_node + (int64_t)l * E, sizeof *home * (size_t)E);
+        } else {
+            moe_epi_eplb_groups(work, plan->loads + (int64_t)l * E, E, groups, p->num_nodes);
+            for (e = 0; e < E; e++) home[work->order[e]] = e / (E / p->num_nodes);
+        }
+        for (n = 0; n < p->num_nodes; n++) {
+            int32_t room = 0;
+            for (d = 0; d < p->num_devices; d++)
+                if (p->device_node[d] == n && !(desc->shape.inactive && desc->shape.inactive[d]))
+                    room += p->slot_start[d + 1] - p->slot_start[d];
+            for (e = 0; e < E; e++) room -= home[e] == n;
+            if (room < 0)
+                return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "desc.node_soft", "a node has fewer slots than experts at home "
+                                    "(index = node)", n, room);
+        }
+    }
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_soft_check(const moe_ep_place_desc *desc, const moe_ep_placement *out, moe_ep_error *err)
+{
+    int64_t i, cells = (int64_t)desc->num_layers * desc->num_experts;
+    int32_t groups = desc->num_groups;
+    if (!desc->node_soft) return MOE_EP_OK;
+    if (!moe_epi_finite(desc->max_off_node) || desc->max_off_node < 0.0 || desc->max_off_node > 1.0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_off_node", "must lie in 0..1", -1, desc->max_off_node);
+    if (desc->pinned || desc->layer_slots)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.node_soft", "does not go with pins or layer_slots", -1, 1.0);
+    for (i = 0; desc->home_node && i < cells; i++)
+        if (desc->home_node[i] < 0 || desc->home_node[i] >= out->num_nodes)
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.home_node", "must lie in 0..num_nodes-1", i,
+                                desc->home_node[i]);
+    if (desc->home_node) return MOE_EP_OK;
+    if (groups < 1 || desc->num_experts % groups != 0 || groups % out->num_nodes != 0)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "groups that divide over the nodes, or home_node, are "
+                            "needed for node_soft", -1, groups);
+    return moe_epi_float_loads(desc, err);
+}
+
+/* Every node plans its own experts on its own devices. */
+static void moe_epi_soft_start(moe_epi_plan *plan, const int32_t *home, moe_epi_state *s, moe_epi_deal *deal)
+{
+    const moe_ep_placement *p = plan->out;
+    int32_t n, d, e, count, left_out = 0;
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
+    for (d = 0; d < s->D; d++) {
+        s->load[d] = 0.0;
+        s->fill[d] = 0;
+    }
+    for (n = 0; n < p->num_nodes; n++) {
+        int32_t slots = 0, hosts = 0, heap = 0, best;
+        for (d = 0; d < s->D; d++) {
+            s->cap[d] = p->device_node[d] == n && !p->device_inactive[d] ? s->slot_start[d + 1] - s->slot_start[d] : 0;
+            slots += s->cap[d];
+            hosts += s->cap[d] > 0;
+        }
+        if (hosts > s->max_count) hosts = s->max_count;
+        for (e = 0; e < s->E; e++) {
+            if (home[e] != n) continue;
+            s->count[e] = 1;
+            deal->spare[heap].key = s->w[e];
+            deal->spare[heap].id = e;
+            deal->spare[heap].aux = 0;
+            heap++;
+        }
+        count = heap;
+        moe_epi_heapify(deal->spare, heap);
+        for (best = count; best < slots && heap > 0;) {
+            e = deal->spare[0].id;
+            if (s->count[e] >= hosts) {
+                (void)moe_epi_heap_pop(deal->spare, &heap);
+                continue;
+            }
+            deal->spare[0].key = s->w[e] / ++s->count[e];
+            moe_epi_sift(deal->spare, heap, 0);
+            best++;
+        }
+        for (e = 0, count = 0; e < s->E; e++) {
+            if (home[e] != n) continue;
+            s->unit[e] = s->w[e] / s->count[e];
+            deal->items[count].key = s->unit[e];
+            deal->items[count].id = e;
+            deal->items[count].aux = s->count[e];
+            count++;
+        }
+        moe_epi_sort(deal->items, deal->spare, count);
+        for (d = 0; d < s->D; d++) /* other nodes' devices look full */
+            if (s->cap[d] == 0) s->cap[d] = s->fill[d];
+        left_out += moe_epi_deal_run(deal, count, s->D, s->speed, NULL, moe_epi_emit_state, s);
+    }
+    moe_epi_deal_caps(deal, p);
+    if (left_out > 0) {
+        moe_epi_state_recount(s);
+        moe_epi_state_resort(s);
+    }
+}
+
+/* One layer with as little load off its home node as reaches max/mean <= target.  Returns the changes; *off. */
+static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal, double target,
+                                  double *off)
+{
+    moe_epi_budget budget;
+    int32_t done, most = 4 * s->slot_start[s->D] + 16, e;
+    const int32_t *home = plan->home + (int64_t)l * s->E;
+    double mean = 0.0, goal;
+    (void)moe_epi_best_open(plan, l, s, deal);
+    for (e = 0; e < s->E; e++) mean += s->w[e];
+    mean /= plan->room.speed_sum;
+    moe_epi_soft_start(plan, home, s, deal);
+    moe_epi_order(s, deal->heap, deal->held);
+    memset(&budget, 0, sizeof budget);
+    budget.desc = &plan->no_limits;
+    budget.hosts = plan->hosts;
+    budget.gains = plan->gains;
+    budget.home = home;
+    budget.node = plan->out->device_node;
+    goal = mean * 1.0005;
+    done = moe_epi_change_run(s, &budget, mean * target > goal ? mean * target : goal, most); /* free changes inside nodes */
+    budget.max_off = HUGE_VAL;
+    done += moe_epi_change_run(s, &budget, mean * target, most);
+    budget.max_off = budget.off;
+    done += moe_epi_change_run(s, &budget, goal, most);
+    *off = 0.0;
+    for (e = 0; e < s->E; e++) *off += moe_epi_off_load(s, &budget, e, 0, 0);
+    return done;
+}
+
+/* Load off its home node over all layers for one target. */
+static double moe_epi_soft_off(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal *deal, double target)
+{
+    double sum = 0.0, off;
+    int32_t l;
+    for (l = 0; l < plan->desc->num_layers; l++) {
+        (void)moe_epi_soft_layer(plan, l, s, deal, target, &off);
+        sum += off;
+    }
+    return sum;
+}
+
+#define MOE_EPI_SOFT_STEPS 8
+
+/* The lowest target whose load off home nodes fits max_off_node. */
+static double moe_epi_soft_target(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal *deal)
+{
+    double low = 1.0005, high = 2.0 * (double)plan->room.devices, allowed = 0.0;
+    int64_t i, cells = (int64_t)plan->desc->num_layers * s->E;
+    int step;
+    for (i = 0; i < cells; i++) allowed += plan->loads[i] * plan->desc->max_off_node;
+    if (!(allowed > 0.0)) return high;
+    if (moe_epi_soft_off(plan, s, deal, low) <= allowed) return low;
+    for (step = 0; step < MOE_EPI_SOFT_STEPS; step++) {
+        double middle = 1.0 + sqrt((low - 1.0) * (high - 1.0)); /* imbalance spans decades */
+        if (step == 0) middle = 1.03;
+        else if (step == 1) middle = high > 1.03 ? 1.5 : 1.01;
+        if (moe_epi_soft_off(plan, s, deal, middle) <= allowed) high = middle;
+        else low = middle;
+    }
+    return high;
+}
+#undef MOE_EPI_SOFT_STEPS
+
+/* ---- best placement: the planner ------------------------------------------------------------------------------------ */
+
+/* allow_duplicates, where EPLB can plan at all. */
+static int moe_epi_doubles_apply(const moe_ep_place_desc *desc, const moe_ep_placement *out)
+{
+    return desc->allow_duplicates && !desc->node_soft && !desc->pinned && !desc->layer_slots && !desc->coactivation &&
+           desc->max_replicas == 0 && moe_epi_equal_slots(desc, out, NULL) == MOE_EP_OK &&
+           moe_epi_float_loads(desc, NULL) == MOE_EP_OK;
+}
+
+/* Writes EPLB's global plan of layer l when it is lower than the state. */
+static int moe_epi_double_layer(moe_epi_plan *plan, int32_t l, const moe_epi_state *s, moe_epi_eplb *work)
+{
+    double worst = 0.0, mine = 0.0;
+    int32_t d;
+    moe_epi_eplb_layer(plan->out, l, s->w, 1, 1, work);
+    moe_epi_layer_device_loads(plan->out, l, s->w, plan->work.device);
+    for (d = 0; d < s->D; d++) {
+        if (plan->work.device[d] > worst) worst = plan->work.device[d];
+        if (s->load[d] > mine) mine = s->load[d];
+    }
+    return worst < mine * (1.0 - 1e-9);
 }
 
 MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, moe_ep_placement *out,
@@ -11892,28 +12365,55 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     moe_epi_plan plan;
     moe_epi_deal deal;
     moe_epi_state state;
+    moe_epi_eplb groups;
     size_t extra = 0;
-    int32_t l, swaps;
+    int32_t l, E, D, P, changes, G;
+    int doubles;
+    double target = 0.0, off = 0.0;
     moe_ep_status status;
     moe_epi_ok(err);
     if ((status = moe_epi_desc_check(desc, out, 1, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_best_check(desc, out, err)) != MOE_EP_OK) return status;
-    moe_epi_best_need(&extra, desc->num_experts, out->num_slots, out->num_devices);
+    if ((status = moe_epi_soft_check(desc, out, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_partner_check(desc, err)) != MOE_EP_OK) return status;
+    doubles = moe_epi_doubles_apply(desc, out);
+    E = desc->num_experts;
+    D = out->num_devices;
+    P = out->num_slots;
+    G = desc->num_groups > D ? desc->num_groups : D;
+    moe_epi_best_need(&extra, E, P, D);
+    moe_epi_need(&extra, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
+    if (desc->node_soft || doubles) moe_epi_eplb_need(&extra, E, P, G);
     status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
-    moe_epi_deal_take(&plan.arena, &deal, desc->num_experts, out->num_devices);
-    moe_epi_state_take(&plan.arena, &state, out, &deal);
-    plan.delta = (double *)moe_epi_take(&plan.arena, out->num_devices, sizeof(double));
-    plan.touched = (int32_t *)moe_epi_take(&plan.arena, out->num_devices, sizeof(int32_t));
-    plan.snap.cell = (int32_t *)moe_epi_take(&plan.arena, out->num_slots, sizeof(int32_t));
-    plan.snap.fill = (int32_t *)moe_epi_take(&plan.arena, out->num_devices, sizeof(int32_t));
-    plan.snap.count = (int32_t *)moe_epi_take(&plan.arena, desc->num_experts, sizeof(int32_t));
+    moe_epi_best_take(&plan, &state, &deal);
+    plan.home = (int32_t *)moe_epi_take(&plan.arena, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
+    memset(&groups, 0, sizeof groups);
+    if (desc->node_soft || doubles) moe_epi_eplb_take(&plan.arena, &groups, E, P, G);
+    if (desc->node_soft) {
+        status = moe_epi_homes(&plan, &groups, err);
+        if (status != MOE_EP_OK) {
+            moe_epi_arena_close(&plan.arena);
+            return status;
+        }
+    }
+    moe_epi_plan_begin(&plan);
+    moe_epi_state_speeds(&state, out);
+    if (desc->node_soft) target = moe_epi_soft_target(&plan, &state, &deal);
     for (l = 0; l < desc->num_layers; l++) {
-        swaps = moe_epi_best_layer(&plan, l, &state, &deal);
-        moe_epi_state_write(&state, out, l);
-        moe_epi_plan_result(&plan, l, MOE_EP_PLACE_BEST, "replicas by load, heaviest first onto the lightest device, then "
-                            "swaps", result);
-        if (result) result[l].refinements = swaps;
+        const char *reason = desc->node_soft ? "each node plans its own experts, then the cheapest changes across nodes"
+                                             : "replicas by load, heaviest first onto the lightest device, then swaps";
+        changes = desc->node_soft ? moe_epi_soft_layer(&plan, l, &state, &deal, target, &off)
+                                  : moe_epi_best_layer(&plan, l, &state, &deal);
+        if (desc->coactivation) changes += moe_epi_partner_run(&plan, l, &state);
+        if (doubles && moe_epi_double_layer(&plan, l, &state, &groups))
+            reason = "EPLB's plan, which may double an expert on a device, is lower than any found without that";
+        else
+            moe_epi_state_write(&state, out, l);
+        moe_epi_plan_result(&plan, l, MOE_EP_PLACE_BEST, reason, result);
+        if (!result) continue;
+        result[l].refinements = changes;
+        result[l].off_node = result[l].total > 0.0 ? off / result[l].total : 0.0;
     }
     moe_epi_arena_close(&plan.arena);
     return MOE_EP_OK;
@@ -14478,7 +14978,7 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
     moe_ep_comm_result r;
     moe_epi_routing q;
     moe_epi_expected x;
-    int32_t N;
+    int32_t N = 1;
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_check_comm(desc, &q, &N, err));
     if (!out) return moe_epi_null(err, "out");
@@ -14970,13 +15470,14 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
 static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
 {
     moe_epi_work w;
-    double mem_s, flop_s;
+    double mem_s, flop_s, rows = ceil(y->tokens * share), width;
+    int32_t inter = moe_epi_shared_inter(y->model);
     if (y->model->num_shared == 0) return 0.0;
-    w.rows = (int64_t)ceil(y->tokens * share);
+    width = (double)y->model->num_shared * (double)inter;
+    w.rows = (int64_t)rows;
     w.padded = moe_epi_pad(w.rows, y->machine->gemm.tile);
     w.active = 1;
-    return moe_epi_experts_time(y->model, y->machine, &w,
-                                (double)y->model->num_shared * (double)moe_epi_shared_inter(y->model), &mem_s, &flop_s);
+    return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
 }
 
 /* All devices in one part of the batch; devices may be NULL. */
@@ -15157,7 +15658,7 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     moe_ep_memory_result r;
     moe_ep_params_result p;
     double weight, other, tp, kv;
-    int32_t P, fair;
+    int32_t P, fair, layers;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
@@ -15186,7 +15687,8 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     r.total_bytes = r.routed_bytes + r.shared_bytes + r.router_bytes + r.other_bytes + r.buffer_bytes + desc->reserve_bytes;
     r.kv_room_bytes = desc->memory_bytes - r.total_bytes;
     r.fits = desc->memory_bytes > 0.0 && r.kv_room_bytes >= 0.0;
-    kv = (double)desc->model->kv_elems * moe_epi_or(desc->model->kv_bytes, 2.0) * (double)moe_epi_layers(desc->model);
+    layers = moe_epi_layers(desc->model);
+    kv = (double)desc->model->kv_elems * moe_epi_or(desc->model->kv_bytes, 2.0) * (double)layers;
     if (r.fits && kv > 0.0) r.kv_tokens = (int64_t)(r.kv_room_bytes / kv);
     *out = r;
     return MOE_EP_OK;
@@ -18638,20 +19140,12 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
     return MOE_EP_OK;
 }
 
-/* The rest of a fixed scratch for the functions called from here; a growing one gets a sibling. */
-static moe_ep_scratch moe_epi_scratch_rest(const moe_ep_scratch *s, const moe_epi_arena *a)
+/* What an open arena leaves of its buffer, for the functions called from here. */
+static moe_ep_scratch moe_epi_scratch_rest(const moe_ep_scratch *scratch, const moe_epi_arena *a)
 {
-    moe_ep_scratch rest;
-    memset(&rest, 0, sizeof rest);
-    if (!s) return rest;
-    if (!s->fixed) {
-        rest.alloc = s->alloc;
-        return rest;
-    }
-    {
-        size_t used = a->base ? (size_t)(a->base - (unsigned char *)s->buf) + a->bytes : 0;
-        return moe_ep_scratch_fixed((unsigned char *)s->buf + used, s->bytes - used);
-    }
+    const moe_ep_scratch *owner = scratch ? scratch : &a->local;
+    size_t used = a->base ? (size_t)(a->base - (unsigned char *)owner->buf) + a->used : 0;
+    return moe_ep_scratch_fixed(a->base ? a->base + a->used : NULL, owner->bytes - used);
 }
 
 /* Sizes of everything one diagnosis keeps, in the order in which it is carved. */
@@ -18725,41 +19219,323 @@ static moe_ep_status moe_epi_diag_carve(const moe_ep_diagnose_desc *d, const moe
     return st;
 }
 
-MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
-                                         moe_ep_diagnosis *out, moe_ep_scratch *scratch,
-                                         moe_ep_error *err)
+/* One attempt in the memory at hand.  *more = bytes the planner wanted beyond it, 0 = it had enough. */
+static moe_ep_status moe_epi_diag_try(const moe_ep_diagnose_desc *d, const moe_epi_diag_sizes *sizes, size_t total,
+                                      size_t extra, moe_ep_placement *plan, moe_ep_diagnosis *out,
+                                      moe_ep_scratch *scratch, size_t *more, moe_ep_error *err)
 {
     moe_epi_judge j;
     moe_epi_arena a;
-    moe_epi_diag_sizes sizes;
     moe_ep_placement bare, own;
     moe_ep_diagnosis result;
     moe_ep_scratch rest;
-    size_t total = 0;
     int64_t *arrivals;
+    moe_ep_status st;
+
+    *more = 0;
+    st = moe_epi_arena_open(&a, scratch, extra > SIZE_MAX - total ? SIZE_MAX : total + extra, err);
+    if (st != MOE_EP_OK) return st;
+    memset(&result, 0, sizeof result);
+    st = moe_epi_diag_carve(d, sizes, &a, &j, &bare, &own, &arrivals, err);
+    rest = moe_epi_scratch_rest(scratch, &a);
+    if (st == MOE_EP_OK) st = moe_epi_diag_run(&j, &bare, &own, &result, arrivals, &rest, err);
+    if (st == MOE_EP_ERR_SCRATCH) *more = rest.need;
+    if (st == MOE_EP_OK && plan) st = moe_ep_placement_copy(&own, plan, err);
+    if (st == MOE_EP_OK) *out = result;
+    moe_epi_arena_close(&a);
+    return st;
+}
+
+MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
+                                         moe_ep_diagnosis *out, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_epi_diag_sizes sizes;
+    size_t total = 0, extra = 0, more;
     moe_ep_status st;
 
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
     if (desc->shape.num_devices < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.shape.num_devices", "must be at least 1",
-                            -1, (double)desc->shape.num_devices);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.shape.num_devices", "must be at least 1", -1,
+                            (double)desc->shape.num_devices);
     st = moe_epi_diag_check(desc, err);
     if (st == MOE_EP_OK) st = moe_epi_diag_measure(desc, &sizes, &total, err);
-    if (st == MOE_EP_OK) st = moe_epi_arena_open(&a, scratch, total, err);
     if (st != MOE_EP_OK) return st;
+    for (;;) { /* the planner's own need shows when it runs: take that much more and start again */
+        st = moe_epi_diag_try(desc, &sizes, total, extra, plan, out, scratch, &more, err);
+        if (st != MOE_EP_ERR_SCRATCH || more <= extra) return st;
+        extra = more;
+        if (scratch && scratch->fixed) {
+            scratch->need = total + 64u + extra;
+            return moe_epi_fail(err, MOE_EP_ERR_SCRATCH, "scratch", "bytes needed", -1, (double)scratch->need);
+        }
+        moe_epi_ok(err);
+    }
+}
 
-    rest = moe_epi_scratch_rest(scratch, &a);
-    memset(&result, 0, sizeof result);
-    st = moe_epi_diag_carve(desc, &sizes, &a, &j, &bare, &own, &arrivals, err);
-    if (st == MOE_EP_OK) st = moe_epi_diag_run(&j, &bare, &own, &result, arrivals, &rest, err);
-    if (st == MOE_EP_OK && plan) st = moe_ep_placement_copy(&own, plan, err);
-    if (st == MOE_EP_OK) *out = result;
-    if (scratch) scratch->need += rest.need;
-    moe_ep_scratch_free(&rest);
-    moe_epi_arena_close(&a);
-    return st;
+/* ==================================================================================================
+ * 12 SIMULATE
+ * ================================================================================================== */
+
+#define MOE_EPI_TRY(call)                                                                           \
+    do {                                                                                            \
+        moe_ep_status moe_epi_s_ = (call);                                                          \
+        if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                             \
+    } while (0)
+
+/* ---- integer arithmetic: numbers in Q32 (value * 2^32), so that no compiler option can change a bit ---- */
+
+#define MOE_EPI_ONE ((int64_t)1 << 32)
+#define MOE_EPI_LN2_Q32 ((int64_t)2977044472)   /* ln 2   */
+#define MOE_EPI_LOG2E_Q32 ((int64_t)6196328019) /* 1/ln 2 */
+
+/* a * b / 2^32 rounded down, |result| < 2^63. */
+static int64_t moe_epi_q_mul(int64_t a, int64_t b)
+{
+    int negative = (a < 0) != (b < 0);
+    uint64_t x = a < 0 ? (uint64_t)0 - (uint64_t)a : (uint64_t)a;
+    uint64_t y = b < 0 ? (uint64_t)0 - (uint64_t)b : (uint64_t)b;
+    uint64_t xh = x >> 32, xl = x & 0xffffffffu, yh = y >> 32, yl = y & 0xffffffffu;
+    uint64_t r = ((xh * yh) << 32) + xh * yl + xl * yh + ((xl * yl) >> 32);
+    return negative ? -(int64_t)r : (int64_t)r;
+}
+
+/* 2^x for x in Q32, x <= 7.9, as Q32 * 2^8 = Q40 to keep small values; 0 far below. */
+static uint64_t moe_epi_q40_exp2(int64_t x)
+{
+    int64_t whole = x >= 0 ? x >> 32 : -((-x + (MOE_EPI_ONE - 1)) >> 32); /* floor */
+    int64_t part = x - whole * MOE_EPI_ONE, y = moe_epi_q_mul(part, MOE_EPI_LN2_Q32), r = MOE_EPI_ONE, n;
+    uint64_t v;
+    for (n = 14; n >= 1; n--) r = MOE_EPI_ONE + moe_epi_q_mul(y, r) / n; /* e^y by Horner */
+    v = (uint64_t)r << 8;
+    if (whole >= 0) return v << whole;
+    return whole > -63 ? v >> -whole : 0;
+}
+
+/* log2(v / 2^32) in Q32, v > 0: the whole part by position of the top bit, the rest by squaring. */
+static int64_t moe_epi_q_log2(uint64_t v)
+{
+    int64_t result;
+    int shift = 0, i;
+    uint64_t m = v;
+    while (m < ((uint64_t)1 << 63)) {
+        m <<= 1;
+        shift++;
+    }
+    m >>= 32; /* 2^31 <= m < 2^32: the mantissa */
+    result = (int64_t)(31 - shift) * MOE_EPI_ONE;
+    for (i = 31; i >= 0; i--) {
+        m = (m * m) >> 31;
+        if (m >= ((uint64_t)1 << 32)) {
+            result += (int64_t)1 << i;
+            m >>= 1;
+        }
+    }
+    return result;
+}
+
+/* Integer square root, rounded down. */
+static uint64_t moe_epi_isqrt(uint64_t v)
+{
+    uint64_t root = 0, bit = (uint64_t)1 << 62;
+    while (bit > v) bit >>= 2;
+    for (; bit != 0; bit >>= 2) {
+        if (v >= root + bit) {
+            v -= root + bit;
+            root = (root >> 1) + bit;
+        } else {
+            root >>= 1;
+        }
+    }
+    return root;
+}
+
+/* A standard normal in Q32 by Marsaglia's polar method: u sqrt(-2 ln s) / sqrt(s), s = u^2 + v^2 < 1. */
+static int64_t moe_epi_q_normal(moe_ep_rng *rng)
+{
+    int64_t u, v, z, log2s;
+    uint64_t s, bits;
+    do {
+        bits = moe_ep_rng_u64(rng);
+        u = (int64_t)(bits >> 32) - 2147483648LL; /* Q31, -1 <= u < 1 */
+        v = (int64_t)(bits & 0xffffffffu) - 2147483648LL;
+        s = (uint64_t)(u * u) + (uint64_t)(v * v); /* Q62 */
+    } while (s == 0 || s >= ((uint64_t)1 << 62));
+    log2s = moe_epi_q_log2(s) - 30 * MOE_EPI_ONE; /* s is Q62, the logarithm took it as Q32 */
+    z = moe_epi_q_mul(-log2s, 2 * MOE_EPI_LN2_Q32); /* -2 ln s, < 87 */
+    z = (int64_t)moe_epi_isqrt((uint64_t)z << 24);  /* Q28 */
+    z = u * z / (int64_t)moe_epi_isqrt(s);          /* Q31 * Q28 / Q31 */
+    return z * 16;
+}
+
+/* A parameter as Q32; it is 0 <= v < 2^20 by then.  The product with 2^32 is exact, so it cannot be contracted. */
+static int64_t moe_epi_q_of(double v) { return (int64_t)(v * 4294967296.0); }
+
+/* A generator of its own for one purpose in one layer and step. */
+static moe_ep_rng moe_epi_stream(uint64_t seed, uint64_t purpose, uint64_t layer, uint64_t step)
+{
+    moe_ep_rng r = moe_ep_rng_seed(seed);
+    uint64_t mix = moe_ep_rng_u64(&r) ^ (purpose * 0x9e3779b97f4a7c15u);
+    r = moe_ep_rng_seed(mix);
+    mix = moe_ep_rng_u64(&r) ^ (layer * 0xbf58476d1ce4e5b9u);
+    r = moe_ep_rng_seed(mix);
+    mix = moe_ep_rng_u64(&r) ^ (step * 0x94d049bb133111ebu);
+    return moe_ep_rng_seed(mix);
+}
+
+enum { MOE_EPI_USE_WEIGHTS = 1, MOE_EPI_USE_DRIFT = 2, MOE_EPI_USE_ORDER = 3, MOE_EPI_USE_IDS = 4, MOE_EPI_USE_SOURCE = 5 };
+
+/* ---- names and checks --------------------------------------------------------------------------------- */
+
+enum { MOE_EPI_LOAD_KINDS = 13 };
+
+static const char *const moe_epi_load_names[MOE_EPI_LOAD_KINDS] = {
+    "uniform", "zipf", "power-law", "lognormal", "hot-expert", "hot-device", "rotating",
+    "burst", "recorded", "target", "balanced", "round-robin", "stuck-round-robin"};
+
+MOE_EP_API const char *moe_ep_workload_str(moe_ep_workload_kind kind)
+{
+    return (int)kind >= 0 && (int)kind < (int)MOE_EPI_LOAD_KINDS ? moe_epi_load_names[(int)kind] : "unknown";
+}
+
+MOE_EP_API moe_ep_status moe_ep_workload_by_name(const char *name, moe_ep_workload_kind *kind, moe_ep_error *err)
+{
+    int i;
+    moe_epi_ok(err);
+    if (!name) return moe_epi_null(err, "name");
+    if (!kind) return moe_epi_null(err, "kind");
+    if (strcmp(name, "rand") == 0) name = moe_epi_load_names[(int)MOE_EP_LOAD_UNIFORM];
+    if (strcmp(name, "rr") == 0) name = moe_epi_load_names[(int)MOE_EP_LOAD_ROUND_ROBIN];
+    for (i = 0; i < (int)MOE_EPI_LOAD_KINDS; i++) {
+        if (strcmp(name, moe_epi_load_names[i]) != 0) continue;
+        *kind = (moe_ep_workload_kind)i;
+        return MOE_EP_OK;
+    }
+    return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no workload has this name", -1, 0.0);
+}
+
+/* 0 <= v <= most. */
+static moe_ep_status moe_epi_check_parameter(double v, double most, const char *arg, moe_ep_error *err)
+{
+    if (!moe_epi_finite(v)) return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", -1, v);
+    if (v < 0.0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, arg, "must not be negative", -1, v);
+    if (v > most) return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "too large", -1, v);
+    return MOE_EP_OK;
+}
+
+static int moe_epi_is_hot(moe_ep_workload_kind k)
+{
+    return k == MOE_EP_LOAD_HOT_EXPERT || k == MOE_EP_LOAD_HOT_DEVICE || k == MOE_EP_LOAD_ROTATING || k == MOE_EP_LOAD_BURST;
+}
+
+static int moe_epi_is_dealt(moe_ep_workload_kind k)
+{
+    return k == MOE_EP_LOAD_TARGET || k == MOE_EP_LOAD_BALANCED || k == MOE_EP_LOAD_ROUND_ROBIN ||
+           k == MOE_EP_LOAD_STUCK_ROUND_ROBIN;
+}
+
+static moe_ep_status moe_epi_check_popularity(const moe_ep_workload *w, moe_ep_error *err)
+{
+    int32_t e, seen = 0;
+    if (!w->popularity) return moe_epi_null(err, "popularity");
+    for (e = 0; e < w->num_experts; e++) {
+        if (!moe_epi_finite(w->popularity[e]))
+            return moe_epi_fail(err, MOE_EP_ERR_NAN, "popularity", "not a finite number", e, w->popularity[e]);
+        if (w->popularity[e] < 0.0)
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "popularity", "must not be negative", e, w->popularity[e]);
+        seen += w->popularity[e] > 0.0;
+    }
+    if (seen < (w->with_replacement ? 1 : w->top_k))
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "popularity", "fewer than K experts have weight", -1, (double)seen);
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_check_hot(const moe_ep_workload *w, int32_t D, moe_ep_error *err)
+{
+    int by_expert = w->kind == MOE_EP_LOAD_HOT_EXPERT || w->kind == MOE_EP_LOAD_BURST;
+    int32_t most = by_expert ? w->num_experts : D, first, hot_experts;
+    if (w->hot < 0 || w->hot >= most)
+        return moe_epi_fail(err, by_expert ? MOE_EP_ERR_EXPERT_ID : MOE_EP_ERR_DEVICE_ID, "hot", "out of range", -1, (double)w->hot);
+    first = (int32_t)((int64_t)w->num_experts * w->hot / D);
+    hot_experts = by_expert ? 1 : (int32_t)((int64_t)w->num_experts * (w->hot + 1) / D) - first;
+    if (!(w->share < 1.0) && !w->with_replacement && hot_experts < w->top_k)
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "share", "fewer than K experts have weight", -1, w->share);
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t layer, int64_t step, moe_ep_error *err)
+{
+    int32_t D;
+    if (!w) return moe_epi_null(err, "w");
+    if ((int)w->kind < 0 || (int)w->kind >= (int)MOE_EPI_LOAD_KINDS)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "kind", "no such workload", -1, (double)(int)w->kind);
+    if (w->num_experts < 1 || w->num_experts > (1 << 20)) /* weights below 2^40 must add up in 63 bits */
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_experts", "must be in 1..2^20", -1, (double)w->num_experts);
+    if (w->top_k < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "too small", -1, (double)w->top_k);
+    if (w->top_k > w->num_experts && !w->with_replacement)
+        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than num_experts", -1, (double)w->top_k);
+    if (w->num_devices < 0 || w->num_devices > w->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_devices", "must be in 0..num_experts", -1, (double)w->num_devices);
+    if (layer < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "layer", "must not be negative", -1, (double)layer);
+    if (step < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "step", "must not be negative", -1, (double)step);
+    if (w->period < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "period", "must not be negative", -1, (double)w->period);
+    MOE_EPI_TRY(moe_epi_check_parameter(w->share, 1.0, "share", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->alpha, 64.0, "alpha", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->x_max, 1e9, "x_max", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->sigma, 16.0, "sigma", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->drift, 16.0, "drift", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->target, 1.0, "target", err));
+    if (w->x_max > 0.0 && w->x_max <= 1.0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "x_max", "must be larger than 1", -1, w->x_max);
+    if (w->kind == MOE_EP_LOAD_TARGET && !(w->target > 0.0))
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "target", "must be positive", -1, w->target);
+    D = w->num_devices > 0 ? w->num_devices : 1;
+    if (w->kind == MOE_EP_LOAD_RECORDED) MOE_EPI_TRY(moe_epi_check_popularity(w, err));
+    if (moe_epi_is_hot(w->kind)) MOE_EPI_TRY(moe_epi_check_hot(w, D, err));
+    return MOE_EP_OK;
+}
+
+/* ---- popularity ------------------------------------------------------------------------------------- */
+
+/* The workload's weight as log2, Q32, one expert at a time. */
+typedef struct moe_epi_law {
+    const moe_ep_workload *w;
+    moe_ep_rng rng;
+    int64_t log_max; /* POWER_LAW: log2 of the largest over the smallest weight */
+    double most;     /* RECORDED: largest popularity */
+    int32_t first, last; /* hot experts */
+} moe_epi_law;
+
+/* x in [1, x_max] with density x^-alpha: log-uniform at alpha = 1, else ((X^b - 1) u + 1)^(1/b), b = 1 - alpha. */
+static int64_t moe_epi_power_law_log2(const moe_epi_law *y, uint64_t bits)
+{
+    int64_t u = (int64_t)(bits >> 32), b = MOE_EPI_ONE - moe_epi_q_of(y->w->alpha), t, top;
+    if (b > -(MOE_EPI_ONE >> 16) && b < (MOE_EPI_ONE >> 16)) return moe_epi_q_mul(u, y->log_max);
+    t = moe_epi_q_mul(b, y->log_max); /* log2 of X^b */
+    if (t > 0) { /* fall back on the larger end: X ((1 - X^-b) u + X^-b)^(1/b) */
+        top = (int64_t)(moe_epi_q40_exp2(-t) >> 8);
+        t = moe_epi_q_mul(MOE_EPI_ONE - top, u) + top;
+        if (t < 1) t = 1;
+        t = moe_epi_q_log2((uint64_t)t);
+        return y->log_max + moe_epi_q_mul(t, MOE_EPI_ONE * 65536 / (b >> 16));
+    }
+    top = (int64_t)(moe_epi_q40_exp2(t) >> 8);
+    t = MOE_EPI_ONE - moe_epi_q_mul(MOE_EPI_ONE - top, u);
+    if (t < 1) t = 1;
+    return moe_epi_q_mul(moe_epi_q_log2((uint64_t)t), MOE_EPI_ONE * 65536 / (b >> 16));
+}
+
+/* log2 of expert e's undisturbed weight, `rank` its place in the popularity order. */
+static int64_t moe_epi_law_log2(moe_epi_law *y, int32_t e, int32_t rank)
+{
+    (void)e;
+    if (y->w->kind == MOE_EP_LOAD_ZIPF)
+        return -moe_epi_q_mul(moe_epi_q_of(y->w->alpha), moe_epi_q_log2((uint64_t)((int64_t)rank + 1) << 32));
+    if (y->w->kind == MOE_EP_LOAD_POWER_LAW) return moe_epi_power_law_log2(y, moe_ep_rng_u64(&y->rng));
+    if (y->w->kind == MOE_EP_LOAD_LOGNORMAL)
+        return moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(y->w->sigma), moe_epi_q_normal(&y->rng)), MOE_EPI_LOG2E_Q32);
+    return 0;
 }
 /* The caller's macros again. */
 #pragma pop_macro("B")

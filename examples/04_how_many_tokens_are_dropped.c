@@ -8,7 +8,6 @@ int main(void)
 {
     static const int64_t loads[E] = {84, 7, 7, 6, 6, 6, 6, 6};
     static const double factor[8] = {0.5, 1.0, 1.25, 1.5, 2.0, 4.0, 5.25, 8.0};
-    static const int64_t two_choices = 64; /* the same 128 rows as top-2 of 64 tokens */
     moe_ep_capacity_desc c;
     int32_t ids[T * K];
     uint8_t keep[T * K];
@@ -40,7 +39,7 @@ int main(void)
 
     printf("The capacity hangs on what is counted.  64 tokens, top-2, 8 experts, factor 1:\n");
     c.factor = 1.0;
-    c.num_tokens = two_choices, c.top_k = 2;
+    c.num_tokens = 64, c.top_k = 2; /* the same 128 rows */
     printf("  ceil(T K / E) = %2lld rows (Megatron-LM)\n", (long long)moe_ep_capacity(&c, &err));
     c.rule = MOE_EP_CAPACITY_DEEPSPEED_TOP1;
     printf("  ceil(T / E)   = %2lld rows (top-1 formula): %lld dropped instead of %lld\n",

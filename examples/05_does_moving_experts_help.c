@@ -63,9 +63,16 @@ static void study(const char *title, const double *loads)
 
 int main(void)
 {
+    moe_ep_copies_desc more;
+    moe_ep_copies_point curve[5];
     study("a slow fall, 3550 rows", smooth);
     study("one hot expert, 1600 rows", hot);
-    printf("One copy of the hottest expert gains nothing on the first load (another expert is as heavy as the\n"
-           "device it leaves) and nearly everything on the second.  Measure before you pay with memory.\n");
+    printf("One copy of the hottest expert gains nothing on the first load (the second expert is heavy too) and\n"
+           "nearly everything on the second.  Nor do more copies always help; EPLB, hot load, 8 devices, max/mean:\n ");
+    memset(&more, 0, sizeof more);
+    more.place.num_layers = 1, more.place.num_experts = E, more.place.loads = hot, more.place.shape.num_devices = 8;
+    more.policy = MOE_EP_PLACE_EPLB_GLOBAL, more.max_extra = 32, more.step = 8;
+    lab_need(moe_ep_min_copies(&more, curve, NULL, NULL, &err));
+    for (int i = 0; i < 5; i++) printf(" %d copies %.3f%s", curve[i].extra, curve[i].worst, i < 4 ? "," : "\n");
     return 0;
 }

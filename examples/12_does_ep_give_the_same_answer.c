@@ -7,14 +7,14 @@
 enum { T = 8, K = 2, E = 16, H = 4096, I = 448, SIZE = E * I * H };
 static float x[T * H], gate[E * H], one[T * H], many[T * H], part[T * H], sum[T * H];
 
-static uint16_t *random_weights(uint32_t seed)
+static uint16_t w1[SIZE], w3[SIZE], w2[SIZE];
+
+static void random_weights(uint16_t *w, uint32_t seed)
 {
-    uint16_t *w = (uint16_t *)lab_alloc(sizeof *w * (size_t)SIZE);
     for (int i = 0; i < SIZE; i++) { /* random sign and digits, size 1/128 .. 1/64 */
         seed = seed * 1664525u + 1013904223u;
         w[i] = (uint16_t)(0x3c00u | (seed >> 16 & 0x807fu));
     }
-    return w;
 }
 
 /* The layer on D ranks: every planner moves experts, none may change a bit of the output. */
@@ -48,7 +48,8 @@ int main(void)
     memset(&w, 0, sizeof w);
     memset(&layer, 0, sizeof layer);
     w.num_experts = E, w.hidden = H, w.inter = I, w.dtype = MOE_EP_BF16;
-    w.gate = random_weights(1), w.up = random_weights(2), w.down = random_weights(3);
+    random_weights(w1, 1), random_weights(w3, 2), random_weights(w2, 3);
+    w.gate = w1, w.up = w3, w.down = w2;
     for (int i = 0; i < T * H; i++) x[i] = (float)moe_ep_rng_f64(&rng) - 0.5f;
     for (int i = 0; i < E * H; i++) gate[i] = ((float)moe_ep_rng_f64(&rng) - 0.5f) / 8.0f;
     lab_need(moe_ep_gate(x, T, H, gate, NULL, E, logits, &err));

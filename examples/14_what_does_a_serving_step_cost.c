@@ -42,8 +42,7 @@ static void step(int number, const char *policy, moe_ep_workload_kind kind, int3
     route(&w, &p, T, &least, &most);
     part.inter /= ep == 1 ? 2 : 1;
     d.layer.model = &part, d.layer.machine = &c.machine, d.layer.placement = &p, d.num_layers = part.num_moe_layers;
-    d.layer.mode = MOE_EP_A2A_RANK_DEDUP, d.layer.tokens = (T + ep - 1) / ep;
-    d.layer.traffic = ep > 1 ? traffic : NULL;
+    d.layer.mode = MOE_EP_A2A_RANK_DEDUP, d.layer.tokens = (T + ep - 1) / ep, d.layer.traffic = traffic;
     lab_need(moe_ep_step(&d, rows, &r, NULL, &err));
     link_ms = 1e3 * (r.dispatch_s + r.combine_s);
     if (ep == 1) link_ms = 2e3 * d.num_layers * moe_ep_link_time(&c.machine.ll_dispatch, half_bytes, 0.0, &err);
@@ -66,11 +65,12 @@ int main(void)
     m.model = &c.model, m.tensor_parallel = c.tp, m.memory_bytes = c.machine.memory_bytes;
     for (m.num_devices = 1; m.num_devices <= c.ep; m.num_devices++) {
         lab_need(moe_ep_memory(&m, &fit, &err));
-        printf("ep=%d experts=%.2f GB npu_mem=%.1f GB of %.0f, cache room for %lld tokens\n", m.num_devices,
-               fit.routed_bytes / 1e9, fit.total_bytes / 1e9, c.machine.memory_bytes / 1e9, (long long)fit.kv_tokens);
+        printf("ep=%d experts=%.2f GB%s npu_mem=%.1f GB of %.0f\n", m.num_devices, fit.routed_bytes / 1e9,
+               m.num_devices == 1 ? " (half of it when tp=2 cuts every expert in two)" : "", 1e-9 * fit.total_bytes,
+               1e-9 * c.machine.memory_bytes);
     }
     for (int i = 0; i < 3; i++) {
-        step(5 * i + 1, "RAND", MOE_EP_LOAD_UNIFORM, 0, 1, batch[i]);
+        step(5 * i + 1, "any", MOE_EP_LOAD_UNIFORM, 0, 1, batch[i]);
         step(5 * i + 2, "BALANCED", MOE_EP_LOAD_BALANCED, 0, 2, batch[i]);
         step(5 * i + 3, "RR", MOE_EP_LOAD_ROUND_ROBIN, 0, 2, batch[i]);
         step(5 * i + 4, "RAND", MOE_EP_LOAD_UNIFORM, 0, 2, batch[i]);

@@ -135,6 +135,27 @@ static inline void chart_text_heatmap(FILE *f, const chart_text *t, int rows, in
     }
 }
 
+/* One line per token: the experts it went to, 1 for the first choice, '+' where several share a column. */
+static inline void chart_text_strips(FILE *f, const chart_text *t, int tokens, int top_k,
+                                     int experts, const int *ids)
+{
+    int per = 1, cells;
+    char line[512];
+    while ((experts + per - 1) / per > chart_width(t) - 12 || (experts + per - 1) / per > 500)
+        per++;
+    cells = (experts + per - 1) / per;
+    for (int i = 0; i < tokens; i++) {
+        memset(line, '.', (size_t)cells);
+        line[cells] = '\0';
+        for (int k = 0; k < top_k; k++) {
+            int at = ids[i * top_k + k] / per;
+            if (ids[i * top_k + k] < 0) continue;
+            line[at] = line[at] != '.' ? '+' : k < 9 ? (char)('1' + k) : '*';
+        }
+        fprintf(f, "  %5d |%s|\n", i, line);
+    }
+}
+
 /* A line of n values as one row of blocks, scaled to the largest. */
 static inline void chart_text_spark(FILE *f, const chart_text *t, int n, const double *value)
 {
@@ -435,8 +456,8 @@ static inline void chart_svg_hbars(FILE *f, const chart_hbars *c, double width)
         double x = left + room * c->line / top;
         for (int i = 0; i < (stacked ? c->n : 1); i++) {
             double y = stacked ? 18 + pitch * i + 15 : 16;
-            fprintf(f, "<line class=\"mean\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", x,
-                    x, y, stacked ? y + 24 : height);
+            fprintf(f, "<line class=\"mean\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n",
+                    x, x, y, stacked ? y + 24 : height);
         }
         if (c->line_label) chart_label(f, x > width / 2 ? "s e" : "s", x, 11, c->line_label);
     }
@@ -658,6 +679,33 @@ static inline void chart_heat_cells(FILE *f, const char *name, int rows, int col
     fputs("\"/></g></defs></svg>\n", f);
 }
 
+/* Marks blocks of columns (devices) above a picture and parts them inside it. */
+static inline void chart_blocks(FILE *f, int blocks, const int *start, double left, double cell,
+                                double top, double height)
+{
+    char text[16];
+    int every = 1;
+    double narrowest = 1e9, widest;
+    for (int b = 0; b < blocks; b++)
+        if (cell * (start[b + 1] - start[b]) < narrowest)
+            narrowest = cell * (start[b + 1] - start[b]);
+    (void)snprintf(text, sizeof text, "%d", blocks - 1);
+    widest = chart_text_px(text, 11) + 6;
+    while (narrowest > 0.0 && narrowest * every < widest) every *= 2;
+    for (int b = 0; b < blocks; b++) {
+        double x = left + cell * start[b], w = cell * (start[b + 1] - start[b]);
+        (void)snprintf(text, sizeof text, "%d", b);
+        if (b > 0 && w > 6)
+            fprintf(f,
+                    "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" "
+                    "style=\"stroke:var(--card);stroke-width:%.1f\"/>",
+                    x, x, top - 8, top + height, cell < 3 ? 1.0 : 2.0);
+        fprintf(f, "<path class=\"x\" style=\"fill:none\" d=\"M%.1f %.1fv-4h%.1fv4\"/>",
+                x + w * 0.1, top - 3, w * 0.8);
+        if (b % every == 0) chart_label(f, "s mid", x + w / 2, top - 11, text);
+    }
+}
+
 typedef struct chart_heat {
     const char *id, *title, *description, *cells; /* cells: the name given to chart_heat_cells */
     int rows, cols;
@@ -696,20 +744,7 @@ static inline void chart_svg_heatmap(FILE *f, const chart_heat *c, double width)
             "<use href=\"#%s\" transform=\"translate(%.2f %.2f) scale(%.4f %.4f)\" "
             "shape-rendering=\"%s\"/>\n",
             c->cells, left, top, cell, row, "crispEdges");
-    for (int b = 0; b < c->blocks; b++) {
-        double x = left + cell * c->block_start[b],
-               w = cell * (c->block_start[b + 1] - c->block_start[b]);
-        char text[16];
-        (void)snprintf(text, sizeof text, "%d", b);
-        if (b > 0)
-            fprintf(f,
-                    "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" "
-                    "style=\"stroke:var(--card);stroke-width:%.1f\"/>",
-                    x, x, top - 8, top + row * c->rows, cell < 3 ? 1.0 : 2.0);
-        fprintf(f, "<path class=\"x\" style=\"fill:none\" d=\"M%.1f %.1fv-4h%.1fv4\"/>", x + 1.5,
-                top - 3, w - 3);
-        if (w >= 15 || b % (w < 8 ? 8 : 4) == 0) chart_label(f, "s mid", x + w / 2, top - 11, text);
-    }
+    chart_blocks(f, c->blocks, c->block_start, left, cell, top, row * c->rows);
     for (int r = 0; r < c->rows; r++) {
         double y = top + row * r;
         int shown = row >= 11 || r - last >= 12.5 / row;
@@ -780,19 +815,7 @@ static inline void chart_svg_strips(FILE *f, const chart_strips *c, double width
                 "style=\"fill:var(--band)\"/>",
                 left, y, right - left, row);
     }
-    for (int b = 0; b < c->blocks; b++) {
-        double x = left + cell * c->block_start[b],
-               w = cell * (c->block_start[b + 1] - c->block_start[b]);
-        (void)snprintf(text, sizeof text, "%d", b);
-        if (b > 0)
-            fprintf(f,
-                    "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" "
-                    "style=\"stroke:var(--card);stroke-width:2\"/>",
-                    x, x, top - 8, top + pitch * c->tokens);
-        fprintf(f, "<path class=\"x\" style=\"fill:none\" d=\"M%.1f %.1fv-4h%.1fv4\"/>", x + 1.5,
-                top - 3, w - 3);
-        if (w >= 15 || b % (w < 8 ? 8 : 4) == 0) chart_label(f, "s mid", x + w / 2, top - 11, text);
-    }
+    chart_blocks(f, c->blocks, c->block_start, left, cell, top, pitch * c->tokens);
     for (int t = 0; t < c->tokens; t++)
         for (int k = 0; k < c->top_k; k++) {
             int e = c->ids[t * c->top_k + k];

@@ -16,7 +16,6 @@ int64_t cli_option_count(const char *option, const char *text, int64_t least, in
 double cli_option_number(const char *option, const char *text, double least, double most);
 
 /* Reads all inputs (argv[from..argc-1]) and makes them comparable.  Returns an stb_ds array. */
-cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop,
-                        char **left_out);
+cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop, char **left_out);
 
 #endif

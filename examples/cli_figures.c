@@ -726,22 +726,30 @@ static void draw_shift(const cli_report *r, FILE *f, width_class w, double width
 
 static void put_shift_table(const cli_report *r, FILE *f)
 {
-    fprintf(
-        f,
-        "<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>recording<th>correlation of "
-        "expert loads with %s<th>lowest in a layer<th>same among the hottest"
-        "<th>max/mean today<th>with the plan from %s<th>with a plan of its own<th>hottest in layer "
-        "%d</thead><tbody>",
-        r->trace[0].name, r->trace[0].name, r->layer[r->shift_layer].number);
+    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>recording<th>correlation "
+          "with ",
+          f);
+    cli_put_html(f, r->trace[0].name);
+    fputs(
+        "<th>lowest in a layer<th>same among the hottest<th>max/mean today<th>with the plan from ",
+        f);
+    cli_put_html(f, r->trace[0].name);
+    fputs("<th>with a plan of its own</thead><tbody>", f);
     for (int i = 0; i < r->traces; i++) {
         const cli_shift_row *s = &r->shift[i];
         fputs("<tr><th>", f);
         cli_put_html(f, s->name);
-        fprintf(f, "<td>%.2f<td>%.2f (layer %d)<td>%.0f %%<td>%.3f<td>%.3f<td>%.3f<td>%s\n",
+        fprintf(f, "<td>%.2f<td>%.2f (layer %d)<td>%.0f %%<td>%.3f<td>%.3f<td>%.3f\n",
                 s->correlation, s->lowest, s->lowest_layer, 100.0 * s->overlap, s->today,
-                s->planned, s->own, s->hottest);
+                s->planned, s->own);
     }
-    fputs("</tbody></table></div>", f);
+    fprintf(f, "</tbody></table></div><p class=\"below\">Hottest experts of layer %d:",
+            r->layer[r->shift_layer].number);
+    for (int i = 0; i < r->traces; i++) {
+        fprintf(f, "%s %s in ", i > 0 ? ";" : "", r->shift[i].hottest);
+        cli_put_html(f, r->shift[i].name);
+    }
+    fputs(".</p>", f);
 }
 
 void cli_section_shift(const cli_report *r, FILE *f)

@@ -5,6 +5,8 @@
 #include "cli_figures.h"
 
 #include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* clang-format off */
 static const char page_css[] =
@@ -54,10 +56,11 @@ static const char page_css[] =
     ".steps td,.steps th{text-align:left;vertical-align:top}.steps td:last-child{color:var(--soft)}\n"
     ".steps tbody th{white-space:nowrap}.steps td:nth-child(2){font-weight:600;min-width:190px}\n"
     ".figures td{white-space:nowrap}.figures tbody th{min-width:110px}\n"
+    ".below{font-size:14px;color:var(--soft);margin:10px 0 0}\n"
     "ul.plain{padding-left:20px;margin:0;max-width:80ch}ul.plain li{margin:5px 0}\n"
     "footer{font-size:13px;color:var(--soft);margin-top:40px}footer p{max-width:90ch}\n"
     "code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;\n"
-    "background:var(--band);padding:1px 5px;border-radius:4px;overflow-wrap:anywhere}\n"
+    "background:var(--band);padding:1px 5px;border-radius:4px;white-space:nowrap}\n"
     "@media(min-width:940px){\n"
     ".w{display:block}}\n"
     "@media(min-width:620px) and (max-width:939.98px){\n"
@@ -71,7 +74,7 @@ static const char page_css[] =
     ".steps tbody,.steps tr,.steps th,.steps td{display:block;border:0;padding:1px 7px}\n"
     ".steps tr{border-bottom:1px solid var(--grid);padding:7px 0}\n"
     ".steps tbody th{color:var(--soft);font-weight:500;font-size:13px}}\n"
-    "@media print{\n"
+    "@media print{.scroll{overflow:visible}table{font-size:9.5pt}th,td{padding:4px 5px}\n"
     "body{max-width:none;padding:0;font-size:11pt}.w,.n{display:none!important}.m{display:block!important}\n"
     ".two,.three{grid-template-columns:1fr}figure{border-color:#bbb}\n"
     "*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}\n";
@@ -83,6 +86,24 @@ static void put_style(FILE *f)
     chart_css(f);
     fputs(page_css, f);
     fputs("</style>\n", f);
+}
+
+/* A sentence; options in it are set as code, so that no line breaks inside one. */
+static void put_prose(FILE *f, const char *text)
+{
+    for (const char *at; (at = strstr(text, "--")) != NULL;) {
+        size_t option = 2 + strspn(at + 2, "abcdefghijklmnopqrstuvwxyz-");
+        char *before = strndup(text, (size_t)(at - text)), *name = strndup(at, option);
+        if (!before || !name) cli_die(CLI_INTERNAL, "out of memory");
+        cli_put_html(f, before);
+        fputs("<code>", f);
+        cli_put_html(f, name);
+        fputs("</code>", f);
+        free(before);
+        free(name);
+        text = at + option;
+    }
+    cli_put_html(f, text);
 }
 
 static void put_tile(FILE *f, const char *name, const char *before, const char *after,
@@ -159,7 +180,7 @@ static void put_what_if(const cli_report *r, FILE *f)
     if (arrlen(r->hint) > 0) fputs("<ul class=\"plain\" style=\"margin-top:14px\">", f);
     for (ptrdiff_t i = 0; i < arrlen(r->hint); i++) {
         fputs("<li>", f);
-        cli_put_html(f, r->hint[i]);
+        put_prose(f, r->hint[i]);
     }
     if (arrlen(r->hint) > 0) fputs("</ul>", f);
     fputs("</figure>\n", f);
@@ -171,7 +192,7 @@ static void put_lines_as_list(FILE *f, const char *text)
     fputs("<ul class=\"plain\">", f);
     for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         fputs("<li>", f);
-        cli_put_html(f, line);
+        put_prose(f, line);
     }
     fputs("</ul>", f);
     free(copy);

@@ -160,6 +160,7 @@ void cli_report_json(const cli_report *r, FILE *f)
                                   (int)r->layer[r->hot].number, "imbalance",
                                   number(d->hot_imbalance), "share_of_steps",
                                   number(d->hot_share)));
+    json_object_set_new(root, "regime", json_string(moe_ep_regime_str(r->regime)));
     json_object_set_new(root, "efficiency", number(1.0 / d->imbalance_before));
     json_object_set_new(root, "setup",
                         json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s}", "devices",

@@ -9,15 +9,15 @@ enum { CLI_NPY_MAX_DIMS = 8 };
 
 typedef struct cli_npy {
     const char *path;
-    FILE *file;  /* stands at the next element */
-    char kind;   /* 'i' signed, 'u' unsigned, 'f' float, 'b' bool */
-    int size;    /* bytes per element */
-    int swapped; /* bytes are in the other order than this machine's */
+    FILE *file;           /* stands at the next element */
+    char kind;            /* 'i' signed, 'u' unsigned, 'f' float, 'b' bool */
+    int size;             /* bytes per element */
+    int swapped;          /* bytes are in the other order than this machine's */
     int ndim;
     int64_t shape[CLI_NPY_MAX_DIMS];
-    int64_t count;       /* product of the shape */
-    char descr[16];      /* as the header says it, "<i4" */
-    char shape_text[96]; /* "(4096, 4, 8)" */
+    int64_t count;        /* product of the shape */
+    char descr[16];       /* as the header says it, "<i4" */
+    char shape_text[96];  /* "(4096, 4, 8)" */
 } cli_npy;
 
 /* Opens, checks the header against the real size of the file, leaves on any fault. */
@@ -29,7 +29,6 @@ void cli_npy_read_i32(cli_npy *a, int32_t *out, int64_t n);
 void cli_npy_read_double(cli_npy *a, double *out, int64_t n);
 
 /* Writes a whole C-order array; descr "<i4" or "<f4" and data in this machine's order. */
-void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, const void *data,
-                   size_t bytes);
+void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, const void *data, size_t bytes);
 
 #endif

@@ -7,7 +7,7 @@
 
 /* One recording: loads per layer and expert, and the ids themselves where the file has them. */
 typedef struct cli_trace {
-    char *name; /* short and unique in one run                                          */
+    char *name;         /* short and unique in one run                                          */
     char *path;
     int32_t layers, experts, top_k; /* top_k 0 = the file does not say                           */
     int64_t tokens;     /* recorded tokens, 0 = the file does not say                           */
@@ -22,10 +22,10 @@ typedef struct cli_trace {
 } cli_trace;
 
 typedef struct cli_read_options {
-    int32_t experts;  /* 0 = from the file                                                     */
-    int layers_first; /* ids are (layers, tokens, choices)                                     */
-    int as_counts;    /* an integer .npy holds counts, not ids                                 */
-    const char *only; /* keep recordings whose label contains this, NULL = all                 */
+    int32_t experts;   /* 0 = from the file                                                     */
+    int layers_first;  /* ids are (layers, tokens, choices)                                     */
+    int as_counts;     /* an integer .npy holds counts, not ids                                 */
+    const char *only;  /* keep recordings whose label contains this, NULL = all                 */
 } cli_read_options;
 
 /* Reads one file; appends one trace per recording in it (a CSV may hold several).  *list is an stb_ds

@@ -544,6 +544,26 @@ static void look_at_layers(cli_report *r)
     free(copies);
 }
 
+/* What the busiest device of the hot layer waits for today: weights, multiplications or the network. */
+static moe_ep_regime todays_regime(const cli_report *r)
+{
+    int64_t *counts = cli_alloc((size_t)r->E, sizeof *counts);
+    int64_t *rows = cli_alloc((size_t)r->today.num_slots, sizeof *rows);
+    moe_ep_layer_desc layer = layer_template(r, r->tokens, r->setup->devices, r->setup->nodes);
+    moe_ep_split_desc even;
+    moe_ep_time_result time;
+    moe_ep_error err;
+    memset(&even, 0, sizeof even);
+    for (int32_t e = 0; e < r->E; e++)
+        counts[e] = (int64_t)(r->shown_loads[(size_t)r->hot * (size_t)r->E + (size_t)e] + 0.5);
+    cli_check(moe_ep_split(&even, &r->today, r->hot, counts, rows, NULL, &err), &err, "split");
+    layer.placement = &r->today;
+    cli_check(moe_ep_layer_time(&layer, rows, &time, NULL, &err), &err, "layer time");
+    free(counts);
+    free(rows);
+    return time.regime;
+}
+
 /* ---- other traffic --------------------------------------------------------------------------- */
 
 /* "12 7 40 3 9": the five hottest experts. */
@@ -705,7 +725,8 @@ static void ask_what_if(cli_report *r)
 {
     int32_t D = r->setup->devices, extra = r->slots - r->E;
     char *name = cli_format("decode, %d tokens per device", DECODE_TOKENS);
-    what_if(r, "this report", D, r->slots, r->tokens);
+    what_if(r, r->slots > r->E ? "this report, with copies" : "this report", D, r->slots,
+            r->tokens);
     if (r->tokens != (int64_t)DECODE_TOKENS * D)
         what_if(r, name, D, r->slots, (int64_t)DECODE_TOKENS * D);
     free(name);
@@ -810,6 +831,7 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
     r->today = make_today(r, setup->devices, setup->nodes, &mem);
     diagnose_all(r);
     look_at_layers(r);
+    r->regime = todays_regime(r);
     look_at_shift(r);
     compare_strategies(r);
     count_copies(r);

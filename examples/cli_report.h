@@ -9,51 +9,49 @@
 /* What the command line asks for; 0 and NULL mean "find out". */
 typedef struct cli_setup {
     int32_t devices, slots, nodes, groups, top_k;
-    int64_t tokens; /* per step, over all devices                                      */
+    int64_t tokens;            /* per step, over all devices                                      */
     const char *model_name, *machine_name;
     int32_t hidden, intermediate; /* instead of the model's                                       */
-    double other_s;  /* attention and the rest of a step, seconds                       */
-    double target;   /* max/mean that copies are searched for                           */
-    double min_gain; /* share of a step that must be saved                              */
+    double other_s;            /* attention and the rest of a step, seconds                       */
+    double target;             /* max/mean that copies are searched for                           */
+    double min_gain;           /* share of a step that must be saved                              */
     double horizon_steps;
-    int round_robin;    /* today's placement: expert e on device e mod D                   */
-    moe_ep_model model; /* filled by cli_report_make                                       */
+    int round_robin;           /* today's placement: expert e on device e mod D                   */
+    moe_ep_model model;        /* filled by cli_report_make                                       */
     moe_ep_machine machine;
-    char *assumed; /* sentences about what was found out, one per line                */
+    char *assumed;             /* sentences about what was found out, one per line                */
 } cli_setup;
 
 /* Loads of a recording, cut into steps. */
 typedef struct cli_window {
     int32_t steps;
-    double *loads; /* (steps, L, E) rows                                              */
+    double *loads;             /* (steps, L, E) rows                                              */
 } cli_window;
 
 typedef struct cli_layer_row {
-    int32_t number;          /* as in the file                                                  */
-    double expert_imbalance; /* max/mean over experts                                           */
-    double chance;           /* 95th percentile of the same under uniform routing               */
+    int32_t number;            /* as in the file                                                  */
+    double expert_imbalance;   /* max/mean over experts                                           */
+    double chance;             /* 95th percentile of the same under uniform routing               */
     double before, one_copy, copies; /* max/mean over devices                                     */
-    double bound; /* with the slots of the plan with copies                          */
+    double bound;              /* with the slots of the plan with copies                          */
     int32_t hot_device, hot_expert, dead;
 } cli_layer_row;
 
 typedef struct cli_shift_row {
     const char *name;
-    double correlation,
-        lowest; /* of expert loads with the first recording: mean and worst layer  */
+    double correlation, lowest; /* of expert loads with the first recording: mean and worst layer  */
     int32_t lowest_layer;
-    double overlap; /* share of the hottest experts that are the same                  */
-    char *hottest;  /* numbers of the hottest experts in the layer that differs most    */
-    double own_gain;            /* share of a step that the plan on itself saves */
-    double today, planned,
-        own; /* max/mean: today's placement, the plan made on the first, on itself */
+    double overlap;             /* share of the hottest experts that are the same                  */
+    char *hottest;              /* numbers of the hottest experts in the layer that differs most    */
+    double today, planned, own; /* max/mean: today's placement, the plan made on the first, on itself */
+    double own_gain;            /* share of a step that the plan on itself saves                   */
 } cli_shift_row;
 
 typedef struct cli_strategy {
     char *name;
     int32_t slots;
     double imbalance, step_s, tokens_per_s;
-    int kind; /* chart_kind                                                      */
+    int kind;                   /* chart_kind                                                      */
 } cli_strategy;
 
 typedef struct cli_what_if {
@@ -74,53 +72,48 @@ typedef struct cli_report {
     cli_trace *trace;
     int traces;
     int32_t L, E, K;
-    int64_t tokens;   /* per step                                                        */
-    char *left_out;   /* layers without load                                             */
-    char *input_line; /* what was read, in words                                         */
-    char *judged_on;  /* "c, python"; how the judged steps came about                    */
-    int self_judged;  /* 1: only one window: judged on what it was planned on            */
-    int sums;         /* 1: judged on recordings that are sums over many steps            */
+    int64_t tokens;             /* per step                                                        */
+    char *left_out;             /* layers without load                                             */
+    char *input_line;           /* what was read, in words                                         */
+    char *judged_on;            /* "c, python"; how the judged steps came about                    */
+    int self_judged;            /* 1: only one window: judged on what it was planned on            */
+    int sums;                   /* 1: judged on recordings that are sums over many steps            */
     cli_window plan, judge;
 
-    moe_ep_diagnosis one,
-        copies; /* best placement with E slots, with P slots                     */
+    moe_ep_diagnosis one, copies; /* best placement with E slots, with P slots                     */
     const moe_ep_diagnosis *chosen;
     int32_t slots;
-    int recommend; /* 1: the chosen plan is worth it (provisional when self_judged)   */
+    int recommend;              /* 1: the chosen plan is worth it (provisional when self_judged)   */
     moe_ep_placement today, plan_one, plan_copies;
-    double expert_bytes,
-        copy_bytes; /* one expert in one layer; all extra copies on one device    */
+    double expert_bytes, copy_bytes; /* one expert in one layer; all extra copies on one device    */
 
-    int shown;            /* recording that the pictures show                                */
-    double *shown_loads;  /* (L, E) mean over its judged steps                               */
-    int64_t shown_tokens; /* tokens behind them                                              */
-    double *plan_loads;   /* (L, E) mean over the planned steps                              */
-    double *today_devices, *one_devices,
-        *copies_devices;  /* (L, D) of shown_loads                 */
-    cli_layer_row *layer; /* (L)                                                             */
-    int32_t hot;          /* row of the bottleneck layer                                     */
-    int32_t *worst;       /* (L) rows from the worst layer on                                */
+    int shown;                  /* recording that the pictures show                                */
+    double *shown_loads;        /* (L, E) mean over its judged steps                               */
+    int64_t shown_tokens;       /* tokens behind them                                              */
+    double *plan_loads;         /* (L, E) mean over the planned steps                              */
+    double *today_devices, *one_devices, *copies_devices; /* (L, D) of shown_loads                 */
+    moe_ep_regime regime;       /* what holds up the busiest device of the hot layer today          */
+    cli_layer_row *layer;       /* (L)                                                             */
+    int32_t hot;                /* row of the bottleneck layer                                     */
+    int32_t *worst;             /* (L) rows from the worst layer on                                */
     moe_ep_chance_result chance;
 
-    cli_shift_row *shift;   /* (traces), the first is the plan's own                           */
-    int32_t shift_layer;    /* row of the layer in which the recordings differ most            */
-    cli_strategy *strategy; /* stb_ds                                                          */
-    cli_what_if *what_if;   /* stb_ds                                                          */
-    moe_ep_copies_point
-        *curve; /* (curve_points)                                                  */
+    cli_shift_row *shift;       /* (traces), the first is the plan's own                           */
+    int32_t shift_layer;        /* row of the layer in which the recordings differ most            */
+    cli_strategy *strategy;     /* stb_ds                                                          */
+    cli_what_if *what_if;       /* stb_ds                                                          */
+    moe_ep_copies_point *curve; /* (curve_points)                                                  */
     int32_t curve_points, fewest_copies;
 
-    int sweep; /* batch sizes                                                     */
-    double sweep_tokens[CLI_SWEEP], sweep_chance[CLI_SWEEP],
-        sweep_own[CLI_SWEEP]; /* max/mean - 1; own 0 = none */
+    int sweep;                  /* batch sizes                                                     */
+    double sweep_tokens[CLI_SWEEP], sweep_chance[CLI_SWEEP], sweep_own[CLI_SWEEP]; /* max/mean - 1; own 0 = none */
     int ep_sizes;
     int32_t ep_size[16], ep_experts[16];
 
-    char *headline, *verdict,
-        *reason;       /* sentences                                                */
-    const char *badge; /* the verdict in one or two words                                 */
-    cli_line *line;    /* stb_ds                                                          */
-    char **hint;       /* stb_ds, sentences                                               */
+    char *headline, *verdict, *reason; /* sentences                                                */
+    const char *badge;          /* the verdict in one or two words                                 */
+    cli_line *line;             /* stb_ds                                                          */
+    char **hint;                /* stb_ds, sentences                                               */
 } cli_report;
 
 /* Reads nothing, prints nothing: traces and setup in, report out.  Faults of the setup end the program. */
@@ -129,7 +122,8 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
 /* Fills the sentences: headline, verdict, reason, lines, hints. */
 void cli_report_words(cli_report *r);
 
-void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color);
+/* all: the pictures that the short text leaves out, too. */
+void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color, int all);
 void cli_report_html(const cli_report *r, FILE *f);
 void cli_report_json(const cli_report *r, FILE *f);
 

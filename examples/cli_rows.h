@@ -9,18 +9,17 @@ enum { MAX_EXPERTS = 65536 };
 
 /* Loads of one layer in one step, as a line or a list of the file gave them. */
 typedef struct cli_load_row {
-    char *label; /* recording this row belongs to, "" = the only one */
+    char *label;     /* recording this row belongs to, "" = the only one */
     int64_t step, layer, line;
-    double *loads; /* stb_ds array */
+    double *loads;   /* stb_ds array */
 } cli_load_row;
 
+
 /* Rows -> one trace per label.  Every (step, layer) of a label must be there exactly once.  Frees the rows. */
-void cli_rows_to_traces(cli_trace **list, const char *path, cli_load_row *rows,
-                        const cli_read_options *o);
+void cli_rows_to_traces(cli_trace **list, const char *path, cli_load_row *rows, const cli_read_options *o);
 
 /* Parts of a trace: an empty one, the sum over its steps, into the list when it fits --experts. */
-cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t layers,
-                        int64_t experts);
+cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t layers, int64_t experts);
 void cli_add_steps(cli_trace *t);
 void cli_append(cli_trace **list, cli_trace t, const cli_read_options *o);
 

@@ -209,6 +209,103 @@ static void put_what_if(const cli_report *r, FILE *f, const chart_text *t)
     }
 }
 
+/* ---- the other pictures, on request --------------------------------------------------------- */
+
+static void put_experts(const cli_report *r, FILE *f, const chart_text *t)
+{
+    enum { MOST = 16 };
+    const double *loads = row_of(r->shown_loads, r->hot, r->E);
+    int32_t *list = cli_alloc((size_t)r->E, sizeof *list), count = 0;
+    int shown;
+    double value[MOST], mean = 0.0;
+    char *label[MOST], *tail[MOST];
+    chart_kind kind[MOST];
+    moe_ep_error err;
+    memset(value, 0, sizeof value);
+    memset(label, 0, sizeof label);
+    memset(tail, 0, sizeof tail);
+    memset(kind, 0, sizeof kind);
+    cli_check(moe_ep_hot_list(loads, r->E, 0.0, list, &count, &err), &err, "hottest experts");
+    for (int32_t e = 0; e < r->E; e++) mean += loads[e] / r->E;
+    shown = count < MOST ? count : MOST;
+    for (int i = 0; i < shown; i++) {
+        value[i] = loads[list[i]] / mean;
+        kind[i] = value[i] > r->chance.one_p95 ? CHART_HOT : CHART_PLAIN;
+        label[i] = cli_format("expert %d", list[i]);
+        tail[i] = cli_format("%5.2f%s", value[i], kind[i] == CHART_HOT ? "  above chance" : "");
+    }
+    put_title(f, t,
+              cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
+                         r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95));
+    chart_text_bars(f, t, shown, (const char *const *)label, value, (const char *const *)tail,
+                    kind);
+    for (int i = 0; i < shown; i++) {
+        free(label[i]);
+        free(tail[i]);
+    }
+    free(list);
+}
+
+static void put_sweep(const cli_report *r, FILE *f, const chart_text *t)
+{
+    char *label[CLI_SWEEP], *tail[CLI_SWEEP];
+    double value[CLI_SWEEP];
+    put_title(
+        f, t,
+        "Expert max/mean against batch size (bars: the logarithm of uniform chance's excess)");
+    for (int i = 0; i < r->sweep; i++) {
+        value[i] = log10(r->sweep_chance[i]) - log10(r->sweep_chance[r->sweep - 1]);
+        label[i] = cli_format("%7s tokens", cli_count(r->sweep_tokens[i]));
+        tail[i] = r->sweep_own[i] > 0.0
+                      ? cli_format("chance %6.2f  recorded %6.2f", r->sweep_chance[i] + 1.0,
+                                   r->sweep_own[i] + 1.0)
+                      : cli_format("chance %6.2f", r->sweep_chance[i] + 1.0);
+    }
+    chart_text_bars(f, t, r->sweep, (const char *const *)label, value, (const char *const *)tail,
+                    NULL);
+    for (int i = 0; i < r->sweep; i++) {
+        free(label[i]);
+        free(tail[i]);
+    }
+}
+
+static void put_ep_sizes(const cli_report *r, FILE *f, const chart_text *t)
+{
+    char *label[16], *tail[16];
+    double value[16];
+    chart_kind kind[16];
+    put_title(f, t, "Experts per device and layer against EP size");
+    for (int i = 0; i < r->ep_sizes; i++) {
+        int here = r->ep_size[i] == r->setup->devices;
+        value[i] = r->ep_experts[i];
+        kind[i] = here ? CHART_HOT : CHART_PLAIN;
+        label[i] = cli_format("%d device%s", r->ep_size[i], r->ep_size[i] == 1 ? "" : "s");
+        tail[i] = cli_format("%d%s", r->ep_experts[i], here ? "  this report" : "");
+    }
+    chart_text_bars(f, t, r->ep_sizes, (const char *const *)label, value, (const char *const *)tail,
+                    kind);
+    for (int i = 0; i < r->ep_sizes; i++) {
+        free(label[i]);
+        free(tail[i]);
+    }
+}
+
+static void put_strips(const cli_report *r, FILE *f, const chart_text *t)
+{
+    const cli_trace *trace = &r->trace[r->shown];
+    int tokens = trace->kept < 12 ? (int)trace->kept : 12, K = trace->top_k, *ids;
+    if (!trace->ids) return;
+    ids = cli_alloc((size_t)(tokens * K), sizeof *ids);
+    for (int i = 0; i < tokens * K; i++)
+        ids[i] = trace->ids[((size_t)(i / K) * (size_t)r->L + (size_t)r->hot) * (size_t)K +
+                            (size_t)(i % K)];
+    put_title(f, t,
+              cli_format("First tokens of %s in layer %d: their experts, 1 = first choice",
+                         trace->name, r->layer[r->hot].number));
+    chart_text_strips(f, t, tokens, K, r->E, ids);
+    free(ids);
+}
+
 static void put_assumed(const cli_report *r, FILE *f, const chart_text *t)
 {
     char *copy = cli_strdup(r->setup->assumed ? r->setup->assumed : ""), *save = NULL;
@@ -220,7 +317,7 @@ static void put_assumed(const cli_report *r, FILE *f, const chart_text *t)
     free(copy);
 }
 
-void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color)
+void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color, int all)
 {
     chart_text t = {width, ascii, color};
     fprintf(f, "%s", color ? "\033[1m" : "");
@@ -241,6 +338,12 @@ void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int col
                     row_of(r->copies_devices, r->hot, r->setup->devices), CHART_BEST);
     put_layers(r, f, &t);
     put_heatmap(r, f, &t);
+    if (all) {
+        put_experts(r, f, &t);
+        put_sweep(r, f, &t);
+        put_ep_sizes(r, f, &t);
+        put_strips(r, f, &t);
+    }
     put_shift(r, f, &t);
     put_strategies(r, f, &t);
     put_what_if(r, f, &t);

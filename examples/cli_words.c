@@ -112,8 +112,9 @@ static void write_lines(cli_report *r)
             *r->left_out ? cli_format("; layers without load, left out: %s", r->left_out) : ""));
     add_line(
         r, "experts", cli_format("max/mean %.2f in layer %d", hot->expert_imbalance, hot->number),
-        cli_format("chance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused experts",
-                   r->chance.max_over_mean, r->chance.p95, b.cv_population, b.gini, hot->dead));
+        cli_format("chance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused expert%s",
+                   r->chance.max_over_mean, r->chance.p95, b.cv_population, b.gini, hot->dead,
+                   hot->dead == 1 ? "" : "s"));
     add_line(r, "devices",
              cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
              cli_format("all layers together; chance alone up to %.2f; device %d is the busiest of "
@@ -140,40 +141,56 @@ static void write_lines(cli_report *r)
              cli_format("%s moves, %s", cli_count((double)d->moves), cli_bytes(d->move_bytes)),
              d->break_even_steps < 0.0
                  ? cli_strdup("never paid back")
-                 : cli_format("%s of moving, paid back after %s steps", cli_seconds(d->move_s),
-                              cli_count(ceil(d->break_even_steps))));
+                 : cli_format("%s of moving, paid back after %s step%s", cli_seconds(d->move_s),
+                              cli_count(ceil(d->break_even_steps)),
+                              d->break_even_steps > 1.0 ? "s" : ""));
     add_line(r, "verdict", cli_strdup(r->badge), cli_strdup(r->reason));
 }
 
 static void write_hints(cli_report *r)
 {
     const moe_ep_diagnosis *o = &r->one, *c = &r->copies;
+    if (r->regime == MOE_EP_REGIME_WEIGHTS && o->before_s > 0.0)
+        arrput(r->hint, cli_format("The busiest device has %.2f times the mean rows, but the step "
+                                   "takes only %.2f times "
+                                   "the balanced time: at this batch a device waits for the "
+                                   "weights of its experts, not "
+                                   "for rows. More tokens per step make balance worth more.",
+                                   o->imbalance_before, o->before_s / o->balanced_s));
+    if (r->regime == MOE_EP_REGIME_NETWORK)
+        arrput(r->hint,
+               cli_strdup(
+                   "Dispatch and combine take longer than the experts: the bytes to and from the "
+                   "busiest device set the pace, not its multiplications."));
     if (r->slots > r->E && c->imbalance_after >= o->imbalance_after) {
-        arrput(r->hint, cli_format("Copies do not help here: max/mean %.2f with them, %.2f without.",
-                                   c->imbalance_after, o->imbalance_after));
+        arrput(r->hint,
+               cli_format("Copies do not help here: max/mean %.2f with them, %.2f without.",
+                          c->imbalance_after, o->imbalance_after));
     } else if (r->slots > r->E && o->imbalance_before > o->imbalance_after) {
         double all = o->imbalance_before - c->imbalance_after;
         double moved = o->imbalance_before - o->imbalance_after;
-        arrput(r->hint, cli_format("Moving experts alone, without a byte of memory, brings %.0f %% of "
-                                   "the balance that copies bring.",
-                                   100.0 * moved / all));
+        arrput(r->hint,
+               cli_format("Moving experts alone, without a byte of memory, brings %.0f %% of "
+                          "the balance that copies bring.",
+                          100.0 * moved / all));
     }
     if (r->traces > 1) {
         const cli_shift_row *w = &r->shift[1];
         for (int i = 2; i < r->traces; i++)
             if (r->shift[i].correlation < w->correlation) w = &r->shift[i];
         arrput(r->hint,
-               cli_format("%s differs most from %s: correlation %.2f, and %.0f %% of the hottest "
-                          "experts are the same. The plan from %s brings max/mean to %.2f there, a plan "
-                          "of its own to %.2f (%.1f %% of a step saved).",
-                          w->name, r->trace[0].name, w->correlation, 100.0 * w->overlap,
-                          r->trace[0].name, w->planned, w->own, 100.0 * w->own_gain));
+               cli_format(
+                   "%s differs most from %s: correlation %.2f, and %.0f %% of the hottest "
+                   "experts are the same. The plan from %s brings max/mean to %.2f there, a plan "
+                   "of its own to %.2f (%.1f %% of a step saved).",
+                   w->name, r->trace[0].name, w->correlation, 100.0 * w->overlap, r->trace[0].name,
+                   w->planned, w->own, 100.0 * w->own_gain));
     }
     if (r->layer[r->hot].expert_imbalance <= r->chance.p95)
         arrput(r->hint, cli_format("The hottest expert of layer %d is no hotter than chance makes "
                                    "it: a larger batch helps more than a new placement.",
                                    r->layer[r->hot].number));
-    if (!r->setup->other_s)
+    if (!(r->setup->other_s > 0.0))
         arrput(r->hint, cli_strdup("Attention and the rest of the step are not counted; --other-ms "
                                    "adds them, and every share above shrinks accordingly."));
 }

@@ -62,6 +62,7 @@ static const char report_help[] =
     "\n"
     "  --html FILE       writes the report as one HTML page      --json   prints one JSON object "
     "instead of text\n"
+    "  --charts          the text with every picture, as in the page\n"
     "  --width W         --ascii   --color auto|always|never     (NO_COLOR is respected)\n";
 
 int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most)
@@ -150,7 +151,7 @@ typedef struct report_options {
     cli_read_options read;
     screen screen;
     const char *html;
-    int json;
+    int json, charts;
 } report_options;
 
 enum {
@@ -173,6 +174,7 @@ enum {
     O_ONLY,
     O_LAYERS_FIRST,
     O_COUNTS,
+    O_CHARTS,
     O_HTML,
     O_JSON,
     O_WIDTH,
@@ -181,20 +183,33 @@ enum {
     O_HELP
 };
 
-static const struct option report_long[] = {
-    {"devices", 1, NULL, O_DEVICES},    {"slots", 1, NULL, O_SLOTS},
-    {"nodes", 1, NULL, O_NODES},        {"groups", 1, NULL, O_GROUPS},
-    {"tokens", 1, NULL, O_TOKENS},      {"topk", 1, NULL, O_TOPK},
-    {"experts", 1, NULL, O_EXPERTS},    {"model", 1, NULL, O_MODEL},
-    {"machine", 1, NULL, O_MACHINE},    {"hidden", 1, NULL, O_HIDDEN},
-    {"intermediate", 1, NULL, O_INTER}, {"other-ms", 1, NULL, O_OTHER},
-    {"target", 1, NULL, O_TARGET},      {"min-gain", 1, NULL, O_GAIN},
-    {"horizon", 1, NULL, O_HORIZON},    {"round-robin", 0, NULL, O_ROUND_ROBIN},
-    {"only", 1, NULL, O_ONLY},          {"layers-first", 0, NULL, O_LAYERS_FIRST},
-    {"counts", 0, NULL, O_COUNTS},      {"html", 1, NULL, O_HTML},
-    {"json", 0, NULL, O_JSON},          {"width", 1, NULL, O_WIDTH},
-    {"ascii", 0, NULL, O_ASCII},        {"color", 1, NULL, O_COLOR},
-    {"help", 0, NULL, O_HELP},          {NULL, 0, NULL, 0}};
+static const struct option report_long[] = {{"devices", 1, NULL, O_DEVICES},
+                                            {"slots", 1, NULL, O_SLOTS},
+                                            {"nodes", 1, NULL, O_NODES},
+                                            {"groups", 1, NULL, O_GROUPS},
+                                            {"tokens", 1, NULL, O_TOKENS},
+                                            {"topk", 1, NULL, O_TOPK},
+                                            {"experts", 1, NULL, O_EXPERTS},
+                                            {"model", 1, NULL, O_MODEL},
+                                            {"machine", 1, NULL, O_MACHINE},
+                                            {"hidden", 1, NULL, O_HIDDEN},
+                                            {"intermediate", 1, NULL, O_INTER},
+                                            {"other-ms", 1, NULL, O_OTHER},
+                                            {"target", 1, NULL, O_TARGET},
+                                            {"min-gain", 1, NULL, O_GAIN},
+                                            {"horizon", 1, NULL, O_HORIZON},
+                                            {"round-robin", 0, NULL, O_ROUND_ROBIN},
+                                            {"only", 1, NULL, O_ONLY},
+                                            {"layers-first", 0, NULL, O_LAYERS_FIRST},
+                                            {"counts", 0, NULL, O_COUNTS},
+                                            {"charts", 0, NULL, O_CHARTS},
+                                            {"html", 1, NULL, O_HTML},
+                                            {"json", 0, NULL, O_JSON},
+                                            {"width", 1, NULL, O_WIDTH},
+                                            {"ascii", 0, NULL, O_ASCII},
+                                            {"color", 1, NULL, O_COLOR},
+                                            {"help", 0, NULL, O_HELP},
+                                            {NULL, 0, NULL, 0}};
 
 /* Options that describe the machine and the step. */
 static int setup_option(cli_setup *s, int option, const char *value)
@@ -263,6 +278,9 @@ static void report_option(report_options *o, int option, const char *value)
     case O_LAYERS_FIRST:
         o->read.layers_first = 1;
         break;
+    case O_CHARTS:
+        o->charts = 1;
+        break;
     case O_COUNTS:
         o->read.as_counts = 1;
         break;
@@ -322,7 +340,7 @@ int cli_report_main(int argc, char **argv)
         cli_report_json(&report, text.stream);
     else
         cli_report_text(&report, text.stream, screen_width(&o.screen), screen_ascii(&o.screen),
-                        screen_color(&o.screen));
+                        screen_color(&o.screen), o.charts);
     if (o.html && !o.json)
         fprintf(text.stream, "\nThe report with pictures: %s\n", cli_printable(o.html));
     cli_out_commit(&text);

@@ -58,7 +58,7 @@ awk '/^\{/ { start = FNR } /^\}/ && start { if (FNR - start - 1 > 70) print FILE
 none "no function of $header is longer than 70 lines"
 sed -n 's/^ \* *\([0-9][0-9]*\) \([A-Z][A-Z]*\)  .*/\1 \2/p' $header | sort -u >"$tmp/contents"
 while read -r number name; do
-    n=$(grep -cE "^ \* +$number $name( |\$)" $header)
+    n=$(grep -cE "^ \* +$number $name([ :]|\$)" $header)
     [ "$n" -ge 3 ] || echo "section $number $name: named $n times, want 3 (contents, declarations, implementation)"
 done <"$tmp/contents" >"$tmp/found"
 none "each of the $(wc -l <"$tmp/contents") sections of the contents is there, twice"

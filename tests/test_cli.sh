@@ -129,16 +129,22 @@ for which in today no_copies copies; do
 done
 less "the domain shift shows: prose and python correlate less in some layer" "$(json "$tmp/r.json" inputs 2 correlation_lowest)" 0.5
 
-# The same loads from another format give the same answer.
-works "report on the CSV counts" report "$data/expert_counts.csv" --only prose --topk 8 --devices 8 --json
-cp "$tmp/out" "$tmp/csv.json"
-works "report on the same ids" report "$data/prose_topk_ids.npy" --devices 8 --json
-equal "CSV and ids: the same loads" "$(json "$tmp/csv.json" expert_loads max)" "$(json "$tmp/out" expert_loads max)"
-head -n 2 "$data/expert_counts.csv" | tail -n 1 | cut -d, -f3- >"$tmp/row"
-{ printf '{"logical_count": [['; tr -d '\r\n' <"$tmp/row"; printf ']]}'; } >"$tmp/one.json"
-works "report on SGLang's JSON" report "$tmp/one.json" --topk 8 --devices 8 --json
-equal "SGLang's JSON: one layer" "$(json "$tmp/out" setup layers)" 1
-equal "SGLang's JSON: the sum of its counts" "$(json "$tmp/out" expert_loads sum)" "$(tr ',' '\n' <"$tmp/row" | awk '{ s += $1 } END { printf "%.10g", s }')"
+# The same counts in other formats give the same answer: the share of the hottest expert, and the whole report.
+head -n 2 "$data/expert_counts.csv" | tail -n 1 | cut -d, -f3- | tr -d '\r' >"$tmp/row"
+share=$(tr ',' '\n' <"$tmp/row" | awk '{ s += $1; if ($1 > m) m = $1 } END { printf "%.5f", m / s }')
+hottest() { awk -v m="$(json "$1" expert_loads 0 max)" -v s="$(json "$1" expert_loads 0 sum)" 'BEGIN { printf "%.5f", m / s }'; }
+{ printf '{"logical_count": [['; tr -d '\n' <"$tmp/row"; printf ']]}'; } >"$tmp/one.json"
+{ printf 'layer'; i=0; while [ $i -lt 64 ]; do printf ',%d' $i; i=$((i + 1)); done; printf '\n0,'; cat "$tmp/row"; } >"$tmp/one.csv"
+{ printf 'layer,expert,count\n'; tr ',' '\n' <"$tmp/row" | awk '{ print "0," NR - 1 "," $1 }'; } >"$tmp/long.csv"
+{ printf '{"step": 0, "layer": 0, "counts": ['; tr -d '\n' <"$tmp/row"; printf ']}\n'; } >"$tmp/one.jsonl"
+for f in one.json one.csv long.csv one.jsonl; do
+    works "report on $f" report "$tmp/$f" --topk 8 --devices 8 --json
+    cp "$tmp/out" "$tmp/$f.out"
+    equal "$f: one layer" "$(json "$tmp/out" setup layers)" 1
+    equal "$f: 64 experts" "$(json "$tmp/out" setup experts)" 64
+    equal "$f: the hottest expert's share is the file's" "$(hottest "$tmp/out")" "$share"
+    equal "$f: the same verdict and figures as one.json" "$(json "$tmp/$f.out" layers)" "$(json "$tmp/one.json.out" layers)"
+done
 
 # ---- place and route ---------------------------------------------------------------------------------
 works "place" place "$data/expert_counts.csv" --only prose --devices 8 --slots 72 --out plan.json --out plan.csv

@@ -46,6 +46,7 @@ static void user_free(void *user, void *ptr, size_t bytes)
 #define free oom_free
 #define MOE_EP_STATIC
 #define MOE_EP_NO_BLAS
+#define MOE_EP_DEBUG /* its assertions see a piece that was not asked for */
 #include "moe_ep.h"
 #undef malloc
 #undef free

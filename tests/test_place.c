@@ -1174,6 +1174,573 @@ TEST(budgets)
     CHECK_I64(slots[1], 7); /* 100/4 = 25 is below the mean of 32.5 */
 }
 
+/* ---- options of best placement --------------------------------------------------------------------------------------------- */
+
+TEST(soft_nodes)
+{
+    const double trap[8] = {1000, 1, 1, 1, 1, 1, 1, 1};
+    moe_ep_place_desc d = desc_of(1, 8, shape_of(4, 12, 2), trap);
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    double node[2];
+    d.num_groups = 2;
+    d.node_soft = 1;
+    r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r.off_node, 0, 0, 0); /* strict: the hot expert stays on its node */
+    CHECK(r.max > 499);
+    CHECK_I64(moe_ep_node_loads(&p, trap, node, NULL), MOE_EP_OK);
+    CHECK_NEAR(node[0], 1003, 1e-9, 0);
+    placement_free(&p);
+    d.max_off_node = 0.6;
+    r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK(r.off_node > 0 && r.off_node <= 0.6);
+    CHECK(r.max < 350);
+    placement_free(&p);
+    {
+        const int32_t home[8] = {0, 0, 0, 0, 0, 0, 0, 1}, bad[8] = {0, 0, 0, 0, 0, 0, 0, 2};
+        moe_ep_error err;
+        d.home_node = home;
+        p = placement_new(1, 8, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+        CHECK_I64(err.index, 0);
+        CHECK_NEAR(err.value, -1, 0, 0);
+        d.home_node = bad;
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+        CHECK_I64(err.index, 7);
+        d.home_node = NULL;
+        d.num_groups = 3;
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+        placement_free(&p);
+    }
+}
+
+/* Load off its home node, counted from the placement. */
+static double off_home(const moe_ep_placement *p, const double *w, const int32_t *home)
+{
+    double off = 0;
+    int e, i, n;
+    for (e = 0; e < p->num_experts; e++) {
+        n = p->replica_start[e + 1] - p->replica_start[e];
+        for (i = p->replica_start[e]; i < p->replica_start[e + 1]; i++)
+            if (p->device_node[p->slot_device[p->replica_slot[i]]] != home[e]) off += w[e] / n;
+    }
+    return off;
+}
+
+TEST(soft_nodes_random)
+{
+    uint64_t s = t_seed;
+    int n, used = 0;
+    for (n = 0; n < 200; n++) {
+        int N = 2 + (int)t_below(&s, 2), D = N * (1 + (int)t_below(&s, 3)), S = 2 + (int)t_below(&s, 4), P = D * S, i;
+        int E = N * (1 + (int)t_below(&s, P / N));
+        double w[96], total = 0;
+        int32_t home[96];
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result strict, soft;
+        random_loads(&s, w, E);
+        for (i = 0; i < E; i++) {
+            home[i] = i * N / E;
+            total += w[i];
+        }
+        d = desc_of(1, E, shape_of(D, P, N), w);
+        d.node_soft = 1;
+        d.home_node = home;
+        strict = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_NEAR(off_home(&p, w, home), 0, 0, 0);
+        placement_free(&p);
+        d.max_off_node = 0.2;
+        soft = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK(off_home(&p, w, home) <= 0.2 * total * (1 + 1e-9));
+        CHECK_NEAR(soft.off_node * total, off_home(&p, w, home), 1e-9, 1e-9);
+        CHECK(soft.max <= strict.max * 1.02 + 1e-9);
+        used += soft.max < strict.max * 0.95;
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(used > 20);
+}
+
+/* Sum over devices of the pairs that meet there, weighed by the chance that both replicas are chosen. */
+static double togetherness(const moe_ep_placement *p, const int64_t *pairs)
+{
+    int E = p->num_experts, d, i, j;
+    double sum = 0;
+    for (d = 0; d < p->num_devices; d++)
+        for (i = p->slot_start[d]; i < p->slot_start[d + 1]; i++)
+            for (j = i + 1; j < p->slot_start[d + 1]; j++) {
+                int a = p->slot_expert[i], b = p->slot_expert[j];
+                if (a < 0 || b < 0) continue;
+                sum += (double)pairs[a * E + b] / (p->replica_start[a + 1] - p->replica_start[a]) /
+                       (p->replica_start[b + 1] - p->replica_start[b]);
+            }
+    return sum;
+}
+
+TEST(partners)
+{
+    uint64_t s = t_seed;
+    int n, better = 0;
+    for (n = 0; n < 60; n++) {
+        enum { E = 16 };
+        double w[E];
+        int64_t pairs[E * E];
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result plain, together;
+        double before;
+        int i, j;
+        for (i = 0; i < E; i++) w[i] = 100 + (double)t_below(&s, 4);
+        for (i = 0; i < E; i++)
+            for (j = 0; j <= i; j++) pairs[i * E + j] = pairs[j * E + i] = t_below(&s, 4) ? t_below(&s, 5) : t_below(&s, 100);
+        d = desc_of(1, E, shape_of(4, 20, 1), w);
+        plain = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        before = togetherness(&p, pairs);
+        placement_free(&p);
+        d.coactivation = pairs;
+        d.coactivation_slack = 0.02;
+        together = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK(together.max <= plain.max * (1 + 0.02 + 1e-9));
+        CHECK(togetherness(&p, pairs) >= before);
+        better += togetherness(&p, pairs) > 1.2 * before;
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(better > 30);
+}
+
+TEST(allow_duplicates_never_above_eplb)
+{
+    uint64_t s = t_seed;
+    int n;
+    for (n = 0; n < 1000; n++) {
+        int D = 1 + (int)t_below(&s, 4), S = 1 + (int)t_below(&s, 4), E = 1 + (int)t_below(&s, D * S);
+        double w[16];
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r, e;
+        random_loads(&s, w, E);
+        d = desc_of(1, E, shape_of(D, D * S, 1), w);
+        d.allow_duplicates = 1;
+        d.max_refinements = (int)t_below(&s, 2); /* 1: hardly any search, so that the fallback is used */
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_I64(moe_ep_place_eplb(&d, &p, &e, NULL, NULL), MOE_EP_OK);
+        CHECK(r.max <= e.max * (1 + 1e-9));
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(layer_budgets_are_kept)
+{
+    uint64_t s = t_seed;
+    int n, l;
+    for (n = 0; n < 100; n++) {
+        int D = 2 + (int)t_below(&s, 5), S = 2 + (int)t_below(&s, 4), P = D * S, E = 1 + (int)t_below(&s, P), d;
+        int32_t slots[4];
+        double w[4 * 36];
+        int64_t extra = t_below(&s, 4 * (P - E) + 1), sum = 0;
+        moe_ep_place_desc x;
+        moe_ep_placement p;
+        moe_ep_plan_result r[4];
+        random_loads(&s, w, 4 * E);
+        x = desc_of(4, E, shape_of(D, P, 1), w);
+        CHECK_I64(moe_ep_replica_budgets(&x, extra, slots, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < 4; l++) {
+            CHECK(slots[l] >= E && slots[l] <= P);
+            sum += slots[l] - E;
+        }
+        CHECK(sum <= extra);
+        x.layer_slots = slots;
+        p = placement_new(4, E, &x.shape);
+        CHECK_I64(moe_ep_best_placement(&x, &p, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < 4; l++) {
+            CHECK(r[l].slots_used <= slots[l]);
+            for (d = 0; d < D; d++) { /* as even over the devices as the number allows */
+                int i, used = 0;
+                for (i = d * S; i < d * S + S; i++) used += p.slot_expert[l * P + i] >= 0;
+                CHECK(used <= (slots[l] + D - 1) / D);
+            }
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* ---- bad input ------------------------------------------------------------------------------------------------------------------ */
+
+/* Every planner refuses the same things, and leaves out and result alone. */
+TEST(planner_errors)
+{
+    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt, moe_ep_place_eplb,
+                                   moe_ep_place_trtllm, moe_ep_best_placement};
+    const double nan_load[4] = {1, 2, NAN, 3}, negative[4] = {1, -2, 1, 1}, infinite[4] = {1, 2, 3, INFINITY}, fine[4] = {1, 2, 3, 4};
+    const double huge[4] = {1e308, 1e308, 1e308, 1};
+    int f, c;
+    for (f = 0; f < 6; f++) {
+        moe_ep_place_desc good = desc_of(1, 4, shape_of(2, 4, 1), fine), d;
+        moe_ep_placement p = placement_new(1, 4, &good.shape);
+        int32_t before[4];
+        moe_ep_plan_result r, keep;
+        moe_ep_error err;
+        CHECK_I64(all[f](&good, &p, NULL, NULL, &err), MOE_EP_OK);
+        memcpy(before, p.slot_expert, sizeof before);
+        memset(&r, 0x5a, sizeof r);
+        keep = r;
+        for (c = 0; c < 14; c++) {
+            moe_ep_status want = MOE_EP_ERR_SIZE;
+            int64_t index = -1;
+            uint8_t down[2] = {0, 1};
+            d = good;
+            if (c == 0) { d.loads = nan_load; want = MOE_EP_ERR_NAN; index = 2; }
+            if (c == 1) { d.loads = negative; want = MOE_EP_ERR_NEGATIVE; index = 1; }
+            if (c == 2) { d.loads = infinite; want = MOE_EP_ERR_NAN; index = 3; }
+            if (c == 3) { d.loads = huge; want = MOE_EP_ERR_OVERFLOW; index = 0; }
+            if (c == 4) d.num_layers = 0;
+            if (c == 5) d.num_experts = -4;
+            if (c == 6) d.num_experts = 3;
+            if (c == 7) d.shape.num_devices = 0;
+            if (c == 8) d.shape.num_devices = 4;
+            if (c == 9) d.shape.num_slots = 6;
+            if (c == 10) { d.shape.inactive = down; want = MOE_EP_ERR_SLOTS; }
+            if (c == 11) { d.risk_z = -1; want = MOE_EP_ERR_RANGE; }
+            if (c == 12) d.num_steps = -2;
+            if (c == 13) { d.risk_z = NAN; want = MOE_EP_ERR_RANGE; }
+            err.arg = NULL;
+            CHECK_I64(all[f](&d, &p, &r, NULL, &err), want);
+            CHECK_I64(err.status, want);
+            CHECK(err.arg != NULL && err.arg[0] != '\0');
+            if (index >= 0) CHECK_I64(err.index, index);
+            CHECK(memcmp(before, p.slot_expert, sizeof before) == 0);
+            CHECK(memcmp(&r, &keep, sizeof r) == 0);
+            STOP_IF_FAILED("case %d", f * 100 + c);
+        }
+        CHECK_I64(all[f](NULL, &p, &r, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_STR(err.arg, "desc");
+        CHECK_I64(all[f](&good, NULL, &r, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_STR(err.arg, "out");
+        d = good;
+        d.loads = NULL;
+        CHECK_I64(all[f](&d, &p, NULL, NULL, &err), f < 2 ? MOE_EP_OK : MOE_EP_ERR_NULL);
+        { /* scratch: one byte too few, then enough, then growing */
+            moe_ep_scratch s = moe_ep_scratch_fixed(NULL, 0), grow;
+            void *buf;
+            size_t need;
+            CHECK_I64(all[f](&good, &p, &r, &s, &err), MOE_EP_ERR_SCRATCH);
+            need = s.need;
+            CHECK(need > 0);
+            buf = t_alloc(need);
+            s = moe_ep_scratch_fixed(buf, need - 1);
+            CHECK_I64(all[f](&good, &p, &r, &s, &err), MOE_EP_ERR_SCRATCH);
+            CHECK_NEAR(err.value, (double)need, 0, 0);
+            s = moe_ep_scratch_fixed(buf, need);
+            CHECK_I64(all[f](&good, &p, &r, &s, &err), MOE_EP_OK);
+            memset(&grow, 0, sizeof grow);
+            CHECK_I64(all[f](&good, &p, &r, &grow, &err), MOE_EP_OK);
+            moe_ep_scratch_free(&grow);
+            free(buf);
+        }
+        placement_free(&p);
+    }
+}
+
+TEST(limits_of_eplb)
+{
+    const double w[4] = {1, 2, 3, 4}, big[4] = {1, 2, 3e39, 4}, speed[2] = {1, 2};
+    const uint8_t down[2] = {0, 1};
+    moe_ep_place_desc d = desc_of(1, 4, shape_of(2, 5, 1), w);
+    moe_ep_placement p = placement_new(1, 4, &d.shape);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG); /* 5 slots on 2 devices */
+    CHECK_I64(moe_ep_place_trtllm(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+    placement_free(&p);
+    d.shape.num_slots = 8;
+    p = placement_new(1, 4, &d.shape);
+    d.loads = big;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 2);
+    d.loads = w;
+    d.shape.speed = speed;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "desc.shape.speed");
+    d.shape.speed = NULL;
+    d.shape.inactive = down;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "desc.shape.inactive");
+    d.shape.inactive = NULL;
+    d.eplb_mode = (moe_ep_eplb_mode)7;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    d.eplb_mode = MOE_EP_EPLB_AUTO;
+    d.num_groups = -1;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    placement_free(&p);
+}
+
+TEST(best_option_errors)
+{
+    const double w[4] = {1, 2, 3, 4};
+    const int32_t pin_out[4] = {-1, 5, -1, -1}, pin_full[4] = {0, 0, 0, -1}, pin_fine[4] = {-1, 1, -1, -1}, few[1] = {3}, many[1] = {9};
+    int64_t pairs[16] = {0};
+    moe_ep_place_desc good = desc_of(1, 4, shape_of(4, 8, 2), w), d = good;
+    moe_ep_placement p = placement_new(1, 4, &d.shape);
+    moe_ep_error err;
+    d.pinned = pin_out;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    d.pinned = pin_full;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+    CHECK_I64(err.index, 2);
+    d = good;
+    d.layer_slots = few;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_SLOTS);
+    d.layer_slots = many;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_SLOTS);
+    d = good;
+    d.max_replicas = -1;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    d = good;
+    d.coactivation = pairs;
+    pairs[5] = -1;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 5);
+    pairs[5] = 0;
+    d.coactivation_slack = NAN;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    d = good;
+    d.node_soft = 1;
+    d.num_groups = 2;
+    d.max_off_node = 1.5;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    d.max_off_node = 0.5;
+    d.pinned = pin_fine;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    d = good;
+    d.max_replicas = 1;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_max_replicas(&p, &err), 1);
+    placement_free(&p);
+}
+
+TEST(shape_errors)
+{
+    moe_ep_shape s = shape_of(2, 4, 1);
+    const int32_t slots[2] = {1, 2}, minus[2] = {1, -2}, nodes[2] = {0, 3};
+    const double zero_speed[2] = {1, 0};
+    unsigned char mem[4096];
+    moe_ep_placement p, keep;
+    moe_ep_error err;
+    size_t need = moe_ep_placement_bytes(1, 4, &s);
+    memset(&p, 0x5a, sizeof p);
+    keep = p;
+    CHECK(need > 0 && need <= sizeof mem);
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, need - 1, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, (double)need, 0, 0);
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, NULL, need, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_placement_init(NULL, 1, 4, &s, mem, need, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, NULL, mem, need, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_placement_init(&p, 0, 4, &s, mem, need, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_placement_init(&p, 1, 0, &s, mem, need, &err), MOE_EP_ERR_SIZE);
+    s.slots_per_device = slots;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_CONFIG);
+    s.num_slots = 0;
+    s.slots_per_device = minus;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(err.index, 1);
+    s.slots_per_device = slots;
+    s.node_of_device = nodes;
+    s.num_nodes = 2;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_RANGE);
+    s.node_of_device = NULL;
+    s.speed = zero_speed;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_RANGE);
+    CHECK(memcmp(&p, &keep, sizeof p) == 0);
+    CHECK_I64(moe_ep_placement_bytes(INT32_MAX, INT32_MAX / 2, &s), 0);
+    CHECK_I64(moe_ep_placement_bytes(1, 4, NULL), 0);
+    s = shape_of(0, 4, 1);
+    CHECK_I64(moe_ep_placement_bytes(1, 4, &s), 0);
+    CHECK_I64(moe_ep_placement_index(NULL, &err), MOE_EP_ERR_NULL);
+    memset(&p, 0, sizeof p);
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_max_replicas(&p, &err), MOE_EP_ERR_NULL);
+}
+
+TEST(broken_placements)
+{
+    moe_ep_shape s = shape_of(2, 4, 1);
+    moe_ep_placement p = placement_new(1, 3, &s);
+    const int32_t slots[4] = {0, 1, 2, 0}, twice[4] = {0, 0, 1, 2};
+    moe_ep_check_result c;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_LOST_EXPERT); /* all slots empty */
+    memcpy(p.slot_expert, slots, sizeof slots);
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT); /* not indexed */
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_validate(&p, 0, &c, &err), MOE_EP_OK);
+    p.replica_slot[0] = 3;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT); /* names slot 3 twice */
+    p.replica_slot[0] = 1;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT); /* wrong expert there */
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    p.slot_device[2] = 0;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    p.slot_device[2] = 1;
+    p.slot_expert[1] = 3;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_ERR_EXPERT_ID);
+    memcpy(p.slot_expert, twice, sizeof twice);
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_validate(&p, 0, &c, &err), MOE_EP_OK);
+    CHECK_I64(c.duplicates, 1);
+    CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, &c, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(moe_ep_validate(&p, 64, &c, &err), MOE_EP_ERR_RANGE);
+    placement_free(&p);
+}
+
+TEST(other_errors)
+{
+    const double w[4] = {1, 2, 3, 4}, bad[4] = {1, NAN, 1, 1};
+    moe_ep_shape s = shape_of(2, 4, 1), s2 = shape_of(2, 6, 1);
+    moe_ep_placement p = placement_new(1, 4, &s), q = placement_new(1, 4, &s2);
+    moe_ep_place_desc d = desc_of(1, 4, s, w);
+    moe_ep_rebalance_desc x;
+    moe_ep_copies_desc c;
+    moe_ep_moves_result m;
+    moe_ep_plan_result r;
+    moe_ep_bound_result b;
+    moe_ep_error err;
+    int32_t counts[4], device[4], fewest = 7, i;
+    double out[4] = {7, 7, 7, 7};
+    CHECK_I64(moe_ep_place_lpt(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_lpt(NULL, 4, 2, device, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_lpt(w, 0, 2, device, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_lpt(w, 4, 0, device, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_lpt(bad, 4, 2, device, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_lpt(w, 4, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    for (i = 0; i < 4; i++) counts[i] = 3;
+    CHECK_I64(moe_ep_lpt_replicas(w, 4, counts, 2, device, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_lpt_replicas(w, 4, NULL, 2, device, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_replicate(w, 4, 3, 0, counts, NULL, &err), MOE_EP_ERR_SLOTS);
+    CHECK_I64(moe_ep_replicate(w, 4, 5, -1, counts, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_replicate(bad, 4, 5, 0, counts, NULL, &err), MOE_EP_ERR_NAN);
+    for (i = 0; i < 4; i++) CHECK_I64(counts[i], 3);
+    CHECK_I64(moe_ep_device_loads(&p, bad, out, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_device_loads(&p, NULL, out, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_device_loads(&p, w, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_node_loads(&p, bad, out, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_window_loads(w, 0, 1, 4, 0, out, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_window_loads(w, 1, 1, 4, -1, out, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_window_loads(bad, 1, 1, 4, 0, out, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_window_loads(w, INT32_MAX, INT32_MAX, INT32_MAX, 0, out, &err), MOE_EP_ERR_OVERFLOW);
+    for (i = 0; i < 4; i++) CHECK_NEAR(out[i], 7, 0, 0);
+    CHECK_I64(moe_ep_evaluate(&p, bad, 1, &r, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_evaluate(&p, w, -1, &r, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_evaluate(&p, w, 1, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_lower_bound(bad, 4, &s, &b, NULL, &err), MOE_EP_ERR_NAN);
+    s2 = shape_of(2, 3, 1);
+    CHECK_I64(moe_ep_lower_bound(w, 4, &s2, &b, NULL, &err), MOE_EP_ERR_SLOTS);
+    CHECK_I64(moe_ep_placement_copy(&p, &q, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_plan_moves(&p, &p, -1, NULL, 0, &m, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_plan_moves(&p, NULL, 0, NULL, 0, &m, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_relabel(&p, &q, 0, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_relabel(&p, &p, 64, NULL, &err), MOE_EP_ERR_RANGE);
+    memset(&x, 0, sizeof x);
+    CHECK_I64(moe_ep_rebalance(NULL, &p, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    x.current = &p;
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    x.loads = bad;
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    x.loads = w;
+    CHECK_I64(moe_ep_rebalance(&x, &q, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    x.max_moves = -1;
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    x.max_moves = 0;
+    x.target = NAN;
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    x.target = 0;
+    p.device_inactive[1] = 1;
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_ERR_SLOTS);
+    p.device_inactive[1] = 0;
+    CHECK_I64(moe_ep_rebalance(&x, &p, NULL, NULL, &err), MOE_EP_OK); /* in place */
+    memset(&c, 0, sizeof c);
+    CHECK_I64(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_ERR_SIZE);
+    c.place = d;
+    CHECK_I64(moe_ep_min_copies(&c, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    c.max_extra = -1;
+    CHECK_I64(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_ERR_RANGE);
+    c.max_extra = INT32_MAX;
+    CHECK_I64(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    c.max_extra = 2;
+    c.policy = MOE_EP_PLACE_LPT;
+    CHECK_I64(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(fewest, 7);
+    CHECK_I64(moe_ep_replica_budgets(&d, -1, counts, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    d.shape.num_slots = 3;
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, counts, NULL, &err), MOE_EP_ERR_SLOTS);
+    CHECK_I64(moe_ep_placement_from_eplb(NULL, NULL, 0, NULL, &p, &err), MOE_EP_ERR_NULL);
+    device[0] = 9;
+    CHECK_I64(moe_ep_placement_from_eplb(device, NULL, 0, NULL, &p, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_STR(moe_ep_place_policy_str((moe_ep_place_policy)99), "unknown policy");
+    CHECK_STR(moe_ep_place_policy_str(MOE_EP_PLACE_EPLB_GLOBAL), "EPLB, global");
+    CHECK_STR(moe_ep_bound_str((moe_ep_bound)99), "unknown bound");
+    placement_free(&p);
+    placement_free(&q);
+}
+
+/* A device dies: the expert that lived only there is named, and put back by rebalance. */
+TEST(dead_rank)
+{
+    const int32_t assign[8] = {0, 1, 0, 2, 1, 3, 2, 3}, alone[4] = {0, 1, 2, 3};
+    const double w[4] = {10, 20, 30, 40};
+    moe_ep_shape s = shape_of(4, 8, 1);
+    moe_ep_placement p = placement_new(1, 4, &s), q = placement_new(1, 4, &s);
+    moe_ep_check_result c;
+    moe_ep_rebalance_desc x;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    memcpy(p.slot_expert, assign, sizeof assign);
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    p.device_inactive[2] = 1; /* replicas left: 2 1 2 1 */
+    CHECK_I64(moe_ep_validate(&p, 0, &c, &err), MOE_EP_OK);
+    CHECK_I64(c.single_copies, 2);
+    CHECK_I64(c.on_inactive, 2);
+    placement_free(&p);
+    s = shape_of(4, 4, 1);
+    p = placement_new(1, 4, &s);
+    memcpy(p.slot_expert, alone, sizeof alone);
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    p.device_inactive[2] = 1;
+    CHECK_I64(moe_ep_validate(&p, 0, &c, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_I64(err.index, 2);
+    memset(&x, 0, sizeof x);
+    x.current = &p;
+    x.loads = w;
+    CHECK_I64(moe_ep_rebalance(&x, &p, &r, NULL, &err), MOE_EP_ERR_SLOTS); /* three slots for four experts */
+    placement_free(&p);
+    placement_free(&q);
+    s = shape_of(4, 8, 1);
+    p = placement_new(1, 4, &s);
+    for (int i = 0; i < 4; i++) p.slot_expert[2 * i] = i;
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    p.device_inactive[2] = 1;
+    x.current = &p;
+    x.target = 10;
+    CHECK_I64(moe_ep_rebalance(&x, &p, &r, NULL, &err), MOE_EP_OK);
+    CHECK_I64(r.moves, 1);
+    CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, &c, &err), MOE_EP_OK);
+    CHECK_I64(c.on_inactive, 0);
+    placement_free(&p);
+}
+
 /* ---- recorded loads ------------------------------------------------------------------------------------------------ */
 
 /* All numbers of a file after the first '['. */

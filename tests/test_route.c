@@ -378,6 +378,7 @@ static void oracle_groups(oracle *o)
         oracle_sort(o->key + g * size, within, size);
         group[g] = 0.0f;
         for (m = 0; m < (r->group_top_m > 0 ? r->group_top_m : 1); m++) group[g] += o->key[g * size + within[m]];
+        if (group[g] < -1e29f) group[g] = -1e30f; /* one masked expert or two: -Inf */
     }
     oracle_sort(group, order, r->n_group);
     for (g = r->topk_group; g < r->n_group; g++)
@@ -437,6 +438,9 @@ typedef struct random_case {
 /* Multiples of 1/4: many exact ties, and different values stay apart in every score. */
 static float coarse(uint64_t *s, int range) { return (float)(t_below(s, 8 * range + 1) - 4 * range) / 4.0f; }
 
+/* The same off the origin: no x and -x, whose sigmoids add up to 1 whatever x, a tie that only rounding breaks. */
+static float coarse_logit(uint64_t *s, int range) { return coarse(s, range) + 0.0625f; }
+
 static void random_router(uint64_t *s, random_case *c)
 {
     static const int32_t groups[] = {0, 0, 1, 2, 4, 8};
@@ -454,7 +458,7 @@ static void random_router(uint64_t *s, random_case *c)
     r->score = (moe_ep_score)t_below(s, 4);
     r->weight = (moe_ep_weight)t_below(s, 4);
     r->select_on_logit = (int32_t)t_below(s, 2);
-    r->logit_softcap = t_below(s, 5) == 0 ? 30.0f : 0.0f;
+    r->logit_softcap = t_below(s, 5) == 0 ? 3.0f : 0.0f; /* far from linear */
     r->renorm = (int32_t)t_below(s, 2);
     r->renorm_p = (float)t_below(s, 3);
     r->renorm_skip_k1 = (int32_t)t_below(s, 2);
@@ -468,11 +472,11 @@ static void random_router(uint64_t *s, random_case *c)
         c->scale[i] = 0.5f + (float)t_unit(s);
     }
     r->select_bias = t_below(s, 2) ? c->bias : NULL;
-    r->logit_bias = t_below(s, 3) == 0 ? c->gate_bias : NULL;
+    r->logit_bias = t_below(s, 3) == 0 && !(r->logit_softcap > 0.0f) ? c->gate_bias : NULL; /* no near ties */
     r->per_expert_scale = t_below(s, 3) == 0 ? c->scale : NULL;
     c->T = 1 + (int)t_below(s, 3);
     for (i = 0; i < c->T * r->num_experts; i++) {
-        c->logits[i] = coarse(s, 4);
+        c->logits[i] = coarse_logit(s, 4);
         if (t_below(s, 23) == 0) c->logits[i] = -INFINITY;
     }
 }
@@ -522,7 +526,7 @@ TEST(many_experts_and_large_k)
     for (n = 0; n < 7; n++) {
         r = moe_ep_router_mixtral(shape[n][0], shape[n][1]);
         if (n % 2) r.score = MOE_EP_SCORE_SIGMOID;
-        for (e = 0; e < shape[n][0]; e++) logits[e] = coarse(&s, 3);
+        for (e = 0; e < shape[n][0]; e++) logits[e] = coarse_logit(&s, 3);
         for (e = 0; e < shape[n][0]; e++) bias[e] = coarse(&s, 1);
         if (n % 4 == 1) r.select_bias = bias;
         if (n % 4 == 2) r.logit_bias = bias;
@@ -630,6 +634,23 @@ TEST(masked_experts_and_bad_logits)
     CHECK(ids[2] == 2 && ids[3] == 0);
 }
 
+/* A group score with a masked expert in it is -Inf, with one or with two: then the lowest group counts. */
+TEST(masked_experts_in_groups)
+{
+    float logits[6] = {-INFINITY, -INFINITY, 9.0f, -INFINITY, 1.0f, 2.0f}, w[3];
+    int32_t ids[3];
+    moe_ep_router r = moe_ep_router_minimax_m2(6, 3);
+    r.n_group = 3;
+    r.topk_group = 2;
+    r.group_top_m = 2;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 5 && ids[1] == 4 && ids[2] == 0);
+    CHECK_NEAR(w[2], 0.0, 0.0, 0.0);
+    r.group_top_m = 1; /* the best one: now group 1 is in */
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 5 && ids[2] == 4);
+}
+
 TEST(presets_and_names)
 {
     float logits[3] = {1.0f, 3.0f, 2.0f}, w[2];
@@ -675,12 +696,12 @@ TEST(presets_and_names)
 /* phi-3.5-moe: two far apart logits win with weight 1 each; near ones share. */
 TEST(sparsemixer_by_hand)
 {
-    float logits[4] = {3.0f, 1.0f, 2.98f, -2.0f}, w[2];
+    float logits[4] = {3.0f, 1.0f, 2.95f, -2.0f}, w[2];
     int32_t ids[2];
     moe_ep_router r = moe_ep_router_phimoe(4, 2);
     CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
     CHECK(ids[0] == 0 && ids[1] == 2);
-    CHECK_NEAR(w[0], 1.0 / (1.0 + exp(-0.02)), 1e-6, 0.0); /* 0.02/3 is within 2 * 0.01 */
+    CHECK_NEAR(w[0], 1.0 / (1.0 + exp(-0.05)), 1e-6, 0.0); /* 0.05/3 is within 2 * 0.01 */
     CHECK_NEAR(w[1], 1.0, 1e-6, 0.0);                      /* the first winner no longer counts */
 }
 

@@ -272,4 +272,151 @@ TEST(hash_bits)
     placement_free(&p);
 }
 
+/* Speeds, dead devices and duplicates: sums hold, dead devices get nothing, exact is no worse than any other policy. */
+TEST(general_placements)
+{
+    uint64_t s = t_seed;
+    int n, e, i, d, policy;
+    for (n = 0; n < 400; n++) {
+        int E, D;
+        moe_ep_placement p = random_table(&s, &E, &D);
+        int64_t counts[8], source[64], rows[64];
+        double worst[7], share[64], loads[8], level = 0, time;
+        for (d = 0; d < D; d++) {
+            p.device_speed[d] = 0.5 + t_unit(&s);
+            p.device_inactive[d] = (uint8_t)(t_below(&s, 4) == 0);
+        }
+        for (e = 0; e < E; e++) {
+            int alive = 0;
+            for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++)
+                alive |= !p.device_inactive[p.slot_device[p.replica_slot[i]]];
+            counts[e] = alive ? 100 * t_below(&s, 1000) : 0;
+            loads[e] = (double)counts[e];
+            for (d = 0; d < D; d++) source[d * E + e] = d == 0 ? counts[e] : 0;
+        }
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &level, NULL, NULL), MOE_EP_OK);
+        for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
+            moe_ep_split_desc desc = split_of((moe_ep_split_policy)policy);
+            desc.source_counts = source;
+            CHECK_I64(moe_ep_split(&desc, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+            worst[policy] = 0;
+            for (d = 0; d < D; d++) {
+                double sum = 0;
+                for (i = p.slot_start[d]; i < p.slot_start[d + 1]; i++) sum += (double)rows[i];
+                if (p.device_inactive[d]) CHECK_NEAR(sum, 0, 0, 0);
+                time = sum / p.device_speed[d];
+                if (time > worst[policy]) worst[policy] = time;
+            }
+            for (e = 0; e < E; e++) {
+                int64_t sum = 0;
+                for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++) sum += rows[p.replica_slot[i]];
+                CHECK_I64(sum, counts[e]);
+            }
+        }
+        for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
+            CHECK(worst[MOE_EP_SPLIT_EXACT] <= worst[policy] + 4.0);
+            CHECK(worst[policy] >= level - 1e-6 * (level + 1));
+        }
+        CHECK(worst[MOE_EP_SPLIT_EXACT] <= level + 4.0);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+TEST(local_first)
+{
+    /* expert 0 on devices 0 and 2, nodes {0,1} and {2,3} */
+    const int32_t slots[4] = {0, 1, 0, 2};
+    const int64_t counts[3] = {40, 0, 0}, source[12] = {10, 0, 0, 10, 0, 0, 10, 0, 0, 10, 0, 0};
+    const int64_t lopsided[12] = {40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    moe_ep_placement p = table(3, 4, 4, 2, slots);
+    moe_ep_split_desc d = split_of(MOE_EP_SPLIT_LOCAL_FIRST);
+    int64_t rows[4];
+    d.source_counts = source;
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(rows[0], 20);
+    CHECK_I64(rows[2], 20);
+    d.source_counts = lopsided;
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(rows[0], 40);
+    CHECK_I64(rows[2], 0);
+    placement_free(&p);
+}
+
+TEST(errors)
+{
+    const int32_t slots[4] = {0, 1, 0, 2}, ids[3] = {0, 1, 5}, fine[2] = {0, 1}, from[2] = {0, 9};
+    const int64_t counts[3] = {4, 1, 0}, negative[3] = {4, -1, 0}, many[3] = {INT64_MAX, INT64_MAX, 1};
+    const int64_t source[12] = {4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, quota[4] = {1, 1, 0, 0}, stray[4] = {1, 1, 0, 1};
+    const double bad[3] = {1, NAN, 1}, minus[3] = {1, -1, 1};
+    moe_ep_placement p = table(3, 4, 4, 2, slots);
+    moe_ep_split_desc d = split_of(MOE_EP_SPLIT_EXACT);
+    moe_ep_error err;
+    int64_t rows[4] = {9, 9, 9, 9};
+    int32_t got[3] = {9, 9, 9};
+    double share[4] = {9, 9, 9, 9};
+    int i;
+    CHECK_I64(moe_ep_split(NULL, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "desc");
+    CHECK_I64(moe_ep_split(&d, NULL, 0, counts, rows, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_split(&d, &p, 0, NULL, rows, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_split(&d, &p, 1, counts, rows, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "layer");
+    CHECK_I64(moe_ep_split(&d, &p, -1, counts, rows, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_split(&d, &p, 0, negative, rows, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_split(&d, &p, 0, many, rows, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    d.max_sweeps = -1;
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_RANGE);
+    d = split_of((moe_ep_split_policy)42);
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "desc.policy");
+    d = split_of(MOE_EP_SPLIT_LOCAL_FIRST);
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG);
+    d.source_counts = source; /* expert 1 has a row that starts nowhere */
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(err.index, 1);
+    for (i = 0; i < 4; i++) CHECK_I64(rows[i], 9);
+    CHECK_I64(moe_ep_split_shares(&p, 0, bad, 0, share, NULL, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_split_shares(&p, 0, minus, 0, share, NULL, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(moe_ep_split_shares(&p, 0, NULL, 0, share, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_split_shares(&p, 0, bad, -1, share, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    for (i = 0; i < 4; i++) CHECK_NEAR(share[i], 9, 0, 0);
+    CHECK_I64(moe_ep_device_rows(&p, NULL, rows, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_device_rows(&p, many, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 3, quota, got, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, ids, -1, quota, got, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, NULL, 2, quota, got, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, fine, 2, NULL, got, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, fine, 2, quota, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, fine, 2, stray, got, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_assign_slots_local(&p, 0, fine, 2, from, quota, got, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_assign_slots_local(&p, 0, fine, 2, NULL, quota, got, NULL, &err), MOE_EP_ERR_NULL);
+    for (i = 0; i < 3; i++) CHECK_I64(got[i], 9);
+    CHECK_I64(moe_ep_pick_slot(&p, 0, 3, 0, &err), MOE_EP_ERR_EXPERT_ID);
+    p.device_inactive[1] = 1;
+    CHECK_I64(moe_ep_pick_slot(&p, 0, 1, 0, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_STR(moe_ep_split_policy_str(MOE_EP_SPLIT_EXACT), "exact");
+    CHECK_STR(moe_ep_split_policy_str((moe_ep_split_policy)99), "unknown policy");
+    { /* scratch one byte short */
+        moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0), tight;
+        void *buf;
+        d = split_of(MOE_EP_SPLIT_EXACT);
+        p.device_inactive[1] = 0;
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &none, &err), MOE_EP_ERR_SCRATCH);
+        buf = t_alloc(none.need);
+        tight = moe_ep_scratch_fixed(buf, none.need - 1);
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &tight, &err), MOE_EP_ERR_SCRATCH);
+        tight = moe_ep_scratch_fixed(buf, none.need);
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &tight, &err), MOE_EP_OK);
+        d.policy = MOE_EP_SPLIT_EVEN; /* needs no memory */
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &none, &err), MOE_EP_OK);
+        free(buf);
+    }
+    placement_free(&p);
+}
+
 T_MAIN

@@ -1,7 +1,7 @@
 #!/bin/sh
 # tests/compile/matrix.sh - the header under every compiler and standard that is here, warnings are errors.
 # SPDX-License-Identifier: MIT
-# usage: matrix.sh          every compiler x standard, one optimisation level each
+# usage: matrix.sh          every compiler x standard, mostly at -O0, which is quick
 #        matrix.sh --full   x -O0 -O2 -O3 -Os, GNU dialects, clang's -Weverything on each
 # One check = one compiler, standard and level: the declarations alone, then the implementation.
 . tests/lib.sh
@@ -50,15 +50,15 @@ c_compiler() { # c_compiler COMMAND PACKAGE
     done
     for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
         # shellcheck disable=SC2086
-        try "$1 -std=c11 -D$define" "$1" -std=c11 -O1 -D$define $STRICT $STRICT_C $more
+        try "$1 -std=c11 -D$define" "$1" -std=c11 ${full:+-O2} -D$define $STRICT $STRICT_C $more
     done
     if [ "${BLAS:-1}" = 1 ]; then
         # shellcheck disable=SC2086
-        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 -O1 -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} $STRICT $STRICT_C $more
+        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 ${full:+-O2} -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} $STRICT $STRICT_C $more
     fi
     if is_clang "$1"; then
         # shellcheck disable=SC2086
-        try "$1 -Weverything" "$1" -std=c99 -O1 $STRICT $EVERYTHING
+        try "$1 -Weverything" "$1" -std=c99 ${full:+-O2} $STRICT $EVERYTHING
     fi
 }
 
@@ -69,7 +69,7 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
     fi
     for std in c++11 c++14 c++17 c++20 ${full:+gnu++17}; do
         levels="-O0 -O2 -O3 -Os"
-        [ -n "$full" ] || case $std in c++17) levels=-O2 ;; *) levels=-O0 ;; esac
+        [ -n "$full" ] || case $1-$std in g++-c++17) levels=-O1 ;; *) levels=-O0 ;; esac
         for level in $levels; do
             # shellcheck disable=SC2086
             try "$1 -std=$std $level" "$1" -x c++ -std=$std $level $STRICT
@@ -79,10 +79,10 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
     check "$1 declarations -Wold-style-cast" "$1" -x c++ -std=c++11 $STRICT -Wold-style-cast -I. \
         -c tests/compile/declarations.c -o "$tmp/d.o"
     # shellcheck disable=SC2086
-    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 -O1 -DMOE_EP_STATIC $STRICT
+    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 ${full:+-O2} -DMOE_EP_STATIC $STRICT
     if is_clang "$1"; then
         # shellcheck disable=SC2086
-        try "$1 -Weverything" "$1" -x c++ -std=c++17 -O1 $STRICT $EVERYTHING_CXX
+        try "$1 -Weverything" "$1" -x c++ -std=c++17 ${full:+-O2} $STRICT $EVERYTHING_CXX
     fi
 }
 

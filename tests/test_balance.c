@@ -1,0 +1,705 @@
+/* tests/test_balance.c - section 3: imbalance metrics and chance.  SPDX-License-Identifier: MIT */
+#include <time.h>
+
+#include "t.h"
+#include "vec.h"
+#include "moe_ep.h"
+
+static moe_ep_balance_result balance(const int64_t *loads, int32_t n)
+{
+    moe_ep_balance_result r;
+    CHECK_I64(moe_ep_balance(loads, n, &r, NULL, NULL), MOE_EP_OK);
+    return r;
+}
+
+TEST(imbalance_examples)
+{
+    static const int64_t hot[] = {960, 92, 92, 92, 91, 91, 91, 91}, zero[] = {0, 0}, one[] = {7}, bad[] = {3, -1};
+    static const double real[] = {1.5, 0.5}, nan_[] = {1, NAN}, inf_[] = {INFINITY, 1}, big[] = {1e308, 1e308};
+    moe_ep_error err;
+    CHECK_NEAR(moe_ep_imbalance(hot, 8, NULL), 4.8, 1e-15, 0);
+    CHECK_NEAR(moe_ep_imbalance(zero, 2, &err), 1, 0, 0);
+    CHECK_NEAR(moe_ep_imbalance(one, 1, NULL), 1, 0, 0);
+    CHECK_NEAR(moe_ep_imbalance_d(real, 2, NULL), 1.5, 0, 0);
+    CHECK_NEAR(moe_ep_imbalance(bad, 2, &err), MOE_EP_ERR_NEGATIVE, 0, 0);
+    CHECK_I64(err.index, 1);
+    CHECK_NEAR(moe_ep_imbalance(NULL, 2, &err), MOE_EP_ERR_NULL, 0, 0);
+    CHECK_STR(err.arg, "loads");
+    CHECK_NEAR(moe_ep_imbalance(one, 0, &err), MOE_EP_ERR_SIZE, 0, 0);
+    CHECK_NEAR(moe_ep_imbalance_d(nan_, 2, &err), MOE_EP_ERR_NAN, 0, 0);
+    CHECK_I64(err.index, 1);
+    CHECK_NEAR(moe_ep_imbalance_d(inf_, 2, &err), MOE_EP_ERR_NAN, 0, 0);
+    CHECK_NEAR(moe_ep_imbalance_d(big, 2, &err), MOE_EP_ERR_OVERFLOW, 0, 0);
+    {
+        static const int64_t huge[] = {INT64_MAX, 1};
+        double to[1];
+        static const int64_t three[] = {3};
+        CHECK_NEAR(moe_ep_imbalance(huge, 2, &err), MOE_EP_ERR_OVERFLOW, 0, 0);
+        CHECK_I64(moe_ep_loads_to_double(three, 1, to, NULL), MOE_EP_OK);
+        CHECK_NEAR(to[0], 3, 0, 0);
+        CHECK_I64(moe_ep_loads_to_double(NULL, 1, to, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_loads_to_double(three, -1, to, &err), MOE_EP_ERR_SIZE);
+    }
+}
+
+/* Figures of tests/vectors/seed/metric_definitions.json. */
+TEST(metric_definitions)
+{
+    static const struct {
+        int64_t loads[8];
+        int32_t n;
+        double max_over_mean, balancedness, cv, gini, jain, entropy_norm, max_over_min, aux;
+    } row[] = {
+        {{1000, 800, 600, 500, 300, 200, 100, 50}, 8, 2.253521127, 0.44375, 0.720240432, 0.406690141, 0.658437827, 0.865938393, 20, 1.51874628},
+        {{1800, 1100, 500, 150}, 4, 2.028169014, 0.493055556, 0.706334869, 0.39084507, 0.667151932, 0.80586677, 12, 1.498908947},
+        {{1000, 1100, 900, 550}, 4, 1.23943662, 0.806818182, 0.233565126, 0.123239437, 0.948269375, 0.978687255, 2, 1.054552668},
+        {{960, 92, 92, 92, 91, 91, 91, 91}, 8, 4.8, 0.208333333, 1.436266862, 0.4759375, 0.326491966, 0.697961371, 10.549450549, 3.0628625},
+        {{3171, 2863, 5280, 6724, 3906, 2757, 2758, 5309}, 8, 1.6416015625, 1 / 1.6416015625, -1, -1, -1, -1, -1, -1},
+        {{6034, 12004, 6663, 8067}, 4, 1.46533203125, 1 / 1.46533203125, -1, -1, -1, -1, -1, -1},
+    };
+    size_t i;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++) {
+        moe_ep_balance_result r = balance(row[i].loads, row[i].n);
+        CHECK_NEAR(r.imbalance, row[i].max_over_mean, 2e-9, 0);
+        CHECK_NEAR(r.balancedness, row[i].balancedness, 2e-9, 0);
+        CHECK_NEAR(r.maxvio, row[i].max_over_mean - 1, 2e-8, 0);
+        if (row[i].cv < 0) continue;
+        CHECK_NEAR(r.cv_population, row[i].cv, 2e-9, 0);
+        CHECK_NEAR(r.gini, row[i].gini, 0, 1e-9);
+        CHECK_NEAR(r.jain, row[i].jain, 2e-9, 0);
+        CHECK_NEAR(r.entropy_norm, row[i].entropy_norm, 2e-9, 0);
+        CHECK_NEAR(r.max_over_min, row[i].max_over_min, 2e-9, 0);
+        CHECK_NEAR(r.hhi * row[i].n, row[i].aux, 2e-9, 0);
+    }
+}
+
+TEST(balance_edges)
+{
+    static const int64_t zero[4] = {0, 0, 0, 0}, one[1] = {5}, seed[4] = {100, 28, 0, 0};
+    static const double tiny[3] = {5e-324, 0, 0}, wide[2] = {1e300, 1e-300};
+    moe_ep_balance_result r = balance(zero, 4), d;
+    int64_t buffer[64];
+    moe_ep_scratch s;
+    moe_ep_error err;
+    CHECK_I64(r.zero_load, 1);
+    CHECK_NEAR(r.imbalance, 1, 0, 0);
+    CHECK_NEAR(r.balancedness, 1, 0, 0);
+    CHECK_NEAR(r.efficiency, 1, 0, 0);
+    CHECK_NEAR(r.sglang_utilization, 1, 0, 0);
+    CHECK_NEAR(r.entropy_norm, 1, 0, 0);
+    CHECK_NEAR(r.gini + r.cv_population + r.cv_sample + r.maxvio + r.minvio + r.kl_from_uniform_nats, 0, 0, 0);
+    CHECK_NEAR(r.idle_fraction, 1, 0, 0);
+    CHECK_NEAR(r.effective_experts, 4, 0, 0);
+    r = balance(one, 1);
+    CHECK_I64(r.zero_load, 0);
+    CHECK_NEAR(r.imbalance, 1, 0, 0);
+    CHECK_NEAR(r.entropy_norm, 1, 0, 0);
+    CHECK_NEAR(r.cv_sample, 0, 0, 0);
+    CHECK_NEAR(r.gini, 0, 0, 0);
+    CHECK_NEAR(r.p99, 5, 0, 0);
+    r = balance(seed, 4);
+    CHECK_NEAR(r.imbalance, 3.125, 0, 0);
+    CHECK_NEAR(r.gini, 0.640625, 1e-15, 0);
+    CHECK_NEAR(r.effective_experts, 1.519, 0, 5e-4);
+    CHECK_NEAR(r.idle_fraction, 0.5, 0, 0);
+    CHECK_NEAR(r.max_over_min, 0, 0, 0);
+    CHECK_I64(moe_ep_balance_d(tiny, 3, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.imbalance >= 1 && r.imbalance <= 3 && r.cv_population >= 0 && r.entropy_norm >= 0);
+    CHECK_I64(moe_ep_balance_d(wide, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.imbalance, 2, 1e-12, 0);
+    CHECK_NEAR(r.cv_population, 1, 1e-12, 0);
+    memset(&d, 0x11, sizeof d);
+    r = d;
+    CHECK_I64(moe_ep_balance(seed, 0, &d, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_balance(NULL, 4, &d, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_balance(seed, 4, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    s = moe_ep_scratch_fixed(buffer, 0);
+    CHECK_I64(moe_ep_balance(seed, 4, &d, &s, &err), MOE_EP_ERR_SCRATCH);
+    s = moe_ep_scratch_fixed(buffer, s.need - 1);
+    CHECK_I64(moe_ep_balance(seed, 4, &d, &s, &err), MOE_EP_ERR_SCRATCH);
+    CHECK(memcmp(&d, &r, sizeof d) == 0);
+    s = moe_ep_scratch_fixed(buffer, s.need);
+    CHECK_I64(moe_ep_balance(seed, 4, &d, &s, &err), MOE_EP_OK);
+}
+
+/* Invariances and a second way to every metric on random vectors. */
+TEST(balance_random)
+{
+    uint64_t s = t_seed;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        int32_t n = (int32_t)(1 + t_below(&s, 40)), i, j;
+        int64_t loads[40], scaled[40], mixed[40];
+        double real[40], gini = 0, sum = 0, square = 0, max = 0, above = 0;
+        moe_ep_balance_result r, q;
+        for (i = 0; i < n; i++) {
+            loads[i] = t_below(&s, 3) ? t_below(&s, 1 + t_below(&s, 1000)) : 0;
+            scaled[i] = loads[i] * 7;
+            mixed[i] = loads[i];
+            real[i] = (double)loads[i];
+        }
+        for (i = n - 1; i > 0; i--) {
+            int64_t other = t_below(&s, i + 1), t = mixed[other];
+            mixed[other] = mixed[i];
+            mixed[i] = t;
+        }
+        r = balance(loads, n);
+        for (i = 0; i < n; i++) {
+            sum += real[i];
+            square += real[i] * real[i];
+            if (real[i] > max) max = real[i];
+            for (j = 0; j < n; j++) gini += fabs(real[i] - real[j]);
+        }
+        for (i = 0; i < n; i++) above += real[i] > sum / n ? real[i] - sum / n : 0;
+        if (sum > 0) {
+            CHECK_NEAR(r.gini, gini / (2.0 * n * sum), 1e-12, 1e-13);
+            CHECK_NEAR(r.hhi, square / (sum * sum), 1e-12, 0);
+            CHECK_NEAR(r.std, sqrt(fabs(square / n - sum / n * (sum / n))), 1e-6, 1e-6);
+            CHECK_NEAR(r.imbalance, max * n / sum, 1e-14, 0);
+            CHECK(r.imbalance >= 1 && r.imbalance <= n * (1 + 1e-15));
+            CHECK(r.effective_experts <= r.active * (1 + 1e-12) && r.perplexity <= r.active * (1 + 1e-12));
+            CHECK(r.jain >= 1.0 / n - 1e-12 && r.jain <= 1 + 1e-12);
+            CHECK_NEAR(r.efficiency * r.imbalance, 1, 1e-14, 0);
+            CHECK_NEAR(r.entropy_nats + r.kl_from_uniform_nats, log(n), 1e-12, 1e-12);
+        }
+        q = balance(mixed, n);
+        CHECK_NEAR(q.gini, r.gini, 1e-12, 1e-14);
+        CHECK_NEAR(q.entropy_nats, r.entropy_nats, 1e-12, 1e-12);
+        CHECK_NEAR(q.imbalance, r.imbalance, 0, 0);
+        CHECK_NEAR(q.p95, r.p95, 0, 0);
+        q = balance(scaled, n);
+        CHECK_NEAR(q.cv_sample, r.cv_sample, 1e-12, 0);
+        CHECK_NEAR(q.jain, r.jain, 1e-12, 0);
+        CHECK_I64(moe_ep_balance_d(real, n, &q, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(&q, &r, sizeof q) == 0);
+        CHECK_I64(r.argmax, q.argmax);
+        for (i = 0; i < r.argmax; i++) CHECK(real[i] < max);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(convert_families)
+{
+    moe_ep_error err;
+    double x;
+    CHECK_NEAR(moe_ep_convert(0.4, MOE_EP_FAMILY_BALANCEDNESS, MOE_EP_FAMILY_IMBALANCE, 4, NULL), 2.5, 1e-15, 0);
+    CHECK_NEAR(moe_ep_convert(0.4, MOE_EP_FAMILY_BALANCEDNESS, MOE_EP_FAMILY_EXCESS, 4, NULL), 1.5, 1e-15, 0);
+    for (x = 1; x < 9; x += 0.37) {
+        double excess = moe_ep_convert(x, MOE_EP_FAMILY_IMBALANCE, MOE_EP_FAMILY_EXCESS, 0, NULL);
+        double eff = moe_ep_convert(excess, MOE_EP_FAMILY_EXCESS, MOE_EP_FAMILY_BALANCEDNESS, 9, NULL);
+        CHECK_NEAR(moe_ep_convert(eff, MOE_EP_FAMILY_BALANCEDNESS, MOE_EP_FAMILY_IMBALANCE, 9, NULL), x, 1e-14, 0);
+    }
+    CHECK_NEAR(moe_ep_convert(0.9, MOE_EP_FAMILY_IMBALANCE, MOE_EP_FAMILY_EXCESS, 0, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_NEAR(moe_ep_convert(5, MOE_EP_FAMILY_IMBALANCE, MOE_EP_FAMILY_EXCESS, 4, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_NEAR(moe_ep_convert(0, MOE_EP_FAMILY_BALANCEDNESS, MOE_EP_FAMILY_EXCESS, 0, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_NEAR(moe_ep_convert(NAN, MOE_EP_FAMILY_EXCESS, MOE_EP_FAMILY_EXCESS, 0, &err), MOE_EP_ERR_NAN, 0, 0);
+    CHECK_NEAR(moe_ep_convert(1, (moe_ep_balance_family)7, MOE_EP_FAMILY_EXCESS, 0, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_STR(err.arg, "from");
+    CHECK_NEAR(moe_ep_convert(1, MOE_EP_FAMILY_EXCESS, (moe_ep_balance_family)7, 0, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_STR(err.arg, "to");
+    CHECK_NEAR(moe_ep_convert(1, MOE_EP_FAMILY_EXCESS, MOE_EP_FAMILY_EXCESS, -1, &err), MOE_EP_ERR_SIZE, 0, 0);
+}
+
+TEST(layers_and_steps)
+{
+    static const double swing[] = {100, 0, 0, 100}, log_[] = {100, 0, 0, 0, 100, 0, 0, 0}, part[] = {3, 1, 0, 0};
+    static const int64_t whole[] = {100, 0, 0, 0, 100, 0, 0, 0};
+    double ratio[2], none[4] = {0, 0, 0, 0}, bad[4] = {0, 0, -1, 0};
+    moe_ep_layers_result r, q;
+    moe_ep_steps_result st;
+    moe_ep_error err;
+    moe_ep_scratch s = moe_ep_scratch_fixed(ratio, 8);
+    CHECK_I64(moe_ep_balance_layers_d(swing, 2, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.mean_balancedness, 0.5, 0, 0);
+    CHECK_NEAR(r.imbalance_of_sum, 1, 0, 0);
+    CHECK_NEAR(r.p99, 2, 0, 0);
+    CHECK_I64(moe_ep_balance_layers_d(log_, 2, 4, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.avg_sum, 50, 0, 0);
+    CHECK_NEAR(r.max_sum, 200, 0, 0);
+    CHECK_NEAR(r.balancedness, 0.25, 0, 0);
+    CHECK_NEAR(r.balancedness_wrong_axis, 1, 0, 0);
+    CHECK_I64(r.worst_layer, 0);
+    CHECK_I64(moe_ep_balance_layers(whole, 2, 4, &q, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(&q, &r, sizeof q) == 0);
+    CHECK_I64(moe_ep_layer_imbalances(part, 2, 2, ratio, NULL), MOE_EP_OK);
+    CHECK_NEAR(ratio[0], 1.5, 0, 0);
+    CHECK_NEAR(ratio[1], 1, 0, 0);
+    CHECK_I64(moe_ep_balance_layers_d(part, 2, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.loaded_layers, 1);
+    CHECK_NEAR(r.mean_imbalance, 1.5, 0, 0);
+    CHECK_NEAR(r.mean_of_layer_ratios, (1 / 1.5) / 2, 1e-15, 0);
+    CHECK_I64(moe_ep_balance_layers_d(none, 2, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.worst_layer, -1);
+    CHECK_NEAR(r.imbalance * r.balancedness * r.mean_imbalance * r.p50, 1, 0, 0);
+    CHECK_I64(moe_ep_balance_steps(swing, 2, 1, 2, &st, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(st.imbalance, 2, 0, 0);
+    CHECK_NEAR(st.imbalance_of_sum, 1, 0, 0);
+    CHECK_NEAR(st.max_rows, 100, 0, 0);
+    CHECK_NEAR(st.mean_rows, 50, 0, 0);
+    CHECK_I64(st.worst_step, 0);
+    CHECK_I64(moe_ep_balance_steps(part, 2, 1, 2, &st, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(st.worst_imbalance, 1.5, 0, 0);
+    CHECK_I64(moe_ep_balance_steps(none, 1, 2, 2, &st, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(st.worst_step, -1);
+    CHECK_NEAR(st.imbalance, 1, 0, 0);
+    CHECK_I64(moe_ep_balance_layers_d(bad, 2, 2, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_balance_layers_d(bad, 0, 2, &r, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "L");
+    CHECK_I64(moe_ep_balance_layers_d(bad, 2, 0, &r, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_balance_layers_d(NULL, 2, 2, &r, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_balance_layers_d(swing, 2, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_balance_layers_d(swing, 2, 2, &r, &s, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(moe_ep_layer_imbalances(swing, 2, 2, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_balance_steps(swing, 0, 1, 2, &st, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_balance_steps(swing, INT32_MAX, INT32_MAX, INT32_MAX, &st, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_balance_steps(bad, 2, 1, 2, &st, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(moe_ep_balance_steps(swing, 2, 1, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_balance_steps(swing, 2, 1, 2, &st, &s, &err), MOE_EP_ERR_SCRATCH);
+}
+
+TEST(hot_dead_coverage)
+{
+    static const double loads[] = {10, 60, 20, 30}, some[] = {5, 0, 1, 0}, three[] = {1, 3, 4}, zero[] = {0, 0};
+    int32_t list[8], count = 0;
+    double curve[4];
+    moe_ep_error err;
+    uint64_t s = t_seed + 5;
+    int round;
+    CHECK_I64(moe_ep_hot_list(loads, 4, 1, list, &count, NULL), MOE_EP_OK);
+    CHECK_I64(count, 1);
+    CHECK_I64(list[0], 1);
+    CHECK_I64(moe_ep_dead_list(some, 4, list, &count, NULL), MOE_EP_OK);
+    CHECK_I64(count, 2);
+    CHECK_I64(list[0], 1);
+    CHECK_I64(list[1], 3);
+    CHECK_I64(moe_ep_coverage(three, 3, curve, NULL), MOE_EP_OK);
+    CHECK_NEAR(curve[0], 0.5, 0, 0);
+    CHECK_NEAR(curve[1], 0.875, 0, 0);
+    CHECK_NEAR(curve[2], 1, 0, 0);
+    CHECK_I64(moe_ep_experts_for_share(three, 3, 0.8, NULL, NULL), 2);
+    CHECK_I64(moe_ep_experts_for_share(three, 3, 0, NULL, NULL), 0);
+    CHECK_I64(moe_ep_experts_for_share(three, 3, 1, NULL, NULL), 3);
+    CHECK_I64(moe_ep_experts_for_share(zero, 2, 1, NULL, NULL), 0);
+    CHECK_NEAR(moe_ep_top_share(three, 3, 2, NULL, NULL), 0.875, 0, 0);
+    CHECK_NEAR(moe_ep_top_share(three, 3, 0, NULL, NULL), 0, 0, 0);
+    CHECK_NEAR(moe_ep_top_share(zero, 2, 1, NULL, NULL), 1, 0, 0);
+    CHECK_I64(moe_ep_hot_list(zero, 2, 0, list, &count, NULL), MOE_EP_OK);
+    CHECK_I64(count, 0);
+    for (round = 0; round < 1000; round++) {
+        double v[50];
+        int32_t hot[50], n = (int32_t)(1 + t_below(&s, 50)), i, found = 0;
+        for (i = 0; i < n; i++) v[i] = (double)t_below(&s, 12);
+        CHECK_I64(moe_ep_hot_list(v, n, 0, hot, &count, NULL), MOE_EP_OK);
+        for (i = 0; i < n; i++) found += v[i] > 0;
+        CHECK_I64(count, found);
+        for (i = 1; i < count; i++) CHECK(v[hot[i - 1]] > v[hot[i]] || (v[hot[i - 1]] == v[hot[i]] && hot[i - 1] < hot[i]));
+        STOP_IF_FAILED("round %d", round);
+    }
+    count = 77;
+    CHECK_I64(moe_ep_hot_list(loads, 4, -1, list, &count, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_hot_list(loads, 4, NAN, list, &count, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_hot_list(NULL, 4, 1, list, &count, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_hot_list(loads, 4, 1, NULL, &count, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_dead_list(loads, 0, list, &count, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_dead_list(loads, 4, list, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_coverage(loads, 4, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_experts_for_share(loads, 4, 1.5, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_experts_for_share(loads, 4, NAN, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_experts_for_share(NULL, 4, 0.5, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_NEAR(moe_ep_top_share(loads, 4, 5, NULL, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_I64(count, 77);
+}
+
+TEST(similarity)
+{
+    static const double a[] = {3, 1, 0, 0}, b[] = {0, 0, 1, 3}, twice[] = {6, 2, 0, 0}, zero[] = {0, 0, 0, 0}, even[] = {2, 2, 2, 2};
+    moe_ep_similarity_result r;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_similarity(a, b, 4, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.l1, 2, 0, 0);
+    CHECK_NEAR(r.total_variation, 1, 0, 0);
+    CHECK_I64(r.overlap, 0);
+    CHECK_NEAR(r.cosine, 0, 0, 0);
+    CHECK(r.correlation < -0.5);
+    CHECK_I64(moe_ep_similarity(a, twice, 4, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.l1, 0, 0, 1e-15);
+    CHECK_NEAR(r.correlation, 1, 1e-14, 0);
+    CHECK_NEAR(r.cosine, 1, 1e-14, 0);
+    CHECK_I64(r.overlap, 2);
+    CHECK_I64(moe_ep_similarity(even, zero, 4, 0, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.top, 1);
+    CHECK_NEAR(r.correlation, 1, 0, 0);
+    CHECK_NEAR(r.cosine, 0, 0, 0);
+    CHECK_I64(moe_ep_similarity(even, a, 4, 0, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.correlation, 0, 0, 0);
+    CHECK_I64(moe_ep_similarity(even, a, 4, 5, &r, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_similarity(NULL, a, 4, 1, &r, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "a");
+    CHECK_I64(moe_ep_similarity(a, NULL, 4, 1, &r, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "b");
+    CHECK_I64(moe_ep_similarity(a, b, 4, 1, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_similarity(a, b, 0, 1, &r, NULL, &err), MOE_EP_ERR_SIZE);
+}
+
+/* ---- chance ---- */
+
+typedef struct sample {
+    double mean, se, sd, p05, p95;
+} sample;
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* max/mean of D contiguous groups of experts (D = E: of experts) over `trials` simulated batches. */
+static sample simulate(uint64_t *s, int64_t T, int32_t K, int32_t E, int32_t D, int repeats, int trials)
+{
+    double *v = (double *)t_alloc(sizeof *v * (size_t)trials), sum = 0, square = 0;
+    int32_t *load = (int32_t *)t_alloc(sizeof *load * (size_t)D), *deck = (int32_t *)t_alloc(sizeof *deck * (size_t)E), e;
+    sample r;
+    int i;
+    for (e = 0; e < E; e++) deck[e] = e;
+    for (i = 0; i < trials; i++) {
+        int32_t max = 0, k;
+        int64_t t;
+        memset(load, 0, sizeof *load * (size_t)D);
+        for (t = 0; t < T; t++)
+            for (k = 0; k < K; k++) {
+                int32_t from = repeats ? 0 : k, at = from + (int32_t)t_below(s, E - from), x = deck[at], g;
+                deck[at] = deck[k];
+                deck[k] = x;
+                g = (int32_t)((int64_t)x * D / E);
+                if (++load[g] > max) max = load[g];
+            }
+        v[i] = (double)max * D / ((double)T * K);
+        sum += v[i];
+        square += v[i] * v[i];
+    }
+    qsort(v, (size_t)trials, sizeof *v, by_value);
+    r.mean = sum / trials;
+    r.sd = sqrt(fabs(square / trials - r.mean * r.mean));
+    r.se = r.sd / sqrt(trials);
+    r.p05 = v[(int)(0.05 * (trials - 1))];
+    r.p95 = v[(int)(0.95 * (trials - 1))];
+    free(v);
+    free(load);
+    free(deck);
+    return r;
+}
+
+static double worst_miss; /* largest relative error left after three standard errors of the simulation */
+
+static void check_chance(const moe_ep_chance_result *c, const sample *m, double row, int64_t trials)
+{
+    /* few trials may see no rare case at all: the predicted spread then bounds the simulation's error */
+    double se = m->se > c->sd / sqrt((double)trials) ? m->se : c->sd / sqrt((double)trials);
+    double miss = fabs(c->max_over_mean / m->mean - 1) - 3 * se / m->mean;
+    if (miss > worst_miss) worst_miss = miss;
+    CHECK_NEAR(c->max_over_mean, m->mean, 0.01, 4 * se);
+    if (trials >= 1000) CHECK_NEAR(c->sd, m->sd, 0.1, 0.02 * row + 4 * se);
+    CHECK_NEAR(c->p05, m->p05, 0.01, 1.01 * row + 4 * se); /* the simulation may sit on the next whole row */
+    CHECK_NEAR(c->p95, m->p95, 0.01, 1.01 * row + 8 * se);
+}
+
+TEST(chance_monte_carlo)
+{
+    static const int64_t tokens[] = {1, 2, 3, 4, 5, 8, 16, 64, 512, 4096};
+    static const int32_t experts[] = {2, 3, 4, 5, 8, 16, 64, 256, 4096};
+    static const int32_t choices[] = {1, 2, 3, 4, 8, 32, -1}; /* -1: E-1 */
+    uint64_t s = t_seed + 9;
+    size_t i, j, k;
+    int cases = 0;
+    worst_miss = 0;
+    for (i = 0; i < sizeof experts / sizeof experts[0]; i++)
+        for (j = 0; j < sizeof choices / sizeof choices[0]; j++)
+            for (k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
+                int32_t E = experts[i], K = choices[j] > 0 ? choices[j] : E - 1;
+                int64_t T = tokens[k], trials = 500000 / (T * K + E);
+                moe_ep_chance_result c;
+                sample m;
+                if (K > E || (choices[j] < 0 && E > 300) || trials < 60) continue;
+                trials = trials > 8000 ? 8000 : trials;
+                m = simulate(&s, T, K, E, E, 0, (int)trials);
+                CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
+                check_chance(&c, &m, (double)E / (double)(T * K), trials);
+                cases++;
+                if (t_failed_here) {
+                    printf("    E=%d K=%d T=%d: got %.4f sd %.4f %.4f..%.4f, simulated %.4f+-%.4f sd %.4f %.4f..%.4f\n", E, K, (int)T,
+                           c.max_over_mean, c.sd, c.p05, c.p95, m.mean, m.se, m.sd, m.p05, m.p95);
+                    return;
+                }
+            }
+    printf("    %d cases, largest error beyond 3 standard errors %.2f %%\n", cases, 100 * worst_miss);
+}
+
+TEST(chance_devices_monte_carlo)
+{
+    static const int32_t shape[][3] = {{8, 2, 2}, {8, 2, 4}, {64, 6, 8}, {256, 8, 4}, {256, 8, 8}, {256, 8, 64}, {60, 4, 6}, {16, 12, 4}};
+    static const int64_t tokens[] = {1, 2, 4, 16, 64, 512};
+    uint64_t s = t_seed + 10;
+    size_t i, k;
+    worst_miss = 0;
+    for (i = 0; i < sizeof shape / sizeof shape[0]; i++)
+        for (k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
+            int32_t E = shape[i][0], K = shape[i][1], D = shape[i][2];
+            int64_t trials = 1500000 / (tokens[k] * K + E);
+            moe_ep_chance_result c;
+            sample m;
+            trials = trials > 8000 ? 8000 : trials;
+            m = simulate(&s, tokens[k], K, E, D, 0, (int)trials);
+            CHECK_I64(moe_ep_chance_devices(tokens[k], K, E, D, &c, NULL), MOE_EP_OK);
+            check_chance(&c, &m, (double)D / (double)(tokens[k] * K), trials);
+            if (t_failed_here) {
+                printf("    E=%d K=%d D=%d T=%d: got %.4f sd %.4f, simulated %.4f+-%.4f sd %.4f\n", E, K, D, (int)tokens[k],
+                       c.max_over_mean, c.sd, m.mean, m.se, m.sd);
+                return;
+            }
+        }
+    printf("    largest error beyond 3 standard errors %.2f %%\n", 100 * worst_miss);
+}
+
+TEST(chance_closed_forms)
+{
+    moe_ep_chance_result c, r;
+    moe_ep_error err;
+    sample m;
+    uint64_t s = t_seed + 11;
+    int64_t T;
+    CHECK_I64(moe_ep_chance(7, 5, 5, &c, NULL), MOE_EP_OK); /* every expert gets every token */
+    CHECK_NEAR(c.max_over_mean, 1, 0, 0);
+    CHECK_NEAR(c.sd, 0, 0, 0);
+    CHECK_NEAR(c.distinct, 5, 0, 0);
+    CHECK_I64(moe_ep_chance(1, 8, 256, &c, NULL), MOE_EP_OK); /* one token: 8 experts with one row each */
+    CHECK_NEAR(c.max_over_mean, 32, 1e-9, 0);
+    CHECK_I64(moe_ep_chance(2, 2, 8, &c, NULL), MOE_EP_OK); /* apart with C(6,2)/C(8,2) = 15/28 */
+    CHECK_NEAR(c.max_over_mean, (2 - 15.0 / 28) * 2, 1e-12, 0);
+    for (T = 1; T < 60; T++) { /* two experts: a folded binomial */
+        double want = 0, ways = pow(0.5, (double)T);
+        int64_t h;
+        for (h = 0; h <= T; h++) {
+            want += ways * (double)(h > T - h ? h : T - h);
+            ways *= (double)(T - h) / (double)(h + 1);
+        }
+        CHECK_I64(moe_ep_chance(T, 1, 2, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean, want / ((double)T / 2), 1e-6, 0);
+    }
+    CHECK_I64(moe_ep_chance(64, 2, 64, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.max_over_mean, 2.93, 0.01, 0);
+    CHECK_NEAR(c.mean_load, 2, 0, 0);
+    CHECK_NEAR(c.one_sd, sqrt(64 * (2.0 / 64) * (62.0 / 64)) / 2, 1e-12, 0);
+    CHECK_I64(moe_ep_chance_devices(16, 8, 256, 8, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.max_over_mean * 16, 21.8, 0.01, 0);
+    CHECK_I64(moe_ep_chance_devices(4096, 8, 256, 32, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.one_sd * c.mean_load, 31.06, 0.001, 0);
+    CHECK_NEAR(c.max_over_mean - 1, 0.0627, 0.03, 0);
+    CHECK_NEAR(c.tokens, 4096 * moe_ep_expected_groups(8, 256, 32, NULL) / 32, 1e-12, 0);
+    CHECK_I64(moe_ep_chance_devices(10, 2, 8, 1, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.max_over_mean, 1, 0, 0);
+    CHECK_I64(moe_ep_chance_with_replacement(100, 2, 8, &c, NULL), MOE_EP_OK);
+    m = simulate(&s, 100, 2, 8, 8, 1, 20000);
+    CHECK_NEAR(c.max_over_mean, m.mean, 0.003, 4 * m.se);
+    CHECK_I64(moe_ep_chance_with_replacement(5, 9, 4, &r, NULL), MOE_EP_OK); /* K > E is fine here */
+    for (T = 1; T <= 100000000; T *= 10) { /* (max/mean - 1) falls, in the end as 1/sqrt(T), over all of the range */
+        CHECK_I64(moe_ep_chance(T, 8, 256, &c, NULL), MOE_EP_OK);
+        if (T > 1) CHECK(c.max_over_mean < r.max_over_mean && c.max_over_mean > 1);
+        if (T >= 100000) CHECK_NEAR((r.max_over_mean - 1) / (c.max_over_mean - 1), sqrt(10), 0.02, 0);
+        CHECK(c.p05 <= c.max_over_mean && c.max_over_mean <= c.p95);
+        r = c;
+    }
+    CHECK_I64(moe_ep_chance(0, 1, 2, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_chance(1, 0, 2, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_chance(1, 1, 0, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_chance(1, 3, 2, &c, &err), MOE_EP_ERR_TOP_K);
+    CHECK_I64(moe_ep_chance(INT64_MAX, 2, 4, &c, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_chance(1, 1, 2, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_chance_devices(1, 1, 2, 3, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "D");
+    CHECK_I64(moe_ep_chance_devices(1, 1, 2, 1, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_chance_with_replacement(INT64_MAX, 2, 4, &c, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_chance_with_replacement(1, 1, 4, NULL, &err), MOE_EP_ERR_NULL);
+}
+
+TEST(chance_is_finite_everywhere)
+{
+    uint64_t s = t_seed + 12;
+    int round;
+    for (round = 0; round < 2000; round++) {
+        int32_t E = (int32_t)(1 + t_below(&s, t_below(&s, 2) ? 20 : 4096)), K = (int32_t)(1 + t_below(&s, E)), D = (int32_t)(1 + t_below(&s, E));
+        int64_t T = 1 + t_below(&s, (int64_t)1 << t_below(&s, 40));
+        moe_ep_chance_result c;
+        CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
+        CHECK(c.max_over_mean >= 1 && c.max_over_mean <= E && c.sd >= 0 && c.sd < E);
+        CHECK(c.max_over_mean <= (double)E / K * (1 + 1e-9)); /* distinct choices */
+        CHECK(c.p05 <= c.p95 && c.p05 >= 1 - 1e-9 && c.p95 <= (double)E / K * (1 + 1e-9));
+        CHECK(c.one_p05 <= c.one_p95 && c.one_p05 >= 0 && c.distinct > 0 && c.distinct <= E);
+        CHECK_I64(moe_ep_chance_devices(T, K, E, D, &c, NULL), MOE_EP_OK);
+        CHECK(c.max_over_mean >= 1 && c.max_over_mean <= D && c.sd >= 0 && c.p05 <= c.p95 && c.tokens <= (double)T * (1 + 1e-12));
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(chance_speed)
+{
+    struct timespec a, b;
+    moe_ep_chance_result c;
+    double each;
+    int i;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    for (i = 0; i < 200; i++) moe_ep_chance(100000 + i, 8, 256, &c, NULL);
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    each = ((double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec)) / 200;
+    printf("    %.1f us per call\n", each * 1e6);
+    CHECK(each < 2e-3); /* a loose guard; the bench measures */
+}
+
+/* ---- tables and vectors ---- */
+
+TEST(uniform_batch_sweep_table)
+{
+    FILE *fp = fopen("tests/vectors/seed/uniform_batch_sweep.csv", "r");
+    char line[300];
+    int rows = 0;
+    if (!fp) SKIP("no uniform_batch_sweep.csv here");
+    while (fgets(line, sizeof line, fp)) {
+        int E, K, T;
+        double mean, se, approx, bound, distinct, formula;
+        moe_ep_chance_result c;
+        if (sscanf(line, "%d,%d,%d,%lf,%lf,%lf,%lf,%lf,%lf", &E, &K, &T, &mean, &se, &approx, &bound, &distinct, &formula) != 9) continue;
+        CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean, mean, 0.005, 4 * se);
+        CHECK_NEAR(c.distinct, formula, 0, 5.1e-5);
+        rows++;
+    }
+    fclose(fp);
+    CHECK(rows >= 44);
+}
+
+TEST(busiest_rank_table)
+{
+    FILE *fp = fopen("tests/vectors/seed/busiest_rank_dsv3.csv", "r");
+    char line[300];
+    int rows = 0;
+    if (!fp) SKIP("no busiest_rank_dsv3.csv here");
+    while (fgets(line, sizeof line, fp)) {
+        int T, D;
+        double distinct, want;
+        moe_ep_chance_result c;
+        if (sscanf(line, "%d,%d,%lf,%lf", &T, &D, &distinct, &want) != 4) continue;
+        CHECK_I64(moe_ep_chance_devices(T, 8, 256, D, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean * c.mean_load, want, 0.005, 4 * c.sd * c.mean_load / sqrt(3000) + 5e-4);
+        CHECK(c.distinct <= distinct + 1e-3); /* the busiest rank's is no less than the average rank's */
+        rows++;
+    }
+    fclose(fp);
+    CHECK(rows >= 35);
+}
+
+static void check_metrics(const vec_case *x)
+{
+    const vec_field *f = vec_get(x, "loads");
+    moe_ep_balance_result r, q;
+    int i, known = 0;
+    CHECK_I64(moe_ep_balance_d(f->f, (int32_t)f->count, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_balance(f->i, (int32_t)f->count, &q, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < f->count; i++)
+        if (f->f[i] != (double)f->i[i]) q = r; /* real loads: nothing to compare */
+    CHECK(memcmp(&r, &q, sizeof r) == 0);
+    {
+        const struct { const char *name; double value, tolerance; } metric[] = {
+            {"n", r.n, 0}, {"sum", r.sum, 0}, {"mean", r.mean, 0}, {"max", r.max, 0}, {"min", r.min, 0}, {"argmax", r.argmax, 0},
+            {"argmin", r.argmin, 0}, {"imbalance", r.imbalance, 0}, {"balancedness", r.balancedness, 0},
+            {"sglang_utilization", r.sglang_utilization, 3e-7}, {"maxvio", r.maxvio, 0}, {"minvio", r.minvio, 0},
+            {"std", r.std, 0}, {"cv_population", r.cv_population, 0}, {"cv_sample", r.cv_sample, 0}, {"cv2_sample", r.cv2_sample, 0},
+            {"entropy_nats", r.entropy_nats, 0}, {"entropy_norm", r.entropy_norm, 0}, {"perplexity", r.perplexity, 0},
+            {"kl_from_uniform_nats", r.kl_from_uniform_nats, 0}, {"gini", r.gini, 0}, {"jain", r.jain, 0}, {"hhi", r.hhi, 0},
+            {"effective_experts_inverse_simpson", r.effective_experts, 0}, {"effective_experts", r.effective_experts, 0},
+            {"idle_fraction", r.idle_fraction, 0}, {"max_minus_mean", r.max_minus_mean, 0}, {"max_over_min", r.max_over_min, 0},
+            {"step_time", r.step_time, 0}, {"efficiency", r.efficiency, 0}, {"step_inflation", r.step_inflation, 0},
+            {"p50", r.p50, 0}, {"p95", r.p95, 0}, {"p99", r.p99, 0}, {"active", r.active, 0}};
+        int k, m;
+        for (k = 0; k < x->fields; k++) {
+            if (strncmp(x->field[k].key, "metrics.", 8) != 0) continue;
+            for (m = 0; m < (int)(sizeof metric / sizeof metric[0]); m++)
+                if (strcmp(x->field[k].key + 8, metric[m].name) == 0) {
+                    CHECK_NEAR(metric[m].value, x->field[k].f[0], 1e-12 + metric[m].tolerance, 2e-13);
+                    if (t_failed_here) printf("    metric %s\n", metric[m].name);
+                    known++;
+                    break;
+                }
+            if (m == (int)(sizeof metric / sizeof metric[0])) printf("    unknown metric %s\n", x->field[k].key);
+            CHECK(m < (int)(sizeof metric / sizeof metric[0]));
+        }
+    }
+    CHECK(known > 0);
+}
+
+static void check_layered(const vec_case *x)
+{
+    const vec_field *f = vec_get(x, "loads"), *g;
+    moe_ep_layers_result r;
+    CHECK_I64(moe_ep_balance_layers_d(f->f, (int32_t)f->dim[0], (int32_t)f->dim[1], &r, NULL, NULL), MOE_EP_OK);
+    if ((g = vec_find(x, "avg_sum"))) CHECK_NEAR(r.avg_sum, g->f[0], 1e-12, 0);
+    if ((g = vec_find(x, "max_sum"))) CHECK_NEAR(r.max_sum, g->f[0], 1e-12, 0);
+    if ((g = vec_find(x, "balancedness")) && r.max_sum > 0) CHECK_NEAR(r.balancedness, g->f[0], 1e-6, 0);
+    if ((g = vec_find(x, "old_axis_bug")) && r.max_sum > 0) CHECK_NEAR(r.balancedness_wrong_axis, g->f[0], 1e-6, 0);
+    if ((g = vec_find(x, "mean_of_layer_ratios")) && r.max_sum > 0) CHECK_NEAR(r.mean_of_layer_ratios, g->f[0], 1e-6, 0);
+}
+
+static void check_expected(const vec_case *x)
+{
+    moe_ep_chance_result c;
+    int64_t T = vec_int(x, "T");
+    int32_t K = (int32_t)vec_int(x, "K"), E = (int32_t)vec_int(x, "E");
+    double row = (double)E / ((double)T * K);
+    CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.mean_load, vec_float(x, "mean_load"), 1e-12, 0);
+    CHECK_NEAR(c.distinct, vec_float(x, "distinct_exact"), 1e-12, 0);
+    CHECK_NEAR(c.max_over_mean, vec_float(x, "imbalance_mean"), 0.01, 5 * c.sd / sqrt(100));
+    CHECK_NEAR(c.p05, vec_float(x, "imbalance_p05"), 0.02, 1.01 * row);
+    CHECK_NEAR(c.p95, vec_float(x, "imbalance_p95"), 0.04, 1.01 * row);
+}
+
+TEST(vectors_balance)
+{
+    static const char *bundled[] = {"tests/vectors/metrics.vec", "tests/vectors/seed_and_literals.vec"};
+    const int named = t_argv && t_argv[0];
+    int f, c, checked = 0, others = 0;
+    for (f = 0; named || f < 2; f++) {
+        const char *path = vec_path(bundled[f < 2 ? f : 0], named ? f : 0);
+        vec_file v;
+        if (!path) break;
+        v = vec_read(path);
+        for (c = 0; c < v.count; c++) {
+            const vec_case *x = &v.cases[c];
+            const char *op = vec_text(x, "op");
+            checked++;
+            if (strcmp(op, "load_metrics") == 0) check_metrics(x);
+            else if (strcmp(op, "layered_balancedness") == 0) check_layered(x);
+            else if (strcmp(op, "uniform_expected_imbalance") == 0) check_expected(x);
+            else if (vec_find(x, "rank_loads")) {
+                const vec_field *l = vec_get(x, "rank_loads");
+                moe_ep_layers_result r;
+                CHECK_I64(moe_ep_balance_layers(l->i, (int32_t)l->dim[0], (int32_t)l->dim[1], &r, NULL, NULL), MOE_EP_OK);
+                CHECK_NEAR(r.balancedness, vec_float(x, "balancedness"), 1e-12, 0);
+                if (vec_find(x, "avg")) CHECK_NEAR(r.avg_sum, vec_float(x, "avg"), 1e-12, 0);
+                if (vec_find(x, "max")) CHECK_NEAR(r.max_sum, vec_float(x, "max"), 1e-12, 0);
+            } else if (vec_find(x, "loads") && vec_find(x, "imbalance")) {
+                const vec_field *l = vec_get(x, "loads");
+                CHECK_NEAR(moe_ep_imbalance(l->i, (int32_t)l->count, NULL), vec_float(x, "imbalance"), 1e-14, 0);
+            } else {
+                checked--;
+                others++;
+            }
+            STOP_IF_FAILED("case %s", x->name);
+        }
+        vec_free(&v);
+    }
+    printf("    %d vector cases, %d of other sections\n", checked, others);
+    if (checked == 0) SKIP("no balance cases in these vectors");
+}
+
+T_MAIN

@@ -1,0 +1,933 @@
+/* tests/test_dispatch.c - section 7: permutations, layouts, traffic, combine.  SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "vec.h"
+#include "moe_ep.h"
+
+static const int32_t picture[] = {1, 3, 0, 1, 1, 2, 3, 1}; /* T = 4, K = 2, E = 4 */
+
+static void check_i32s(const int32_t *got, const int32_t *want, int64_t n)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) CHECK_I64(got[i], want[i]);
+}
+static void check_i64s(const int64_t *got, const int64_t *want, int64_t n)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) CHECK_I64(got[i], want[i]);
+}
+static void check_vec32(const int32_t *got, const vec_field *want)
+{
+    int64_t i;
+    for (i = 0; i < want->count; i++) {
+        CHECK_I64(got[i], want->i[i]);
+        if (t_failed_here) { printf("    field %s, element %d\n", want->key, (int)i); return; }
+    }
+}
+static void check_vec64(const int64_t *got, const vec_field *want)
+{
+    int64_t i;
+    for (i = 0; i < want->count; i++) {
+        CHECK_I64(got[i], want->i[i]);
+        if (t_failed_here) { printf("    field %s, element %d\n", want->key, (int)i); return; }
+    }
+}
+static int32_t *new32(int64_t n)
+{
+    int32_t *p = (int32_t *)t_alloc(sizeof *p * (size_t)(n + 1));
+    memset(p, 0x5a, sizeof *p * (size_t)(n + 1));
+    return p;
+}
+static int64_t *new64(int64_t n)
+{
+    int64_t *p = (int64_t *)t_alloc(sizeof *p * (size_t)(n + 1));
+    memset(p, 0x5a, sizeof *p * (size_t)(n + 1));
+    return p;
+}
+static int32_t *random_ids(uint64_t *s, int64_t n, int32_t E, int percent_none)
+{
+    int32_t *ids = new32(n);
+    int64_t i;
+    for (i = 0; i < n; i++) ids[i] = t_below(s, 100) < percent_none ? -1 : (int32_t)t_below(s, E);
+    return ids;
+}
+
+/* ---- the sort ---- */
+
+TEST(permute_picture)
+{
+    static const int64_t offsets[] = {0, 1, 5, 6, 8}, padded[] = {0, 2, 6, 8, 10}, counts[] = {1, 4, 1, 2};
+    static const int32_t rows[] = {2, 0, 3, 4, 7, 5, 1, 6}, flat[] = {1, 6, 0, 2, 3, 5, 7, 4};
+    int64_t got[6];
+    int32_t row_to_flat[8], flat_to_row[8];
+    moe_ep_error err;
+    CHECK_I64(moe_ep_permute(picture, 8, 4, got, row_to_flat, flat_to_row, NULL), MOE_EP_OK);
+    check_i64s(got, offsets, 5);
+    check_i32s(row_to_flat, rows, 8);
+    check_i32s(flat_to_row, flat, 8);
+    CHECK_I64(moe_ep_permute(picture, 8, 4, got, NULL, NULL, NULL), MOE_EP_OK);
+    check_i64s(got, offsets, 5);
+    CHECK_I64(moe_ep_padded_offsets(counts, 4, 2, 0, got, NULL), MOE_EP_OK);
+    check_i64s(got, padded, 5);
+    CHECK_I64(moe_ep_permute(NULL, 8, 4, got, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "ids");
+    CHECK_I64(moe_ep_permute(picture, 8, 4, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_permute(picture, -1, 4, got, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_permute(picture, 8, 0, got, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_permute(picture, ((int64_t)1 << 31) + 1, 4, got, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_permute(picture, 8, 3, got, row_to_flat, flat_to_row, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_NEAR(err.value, 3, 0, 0);
+    check_i64s(got, padded, 5);
+    check_i32s(row_to_flat, rows, 8);
+    CHECK_I64(moe_ep_permute(NULL, 0, 4, got, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(got[4], 0);
+    CHECK_I64(moe_ep_padded_offsets(counts, 0, 2, 0, got, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_padded_offsets(counts, 4, 0, 0, got, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_padded_offsets(counts, 4, 1, -1, got, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_padded_offsets(counts, 4, INT64_MAX, 0, got, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_padded_offsets(NULL, 4, 1, 0, got, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_padded_offsets(counts, 4, 1, 0, NULL, &err), MOE_EP_ERR_NULL);
+}
+
+/* The sort is stable, a bijection, and the maps are inverse; all other contracts agree with it. */
+TEST(permute_random)
+{
+    uint64_t s = t_seed;
+    int round;
+    for (round = 0; round < 2000; round++) {
+        int32_t E = (int32_t)(1 + t_below(&s, round % 40 == 0 ? 6000 : 20)), K = (int32_t)(1 + t_below(&s, 5)), e;
+        int64_t T = t_below(&s, 60), n = T * K, i, r, rows = 0, max_rows;
+        int none = (int)t_below(&s, 3) * 40 + (t_below(&s, 20) == 0 ? 100 : 0), padding = (int)(1 + t_below(&s, 6));
+        int32_t *ids = random_ids(&s, n, E, none), *to_flat = new32(n), *to_row = new32(n), *other = new32(n + E * padding), *more = new32(n + E * padding), *third = new32(n);
+        int64_t *offsets = new64(E + 1), *bins = new64(E + 1), *pads = new64(E + 1), skipped;
+        CHECK_I64(moe_ep_permute(ids, n, E, offsets, to_flat, to_row, NULL), MOE_EP_OK);
+        for (i = 0; i < n; i++) {
+            rows += ids[i] >= 0;
+            if (ids[i] < 0) CHECK_I64(to_row[i], -1);
+            else {
+                CHECK(to_row[i] >= offsets[ids[i]] && to_row[i] < offsets[ids[i] + 1]);
+                CHECK_I64(to_flat[to_row[i]], i);
+            }
+        }
+        CHECK_I64(offsets[0], 0);
+        CHECK_I64(offsets[E], rows);
+        for (e = 0; e < E; e++)
+            for (r = offsets[e] + 1; r < offsets[e + 1]; r++) CHECK(to_flat[r] > to_flat[r - 1]);
+        for (r = rows; r < n; r++) CHECK_I64(to_flat[r], -1);
+        /* torchtitan, MegaBlocks and the TensorRT-LLM form see the same order */
+        CHECK_I64(moe_ep_torchtitan_reorder(ids, T, K, E, bins, other, third, NULL), MOE_EP_OK);
+        check_i32s(other, to_flat, n);
+        for (r = 0; r < rows; r++) CHECK_I64(third[r], to_flat[r] / K);
+        CHECK_I64(moe_ep_megablocks_bins(ids, n, E, padding, other, third, NULL, bins, pads, NULL), MOE_EP_OK);
+        check_i64s(bins, offsets + 1, E);
+        check_i32s(other, to_flat, n);
+        for (r = 0; r < rows; r++) CHECK_I64(third[r], ids[to_flat[r]]);
+        max_rows = pads[E - 1];
+        CHECK_I64(moe_ep_trtllm_permute(ids, T, K, E, padding, bins, third, other, more, max_rows, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(bins[E], max_rows);
+        for (i = 0; i < n; i++) {
+            if (ids[i] < 0) { CHECK_I64(third[i], -1); continue; }
+            CHECK_I64(third[i] - bins[ids[i]], to_row[i] - offsets[ids[i]]);
+            CHECK_I64(other[third[i]], i);
+            CHECK_I64(more[third[i]], i / K);
+        }
+        for (skipped = 0, r = 0; r < max_rows; r++) skipped += other[r] < 0;
+        CHECK_I64(skipped, max_rows - rows);
+        free(ids); free(to_flat); free(to_row); free(other); free(more); free(third); free(offsets); free(bins); free(pads);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(send_counts)
+{
+    static const int32_t ids[] = {3, 1, 3}, devices[] = {0, 0, 1, 1}, bad[] = {0, 0, 2, 0};
+    int64_t counts[4] = {7, 7, 7, 7}, skipped = 0;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_send_counts(ids, 3, 4, devices, 2, counts, &skipped, NULL), MOE_EP_OK);
+    CHECK_I64(counts[0], 1);
+    CHECK_I64(counts[1], 2);
+    CHECK_I64(moe_ep_send_counts(ids, 3, 4, NULL, 2, counts, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(counts[1], 3);
+    CHECK_I64(moe_ep_send_counts(ids, 3, 4, bad, 2, counts, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_send_counts(ids, 3, 3, NULL, 2, counts, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_send_counts(ids, 3, 4, NULL, 0, counts, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_send_counts(ids, 3, 4, NULL, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(counts[1], 3);
+}
+
+/* ---- gather and combine ---- */
+
+TEST(gather_combine)
+{
+    static const float x[] = {10, 20}, rows3[] = {1, 2, 4}, half[] = {0.5f, 0.5f, 0.5f, 0.5f};
+    static const int32_t to_flat[] = {2, 0, 3, -1}, to_row[] = {1, 2, 0, -1};
+    float rows[4], out[2] = {9, 9};
+    moe_ep_error err;
+    uint64_t s = t_seed + 1;
+    int round;
+    CHECK_I64(moe_ep_gather(x, 2, 1, 2, to_flat, 4, rows, NULL), MOE_EP_OK);
+    CHECK(rows[0] == 20 && rows[1] == 10 && rows[2] == 20 && rows[3] == 0);
+    CHECK_I64(moe_ep_combine(rows3, 3, to_row, half, 2, 2, 1, out, NULL), MOE_EP_OK);
+    CHECK(out[0] == 3 && out[1] == 0.5f);
+    for (round = 0; round < 300; round++) { /* the round trip with weights 1/K is the identity */
+        int32_t E = (int32_t)(1 + t_below(&s, 9)), K = 1 << t_below(&s, 3), H = (int32_t)(1 + t_below(&s, 9));
+        int64_t T = 1 + t_below(&s, 20), n = T * K, i, offsets[10];
+        int32_t *ids = random_ids(&s, n, E, 0), *f = new32(n), *r = new32(n);
+        float *a = (float *)t_alloc(sizeof(float) * (size_t)(T * H)), *b = (float *)t_alloc(sizeof(float) * (size_t)(n * H));
+        float *c = (float *)t_alloc(sizeof(float) * (size_t)(T * H)), *w = (float *)t_alloc(sizeof(float) * (size_t)n);
+        for (i = 0; i < T * H; i++) a[i] = (float)t_below(&s, 1000);
+        for (i = 0; i < n; i++) w[i] = 1.0f / (float)K;
+        CHECK_I64(moe_ep_permute(ids, n, E, offsets, f, r, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_gather(a, T, H, K, f, n, b, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_combine(b, n, r, w, T, K, H, c, NULL), MOE_EP_OK);
+        CHECK(memcmp(a, c, sizeof(float) * (size_t)(T * H)) == 0);
+        CHECK_I64(moe_ep_combine(b, n, r, NULL, T, K, H, c, NULL), MOE_EP_OK);
+        for (i = 0; i < T * H; i++) CHECK(c[i] == (float)K * a[i]);
+        free(ids); free(f); free(r); free(a); free(b); free(c); free(w);
+        STOP_IF_FAILED("round %d", round);
+    }
+    {
+        static const int32_t wrong[] = {4, 0}, low[] = {-2, 0};
+        float before[2];
+        memcpy(before, out, sizeof out);
+        CHECK_I64(moe_ep_gather(x, 2, 1, 2, wrong, 2, rows, &err), MOE_EP_ERR_RANGE);
+        CHECK_I64(err.index, 0);
+        CHECK_I64(moe_ep_combine(rows3, 3, wrong, NULL, 1, 2, 1, out, &err), MOE_EP_ERR_RANGE);
+        CHECK_I64(moe_ep_combine(rows3, 3, low, NULL, 1, 2, 1, out, &err), MOE_EP_ERR_RANGE);
+        CHECK(memcmp(before, out, sizeof out) == 0);
+    }
+    CHECK_I64(moe_ep_gather(NULL, 2, 1, 2, to_flat, 4, rows, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_gather(x, 2, 0, 2, to_flat, 4, rows, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_gather(x, 2, 1, 0, to_flat, 4, rows, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_gather(x, INT64_MAX / 2, 7, 1, to_flat, 4, rows, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_gather(x, 2, 1, 2, NULL, 4, rows, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_gather(x, 2, 1, 2, to_flat, 4, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_gather(x, 2, 1, 2, to_flat, -1, rows, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_combine(NULL, 3, to_row, half, 2, 2, 1, out, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_combine(rows3, 3, NULL, half, 2, 2, 1, out, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_combine(rows3, 3, to_row, half, 2, 2, 1, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_combine(NULL, 0, NULL, NULL, 0, 2, 1, NULL, &err), MOE_EP_OK);
+}
+
+/* ---- contracts: worked examples and errors ---- */
+
+static moe_ep_align_desc align(int32_t E, int32_t B)
+{
+    moe_ep_align_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_experts = E;
+    d.block_size = B;
+    return d;
+}
+
+TEST(align_examples)
+{
+    static const int32_t want[] = {2, 8, 0, 3, 4, 7, 5, 8, 1, 6}, blocks[] = {0, 1, 1, 2, 3};
+    static const int64_t counts[] = {2, 3, 0, 6, 8};
+    static const int32_t batched[] = {0, 1, 3, 3, 4, 4, -1, -1, -1, -1};
+    static const int32_t rows[] = {0, 1, 40, 40, 8, 9, 10, 40, 24, 25, 26, 27, 28, 29, 40, 40, 32, 33, 34, 35, 36, 37, 38, 39, 40};
+    static const int32_t foreign[] = {0, 9, -7, 1}, map[] = {0, 4};
+    int32_t sorted[64], experts[64];
+    int64_t len = 0, num = 0, used = 0;
+    moe_ep_align_desc d = align(5, 4);
+    moe_ep_error err;
+    moe_ep_scratch s = moe_ep_scratch_fixed(sorted, 8);
+    CHECK_I64(moe_ep_align_sizes(&d, 12, &len, &num, NULL), MOE_EP_OK);
+    CHECK_I64(len, 27);
+    CHECK_I64(num, 7);
+    d = align(4, 2);
+    CHECK_I64(moe_ep_align_block(&d, picture, 8, sorted, experts, &used, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(used, 10);
+    check_i32s(sorted, want, 10);
+    check_i32s(experts, blocks, 5);
+    CHECK_I64(sorted[10], 8);
+    CHECK_I64(experts[5], -1);
+    CHECK_I64(moe_ep_align_batched(counts, 5, 8, 4, sorted, experts, &used, NULL), MOE_EP_OK);
+    CHECK_I64(used, 24);
+    check_i32s(experts, batched, 10);
+    check_i32s(sorted, rows, 25);
+    used = 5;
+    CHECK_I64(moe_ep_align_block(&d, picture, 8, sorted, experts, &used, &s, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(moe_ep_align_block(&d, foreign, 4, sorted, experts, &used, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(used, 5);
+    d.skip_foreign = 1;
+    CHECK_I64(moe_ep_align_block(&d, foreign, 4, sorted, experts, &used, NULL, &err), MOE_EP_OK);
+    CHECK_I64(used, 4);
+    d = align(2, 2);
+    d.expert_map = map;
+    CHECK_I64(moe_ep_align_sizes(&d, 8, &len, &num, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_align_sizes(NULL, 8, &len, &num, &err), MOE_EP_ERR_NULL);
+    d = align(2, 0);
+    CHECK_I64(moe_ep_align_sizes(&d, 8, &len, &num, &err), MOE_EP_ERR_SIZE);
+    d = align(0, 2);
+    CHECK_I64(moe_ep_align_sizes(&d, 8, &len, &num, &err), MOE_EP_ERR_SIZE);
+    d = align(4, 2);
+    CHECK_I64(moe_ep_align_sizes(&d, (int64_t)1 << 40, &len, &num, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_align_sizes(&d, -1, &len, &num, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_align_sizes(&d, 1, NULL, &num, &err), MOE_EP_ERR_NULL);
+    d = align(4, 2);
+    CHECK_I64(moe_ep_align_block(&d, NULL, 8, sorted, experts, &used, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_block(&d, picture, 8, NULL, experts, &used, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_block(&d, picture, 8, sorted, NULL, &used, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_block(&d, picture, 8, sorted, experts, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_batched(counts, 5, 7, 4, sorted, experts, &used, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 4);
+    CHECK_I64(moe_ep_align_batched(counts, 0, 7, 4, sorted, experts, &used, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_align_batched(counts, 5, 0, 4, sorted, experts, &used, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_align_batched(counts, 5, 8, 0, sorted, experts, &used, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_align_batched(NULL, 5, 8, 4, sorted, experts, &used, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_batched(counts, 5, INT32_MAX, 4, sorted, experts, &used, &err), MOE_EP_ERR_OVERFLOW);
+}
+
+TEST(contract_examples)
+{
+    static const int32_t sglang[] = {3, -1, 0, 3, -1, -1, 2, 0}, sorted[] = {0, 0, 2, 3, 3, -1, -1, -1}, dst[] = {3, -3, 0, 4, -2, -1, 2, 1};
+    static const int32_t keep[] = {1, -1, 0}, kept[] = {-1, 0, 1}, kept_dst[] = {2, 0, 1};
+    static const int64_t indptr[] = {0, 2, 2, 3, 5}, kept_indptr[] = {0, 2, 3};
+    static const int32_t perm[] = {2, 0, 3, 4, 7, 5, 1, 6}, inv[] = {1, 6, 0, 2, 3, 5, 7, 4};
+    static const int32_t tokens[] = {1, 0, 1, 2, 3, 2, 0, 3};
+    static const int32_t expanded[] = {2, 8, 0, 3, 4, 6, 9, 5}, trt_tokens[] = {1, -1, 0, 1, 2, 3, 2, -1, 0, 3};
+    static const int64_t offsets[] = {0, 1, 5, 6, 8}, padded[] = {0, 2, 6, 8, 10}, bins[] = {128, 256, 384, 512};
+    static const int32_t slots[] = {2, -1, 0, 3, 5, -1, 1, 6};
+    int32_t a[16], b[16], c[16];
+    int64_t p[8], q[8], r[8];
+    moe_ep_error err;
+    moe_ep_scratch s = moe_ep_scratch_fixed(a, 4);
+    CHECK_I64(moe_ep_sglang_preprocess(sglang, 8, 4, a, b, p, NULL), MOE_EP_OK);
+    check_i32s(a, sorted, 8);
+    check_i32s(b, dst, 8);
+    check_i64s(p, indptr, 5);
+    CHECK_I64(moe_ep_sglang_preprocess_keep(keep, 3, 2, a, b, p, NULL), MOE_EP_OK);
+    check_i32s(a, kept, 3);
+    check_i32s(b, kept_dst, 3);
+    check_i64s(p, kept_indptr, 3);
+    CHECK_I64(moe_ep_sglang_preprocess(picture, 8, 3, a, b, p, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_sglang_preprocess(picture, 8, 4, NULL, b, p, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_sglang_preprocess_keep(picture, 8, 4, a, NULL, p, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 4, NULL, p, a, b, NULL, NULL), MOE_EP_OK);
+    check_i64s(p, offsets, 5);
+    check_i32s(a, perm, 8);
+    check_i32s(b, inv, 8);
+    CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 2, 3, NULL, p, a, b, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 5, NULL, p, a, b, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 2, inv, p, a, b, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 4, NULL, p, a, b, &s, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 4, NULL, NULL, a, b, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_torchtitan_reorder(picture, 4, 2, 4, p, a, b, NULL), MOE_EP_OK);
+    check_i32s(b, tokens, 8);
+    CHECK_I64(moe_ep_torchtitan_reorder(picture, 4, 0, 4, p, a, b, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_trtllm_permute(picture, 4, 2, 4, 2, p, a, b, c, 10, NULL, NULL), MOE_EP_OK);
+    check_i64s(p, padded, 5);
+    check_i32s(a, expanded, 8);
+    check_i32s(c, trt_tokens, 10);
+    a[0] = 77;
+    CHECK_I64(moe_ep_trtllm_permute(picture, 4, 2, 4, 2, p, a, b, c, 9, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, 10, 0, 0);
+    CHECK_I64(a[0], 77);
+    CHECK_I64(moe_ep_trtllm_permute(picture, 4, 2, 4, 0, p, a, b, c, 9, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_megablocks_bins(picture, 8, 4, 128, a, b, q, p, r, NULL), MOE_EP_OK);
+    check_i64s(p, offsets + 1, 4);
+    check_i64s(r, bins, 4);
+    CHECK_I64(q[1], 4);
+    CHECK_I64(moe_ep_binned_rows(offsets, perm, 4, 2, c, NULL), MOE_EP_OK);
+    check_i32s(c, slots, 8);
+    CHECK_I64(moe_ep_binned_rows(offsets, perm, 4, 0, c, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_binned_rows(NULL, perm, 4, 1, c, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_megablocks_bins(picture, 8, 4, 0, a, b, q, p, r, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_megablocks_bins(picture, 8, 4, 1, a, b, q, NULL, r, &err), MOE_EP_ERR_NULL);
+}
+
+TEST(megatron_and_torchtitan)
+{
+    static const int32_t tokens[] = {1, 0, 1, 2, 3, 2, 0, 3}, dropped[] = {1, 3, 0}, chunks[] = {3, 0, 1, 2}, order[] = {2, 0, 1};
+    static const uint8_t column[] = {0, 1, 0, 1}, lone[] = {0, 1, 0, 0}, filled[] = {1, 1, 0, 0};
+    static const int64_t offsets[] = {0, 1, 5, 6, 8}, sizes[] = {1, 2, 1}, groups[] = {4, 2, 1, 3, 1, 2, 3, 4};
+    static const int32_t first[] = {0, 1, 2, 3, 10, -1, -1, -1, 4, 5, 11, 12};
+    uint8_t map[16], padded[16];
+    int32_t a[64], same[] = {1, 1, 1}, bad[] = {0, 3, 1};
+    int64_t p[8], q[8], rows = 0;
+    moe_ep_error err;
+    int i;
+    CHECK_I64(moe_ep_routing_map(picture, 4, 2, 4, map, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_megatron_permute(map, 4, 4, p, a, 8, NULL), MOE_EP_OK);
+    check_i64s(p, offsets, 5);
+    check_i32s(a, tokens, 8);
+    CHECK_I64(moe_ep_megatron_permute(map, 4, 4, p, a, 7, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, 8, 0, 0);
+    CHECK_I64(moe_ep_megatron_permute(NULL, 4, 4, p, a, 8, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_megatron_drop_and_pad(column, 4, 1, 3, a, NULL), MOE_EP_OK);
+    check_i32s(a, dropped, 3);
+    CHECK_I64(moe_ep_megatron_drop_and_pad(column, 4, 1, 5, a, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_megatron_pad_map(lone, 4, 1, 2, padded, NULL), MOE_EP_OK);
+    CHECK(memcmp(padded, filled, 4) == 0);
+    CHECK_I64(moe_ep_megatron_pad_map(lone, 4, 1, 100, padded, NULL), MOE_EP_OK);
+    for (i = 0; i < 4; i++) CHECK_I64(padded[i], 1);
+    CHECK_I64(moe_ep_megatron_pad_map(lone, 4, 1, 0, padded, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_routing_map(picture, 4, 2, 2, map, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_sort_chunks(sizes, order, 3, a, 4, &rows, NULL), MOE_EP_OK);
+    CHECK_I64(rows, 4);
+    check_i32s(a, chunks, 4);
+    CHECK_I64(moe_ep_sort_chunks(sizes, order, 3, a, 3, &rows, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_sort_chunks(sizes, bad, 3, a, 4, &rows, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    same[0] = 0; /* 0 1 1 */
+    CHECK_I64(moe_ep_sort_chunks(sizes, same, 3, a, 4, &rows, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(groups, 4, 2, 56, 8, a, p, q, NULL), MOE_EP_OK);
+    check_i32s(a, first, 12);
+    for (i = 0; i < 4; i++) {
+        CHECK_I64(p[i], 8);
+        CHECK_I64(q[i], 8 * (i + 1));
+    }
+    CHECK_I64(a[32], -1);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(groups, 4, 2, 31, 8, a, p, q, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, 32, 0, 0);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(groups, 0, 2, 56, 8, a, p, q, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(groups, 4, 2, 56, 0, a, p, q, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(NULL, 4, 2, 56, 8, a, p, q, &err), MOE_EP_ERR_NULL);
+}
+
+/* Local ranks of vLLM's permute put together are the global sort. */
+TEST(vllm_permute_random)
+{
+    uint64_t s = t_seed + 2;
+    int round;
+    for (round = 0; round < 500; round++) {
+        int32_t local = (int32_t)(1 + t_below(&s, 4)), R = (int32_t)(1 + t_below(&s, 4)), E = local * R, r, e;
+        int64_t n = t_below(&s, 80), i, base = 0;
+        int32_t *ids = random_ids(&s, n, E, (int)t_below(&s, 2) * 30), *perm = new32(n), *inv = new32(n), *flat = new32(n), *back = new32(n), map[16];
+        int64_t offsets[17], part[17];
+        CHECK_I64(moe_ep_permute(ids, n, E, offsets, flat, back, NULL), MOE_EP_OK);
+        for (r = 0; r < R; r++) {
+            uint8_t seen[100] = {0};
+            for (e = 0; e < E; e++) map[e] = e / local == r ? e % local : -1;
+            CHECK_I64(moe_ep_vllm_permute(ids, n, E, r * local, local, t_below(&s, 2) ? map : NULL, part, perm, inv, NULL, NULL), MOE_EP_OK);
+            for (i = 0; i < part[local]; i++) CHECK_I64(perm[i], flat[base + i]);
+            for (; i < n; i++) CHECK_I64(perm[i], n);
+            for (i = 0; i < n; i++) seen[inv[i]]++;
+            for (i = 0; i < n; i++) CHECK_I64(seen[i], 1); /* a bijection */
+            for (i = 0; i < part[local]; i++) CHECK_I64(inv[perm[i]], i);
+            base += part[local];
+        }
+        CHECK_I64(base, offsets[E]);
+        free(ids); free(perm); free(inv); free(flat); free(back);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* ---- layout and traffic against brute force ---- */
+
+TEST(layout_random)
+{
+    uint64_t s = t_seed + 3;
+    int round;
+    for (round = 0; round < 1000; round++) {
+        int32_t R = (int32_t)(1 + t_below(&s, round % 10 == 0 ? 90 : 9)), E = R * (int32_t)(1 + t_below(&s, 4)), K = (int32_t)(1 + t_below(&s, 9));
+        int32_t per_node = (int32_t)t_below(&s, R + 1), size = per_node ? per_node : R, N = (R + size - 1) / size, r, k, e;
+        int64_t T = t_below(&s, 20), t, idx;
+        int32_t *ids = random_ids(&s, T * K, E, (int)t_below(&s, 60)), *map = new32(E), *where = new32(T * R);
+        int64_t *ranks = new64(R), *nodes = new64(N), *experts = new64(E), *count = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)E);
+        uint8_t *in = (uint8_t *)t_alloc((size_t)(T * R + 1));
+        int mapped = (int)t_below(&s, 2);
+        moe_ep_layout out;
+        for (e = 0; e < E; e++) map[e] = mapped ? (int32_t)t_below(&s, R) : e / (E / R);
+        out.tokens_per_rank = ranks;
+        out.tokens_per_node = nodes;
+        out.tokens_per_expert = experts;
+        out.is_token_in_rank = in;
+        out.token_idx_in_rank = where;
+        CHECK_I64(moe_ep_deepep_layout(ids, T, K, E, R, per_node, mapped ? map : NULL, &out, NULL), MOE_EP_OK);
+        for (r = 0; r < R; r++) {
+            for (idx = 0, t = 0; t < T; t++) {
+                int hit = 0;
+                for (k = 0; k < K; k++) hit |= ids[t * K + k] >= 0 && map[ids[t * K + k]] == r;
+                CHECK_I64(in[t * R + r], hit);
+                CHECK_I64(where[t * R + r], hit ? idx : -1);
+                idx += hit;
+            }
+            CHECK_I64(ranks[r], idx);
+        }
+        for (r = 0; r < N; r++) {
+            for (idx = 0, t = 0; t < T; t++) {
+                int hit = 0;
+                for (k = 0; k < K; k++) hit |= ids[t * K + k] >= 0 && map[ids[t * K + k]] / size == r;
+                idx += hit;
+            }
+            CHECK_I64(nodes[r], idx);
+        }
+        for (t = 0; t < T * K; t++)
+            if (ids[t] >= 0) count[ids[t]]++;
+        check_i64s(experts, count, E);
+        free(ids); free(map); free(where); free(ranks); free(nodes); free(experts); free(count); free(in);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(layout_examples_and_errors)
+{
+    int64_t ranks[4] = {9, 9, 9, 9}, experts[4];
+    int32_t bad[] = {0, 0, 5, 0};
+    moe_ep_layout out;
+    moe_ep_error err;
+    memset(&out, 0, sizeof out);
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 2, 0, NULL, &out, NULL), MOE_EP_OK); /* nothing wanted */
+    out.tokens_per_rank = ranks;
+    out.tokens_per_expert = experts;
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 2, 0, NULL, &out, NULL), MOE_EP_OK);
+    CHECK_I64(ranks[0], 4);
+    CHECK_I64(ranks[1], 3);
+    CHECK_I64(experts[1], 4);
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 3, 0, NULL, &out, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "R");
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 0, 0, NULL, &out, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 2, -1, NULL, &out, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 2, 0, bad, &out, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 3, 3, 0, NULL, &out, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_deepep_layout(picture, 4, 2, 4, 2, 0, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_deepep_layout(NULL, 4, 2, 4, 2, 0, NULL, &out, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(ranks[1], 3);
+}
+
+/* The device side of a placement is all that traffic looks at. */
+static moe_ep_placement shape_of(int32_t D, int32_t N, int32_t P, int32_t *slot_device, int32_t *device_node)
+{
+    moe_ep_placement p;
+    memset(&p, 0, sizeof p);
+    p.num_layers = 1;
+    p.num_experts = P;
+    p.num_devices = D;
+    p.num_nodes = N;
+    p.num_slots = P;
+    p.slot_device = slot_device;
+    p.device_node = device_node;
+    return p;
+}
+
+TEST(traffic_random)
+{
+    uint64_t s = t_seed + 4;
+    int round;
+    for (round = 0; round < 1000; round++) {
+        int32_t D = (int32_t)(1 + t_below(&s, round % 10 == 0 ? 100 : 8)), N = (int32_t)(1 + t_below(&s, D)), P = (int32_t)(1 + t_below(&s, 30));
+        int32_t K = (int32_t)(1 + t_below(&s, 8)), i, k, j, d, mode;
+        int64_t T = t_below(&s, 30), t;
+        int32_t *slot_device = new32(P), *node = new32(D), *slots = random_ids(&s, T * K, P, 15), *source = new32(T), *fr = new32(T), *fn = new32(T);
+        int64_t *rank = new64(D * D), *nodes = new64(N * N);
+        moe_ep_placement p = shape_of(D, N, P, slot_device, node);
+        int given = (int)t_below(&s, 2);
+        for (i = 0; i < P; i++) slot_device[i] = (int32_t)t_below(&s, D);
+        for (d = 0; d < D; d++) node[d] = (int32_t)t_below(&s, N);
+        for (t = 0; t < T; t++) source[t] = given ? (int32_t)t_below(&s, D) : (int32_t)moe_ep_rank_of_token(t, T, D, NULL);
+        for (mode = 0; mode < 3; mode++) {
+            int64_t *br = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(D * D)), *bn = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(N * N));
+            for (t = 0; t < T; t++)
+                for (k = 0; k < K; k++) {
+                    int32_t slot = slots[t * K + k], dev, new_rank = 1, new_node = 1;
+                    if (slot < 0) continue;
+                    dev = slot_device[slot];
+                    for (j = 0; j < k; j++) {
+                        int32_t before = slots[t * K + j];
+                        if (before < 0) continue;
+                        if (slot_device[before] == dev) new_rank = 0;
+                        if (node[slot_device[before]] == node[dev]) new_node = 0;
+                    }
+                    br[source[t] * D + dev] += mode == MOE_EP_COUNT_PAIRS || new_rank;
+                    bn[node[source[t]] * N + node[dev]] += mode == MOE_EP_COUNT_PAIRS || (mode == MOE_EP_COUNT_RANKS ? new_rank : new_node);
+                }
+            CHECK_I64(moe_ep_traffic(&p, slots, T, K, given ? source : NULL, (moe_ep_count_mode)mode, rank, nodes, NULL), MOE_EP_OK);
+            check_i64s(rank, br, (int64_t)D * D);
+            check_i64s(nodes, bn, (int64_t)N * N);
+            CHECK_I64(moe_ep_traffic(&p, slots, T, K, given ? source : NULL, (moe_ep_count_mode)mode, NULL, nodes, NULL), MOE_EP_OK);
+            free(br);
+            free(bn);
+        }
+        CHECK_I64(moe_ep_fan_out(&p, slots, T, K, fr, fn, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_traffic(&p, slots, T, K, NULL, MOE_EP_COUNT_NODES, rank, nodes, NULL), MOE_EP_OK);
+        {
+            int64_t all_ranks = 0, all_nodes = 0, i64;
+            for (t = 0; t < T; t++) { all_ranks += fr[t]; all_nodes += fn[t]; CHECK(fn[t] <= fr[t] && fr[t] <= K); }
+            for (i64 = 0; i64 < (int64_t)D * D; i64++) all_ranks -= rank[i64];
+            for (i64 = 0; i64 < (int64_t)N * N; i64++) all_nodes -= nodes[i64];
+            CHECK_I64(all_ranks, 0);
+            CHECK_I64(all_nodes, 0);
+        }
+        free(slot_device); free(node); free(slots); free(source); free(fr); free(fn); free(rank); free(nodes);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(traffic_example_and_errors)
+{
+    int32_t slot_device[] = {0, 1}, node[] = {0, 0}, slots[] = {0, 1, 1, 1}, wrong[] = {0, 2, 0, 0}, source[] = {0, 7}, ranks[2];
+    static const int64_t pairs[] = {1, 1, 0, 2}, once[] = {1, 1, 0, 1};
+    int64_t rank[4];
+    moe_ep_placement p = shape_of(2, 1, 2, slot_device, node), q;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, NULL), MOE_EP_OK);
+    check_i64s(rank, pairs, 4);
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, NULL, MOE_EP_COUNT_RANKS, rank, NULL, NULL), MOE_EP_OK);
+    check_i64s(rank, once, 4);
+    CHECK_I64(moe_ep_fan_out(&p, slots, 2, 2, ranks, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(ranks[0], 2);
+    CHECK_I64(ranks[1], 1);
+    CHECK_I64(moe_ep_traffic(NULL, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_traffic(&p, NULL, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, NULL, (moe_ep_count_mode)9, rank, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "mode");
+    CHECK_I64(moe_ep_traffic(&p, wrong, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, source, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 0, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_traffic(&p, slots, INT64_MAX / 2, 5, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    memset(&q, 0, sizeof q);
+    CHECK_I64(moe_ep_traffic(&q, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_SIZE);
+    slot_device[1] = 5;
+    CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    slot_device[1] = 1;
+    node[1] = -1;
+    CHECK_I64(moe_ep_fan_out(&p, slots, 2, 2, ranks, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    node[1] = 0;
+    CHECK_I64(moe_ep_fan_out(&p, slots, 2, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    check_i64s(rank, once, 4);
+}
+
+/* ---- vectors ---- */
+
+/* The first of several names ("a|b|c") that the case has. */
+static const vec_field *any_of(const vec_case *x, const char *names)
+{
+    char name[80];
+    while (*names) {
+        size_t len = strcspn(names, "|");
+        const vec_field *f;
+        snprintf(name, sizeof name, "%.*s", (int)len, names);
+        if ((f = vec_find(x, name))) return f;
+        names += len + (names[len] == '|');
+    }
+    return NULL;
+}
+
+static int32_t experts_of(const vec_case *x)
+{
+    const vec_field *f = any_of(x, "num_experts|E|n_expert|n_experts|num_batches"), *ids;
+    int64_t i, most = 0;
+    if (f) return (int32_t)f->i[0];
+    ids = any_of(x, "topk_ids|topk_idx|ids|indices");
+    for (i = 0; ids && i < ids->count; i++) most = ids->i[i] > most ? ids->i[i] : most;
+    return (int32_t)most + 1;
+}
+
+static void run_align(const vec_case *x, moe_ep_align_desc d, const char *sorted_key, const char *experts_key, const char *post_key)
+{
+    const vec_field *ids = any_of(x, "topk_ids|ids"), *f;
+    int32_t *p = vec_i32(ids), *sorted, *experts;
+    int64_t len = 0, blocks = 0, used = 0;
+    d.skip_foreign = 1;
+    CHECK_I64(moe_ep_align_sizes(&d, ids->count, &len, &blocks, NULL), MOE_EP_OK);
+    sorted = new32(len);
+    experts = new32(blocks);
+    CHECK_I64(moe_ep_align_block(&d, p, ids->count, sorted, experts, &used, NULL, NULL), MOE_EP_OK);
+    if ((f = any_of(x, post_key))) CHECK_I64(used, f->i[0]);
+    if ((f = any_of(x, sorted_key))) {
+        CHECK(f->count <= len);
+        if (f->count <= len) check_vec32(sorted, f);
+    }
+    if ((f = any_of(x, experts_key))) {
+        CHECK(f->count <= blocks);
+        if (f->count <= blocks) check_vec32(experts, f);
+    }
+    if (d.old_buffer && (f = vec_find(x, "buffer_len"))) CHECK_I64(len, f->i[0]);
+    if (!d.old_buffer && (f = vec_find(x, "buffer_len_newer"))) CHECK_I64(len, f->i[0]);
+    free(p);
+    free(sorted);
+    free(experts);
+}
+
+static void vec_align(const vec_case *x)
+{
+    const vec_field *map = vec_find(x, "expert_map"), *counts = vec_find(x, "counts");
+    moe_ep_align_desc d = align(experts_of(x), (int32_t)vec_int(x, "block_size"));
+    d.pad_sorted_ids = (int32_t)vec_int_or(x, "pad_sorted_ids", 0);
+    if (map) {
+        int32_t *m = vec_i32(map);
+        d.expert_map = m;
+        d.old_buffer = 1;
+        run_align(x, d, "mapped.sorted_token_ids", "mapped.expert_ids_valid|mapped.expert_ids", "mapped.num_tokens_post_pad");
+        d.ignore_invalid = 1;
+        run_align(x, d, "ignore_invalid.sorted_token_ids", "ignore_invalid.expert_ids_valid|ignore_invalid.expert_ids", "ignore_invalid.num_tokens_post_pad");
+        free(m);
+        return;
+    }
+    d.old_buffer = 1;
+    run_align(x, d, "sorted_token_ids|sorted_token_ids_valid", "expert_ids|expert_ids_valid", "num_tokens_post_pad");
+    d.old_buffer = 0;
+    run_align(x, d, "sorted_token_ids_newer", "expert_ids_newer", "num_tokens_post_pad");
+    if (counts) {
+        int32_t *p = vec_i32(vec_get(x, "topk_ids"));
+        int64_t *loads = new64(d.num_experts);
+        CHECK_I64(moe_ep_expert_loads(p, vec_get(x, "topk_ids")->count, d.num_experts, loads, NULL, NULL), MOE_EP_OK);
+        check_vec64(loads, counts);
+        free(p);
+        free(loads);
+    }
+}
+
+static void vec_align_batched(const vec_case *x)
+{
+    const vec_field *counts = any_of(x, "expert_num_tokens|counts|num_tokens_per_expert"), *f;
+    int32_t E = (int32_t)counts->count, max = (int32_t)any_of(x, "max_tokens_per_batch|max_tokens|max_num_tokens")->i[0];
+    int32_t B = (int32_t)vec_int(x, "block_size");
+    int64_t len = (int64_t)E * ((max + B - 1) / B * B), used = 0;
+    int32_t *sorted = new32(len), *experts = new32(len / B);
+    CHECK_I64(moe_ep_align_batched(counts->i, E, max, B, sorted, experts, &used, NULL), MOE_EP_OK);
+    if ((f = any_of(x, "num_tokens_post_pad"))) CHECK_I64(used, f->i[0]);
+    if ((f = any_of(x, "sorted_token_ids|sorted_ids"))) { CHECK(f->count <= len); if (f->count <= len) check_vec32(sorted, f); }
+    if ((f = any_of(x, "expert_ids|expert_ids_valid"))) { CHECK(f->count <= len / B); if (f->count <= len / B) check_vec32(experts, f); }
+    free(sorted);
+    free(experts);
+}
+
+static void vec_vllm_permute(const vec_case *x)
+{
+    const vec_field *ids = any_of(x, "topk_ids|ids"), *map = vec_find(x, "expert_map");
+    int32_t E = experts_of(x), local = (int32_t)vec_int_or(x, "num_local", E), *p = vec_i32(ids), *m = map ? vec_i32(map) : NULL;
+    int32_t *perm = new32(ids->count), *inv = new32(ids->count);
+    int64_t *offsets = new64(local + 1);
+    CHECK_I64(moe_ep_vllm_permute(p, ids->count, E, (int32_t)vec_int_or(x, "start_expert", 0), local, m, offsets, perm, inv, NULL, NULL), MOE_EP_OK);
+    check_vec64(offsets, vec_get(x, "expert_first_token_offset"));
+    check_vec32(perm, vec_get(x, "permuted_idx"));
+    check_vec32(inv, vec_get(x, "inv_permuted_idx"));
+    free(p); free(m); free(perm); free(inv); free(offsets);
+}
+
+static void vec_sglang(const vec_case *x)
+{
+    const vec_field *ids = any_of(x, "topk_ids|ids"), *sorted = any_of(x, "reorder_topk_ids|reorder_ids");
+    int32_t E = experts_of(x), *p = vec_i32(ids), *a = new32(ids->count), *b = new32(ids->count);
+    int64_t *seg = new64(E + 1);
+    /* the variant for DeepEP drops the -1 entries, so that fewer ids than assignments are listed */
+    if (sorted && sorted->count == ids->count) CHECK_I64(moe_ep_sglang_preprocess_keep(p, ids->count, E, a, b, seg, NULL), MOE_EP_OK);
+    else CHECK_I64(moe_ep_sglang_preprocess(p, ids->count, E, a, b, seg, NULL), MOE_EP_OK);
+    if (sorted) check_vec32(a, sorted);
+    check_vec32(b, vec_get(x, "src2dst"));
+    check_vec64(seg, vec_get(x, "seg_indptr"));
+    free(p); free(a); free(b); free(seg);
+}
+
+static void vec_torchtitan_indices(const vec_case *x)
+{
+    const vec_field *counts = vec_get(x, "tokens_per_expert_group");
+    int32_t e = (int32_t)vec_int(x, "experts_per_rank"), R = (int32_t)(counts->count / e);
+    int64_t max_len = vec_int_or(x, "max_len", vec_get(x, "permuted_indices")->count), *sizes = new64(e), *offsets = new64(e);
+    int32_t *rows = new32(max_len);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(counts->i, e, R, max_len, (int32_t)vec_int(x, "alignment"), rows, sizes, offsets, NULL), MOE_EP_OK);
+    check_vec32(rows, vec_get(x, "permuted_indices"));
+    check_vec64(sizes, vec_get(x, "m_sizes"));
+    check_vec64(offsets, vec_get(x, "m_offsets"));
+    free(sizes); free(offsets); free(rows);
+}
+
+static void vec_torchtitan_reorder(const vec_case *x)
+{
+    const vec_field *ids = any_of(x, "topk_ids|ids"), *scores = vec_find(x, "scores"), *f;
+    int32_t E = experts_of(x), K = (int32_t)ids->dim[1], *p = vec_i32(ids), *flat = new32(ids->count), *token = new32(ids->count);
+    int64_t *offsets = new64(E + 1), i;
+    CHECK_I64(moe_ep_torchtitan_reorder(p, ids->dim[0], K, E, offsets, flat, token, NULL), MOE_EP_OK);
+    if ((f = vec_find(x, "flat_sorted"))) check_vec32(flat, f);
+    if ((f = vec_find(x, "token_indices"))) check_vec32(token, f);
+    if (scores && (f = vec_find(x, "scores_sorted")))
+        for (i = 0; i < f->count; i++) CHECK_NEAR(scores->f[flat[i]], f->f[i], 0, 0);
+    if ((f = any_of(x, "num_tokens_per_expert|counts|tokens_per_expert")))
+        for (i = 0; i < f->count && i < E; i++) CHECK_I64(offsets[i + 1] - offsets[i], f->i[i]);
+    free(p); free(flat); free(token); free(offsets);
+}
+
+/* Megatron: the map itself, or built from ids. */
+static int vec_megatron(const vec_case *x)
+{
+    const char *op = vec_text(x, "op");
+    const vec_field *map = vec_find(x, "routing_map"), *ids = any_of(x, "topk_ids|ids"), *f;
+    int64_t T, i, *offsets;
+    int32_t E, *tokens;
+    uint8_t *m;
+    int seen = 0;
+    if (map) {
+        T = map->dim[0];
+        E = (int32_t)map->dim[1];
+        m = (uint8_t *)t_alloc((size_t)map->count);
+        for (i = 0; i < map->count; i++) m[i] = map->i[i] != 0;
+    } else if (ids && ids->ndim == 2) {
+        int32_t *p = vec_i32(ids);
+        T = ids->dim[0];
+        E = experts_of(x);
+        m = (uint8_t *)t_alloc((size_t)(T * E));
+        CHECK_I64(moe_ep_routing_map(p, T, (int32_t)ids->dim[1], E, m, NULL), MOE_EP_OK);
+        free(p);
+    } else return 0;
+    offsets = new64(E + 1);
+    tokens = new32(T * E);
+    if ((f = any_of(x, "padded_routing_map|routing_map_padded|padded_map"))) {
+        const vec_field *multiple = any_of(x, "multiple|pad_multiple|pad_to_multiple");
+        if (multiple) {
+            CHECK_I64(moe_ep_megatron_pad_map(m, T, E, (int32_t)multiple->i[0], m, NULL), MOE_EP_OK);
+            for (i = 0; i < f->count; i++) CHECK_I64(m[i], f->i[i] != 0);
+            seen = 1;
+        }
+    }
+    f = any_of(x, "sorted_indices|permuted_token_indices|token_indices");
+    if (f && (strstr(op, "drop") || vec_int_or(x, "drop_and_pad", 0))) {
+        const vec_field *C = any_of(x, "capacity|C");
+        CHECK_I64(moe_ep_megatron_drop_and_pad(m, T, E, (int32_t)(C ? C->i[0] : f->count / E), tokens, NULL), MOE_EP_OK);
+        check_vec32(tokens, f);
+        seen = 1;
+    } else if (f) {
+        CHECK_I64(moe_ep_megatron_permute(m, T, E, offsets, tokens, T * E, NULL), MOE_EP_OK);
+        check_vec32(tokens, f);
+        if ((f = any_of(x, "num_out_tokens"))) CHECK_I64(offsets[E], f->i[0]);
+        if ((f = any_of(x, "tokens_per_expert|counts|num_tokens_per_expert")))
+            for (i = 0; i < E; i++) CHECK_I64(offsets[i + 1] - offsets[i], f->i[i]);
+        seen = 1;
+    }
+    free(m); free(offsets); free(tokens);
+    return seen;
+}
+
+static int vec_sort_chunks(const vec_case *x)
+{
+    const vec_field *sizes = any_of(x, "split_sizes|sizes|chunk_sizes"), *order = any_of(x, "sorted_idxs|order|idxs");
+    const vec_field *want = any_of(x, "row_id_map|row_from|output_rows|output|rows");
+    int32_t *o, *rows;
+    int64_t total = 0, num = 0, i;
+    if (!sizes || !order || !want) return 0;
+    for (i = 0; i < sizes->count; i++) total += sizes->i[i];
+    o = vec_i32(order);
+    rows = new32(total);
+    CHECK_I64(moe_ep_sort_chunks(sizes->i, o, (int32_t)order->count, rows, total, &num, NULL), MOE_EP_OK);
+    check_vec32(rows, want);
+    free(o);
+    free(rows);
+    return 1;
+}
+
+static int vec_trtllm(const vec_case *x)
+{
+    const vec_field *ids = any_of(x, "topk_ids|ids|topk_indices|topKIndices"), *f;
+    const vec_field *pad = any_of(x, "padding|tile|tile_tokens_dim|pad");
+    int32_t E, *p, *a, *b, *c, padding;
+    int64_t *offsets, max_rows;
+    int seen = 0;
+    if (!ids || ids->ndim != 2) return 0;
+    E = experts_of(x);
+    padding = pad ? (int32_t)pad->i[0] : 1;
+    max_rows = ids->count + (int64_t)E * padding;
+    p = vec_i32(ids);
+    a = new32(ids->count);
+    b = new32(max_rows);
+    c = new32(max_rows);
+    offsets = new64(E + 1);
+    CHECK_I64(moe_ep_trtllm_permute(p, ids->dim[0], (int32_t)ids->dim[1], E, padding, offsets, a, b, c, max_rows, NULL, NULL), MOE_EP_OK);
+    if ((f = any_of(x, "expanded_token_idx_to_permuted_idx|expandedTokenIdxToPermutedIdx|expanded_to_permuted"))) { check_vec32(a, f); seen = 1; }
+    if ((f = any_of(x, "permuted_idx_to_expanded_idx|permutedIdxToExpandedIdx|permuted_to_expanded")) && f->count <= max_rows) { check_vec32(b, f); seen = 1; }
+    if ((f = any_of(x, "permuted_idx_to_token_idx|permutedIdxToTokenIdx|permuted_to_token")) && f->count <= max_rows) { check_vec32(c, f); seen = 1; }
+    if ((f = any_of(x, "padded_prefix|padded_offsets|paddedPrefixSum|padded_tokens_prefix_sum")) && f->count <= E + 1) { check_vec64(offsets, f); seen = 1; }
+    free(p); free(a); free(b); free(c); free(offsets);
+    return seen;
+}
+
+static int vec_megablocks(const vec_case *x)
+{
+    const vec_field *ids = any_of(x, "topk_ids|ids|top_experts"), *f;
+    int32_t E, *p, *a, *b;
+    int64_t *counts, *bins, *padded;
+    int seen = 0;
+    if (!ids) return 0;
+    E = experts_of(x);
+    p = vec_i32(ids);
+    a = new32(ids->count);
+    b = new32(ids->count);
+    counts = new64(E);
+    bins = new64(E);
+    padded = new64(E);
+    CHECK_I64(moe_ep_megablocks_bins(p, ids->count, E, (int32_t)vec_int_or(x, "block_size", 128), a, b, counts, bins, padded, NULL), MOE_EP_OK);
+    if ((f = any_of(x, "indices|sorted_indices"))) { check_vec32(a, f); seen = 1; }
+    if ((f = any_of(x, "bin_ids"))) { check_vec32(b, f); seen = 1; }
+    if ((f = any_of(x, "tokens_per_expert|counts"))) { check_vec64(counts, f); seen = 1; }
+    if ((f = any_of(x, "bins"))) { check_vec64(bins, f); seen = 1; }
+    if ((f = any_of(x, "padded_bins"))) { check_vec64(padded, f); seen = 1; }
+    free(p); free(a); free(b); free(counts); free(bins); free(padded);
+    return seen;
+}
+
+static void vec_layout(const vec_case *x)
+{
+    const vec_field *ids = vec_get(x, "topk_idx"), *f;
+    int32_t E = experts_of(x), R = (int32_t)vec_int(x, "num_ranks"), per_node = (int32_t)vec_int_or(x, "ranks_per_node", 0), *p = vec_i32(ids);
+    int64_t T = ids->dim[0], i, *ranks = new64(R), *nodes = new64(R), *experts = new64(E);
+    int32_t *where = new32(T * R);
+    uint8_t *in = (uint8_t *)t_alloc((size_t)(T * R + 1));
+    moe_ep_layout out;
+    out.tokens_per_rank = ranks;
+    out.tokens_per_node = nodes;
+    out.tokens_per_expert = experts;
+    out.is_token_in_rank = in;
+    out.token_idx_in_rank = where;
+    CHECK_I64(moe_ep_deepep_layout(p, T, (int32_t)ids->dim[1], E, R, per_node, NULL, &out, NULL), MOE_EP_OK);
+    if ((f = vec_find(x, "num_tokens_per_rank"))) check_vec64(ranks, f);
+    if ((f = vec_find(x, "num_tokens_per_rdma_rank"))) check_vec64(nodes, f);
+    if ((f = vec_find(x, "num_tokens_per_expert"))) check_vec64(experts, f);
+    if ((f = vec_find(x, "token_idx_in_rank"))) check_vec32(where, f);
+    if ((f = vec_find(x, "is_token_in_rank")))
+        for (i = 0; i < f->count; i++) CHECK_I64(in[i], f->i[i]);
+    free(p); free(ranks); free(nodes); free(experts); free(where); free(in);
+}
+
+/* 1 when the case belongs to this section and was checked. */
+static int check_case(const vec_case *x)
+{
+    const char *op = vec_text(x, "op");
+    if (vec_find(x, "topk_idx")) vec_layout(x);
+    else if (vec_find(x, "tokens_per_expert_group")) vec_torchtitan_indices(x);
+    else if (strstr(op, "batched") && vec_find(x, "block_size")) vec_align_batched(x);
+    else if (strstr(op, "megablocks")) return vec_megablocks(x);
+    else if (strstr(op, "trt") || strstr(op, "flashinfer")) return vec_trtllm(x);
+    else if (vec_find(x, "block_size") && any_of(x, "topk_ids|ids")) vec_align(x);
+    else if (vec_find(x, "inv_permuted_idx")) vec_vllm_permute(x);
+    else if (vec_find(x, "src2dst")) vec_sglang(x);
+    else if (strstr(op, "torchtitan")) vec_torchtitan_reorder(x);
+    else if (strstr(op, "chunk")) return vec_sort_chunks(x);
+    else if (strstr(op, "megatron") || vec_find(x, "routing_map")) return vec_megatron(x);
+    else return 0;
+    return 1;
+}
+
+TEST(vectors_dispatch)
+{
+    static const char *bundled[] = {"tests/vectors/permute.vec", "tests/vectors/deepep_layout.vec", "tests/vectors/seed_and_literals.vec"};
+    const int named = t_argv && t_argv[0];
+    int f, c, checked = 0, others = 0;
+    for (f = 0; named || f < 3; f++) {
+        const char *path = vec_path(bundled[f < 3 ? f : 0], named ? f : 0);
+        vec_file v;
+        if (!named) path = bundled[f];
+        if (!path) break;
+        v = vec_read(path);
+        for (c = 0; c < v.count; c++) {
+            if (check_case(&v.cases[c])) checked++;
+            else {
+                others++;
+                if (strcmp(v.kind, "permute") == 0) printf("    not checked: %s (op %s)\n", v.cases[c].name, vec_text(&v.cases[c], "op"));
+            }
+            STOP_IF_FAILED("case %s", v.cases[c].name);
+        }
+        vec_free(&v);
+    }
+    printf("    %d vector cases, %d of other sections\n", checked, others);
+    if (checked == 0) SKIP("no dispatch cases in these vectors");
+}
+
+T_MAIN

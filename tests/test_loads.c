@@ -1,0 +1,601 @@
+/* tests/test_loads.c - section 2: counts, windows, co-activation.  SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "vec.h"
+#include "moe_ep.h"
+
+#define LEN(x) ((int64_t)(sizeof(x) / sizeof((x)[0])))
+
+static void check_i64s(const int64_t *got, const int64_t *want, int64_t n)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) CHECK_I64(got[i], want[i]);
+}
+
+/* The brute-force count that every fast path is compared with. */
+static int64_t naive_loads(const int32_t *ids, int64_t n, int32_t E, int64_t *loads)
+{
+    int64_t i, skipped = 0;
+    memset(loads, 0, sizeof *loads * (size_t)E);
+    for (i = 0; i < n; i++) {
+        if (ids[i] == -1) skipped++;
+        else loads[ids[i]]++;
+    }
+    return skipped;
+}
+
+static int32_t *random_ids(uint64_t *s, int64_t n, int32_t E, int percent_none)
+{
+    int32_t *ids = (int32_t *)t_alloc(sizeof *ids * (size_t)(n + 1));
+    int64_t i;
+    int skew = (int)t_below(s, 3);
+    for (i = 0; i < n; i++) {
+        if (t_below(s, 100) < percent_none) ids[i] = -1;
+        else if (skew == 0) ids[i] = (int32_t)t_below(s, E);
+        else if (skew == 1) ids[i] = (int32_t)t_below(s, 1 + t_below(s, E));
+        else ids[i] = t_below(s, 10) < 8 ? 0 : (int32_t)t_below(s, E);
+    }
+    return ids;
+}
+
+TEST(expert_loads_example)
+{
+    static const int32_t ids[] = {1, 1, 0, 1, 2, 2}, three[] = {1, 3, 1}, more[] = {3, -1};
+    static const int64_t want[] = {1, 3, 2, 0}, added[] = {1, 3, 2, 1};
+    int64_t loads[4] = {9, 9, 9, 9}, skipped = 7;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_expert_loads(ids, 6, 4, loads, &skipped, &err), MOE_EP_OK);
+    check_i64s(loads, want, 4);
+    CHECK_I64(skipped, 0);
+    CHECK_I64(err.status, MOE_EP_OK);
+    CHECK_I64(moe_ep_expert_loads_add(more, 2, 4, loads, &skipped, NULL), MOE_EP_OK);
+    check_i64s(loads, added, 4);
+    CHECK_I64(skipped, 1);
+    /* three tokens, four experts */
+    (void)three;
+    {
+        static const int32_t first[] = {3, 1, 3};
+        static const int64_t count[] = {0, 1, 0, 2};
+        CHECK_I64(moe_ep_expert_loads(first, 3, 4, loads, NULL, NULL), MOE_EP_OK);
+        check_i64s(loads, count, 4);
+    }
+}
+
+TEST(expert_loads_random)
+{
+    uint64_t s = t_seed;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        int32_t E = (int32_t)(1 + t_below(&s, round % 50 == 0 ? 9000 : 40));
+        int64_t n = t_below(&s, round % 20 == 0 ? 40000 : 300), i, sum = 0;
+        int32_t *ids = random_ids(&s, n, E, (int)t_below(&s, 101));
+        int64_t *got = (int64_t *)t_alloc(sizeof *got * (size_t)E), *want = (int64_t *)t_alloc(sizeof *want * (size_t)E);
+        int64_t skipped = -5, none = naive_loads(ids, n, E, want), half = n / 2, twice = 0;
+        CHECK_I64(moe_ep_expert_loads(ids, n, E, got, &skipped, NULL), MOE_EP_OK);
+        CHECK_I64(skipped, none);
+        CHECK(memcmp(got, want, sizeof *got * (size_t)E) == 0);
+        for (i = 0; i < E; i++) sum += got[i];
+        CHECK_I64(sum + skipped, n);
+        CHECK_I64(moe_ep_expert_loads(ids, half, E, got, &twice, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_expert_loads_add(ids + half, n - half, E, got, &twice, NULL), MOE_EP_OK);
+        CHECK(memcmp(got, want, sizeof *got * (size_t)E) == 0);
+        CHECK_I64(twice, none);
+        if (n > 0) { /* one bad id anywhere stops the call with its position */
+            moe_ep_error err;
+            int64_t at = t_below(&s, n);
+            static const int32_t evil[] = {-2, INT32_MIN, INT32_MAX, 0};
+            int32_t bad = evil[t_below(&s, 4)];
+            if (bad == 0) bad = E;
+            ids[at] = bad;
+            memset(got, 0x5a, sizeof *got * (size_t)E);
+            memcpy(want, got, sizeof *got * (size_t)E);
+            skipped = 77;
+            CHECK_I64(moe_ep_expert_loads(ids, n, E, got, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+            CHECK_I64(err.index, at);
+            CHECK_NEAR(err.value, bad, 0, 0);
+            CHECK_STR(err.arg, "ids");
+            CHECK(memcmp(got, want, sizeof *got * (size_t)E) == 0);
+            CHECK_I64(skipped, 77);
+        }
+        free(ids);
+        free(got);
+        free(want);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(expert_loads_errors)
+{
+    int64_t loads[2] = {5, 6}, huge[2] = {INT64_MAX - 1, 0}, negative[2] = {0, -1};
+    int32_t ids[3] = {0, 0, 0};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_expert_loads(NULL, 3, 2, loads, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "ids");
+    CHECK_I64(moe_ep_expert_loads(ids, 3, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "loads");
+    CHECK_I64(moe_ep_expert_loads(ids, 3, 0, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(moe_ep_expert_loads(ids, -1, 2, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "n");
+    CHECK_I64(moe_ep_expert_loads_add(ids, 3, 2, huge, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 0);
+    CHECK_I64(huge[0], INT64_MAX - 1);
+    CHECK_I64(moe_ep_expert_loads_add(ids, 3, 2, negative, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(loads[0], 5);
+    CHECK_I64(moe_ep_expert_loads(NULL, 0, 2, loads, NULL, NULL), MOE_EP_OK); /* no ids: no load */
+    CHECK_I64(loads[0] + loads[1], 0);
+}
+
+TEST(layer_loads_layouts)
+{
+    static const int32_t ids[] = {0, 1, 0, 2};
+    static const int64_t want[] = {2, 0, 0, 0, 1, 1};
+    int64_t loads[6], skipped = 0;
+    uint64_t s = t_seed + 1;
+    int round;
+    moe_ep_ids view = moe_ep_ids_tlk(ids, 2, 2, 1, 3);
+    CHECK_I64(moe_ep_layer_loads(&view, loads, &skipped, NULL), MOE_EP_OK);
+    check_i64s(loads, want, 6);
+    for (round = 0; round < 500; round++) {
+        int32_t L = (int32_t)(1 + t_below(&s, 5)), K = (int32_t)(1 + t_below(&s, 4)), E = (int32_t)(K + t_below(&s, 20)), l;
+        int64_t T = t_below(&s, 40), gap = t_below(&s, 3), stride = (int64_t)L * K + gap, t, none = 0;
+        int32_t *tlk = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * stride + 1));
+        int32_t *ltk = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * L * K + 1)), k;
+        int64_t *got = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(L * E)), *ref = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(L * E));
+        moe_ep_error err;
+        for (t = 0; t < T * stride; t++) tlk[t] = 1000000; /* padding between tokens is never read */
+        for (t = 0; t < T; t++)
+            for (l = 0; l < L; l++)
+                for (k = 0; k < K; k++) {
+                    int32_t id = (int32_t)t_below(&s, E + 1) - 1;
+                    tlk[t * stride + l * K + k] = ltk[((int64_t)l * T + t) * K + k] = id;
+                    if (id >= 0) ref[l * E + id]++;
+                    else none++;
+                }
+        view = moe_ep_ids_tlk(tlk, T, L, K, E);
+        view.token_stride = stride;
+        CHECK_I64(moe_ep_layer_loads(&view, got, &skipped, NULL), MOE_EP_OK);
+        check_i64s(got, ref, (int64_t)L * E);
+        CHECK_I64(skipped, none);
+        memset(got, 1, sizeof(int64_t) * (size_t)(L * E));
+        view = moe_ep_ids_ltk(ltk, T, L, K, E);
+        CHECK_I64(moe_ep_layer_loads(&view, got, &skipped, NULL), MOE_EP_OK);
+        check_i64s(got, ref, (int64_t)L * E);
+        CHECK_I64(skipped, none);
+        if (T > 0) {
+            int64_t at = t_below(&s, T * L * K), before = got[0];
+            ltk[at] = E + 3;
+            CHECK_I64(moe_ep_layer_loads(&view, got, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+            CHECK_I64(err.index, at);
+            CHECK_I64(got[0], before);
+        }
+        free(tlk);
+        free(ltk);
+        free(got);
+        free(ref);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(layer_loads_errors)
+{
+    int32_t ids[4] = {0, 0, 0, 0};
+    int64_t loads[8];
+    moe_ep_error err;
+    moe_ep_ids v = moe_ep_ids_tlk(ids, 2, 1, 2, 2), w;
+    CHECK_I64(moe_ep_layer_loads(NULL, loads, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_layer_loads(&v, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    w = v; w.ids = NULL;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "view.ids");
+    w = v; w.num_layers = 0;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "view.num_layers");
+    w = v; w.top_k = 0;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "view.top_k");
+    w = v; w.num_experts = -1;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    w = v; w.num_tokens = -1;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    w = v; w.token_stride = -1;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_SIZE);
+    w = v; w.num_tokens = INT64_MAX / 2; w.token_stride = 1000;
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    memset(&w, 0, sizeof w);
+    CHECK_I64(moe_ep_layer_loads(&w, loads, NULL, &err), MOE_EP_ERR_SIZE);
+}
+
+TEST(ranks_and_devices)
+{
+    static const int32_t ids[] = {0, 1, 1, 1};
+    static const int64_t want[] = {1, 1, 0, 2}, lab[] = {10, 1, 1, 1, 10, 1, 1, 1}, device[] = {20, 2, 2, 2};
+    static const int64_t tokens4[] = {10, 0, 1, 1};
+    int32_t active[2], wrong[4] = {0, 0, 9, 0};
+    int64_t got[8], skipped = 0, t, T;
+    moe_ep_error err;
+    int32_t D;
+    CHECK_I64(moe_ep_rank_loads(ids, 4, 1, 2, NULL, 2, got, &skipped, NULL), MOE_EP_OK);
+    check_i64s(got, want, 4);
+    CHECK_I64(moe_ep_rank_of_token(6, 10, 4, NULL), 2);
+    for (T = 1; T < 30; T++)
+        for (D = 1; D < 12; D++) {
+            int64_t size[12] = {0}, last = 0;
+            for (t = 0; t < T; t++) {
+                int64_t r = moe_ep_rank_of_token(t, T, D, NULL);
+                CHECK(r >= last && r < D);
+                last = r;
+                size[r]++;
+            }
+            for (t = 0; t < D; t++) CHECK_I64(size[t], T / D + (t < T % D));
+        }
+    CHECK_I64(moe_ep_rank_of_token(10, 10, 4, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_rank_of_token(0, 0, 4, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_rank_loads(ids, 4, 1, 2, wrong, 2, got, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_rank_loads(ids, 4, 1, 2, NULL, 0, got, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_rank_loads(ids, INT64_MAX / 2, 4, 2, NULL, 2, got, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_loads_by_device(lab, 8, NULL, 4, got, NULL), MOE_EP_OK);
+    check_i64s(got, device, 4);
+    CHECK_I64(moe_ep_loads_by_device(lab, 4, wrong, 2, got, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_STR(err.arg, "device_of_expert");
+    CHECK_I64(moe_ep_loads_by_device(NULL, 4, NULL, 2, got, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_loads_by_device(lab, 4, NULL, 2, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_active_by_device(tokens4, 4, NULL, 2, active, NULL), MOE_EP_OK);
+    CHECK_I64(active[0], 2);
+    CHECK_I64(active[1], 1);
+    CHECK_I64(moe_ep_active_by_device(tokens4, 4, NULL, 2, NULL, &err), MOE_EP_ERR_NULL);
+    {
+        static const int64_t hot[] = {100, 28, 0, 0}, bad[] = {1, -1};
+        CHECK_I64(moe_ep_active_experts(hot, 4, NULL), 2);
+        CHECK_I64(moe_ep_active_experts(bad, 2, &err), MOE_EP_ERR_NEGATIVE);
+        CHECK_I64(moe_ep_active_experts(hot, 0, &err), MOE_EP_ERR_SIZE);
+    }
+}
+
+TEST(expectations)
+{
+    static const double fan_out[] = {1.99, 3.63, 5.34, 6.60};
+    moe_ep_error err;
+    int i;
+    CHECK_NEAR(moe_ep_expected_distinct(8, 2, 64, NULL), 14.3552, 0, 5e-5);
+    CHECK_NEAR(moe_ep_expected_distinct(1, 8, 256, NULL), 8, 1e-12, 0);
+    CHECK_NEAR(moe_ep_expected_distinct(5, 4, 4, NULL), 4, 0, 0);
+    CHECK_NEAR(moe_ep_expected_distinct(1000000000, 1, 4096, NULL), 4096, 1e-12, 0);
+    CHECK_NEAR(moe_ep_expected_distinct(0, 1, 4, &err), MOE_EP_ERR_SIZE, 0, 0);
+    CHECK_NEAR(moe_ep_expected_distinct(1, 5, 4, &err), MOE_EP_ERR_TOP_K, 0, 0);
+    CHECK_STR(err.arg, "K");
+    for (i = 0; i < 4; i++) CHECK_NEAR(moe_ep_expected_groups(8, 128, 2 << i, NULL), fan_out[i], 0, 0.005);
+    CHECK_NEAR(moe_ep_expected_groups(3, 6, 6, NULL), 3, 1e-12, 0);
+    CHECK_NEAR(moe_ep_expected_groups(2, 6, 1, NULL), 1, 1e-12, 0);
+    CHECK_NEAR(moe_ep_expected_groups(100, 4096, 2, NULL), 2, 1e-9, 0);
+    CHECK_NEAR(moe_ep_expected_groups(2, 6, 7, &err), MOE_EP_ERR_SIZE, 0, 0);
+    /* hit probability of EP 8 with replacement would be 0.656 */
+    CHECK_NEAR(moe_ep_expected_groups(8, 128, 8, NULL) / 8, 0.667, 0, 5e-4);
+}
+
+TEST(coactivation_and_transitions)
+{
+    static const int32_t pair[] = {0, 1, 0, 2}, twice[] = {1, 1, -1, 0}, from[] = {0, 1}, to[] = {1, 1};
+    static const int64_t want[] = {0, 1, 1, 1, 0, 0, 1, 0, 0}, next[] = {0, 1, 0, 1}, counts[] = {0, 2, 1, 3};
+    int64_t co[9], skipped = 0, sum = 0;
+    double share[4], lift[4];
+    moe_ep_error err;
+    uint64_t s = t_seed + 2;
+    int i, round;
+    CHECK_I64(moe_ep_coactivation(pair, 2, 2, 3, co, &skipped, NULL), MOE_EP_OK);
+    check_i64s(co, want, 9);
+    CHECK_I64(moe_ep_coactivation(twice, 1, 4, 2, co, &skipped, NULL), MOE_EP_OK);
+    CHECK_I64(skipped, 1);
+    CHECK_I64(co[1], 1);
+    CHECK_I64(co[2], 1);
+    CHECK_I64(co[3], 0);
+    CHECK_I64(moe_ep_transitions(from, to, 2, 1, 2, co, NULL), MOE_EP_OK);
+    check_i64s(co, next, 4);
+    CHECK_I64(moe_ep_transition_shares(counts, 2, share, NULL), MOE_EP_OK);
+    CHECK_NEAR(share[2], 0.25, 0, 0);
+    CHECK_NEAR(share[1], 1, 0, 0);
+    {
+        static const int64_t together[] = {0, 10, 10, 0}, loads[] = {20, 10}, zero[] = {0, 10};
+        CHECK_I64(moe_ep_lift(together, loads, 40, 2, lift, NULL), MOE_EP_OK);
+        CHECK_NEAR(lift[1], 2, 0, 0);
+        CHECK_I64(moe_ep_lift(together, zero, 40, 2, lift, NULL), MOE_EP_OK);
+        CHECK_NEAR(lift[1], 0, 0, 0);
+        CHECK_I64(moe_ep_lift(together, loads, -1, 2, lift, &err), MOE_EP_ERR_SIZE);
+        CHECK_I64(moe_ep_lift(NULL, loads, 1, 2, lift, &err), MOE_EP_ERR_NULL);
+    }
+    for (round = 0; round < 200; round++) {
+        enum { E = 7, K = 3, T = 11 };
+        int32_t a[T * K], b[T * K], t, k, j;
+        int64_t tr[E * E], pairs[E * E], brute[E * E], brute_tr[E * E];
+        memset(brute, 0, sizeof brute);
+        memset(brute_tr, 0, sizeof brute_tr);
+        for (t = 0; t < T; t++) {
+            int32_t x = (int32_t)t_below(&s, E), e, f;
+            for (k = 0; k < K; k++) {
+                a[t * K + k] = (x + k * 2) % E; /* distinct */
+                b[t * K + k] = (int32_t)t_below(&s, E);
+            }
+            for (e = 0; e < E; e++)
+                for (f = 0; f < E; f++) {
+                    int has_e = 0, has_f = 0;
+                    for (k = 0; k < K; k++) { has_e |= a[t * K + k] == e; has_f |= a[t * K + k] == f; }
+                    brute[e * E + f] += e != f && has_e && has_f;
+                }
+            for (k = 0; k < K; k++)
+                for (j = 0; j < K; j++) brute_tr[a[t * K + k] * E + b[t * K + j]]++;
+        }
+        CHECK_I64(moe_ep_coactivation(a, T, K, E, pairs, NULL, NULL), MOE_EP_OK);
+        check_i64s(pairs, brute, E * E);
+        CHECK_I64(moe_ep_transitions(a, b, T, K, E, tr, NULL), MOE_EP_OK);
+        check_i64s(tr, brute_tr, E * E);
+        for (sum = 0, i = 0; i < E * E; i++) sum += pairs[i];
+        CHECK_I64(sum, T * K * (K - 1));
+        STOP_IF_FAILED("round %d", round);
+    }
+    memset(co, 0x33, sizeof co);
+    {
+        int32_t bad[] = {0, 5};
+        int64_t before = co[0];
+        CHECK_I64(moe_ep_coactivation(bad, 1, 2, 3, co, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 1);
+        CHECK_I64(moe_ep_transitions(bad, from, 1, 2, 3, co, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_STR(err.arg, "ids_from");
+        CHECK_I64(moe_ep_transitions(from, bad, 1, 2, 3, co, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_STR(err.arg, "ids_to");
+        CHECK_I64(co[0], before);
+        CHECK_I64(moe_ep_coactivation(bad, 1, 2, 0, co, NULL, &err), MOE_EP_ERR_SIZE);
+        CHECK_I64(moe_ep_coactivation(bad, 1, 2, INT32_MAX, co, NULL, &err), MOE_EP_ERR_OVERFLOW);
+        CHECK_I64(moe_ep_coactivation(bad, 1, 0, 3, co, NULL, &err), MOE_EP_ERR_SIZE);
+        CHECK_I64(moe_ep_coactivation(NULL, 1, 2, 3, co, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_coactivation(pair, 2, 2, 3, NULL, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_transition_shares(NULL, 2, share, &err), MOE_EP_ERR_NULL);
+        co[3] = -1;
+        co[0] = co[1] = co[2] = 0;
+        CHECK_I64(moe_ep_transition_shares(co, 2, share, &err), MOE_EP_ERR_NEGATIVE);
+        CHECK_I64(err.index, 3);
+    }
+}
+
+/* ---- windows ---- */
+
+static moe_ep_window new_window(const char *label, int32_t L, int32_t E, int32_t ring, double keep)
+{
+    moe_ep_window w;
+    size_t bytes = moe_ep_window_bytes(L, E, ring);
+    CHECK_I64(moe_ep_window_init(&w, label, L, E, ring, keep, t_alloc(bytes), bytes, NULL), MOE_EP_OK);
+    return w;
+}
+
+TEST(window_examples)
+{
+    static const int64_t steps[3][2] = {{4, 0}, {0, 2}, {1, 1}};
+    int64_t recent[2];
+    double variance[2];
+    moe_ep_window w = new_window("decode", 1, 2, 2, 0.5), a, b;
+    CHECK_STR(w.label, "decode");
+    CHECK_I64(moe_ep_window_add(&w, steps[0], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w, steps[1], NULL), MOE_EP_OK);
+    CHECK_I64(w.sum[0], 4);
+    CHECK_I64(w.sum[1], 2);
+    CHECK_NEAR(w.mean[0], 2, 1e-15, 0);
+    CHECK_NEAR(w.ema[0], 2, 0, 0);
+    CHECK_NEAR(w.ema[1], 1, 0, 0);
+    CHECK_I64(moe_ep_window_variance(&w, variance, NULL), MOE_EP_OK);
+    CHECK_NEAR(variance[0], 8, 1e-15, 0);
+    CHECK_NEAR(variance[1], 2, 1e-15, 0);
+    CHECK_I64(moe_ep_window_add(&w, steps[2], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_recent(&w, 2, recent, NULL), MOE_EP_OK);
+    CHECK_I64(recent[0], 1);
+    CHECK_I64(recent[1], 3);
+    CHECK_I64(moe_ep_window_step(&w, 0)[1], 1);
+    CHECK_I64(moe_ep_window_step(&w, 1)[1], 2);
+    CHECK(moe_ep_window_step(&w, 2) == NULL);
+    CHECK(moe_ep_window_step(&w, -1) == NULL);
+    CHECK(moe_ep_window_step(NULL, 0) == NULL);
+    CHECK_I64(moe_ep_window_clear(&w, NULL), MOE_EP_OK);
+    CHECK_I64(w.steps, 0);
+    CHECK_I64(w.sum[0], 0);
+    free(w.sum);
+    a = new_window(NULL, 1, 1, 4, 0);
+    b = new_window(NULL, 1, 1, 4, 0);
+    {
+        static const int64_t four = 4, zero = 0, two = 2;
+        moe_ep_window_add(&a, &four, NULL);
+        moe_ep_window_add(&b, &zero, NULL);
+        moe_ep_window_add(&b, &two, NULL);
+        CHECK_I64(moe_ep_window_append(&a, &b, NULL), MOE_EP_OK);
+        CHECK_I64(a.sum[0], 6);
+        CHECK_I64(a.steps, 3);
+        CHECK_I64(moe_ep_window_variance(&a, variance, NULL), MOE_EP_OK);
+        CHECK_NEAR(variance[0], 4, 1e-14, 0);
+    }
+    free(a.sum);
+    free(b.sum);
+}
+
+/* Window statistics against the plain list of steps, for plain adding, merging ranks and appending. */
+TEST(window_random)
+{
+    uint64_t s = t_seed + 3;
+    int round;
+    for (round = 0; round < 300; round++) {
+        int32_t L = (int32_t)(1 + t_below(&s, 2)), E = (int32_t)(1 + t_below(&s, 4)), ring = (int32_t)t_below(&s, 6);
+        int64_t cells = (int64_t)L * E, na = t_below(&s, 8), nb = t_below(&s, 8), i, k, back;
+        double keep = t_unit(&s), variance[8];
+        int64_t a[8][8], b[8][8];
+        moe_ep_window wa = new_window("a", L, E, ring, keep), wb = new_window("b", L, E, ring, keep);
+        moe_ep_window ra = new_window("ra", L, E, ring, keep), rb = new_window("rb", L, E, ring, keep);
+        for (i = 0; i < 8; i++)
+            for (k = 0; k < cells; k++) { a[i][k] = t_below(&s, 50); b[i][k] = t_below(&s, 50); }
+        for (i = 0; i < na; i++) {
+            moe_ep_window_add(&wa, a[i], NULL);
+            moe_ep_window_add(&ra, a[i], NULL);
+            moe_ep_window_add(&rb, b[i], NULL);
+        }
+        for (i = 0; i < nb; i++) moe_ep_window_add(&wb, b[i], NULL);
+        CHECK_I64(moe_ep_window_append(&wa, &wb, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_window_merge_ranks(&ra, &rb, NULL), MOE_EP_OK);
+        CHECK_I64(wa.steps, na + nb);
+        CHECK_I64(moe_ep_window_variance(&wa, variance, NULL), MOE_EP_OK);
+        for (k = 0; k < cells; k++) {
+            double sum = 0, square = 0, n = (double)(na + nb), mean, ema = 0, both = 0;
+            for (i = 0; i < na + nb; i++) sum += (double)(i < na ? a[i][k] : b[i - na][k]);
+            mean = n > 0 ? sum / n : 0;
+            for (i = 0; i < na + nb; i++) {
+                double d = (double)(i < na ? a[i][k] : b[i - na][k]) - mean;
+                square += d * d;
+            }
+            CHECK_NEAR(wa.sum[k], sum, 0, 0);
+            CHECK_NEAR(wa.mean[k], mean, 1e-12, 1e-12);
+            CHECK_NEAR(variance[k], n > 1 ? square / (n - 1) : 0, 1e-10, 1e-9);
+            for (back = 0; back < ring && back < na + nb; back++) {
+                i = na + nb - 1 - back;
+                CHECK_I64(moe_ep_window_step(&wa, back)[k], i < na ? a[i][k] : b[i - na][k]);
+            }
+            for (i = 0; i < na; i++) {
+                double both_i = (double)(a[i][k] + b[i][k]);
+                ema = i == 0 ? both_i : keep * ema + (1 - keep) * both_i;
+                both += both_i;
+            }
+            CHECK_NEAR(ra.sum[k], both, 0, 0);
+            CHECK_NEAR(ra.ema[k], ema, 1e-12, 1e-12);
+        }
+        CHECK_I64(ra.has_variance, na <= ring);
+        if (ra.has_variance) {
+            CHECK_I64(moe_ep_window_variance(&ra, variance, NULL), MOE_EP_OK);
+            for (k = 0; k < cells; k++) {
+                double mean = 0, square = 0;
+                for (i = 0; i < na; i++) mean += (double)(a[i][k] + b[i][k]) / (double)na;
+                for (i = 0; i < na; i++) square += pow((double)(a[i][k] + b[i][k]) - mean, 2);
+                CHECK_NEAR(variance[k], na > 1 ? square / (double)(na - 1) : 0, 1e-10, 1e-9);
+            }
+        } else {
+            CHECK_I64(moe_ep_window_variance(&ra, variance, NULL), MOE_EP_ERR_UNSUPPORTED);
+        }
+        free(wa.sum);
+        free(wb.sum);
+        free(ra.sum);
+        free(rb.sum);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(window_errors)
+{
+    moe_ep_window w, other;
+    moe_ep_error err;
+    int64_t loads[2] = {1, -1}, mem[64], out[2];
+    size_t bytes = moe_ep_window_bytes(1, 2, 0);
+    double variance[2];
+    CHECK_I64(moe_ep_window_bytes(0, 2, 0), 0);
+    CHECK_I64(moe_ep_window_bytes(1, 2, -1), 0);
+    CHECK_I64(moe_ep_window_bytes(INT32_MAX, INT32_MAX, INT32_MAX), 0);
+    CHECK(bytes > 0 && bytes <= sizeof mem);
+    CHECK_I64(moe_ep_window_init(NULL, "", 1, 2, 0, 0, mem, bytes, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_window_init(&w, "", 0, 2, 0, 0, mem, bytes, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "L");
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 0, 0, 0, mem, bytes, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 2, 0, 1.5, mem, bytes, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 2, 0, NAN, mem, bytes, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 2, 0, 0, NULL, bytes, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 2, 0, 0, mem, bytes - 1, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_NEAR(err.value, (double)bytes, 0, 0);
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 2, 0, 0, (char *)mem + 4, bytes, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_window_init(&w, "", 1, 2, 0, 0, mem, bytes, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w, loads, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(w.steps, 0);
+    loads[1] = INT64_MAX;
+    CHECK_I64(moe_ep_window_add(&w, loads, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w, loads, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(w.sum[0], 1);
+    CHECK_I64(moe_ep_window_add(NULL, loads, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_window_add(&w, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_window_recent(&w, 1, out, &err), MOE_EP_ERR_RANGE); /* no ring */
+    CHECK_I64(moe_ep_window_recent(&w, -1, out, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_window_recent(&w, 0, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_window_variance(&w, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_window_merge_ranks(&w, NULL, &err), MOE_EP_ERR_NULL);
+    memset(&other, 0, sizeof other);
+    CHECK_I64(moe_ep_window_add(&other, loads, &err), MOE_EP_ERR_SIZE); /* zeroed: not initialised */
+    CHECK_I64(moe_ep_window_variance(&other, variance, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_window_clear(&other, &err), MOE_EP_ERR_SIZE);
+    other = new_window("", 1, 2, 3, 0);
+    CHECK_I64(moe_ep_window_append(&w, &other, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "src.ring_steps");
+    free(other.sum);
+    other = new_window("", 1, 2, 0, 0.25);
+    CHECK_I64(moe_ep_window_merge_ranks(&w, &other, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "src.ema_keep");
+    free(other.sum);
+    other = new_window("", 1, 2, 0, 0);
+    CHECK_I64(moe_ep_window_merge_ranks(&w, &other, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "src.steps");
+    free(other.sum);
+}
+
+/* ---- vectors ---- */
+
+TEST(vectors_loads)
+{
+    int f, checked = 0;
+    const char *path;
+    static const char *bundled[] = {"tests/vectors/metrics.vec", "tests/vectors/seed_and_literals.vec"};
+    for (f = 0; f < 64; f++) {
+        vec_file v;
+        int c;
+        path = vec_path(bundled[f < 2 ? f : 0], t_argv && t_argv[0] ? f : 0);
+        if (!(t_argv && t_argv[0]) && f >= 2) break;
+        if (!path) break;
+        v = vec_read(path);
+        for (c = 0; c < v.count; c++) {
+            const vec_case *x = &v.cases[c];
+            if (strcmp(vec_text(x, "op"), "coactivation_transition") == 0) {
+                int32_t E = (int32_t)vec_int(x, "E"), K = (int32_t)vec_int(x, "K");
+                const vec_field *f0 = vec_get(x, "ids_layer0"), *f1 = vec_get(x, "ids_layer1");
+                int32_t *a = vec_i32(f0), *b = vec_i32(f1);
+                int64_t T = f0->count / K, *m = (int64_t *)t_alloc(sizeof *m * (size_t)E * (size_t)E);
+                CHECK_I64(moe_ep_coactivation(a, T, K, E, m, NULL, NULL), MOE_EP_OK);
+                check_i64s(m, vec_get(x, "coactivation")->i, (int64_t)E * E);
+                CHECK_I64(moe_ep_transitions(a, b, T, K, E, m, NULL), MOE_EP_OK);
+                check_i64s(m, vec_get(x, "transition")->i, (int64_t)E * E);
+                free(a);
+                free(b);
+                free(m);
+                checked++;
+            } else if (vec_find(x, "ids") && vec_find(x, "loads") && vec_find(x, "E")) {
+                const vec_field *ids = vec_get(x, "ids");
+                int32_t *p = vec_i32(ids), E = (int32_t)vec_int(x, "E");
+                int64_t *loads = (int64_t *)t_alloc(sizeof *loads * (size_t)E);
+                CHECK_I64(moe_ep_expert_loads(p, ids->count, E, loads, NULL, NULL), MOE_EP_OK);
+                check_i64s(loads, vec_get(x, "loads")->i, E);
+                free(p);
+                free(loads);
+                checked++;
+            } else if (strcmp(vec_text(x, "op"), "uniform_expected_imbalance") == 0) {
+                CHECK_NEAR(moe_ep_expected_distinct(vec_int(x, "T"), (int32_t)vec_int(x, "K"), (int32_t)vec_int(x, "E"), NULL),
+                           vec_float(x, "distinct_exact"), 1e-12, 0);
+                checked++;
+            }
+            STOP_IF_FAILED("case %s", x->name);
+        }
+        vec_free(&v);
+    }
+    printf("    %d vector cases\n", checked);
+    if (checked == 0) SKIP("no load cases in these vectors");
+}
+
+TEST(seed_worked_example)
+{
+    static const int32_t ids[] = {3, 7, 1, 12, 3, 9, 7, 15}, ep4[] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    static const int64_t want[] = {0, 1, 0, 2, 0, 0, 0, 2, 0, 1, 0, 0, 1, 0, 0, 1}, devices[] = {3, 2, 1, 2};
+    int64_t loads[16], device[4];
+    CHECK_I64(moe_ep_expert_loads(ids, LEN(ids), 16, loads, NULL, NULL), MOE_EP_OK);
+    check_i64s(loads, want, 16);
+    CHECK_I64(moe_ep_loads_by_device(loads, 16, ep4, 4, device, NULL), MOE_EP_OK);
+    check_i64s(device, devices, 4);
+}
+
+T_MAIN
