@@ -718,7 +718,8 @@ MOE_EP_API moe_ep_status moe_ep_active_by_device(const int64_t *loads, int32_t E
  * Example: T = 8, K = 2, E = 64 give 14.3552. */
 MOE_EP_API double moe_ep_expected_distinct(int64_t T, int32_t K, int32_t E, moe_ep_error *err);
 
-/* Expected number of groups (ranks, nodes) that one token touches when K distinct of E experts are drawn at random and
+/* Expected number of groups (ranks, nodes) that one token touches when K distinct of E experts are drawn at
+ * random and
  * every group holds E/G of them: G (1 - C(E-E/G,K)/C(E,K)), exact when G divides E.  O(min(K, E/G)).
  * Negative = status (ERR_SIZE, ERR_TOP_K).  Example: K = 8, E = 128, G = 16 give 6.60. */
 MOE_EP_API double moe_ep_expected_groups(int32_t K, int32_t E, int32_t G, moe_ep_error *err);
@@ -803,7 +804,8 @@ MOE_EP_API moe_ep_status moe_ep_window_variance(const moe_ep_window *w, double *
 MOE_EP_API moe_ep_status moe_ep_window_merge_ranks(moe_ep_window *dst, const moe_ep_window *src,
                                                    moe_ep_error *err);
 
-/* Appends to dst the steps of src, which came AFTER those of dst (another process, another hour).  Mean and variance are
+/* Appends to dst the steps of src, which came AFTER those of dst (another process, another hour).  Mean and
+ * variance are
  * those of all steps (Chan, Golub and LeVeque); the ring gets src's kept steps; ema is src's average brought in with
  * the weight of its steps.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW.  O(S*L*E).
  * Example: {4} then {0},{2}: sum 6, steps 3, variance 4. */
@@ -994,8 +996,9 @@ typedef struct moe_ep_chance_result {
 
 /* What does routing by pure chance look like: every one of T tokens takes K distinct of E experts at random.
  * A model: the E loads are drawn without replacement from equal pools whose size makes variance and correlation
- * exact (the law itself for K = 1, K = E and T = 1); the maximum through a saddle-point condition on the sum.
- * Agrees with Monte Carlo within 1 % for E 2..4096, any K, T to 1e7.
+ * exact (the law itself for K = 1, K = E-1 and K = E; T <= 3 is summed exactly); the maximum by inverting the
+ * characteristic function of the sum.  Mean within 1 % of Monte Carlo for E 2..4096, any K and T; p05 and p95 may
+ * sit one row beside the simulation's where a whole row carries them.
  * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  Well below 100 us, no memory.
  * Example: T = 64, K = 2, E = 64: 2.93. */
 MOE_EP_API moe_ep_status moe_ep_chance(int64_t T, int32_t K, int32_t E, moe_ep_chance_result *out,
@@ -1395,15 +1398,15 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
                                              moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                              moe_ep_error *err);
 
-/* The plan to use: minimises the busiest device, no expert twice on a device.  Greedy replicas, LPT, then swaps and, where
- * they end above the bound, changes of the number of copies; small layers are searched further (exhaustively up to 8
- * devices and 24 experts, within some milliseconds a layer).  Any slots per device, speeds, inactive devices, pins, per-layer
- * budgets.  node_soft: every node plans its own experts, then the changes across nodes that cost the least load off
- * home.  coactivation: swaps that bring experts chosen by the same tokens onto one device, as the maximum allows.
- * At most EPLB's maximum wherever EPLB doubles no expert; see allow_duplicates.
- * Also ERR_DEVICE_ID (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its own experts), ERR_CONFIG.
- * O(L*(P*log P + swaps*(slots per device + D))).
- * Example: loads 600 560 120 120 20 10 10 10 on 8 devices of 2 slots give 196.67 (EPLB: 232). */
+/* The plan to use: minimises the busiest device, no expert twice on a device.  Greedy replicas, LPT, then swaps and,
+ * where they end above the bound, changes of the number of copies; small layers are searched further (exhaustively up
+ * to 8 devices and 24 experts, within some milliseconds a layer).  Any slots per device, speeds, inactive devices,
+ * pins, per-layer budgets.  node_soft: every node plans its own experts, then the changes across nodes that cost the
+ * least load off home.  coactivation: swaps that bring experts chosen by the same tokens onto one device, as the
+ * maximum allows. At most EPLB's maximum wherever EPLB doubles no expert; see allow_duplicates. Also ERR_DEVICE_ID
+ * (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its own experts), ERR_CONFIG. O(L*(P*log P +
+ * swaps*(slots per device + D))). Example: loads 600 560 120 120 20 10 10 10 on 8 devices of 2 slots give 196.67
+ * (EPLB: 232). */
 MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                moe_ep_error *err);
@@ -1536,8 +1539,8 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
 /* Spreads extra_slots over the layers where they lower the bound on the busiest device most: layer_slots (L), each
  * E..desc's P, sum at most L*E + extra_slots (fewer when more would buy nothing).  Greedy on the lower bound, after
  * CRAFT (arXiv 2603.28768).  O((L*E + extra) log). */
-MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots, int32_t *layer_slots,
-                                                moe_ep_scratch *scratch, moe_ep_error *err);
+MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots,
+                                                int32_t *layer_slots, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* ---- changing a placement ------------------------------------------------------------------------------- */
 
@@ -1583,9 +1586,9 @@ typedef struct moe_ep_moves_result {
 /* The transfers that turn `from` into `to` (same sizes).  moves (capacity) may be NULL to count only; ERR_SIZE with
  * value = number of moves when capacity is too small.  expert_bytes: of one replica in one layer, 0 = unknown.
  * O(L*P + moves*rounds).  Example: two experts swapped between two devices are 2 moves in 1 round. */
-MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to, double expert_bytes,
-                                           moe_ep_move *moves, int64_t capacity, moe_ep_moves_result *out,
-                                           moe_ep_scratch *scratch, moe_ep_error *err);
+MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
+                                           double expert_bytes, moe_ep_move *moves, int64_t capacity,
+                                           moe_ep_moves_result *out, moe_ep_scratch *scratch, moe_ep_error *err);
 
 enum {
     MOE_EP_RELABEL_SLOTS_ONLY = 1, /* devices keep their experts; only slots are kept still               */
@@ -1619,25 +1622,25 @@ typedef struct moe_ep_split_desc {
     moe_ep_split_policy policy;
     uint64_t seed;                 /* round robin, hash, random                                          */
     const int64_t *source_counts;  /* (D,E) rows by the device they start on; local first needs it       */
-    int32_t max_sweeps;            /* exact: passes over the experts; 0 = until converged                */
+    int32_t max_sweeps;            /* exact: that many passes over the experts only; 0 = to the optimum   */
 } moe_ep_split_desc;
 
 /* counts (E) rows of one layer -> slot_rows (P) rows per slot.  Replicas on inactive devices get none; the rows of an
  * expert are exactly shared out.  Loads are rows / speed.  Zeroed desc: even.
- * exact is the optimum of the linear program of LPLB (placement of copies given, split free), found by
- * water-filling expert after expert until nothing moves, then rounded so that no device exceeds the rounded-up
- * optimum (equal speeds).
- * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (policy, layer), ERR_NEGATIVE, ERR_OVERFLOW, ERR_LOST_EXPERT (rows but no active
- * replica; index = expert), ERR_CONFIG (source_counts missing or not summing to counts).  No memory when
- * policy is even, round robin, hash or random.  O(P), hash and random O(rows), exact O(sweeps*P).
- * Example: 10 rows over 3 replicas, even: 4 3 3. */
+ * exact is the optimum of the linear program of LPLB (placement of copies given, split free): a few passes that level
+ * each expert over its devices, then excess is sent along chains of experts until every device is at or below a
+ * proven bound; rounded so that no device exceeds the rounded-up optimum (equal speeds). Errors: ERR_NULL, ERR_SIZE,
+ * ERR_RANGE (policy, layer), ERR_NEGATIVE, ERR_OVERFLOW, ERR_LOST_EXPERT (rows but no active replica; index =
+ * expert), ERR_CONFIG (source_counts missing or not summing to counts).  No memory when policy is even, round robin,
+ * hash or random.  O(P), hash and random O(rows), exact O(D*P) at worst. Example: 10 rows over 3 replicas, even: 4
+ * 3 3. */
 MOE_EP_API moe_ep_status moe_ep_split(const moe_ep_split_desc *desc, const moe_ep_placement *p, int32_t layer,
                                       const int64_t *counts, int64_t *slot_rows, moe_ep_scratch *scratch,
                                       moe_ep_error *err);
 
-/* The exact split in real numbers: loads (E) -> slot_loads (P); *max_load (may be NULL) = busiest device, load / speed.
- * max_sweeps 0 = until the optimum is reached to 1e-9.  Example: expert 0 (load 6) on devices 0 and 1, expert 1
- * (load 2) on device 1 only: 4 | 2 2, busiest 4. */
+/* The exact split in real numbers: loads (E) -> slot_loads (P); *max_load (may be NULL) = busiest device, load /
+ * speed. max_sweeps 0 = the optimum to 1e-12; k = what k passes reach.  Example: expert 0 (load 6) on devices 0 and
+ * 1, expert 1 (load 2) on device 1 only: 4 | 2 2, busiest 4. */
 MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t layer, const double *loads,
                                              int32_t max_sweeps, double *slot_loads, double *max_load,
                                              moe_ep_scratch *scratch, moe_ep_error *err);
@@ -1657,8 +1660,8 @@ MOE_EP_API moe_ep_status moe_ep_assign_slots(const moe_ep_placement *p, int32_t 
 
 /* The same with the rows' own devices: row i starts on source_device[i] (n) and takes a replica there, else on its
  * node, else any, as far as the quotas reach.  O(n + P). */
-MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids, int64_t n,
-                                                   const int32_t *source_device, const int64_t *slot_rows,
+MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids,
+                                                   int64_t n, const int32_t *source_device, const int64_t *slot_rows,
                                                    int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* The slot that row `key` of an expert takes without any counts: replica by the high bits of a 64-bit mix of
@@ -1689,7 +1692,8 @@ MOE_EP_API int64_t moe_ep_pick_slot(const moe_ep_placement *p, int32_t layer, in
 MOE_EP_API moe_ep_status moe_ep_permute(const int32_t *ids, int64_t n, int32_t E, int64_t *offsets,
                                         int32_t *row_to_flat, int32_t *flat_to_row, moe_ep_error *err);
 
-/* Group starts when every group of counts (n) is rounded up to a multiple: -> offsets (n+1).  min_units > 0 gives also an
+/* Group starts when every group of counts (n) is rounded up to a multiple: -> offsets (n+1).  min_units > 0
+ * gives also an
  * empty group that many multiples.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_OVERFLOW.  O(n).
  * Example: {1,4,1,2}, multiple 2, min_units 0: {0,2,6,8,10}. */
 MOE_EP_API moe_ep_status moe_ep_padded_offsets(const int64_t *counts, int32_t n, int64_t multiple, int64_t min_units,
@@ -1744,16 +1748,19 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
                                             moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* batched_moe_align_block_size: counts (E) tokens per expert, already grouped in rows e*max_tokens + j ->
- * sorted_ids (E * max_tokens rounded up to B, padding E*max_tokens), block_experts (that / B, unused -1), *padded_rows.
+ * sorted_ids (E * max_tokens rounded up to B, padding E*max_tokens), block_experts (that / B, unused -1),
+ * *padded_rows.
  * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.
  * Example: {2,3,0,6,8}, max 8, B = 4: blocks 0 1 3 3 4 4 -1 -1 -1 -1, padded_rows 24. */
-MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens, int32_t block_size,
+MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens,
+                                              int32_t block_size,
                                               int32_t *sorted_ids, int32_t *block_experts, int64_t *padded_rows,
                                               moe_ep_error *err);
 
 /* moe_permute on one rank: local experts are first_expert .. first_expert+num_local-1, or those with
  * expert_map (E) >= 0 when a map is given.  ids (n) -> offsets (num_local+1); permuted_idx (n) flat index of each
- * row, n for the rows of other ranks; inv_permuted_idx (n) row of each flat index.  Other ranks' rows stand behind, by
+ * row, n for the rows of other ranks; inv_permuted_idx (n) row of each flat index.  Other ranks' rows stand
+ * behind, by
  * expert, -1 last.  Errors: ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_OVERFLOW, ERR_EXPERT_ID, ERR_SCRATCH.  O(n + E).
  * Example: the picture's ids, all local: offsets 0 1 5 6 8, permuted_idx 2 0 3 4 7 5 1 6. */
 MOE_EP_API moe_ep_status moe_ep_vllm_permute(const int32_t *ids, int64_t n, int32_t E, int32_t first_expert,
@@ -1800,9 +1807,11 @@ MOE_EP_API moe_ep_status moe_ep_megatron_drop_and_pad(const uint8_t *map, int64_
 MOE_EP_API moe_ep_status moe_ep_megatron_pad_map(const uint8_t *map, int64_t T, int32_t E, int32_t multiple,
                                                  uint8_t *padded, moe_ep_error *err);
 
-/* sort_chunks_by_idxs: rows lie in chunks of sizes (n), wanted in the order (n, a permutation) -> row_from (max_rows):
+/* sort_chunks_by_idxs: rows lie in chunks of sizes (n), wanted in the order (n, a permutation) -> row_from
+ * (max_rows):
  * source row of each new row, *num_rows.  [rank][expert] to [expert][rank] is order[e*R + r] = r*E + e.
- * Errors: ERR_NULL, ERR_SIZE (max_rows), ERR_NEGATIVE, ERR_RANGE (order), ERR_OVERFLOW.  O(n*n + rows); order is checked
+ * Errors: ERR_NULL, ERR_SIZE (max_rows), ERR_NEGATIVE, ERR_RANGE (order), ERR_OVERFLOW.  O(n*n + rows); order
+ * is checked
  * by its sum and range only.  Example: sizes 1 2 1, order 2 0 1: 3 0 1 2. */
 MOE_EP_API moe_ep_status moe_ep_sort_chunks(const int64_t *sizes, const int32_t *order, int32_t n, int32_t *row_from,
                                             int64_t max_rows, int64_t *num_rows, moe_ep_error *err);
@@ -1818,7 +1827,8 @@ MOE_EP_API moe_ep_status moe_ep_torchtitan_reorder(const int32_t *ids, int64_t T
 /* generate_permute_indices: counts (R,e) received rows, rank-major -> row_from (max_len) received row of each
  * expert-major row, -1 = padding; m_sizes (e) multiples of alignment, an empty expert one of them; m_offsets (e)
  * inclusive prefix.  Errors: ERR_NULL, ERR_SIZE (max_len; value = rows needed), ERR_NEGATIVE, ERR_OVERFLOW.
- * O(max_len + R*e).  Example: counts 4 2 1 3 | 1 2 3 4, align 8: 0 1 2 3 10 -1 -1 -1 | 4 5 11 12 ..., m_sizes 8 8 8 8. */
+ * O(max_len + R*e).  Example: counts 4 2 1 3 | 1 2 3 4, align 8: 0 1 2 3 10 -1 -1 -1 | 4 5 11 12 ..., m_sizes
+ * 8 8 8 8. */
 MOE_EP_API moe_ep_status moe_ep_torchtitan_permute_indices(const int64_t *counts, int32_t experts_per_rank,
                                                            int32_t num_ranks, int64_t max_len, int32_t alignment,
                                                            int32_t *row_from, int64_t *m_sizes, int64_t *m_offsets,
@@ -1894,7 +1904,8 @@ MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t
                                         const int32_t *source_rank, moe_ep_count_mode mode, int64_t *rank_rows,
                                         int64_t *node_rows, moe_ep_error *err);
 
-/* Distinct ranks and nodes of each token: slot_ids (T,K) -> ranks (T), nodes (T); either may be NULL.  Their sums, not T*K,
+/* Distinct ranks and nodes of each token: slot_ids (T,K) -> ranks (T), nodes (T); either may be NULL.  Their
+ * sums, not T*K,
  * are the dispatch traffic.  Errors as moe_ep_traffic.  Example: as above: ranks {2,1}. */
 MOE_EP_API moe_ep_status moe_ep_fan_out(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         int32_t *ranks, int32_t *nodes, moe_ep_error *err);
@@ -5549,13 +5560,15 @@ static int64_t moe_epi_ld_bad_id(const int32_t *ids, int64_t n, int32_t E)
     const uint32_t limit = (uint32_t)E;
     int64_t start, i, end;
     for (start = 0; start < n; start = end) {
-        uint32_t largest = 0;
+        uint32_t outside = 0; /* top bit set by an id below -1 or above E-1, without a branch */
         end = n - start > MOE_EPI_HIST_BLOCK ? start + MOE_EPI_HIST_BLOCK : n;
-        for (i = start; i < end; i++) {
-            uint32_t key = moe_epi_ld_id_key(ids[i]);
-            largest = key > largest ? key : largest;
+        for (i = start; i + 4 <= end; i += 4) {
+            const uint32_t a = moe_epi_ld_id_key(ids[i]), b = moe_epi_ld_id_key(ids[i + 1]);
+            const uint32_t c = moe_epi_ld_id_key(ids[i + 2]), d = moe_epi_ld_id_key(ids[i + 3]);
+            outside |= (a | (limit - a)) | (b | (limit - b)) | (c | (limit - c)) | (d | (limit - d));
         }
-        if (largest > limit) {
+        for (; i < end; i++) outside |= moe_epi_ld_id_key(ids[i]) | (limit - moe_epi_ld_id_key(ids[i]));
+        if (outside >> 31) {
             for (i = start; moe_epi_ld_id_key(ids[i]) <= limit; i++) {}
             return i;
         }
@@ -5569,7 +5582,8 @@ static moe_ep_status moe_epi_ld_fail_id(moe_ep_error *err, const char *arg, int6
 }
 
 /* Ids (n) with E experts are usable: sizes, pointers, values. */
-static moe_ep_status moe_epi_ld_check_ids(const int32_t *ids, int64_t n, int32_t E, const char *arg, moe_ep_error *err)
+static moe_ep_status moe_epi_ld_check_ids(const int32_t *ids, int64_t n, int32_t E, const char *arg,
+                                          moe_ep_error *err)
 {
     int64_t bad;
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
@@ -5749,13 +5763,15 @@ static moe_ep_status moe_epi_ld_strides(const moe_ep_ids *v, int64_t *token_stri
 {
     int64_t packed, far_token, far_layer;
     if (v->num_tokens < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "view.num_tokens", "must not be negative", -1, (double)v->num_tokens);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "view.num_tokens", "must not be negative", -1,
+                            (double)v->num_tokens);
     if (v->num_layers < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "view.num_layers", "must be at least 1", -1, (double)v->num_layers);
     if (v->top_k < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "view.top_k", "must be at least 1", -1, (double)v->top_k);
     if (v->num_experts < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "view.num_experts", "must be at least 1", -1, (double)v->num_experts);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "view.num_experts", "must be at least 1", -1,
+                            (double)v->num_experts);
     if (v->token_stride < 0 || v->layer_stride < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, v->token_stride < 0 ? "view.token_stride" : "view.layer_stride",
                             "must not be negative", -1,
@@ -5763,7 +5779,8 @@ static moe_ep_status moe_epi_ld_strides(const moe_ep_ids *v, int64_t *token_stri
     packed = (int64_t)v->num_layers * v->top_k;
     *token_stride = v->token_stride > 0 ? v->token_stride : packed;
     *layer_stride = v->layer_stride > 0 ? v->layer_stride : v->top_k;
-    if (!moe_epi_mul(v->num_tokens, *token_stride, &far_token) || !moe_epi_mul(v->num_layers, *layer_stride, &far_layer) ||
+    if (!moe_epi_mul(v->num_tokens, *token_stride, &far_token) || !moe_epi_mul(v->num_layers, *layer_stride,
+        &far_layer) ||
         far_token > INT64_MAX / 4 || far_layer > INT64_MAX / 4 || !moe_epi_mul(v->num_tokens, packed, &far_token))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "view", "tokens times layers times top_k does not fit", -1,
                             (double)v->num_tokens);
@@ -5895,7 +5912,8 @@ static moe_ep_status moe_epi_ld_check_counts(const int64_t *counts, int64_t n, c
 }
 
 /* The common checks of an (E) vector that is spread over D devices. */
-static moe_ep_status moe_epi_ld_check_spread(const int64_t *loads, int32_t E, const int32_t *device_of_expert, int32_t D,
+static moe_ep_status moe_epi_ld_check_spread(const int64_t *loads, int32_t E, const int32_t *device_of_expert,
+                                             int32_t D,
                                           moe_ep_error *err)
 {
     moe_ep_status status;
@@ -5993,7 +6011,7 @@ MOE_EP_API double moe_ep_expected_groups(int32_t K, int32_t E, int32_t G, moe_ep
     status = moe_epi_ld_check_uniform(1, K, E, err);
     if (status != MOE_EP_OK) return (double)status;
     if (G < 1 || G > E)
-        return (double)moe_epi_fail(err, MOE_EP_ERR_SIZE, "G", "must lie in 1..E", -1, (double)G);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "G", "must lie in 1..E", -1, (double)G);
     return (double)G * moe_epi_ld_reach((double)K, (double)E, (double)E / (double)G);
 }
 
@@ -6176,7 +6194,8 @@ MOE_EP_API moe_ep_status moe_ep_window_init(moe_ep_window *w, const char *label,
     if (!w) return moe_epi_null(err, "w");
     need = moe_epi_ld_window_size(L, E, ring_steps, &cells);
     if (need == 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, L < 1 ? "L" : E < 1 ? "E" : "ring_steps", "no window can have this size",
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, L < 1 ? "L" : E < 1 ? "E" : "ring_steps",
+                            "no window can have this size",
                             -1, (double)(L < 1 ? L : E < 1 ? E : ring_steps));
     if (!moe_epi_finite(ema_keep))
         return moe_epi_fail(err, MOE_EP_ERR_NAN, "ema_keep", "must be finite", -1, ema_keep);
@@ -6185,7 +6204,8 @@ MOE_EP_API moe_ep_status moe_ep_window_init(moe_ep_window *w, const char *label,
     if (!mem) return moe_epi_null(err, "mem");
     if (bytes < need) return moe_epi_fail(err, MOE_EP_ERR_SCRATCH, "mem", "bytes needed", -1, (double)need);
     if (((uintptr_t)mem & 7u) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mem", "must be aligned to 8 bytes", -1, (double)((uintptr_t)mem & 7u));
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mem", "must be aligned to 8 bytes", -1,
+                            (double)((uintptr_t)mem & 7u));
     memset(w, 0, sizeof *w);
     w->label = label;
     w->num_layers = L;
@@ -6296,7 +6316,8 @@ MOE_EP_API moe_ep_status moe_ep_window_variance(const moe_ep_window *w, double *
     if (status != MOE_EP_OK) return status;
     if (!variance) return moe_epi_null(err, "variance");
     if (!w->has_variance)
-        return moe_epi_fail(err, MOE_EP_ERR_UNSUPPORTED, "w", "ranks were merged after steps had left the ring", -1, 0.0);
+        return moe_epi_fail(err, MOE_EP_ERR_UNSUPPORTED, "w", "ranks were merged after steps had left the ring",
+                            -1, 0.0);
     cells = moe_epi_ld_window_cells(w);
     for (i = 0; i < cells; i++) variance[i] = w->steps > 1 ? w->m2[i] / (double)(w->steps - 1) : 0.0;
     return MOE_EP_OK;
@@ -6311,7 +6332,8 @@ static moe_ep_status moe_epi_ld_check_pair(const moe_ep_window *dst, const moe_e
     if (dst->num_layers != src->num_layers)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "src.num_layers", "differs from dst", -1, (double)src->num_layers);
     if (dst->num_experts != src->num_experts)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "src.num_experts", "differs from dst", -1, (double)src->num_experts);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "src.num_experts", "differs from dst", -1,
+                            (double)src->num_experts);
     if (dst->ring_steps != src->ring_steps)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "src.ring_steps", "differs from dst", -1, (double)src->ring_steps);
     if (fabs(dst->ema_keep - src->ema_keep) > 0.0)
@@ -6409,7 +6431,8 @@ static moe_epi_bl_loads moe_epi_bl_reals(const double *real)
     return v;
 }
 
-static double moe_epi_bl_at(const moe_epi_bl_loads *v, int64_t i) { return v->count ? (double)v->count[i] : v->real[i]; }
+static double moe_epi_bl_at(const moe_epi_bl_loads *v,
+                            int64_t i) { return v->count ? (double)v->count[i] : v->real[i]; }
 
 /* The vector from element i on. */
 static moe_epi_bl_loads moe_epi_bl_from(const moe_epi_bl_loads *v, int64_t i)
@@ -6714,20 +6737,20 @@ MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_e
 {
     double imbalance;
     moe_epi_ok(err);
-    if (!moe_epi_finite(value)) return (double)moe_epi_fail(err, MOE_EP_ERR_NAN, "value", "must be finite", -1, value);
-    if (n < 0) return (double)moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must not be negative", -1, (double)n);
+    if (!moe_epi_finite(value)) return moe_epi_fail(err, MOE_EP_ERR_NAN, "value", "must be finite", -1, value);
+    if (n < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must not be negative", -1, (double)n);
     if (from == MOE_EP_FAMILY_IMBALANCE) imbalance = value;
     else if (from == MOE_EP_FAMILY_EXCESS) imbalance = value + 1.0;
     else if (from == MOE_EP_FAMILY_BALANCEDNESS) imbalance = value > 0.0 ? 1.0 / value : 0.0;
-    else return (double)moe_epi_fail(err, MOE_EP_ERR_RANGE, "from", "not a family", -1, (double)(int)from);
+    else return moe_epi_fail(err, MOE_EP_ERR_RANGE, "from", "not a family", -1, (double)(int)from);
     /* a few roundings below 1 or above n are still 1 and n */
     if (imbalance < 1.0 - 1e-9 || !moe_epi_finite(imbalance) || (n > 0 && imbalance > (double)n * (1.0 + 1e-9)))
-        return (double)moe_epi_fail(err, MOE_EP_ERR_RANGE, "value", "no loads can have this balance", -1, value);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "value", "no loads can have this balance", -1, value);
     if (to == from) return value;
     if (to == MOE_EP_FAMILY_IMBALANCE) return imbalance;
     if (to == MOE_EP_FAMILY_EXCESS) return imbalance > 1.0 ? imbalance - 1.0 : 0.0;
     if (to == MOE_EP_FAMILY_BALANCEDNESS) return 1.0 / imbalance;
-    return (double)moe_epi_fail(err, MOE_EP_ERR_RANGE, "to", "not a family", -1, (double)(int)to);
+    return moe_epi_fail(err, MOE_EP_ERR_RANGE, "to", "not a family", -1, (double)(int)to);
 }
 
 /* ---- layers and steps --------------------------------------------------------------------------------- */
@@ -6760,7 +6783,8 @@ static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_
 }
 
 /* Sums and maxima down the columns (n each). */
-static void moe_epi_bl_columns(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_result *r, double *sums, double *maxima)
+static void moe_epi_bl_columns(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_result *r, double *sums,
+                               double *maxima)
 {
     double mean_sum = 0.0, max_sum = 0.0, most = 0.0;
     int32_t l, i;
@@ -6942,7 +6966,8 @@ MOE_EP_API moe_ep_status moe_ep_hot_list(const double *loads, int32_t n, double 
     return MOE_EP_OK;
 }
 
-MOE_EP_API moe_ep_status moe_ep_dead_list(const double *loads, int32_t n, int32_t *list, int32_t *count, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_dead_list(const double *loads, int32_t n, int32_t *list, int32_t *count,
+                                          moe_ep_error *err)
 {
     const moe_epi_bl_loads v = moe_epi_bl_reals(loads);
     moe_ep_status status;
@@ -7016,7 +7041,8 @@ MOE_EP_API int64_t moe_ep_experts_for_share(const double *loads, int32_t n, doub
     int any = 0;
     moe_epi_ok(err);
     if (!moe_epi_finite(share)) return moe_epi_fail(err, MOE_EP_ERR_NAN, "share", "must be finite", -1, share);
-    if (share < 0.0 || share > 1.0) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "share", "must lie in 0..1", -1, share);
+    if (share < 0.0 || share > 1.0) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "share", "must lie in 0..1", -1,
+                                                        share);
     status = moe_epi_bl_curve(loads, n, &curve, &arena, scratch, err);
     if (status != MOE_EP_OK) return status;
     for (i = 0; i < n; i++) any = any || loads[i] > 0.0;
@@ -7026,13 +7052,14 @@ MOE_EP_API int64_t moe_ep_experts_for_share(const double *loads, int32_t n, doub
     return needed;
 }
 
-MOE_EP_API double moe_ep_top_share(const double *loads, int32_t n, int32_t s, moe_ep_scratch *scratch, moe_ep_error *err)
+MOE_EP_API double moe_ep_top_share(const double *loads, int32_t n, int32_t s, moe_ep_scratch *scratch,
+                                   moe_ep_error *err)
 {
     moe_epi_arena arena;
     moe_ep_status status;
     double *curve = NULL, share;
     moe_epi_ok(err);
-    if (s < 0 || (n > 0 && s > n)) return (double)moe_epi_fail(err, MOE_EP_ERR_RANGE, "s", "must lie in 0..n", -1, (double)s);
+    if (s < 0 || (n > 0 && s > n)) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "s", "must lie in 0..n", -1, (double)s);
     status = moe_epi_bl_curve(loads, n, &curve, &arena, scratch, err);
     if (status != MOE_EP_OK) return (double)status;
     share = s > 0 ? curve[s - 1] : 0.0;
@@ -7348,7 +7375,8 @@ static void moe_epi_bl_chance_max(const moe_epi_bl_draw *w, double mean, moe_ep_
                              w->T * (left_out < w->size ? left_out : w->size), &grid);
         moe_epi_bl_reverse(&grid, w->T * w->size);
     } else {
-        moe_epi_bl_make_grid(mean, moe_epi_bl_tickets(w, w->K), w->T * (w->K < w->size ? w->K : ceil(w->size)), &grid);
+        moe_epi_bl_make_grid(mean, moe_epi_bl_tickets(w, w->K), w->T * (w->K < w->size ? w->K : ceil(w->size)),
+                             &grid);
     }
     moe_epi_bl_max_law(&grid, mean, w->groups, cdf);
     moe_epi_bl_max_result(&grid, cdf, mean, out);
@@ -8574,7 +8602,8 @@ MOE_EP_API moe_ep_status moe_ep_placement_copy(const moe_ep_placement *src, moe_
 /* ---- validate ------------------------------------------------------------------------------------------ */
 
 /* Slots of device d that hold expert e before slot `before`. */
-static int32_t moe_epi_held(const moe_ep_placement *p, const int32_t *slot_expert, int32_t d, int32_t e, int32_t before)
+static int32_t moe_epi_held(const moe_ep_placement *p, const int32_t *slot_expert, int32_t d, int32_t e,
+                            int32_t before)
 {
     int32_t s, n = 0;
     for (s = p->slot_start[d]; s < before; s++) n += slot_expert[s] == e;
@@ -8585,7 +8614,8 @@ static moe_ep_status moe_epi_validate_devices(const moe_ep_placement *p, moe_ep_
 {
     int32_t d, s;
     if (p->slot_start[0] != 0 || p->slot_start[p->num_devices] != p->num_slots)
-        return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "does not cover the slots", 0, p->slot_start[0]);
+        return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "does not cover the slots", 0,
+                            p->slot_start[0]);
     for (d = 0; d < p->num_devices; d++) {
         if (p->slot_start[d + 1] < p->slot_start[d])
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "must not decrease", d + 1,
@@ -8619,7 +8649,8 @@ static moe_ep_status moe_epi_validate_maps(const moe_ep_placement *p, int32_t l,
     }
     if (start[0] != 0 || start[E] != used)
         return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_start",
-                            "does not count the used slots (moe_ep_placement_index not called?)", first + E, start[E]);
+                            "does not count the used slots (moe_ep_placement_index not called?)", first + E,
+                            start[E]);
     for (e = 0; e < E; e++) {
         if (start[e + 1] < start[e] || start[e + 1] > used)
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_start", "must not decrease", first + e + 1,
@@ -8681,11 +8712,33 @@ MOE_EP_API moe_ep_status moe_ep_validate(const moe_ep_placement *p, int32_t flag
 
 /* ---- loads of devices ------------------------------------------------------------------------------------ */
 
+/* Are these n loads plainly fine: finite, not negative, a finite sum?  In four strands, for speed; 0 =
+ * look closer. */
+static int moe_epi_loads_fine(const double *loads, int32_t n)
+{
+    double sum[4] = {0.0, 0.0, 0.0, 0.0};
+    uint64_t bits, bad = 0;
+    int32_t i, k;
+    for (i = 0; i + 4 <= n; i += 4)
+        for (k = 0; k < 4; k++) {
+            memcpy(&bits, &loads[i + k], sizeof bits);
+            bad |= (uint64_t)(bits >= 0x7ff0000000000000u); /* infinite, NaN or a sign */
+            sum[k] += loads[i + k];
+        }
+    for (; i < n; i++) {
+        memcpy(&bits, &loads[i], sizeof bits);
+        bad |= (uint64_t)(bits >= 0x7ff0000000000000u);
+        sum[0] += loads[i];
+    }
+    return !bad && moe_epi_finite((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
 static moe_ep_status moe_epi_loads_check(const double *loads, int64_t rows, int32_t E, moe_ep_error *err)
 {
     int64_t r, e;
     for (r = 0; r < rows; r++) {
         double sum = 0.0;
+        if (moe_epi_loads_fine(loads + r * E, E)) continue;
         for (e = 0; e < E; e++) {
             double w = loads[r * E + e];
             if (!moe_epi_finite(w)) return moe_epi_fail(err, MOE_EP_ERR_NAN, "loads", "must be finite", r * E + e, w);
@@ -8725,7 +8778,8 @@ static void moe_epi_layer_device_loads(const moe_ep_placement *p, int32_t l, con
 }
 
 /* Checks shared by the functions that look at a placement with loads (steps,L,E). */
-static moe_ep_status moe_epi_view_check(const moe_ep_placement *p, const double *loads, int32_t steps, moe_ep_error *err)
+static moe_ep_status moe_epi_view_check(const moe_ep_placement *p, const double *loads, int32_t steps,
+                                        moe_ep_error *err)
 {
     int32_t l, e, t;
     moe_ep_status status = moe_ep_validate(p, 0, NULL, err);
@@ -8741,7 +8795,8 @@ static moe_ep_status moe_epi_view_check(const moe_ep_placement *p, const double 
             for (t = 0; t < steps; t++) {
                 int64_t i = ((int64_t)t * p->num_layers + l) * p->num_experts + e;
                 if (loads[i] > 0.0)
-                    return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "a loaded expert has no copy on an active device",
+                    return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p",
+                                        "a loaded expert has no copy on an active device",
                                         (int64_t)l * p->num_experts + e, loads[i]);
             }
         }
@@ -8875,21 +8930,37 @@ typedef struct moe_epi_room {
     double speed_sum, speed_max;
 } moe_epi_room;
 
+static void moe_epi_room_add(moe_epi_room *r, int32_t slots, double speed)
+{
+    r->speed_sum += speed;
+    if (slots == 0) return;
+    r->devices++;
+    r->slots += slots;
+    if (slots < r->least_slots) r->least_slots = slots;
+    if (speed > r->speed_max) r->speed_max = speed;
+}
+
 static moe_epi_room moe_epi_room_of(const moe_ep_placement *p)
 {
     moe_epi_room r;
     int32_t d;
     memset(&r, 0, sizeof r);
     r.least_slots = INT32_MAX;
-    for (d = 0; d < p->num_devices; d++) {
-        int32_t slots = p->slot_start[d + 1] - p->slot_start[d];
-        if (p->device_inactive[d]) continue;
-        r.speed_sum += p->device_speed[d];
-        if (slots == 0) continue;
-        r.devices++;
-        r.slots += slots;
-        if (slots < r.least_slots) r.least_slots = slots;
-        if (p->device_speed[d] > r.speed_max) r.speed_max = p->device_speed[d];
+    for (d = 0; d < p->num_devices; d++)
+        if (!p->device_inactive[d]) moe_epi_room_add(&r, p->slot_start[d + 1] - p->slot_start[d], p->device_speed[d]);
+    return r;
+}
+
+static moe_epi_room moe_epi_room_of_shape(const moe_ep_shape *shape, int32_t slots)
+{
+    moe_epi_room r;
+    int32_t d;
+    memset(&r, 0, sizeof r);
+    r.least_slots = INT32_MAX;
+    for (d = 0; d < shape->num_devices; d++) {
+        int32_t own = moe_epi_device_slots(shape, slots, d);
+        if (shape->inactive && shape->inactive[d]) continue;
+        moe_epi_room_add(&r, own, shape->speed ? shape->speed[d] : 1.0);
     }
     return r;
 }
@@ -8912,8 +8983,9 @@ static double moe_epi_bound_single(const moe_epi_item *sorted, int32_t E, const 
 
 /* Could every device stay at or below `level` (work at the fastest speed)?  0 = counting proves that it cannot.
  * An expert of load w needs ceil(w/level) copies.  Copies above level/2 are big: no two fit on a device, so at most D
- * of them.  Making all copies of an expert small takes ceil(2w/level) copies, which costs a or a-1 slots more and takes a
- * big ones away (a = ceil(w/level)).  The slots are spent on the best ratio first, the last one in fractions. */
+ * of them.  Making all copies of an expert small takes ceil(2w/level) copies, which costs a or a-1 slots more and
+ * takes a big ones away (a = ceil(w/level)).  The slots are spent on the best ratio first, the last one
+ * in fractions. */
 static int moe_epi_level_possible(const moe_epi_item *sorted, int32_t E, const moe_epi_room *room, double level)
 {
     double spare = (double)(room->slots - E), excess = -(double)room->devices;
@@ -9005,7 +9077,7 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
     moe_epi_arena arena;
     moe_epi_room room;
     size_t total = 0;
-    int32_t slots = 0, d;
+    int32_t slots = 0;
     moe_ep_status status;
     moe_epi_ok(err);
     if (!loads) return moe_epi_null(err, "loads");
@@ -9014,19 +9086,7 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
     if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30", -1, E);
     if ((status = moe_epi_shape_check(shape, E, &slots, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_loads_check(loads, 1, E, err)) != MOE_EP_OK) return status;
-    memset(&room, 0, sizeof room);
-    room.least_slots = INT32_MAX;
-    for (d = 0; d < shape->num_devices; d++) {
-        int32_t own = moe_epi_device_slots(shape, slots, d);
-        double speed = shape->speed ? shape->speed[d] : 1.0;
-        if (shape->inactive && shape->inactive[d]) continue;
-        room.speed_sum += speed;
-        if (own == 0) continue;
-        room.devices++;
-        room.slots += own;
-        if (own < room.least_slots) room.least_slots = own;
-        if (speed > room.speed_max) room.speed_max = speed;
-    }
+    room = moe_epi_room_of_shape(shape, slots);
     if (room.slots < E)
         return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "shape", "fewer active slots than experts", -1, room.slots);
     moe_epi_bound_need(&total, E, 1, 1);
@@ -9086,7 +9146,8 @@ static moe_ep_status moe_epi_desc_check(const moe_ep_place_desc *d, const moe_ep
     if (out->num_layers != d->num_layers || out->num_experts != d->num_experts || out->num_slots != slots ||
         out->num_devices != d->shape.num_devices ||
         out->num_nodes != (d->shape.num_nodes > 0 ? d->shape.num_nodes : 1))
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "out", "was laid out for other sizes than desc", -1, out->num_slots);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "out", "was laid out for other sizes than desc", -1,
+                            out->num_slots);
     for (i = 0; i < out->num_devices; i++) {
         int32_t own = moe_epi_device_slots(&d->shape, slots, i);
         if (out->slot_start[i] != at)
@@ -9125,7 +9186,8 @@ static moe_ep_status moe_epi_plan_open(moe_epi_plan *plan, const moe_ep_place_de
         memset(merged, 0, (size_t)cells * sizeof(double));
         plan->loads = merged;
         if (desc->loads)
-            status = moe_ep_window_loads(desc->loads, desc->num_steps, desc->num_layers, E, desc->risk_z, merged, err);
+            status =
+                moe_ep_window_loads(desc->loads, desc->num_steps, desc->num_layers, E, desc->risk_z, merged, err);
     }
     if (status == MOE_EP_OK && cells > 0)
         status = moe_epi_loads_check(plan->loads, desc->num_layers, E, err); /* z may have made a sum infinite */
@@ -9261,10 +9323,12 @@ MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double
         memset(&sum, 0, sizeof sum);
         for (t = 0; t < steps; t++) {
             memset(&one, 0, sizeof one);
-            moe_epi_result(p, l, loads + ((int64_t)t * p->num_layers + l) * p->num_experts, &room, INT32_MAX, &work, &one);
+            moe_epi_result(p, l, loads + ((int64_t)t * p->num_layers + l) * p->num_experts, &room, INT32_MAX, &work,
+                           &one);
             one.total += sum.total;
             one.mean += sum.mean;
-            one.node_imbalance = one.node_imbalance * (one.mean - sum.mean) + sum.node_imbalance; /* weighed by load */
+            one.node_imbalance =
+                one.node_imbalance * (one.mean - sum.mean) + sum.node_imbalance; /* weighed by load */
             one.max_before += sum.max_before;
             one.max += sum.max;
             one.lower_bound += sum.lower_bound;
@@ -9304,8 +9368,8 @@ static void moe_epi_round_robin_layer(moe_ep_placement *p, int32_t l, int32_t *f
     }
 }
 
-/* Experts of each device (in fill, then zeroed by the caller): floor(e*D/E) when that fits the slots (returns 1), else
- * blocks as even as the slots allow. */
+/* Experts of each device (in fill, then zeroed by the caller): floor(e*D/E) when that fits the slots (returns 1),
+ * else blocks as even as the slots allow. */
 static int moe_epi_block_sizes(const moe_ep_placement *p, int32_t *size)
 {
     int32_t d, number = 0, active = 0, fits = 1, experts = p->num_experts, room = 0;
@@ -9403,9 +9467,9 @@ static moe_epi_item moe_epi_deal_pick(moe_epi_item *heap, int32_t *n, double uni
     return found;
 }
 
-/* Places the aux copies of every item on different devices with room, lightest first.  speed NULL = all equal; avoid (E)
- * names a device that has the expert already, or is NULL.  emit(user, item, d) is called for each copy.  Returns how many
- * copies found no device. */
+/* Places the aux copies of every item on different devices with room, lightest first.  speed NULL = all equal; avoid
+ * (E) names a device that has the expert already, or is NULL.  emit(user, item, d) is called for each copy.  Returns
+ * how many copies found no device. */
 typedef void (*moe_epi_emit)(void *user, const moe_epi_item *item, int32_t d);
 
 static int32_t moe_epi_deal_run(moe_epi_deal *w, int32_t E, int32_t D, const double *speed, const int32_t *avoid,
@@ -9476,8 +9540,9 @@ static void moe_epi_deal_reset(moe_epi_deal *w, const moe_ep_placement *p)
 
 typedef enum moe_epi_baseline { MOE_EPI_ROUND_ROBIN, MOE_EPI_CONTIGUOUS, MOE_EPI_LPT } moe_epi_baseline;
 
-static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_place_desc *desc, moe_ep_placement *out,
-                                            moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err)
+static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_place_desc *desc,
+                                            moe_ep_placement *out, moe_ep_plan_result *result,
+                                            moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_plan plan;
     moe_epi_deal deal;
@@ -9543,7 +9608,7 @@ MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_
     return moe_epi_baseline_place(MOE_EPI_LPT, desc, out, result, scratch, err);
 }
 
-/* ---- lab-sized ---------------------------------------------------------------------------------------------------- */
+/* ---- lab-sized ------------------------------------------------------------------------------- */
 
 typedef struct moe_epi_list_writer {
     int32_t *device; /* (sum of counts) */
@@ -9618,8 +9683,8 @@ MOE_EP_API moe_ep_status moe_ep_lpt_replicas(const double *loads, int32_t E, con
 }
 
 /* One pass over the assignment: counts the experts per device (slot_expert untouched) or writes them. */
-static moe_ep_status moe_epi_devices_pass(const int32_t *device_of_replica, const int32_t *counts, moe_ep_placement *out,
-                                          int write, moe_ep_error *err)
+static moe_ep_status moe_epi_devices_pass(const int32_t *device_of_replica, const int32_t *counts,
+                                          moe_ep_placement *out, int write, moe_ep_error *err)
 {
     int32_t l, e, c, E = out->num_experts, D = out->num_devices;
     int64_t at = 0;
@@ -9628,7 +9693,8 @@ static moe_ep_status moe_epi_devices_pass(const int32_t *device_of_replica, cons
         for (e = 0; e < E; e++) {
             int32_t copies = counts ? counts[(int64_t)l * E + e] : 1;
             if (copies < 1)
-                return moe_epi_fail(err, MOE_EP_ERR_RANGE, "counts", "must be at least 1", (int64_t)l * E + e, copies);
+                return moe_epi_fail(err, MOE_EP_ERR_RANGE, "counts", "must be at least 1", (int64_t)l * E + e,
+                                    copies);
             for (c = 0; c < copies; c++, at++) {
                 int32_t d = device_of_replica[at], s;
                 if (d < 0 || d >= D)
@@ -9655,8 +9721,8 @@ static moe_ep_status moe_epi_devices_room(const int32_t *device_of_replica, cons
             for (e = 0; e < E; e++)
                 for (c = counts ? counts[(int64_t)l * E + e] : 1; c > 0; c--, at++)
                     if (device_of_replica[at] == d && left-- == 0)
-                        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "device_of_replica", "the device has no free slot left",
-                                            at, d);
+                        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "device_of_replica",
+                                            "the device has no free slot left", at, d);
         }
         first = at;
     }
@@ -9679,10 +9745,10 @@ MOE_EP_API moe_ep_status moe_ep_devices_placement(const int32_t *device_of_repli
     return MOE_EP_OK;
 }
 
-/* ---- EPLB -------------------------------------------------------------------------------------------------------- */
+/* ---- EPLB ------------------------------------------------------------------------------------ */
 
-/* A float >= 0 and an index as one integer that orders by float, then by index (IEEE bits of non-negative floats order
- * like the floats). */
+/* A float >= 0 and an index as one integer that orders by float, then by index (IEEE bits of non-negative floats
+ * order like the floats). */
 static uint64_t moe_epi_float_key(float value, uint32_t low)
 {
     uint32_t bits;
@@ -9796,7 +9862,8 @@ static void moe_epi_eplb_pack(moe_epi_eplb *w, const float *weight, int32_t n, i
         w->rank[item] = w->fill[lightest]++;
         w->sum[lightest] += weight[item];
         node = leaves + lightest;
-        w->tree[node] = w->fill[lightest] < each ? moe_epi_float_key(w->sum[lightest], (uint32_t)lightest) : UINT64_MAX;
+        w->tree[node] =
+            w->fill[lightest] < each ? moe_epi_float_key(w->sum[lightest], (uint32_t)lightest) : UINT64_MAX;
         for (node /= 2; node > 0; node /= 2)
             w->tree[node] = w->tree[2 * node] < w->tree[2 * node + 1] ? w->tree[2 * node] : w->tree[2 * node + 1];
     }
@@ -9881,15 +9948,17 @@ static void moe_epi_eplb_layer(moe_ep_placement *p, int32_t l, const double *loa
 }
 
 /* What eplb and trtllm cannot do is refused, with the reason. */
-static moe_ep_status moe_epi_equal_slots(const moe_ep_place_desc *desc, const moe_ep_placement *out, moe_ep_error *err)
+static moe_ep_status moe_epi_equal_slots(const moe_ep_place_desc *desc, const moe_ep_placement *out,
+                                         moe_ep_error *err)
 {
     int32_t d, each = out->num_slots / out->num_devices;
     for (d = 0; d < out->num_devices; d++) {
         if (out->slot_start[d + 1] - out->slot_start[d] != each)
-            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape", "this planner needs equal slots on all devices", d,
-                                out->slot_start[d + 1] - out->slot_start[d]);
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape", "this planner needs equal slots on all devices",
+                                d, out->slot_start[d + 1] - out->slot_start[d]);
         if (desc->shape.inactive && desc->shape.inactive[d])
-            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.inactive", "this planner needs all devices", d, 1.0);
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.inactive", "this planner needs all devices", d,
+                                1.0);
         if (desc->shape.speed && (desc->shape.speed[d] < 1.0 || desc->shape.speed[d] > 1.0))
             return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.speed", "this planner knows no speeds", d,
                                 desc->shape.speed[d]);
@@ -9898,8 +9967,8 @@ static moe_ep_status moe_epi_equal_slots(const moe_ep_place_desc *desc, const mo
 }
 
 /* Which mode runs, and why. */
-static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const moe_ep_placement *out, int *hierarchical,
-                                         const char **reason, moe_ep_error *err)
+static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const moe_ep_placement *out,
+                                         int *hierarchical, const char **reason, moe_ep_error *err)
 {
     int32_t groups = desc->num_groups > 0 ? desc->num_groups : 1, nodes = out->num_nodes;
     int divide = groups % nodes == 0;
@@ -9913,12 +9982,15 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
         desc->eplb_mode != MOE_EP_EPLB_HIERARCHICAL)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.eplb_mode", "is not a mode", -1, (double)desc->eplb_mode);
     if (desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL && !divide)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "hierarchical was asked for, but the groups do not "
-                            "divide over the nodes", -1, groups);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups",
+                            "hierarchical was asked for, but the groups do not "
+                            "divide over the nodes",
+                            -1, groups);
     *hierarchical = divide && desc->eplb_mode != MOE_EP_EPLB_GLOBAL;
     if (desc->eplb_mode == MOE_EP_EPLB_GLOBAL) *reason = "global: asked for";
     else if (desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL) *reason = "hierarchical: asked for";
-    else if (divide && nodes == 1) *reason = "hierarchical: one node holds all groups, which is global up to the order of slots";
+    else if (divide && nodes == 1)
+        *reason = "hierarchical: one node holds all groups, which is global up to the order of slots";
     else if (divide) *reason = "hierarchical: the groups divide over the nodes";
     else *reason = "global: the groups do not divide over the nodes";
     return MOE_EP_OK;
@@ -9960,14 +10032,15 @@ MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep
     moe_epi_plan_begin(&plan);
     for (l = 0; l < desc->num_layers; l++) {
         moe_epi_eplb_layer(out, l, plan.loads + (int64_t)l * desc->num_experts, groups, nodes, &work);
-        moe_epi_plan_result(&plan, l, hierarchical ? MOE_EP_PLACE_EPLB_HIERARCHICAL : MOE_EP_PLACE_EPLB_GLOBAL, reason,
-                            result);
+        moe_epi_plan_result(&plan, l, hierarchical ? MOE_EP_PLACE_EPLB_HIERARCHICAL : MOE_EP_PLACE_EPLB_GLOBAL,
+                            reason, result);
     }
     moe_epi_arena_close(&plan.arena);
     return MOE_EP_OK;
 }
 
-/* ---- TensorRT-LLM ---------------------------------------------------------------------------------------------------- */
+/* ---- TensorRT-LLM
+ * ---------------------------------------------------------------------------------------------------- */
 
 /* Counts by its rules: heap of (load per copy, larger id first); zero load is shared out. */
 static void moe_epi_trtllm_counts(const double *loads, int32_t E, int32_t P, int32_t *counts, moe_epi_item *heap)
@@ -10033,14 +10106,17 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
     moe_epi_plan_begin(&plan);
     for (l = 0; l < desc->num_layers; l++) {
         moe_epi_trtllm_layer(out, l, plan.loads + (int64_t)l * desc->num_experts, &deal);
-        moe_epi_plan_result(&plan, l, MOE_EP_PLACE_TRTLLM, "replicas by load, larger id first on ties; heaviest replica "
-                            "first onto the lightest rank with a slot", result);
+        moe_epi_plan_result(&plan, l, MOE_EP_PLACE_TRTLLM,
+                            "replicas by load, larger id first on ties; heaviest replica "
+                            "first onto the lightest rank with a slot",
+                            result);
     }
     moe_epi_arena_close(&plan.arena);
     return MOE_EP_OK;
 }
 
-/* ---- EPLB's arrays ------------------------------------------------------------------------------------------------------ */
+/* ---- EPLB's arrays
+ * ------------------------------------------------------------------------------------------------------ */
 
 MOE_EP_API int64_t moe_ep_max_replicas(const moe_ep_placement *p, moe_ep_error *err)
 {
@@ -10068,7 +10144,8 @@ MOE_EP_API moe_ep_status moe_ep_eplb_arrays(const moe_ep_placement *p, int32_t X
     for (l = 0; l < p->num_layers; l++)
         if ((status = moe_epi_validate_maps(p, l, err)) != MOE_EP_OK) return status;
     if (log2phy && X < most)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "X", "is less than the most replicas of an expert", -1, (double)most);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "X", "is less than the most replicas of an expert", -1,
+                            (double)most);
     cells = (int64_t)p->num_layers * p->num_slots;
     for (i = 0; phy2log && i < cells; i++) phy2log[i] = p->slot_expert[i];
     for (l = 0; l < p->num_layers; l++) {
@@ -10142,8 +10219,8 @@ MOE_EP_API moe_ep_status moe_ep_placement_from_eplb(const int32_t *phy2log, cons
 }
 /* ---- best placement: one layer as a state that swaps and moves change --------------------------------------- */
 
-/* Cells are the slots of a layer, each device's filled cells first and sorted by load per copy, heaviest first; copies of
- * one weight stand in no particular order. */
+/* Cells are the slots of a layer, each device's filled cells first and sorted by load per copy, heaviest first;
+ * copies of one weight stand in no particular order. */
 typedef struct moe_epi_state {
     const int32_t *slot_start; /* (D+1)                                             */
     const double *speed;       /* (D) or NULL = all 1                               */
@@ -10254,7 +10331,10 @@ static int32_t moe_epi_hosts(const moe_epi_state *s, int32_t e, int32_t *list)
     return n;
 }
 
-static double moe_epi_time(const moe_epi_state *s, int32_t d) { return s->speed ? s->load[d] / s->speed[d] : s->load[d]; }
+static double moe_epi_time(const moe_epi_state *s, int32_t d)
+{
+    return s->speed ? s->load[d] / s->speed[d] : s->load[d];
+}
 
 /* Puts expert e into the sorted cells of d. */
 static void moe_epi_insert(moe_epi_state *s, int32_t d, int32_t e)
@@ -10356,8 +10436,8 @@ static void moe_epi_swap_try(const moe_epi_state *s, int32_t m, int32_t g, int32
     best->g = g;
 }
 
-/* Best exchange between the busiest device m and g.  Both cell lists are sorted, so that the partner nearest to the ideal
- * difference moves down as a does. */
+/* Best exchange between the busiest device m and g.  Both cell lists are sorted, so that the partner nearest to the
+ * ideal difference moves down as a does. */
 static void moe_epi_swap_search(const moe_epi_state *s, int32_t m, int32_t g, moe_epi_swap *best)
 {
     int32_t a, b, i, a_end = s->slot_start[m] + s->fill[m], b_first = s->slot_start[g], b_end = b_first + s->fill[g];
@@ -10492,7 +10572,7 @@ static void moe_epi_state_write(const moe_epi_state *s, moe_ep_placement *p, int
 #define MOE_EPI_EVENNESS 0.02    /* weight of evenness below the level against what is above it */
 #define MOE_EPI_SWAP_PARTNERS 8  /* lightest devices with which swaps are tried                   */
 
-/* ---- changes of copies: what rebalance, node_soft and the search of best_placement share ------------------------ */
+/* ---- changes of copies: what rebalance, node_soft and the search of best_placement share ----- */
 
 /* What a change costs, what it may cost, and what it has cost so far in this layer. */
 typedef struct moe_epi_budget {
@@ -10517,8 +10597,8 @@ static int moe_epi_was_held(const moe_epi_state *s, const moe_epi_budget *b, int
     return (int)(b->held[e * s->words + (d >> 6)] >> (d & 63) & 1u);
 }
 
-/* The device that sends expert e to `to`: an active holder in p, on the same node when there is one, spread by the numbers
- * so that every caller picks the same.  Writes the slot; -1 = nobody has it. */
+/* The device that sends expert e to `to`: an active holder in p, on the same node when there is one, spread by the
+ * numbers so that every caller picks the same.  Writes the slot; -1 = nobody has it. */
 static int32_t moe_epi_source(const moe_ep_placement *p, int32_t l, int32_t e, int32_t to, int32_t *from_slot)
 {
     const int32_t *start = p->replica_start + (int64_t)l * (p->num_experts + 1);
@@ -10557,7 +10637,8 @@ static int32_t moe_epi_arrival_cost(const moe_epi_state *s, const moe_epi_budget
 }
 
 /* Load of e off its home node with `change` copies more, of which off_change are off. */
-static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, int32_t e, int32_t change, int32_t off_change)
+static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, int32_t e, int32_t change,
+                               int32_t off_change)
 {
     int32_t d, off = off_change, n;
     if (!b->home) return 0.0;
@@ -10566,7 +10647,10 @@ static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, 
     return s->count[e] + change > 0 ? s->w[e] * off / (s->count[e] + change) : 0.0;
 }
 
-static int32_t moe_epi_is_off(const moe_epi_budget *b, int32_t d, int32_t e) { return b->home && b->node[d] != b->home[e]; }
+static int32_t moe_epi_is_off(const moe_epi_budget *b, int32_t d, int32_t e)
+{
+    return b->home && b->node[d] != b->home[e];
+}
 
 /* Books e arriving on (sign 1) or leaving (sign -1) device d. */
 static void moe_epi_book(const moe_epi_state *s, moe_epi_budget *b, int32_t d, int32_t e, int32_t sign)
@@ -10624,7 +10708,8 @@ static void moe_epi_change_offer(const moe_epi_state *s, const moe_epi_budget *b
 }
 
 /* Swaps of the busiest device m with the lightest others. */
-static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit, moe_epi_change *best)
+static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
+                                moe_epi_change *best)
 {
     int32_t k, seen = 0;
     for (k = s->num_order - 1; k > 0 && seen < MOE_EPI_SWAP_PARTNERS; k--) {
@@ -10664,7 +10749,8 @@ static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32
     }
 }
 
-/* Rise of the penalty when x leaves device g and its other hosts take over; negative = one of them would reach limit. */
+/* Rise of the penalty when x leaves device g and its other hosts take over; negative = one of them
+ * would reach limit. */
 static double moe_epi_leave_price(const moe_epi_state *s, const moe_epi_budget *b, int32_t x, int32_t g, double limit)
 {
     int32_t i, n = moe_epi_hosts(s, x, b->hosts);
@@ -10700,10 +10786,10 @@ static int32_t moe_epi_copy_gains(const moe_epi_state *s, moe_epi_budget *b, int
     return n;
 }
 
-/* Copies of the experts in b->gains onto cell `cell` of g (an expert with other copies), or a free one.  Gains add up as if no
- * device held both experts, which then is a little better than said. */
-static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t g, int32_t cell, double limit,
-                               moe_epi_change *best)
+/* Copies of the experts in b->gains onto cell `cell` of g (an expert with other copies), or a free one.  Gains add up
+ * as if no device held both experts, which then is a little better than said. */
+static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t g, int32_t cell,
+                               double limit, moe_epi_change *best)
 {
     int32_t i, x = cell < 0 ? -1 : s->cell[cell], refund = 0;
     double base = moe_epi_penalty(b, moe_epi_time(s, g)), freed = 0.0, off = 0.0;
@@ -10734,7 +10820,8 @@ static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_
     }
 }
 
-static void moe_epi_offer_copies(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit, moe_epi_change *best)
+static void moe_epi_offer_copies(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
+                                 moe_epi_change *best)
 {
     int32_t k, i, n = moe_epi_copy_gains(s, b, m);
     for (k = s->num_order - 1; n > 0 && k > 0; k--) {
@@ -10748,7 +10835,8 @@ static void moe_epi_offer_copies(const moe_epi_state *s, moe_epi_budget *b, int3
     }
 }
 
-static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit, moe_epi_change *best)
+static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
+                                moe_epi_change *best)
 {
     int32_t a;
     for (a = s->slot_start[m]; a < s->slot_start[m] + s->fill[m]; a++) {
@@ -10762,7 +10850,8 @@ static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32
         c.kind = MOE_EPI_DROP;
         c.a = a;
         c.g = m;
-        c.gain = moe_epi_penalty(b, moe_epi_time(s, m)) - moe_epi_penalty(b, moe_epi_time_with(s, m, -s->unit[e])) - price;
+        c.gain =
+            moe_epi_penalty(b, moe_epi_time(s, m)) - moe_epi_penalty(b, moe_epi_time_with(s, m, -s->unit[e])) - price;
         if (b->home)
             c.off = moe_epi_off_load(s, b, e, -1, -moe_epi_is_off(b, m, e)) - moe_epi_off_load(s, b, e, 0, 0);
         moe_epi_change_offer(s, b, best, &c, -!moe_epi_was_held(s, b, m, e));
@@ -10818,7 +10907,8 @@ static void moe_epi_change_apply(moe_epi_state *s, moe_epi_budget *b, int32_t m,
     }
 }
 
-/* ---- rebalance: few moves from a placement that exists ------------------------------------------------------------- */
+/* ---- rebalance: few moves from a placement that exists
+ * ------------------------------------------------------------- */
 
 /* The current layer as a state: duplicates and copies on inactive devices are let go. */
 static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int32_t l, uint64_t *held)
@@ -10906,7 +10996,8 @@ static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, double le
 }
 
 /* One layer down to target (max/mean) or as far as the limits allow.  Returns the changes made. */
-static int32_t moe_epi_rebalance_layer(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, double mean, double target)
+static int32_t moe_epi_rebalance_layer(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, double mean,
+                                       double target)
 {
     moe_epi_state_revive(s, b, deal);
     moe_epi_order(s, deal->heap, deal->held);
@@ -10936,7 +11027,8 @@ static void moe_epi_keep_slots(const moe_epi_state *s, const int32_t *before, in
     }
 }
 
-static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, const moe_ep_placement *out, moe_ep_error *err)
+static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, const moe_ep_placement *out,
+                                             moe_ep_error *err)
 {
     const moe_ep_placement *p;
     moe_ep_status status;
@@ -10956,7 +11048,8 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
     if (active < p->num_experts)
         return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.current", "fewer active slots than experts", -1, active);
     if (!moe_epi_finite(desc->target) || desc->target < 0.0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1, desc->target);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
+                            desc->target);
     if (desc->max_moves < 0 || desc->max_layer_moves < 0 || desc->max_device_moves < 0 || desc->max_link_moves < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_moves", "limits must not be negative", -1, 0.0);
     return MOE_EP_OK;
@@ -11006,12 +11099,28 @@ static double moe_epi_relax(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *d
         return target;
     for (i = 0; i < MOE_EPI_RELAX_STEPS; i++) {
         double middle = 1.0 + sqrt((low - 1.0 + 1e-4) * (high - 1.0 + 1e-4)) - 1e-4; /* imbalance spans decades */
-        if (moe_epi_rebalance_pass(s, b, deal, held, after, middle, 0, NULL, NULL, room) <= b->desc->max_moves) high = middle;
+        if (moe_epi_rebalance_pass(s, b, deal, held, after, middle, 0, NULL, NULL, room) <= b->desc->max_moves)
+            high = middle;
         else low = middle;
     }
     return high;
 }
 #undef MOE_EPI_RELAX_STEPS
+
+/* The result of a layer after the changes; keeps what was counted meanwhile. */
+static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, const moe_ep_rebalance_desc *desc,
+                                     int relaxed, const moe_epi_room *room, const moe_epi_bound_work *work,
+                                     moe_ep_plan_result *r)
+{
+    double before = r->max_before;
+    r->duplicates = r->max_replicas = 0;
+    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, room, INT32_MAX, work, r);
+    r->max_before = before;
+    r->policy = MOE_EP_PLACE_REBALANCE;
+    r->reason = relaxed && desc->max_moves > 0
+                    ? "few moves; the target was relaxed for all layers alike until max_moves sufficed"
+                    : "few moves from the current placement";
+}
 
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err)
@@ -11073,17 +11182,8 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     memmove(out->device_inactive, p->device_inactive, (size_t)D);
     for (l = 0; l < p->num_layers; l++) {
         moe_epi_index_layer(out, l);
-        if (!result) continue;
-        result[l].policy = MOE_EP_PLACE_REBALANCE;
-        result[l].reason = target > desc->target && desc->max_moves > 0 && target > 1.0
-                               ? "few moves; the target was relaxed for all layers alike until max_moves sufficed"
-                               : "few moves from the current placement";
-        {
-            double before = result[l].max_before;
-            result[l].duplicates = result[l].max_replicas = 0;
-            moe_epi_result(out, l, desc->loads + (int64_t)l * E, &room, INT32_MAX, &work, &result[l]);
-            result[l].max_before = before;
-        }
+        if (result)
+            moe_epi_rebalance_result(out, l, desc, target > desc->target && target > 1.0, &room, &work, &result[l]);
     }
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
@@ -11092,8 +11192,8 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
 #undef MOE_EPI_SWAP_PARTNERS
 /* ---- moves between two placements --------------------------------------------------------------------------- */
 
-static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_ep_placement *to, const char *from_arg,
-                                        const char *to_arg, moe_ep_error *err)
+static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_ep_placement *to,
+                                        const char *from_arg, const char *to_arg, moe_ep_error *err)
 {
     const moe_ep_placement *both[2];
     int i;
@@ -11112,8 +11212,8 @@ static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_
     return MOE_EP_OK;
 }
 
-/* Is slot s of layer l in `to` filled by an expert that its device lacked in `from`?  Several copies on one device need one
- * transfer: the first such slot. */
+/* Is slot s of layer l in `to` filled by an expert that its device lacked in `from`?  Several copies on one device
+ * need one transfer: the first such slot. */
 static int moe_epi_is_arrival(const moe_ep_placement *from, const moe_ep_placement *to, int32_t l, int32_t s)
 {
     const int32_t *old = from->slot_expert + (int64_t)l * from->num_slots;
@@ -11138,8 +11238,8 @@ static moe_ep_move moe_epi_make_move(const moe_ep_placement *from, int32_t l, in
     return m;
 }
 
-/* Frees round a at the receiver of moves[first] by exchanging rounds a and b along the chain of moves that begins there.
- * Tables (D, rounds) name the move of a device in a round, -1 = none. */
+/* Frees round a at the receiver of moves[first] by exchanging rounds a and b along the chain of moves that begins
+ * there. Tables (D, rounds) name the move of a device in a round, -1 = none. */
 static void moe_epi_exchange(moe_ep_move *moves, int64_t first, int32_t a, int32_t b, int32_t rounds, int64_t *sends,
                              int64_t *receives)
 {
@@ -11167,7 +11267,8 @@ static void moe_epi_exchange(moe_ep_move *moves, int64_t first, int32_t a, int32
 
 /* Rounds by edge colouring of a bipartite graph: never more than the largest number of transfers of a device
  * (Koenig 1916). */
-static void moe_epi_colour(moe_ep_move *moves, int64_t n, int32_t D, int32_t rounds, int64_t *sends, int64_t *receives)
+static void moe_epi_colour(moe_ep_move *moves, int64_t n, int32_t D, int32_t rounds, int64_t *sends,
+                           int64_t *receives)
 {
     int64_t i, cells = (int64_t)D * rounds;
     for (i = 0; i < cells; i++) sends[i] = receives[i] = -1;
@@ -11225,9 +11326,9 @@ static void moe_epi_collect_moves(const moe_ep_placement *from, const moe_ep_pla
     r->rounds = r->max_in > r->max_out ? r->max_in : r->max_out;
 }
 
-MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to, double expert_bytes,
-                                           moe_ep_move *moves, int64_t capacity, moe_ep_moves_result *out,
-                                           moe_ep_scratch *scratch, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
+                                           double expert_bytes, moe_ep_move *moves, int64_t capacity,
+                                           moe_ep_moves_result *out, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_arena arena;
     moe_ep_moves_result r;
@@ -11237,8 +11338,10 @@ MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const m
     moe_epi_ok(err);
     if ((status = moe_epi_pair_check(from, to, "from", "to", err)) != MOE_EP_OK) return status;
     if (!moe_epi_finite(expert_bytes) || expert_bytes < 0.0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "expert_bytes", "must be finite and not negative", -1, expert_bytes);
-    if (capacity < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "must not be negative", -1, (double)capacity);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "expert_bytes", "must be finite and not negative", -1,
+                            expert_bytes);
+    if (capacity < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "must not be negative", -1, (double)capacity);
     if (!moves && !out) return moe_epi_null(err, "out");
     moe_epi_need(&total, from->num_devices, sizeof(int64_t));
     moe_epi_need(&total, from->num_devices, sizeof(int64_t));
@@ -11286,7 +11389,8 @@ typedef struct moe_epi_relabel {
     int32_t *seen;        /* (E) device an expert was marked for                          */
 } moe_epi_relabel;
 
-static int moe_epi_may_rename(const moe_ep_placement *now, const moe_ep_placement *plan, int32_t i, int32_t j, int32_t flags)
+static int moe_epi_may_rename(const moe_ep_placement *now, const moe_ep_placement *plan, int32_t i, int32_t j,
+                              int32_t flags)
 {
     if (i == j) return 1;
     if (flags & MOE_EP_RELABEL_SLOTS_ONLY) return 0;
@@ -11298,7 +11402,8 @@ static int moe_epi_may_rename(const moe_ep_placement *now, const moe_ep_placemen
 
 static void moe_epi_overlap(const moe_ep_placement *now, const moe_ep_placement *plan, int32_t l, moe_epi_relabel *w)
 {
-    const int32_t *old = now->slot_expert + (int64_t)l * now->num_slots, *fresh = plan->slot_expert + (int64_t)l * plan->num_slots;
+    const int32_t *old = now->slot_expert + (int64_t)l * now->num_slots,
+                  *fresh = plan->slot_expert + (int64_t)l * plan->num_slots;
     int32_t D = now->num_devices, i, j, s, e;
     for (e = 0; e < now->num_experts; e++) w->seen[e] = -1;
     for (i = 0; i < D; i++) {
@@ -11306,15 +11411,17 @@ static void moe_epi_overlap(const moe_ep_placement *now, const moe_ep_placement 
             if (old[s] >= 0) w->seen[old[s]] = i;
         for (j = 0; j < D; j++) {
             int32_t same = 0;
-            for (s = plan->slot_start[j]; s < plan->slot_start[j + 1]; s++) same += fresh[s] >= 0 && w->seen[fresh[s]] == i;
+            for (s = plan->slot_start[j]; s < plan->slot_start[j + 1]; s++)
+                same += fresh[s] >= 0 && w->seen[fresh[s]] == i;
             w->overlap[(int64_t)i * D + j] = same;
         }
     }
 }
 
-/* Assignment of least cost by shortest augmenting paths (Kuhn-Munkres with potentials); the cost of keeping nothing is 0,
- * forbidden pairs cost more than everything else together. */
-static void moe_epi_assignment(const moe_ep_placement *now, const moe_ep_placement *plan, int32_t flags, moe_epi_relabel *w)
+/* Assignment of least cost by shortest augmenting paths (Kuhn-Munkres with potentials); the cost of keeping nothing
+ * is 0, forbidden pairs cost more than everything else together. */
+static void moe_epi_assignment(const moe_ep_placement *now, const moe_ep_placement *plan, int32_t flags,
+                               moe_epi_relabel *w)
 {
     int32_t D = now->num_devices, i, j;
     double forbidden = 4.0 * (double)now->num_slots + 4.0;
@@ -11374,7 +11481,8 @@ static void moe_epi_rename(const moe_ep_placement *now, moe_ep_placement *plan, 
     int32_t *fresh = plan->slot_expert + (int64_t)l * plan->num_slots, i, s, t;
     memcpy(w->cell, fresh, sizeof *fresh * (size_t)plan->num_slots);
     for (i = 0; i < plan->num_devices; i++) {
-        int32_t first = plan->slot_start[i], end = plan->slot_start[i + 1], from = plan->slot_start[w->match[i]], next = first;
+        int32_t first = plan->slot_start[i], end = plan->slot_start[i + 1], from = plan->slot_start[w->match[i]],
+                next = first;
         int32_t *cell = w->cell + from, n = plan->slot_start[w->match[i] + 1] - from;
         for (s = first; s < end; s++) {
             fresh[s] = -1;
@@ -11408,7 +11516,8 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
     if ((flags & ~(MOE_EP_RELABEL_SLOTS_ONLY | MOE_EP_RELABEL_KEEP_NODES)) != 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "flags", "has an unknown bit", -1, flags);
     D = current->num_devices;
-    if (!moe_epi_mul(D, D, &pairs)) return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "D", "D*D does not fit", -1, (double)D);
+    if (!moe_epi_mul(D, D, &pairs))
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "D", "D*D does not fit", -1, (double)D);
     moe_epi_need(&total, pairs, sizeof(int32_t));
     moe_epi_need(&total, D, sizeof(int32_t));
     for (i = 0; i < 2; i++) moe_epi_need(&total, D + 1, sizeof(int32_t));
@@ -11440,7 +11549,7 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
     return MOE_EP_OK;
 }
 
-/* ---- how many copies -------------------------------------------------------------------------------------------- */
+/* ---- how many copies ------------------------------------------------------------------------- */
 
 static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const moe_ep_copies_point *points,
                                           const int32_t *fewest, int32_t *active, moe_ep_error *err)
@@ -11452,7 +11561,8 @@ static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const 
     if (!desc) return moe_epi_null(err, "desc");
     if (!points && !fewest) return moe_epi_null(err, "points");
     if (desc->place.num_layers < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.place.num_layers", "must be at least 1", -1, desc->place.num_layers);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.place.num_layers", "must be at least 1", -1,
+                            desc->place.num_layers);
     if (desc->place.num_experts < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.place.num_experts", "must be at least 1", -1,
                             desc->place.num_experts);
@@ -11461,14 +11571,17 @@ static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const 
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.policy", "best or EPLB global", -1, (double)desc->policy);
     if (desc->max_extra < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_extra", "must not be negative", -1, desc->max_extra);
-    if (desc->step < 0) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.step", "must not be negative", -1, desc->step);
+    if (desc->step < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.step", "must not be negative", -1, desc->step);
     if (!moe_epi_finite(desc->target) || desc->target < 0.0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1, desc->target);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
+                            desc->target);
     if (!moe_epi_finite(desc->expert_bytes) || desc->expert_bytes < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.expert_bytes", "must be finite and not negative", -1,
                             desc->expert_bytes);
     if (desc->place.layer_slots)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.place.layer_slots", "the copies are what is asked for", -1, 0.0);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.place.layer_slots", "the copies are what is asked for", -1,
+                            0.0);
     shape = desc->place.shape;
     shape.num_slots = 0;
     shape.slots_per_device = NULL;
@@ -11498,7 +11611,8 @@ static size_t moe_epi_planner_bytes(const moe_ep_place_desc *d, int32_t P)
 }
 
 /* One point of the curve from the results of its plan. */
-static moe_ep_copies_point moe_epi_copies_sum(const moe_ep_plan_result *r, const moe_ep_copies_desc *desc, int32_t extra)
+static moe_ep_copies_point moe_epi_copies_sum(const moe_ep_plan_result *r, const moe_ep_copies_desc *desc,
+                                              int32_t extra)
 {
     moe_ep_copies_point point;
     int32_t l, L = desc->place.num_layers;
@@ -11576,7 +11690,31 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
     return status;
 }
 
-/* ---- budgets per layer ---------------------------------------------------------------------------------------------- */
+/* ---- budgets per layer
+ * ---------------------------------------------------------------------------------------------- */
+
+/* curve[c]: the bound on the busiest device with c extra copies, the greedy ones. */
+static void moe_epi_budget_curve(const double *w, int32_t E, const moe_epi_room *room, int32_t width, int32_t *counts,
+                                 moe_epi_item *heap, double *curve)
+{
+    double mean = 0.0;
+    int32_t e, c;
+    for (e = 0; e < E; e++) {
+        mean += w[e] / room->speed_sum;
+        counts[e] = 1;
+        heap[e].key = w[e];
+        heap[e].id = e;
+        heap[e].aux = 0;
+    }
+    moe_epi_heapify(heap, E);
+    for (c = 0; c < width; c++) {
+        curve[c] = heap[0].key / room->speed_max > mean ? heap[0].key / room->speed_max : mean;
+        e = heap[0].id;
+        if (counts[e] >= room->devices) continue; /* the hottest is everywhere already: the curve stays */
+        heap[0].key = w[e] / ++counts[e];
+        moe_epi_sift(heap, E, 0);
+    }
+}
 
 /* Best next purchase of a layer: from `have` copies to the number with the steepest fall of the bound. */
 static moe_epi_item moe_epi_budget_offer(const double *curve, int32_t have, int32_t most, int32_t layer, int32_t *to)
@@ -11596,14 +11734,14 @@ static moe_epi_item moe_epi_budget_offer(const double *curve, int32_t have, int3
     return item;
 }
 
-MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots, int32_t *layer_slots,
-                                                moe_ep_scratch *scratch, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots,
+                                                int32_t *layer_slots, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_arena arena;
-    moe_ep_shape shape;
     size_t total = 0;
-    double *curves, *merged, speed = 0.0, fastest = 0.0;
-    int32_t *to, *have, *counts, slots = 0, active = 0, hosts = 0, l, e, c, n, width, L, E;
+    moe_epi_room room;
+    double *curves, *merged;
+    int32_t *to, *have, *counts, slots = 0, l, c, width, L, E;
     moe_epi_item *heap, *layers;
     int64_t cells;
     moe_ep_status status;
@@ -11616,20 +11754,12 @@ MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, i
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_experts", "must be at least 1", -1, E);
     if (extra_slots < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "extra_slots", "must not be negative", -1, (double)extra_slots);
-    shape = desc->shape;
-    if ((status = moe_epi_shape_check(&shape, E, &slots, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_shape_check(&desc->shape, E, &slots, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_desc_loads(desc, 1, err)) != MOE_EP_OK) return status;
-    for (c = 0; c < shape.num_devices; c++) {
-        double s = shape.speed ? shape.speed[c] : 1.0;
-        int32_t own = moe_epi_device_slots(&shape, slots, c);
-        if ((shape.inactive && shape.inactive[c]) || own == 0) continue;
-        active += own;
-        hosts++;
-        speed += s;
-        if (s > fastest) fastest = s;
-    }
-    if (active < E) return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.shape", "fewer active slots than experts", -1, active);
-    width = active - E + 1;
+    room = moe_epi_room_of_shape(&desc->shape, slots);
+    if (room.slots < E)
+        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.shape", "fewer active slots than experts", -1, room.slots);
+    width = room.slots - E + 1;
     if (!moe_epi_mul(L, width, &cells))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.num_layers", "L*P does not fit", -1, L);
     moe_epi_need(&total, cells, sizeof(double));
@@ -11650,36 +11780,20 @@ MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, i
     if (desc->num_steps > 1)
         (void)moe_ep_window_loads(desc->loads, desc->num_steps, L, E, desc->risk_z, merged, NULL);
     for (l = 0; l < L; l++) {
-        const double *w = (desc->num_steps > 1 ? merged : desc->loads) + (int64_t)l * E;
-        double *curve = curves + (int64_t)l * width, mean = 0.0;
-        for (e = 0; e < E; e++) {
-            mean += w[e] / speed;
-            counts[e] = 1;
-            heap[e].key = w[e];
-            heap[e].id = e;
-            heap[e].aux = 0;
-        }
-        moe_epi_heapify(heap, E);
-        for (c = 0; c < width; c++) {
-            curve[c] = heap[0].key / fastest > mean ? heap[0].key / fastest : mean;
-            if (counts[heap[0].id] < hosts) {
-                e = heap[0].id;
-                heap[0].key = w[e] / ++counts[e];
-                moe_epi_sift(heap, E, 0);
-            } /* else the hottest is everywhere already: the curve stays */
-        }
+        double *curve = curves + (int64_t)l * width;
+        moe_epi_budget_curve((desc->num_steps > 1 ? merged : desc->loads) + (int64_t)l * E, E, &room, width, counts,
+                             heap, curve);
         have[l] = 0;
         layers[l] = moe_epi_budget_offer(curve, 0, width - 1, l, &to[l]);
     }
     moe_epi_heapify(layers, L);
-    n = L;
-    while (n > 0 && layers[0].key > 0.0 && extra_slots > 0) {
+    while (layers[0].key > 0.0 && extra_slots > 0) {
         l = layers[0].id;
         c = to[l] - have[l] <= extra_slots ? to[l] : have[l] + (int32_t)extra_slots;
         extra_slots -= c - have[l];
         have[l] = c;
         layers[0] = moe_epi_budget_offer(curves + (int64_t)l * width, c, width - 1, l, &to[l]);
-        moe_epi_sift(layers, n, 0);
+        moe_epi_sift(layers, L, 0);
     }
     for (l = 0; l < L; l++) layer_slots[l] = E + have[l];
     moe_epi_arena_close(&arena);
@@ -11730,8 +11844,9 @@ static void moe_epi_exact_devices(moe_epi_exact *x, int32_t i, const int32_t *so
     for (k = from; k + copies <= n; k++) {
         int32_t d = sorted[k], last = k > from ? sorted[k - 1] : -1;
         if (x->fill[d] >= x->s->cap[d] || (x->load[d] + unit) / moe_epi_exact_speed(x, d) >= x->best) continue;
-        if (last >= 0 && !x->s->pin && !x->s->speed && x->fill[d] == x->fill[last] && x->s->cap[d] == x->s->cap[last] &&
-            !(x->load[d] > x->load[last])) continue; /* the same device under another name, just tried */
+        if (last >= 0 && !x->s->pin && !x->s->speed && x->fill[d] == x->fill[last] &&
+            x->s->cap[d] == x->s->cap[last] && !(x->load[d] > x->load[last]))
+            continue; /* the same device under another name, just tried */
         x->load[d] += unit;
         x->fill[d]++;
         x->set[i] |= 1u << d;
@@ -11777,7 +11892,8 @@ static void moe_epi_exact_expert(moe_epi_exact *x, int32_t i)
     }
 }
 
-/* Searches for a placement below `now`; writes it into the state.  Only for small layers.  *proven: nothing is lower. */
+/* Searches for a placement below `now`; writes it into the state.  Only for small layers.
+ * *proven: nothing is lower. */
 static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int *proven)
 {
     moe_epi_exact x;
@@ -11816,10 +11932,10 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
 #undef MOE_EPI_EXACT_EXPERTS
 #undef MOE_EPI_EXACT_NODES
 
-/* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide rotates from layer to
- * layer.  Never fewer than its pinned experts. */
-static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l, const moe_epi_room *room,
-                         moe_epi_deal *deal)
+/* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide rotates from layer
+ * to layer.  Never fewer than its pinned experts. */
+static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l,
+                         const moe_epi_room *room, moe_epi_deal *deal)
 {
     int32_t d, i, left, given = desc->layer_slots ? desc->layer_slots[l] : room->slots;
     moe_epi_deal_reset(deal, p);
@@ -11829,7 +11945,8 @@ static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *
             deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / room->slots);
             left -= deal->cap[d];
         }
-        for (i = 0, d = (int32_t)((int64_t)l * left % p->num_devices); left > 0; i++, d = d + 1 < p->num_devices ? d + 1 : 0) {
+        for (i = 0, d = (int32_t)((int64_t)l * left % p->num_devices); left > 0;
+             i++, d = d + 1 < p->num_devices ? d + 1 : 0) {
             if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
             deal->cap[d]++;
             left--;
@@ -11852,11 +11969,12 @@ static moe_ep_status moe_epi_best_check(const moe_ep_place_desc *desc, const moe
     for (e = 0; e < out->num_devices; e++)
         if (!desc->shape.inactive || !desc->shape.inactive[e]) active += out->slot_start[e + 1] - out->slot_start[e];
     if (desc->max_replicas < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_replicas", "must not be negative", -1, desc->max_replicas);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_replicas", "must not be negative", -1,
+                            desc->max_replicas);
     for (l = 0; desc->layer_slots && l < desc->num_layers; l++)
         if (desc->layer_slots[l] < E || desc->layer_slots[l] > active)
-            return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.layer_slots", "must lie between E and the active slots", l,
-                                desc->layer_slots[l]);
+            return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.layer_slots", "must lie between E and the active slots",
+                                l, desc->layer_slots[l]);
     for (l = 0; desc->pinned && l < desc->num_layers; l++) {
         const int32_t *pin = desc->pinned + (int64_t)l * E;
         int32_t d, other;
@@ -11865,9 +11983,11 @@ static moe_ep_status moe_epi_best_check(const moe_ep_place_desc *desc, const moe
             d = pin[e];
             if (d == -1) continue;
             if (d < 0 || d >= out->num_devices)
-                return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "desc.pinned", "is not a device", (int64_t)l * E + e, d);
+                return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "desc.pinned", "is not a device", (int64_t)l * E + e,
+                                    d);
             for (other = 0; other <= e; other++) same += pin[other] == d;
-            if ((desc->shape.inactive && desc->shape.inactive[d]) || same > out->slot_start[d + 1] - out->slot_start[d])
+            if ((desc->shape.inactive && desc->shape.inactive[d]) ||
+                same > out->slot_start[d + 1] - out->slot_start[d])
                 return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "desc.pinned", "the device has no slot for it",
                                     (int64_t)l * E + e, d);
         }
@@ -11889,7 +12009,7 @@ static double moe_epi_quick_bound(const moe_epi_state *s, const moe_epi_room *ro
     return top > total ? top : total;
 }
 
-/* ---- best placement: other starts and kicks ----------------------------------------------------------------------- */
+/* ---- best placement: other starts and kicks -------------------------------------------------- */
 
 static void moe_epi_snap_save(const moe_epi_state *s, moe_epi_snap *snap)
 {
@@ -11913,8 +12033,8 @@ static void moe_epi_snap_restore(moe_epi_state *s, moe_epi_deal *deal, const moe
     moe_epi_order(s, deal->heap, deal->held);
 }
 
-/* Copies by a divisor rule: always one more for the expert with the largest load / (copies + shift).  Shift 0 makes the
- * heaviest copy lightest; larger shifts give copies in proportion to load, which packs better at times. */
+/* Copies by a divisor rule: always one more for the expert with the largest load / (copies + shift).  Shift 0 makes
+ * the heaviest copy lightest; larger shifts give copies in proportion to load, which packs better at times. */
 static void moe_epi_divisor_counts(moe_epi_state *s, moe_epi_item *heap, int32_t slots, double shift)
 {
     int32_t e, n = s->E, used = s->E;
@@ -11971,8 +12091,8 @@ static void moe_epi_kick(moe_epi_state *s, moe_epi_budget *b, moe_ep_rng *rng)
 #define MOE_EPI_SEARCH_IDLE 80    /* kicks in a row that did not help                                  */
 
 /* Other numbers of copies, then kicks of the best so far. */
-static int32_t moe_epi_search(moe_epi_plan *plan, moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, int32_t slots,
-                              double goal, int32_t limit)
+static int32_t moe_epi_search(moe_epi_plan *plan, moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal,
+                              int32_t slots, double goal, int32_t limit)
 {
     static const double shifts[5] = {0.5, 1.0, 0.25, -0.25, -0.5};
     moe_ep_rng rng = moe_ep_rng_seed(1);
@@ -12071,7 +12191,8 @@ static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     return moe_epi_improve(plan, s, deal, slots, limit);
 }
 
-/* ---- partners: co-activation as the second objective --------------------------------------------------------------- */
+/* ---- partners: co-activation as the second objective
+ * --------------------------------------------------------------- */
 
 typedef struct moe_epi_partners {
     const int64_t *pairs; /* (E,E) tokens that chose both         */
@@ -12090,7 +12211,8 @@ static double moe_epi_company(const moe_epi_state *s, const moe_epi_partners *w,
 }
 
 /* Is the swap of cell i of c with cell j of d allowed, and what does it gain? */
-static double moe_epi_partner_gain(const moe_epi_state *s, const moe_epi_partners *w, int32_t c, int32_t i, int32_t d, int32_t j)
+static double moe_epi_partner_gain(const moe_epi_state *s, const moe_epi_partners *w, int32_t c, int32_t i, int32_t d,
+                                   int32_t j)
 {
     int32_t e = s->cell[i], f = s->cell[j];
     double delta = s->cell_unit[i] - s->cell_unit[j];
@@ -12162,7 +12284,8 @@ static moe_ep_status moe_epi_partner_check(const moe_ep_place_desc *desc, moe_ep
     return MOE_EP_OK;
 }
 
-/* ---- best placement with soft nodes ------------------------------------------------------------------------------------- */
+/* ---- best placement with soft nodes
+ * ------------------------------------------------------------------------------------- */
 
 /* Home nodes of all layers into plan->home; every node must have room for its own experts. */
 static moe_ep_status moe_epi_homes(moe_epi_plan *plan, moe_epi_eplb *work, moe_ep_error *err)
@@ -12185,8 +12308,10 @@ static moe_ep_status moe_epi_homes(moe_epi_plan *plan, moe_epi_eplb *work, moe_e
                     room += p->slot_start[d + 1] - p->slot_start[d];
             for (e = 0; e < E; e++) room -= home[e] == n;
             if (room < 0)
-                return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "desc.node_soft", "a node has fewer slots than experts at home "
-                                    "(index = node)", n, room);
+                return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "desc.node_soft",
+                                    "a node has fewer slots than experts at home "
+                                    "(index = node)",
+                                    n, room);
         }
     }
     return MOE_EP_OK;
@@ -12200,15 +12325,18 @@ static moe_ep_status moe_epi_soft_check(const moe_ep_place_desc *desc, const moe
     if (!moe_epi_finite(desc->max_off_node) || desc->max_off_node < 0.0 || desc->max_off_node > 1.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_off_node", "must lie in 0..1", -1, desc->max_off_node);
     if (desc->pinned || desc->layer_slots)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.node_soft", "does not go with pins or layer_slots", -1, 1.0);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.node_soft", "does not go with pins or layer_slots", -1,
+                            1.0);
     for (i = 0; desc->home_node && i < cells; i++)
         if (desc->home_node[i] < 0 || desc->home_node[i] >= out->num_nodes)
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.home_node", "must lie in 0..num_nodes-1", i,
                                 desc->home_node[i]);
     if (desc->home_node) return MOE_EP_OK;
     if (groups < 1 || desc->num_experts % groups != 0 || groups % out->num_nodes != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "groups that divide over the nodes, or home_node, are "
-                            "needed for node_soft", -1, groups);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups",
+                            "groups that divide over the nodes, or home_node, are "
+                            "needed for node_soft",
+                            -1, groups);
     return moe_epi_float_loads(desc, err);
 }
 
@@ -12225,7 +12353,8 @@ static void moe_epi_soft_start(moe_epi_plan *plan, const int32_t *home, moe_epi_
     for (n = 0; n < p->num_nodes; n++) {
         int32_t slots = 0, hosts = 0, heap = 0, best;
         for (d = 0; d < s->D; d++) {
-            s->cap[d] = p->device_node[d] == n && !p->device_inactive[d] ? s->slot_start[d + 1] - s->slot_start[d] : 0;
+            s->cap[d] =
+                p->device_node[d] == n && !p->device_inactive[d] ? s->slot_start[d + 1] - s->slot_start[d] : 0;
             slots += s->cap[d];
             hosts += s->cap[d] > 0;
         }
@@ -12290,7 +12419,8 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     budget.home = home;
     budget.node = plan->out->device_node;
     goal = mean * 1.0005;
-    done = moe_epi_change_run(s, &budget, mean * target > goal ? mean * target : goal, most); /* free changes inside nodes */
+    done = moe_epi_change_run(s, &budget, mean * target > goal ? mean * target : goal,
+                              most); /* free changes inside nodes */
     budget.max_off = HUGE_VAL;
     done += moe_epi_change_run(s, &budget, mean * target, most);
     budget.max_off = budget.off;
@@ -12334,7 +12464,8 @@ static double moe_epi_soft_target(moe_epi_plan *plan, moe_epi_state *s, moe_epi_
 }
 #undef MOE_EPI_SOFT_STEPS
 
-/* ---- best placement: the planner ------------------------------------------------------------------------------------ */
+/* ---- best placement: the planner
+ * ------------------------------------------------------------------------------------ */
 
 /* allow_duplicates, where EPLB can plan at all. */
 static int moe_epi_doubles_apply(const moe_ep_place_desc *desc, const moe_ep_placement *out)
@@ -12387,7 +12518,8 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_best_take(&plan, &state, &deal);
-    plan.home = (int32_t *)moe_epi_take(&plan.arena, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
+    plan.home =
+        (int32_t *)moe_epi_take(&plan.arena, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
     memset(&groups, 0, sizeof groups);
     if (desc->node_soft || doubles) moe_epi_eplb_take(&plan.arena, &groups, E, P, G);
     if (desc->node_soft) {
@@ -12401,8 +12533,9 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     moe_epi_state_speeds(&state, out);
     if (desc->node_soft) target = moe_epi_soft_target(&plan, &state, &deal);
     for (l = 0; l < desc->num_layers; l++) {
-        const char *reason = desc->node_soft ? "each node plans its own experts, then the cheapest changes across nodes"
-                                             : "replicas by load, heaviest first onto the lightest device, then swaps";
+        const char *reason = desc->node_soft
+                                 ? "each node plans its own experts, then the cheapest changes across nodes"
+                                 : "replicas by load, heaviest first onto the lightest device, then swaps";
         changes = desc->node_soft ? moe_epi_soft_layer(&plan, l, &state, &deal, target, &off)
                                   : moe_epi_best_layer(&plan, l, &state, &deal);
         if (desc->coactivation) changes += moe_epi_partner_run(&plan, l, &state);
@@ -12440,10 +12573,13 @@ MOE_EP_API const char *moe_ep_split_policy_str(moe_ep_split_policy policy)
 typedef struct moe_epi_split_view {
     const moe_ep_placement *p;
     const int32_t *start, *slot, *expert; /* (E+1), (P), (P) */
+    int all_active;                       /* no device is down */
 } moe_epi_split_view;
 
-static moe_ep_status moe_epi_split_open(moe_epi_split_view *v, const moe_ep_placement *p, int32_t layer, moe_ep_error *err)
+static moe_ep_status moe_epi_split_open(moe_epi_split_view *v, const moe_ep_placement *p, int32_t layer,
+                                        moe_ep_error *err)
 {
+    int32_t d;
     moe_ep_status status = moe_epi_placement_check(p, "p", err);
     if (status != MOE_EP_OK) return status;
     if (layer < 0 || layer >= p->num_layers)
@@ -12452,6 +12588,8 @@ static moe_ep_status moe_epi_split_open(moe_epi_split_view *v, const moe_ep_plac
     v->start = p->replica_start + (int64_t)layer * (p->num_experts + 1);
     v->slot = p->replica_slot + (int64_t)layer * p->num_slots;
     v->expert = p->slot_expert + (int64_t)layer * p->num_slots;
+    v->all_active = 1;
+    for (d = 0; d < p->num_devices; d++) v->all_active &= !p->device_inactive[d];
     return MOE_EP_OK;
 }
 
@@ -12463,6 +12601,7 @@ static int moe_epi_slot_active(const moe_epi_split_view *v, int32_t s)
 static int32_t moe_epi_split_active(const moe_epi_split_view *v, int32_t e)
 {
     int32_t i, n = 0;
+    if (v->all_active) return v->start[e + 1] - v->start[e];
     for (i = v->start[e]; i < v->start[e + 1]; i++) n += moe_epi_slot_active(v, v->slot[i]);
     return n;
 }
@@ -12471,6 +12610,7 @@ static int32_t moe_epi_split_active(const moe_epi_split_view *v, int32_t e)
 static int32_t moe_epi_active_slot(const moe_epi_split_view *v, int32_t e, int32_t number)
 {
     int32_t i;
+    if (v->all_active) return v->start[e] + number < v->start[e + 1] ? v->slot[v->start[e] + number] : -1;
     for (i = v->start[e]; i < v->start[e + 1]; i++)
         if (moe_epi_slot_active(v, v->slot[i]) && number-- == 0) return v->slot[i];
     return -1;
@@ -12488,14 +12628,15 @@ static moe_ep_status moe_epi_split_counts(const moe_epi_split_view *v, const int
             return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "counts", "the sum is above 2^53", e, (double)counts[e]);
         total += counts[e];
         if (counts[e] > 0 && moe_epi_split_active(v, e) == 0)
-            return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "an expert with rows has no copy on an active device", e,
-                                (double)counts[e]);
+            return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p",
+                                "an expert with rows has no copy on an active device", e, (double)counts[e]);
     }
     return MOE_EP_OK;
 }
 
 /* rows over the active replicas of e; the remainder goes to replica `first` and those after it. */
-static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int64_t rows, uint64_t first, int64_t *slot_rows)
+static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int64_t rows, uint64_t first,
+                               int64_t *slot_rows)
 {
     int32_t n = moe_epi_split_active(v, e), i, k = 0;
     if (n == 0) return;
@@ -12533,7 +12674,8 @@ MOE_EP_API int64_t moe_ep_pick_slot(const moe_ep_placement *p, int32_t layer, in
 }
 
 /* Local first: the rows that start on device `from` stay there, else on its node, else go anywhere. */
-static void moe_epi_split_local(const moe_epi_split_view *v, int32_t e, int32_t from, int64_t rows, int64_t *slot_rows)
+static void moe_epi_split_local(const moe_epi_split_view *v, int32_t e, int32_t from, int64_t rows,
+                                int64_t *slot_rows)
 {
     int32_t level, i, k, n = 0, best = 3;
     for (i = v->start[e]; i < v->start[e + 1]; i++) {
@@ -12558,7 +12700,8 @@ static moe_ep_status moe_epi_split_sources(const moe_epi_split_view *v, const in
 {
     int32_t e, d, E = v->p->num_experts;
     if (!source)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.source_counts", "local first needs the rows per source", -1, 0.0);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.source_counts", "local first needs the rows per source", -1,
+                            0.0);
     for (e = 0; e < E; e++) {
         int64_t left = counts[e];
         for (d = 0; d < v->p->num_devices; d++) {
@@ -12572,14 +12715,15 @@ static moe_ep_status moe_epi_split_sources(const moe_epi_split_view *v, const in
             left -= rows;
         }
         if (left != 0)
-            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.source_counts", "does not sum to counts", e, (double)left);
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.source_counts", "does not sum to counts", e,
+                                (double)left);
     }
     return MOE_EP_OK;
 }
 
 /* ---- water-filling: shares in real numbers ------------------------------------------------------------------ */
 
-/* One expert on several devices: hosts[0..n), slots in the same order. */
+/* One expert on several devices: its hosts are edges[first..first+n). */
 typedef struct moe_epi_edge {
     int32_t device, slot;
     double share;
@@ -12593,55 +12737,89 @@ typedef struct moe_epi_free_expert {
 typedef struct moe_epi_water {
     const double *speed;       /* (D) or NULL = all 1                           */
     double *level;             /* (D) load / speed of the devices               */
+    double *order_level;       /* (D) working space of the bound                */
     moe_epi_edge *edges;       /* (P) hosts of the experts that can be split    */
-    moe_epi_free_expert *free_experts; /* (E)                                   */
-    moe_epi_item *items;       /* 2*E: heavy experts first                      */
-    int32_t num_free;
+    moe_epi_free_expert *free_experts; /* (E) heavy ones first                  */
+    moe_epi_item *items;       /* (E), spare (E)                                */
+    moe_epi_item *spare;
+    int32_t *host_start;       /* (D+1) edges by device                         */
+    int32_t *host_edge;        /* (P)                                           */
+    int32_t *owner;            /* (P) free expert of an edge                    */
+    int32_t *from_edge;        /* (D) search tree: edge that gives              */
+    int32_t *to_edge;          /* (D) and the edge that takes                   */
+    int32_t *queue;            /* (D)                                           */
+    int32_t num_free, D;
 } moe_epi_water;
 
 static void moe_epi_water_need(size_t *total, int32_t E, int32_t P, int32_t D)
 {
-    moe_epi_need(total, D, sizeof(double));
+    int i;
+    for (i = 0; i < 2; i++) moe_epi_need(total, D, sizeof(double));
     moe_epi_need(total, P, sizeof(moe_epi_edge));
     moe_epi_need(total, E, sizeof(moe_epi_free_expert));
-    moe_epi_need(total, 2 * (int64_t)E, sizeof(moe_epi_item));
+    for (i = 0; i < 2; i++) moe_epi_need(total, E, sizeof(moe_epi_item));
+    for (i = 0; i < 2; i++) moe_epi_need(total, P, sizeof(int32_t));
+    for (i = 0; i < 4; i++) moe_epi_need(total, (int64_t)D + 1, sizeof(int32_t));
 }
 
 static void moe_epi_water_take(moe_epi_arena *a, moe_epi_water *w, int32_t E, int32_t P, int32_t D)
 {
+    w->D = D;
     w->level = (double *)moe_epi_take(a, D, sizeof(double));
+    w->order_level = (double *)moe_epi_take(a, D, sizeof(double));
     w->edges = (moe_epi_edge *)moe_epi_take(a, P, sizeof(moe_epi_edge));
     w->free_experts = (moe_epi_free_expert *)moe_epi_take(a, E, sizeof(moe_epi_free_expert));
-    w->items = (moe_epi_item *)moe_epi_take(a, 2 * (int64_t)E, sizeof(moe_epi_item));
+    w->items = (moe_epi_item *)moe_epi_take(a, E, sizeof(moe_epi_item));
+    w->spare = (moe_epi_item *)moe_epi_take(a, E, sizeof(moe_epi_item));
+    w->host_edge = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
+    w->owner = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
+    w->host_start = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
+    w->from_edge = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
+    w->to_edge = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
+    w->queue = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
 }
 
-/* Collects the experts with several active devices, heaviest first (copies on one device count once, the first slot
- * stands for them), and loads the devices with everything that has no choice. */
+static double moe_epi_water_speed(const moe_epi_water *w, int32_t d) { return w->speed ? w->speed[d] : 1.0; }
+
+/* Hosts of expert e as edges from `at` on (copies on one device count once, the first slot stands for them). */
+static int32_t moe_epi_water_hosts(moe_epi_water *w, const moe_epi_split_view *v, int32_t e, int32_t at)
+{
+    int32_t i, j, first = at;
+    for (i = v->start[e]; i < v->start[e + 1]; i++) {
+        int32_t d = v->p->slot_device[v->slot[i]];
+        if (v->p->device_inactive[d]) continue;
+        for (j = first; j < at && w->edges[j].device != d; j++) {}
+        if (j < at) continue;
+        w->edges[at].device = d;
+        w->edges[at].slot = v->slot[i];
+        w->edges[at].share = 0.0;
+        at++;
+    }
+    return at;
+}
+
+/* Collects the experts with several active devices, heaviest first, and loads the devices with everything that has no
+ * choice. */
 static void moe_epi_water_open(moe_epi_water *w, const moe_epi_split_view *v, const double *loads)
 {
-    int32_t e, i, j, at = 0, n = 0, E = v->p->num_experts;
-    int32_t d;
+    int32_t e, i, d, at = 0, n = 0;
     w->speed = NULL;
-    for (d = 0; d < v->p->num_devices; d++) {
+    for (d = 0; d < w->D; d++) {
         w->level[d] = 0.0;
         if (v->p->device_speed[d] < 1.0 || v->p->device_speed[d] > 1.0) w->speed = v->p->device_speed;
     }
-    for (e = 0; e < E; e++) {
+    for (e = 0; e < v->p->num_experts; e++) {
         int32_t first = at;
         if (!(loads[e] > 0.0)) continue;
-        for (i = v->start[e]; i < v->start[e + 1]; i++) {
-            d = v->p->slot_device[v->slot[i]];
-            if (v->p->device_inactive[d]) continue;
-            for (j = first; j < at && w->edges[j].device != d; j++) {}
-            if (j < at) continue;
-            w->edges[at].device = d;
-            w->edges[at].slot = v->slot[i];
-            w->edges[at].share = 0.0;
-            at++;
+        if (v->start[e + 1] - v->start[e] == 1) { /* the usual case, known to be active */
+            d = v->p->slot_device[v->slot[v->start[e]]];
+            w->level[d] += w->speed ? loads[e] / w->speed[d] : loads[e];
+            continue;
         }
+        at = moe_epi_water_hosts(w, v, e, at);
         if (at - first == 1) {
             d = w->edges[first].device;
-            w->level[d] += loads[e] / (w->speed ? w->speed[d] : 1.0);
+            w->level[d] += loads[e] / moe_epi_water_speed(w, d);
             at = first;
         } else if (at > first) {
             w->items[n].key = loads[e];
@@ -12650,7 +12828,7 @@ static void moe_epi_water_open(moe_epi_water *w, const moe_epi_split_view *v, co
             n++;
         }
     }
-    moe_epi_sort(w->items, w->items + E, n);
+    moe_epi_sort(w->items, w->spare, n);
     for (i = 0; i < n; i++) {
         w->free_experts[i].first = w->items[i].id;
         w->free_experts[i].n = w->items[i].aux;
@@ -12659,14 +12837,32 @@ static void moe_epi_water_open(moe_epi_water *w, const moe_epi_split_view *v, co
     w->num_free = n;
 }
 
+/* The usual expert with two hosts, equal speeds: level them as far as its load reaches. */
+static double moe_epi_water_pour_two(moe_epi_water *w, const moe_epi_free_expert *x)
+{
+    moe_epi_edge *a = w->edges + x->first, *b = a + 1;
+    double below = w->level[a->device] - a->share, other = w->level[b->device] - b->share;
+    double share = 0.5 * (x->load + other - below), moved;
+    if (share < 0.0) share = 0.0;
+    if (share > x->load) share = x->load;
+    moved = share - a->share;
+    a->share = share;
+    b->share = x->load - share;
+    w->level[a->device] = below + share;
+    w->level[b->device] = other + b->share;
+    return moved < 0.0 ? -moved : moved;
+}
+
 /* Takes one expert's shares off its hosts and pours its load in again so that the lowest hosts end level.  Hosts stay
- * sorted by level between sweeps, so that insertion is nearly free.  Returns the largest change of a device's level. */
+ * sorted by level between sweeps, so that insertion is nearly free.
+ * Returns the largest change of a device's level. */
 static double moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
 {
     moe_epi_edge *host = w->edges + x->first;
     double level, sum = x->load, width = 0.0, change = 0.0;
     int32_t i, j, m;
-    for (i = 0; i < x->n; i++) w->level[host[i].device] -= host[i].share / (w->speed ? w->speed[host[i].device] : 1.0);
+    if (x->n == 2 && !w->speed) return moe_epi_water_pour_two(w, x);
+    for (i = 0; i < x->n; i++) w->level[host[i].device] -= host[i].share / moe_epi_water_speed(w, host[i].device);
     for (i = 1; i < x->n; i++) {
         moe_epi_edge moving = host[i];
         double key = w->level[moving.device];
@@ -12675,14 +12871,14 @@ static double moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
     }
     level = 0.0;
     for (m = 0; m < x->n; m++) {
-        double speed = w->speed ? w->speed[host[m].device] : 1.0;
+        double speed = moe_epi_water_speed(w, host[m].device);
         if (m > 0 && !(w->level[host[m].device] < level)) break;
         sum += w->level[host[m].device] * speed;
         width += speed;
         level = sum / width;
     }
     for (i = 0; i < x->n; i++) {
-        double speed = w->speed ? w->speed[host[i].device] : 1.0;
+        double speed = moe_epi_water_speed(w, host[i].device);
         double share = i < m ? (level - w->level[host[i].device]) * speed : 0.0, moved;
         if (share < 0.0) share = 0.0;
         moved = (share - host[i].share) / speed;
@@ -12694,33 +12890,157 @@ static double moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
     return change;
 }
 
-/* Sweeps until nothing moves (relative to the mean level) or max_sweeps; 1 sweep is the one-pass policy. */
-static void moe_epi_water_run(moe_epi_water *w, int32_t D, int32_t max_sweeps)
+/* Sweeps over the experts, until nothing moves or max_sweeps; 1 sweep is the one-pass policy. */
+static void moe_epi_water_run(moe_epi_water *w, int32_t max_sweeps)
 {
-    int32_t sweep, i, d;
-    double mean = 0.0;
-    for (i = 0; i < w->num_free; i++) mean += w->free_experts[i].load / D;
-    for (d = 0; d < D; d++) mean += w->level[d] / D;
+    int32_t sweep, i;
     for (sweep = 0; sweep < max_sweeps; sweep++) {
         double change = 0.0;
         for (i = 0; i < w->num_free; i++) {
             double c = moe_epi_water_pour(w, &w->free_experts[i]);
             if (c > change) change = c;
         }
-        if (change <= 1e-12 * mean) break;
+        if (!(change > 0.0)) break;
     }
 }
 
-static double moe_epi_water_max(const moe_epi_water *w, int32_t D)
+static double moe_epi_water_max(const moe_epi_water *w)
 {
     int32_t d;
     double worst = 0.0;
-    for (d = 0; d < D; d++)
+    for (d = 0; d < w->D; d++)
         if (w->level[d] > worst) worst = w->level[d];
     return worst;
 }
 
-#define MOE_EPI_MAX_SWEEPS 2000 /* far above what any placement needed; a guard, not a knob */
+/* Edges by device, and the owner of each. */
+static void moe_epi_water_index(moe_epi_water *w)
+{
+    int32_t i, j, d;
+    for (d = 0; d <= w->D; d++) w->host_start[d] = 0;
+    for (i = 0; i < w->num_free; i++)
+        for (j = w->free_experts[i].first; j < w->free_experts[i].first + w->free_experts[i].n; j++) {
+            w->host_start[w->edges[j].device + 1]++;
+            w->owner[j] = i;
+        }
+    for (d = 0; d < w->D; d++) w->host_start[d + 1] += w->host_start[d];
+    for (i = 0; i < w->num_free; i++)
+        for (j = w->free_experts[i].first; j < w->free_experts[i].first + w->free_experts[i].n; j++)
+            w->host_edge[w->host_start[w->edges[j].device]++] = j;
+    for (d = w->D; d > 0; d--) w->host_start[d] = w->host_start[d - 1];
+    w->host_start[0] = 0;
+}
+
+/* A lower bound on the busiest device: for the k highest devices, what cannot leave them over their speeds.  With the
+ * devices in order of level this is near the optimum after a few sweeps. */
+static double moe_epi_water_bound(moe_epi_water *w)
+{
+    double best = 0.0, load = 0.0, speed = 0.0;
+    int32_t i, j, k, *order = w->queue, *place = w->to_edge;
+    for (i = 0; i < w->D; i++) {
+        for (j = i; j > 0 && w->level[order[j - 1]] < w->level[i]; j--) order[j] = order[j - 1];
+        order[j] = i;
+        w->order_level[i] = w->level[i] * moe_epi_water_speed(w, i);
+    }
+    for (k = 0; k < w->D; k++) place[order[k]] = k;
+    for (i = 0; i < w->num_free; i++) { /* order_level becomes: load that is confined once its last host is in */
+        const moe_epi_free_expert *x = &w->free_experts[i];
+        int32_t last = 0;
+        for (j = x->first; j < x->first + x->n; j++) {
+            w->order_level[w->edges[j].device] -= w->edges[j].share;
+            if (place[w->edges[j].device] > last) last = place[w->edges[j].device];
+        }
+        w->order_level[order[last]] += x->load;
+    }
+    for (k = 0; k < w->D; k++) {
+        load += w->order_level[order[k]];
+        speed += moe_epi_water_speed(w, order[k]);
+        if (load > best * speed) best = load / speed;
+    }
+    return best;
+}
+
+/* Shortest chain of experts from device `full` to one below `target`; returns that device, -1 = there is none.  The
+ * devices seen are queue[0..*seen). */
+static int32_t moe_epi_water_path(moe_epi_water *w, int32_t full, double target, double tiny, int32_t *seen)
+{
+    int32_t head = 0, tail = 0, i, j, d;
+    for (d = 0; d < w->D; d++) w->to_edge[d] = -1;
+    w->queue[tail++] = full;
+    *seen = 1;
+    while (head < tail) {
+        int32_t here = w->queue[head++];
+        for (i = w->host_start[here]; i < w->host_start[here + 1]; i++) {
+            int32_t give = w->host_edge[i];
+            const moe_epi_free_expert *x = &w->free_experts[w->owner[give]];
+            if (!(w->edges[give].share > tiny)) continue;
+            for (j = x->first; j < x->first + x->n; j++) {
+                d = w->edges[j].device;
+                if (d == full || w->to_edge[d] >= 0) continue;
+                w->to_edge[d] = j;
+                w->from_edge[d] = give;
+                if (w->level[d] < target - tiny) return d;
+                w->queue[tail++] = d;
+                *seen = tail;
+            }
+        }
+    }
+    return -1;
+}
+
+/* Sends as much as possible from `full` along the chain that ends at d. */
+static void moe_epi_water_send(moe_epi_water *w, int32_t full, int32_t d, double target)
+{
+    double amount = (w->level[full] - target) * moe_epi_water_speed(w, full);
+    double room = (target - w->level[d]) * moe_epi_water_speed(w, d);
+    int32_t at = d;
+    if (room < amount) amount = room;
+    for (at = d; at != full; at = w->edges[w->from_edge[at]].device)
+        if (w->edges[w->from_edge[at]].share < amount) amount = w->edges[w->from_edge[at]].share;
+    for (at = d; at != full; at = w->edges[w->from_edge[at]].device) {
+        w->edges[w->to_edge[at]].share += amount;
+        w->edges[w->from_edge[at]].share -= amount;
+    }
+    w->level[full] -= amount / moe_epi_water_speed(w, full);
+    w->level[d] += amount / moe_epi_water_speed(w, d);
+}
+
+/* The least busiest device: from a bound upwards, excess is sent along chains of experts; where no chain leads out,
+ * the devices seen cannot be relieved and their mean is a higher bound (Dinkelbach's step).  Ends with all devices at
+ * or below a proven bound. */
+static void moe_epi_water_finish(moe_epi_water *w)
+{
+    double target, tiny;
+    int32_t d, k, seen;
+    moe_epi_water_index(w);
+    target = moe_epi_water_bound(w);
+    tiny = 1e-12 * moe_epi_water_max(w);
+    for (d = 0; d < w->D; d++) {
+        while (w->level[d] > target + tiny) {
+            int32_t to = moe_epi_water_path(w, d, target, tiny, &seen);
+            if (to >= 0) {
+                moe_epi_water_send(w, d, to, target);
+            } else {
+                double load = 0.0, speed = 0.0;
+                for (k = 0; k < seen; k++) {
+                    load += w->level[w->queue[k]] * moe_epi_water_speed(w, w->queue[k]);
+                    speed += moe_epi_water_speed(w, w->queue[k]);
+                }
+                if (!(load / speed > target)) break; /* equal up to rounding */
+                target = load / speed;
+            }
+        }
+    }
+}
+
+#define MOE_EPI_SWEEPS 3 /* before the exact finish; more only make it start nearer */
+
+static void moe_epi_water_solve(moe_epi_water *w, int32_t max_sweeps)
+{
+    moe_epi_water_run(w, max_sweeps > 0 ? max_sweeps : MOE_EPI_SWEEPS);
+    if (max_sweeps == 0) moe_epi_water_finish(w);
+}
+#undef MOE_EPI_SWEEPS
 
 MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t layer, const double *loads,
                                              int32_t max_sweeps, double *slot_loads, double *max_load,
@@ -12741,25 +13061,22 @@ MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t 
     if ((status = moe_epi_loads_check(loads, 1, p->num_experts, err)) != MOE_EP_OK) return status;
     for (e = 0; e < p->num_experts; e++)
         if (loads[e] > 0.0 && moe_epi_split_active(&v, e) == 0)
-            return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "a loaded expert has no copy on an active device", e,
-                                loads[e]);
+            return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "a loaded expert has no copy on an active device",
+                                e, loads[e]);
     moe_epi_water_need(&total, p->num_experts, p->num_slots, p->num_devices);
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_water_take(&arena, &w, p->num_experts, p->num_slots, p->num_devices);
     moe_epi_water_open(&w, &v, loads);
-    moe_epi_water_run(&w, p->num_devices, max_sweeps > 0 ? max_sweeps : MOE_EPI_MAX_SWEEPS);
+    moe_epi_water_solve(&w, max_sweeps);
     for (i = 0; i < p->num_slots; i++) slot_loads[i] = 0.0;
     for (e = 0; e < p->num_experts; e++) { /* experts without a choice; the others are overwritten below */
-        for (i = v.start[e]; loads[e] > 0.0 && i < v.start[e + 1]; i++) {
-            if (!moe_epi_slot_active(&v, v.slot[i])) continue;
-            slot_loads[v.slot[i]] = loads[e];
-            break;
-        }
+        int32_t s = loads[e] > 0.0 ? moe_epi_active_slot(&v, e, 0) : -1;
+        if (s >= 0) slot_loads[s] = loads[e];
     }
     for (i = 0; i < w.num_free; i++)
-        for (j = 0; j < w.free_experts[i].n; j++)
-            slot_loads[w.edges[w.free_experts[i].first + j].slot] = w.edges[w.free_experts[i].first + j].share;
-    if (max_load) *max_load = moe_epi_water_max(&w, p->num_devices);
+        for (j = w.free_experts[i].first; j < w.free_experts[i].first + w.free_experts[i].n; j++)
+            slot_loads[w.edges[j].slot] = w.edges[j].share;
+    if (max_load) *max_load = moe_epi_water_max(&w);
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
 }
@@ -12767,42 +13084,10 @@ MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t 
 /* ---- whole rows -------------------------------------------------------------------------------------------- */
 
 typedef struct moe_epi_rounding {
-    int64_t *device_rows; /* (D)                                              */
-    int64_t *device_cap;  /* (D) rows that keep the device at the optimum     */
-    int64_t *edge_rows;   /* (P) rows of an edge                              */
-    int32_t *owner;       /* (P) free expert an edge belongs to               */
-    int32_t *from_edge;   /* (D) search tree: edge that gives a row up        */
-    int32_t *to_edge;     /* (D) and the edge that takes it                   */
-    int32_t *queue;       /* (D)                                              */
-    int32_t *host_start;  /* (D+1) edges by device                            */
-    int32_t *host_edge;   /* (P)                                              */
+    int64_t *device_rows; /* (D)                                          */
+    int64_t *device_cap;  /* (D) rows that keep the device at the optimum */
+    int64_t *edge_rows;   /* (P) rows of an edge                          */
 } moe_epi_rounding;
-
-static void moe_epi_rounding_need(size_t *total, int32_t P, int32_t D)
-{
-    moe_epi_need(total, D, sizeof(int64_t));
-    moe_epi_need(total, D, sizeof(int64_t));
-    moe_epi_need(total, P, sizeof(int64_t));
-    moe_epi_need(total, P, sizeof(int32_t));
-    moe_epi_need(total, P, sizeof(int32_t));
-    moe_epi_need(total, D, sizeof(int32_t));
-    moe_epi_need(total, D, sizeof(int32_t));
-    moe_epi_need(total, D, sizeof(int32_t));
-    moe_epi_need(total, (int64_t)D + 1, sizeof(int32_t));
-}
-
-static void moe_epi_rounding_take(moe_epi_arena *a, moe_epi_rounding *r, int32_t P, int32_t D)
-{
-    r->device_rows = (int64_t *)moe_epi_take(a, D, sizeof(int64_t));
-    r->device_cap = (int64_t *)moe_epi_take(a, D, sizeof(int64_t));
-    r->edge_rows = (int64_t *)moe_epi_take(a, P, sizeof(int64_t));
-    r->owner = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
-    r->host_edge = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
-    r->from_edge = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
-    r->to_edge = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
-    r->queue = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
-    r->host_start = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
-}
 
 /* Shares rounded down; what is left goes row by row to the host with the most room below the cap. */
 static void moe_epi_round_shares(const moe_epi_water *w, const moe_epi_split_view *v, const int64_t *counts,
@@ -12820,7 +13105,6 @@ static void moe_epi_round_shares(const moe_epi_water *w, const moe_epi_split_vie
             if (rows[j] > left) rows[j] = left;
             left -= rows[j];
             r->device_rows[host[j].device] += rows[j];
-            r->owner[w->free_experts[i].first + j] = i;
         }
         for (; left > 0; left--) {
             for (j = 1, k = 0; j < n; j++)
@@ -12832,51 +13116,35 @@ static void moe_epi_round_shares(const moe_epi_water *w, const moe_epi_split_vie
     }
 }
 
-static void moe_epi_round_hosts(const moe_epi_water *w, int32_t D, moe_epi_rounding *r)
-{
-    int32_t i, j, d;
-    for (d = 0; d <= D; d++) r->host_start[d] = 0;
-    for (i = 0; i < w->num_free; i++)
-        for (j = 0; j < w->free_experts[i].n; j++)
-            r->host_start[w->edges[w->free_experts[i].first + j].device + 1]++;
-    for (d = 0; d < D; d++) r->host_start[d + 1] += r->host_start[d];
-    for (i = 0; i < w->num_free; i++)
-        for (j = 0; j < w->free_experts[i].n; j++) {
-            int32_t edge = w->free_experts[i].first + j;
-            r->host_edge[r->host_start[w->edges[edge].device]++] = edge;
-        }
-    for (d = D; d > 0; d--) r->host_start[d] = r->host_start[d - 1];
-    r->host_start[0] = 0;
-}
-
-/* Passes one row of an overfull device along a shortest chain of experts to a device with room.  0 = there is none. */
-static int moe_epi_round_push(const moe_epi_water *w, int32_t D, int32_t overfull, moe_epi_rounding *r)
+/* Passes one row of an overfull device along a shortest chain of experts to a device with room.
+ * 0 = there is none. */
+static int moe_epi_round_push(moe_epi_water *w, int32_t overfull, moe_epi_rounding *r)
 {
     int32_t head = 0, tail = 0, d, i, j;
-    for (d = 0; d < D; d++) r->to_edge[d] = r->from_edge[d] = -1;
-    r->queue[tail++] = overfull;
+    for (d = 0; d < w->D; d++) w->to_edge[d] = -1;
+    w->queue[tail++] = overfull;
     while (head < tail) {
-        int32_t here = r->queue[head++];
-        for (i = r->host_start[here]; i < r->host_start[here + 1]; i++) {
-            int32_t give = r->host_edge[i];
-            const moe_epi_free_expert *x = &w->free_experts[r->owner[give]];
+        int32_t here = w->queue[head++];
+        for (i = w->host_start[here]; i < w->host_start[here + 1]; i++) {
+            int32_t give = w->host_edge[i];
+            const moe_epi_free_expert *x = &w->free_experts[w->owner[give]];
             if (r->edge_rows[give] == 0) continue;
             for (j = x->first; j < x->first + x->n; j++) {
                 d = w->edges[j].device;
-                if (d == overfull || r->to_edge[d] >= 0) continue;
-                r->to_edge[d] = j;
-                r->from_edge[d] = give;
+                if (d == overfull || w->to_edge[d] >= 0) continue;
+                w->to_edge[d] = j;
+                w->from_edge[d] = give;
                 if (r->device_rows[d] < r->device_cap[d]) {
                     r->device_rows[d]++;
                     r->device_rows[overfull]--;
                     for (; d != overfull; d = w->edges[give].device) {
-                        give = r->from_edge[d];
-                        r->edge_rows[r->to_edge[d]]++;
+                        give = w->from_edge[d];
+                        r->edge_rows[w->to_edge[d]]++;
                         r->edge_rows[give]--;
                     }
                     return 1;
                 }
-                r->queue[tail++] = d;
+                w->queue[tail++] = d;
             }
         }
     }
@@ -12885,29 +13153,22 @@ static int moe_epi_round_push(const moe_epi_water *w, int32_t D, int32_t overful
 
 /* Caps at the rounded-up optimum; by the integrality of flows whole rows reach it when all speeds are equal.  With
  * speeds a device that cannot be relieved keeps its row. */
-static void moe_epi_round_repair(const moe_epi_water *w, int32_t D, moe_epi_rounding *r)
+static void moe_epi_round_caps(const moe_epi_water *w, moe_epi_rounding *r)
 {
     int32_t d;
-    moe_epi_round_hosts(w, D, r);
-    for (d = 0; d < D; d++)
-        while (r->device_rows[d] > r->device_cap[d] && moe_epi_round_push(w, D, d, r)) {}
-}
-
-static void moe_epi_round_caps(const moe_epi_water *w, int32_t D, moe_epi_rounding *r)
-{
-    int32_t d;
-    double worst = moe_epi_water_max(w, D);
-    for (d = 0; d < D; d++) {
-        double rows = worst * (w->speed ? w->speed[d] : 1.0);
-        rows = ceil(rows - 1e-7 * (rows + 1.0));
+    double worst = moe_epi_water_max(w);
+    for (d = 0; d < w->D; d++) {
+        double rows = worst * moe_epi_water_speed(w, d);
+        rows = ceil(rows - 1e-9 * (rows + 1.0));
         r->device_cap[d] = (int64_t)rows;
         r->device_rows[d] = 0;
     }
 }
 
 /* Least loaded and exact. */
-static moe_ep_status moe_epi_split_water(const moe_ep_split_desc *desc, const moe_epi_split_view *v, const int64_t *counts,
-                                         int64_t *slot_rows, moe_ep_scratch *scratch, moe_ep_error *err)
+static moe_ep_status moe_epi_split_water(const moe_ep_split_desc *desc, const moe_epi_split_view *v,
+                                         const int64_t *counts, int64_t *slot_rows, moe_ep_scratch *scratch,
+                                         moe_ep_error *err)
 {
     const moe_ep_placement *p = v->p;
     moe_epi_water w;
@@ -12915,19 +13176,22 @@ static moe_ep_status moe_epi_split_water(const moe_ep_split_desc *desc, const mo
     moe_epi_arena arena;
     size_t total = 0;
     double *loads;
-    int32_t e, i, j, sweeps = desc->max_sweeps > 0 ? desc->max_sweeps : MOE_EPI_MAX_SWEEPS;
+    int32_t e, i, j, exact = desc->policy == MOE_EP_SPLIT_EXACT;
     moe_ep_status status;
     moe_epi_water_need(&total, p->num_experts, p->num_slots, p->num_devices);
-    moe_epi_rounding_need(&total, p->num_slots, p->num_devices);
+    for (i = 0; i < 2; i++) moe_epi_need(&total, p->num_devices, sizeof(int64_t));
+    moe_epi_need(&total, p->num_slots, sizeof(int64_t));
     moe_epi_need(&total, p->num_experts, sizeof(double));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_water_take(&arena, &w, p->num_experts, p->num_slots, p->num_devices);
-    moe_epi_rounding_take(&arena, &r, p->num_slots, p->num_devices);
+    r.device_rows = (int64_t *)moe_epi_take(&arena, p->num_devices, sizeof(int64_t));
+    r.device_cap = (int64_t *)moe_epi_take(&arena, p->num_devices, sizeof(int64_t));
+    r.edge_rows = (int64_t *)moe_epi_take(&arena, p->num_slots, sizeof(int64_t));
     loads = (double *)moe_epi_take(&arena, p->num_experts, sizeof(double));
     for (e = 0; e < p->num_experts; e++) loads[e] = (double)counts[e];
     moe_epi_water_open(&w, v, loads);
-    moe_epi_water_run(&w, p->num_devices, desc->policy == MOE_EP_SPLIT_LEAST_LOADED ? 1 : sweeps);
-    moe_epi_round_caps(&w, p->num_devices, &r);
+    moe_epi_water_solve(&w, exact ? desc->max_sweeps : 1);
+    moe_epi_round_caps(&w, &r);
     for (i = 0; i < p->num_slots; i++) slot_rows[i] = 0;
     for (e = 0; e < p->num_experts; e++) { /* all rows on the first active replica; free experts are rewritten */
         int32_t s = counts[e] > 0 ? moe_epi_active_slot(v, e, 0) : -1;
@@ -12937,7 +13201,9 @@ static moe_ep_status moe_epi_split_water(const moe_ep_split_desc *desc, const mo
         for (j = 0; j < w.free_experts[i].n; j++) slot_rows[w.edges[w.free_experts[i].first + j].slot] = 0;
     for (i = 0; i < p->num_slots; i++) r.device_rows[p->slot_device[i]] += slot_rows[i];
     moe_epi_round_shares(&w, v, counts, &r);
-    if (desc->policy == MOE_EP_SPLIT_EXACT) moe_epi_round_repair(&w, p->num_devices, &r);
+    if (exact && desc->max_sweeps > 0) moe_epi_water_index(&w);
+    for (i = 0; exact && i < w.D; i++)
+        while (r.device_rows[i] > r.device_cap[i] && moe_epi_round_push(&w, i, &r)) {}
     for (i = 0; i < w.num_free; i++)
         for (j = w.free_experts[i].first; j < w.free_experts[i].first + w.free_experts[i].n; j++)
             slot_rows[w.edges[j].slot] = r.edge_rows[j];
@@ -13012,9 +13278,11 @@ MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int
     if (!device_rows) return moe_epi_null(err, "device_rows");
     for (s = 0; s < p->num_slots; s++) {
         if (slot_rows[s] < 0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "slot_rows", "must not be negative", s, (double)slot_rows[s]);
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "slot_rows", "must not be negative", s,
+                                (double)slot_rows[s]);
         if (slot_rows[s] > INT64_MAX - total)
-            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "slot_rows", "the sum does not fit", s, (double)slot_rows[s]);
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "slot_rows", "the sum does not fit", s,
+                                (double)slot_rows[s]);
         total += slot_rows[s];
     }
     for (d = 0; d < p->num_devices; d++) {
@@ -13024,7 +13292,7 @@ MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int
     return MOE_EP_OK;
 }
 
-/* ---- rows to slots ---------------------------------------------------------------------------------------------- */
+/* ---- rows to slots --------------------------------------------------------------------------- */
 
 typedef struct moe_epi_assign {
     int64_t *left;   /* (P) quota still open  */
@@ -13049,9 +13317,11 @@ static moe_ep_status moe_epi_assign_check(const moe_epi_split_view *v, const int
     }
     for (s = 0; s < v->p->num_slots; s++) {
         if (slot_rows[s] < 0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "slot_rows", "must not be negative", s, (double)slot_rows[s]);
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "slot_rows", "must not be negative", s,
+                                (double)slot_rows[s]);
         if (slot_rows[s] > n || (slot_rows[s] > 0 && v->expert[s] < 0))
-            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "slot_rows", "is a quota nobody can fill", s, (double)slot_rows[s]);
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "slot_rows", "is a quota nobody can fill", s,
+                                (double)slot_rows[s]);
         w->left[s] = slot_rows[s];
     }
     for (e = 0; e < E; e++) {
@@ -13073,7 +13343,8 @@ static int32_t moe_epi_assign_next(const moe_epi_split_view *v, moe_epi_assign *
 }
 
 /* A replica on the device, or at least on the node, with an open quota; -1 = none. */
-static int32_t moe_epi_assign_near(const moe_epi_split_view *v, moe_epi_assign *w, int32_t e, int32_t from, int whole_node)
+static int32_t moe_epi_assign_near(const moe_epi_split_view *v, moe_epi_assign *w, int32_t e, int32_t from,
+                                   int whole_node)
 {
     int32_t i;
     for (i = v->start[e]; i < v->start[e + 1]; i++) {
@@ -13102,8 +13373,8 @@ static void moe_epi_assign_local(const moe_epi_split_view *v, moe_epi_assign *w,
 }
 
 static moe_ep_status moe_epi_assign_slots(const moe_ep_placement *p, int32_t layer, const int32_t *ids, int64_t n,
-                                          const int32_t *source, int local, const int64_t *slot_rows, int32_t *slot_ids,
-                                          moe_ep_scratch *scratch, moe_ep_error *err)
+                                          const int32_t *source, int local, const int64_t *slot_rows,
+                                          int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_split_view v;
     moe_epi_assign w;
@@ -13143,13 +13414,12 @@ MOE_EP_API moe_ep_status moe_ep_assign_slots(const moe_ep_placement *p, int32_t 
     return moe_epi_assign_slots(p, layer, ids, n, NULL, 0, slot_rows, slot_ids, scratch, err);
 }
 
-MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids, int64_t n,
-                                                   const int32_t *source_device, const int64_t *slot_rows,
+MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids,
+                                                   int64_t n, const int32_t *source_device, const int64_t *slot_rows,
                                                    int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     return moe_epi_assign_slots(p, layer, ids, n, source_device, 1, slot_rows, slot_ids, scratch, err);
 }
-#undef MOE_EPI_MAX_SWEEPS
 /* ==================================================================================================
  * 7 DISPATCH
  * ================================================================================================== */
@@ -13187,10 +13457,24 @@ static int64_t moe_epi_dp_starts(int64_t *counts, int32_t E)
     return sum;
 }
 
-/* Gives every assignment the next row of its expert; cursor (E) moves from starts to ends.  Either map may be NULL. */
-static void moe_epi_dp_place(const int32_t *ids, int64_t n, int64_t *cursor, int32_t *row_to_flat, int32_t *flat_to_row)
+/* Gives every assignment the next row of its expert; cursor (E) moves from starts to ends.  Either map may be
+ * NULL. */
+static void moe_epi_dp_place(const int32_t *ids, int64_t n, int64_t *cursor, int32_t *row_to_flat,
+                             int32_t *flat_to_row)
 {
     int64_t i, row;
+    if (row_to_flat && flat_to_row) { /* the common case without its branches */
+        for (i = 0; i < n; i++) {
+            if (ids[i] < 0) {
+                flat_to_row[i] = -1;
+                continue;
+            }
+            row = cursor[ids[i]]++;
+            row_to_flat[row] = (int32_t)i;
+            flat_to_row[i] = (int32_t)row;
+        }
+        return;
+    }
     for (i = 0; i < n; i++) {
         row = ids[i] >= 0 ? cursor[ids[i]]++ : -1;
         if (row_to_flat && row >= 0) row_to_flat[row] = (int32_t)i;
@@ -13239,7 +13523,8 @@ MOE_EP_API moe_ep_status moe_ep_permute(const int32_t *ids, int64_t n, int32_t E
 }
 
 /* Starts of padded groups; the last one is the total.  counts and offsets may be the same array. */
-static int moe_epi_dp_pad(const int64_t *counts, int32_t n, int64_t multiple, int64_t least, int64_t *total, int64_t *offsets)
+static int moe_epi_dp_pad(const int64_t *counts, int32_t n, int64_t multiple, int64_t least, int64_t *total,
+                          int64_t *offsets)
 {
     int64_t sum = 0, padded;
     int32_t i;
@@ -13261,14 +13546,16 @@ MOE_EP_API moe_ep_status moe_ep_padded_offsets(const int64_t *counts, int32_t n,
     int64_t least, total = 0;
     moe_epi_ok(err);
     if (n < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must be at least 1", -1, (double)n);
-    if (multiple < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "multiple", "must be at least 1", -1, (double)multiple);
+    if (multiple < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "multiple", "must be at least 1", -1,
+                                          (double)multiple);
     if (min_units < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "min_units", "must not be negative", -1, (double)min_units);
     status = moe_epi_ld_check_counts(counts, n, "counts", NULL, err);
     if (status != MOE_EP_OK) return status;
     if (!offsets) return moe_epi_null(err, "offsets");
     if (!moe_epi_mul(multiple, min_units, &least) || !moe_epi_dp_pad(counts, n, multiple, least, &total, NULL))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "multiple", "the padded sum does not fit", -1, (double)multiple);
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "multiple", "the padded sum does not fit", -1,
+                            (double)multiple);
     (void)moe_epi_dp_pad(counts, n, multiple, least, &total, offsets);
     return MOE_EP_OK;
 }
@@ -13310,7 +13597,8 @@ static moe_ep_status moe_epi_dp_check_rows(int64_t rows, int32_t H, const char *
 }
 
 /* Indices (n) lie in -1..limit-1. */
-static moe_ep_status moe_epi_dp_check_index(const int32_t *index, int64_t n, int64_t limit, const char *arg, moe_ep_error *err)
+static moe_ep_status moe_epi_dp_check_index(const int32_t *index, int64_t n, int64_t limit, const char *arg,
+                                            moe_ep_error *err)
 {
     int64_t i;
     for (i = 0; i < n; i++)
@@ -13379,9 +13667,11 @@ static moe_ep_status moe_epi_dp_check_align(const moe_ep_align_desc *desc, int64
     int32_t e;
     if (!desc) return moe_epi_null(err, "desc");
     if (desc->num_experts < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_experts", "must be at least 1", -1, (double)desc->num_experts);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_experts", "must be at least 1", -1,
+                            (double)desc->num_experts);
     if (desc->block_size < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.block_size", "must be at least 1", -1, (double)desc->block_size);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.block_size", "must be at least 1", -1,
+                            (double)desc->block_size);
     if (desc->expert_map)
         for (e = 0; e < desc->num_experts; e++)
             if (desc->expert_map[e] < -1 || desc->expert_map[e] >= desc->num_experts)
@@ -13430,7 +13720,8 @@ static int32_t moe_epi_dp_align_key(const moe_ep_align_desc *desc, int32_t id)
 
 /* counts (E+1) of the groups -> blocks' experts and sorted ids; returns the rows in use. */
 static int64_t moe_epi_dp_align_write(const moe_ep_align_desc *desc, const int32_t *ids, int64_t n, int64_t *counts,
-                                      int64_t sorted_len, int64_t num_blocks, int32_t *sorted_ids, int32_t *block_experts)
+                                      int64_t sorted_len, int64_t num_blocks, int32_t *sorted_ids,
+                                      int32_t *block_experts)
 {
     const int mapped = desc->expert_map && !desc->ignore_invalid;
     int64_t i, total = 0, block, last;
@@ -13466,7 +13757,8 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
     if (!desc->skip_foreign) status = moe_epi_ld_check_ids(ids, n, desc->num_experts, "ids", err);
     if (status != MOE_EP_OK) return status;
     if (!moe_epi_dp_align_len(desc, n, &sorted_len, &num_blocks) || sorted_len > INT32_MAX)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc", "the padded length does not fit int32_t", -1, (double)n);
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc", "the padded length does not fit int32_t", -1,
+                            (double)n);
     if (!sorted_ids && sorted_len > 0) return moe_epi_null(err, "sorted_ids");
     if (!block_experts && num_blocks > 0) return moe_epi_null(err, "block_experts");
     if (!padded_rows) return moe_epi_null(err, "padded_rows");
@@ -13484,7 +13776,8 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
     return MOE_EP_OK;
 }
 
-MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens, int32_t block_size,
+MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens,
+                                              int32_t block_size,
                                               int32_t *sorted_ids, int32_t *block_experts, int64_t *padded_rows,
                                               moe_ep_error *err)
 {
@@ -13493,8 +13786,10 @@ MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, 
     int32_t e, filler;
     moe_epi_ok(err);
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
-    if (max_tokens < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "max_tokens", "must be at least 1", -1, (double)max_tokens);
-    if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1, (double)block_size);
+    if (max_tokens < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "max_tokens", "must be at least 1", -1,
+                                            (double)max_tokens);
+    if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1,
+                                            (double)block_size);
     status = moe_epi_ld_check_counts(counts, E, "counts", NULL, err);
     if (status != MOE_EP_OK) return status;
     for (e = 0; e < E; e++)
@@ -13532,7 +13827,8 @@ static void moe_epi_dp_local_keys(int32_t E, int32_t first_expert, int32_t num_l
     }
 }
 
-static moe_ep_status moe_epi_dp_check_local(int32_t E, int32_t first_expert, int32_t num_local, const int32_t *expert_map,
+static moe_ep_status moe_epi_dp_check_local(int32_t E, int32_t first_expert, int32_t num_local,
+                                            const int32_t *expert_map,
                                             moe_ep_error *err)
 {
     int32_t e;
@@ -13716,7 +14012,8 @@ MOE_EP_API moe_ep_status moe_ep_megatron_pad_map(const uint8_t *map, int64_t T, 
     moe_epi_ok(err);
     status = moe_epi_dp_check_map(map, T, E, err);
     if (status != MOE_EP_OK) return status;
-    if (multiple < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "multiple", "must be at least 1", -1, (double)multiple);
+    if (multiple < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "multiple", "must be at least 1", -1,
+                                          (double)multiple);
     if (T == 0) return MOE_EP_OK;
     if (!padded) return moe_epi_null(err, "padded");
     if (padded != map) memcpy(padded, map, (size_t)T * (size_t)E);
@@ -13800,9 +14097,12 @@ MOE_EP_API moe_ep_status moe_ep_torchtitan_permute_indices(const int64_t *counts
     int32_t e, r;
     moe_epi_ok(err);
     if (experts_per_rank < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts_per_rank", "must be at least 1", -1, (double)experts_per_rank);
-    if (num_ranks < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_ranks", "must be at least 1", -1, (double)num_ranks);
-    if (alignment < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "alignment", "must be at least 1", -1, (double)alignment);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts_per_rank", "must be at least 1", -1,
+                            (double)experts_per_rank);
+    if (num_ranks < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_ranks", "must be at least 1", -1,
+                                           (double)num_ranks);
+    if (alignment < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "alignment", "must be at least 1", -1,
+                                           (double)alignment);
     status = moe_epi_ld_check_counts(counts, (int64_t)experts_per_rank * num_ranks, "counts", &received, err);
     if (status == MOE_EP_OK) status = moe_epi_dp_check_n(received, INT32_MAX, "counts", err);
     if (status == MOE_EP_OK) status = moe_epi_dp_check_n(max_len, INT32_MAX, "max_len", err);
@@ -13885,7 +14185,8 @@ MOE_EP_API moe_ep_status moe_ep_megablocks_bins(const int32_t *ids, int64_t n, i
     moe_epi_ok(err);
     status = moe_epi_dp_check(ids, n, E, err);
     if (status != MOE_EP_OK) return status;
-    if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1, (double)block_size);
+    if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1,
+                                            (double)block_size);
     if (!bins) return moe_epi_null(err, "bins");
     status = moe_epi_ld_count(ids, n, E, bins, &none, "ids", err);
     if (status != MOE_EP_OK) return status;
@@ -13951,6 +14252,8 @@ static moe_ep_status moe_epi_dp_check_places(int32_t R, const char *arg, moe_ep_
 #undef MOE_EPI_DP_PLACES
 
 /* ---- DeepEP ----------------------------------------------------------------------------------------- */
+
+#define MOE_EPI_DP_TABLE 4096
 
 /* What the layout loops share. */
 typedef struct moe_epi_dp_owner {
@@ -14030,15 +14333,16 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
 {
     moe_ep_status status;
     moe_epi_dp_owner owner;
+    int32_t table[MOE_EPI_DP_TABLE], nodes, e; /* a look-up is several times faster than the division */
     int64_t n = 0, cells, none = 0;
-    int32_t nodes;
     moe_epi_ok(err);
     status = moe_epi_ld_check_tk(T, K, &n, err);
     if (status == MOE_EP_OK) status = moe_epi_ld_check_ids(ids, n, E, "ids", err);
     if (status == MOE_EP_OK) status = moe_epi_dp_check_places(R, "R", err);
     if (status != MOE_EP_OK) return status;
     if (ranks_per_node < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "ranks_per_node", "must not be negative", -1, (double)ranks_per_node);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "ranks_per_node", "must not be negative", -1,
+                            (double)ranks_per_node);
     if (!device_of_expert && E % R != 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "R", "does not divide E, and there is no map", -1, (double)R);
     if (device_of_expert) status = moe_epi_ld_check_devices(device_of_expert, E, R, "device_of_expert", err);
@@ -14050,6 +14354,10 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
     owner.experts_per_rank = device_of_expert ? 1 : E / R;
     owner.ranks_per_node = ranks_per_node > 0 ? ranks_per_node : R;
     owner.R = R;
+    if (!device_of_expert && E <= MOE_EPI_DP_TABLE) {
+        for (e = 0; e < E; e++) table[e] = e / owner.experts_per_rank;
+        owner.device_of_expert = table;
+    }
     nodes = R / owner.ranks_per_node + (R % owner.ranks_per_node > 0);
     if (layout->tokens_per_rank) {
         memset(layout->tokens_per_rank, 0, (size_t)R * sizeof(int64_t));
@@ -14064,6 +14372,8 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
     if (layout->is_token_in_rank || layout->token_idx_in_rank) moe_epi_dp_fill_ranks(ids, T, K, &owner, layout);
     return MOE_EP_OK;
 }
+
+#undef MOE_EPI_DP_TABLE
 
 /* ---- traffic ---------------------------------------------------------------------------------------- */
 
@@ -14082,10 +14392,12 @@ static moe_ep_status moe_epi_dp_check_slots(const moe_ep_placement *p, const int
     if (!p->slot_device || !p->device_node) return moe_epi_null(err, "p");
     for (s = 0; s < p->num_slots; s++)
         if (p->slot_device[s] < 0 || p->slot_device[s] >= p->num_devices)
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_device", "not a device", s, (double)p->slot_device[s]);
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_device", "not a device", s,
+                                (double)p->slot_device[s]);
     for (d = 0; d < p->num_devices; d++)
         if (p->device_node[d] < 0 || p->device_node[d] >= p->num_nodes)
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_node", "not a node", d, (double)p->device_node[d]);
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_node", "not a node", d,
+                                (double)p->device_node[d]);
     if (n > 0 && !slot_ids) return moe_epi_null(err, "slot_ids");
     return moe_epi_dp_check_index(slot_ids, n, p->num_slots, "slot_ids", err);
 }
@@ -16532,12 +16844,37 @@ static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const unsigned char *
     }
 }
 
-/* Pointers to `count` rows of m from row `from`, filled up to a multiple of 4 with the last one. */
-static int moe_epi_fw_rows(const moe_epi_fw_matrix *m, int64_t from, int count, const unsigned char **row)
+/* Rows of a panel.  A tile takes rows i, i+q, i+2q, i+3q of the `rows` = 4q rows, so that consecutive tiles
+ * read four long streams: memory likes that 10 to 20 % better than four neighbouring rows at a time. */
+typedef struct moe_epi_fw_rows {
+    const unsigned char *of[2 * MOE_EPI_FW_COLS]; /* in the order of the tiles */
+    int rows, quarter;
+} moe_epi_fw_rows;
+
+/* Rows from..from+count-1 of a, then the same of b (NULL = only a); each part is filled up to a multiple of
+ * 4 with its last row.  Returns where b begins. */
+static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, const moe_epi_fw_matrix *b,
+                                int64_t from, int count)
 {
-    int i, padded = (count + 3) / 4 * 4;
-    for (i = 0; i < padded; i++) row[i] = m->base + (from + (i < count ? i : count - 1)) * m->stride;
-    return padded;
+    int half = (count + 3) / 4 * 4, i;
+    p->rows = b ? 2 * half : half;
+    p->quarter = p->rows / 4;
+    for (i = 0; i < p->rows; i++) {
+        const moe_epi_fw_matrix *m = i < half ? a : b;
+        int r = i < half ? i : i - half;
+        p->of[4 * (i % p->quarter) + i / p->quarter] = m->base + (from + (r < count ? r : count - 1)) * m->stride;
+    }
+    return half;
+}
+
+/* Results of rows first..first+count-1 out of a token's line of the panel. */
+static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, int first, int count, float *out)
+{
+    int tile = first % p->quarter, lane = first / p->quarter, i;
+    for (i = 0; i < count; i++) {
+        out[i] = line[4 * tile + lane];
+        if (++tile == p->quarter) tile = 0, lane++;
+    }
 }
 
 static void moe_epi_fw_add_bias(const moe_epi_fw_matrix *m, int64_t from, int count, float *v)
@@ -16638,10 +16975,10 @@ static void moe_epi_fw_up_task(void *context, int64_t index)
     const moe_epi_fw_run *run = (const moe_epi_fw_run *)context;
     int32_t gi = moe_epi_fw_group_of(run->first[0], run->num_groups, index);
     const moe_epi_fw_group *g = &run->groups[gi];
-    const unsigned char *row[2 * MOE_EPI_FW_COLS];
+    moe_epi_fw_rows panel;
     float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
     int64_t col = (index - run->first[0][gi]) * MOE_EPI_FW_COLS, done, elem = moe_epi_fw_dtype_bytes(run->w->dtype);
-    int count, half, rows, tokens, j;
+    int count, half, tokens, j;
 #if MOE_EPI_FW_BLAS
     if (g->blas) {
         moe_epi_fw_up_blas(run, g, index - run->first[0][gi]);
@@ -16649,18 +16986,17 @@ static void moe_epi_fw_up_task(void *context, int64_t index)
     }
 #endif
     count = (int)(run->w->inter - col < MOE_EPI_FW_COLS ? run->w->inter - col : MOE_EPI_FW_COLS);
-    rows = half = moe_epi_fw_rows(&g->gate, col, count, row);
-    if (g->up.base) rows += moe_epi_fw_rows(&g->up, col, count, row + half);
+    half = moe_epi_fw_rows_init(&panel, &g->gate, g->up.base ? &g->up : NULL, col, count);
     for (done = 0; done < g->rows; done += tokens) {
         const float *x[MOE_EPI_FW_TOKENS];
         tokens = (int)(g->rows - done < MOE_EPI_FW_TOKENS ? g->rows - done : MOE_EPI_FW_TOKENS);
         for (j = 0; j < tokens; j++) x[j] = moe_epi_fw_x(run, g, g->row0 + done + j);
-        moe_epi_fw_panel(run->kernels, row, rows, x, tokens, run->w->hidden, elem, c, 2 * MOE_EPI_FW_COLS);
+        moe_epi_fw_panel(run->kernels, panel.of, panel.rows, x, tokens, run->w->hidden, elem, c, 2 * MOE_EPI_FW_COLS);
         for (j = 0; j < tokens; j++) {
             float gate[MOE_EPI_FW_COLS], up[MOE_EPI_FW_COLS];
             const float *from = c + j * 2 * MOE_EPI_FW_COLS;
-            memcpy(gate, from, sizeof(float) * (size_t)count);
-            if (g->up.base) memcpy(up, from + half, sizeof(float) * (size_t)count);
+            moe_epi_fw_rows_read(&panel, from, 0, count, gate);
+            if (g->up.base) moe_epi_fw_rows_read(&panel, from, half, count, up);
             else memset(up, 0, sizeof up);
             moe_epi_fw_emit(run, g, col, count, gate, up,
                          run->h + (g->row0 + done + j) * run->h_stride + col);
@@ -16674,10 +17010,10 @@ static void moe_epi_fw_down_task(void *context, int64_t index)
     const moe_epi_fw_run *run = (const moe_epi_fw_run *)context;
     int32_t gi = moe_epi_fw_group_of(run->first[1], run->num_groups, index);
     const moe_epi_fw_group *g = &run->groups[gi];
-    const unsigned char *row[2 * MOE_EPI_FW_COLS];
+    moe_epi_fw_rows panel;
     float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
     int64_t H = run->w->hidden, col = (index - run->first[1][gi]) * (2 * MOE_EPI_FW_COLS), done;
-    int count, rows, tokens, j;
+    int count, tokens, j;
 #if MOE_EPI_FW_BLAS
     if (g->blas) {
         moe_epi_fw_down_blas(run, g, index - run->first[1][gi]);
@@ -16685,16 +17021,16 @@ static void moe_epi_fw_down_task(void *context, int64_t index)
     }
 #endif
     count = (int)(H - col < 2 * MOE_EPI_FW_COLS ? H - col : 2 * MOE_EPI_FW_COLS);
-    rows = moe_epi_fw_rows(&g->down, col, count, row);
+    moe_epi_fw_rows_init(&panel, &g->down, NULL, col, count);
     for (done = 0; done < g->rows; done += tokens) {
         const float *x[MOE_EPI_FW_TOKENS];
         tokens = (int)(g->rows - done < MOE_EPI_FW_TOKENS ? g->rows - done : MOE_EPI_FW_TOKENS);
         for (j = 0; j < tokens; j++) x[j] = run->h + (g->row0 + done + j) * run->h_stride;
-        moe_epi_fw_panel(run->kernels, row, rows, x, tokens, run->w->inter, moe_epi_fw_dtype_bytes(run->w->dtype), c,
+        moe_epi_fw_panel(run->kernels, panel.of, panel.rows, x, tokens, run->w->inter, moe_epi_fw_dtype_bytes(run->w->dtype), c,
                       2 * MOE_EPI_FW_COLS);
         for (j = 0; j < tokens; j++) {
             float *out = run->o + (g->row0 + done + j) * H + col;
-            memcpy(out, c + j * 2 * MOE_EPI_FW_COLS, sizeof(float) * (size_t)count);
+            moe_epi_fw_rows_read(&panel, c + j * 2 * MOE_EPI_FW_COLS, 0, count, out);
             moe_epi_fw_add_bias(&g->down, col, count, out);
         }
     }

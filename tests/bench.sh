@@ -7,8 +7,10 @@ for source in bench/bench_*.c; do
     name=$(basename "$source" .c)
     if [ ! -x "build/bench/$name" ]; then fail "$name was built"
     elif ! grep -q -e '--quick' "$source"; then skip "$name" "has no --quick"
-    elif timeout 60 "build/bench/$name" --quick >"$tmp/out" 2>&1 </dev/null && [ -s "$tmp/out" ]; then pass "$name --quick"
-    else fail "$name --quick" "$tmp/out"; fi
+    else
+        timeout 120 "build/bench/$name" --quick >"$tmp/out" 2>&1 </dev/null && [ -s "$tmp/out" ]
+        result $? "$name --quick" "$tmp/out"
+    fi
 done
 [ $((passed + failed + skipped)) -gt 0 ] || skip "benchmarks" "there are none"
 finish 1

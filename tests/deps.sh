@@ -31,7 +31,8 @@ int main(int c, char **v) { (void)v; return (int)floor((double)c) - 1; }' -lm; t
         fi
         # shellcheck disable=SC2086
         [ "$BLAS" = 0 ] || compiles '#include <cblas.h>
-int main(void) { float x = 1, y = 2; return cblas_sdot(1, &x, 1, &y, 1) < 1; }' $blas_flags || missing="$missing openblas"
+int main(void) { float x = 1, y = 2; return cblas_sdot(1, &x, 1, &y, 1) < 1; }' $blas_flags ||
+            missing="$missing openblas"
         # shellcheck disable=SC2086
         compiles '#include <jansson.h>
 int main(void) { json_decref(json_object()); return 0; }' $json_flags || missing="$missing jansson"
@@ -53,13 +54,18 @@ int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
 packages() { # packages MANAGER: names of what is missing, for that manager
     for thing in $missing; do
         case $1:$thing in
-            apt:cc) echo gcc libc6-dev ;; apt:pkgconf) echo pkg-config ;; apt:openblas) echo libopenblas-dev ;;
-            apt:jansson) echo libjansson-dev ;; apt:stb) echo libstb-dev ;; apt:g++) echo g++ ;; apt:clang) echo clang ;;
-            dnf:cc) echo gcc glibc-devel ;; dnf:pkgconf) echo pkgconf-pkg-config ;; dnf:openblas) echo openblas-devel ;;
-            dnf:jansson) echo jansson-devel ;; dnf:stb) echo stb_ds-devel ;; dnf:g++) echo gcc-c++ ;; dnf:clang) echo clang ;;
-            apk:cc) echo gcc musl-dev ;; apk:openblas) echo openblas-dev ;; apk:jansson) echo jansson-dev ;;
-            pacman:cc) echo gcc ;; pacman:g++) echo gcc ;;
-            brew:cc) echo gcc ;; brew:g++) echo gcc ;; brew:clang) echo llvm ;;
+            apt:cc) echo gcc libc6-dev ;;
+            apt:pkgconf) echo pkg-config ;;
+            apt:openblas | apt:jansson | apt:stb) echo "lib$thing-dev" ;;
+            dnf:cc) echo gcc glibc-devel ;;
+            dnf:pkgconf) echo pkgconf-pkg-config ;;
+            dnf:openblas | dnf:jansson) echo "$thing-devel" ;;
+            dnf:stb) echo stb_ds-devel ;;
+            dnf:g++) echo gcc-c++ ;;
+            apk:cc) echo gcc musl-dev ;;
+            apk:openblas | apk:jansson) echo "$thing-dev" ;;
+            pacman:cc | pacman:g++ | brew:cc | brew:g++) echo gcc ;;
+            brew:clang) echo llvm ;;
             brew:stb) ;; # not packaged there, see below
             *) echo "$thing" ;;
         esac

@@ -7,7 +7,8 @@ root=$tmp/root
 version=$(sed -n 's/^.define MOE_EP_VERSION_STRING "\(.*\)"/\1/p' moe_ep.h)
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
-check "make install DESTDIR=... PREFIX=..." "$MAKE" --no-print-directory install DESTDIR="$root" PREFIX=/opt/moe CC="$CC"
+check "make install DESTDIR=... PREFIX=..." "$MAKE" --no-print-directory install \
+    DESTDIR="$root" PREFIX=/opt/moe CC="$CC"
 prefix=$root/opt/moe
 check "the header is installed as it is" cmp moe_ep.h "$prefix/include/moe_ep.h"
 pc=$prefix/share/pkgconfig/moe_ep.pc
@@ -26,7 +27,8 @@ if have pkg-config; then
     # shellcheck disable=SC2086
     check "a program builds through pkg-config" sh -c 'cd "$1" && shift && "$@"' sh "$tmp" \
         $CC -O1 -o consumer consumer.c consumer_impl.c $flags
-    [ "$("$tmp/consumer")" = "$version" ] && pass "and prints the version" || fail "and prints the version"
+    [ "$("$tmp/consumer")" = "$version" ]
+    result $? "and prints the version"
     check "pkg-config --modversion is $version" [ "$(pkg-config --modversion moe_ep)" = "$version" ]
 else
     skip "a program builds through pkg-config" "pkg-config is not installed (package pkg-config)"

@@ -16,6 +16,8 @@ fail() {
     printf '  FAIL %s\n' "$1"
     if [ -n "${2:-}" ] && [ -s "$2" ]; then head -n 25 "$2" | sed 's/^/      /'; fi
 }
+# result STATUS NAME [FILE]: pass or fail by an exit status, as in: grep -q x file; result $? "x is there" file
+result() { if [ "$1" -eq 0 ]; then pass "$2"; else fail "$2" "${3:-}"; fi; }
 skip() { skipped=$((skipped + 1)); printf '  skip %s: %s\n' "$1" "$2"; }
 command -v timeout >/dev/null 2>&1 || timeout() { shift; "$@"; }
 have() { command -v "$1" >/dev/null 2>&1; }

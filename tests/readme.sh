@@ -52,7 +52,8 @@ program() { # program LANG BLOCK LINE
     [ -n "$name" ] || name=block.$1
     cp "$2" "$work/$name"
     if compile "$1" "$name" ./block.out >"$tmp/log" 2>&1; then
-        (cd "$work" && timeout 20 ./block.out) >"$tmp/output" 2>&1 && pass "line $3: the program runs" || fail "line $3: the program runs" "$tmp/output"
+        (cd "$work" && timeout 20 ./block.out) >"$tmp/output" 2>&1
+        result $? "line $3: the program runs" "$tmp/output"
         ran=1
     else fail "line $3: the program compiles" "$tmp/log"; fi
 }
@@ -68,9 +69,19 @@ snippet() { # snippet LANG BLOCK LINE
     cp "$2" "$work/file.$1"
     # statements, or else declarations and functions at file scope
     if compile "$1" "snippet.$1" ./snippet.out >"$tmp/log" 2>&1 ||
-        (cd "$work" && { [ "$1" = c ] && $CC -std=gnu99 -I. -c file.c -o file.o || $CXX -std=c++11 -I. -c "file.$1" -o file.o; }) >>"$tmp/log" 2>&1
+        at_file_scope "$1" >>"$tmp/log" 2>&1
     then pass "line $3: the snippet compiles"
     else fail "line $3: the snippet compiles" "$tmp/log"; fi
+}
+
+at_file_scope() { # at_file_scope LANG
+    if [ "$1" = c ]; then (cd "$work" && $CC -std=gnu99 -I. -c file.c -o file.o)
+    else (cd "$work" && $CXX -std=c++11 -I. -c "file.$1" -o file.o); fi
+}
+
+make_target() { # make_target NAME LINE
+    grep -qE "^([a-z-]+ )*$1( [a-z -]*)?:" Makefile
+    result $? "line $2: make $1 exists"
 }
 
 shell() { # shell BLOCK LINE: runs what can be run, together, in one shell
@@ -85,7 +96,7 @@ shell() { # shell BLOCK LINE: runs what can be run, together, in one shell
                 for target in $(printf '%s\n' "$line" | sed 's/.*make//; s/&&.*//'); do
                     case $target in
                         *=* | -*) ;;
-                        *) grep -qE "^([a-z-]+ )*$target( [a-z -]*)?:" Makefile && pass "line $2: make $target exists" || fail "line $2: make $target exists" ;;
+                        *) make_target "$target" "$2" ;;
                     esac
                 done ;;
         esac
@@ -98,7 +109,7 @@ shell() { # shell BLOCK LINE: runs what can be run, together, in one shell
     (cd "$where" && timeout 60 sh -e "$tmp/script") >"$tmp/output" 2>&1 </dev/null
     code=$?
     ran=1
-    if [ $code -eq 0 ]; then pass "line $2: the commands run"; else fail "line $2: the commands run (exit status $code)" "$tmp/output"; fi
+    result $code "line $2: the commands run" "$tmp/output"
 }
 
 ran=0 c_blocks=0
@@ -107,16 +118,22 @@ while read -r n lang line; do
     case $lang in
         text | output | console-output)
             if [ $ran = 1 ]; then
-                if same "$block" "$tmp/output"; then pass "line $line: the output is what was printed"
-                else diff "$block" "$tmp/output" >"$tmp/diff"; fail "line $line: the output is what was printed" "$tmp/diff"; fi
+                diff "$block" "$tmp/output" >"$tmp/diff"
+                same "$block" "$tmp/output"
+                result $? "line $line: the output is what was printed" "$tmp/diff"
             fi
             ran=0 ;;
         c | cpp | c++)
             ran=0
             ext=c
             if [ "$lang" != c ]; then ext=cc; fi
-            if [ $ext = cc ] && ! have "$CXX"; then skip "line $line" "$CXX is not installed (package g++)"; continue; fi
-            if grep -qE '\bmain *\(' "$block"; then program $ext "$block" "$line"; else snippet $ext "$block" "$line"; fi
+            if [ $ext = cc ] && ! have "$CXX"; then
+                skip "line $line" "$CXX is not installed (package g++)"
+            elif grep -qE '\bmain *\(' "$block"; then
+                program $ext "$block" "$line"
+            else
+                snippet $ext "$block" "$line"
+            fi
             c_blocks=$((c_blocks + 1)) ;;
         sh | bash | shell | console) ran=0; shell "$block" "$line" ;;
         unclosed) fail "line $line: the block is closed" ;;
@@ -124,11 +141,14 @@ while read -r n lang line; do
     esac
 done <"$tmp/blocks"
 all=$(wc -l <"$tmp/blocks")
-[ "$c_blocks" -ge $least_c ] && pass "$c_blocks C blocks were found" || fail "$c_blocks C blocks were found, want at least $least_c"
-[ "$all" -ge $least_all ] && pass "$all blocks were found" || fail "$all blocks were found, want at least $least_all"
+[ "$c_blocks" -ge $least_c ]
+result $? "$c_blocks C blocks were found, at least $least_c are there"
+[ "$all" -ge $least_all ]
+result $? "$all blocks were found, at least $least_all are there"
 
 # Links to files of the repository lead somewhere.
 grep -oE '\]\([^)#]+' $file | sed 's/^](//' | grep -vE '^[a-z]+:' | sort -u >"$tmp/links"
 while read -r link; do [ -e "$link" ] || echo "$link"; done <"$tmp/links" >"$tmp/broken"
-if [ -s "$tmp/broken" ]; then fail "links lead somewhere" "$tmp/broken"; else pass "$(wc -l <"$tmp/links") links lead somewhere"; fi
+[ ! -s "$tmp/broken" ]
+result $? "all $(wc -l <"$tmp/links") links lead somewhere" "$tmp/broken"
 finish 5

@@ -10,7 +10,7 @@ mkdir -p "$logs" || exit 2
 
 if [ "$1" = --one ]; then # run.sh --one COMMAND-LINE: one suite, one line of output
     suite=$2
-    name=$(printf '%s' "$suite" | sed 's|^sh tests/||; s|^build/tests/||; s|^build/||; s| --|_|; s|[ /]|_|g; s|\.sh||g')
+    name=$(printf '%s' "$suite" | sed 's|^sh tests/||; s|^build/||; s|^tests/||; s| --|_|; s|[ /]|_|g; s|\.sh||g')
     log=$logs/$name.log
     start=$(date +%s)
     $suite >"$log" 2>&1 </dev/null
@@ -45,7 +45,8 @@ if [ "$1" = --one ]; then # run.sh --one COMMAND-LINE: one suite, one line of ou
         printf '  %-4s %-24s %5d passed%s, %d s\n' "$mark" "$name" "$p" "$note" "$took"
         if [ "$f" -gt 0 ]; then
             [ -n "${why:-}" ] && echo "       $why"
-            if [ -n "$line" ]; then grep -vE '^  (ok  |skip) ' "$log"; else tail -n 25 "$log"; fi | head -n 40 | sed 's/^/       /'
+            if [ -n "$line" ]; then grep -vE '^  (ok  |skip) ' "$log"; else tail -n 25 "$log"; fi |
+                head -n 40 | sed 's/^/       /'
         fi
         [ "$s" -gt 0 ] && grep -E '^ +skip(ped)?:? ' "$log" | head -n 12 | sed 's/^ */       /'
     )"
@@ -61,10 +62,10 @@ rm -f "$logs"/*.sum
 {
     # the longest first, so that the others fill the gaps
     echo "sh tests/compile/matrix.sh${gates:+ --full}"
-    [ -n "$gates" ] && echo "sh tests/check.sh"
+    [ -n "$gates" ] && printf 'sh tests/%s.sh\n' check bench
     for program in "$@"; do echo "$program"; done
     for script in tests/compile/include.sh tests/symbols.sh tests/install.sh tests/style.sh tests/readme.sh \
-        tests/examples.sh tests/bench.sh tests/test_*.sh; do
+        tests/examples.sh tests/test_*.sh; do
         [ -e "$script" ] && echo "sh $script"
     done
 } >"$logs/suites"

@@ -21,9 +21,11 @@ in_files() { # in_files LIST GREP-ARGS...
     tr '\n' '\0' <"$list" | xargs -0 grep -nI "$@" /dev/null
 }
 
-[ "$(wc -l <"$tmp/code")" -ge 15 ] && pass "$(wc -l <"$tmp/code") source files are looked at" || fail "source files are looked at" "$tmp/code"
+[ "$(wc -l <"$tmp/code")" -ge 15 ]
+result $? "$(wc -l <"$tmp/code") source files are looked at"
 
-tr '\n' '\0' <"$tmp/code" | xargs -0 awk 'length > 120 { print FILENAME ":" FNR ": " length " columns" }' >"$tmp/found"
+tr '\n' '\0' <"$tmp/code" |
+    xargs -0 awk 'length > 120 { print FILENAME ":" FNR ": " length " columns" }' >"$tmp/found"
 none "no line of code is longer than 120 columns"
 in_files "$tmp/c" "$(printf '\t')" >"$tmp/found"
 none "no tabs in C"
@@ -54,7 +56,9 @@ none "every source file names its licence in its first lines"
 # ---- the header ----
 grep -nE '#[[:space:]]*pragma[[:space:]]+(GCC|clang|warning)' $header >"$tmp/found"
 none "$header silences no warning"
-awk '/^\{/ { start = FNR } /^\}/ && start { if (FNR - start - 1 > 70) print FILENAME ":" start ": " FNR - start - 1 " lines"; start = 0 }' $header >"$tmp/found"
+awk '/^\{/ { start = FNR }
+    /^\}/ && start { if (FNR - start - 1 > 70) print FILENAME ":" start ": " FNR - start - 1 " lines"; start = 0 }
+    ' $header >"$tmp/found"
 none "no function of $header is longer than 70 lines"
 sed -n 's/^ \* *\([0-9][0-9]*\) \([A-Z][A-Z]*\)  .*/\1 \2/p' $header | sort -u >"$tmp/contents"
 while read -r number name; do
@@ -62,24 +66,30 @@ while read -r number name; do
     [ "$n" -ge 3 ] || echo "section $number $name: named $n times, want 3 (contents, declarations, implementation)"
 done <"$tmp/contents" >"$tmp/found"
 none "each of the $(wc -l <"$tmp/contents") sections of the contents is there, twice"
-grep -oE '^# *include +[<"][^>"]+[>"]' $header | head -n 2 | tr -d ' ' | tr '\n' ' ' | grep -qxF '#include<stddef.h> #include<stdint.h> ' &&
-    pass "the public half includes <stddef.h> and <stdint.h>" || fail "the public half includes <stddef.h> and <stdint.h>"
+grep -oE '^# *include +[<"][^>"]+[>"]' $header | head -n 2 | tr -d ' ' | tr '\n' ' ' |
+    grep -qxF '#include<stddef.h> #include<stdint.h> '
+result $? "the public half includes <stddef.h> and <stdint.h>"
 
 # ---- one version everywhere ----
 version=$(sed -n 's/^.define MOE_EP_VERSION_STRING "\(.*\)"/\1/p' $header)
-echo "$version" | grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' && pass "the version is $version" || fail "the version is '$version'"
+echo "$version" | grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$'
+result $? "the version is three numbers: $version"
 check "$header, line 1, names $version" sh -c "head -n 1 $header | grep -qF ' v$version '"
 if [ -e README.md ]; then
-    grep -oE '\bv?[0-9]+\.[0-9]+\.[0-9]+\b' README.md | sed 's/^v//' | grep -qxF "$version" && pass "README.md names $version" || fail "README.md names $version"
+    grep -oE '\bv?[0-9]+\.[0-9]+\.[0-9]+\b' README.md | sed 's/^v//' | grep -qxF "$version"
+    result $? "README.md names $version"
 else fail "README.md is there"; fi
 first=$(sed -n 's/^## \[\{0,1\}v\{0,1\}\([0-9][0-9.]*\)\]\{0,1\}.*/\1/p' CHANGELOG.md | head -n 1)
-[ "$first" = "$version" ] && pass "CHANGELOG.md begins with $version" || fail "CHANGELOG.md begins with '$first', not $version"
+[ "$first" = "$version" ]
+result $? "CHANGELOG.md begins with $version (it has $first)"
 
 # ---- the licence ----
 awk '/^MIT License/ { on = 1 } /^\*\// { on = 0 } on' $header >"$tmp/licence"
-diff "$tmp/licence" LICENSE >"$tmp/diff" 2>&1 && pass "the licence in $header is LICENSE" || fail "the licence in $header is LICENSE" "$tmp/diff"
+diff "$tmp/licence" LICENSE >"$tmp/diff" 2>&1
+result $? "the licence in $header is LICENSE" "$tmp/diff"
 
 if have shellcheck; then
-    grep -E '\.sh$|^\.ci/run$' "$tmp/code" | tr '\n' '\0' | xargs -0 shellcheck -x -S warning >"$tmp/sc" 2>&1 && pass "shellcheck" || fail "shellcheck" "$tmp/sc"
+    grep -E '\.sh$|^\.ci/run$' "$tmp/code" | tr '\n' '\0' | xargs -0 shellcheck -x -S warning >"$tmp/sc" 2>&1
+    result $? "shellcheck" "$tmp/sc"
 else skip "shellcheck" "not installed (package shellcheck)"; fi
 finish 20

@@ -50,10 +50,18 @@ TEST(metric_definitions)
         int32_t n;
         double max_over_mean, balancedness, cv, gini, jain, entropy_norm, max_over_min, aux;
     } row[] = {
-        {{1000, 800, 600, 500, 300, 200, 100, 50}, 8, 2.253521127, 0.44375, 0.720240432, 0.406690141, 0.658437827, 0.865938393, 20, 1.51874628},
-        {{1800, 1100, 500, 150}, 4, 2.028169014, 0.493055556, 0.706334869, 0.39084507, 0.667151932, 0.80586677, 12, 1.498908947},
-        {{1000, 1100, 900, 550}, 4, 1.23943662, 0.806818182, 0.233565126, 0.123239437, 0.948269375, 0.978687255, 2, 1.054552668},
-        {{960, 92, 92, 92, 91, 91, 91, 91}, 8, 4.8, 0.208333333, 1.436266862, 0.4759375, 0.326491966, 0.697961371, 10.549450549, 3.0628625},
+        {
+            {
+                1000, 800, 600, 500, 300, 200, 100, 50}, 8, 2.253521127, 0.44375, 0.720240432, 0.406690141, 0.658437827, 0.865938393, 20, 1.51874628},
+        {
+            {
+                1800, 1100, 500, 150}, 4, 2.028169014, 0.493055556, 0.706334869, 0.39084507, 0.667151932, 0.80586677, 12, 1.498908947},
+        {
+            {
+                1000, 1100, 900, 550}, 4, 1.23943662, 0.806818182, 0.233565126, 0.123239437, 0.948269375, 0.978687255, 2, 1.054552668},
+        {
+            {
+                960, 92, 92, 92, 91, 91, 91, 91}, 8, 4.8, 0.208333333, 1.436266862, 0.4759375, 0.326491966, 0.697961371, 10.549450549, 3.0628625},
         {{3171, 2863, 5280, 6724, 3906, 2757, 2758, 5309}, 8, 1.6416015625, 1 / 1.6416015625, -1, -1, -1, -1, -1, -1},
         {{6034, 12004, 6663, 8067}, 4, 1.46533203125, 1 / 1.46533203125, -1, -1, -1, -1, -1, -1},
     };
@@ -293,7 +301,8 @@ TEST(hot_dead_coverage)
         CHECK_I64(moe_ep_hot_list(v, n, 0, hot, &count, NULL), MOE_EP_OK);
         for (i = 0; i < n; i++) found += v[i] > 0;
         CHECK_I64(count, found);
-        for (i = 1; i < count; i++) CHECK(v[hot[i - 1]] > v[hot[i]] || (v[hot[i - 1]] == v[hot[i]] && hot[i - 1] < hot[i]));
+        for (i = 1; i < count; i++) CHECK(v[hot[i - 1]] > v[hot[i]] || (v[hot[i - 1]] == v[hot[i]] &&
+                                          hot[i - 1] < hot[i]));
         STOP_IF_FAILED("round %d", round);
     }
     count = 77;
@@ -313,7 +322,8 @@ TEST(hot_dead_coverage)
 
 TEST(similarity)
 {
-    static const double a[] = {3, 1, 0, 0}, b[] = {0, 0, 1, 3}, twice[] = {6, 2, 0, 0}, zero[] = {0, 0, 0, 0}, even[] = {2, 2, 2, 2};
+    static const double a[] = {
+        3, 1, 0, 0}, b[] = {0, 0, 1, 3}, twice[] = {6, 2, 0, 0}, zero[] = {0, 0, 0, 0}, even[] = {2, 2, 2, 2};
     moe_ep_similarity_result r;
     moe_ep_error err;
     CHECK_I64(moe_ep_similarity(a, b, 4, 2, &r, NULL, NULL), MOE_EP_OK);
@@ -437,7 +447,8 @@ TEST(chance_monte_carlo)
 
 TEST(chance_devices_monte_carlo)
 {
-    static const int32_t shape[][3] = {{8, 2, 2}, {8, 2, 4}, {64, 6, 8}, {256, 8, 4}, {256, 8, 8}, {256, 8, 64}, {60, 4, 6}, {16, 12, 4}};
+    static const int32_t shape[][3] = {
+        {8, 2, 2}, {8, 2, 4}, {64, 6, 8}, {256, 8, 4}, {256, 8, 8}, {256, 8, 64}, {60, 4, 6}, {16, 12, 4}};
     static const int64_t tokens[] = {1, 2, 4, 16, 64, 512};
     uint64_t s = t_seed + 10;
     size_t i, k;
@@ -453,7 +464,8 @@ TEST(chance_devices_monte_carlo)
             CHECK_I64(moe_ep_chance_devices(tokens[k], K, E, D, &c, NULL), MOE_EP_OK);
             check_chance(&c, &m, (double)D / (double)(tokens[k] * K), trials);
             if (t_failed_here) {
-                printf("    E=%d K=%d D=%d T=%d: got %.4f sd %.4f, simulated %.4f+-%.4f sd %.4f\n", E, K, D, (int)tokens[k],
+                printf("    E=%d K=%d D=%d T=%d: got %.4f sd %.4f, simulated %.4f+-%.4f sd %.4f\n", E, K, D,
+                       (int)tokens[k],
                        c.max_over_mean, c.sd, m.mean, m.se, m.sd);
                 return;
             }
@@ -537,7 +549,8 @@ TEST(chance_is_finite_everywhere)
         CHECK(c.p05 <= c.p95 && c.p05 >= 1 - 1e-9 && c.p95 <= (double)E / K * (1 + 1e-9));
         CHECK(c.one_p05 <= c.one_p95 && c.one_p05 >= 0 && c.distinct > 0 && c.distinct <= E);
         CHECK_I64(moe_ep_chance_devices(T, K, E, D, &c, NULL), MOE_EP_OK);
-        CHECK(c.max_over_mean >= 1 && c.max_over_mean <= D && c.sd >= 0 && c.p05 <= c.p95 && c.tokens <= (double)T * (1 + 1e-12));
+        CHECK(c.max_over_mean >= 1 && c.max_over_mean <= D && c.sd >= 0 && c.p05 <= c.p95 &&
+              c.tokens <= (double)T * (1 + 1e-12));
         STOP_IF_FAILED("round %d", round);
     }
 }
@@ -568,7 +581,8 @@ TEST(uniform_batch_sweep_table)
         int E, K, T;
         double mean, se, approx, bound, distinct, formula;
         moe_ep_chance_result c;
-        if (sscanf(line, "%d,%d,%d,%lf,%lf,%lf,%lf,%lf,%lf", &E, &K, &T, &mean, &se, &approx, &bound, &distinct, &formula) != 9) continue;
+        if (sscanf(line, "%d,%d,%d,%lf,%lf,%lf,%lf,%lf,%lf", &E, &K, &T, &mean, &se, &approx, &bound, &distinct,
+            &formula) != 9) continue;
         CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
         CHECK_NEAR(c.max_over_mean, mean, 0.005, 4 * se);
         CHECK_NEAR(c.distinct, formula, 0, 5.1e-5);
@@ -610,14 +624,26 @@ static void check_metrics(const vec_case *x)
     CHECK(memcmp(&r, &q, sizeof r) == 0);
     {
         const struct { const char *name; double value, tolerance; } metric[] = {
-            {"n", r.n, 0}, {"sum", r.sum, 0}, {"mean", r.mean, 0}, {"max", r.max, 0}, {"min", r.min, 0}, {"argmax", r.argmax, 0},
+            {
+                "n", r.n, 0}, {
+                    "sum", r.sum, 0}, {
+                        "mean", r.mean, 0}, {"max", r.max, 0}, {"min", r.min, 0}, {"argmax", r.argmax, 0},
             {"argmin", r.argmin, 0}, {"imbalance", r.imbalance, 0}, {"balancedness", r.balancedness, 0},
             {"sglang_utilization", r.sglang_utilization, 3e-7}, {"maxvio", r.maxvio, 0}, {"minvio", r.minvio, 0},
-            {"std", r.std, 0}, {"cv_population", r.cv_population, 0}, {"cv_sample", r.cv_sample, 0}, {"cv2_sample", r.cv2_sample, 0},
+            {
+                "std", r.std, 0}, {
+                    "cv_population", r.cv_population, 0}, {
+                        "cv_sample", r.cv_sample, 0}, {"cv2_sample", r.cv2_sample, 0},
             {"entropy_nats", r.entropy_nats, 0}, {"entropy_norm", r.entropy_norm, 0}, {"perplexity", r.perplexity, 0},
-            {"kl_from_uniform_nats", r.kl_from_uniform_nats, 0}, {"gini", r.gini, 0}, {"jain", r.jain, 0}, {"hhi", r.hhi, 0},
-            {"effective_experts_inverse_simpson", r.effective_experts, 0}, {"effective_experts", r.effective_experts, 0},
-            {"idle_fraction", r.idle_fraction, 0}, {"max_minus_mean", r.max_minus_mean, 0}, {"max_over_min", r.max_over_min, 0},
+            {
+                "kl_from_uniform_nats", r.kl_from_uniform_nats, 0}, {
+                    "gini", r.gini, 0}, {"jain", r.jain, 0}, {"hhi", r.hhi, 0},
+            {
+                "effective_experts_inverse_simpson", r.effective_experts, 0}, {
+                    "effective_experts", r.effective_experts, 0},
+            {
+                "idle_fraction", r.idle_fraction, 0}, {
+                    "max_minus_mean", r.max_minus_mean, 0}, {"max_over_min", r.max_over_min, 0},
             {"step_time", r.step_time, 0}, {"efficiency", r.efficiency, 0}, {"step_inflation", r.step_inflation, 0},
             {"p50", r.p50, 0}, {"p95", r.p95, 0}, {"p99", r.p99, 0}, {"active", r.active, 0}};
         int k, m;
@@ -646,7 +672,8 @@ static void check_layered(const vec_case *x)
     if ((g = vec_find(x, "max_sum"))) CHECK_NEAR(r.max_sum, g->f[0], 1e-12, 0);
     if ((g = vec_find(x, "balancedness")) && r.max_sum > 0) CHECK_NEAR(r.balancedness, g->f[0], 1e-6, 0);
     if ((g = vec_find(x, "old_axis_bug")) && r.max_sum > 0) CHECK_NEAR(r.balancedness_wrong_axis, g->f[0], 1e-6, 0);
-    if ((g = vec_find(x, "mean_of_layer_ratios")) && r.max_sum > 0) CHECK_NEAR(r.mean_of_layer_ratios, g->f[0], 1e-6, 0);
+    if ((g = vec_find(x, "mean_of_layer_ratios")) && r.max_sum > 0) CHECK_NEAR(r.mean_of_layer_ratios, g->f[0],
+                                                                               1e-6, 0);
 }
 
 static void check_expected(const vec_case *x)
@@ -683,7 +710,8 @@ TEST(vectors_balance)
             else if (vec_find(x, "rank_loads")) {
                 const vec_field *l = vec_get(x, "rank_loads");
                 moe_ep_layers_result r;
-                CHECK_I64(moe_ep_balance_layers(l->i, (int32_t)l->dim[0], (int32_t)l->dim[1], &r, NULL, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_balance_layers(l->i, (int32_t)l->dim[0], (int32_t)l->dim[1], &r, NULL, NULL),
+                          MOE_EP_OK);
                 CHECK_NEAR(r.balancedness, vec_float(x, "balancedness"), 1e-12, 0);
                 if (vec_find(x, "avg")) CHECK_NEAR(r.avg_sum, vec_float(x, "avg"), 1e-12, 0);
                 if (vec_find(x, "max")) CHECK_NEAR(r.max_sum, vec_float(x, "max"), 1e-12, 0);

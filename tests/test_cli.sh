@@ -36,14 +36,20 @@ refuses() {
     name=$1 text=$2
     shift 2
     if ! run 2 "$@"; then fail "refused: $name" "$tmp/err"
-    elif ! grep -qF -- "$text" "$tmp/err"; then echo "the message does not name \"$text\"" >>"$tmp/err"; fail "refused: $name" "$tmp/err"
+    elif ! grep -qF -- "$text" "$tmp/err"; then
+        echo "the message does not name \"$text\"" >>"$tmp/err"
+        fail "refused: $name" "$tmp/err"
     elif [ "$(wc -l <"$tmp/err")" -gt 3 ]; then fail "refused: $name: the message is too long" "$tmp/err"
     elif [ -s "$tmp/out" ]; then fail "refused: $name: wrote to standard output" "$tmp/out"
-    elif [ -n "$(ls -A "$tmp/cwd")" ]; then ls -A "$tmp/cwd" >"$tmp/log"; fail "refused: $name: left a file behind" "$tmp/log"
+    elif [ -n "$(ls -A "$tmp/cwd")" ]; then
+        ls -A "$tmp/cwd" >"$tmp/log"
+        fail "refused: $name: left a file behind" "$tmp/log"
     else pass "refused: $name"; fi
 }
 has() { # has NAME PATTERN FILE
-    if grep -qE -- "$2" "$3"; then pass "$1"; else head -n 20 "$3" >"$tmp/log"; fail "$1 (no match of $2)" "$tmp/log"; fi
+    head -n 20 "$3" >"$tmp/log"
+    grep -qE -- "$2" "$3"
+    result $? "$1" "$tmp/log"
 }
 json() { "$tmp/json_check" "$@" 2>&1; }
 equal() { # equal NAME GOT WANT
@@ -62,18 +68,21 @@ works "--help" --help
 has "--help lists the commands" 'report' "$tmp/out"
 for command in report place route; do
     works "$command --help" $command --help
-    [ "$(wc -l <"$tmp/out")" -ge 5 ] && pass "$command --help says something" || fail "$command --help says something"
+    [ "$(wc -l <"$tmp/out")" -ge 5 ]
+    result $? "$command --help says something"
     awk 'length > 130' "$tmp/out" >"$tmp/log"
     [ -s "$tmp/log" ] && fail "$command --help: lines too long" "$tmp/log" || pass "$command --help fits a terminal"
 done
 works "presets" presets
 has "presets knows DeepSeek-V3" '[Dd]eep[Ss]eek' "$tmp/out"
-run 2 && [ -s "$tmp/err" ] && pass "no command: usage on stderr" || fail "no command: usage on stderr" "$tmp/err"
+run 2 && [ -s "$tmp/err" ]
+result $? "no command: usage on stderr" "$tmp/err"
 refuses "an unknown command" "bogus" bogus
 refuses "no input" "no input" report
 refuses "an unknown option" "bogus" report --bogus
 refuses "an option without its value" "devices" report --devices
-for pair in devices:0 devices:-1 devices:x devices:99999999999 slots:1.5 target:0.5 target:nan min-gain:2 width:5 color:pink; do
+for pair in devices:0 devices:-1 devices:x devices:99999999999 slots:1.5 target:0.5 target:nan min-gain:2 width:5 \
+    color:pink; do
     refuses "--${pair%%:*} ${pair#*:}" "${pair%%:*}" report "$data/expert_counts.csv" "--${pair%%:*}" "${pair#*:}"
 done
 
@@ -84,26 +93,32 @@ start=$(date +%s)
 works "report on the bundled ids" report $ids --devices 8 --html r.html
 less "the report takes less than 20 s" $(($(date +%s) - start)) 20
 cp "$tmp/out" "$tmp/report.txt"
-[ -s "$tmp/cwd/r.html" ] && pass "--html writes the file" || fail "--html writes the file"
+[ -s "$tmp/cwd/r.html" ]
+result $? "--html writes the file"
 cp "$tmp/cwd/r.html" "$tmp/report.html"
 equal "and nothing else" "$(ls -A "$tmp/cwd")" r.html
 has "the table gives a verdict" '[Rr]ecommend|not now|[Ii]nsufficient' "$tmp/report.txt"
 LC_ALL=C grep -n '[^ -~]' "$tmp/report.txt" >"$tmp/log"
-[ -s "$tmp/log" ] && fail "plain ASCII in the C locale" "$tmp/log" || pass "plain ASCII in the C locale"
+[ ! -s "$tmp/log" ]
+result $? "plain ASCII in the C locale" "$tmp/log"
 awk 'length > 120' "$tmp/report.txt" >"$tmp/log"
-[ -s "$tmp/log" ] && fail "no line of the table beyond 120 columns" "$tmp/log" || pass "no line of the table beyond 120 columns"
+[ ! -s "$tmp/log" ]
+result $? "no line of the table beyond 120 columns" "$tmp/log"
 has "HTML: starts as a page" '<!DOCTYPE html>|<!doctype html>' "$tmp/report.html"
 has "HTML: ends as one" '</html>' "$tmp/report.html"
-grep -nioE '(src|href) *= *"[^#"][^"]*"|url\([^#)][^)]*\)|@import|<script|<link' "$tmp/report.html" | head -n 5 >"$tmp/log"
-[ -s "$tmp/log" ] && fail "HTML: self-contained, no script" "$tmp/log" || pass "HTML: self-contained, no script"
+grep -nioE '(src|href) *= *"[^#"][^"]*"|url\([^#)][^)]*\)|@import|<script|<link' "$tmp/report.html" |
+    head -n 5 >"$tmp/log"
+[ ! -s "$tmp/log" ]
+result $? "HTML: self-contained, no script" "$tmp/log"
 less "HTML: at least 4 pictures" 4 "$(grep -oE '<svg' "$tmp/report.html" | wc -l)"
 less "HTML: smaller than 2 MB" "$(wc -c <"$tmp/report.html")" 2000000
 grep -noE '\b-?nan\b|\binf\b' "$tmp/report.html" | head -n 3 >"$tmp/log"
-[ -s "$tmp/log" ] && fail "HTML: no NaN, no infinity" "$tmp/log" || pass "HTML: no NaN, no infinity"
+[ ! -s "$tmp/log" ]
+result $? "HTML: no NaN, no infinity" "$tmp/log"
 # shellcheck disable=SC2086
 works "the same report again" report $ids --devices 8 --html r.html
-cmp "$tmp/out" "$tmp/report.txt" >"$tmp/log" 2>&1 && cmp "$tmp/cwd/r.html" "$tmp/report.html" >>"$tmp/log" 2>&1 &&
-    pass "is the same, byte for byte" || fail "is the same, byte for byte" "$tmp/log"
+cmp "$tmp/out" "$tmp/report.txt" >"$tmp/log" 2>&1 && cmp "$tmp/cwd/r.html" "$tmp/report.html" >>"$tmp/log" 2>&1
+result $? "is the same, byte for byte" "$tmp/log"
 
 # shellcheck disable=SC2086
 works "report --json" report $ids --devices 8 --json
@@ -118,23 +133,27 @@ equal "JSON: tokens of the first input" "$(json "$tmp/r.json" inputs 0 tokens)" 
 equal "JSON: one row per layer" "$(json "$tmp/r.json" layers length)" 4
 less "JSON: no placement of the experts beats its bound" 1 "$(json "$tmp/r.json" layers 0 imbalance_bound)"
 for l in 0 1 2 3; do
-    less "layer $l: bound <= plan with copies" "$(json "$tmp/r.json" layers $l imbalance_bound)" "$(json "$tmp/r.json" layers $l imbalance_today)"
+    less "layer $l: bound <= today" "$(json "$tmp/r.json" layers $l imbalance_bound)" \
+        "$(json "$tmp/r.json" layers $l imbalance_today)"
     less "layer $l: plan without copies <= today" 1 "$(json "$tmp/r.json" layers $l imbalance_no_copies)"
 done
 total=$(json "$tmp/r.json" expert_loads sum)
 for which in today no_copies copies; do
     sum=$(json "$tmp/r.json" device_loads_$which sum)
-    less "device loads ($which) sum to the expert loads" "$sum" "$(awk -v t="$total" 'BEGIN { print t * (1 + 1e-6) }')"
-    less "device loads ($which) lose nothing" "$(awk -v t="$total" 'BEGIN { print t * (1 - 1e-6) }')" "$sum"
+    off=$(awk -v a="$sum" -v t="$total" 'BEGIN { d = a / t - 1; print d < 0 ? -d : d }')
+    less "device loads ($which) sum to the expert loads" "$off" 1e-6
 done
-less "the domain shift shows: prose and python correlate less in some layer" "$(json "$tmp/r.json" inputs 2 correlation_lowest)" 0.5
+less "the domain shift shows: prose and python are little alike in some layer" \
+    "$(json "$tmp/r.json" inputs 2 correlation_lowest)" 0.5
 
 # The same counts in other formats give the same answer: the share of the hottest expert, and the whole report.
 head -n 2 "$data/expert_counts.csv" | tail -n 1 | cut -d, -f3- | tr -d '\r' >"$tmp/row"
 share=$(tr ',' '\n' <"$tmp/row" | awk '{ s += $1; if ($1 > m) m = $1 } END { printf "%.5f", m / s }')
-hottest() { awk -v m="$(json "$1" expert_loads 0 max)" -v s="$(json "$1" expert_loads 0 sum)" 'BEGIN { printf "%.5f", m / s }'; }
+hottest() {
+    awk -v m="$(json "$1" expert_loads 0 max)" -v s="$(json "$1" expert_loads 0 sum)" 'BEGIN { printf "%.5f", m / s }'
+}
 { printf '{"logical_count": [['; tr -d '\n' <"$tmp/row"; printf ']]}'; } >"$tmp/one.json"
-{ printf 'layer'; i=0; while [ $i -lt 64 ]; do printf ',%d' $i; i=$((i + 1)); done; printf '\n0,'; cat "$tmp/row"; } >"$tmp/one.csv"
+{ printf 'layer'; for e in $(seq 0 63); do printf ',%d' "$e"; done; printf '\n0,'; cat "$tmp/row"; } >"$tmp/one.csv"
 { printf 'layer,expert,count\n'; tr ',' '\n' <"$tmp/row" | awk '{ print "0," NR - 1 "," $1 }'; } >"$tmp/long.csv"
 { printf '{"step": 0, "layer": 0, "counts": ['; tr -d '\n' <"$tmp/row"; printf ']}\n'; } >"$tmp/one.jsonl"
 for f in one.json one.csv long.csv one.jsonl; do
@@ -143,7 +162,7 @@ for f in one.json one.csv long.csv one.jsonl; do
     equal "$f: one layer" "$(json "$tmp/out" setup layers)" 1
     equal "$f: 64 experts" "$(json "$tmp/out" setup experts)" 64
     equal "$f: the hottest expert's share is the file's" "$(hottest "$tmp/out")" "$share"
-    equal "$f: the same verdict and figures as one.json" "$(json "$tmp/$f.out" layers)" "$(json "$tmp/one.json.out" layers)"
+    equal "$f: the same figures as one.json" "$(json "$tmp/$f.out" layers)" "$(json "$tmp/one.json.out" layers)"
 done
 
 # ---- place and route ---------------------------------------------------------------------------------
@@ -164,16 +183,18 @@ done
 refuses "fewer slots than experts" "fewer" place "$data/expert_counts.csv" --devices 8 --slots 32
 refuses "place without --devices" "devices" place "$data/expert_counts.csv"
 refuses "an unknown policy" "policy" place "$data/expert_counts.csv" --devices 8 --policy magic
-refuses "an output folder that is not there" "nowhere" place "$data/expert_counts.csv" --devices 8 --out nowhere/plan.json
+refuses "an output folder that is not there" "nowhere" \
+    place "$data/expert_counts.csv" --devices 8 --out nowhere/plan.json
 refuses "a report into a folder that is not there" "nowhere" report "$data/expert_counts.csv" --html nowhere/r.html
 router=$("$tool" presets 2>/dev/null | grep -oE '\b(softmax_renorm|olmoe|qwen3|mixtral|qwen3_moe)\b' | head -n 1)
 for domain in prose c python; do
-    works "route: the $domain hidden states" route "$data/${domain}_layer2_hidden.npy" --gate "$data/layer2_gate.npy" \
-        --router "${router:-mixtral}" --topk 8 --compare "$data/${domain}_topk_ids.npy" --layer 2
+    works "route: the $domain hidden states" route "$data/${domain}_layer2_hidden.npy" \
+        --gate "$data/layer2_gate.npy" --router "${router:-mixtral}" --topk 8 \
+        --compare "$data/${domain}_topk_ids.npy" --layer 2
     has "route: all 256 $domain tokens as recorded" '256 of 256 tokens' "$tmp/out"
 done
 
-# ---- bad input: a message, exit code 2, no partial report -------------------------------------------------
+# ---- odd files beyond those of test_cli_input.sh: a message, exit code 2, no partial report --------------
 bad=$tmp/bad
 mkdir "$bad"
 # npy FILE DESCR SHAPE [BYTES_OF_DATA]: a .npy file with that header, its data zero bytes
@@ -191,48 +212,20 @@ try() { # try NAME FILE [ARGS...]: report on a bad file
 }
 : >"$bad/empty.npy"; : >"$bad/empty.csv"; : >"$bad/empty.json"; : >"$bad/empty.jsonl"
 for e in npy csv json jsonl; do try "empty .$e" empty.$e; done
-try "a file that is not there" missing.npy
-mkdir "$bad/folder.npy"
-try "a folder" folder.npy
 head -c 3000 "$tool" >"$bad/garbage"
 for e in npy csv json jsonl bin; do cp "$bad/garbage" "$bad/garbage.$e"; try "binary garbage as .$e" garbage.$e; done
 head -c 6 "$data/prose_topk_ids.npy" >"$bad/cut6.npy"; try "cut inside the magic" cut6.npy
 head -c 60 "$data/prose_topk_ids.npy" >"$bad/cut60.npy"; try "cut inside the header" cut60.npy
 head -c 5000 "$data/prose_topk_ids.npy" >"$bad/cut.npy"; try "cut inside the data" cut.npy
-{ cat "$data/prose_topk_ids.npy"; echo more; } >"$bad/longer.npy"; try "bytes behind the data" longer.npy
-npy huge.npy '|u1' '1250000000, 1, 8' 100; try "10 GB claimed in the header" huge.npy
 npy overflow.npy '<i8' '9223372036854775807, 4, 8' 100; try "a shape that overflows" overflow.npy
 npy negative.npy '<i4' '-5, 1, 2' 40; try "a negative shape" negative.npy
-npy none.npy '<i4' '0, 4, 8' 0; try "no tokens" none.npy
-npy flat.npy '<i4' '16,' 64; try "one axis" flat.npy
-npy deep.npy '<i4' '2, 2, 2, 2' 64; try "four axes" deep.npy
 npy text.npy '<U8' '4, 2' 256; try "text for numbers" text.npy
-npy complex.npy '<c8' '4, 2' 64; try "complex numbers" complex.npy
 npy object.npy '|O' '4, 2' 64; try "Python objects" object.npy
-npy fortran.npy '<i4' '4, 4, 2' 128 True; try "Fortran order" fortran.npy
 printf '\223NUMPY\011\000v\000' >"$bad/version.npy"; try "an unknown .npy version" version.npy
 printf '\223NUMPY\001\000\377\377{' >"$bad/header.npy"; try "a header longer than the file" header.npy
 printf '\223NUMPY\001\000\020\000%-16s' "{'descr': " >"$bad/dict.npy"; try "a header that stops" dict.npy
-{ printf '\223NUMPY\001\000v\000'; printf '%-117s\n' "{'descr': '<i4', 'fortran_order': False, 'shape': (2, 2), }"; printf '\1\0\0\0\376\377\377\377\1\0\0\0\2\0\0\0'; } >"$bad/id.npy"
-try "an id of -2" id.npy
-refuses "an id beyond --experts" "prose_topk_ids" report "$data/prose_topk_ids.npy" --experts 16 --devices 4 --html r.html
-printf 'layer,0,1\n0,1,2,3\n' >"$bad/fields.csv"; try "a CSV line with too many fields" fields.csv:2
-printf 'layer,0,1\n0,1,x\n' >"$bad/word.csv"; try "a word for a count" word.csv:2
-printf 'layer,0,1\n0,1,-2\n' >"$bad/minus.csv"; try "a negative count" minus.csv:2
-printf 'layer,0,1\n0,1,nan\n' >"$bad/nan.csv"; try "NaN for a count" nan.csv:2
 printf 'layer,0,1\n0,1,1e999\n' >"$bad/inf.csv"; try "infinity for a count" inf.csv:2
-printf 'layer,0,1\n0,0,0\n' >"$bad/zero.csv"; try "nothing but zeros" zero.csv
-printf 'layer,0,1\n' >"$bad/header.csv"; try "a header only" header.csv
-printf '{"logical_count": [[1, 2], [3]]}' >"$bad/ragged.json"; try "layers of different length" ragged.json
-printf '{"logical_count": [[1, "2"]]}' >"$bad/string.json"; try "a string for a count" string.json
-printf '{"logical_count": [[1, -2]]}' >"$bad/minus.json"; try "a negative count in JSON" minus.json
-printf '{"logical_count": [[1, 2]' >"$bad/cut.json"; try "JSON that stops" cut.json
-printf '{"something": 1}' >"$bad/other.json"; try "JSON of another kind" other.json
-{ i=0; while [ $i -lt 3000 ]; do printf '['; i=$((i + 1)); done; } >"$bad/nested.json"; try "JSON nested 3000 deep" nested.json
-printf '{"step": 0, "layer": 0, "ids": [[0, 1], [2]]}\n' >"$bad/ragged.jsonl"; try "tokens with different numbers of choices" ragged.jsonl:1
-printf '{"step": 0, "layer": 0, "ids": [[0, 1]]}\n{oops\n' >"$bad/line2.jsonl"; try "a broken second line" line2.jsonl:2
-printf '{"logical_count": [[1, 2, 3]]}' >"$bad/three.json"
-refuses "two inputs with different numbers of experts" "three.json" report "$tmp/one.json" "$bad/three.json" --devices 2
+head -c 3000 /dev/zero | tr '\000' '[' >"$bad/nested.json"; try "JSON nested 3000 deep" nested.json
 
 # A file name may hold anything; it is printed without control characters and escaped in HTML.
 printf '{"logical_count": [[5, 2, 3, 4]]}' >"$bad/<b>&\"x.json"
@@ -242,7 +235,8 @@ grep -qF '<b>&"x' "$tmp/cwd/r.html" && fail "is escaped in the page" || pass "is
 # Output that cannot be written is an error, not a success with half a report.
 if [ -e /dev/full ]; then
     "$tool" report "$tmp/one.json" --topk 8 --devices 8 >/dev/full 2>"$tmp/err"
-    [ $? -eq 1 ] && [ -s "$tmp/err" ] && pass "a full disk: exit code 1 and a message" || fail "a full disk: exit code 1 and a message" "$tmp/err"
+    [ $? -eq 1 ] && [ -s "$tmp/err" ]
+    result $? "a full disk: exit code 1 and a message" "$tmp/err"
 else skip "a full disk" "no /dev/full"; fi
 mkdir "$tmp/kept" && echo old >"$tmp/kept/r.html"
 "$tool" report "$bad/cut.npy" --devices 4 --html "$tmp/kept/r.html" >/dev/null 2>&1

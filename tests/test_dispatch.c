@@ -98,7 +98,8 @@ TEST(permute_random)
         int32_t E = (int32_t)(1 + t_below(&s, round % 40 == 0 ? 6000 : 20)), K = (int32_t)(1 + t_below(&s, 5)), e;
         int64_t T = t_below(&s, 60), n = T * K, i, r, rows = 0, max_rows;
         int none = (int)t_below(&s, 3) * 40 + (t_below(&s, 20) == 0 ? 100 : 0), padding = (int)(1 + t_below(&s, 6));
-        int32_t *ids = random_ids(&s, n, E, none), *to_flat = new32(n), *to_row = new32(n), *other = new32(n + E * padding), *more = new32(n + E * padding), *third = new32(n);
+        int32_t *ids = random_ids(&s, n, E,
+                                  none), *to_flat = new32(n), *to_row = new32(n), *other = new32(n + E * padding), *more = new32(n + E * padding), *third = new32(n);
         int64_t *offsets = new64(E + 1), *bins = new64(E + 1), *pads = new64(E + 1), skipped;
         CHECK_I64(moe_ep_permute(ids, n, E, offsets, to_flat, to_row, NULL), MOE_EP_OK);
         for (i = 0; i < n; i++) {
@@ -123,7 +124,8 @@ TEST(permute_random)
         check_i32s(other, to_flat, n);
         for (r = 0; r < rows; r++) CHECK_I64(third[r], ids[to_flat[r]]);
         max_rows = pads[E - 1];
-        CHECK_I64(moe_ep_trtllm_permute(ids, T, K, E, padding, bins, third, other, more, max_rows, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_trtllm_permute(ids, T, K, E, padding, bins, third, other, more, max_rows, NULL, NULL),
+                  MOE_EP_OK);
         CHECK_I64(bins[E], max_rows);
         for (i = 0; i < n; i++) {
             if (ids[i] < 0) { CHECK_I64(third[i], -1); continue; }
@@ -226,7 +228,8 @@ TEST(align_examples)
     static const int32_t want[] = {2, 8, 0, 3, 4, 7, 5, 8, 1, 6}, blocks[] = {0, 1, 1, 2, 3};
     static const int64_t counts[] = {2, 3, 0, 6, 8};
     static const int32_t batched[] = {0, 1, 3, 3, 4, 4, -1, -1, -1, -1};
-    static const int32_t rows[] = {0, 1, 40, 40, 8, 9, 10, 40, 24, 25, 26, 27, 28, 29, 40, 40, 32, 33, 34, 35, 36, 37, 38, 39, 40};
+    static const int32_t rows[] = {
+        0, 1, 40, 40, 8, 9, 10, 40, 24, 25, 26, 27, 28, 29, 40, 40, 32, 33, 34, 35, 36, 37, 38, 39, 40};
     static const int32_t foreign[] = {0, 9, -7, 1}, map[] = {0, 4};
     int32_t sorted[64], experts[64];
     int64_t len = 0, num = 0, used = 0;
@@ -284,7 +287,8 @@ TEST(align_examples)
 
 TEST(contract_examples)
 {
-    static const int32_t sglang[] = {3, -1, 0, 3, -1, -1, 2, 0}, sorted[] = {0, 0, 2, 3, 3, -1, -1, -1}, dst[] = {3, -3, 0, 4, -2, -1, 2, 1};
+    static const int32_t sglang[] = {
+        3, -1, 0, 3, -1, -1, 2, 0}, sorted[] = {0, 0, 2, 3, 3, -1, -1, -1}, dst[] = {3, -3, 0, 4, -2, -1, 2, 1};
     static const int32_t keep[] = {1, -1, 0}, kept[] = {-1, 0, 1}, kept_dst[] = {2, 0, 1};
     static const int64_t indptr[] = {0, 2, 2, 3, 5}, kept_indptr[] = {0, 2, 3};
     static const int32_t perm[] = {2, 0, 3, 4, 7, 5, 1, 6}, inv[] = {1, 6, 0, 2, 3, 5, 7, 4};
@@ -342,7 +346,8 @@ TEST(contract_examples)
 
 TEST(megatron_and_torchtitan)
 {
-    static const int32_t tokens[] = {1, 0, 1, 2, 3, 2, 0, 3}, dropped[] = {1, 3, 0}, chunks[] = {3, 0, 1, 2}, order[] = {2, 0, 1};
+    static const int32_t tokens[] = {
+        1, 0, 1, 2, 3, 2, 0, 3}, dropped[] = {1, 3, 0}, chunks[] = {3, 0, 1, 2}, order[] = {2, 0, 1};
     static const uint8_t column[] = {0, 1, 0, 1}, lone[] = {0, 1, 0, 0}, filled[] = {1, 1, 0, 0};
     static const int64_t offsets[] = {0, 1, 5, 6, 8}, sizes[] = {1, 2, 1}, groups[] = {4, 2, 1, 3, 1, 2, 3, 4};
     static const int32_t first[] = {0, 1, 2, 3, 10, -1, -1, -1, 4, 5, 11, 12};
@@ -397,13 +402,15 @@ TEST(vllm_permute_random)
     for (round = 0; round < 500; round++) {
         int32_t local = (int32_t)(1 + t_below(&s, 4)), R = (int32_t)(1 + t_below(&s, 4)), E = local * R, r, e;
         int64_t n = t_below(&s, 80), i, base = 0;
-        int32_t *ids = random_ids(&s, n, E, (int)t_below(&s, 2) * 30), *perm = new32(n), *inv = new32(n), *flat = new32(n), *back = new32(n), map[16];
+        int32_t *ids = random_ids(&s, n, E, (int)t_below(&s,
+                                  2) * 30), *perm = new32(n), *inv = new32(n), *flat = new32(n), *back = new32(n), map[16];
         int64_t offsets[17], part[17];
         CHECK_I64(moe_ep_permute(ids, n, E, offsets, flat, back, NULL), MOE_EP_OK);
         for (r = 0; r < R; r++) {
             uint8_t seen[100] = {0};
             for (e = 0; e < E; e++) map[e] = e / local == r ? e % local : -1;
-            CHECK_I64(moe_ep_vllm_permute(ids, n, E, r * local, local, t_below(&s, 2) ? map : NULL, part, perm, inv, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_vllm_permute(ids, n, E, r * local, local, t_below(&s, 2) ? map : NULL, part, perm,
+                      inv, NULL, NULL), MOE_EP_OK);
             for (i = 0; i < part[local]; i++) CHECK_I64(perm[i], flat[base + i]);
             for (; i < n; i++) CHECK_I64(perm[i], n);
             for (i = 0; i < n; i++) seen[inv[i]]++;
@@ -425,7 +432,8 @@ TEST(layout_random)
     int round;
     for (round = 0; round < 1000; round++) {
         int32_t R = (int32_t)(1 + t_below(&s, round % 10 == 0 ? 90 : 9)), E = R * (int32_t)(1 + t_below(&s, 4)), K = (int32_t)(1 + t_below(&s, 9));
-        int32_t per_node = (int32_t)t_below(&s, R + 1), size = per_node ? per_node : R, N = (R + size - 1) / size, r, k, e;
+        int32_t per_node = (int32_t)t_below(&s,
+                                            R + 1), size = per_node ? per_node : R, N = (R + size - 1) / size, r, k, e;
         int64_t T = t_below(&s, 20), t, idx;
         int32_t *ids = random_ids(&s, T * K, E, (int)t_below(&s, 60)), *map = new32(E), *where = new32(T * R);
         int64_t *ranks = new64(R), *nodes = new64(N), *experts = new64(E), *count = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)E);
@@ -514,7 +522,8 @@ TEST(traffic_random)
         int32_t D = (int32_t)(1 + t_below(&s, round % 10 == 0 ? 100 : 8)), N = (int32_t)(1 + t_below(&s, D)), P = (int32_t)(1 + t_below(&s, 30));
         int32_t K = (int32_t)(1 + t_below(&s, 8)), i, k, j, d, mode;
         int64_t T = t_below(&s, 30), t;
-        int32_t *slot_device = new32(P), *node = new32(D), *slots = random_ids(&s, T * K, P, 15), *source = new32(T), *fr = new32(T), *fn = new32(T);
+        int32_t *slot_device = new32(P), *node = new32(D), *slots = random_ids(&s, T * K, P,
+                                                                               15), *source = new32(T), *fr = new32(T), *fn = new32(T);
         int64_t *rank = new64(D * D), *nodes = new64(N * N);
         moe_ep_placement p = shape_of(D, N, P, slot_device, node);
         int given = (int)t_below(&s, 2);
@@ -535,12 +544,15 @@ TEST(traffic_random)
                         if (node[slot_device[before]] == node[dev]) new_node = 0;
                     }
                     br[source[t] * D + dev] += mode == MOE_EP_COUNT_PAIRS || new_rank;
-                    bn[node[source[t]] * N + node[dev]] += mode == MOE_EP_COUNT_PAIRS || (mode == MOE_EP_COUNT_RANKS ? new_rank : new_node);
+                    bn[node[source[t]] * N + node[dev]] += mode == MOE_EP_COUNT_PAIRS ||
+                        (mode == MOE_EP_COUNT_RANKS ? new_rank : new_node);
                 }
-            CHECK_I64(moe_ep_traffic(&p, slots, T, K, given ? source : NULL, (moe_ep_count_mode)mode, rank, nodes, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_traffic(&p, slots, T, K, given ? source : NULL, (moe_ep_count_mode)mode, rank,
+                      nodes, NULL), MOE_EP_OK);
             check_i64s(rank, br, (int64_t)D * D);
             check_i64s(nodes, bn, (int64_t)N * N);
-            CHECK_I64(moe_ep_traffic(&p, slots, T, K, given ? source : NULL, (moe_ep_count_mode)mode, NULL, nodes, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_traffic(&p, slots, T, K, given ? source : NULL, (moe_ep_count_mode)mode, NULL,
+                      nodes, NULL), MOE_EP_OK);
             free(br);
             free(bn);
         }
@@ -561,7 +573,8 @@ TEST(traffic_random)
 
 TEST(traffic_example_and_errors)
 {
-    int32_t slot_device[] = {0, 1}, node[] = {0, 0}, slots[] = {0, 1, 1, 1}, wrong[] = {0, 2, 0, 0}, source[] = {0, 7}, ranks[2];
+    int32_t slot_device[] = {
+        0, 1}, node[] = {0, 0}, slots[] = {0, 1, 1, 1}, wrong[] = {0, 2, 0, 0}, source[] = {0, 7}, ranks[2];
     static const int64_t pairs[] = {1, 1, 0, 2}, once[] = {1, 1, 0, 1};
     int64_t rank[4];
     moe_ep_placement p = shape_of(2, 1, 2, slot_device, node), q;
@@ -583,7 +596,8 @@ TEST(traffic_example_and_errors)
     CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, source, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_DEVICE_ID);
     CHECK_I64(err.index, 1);
     CHECK_I64(moe_ep_traffic(&p, slots, 2, 0, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_SIZE);
-    CHECK_I64(moe_ep_traffic(&p, slots, INT64_MAX / 2, 5, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_traffic(&p, slots, INT64_MAX / 2, 5, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err),
+              MOE_EP_ERR_OVERFLOW);
     memset(&q, 0, sizeof q);
     CHECK_I64(moe_ep_traffic(&q, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_SIZE);
     slot_device[1] = 5;
@@ -622,7 +636,8 @@ static int32_t experts_of(const vec_case *x)
     return (int32_t)most + 1;
 }
 
-static void run_align(const vec_case *x, moe_ep_align_desc d, const char *sorted_key, const char *experts_key, const char *post_key)
+static void run_align(const vec_case *x, moe_ep_align_desc d, const char *sorted_key, const char *experts_key,
+                      const char *post_key)
 {
     const vec_field *ids = any_of(x, "topk_ids|ids"), *f;
     int32_t *p = vec_i32(ids), *sorted, *experts;
@@ -657,9 +672,11 @@ static void vec_align(const vec_case *x)
         int32_t *m = vec_i32(map);
         d.expert_map = m;
         d.old_buffer = 1;
-        run_align(x, d, "mapped.sorted_token_ids", "mapped.expert_ids_valid|mapped.expert_ids", "mapped.num_tokens_post_pad");
+        run_align(x, d, "mapped.sorted_token_ids", "mapped.expert_ids_valid|mapped.expert_ids",
+                  "mapped.num_tokens_post_pad");
         d.ignore_invalid = 1;
-        run_align(x, d, "ignore_invalid.sorted_token_ids", "ignore_invalid.expert_ids_valid|ignore_invalid.expert_ids", "ignore_invalid.num_tokens_post_pad");
+        run_align(x, d, "ignore_invalid.sorted_token_ids",
+                  "ignore_invalid.expert_ids_valid|ignore_invalid.expert_ids", "ignore_invalid.num_tokens_post_pad");
         free(m);
         return;
     }
@@ -680,14 +697,18 @@ static void vec_align(const vec_case *x)
 static void vec_align_batched(const vec_case *x)
 {
     const vec_field *counts = any_of(x, "expert_num_tokens|counts|num_tokens_per_expert"), *f;
-    int32_t E = (int32_t)counts->count, max = (int32_t)any_of(x, "max_tokens_per_batch|max_tokens|max_num_tokens")->i[0];
+    int32_t E = (int32_t)counts->count, max = (int32_t)any_of(x,
+                                                              "max_tokens_per_batch|max_tokens|max_num_tokens")->i[0];
     int32_t B = (int32_t)vec_int(x, "block_size");
     int64_t len = (int64_t)E * ((max + B - 1) / B * B), used = 0;
     int32_t *sorted = new32(len), *experts = new32(len / B);
     CHECK_I64(moe_ep_align_batched(counts->i, E, max, B, sorted, experts, &used, NULL), MOE_EP_OK);
     if ((f = any_of(x, "num_tokens_post_pad"))) CHECK_I64(used, f->i[0]);
-    if ((f = any_of(x, "sorted_token_ids|sorted_ids"))) { CHECK(f->count <= len); if (f->count <= len) check_vec32(sorted, f); }
-    if ((f = any_of(x, "expert_ids|expert_ids_valid"))) { CHECK(f->count <= len / B); if (f->count <= len / B) check_vec32(experts, f); }
+    if ((f = any_of(x,
+        "sorted_token_ids|sorted_ids"))) { CHECK(f->count <= len); if (f->count <= len) check_vec32(sorted, f); }
+    if ((f = any_of(x,
+        "expert_ids|expert_ids_valid"))) {
+            CHECK(f->count <= len / B); if (f->count <= len / B) check_vec32(experts, f); }
     free(sorted);
     free(experts);
 }
@@ -695,10 +716,12 @@ static void vec_align_batched(const vec_case *x)
 static void vec_vllm_permute(const vec_case *x)
 {
     const vec_field *ids = any_of(x, "topk_ids|ids"), *map = vec_find(x, "expert_map");
-    int32_t E = experts_of(x), local = (int32_t)vec_int_or(x, "num_local", E), *p = vec_i32(ids), *m = map ? vec_i32(map) : NULL;
+    int32_t E = experts_of(x), local = (int32_t)vec_int_or(x, "num_local",
+                                                           E), *p = vec_i32(ids), *m = map ? vec_i32(map) : NULL;
     int32_t *perm = new32(ids->count), *inv = new32(ids->count);
     int64_t *offsets = new64(local + 1);
-    CHECK_I64(moe_ep_vllm_permute(p, ids->count, E, (int32_t)vec_int_or(x, "start_expert", 0), local, m, offsets, perm, inv, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_vllm_permute(p, ids->count, E, (int32_t)vec_int_or(x, "start_expert", 0), local, m,
+              offsets, perm, inv, NULL, NULL), MOE_EP_OK);
     check_vec64(offsets, vec_get(x, "expert_first_token_offset"));
     check_vec32(perm, vec_get(x, "permuted_idx"));
     check_vec32(inv, vec_get(x, "inv_permuted_idx"));
@@ -711,7 +734,8 @@ static void vec_sglang(const vec_case *x)
     int32_t E = experts_of(x), *p = vec_i32(ids), *a = new32(ids->count), *b = new32(ids->count);
     int64_t *seg = new64(E + 1);
     /* the variant for DeepEP drops the -1 entries, so that fewer ids than assignments are listed */
-    if (sorted && sorted->count == ids->count) CHECK_I64(moe_ep_sglang_preprocess_keep(p, ids->count, E, a, b, seg, NULL), MOE_EP_OK);
+    if (sorted && sorted->count == ids->count) CHECK_I64(moe_ep_sglang_preprocess_keep(p, ids->count, E, a, b,
+                                                         seg, NULL), MOE_EP_OK);
     else CHECK_I64(moe_ep_sglang_preprocess(p, ids->count, E, a, b, seg, NULL), MOE_EP_OK);
     if (sorted) check_vec32(a, sorted);
     check_vec32(b, vec_get(x, "src2dst"));
@@ -723,9 +747,11 @@ static void vec_torchtitan_indices(const vec_case *x)
 {
     const vec_field *counts = vec_get(x, "tokens_per_expert_group");
     int32_t e = (int32_t)vec_int(x, "experts_per_rank"), R = (int32_t)(counts->count / e);
-    int64_t max_len = vec_int_or(x, "max_len", vec_get(x, "permuted_indices")->count), *sizes = new64(e), *offsets = new64(e);
+    int64_t max_len = vec_int_or(x, "max_len", vec_get(x,
+                                 "permuted_indices")->count), *sizes = new64(e), *offsets = new64(e);
     int32_t *rows = new32(max_len);
-    CHECK_I64(moe_ep_torchtitan_permute_indices(counts->i, e, R, max_len, (int32_t)vec_int(x, "alignment"), rows, sizes, offsets, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(counts->i, e, R, max_len, (int32_t)vec_int(x, "alignment"),
+              rows, sizes, offsets, NULL), MOE_EP_OK);
     check_vec32(rows, vec_get(x, "permuted_indices"));
     check_vec64(sizes, vec_get(x, "m_sizes"));
     check_vec64(offsets, vec_get(x, "m_offsets"));
@@ -782,7 +808,8 @@ static int vec_megatron(const vec_case *x)
     f = any_of(x, "sorted_indices|permuted_token_indices|token_indices");
     if (f && (strstr(op, "drop") || vec_int_or(x, "drop_and_pad", 0))) {
         const vec_field *C = any_of(x, "capacity|C");
-        CHECK_I64(moe_ep_megatron_drop_and_pad(m, T, E, (int32_t)(C ? C->i[0] : f->count / E), tokens, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_megatron_drop_and_pad(m, T, E, (int32_t)(C ? C->i[0] : f->count / E), tokens, NULL),
+                  MOE_EP_OK);
         check_vec32(tokens, f);
         seen = 1;
     } else if (f) {
@@ -830,11 +857,17 @@ static int vec_trtllm(const vec_case *x)
     b = new32(max_rows);
     c = new32(max_rows);
     offsets = new64(E + 1);
-    CHECK_I64(moe_ep_trtllm_permute(p, ids->dim[0], (int32_t)ids->dim[1], E, padding, offsets, a, b, c, max_rows, NULL, NULL), MOE_EP_OK);
-    if ((f = any_of(x, "expanded_token_idx_to_permuted_idx|expandedTokenIdxToPermutedIdx|expanded_to_permuted"))) { check_vec32(a, f); seen = 1; }
-    if ((f = any_of(x, "permuted_idx_to_expanded_idx|permutedIdxToExpandedIdx|permuted_to_expanded")) && f->count <= max_rows) { check_vec32(b, f); seen = 1; }
-    if ((f = any_of(x, "permuted_idx_to_token_idx|permutedIdxToTokenIdx|permuted_to_token")) && f->count <= max_rows) { check_vec32(c, f); seen = 1; }
-    if ((f = any_of(x, "padded_prefix|padded_offsets|paddedPrefixSum|padded_tokens_prefix_sum")) && f->count <= E + 1) { check_vec64(offsets, f); seen = 1; }
+    CHECK_I64(moe_ep_trtllm_permute(p, ids->dim[0], (int32_t)ids->dim[1], E, padding, offsets, a, b, c,
+              max_rows, NULL, NULL), MOE_EP_OK);
+    if ((f = any_of(x,
+        "expanded_token_idx_to_permuted_idx|expandedTokenIdxToPermutedIdx|expanded_to_permuted"))) {
+            check_vec32(a, f); seen = 1; }
+    if ((f = any_of(x, "permuted_idx_to_expanded_idx|permutedIdxToExpandedIdx|permuted_to_expanded")) &&
+        f->count <= max_rows) { check_vec32(b, f); seen = 1; }
+    if ((f = any_of(x, "permuted_idx_to_token_idx|permutedIdxToTokenIdx|permuted_to_token")) &&
+        f->count <= max_rows) { check_vec32(c, f); seen = 1; }
+    if ((f = any_of(x, "padded_prefix|padded_offsets|paddedPrefixSum|padded_tokens_prefix_sum")) &&
+        f->count <= E + 1) { check_vec64(offsets, f); seen = 1; }
     free(p); free(a); free(b); free(c); free(offsets);
     return seen;
 }
@@ -853,7 +886,8 @@ static int vec_megablocks(const vec_case *x)
     counts = new64(E);
     bins = new64(E);
     padded = new64(E);
-    CHECK_I64(moe_ep_megablocks_bins(p, ids->count, E, (int32_t)vec_int_or(x, "block_size", 128), a, b, counts, bins, padded, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_megablocks_bins(p, ids->count, E, (int32_t)vec_int_or(x, "block_size", 128), a, b, counts,
+              bins, padded, NULL), MOE_EP_OK);
     if ((f = any_of(x, "indices|sorted_indices"))) { check_vec32(a, f); seen = 1; }
     if ((f = any_of(x, "bin_ids"))) { check_vec32(b, f); seen = 1; }
     if ((f = any_of(x, "tokens_per_expert|counts"))) { check_vec64(counts, f); seen = 1; }
@@ -907,7 +941,8 @@ static int check_case(const vec_case *x)
 
 TEST(vectors_dispatch)
 {
-    static const char *bundled[] = {"tests/vectors/permute.vec", "tests/vectors/deepep_layout.vec", "tests/vectors/seed_and_literals.vec"};
+    static const char *bundled[] = {
+        "tests/vectors/permute.vec", "tests/vectors/deepep_layout.vec", "tests/vectors/seed_and_literals.vec"};
     const int named = t_argv && t_argv[0];
     int f, c, checked = 0, others = 0;
     for (f = 0; named || f < 3; f++) {
@@ -920,7 +955,8 @@ TEST(vectors_dispatch)
             if (check_case(&v.cases[c])) checked++;
             else {
                 others++;
-                if (strcmp(v.kind, "permute") == 0) printf("    not checked: %s (op %s)\n", v.cases[c].name, vec_text(&v.cases[c], "op"));
+                if (strcmp(v.kind, "permute") == 0) printf("    not checked: %s (op %s)\n", v.cases[c].name,
+                                                           vec_text(&v.cases[c], "op"));
             }
             STOP_IF_FAILED("case %s", v.cases[c].name);
         }

@@ -1496,6 +1496,34 @@ TEST(e_ranks_per_token)
     }
 }
 
+/* Three versions of the bytes exist: this page (local tokens * H * 2), another page of the same documents (all tokens),
+ * and the code, which all-gathers rows with their E router outputs and reduce-scatters rows.  One row per different
+ * rank lies between the two pages and below the code. */
+TEST(e_bytes_of_a_layer)
+{
+    static const double total = 64.0;
+    moe_ep_comm_desc c;
+    moe_ep_comm_result gather, dedup;
+    memset(&c, 0, sizeof c);
+    c.tokens = total / 8;
+    c.num_experts = 128;
+    c.top_k = 8;
+    c.hidden = 2048;
+    c.num_devices = 8;
+    c.mode = MOE_EP_A2A_ALLGATHER;
+    c.dispatch_extra = 2 * 128;
+    OK(moe_ep_comm_bytes(&c, &gather, &err));
+    CHECK_NEAR(gather.dispatch_intra_bytes, 7 * (total / 8) * (2048 + 128) * 2, 1e-12, 0.0);
+    CHECK_NEAR(gather.combine_intra_bytes, 7 * (total / 8) * 2048 * 2, 1e-12, 0.0);
+    c.mode = MOE_EP_A2A_RANK_DEDUP;
+    c.dispatch_extra = 0;
+    OK(moe_ep_comm_bytes(&c, &dedup, &err));
+    CHECK_NEAR(dedup.dispatch_intra_bytes / (total / 8 * 4096), 5.34 * 7 / 8, 0.0, 5e-3); /* not 1 copy per token */
+    CHECK(dedup.dispatch_intra_bytes < gather.combine_intra_bytes);
+    CHECK(dedup.dispatch_intra_bytes > total / 8 * 4096);  /* this page says too little */
+    CHECK(dedup.dispatch_intra_bytes < total * 4096);      /* the other page too much   */
+}
+
 /* 16 GB/s and 20 us: below 78 tokens latency outweighs bytes, and 48 layers x 2 phases cost 1.92 ms before a byte
  * moves.  In the tokens the bytes are linear, and they do not depend on the model's size. */
 TEST(e_small_batches_pay_latency)

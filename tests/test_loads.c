@@ -137,7 +137,8 @@ TEST(layer_loads_layouts)
     CHECK_I64(moe_ep_layer_loads(&view, loads, &skipped, NULL), MOE_EP_OK);
     check_i64s(loads, want, 6);
     for (round = 0; round < 500; round++) {
-        int32_t L = (int32_t)(1 + t_below(&s, 5)), K = (int32_t)(1 + t_below(&s, 4)), E = (int32_t)(K + t_below(&s, 20)), l;
+        int32_t L = (int32_t)(1 + t_below(&s, 5)), K = (int32_t)(1 + t_below(&s,
+                                                                 4)), E = (int32_t)(K + t_below(&s, 20)), l;
         int64_t T = t_below(&s, 40), gap = t_below(&s, 3), stride = (int64_t)L * K + gap, t, none = 0;
         int32_t *tlk = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * stride + 1));
         int32_t *ltk = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * L * K + 1)), k;
@@ -575,7 +576,8 @@ TEST(vectors_loads)
                 free(loads);
                 checked++;
             } else if (strcmp(vec_text(x, "op"), "uniform_expected_imbalance") == 0) {
-                CHECK_NEAR(moe_ep_expected_distinct(vec_int(x, "T"), (int32_t)vec_int(x, "K"), (int32_t)vec_int(x, "E"), NULL),
+                CHECK_NEAR(moe_ep_expected_distinct(vec_int(x, "T"), (int32_t)vec_int(x, "K"),
+                           (int32_t)vec_int(x, "E"), NULL),
                            vec_float(x, "distinct_exact"), 1e-12, 0);
                 checked++;
             }

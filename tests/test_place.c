@@ -44,8 +44,8 @@ static moe_ep_placement placement_new(int32_t L, int32_t E, const moe_ep_shape *
 
 static void placement_free(moe_ep_placement *p) { free(p->device_speed); } /* first in its block */
 
-typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *, moe_ep_scratch *,
-                                 moe_ep_error *);
+typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *,
+                                 moe_ep_scratch *, moe_ep_error *);
 
 /* Plans one layer and returns its device loads through `device`. */
 static moe_ep_plan_result plan_one(planner f, const moe_ep_place_desc *d, moe_ep_placement *p, double *device)
@@ -118,8 +118,8 @@ static void naive_replicate(const float *w, int n, int P, int *phy, int *rank, i
 }
 
 /* phy2log (P), phyrank (P), logcnt (E) of one layer. */
-static void naive_eplb(const double *load, int E, int P, int groups, int nodes, int devices, int *phy2log, int *phyrank,
-                       int *logcnt)
+static void naive_eplb(const double *load, int E, int P, int groups, int nodes, int devices, int *phy2log,
+                       int *phyrank, int *logcnt)
 {
     int size, each, n, i, g;
     float *w = (float *)t_alloc(sizeof(float) * (size_t)(P + E)), *part = (float *)t_alloc(sizeof(float) * (size_t)P);
@@ -325,7 +325,8 @@ TEST(devices_to_placement)
     placement_free(&p);
 }
 
-/* ---- EPLB ------------------------------------------------------------------------------------------------------- */
+/* ---- EPLB -------------------------------------------------------------------------------------------------------
+ */
 
 TEST(eplb_readme)
 {
@@ -333,7 +334,8 @@ TEST(eplb_readme)
                               20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27};
     const int32_t phy[32] = {5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1,
                              7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1};
-    const int32_t log2phy[24] = {12, -1, 15, 13, 11, -1, 6, -1, 7, 5, 0, 2, 1, -1, 3, -1, 4, -1, 9, -1, 8, 10, 14, -1};
+    const int32_t log2phy[24] = {12, -1, 15, 13, 11, -1, 6, -1, 7, 5,  0,  2,
+                                 1,  -1, 3,  -1, 4,  -1, 9, -1, 8, 10, 14, -1};
     const int32_t cnt[12] = {1, 2, 1, 1, 2, 2, 1, 1, 1, 1, 2, 1};
     moe_ep_place_desc d = desc_of(2, 12, shape_of(8, 16, 2), loads);
     moe_ep_placement p = placement_new(2, 12, &d.shape), q = placement_new(2, 12, &d.shape);
@@ -491,7 +493,8 @@ TEST(eplb_against_naive)
     int n;
     for (n = 0; n < 600; n++) {
         int nodes = 1 + (int)t_below(&s, 4), D = nodes * (1 + (int)t_below(&s, 5));
-        int groups = (1 + (int)t_below(&s, 3)) * (t_below(&s, 4) ? nodes : 1), E = groups * (1 + (int)t_below(&s, 12));
+        int groups = (1 + (int)t_below(&s, 3)) * (t_below(&s, 4) ? nodes : 1),
+            E = groups * (1 + (int)t_below(&s, 12));
         int hier = groups % nodes == 0, unit = D, P, L = 1 + (int)t_below(&s, 3);
         double *w = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
         moe_ep_place_desc d;
@@ -511,12 +514,15 @@ TEST(eplb_against_naive)
     }
 }
 
-/* ---- TensorRT-LLM ------------------------------------------------------------------------------------------------- */
+/* ---- TensorRT-LLM -------------------------------------------------------------------------------------------------
+ */
 
 TEST(trtllm_vectors)
 {
-    static const double a[4] = {1, 2, 3, 4}, b[4] = {0, 0, 0, 0}, c[4] = {1, 4, 2, 1}, e[5] = {10, 5, 2, 15, 8}, f[3] = {0, 10, 0};
-    static const int32_t ca[4] = {1, 1, 1, 1}, cb[4] = {2, 2, 1, 1}, cc[4] = {1, 4, 2, 1}, ce[5] = {2, 1, 1, 3, 2}, cf[3] = {1, 2, 1};
+    static const double a[4] = {1, 2, 3, 4}, b[4] = {0, 0, 0, 0}, c[4] = {1, 4, 2, 1}, e[5] = {10, 5, 2, 15, 8},
+                        f[3] = {0, 10, 0};
+    static const int32_t ca[4] = {1, 1, 1, 1}, cb[4] = {2, 2, 1, 1}, cc[4] = {1, 4, 2, 1}, ce[5] = {2, 1, 1, 3, 2},
+                         cf[3] = {1, 2, 1};
     const double *load[5] = {a, b, c, e, f};
     const int32_t *count[5] = {ca, cb, cc, ce, cf}, experts[5] = {4, 4, 4, 5, 3}, slots[5] = {4, 6, 8, 9, 4};
     int i, j;
@@ -529,7 +535,8 @@ TEST(trtllm_vectors)
         placement_free(&p);
     }
     { /* the placement tests: largest difference between ranks */
-        static const double w[5][6] = {{1, 1, 1, 1}, {1, 3, 2, 1}, {10, 5, 2, 15, 8}, {1, 100, 10}, {2, 3, 4, 5, 6, 7}};
+        static const double w[5][6] = {
+            {1, 1, 1, 1}, {1, 3, 2, 1}, {10, 5, 2, 15, 8}, {1, 100, 10}, {2, 3, 4, 5, 6, 7}};
         static const int32_t ne[5] = {4, 4, 5, 3, 6}, ranks[5] = {2, 2, 3, 2, 2}, each[5] = {2, 3, 3, 2, 3};
         static const double diff[5] = {0.001, 0.01, 2.0, 9.0, 1.0};
         for (i = 0; i < 5; i++) {
@@ -548,7 +555,8 @@ TEST(trtllm_vectors)
     }
 }
 
-/* ---- replica counts and bounds ---------------------------------------------------------------------------------------- */
+/* ---- replica counts and bounds
+ * ---------------------------------------------------------------------------------------- */
 
 /* Smallest possible heaviest replica over all counts, by trying them all. */
 static double brute_heaviest(const double *w, int E, int spare)
@@ -645,7 +653,8 @@ TEST(bound_below_optimum)
     uint64_t s = t_seed;
     int n, sharp = 0;
     for (n = 0; n < 400; n++) {
-        int D = 1 + (int)t_below(&s, 3), S = 1 + (int)t_below(&s, D == 3 ? 2 : 3), E = 1 + (int)t_below(&s, D * S < 5 ? D * S : 5);
+        int D = 1 + (int)t_below(&s, 3), S = 1 + (int)t_below(&s, D == 3 ? 2 : 3),
+            E = 1 + (int)t_below(&s, D * S < 5 ? D * S : 5);
         moe_ep_shape shape = shape_of(D, D * S, 1);
         moe_ep_bound_result r;
         double w[8], best;
@@ -673,7 +682,8 @@ TEST(bound_below_optimum)
     }
 }
 
-/* ---- best placement --------------------------------------------------------------------------------------------------- */
+/* ---- best placement
+ * --------------------------------------------------------------------------------------------------- */
 
 TEST(best_seed_numbers)
 {
@@ -734,7 +744,8 @@ static void search_expert(search *x, int i, int left)
         if (n > left - (x->E - 1 - i)) continue;
         for (d = 0; d < x->D && ok; d++)
             if (mask >> d & 1)
-                ok = x->fill[d] < x->cap[d] && !(x->down && x->down[d]) && (x->load[d] + x->w[e] / n) / x->speed[d] < x->best;
+                ok = x->fill[d] < x->cap[d] && !(x->down && x->down[d]) &&
+                     (x->load[d] + x->w[e] / n) / x->speed[d] < x->best;
         if (!ok) continue;
         for (d = 0; d < x->D; d++)
             if (mask >> d & 1) {
@@ -750,8 +761,8 @@ static void search_expert(search *x, int i, int left)
     }
 }
 
-static double search_optimum(const double *w, int E, int D, const int32_t *cap, const double *speed, const uint8_t *down,
-                             const int32_t *pin, double known)
+static double search_optimum(const double *w, int E, int D, const int32_t *cap, const double *speed,
+                             const uint8_t *down, const int32_t *pin, double known)
 {
     static const double ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
     search x;
@@ -775,7 +786,8 @@ static double search_optimum(const double *w, int E, int D, const int32_t *cap, 
     return x.best;
 }
 
-/* 1,000 small cases: within 0.5 % of the optimum, the bound below it, and at most EPLB unless EPLB doubles an expert. */
+/* 1,000 small cases: within 0.5 % of the optimum, the bound below it, and at most EPLB unless EPLB doubles an expert.
+ */
 TEST(best_against_optimum)
 {
     uint64_t s = t_seed;
@@ -847,7 +859,8 @@ TEST(best_general_shapes)
         for (i = 0; i < p.num_slots; i++) CHECK(p.slot_expert[i] < 0 || !down[p.slot_device[i]]);
         for (i = 0; i < E; i++) {
             int k, found = pin[i] < 0 || !use_pin;
-            for (k = p.replica_start[i]; k < p.replica_start[i + 1]; k++) found |= p.slot_device[p.replica_slot[k]] == pin[i];
+            for (k = p.replica_start[i]; k < p.replica_start[i + 1]; k++)
+                found |= p.slot_device[p.replica_slot[k]] == pin[i];
             CHECK(found);
         }
         best = search_optimum(w, E, D, cap, speed, down, use_pin ? pin : NULL, r.max);
@@ -861,12 +874,13 @@ TEST(best_general_shapes)
 /* Every planner on awkward inputs: zeros, one hot, ties, P = E, D = 1, D = P. */
 TEST(fuzzed_plans_are_valid)
 {
-    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt, moe_ep_place_eplb,
-                                   moe_ep_place_trtllm, moe_ep_best_placement};
+    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt,
+                                   moe_ep_place_eplb,        moe_ep_place_trtllm,     moe_ep_best_placement};
     uint64_t s = t_seed;
     int n, f;
     for (n = 0; n < 400; n++) {
-        int D = n % 5 == 0 ? 1 : 1 + (int)t_below(&s, 12), S = 1 + (int)t_below(&s, 6), P = D * S, L = 1 + (int)t_below(&s, 3);
+        int D = n % 5 == 0 ? 1 : 1 + (int)t_below(&s, 12), S = 1 + (int)t_below(&s, 6), P = D * S,
+            L = 1 + (int)t_below(&s, 3);
         int E = n % 3 == 0 ? P : 1 + (int)t_below(&s, P), N = 1;
         double *w = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
         double *device = (double *)t_alloc(sizeof(double) * (size_t)(L * D));
@@ -928,7 +942,8 @@ TEST(window_and_evaluate)
     placement_free(&p);
 }
 
-/* ---- changes ---------------------------------------------------------------------------------------------------------------- */
+/* ---- changes
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 /* Replays a move list on a set of held experts and checks the schedule. */
 static void check_moves(const moe_ep_placement *from, const moe_ep_placement *to)
@@ -941,7 +956,8 @@ static void check_moves(const moe_ep_placement *from, const moe_ep_placement *to
     int64_t k;
     CHECK_I64(moe_ep_plan_moves(from, to, 10.0, NULL, 0, &r, NULL, &err), MOE_EP_OK);
     m = (moe_ep_move *)t_alloc(sizeof *m * (size_t)(r.moves + 1));
-    if (r.moves > 0) CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves - 1, &again, NULL, &err), MOE_EP_ERR_SIZE);
+    if (r.moves > 0)
+        CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves - 1, &again, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves, &again, NULL, &err), MOE_EP_OK);
     CHECK(memcmp(&r, &again, sizeof r) == 0);
     CHECK_NEAR(r.bytes, 10.0 * (double)r.moves, 0, 0);
@@ -1012,7 +1028,8 @@ TEST(rebalance_random)
     for (n = 0; n < 300; n++) {
         int D = 2 + (int)t_below(&s, 7), S = 1 + (int)t_below(&s, 5), P = D * S, L = 1 + (int)t_below(&s, 3);
         int E = 1 + (int)t_below(&s, P), kill = -1;
-        double *a = (double *)t_alloc(sizeof(double) * (size_t)(L * E)), *b = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
+        double *a = (double *)t_alloc(sizeof(double) * (size_t)(L * E)),
+               *b = (double *)t_alloc(sizeof(double) * (size_t)(L * E));
         moe_ep_place_desc d;
         moe_ep_placement p, q;
         moe_ep_plan_result r[3];
@@ -1055,7 +1072,8 @@ TEST(rebalance_random)
             CHECK_I64(moe_ep_plan_moves(&p, &q, 0, list, 100, &m, NULL, &err), MOE_EP_OK);
             if (x.max_device_moves) CHECK(m.max_in <= x.max_device_moves);
             for (j = 0; j < m.moves; j++)
-                if (++link[list[j].from_device][list[j].to_device] > x.max_link_moves && x.max_link_moves) CHECK(!"link");
+                if (++link[list[j].from_device][list[j].to_device] > x.max_link_moves && x.max_link_moves)
+                    CHECK(!"link");
         }
         if (kill >= 0)
             for (i = 0; i < L * P; i++) CHECK(q.slot_expert[i] < 0 || q.slot_device[i % P] != kill);
@@ -1103,7 +1121,8 @@ TEST(relabel)
         for (i = 0; i < D; i++)
             for (j = 0; j < D; j++)
                 for (overlap[i * D + j] = 0, t = 0; t < S * S; t++)
-                    overlap[i * D + j] += p.slot_expert[i * S + t / S] >= 0 && p.slot_expert[i * S + t / S] == q.slot_expert[j * S + t % S];
+                    overlap[i * D + j] += p.slot_expert[i * S + t / S] >= 0 &&
+                                          p.slot_expert[i * S + t / S] == q.slot_expert[j * S + t % S];
         want = best_overlap(overlap, D, 0, 0);
         CHECK_I64(moe_ep_device_loads(&q, b, before, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_relabel(&p, &q, 0, NULL, NULL), MOE_EP_OK);
@@ -1174,7 +1193,8 @@ TEST(budgets)
     CHECK_I64(slots[1], 7); /* 100/4 = 25 is below the mean of 32.5 */
 }
 
-/* ---- options of best placement --------------------------------------------------------------------------------------------- */
+/* ---- options of best placement
+ * --------------------------------------------------------------------------------------------- */
 
 TEST(soft_nodes)
 {
@@ -1294,7 +1314,8 @@ TEST(partners)
         int i, j;
         for (i = 0; i < E; i++) w[i] = 100 + (double)t_below(&s, 4);
         for (i = 0; i < E; i++)
-            for (j = 0; j <= i; j++) pairs[i * E + j] = pairs[j * E + i] = t_below(&s, 4) ? t_below(&s, 5) : t_below(&s, 100);
+            for (j = 0; j <= i; j++)
+                pairs[i * E + j] = pairs[j * E + i] = t_below(&s, 4) ? t_below(&s, 5) : t_below(&s, 100);
         d = desc_of(1, E, shape_of(4, 20, 1), w);
         plain = plan_one(moe_ep_best_placement, &d, &p, NULL);
         before = togetherness(&p, pairs);
@@ -1371,14 +1392,17 @@ TEST(layer_budgets_are_kept)
     }
 }
 
-/* ---- bad input ------------------------------------------------------------------------------------------------------------------ */
+/* ---- bad input
+ * ------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Every planner refuses the same things, and leaves out and result alone. */
 TEST(planner_errors)
 {
-    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt, moe_ep_place_eplb,
-                                   moe_ep_place_trtllm, moe_ep_best_placement};
-    const double nan_load[4] = {1, 2, NAN, 3}, negative[4] = {1, -2, 1, 1}, infinite[4] = {1, 2, 3, INFINITY}, fine[4] = {1, 2, 3, 4};
+    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt,
+                                   moe_ep_place_eplb,        moe_ep_place_trtllm,     moe_ep_best_placement};
+    const double nan_load[4] = {1, 2, NAN, 3}, negative[4] = {1, -2, 1, 1}, infinite[4] = {1, 2, 3, INFINITY},
+                 fine[4] = {1, 2, 3, 4};
     const double huge[4] = {1e308, 1e308, 1e308, 1};
     int f, c;
     for (f = 0; f < 6; f++) {
@@ -1484,7 +1508,8 @@ TEST(limits_of_eplb)
 TEST(best_option_errors)
 {
     const double w[4] = {1, 2, 3, 4};
-    const int32_t pin_out[4] = {-1, 5, -1, -1}, pin_full[4] = {0, 0, 0, -1}, pin_fine[4] = {-1, 1, -1, -1}, few[1] = {3}, many[1] = {9};
+    const int32_t pin_out[4] = {-1, 5, -1, -1}, pin_full[4] = {0, 0, 0, -1}, pin_fine[4] = {-1, 1, -1, -1},
+                  few[1] = {3}, many[1] = {9};
     int64_t pairs[16] = {0};
     moe_ep_place_desc good = desc_of(1, 4, shape_of(4, 8, 2), w), d = good;
     moe_ep_placement p = placement_new(1, 4, &d.shape);
@@ -1741,7 +1766,8 @@ TEST(dead_rank)
     placement_free(&p);
 }
 
-/* ---- recorded loads ------------------------------------------------------------------------------------------------ */
+/* ---- recorded loads
+ * ------------------------------------------------------------------------------------------------ */
 
 /* All numbers of a file after the first '['. */
 static double *read_numbers(const char *path, int64_t *count)
@@ -1772,7 +1798,8 @@ static double *read_numbers(const char *path, int64_t *count)
     return v;
 }
 
-static const char *const recordings[4] = {"decode_in1000out1000", "decode_in2000out100", "prefill_in1024", "prefill_in4096"};
+static const char *const recordings[4] = {"decode_in1000out1000", "decode_in2000out100", "prefill_in1024",
+                                          "prefill_in4096"};
 
 /* 61 layers x 256 experts; NULL when there is no such recording. */
 static double *read_recording(const char *name)

@@ -272,7 +272,8 @@ TEST(hash_bits)
     placement_free(&p);
 }
 
-/* Speeds, dead devices and duplicates: sums hold, dead devices get nothing, exact is no worse than any other policy. */
+/* Speeds, dead devices and duplicates: sums hold, dead devices get nothing, exact is no worse than any other policy.
+ */
 TEST(general_placements)
 {
     uint64_t s = t_seed;

@@ -18,7 +18,11 @@ run_it() { # shellcheck disable=SC2086
 }
 
 # shellcheck disable=SC2086
-$CC -std=c99 $flags -c $dir/implementation.c -o "$tmp/impl.o" || { fail "the implementation compiles"; finish 1; exit 1; }
+$CC -std=c99 $flags -c $dir/implementation.c -o "$tmp/impl.o" 2>"$tmp/log" || {
+    fail "the implementation compiles" "$tmp/log"
+    finish 1
+    exit 1
+}
 # shellcheck disable=SC2086
 $CC -std=c99 $flags -c $dir/main.c -o "$tmp/main.o" || exit 2
 
@@ -37,7 +41,8 @@ c="$CC -std=c99 $flags $tmp/main.o"
     builds "the declarations include no other header" $c $dir/no_includes.c "$tmp/impl.o"
     builds "hostile macros around the declarations" $c $dir/hostile.c "$tmp/impl.o"
     builds "hostile macros around the implementation" $c -DHOSTILE_IMPLEMENTATION $dir/hostile.c
-    builds "MOE_EP_API set by the caller" $c "-DMOE_EP_API=__attribute__((visibility(\"hidden\"))) extern" $dir/decl_then_impl.c
+    builds "MOE_EP_API set by the caller" $c "-DMOE_EP_API=__attribute__((visibility(\"hidden\"))) extern" \
+        $dir/decl_then_impl.c
 }
 
 printf '#include "stb_ds.h"\n' >"$tmp/stb.c"
@@ -50,13 +55,14 @@ else
 fi
 
 if have "$CXX"; then
+    cxx="$CXX -std=c++11 $flags $tmp/main.o"
     # shellcheck disable=SC2086
     {
-        builds "from C++, implementation in C" $CXX -std=c++11 $flags "$tmp/main.o" -x c++ $dir/alone.c -x none "$tmp/impl.o"
-        builds "from C++, implementation in C++" $CXX -std=c++11 $flags "$tmp/main.o" -x c++ $dir/decl_then_impl.c -x none
+        builds "from C++, implementation in C" $cxx -x c++ $dir/alone.c -x none "$tmp/impl.o"
+        builds "from C++, implementation in C++" $cxx -x c++ $dir/decl_then_impl.c -x none
         $CC -std=c99 $flags -c $dir/alone.c -o "$tmp/alone.o"
-        builds "from C, implementation in C++" $CXX -std=c++11 $flags "$tmp/main.o" "$tmp/alone.o" -x c++ $dir/implementation.c -x none
-        builds "hostile macros in C++" $CXX -std=c++11 $flags "$tmp/main.o" -x c++ -DHOSTILE_IMPLEMENTATION $dir/hostile.c -x none
+        builds "from C, implementation in C++" $cxx "$tmp/alone.o" -x c++ $dir/implementation.c -x none
+        builds "hostile macros in C++" $cxx -x c++ -DHOSTILE_IMPLEMENTATION $dir/hostile.c -x none
     }
 else
     skip "from C++" "$CXX is not installed (package g++)"

@@ -54,7 +54,8 @@ c_compiler() { # c_compiler COMMAND PACKAGE
     done
     if [ "${BLAS:-1}" = 1 ]; then
         # shellcheck disable=SC2086
-        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 ${full:+-O2} -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} $STRICT $STRICT_C $more
+        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 ${full:+-O2} -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} \
+            $STRICT $STRICT_C $more
     fi
     if is_clang "$1"; then
         # shellcheck disable=SC2086
