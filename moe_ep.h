@@ -245,6 +245,19 @@ MOE_EP_API double moe_ep_rng_f64(moe_ep_rng *rng);
  * n above 2^63 two on average at worst.  Example: seed 1 and n = 6 give 1, 4, 2, 5, 5, 4. */
 MOE_EP_API uint64_t moe_ep_rng_below(moe_ep_rng *rng, uint64_t n);
 
+/* Instruction sets of the fast kernels (sections 1 and 9), chosen at run time. */
+typedef enum moe_ep_isa {
+    MOE_EP_ISA_AUTO = 0,     /* the best this build and this machine have */
+    MOE_EP_ISA_PORTABLE = 1, /* plain C                                   */
+    MOE_EP_ISA_AVX2 = 2,     /* AVX2 + FMA + F16C                         */
+    MOE_EP_ISA_AVX512 = 3    /* AVX-512 F, BW, VL, DQ                     */
+} moe_ep_isa;
+
+/* The best instruction set here; never AUTO.  Asks the CPU each time, costs about a microsecond. */
+MOE_EP_API moe_ep_isa moe_ep_isa_best(void);
+/* "portable", "avx2", "avx512", "auto".  Never NULL. */
+MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa);
+
 /* ==================================================================================================
  * 1 ROUTE: logits -> expert ids and weights
  *
@@ -2018,7 +2031,7 @@ typedef struct moe_ep_params_result {
 } moe_ep_params_result;
 
 /* Counts a model's weights (norms and biases left out).  Errors: NULL, SIZE, NEGATIVE, TOP_K, OVERFLOW.  O(1).
- * Example: DeepSeek-V3 gives expert 44040192, routed 653908770816, total 671021793280. */
+ * Example: DeepSeek-V3 gives expert 44040192, routed 653908770816, total 671025397760. */
 MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_result *out, moe_ep_error *err);
 
 /* ---- what is modelled: a machine ---------------------------------------------------------------------- */
@@ -2096,7 +2109,7 @@ typedef struct moe_ep_device_time {
  * 0 s.  out may be NULL; its dispatch and combine are 0.  Negative = status: NULL, SIZE, NEGATIVE, RANGE
  * (a constant outside its range), NAN, OVERFLOW.  O(n).  Source: roofline with active experts and tiles, fitted
  * to InferSim's grouped GEMM tables: median error 4 % on H800, 9 % on H20.
- * Example: DeepSeek-V3 on H800, 8 slots of 128 rows: 171.2 us (measured 120.4 + 63.4). */
+ * Example: DeepSeek-V3 on H800, 8 slots of 128 rows: 168.7 us (measured 120.4 + 63.4). */
 MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_machine *machine,
                                      const int64_t *slot_rows, int32_t n, moe_ep_device_time *out, moe_ep_error *err);
 
@@ -2524,19 +2537,6 @@ typedef struct moe_ep_weights {
     const float *down_bias; /* (E,H); NULL = none                                                       */
 } moe_ep_weights;
 
-/* Instruction sets of the expert kernels. */
-typedef enum moe_ep_isa {
-    MOE_EP_ISA_AUTO = 0,     /* the best this build and this machine have */
-    MOE_EP_ISA_PORTABLE = 1, /* plain C                                   */
-    MOE_EP_ISA_AVX2 = 2,     /* AVX2 + FMA + F16C                         */
-    MOE_EP_ISA_AVX512 = 3    /* AVX-512 F, BW, VL, DQ                     */
-} moe_ep_isa;
-
-/* The best instruction set here; never AUTO.  Asks the CPU each time, costs about a microsecond. */
-MOE_EP_API moe_ep_isa moe_ep_isa_best(void);
-/* "portable", "avx2", "avx512", "auto".  Never NULL. */
-MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa);
-
 /* Threads are the caller's: parallel_for must call task(context, i) once for every i in 0..count-1, in
  * any order and from any threads, and return when all are done. Low i are the bigger items.  */
 typedef void (*moe_ep_task)(void *context, int64_t index);
@@ -2959,7 +2959,7 @@ typedef struct moe_ep_workload {
     const double *popularity; /* (E) >= 0, RECORDED; loads of any scale                                 */
 } moe_ep_workload;
 
-/* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest about
+/* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
  * 2^39; 0 = never chosen.  tokens is used by POWER_LAW with x_max 0 only.  TARGET, BALANCED and the round robins have
  * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts with weight
  * than K).  O(E).  Example: UNIFORM gives 549755813888 for each expert. */
@@ -3115,6 +3115,20 @@ extern "C" {
 /* ==================================================================================================
  * 0 BASICS
  * ================================================================================================== */
+
+#if !defined(MOE_EP_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__)
+#  define MOE_EPI_X86 1
+#  ifdef __cplusplus
+} /* these headers are C++ in C++ */
+#  endif
+#  include <cpuid.h>
+#  include <immintrin.h>
+#  ifdef __cplusplus
+extern "C" {
+#  endif
+#else
+#  define MOE_EPI_X86 0
+#endif
 
 MOE_EP_API const char *moe_ep_version(void) { return MOE_EP_VERSION_STRING; }
 
@@ -3449,6 +3463,48 @@ MOE_EP_API uint64_t moe_ep_rng_below(moe_ep_rng *rng, uint64_t n)
     } while (x >= limit);
     return x % n;
 }
+
+/* ---- which instruction set ------------------------------------------------------------------------- */
+
+MOE_EP_API moe_ep_isa moe_ep_isa_best(void)
+{
+#if MOE_EPI_X86
+    unsigned a, b, c, d, lo, hi;
+    unsigned fma_f16c_osxsave = (1u << 12) | (1u << 29) | (1u << 27);
+    unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & fma_f16c_osxsave) != fma_f16c_osxsave)
+        return MOE_EP_ISA_PORTABLE;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    (void)hi;
+    if ((lo & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & (1u << 5)))
+        return MOE_EP_ISA_PORTABLE;
+    if ((lo & 0xe6u) == 0xe6u && (b & f_dq_bw_vl) == f_dq_bw_vl) return MOE_EP_ISA_AVX512;
+    return MOE_EP_ISA_AVX2;
+#else
+    return MOE_EP_ISA_PORTABLE;
+#endif
+}
+
+MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa)
+{
+    if (isa == MOE_EP_ISA_PORTABLE) return "portable";
+    if (isa == MOE_EP_ISA_AVX2) return "avx2";
+    if (isa == MOE_EP_ISA_AVX512) return "avx512";
+    return "auto";
+}
+
+#if MOE_EPI_X86
+/* The same for kernels that need no F16C.  Reads what the compiler's start-up code has found, which takes
+ * nanoseconds; cpuid itself takes microseconds on a virtual machine, more than a small call lasts. */
+static moe_ep_isa moe_epi_isa_cached(void)
+{
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return MOE_EP_ISA_PORTABLE;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return MOE_EP_ISA_AVX512;
+    return MOE_EP_ISA_AVX2;
+}
+#endif
 
 /* ==================================================================================================
  * 1 ROUTE
@@ -8342,34 +8398,84 @@ static moe_epi_item moe_epi_heap_pop(moe_epi_item *heap, int32_t *n)
     return top;
 }
 
-/* Merge sort, runs of 16 by insertion; spare holds n items too. */
-static void moe_epi_sort(moe_epi_item *items, moe_epi_item *spare, int32_t n)
+/* Ascending sort of keys whose low halves are already ascending: radix on the high halves; insertion when short. */
+static void moe_epi_sort_keys(uint64_t *keys, uint64_t *spare, int32_t n)
 {
-    moe_epi_item *from = items, *to = spare;
-    int32_t run = 16, start, i, j;
-    for (start = 0; start < n; start += run) {
-        int32_t stop = start + run < n ? start + run : n;
-        for (i = start + 1; i < stop; i++) {
-            moe_epi_item moving = items[i];
-            for (j = i; j > start && moe_epi_above(&moving, &items[j - 1]); j--) items[j] = items[j - 1];
-            items[j] = moving;
+    uint32_t count[4][256];
+    uint64_t *from = keys, *to = spare;
+    int32_t i, j;
+    int digit;
+    if (n <= 40) {
+        for (i = 1; i < n; i++) {
+            uint64_t moving = keys[i];
+            for (j = i; j > 0 && keys[j - 1] > moving; j--) keys[j] = keys[j - 1];
+            keys[j] = moving;
         }
+        return;
     }
-    for (; run < n; run = run > n / 2 ? n : run * 2) {
-        moe_epi_item *swap = from;
-        for (start = 0; start < n; start += 2 * run) {
-            int32_t middle = n - start < run ? n : start + run, stop = n - middle < run ? n : middle + run;
-            int32_t a = start, b = middle, k;
-            for (k = start; k < stop; k++) {
-                if (b >= stop || (a < middle && !moe_epi_above(&from[b], &from[a]))) to[k] = from[a++];
-                else to[k] = from[b++];
-            }
-            if (n - start <= 2 * run) break; /* start + 2*run may not fit an int32_t */
+    memset(count, 0, sizeof count);
+    for (i = 0; i < n; i++)
+        for (digit = 0; digit < 4; digit++) count[digit][(keys[i] >> (32 + 8 * digit)) & 255u]++;
+    for (digit = 0; digit < 4; digit++) {
+        int shift = 32 + 8 * digit;
+        uint32_t sum = 0, *c = count[digit];
+        uint64_t *swap = from;
+        if (c[(from[0] >> shift) & 255u] == (uint32_t)n) continue; /* all alike */
+        for (i = 0; i < 256; i++) {
+            uint32_t here = c[i];
+            c[i] = sum;
+            sum += here;
         }
+        for (i = 0; i < n; i++) to[c[(from[i] >> shift) & 255u]++] = from[i];
         from = to;
         to = swap;
     }
-    if (from != items) memcpy(items, from, (size_t)n * sizeof *items);
+    if (from != keys) memcpy(keys, from, (size_t)n * sizeof *keys);
+}
+
+/* Insertion sort; quick when the items are nearly in order. */
+static void moe_epi_sort_insert(moe_epi_item *items, int32_t n)
+{
+    int32_t i, j;
+    for (i = 1; i < n; i++) {
+        moe_epi_item moving = items[i];
+        for (j = i; j > 0 && moe_epi_above(&moving, &items[j - 1]); j--) items[j] = items[j - 1];
+        items[j] = moving;
+    }
+}
+
+/* Sorts items with keys >= 0 and ascending ids into the order of moe_epi_above.  The upper half of the bits of a
+ * double >= 0 orders like the number: radix on that, then insertion puts right what the lower half says.  spare holds
+ * n items too. */
+static void moe_epi_sort(moe_epi_item *items, moe_epi_item *spare, int32_t n)
+{
+    uint64_t *keys = (uint64_t *)(void *)spare, bits;
+    int32_t i;
+    if (n <= 40) {
+        moe_epi_sort_insert(items, n);
+        return;
+    }
+    for (i = 0; i < n; i++) {
+        double key = items[i].key + 0.0; /* -0 becomes 0 */
+        memcpy(&bits, &key, sizeof bits);
+        keys[i] = (~bits & 0xffffffff00000000u) | (uint32_t)i;
+    }
+    moe_epi_sort_keys(keys, keys + n, n);
+    for (i = 0; i < n; i++) { /* follow the cycles of the permutation: place i wants item keys[i] */
+        int32_t from = (int32_t)(keys[i] & 0xffffffffu), to = i;
+        moe_epi_item first;
+        if (from == i || keys[i] == UINT64_MAX) continue;
+        first = items[i];
+        while (from != i) {
+            items[to] = items[from];
+            keys[to] = UINT64_MAX;
+            to = from;
+            from = (int32_t)(keys[to] & 0xffffffffu);
+        }
+        items[to] = first;
+        keys[to] = UINT64_MAX;
+    }
+    moe_epi_sort_insert(items, n);
 }
 
 /* ---- shapes and placements ----------------------------------------------------------------------------- */
@@ -8986,11 +9092,12 @@ static double moe_epi_bound_single(const moe_epi_item *sorted, int32_t E, const 
  * of them.  Making all copies of an expert small takes ceil(2w/level) copies, which costs a or a-1 slots more and
  * takes a big ones away (a = ceil(w/level)).  The slots are spent on the best ratio first, the last one
  * in fractions. */
-static int moe_epi_level_possible(const moe_epi_item *sorted, int32_t E, const moe_epi_room *room, double level)
+static int moe_epi_level_possible(const moe_epi_item *sorted, int32_t n, int32_t E, const moe_epi_room *room,
+                                  double level)
 {
     double spare = (double)(room->slots - E), excess = -(double)room->devices;
     int32_t e, heavy, cheap;
-    for (heavy = 0; heavy < E && sorted[heavy].key > 0.5 * level; heavy++) {
+    for (heavy = 0; heavy < n && sorted[heavy].key > 0.5 * level; heavy++) {
         double need = ceil(sorted[heavy].key / level);
         if (need < 1.0) need = 1.0;
         spare -= need - 1.0;
@@ -9015,29 +9122,31 @@ static void moe_epi_bound(const double *loads, int32_t E, const moe_epi_room *ro
                           moe_epi_item *items, int32_t *counts, moe_ep_bound_result *out)
 {
     double total = 0.0, top = 0.0, low, high;
-    int32_t e, i;
+    int32_t e, i, n = 0;
     memset(out, 0, sizeof *out);
     for (e = 0; e < E; e++) total += loads[e];
     out->mean = total / room->speed_sum;
     (void)moe_epi_replicate(loads, E, room->slots, max_replicas, counts, items);
-    for (e = 0; e < E; e++) {
+    for (e = 0; e < E; e++)
         if (loads[e] / counts[e] > top) top = loads[e] / counts[e];
-        items[e].key = loads[e];
-        items[e].id = e;
-        items[e].aux = 0;
-    }
     out->replica = top / room->speed_max;
-    moe_epi_sort(items, items + E, E);
+    low = (out->mean > out->replica ? out->mean : out->replica) * room->speed_max;
+    for (e = 0; e < E; e++) { /* unless every copy counts, only those above half the level do */
+        if (room->slots > E && !(loads[e] > 0.4999 * low)) continue;
+        items[n].key = loads[e];
+        items[n].id = e;
+        items[n].aux = 0;
+        n++;
+    }
+    moe_epi_sort(items, items + E, n);
     if (room->slots == E) {
         out->slots = moe_epi_bound_single(items, E, room);
     } else if (total > 0.0) {
-        low = out->mean > out->replica ? out->mean : out->replica;
-        low *= room->speed_max;
         high = 2.0 * low; /* bisection: low is proven, high is not */
-        if (moe_epi_level_possible(items, E, room, low * (1.0 - 1e-12))) high = low;
+        if (moe_epi_level_possible(items, n, E, room, low * (1.0 - 1e-12))) high = low;
         for (i = 0; i < 40 && high > low * (1.0 + 1e-9); i++) {
             double middle = 0.5 * (low + high);
-            if (moe_epi_level_possible(items, E, room, middle)) high = middle;
+            if (moe_epi_level_possible(items, n, E, room, middle)) high = middle;
             else low = middle;
         }
         out->slots = low / room->speed_max;
@@ -9113,7 +9222,8 @@ typedef struct moe_epi_plan {
     moe_epi_bound_work work;
     moe_epi_arena arena;
     moe_ep_rebalance_desc no_limits; /* best_placement only: zeroed */
-    int32_t *hosts;                  /* (D)                         */
+    int32_t *hosts, *off_hosts;      /* (D)                         */
+    double *price;                   /* (D)                         */
     struct moe_epi_gain *gains;      /* (P)                         */
     moe_epi_snap snap;
     int32_t *home;                   /* (L,E) with node_soft        */
@@ -9440,7 +9550,7 @@ static void moe_epi_deal_take(moe_epi_arena *a, moe_epi_deal *w, int32_t E, int3
 }
 
 /* Sorts the experts of one layer by load per copy into w->items. */
-static void moe_epi_deal_order(moe_epi_deal *w, const double *loads, int32_t E)
+static void moe_epi_deal_sort(moe_epi_deal *w, const double *loads, int32_t E)
 {
     int32_t e;
     for (e = 0; e < E; e++) {
@@ -9576,7 +9686,7 @@ static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_
             writer.layer = l;
             writer.fill = deal.fill;
             for (e = 0; e < desc->num_experts; e++) deal.counts[e] = 1;
-            moe_epi_deal_order(&deal, plan.loads + (int64_t)l * desc->num_experts, desc->num_experts);
+            moe_epi_deal_sort(&deal, plan.loads + (int64_t)l * desc->num_experts, desc->num_experts);
             (void)moe_epi_deal_run(&deal, desc->num_experts, out->num_devices, desc->shape.speed, NULL,
                                    moe_epi_emit_slot, &writer);
         }
@@ -9660,7 +9770,7 @@ static moe_ep_status moe_epi_lpt(const double *loads, int32_t E, const int32_t *
         deal.fill[d] = 0;
         deal.cap[d] = INT32_MAX;
     }
-    moe_epi_deal_order(&deal, loads, E);
+    moe_epi_deal_sort(&deal, loads, E);
     (void)moe_epi_deal_run(&deal, E, D, NULL, NULL, moe_epi_emit_list, &writer);
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
@@ -9756,41 +9866,6 @@ static uint64_t moe_epi_float_key(float value, uint32_t low)
     return (uint64_t)bits << 32 | low;
 }
 
-/* Ascending sort of keys whose low halves are already ascending: radix on the high halves; insertion when short. */
-static void moe_epi_sort_keys(uint64_t *keys, uint64_t *spare, int32_t n)
-{
-    uint32_t count[4][256];
-    uint64_t *from = keys, *to = spare;
-    int32_t i, j;
-    int digit;
-    if (n <= 40) {
-        for (i = 1; i < n; i++) {
-            uint64_t moving = keys[i];
-            for (j = i; j > 0 && keys[j - 1] > moving; j--) keys[j] = keys[j - 1];
-            keys[j] = moving;
-        }
-        return;
-    }
-    memset(count, 0, sizeof count);
-    for (i = 0; i < n; i++)
-        for (digit = 0; digit < 4; digit++) count[digit][(keys[i] >> (32 + 8 * digit)) & 255u]++;
-    for (digit = 0; digit < 4; digit++) {
-        int shift = 32 + 8 * digit;
-        uint32_t sum = 0, *c = count[digit];
-        uint64_t *swap = from;
-        if (c[(from[0] >> shift) & 255u] == (uint32_t)n) continue; /* all alike */
-        for (i = 0; i < 256; i++) {
-            uint32_t here = c[i];
-            c[i] = sum;
-            sum += here;
-        }
-        for (i = 0; i < n; i++) to[c[(from[i] >> shift) & 255u]++] = from[i];
-        from = to;
-        to = swap;
-    }
-    if (from != keys) memcpy(keys, from, (size_t)n * sizeof *keys);
-}
-
 /* Working arrays of one layer; sizes: E experts, P slots, G >= groups and devices. */
 typedef struct moe_epi_eplb {
     float *weight;                       /* E: loads in the order of the packed groups           */
@@ -9800,6 +9875,7 @@ typedef struct moe_epi_eplb {
     int32_t *order;                      /* E: mlog2log                                          */
     int32_t *phy, *phy_rank, *count;     /* P, P, E: replicas in creation order                  */
     int32_t *pack, *rank, *fill;         /* P, P, G                                              */
+    int32_t *spare_rank;                 /* P: replica rank by slot                              */
 } moe_epi_eplb;
 
 static void moe_epi_eplb_need(size_t *total, int32_t E, int32_t P, int32_t G)
@@ -9812,7 +9888,7 @@ static void moe_epi_eplb_need(size_t *total, int32_t E, int32_t P, int32_t G)
     moe_epi_need(total, P, sizeof(uint64_t));
     moe_epi_need(total, 4 * (int64_t)G, sizeof(uint64_t));
     for (i = 0; i < 2; i++) moe_epi_need(total, E, sizeof(int32_t));
-    for (i = 0; i < 4; i++) moe_epi_need(total, P, sizeof(int32_t));
+    for (i = 0; i < 5; i++) moe_epi_need(total, P, sizeof(int32_t));
     moe_epi_need(total, G, sizeof(int32_t));
 }
 
@@ -9830,13 +9906,15 @@ static void moe_epi_eplb_take(moe_epi_arena *a, moe_epi_eplb *w, int32_t E, int3
     w->phy_rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->pack = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
+    w->spare_rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->fill = (int32_t *)moe_epi_take(a, G, sizeof(int32_t));
 }
 
-/* EPLB balanced_packing: n items into m packs of n/m each -> w->pack, w->rank. */
-static void moe_epi_eplb_pack(moe_epi_eplb *w, const float *weight, int32_t n, int32_t m)
+/* EPLB balanced_packing for `parts` equal ranges of items at once, each into its own m/parts packs of n/m items
+ * -> w->pack (numbered through), w->rank.  One sort serves all parts, and their packs fill independently. */
+static void moe_epi_eplb_pack(moe_epi_eplb *w, const float *weight, int32_t n, int32_t m, int32_t parts)
 {
-    int32_t each = n / m, i, leaves = 1, node;
+    int32_t each = n / m, packs = m / parts, items = n / parts, i, leaves = 1, node, part;
     if (each == 1) {
         for (i = 0; i < n; i++) {
             w->pack[i] = i;
@@ -9847,25 +9925,30 @@ static void moe_epi_eplb_pack(moe_epi_eplb *w, const float *weight, int32_t n, i
     for (i = 0; i < n; i++) /* bits inverted: heaviest first, lowest index first */
         w->keys[i] = moe_epi_float_key(weight[i], (uint32_t)i) ^ 0xffffffff00000000u;
     moe_epi_sort_keys(w->keys, w->spare, n);
-    while (leaves < m) leaves *= 2;
-    for (i = 0; i < leaves; i++) /* a tree of minima over (sum, pack) */
-        w->tree[leaves + i] = i < m ? (uint64_t)i : UINT64_MAX;
-    for (node = leaves - 1; node > 0; node--)
-        w->tree[node] = w->tree[2 * node] < w->tree[2 * node + 1] ? w->tree[2 * node] : w->tree[2 * node + 1];
+    while (leaves < packs) leaves *= 2;
+    for (part = 0; part < parts; part++) {
+        uint64_t *tree = w->tree + (int64_t)part * 2 * leaves; /* minima over (sum, pack) */
+        for (i = 0; i < leaves; i++) tree[leaves + i] = i < packs ? (uint64_t)i : UINT64_MAX;
+        for (node = leaves - 1; node > 0; node--)
+            tree[node] = tree[2 * node] < tree[2 * node + 1] ? tree[2 * node] : tree[2 * node + 1];
+        for (i = 0; i < items; i++) w->pack[part * items + i] = part;
+    }
     for (i = 0; i < m; i++) {
         w->sum[i] = 0.0f;
         w->fill[i] = 0;
     }
     for (i = 0; i < n; i++) {
-        int32_t item = (int32_t)(w->keys[i] & 0xffffffffu), lightest = (int32_t)(w->tree[1] & 0xffffffffu);
-        w->pack[item] = lightest;
-        w->rank[item] = w->fill[lightest]++;
-        w->sum[lightest] += weight[item];
+        int32_t item = (int32_t)(w->keys[i] & 0xffffffffu), lightest, to;
+        uint64_t *tree = w->tree + (int64_t)w->pack[item] * 2 * leaves;
+        lightest = (int32_t)(tree[1] & 0xffffffffu);
+        to = w->pack[item] * packs + lightest;
+        w->pack[item] = to;
+        w->rank[item] = w->fill[to]++;
+        w->sum[to] += weight[item];
         node = leaves + lightest;
-        w->tree[node] =
-            w->fill[lightest] < each ? moe_epi_float_key(w->sum[lightest], (uint32_t)lightest) : UINT64_MAX;
+        tree[node] = w->fill[to] < each ? moe_epi_float_key(w->sum[to], (uint32_t)lightest) : UINT64_MAX;
         for (node /= 2; node > 0; node /= 2)
-            w->tree[node] = w->tree[2 * node] < w->tree[2 * node + 1] ? w->tree[2 * node] : w->tree[2 * node + 1];
+            tree[node] = tree[2 * node] < tree[2 * node + 1] ? tree[2 * node] : tree[2 * node + 1];
     }
 }
 
@@ -9883,24 +9966,25 @@ static void moe_epi_sift_keys(uint64_t *heap, int32_t n, int32_t i)
     heap[i] = moving;
 }
 
-/* EPLB replicate_experts: n experts on P slots -> w->phy, w->phy_rank, w->count. */
-static void moe_epi_eplb_replicate(moe_epi_eplb *w, const float *weight, int32_t n, int32_t P, int32_t *count)
+/* EPLB replicate_experts: n experts on P slots -> phy, phy_rank (P), count (n). */
+static void moe_epi_eplb_replicate(uint64_t *keys, const float *weight, int32_t n, int32_t P, int32_t *phy,
+                                   int32_t *phy_rank, int32_t *count)
 {
     int32_t i;
     for (i = 0; i < n; i++) { /* index inverted: the lowest wins ties in a heap of maxima */
-        w->keys[i] = moe_epi_float_key(weight[i], ~(uint32_t)i);
-        w->phy[i] = i;
-        w->phy_rank[i] = 0;
+        keys[i] = moe_epi_float_key(weight[i], ~(uint32_t)i);
+        phy[i] = i;
+        phy_rank[i] = 0;
         count[i] = 1;
     }
     if (P > n)
-        for (i = n / 2 - 1; i >= 0; i--) moe_epi_sift_keys(w->keys, n, i);
+        for (i = n / 2 - 1; i >= 0; i--) moe_epi_sift_keys(keys, n, i);
     for (i = n; i < P; i++) {
-        int32_t e = (int32_t)~(uint32_t)(w->keys[0] & 0xffffffffu);
-        w->phy[i] = e;
-        w->phy_rank[i] = count[e]++;
-        w->keys[0] = moe_epi_float_key(weight[e] / (float)count[e], ~(uint32_t)e);
-        moe_epi_sift_keys(w->keys, n, 0);
+        int32_t e = (int32_t)~(uint32_t)(keys[0] & 0xffffffffu);
+        phy[i] = e;
+        phy_rank[i] = count[e]++;
+        keys[0] = moe_epi_float_key(weight[e] / (float)count[e], ~(uint32_t)e);
+        moe_epi_sift_keys(keys, n, 0);
     }
 }
 
@@ -9913,7 +9997,7 @@ static void moe_epi_eplb_groups(moe_epi_eplb *w, const double *loads, int32_t E,
         for (i = 0; i < size; i++) sum += (float)loads[g * size + i];
         w->slot_weight[g] = sum; /* groups <= E <= P */
     }
-    moe_epi_eplb_pack(w, w->slot_weight, groups, nodes);
+    moe_epi_eplb_pack(w, w->slot_weight, groups, nodes, 1);
     for (g = 0; g < groups; g++)
         for (i = 0; i < size; i++) w->order[(w->pack[g] * each + w->rank[g]) * size + i] = g * size + i;
 }
@@ -9922,29 +10006,30 @@ static void moe_epi_eplb_layer(moe_ep_placement *p, int32_t l, const double *loa
                                moe_epi_eplb *w)
 {
     int32_t E = p->num_experts, P = p->num_slots, D = p->num_devices;
-    int32_t node_experts = E / nodes, node_slots = P / nodes, node_devices = D / nodes, each = P / D, n, i, e;
+    int32_t node_experts = E / nodes, node_slots = P / nodes, each = P / D, n, i, e;
     int32_t *expert = p->slot_expert + (int64_t)l * P, *slot = p->replica_slot + (int64_t)l * P;
     int32_t *start = p->replica_start + (int64_t)l * (E + 1);
     moe_epi_eplb_groups(w, loads, E, groups, nodes);
     for (i = 0; i < E; i++) w->weight[i] = (float)loads[w->order[i]] + 0.0f; /* turns -0 into 0 */
     for (n = 0; n < nodes; n++) {
         const float *weight = w->weight + n * node_experts;
-        const int32_t *order = w->order + n * node_experts;
-        int32_t *count = w->count + n * node_experts, *seen = slot + n * node_slots;
-        moe_epi_eplb_replicate(w, weight, node_experts, node_slots, count);
-        for (i = 0; i < node_slots; i++) w->slot_weight[i] = weight[w->phy[i]] / (float)count[w->phy[i]];
-        moe_epi_eplb_pack(w, w->slot_weight, node_slots, node_devices);
+        int32_t *count = w->count + n * node_experts, *phy = w->phy + n * node_slots;
+        moe_epi_eplb_replicate(w->keys, weight, node_experts, node_slots, phy, w->phy_rank + n * node_slots, count);
         for (i = 0; i < node_slots; i++) {
-            int32_t s = n * node_slots + w->pack[i] * each + w->rank[i];
-            expert[s] = order[w->phy[i]];
-            seen[w->pack[i] * each + w->rank[i]] = w->phy_rank[i]; /* replica rank per slot, for the moment */
+            w->slot_weight[n * node_slots + i] = weight[phy[i]] / (float)count[phy[i]];
+            phy[i] = w->order[n * node_experts + phy[i]];
         }
+    }
+    moe_epi_eplb_pack(w, w->slot_weight, P, D, nodes);
+    for (i = 0; i < P; i++) {
+        int32_t s = w->pack[i] * each + w->rank[i];
+        expert[s] = w->phy[i];
+        w->spare_rank[s] = w->phy_rank[i];
     }
     start[0] = 0;
     for (i = 0; i < E; i++) start[w->order[i] + 1] = w->count[i];
     for (e = 0; e < E; e++) start[e + 1] += start[e];
-    memcpy(w->pack, slot, (size_t)P * sizeof *slot);
-    for (i = 0; i < P; i++) slot[start[expert[i]] + w->pack[i]] = i;
+    for (i = 0; i < P; i++) slot[start[expert[i]] + w->spare_rank[i]] = i;
 }
 
 /* What eplb and trtllm cannot do is refused, with the reason. */
@@ -10068,7 +10153,7 @@ static void moe_epi_trtllm_layer(moe_ep_placement *p, int32_t l, const double *l
 {
     int32_t i, c, d, n = p->num_devices, *expert = p->slot_expert + (int64_t)l * p->num_slots;
     moe_epi_trtllm_counts(loads, p->num_experts, p->num_slots, w->counts, w->items);
-    moe_epi_deal_order(w, loads, p->num_experts);
+    moe_epi_deal_sort(w, loads, p->num_experts);
     moe_epi_deal_reset(w, p);
     for (d = 0; d < n; d++) {
         w->heap[d].key = 0.0;
@@ -10264,6 +10349,8 @@ static void moe_epi_best_need(size_t *total, int32_t E, int32_t P, int32_t D)
     moe_epi_deal_need(total, E, D);
     moe_epi_state_need(total, E, P, D);
     moe_epi_need(total, D, sizeof(int32_t));
+    moe_epi_need(total, D, sizeof(int32_t));
+    moe_epi_need(total, D, sizeof(double));
     moe_epi_need(total, P, sizeof(moe_epi_gain));
     moe_epi_need(total, P, sizeof(int32_t));
     moe_epi_need(total, D, sizeof(int32_t));
@@ -10297,7 +10384,7 @@ static void moe_epi_state_speeds(moe_epi_state *s, const moe_ep_placement *p)
         if (p->device_speed[d] < 1.0 || p->device_speed[d] > 1.0) s->speed = p->device_speed;
 }
 
-static int moe_epi_holds(const moe_epi_state *s, int32_t d, int32_t e)
+static int moe_epi_has_expert(const moe_epi_state *s, int32_t d, int32_t e)
 {
     return (int)(s->holds[e * s->words + (d >> 6)] >> (d & 63) & 1u);
 }
@@ -10334,6 +10421,11 @@ static int32_t moe_epi_hosts(const moe_epi_state *s, int32_t e, int32_t *list)
 static double moe_epi_time(const moe_epi_state *s, int32_t d)
 {
     return s->speed ? s->load[d] / s->speed[d] : s->load[d];
+}
+
+static double moe_epi_time_with(const moe_epi_state *s, int32_t d, double more)
+{
+    return s->speed ? (s->load[d] + more) / s->speed[d] : s->load[d] + more;
 }
 
 /* Puts expert e into the sorted cells of d. */
@@ -10450,14 +10542,14 @@ static void moe_epi_swap_search(const moe_epi_state *s, int32_t m, int32_t g, mo
         double want = s->cell_unit[a] - ideal;
         int32_t e = s->cell[a];
         while (b < b_end && s->cell_unit[b] >= want) b++;
-        if (moe_epi_holds(s, g, e) || (s->pin && s->pin[e] == m)) continue;
+        if (moe_epi_has_expert(s, g, e) || (s->pin && s->pin[e] == m)) continue;
         for (i = b - 1; i >= b_first; i--) { /* smaller differences */
-            if (moe_epi_holds(s, m, s->cell[i]) || (s->pin && s->pin[s->cell[i]] == g)) continue;
+            if (moe_epi_has_expert(s, m, s->cell[i]) || (s->pin && s->pin[s->cell[i]] == g)) continue;
             moe_epi_swap_try(s, m, g, a, i, s->cell_unit[a] - s->cell_unit[i], best);
             break;
         }
         for (i = b; i < b_end; i++) { /* larger differences */
-            if (moe_epi_holds(s, m, s->cell[i]) || (s->pin && s->pin[s->cell[i]] == g)) continue;
+            if (moe_epi_has_expert(s, m, s->cell[i]) || (s->pin && s->pin[s->cell[i]] == g)) continue;
             moe_epi_swap_try(s, m, g, a, i, s->cell_unit[a] - s->cell_unit[i], best);
             break;
         }
@@ -10476,12 +10568,92 @@ static void moe_epi_swap_apply(moe_epi_state *s, int32_t m, const moe_epi_swap *
     moe_epi_resum(s, x->g);
 }
 
-#define MOE_EPI_PARTNERS 6 /* lightest devices looked at before the best swap found so far is taken */
+#define MOE_EPI_PAIR_CELLS 16    /* pairs are tried on devices with at most so many cells                 */
+#define MOE_EPI_PAIR_PARTNERS 6  /* and with so many of the lightest devices                              */
+
+/* Two cells of the busiest device against two of another. */
+typedef struct moe_epi_pairs {
+    double value;
+    int32_t g, at, a[2], b[2];
+} moe_epi_pairs;
+
+static int moe_epi_may_pass(const moe_epi_state *s, int32_t from, int32_t cell, int32_t to)
+{
+    int32_t e = s->cell[cell];
+    return !moe_epi_has_expert(s, to, e) && !(s->pin && s->pin[e] == from);
+}
+
+/* For two cells of m worth `both`: the two cells of g nearest to leaving the ideal difference.  As the heavier
+ * partner gets lighter, the lighter one gets heavier. */
+static void moe_epi_pairs_meet(const moe_epi_state *s, int32_t m, int32_t g, double both, double ideal, int32_t a0,
+                               int32_t a1, moe_epi_pairs *best)
+{
+    int32_t low = s->slot_start[g], high = low + s->fill[g] - 1;
+    while (low < high) {
+        double delta = both - s->cell_unit[low] - s->cell_unit[high];
+        double here = moe_epi_time_with(s, m, -delta), there = moe_epi_time_with(s, g, delta);
+        if (there > here) here = there;
+        if (delta > 0.0 && here < best->value && moe_epi_may_pass(s, g, low, m) && moe_epi_may_pass(s, g, high, m)) {
+            best->value = here;
+            best->g = g;
+            best->a[0] = a0;
+            best->a[1] = a1;
+            best->b[0] = low;
+            best->b[1] = high;
+        }
+        if (delta < ideal) low++;
+        else high--;
+    }
+}
+
+/* Exchanges two of the busiest device for two of a light one when no single swap helps.  0 = nothing found. */
+static int moe_epi_refine_pairs(moe_epi_state *s)
+{
+    moe_epi_pairs best;
+    int32_t m = s->order[0], k, i, j, first = s->slot_start[m], end = first + s->fill[m], a[2], b[2];
+    if (s->fill[m] > MOE_EPI_PAIR_CELLS) return 0;
+    memset(&best, 0, sizeof best);
+    best.value = moe_epi_time(s, m) * (1.0 - 1e-12);
+    best.g = -1;
+    for (k = s->num_order - 1; k > 0 && s->num_order - k <= MOE_EPI_PAIR_PARTNERS && best.g < 0; k--) {
+        int32_t g = s->order[k];
+        double ideal = 0.5 * (s->load[m] - s->load[g]);
+        if (s->fill[g] > MOE_EPI_PAIR_CELLS || !(moe_epi_time(s, g) < moe_epi_time(s, m))) continue;
+        for (i = first; i < end; i++) {
+            if (!moe_epi_may_pass(s, m, i, g)) continue;
+            for (j = i + 1; j < end; j++)
+                if (moe_epi_may_pass(s, m, j, g))
+                    moe_epi_pairs_meet(s, m, g, s->cell_unit[i] + s->cell_unit[j], ideal, i, j, &best);
+        }
+        best.at = k;
+    }
+    if (best.g < 0) return 0;
+    for (i = 0; i < 2; i++) {
+        a[i] = s->cell[best.a[i]];
+        b[i] = s->cell[best.b[i]];
+    }
+    for (i = 1; i >= 0; i--) { /* later cells first: the earlier ones keep their places */
+        moe_epi_remove(s, m, best.a[i]);
+        moe_epi_remove(s, best.g, best.b[i]);
+    }
+    for (i = 0; i < 2; i++) {
+        moe_epi_insert(s, best.g, a[i]);
+        moe_epi_insert(s, m, b[i]);
+    }
+    moe_epi_resum(s, m);
+    moe_epi_resum(s, best.g);
+    moe_epi_reorder_all(s);
+    return 1;
+}
+
+#define MOE_EPI_PARTNERS 6       /* lightest devices looked at before the best swap found so far is taken */
+#define MOE_EPI_MOST_PARTNERS 32 /* per device in all, before the search gives up                         */
 
 /* Swaps from the busiest device until it is at or below goal or nothing lowers it.  Returns the swaps made. */
 static int32_t moe_epi_refine(moe_epi_state *s, double goal, int32_t limit)
 {
     int32_t done = 0;
+    int64_t left = (int64_t)MOE_EPI_MOST_PARTNERS * s->num_order;
     while (done < limit && s->num_order > 1) {
         moe_epi_swap best;
         int32_t m = s->order[0], k, seen = 0;
@@ -10498,8 +10670,13 @@ static int32_t moe_epi_refine(moe_epi_state *s, double goal, int32_t limit)
             moe_epi_swap_search(s, m, g, &best);
             if (best.value < before) best.at = k;
             if (best.value <= good || (++seen >= MOE_EPI_PARTNERS && best.g >= 0)) break;
+            if (--left <= 0) break;
         }
-        if (best.g < 0) break;
+        if (best.g < 0) {
+            if (!moe_epi_refine_pairs(s)) break;
+            done += 2;
+            continue;
+        }
         moe_epi_swap_apply(s, m, &best);
         moe_epi_reorder(s, best.at);
         for (k = 0; s->order[k] != m; k++) {} /* at most one place further down */
@@ -10509,6 +10686,9 @@ static int32_t moe_epi_refine(moe_epi_state *s, double goal, int32_t limit)
     return done;
 }
 #undef MOE_EPI_PARTNERS
+#undef MOE_EPI_PAIR_CELLS
+#undef MOE_EPI_PAIR_PARTNERS
+#undef MOE_EPI_MOST_PARTNERS
 
 /* Sorts the cells of all devices and adds up loads from the current units. */
 static void moe_epi_state_resort(moe_epi_state *s)
@@ -10552,7 +10732,7 @@ static void moe_epi_state_deal(moe_epi_state *s, moe_epi_deal *deal)
     for (e = 0; e < s->E; e++) s->unit[e] = s->w[e] / s->count[e];
     for (e = 0; s->pin && e < s->E; e++)
         if (s->pin[e] >= 0) moe_epi_insert(s, s->pin[e], e);
-    moe_epi_deal_order(deal, s->w, s->E);
+    moe_epi_deal_sort(deal, s->w, s->E);
     for (e = 0; s->pin && e < s->E; e++)
         if (s->pin[deal->items[e].id] >= 0) deal->items[e].aux--;
     left_out = moe_epi_deal_run(deal, s->E, s->D, s->speed, s->pin, moe_epi_emit_state, s);
@@ -10569,8 +10749,11 @@ static void moe_epi_state_write(const moe_epi_state *s, moe_ep_placement *p, int
     moe_epi_index_layer(p, l);
 }
 
-#define MOE_EPI_EVENNESS 0.02    /* weight of evenness below the level against what is above it */
-#define MOE_EPI_SWAP_PARTNERS 8  /* lightest devices with which swaps are tried                   */
+#define MOE_EPI_EVENNESS_FRESH 0.02 /* weight of evenness against the squares above the level: a fresh plan */
+#define MOE_EPI_EVENNESS_MOVES 2.0  /* where moves are counted; both from trials on recorded loads          */
+#define MOE_EPI_LEAST_MOVE_COST 0.5  /* a change without a transfer is welcome, not free                   */
+#define MOE_EPI_LEAST_OFF_COST 0.05  /* the same where load off its home node is the cost                  */
+#define MOE_EPI_SWAP_PARTNERS 8     /* lightest devices with which swaps are tried                         */
 
 /* ---- changes of copies: what rebalance, node_soft and the search of best_placement share ----- */
 
@@ -10585,10 +10768,13 @@ typedef struct moe_epi_budget {
     const int32_t *node;    /* (D)                                                             */
     double off, max_off;    /* load off its home node, and the most that is allowed            */
     int32_t *hosts;         /* (D) list                                                        */
+    int32_t *off_hosts;     /* (D) list                                                        */
+    double *price;          /* (D) by place in hosts                                           */
     moe_epi_gain *gains;    /* (P) list                                                        */
     int32_t layer, moves;   /* of this layer                                                   */
     int32_t max_moves;      /* of a layer, 0 = no limit                                        */
     double level;           /* load / speed above which a device is too busy                   */
+    double evenness;        /* weight of evenness below the level                              */
 } moe_epi_budget;
 
 static int moe_epi_was_held(const moe_epi_state *s, const moe_epi_budget *b, int32_t d, int32_t e)
@@ -10642,8 +10828,8 @@ static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, 
 {
     int32_t d, off = off_change, n;
     if (!b->home) return 0.0;
-    n = moe_epi_hosts(s, e, b->hosts);
-    for (d = 0; d < n; d++) off += b->node[b->hosts[d]] != b->home[e];
+    n = moe_epi_hosts(s, e, b->off_hosts);
+    for (d = 0; d < n; d++) off += b->node[b->off_hosts[d]] != b->home[e];
     return s->count[e] + change > 0 ? s->w[e] * off / (s->count[e] + change) : 0.0;
 }
 
@@ -10667,7 +10853,7 @@ static void moe_epi_book(const moe_epi_state *s, moe_epi_budget *b, int32_t d, i
 /* A change around the busiest device. */
 typedef enum moe_epi_change_kind {
     MOE_EPI_SWAP,  /* cell a of the busiest device with cell b of another; b < 0: into a free cell */
-    MOE_EPI_COPY,  /* a copy of expert a over cell b of a replicated expert; b < 0: into a free cell */
+    MOE_EPI_COPY,  /* a copy of expert a over that of expert b; b < 0: into a free cell              */
     MOE_EPI_DROP   /* a replicated expert leaves the busiest device                                */
 } moe_epi_change_kind;
 
@@ -10682,23 +10868,18 @@ typedef struct moe_epi_change {
 static double moe_epi_penalty(const moe_epi_budget *b, double time)
 {
     double over = time - b->level;
-    return (over > 0.0 ? over * over : 0.0) + MOE_EPI_EVENNESS * time * time;
-}
-
-static double moe_epi_time_with(const moe_epi_state *s, int32_t d, double more)
-{
-    return s->speed ? (s->load[d] + more) / s->speed[d] : s->load[d] + more;
+    return (over > 0.0 ? over * over : 0.0) + b->evenness * time * time;
 }
 
 static void moe_epi_change_offer(const moe_epi_state *s, const moe_epi_budget *b, moe_epi_change *best,
                                  const moe_epi_change *offer, int32_t moves)
 {
-    double cost = moves > 0 ? moves : 0.5, gain; /* a change without a transfer is welcome, not free */
+    double cost = moves > 0 ? moves : MOE_EPI_LEAST_MOVE_COST, gain;
     if (!(offer->gain > 0.0)) return;
     if (b->max_moves > 0 && moves > 0 && b->moves + moves > b->max_moves) return;
     if (b->home) {
         if (offer->off > 0.0 && b->off + offer->off > b->max_off) return;
-        cost = 0.05 + (offer->off > 0.0 ? offer->off / (b->level + 1e-300) : 0.0) ;
+        cost = MOE_EPI_LEAST_OFF_COST + (offer->off > 0.0 ? offer->off / (b->level + 1e-300) : 0.0);
     }
     (void)s;
     gain = offer->gain / cost;
@@ -10786,17 +10967,16 @@ static int32_t moe_epi_copy_gains(const moe_epi_state *s, moe_epi_budget *b, int
     return n;
 }
 
-/* Copies of the experts in b->gains onto cell `cell` of g (an expert with other copies), or a free one.  Gains add up
- * as if no device held both experts, which then is a little better than said. */
-static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t g, int32_t cell,
-                               double limit, moe_epi_change *best)
+/* Copies of the experts in b->gains onto device g, over its copy of x (x < 0: into a free cell), which costs `price`
+ * on the other hosts of x.  Gains add up as if no device held both experts, which then is a little better than said.
+ */
+static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t g, int32_t x,
+                               double price, double limit, moe_epi_change *best)
 {
-    int32_t i, x = cell < 0 ? -1 : s->cell[cell], refund = 0;
-    double base = moe_epi_penalty(b, moe_epi_time(s, g)), freed = 0.0, off = 0.0;
+    int32_t i, refund = 0;
+    double base = moe_epi_penalty(b, moe_epi_time(s, g)) - price, freed = 0.0, off = 0.0;
+    double least = b->home ? MOE_EPI_LEAST_OFF_COST : MOE_EPI_LEAST_MOVE_COST;
     if (x >= 0) {
-        double price = moe_epi_leave_price(s, b, x, g, limit);
-        if (price < 0.0) return;
-        base -= price;
         freed = s->unit[x];
         refund = !moe_epi_was_held(s, b, g, x);
         if (b->home) off = moe_epi_off_load(s, b, x, -1, -moe_epi_is_off(b, g, x)) - moe_epi_off_load(s, b, x, 0, 0);
@@ -10806,12 +10986,12 @@ static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_
         moe_epi_change c;
         double after = moe_epi_time_with(s, g, y->unit - freed);
         int32_t moves;
-        if (!(after < limit) || moe_epi_holds(s, g, y->e)) continue;
         c.gain = y->gain + base - moe_epi_penalty(b, after);
-        if (!(c.gain > best->gain * 0.05) || (moves = moe_epi_arrival_cost(s, b, g, y->e)) < 0) continue;
+        if (!(c.gain > best->gain * least) || !(after < limit) || moe_epi_has_expert(s, g, y->e)) continue;
+        if ((moves = moe_epi_arrival_cost(s, b, g, y->e)) < 0) continue;
         c.kind = MOE_EPI_COPY;
         c.a = y->e;
-        c.b = cell;
+        c.b = x;
         c.g = g;
         c.off = off;
         if (b->home)
@@ -10820,19 +11000,38 @@ static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_
     }
 }
 
+/* Copies over each host of x in turn; what the others then carry more is added up once. */
+static void moe_epi_offer_over(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t x, double limit,
+                               moe_epi_change *best)
+{
+    int32_t i, hosts = moe_epi_hosts(s, x, b->hosts), blocked = 0;
+    double more = s->w[x] / (s->count[x] - 1) - s->unit[x], all = 0.0;
+    for (i = 0; i < hosts; i++) {
+        double after = moe_epi_time_with(s, b->hosts[i], more);
+        b->price[i] = moe_epi_penalty(b, after) - moe_epi_penalty(b, moe_epi_time(s, b->hosts[i]));
+        if (!(after < limit)) {
+            b->price[i] = -1.0;
+            blocked++;
+        } else {
+            all += b->price[i];
+        }
+    }
+    for (i = 0; i < hosts; i++) {
+        int32_t g = b->hosts[i], mine = b->price[i] < 0.0;
+        if (blocked > mine || (s->pin && s->pin[x] == g)) continue;
+        moe_epi_offer_cell(s, b, n, g, x, mine ? all : all - b->price[i], limit, best);
+    }
+}
+
 static void moe_epi_offer_copies(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
                                  moe_epi_change *best)
 {
-    int32_t k, i, n = moe_epi_copy_gains(s, b, m);
-    for (k = s->num_order - 1; n > 0 && k > 0; k--) {
-        int32_t g = s->order[k], first = s->slot_start[g];
-        if (s->fill[g] < s->cap[g]) moe_epi_offer_cell(s, b, n, g, -1, limit, best);
-        for (i = first; i < first + s->fill[g]; i++) {
-            int32_t x = s->cell[i];
-            if (s->count[x] < 2 || moe_epi_holds(s, m, x) || (s->pin && s->pin[x] == g)) continue;
-            moe_epi_offer_cell(s, b, n, g, i, limit, best);
-        }
-    }
+    int32_t k, x, n = moe_epi_copy_gains(s, b, m);
+    for (k = s->num_order - 1; n > 0 && k > 0; k--)
+        if (s->fill[s->order[k]] < s->cap[s->order[k]])
+            moe_epi_offer_cell(s, b, n, s->order[k], -1, 0.0, limit, best);
+    for (x = 0; n > 0 && x < s->E; x++)
+        if (s->count[x] > 1 && !moe_epi_has_expert(s, m, x)) moe_epi_offer_over(s, b, n, x, limit, best);
 }
 
 static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
@@ -10891,9 +11090,10 @@ static void moe_epi_change_apply(moe_epi_state *s, moe_epi_budget *b, int32_t m,
         moe_epi_swap_apply(s, m, &swap);
     } else if (c->kind == MOE_EPI_COPY) {
         if (c->b >= 0) {
-            int32_t x = s->cell[c->b];
+            int32_t x = c->b, cell = s->slot_start[c->g];
+            while (s->cell[cell] != x) cell++;
             moe_epi_book(s, b, c->g, x, -1);
-            moe_epi_remove(s, c->g, c->b);
+            moe_epi_remove(s, c->g, cell);
             moe_epi_set_count(s, x, s->count[x] - 1, b->hosts);
         }
         moe_epi_book(s, b, c->g, c->a, 1);
@@ -10922,7 +11122,7 @@ static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int3
         s->load[d] = 0.0;
         s->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
         for (i = p->slot_start[d]; s->cap[d] > 0 && i < p->slot_start[d + 1]; i++) {
-            if (expert[i] < 0 || moe_epi_holds(s, d, expert[i])) continue;
+            if (expert[i] < 0 || moe_epi_has_expert(s, d, expert[i])) continue;
             s->cell[s->slot_start[d] + s->fill[d]++] = expert[i];
             moe_epi_flip(s, d, expert[i]);
             s->count[expert[i]]++;
@@ -11005,22 +11205,18 @@ static int32_t moe_epi_rebalance_layer(moe_epi_state *s, moe_epi_budget *b, moe_
 }
 
 /* Kept experts stay in their slots; newcomers fill the free ones in order. */
-static void moe_epi_keep_slots(const moe_epi_state *s, const int32_t *before, int32_t *after)
+static void moe_epi_keep_slots(const moe_epi_state *s, const moe_epi_budget *b, const int32_t *before, int32_t *after)
 {
     int32_t d, i, j;
     for (d = 0; d < s->D; d++) {
         int32_t first = s->slot_start[d], end = s->slot_start[d + 1], next = first;
-        int32_t used = first + s->fill[d];
         for (i = first; i < end; i++) {
-            int keep = 0;
-            for (j = first; before[i] >= 0 && j < used && !keep; j++) keep = s->cell[j] == before[i];
-            for (j = first; keep && j < i; j++)
-                if (after[j] == before[i]) keep = 0; /* a duplicate was let go */
+            int keep = before[i] >= 0 && moe_epi_has_expert(s, d, before[i]);
+            for (j = first; keep && j < i; j++) keep = after[j] != before[i]; /* a duplicate was let go */
             after[i] = keep ? before[i] : -1;
         }
-        for (j = first; j < used; j++) {
-            for (i = first; i < end && after[i] != s->cell[j]; i++) {}
-            if (i < end) continue;
+        for (j = first; j < first + s->fill[d]; j++) {
+            if (moe_epi_was_held(s, b, d, s->cell[j])) continue;
             while (after[next] >= 0) next++;
             after[next] = s->cell[j];
         }
@@ -11077,7 +11273,7 @@ static int64_t moe_epi_rebalance_pass(moe_epi_state *s, moe_epi_budget *b, moe_e
         changes = moe_epi_rebalance_layer(s, b, deal, mean, target);
         moves += b->moves;
         if (!write) continue;
-        moe_epi_keep_slots(s, p->slot_expert + (int64_t)l * p->num_slots, after);
+        moe_epi_keep_slots(s, b, p->slot_expert + (int64_t)l * p->num_slots, after);
         memcpy(out->slot_expert + (int64_t)l * p->num_slots, after, sizeof *after * (size_t)p->num_slots);
         if (!result) continue;
         result[l].refinements = changes;
@@ -11133,7 +11329,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_room room;
     size_t total = 0;
     uint64_t *held;
-    int32_t *after, l, E, P, D;
+    int32_t *after, l, d, E, P, D;
     const moe_ep_placement *p;
     double target;
     moe_ep_status status;
@@ -11150,6 +11346,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_need(&total, P, sizeof(int32_t));
     moe_epi_need(&total, D, sizeof(int64_t));
     moe_epi_need(&total, D, sizeof(int32_t));
+    moe_epi_need(&total, D, sizeof(double));
     moe_epi_need(&total, P, sizeof(moe_epi_gain));
     moe_epi_need(&total, desc->max_link_moves > 0 ? (int64_t)D * D : 0, sizeof(int32_t));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
@@ -11162,19 +11359,23 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     memset(&budget, 0, sizeof budget);
     budget.desc = desc;
     budget.max_moves = desc->max_layer_moves;
+    budget.evenness = MOE_EPI_EVENNESS_MOVES;
     state.max_count = D;
     budget.from = p;
     budget.held = held;
     budget.arrivals = (int64_t *)moe_epi_take(&arena, D, sizeof(int64_t));
     budget.hosts = (int32_t *)moe_epi_take(&arena, D, sizeof(int32_t));
+    budget.price = (double *)moe_epi_take(&arena, D, sizeof(double));
     budget.gains = (moe_epi_gain *)moe_epi_take(&arena, P, sizeof(moe_epi_gain));
     if (desc->max_link_moves > 0) budget.links = (int32_t *)moe_epi_take(&arena, (int64_t)D * D, sizeof(int32_t));
     room = moe_epi_room_of(p);
     target = moe_epi_relax(&state, &budget, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
-    for (l = 0; result && l < p->num_layers; l++) memset(&result[l], 0, sizeof result[l]);
     for (l = 0; result && l < p->num_layers; l++) { /* before out, which may be current, changes */
-        moe_epi_result(p, l, desc->loads + (int64_t)l * E, &room, INT32_MAX, &work, &result[l]);
-        result[l].max_before = result[l].max;
+        memset(&result[l], 0, sizeof result[l]);
+        moe_epi_layer_device_loads(p, l, desc->loads + (int64_t)l * E, work.device);
+        for (d = 0; d < D; d++)
+            if (!p->device_inactive[d] && work.device[d] / p->device_speed[d] > result[l].max_before)
+                result[l].max_before = work.device[d] / p->device_speed[d];
     }
     (void)moe_epi_rebalance_pass(&state, &budget, &deal, held, after, target, 1, out, result, &room);
     memmove(out->device_node, p->device_node, sizeof(int32_t) * (size_t)D);
@@ -11188,7 +11389,9 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
 }
-#undef MOE_EPI_EVENNESS
+#undef MOE_EPI_EVENNESS_MOVES
+#undef MOE_EPI_LEAST_MOVE_COST
+#undef MOE_EPI_LEAST_OFF_COST
 #undef MOE_EPI_SWAP_PARTNERS
 /* ---- moves between two placements --------------------------------------------------------------------------- */
 
@@ -11843,7 +12046,7 @@ static void moe_epi_exact_devices(moe_epi_exact *x, int32_t i, const int32_t *so
     }
     for (k = from; k + copies <= n; k++) {
         int32_t d = sorted[k], last = k > from ? sorted[k - 1] : -1;
-        if (x->fill[d] >= x->s->cap[d] || (x->load[d] + unit) / moe_epi_exact_speed(x, d) >= x->best) continue;
+        if ((x->load[d] + unit) / moe_epi_exact_speed(x, d) >= x->best) continue;
         if (last >= 0 && !x->s->pin && !x->s->speed && x->fill[d] == x->fill[last] &&
             x->s->cap[d] == x->s->cap[last] && !(x->load[d] > x->load[last]))
             continue; /* the same device under another name, just tried */
@@ -12073,12 +12276,13 @@ static void moe_epi_kick(moe_epi_state *s, moe_epi_budget *b, moe_ep_rng *rng)
         c.g = g;
         e = s->cell[c.a];
         x = s->cell[c.b];
-        if (moe_epi_holds(s, g, e) || (s->pin && (s->pin[e] == m || s->pin[x] == g))) continue;
+        if (moe_epi_has_expert(s, g, e) || (s->pin && (s->pin[e] == m || s->pin[x] == g))) continue;
         if (s->count[x] > 1 && s->count[e] < s->max_count && moe_ep_rng_below(rng, 2) == 0) {
             c.kind = MOE_EPI_COPY;
             c.a = e;
+            c.b = x;
         } else {
-            if (moe_epi_holds(s, m, x)) continue;
+            if (moe_epi_has_expert(s, m, x)) continue;
             c.kind = MOE_EPI_SWAP;
         }
         moe_epi_change_apply(s, b, m, &c);
@@ -12086,7 +12290,8 @@ static void moe_epi_kick(moe_epi_state *s, moe_epi_budget *b, moe_ep_rng *rng)
     }
 }
 
-#define MOE_EPI_CLOSE 5e-5        /* stop this near to the bound                                       */
+#define MOE_EPI_CLOSE 1.5e-4      /* stop this near to the bound                                       */
+#define MOE_EPI_CHANGE_WORK 200000 /* changes of copies times cells                                      */
 #define MOE_EPI_SEARCH_WORK 40000 /* kicks times cells; keeps a layer to some milliseconds             */
 #define MOE_EPI_SEARCH_IDLE 80    /* kicks in a row that did not help                                  */
 
@@ -12129,13 +12334,18 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
     moe_ep_bound_result bound;
     double goal = moe_epi_quick_bound(s, &plan->room) * (1.0 + MOE_EPI_CLOSE);
     int32_t done = moe_epi_refine(s, goal, limit);
+    int32_t most;
     int proven = 0;
     if (s->num_order == 0 || moe_epi_time(s, s->order[0]) <= goal * 1.0005) return done;
     memset(&budget, 0, sizeof budget);
     budget.desc = &plan->no_limits;
+    budget.evenness = MOE_EPI_EVENNESS_FRESH;
     budget.hosts = plan->hosts;
+    budget.off_hosts = plan->off_hosts;
+    budget.price = plan->price;
     budget.gains = plan->gains;
-    done += moe_epi_change_run(s, &budget, goal, limit - done);
+    most = MOE_EPI_CHANGE_WORK / s->slot_start[s->D] + 4;
+    done += moe_epi_change_run(s, &budget, goal, most < limit - done ? most : limit - done);
     if (moe_epi_time(s, s->order[0]) <= goal) return done;
     moe_epi_bound(s->w, s->E, &plan->room, s->max_count, plan->work.items, plan->work.counts, &bound);
     if (bound.value > goal) goal = bound.value;
@@ -12147,6 +12357,7 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
     return done;
 }
 #undef MOE_EPI_CLOSE
+#undef MOE_EPI_CHANGE_WORK
 #undef MOE_EPI_SEARCH_WORK
 #undef MOE_EPI_SEARCH_IDLE
 
@@ -12157,6 +12368,8 @@ static void moe_epi_best_take(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal
     moe_epi_deal_take(&plan->arena, deal, p->num_experts, p->num_devices);
     moe_epi_state_take(&plan->arena, s, p, deal);
     plan->hosts = (int32_t *)moe_epi_take(&plan->arena, p->num_devices, sizeof(int32_t));
+    plan->off_hosts = (int32_t *)moe_epi_take(&plan->arena, p->num_devices, sizeof(int32_t));
+    plan->price = (double *)moe_epi_take(&plan->arena, p->num_devices, sizeof(double));
     plan->gains = (moe_epi_gain *)moe_epi_take(&plan->arena, p->num_slots, sizeof(moe_epi_gain));
     plan->snap.cell = (int32_t *)moe_epi_take(&plan->arena, p->num_slots, sizeof(int32_t));
     plan->snap.fill = (int32_t *)moe_epi_take(&plan->arena, p->num_devices, sizeof(int32_t));
@@ -12216,7 +12429,7 @@ static double moe_epi_partner_gain(const moe_epi_state *s, const moe_epi_partner
 {
     int32_t e = s->cell[i], f = s->cell[j];
     double delta = s->cell_unit[i] - s->cell_unit[j];
-    if (moe_epi_holds(s, d, e) || moe_epi_holds(s, c, f)) return 0.0;
+    if (moe_epi_has_expert(s, d, e) || moe_epi_has_expert(s, c, f)) return 0.0;
     if (s->pin && (s->pin[e] == c || s->pin[f] == d)) return 0.0;
     if (moe_epi_time_with(s, c, -delta) > w->limit || moe_epi_time_with(s, d, delta) > w->limit) return 0.0;
     return moe_epi_company(s, w, e, d, j) + moe_epi_company(s, w, f, c, i) - moe_epi_company(s, w, e, c, i) -
@@ -12414,7 +12627,10 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     moe_epi_order(s, deal->heap, deal->held);
     memset(&budget, 0, sizeof budget);
     budget.desc = &plan->no_limits;
+    budget.evenness = MOE_EPI_EVENNESS_FRESH;
     budget.hosts = plan->hosts;
+    budget.off_hosts = plan->off_hosts;
+    budget.price = plan->price;
     budget.gains = plan->gains;
     budget.home = home;
     budget.node = plan->out->device_node;
@@ -12551,6 +12767,7 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     moe_epi_arena_close(&plan.arena);
     return MOE_EP_OK;
 }
+#undef MOE_EPI_EVENNESS_FRESH
 /* ==================================================================================================
  * 6 SPLIT
  * ================================================================================================== */
@@ -16180,19 +16397,7 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
  * ================================================================================================== */
 #ifndef MOE_EP_NO_FORWARD
 
-#if !defined(MOE_EP_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__)
-#  define MOE_EPI_FW_X86 1
-#  ifdef __cplusplus
-} /* these headers are C++ in C++ */
-#  endif
-#  include <cpuid.h>
-#  include <immintrin.h>
-#  ifdef __cplusplus
-extern "C" {
-#  endif
-#else
-#  define MOE_EPI_FW_X86 0
-#endif
+#define MOE_EPI_FW_X86 MOE_EPI_X86
 
 #if defined(MOE_EP_USE_BLAS) && !defined(MOE_EP_NO_BLAS)
 #  define MOE_EPI_FW_BLAS 1
@@ -16201,8 +16406,17 @@ extern "C" {
 #endif
 
 #define MOE_EPI_FW_KBLOCK 1024     /* inner dimension per pass: 6 tokens and 4 weight rows fit the L1 cache  */
-#define MOE_EPI_FW_COLS 32         /* intermediate columns per task; gate and up make 64 weight rows         */
-#define MOE_EPI_FW_TOKENS 96       /* tokens per pass over the 64 weight rows: both fit a 1 MB L2 cache      */
+#define MOE_EPI_FW_COLS 32         /* columns per step of the activation                                     */
+#define MOE_EPI_FW_TOKENS 96       /* tokens per pass over 64 weight rows: both fit a 1 MB L2 cache          */
+#define MOE_EPI_FW_FEW 24          /* up to so many tokens a task may have 256 weight rows, not only 64 ...  */
+#define MOE_EPI_FW_TASK_BYTES (1 << 19) /* ... as long as they are fewer bytes than this: short streams are slow */
+#define MOE_EPI_FW_ROWS 256
+#define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights   */
+#if defined(__GNUC__)
+#  define MOE_EPI_FW_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#else
+#  define MOE_EPI_FW_PREFETCH(p) ((void)(p))
+#endif
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
 #define MOE_EPI_FW_PAD 32          /* activation rows are padded to this with zeros                          */
@@ -16261,35 +16475,6 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value)
     return moe_epi_fw_from_bits(sign | ((e + 112u) << 23) | (m << 13));
 }
 
-/* ---- which instruction set ------------------------------------------------------------------------- */
-
-MOE_EP_API moe_ep_isa moe_ep_isa_best(void)
-{
-#if MOE_EPI_FW_X86
-    unsigned a, b, c, d, lo, hi;
-    unsigned fma_f16c_osxsave = (1u << 12) | (1u << 29) | (1u << 27);
-    unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & fma_f16c_osxsave) != fma_f16c_osxsave)
-        return MOE_EP_ISA_PORTABLE;
-    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    (void)hi;
-    if ((lo & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & (1u << 5)))
-        return MOE_EP_ISA_PORTABLE;
-    if ((lo & 0xe6u) == 0xe6u && (b & f_dq_bw_vl) == f_dq_bw_vl) return MOE_EP_ISA_AVX512;
-    return MOE_EP_ISA_AVX2;
-#else
-    return MOE_EP_ISA_PORTABLE;
-#endif
-}
-
-MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa)
-{
-    if (isa == MOE_EP_ISA_PORTABLE) return "portable";
-    if (isa == MOE_EP_ISA_AVX2) return "avx2";
-    if (isa == MOE_EP_ISA_AVX512) return "avx512";
-    return "auto";
-}
-
 /* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1 -------- */
 
 typedef void (*moe_epi_fw_tile)(const void *const *w, const float *const *x, int64_t n, float *out,
@@ -16300,6 +16485,7 @@ typedef struct moe_epi_fw_kernels {
     int max_tokens;
     int interleave;       /* 0, or the group in which even elements stand before odd ones            */
     void (*exp_n)(float *v, int n); /* v[i] = exp(v[i]), n a multiple of 16; saturates, never NaN     */
+    void (*axpy)(float *y, const float *row, float w, int64_t n, int first); /* y (+)= w * row        */
 } moe_epi_fw_kernels;
 
 /* Portable: sixteen partial sums, weights widened to float first. */
@@ -16341,15 +16527,12 @@ static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const float *c
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f32_1, float, MOE_EPI_FW_SAME, 1)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f32_2, float, MOE_EPI_FW_SAME, 2)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f32_3, float, MOE_EPI_FW_SAME, 3)
-MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f32_4, float, MOE_EPI_FW_SAME, 4)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_bf16_1, uint16_t, moe_ep_f32_from_bf16, 1)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_bf16_2, uint16_t, moe_ep_f32_from_bf16, 2)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_bf16_3, uint16_t, moe_ep_f32_from_bf16, 3)
-MOE_EPI_FW_PORTABLE(moe_epi_fw_c_bf16_4, uint16_t, moe_ep_f32_from_bf16, 4)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_1, uint16_t, moe_ep_f32_from_f16, 1)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_2, uint16_t, moe_ep_f32_from_f16, 2)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_3, uint16_t, moe_ep_f32_from_f16, 3)
-MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_4, uint16_t, moe_ep_f32_from_f16, 4)
 #undef MOE_EPI_FW_PORTABLE
 #undef MOE_EPI_FW_SAME
 
@@ -16357,6 +16540,15 @@ static void moe_epi_fw_c_exp(float *v, int n)
 {
     int i;
     for (i = 0; i < n; i++) v[i] = expf(v[i] > 88.0f ? 88.0f : v[i]);
+}
+
+static void moe_epi_fw_c_axpy(float *y, const float *row, float w, int64_t n, int first)
+{
+    int64_t i;
+    if (first)
+        for (i = 0; i < n; i++) y[i] = w * row[i];
+    else
+        for (i = 0; i < n; i++) y[i] += w * row[i];
 }
 
 #if MOE_EPI_FW_X86
@@ -16399,6 +16591,18 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_exp(float *v, int n)
     }
 }
 
+MOE_EPI_FW_Y static void moe_epi_fw_y_axpy(float *y, const float *row, float w, int64_t n, int first)
+{
+    const __m256 wide = _mm256_set1_ps(w);
+    int64_t i = 0;
+    if (first)
+        for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(wide, _mm256_loadu_ps(row + i)));
+    else
+        for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(y + i, _mm256_fmadd_ps(wide, _mm256_loadu_ps(row + i), _mm256_loadu_ps(y + i)));
+    moe_epi_fw_c_axpy(y + i, row + i, w, n - i, first);
+}
+
 MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m256 c, __m256 d, int add)
 {
     __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
@@ -16426,7 +16630,8 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 #define MOE_EPI_FW_Y_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define MOE_EPI_FW_Y_RAW(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define MOE_EPI_FW_Y_EVEN(p) _mm256_castsi256_ps(_mm256_slli_epi32(MOE_EPI_FW_Y_RAW(p), 16))
-#define MOE_EPI_FW_Y_ODD(p) _mm256_castsi256_ps(_mm256_and_si256(MOE_EPI_FW_Y_RAW(p), high))
+/* two shifts, not a mask: the mask would be the seventeenth register */
+#define MOE_EPI_FW_Y_ODD(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(MOE_EPI_FW_Y_RAW(p), 16), 16))
 
 #define MOE_EPI_FW_Y_KERNEL(NAME, TN, TYPE, GROUP, STEPS)                                                \
     MOE_EPI_FW_Y static void NAME(const void *const *rows, const float *const *x, int64_t n, float *out, \
@@ -16435,11 +16640,9 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
         const __m256 zero = _mm256_setzero_ps();                                                      \
-        const __m256i high = _mm256_set1_epi32((int)0xffff0000u);                                     \
         __m256 w;                                                                                     \
         int64_t k = 0, at;                                                                            \
         TN(MOE_EPI_FW_Y_DECL)                                                                            \
-        (void)high;                                                                                   \
         for (; k + (GROUP) <= n; k += (GROUP)) {                                                      \
             STEPS(TN, p0 + k, p1 + k, p2 + k, p3 + k)                                                 \
         }                                                                                             \
@@ -16481,7 +16684,7 @@ MOE_EPI_FW_Z static void moe_epi_fw_z_exp(float *v, int n)
         __m512 x = _mm512_loadu_ps(v + i), q, r, p;
         x = _mm512_maskz_max_ps(0xffff, x, _mm512_set1_ps(MOE_EPI_FW_EXP_LO));
         x = _mm512_maskz_min_ps(0xffff, x, _mm512_set1_ps(MOE_EPI_FW_EXP_HI));
-        q = _mm512_maskz_roundscale_ps(0xffff, _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+        q = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtps_epi32(0xffff, _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f))));
         r = _mm512_fnmadd_ps(q, _mm512_set1_ps(0.693359375f), x);
         r = _mm512_fnmadd_ps(q, _mm512_set1_ps(-2.12194440e-4f), r);
         MOE_EPI_FW_EXP_P(_mm512_fmadd_ps, _mm512_set1_ps, p, r);
@@ -16490,16 +16693,32 @@ MOE_EPI_FW_Z static void moe_epi_fw_z_exp(float *v, int n)
     }
 }
 
-MOE_EPI_FW_Z static __m256 moe_epi_fw_z_fold(__m512 a)
+MOE_EPI_FW_Z static void moe_epi_fw_z_axpy(float *y, const float *row, float w, int64_t n, int first)
 {
-    return _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0), _mm512_maskz_extractf32x8_ps(0xff, a, 1));
+    const __m512 wide = _mm512_set1_ps(w);
+    int64_t i = 0;
+    if (first)
+        for (; i + 16 <= n; i += 16) _mm512_storeu_ps(y + i, _mm512_mul_ps(wide, _mm512_loadu_ps(row + i)));
+    else
+        for (; i + 16 <= n; i += 16)
+            _mm512_storeu_ps(y + i, _mm512_fmadd_ps(wide, _mm512_loadu_ps(row + i), _mm512_loadu_ps(y + i)));
+    moe_epi_fw_c_axpy(y + i, row + i, w, n - i, first);
 }
 
-MOE_EPI_FW_Z static void moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
+/* Sums of four registers: quarters first, (q0 + q1) + (q2 + q3), then the four lanes of a quarter likewise. */
+#define MOE_EPI_FW_Z_MIX(a, b, pick) _mm512_maskz_shuffle_f32x4(0xffff, a, b, pick)
+#define MOE_EPI_FW_Z_LANES(v, pick) _mm512_maskz_permute_ps(0xffff, v, pick)
+MOE_EPI_FW_Z static inline __attribute__((always_inline)) void
+moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 {
-    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(moe_epi_fw_z_fold(a), moe_epi_fw_z_fold(b)),
-                              _mm256_hadd_ps(moe_epi_fw_z_fold(c), moe_epi_fw_z_fold(d)));
-    __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    const __m512i first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    __m512 ab = _mm512_add_ps(MOE_EPI_FW_Z_MIX(a, b, 0x88), MOE_EPI_FW_Z_MIX(a, b, 0xdd));
+    __m512 cd = _mm512_add_ps(MOE_EPI_FW_Z_MIX(c, d, 0x88), MOE_EPI_FW_Z_MIX(c, d, 0xdd));
+    __m512 s = _mm512_add_ps(MOE_EPI_FW_Z_MIX(ab, cd, 0x88), MOE_EPI_FW_Z_MIX(ab, cd, 0xdd));
+    __m128 t;
+    s = _mm512_add_ps(s, MOE_EPI_FW_Z_LANES(s, 0xb1));
+    s = _mm512_add_ps(s, MOE_EPI_FW_Z_LANES(s, 0x4e));
+    t = _mm512_castps512_ps128(_mm512_maskz_permutexvar_ps(0xffff, first, s));
     _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), t) : t);
 }
 
@@ -16622,6 +16841,8 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_Z_STORE
 #  undef MOE_EPI_FW_Z_BEGIN
 #  undef MOE_EPI_FW_Z_END
+#  undef MOE_EPI_FW_Z_MIX
+#  undef MOE_EPI_FW_Z_LANES
 #  undef MOE_EPI_FW_Z_WIDE
 #  undef MOE_EPI_FW_Z_F32
 #  undef MOE_EPI_FW_Z_F32M
@@ -16633,28 +16854,59 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_Z_BF16
 #endif /* MOE_EPI_FW_X86 */
 
-#define MOE_EPI_FW_C(t) {{moe_epi_fw_c_##t##_1, moe_epi_fw_c_##t##_2, moe_epi_fw_c_##t##_3, moe_epi_fw_c_##t##_4, NULL, NULL}, 4, 0, moe_epi_fw_c_exp}
-#define MOE_EPI_FW_CY(t, g) {{moe_epi_fw_y_##t##_1, moe_epi_fw_y_##t##_2, moe_epi_fw_y_##t##_3, NULL, NULL, NULL}, 3, g, moe_epi_fw_y_exp}
-#define MOE_EPI_FW_CZ(t, g) {{moe_epi_fw_z_##t##_1, moe_epi_fw_z_##t##_2, moe_epi_fw_z_##t##_3, moe_epi_fw_z_##t##_4, \
-                           moe_epi_fw_z_##t##_5, moe_epi_fw_z_##t##_6}, 6, g, moe_epi_fw_z_exp}
-static const moe_epi_fw_kernels moe_epi_fw_kernel_table[][3] = {
-    {MOE_EPI_FW_C(f32), MOE_EPI_FW_C(bf16), MOE_EPI_FW_C(f16)},
-#if MOE_EPI_FW_X86
-    {MOE_EPI_FW_CY(f32, 0), MOE_EPI_FW_CY(bf16, 16), MOE_EPI_FW_CY(f16, 0)},
-    {MOE_EPI_FW_CZ(f32, 0), MOE_EPI_FW_CZ(bf16, 32), MOE_EPI_FW_CZ(f16, 0)},
-#endif
-};
-#undef MOE_EPI_FW_C
-#undef MOE_EPI_FW_CY
-#undef MOE_EPI_FW_CZ
+/* Fills k from the kernels of one instruction set (pre) and weight type (t); no table, so that a position-
+ * independent build has nothing to relocate. */
+#define MOE_EPI_FW_FILL(pre, t, group)                                                                \
+    do {                                                                                              \
+        k.tile[0] = moe_epi_fw_##pre##_##t##_1;                                                       \
+        k.tile[1] = moe_epi_fw_##pre##_##t##_2;                                                       \
+        k.tile[2] = moe_epi_fw_##pre##_##t##_3;                                                       \
+        k.max_tokens = 3;                                                                             \
+        k.interleave = (group);                                                                       \
+        k.exp_n = moe_epi_fw_##pre##_exp;                                                             \
+        k.axpy = moe_epi_fw_##pre##_axpy;                                                             \
+    } while (0)
+#define MOE_EPI_FW_FILL_WIDE(t)                                                                       \
+    do {                                                                                              \
+        k.tile[3] = moe_epi_fw_z_##t##_4;                                                             \
+        k.tile[4] = moe_epi_fw_z_##t##_5;                                                             \
+        k.tile[5] = moe_epi_fw_z_##t##_6;                                                             \
+        k.max_tokens = 6;                                                                             \
+    } while (0)
 
-static const moe_epi_fw_kernels *moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtype dtype)
+/* The kernels for a weight type, not better than isa_max.  Only fp16 needs the question for F16C. */
+static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtype dtype)
 {
-    const moe_ep_isa here = moe_ep_isa_best();
-    int best = (int)here, cap = (int)isa_max;
-    if (cap != (int)MOE_EP_ISA_AUTO && cap < best) best = cap;
-    return &moe_epi_fw_kernel_table[best - 1][(int)dtype];
+    moe_epi_fw_kernels k;
+    memset(&k, 0, sizeof k);
+#if MOE_EPI_FW_X86
+    {
+        moe_ep_isa here = dtype == MOE_EP_F16 ? moe_ep_isa_best() : moe_epi_isa_cached();
+        int best = (int)here, cap = isa_max == MOE_EP_ISA_AUTO ? best : (int)isa_max;
+        if (cap < best) best = cap;
+        if (best == (int)MOE_EP_ISA_AVX512) {
+            if (dtype == MOE_EP_F32) { MOE_EPI_FW_FILL(z, f32, 0); MOE_EPI_FW_FILL_WIDE(f32); }
+            else if (dtype == MOE_EP_BF16) { MOE_EPI_FW_FILL(z, bf16, 32); MOE_EPI_FW_FILL_WIDE(bf16); }
+            else { MOE_EPI_FW_FILL(z, f16, 0); MOE_EPI_FW_FILL_WIDE(f16); }
+            return k;
+        }
+        if (best == (int)MOE_EP_ISA_AVX2) {
+            if (dtype == MOE_EP_F32) MOE_EPI_FW_FILL(y, f32, 0);
+            else if (dtype == MOE_EP_BF16) MOE_EPI_FW_FILL(y, bf16, 16);
+            else MOE_EPI_FW_FILL(y, f16, 0);
+            return k;
+        }
+    }
+#else
+    (void)isa_max;
+#endif
+    if (dtype == MOE_EP_F32) MOE_EPI_FW_FILL(c, f32, 0);
+    else if (dtype == MOE_EP_BF16) MOE_EPI_FW_FILL(c, bf16, 0);
+    else MOE_EPI_FW_FILL(c, f16, 0);
+    return k;
 }
+#undef MOE_EPI_FW_FILL
+#undef MOE_EPI_FW_FILL_WIDE
 
 /* ---- activations ------------------------------------------------------------------------------------ */
 
@@ -16744,6 +16996,7 @@ typedef struct moe_epi_fw_matrix {
 typedef struct moe_epi_fw_group {
     moe_epi_fw_matrix gate, up, down; /* up.base NULL for plain activations */
     int64_t row0, rows;
+    int cols[2], task_cols[2];     /* columns per panel and per task of the two stages */
     int64_t x_shift;               /* without x_row: activation row = row - x_shift */
     int blas;
 } moe_epi_fw_group;
@@ -16751,7 +17004,7 @@ typedef struct moe_epi_fw_group {
 /* Everything a task of the expert stages needs. */
 typedef struct moe_epi_fw_run {
     const moe_ep_weights *w;
-    const moe_epi_fw_kernels *kernels;
+    moe_epi_fw_kernels kernels;
     moe_epi_fw_group *groups; /* by falling number of rows */
     int64_t *first[2];     /* (groups+1) first task of each group, per stage */
     int32_t num_groups;
@@ -16765,7 +17018,12 @@ typedef struct moe_epi_fw_run {
 
 static int64_t moe_epi_fw_dtype_bytes(moe_ep_dtype dtype) { return dtype == MOE_EP_F32 ? 4 : 2; }
 
-static int64_t moe_epi_fw_pad(int64_t n) { return (n + MOE_EPI_FW_PAD - 1) / MOE_EPI_FW_PAD * MOE_EPI_FW_PAD; }
+/* Stride of activation rows: padded, and never a multiple of 2 KB, or the rows would share few cache sets. */
+static int64_t moe_epi_fw_pad(int64_t n)
+{
+    n = (n + MOE_EPI_FW_PAD - 1) / MOE_EPI_FW_PAD * MOE_EPI_FW_PAD;
+    return n % 512 == 0 ? n + MOE_EPI_FW_PAD : n;
+}
 
 static int64_t moe_epi_fw_or(int64_t given, int64_t packed) { return given != 0 ? given : packed; }
 
@@ -16815,54 +17073,28 @@ static void moe_epi_fw_group_init(moe_epi_fw_group *g, const moe_ep_weights *w, 
     g->down.bias_stride = 1;
 }
 
-/* c[j*ldc + r] = dot(row r, x[j]) for `rows` (a multiple of 4) row pointers and `tokens` tokens.  Few
- * tokens: weights stream past them row by row.  Many: one block of the inner dimension at a time, so that
- * weights and tokens are read from the caches. */
-static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const unsigned char *const *row, int rows,
-                          const float *const *x, int tokens, int64_t n, int64_t elem, float *c, int64_t ldc)
-{
-    int pieces = (tokens + kn->max_tokens - 1) / kn->max_tokens, stream = pieces <= 2;
-    int outer, r, r_first, r_last, t, i, step;
-    int64_t k0, len;
-    for (outer = 0; outer < (stream ? rows / 4 : 1); outer++) {
-        r_first = stream ? 4 * outer : 0;
-        r_last = stream ? r_first + 4 : rows;
-        for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
-            len = n - k0 < MOE_EPI_FW_KBLOCK ? n - k0 : MOE_EPI_FW_KBLOCK;
-            for (t = 0, i = 0; i < pieces; i++, t += step) {
-                const float *xs[6];
-                int j;
-                step = (tokens - t) / (pieces - i);
-                for (j = 0; j < step; j++) xs[j] = x[t + j] + k0;
-                for (r = r_first; r < r_last; r += 4) {
-                    const void *w[4];
-                    for (j = 0; j < 4; j++) w[j] = row[r + j] + k0 * elem;
-                    kn->tile[step - 1](w, xs, len, c + t * ldc + r, ldc, k0 > 0);
-                }
-            }
-        }
-    }
-}
-
-/* Rows of a panel.  A tile takes rows i, i+q, i+2q, i+3q of the `rows` = 4q rows, so that consecutive tiles
- * read four long streams: memory likes that 10 to 20 % better than four neighbouring rows at a time. */
+/* Rows of a panel, 4 to a tile.  Streaming past few tokens, a tile takes rows i, i+q, i+2q, i+3q of the 4q rows,
+ * so that consecutive tiles read four long streams: memory likes that 10 to 20 % better than four neighbours. */
 typedef struct moe_epi_fw_rows {
-    const unsigned char *of[2 * MOE_EPI_FW_COLS]; /* in the order of the tiles */
+    const unsigned char *of[MOE_EPI_FW_ROWS]; /* in the order of the tiles */
     int rows, quarter;
+    int stream; /* four streams; otherwise neighbours */
 } moe_epi_fw_rows;
 
 /* Rows from..from+count-1 of a, then the same of b (NULL = only a); each part is filled up to a multiple of
  * 4 with its last row.  Returns where b begins. */
 static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, const moe_epi_fw_matrix *b,
-                                int64_t from, int count)
+                                int64_t from, int count, int stream)
 {
     int half = (count + 3) / 4 * 4, i;
     p->rows = b ? 2 * half : half;
     p->quarter = p->rows / 4;
+    p->stream = stream;
     for (i = 0; i < p->rows; i++) {
         const moe_epi_fw_matrix *m = i < half ? a : b;
         int r = i < half ? i : i - half;
-        p->of[4 * (i % p->quarter) + i / p->quarter] = m->base + (from + (r < count ? r : count - 1)) * m->stride;
+        p->of[stream ? 4 * (i % p->quarter) + i / p->quarter : i] =
+            m->base + (from + (r < count ? r : count - 1)) * m->stride;
     }
     return half;
 }
@@ -16871,9 +17103,84 @@ static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, 
 static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, int first, int count, float *out)
 {
     int tile = first % p->quarter, lane = first / p->quarter, i;
+    if (!p->stream) {
+        memcpy(out, line + first, sizeof(float) * (size_t)count);
+        return;
+    }
     for (i = 0; i < count; i++) {
         out[i] = line[4 * tile + lane];
-        if (++tile == p->quarter) tile = 0, lane++;
+        if (++tile == p->quarter) {
+            tile = 0;
+            lane++;
+        }
+    }
+}
+
+/* Weights wanted next, asked for a little at every tile while there is much to compute. */
+typedef struct moe_epi_fw_ahead {
+    const unsigned char *const *of;
+    int64_t offset, bytes, at;
+    int rows, row;
+} moe_epi_fw_ahead;
+
+static void moe_epi_fw_ahead_step(moe_epi_fw_ahead *a, int64_t lines)
+{
+    for (; lines > 0 && a->row < a->rows; lines--) {
+        MOE_EPI_FW_PREFETCH(a->of[a->row] + a->offset + a->at);
+        a->at += 64;
+        if (a->at >= a->bytes) {
+            a->at = 0;
+            a->row++;
+        }
+    }
+}
+
+/* What follows block k0 of panel p: its next block, or the first of the next panel, or nothing. */
+static void moe_epi_fw_ahead_init(moe_epi_fw_ahead *a, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next, int64_t n,
+                                  int64_t k0, int64_t elem)
+{
+    int more = k0 + MOE_EPI_FW_KBLOCK < n;
+    int64_t left = more ? n - k0 - MOE_EPI_FW_KBLOCK : n;
+    if (more) next = p;
+    memset(a, 0, sizeof *a);
+    if (!next) return;
+    a->of = next->of;
+    a->rows = next->rows;
+    a->offset = more ? (k0 + MOE_EPI_FW_KBLOCK) * elem : 0;
+    a->bytes = (left < MOE_EPI_FW_KBLOCK ? left : MOE_EPI_FW_KBLOCK) * elem;
+}
+
+/* c (tokens, rows): products of all rows of the panel, in tile order, with `tokens` tokens.  Few tokens: weights
+ * stream past them row by row.  Many: one block of the inner dimension at a time, so that weights and tokens are
+ * read from the caches; next (NULL = unknown) is the panel that will follow. */
+static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next,
+                             const float *const *x, int tokens, int64_t n, int64_t elem, float *c)
+{
+    int pieces = (tokens + kn->max_tokens - 1) / kn->max_tokens, tiles = p->stream ? 1 : p->quarter;
+    int outer, r, r_first, t, i, j, step;
+    int64_t k0, len, lines = 0;
+    moe_epi_fw_ahead ahead;
+    memset(&ahead, 0, sizeof ahead);
+    for (outer = 0; outer < p->quarter / tiles; outer++) {
+        r_first = 4 * outer;
+        for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
+            len = n - k0 < MOE_EPI_FW_KBLOCK ? n - k0 : MOE_EPI_FW_KBLOCK;
+            if (!p->stream) {
+                moe_epi_fw_ahead_init(&ahead, p, next, n, k0, elem);
+                lines = (ahead.bytes + 63) / 64 * ahead.rows / ((int64_t)pieces * tiles) + 1;
+            }
+            for (t = 0, i = 0; i < pieces; i++, t += step) {
+                const float *xs[6];
+                step = (tokens - t) / (pieces - i);
+                for (j = 0; j < step; j++) xs[j] = x[t + j] + k0;
+                for (r = r_first; r < r_first + 4 * tiles; r += 4) {
+                    const void *w[4];
+                    for (j = 0; j < 4; j++) w[j] = p->of[r + j] + k0 * elem;
+                    moe_epi_fw_ahead_step(&ahead, lines);
+                    kn->tile[step - 1](w, xs, len, c + t * p->rows + r, p->rows, k0 > 0);
+                }
+            }
+        }
     }
 }
 
@@ -16903,9 +17210,9 @@ static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g
     for (i = count; i < MOE_EPI_FW_COLS; i++) gate[i] = up[i] = 0.0f;
     moe_epi_fw_add_bias(&g->gate, col, count, gate);
     moe_epi_fw_add_bias(&g->up, col, count, up);
-    moe_epi_fw_activate_block(&run->w->activation, run->kernels, gate, up, h);
+    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h);
     for (i = 0; i < MOE_EPI_FW_COLS; i++)
-        out[moe_epi_fw_place_of(run->kernels->interleave, i)] = i < count ? h[i] : 0.0f;
+        out[moe_epi_fw_place_of(run->kernels.interleave, i)] = i < count ? h[i] : 0.0f;
 }
 
 static const float *moe_epi_fw_x(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t row)
@@ -16969,71 +17276,90 @@ static void moe_epi_fw_down_blas(const moe_epi_fw_run *run, const moe_epi_fw_gro
 }
 #endif
 
-/* Task of the first stage: one group, MOE_EPI_FW_COLS intermediate columns, all its rows. */
-static void moe_epi_fw_up_task(void *context, int64_t index)
+/* Rows of one block of columns of a stage.  Returns where the up rows begin. */
+static int moe_epi_fw_block(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t col,
+                            moe_epi_fw_rows *panel)
 {
-    const moe_epi_fw_run *run = (const moe_epi_fw_run *)context;
-    int32_t gi = moe_epi_fw_group_of(run->first[0], run->num_groups, index);
-    const moe_epi_fw_group *g = &run->groups[gi];
-    moe_epi_fw_rows panel;
-    float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
-    int64_t col = (index - run->first[0][gi]) * MOE_EPI_FW_COLS, done, elem = moe_epi_fw_dtype_bytes(run->w->dtype);
-    int count, half, tokens, j;
-#if MOE_EPI_FW_BLAS
-    if (g->blas) {
-        moe_epi_fw_up_blas(run, g, index - run->first[0][gi]);
+    int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
+    int count = (int)(width - col < g->cols[stage] ? width - col : g->cols[stage]);
+    return moe_epi_fw_rows_init(panel, stage == 0 ? &g->gate : &g->down, stage == 0 && g->up.base ? &g->up : NULL, col,
+                                count, g->rows <= 2 * run->kernels.max_tokens);
+}
+
+/* One token's results of a block into h (activated) or o. */
+static void moe_epi_fw_write(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t col, int count,
+                             const moe_epi_fw_rows *panel, int half, const float *line, int64_t row)
+{
+    int i, n;
+    if (stage == 1) {
+        float *out = run->o + row * run->w->hidden + col;
+        moe_epi_fw_rows_read(panel, line, 0, count, out);
+        moe_epi_fw_add_bias(&g->down, col, count, out);
         return;
     }
-#endif
-    count = (int)(run->w->inter - col < MOE_EPI_FW_COLS ? run->w->inter - col : MOE_EPI_FW_COLS);
-    half = moe_epi_fw_rows_init(&panel, &g->gate, g->up.base ? &g->up : NULL, col, count);
-    for (done = 0; done < g->rows; done += tokens) {
-        const float *x[MOE_EPI_FW_TOKENS];
-        tokens = (int)(g->rows - done < MOE_EPI_FW_TOKENS ? g->rows - done : MOE_EPI_FW_TOKENS);
-        for (j = 0; j < tokens; j++) x[j] = moe_epi_fw_x(run, g, g->row0 + done + j);
-        moe_epi_fw_panel(run->kernels, panel.of, panel.rows, x, tokens, run->w->hidden, elem, c, 2 * MOE_EPI_FW_COLS);
-        for (j = 0; j < tokens; j++) {
-            float gate[MOE_EPI_FW_COLS], up[MOE_EPI_FW_COLS];
-            const float *from = c + j * 2 * MOE_EPI_FW_COLS;
-            moe_epi_fw_rows_read(&panel, from, 0, count, gate);
-            if (g->up.base) moe_epi_fw_rows_read(&panel, from, half, count, up);
-            else memset(up, 0, sizeof up);
-            moe_epi_fw_emit(run, g, col, count, gate, up,
-                         run->h + (g->row0 + done + j) * run->h_stride + col);
+    for (i = 0; i < count; i += MOE_EPI_FW_COLS) {
+        float gate[MOE_EPI_FW_COLS], up[MOE_EPI_FW_COLS];
+        n = count - i < MOE_EPI_FW_COLS ? count - i : MOE_EPI_FW_COLS;
+        memset(up, 0, sizeof up);
+        moe_epi_fw_rows_read(panel, line, i, n, gate);
+        if (g->up.base) moe_epi_fw_rows_read(panel, line, half + i, n, up);
+        moe_epi_fw_emit(run, g, col + i, n, gate, up, run->h + row * run->h_stride + col + i);
+    }
+}
+
+/* Task of a stage: one group, some columns, all its rows. */
+static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t index)
+{
+    int32_t gi = moe_epi_fw_group_of(run->first[stage], run->num_groups, index);
+    const moe_epi_fw_group *g = &run->groups[gi];
+    int64_t width = stage == 0 ? run->w->inter : run->w->hidden, n = stage == 0 ? run->w->hidden : run->w->inter;
+    int64_t col = (index - run->first[stage][gi]) * g->task_cols[stage], end = col + g->task_cols[stage], done;
+    moe_epi_fw_rows panel[2];
+    float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
+    int half, next_half = 0, now = 0, tokens, j;
+    if (end > width) end = width;
+    half = moe_epi_fw_block(run, g, stage, col, &panel[0]);
+    for (; col < end; col += g->cols[stage], half = next_half, now = !now) {
+        int last = col + g->cols[stage] >= end, count = (int)(end - col < g->cols[stage] ? end - col : g->cols[stage]);
+        if (!last) next_half = moe_epi_fw_block(run, g, stage, col + g->cols[stage], &panel[!now]);
+        for (done = 0; done < g->rows; done += tokens) {
+            const float *x[MOE_EPI_FW_TOKENS];
+            int64_t row = g->row0 + done;
+            tokens = (int)(g->rows - done < MOE_EPI_FW_TOKENS ? g->rows - done : MOE_EPI_FW_TOKENS);
+            for (j = 0; j < tokens; j++)
+                x[j] = stage == 0 ? moe_epi_fw_x(run, g, row + j) : run->h + (row + j) * run->h_stride;
+            moe_epi_fw_panel(&run->kernels, &panel[now], last || done + tokens < g->rows ? NULL : &panel[!now], x,
+                             tokens, n, moe_epi_fw_dtype_bytes(run->w->dtype), c);
+            for (j = 0; j < tokens; j++)
+                moe_epi_fw_write(run, g, stage, col, count, &panel[now], half, c + j * panel[now].rows, row + j);
         }
     }
 }
 
-/* Task of the second stage: one group, 2 MOE_EPI_FW_COLS output columns, all its rows. */
-static void moe_epi_fw_down_task(void *context, int64_t index)
+static void moe_epi_fw_up_task(void *context, int64_t index)
 {
     const moe_epi_fw_run *run = (const moe_epi_fw_run *)context;
-    int32_t gi = moe_epi_fw_group_of(run->first[1], run->num_groups, index);
-    const moe_epi_fw_group *g = &run->groups[gi];
-    moe_epi_fw_rows panel;
-    float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
-    int64_t H = run->w->hidden, col = (index - run->first[1][gi]) * (2 * MOE_EPI_FW_COLS), done;
-    int count, tokens, j;
 #if MOE_EPI_FW_BLAS
-    if (g->blas) {
-        moe_epi_fw_down_blas(run, g, index - run->first[1][gi]);
+    int32_t gi = moe_epi_fw_group_of(run->first[0], run->num_groups, index);
+    if (run->groups[gi].blas) {
+        moe_epi_fw_up_blas(run, &run->groups[gi], index - run->first[0][gi]);
         return;
     }
 #endif
-    count = (int)(H - col < 2 * MOE_EPI_FW_COLS ? H - col : 2 * MOE_EPI_FW_COLS);
-    moe_epi_fw_rows_init(&panel, &g->down, NULL, col, count);
-    for (done = 0; done < g->rows; done += tokens) {
-        const float *x[MOE_EPI_FW_TOKENS];
-        tokens = (int)(g->rows - done < MOE_EPI_FW_TOKENS ? g->rows - done : MOE_EPI_FW_TOKENS);
-        for (j = 0; j < tokens; j++) x[j] = run->h + (g->row0 + done + j) * run->h_stride;
-        moe_epi_fw_panel(run->kernels, panel.of, panel.rows, x, tokens, run->w->inter, moe_epi_fw_dtype_bytes(run->w->dtype), c,
-                      2 * MOE_EPI_FW_COLS);
-        for (j = 0; j < tokens; j++) {
-            float *out = run->o + (g->row0 + done + j) * H + col;
-            moe_epi_fw_rows_read(&panel, c + j * 2 * MOE_EPI_FW_COLS, 0, count, out);
-            moe_epi_fw_add_bias(&g->down, col, count, out);
-        }
+    moe_epi_fw_stage_task(run, 0, index);
+}
+
+static void moe_epi_fw_down_task(void *context, int64_t index)
+{
+    const moe_epi_fw_run *run = (const moe_epi_fw_run *)context;
+#if MOE_EPI_FW_BLAS
+    int32_t gi = moe_epi_fw_group_of(run->first[1], run->num_groups, index);
+    if (run->groups[gi].blas) {
+        moe_epi_fw_down_blas(run, &run->groups[gi], index - run->first[1][gi]);
+        return;
     }
+#endif
+    moe_epi_fw_stage_task(run, 1, index);
 }
 
 static void moe_epi_fw_parallel(const moe_ep_forward_desc *d, int64_t count, moe_ep_task task, void *context)
@@ -17045,6 +17371,14 @@ static void moe_epi_fw_parallel(const moe_ep_forward_desc *d, int64_t count, moe
         return;
     }
     for (i = 0; i < count; i++) task(context, i);
+}
+
+/* Weight rows of a task. */
+static int moe_epi_fw_task_rows(int64_t tokens, int64_t row_bytes)
+{
+    int rows = 2 * MOE_EPI_FW_COLS;
+    while (tokens <= MOE_EPI_FW_FEW && rows < MOE_EPI_FW_ROWS && rows * row_bytes < MOE_EPI_FW_TASK_BYTES) rows *= 2;
+    return rows;
 }
 
 /* Sorts groups by falling rows (ties: lower first row first) and numbers their tasks. */
@@ -17060,10 +17394,16 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
     run->num_groups = n;
     run->first[0][0] = run->first[1][0] = 0;
     for (i = 0; i < n; i++) {
-        int64_t up = run->groups[i].blas ? MOE_EPI_FW_BLAS_COLS : MOE_EPI_FW_COLS;
-        int64_t down = run->groups[i].blas ? MOE_EPI_FW_BLAS_COLS : 2 * MOE_EPI_FW_COLS;
-        run->first[0][i + 1] = run->first[0][i] + (run->w->inter + up - 1) / up;
-        run->first[1][i + 1] = run->first[1][i] + (run->w->hidden + down - 1) / down;
+        moe_epi_fw_group *g = &run->groups[i];
+        int stage;
+        for (stage = 0; stage < 2; stage++) {
+            int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
+            int rows = moe_epi_fw_task_rows(g->rows, stage == 0 ? g->gate.stride : g->down.stride);
+            g->cols[stage] = stage == 0 ? rows / 2 : rows;
+            g->task_cols[stage] = g->rows > MOE_EPI_FW_FEW ? MOE_EPI_FW_PANELS * g->cols[stage] : g->cols[stage];
+            if (g->blas) g->task_cols[stage] = MOE_EPI_FW_BLAS_COLS;
+            run->first[stage][i + 1] = run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
+        }
     }
 }
 
@@ -17130,6 +17470,7 @@ typedef struct moe_epi_fw_combine {
     const int64_t *row64;
     const float *o;            /* rows */
     const float *shared_o;     /* (S*T, H) or NULL */
+    moe_epi_fw_kernels kernels;
     int weight_on_input;
     float *y;
 } moe_epi_fw_combine;
@@ -17140,16 +17481,6 @@ static float moe_epi_fw_sigmoid_dot(const float *a, const float *b, int64_t n)
     int64_t i;
     for (i = 0; i < n; i++) s += (double)a[i] * (double)b[i];
     return (float)(1.0 / (1.0 + exp(-s)));
-}
-
-/* y += w * row, or y = w * row for the first. */
-static void moe_epi_fw_axpy(float *y, const float *row, float w, int64_t n, int first)
-{
-    int64_t i;
-    if (first)
-        for (i = 0; i < n; i++) y[i] = w * row[i];
-    else
-        for (i = 0; i < n; i++) y[i] += w * row[i];
 }
 
 static void moe_epi_fw_combine_task(void *context, int64_t index)
@@ -17164,18 +17495,18 @@ static void moe_epi_fw_combine_task(void *context, int64_t index)
             float w = c->weights ? c->weights[t * c->K + k] : 1.0f;
             at = t * c->K + k;
             if (c->ids[at] >= c->first_null) {
-                moe_epi_fw_axpy(y, c->x + t * c->H, w, c->H, first);
+                c->kernels.axpy(y, c->x + t * c->H, w, c->H, first);
             } else {
                 row = c->row32 ? (int64_t)c->row32[at] : c->row64[at];
                 if (row < 0) continue;
-                moe_epi_fw_axpy(y, c->o + row * c->H, c->weight_on_input ? 1.0f : w, c->H, first);
+                c->kernels.axpy(y, c->o + row * c->H, c->weight_on_input ? 1.0f : w, c->H, first);
             }
             first = 0;
         }
         if (S > 0) {
             float w = c->d->shared_gate ? moe_epi_fw_sigmoid_dot(c->x + t * c->H, c->d->shared_gate, c->H) : 1.0f;
             for (s = 0; s < S; s++, first = 0)
-                moe_epi_fw_axpy(y, c->shared_o + ((int64_t)s * c->T + t) * c->H, w, c->H, first);
+                c->kernels.axpy(y, c->shared_o + ((int64_t)s * c->T + t) * c->H, w, c->H, first);
         }
         if (first) memset(y, 0, sizeof(float) * (size_t)c->H);
     }
@@ -17315,7 +17646,8 @@ static moe_ep_status moe_epi_fw_check_routing(const moe_ep_forward_desc *d, int6
         *K = d->router->top_k;
     }
     if (*K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "must be at least 1", -1, (double)*K);
-    if (*K > E) return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than the number of experts", -1, (double)*K);
+    if (*K > E)
+        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than the number of experts", -1, (double)*K);
     if (!moe_epi_mul(T, *K, &n) || n > INT64_MAX / 64)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "num_tokens * top_k does not fit", -1, (double)T);
     if (d->router || T == 0) return MOE_EP_OK;
@@ -17340,7 +17672,8 @@ static moe_ep_status moe_epi_fw_check_xy(const float *x, const float *y, int64_t
     int64_t n;
     if (rows < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)rows);
     if (!moe_epi_mul(rows, H, &n) || n > INT64_MAX / 64)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "num_tokens * hidden does not fit", -1, (double)rows);
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "num_tokens * hidden does not fit", -1,
+                            (double)rows);
     if (rows == 0) return MOE_EP_OK;
     if (!x) return moe_epi_null(err, xname);
     if (!y) return moe_epi_null(err, yname);
@@ -17407,7 +17740,7 @@ static void moe_epi_fw_pack_rows(const moe_ep_forward_desc *d, const moe_epi_fw_
     p.scale = scale;
     p.out = out;
     p.stride = run->x_stride;
-    p.interleave = run->kernels->interleave;
+    p.interleave = run->kernels.interleave;
     moe_epi_fw_parallel(d, (rows + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_pack_task, &p);
 }
 
@@ -17529,7 +17862,8 @@ static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err
         work.l = l;
         work.t0 = t0;
         work.count = l->T - t0 < l->chunk ? l->T - t0 : l->chunk;
-        moe_epi_fw_parallel(l->d, (work.count + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_gate_task, &work);
+        moe_epi_fw_parallel(l->d, (work.count + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_gate_task,
+                            &work);
         st = moe_ep_route(&router, l->logits, work.count, NULL, l->ids + t0 * l->K, l->weights + t0 * l->K, err);
         if (st != MOE_EP_OK) {
             if (err && err->index >= 0 && strcmp(err->arg, "logits") == 0) err->index += t0 * l->groups_all;
@@ -17579,7 +17913,8 @@ static void moe_epi_fw_layer_take(moe_epi_fw_layer *l, moe_epi_arena *a)
 }
 
 /* Routed experts of tokens t0 .. t0+n-1 into l->o. */
-static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_epi_arena arena, moe_ep_error *err)
+static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_epi_arena arena,
+                                       moe_ep_error *err)
 {
     const moe_ep_forward_desc *d = l->d;
     const float *w = l->use_weights ? l->use_weights + t0 * l->K : NULL;
@@ -17638,6 +17973,7 @@ static moe_ep_status moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int
     if (l->d->shared) moe_epi_fw_shared(l->d, l->x + t0 * H, n, l->chunk, l->shared_o, *arena);
     memset(&c, 0, sizeof c);
     c.d = l->d;
+    c.kernels = moe_epi_fw_kernels_for(l->d->isa_max, MOE_EP_F32);
     c.x = l->x + t0 * H;
     c.ids = l->use_ids + t0 * l->K;
     c.weights = l->use_weights ? l->use_weights + t0 * l->K : NULL;
@@ -18314,6 +18650,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     if (st != MOE_EP_OK) return st;
     memset(&c, 0, sizeof c);
     c.d = layer ? layer : &plain;
+    c.kernels = moe_epi_fw_kernels_for(c.d->isa_max, MOE_EP_F32);
     c.x = x;
     c.ids = plan->topk_ids;
     c.weights = plan->topk_weights;
@@ -19839,40 +20176,506 @@ typedef struct moe_epi_law {
     const moe_ep_workload *w;
     moe_ep_rng rng;
     int64_t log_max; /* POWER_LAW: log2 of the largest over the smallest weight */
-    double most;     /* RECORDED: largest popularity */
-    int32_t first, last; /* hot experts */
+    int32_t first, last; /* hot experts, none when equal */
+    int64_t hot, cold;   /* their log2 weights and everybody else's */
 } moe_epi_law;
 
 /* x in [1, x_max] with density x^-alpha: log-uniform at alpha = 1, else ((X^b - 1) u + 1)^(1/b), b = 1 - alpha. */
 static int64_t moe_epi_power_law_log2(const moe_epi_law *y, uint64_t bits)
 {
-    int64_t u = (int64_t)(bits >> 32), b = MOE_EPI_ONE - moe_epi_q_of(y->w->alpha), t, top;
+    int64_t u = (int64_t)(bits >> 32), b = MOE_EPI_ONE - moe_epi_q_of(y->w->alpha), t, top, inverse;
     if (b > -(MOE_EPI_ONE >> 16) && b < (MOE_EPI_ONE >> 16)) return moe_epi_q_mul(u, y->log_max);
-    t = moe_epi_q_mul(b, y->log_max); /* log2 of X^b */
+    inverse = ((int64_t)1 << 56) / (b / 256); /* 1 / b in Q32 */
+    t = moe_epi_q_mul(b, y->log_max);         /* log2 of X^b */
     if (t > 0) { /* fall back on the larger end: X ((1 - X^-b) u + X^-b)^(1/b) */
         top = (int64_t)(moe_epi_q40_exp2(-t) >> 8);
         t = moe_epi_q_mul(MOE_EPI_ONE - top, u) + top;
         if (t < 1) t = 1;
         t = moe_epi_q_log2((uint64_t)t);
-        return y->log_max + moe_epi_q_mul(t, MOE_EPI_ONE * 65536 / (b >> 16));
+        return y->log_max + moe_epi_q_mul(t, inverse);
     }
     top = (int64_t)(moe_epi_q40_exp2(t) >> 8);
     t = MOE_EPI_ONE - moe_epi_q_mul(MOE_EPI_ONE - top, u);
     if (t < 1) t = 1;
-    return moe_epi_q_mul(moe_epi_q_log2((uint64_t)t), MOE_EPI_ONE * 65536 / (b >> 16));
+    return moe_epi_q_mul(moe_epi_q_log2((uint64_t)t), inverse);
 }
 
-/* log2 of expert e's undisturbed weight, `rank` its place in the popularity order. */
+#define MOE_EPI_NO_WEIGHT (-((int64_t)1 << 62)) /* the logarithm of 0 */
+
+/* log2 of a double >= 0 in Q32, from its bits. */
+static int64_t moe_epi_double_log2(double v)
+{
+    uint64_t bits, mantissa;
+    int64_t exponent;
+    memcpy(&bits, &v, sizeof bits);
+    exponent = (int64_t)((bits >> 52) & 0x7ffu);
+    mantissa = bits & (((uint64_t)1 << 52) - 1);
+    if (exponent > 0) mantissa |= (uint64_t)1 << 52;
+    else exponent = 1;
+    if (mantissa == 0) return MOE_EPI_NO_WEIGHT;
+    return moe_epi_q_log2(mantissa) + (exponent - 1075 + 32) * MOE_EPI_ONE;
+}
+
+/* log2 of the undisturbed weight of expert e, whose place in the popularity order is `rank`. */
 static int64_t moe_epi_law_log2(moe_epi_law *y, int32_t e, int32_t rank)
 {
-    (void)e;
-    if (y->w->kind == MOE_EP_LOAD_ZIPF)
-        return -moe_epi_q_mul(moe_epi_q_of(y->w->alpha), moe_epi_q_log2((uint64_t)((int64_t)rank + 1) << 32));
-    if (y->w->kind == MOE_EP_LOAD_POWER_LAW) return moe_epi_power_law_log2(y, moe_ep_rng_u64(&y->rng));
-    if (y->w->kind == MOE_EP_LOAD_LOGNORMAL)
-        return moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(y->w->sigma), moe_epi_q_normal(&y->rng)), MOE_EPI_LOG2E_Q32);
+    const moe_ep_workload *w = y->w;
+    if (w->kind == MOE_EP_LOAD_ZIPF)
+        return -moe_epi_q_mul(moe_epi_q_of(w->alpha), moe_epi_q_log2((uint64_t)((int64_t)rank + 1) << 32));
+    if (w->kind == MOE_EP_LOAD_POWER_LAW) return moe_epi_power_law_log2(y, moe_ep_rng_u64(&y->rng));
+    if (w->kind == MOE_EP_LOAD_LOGNORMAL)
+        return moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->sigma), moe_epi_q_normal(&y->rng)), MOE_EPI_LOG2E_Q32);
+    if (w->kind == MOE_EP_LOAD_RECORDED) return moe_epi_double_log2(w->popularity[e]);
+    return e >= y->first && e < y->last ? y->hot : y->cold;
+}
+
+/* Hot experts of this step and what they and the others weigh. */
+static void moe_epi_law_hot(moe_epi_law *y, int64_t step)
+{
+    const moe_ep_workload *w = y->w;
+    int64_t D = w->num_devices > 0 ? w->num_devices : 1, period = w->period > 0 ? w->period : 1, device = w->hot, share, n;
+    if (!moe_epi_is_hot(w->kind)) return;
+    if (w->kind == MOE_EP_LOAD_BURST && step % period != period - 1) return;
+    if (w->kind == MOE_EP_LOAD_ROTATING) device = (device + step / period % D) % D;
+    y->first = w->hot;
+    y->last = w->hot + 1;
+    if (w->kind == MOE_EP_LOAD_HOT_DEVICE || w->kind == MOE_EP_LOAD_ROTATING) {
+        y->first = (int32_t)(w->num_experts * device / D);
+        y->last = (int32_t)(w->num_experts * (device + 1) / D);
+    }
+    n = y->last - y->first;
+    share = moe_epi_q_of(w->share) * 1024; /* Q42 */
+    y->hot = share / n > 0 ? moe_epi_q_log2((uint64_t)(share / n)) : MOE_EPI_NO_WEIGHT;
+    share = MOE_EPI_ONE * 1024 - share;
+    if (n == w->num_experts) y->hot = 0;
+    else y->cold = share > 0 ? moe_epi_q_log2((uint64_t)share / (uint64_t)(w->num_experts - n)) : MOE_EPI_NO_WEIGHT;
+}
+
+/* Shell sort, largest first; the array holds logarithms as two's complement. */
+static void moe_epi_sort_down(uint64_t *v, int32_t n)
+{
+    int32_t gap, i, j;
+    for (gap = n / 2; gap > 0; gap /= 2)
+        for (i = gap; i < n; i++) {
+            uint64_t x = v[i];
+            for (j = i; j >= gap && (int64_t)v[j - gap] < (int64_t)x; j -= gap) v[j] = v[j - gap];
+            v[j] = x;
+        }
+}
+
+/* Logarithms of all weights of a layer at a step, in place of the weights. */
+static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, uint64_t *logs)
+{
+    moe_epi_law y;
+    moe_ep_rng rng;
+    int32_t e, E = w->num_experts;
+    memset(&y, 0, sizeof y);
+    y.w = w;
+    y.rng = moe_epi_stream(w->seed, MOE_EPI_USE_WEIGHTS, (uint64_t)layer, 0);
+    if (w->x_max > 0.0) y.log_max = moe_epi_double_log2(w->x_max);
+    else if (tokens > E / w->top_k && tokens > 1) /* aiconfigurator: 1 .. 0.8 tokens, or 0.01 .. 2 when there are few */
+        y.log_max = moe_epi_q_log2((uint64_t)(tokens < 1000000000 ? tokens : 1000000000) << 32) - 1382670639;
+    else y.log_max = 32830112350;
+    moe_epi_law_hot(&y, step);
+    for (e = 0; e < E; e++) logs[e] = (uint64_t)e;
+    rng = moe_epi_stream(w->seed, MOE_EPI_USE_ORDER, (uint64_t)layer, 0);
+    for (e = E - 1; e > 0 && !w->in_order; e--) {
+        uint64_t i = moe_ep_rng_below(&rng, (uint64_t)e + 1), swap = logs[i];
+        logs[i] = logs[e];
+        logs[e] = swap;
+    }
+    for (e = 0; e < E; e++) logs[e] = (uint64_t)moe_epi_law_log2(&y, e, (int32_t)logs[e]);
+    if (w->kind == MOE_EP_LOAD_POWER_LAW && w->in_order) moe_epi_sort_down(logs, E);
+    if (step == 0 || !(w->drift > 0.0)) return;
+    rng = moe_epi_stream(w->seed, MOE_EPI_USE_DRIFT, (uint64_t)layer, (uint64_t)step);
+    for (e = 0; e < E; e++) {
+        int64_t move = moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->drift), moe_epi_q_normal(&rng)), MOE_EPI_LOG2E_Q32);
+        if ((int64_t)logs[e] != MOE_EPI_NO_WEIGHT) logs[e] = (uint64_t)((int64_t)logs[e] + move);
+    }
+}
+
+static void moe_epi_popularity_fill(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, uint64_t *weights)
+{
+    int64_t most = MOE_EPI_NO_WEIGHT;
+    int32_t e;
+    moe_epi_popularity_logs(w, w->copy_layers ? 0 : layer, step, tokens, weights);
+    for (e = 0; e < w->num_experts; e++)
+        if ((int64_t)weights[e] > most) most = (int64_t)weights[e];
+    for (e = 0; e < w->num_experts; e++) {
+        if ((int64_t)weights[e] == MOE_EPI_NO_WEIGHT) {
+            weights[e] = 0;
+            continue;
+        }
+        weights[e] = moe_epi_q40_exp2((int64_t)weights[e] - most) >> 1;
+        if (weights[e] == 0) weights[e] = 1;
+    }
+}
+
+MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
+                                           uint64_t *weights, moe_ep_error *err)
+{
+    moe_epi_ok(err);
+    MOE_EPI_TRY(moe_epi_check_workload(w, layer, step, err));
+    if (!weights) return moe_epi_null(err, "weights");
+    if (tokens < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "tokens", "must not be negative", -1, (double)tokens);
+    if (moe_epi_is_dealt(w->kind))
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "kind", "dealt out, not drawn: there is no popularity", -1, (double)(int)w->kind);
+    moe_epi_popularity_fill(w, layer, step, tokens, weights);
+    return MOE_EP_OK;
+}
+
+/* ---- drawing tokens ----------------------------------------------------------------------------------- */
+
+/* Cumulative weights with a guide table: guide[v >> shift] is where the search for v starts. */
+typedef struct moe_epi_sampler {
+    const uint64_t *sum; /* (E+1) */
+    const int32_t *guide;
+    uint64_t total;
+    int32_t E;
+    int shift;
+} moe_epi_sampler;
+
+enum { MOE_EPI_GUIDE_BITS = 11, MOE_EPI_TRIES = 32 };
+
+/* Turns weights (E) into sums (E+1) in place and fills guide (2^bits + 1). */
+static moe_epi_sampler moe_epi_sampler_make(uint64_t *sum, int32_t E, int32_t *guide)
+{
+    moe_epi_sampler s;
+    uint64_t before = 0, w;
+    int32_t e, i;
+    for (e = 0; e < E; e++) {
+        w = sum[e];
+        sum[e] = before;
+        before += w;
+    }
+    sum[E] = before;
+    s.sum = sum;
+    s.guide = guide;
+    s.total = before;
+    s.E = E;
+    s.shift = 0;
+    while ((before - 1) >> s.shift >= ((uint64_t)1 << MOE_EPI_GUIDE_BITS)) s.shift++;
+    for (e = 0, i = 0; i < (1 << MOE_EPI_GUIDE_BITS); i++) {
+        while (e + 1 < E && sum[e + 1] <= (uint64_t)i << s.shift) e++;
+        guide[i] = e;
+    }
+    return s;
+}
+
+/* High half of a 64 x 64 bit product. */
+static uint64_t moe_epi_mul_high(uint64_t a, uint64_t b)
+{
+    uint64_t ah = a >> 32, al = a & 0xffffffffu, bh = b >> 32, bl = b & 0xffffffffu;
+    uint64_t low = (al * bl) >> 32, mid = ah * bl + low, mid2 = al * bh + (mid & 0xffffffffu);
+    return ah * bh + (mid >> 32) + (mid2 >> 32);
+}
+
+static int32_t moe_epi_sample(const moe_epi_sampler *s, moe_ep_rng *rng)
+{
+    uint64_t v = moe_epi_mul_high(moe_ep_rng_u64(rng), s->total);
+    int32_t e = s->guide[v >> s->shift];
+    while (s->sum[e + 1] <= v) e++;
+    return e;
+}
+
+static int moe_epi_holds(const int32_t *ids, int32_t n, int32_t id)
+{
+    int32_t i;
+    for (i = 0; i < n; i++)
+        if (ids[i] == id) return 1;
     return 0;
 }
+
+/* A draw among the experts not yet in ids (n) without trial and error; without weight left, the lowest of them. */
+static int32_t moe_epi_sample_rest(const moe_epi_sampler *s, const int32_t *ids, int32_t n, moe_ep_rng *rng)
+{
+    uint64_t left = s->total, v, w;
+    int32_t i, e, lowest = -1;
+    for (i = 0; i < n; i++) left -= s->sum[ids[i] + 1] - s->sum[ids[i]];
+    v = moe_ep_rng_below(rng, left);
+    for (e = 0; e < s->E; e++) {
+        if (moe_epi_holds(ids, n, e)) continue;
+        if (lowest < 0) lowest = e;
+        w = s->sum[e + 1] - s->sum[e];
+        if (v < w) return e;
+        v -= w;
+    }
+    return lowest;
+}
+
+static void moe_epi_draw_tokens(const moe_epi_sampler *s, const moe_ep_workload *w, int64_t T, moe_ep_rng *rng, int32_t *ids)
+{
+    int64_t t;
+    int32_t j, K = w->top_k;
+    for (t = 0; t < T; t++, ids += K) {
+        for (j = 0; j < K; j++) {
+            int tries = 0;
+            int32_t e = moe_epi_sample(s, rng);
+            while (!w->with_replacement && moe_epi_holds(ids, j, e)) {
+                if (++tries == (int)MOE_EPI_TRIES) {
+                    e = moe_epi_sample_rest(s, ids, j, rng);
+                    break;
+                }
+                e = moe_epi_sample(s, rng);
+            }
+            ids[j] = e;
+        }
+    }
+}
+
+/* ---- dealt-out tokens --------------------------------------------------------------------------------- */
+
+static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d) { return (int32_t)(E * d / D); }
+
+/* order (E): first expert of every device's block, then the second of every block, ... */
+static void moe_epi_deal_order(int32_t E, int32_t D, int32_t *order)
+{
+    int32_t place, d, n = 0;
+    for (place = 0; n < E; place++)
+        for (d = 0; d < D; d++) {
+            int32_t first = moe_epi_deal_start(E, D, d);
+            if (place < moe_epi_deal_start(E, D, (int64_t)d + 1) - first) order[n++] = first + place;
+        }
+}
+
+/* `total` rows over n experts as even as can be; 0 when an expert would need more than T. */
+static int moe_epi_deal_counts(int64_t total, int32_t n, int64_t T, int64_t *counts)
+{
+    int32_t i;
+    for (i = 0; i < n; i++) {
+        counts[i] = total / n + (i < total % n);
+        if (counts[i] > T) return 0;
+    }
+    return 1;
+}
+
+/* Counts with mean / max = target over D devices: the hot one gets its share, the others the rest. */
+static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, int64_t *counts, moe_ep_error *err)
+{
+    int64_t D = w->num_devices > 0 ? w->num_devices : 1, total = T * w->top_k, hot = w->hot % D, d, most, rest, share;
+    share = ((int64_t)1 << 62) / (D * moe_epi_q_of(w->target)); /* 1 / (D target) in Q30 */
+    most = (total >> 30) * share + (((total & (((int64_t)1 << 30) - 1)) * share) >> 30);
+    if (most < (total - 1) / D + 1) most = (total - 1) / D + 1;
+    if (D == 1 || total == 0) most = total;
+    rest = total - most;
+    for (d = 0; d < D; d++) {
+        int64_t place = d < hot ? d : d - 1, mine = most;
+        int32_t first = moe_epi_deal_start(w->num_experts, D, d), last = moe_epi_deal_start(w->num_experts, D, d + 1);
+        if (d != hot) mine = rest / (D - 1) + (place < rest % (D - 1));
+        if (mine < 0 || !moe_epi_deal_counts(mine, last - first, T, counts + first))
+            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target", "no counts of distinct experts reach it", d, w->target);
+    }
+    return MOE_EP_OK;
+}
+
+/* Experts in runs: expert e fills positions p .. p+n-1, position p is choice p / T of token p % T.  A run of at
+ * most T positions never meets the same token twice. */
+static void moe_epi_lay_out(const int64_t *counts, int32_t E, int64_t T, int32_t K, uint64_t seed, int32_t *ids)
+{
+    moe_ep_rng rng = moe_epi_stream(seed, MOE_EPI_USE_IDS, 0, 0);
+    int64_t t = 0, n, i;
+    int32_t e, j = 0, swap;
+    for (e = 0; e < E; e++)
+        for (n = counts[e]; n > 0; n--) {
+            ids[t * K + j] = e;
+            if (++t == T) {
+                t = 0;
+                j++;
+            }
+        }
+    for (t = T - 1; t > 0; t--) {
+        i = (int64_t)moe_ep_rng_below(&rng, (uint64_t)t + 1);
+        for (j = 0; j < K; j++) {
+            swap = ids[t * K + j];
+            ids[t * K + j] = ids[i * K + j];
+            ids[i * K + j] = swap;
+        }
+    }
+}
+
+MOE_EP_API moe_ep_status moe_ep_ids_from_counts(const int64_t *counts, int32_t E, int64_t num_tokens, int32_t K,
+                                                uint64_t seed, int32_t *ids, moe_ep_error *err)
+{
+    int64_t n, sum = 0;
+    int32_t e;
+    moe_epi_ok(err);
+    if (!counts) return moe_epi_null(err, "counts");
+    if (!ids) return moe_epi_null(err, "ids");
+    if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "too small", -1, (double)E);
+    if (num_tokens < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)num_tokens);
+    if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "too small", -1, (double)K);
+    if (K > E) return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "K", "larger than E", -1, (double)K);
+    if (!moe_epi_mul(num_tokens, K, &n))
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T * K does not fit", -1, (double)num_tokens);
+    for (e = 0; e < E; e++) {
+        if (counts[e] < 0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "counts", "must not be negative", e, (double)counts[e]);
+        if (counts[e] > num_tokens)
+            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "more rows than tokens", e, (double)counts[e]);
+        if (counts[e] > n - sum)
+            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "the sum must be T * K", e, (double)n);
+        sum += counts[e];
+    }
+    if (sum != n) return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "the sum must be T * K", -1, (double)sum);
+    moe_epi_lay_out(counts, E, num_tokens, K, seed, ids);
+    return MOE_EP_OK;
+}
+
+/* The kinds that need neither weights nor counts. */
+static void moe_epi_deal_tokens(const moe_ep_workload *w, int64_t T, const int32_t *order, int32_t *ids)
+{
+    int64_t t, E = w->num_experts, at = 0;
+    int32_t j;
+    for (t = 0; t < T; t++)
+        for (j = 0; j < w->top_k; j++) {
+            int64_t e = j % E;
+            if (w->kind == MOE_EP_LOAD_ROUND_ROBIN) e = (t % E + j) % E;
+            if (w->kind == MOE_EP_LOAD_BALANCED) {
+                e = order[at];
+                if (++at == E) at = 0;
+            }
+            *ids++ = (int32_t)e;
+        }
+}
+
+MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t num_tokens,
+                                         int32_t *ids, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_epi_arena arena;
+    moe_epi_sampler sampler;
+    moe_ep_rng rng;
+    moe_ep_status status = MOE_EP_OK;
+    uint64_t *weights;
+    int64_t *counts, n;
+    int32_t *guide;
+    size_t need = 0;
+    moe_epi_ok(err);
+    MOE_EPI_TRY(moe_epi_check_workload(w, layer, step, err));
+    if (!ids) return moe_epi_null(err, "ids");
+    if (num_tokens < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)num_tokens);
+    if (!moe_epi_mul(num_tokens, (int64_t)w->top_k * 4, &n))
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T * K does not fit", -1, (double)num_tokens);
+    moe_epi_need(&need, (int64_t)w->num_experts + 1, sizeof *weights);
+    moe_epi_need(&need, w->num_experts, sizeof *counts);
+    moe_epi_need(&need, (int64_t)w->num_experts + (1 << MOE_EPI_GUIDE_BITS), sizeof *guide);
+    MOE_EPI_TRY(moe_epi_arena_open(&arena, scratch, need, err));
+    weights = (uint64_t *)moe_epi_take(&arena, (int64_t)w->num_experts + 1, sizeof *weights);
+    counts = (int64_t *)moe_epi_take(&arena, w->num_experts, sizeof *counts);
+    guide = (int32_t *)moe_epi_take(&arena, (int64_t)w->num_experts + (1 << MOE_EPI_GUIDE_BITS), sizeof *guide);
+    if (w->copy_layers) layer = 0;
+    rng = moe_epi_stream(w->seed, MOE_EPI_USE_IDS, (uint64_t)layer, (uint64_t)step);
+    if (w->kind == MOE_EP_LOAD_TARGET) {
+        status = moe_epi_target_counts(w, num_tokens, counts, err);
+        if (status == MOE_EP_OK) moe_epi_lay_out(counts, w->num_experts, num_tokens, w->top_k, moe_ep_rng_u64(&rng), ids);
+    } else if (moe_epi_is_dealt(w->kind)) {
+        moe_epi_deal_order(w->num_experts, w->num_devices > 0 ? w->num_devices : 1, guide);
+        moe_epi_deal_tokens(w, num_tokens, guide, ids);
+    } else {
+        moe_epi_popularity_fill(w, layer, step, num_tokens, weights);
+        sampler = moe_epi_sampler_make(weights, w->num_experts, guide);
+        moe_epi_draw_tokens(&sampler, w, num_tokens, &rng, ids);
+    }
+    moe_epi_arena_close(&arena);
+    return status;
+}
+
+/* ---- sources ------------------------------------------------------------------------------------------ */
+
+/* Tokens of ragged sources: lognormal weights first in place of the tokens, then shares of what is left. */
+static void moe_epi_ragged(uint64_t seed, int32_t D, double spread, int64_t T, int64_t *tokens)
+{
+    moe_ep_rng rng = moe_epi_stream(seed, MOE_EPI_USE_SOURCE, 0, 0);
+    int64_t most = MOE_EPI_NO_WEIGHT, left = T, weight_left = 0;
+    int32_t d;
+    for (d = 0; d < D; d++) {
+        tokens[d] = moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(spread), moe_epi_q_normal(&rng)), MOE_EPI_LOG2E_Q32);
+        if (tokens[d] > most) most = tokens[d];
+    }
+    for (d = 0; d < D; d++) { /* weights of at most 2^22: remainder times weight fits */
+        tokens[d] = (int64_t)(moe_epi_q40_exp2(tokens[d] - most) >> 18) + 1;
+        weight_left += tokens[d];
+    }
+    for (d = 0; d < D; d++) { /* the share of what is left, rounded down: the last one takes the remainder */
+        int64_t weight = tokens[d];
+        tokens[d] = left / weight_left * weight + left % weight_left * weight / weight_left;
+        left -= tokens[d];
+        weight_left -= weight;
+    }
+}
+
+MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t seed, int64_t T, int32_t D, double spread,
+                                              int32_t empty, int64_t *tokens, moe_ep_error *err)
+{
+    int32_t d;
+    int64_t place, sharers;
+    moe_epi_ok(err);
+    if ((int)kind < 0 || (int)kind > (int)MOE_EP_SOURCE_EMPTY)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "kind", "no such source", -1, (double)(int)kind);
+    if (!tokens) return moe_epi_null(err, "tokens");
+    if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "too small", -1, (double)D);
+    if (T < 0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "T", "must not be negative", -1, (double)T);
+    MOE_EPI_TRY(moe_epi_check_parameter(spread, 16.0, "spread", err));
+    if (kind == MOE_EP_SOURCE_EMPTY && (empty < 0 || empty >= D))
+        return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "empty", "not in 0..D-1", -1, (double)empty);
+    if (kind == MOE_EP_SOURCE_EMPTY && D == 1 && T > 0)
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "D", "no other device for the tokens", -1, (double)D);
+    if (kind == MOE_EP_SOURCE_RAGGED) {
+        moe_epi_ragged(seed, D, spread, T, tokens);
+        return MOE_EP_OK;
+    }
+    sharers = kind == MOE_EP_SOURCE_EMPTY && D > 1 ? D - 1 : D;
+    for (d = 0, place = 0; d < D; d++) {
+        tokens[d] = 0;
+        if (kind == MOE_EP_SOURCE_EMPTY && d == empty) continue;
+        tokens[d] = T / sharers + (place < T % sharers);
+        place++;
+    }
+    return MOE_EP_OK;
+}
+
+/* ---- LLMServingSim's closed form ---------------------------------------------------------------------- */
+
+static int64_t moe_epi_round_even(double v)
+{
+    double down = floor(v), part = v - down;
+    int64_t n = (int64_t)down;
+    return n + (part > 0.5 || (!(part < 0.5) && n % 2 != 0));
+}
+
+MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int32_t K, int32_t ep,
+                                                       moe_ep_balanced_result *out, moe_ep_error *err)
+{
+    moe_ep_balanced_result r;
+    moe_ep_expect_desc d;
+    moe_ep_expect_result x;
+    double miss = 1.0;
+    int32_t i;
+    moe_epi_ok(err);
+    if (!out) return moe_epi_null(err, "out");
+    if (T < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "T", "must not be negative", -1, (double)T);
+    if (ep < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "ep", "too small", -1, (double)ep);
+    memset(&d, 0, sizeof d);
+    d.tokens = T;
+    d.num_experts = E;
+    d.top_k = K;
+    d.num_devices = ep;
+    MOE_EPI_TRY(moe_ep_expect(&d, &x, err));
+    for (i = 0; i < K; i++) miss *= (double)(ep - 1) / (double)ep;
+    r.pairs = (double)T * (double)K / (double)ep;
+    r.local_tokens = moe_epi_round_even((double)T * (1.0 - miss));
+    r.activated = moe_epi_round_even(r.pairs);
+    if (r.activated > E / ep) r.activated = E / ep;
+    r.exact_tokens = x.device_tokens;
+    r.exact_activated = x.active_device;
+    *out = r;
+    return MOE_EP_OK;
+}
+
+#undef MOE_EPI_TRY
+#undef MOE_EPI_ONE
+#undef MOE_EPI_LN2_Q32
+#undef MOE_EPI_LOG2E_Q32
+#undef MOE_EPI_NO_WEIGHT
+
 /* The caller's macros again. */
 #pragma pop_macro("B")
 #pragma pop_macro("C")

@@ -45,8 +45,8 @@ static double throughput(int32_t D, int32_t P)
 int main(void)
 {
     static const int32_t gpus[5] = {8, 16, 32, 64, 72};
-    static const char *const name[4] = {"EP 8", "EP 32, wide", "EP 72, 32 copies, EPLB", "EP 32, 32 copies, EPLB"};
-    static const int32_t d[4] = {8, 32, 72, 32}, p[4] = {256, 256, 288, 288};
+    static const char *const name[4] = {"EP 8", "EP 32, wide", "EP 32, 32 copies, EPLB", "EP 72, 32 copies, EPLB"};
+    static const int32_t d[4] = {8, 32, 32, 72}, p[4] = {256, 256, 288, 288};
     double first = 0.0;
     model = moe_ep_model_deepseek_v3(), machine = moe_ep_machine_gb200();
 

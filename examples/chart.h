@@ -472,19 +472,22 @@ static inline void chart_svg_hbars(FILE *f, const chart_hbars *c, double width)
     chart_close(f);
 }
 
-/* ---- lines on log-log axes ---------------------------------------------------------------------------- */
+/* ---- lines and points on axes ------------------------------------------------------------------------- */
 
 typedef struct chart_series {
     int n;
-    const double *x, *y; /* points with y <= 0 are left out */
+    const double *x, *y; /* on a logarithmic axis values <= 0 are left out */
     chart_kind kind;
-    int marks; /* 1: a marker on every point */
+    int marks; /* 1: a marker on every point, 2: markers without a line */
+    const char *const *label; /* beside each point; NULL = none, "" = not this one */
 } chart_series;
 
 typedef struct chart_lines {
     const char *id, *title, *description, *x_title, *y_title;
     int n;
     const chart_series *series;
+    int linear_x, linear_y;  /* 0: logarithmic                        */
+    double line;             /* dashed level, 0 = none                */
 } chart_lines;
 
 static inline void chart_marker(FILE *f, chart_kind kind, double x, double y, double r)
@@ -500,77 +503,129 @@ static inline void chart_marker(FILE *f, chart_kind kind, double x, double y, do
                 r);
 }
 
-static inline void chart_log_range(const chart_lines *c, int axis, double *from, double *to)
+/* One axis: the values at its ends (logarithms unless linear) and where these are drawn. */
+typedef struct chart_axis {
+    double from, to, start, end, step;
+    int linear;
+} chart_axis;
+
+static inline double chart_at(const chart_axis *a, double v)
 {
-    *from = 1e300;
-    *to = 0;
+    return a->start + (a->end - a->start) * ((a->linear ? v : log10(v)) - a->from) /
+                          (a->to - a->from);
+}
+
+static inline int chart_visible(const chart_lines *c, double x, double y)
+{
+    return (c->linear_x || x > 0.0) && (c->linear_y || y > 0.0);
+}
+
+static inline chart_axis chart_axis_of(const chart_lines *c, int axis, double start, double end)
+{
+    chart_axis a = {1e300, -1e300, start, end, 0.0, axis ? c->linear_y : c->linear_x};
     for (int s = 0; s < c->n; s++)
         for (int i = 0; i < c->series[s].n; i++) {
             double v = axis ? c->series[s].y[i] : c->series[s].x[i];
-            if (!(c->series[s].y[i] > 0.0) || !(v > 0.0)) continue;
-            if (v < *from) *from = v;
-            if (v > *to) *to = v;
+            if (!chart_visible(c, c->series[s].x[i], c->series[s].y[i])) continue;
+            if (v < a.from) a.from = v;
+            if (v > a.to) a.to = v;
         }
-    if (!(*to > 0.0)) *from = 0.1, *to = 1.0;
-    *from = floor(log10(*from) * 2 + 1e-9) / 2;
-    *to = ceil(log10(*to) * 2 - 1e-9) / 2;
-    if (*to - *from < 0.5) *to = *from + 0.5;
+    if (axis && c->line > 0.0 && c->line < a.from) a.from = c->line;
+    if (axis && c->line > a.to) a.to = c->line;
+    if (a.from > a.to) a.from = a.linear ? 0.0 : 0.1, a.to = 1.0;
+    if (a.linear) {
+        if (a.from >= 0.0 && (!axis || a.from < 0.4 * a.to)) a.from = 0.0;
+        a.step = chart_step(a.to - a.from > 1e-3 ? a.to - a.from : 1e-3, axis ? 5 : 7);
+        a.from = floor(a.from / a.step + 1e-9) * a.step;
+        a.to = axis ? ceil(a.to / a.step - 1e-9) * a.step : a.to + 0.03 * (a.to - a.from);
+        if (!(a.to > a.from)) a.to = a.from + a.step;
+        return a;
+    }
+    a.from = floor(log10(a.from) * 2 + 1e-9) / 2;
+    a.to = ceil(log10(a.to) * 2 - 1e-9) / 2;
+    if (a.to - a.from < 0.5) a.to = a.from + 0.5;
+    return a;
+}
+
+/* A grid line and, when there is room, its value. */
+static inline void chart_tick(FILE *f, int axis, double at, double from, double to, double v,
+                              int shown)
+{
+    char text[32];
+    chart_number(text, sizeof text, v);
+    fprintf(f, "<line class=\"g\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>",
+            axis ? from : at, axis ? to : at, axis ? at : from, axis ? at : to);
+    if (shown && axis)
+        chart_label(f, "s e", from - 6, at + 4, text);
+    else if (shown)
+        chart_label(f, "s mid", at, to + 16, text);
+}
+
+static inline void chart_ticks(FILE *f, const chart_axis *a, int axis, double from, double to)
+{
+    double last = -1e9;
+    if (a->linear) {
+        for (double v = a->from; v <= a->to + 1e-6 * a->step; v += a->step) {
+            double shown = fabs(v) < 1e-9 * a->step ? 0.0 : v;
+            chart_tick(f, axis, chart_at(a, v), from, to, shown, 1);
+        }
+        return;
+    }
+    for (int e = (int)floor(a->from); e <= (int)ceil(a->to); e++)
+        for (int m = 1; m <= 5; m = m == 1 ? 2 : m == 2 ? 5 : 6) {
+            double v = m * pow(10.0, e), at = chart_at(a, v);
+            int shown = m == 1 || (a->to - a->from < 4 && at - last > 34 && a->end - at > -1);
+            if (log10(v) < a->from - 1e-9 || log10(v) > a->to + 1e-9) continue;
+            chart_tick(f, axis, at, from, to, v, axis || shown);
+            if (shown) last = at;
+        }
+}
+
+static inline void chart_series_line(FILE *f, const chart_lines *c, const chart_series *q,
+                                     const chart_axis *x, const chart_axis *y)
+{
+    int begun = 0;
+    fprintf(f, "<path class=\"l%d\" d=\"", (int)q->kind);
+    for (int i = 0; i < q->n; i++) {
+        if (!chart_visible(c, q->x[i], q->y[i])) continue;
+        fprintf(f, "%s%.1f %.1f", begun ? "L" : "M", chart_at(x, q->x[i]), chart_at(y, q->y[i]));
+        begun = 1;
+    }
+    fputs("\"/>\n", f);
+}
+
+static inline void chart_series_marks(FILE *f, const chart_lines *c, const chart_series *q,
+                                      const chart_axis *x, const chart_axis *y, double right)
+{
+    for (int i = 0; i < q->n; i++) {
+        double px, py;
+        if (!chart_visible(c, q->x[i], q->y[i])) continue;
+        px = chart_at(x, q->x[i]);
+        py = chart_at(y, q->y[i]);
+        chart_marker(f, q->kind, px, py, q->n == 1 ? 5.0 : 3.4);
+        if (q->label && q->label[i] && q->label[i][0]) {
+            int before = px + 10 + chart_text_px(q->label[i], 11) > right;
+            chart_label(f, before ? "v e halo" : "v halo", before ? px - 9 : px + 9, py - 6,
+                        q->label[i]);
+        }
+    }
 }
 
 static inline void chart_svg_lines(FILE *f, const chart_lines *c, double width, double height)
 {
-    double left = 46, right = width - 12, high = 30, base = height - 44, x0, x1, y0, y1,
-           last = -1e9;
-    char text[32];
-    chart_log_range(c, 0, &x0, &x1);
-    chart_log_range(c, 1, &y0, &y1);
+    double left = 46, right = width - 12, high = 30, base = height - 44;
+    chart_axis x = chart_axis_of(c, 0, left, right), y = chart_axis_of(c, 1, base, high);
     chart_open(f, c->id, width, height, c->title, c->description);
-    for (int axis = 0; axis < 2; axis++) {
-        double from = axis ? y0 : x0, to = axis ? y1 : x1;
-        for (int e = (int)floor(from); e <= (int)ceil(to); e++)
-            for (int m = 1; m <= 9; m++) {
-                double v = e + log10(m), at;
-                int wanted = m == 1 || m == 2 || m == 5;
-                if (v < from - 1e-9 || v > to + 1e-9 || !wanted) continue;
-                at = axis ? base - (base - high) * (v - from) / (to - from)
-                          : left + (right - left) * (v - from) / (to - from);
-                chart_number(text, sizeof text, m * pow(10.0, e));
-                if (axis) {
-                    fprintf(f,
-                            "<line class=\"g\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>",
-                            left, right, at, at);
-                    chart_label(f, "s e", left - 6, at + 4, text);
-                } else {
-                    fprintf(f,
-                            "<line class=\"g\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>",
-                            at, at, high, base);
-                    if (m == 1 || (x1 - x0 < 4 && at - last > 34 && right - at > -1)) {
-                        chart_label(f, "s mid", at, base + 16, text);
-                        last = at;
-                    }
-                }
-            }
-    }
+    chart_ticks(f, &x, 0, high, base);
+    chart_ticks(f, &y, 1, left, right);
     fprintf(f, "<path class=\"x\" style=\"fill:none\" d=\"M%.1f %.1fV%.1fH%.1f\"/>\n", left, high,
             base, right);
+    if (c->line > 0.0)
+        fprintf(f, "<line class=\"mean\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", left,
+                right, chart_at(&y, c->line), chart_at(&y, c->line));
     for (int s = 0; s < c->n; s++) {
-        const chart_series *q = &c->series[s];
-        int begun = 0;
-        fprintf(f, "<path class=\"l%d\" d=\"", (int)q->kind);
-        for (int i = 0; i < q->n; i++) {
-            double x, y;
-            if (!(q->y[i] > 0.0)) continue;
-            x = left + (right - left) * (log10(q->x[i]) - x0) / (x1 - x0);
-            y = base - (base - high) * (log10(q->y[i]) - y0) / (y1 - y0);
-            fprintf(f, "%s%.1f %.1f", begun ? "L" : "M", x, y);
-            begun = 1;
-        }
-        fputs("\"/>\n", f);
-        for (int i = 0; q->marks && i < q->n; i++) {
-            if (!(q->y[i] > 0.0)) continue;
-            chart_marker(f, q->kind, left + (right - left) * (log10(q->x[i]) - x0) / (x1 - x0),
-                         base - (base - high) * (log10(q->y[i]) - y0) / (y1 - y0), 3.4);
-        }
+        if (c->series[s].marks != 2) chart_series_line(f, c, &c->series[s], &x, &y);
+        if (c->series[s].marks) chart_series_marks(f, c, &c->series[s], &x, &y, right);
     }
     chart_label(f, "s", 0, 12, c->y_title);
     chart_label(f, "s mid", (left + right) / 2, height - 8, c->x_title);

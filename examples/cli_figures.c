@@ -3,46 +3,9 @@
 #define _GNU_SOURCE
 #include "cli_figures.h"
 
-#include "chart.h"
+#include "cli_page.h"
 
 #include <stb_ds.h>
-
-/* Every figure is drawn three times, for a wide page, a tablet or paper, and a phone; CSS shows one of them,
- * so that text keeps its size. */
-typedef enum width_class { WIDE = 0, MEDIUM, NARROW, WIDTHS } width_class;
-static const char *const width_name[WIDTHS] = {"w", "m", "n"};
-
-typedef void (*draw_fn)(const cli_report *r, FILE *f, width_class w, double width, const char *id);
-
-static void draw_all(const cli_report *r, FILE *f, draw_fn draw, const char *id,
-                     const double *width)
-{
-    for (int w = 0; w < WIDTHS; w++) {
-        char *unique = cli_format("%s-%s", id, width_name[w]);
-        fprintf(f, "<div class=\"%s\">", width_name[w]);
-        draw(r, f, (width_class)w, width[w], unique);
-        fputs("</div>\n", f);
-        free(unique);
-    }
-}
-
-static const double full_width[WIDTHS] = {1032, 640, 334};
-static const double half_width[WIDTHS] = {486, 640, 334};
-static const double third_width[WIDTHS] = {328, 640, 334};
-
-static void open_figure(FILE *f, const char *question, const char *answer)
-{
-    fputs("<figure><figcaption><h3>", f);
-    cli_put_html(f, question);
-    fputs("</h3><p>", f);
-    cli_put_html(f, answer);
-    fputs("</p></figcaption>\n", f);
-}
-
-static void close_figure(FILE *f)
-{
-    fputs("</figure>\n", f);
-}
 
 static const double *layer_of(const double *values, int32_t layer, int32_t columns)
 {
@@ -95,7 +58,7 @@ typedef struct panel {
     const char *title;
 } panel;
 
-static void draw_panel(const cli_report *r, FILE *f, const panel *p, width_class w, double width,
+static void draw_panel(const cli_report *r, FILE *f, const panel *p, cli_width w, double width,
                        const char *id)
 {
     int32_t D = r->today.num_devices;
@@ -136,7 +99,7 @@ static void draw_panel(const cli_report *r, FILE *f, const panel *p, width_class
     c.line = mean;
     c.line_label = line;
     c.top = p->top;
-    chart_svg_bars(f, &c, width, w == WIDE && D <= 12 ? 250 : 186);
+    chart_svg_bars(f, &c, width, w == CLI_WIDE && D <= 12 ? 250 : 186);
     for (int32_t d = 0; d < D; d++) {
         free((void *)(uintptr_t)label[d]);
         free((void *)(uintptr_t)value[d]);
@@ -172,7 +135,7 @@ void cli_section_devices(const cli_report *r, FILE *f)
                               "mean; the step waits for the tallest bar.",
                               r->layer[l].number);
     for (int i = 0; i < 3; i++) top = max_of(p[i].devices, D) > top ? max_of(p[i].devices, D) : top;
-    open_figure(f, "Which device does everybody wait for?", answer);
+    cli_page_figure(f, "Which device does everybody wait for?", answer);
     fprintf(f, "<div class=\"%s\">", D <= 12 ? "three" : "stack");
     for (int i = 0; i < (r->slots > r->E ? 3 : 2); i++) {
         static const char *const name[] = {"dev-today", "dev-one", "dev-copies"};
@@ -186,10 +149,10 @@ void cli_section_devices(const cli_report *r, FILE *f)
                         : "");
         if (i == 2) fprintf(f, "Best placement, %d copies", r->slots - r->E);
         fprintf(f, "</span> <b>max/mean %.2f</b></h4>", ratio_of(p[i].devices, D));
-        for (int w = 0; w < WIDTHS; w++) {
-            char *unique = cli_format("%s-%s", name[i], width_name[w]);
-            fprintf(f, "<div class=\"%s\">", width_name[w]);
-            draw_panel(r, f, &p[i], (width_class)w, (D <= 12 ? third_width : full_width)[w],
+        for (int w = 0; w < CLI_WIDTHS; w++) {
+            char *unique = cli_format("%s-%s", name[i], cli_width_name[w]);
+            fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
+            draw_panel(r, f, &p[i], (cli_width)w, (D <= 12 ? cli_third_width : cli_full_width)[w],
                        unique);
             fputs("</div>\n", f);
             free(unique);
@@ -199,14 +162,15 @@ void cli_section_devices(const cli_report *r, FILE *f)
     fputs("</div><ul class=\"legend\">", f);
     chart_html_key_mean(f, "mean over devices: what every device would have in perfect balance");
     fputs("</ul>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
 }
 
 /* ---- layer x expert heatmap ------------------------------------------------------------------------------ */
 
-static void draw_heatmap(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_heatmap(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     const char **label = cli_alloc((size_t)r->L, sizeof *label),
                **note = cli_alloc((size_t)r->L, sizeof *note);
     int *peak = cli_alloc((size_t)r->L, sizeof *peak),
@@ -275,16 +239,16 @@ void cli_section_heatmap(const cli_report *r, FILE *f)
                               "marks each layer's hottest expert; the figure at the right is how "
                               "hot it is. A cross is an expert that received nothing.");
     chart_heat_cells(f, "cells-layers", r->L, r->E, times);
-    open_figure(f, "Where in the model are the hot experts?", answer);
-    draw_all(r, f, draw_heatmap, "heat", full_width);
+    cli_page_figure(f, "Where in the model are the hot experts?", answer);
+    cli_page_draw(r, f, draw_heatmap, "heat", cli_full_width);
     fputs("<div class=\"heat-legend\"><span>times the mean</span>", f);
-    for (int w = 0; w < WIDTHS; w++) {
-        fprintf(f, "<div class=\"%s\">", width_name[w]);
-        chart_svg_heat_legend(f, full_width[w]);
+    for (int w = 0; w < CLI_WIDTHS; w++) {
+        fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
+        chart_svg_heat_legend(f, cli_full_width[w]);
         fputs("</div>", f);
     }
     fputs("</div>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
     free(times);
 }
@@ -306,8 +270,9 @@ static int32_t *hottest_first(const double *loads, int32_t n)
     return order;
 }
 
-static void draw_experts(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_experts(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     int32_t E = r->E;
     const double *loads = layer_of(r->shown_loads, r->hot, E);
     int32_t *order = hottest_first(loads, E);
@@ -355,7 +320,7 @@ static void draw_experts(const cli_report *r, FILE *f, width_class w, double wid
     c.line_label = line;
     c.band_low = mean * r->chance.one_p05;
     c.band_high = mean * r->chance.one_p95;
-    chart_svg_bars(f, &c, width, w == NARROW ? 220 : 260);
+    chart_svg_bars(f, &c, width, w == CLI_NARROW ? 220 : 260);
     for (int32_t i = 0; i < E; i++) {
         free((void *)(uintptr_t)label[i]);
         free((void *)(uintptr_t)above[i]);
@@ -381,8 +346,8 @@ void cli_section_experts(const cli_report *r, FILE *f)
                               r->chance.max_over_mean, row->expert_imbalance,
                               row->expert_imbalance > row->chance ? "real skew, not chance"
                                                                   : "no more than chance");
-    open_figure(f, "Is this skew, or the luck of a small batch?", answer);
-    draw_all(r, f, draw_experts, "experts", full_width);
+    cli_page_figure(f, "Is this skew, or the luck of a small batch?", answer);
+    cli_page_draw(r, f, draw_experts, "experts", cli_full_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 0, "above the chance band");
     chart_html_key(f, CHART_PLAIN, 0, "within it");
@@ -393,14 +358,15 @@ void cli_section_experts(const cli_report *r, FILE *f)
         f);
     chart_html_key_mean(f, "mean");
     fputs("</ul>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
 }
 
 /* ---- imbalance against batch ------------------------------------------------------------------------------ */
 
-static void draw_sweep(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_sweep(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     chart_series s[3];
     double slope_x[2], slope_y[2];
     int n = r->sweep, own = 0;
@@ -415,9 +381,9 @@ static void draw_sweep(const cli_report *r, FILE *f, width_class w, double width
     slope_y[0] = slope_y[1] * sqrt(slope_x[1] / slope_x[0]);
     memset(s, 0, sizeof s);
     for (int i = 0; i < n; i++) own |= r->sweep_own[i] > 0.0;
-    s[0] = (chart_series){2, slope_x, slope_y, CHART_COLD, 0};
-    s[1] = (chart_series){n, r->sweep_tokens, r->sweep_chance, CHART_GOOD, 1};
-    s[2] = (chart_series){n, r->sweep_tokens, r->sweep_own, CHART_HOT, 1};
+    s[0] = (chart_series){2, slope_x, slope_y, CHART_COLD, 0, NULL};
+    s[1] = (chart_series){n, r->sweep_tokens, r->sweep_chance, CHART_GOOD, 1, NULL};
+    s[2] = (chart_series){n, r->sweep_tokens, r->sweep_own, CHART_HOT, 1, NULL};
     memset(&c, 0, sizeof c);
     c.id = id;
     c.title = "Expert imbalance against batch size";
@@ -426,7 +392,7 @@ static void draw_sweep(const cli_report *r, FILE *f, width_class w, double width
     c.y_title = "max/mean over experts, minus 1";
     c.n = own ? 3 : 2;
     c.series = s;
-    chart_svg_lines(f, &c, width, w == NARROW ? 280 : 330);
+    chart_svg_lines(f, &c, width, w == CLI_NARROW ? 280 : 330);
     free(text);
 }
 
@@ -434,25 +400,26 @@ void cli_section_sweep(const cli_report *r, FILE *f)
 {
     int own = 0;
     for (int i = 0; i < r->sweep; i++) own |= r->sweep_own[i] > 0.0;
-    open_figure(
+    cli_page_figure(
         f, "How much of it is batch size?",
         own ? "Small batches are lumpy by arithmetic alone. Where the recording flattens out above "
               "the chance curve, more tokens do not help: that part is the router's."
             : "Small batches are lumpy by arithmetic alone: this is the least that any step of so "
               "few tokens will show, however good the router.");
-    draw_all(r, f, draw_sweep, "sweep", half_width);
+    cli_page_draw(r, f, draw_sweep, "sweep", cli_half_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_GOOD, 1, "uniform routing, computed");
     if (own) chart_html_key(f, CHART_HOT, 1, "this recording, same layer");
     chart_html_key(f, CHART_COLD, 2, "slope -1/2");
     fputs("</ul>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
 }
 
 /* ---- experts per device against EP size -------------------------------------------------------------------- */
 
-static void draw_ep_sizes(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_ep_sizes(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     double value[16];
     const char *label[16], *above[16];
     chart_kind kind[16];
@@ -476,7 +443,7 @@ static void draw_ep_sizes(const cli_report *r, FILE *f, width_class w, double wi
     c.label = label;
     c.value_label = above;
     c.kind = kind;
-    chart_svg_bars(f, &c, width, w == NARROW ? 280 : 330);
+    chart_svg_bars(f, &c, width, w == CLI_NARROW ? 280 : 330);
     for (int i = 0; i < r->ep_sizes; i++) {
         free((void *)(uintptr_t)label[i]);
         free((void *)(uintptr_t)above[i]);
@@ -489,20 +456,21 @@ void cli_section_ep_sizes(const cli_report *r, FILE *f)
                               "holds, the less a hot one is diluted by its neighbours.",
                               r->E, r->today.num_devices, r->E / r->today.num_devices,
                               r->E % r->today.num_devices ? " or one more" : "");
-    open_figure(f, "How many experts share a device?", answer);
-    draw_all(r, f, draw_ep_sizes, "ep", half_width);
+    cli_page_figure(f, "How many experts share a device?", answer);
+    cli_page_draw(r, f, draw_ep_sizes, "ep", cli_half_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 0, "this report");
     chart_html_key(f, CHART_PLAIN, 0, "other sizes");
     fputs("</ul>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
 }
 
 /* ---- token -> expert strips --------------------------------------------------------------------------------- */
 
-static void draw_strips(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_strips(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     const cli_trace *t = &r->trace[r->shown];
     int tokens = t->kept < 16 ? (int)t->kept : 16, K = t->top_k;
     int *ids = cli_alloc((size_t)(tokens * K), sizeof *ids), *blocks = device_blocks(r);
@@ -548,21 +516,22 @@ void cli_section_strips(const cli_report *r, FILE *f)
                         "mark is the first choice. Choices on the bottleneck, device %d, are "
                         "orange and hatched.",
                         t->name, r->layer[r->hot].number, t->top_k, r->layer[r->hot].hot_device);
-    open_figure(f, "What does one token do?", answer);
-    draw_all(r, f, draw_strips, "strips", full_width);
+    cli_page_figure(f, "What does one token do?", answer);
+    cli_page_draw(r, f, draw_strips, "strips", cli_full_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 0, "on the bottleneck device");
     chart_html_key(f, CHART_GOOD, 0, "on another device");
     fputs("</ul>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
 }
 
 /* ---- predicted throughput -------------------------------------------------------------------------------------- */
 
-static void draw_strategies(const cli_report *r, FILE *f, width_class w, double width,
+static void draw_strategies(const void *data, FILE *f, cli_width w, double width,
                             const char *id)
 {
+    const cli_report *r = data;
     int n = (int)arrlen(r->strategy);
     double *value = cli_alloc((size_t)n, sizeof *value);
     const char **label = cli_alloc((size_t)n, sizeof *label),
@@ -605,8 +574,8 @@ void cli_section_strategies(const cli_report *r, FILE *f)
                    r->setup->other_s > 0.0 ? " plus the rest of the step as given" : "",
                    r->self_judged ? "judged on the window it was planned on"
                                   : "planned on the first window and judged on the second");
-    open_figure(f, "What would each strategy deliver?", answer);
-    draw_all(r, f, draw_strategies, "strategies", full_width);
+    cli_page_figure(f, "What would each strategy deliver?", answer);
+    cli_page_draw(r, f, draw_strategies, "strategies", cli_full_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 0, "today");
     chart_html_key(f, CHART_PLAIN, 0, "other one-copy placements");
@@ -614,14 +583,15 @@ void cli_section_strategies(const cli_report *r, FILE *f)
     chart_html_key(f, CHART_BEST, 0, "with copies");
     chart_html_key(f, CHART_COLD, 0, "limit: perfect balance");
     fputs("</ul>", f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
 }
 
 /* ---- per layer -------------------------------------------------------------------------------------------------- */
 
-static void draw_layers(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_layers(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     static const chart_kind kind[3] = {CHART_HOT, CHART_GOOD, CHART_BEST};
     int series = r->slots > r->E ? 3 : 2;
     double *value = cli_alloc((size_t)r->L * 3, sizeof *value);
@@ -649,7 +619,7 @@ static void draw_layers(const cli_report *r, FILE *f, width_class w, double widt
     c.kind = kind;
     c.label = label;
     c.line = 1.0;
-    chart_svg_points(f, &c, width, w == NARROW ? 250 : 270);
+    chart_svg_points(f, &c, width, w == CLI_NARROW ? 250 : 270);
     for (int32_t l = 0; l < r->L; l++) free((void *)(uintptr_t)label[l]);
     free(value);
     free(label);
@@ -679,22 +649,23 @@ void cli_section_layers(const cli_report *r, FILE *f)
                    "dashed line cannot be beaten; the proven bound for %d slots is on "
                    "average %.3f.",
                    r->slots, r->copies.imbalance_bound);
-    open_figure(f, "Does the fix work in every layer?", answer);
-    draw_all(r, f, draw_layers, "layers", full_width);
+    cli_page_figure(f, "Does the fix work in every layer?", answer);
+    cli_page_draw(r, f, draw_layers, "layers", cli_full_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 1, "today");
     chart_html_key(f, CHART_GOOD, 1, "best placement, no copies");
     if (r->slots > r->E) chart_html_key(f, CHART_BEST, 1, "best placement with copies");
     fputs("</ul>", f);
     put_layer_table(r, f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
 }
 
 /* ---- domain shift ------------------------------------------------------------------------------------------------ */
 
-static void draw_shift(const cli_report *r, FILE *f, width_class w, double width, const char *id)
+static void draw_shift(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
+    const cli_report *r = data;
     const char **label = cli_alloc((size_t)r->traces, sizeof *label);
     char *text = cli_format("One row per recording; experts in the order of their load in %s.",
                             r->trace[0].name);
@@ -704,7 +675,7 @@ static void draw_shift(const cli_report *r, FILE *f, width_class w, double width
     (void)w;
     for (int i = 0; i < r->traces; i++) {
         size_t n = strlen(r->trace[i].name);
-        label[i] = w == NARROW && n > 9 ? cli_format("%.8s.", r->trace[i].name)
+        label[i] = w == CLI_NARROW && n > 9 ? cli_format("%.8s.", r->trace[i].name)
                                         : cli_strdup(r->trace[i].name);
     }
     memset(&c, 0, sizeof c);
@@ -772,17 +743,17 @@ void cli_section_shift(const cli_report *r, FILE *f)
                         "experts are hot there, and a plan made on %s does not fit.",
                         r->layer[r->shift_layer].number, r->trace[0].name, r->trace[0].name);
     chart_heat_cells(f, "cells-shift", r->traces, r->E, times);
-    open_figure(f, "Does it hold for other traffic?", answer);
-    draw_all(r, f, draw_shift, "shift", full_width);
+    cli_page_figure(f, "Does it hold for other traffic?", answer);
+    cli_page_draw(r, f, draw_shift, "shift", cli_full_width);
     fputs("<div class=\"heat-legend\"><span>times the mean</span>", f);
-    for (int w = 0; w < WIDTHS; w++) {
-        fprintf(f, "<div class=\"%s\">", width_name[w]);
-        chart_svg_heat_legend(f, full_width[w]);
+    for (int w = 0; w < CLI_WIDTHS; w++) {
+        fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
+        chart_svg_heat_legend(f, cli_full_width[w]);
         fputs("</div>", f);
     }
     fputs("</div>", f);
     put_shift_table(r, f);
-    close_figure(f);
+    cli_page_figure_end(f);
     free(answer);
     free(order);
     free(times);

@@ -1,119 +1,12 @@
-/* cli_html.c - the report as one HTML page: inline SVG, no script, no network, light and dark, paper and phone
+/* cli_html.c - the report as one HTML page
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
-#include "chart.h"
 #include "cli_figures.h"
+#include "cli_page.h"
 
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* clang-format off */
-static const char page_css[] =
-    "*{box-sizing:border-box}html{-webkit-text-size-adjust:100%;background:var(--bg)}\n"
-    "body{margin:0 auto;max-width:1128px;padding:40px 24px 64px;color:var(--ink);background:var(--bg);\n"
-    "font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',sans-serif;\n"
-    "font-variant-numeric:tabular-nums}\n"
-    "h1,h2,h3{font-family:'Iowan Old Style',Charter,'Palatino Linotype',Palatino,'Source Serif 4',Georgia,\n"
-    "'DejaVu Serif',serif;font-weight:600;line-height:1.2;text-wrap:balance;letter-spacing:-.01em}\n"
-    "h1{font-size:clamp(27px,4.4vw,42px);margin:10px 0 14px;max-width:23em}\n"
-    "h2{font-size:25px;margin:52px 0 16px}h3{font-size:20px;margin:0 0 4px}\n"
-    "h4{display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 12px;font-size:14px;font-weight:500;\n"
-    "margin:14px 0 8px;color:var(--soft)}h4 b{color:var(--ink);white-space:nowrap}\n"
-    "p{margin:0 0 12px;max-width:74ch;text-wrap:pretty}\n"
-    ".lead{font-size:19px;line-height:1.5;color:var(--ink)}\n"
-    ".over{font-size:13px;letter-spacing:.04em;color:var(--soft);margin:0}\n"
-    ".badge{display:inline-block;border:2px solid currentColor;border-radius:5px;padding:3px 11px;\n"
-    "font-weight:700;font-size:14px;letter-spacing:.02em}\n"
-    ".say{display:flex;flex-wrap:wrap;gap:8px 14px;align-items:baseline;max-width:none}\n"
-    ".say span+span{flex:1 1 420px;max-width:74ch}.yes{color:var(--best)}.no{color:var(--soft)}\n"
-    ".open{color:var(--hot)}\n"
-    ".tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:14px;margin:26px 0 10px}\n"
-    ".tile{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:14px 18px 12px}\n"
-    ".tile dt{font-size:13px;color:var(--soft)}\n"
-    ".tile dd{margin:2px 0 0;font-size:26px;font-weight:600;letter-spacing:-.02em;white-space:nowrap}\n"
-    ".tile dd span{color:var(--faint);font-weight:400;padding:0 .18em}\n"
-    ".tile dd.note{font-size:13px;font-weight:400;letter-spacing:0;white-space:normal;line-height:1.35;\n"
-    "color:var(--soft);margin:3px 0 0}.tile dd small{font-size:15px;font-weight:500}\n"
-    "figure{background:var(--card);border:1px solid var(--grid);border-radius:12px;margin:0 0 20px;\n"
-    "padding:22px 24px 18px;break-inside:avoid}\n"
-    "figcaption p{color:var(--soft);font-size:15px;margin-bottom:16px}\n"
-    ".two{display:grid;grid-template-columns:1fr 1fr;gap:0 20px}\n"
-    ".three{display:grid;grid-template-columns:repeat(3,1fr);gap:0 24px}.w,.m,.n{display:none}\n"
-    "ul.legend{display:flex;flex-wrap:wrap;gap:4px 20px;margin:12px 0 0;padding:0;list-style:none;\n"
-    "font-size:13px;color:var(--soft)}ul.legend li{display:flex;align-items:center;gap:7px}\n"
-    ".key{flex:none;border-radius:2px;vertical-align:-2px;margin-right:6px}ul.legend .key{margin:0}\n"
-    ".heat-legend{display:flex;gap:12px;align-items:flex-start;margin-top:10px;font-size:13px;\n"
-    "color:var(--soft)}.heat-legend div{flex:1}.heat-legend span{white-space:nowrap;line-height:13px}\n"
-    ".scroll{overflow-x:auto;margin:14px -6px 0}\n"
-    "table{border-collapse:collapse;font-size:14px;min-width:100%}\n"
-    "th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--grid);vertical-align:bottom}\n"
-    "thead th{font-weight:500;color:var(--soft);font-size:13px;line-height:1.3;max-width:150px}\n"
-    "tbody th{font-weight:600}th:first-child{text-align:left}\n"
-    "tr.pick td,tr.pick th{color:var(--best);font-weight:600}\n"
-    "summary{cursor:pointer;font-size:14px;color:var(--soft);margin-top:12px}\n"
-    "summary:focus-visible{outline:2px solid var(--good);outline-offset:3px}\n"
-    ".steps td,.steps th{text-align:left;vertical-align:top}.steps td:last-child{color:var(--soft)}\n"
-    ".steps tbody th{white-space:nowrap}.steps td:nth-child(2){font-weight:600;min-width:190px}\n"
-    ".figures td{white-space:nowrap}.figures tbody th{min-width:110px}\n"
-    ".below{font-size:14px;color:var(--soft);margin:10px 0 0}\n"
-    "ul.plain{padding-left:20px;margin:0;max-width:80ch}ul.plain li{margin:5px 0}\n"
-    "footer{font-size:13px;color:var(--soft);margin-top:40px}footer p{max-width:90ch}\n"
-    "code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;\n"
-    "background:var(--band);padding:1px 5px;border-radius:4px;white-space:nowrap}\n"
-    "@media(min-width:940px){\n"
-    ".w{display:block}}\n"
-    "@media(min-width:620px) and (max-width:939.98px){\n"
-    ".m{display:block}.two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:1fr 1fr}}\n"
-    "@media(max-width:619.98px){\n"
-    ".n{display:block}body{padding:22px 12px 48px}figure{padding:16px 14px 14px;border-radius:10px}\n"
-    ".two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:1fr 1fr;gap:10px}\n"
-    ".tile{padding:11px 13px}.tile dd:not(.note){font-size:20px}.lead{font-size:17px}\n"
-    "h2{font-size:22px;margin-top:38px}.heat-legend{display:block}th,td{padding:6px 7px}\n"
-    ".steps thead{display:none}\n"
-    ".steps tbody,.steps tr,.steps th,.steps td{display:block;border:0;padding:1px 7px}\n"
-    ".steps tr{border-bottom:1px solid var(--grid);padding:7px 0}\n"
-    ".steps tbody th{color:var(--soft);font-weight:500;font-size:13px}}\n"
-    "@media print{.scroll{overflow:visible}table{font-size:9.5pt}th,td{padding:4px 5px}\n"
-    "body{max-width:none;padding:0;font-size:11pt}.w,.n{display:none!important}.m{display:block!important}\n"
-    ".two,.three{grid-template-columns:1fr}figure{border-color:#bbb}\n"
-    "*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}\n";
-/* clang-format on */
-
-static void put_style(FILE *f)
-{
-    fputs("<style>\n", f);
-    chart_css(f);
-    fputs(page_css, f);
-    fputs("</style>\n", f);
-}
-
-/* A sentence; options in it are set as code, so that no line breaks inside one. */
-static void put_prose(FILE *f, const char *text)
-{
-    for (const char *at; (at = strstr(text, "--")) != NULL;) {
-        size_t option = 2 + strspn(at + 2, "abcdefghijklmnopqrstuvwxyz-");
-        char *before = strndup(text, (size_t)(at - text)), *name = strndup(at, option);
-        if (!before || !name) cli_die(CLI_INTERNAL, "out of memory");
-        cli_put_html(f, before);
-        fputs("<code>", f);
-        cli_put_html(f, name);
-        fputs("</code>", f);
-        free(before);
-        free(name);
-        text = at + option;
-    }
-    cli_put_html(f, text);
-}
-
-static void put_tile(FILE *f, const char *name, const char *before, const char *after,
-                     const char *note)
-{
-    fprintf(f, "<div class=\"tile\"><dt>%s</dt><dd>%s%s%s</dd><dd class=\"note\">", name, before,
-            after ? "<span>\xe2\x86\x92</span>" : "", after ? after : "");
-    cli_put_html(f, note);
-    fputs("</dd></div>\n", f);
-}
 
 static void put_tiles(const cli_report *r, FILE *f)
 {
@@ -122,23 +15,23 @@ static void put_tiles(const cli_report *r, FILE *f)
     char *n = cli_format("busiest over mean device, all layers; %.2f is the proven limit here",
                          d->imbalance_bound);
     fputs("<dl class=\"tiles\">\n", f);
-    put_tile(f, "Imbalance over devices", a, b, n);
+    cli_page_tile(f, "Imbalance over devices", a, b, n);
     free(a), free(b), free(n);
     a = cli_format("%.0f", 100.0 / d->imbalance_before),
     b = cli_format("%.0f<small> %%</small>", 100.0 / d->imbalance_after);
-    put_tile(f, "Balance efficiency", a, b,
+    cli_page_tile(f, "Balance efficiency", a, b,
              "share of the devices' time in which they have rows to work on");
     free(a), free(b);
     a = cli_strdup(cli_seconds(d->before_s)), b = cli_strdup(cli_seconds(d->after_s));
     n = cli_format("%.1f %% of the step saved; at best %.1f %%", 100.0 * d->gain,
                    d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0);
-    put_tile(f, "Step time, predicted", a, b, n);
+    cli_page_tile(f, "Step time, predicted", a, b, n);
     free(a), free(b), free(n);
     a = cli_format("%d", d == &r->one ? 0 : r->slots - r->E);
     n = d == &r->one ? cli_strdup("experts only change places; no memory needed")
                      : cli_format("slots beyond one per expert: %s more on each device",
                                   cli_bytes(r->copy_bytes));
-    put_tile(f, "Copies per layer", a, NULL, n);
+    cli_page_tile(f, "Copies per layer", a, NULL, n);
     free(a), free(n);
     fputs("</dl>\n", f);
 }
@@ -180,56 +73,33 @@ static void put_what_if(const cli_report *r, FILE *f)
     if (arrlen(r->hint) > 0) fputs("<ul class=\"plain\" style=\"margin-top:14px\">", f);
     for (ptrdiff_t i = 0; i < arrlen(r->hint); i++) {
         fputs("<li>", f);
-        put_prose(f, r->hint[i]);
+        cli_put_prose(f, r->hint[i]);
     }
     if (arrlen(r->hint) > 0) fputs("</ul>", f);
     fputs("</figure>\n", f);
 }
 
-static void put_lines_as_list(FILE *f, const char *text)
-{
-    char *copy = cli_strdup(text), *save = NULL;
-    fputs("<ul class=\"plain\">", f);
-    for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-        fputs("<li>", f);
-        put_prose(f, line);
-    }
-    fputs("</ul>", f);
-    free(copy);
-}
-
 static void put_head(const cli_report *r, FILE *f)
 {
-    const char *state = r->recommend                                         ? "yes"
-                        : r->chosen->verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? "open"
-                                                                             : "no";
-    fputs("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta "
-          "name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
-          "<meta name=\"color-scheme\" content=\"light dark\"><title>Expert load report: ",
-          f);
-    cli_put_html(f, r->trace[0].name);
-    fputs("</title>\n", f);
-    put_style(f);
-    fputs("</head><body>\n", f);
-    chart_defs(f);
-    fputs("<header><p class=\"over\">Expert-parallel load report", f);
-    fprintf(f, "</p><h1>");
-    cli_put_html(f, r->headline);
-    fputs("</h1>\n<p class=\"lead\">", f);
-    cli_put_html(f, r->verdict);
-    fprintf(f, "</p>\n<p class=\"say\"><span class=\"badge %s\">%s</span><span>", state, r->badge);
-    cli_put_html(f, r->reason);
-    fputs("</span></p></header>\n", f);
+    cli_page_head head;
+    head.title = "Expert load report";
+    head.subject = r->trace[0].name;
+    head.headline = r->headline;
+    head.lead = r->verdict;
+    head.state = r->recommend                                         ? "yes"
+                 : r->chosen->verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? "open"
+                                                                      : "no";
+    head.badge = r->badge;
+    head.reason = r->reason;
+    cli_page_begin(f, &head);
     put_tiles(r, f);
-    fputs("<p class=\"over\" style=\"max-width:none\">", f);
-    cli_put_html(f, r->input_line);
-    fputs("</p>\n", f);
+    cli_page_note(f, r->input_line);
 }
 
 void cli_report_html(const cli_report *r, FILE *f)
 {
     put_head(r, f);
-    fputs("<main><h2>The bottleneck</h2>\n", f);
+    fputs("<h2>The bottleneck</h2>\n", f);
     cli_section_devices(r, f);
     cli_section_heatmap(r, f);
     fputs("<h2>Why it is there</h2>\n", f);
@@ -246,12 +116,10 @@ void cli_report_html(const cli_report *r, FILE *f)
     put_what_if(r, f);
     put_steps(r, f);
     fputs("<figure><figcaption><h3>What was taken for granted</h3></figcaption>", f);
-    put_lines_as_list(f, r->setup->assumed);
-    fputs("</figure></main>\n<footer><p>Made by moe-ep ", f);
-    cli_put_html(f, moe_ep_version());
-    fputs(". A row is one (token, expert) assignment. max/mean is the load of the busiest over the "
-          "mean; balance efficiency is its inverse. Times are computed with a "
-          "roofline for the expert matrices and a latency-bandwidth model for dispatch and "
-          "combine, never measured.</p></footer></body></html>\n",
-          f);
+    cli_page_list(f, r->setup->assumed);
+    fputs("</figure>\n", f);
+    cli_page_end(f, "A row is one (token, expert) assignment. max/mean is the load of the busiest "
+                    "over the mean; balance efficiency is its inverse. Times are computed with a "
+                    "roofline for the expert matrices and a latency-bandwidth model for dispatch "
+                    "and combine, never measured.");
 }

@@ -2,12 +2,12 @@
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
 #include "cli_commands.h"
+#include "cli_map.h"
 
 #include <getopt.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 static const char place_help[] =
     "usage: moe-ep place INPUT --devices D [--slots P] [options]\n"
@@ -90,12 +90,6 @@ static const policy *find_policy(const char *name)
             cli_printable(name));
 }
 
-static int has_suffix(const char *s, const char *tail)
-{
-    size_t n = strlen(s), m = strlen(tail);
-    return n > m && strcasecmp(s + n - m, tail) == 0;
-}
-
 static void take_option(place_options *o, int option, const char *value)
 {
     switch (option) {
@@ -127,7 +121,7 @@ static void take_option(place_options *o, int option, const char *value)
         o->policy = find_policy(value);
         break;
     case O_OUT:
-        if (!has_suffix(value, ".json") && !has_suffix(value, ".csv"))
+        if (!cli_has_suffix(value, ".json") && !cli_has_suffix(value, ".csv"))
             cli_die(CLI_USAGE, "--out %s: the name must end in .json or .csv",
                     cli_printable(value));
         arrput(o->out, value);
@@ -141,28 +135,6 @@ static void take_option(place_options *o, int option, const char *value)
     default:
         exit(CLI_USAGE);
     }
-}
-
-static void put_json(const moe_ep_placement *p, FILE *f)
-{
-    fputs("{\"physical_to_logical_map\": [", f);
-    for (int32_t l = 0; l < p->num_layers; l++) {
-        fputs(l > 0 ? ",\n [" : "\n [", f);
-        for (int32_t s = 0; s < p->num_slots; s++)
-            fprintf(f, "%s%d", s > 0 ? ", " : "",
-                    p->slot_expert[(size_t)l * (size_t)p->num_slots + (size_t)s]);
-        fputc(']', f);
-    }
-    fputs("\n]}\n", f);
-}
-
-static void put_csv(const moe_ep_placement *p, const int32_t *layer, FILE *f)
-{
-    fputs("layer,device,slot,expert\n", f);
-    for (int32_t l = 0; l < p->num_layers; l++)
-        for (int32_t s = 0; s < p->num_slots; s++)
-            fprintf(f, "%d,%d,%d,%d\n", layer[l], p->slot_device[s], s,
-                    p->slot_expert[(size_t)l * (size_t)p->num_slots + (size_t)s]);
 }
 
 static void put_table(const moe_ep_placement *p, const cli_trace *t,
@@ -200,7 +172,7 @@ static double *all_loads(const cli_trace *list)
 static void check_full(const place_options *o, const moe_ep_placement *p)
 {
     int wanted = o->json;
-    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= has_suffix(o->out[i], ".json");
+    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= cli_has_suffix(o->out[i], ".json");
     for (int64_t s = 0; wanted && s < (int64_t)p->num_layers * p->num_slots; s++)
         if (p->slot_expert[s] < 0)
             cli_die(CLI_USAGE,
@@ -251,15 +223,16 @@ int cli_place_main(int argc, char **argv)
     cli_check(o.policy->run(&d, &p, result, NULL, &err), &err, o.policy->name);
     check_full(&o, &p);
     for (ptrdiff_t i = 0; i < arrlen(o.out); i++) {
-        if (has_suffix(o.out[i], ".csv"))
-            put_csv(&p, list[0].layer, out[i].stream);
+        if (cli_has_suffix(o.out[i], ".csv"))
+            cli_map_put_csv(out[i].stream, p.num_layers, p.num_slots, p.slot_expert, p.slot_device,
+                            list[0].layer);
         else
-            put_json(&p, out[i].stream);
+            cli_map_put_json(out[i].stream, p.num_layers, p.num_slots, p.slot_expert);
         cli_out_commit(&out[i]);
     }
     cli_out_open(&text, "-");
     if (o.json)
-        put_json(&p, text.stream);
+        cli_map_put_json(text.stream, p.num_layers, p.num_slots, p.slot_expert);
     else
         put_table(&p, &list[0], result, text.stream);
     cli_out_commit(&text);

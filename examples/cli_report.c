@@ -7,124 +7,10 @@
 
 #include <math.h>
 #include <stb_ds.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128, MAX_STEPS = 512 };
-
-static void note(cli_setup *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-/* Adds a sentence to what was assumed. */
-static void note(cli_setup *s, const char *format, ...)
-{
-    char *line = NULL, *all;
-    va_list args;
-    va_start(args, format);
-    if (vasprintf(&line, format, args) < 0) cli_die(CLI_INTERNAL, "out of memory");
-    va_end(args);
-    all = cli_format("%s%s%s", s->assumed ? s->assumed : "", s->assumed ? "\n" : "", line);
-    free(line);
-    free(s->assumed);
-    s->assumed = all;
-}
-
-/* ---- finding out what the command line does not say ------------------------------------------ */
-
-/* The preset that has this many experts (and choices, layers as far as known); -1 when none has. */
-static int32_t matching_model(int32_t E, int32_t K, int32_t L)
-{
-    int32_t best = -1, best_score = -1;
-    for (int32_t i = 0; moe_ep_model_preset_name(i); i++) {
-        moe_ep_model m;
-        int32_t score = 0;
-        if (moe_ep_model_by_name(moe_ep_model_preset_name(i), &m, NULL) != MOE_EP_OK ||
-            m.num_experts != E)
-            continue;
-        if (K > 0 && m.top_k != K) continue;
-        score += m.num_moe_layers == L;
-        if (score > best_score) {
-            best_score = score;
-            best = i;
-        }
-    }
-    return best;
-}
-
-static void settle_model(cli_report *r, cli_setup *s)
-{
-    moe_ep_error err;
-    int32_t found = matching_model(r->E, r->K, r->L);
-    const char *name = s->model_name;
-    if (!name && found >= 0) {
-        name = moe_ep_model_preset_name(found);
-        note(s,
-             "Shapes of %s, the preset with %d experts%s; --model, --hidden and --intermediate "
-             "change them.",
-             name, r->E, r->K > 0 ? cli_format(" and top-%d", r->K) : "");
-    }
-    if (!name) {
-        name = moe_ep_model_preset_name(0);
-        note(s,
-             "No preset has %d experts and top-%d: matrix shapes of %s stand in; --hidden and "
-             "--intermediate give the real ones.",
-             r->E, r->K, name);
-    }
-    if (moe_ep_model_by_name(name, &s->model, &err) != MOE_EP_OK)
-        cli_die(CLI_USAGE, "--model %s: no such preset; moe-ep presets lists them", name);
-    if (s->hidden > 0) s->model.hidden = s->hidden;
-    if (s->intermediate > 0) s->model.inter = s->intermediate;
-    if (r->K == 0) {
-        r->K = s->model.num_experts == r->E ? s->model.top_k : 1;
-        note(s,
-             "The recording does not say how many experts a token takes: top-%d, from %s; --topk "
-             "changes it.",
-             r->K, s->model.num_experts == r->E ? s->model.name : "no source at all");
-    }
-    if (r->K > r->E) cli_die(CLI_USAGE, "--topk %d: there are only %d experts", r->K, r->E);
-    s->model.num_experts = r->E;
-    s->model.top_k = r->K;
-    s->model.num_moe_layers = s->model.num_layers = r->L;
-    if (s->model.num_groups > 0 && r->E % s->model.num_groups != 0)
-        s->model.num_groups = s->model.top_groups = 0;
-}
-
-static void settle_machine(cli_setup *s)
-{
-    moe_ep_error err;
-    if (!s->machine_name) {
-        s->machine_name = moe_ep_machine_preset_name(0);
-        note(s, "Machine %s; --machine changes it.", s->machine_name);
-    }
-    if (moe_ep_machine_by_name(s->machine_name, &s->machine, &err) != MOE_EP_OK)
-        cli_die(CLI_USAGE, "--machine %s: no such preset; moe-ep presets lists them",
-                s->machine_name);
-}
-
-static void settle_devices(cli_report *r, cli_setup *s)
-{
-    int32_t each;
-    if (s->devices == 0) {
-        s->devices = r->E < 8 ? r->E : 8;
-        note(s, "%d devices; --devices changes it.", s->devices);
-    }
-    each = (r->E + s->devices - 1) / s->devices;
-    if (s->slots == 0) {
-        s->slots = (each + 1) * s->devices;
-        note(s, "%d slots: room for one more expert on each device; --slots changes it.", s->slots);
-    }
-    if (s->slots < r->E)
-        cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, r->E);
-    if (s->nodes == 0) {
-        int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
-        s->nodes = (s->devices + per - 1) / per;
-        if (s->nodes > 1)
-            note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes, per,
-                 s->machine.name);
-    }
-    if (s->nodes > s->devices)
-        cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
-}
 
 /* Tokens per step: what the caller says, a quarter of the recorded ids, or a prefill batch for counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
@@ -138,17 +24,17 @@ static void settle_tokens(cli_report *r, cli_setup *s)
         r->tokens = t->kept / 4 > 0 ? t->kept / 4 : 1;
         if (r->tokens > (int64_t)PREFILL_TOKENS * s->devices)
             r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
-        note(s,
+        cli_note(s,
              "Steps of %s tokens over all devices, cut from the recording in order; --tokens "
              "changes it.",
              cli_count((double)r->tokens));
     } else if (t->steps > 1) {
         r->tokens = (int64_t)(rows / t->steps / r->L / r->K + 0.5);
         if (r->tokens < 1) r->tokens = 1;
-        note(s, "Steps as recorded, %s tokens on average.", cli_count((double)r->tokens));
+        cli_note(s, "Steps as recorded, %s tokens on average.", cli_count((double)r->tokens));
     } else {
         r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
-        note(s,
+        cli_note(s,
              "The recording is one sum over many steps: scaled to steps of %s tokens, %d per "
              "device; single steps scatter more. --tokens changes it.",
              cli_count((double)r->tokens), PREFILL_TOKENS);
@@ -185,7 +71,7 @@ static double total_of(const double *v, size_t n)
 }
 
 /* Steps of a recording for a batch of `tokens`: cut from ids, or scaled counts. */
-static cli_window window_of(const cli_report *r, const cli_trace *t, int64_t tokens)
+cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens)
 {
     cli_window w;
     size_t n = (size_t)r->L * (size_t)r->E;
@@ -224,12 +110,12 @@ static cli_window part_of(const cli_report *r, const cli_window *w, int32_t firs
 /* Window A to plan on and window B to judge on, for steps of `tokens`. */
 static void make_windows(const cli_report *r, int64_t tokens, cli_window *plan, cli_window *judge)
 {
-    cli_window all = window_of(r, &r->trace[0], tokens);
+    cli_window all = cli_report_window(r, &r->trace[0], tokens);
     memset(judge, 0, sizeof *judge);
     if (r->traces > 1) {
         *plan = all;
         for (int i = 1; i < r->traces; i++) {
-            cli_window w = window_of(r, &r->trace[i], tokens);
+            cli_window w = cli_report_window(r, &r->trace[i], tokens);
             append_window(r, judge, &w);
             free(w.loads);
         }
@@ -276,21 +162,21 @@ static void describe_windows(cli_report *r, cli_setup *s)
             names = more;
         }
         r->judged_on = names;
-        note(s, "Planned on %s (%d steps), judged on %s (%d steps), which the plan has not seen.%s",
+        cli_note(s, "Planned on %s (%d steps), judged on %s (%d steps), which the plan has not seen.%s",
              r->trace[0].name, r->plan.steps, names, r->judge.steps,
              r->sums
                  ? "  Each is a sum over many steps: how much single steps scatter is not known."
                  : "");
-    } else if (window_of(r, &r->trace[0], r->tokens).steps >= 4) {
+    } else if (cli_report_window(r, &r->trace[0], r->tokens).steps >= 4) {
         r->judged_on = cli_strdup("the second half of the recording");
-        note(s,
+        cli_note(s,
              "Planned on the first half of the recording (%d steps), judged on the second (%d "
              "steps).",
              r->plan.steps, r->judge.steps);
     } else {
         r->judged_on = cli_strdup("the window it was planned on");
         r->self_judged = 1;
-        note(s, "Only one window was given: the plan is judged on the loads it was made from, "
+        cli_note(s, "Only one window was given: the plan is judged on the loads it was made from, "
                 "which flatters it. A second recording makes the verdict firm.");
     }
 }
@@ -304,7 +190,7 @@ typedef struct question {
     const cli_window *plan, *judge;
 } question;
 
-static moe_ep_shape shape_of(int32_t devices, int32_t slots, int32_t nodes)
+moe_ep_shape cli_shape(int32_t devices, int32_t slots, int32_t nodes)
 {
     moe_ep_shape shape;
     memset(&shape, 0, sizeof shape);
@@ -315,7 +201,7 @@ static moe_ep_shape shape_of(int32_t devices, int32_t slots, int32_t nodes)
 }
 
 /* An empty placement; *mem is its memory, to be freed. */
-static moe_ep_placement new_placement(const cli_report *r, const moe_ep_shape *shape, void **mem)
+moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *shape, void **mem)
 {
     moe_ep_placement p;
     moe_ep_error err;
@@ -337,15 +223,15 @@ static moe_ep_placement make_today(const cli_report *r, int32_t devices, int32_t
     memset(&d, 0, sizeof d);
     d.num_layers = r->L;
     d.num_experts = r->E;
-    d.shape = shape_of(devices, r->setup->round_robin || r->E % devices == 0 ? r->E : 0, nodes);
-    p = new_placement(r, &d.shape, mem);
+    d.shape = cli_shape(devices, r->setup->round_robin || r->E % devices == 0 ? r->E : 0, nodes);
+    p = cli_report_placement(r, &d.shape, mem);
     cli_check((r->setup->round_robin ? moe_ep_place_round_robin
                                      : moe_ep_place_contiguous)(&d, &p, NULL, NULL, &err),
               &err, "today's placement");
     return p;
 }
 
-static moe_ep_layer_desc layer_template(const cli_report *r, int64_t tokens, int32_t devices,
+moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t devices,
                                         int32_t nodes)
 {
     moe_ep_layer_desc t;
@@ -371,7 +257,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
     moe_ep_error err;
     void *mem;
     moe_ep_placement today = make_today(r, q->devices, q->nodes, &mem);
-    moe_ep_layer_desc layer = layer_template(r, q->tokens, q->devices, q->nodes);
+    moe_ep_layer_desc layer = cli_report_layer(r, q->tokens, q->devices, q->nodes);
     moe_ep_status status;
     memset(&d, 0, sizeof d);
     moe_ep_diagnose_thresholds(&d);
@@ -379,7 +265,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
     d.num_experts = r->E;
     d.top_k = r->K;
     d.num_groups = s->groups;
-    d.shape = shape_of(q->devices, q->slots, q->nodes);
+    d.shape = cli_shape(q->devices, q->slots, q->nodes);
     d.policy = q->policy;
     d.current = &today;
     d.plan_loads = q->plan->loads;
@@ -426,10 +312,10 @@ static void diagnose_all(cli_report *r)
 {
     question one = main_question(r, r->E), copies = main_question(r, r->slots);
     void *mem; /* lives as long as the report */
-    moe_ep_shape a = shape_of(one.devices, one.slots, one.nodes),
-                 b = shape_of(copies.devices, copies.slots, copies.nodes);
-    r->plan_one = new_placement(r, &a, &mem);
-    r->plan_copies = new_placement(r, &b, &mem);
+    moe_ep_shape a = cli_shape(one.devices, one.slots, one.nodes),
+                 b = cli_shape(copies.devices, copies.slots, copies.nodes);
+    r->plan_one = cli_report_placement(r, &a, &mem);
+    r->plan_copies = cli_report_placement(r, &b, &mem);
     (void)ask(r, &one, &r->plan_one, &r->one);
     (void)ask(r, &copies, &r->plan_copies, &r->copies);
     choose(r);
@@ -452,7 +338,7 @@ static void pick_shown(cli_report *r)
     int32_t D = r->setup->devices;
     double worst = -1.0;
     for (int i = r->traces > 1; i < r->traces; i++) {
-        cli_window w = i > 0 ? window_of(r, &r->trace[i], r->tokens)
+        cli_window w = i > 0 ? cli_report_window(r, &r->trace[i], r->tokens)
                              : part_of(r, &r->judge, 0, r->judge.steps);
         double *mean = mean_of(r, &w), *devices = device_loads(r, &r->today, mean), total = 0.0,
                share;
@@ -549,7 +435,7 @@ static moe_ep_regime todays_regime(const cli_report *r)
 {
     int64_t *counts = cli_alloc((size_t)r->E, sizeof *counts);
     int64_t *rows = cli_alloc((size_t)r->today.num_slots, sizeof *rows);
-    moe_ep_layer_desc layer = layer_template(r, r->tokens, r->setup->devices, r->setup->nodes);
+    moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, r->setup->devices, r->setup->nodes);
     moe_ep_split_desc even;
     moe_ep_time_result time;
     moe_ep_error err;
@@ -588,7 +474,7 @@ static void look_at_shift(cli_report *r)
     r->shift = cli_alloc((size_t)r->traces, sizeof *r->shift);
     for (int i = 0; i < r->traces; i++) {
         cli_shift_row *s = &r->shift[i];
-        cli_window own = window_of(r, &r->trace[i], r->tokens);
+        cli_window own = cli_report_window(r, &r->trace[i], r->tokens);
         question q = main_question(r, r->slots);
         moe_ep_diagnosis d;
         s->name = r->trace[i].name;
@@ -693,7 +579,7 @@ static void count_copies(cli_report *r)
     memset(&d, 0, sizeof d);
     d.place.num_layers = r->L;
     d.place.num_experts = r->E;
-    d.place.shape = shape_of(r->setup->devices, 0, r->setup->nodes);
+    d.place.shape = cli_shape(r->setup->devices, 0, r->setup->nodes);
     d.place.loads = r->plan_loads;
     d.policy = MOE_EP_PLACE_BEST;
     d.step = r->setup->devices > 4 ? r->setup->devices / 4 : 1;
@@ -801,7 +687,7 @@ static void size_groups(cli_report *r)
     }
 }
 
-void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
+void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
 {
     void *mem; /* lives as long as the report */
     memset(r, 0, sizeof *r);
@@ -816,19 +702,22 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
         if (traces[i].top_k > 0 && traces[i].top_k != traces[0].top_k)
             cli_die(CLI_USAGE, "%s has top-%d, %s has top-%d", traces[i].path, traces[i].top_k,
                     traces[0].path, traces[0].top_k);
-    settle_model(r, setup);
-    settle_machine(setup);
-    settle_devices(r, setup);
+    cli_setup_model(setup, r->L, r->E, &r->K);
+    cli_setup_machine(setup);
+    cli_setup_devices(setup, r->E);
     settle_tokens(r, setup);
     r->slots = setup->slots;
     make_windows(r, r->tokens, &r->plan, &r->judge);
     describe_windows(r, setup);
     r->plan_loads = mean_of(r, &r->plan);
-    r->expert_bytes = (setup->model.ungated ? 2.0 : 3.0) * setup->model.hidden *
-                      setup->model.inter *
-                      (setup->model.weight_bytes > 0.0 ? setup->model.weight_bytes : 2.0);
+    r->expert_bytes = cli_expert_bytes(&setup->model);
     r->copy_bytes = r->expert_bytes * r->L * ceil((double)(r->slots - r->E) / setup->devices);
     r->today = make_today(r, setup->devices, setup->nodes, &mem);
+}
+
+void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
+{
+    cli_report_settle(r, traces, count, left_out, setup);
     diagnose_all(r);
     look_at_layers(r);
     r->regime = todays_regime(r);

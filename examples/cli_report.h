@@ -5,22 +5,7 @@
 
 #include "cli_base.h"
 #include "cli_read.h"
-
-/* What the command line asks for; 0 and NULL mean "find out". */
-typedef struct cli_setup {
-    int32_t devices, slots, nodes, groups, top_k;
-    int64_t tokens;            /* per step, over all devices                                      */
-    const char *model_name, *machine_name;
-    int32_t hidden, intermediate; /* instead of the model's                                       */
-    double other_s;            /* attention and the rest of a step, seconds                       */
-    double target;             /* max/mean that copies are searched for                           */
-    double min_gain;           /* share of a step that must be saved                              */
-    double horizon_steps;
-    int round_robin;           /* today's placement: expert e on device e mod D                   */
-    moe_ep_model model;        /* filled by cli_report_make                                       */
-    moe_ep_machine machine;
-    char *assumed;             /* sentences about what was found out, one per line                */
-} cli_setup;
+#include "cli_setup.h"
 
 /* Loads of a recording, cut into steps. */
 typedef struct cli_window {
@@ -118,6 +103,18 @@ typedef struct cli_report {
 
 /* Reads nothing, prints nothing: traces and setup in, report out.  Faults of the setup end the program. */
 void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
+
+/* Only the first part: shapes, windows, today's placement. */
+void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
+
+/* Steps of one recording for a batch of `tokens`. */
+cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens);
+/* Slots dealt evenly, nodes of neighbours. */
+moe_ep_shape cli_shape(int32_t devices, int32_t slots, int32_t nodes);
+/* An empty placement; *mem is its memory, to be freed. */
+moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *shape, void **mem);
+/* How a layer of the model is priced on the machine. */
+moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t devices, int32_t nodes);
 
 /* Fills the sentences: headline, verdict, reason, lines, hints. */
 void cli_report_words(cli_report *r);

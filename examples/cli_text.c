@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "chart.h"
 #include "cli_report.h"
+#include "cli_screen.h"
 
 #include <stb_ds.h>
 
@@ -13,57 +14,20 @@ static const double *row_of(const double *values, int32_t row, int32_t columns)
     return values + (size_t)row * (size_t)columns;
 }
 
-/* Columns that a text takes on the screen. */
-static int columns_of(const char *s)
-{
-    int n = 0;
-    for (; *s; s++) n += ((unsigned char)*s & 0xc0u) != 0x80u;
-    return n;
-}
-
-/* Text in lines of at most `width` columns, the first after `used` of them, the others indented. */
-static void put_wrapped(FILE *f, const char *text, int width, int indent, int used)
-{
-    int at = used;
-    while (*text) {
-        size_t n = strcspn(text, " ");
-        char *word = strndup(text, n);
-        int wide = word ? columns_of(word) : 0;
-        if (at > indent && at + 1 + wide > width) {
-            fprintf(f, "\n%*s", indent, "");
-            at = indent;
-        } else if (at > indent) {
-            fputc(' ', f);
-            at++;
-        }
-        fputs(word ? word : "", f);
-        at += wide;
-        free(word);
-        text += n;
-        text += strspn(text, " ");
-    }
-    fputc('\n', f);
-}
-
-static void put_title(FILE *f, const chart_text *t, const char *text)
-{
-    fprintf(f, "\n%s%s%s\n", t->color ? "\033[1m" : "", text, t->color ? "\033[0m" : "");
-}
-
 static void put_steps(const cli_report *r, FILE *f, const chart_text *t)
 {
     int name = 0, value = 0, used;
     for (ptrdiff_t i = 0; i < arrlen(r->line); i++) {
-        if (columns_of(r->line[i].name) > name) name = columns_of(r->line[i].name);
-        if (i + 1 < arrlen(r->line) && columns_of(r->line[i].value) > value)
-            value = columns_of(r->line[i].value);
+        if (cli_columns(r->line[i].name) > name) name = cli_columns(r->line[i].name);
+        if (i + 1 < arrlen(r->line) && cli_columns(r->line[i].value) > value)
+            value = cli_columns(r->line[i].value);
     }
-    put_title(f, t, "From loads to the verdict");
+    cli_put_title(f, t, "From loads to the verdict");
     for (ptrdiff_t i = 0; i + 1 < arrlen(r->line); i++) { /* the verdict itself stands on top */
         fprintf(f, "  %-*s  %s%*s  ", name, r->line[i].name, r->line[i].value,
-                value - columns_of(r->line[i].value), "");
+                value - cli_columns(r->line[i].value), "");
         used = name + value + 6;
-        put_wrapped(f, r->line[i].meaning, t->width - used > 24 ? t->width : used + 24, used, used);
+        cli_put_wrapped(f, r->line[i].meaning, t->width - used > 24 ? t->width : used + 24, used, used);
     }
 }
 
@@ -103,7 +67,7 @@ static void put_devices(const cli_report *r, FILE *f, const chart_text *t, const
 static void put_layers(const cli_report *r, FILE *f, const chart_text *t)
 {
     int shown = r->L < MOST_LAYERS ? r->L : MOST_LAYERS;
-    put_title(f, t, r->L > shown ? "The worst layers (max/mean)" : "Layer by layer (max/mean)");
+    cli_put_title(f, t, r->L > shown ? "The worst layers (max/mean)" : "Layer by layer (max/mean)");
     fputs("  layer   experts  chance |  devices: today   best  +copies   bound |  busiest  hottest "
           " unused\n",
           f);
@@ -133,7 +97,7 @@ static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t)
         label[l] = cli_format("%d", r->layer[l].number);
         tail[l] = cli_format("%.1f", r->layer[l].expert_imbalance);
     }
-    put_title(f, t,
+    cli_put_title(f, t,
               "Layer x expert, times the mean (blank 0, . 1/4, : 1/2, - 3/4, = 1, + 1.5, * 2, # 3, "
               "% 4, @ 6 and more)");
     chart_text_heatmap(f, t, shown, r->E, (const char *const *)label, times,
@@ -150,7 +114,7 @@ static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t)
 static void put_shift(const cli_report *r, FILE *f, const chart_text *t)
 {
     if (r->traces < 2) return;
-    put_title(f, t, "Does it hold for other traffic?");
+    cli_put_title(f, t, "Does it hold for other traffic?");
     fprintf(f, "  %-14s  correlation with %-10.10s  same among  max/mean  plan from   plan of\n",
             "recording", r->trace[0].name);
     fprintf(f, "  %-14s  mean    lowest layer         the hottest    today  %-9.9s  its own\n", "",
@@ -173,7 +137,7 @@ static void put_strategies(const cli_report *r, FILE *f, const chart_text *t)
     char **label = cli_alloc((size_t)n, sizeof *label), **tail = cli_alloc((size_t)n, sizeof *tail);
     double *value = cli_alloc((size_t)n, sizeof *value);
     chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
-    put_title(f, t, "Predicted throughput by strategy (computed, not measured)");
+    cli_put_title(f, t, "Predicted throughput by strategy (computed, not measured)");
     for (ptrdiff_t i = 0; i < n; i++) {
         value[i] = r->strategy[i].tokens_per_s;
         kind[i] = (chart_kind)r->strategy[i].kind;
@@ -193,9 +157,9 @@ static void put_strategies(const cli_report *r, FILE *f, const chart_text *t)
 static void put_what_if(const cli_report *r, FILE *f, const chart_text *t)
 {
     int wide = 0;
-    put_title(f, t, "What if? (best placement with copies each time)");
+    cli_put_title(f, t, "What if? (best placement with copies each time)");
     for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++)
-        if (columns_of(r->what_if[i].name) > wide) wide = columns_of(r->what_if[i].name);
+        if (cli_columns(r->what_if[i].name) > wide) wide = cli_columns(r->what_if[i].name);
     fprintf(f, "  %-*s   max/mean        step                   saved\n", wide, "");
     for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) {
         const cli_what_if *w = &r->what_if[i];
@@ -205,7 +169,7 @@ static void put_what_if(const cli_report *r, FILE *f, const chart_text *t)
     }
     for (ptrdiff_t i = 0; i < arrlen(r->hint); i++) {
         fputs("  * ", f);
-        put_wrapped(f, r->hint[i], t->width, 4, 4);
+        cli_put_wrapped(f, r->hint[i], t->width, 4, 4);
     }
 }
 
@@ -234,7 +198,7 @@ static void put_experts(const cli_report *r, FILE *f, const chart_text *t)
         label[i] = cli_format("expert %d", list[i]);
         tail[i] = cli_format("%5.2f%s", value[i], kind[i] == CHART_HOT ? "  above chance" : "");
     }
-    put_title(f, t,
+    cli_put_title(f, t,
               cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
                          r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95));
     chart_text_bars(f, t, shown, (const char *const *)label, value, (const char *const *)tail,
@@ -250,7 +214,7 @@ static void put_sweep(const cli_report *r, FILE *f, const chart_text *t)
 {
     char *label[CLI_SWEEP], *tail[CLI_SWEEP];
     double value[CLI_SWEEP];
-    put_title(
+    cli_put_title(
         f, t,
         "Expert max/mean against batch size (bars: the logarithm of uniform chance's excess)");
     for (int i = 0; i < r->sweep; i++) {
@@ -274,7 +238,7 @@ static void put_ep_sizes(const cli_report *r, FILE *f, const chart_text *t)
     char *label[16], *tail[16];
     double value[16];
     chart_kind kind[16];
-    put_title(f, t, "Experts per device and layer against EP size");
+    cli_put_title(f, t, "Experts per device and layer against EP size");
     for (int i = 0; i < r->ep_sizes; i++) {
         int here = r->ep_size[i] == r->setup->devices;
         value[i] = r->ep_experts[i];
@@ -299,36 +263,25 @@ static void put_strips(const cli_report *r, FILE *f, const chart_text *t)
     for (int i = 0; i < tokens * K; i++)
         ids[i] = trace->ids[((size_t)(i / K) * (size_t)r->L + (size_t)r->hot) * (size_t)K +
                             (size_t)(i % K)];
-    put_title(f, t,
+    cli_put_title(f, t,
               cli_format("First tokens of %s in layer %d: their experts, 1 = first choice",
                          trace->name, r->layer[r->hot].number));
     chart_text_strips(f, t, tokens, K, r->E, ids);
     free(ids);
 }
 
-static void put_assumed(const cli_report *r, FILE *f, const chart_text *t)
-{
-    char *copy = cli_strdup(r->setup->assumed ? r->setup->assumed : ""), *save = NULL;
-    put_title(f, t, "Taken for granted");
-    for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-        fputs("  * ", f);
-        put_wrapped(f, line, t->width, 4, 4);
-    }
-    free(copy);
-}
-
 void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color, int all)
 {
     chart_text t = {width, ascii, color};
     fprintf(f, "%s", color ? "\033[1m" : "");
-    put_wrapped(f, r->headline, width, 0, 0);
+    cli_put_wrapped(f, r->headline, width, 0, 0);
     fprintf(f, "%s\n  ", color ? "\033[0m" : "");
-    put_wrapped(f, r->verdict, width, 2, 2);
+    cli_put_wrapped(f, r->verdict, width, 2, 2);
     fprintf(f, "\n  %s%s%s: ", chart_ansi(&t, r->recommend ? CHART_BEST : CHART_HOT), r->badge,
             chart_ansi_end(&t));
-    put_wrapped(f, r->reason, width, 2, columns_of(r->badge) + 4);
+    cli_put_wrapped(f, r->reason, width, 2, cli_columns(r->badge) + 4);
     put_steps(r, f, &t);
-    put_title(f, &t, cli_format("Rows per device in layer %d", r->layer[r->hot].number));
+    cli_put_title(f, &t, cli_format("Rows per device in layer %d", r->layer[r->hot].number));
     put_devices(r, f, &t, r->setup->round_robin ? "today, round robin" : "today, contiguous blocks",
                 row_of(r->today_devices, r->hot, r->setup->devices), CHART_HOT);
     put_devices(r, f, &t, "best placement, no copies",
@@ -347,5 +300,5 @@ void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int col
     put_shift(r, f, &t);
     put_strategies(r, f, &t);
     put_what_if(r, f, &t);
-    put_assumed(r, f, &t);
+    cli_put_assumed(f, &t, r->setup->assumed);
 }

@@ -5,14 +5,8 @@
 #include "cli_report.h"
 
 #include <getopt.h>
-#include <langinfo.h>
-#include <locale.h>
 #include <stb_ds.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 static const char main_help[] =
     "usage: moe-ep COMMAND ...\n"
@@ -20,6 +14,9 @@ static const char main_help[] =
     "  report INPUT...   which device is the bottleneck, what it costs, what a new placement "
     "saves, whether it is worth it\n"
     "  place INPUT       a plan: which expert goes into which slot, as SGLang's JSON or CSV\n"
+    "  rebalance [MAP] INPUT...   from the placement that runs now to a better one, with few moves\n"
+    "  diagnose A B...   plan on A, judge on B: recommend, not now or insufficient evidence, and why\n"
+    "  copies INPUT      how many copies of experts reach a balance, and what they cost\n"
     "  route INPUT       logits, or hidden states and a gate, through a named router; compared "
     "with recorded ids\n"
     "  presets           models, machines and routers known by name\n"
@@ -65,287 +62,67 @@ static const char report_help[] =
     "  --charts          the text with every picture, as in the page\n"
     "  --width W         --ascii   --color auto|always|never     (NO_COLOR is respected)\n";
 
-int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most)
-{
-    int64_t v;
-    if (!cli_parse_i64(text, &v) || v < least || v > most)
-        cli_die(CLI_USAGE, "--%s %s: a whole number from %lld to %lld is needed", option,
-                cli_printable(text), (long long)least, (long long)most);
-    return v;
-}
+enum { O_CHARTS = 256 };
 
-double cli_option_number(const char *option, const char *text, double least, double most)
-{
-    double v;
-    if (!cli_parse_double(text, &v) || !(v >= least) || !(v <= most))
-        cli_die(CLI_USAGE, "--%s %s: a number from %g to %g is needed", option, cli_printable(text),
-                least, most);
-    return v;
-}
-
-/* Two recordings of one name get their folder or a number. */
-static void make_unique(cli_trace *list)
-{
-    for (int i = 1; i < (int)arrlen(list); i++)
-        for (int j = 0; j < i; j++)
-            if (strcmp(list[i].name, list[j].name) == 0) {
-                list[i].name = cli_format("%s (%d)", list[i].name, i + 1);
-                j = -1;
-            }
-}
-
-cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop,
-                        char **left_out)
-{
-    cli_trace *list = NULL;
-    if (from >= argc)
-        cli_die(CLI_USAGE, "no input; moe-ep %s --help tells what can be read", argv[0]);
-    for (int i = from; i < argc; i++) cli_read(&list, argv[i], options);
-    cli_progress_end();
-    make_unique(list);
-    *left_out = cli_read_align(list, (int)arrlen(list), drop);
-    return list;
-}
-
-/* Writing over what is being read is a slip of the hand. */
-static void refuse_overwriting(const char *output, int argc, char **argv, int from)
-{
-    struct stat out, in;
-    if (stat(output, &out) != 0) return;
-    for (int i = from; i < argc; i++)
-        if (stat(argv[i], &in) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
-            cli_die(CLI_USAGE, "%s: is an input; the report would overwrite it", output);
-}
-
-typedef struct screen {
-    const char *color;
-    int width, ascii;
-} screen;
-
-static int screen_width(const screen *s)
-{
-    struct winsize size;
-    if (s->width > 0) return s->width;
-    if (isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col >= 60)
-        return size.ws_col < 120 ? size.ws_col : 120;
-    return 100;
-}
-
-static int screen_color(const screen *s)
-{
-    const char *none = getenv("NO_COLOR"), *term = getenv("TERM");
-    if (strcmp(s->color, "always") == 0) return 1;
-    if (strcmp(s->color, "never") == 0 || (none && *none) || (term && strcmp(term, "dumb") == 0))
-        return 0;
-    return isatty(STDOUT_FILENO);
-}
-
-static int screen_ascii(const screen *s)
-{
-    (void)setlocale(LC_CTYPE, "");
-    return s->ascii || strcmp(nl_langinfo(CODESET), "UTF-8") != 0;
-}
-
-typedef struct report_options {
-    cli_setup setup;
-    cli_read_options read;
-    screen screen;
-    const char *html;
-    int json, charts;
-} report_options;
-
-enum {
-    O_DEVICES = 256,
-    O_SLOTS,
-    O_NODES,
-    O_GROUPS,
-    O_TOKENS,
-    O_TOPK,
-    O_EXPERTS,
-    O_MODEL,
-    O_MACHINE,
-    O_HIDDEN,
-    O_INTER,
-    O_OTHER,
-    O_TARGET,
-    O_GAIN,
-    O_HORIZON,
-    O_ROUND_ROBIN,
-    O_ONLY,
-    O_LAYERS_FIRST,
-    O_COUNTS,
-    O_CHARTS,
-    O_HTML,
-    O_JSON,
-    O_WIDTH,
-    O_ASCII,
-    O_COLOR,
-    O_HELP
-};
-
-static const struct option report_long[] = {{"devices", 1, NULL, O_DEVICES},
-                                            {"slots", 1, NULL, O_SLOTS},
-                                            {"nodes", 1, NULL, O_NODES},
-                                            {"groups", 1, NULL, O_GROUPS},
-                                            {"tokens", 1, NULL, O_TOKENS},
-                                            {"topk", 1, NULL, O_TOPK},
-                                            {"experts", 1, NULL, O_EXPERTS},
-                                            {"model", 1, NULL, O_MODEL},
-                                            {"machine", 1, NULL, O_MACHINE},
-                                            {"hidden", 1, NULL, O_HIDDEN},
-                                            {"intermediate", 1, NULL, O_INTER},
-                                            {"other-ms", 1, NULL, O_OTHER},
-                                            {"target", 1, NULL, O_TARGET},
-                                            {"min-gain", 1, NULL, O_GAIN},
-                                            {"horizon", 1, NULL, O_HORIZON},
-                                            {"round-robin", 0, NULL, O_ROUND_ROBIN},
-                                            {"only", 1, NULL, O_ONLY},
-                                            {"layers-first", 0, NULL, O_LAYERS_FIRST},
-                                            {"counts", 0, NULL, O_COUNTS},
+static const struct option report_long[] = {CLI_COMMON_OPTIONS, CLI_SHAPE_OPTIONS, CLI_STEP_OPTIONS,
                                             {"charts", 0, NULL, O_CHARTS},
-                                            {"html", 1, NULL, O_HTML},
-                                            {"json", 0, NULL, O_JSON},
-                                            {"width", 1, NULL, O_WIDTH},
-                                            {"ascii", 0, NULL, O_ASCII},
-                                            {"color", 1, NULL, O_COLOR},
-                                            {"help", 0, NULL, O_HELP},
                                             {NULL, 0, NULL, 0}};
 
-/* Options that describe the machine and the step. */
-static int setup_option(cli_setup *s, int option, const char *value)
+typedef struct report {
+    cli_report figures;
+    cli_common common;
+    int charts;
+} report;
+
+static void report_text(const void *data, FILE *f, const chart_text *t)
 {
-    switch (option) {
-    case O_DEVICES:
-        s->devices = (int32_t)cli_option_count("devices", value, 1, 65536);
-        return 1;
-    case O_SLOTS:
-        s->slots = (int32_t)cli_option_count("slots", value, 1, 1 << 20);
-        return 1;
-    case O_NODES:
-        s->nodes = (int32_t)cli_option_count("nodes", value, 1, 65536);
-        return 1;
-    case O_GROUPS:
-        s->groups = (int32_t)cli_option_count("groups", value, 1, 65536);
-        return 1;
-    case O_TOKENS:
-        s->tokens = cli_option_count("tokens", value, 1, 1000000000);
-        return 1;
-    case O_TOPK:
-        s->top_k = (int32_t)cli_option_count("topk", value, 1, 512);
-        return 1;
-    case O_MODEL:
-        s->model_name = value;
-        return 1;
-    case O_MACHINE:
-        s->machine_name = value;
-        return 1;
-    case O_HIDDEN:
-        s->hidden = (int32_t)cli_option_count("hidden", value, 1, 1 << 20);
-        return 1;
-    case O_INTER:
-        s->intermediate = (int32_t)cli_option_count("intermediate", value, 1, 1 << 20);
-        return 1;
-    case O_OTHER:
-        s->other_s = 1e-3 * cli_option_number("other-ms", value, 0.0, 1e6);
-        return 1;
-    case O_TARGET:
-        s->target = cli_option_number("target", value, 1.0, 1e6);
-        return 1;
-    case O_GAIN:
-        s->min_gain = cli_option_number("min-gain", value, 0.0, 1.0);
-        return 1;
-    case O_HORIZON:
-        s->horizon_steps = cli_option_number("horizon", value, 1.0, 1e15);
-        return 1;
-    case O_ROUND_ROBIN:
-        s->round_robin = 1;
-        return 1;
-    default:
-        return 0;
-    }
+    const report *r = data;
+    cli_report_text(&r->figures, f, t->width, t->ascii, t->color, r->charts);
 }
 
-static void report_option(report_options *o, int option, const char *value)
+static void report_json(const void *data, FILE *f)
 {
-    if (setup_option(&o->setup, option, value)) return;
-    switch (option) {
-    case O_EXPERTS:
-        o->read.experts = (int32_t)cli_option_count("experts", value, 1, 65536);
-        break;
-    case O_ONLY:
-        o->read.only = value;
-        break;
-    case O_LAYERS_FIRST:
-        o->read.layers_first = 1;
-        break;
-    case O_CHARTS:
-        o->charts = 1;
-        break;
-    case O_COUNTS:
-        o->read.as_counts = 1;
-        break;
-    case O_HTML:
-        o->html = value;
-        break;
-    case O_JSON:
-        o->json = 1;
-        break;
-    case O_WIDTH:
-        o->screen.width = (int)cli_option_count("width", value, 60, 400);
-        break;
-    case O_ASCII:
-        o->screen.ascii = 1;
-        break;
-    case O_COLOR:
-        if (strcmp(value, "auto") != 0 && strcmp(value, "always") != 0 &&
-            strcmp(value, "never") != 0)
-            cli_die(CLI_USAGE, "--color %s: auto, always or never", cli_printable(value));
-        o->screen.color = value;
-        break;
-    case O_HELP:
-        fputs(report_help, stdout);
-        exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
-    default:
-        exit(CLI_USAGE); /* getopt has said what is wrong */
-    }
+    cli_report_json(&((const report *)data)->figures, f);
+}
+
+static void report_html(const void *data, FILE *f)
+{
+    cli_report_html(&((const report *)data)->figures, f);
 }
 
 int cli_report_main(int argc, char **argv)
 {
-    report_options o;
-    cli_report report;
-    cli_out html, text;
+    static const cli_writers writers = {report_text, report_json, report_html};
+    report r;
+    cli_setup setup;
+    cli_out page;
     cli_trace *traces;
     char *left_out;
     int option;
-    memset(&o, 0, sizeof o);
-    o.setup.target = 1.05;
-    o.setup.min_gain = 0.05;
-    o.screen.color = "auto";
-    while ((option = getopt_long(argc, argv, "", report_long, NULL)) != -1)
-        report_option(&o, option, optarg);
-    if (o.html && o.json && strcmp(o.html, "-") == 0)
-        cli_die(CLI_USAGE, "--html - and --json cannot both go to standard output");
-    if (o.html) refuse_overwriting(o.html, argc, argv, optind);
-    if (o.html && optind < argc) cli_out_open(&html, o.html);
-    traces = cli_read_all(argc, argv, optind, &o.read, 1, &left_out);
-    cli_report_make(&report, traces, (int)arrlen(traces), left_out, &o.setup);
-    if (o.html) {
-        cli_report_html(&report, html.stream);
-        cli_out_commit(&html);
-        if (strcmp(o.html, "-") == 0) return CLI_OK;
+    memset(&r, 0, sizeof r);
+    memset(&setup, 0, sizeof setup);
+    setup.target = 1.05;
+    setup.min_gain = 0.05;
+    r.common.screen.color = "auto";
+    while ((option = getopt_long(argc, argv, "", report_long, NULL)) != -1) {
+        if (option == O_CHARTS)
+            r.charts = 1;
+        else if (!cli_setup_option(&setup, option, optarg))
+            (void)cli_common_option(&r.common, option, optarg, report_help);
     }
-    cli_out_open(&text, "-");
-    if (o.json)
-        cli_report_json(&report, text.stream);
-    else
-        cli_report_text(&report, text.stream, screen_width(&o.screen), screen_ascii(&o.screen),
-                        screen_color(&o.screen), o.charts);
-    if (o.html && !o.json)
-        fprintf(text.stream, "\nThe report with pictures: %s\n", cli_printable(o.html));
-    cli_out_commit(&text);
+    cli_open_page(&r.common, &page, argc, argv, optind);
+    traces = cli_read_all(argc, argv, optind, &r.common.read, 1, &left_out);
+    cli_report_make(&r.figures, traces, (int)arrlen(traces), left_out, &setup);
+    cli_write_all(&r.common, &page, &r, &writers);
     return CLI_OK;
 }
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+} commands[] = {{"report", cli_report_main},       {"place", cli_place_main},
+                {"route", cli_route_main},         {"rebalance", cli_rebalance_main},
+                {"diagnose", cli_diagnose_main},   {"copies", cli_copies_main}};
 
 int main(int argc, char **argv)
 {
@@ -367,9 +144,8 @@ int main(int argc, char **argv)
         cli_presets(stdout);
         return fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL;
     }
-    if (strcmp(argv[1], "report") == 0) return cli_report_main(argc - 1, argv + 1);
-    if (strcmp(argv[1], "place") == 0) return cli_place_main(argc - 1, argv + 1);
-    if (strcmp(argv[1], "route") == 0) return cli_route_main(argc - 1, argv + 1);
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
     (void)snprintf(name, sizeof name, "%.60s", argv[1]);
     cli_die(CLI_USAGE, "%s: no such command; moe-ep --help lists them", cli_printable(name));
 }

@@ -524,12 +524,12 @@ TEST(b_the_threshold_depends_on_the_experts)
         int64_t loads[128];
         double below = 0.0, sum = 0.0;
         moe_ep_chance_result c;
-        for (uint64_t seed = 1; seed <= 400; seed++) {
+        for (uint64_t seed = 1; seed <= 2000; seed++) {
             double x;
             uniform(E, 1, 1600, seed, ids, loads);
             x = moe_ep_imbalance(loads, E, &err);
-            sum += x / 400.0;
-            below += x < 1.3 ? 1.0 / 400.0 : 0.0;
+            sum += x / 2000.0;
+            below += x < 1.3 ? 1.0 / 2000.0 : 0.0;
         }
         OK(moe_ep_chance(1600, 1, E, &c, &err));
         CHECK_NEAR(sum, c.max_over_mean, 0.01, 0.0);

@@ -534,6 +534,17 @@ TEST(trtllm_vectors)
         for (j = 0; j < experts[i]; j++) CHECK_I64(p.replica_start[j + 1] - p.replica_start[j], count[i][j]);
         placement_free(&p);
     }
+    { /* a tie: the larger id is copied first, where EPLB copies the lowest */
+        static const double tie[2] = {5, 5};
+        moe_ep_place_desc d = desc_of(1, 2, shape_of(1, 3, 1), tie);
+        moe_ep_placement p;
+        (void)plan_one(moe_ep_place_trtllm, &d, &p, NULL);
+        CHECK_I64(p.replica_start[1], 1);
+        placement_free(&p);
+        (void)plan_one(moe_ep_place_eplb, &d, &p, NULL);
+        CHECK_I64(p.replica_start[1], 2);
+        placement_free(&p);
+    }
     { /* the placement tests: largest difference between ranks */
         static const double w[5][6] = {
             {1, 1, 1, 1}, {1, 3, 2, 1}, {10, 5, 2, 15, 8}, {1, 100, 10}, {2, 3, 4, 5, 6, 7}};
@@ -1889,8 +1900,37 @@ TEST(recorded_best)
         CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, &c, NULL), MOE_EP_OK);
         CHECK_I64(c.duplicates, 0);
         mean = mean_balance(r, &worst);
-        CHECK(mean > 0.9997);
-        CHECK(worst > 0.999);
+        CHECK(mean > 0.9998);
+        CHECK(worst > 0.9998);
+        placement_free(&p);
+        free(w);
+    }
+    if (!seen) SKIP("MOE_EP_TRACES is not set");
+}
+
+TEST(recorded_soft_nodes)
+{
+    int f, l, seen = 0;
+    for (f = 0; f < 2; f++) {
+        double *w = read_recording(recordings[3 * f]), worst, off = 0, total = 0;
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        moe_ep_plan_result r[61];
+        if (!w) continue;
+        seen++;
+        d = desc_of(61, 256, shape_of(32, 288, 4), w);
+        d.num_groups = 8;
+        d.node_soft = 1;
+        d.max_off_node = 0.1;
+        p = placement_new(61, 256, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK(mean_balance(r, &worst) >= 0.97);
+        for (l = 0; l < 61; l++) {
+            off += r[l].off_node * r[l].total;
+            total += r[l].total;
+        }
+        CHECK(off <= 0.1 * total);
         placement_free(&p);
         free(w);
     }
@@ -1920,7 +1960,7 @@ TEST(recorded_rebalance)
         CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
         (void)mean_balance(r, &worst);
         CHECK(worst >= 0.98 * (1 - 1e-9));
-        CHECK(count_moves(&p, &q) < 0.125 * 58 * 288);
+        CHECK(count_moves(&p, &q) <= 0.10 * 58 * 288);
         check_moves(&p, &q);
         placement_free(&p);
         placement_free(&q);

@@ -7,6 +7,10 @@
 
 #include "moe_ep.h"
 
+#ifndef KERNEL_CASES
+#define KERNEL_CASES 100000 /* random routers on which all kernels must agree */
+#endif
+
 /* ---- vectors ------------------------------------------------------------------------------------------ */
 
 static int says(const char *text, const char *word) { return strstr(text, word) != NULL; }
@@ -507,6 +511,157 @@ TEST(random_routers_equal_the_long_way)
         }
         STOP_IF_FAILED("random case %d", n);
     }
+}
+
+/* ---- kernels: the same ids and the same bits from all of them ------------------------------------------- */
+
+typedef struct kernel_case {
+    moe_ep_router r;
+    int64_t T, stride;
+    float *logits, *bias, *gate_bias, *keys;
+} kernel_case;
+
+enum { KERNEL_EXPERTS = 4096, KERNEL_VALUES = 2 * KERNEL_EXPERTS + 64 };
+
+/* Values of many kinds: smooth, with ties, rounded to bf16, saturating, all equal, apart by single bits. */
+static float kernel_value(uint64_t *s, int kind)
+{
+    float v = (float)((t_unit(s) + t_unit(s) + t_unit(s) - 1.5) * 4.0);
+    uint32_t bits;
+    if (kind == 1) v = coarse(s, 3);
+    if (kind == 2 || kind == 6) {
+        memcpy(&bits, &v, sizeof bits);
+        if (kind == 2) bits &= 0xffff0000u;
+        else bits = 0x3f800000u + (uint32_t)t_below(s, 40); /* neighbours of 1 */
+        memcpy(&v, &bits, sizeof v);
+    }
+    if (kind == 3) v *= 40.0f;
+    if (kind == 4) v = 0.5f;
+    if (kind == 5) v *= 1e-6f;
+    if (kind == 7) v = t_below(s, 40) == 0 ? v : -30.0f - 80.0f * (float)t_unit(s);
+    if (kind == 8) v *= 1e37f;
+    return v;
+}
+
+static void kernel_case_draw(uint64_t *s, kernel_case *c, int big)
+{
+    static const int32_t sizes[] = {256, 128, 64, 160, 384, 512, 60, 72, 16, 8};
+    moe_ep_router *r = &c->r;
+    int64_t i, room;
+    int kind = (int)t_below(s, 9), holes = t_below(s, 4) == 0;
+    memset(r, 0, sizeof *r);
+    r->num_experts = t_below(s, 3) ? sizes[t_below(s, 10)] : 1 + (int32_t)t_below(s, 600);
+    if (big) r->num_experts = 1 + (int32_t)t_below(s, KERNEL_EXPERTS);
+    if (t_below(s, 3) == 0) {
+        r->n_group = 1 + (int32_t)t_below(s, 40);
+        r->num_experts = (r->num_experts + r->n_group - 1) / r->n_group * r->n_group;
+        if (r->n_group < 9 && t_below(s, 2) && !big) r->num_experts = r->n_group * 16 * (1 + (int32_t)t_below(s, 4));
+        if (r->num_experts > KERNEL_EXPERTS) r->num_experts = r->n_group;
+        r->topk_group = 1 + (int32_t)t_below(s, r->n_group);
+        r->group_top_m = (int32_t)t_below(s, r->num_experts / r->n_group < 3 ? r->num_experts / r->n_group + 1 : 4);
+        r->mask_zero = (int32_t)t_below(s, 2);
+    }
+    room = r->n_group > 1 && !r->mask_zero ? (int64_t)r->num_experts / r->n_group * r->topk_group : r->num_experts;
+    r->top_k = 1 + (int32_t)t_below(s, t_below(s, 4) == 0 ? room : room < 10 ? room : 10);
+    r->score = (moe_ep_score)t_below(s, 4);
+    r->weight = (moe_ep_weight)t_below(s, 3);
+    r->select_on_logit = t_below(s, 6) == 0;
+    r->logit_softcap = t_below(s, 8) == 0 ? 30.0f : 0.0f;
+    r->renorm = (int32_t)t_below(s, 2);
+    r->nan_as_masked = t_below(s, 5) == 0;
+    r->scale = t_below(s, 2) ? 2.5f : 0.0f;
+    r->select_bias = t_below(s, 2) ? c->bias : NULL;
+    r->logit_bias = t_below(s, 5) == 0 && kind < 8 ? c->gate_bias : NULL;
+    if (t_below(s, 20) == 0) r->select = MOE_EP_SELECT_KEYS;
+    r->keys = c->keys;
+    c->T = big ? 1 : 1 + t_below(s, 3);
+    if (c->T * (r->num_experts + 16) > KERNEL_VALUES) c->T = 1;
+    c->stride = r->num_experts + (t_below(s, 4) == 0 ? t_below(s, 16) : 0);
+    r->logits_stride = c->stride;
+    for (i = 0; i < r->num_experts; i++) {
+        c->bias[i] = kind == 4 ? 0.0f : (float)t_unit(s) * (t_below(s, 50) ? 0.1f : 5.0f);
+        c->gate_bias[i] = coarse(s, 1);
+    }
+    for (i = 0; i < c->T * c->stride; i++) {
+        c->logits[i] = kernel_value(s, kind);
+        if (holes && t_below(s, 5) == 0) c->logits[i] = r->nan_as_masked && t_below(s, 2) ? NAN : -INFINITY;
+    }
+    for (i = 0; i < c->T * r->num_experts; i++) c->keys[i] = c->logits[i] < 1e30f ? c->logits[i] : 0.0f;
+}
+
+static void kernels_agree(uint64_t *s, kernel_case *c, int big)
+{
+    static int32_t want[3 * KERNEL_EXPERTS], ids[3 * KERNEL_EXPERTS];
+    static float want_w[3 * KERNEL_EXPERTS], w[3 * KERNEL_EXPERTS];
+    size_t bytes;
+    int isa;
+    int64_t i, n;
+    kernel_case_draw(s, c, big);
+    n = c->T * c->r.top_k;
+    bytes = (size_t)n * sizeof(float);
+    c->r.isa_max = MOE_EP_ISA_PORTABLE;
+    CHECK_I64(moe_ep_route(&c->r, c->logits, c->T, NULL, want, want_w, NULL), MOE_EP_OK);
+    for (isa = (int)MOE_EP_ISA_AVX2; isa <= (int)moe_ep_isa_best(); isa++) {
+        c->r.isa_max = (moe_ep_isa)isa;
+        CHECK_I64(moe_ep_route(&c->r, c->logits, c->T, NULL, ids, w, NULL), MOE_EP_OK);
+        for (i = 0; i < n && !t_failed_here; i++) CHECK_I64(ids[i], want[i]);
+        CHECK(memcmp(w, want_w, bytes) == 0);
+        if (t_failed_here)
+            printf("    isa %d E %d K %d T %d score %d weight %d groups %d,%d,%d bias %d\n", isa, c->r.num_experts, c->r.top_k,
+                   (int)c->T, (int)c->r.score, (int)c->r.weight, c->r.n_group, c->r.topk_group, c->r.group_top_m,
+                   c->r.select_bias != NULL);
+    }
+}
+
+TEST(kernels_give_the_same_bits)
+{
+    kernel_case c;
+    uint64_t s = t_seed + 5;
+    int n;
+    c.logits = (float *)t_alloc(sizeof(float) * 3 * KERNEL_VALUES);
+    c.keys = (float *)t_alloc(sizeof(float) * 3 * KERNEL_VALUES);
+    c.bias = (float *)t_alloc(sizeof(float) * KERNEL_VALUES);
+    c.gate_bias = (float *)t_alloc(sizeof(float) * KERNEL_VALUES);
+    for (n = 0; n < KERNEL_CASES && !t_failed_here; n++) kernels_agree(&s, &c, n % 500 == 0);
+    if (t_failed_here) printf("    random case %d\n", n - 1);
+    free(c.logits);
+    free(c.keys);
+    free(c.bias);
+    free(c.gate_bias);
+}
+
+/* Every kernel finds the first bad value wherever it stands, and leaves the outputs alone. */
+TEST(kernels_name_the_bad_logit)
+{
+    static float logits[7 * 80], w[7 * 4];
+    static int32_t ids[7 * 4];
+    moe_ep_router r = moe_ep_router_qwen2(70, 4);
+    moe_ep_error err;
+    int isa, t, e;
+    uint64_t s = t_seed + 6;
+    for (isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
+        for (t = 0; t < 7 * 70; t++) {
+            const float bad[] = {NAN, INFINITY, -NAN};
+            r.isa_max = (moe_ep_isa)isa;
+            r.logits_stride = t % 2 ? 80 : 70;
+            for (e = 0; e < 7 * 80; e++) logits[e] = e % 11 == 0 ? -INFINITY : coarse(&s, 2);
+            for (e = 0; e < 28; e++) {
+                ids[e] = -7;
+                w[e] = 0.25f;
+            }
+            logits[t / 70 * r.logits_stride + t % 70] = bad[t % 3];
+            if (t % 5 == 0 && t < 6 * 70) logits[6 * r.logits_stride + 69] = NAN; /* a later one */
+            CHECK_I64(moe_ep_route(&r, logits, 7, NULL, ids, w, &err), MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, "logits");
+            CHECK_I64(err.index, t);
+            for (e = 0; e < 28 && !t_failed_here; e++) CHECK(ids[e] == -7 && w[e] == 0.25f);
+        }
+    }
+    r.isa_max = (moe_ep_isa)4;
+    CHECK_I64(moe_ep_route(&r, logits, 7, NULL, ids, w, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "isa_max");
+    r.isa_max = (moe_ep_isa)-1;
+    CHECK_I64(moe_ep_route(&r, logits, 7, NULL, ids, w, &err), MOE_EP_ERR_RANGE);
 }
 
 /* K and E beyond one block and one list, against a full sort. */

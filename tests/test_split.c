@@ -324,6 +324,35 @@ TEST(general_placements)
     }
 }
 
+/* Long chains of experts with two hosts level slowly: the exact split against very many plain passes. */
+TEST(exact_on_chains)
+{
+    uint64_t s = t_seed;
+    int n, e, d, raised = 0;
+    for (n = 0; n < 40; n++) {
+        int D = 12 + (int)t_below(&s, 24), E = 2 * D, P = 4 * D;
+        int32_t slots[4 * 36];
+        double loads[72], share[4 * 36], exact = 0, slow = 0, one = 0;
+        moe_ep_placement p;
+        for (d = 0; d < P; d++) slots[d] = -1;
+        for (e = 0; e < E; e++) { /* expert e at home on e % D, some also on a neighbour */
+            slots[(e % D) * 4 + e / D] = e;
+            if (e < D / 3 || t_below(&s, 8)) slots[((e + 1) % D) * 4 + 2 + e / D] = e;
+            loads[e] = e < D / 3 ? 300.0 + 50.0 * t_unit(&s) : 100.0 * t_unit(&s); /* a busy third, far to spread */
+        }
+        p = table(E, D, P, 1, slots);
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &exact, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 20000, share, &slow, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 1, share, &one, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(exact, slow, 1e-6, 0);
+        CHECK(exact <= slow * (1 + 1e-10));
+        raised += one > exact * 1.001;
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(raised > 10);
+}
+
 TEST(local_first)
 {
     /* expert 0 on devices 0 and 2, nodes {0,1} and {2,3} */

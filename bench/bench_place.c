@@ -1,0 +1,354 @@
+/* bench/bench_place.c - placement, rebalance and split: time and quality against their targets.
+ * SPDX-License-Identifier: MIT
+ *
+ * usage: bench_place [--quick]
+ * Recorded loads are read from the folder in MOE_EP_TRACES (deepseek_v3/NAME.json with "logical_count" 61 x 256, the
+ * first three layers dense; deepseek_v2_lite/TASK_topk_ids_u8.npy).  Without it a seeded heavy-tailed load stands in
+ * and the rows that need recordings are left out.  One thread; the least of several runs, and the others' share of
+ * the machine beside it.  Scratch is kept between calls, results are not asked for. */
+#define _GNU_SOURCE
+#include <math.h>
+
+#include "bench.h"
+#include "moe_ep.h"
+
+enum { L = 58, E = 256, D = 32, P = 288, NODES = 4, GROUPS = 8, FILES = 4 };
+
+static const char *const names[FILES] = {"decode_in1000out1000", "decode_in2000out100", "prefill_in1024",
+                                         "prefill_in4096"};
+static int rounds = 15;
+
+static void need(int ok, const char *what)
+{
+    if (ok) return;
+    fprintf(stderr, "bench_place: %s failed\n", what);
+    exit(1);
+}
+
+static char *read_file(const char *folder, const char *name, size_t *bytes)
+{
+    char path[1200];
+    FILE *f;
+    char *text;
+    long size;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    f = fopen(path, "rb");
+    if (!f) return NULL;
+    fseek(f, 0, SEEK_END);
+    size = ftell(f);
+    rewind(f);
+    text = (char *)bench_alloc((size_t)size + 1);
+    *bytes = fread(text, 1, (size_t)size, f);
+    text[*bytes] = '\0';
+    fclose(f);
+    return text;
+}
+
+/* The 58 layers behind the three dense ones; NULL when there is no such recording. */
+static double *recorded(const char *folder, const char *name)
+{
+    char file[200], *text, *p, *end;
+    double *v;
+    size_t bytes;
+    int n = 0;
+    snprintf(file, sizeof file, "deepseek_v3/%s.json", name);
+    text = folder ? read_file(folder, file, &bytes) : NULL;
+    if (!text) return NULL;
+    v = (double *)bench_alloc(sizeof(double) * (L + 3) * E);
+    for (p = strchr(text, '['); p && *p && n < (L + 3) * E;) {
+        double x = strtod(p, &end);
+        if (end == p) p++;
+        else {
+            v[n++] = x;
+            p = end;
+        }
+    }
+    free(text);
+    need(n == (L + 3) * E, name);
+    return v + 3 * E;
+}
+
+static double *made_up(uint64_t seed, int layers, int experts)
+{
+    moe_ep_rng rng = moe_ep_rng_seed(seed);
+    double *v = (double *)bench_alloc(sizeof(double) * (size_t)layers * (size_t)experts);
+    int i;
+    for (i = 0; i < layers * experts; i++) v[i] = floor(1000.0 * exp(3.0 * moe_ep_rng_f64(&rng)));
+    return v;
+}
+
+static moe_ep_place_desc desc_of(const double *loads, int layers, int experts, int devices, int slots, int nodes)
+{
+    moe_ep_place_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_layers = layers;
+    d.num_experts = experts;
+    d.shape.num_devices = devices;
+    d.shape.num_slots = slots;
+    d.shape.num_nodes = nodes;
+    d.num_groups = GROUPS;
+    d.loads = loads;
+    return d;
+}
+
+static moe_ep_placement placement_of(const moe_ep_place_desc *d)
+{
+    moe_ep_placement p;
+    size_t bytes = moe_ep_placement_bytes(d->num_layers, d->num_experts, &d->shape);
+    need(moe_ep_placement_init(&p, d->num_layers, d->num_experts, &d->shape, bench_alloc(bytes), bytes, NULL) ==
+             MOE_EP_OK,
+         "placement_init");
+    return p;
+}
+
+static void placement_free(moe_ep_placement *p) { free(p->device_speed); }
+
+typedef struct summary {
+    double mean, worst, off;
+    int duplicates;
+    int64_t moves;
+} summary;
+
+static summary summarise(const moe_ep_plan_result *r, int layers)
+{
+    summary s = {0, 2, 0, 0, 0};
+    double off = 0, total = 0;
+    int l;
+    for (l = 0; l < layers; l++) {
+        s.mean += 1 / r[l].imbalance / layers;
+        if (1 / r[l].imbalance < s.worst) s.worst = 1 / r[l].imbalance;
+        s.duplicates += r[l].duplicates;
+        s.moves += r[l].moves;
+        off += r[l].off_node * r[l].total;
+        total += r[l].total;
+    }
+    s.off = total > 0 ? off / total : 0;
+    return s;
+}
+
+typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *,
+                                 moe_ep_scratch *, moe_ep_error *);
+
+static double plan_time(planner f, const moe_ep_place_desc *d, moe_ep_placement *p, int runs)
+{
+    moe_ep_scratch s;
+    double best = 1e9;
+    int i;
+    memset(&s, 0, sizeof s);
+    for (i = 0; i < runs; i++) {
+        double t = bench_now();
+        need(f(d, p, NULL, &s, NULL) == MOE_EP_OK, "planner");
+        t = bench_now() - t;
+        if (t < best) best = t;
+    }
+    moe_ep_scratch_free(&s);
+    return best * 1e3;
+}
+
+static void plan_row(const char *what, planner f, const moe_ep_place_desc *d, double target_ms, const char *file)
+{
+    moe_ep_placement p = placement_of(d);
+    moe_ep_plan_result r[L];
+    double ms = plan_time(f, d, &p, rounds);
+    summary s;
+    need(f(d, &p, r, NULL, NULL) == MOE_EP_OK, what);
+    s = summarise(r, L);
+    printf("%-22s %-21s %8.3f ms (target %.1f)   balance %.5f, worst layer %.5f, %d duplicates", what, file, ms,
+           target_ms, s.mean, s.worst, s.duplicates);
+    if (d->node_soft) printf(", %.2f %% off home node", 100 * s.off);
+    printf("\n");
+    placement_free(&p);
+}
+
+static void plans(const double *w, const char *file)
+{
+    moe_ep_place_desc d = desc_of(w, L, E, D, P, NODES);
+    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+    plan_row("EPLB global", moe_ep_place_eplb, &d, 0.8, file);
+    d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
+    plan_row("EPLB hierarchical", moe_ep_place_eplb, &d, 0.5, file);
+    plan_row("best", moe_ep_best_placement, &d, 3.0, file);
+    d.node_soft = 1;
+    d.max_off_node = 0.1;
+    plan_row("best, 10 % off node", moe_ep_best_placement, &d, 200.0, file);
+}
+
+/* Planned on a, loads become b. */
+static void rebalance_row(const double *a, const double *b, const char *from, const char *to)
+{
+    moe_ep_place_desc d = desc_of(a, L, E, D, P, NODES);
+    moe_ep_placement p = placement_of(&d), q = placement_of(&d);
+    moe_ep_rebalance_desc x;
+    moe_ep_plan_result r[L];
+    moe_ep_moves_result m;
+    moe_ep_scratch s;
+    double best = 1e9, stale;
+    summary sum;
+    int i;
+    memset(&s, 0, sizeof s);
+    memset(&x, 0, sizeof x);
+    need(moe_ep_best_placement(&d, &p, NULL, NULL, NULL) == MOE_EP_OK, "best");
+    need(moe_ep_evaluate(&p, b, 1, r, NULL, NULL) == MOE_EP_OK, "evaluate");
+    stale = summarise(r, L).mean;
+    x.current = &p;
+    x.loads = b;
+    x.target = 1 / 0.98;
+    for (i = 0; i < rounds; i++) {
+        double t = bench_now();
+        need(moe_ep_rebalance(&x, &q, r, &s, NULL) == MOE_EP_OK, "rebalance");
+        t = bench_now() - t;
+        if (t < best) best = t;
+    }
+    need(moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, NULL, NULL) == MOE_EP_OK, "plan_moves");
+    sum = summarise(r, L);
+    printf("rebalance to 0.98      %s -> %s: %.3f ms (target 5)   balance %.4f -> %.4f, worst %.4f, moves %.2f %% of "
+           "the slots "
+           "(target 10)\n",
+           from, to, best * 1e3, stale, sum.mean, sum.worst, 100.0 * (double)m.moves / (L * P));
+    moe_ep_scratch_free(&s);
+    placement_free(&p);
+    placement_free(&q);
+}
+
+/* Tokens of b over the copies planned for a. */
+static void split_row(const double *a, const double *b, const char *from, const char *to)
+{
+    moe_ep_place_desc d = desc_of(a, L, E, D, P, NODES);
+    moe_ep_placement p = placement_of(&d);
+    moe_ep_plan_result r[L];
+    moe_ep_scratch s;
+    double share[P], worst, best[2] = {1e9, 1e9}, equal = 0, exact = 0;
+    int64_t counts[E], rows[P];
+    moe_ep_split_desc x;
+    int i, l, e;
+    memset(&s, 0, sizeof s);
+    memset(&x, 0, sizeof x);
+    x.policy = MOE_EP_SPLIT_EXACT;
+    need(moe_ep_best_placement(&d, &p, NULL, NULL, NULL) == MOE_EP_OK, "best");
+    need(moe_ep_evaluate(&p, b, 1, r, NULL, NULL) == MOE_EP_OK, "evaluate");
+    for (l = 0; l < L; l++) equal += r[l].imbalance / L;
+    for (i = 0; i < 4 * rounds; i++) {
+        double t = bench_now();
+        for (l = 0, exact = 0; l < L; l++) {
+            need(moe_ep_split_shares(&p, l, b + l * E, 0, share, &worst, &s, NULL) == MOE_EP_OK, "split_shares");
+            exact += worst / r[l].mean / L;
+        }
+        t = bench_now() - t;
+        if (t < best[0]) best[0] = t;
+        t = 0;
+        for (l = 0; l < L; l++) {
+            double start;
+            for (e = 0; e < E; e++) counts[e] = (int64_t)b[l * E + e];
+            start = bench_now();
+            need(moe_ep_split(&x, &p, l, counts, rows, &s, NULL) == MOE_EP_OK, "split");
+            t += bench_now() - start;
+        }
+        if (t < best[1]) best[1] = t;
+    }
+    printf("exact split per layer  %s -> %s: %.2f us, whole rows %.2f us (target 3)   max/mean equal %.5f -> exact "
+           "%.5f\n",
+           from, to, best[0] / L * 1e6, best[1] / L * 1e6, equal, exact);
+    moe_ep_scratch_free(&s);
+    placement_free(&p);
+}
+
+/* 64 experts, 8 devices, 80 slots: planned on the first half of the tokens, batches of the second half. */
+static void small_batches(const char *folder)
+{
+    static const int sizes[3] = {128, 512, 2048};
+    enum { LAYERS = 26, TOP = 6, EXPERTS = 64, SLOTS = 80, DEVICES = 8 };
+    size_t bytes = 0, header;
+    char *file = folder ? read_file(folder, "deepseek_v2_lite/law_topk_ids_u8.npy", &bytes) : NULL;
+    const uint8_t *ids;
+    int64_t tokens, t;
+    double *plan;
+    moe_ep_place_desc d;
+    moe_ep_placement p;
+    moe_ep_split_desc x;
+    int l, k, b, size;
+    if (!file) return;
+    header = 10 + (uint8_t)file[8] + 256 * (size_t)(uint8_t)file[9];
+    ids = (const uint8_t *)file + header;
+    tokens = (int64_t)(bytes - header) / (LAYERS * TOP);
+    plan = (double *)bench_alloc(sizeof(double) * LAYERS * EXPERTS);
+    memset(plan, 0, sizeof(double) * LAYERS * EXPERTS);
+    for (t = 0; t < tokens / 2; t++)
+        for (l = 0; l < LAYERS; l++)
+            for (k = 0; k < TOP; k++) plan[l * EXPERTS + ids[(t * LAYERS + l) * TOP + k]]++;
+    d = desc_of(plan, LAYERS, EXPERTS, DEVICES, SLOTS, 1);
+    p = placement_of(&d);
+    need(moe_ep_best_placement(&d, &p, NULL, NULL, NULL) == MOE_EP_OK, "best");
+    memset(&x, 0, sizeof x);
+    for (size = 0; size < 3; size++) {
+        double sum[2] = {0, 0};
+        int n = 0, policy;
+        for (b = 0; b < 6 && tokens / 2 + (int64_t)(b + 1) * sizes[size] <= tokens; b++)
+            for (l = 0; l < LAYERS; l++, n++) {
+                int64_t counts[EXPERTS] = {0}, rows[SLOTS], device[DEVICES], most;
+                for (t = 0; t < sizes[size]; t++)
+                    for (k = 0; k < TOP; k++)
+                        counts[ids[((tokens / 2 + (int64_t)b * sizes[size] + t) * LAYERS + l) * TOP + k]]++;
+                for (policy = 0; policy < 2; policy++) {
+                    x.policy = policy ? MOE_EP_SPLIT_EXACT : MOE_EP_SPLIT_EVEN;
+                    need(moe_ep_split(&x, &p, l, counts, rows, NULL, NULL) == MOE_EP_OK, "split");
+                    need(moe_ep_device_rows(&p, rows, device, NULL) == MOE_EP_OK, "device_rows");
+                    for (k = 0, most = 0; k < DEVICES; k++)
+                        if (device[k] > most) most = device[k];
+                    sum[policy] += (double)most * DEVICES / ((double)sizes[size] * TOP);
+                }
+            }
+        if (n)
+            printf("batches of %4d tokens  64 experts, 80 slots, 8 devices: max/mean equal %.4f, exact %.4f%s\n",
+                   sizes[size], sum[0] / n, sum[1] / n, size == 0 ? " (target 1.05)" : "");
+    }
+    placement_free(&p);
+    free(plan);
+    free(file);
+}
+
+static void scaling(void)
+{
+    int experts;
+    for (experts = 256; experts <= 4096; experts *= 4) {
+        double *w = made_up(7, 1, experts);
+        moe_ep_place_desc d = desc_of(w, 1, experts, experts / 2, 4 * experts, 1);
+        moe_ep_placement p = placement_of(&d);
+        moe_ep_plan_result r;
+        double eplb, best;
+        d.num_groups = 1;
+        eplb = plan_time(moe_ep_place_eplb, &d, &p, rounds);
+        best = plan_time(moe_ep_best_placement, &d, &p, rounds);
+        need(moe_ep_best_placement(&d, &p, &r, NULL, NULL) == MOE_EP_OK, "best");
+        printf("%4d experts -> %5d slots on %4d devices: EPLB %.3f ms (%.0f ns per slot), best %.3f ms (%.0f ns per "
+               "slot%s), gap %.5f\n",
+               experts, 4 * experts, experts / 2, eplb, eplb * 1e6 / (4 * experts), best, best * 1e6 / (4 * experts),
+               experts == 4096 ? ", target 25 ms" : "", r.gap);
+        placement_free(&p);
+        free(w);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const char *folder = getenv("MOE_EP_TRACES");
+    double *w[FILES];
+    bench_load load = bench_load_now();
+    int f;
+    (void)bench_read_part; /* of bench.h, not needed here */
+    if (argc > 1 && strcmp(argv[1], "--quick") == 0) rounds = 3;
+    for (f = 0; f < FILES; f++) w[f] = recorded(folder, names[f]);
+    printf("placement on %s, %d layers x %d experts -> %d slots, %d devices, %d nodes\n", bench_cpu(), L, E, P, D,
+           NODES);
+    if (!w[0]) {
+        printf("MOE_EP_TRACES is not set: made-up loads stand in for recorded ones\n");
+        for (f = 0; f < FILES; f++) w[f] = made_up((uint64_t)f + 1, L, E);
+    }
+    for (f = 0; f < FILES; f++) plans(w[f], names[f]);
+    for (f = 0; f + 1 < FILES; f++) rebalance_row(w[f], w[f + 1], names[f], names[f + 1]);
+    rebalance_row(w[0], w[2], names[0], names[2]);
+    for (f = 0; f + 1 < FILES; f++) split_row(w[f], w[f + 1], names[f], names[f + 1]);
+    small_batches(folder);
+    scaling();
+    printf("others used %.0f %% of the machine meanwhile\n", 100 * bench_others(&load));
+    return 0;
+}

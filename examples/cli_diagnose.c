@@ -1,0 +1,359 @@
+/* cli_diagnose.c - moe-ep diagnose: is a new placement worth it, judged on loads it was not made from?
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_diagnose.h"
+
+#include "cli_commands.h"
+#include "cli_map.h"
+
+#include <ctype.h>
+#include <getopt.h>
+#include <math.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char diagnose_help[] =
+    "usage: moe-ep diagnose A B... [options]\n"
+    "\n"
+    "Plans on the first input and judges the plan on every step of the others: recommend, not now, or\n"
+    "insufficient evidence, with the reason.  A single input of four steps or more is planned on its first half\n"
+    "and judged on its second.  Inputs as in moe-ep report.\n"
+    "\n"
+    "what runs, and what would\n"
+    "  --current MAP     placement that runs (SGLang's physical_to_logical_map, or CSV layer,device,slot,expert);\n"
+    "                    without it contiguous blocks, or --round-robin\n"
+    "  --devices D       --slots P   --nodes N   --groups G\n"
+    "  --policy NAME     planner: best (default), eplb, eplb-hierarchical, trtllm, lpt\n"
+    "  --tokens T        tokens per step over all devices      --topk K   --experts E\n"
+    "what counts as worth it\n"
+    "  --target R        max/mean that is good enough (1.05)\n"
+    "  --min-gain S      least share of a step saved (0.05)\n"
+    "  --min-improved S  least share of judged steps that get faster (0.8)\n"
+    "  --min-steps N     least number of judged steps (2)\n"
+    "  --horizon N       steps that the plan will serve (no limit)\n"
+    "what it costs\n"
+    "  --model NAME      --machine NAME   --hidden H   --intermediate I   --other-ms X   (see moe-ep report --help)\n"
+    "  --pause-ms X      serving stops so long for the change (0)\n"
+    "  --move-gbps X     speed at which a device receives weights, in 1e9 bytes per second (the machine's links)\n"
+    "\n"
+    "  --exit-code       exit code 3 for \"not now\", 4 for \"insufficient evidence\"; 0 without this option\n"
+    "  --only TEXT       --layers-first   --counts      of the inputs (see moe-ep report --help)\n"
+    "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
+
+enum { O_CURRENT = 256, O_POLICY, O_IMPROVED, O_STEPS, O_PAUSE, O_SPEED, O_EXIT };
+enum { EXIT_NOT_NOW = 3, EXIT_INSUFFICIENT = 4 };
+
+static const struct option diagnose_long[] = {CLI_COMMON_OPTIONS,
+                                              CLI_SHAPE_OPTIONS,
+                                              CLI_STEP_OPTIONS,
+                                              {"current", 1, NULL, O_CURRENT},
+                                              {"policy", 1, NULL, O_POLICY},
+                                              {"min-improved", 1, NULL, O_IMPROVED},
+                                              {"min-steps", 1, NULL, O_STEPS},
+                                              {"pause-ms", 1, NULL, O_PAUSE},
+                                              {"move-gbps", 1, NULL, O_SPEED},
+                                              {"exit-code", 0, NULL, O_EXIT},
+                                              {NULL, 0, NULL, 0}};
+
+static void take_policy(cli_diagnose *g, const char *value)
+{
+    static const struct {
+        const char *name;
+        moe_ep_place_policy policy;
+    } list[] = {{"best", MOE_EP_PLACE_BEST},
+                {"eplb", MOE_EP_PLACE_EPLB_GLOBAL},
+                {"eplb-global", MOE_EP_PLACE_EPLB_GLOBAL},
+                {"eplb-hierarchical", MOE_EP_PLACE_EPLB_HIERARCHICAL},
+                {"trtllm", MOE_EP_PLACE_TRTLLM},
+                {"lpt", MOE_EP_PLACE_LPT}};
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        if (strcmp(value, list[i].name) == 0) {
+            g->policy = list[i].name;
+            g->desc.policy = list[i].policy;
+            return;
+        }
+    cli_die(CLI_USAGE, "--policy %s: best, eplb, eplb-hierarchical, trtllm or lpt",
+            cli_printable(value));
+}
+
+static void take_option(cli_diagnose *g, cli_common *common, int *exit_code, int option,
+                        const char *value)
+{
+    switch (option) {
+    case O_CURRENT:
+        g->current = value;
+        return;
+    case O_POLICY:
+        take_policy(g, value);
+        return;
+    case O_IMPROVED:
+        g->desc.min_improved = cli_option_number("min-improved", value, 0.0, 1.0);
+        return;
+    case O_STEPS:
+        g->desc.min_steps = (int32_t)cli_option_count("min-steps", value, 1, INT32_MAX);
+        return;
+    case O_PAUSE:
+        g->desc.pause_s = 1e-3 * cli_option_number("pause-ms", value, 0.0, 1e9);
+        return;
+    case O_SPEED:
+        g->desc.move_Bps = 1e9 * cli_option_number("move-gbps", value, 1e-6, 1e9);
+        return;
+    case O_EXIT:
+        *exit_code = 1;
+        return;
+    default:
+        if (!cli_setup_option(&g->setup, option, value))
+            (void)cli_common_option(common, option, value, diagnose_help);
+    }
+}
+
+/* ---- figures ------------------------------------------------------------------------------------------- */
+
+/* The map says devices and slots where the options do not. */
+static cli_map read_current(cli_diagnose *g)
+{
+    cli_map m = cli_map_read(g->current);
+    if (g->setup.devices == 0) g->setup.devices = m.devices;
+    if (g->setup.slots == 0) g->setup.slots = m.slots;
+    return m;
+}
+
+static moe_ep_diagnosis ask(const cli_diagnose *g, const cli_window *judge, moe_ep_placement *plan)
+{
+    moe_ep_diagnose_desc d = g->desc;
+    moe_ep_diagnosis out;
+    moe_ep_error err;
+    d.judge_loads = judge->steps > 0 ? judge->loads : NULL;
+    d.judge_steps = judge->steps;
+    cli_check(moe_ep_diagnose(&d, plan, &out, NULL, &err), &err, "diagnosis");
+    return out;
+}
+
+static void fill_desc(cli_diagnose *g)
+{
+    const cli_report *r = &g->r;
+    moe_ep_diagnose_desc *d = &g->desc;
+    g->layer = cli_report_layer(r, r->tokens, g->setup.devices, g->setup.nodes);
+    d->num_layers = r->L;
+    d->num_experts = r->E;
+    d->top_k = r->K;
+    d->num_groups = g->setup.groups;
+    d->shape = cli_shape(g->setup.devices, g->setup.slots, g->setup.nodes);
+    d->current = &r->today;
+    d->plan_loads = r->plan.loads;
+    d->plan_steps = r->plan.steps;
+    d->cost = &g->layer;
+    d->other_s = g->setup.other_s;
+    d->horizon_steps = g->setup.horizon_steps;
+    d->min_gain = g->setup.min_gain;
+    d->target_imbalance = g->setup.target;
+    if (!(d->move_Bps > 0.0))
+        d->move_Bps = g->setup.nodes > 1 ? g->setup.machine.normal_dispatch.inter_Bps
+                                         : g->setup.machine.normal_dispatch.intra_Bps;
+}
+
+/* Every judged recording by itself. */
+static void judge_each(cli_diagnose *g)
+{
+    const cli_report *r = &g->r;
+    size_t n = (size_t)r->L * (size_t)r->E;
+    int32_t first = 0;
+    for (int i = r->traces > 1; i < r->traces; i++) {
+        cli_judged q;
+        cli_window w = r->judge;
+        if (r->traces > 1) {
+            w = cli_report_window(r, &r->trace[i], r->tokens);
+            free(w.loads);
+            w.loads = r->judge.loads + (size_t)first * n;
+        }
+        memset(&q, 0, sizeof q);
+        q.name = r->traces > 1 ? r->trace[i].name : "second half";
+        q.first = first;
+        q.steps = w.steps;
+        q.d = ask(g, &w, NULL);
+        first += w.steps;
+        arrput(g->judged, q);
+        cli_progress("judging", i + 1.0, r->traces);
+    }
+}
+
+static double step_imbalance(const cli_diagnose *g, const moe_ep_placement *p, int32_t step,
+                             moe_ep_plan_result *layer)
+{
+    const cli_report *r = &g->r;
+    double most = 0.0, mean = 0.0;
+    moe_ep_error err;
+    cli_check(moe_ep_evaluate(p, r->judge.loads + (size_t)step * (size_t)r->L * (size_t)r->E, 1,
+                              layer, NULL, &err),
+              &err, "evaluation");
+    for (int32_t l = 0; l < r->L; l++) {
+        most += layer[l].max;
+        mean += layer[l].mean;
+    }
+    return mean > 0.0 ? most / mean : 1.0;
+}
+
+static void judge_steps(cli_diagnose *g)
+{
+    moe_ep_plan_result *layer = cli_alloc((size_t)g->r.L, sizeof *layer);
+    g->steps = g->r.judge.steps;
+    g->step_before = cli_alloc((size_t)g->steps, sizeof *g->step_before);
+    g->step_after = cli_alloc((size_t)g->steps, sizeof *g->step_after);
+    for (int32_t s = 0; s < g->steps; s++) {
+        g->step_before[s] = step_imbalance(g, &g->r.today, s, layer);
+        g->step_after[s] = step_imbalance(g, &g->plan, s, layer);
+    }
+    free(layer);
+}
+
+/* Rows of the bottleneck layer on each device, mean over the judged steps (planned ones without them). */
+static double *device_rows(const cli_diagnose *g, const moe_ep_placement *p)
+{
+    const cli_report *r = &g->r;
+    const cli_window *w = g->window_judged ? &r->judge : &r->plan;
+    int32_t D = p->num_devices;
+    double *mean = cli_alloc((size_t)r->L * (size_t)r->E, sizeof *mean);
+    double *all = cli_alloc((size_t)r->L * (size_t)D, sizeof *all),
+           *one = cli_alloc((size_t)D, sizeof *one);
+    moe_ep_error err;
+    cli_check(moe_ep_window_loads(w->loads, w->steps, r->L, r->E, 0.0, mean, &err), &err, "mean");
+    cli_check(moe_ep_device_loads(p, mean, all, &err), &err, "device loads");
+    memcpy(one, all + (size_t)g->d.hot_layer * (size_t)D, (size_t)D * sizeof *one);
+    free(all);
+    free(mean);
+    return one;
+}
+
+static void look(cli_diagnose *g)
+{
+    cli_window nothing = {0, NULL};
+    moe_ep_shape shape = g->desc.shape;
+    void *mem; /* lives as long as the program */
+    g->window_judged = !g->r.self_judged;
+    g->plan = cli_report_placement(&g->r, &shape, &mem);
+    g->d = ask(g, g->window_judged ? &g->r.judge : &nothing, &g->plan);
+    if (g->window_judged) {
+        judge_each(g);
+        judge_steps(g);
+    }
+    g->device_before = device_rows(g, &g->r.today);
+    g->device_after = device_rows(g, &g->plan);
+}
+
+/* ---- sentences ------------------------------------------------------------------------------------------- */
+
+static void add_check(cli_diagnose *g, const char *name, char *found, char *wanted, int state)
+{
+    cli_check_line line = {cli_strdup(name), found, wanted, state};
+    arrput(g->check, line);
+}
+
+static void write_checks(cli_diagnose *g)
+{
+    const moe_ep_diagnosis *d = &g->d;
+    const moe_ep_diagnose_desc *q = &g->desc;
+    add_check(g, "judged steps",
+              g->window_judged ? cli_format("%d", d->steps) : cli_strdup("none"),
+              cli_format("%d or more", q->min_steps), g->window_judged && d->steps >= q->min_steps);
+    add_check(g, "max/mean today", cli_format("%.3f", d->imbalance_before),
+              cli_format("above %.3f", q->target_imbalance),
+              d->imbalance_before > q->target_imbalance);
+    add_check(g, "against chance", cli_format("%.3f", d->imbalance_before),
+              cli_format("above %.3f or a gain", d->chance_imbalance),
+              d->imbalance_before > d->chance_imbalance ? 1 : -1);
+    add_check(g, "share of a step saved", cli_format("%.1f %%", 100.0 * d->gain),
+              cli_format("%.1f %% or more", 100.0 * q->min_gain), d->gain >= q->min_gain);
+    add_check(g, "steps that get faster",
+              g->window_judged ? cli_format("%.0f %%", 100.0 * d->improved) : cli_strdup("unknown"),
+              cli_format("%.0f %% or more", 100.0 * q->min_improved),
+              g->window_judged ? d->improved >= q->min_improved : -1);
+    add_check(g, "steps until moving is repaid",
+              d->break_even_steps < 0.0 ? cli_strdup("never")
+                                        : cli_strdup(cli_count(ceil(d->break_even_steps))),
+              q->horizon_steps > 0.0 ? cli_format("%s or fewer", cli_count(q->horizon_steps))
+                                     : cli_strdup("any number (--horizon)"),
+              d->break_even_steps < 0.0 ? 0
+              : q->horizon_steps > 0.0  ? d->break_even_steps <= q->horizon_steps
+                                        : -1);
+}
+
+static void write_verdict(cli_diagnose *g)
+{
+    const moe_ep_diagnosis *d = &g->d;
+    double saved = 100.0 * d->gain;
+    switch (d->verdict) {
+    case MOE_EP_RECOMMEND:
+        g->badge = "Recommend";
+        g->state = "yes";
+        g->headline = cli_format("Recommend: a new placement saves %.1f %% of a step", saved);
+        break;
+    case MOE_EP_NOT_NOW:
+        g->badge = "Not now";
+        g->state = "no";
+        g->headline =
+            saved > 0.0
+                ? cli_format("Not now: a new placement would save %.1f %% of a step", saved)
+                : cli_strdup("Not now: a new placement would save nothing");
+        break;
+    case MOE_EP_INSUFFICIENT_EVIDENCE:
+    default:
+        g->badge = "Insufficient evidence";
+        g->state = "open";
+        g->headline = cli_strdup(g->window_judged
+                                     ? "Insufficient evidence: too few steps were judged"
+                                     : "Insufficient evidence: a second window is needed");
+    }
+    if (d->reason == MOE_EP_REASON_NO_LOAD)
+        g->headline = cli_strdup("Insufficient evidence: a window holds no tokens");
+    g->reason = cli_format("%c%s.", toupper((unsigned char)d->text[0]), d->text + 1);
+    write_checks(g);
+}
+
+/* The notes of the report about windows also name the rules of the report; what differs here is said. */
+static void note_windows(cli_diagnose *g)
+{
+    if (!g->current)
+        cli_note(&g->setup, "Today's placement is %s; --current MAP gives another.",
+                 g->setup.round_robin ? "expert e on device e mod D" : "contiguous blocks");
+    if (!(g->setup.other_s > 0.0))
+        cli_note(&g->setup, "Attention and the rest of a step are not counted; --other-ms adds "
+                            "them, and every share shrinks accordingly.");
+}
+
+int cli_diagnose_main(int argc, char **argv)
+{
+    static const cli_writers writers = {cli_diagnose_text, cli_diagnose_json, cli_diagnose_html};
+    cli_diagnose g;
+    cli_common common;
+    cli_out page;
+    cli_trace *list;
+    cli_map map;
+    char *left_out;
+    int option, exit_code = 0;
+    memset(&g, 0, sizeof g);
+    memset(&common, 0, sizeof common);
+    common.screen.color = "auto";
+    moe_ep_diagnose_thresholds(&g.desc);
+    g.setup.target = g.desc.target_imbalance;
+    g.setup.min_gain = g.desc.min_gain;
+    while ((option = getopt_long(argc, argv, "", diagnose_long, NULL)) != -1)
+        take_option(&g, &common, &exit_code, option, optarg);
+    cli_open_page(&common, &page, argc, argv, optind);
+    list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
+    if (g.current) map = read_current(&g);
+    cli_report_settle(&g.r, list, (int)arrlen(list), left_out, &g.setup);
+    if (g.current)
+        g.r.today = cli_map_placement(&map, list, cli_map_rows(&map, list), g.setup.devices,
+                                      g.setup.nodes);
+    fill_desc(&g);
+    note_windows(&g);
+    look(&g);
+    write_verdict(&g);
+    cli_progress_end();
+    cli_write_all(&common, &page, &g, &writers);
+    if (!exit_code) return CLI_OK;
+    return g.d.verdict == MOE_EP_NOT_NOW                 ? EXIT_NOT_NOW
+           : g.d.verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? EXIT_INSUFFICIENT
+                                                         : CLI_OK;
+}

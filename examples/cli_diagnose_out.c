@@ -1,0 +1,433 @@
+/* cli_diagnose_out.c - the answer of moe-ep diagnose as text, JSON and page
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_diagnose.h"
+#include "cli_page.h"
+#include "cli_screen.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST_STEPS = 96 };
+
+static const char *state_word(int state)
+{
+    return state > 0 ? "met" : state == 0 ? "not met" : "-";
+}
+
+/* ---- text ---------------------------------------------------------------------------------------------- */
+
+static void put_checks(const cli_diagnose *g, FILE *f, const chart_text *t)
+{
+    cli_put_title(f, t, "What was asked and what was found");
+    for (ptrdiff_t i = 0; i < arrlen(g->check); i++) {
+        const cli_check_line *c = &g->check[i];
+        fprintf(f, "  %-29s %12s   wanted %-32s %s\n", c->name, c->found, c->wanted,
+                state_word(c->state));
+    }
+}
+
+static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
+{
+    const moe_ep_diagnosis *d = &g->d;
+    cli_put_title(f, t, "Figures");
+    fprintf(f, "  bottleneck        device %d in layer %d: %.2f times its share, the busiest in %.0f %% of "
+               "the steps\n",
+            d->hot_device, g->r.trace[0].layer[d->hot_layer], d->hot_imbalance,
+            100.0 * d->hot_share);
+    fprintf(f, "  max/mean          %.3f -> %.3f over all layers; proven bound %.3f, chance up to %.3f\n",
+            d->imbalance_before, d->imbalance_after, d->imbalance_bound, d->chance_imbalance);
+    fprintf(f, "  rows              %s -> %s of the busiest devices, summed over layers; balanced %s\n",
+            cli_count(d->before_rows), cli_count(d->after_rows), cli_count(d->mean_rows));
+    fprintf(f, "  step, predicted   %s -> %s; balanced %s\n", cli_seconds(d->before_s),
+            cli_seconds(d->after_s), cli_seconds(d->balanced_s));
+    fprintf(f, "  switching         %s experts, %s, %s\n", cli_count((double)d->moves),
+            cli_bytes(d->move_bytes), cli_seconds(d->move_s));
+}
+
+static void put_windows(const cli_diagnose *g, FILE *f, const chart_text *t)
+{
+    ptrdiff_t n = arrlen(g->judged);
+    char **label = cli_alloc((size_t)n * 2, sizeof *label),
+         **tail = cli_alloc((size_t)n * 2, sizeof *tail);
+    double *value = cli_alloc((size_t)n * 2, sizeof *value);
+    chart_kind *kind = cli_alloc((size_t)n * 2, sizeof *kind);
+    if (n == 0) return;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const cli_judged *q = &g->judged[i];
+        value[2 * i] = q->d.before_s;
+        value[2 * i + 1] = q->d.after_s;
+        kind[2 * i] = CHART_HOT;
+        kind[2 * i + 1] = CHART_BEST;
+        label[2 * i] = cli_format("%.20s, %d step%s", q->name, q->steps, q->steps == 1 ? "" : "s");
+        label[2 * i + 1] = cli_strdup("  with the plan");
+        tail[2 * i] = cli_format("%8s  max/mean %.3f", cli_seconds(q->d.before_s),
+                                 q->d.imbalance_before);
+        tail[2 * i + 1] = cli_format("%8s  max/mean %.3f  %+.1f %%", cli_seconds(q->d.after_s),
+                                     q->d.imbalance_after, -100.0 * q->d.gain);
+    }
+    cli_put_title(f, t, "Step time on each judged recording (predicted, not measured)");
+    chart_text_bars(f, t, (int)n * 2, (const char *const *)label, value, (const char *const *)tail,
+                    kind);
+    for (ptrdiff_t i = 0; i < 2 * n; i++) {
+        free(label[i]);
+        free(tail[i]);
+    }
+    free(label);
+    free(tail);
+    free(value);
+    free(kind);
+}
+
+void cli_diagnose_text(const void *data, FILE *f, const chart_text *t)
+{
+    const cli_diagnose *g = data;
+    fputs(t->color ? "\033[1m" : "", f);
+    cli_put_wrapped(f, g->headline, t->width, 0, 0);
+    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
+    cli_put_wrapped(f, g->reason, t->width, 2, 2);
+    put_checks(g, f, t);
+    put_figures(g, f, t);
+    put_windows(g, f, t);
+    cli_put_assumed(f, t, g->setup.assumed);
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------ */
+
+static json_t *number(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static json_t *diagnosis(const moe_ep_diagnosis *d)
+{
+    json_t *o = json_object();
+    json_object_set_new(o, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
+    json_object_set_new(o, "reason", json_string(d->text));
+    json_object_set_new(o, "steps", json_integer(d->steps));
+    json_object_set_new(o, "layers_loaded", json_integer(d->layers_loaded));
+    json_object_set_new(o, "imbalance_before", number(d->imbalance_before));
+    json_object_set_new(o, "imbalance_after", number(d->imbalance_after));
+    json_object_set_new(o, "imbalance_bound", number(d->imbalance_bound));
+    json_object_set_new(o, "imbalance_chance", number(d->chance_imbalance));
+    json_object_set_new(o, "rows_before", number(d->before_rows));
+    json_object_set_new(o, "rows_after", number(d->after_rows));
+    json_object_set_new(o, "rows_bound", number(d->bound_rows));
+    json_object_set_new(o, "rows_balanced", number(d->mean_rows));
+    json_object_set_new(o, "before_s", number(d->before_s));
+    json_object_set_new(o, "after_s", number(d->after_s));
+    json_object_set_new(o, "balanced_s", number(d->balanced_s));
+    json_object_set_new(o, "gain", number(d->gain));
+    json_object_set_new(o, "speedup", number(d->speedup));
+    json_object_set_new(o, "improved", number(d->improved));
+    json_object_set_new(o, "moves", json_integer(d->moves));
+    json_object_set_new(o, "move_bytes", number(d->move_bytes));
+    json_object_set_new(o, "move_s", number(d->move_s));
+    json_object_set_new(o, "break_even_steps", number(d->break_even_steps));
+    return o;
+}
+
+static json_t *setup(const cli_diagnose *g)
+{
+    const cli_setup *s = &g->setup;
+    json_t *o = json_object();
+    json_object_set_new(o, "devices", json_integer(s->devices));
+    json_object_set_new(o, "slots", json_integer(s->slots));
+    json_object_set_new(o, "nodes", json_integer(s->nodes));
+    json_object_set_new(o, "layers", json_integer(g->r.L));
+    json_object_set_new(o, "experts", json_integer(g->r.E));
+    json_object_set_new(o, "top_k", json_integer(g->r.K));
+    json_object_set_new(o, "tokens_per_step", json_integer(g->r.tokens));
+    json_object_set_new(o, "model", json_string(s->model.name));
+    json_object_set_new(o, "machine", json_string(s->machine.name));
+    json_object_set_new(o, "policy", json_string(moe_ep_place_policy_str(g->d.policy)));
+    json_object_set_new(o, "target", number(g->desc.target_imbalance));
+    json_object_set_new(o, "min_gain", number(g->desc.min_gain));
+    json_object_set_new(o, "min_improved", number(g->desc.min_improved));
+    json_object_set_new(o, "min_steps", json_integer(g->desc.min_steps));
+    json_object_set_new(o, "horizon_steps", number(g->desc.horizon_steps));
+    json_object_set_new(o, "layers_left_out", json_string(g->r.left_out));
+    return o;
+}
+
+void cli_diagnose_json(const void *data, FILE *f)
+{
+    const cli_diagnose *g = data;
+    json_t *root = diagnosis(&g->d), *list = json_array(), *steps = json_array();
+    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
+    json_object_set_new(root, "headline", json_string(g->headline));
+    json_object_set_new(root, "setup", setup(g));
+    json_object_set_new(root, "bottleneck",
+                        json_pack("{s:i,s:i,s:o,s:o}", "device", (int)g->d.hot_device, "layer",
+                                  (int)g->r.trace[0].layer[g->d.hot_layer], "imbalance",
+                                  number(g->d.hot_imbalance), "share_of_steps",
+                                  number(g->d.hot_share)));
+    for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
+        json_t *o = diagnosis(&g->judged[i].d);
+        json_object_set_new(o, "name", json_string(g->judged[i].name));
+        json_array_append_new(list, o);
+    }
+    json_object_set_new(root, "windows", list);
+    for (int32_t s = 0; s < g->steps; s++)
+        json_array_append_new(steps, json_pack("{s:o,s:o}", "before", number(g->step_before[s]),
+                                               "after", number(g->step_after[s])));
+    json_object_set_new(root, "step_imbalance", steps);
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
+        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
+    fputc('\n', f);
+    json_decref(root);
+}
+
+/* ---- page ------------------------------------------------------------------------------------------------- */
+
+static void put_tiles(const cli_diagnose *g, FILE *f)
+{
+    const moe_ep_diagnosis *d = &g->d;
+    char *a = cli_format("%.2f", d->imbalance_before), *b = cli_format("%.2f", d->imbalance_after);
+    char *note = cli_format("busiest over mean device, all layers; %.2f is the proven limit here",
+                            d->imbalance_bound);
+    fputs("<dl class=\"tiles\">\n", f);
+    cli_page_tile(f, "Imbalance over devices", a, b, note);
+    free(a), free(b), free(note);
+    a = cli_strdup(cli_seconds(d->before_s)), b = cli_strdup(cli_seconds(d->after_s));
+    note = cli_format("%.1f %% %s; at best %.1f %% less", fabs(100.0 * d->gain),
+                      d->gain < 0.0 ? "more" : "less",
+                      d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0);
+    cli_page_tile(f, "Step time, predicted", a, b, note);
+    free(a), free(b), free(note);
+    a = g->window_judged ? cli_format("%.0f<small> %%</small>", 100.0 * d->improved)
+                         : cli_strdup("unknown");
+    note = g->window_judged ? cli_format("of %d judged step%s", d->steps, d->steps == 1 ? "" : "s")
+                            : cli_strdup("nothing was judged");
+    cli_page_tile(f, "Steps that get faster", a, NULL, note);
+    free(a), free(note);
+    a = d->break_even_steps < 0.0 ? cli_strdup("never")
+                                  : cli_format("%s<small> steps</small>",
+                                               cli_count(ceil(d->break_even_steps)));
+    note = cli_format("%s experts, %s, %s of moving", cli_count((double)d->moves),
+                      cli_bytes(d->move_bytes), cli_seconds(d->move_s));
+    cli_page_tile(f, "Repaid after", a, NULL, note);
+    free(a), free(note);
+    fputs("</dl>\n", f);
+}
+
+static void put_check_table(const cli_diagnose *g, FILE *f)
+{
+    cli_page_figure(f, "What was asked and what was found",
+                    "The first condition that is not met is the reason of the verdict.");
+    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>condition<th>found<th>wanted"
+          "<th></thead><tbody>",
+          f);
+    for (ptrdiff_t i = 0; i < arrlen(g->check); i++) {
+        const cli_check_line *c = &g->check[i];
+        fprintf(f, "<tr><th>%s<td>%s<td>%s<td class=\"%s\">%s\n", c->name, c->found, c->wanted,
+                c->state > 0 ? "yes" : c->state == 0 ? "open" : "no", state_word(c->state));
+    }
+    fputs("</tbody></table></div>", f);
+    cli_page_figure_end(f);
+}
+
+/* Steps in at most MOST_STEPS groups of neighbours; the mean of each. */
+static int group_steps(const double *v, int32_t n, double *out)
+{
+    int groups = n < MOST_STEPS ? (int)n : MOST_STEPS;
+    for (int k = 0; k < groups; k++) {
+        int32_t from = (int32_t)((int64_t)n * k / groups),
+                to = (int32_t)((int64_t)n * (k + 1) / groups);
+        out[k] = 0.0;
+        for (int32_t s = from; s < to; s++) out[k] += v[s] / (to - from);
+    }
+    return groups;
+}
+
+static void draw_steps(const void *data, FILE *f, cli_width w, double width, const char *id)
+{
+    static const chart_kind kind[2] = {CHART_HOT, CHART_BEST};
+    const cli_diagnose *g = data;
+    double value[2 * MOST_STEPS];
+    const char *label[MOST_STEPS];
+    chart_points c;
+    int n = group_steps(g->step_before, g->steps, value);
+    (void)group_steps(g->step_after, g->steps, value + n);
+    for (int k = 0; k < n; k++) label[k] = cli_format("%d", (int)((int64_t)g->steps * k / n));
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = "Imbalance over devices in each judged step, today and with the plan";
+    c.description = g->reason;
+    c.x_title = "judged step";
+    c.y_title = "max/mean over devices, all layers together";
+    c.n = n;
+    c.series = 2;
+    c.value = value;
+    c.kind = kind;
+    c.label = label;
+    c.line = g->desc.target_imbalance;
+    chart_svg_points(f, &c, width, w == CLI_NARROW ? 250 : 270);
+    for (int k = 0; k < n; k++) free((void *)(uintptr_t)label[k]);
+}
+
+static void put_steps_figure(const cli_diagnose *g, FILE *f)
+{
+    char *text, *parts = cli_strdup("");
+    if (g->steps == 0) return;
+    for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
+        char *more = cli_format("%s%s%s from step %d", parts, i > 0 ? ", " : "", g->judged[i].name,
+                                g->judged[i].first);
+        free(parts);
+        parts = more;
+    }
+    text = cli_format("One column per judged step%s: %s. The dashed line is good enough.",
+                      g->steps > MOST_STEPS ? " (neighbours joined)" : "", parts);
+    cli_page_figure(f, "Does it help in every step?", text);
+    cli_page_draw(g, f, draw_steps, "steps", cli_full_width);
+    fputs("<ul class=\"legend\">", f);
+    chart_html_key(f, CHART_HOT, 1, "today");
+    chart_html_key(f, CHART_BEST, 1, "with the plan");
+    chart_html_key_mean(f, "good enough");
+    fputs("</ul>", f);
+    cli_page_figure_end(f);
+    free(text);
+    free(parts);
+}
+
+static void put_device_half(const cli_diagnose *g, FILE *f, const double *v, const char *title,
+                            chart_kind kind, double top, const char *id)
+{
+    int32_t D = g->setup.devices, at = 0;
+    double total = 0.0;
+    cli_bars b;
+    for (int32_t d = 0; d < D; d++) {
+        total += v[d];
+        at = v[d] > v[at] ? d : at;
+    }
+    memset(&b, 0, sizeof b);
+    b.n = D;
+    b.value = v;
+    b.title = title;
+    b.x_title = "device";
+    b.y_title = "rows";
+    b.kind = kind;
+    b.marked = kind == CHART_HOT ? at : -1;
+    b.over_mean = 1;
+    b.top = top;
+    fprintf(f, "<div><h4><span>%s</span> <b>max/mean %.2f</b></h4>", title,
+            total > 0.0 ? v[at] * D / total : 1.0);
+    cli_page_draw(&b, f, cli_draw_bars, id, cli_half_width);
+    fputs("</div>", f);
+}
+
+static void put_devices_figure(const cli_diagnose *g, FILE *f)
+{
+    double top = 0.0;
+    char *text = cli_format("Rows on each device in layer %d, where the most piles up; mean over "
+                            "the %s steps. Figures are multiples of the mean.",
+                            g->r.trace[0].layer[g->d.hot_layer],
+                            g->window_judged ? "judged" : "planned");
+    for (int32_t d = 0; d < g->setup.devices; d++) {
+        top = fmax(top, g->device_before[d]);
+        top = fmax(top, g->device_after[d]);
+    }
+    cli_page_figure(f, "Which device does everybody wait for?", text);
+    fputs("<div class=\"two\">", f);
+    put_device_half(g, f, g->device_before, "Today", CHART_HOT, top, "dev-today");
+    put_device_half(g, f, g->device_after, "With the plan", CHART_BEST, top, "dev-plan");
+    fputs("</div>", f);
+    cli_page_figure_end(f);
+    free(text);
+}
+
+static void draw_break_even(const void *data, FILE *f, cli_width w, double width, const char *id)
+{
+    const cli_diagnose *g = data;
+    double gain = g->d.before_s - g->d.after_s, even = g->d.break_even_steps,
+           last = fmax(20.0 * even, fmax(100.0, g->desc.horizon_steps));
+    double x[2] = {1.0, last}, saved[2] = {1e3 * gain, 1e3 * gain * last},
+           cost[2] = {1e3 * g->d.move_s, 1e3 * g->d.move_s};
+    double at_x[1] = {even}, at_y[1] = {1e3 * g->d.move_s};
+    char *mark = cli_format("%s steps", cli_count(ceil(even)));
+    const char *label[1] = {mark};
+    chart_series s[3] = {{2, x, cost, CHART_HOT, 0, NULL},
+                         {2, x, saved, CHART_BEST, 0, NULL},
+                         {1, at_x, at_y, CHART_GOOD, 2, label}};
+    chart_lines c;
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = "Time saved against time spent on moving";
+    c.description = g->reason;
+    c.x_title = "steps served with the plan";
+    c.y_title = "milliseconds";
+    c.n = 3;
+    c.series = s;
+    chart_svg_lines(f, &c, width, w == CLI_NARROW ? 260 : 300);
+    free(mark);
+}
+
+static void put_break_even_figure(const cli_diagnose *g, FILE *f)
+{
+    if (!(g->d.break_even_steps > 0.0)) return;
+    cli_page_figure(f, "When is moving repaid?",
+                    "Moving costs once, the plan saves in every step. Where the lines cross the "
+                    "change has paid for itself.");
+    cli_page_draw(g, f, draw_break_even, "even", cli_full_width);
+    fputs("<ul class=\"legend\">", f);
+    chart_html_key(f, CHART_HOT, 2, "spent on moving");
+    chart_html_key(f, CHART_BEST, 2, "saved by the plan");
+    chart_html_key(f, CHART_GOOD, 1, "break-even");
+    fputs("</ul>", f);
+    cli_page_figure_end(f);
+}
+
+static void put_window_table(const cli_diagnose *g, FILE *f)
+{
+    if (arrlen(g->judged) == 0) return;
+    cli_page_figure(f, "Each judged recording by itself",
+                    "The plan is the same in every row; only what it is judged on differs.");
+    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>recording<th>steps<th>max/mean "
+          "today<th>plan<th>bound<th>step today<th>plan<th>saved<th>faster in<th>verdict"
+          "</thead><tbody>",
+          f);
+    for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
+        const moe_ep_diagnosis *d = &g->judged[i].d;
+        fputs("<tr><th>", f);
+        cli_put_html(f, g->judged[i].name);
+        fprintf(f, "<td>%d<td>%.3f<td>%.3f<td>%.3f<td>%s<td>%s<td>%.1f %%<td>%.0f %%<td>%s\n",
+                d->steps, d->imbalance_before, d->imbalance_after, d->imbalance_bound,
+                cli_seconds(d->before_s), cli_seconds(d->after_s), 100.0 * d->gain,
+                100.0 * d->improved, moe_ep_verdict_str(d->verdict));
+    }
+    fputs("</tbody></table></div>", f);
+    cli_page_figure_end(f);
+}
+
+void cli_diagnose_html(const void *data, FILE *f)
+{
+    const cli_diagnose *g = data;
+    cli_page_head head = {"Diagnosis of the expert placement", g->r.trace[0].name, g->headline, "",
+                          g->state, g->badge, g->reason};
+    char *note = cli_format("planned on %s, judged on %s \xc2\xb7 %d MoE layers \xc2\xb7 %d experts, "
+                            "top-%d \xc2\xb7 %d devices, %d slots \xc2\xb7 %s tokens per step \xc2\xb7 "
+                            "%s on %s",
+                            g->r.trace[0].name, g->window_judged ? g->r.judged_on : "nothing",
+                            g->r.L, g->r.E, g->r.K, g->setup.devices, g->setup.slots,
+                            cli_count((double)g->r.tokens), g->setup.model.name,
+                            g->setup.machine.name);
+    cli_page_begin(f, &head);
+    put_tiles(g, f);
+    cli_page_note(f, note);
+    put_check_table(g, f);
+    put_steps_figure(g, f);
+    put_devices_figure(g, f);
+    put_break_even_figure(g, f);
+    put_window_table(g, f);
+    cli_page_figure(f, "What was taken for granted", "");
+    cli_page_list(f, g->setup.assumed ? g->setup.assumed : "Nothing.");
+    cli_page_figure_end(f);
+    cli_page_end(f, "A row is one (token, expert) assignment. max/mean is the load of the busiest "
+                    "device over the mean. Times are computed with a roofline for the expert "
+                    "matrices and a latency-bandwidth model for dispatch and combine, never "
+                    "measured.");
+    free(note);
+}

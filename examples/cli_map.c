@@ -1,0 +1,386 @@
+/* cli_map.c - placements as files: SGLang's physical_to_logical_map, CSV
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_map.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+
+enum { MOST_SLOTS = 1 << 20, MOST_LAYERS = 65536, MOST_EXPERTS = 65536 };
+
+static const char map_key[] = "physical_to_logical_map";
+
+int cli_has_suffix(const char *name, const char *tail)
+{
+    size_t n = strlen(name), m = strlen(tail);
+    return n > m && strcasecmp(name + n - m, tail) == 0;
+}
+
+static FILE *open_map(const char *path)
+{
+    struct stat info;
+    FILE *f = fopen(path, "rb");
+    if (!f) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
+    if (fstat(fileno(f), &info) != 0 || !S_ISREG(info.st_mode))
+        cli_die(CLI_USAGE, "%s: is not an ordinary file", path);
+    return f;
+}
+
+/* ---- which kind of file ------------------------------------------------------------------------------- */
+
+static int is_json_map(const char *path)
+{
+    json_t *root = json_load_file(path, 0, NULL);
+    int yes = root && json_object_get(root, map_key) && !json_object_get(root, "logical_count");
+    json_decref(root);
+    return yes;
+}
+
+/* A CSV map has columns slot and expert in its first line. */
+static int is_csv_map(const char *path)
+{
+    char *line = NULL;
+    size_t room = 0;
+    int yes = 0;
+    FILE *f = fopen(path, "rb");
+    if (!f) return 0;
+    if (getline(&line, &room, f) > 0) yes = strstr(line, "slot") && strstr(line, "expert");
+    free(line);
+    (void)fclose(f);
+    return yes;
+}
+
+int cli_map_is(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode)) return 0;
+    if (cli_has_suffix(path, ".json")) return is_json_map(path);
+    return cli_has_suffix(path, ".csv") && is_csv_map(path);
+}
+
+static cli_map new_map(const char *path, int64_t layers, int64_t slots)
+{
+    cli_map m;
+    memset(&m, 0, sizeof m);
+    if (layers < 1 || slots < 1) cli_die(CLI_USAGE, "%s: holds no slots", path);
+    if (layers > MOST_LAYERS || slots > MOST_SLOTS)
+        cli_die(CLI_USAGE, "%s: %s layers of %s slots are too many", path,
+                cli_count((double)layers), cli_count((double)slots));
+    m.path = path;
+    m.layers = (int32_t)layers;
+    m.slots = (int32_t)slots;
+    m.expert = cli_alloc((size_t)layers * (size_t)slots, sizeof *m.expert);
+    m.number = cli_alloc((size_t)layers, sizeof *m.number);
+    for (int32_t l = 0; l < m.layers; l++) m.number[l] = l;
+    return m;
+}
+
+static int32_t expert_id(int64_t v, const char *where)
+{
+    if (v < -1 || v >= MOST_EXPERTS)
+        cli_die(CLI_USAGE, "%s: %lld is no expert id (0.. or -1 for an empty slot)", where,
+                (long long)v);
+    return (int32_t)v;
+}
+
+/* ---- JSON --------------------------------------------------------------------------------------------- */
+
+static cli_map read_json_map(const char *path)
+{
+    json_error_t e;
+    FILE *f = open_map(path);
+    json_t *root = json_loadf(f, 0, &e), *list, *row, *item;
+    size_t l, s;
+    cli_map m;
+    (void)fclose(f);
+    if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", path, e.line, e.column, cli_printable(e.text));
+    list = json_object_get(root, map_key);
+    if (!json_is_array(list) || !json_is_array(json_array_get(list, 0)))
+        cli_die(CLI_USAGE, "%s: has no \"%s\": [layer][slot]", path, map_key);
+    m = new_map(path, (int64_t)json_array_size(list),
+                (int64_t)json_array_size(json_array_get(list, 0)));
+    json_array_foreach(list, l, row)
+    {
+        if (!json_is_array(row) || json_array_size(row) != (size_t)m.slots)
+            cli_die(CLI_USAGE, "%s: %s[%zu] is not a list of %d slots as the first is", path,
+                    map_key, l, m.slots);
+        json_array_foreach(row, s, item)
+        {
+            char *where = cli_format("%s: %s[%zu][%zu]", path, map_key, l, s);
+            if (!json_is_integer(item)) cli_die(CLI_USAGE, "%s is not a whole number", where);
+            m.expert[l * (size_t)m.slots + s] = expert_id(json_integer_value(item), where);
+            free(where);
+        }
+    }
+    json_decref(root);
+    return m;
+}
+
+/* ---- CSV ---------------------------------------------------------------------------------------------- */
+
+typedef struct slot_line {
+    int64_t layer, device, slot, expert, line;
+} slot_line;
+
+enum { LAYER, DEVICE, SLOT, EXPERT, COLUMNS };
+static const char *const column_name[COLUMNS] = {"layer", "device", "slot", "expert"};
+
+/* Splits a line at commas; blanks around a field do not count. */
+static char **split(char *line)
+{
+    char **fields = NULL, *save = NULL;
+    for (char *at = strtok_r(line, ",", &save); at; at = strtok_r(NULL, ",", &save)) {
+        char *end = at + strlen(at);
+        at += strspn(at, " \t\r\n\"");
+        while (end > at && strchr(" \t\r\n\"", end[-1])) *--end = '\0';
+        arrput(fields, at);
+    }
+    return fields;
+}
+
+/* Where the four columns are. */
+static void find_columns(const char *path, char **fields, ptrdiff_t *at)
+{
+    for (int c = 0; c < COLUMNS; c++) {
+        at[c] = -1;
+        for (ptrdiff_t i = 0; i < arrlen(fields); i++)
+            if (strcasecmp(fields[i], column_name[c]) == 0) at[c] = i;
+        if (at[c] < 0)
+            cli_die(CLI_USAGE, "%s:1: the header has no column \"%s\"; layer,device,slot,expert "
+                               "are needed",
+                    path, column_name[c]);
+    }
+}
+
+static slot_line read_slot_line(const char *path, int64_t line, char **fields, const ptrdiff_t *at)
+{
+    int64_t v[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) {
+        const char *text = at[c] < arrlen(fields) ? fields[at[c]] : "";
+        int64_t most = c == SLOT ? MOST_SLOTS - 1 : MOST_LAYERS - 1;
+        if (!cli_parse_i64(text, &v[c]) || v[c] < (c == EXPERT ? -1 : 0) || v[c] > most)
+            cli_die(CLI_USAGE, "%s:%lld: %s \"%s\" is not a whole number from %d", path,
+                    (long long)line, column_name[c], cli_printable(text), c == EXPERT ? -1 : 0);
+    }
+    return (slot_line){v[LAYER], v[DEVICE], v[SLOT], v[EXPERT], line};
+}
+
+static slot_line *read_slot_lines(const char *path)
+{
+    slot_line *list = NULL;
+    char *text = NULL;
+    size_t room = 0;
+    ptrdiff_t at[COLUMNS];
+    FILE *f = open_map(path);
+    for (int64_t line = 1; getline(&text, &room, f) >= 0; line++) {
+        char **fields;
+        if (text[strspn(text, " \t\r\n")] == '\0') continue;
+        fields = split(text);
+        if (line == 1)
+            find_columns(path, fields, at);
+        else
+            arrput(list, read_slot_line(path, line, fields, at));
+        arrfree(fields);
+    }
+    if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
+    (void)fclose(f);
+    free(text);
+    if (!list) cli_die(CLI_USAGE, "%s: holds no slots", path);
+    return list;
+}
+
+/* Devices in the order of the slots, each with a block of neighbours. */
+static void set_devices(cli_map *m)
+{
+    m->devices = m->slot_device[m->slots - 1] + 1;
+    m->device_slots = cli_alloc((size_t)m->devices, sizeof *m->device_slots);
+    for (int32_t s = 0; s < m->slots; s++) {
+        if (s > 0 && m->slot_device[s] < m->slot_device[s - 1])
+            cli_die(CLI_USAGE,
+                    "%s: slot %d is on device %d, slot %d on device %d: slots are numbered over "
+                    "all devices, device after device",
+                    m->path, s - 1, m->slot_device[s - 1], s, m->slot_device[s]);
+        m->device_slots[m->slot_device[s]]++;
+    }
+    for (int32_t d = 0; d < m->devices; d++)
+        if (m->device_slots[d] == 0) cli_die(CLI_USAGE, "%s: device %d has no slot", m->path, d);
+}
+
+static int64_t row_of_layer(const int64_t *layers, int64_t layer)
+{
+    ptrdiff_t low = 0, high = arrlen(layers) - 1;
+    while (low < high) {
+        ptrdiff_t mid = low + (high - low) / 2;
+        if (layers[mid] < layer)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static void add_layer(int64_t **layers, int64_t layer)
+{
+    ptrdiff_t at = arrlen(*layers);
+    while (at > 0 && (*layers)[at - 1] > layer) at--;
+    if (at > 0 && (*layers)[at - 1] == layer) return;
+    arrput(*layers, layer);
+    for (ptrdiff_t i = arrlen(*layers) - 1; i > at; i--) (*layers)[i] = (*layers)[i - 1];
+    (*layers)[at] = layer;
+}
+
+static cli_map read_csv_map(const char *path)
+{
+    slot_line *list = read_slot_lines(path);
+    int64_t *layers = NULL, *line_of, slots = 0;
+    cli_map m;
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
+        add_layer(&layers, list[i].layer);
+        if (list[i].slot >= slots) slots = list[i].slot + 1;
+    }
+    m = new_map(path, arrlen(layers), slots);
+    m.slot_device = cli_alloc((size_t)slots, sizeof *m.slot_device);
+    line_of = cli_alloc((size_t)(arrlen(layers) * slots), sizeof *line_of);
+    for (int32_t s = 0; s < m.slots; s++) m.slot_device[s] = -1;
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
+        const slot_line *q = &list[i];
+        int64_t at = row_of_layer(layers, q->layer) * slots + q->slot;
+        if (line_of[at] != 0)
+            cli_die(CLI_USAGE, "%s:%lld: slot %lld of layer %lld was already given on line %lld",
+                    path, (long long)q->line, (long long)q->slot, (long long)q->layer,
+                    (long long)line_of[at]);
+        if (m.slot_device[q->slot] >= 0 && m.slot_device[q->slot] != q->device)
+            cli_die(CLI_USAGE, "%s:%lld: slot %lld is on device %lld here and on %d elsewhere",
+                    path, (long long)q->line, (long long)q->slot, (long long)q->device,
+                    m.slot_device[q->slot]);
+        line_of[at] = q->line;
+        m.slot_device[q->slot] = (int32_t)q->device;
+        m.expert[at] = (int32_t)q->expert;
+    }
+    for (int64_t i = 0; i < arrlen(layers) * slots; i++)
+        if (line_of[i] == 0)
+            cli_die(CLI_USAGE, "%s: layer %lld has no line for slot %lld", path,
+                    (long long)layers[i / slots], (long long)(i % slots));
+    for (int32_t l = 0; l < m.layers; l++) m.number[l] = (int32_t)layers[l];
+    set_devices(&m);
+    free(line_of);
+    arrfree(layers);
+    arrfree(list);
+    return m;
+}
+
+cli_map cli_map_read(const char *path)
+{
+    return cli_has_suffix(path, ".csv") ? read_csv_map(path) : read_json_map(path);
+}
+
+/* ---- to a placement ----------------------------------------------------------------------------------- */
+
+/* The row with this number; -1 when there is none. */
+static int32_t find_number(const cli_map *m, int32_t number)
+{
+    for (int32_t l = 0; l < m->layers; l++)
+        if (m->number[l] == number) return l;
+    return -1;
+}
+
+int32_t *cli_map_rows(const cli_map *m, const cli_trace *t)
+{
+    int32_t *rows = cli_alloc((size_t)t->layers, sizeof *rows);
+    int by_number = 1;
+    for (int32_t l = 0; l < t->layers; l++) {
+        rows[l] = find_number(m, t->layer[l]);
+        by_number &= rows[l] >= 0;
+    }
+    if (by_number) return rows;
+    if (m->layers != t->layers)
+        cli_die(CLI_USAGE, "%s has %d layers, %s has %d (%d to %d): they do not fit together",
+                m->path, m->layers, t->path, t->layers, t->layer[0], t->layer[t->layers - 1]);
+    for (int32_t l = 0; l < t->layers; l++) rows[l] = l;
+    return rows;
+}
+
+/* Every expert of the recording stands somewhere in every layer, and nothing else does. */
+static void check_experts(const cli_map *m, const cli_trace *t, const int32_t *rows)
+{
+    for (int32_t l = 0; l < t->layers; l++) {
+        const int32_t *expert = m->expert + (size_t)rows[l] * (size_t)m->slots;
+        char *seen = cli_alloc((size_t)t->experts, 1);
+        for (int32_t s = 0; s < m->slots; s++) {
+            if (expert[s] >= t->experts)
+                cli_die(CLI_USAGE, "%s: layer %d, slot %d holds expert %d, but %s has %d (0..%d)",
+                        m->path, m->number[rows[l]], s, expert[s], t->path, t->experts,
+                        t->experts - 1);
+            if (expert[s] >= 0) seen[expert[s]] = 1;
+        }
+        for (int32_t e = 0; e < t->experts; e++)
+            if (!seen[e])
+                cli_die(CLI_USAGE, "%s: layer %d: expert %d of %d stands in no slot", m->path,
+                        m->number[rows[l]], e, t->experts);
+        free(seen);
+    }
+}
+
+moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const int32_t *rows,
+                                   int32_t devices, int32_t nodes)
+{
+    moe_ep_shape shape;
+    moe_ep_placement p;
+    moe_ep_error err;
+    size_t bytes;
+    memset(&shape, 0, sizeof shape);
+    if (m->devices > 0 && devices > 0 && m->devices != devices)
+        cli_die(CLI_USAGE, "%s has %d devices, --devices says %d", m->path, m->devices, devices);
+    if (m->devices == 0 && devices == 0)
+        cli_die(CLI_USAGE, "%s does not say on how many devices its %d slots are: --devices is needed",
+                m->path, m->slots);
+    if (devices > m->slots)
+        cli_die(CLI_USAGE, "--devices %d: %s has only %d slots", devices, m->path, m->slots);
+    check_experts(m, t, rows);
+    shape.num_devices = m->devices > 0 ? m->devices : devices;
+    shape.num_slots = m->slots;
+    shape.slots_per_device = m->device_slots;
+    shape.num_nodes = nodes;
+    bytes = moe_ep_placement_bytes(t->layers, t->experts, &shape);
+    if (bytes == 0)
+        cli_die(CLI_USAGE, "%s: %d slots on %d devices and %d nodes: no such shape", m->path,
+                m->slots, shape.num_devices, nodes);
+    cli_check(moe_ep_placement_init(&p, t->layers, t->experts, &shape, cli_alloc(bytes, 1), bytes,
+                                    &err),
+              &err, m->path);
+    for (int32_t l = 0; l < t->layers; l++)
+        memcpy(p.slot_expert + (size_t)l * (size_t)m->slots,
+               m->expert + (size_t)rows[l] * (size_t)m->slots,
+               (size_t)m->slots * sizeof *p.slot_expert);
+    cli_check(moe_ep_placement_index(&p, &err), &err, m->path);
+    return p;
+}
+
+/* ---- writers ------------------------------------------------------------------------------------------ */
+
+void cli_map_put_json(FILE *f, int32_t layers, int32_t slots, const int32_t *expert)
+{
+    fprintf(f, "{\"%s\": [", map_key);
+    for (int32_t l = 0; l < layers; l++) {
+        fputs(l > 0 ? ",\n [" : "\n [", f);
+        for (int32_t s = 0; s < slots; s++)
+            fprintf(f, "%s%d", s > 0 ? ", " : "", expert[(size_t)l * (size_t)slots + (size_t)s]);
+        fputc(']', f);
+    }
+    fputs("\n]}\n", f);
+}
+
+void cli_map_put_csv(FILE *f, int32_t layers, int32_t slots, const int32_t *expert,
+                     const int32_t *slot_device, const int32_t *number)
+{
+    fputs("layer,device,slot,expert\n", f);
+    for (int32_t l = 0; l < layers; l++)
+        for (int32_t s = 0; s < slots; s++)
+            fprintf(f, "%d,%d,%d,%d\n", number[l], slot_device[s], s,
+                    expert[(size_t)l * (size_t)slots + (size_t)s]);
+}

@@ -1,0 +1,38 @@
+/* cli_map.h - placements as files: SGLang's physical_to_logical_map, CSV
+ * SPDX-License-Identifier: MIT */
+#ifndef CLI_MAP_H
+#define CLI_MAP_H
+
+#include "cli_base.h"
+#include "cli_read.h"
+
+/* Which expert stands in which slot, as a file says it. */
+typedef struct cli_map {
+    const char *path;
+    int32_t layers, slots, devices; /* devices 0 = the file does not say             */
+    int32_t *expert;                /* (layers, slots), -1 = empty                   */
+    int32_t *number;                /* (layers) number of the layer, 0.. in order    */
+    int32_t *device_slots;          /* (devices) slots on each, NULL = not said      */
+    int32_t *slot_device;           /* (slots), NULL = not said                      */
+} cli_map;
+
+/* Whether a file looks like a map and not like loads. */
+int cli_map_is(const char *path);
+/* Reads {"physical_to_logical_map": [layer][slot]} or a CSV layer,device,slot,expert; leaves on any fault. */
+cli_map cli_map_read(const char *path);
+
+/* The row of the map that belongs to each of the L layers of a recording, (L); leaves when they do not fit. */
+int32_t *cli_map_rows(const cli_map *m, const cli_trace *t);
+/* The map as a placement of t's layers; devices 0 = what the map says.  Every expert must have a slot. */
+moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const int32_t *rows, int32_t devices,
+                                   int32_t nodes);
+
+/* The writers.  expert (layers, slots), slot_device (slots); number (layers) numbers the layers in the CSV. */
+void cli_map_put_json(FILE *f, int32_t layers, int32_t slots, const int32_t *expert);
+void cli_map_put_csv(FILE *f, int32_t layers, int32_t slots, const int32_t *expert, const int32_t *slot_device,
+                     const int32_t *number);
+
+/* 1 when the name ends so, whatever the case. */
+int cli_has_suffix(const char *name, const char *tail);
+
+#endif

@@ -1,0 +1,189 @@
+/* cli_options.c - options that several commands share, reading of all inputs, writing of all outputs
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_options.h"
+
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most)
+{
+    int64_t v;
+    if (!cli_parse_i64(text, &v) || v < least || v > most)
+        cli_die(CLI_USAGE, "--%s %s: a whole number from %lld to %lld is needed", option,
+                cli_printable(text), (long long)least, (long long)most);
+    return v;
+}
+
+double cli_option_number(const char *option, const char *text, double least, double most)
+{
+    double v;
+    if (!cli_parse_double(text, &v) || !(v >= least) || !(v <= most))
+        cli_die(CLI_USAGE, "--%s %s: a number from %g to %g is needed", option, cli_printable(text),
+                least, most);
+    return v;
+}
+
+/* Two recordings of one name get their folder or a number. */
+static void make_unique(cli_trace *list)
+{
+    for (int i = 1; i < (int)arrlen(list); i++)
+        for (int j = 0; j < i; j++)
+            if (strcmp(list[i].name, list[j].name) == 0) {
+                list[i].name = cli_format("%s (%d)", list[i].name, i + 1);
+                j = -1;
+            }
+}
+
+cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop,
+                        char **left_out)
+{
+    cli_trace *list = NULL;
+    if (from >= argc)
+        cli_die(CLI_USAGE, "no input; moe-ep %s --help tells what can be read", argv[0]);
+    for (int i = from; i < argc; i++) cli_read(&list, argv[i], options);
+    cli_progress_end();
+    make_unique(list);
+    *left_out = cli_read_align(list, (int)arrlen(list), drop);
+    return list;
+}
+
+/* Writing over what is being read is a slip of the hand. */
+void cli_refuse_overwriting(const char *output, int argc, char **argv, int from)
+{
+    struct stat out, in;
+    if (stat(output, &out) != 0) return;
+    for (int i = from; i < argc; i++)
+        if (stat(argv[i], &in) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
+            cli_die(CLI_USAGE, "%s: is an input; it would be overwritten", output);
+}
+
+/* Options that describe the machine and the step. */
+int cli_setup_option(cli_setup *s, int option, const char *value)
+{
+    switch (option) {
+    case CLI_O_DEVICES:
+        s->devices = (int32_t)cli_option_count("devices", value, 1, 65536);
+        return 1;
+    case CLI_O_SLOTS:
+        s->slots = (int32_t)cli_option_count("slots", value, 1, 1 << 20);
+        return 1;
+    case CLI_O_NODES:
+        s->nodes = (int32_t)cli_option_count("nodes", value, 1, 65536);
+        return 1;
+    case CLI_O_GROUPS:
+        s->groups = (int32_t)cli_option_count("groups", value, 1, 65536);
+        return 1;
+    case CLI_O_TOKENS:
+        s->tokens = cli_option_count("tokens", value, 1, 1000000000);
+        return 1;
+    case CLI_O_TOPK:
+        s->top_k = (int32_t)cli_option_count("topk", value, 1, 512);
+        return 1;
+    case CLI_O_MODEL:
+        s->model_name = value;
+        return 1;
+    case CLI_O_MACHINE:
+        s->machine_name = value;
+        return 1;
+    case CLI_O_HIDDEN:
+        s->hidden = (int32_t)cli_option_count("hidden", value, 1, 1 << 20);
+        return 1;
+    case CLI_O_INTER:
+        s->intermediate = (int32_t)cli_option_count("intermediate", value, 1, 1 << 20);
+        return 1;
+    case CLI_O_OTHER:
+        s->other_s = 1e-3 * cli_option_number("other-ms", value, 0.0, 1e6);
+        return 1;
+    case CLI_O_TARGET:
+        s->target = cli_option_number("target", value, 1.0, 1e6);
+        return 1;
+    case CLI_O_GAIN:
+        s->min_gain = cli_option_number("min-gain", value, 0.0, 1.0);
+        return 1;
+    case CLI_O_HORIZON:
+        s->horizon_steps = cli_option_number("horizon", value, 1.0, 1e15);
+        return 1;
+    case CLI_O_ROUND_ROBIN:
+        s->round_robin = 1;
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+int cli_common_option(cli_common *o, int option, const char *value, const char *help)
+{
+    switch (option) {
+    case CLI_O_EXPERTS:
+        o->read.experts = (int32_t)cli_option_count("experts", value, 1, 65536);
+        return 1;
+    case CLI_O_ONLY:
+        o->read.only = value;
+        return 1;
+    case CLI_O_LAYERS_FIRST:
+        o->read.layers_first = 1;
+        return 1;
+    case CLI_O_COUNTS:
+        o->read.as_counts = 1;
+        return 1;
+    case CLI_O_HTML:
+        o->html = value;
+        return 1;
+    case CLI_O_JSON:
+        o->json = 1;
+        return 1;
+    case CLI_O_WIDTH:
+        o->screen.width = (int)cli_option_count("width", value, 60, 400);
+        return 1;
+    case CLI_O_ASCII:
+        o->screen.ascii = 1;
+        return 1;
+    case CLI_O_COLOR:
+        if (strcmp(value, "auto") != 0 && strcmp(value, "always") != 0 &&
+            strcmp(value, "never") != 0)
+            cli_die(CLI_USAGE, "--color %s: auto, always or never", cli_printable(value));
+        o->screen.color = value;
+        return 1;
+    case CLI_O_HELP:
+        fputs(help, stdout);
+        exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
+    case '?':
+        exit(CLI_USAGE); /* getopt has said what is wrong */
+    default:
+        return 0;
+    }
+}
+
+/* ---- outputs ------------------------------------------------------------------------------------------ */
+
+void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, int from)
+{
+    memset(page, 0, sizeof *page);
+    if (!o->html) return;
+    if (o->json && strcmp(o->html, "-") == 0)
+        cli_die(CLI_USAGE, "--html - and --json cannot both go to standard output");
+    cli_refuse_overwriting(o->html, argc, argv, from);
+    if (from < argc) cli_out_open(page, o->html);
+}
+
+void cli_write_all(const cli_common *o, cli_out *page, const void *data, const cli_writers *w)
+{
+    cli_out text;
+    chart_text t = cli_screen_chart(&o->screen);
+    if (o->html) {
+        w->html(data, page->stream);
+        cli_out_commit(page);
+        if (strcmp(o->html, "-") == 0) return;
+    }
+    cli_out_open(&text, "-");
+    if (o->json)
+        w->json(data, text.stream);
+    else
+        w->text(data, text.stream, &t);
+    if (o->html && !o->json)
+        fprintf(text.stream, "\nThe same with pictures: %s\n", cli_printable(o->html));
+    cli_out_commit(&text);
+}

@@ -1,0 +1,91 @@
+/* cli_options.h - options that several commands share, reading of all inputs, writing of all outputs
+ * SPDX-License-Identifier: MIT */
+#ifndef CLI_OPTIONS_H
+#define CLI_OPTIONS_H
+
+#include "cli_base.h"
+#include "cli_read.h"
+#include "cli_screen.h"
+#include "cli_setup.h"
+
+/* Values from 1024 on; a command numbers its own options from 256. */
+enum {
+    CLI_O_EXPERTS = 1024,
+    CLI_O_ONLY,
+    CLI_O_LAYERS_FIRST,
+    CLI_O_COUNTS,
+    CLI_O_HTML,
+    CLI_O_JSON,
+    CLI_O_WIDTH,
+    CLI_O_ASCII,
+    CLI_O_COLOR,
+    CLI_O_HELP,
+    CLI_O_DEVICES,
+    CLI_O_SLOTS,
+    CLI_O_NODES,
+    CLI_O_GROUPS,
+    CLI_O_TOKENS,
+    CLI_O_TOPK,
+    CLI_O_MODEL,
+    CLI_O_MACHINE,
+    CLI_O_HIDDEN,
+    CLI_O_INTER,
+    CLI_O_OTHER,
+    CLI_O_TARGET,
+    CLI_O_GAIN,
+    CLI_O_HORIZON,
+    CLI_O_ROUND_ROBIN
+};
+
+/* Lines of a getopt_long table. */
+#define CLI_COMMON_OPTIONS                                                                        \
+    {"experts", 1, NULL, CLI_O_EXPERTS}, {"only", 1, NULL, CLI_O_ONLY},                           \
+        {"layers-first", 0, NULL, CLI_O_LAYERS_FIRST}, {"counts", 0, NULL, CLI_O_COUNTS},         \
+        {"html", 1, NULL, CLI_O_HTML}, {"json", 0, NULL, CLI_O_JSON},                             \
+        {"width", 1, NULL, CLI_O_WIDTH}, {"ascii", 0, NULL, CLI_O_ASCII},                         \
+        {"color", 1, NULL, CLI_O_COLOR}, {"help", 0, NULL, CLI_O_HELP}
+#define CLI_SHAPE_OPTIONS                                                                         \
+    {"devices", 1, NULL, CLI_O_DEVICES}, {"nodes", 1, NULL, CLI_O_NODES},                         \
+        {"slots", 1, NULL, CLI_O_SLOTS}, {"target", 1, NULL, CLI_O_TARGET},                       \
+        {"model", 1, NULL, CLI_O_MODEL}, {"machine", 1, NULL, CLI_O_MACHINE},                     \
+        {"hidden", 1, NULL, CLI_O_HIDDEN}, {"intermediate", 1, NULL, CLI_O_INTER}
+#define CLI_STEP_OPTIONS                                                                          \
+    {"groups", 1, NULL, CLI_O_GROUPS}, {"tokens", 1, NULL, CLI_O_TOKENS},                         \
+        {"topk", 1, NULL, CLI_O_TOPK}, {"other-ms", 1, NULL, CLI_O_OTHER},                        \
+        {"min-gain", 1, NULL, CLI_O_GAIN}, {"horizon", 1, NULL, CLI_O_HORIZON},                   \
+        {"round-robin", 0, NULL, CLI_O_ROUND_ROBIN}
+
+/* What the common options say. */
+typedef struct cli_common {
+    cli_read_options read;
+    cli_screen screen;
+    const char *html;
+    int json;
+} cli_common;
+
+/* Takes an option that all commands, or all that know a machine, share.  0 = it is none of them. */
+int cli_common_option(cli_common *o, int option, const char *value, const char *help);
+int cli_setup_option(cli_setup *s, int option, const char *value);
+
+/* Values of options; leave with exit code 2 when the text is none. */
+int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most);
+double cli_option_number(const char *option, const char *text, double least, double most);
+
+/* Reads all inputs (argv[from..argc-1]) and makes them comparable.  Returns an stb_ds array. */
+cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop, char **left_out);
+
+/* Leaves when the output is one of the inputs. */
+void cli_refuse_overwriting(const char *output, int argc, char **argv, int from);
+
+/* The three forms of an answer. */
+typedef struct cli_writers {
+    void (*text)(const void *data, FILE *f, const chart_text *t);
+    void (*json)(const void *data, FILE *f);
+    void (*html)(const void *data, FILE *f);
+} cli_writers;
+
+/* Checks that the page can be written, before long work; then writes everything that was asked for. */
+void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, int from);
+void cli_write_all(const cli_common *o, cli_out *page, const void *data, const cli_writers *w);
+
+#endif

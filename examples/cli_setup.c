@@ -1,0 +1,128 @@
+/* cli_setup.c - what the command line does not say: shapes, machine, devices
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_setup.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+
+/* Adds a sentence to what was assumed. */
+void cli_note(cli_setup *s, const char *format, ...)
+{
+    char *line = NULL, *all;
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(&line, format, args) < 0) cli_die(CLI_INTERNAL, "out of memory");
+    va_end(args);
+    all = cli_format("%s%s%s", s->assumed ? s->assumed : "", s->assumed ? "\n" : "", line);
+    free(line);
+    free(s->assumed);
+    s->assumed = all;
+}
+
+/* The preset that has this many experts (and choices, layers as far as known); -1 when none has. */
+static int32_t matching_model(int32_t E, int32_t K, int32_t L)
+{
+    int32_t best = -1, best_score = -1;
+    for (int32_t i = 0; moe_ep_model_preset_name(i); i++) {
+        moe_ep_model m;
+        int32_t score = 0;
+        if (moe_ep_model_by_name(moe_ep_model_preset_name(i), &m, NULL) != MOE_EP_OK ||
+            m.num_experts != E)
+            continue;
+        if (K > 0 && m.top_k != K) continue;
+        score += m.num_moe_layers == L;
+        if (score > best_score) {
+            best_score = score;
+            best = i;
+        }
+    }
+    return best;
+}
+
+void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
+{
+    moe_ep_error err;
+    int32_t found = matching_model(E, K, L);
+    const char *name = s->model_name;
+    if (!name && found >= 0) {
+        name = moe_ep_model_preset_name(found);
+        cli_note(s,
+                 "Shapes of %s, the preset with %d experts%s; --model, --hidden and --intermediate "
+                 "change them.",
+                 name, E, K > 0 ? cli_format(" and top-%d", K) : "");
+    }
+    if (!name) {
+        name = moe_ep_model_preset_name(0);
+        cli_note(s,
+                 "No preset has %d experts%s: matrix shapes of %s stand in; --hidden and "
+                 "--intermediate give the real ones.",
+                 E, K > 0 ? cli_format(" and top-%d", K) : "", name);
+    }
+    if (moe_ep_model_by_name(name, &s->model, &err) != MOE_EP_OK)
+        cli_die(CLI_USAGE, "--model %s: no such preset; moe-ep presets lists them",
+                cli_printable(name));
+    if (s->hidden > 0) s->model.hidden = s->hidden;
+    if (s->intermediate > 0) s->model.inter = s->intermediate;
+}
+
+void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
+{
+    cli_setup_sizes(s, L, E, *K);
+    if (*K == 0) {
+        *K = s->model.num_experts == E ? s->model.top_k : 1;
+        cli_note(s,
+                 "The recording does not say how many experts a token takes: top-%d, from %s; "
+                 "--topk changes it.",
+                 *K, s->model.num_experts == E ? s->model.name : "no source at all");
+    }
+    if (*K > E) cli_die(CLI_USAGE, "--topk %d: there are only %d experts", *K, E);
+    s->model.num_experts = E;
+    s->model.top_k = *K;
+    s->model.num_moe_layers = s->model.num_layers = L;
+    if (s->model.num_groups > 0 && E % s->model.num_groups != 0)
+        s->model.num_groups = s->model.top_groups = 0;
+}
+
+void cli_setup_machine(cli_setup *s)
+{
+    moe_ep_error err;
+    if (!s->machine_name) {
+        s->machine_name = moe_ep_machine_preset_name(0);
+        cli_note(s, "Machine %s; --machine changes it.", s->machine_name);
+    }
+    if (moe_ep_machine_by_name(s->machine_name, &s->machine, &err) != MOE_EP_OK)
+        cli_die(CLI_USAGE, "--machine %s: no such preset; moe-ep presets lists them",
+                s->machine_name);
+}
+
+void cli_setup_devices(cli_setup *s, int32_t E)
+{
+    int32_t each;
+    if (s->devices == 0) {
+        s->devices = E < 8 ? E : 8;
+        cli_note(s, "%d devices; --devices changes it.", s->devices);
+    }
+    each = (E + s->devices - 1) / s->devices;
+    if (s->slots == 0) {
+        s->slots = (each + 1) * s->devices;
+        cli_note(s, "%d slots: room for one more expert on each device; --slots changes it.", s->slots);
+    }
+    if (s->slots < E)
+        cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, E);
+    if (s->nodes == 0) {
+        int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
+        s->nodes = (s->devices + per - 1) / per;
+        if (s->nodes > 1)
+            cli_note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes, per,
+                 s->machine.name);
+    }
+    if (s->nodes > s->devices)
+        cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
+}
+
+double cli_expert_bytes(const moe_ep_model *m)
+{
+    return (m->ungated ? 2.0 : 3.0) * m->hidden * m->inter *
+           (m->weight_bytes > 0.0 ? m->weight_bytes : 2.0);
+}

@@ -1,0 +1,38 @@
+/* cli_setup.h - what the command line asks for, and what it leaves to be found out
+ * SPDX-License-Identifier: MIT */
+#ifndef CLI_SETUP_H
+#define CLI_SETUP_H
+
+#include "cli_base.h"
+
+/* What the command line asks for; 0 and NULL mean "find out". */
+typedef struct cli_setup {
+    int32_t devices, slots, nodes, groups, top_k;
+    int64_t tokens;            /* per step, over all devices                                      */
+    const char *model_name, *machine_name;
+    int32_t hidden, intermediate; /* instead of the model's                                       */
+    double other_s;            /* attention and the rest of a step, seconds                       */
+    double target;             /* max/mean that copies are searched for                           */
+    double min_gain;           /* share of a step that must be saved                              */
+    double horizon_steps;
+    int round_robin;           /* today's placement: expert e on device e mod D                   */
+    moe_ep_model model;        /* filled by cli_setup_model                                       */
+    moe_ep_machine machine;
+    char *assumed;             /* sentences about what was found out, one per line                */
+} cli_setup;
+
+/* Adds a sentence to what was assumed. */
+void cli_note(cli_setup *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The model by name, or the preset that fits E experts, *K choices (0 = not known, then filled) and L layers. */
+void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K);
+/* Only for the size of an expert: K choices are used when they are known (not 0). */
+void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K);
+void cli_setup_machine(cli_setup *s);
+/* Devices, slots and nodes; wants the machine. */
+void cli_setup_devices(cli_setup *s, int32_t E);
+
+/* Weights of one expert in one layer. */
+double cli_expert_bytes(const moe_ep_model *m);
+
+#endif

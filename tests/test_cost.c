@@ -1,0 +1,1199 @@
+/* tests/test_cost.c - section 8: published measurements, closed forms, brute force, error paths.
+ * SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "moe_ep.h"
+
+static double us(double seconds) { return seconds * 1e6; }
+
+/* Expected all-to-all seconds of a uniform exchange over one link. */
+static double phase_us(moe_ep_comm_desc c, moe_ep_link link, int combine)
+{
+    moe_ep_comm_result r;
+    if (moe_ep_comm_bytes(&c, &r, NULL) != MOE_EP_OK) return -1.0;
+    return us(combine ? moe_ep_link_time(&link, r.combine_intra_bytes, r.combine_inter_bytes, NULL)
+                      : moe_ep_link_time(&link, r.dispatch_intra_bytes, r.dispatch_inter_bytes, NULL));
+}
+
+static moe_ep_comm_desc exchange(double tokens, int32_t D, moe_ep_a2a_mode mode, moe_ep_wire out)
+{
+    moe_ep_comm_desc c;
+    memset(&c, 0, sizeof c);
+    c.tokens = tokens;
+    c.num_experts = 256;
+    c.top_k = 8;
+    c.hidden = 7168;
+    c.num_devices = D;
+    c.num_nodes = (D + 7) / 8;
+    c.mode = mode;
+    c.dispatch_wire = out;
+    return c;
+}
+
+static moe_ep_link link_of(double alpha, double intra, double inter)
+{
+    moe_ep_link l;
+    memset(&l, 0, sizeof l);
+    l.alpha_s = alpha;
+    l.intra_Bps = intra;
+    l.inter_Bps = inter;
+    return l;
+}
+
+/* |ours / published - 1| within what the design states, plus half a per cent of rounding. */
+#define PUBLISHED(what, ours, published, stated)                                                    \
+    do {                                                                                            \
+        double p_o = (ours), p_p = (published);                                                     \
+        printf("    %-44s %10.2f %10.2f  %+6.1f %%\n", what, p_p, p_o, (p_o / p_p - 1.0) * 100.0);  \
+        CHECK(fabs(p_o / p_p - 1.0) <= (stated) + 0.005);                                           \
+    } while (0)
+
+TEST(step_time_of_the_labs)
+{
+    int64_t demo[8] = {1000, 800, 600, 500, 300, 200, 100, 50}, hot[8] = {960, 92, 92, 92, 91, 91, 91, 91};
+    int32_t pairs[8] = {0, 0, 1, 1, 2, 2, 3, 3}, seed[8] = {0, 1, 2, 3, 1, 2, 2, 3};
+    int64_t naive[4] = {1800, 1100, 500, 150};
+    double naive_d[4] = {1800, 1100, 500, 150}, huge[2] = {1.7e308, 1.7e308};
+    CHECK_I64(moe_ep_step_time(demo, 8, pairs, 4, NULL), 1800);
+    CHECK_I64(moe_ep_step_time(demo, 8, seed, 4, NULL), 1100);
+    CHECK_I64(moe_ep_step_time(demo, 8, NULL, 4, NULL), 1300);
+    CHECK_I64(moe_ep_step_time(hot, 8, NULL, 8, NULL), 960);
+    CHECK_NEAR((double)moe_ep_step_time(hot, 8, NULL, 4, NULL) / 400.0, 2.6275, 1e-12, 0);
+    CHECK_NEAR((double)moe_ep_step_time(hot, 8, NULL, 2, NULL) / 800.0, 1.5425, 1e-12, 0);
+    CHECK_NEAR(moe_ep_efficiency(naive, 4, NULL), 0.493056, 0, 1e-6);
+    CHECK_NEAR(moe_ep_efficiency_d(naive_d, 4, NULL), 3550.0 / 7200.0, 1e-14, 0);
+    CHECK_NEAR(moe_ep_efficiency_d(huge, 2, NULL), 1.0, 1e-14, 0);
+}
+
+TEST(step_time_against_brute_force)
+{
+    uint64_t s = t_seed;
+    int round;
+    for (round = 0; round < 300; round++) {
+        int32_t E = 1 + (int32_t)t_below(&s, 700), D = 1 + (int32_t)t_below(&s, 700), e, d;
+        int64_t loads[700], sum[700], sum0[700], most = 0, most0 = 0, total;
+        int32_t map[700];
+        memset(sum, 0, sizeof sum);
+        memset(sum0, 0, sizeof sum0);
+        for (e = 0; e < E; e++) {
+            loads[e] = t_below(&s, 1000);
+            map[e] = (int32_t)t_below(&s, D);
+            sum[map[e]] += loads[e];
+            sum0[e % D] += loads[e];
+        }
+        for (d = 0; d < D; d++) {
+            if (sum[d] > most) most = sum[d];
+            if (sum0[d] > most0) most0 = sum0[d];
+        }
+        CHECK_I64(moe_ep_step_time(loads, E, map, D, NULL), most);
+        CHECK_I64(moe_ep_step_time(loads, E, NULL, D, NULL), most0);
+        for (total = 0, e = 0; e < E; e++) total += loads[e];
+        if (most > 0) CHECK_NEAR(moe_ep_efficiency(sum, D, NULL) * (double)most * D, (double)total, 1e-12, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(step_time_errors)
+{
+    int64_t loads[3] = {1, -2, 3}, fine[2] = {INT64_MAX, 1};
+    int32_t map[3] = {0, 2, 1};
+    double bad[2] = {1.0, -1.0};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_step_time(NULL, 3, NULL, 1, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_step_time(loads, 0, NULL, 1, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_step_time(loads, 3, NULL, 0, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "D");
+    CHECK_I64(moe_ep_step_time(loads, 3, NULL, 2, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+    loads[1] = 2;
+    CHECK_I64(moe_ep_step_time(loads, 3, map, 2, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_step_time(fine, 2, NULL, 1, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_efficiency(fine, 2, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_efficiency(NULL, 2, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_efficiency(fine, 0, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_efficiency_d(bad, 2, &err), MOE_EP_ERR_NEGATIVE);
+    bad[1] = NAN;
+    CHECK_I64(moe_ep_efficiency_d(bad, 2, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 1);
+}
+
+TEST(presets_have_names_and_sources)
+{
+    moe_ep_model m;
+    moe_ep_machine c;
+    moe_ep_error err;
+    int32_t i;
+    for (i = 0; moe_ep_model_preset_name(i); i++) {
+        CHECK(moe_ep_model_by_name(moe_ep_model_preset_name(i), &m, NULL) == MOE_EP_OK);
+        CHECK_STR(m.name, moe_ep_model_preset_name(i));
+        CHECK(strlen(m.source) > 10);
+        printf("    %-18s %s\n", m.name, m.source);
+    }
+    CHECK_I64(i, 14);
+    for (i = 0; moe_ep_machine_preset_name(i); i++) {
+        CHECK(moe_ep_machine_by_name(moe_ep_machine_preset_name(i), &c, NULL) == MOE_EP_OK);
+        CHECK_STR(c.name, moe_ep_machine_preset_name(i));
+        CHECK(strlen(c.source) > 10);
+        printf("    %-18s %s\n", c.name, c.source);
+    }
+    CHECK_I64(i, 7);
+    CHECK_STR(moe_ep_model_preset_name(0), "deepseek-v3");
+    CHECK_STR(moe_ep_machine_preset_name(0), "h100");
+    CHECK(!moe_ep_model_preset_name(-1) && !moe_ep_machine_preset_name(-1));
+    CHECK(moe_ep_model_by_name("DeepSeek_V3", &m, NULL) == MOE_EP_OK && m.num_experts == 256 && m.top_k == 8);
+    CHECK(moe_ep_model_by_name("Qwen/Qwen3-30B-A3B-Instruct-2507", &m, NULL) == MOE_EP_OK && m.num_experts == 128);
+    CHECK(moe_ep_model_by_name("deepseek-ai/DeepSeek-V2-Lite", &m, NULL) == MOE_EP_OK && m.num_experts == 64);
+    CHECK(moe_ep_machine_by_name("H200 SXM", &c, NULL) == MOE_EP_OK && c.memory_bytes > 140e9);
+    CHECK(moe_ep_model_by_name("nothing", &m, &err) == MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "name");
+    CHECK(moe_ep_model_by_name(NULL, &m, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_machine_by_name("", &c, &err) == MOE_EP_ERR_CONFIG);
+    CHECK(moe_ep_machine_by_name("h100", NULL, &err) == MOE_EP_ERR_NULL);
+}
+
+TEST(parameters_of_published_models)
+{
+    static const struct { const char *name; double total, active, within; } row[] = {
+        {"deepseek-v3", 671.0e9, 37e9, 0.012}, {"deepseek-v2", 236e9, 21e9, 0.02}, {"deepseek-v2-lite", 15.7e9, 2.4e9, 0.06},
+        {"kimi-k2", 1026e9, 32e9, 0.03}, {"qwen3-235b-a22b", 235e9, 22e9, 0.02}, {"qwen3-30b-a3b", 30.5e9, 3.3e9, 0.10},
+        {"qwen1.5-moe-a2.7b", 14.3e9, 2.7e9, 0.14}, {"mixtral-8x7b", 46.7e9, 12.9e9, 0.02}, {"mixtral-8x22b", 141e9, 39e9, 0.02},
+        {"gpt-oss-120b", 116.8e9, 5.1e9, 0.02}, {"gpt-oss-20b", 20.9e9, 3.6e9, 0.02}, {"olmoe-1b-7b", 6.9e9, 1.3e9, 0.10},
+        {"phi-tiny-moe", 3.76e9, 1.1e9, 0.06}};
+    moe_ep_params_result p;
+    moe_ep_model m;
+    size_t i;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++) {
+        CHECK(moe_ep_model_by_name(row[i].name, &m, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_OK);
+        printf("    %-18s %7.1f B of %7.1f B, active %5.2f B of %5.2f B\n", row[i].name, (double)p.total * 1e-9, row[i].total * 1e-9,
+               (double)p.active * 1e-9, row[i].active * 1e-9);
+        CHECK_NEAR(p.total, row[i].total, 0.01, 0);
+        CHECK_NEAR(p.active, row[i].active, row[i].within, 0);
+        CHECK_I64(p.total, p.routed + p.shared + p.router + p.dense + p.attention + p.embedding);
+    }
+    m = moe_ep_model_deepseek_v3();
+    moe_ep_params(&m, &p, NULL);
+    CHECK_I64(p.expert, 44040192);
+    CHECK_I64(p.routed, 653908770816);
+    CHECK_I64(p.total, 671025397760);
+    m = moe_ep_model_phi_tiny_moe(); /* ten times less than its demo's text says */
+    moe_ep_params(&m, &p, NULL);
+    CHECK_I64(p.expert, 5505024);
+    CHECK_I64(p.layer, 88080384);
+    CHECK_I64(p.routed, 2818572288);
+    m.top_k = 17;
+    CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_ERR_TOP_K);
+    m.top_k = 2;
+    m.inter = m.hidden = m.num_experts = m.num_moe_layers = INT32_MAX;
+    m.num_layers = 0;
+    CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_ERR_OVERFLOW);
+    memset(&m, 0, sizeof m);
+    CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_params(NULL, &p, NULL) == MOE_EP_ERR_NULL);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* InferSim's grouped GEMM tables (DeepGEMM FP8): slots x rows, us of up + down. */
+TEST(gemm_anchors)
+{
+    static const struct { int32_t H, I, slots, rows, tile, h20; double measured; } row[] = {
+        {7168, 2048, 32, 4, 64, 0, 325.3 + 176.0}, {7168, 2048, 32, 32, 64, 0, 325.4 + 176.0}, {7168, 2048, 32, 128, 64, 0, 411.6 + 214.1},
+        {7168, 2048, 8, 16, 64, 0, 92.1 + 52.7}, {7168, 2048, 8, 128, 64, 0, 120.4 + 63.4}, {7168, 2048, 8, 512, 64, 0, 223.3 + 107.1},
+        {7168, 2048, 2, 64, 64, 0, 34.2 + 17.6}, {7168, 2048, 2, 256, 64, 0, 50.6 + 21.6}, {7168, 2048, 2, 512, 64, 0, 90.9 + 51.7},
+        {4096, 1536, 128, 2, 64, 1, 828.5 + 445.6}, {4096, 1536, 128, 32, 64, 1, 828.9 + 446.5}, {4096, 1536, 128, 64, 128, 1, 1471 + 663.8}};
+    double error[12];
+    int64_t rows[128];
+    int i, j;
+    for (i = 0; i < 12; i++) {
+        moe_ep_model m = moe_ep_model_deepseek_v3();
+        moe_ep_machine c = row[i].h20 ? moe_ep_machine_h20() : moe_ep_machine_h800();
+        double ours;
+        m.hidden = row[i].H;
+        m.inter = row[i].I;
+        c.gemm.tile = row[i].tile;
+        for (j = 0; j < row[i].slots; j++) rows[j] = row[i].rows;
+        ours = us(moe_ep_expert_time(&m, &c, rows, row[i].slots, NULL, NULL));
+        error[i] = fabs(ours / row[i].measured - 1.0);
+        printf("    %3d slots x %3d rows: measured %7.1f, model %7.1f, %+5.1f %%\n", row[i].slots, row[i].rows, row[i].measured, ours,
+               (ours / row[i].measured - 1.0) * 100.0);
+        if (i == 4) CHECK_NEAR(ours, 169.8, 0, 0.1);
+    }
+    qsort(error, 12, sizeof error[0], by_value);
+    printf("    median %.1f %%, largest %.1f %%\n", (error[5] + error[6]) * 50.0, error[11] * 100.0);
+    CHECK((error[5] + error[6]) * 0.5 <= 0.06);
+    CHECK(error[11] <= 0.27);
+}
+
+/* SGLang's decode kernel on H100, EP4: 45 + 15.7 us per active expert (the whole kernel: t0 is theirs). */
+TEST(kernel_anchors)
+{
+    static const struct { int32_t active; double measured; } row[] = {{8, 180.6}, {16, 294.8}, {32, 546.4}, {64, 1050.8}};
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h100();
+    int64_t rows[64];
+    int i, j;
+    c.gemm.t0_s = 22.5e-6;
+    c.gemm.mem_eff = 0.837;
+    c.gemm.p = 0.0;
+    for (i = 0; i < 4; i++) {
+        for (j = 0; j < 64; j++) rows[j] = j < row[i].active ? 1 : 0;
+        PUBLISHED("decode kernel, active experts", us(moe_ep_expert_time(&m, &c, rows, 64, NULL, NULL)), row[i].measured, 0.06);
+    }
+}
+
+TEST(textbook_roofline)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c;
+    moe_ep_device_time t;
+    uint64_t s = t_seed;
+    int round;
+    memset(&c, 0, sizeof c);
+    c.memory_Bps = 3.35e12;
+    c.flops[MOE_EP_MATH_FP8] = 1979e12;
+    m.in_bytes = m.out_bytes = 1e-300; /* textbook: weights only */
+    for (round = 0; round < 100; round++) {
+        int64_t rows[16], sum = 0;
+        double active = 0, up, down;
+        int i;
+        for (i = 0; i < 16; i++) {
+            rows[i] = t_below(&s, 3) ? t_below(&s, 2000) : 0;
+            sum += rows[i];
+            active += rows[i] > 0;
+        }
+        up = fmax(active * 7168 * 4096 / 3.35e12, 2.0 * 7168 * 4096 * (double)sum / 1979e12);
+        down = fmax(active * 7168 * 2048 / 3.35e12, 2.0 * 7168 * 2048 * (double)sum / 1979e12);
+        CHECK_NEAR(moe_ep_expert_time(&m, &c, rows, 16, &t, NULL), up + down, 1e-12, 0);
+        CHECK_I64(t.rows, sum);
+        CHECK_I64(t.active, (int)active);
+        CHECK(t.regime == (sum == 0 ? MOE_EP_REGIME_IDLE : t.memory_s >= t.flop_s ? MOE_EP_REGIME_WEIGHTS : MOE_EP_REGIME_FLOPS));
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(group_gemm_work)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_gemm_work w;
+    int64_t rows[3] = {128, 0, 3};
+    CHECK(moe_ep_group_gemm(&m, rows, 2, 0, &w, NULL) == MOE_EP_OK);
+    CHECK_NEAR(w.flops, 6.0 * 128 * 7168 * 2048, 1e-15, 0);
+    CHECK_NEAR(w.flops, 1.12743e10, 1e-5, 0);
+    CHECK_NEAR(w.weight_bytes, 44040192.0, 0, 0);
+    CHECK_NEAR(w.intensity, 256.0, 1e-12, 0);
+    CHECK(moe_ep_group_gemm(&m, rows, 3, 64, &w, NULL) == MOE_EP_OK);
+    CHECK_I64(w.padded_rows, 192);
+    CHECK_I64(w.rows, 131);
+    CHECK_I64(w.active, 2);
+    rows[1] = -1;
+    CHECK(moe_ep_group_gemm(&m, rows, 3, 64, &w, NULL) == MOE_EP_ERR_NEGATIVE);
+    CHECK(moe_ep_group_gemm(&m, NULL, 3, 64, &w, NULL) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_group_gemm(&m, rows, 3, -1, &w, NULL) == MOE_EP_ERR_SIZE);
+}
+
+TEST(wire_rows)
+{
+    moe_ep_error err;
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_BF16, 7168, 0, NULL), 14336);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_FP32, 7168, 0, NULL), 28672);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_FP8, 7168, 0, NULL), 7392);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_MXFP8, 7168, 0, NULL), 7392);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_NVFP4, 7168, 0, NULL), 4032);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_FP8, 7168, 16, NULL), 7408);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_FP8, 0, 0, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_FP8, 8, -1, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(moe_ep_row_bytes((moe_ep_wire)9, 8, 0, &err), MOE_EP_ERR_RANGE);
+}
+
+/* Rows 1 and 2: T 32, 9 experts, (1 + 2) bytes, 7 K, two micro-batches, 61 layers. */
+TEST(isca_bound)
+{
+    static const struct { double Bps, batch_us, tpot_ms; } row[] = {{50e9, 120.96, 14.76}, {900e9, 6.72, 0.82}};
+    int i;
+    for (i = 0; i < 2; i++) {
+        moe_ep_stages s;
+        double layer;
+        memset(&s, 0, sizeof s); /* their 7 K is 7000 */
+        s.dispatch_s = moe_ep_comm_time(32.0 * 9 * 7000 * 1, 0.0, row[i].Bps, NULL);
+        s.combine_s = moe_ep_comm_time(32.0 * 9 * 7000 * 2, 0.0, row[i].Bps, NULL);
+        layer = moe_ep_compose(MOE_EP_OVERLAP_TWO_HIDDEN, &s, NULL, 0.0, NULL);
+        CHECK_NEAR(us(s.dispatch_s + s.combine_s), row[i].batch_us, 1e-4, 0);
+        CHECK_NEAR(us(layer), 2 * row[i].batch_us, 1e-4, 0);
+        CHECK_NEAR(layer * 61 * 1e3, row[i].tpot_ms, 5e-4, 0);
+    }
+}
+
+/* Rows 3 to 7: one pair of constants, DeepEP V1 and NCCL EP. */
+TEST(low_latency_tables)
+{
+    static const int32_t ep[] = {8, 16, 32, 64, 128, 256};
+    static const double dispatch[] = {77, 118, 155, 173, 192, 194}, combine[] = {114, 195, 273, 314, 369, 360};
+    static const double stated_d[] = {0.03, 0.01, 0.01, 0.02, 0.03, 0.02}, stated_c[] = {0.04, 0.02, 0.02, 0.03, 0.12, 0.07};
+    static const double nccl_d[] = {191, 274, 301}, nccl_c[] = {201, 294, 335}, stated_n[] = {0.05, 0.09, 0.09};
+    moe_ep_link l = moe_ep_machine_h800().ll_dispatch, nvlink = link_of(38e-6, 360e9, 48e9);
+    moe_ep_comm_desc c;
+    int i;
+    for (i = 0; i < 6; i++) {
+        c = exchange(128, ep[i], MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8);
+        PUBLISHED("3 DeepEP low-latency dispatch", phase_us(c, l, 0), dispatch[i], stated_d[i]);
+        PUBLISHED("4 DeepEP low-latency combine", phase_us(c, l, 1), combine[i], stated_c[i]);
+    }
+    for (i = 0; i < 3; i++) {
+        c = exchange(128, ep[i + 1], MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16);
+        PUBLISHED("5 NCCL EP dispatch", phase_us(c, l, 0), nccl_d[i], 0.02);
+        PUBLISHED("6 NCCL EP combine", phase_us(c, l, 1), nccl_c[i], stated_n[i]);
+    }
+    c = exchange(128, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16);
+    PUBLISHED("7 NCCL EP8 dispatch", phase_us(c, nvlink, 0), 65, 0.135);
+    PUBLISHED("7 NCCL EP8 combine", phase_us(c, nvlink, 1), 79, 0.07);
+    c = exchange(128, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8);
+    CHECK_NEAR(us(moe_ep_logical_time(&c, 0, 98e9, NULL)), 77.2, 0, 0.1);
+    CHECK_NEAR(moe_ep_logical_Bps(&c, 0, moe_ep_logical_time(&c, 0, 98e9, NULL), NULL), 98e9, 1e-12, 0);
+    c = exchange(128, 16, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8);
+    {
+        moe_ep_comm_result r;
+        CHECK(moe_ep_comm_bytes(&c, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.inter_rows, 512, 1e-12, 0);
+        CHECK_NEAR(r.dispatch_inter_bytes, 3784704, 1e-12, 0);
+        CHECK_NEAR(us(moe_ep_link_time(&l, 3311616, 3784704, NULL)), 116.848, 1e-5, 0);
+    }
+}
+
+/* Rows 8 to 11: DeepEP normal kernels; the test's groups are the nodes, at most 4 of them. */
+TEST(normal_tables)
+{
+    static const struct { int32_t ep; double dispatch, combine, out_Bps, back_Bps, stated_d, stated_c; } row[] = {
+        {8, 1048, 1968, 153e9, 158e9, 0.08, 0.05}, {16, 1403, 2722, 43e9, 43e9, 0.15, 0.15},
+        {32, 1887, 3723, 58e9, 57e9, 0.012, 0.03}, {64, 2154, 4262, 51e9, 50e9, 0.015, 0.01}};
+    moe_ep_link l = link_of(0.0, 145e9, 44e9);
+    int i;
+    for (i = 0; i < 4; i++) {
+        moe_ep_comm_desc c = exchange(4096, row[i].ep, MOE_EP_A2A_NODE_DEDUP, MOE_EP_WIRE_FP8);
+        c.num_groups = c.num_nodes;
+        c.top_groups = 4;
+        PUBLISHED(i ? "9 DeepEP normal dispatch" : "8 DeepEP normal dispatch, one node", phase_us(c, l, 0), row[i].dispatch, row[i].stated_d);
+        PUBLISHED(i ? "10 DeepEP normal combine" : "8 DeepEP normal combine, one node", phase_us(c, l, 1), row[i].combine, row[i].stated_c);
+        CHECK_NEAR(us(moe_ep_logical_time(&c, 0, row[i].out_Bps, NULL)), row[i].dispatch, 0.012, 0);
+        CHECK_NEAR(us(moe_ep_logical_time(&c, 1, row[i].back_Bps, NULL)), row[i].combine, 0.012, 0);
+    }
+    { /* row 11: 61 GB/s logical at 8 x 4 is the same NIC limit once the local copy is taken out */
+        moe_ep_comm_desc c = exchange(8192, 32, MOE_EP_A2A_NODE_DEDUP, MOE_EP_WIRE_FP8);
+        moe_ep_comm_result r;
+        double t = moe_ep_logical_time(&c, 0, 61e9, NULL);
+        CHECK(moe_ep_comm_bytes(&c, &r, NULL) == MOE_EP_OK);
+        PUBLISHED("11 DeepEP V2, physical GB/s per NIC", r.dispatch_inter_bytes / t * 1e-9, 45.8, 0.005);
+    }
+}
+
+/* Row 12: all_to_all_single on padded buffers; row 13 is what this model does not reproduce. */
+TEST(padded_and_implementation_bound)
+{
+    static const int32_t ep[] = {8, 16, 32, 64, 128};
+    static const double padded[] = {700, 3214, 4226, 5418, 4972}, stated[] = {0.03, 0.12, 0.01, 0.09, 0.065}, ibgda[] = {0, 622, 428, 317, 308};
+    moe_ep_link l = link_of(13e-6, 300e9, 43e9), ll = moe_ep_machine_h800().ll_dispatch;
+    int i;
+    for (i = 0; i < 5; i++) {
+        moe_ep_comm_desc c = exchange(128, ep[i], MOE_EP_A2A_PADDED, MOE_EP_WIRE_FP8);
+        c.capacity = 128;
+        PUBLISHED("12 pplx all_to_all_single", phase_us(c, l, 0), padded[i], stated[i]);
+        c.mode = MOE_EP_A2A_PAIR;
+        if (i > 0) CHECK(phase_us(c, ll, 0) < 0.65 * ibgda[i]);
+    }
+}
+
+/* Rows 14 and 15: one-sided NVLink on GB200, EP 8, 2048 tokens. */
+TEST(one_sided_formats)
+{
+    static const moe_ep_wire wire[] = {MOE_EP_WIRE_BF16, MOE_EP_WIRE_MXFP8, MOE_EP_WIRE_NVFP4};
+    static const double published[] = {311.8, 172.2, 101.7}; /* us */
+    moe_ep_link l = moe_ep_machine_gb200().ll_dispatch, c15 = moe_ep_machine_gb200().ll_combine;
+    double t[3], best = 1e9;
+    int32_t ep;
+    int i;
+    for (ep = 8; ep <= 64; ep *= 2) { /* the blog's figure does not print the EP size: the nearest one */
+        double worst = 0.0;
+        for (i = 0; i < 3; i++) {
+            moe_ep_comm_desc c = exchange(2048, ep, MOE_EP_A2A_RANK_DEDUP, wire[i]);
+            c.num_nodes = 1;
+            t[i] = phase_us(c, l, 0);
+            worst = fmax(worst, fabs(t[i] / published[i] - 1.0));
+        }
+        printf("    EP%-3d %.1f %.1f %.1f us, speed-up %.2f %.2f\n", ep, t[0], t[1], t[2], t[0] / t[1], t[0] / t[2]);
+        if (worst < best) best = worst;
+        if (ep == 32) {
+            PUBLISHED("15 MXFP8 speed-up", t[0] / t[1], 1.81, 0.03);
+            PUBLISHED("15 NVFP4 speed-up", t[0] / t[2], 3.06, 0.035);
+        }
+    }
+    CHECK(best <= 0.03);
+    CHECK_NEAR(us(moe_ep_link_time(&c15, 0.0, 0.0, NULL)), 31.5, 1e-9, 0); /* alpha takes part in the norm */
+    CHECK_NEAR(us(moe_ep_link_time(&c15, 31.5e-6 * 635e9, 0.0, NULL)), 31.5 * pow(2.0, 1.0 / 1.5), 1e-9, 0);
+}
+
+/* Rows 17, 18, 23: two micro-batches, communication exposed. */
+TEST(profiles)
+{
+    moe_ep_link l = moe_ep_machine_h800().ll_dispatch;
+    moe_ep_stages s;
+    double step;
+    memset(&s, 0, sizeof s);
+    s.compute_s = 72e-6;
+    s.shared_s = 24e-6;
+    s.dispatch_s = phase_us(exchange(64, 128, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8), l, 0) * 1e-6;
+    s.combine_s = phase_us(exchange(64, 128, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8), l, 1) * 1e-6;
+    CHECK_NEAR(us(s.dispatch_s), 112, 0, 0.6);
+    CHECK_NEAR(us(s.combine_s), 181, 0, 0.6);
+    step = 61 * moe_ep_compose(MOE_EP_OVERLAP_TWO_EXPOSED, &s, NULL, 0.0, NULL) + 5e-3;
+    PUBLISHED("17 DeepSeek profile, decode EP128 (ms)", step * 1e3, 55.1, 0.047);
+    s.compute_s = 145e-6;
+    s.dispatch_s = phase_us(exchange(128, 72, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8), l, 0) * 1e-6;
+    s.combine_s = phase_us(exchange(128, 72, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8), l, 1) * 1e-6;
+    CHECK_NEAR(us(s.dispatch_s), 178, 0.01, 0);
+    CHECK_NEAR(us(s.combine_s), 310, 0.01, 0);
+    step = 61 * moe_ep_compose(MOE_EP_OVERLAP_TWO_EXPOSED, &s, NULL, 0.0, NULL) + 5e-3;
+    PUBLISHED("18 SGLang EP72 decode (ms)", step * 1e3, 91.9, 0.074);
+    memset(&s, 0, sizeof s);
+    s.dispatch_s = 112e-6;
+    s.compute_s = 72e-6;
+    s.combine_s = 181e-6;
+    s.shared_s = 24e-6;
+    CHECK_NEAR(us(moe_ep_compose(MOE_EP_OVERLAP_TWO_EXPOSED, &s, NULL, 0.0, NULL)), 778, 1e-12, 0);
+}
+
+TEST(composition)
+{
+    moe_ep_stages a = {10, 2, 3, 4, 5}, b = {1, 20, 30, 40, 50};
+    moe_ep_error err;
+    CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_NONE, &a, NULL, 9, NULL), 24, 0, 0);
+    CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_SHARED, &a, NULL, 9, NULL), 22, 0, 0);
+    CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_TWO_EXPOSED, &a, &b, 1, NULL), 14 + 140 + 1, 0, 0);
+    CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_TWO_HIDDEN, &a, &b, 1, NULL), 18 + 81 + 1, 0, 0);
+    CHECK_I64(moe_ep_compose(MOE_EP_OVERLAP_NONE, NULL, NULL, 0, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_compose((moe_ep_overlap)7, &a, NULL, 0, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_compose(MOE_EP_OVERLAP_NONE, &a, NULL, NAN, &err), MOE_EP_ERR_NAN);
+    b.shared_s = -1;
+    CHECK_I64(moe_ep_compose(MOE_EP_OVERLAP_NONE, &a, &b, 0, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_STR(err.arg, "shared_s");
+}
+
+/* The matrix form against a token-by-token count, every mode, uneven nodes. */
+TEST(matrix_against_tokens)
+{
+    uint64_t s = t_seed;
+    int round;
+    for (round = 0; round < 1000; round++) {
+        int32_t D = 1 + (int32_t)t_below(&s, 12), N = 1 + (int32_t)t_below(&s, D < 4 ? D : 4), node[12], first[5], size[5];
+        int64_t rows[144], node_rows[48];
+        double oi[12], ii[12], oo[12], io[12], most = 0.0, got;
+        moe_ep_a2a_device dev[12];
+        moe_ep_a2a_desc d;
+        int dedup = (int)t_below(&s, 2), t, T = (int)t_below(&s, 40);
+        int32_t r, x;
+        memset(rows, 0, sizeof rows);
+        memset(node_rows, 0, sizeof node_rows);
+        memset(oi, 0, sizeof oi);
+        memset(ii, 0, sizeof ii);
+        memset(oo, 0, sizeof oo);
+        memset(io, 0, sizeof io);
+        memset(size, 0, sizeof size);
+        for (r = 0; r < D; r++) node[r] = r < N ? r : (int32_t)t_below(&s, N);
+        for (r = 1; r < D; r++) /* ascending */
+            for (x = r; x > 0 && node[x] < node[x - 1]; x--) {
+                int32_t swap = node[x];
+                node[x] = node[x - 1];
+                node[x - 1] = swap;
+            }
+        for (r = D - 1; r >= 0; r--) {
+            first[node[r]] = r;
+            size[node[r]]++;
+        }
+        for (t = 0; t < T; t++) {
+            int32_t src = (int32_t)t_below(&s, D);
+            int hit[12] = {0}, near[4] = {0}, k;
+            for (k = 0; k < 4; k++) {
+                x = (int32_t)t_below(&s, D);
+                if (dedup && hit[x]) continue;
+                hit[x] = 1;
+                rows[src * D + x]++;
+                if (!near[node[x]]) node_rows[src * N + node[x]]++;
+                if (!dedup) {
+                    if (x != src && node[x] == node[src]) oi[src]++, ii[x]++;
+                    if (node[x] != node[src]) oo[src]++, io[x]++;
+                } else {
+                    int32_t land = node[x] == node[src] ? src : first[node[x]] + (src - first[node[src]]) % size[node[x]];
+                    if (node[x] != node[src] && !near[node[x]]) oo[src]++, io[land]++;
+                    if (land != x) oi[land]++, ii[x]++;
+                }
+                near[node[x]] = 1;
+            }
+        }
+        memset(&d, 0, sizeof d);
+        d.num_devices = D;
+        d.num_nodes = N;
+        d.node_of_device = node;
+        d.mode = dedup ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_PAIR;
+        d.rows = rows;
+        d.node_rows = node_rows;
+        d.row_bytes = 3.0;
+        d.link = link_of(1.0, 2.0, 0.5);
+        d.reverse = (int32_t)t_below(&s, 2);
+        got = moe_ep_a2a_time(&d, dev, NULL);
+        for (r = 0; r < D; r++) {
+            double near_s = fmax(oi[r], ii[r]) * 3 / 2, far_s = fmax(oo[r], io[r]) * 3 / 0.5;
+            most = fmax(most, D > 1 ? 1.0 + fmax(near_s, far_s) : 0.0);
+            CHECK_NEAR(d.reverse ? dev[r].in_intra : dev[r].out_intra, oi[r] * 3, 0, 0);
+            CHECK_NEAR(d.reverse ? dev[r].out_intra : dev[r].in_intra, ii[r] * 3, 0, 0);
+            CHECK_NEAR(d.reverse ? dev[r].in_inter : dev[r].out_inter, oo[r] * 3, 0, 0);
+            CHECK_NEAR(d.reverse ? dev[r].out_inter : dev[r].in_inter, io[r] * 3, 0, 0);
+        }
+        CHECK_NEAR(got, most, 1e-14, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+    {
+        int64_t rows[4] = {5, 3, 1, 7};
+        moe_ep_a2a_desc d;
+        memset(&d, 0, sizeof d);
+        d.num_devices = 2;
+        d.rows = rows;
+        d.row_bytes = 1000;
+        d.link = link_of(0, 1e6, 0);
+        CHECK_NEAR(moe_ep_a2a_time(&d, NULL, NULL), 3e-3, 1e-14, 0);
+    }
+}
+
+/* ---- expectations ----------------------------------------------------------------------------------- */
+
+/* K distinct of E, in M of G groups, by partial shuffle. */
+static void draw(uint64_t *s, int32_t E, int32_t K, int32_t G, int32_t M, int32_t *ids)
+{
+    int32_t pool[512], groups[64], i, n = 0;
+    for (i = 0; i < G; i++) groups[i] = i;
+    for (i = 0; i < M; i++) {
+        int32_t j = i + (int32_t)t_below(s, G - i), swap = groups[i], e;
+        groups[i] = groups[j];
+        groups[j] = swap;
+        for (e = 0; e < E / G; e++) pool[n++] = groups[i] * (E / G) + e;
+    }
+    for (i = 0; i < K; i++) {
+        int32_t j = i + (int32_t)t_below(s, n - i), swap = pool[i];
+        pool[i] = pool[j];
+        pool[j] = swap;
+        ids[i] = pool[i];
+    }
+}
+
+TEST(distinct_devices_against_monte_carlo)
+{
+    static const int32_t shape[][6] = {{256, 8, 1, 1, 32, 4}, {256, 8, 8, 4, 16, 8}, {256, 8, 8, 4, 64, 4}, {256, 8, 8, 4, 48, 3},
+                                       {60, 4, 1, 1, 7, 2}, {160, 6, 8, 3, 12, 5}, {128, 8, 1, 1, 2, 1}};
+    uint64_t s = t_seed;
+    size_t i;
+    for (i = 0; i < sizeof shape / sizeof shape[0]; i++) {
+        moe_ep_expect_desc d;
+        moe_ep_expect_result r;
+        double devices = 0, nodes = 0;
+        int n;
+        const int trials = 40000;
+        memset(&d, 0, sizeof d);
+        d.tokens = 1;
+        d.num_experts = shape[i][0];
+        d.top_k = shape[i][1];
+        d.num_groups = shape[i][2];
+        d.top_groups = shape[i][3];
+        d.num_devices = shape[i][4];
+        d.num_nodes = shape[i][5];
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        for (n = 0; n < trials; n++) {
+            int32_t ids[8], k, b;
+            unsigned char dev[64] = {0}, node[64] = {0};
+            draw(&s, shape[i][0], shape[i][1], shape[i][2], shape[i][3], ids);
+            for (k = 0; k < shape[i][1]; k++) {
+                for (b = 0; b < shape[i][4]; b++)
+                    if (ids[k] >= shape[i][0] * b / shape[i][4] && ids[k] < shape[i][0] * (b + 1) / shape[i][4]) dev[b] = 1;
+                for (b = 0; b < shape[i][5]; b++)
+                    if (ids[k] >= shape[i][0] * b / shape[i][5] && ids[k] < shape[i][0] * (b + 1) / shape[i][5]) node[b] = 1;
+            }
+            for (b = 0; b < 64; b++) devices += dev[b], nodes += node[b];
+        }
+        CHECK_NEAR(r.distinct_devices, devices / trials, 0.01, 0);
+        CHECK_NEAR(r.distinct_nodes, nodes / trials, 0.01, 0);
+        STOP_IF_FAILED("shape %d", (int)i);
+    }
+    { /* exact values: 128 experts, 8 chosen */
+        static const double want[][2] = {{2, 1.99}, {4, 3.63}, {8, 5.34}, {16, 6.60}};
+        for (i = 0; i < 4; i++) {
+            moe_ep_expect_desc d;
+            moe_ep_expect_result r;
+            memset(&d, 0, sizeof d);
+            d.tokens = 1;
+            d.num_experts = 128;
+            d.top_k = 8;
+            d.num_devices = (int32_t)want[i][0];
+            CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+            CHECK_NEAR(r.distinct_devices, want[i][1], 0, 0.006);
+        }
+    }
+}
+
+TEST(batch_expectations_against_monte_carlo)
+{
+    static const int64_t tokens[] = {1, 4, 32, 128, 512, 4096};
+    static const int trials[] = {20000, 20000, 6000, 2000, 600, 100};
+    uint64_t s = t_seed;
+    int32_t D;
+    int i;
+    for (i = 0; i < 6; i++)
+        for (D = 2; D <= 32; D *= 4) {
+            moe_ep_expect_desc d;
+            moe_ep_expect_result r;
+            double active = 0, dedup = 0, rows2 = 0, most = 0, most_active = 0, mean;
+            int n;
+            memset(&d, 0, sizeof d);
+            d.tokens = tokens[i];
+            d.num_experts = 256;
+            d.top_k = 8;
+            d.num_devices = D;
+            CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+            for (n = 0; n < trials[i]; n++) {
+                int32_t rows[32] = {0}, seen[32] = {0}, act[32] = {0}, b, k, big = 0, biga = 0;
+                unsigned char used[256] = {0};
+                int64_t t;
+                for (t = 0; t < tokens[i]; t++) {
+                    int32_t ids[8];
+                    unsigned char hit[32] = {0};
+                    for (k = 0; k < 8; k++) { /* rejection: independent of the library and of the shuffle above */
+                        int32_t e, j;
+                    again:
+                        e = (int32_t)t_below(&s, 256);
+                        for (j = 0; j < k; j++)
+                            if (ids[j] == e) goto again;
+                        ids[k] = e;
+                        b = e * D / 256;
+                        rows[b]++;
+                        if (!hit[b]) seen[b]++;
+                        hit[b] = 1;
+                        if (!used[e]) act[b]++;
+                        used[e] = 1;
+                    }
+                }
+                mean = (double)tokens[i] * 8 / D;
+                for (b = 0; b < D; b++) {
+                    active += act[b];
+                    dedup += seen[b];
+                    rows2 += (rows[b] - mean) * (rows[b] - mean);
+                    if (rows[b] > big) big = rows[b];
+                    if (act[b] > biga) biga = act[b];
+                }
+                most += big;
+                most_active += biga;
+            }
+            CHECK_NEAR(r.active_device, active / trials[i] / D, 0.01, 0);
+            CHECK_NEAR(r.active_total, active / trials[i], 0.01, 0);
+            CHECK_NEAR(r.device_tokens, dedup / trials[i] / D, 0.01, 0);
+            CHECK_NEAR(r.rows_sd, sqrt(rows2 / trials[i] / D), 0.05, 0);
+            CHECK_NEAR(r.busiest_rows, most / trials[i], tokens[i] < 8 ? 0.03 : 0.02, 0);
+            CHECK_NEAR(r.busiest_active, most_active / trials[i], tokens[i] < 8 ? 0.03 : 0.02, 0);
+            STOP_IF_FAILED("T %d", (int)tokens[i]);
+        }
+    {
+        moe_ep_expect_desc d;
+        moe_ep_expect_result r;
+        moe_ep_error err;
+        memset(&d, 0, sizeof d);
+        d.tokens = 4096;
+        d.num_experts = 256;
+        d.top_k = 8;
+        d.num_devices = 32;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.rows_sd, 31.06, 0, 0.01);
+        CHECK_NEAR(r.excess, 0.063, 0, 0.001);
+        CHECK_NEAR(r.distinct_devices, 7.15, 0, 0.02);
+        d.tokens = 4;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_active, 3.18, 0.03, 0); /* published for batch 4 on 32 chips */
+        d.tokens = 32;
+        d.num_devices = 2;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.active_device, 81.7, 0, 0.1); /* a simulator says 128 */
+        d.top_k = 257;
+        CHECK(moe_ep_expect(&d, &r, &err) == MOE_EP_ERR_TOP_K);
+        d.top_k = 8;
+        d.num_groups = 7;
+        CHECK(moe_ep_expect(&d, &r, &err) == MOE_EP_ERR_CONFIG);
+        d.num_groups = 256;
+        d.top_groups = 4;
+        CHECK(moe_ep_expect(&d, &r, &err) == MOE_EP_ERR_TOP_K);
+        d.num_groups = 0;
+        d.tokens = -1;
+        CHECK(moe_ep_expect(&d, &r, &err) == MOE_EP_ERR_NEGATIVE);
+        CHECK(moe_ep_expect(NULL, &r, &err) == MOE_EP_ERR_NULL);
+    }
+}
+
+/* ---- layer and step --------------------------------------------------------------------------------- */
+
+static moe_ep_layer_desc v3_layer(const moe_ep_model *m, const moe_ep_machine *c, int32_t D)
+{
+    moe_ep_layer_desc d;
+    memset(&d, 0, sizeof d);
+    d.model = m;
+    d.machine = c;
+    d.num_devices = D;
+    d.dispatch_wire = MOE_EP_WIRE_FP8;
+    return d;
+}
+
+TEST(layer_time_of_a_profile)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 128);
+    moe_ep_time_result r, half;
+    moe_ep_device_time dev[128];
+    int64_t rows[256];
+    int i;
+    for (i = 0; i < 256; i++) rows[i] = 256;
+    CHECK(moe_ep_layer_time(&d, rows, &r, dev, NULL) == MOE_EP_OK); /* 256 x 256 rows = 64 tokens x 8 x 128 */
+    CHECK_NEAR(us(r.dispatch_s), 111.9, 0, 0.1);
+    CHECK_NEAR(us(r.compute_s), 71.1, 0, 0.1);
+    CHECK_NEAR(us(r.combine_s), 181.4, 0, 0.1);
+    CHECK(r.regime == MOE_EP_REGIME_NETWORK && dev[5].regime == MOE_EP_REGIME_NETWORK);
+    CHECK_NEAR(r.serial_s, r.dispatch_s + r.compute_s + r.combine_s + r.shared_s, 1e-14, 0);
+    CHECK_NEAR(r.no_barrier_s, r.serial_s, 1e-14, 0);
+    CHECK_NEAR(r.balanced_s, r.compute_s, 1e-12, 0);
+    CHECK_I64(r.max_rows, 512);
+    CHECK_I64(r.max_active, 2);
+    d.overlap = MOE_EP_OVERLAP_TWO_HIDDEN; /* each half loads all weights: more than half of the time */
+    CHECK(moe_ep_layer_time(&d, rows, &half, NULL, NULL) == MOE_EP_OK);
+    CHECK(half.total_s > 2 * (38e-6 + 38e-6));
+    CHECK_NEAR(half.compute_s, r.compute_s, 1e-14, 0); /* stages printed are those of the whole batch */
+}
+
+TEST(halves_cost_as_much_as_the_whole_when_weights_bind)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 4);
+    moe_ep_time_result r, two;
+    int64_t rows[256];
+    int i;
+    m.num_shared = 0;
+    c.ll_dispatch = c.ll_combine = link_of(0, 0, 0);
+    for (i = 0; i < 256; i++) rows[i] = 4;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.regime == MOE_EP_REGIME_WEIGHTS);
+    d.overlap = MOE_EP_OVERLAP_TWO_EXPOSED;
+    CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(two.total_s, 2 * r.compute_s, 0.01, 0);
+    for (i = 0; i < 256; i++) rows[i] = 1; /* a single row lives in one half only */
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
+    CHECK(two.total_s < 1.2 * r.compute_s);
+    d.attention_s = 1e-3;
+    CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_ERR_CONFIG);
+    d.attention_half_s = 0.7e-3;
+    CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
+}
+
+/* Row 23: at 2 x 16 tokens two micro-batches lose, at 2 x 128 they gain; the turn is between 64 and 128. */
+TEST(two_batches_pay_only_when_large)
+{
+    static const int tokens[] = {32, 64, 128, 256};
+    double gain[4];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    int i, j;
+    for (i = 0; i < 4; i++) {
+        moe_ep_layer_desc d = v3_layer(&m, &c, 72);
+        moe_ep_time_result one, two;
+        int64_t rows[288];
+        d.num_slots = 288;
+        d.tokens = tokens[i];
+        for (j = 0; j < 288; j++) rows[j] = (int64_t)tokens[i] * 72 * 8 / 288;
+        d.attention_s = 150e-6 + 1.5e-6 * tokens[i];
+        d.attention_half_s = 150e-6 + 0.75e-6 * tokens[i];
+        d.microbatch_s = 60e-6;
+        CHECK(moe_ep_layer_time(&d, rows, &one, NULL, NULL) == MOE_EP_OK);
+        d.overlap = MOE_EP_OVERLAP_TWO_EXPOSED;
+        CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
+        gain[i] = one.total_s / two.total_s;
+        printf("    23 tokens %3d: one batch %6.1f us, two %6.1f us, gain %.2f\n", tokens[i], us(one.total_s), us(two.total_s), gain[i]);
+    }
+    CHECK(gain[0] < 1.0 && gain[3] > 1.0);
+    CHECK(gain[0] < gain[1] && gain[1] < gain[2] && gain[2] < gain[3]);
+}
+
+static double table_us(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded, const int64_t *slot_rows, int32_t n)
+{
+    (void)padded;
+    if (slot_rows) CHECK(n == 2);
+    return *(double *)user + 10.0 * active + (double)rows + device;
+}
+
+static double wire_us(void *user, int32_t phase, int32_t device, double oi, double oo, double ii, double io)
+{
+    (void)user;
+    (void)device;
+    return phase ? oi + oo : ii + io;
+}
+
+TEST(hooks_replace_the_formulas)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c;
+    moe_ep_layer_desc d;
+    moe_ep_cost_hooks h;
+    moe_ep_time_result r;
+    moe_ep_error err;
+    int64_t rows[8] = {1, 0, 3, 4, 0, 0, 7, 8};
+    double base = 100.0;
+    memset(&c, 0, sizeof c);
+    d = v3_layer(&m, &c, 4);
+    memset(&h, 0, sizeof h);
+    h.size = sizeof h;
+    h.user = &base;
+    h.expert_us = table_us;
+    d.hooks = &h;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(us(r.compute_s), 100 + 20 + 15 + 3, 1e-12, 0);
+    CHECK_NEAR(us(r.dispatch_s), 0.0, 0, 0);
+    h.a2a_us = wire_us;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.dispatch_s > 0.0);
+    base = -1000.0;
+    memset(&r, 0x5a, sizeof r);
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, &err) == MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "hooks.expert_us");
+    CHECK(((unsigned char *)&r)[0] == 0x5a);
+    h.size = 3;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, &err) == MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "hooks.size");
+}
+
+TEST(layer_with_counted_traffic)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 4);
+    moe_ep_time_result r;
+    int64_t rows[8] = {10, 10, 20, 20, 5, 5, 30, 30}, traffic[16] = {5, 10, 2, 15, 5, 10, 2, 15, 5, 10, 3, 15, 5, 10, 3, 15};
+    moe_ep_a2a_desc a;
+    d.traffic = traffic;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    memset(&a, 0, sizeof a);
+    a.num_devices = 4;
+    a.rows = traffic;
+    a.row_bytes = (double)moe_ep_row_bytes(MOE_EP_WIRE_FP8, 4096, 0, NULL);
+    a.link = c.ll_dispatch;
+    CHECK_NEAR(r.dispatch_s, moe_ep_a2a_time(&a, NULL, NULL), 1e-14, 0);
+    a.row_bytes = 8192;
+    a.link = c.ll_combine;
+    a.reverse = 1;
+    CHECK_NEAR(r.combine_s, moe_ep_a2a_time(&a, NULL, NULL), 1e-14, 0);
+    CHECK_I64(r.busiest_device, 3);
+    CHECK_I64(r.max_rows, 60);
+    CHECK(r.no_barrier_s <= r.serial_s);
+}
+
+TEST(step_sums_layers)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c;
+    moe_ep_step_desc d;
+    moe_ep_step_result r;
+    moe_ep_error err;
+    double layer[2];
+    int64_t rows[16];
+    int i;
+    memset(&c, 0, sizeof c);
+    memset(&d, 0, sizeof d);
+    c.flops[MOE_EP_MATH_BF16] = 6.0 * 4096 * 14336 * 1e6; /* one row = 1 us */
+    d.layer = v3_layer(&m, &c, 8);
+    d.num_layers = 2;
+    for (i = 0; i < 16; i++) rows[i] = i < 8 ? 100 : 0;
+    rows[9] = 300;
+    m.num_moe_layers = 2;
+    m.num_layers = 2;
+    CHECK(moe_ep_step(&d, rows, &r, layer, NULL) == MOE_EP_OK);
+    CHECK_NEAR(us(r.step_s), 400, 1e-12, 0);
+    CHECK_NEAR(us(layer[0]), 100, 1e-12, 0);
+    CHECK_NEAR(us(layer[1]), 300, 1e-12, 0);
+    CHECK_I64(r.slowest_layer, 1);
+    CHECK_I64(r.max_rows, 400);
+    m.num_moe_layers = m.num_layers = 32;
+    d.other_s = 1e-3;
+    d.tokens_per_pass = 2.0;
+    d.layer.tokens = 50;
+    CHECK(moe_ep_step(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(us(r.step_s), 400 * 16 + 1000, 1e-12, 0);
+    CHECK_NEAR(r.tpot_s, r.step_s / 2, 1e-14, 0);
+    CHECK_NEAR(r.tokens_per_s_device, 50 / r.tpot_s, 1e-12, 0);
+    CHECK_NEAR(r.tokens_per_s_node, 8 * r.tokens_per_s_device, 1e-12, 0);
+    rows[12] = -1;
+    layer[0] = 7;
+    CHECK(moe_ep_step(&d, rows, &r, layer, &err) == MOE_EP_ERR_NEGATIVE);
+    CHECK_NEAR(layer[0], 7, 0, 0);
+    d.num_layers = 0;
+    CHECK(moe_ep_step(&d, rows, &r, layer, &err) == MOE_EP_ERR_SIZE);
+}
+
+TEST(layer_errors)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 4), z = d;
+    moe_ep_time_result r;
+    moe_ep_error err;
+    int64_t rows[8] = {1, 2, 3, 4, 5, 6, 7, 8}, traffic[16] = {0};
+    int32_t start[3] = {0, 5, 3};
+    moe_ep_placement p;
+#define EXPECT(status, name)                                                                        \
+    do {                                                                                            \
+        memset(&r, 0x5a, sizeof r);                                                                 \
+        CHECK_I64(moe_ep_layer_time(&d, rows, &r, NULL, &err), status);                             \
+        CHECK_STR(err.arg, name);                                                                   \
+        CHECK(((unsigned char *)&r)[3] == 0x5a);                                                    \
+        d = z;                                                                                      \
+    } while (0)
+    CHECK_I64(moe_ep_layer_time(NULL, rows, &r, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_layer_time(&d, NULL, &r, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_layer_time(&d, rows, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    d.model = NULL;
+    EXPECT(MOE_EP_ERR_NULL, "model");
+    d.machine = NULL;
+    EXPECT(MOE_EP_ERR_NULL, "machine");
+    d.num_devices = 0;
+    EXPECT(MOE_EP_ERR_SIZE, "num_devices");
+    d.tokens = -1;
+    EXPECT(MOE_EP_ERR_NEGATIVE, "tokens");
+    d.mode = (moe_ep_a2a_mode)17;
+    EXPECT(MOE_EP_ERR_RANGE, "mode");
+    d.overlap = (moe_ep_overlap)17;
+    EXPECT(MOE_EP_ERR_RANGE, "overlap");
+    d.combine_wire = (moe_ep_wire)17;
+    EXPECT(MOE_EP_ERR_RANGE, "wire");
+    d.attention_s = NAN;
+    EXPECT(MOE_EP_ERR_NAN, "attention_s");
+    d.mode = MOE_EP_A2A_NODE_DEDUP;
+    d.traffic = traffic;
+    EXPECT(MOE_EP_ERR_NULL, "node_traffic");
+    traffic[2] = -4;
+    d.traffic = traffic;
+    EXPECT(MOE_EP_ERR_NEGATIVE, "traffic");
+    c.gemm.p = 0.5;
+    EXPECT(MOE_EP_ERR_RANGE, "machine.gemm.p");
+    c = moe_ep_machine_h800();
+    c.memory_Bps = INFINITY;
+    EXPECT(MOE_EP_ERR_NAN, "machine.memory_Bps");
+    c = moe_ep_machine_h800();
+    memset(&p, 0, sizeof p);
+    p.num_devices = 2;
+    p.num_slots = 8;
+    d.placement = &p;
+    EXPECT(MOE_EP_ERR_NULL, "placement.slot_start");
+    p.slot_start = start;
+    d.placement = &p;
+    EXPECT(MOE_EP_ERR_PLACEMENT, "placement.slot_start");
+    rows[6] = -7;
+    EXPECT(MOE_EP_ERR_NEGATIVE, "slot_rows");
+    CHECK_I64(err.index, 6);
+    rows[6] = INT64_MAX / 2;
+    EXPECT(MOE_EP_ERR_OVERFLOW, "slot_rows");
+#undef EXPECT
+}
+
+TEST(link_and_comm_errors)
+{
+    moe_ep_link l = link_of(1, 1, 1);
+    moe_ep_comm_desc c = exchange(4, 16, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8);
+    moe_ep_comm_result r;
+    moe_ep_error err;
+    CHECK_NEAR(us(moe_ep_comm_time(262144, 20e-6, 16e9, NULL)), 36.384, 1e-12, 0);
+    CHECK_NEAR(moe_ep_comm_time(262144, 20e-6, 0, NULL), 20e-6, 1e-14, 0);
+    CHECK_I64(moe_ep_comm_time(-1, 0, 0, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(moe_ep_comm_time(NAN, 0, 0, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_link_time(NULL, 0, 0, &err), MOE_EP_ERR_NULL);
+    l.p = 0.3;
+    CHECK_I64(moe_ep_link_time(&l, 0, 0, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_logical_time(&c, 0, 0.0, &err), MOE_EP_ERR_RANGE);
+    c.num_nodes = 3;
+    CHECK(moe_ep_comm_bytes(&c, &r, &err) == MOE_EP_ERR_SIZE);
+    c.num_nodes = 2;
+    c.tokens = -1;
+    CHECK(moe_ep_comm_bytes(&c, &r, &err) == MOE_EP_ERR_NEGATIVE);
+    c.tokens = 1;
+    c.top_k = 300;
+    CHECK(moe_ep_comm_bytes(&c, &r, &err) == MOE_EP_ERR_TOP_K);
+    CHECK(moe_ep_comm_bytes(NULL, &r, &err) == MOE_EP_ERR_NULL);
+    c = exchange(32, 4, MOE_EP_A2A_ALLGATHER, MOE_EP_WIRE_BF16);
+    c.num_nodes = 1;
+    CHECK(moe_ep_comm_bytes(&c, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.intra_rows, 32 * 3, 1e-12, 0);                      /* every other device's tokens */
+    CHECK_NEAR(r.tp_allreduce_bytes, 2 * 0.75 * 128 * 14336, 1e-12, 0);
+}
+
+/* ---- memory, configuration, payback -------------------------------------------------------------- */
+
+TEST(memory_of_published_cases)
+{
+    moe_ep_model m = moe_ep_model_qwen3_30b_a3b();
+    moe_ep_memory_desc d;
+    moe_ep_memory_result one, two;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.model = &m;
+    d.num_devices = 1;
+    CHECK(moe_ep_memory(&d, &one, NULL) == MOE_EP_OK);
+    d.num_devices = 2;
+    d.memory_bytes = 96e9;
+    CHECK(moe_ep_memory(&d, &two, NULL) == MOE_EP_OK);
+    PUBLISHED("memory saved per GPU, Qwen3-30B at EP2 (GB)", (one.routed_bytes - two.routed_bytes) * 1e-9, 28.99, 0.0005);
+    CHECK_NEAR(one.routed_bytes, 57.98e9, 1e-3, 0);
+    CHECK(two.fits && !one.fits && two.kv_tokens > 0);
+    m = moe_ep_model_deepseek_v3(); /* one redundant expert per rank */
+    d.num_devices = 32;
+    d.num_slots = 288;
+    CHECK(moe_ep_memory(&d, &two, NULL) == MOE_EP_OK);
+    CHECK_I64(two.slots, 9);
+    PUBLISHED("redundant expert, DeepSeek-V3 (GB)", two.redundant_bytes * 1e-9, 2.554, 0.0005);
+    d.num_slots = 288;
+    d.num_devices = 72;
+    CHECK(moe_ep_memory(&d, &two, NULL) == MOE_EP_OK);
+    CHECK_I64(two.slots * 58, 232); /* experts per GPU, all layers of an NVL72 */
+    d.num_slots = 255;
+    CHECK(moe_ep_memory(&d, &two, &err) == MOE_EP_ERR_SLOTS);
+    d.num_slots = 0;
+    d.reserve_bytes = NAN;
+    CHECK(moe_ep_memory(&d, &two, &err) == MOE_EP_ERR_NAN);
+    d.reserve_bytes = 0;
+    d.num_devices = 0;
+    CHECK(moe_ep_memory(&d, &two, &err) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_memory(NULL, &two, &err) == MOE_EP_ERR_NULL);
+    memset(&m, 0, sizeof m); /* the lab's demo: 8 experts of 4096 x 16384 on 2 devices, fp16 */
+    m.num_moe_layers = 1;
+    m.num_experts = 8;
+    m.top_k = 2;
+    m.hidden = 4096;
+    m.inter = 16384;
+    d.num_devices = 2;
+    d.num_slots = 0;
+    CHECK(moe_ep_memory(&d, &two, NULL) == MOE_EP_OK);
+    {
+        moe_ep_params_result p;
+        CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_OK);
+        CHECK_I64(p.layer + p.router, 1610645504);
+        CHECK_I64(p.layer / 2 + p.router, 805339136);
+        CHECK_NEAR(two.routed_bytes + two.router_bytes, 805339136.0 * 2, 0, 0);
+    }
+}
+
+TEST(low_latency_buffer)
+{
+    moe_ep_error err;
+    CHECK_I64(moe_ep_ll_buffer_bytes(128, 7168, 288, 0, NULL), 2116291072);
+    CHECK_I64(moe_ep_ll_buffer_bytes(128, 7168, 288, 1, NULL), 4LL * 288 * 128 * 14560 + 2560);
+    CHECK_I64(moe_ep_ll_buffer_bytes(0, 7168, 288, 0, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_ll_buffer_bytes(INT32_MAX, INT32_MAX, INT32_MAX, 0, &err), MOE_EP_ERR_OVERFLOW);
+}
+
+TEST(experts_per_device)
+{
+    static const int32_t D[] = {8, 16, 32, 64}, want[] = {32, 16, 8, 4};
+    int32_t lo, hi, n, i;
+    for (i = 0; i < 4; i++) {
+        CHECK(moe_ep_experts_per_device(256, D[i], &lo, &hi, &n, NULL) == MOE_EP_OK);
+        CHECK(lo == want[i] && hi == want[i] && n == D[i]);
+    }
+    CHECK(moe_ep_experts_per_device(256, 72, &lo, &hi, &n, NULL) == MOE_EP_OK);
+    CHECK(lo == 3 && hi == 4 && n == 40);
+    CHECK(moe_ep_experts_per_device(0, 72, &lo, &hi, &n, NULL) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_experts_per_device(8, 2, NULL, &hi, &n, NULL) == MOE_EP_ERR_NULL);
+}
+
+static int has(const moe_ep_reason *r, int32_t n, const char *text, double have, double need)
+{
+    int32_t i;
+    for (i = 0; i < n; i++)
+        if (strstr(r[i].text, text) && fabs(r[i].have - have) < 1e-9 && fabs(r[i].need - need) < 1e-9) return 1;
+    return 0;
+}
+
+TEST(config_reasons)
+{
+    moe_ep_config c;
+    moe_ep_reason r[16];
+    moe_ep_error err;
+    int32_t n, need;
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    memset(&c, 0, sizeof c);
+    c.num_experts = 256;
+    c.top_k = 8;
+    c.ep = 3;
+    c.equal_slots = 1;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, &need, NULL) == MOE_EP_OK);
+    CHECK_I64(need, 2);
+    CHECK(n == 1 && has(r, n, "redundant slots needed", 0, 2));
+    c.num_redundant = 3;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, &need, NULL) == MOE_EP_OK);
+    CHECK(has(r, n, "redundant slots needed", 3, 5));
+    c.num_redundant = 2;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(n, 0);
+    c.num_redundant = 0;
+    c.equal_slots = 0;
+    c.must_divide = 1;
+    c.tp = 2;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, NULL) == MOE_EP_OK);
+    CHECK(n == 3 && has(r, n, "ep to divide", 1, 0) && has(r, n, "at most tp * dp", 3, 2) && has(r, n, "unequal numbers of slots", 85, 86));
+    CHECK(moe_ep_check_config(&c, r, 1, &n, NULL, NULL) == MOE_EP_OK && n == 3);
+    c.ep = 300;
+    c.top_k = 500;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, NULL) == MOE_EP_OK);
+    CHECK(has(r, n, "more devices than slots", 300, 256) && has(r, n, "more experts than there are", 500, 256));
+    memset(&c, 0, sizeof c);
+    c.model = &m;
+    c.ep = 8;
+    c.num_nodes = 3;
+    c.memory_bytes = 80e9;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, NULL) == MOE_EP_OK);
+    CHECK(n == 3 && r[n - 1].severity == MOE_EP_WRONG && strstr(r[n - 1].text, "do not fit"));
+    CHECK(moe_ep_check_config(&c, NULL, 3, &n, NULL, &err) == MOE_EP_ERR_NULL);
+    c.ep = 0;
+    CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, &err) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_check_config(NULL, r, 16, &n, NULL, &err) == MOE_EP_ERR_NULL);
+}
+
+TEST(payback_in_steps)
+{
+    moe_ep_payback_desc d;
+    moe_ep_payback_result r;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.before_s = 12e-3;
+    d.after_s = 10e-3;
+    d.moved_slots = 100;
+    d.expert_bytes = 44040192;
+    d.link_Bps = 50e9;
+    CHECK(moe_ep_payback(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.cost_s, 88.1e-3, 1e-3, 0);
+    CHECK_NEAR(r.steps, 44.04, 1e-4, 0);
+    CHECK(r.pays);
+    d.before_s = 9e-3;
+    CHECK(moe_ep_payback(&d, &r, NULL) == MOE_EP_OK);
+    CHECK(!r.pays && r.gain_s < 0 && fabs(r.steps) < 1e-300);
+    d.after_s = 0;
+    CHECK(moe_ep_payback(&d, &r, &err) == MOE_EP_ERR_RANGE);
+    d.after_s = NAN;
+    CHECK(moe_ep_payback(&d, &r, &err) == MOE_EP_ERR_NAN);
+    d.after_s = 1;
+    d.moved_slots = -1;
+    CHECK(moe_ep_payback(&d, &r, &err) == MOE_EP_ERR_NEGATIVE);
+    CHECK(moe_ep_payback(NULL, &r, &err) == MOE_EP_ERR_NULL);
+}
+
+T_MAIN
