@@ -335,6 +335,7 @@ typedef struct moe_ep_router {
     const int32_t *table;         /* TABLE: (table_rows,K) expert ids, -1 allowed                     */
     int64_t table_rows;
     const float *keys;            /* KEYS: (T,E), finite or -Inf                                      */
+    moe_ep_isa isa_max;           /* kernels not better than this, AUTO = the best; same ids, same bits */
 } moe_ep_router;
 
 /* Which experts does each token use, and with which weights?
@@ -1373,13 +1374,14 @@ typedef struct moe_ep_plan_result {
  * index); ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_SLOTS (fewer active slots than experts), ERR_CONFIG, ERR_SCRATCH,
  * ERR_MEMORY; on error out and result are untouched.  round_robin and contiguous need no loads (NULL: zero). */
 
-/* Expert e on active device number e mod D, the naive baseline.  O(L*E).
+/* Expert e on active device number e mod D, the naive baseline; a device without a free slot is skipped.  O(L*E).
  * Example: loads 1000 800 600 500 300 200 100 50 on 4 devices give 1300 1000 700 550. */
 MOE_EP_API moe_ep_status moe_ep_place_round_robin(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                   moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                   moe_ep_error *err);
 
-/* Blocks of neighbours: expert e on active device number floor(e*D/E) (vLLM's linear placement).  O(L*E).
+/* Blocks of neighbours: expert e on active device number floor(e*D/E) (vLLM's linear placement), or, where a device has
+ * too few slots for that, blocks as even as the slots allow (the reason says which).  O(L*E).
  * Example: the loads above give 1800 1100 500 150. */
 MOE_EP_API moe_ep_status moe_ep_place_contiguous(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                  moe_ep_plan_result *result, moe_ep_scratch *scratch,
@@ -2109,7 +2111,7 @@ typedef struct moe_ep_device_time {
  * 0 s.  out may be NULL; its dispatch and combine are 0.  Negative = status: NULL, SIZE, NEGATIVE, RANGE
  * (a constant outside its range), NAN, OVERFLOW.  O(n).  Source: roofline with active experts and tiles, fitted
  * to InferSim's grouped GEMM tables: median error 4 % on H800, 9 % on H20.
- * Example: DeepSeek-V3 on H800, 8 slots of 128 rows: 168.7 us (measured 120.4 + 63.4). */
+ * Example: DeepSeek-V3 on H800, 8 slots of 128 rows: 169.8 us (measured 120.4 + 63.4). */
 MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_machine *machine,
                                      const int64_t *slot_rows, int32_t n, moe_ep_device_time *out, moe_ep_error *err);
 
@@ -2255,8 +2257,8 @@ typedef struct moe_ep_expect_result {
 
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
  * TOP_K, NEGATIVE, CONFIG (groups).  O(E + D * groups).  All but the two busiest_ fields are exact; those treat the
- * devices as independent: within 2 % (3 % below 8 tokens) of simulation.
- * Example: T = 4096, K = 8, E = 256, D = 32: 6.7 devices per token, sd 31.06 rows, excess 0.063. */
+ * devices as independent: within 2 % (4 % below 8 tokens) of simulation.
+ * Example: T = 4096, K = 8, E = 256, D = 32: 7.15 devices per token, sd 31.06 rows, excess 0.063. */
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err);
 
 /* ---- a layer, a step ---------------------------------------------------------------------------------- */
@@ -2337,7 +2339,7 @@ typedef struct moe_ep_time_result {
  * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, NEGATIVE, NAN, RANGE, OVERFLOW,
  * PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes).  O(P + D), with traffic O(P + D^2).
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
- * experts 70.3, combine 181.4 us. */
+ * experts 71.1, combine 181.4 us. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -2780,8 +2782,7 @@ typedef struct moe_ep_ranks_result {
  * routing must be in desc (ids, no router) and name the same experts.
  * y equals moe_ep_forward bit for bit under every placement (BLAS off).
  * Errors as moe_ep_forward and moe_ep_rank_forward, ERR_PLACEMENT (a slot of another expert than the id
- * says), ERR_LOST_EXPERT (an expert with tokens and no slot).  result may be NULL.  scratch may be NULL or
- * growing; a fixed one is ERR_CONFIG (the ranks keep memory of their own, from scratch.alloc).
+ * says), ERR_LOST_EXPERT (an expert with tokens and no slot).  result may be NULL.
  * Example: 4 tokens, ids 3 7 | 1 12 | 3 9 | 7 15 of 16 experts on 4 contiguous ranks, one token on each:
  * 8 rows, 5 moved, the busiest rank has 3. */
 MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, const moe_ep_placement *p,
@@ -2971,7 +2972,7 @@ MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t lay
  * hence a hot expert's share of all rows can be at most 1 / K.  with_replacement draws each independently.
  * T = 0 is allowed.  scratch O(E).  Errors as moe_ep_popularity and OVERFLOW, SCRATCH, MEMORY; TARGET: INFEASIBLE when no
  * counts reach it.  About 15 ns per id.
- * Example: seed 1, uniform, E = 8, K = 2, layer 0, step 0: the first token takes experts 3 and 4. */
+ * Example: seed 1, uniform, E = 8, K = 2, layer 0, step 0: the first token takes experts 7 and 1. */
 MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t num_tokens,
                                          int32_t *ids, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -3508,13 +3509,663 @@ static moe_ep_isa moe_epi_isa_cached(void)
 
 /* ==================================================================================================
  * 1 ROUTE
+ *
+ * Kernels first: plain C, AVX2 and AVX-512 give the same ids and the same bits.  How:
+ *   - the weights come from one function for all of them;
+ *   - the denominator of a softmax is a sum of integers: no order of summation matters, and each term is
+ *     computed with separately rounded products and sums (no fused ones) in every kernel;
+ *   - vector code may choose by approximate keys (sigmoid) or by the logits in place of their softmax, as
+ *     long as the keys that decide lie further apart than the approximation can be wrong.  Where they do
+ *     not, it says so, and the token takes the plain way.
+ * A row of keys is n = a multiple of 16 values, the rest of the last 16 masked (MOE_EPI_LOWEST).
  * ================================================================================================== */
 
 #define MOE_EPI_ROUTE_BLOCK 1024  /* experts looked at together; a whole token for most models           */
 #define MOE_EPI_ROUTE_LIST 256    /* best candidates found in one scan; larger K takes several scans     */
 #define MOE_EPI_ROUTE_GROUPS 1024 /* most groups of a group-limited router                               */
+#define MOE_EPI_ROUTE_FEW 64      /* candidates that the quick selection sorts                           */
 #define MOE_EPI_LANES 16          /* partial sums over experts or hidden elements, added in a tree       */
 #define MOE_EPI_LOWEST (-3.402823466e+38f) /* stands for -Inf, which -ffast-math may not compare         */
+
+/* Builds for a machine with fused multiply-add must not fuse in the exact sum: see above. */
+#if MOE_EPI_X86 && (defined(__FMA__) || defined(__AVX512F__) || defined(__FMA4__))
+#  define MOE_EPI_RT_UNFUSED __attribute__((target("no-fma,no-fma4,no-avx512f")))
+#else
+#  define MOE_EPI_RT_UNFUSED
+#endif
+#if defined(__GNUC__)
+#  define MOE_EPI_RT_ALONE __attribute__((noinline)) /* one compiled copy: the same bits for every caller */
+#else
+#  define MOE_EPI_RT_ALONE
+#endif
+
+/* 2^u = 1 + u * (C1 + u * (C2 + ...)), |u| <= 1/2, interpolated at Chebyshev nodes, within 1e-8. */
+#define MOE_EPI_RT_C1 6.931471825e-01f
+#define MOE_EPI_RT_C2 2.402265072e-01f
+#define MOE_EPI_RT_C3 5.550356954e-02f
+#define MOE_EPI_RT_C4 9.618083015e-03f
+#define MOE_EPI_RT_C5 1.339086331e-03f
+#define MOE_EPI_RT_C6 1.545316336e-04f
+#define MOE_EPI_RT_FAR 28.0f /* logits this far below the largest add nothing: exp(-28) < 2^-40         */
+#define MOE_EPI_RT_LOG2E 1.44269504f
+
+/* Sum of 2^30 * exp(x - max), each term rounded to an integer.  Lanes add the low 32 bits and the bits
+ * above 16 apart: the first sum may wrap, the second tells how often. */
+static uint64_t moe_epi_rt_sum_up(const uint32_t *low, const uint32_t *high)
+{
+    uint64_t total = 0;
+    int j;
+    for (j = 0; j < MOE_EPI_LANES; j++) total += ((uint64_t)high[j] << 16) + (uint64_t)(low[j] - (high[j] << 16));
+    return total;
+}
+
+MOE_EPI_RT_UNFUSED static uint64_t moe_epi_rt_c_sum(const float *x, int32_t n, float max)
+{
+    uint32_t low[MOE_EPI_LANES], high[MOE_EPI_LANES];
+    int32_t i;
+    int j;
+    memset(low, 0, sizeof low);
+    memset(high, 0, sizeof high);
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        uint32_t bits[MOE_EPI_LANES];
+        float value[MOE_EPI_LANES];
+        for (j = 0; j < MOE_EPI_LANES; j++) {
+            float d = max - x[i + j], y, u, p;
+            int32_t k;
+            d = d < MOE_EPI_RT_FAR ? d : MOE_EPI_RT_FAR;
+            y = d * MOE_EPI_RT_LOG2E;
+            k = (int32_t)(y + 0.5f);
+            u = (float)k - y;
+            p = MOE_EPI_RT_C6 * u + MOE_EPI_RT_C5;
+            p = p * u + MOE_EPI_RT_C4;
+            p = p * u + MOE_EPI_RT_C3;
+            p = p * u + MOE_EPI_RT_C2;
+            p = p * u + MOE_EPI_RT_C1;
+            value[j] = p * u + 1.0f;
+            bits[j] = (uint32_t)(30 - k) << 23;
+        }
+        for (j = 0; j < MOE_EPI_LANES; j++) {
+            uint32_t v, term;
+            float f;
+            memcpy(&v, &value[j], sizeof v);
+            v += bits[j];
+            memcpy(&f, &v, sizeof f);
+            term = (uint32_t)(int32_t)(f + 0.5f);
+            low[j] += term;
+            high[j] += term >> 16;
+        }
+    }
+    return moe_epi_rt_sum_up(low, high);
+}
+
+/* Lane-wise largest of a row. */
+static void moe_epi_rt_c_lanes(const float *x, int32_t n, float *lane)
+{
+    int32_t i;
+    int j;
+    for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = x[j];
+    for (i = MOE_EPI_LANES; i < n; i += MOE_EPI_LANES)
+        for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+}
+
+static float moe_epi_rt_c_max(const float *x, int32_t n)
+{
+    float lane[MOE_EPI_LANES], max;
+    int j;
+    moe_epi_rt_c_lanes(x, n, lane);
+    max = lane[0];
+    for (j = 1; j < MOE_EPI_LANES; j++) max = lane[j] > max ? lane[j] : max;
+    return max;
+}
+
+/* How a row of keys may be read. */
+typedef struct moe_epi_rt_rule {
+    float slack;      /* keys that differ by no more than this may be in the other order; 0 = exact keys */
+    int equal_is_tie; /* equal keys are a true tie (lowest index first), though slack is not 0           */
+} moe_epi_rt_rule;
+
+typedef struct moe_epi_rt_few {
+    int32_t count;
+    int32_t id[MOE_EPI_ROUTE_FEW + MOE_EPI_LANES];
+    float key[MOE_EPI_ROUTE_FEW + MOE_EPI_LANES];
+} moe_epi_rt_few;
+
+/* The K best of candidates that came in ascending order of id; 0 = two of them are too close to tell. */
+static int moe_epi_rt_sort_few(moe_epi_rt_few *f, int32_t K, const moe_epi_rt_rule *rule, int32_t *ids)
+{
+    int32_t i, at;
+    for (i = 1; i < f->count; i++) {
+        float key = f->key[i];
+        int32_t id = f->id[i];
+        for (at = i; at > 0 && key > f->key[at - 1]; at--) {
+            f->key[at] = f->key[at - 1];
+            f->id[at] = f->id[at - 1];
+        }
+        f->key[at] = key;
+        f->id[at] = id;
+    }
+    for (i = 0; rule->slack > 0.0f && i < K && i + 1 < f->count; i++) {
+        float gap = f->key[i] - f->key[i + 1];
+        if (!(gap > rule->slack) && (gap > 0.0f || !rule->equal_is_tie)) return 0;
+    }
+    for (i = 0; i < K; i++) ids[i] = f->id[i];
+    return 1;
+}
+
+/* The Kth largest of 16 lane maxima: at least K elements reach it.  K <= 16. */
+static float moe_epi_rt_threshold(const float *lane, int32_t K)
+{
+    float best[MOE_EPI_LANES];
+    int32_t have = 0, at;
+    int j;
+    for (j = 0; j < MOE_EPI_LANES; j++) {
+        if (have == K && !(lane[j] > best[K - 1])) continue;
+        at = have < K ? have++ : K - 1;
+        for (; at > 0 && lane[j] > best[at - 1]; at--) best[at] = best[at - 1];
+        best[at] = lane[j];
+    }
+    return best[K - 1];
+}
+
+/* The K largest keys of a row, lowest index first among equal ones.  0 = cannot tell: masked experts among
+ * the best, too many candidates, or keys closer than the rule's slack. */
+static int moe_epi_rt_c_top(const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule, int32_t *ids)
+{
+    float lane[MOE_EPI_LANES], cut;
+    moe_epi_rt_few few;
+    int32_t i, count = 0;
+    int j;
+    moe_epi_rt_c_lanes(key, n, lane);
+    cut = moe_epi_rt_threshold(lane, K);
+    if (!(cut > MOE_EPI_LOWEST)) return 0;
+    cut -= rule->slack;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        int any = 0;
+        for (j = 0; j < MOE_EPI_LANES; j++) any |= key[i + j] >= cut;
+        if (!any) continue;
+        if (count > MOE_EPI_ROUTE_FEW) return 0;
+        for (j = 0; j < MOE_EPI_LANES; j++) {
+            few.key[count] = key[i + j];
+            few.id[count] = i + j;
+            count += key[i + j] >= cut;
+            if (count > MOE_EPI_ROUTE_FEW) return 0;
+        }
+    }
+    few.count = count;
+    return moe_epi_rt_sort_few(&few, K, rule, ids);
+}
+
+/* Scores of n_group groups of `size` keys: the best key of each, or (m = 2) the sum of the two best. */
+static void moe_epi_rt_c_groups(const float *key, int32_t n_group, int32_t size, int32_t m, float *score)
+{
+    int32_t g, i;
+    for (g = 0; g < n_group; g++) {
+        const float *k = key + (int64_t)g * size;
+        float a = MOE_EPI_LOWEST, b = MOE_EPI_LOWEST;
+        for (i = 0; i < size; i++) {
+            float low = k[i] < a ? k[i] : a;
+            a = k[i] > a ? k[i] : a;
+            b = low > b ? low : b;
+        }
+        score[g] = m < 2 ? a : b > MOE_EPI_LOWEST ? a + b : MOE_EPI_LOWEST;
+    }
+}
+
+/* Is any value of n NaN or +Inf? */
+static int moe_epi_rt_c_bad(const float *v, int64_t n)
+{
+    uint32_t bad = 0, bits;
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        memcpy(&bits, &v[i], sizeof bits);
+        bad |= (uint32_t)((bits & 0x7f800000u) == 0x7f800000u) & (uint32_t)(bits != 0xff800000u);
+    }
+    return bad != 0;
+}
+
+#if MOE_EPI_X86
+/* ---- AVX2: exact functions without fused operations, approximate ones with them ------------------------- */
+
+#define MOE_EPI_RT_YX __attribute__((target("avx2,no-fma,no-fma4,no-avx512f")))
+#define MOE_EPI_RT_Y __attribute__((target("avx2,fma,popcnt")))
+#define MOE_EPI_RT_YS(v) _mm256_set1_ps(v)
+
+MOE_EPI_RT_YX static __m256i moe_epi_rt_y_term(__m256 x, __m256 max)
+{
+    __m256 d = _mm256_min_ps(_mm256_sub_ps(max, x), MOE_EPI_RT_YS(MOE_EPI_RT_FAR));
+    __m256 y = _mm256_mul_ps(d, MOE_EPI_RT_YS(MOE_EPI_RT_LOG2E)), u, p;
+    __m256i k = _mm256_cvttps_epi32(_mm256_add_ps(y, MOE_EPI_RT_YS(0.5f)));
+    u = _mm256_sub_ps(_mm256_cvtepi32_ps(k), y);
+    p = _mm256_add_ps(_mm256_mul_ps(MOE_EPI_RT_YS(MOE_EPI_RT_C6), u), MOE_EPI_RT_YS(MOE_EPI_RT_C5));
+    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C4));
+    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C3));
+    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C2));
+    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C1));
+    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(1.0f));
+    k = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_set1_epi32(30), k), 23);
+    p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), k));
+    return _mm256_cvttps_epi32(_mm256_add_ps(p, MOE_EPI_RT_YS(0.5f)));
+}
+
+MOE_EPI_RT_YX static uint64_t moe_epi_rt_y_sum(const float *x, int32_t n, float max)
+{
+    const __m256 top = MOE_EPI_RT_YS(max);
+    __m256i low0 = _mm256_setzero_si256(), low1 = low0, high0 = low0, high1 = low0;
+    uint32_t low[MOE_EPI_LANES], high[MOE_EPI_LANES];
+    int32_t i;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        __m256i a = moe_epi_rt_y_term(_mm256_loadu_ps(x + i), top);
+        __m256i b = moe_epi_rt_y_term(_mm256_loadu_ps(x + i + 8), top);
+        low0 = _mm256_add_epi32(low0, a);
+        low1 = _mm256_add_epi32(low1, b);
+        high0 = _mm256_add_epi32(high0, _mm256_srli_epi32(a, 16));
+        high1 = _mm256_add_epi32(high1, _mm256_srli_epi32(b, 16));
+    }
+    _mm256_storeu_si256((__m256i *)(void *)low, low0);
+    _mm256_storeu_si256((__m256i *)(void *)(low + 8), low1);
+    _mm256_storeu_si256((__m256i *)(void *)high, high0);
+    _mm256_storeu_si256((__m256i *)(void *)(high + 8), high1);
+    return moe_epi_rt_sum_up(low, high);
+}
+
+MOE_EPI_RT_Y static float moe_epi_rt_y_max(const float *x, int32_t n)
+{
+    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+    __m128 m;
+    int32_t i;
+    for (i = MOE_EPI_LANES; i < n; i += MOE_EPI_LANES) {
+        a = _mm256_max_ps(a, _mm256_loadu_ps(x + i));
+        b = _mm256_max_ps(b, _mm256_loadu_ps(x + i + 8));
+    }
+    a = _mm256_max_ps(a, b);
+    m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+MOE_EPI_RT_Y static float moe_epi_rt_y_threshold(__m256 a, __m256 b, int32_t K)
+{
+    float lane[MOE_EPI_LANES], found = 3.0e38f;
+    int j;
+    _mm256_storeu_ps(lane, a);
+    _mm256_storeu_ps(lane + 8, b);
+    for (j = 0; j < MOE_EPI_LANES; j++) {
+        __m256 v = _mm256_broadcast_ss(lane + j);
+        int more = _mm256_movemask_ps(_mm256_cmp_ps(a, v, _CMP_GT_OQ)) |
+                   _mm256_movemask_ps(_mm256_cmp_ps(b, v, _CMP_GT_OQ)) << 8;
+        float here = __builtin_popcount((unsigned)more) < K ? lane[j] : 3.0e38f;
+        found = here < found ? here : found;
+    }
+    return found;
+}
+
+MOE_EPI_RT_Y static int moe_epi_rt_y_top(const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule,
+                                         int32_t *ids)
+{
+    __m256 a = _mm256_loadu_ps(key), b = _mm256_loadu_ps(key + 8), c;
+    moe_epi_rt_few few;
+    int32_t i, count = 0;
+    float cut;
+    for (i = MOE_EPI_LANES; i < n; i += MOE_EPI_LANES) {
+        a = _mm256_max_ps(a, _mm256_loadu_ps(key + i));
+        b = _mm256_max_ps(b, _mm256_loadu_ps(key + i + 8));
+    }
+    cut = moe_epi_rt_y_threshold(a, b, K);
+    if (!(cut > MOE_EPI_LOWEST)) return 0;
+    c = MOE_EPI_RT_YS(cut - rule->slack);
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        unsigned reach = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(key + i), c, _CMP_GE_OQ)) |
+                         (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(key + i + 8), c, _CMP_GE_OQ)) << 8;
+        if (count > MOE_EPI_ROUTE_FEW) return 0;
+        for (; reach; reach &= reach - 1u) {
+            int32_t e = i + __builtin_ctz(reach);
+            few.id[count] = e;
+            few.key[count++] = key[e];
+        }
+    }
+    if (count > MOE_EPI_ROUTE_FEW) return 0;
+    few.count = count;
+    return moe_epi_rt_sort_few(&few, K, rule, ids);
+}
+
+/* key = sigmoid(x) + bias within 1e-6 * (1 + |bias|), MOE_EPI_LOWEST where x is masked. */
+MOE_EPI_RT_Y static void moe_epi_rt_y_sigmoid(const float *x, const float *bias, int32_t n, float *key)
+{
+    const __m256 one = MOE_EPI_RT_YS(1.0f), lowest = MOE_EPI_RT_YS(MOE_EPI_LOWEST);
+    int32_t i;
+    for (i = 0; i < n; i += 8) {
+        __m256 v = _mm256_loadu_ps(x + i), y = _mm256_mul_ps(v, MOE_EPI_RT_YS(-MOE_EPI_RT_LOG2E)), u, p, d, q;
+        __m256i k;
+        y = _mm256_min_ps(_mm256_max_ps(y, MOE_EPI_RT_YS(-100.0f)), MOE_EPI_RT_YS(100.0f));
+        k = _mm256_cvtps_epi32(y);
+        u = _mm256_sub_ps(y, _mm256_cvtepi32_ps(k));
+        p = _mm256_fmadd_ps(MOE_EPI_RT_YS(MOE_EPI_RT_C5), u, MOE_EPI_RT_YS(MOE_EPI_RT_C4));
+        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_C3));
+        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_C2));
+        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_C1));
+        p = _mm256_fmadd_ps(p, u, one);
+        p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(k, 23)));
+        d = _mm256_add_ps(one, p);
+        q = _mm256_rcp_ps(d);
+        q = _mm256_mul_ps(q, _mm256_fnmadd_ps(d, q, MOE_EPI_RT_YS(2.0f)));
+        if (bias) q = _mm256_add_ps(q, _mm256_loadu_ps(bias + i));
+        q = _mm256_blendv_ps(lowest, q, _mm256_cmp_ps(v, lowest, _CMP_GT_OQ));
+        _mm256_storeu_ps(key + i, q);
+    }
+}
+
+MOE_EPI_RT_Y static int moe_epi_rt_y_bad(const float *v, int64_t n)
+{
+    const __m256i size = _mm256_set1_epi32(0x7fffffff), finite = _mm256_set1_epi32(0x7f7fffff);
+    const __m256i masked = _mm256_castps_si256(_mm256_set1_ps(-1.0f));
+    __m256i bad = _mm256_setzero_si256(), minus = _mm256_or_si256(masked, _mm256_set1_epi32(0x7f800000));
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(v + i));
+        __m256i open = _mm256_cmpgt_epi32(_mm256_and_si256(b, size), finite);
+        bad = _mm256_or_si256(bad, _mm256_andnot_si256(_mm256_cmpeq_epi32(b, minus), open));
+    }
+    return !_mm256_testz_si256(bad, bad) || moe_epi_rt_c_bad(v + i, n - i);
+}
+#undef MOE_EPI_RT_Y
+#undef MOE_EPI_RT_YX
+#undef MOE_EPI_RT_YS
+
+/* ---- AVX-512.  Zero-masked forms: gcc's plain ones start from an undefined register and warn; the forms
+ * with a rounding mode are never fused by a compiler. --------------------------------------------------- */
+
+#define MOE_EPI_RT_Z __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,popcnt")))
+#define MOE_EPI_RT_ZA ((__mmask16)0xffff)
+#define MOE_EPI_RT_ZR (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define MOE_EPI_RT_ZS(v) _mm512_set1_ps(v)
+#define MOE_EPI_RT_ZMUL(a, b) _mm512_maskz_mul_round_ps(MOE_EPI_RT_ZA, a, b, MOE_EPI_RT_ZR)
+#define MOE_EPI_RT_ZADD(a, b) _mm512_maskz_add_round_ps(MOE_EPI_RT_ZA, a, b, MOE_EPI_RT_ZR)
+#define MOE_EPI_RT_ZSUB(a, b) _mm512_maskz_sub_round_ps(MOE_EPI_RT_ZA, a, b, MOE_EPI_RT_ZR)
+#define MOE_EPI_RT_ZMAX(a, b) _mm512_maskz_max_ps(MOE_EPI_RT_ZA, a, b)
+#define MOE_EPI_RT_ZMIN(a, b) _mm512_maskz_min_ps(MOE_EPI_RT_ZA, a, b)
+#define MOE_EPI_RT_ZINT(a) _mm512_maskz_cvttps_epi32(MOE_EPI_RT_ZA, a)
+/* The row turned by r lanes. */
+#define MOE_EPI_RT_ZTURN(a, r)                                                                           \
+    _mm512_castsi512_ps(_mm512_maskz_alignr_epi32(MOE_EPI_RT_ZA, _mm512_castps_si512(a), _mm512_castps_si512(a), r))
+#define MOE_EPI_RT_ZTURNS(M) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+
+MOE_EPI_RT_Z static __m512i moe_epi_rt_z_term(__m512 x, __m512 max)
+{
+    __m512 d = MOE_EPI_RT_ZMIN(MOE_EPI_RT_ZSUB(max, x), MOE_EPI_RT_ZS(MOE_EPI_RT_FAR));
+    __m512 y = MOE_EPI_RT_ZMUL(d, MOE_EPI_RT_ZS(MOE_EPI_RT_LOG2E)), u, p;
+    __m512i k = MOE_EPI_RT_ZINT(MOE_EPI_RT_ZADD(y, MOE_EPI_RT_ZS(0.5f)));
+    u = MOE_EPI_RT_ZSUB(_mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k), y);
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZS(MOE_EPI_RT_C6), u), MOE_EPI_RT_ZS(MOE_EPI_RT_C5));
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C4));
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C3));
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C2));
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C1));
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(1.0f));
+    k = _mm512_maskz_slli_epi32(MOE_EPI_RT_ZA, _mm512_sub_epi32(_mm512_set1_epi32(30), k), 23);
+    p = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), k));
+    return MOE_EPI_RT_ZINT(MOE_EPI_RT_ZADD(p, MOE_EPI_RT_ZS(0.5f)));
+}
+
+MOE_EPI_RT_Z static uint64_t moe_epi_rt_z_sum(const float *x, int32_t n, float max)
+{
+    const __m512 top = MOE_EPI_RT_ZS(max);
+    const __m512i half = _mm512_set1_epi64(0xffffffffLL);
+    __m512i low = _mm512_setzero_si512(), high = low, whole, a;
+    uint64_t part[8];
+    int32_t i;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        a = moe_epi_rt_z_term(_mm512_loadu_ps(x + i), top);
+        low = _mm512_add_epi32(low, a);
+        high = _mm512_add_epi32(high, _mm512_maskz_srli_epi32(MOE_EPI_RT_ZA, a, 16));
+    }
+    low = _mm512_sub_epi32(low, _mm512_maskz_slli_epi32(MOE_EPI_RT_ZA, high, 16)); /* now below 2^32 */
+    whole = _mm512_add_epi64(_mm512_and_si512(low, half), _mm512_maskz_srli_epi64(0xff, low, 32));
+    a = _mm512_add_epi64(_mm512_and_si512(high, half), _mm512_maskz_srli_epi64(0xff, high, 32));
+    whole = _mm512_add_epi64(whole, _mm512_maskz_slli_epi64(0xff, a, 16));
+    _mm512_storeu_si512(part, whole);
+    return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
+}
+
+MOE_EPI_RT_Z static __m512 moe_epi_rt_z_lanes(const float *x, int32_t n)
+{
+    __m512 a = _mm512_loadu_ps(x), b = a;
+    int32_t i = MOE_EPI_LANES;
+    for (; i + MOE_EPI_LANES < n; i += 2 * MOE_EPI_LANES) {
+        a = MOE_EPI_RT_ZMAX(a, _mm512_loadu_ps(x + i));
+        b = MOE_EPI_RT_ZMAX(b, _mm512_loadu_ps(x + i + MOE_EPI_LANES));
+    }
+    if (i < n) a = MOE_EPI_RT_ZMAX(a, _mm512_loadu_ps(x + i));
+    return MOE_EPI_RT_ZMAX(a, b);
+}
+
+MOE_EPI_RT_Z static float moe_epi_rt_z_largest(__m512 v)
+{
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZA, v, v, 0x4e));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZA, v, v, 0xb1));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZA, v, 0x4e));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZA, v, 0xb1));
+    return _mm512_cvtss_f32(v);
+}
+
+MOE_EPI_RT_Z static float moe_epi_rt_z_max(const float *x, int32_t n)
+{
+    return moe_epi_rt_z_largest(moe_epi_rt_z_lanes(x, n));
+}
+
+MOE_EPI_RT_Z static float moe_epi_rt_z_threshold(__m512 v, int32_t K)
+{
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i more = _mm512_setzero_si512(), more2 = more;
+    __mmask16 few;
+#define MOE_EPI_RT_ZCOUNT(r)                                                                             \
+    if ((r) & 1)                                                                                         \
+        more = _mm512_mask_add_epi32(more, _mm512_cmp_ps_mask(MOE_EPI_RT_ZTURN(v, r), v, _CMP_GT_OQ), more, one); \
+    else                                                                                                 \
+        more2 = _mm512_mask_add_epi32(more2, _mm512_cmp_ps_mask(MOE_EPI_RT_ZTURN(v, r), v, _CMP_GT_OQ), more2, one);
+    MOE_EPI_RT_ZTURNS(MOE_EPI_RT_ZCOUNT)
+#undef MOE_EPI_RT_ZCOUNT
+    few = _mm512_cmplt_epi32_mask(_mm512_add_epi32(more, more2), _mm512_set1_epi32(K));
+    v = _mm512_mask_blend_ps(few, MOE_EPI_RT_ZS(MOE_EPI_LOWEST), _mm512_sub_ps(_mm512_setzero_ps(), v));
+    return -moe_epi_rt_z_largest(v);
+}
+
+/* Ranks of up to 16 keys, largest first, lowest lane first among equal ones; not valid lanes come last.
+ * *close: two valid ones the rule cannot tell apart. */
+MOE_EPI_RT_Z static __m512i moe_epi_rt_z_rank(__m512 v, __mmask16 valid, const moe_epi_rt_rule *rule, unsigned *close)
+{
+    const __m512i one = _mm512_set1_epi32(1);
+    const __m512 below = _mm512_sub_ps(v, MOE_EPI_RT_ZS(rule->slack));
+    __m512i rank = _mm512_setzero_si512();
+    __mmask16 more, same, near_by, doubt = 0, tie = rule->equal_is_tie ? 0xffff : 0;
+    __m512 w;
+#define MOE_EPI_RT_ZRANK(r)                                                                              \
+    w = MOE_EPI_RT_ZTURN(v, r);                                                                          \
+    more = _mm512_cmp_ps_mask(w, v, _CMP_GT_OQ);                                                         \
+    same = _mm512_cmp_ps_mask(w, v, _CMP_EQ_OQ);                                                         \
+    near_by = _mm512_cmp_ps_mask(w, below, _CMP_GE_OQ);                                                  \
+    doubt = (__mmask16)(doubt | (near_by & ~more & ~(same & tie)));                                      \
+    rank = _mm512_mask_add_epi32(rank, (__mmask16)(more | (same & (0xffffu << (16 - (r))))), rank, one);
+    MOE_EPI_RT_ZTURNS(MOE_EPI_RT_ZRANK)
+#undef MOE_EPI_RT_ZRANK
+    *close = rule->slack > 0.0f ? (unsigned)(doubt & valid) : 0u;
+    return rank;
+}
+
+MOE_EPI_RT_Z static int moe_epi_rt_z_top(const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule,
+                                         int32_t *ids)
+{
+    const float cut = moe_epi_rt_z_threshold(moe_epi_rt_z_lanes(key, n), K);
+    const __m512 c = MOE_EPI_RT_ZS(cut - rule->slack), lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
+    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    moe_epi_rt_few few;
+    int32_t i, count = 0, rank[MOE_EPI_LANES], sorted[MOE_EPI_LANES];
+    unsigned close;
+    __mmask16 valid;
+    if (!(cut > MOE_EPI_LOWEST)) return 0;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        __m512 v = _mm512_loadu_ps(key + i);
+        __mmask16 reach = _mm512_cmp_ps_mask(v, c, _CMP_GE_OQ);
+        if (count > MOE_EPI_ROUTE_FEW) return 0;
+        _mm512_storeu_ps(few.key + count, _mm512_maskz_compress_ps(reach, v));
+        _mm512_storeu_si512(few.id + count, _mm512_maskz_compress_epi32(reach, index));
+        count += __builtin_popcount((unsigned)reach);
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(MOE_EPI_LANES));
+    }
+    if (count > MOE_EPI_LANES) {
+        if (count > MOE_EPI_ROUTE_FEW) return 0;
+        few.count = count;
+        return moe_epi_rt_sort_few(&few, K, rule, ids);
+    }
+    valid = (__mmask16)((1u << count) - 1u);
+    _mm512_storeu_si512(rank, moe_epi_rt_z_rank(_mm512_mask_blend_ps(valid, lowest, _mm512_loadu_ps(few.key)), valid,
+                                                rule, &close));
+    if (close) return 0;
+    for (i = 0; i < MOE_EPI_LANES; i++) sorted[rank[i]] = few.id[i];
+    for (i = 0; i < K; i++) ids[i] = sorted[i];
+    return 1;
+}
+
+MOE_EPI_RT_Z static void moe_epi_rt_z_sigmoid(const float *x, const float *bias, int32_t n, float *key)
+{
+    const __m512 one = MOE_EPI_RT_ZS(1.0f), lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
+    int32_t i;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        __m512 v = _mm512_loadu_ps(x + i), y = _mm512_mul_ps(v, MOE_EPI_RT_ZS(-MOE_EPI_RT_LOG2E)), u, p, d, q;
+        __m512i k;
+        y = MOE_EPI_RT_ZMIN(MOE_EPI_RT_ZMAX(y, MOE_EPI_RT_ZS(-100.0f)), MOE_EPI_RT_ZS(100.0f));
+        k = _mm512_maskz_cvtps_epi32(MOE_EPI_RT_ZA, y);
+        u = _mm512_sub_ps(y, _mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k));
+        p = _mm512_fmadd_ps(MOE_EPI_RT_ZS(MOE_EPI_RT_C5), u, MOE_EPI_RT_ZS(MOE_EPI_RT_C4));
+        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_C3));
+        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_C2));
+        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_C1));
+        p = _mm512_fmadd_ps(p, u, one);
+        p = _mm512_castsi512_ps(
+            _mm512_add_epi32(_mm512_castps_si512(p), _mm512_maskz_slli_epi32(MOE_EPI_RT_ZA, k, 23)));
+        d = _mm512_add_ps(one, p);
+        q = _mm512_maskz_rcp14_ps(MOE_EPI_RT_ZA, d);
+        q = _mm512_mul_ps(q, _mm512_fnmadd_ps(d, q, MOE_EPI_RT_ZS(2.0f)));
+        if (bias) q = _mm512_add_ps(q, _mm512_loadu_ps(bias + i));
+        _mm512_storeu_ps(key + i, _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, lowest, _CMP_GT_OQ), lowest, q));
+    }
+}
+
+MOE_EPI_RT_Z static int moe_epi_rt_z_bad(const float *v, int64_t n)
+{
+    __mmask16 bad = 0, bad2 = 0;
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) { /* quiet NaN, +Inf, signalling NaN */
+        bad = (__mmask16)(bad | _mm512_fpclass_ps_mask(_mm512_loadu_ps(v + i), 0x89));
+        bad2 = (__mmask16)(bad2 | _mm512_fpclass_ps_mask(_mm512_loadu_ps(v + i + 16), 0x89));
+    }
+    return (bad | bad2) != 0 || moe_epi_rt_c_bad(v + i, n - i);
+}
+
+/* Two groups of sorted pairs (a >= b) become the best two of both. */
+#define MOE_EPI_RT_ZMERGE(a, b, a1, b1, a2, b2)                                                          \
+    do {                                                                                                 \
+        __m512 x1 = (a1), x2 = (a2), y1 = (b1), y2 = (b2);                                               \
+        (b) = MOE_EPI_RT_ZMAX(MOE_EPI_RT_ZMIN(x1, x2), MOE_EPI_RT_ZMAX(y1, y2));                         \
+        (a) = MOE_EPI_RT_ZMAX(x1, x2);                                                                   \
+    } while (0)
+#define MOE_EPI_RT_ZX4(p, q, s) _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZA, p, q, s)
+#define MOE_EPI_RT_ZX1(p, q, s) _mm512_maskz_shuffle_ps(MOE_EPI_RT_ZA, p, q, s)
+
+/* Eight groups at once, size a multiple of 16; halves of two groups share a register, then quarters ... */
+MOE_EPI_RT_Z static void moe_epi_rt_z_groups8(const float *key, int32_t size, int32_t m, float *score)
+{
+    const __m512 lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
+    __m512 a[8], b[8], sum;
+    int32_t g, i;
+    for (g = 0; g < 8; g++) {
+        const float *k = key + (int64_t)g * size;
+        __m512 p = _mm512_loadu_ps(k), q = lowest;
+        for (i = MOE_EPI_LANES; i < size; i += MOE_EPI_LANES) {
+            __m512 v = _mm512_loadu_ps(k + i);
+            q = MOE_EPI_RT_ZMAX(q, MOE_EPI_RT_ZMIN(p, v));
+            p = MOE_EPI_RT_ZMAX(p, v);
+        }
+        a[g] = p;
+        b[g] = q;
+    }
+    for (g = 0; g < 4; g++)
+        MOE_EPI_RT_ZMERGE(a[g], b[g], MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0x44), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0x44),
+                          MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0xee), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0xee));
+    for (g = 0; g < 2; g++)
+        MOE_EPI_RT_ZMERGE(a[g], b[g], MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0x88), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0x88),
+                          MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0xdd), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0xdd));
+    MOE_EPI_RT_ZMERGE(a[0], b[0], MOE_EPI_RT_ZX1(a[0], a[1], 0x44), MOE_EPI_RT_ZX1(b[0], b[1], 0x44),
+                      MOE_EPI_RT_ZX1(a[0], a[1], 0xee), MOE_EPI_RT_ZX1(b[0], b[1], 0xee));
+    MOE_EPI_RT_ZMERGE(a[0], b[0], a[0], b[0], MOE_EPI_RT_ZX1(a[0], a[0], 0xb1), MOE_EPI_RT_ZX1(b[0], b[0], 0xb1));
+    sum = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(b[0], lowest, _CMP_GT_OQ), lowest, _mm512_add_ps(a[0], b[0]));
+    sum = _mm512_maskz_permutexvar_ps(MOE_EPI_RT_ZA,
+                                      _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), m < 2 ? a[0] : sum);
+    _mm256_storeu_ps(score, _mm512_castps512_ps256(sum));
+}
+#undef MOE_EPI_RT_ZX1
+#undef MOE_EPI_RT_ZX4
+#undef MOE_EPI_RT_ZMERGE
+#undef MOE_EPI_RT_Z
+#undef MOE_EPI_RT_ZA
+#undef MOE_EPI_RT_ZR
+#undef MOE_EPI_RT_ZS
+#undef MOE_EPI_RT_ZMUL
+#undef MOE_EPI_RT_ZADD
+#undef MOE_EPI_RT_ZSUB
+#undef MOE_EPI_RT_ZMAX
+#undef MOE_EPI_RT_ZMIN
+#undef MOE_EPI_RT_ZINT
+#undef MOE_EPI_RT_ZTURN
+#undef MOE_EPI_RT_ZTURNS
+#endif /* MOE_EPI_X86 */
+
+/* ---- the kernels of an instruction set ------------------------------------------------------------------ */
+
+/* No better than isa_max.  Never AUTO. */
+static moe_ep_isa moe_epi_rt_isa(moe_ep_isa isa_max)
+{
+#if MOE_EPI_X86
+    const moe_ep_isa best = moe_epi_isa_cached();
+    return isa_max == MOE_EP_ISA_AUTO || (int)best < (int)isa_max ? best : isa_max;
+#else
+    (void)isa_max;
+    return MOE_EP_ISA_PORTABLE;
+#endif
+}
+
+#if MOE_EPI_X86
+#  define MOE_EPI_RT_PICK(isa, name, args)                                                               \
+    ((isa) == MOE_EP_ISA_AVX512 ? moe_epi_rt_z_##name args                                               \
+                                : (isa) == MOE_EP_ISA_AVX2 ? moe_epi_rt_y_##name args : moe_epi_rt_c_##name args)
+#else
+#  define MOE_EPI_RT_PICK(isa, name, args) ((void)(isa), moe_epi_rt_c_##name args)
+#endif
+
+static uint64_t moe_epi_rt_sum(moe_ep_isa isa, const float *x, int32_t n, float max)
+{
+    return MOE_EPI_RT_PICK(isa, sum, (x, n, max));
+}
+
+static float moe_epi_rt_max(moe_ep_isa isa, const float *x, int32_t n) { return MOE_EPI_RT_PICK(isa, max, (x, n)); }
+
+static int moe_epi_rt_top(moe_ep_isa isa, const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule, int32_t *ids)
+{
+    return MOE_EPI_RT_PICK(isa, top, (key, n, K, rule, ids));
+}
+
+static int moe_epi_rt_bad(moe_ep_isa isa, const float *v, int64_t n) { return MOE_EPI_RT_PICK(isa, bad, (v, n)); }
+#undef MOE_EPI_RT_PICK
+
+static void moe_epi_rt_groups(moe_ep_isa isa, const float *key, int32_t n_group, int32_t size, int32_t m, float *score)
+{
+    int32_t g = 0;
+#if MOE_EPI_X86
+    if (isa == MOE_EP_ISA_AVX512 && size % MOE_EPI_LANES == 0)
+        for (; g + 8 <= n_group; g += 8) moe_epi_rt_z_groups8(key + (int64_t)g * size, size, m, score + g);
+#endif
+    (void)isa;
+    moe_epi_rt_c_groups(key + (int64_t)g * size, n_group - g, size, m, score + g);
+}
 
 /* 0 = finite, 1 = -Inf, 2 = +Inf or NaN; looks at the bits, which -ffast-math of the host cannot fold. */
 static int moe_epi_float_kind(float v)
@@ -3569,12 +4220,17 @@ static float moe_epi_sqrt_softplus(float x)
  * where -ffast-math of the host lets vector code round differently from scalar code. */
 typedef struct moe_epi_token {
     const moe_ep_router *r;
+    moe_ep_isa isa;
     const float *logits; /* (E) of this token */
     const float *keys;   /* (E) of this token, select KEYS only */
     int32_t x_at, key_at;
-    int32_t exp_at; /* block whose exp(l - max) stand in key, on their way to a softmax */
-    float max, sum; /* softmax: largest logit, sum of exp(l - max) */
-    float x[MOE_EPI_ROUTE_BLOCK], key[MOE_EPI_ROUTE_BLOCK];
+    int raw;            /* logits need no change and fill whole lanes: they stand in for x              */
+    int quick;          /* moe_epi_route_quick may be tried                                             */
+    float slack;        /* how far apart approximate keys must be to count                              */
+    const float *bias;  /* select_bias filled up to whole lanes                                         */
+    const float *block; /* x, or the logits of the block when raw                                       */
+    float max, sum;     /* softmax: largest logit, sum of exp(l - max)                                  */
+    float x[MOE_EPI_ROUTE_BLOCK], key[MOE_EPI_ROUTE_BLOCK], bias_lanes[MOE_EPI_ROUTE_BLOCK];
     float group_score[MOE_EPI_ROUTE_GROUPS];
     uint8_t group_open[MOE_EPI_ROUTE_GROUPS];
 } moe_epi_token;
@@ -3604,19 +4260,23 @@ static int32_t moe_epi_route_block_size(const moe_epi_token *t, int32_t e0)
     return left < MOE_EPI_ROUTE_BLOCK ? left : MOE_EPI_ROUTE_BLOCK;
 }
 
+static int32_t moe_epi_route_lanes(int32_t n) { return (n + MOE_EPI_LANES - 1) / MOE_EPI_LANES * MOE_EPI_LANES; }
+
 static void moe_epi_route_fill_x(moe_epi_token *t, int32_t e0)
 {
     const moe_ep_router *r = t->r;
     int32_t i, n = moe_epi_route_block_size(t, e0);
     int j;
     if (t->x_at == e0) return;
+    t->x_at = e0;
+    t->key_at = -1;
+    t->block = t->raw ? t->logits + e0 : t->x;
+    if (t->raw) return;
     for (i = 0; i < n; i++) t->x[i] = moe_epi_route_unmasked(t->logits[e0 + i]);
     for (; i % MOE_EPI_LANES != 0; i++) t->x[i] = MOE_EPI_LOWEST;
     for (i = 0; r->logit_softcap > 0.0f && i < n; i += MOE_EPI_LANES)
         for (j = 0; j < MOE_EPI_LANES; j++) t->x[i + j] = moe_epi_route_softcap(t->x[i + j], r->logit_softcap);
     for (i = 0; r->logit_bias && i < n; i++) t->x[i] = moe_epi_route_shift(t->x[i], r->logit_bias[e0 + i]);
-    t->x_at = e0;
-    t->key_at = t->exp_at = -1;
 }
 
 static float moe_epi_lanes_sum(const float *lane)
@@ -3629,102 +4289,64 @@ static float moe_epi_lanes_sum(const float *lane)
     return s[0];
 }
 
-/* Largest of x (n) and start. */
-static float moe_epi_route_max(const float *x, int32_t n, float start)
-{
-    float lane[MOE_EPI_LANES];
-    int32_t i;
-    int j;
-    for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = start;
-    for (i = 0; i < n; i += MOE_EPI_LANES)
-        for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (j = 0; j < MOE_EPI_LANES; j++) start = lane[j] > start ? lane[j] : start;
-    return start;
-}
-
-static float moe_epi_route_exp(float x, float max) { return x > MOE_EPI_LOWEST ? moe_epi_exp(x - max) : 0.0f; }
-
-/* out = exp(x - max), 0 where masked; adds them to the partial sums. */
-static void moe_epi_route_exps(const float *x, int32_t n, float max, float *out, float *lane)
-{
-    int32_t i;
-    int j;
-    for (i = 0; i < n; i += MOE_EPI_LANES) {
-        for (j = 0; j < MOE_EPI_LANES; j++) out[i + j] = moe_epi_route_exp(x[i + j], max);
-        for (j = 0; j < MOE_EPI_LANES; j++) lane[j] += out[i + j];
-    }
-}
-
 /* Largest logit and sum of exp(l - largest) over the token's experts that are not masked. */
 static void moe_epi_route_softmax(moe_epi_token *t)
 {
-    float lane[MOE_EPI_LANES];
     int32_t e0, E = t->r->num_experts;
+    uint64_t sum = 0;
     t->max = MOE_EPI_LOWEST;
     for (e0 = 0; e0 < E; e0 += MOE_EPI_ROUTE_BLOCK) {
+        float max;
         moe_epi_route_fill_x(t, e0);
-        t->max = moe_epi_route_max(t->x, moe_epi_route_block_size(t, e0), t->max);
+        max = moe_epi_rt_max(t->isa, t->block, moe_epi_route_lanes(moe_epi_route_block_size(t, e0)));
+        t->max = max > t->max ? max : t->max;
     }
-    memset(lane, 0, sizeof lane);
-    for (e0 = 0; e0 < E; e0 += MOE_EPI_ROUTE_BLOCK) {
+    for (e0 = 0; e0 < E && t->max > MOE_EPI_LOWEST; e0 += MOE_EPI_ROUTE_BLOCK) {
         moe_epi_route_fill_x(t, e0);
-        moe_epi_route_exps(t->x, moe_epi_route_block_size(t, e0), t->max, t->key, lane);
-        t->exp_at = e0;
+        sum += moe_epi_rt_sum(t->isa, t->block, moe_epi_route_lanes(moe_epi_route_block_size(t, e0)), t->max);
     }
-    t->sum = moe_epi_lanes_sum(lane);
+    t->sum = sum > 0 ? (float)((double)sum * (1.0 / 1073741824.0)) : 1.0f;
 }
 
-/* Score of a logit that is not masked. */
-static float moe_epi_route_score(const moe_epi_token *t, float x)
+/* Scores of n logits, n a multiple of 8; what stands at masked experts does not matter.  Keys and weights
+ * of all kernels come from here. */
+MOE_EPI_RT_ALONE static void moe_epi_route_scores(const moe_epi_token *t, moe_ep_score score, const float *x,
+                                                  int32_t n, float *out)
 {
-    switch (t->r->score) {
-    case MOE_EP_SCORE_SOFTMAX: return moe_epi_exp(x - t->max) / t->sum;
-    case MOE_EP_SCORE_SIGMOID: return moe_epi_sigmoid(x);
-    case MOE_EP_SCORE_SQRT_SOFTPLUS: return moe_epi_sqrt_softplus(x);
-    case MOE_EP_SCORE_LOGIT: break;
-    }
-    return x;
-}
-
-/* Keys of the block before biases; what stands at masked experts does not matter. */
-static void moe_epi_route_block_scores(moe_epi_token *t, int32_t e0, int32_t n)
-{
-    const moe_ep_router *r = t->r;
-    float unused[MOE_EPI_LANES], sum = t->sum > 0.0f ? t->sum : 1.0f;
+    float sum = t->sum, max = t->max;
     int32_t i;
     int j;
-    if (r->select_on_logit || r->score == MOE_EP_SCORE_LOGIT) {
-        memcpy(t->key, t->x, sizeof t->x[0] * (size_t)n);
-    } else if (r->score == MOE_EP_SCORE_SOFTMAX) {
-        memset(unused, 0, sizeof unused);
-        if (t->exp_at != e0) moe_epi_route_exps(t->x, n, t->max, t->key, unused);
-        for (i = 0; i < n; i += MOE_EPI_LANES)
-            for (j = 0; j < MOE_EPI_LANES; j++) t->key[i + j] /= sum;
-    } else if (r->score == MOE_EP_SCORE_SIGMOID) {
-        for (i = 0; i < n; i += MOE_EPI_LANES)
-            for (j = 0; j < MOE_EPI_LANES; j++) t->key[i + j] = moe_epi_sigmoid(t->x[i + j]);
+    if (score == MOE_EP_SCORE_SOFTMAX) {
+        for (i = 0; i < n; i += 8)
+            for (j = 0; j < 8; j++)
+                out[i + j] = moe_epi_exp((x[i + j] > MOE_EPI_LOWEST ? x[i + j] : max) - max) / sum;
+    } else if (score == MOE_EP_SCORE_SIGMOID) {
+        for (i = 0; i < n; i += 8)
+            for (j = 0; j < 8; j++) out[i + j] = moe_epi_sigmoid(x[i + j]);
+    } else if (score == MOE_EP_SCORE_SQRT_SOFTPLUS) {
+        for (i = 0; i < n; i++) out[i] = moe_epi_sqrt_softplus(x[i]);
     } else {
-        for (i = 0; i < n; i += MOE_EPI_LANES)
-            for (j = 0; j < MOE_EPI_LANES; j++) t->key[i + j] = moe_epi_sqrt_softplus(t->x[i + j]);
+        memcpy(out, x, sizeof *x * (size_t)n);
     }
 }
 
+/* Exact keys of a block, MOE_EPI_LOWEST where masked and in the rest of the last lanes. */
 static void moe_epi_route_fill_key(moe_epi_token *t, int32_t e0)
 {
     const moe_ep_router *r = t->r;
-    int32_t i, n = moe_epi_route_block_size(t, e0);
+    int32_t i, n = moe_epi_route_block_size(t, e0), lanes = moe_epi_route_lanes(n);
     if (t->key_at == e0) return;
     if (t->keys) {
         for (i = 0; i < n; i++)
             t->key[i] = moe_epi_float_kind(t->keys[e0 + i]) ? MOE_EPI_LOWEST : t->keys[e0 + i];
+        for (; i < lanes; i++) t->key[i] = MOE_EPI_LOWEST;
     } else {
         moe_epi_route_fill_x(t, e0);
-        moe_epi_route_block_scores(t, e0, n);
-        for (i = 0; i < n; i++) t->key[i] = t->x[i] > MOE_EPI_LOWEST ? t->key[i] : MOE_EPI_LOWEST;
+        moe_epi_route_scores(t, r->select_on_logit ? MOE_EP_SCORE_LOGIT : r->score, t->block, lanes, t->key);
+        for (i = 0; i < lanes; i++) t->key[i] = t->block[i] > MOE_EPI_LOWEST ? t->key[i] : MOE_EPI_LOWEST;
     }
     for (i = 0; r->select_bias && i < n; i++) t->key[i] = moe_epi_route_shift(t->key[i], r->select_bias[e0 + i]);
     t->key_at = e0;
-    t->exp_at = -1;
 }
 
 static float moe_epi_route_key(moe_epi_token *t, int32_t e)
@@ -3833,10 +4455,65 @@ static void moe_epi_route_scan(moe_epi_token *t, moe_epi_best *b)
     }
 }
 
+/* Closes the groups that are not among the topk_group best, in t->key; 0 = cannot tell. */
+static int moe_epi_route_quick_groups(moe_epi_token *t, float slack)
+{
+    const moe_ep_router *r = t->r;
+    const float *score = t->group_score;
+    float worst_open = -MOE_EPI_LOWEST, best_closed = MOE_EPI_LOWEST;
+    int32_t g, h, i, rank, size = r->num_experts / r->n_group;
+    moe_epi_rt_groups(t->isa, t->key, r->n_group, size, r->group_top_m, t->group_score);
+    t->key_at = -1;
+    for (g = 0; g < r->n_group; g++) {
+        float *key = t->key + (int64_t)g * size;
+        rank = 0;
+        for (h = 0; h < g; h++) rank += score[h] >= score[g];
+        for (h = g + 1; h < r->n_group; h++) rank += score[h] > score[g];
+        if (rank < r->topk_group) {
+            worst_open = score[g] < worst_open ? score[g] : worst_open;
+            continue;
+        }
+        best_closed = score[g] > best_closed ? score[g] : best_closed;
+        for (i = 0; i < size; i++) key[i] = r->mask_zero && key[i] > MOE_EPI_LOWEST ? 0.0f : MOE_EPI_LOWEST;
+    }
+    return !(slack > 0.0f) || r->topk_group == r->n_group || worst_open - best_closed > 2.0f * slack;
+}
+
+/* The K best by one threshold and a short list; 0 = not for this token. */
+static int moe_epi_route_quick(moe_epi_token *t, int32_t *ids)
+{
+    const moe_ep_router *r = t->r;
+    const int32_t E = r->num_experts, n = moe_epi_route_lanes(E);
+    const int softmax = r->score == MOE_EP_SCORE_SOFTMAX && !r->select_on_logit && !t->keys;
+    moe_epi_rt_rule rule;
+    rule.slack = 0.0f;
+    rule.equal_is_tie = 0;
+    if (softmax && !r->select_bias && r->n_group <= 1) { /* larger logit, larger score: exact keys are not needed */
+        rule.slack = 3.0517578e-5f;
+        rule.equal_is_tie = 1;
+        moe_epi_route_fill_x(t, 0);
+        if (!moe_epi_rt_top(t->isa, t->block, n, r->top_k, &rule, ids)) return 0;
+        return t->block[ids[r->top_k - 1]] - t->max > -80.0f; /* below, scores are too small to differ */
+    }
+#if MOE_EPI_X86
+    if (t->isa != MOE_EP_ISA_PORTABLE && r->score == MOE_EP_SCORE_SIGMOID && !r->select_on_logit && !t->keys) {
+        rule.slack = t->slack;
+        moe_epi_route_fill_x(t, 0);
+        t->key_at = -1;
+        if (t->isa == MOE_EP_ISA_AVX512) moe_epi_rt_z_sigmoid(t->block, t->bias, n, t->key);
+        else moe_epi_rt_y_sigmoid(t->block, t->bias, n, t->key);
+    }
+#endif
+    if (!(rule.slack > 0.0f)) moe_epi_route_fill_key(t, 0);
+    if (r->n_group > 1 && !moe_epi_route_quick_groups(t, rule.slack)) return 0;
+    return moe_epi_rt_top(t->isa, t->key, n, r->top_k, &rule, ids);
+}
+
 static void moe_epi_route_topk(moe_epi_token *t, int32_t *ids)
 {
     moe_epi_best b;
     int32_t done, i, K = t->r->top_k;
+    if (t->quick && moe_epi_route_quick(t, ids)) return;
     if (t->r->n_group > 1) moe_epi_route_open_groups(t);
     for (done = 0; done < K; done += b.have) {
         if (done == 0) moe_epi_best_start(&b, K);
@@ -3895,6 +4572,20 @@ static void moe_epi_divide(float *w, int32_t K, double norm)
     for (j = 0; j < K; j++) w[j] = usable ? (float)((double)w[j] / norm) : 0.0f;
 }
 
+/* Weights by a score function of the chosen logits, 0 for masked experts. */
+static void moe_epi_route_score_chosen(const moe_epi_token *t, moe_ep_score score, const int32_t *ids, float *w)
+{
+    float x[8], s[8];
+    int32_t j, i, some, K = t->r->top_k;
+    for (j = 0; j < K; j += 8) {
+        some = K - j < 8 ? K - j : 8;
+        for (i = 0; i < 8; i++) x[i] = 0.0f;
+        for (i = 0; i < some; i++) x[i] = moe_epi_route_chosen_logit(t, ids[j + i]);
+        moe_epi_route_scores(t, score, x, 8, s);
+        for (i = 0; i < some; i++) w[j + i] = x[i] > MOE_EPI_LOWEST ? s[i] : 0.0f;
+    }
+}
+
 static void moe_epi_route_weights(const moe_epi_token *t, const int32_t *ids, float *w)
 {
     const moe_ep_router *r = t->r;
@@ -3906,11 +4597,7 @@ static void moe_epi_route_weights(const moe_epi_token *t, const int32_t *ids, fl
     } else if (r->weight == MOE_EP_WEIGHT_ONE) {
         for (j = 0; j < K; j++) w[j] = ids[j] < 0 ? 0.0f : 1.0f;
     } else {
-        for (j = 0; j < K; j++) {
-            float x = moe_epi_route_chosen_logit(t, ids[j]);
-            if (!(x > MOE_EPI_LOWEST)) w[j] = 0.0f;
-            else w[j] = r->weight == MOE_EP_WEIGHT_SCORE ? moe_epi_route_score(t, x) : moe_epi_sigmoid(x);
-        }
+        moe_epi_route_score_chosen(t, r->weight == MOE_EP_WEIGHT_SCORE ? r->score : MOE_EP_SCORE_SIGMOID, ids, w);
     }
     if (normed)
         moe_epi_divide(w, K, moe_epi_with_eps(moe_epi_route_norm(w, K, r->renorm_p), r->eps_mode, r->eps));
@@ -3969,7 +4656,7 @@ static void moe_epi_route_token(moe_epi_token *t, const int32_t *row, int32_t *i
 {
     const moe_ep_router *r = t->r;
     int reads_scores = !t->keys && !r->select_on_logit && r->select == MOE_EP_SELECT_TOPK;
-    t->x_at = t->key_at = t->exp_at = -1;
+    t->x_at = t->key_at = -1;
     if (r->select == MOE_EP_SELECT_SPARSEMIXER) {
         moe_epi_route_sparsemixer(t, ids, w);
         if (w) moe_epi_route_scale(r, ids, w);
@@ -3980,6 +4667,28 @@ static void moe_epi_route_token(moe_epi_token *t, const int32_t *row, int32_t *i
     if (row) memcpy(ids, row, sizeof *ids * (size_t)r->top_k);
     else moe_epi_route_topk(t, ids);
     if (w) moe_epi_route_weights(t, ids, w);
+}
+
+/* What all tokens of a call share. */
+static void moe_epi_route_begin(moe_epi_token *t, const moe_ep_router *r)
+{
+    int32_t e, E = r->num_experts;
+    float bound = 0.0f;
+    t->r = r;
+    t->isa = moe_epi_rt_isa(r->isa_max);
+    t->logits = t->keys = NULL;
+    t->max = 0.0f;
+    t->sum = 1.0f;
+    t->raw = E % MOE_EPI_LANES == 0 && !(r->logit_softcap > 0.0f) && !r->logit_bias && !r->nan_as_masked;
+    t->quick = E <= MOE_EPI_ROUTE_BLOCK && r->top_k <= MOE_EPI_LANES && r->group_top_m <= 2 && r->n_group <= 32;
+    t->bias = r->select_bias;
+    if (r->select_bias && t->quick) {
+        for (e = 0; e < E; e++) bound = fabsf(r->select_bias[e]) > bound ? fabsf(r->select_bias[e]) : bound;
+        memcpy(t->bias_lanes, r->select_bias, sizeof(float) * (size_t)E);
+        for (e = E; e % MOE_EPI_LANES != 0; e++) t->bias_lanes[e] = 0.0f;
+        t->bias = t->bias_lanes;
+    }
+    t->slack = 4e-6f + 4e-6f * bound; /* four times what the sigmoid kernels and their rounding may be off */
 }
 
 /* ---- checks ------------------------------------------------------------------------------------------- */
@@ -4054,6 +4763,7 @@ static moe_ep_status moe_epi_router_check_sizes(const moe_ep_router *r, moe_ep_e
     if ((s = moe_epi_check_enum((int)r->score, 3, "score", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_enum((int)r->select, 3, "select", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_enum((int)r->weight, 3, "weight", err)) != MOE_EP_OK) return s;
+    if ((s = moe_epi_check_enum((int)r->isa_max, 3, "isa_max", err)) != MOE_EP_OK) return s;
     return moe_epi_check_enum((int)r->eps_mode, 2, "eps_mode", err);
 }
 
@@ -4084,29 +4794,19 @@ MOE_EP_API moe_ep_status moe_ep_router_check(const moe_ep_router *cfg, moe_ep_er
     return MOE_EP_OK;
 }
 
-/* First value of n that is NaN or +Inf, -1 if none.  The loop has no exit so that it vectorises. */
-static int64_t moe_epi_first_bad(const float *v, int64_t n)
-{
-    uint32_t bad = 0, bits;
-    int64_t i;
-    for (i = 0; i < n; i++) {
-        memcpy(&bits, &v[i], sizeof bits);
-        bad |= (uint32_t)((bits & 0x7f800000u) == 0x7f800000u) & (uint32_t)(bits != 0xff800000u);
-    }
-    for (i = 0; bad && i < n; i++)
-        if (moe_epi_float_kind(v[i]) == 2) return i;
-    return -1;
-}
-
+/* NaN and +Inf are errors that name the first one. */
 static moe_ep_status moe_epi_route_check_rows(const float *v, int64_t T, int64_t E, int64_t stride, const char *arg,
-                                        moe_ep_error *err)
+                                              moe_ep_error *err)
 {
-    int64_t t, bad;
-    for (t = 0; t < T; t++) {
-        bad = moe_epi_first_bad(v + t * stride, E);
-        if (bad >= 0)
-            return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "is NaN or +Inf (index is token*E + expert)",
-                                t * E + bad, (double)v[t * stride + bad]);
+    const moe_ep_isa isa = moe_epi_rt_isa(MOE_EP_ISA_AUTO);
+    int64_t t, i, rows = stride == E ? (4096 + E - 1) / E : 1, some;
+    for (t = 0; t < T; t += rows) {
+        some = T - t < rows ? T - t : rows;
+        if (!moe_epi_rt_bad(isa, v + t * stride, some * E)) continue;
+        for (i = 0; i < some * E; i++)
+            if (moe_epi_float_kind(v[t * stride + i]) == 2)
+                return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "is NaN or +Inf (index is token*E + expert)",
+                                    t * E + i, (double)v[t * stride + i]);
     }
     return MOE_EP_OK;
 }
@@ -4178,9 +4878,8 @@ MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *log
     if (s != MOE_EP_OK || T == 0) return s;
     stride = cfg->logits_stride > 0 ? cfg->logits_stride : cfg->num_experts;
     K = cfg->top_k;
-    token.r = cfg;
-    token.max = token.sum = 0.0f;
-    for (t = 0; t < T; t++) {
+    moe_epi_route_begin(&token, cfg);
+    for (t = T - 1; t >= 0; t--) { /* the last rows checked are still in the caches */
         const int32_t *row = NULL;
         token.logits = logits ? logits + t * stride : NULL;
         token.keys = cfg->select == MOE_EP_SELECT_KEYS ? cfg->keys + t * cfg->num_experts : NULL;
@@ -4208,6 +4907,7 @@ MOE_EP_API moe_ep_status moe_ep_scores(const moe_ep_router *cfg, const float *lo
     plain.logit_bias = cfg->logit_bias;
     plain.nan_as_masked = cfg->nan_as_masked;
     plain.logits_stride = cfg->logits_stride;
+    plain.isa_max = cfg->isa_max;
     if ((s = moe_ep_router_check(&plain, err)) != MOE_EP_OK) return s;
     E = plain.num_experts;
     stride = plain.logits_stride > 0 ? plain.logits_stride : E;
@@ -4216,15 +4916,15 @@ MOE_EP_API moe_ep_status moe_ep_scores(const moe_ep_router *cfg, const float *lo
     if (!scores) return moe_epi_null(err, "scores");
     if (!plain.nan_as_masked && (s = moe_epi_route_check_rows(logits, T, E, stride, "logits", err)) != MOE_EP_OK)
         return s;
-    token.r = &plain;
-    token.keys = NULL;
+    moe_epi_route_begin(&token, &plain);
     for (t = 0; t < T; t++) {
         token.logits = logits + t * stride;
-        token.x_at = token.key_at = token.exp_at = -1;
+        token.x_at = token.key_at = -1;
         if (plain.score == MOE_EP_SCORE_SOFTMAX) moe_epi_route_softmax(&token);
         for (e = 0; e < plain.num_experts; e++) {
-            float x = moe_epi_route_logit(&plain, token.logits[e], e);
-            if (x > MOE_EPI_LOWEST) scores[t * E + e] = moe_epi_route_score(&token, x);
+            int32_t e0 = e - e % MOE_EPI_ROUTE_BLOCK;
+            moe_epi_route_fill_key(&token, e0);
+            if (token.key[e - e0] > MOE_EPI_LOWEST) scores[t * E + e] = token.key[e - e0];
             else scores[t * E + e] = plain.score == MOE_EP_SCORE_LOGIT ? MOE_EPI_LOWEST : 0.0f;
         }
     }
@@ -4832,13 +5532,12 @@ MOE_EP_API moe_ep_status moe_ep_route_top2(const moe_ep_top2 *cfg, const float *
     moe_ep_status s = moe_epi_top2_check(cfg, logits, T, rng, ids, &r, err);
     int64_t t;
     if (s != MOE_EP_OK || T == 0) return s;
-    token.r = &r;
-    token.keys = NULL;
+    moe_epi_route_begin(&token, &r);
     for (t = 0; t < T; t++) {
         float g[2];
         int32_t *id = ids + 2 * t;
         token.logits = logits + t * r.logits_stride;
-        token.x_at = token.key_at = token.exp_at = -1;
+        token.x_at = token.key_at = -1;
         moe_epi_route_softmax(&token);
         id[0] = moe_epi_top2_argmax(&token, -1, NULL);
         id[1] = moe_epi_top2_argmax(&token, id[0], cfg->sample_second ? rng : NULL);
@@ -4866,13 +5565,12 @@ MOE_EP_API moe_ep_status moe_ep_route_sample(const float *logits, int64_t T, int
     if (!rng) return moe_epi_null(err, "rng");
     if (!ids) return moe_epi_null(err, "ids");
     if ((s = moe_epi_route_check_rows(logits, T, E, E, "logits", err)) != MOE_EP_OK) return s;
-    token.r = &r;
-    token.keys = NULL;
+    moe_epi_route_begin(&token, &r);
     for (t = 0; t < T; t++) {
         double left;
         int32_t e, drawn = 0;
         token.logits = logits + t * E;
-        token.x_at = token.key_at = token.exp_at = -1;
+        token.x_at = token.key_at = -1;
         moe_epi_route_softmax(&token);
         left = moe_ep_rng_f64(rng) * (double)token.sum;
         for (e = 0; e < E; e++) {
@@ -5592,6 +6290,17 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 }
 
 #undef MOE_EPI_ROUTE_BLOCK
+#undef MOE_EPI_ROUTE_FEW
+#undef MOE_EPI_RT_UNFUSED
+#undef MOE_EPI_RT_ALONE
+#undef MOE_EPI_RT_C1
+#undef MOE_EPI_RT_C2
+#undef MOE_EPI_RT_C3
+#undef MOE_EPI_RT_C4
+#undef MOE_EPI_RT_C5
+#undef MOE_EPI_RT_C6
+#undef MOE_EPI_RT_FAR
+#undef MOE_EPI_RT_LOG2E
 #undef MOE_EPI_ROUTE_LIST
 #undef MOE_EPI_ROUTE_GROUPS
 #undef MOE_EPI_LANES
@@ -5601,35 +6310,45 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
  * 2 LOADS
  * ================================================================================================== */
 
-/* Sub-histograms live on the stack up to this many experts: four of them break the dependence between
- * equal neighbours, which is what limits a single histogram on skewed routing. */
-#define MOE_EPI_HIST_EXPERTS 4096
-#define MOE_EPI_HIST_WAYS 4
-#define MOE_EPI_HIST_BLOCK 4096 /* ids checked, then counted, while they are in the first-level cache */
+/* The histogram's loops are plain C; on x86-64 they are compiled a second time with 32-byte vectors for the
+ * check of the ids, which is all that differs. */
+#if !defined(MOE_EP_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__)
+#  define MOE_EPI_LD_WIDE 1
+#  define MOE_EPI_LD_INLINE static inline __attribute__((always_inline))
+#else
+#  define MOE_EPI_LD_WIDE 0
+#  define MOE_EPI_LD_INLINE static
+#endif
+
+/* Histograms of up to this many experts live on the stack. */
+#define MOE_EPI_LD_EXPERTS 4096
+#define MOE_EPI_LD_CHUNK 64        /* ids checked at once: a fixed count, which every compiler makes vectors of  */
+#define MOE_EPI_LD_BLOCK 1024      /* ids checked ahead of the counting: they are in the first-level cache then */
+#define MOE_EPI_LD_SEGMENT 196608  /* ids counted in 16 bits: a way gets a quarter of them                       */
 
 /* Room of an id: -1 becomes 0, expert e becomes e+1, anything else is larger than E. */
-static uint32_t moe_epi_ld_id_key(int32_t id) { return (uint32_t)id + 1u; }
+MOE_EPI_LD_INLINE uint32_t moe_epi_ld_id_key(int32_t id) { return (uint32_t)id + 1u; }
+
+/* Top bit set when one of MOE_EPI_LD_CHUNK ids is below -1 or above E-1. */
+MOE_EPI_LD_INLINE uint32_t moe_epi_ld_outside(const int32_t *ids, uint32_t limit)
+{
+    uint32_t outside = 0;
+    int i;
+    for (i = 0; i < MOE_EPI_LD_CHUNK; i++) {
+        const uint32_t key = moe_epi_ld_id_key(ids[i]);
+        outside |= key | (limit - key);
+    }
+    return outside;
+}
 
 /* Position of the first id that is neither -1 nor in 0..E-1; -1 when there is none. */
 static int64_t moe_epi_ld_bad_id(const int32_t *ids, int64_t n, int32_t E)
 {
     const uint32_t limit = (uint32_t)E;
-    int64_t start, i, end;
-    for (start = 0; start < n; start = end) {
-        uint32_t outside = 0; /* top bit set by an id below -1 or above E-1, without a branch */
-        end = n - start > MOE_EPI_HIST_BLOCK ? start + MOE_EPI_HIST_BLOCK : n;
-        for (i = start; i + 4 <= end; i += 4) {
-            const uint32_t a = moe_epi_ld_id_key(ids[i]), b = moe_epi_ld_id_key(ids[i + 1]);
-            const uint32_t c = moe_epi_ld_id_key(ids[i + 2]), d = moe_epi_ld_id_key(ids[i + 3]);
-            outside |= (a | (limit - a)) | (b | (limit - b)) | (c | (limit - c)) | (d | (limit - d));
-        }
-        for (; i < end; i++) outside |= moe_epi_ld_id_key(ids[i]) | (limit - moe_epi_ld_id_key(ids[i]));
-        if (outside >> 31) {
-            for (i = start; moe_epi_ld_id_key(ids[i]) <= limit; i++) {}
-            return i;
-        }
-    }
-    return -1;
+    int64_t i = 0;
+    while (i + MOE_EPI_LD_CHUNK <= n && !(moe_epi_ld_outside(ids + i, limit) >> 31)) i += MOE_EPI_LD_CHUNK;
+    while (i < n && moe_epi_ld_id_key(ids[i]) <= limit) i++;
+    return i < n ? i : -1;
 }
 
 static moe_ep_status moe_epi_ld_fail_id(moe_ep_error *err, const char *arg, int64_t index, int32_t id)
@@ -5691,63 +6410,110 @@ static int64_t moe_epi_ld_tally(const int32_t *ids, int64_t n, int64_t *loads)
     return skipped;
 }
 
-/* One block into the sub-histograms h (MOE_EPI_HIST_WAYS, stride). */
-static void moe_epi_ld_hist_block(const int32_t *ids, int64_t n, uint32_t *h, size_t stride)
+/* Counts one chunk.  Four sub-histograms h (4, stride), each beginning with the place of -1, keep equal
+ * neighbours apart, which would wait for each other; 16 bits keep them in few cache lines, as a core stores
+ * to about one line per cycle. */
+MOE_EPI_LD_INLINE void moe_epi_ld_hist_chunk(const int32_t *ids, uint16_t *h, size_t stride)
 {
-    uint32_t *h1 = h + stride, *h2 = h1 + stride, *h3 = h2 + stride;
-    int64_t i;
-    for (i = 0; i + 4 <= n; i += 4) {
-        h[moe_epi_ld_id_key(ids[i])]++;
-        h1[moe_epi_ld_id_key(ids[i + 1])]++;
-        h2[moe_epi_ld_id_key(ids[i + 2])]++;
-        h3[moe_epi_ld_id_key(ids[i + 3])]++;
+    uint16_t *h0 = h + 1, *h1 = h0 + stride, *h2 = h1 + stride, *h3 = h2 + stride;
+    int i;
+    for (i = 0; i < MOE_EPI_LD_CHUNK; i += 8, ids += 8) {
+        h0[ids[0]]++;
+        h1[ids[1]]++;
+        h2[ids[2]]++;
+        h3[ids[3]]++;
+        h0[ids[4]]++;
+        h1[ids[5]]++;
+        h2[ids[6]]++;
+        h3[ids[7]]++;
     }
-    for (; i < n; i++) h[moe_epi_ld_id_key(ids[i])]++;
 }
 
-/* Counts in one pass over unchecked ids; loads is written only when all were good.
- * Each way counts at most n/4 + 3 ids, so n < 2^33 keeps 32-bit counters safe. */
-static moe_ep_status moe_epi_ld_hist(const int32_t *ids, int64_t n, int32_t E, int64_t *loads, int64_t *skipped,
-                                  const char *arg, moe_ep_error *err)
+/* Counts n <= MOE_EPI_LD_SEGMENT ids; 0 when a bad one was met, which then was not counted.  While a block is
+ * counted the next one is checked: the check waits for the memory, the counting for the store unit. */
+MOE_EPI_LD_INLINE int moe_epi_ld_hist_loops(const int32_t *ids, int64_t n, int32_t E, uint16_t *h, size_t stride)
 {
-    uint32_t h[MOE_EPI_HIST_WAYS * (MOE_EPI_HIST_EXPERTS + 1)];
+    const int64_t whole = n - n % MOE_EPI_LD_CHUNK;
+    const uint32_t limit = (uint32_t)E;
+    uint32_t outside = 0;
+    int64_t i, end;
+    for (i = 0; i < whole && i < MOE_EPI_LD_BLOCK; i += MOE_EPI_LD_CHUNK) outside |= moe_epi_ld_outside(ids + i, limit);
+    for (i = 0; i < whole && !(outside >> 31);) {
+        end = whole - i > MOE_EPI_LD_BLOCK ? i + MOE_EPI_LD_BLOCK : whole;
+        for (; i < end; i += MOE_EPI_LD_CHUNK) {
+            const int64_t ahead = i + MOE_EPI_LD_BLOCK < whole ? i + MOE_EPI_LD_BLOCK : i;
+            outside |= moe_epi_ld_outside(ids + ahead, limit);
+            moe_epi_ld_hist_chunk(ids + i, h, stride);
+        }
+    }
+    for (i = whole; i < n && !(outside >> 31); i++) {
+        const uint32_t key = moe_epi_ld_id_key(ids[i]);
+        outside |= key | (limit - key);
+        if (key <= limit) h[key]++;
+    }
+    return !(outside >> 31);
+}
+
+#if MOE_EPI_LD_WIDE
+__attribute__((target("avx2"))) static int moe_epi_ld_hist_wide(const int32_t *ids, int64_t n, int32_t E, uint16_t *h,
+                                                                size_t stride)
+{
+    return moe_epi_ld_hist_loops(ids, n, E, h, stride);
+}
+#endif
+
+static int moe_epi_ld_hist_segment(const int32_t *ids, int64_t n, int32_t E, uint16_t *h, size_t stride)
+{
+#if MOE_EPI_LD_WIDE
+    if (__builtin_cpu_supports("avx2")) return moe_epi_ld_hist_wide(ids, n, E, h, stride);
+#endif
+    return moe_epi_ld_hist_loops(ids, n, E, h, stride);
+}
+
+/* Counts unchecked ids in one pass; loads (E) and *skipped are written only when all were good. */
+static moe_ep_status moe_epi_ld_hist(const int32_t *ids, int64_t n, int32_t E, int add, int64_t *loads,
+                                     int64_t *skipped, const char *arg, moe_ep_error *err)
+{
+    uint16_t h[4 * (MOE_EPI_LD_EXPERTS + 1)];
+    int64_t total[MOE_EPI_LD_EXPERTS + 1], start, size, bad;
     const size_t stride = (size_t)E + 1u;
-    int64_t start, bad, end;
-    int32_t e;
-    MOE_EP_ASSERT(E <= MOE_EPI_HIST_EXPERTS);
-    MOE_EP_ASSERT(n < ((int64_t)1 << 33));
-    memset(h, 0, MOE_EPI_HIST_WAYS * stride * sizeof h[0]);
-    for (start = 0; start < n; start = end) {
-        end = n - start > MOE_EPI_HIST_BLOCK ? start + MOE_EPI_HIST_BLOCK : n;
-        bad = moe_epi_ld_bad_id(ids + start, end - start, E);
-        if (bad >= 0) return moe_epi_ld_fail_id(err, arg, start + bad, ids[start + bad]);
-        moe_epi_ld_hist_block(ids + start, end - start, h, stride);
+    size_t key;
+    MOE_EP_ASSERT(E <= MOE_EPI_LD_EXPERTS);
+    memset(total, 0, stride * sizeof total[0]);
+    for (start = 0; start < n; start += size) {
+        size = n - start > MOE_EPI_LD_SEGMENT ? MOE_EPI_LD_SEGMENT : n - start;
+        memset(h, 0, 4u * stride * sizeof h[0]);
+        if (!moe_epi_ld_hist_segment(ids + start, size, E, h, stride)) {
+            bad = start + moe_epi_ld_bad_id(ids + start, size, E);
+            return moe_epi_ld_fail_id(err, arg, bad, ids[bad]);
+        }
+        for (key = 0; key < stride; key++)
+            total[key] += h[key] + h[key + stride] + h[key + 2u * stride] + h[key + 3u * stride];
     }
-    *skipped = (int64_t)h[0] + h[stride] + h[2u * stride] + h[3u * stride];
-    for (e = 0; e < E; e++) {
-        size_t key = (size_t)e + 1u;
-        loads[e] = (int64_t)h[key] + h[key + stride] + h[key + 2u * stride] + h[key + 3u * stride];
-    }
+    *skipped = total[0];
+    for (key = 1; key < stride; key++) loads[key - 1u] = total[key] + (add ? loads[key - 1u] : 0);
     return MOE_EP_OK;
 }
 
-/* Checked arguments but unchecked ids -> loads (E) overwritten, *skipped. */
-static moe_ep_status moe_epi_ld_count(const int32_t *ids, int64_t n, int32_t E, int64_t *loads, int64_t *skipped,
-                                   const char *arg, moe_ep_error *err)
+/* Checked arguments but unchecked ids -> loads (E), overwritten or, add, grown by the counts; *skipped. */
+static moe_ep_status moe_epi_ld_count(const int32_t *ids, int64_t n, int32_t E, int add, int64_t *loads,
+                                      int64_t *skipped, const char *arg, moe_ep_error *err)
 {
     int64_t bad;
-    if (E <= MOE_EPI_HIST_EXPERTS && n >= 4 * (int64_t)E && n < ((int64_t)1 << 33))
-        return moe_epi_ld_hist(ids, n, E, loads, skipped, arg, err);
+    if (E <= MOE_EPI_LD_EXPERTS && n >= 8 * (int64_t)E)
+        return moe_epi_ld_hist(ids, n, E, add, loads, skipped, arg, err);
     bad = moe_epi_ld_bad_id(ids, n, E);
     if (bad >= 0) return moe_epi_ld_fail_id(err, arg, bad, ids[bad]);
-    memset(loads, 0, (size_t)E * sizeof *loads);
+    if (!add) memset(loads, 0, (size_t)E * sizeof *loads);
     *skipped = moe_epi_ld_tally(ids, n, loads);
     return MOE_EP_OK;
 }
 
-#undef MOE_EPI_HIST_EXPERTS
-#undef MOE_EPI_HIST_WAYS
-#undef MOE_EPI_HIST_BLOCK
+#undef MOE_EPI_LD_WIDE
+#undef MOE_EPI_LD_INLINE
+#undef MOE_EPI_LD_CHUNK
+#undef MOE_EPI_LD_BLOCK
+#undef MOE_EPI_LD_SEGMENT
 
 MOE_EP_API moe_ep_status moe_ep_expert_loads(const int32_t *ids, int64_t n, int32_t E, int64_t *loads,
                                              int64_t *skipped, moe_ep_error *err)
@@ -5760,7 +6526,7 @@ MOE_EP_API moe_ep_status moe_ep_expert_loads(const int32_t *ids, int64_t n, int3
     if (n < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must not be negative", -1, (double)n);
     if (n > 0 && !ids) return moe_epi_null(err, "ids");
     if (!loads) return moe_epi_null(err, "loads");
-    status = moe_epi_ld_count(ids, n, E, loads, &none, "ids", err);
+    status = moe_epi_ld_count(ids, n, E, 0, loads, &none, "ids", err);
     if (status == MOE_EP_OK && skipped) *skipped = none;
     return status;
 }
@@ -5769,11 +6535,13 @@ MOE_EP_API moe_ep_status moe_ep_expert_loads_add(const int32_t *ids, int64_t n, 
                                                  int64_t *skipped, moe_ep_error *err)
 {
     moe_ep_status status;
-    int64_t none;
+    int64_t none = 0;
     int32_t e;
     moe_epi_ok(err);
-    status = moe_epi_ld_check_ids(ids, n, E, "ids", err);
+    status = moe_epi_ld_check_ids(NULL, 0, E, "ids", err);
     if (status != MOE_EP_OK) return status;
+    if (n < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must not be negative", -1, (double)n);
+    if (n > 0 && !ids) return moe_epi_null(err, "ids");
     if (!loads) return moe_epi_null(err, "loads");
     for (e = 0; e < E; e++) {
         if (loads[e] < 0)
@@ -5781,9 +6549,9 @@ MOE_EP_API moe_ep_status moe_ep_expert_loads_add(const int32_t *ids, int64_t n, 
         if (loads[e] > INT64_MAX - n)
             return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "has no room for n more", e, (double)loads[e]);
     }
-    none = moe_epi_ld_tally(ids, n, loads);
-    if (skipped) *skipped += none;
-    return MOE_EP_OK;
+    status = moe_epi_ld_count(ids, n, E, 1, loads, &none, "ids", err);
+    if (status == MOE_EP_OK && skipped) *skipped += none;
+    return status;
 }
 
 /* ---- layers ---------------------------------------------------------------------------------------- */
@@ -5894,7 +6662,7 @@ MOE_EP_API moe_ep_status moe_ep_layer_loads(const moe_ep_ids *view, int64_t *loa
         if (token_stride == view->top_k) {
             here = 0;
             (void)moe_epi_ld_count(view->ids ? view->ids + (int64_t)l * layer_stride : NULL,
-                                view->num_tokens * view->top_k, view->num_experts, row, &here, "view.ids", err);
+                                view->num_tokens * view->top_k, view->num_experts, 0, row, &here, "view.ids", err);
         } else {
             memset(row, 0, (size_t)view->num_experts * sizeof *row);
             here = moe_epi_ld_layer_tally(view, l, token_stride, layer_stride, row);
@@ -5914,6 +6682,13 @@ static int32_t moe_epi_ld_block_rank(int64_t t, int64_t T, int32_t D)
     return (int32_t)(t < split ? t / (size + 1) : longer + (t - split) / size);
 }
 
+/* First token of a block; D's is T. */
+static int64_t moe_epi_ld_block_start(int64_t rank, int64_t T, int32_t D)
+{
+    const int64_t longer = T % D;
+    return rank * (T / D) + (rank < longer ? rank : longer);
+}
+
 MOE_EP_API int64_t moe_ep_rank_of_token(int64_t t, int64_t T, int32_t D, moe_ep_error *err)
 {
     moe_epi_ok(err);
@@ -5927,7 +6702,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_loads(const int32_t *ids, int64_t T, int32_
                                            const int32_t *source_rank, int32_t D, int64_t *loads,
                                            int64_t *skipped, moe_ep_error *err)
 {
-    int64_t n = 0, cells, t, none = 0;
+    int64_t n = 0, t, rank, first, last, here = 0, none = 0;
     moe_ep_status status;
     moe_epi_ok(err);
     status = moe_epi_ld_check_tk(T, K, &n, err);
@@ -5940,12 +6715,15 @@ MOE_EP_API moe_ep_status moe_ep_rank_loads(const int32_t *ids, int64_t T, int32_
         status = moe_epi_ld_check_devices(source_rank, T, D, "source_rank", err);
         if (status != MOE_EP_OK) return status;
     }
-    cells = (int64_t)D * E;
-    memset(loads, 0, (size_t)cells * sizeof *loads);
-    for (t = 0; t < T; t++) {
-        int32_t rank = source_rank ? source_rank[t] : moe_epi_ld_block_rank(t, T, D);
-        none += moe_epi_ld_tally(ids + t * K, K, loads + (int64_t)rank * E);
+    for (rank = 0; !source_rank && rank < D; rank++) { /* the ids of a rank lie behind each other */
+        first = moe_epi_ld_block_start(rank, T, D) * K;
+        last = moe_epi_ld_block_start(rank + 1, T, D) * K;
+        (void)moe_epi_ld_count(ids ? ids + first : NULL, last - first, E, 0, loads + rank * E, &here, "ids", err);
+        none += here;
     }
+    if (source_rank) memset(loads, 0, (size_t)D * (size_t)E * sizeof *loads);
+    for (t = 0; source_rank && t < T; t++)
+        none += moe_epi_ld_tally(ids + t * K, K, loads + (int64_t)source_rank[t] * E);
     if (skipped) *skipped = none;
     return MOE_EP_OK;
 }
@@ -13674,22 +14452,56 @@ static int64_t moe_epi_dp_starts(int64_t *counts, int32_t E)
     return sum;
 }
 
+/* Both maps of n assignments, four at a time; next[-1] counts the rows of the skipped.  Reading four rows before
+ * writing any is what lets the processor overlap them. */
+static void moe_epi_dp_place_both(const int32_t *ids, int64_t n, uint32_t *next, int32_t *row_to_flat,
+                                  int32_t *flat_to_row)
+{
+    int64_t i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        const uint32_t a = next[ids[i]]++, b = next[ids[i + 1]]++, c = next[ids[i + 2]]++, d = next[ids[i + 3]]++;
+        flat_to_row[i] = (int32_t)a;
+        row_to_flat[a] = (int32_t)i;
+        flat_to_row[i + 1] = (int32_t)b;
+        row_to_flat[b] = (int32_t)(i + 1);
+        flat_to_row[i + 2] = (int32_t)c;
+        row_to_flat[c] = (int32_t)(i + 2);
+        flat_to_row[i + 3] = (int32_t)d;
+        row_to_flat[d] = (int32_t)(i + 3);
+    }
+    for (; i < n; i++) {
+        const uint32_t row = next[ids[i]]++;
+        flat_to_row[i] = (int32_t)row;
+        row_to_flat[row] = (int32_t)i;
+    }
+}
+
+/* Both maps when the groups have no padding.  The skipped first get the rows behind the last group, where
+ * row_to_flat then tells which they were. */
+static void moe_epi_dp_place_packed(const int32_t *ids, int64_t n, int32_t E, int64_t rows, int64_t *cursor,
+                                    int32_t *row_to_flat, int32_t *flat_to_row)
+{
+    uint32_t next[MOE_EPI_LD_EXPERTS + 1]; /* 32 bits and on the stack: they stay in the first-level cache */
+    int64_t row;
+    int32_t e;
+    next[0] = (uint32_t)rows;
+    for (e = 0; e < E; e++) next[e + 1] = (uint32_t)cursor[e];
+    moe_epi_dp_place_both(ids, n, next + 1, row_to_flat, flat_to_row);
+    for (e = 0; e < E; e++) cursor[e] = (int64_t)next[e + 1];
+    for (row = rows; row < n; row++) {
+        flat_to_row[row_to_flat[row]] = -1;
+        row_to_flat[row] = -1;
+    }
+}
+
 /* Gives every assignment the next row of its expert; cursor (E) moves from starts to ends.  Either map may be
- * NULL. */
-static void moe_epi_dp_place(const int32_t *ids, int64_t n, int64_t *cursor, int32_t *row_to_flat,
-                             int32_t *flat_to_row)
+ * NULL.  rows: their number when row_to_flat is packed and n long, so that what is behind them becomes -1. */
+static void moe_epi_dp_place(const int32_t *ids, int64_t n, int32_t E, int64_t rows, int64_t *cursor,
+                             int32_t *row_to_flat, int32_t *flat_to_row)
 {
     int64_t i, row;
-    if (row_to_flat && flat_to_row) { /* the common case without its branches */
-        for (i = 0; i < n; i++) {
-            if (ids[i] < 0) {
-                flat_to_row[i] = -1;
-                continue;
-            }
-            row = cursor[ids[i]]++;
-            row_to_flat[row] = (int32_t)i;
-            flat_to_row[i] = (int32_t)row;
-        }
+    if (row_to_flat && flat_to_row && E <= MOE_EPI_LD_EXPERTS && n >= E) {
+        moe_epi_dp_place_packed(ids, n, E, rows, cursor, row_to_flat, flat_to_row);
         return;
     }
     for (i = 0; i < n; i++) {
@@ -13697,6 +14509,7 @@ static void moe_epi_dp_place(const int32_t *ids, int64_t n, int64_t *cursor, int
         if (row_to_flat && row >= 0) row_to_flat[row] = (int32_t)i;
         if (flat_to_row) flat_to_row[i] = (int32_t)row;
     }
+    for (row = rows; row_to_flat && row < n; row++) row_to_flat[row] = -1;
 }
 
 /* Ends (E) back to offsets (E+1); only for groups without padding, where an end is the next start. */
@@ -13730,12 +14543,11 @@ MOE_EP_API moe_ep_status moe_ep_permute(const int32_t *ids, int64_t n, int32_t E
     status = moe_epi_dp_check(ids, n, E, err);
     if (status != MOE_EP_OK) return status;
     if (!offsets) return moe_epi_null(err, "offsets");
-    status = moe_epi_ld_count(ids, n, E, offsets, &skipped, "ids", err);
+    status = moe_epi_ld_count(ids, n, E, 0, offsets, &skipped, "ids", err);
     if (status != MOE_EP_OK) return status;
     rows = moe_epi_dp_starts(offsets, E);
-    moe_epi_dp_place(ids, n, offsets, row_to_flat, flat_to_row);
+    moe_epi_dp_place(ids, n, E, rows, offsets, row_to_flat, flat_to_row);
     moe_epi_dp_offsets(offsets, E);
-    if (row_to_flat) moe_epi_dp_fill(row_to_flat, rows, n, -1);
     return MOE_EP_OK;
 }
 
@@ -13781,7 +14593,8 @@ MOE_EP_API moe_ep_status moe_ep_send_counts(const int32_t *ids, int64_t n, int32
                                             int32_t D, int64_t *counts, int64_t *skipped, moe_ep_error *err)
 {
     moe_ep_status status;
-    int64_t i, none = 0;
+    int64_t loads[MOE_EPI_LD_EXPERTS], i, none = 0;
+    int32_t e;
     moe_epi_ok(err);
     status = moe_epi_ld_check_ids(ids, n, E, "ids", err);
     if (status != MOE_EP_OK) return status;
@@ -13792,9 +14605,14 @@ MOE_EP_API moe_ep_status moe_ep_send_counts(const int32_t *ids, int64_t n, int32
         if (status != MOE_EP_OK) return status;
     }
     memset(counts, 0, (size_t)D * sizeof *counts);
-    for (i = 0; i < n; i++) {
-        if (ids[i] >= 0) counts[device_of_expert ? device_of_expert[ids[i]] : ids[i] % D]++;
-        else none++;
+    if (E <= MOE_EPI_LD_EXPERTS && n >= E) { /* by expert first: no division per id */
+        (void)moe_epi_ld_count(ids, n, E, 0, loads, &none, "ids", err);
+        for (e = 0; e < E; e++) counts[device_of_expert ? device_of_expert[e] : e % D] += loads[e];
+    } else {
+        for (i = 0; i < n; i++) {
+            if (ids[i] >= 0) counts[device_of_expert ? device_of_expert[ids[i]] : ids[i] % D]++;
+            else none++;
+        }
     }
     if (skipped) *skipped = none;
     return MOE_EP_OK;
@@ -14117,10 +14935,9 @@ static moe_ep_status moe_epi_dp_sglang(const int32_t *ids, int64_t n, int32_t E,
     if (n > 0 && !sorted_ids) return moe_epi_null(err, "sorted_ids");
     if (n > 0 && !src2dst) return moe_epi_null(err, "src2dst");
     if (!seg_indptr) return moe_epi_null(err, "seg_indptr");
-    status = moe_epi_ld_count(ids, n, E, seg_indptr, &none, "ids", err);
+    status = moe_epi_ld_count(ids, n, E, 0, seg_indptr, &none, "ids", err);
     if (status != MOE_EP_OK) return status;
-    (void)moe_epi_dp_starts(seg_indptr, E);
-    moe_epi_dp_place(ids, n, seg_indptr, NULL, src2dst);
+    moe_epi_dp_place(ids, n, E, moe_epi_dp_starts(seg_indptr, E), seg_indptr, NULL, src2dst);
     moe_epi_dp_offsets(seg_indptr, E);
     shift = keep ? none : 0;
     next = shift - none; /* row of the first -1 */
@@ -14370,14 +15187,14 @@ MOE_EP_API moe_ep_status moe_ep_trtllm_permute(const int32_t *ids, int64_t T, in
     status = moe_epi_arena_open(&arena, scratch, total, err);
     if (status != MOE_EP_OK) return status;
     cursor = (int64_t *)moe_epi_take(&arena, (int64_t)E + 1, sizeof *cursor);
-    status = moe_epi_ld_count(ids, n, E, cursor, &none, "ids", err);
+    status = moe_epi_ld_count(ids, n, E, 0, cursor, &none, "ids", err);
     if (status == MOE_EP_OK) {
         (void)moe_epi_dp_pad(cursor, E, padding, 0, &rows, cursor);
         if (rows > max_rows) status = moe_epi_fail(err, MOE_EP_ERR_SIZE, "max_rows", "rows needed", -1, (double)rows);
     }
     if (status == MOE_EP_OK) {
         memcpy(padded_offsets, cursor, ((size_t)E + 1u) * sizeof *cursor);
-        moe_epi_dp_place(ids, n, cursor, NULL, expanded_to_permuted);
+        moe_epi_dp_place(ids, n, E, rows, cursor, NULL, expanded_to_permuted);
         if (permuted_to_expanded) moe_epi_dp_fill(permuted_to_expanded, 0, max_rows, -1);
         if (permuted_to_token) moe_epi_dp_fill(permuted_to_token, 0, max_rows, -1);
         for (i = 0; i < n; i++) {
@@ -14405,12 +15222,11 @@ MOE_EP_API moe_ep_status moe_ep_megablocks_bins(const int32_t *ids, int64_t n, i
     if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1,
                                             (double)block_size);
     if (!bins) return moe_epi_null(err, "bins");
-    status = moe_epi_ld_count(ids, n, E, bins, &none, "ids", err);
+    status = moe_epi_ld_count(ids, n, E, 0, bins, &none, "ids", err);
     if (status != MOE_EP_OK) return status;
     if (counts) memcpy(counts, bins, (size_t)E * sizeof *bins);
     rows = moe_epi_dp_starts(bins, E);
-    moe_epi_dp_place(ids, n, bins, indices, NULL); /* starts become inclusive ends, which are the bins */
-    if (indices) moe_epi_dp_fill(indices, rows, n, -1);
+    moe_epi_dp_place(ids, n, E, rows, bins, indices, NULL); /* starts become inclusive ends: the bins */
     for (start = 0, e = 0; e < E; start = bins[e], e++) {
         if (bin_ids) moe_epi_dp_fill(bin_ids, start, bins[e], e);
         (void)moe_epi_dp_round_up(bins[e] - start, block_size, &padded);
@@ -14470,22 +15286,19 @@ static moe_ep_status moe_epi_dp_check_places(int32_t R, const char *arg, moe_ep_
 
 /* ---- DeepEP ----------------------------------------------------------------------------------------- */
 
-#define MOE_EPI_DP_TABLE 4096
-
-/* What the layout loops share. */
+/* Places (ranks or nodes) of the experts. */
 typedef struct moe_epi_dp_owner {
     const int32_t *device_of_expert; /* NULL = blocks */
-    int32_t experts_per_rank, ranks_per_node, R;
+    int32_t experts_per_rank, ranks_per_place;
 } moe_epi_dp_owner;
 
-static int32_t moe_epi_dp_rank_of(const moe_epi_dp_owner *o, int32_t e)
+static int32_t moe_epi_dp_place_of(const moe_epi_dp_owner *o, int32_t e)
 {
-    return o->device_of_expert ? o->device_of_expert[e] : e / o->experts_per_rank;
+    return (o->device_of_expert ? o->device_of_expert[e] : e / o->experts_per_rank) / o->ranks_per_place;
 }
 
-/* Tokens per rank (or, per_node, per node), each token once. */
-static void moe_epi_dp_count_places(const int32_t *ids, int64_t T, int32_t K, const moe_epi_dp_owner *o, int per_node,
-                                    int64_t *tokens)
+/* Tokens per place, each token once: any number of places. */
+static void moe_epi_dp_count_many(const int32_t *ids, int64_t T, int32_t K, const moe_epi_dp_owner *o, int64_t *tokens)
 {
     moe_epi_dp_marks marks;
     int64_t t;
@@ -14494,54 +15307,136 @@ static void moe_epi_dp_count_places(const int32_t *ids, int64_t T, int32_t K, co
     for (t = 0; t < T; t++, ids += K) {
         for (k = 0; k < K; k++) {
             if (ids[k] < 0) continue;
-            place = moe_epi_dp_rank_of(o, ids[k]);
-            if (per_node) place /= o->ranks_per_node;
+            place = moe_epi_dp_place_of(o, ids[k]);
             tokens[place] += moe_epi_dp_mark(&marks, place);
         }
-        for (k = 0; k < K; k++) {
-            if (ids[k] < 0) continue;
-            place = moe_epi_dp_rank_of(o, ids[k]);
-            moe_epi_dp_unmark(&marks, per_node ? place / o->ranks_per_node : place);
-        }
+        for (k = 0; k < K; k++)
+            if (ids[k] >= 0) moe_epi_dp_unmark(&marks, moe_epi_dp_place_of(o, ids[k]));
     }
 }
 
-/* The rank counts alone for at most 64 ranks: the marks are one register. */
-static void moe_epi_dp_count_few(const int32_t *ids, int64_t T, int32_t K, const moe_epi_dp_owner *o, int64_t *tokens)
+/* For at most 64 places a token's places are one word.  How many words have bit b set?  The words are added up
+ * in columns: plane[p] holds bit p of all 64 counts, and eight words go in at once through full adders, so that
+ * no count is stored per token. */
+#define MOE_EPI_DP_PLANES 12
+#define MOE_EPI_DP_WORDS 4088 /* most words between two flushes: fewer than 2^planes, a multiple of eight */
+
+typedef struct moe_epi_dp_columns {
+    uint64_t plane[MOE_EPI_DP_PLANES];
+} moe_epi_dp_columns;
+
+/* One full adder per bit: a + b + c = sum + 2 carry. */
+static uint64_t moe_epi_dp_full_add(uint64_t a, uint64_t b, uint64_t c, uint64_t *carry)
 {
-    int64_t t;
+    const uint64_t u = a ^ b;
+    *carry = (a & b) | (u & c);
+    return u ^ c;
+}
+
+static void moe_epi_dp_columns_add8(moe_epi_dp_columns *s, const uint64_t *w)
+{
+    uint64_t two_a, two_b, two_c, two_d, four_a, four_b, carry, old;
+    int p;
+    s->plane[0] = moe_epi_dp_full_add(s->plane[0], w[0], w[1], &two_a);
+    s->plane[0] = moe_epi_dp_full_add(s->plane[0], w[2], w[3], &two_b);
+    s->plane[0] = moe_epi_dp_full_add(s->plane[0], w[4], w[5], &two_c);
+    s->plane[0] = moe_epi_dp_full_add(s->plane[0], w[6], w[7], &two_d);
+    s->plane[1] = moe_epi_dp_full_add(s->plane[1], two_a, two_b, &four_a);
+    s->plane[1] = moe_epi_dp_full_add(s->plane[1], two_c, two_d, &four_b);
+    s->plane[2] = moe_epi_dp_full_add(s->plane[2], four_a, four_b, &carry);
+    for (p = 3; p < MOE_EPI_DP_PLANES; p++) {
+        old = s->plane[p];
+        s->plane[p] = old ^ carry;
+        carry &= old;
+    }
+}
+
+static void moe_epi_dp_columns_flush(moe_epi_dp_columns *s, int32_t places, int64_t *tokens)
+{
+    int32_t b, p;
+    for (b = 0; b < places; b++)
+        for (p = 0; p < MOE_EPI_DP_PLANES; p++) tokens[b] += (int64_t)((s->plane[p] >> b) & 1u) << p;
+    memset(s, 0, sizeof *s);
+}
+
+/* The word of one token; bit_of[-1] is 0. */
+static uint64_t moe_epi_dp_token_word(const int32_t *ids, int32_t K, const uint64_t *bit_of)
+{
+    uint64_t word = 0;
     int32_t k;
-    for (t = 0; t < T; t++, ids += K) {
-        uint64_t seen = 0;
-        for (k = 0; k < K; k++) {
-            int32_t rank;
-            if (ids[k] < 0) continue;
-            rank = moe_epi_dp_rank_of(o, ids[k]);
-            tokens[rank] += (int64_t)((~seen >> rank) & 1u);
-            seen |= (uint64_t)1 << rank;
+    for (k = 0; k + 4 <= K; k += 4)
+        word |= (bit_of[ids[k]] | bit_of[ids[k + 1]]) | (bit_of[ids[k + 2]] | bit_of[ids[k + 3]]);
+    for (; k < K; k++) word |= bit_of[ids[k]];
+    return word;
+}
+
+/* Adds the tokens of at most 64 places to tokens. */
+static void moe_epi_dp_count_words(const int32_t *ids, int64_t T, int32_t K, const uint64_t *bit_of, int32_t places,
+                                   int64_t *tokens)
+{
+    moe_epi_dp_columns columns;
+    uint64_t word[8];
+    int64_t t, added = 0;
+    int32_t j;
+    memset(&columns, 0, sizeof columns);
+    for (t = 0; t < T; t += 8) {
+        for (j = 0; j < 8; j++, ids += K) {
+            if (t + j >= T) break;
+            word[j] = moe_epi_dp_token_word(ids, K, bit_of);
         }
+        for (; j < 8; j++) word[j] = 0;
+        moe_epi_dp_columns_add8(&columns, word);
+        added += 8;
+        if (added < MOE_EPI_DP_WORDS) continue;
+        moe_epi_dp_columns_flush(&columns, places, tokens);
+        added = 0;
+    }
+    moe_epi_dp_columns_flush(&columns, places, tokens);
+}
+
+#undef MOE_EPI_DP_PLANES
+#undef MOE_EPI_DP_WORDS
+
+/* tokens (P) of P places, each token once per place. */
+static void moe_epi_dp_count_places(const int32_t *ids, int64_t T, int32_t K, int32_t E, const moe_epi_dp_owner *o,
+                                    int32_t P, int64_t *tokens)
+{
+    uint64_t bit_of[MOE_EPI_LD_EXPERTS + 1];
+    int32_t first, e, place;
+    memset(tokens, 0, (size_t)P * sizeof *tokens);
+    if (P > 256 || E > MOE_EPI_LD_EXPERTS || T < E / 8) { /* more passes than marks cost, or a table too dear */
+        moe_epi_dp_count_many(ids, T, K, o, tokens);
+        return;
+    }
+    bit_of[0] = 0;
+    for (first = 0; first < P; first += 64) {
+        for (e = 0; e < E; e++) {
+            place = moe_epi_dp_place_of(o, e) - first;
+            bit_of[e + 1] = place >= 0 && place < 64 ? (uint64_t)1 << place : 0;
+        }
+        moe_epi_dp_count_words(ids, T, K, bit_of + 1, P - first < 64 ? P - first : 64, tokens + first);
     }
 }
 
 /* The (T,R) arrays. */
 static void moe_epi_dp_fill_ranks(const int32_t *ids, int64_t T, int32_t K, const moe_epi_dp_owner *o,
-                                  const moe_ep_layout *out)
+                                  int32_t R, const moe_ep_layout *out)
 {
-    int64_t t, cells = T * o->R;
+    int64_t t, cells = T * R;
     int32_t k, r, next;
     if (out->is_token_in_rank) memset(out->is_token_in_rank, 0, (size_t)cells);
     if (out->token_idx_in_rank) moe_epi_dp_fill(out->token_idx_in_rank, 0, cells, -1);
     for (t = 0; t < T; t++)
         for (k = 0; k < K; k++) {
             if (ids[t * K + k] < 0) continue;
-            r = moe_epi_dp_rank_of(o, ids[t * K + k]);
-            if (out->is_token_in_rank) out->is_token_in_rank[t * o->R + r] = 1;
-            if (out->token_idx_in_rank) out->token_idx_in_rank[t * o->R + r] = 0;
+            r = moe_epi_dp_place_of(o, ids[t * K + k]);
+            if (out->is_token_in_rank) out->is_token_in_rank[t * R + r] = 1;
+            if (out->token_idx_in_rank) out->token_idx_in_rank[t * R + r] = 0;
         }
     if (!out->token_idx_in_rank) return;
-    for (r = 0; r < o->R; r++)
+    for (r = 0; r < R; r++)
         for (next = 0, t = 0; t < T; t++)
-            if (out->token_idx_in_rank[t * o->R + r] == 0) out->token_idx_in_rank[t * o->R + r] = next++;
+            if (out->token_idx_in_rank[t * R + r] == 0) out->token_idx_in_rank[t * R + r] = next++;
 }
 
 MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int32_t K, int32_t E, int32_t R,
@@ -14550,7 +15445,7 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
 {
     moe_ep_status status;
     moe_epi_dp_owner owner;
-    int32_t table[MOE_EPI_DP_TABLE], nodes, e; /* a look-up is several times faster than the division */
+    int32_t nodes;
     int64_t n = 0, cells, none = 0;
     moe_epi_ok(err);
     status = moe_epi_ld_check_tk(T, K, &n, err);
@@ -14569,28 +15464,17 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "T", "T*R does not fit", -1, (double)T);
     owner.device_of_expert = device_of_expert;
     owner.experts_per_rank = device_of_expert ? 1 : E / R;
-    owner.ranks_per_node = ranks_per_node > 0 ? ranks_per_node : R;
-    owner.R = R;
-    if (!device_of_expert && E <= MOE_EPI_DP_TABLE) {
-        for (e = 0; e < E; e++) table[e] = e / owner.experts_per_rank;
-        owner.device_of_expert = table;
-    }
-    nodes = R / owner.ranks_per_node + (R % owner.ranks_per_node > 0);
-    if (layout->tokens_per_rank) {
-        memset(layout->tokens_per_rank, 0, (size_t)R * sizeof(int64_t));
-        if (R <= 64) moe_epi_dp_count_few(ids, T, K, &owner, layout->tokens_per_rank);
-        else moe_epi_dp_count_places(ids, T, K, &owner, 0, layout->tokens_per_rank);
-    }
-    if (layout->tokens_per_node) {
-        memset(layout->tokens_per_node, 0, (size_t)nodes * sizeof(int64_t));
-        moe_epi_dp_count_places(ids, T, K, &owner, 1, layout->tokens_per_node);
-    }
-    if (layout->tokens_per_expert) (void)moe_epi_ld_count(ids, n, E, layout->tokens_per_expert, &none, "ids", err);
-    if (layout->is_token_in_rank || layout->token_idx_in_rank) moe_epi_dp_fill_ranks(ids, T, K, &owner, layout);
+    owner.ranks_per_place = ranks_per_node > 0 ? ranks_per_node : R;
+    nodes = R / owner.ranks_per_place + (R % owner.ranks_per_place > 0);
+    if (layout->tokens_per_node) moe_epi_dp_count_places(ids, T, K, E, &owner, nodes, layout->tokens_per_node);
+    owner.ranks_per_place = 1;
+    if (layout->tokens_per_rank) moe_epi_dp_count_places(ids, T, K, E, &owner, R, layout->tokens_per_rank);
+    if (layout->tokens_per_expert) (void)moe_epi_ld_count(ids, n, E, 0, layout->tokens_per_expert, &none, "ids", err);
+    if (layout->is_token_in_rank || layout->token_idx_in_rank) moe_epi_dp_fill_ranks(ids, T, K, &owner, R, layout);
     return MOE_EP_OK;
 }
 
-#undef MOE_EPI_DP_TABLE
+#undef MOE_EPI_LD_EXPERTS
 
 /* ---- traffic ---------------------------------------------------------------------------------------- */
 
@@ -14856,25 +15740,25 @@ enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_
  * links {alpha, intra, inter, p, alpha_in_norm}: low-latency dispatch, combine, normal dispatch, combine. */
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
     {"h100", "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; links fit on aiconfigurator's DeepEP tables",
-     8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.64, 2, 64},
+     8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
      {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
     {"h800", "H800: InferSim hardware and grouped GEMM tables (142 points, median 4 %); links fit on DeepEP's published tables",
-     8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.64, 2, 64},
+     8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
      {38e-6, 160e9, 48e9, 0, 0}, {38e-6, 160e9, 48e9, 0, 0}, {36e-6, 145e9, 44e9, 0, 0}, {54e-6, 145e9, 44e9, 0, 0}},
     {"h20", "H20: InferSim hardware and grouped GEMM tables (852 points, median 9 %); links as fitted for H100",
      8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64},
      {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
     {"h200", "H200 SXM: aiconfigurator h200_sxm; GEMM and links as fitted for H800 and H100",
-     8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.64, 2, 64},
+     8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
      {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
     {"b200", "B200: vendor figures; GEMM constants of H800 (not fitted); NVLink fit on aiconfigurator tables, 400 Gb/s NIC",
-     8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.64, 2, 128},
+     8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128},
      {12e-6, 460e9, 48e9, 0, 0}, {12e-6, 460e9, 48e9, 0, 0}, {36e-6, 460e9, 46e9, 2, 0}, {54e-6, 460e9, 46e9, 2, 0}},
     {"gb200", "GB200 NVL72: aiconfigurator gb200; GEMM constants of H800 (not fitted); links fit on TensorRT-LLM blog 18, one-sided",
-     72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.64, 2, 128},
+     72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128},
      {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}, {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}},
     {"rtxpro6000", "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); vendor FLOP/s",
-     8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.64, 2, 64},
+     8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64},
      {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}}
 };
 
@@ -16684,7 +17568,8 @@ MOE_EPI_FW_Z static void moe_epi_fw_z_exp(float *v, int n)
         __m512 x = _mm512_loadu_ps(v + i), q, r, p;
         x = _mm512_maskz_max_ps(0xffff, x, _mm512_set1_ps(MOE_EPI_FW_EXP_LO));
         x = _mm512_maskz_min_ps(0xffff, x, _mm512_set1_ps(MOE_EPI_FW_EXP_HI));
-        q = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtps_epi32(0xffff, _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f))));
+        q = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)); /* the nearest integer, by way of one */
+        q = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtps_epi32(0xffff, q));
         r = _mm512_fnmadd_ps(q, _mm512_set1_ps(0.693359375f), x);
         r = _mm512_fnmadd_ps(q, _mm512_set1_ps(-2.12194440e-4f), r);
         MOE_EPI_FW_EXP_P(_mm512_fmadd_ps, _mm512_set1_ps, p, r);
@@ -16718,7 +17603,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
     __m128 t;
     s = _mm512_add_ps(s, MOE_EPI_FW_Z_LANES(s, 0xb1));
     s = _mm512_add_ps(s, MOE_EPI_FW_Z_LANES(s, 0x4e));
-    t = _mm512_castps512_ps128(_mm512_maskz_permutexvar_ps(0xffff, first, s));
+    t = _mm512_maskz_extractf32x4_ps(0xf, _mm512_maskz_permutexvar_ps(0xffff, first, s), 0);
     _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), t) : t);
 }
 
@@ -18089,7 +18974,8 @@ static moe_ep_status moe_epi_hk_check_hooks(const moe_ep_rank_desc *d, moe_ep_er
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.size", "must be sizeof(moe_ep_hooks)", -1, (double)h->size);
     if (!h) h = &none;
     if ((h->alloc_fn == NULL) != (h->free_fn == NULL))
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.alloc_fn", "give both alloc_fn and free_fn or neither", -1, 0.0);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.alloc_fn", "give both alloc_fn and free_fn or neither",
+                            -1, 0.0);
     if (d->num_ranks > 1 && !h->counts)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.counts", "needed with more than one rank", -1, 0.0);
     if (d->num_ranks > 1 && !h->dispatch)
@@ -18115,7 +19001,8 @@ static moe_ep_status moe_epi_hk_check_slots(const moe_ep_rank_desc *d, moe_ep_er
     n = d->slot_start[d->rank + 1] - d->slot_start[d->rank];
     if (!d->layer) return MOE_EP_OK;
     if (!d->slot_expert && n > d->layer->experts->num_experts)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "slot_start", "more slots here than experts in layer", d->rank, (double)n);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "slot_start", "more slots here than experts in layer",
+                            d->rank, (double)n);
     for (s = 0; d->slot_expert && s < n; s++)
         if (d->slot_expert[s] < -1 || d->slot_expert[s] >= d->layer->experts->num_experts)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_expert", "neither -1 nor in 0..E-1", s,
@@ -18183,7 +19070,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_d
     st = moe_epi_hk_check(desc, err);
     if (st != MOE_EP_OK) return st;
     k = (moe_epi_hk_rank *)moe_epi_malloc(&desc->alloc, sizeof *k);
-    if (!k) return moe_epi_fail(err, MOE_EP_ERR_MEMORY, "alloc", "bytes that could not be allocated", -1, (double)sizeof *k);
+    if (!k) return moe_epi_fail(err, MOE_EP_ERR_MEMORY, "alloc", "bytes that could not be allocated",
+                                -1, (double)sizeof *k);
     memset(k, 0, sizeof *k);
     if (desc->hooks) k->hooks = *desc->hooks;
     k->layer = desc->layer;
@@ -18303,25 +19191,19 @@ static moe_ep_status moe_epi_hk_check_tokens(const moe_epi_hk_rank *k, int64_t T
     int64_t n;
     if (T < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)T);
     if (!moe_epi_mul(T, k->K, &n) || n > INT64_MAX / 64 || (uint64_t)n > (uint64_t)(SIZE_MAX / 8u) / k->row_bytes)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "tokens * top_k * hidden does not fit", -1, (double)T);
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "tokens * top_k * hidden does not fit",
+                            -1, (double)T);
     return MOE_EP_OK;
 }
 
-MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_tokens, int64_t max_rows,
-                                             moe_ep_error *err)
+/* Memory of the first `sides` micro-batches. */
+static moe_ep_status moe_epi_hk_reserve(moe_epi_hk_rank *k, int sides, int64_t max_tokens, int64_t max_rows,
+                                        moe_ep_error *err)
 {
-    moe_epi_hk_rank *k;
     moe_epi_arena a;
-    moe_ep_status st;
+    moe_ep_status st = MOE_EP_OK;
     int i;
-    moe_epi_ok(err);
-    if (!rank || !rank->state) return moe_epi_null(err, "rank");
-    k = rank->state;
-    st = moe_epi_hk_check_tokens(k, max_tokens, err);
-    if (st != MOE_EP_OK) return st;
-    if (max_rows < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "max_rows", "must not be negative", -1, (double)max_rows);
-    for (i = 0; st == MOE_EP_OK && i < 2; i++) {
+    for (i = 0; st == MOE_EP_OK && i < sides; i++) {
         size_t out = 0, in = 0;
         moe_epi_hk_out_need(&out, k, max_tokens * k->K);
         moe_epi_need(&in, max_rows, sizeof(int64_t));
@@ -18332,7 +19214,21 @@ MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_toke
     }
     if (st == MOE_EP_OK)
         st = moe_epi_arena_open(&a, &k->compute, moe_epi_hk_compute_need(k, max_tokens, max_rows), err);
-    if (st == MOE_EP_OK) k->max_rows = max_rows;
+    return st;
+}
+
+MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_tokens, int64_t max_rows,
+                                             moe_ep_error *err)
+{
+    moe_ep_status st;
+    moe_epi_ok(err);
+    if (!rank || !rank->state) return moe_epi_null(err, "rank");
+    st = moe_epi_hk_check_tokens(rank->state, max_tokens, err);
+    if (st != MOE_EP_OK) return st;
+    if (max_rows < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "max_rows", "must not be negative", -1, (double)max_rows);
+    st = moe_epi_hk_reserve(rank->state, 2, max_tokens, max_rows, err);
+    if (st == MOE_EP_OK) rank->state->max_rows = max_rows;
     return st;
 }
 
@@ -18353,13 +19249,15 @@ static moe_ep_status moe_epi_hk_check_batch(const moe_epi_hk_rank *k, const moe_
     if (b->num_tokens > 0 && !b->y) return moe_epi_null(err, "y");
     if (b->no_plan) {
         if (!k->hooks.dispatch || !k->hooks.experts || !k->hooks.combine)
-            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "no_plan", "needs dispatch, experts and combine hooks", -1, 1.0);
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "no_plan", "needs dispatch, experts and combine hooks",
+                                -1, 1.0);
         return MOE_EP_OK;
     }
     if (n > 0 && !b->slot_ids) return moe_epi_null(err, "slot_ids");
     for (i = 0; i < n; i++)
         if (b->slot_ids[i] < -1 || b->slot_ids[i] >= k->P + k->num_null)
-            return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_ids", "neither -1 nor a slot", i, (double)b->slot_ids[i]);
+            return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_ids", "neither -1 nor a slot",
+                                i, (double)b->slot_ids[i]);
     if (n > 0 && b->weights) return moe_epi_fw_check_finite(b->weights, n, "weights", err);
     return MOE_EP_OK;
 }
@@ -18452,7 +19350,8 @@ static moe_ep_status moe_epi_hk_check_recv(const moe_epi_hk_rank *k, const moe_e
             c = s->recv_slots[i];
             if (c < 0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "counts", "negative count received", i, (double)c);
             if (c > 0 && (l >= k->nslots || k->slot_empty[l]))
-                return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "counts", "rows for a slot that is empty here", i, (double)c);
+                return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "counts", "rows for a slot that is empty here",
+                                    i, (double)c);
             if (c > INT64_MAX / 64 - total)
                 return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "counts", "rows received do not fit", i, (double)c);
             total += c;
@@ -18592,7 +19491,8 @@ MOE_EP_API moe_ep_status moe_ep_plan_pack(const moe_ep_plan *plan, const void *x
     moe_epi_ok(err);
     if (!plan) return moe_epi_null(err, "plan");
     if (plan->weight_on_input && row_bytes % sizeof(float) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_bytes", "weights multiply float rows only", -1, (double)row_bytes);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_bytes", "weights multiply float rows only",
+                            -1, (double)row_bytes);
     st = moe_epi_hk_move(x, plan->send_token, rows, NULL, plan->nsend, row_bytes, err);
     if (st != MOE_EP_OK || !plan->weight_on_input) return st;
     for (i = 0; i < plan->nsend; i++) {
@@ -18672,7 +19572,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     return MOE_EP_OK;
 }
 
-/* ---- the stages ---------------------------------------------------------------------------------------------------- */
+/* ---- the stages ------------------------------------------------------------------------------------ */
 
 static moe_ep_status moe_epi_hk_side_of(moe_ep_rank *rank, int32_t batch, moe_epi_hk_side **side, moe_ep_error *err)
 {
@@ -18814,7 +19714,7 @@ typedef struct moe_epi_hk_member {
     int32_t rank;
     moe_ep_rank handle;
     int64_t token0, tokens;
-    moe_ep_scratch memory; /* rows on their way back */
+    float *back; /* (rows sent, H) on their way home */
 } moe_epi_hk_member;
 
 struct moe_epi_hk_world {
@@ -18869,26 +19769,19 @@ static int moe_epi_hk_world_combine(void *user, const moe_ep_plan *plan, const v
 {
     moe_epi_hk_member *m = (moe_epi_hk_member *)user;
     const moe_epi_hk_side *mine = &m->handle.state->side[plan->batch];
-    moe_epi_arena a;
-    size_t total = 0;
     int64_t H = (int64_t)(row_bytes / sizeof(float)), i;
     int32_t src;
-    float *back;
     moe_ep_status st;
     (void)ry;
     (void)stream;
-    moe_epi_need(&total, plan->nsend, row_bytes);
-    st = moe_epi_arena_open(&a, &m->memory, total, NULL);
-    if (st != MOE_EP_OK) return (int)st;
-    back = (float *)moe_epi_take(&a, plan->nsend, row_bytes);
     for (src = 0; src < plan->nranks; src++) {
         const moe_epi_hk_side *peer = &m->world->members[src].handle.state->side[plan->batch];
         for (i = 0; i < plan->send_rows[src]; i++) {
             int64_t at = peer->plan.recv_row[peer->plan.recv_start[plan->rank] + i];
-            memcpy(back + (plan->send_start[src] + i) * H, (const float *)peer->ry + at * H, row_bytes);
+            memcpy(m->back + (plan->send_start[src] + i) * H, (const float *)peer->ry + at * H, row_bytes);
         }
     }
-    st = moe_ep_plan_sum(plan, m->world->d, m->world->p->num_slots, (int32_t)H, (const float *)mine->x, back,
+    st = moe_ep_plan_sum(plan, m->world->d, m->world->p->num_slots, (int32_t)H, (const float *)mine->x, m->back,
                          (float *)y, &m->handle.state->compute, NULL);
     return (int)st;
 }
@@ -18946,7 +19839,8 @@ static moe_ep_status moe_epi_hk_slots(moe_epi_hk_world *w, const int32_t *ids, i
             slot = replicas[start[e] + (int32_t)(turn[e]++ % copies)];
         }
         if (given && given[i] != slot)
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "slot_ids", "differs from what ids say", i, (double)given[i]);
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "slot_ids", "differs from what ids say",
+                                i, (double)given[i]);
         w->slot_ids[i] = slot;
     }
     return MOE_EP_OK;
@@ -18990,12 +19884,63 @@ static void moe_epi_hk_board(moe_epi_hk_world *w, moe_ep_ranks_result *res)
     }
 }
 
+/* Memory of the ranks: pieces of the scratch, given out in order and never taken back. */
+typedef struct moe_epi_hk_pool {
+    unsigned char *base;
+    size_t used, bytes;
+} moe_epi_hk_pool;
+
+static void *moe_epi_hk_pool_alloc(void *user, size_t bytes)
+{
+    moe_epi_hk_pool *p = (moe_epi_hk_pool *)user;
+    void *piece = p->base + p->used;
+    bytes = (bytes + 63u) & ~(size_t)63u;
+    if (bytes > p->bytes - p->used) return NULL;
+    p->used += bytes;
+    return piece;
+}
+
+static void moe_epi_hk_pool_free(void *user, void *ptr, size_t bytes)
+{
+    (void)user;
+    (void)ptr;
+    (void)bytes;
+}
+
+/* At least what the ranks will take for T tokens of n choices in all; the same for every routing. */
+static void moe_epi_hk_pool_need(size_t *total, const moe_epi_hk_world *w, int64_t T, int64_t n)
+{
+    const moe_ep_weights *e = w->d->experts, *s = w->d->shared;
+    int64_t D = w->p->num_devices, H = e->hidden, S = s ? s->num_experts : 0;
+    int64_t pads = moe_epi_fw_pad(H) + 2 * moe_epi_fw_pad(e->inter);
+    moe_epi_need(total, D, sizeof(moe_epi_hk_rank) + 4096u); /* states, and rounding of some forty pieces each */
+    moe_epi_need(total, D * D * w->per_rank, 2 * sizeof(int64_t));
+    moe_epi_need(total, D * (D + 1), sizeof(int32_t) + 4 * sizeof(int64_t));
+    moe_epi_need(total, w->p->num_slots, 64u + sizeof(moe_epi_fw_group));
+    moe_epi_need(total, n, 64u);                                   /* plan arrays, out and in */
+    moe_epi_need(total, n, (size_t)(4 * H + pads) * sizeof(float)); /* rx, ry, back, sums; expert stages */
+    moe_epi_need(total, T * S, (size_t)H * sizeof(float));
+    if (s) moe_epi_need(total, T, (size_t)(moe_epi_fw_pad(H) + 2 * S * moe_epi_fw_pad(s->inter)) * sizeof(float));
+    if (s) moe_epi_need(total, D * S, sizeof(moe_epi_fw_group) + 64u);
+}
+
+/* Rows that arrive at rank r. */
+static int64_t moe_epi_hk_rows_at(const moe_epi_hk_world *w, int32_t r)
+{
+    int64_t D = w->p->num_devices, rows = 0, src, l;
+    for (src = 0; src < D; src++)
+        for (l = 0; l < w->per_rank; l++) rows += w->board[(src * D + r) * w->per_rank + l];
+    return rows;
+}
+
+/* Starts rank r with all the memory it will need. */
 static moe_ep_status moe_epi_hk_start_member(moe_epi_hk_world *w, int32_t r, const moe_ep_allocator *alloc,
                                              moe_ep_error *err)
 {
     moe_ep_hooks hooks;
     moe_ep_rank_desc rd;
     moe_epi_hk_member *m = &w->members[r];
+    moe_ep_status st;
     memset(&hooks, 0, sizeof hooks);
     hooks.size = sizeof hooks;
     hooks.user = m;
@@ -19012,17 +19957,25 @@ static moe_ep_status moe_epi_hk_start_member(moe_epi_hk_world *w, int32_t r, con
     rd.layer = w->d;
     rd.slot_expert = w->p->slot_expert + (int64_t)w->layer * w->p->num_slots + w->p->slot_start[r];
     rd.alloc = *alloc;
-    m->memory.alloc = *alloc;
-    return moe_ep_rank_init(&m->handle, &rd, err);
+    st = moe_ep_rank_init(&m->handle, &rd, err);
+    if (st != MOE_EP_OK) return st;
+    m->back = (float *)moe_epi_hk_pool_alloc(alloc->user, (size_t)(m->tokens * w->K) * m->handle.state->row_bytes);
+    if (!m->back) return moe_epi_fail(err, MOE_EP_ERR_MEMORY, "scratch", "rows on their way home", r, 0.0);
+    return moe_epi_hk_reserve(m->handle.state, 1, m->tokens, moe_epi_hk_rows_at(w, r), err);
+}
+
+static moe_ep_status moe_epi_hk_stage(moe_ep_rank *rank, int stage, moe_ep_error *err)
+{
+    if (stage == 0) return moe_ep_rank_dispatch(rank, 0, NULL, err);
+    if (stage == 1) return moe_ep_rank_experts(rank, 0, NULL, err);
+    if (stage == 2) return moe_ep_rank_combine(rank, 0, NULL, err);
+    return moe_ep_rank_finish(rank, 0, NULL, err);
 }
 
 /* All ranks in step: a stage begins when every rank has finished the one before. */
 static moe_ep_status moe_epi_hk_run_world(moe_epi_hk_world *w, const float *weights, const moe_ep_allocator *alloc,
                                           moe_ep_error *err)
 {
-    typedef moe_ep_status (*stage_fn)(moe_ep_rank *, int32_t, void *, moe_ep_error *);
-    static const stage_fn stages[4] = {moe_ep_rank_dispatch, moe_ep_rank_experts, moe_ep_rank_combine,
-                                       moe_ep_rank_finish};
     int64_t H = w->d->experts->hidden;
     int32_t r, D = w->p->num_devices;
     int stage;
@@ -19040,11 +19993,8 @@ static moe_ep_status moe_epi_hk_run_world(moe_epi_hk_world *w, const float *weig
         if (st == MOE_EP_OK) st = moe_ep_rank_plan(&m->handle, 0, &b, NULL, err);
     }
     for (stage = 0; stage < 4; stage++)
-        for (r = 0; st == MOE_EP_OK && r < D; r++) st = stages[stage](&w->members[r].handle, 0, NULL, err);
-    for (r = 0; r < D; r++) {
-        moe_ep_rank_free(&w->members[r].handle);
-        moe_ep_scratch_free(&w->members[r].memory);
-    }
+        for (r = 0; st == MOE_EP_OK && r < D; r++) st = moe_epi_hk_stage(&w->members[r].handle, stage, err);
+    for (r = 0; r < D; r++) moe_ep_rank_free(&w->members[r].handle);
     return st;
 }
 
@@ -19084,54 +20034,84 @@ static moe_ep_status moe_epi_hk_route(const moe_ep_forward_desc *d, const float 
     return moe_epi_fw_route_all(&l, err);
 }
 
-/* Everything checked: memory, routing, slots, and the run. */
+/* Pieces of the scratch of moe_ep_forward_ranks. */
+typedef struct moe_epi_hk_pieces {
+    int64_t T, n, pairs, logits;
+    int64_t *turn;
+    int32_t *ids;
+    float *weights, *logit, *y;
+    moe_epi_hk_pool pool;
+} moe_epi_hk_pieces;
+
+static moe_ep_status moe_epi_hk_open(moe_epi_hk_world *w, moe_epi_hk_pieces *q, moe_epi_arena *a,
+                                     moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    int64_t D = w->p->num_devices, E = w->d->experts->num_experts, routed = w->d->router ? q->n : 0, H, r;
+    size_t total = 0, pool = 0;
+    moe_ep_status st;
+    H = w->d->experts->hidden;
+    for (r = 0; r < D; r++)
+        if (w->p->slot_start[r + 1] - w->p->slot_start[r] > w->per_rank)
+            w->per_rank = w->p->slot_start[r + 1] - w->p->slot_start[r];
+    if (!moe_epi_mul(D * D, w->per_rank, &q->pairs) || q->pairs > INT64_MAX / 64)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "p", "devices^2 * slots does not fit", -1, (double)D);
+    moe_epi_need(&total, D, sizeof(moe_epi_hk_member));
+    moe_epi_need(&total, q->pairs, sizeof(int64_t));
+    moe_epi_need(&total, q->n, sizeof(int32_t));
+    moe_epi_need(&total, E, sizeof(int64_t));
+    moe_epi_need(&total, routed, sizeof(int32_t));
+    moe_epi_need(&total, routed, sizeof(float));
+    moe_epi_need(&total, q->logits, sizeof(float));
+    moe_epi_need(&total, q->T, sizeof(float) * (size_t)H);
+    moe_epi_hk_pool_need(&pool, w, q->T, q->n);
+    st = moe_epi_arena_open(a, scratch, pool > SIZE_MAX - total ? SIZE_MAX : total + pool, err);
+    if (st != MOE_EP_OK) return st;
+    w->members = (moe_epi_hk_member *)moe_epi_take(a, D, sizeof(moe_epi_hk_member));
+    memset(w->members, 0, sizeof(moe_epi_hk_member) * (size_t)D);
+    w->board = (int64_t *)moe_epi_take(a, q->pairs, sizeof(int64_t));
+    w->slot_ids = (int32_t *)moe_epi_take(a, q->n, sizeof(int32_t));
+    q->turn = (int64_t *)moe_epi_take(a, E, sizeof(int64_t));
+    q->ids = (int32_t *)moe_epi_take(a, routed, sizeof(int32_t));
+    q->weights = (float *)moe_epi_take(a, routed, sizeof(float));
+    q->logit = (float *)moe_epi_take(a, q->logits, sizeof(float));
+    q->y = (float *)moe_epi_take(a, q->T, sizeof(float) * (size_t)H);
+    q->pool.base = a->base + a->used;
+    q->pool.bytes = a->bytes - a->used;
+    return MOE_EP_OK;
+}
+
+/* Everything checked: memory, routing, slots, the run, and only then y. */
 static moe_ep_status moe_epi_hk_ranks(moe_epi_hk_world *w, int64_t T, const int64_t *tokens_per_rank,
                                       const int32_t *slot_ids, moe_ep_ranks_result *res, moe_ep_scratch *scratch,
                                       moe_ep_error *err)
 {
     moe_ep_forward_desc d = *w->d; /* the router's own switch reaches the plans through the desc */
+    moe_epi_hk_pieces q;
     moe_ep_allocator alloc;
     moe_epi_arena a;
     moe_ep_status st;
-    size_t total = 0;
-    int64_t D = w->p->num_devices, E = d.experts->num_experts, n = T * w->K, r, pairs;
-    int64_t logits = d.router ? (T < MOE_EPI_FW_CHUNK ? T : MOE_EPI_FW_CHUNK) * (E + d.num_null) : 0, *turn;
-    int32_t *ids;
-    float *weights, *logit;
-    for (r = 0; r < D; r++)
-        if (w->p->slot_start[r + 1] - w->p->slot_start[r] > w->per_rank)
-            w->per_rank = w->p->slot_start[r + 1] - w->p->slot_start[r];
-    if (!moe_epi_mul(D * D, w->per_rank, &pairs))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "p", "devices^2 * slots does not fit", -1, (double)D);
-    memset(&alloc, 0, sizeof alloc);
-    if (scratch) alloc = scratch->alloc;
-    moe_epi_need(&total, D, sizeof(moe_epi_hk_member));
-    moe_epi_need(&total, pairs, sizeof(int64_t));
-    moe_epi_need(&total, n, sizeof(int32_t));
-    moe_epi_need(&total, E, sizeof(int64_t));
-    moe_epi_need(&total, d.router ? n : 0, sizeof(int32_t));
-    moe_epi_need(&total, d.router ? n : 0, sizeof(float));
-    moe_epi_need(&total, logits, sizeof(float));
-    st = moe_epi_arena_open(&a, scratch, total, err);
+    float *y = w->y;
+    memset(&q, 0, sizeof q);
+    q.T = T;
+    q.n = T * w->K;
+    if (d.router) q.logits = (T < MOE_EPI_FW_CHUNK ? T : MOE_EPI_FW_CHUNK) * (d.experts->num_experts + d.num_null);
+    st = moe_epi_hk_open(w, &q, &a, scratch, err);
     if (st != MOE_EP_OK) return st;
-    w->members = (moe_epi_hk_member *)moe_epi_take(&a, D, sizeof(moe_epi_hk_member));
-    memset(w->members, 0, sizeof(moe_epi_hk_member) * (size_t)D);
-    w->board = (int64_t *)moe_epi_take(&a, pairs, sizeof(int64_t));
-    w->slot_ids = (int32_t *)moe_epi_take(&a, n, sizeof(int32_t));
-    turn = (int64_t *)moe_epi_take(&a, E, sizeof(int64_t));
-    ids = (int32_t *)moe_epi_take(&a, d.router ? n : 0, sizeof(int32_t));
-    weights = (float *)moe_epi_take(&a, d.router ? n : 0, sizeof(float));
-    logit = (float *)moe_epi_take(&a, logits, sizeof(float));
+    alloc.alloc_fn = moe_epi_hk_pool_alloc;
+    alloc.free_fn = moe_epi_hk_pool_free;
+    alloc.user = &q.pool;
     if (!moe_epi_hk_deal(w, tokens_per_rank, T))
         st = moe_epi_fail(err, MOE_EP_ERR_SIZE, "tokens_per_rank", "must be D counts that sum to T", -1, (double)T);
-    if (st == MOE_EP_OK && d.router) st = moe_epi_hk_route(w->d, w->x, T, w->K, ids, weights, logit, err);
-    if (st == MOE_EP_OK) st = moe_epi_hk_slots(w, d.router ? ids : d.ids, n, slot_ids, turn, err);
+    if (st == MOE_EP_OK && d.router) st = moe_epi_hk_route(w->d, w->x, T, w->K, q.ids, q.weights, q.logit, err);
+    if (st == MOE_EP_OK) st = moe_epi_hk_slots(w, d.router ? q.ids : d.ids, q.n, slot_ids, q.turn, err);
     if (st == MOE_EP_OK) {
         if (d.router && d.router->weight_on_input) d.weight_on_input = 1;
         w->d = &d;
+        w->y = q.y;
         moe_epi_hk_board(w, res);
-        st = moe_epi_hk_run_world(w, d.router ? weights : d.choice_weights, &alloc, err);
+        st = moe_epi_hk_run_world(w, d.router ? q.weights : d.choice_weights, &alloc, err);
     }
+    if (st == MOE_EP_OK) memcpy(y, q.y, sizeof(float) * (size_t)(T * d.experts->hidden));
     moe_epi_arena_close(&a);
     return st;
 }
@@ -19156,8 +20136,6 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     if (st != MOE_EP_OK) return st;
     if (slot_ids && desc->router)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "slot_ids", "need ids in desc, not a router", -1, 0.0);
-    if (scratch && scratch->fixed)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "scratch", "must be NULL or growing", -1, 0.0);
     w.d = desc;
     w.p = p;
     w.layer = layer;
@@ -19217,6 +20195,7 @@ typedef struct moe_epi_judge {
     double rows[2], seconds[2], mean, bound, balanced_s;
     double total; /* rows over all steps and layers                         */
     int64_t improved, steps;
+    size_t most; /* scratch that the hungriest function called from here wanted */
 } moe_epi_judge;
 
 static moe_ep_status moe_epi_diag_numbers(const moe_ep_diagnose_desc *d, moe_ep_error *err)
@@ -19448,6 +20427,11 @@ static moe_ep_status moe_epi_diag_seconds(moe_epi_judge *j, int which, int32_t l
     return moe_ep_layer_time(&cost, j->slot_rows[which], time, NULL, err);
 }
 
+static void moe_epi_diag_used(moe_epi_judge *j, const moe_ep_scratch *scratch)
+{
+    if (scratch->need > j->most) j->most = scratch->need;
+}
+
 /* One step of the window under both placements. */
 static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
                                        moe_ep_scratch *scratch, moe_ep_error *err)
@@ -19478,6 +20462,7 @@ static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
                 moe_epi_diag_pile(j, l, mean, max, at);
                 st = moe_ep_lower_bound(layer_loads, E, &j->d->shape, &bound, scratch, err);
                 if (st != MOE_EP_OK) return st;
+                moe_epi_diag_used(j, scratch);
                 j->mean += mean;
                 j->bound += bound.value;
             }
@@ -19786,8 +20771,10 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
         st = moe_epi_diag_contiguous(d, bare, scratch, err);
         if (st != MOE_EP_OK) return st;
     }
+    moe_epi_diag_used(j, scratch);
     st = moe_epi_diag_plan(d, plan, scratch, err);
     if (st != MOE_EP_OK) return st;
+    moe_epi_diag_used(j, scratch);
     j->p[0] = d->current ? d->current : bare;
     j->p[1] = plan;
     for (s = 0; s < steps; s++) {
@@ -19813,12 +20800,12 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
     return MOE_EP_OK;
 }
 
-/* What an open arena leaves of its buffer, for the functions called from here. */
+/* What an open arena leaves of its buffer for the functions called from here; the room to align the start is not
+ * counted, so that the need of a call does not depend on where the buffer begins. */
 static moe_ep_scratch moe_epi_scratch_rest(const moe_ep_scratch *scratch, const moe_epi_arena *a)
 {
     const moe_ep_scratch *owner = scratch ? scratch : &a->local;
-    size_t used = a->base ? (size_t)(a->base - (unsigned char *)owner->buf) + a->used : 0;
-    return moe_ep_scratch_fixed(a->base ? a->base + a->used : NULL, owner->bytes - used);
+    return moe_ep_scratch_fixed(a->base + a->used, owner->bytes - 64u - a->used);
 }
 
 /* Sizes of everything one diagnosis keeps, in the order in which it is carved. */
@@ -19913,6 +20900,7 @@ static moe_ep_status moe_epi_diag_try(const moe_ep_diagnose_desc *d, const moe_e
     rest = moe_epi_scratch_rest(scratch, &a);
     if (st == MOE_EP_OK) st = moe_epi_diag_run(&j, &bare, &own, &result, arrivals, &rest, err);
     if (st == MOE_EP_ERR_SCRATCH) *more = rest.need;
+    if (st == MOE_EP_OK && scratch) scratch->need = total + 64u + j.most;
     if (st == MOE_EP_OK && plan) st = moe_ep_placement_copy(&own, plan, err);
     if (st == MOE_EP_OK) *out = result;
     moe_epi_arena_close(&a);

@@ -122,6 +122,12 @@ static int route(layer *l, int64_t tokens)
     return active;
 }
 
+/* c (m,n) = a (m,k) . w (n,k)^T */
+static void product(const float *a, const char *w, int64_t first, float *c, int m, int n, int k)
+{
+    cblas_sgemm(101, 111, 112, m, n, k, 1.0f, a, k, (const float *)(const void *)w + first, k, 0.0f, c, n);
+}
+
 /* Gather, three products per expert, activation, scatter: what one writes with BLAS at hand. */
 static double blas_loop(layer *l)
 {
@@ -137,10 +143,8 @@ static double blas_loop(layer *l)
                 memcpy(l->rows + (int64_t)m++ * s->hidden, l->x + i / s->top_k * s->hidden,
                        sizeof(float) * (size_t)s->hidden);
         if (m == 0) continue;
-        cblas_sgemm(101, 111, 112, m, s->inter, s->hidden, 1.0f, l->rows, s->hidden, (const float *)(void *)l->gate + e * per,
-                    s->hidden, 0.0f, l->g, s->inter);
-        cblas_sgemm(101, 111, 112, m, s->inter, s->hidden, 1.0f, l->rows, s->hidden, (const float *)(void *)l->up + e * per,
-                    s->hidden, 0.0f, l->u, s->inter);
+        product(l->rows, l->gate, e * per, l->g, m, s->inter, s->hidden);
+        product(l->rows, l->up, e * per, l->u, m, s->inter, s->hidden);
         for (i = 0; i < (int64_t)m * s->inter; i++) {
             float v = -l->g[i] * 1.44269504f; /* cheap exponential, so that it is the products that are timed */
             union { float f; int32_t i; } p;
@@ -149,8 +153,7 @@ static double blas_loop(layer *l)
             q = 1.0f + r * (0.6931472f + r * (0.2402265f + r * (0.0555041f + r * (0.0096181f + r * q))));
             l->g[i] = l->g[i] / (1.0f + p.f * q) * l->u[i];
         }
-        cblas_sgemm(101, 111, 112, m, s->hidden, s->inter, 1.0f, l->g, s->inter, (const float *)(void *)l->down + e * per,
-                    s->inter, 0.0f, l->rows, s->hidden);
+        product(l->g, l->down, e * per, l->rows, m, s->hidden, s->inter);
         for (m = 0, t = 0; t < l->tokens; t++)
             for (k = 0; k < s->top_k; k++)
                 if (l->ids[t * s->top_k + k] == e) {
@@ -244,8 +247,8 @@ static void measure(const options *o, layer *l, int64_t tokens, double peak, thr
     flops = 2.0 * per * (double)tokens * l->s->top_k;
     m = bench_median(mine, reps);
     bound = bytes * 1e-9 / GBps > flops * 1e-9 / peak ? bytes * 1e-9 / GBps : flops * 1e-9 / peak;
-    printf("%-14s %-5s %6lld %10.3f %10.3f %6.1f%% %6.1f %8.1f %9.1f", l->s->name, o->type, (long long)tokens, 1e3 * bound, 1e3 * m,
-           100.0 * bound / m, GBps, bytes * 1e-9 / m, flops * 1e-9 / m);
+    printf("%-14s %-5s %6lld %10.3f %10.3f %6.1f%% %6.1f %8.1f %9.1f", l->s->name, o->type,
+           (long long)tokens, 1e3 * bound, 1e3 * m, 100.0 * bound / m, GBps, bytes * 1e-9 / m, flops * 1e-9 / m);
     if (blas) {
         b = bench_median(theirs, reps);
         printf(" %10.3f %6.2fx  %.0e", 1e3 * b, b / m, diff);
@@ -287,8 +290,8 @@ int main(int argc, char **argv)
     peak = fma_peak_gflops(o.threads, pool);
     printf("%s, %d threads, %s kernels, fused multiply-add peak %.0f GFLOP/s (fp32)\n", bench_cpu(), o.threads,
            moe_ep_isa_name(o.isa && o.isa < (int)moe_ep_isa_best() ? (moe_ep_isa)o.isa : moe_ep_isa_best()), peak);
-    printf("%-14s %-5s %6s %10s %10s %7s %6s %8s %9s %10s %7s  %5s %6s\n", "shape", "type", "tokens", "bound ms", "ours ms", "of it",
-           "read", "GB/s", "GFLOP/s", "BLAS ms", "ratio", "diff", "others");
+    printf("%-14s %-5s %6s %10s %10s %7s %6s %8s %9s %10s %7s  %5s %6s\n", "shape", "type", "tokens",
+           "bound ms", "ours ms", "of it", "read", "GB/s", "GFLOP/s", "BLAS ms", "ratio", "diff", "others");
     for (i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         shape s = shapes[i];
         if (o.shape && strcmp(o.shape, s.name) != 0) continue;
@@ -313,7 +316,7 @@ int main(int argc, char **argv)
     return 0;
 }
 
-/* ---- the multiply-add limit: independent chains in registers, best vector unit there is --------------------------- */
+/* ---- the multiply-add limit: independent chains in registers, best vector unit there is ------------------ */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>

@@ -14,8 +14,10 @@
 static const char copies_help[] =
     "usage: moe-ep copies INPUT... --devices D [--target R] [options]\n"
     "\n"
-    "Plans with 0, 1, 2, ... copies of experts per layer and says how balanced each plan is, how many copies\n"
-    "reach the target and what they weigh.  More copies are not always better; the answer says where.\n"
+    "Plans with 0, 1, 2, ... copies of experts per layer and says how balanced each plan is, how "
+    "many copies\n"
+    "reach the target and what they weigh.  More copies are not always better; the answer says "
+    "where.\n"
     "A second curve shares the copies out over the layers instead of giving every layer as many.\n"
     "Inputs as in moe-ep report; several are added up.\n"
     "\n"
@@ -206,7 +208,7 @@ static cli_need need_for(const cli_copies *c, double target)
 
 static void count_needs(cli_copies *c)
 {
-    static const double part[CLI_NEEDS] = {1.0,  0.7,  0.5,   0.35, 0.25,  0.17, 0.12,
+    static const double part[CLI_NEEDS] = {1.0,  0.7,  0.5,  0.35, 0.25,  0.17,  0.12,
                                            0.08, 0.05, 0.03, 0.02, 0.012, 0.006, 0.003};
     double start = c->point[0].worst;
     c->target_need = need_for(c, c->setup.target);
@@ -323,31 +325,36 @@ static void write_verdict(cli_copies *c)
                              c->point[c->fewest_equal].extra)
                 : " None of those tried gives every device the same number of slots.");
     else
-        c->reason = cli_format("Placing the %d experts well, one copy each, already brings the worst "
-                               "layer to %.3f and the mean over layers to %.3f.",
-                               c->E, c->point[0].worst, c->point[0].mean);
+        c->reason =
+            cli_format("Placing the %d experts well, one copy each, already brings the worst "
+                       "layer to %.3f and the mean over layers to %.3f.",
+                       c->E, c->point[0].worst, c->point[0].mean);
     if (c->rises > 0) {
         const moe_ep_copies_point *p = &c->point[c->rise_at];
-        c->not_monotone = cli_format(
-            "The curve is not monotone: it rises %d time%s, most at %d copies, where the worst layer "
-            "has %.3f after %.3f with %d.",
-            c->rises, c->rises == 1 ? "" : "s", p->extra, p->worst, p[-1].worst, p[-1].extra);
+        c->not_monotone = cli_format("The curve is not monotone: it rises %d time%s, most at %d "
+                                     "copies, where the worst layer "
+                                     "has %.3f after %.3f with %d.",
+                                     c->rises, c->rises == 1 ? "" : "s", p->extra, p->worst,
+                                     p[-1].worst, p[-1].extra);
     } else {
-        c->not_monotone = cli_format("Here no step of the curve makes the worst layer worse by more "
-                                     "than %.3f; on other loads more copies can be worse.",
-                                     clear_rise);
+        c->not_monotone =
+            cli_format("Here no step of the curve makes the worst layer worse by more "
+                       "than %.3f; on other loads more copies can be worse.",
+                       clear_rise);
     }
     if (c->needs > 0 && c->target_need.extra > 0 && c->fewest > 0)
-        c->spread = cli_format(
-            "Giving each layer only what it needs takes %.1f copies per layer on average (%d to %d): "
-            "%s over all devices instead of %s.",
-            c->target_need.per_layer, c->target_need.least, c->target_need.most,
-            cli_bytes(c->target_need.bytes), cli_bytes(c->point[c->fewest].bytes));
+        c->spread =
+            cli_format("Giving each layer only what it needs takes %.1f copies per layer on "
+                       "average (%d to %d): "
+                       "%s over all devices instead of %s.",
+                       c->target_need.per_layer, c->target_need.least, c->target_need.most,
+                       cli_bytes(c->target_need.bytes), cli_bytes(c->point[c->fewest].bytes));
     else if (c->needs > 0 && c->target_need.extra > 0)
-        c->spread = cli_format("With its own number of copies each layer does reach the target, with "
-                               "%.1f per layer on average (%d to %d), %s over all devices.",
-                               c->target_need.per_layer, c->target_need.least, c->target_need.most,
-                               cli_bytes(c->target_need.bytes));
+        c->spread =
+            cli_format("With its own number of copies each layer does reach the target, with "
+                       "%.1f per layer on average (%d to %d), %s over all devices.",
+                       c->target_need.per_layer, c->target_need.least, c->target_need.most,
+                       cli_bytes(c->target_need.bytes));
 }
 
 int cli_copies_main(int argc, char **argv)

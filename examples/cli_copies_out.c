@@ -40,15 +40,16 @@ static void put_curve(const cli_copies *c, FILE *f, const chart_text *t)
         const moe_ep_copies_point *p = &c->point[i];
         if (!is_shown(c, i)) continue;
         value[n] = p->worst - 1.0;
-        kind[n] = i == c->fewest                 ? CHART_BEST
+        kind[n] = i == c->fewest                ? CHART_BEST
                   : p->worst <= c->setup.target ? CHART_GOOD
                                                 : CHART_HOT;
         label[n] = cli_format("%4d cop%s", p->extra, p->extra == 1 ? "y  " : "ies");
         tail[n++] = cli_format("%.3f  mean %.3f  %8s%s", p->worst, p->mean,
                                cli_bytes(c->device_bytes[i]), remark(c, i));
     }
-    cli_put_title(f, t, "max/mean of the worst layer (bars from 1), mean over layers, bytes more on the "
-                        "fullest device");
+    cli_put_title(f, t,
+                  "max/mean of the worst layer (bars from 1), mean over layers, bytes more on the "
+                  "fullest device");
     chart_text_bars(f, t, n, (const char *const *)label, value, (const char *const *)tail, kind);
     for (int i = 0; i < n; i++) {
         free(label[i]);
@@ -67,8 +68,8 @@ static void put_needs(const cli_copies *c, FILE *f, const chart_text *t)
     fputs("  worst layer   copies per layer   least..most   bytes over all devices\n", f);
     for (int i = 0; i < c->needs; i++) {
         const cli_need *n = &c->need[i];
-        fprintf(f, "  %11.3f   %16.1f   %5d..%-5d   %s\n", n->worst, n->per_layer, n->least, n->most,
-                cli_bytes(n->bytes));
+        fprintf(f, "  %11.3f   %16.1f   %5d..%-5d   %s\n", n->worst, n->per_layer, n->least,
+                n->most, cli_bytes(n->bytes));
     }
 }
 
@@ -76,7 +77,8 @@ static void put_budgets(const cli_copies *c, FILE *f, const chart_text *t)
 {
     if (c->budgets < 2) return;
     cli_put_title(f, t, "Copies shared out by the proven bound until they would lower it no more");
-    fputs("  copies per layer   least..most   worst layer   mean   bytes more on the fullest device\n",
+    fputs("  copies per layer   least..most   worst layer   mean   bytes more on the fullest "
+          "device\n",
           f);
     for (int i = 0; i < c->budgets; i++) {
         const cli_budget *b = &c->budget[i];
@@ -122,7 +124,8 @@ static json_t *need(const cli_need *n)
 void cli_copies_json(const void *data, FILE *f)
 {
     const cli_copies *c = data;
-    json_t *root = json_object(), *points = json_array(), *budgets = json_array(), *needs = json_array();
+    json_t *root = json_object(), *points = json_array(), *budgets = json_array(),
+           *needs = json_array();
     json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
     json_object_set_new(root, "headline", json_string(c->headline));
     json_object_set_new(root, "verdict", json_string(c->badge));
@@ -146,11 +149,11 @@ void cli_copies_json(const void *data, FILE *f)
     json_object_set_new(root, "curve", points);
     for (int i = 0; i < c->budgets; i++) {
         const cli_budget *b = &c->budget[i];
-        json_array_append_new(
-            budgets, json_pack("{s:I,s:f,s:i,s:i,s:f,s:f,s:f}", "copies", (json_int_t)b->extra,
-                               "per_layer", b->per_layer, "least", (int)b->least, "most",
-                               (int)b->most, "worst", b->worst, "mean", b->mean, "device_bytes",
-                               b->device_bytes));
+        json_array_append_new(budgets,
+                              json_pack("{s:I,s:f,s:i,s:i,s:f,s:f,s:f}", "copies",
+                                        (json_int_t)b->extra, "per_layer", b->per_layer, "least",
+                                        (int)b->least, "most", (int)b->most, "worst", b->worst,
+                                        "mean", b->mean, "device_bytes", b->device_bytes));
     }
     json_object_set_new(root, "budgets", budgets);
     for (int i = 0; i < c->needs; i++) json_array_append_new(needs, need(&c->need[i]));
@@ -261,7 +264,8 @@ static void put_curve_figure(const cli_copies *c, FILE *f)
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, marks_of(c) ? 1 : 2, "worst layer, as many copies in every layer");
     chart_html_key(f, CHART_GOOD, marks_of(c) ? 1 : 2, "mean over the layers");
-    if (c->needs > 1) chart_html_key(f, CHART_BEST, 1, "worst layer, each layer as many as it needs");
+    if (c->needs > 1)
+        chart_html_key(f, CHART_BEST, 1, "worst layer, each layer as many as it needs");
     if (c->budgets > 1) chart_html_key(f, CHART_COLD, 1, "worst layer, shared out by the bound");
     chart_html_key_mean(f, "target");
     fputs("</ul>", f);
@@ -312,10 +316,11 @@ static void draw_bytes(const void *data, FILE *f, cli_width w, double width, con
 
 static void put_bytes_figure(const cli_copies *c, FILE *f)
 {
-    cli_page_figure(f, "What does a gigabyte buy?",
-                    "With as many copies in every layer, memory comes in steps of one more expert per "
-                    "layer on a device. Each point is the best plan of its step, with its number of "
-                    "copies.");
+    cli_page_figure(
+        f, "What does a gigabyte buy?",
+        "With as many copies in every layer, memory comes in steps of one more expert per "
+        "layer on a device. Each point is the best plan of its step, with its number of "
+        "copies.");
     cli_page_draw(c, f, draw_bytes, "bytes", cli_full_width);
     cli_page_figure_end(f);
 }
@@ -341,12 +346,13 @@ static void put_table(const cli_copies *c, FILE *f)
 void cli_copies_html(const void *data, FILE *f)
 {
     const cli_copies *c = data;
-    cli_page_head head = {"Copies of experts", c->names, c->headline, "",
-                          c->state, c->badge, c->reason};
-    char *note = cli_format("%s \xc2\xb7 %d MoE layers \xc2\xb7 %d experts on %d devices \xc2\xb7 %s "
-                            "\xc2\xb7 %s per expert and layer (%s)",
-                            c->names, c->L, c->E, c->D, moe_ep_place_policy_str(c->policy),
-                            cli_bytes(c->expert_bytes), c->setup.model.name);
+    cli_page_head head = {
+        "Copies of experts", c->names, c->headline, "", c->state, c->badge, c->reason};
+    char *note =
+        cli_format("%s \xc2\xb7 %d MoE layers \xc2\xb7 %d experts on %d devices \xc2\xb7 %s "
+                   "\xc2\xb7 %s per expert and layer (%s)",
+                   c->names, c->L, c->E, c->D, moe_ep_place_policy_str(c->policy),
+                   cli_bytes(c->expert_bytes), c->setup.model.name);
     cli_page_begin(f, &head);
     put_tiles(c, f);
     cli_page_note(f, note);

@@ -16,12 +16,15 @@
 static const char diagnose_help[] =
     "usage: moe-ep diagnose A B... [options]\n"
     "\n"
-    "Plans on the first input and judges the plan on every step of the others: recommend, not now, or\n"
-    "insufficient evidence, with the reason.  A single input of four steps or more is planned on its first half\n"
+    "Plans on the first input and judges the plan on every step of the others: recommend, not now, "
+    "or\n"
+    "insufficient evidence, with the reason.  A single input of four steps or more is planned on "
+    "its first half\n"
     "and judged on its second.  Inputs as in moe-ep report.\n"
     "\n"
     "what runs, and what would\n"
-    "  --current MAP     placement that runs (SGLang's physical_to_logical_map, or CSV layer,device,slot,expert);\n"
+    "  --current MAP     placement that runs (SGLang's physical_to_logical_map, or CSV "
+    "layer,device,slot,expert);\n"
     "                    without it contiguous blocks, or --round-robin\n"
     "  --devices D       --slots P   --nodes N   --groups G\n"
     "  --policy NAME     planner: best (default), eplb, eplb-hierarchical, trtllm, lpt\n"
@@ -33,11 +36,14 @@ static const char diagnose_help[] =
     "  --min-steps N     least number of judged steps (2)\n"
     "  --horizon N       steps that the plan will serve (no limit)\n"
     "what it costs\n"
-    "  --model NAME      --machine NAME   --hidden H   --intermediate I   --other-ms X   (see moe-ep report --help)\n"
+    "  --model NAME      --machine NAME   --hidden H   --intermediate I   --other-ms X   (see "
+    "moe-ep report --help)\n"
     "  --pause-ms X      serving stops so long for the change (0)\n"
-    "  --move-gbps X     speed at which a device receives weights, in 1e9 bytes per second (the machine's links)\n"
+    "  --move-gbps X     speed at which a device receives weights, in 1e9 bytes per second (the "
+    "machine's links)\n"
     "\n"
-    "  --exit-code       exit code 3 for \"not now\", 4 for \"insufficient evidence\"; 0 without this option\n"
+    "  --exit-code       exit code 3 for \"not now\", 4 for \"insufficient evidence\"; 0 without "
+    "this option\n"
     "  --only TEXT       --layers-first   --counts      of the inputs (see moe-ep report --help)\n"
     "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
 
@@ -253,8 +259,7 @@ static void write_checks(cli_diagnose *g)
 {
     const moe_ep_diagnosis *d = &g->d;
     const moe_ep_diagnose_desc *q = &g->desc;
-    add_check(g, "judged steps",
-              g->window_judged ? cli_format("%d", d->steps) : cli_strdup("none"),
+    add_check(g, "judged steps", g->window_judged ? cli_format("%d", d->steps) : cli_strdup("none"),
               cli_format("%d or more", q->min_steps), g->window_judged && d->steps >= q->min_steps);
     add_check(g, "max/mean today", cli_format("%.3f", d->imbalance_before),
               cli_format("above %.3f", q->target_imbalance),
@@ -292,17 +297,16 @@ static void write_verdict(cli_diagnose *g)
         g->badge = "Not now";
         g->state = "no";
         g->headline =
-            saved > 0.0
-                ? cli_format("Not now: a new placement would save %.1f %% of a step", saved)
-                : cli_strdup("Not now: a new placement would save nothing");
+            saved > 0.0 ? cli_format("Not now: a new placement would save %.1f %% of a step", saved)
+                        : cli_strdup("Not now: a new placement would save nothing");
         break;
     case MOE_EP_INSUFFICIENT_EVIDENCE:
     default:
         g->badge = "Insufficient evidence";
         g->state = "open";
-        g->headline = cli_strdup(g->window_judged
-                                     ? "Insufficient evidence: too few steps were judged"
-                                     : "Insufficient evidence: a second window is needed");
+        g->headline =
+            cli_strdup(g->window_judged ? "Insufficient evidence: too few steps were judged"
+                                        : "Insufficient evidence: a second window is needed");
     }
     if (d->reason == MOE_EP_REASON_NO_LOAD)
         g->headline = cli_strdup("Insufficient evidence: a window holds no tokens");
@@ -344,8 +348,8 @@ int cli_diagnose_main(int argc, char **argv)
     if (g.current) map = read_current(&g);
     cli_report_settle(&g.r, list, (int)arrlen(list), left_out, &g.setup);
     if (g.current)
-        g.r.today = cli_map_placement(&map, list, cli_map_rows(&map, list), g.setup.devices,
-                                      g.setup.nodes);
+        g.r.today =
+            cli_map_placement(&map, list, cli_map_rows(&map, list), g.setup.devices, g.setup.nodes);
     fill_desc(&g);
     note_windows(&g);
     look(&g);

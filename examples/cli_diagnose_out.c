@@ -34,14 +34,19 @@ static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
 {
     const moe_ep_diagnosis *d = &g->d;
     cli_put_title(f, t, "Figures");
-    fprintf(f, "  bottleneck        device %d in layer %d: %.2f times its share, the busiest in %.0f %% of "
-               "the steps\n",
+    fprintf(f,
+            "  bottleneck        device %d in layer %d: %.2f times its share, the busiest in %.0f "
+            "%% of "
+            "the steps\n",
             d->hot_device, g->r.trace[0].layer[d->hot_layer], d->hot_imbalance,
             100.0 * d->hot_share);
-    fprintf(f, "  max/mean          %.3f -> %.3f over all layers; proven bound %.3f, chance up to %.3f\n",
-            d->imbalance_before, d->imbalance_after, d->imbalance_bound, d->chance_imbalance);
-    fprintf(f, "  rows              %s -> %s of the busiest devices, summed over layers; balanced %s\n",
-            cli_count(d->before_rows), cli_count(d->after_rows), cli_count(d->mean_rows));
+    fprintf(
+        f,
+        "  max/mean          %.3f -> %.3f over all layers; proven bound %.3f, chance up to %.3f\n",
+        d->imbalance_before, d->imbalance_after, d->imbalance_bound, d->chance_imbalance);
+    fprintf(
+        f, "  rows              %s -> %s of the busiest devices, summed over layers; balanced %s\n",
+        cli_count(d->before_rows), cli_count(d->after_rows), cli_count(d->mean_rows));
     fprintf(f, "  step, predicted   %s -> %s; balanced %s\n", cli_seconds(d->before_s),
             cli_seconds(d->after_s), cli_seconds(d->balanced_s));
     fprintf(f, "  switching         %s experts, %s, %s\n", cli_count((double)d->moves),
@@ -64,10 +69,11 @@ static void put_windows(const cli_diagnose *g, FILE *f, const chart_text *t)
         kind[2 * i + 1] = CHART_BEST;
         label[2 * i] = cli_format("%.20s, %d step%s", q->name, q->steps, q->steps == 1 ? "" : "s");
         label[2 * i + 1] = cli_strdup("  with the plan");
-        tail[2 * i] = cli_format("%8s  max/mean %.3f", cli_seconds(q->d.before_s),
-                                 q->d.imbalance_before);
-        tail[2 * i + 1] = cli_format("%8s  max/mean %.3f  %+.1f %%", cli_seconds(q->d.after_s),
-                                     q->d.imbalance_after, -100.0 * q->d.gain);
+        tail[2 * i] =
+            cli_format("%8s  max/mean %.3f", cli_seconds(q->d.before_s), q->d.imbalance_before);
+        tail[2 * i + 1] =
+            cli_format("%8s  max/mean %.3f  %+.1f %%", cli_seconds(q->d.after_s),
+                       q->d.imbalance_after, fabs(q->d.gain) < 5e-4 ? 0.0 : -100.0 * q->d.gain);
     }
     cli_put_title(f, t, "Step time on each judged recording (predicted, not measured)");
     chart_text_bars(f, t, (int)n * 2, (const char *const *)label, value, (const char *const *)tail,
@@ -204,9 +210,9 @@ static void put_tiles(const cli_diagnose *g, FILE *f)
                             : cli_strdup("nothing was judged");
     cli_page_tile(f, "Steps that get faster", a, NULL, note);
     free(a), free(note);
-    a = d->break_even_steps < 0.0 ? cli_strdup("never")
-                                  : cli_format("%s<small> steps</small>",
-                                               cli_count(ceil(d->break_even_steps)));
+    a = d->break_even_steps < 0.0
+            ? cli_strdup("never")
+            : cli_format("%s<small> steps</small>", cli_count(ceil(d->break_even_steps)));
     note = cli_format("%s experts, %s, %s of moving", cli_count((double)d->moves),
                       cli_bytes(d->move_bytes), cli_seconds(d->move_s));
     cli_page_tile(f, "Repaid after", a, NULL, note);
@@ -218,13 +224,17 @@ static void put_check_table(const cli_diagnose *g, FILE *f)
 {
     cli_page_figure(f, "What was asked and what was found",
                     "The first condition that is not met is the reason of the verdict.");
-    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>condition<th>found<th>wanted"
-          "<th></thead><tbody>",
-          f);
+    fputs(
+        "<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>condition<th>found<th>wanted"
+        "<th></thead><tbody>",
+        f);
     for (ptrdiff_t i = 0; i < arrlen(g->check); i++) {
         const cli_check_line *c = &g->check[i];
         fprintf(f, "<tr><th>%s<td>%s<td>%s<td class=\"%s\">%s\n", c->name, c->found, c->wanted,
-                c->state > 0 ? "yes" : c->state == 0 ? "open" : "no", state_word(c->state));
+                c->state > 0    ? "yes"
+                : c->state == 0 ? "open"
+                                : "no",
+                state_word(c->state));
     }
     fputs("</tbody></table></div>", f);
     cli_page_figure_end(f);
@@ -322,10 +332,10 @@ static void put_device_half(const cli_diagnose *g, FILE *f, const double *v, con
 static void put_devices_figure(const cli_diagnose *g, FILE *f)
 {
     double top = 0.0;
-    char *text = cli_format("Rows on each device in layer %d, where the most piles up; mean over "
-                            "the %s steps. Figures are multiples of the mean.",
-                            g->r.trace[0].layer[g->d.hot_layer],
-                            g->window_judged ? "judged" : "planned");
+    char *text =
+        cli_format("Rows on each device in layer %d, where the most piles up; mean over "
+                   "the %s steps. Figures are multiples of the mean.",
+                   g->r.trace[0].layer[g->d.hot_layer], g->window_judged ? "judged" : "planned");
     for (int32_t d = 0; d < g->setup.devices; d++) {
         top = fmax(top, g->device_before[d]);
         top = fmax(top, g->device_after[d]);
@@ -385,7 +395,8 @@ static void put_window_table(const cli_diagnose *g, FILE *f)
     if (arrlen(g->judged) == 0) return;
     cli_page_figure(f, "Each judged recording by itself",
                     "The plan is the same in every row; only what it is judged on differs.");
-    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>recording<th>steps<th>max/mean "
+    fputs("<div class=\"scroll\"><table "
+          "class=\"figures\"><thead><tr><th>recording<th>steps<th>max/mean "
           "today<th>plan<th>bound<th>step today<th>plan<th>saved<th>faster in<th>verdict"
           "</thead><tbody>",
           f);
@@ -405,15 +416,20 @@ static void put_window_table(const cli_diagnose *g, FILE *f)
 void cli_diagnose_html(const void *data, FILE *f)
 {
     const cli_diagnose *g = data;
-    cli_page_head head = {"Diagnosis of the expert placement", g->r.trace[0].name, g->headline, "",
-                          g->state, g->badge, g->reason};
-    char *note = cli_format("planned on %s, judged on %s \xc2\xb7 %d MoE layers \xc2\xb7 %d experts, "
-                            "top-%d \xc2\xb7 %d devices, %d slots \xc2\xb7 %s tokens per step \xc2\xb7 "
-                            "%s on %s",
-                            g->r.trace[0].name, g->window_judged ? g->r.judged_on : "nothing",
-                            g->r.L, g->r.E, g->r.K, g->setup.devices, g->setup.slots,
-                            cli_count((double)g->r.tokens), g->setup.model.name,
-                            g->setup.machine.name);
+    cli_page_head head = {"Diagnosis of the expert placement",
+                          g->r.trace[0].name,
+                          g->headline,
+                          "",
+                          g->state,
+                          g->badge,
+                          g->reason};
+    char *note =
+        cli_format("planned on %s, judged on %s \xc2\xb7 %d MoE layers \xc2\xb7 %d experts, "
+                   "top-%d \xc2\xb7 %d devices, %d slots \xc2\xb7 %s tokens per step \xc2\xb7 "
+                   "%s on %s",
+                   g->r.trace[0].name, g->window_judged ? g->r.judged_on : "nothing", g->r.L,
+                   g->r.E, g->r.K, g->setup.devices, g->setup.slots, cli_count((double)g->r.tokens),
+                   g->setup.model.name, g->setup.machine.name);
     cli_page_begin(f, &head);
     put_tiles(g, f);
     cli_page_note(f, note);

@@ -528,8 +528,7 @@ void cli_section_strips(const cli_report *r, FILE *f)
 
 /* ---- predicted throughput -------------------------------------------------------------------------------------- */
 
-static void draw_strategies(const void *data, FILE *f, cli_width w, double width,
-                            const char *id)
+static void draw_strategies(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
     const cli_report *r = data;
     int n = (int)arrlen(r->strategy);
@@ -676,7 +675,7 @@ static void draw_shift(const void *data, FILE *f, cli_width w, double width, con
     for (int i = 0; i < r->traces; i++) {
         size_t n = strlen(r->trace[i].name);
         label[i] = w == CLI_NARROW && n > 9 ? cli_format("%.8s.", r->trace[i].name)
-                                        : cli_strdup(r->trace[i].name);
+                                            : cli_strdup(r->trace[i].name);
     }
     memset(&c, 0, sizeof c);
     c.id = id;

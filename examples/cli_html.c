@@ -20,7 +20,7 @@ static void put_tiles(const cli_report *r, FILE *f)
     a = cli_format("%.0f", 100.0 / d->imbalance_before),
     b = cli_format("%.0f<small> %%</small>", 100.0 / d->imbalance_after);
     cli_page_tile(f, "Balance efficiency", a, b,
-             "share of the devices' time in which they have rows to work on");
+                  "share of the devices' time in which they have rows to work on");
     free(a), free(b);
     a = cli_strdup(cli_seconds(d->before_s)), b = cli_strdup(cli_seconds(d->after_s));
     n = cli_format("%.1f %% of the step saved; at best %.1f %%", 100.0 * d->gain,

@@ -151,8 +151,9 @@ static void find_columns(const char *path, char **fields, ptrdiff_t *at)
         for (ptrdiff_t i = 0; i < arrlen(fields); i++)
             if (strcasecmp(fields[i], column_name[c]) == 0) at[c] = i;
         if (at[c] < 0)
-            cli_die(CLI_USAGE, "%s:1: the header has no column \"%s\"; layer,device,slot,expert "
-                               "are needed",
+            cli_die(CLI_USAGE,
+                    "%s:1: the header has no column \"%s\"; layer,device,slot,expert "
+                    "are needed",
                     path, column_name[c]);
     }
 }
@@ -337,7 +338,8 @@ moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const i
     if (m->devices > 0 && devices > 0 && m->devices != devices)
         cli_die(CLI_USAGE, "%s has %d devices, --devices says %d", m->path, m->devices, devices);
     if (m->devices == 0 && devices == 0)
-        cli_die(CLI_USAGE, "%s does not say on how many devices its %d slots are: --devices is needed",
+        cli_die(CLI_USAGE,
+                "%s does not say on how many devices its %d slots are: --devices is needed",
                 m->path, m->slots);
     if (devices > m->slots)
         cli_die(CLI_USAGE, "--devices %d: %s has only %d slots", devices, m->path, m->slots);
@@ -350,9 +352,9 @@ moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const i
     if (bytes == 0)
         cli_die(CLI_USAGE, "%s: %d slots on %d devices and %d nodes: no such shape", m->path,
                 m->slots, shape.num_devices, nodes);
-    cli_check(moe_ep_placement_init(&p, t->layers, t->experts, &shape, cli_alloc(bytes, 1), bytes,
-                                    &err),
-              &err, m->path);
+    cli_check(
+        moe_ep_placement_init(&p, t->layers, t->experts, &shape, cli_alloc(bytes, 1), bytes, &err),
+        &err, m->path);
     for (int32_t l = 0; l < t->layers; l++)
         memcpy(p.slot_expert + (size_t)l * (size_t)m->slots,
                m->expert + (size_t)rows[l] * (size_t)m->slots,

@@ -105,7 +105,7 @@ void cli_put_prose(FILE *f, const char *text)
 }
 
 void cli_page_tile(FILE *f, const char *name, const char *before, const char *after,
-                     const char *note)
+                   const char *note)
 {
     fprintf(f, "<div class=\"tile\"><dt>%s</dt><dd>%s%s%s</dd><dd class=\"note\">", name, before,
             after ? "<span>\xe2\x86\x92</span>" : "", after ? after : "");
@@ -136,8 +136,7 @@ void cli_page_begin(FILE *f, const cli_page_head *h)
         cli_put_html(f, h->lead);
         fputs("</p>\n", f);
     }
-    fprintf(f, "<p class=\"say\"><span class=\"badge %s\">%s</span><span>", h->state,
-            h->badge);
+    fprintf(f, "<p class=\"say\"><span class=\"badge %s\">%s</span><span>", h->state, h->badge);
     cli_put_html(f, h->reason);
     fputs("</span></p></header>\n", f);
 }

@@ -14,23 +14,31 @@
 static const char rebalance_help[] =
     "usage: moe-ep rebalance [CURRENT] INPUT... [--target R] [--moves N] [options]\n"
     "\n"
-    "Changes the placement that runs into a better one for the loads of the inputs (added up), moving as few\n"
+    "Changes the placement that runs into a better one for the loads of the inputs (added up), "
+    "moving as few\n"
     "experts as it can, and says what a full replan would move instead.\n"
     "\n"
-    "  CURRENT           what runs today: {\"physical_to_logical_map\": [layer][slot]}, as SGLang dumps it and\n"
-    "                    moe-ep place --out writes it, or a CSV layer,device,slot,expert.  Without it: contiguous\n"
+    "  CURRENT           what runs today: {\"physical_to_logical_map\": [layer][slot]}, as SGLang "
+    "dumps it and\n"
+    "                    moe-ep place --out writes it, or a CSV layer,device,slot,expert.  Without "
+    "it: contiguous\n"
     "                    blocks on --devices D, in --slots P (the spare ones empty)\n"
     "  INPUT             recorded loads or ids, see moe-ep report --help\n"
     "\n"
-    "  --target R        stop a layer when its max/mean is at most R (1.05; with --moves alone: as far as it gets)\n"
-    "  --moves N         at most N moves over all layers; a move is an expert arriving on a device\n"
-    "  --layer-moves N   --device-moves N   --link-moves N   at most N per layer; arriving on a device; between two\n"
+    "  --target R        stop a layer when its max/mean is at most R (1.05; with --moves alone: as "
+    "far as it gets)\n"
+    "  --moves N         at most N moves over all layers; a move is an expert arriving on a "
+    "device\n"
+    "  --layer-moves N   --device-moves N   --link-moves N   at most N per layer; arriving on a "
+    "device; between two\n"
     "                    devices\n"
     "  --dead D,D,...    devices that are gone; what only they held is put back first\n"
     "  --devices D       --slots P   --nodes N   shape; a CSV map says its devices itself\n"
-    "  --model NAME      --hidden H   --intermediate I   size of an expert      --machine NAME   speed of the links\n"
+    "  --model NAME      --hidden H   --intermediate I   size of an expert      --machine NAME   "
+    "speed of the links\n"
     "  --out FILE        writes the new map, .json or .csv; may be given several times\n"
-    "  --moves-out FILE  writes layer,expert,from_device,from_slot,to_device,to_slot,round as CSV; in one round a\n"
+    "  --moves-out FILE  writes layer,expert,from_device,from_slot,to_device,to_slot,round as CSV; "
+    "in one round a\n"
     "                    device sends at most one expert and receives at most one\n"
     "  --experts E       --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
     "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
@@ -51,7 +59,7 @@ static const struct option rebalance_long[] = {CLI_COMMON_OPTIONS,
 typedef struct rebalance_files {
     const char **out; /* stb_ds */
     const char *moves;
-    cli_out *stream;  /* one per out */
+    cli_out *stream; /* one per out */
     cli_out moves_stream;
 } rebalance_files;
 
@@ -134,9 +142,21 @@ static void place_contiguous(cli_rebalance *r)
     d.shape.num_nodes = r->setup.nodes;
     r->today = new_placement(r, &d.shape);
     cli_check(moe_ep_place_contiguous(&d, &r->today, NULL, NULL, &err), &err, "contiguous blocks");
-    cli_note(&r->setup, "No map was given: today's placement is taken to be contiguous blocks in %d "
-                        "slots.",
+    cli_note(&r->setup,
+             "No map was given: today's placement is taken to be contiguous blocks in %d "
+             "slots.",
              r->today.num_slots);
+}
+
+/* The devices that are left hold every expert. */
+static void check_room(const cli_rebalance *r)
+{
+    int32_t left = 0;
+    for (int32_t s = 0; s < r->today.num_slots; s++)
+        left += !r->today.device_inactive[r->today.slot_device[s]];
+    if (left < r->trace->experts)
+        cli_die(CLI_USAGE, "--dead: the other devices have %d slots for %d experts", left,
+                r->trace->experts);
 }
 
 static void read_current(cli_rebalance *r)
@@ -157,6 +177,7 @@ static void read_current(cli_rebalance *r)
                     r->today.num_devices, r->today.num_devices - 1);
         r->today.device_inactive[r->dead[i]] = 1;
     }
+    check_room(r);
     r->setup.devices = r->today.num_devices;
     r->setup.slots = r->today.num_slots;
     r->setup.nodes = r->today.num_nodes;
@@ -294,9 +315,9 @@ static void list_moves(cli_rebalance *r)
     moe_ep_moves_result *m = &r->change[CLI_REBALANCED].moves;
     moe_ep_error err;
     r->move = cli_alloc((size_t)m->moves, sizeof *r->move);
-    cli_check(moe_ep_plan_moves(&r->today, &r->plan, r->expert_bytes, r->move, m->moves, m, NULL,
-                                &err),
-              &err, "moves");
+    cli_check(
+        moe_ep_plan_moves(&r->today, &r->plan, r->expert_bytes, r->move, m->moves, m, NULL, &err),
+        &err, "moves");
     r->arrivals = cli_alloc((size_t)r->today.num_devices, sizeof *r->arrivals);
     r->layer_arrivals = cli_alloc((size_t)r->trace->layers, sizeof *r->layer_arrivals);
     r->departures = cli_alloc((size_t)r->today.num_devices, sizeof *r->departures);
@@ -396,16 +417,16 @@ static void write_verdict(cli_rebalance *r)
     if (b->moves.moves == 0 && a->worst > 0.0)
         r->headline = cli_format("Nothing to move: max/mean is %.3f in the worst layer", a->worst);
     else if (a->worst > 0.0)
-        r->headline = cli_format("%s move%s (%.1f %% of the slots) bring%s the worst layer from "
-                                 "max/mean %.2f to %.2f",
-                                 cli_count((double)b->moves.moves), b->moves.moves == 1 ? "" : "s",
-                                 100.0 * b->share, b->moves.moves == 1 ? "s" : "", a->worst,
-                                 b->worst);
+        r->headline =
+            cli_format("%s move%s (%.1f %% of the slots) bring%s the worst layer from "
+                       "max/mean %.2f to %.2f",
+                       cli_count((double)b->moves.moves), b->moves.moves == 1 ? "" : "s",
+                       100.0 * b->share, b->moves.moves == 1 ? "s" : "", a->worst, b->worst);
     else
-        r->headline = cli_format("%s moves bring back every expert, %s of them from disk; the worst "
-                                 "layer has max/mean %.2f",
-                                 cli_count((double)b->moves.moves),
-                                 cli_count((double)b->moves.lost), b->worst);
+        r->headline = cli_format(
+            "%s moves bring back every expert, %s of them from disk; the worst "
+            "layer has max/mean %.2f",
+            cli_count((double)b->moves.moves), cli_count((double)b->moves.lost), b->worst);
     r->badge = !(r->target > 0.0) ? "As far as it gets"
                : reached          ? "Target reached"
                                   : "Target missed";
@@ -464,8 +485,22 @@ static void open_files(rebalance_files *files, int argc, char **argv, int from)
     cli_out_open(&files->moves_stream, files->moves);
 }
 
+/* A map for SGLang has no empty slots. */
+static void check_full(const cli_rebalance *r, const char *path)
+{
+    if (!cli_has_suffix(path, ".json")) return;
+    for (int64_t s = 0; s < (int64_t)r->plan.num_layers * r->plan.num_slots; s++)
+        if (r->plan.slot_expert[s] < 0)
+            cli_die(
+                CLI_USAGE,
+                "--out %s: this plan leaves slots empty, which the JSON map cannot say; write a "
+                ".csv",
+                cli_printable(path));
+}
+
 static void write_files(const cli_rebalance *r, rebalance_files *files)
 {
+    for (ptrdiff_t i = 0; i < arrlen(files->out); i++) check_full(r, files->out[i]);
     for (ptrdiff_t i = 0; i < arrlen(files->out); i++) {
         write_map(r, files->out[i], files->stream[i].stream);
         cli_out_commit(&files->stream[i]);

@@ -27,16 +27,18 @@ static const char *text_of(char *at, size_t bytes, double v)
 static void put_plans(const cli_rebalance *r, FILE *f, const chart_text *t)
 {
     cli_put_title(f, t, "Against a full replan");
-    fputs("                            max/mean             moves  share of   bytes    between  rounds\n"
+    fputs("                            max/mean             moves  share of   bytes    between  "
+          "rounds\n"
           "                            worst layer  all               slots              nodes\n",
           f);
     for (int i = 0; i < CLI_PLANS; i++) {
         const cli_change *c = &r->change[i];
         char worst[24], overall[24];
         fprintf(f, "  %-24s  %11s  %6s  %7s  %6.1f %%  %8s  %6s  %6s\n", c->name,
-                text_of(worst, sizeof worst, c->worst), text_of(overall, sizeof overall, c->overall),
-                cli_count((double)c->moves.moves), 100.0 * c->share, cli_bytes(c->moves.bytes),
-                cli_count((double)c->moves.cross_node), cli_count((double)c->moves.rounds));
+                text_of(worst, sizeof worst, c->worst),
+                text_of(overall, sizeof overall, c->overall), cli_count((double)c->moves.moves),
+                100.0 * c->share, cli_bytes(c->moves.bytes), cli_count((double)c->moves.cross_node),
+                cli_count((double)c->moves.rounds));
     }
 }
 
@@ -52,11 +54,12 @@ static void put_frontier(const cli_rebalance *r, FILE *f, const chart_text *t)
         kind[i] = i == 0 ? CHART_HOT : worst <= r->target ? CHART_BEST : CHART_PLAIN;
         label[i] = i == 0 ? cli_strdup("today")
                           : cli_format("%s moves", cli_count((double)r->point_moves[i - 1]));
-        tail[i] = i == 0 ? cli_format("%.3f", worst)
-                         : cli_format("%.3f, %.1f %% of the slots", worst,
-                                      100.0 * r->point_share[i - 1]);
+        tail[i] =
+            i == 0 ? cli_format("%.3f", worst)
+                   : cli_format("%.3f, %.1f %% of the slots", worst, 100.0 * r->point_share[i - 1]);
     }
-    cli_put_title(f, t, "How balanced for how many moves (max/mean of the worst layer, bars from 1)");
+    cli_put_title(f, t,
+                  "How balanced for how many moves (max/mean of the worst layer, bars from 1)");
     chart_text_bars(f, t, r->points + 1, (const char *const *)label, value,
                     (const char *const *)tail, kind);
     for (int i = 0; i <= r->points; i++) {
@@ -68,8 +71,9 @@ static void put_frontier(const cli_rebalance *r, FILE *f, const chart_text *t)
 static void put_layers(const cli_rebalance *r, FILE *f, const chart_text *t)
 {
     int shown = r->trace->layers < MOST_LAYERS ? r->trace->layers : MOST_LAYERS;
-    cli_put_title(f, t, r->trace->layers > shown ? "The worst layers (max/mean)"
-                                                 : "Layer by layer (max/mean)");
+    cli_put_title(f, t,
+                  r->trace->layers > shown ? "The worst layers (max/mean)"
+                                           : "Layer by layer (max/mean)");
     fputs("  layer    today    after    bound  moves  busiest device after\n", f);
     for (int i = 0; i < shown; i++) {
         int32_t l = r->worst[i];
@@ -83,8 +87,8 @@ static void put_layers(const cli_rebalance *r, FILE *f, const chart_text *t)
             fprintf(f, "%7.3f", r->before[l].imbalance);
         else
             fputs("   lost", f);
-        fprintf(f, "  %7.3f  %7.3f  %5d  %d\n", a->imbalance, a->lower_bound / a->mean, r->layer_arrivals[l],
-                a->busiest_device);
+        fprintf(f, "  %7.3f  %7.3f  %5d  %d\n", a->imbalance, a->lower_bound / a->mean,
+                r->layer_arrivals[l], a->busiest_device);
     }
 }
 
@@ -112,7 +116,8 @@ void cli_rebalance_text(const void *data, FILE *f, const chart_text *t)
     fputs(t->color ? "\033[1m" : "", f);
     cli_put_wrapped(f, r->headline, t->width, 0, 0);
     fprintf(f, "%s  %s%s%s: ", t->color ? "\033[0m" : "",
-            chart_ansi(t, r->state[0] == 'y' ? CHART_BEST : CHART_HOT), r->badge, chart_ansi_end(t));
+            chart_ansi(t, r->state[0] == 'y' ? CHART_BEST : CHART_HOT), r->badge,
+            chart_ansi_end(t));
     cli_put_wrapped(f, r->reason, t->width, 2, cli_columns(r->badge) + 4);
     put_plans(r, f, t);
     put_frontier(r, f, t);
@@ -177,11 +182,10 @@ void cli_rebalance_json(const void *data, FILE *f)
     for (int i = 0; i < CLI_PLANS; i++) json_object_set_new(root, name[i], change(&r->change[i]));
     json_object_set_new(root, "layers", layers(r));
     for (int i = 0; i < r->points; i++)
-        json_array_append_new(list, json_pack("{s:I,s:f,s:f,s:f}", "moves",
-                                              (json_int_t)r->point_moves[i], "share",
-                                              r->point_share[i], "imbalance_worst",
-                                              r->point_worst[i], "imbalance",
-                                              r->point_overall[i]));
+        json_array_append_new(list,
+                              json_pack("{s:I,s:f,s:f,s:f}", "moves", (json_int_t)r->point_moves[i],
+                                        "share", r->point_share[i], "imbalance_worst",
+                                        r->point_worst[i], "imbalance", r->point_overall[i]));
     json_object_set_new(root, "frontier", list);
     if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
         cli_die(CLI_INTERNAL, "cannot write the JSON answer");
@@ -228,11 +232,11 @@ static void draw_frontier(const void *data, FILE *f, cli_width w, double width, 
     double x[CLI_PLANS + 1], y[CLI_PLANS + 1], fx[CLI_FRONTIER + 1], fy[CLI_FRONTIER + 1];
     chart_series s[CLI_PLANS + 1];
     chart_lines c;
-    char *text = cli_format("Rebalancing brings max/mean of the worst layer from %.3f to %.3f with "
-                            "%.1f %% of the slots; a full replan moves %.1f %%.",
-                            r->change[CLI_TODAY].worst, r->change[CLI_REBALANCED].worst,
-                            100.0 * r->change[CLI_REBALANCED].share,
-                            100.0 * r->change[CLI_REPLANNED].share);
+    char *text =
+        cli_format("Rebalancing brings max/mean of the worst layer from %.3f to %.3f with "
+                   "%.1f %% of the slots; a full replan moves %.1f %%.",
+                   r->change[CLI_TODAY].worst, r->change[CLI_REBALANCED].worst,
+                   100.0 * r->change[CLI_REBALANCED].share, 100.0 * r->change[CLI_REPLANNED].share);
     fx[0] = 0.0;
     fy[0] = r->change[CLI_TODAY].worst;
     for (int i = 0; i < r->points; i++) {
@@ -424,14 +428,14 @@ static void put_move_table(const cli_rebalance *r, FILE *f)
 void cli_rebalance_html(const void *data, FILE *f)
 {
     const cli_rebalance *r = data;
-    cli_page_head head = {"Expert rebalance", r->names, r->headline, "", r->state, r->badge,
-                          r->reason};
-    char *note = cli_format("%s \xc2\xb7 %d layers \xc2\xb7 %d experts in %d slots on %d devices, "
-                            "%d node%s \xc2\xb7 %s",
-                            r->names, r->trace->layers, r->trace->experts, r->today.num_slots,
-                            r->today.num_devices, r->today.num_nodes,
-                            r->today.num_nodes == 1 ? "" : "s",
-                            r->current ? r->current : "contiguous blocks today");
+    cli_page_head head = {"Expert rebalance", r->names, r->headline, "",
+                          r->state,           r->badge, r->reason};
+    char *note =
+        cli_format("%s \xc2\xb7 %d layers \xc2\xb7 %d experts in %d slots on %d devices, "
+                   "%d node%s \xc2\xb7 %s",
+                   r->names, r->trace->layers, r->trace->experts, r->today.num_slots,
+                   r->today.num_devices, r->today.num_nodes, r->today.num_nodes == 1 ? "" : "s",
+                   r->current ? r->current : "contiguous blocks today");
     cli_page_begin(f, &head);
     put_tiles(r, f);
     cli_page_note(f, note);

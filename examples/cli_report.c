@@ -25,9 +25,9 @@ static void settle_tokens(cli_report *r, cli_setup *s)
         if (r->tokens > (int64_t)PREFILL_TOKENS * s->devices)
             r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
         cli_note(s,
-             "Steps of %s tokens over all devices, cut from the recording in order; --tokens "
-             "changes it.",
-             cli_count((double)r->tokens));
+                 "Steps of %s tokens over all devices, cut from the recording in order; --tokens "
+                 "changes it.",
+                 cli_count((double)r->tokens));
     } else if (t->steps > 1) {
         r->tokens = (int64_t)(rows / t->steps / r->L / r->K + 0.5);
         if (r->tokens < 1) r->tokens = 1;
@@ -35,9 +35,9 @@ static void settle_tokens(cli_report *r, cli_setup *s)
     } else {
         r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
         cli_note(s,
-             "The recording is one sum over many steps: scaled to steps of %s tokens, %d per "
-             "device; single steps scatter more. --tokens changes it.",
-             cli_count((double)r->tokens), PREFILL_TOKENS);
+                 "The recording is one sum over many steps: scaled to steps of %s tokens, %d per "
+                 "device; single steps scatter more. --tokens changes it.",
+                 cli_count((double)r->tokens), PREFILL_TOKENS);
     }
 }
 
@@ -162,22 +162,24 @@ static void describe_windows(cli_report *r, cli_setup *s)
             names = more;
         }
         r->judged_on = names;
-        cli_note(s, "Planned on %s (%d steps), judged on %s (%d steps), which the plan has not seen.%s",
-             r->trace[0].name, r->plan.steps, names, r->judge.steps,
-             r->sums
-                 ? "  Each is a sum over many steps: how much single steps scatter is not known."
-                 : "");
+        cli_note(
+            s,
+            "Planned on %s (%d step%s), judged on %s (%d step%s), which the plan has not seen.%s",
+            r->trace[0].name, r->plan.steps, r->plan.steps == 1 ? "" : "s", names, r->judge.steps,
+            r->judge.steps == 1 ? "" : "s",
+            r->sums ? "  Each is a sum over many steps: how much single steps scatter is not known."
+                    : "");
     } else if (cli_report_window(r, &r->trace[0], r->tokens).steps >= 4) {
         r->judged_on = cli_strdup("the second half of the recording");
         cli_note(s,
-             "Planned on the first half of the recording (%d steps), judged on the second (%d "
-             "steps).",
-             r->plan.steps, r->judge.steps);
+                 "Planned on the first half of the recording (%d steps), judged on the second (%d "
+                 "steps).",
+                 r->plan.steps, r->judge.steps);
     } else {
         r->judged_on = cli_strdup("the window it was planned on");
         r->self_judged = 1;
         cli_note(s, "Only one window was given: the plan is judged on the loads it was made from, "
-                "which flatters it. A second recording makes the verdict firm.");
+                    "which flatters it. A second recording makes the verdict firm.");
     }
 }
 
@@ -232,7 +234,7 @@ static moe_ep_placement make_today(const cli_report *r, int32_t devices, int32_t
 }
 
 moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t devices,
-                                        int32_t nodes)
+                                   int32_t nodes)
 {
     moe_ep_layer_desc t;
     memset(&t, 0, sizeof t);
@@ -687,7 +689,8 @@ static void size_groups(cli_report *r)
     }
 }
 
-void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
+void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out,
+                       cli_setup *setup)
 {
     void *mem; /* lives as long as the report */
     memset(r, 0, sizeof *r);

@@ -106,16 +106,16 @@ void cli_setup_devices(cli_setup *s, int32_t E)
     each = (E + s->devices - 1) / s->devices;
     if (s->slots == 0) {
         s->slots = (each + 1) * s->devices;
-        cli_note(s, "%d slots: room for one more expert on each device; --slots changes it.", s->slots);
+        cli_note(s, "%d slots: room for one more expert on each device; --slots changes it.",
+                 s->slots);
     }
-    if (s->slots < E)
-        cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, E);
+    if (s->slots < E) cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, E);
     if (s->nodes == 0) {
         int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
         s->nodes = (s->devices + per - 1) / per;
         if (s->nodes > 1)
-            cli_note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes, per,
-                 s->machine.name);
+            cli_note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes,
+                     per, s->machine.name);
     }
     if (s->nodes > s->devices)
         cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);

@@ -27,7 +27,8 @@ static void put_steps(const cli_report *r, FILE *f, const chart_text *t)
         fprintf(f, "  %-*s  %s%*s  ", name, r->line[i].name, r->line[i].value,
                 value - cli_columns(r->line[i].value), "");
         used = name + value + 6;
-        cli_put_wrapped(f, r->line[i].meaning, t->width - used > 24 ? t->width : used + 24, used, used);
+        cli_put_wrapped(f, r->line[i].meaning, t->width - used > 24 ? t->width : used + 24, used,
+                        used);
     }
 }
 
@@ -97,9 +98,10 @@ static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t)
         label[l] = cli_format("%d", r->layer[l].number);
         tail[l] = cli_format("%.1f", r->layer[l].expert_imbalance);
     }
-    cli_put_title(f, t,
-              "Layer x expert, times the mean (blank 0, . 1/4, : 1/2, - 3/4, = 1, + 1.5, * 2, # 3, "
-              "% 4, @ 6 and more)");
+    cli_put_title(
+        f, t,
+        "Layer x expert, times the mean (blank 0, . 1/4, : 1/2, - 3/4, = 1, + 1.5, * 2, # 3, "
+        "% 4, @ 6 and more)");
     chart_text_heatmap(f, t, shown, r->E, (const char *const *)label, times,
                        (const char *const *)tail);
     for (int32_t l = 0; l < shown; l++) {
@@ -199,8 +201,8 @@ static void put_experts(const cli_report *r, FILE *f, const chart_text *t)
         tail[i] = cli_format("%5.2f%s", value[i], kind[i] == CHART_HOT ? "  above chance" : "");
     }
     cli_put_title(f, t,
-              cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
-                         r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95));
+                  cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
+                             r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95));
     chart_text_bars(f, t, shown, (const char *const *)label, value, (const char *const *)tail,
                     kind);
     for (int i = 0; i < shown; i++) {
@@ -264,8 +266,8 @@ static void put_strips(const cli_report *r, FILE *f, const chart_text *t)
         ids[i] = trace->ids[((size_t)(i / K) * (size_t)r->L + (size_t)r->hot) * (size_t)K +
                             (size_t)(i % K)];
     cli_put_title(f, t,
-              cli_format("First tokens of %s in layer %d: their experts, 1 = first choice",
-                         trace->name, r->layer[r->hot].number));
+                  cli_format("First tokens of %s in layer %d: their experts, 1 = first choice",
+                             trace->name, r->layer[r->hot].number));
     chart_text_strips(f, t, tokens, K, r->E, ids);
     free(ids);
 }

@@ -14,8 +14,10 @@ static const char main_help[] =
     "  report INPUT...   which device is the bottleneck, what it costs, what a new placement "
     "saves, whether it is worth it\n"
     "  place INPUT       a plan: which expert goes into which slot, as SGLang's JSON or CSV\n"
-    "  rebalance [MAP] INPUT...   from the placement that runs now to a better one, with few moves\n"
-    "  diagnose A B...   plan on A, judge on B: recommend, not now or insufficient evidence, and why\n"
+    "  rebalance [MAP] INPUT...   from the placement that runs now to a better one, with few "
+    "moves\n"
+    "  diagnose A B...   plan on A, judge on B: recommend, not now or insufficient evidence, and "
+    "why\n"
     "  copies INPUT      how many copies of experts reach a balance, and what they cost\n"
     "  route INPUT       logits, or hidden states and a gate, through a named router; compared "
     "with recorded ids\n"
@@ -64,7 +66,9 @@ static const char report_help[] =
 
 enum { O_CHARTS = 256 };
 
-static const struct option report_long[] = {CLI_COMMON_OPTIONS, CLI_SHAPE_OPTIONS, CLI_STEP_OPTIONS,
+static const struct option report_long[] = {CLI_COMMON_OPTIONS,
+                                            CLI_SHAPE_OPTIONS,
+                                            CLI_STEP_OPTIONS,
                                             {"charts", 0, NULL, O_CHARTS},
                                             {NULL, 0, NULL, 0}};
 
@@ -120,9 +124,9 @@ int cli_report_main(int argc, char **argv)
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-} commands[] = {{"report", cli_report_main},       {"place", cli_place_main},
-                {"route", cli_route_main},         {"rebalance", cli_rebalance_main},
-                {"diagnose", cli_diagnose_main},   {"copies", cli_copies_main}};
+} commands[] = {{"report", cli_report_main},     {"place", cli_place_main},
+                {"route", cli_route_main},       {"rebalance", cli_rebalance_main},
+                {"diagnose", cli_diagnose_main}, {"copies", cli_copies_main}};
 
 int main(int argc, char **argv)
 {

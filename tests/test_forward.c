@@ -132,7 +132,8 @@ static set make_set(int E, int H, int I, moe_ep_dtype dtype, moe_ep_gate_layout 
 static void free_set(set *r)
 {
     void *all[] = {r->gate, r->up, r->down, r->gate_b, r->up_b, r->down_b, r->mem_gate, r->mem_up, r->mem_down,
-                   r->bias_gate, r->bias_up, r->bias_down, (void *)r->table[0], (void *)r->table[1], (void *)r->table[2]};
+                   r->bias_gate, r->bias_up, r->bias_down,
+                   (void *)r->table[0], (void *)r->table[1], (void *)r->table[2]};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     memset(r, 0, sizeof *r);
 }
@@ -294,8 +295,8 @@ static double run_case(const set *r, const set *shared, const float *sg, int num
         double e = error_of(y, want, T * H);
         if (e > worst) worst = e;
         if (!(e <= 1e-5))
-            printf("    isa %d E %d H %d I %d K %d T %d dtype %d layout %d act %d: error %g\n", isa, E, H, r->w.inter, K,
-                   (int)T, (int)r->w.dtype, (int)r->w.layout, (int)r->w.activation.kind, e);
+            printf("    isa %d E %d H %d I %d K %d T %d dtype %d layout %d act %d: error %g\n",
+                   isa, E, H, r->w.inter, K, (int)T, (int)r->w.dtype, (int)r->w.layout, (int)r->w.activation.kind, e);
         d.parallel_for = swap_task_order;
         CHECK_I64(moe_ep_forward(&d, x, T, again, NULL, &err), MOE_EP_OK);
         CHECK(memcmp(y, again, sizeof(float) * (size_t)(T * H)) == 0);
@@ -400,7 +401,8 @@ TEST(tails_of_every_length)
     uint64_t s = t_seed + 2;
     for (int n = 1; n <= 70; n++) {
         for (int dtype = 0; dtype < 3; dtype++) {
-            set r = make_set(2, n, 71 - n, (moe_ep_dtype)dtype, (moe_ep_gate_layout)(n % 4), act_of(0), 1, n & 1, 0, &s);
+            set r = make_set(2, n, 71 - n, (moe_ep_dtype)dtype, (moe_ep_gate_layout)(n % 4), act_of(0), 1, n & 1, 0,
+                             &s);
             CHECK(run_case(&r, NULL, NULL, 0, 1 + (n & 1), 0, 1 + n % 9, &s) <= 1e-5);
             free_set(&r);
             STOP_IF_FAILED("n %d", n);
@@ -414,7 +416,8 @@ TEST(inner_dimension_longer_than_a_block)
     static const int sizes[][2] = {{1024, 40}, {1025, 33}, {2100, 20}, {40, 1024}, {33, 1055}, {20, 2049}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         for (int dtype = 0; dtype < 3; dtype++) {
-            set r = make_set(2, sizes[i][0], sizes[i][1], (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+            set r = make_set(2, sizes[i][0], sizes[i][1], (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE, act_of(0),
+                             0, 0, 0, &s);
             CHECK(run_case(&r, NULL, NULL, 0, 1, 0, 5, &s) <= 1e-5);
             free_set(&r);
             STOP_IF_FAILED("case %d", (int)i);
@@ -450,7 +453,8 @@ TEST(shared_experts_identity_experts_and_weight_on_input)
     uint64_t s = t_seed + 6;
     for (int i = 0; i < 48; i++) {
         int H = 1 + (int)t_below(&s, 60), E = 2 + (int)t_below(&s, 4), null = (int)t_below(&s, 3);
-        set r = make_set(E, H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)(i % 3), MOE_EP_GATE_SEPARATE, act_of(i % 8), i & 1, 0, 0, &s);
+        set r = make_set(E, H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)(i % 3), MOE_EP_GATE_SEPARATE, act_of(i % 8),
+                         i & 1, 0, 0, &s);
         set sh = make_set(1 + (int)t_below(&s, 3), H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)((i / 3) % 3),
                           MOE_EP_GATE_SEPARATE, act_of((i / 2) % 8), 0, 0, 0, &s);
         float *sg = random_x(H, &s);
@@ -487,11 +491,13 @@ TEST(a_router_in_front)
         int E = 2 + (int)t_below(&s, 12), H = 3 + (int)t_below(&s, 40), K = 1 + (int)t_below(&s, E < 4 ? E : 4);
         int64_t T = 1 + t_below(&s, 40);
         int null = i % 3 == 2 && E > K ? 1 : 0;
-        set r = make_set(E - null, H, 1 + (int)t_below(&s, 30), MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+        set r = make_set(E - null, H, 1 + (int)t_below(&s, 30), MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0),
+                         0, 0, 0, &s);
         moe_ep_router router = i % 3 == 0   ? moe_ep_router_mixtral(E, K)
                                : i % 3 == 1 ? moe_ep_router_llama4(E, K)
                                             : moe_ep_router_longcat(E, K, null);
-        float *gate = random_x((int64_t)E * H, &s), *x = random_x(T * H, &s), *logits = t_alloc(sizeof(float) * (size_t)(T * E));
+        float *gate = random_x((int64_t)E * H, &s), *x = random_x(T * H, &s);
+        float *logits = t_alloc(sizeof(float) * (size_t)(T * E));
         float *w = t_alloc(sizeof(float) * (size_t)(T * K)), *y = t_alloc(sizeof(float) * (size_t)(T * H));
         int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K));
         double *want = t_alloc(sizeof(double) * (size_t)(T * H));
@@ -649,7 +655,8 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.r.w.layout = MOE_EP_GATE_FIRST, 4, MOE_EP_ERR_CONFIG, "up", -1);
     BAD(g.r.w.activation.kind = (moe_ep_activation_kind)7, 4, MOE_EP_ERR_RANGE, "activation.kind", -1);
     BAD(g.r.w.activation.kind = MOE_EP_ACT_RELU2, 4, MOE_EP_ERR_CONFIG, "up", -1);
-    BAD((g.r.w.activation.kind = MOE_EP_ACT_RELU2, g.r.w.layout = MOE_EP_GATE_FIRST), 4, MOE_EP_ERR_CONFIG, "layout", -1);
+    BAD((g.r.w.activation.kind = MOE_EP_ACT_RELU2, g.r.w.layout = MOE_EP_GATE_FIRST), 4, MOE_EP_ERR_CONFIG,
+        "layout", -1);
     BAD(g.r.w.activation.alpha = nan, 4, MOE_EP_ERR_NAN, "activation", -1);
     BAD(g.r.w.activation.limit = -1.0f, 4, MOE_EP_ERR_RANGE, "activation.limit", -1);
     BAD(g.r.w.gate = NULL, 4, MOE_EP_ERR_NULL, "gate", -1);
@@ -680,7 +687,8 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.w[5] = inf, 4, MOE_EP_ERR_NAN, "choice_weights", 5);
     BAD(g.d.router = &g.router, 4, MOE_EP_ERR_NULL, "gate", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.d.top_k = 3), 4, MOE_EP_ERR_CONFIG, "top_k", -1);
-    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_experts = 4), 4, MOE_EP_ERR_SIZE, "router.num_experts", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_experts = 4), 4, MOE_EP_ERR_SIZE,
+        "router.num_experts", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.gate[7] = nan), 4, MOE_EP_ERR_NAN, "logits", 1);
     free_set(&g.r);
     free_set(&g.sh);
