@@ -57,7 +57,7 @@ TRACE ?= examples/data
 DEMO_ARGS ?= report $(TRACE)/prose_topk_ids.npy $(TRACE)/c_topk_ids.npy $(TRACE)/python_topk_ids.npy \
   --devices 8 --html $(B)/report.html
 
-.PHONY: all demo demo-run test test-run build-tests check check-run bench examples tool install uninstall \
+.PHONY: all demo demo-run test test-run build-tests check check-run bench validate examples tool install uninstall \
         golden clean help deps deps-check
 
 all: deps-check
@@ -74,6 +74,7 @@ help:
 	@echo "  make test       install what is missing, build and run every test (ONLY=text: those that match)"
 	@echo "  make check      the heavier gates: sanitizers, compilers x standards, analysers"
 	@echo "  make bench      build and run the benchmarks, output in $(B)/bench/ (BENCH_ARGS=--quick)"
+	@echo "  make validate   the step-time formulas against published measurements, as a table"
 	@echo "  make examples   build the examples"
 	@echo "  make golden     rewrite examples/out/*.txt from what the examples print now"
 	@echo "  make install    header, moe_ep.pc, tool, man page under DESTDIR + PREFIX (now $(DESTDIR)$(PREFIX))"
@@ -188,6 +189,9 @@ bench: $(BENCHES)
 	@for b in $(BENCHES); do \
 	  echo "== $$b $(BENCH_ARGS)"; $$b $(BENCH_ARGS) > $$b.txt || { echo "$$b failed" >&2; exit 1; }; cat $$b.txt; \
 	done
+
+validate: $(B)/tests/test_published
+	@$(B)/tests/test_published --table
 
 # ---- installation --------------------------------------------------------------------------------
 define PC

@@ -2258,7 +2258,7 @@ typedef struct moe_ep_expect_result {
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
  * TOP_K, NEGATIVE, CONFIG (groups).  O(E + D * groups).  All but the two busiest_ fields are exact; those treat the
  * devices as independent: within 2 % (4 % below 8 tokens) of simulation.
- * Example: T = 4096, K = 8, E = 256, D = 32: 7.15 devices per token, sd 31.06 rows, excess 0.063. */
+ * Example: T = 4096, K = 8, E = 256, D = 32: 7.27 devices per token, sd 31.06 rows, excess 0.063. */
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err);
 
 /* ---- a layer, a step ---------------------------------------------------------------------------------- */
@@ -15702,35 +15702,52 @@ enum { MOE_EPI_V3, MOE_EPI_R1, MOE_EPI_V2, MOE_EPI_V2L, MOE_EPI_K2, MOE_EPI_Q235
 
 /* Order of the fields as in moe_ep_model; the attention counts are sums of the projections named in the
  * published configurations. */
+/* Name and source, beside the numbers: a table without pointers is read-only in every kind of build. */
+static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
+    {"deepseek-v3",
+     "DeepSeek-V3 technical report (2024), config.json; FP8 experts"},
+    {"deepseek-r1",
+     "DeepSeek-R1 (2025), same shapes as DeepSeek-V3; FP8 experts"},
+    {"deepseek-v2",
+     "DeepSeek-V2 technical report (2024), config.json; bf16"},
+    {"deepseek-v2-lite",
+     "DeepSeek-V2-Lite (2024), config.json; bf16"},
+    {"kimi-k2",
+     "Kimi-K2 (Moonshot AI, 2025), config.json; FP8 experts"},
+    {"qwen3-235b-a22b",
+     "Qwen3-235B-A22B (2025), config.json; bf16"},
+    {"qwen3-30b-a3b",
+     "Qwen3-30B-A3B (2025), config.json; bf16"},
+    {"qwen1.5-moe-a2.7b",
+     "Qwen1.5-MoE-A2.7B (2024), config.json; bf16"},
+    {"mixtral-8x7b",
+     "Mixtral of Experts (2024), config.json; bf16"},
+    {"mixtral-8x22b",
+     "Mixtral-8x22B (2024), config.json; bf16"},
+    {"gpt-oss-120b",
+     "gpt-oss model card (2025), config.json; MXFP4 experts (4.25 bits), bf16 products"},
+    {"gpt-oss-20b",
+     "gpt-oss model card (2025), config.json; MXFP4 experts (4.25 bits), bf16 products"},
+    {"olmoe-1b-7b",
+     "OLMoE (2024), config.json; bf16"},
+    {"phi-tiny-moe",
+     "Phi-tiny-MoE (Microsoft, 2025), config.json; bf16"}};
+
 static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
-    {"deepseek-v3", "DeepSeek-V3 technical report (2024), config.json; FP8 experts",
-     61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
-    {"deepseek-r1", "DeepSeek-R1 (2025), same shapes as DeepSeek-V3; FP8 experts",
-     61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
-    {"deepseek-v2", "DeepSeek-V2 technical report (2024), config.json; bf16",
-     60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"deepseek-v2-lite", "DeepSeek-V2-Lite (2024), config.json; bf16",
-     27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"kimi-k2", "Kimi-K2 (Moonshot AI, 2025), config.json; FP8 experts",
-     61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
-    {"qwen3-235b-a22b", "Qwen3-235B-A22B (2025), config.json; bf16",
-     94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"qwen3-30b-a3b", "Qwen3-30B-A3B (2025), config.json; bf16",
-     48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"qwen1.5-moe-a2.7b", "Qwen1.5-MoE-A2.7B (2024), config.json; bf16",
-     24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"mixtral-8x7b", "Mixtral of Experts (2024), config.json; bf16",
-     32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"mixtral-8x22b", "Mixtral-8x22B (2024), config.json; bf16",
-     56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"gpt-oss-120b", "gpt-oss model card (2025), config.json; MXFP4 experts (4.25 bits), bf16 products",
-     36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024, MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
-    {"gpt-oss-20b", "gpt-oss model card (2025), config.json; MXFP4 experts (4.25 bits), bf16 products",
-     24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024, MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
-    {"olmoe-1b-7b", "OLMoE (2024), config.json; bf16",
-     16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {"phi-tiny-moe", "Phi-tiny-MoE (Microsoft, 2025), config.json; bf16",
-     32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2}
+    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+    {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+    {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024, MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+    {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024, MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+    {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2}
 };
 
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
@@ -15738,60 +15755,85 @@ enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_
 
 /* name, source, devices per node, memory, memory/s, FLOP/s {bf16, fp8, fp4}, GEMM {t0, mem, flop, p, tile},
  * links {alpha, intra, inter, p, alpha_in_norm}: low-latency dispatch, combine, normal dispatch, combine. */
+static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
+    {"h100",
+     "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; links fit on aiconfigurator's DeepEP tables"},
+    {"h800",
+     "H800: InferSim hardware and grouped GEMM tables (142 points, median 4 %); links fit on DeepEP's published tables"},
+    {"h20",
+     "H20: InferSim hardware and grouped GEMM tables (852 points, median 9 %); links as fitted for H100"},
+    {"h200",
+     "H200 SXM: aiconfigurator h200_sxm; GEMM and links as fitted for H800 and H100"},
+    {"b200",
+     "B200: vendor figures; GEMM constants of H800 (not fitted); NVLink fit on aiconfigurator tables, 400 Gb/s NIC"},
+    {"gb200",
+     "GB200 NVL72: aiconfigurator gb200; GEMM constants of H800 (not fitted); links fit on TensorRT-LLM blog 18, one-sided"},
+    {"rtxpro6000",
+     "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); vendor FLOP/s"}};
+
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {"h100", "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; links fit on aiconfigurator's DeepEP tables",
-     8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
      {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
-    {"h800", "H800: InferSim hardware and grouped GEMM tables (142 points, median 4 %); links fit on DeepEP's published tables",
-     8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
      {38e-6, 160e9, 48e9, 0, 0}, {38e-6, 160e9, 48e9, 0, 0}, {36e-6, 145e9, 44e9, 0, 0}, {54e-6, 145e9, 44e9, 0, 0}},
-    {"h20", "H20: InferSim hardware and grouped GEMM tables (852 points, median 9 %); links as fitted for H100",
-     8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64},
      {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
-    {"h200", "H200 SXM: aiconfigurator h200_sxm; GEMM and links as fitted for H800 and H100",
-     8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
      {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
-    {"b200", "B200: vendor figures; GEMM constants of H800 (not fitted); NVLink fit on aiconfigurator tables, 400 Gb/s NIC",
-     8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128},
+    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128},
      {12e-6, 460e9, 48e9, 0, 0}, {12e-6, 460e9, 48e9, 0, 0}, {36e-6, 460e9, 46e9, 2, 0}, {54e-6, 460e9, 46e9, 2, 0}},
-    {"gb200", "GB200 NVL72: aiconfigurator gb200; GEMM constants of H800 (not fitted); links fit on TensorRT-LLM blog 18, one-sided",
-     72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128},
+    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128},
      {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}, {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}},
-    {"rtxpro6000", "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); vendor FLOP/s",
-     8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64},
+    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64},
      {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}}
 };
 
-MOE_EP_API moe_ep_model moe_ep_model_deepseek_v3(void) { return moe_epi_models[MOE_EPI_V3]; }
-MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2(void) { return moe_epi_models[MOE_EPI_V2]; }
-MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2_lite(void) { return moe_epi_models[MOE_EPI_V2L]; }
-MOE_EP_API moe_ep_model moe_ep_model_kimi_k2(void) { return moe_epi_models[MOE_EPI_K2]; }
-MOE_EP_API moe_ep_model moe_ep_model_qwen3_235b_a22b(void) { return moe_epi_models[MOE_EPI_Q235]; }
-MOE_EP_API moe_ep_model moe_ep_model_qwen3_30b_a3b(void) { return moe_epi_models[MOE_EPI_Q30]; }
-MOE_EP_API moe_ep_model moe_ep_model_qwen1_5_moe_a2_7b(void) { return moe_epi_models[MOE_EPI_Q15]; }
-MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x7b(void) { return moe_epi_models[MOE_EPI_M7]; }
-MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x22b(void) { return moe_epi_models[MOE_EPI_M22]; }
-MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_120b(void) { return moe_epi_models[MOE_EPI_O120]; }
-MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_20b(void) { return moe_epi_models[MOE_EPI_O20]; }
-MOE_EP_API moe_ep_model moe_ep_model_olmoe_1b_7b(void) { return moe_epi_models[MOE_EPI_OLMOE]; }
-MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void) { return moe_epi_models[MOE_EPI_PHI]; }
+static moe_ep_model moe_epi_model_at(int i)
+{
+    moe_ep_model m = moe_epi_models[i];
+    m.name = moe_epi_model_text[i][0];
+    m.source = moe_epi_model_text[i][1];
+    return m;
+}
 
-MOE_EP_API moe_ep_machine moe_ep_machine_h100(void) { return moe_epi_machines[MOE_EPI_H100]; }
-MOE_EP_API moe_ep_machine moe_ep_machine_h800(void) { return moe_epi_machines[MOE_EPI_H800]; }
-MOE_EP_API moe_ep_machine moe_ep_machine_h20(void) { return moe_epi_machines[MOE_EPI_H20]; }
-MOE_EP_API moe_ep_machine moe_ep_machine_h200(void) { return moe_epi_machines[MOE_EPI_H200]; }
-MOE_EP_API moe_ep_machine moe_ep_machine_b200(void) { return moe_epi_machines[MOE_EPI_B200]; }
-MOE_EP_API moe_ep_machine moe_ep_machine_gb200(void) { return moe_epi_machines[MOE_EPI_GB200]; }
-MOE_EP_API moe_ep_machine moe_ep_machine_rtxpro6000(void) { return moe_epi_machines[MOE_EPI_RTX]; }
+static moe_ep_machine moe_epi_machine_at(int i)
+{
+    moe_ep_machine m = moe_epi_machines[i];
+    m.name = moe_epi_machine_text[i][0];
+    m.source = moe_epi_machine_text[i][1];
+    return m;
+}
+
+MOE_EP_API moe_ep_model moe_ep_model_deepseek_v3(void) { return moe_epi_model_at(MOE_EPI_V3); }
+MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2(void) { return moe_epi_model_at(MOE_EPI_V2); }
+MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2_lite(void) { return moe_epi_model_at(MOE_EPI_V2L); }
+MOE_EP_API moe_ep_model moe_ep_model_kimi_k2(void) { return moe_epi_model_at(MOE_EPI_K2); }
+MOE_EP_API moe_ep_model moe_ep_model_qwen3_235b_a22b(void) { return moe_epi_model_at(MOE_EPI_Q235); }
+MOE_EP_API moe_ep_model moe_ep_model_qwen3_30b_a3b(void) { return moe_epi_model_at(MOE_EPI_Q30); }
+MOE_EP_API moe_ep_model moe_ep_model_qwen1_5_moe_a2_7b(void) { return moe_epi_model_at(MOE_EPI_Q15); }
+MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x7b(void) { return moe_epi_model_at(MOE_EPI_M7); }
+MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x22b(void) { return moe_epi_model_at(MOE_EPI_M22); }
+MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_120b(void) { return moe_epi_model_at(MOE_EPI_O120); }
+MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_20b(void) { return moe_epi_model_at(MOE_EPI_O20); }
+MOE_EP_API moe_ep_model moe_ep_model_olmoe_1b_7b(void) { return moe_epi_model_at(MOE_EPI_OLMOE); }
+MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void) { return moe_epi_model_at(MOE_EPI_PHI); }
+
+MOE_EP_API moe_ep_machine moe_ep_machine_h100(void) { return moe_epi_machine_at(MOE_EPI_H100); }
+MOE_EP_API moe_ep_machine moe_ep_machine_h800(void) { return moe_epi_machine_at(MOE_EPI_H800); }
+MOE_EP_API moe_ep_machine moe_ep_machine_h20(void) { return moe_epi_machine_at(MOE_EPI_H20); }
+MOE_EP_API moe_ep_machine moe_ep_machine_h200(void) { return moe_epi_machine_at(MOE_EPI_H200); }
+MOE_EP_API moe_ep_machine moe_ep_machine_b200(void) { return moe_epi_machine_at(MOE_EPI_B200); }
+MOE_EP_API moe_ep_machine moe_ep_machine_gb200(void) { return moe_epi_machine_at(MOE_EPI_GB200); }
+MOE_EP_API moe_ep_machine moe_ep_machine_rtxpro6000(void) { return moe_epi_machine_at(MOE_EPI_RTX); }
 
 MOE_EP_API const char *moe_ep_model_preset_name(int32_t i)
 {
-    return i >= 0 && i < MOE_EPI_MODELS ? moe_epi_models[i].name : NULL;
+    return i >= 0 && i < MOE_EPI_MODELS ? moe_epi_model_text[i][0] : NULL;
 }
 
 MOE_EP_API const char *moe_ep_machine_preset_name(int32_t i)
 {
-    return i >= 0 && i < MOE_EPI_MACHINES ? moe_epi_machines[i].name : NULL;
+    return i >= 0 && i < MOE_EPI_MACHINES ? moe_epi_machine_text[i][0] : NULL;
 }
 
 static int moe_epi_name_skip(char c) { return c == '-' || c == '_' || c == '.' || c == ' '; }
@@ -15836,7 +15878,7 @@ MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *ou
     if (!out) return moe_epi_null(err, "out");
     i = moe_epi_name_find(name, moe_ep_model_preset_name);
     if (i < 0) return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no model preset has this name", -1, 0.0);
-    *out = moe_epi_models[i];
+    *out = moe_epi_model_at(i);
     return MOE_EP_OK;
 }
 
@@ -15848,7 +15890,7 @@ MOE_EP_API moe_ep_status moe_ep_machine_by_name(const char *name, moe_ep_machine
     if (!out) return moe_epi_null(err, "out");
     i = moe_epi_name_find(name, moe_ep_machine_preset_name);
     if (i < 0) return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no machine preset has this name", -1, 0.0);
-    *out = moe_epi_machines[i];
+    *out = moe_epi_machine_at(i);
     return MOE_EP_OK;
 }
 
@@ -20202,7 +20244,7 @@ static moe_ep_status moe_epi_diag_numbers(const moe_ep_diagnose_desc *d, moe_ep_
 {
     const double value[] = {d->other_s,       d->expert_bytes,     d->move_Bps, d->pause_s,
                             d->horizon_steps, d->target_imbalance, d->min_gain, d->min_improved};
-    static const char *const name[] = {
+    const char *const name[] = {
         "desc.other_s",       "desc.expert_bytes",     "desc.move_Bps", "desc.pause_s",
         "desc.horizon_steps", "desc.target_imbalance", "desc.min_gain", "desc.min_improved"};
     size_t i;
@@ -21051,7 +21093,7 @@ enum { MOE_EPI_USE_WEIGHTS = 1, MOE_EPI_USE_DRIFT = 2, MOE_EPI_USE_ORDER = 3, MO
 
 enum { MOE_EPI_LOAD_KINDS = 13 };
 
-static const char *const moe_epi_load_names[MOE_EPI_LOAD_KINDS] = {
+static const char moe_epi_load_names[MOE_EPI_LOAD_KINDS][20] = {
     "uniform", "zipf", "power-law", "lognormal", "hot-expert", "hot-device", "rotating",
     "burst", "recorded", "target", "balanced", "round-robin", "stuck-round-robin"};
 

@@ -112,8 +112,8 @@ static void bench_read_part(void *argument, int part, int parts)
     __asm__ volatile("" : : "r"(a));
 }
 
-/* Share of all cores that other processes used between two calls, Linux only: bench_others(&state) starts, the next call
- * tells; -1 when unknown. */
+/* Share of all cores that other processes used between two calls, Linux only: bench_others(&state) starts, the
+ * next call tells; -1 when unknown. */
 typedef struct bench_load {
     double total, idle, own;
 } bench_load;

@@ -160,7 +160,7 @@ void cli_copies_json(const void *data, FILE *f)
     json_object_set_new(root, "needs", needs);
     json_object_set_new(root, "target_need",
                         c->target_need.extra < 0 ? json_null() : need(&c->target_need));
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
         cli_die(CLI_INTERNAL, "cannot write the JSON answer");
     fputc('\n', f);
     json_decref(root);

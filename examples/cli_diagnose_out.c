@@ -181,7 +181,7 @@ void cli_diagnose_json(const void *data, FILE *f)
         json_array_append_new(steps, json_pack("{s:o,s:o}", "before", number(g->step_before[s]),
                                                "after", number(g->step_after[s])));
     json_object_set_new(root, "step_imbalance", steps);
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
         cli_die(CLI_INTERNAL, "cannot write the JSON answer");
     fputc('\n', f);
     json_decref(root);

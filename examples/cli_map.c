@@ -363,6 +363,37 @@ moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const i
     return p;
 }
 
+/* An expert of the device whose only copy is there; -1 when it has none. */
+static int32_t only_copy(const moe_ep_placement *p, int32_t l, int32_t d)
+{
+    const int32_t *start = p->replica_start + (size_t)l * ((size_t)p->num_experts + 1);
+    for (int32_t s = p->slot_start[d]; s < p->slot_start[d + 1]; s++) {
+        int32_t e = p->slot_expert[(size_t)l * (size_t)p->num_slots + (size_t)s];
+        if (e >= 0 && start[e + 1] - start[e] == 1) return e;
+    }
+    return -1;
+}
+
+int32_t *cli_map_full(const moe_ep_placement *p, int64_t *filled)
+{
+    size_t n = (size_t)p->num_layers * (size_t)p->num_slots;
+    int32_t *expert = cli_alloc(n, sizeof *expert);
+    *filled = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t l = (int32_t)(i / (size_t)p->num_slots), s = (int32_t)(i % (size_t)p->num_slots);
+        expert[i] = p->slot_expert[i];
+        if (expert[i] >= 0) continue;
+        expert[i] = only_copy(p, l, p->slot_device[s]);
+        if (expert[i] < 0)
+            cli_die(CLI_USAGE,
+                    "this plan leaves slots of device %d empty, which the JSON map cannot say; write "
+                    "a .csv",
+                    p->slot_device[s]);
+        (*filled)++;
+    }
+    return expert;
+}
+
 /* ---- writers ------------------------------------------------------------------------------------------ */
 
 void cli_map_put_json(FILE *f, int32_t layers, int32_t slots, const int32_t *expert)

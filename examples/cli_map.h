@@ -32,6 +32,10 @@ void cli_map_put_json(FILE *f, int32_t layers, int32_t slots, const int32_t *exp
 void cli_map_put_csv(FILE *f, int32_t layers, int32_t slots, const int32_t *expert, const int32_t *slot_device,
                      const int32_t *number);
 
+/* slot_expert (L,P) without empty slots: an empty one gets a second copy of an expert that has its only copy on the
+ * same device, which changes no device's load.  Leaves when a device has none.  *filled = how many. */
+int32_t *cli_map_full(const moe_ep_placement *p, int64_t *filled);
+
 /* 1 when the name ends so, whatever the case. */
 int cli_has_suffix(const char *name, const char *tail);
 

@@ -114,6 +114,12 @@ int cli_setup_option(cli_setup *s, int option, const char *value)
     }
 }
 
+static void refuse_two_on_stdout(const cli_common *o)
+{
+    if (o->json && o->html && strcmp(o->html, "-") == 0)
+        cli_die(CLI_USAGE, "--html - and --json cannot both go to standard output");
+}
+
 int cli_common_option(cli_common *o, int option, const char *value, const char *help)
 {
     switch (option) {
@@ -131,9 +137,11 @@ int cli_common_option(cli_common *o, int option, const char *value, const char *
         return 1;
     case CLI_O_HTML:
         o->html = value;
+        refuse_two_on_stdout(o);
         return 1;
     case CLI_O_JSON:
         o->json = 1;
+        refuse_two_on_stdout(o);
         return 1;
     case CLI_O_WIDTH:
         o->screen.width = (int)cli_option_count("width", value, 60, 400);
@@ -163,8 +171,6 @@ void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, in
 {
     memset(page, 0, sizeof *page);
     if (!o->html) return;
-    if (o->json && strcmp(o->html, "-") == 0)
-        cli_die(CLI_USAGE, "--html - and --json cannot both go to standard output");
     cli_refuse_overwriting(o->html, argc, argv, from);
     if (from < argc) cli_out_open(page, o->html);
 }

@@ -90,6 +90,14 @@ static const policy *find_policy(const char *name)
             cli_printable(name));
 }
 
+/* Whether a map without empty slots is asked for. */
+static int wants_json(const place_options *o)
+{
+    int wanted = o->json;
+    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= cli_has_suffix(o->out[i], ".json");
+    return wanted;
+}
+
 static void take_option(place_options *o, int option, const char *value)
 {
     switch (option) {
@@ -168,19 +176,6 @@ static double *all_loads(const cli_trace *list)
     return loads;
 }
 
-/* A map for SGLang has no empty slots: an unused one gets another copy of the expert before it. */
-static void check_full(const place_options *o, const moe_ep_placement *p)
-{
-    int wanted = o->json;
-    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= cli_has_suffix(o->out[i], ".json");
-    for (int64_t s = 0; wanted && s < (int64_t)p->num_layers * p->num_slots; s++)
-        if (p->slot_expert[s] < 0)
-            cli_die(CLI_USAGE,
-                    "this plan leaves slots empty, which the JSON map cannot say; use --policy "
-                    "best or --slots %d",
-                    p->num_experts);
-}
-
 int cli_place_main(int argc, char **argv)
 {
     place_options o;
@@ -192,6 +187,8 @@ int cli_place_main(int argc, char **argv)
     cli_out *out, text;
     char *left_out;
     size_t bytes;
+    int64_t filled;
+    int32_t *full = NULL;
     int option;
     memset(&o, 0, sizeof o);
     memset(&d, 0, sizeof d);
@@ -221,18 +218,18 @@ int cli_place_main(int argc, char **argv)
               &err, "shape");
     result = cli_alloc((size_t)d.num_layers, sizeof *result);
     cli_check(o.policy->run(&d, &p, result, NULL, &err), &err, o.policy->name);
-    check_full(&o, &p);
+    if (wants_json(&o)) full = cli_map_full(&p, &filled);
     for (ptrdiff_t i = 0; i < arrlen(o.out); i++) {
         if (cli_has_suffix(o.out[i], ".csv"))
             cli_map_put_csv(out[i].stream, p.num_layers, p.num_slots, p.slot_expert, p.slot_device,
                             list[0].layer);
         else
-            cli_map_put_json(out[i].stream, p.num_layers, p.num_slots, p.slot_expert);
+            cli_map_put_json(out[i].stream, p.num_layers, p.num_slots, full);
         cli_out_commit(&out[i]);
     }
     cli_out_open(&text, "-");
     if (o.json)
-        cli_map_put_json(text.stream, p.num_layers, p.num_slots, p.slot_expert);
+        cli_map_put_json(text.stream, p.num_layers, p.num_slots, full);
     else
         put_table(&p, &list[0], result, text.stream);
     cli_out_commit(&text);

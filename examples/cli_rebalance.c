@@ -448,7 +448,8 @@ static void write_verdict(cli_rebalance *r)
 static void write_map(const cli_rebalance *r, const char *path, FILE *f)
 {
     int32_t L = r->trace->layers, P = r->plan.num_slots;
-    const int32_t *expert = r->plan.slot_expert, *number = r->trace->layer;
+    int csv = cli_has_suffix(path, ".csv");
+    const int32_t *expert = csv ? r->plan.slot_expert : r->full, *number = r->trace->layer;
     if (r->current) {
         for (int32_t l = 0; l < L; l++)
             memcpy(r->map.expert + (size_t)r->rows[l] * (size_t)P, expert + (size_t)l * (size_t)P,
@@ -457,7 +458,7 @@ static void write_map(const cli_rebalance *r, const char *path, FILE *f)
         expert = r->map.expert;
         number = r->map.number;
     }
-    if (cli_has_suffix(path, ".csv"))
+    if (csv)
         cli_map_put_csv(f, L, P, expert, r->plan.slot_device, number);
     else
         cli_map_put_json(f, L, P, expert);
@@ -473,6 +474,20 @@ static void write_moves(const cli_rebalance *r, FILE *f)
     }
 }
 
+/* A map for SGLang has no empty slots. */
+static void fill_slots(cli_rebalance *r, const rebalance_files *files)
+{
+    int64_t filled = 0;
+    for (ptrdiff_t i = 0; i < arrlen(files->out); i++)
+        if (cli_has_suffix(files->out[i], ".json") && !r->full)
+            r->full = cli_map_full(&r->plan, &filled);
+    if (filled > 0)
+        cli_note(&r->setup,
+                 "%s slots are free in the new plan; the JSON map has a second copy of an expert of "
+                 "the same device there, which changes no load.",
+                 cli_count((double)filled));
+}
+
 static void open_files(rebalance_files *files, int argc, char **argv, int from)
 {
     files->stream = cli_alloc((size_t)arrlen(files->out) + 1, sizeof *files->stream);
@@ -485,22 +500,8 @@ static void open_files(rebalance_files *files, int argc, char **argv, int from)
     cli_out_open(&files->moves_stream, files->moves);
 }
 
-/* A map for SGLang has no empty slots. */
-static void check_full(const cli_rebalance *r, const char *path)
-{
-    if (!cli_has_suffix(path, ".json")) return;
-    for (int64_t s = 0; s < (int64_t)r->plan.num_layers * r->plan.num_slots; s++)
-        if (r->plan.slot_expert[s] < 0)
-            cli_die(
-                CLI_USAGE,
-                "--out %s: this plan leaves slots empty, which the JSON map cannot say; write a "
-                ".csv",
-                cli_printable(path));
-}
-
 static void write_files(const cli_rebalance *r, rebalance_files *files)
 {
-    for (ptrdiff_t i = 0; i < arrlen(files->out); i++) check_full(r, files->out[i]);
     for (ptrdiff_t i = 0; i < arrlen(files->out); i++) {
         write_map(r, files->out[i], files->stream[i].stream);
         cli_out_commit(&files->stream[i]);
@@ -565,6 +566,7 @@ int cli_rebalance_main(int argc, char **argv)
                                   : r.setup.machine.normal_dispatch.intra_Bps;
     if (speed > 0.0)
         r.seconds = (double)r.change[CLI_REBALANCED].moves.rounds * r.expert_bytes / speed;
+    fill_slots(&r, &files);
     write_verdict(&r);
     cli_progress_end();
     write_files(&r, &files);

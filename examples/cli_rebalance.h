@@ -36,6 +36,7 @@ typedef struct cli_rebalance {
     moe_ep_placement today, plan, relabelled, replan;
     cli_change change[CLI_PLANS];
     moe_ep_plan_result *before, *after; /* (L)                                                   */
+    int32_t *full;          /* (L,P) the new map without empty slots, NULL = not asked for              */
     int32_t *worst;         /* (L) rows from the worst layer today on                            */
     moe_ep_move *move;      /* (moves)                                                           */
     int32_t *arrivals, *departures, *layer_arrivals; /* (D), (D), (L)                            */

@@ -187,7 +187,7 @@ void cli_rebalance_json(const void *data, FILE *f)
                                         "share", r->point_share[i], "imbalance_worst",
                                         r->point_worst[i], "imbalance", r->point_overall[i]));
     json_object_set_new(root, "frontier", list);
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
         cli_die(CLI_INTERNAL, "cannot write the JSON answer");
     fputc('\n', f);
     json_decref(root);

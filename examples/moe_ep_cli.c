@@ -24,7 +24,8 @@ static const char main_help[] =
     "  presets           models, machines and routers known by name\n"
     "\n"
     "moe-ep COMMAND --help tells more; moe-ep --version the version.\n"
-    "Exit codes: 0 done, 1 the machine failed (disk, memory), 2 bad usage or bad input.\n";
+    "Exit codes: 0 done, 1 the machine failed (disk, memory), 2 bad usage or bad input;\n"
+    "diagnose --exit-code also 3 and 4.\n";
 
 static const char report_help[] =
     "usage: moe-ep report INPUT... [options]\n"

@@ -66,6 +66,7 @@ works "--version" --version
 equal "--version says the version" "$(cat "$tmp/out")" "moe-ep $version"
 works "--help" --help
 has "--help lists the commands" 'report' "$tmp/out"
+cp "$tmp/out" "$tmp/main_help"
 for command in report place route; do
     works "$command --help" $command --help
     [ "$(wc -l <"$tmp/out")" -ge 5 ]
@@ -242,4 +243,154 @@ mkdir "$tmp/kept" && echo old >"$tmp/kept/r.html"
 "$tool" report "$bad/cut.npy" --devices 4 --html "$tmp/kept/r.html" >/dev/null 2>&1
 equal "an older report survives a bad input" "$(cat "$tmp/kept/r.html")" old
 equal "and no temporary file stays" "$(ls -A "$tmp/kept")" r.html
-finish 100
+
+# ---- rebalance, diagnose, copies -------------------------------------------------------------------------
+for command in rebalance diagnose copies; do
+    works "$command --help" $command --help
+    has "$command --help tells how it is called" "^usage: moe-ep $command" "$tmp/out"
+    awk 'length > 130' "$tmp/out" >"$tmp/log"
+    [ -s "$tmp/log" ] && fail "$command --help: lines too long" "$tmp/log" || pass "$command --help fits a terminal"
+    has "moe-ep --help names $command" "^  $command " "$tmp/main_help"
+    refuses "$command: no input" "" $command
+    refuses "$command: an unknown option" "bogus" $command --bogus
+    refuses "$command: a bad input" "cut.npy" $command "$bad/cut.npy" --devices 4 --html r.html
+    refuses "$command: a page into a folder that is not there" "nowhere" \
+        $command "$data/expert_counts.csv" --only prose --devices 8 --html nowhere/r.html
+    refuses "$command: --json and a page to standard output" "both" $command "$data/expert_counts.csv" --json --html -
+done
+# page NAME FILE: one self-contained page with at least one picture
+page() {
+    has "$1: a whole page" '</html>' "$2"
+    grep -nioE '(src|href) *= *"[^#"][^"]*"|url\([^#)][^)]*\)|@import|<script|<link|-?\bnan\b|\binf\b' "$2" | head -n 5 >"$tmp/log"
+    [ -s "$tmp/log" ] && fail "$1: self-contained, no script, no NaN" "$tmp/log" || pass "$1: self-contained, no script, no NaN"
+    less "$1: pictures" 3 "$(grep -oE '<svg class="c"' "$2" | wc -l)"
+    sed -n 's/.*aria-labelledby="\([^ "]*\).*/\1/p' "$2" | sort | uniq -d >"$tmp/log"
+    [ -s "$tmp/log" ] && fail "$1: every picture has a name of its own" "$tmp/log" || pass "$1: every picture has a name of its own"
+}
+
+maps=$tmp/maps
+mkdir "$maps"
+run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 72 --out plan.json --out plan.csv && cp "$tmp/cwd/plan.json" "$tmp/cwd/plan.csv" "$maps"
+python="$data/expert_counts.csv --only python"
+# shellcheck disable=SC2086
+works "rebalance from a JSON map" rebalance "$maps/plan.json" $python --devices 8 --target 1.05 \
+    --out new.json --out new.csv --moves-out moves.csv --html r.html
+cp "$tmp/cwd/new.json" "$tmp/cwd/new.csv" "$tmp/cwd/moves.csv" "$maps"
+page "rebalance --html" "$tmp/cwd/r.html"
+has "rebalance begins with the answer" 'bring the worst layer from max/mean [0-9.]+ to 1.0[0-5]$' "$tmp/out"
+awk 'length > 120' "$tmp/out" >"$tmp/log"
+[ -s "$tmp/log" ] && fail "rebalance: no line beyond 120 columns" "$tmp/log" || pass "rebalance: no line beyond 120 columns"
+# shellcheck disable=SC2086
+works "rebalance --json" rebalance "$maps/plan.csv" $python --target 1.05 --json
+cp "$tmp/out" "$tmp/rb.json"
+less "rebalance: the target is kept in the worst layer" "$(json "$tmp/rb.json" rebalanced imbalance_worst)" 1.05
+less "rebalance: moves less than a replan with renamed devices" "$(json "$tmp/rb.json" rebalanced moves)" "$(json "$tmp/rb.json" relabelled moves)"
+less "rebalance: which moves no more than a plain one" "$(json "$tmp/rb.json" relabelled moves)" "$(json "$tmp/rb.json" replan moves)"
+equal "rebalance: a JSON map and a CSV map give the same" "$(json "$tmp/rb.json" rebalanced moves)" "$(($(wc -l <"$maps/moves.csv") - 1))"
+equal "rebalance: bytes = moves x one expert" "$(printf '%.6g' "$(json "$tmp/rb.json" rebalanced bytes)")" \
+    "$(awk -v m="$(json "$tmp/rb.json" rebalanced moves)" -v b="$(json "$tmp/rb.json" expert_bytes)" 'BEGIN { printf "%.6g", m * b }')"
+for e in $(seq 0 63); do grep -cE "^2,[0-9]+,[0-9]+,$e\$" "$maps/new.csv"; done | grep -c '^0$' >"$tmp/lost"
+equal "rebalance: every expert keeps a slot" "$(cat "$tmp/lost")" 0
+# The move list turns the old map into the new one: every arrival it names is there, and no other device gained an expert.
+awk -F, -v moves="$maps/moves.csv" '
+    FNR == 1 { file++; next }
+    file == 1 { held[$1, $2, $4] = 1; next }
+    file == 2 && $4 >= 0 && !(($1, $2, $4) in held) { gained[$1, $4, $2] = 1; n++; next }
+    file == 3 { if (!(($1, $2, $5) in gained)) print "not in the new map: " $0; m++; if (out[$7, $3]++ || in_[$7, $5]++) print "two at once: " $0 }
+    END { if (n != m) print n " arrivals, " m " moves" }' "$maps/plan.csv" "$maps/new.csv" "$maps/moves.csv" >"$tmp/log"
+[ -s "$tmp/log" ] && fail "rebalance: the moves make the new map, one sent and received per device and round" "$tmp/log" ||
+    pass "rebalance: the moves make the new map, one sent and received per device and round"
+equal "rebalance: the JSON map has no empty slots" "$(json "$maps/new.json" $map count=-1)" 0
+works "rebalance from its own result" rebalance "$maps/new.csv" "$data/expert_counts.csv" --only python --target 1.05
+has "rebalance: nothing is left to move" '^Nothing to move' "$tmp/out"
+# shellcheck disable=SC2086
+works "rebalance --moves" rebalance "$maps/plan.csv" $python --moves 5 --json
+less "rebalance: no more moves than allowed" "$(json "$tmp/out" rebalanced moves)" 5
+# shellcheck disable=SC2086
+works "rebalance without a map" rebalance $python --devices 8 --target 1.1 --json
+less "rebalance: contiguous blocks can be mended" "$(json "$tmp/out" rebalanced imbalance_worst)" 1.1
+run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 80 --out wide.csv && cp "$tmp/cwd/wide.csv" "$maps"
+# shellcheck disable=SC2086
+works "rebalance --dead" rebalance "$maps/wide.csv" $python --dead 3 --out alive.csv --moves-out m.csv
+has "rebalance: what was lost comes from elsewhere" '^[0-9]+,[0-9]+,-1,-1,' "$tmp/cwd/m.csv"
+for e in $(seq 0 63); do awk -F, -v e="$e" '$1 == 0 && $2 != 3 && $4 == e' "$tmp/cwd/alive.csv" | wc -l; done | grep -c '^ *0$' >"$tmp/lost"
+equal "rebalance: every expert stands on a device that works" "$(cat "$tmp/lost")" 0
+
+sed 's/^0,0,3,.*/0,0,3,64/' "$maps/plan.csv" >"$bad/id_map.csv"
+awk -F, -v OFS=, 'NR == 1 || $1 < 3 { if (NR > 1) $1 += 5; print }' "$maps/plan.csv" >"$maps/other_layers.csv"
+sed '5d' "$maps/plan.csv" >"$bad/gap_map.csv"
+sed '5p' "$maps/plan.csv" >"$bad/twice_map.csv"
+sed 's/^0,0,3,.*/0,0,3,x/' "$maps/plan.csv" >"$bad/word_map.csv"
+sed 's/^\(.*\),[0-9]*$/\1,7/' "$maps/plan.csv" | sed '1s/.*/layer,device,slot,expert/' >"$bad/lost_map.csv"
+printf '{"physical_to_logical_map": [[0, 1], [1]]}' >"$bad/ragged_map.json"
+printf '{"physical_to_logical_map": [[0, 1.5]]}' >"$bad/half_map.json"
+printf '{"logical_count": [[1, 2, 3]]}' >"$bad/three_experts.json"
+printf '{"physical_to_logical_map": []}' >"$bad/empty_map.json"
+printf '{"physical_to_logical_map": [[0, 1' >"$bad/cut_map.json"
+refuses "a map with an expert too many" "expert 64" rebalance "$bad/id_map.csv" "$data/expert_counts.csv" --only c
+refuses "a map without a slot" "slot 3" rebalance "$bad/gap_map.csv" "$data/expert_counts.csv" --only c
+refuses "a map with a slot twice" "twice_map.csv:6" rebalance "$bad/twice_map.csv" "$data/expert_counts.csv" --only c
+refuses "a map with a word for an expert" "word_map.csv:5" rebalance "$bad/word_map.csv" "$data/expert_counts.csv" --only c
+refuses "a map that lost experts" "stands in no slot" rebalance "$bad/lost_map.csv" "$data/expert_counts.csv" --only c
+for m in ragged half empty cut; do
+    refuses "a $m JSON map" "${m}_map.json" diagnose "$data/c_topk_ids.npy" --current "$bad/${m}_map.json" --devices 2
+done
+refuses "a JSON map without --devices" "devices" rebalance "$maps/plan.json" "$data/expert_counts.csv" --only c
+refuses "a map of other devices" "8 devices" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --devices 4
+refuses "a dead device that is none" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 8
+refuses "too many dead devices" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 0,1,2,3
+refuses "a map of another model" "holds expert" rebalance "$maps/plan.csv" "$bad/three_experts.json"
+refuses "a map of other layers" "fit together" rebalance "$maps/other_layers.csv" "$data/expert_counts.csv" --only c
+refuses "the new map over an input" "overwritten" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --out "$maps/plan.csv"
+refuses "rebalance: loads of nothing" "zero" rebalance "$bad/zero.csv" --devices 2
+
+# shellcheck disable=SC2086
+works "diagnose" diagnose $ids --html r.html
+page "diagnose --html" "$tmp/cwd/r.html"
+has "diagnose begins with the verdict" '^(Recommend|Not now|Insufficient evidence): ' "$tmp/out"
+# shellcheck disable=SC2086
+works "diagnose --json" diagnose $ids --json
+cp "$tmp/out" "$tmp/dg.json"
+equal "diagnose: two judged recordings" "$(json "$tmp/dg.json" windows length)" 2
+equal "diagnose: every step is judged" "$(json "$tmp/dg.json" step_imbalance length)" "$(json "$tmp/dg.json" steps)"
+equal "diagnose: a moved workload does not recommend a plan" "$(json "$tmp/dg.json" verdict)" "not now"
+less "diagnose: bound <= with the plan" "$(json "$tmp/dg.json" imbalance_bound)" "$(json "$tmp/dg.json" imbalance_after)"
+less "diagnose: perfect balance <= bound" "$(json "$tmp/dg.json" rows_balanced)" "$(json "$tmp/dg.json" rows_bound)"
+# shellcheck disable=SC2086
+run 3 diagnose $ids --exit-code && pass "--exit-code: 3 for not now" || fail "--exit-code: 3 for not now" "$tmp/err"
+run 4 diagnose "$tmp/one.json" --devices 8 --exit-code && pass "--exit-code: 4 for insufficient evidence" ||
+    fail "--exit-code: 4 for insufficient evidence" "$tmp/err"
+has "one window is no evidence" '^Insufficient evidence: a second window' "$tmp/out"
+works "one window without --exit-code" diagnose "$tmp/one.json" --devices 8
+{ printf 'step,layer,0,1,2,3,4,5,6,7\n'; for s in 0 1 2 3 4 5 6 7; do printf '%d,0,40000,38000,500,500,500,500,500,500\n' $s; done; } >"$tmp/steady.csv"
+run 0 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --json && pass "--exit-code: 0 for recommend" ||
+    fail "--exit-code: 0 for recommend" "$tmp/err"
+equal "diagnose: a steady pile-up is worth mending" "$(json "$tmp/out" verdict)" recommend
+less "diagnose: the two hot experts part" "$(json "$tmp/out" imbalance_after)" 2
+run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --horizon 1 --pause-ms 60000 &&
+    pass "diagnose: a plan that never repays its pause is not recommended" || fail "diagnose: a plan that never repays its pause is not recommended" "$tmp/err"
+run 4 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --min-steps 5 --exit-code &&
+    pass "diagnose --min-steps" || fail "diagnose --min-steps" "$tmp/err"
+works "diagnose --current" diagnose "$data/c_topk_ids.npy" --current "$maps/plan.csv" --json
+equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots)" 72
+refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5
+refuses "diagnose: an unknown policy" "policy" diagnose "$data/c_topk_ids.npy" --policy magic
+
+printf 'layer,0,1,2,3,4,5,6,7\n0,960,92,92,92,91,91,91,91\n' >"$tmp/hot.csv"
+works "copies" copies "$tmp/hot.csv" --devices 8 --policy eplb --target 1.04 --max-copies 32 --html r.html
+page "copies --html" "$tmp/cwd/r.html"
+has "copies: the answer" '^24 copies per layer reach max/mean 1.04; without copies the worst layer has 4.80' "$tmp/out"
+has "copies: the curve is not monotone, and that is said" 'not monotone: it rises 2 times, most at 16 copies' "$tmp/out"
+works "copies --json" copies "$tmp/hot.csv" --devices 8 --policy eplb --target 1.04 --max-copies 32 --json
+equal "copies: five plans" "$(json "$tmp/out" curve length)" 5
+for point in 0:4.8 1:1.06667 2:1.10017 4:1.03366; do
+    equal "copies: max/mean of plan ${point%%:*}" "$(printf '%.4f' "$(json "$tmp/out" curve "${point%%:*}" worst)")" "$(printf '%.4f' "${point#*:}")"
+done
+equal "copies: bytes = copies x one expert" "$(printf '%.6g' "$(json "$tmp/out" curve 4 bytes)")" \
+    "$(awk -v b="$(json "$tmp/out" expert_bytes)" 'BEGIN { printf "%.6g", 32 * b }')"
+works "copies: the best placement" copies "$data/expert_counts.csv" --only prose --devices 16 --target 1.001 --json
+less "copies: what each layer needs is no more than as many for all" "$(json "$tmp/out" target_need per_layer)" "$(json "$tmp/out" fewest)"
+refuses "copies without --devices" "devices" copies "$tmp/hot.csv"
+refuses "copies: eplb on devices that do not divide" "divide" copies "$tmp/hot.csv" --devices 3 --policy eplb
+refuses "copies: --slots" "slots" copies "$tmp/hot.csv" --devices 4 --slots 12
+finish 200

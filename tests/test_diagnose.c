@@ -286,11 +286,13 @@ TEST(random_cases_against_recomputation)
     uint64_t state = t_seed;
     int round;
     for (round = 0; round < 150; round++) {
-        int32_t D = 1 + (int32_t)t_below(&state, 6), E = D + (int32_t)t_below(&state, 20), L = 1 + (int32_t)t_below(&state, 3);
+        int32_t D = 1 + (int32_t)t_below(&state, 6), E = D + (int32_t)t_below(&state, 20),
+                L = 1 + (int32_t)t_below(&state, 3);
         int32_t P = E + (int32_t)t_below(&state, 2 * D + 1), SA = 1 + (int32_t)t_below(&state, 3);
         int32_t SB = 1 + (int32_t)t_below(&state, 4), s, i;
         int64_t per = (int64_t)L * E;
-        double *a = (double *)t_alloc(sizeof(double) * (size_t)(per * SA)), *b = (double *)t_alloc(sizeof(double) * (size_t)(per * SB));
+        double *a = (double *)t_alloc(sizeof(double) * (size_t)(per * SA)),
+               *b = (double *)t_alloc(sizeof(double) * (size_t)(per * SB));
         double before = 0, after = 0, mean = 0;
         moe_ep_diagnose_desc d;
         moe_ep_diagnosis o, again;

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: MIT */
 #include "t.h"
 #include "moe_ep.h"
+#include "examples/threads.h"
 
 /* ---- a random layer: float64 truth beside the bytes the library reads ---- */
 
@@ -532,6 +533,72 @@ TEST(large_finite_inputs_give_no_nan)
             for (int i = 0; i < 80; i++) CHECK(y[i] - y[i] < 1.0f); /* false for NaN and infinity */
         }
         free_set(&r);
+    }
+}
+
+TEST(one_two_three_and_eight_threads_give_the_same_bits)
+{
+    uint64_t s = t_seed + 20;
+    for (int dtype = 0; dtype < 3; dtype++) {
+        set r = make_set(7, 130, 90, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
+        set sh = make_set(2, 130, 40, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+        int64_t T = 150, n = T * 130;
+        float *x = random_x(n, &s), *one = t_alloc(sizeof(float) * (size_t)n), *many = t_alloc(sizeof(float) * (size_t)n);
+        float *w = t_alloc(sizeof(float) * (size_t)(T * 3));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * 3));
+        moe_ep_forward_desc d;
+        random_ids(ids, w, T, 3, 7, 1, &s);
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.shared = &sh.w, d.top_k = 3, d.ids = ids, d.choice_weights = w;
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+        static const int counts[] = {1, 2, 3, 8};
+        for (int i = 0; i < 4; i++) {
+            threads_pool *pool = threads_start(counts[i]);
+            d.parallel_for = threads_run;
+            d.parallel_user = pool;
+            for (int again = 0; again < 3; again++) {
+                memset(many, 0, sizeof(float) * (size_t)n);
+                CHECK_I64(moe_ep_forward(&d, x, T, many, NULL, NULL), MOE_EP_OK);
+                CHECK(memcmp(one, many, sizeof(float) * (size_t)n) == 0);
+            }
+            threads_stop(pool);
+        }
+        free(x), free(one), free(many), free(w), free(ids);
+        free_set(&r);
+        free_set(&sh);
+    }
+}
+
+TEST(blas_for_experts_with_many_rows)
+{
+    uint64_t s = t_seed + 21;
+    for (int i = 0; i < 40; i++) {
+        moe_ep_activation a = act_of(i % 8);
+        moe_ep_gate_layout layout = gated(a.kind) ? (moe_ep_gate_layout)(i / 8 % 4) : MOE_EP_GATE_SEPARATE;
+        int E = 1 + (int)t_below(&s, 4), H = 1 + (int)t_below(&s, 300), I = 1 + (int)t_below(&s, 300);
+        int K = 1 + (int)t_below(&s, E);
+        int64_t T = 1 + t_below(&s, 30);
+        set r = make_set(E, H, I, MOE_EP_F32, layout, a, i & 1, i & 2, 0, &s);
+        set sh = make_set(2, H, 40, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+        float *x = random_x(T * H, &s), *y = t_alloc(sizeof(float) * (size_t)(T * H));
+        float *w = t_alloc(sizeof(float) * (size_t)(T * K));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K));
+        double *want = t_alloc(sizeof(double) * (size_t)(T * H));
+        moe_ep_forward_desc d;
+        random_ids(ids, w, T, K, E, 1, &s);
+        naive_layer(&r, &sh, NULL, ids, w, K, i % 5 == 4, x, T, want);
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.shared = &sh.w, d.top_k = K, d.ids = ids, d.choice_weights = w;
+        d.weight_on_input = i % 5 == 4;
+        for (int rows = 1; rows <= 16; rows *= 4) { /* some experts on BLAS, some not */
+            d.blas_min_rows = rows;
+            CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+            CHECK(error_of(y, want, T * H) <= 1e-5);
+        }
+        free(x), free(y), free(w), free(ids), free(want);
+        free_set(&r);
+        free_set(&sh);
+        STOP_IF_FAILED("case %d", i);
     }
 }
 

@@ -92,16 +92,20 @@ static void deepep_low_latency(void)
 {
     static const int32_t D[6] = {8, 16, 32, 64, 128, 256};
     static const double dispatch[6] = {77, 118, 155, 173, 192, 194}, combine[6] = {114, 195, 273, 314, 369, 360};
-    static const char *const dn[6] = {"low-latency dispatch EP8", "low-latency dispatch EP16", "low-latency dispatch EP32",
-                                      "low-latency dispatch EP64", "low-latency dispatch EP128", "low-latency dispatch EP256"};
-    static const char *const cn[6] = {"low-latency combine EP8", "low-latency combine EP16", "low-latency combine EP32",
-                                      "low-latency combine EP64", "low-latency combine EP128", "low-latency combine EP256"};
+    static const char *const dn[6] = {"low-latency dispatch EP8",   "low-latency dispatch EP16",
+                                      "low-latency dispatch EP32",  "low-latency dispatch EP64",
+                                      "low-latency dispatch EP128", "low-latency dispatch EP256"};
+    static const char *const cn[6] = {"low-latency combine EP8",   "low-latency combine EP16",
+                                      "low-latency combine EP32",  "low-latency combine EP64",
+                                      "low-latency combine EP128", "low-latency combine EP256"};
     moe_ep_link l = link_of(38, 160, 48, 0);
     int i;
     for (i = 0; i < 6; i++)
-        add(dn[i], "DeepEP docs/legacy.md", "us", dispatch[i], phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8, 0, 0, l), 0.035);
+        add(dn[i], "DeepEP docs/legacy.md", "us", dispatch[i],
+            phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8, 0, 0, l), 0.035);
     for (i = 0; i < 6; i++)
-        add(cn[i], "DeepEP docs/legacy.md", "us", combine[i], phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.125);
+        add(cn[i], "DeepEP docs/legacy.md", "us", combine[i],
+            phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.125);
 }
 
 static void nccl_ep(void)
@@ -113,12 +117,16 @@ static void nccl_ep(void)
     moe_ep_link l = link_of(38, 160, 48, 0);
     int i;
     for (i = 0; i < 3; i++)
-        add(dn[i], "nccl contrib/nccl_ep", "us", dispatch[i], phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.035);
+        add(dn[i], "nccl contrib/nccl_ep", "us", dispatch[i],
+            phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.035);
     for (i = 0; i < 3; i++)
-        add(cn[i], "nccl contrib/nccl_ep", "us", combine[i], phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.10);
+        add(cn[i], "nccl contrib/nccl_ep", "us", combine[i],
+            phase_us(128, D[i], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.10);
     l = link_of(38, 360, 48, 0);
-    add("NCCL EP dispatch EP8 (360 GB/s)", "nccl contrib/nccl_ep", "us", 65, phase_us(128, 8, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.15);
-    add("NCCL EP combine EP8 (360 GB/s)", "nccl contrib/nccl_ep", "us", 79, phase_us(128, 8, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.08);
+    add("NCCL EP dispatch EP8 (360 GB/s)", "nccl contrib/nccl_ep", "us", 65,
+        phase_us(128, 8, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.15);
+    add("NCCL EP combine EP8 (360 GB/s)", "nccl contrib/nccl_ep", "us", 79,
+        phase_us(128, 8, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_BF16, 0, 0, l), 0.08);
 }
 
 static void deepep_normal(void)
@@ -126,8 +134,10 @@ static void deepep_normal(void)
     static const int32_t D[4] = {8, 16, 32, 64};
     static const double dispatch[4] = {1048, 1403, 1887, 2154}, combine[4] = {1968, 2722, 3723, 4262};
     static const double d_err[4] = {0.085, 0.16, 0.035, 0.035}, c_err[4] = {0.06, 0.16, 0.045, 0.035};
-    static const char *const dn[4] = {"normal dispatch EP8", "normal dispatch EP16", "normal dispatch EP32", "normal dispatch EP64"};
-    static const char *const cn[4] = {"normal combine EP8", "normal combine EP16", "normal combine EP32", "normal combine EP64"};
+    static const char *const dn[4] = {"normal dispatch EP8", "normal dispatch EP16", "normal dispatch EP32",
+                                      "normal dispatch EP64"};
+    static const char *const cn[4] = {"normal combine EP8", "normal combine EP16", "normal combine EP32",
+                                      "normal combine EP64"};
     int i;
     for (i = 0; i < 4; i++)
         add(dn[i], "DeepEP docs/legacy.md", "us", dispatch[i],
@@ -144,15 +154,17 @@ static void pplx(void)
     static const double ibgda[4] = {622, 428, 317, 308};
     static const char *const pn[5] = {"padded all-to-all EP8", "padded all-to-all EP16", "padded all-to-all EP32",
                                       "padded all-to-all EP64", "padded all-to-all EP128"};
-    static const char *const in[4] = {"pplx IBGDA dispatch EP16", "pplx IBGDA dispatch EP32", "pplx IBGDA dispatch EP64",
-                                      "pplx IBGDA dispatch EP128"};
+    static const char *const in[4] = {"pplx IBGDA dispatch EP16", "pplx IBGDA dispatch EP32",
+                                      "pplx IBGDA dispatch EP64", "pplx IBGDA dispatch EP128"};
     moe_ep_link l = link_of(13, 300, 43, 0);
     int i;
     for (i = 0; i < 5; i++)
-        add(pn[i], "pplx-kernels README", "us", padded[i], phase_us(128, D[i], 8, MOE_EP_A2A_PADDED, MOE_EP_WIRE_FP8, 0, 128, l), err[i]);
+        add(pn[i], "pplx-kernels README", "us", padded[i],
+            phase_us(128, D[i], 8, MOE_EP_A2A_PADDED, MOE_EP_WIRE_FP8, 0, 128, l), err[i]);
     l = link_of(38, 160, 48, 0);
     for (i = 0; i < 4; i++) /* falls with EP where bytes rise: a limit of that implementation */
-        miss(in[i], "pplx-kernels README", "us", ibgda[i], phase_us(128, D[i + 1], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8, 0, 0, l));
+        miss(in[i], "pplx-kernels README", "us", ibgda[i],
+             phase_us(128, D[i + 1], 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8, 0, 0, l));
 }
 
 static void one_sided(void)
@@ -200,14 +212,16 @@ static void sizes(void)
         add("parameters of Phi-tiny-MoE", "model card", "1e9", 3.76, (double)r.total * 1e-9, 0.01);
         add("one of its experts", "3 H I", "1e6", 5.505, (double)r.expert * 1e-6, 1e-4);
     }
-    add("DeepEP low-latency buffer", "DeepEP issue 28", "MB", 2116.291, (double)moe_ep_ll_buffer_bytes(128, 7168, 288, 0, NULL) * 1e-6, 1e-6);
+    add("DeepEP low-latency buffer", "DeepEP issue 28", "MB", 2116.291,
+        (double)moe_ep_ll_buffer_bytes(128, 7168, 288, 0, NULL) * 1e-6, 1e-6);
     memset(&d, 0, sizeof d);
     d.model = &q;
     d.num_devices = 1;
     if (moe_ep_memory(&d, &one, NULL) == MOE_EP_OK) {
         d.num_devices = 2;
         if (moe_ep_memory(&d, &two, NULL) == MOE_EP_OK)
-            add("Qwen3-30B experts saved by EP2", "recomputed, bf16", "GB", 28.99, (one.routed_bytes - two.routed_bytes) * 1e-9, 1e-3);
+            add("Qwen3-30B experts saved by EP2", "recomputed, bf16", "GB", 28.99,
+                (one.routed_bytes - two.routed_bytes) * 1e-9, 1e-3);
     }
 }
 
@@ -215,13 +229,24 @@ static void sizes(void)
 static int gemm_first, gemm_last;
 static void gemm(void)
 {
-    static const struct { int h20; int32_t experts, tile; int64_t rows; double up, down; const char *what; } anchor[] = {
-        {0, 32, 0, 4, 325.3, 176.0, "H800, 32 experts x 4 rows"},     {0, 32, 0, 32, 325.4, 176.0, "H800, 32 experts x 32 rows"},
-        {0, 32, 0, 128, 411.6, 214.1, "H800, 32 experts x 128 rows"}, {0, 8, 0, 16, 92.1, 52.7, "H800, 8 experts x 16 rows"},
-        {0, 8, 0, 128, 120.4, 63.4, "H800, 8 experts x 128 rows"},    {0, 8, 0, 512, 223.3, 107.1, "H800, 8 experts x 512 rows"},
-        {0, 2, 0, 64, 34.2, 17.6, "H800, 2 experts x 64 rows"},       {0, 2, 0, 256, 50.6, 21.6, "H800, 2 experts x 256 rows"},
-        {0, 2, 0, 512, 90.9, 51.7, "H800, 2 experts x 512 rows"},     {1, 128, 0, 2, 828.5, 445.6, "H20, 128 experts x 2 rows"},
-        {1, 128, 0, 32, 828.9, 446.5, "H20, 128 experts x 32 rows"},  {1, 128, 128, 64, 1471.0, 663.8, "H20, 128 experts x 64 rows, prefill"}};
+    static const struct {
+        int h20;
+        int32_t experts, tile;
+        int64_t rows;
+        double up, down;
+        const char *what;
+    } anchor[] = {{0, 32, 0, 4, 325.3, 176.0, "H800, 32 experts x 4 rows"},
+                  {0, 32, 0, 32, 325.4, 176.0, "H800, 32 experts x 32 rows"},
+                  {0, 32, 0, 128, 411.6, 214.1, "H800, 32 experts x 128 rows"},
+                  {0, 8, 0, 16, 92.1, 52.7, "H800, 8 experts x 16 rows"},
+                  {0, 8, 0, 128, 120.4, 63.4, "H800, 8 experts x 128 rows"},
+                  {0, 8, 0, 512, 223.3, 107.1, "H800, 8 experts x 512 rows"},
+                  {0, 2, 0, 64, 34.2, 17.6, "H800, 2 experts x 64 rows"},
+                  {0, 2, 0, 256, 50.6, 21.6, "H800, 2 experts x 256 rows"},
+                  {0, 2, 0, 512, 90.9, 51.7, "H800, 2 experts x 512 rows"},
+                  {1, 128, 0, 2, 828.5, 445.6, "H20, 128 experts x 2 rows"},
+                  {1, 128, 0, 32, 828.9, 446.5, "H20, 128 experts x 32 rows"},
+                  {1, 128, 128, 64, 1471.0, 663.8, "H20, 128 experts x 64 rows, prefill"}};
     size_t i;
     gemm_first = num_rows;
     for (i = 0; i < sizeof anchor / sizeof anchor[0]; i++) {
@@ -274,8 +299,8 @@ TEST(published_rows)
             CHECK(fabs(error) <= rows[i].allowed);
         }
         if (t_failed_here) {
-            printf("    %s: published %g, ours %g %s, error %+.1f %%, allowed %.1f %%\n", rows[i].what, rows[i].published, rows[i].ours,
-                   rows[i].unit, 100 * error, 100 * rows[i].allowed);
+            printf("    %s: published %g, ours %g %s, error %+.1f %%, allowed %.1f %%\n", rows[i].what,
+                   rows[i].published, rows[i].ours, rows[i].unit, 100 * error, 100 * rows[i].allowed);
             t_failed_here = t_failed_here > 0 ? t_failed_here : 1;
         }
     }
@@ -302,7 +327,8 @@ int main(int argc, char **argv)
     fill();
     printf("| published case | source | published | ours | error |\n|---|---|---|---|---|\n");
     for (i = 0; i < num_rows; i++)
-        printf("| %s | %s | %.6g %s | %.4g | %+.1f %%%s |\n", rows[i].what, rows[i].source, rows[i].published, rows[i].unit, rows[i].ours,
-               100 * (rows[i].ours / rows[i].published - 1), rows[i].known_miss ? " (known miss)" : "");
+        printf("| %s | %s | %.6g %s | %.4g | %+.1f %%%s |\n", rows[i].what, rows[i].source, rows[i].published,
+               rows[i].unit, rows[i].ours, 100 * (rows[i].ours / rows[i].published - 1),
+               rows[i].known_miss ? " (known miss)" : "");
     return 0;
 }
