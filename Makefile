@@ -27,6 +27,9 @@ JSON_CFLAGS ?= $(shell pkg-config --cflags jansson 2>/dev/null)
 JSON_LIBS ?= $(or $(shell pkg-config --libs jansson 2>/dev/null),-ljansson)
 STB_CFLAGS ?= $(patsubst -I%,-isystem %,$(or $(shell pkg-config --cflags stb 2>/dev/null),-I/usr/include/stb))
 
+# The solver is an oracle of one test, which skips itself without it.
+GLPK_LIBS ?= $(shell printf '\043include <glpk.h>\n' | $(CC) -E - >/dev/null 2>&1 && echo -lglpk)
+
 # What the scripts in tests/ read from the environment.
 SCRIPT_ENV = CC="$(CC)" CXX="$(CXX)" CFLAGS="$(CFLAGS)" LDFLAGS="$(LDFLAGS)" BLAS=$(BLAS) MAKE="$(MAKE)" \
   BLAS_CFLAGS="$(BLAS_CFLAGS)" BLAS_LIBS="$(BLAS_LIBS)" STB_CFLAGS="$(STB_CFLAGS)" JOBS=$(JOBS) ONLY="$(ONLY)"
@@ -115,14 +118,15 @@ $(B)/moe_ep_noblas.o: $(B)/moe_ep.c moe_ep.h $(B)/flags
 	$(call say,CC,$@)
 	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. -DMOE_EP_NO_BLAS -c $< -o $@
 
-# Flags for an example that says in a comment "needs: jansson".
+# Flags for a source that says in a comment "needs: jansson" or "needs: glpk".
 needs = $(if $(shell grep -l 'needs: jansson' $(1)),$(2))
+needs_glpk = $(if $(shell grep -l 'needs: glpk' $(1)),$(GLPK_LIBS))
 
 # ---- tests, examples, benchmarks: one source each, linked with the implementation -----------------
 $(B)/tests/%: tests/%.c $(HEADERS) $(B)/moe_ep.o
 	@mkdir -p $(@D) && rm -f $@
 	$(call say,CC,$@)
-	$(Q)$(CC) $(TFLAGS) $< $(B)/moe_ep.o -o $@ $(LDFLAGS) $(BLAS_LIBS) -lm -pthread
+	$(Q)$(CC) $(TFLAGS) $< $(B)/moe_ep.o -o $@ $(LDFLAGS) $(call needs_glpk,$<) $(BLAS_LIBS) -lm -pthread
 
 $(B)/noblas/%: tests/%.c $(HEADERS) $(B)/moe_ep_noblas.o
 	@mkdir -p $(@D) && rm -f $@

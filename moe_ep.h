@@ -346,8 +346,10 @@ typedef struct moe_ep_router {
  *   weights   (T,K) out, or NULL
  * T = 0 is allowed.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
  * groups hold); CONFIG (groups do not divide E, sparsemixer with groups); RANGE (an enum or option,
- * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (14 KB of stack).
- * Time O(T*E), plus O(K) for each change of the list of the best.
+ * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (20 KB of stack).
+ * Time O(T*E).  Kernels for AVX2 and AVX-512 are chosen at run time (isa_max limits them); ids and weights are
+ * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and
+ * tokens whose best keys are neither masked nor equal in great number; anything else takes a slower scan.
  * Source: the implementations named at the presets; ties as in vLLM's CUDA kernels and XLA top_k.
  * Example: logits 1,3,2 with moe_ep_router_mixtral(3,2) give ids 1,2 and weights 0.731059, 0.268941. */
 MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *logits, int64_t T,
@@ -733,8 +735,7 @@ MOE_EP_API moe_ep_status moe_ep_active_by_device(const int64_t *loads, int32_t E
 MOE_EP_API double moe_ep_expected_distinct(int64_t T, int32_t K, int32_t E, moe_ep_error *err);
 
 /* Expected number of groups (ranks, nodes) that one token touches when K distinct of E experts are drawn at
- * random and
- * every group holds E/G of them: G (1 - C(E-E/G,K)/C(E,K)), exact when G divides E.  O(min(K, E/G)).
+ * random and every group holds E/G of them: G (1 - C(E-E/G,K)/C(E,K)), exact when G divides E.  O(min(K, E/G)).
  * Negative = status (ERR_SIZE, ERR_TOP_K).  Example: K = 8, E = 128, G = 16 give 6.60. */
 MOE_EP_API double moe_ep_expected_groups(int32_t K, int32_t E, int32_t G, moe_ep_error *err);
 
@@ -819,9 +820,8 @@ MOE_EP_API moe_ep_status moe_ep_window_merge_ranks(moe_ep_window *dst, const moe
                                                    moe_ep_error *err);
 
 /* Appends to dst the steps of src, which came AFTER those of dst (another process, another hour).  Mean and
- * variance are
- * those of all steps (Chan, Golub and LeVeque); the ring gets src's kept steps; ema is src's average brought in with
- * the weight of its steps.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW.  O(S*L*E).
+ * variance are those of all steps (Chan, Golub and LeVeque); the ring gets src's kept steps; ema is src's average
+ * brought in with the weight of its steps.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW.  O(S*L*E).
  * Example: {4} then {0},{2}: sum 6, steps 3, variance 4. */
 MOE_EP_API moe_ep_status moe_ep_window_append(moe_ep_window *dst, const moe_ep_window *src, moe_ep_error *err);
 
@@ -1006,6 +1006,8 @@ typedef struct moe_ep_chance_result {
     double one_p05, one_p95; /* percentiles of one load / mean                                         */
     double distinct;         /* expected distinct experts: of all, or per device                       */
     double tokens;           /* expected tokens with at least one expert there: per expert or device   */
+    double gauss_bound;      /* 1 + one_sd sqrt(2 ln n), n = E or D: the estimate by hand of max_over_mean,
+                                for normal loads; for small means it is too low                        */
 } moe_ep_chance_result;
 
 /* What does routing by pure chance look like: every one of T tokens takes K distinct of E experts at random.
@@ -1014,7 +1016,7 @@ typedef struct moe_ep_chance_result {
  * characteristic function of the sum.  Mean within 1 % of Monte Carlo for E 2..4096, any K and T; p05 and p95 may
  * sit one row beside the simulation's where a whole row carries them.
  * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  Well below 100 us, no memory.
- * Example: T = 64, K = 2, E = 64: 2.93. */
+ * Example: T = 64, K = 2, E = 64: 2.93 (by hand 1 + sqrt(2 ln 64 * (1-2/64) / 2) = 3.01). */
 MOE_EP_API moe_ep_status moe_ep_chance(int64_t T, int32_t K, int32_t E, moe_ep_chance_result *out,
                                        moe_ep_error *err);
 
@@ -1334,8 +1336,9 @@ typedef struct moe_ep_place_desc {
     const int32_t *home_node;   /* (L,E) or NULL = groups packed to nodes as eplb does                 */
     const int64_t *coactivation; /* (L,E,E) tokens that chose both experts, or NULL                    */
     double coactivation_slack;  /* share by which the maximum may grow to put partners together        */
-    int32_t allow_duplicates;   /* not 0: take EPLB's global plan where it is lower, even if it puts an expert twice
-                                   on a device (the one way to beat every plan without; rare, tiny layers)  */
+    int32_t allow_duplicates;   /* not 0: take EPLB's plan where it is lower, even if it puts an expert twice on a
+                                   device (a copy that saves no weights there, but makes the expert's shares on
+                                   the device uneven: the one way below every plan without; rare, tiny layers) */
 } moe_ep_place_desc;
 
 typedef enum moe_ep_bound {
@@ -1418,10 +1421,14 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
  * to 8 devices and 24 experts, within some milliseconds a layer).  Any slots per device, speeds, inactive devices,
  * pins, per-layer budgets.  node_soft: every node plans its own experts, then the changes across nodes that cost the
  * least load off home.  coactivation: swaps that bring experts chosen by the same tokens onto one device, as the
- * maximum allows. At most EPLB's maximum wherever EPLB doubles no expert; see allow_duplicates. Also ERR_DEVICE_ID
- * (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its own experts), ERR_CONFIG. O(L*(P*log P +
- * swaps*(slots per device + D))). Example: loads 600 560 120 120 20 10 10 10 on 8 devices of 2 slots give 196.67
- * (EPLB: 232). */
+ * maximum allows.
+ * Never above EPLB, where EPLB can plan what is asked for (equal slots and speeds, all devices active, no pins,
+ * layer_slots, max_replicas, node_soft or coactivation): with P <= 512 at most the maximum of its global plan if that
+ * puts no expert twice on a device; with any P at most that of its global or hierarchical plan without such doubles,
+ * or within 0.015 % of the lower bound.  A plan with doubles may be lower; allow_duplicates then takes it.
+ * Also ERR_DEVICE_ID (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its own experts), ERR_CONFIG.
+ * O(L*(P*log P + swaps*(slots per device + D))).
+ * Example: loads 600 560 120 120 20 10 10 10 on 8 devices of 2 slots give 196.67 (EPLB: 232). */
 MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                moe_ep_error *err);
@@ -1708,8 +1715,7 @@ MOE_EP_API moe_ep_status moe_ep_permute(const int32_t *ids, int64_t n, int32_t E
                                         int32_t *row_to_flat, int32_t *flat_to_row, moe_ep_error *err);
 
 /* Group starts when every group of counts (n) is rounded up to a multiple: -> offsets (n+1).  min_units > 0
- * gives also an
- * empty group that many multiples.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_OVERFLOW.  O(n).
+ * gives also an empty group that many multiples.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_OVERFLOW.  O(n).
  * Example: {1,4,1,2}, multiple 2, min_units 0: {0,2,6,8,10}. */
 MOE_EP_API moe_ep_status moe_ep_padded_offsets(const int64_t *counts, int32_t n, int64_t multiple, int64_t min_units,
                                                int64_t *offsets, moe_ep_error *err);
@@ -1775,8 +1781,8 @@ MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, 
 /* moe_permute on one rank: local experts are first_expert .. first_expert+num_local-1, or those with
  * expert_map (E) >= 0 when a map is given.  ids (n) -> offsets (num_local+1); permuted_idx (n) flat index of each
  * row, n for the rows of other ranks; inv_permuted_idx (n) row of each flat index.  Other ranks' rows stand
- * behind, by
- * expert, -1 last.  Errors: ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_OVERFLOW, ERR_EXPERT_ID, ERR_SCRATCH.  O(n + E).
+ * behind, by expert, -1 last.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_OVERFLOW, ERR_EXPERT_ID, ERR_SCRATCH.  O(n + E).
  * Example: the picture's ids, all local: offsets 0 1 5 6 8, permuted_idx 2 0 3 4 7 5 1 6. */
 MOE_EP_API moe_ep_status moe_ep_vllm_permute(const int32_t *ids, int64_t n, int32_t E, int32_t first_expert,
                                              int32_t num_local, const int32_t *expert_map, int64_t *offsets,
@@ -1823,13 +1829,33 @@ MOE_EP_API moe_ep_status moe_ep_megatron_pad_map(const uint8_t *map, int64_t T, 
                                                  uint8_t *padded, moe_ep_error *err);
 
 /* sort_chunks_by_idxs: rows lie in chunks of sizes (n), wanted in the order (n, a permutation) -> row_from
- * (max_rows):
- * source row of each new row, *num_rows.  [rank][expert] to [expert][rank] is order[e*R + r] = r*E + e.
- * Errors: ERR_NULL, ERR_SIZE (max_rows), ERR_NEGATIVE, ERR_RANGE (order), ERR_OVERFLOW.  O(n*n + rows); order
- * is checked
- * by its sum and range only.  Example: sizes 1 2 1, order 2 0 1: 3 0 1 2. */
+ * (max_rows): source row of each new row, *num_rows.  [rank][expert] to [expert][rank] is order[e*R + r] = r*E + e.
+ * Errors: ERR_NULL, ERR_SIZE (max_rows), ERR_NEGATIVE, ERR_RANGE (order is no permutation, index = first that is
+ * outside or repeated), ERR_OVERFLOW, ERR_SCRATCH.  O(n + rows), n int64 of scratch.
+ * Example: sizes 1 2 1, order 2 0 1: 3 0 1 2. */
 MOE_EP_API moe_ep_status moe_ep_sort_chunks(const int64_t *sizes, const int32_t *order, int32_t n, int32_t *row_from,
-                                            int64_t max_rows, int64_t *num_rows, moe_ep_error *err);
+                                            int64_t max_rows, int64_t *num_rows, moe_ep_scratch *scratch,
+                                            moe_ep_error *err);
+
+/* ---- MaxText ------------------------------------------------------------------------------------- */
+
+/* permute with roll_to_expert_id: group g is expert (g + roll_to) mod E, so that a shard that owns experts from
+ * roll_to on finds its rows first.  ids (n) -> group_sizes (E), row_to_flat (n), row_group (n) group of each row, may
+ * be NULL; behind the last row -1.
+ * Errors: as moe_ep_permute, ERR_RANGE (roll_to outside 0..E-1).  O(n + E), no memory.
+ * Example: the picture, roll_to 2: sizes 1 2 1 4, rows 5 | 1 6 | 2 | 0 3 4 7. */
+MOE_EP_API moe_ep_status moe_ep_maxtext_permute(const int32_t *ids, int64_t n, int32_t E, int32_t roll_to,
+                                                int64_t *group_sizes, int32_t *row_to_flat, int32_t *row_group,
+                                                moe_ep_error *err);
+
+/* Receive buffers of buffer_rows rows per device (ragged all-to-all with a bounded buffer; a drop per device, not
+ * per expert): rows (D,D) [sender][receiver] arrive in order of sender, what no longer fits is cut off -> kept (D,D)
+ * [sender][receiver], start (D,D) first row in the receiver's buffer, dropped (D) rows lost per receiver; start and
+ * dropped may be NULL.  The prefix sums over senders are clamped to the buffer, as MaxText does.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE (index), ERR_OVERFLOW (the sum).  O(D*D).
+ * Example: rows {4,1, 3,2}, buffer 5: kept {4,1, 1,2}, start {0,0, 4,1}, dropped {2,0}. */
+MOE_EP_API moe_ep_status moe_ep_receive_buffer(const int64_t *rows, int32_t D, int64_t buffer_rows, int64_t *kept,
+                                               int64_t *start, int64_t *dropped, moe_ep_error *err);
 
 /* ---- torchtitan ---------------------------------------------------------------------------------- */
 
@@ -1920,8 +1946,7 @@ MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t
                                         int64_t *node_rows, moe_ep_error *err);
 
 /* Distinct ranks and nodes of each token: slot_ids (T,K) -> ranks (T), nodes (T); either may be NULL.  Their
- * sums, not T*K,
- * are the dispatch traffic.  Errors as moe_ep_traffic.  Example: as above: ranks {2,1}. */
+ * sums, not T*K, are the dispatch traffic.  Errors as moe_ep_traffic.  Example: as above: ranks {2,1}. */
 MOE_EP_API moe_ep_status moe_ep_fan_out(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         int32_t *ranks, int32_t *nodes, moe_ep_error *err);
 
@@ -2201,7 +2226,8 @@ MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, 
 /* Turns a bandwidth as libraries print it ("logical": local share counted, one copy per node, device or
  * expert depending on the mode) into seconds, and back.  combine 0 = dispatch.  Negative = status.
  * Example: DeepEP low latency, 128 tokens, K = 8, fp8 rows, 98e9 B/s: 77.2 us. */
-MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t combine, double bytes_per_s, moe_ep_error *err);
+MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t combine, double bytes_per_s,
+                                      moe_ep_error *err);
 MOE_EP_API double moe_ep_logical_Bps(const moe_ep_comm_desc *desc, int32_t combine, double time_s, moe_ep_error *err);
 
 /* One phase from counted rows. */
@@ -2338,6 +2364,8 @@ typedef struct moe_ep_time_result {
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
  * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, NEGATIVE, NAN, RANGE, OVERFLOW,
  * PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes).  O(P + D), with traffic O(P + D^2).
+ * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both ways,
+ * the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
  * experts 71.1, combine 181.4 us. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
@@ -2962,7 +2990,8 @@ typedef struct moe_ep_workload {
 
 /* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
  * 2^39; 0 = never chosen.  tokens is used by POWER_LAW with x_max 0 only.  TARGET, BALANCED and the round robins have
- * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts with weight
+ * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts
+ * with weight
  * than K).  O(E).  Example: UNIFORM gives 549755813888 for each expert. */
 MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
                                            uint64_t *weights, moe_ep_error *err);
@@ -2970,7 +2999,8 @@ MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t lay
 /* Draws ids (T,K) of one layer at one step.  K distinct experts by sequential draws in proportion to the weights of
  * those not yet taken (the Plackett-Luce distribution, the same as taking the K largest of log weight + Gumbel noise);
  * hence a hot expert's share of all rows can be at most 1 / K.  with_replacement draws each independently.
- * T = 0 is allowed.  scratch O(E).  Errors as moe_ep_popularity and OVERFLOW, SCRATCH, MEMORY; TARGET: INFEASIBLE when no
+ * T = 0 is allowed.  scratch O(E).  Errors as moe_ep_popularity and OVERFLOW, SCRATCH, MEMORY; TARGET:
+ * INFEASIBLE when no
  * counts reach it.  About 15 ns per id.
  * Example: seed 1, uniform, E = 8, K = 2, layer 0, step 0: the first token takes experts 7 and 1. */
 MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t num_tokens,
@@ -2991,7 +3021,8 @@ typedef enum moe_ep_source_kind {
 /* How many of T tokens start on each device: tokens (D), sum = T.  spread >= 0 for RAGGED, empty 0..D-1 for EMPTY.
  * Errors: NULL, SIZE, NEGATIVE, NAN, RANGE, DEVICE_ID, INFEASIBLE (EMPTY with one device and tokens).  O(D^2) RAGGED.
  * Example: EVEN, T = 10, D = 4: {3,3,2,2}. */
-MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t seed, int64_t T, int32_t D, double spread,
+MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t seed, int64_t T, int32_t D,
+                                              double spread,
                                               int32_t empty, int64_t *tokens, moe_ep_error *err);
 
 typedef struct moe_ep_balanced_result {
@@ -3257,7 +3288,8 @@ static void moe_epi_putd(moe_epi_text *t, double v)
 static int moe_epi_has_value(const moe_ep_error *err)
 {
     if (err->status == MOE_EP_ERR_NULL) return 0;
-    return err->status != MOE_EP_ERR_OVERFLOW || err->value > 0.0 || err->value < 0.0;
+    if (err->value > 0.0 || err->value < 0.0 || err->index >= 0) return 1;
+    return err->status != MOE_EP_ERR_OVERFLOW && err->status != MOE_EP_ERR_CONFIG;
 }
 
 MOE_EP_API size_t moe_ep_error_text(const moe_ep_error *err, char *buf, size_t bytes)
@@ -3524,30 +3556,53 @@ static moe_ep_isa moe_epi_isa_cached(void)
 #define MOE_EPI_ROUTE_LIST 256    /* best candidates found in one scan; larger K takes several scans     */
 #define MOE_EPI_ROUTE_GROUPS 1024 /* most groups of a group-limited router                               */
 #define MOE_EPI_ROUTE_FEW 64      /* candidates that the quick selection sorts                           */
+#define MOE_EPI_ROUTE_AHEAD 6     /* tokens whose logits are fetched ahead of time                            */
 #define MOE_EPI_LANES 16          /* partial sums over experts or hidden elements, added in a tree       */
 #define MOE_EPI_LOWEST (-3.402823466e+38f) /* stands for -Inf, which -ffast-math may not compare         */
 
 /* Builds for a machine with fused multiply-add must not fuse in the exact sum: see above. */
 #if MOE_EPI_X86 && (defined(__FMA__) || defined(__AVX512F__) || defined(__FMA4__))
-#  define MOE_EPI_RT_UNFUSED __attribute__((target("no-fma,no-fma4,no-avx512f")))
+#  define MOE_EPI_RT_UNFUSED __attribute__((noinline, target("no-fma,no-fma4,no-avx512f")))
 #else
 #  define MOE_EPI_RT_UNFUSED
 #endif
+/* With -ffast-math compilers divide vectors by an approximate reciprocal, and 1 / 1 would not be 1. */
+static float moe_epi_rt_divide(float a, float b)
+{
+#if defined(__FAST_MATH__) || defined(__RECIPROCAL_MATH__)
+    volatile float by = b, quotient = a / by;
+    return quotient;
+#else
+    return a / b;
+#endif
+}
+
 #if defined(__GNUC__)
 #  define MOE_EPI_RT_ALONE __attribute__((noinline)) /* one compiled copy: the same bits for every caller */
+#  define MOE_EPI_RT_ALIGNED __attribute__((aligned(64)))
 #else
 #  define MOE_EPI_RT_ALONE
+#  define MOE_EPI_RT_ALIGNED
 #endif
 
-/* 2^u = 1 + u * (C1 + u * (C2 + ...)), |u| <= 1/2, interpolated at Chebyshev nodes, within 1e-8. */
-#define MOE_EPI_RT_C1 6.931471825e-01f
-#define MOE_EPI_RT_C2 2.402265072e-01f
-#define MOE_EPI_RT_C3 5.550356954e-02f
-#define MOE_EPI_RT_C4 9.618083015e-03f
-#define MOE_EPI_RT_C5 1.339086331e-03f
-#define MOE_EPI_RT_C6 1.545316336e-04f
+/* 2^(u/8) = 1 + u * (C1 + u * (C2 + u * C3)), |u| <= 1/2, within 3e-8. */
+#define MOE_EPI_RT_C1 8.664339757e-02f
+#define MOE_EPI_RT_C2 3.753979475e-03f
+#define MOE_EPI_RT_C3 1.084140921e-04f
+/* 2^u = 1 + u * (D1 + u * (D2 + ...)), interpolated at Chebyshev nodes, within 2e-7. */
+#define MOE_EPI_RT_D1 6.931471825e-01f
+#define MOE_EPI_RT_D2 2.402234972e-01f
+#define MOE_EPI_RT_D3 5.550381169e-02f
+#define MOE_EPI_RT_D4 9.666368365e-03f
+#define MOE_EPI_RT_D5 1.338130212e-03f
 #define MOE_EPI_RT_FAR 28.0f /* logits this far below the largest add nothing: exp(-28) < 2^-40         */
+#define MOE_EPI_RT_FAR_BITS 0x41e00000 /* those of 28 */
 #define MOE_EPI_RT_LOG2E 1.44269504f
+#define MOE_EPI_RT_EIGHTHS 11.5415603f /* 8 * log2(e) */
+
+/* Bits of 2^(30 - j/8) with j << 20 added: minus k << 20 they are those of 2^(30 - k/8), where j = k % 8. */
+static const uint32_t moe_epi_rt_eighths[8] = {0x4e800000u, 0x4e7ac0c7u, 0x4e7744fdu, 0x4e75672au,
+                                               0x4e7504f3u, 0x4e75fed7u, 0x4e7837f0u, 0x4e7b95c2u};
 
 /* Sum of 2^30 * exp(x - max), each term rounded to an integer.  Lanes add the low 32 bits and the bits
  * above 16 apart: the first sum may wrap, the second tells how often. */
@@ -3561,61 +3616,126 @@ static uint64_t moe_epi_rt_sum_up(const uint32_t *low, const uint32_t *high)
 
 MOE_EPI_RT_UNFUSED static uint64_t moe_epi_rt_c_sum(const float *x, int32_t n, float max)
 {
+#ifdef __clang__
+#  pragma clang fp reassociate(off) contract(off)
+#endif
     uint32_t low[MOE_EPI_LANES], high[MOE_EPI_LANES];
     int32_t i;
     int j;
     memset(low, 0, sizeof low);
     memset(high, 0, sizeof high);
     for (i = 0; i < n; i += MOE_EPI_LANES) {
+        float p[MOE_EPI_LANES], power[MOE_EPI_LANES];
+        int32_t k[MOE_EPI_LANES];
         uint32_t bits[MOE_EPI_LANES];
-        float value[MOE_EPI_LANES];
+        for (j = 0; j < MOE_EPI_LANES; j++) p[j] = max - x[i + j];
+        memcpy(k, p, sizeof k); /* positive numbers are ordered like their bits */
+        for (j = 0; j < MOE_EPI_LANES; j++) k[j] = k[j] < MOE_EPI_RT_FAR_BITS ? k[j] : MOE_EPI_RT_FAR_BITS;
+        memcpy(p, k, sizeof p);
         for (j = 0; j < MOE_EPI_LANES; j++) {
-            float d = max - x[i + j], y, u, p;
-            int32_t k;
-            d = d < MOE_EPI_RT_FAR ? d : MOE_EPI_RT_FAR;
-            y = d * MOE_EPI_RT_LOG2E;
-            k = (int32_t)(y + 0.5f);
-            u = (float)k - y;
-            p = MOE_EPI_RT_C6 * u + MOE_EPI_RT_C5;
-            p = p * u + MOE_EPI_RT_C4;
-            p = p * u + MOE_EPI_RT_C3;
-            p = p * u + MOE_EPI_RT_C2;
-            p = p * u + MOE_EPI_RT_C1;
-            value[j] = p * u + 1.0f;
-            bits[j] = (uint32_t)(30 - k) << 23;
+            float y = p[j] * MOE_EPI_RT_EIGHTHS, u, q;
+            k[j] = (int32_t)(y + 0.5f);
+            u = (float)k[j] - y;
+            q = MOE_EPI_RT_C3 * u + MOE_EPI_RT_C2;
+            q = q * u + MOE_EPI_RT_C1;
+            p[j] = q * u + 1.0f;
+        }
+        for (j = 0; j < MOE_EPI_LANES; j++) bits[j] = moe_epi_rt_eighths[k[j] & 7] - ((uint32_t)k[j] << 20);
+        memcpy(power, bits, sizeof power);
+        for (j = 0; j < MOE_EPI_LANES; j++) {
+            float term = power[j] * p[j];
+            k[j] = (int32_t)(term + 0.5f);
         }
         for (j = 0; j < MOE_EPI_LANES; j++) {
-            uint32_t v, term;
-            float f;
-            memcpy(&v, &value[j], sizeof v);
-            v += bits[j];
-            memcpy(&f, &v, sizeof f);
-            term = (uint32_t)(int32_t)(f + 0.5f);
-            low[j] += term;
-            high[j] += term >> 16;
+            low[j] += (uint32_t)k[j];
+            high[j] += (uint32_t)k[j] >> 16;
         }
     }
     return moe_epi_rt_sum_up(low, high);
 }
 
-/* Lane-wise largest of a row. */
-static void moe_epi_rt_c_lanes(const float *x, int32_t n, float *lane)
+/* Loops of plain C run over 8 or 16 elements of local arrays and compare floats as ordered integers: that is
+ * what compilers turn into vector code at -O2 as well. */
+static int32_t moe_epi_rt_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); } /* its own inverse */
+
+/* Lane-wise largest of a row, as ordered integers. */
+static void moe_epi_rt_c_lanes(const float *x, int32_t n, int32_t *lane)
 {
-    int32_t i;
+    int32_t i, v[MOE_EPI_LANES], most[MOE_EPI_LANES];
     int j;
-    for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = x[j];
-    for (i = MOE_EPI_LANES; i < n; i += MOE_EPI_LANES)
-        for (j = 0; j < MOE_EPI_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (j = 0; j < MOE_EPI_LANES; j++) most[j] = INT32_MIN;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        memcpy(v, x + i, sizeof v);
+        for (j = 0; j < MOE_EPI_LANES; j++) v[j] = moe_epi_rt_order(v[j]);
+        for (j = 0; j < MOE_EPI_LANES; j++) most[j] = v[j] > most[j] ? v[j] : most[j];
+    }
+    memcpy(lane, most, sizeof most);
+}
+
+static float moe_epi_rt_from_order(int32_t ordered)
+{
+    float v;
+    ordered = moe_epi_rt_order(ordered);
+    memcpy(&v, &ordered, sizeof v);
+    return v;
 }
 
 static float moe_epi_rt_c_max(const float *x, int32_t n)
 {
-    float lane[MOE_EPI_LANES], max;
+    int32_t lane[MOE_EPI_LANES], max;
     int j;
     moe_epi_rt_c_lanes(x, n, lane);
     max = lane[0];
     for (j = 1; j < MOE_EPI_LANES; j++) max = lane[j] > max ? lane[j] : max;
-    return max;
+    return moe_epi_rt_from_order(max);
+}
+
+/* exp(-a) of 8 numbers a >= 0 within 2 ulp, subnormal results included: Cody-Waite reduction and a
+ * polynomial of degree 6 (coefficients of the Cephes library). */
+static void moe_epi_rt_exp8(const float *a, float *out)
+{
+    float p[8], half[8], rest[8];
+    int32_t k[8];
+    uint32_t h[8], r[8];
+    int j;
+    memcpy(k, a, sizeof k);
+    for (j = 0; j < 8; j++) k[j] = k[j] < 0x42d00000 ? k[j] : 0x42d00000; /* 104: exp(-104) is 0 */
+    memcpy(p, k, sizeof p);
+    for (j = 0; j < 8; j++) {
+        float f, x, q;
+        k[j] = (int32_t)(p[j] * 1.44269504f + 0.5f);
+        f = (float)k[j];
+        x = (f * 0.693359375f - p[j]) - f * 2.12194440e-4f;
+        q = 1.9875691500e-4f * x + 1.3981999507e-3f;
+        q = q * x + 8.3334519073e-3f;
+        q = q * x + 4.1665795894e-2f;
+        q = q * x + 1.6666665459e-1f;
+        q = q * x + 5.0000001201e-1f;
+        p[j] = q * (x * x) + x + 1.0f;
+    }
+    for (j = 0; j < 8; j++) h[j] = (uint32_t)(127 - (k[j] >> 1)) << 23;
+    for (j = 0; j < 8; j++) r[j] = (uint32_t)(127 - k[j] + (k[j] >> 1)) << 23;
+    memcpy(half, h, sizeof half);
+    memcpy(rest, r, sizeof rest);
+    for (j = 0; j < 8; j++) out[j] = p[j] * half[j] * rest[j];
+}
+
+/* 1 / (1 + exp(-x)) of 8 numbers.  Both branches keep the exponent at or below zero: nothing overflows, and
+ * the upper one rounds 1 + exp(-x) to float, so that logits above about 17 all give exactly 1. */
+static void moe_epi_rt_sigmoid8(const float *x, float *out)
+{
+    float a[8], e[8], top[8];
+    int32_t bits[8], minus[8], upper[8];
+    int j;
+    memcpy(bits, x, sizeof bits);
+    for (j = 0; j < 8; j++) minus[j] = bits[j] >> 31;
+    for (j = 0; j < 8; j++) bits[j] &= 0x7fffffff;
+    memcpy(a, bits, sizeof a);
+    moe_epi_rt_exp8(a, e);
+    memcpy(upper, e, sizeof upper);
+    for (j = 0; j < 8; j++) upper[j] = (upper[j] & minus[j]) | (0x3f800000 & ~minus[j]);
+    memcpy(top, upper, sizeof top);
+    for (j = 0; j < 8; j++) out[j] = moe_epi_rt_divide(top[j], 1.0f + e[j]);
 }
 
 /* How a row of keys may be read. */
@@ -3653,41 +3773,45 @@ static int moe_epi_rt_sort_few(moe_epi_rt_few *f, int32_t K, const moe_epi_rt_ru
 }
 
 /* The Kth largest of 16 lane maxima: at least K elements reach it.  K <= 16. */
-static float moe_epi_rt_threshold(const float *lane, int32_t K)
+static int32_t moe_epi_rt_threshold(const int32_t *lane, int32_t K)
 {
-    float best[MOE_EPI_LANES];
-    int32_t have = 0, at;
-    int j;
-    for (j = 0; j < MOE_EPI_LANES; j++) {
-        if (have == K && !(lane[j] > best[K - 1])) continue;
-        at = have < K ? have++ : K - 1;
-        for (; at > 0 && lane[j] > best[at - 1]; at--) best[at] = best[at - 1];
-        best[at] = lane[j];
-    }
-    return best[K - 1];
+    int32_t v[MOE_EPI_LANES], more[MOE_EPI_LANES], found = INT32_MAX;
+    int i, j;
+    memcpy(v, lane, sizeof v);
+    memset(more, 0, sizeof more);
+    for (i = 0; i < MOE_EPI_LANES; i++)
+        for (j = 0; j < MOE_EPI_LANES; j++) more[j] += v[i] > v[j];
+    for (j = 0; j < MOE_EPI_LANES; j++)
+        if (more[j] < K && v[j] < found) found = v[j];
+    return found;
 }
 
 /* The K largest keys of a row, lowest index first among equal ones.  0 = cannot tell: masked experts among
  * the best, too many candidates, or keys closer than the rule's slack. */
 static int moe_epi_rt_c_top(const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule, int32_t *ids)
 {
-    float lane[MOE_EPI_LANES], cut;
+    int32_t lane[MOE_EPI_LANES], v[MOE_EPI_LANES], i, count = 0, least;
     moe_epi_rt_few few;
-    int32_t i, count = 0;
+    float cut;
     int j;
     moe_epi_rt_c_lanes(key, n, lane);
-    cut = moe_epi_rt_threshold(lane, K);
+    cut = moe_epi_rt_from_order(moe_epi_rt_threshold(lane, K));
     if (!(cut > MOE_EPI_LOWEST)) return 0;
     cut -= rule->slack;
+    if (fabsf(cut) < 1.2e-38f) return 0; /* 0 and -0 are equal keys but not equal bits, and so may subnormals be */
+    memcpy(&least, &cut, sizeof least);
+    least = moe_epi_rt_order(least);
     for (i = 0; i < n; i += MOE_EPI_LANES) {
-        int any = 0;
-        for (j = 0; j < MOE_EPI_LANES; j++) any |= key[i + j] >= cut;
+        int32_t reach[MOE_EPI_LANES], any = 0;
+        memcpy(v, key + i, sizeof v);
+        for (j = 0; j < MOE_EPI_LANES; j++) reach[j] = moe_epi_rt_order(v[j]) >= least ? 1 : 0;
+        for (j = 0; j < MOE_EPI_LANES; j++) any |= reach[j];
         if (!any) continue;
         if (count > MOE_EPI_ROUTE_FEW) return 0;
         for (j = 0; j < MOE_EPI_LANES; j++) {
             few.key[count] = key[i + j];
             few.id[count] = i + j;
-            count += key[i + j] >= cut;
+            count += reach[j];
             if (count > MOE_EPI_ROUTE_FEW) return 0;
         }
     }
@@ -3726,36 +3850,49 @@ static int moe_epi_rt_c_bad(const float *v, int64_t n)
 #if MOE_EPI_X86
 /* ---- AVX2: exact functions without fused operations, approximate ones with them ------------------------- */
 
-#define MOE_EPI_RT_YX __attribute__((target("avx2,no-fma,no-fma4,no-avx512f")))
 #define MOE_EPI_RT_Y __attribute__((target("avx2,fma,popcnt")))
 #define MOE_EPI_RT_YS(v) _mm256_set1_ps(v)
 
-MOE_EPI_RT_YX static __m256i moe_epi_rt_y_term(__m256 x, __m256 max)
+/* A product and a sum that no compiler fuses or reorders: the empty statement could have changed them. */
+MOE_EPI_RT_Y static __m256 moe_epi_rt_y_mul(__m256 a, __m256 b)
 {
-    __m256 d = _mm256_min_ps(_mm256_sub_ps(max, x), MOE_EPI_RT_YS(MOE_EPI_RT_FAR));
-    __m256 y = _mm256_mul_ps(d, MOE_EPI_RT_YS(MOE_EPI_RT_LOG2E)), u, p;
-    __m256i k = _mm256_cvttps_epi32(_mm256_add_ps(y, MOE_EPI_RT_YS(0.5f)));
-    u = _mm256_sub_ps(_mm256_cvtepi32_ps(k), y);
-    p = _mm256_add_ps(_mm256_mul_ps(MOE_EPI_RT_YS(MOE_EPI_RT_C6), u), MOE_EPI_RT_YS(MOE_EPI_RT_C5));
-    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C4));
-    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C3));
-    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C2));
-    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C1));
-    p = _mm256_add_ps(_mm256_mul_ps(p, u), MOE_EPI_RT_YS(1.0f));
-    k = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_set1_epi32(30), k), 23);
-    p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), k));
-    return _mm256_cvttps_epi32(_mm256_add_ps(p, MOE_EPI_RT_YS(0.5f)));
+    __m256 product = _mm256_mul_ps(a, b);
+    __asm__("" : "+x"(product));
+    return product;
 }
 
-MOE_EPI_RT_YX static uint64_t moe_epi_rt_y_sum(const float *x, int32_t n, float max)
+MOE_EPI_RT_Y static __m256 moe_epi_rt_y_add(__m256 a, __m256 b)
+{
+    __m256 sum = _mm256_add_ps(a, b);
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+MOE_EPI_RT_Y static __m256i moe_epi_rt_y_term(__m256 x, __m256 max, __m256i eighths)
+{
+    __m256 d = _mm256_min_ps(_mm256_sub_ps(max, x), MOE_EPI_RT_YS(MOE_EPI_RT_FAR));
+    __m256 y = moe_epi_rt_y_mul(d, MOE_EPI_RT_YS(MOE_EPI_RT_EIGHTHS)), u, p, power;
+    __m256i k = _mm256_cvttps_epi32(moe_epi_rt_y_add(y, MOE_EPI_RT_YS(0.5f)));
+    u = _mm256_sub_ps(_mm256_cvtepi32_ps(k), y);
+    p = moe_epi_rt_y_add(moe_epi_rt_y_mul(MOE_EPI_RT_YS(MOE_EPI_RT_C3), u), MOE_EPI_RT_YS(MOE_EPI_RT_C2));
+    p = moe_epi_rt_y_add(moe_epi_rt_y_mul(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C1));
+    p = moe_epi_rt_y_add(moe_epi_rt_y_mul(p, u), MOE_EPI_RT_YS(1.0f));
+    k = _mm256_sub_epi32(_mm256_permutevar8x32_epi32(eighths, k), _mm256_slli_epi32(k, 20));
+    power = _mm256_castsi256_ps(k);
+    p = moe_epi_rt_y_mul(power, p);
+    return _mm256_cvttps_epi32(moe_epi_rt_y_add(p, MOE_EPI_RT_YS(0.5f)));
+}
+
+MOE_EPI_RT_Y static uint64_t moe_epi_rt_y_sum(const float *x, int32_t n, float max)
 {
     const __m256 top = MOE_EPI_RT_YS(max);
+    const __m256i eighths = _mm256_loadu_si256((const __m256i *)(const void *)moe_epi_rt_eighths);
     __m256i low0 = _mm256_setzero_si256(), low1 = low0, high0 = low0, high1 = low0;
     uint32_t low[MOE_EPI_LANES], high[MOE_EPI_LANES];
     int32_t i;
     for (i = 0; i < n; i += MOE_EPI_LANES) {
-        __m256i a = moe_epi_rt_y_term(_mm256_loadu_ps(x + i), top);
-        __m256i b = moe_epi_rt_y_term(_mm256_loadu_ps(x + i + 8), top);
+        __m256i a = moe_epi_rt_y_term(_mm256_loadu_ps(x + i), top, eighths);
+        __m256i b = moe_epi_rt_y_term(_mm256_loadu_ps(x + i + 8), top, eighths);
         low0 = _mm256_add_epi32(low0, a);
         low1 = _mm256_add_epi32(low1, b);
         high0 = _mm256_add_epi32(high0, _mm256_srli_epi32(a, 16));
@@ -3839,10 +3976,10 @@ MOE_EPI_RT_Y static void moe_epi_rt_y_sigmoid(const float *x, const float *bias,
         y = _mm256_min_ps(_mm256_max_ps(y, MOE_EPI_RT_YS(-100.0f)), MOE_EPI_RT_YS(100.0f));
         k = _mm256_cvtps_epi32(y);
         u = _mm256_sub_ps(y, _mm256_cvtepi32_ps(k));
-        p = _mm256_fmadd_ps(MOE_EPI_RT_YS(MOE_EPI_RT_C5), u, MOE_EPI_RT_YS(MOE_EPI_RT_C4));
-        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_C3));
-        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_C2));
-        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_C1));
+        p = _mm256_fmadd_ps(MOE_EPI_RT_YS(MOE_EPI_RT_D5), u, MOE_EPI_RT_YS(MOE_EPI_RT_D4));
+        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_D3));
+        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_D2));
+        p = _mm256_fmadd_ps(p, u, MOE_EPI_RT_YS(MOE_EPI_RT_D1));
         p = _mm256_fmadd_ps(p, u, one);
         p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(k, 23)));
         d = _mm256_add_ps(one, p);
@@ -3868,7 +4005,6 @@ MOE_EPI_RT_Y static int moe_epi_rt_y_bad(const float *v, int64_t n)
     return !_mm256_testz_si256(bad, bad) || moe_epi_rt_c_bad(v + i, n - i);
 }
 #undef MOE_EPI_RT_Y
-#undef MOE_EPI_RT_YX
 #undef MOE_EPI_RT_YS
 
 /* ---- AVX-512.  Zero-masked forms: gcc's plain ones start from an undefined register and warn; the forms
@@ -3876,33 +4012,36 @@ MOE_EPI_RT_Y static int moe_epi_rt_y_bad(const float *v, int64_t n)
 
 #define MOE_EPI_RT_Z __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,popcnt")))
 #define MOE_EPI_RT_ZA ((__mmask16)0xffff)
+#if defined(__OPTIMIZE__) || defined(__clang__)
+#  define MOE_EPI_RT_ZI MOE_EPI_RT_ZA /* for intrinsics with a constant: macros in gcc without optimisation, */
+#else
+#  define MOE_EPI_RT_ZI -1 /* which hand the mask on as a signed number                                    */
+#endif
 #define MOE_EPI_RT_ZR (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define MOE_EPI_RT_ZS(v) _mm512_set1_ps(v)
-#define MOE_EPI_RT_ZMUL(a, b) _mm512_maskz_mul_round_ps(MOE_EPI_RT_ZA, a, b, MOE_EPI_RT_ZR)
-#define MOE_EPI_RT_ZADD(a, b) _mm512_maskz_add_round_ps(MOE_EPI_RT_ZA, a, b, MOE_EPI_RT_ZR)
-#define MOE_EPI_RT_ZSUB(a, b) _mm512_maskz_sub_round_ps(MOE_EPI_RT_ZA, a, b, MOE_EPI_RT_ZR)
+#define MOE_EPI_RT_ZMUL(a, b) _mm512_maskz_mul_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
+#define MOE_EPI_RT_ZADD(a, b) _mm512_maskz_add_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
+#define MOE_EPI_RT_ZSUB(a, b) _mm512_maskz_sub_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
 #define MOE_EPI_RT_ZMAX(a, b) _mm512_maskz_max_ps(MOE_EPI_RT_ZA, a, b)
 #define MOE_EPI_RT_ZMIN(a, b) _mm512_maskz_min_ps(MOE_EPI_RT_ZA, a, b)
 #define MOE_EPI_RT_ZINT(a) _mm512_maskz_cvttps_epi32(MOE_EPI_RT_ZA, a)
 /* The row turned by r lanes. */
 #define MOE_EPI_RT_ZTURN(a, r)                                                                           \
-    _mm512_castsi512_ps(_mm512_maskz_alignr_epi32(MOE_EPI_RT_ZA, _mm512_castps_si512(a), _mm512_castps_si512(a), r))
+    _mm512_castsi512_ps(_mm512_maskz_alignr_epi32(MOE_EPI_RT_ZI, _mm512_castps_si512(a), _mm512_castps_si512(a), r))
 #define MOE_EPI_RT_ZTURNS(M) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 
-MOE_EPI_RT_Z static __m512i moe_epi_rt_z_term(__m512 x, __m512 max)
+MOE_EPI_RT_Z static __m512i moe_epi_rt_z_term(__m512 x, __m512 max, __m512i eighths)
 {
     __m512 d = MOE_EPI_RT_ZMIN(MOE_EPI_RT_ZSUB(max, x), MOE_EPI_RT_ZS(MOE_EPI_RT_FAR));
-    __m512 y = MOE_EPI_RT_ZMUL(d, MOE_EPI_RT_ZS(MOE_EPI_RT_LOG2E)), u, p;
+    __m512 y = MOE_EPI_RT_ZMUL(d, MOE_EPI_RT_ZS(MOE_EPI_RT_EIGHTHS)), u, p, power;
     __m512i k = MOE_EPI_RT_ZINT(MOE_EPI_RT_ZADD(y, MOE_EPI_RT_ZS(0.5f)));
     u = MOE_EPI_RT_ZSUB(_mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k), y);
-    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZS(MOE_EPI_RT_C6), u), MOE_EPI_RT_ZS(MOE_EPI_RT_C5));
-    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C4));
-    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C3));
-    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C2));
+    p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZS(MOE_EPI_RT_C3), u), MOE_EPI_RT_ZS(MOE_EPI_RT_C2));
     p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C1));
     p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(1.0f));
-    k = _mm512_maskz_slli_epi32(MOE_EPI_RT_ZA, _mm512_sub_epi32(_mm512_set1_epi32(30), k), 23);
-    p = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), k));
+    power = _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_maskz_permutexvar_epi32(MOE_EPI_RT_ZA, k, eighths),
+                                                 _mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, k, 20)));
+    p = MOE_EPI_RT_ZMUL(power, p);
     return MOE_EPI_RT_ZINT(MOE_EPI_RT_ZADD(p, MOE_EPI_RT_ZS(0.5f)));
 }
 
@@ -3910,15 +4049,19 @@ MOE_EPI_RT_Z static uint64_t moe_epi_rt_z_sum(const float *x, int32_t n, float m
 {
     const __m512 top = MOE_EPI_RT_ZS(max);
     const __m512i half = _mm512_set1_epi64(0xffffffffLL);
+    const __m512i eighths = _mm512_maskz_broadcast_i32x8(
+        MOE_EPI_RT_ZA, _mm256_loadu_si256((const __m256i *)(const void *)moe_epi_rt_eighths));
     __m512i low = _mm512_setzero_si512(), high = low, whole, a;
     uint64_t part[8];
     int32_t i;
     for (i = 0; i < n; i += MOE_EPI_LANES) {
-        a = moe_epi_rt_z_term(_mm512_loadu_ps(x + i), top);
+        a = moe_epi_rt_z_term(_mm512_loadu_ps(x + i), top, eighths);
+        i += MOE_EPI_LANES;
+        if (i < n) a = _mm512_add_epi32(a, moe_epi_rt_z_term(_mm512_loadu_ps(x + i), top, eighths)); /* < 2^32 */
         low = _mm512_add_epi32(low, a);
-        high = _mm512_add_epi32(high, _mm512_maskz_srli_epi32(MOE_EPI_RT_ZA, a, 16));
+        high = _mm512_add_epi32(high, _mm512_maskz_srli_epi32(MOE_EPI_RT_ZI, a, 16));
     }
-    low = _mm512_sub_epi32(low, _mm512_maskz_slli_epi32(MOE_EPI_RT_ZA, high, 16)); /* now below 2^32 */
+    low = _mm512_sub_epi32(low, _mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, high, 16)); /* now below 2^32 */
     whole = _mm512_add_epi64(_mm512_and_si512(low, half), _mm512_maskz_srli_epi64(0xff, low, 32));
     a = _mm512_add_epi64(_mm512_and_si512(high, half), _mm512_maskz_srli_epi64(0xff, high, 32));
     whole = _mm512_add_epi64(whole, _mm512_maskz_slli_epi64(0xff, a, 16));
@@ -3940,10 +4083,10 @@ MOE_EPI_RT_Z static __m512 moe_epi_rt_z_lanes(const float *x, int32_t n)
 
 MOE_EPI_RT_Z static float moe_epi_rt_z_largest(__m512 v)
 {
-    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZA, v, v, 0x4e));
-    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZA, v, v, 0xb1));
-    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZA, v, 0x4e));
-    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZA, v, 0xb1));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, v, v, 0x4e));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, v, v, 0xb1));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0x4e));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0xb1));
     return _mm512_cvtss_f32(v);
 }
 
@@ -3969,58 +4112,92 @@ MOE_EPI_RT_Z static float moe_epi_rt_z_threshold(__m512 v, int32_t K)
     return -moe_epi_rt_z_largest(v);
 }
 
-/* Ranks of up to 16 keys, largest first, lowest lane first among equal ones; not valid lanes come last.
- * *close: two valid ones the rule cannot tell apart. */
-MOE_EPI_RT_Z static __m512i moe_epi_rt_z_rank(__m512 v, __mmask16 valid, const moe_epi_rt_rule *rule, unsigned *close)
+/* Can the rule not tell two of 16 keys apart?  Turns 1..8 meet every pair; differences compare as bits. */
+MOE_EPI_RT_Z static int moe_epi_rt_z_close(__m512 v, const moe_epi_rt_rule *rule)
+{
+    const __m512i tie = _mm512_set1_epi32(rule->equal_is_tie ? 1 : 0), size = _mm512_set1_epi32(0x7fffffff);
+    const __m512i slack = _mm512_sub_epi32(_mm512_castps_si512(MOE_EPI_RT_ZS(rule->slack)), tie);
+    __m512i least = size, gap;
+#define MOE_EPI_RT_ZGAP(r)                                                                               \
+    gap = _mm512_and_si512(_mm512_castps_si512(MOE_EPI_RT_ZSUB(v, MOE_EPI_RT_ZTURN(v, r))), size);       \
+    least = _mm512_maskz_min_epu32(MOE_EPI_RT_ZA, least, _mm512_sub_epi32(gap, tie));
+    MOE_EPI_RT_ZGAP(1)
+    MOE_EPI_RT_ZGAP(2)
+    MOE_EPI_RT_ZGAP(3)
+    MOE_EPI_RT_ZGAP(4)
+    MOE_EPI_RT_ZGAP(5)
+    MOE_EPI_RT_ZGAP(6)
+    MOE_EPI_RT_ZGAP(7)
+    MOE_EPI_RT_ZGAP(8)
+#undef MOE_EPI_RT_ZGAP
+    return _mm512_cmple_epu32_mask(least, slack) != 0;
+}
+
+/* Ranks of 16 keys, largest first, lowest lane first among equal ones. */
+MOE_EPI_RT_Z static __m512i moe_epi_rt_z_rank(__m512 v)
 {
     const __m512i one = _mm512_set1_epi32(1);
-    const __m512 below = _mm512_sub_ps(v, MOE_EPI_RT_ZS(rule->slack));
-    __m512i rank = _mm512_setzero_si512();
-    __mmask16 more, same, near_by, doubt = 0, tie = rule->equal_is_tie ? 0xffff : 0;
+    __m512i rank = _mm512_setzero_si512(), rank2 = rank;
     __m512 w;
 #define MOE_EPI_RT_ZRANK(r)                                                                              \
     w = MOE_EPI_RT_ZTURN(v, r);                                                                          \
-    more = _mm512_cmp_ps_mask(w, v, _CMP_GT_OQ);                                                         \
-    same = _mm512_cmp_ps_mask(w, v, _CMP_EQ_OQ);                                                         \
-    near_by = _mm512_cmp_ps_mask(w, below, _CMP_GE_OQ);                                                  \
-    doubt = (__mmask16)(doubt | (near_by & ~more & ~(same & tie)));                                      \
-    rank = _mm512_mask_add_epi32(rank, (__mmask16)(more | (same & (0xffffu << (16 - (r))))), rank, one);
+    rank = _mm512_mask_add_epi32(                                                                        \
+        rank, _mm512_mask_cmp_ps_mask((__mmask16)(0xffffu >> (r)), w, v, _CMP_GT_OQ), rank, one);        \
+    rank2 = _mm512_mask_add_epi32(                                                                       \
+        rank2, _mm512_mask_cmp_ps_mask((__mmask16)(0xffffu << (16 - (r))), w, v, _CMP_GE_OQ), rank2, one);
     MOE_EPI_RT_ZTURNS(MOE_EPI_RT_ZRANK)
 #undef MOE_EPI_RT_ZRANK
-    *close = rule->slack > 0.0f ? (unsigned)(doubt & valid) : 0u;
-    return rank;
+    return _mm512_add_epi32(rank, rank2);
+}
+
+/* More than 16 candidates, up to MOE_EPI_ROUTE_FEW: through memory. */
+MOE_EPI_RT_Z static int moe_epi_rt_z_many(const float *key, int32_t n, int32_t K, float cut,
+                                          const moe_epi_rt_rule *rule, int32_t *ids)
+{
+    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    moe_epi_rt_few few;
+    int32_t i, count = 0;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        __m512 v = _mm512_loadu_ps(key + i);
+        __mmask16 reach = _mm512_cmp_ps_mask(v, MOE_EPI_RT_ZS(cut), _CMP_GE_OQ);
+        _mm512_storeu_ps(few.key + count, _mm512_maskz_compress_ps(reach, v));
+        _mm512_storeu_si512(few.id + count, _mm512_maskz_compress_epi32(reach, index));
+        count += __builtin_popcount((unsigned)reach);
+        if (count > MOE_EPI_ROUTE_FEW) return 0;
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(MOE_EPI_LANES));
+    }
+    few.count = count;
+    return moe_epi_rt_sort_few(&few, K, rule, ids);
 }
 
 MOE_EPI_RT_Z static int moe_epi_rt_z_top(const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule,
                                          int32_t *ids)
 {
-    const float cut = moe_epi_rt_z_threshold(moe_epi_rt_z_lanes(key, n), K);
-    const __m512 c = MOE_EPI_RT_ZS(cut - rule->slack), lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
-    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    moe_epi_rt_few few;
-    int32_t i, count = 0, rank[MOE_EPI_LANES], sorted[MOE_EPI_LANES];
-    unsigned close;
-    __mmask16 valid;
-    if (!(cut > MOE_EPI_LOWEST)) return 0;
-    for (i = 0; i < n; i += MOE_EPI_LANES) {
+    const float cut = moe_epi_rt_z_threshold(moe_epi_rt_z_lanes(key, n), K) - rule->slack;
+    const __m512 c = MOE_EPI_RT_ZS(cut);
+    /* where there is no candidate: below all keys, and far from each other */
+    __m512 best = _mm512_setr_ps(-1e38f, -1.1e38f, -1.2e38f, -1.3e38f, -1.4e38f, -1.5e38f, -1.6e38f, -1.7e38f, -1.8e38f,
+                                 -1.9e38f, -2.0e38f, -2.1e38f, -2.2e38f, -2.3e38f, -2.4e38f, -2.5e38f);
+    const __m512 absent = best;
+    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), id = index;
+    int32_t i, rank[MOE_EPI_LANES], from[MOE_EPI_LANES], sorted[MOE_EPI_LANES];
+    unsigned count = 0;
+    if (!(cut > -1e37f)) return 0;
+    for (i = 0; i < n; i += MOE_EPI_LANES) { /* candidates move to the next free lanes */
         __m512 v = _mm512_loadu_ps(key + i);
         __mmask16 reach = _mm512_cmp_ps_mask(v, c, _CMP_GE_OQ);
-        if (count > MOE_EPI_ROUTE_FEW) return 0;
-        _mm512_storeu_ps(few.key + count, _mm512_maskz_compress_ps(reach, v));
-        _mm512_storeu_si512(few.id + count, _mm512_maskz_compress_epi32(reach, index));
-        count += __builtin_popcount((unsigned)reach);
+        __mmask16 room = (__mmask16)(count > 15u ? 0u : 0xffffu << count);
+        best = _mm512_mask_expand_ps(best, room, _mm512_maskz_compress_ps(reach, v));
+        id = _mm512_mask_expand_epi32(id, room, _mm512_maskz_compress_epi32(reach, index));
+        count += (unsigned)__builtin_popcount((unsigned)reach);
         index = _mm512_add_epi32(index, _mm512_set1_epi32(MOE_EPI_LANES));
     }
-    if (count > MOE_EPI_LANES) {
-        if (count > MOE_EPI_ROUTE_FEW) return 0;
-        few.count = count;
-        return moe_epi_rt_sort_few(&few, K, rule, ids);
-    }
-    valid = (__mmask16)((1u << count) - 1u);
-    _mm512_storeu_si512(rank, moe_epi_rt_z_rank(_mm512_mask_blend_ps(valid, lowest, _mm512_loadu_ps(few.key)), valid,
-                                                rule, &close));
-    if (close) return 0;
-    for (i = 0; i < MOE_EPI_LANES; i++) sorted[rank[i]] = few.id[i];
+    if (count > MOE_EPI_LANES) return moe_epi_rt_z_many(key, n, K, cut, rule, ids);
+    best = _mm512_mask_blend_ps((__mmask16)((1u << count) - 1u), absent, best);
+    if (rule->slack > 0.0f && moe_epi_rt_z_close(best, rule)) return 0;
+    _mm512_storeu_si512(from, id);
+    _mm512_storeu_si512(rank, moe_epi_rt_z_rank(best));
+    for (i = 0; i < MOE_EPI_LANES; i++) sorted[rank[i]] = from[i];
     for (i = 0; i < K; i++) ids[i] = sorted[i];
     return 1;
 }
@@ -4035,13 +4212,13 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_sigmoid(const float *x, const float *bias,
         y = MOE_EPI_RT_ZMIN(MOE_EPI_RT_ZMAX(y, MOE_EPI_RT_ZS(-100.0f)), MOE_EPI_RT_ZS(100.0f));
         k = _mm512_maskz_cvtps_epi32(MOE_EPI_RT_ZA, y);
         u = _mm512_sub_ps(y, _mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k));
-        p = _mm512_fmadd_ps(MOE_EPI_RT_ZS(MOE_EPI_RT_C5), u, MOE_EPI_RT_ZS(MOE_EPI_RT_C4));
-        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_C3));
-        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_C2));
-        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_C1));
+        p = _mm512_fmadd_ps(MOE_EPI_RT_ZS(MOE_EPI_RT_D5), u, MOE_EPI_RT_ZS(MOE_EPI_RT_D4));
+        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_D3));
+        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_D2));
+        p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_D1));
         p = _mm512_fmadd_ps(p, u, one);
         p = _mm512_castsi512_ps(
-            _mm512_add_epi32(_mm512_castps_si512(p), _mm512_maskz_slli_epi32(MOE_EPI_RT_ZA, k, 23)));
+            _mm512_add_epi32(_mm512_castps_si512(p), _mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, k, 23)));
         d = _mm512_add_ps(one, p);
         q = _mm512_maskz_rcp14_ps(MOE_EPI_RT_ZA, d);
         q = _mm512_mul_ps(q, _mm512_fnmadd_ps(d, q, MOE_EPI_RT_ZS(2.0f)));
@@ -4068,8 +4245,8 @@ MOE_EPI_RT_Z static int moe_epi_rt_z_bad(const float *v, int64_t n)
         (b) = MOE_EPI_RT_ZMAX(MOE_EPI_RT_ZMIN(x1, x2), MOE_EPI_RT_ZMAX(y1, y2));                         \
         (a) = MOE_EPI_RT_ZMAX(x1, x2);                                                                   \
     } while (0)
-#define MOE_EPI_RT_ZX4(p, q, s) _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZA, p, q, s)
-#define MOE_EPI_RT_ZX1(p, q, s) _mm512_maskz_shuffle_ps(MOE_EPI_RT_ZA, p, q, s)
+#define MOE_EPI_RT_ZX4(p, q, s) _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, p, q, s)
+#define MOE_EPI_RT_ZX1(p, q, s) _mm512_maskz_shuffle_ps(MOE_EPI_RT_ZI, p, q, s)
 
 /* Eight groups at once, size a multiple of 16; halves of two groups share a register, then quarters ... */
 MOE_EPI_RT_Z static void moe_epi_rt_z_groups8(const float *key, int32_t size, int32_t m, float *score)
@@ -4089,24 +4266,54 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_groups8(const float *key, int32_t size, in
         b[g] = q;
     }
     for (g = 0; g < 4; g++)
-        MOE_EPI_RT_ZMERGE(a[g], b[g], MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0x44), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0x44),
+        MOE_EPI_RT_ZMERGE(a[g], b[g], MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0x44),
+                          MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0x44),
                           MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0xee), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0xee));
     for (g = 0; g < 2; g++)
-        MOE_EPI_RT_ZMERGE(a[g], b[g], MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0x88), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0x88),
+        MOE_EPI_RT_ZMERGE(a[g], b[g], MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0x88),
+                          MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0x88),
                           MOE_EPI_RT_ZX4(a[2 * g], a[2 * g + 1], 0xdd), MOE_EPI_RT_ZX4(b[2 * g], b[2 * g + 1], 0xdd));
     MOE_EPI_RT_ZMERGE(a[0], b[0], MOE_EPI_RT_ZX1(a[0], a[1], 0x44), MOE_EPI_RT_ZX1(b[0], b[1], 0x44),
                       MOE_EPI_RT_ZX1(a[0], a[1], 0xee), MOE_EPI_RT_ZX1(b[0], b[1], 0xee));
     MOE_EPI_RT_ZMERGE(a[0], b[0], a[0], b[0], MOE_EPI_RT_ZX1(a[0], a[0], 0xb1), MOE_EPI_RT_ZX1(b[0], b[0], 0xb1));
     sum = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(b[0], lowest, _CMP_GT_OQ), lowest, _mm512_add_ps(a[0], b[0]));
     sum = _mm512_maskz_permutexvar_ps(MOE_EPI_RT_ZA,
-                                      _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), m < 2 ? a[0] : sum);
-    _mm256_storeu_ps(score, _mm512_castps512_ps256(sum));
+                                      _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0),
+                                      m < 2 ? a[0] : sum);
+    _mm512_mask_storeu_ps(score, 0xff, sum);
+}
+/* The `chosen` best of up to 16 groups as bits, their size a multiple of 16; the keys of the others become
+ * MOE_EPI_LOWEST, or 0 with `zero` (where not masked).  Returns 0 when scores within `slack` decide. */
+MOE_EPI_RT_Z static int moe_epi_rt_z_close_groups(float *key, int32_t n_group, int32_t size, int32_t chosen, int zero,
+                                                  const float *score, float slack)
+{
+    const __m512 lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
+    const __mmask16 all = (__mmask16)(0xffffu >> (16 - n_group));
+    const __m512 v = _mm512_mask_loadu_ps(lowest, all, score);
+    const __mmask16 open = _mm512_mask_cmplt_epi32_mask(all, moe_epi_rt_z_rank(v), _mm512_set1_epi32(chosen));
+    unsigned closed = (unsigned)all & ~(unsigned)open;
+    int32_t i;
+    if (slack > 0.0f && closed) {
+        float best = moe_epi_rt_z_largest(_mm512_mask_blend_ps((__mmask16)closed, lowest, v));
+        float worst = -moe_epi_rt_z_largest(_mm512_mask_blend_ps(
+            open, lowest, MOE_EPI_RT_ZSUB(_mm512_setzero_ps(), v)));
+        if (!(worst - best > slack)) return 0;
+    }
+    for (; closed; closed &= closed - 1u) {
+        float *k = key + (int64_t)__builtin_ctz(closed) * size;
+        for (i = 0; i < size; i += MOE_EPI_LANES) {
+            __mmask16 usable = _mm512_cmp_ps_mask(_mm512_loadu_ps(k + i), lowest, _CMP_GT_OQ);
+            _mm512_storeu_ps(k + i, zero ? _mm512_mask_blend_ps(usable, lowest, _mm512_setzero_ps()) : lowest);
+        }
+    }
+    return 1;
 }
 #undef MOE_EPI_RT_ZX1
 #undef MOE_EPI_RT_ZX4
 #undef MOE_EPI_RT_ZMERGE
 #undef MOE_EPI_RT_Z
 #undef MOE_EPI_RT_ZA
+#undef MOE_EPI_RT_ZI
 #undef MOE_EPI_RT_ZR
 #undef MOE_EPI_RT_ZS
 #undef MOE_EPI_RT_ZMUL
@@ -4118,6 +4325,18 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_groups8(const float *key, int32_t size, in
 #undef MOE_EPI_RT_ZTURN
 #undef MOE_EPI_RT_ZTURNS
 #endif /* MOE_EPI_X86 */
+
+/* Asks for n values to be in the nearest cache soon. */
+static void moe_epi_rt_prefetch(const float *v, int64_t n)
+{
+#if defined(__GNUC__)
+    int64_t i;
+    for (i = 0; i < n; i += 16) __builtin_prefetch(v + i);
+#else
+    (void)v;
+    (void)n;
+#endif
+}
 
 /* ---- the kernels of an instruction set ------------------------------------------------------------------ */
 
@@ -4148,7 +4367,8 @@ static uint64_t moe_epi_rt_sum(moe_ep_isa isa, const float *x, int32_t n, float 
 
 static float moe_epi_rt_max(moe_ep_isa isa, const float *x, int32_t n) { return MOE_EPI_RT_PICK(isa, max, (x, n)); }
 
-static int moe_epi_rt_top(moe_ep_isa isa, const float *key, int32_t n, int32_t K, const moe_epi_rt_rule *rule, int32_t *ids)
+static int moe_epi_rt_top(moe_ep_isa isa, const float *key, int32_t n, int32_t K,
+                          const moe_epi_rt_rule *rule, int32_t *ids)
 {
     return MOE_EPI_RT_PICK(isa, top, (key, n, K, rule, ids));
 }
@@ -4196,14 +4416,6 @@ static float moe_epi_exp(float x)
     return p * half_scale * rest_scale;
 }
 
-/* Both branches keep the exponent at or below zero: nothing overflows, and the upper one rounds
- * 1 + exp(-x) to float, so that logits above about 17 all give exactly 1. */
-static float moe_epi_sigmoid(float x)
-{
-    float e = moe_epi_exp(x < 0.0f ? x : -x);
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
-
 /* volatile here and in the soft-cap: one scalar call each.  With -ffast-math a compiler may mix vector and
  * scalar versions of a libm function in one loop, and equal logits would no longer tie. */
 static float moe_epi_sqrt_softplus(float x)
@@ -4230,7 +4442,8 @@ typedef struct moe_epi_token {
     const float *bias;  /* select_bias filled up to whole lanes                                         */
     const float *block; /* x, or the logits of the block when raw                                       */
     float max, sum;     /* softmax: largest logit, sum of exp(l - max)                                  */
-    float x[MOE_EPI_ROUTE_BLOCK], key[MOE_EPI_ROUTE_BLOCK], bias_lanes[MOE_EPI_ROUTE_BLOCK];
+    MOE_EPI_RT_ALIGNED float x[MOE_EPI_ROUTE_BLOCK];
+    float key[MOE_EPI_ROUTE_BLOCK], bias_lanes[MOE_EPI_ROUTE_BLOCK];
     float group_score[MOE_EPI_ROUTE_GROUPS];
     uint8_t group_open[MOE_EPI_ROUTE_GROUPS];
 } moe_epi_token;
@@ -4313,16 +4526,18 @@ static void moe_epi_route_softmax(moe_epi_token *t)
 MOE_EPI_RT_ALONE static void moe_epi_route_scores(const moe_epi_token *t, moe_ep_score score, const float *x,
                                                   int32_t n, float *out)
 {
-    float sum = t->sum, max = t->max;
+    float sum = t->sum, max = t->max, a[8];
     int32_t i;
     int j;
     if (score == MOE_EP_SCORE_SOFTMAX) {
-        for (i = 0; i < n; i += 8)
-            for (j = 0; j < 8; j++)
-                out[i + j] = moe_epi_exp((x[i + j] > MOE_EPI_LOWEST ? x[i + j] : max) - max) / sum;
+        for (i = 0; i < n; i += 8) {
+            for (j = 0; j < 8; j++) a[j] = max - x[i + j];
+            moe_epi_rt_exp8(a, a);
+            for (j = 0; j < 8; j++) a[j] = moe_epi_rt_divide(a[j], sum);
+            memcpy(out + i, a, sizeof a);
+        }
     } else if (score == MOE_EP_SCORE_SIGMOID) {
-        for (i = 0; i < n; i += 8)
-            for (j = 0; j < 8; j++) out[i + j] = moe_epi_sigmoid(x[i + j]);
+        for (i = 0; i < n; i += 8) moe_epi_rt_sigmoid8(x + i, out + i);
     } else if (score == MOE_EP_SCORE_SQRT_SOFTPLUS) {
         for (i = 0; i < n; i++) out[i] = moe_epi_sqrt_softplus(x[i]);
     } else {
@@ -4464,6 +4679,10 @@ static int moe_epi_route_quick_groups(moe_epi_token *t, float slack)
     int32_t g, h, i, rank, size = r->num_experts / r->n_group;
     moe_epi_rt_groups(t->isa, t->key, r->n_group, size, r->group_top_m, t->group_score);
     t->key_at = -1;
+#if MOE_EPI_X86
+    if (t->isa == MOE_EP_ISA_AVX512 && size % MOE_EPI_LANES == 0 && r->n_group <= 16)
+        return moe_epi_rt_z_close_groups(t->key, r->n_group, size, r->topk_group, r->mask_zero, score, 2.0f * slack);
+#endif
     for (g = 0; g < r->n_group; g++) {
         float *key = t->key + (int64_t)g * size;
         rank = 0;
@@ -4488,12 +4707,15 @@ static int moe_epi_route_quick(moe_epi_token *t, int32_t *ids)
     moe_epi_rt_rule rule;
     rule.slack = 0.0f;
     rule.equal_is_tie = 0;
-    if (softmax && !r->select_bias && r->n_group <= 1) { /* larger logit, larger score: exact keys are not needed */
-        rule.slack = 3.0517578e-5f;
-        rule.equal_is_tie = 1;
-        moe_epi_route_fill_x(t, 0);
+    if (!r->select_bias && r->n_group <= 1 && !t->keys &&
+        (softmax || r->select_on_logit || r->score == MOE_EP_SCORE_LOGIT)) {
+        moe_epi_route_fill_x(t, 0); /* larger logit, larger score: the scores are not needed */
+        if (softmax) {
+            rule.slack = 3.0517578e-5f;
+            rule.equal_is_tie = 1;
+        }
         if (!moe_epi_rt_top(t->isa, t->block, n, r->top_k, &rule, ids)) return 0;
-        return t->block[ids[r->top_k - 1]] - t->max > -80.0f; /* below, scores are too small to differ */
+        return !softmax || t->block[ids[r->top_k - 1]] - t->max > -80.0f; /* below, scores are too small to differ */
     }
 #if MOE_EPI_X86
     if (t->isa != MOE_EP_ISA_PORTABLE && r->score == MOE_EP_SCORE_SIGMOID && !r->select_on_logit && !t->keys) {
@@ -4527,22 +4749,29 @@ static void moe_epi_route_topk(moe_epi_token *t, int32_t *ids)
 
 static float moe_epi_route_chosen_logit(const moe_epi_token *t, int32_t e)
 {
-    return e < 0 ? MOE_EPI_LOWEST : moe_epi_route_logit(t->r, t->logits[e], e);
+    if (e < 0) return MOE_EPI_LOWEST;
+    if (t->x_at == 0 && e < MOE_EPI_ROUTE_BLOCK) return t->block[e];
+    return moe_epi_route_logit(t->r, t->logits[e], e);
 }
 
 static void moe_epi_route_softmax_chosen(const moe_epi_token *t, const int32_t *ids, float *w)
 {
-    int32_t j, K = t->r->top_k;
-    float max = MOE_EPI_LOWEST, x;
+    int32_t j, i, some, K = t->r->top_k;
+    float max = MOE_EPI_LOWEST, x[8], e[8];
     double sum = 0.0;
     for (j = 0; j < K; j++) {
-        x = moe_epi_route_chosen_logit(t, ids[j]);
-        max = x > max ? x : max;
+        x[0] = moe_epi_route_chosen_logit(t, ids[j]);
+        max = x[0] > max ? x[0] : max;
     }
-    for (j = 0; j < K; j++) {
-        x = moe_epi_route_chosen_logit(t, ids[j]);
-        w[j] = x > MOE_EPI_LOWEST ? moe_epi_exp(x - max) : 0.0f;
-        sum += (double)w[j];
+    for (j = 0; j < K; j += 8) {
+        some = K - j < 8 ? K - j : 8;
+        for (i = 0; i < 8; i++) x[i] = i < some ? moe_epi_route_chosen_logit(t, ids[j + i]) : max;
+        for (i = 0; i < 8; i++) e[i] = max - x[i];
+        moe_epi_rt_exp8(e, e);
+        for (i = 0; i < some; i++) {
+            w[j + i] = x[i] > MOE_EPI_LOWEST ? e[i] : 0.0f;
+            sum += (double)w[j + i];
+        }
     }
     for (j = 0; j < K; j++) w[j] = sum > 0.0 ? (float)((double)w[j] / sum) : 0.0f;
 }
@@ -4579,7 +4808,7 @@ static void moe_epi_route_score_chosen(const moe_epi_token *t, moe_ep_score scor
     int32_t j, i, some, K = t->r->top_k;
     for (j = 0; j < K; j += 8) {
         some = K - j < 8 ? K - j : 8;
-        for (i = 0; i < 8; i++) x[i] = 0.0f;
+        for (i = 0; i < 8; i++) x[i] = t->max;
         for (i = 0; i < some; i++) x[i] = moe_epi_route_chosen_logit(t, ids[j + i]);
         moe_epi_route_scores(t, score, x, 8, s);
         for (i = 0; i < some; i++) w[j + i] = x[i] > MOE_EPI_LOWEST ? s[i] : 0.0f;
@@ -4882,6 +5111,8 @@ MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *log
     for (t = T - 1; t >= 0; t--) { /* the last rows checked are still in the caches */
         const int32_t *row = NULL;
         token.logits = logits ? logits + t * stride : NULL;
+        if (t >= MOE_EPI_ROUTE_AHEAD && logits)
+            moe_epi_rt_prefetch(token.logits - MOE_EPI_ROUTE_AHEAD * stride, cfg->num_experts);
         token.keys = cfg->select == MOE_EP_SELECT_KEYS ? cfg->keys + t * cfg->num_experts : NULL;
         if (cfg->select == MOE_EP_SELECT_TABLE) row = cfg->table + (token_ids ? token_ids[t] : t) * K;
         moe_epi_route_token(&token, row, ids + t * K, weights ? weights + t * K : NULL);
@@ -6291,14 +6522,20 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 
 #undef MOE_EPI_ROUTE_BLOCK
 #undef MOE_EPI_ROUTE_FEW
+#undef MOE_EPI_ROUTE_AHEAD
 #undef MOE_EPI_RT_UNFUSED
 #undef MOE_EPI_RT_ALONE
 #undef MOE_EPI_RT_C1
 #undef MOE_EPI_RT_C2
 #undef MOE_EPI_RT_C3
-#undef MOE_EPI_RT_C4
-#undef MOE_EPI_RT_C5
-#undef MOE_EPI_RT_C6
+#undef MOE_EPI_RT_D1
+#undef MOE_EPI_RT_D2
+#undef MOE_EPI_RT_D3
+#undef MOE_EPI_RT_D4
+#undef MOE_EPI_RT_D5
+#undef MOE_EPI_RT_EIGHTHS
+#undef MOE_EPI_RT_FAR_BITS
+#undef MOE_EPI_RT_ALIGNED
 #undef MOE_EPI_RT_FAR
 #undef MOE_EPI_RT_LOG2E
 #undef MOE_EPI_ROUTE_LIST
@@ -6312,11 +6549,9 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 
 /* The histogram's loops are plain C; on x86-64 they are compiled a second time with 32-byte vectors for the
  * check of the ids, which is all that differs. */
-#if !defined(MOE_EP_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__)
-#  define MOE_EPI_LD_WIDE 1
+#if MOE_EPI_X86
 #  define MOE_EPI_LD_INLINE static inline __attribute__((always_inline))
 #else
-#  define MOE_EPI_LD_WIDE 0
 #  define MOE_EPI_LD_INLINE static
 #endif
 
@@ -6454,7 +6689,7 @@ MOE_EPI_LD_INLINE int moe_epi_ld_hist_loops(const int32_t *ids, int64_t n, int32
     return !(outside >> 31);
 }
 
-#if MOE_EPI_LD_WIDE
+#if MOE_EPI_X86
 __attribute__((target("avx2"))) static int moe_epi_ld_hist_wide(const int32_t *ids, int64_t n, int32_t E, uint16_t *h,
                                                                 size_t stride)
 {
@@ -6464,8 +6699,9 @@ __attribute__((target("avx2"))) static int moe_epi_ld_hist_wide(const int32_t *i
 
 static int moe_epi_ld_hist_segment(const int32_t *ids, int64_t n, int32_t E, uint16_t *h, size_t stride)
 {
-#if MOE_EPI_LD_WIDE
-    if (__builtin_cpu_supports("avx2")) return moe_epi_ld_hist_wide(ids, n, E, h, stride);
+#if MOE_EPI_X86
+    const moe_ep_isa isa = moe_epi_isa_cached();
+    if (isa != MOE_EP_ISA_PORTABLE) return moe_epi_ld_hist_wide(ids, n, E, h, stride);
 #endif
     return moe_epi_ld_hist_loops(ids, n, E, h, stride);
 }
@@ -6509,7 +6745,6 @@ static moe_ep_status moe_epi_ld_count(const int32_t *ids, int64_t n, int32_t E, 
     return MOE_EP_OK;
 }
 
-#undef MOE_EPI_LD_WIDE
 #undef MOE_EPI_LD_INLINE
 #undef MOE_EPI_LD_CHUNK
 #undef MOE_EPI_LD_BLOCK
@@ -6747,8 +6982,7 @@ static moe_ep_status moe_epi_ld_check_counts(const int64_t *counts, int64_t n, c
 
 /* The common checks of an (E) vector that is spread over D devices. */
 static moe_ep_status moe_epi_ld_check_spread(const int64_t *loads, int32_t E, const int32_t *device_of_expert,
-                                             int32_t D,
-                                          moe_ep_error *err)
+                                             int32_t D, moe_ep_error *err)
 {
     moe_ep_status status;
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
@@ -8260,6 +8494,7 @@ static void moe_epi_bl_chance_one(const moe_epi_bl_draw *w, double mean, moe_ep_
     moe_epi_bl_make_grid(mean, mean / (1.0 - variance / mean), w->T * (w->K < w->size ? w->K : ceil(w->size)), &grid);
     for (i = 0; i < grid.cells; i++) cdf[i] = so_far += grid.weight[i];
     out->one_sd = sqrt(variance) / mean;
+    out->gauss_bound = 1.0 + out->one_sd * sqrt(2.0 * log((double)w->groups));
     out->one_p05 = moe_epi_bl_quantile(&grid, cdf, 0.05) / mean;
     out->one_p95 = moe_epi_bl_quantile(&grid, cdf, 0.95) / mean;
 }
@@ -9135,7 +9370,7 @@ typedef struct moe_epi_item {
 /* The order of everything here: larger key first, lowest id on ties. */
 static int moe_epi_above(const moe_epi_item *a, const moe_epi_item *b)
 {
-    return a->key > b->key || (!(a->key < b->key) && a->id < b->id);
+    return (a->key > b->key) | ((a->key >= b->key) & (a->id < b->id)); /* no jumps: they would be guessed wrong */
 }
 
 static void moe_epi_sift(moe_epi_item *heap, int32_t n, int32_t i)
@@ -9144,7 +9379,7 @@ static void moe_epi_sift(moe_epi_item *heap, int32_t n, int32_t i)
     for (;;) {
         int32_t child = 2 * i + 1;
         if (child >= n) break;
-        if (child + 1 < n && moe_epi_above(&heap[child + 1], &heap[child])) child++;
+        if (child + 1 < n) child += moe_epi_above(&heap[child + 1], &heap[child]);
         if (!moe_epi_above(&heap[child], &moving)) break;
         heap[i] = heap[child];
         i = child;
@@ -9168,11 +9403,23 @@ static void moe_epi_heap_push(moe_epi_item *heap, int32_t *n, moe_epi_item item)
     heap[i] = item;
 }
 
+/* Takes the top off: the larger child moves up all the way down, then the last item, which mostly belongs there,
+ * rises into the hole. */
 static moe_epi_item moe_epi_heap_pop(moe_epi_item *heap, int32_t *n)
 {
-    moe_epi_item top = heap[0];
-    heap[0] = heap[--(*n)];
-    if (*n > 1) moe_epi_sift(heap, *n, 0);
+    moe_epi_item top = heap[0], last = heap[--(*n)];
+    int32_t i = 0, child;
+    for (child = 1; child + 1 < *n; child = 2 * i + 1) {
+        child += moe_epi_above(&heap[child + 1], &heap[child]);
+        heap[i] = heap[child];
+        i = child;
+    }
+    if (child < *n) {
+        heap[i] = heap[child];
+        i = child;
+    }
+    for (; i > 0 && moe_epi_above(&last, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = last;
     return top;
 }
 
@@ -9387,7 +9634,8 @@ MOE_EP_API moe_ep_status moe_ep_placement_init(moe_ep_placement *p, int32_t L, i
     if (status != MOE_EP_OK) return status;
     if (!mem) return moe_epi_null(err, "mem");
     if (((uintptr_t)mem & (sizeof(double) - 1u)) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "mem", "must be 8-byte aligned", -1, 0.0);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "mem", "bytes past an 8-byte boundary, must be 0", -1,
+                            (double)((uintptr_t)mem & (sizeof(double) - 1u)));
     if (bytes < need) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "bytes", "bytes needed", -1, (double)need);
     moe_epi_placement_carve(&made, (unsigned char *)mem, &need);
     for (d = 0; d < made.num_devices; d++) {
@@ -9759,14 +10007,60 @@ MOE_EP_API moe_ep_status moe_ep_window_loads(const double *loads, int32_t num_st
 
 /* ---- replica counts and the lower bound -------------------------------------------------------------------- */
 
+/* Fewest copies (at most max_replicas) whose share is at most level: the greedy choice stands there when it has passed
+ * all larger shares.  Returns the slots used; more than num_slots: counts are worthless. */
+static int64_t moe_epi_counts_at(const double *loads, int32_t E, double level, int32_t num_slots,
+                                 int32_t max_replicas, int32_t *counts)
+{
+    int64_t used = 0;
+    int32_t e;
+    for (e = 0; e < E && used <= num_slots; e++) {
+        double copies = ceil(loads[e] / level);
+        int32_t c = copies < (double)max_replicas ? (int32_t)copies : max_replicas;
+        if (c < 1) c = 1;
+        while (c > 1 && loads[e] / (c - 1) <= level) c--; /* the division above may round either way */
+        while (c < max_replicas && loads[e] / c > level) c++;
+        counts[e] = c;
+        used += c;
+    }
+    return used;
+}
+
+#define MOE_EPI_JUMPS 6 /* levels tried before the heap chooses the rest */
+
+/* Greedy counts up to a level that takes no more than num_slots; the rest is for the heap.  Linear. */
+static int32_t moe_epi_counts_jump(const double *loads, int32_t E, int32_t num_slots, int32_t max_replicas,
+                                   int32_t *counts)
+{
+    double total = 0.0, high = 0.0, low;
+    int64_t used;
+    int32_t e, i;
+    for (e = 0; e < E; e++) {
+        total += loads[e];
+        counts[e] = 1;
+    }
+    low = total / num_slots;
+    if (num_slots - E <= E / 2 || !(low > 1e-300)) return E;
+    for (i = 0; i < MOE_EPI_JUMPS; i++) { /* low takes too many slots, high (0 = not found) does not */
+        double level = high > 0.0 ? 0.5 * (low + high) : i == 0 ? total / (num_slots - 0.5 * E) : 2.0 * low;
+        used = moe_epi_counts_at(loads, E, level, num_slots, max_replicas, counts);
+        if (used <= num_slots) high = level;
+        else low = level;
+        if (used <= num_slots && num_slots - used <= E / 16) return (int32_t)used;
+    }
+    used = high > 0.0 ? moe_epi_counts_at(loads, E, high, num_slots, max_replicas, counts) : E;
+    for (e = 0; !(high > 0.0) && e < E; e++) counts[e] = 1;
+    return (int32_t)used;
+}
+#undef MOE_EPI_JUMPS
+
 /* Greedy counts (moe_ep_replicate).  heap holds E items.  Returns the slots used. */
 static int32_t moe_epi_replicate(const double *loads, int32_t E, int32_t num_slots, int32_t max_replicas,
                                  int32_t *counts, moe_epi_item *heap)
 {
-    int32_t e, n = E, used = E;
+    int32_t e, n = E, used = moe_epi_counts_jump(loads, E, num_slots, max_replicas, counts);
     for (e = 0; e < E; e++) {
-        counts[e] = 1;
-        heap[e].key = loads[e];
+        heap[e].key = loads[e] / counts[e];
         heap[e].id = e;
         heap[e].aux = 0;
     }
@@ -10003,6 +10297,7 @@ typedef struct moe_epi_plan {
     int32_t *hosts, *off_hosts;      /* (D)                         */
     double *price;                   /* (D)                         */
     struct moe_epi_gain *gains;      /* (P)                         */
+    struct moe_epi_eplb *eplb;       /* best_placement only: NULL when EPLB cannot plan this */
     moe_epi_snap snap;
     int32_t *home;                   /* (L,E) with node_soft        */
 } moe_epi_plan;
@@ -10736,7 +11031,7 @@ static void moe_epi_sift_keys(uint64_t *heap, int32_t n, int32_t i)
     for (;;) {
         int32_t child = 2 * i + 1;
         if (child >= n) break;
-        if (child + 1 < n && heap[child + 1] > heap[child]) child++;
+        if (child + 1 < n) child += heap[child + 1] > heap[child];
         if (heap[child] <= moving) break;
         heap[i] = heap[child];
         i = child;
@@ -11250,14 +11545,48 @@ static void moe_epi_emit_state(void *user, const moe_epi_item *item, int32_t d)
     moe_epi_flip(s, d, item->id);
 }
 
-/* Moves device d to its place in the order after its load changed. */
+#define MOE_EPI_SHIFT 256 /* longer overlapping copies are slow on some processors (rep movsb in the C library) */
+
+/* v[from] goes to v[to], what lies between moves by one. */
+static void moe_epi_rotate(int32_t *v, int32_t from, int32_t to)
+{
+    int32_t moving = v[from], n;
+    while (from != to) {
+        if (to < from) {
+            n = from - to < MOE_EPI_SHIFT ? from - to : MOE_EPI_SHIFT;
+            memmove(v + from - n + 1, v + from - n, sizeof *v * (size_t)n);
+            from -= n;
+        } else {
+            n = to - from < MOE_EPI_SHIFT ? to - from : MOE_EPI_SHIFT;
+            memmove(v + from, v + from + 1, sizeof *v * (size_t)n);
+            from += n;
+        }
+    }
+    v[to] = moving;
+}
+#undef MOE_EPI_SHIFT
+
+/* Moves the device at `at` to its place in the order after its load changed: found by bisection, then the ones between
+ * shift as a block, which stays cheap for thousands of devices. */
 static void moe_epi_reorder(moe_epi_state *s, int32_t at)
 {
-    int32_t d = s->order[at];
-    double time = moe_epi_time(s, d);
-    for (; at > 0 && moe_epi_time(s, s->order[at - 1]) < time; at--) s->order[at] = s->order[at - 1];
-    for (; at + 1 < s->num_order && moe_epi_time(s, s->order[at + 1]) > time; at++) s->order[at] = s->order[at + 1];
-    s->order[at] = d;
+    int32_t low, high;
+    double time = moe_epi_time(s, s->order[at]);
+    if (at > 0 && moe_epi_time(s, s->order[at - 1]) < time) {
+        for (low = 0, high = at - 1; low < high;) { /* first one below time */
+            int32_t middle = low + (high - low) / 2;
+            if (moe_epi_time(s, s->order[middle]) < time) high = middle;
+            else low = middle + 1;
+        }
+        moe_epi_rotate(s->order, at, low);
+    } else if (at + 1 < s->num_order && moe_epi_time(s, s->order[at + 1]) > time) {
+        for (low = at + 1, high = s->num_order - 1; low < high;) { /* last one above time */
+            int32_t middle = low + (high - low + 1) / 2;
+            if (moe_epi_time(s, s->order[middle]) > time) low = middle;
+            else high = middle - 1;
+        }
+        moe_epi_rotate(s->order, at, low);
+    }
 }
 
 /* The order after a few loads changed: insertion, nearly linear. */
@@ -11549,6 +11878,7 @@ typedef struct moe_epi_budget {
     int32_t *off_hosts;     /* (D) list                                                        */
     double *price;          /* (D) by place in hosts                                           */
     moe_epi_gain *gains;    /* (P) list                                                        */
+    double most_gain, least_unit; /* over that list                                            */
     int32_t layer, moves;   /* of this layer                                                   */
     int32_t max_moves;      /* of a layer, 0 = no limit                                        */
     double level;           /* load / speed above which a device is too busy                   */
@@ -11728,6 +12058,8 @@ static double moe_epi_leave_price(const moe_epi_state *s, const moe_epi_budget *
 static int32_t moe_epi_copy_gains(const moe_epi_state *s, moe_epi_budget *b, int32_t m)
 {
     int32_t a, i, n = 0, hosts;
+    b->most_gain = 0.0;
+    b->least_unit = HUGE_VAL;
     for (a = s->slot_start[m]; a < s->slot_start[m] + s->fill[m]; a++) {
         moe_epi_gain *y = &b->gains[n];
         y->e = s->cell[a];
@@ -11740,6 +12072,8 @@ static int32_t moe_epi_copy_gains(const moe_epi_state *s, moe_epi_budget *b, int
             y->gain += moe_epi_penalty(b, moe_epi_time(s, d)) -
                        moe_epi_penalty(b, moe_epi_time_with(s, d, y->unit - s->unit[y->e]));
         }
+        if (y->gain > b->most_gain) b->most_gain = y->gain;
+        if (y->unit < b->least_unit) b->least_unit = y->unit;
         n++;
     }
     return n;
@@ -11754,6 +12088,8 @@ static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_
     int32_t i, refund = 0;
     double base = moe_epi_penalty(b, moe_epi_time(s, g)) - price, freed = 0.0, off = 0.0;
     double least = b->home ? MOE_EPI_LEAST_OFF_COST : MOE_EPI_LEAST_MOVE_COST;
+    double lightest = moe_epi_time_with(s, g, b->least_unit - (x >= 0 ? s->unit[x] : 0.0));
+    if (!(b->most_gain + base - moe_epi_penalty(b, lightest) > best->gain * least)) return; /* none is better */
     if (x >= 0) {
         freed = s->unit[x];
         refund = !moe_epi_was_held(s, b, g, x);
@@ -12990,6 +13326,14 @@ static double moe_epi_quick_bound(const moe_epi_state *s, const moe_epi_room *ro
     return top > total ? top : total;
 }
 
+#define MOE_EPI_CLOSE 1.5e-4 /* stop this near to the bound */
+
+static double moe_epi_goal(const moe_epi_state *s, const moe_epi_room *room)
+{
+    return moe_epi_quick_bound(s, room) * (1.0 + MOE_EPI_CLOSE);
+}
+#undef MOE_EPI_CLOSE
+
 /* ---- best placement: other starts and kicks -------------------------------------------------- */
 
 static void moe_epi_snap_save(const moe_epi_state *s, moe_epi_snap *snap)
@@ -13068,7 +13412,6 @@ static void moe_epi_kick(moe_epi_state *s, moe_epi_budget *b, moe_ep_rng *rng)
     }
 }
 
-#define MOE_EPI_CLOSE 1.5e-4      /* stop this near to the bound                                       */
 #define MOE_EPI_CHANGE_WORK 200000 /* changes of copies times cells                                      */
 #define MOE_EPI_SEARCH_WORK 40000 /* kicks times cells; keeps a layer to some milliseconds             */
 #define MOE_EPI_SEARCH_IDLE 80    /* kicks in a row that did not help                                  */
@@ -13110,7 +13453,7 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
 {
     moe_epi_budget budget;
     moe_ep_bound_result bound;
-    double goal = moe_epi_quick_bound(s, &plan->room) * (1.0 + MOE_EPI_CLOSE);
+    double goal = moe_epi_goal(s, &plan->room);
     int32_t done = moe_epi_refine(s, goal, limit);
     int32_t most;
     int proven = 0;
@@ -13134,7 +13477,6 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
         done += moe_epi_search(plan, s, &budget, deal, slots, goal, limit - done);
     return done;
 }
-#undef MOE_EPI_CLOSE
 #undef MOE_EPI_CHANGE_WORK
 #undef MOE_EPI_SEARCH_WORK
 #undef MOE_EPI_SEARCH_IDLE
@@ -13171,12 +13513,49 @@ static int32_t moe_epi_best_open(moe_epi_plan *plan, int32_t l, moe_epi_state *s
     return slots;
 }
 
+/* Does EPLB's planner know all that is asked for? */
+static int moe_epi_eplb_applies(const moe_ep_place_desc *desc, const moe_ep_placement *out)
+{
+    return !desc->node_soft && !desc->pinned && !desc->layer_slots && desc->max_replicas == 0 &&
+           moe_epi_equal_slots(desc, out, NULL) == MOE_EP_OK && moe_epi_float_loads(desc, NULL) == MOE_EP_OK;
+}
+
+#define MOE_EPI_EPLB_START_SLOTS 512 /* larger layers begin with the dealer, which is as good and quicker */
+
+/* EPLB's global plan as the state, so that what follows cannot end above it.  0 = it doubles an expert. */
+static int moe_epi_eplb_start(moe_epi_plan *plan, int32_t l, moe_epi_state *s)
+{
+    const moe_ep_placement *p = plan->out;
+    const int32_t *start = p->replica_start + (int64_t)l * (s->E + 1);
+    const int32_t *expert = p->slot_expert + (int64_t)l * p->num_slots;
+    int32_t d, e, i;
+    if (!plan->eplb || p->num_slots > MOE_EPI_EPLB_START_SLOTS) return 0;
+    moe_epi_eplb_layer(plan->out, l, s->w, 1, 1, plan->eplb);
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
+    for (d = 0; d < s->D; d++)
+        for (i = p->slot_start[d]; i < p->slot_start[d + 1]; i++) {
+            if (moe_epi_has_expert(s, d, expert[i])) return 0;
+            moe_epi_flip(s, d, expert[i]);
+            s->cell[i] = expert[i];
+        }
+    for (e = 0; e < s->E; e++) {
+        s->count[e] = start[e + 1] - start[e];
+        s->unit[e] = s->w[e] / s->count[e];
+    }
+    for (d = 0; d < s->D; d++) s->fill[d] = p->slot_start[d + 1] - p->slot_start[d];
+    moe_epi_state_resort(s);
+    return 1;
+}
+#undef MOE_EPI_EPLB_START_SLOTS
+
 static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
 {
     int32_t limit = plan->desc->max_refinements > 0 ? plan->desc->max_refinements : INT32_MAX;
     int32_t slots = moe_epi_best_open(plan, l, s, deal);
-    (void)moe_epi_replicate(s->w, s->E, slots, s->max_count, s->count, deal->items);
-    moe_epi_state_deal(s, deal);
+    if (!moe_epi_eplb_start(plan, l, s)) {
+        (void)moe_epi_replicate(s->w, s->E, slots, s->max_count, s->count, deal->items);
+        moe_epi_state_deal(s, deal);
+    }
     if (plan->desc->max_refinements < 0) return 0;
     moe_epi_order(s, deal->heap, deal->held);
     return moe_epi_improve(plan, s, deal, slots, limit);
@@ -13461,26 +13840,41 @@ static double moe_epi_soft_target(moe_epi_plan *plan, moe_epi_state *s, moe_epi_
 /* ---- best placement: the planner
  * ------------------------------------------------------------------------------------ */
 
-/* allow_duplicates, where EPLB can plan at all. */
-static int moe_epi_doubles_apply(const moe_ep_place_desc *desc, const moe_ep_placement *out)
+/* Does layer l of out put an expert twice on a device? */
+static int moe_epi_layer_doubles(const moe_ep_placement *p, int32_t l)
 {
-    return desc->allow_duplicates && !desc->node_soft && !desc->pinned && !desc->layer_slots && !desc->coactivation &&
-           desc->max_replicas == 0 && moe_epi_equal_slots(desc, out, NULL) == MOE_EP_OK &&
-           moe_epi_float_loads(desc, NULL) == MOE_EP_OK;
+    moe_ep_plan_result r;
+    memset(&r, 0, sizeof r);
+    moe_epi_result_counts(p, l, &r);
+    return r.duplicates > 0;
 }
 
-/* Writes EPLB's global plan of layer l when it is lower than the state. */
-static int moe_epi_double_layer(moe_epi_plan *plan, int32_t l, const moe_epi_state *s, moe_epi_eplb *work)
+/* Writes the lowest of EPLB's plans of layer l when it is below the state and allowed; 0 = none is.  Without
+ * duplicates only a state that ended well above the bound is compared. */
+static int moe_epi_eplb_lower(moe_epi_plan *plan, int32_t l, const moe_epi_state *s, int duplicates)
 {
-    double worst = 0.0, mine = 0.0;
-    int32_t d;
-    moe_epi_eplb_layer(plan->out, l, s->w, 1, 1, work);
-    moe_epi_layer_device_loads(plan->out, l, s->w, plan->work.device);
-    for (d = 0; d < s->D; d++) {
-        if (plan->work.device[d] > worst) worst = plan->work.device[d];
+    const moe_ep_place_desc *desc = plan->desc;
+    double mine = 0.0;
+    int32_t d, mode, groups[2] = {1, 1}, nodes[2] = {1, 1}, found = -1;
+    if (!plan->eplb) return 0;
+    for (d = 0; d < s->D; d++)
         if (s->load[d] > mine) mine = s->load[d];
+    if (!duplicates && mine <= moe_epi_goal(s, &plan->room)) return 0;
+    groups[1] = desc->num_groups > 0 ? desc->num_groups : 1;
+    nodes[1] = plan->out->num_nodes;
+    for (mode = 0; mode < 2; mode++) {
+        double worst = 0.0;
+        if (groups[mode] % nodes[mode] != 0 || s->E % groups[mode] != 0 || s->D % nodes[mode] != 0) continue;
+        moe_epi_eplb_layer(plan->out, l, s->w, groups[mode], nodes[mode], plan->eplb);
+        moe_epi_layer_device_loads(plan->out, l, s->w, plan->work.device);
+        for (d = 0; d < s->D; d++)
+            if (plan->work.device[d] > worst) worst = plan->work.device[d];
+        if (!(worst < mine * (1.0 - 1e-9)) || (!duplicates && moe_epi_layer_doubles(plan->out, l))) continue;
+        mine = worst;
+        found = mode;
     }
-    return worst < mine * (1.0 - 1e-9);
+    if (found == 0) moe_epi_eplb_layer(plan->out, l, s->w, groups[0], nodes[0], plan->eplb);
+    return found >= 0;
 }
 
 MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, moe_ep_placement *out,
@@ -13493,7 +13887,7 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     moe_epi_eplb groups;
     size_t extra = 0;
     int32_t l, E, D, P, changes, G;
-    int doubles;
+    int use_eplb;
     double target = 0.0, off = 0.0;
     moe_ep_status status;
     moe_epi_ok(err);
@@ -13501,21 +13895,22 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     if ((status = moe_epi_best_check(desc, out, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_soft_check(desc, out, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_partner_check(desc, err)) != MOE_EP_OK) return status;
-    doubles = moe_epi_doubles_apply(desc, out);
+    use_eplb = moe_epi_eplb_applies(desc, out);
     E = desc->num_experts;
     D = out->num_devices;
     P = out->num_slots;
     G = desc->num_groups > D ? desc->num_groups : D;
     moe_epi_best_need(&extra, E, P, D);
     moe_epi_need(&extra, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
-    if (desc->node_soft || doubles) moe_epi_eplb_need(&extra, E, P, G);
+    if (desc->node_soft || use_eplb) moe_epi_eplb_need(&extra, E, P, G);
     status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_best_take(&plan, &state, &deal);
     plan.home =
         (int32_t *)moe_epi_take(&plan.arena, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
     memset(&groups, 0, sizeof groups);
-    if (desc->node_soft || doubles) moe_epi_eplb_take(&plan.arena, &groups, E, P, G);
+    if (desc->node_soft || use_eplb) moe_epi_eplb_take(&plan.arena, &groups, E, P, G);
+    plan.eplb = use_eplb ? &groups : NULL;
     if (desc->node_soft) {
         status = moe_epi_homes(&plan, &groups, err);
         if (status != MOE_EP_OK) {
@@ -13533,8 +13928,8 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
         changes = desc->node_soft ? moe_epi_soft_layer(&plan, l, &state, &deal, target, &off)
                                   : moe_epi_best_layer(&plan, l, &state, &deal);
         if (desc->coactivation) changes += moe_epi_partner_run(&plan, l, &state);
-        if (doubles && moe_epi_double_layer(&plan, l, &state, &groups))
-            reason = "EPLB's plan, which may double an expert on a device, is lower than any found without that";
+        if (!desc->coactivation && moe_epi_eplb_lower(&plan, l, &state, desc->allow_duplicates))
+            reason = "EPLB's plan is lower than any other found";
         else
             moe_epi_state_write(&state, out, l);
         moe_epi_plan_result(&plan, l, MOE_EP_PLACE_BEST, reason, result);
@@ -14028,7 +14423,7 @@ static void moe_epi_water_finish(moe_epi_water *w)
     }
 }
 
-#define MOE_EPI_SWEEPS 3 /* before the exact finish; more only make it start nearer */
+#define MOE_EPI_SWEEPS 2 /* before the exact finish; more only make it start nearer */
 
 static void moe_epi_water_solve(moe_epi_water *w, int32_t max_sweeps)
 {
@@ -15063,33 +15458,131 @@ MOE_EP_API moe_ep_status moe_ep_megatron_pad_map(const uint8_t *map, int64_t T, 
     return MOE_EP_OK;
 }
 
+/* The rows of each chunk start at start[c]; -1 marks those that order already named. */
+static int32_t moe_epi_dp_bad_order(const int64_t *sizes, const int32_t *order, int32_t n, int64_t *start)
+{
+    int64_t sum = 0;
+    int32_t c;
+    for (c = 0; c < n; c++) start[c] = -1;
+    for (c = 0; c < n; c++) {
+        if (order[c] < 0 || order[c] >= n || start[order[c]] >= 0) return c;
+        start[order[c]] = 0;
+    }
+    for (c = 0; c < n; c++) {
+        start[c] = sum;
+        sum += sizes[c];
+    }
+    return -1;
+}
+
 MOE_EP_API moe_ep_status moe_ep_sort_chunks(const int64_t *sizes, const int32_t *order, int32_t n, int32_t *row_from,
-                                            int64_t max_rows, int64_t *num_rows, moe_ep_error *err)
+                                            int64_t max_rows, int64_t *num_rows, moe_ep_scratch *scratch,
+                                            moe_ep_error *err)
 {
     moe_ep_status status;
-    int64_t rows = 0, sum = 0, row = 0, start, i;
-    int32_t c, before;
+    moe_epi_arena arena;
+    int64_t rows = 0, row = 0, i, *start;
+    size_t total = 0;
+    int32_t c;
     moe_epi_ok(err);
     if (n < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must be at least 1", -1, (double)n);
     status = moe_epi_ld_check_counts(sizes, n, "sizes", &rows, err);
     if (status == MOE_EP_OK) status = moe_epi_dp_check_n(rows, INT32_MAX, "sizes", err);
     if (status != MOE_EP_OK) return status;
     if (!order) return moe_epi_null(err, "order");
-    for (c = 0; c < n; c++) {
-        if (order[c] < 0 || order[c] >= n)
-            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "order", "not one of the chunks", c, (double)order[c]);
-        sum += order[c];
-    }
-    if (sum != (int64_t)n * (n - 1) / 2)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "order", "is not a permutation of the chunks", -1, (double)sum);
     if (max_rows < rows) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "max_rows", "rows needed", -1, (double)rows);
     if (rows > 0 && !row_from) return moe_epi_null(err, "row_from");
     if (!num_rows) return moe_epi_null(err, "num_rows");
-    for (c = 0; c < n; c++) {
-        for (start = 0, before = 0; before < order[c]; before++) start += sizes[before];
-        for (i = 0; i < sizes[order[c]] && row < rows; i++) row_from[row++] = (int32_t)(start + i);
+    moe_epi_need(&total, n, sizeof *start);
+    status = moe_epi_arena_open(&arena, scratch, total, err);
+    if (status != MOE_EP_OK) return status;
+    start = (int64_t *)moe_epi_take(&arena, n, sizeof *start);
+    c = moe_epi_dp_bad_order(sizes, order, n, start);
+    if (c >= 0) {
+        status = moe_epi_fail(err, MOE_EP_ERR_RANGE, "order", "is not a permutation of the chunks", c,
+                              (double)order[c]);
+    } else {
+        for (c = 0; c < n; c++)
+            for (i = 0; i < sizes[order[c]]; i++) row_from[row++] = (int32_t)(start[order[c]] + i);
+        *num_rows = row;
     }
-    *num_rows = row;
+    moe_epi_arena_close(&arena);
+    return status;
+}
+
+/* ---- MaxText ---------------------------------------------------------------------------------------- */
+
+/* Element g of v (n) becomes what was element (g + by) mod n, 0 <= by < n: three reversals. */
+static void moe_epi_dp_roll(int64_t *v, int32_t n, int32_t by)
+{
+    const int32_t from[3] = {0, by, 0}, to[3] = {by, n, n};
+    int32_t part, a, b;
+    for (part = 0; part < 3; part++)
+        for (a = from[part], b = to[part] - 1; a < b; a++, b--) {
+            const int64_t kept = v[a];
+            v[a] = v[b];
+            v[b] = kept;
+        }
+}
+
+MOE_EP_API moe_ep_status moe_ep_maxtext_permute(const int32_t *ids, int64_t n, int32_t E, int32_t roll_to,
+                                                int64_t *group_sizes, int32_t *row_to_flat, int32_t *row_group,
+                                                moe_ep_error *err)
+{
+    moe_ep_status status;
+    int64_t rows, before = 0, end, none = 0;
+    int32_t g;
+    moe_epi_ok(err);
+    status = moe_epi_dp_check(ids, n, E, err);
+    if (status != MOE_EP_OK) return status;
+    if (roll_to < 0 || roll_to >= E)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "roll_to", "must lie in 0..E-1", -1, (double)roll_to);
+    if (!group_sizes) return moe_epi_null(err, "group_sizes");
+    if (n > 0 && !row_to_flat) return moe_epi_null(err, "row_to_flat");
+    status = moe_epi_ld_count(ids, n, E, 0, group_sizes, &none, "ids", err);
+    if (status != MOE_EP_OK) return status;
+    moe_epi_dp_roll(group_sizes, E, roll_to);
+    rows = moe_epi_dp_starts(group_sizes, E);
+    moe_epi_dp_roll(group_sizes, E, (E - roll_to) % E); /* by expert again */
+    moe_epi_dp_place(ids, n, E, rows, group_sizes, row_to_flat, NULL);
+    moe_epi_dp_roll(group_sizes, E, roll_to);
+    for (g = 0; g < E; g++) { /* ends become sizes */
+        end = group_sizes[g];
+        if (row_group) moe_epi_dp_fill(row_group, before, end, g);
+        group_sizes[g] = end - before;
+        before = end;
+    }
+    if (row_group) moe_epi_dp_fill(row_group, rows, n, -1);
+    return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_receive_buffer(const int64_t *rows, int32_t D, int64_t buffer_rows, int64_t *kept,
+                                               int64_t *start, int64_t *dropped, moe_ep_error *err)
+{
+    moe_ep_status status;
+    int64_t cells, room, lost, part;
+    int32_t from, to;
+    moe_epi_ok(err);
+    if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "must be at least 1", -1, (double)D);
+    if (buffer_rows < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "buffer_rows", "must not be negative", -1, (double)buffer_rows);
+    if (!moe_epi_mul(D, D, &cells) || (uint64_t)cells > (uint64_t)(SIZE_MAX / sizeof *rows))
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "D", "D*D does not fit", -1, (double)D);
+    status = moe_epi_ld_check_counts(rows, cells, "rows", NULL, err);
+    if (status != MOE_EP_OK) return status;
+    if (!kept) return moe_epi_null(err, "kept");
+    for (to = 0; to < D; to++) {
+        for (room = buffer_rows, lost = 0, from = 0; from < D; from++) {
+            const int64_t cell = (int64_t)from * D + to;
+            const int64_t sent = rows[cell];
+            part = sent < room ? sent : room;
+            if (start) start[cell] = buffer_rows - room;
+            kept[cell] = part;
+            room -= part;
+            lost += sent - part;
+        }
+        if (dropped) dropped[to] = lost;
+    }
     return MOE_EP_OK;
 }
 
@@ -15612,8 +16105,8 @@ MOE_EP_API moe_ep_status moe_ep_fan_out(const moe_ep_placement *p, const int32_t
 enum { MOE_EPI_DEVICE_CHUNK = 256 }; /* devices summed per pass, on the stack */
 
 /* Largest sum of loads over devices first .. first+count-1; negative = overflow. */
-static int64_t moe_epi_chunk_max(const int64_t *loads, int32_t E, const int32_t *map, int32_t D, int32_t first,
-                                 int32_t count)
+static int64_t moe_epi_chunk_max(const int64_t *loads, int32_t E, const int32_t *map, int32_t D,
+                                 int32_t first, int32_t count)
 {
     int64_t sum[MOE_EPI_DEVICE_CHUNK];
     int64_t most = 0;
@@ -15629,18 +16122,23 @@ static int64_t moe_epi_chunk_max(const int64_t *loads, int32_t E, const int32_t 
     return most;
 }
 
-MOE_EP_API int64_t moe_ep_step_time(const int64_t *loads, int32_t E, const int32_t *device_of_expert,
-                                    int32_t D, moe_ep_error *err)
+MOE_EP_API int64_t moe_ep_step_time(const int64_t *loads, int32_t E,
+                                    const int32_t *device_of_expert, int32_t D, moe_ep_error *err)
 {
     int64_t most = 0, part;
     int32_t e, first;
     moe_epi_ok(err);
     if (!loads) return moe_epi_null(err, "loads");
-    if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "at least one expert is needed", -1, (double)E);
-    if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "at least one device is needed", -1, (double)D);
+    if (E < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "at least one expert is needed", -1,
+                            (double)E);
+    if (D < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "at least one device is needed", -1,
+                            (double)D);
     for (e = 0; e < E; e++) {
         if (loads[e] < 0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "loads", "a load must not be negative", e, (double)loads[e]);
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "loads", "a load must not be negative", e,
+                                (double)loads[e]);
         if (device_of_expert && (device_of_expert[e] < 0 || device_of_expert[e] >= D))
             return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "device_of_expert", "not in 0..D-1", e,
                                 (double)device_of_expert[e]);
@@ -15649,7 +16147,9 @@ MOE_EP_API int64_t moe_ep_step_time(const int64_t *loads, int32_t E, const int32
         int32_t count = D - first < MOE_EPI_DEVICE_CHUNK ? D - first : MOE_EPI_DEVICE_CHUNK;
         if (!device_of_expert && first >= E) break; /* experts e % D reach no further device */
         part = moe_epi_chunk_max(loads, E, device_of_expert, D, first, count);
-        if (part < 0) return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "a device's sum does not fit", -1, 0.0);
+        if (part < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "a device's sum does not fit",
+                                -1, 0.0);
         if (part > most) most = part;
         if (D - first <= MOE_EPI_DEVICE_CHUNK) break;
     }
@@ -15662,13 +16162,16 @@ MOE_EP_API double moe_ep_efficiency(const int64_t *device_loads, int32_t D, moe_
     int32_t d;
     moe_epi_ok(err);
     if (!device_loads) return moe_epi_null(err, "device_loads");
-    if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "at least one device is needed", -1, (double)D);
+    if (D < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "at least one device is needed", -1,
+                            (double)D);
     for (d = 0; d < D; d++) {
         if (device_loads[d] < 0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "device_loads", "a load must not be negative", d,
-                                (double)device_loads[d]);
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "device_loads",
+                                "a load must not be negative", d, (double)device_loads[d]);
         if (device_loads[d] > INT64_MAX - sum)
-            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "device_loads", "the sum does not fit", d, 0.0);
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "device_loads", "the sum does not fit", d,
+                                0.0);
         sum += device_loads[d];
         if (device_loads[d] > most) most = device_loads[d];
     }
@@ -15681,27 +16184,47 @@ MOE_EP_API double moe_ep_efficiency_d(const double *device_loads, int32_t D, moe
     int32_t d;
     moe_epi_ok(err);
     if (!device_loads) return moe_epi_null(err, "device_loads");
-    if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "at least one device is needed", -1, (double)D);
+    if (D < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "at least one device is needed", -1,
+                            (double)D);
     for (d = 0; d < D; d++) {
         if (!moe_epi_finite(device_loads[d]))
-            return moe_epi_fail(err, MOE_EP_ERR_NAN, "device_loads", "not a finite number", d, device_loads[d]);
-        if (device_loads[d] < 0.0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "device_loads", "a load must not be negative", d,
+            return moe_epi_fail(err, MOE_EP_ERR_NAN, "device_loads", "not a finite number", d,
                                 device_loads[d]);
+        if (device_loads[d] < 0.0)
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "device_loads",
+                                "a load must not be negative", d, device_loads[d]);
         if (device_loads[d] > most) most = device_loads[d];
     }
     if (!(most > 0.0)) return 1.0;
-    for (d = 0; d < D; d++) mean += device_loads[d] / most / (double)D; /* by parts: the sum may not fit */
+    for (d = 0; d < D; d++)
+        mean += device_loads[d] / most / (double)D; /* by parts: the sum may not fit */
     return mean < 1.0 ? mean : 1.0;
 }
 
 /* ---- presets -------------------------------------------------------------------------------------- */
 
-enum { MOE_EPI_V3, MOE_EPI_R1, MOE_EPI_V2, MOE_EPI_V2L, MOE_EPI_K2, MOE_EPI_Q235, MOE_EPI_Q30, MOE_EPI_Q15,
-       MOE_EPI_M7, MOE_EPI_M22, MOE_EPI_O120, MOE_EPI_O20, MOE_EPI_OLMOE, MOE_EPI_PHI, MOE_EPI_MODELS };
+enum {
+    MOE_EPI_V3,
+    MOE_EPI_R1,
+    MOE_EPI_V2,
+    MOE_EPI_V2L,
+    MOE_EPI_K2,
+    MOE_EPI_Q235,
+    MOE_EPI_Q30,
+    MOE_EPI_Q15,
+    MOE_EPI_M7,
+    MOE_EPI_M22,
+    MOE_EPI_O120,
+    MOE_EPI_O20,
+    MOE_EPI_OLMOE,
+    MOE_EPI_PHI,
+    MOE_EPI_MODELS
+};
 
 /* Order of the fields as in moe_ep_model; the attention counts are sums of the projections named in the
  * published configurations. */
+/* clang-format off */
 /* Name and source, beside the numbers: a table without pointers is read-only in every kind of build. */
 static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
     {"deepseek-v3",
@@ -15734,20 +16257,34 @@ static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
      "Phi-tiny-MoE (Microsoft, 2025), config.json; bf16"}};
 
 static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
-    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
-    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
-    {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576, MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
-    {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024, MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
-    {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024, MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
-    {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
-    {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024, MOE_EP_MATH_BF16, 2, 2, 2, 2, 2}
+    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+    {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576,
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+    {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+    {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+    {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+    {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024,
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2}
 };
 
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
@@ -15757,19 +16294,25 @@ enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_
  * links {alpha, intra, inter, p, alpha_in_norm}: low-latency dispatch, combine, normal dispatch, combine. */
 static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
     {"h100",
-     "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; links fit on aiconfigurator's DeepEP tables"},
+     "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; "
+     "links fit on aiconfigurator's DeepEP tables"},
     {"h800",
-     "H800: InferSim hardware and grouped GEMM tables (142 points, median 4 %); links fit on DeepEP's published tables"},
+     "H800: InferSim hardware and grouped GEMM tables (142 points, median 4 %); "
+     "links fit on DeepEP's published tables"},
     {"h20",
-     "H20: InferSim hardware and grouped GEMM tables (852 points, median 9 %); links as fitted for H100"},
+     "H20: InferSim hardware and grouped GEMM tables (852 points, median 9 %); "
+     "links as fitted for H100"},
     {"h200",
      "H200 SXM: aiconfigurator h200_sxm; GEMM and links as fitted for H800 and H100"},
     {"b200",
-     "B200: vendor figures; GEMM constants of H800 (not fitted); NVLink fit on aiconfigurator tables, 400 Gb/s NIC"},
+     "B200: vendor figures; GEMM constants of H800 (not fitted); "
+     "NVLink fit on aiconfigurator tables, 400 Gb/s NIC"},
     {"gb200",
-     "GB200 NVL72: aiconfigurator gb200; GEMM constants of H800 (not fitted); links fit on TensorRT-LLM blog 18, one-sided"},
+     "GB200 NVL72: aiconfigurator gb200; GEMM constants of H800 (not fitted); "
+     "links fit on TensorRT-LLM blog 18, one-sided"},
     {"rtxpro6000",
-     "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); vendor FLOP/s"}};
+     "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); "
+     "vendor FLOP/s"}};
 
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
     {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
@@ -15783,10 +16326,13 @@ static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
     {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128},
      {12e-6, 460e9, 48e9, 0, 0}, {12e-6, 460e9, 48e9, 0, 0}, {36e-6, 460e9, 46e9, 2, 0}, {54e-6, 460e9, 46e9, 2, 0}},
     {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128},
-     {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}, {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}},
+     {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1},
+     {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}},
     {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64},
      {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}}
 };
+
+/* clang-format on */
 
 static moe_ep_model moe_epi_model_at(int i)
 {
@@ -15804,27 +16350,87 @@ static moe_ep_machine moe_epi_machine_at(int i)
     return m;
 }
 
-MOE_EP_API moe_ep_model moe_ep_model_deepseek_v3(void) { return moe_epi_model_at(MOE_EPI_V3); }
-MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2(void) { return moe_epi_model_at(MOE_EPI_V2); }
-MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2_lite(void) { return moe_epi_model_at(MOE_EPI_V2L); }
-MOE_EP_API moe_ep_model moe_ep_model_kimi_k2(void) { return moe_epi_model_at(MOE_EPI_K2); }
-MOE_EP_API moe_ep_model moe_ep_model_qwen3_235b_a22b(void) { return moe_epi_model_at(MOE_EPI_Q235); }
-MOE_EP_API moe_ep_model moe_ep_model_qwen3_30b_a3b(void) { return moe_epi_model_at(MOE_EPI_Q30); }
-MOE_EP_API moe_ep_model moe_ep_model_qwen1_5_moe_a2_7b(void) { return moe_epi_model_at(MOE_EPI_Q15); }
-MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x7b(void) { return moe_epi_model_at(MOE_EPI_M7); }
-MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x22b(void) { return moe_epi_model_at(MOE_EPI_M22); }
-MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_120b(void) { return moe_epi_model_at(MOE_EPI_O120); }
-MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_20b(void) { return moe_epi_model_at(MOE_EPI_O20); }
-MOE_EP_API moe_ep_model moe_ep_model_olmoe_1b_7b(void) { return moe_epi_model_at(MOE_EPI_OLMOE); }
-MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void) { return moe_epi_model_at(MOE_EPI_PHI); }
+MOE_EP_API moe_ep_model moe_ep_model_deepseek_v3(void)
+{
+    return moe_epi_model_at(MOE_EPI_V3);
+}
+MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2(void)
+{
+    return moe_epi_model_at(MOE_EPI_V2);
+}
+MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2_lite(void)
+{
+    return moe_epi_model_at(MOE_EPI_V2L);
+}
+MOE_EP_API moe_ep_model moe_ep_model_kimi_k2(void)
+{
+    return moe_epi_model_at(MOE_EPI_K2);
+}
+MOE_EP_API moe_ep_model moe_ep_model_qwen3_235b_a22b(void)
+{
+    return moe_epi_model_at(MOE_EPI_Q235);
+}
+MOE_EP_API moe_ep_model moe_ep_model_qwen3_30b_a3b(void)
+{
+    return moe_epi_model_at(MOE_EPI_Q30);
+}
+MOE_EP_API moe_ep_model moe_ep_model_qwen1_5_moe_a2_7b(void)
+{
+    return moe_epi_model_at(MOE_EPI_Q15);
+}
+MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x7b(void)
+{
+    return moe_epi_model_at(MOE_EPI_M7);
+}
+MOE_EP_API moe_ep_model moe_ep_model_mixtral_8x22b(void)
+{
+    return moe_epi_model_at(MOE_EPI_M22);
+}
+MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_120b(void)
+{
+    return moe_epi_model_at(MOE_EPI_O120);
+}
+MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_20b(void)
+{
+    return moe_epi_model_at(MOE_EPI_O20);
+}
+MOE_EP_API moe_ep_model moe_ep_model_olmoe_1b_7b(void)
+{
+    return moe_epi_model_at(MOE_EPI_OLMOE);
+}
+MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void)
+{
+    return moe_epi_model_at(MOE_EPI_PHI);
+}
 
-MOE_EP_API moe_ep_machine moe_ep_machine_h100(void) { return moe_epi_machine_at(MOE_EPI_H100); }
-MOE_EP_API moe_ep_machine moe_ep_machine_h800(void) { return moe_epi_machine_at(MOE_EPI_H800); }
-MOE_EP_API moe_ep_machine moe_ep_machine_h20(void) { return moe_epi_machine_at(MOE_EPI_H20); }
-MOE_EP_API moe_ep_machine moe_ep_machine_h200(void) { return moe_epi_machine_at(MOE_EPI_H200); }
-MOE_EP_API moe_ep_machine moe_ep_machine_b200(void) { return moe_epi_machine_at(MOE_EPI_B200); }
-MOE_EP_API moe_ep_machine moe_ep_machine_gb200(void) { return moe_epi_machine_at(MOE_EPI_GB200); }
-MOE_EP_API moe_ep_machine moe_ep_machine_rtxpro6000(void) { return moe_epi_machine_at(MOE_EPI_RTX); }
+MOE_EP_API moe_ep_machine moe_ep_machine_h100(void)
+{
+    return moe_epi_machine_at(MOE_EPI_H100);
+}
+MOE_EP_API moe_ep_machine moe_ep_machine_h800(void)
+{
+    return moe_epi_machine_at(MOE_EPI_H800);
+}
+MOE_EP_API moe_ep_machine moe_ep_machine_h20(void)
+{
+    return moe_epi_machine_at(MOE_EPI_H20);
+}
+MOE_EP_API moe_ep_machine moe_ep_machine_h200(void)
+{
+    return moe_epi_machine_at(MOE_EPI_H200);
+}
+MOE_EP_API moe_ep_machine moe_ep_machine_b200(void)
+{
+    return moe_epi_machine_at(MOE_EPI_B200);
+}
+MOE_EP_API moe_ep_machine moe_ep_machine_gb200(void)
+{
+    return moe_epi_machine_at(MOE_EPI_GB200);
+}
+MOE_EP_API moe_ep_machine moe_ep_machine_rtxpro6000(void)
+{
+    return moe_epi_machine_at(MOE_EPI_RTX);
+}
 
 MOE_EP_API const char *moe_ep_model_preset_name(int32_t i)
 {
@@ -15836,8 +16442,14 @@ MOE_EP_API const char *moe_ep_machine_preset_name(int32_t i)
     return i >= 0 && i < MOE_EPI_MACHINES ? moe_epi_machine_text[i][0] : NULL;
 }
 
-static int moe_epi_name_skip(char c) { return c == '-' || c == '_' || c == '.' || c == ' '; }
-static char moe_epi_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c; }
+static int moe_epi_name_skip(char c)
+{
+    return c == '-' || c == '_' || c == '.' || c == ' ';
+}
+static char moe_epi_lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
 
 /* Letters of `key` that begin `name`, separators aside; 0 = it does not begin with it. */
 static int32_t moe_epi_name_match(const char *key, const char *name)
@@ -15870,26 +16482,32 @@ static int32_t moe_epi_name_find(const char *name, const char *(*name_of)(int32_
     return best;
 }
 
-MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out,
+                                              moe_ep_error *err)
 {
     int32_t i;
     moe_epi_ok(err);
     if (!name) return moe_epi_null(err, "name");
     if (!out) return moe_epi_null(err, "out");
     i = moe_epi_name_find(name, moe_ep_model_preset_name);
-    if (i < 0) return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no model preset has this name", -1, 0.0);
+    if (i < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no model preset has this name", -1,
+                            0.0);
     *out = moe_epi_model_at(i);
     return MOE_EP_OK;
 }
 
-MOE_EP_API moe_ep_status moe_ep_machine_by_name(const char *name, moe_ep_machine *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_machine_by_name(const char *name, moe_ep_machine *out,
+                                                moe_ep_error *err)
 {
     int32_t i;
     moe_epi_ok(err);
     if (!name) return moe_epi_null(err, "name");
     if (!out) return moe_epi_null(err, "out");
     i = moe_epi_name_find(name, moe_ep_machine_preset_name);
-    if (i < 0) return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no machine preset has this name", -1, 0.0);
+    if (i < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no machine preset has this name", -1,
+                            0.0);
     *out = moe_epi_machine_at(i);
     return MOE_EP_OK;
 }
@@ -15898,7 +16516,8 @@ MOE_EP_API moe_ep_status moe_ep_machine_by_name(const char *name, moe_ep_machine
 
 static moe_ep_status moe_epi_amount(double v, const char *arg, moe_ep_error *err)
 {
-    if (!moe_epi_finite(v)) return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", -1, v);
+    if (!moe_epi_finite(v))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", -1, v);
     if (v < 0.0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, arg, "must not be negative", -1, v);
     return MOE_EP_OK;
 }
@@ -15909,11 +16528,11 @@ static moe_ep_status moe_epi_at_least(int64_t v, int64_t least, const char *arg,
     return MOE_EP_OK;
 }
 
-#define MOE_EPI_TRY(call)                                                                           \
-    do {                                                                                            \
-        moe_ep_status moe_epi_s_ = (call);                                                          \
-        if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                             \
-    } while (0)
+#define MOE_EPI_TRY(call)                                                                          \
+  do {                                                                                             \
+    moe_ep_status moe_epi_s_ = (call);                                                             \
+    if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                                \
+  } while (0)
 
 /* What the expert products need of a model. */
 static moe_ep_status moe_epi_check_shape(const moe_ep_model *m, moe_ep_error *err)
@@ -15925,7 +16544,8 @@ static moe_ep_status moe_epi_check_shape(const moe_ep_model *m, moe_ep_error *er
     MOE_EPI_TRY(moe_epi_amount(m->in_bytes, "model.in_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(m->out_bytes, "model.out_bytes", err));
     if ((int)m->math < 0 || (int)m->math >= (int)MOE_EP_MATH_COUNT)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "model.math", "no such number format", -1, (double)(int)m->math);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "model.math", "no such number format", -1,
+                            (double)(int)m->math);
     return MOE_EP_OK;
 }
 
@@ -15937,8 +16557,10 @@ static moe_ep_status moe_epi_check_model(const moe_ep_model *m, moe_ep_error *er
     MOE_EPI_TRY(moe_epi_at_least(m->num_experts, 1, "model.num_experts", err));
     MOE_EPI_TRY(moe_epi_at_least(m->top_k, 1, "model.top_k", err));
     if (m->top_k > m->num_experts)
-        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "model.top_k", "larger than num_experts", -1, (double)m->top_k);
-    if (m->num_layers != 0) MOE_EPI_TRY(moe_epi_at_least(m->num_layers, m->num_moe_layers, "model.num_layers", err));
+        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "model.top_k", "larger than num_experts", -1,
+                            (double)m->top_k);
+    if (m->num_layers != 0)
+        MOE_EPI_TRY(moe_epi_at_least(m->num_layers, m->num_moe_layers, "model.num_layers", err));
     MOE_EPI_TRY(moe_epi_at_least(m->num_shared, 0, "model.num_shared", err));
     MOE_EPI_TRY(moe_epi_at_least(m->shared_inter, 0, "model.shared_inter", err));
     MOE_EPI_TRY(moe_epi_at_least(m->dense_inter, 0, "model.dense_inter", err));
@@ -15954,7 +16576,8 @@ static moe_ep_status moe_epi_check_p(double p, const char *arg, moe_ep_error *er
 {
     MOE_EPI_TRY(moe_epi_amount(p, arg, err));
     if (p > 0.0 && p < 1.0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "must be 0 (the maximum) or at least 1", -1, p);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "must be 0 (the maximum) or at least 1", -1,
+                            p);
     return MOE_EP_OK;
 }
 
@@ -15972,7 +16595,8 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     int i;
     if (!m) return moe_epi_null(err, "machine");
     MOE_EPI_TRY(moe_epi_amount(m->memory_Bps, "machine.memory_Bps", err));
-    for (i = 0; i < (int)MOE_EP_MATH_COUNT; i++) MOE_EPI_TRY(moe_epi_amount(m->flops[i], "machine.flops", err));
+    for (i = 0; i < (int)MOE_EP_MATH_COUNT; i++)
+        MOE_EPI_TRY(moe_epi_amount(m->flops[i], "machine.flops", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.t0_s, "machine.gemm.t0_s", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.mem_eff, "machine.gemm.mem_eff", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.flop_eff, "machine.gemm.flop_eff", err));
@@ -15980,8 +16604,14 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     return moe_epi_check_p(m->gemm.p, "machine.gemm.p", err);
 }
 
-static double moe_epi_or(double v, double instead) { return v > 0.0 ? v : instead; }
-static double moe_epi_larger(double a, double b) { return a > b ? a : b; }
+static double moe_epi_or(double v, double instead)
+{
+    return v > 0.0 ? v : instead;
+}
+static double moe_epi_larger(double a, double b)
+{
+    return a > b ? a : b;
+}
 
 /* (a^p + b^p)^(1/p); p = 0 gives the larger one.  The common exponents avoid pow. */
 static double moe_epi_pnorm(double a, double b, double p)
@@ -16005,10 +16635,17 @@ static int moe_epi_mul_add(int64_t a, int64_t b, int64_t c, int64_t *sum)
     return 1;
 }
 
-static int32_t moe_epi_layers(const moe_ep_model *m) { return m->num_layers > 0 ? m->num_layers : m->num_moe_layers; }
-static int32_t moe_epi_shared_inter(const moe_ep_model *m) { return m->shared_inter > 0 ? m->shared_inter : m->inter; }
+static int32_t moe_epi_layers(const moe_ep_model *m)
+{
+    return m->num_layers > 0 ? m->num_layers : m->num_moe_layers;
+}
+static int32_t moe_epi_shared_inter(const moe_ep_model *m)
+{
+    return m->shared_inter > 0 ? m->shared_inter : m->inter;
+}
 
-MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_result *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_result *out,
+                                       moe_ep_error *err)
 {
     moe_ep_params_result r;
     int64_t matrices, H, used = 0;
@@ -16022,16 +16659,19 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
     fits &= moe_epi_mul_add(matrices, H, model->inter, &r.expert);
     fits &= fits && moe_epi_mul_add(r.expert, model->num_experts, 1, &r.layer);
     fits &= fits && moe_epi_mul_add(r.layer, model->num_moe_layers, 1, &r.routed);
-    fits &= moe_epi_mul_add(matrices * H, (int64_t)model->num_shared * moe_epi_shared_inter(model), model->num_moe_layers,
-                            &r.shared);
+    fits &= moe_epi_mul_add(matrices * H, (int64_t)model->num_shared * moe_epi_shared_inter(model),
+                            model->num_moe_layers, &r.shared);
     fits &= moe_epi_mul_add(H, model->num_experts, model->num_moe_layers, &r.router);
-    fits &= moe_epi_mul_add(3 * H, model->dense_inter, moe_epi_layers(model) - model->num_moe_layers, &r.dense);
+    fits &= moe_epi_mul_add(3 * H, model->dense_inter,
+                            moe_epi_layers(model) - model->num_moe_layers, &r.dense);
     fits &= moe_epi_mul_add(model->attention_params, moe_epi_layers(model), 1, &r.attention);
     fits &= moe_epi_mul_add(H, model->vocab, model->tied ? 1 : 2, &r.embedding);
     fits &= fits && moe_epi_mul_add(r.expert, model->top_k, model->num_moe_layers, &used);
-    if (!fits || r.attention > INT64_MAX / 8 || r.routed > INT64_MAX / 8 || r.shared > INT64_MAX / 8 ||
-        r.router > INT64_MAX / 8 || r.dense > INT64_MAX / 8 || r.embedding > INT64_MAX / 8)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "model", "the parameter count does not fit", -1, 0.0);
+    if (!fits || r.attention > INT64_MAX / 8 || r.routed > INT64_MAX / 8 ||
+        r.shared > INT64_MAX / 8 || r.router > INT64_MAX / 8 || r.dense > INT64_MAX / 8 ||
+        r.embedding > INT64_MAX / 8)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "model", "the parameter count does not fit",
+                            -1, 0.0);
     r.total = r.routed + r.shared + r.router + r.dense + r.attention + r.embedding;
     r.active = used + r.shared + r.router + r.dense + r.attention + H * model->vocab;
     *out = r;
@@ -16043,10 +16683,14 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
 MOE_EP_API const char *moe_ep_regime_str(moe_ep_regime regime)
 {
     switch (regime) {
-    case MOE_EP_REGIME_IDLE: return "idle";
-    case MOE_EP_REGIME_WEIGHTS: return "weights";
-    case MOE_EP_REGIME_FLOPS: return "flops";
-    case MOE_EP_REGIME_NETWORK: return "network";
+    case MOE_EP_REGIME_IDLE:
+        return "idle";
+    case MOE_EP_REGIME_WEIGHTS:
+        return "weights";
+    case MOE_EP_REGIME_FLOPS:
+        return "flops";
+    case MOE_EP_REGIME_NETWORK:
+        return "network";
     }
     return "unknown";
 }
@@ -16072,12 +16716,16 @@ static void moe_epi_work_add(moe_epi_work *w, int64_t rows, int32_t tile)
 }
 
 /* Rows >= 0 whose padded sum fits with room to spare. */
-static moe_ep_status moe_epi_check_rows(const int64_t *rows, int64_t n, const char *arg, int64_t *sum, moe_ep_error *err)
+static moe_ep_status moe_epi_check_rows(const int64_t *rows, int64_t n, const char *arg,
+                                        int64_t *sum, moe_ep_error *err)
 {
     int64_t i, total = 0;
     for (i = 0; i < n; i++) {
-        if (rows[i] < 0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, arg, "rows must not be negative", i, (double)rows[i]);
-        if (rows[i] > INT64_MAX / 8 - total) return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, arg, "the sum does not fit", i, 0.0);
+        if (rows[i] < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, arg, "rows must not be negative", i,
+                                (double)rows[i]);
+        if (rows[i] > INT64_MAX / 8 - total)
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, arg, "the sum does not fit", i, 0.0);
         total += rows[i];
     }
     *sum = total;
@@ -16085,12 +16733,14 @@ static moe_ep_status moe_epi_check_rows(const int64_t *rows, int64_t n, const ch
 }
 
 /* Seconds of one product, K x N weights per expert; adds the two parts to *mem_s and *flop_s. */
-static double moe_epi_gemm_time(const moe_ep_model *m, const moe_ep_machine *c, const moe_epi_work *w, double K, double N,
-                                double *mem_s, double *flop_s)
+static double moe_epi_gemm_time(const moe_ep_model *m, const moe_ep_machine *c,
+                                const moe_epi_work *w, double K, double N, double *mem_s,
+                                double *flop_s)
 {
     double bytes, flops, mem = 0.0, flop = 0.0, peak = c->flops[m->math];
-    bytes = (double)w->active * K * N * moe_epi_or(m->weight_bytes, 2.0) +
-            (double)w->rows * (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
+    bytes =
+        (double)w->active * K * N * moe_epi_or(m->weight_bytes, 2.0) +
+        (double)w->rows * (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
     flops = 2.0 * K * N * (double)w->padded;
     if (c->memory_Bps > 0.0) mem = bytes / (c->memory_Bps * moe_epi_or(c->gemm.mem_eff, 1.0));
     if (peak > 0.0) flop = flops / (peak * moe_epi_or(c->gemm.flop_eff, 1.0));
@@ -16100,8 +16750,8 @@ static double moe_epi_gemm_time(const moe_ep_model *m, const moe_ep_machine *c, 
 }
 
 /* Both products of experts of inner width I. */
-static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c, const moe_epi_work *w, double I,
-                                   double *mem_s, double *flop_s)
+static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
+                                   const moe_epi_work *w, double I, double *mem_s, double *flop_s)
 {
     double H = (double)m->hidden;
     *mem_s = *flop_s = 0.0;
@@ -16110,7 +16760,8 @@ static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *
            moe_epi_gemm_time(m, c, w, I, H, mem_s, flop_s);
 }
 
-static void moe_epi_device_fill(moe_ep_device_time *t, const moe_epi_work *w, double seconds, double mem_s, double flop_s)
+static void moe_epi_device_fill(moe_ep_device_time *t, const moe_epi_work *w, double seconds,
+                                double mem_s, double flop_s)
 {
     memset(t, 0, sizeof *t);
     t->rows = w->rows;
@@ -16119,11 +16770,14 @@ static void moe_epi_device_fill(moe_ep_device_time *t, const moe_epi_work *w, do
     t->compute_s = seconds;
     t->memory_s = mem_s;
     t->flop_s = flop_s;
-    t->regime = w->rows == 0 ? MOE_EP_REGIME_IDLE : mem_s >= flop_s ? MOE_EP_REGIME_WEIGHTS : MOE_EP_REGIME_FLOPS;
+    t->regime = w->rows == 0      ? MOE_EP_REGIME_IDLE
+                : mem_s >= flop_s ? MOE_EP_REGIME_WEIGHTS
+                                  : MOE_EP_REGIME_FLOPS;
 }
 
 MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_machine *machine,
-                                     const int64_t *slot_rows, int32_t n, moe_ep_device_time *out, moe_ep_error *err)
+                                     const int64_t *slot_rows, int32_t n, moe_ep_device_time *out,
+                                     moe_ep_error *err)
 {
     moe_epi_work w;
     double seconds, mem_s, flop_s;
@@ -16142,8 +16796,9 @@ MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_mac
     return seconds;
 }
 
-MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int64_t *rows, int32_t n, int32_t tile,
-                                           moe_ep_gemm_work *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int64_t *rows,
+                                           int32_t n, int32_t tile, moe_ep_gemm_work *out,
+                                           moe_ep_error *err)
 {
     moe_epi_work w;
     double per_row, H, I;
@@ -16168,8 +16823,9 @@ MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int6
     out->flops = 2.0 * per_row * (double)w.rows;
     out->padded_flops = 2.0 * per_row * (double)w.padded;
     out->weight_bytes = per_row * moe_epi_or(model->weight_bytes, 2.0) * (double)w.active;
-    out->activation_bytes = (double)w.rows * ((H + I) * moe_epi_or(model->in_bytes, 2.0) +
-                                              (H + (model->ungated ? I : 2.0 * I)) * moe_epi_or(model->out_bytes, 2.0));
+    out->activation_bytes =
+        (double)w.rows * ((H + I) * moe_epi_or(model->in_bytes, 2.0) +
+                          (H + (model->ungated ? I : 2.0 * I)) * moe_epi_or(model->out_bytes, 2.0));
     out->intensity = out->weight_bytes > 0.0 ? out->flops / out->weight_bytes : 0.0;
     return MOE_EP_OK;
 }
@@ -16224,7 +16880,9 @@ static double moe_epi_block_miss(const moe_epi_routing *q, int32_t first, int32_
         for (b = 0; b <= (part[1] > 0); b++)
             for (j = 0; j <= whole && a + b + j <= q->M; j++)
                 miss += moe_epi_choose(whole, j) * moe_epi_choose(rest, q->M - a - b - j) *
-                        moe_epi_miss((int64_t)q->M * size, (int64_t)a * part[0] + (int64_t)b * part[1] + (int64_t)j * size, q->K);
+                        moe_epi_miss(
+                            (int64_t)q->M * size,
+                            (int64_t)a * part[0] + (int64_t)b * part[1] + (int64_t)j * size, q->K);
     return miss / moe_epi_choose(q->G, q->M);
 }
 
@@ -16242,17 +16900,20 @@ static double moe_epi_distinct(const moe_epi_routing *q, int32_t blocks)
         return (double)(blocks - uneven) * (1.0 - moe_epi_miss(q->E, per, q->K)) +
                (double)uneven * (1.0 - moe_epi_miss(q->E, (int64_t)per + 1, q->K));
     for (i = 0; i < blocks; i++)
-        distinct += 1.0 - moe_epi_block_miss(q, moe_epi_block_start(q->E, blocks, i), moe_epi_block_start(q->E, blocks, i + 1));
+        distinct += 1.0 - moe_epi_block_miss(q, moe_epi_block_start(q->E, blocks, i),
+                                             moe_epi_block_start(q->E, blocks, i + 1));
     return distinct;
 }
 
 /* E, K and the routing groups; groups must divide E and hold K experts. */
-static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups, int32_t top_groups, moe_epi_routing *q,
-                                           moe_ep_error *err)
+static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups, int32_t top_groups,
+                                           moe_epi_routing *q, moe_ep_error *err)
 {
     MOE_EPI_TRY(moe_epi_at_least(E, 1, "num_experts", err));
     MOE_EPI_TRY(moe_epi_at_least(K, 1, "top_k", err));
-    if (K > E) return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than num_experts", -1, (double)K);
+    if (K > E)
+        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than num_experts", -1,
+                            (double)K);
     MOE_EPI_TRY(moe_epi_at_least(groups, 0, "num_groups", err));
     MOE_EPI_TRY(moe_epi_at_least(top_groups, 0, "top_groups", err));
     q->E = E;
@@ -16260,9 +16921,11 @@ static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups,
     q->G = groups > 1 ? groups : 1;
     q->M = top_groups > 0 && top_groups < q->G ? top_groups : q->G;
     if (E % q->G != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "num_groups", "must divide num_experts", -1, (double)groups);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "num_groups", "must divide num_experts", -1,
+                            (double)groups);
     if ((int64_t)q->M * (E / q->G) < K)
-        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_groups", "the groups hold fewer than K experts", -1, (double)top_groups);
+        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_groups",
+                            "the groups hold fewer than K experts", -1, (double)top_groups);
     return MOE_EP_OK;
 }
 
@@ -16283,7 +16946,8 @@ static double moe_epi_normal_max(int32_t n)
  * moments while the counts are small, normal beyond. */
 static double moe_epi_count_max(double mean, double var, int32_t n, double most)
 {
-    double sd = sqrt(moe_epi_larger(var, 0.0)), trials, odds, w, x, low, below = 0.0, total = 0.0, result;
+    double sd = sqrt(moe_epi_larger(var, 0.0)), trials, odds, w, x, low, below = 0.0, total = 0.0,
+           result;
     if (!(mean > 0.0) || !(sd > 1e-6 * mean)) return mean;
     if (n == 1) return mean;
     if (sd > 30.0) {
@@ -16314,19 +16978,23 @@ static double moe_epi_count_max(double mean, double var, int32_t n, double most)
  * fixed or nearly so): var - cov, which for equally correlated normals makes the expected maximum exact. */
 static void moe_epi_expect_busiest(const moe_ep_expect_desc *d, moe_ep_expect_result *r, int32_t D)
 {
-    double E = (double)d->num_experts, K = (double)d->top_k, T = (double)d->tokens, B = E / (double)D;
+    double E = (double)d->num_experts, K = (double)d->top_k, T = (double)d->tokens,
+           B = E / (double)D;
     double one, two, var, cov = 0.0;
     var = d->num_experts > 1 ? T * K / (double)D * (E - K) / (E - 1.0) : 0.0;
     r->rows_sd = sqrt(var * (1.0 - 1.0 / (double)D));
     r->busiest_rows = moe_epi_count_max(r->rows_mean, var, D, T * (B + 1.0 < K ? B + 1.0 : K));
     one = d->top_k < d->num_experts ? exp(T * log1p(-K / E)) : T > 0.0 ? 0.0 : 1.0;
-    two = d->top_k + 1 < d->num_experts ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0)))) : T > 0.0 ? 0.0 : 1.0;
+    two = d->top_k + 1 < d->num_experts ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0))))
+          : T > 0.0                     ? 0.0
+                                        : 1.0;
     if (d->num_experts > 1) cov = two - one * one;
     var = B * one * (1.0 - one) - B * cov;
     r->busiest_active = moe_epi_count_max(r->active_device, var, D, ceil(B));
 }
 
-MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out,
+                                       moe_ep_error *err)
 {
     moe_ep_expect_result r;
     moe_epi_routing q;
@@ -16335,9 +17003,11 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
-    MOE_EPI_TRY(moe_epi_check_routing(desc->num_experts, desc->top_k, desc->num_groups, desc->top_groups, &q, err));
+    MOE_EPI_TRY(moe_epi_check_routing(desc->num_experts, desc->top_k, desc->num_groups,
+                                      desc->top_groups, &q, err));
     if (desc->tokens < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "tokens", "must not be negative", -1, (double)desc->tokens);
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "tokens", "must not be negative", -1,
+                            (double)desc->tokens);
     MOE_EPI_TRY(moe_epi_at_least(desc->num_devices, 0, "num_devices", err));
     MOE_EPI_TRY(moe_epi_at_least(desc->num_nodes, 0, "num_nodes", err));
     memset(&r, 0, sizeof r);
@@ -16347,7 +17017,9 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
     r.distinct_devices = moe_epi_distinct(&q, D);
     r.distinct_nodes = moe_epi_distinct(&q, desc->num_nodes > 0 ? desc->num_nodes : 1);
     r.device_tokens = T * r.distinct_devices / (double)D;
-    r.active_total = q.K < q.E ? -E * expm1(T * log1p(-(double)q.K / E)) : desc->tokens > 0 ? E : 0.0;
+    r.active_total = q.K < q.E          ? -E * expm1(T * log1p(-(double)q.K / E))
+                     : desc->tokens > 0 ? E
+                                        : 0.0;
     r.active_device = r.active_total / (double)D;
     r.rows_mean = T * (double)q.K / (double)D;
     if (q.M >= q.G) {
@@ -16360,28 +17032,43 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
 
 /* ---- all-to-all ----------------------------------------------------------------------------------- */
 
-MOE_EP_API int64_t moe_ep_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t extra_bytes, moe_ep_error *err)
+MOE_EP_API int64_t moe_ep_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t extra_bytes,
+                                    moe_ep_error *err)
 {
     int64_t H = hidden, bytes = 0;
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_at_least(hidden, 1, "hidden", err));
     if (extra_bytes < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "extra_bytes", "must not be negative", -1, (double)extra_bytes);
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "extra_bytes", "must not be negative", -1,
+                            (double)extra_bytes);
     switch (wire) {
-    case MOE_EP_WIRE_BF16: bytes = 2 * H; break;
-    case MOE_EP_WIRE_FP32: bytes = 4 * H; break;
-    case MOE_EP_WIRE_FP8: bytes = H + 4 * ((H + 127) / 128); break;
-    case MOE_EP_WIRE_MXFP8: bytes = H + (H + 31) / 32; break;
-    case MOE_EP_WIRE_NVFP4: bytes = (H + 1) / 2 + (H + 15) / 16; break;
+    case MOE_EP_WIRE_BF16:
+        bytes = 2 * H;
+        break;
+    case MOE_EP_WIRE_FP32:
+        bytes = 4 * H;
+        break;
+    case MOE_EP_WIRE_FP8:
+        bytes = H + 4 * ((H + 127) / 128);
+        break;
+    case MOE_EP_WIRE_MXFP8:
+        bytes = H + (H + 31) / 32;
+        break;
+    case MOE_EP_WIRE_NVFP4:
+        bytes = (H + 1) / 2 + (H + 15) / 16;
+        break;
     }
-    if (bytes == 0) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "wire", "no such wire format", -1, (double)(int)wire);
+    if (bytes == 0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "wire", "no such wire format", -1,
+                            (double)(int)wire);
     return bytes + extra_bytes;
 }
 
 static moe_ep_status moe_epi_check_mode(moe_ep_a2a_mode mode, moe_ep_error *err)
 {
     if ((int)mode < 0 || (int)mode > (int)MOE_EP_A2A_ALLGATHER)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mode", "no such counting mode", -1, (double)(int)mode);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mode", "no such counting mode", -1,
+                            (double)(int)mode);
     return MOE_EP_OK;
 }
 
@@ -16390,8 +17077,8 @@ typedef struct moe_epi_expected {
     double intra, inter, logical;
 } moe_epi_expected;
 
-static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a2a_mode mode, int32_t D, int32_t N,
-                                              double tokens, double capacity)
+static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a2a_mode mode,
+                                              int32_t D, int32_t N, double tokens, double capacity)
 {
     moe_epi_expected x;
     double devices = (double)D, nodes = (double)N, per_node = devices / nodes, reach;
@@ -16413,10 +17100,12 @@ static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a
     return x;
 }
 
-static moe_ep_status moe_epi_check_comm(const moe_ep_comm_desc *d, moe_epi_routing *q, int32_t *N, moe_ep_error *err)
+static moe_ep_status moe_epi_check_comm(const moe_ep_comm_desc *d, moe_epi_routing *q, int32_t *N,
+                                        moe_ep_error *err)
 {
     if (!d) return moe_epi_null(err, "desc");
-    MOE_EPI_TRY(moe_epi_check_routing(d->num_experts, d->top_k, d->num_groups, d->top_groups, q, err));
+    MOE_EPI_TRY(
+        moe_epi_check_routing(d->num_experts, d->top_k, d->num_groups, d->top_groups, q, err));
     MOE_EPI_TRY(moe_epi_amount(d->tokens, "tokens", err));
     MOE_EPI_TRY(moe_epi_amount(d->capacity, "capacity", err));
     MOE_EPI_TRY(moe_epi_at_least(d->num_devices, 1, "num_devices", err));
@@ -16424,11 +17113,13 @@ static moe_ep_status moe_epi_check_comm(const moe_ep_comm_desc *d, moe_epi_routi
     MOE_EPI_TRY(moe_epi_check_mode(d->mode, err));
     *N = d->num_nodes > 0 ? d->num_nodes : 1;
     if (d->num_devices % *N != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_devices", "must be a multiple of num_nodes", -1, (double)d->num_devices);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_devices", "must be a multiple of num_nodes",
+                            -1, (double)d->num_devices);
     return MOE_EP_OK;
 }
 
-MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_comm_result *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_comm_result *out,
+                                           moe_ep_error *err)
 {
     moe_ep_comm_result r;
     moe_epi_routing q;
@@ -16438,9 +17129,11 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
     MOE_EPI_TRY(moe_epi_check_comm(desc, &q, &N, err));
     if (!out) return moe_epi_null(err, "out");
     memset(&r, 0, sizeof r);
-    r.dispatch_row_bytes = moe_ep_row_bytes(desc->dispatch_wire, desc->hidden, desc->dispatch_extra, err);
+    r.dispatch_row_bytes =
+        moe_ep_row_bytes(desc->dispatch_wire, desc->hidden, desc->dispatch_extra, err);
     if (r.dispatch_row_bytes < 0) return (moe_ep_status)r.dispatch_row_bytes;
-    r.combine_row_bytes = moe_ep_row_bytes(desc->combine_wire, desc->hidden, desc->combine_extra, err);
+    r.combine_row_bytes =
+        moe_ep_row_bytes(desc->combine_wire, desc->hidden, desc->combine_extra, err);
     if (r.combine_row_bytes < 0) return (moe_ep_status)r.combine_row_bytes;
     x = moe_epi_expected_rows(&q, desc->mode, desc->num_devices, N, desc->tokens, desc->capacity);
     r.intra_rows = x.intra;
@@ -16452,13 +17145,14 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
     r.combine_inter_bytes = x.inter * (double)r.combine_row_bytes;
     r.logical_dispatch_bytes = x.logical * (double)r.dispatch_row_bytes;
     r.logical_combine_bytes = x.logical * (double)r.combine_row_bytes;
-    r.tp_allreduce_bytes = 2.0 * (double)(desc->num_devices - 1) / (double)desc->num_devices * desc->tokens *
-                           (double)desc->num_devices * 2.0 * (double)desc->hidden;
+    r.tp_allreduce_bytes = 2.0 * (double)(desc->num_devices - 1) / (double)desc->num_devices *
+                           desc->tokens * (double)desc->num_devices * 2.0 * (double)desc->hidden;
     *out = r;
     return MOE_EP_OK;
 }
 
-MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_per_s, moe_ep_error *err)
+MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_per_s,
+                                   moe_ep_error *err)
 {
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_amount(bytes, "bytes", err));
@@ -16475,7 +17169,8 @@ static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, dou
     return l->alpha_in_norm ? moe_epi_pnorm(l->alpha_s, moved, l->p) : l->alpha_s + moved;
 }
 
-MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes, moe_ep_error *err)
+MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes,
+                                   moe_ep_error *err)
 {
     moe_epi_ok(err);
     if (!link) return moe_epi_null(err, "link");
@@ -16486,7 +17181,8 @@ MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, 
 }
 
 /* Logical bytes of a phase, negative = status. */
-static double moe_epi_logical(const moe_ep_comm_desc *desc, int32_t combine, double v, const char *arg, moe_ep_error *err)
+static double moe_epi_logical(const moe_ep_comm_desc *desc, int32_t combine, double v,
+                              const char *arg, moe_ep_error *err)
 {
     moe_ep_comm_result r;
     MOE_EPI_TRY(moe_ep_comm_bytes(desc, &r, err));
@@ -16495,7 +17191,8 @@ static double moe_epi_logical(const moe_ep_comm_desc *desc, int32_t combine, dou
     return combine ? r.logical_combine_bytes : r.logical_dispatch_bytes;
 }
 
-MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t combine, double bytes_per_s, moe_ep_error *err)
+MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t combine,
+                                      double bytes_per_s, moe_ep_error *err)
 {
     double bytes;
     moe_epi_ok(err);
@@ -16503,7 +17200,8 @@ MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t comb
     return bytes < 0.0 ? bytes : bytes / bytes_per_s;
 }
 
-MOE_EP_API double moe_ep_logical_Bps(const moe_ep_comm_desc *desc, int32_t combine, double time_s, moe_ep_error *err)
+MOE_EP_API double moe_ep_logical_Bps(const moe_ep_comm_desc *desc, int32_t combine, double time_s,
+                                     moe_ep_error *err)
 {
     double bytes;
     moe_epi_ok(err);
@@ -16528,22 +17226,26 @@ static int32_t moe_epi_node(const moe_epi_net *n, int32_t d)
     return n->node_of ? n->node_of[d] : (int32_t)((int64_t)d * n->N / n->D);
 }
 
-static moe_ep_status moe_epi_check_net(const moe_epi_net *n, const char *rows_arg, const char *node_rows_arg, moe_ep_error *err)
+static moe_ep_status moe_epi_check_net(const moe_epi_net *n, const char *rows_arg,
+                                       const char *node_rows_arg, moe_ep_error *err)
 {
     int64_t sum, cells;
     int32_t d;
     for (d = 0; n->node_of && d < n->D; d++) {
         if (n->node_of[d] < 0 || n->node_of[d] >= n->N)
-            return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "node_of_device", "not in 0..N-1", d, (double)n->node_of[d]);
+            return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "node_of_device", "not in 0..N-1", d,
+                                (double)n->node_of[d]);
         if (d > 0 && n->node_of[d] < n->node_of[d - 1])
-            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "node_of_device", "devices of a node must be neighbours, nodes ascending", d,
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "node_of_device",
+                                "devices of a node must be neighbours, nodes ascending", d,
                                 (double)n->node_of[d]);
     }
     cells = (int64_t)n->D * n->D;
     if (n->rows) MOE_EPI_TRY(moe_epi_check_rows(n->rows, cells, rows_arg, &sum, err));
     if (n->rows && n->mode == MOE_EP_A2A_NODE_DEDUP) {
         if (!n->node_rows) return moe_epi_null(err, node_rows_arg);
-        MOE_EPI_TRY(moe_epi_check_rows(n->node_rows, (int64_t)n->D * n->N, node_rows_arg, &sum, err));
+        MOE_EPI_TRY(
+            moe_epi_check_rows(n->node_rows, (int64_t)n->D * n->N, node_rows_arg, &sum, err));
     }
     return MOE_EP_OK;
 }
@@ -16578,7 +17280,8 @@ static moe_epi_volume moe_epi_volume_forwarded(const moe_epi_net *n, int32_t r)
 {
     moe_epi_volume v;
     int64_t out_near = 0, out_far = 0, in_near = 0, in_far = 0;
-    int32_t mine = moe_epi_node(n, r), first = r, last = r + 1, s, d, place = 0, node = -1, other, landing;
+    int32_t mine = moe_epi_node(n, r), first = r, last = r + 1, s, d, place = 0, node = -1, other,
+            landing;
     while (first > 0 && moe_epi_node(n, first - 1) == mine) first--;
     while (last < n->D && moe_epi_node(n, last) == mine) last++;
     for (other = 0; other < n->N; other++)
@@ -16588,7 +17291,7 @@ static moe_epi_volume moe_epi_volume_forwarded(const moe_epi_net *n, int32_t r)
             node = moe_epi_node(n, s);
             place = 0;
         }
-        landing = node == mine ? s : first + place % (last - first);
+        landing = first + place % (last - first); /* a source of this node lands on itself */
         if (landing != r) {
             in_near += n->rows[(int64_t)s * n->D + r];
             continue;
@@ -16606,7 +17309,8 @@ static moe_epi_volume moe_epi_volume_forwarded(const moe_epi_net *n, int32_t r)
 
 static moe_epi_volume moe_epi_volume_counted(const moe_epi_net *n, int32_t r)
 {
-    return n->mode == MOE_EP_A2A_NODE_DEDUP ? moe_epi_volume_forwarded(n, r) : moe_epi_volume_direct(n, r);
+    return n->mode == MOE_EP_A2A_NODE_DEDUP ? moe_epi_volume_forwarded(n, r)
+                                            : moe_epi_volume_direct(n, r);
 }
 
 static moe_epi_volume moe_epi_volume_back(moe_epi_volume v)
@@ -16625,7 +17329,8 @@ static double moe_epi_volume_time(const moe_ep_link *l, const moe_epi_volume *v,
                                 moe_epi_larger(v->out_inter, v->in_inter) * row_bytes);
 }
 
-MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices, moe_ep_error *err)
+MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices,
+                                  moe_ep_error *err)
 {
     moe_epi_net net;
     moe_epi_volume v;
@@ -16676,22 +17381,28 @@ static moe_ep_status moe_epi_check_stages(const moe_ep_stages *s, moe_ep_error *
 static double moe_epi_compose_half(moe_ep_overlap overlap, const moe_ep_stages *s)
 {
     if (overlap == MOE_EP_OVERLAP_TWO_EXPOSED)
-        return moe_epi_larger(s->attention_s, s->compute_s + s->shared_s + s->dispatch_s + s->combine_s);
-    return moe_epi_larger(s->attention_s + s->compute_s + s->shared_s, s->dispatch_s + s->combine_s);
+        return moe_epi_larger(s->attention_s,
+                              s->compute_s + s->shared_s + s->dispatch_s + s->combine_s);
+    return moe_epi_larger(s->attention_s + s->compute_s + s->shared_s,
+                          s->dispatch_s + s->combine_s);
 }
 
-static double moe_epi_compose(moe_ep_overlap overlap, const moe_ep_stages *a, const moe_ep_stages *b, double microbatch_s)
+static double moe_epi_compose(moe_ep_overlap overlap, const moe_ep_stages *a,
+                              const moe_ep_stages *b, double microbatch_s)
 {
-    if (overlap == MOE_EP_OVERLAP_NONE) return a->attention_s + a->dispatch_s + a->compute_s + a->combine_s + a->shared_s;
+    if (overlap == MOE_EP_OVERLAP_NONE)
+        return a->attention_s + a->dispatch_s + a->compute_s + a->combine_s + a->shared_s;
     if (overlap == MOE_EP_OVERLAP_SHARED)
-        return a->attention_s + moe_epi_larger(a->dispatch_s, a->shared_s) + a->compute_s + a->combine_s;
+        return a->attention_s + moe_epi_larger(a->dispatch_s, a->shared_s) + a->compute_s +
+               a->combine_s;
     return moe_epi_compose_half(overlap, a) + moe_epi_compose_half(overlap, b) + microbatch_s;
 }
 
 static moe_ep_status moe_epi_check_overlap(moe_ep_overlap overlap, moe_ep_error *err)
 {
     if ((int)overlap < 0 || (int)overlap > (int)MOE_EP_OVERLAP_TWO_HIDDEN)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "overlap", "no such overlap", -1, (double)(int)overlap);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "overlap", "no such overlap", -1,
+                            (double)(int)overlap);
     return MOE_EP_OK;
 }
 
@@ -16700,8 +17411,9 @@ static int moe_epi_two_batches(moe_ep_overlap overlap)
     return overlap == MOE_EP_OVERLAP_TWO_EXPOSED || overlap == MOE_EP_OVERLAP_TWO_HIDDEN;
 }
 
-MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *first, const moe_ep_stages *second,
-                                 double microbatch_s, moe_ep_error *err)
+MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *first,
+                                 const moe_ep_stages *second, double microbatch_s,
+                                 moe_ep_error *err)
 {
     moe_epi_ok(err);
     if (!first) return moe_epi_null(err, "first");
@@ -16728,7 +17440,11 @@ typedef struct moe_epi_layer {
     const moe_ep_link *dispatch_link, *combine_link;
 } moe_epi_layer;
 
-typedef enum moe_epi_part { MOE_EPI_WHOLE = 0, MOE_EPI_FIRST_HALF = 1, MOE_EPI_SECOND_HALF = 2 } moe_epi_part;
+typedef enum moe_epi_part {
+    MOE_EPI_WHOLE = 0,
+    MOE_EPI_FIRST_HALF = 1,
+    MOE_EPI_SECOND_HALF = 2
+} moe_epi_part;
 
 /* Largest stages over the devices. */
 typedef struct moe_epi_layer_sum {
@@ -16747,7 +17463,8 @@ static int32_t moe_epi_slot_begin(const moe_epi_layer *y, int32_t device)
 }
 
 /* Devices, nodes and slots from the placement or from the plain numbers. */
-static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_layer *y, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_layer *y,
+                                         moe_ep_error *err)
 {
     const moe_ep_placement *p = d->placement;
     int32_t r;
@@ -16756,9 +17473,10 @@ static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_lay
         MOE_EPI_TRY(moe_epi_at_least(p->num_slots, 1, "placement.num_slots", err));
         if (!p->slot_start) return moe_epi_null(err, "placement.slot_start");
         for (r = 0; r < p->num_devices; r++)
-            if (p->slot_start[r + 1] < p->slot_start[r] || p->slot_start[r + 1] > p->num_slots || p->slot_start[r] < 0)
-                return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "placement.slot_start", "must ascend to num_slots", r,
-                                    (double)p->slot_start[r + 1]);
+            if (p->slot_start[r + 1] < p->slot_start[r] || p->slot_start[r + 1] > p->num_slots ||
+                p->slot_start[r] < 0)
+                return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "placement.slot_start",
+                                    "must ascend to num_slots", r, (double)p->slot_start[r + 1]);
         y->slot_start = p->slot_start;
         y->net.D = p->num_devices;
         y->net.N = p->num_nodes > 1 && p->device_node ? p->num_nodes : 1;
@@ -16772,7 +17490,8 @@ static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_lay
     y->net.D = d->num_devices;
     y->net.N = d->num_nodes;
     if (d->num_nodes == 0) {
-        int32_t near = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
+        int32_t near =
+            d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
         y->net.N = (d->num_devices - 1) / near + 1;
     }
     y->P = d->num_slots > 0 ? d->num_slots : d->model->num_experts;
@@ -16785,25 +17504,30 @@ static moe_ep_status moe_epi_layer_check(const moe_ep_layer_desc *d, moe_ep_erro
     MOE_EPI_TRY(moe_epi_check_model(d->model, err));
     MOE_EPI_TRY(moe_epi_check_gemm(m, err));
     MOE_EPI_TRY(moe_epi_at_least(m->devices_per_node, 0, "machine.devices_per_node", err));
-    MOE_EPI_TRY(moe_epi_check_link(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, err));
+    MOE_EPI_TRY(
+        moe_epi_check_link(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, err));
     MOE_EPI_TRY(moe_epi_check_link(d->high_throughput ? &m->normal_combine : &m->ll_combine, err));
     MOE_EPI_TRY(moe_epi_check_mode(d->mode, err));
     MOE_EPI_TRY(moe_epi_check_overlap(d->overlap, err));
     if (d->tokens < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "tokens", "must not be negative", -1, (double)d->tokens);
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "tokens", "must not be negative", -1,
+                            (double)d->tokens);
     MOE_EPI_TRY(moe_epi_amount(d->capacity, "capacity", err));
     MOE_EPI_TRY(moe_epi_amount(d->attention_s, "attention_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->attention_half_s, "attention_half_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->microbatch_s, "microbatch_s", err));
     if (moe_epi_two_batches(d->overlap) && d->attention_s > 0.0 && !(d->attention_half_s > 0.0))
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "attention_half_s", "two micro-batches need attention at half the batch", -1,
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "attention_half_s",
+                            "two micro-batches need attention at half the batch", -1,
                             d->attention_half_s);
     if (d->hooks && d->hooks->size != sizeof(moe_ep_cost_hooks))
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.size", "must be sizeof(moe_ep_cost_hooks)", -1, (double)d->hooks->size);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.size",
+                            "must be sizeof(moe_ep_cost_hooks)", -1, (double)d->hooks->size);
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_t *slot_rows, moe_epi_layer *y, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_t *slot_rows,
+                                        moe_epi_layer *y, moe_ep_error *err)
 {
     moe_epi_routing q;
     int64_t bytes;
@@ -16825,11 +17549,14 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
     bytes = moe_ep_row_bytes(d->combine_wire, d->model->hidden, d->combine_extra, err);
     if (bytes < 0) return (moe_ep_status)bytes;
     y->combine_row = (double)bytes;
-    y->tokens = d->tokens > 0 ? (double)d->tokens
-                              : ceil((double)y->total / ((double)d->model->top_k * (double)y->net.D));
-    MOE_EPI_TRY(moe_epi_check_routing(d->model->num_experts, d->model->top_k, d->model->num_groups, d->model->top_groups, &q, err));
+    y->tokens = d->tokens > 0
+                    ? (double)d->tokens
+                    : ceil((double)y->total / ((double)d->model->top_k * (double)y->net.D));
+    MOE_EPI_TRY(moe_epi_check_routing(d->model->num_experts, d->model->top_k, d->model->num_groups,
+                                      d->model->top_groups, &q, err));
     if (!d->traffic)
-        y->expected = moe_epi_expected_rows(&q, d->mode, y->net.D, y->net.N, y->tokens, d->capacity);
+        y->expected =
+            moe_epi_expected_rows(&q, d->mode, y->net.D, y->net.N, y->tokens, d->capacity);
     y->dispatch_link = d->high_throughput ? &d->machine->normal_dispatch : &d->machine->ll_dispatch;
     y->combine_link = d->high_throughput ? &d->machine->normal_combine : &d->machine->ll_combine;
     return MOE_EP_OK;
@@ -16847,7 +17574,8 @@ static int64_t moe_epi_part_rows(int64_t rows, moe_epi_part part, int *odd)
 
 /* What a device sends and receives.  Without counted traffic the sources are even, and what arrives is in
  * proportion to the device's rows, except where a mode moves the same bytes whatever the routing. */
-static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share)
+static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
+                                           double share)
 {
     moe_epi_volume v;
     double load = 1.0;
@@ -16868,7 +17596,8 @@ static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, in
     return v;
 }
 
-static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t device, double *seconds, moe_ep_error *err)
+static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t device,
+                                         double *seconds, moe_ep_error *err)
 {
     if (!moe_epi_finite(us) || us < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, arg, "the hook returned no time", device, us);
@@ -16876,8 +17605,8 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
-                                        moe_ep_device_time *t, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
+                                        double share, moe_ep_device_time *t, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_volume v, b;
@@ -16886,10 +17615,13 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
     b = moe_epi_volume_back(v);
     if (h && h->a2a_us) {
         double row = y->dispatch_row, back = y->combine_row;
-        MOE_EPI_TRY(moe_epi_hook_result(h->a2a_us(h->user, 0, r, v.out_intra * row, v.out_inter * row, v.in_intra * row,
-                                                  v.in_inter * row), "hooks.a2a_us", r, &t->dispatch_s, err));
-        return moe_epi_hook_result(h->a2a_us(h->user, 1, r, b.out_intra * back, b.out_inter * back, b.in_intra * back,
-                                             b.in_inter * back), "hooks.a2a_us", r, &t->combine_s, err);
+        MOE_EPI_TRY(
+            moe_epi_hook_result(h->a2a_us(h->user, 0, r, v.out_intra * row, v.out_inter * row,
+                                          v.in_intra * row, v.in_inter * row),
+                                "hooks.a2a_us", r, &t->dispatch_s, err));
+        return moe_epi_hook_result(h->a2a_us(h->user, 1, r, b.out_intra * back, b.out_inter * back,
+                                             b.in_intra * back, b.in_inter * back),
+                                   "hooks.a2a_us", r, &t->combine_s, err);
     }
     t->dispatch_s = moe_epi_volume_time(y->dispatch_link, &v, y->dispatch_row);
     t->combine_s = moe_epi_volume_time(y->combine_link, &b, y->combine_row);
@@ -16897,8 +17629,8 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
 }
 
 /* One device in one part of the batch. */
-static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part, int *odd,
-                                          moe_ep_device_time *t, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
+                                          int *odd, moe_ep_device_time *t, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_work w;
@@ -16910,14 +17642,17 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
         whole += y->slot_rows[s];
         moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, odd), y->machine->gemm.tile);
     }
-    seconds = moe_epi_experts_time(y->model, y->machine, &w, (double)y->model->inter, &mem_s, &flop_s);
+    seconds =
+        moe_epi_experts_time(y->model, y->machine, &w, (double)y->model->inter, &mem_s, &flop_s);
     moe_epi_device_fill(t, &w, seconds, mem_s, flop_s);
     if (h && h->expert_us)
-        MOE_EPI_TRY(moe_epi_hook_result(h->expert_us(h->user, r, w.active, w.rows, w.padded,
-                                                     part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
-                                        "hooks.expert_us", r, &t->compute_s, err));
+        MOE_EPI_TRY(moe_epi_hook_result(
+            h->expert_us(h->user, r, w.active, w.rows, w.padded,
+                         part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
+            "hooks.expert_us", r, &t->compute_s, err));
     MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, err));
-    if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s) t->regime = MOE_EP_REGIME_NETWORK;
+    if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s)
+        t->regime = MOE_EP_REGIME_NETWORK;
     return MOE_EP_OK;
 }
 
@@ -16936,8 +17671,9 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
 }
 
 /* All devices in one part of the batch; devices may be NULL. */
-static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part part, moe_epi_layer_sum *sum,
-                                        moe_ep_device_time *devices, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part part,
+                                        moe_epi_layer_sum *sum, moe_ep_device_time *devices,
+                                        moe_ep_error *err)
 {
     moe_ep_device_time t;
     int odd = 0;
@@ -16953,7 +17689,9 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         if (r == 0 || t.compute_s > sum->stages.compute_s) {
             sum->stages.compute_s = t.compute_s;
             sum->slowest = r;
-            sum->regime = t.rows == 0 ? MOE_EP_REGIME_IDLE : t.memory_s >= t.flop_s ? MOE_EP_REGIME_WEIGHTS : MOE_EP_REGIME_FLOPS;
+            sum->regime = t.rows == 0              ? MOE_EP_REGIME_IDLE
+                          : t.memory_s >= t.flop_s ? MOE_EP_REGIME_WEIGHTS
+                                                   : MOE_EP_REGIME_FLOPS;
         }
         if (t.rows > sum->max_rows) {
             sum->max_rows = t.rows;
@@ -16964,7 +17702,8 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->sum_compute += t.compute_s;
         if (devices) devices[r] = t;
     }
-    if (sum->regime != MOE_EP_REGIME_IDLE && sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
+    if (sum->regime != MOE_EP_REGIME_IDLE &&
+        sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
         sum->regime = MOE_EP_REGIME_NETWORK;
     sum->stages.shared_s = moe_epi_layer_shared(y, part == MOE_EPI_WHOLE ? 1.0 : 0.5);
     sum->stages.attention_s = part == MOE_EPI_WHOLE ? y->d->attention_s : y->d->attention_half_s;
@@ -16986,8 +17725,8 @@ static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer
     return moe_epi_experts_time(y->model, y->machine, &w, (double)y->model->inter, &mem_s, &flop_s);
 }
 
-static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_result *out, moe_ep_device_time *devices,
-                                       moe_ep_error *err)
+static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_result *out,
+                                       moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_epi_layer_sum whole, a, b;
     moe_ep_time_result r;
@@ -17019,7 +17758,8 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
 }
 
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
-                                           moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err)
+                                           moe_ep_time_result *out, moe_ep_device_time *devices,
+                                           moe_ep_error *err)
 {
     moe_epi_layer y;
     moe_epi_ok(err);
@@ -17031,8 +17771,9 @@ MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const 
 }
 
 /* Layer l of a step: same description, its own rows and traffic. */
-static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t *slot_rows, int32_t l, moe_epi_layer *y,
-                                        moe_ep_layer_desc *layer, moe_ep_error *err)
+static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t *slot_rows,
+                                        int32_t l, moe_epi_layer *y, moe_ep_layer_desc *layer,
+                                        moe_ep_error *err)
 {
     *layer = d->layer;
     if (l > 0) { /* y holds the shape of the layer before */
@@ -17061,8 +17802,8 @@ static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t,
     }
 }
 
-MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
-                                     double *layer_s, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows,
+                                     moe_ep_step_result *out, double *layer_s, moe_ep_error *err)
 {
     moe_ep_step_result r;
     moe_ep_time_result t;
@@ -17079,7 +17820,8 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
     memset(&r, 0, sizeof r);
     memset(&y, 0, sizeof y);
-    for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
+    for (l = 0; l < desc->num_layers;
+         l++) { /* everything is checked before the first output is written */
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
         MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
         moe_epi_step_add(&r, &t, l);
@@ -17108,7 +17850,8 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
 
 /* ---- memory and configuration ------------------------------------------------------------------------- */
 
-MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out,
+                                       moe_ep_error *err)
 {
     moe_ep_memory_result r;
     moe_ep_params_result p;
@@ -17126,20 +17869,24 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     MOE_EPI_TRY(moe_epi_amount(desc->memory_bytes, "memory_bytes", err));
     P = desc->num_slots > 0 ? desc->num_slots : desc->model->num_experts;
     if (P < desc->model->num_experts)
-        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "num_slots", "fewer slots than experts", -1, (double)P);
+        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "num_slots", "fewer slots than experts", -1,
+                            (double)P);
     memset(&r, 0, sizeof r);
     weight = moe_epi_or(desc->model->weight_bytes, 2.0);
     other = moe_epi_or(desc->model->other_weight_bytes, 2.0);
     tp = desc->tensor_parallel > 0 ? (double)desc->tensor_parallel : 1.0;
     r.slots = (P - 1) / desc->num_devices + 1;
     fair = (desc->model->num_experts - 1) / desc->num_devices + 1;
-    r.routed_bytes = (double)r.slots * (double)p.expert * weight * (double)desc->model->num_moe_layers;
-    r.redundant_bytes = (double)(r.slots - fair) * (double)p.expert * weight * (double)desc->model->num_moe_layers;
+    r.routed_bytes =
+        (double)r.slots * (double)p.expert * weight * (double)desc->model->num_moe_layers;
+    r.redundant_bytes =
+        (double)(r.slots - fair) * (double)p.expert * weight * (double)desc->model->num_moe_layers;
     r.shared_bytes = (double)p.shared * weight;
     r.router_bytes = (double)p.router * other;
     r.other_bytes = ((double)p.attention + (double)p.dense + (double)p.embedding) * other / tp;
     r.buffer_bytes = (double)desc->buffer_bytes;
-    r.total_bytes = r.routed_bytes + r.shared_bytes + r.router_bytes + r.other_bytes + r.buffer_bytes + desc->reserve_bytes;
+    r.total_bytes = r.routed_bytes + r.shared_bytes + r.router_bytes + r.other_bytes +
+                    r.buffer_bytes + desc->reserve_bytes;
     r.kv_room_bytes = desc->memory_bytes - r.total_bytes;
     r.fits = desc->memory_bytes > 0.0 && r.kv_room_bytes >= 0.0;
     layers = moe_epi_layers(desc->model);
@@ -17149,8 +17896,8 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     return MOE_EP_OK;
 }
 
-MOE_EP_API int64_t moe_ep_ll_buffer_bytes(int32_t max_tokens, int32_t hidden, int32_t num_slots, int32_t combine_scales,
-                                          moe_ep_error *err)
+MOE_EP_API int64_t moe_ep_ll_buffer_bytes(int32_t max_tokens, int32_t hidden, int32_t num_slots,
+                                          int32_t combine_scales, moe_ep_error *err)
 {
     int64_t H = hidden, scales = 4 * ((H + 127) / 128), message, back, cells, bytes;
     moe_epi_ok(err);
@@ -17161,13 +17908,17 @@ MOE_EP_API int64_t moe_ep_ll_buffer_bytes(int32_t max_tokens, int32_t hidden, in
     back = combine_scales ? 2 * H + scales : 2 * H + 16;
     if (back > message) message = back;
     cells = 4 * (int64_t)max_tokens; /* send and receive, both double-buffered; < 2^33 */
-    if (!moe_epi_mul(cells, num_slots, &cells) || !moe_epi_mul(cells, message, &bytes) || bytes > INT64_MAX / 2)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_slots", "the buffer size does not fit", -1, (double)num_slots);
-    return bytes + 2 * ((4 * ((int64_t)num_slots + 1) + 127) / 128 * 128); /* signals, one more for the barrier */
+    if (!moe_epi_mul(cells, num_slots, &cells) || !moe_epi_mul(cells, message, &bytes) ||
+        bytes > INT64_MAX / 2)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_slots", "the buffer size does not fit",
+                            -1, (double)num_slots);
+    return bytes + 2 * ((4 * ((int64_t)num_slots + 1) + 127) / 128 *
+                        128); /* signals, one more for the barrier */
 }
 
-MOE_EP_API moe_ep_status moe_ep_experts_per_device(int32_t E, int32_t D, int32_t *floor_out, int32_t *ceil_out,
-                                                   int32_t *with_ceil, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_experts_per_device(int32_t E, int32_t D, int32_t *floor_out,
+                                                   int32_t *ceil_out, int32_t *with_ceil,
+                                                   moe_ep_error *err)
 {
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_at_least(E, 1, "E", err));
@@ -17187,7 +17938,8 @@ typedef struct moe_epi_reasons {
     int32_t cap, count;
 } moe_epi_reasons;
 
-static void moe_epi_reason(moe_epi_reasons *a, moe_ep_severity severity, const char *text, double have, double need)
+static void moe_epi_reason(moe_epi_reasons *a, moe_ep_severity severity, const char *text,
+                           double have, double need)
 {
     if (a->count < a->cap) {
         a->list[a->count].severity = severity;
@@ -17203,29 +17955,35 @@ static void moe_epi_reasons_slots(const moe_ep_config *c, int32_t E, moe_epi_rea
     int64_t slots = (int64_t)E + c->num_redundant;
     int32_t left = (int32_t)(slots % c->ep);
     if (slots < c->ep)
-        moe_epi_reason(a, MOE_EP_WRONG, "more devices than slots: some would hold no expert", (double)c->ep, (double)slots);
+        moe_epi_reason(a, MOE_EP_WRONG, "more devices than slots: some would hold no expert",
+                       (double)c->ep, (double)slots);
     if (c->must_divide && E % c->ep != 0)
-        moe_epi_reason(a, MOE_EP_WRONG, "this server needs ep to divide the experts; remainder", (double)(E % c->ep), 0.0);
+        moe_epi_reason(a, MOE_EP_WRONG, "this server needs ep to divide the experts; remainder",
+                       (double)(E % c->ep), 0.0);
     if (c->equal_slots && left != 0)
-        moe_epi_reason(a, MOE_EP_WRONG, "redundant slots needed so that every device has the same number",
+        moe_epi_reason(a, MOE_EP_WRONG,
+                       "redundant slots needed so that every device has the same number",
                        (double)c->num_redundant, (double)c->num_redundant + (double)(c->ep - left));
     if (!c->equal_slots && left != 0 && slots >= c->ep)
-        moe_epi_reason(a, MOE_EP_NOTE, "devices hold unequal numbers of slots: fewest, most", (double)(slots / c->ep),
-                       (double)(slots / c->ep + 1));
+        moe_epi_reason(a, MOE_EP_NOTE, "devices hold unequal numbers of slots: fewest, most",
+                       (double)(slots / c->ep), (double)(slots / c->ep + 1));
     if ((double)c->num_redundant > (double)E * (double)(c->ep - 1))
-        moe_epi_reason(a, MOE_EP_WARNING, "more redundant slots than copies on different devices can use",
+        moe_epi_reason(a, MOE_EP_WARNING,
+                       "more redundant slots than copies on different devices can use",
                        (double)c->num_redundant, (double)E * (double)(c->ep - 1));
 }
 
-static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes, moe_epi_reasons *a, moe_ep_error *err)
+static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes,
+                                           moe_epi_reasons *a, moe_ep_error *err)
 {
     moe_ep_memory_desc m;
     moe_ep_memory_result r;
     const moe_ep_model *model = c->model;
     if (!model) return MOE_EP_OK;
     if (nodes > 1 && model->num_groups > 1 && model->num_groups % nodes != 0)
-        moe_epi_reason(a, MOE_EP_WARNING, "the nodes do not divide the routing groups: no placement by node", (double)model->num_groups,
-                       (double)nodes);
+        moe_epi_reason(a, MOE_EP_WARNING,
+                       "the nodes do not divide the routing groups: no placement by node",
+                       (double)model->num_groups, (double)nodes);
     if (!(c->memory_bytes > 0.0)) return MOE_EP_OK;
     if (model->top_k > model->num_experts) return MOE_EP_OK; /* said already */
     memset(&m, 0, sizeof m);
@@ -17236,13 +17994,15 @@ static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes
     m.memory_bytes = c->memory_bytes;
     MOE_EPI_TRY(moe_ep_memory(&m, &r, err));
     if (!r.fits)
-        moe_epi_reason(a, MOE_EP_WRONG, "the weights do not fit into a device's memory: bytes there, bytes needed", c->memory_bytes,
-                       r.total_bytes);
+        moe_epi_reason(a, MOE_EP_WRONG,
+                       "the weights do not fit into a device's memory: bytes there, bytes needed",
+                       c->memory_bytes, r.total_bytes);
     return MOE_EP_OK;
 }
 
-MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep_reason *reasons, int32_t cap,
-                                             int32_t *count, int32_t *redundant_needed, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep_reason *reasons,
+                                             int32_t cap, int32_t *count, int32_t *redundant_needed,
+                                             moe_ep_error *err)
 {
     moe_epi_reasons a;
     int32_t E, K, nodes;
@@ -17261,21 +18021,28 @@ MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep
     MOE_EPI_TRY(moe_epi_at_least(config->dp, 0, "dp", err));
     MOE_EPI_TRY(moe_epi_at_least(config->num_nodes, 0, "num_nodes", err));
     MOE_EPI_TRY(moe_epi_at_least(config->num_redundant, 0, "num_redundant", err));
-    MOE_EPI_TRY(moe_epi_at_least((int64_t)INT32_MAX - E - config->num_redundant, 0, "num_redundant", err));
+    MOE_EPI_TRY(
+        moe_epi_at_least((int64_t)INT32_MAX - E - config->num_redundant, 0, "num_redundant", err));
     MOE_EPI_TRY(moe_epi_amount(config->memory_bytes, "memory_bytes", err));
     a.list = reasons;
     a.cap = cap;
     a.count = 0;
     nodes = config->num_nodes > 0 ? config->num_nodes : 1;
     span = (double)(config->tp > 0 ? config->tp : 1) * (double)(config->dp > 0 ? config->dp : 1);
-    if (K > E) moe_epi_reason(&a, MOE_EP_WRONG, "a token cannot choose more experts than there are", (double)K, (double)E);
+    if (K > E)
+        moe_epi_reason(&a, MOE_EP_WRONG, "a token cannot choose more experts than there are",
+                       (double)K, (double)E);
     if ((config->tp > 0 || config->dp > 0) && (double)config->ep > span)
-        moe_epi_reason(&a, MOE_EP_WRONG, "ep spans at most tp * dp devices", (double)config->ep, span);
+        moe_epi_reason(&a, MOE_EP_WRONG, "ep spans at most tp * dp devices", (double)config->ep,
+                       span);
     else if ((config->tp > 0 || config->dp > 0) && fmod(span, (double)config->ep) > 0.5)
-        moe_epi_reason(&a, MOE_EP_WRONG, "ep must divide tp * dp: the groups share the same devices", (double)config->ep, span);
+        moe_epi_reason(&a, MOE_EP_WRONG,
+                       "ep must divide tp * dp: the groups share the same devices",
+                       (double)config->ep, span);
     moe_epi_reasons_slots(config, E, &a);
     if (config->ep % nodes != 0)
-        moe_epi_reason(&a, MOE_EP_WARNING, "nodes with unequal numbers of devices", (double)config->ep, (double)nodes);
+        moe_epi_reason(&a, MOE_EP_WARNING, "nodes with unequal numbers of devices",
+                       (double)config->ep, (double)nodes);
     MOE_EPI_TRY(moe_epi_reasons_model(config, nodes, &a, err));
     *count = a.count;
     if (redundant_needed) *redundant_needed = (config->ep - E % config->ep) % config->ep;
@@ -17284,7 +18051,8 @@ MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep
 
 /* ---- payback -------------------------------------------------------------------------------------- */
 
-MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_payback_result *out, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_payback_result *out,
+                                        moe_ep_error *err)
 {
     moe_ep_payback_result r;
     moe_epi_ok(err);
@@ -17293,17 +18061,20 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
     MOE_EPI_TRY(moe_epi_amount(desc->before_s, "before_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->after_s, "after_s", err));
     if (desc->moved_slots < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "moved_slots", "must not be negative", -1, (double)desc->moved_slots);
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "moved_slots", "must not be negative", -1,
+                            (double)desc->moved_slots);
     MOE_EPI_TRY(moe_epi_amount(desc->expert_bytes, "expert_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(desc->link_Bps, "link_Bps", err));
     MOE_EPI_TRY(moe_epi_amount(desc->pause_s, "pause_s", err));
     if (!(desc->after_s > 0.0))
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "after_s", "a step takes time", -1, desc->after_s);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "after_s", "a step takes time", -1,
+                            desc->after_s);
     memset(&r, 0, sizeof r);
     r.gain_s = desc->before_s - desc->after_s;
     r.ratio = desc->before_s / desc->after_s;
     r.cost_s = desc->pause_s;
-    if (desc->link_Bps > 0.0) r.cost_s += (double)desc->moved_slots * desc->expert_bytes / desc->link_Bps;
+    if (desc->link_Bps > 0.0)
+        r.cost_s += (double)desc->moved_slots * desc->expert_bytes / desc->link_Bps;
     r.pays = r.gain_s > 0.0;
     if (r.pays) r.steps = r.cost_s / r.gain_s;
     *out = r;
@@ -17311,7 +18082,6 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
 }
 
 #undef MOE_EPI_TRY
-
 /* ==================================================================================================
  * 9 FORWARD
  *
@@ -17338,11 +18108,7 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
 #define MOE_EPI_FW_TASK_BYTES (1 << 19) /* ... as long as they are fewer bytes than this: short streams are slow */
 #define MOE_EPI_FW_ROWS 256
 #define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights   */
-#if defined(__GNUC__)
-#  define MOE_EPI_FW_PREFETCH(p) __builtin_prefetch(p, 0, 2)
-#else
-#  define MOE_EPI_FW_PREFETCH(p) ((void)(p))
-#endif
+#define MOE_EPI_FW_AHEAD 3         /* from so many tokens on the next weights are asked for in time           */
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
 #define MOE_EPI_FW_PAD 32          /* activation rows are padded to this with zeros                          */
@@ -17403,8 +18169,9 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value)
 
 /* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1 -------- */
 
+/* While it computes, a tile asks for the weights `ahead` bytes behind its own (0 = none). */
 typedef void (*moe_epi_fw_tile)(const void *const *w, const float *const *x, int64_t n, float *out,
-                             int64_t ldc, int add);
+                                int64_t ldc, int add, intptr_t ahead);
 
 typedef struct moe_epi_fw_kernels {
     moe_epi_fw_tile tile[6]; /* [tokens-1]                                                              */
@@ -17438,11 +18205,12 @@ static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const float *c
 
 #define MOE_EPI_FW_PORTABLE(NAME, TYPE, WIDEN, TOKENS)                                                   \
     static void NAME(const void *const *w, const float *const *x, int64_t n, float *out, int64_t ldc, \
-                     int add)                                                                         \
+                     int add, intptr_t ahead)                                                         \
     {                                                                                                 \
         float wide[4 * MOE_EPI_FW_KBLOCK];                                                               \
         int r;                                                                                        \
         int64_t k;                                                                                    \
+        (void)ahead;                                                                                  \
         for (r = 0; r < 4; r++) {                                                                     \
             const TYPE *row = (const TYPE *)w[r];                                                     \
             for (k = 0; k < n; k++) wide[r * MOE_EPI_FW_KBLOCK + k] = WIDEN(row[k]);                     \
@@ -17478,6 +18246,14 @@ static void moe_epi_fw_c_axpy(float *y, const float *row, float w, int64_t n, in
 }
 
 #if MOE_EPI_FW_X86
+/* The next weights on their way to the L2 cache; the address may lie outside the array: it is never read from. */
+#define MOE_EPI_FW_FETCH_ONE(p) _mm_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)ahead), _MM_HINT_T1);
+#define MOE_EPI_FW_FETCH(k)                                                                           \
+    if (ahead != 0) {                                                                                 \
+        MOE_EPI_FW_FETCH_ONE(p0 + (k)) MOE_EPI_FW_FETCH_ONE(p1 + (k))                                 \
+        MOE_EPI_FW_FETCH_ONE(p2 + (k)) MOE_EPI_FW_FETCH_ONE(p3 + (k))                                 \
+    }
+
 /* Lists of tokens: the arrays of a tile must be named scalars to stay in registers in every compiler. */
 #define MOE_EPI_FW_T1(M) M(0)
 #define MOE_EPI_FW_T2(M) M(0) M(1)
@@ -17561,7 +18337,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 
 #define MOE_EPI_FW_Y_KERNEL(NAME, TN, TYPE, GROUP, STEPS)                                                \
     MOE_EPI_FW_Y static void NAME(const void *const *rows, const float *const *x, int64_t n, float *out, \
-                               int64_t ldc, int add)                                                  \
+                                  int64_t ldc, int add, intptr_t ahead)                               \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
@@ -17570,6 +18346,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
         int64_t k = 0, at;                                                                            \
         TN(MOE_EPI_FW_Y_DECL)                                                                            \
         for (; k + (GROUP) <= n; k += (GROUP)) {                                                      \
+            MOE_EPI_FW_FETCH(k)                                                                       \
             STEPS(TN, p0 + k, p1 + k, p2 + k, p3 + k)                                                 \
         }                                                                                             \
         if (k < n) {                                                                                  \
@@ -17661,7 +18438,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 #define MOE_EPI_FW_Z_STORE(j) moe_epi_fw_z_store(out + j * ldc, a##j, b##j, c##j, d##j, add);
 #define MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                               \
     MOE_EPI_FW_Z static void NAME(const void *const *rows, const float *const *x, int64_t n, float *out, \
-                               int64_t ldc, int add)                                                  \
+                                  int64_t ldc, int add, intptr_t ahead)                               \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
@@ -17676,6 +18453,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 #define MOE_EPI_FW_Z_WIDE(NAME, TN, TYPE, LOAD, LOAD_MASKED)                                             \
     MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                                   \
         for (; at + 16 <= n; at += 16) {                                                              \
+            MOE_EPI_FW_FETCH(at)                                                                      \
             w0 = LOAD(p0 + at); w1 = LOAD(p1 + at); w2 = LOAD(p2 + at); w3 = LOAD(p3 + at);           \
             TN(MOE_EPI_FW_Z_FMA)                                                                         \
         }                                                                                             \
@@ -17705,6 +18483,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
         const __m512i high = _mm512_set1_epi32((int)0xffff0000u);                                     \
         __m512i r0, r1, r2, r3;                                                                       \
         while (at + 32 <= n) {                                                                        \
+            MOE_EPI_FW_FETCH(at)                                                                      \
             r0 = _mm512_loadu_si512(p0 + at); r1 = _mm512_loadu_si512(p1 + at);                       \
             r2 = _mm512_loadu_si512(p2 + at); r3 = _mm512_loadu_si512(p3 + at);                       \
             MOE_EPI_FW_Z_PAIR(TN)                                                                        \
@@ -17769,6 +18548,8 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_Z_BEGIN
 #  undef MOE_EPI_FW_Z_END
 #  undef MOE_EPI_FW_Z_MIX
+#  undef MOE_EPI_FW_FETCH
+#  undef MOE_EPI_FW_FETCH_ONE
 #  undef MOE_EPI_FW_Z_LANES
 #  undef MOE_EPI_FW_Z_WIDE
 #  undef MOE_EPI_FW_Z_F32
@@ -18043,68 +18824,42 @@ static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, in
     }
 }
 
-/* Weights wanted next, asked for a little at every tile while there is much to compute. */
-typedef struct moe_epi_fw_ahead {
-    const unsigned char *const *of;
-    int64_t offset, bytes, at;
-    int rows, row;
-} moe_epi_fw_ahead;
-
-static void moe_epi_fw_ahead_step(moe_epi_fw_ahead *a, int64_t lines)
+/* How far behind row r of block k0 of panel p lie the weights that follow: those of the next block, else of the next
+ * tile (streaming) or of the next panel; 0 = unknown.  Only an address to fetch from, never one to read. */
+static intptr_t moe_epi_fw_ahead(const moe_epi_fw_rows *p, const moe_epi_fw_rows *next, int r, int64_t k0, int64_t n,
+                                 int64_t elem)
 {
-    for (; lines > 0 && a->row < a->rows; lines--) {
-        MOE_EPI_FW_PREFETCH(a->of[a->row] + a->offset + a->at);
-        a->at += 64;
-        if (a->at >= a->bytes) {
-            a->at = 0;
-            a->row++;
-        }
-    }
-}
-
-/* What follows block k0 of panel p: its next block, or the first of the next panel, or nothing. */
-static void moe_epi_fw_ahead_init(moe_epi_fw_ahead *a, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next, int64_t n,
-                                  int64_t k0, int64_t elem)
-{
-    int more = k0 + MOE_EPI_FW_KBLOCK < n;
-    int64_t left = more ? n - k0 - MOE_EPI_FW_KBLOCK : n;
-    if (more) next = p;
-    memset(a, 0, sizeof *a);
-    if (!next) return;
-    a->of = next->of;
-    a->rows = next->rows;
-    a->offset = more ? (k0 + MOE_EPI_FW_KBLOCK) * elem : 0;
-    a->bytes = (left < MOE_EPI_FW_KBLOCK ? left : MOE_EPI_FW_KBLOCK) * elem;
+    const unsigned char *to = NULL;
+    if (k0 + MOE_EPI_FW_KBLOCK < n) return (intptr_t)(MOE_EPI_FW_KBLOCK * elem);
+    if (p->stream && r + 4 < p->rows) to = p->of[r + 4];
+    else if (next) to = next->of[p->stream || r >= next->rows ? 0 : r];
+    return to ? (intptr_t)((uintptr_t)to - (uintptr_t)p->of[r] - (uintptr_t)(k0 * elem)) : 0;
 }
 
 /* c (tokens, rows): products of all rows of the panel, in tile order, with `tokens` tokens.  Few tokens: weights
  * stream past them row by row.  Many: one block of the inner dimension at a time, so that weights and tokens are
- * read from the caches; next (NULL = unknown) is the panel that will follow. */
+ * read from the caches.  Meanwhile the weights that follow are fetched, each once; next (NULL = unknown) is the panel
+ * that will be wanted then.  One or two tokens leave that to the machine: it does it better. */
 static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next,
                              const float *const *x, int tokens, int64_t n, int64_t elem, float *c)
 {
     int pieces = (tokens + kn->max_tokens - 1) / kn->max_tokens, tiles = p->stream ? 1 : p->quarter;
     int outer, r, r_first, t, i, j, step;
-    int64_t k0, len, lines = 0;
-    moe_epi_fw_ahead ahead;
-    memset(&ahead, 0, sizeof ahead);
+    int64_t k0, len;
     for (outer = 0; outer < p->quarter / tiles; outer++) {
         r_first = 4 * outer;
         for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
             len = n - k0 < MOE_EPI_FW_KBLOCK ? n - k0 : MOE_EPI_FW_KBLOCK;
-            if (!p->stream) {
-                moe_epi_fw_ahead_init(&ahead, p, next, n, k0, elem);
-                lines = (ahead.bytes + 63) / 64 * ahead.rows / ((int64_t)pieces * tiles) + 1;
-            }
             for (t = 0, i = 0; i < pieces; i++, t += step) {
                 const float *xs[6];
                 step = (tokens - t) / (pieces - i);
                 for (j = 0; j < step; j++) xs[j] = x[t + j] + k0;
                 for (r = r_first; r < r_first + 4 * tiles; r += 4) {
                     const void *w[4];
+                    int turn = tokens >= MOE_EPI_FW_AHEAD && (r - r_first) / 4 % pieces == i;
                     for (j = 0; j < 4; j++) w[j] = p->of[r + j] + k0 * elem;
-                    moe_epi_fw_ahead_step(&ahead, lines);
-                    kn->tile[step - 1](w, xs, len, c + t * p->rows + r, p->rows, k0 > 0);
+                    kn->tile[step - 1](w, xs, len, c + t * p->rows + r, p->rows, k0 > 0,
+                                       turn ? moe_epi_fw_ahead(p, next, r, k0, n, elem) : 0);
                 }
             }
         }
@@ -20189,6 +20944,11 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     return st;
 }
 
+#undef MOE_EPI_FW_AHEAD
+#undef MOE_EPI_FW_FEW
+#undef MOE_EPI_FW_PANELS
+#undef MOE_EPI_FW_ROWS
+#undef MOE_EPI_FW_TASK_BYTES
 #undef MOE_EPI_FW_X86
 #undef MOE_EPI_FW_BLAS
 #undef MOE_EPI_FW_KBLOCK
@@ -20663,7 +21423,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         break;
     case MOE_EP_REASON_FEW_STEPS:
         moe_epi_puti(&t, o->steps);
-        moe_epi_puts(&t, " judged steps are fewer than the ");
+        moe_epi_puts(&t, o->steps == 1 ? " judged step is fewer than the " : " judged steps are fewer than the ");
         moe_epi_puti(&t, d->min_steps);
         moe_epi_puts(&t, " asked for; on them ");
         moe_epi_put_change(&t, o);
@@ -20981,11 +21741,11 @@ MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_e
  * 12 SIMULATE
  * ================================================================================================== */
 
-#define MOE_EPI_TRY(call)                                                                           \
-    do {                                                                                            \
-        moe_ep_status moe_epi_s_ = (call);                                                          \
-        if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                             \
-    } while (0)
+#define MOE_EPI_TRY(call)                                                                          \
+  do {                                                                                             \
+    moe_ep_status moe_epi_s_ = (call);                                                             \
+    if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                                \
+  } while (0)
 
 /* ---- integer arithmetic: numbers in Q32 (value * 2^32), so that no compiler option can change a bit ---- */
 
@@ -21008,7 +21768,8 @@ static int64_t moe_epi_q_mul(int64_t a, int64_t b)
 static uint64_t moe_epi_q40_exp2(int64_t x)
 {
     int64_t whole = x >= 0 ? x >> 32 : -((-x + (MOE_EPI_ONE - 1)) >> 32); /* floor */
-    int64_t part = x - whole * MOE_EPI_ONE, y = moe_epi_q_mul(part, MOE_EPI_LN2_Q32), r = MOE_EPI_ONE, n;
+    int64_t part = x - whole * MOE_EPI_ONE, y = moe_epi_q_mul(part, MOE_EPI_LN2_Q32),
+            r = MOE_EPI_ONE, n;
     uint64_t v;
     for (n = 14; n >= 1; n--) r = MOE_EPI_ONE + moe_epi_q_mul(y, r) / n; /* e^y by Horner */
     v = (uint64_t)r << 8;
@@ -21065,7 +21826,7 @@ static int64_t moe_epi_q_normal(moe_ep_rng *rng)
         v = (int64_t)(bits & 0xffffffffu) - 2147483648LL;
         s = (uint64_t)(u * u) + (uint64_t)(v * v); /* Q62 */
     } while (s == 0 || s >= ((uint64_t)1 << 62));
-    log2s = moe_epi_q_log2(s) - 30 * MOE_EPI_ONE; /* s is Q62, the logarithm took it as Q32 */
+    log2s = moe_epi_q_log2(s) - 30 * MOE_EPI_ONE;   /* s is Q62, the logarithm took it as Q32 */
     z = moe_epi_q_mul(-log2s, 2 * MOE_EPI_LN2_Q32); /* -2 ln s, < 87 */
     z = (int64_t)moe_epi_isqrt((uint64_t)z << 24);  /* Q28 */
     z = u * z / (int64_t)moe_epi_isqrt(s);          /* Q31 * Q28 / Q31 */
@@ -21073,7 +21834,10 @@ static int64_t moe_epi_q_normal(moe_ep_rng *rng)
 }
 
 /* A parameter as Q32; it is 0 <= v < 2^20 by then.  The product with 2^32 is exact, so it cannot be contracted. */
-static int64_t moe_epi_q_of(double v) { return (int64_t)(v * 4294967296.0); }
+static int64_t moe_epi_q_of(double v)
+{
+    return (int64_t)(v * 4294967296.0);
+}
 
 /* A generator of its own for one purpose in one layer and step. */
 static moe_ep_rng moe_epi_stream(uint64_t seed, uint64_t purpose, uint64_t layer, uint64_t step)
@@ -21087,22 +21851,30 @@ static moe_ep_rng moe_epi_stream(uint64_t seed, uint64_t purpose, uint64_t layer
     return moe_ep_rng_seed(mix);
 }
 
-enum { MOE_EPI_USE_WEIGHTS = 1, MOE_EPI_USE_DRIFT = 2, MOE_EPI_USE_ORDER = 3, MOE_EPI_USE_IDS = 4, MOE_EPI_USE_SOURCE = 5 };
+enum {
+    MOE_EPI_USE_WEIGHTS = 1,
+    MOE_EPI_USE_DRIFT = 2,
+    MOE_EPI_USE_ORDER = 3,
+    MOE_EPI_USE_IDS = 4,
+    MOE_EPI_USE_SOURCE = 5
+};
 
 /* ---- names and checks --------------------------------------------------------------------------------- */
 
 enum { MOE_EPI_LOAD_KINDS = 13 };
 
 static const char moe_epi_load_names[MOE_EPI_LOAD_KINDS][20] = {
-    "uniform", "zipf", "power-law", "lognormal", "hot-expert", "hot-device", "rotating",
-    "burst", "recorded", "target", "balanced", "round-robin", "stuck-round-robin"};
+    "uniform", "zipf",     "power-law", "lognormal", "hot-expert",  "hot-device",       "rotating",
+    "burst",   "recorded", "target",    "balanced",  "round-robin", "stuck-round-robin"};
 
 MOE_EP_API const char *moe_ep_workload_str(moe_ep_workload_kind kind)
 {
-    return (int)kind >= 0 && (int)kind < (int)MOE_EPI_LOAD_KINDS ? moe_epi_load_names[(int)kind] : "unknown";
+    return (int)kind >= 0 && (int)kind < (int)MOE_EPI_LOAD_KINDS ? moe_epi_load_names[(int)kind]
+                                                                 : "unknown";
 }
 
-MOE_EP_API moe_ep_status moe_ep_workload_by_name(const char *name, moe_ep_workload_kind *kind, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_workload_by_name(const char *name, moe_ep_workload_kind *kind,
+                                                 moe_ep_error *err)
 {
     int i;
     moe_epi_ok(err);
@@ -21119,9 +21891,11 @@ MOE_EP_API moe_ep_status moe_ep_workload_by_name(const char *name, moe_ep_worklo
 }
 
 /* 0 <= v <= most. */
-static moe_ep_status moe_epi_check_parameter(double v, double most, const char *arg, moe_ep_error *err)
+static moe_ep_status moe_epi_check_parameter(double v, double most, const char *arg,
+                                             moe_ep_error *err)
 {
-    if (!moe_epi_finite(v)) return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", -1, v);
+    if (!moe_epi_finite(v))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", -1, v);
     if (v < 0.0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, arg, "must not be negative", -1, v);
     if (v > most) return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "too large", -1, v);
     return MOE_EP_OK;
@@ -21129,7 +21903,8 @@ static moe_ep_status moe_epi_check_parameter(double v, double most, const char *
 
 static int moe_epi_is_hot(moe_ep_workload_kind k)
 {
-    return k == MOE_EP_LOAD_HOT_EXPERT || k == MOE_EP_LOAD_HOT_DEVICE || k == MOE_EP_LOAD_ROTATING || k == MOE_EP_LOAD_BURST;
+    return k == MOE_EP_LOAD_HOT_EXPERT || k == MOE_EP_LOAD_HOT_DEVICE ||
+           k == MOE_EP_LOAD_ROTATING || k == MOE_EP_LOAD_BURST;
 }
 
 static int moe_epi_is_dealt(moe_ep_workload_kind k)
@@ -21144,13 +21919,16 @@ static moe_ep_status moe_epi_check_popularity(const moe_ep_workload *w, moe_ep_e
     if (!w->popularity) return moe_epi_null(err, "popularity");
     for (e = 0; e < w->num_experts; e++) {
         if (!moe_epi_finite(w->popularity[e]))
-            return moe_epi_fail(err, MOE_EP_ERR_NAN, "popularity", "not a finite number", e, w->popularity[e]);
+            return moe_epi_fail(err, MOE_EP_ERR_NAN, "popularity", "not a finite number", e,
+                                w->popularity[e]);
         if (w->popularity[e] < 0.0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "popularity", "must not be negative", e, w->popularity[e]);
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "popularity", "must not be negative", e,
+                                w->popularity[e]);
         seen += w->popularity[e] > 0.0;
     }
     if (seen < (w->with_replacement ? 1 : w->top_k))
-        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "popularity", "fewer than K experts have weight", -1, (double)seen);
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "popularity",
+                            "fewer than K experts have weight", -1, (double)seen);
     return MOE_EP_OK;
 }
 
@@ -21159,30 +21937,44 @@ static moe_ep_status moe_epi_check_hot(const moe_ep_workload *w, int32_t D, moe_
     int by_expert = w->kind == MOE_EP_LOAD_HOT_EXPERT || w->kind == MOE_EP_LOAD_BURST;
     int32_t most = by_expert ? w->num_experts : D, first, hot_experts;
     if (w->hot < 0 || w->hot >= most)
-        return moe_epi_fail(err, by_expert ? MOE_EP_ERR_EXPERT_ID : MOE_EP_ERR_DEVICE_ID, "hot", "out of range", -1, (double)w->hot);
+        return moe_epi_fail(err, by_expert ? MOE_EP_ERR_EXPERT_ID : MOE_EP_ERR_DEVICE_ID, "hot",
+                            "out of range", -1, (double)w->hot);
     first = (int32_t)((int64_t)w->num_experts * w->hot / D);
     hot_experts = by_expert ? 1 : (int32_t)((int64_t)w->num_experts * (w->hot + 1) / D) - first;
     if (!(w->share < 1.0) && !w->with_replacement && hot_experts < w->top_k)
-        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "share", "fewer than K experts have weight", -1, w->share);
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "share", "fewer than K experts have weight",
+                            -1, w->share);
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t layer, int64_t step, moe_ep_error *err)
+static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t layer, int64_t step,
+                                            moe_ep_error *err)
 {
     int32_t D;
     if (!w) return moe_epi_null(err, "w");
     if ((int)w->kind < 0 || (int)w->kind >= (int)MOE_EPI_LOAD_KINDS)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "kind", "no such workload", -1, (double)(int)w->kind);
-    if (w->num_experts < 1 || w->num_experts > (1 << 20)) /* weights below 2^40 must add up in 63 bits */
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_experts", "must be in 1..2^20", -1, (double)w->num_experts);
-    if (w->top_k < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "too small", -1, (double)w->top_k);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "kind", "no such workload", -1,
+                            (double)(int)w->kind);
+    if (w->num_experts < 1 ||
+        w->num_experts > (1 << 20)) /* weights below 2^40 must add up in 63 bits */
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_experts", "must be in 1..2^20", -1,
+                            (double)w->num_experts);
+    if (w->top_k < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "too small", -1, (double)w->top_k);
     if (w->top_k > w->num_experts && !w->with_replacement)
-        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than num_experts", -1, (double)w->top_k);
+        return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than num_experts", -1,
+                            (double)w->top_k);
     if (w->num_devices < 0 || w->num_devices > w->num_experts)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_devices", "must be in 0..num_experts", -1, (double)w->num_devices);
-    if (layer < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "layer", "must not be negative", -1, (double)layer);
-    if (step < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "step", "must not be negative", -1, (double)step);
-    if (w->period < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "period", "must not be negative", -1, (double)w->period);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_devices", "must be in 0..num_experts", -1,
+                            (double)w->num_devices);
+    if (layer < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "layer", "must not be negative", -1,
+                            (double)layer);
+    if (step < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "step", "must not be negative", -1, (double)step);
+    if (w->period < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "period", "must not be negative", -1,
+                            (double)w->period);
     MOE_EPI_TRY(moe_epi_check_parameter(w->share, 1.0, "share", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->alpha, 64.0, "alpha", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->x_max, 1e9, "x_max", err));
@@ -21205,7 +21997,7 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
 typedef struct moe_epi_law {
     const moe_ep_workload *w;
     moe_ep_rng rng;
-    int64_t log_max; /* POWER_LAW: log2 of the largest over the smallest weight */
+    int64_t log_max;     /* POWER_LAW: log2 of the largest over the smallest weight */
     int32_t first, last; /* hot experts, none when equal */
     int64_t hot, cold;   /* their log2 weights and everybody else's */
 } moe_epi_law;
@@ -21240,8 +22032,10 @@ static int64_t moe_epi_double_log2(double v)
     memcpy(&bits, &v, sizeof bits);
     exponent = (int64_t)((bits >> 52) & 0x7ffu);
     mantissa = bits & (((uint64_t)1 << 52) - 1);
-    if (exponent > 0) mantissa |= (uint64_t)1 << 52;
-    else exponent = 1;
+    if (exponent > 0)
+        mantissa |= (uint64_t)1 << 52;
+    else
+        exponent = 1;
     if (mantissa == 0) return MOE_EPI_NO_WEIGHT;
     return moe_epi_q_log2(mantissa) + (exponent - 1075 + 32) * MOE_EPI_ONE;
 }
@@ -21251,10 +22045,12 @@ static int64_t moe_epi_law_log2(moe_epi_law *y, int32_t e, int32_t rank)
 {
     const moe_ep_workload *w = y->w;
     if (w->kind == MOE_EP_LOAD_ZIPF)
-        return -moe_epi_q_mul(moe_epi_q_of(w->alpha), moe_epi_q_log2((uint64_t)((int64_t)rank + 1) << 32));
+        return -moe_epi_q_mul(moe_epi_q_of(w->alpha),
+                              moe_epi_q_log2((uint64_t)((int64_t)rank + 1) << 32));
     if (w->kind == MOE_EP_LOAD_POWER_LAW) return moe_epi_power_law_log2(y, moe_ep_rng_u64(&y->rng));
     if (w->kind == MOE_EP_LOAD_LOGNORMAL)
-        return moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->sigma), moe_epi_q_normal(&y->rng)), MOE_EPI_LOG2E_Q32);
+        return moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->sigma), moe_epi_q_normal(&y->rng)),
+                             MOE_EPI_LOG2E_Q32);
     if (w->kind == MOE_EP_LOAD_RECORDED) return moe_epi_double_log2(w->popularity[e]);
     return e >= y->first && e < y->last ? y->hot : y->cold;
 }
@@ -21263,7 +22059,8 @@ static int64_t moe_epi_law_log2(moe_epi_law *y, int32_t e, int32_t rank)
 static void moe_epi_law_hot(moe_epi_law *y, int64_t step)
 {
     const moe_ep_workload *w = y->w;
-    int64_t D = w->num_devices > 0 ? w->num_devices : 1, period = w->period > 0 ? w->period : 1, device = w->hot, share, n;
+    int64_t D = w->num_devices > 0 ? w->num_devices : 1, period = w->period > 0 ? w->period : 1,
+            device = w->hot, share, n;
     if (!moe_epi_is_hot(w->kind)) return;
     if (w->kind == MOE_EP_LOAD_BURST && step % period != period - 1) return;
     if (w->kind == MOE_EP_LOAD_ROTATING) device = (device + step / period % D) % D;
@@ -21277,8 +22074,11 @@ static void moe_epi_law_hot(moe_epi_law *y, int64_t step)
     share = moe_epi_q_of(w->share) * 1024; /* Q42 */
     y->hot = share / n > 0 ? moe_epi_q_log2((uint64_t)(share / n)) : MOE_EPI_NO_WEIGHT;
     share = MOE_EPI_ONE * 1024 - share;
-    if (n == w->num_experts) y->hot = 0;
-    else y->cold = share > 0 ? moe_epi_q_log2((uint64_t)share / (uint64_t)(w->num_experts - n)) : MOE_EPI_NO_WEIGHT;
+    if (n == w->num_experts)
+        y->hot = 0;
+    else
+        y->cold = share > 0 ? moe_epi_q_log2((uint64_t)share / (uint64_t)(w->num_experts - n))
+                            : MOE_EPI_NO_WEIGHT;
 }
 
 /* Shell sort, largest first; the array holds logarithms as two's complement. */
@@ -21294,7 +22094,8 @@ static void moe_epi_sort_down(uint64_t *v, int32_t n)
 }
 
 /* Logarithms of all weights of a layer at a step, in place of the weights. */
-static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, uint64_t *logs)
+static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int64_t step,
+                                    int64_t tokens, uint64_t *logs)
 {
     moe_epi_law y;
     moe_ep_rng rng;
@@ -21302,10 +22103,14 @@ static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int
     memset(&y, 0, sizeof y);
     y.w = w;
     y.rng = moe_epi_stream(w->seed, MOE_EPI_USE_WEIGHTS, (uint64_t)layer, 0);
-    if (w->x_max > 0.0) y.log_max = moe_epi_double_log2(w->x_max);
-    else if (tokens > E / w->top_k && tokens > 1) /* aiconfigurator: 1 .. 0.8 tokens, or 0.01 .. 2 when there are few */
-        y.log_max = moe_epi_q_log2((uint64_t)(tokens < 1000000000 ? tokens : 1000000000) << 32) - 1382670639;
-    else y.log_max = 32830112350;
+    if (w->x_max > 0.0)
+        y.log_max = moe_epi_double_log2(w->x_max);
+    else if (tokens > E / w->top_k &&
+             tokens > 1) /* aiconfigurator: 1 .. 0.8 tokens, or 0.01 .. 2 when there are few */
+        y.log_max = moe_epi_q_log2((uint64_t)(tokens < 1000000000 ? tokens : 1000000000) << 32) -
+                    1382670639;
+    else
+        y.log_max = 32830112350;
     moe_epi_law_hot(&y, step);
     for (e = 0; e < E; e++) logs[e] = (uint64_t)e;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_ORDER, (uint64_t)layer, 0);
@@ -21319,12 +22124,14 @@ static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int
     if (step == 0 || !(w->drift > 0.0)) return;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_DRIFT, (uint64_t)layer, (uint64_t)step);
     for (e = 0; e < E; e++) {
-        int64_t move = moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->drift), moe_epi_q_normal(&rng)), MOE_EPI_LOG2E_Q32);
+        int64_t move = moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->drift), moe_epi_q_normal(&rng)),
+                                     MOE_EPI_LOG2E_Q32);
         if ((int64_t)logs[e] != MOE_EPI_NO_WEIGHT) logs[e] = (uint64_t)((int64_t)logs[e] + move);
     }
 }
 
-static void moe_epi_popularity_fill(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, uint64_t *weights)
+static void moe_epi_popularity_fill(const moe_ep_workload *w, int32_t layer, int64_t step,
+                                    int64_t tokens, uint64_t *weights)
 {
     int64_t most = MOE_EPI_NO_WEIGHT;
     int32_t e;
@@ -21341,15 +22148,19 @@ static void moe_epi_popularity_fill(const moe_ep_workload *w, int32_t layer, int
     }
 }
 
-MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
-                                           uint64_t *weights, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step,
+                                           int64_t tokens, uint64_t *weights, moe_ep_error *err)
 {
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_check_workload(w, layer, step, err));
     if (!weights) return moe_epi_null(err, "weights");
-    if (tokens < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "tokens", "must not be negative", -1, (double)tokens);
+    if (tokens < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "tokens", "must not be negative", -1,
+                            (double)tokens);
     if (moe_epi_is_dealt(w->kind))
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "kind", "dealt out, not drawn: there is no popularity", -1, (double)(int)w->kind);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "kind",
+                            "dealt out, not drawn: there is no popularity", -1,
+                            (double)(int)w->kind);
     moe_epi_popularity_fill(w, layer, step, tokens, weights);
     return MOE_EP_OK;
 }
@@ -21417,7 +22228,8 @@ static int moe_epi_holds(const int32_t *ids, int32_t n, int32_t id)
 }
 
 /* A draw among the experts not yet in ids (n) without trial and error; without weight left, the lowest of them. */
-static int32_t moe_epi_sample_rest(const moe_epi_sampler *s, const int32_t *ids, int32_t n, moe_ep_rng *rng)
+static int32_t moe_epi_sample_rest(const moe_epi_sampler *s, const int32_t *ids, int32_t n,
+                                   moe_ep_rng *rng)
 {
     uint64_t left = s->total, v, w;
     int32_t i, e, lowest = -1;
@@ -21433,7 +22245,8 @@ static int32_t moe_epi_sample_rest(const moe_epi_sampler *s, const int32_t *ids,
     return lowest;
 }
 
-static void moe_epi_draw_tokens(const moe_epi_sampler *s, const moe_ep_workload *w, int64_t T, moe_ep_rng *rng, int32_t *ids)
+static void moe_epi_draw_tokens(const moe_epi_sampler *s, const moe_ep_workload *w, int64_t T,
+                                moe_ep_rng *rng, int32_t *ids)
 {
     int64_t t;
     int32_t j, K = w->top_k;
@@ -21455,7 +22268,10 @@ static void moe_epi_draw_tokens(const moe_epi_sampler *s, const moe_ep_workload 
 
 /* ---- dealt-out tokens --------------------------------------------------------------------------------- */
 
-static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d) { return (int32_t)(E * d / D); }
+static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d)
+{
+    return (int32_t)(E * d / D);
+}
 
 /* order (E): first expert of every device's block, then the second of every block, ... */
 static void moe_epi_deal_order(int32_t E, int32_t D, int32_t *order)
@@ -21464,7 +22280,8 @@ static void moe_epi_deal_order(int32_t E, int32_t D, int32_t *order)
     for (place = 0; n < E; place++)
         for (d = 0; d < D; d++) {
             int32_t first = moe_epi_deal_start(E, D, d);
-            if (place < moe_epi_deal_start(E, D, (int64_t)d + 1) - first) order[n++] = first + place;
+            if (place < moe_epi_deal_start(E, D, (int64_t)d + 1) - first)
+                order[n++] = first + place;
         }
 }
 
@@ -21480,9 +22297,11 @@ static int moe_epi_deal_counts(int64_t total, int32_t n, int64_t T, int64_t *cou
 }
 
 /* Counts with mean / max = target over D devices: the hot one gets its share, the others the rest. */
-static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, int64_t *counts, moe_ep_error *err)
+static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, int64_t *counts,
+                                           moe_ep_error *err)
 {
-    int64_t D = w->num_devices > 0 ? w->num_devices : 1, total = T * w->top_k, hot = w->hot % D, d, most, rest, share;
+    int64_t D = w->num_devices > 0 ? w->num_devices : 1, total = T * w->top_k, hot = w->hot % D, d,
+            most, rest, share;
     share = ((int64_t)1 << 62) / (D * moe_epi_q_of(w->target)); /* 1 / (D target) in Q30 */
     most = (total >> 30) * share + (((total & (((int64_t)1 << 30) - 1)) * share) >> 30);
     if (most < (total - 1) / D + 1) most = (total - 1) / D + 1;
@@ -21490,17 +22309,20 @@ static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, 
     rest = total - most;
     for (d = 0; d < D; d++) {
         int64_t place = d < hot ? d : d - 1, mine = most;
-        int32_t first = moe_epi_deal_start(w->num_experts, D, d), last = moe_epi_deal_start(w->num_experts, D, d + 1);
+        int32_t first = moe_epi_deal_start(w->num_experts, D, d),
+                last = moe_epi_deal_start(w->num_experts, D, d + 1);
         if (d != hot) mine = rest / (D - 1) + (place < rest % (D - 1));
         if (mine < 0 || !moe_epi_deal_counts(mine, last - first, T, counts + first))
-            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target", "no counts of distinct experts reach it", d, w->target);
+            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target",
+                                "no counts of distinct experts reach it", d, w->target);
     }
     return MOE_EP_OK;
 }
 
 /* Experts in runs: expert e fills positions p .. p+n-1, position p is choice p / T of token p % T.  A run of at
  * most T positions never meets the same token twice. */
-static void moe_epi_lay_out(const int64_t *counts, int32_t E, int64_t T, int32_t K, uint64_t seed, int32_t *ids)
+static void moe_epi_lay_out(const int64_t *counts, int32_t E, int64_t T, int32_t K, uint64_t seed,
+                            int32_t *ids)
 {
     moe_ep_rng rng = moe_epi_stream(seed, MOE_EPI_USE_IDS, 0, 0);
     int64_t t = 0, n, i;
@@ -21523,8 +22345,9 @@ static void moe_epi_lay_out(const int64_t *counts, int32_t E, int64_t T, int32_t
     }
 }
 
-MOE_EP_API moe_ep_status moe_ep_ids_from_counts(const int64_t *counts, int32_t E, int64_t num_tokens, int32_t K,
-                                                uint64_t seed, int32_t *ids, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_ids_from_counts(const int64_t *counts, int32_t E,
+                                                int64_t num_tokens, int32_t K, uint64_t seed,
+                                                int32_t *ids, moe_ep_error *err)
 {
     int64_t n, sum = 0;
     int32_t e;
@@ -21532,26 +22355,36 @@ MOE_EP_API moe_ep_status moe_ep_ids_from_counts(const int64_t *counts, int32_t E
     if (!counts) return moe_epi_null(err, "counts");
     if (!ids) return moe_epi_null(err, "ids");
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "too small", -1, (double)E);
-    if (num_tokens < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)num_tokens);
+    if (num_tokens < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1,
+                            (double)num_tokens);
     if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "too small", -1, (double)K);
     if (K > E) return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "K", "larger than E", -1, (double)K);
     if (!moe_epi_mul(num_tokens, K, &n))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T * K does not fit", -1, (double)num_tokens);
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T * K does not fit", -1,
+                            (double)num_tokens);
     for (e = 0; e < E; e++) {
-        if (counts[e] < 0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "counts", "must not be negative", e, (double)counts[e]);
+        if (counts[e] < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "counts", "must not be negative", e,
+                                (double)counts[e]);
         if (counts[e] > num_tokens)
-            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "more rows than tokens", e, (double)counts[e]);
+            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "more rows than tokens", e,
+                                (double)counts[e]);
         if (counts[e] > n - sum)
-            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "the sum must be T * K", e, (double)n);
+            return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "the sum must be T * K", e,
+                                (double)n);
         sum += counts[e];
     }
-    if (sum != n) return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "the sum must be T * K", -1, (double)sum);
+    if (sum != n)
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "counts", "the sum must be T * K", -1,
+                            (double)sum);
     moe_epi_lay_out(counts, E, num_tokens, K, seed, ids);
     return MOE_EP_OK;
 }
 
 /* The kinds that need neither weights nor counts. */
-static void moe_epi_deal_tokens(const moe_ep_workload *w, int64_t T, const int32_t *order, int32_t *ids)
+static void moe_epi_deal_tokens(const moe_ep_workload *w, int64_t T, const int32_t *order,
+                                int32_t *ids)
 {
     int64_t t, E = w->num_experts, at = 0;
     int32_t j;
@@ -21567,8 +22400,9 @@ static void moe_epi_deal_tokens(const moe_ep_workload *w, int64_t T, const int32
         }
 }
 
-MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t num_tokens,
-                                         int32_t *ids, moe_ep_scratch *scratch, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer, int64_t step,
+                                         int64_t num_tokens, int32_t *ids, moe_ep_scratch *scratch,
+                                         moe_ep_error *err)
 {
     moe_epi_arena arena;
     moe_epi_sampler sampler;
@@ -21581,21 +22415,27 @@ MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_check_workload(w, layer, step, err));
     if (!ids) return moe_epi_null(err, "ids");
-    if (num_tokens < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)num_tokens);
+    if (num_tokens < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1,
+                            (double)num_tokens);
     if (!moe_epi_mul(num_tokens, (int64_t)w->top_k * 4, &n))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T * K does not fit", -1, (double)num_tokens);
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T * K does not fit", -1,
+                            (double)num_tokens);
     moe_epi_need(&need, (int64_t)w->num_experts + 1, sizeof *weights);
     moe_epi_need(&need, w->num_experts, sizeof *counts);
     moe_epi_need(&need, (int64_t)w->num_experts + (1 << MOE_EPI_GUIDE_BITS), sizeof *guide);
     MOE_EPI_TRY(moe_epi_arena_open(&arena, scratch, need, err));
     weights = (uint64_t *)moe_epi_take(&arena, (int64_t)w->num_experts + 1, sizeof *weights);
     counts = (int64_t *)moe_epi_take(&arena, w->num_experts, sizeof *counts);
-    guide = (int32_t *)moe_epi_take(&arena, (int64_t)w->num_experts + (1 << MOE_EPI_GUIDE_BITS), sizeof *guide);
+    guide = (int32_t *)moe_epi_take(&arena, (int64_t)w->num_experts + (1 << MOE_EPI_GUIDE_BITS),
+                                    sizeof *guide);
     if (w->copy_layers) layer = 0;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_IDS, (uint64_t)layer, (uint64_t)step);
     if (w->kind == MOE_EP_LOAD_TARGET) {
         status = moe_epi_target_counts(w, num_tokens, counts, err);
-        if (status == MOE_EP_OK) moe_epi_lay_out(counts, w->num_experts, num_tokens, w->top_k, moe_ep_rng_u64(&rng), ids);
+        if (status == MOE_EP_OK)
+            moe_epi_lay_out(counts, w->num_experts, num_tokens, w->top_k, moe_ep_rng_u64(&rng),
+                            ids);
     } else if (moe_epi_is_dealt(w->kind)) {
         moe_epi_deal_order(w->num_experts, w->num_devices > 0 ? w->num_devices : 1, guide);
         moe_epi_deal_tokens(w, num_tokens, guide, ids);
@@ -21617,14 +22457,16 @@ static void moe_epi_ragged(uint64_t seed, int32_t D, double spread, int64_t T, i
     int64_t most = MOE_EPI_NO_WEIGHT, left = T, weight_left = 0;
     int32_t d;
     for (d = 0; d < D; d++) {
-        tokens[d] = moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(spread), moe_epi_q_normal(&rng)), MOE_EPI_LOG2E_Q32);
+        tokens[d] = moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(spread), moe_epi_q_normal(&rng)),
+                                  MOE_EPI_LOG2E_Q32);
         if (tokens[d] > most) most = tokens[d];
     }
     for (d = 0; d < D; d++) { /* weights of at most 2^22: remainder times weight fits */
         tokens[d] = (int64_t)(moe_epi_q40_exp2(tokens[d] - most) >> 18) + 1;
         weight_left += tokens[d];
     }
-    for (d = 0; d < D; d++) { /* the share of what is left, rounded down: the last one takes the remainder */
+    for (d = 0; d < D;
+         d++) { /* the share of what is left, rounded down: the last one takes the remainder */
         int64_t weight = tokens[d];
         tokens[d] = left / weight_left * weight + left % weight_left * weight / weight_left;
         left -= tokens[d];
@@ -21632,8 +22474,9 @@ static void moe_epi_ragged(uint64_t seed, int32_t D, double spread, int64_t T, i
     }
 }
 
-MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t seed, int64_t T, int32_t D, double spread,
-                                              int32_t empty, int64_t *tokens, moe_ep_error *err)
+MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t seed, int64_t T,
+                                              int32_t D, double spread, int32_t empty,
+                                              int64_t *tokens, moe_ep_error *err)
 {
     int32_t d;
     int64_t place, sharers;
@@ -21642,12 +22485,14 @@ MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t 
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "kind", "no such source", -1, (double)(int)kind);
     if (!tokens) return moe_epi_null(err, "tokens");
     if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "too small", -1, (double)D);
-    if (T < 0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "T", "must not be negative", -1, (double)T);
+    if (T < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "T", "must not be negative", -1, (double)T);
     MOE_EPI_TRY(moe_epi_check_parameter(spread, 16.0, "spread", err));
     if (kind == MOE_EP_SOURCE_EMPTY && (empty < 0 || empty >= D))
         return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "empty", "not in 0..D-1", -1, (double)empty);
     if (kind == MOE_EP_SOURCE_EMPTY && D == 1 && T > 0)
-        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "D", "no other device for the tokens", -1, (double)D);
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "D", "no other device for the tokens", -1,
+                            (double)D);
     if (kind == MOE_EP_SOURCE_RAGGED) {
         moe_epi_ragged(seed, D, spread, T, tokens);
         return MOE_EP_OK;
@@ -21672,7 +22517,8 @@ static int64_t moe_epi_round_even(double v)
 }
 
 MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int32_t K, int32_t ep,
-                                                       moe_ep_balanced_result *out, moe_ep_error *err)
+                                                       moe_ep_balanced_result *out,
+                                                       moe_ep_error *err)
 {
     moe_ep_balanced_result r;
     moe_ep_expect_desc d;
@@ -21681,7 +22527,8 @@ MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int
     int32_t i;
     moe_epi_ok(err);
     if (!out) return moe_epi_null(err, "out");
-    if (T < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "T", "must not be negative", -1, (double)T);
+    if (T < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "T", "must not be negative", -1, (double)T);
     if (ep < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "ep", "too small", -1, (double)ep);
     memset(&d, 0, sizeof d);
     d.tokens = T;
@@ -21705,6 +22552,8 @@ MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int
 #undef MOE_EPI_LN2_Q32
 #undef MOE_EPI_LOG2E_Q32
 #undef MOE_EPI_NO_WEIGHT
+/* Helper macros of more than one section. */
+#undef MOE_EPI_X86
 
 /* The caller's macros again. */
 #pragma pop_macro("B")

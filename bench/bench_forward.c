@@ -287,6 +287,7 @@ int main(int argc, char **argv)
     }
     if (o.threads < 1 || o.threads > 16) o.threads = 2;
     pool = o.threads > 1 ? threads_start(o.threads) : NULL;
+    nanosleep(&(struct timespec){0, 50000000}, NULL); /* lets the workers settle on cores of their own */
     peak = fma_peak_gflops(o.threads, pool);
     printf("%s, %d threads, %s kernels, fused multiply-add peak %.0f GFLOP/s (fp32)\n", bench_cpu(), o.threads,
            moe_ep_isa_name(o.isa && o.isa < (int)moe_ep_isa_best() ? (moe_ep_isa)o.isa : moe_ep_isa_best()), peak);

@@ -4,8 +4,11 @@
  * usage: bench_place [--quick]
  * Recorded loads are read from the folder in MOE_EP_TRACES (deepseek_v3/NAME.json with "logical_count" 61 x 256, the
  * first three layers dense; deepseek_v2_lite/TASK_topk_ids_u8.npy).  Without it a seeded heavy-tailed load stands in
- * and the rows that need recordings are left out.  One thread; the least of several runs, and the others' share of
- * the machine beside it.  Scratch is kept between calls, results are not asked for. */
+ * and the rows that need recordings are left out.  One thread.  Times are medians (and the least) of the thread's CPU
+ * time over rounds in which all planners take turns, so that waiting for a busy machine does not count; the others'
+ * share of the machine is printed last.  Scratch is kept between calls, results are not asked for.
+ * With MOE_EP_PEERS=FOLDER, a folder that holds DeepSeek's eplb.py, that planner runs on the same loads
+ * (bench/peers/eplb_peer.py, by the python3 in MOE_EP_PYTHON, needs torch) and its plans are compared. */
 #define _GNU_SOURCE
 #include <math.h>
 
@@ -17,6 +20,14 @@ enum { L = 58, E = 256, D = 32, P = 288, NODES = 4, GROUPS = 8, FILES = 4 };
 static const char *const names[FILES] = {"decode_in1000out1000", "decode_in2000out100", "prefill_in1024",
                                          "prefill_in4096"};
 static int rounds = 15;
+
+/* Seconds of CPU time of this thread. */
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 static void need(int ok, const char *what)
 {
@@ -129,49 +140,107 @@ static summary summarise(const moe_ep_plan_result *r, int layers)
 typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *,
                                  moe_ep_scratch *, moe_ep_error *);
 
-static double plan_time(planner f, const moe_ep_place_desc *d, moe_ep_placement *p, int runs)
-{
-    moe_ep_scratch s;
-    double best = 1e9;
-    int i;
-    memset(&s, 0, sizeof s);
-    for (i = 0; i < runs; i++) {
-        double t = bench_now();
-        need(f(d, p, NULL, &s, NULL) == MOE_EP_OK, "planner");
-        t = bench_now() - t;
-        if (t < best) best = t;
-    }
-    moe_ep_scratch_free(&s);
-    return best * 1e3;
-}
+enum { PLANS = 4, MOST_ROUNDS = 64 };
 
-static void plan_row(const char *what, planner f, const moe_ep_place_desc *d, double target_ms, const char *file)
-{
-    moe_ep_placement p = placement_of(d);
-    moe_ep_plan_result r[L];
-    double ms = plan_time(f, d, &p, rounds);
-    summary s;
-    need(f(d, &p, r, NULL, NULL) == MOE_EP_OK, what);
-    s = summarise(r, L);
-    printf("%-22s %-21s %8.3f ms", what, file, ms);
-    if (target_ms > 0) printf(" (target %.1f)", target_ms);
-    printf("   balance %.5f, worst layer %.5f, %d duplicates", s.mean, s.worst, s.duplicates);
-    if (d->node_soft) printf(", %.2f %% off home node", 100 * s.off);
-    printf("\n");
-    placement_free(&p);
-}
+typedef struct plan_kind {
+    const char *name;
+    planner plan;
+    moe_ep_eplb_mode mode;
+    int node_soft;
+    double target_ms; /* 0 = none */
+} plan_kind;
 
-static void plans(const double *w, const char *file)
+static const plan_kind kinds[PLANS] = {
+    {"EPLB global", moe_ep_place_eplb, MOE_EP_EPLB_GLOBAL, 0, 0.8},
+    {"EPLB hierarchical", moe_ep_place_eplb, MOE_EP_EPLB_HIERARCHICAL, 0, 0.5},
+    {"best", moe_ep_best_placement, MOE_EP_EPLB_AUTO, 0, 3.0},
+    {"best, 10 % off node", moe_ep_best_placement, MOE_EP_EPLB_AUTO, 1, 0},
+};
+
+static moe_ep_place_desc desc_of_kind(const plan_kind *kind, const double *w)
 {
     moe_ep_place_desc d = desc_of(w, L, E, D, P, NODES);
-    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
-    plan_row("EPLB global", moe_ep_place_eplb, &d, 0.8, file);
-    d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
-    plan_row("EPLB hierarchical", moe_ep_place_eplb, &d, 0.5, file);
-    plan_row("best", moe_ep_best_placement, &d, 3.0, file);
-    d.node_soft = 1;
+    d.eplb_mode = kind->mode;
+    d.node_soft = kind->node_soft;
     d.max_off_node = 0.1;
-    plan_row("best, 10 % off node", moe_ep_best_placement, &d, 0, file); /* no target for its time */
+    return d;
+}
+
+static const char *balance_words(const moe_ep_plan_result *r)
+{
+    static char text[100];
+    summary s = summarise(r, L);
+    snprintf(text, sizeof text, "balance %.5f, worst layer %.5f, %3d duplicates", s.mean, s.worst, s.duplicates);
+    return text;
+}
+
+/* DeepSeek's planner on the same loads: its time, its balance, and how many layers are the same as ours. */
+static void peer_row(const plan_kind *kind, const double *w, const moe_ep_placement *ours)
+{
+    const char *folder = getenv("MOE_EP_PEERS"), *python = getenv("MOE_EP_PYTHON");
+    char base[] = "/tmp/moe_ep_bench_XXXXXX", path[64], command[2000];
+    moe_ep_place_desc d = desc_of_kind(kind, w);
+    moe_ep_placement p;
+    moe_ep_plan_result r[L];
+    double ms = -1;
+    int32_t *slots = (int32_t *)bench_alloc(sizeof(int32_t) * L * P);
+    int l, same = 0, fd = mkstemp(base), global = kind->mode == MOE_EP_EPLB_GLOBAL;
+    FILE *f = fd >= 0 ? fdopen(fd, "wb") : NULL;
+    need(f && fwrite(w, sizeof(double), L * E, f) == L * E && fclose(f) == 0, "writing a temporary file");
+    snprintf(command, sizeof command, "'%s' bench/peers/eplb_peer.py '%s' %s %d %d %d %d %d %d 3",
+             python ? python : "python3", folder, base, L, E, P, global ? 1 : GROUPS, NODES, D);
+    f = popen(command, "r");
+    if (f && (fscanf(f, "%lf", &ms) != 1 || pclose(f) != 0)) ms = -1;
+    snprintf(path, sizeof path, "%s.slots", base);
+    f = ms >= 0 ? fopen(path, "rb") : NULL;
+    if (f && fread(slots, sizeof *slots, L * P, f) == L * P) {
+        p = placement_of(&d);
+        need(moe_ep_placement_from_eplb(slots, NULL, 0, NULL, &p, NULL) == MOE_EP_OK, "placement_from_eplb");
+        need(moe_ep_evaluate(&p, w, 1, r, NULL, NULL) == MOE_EP_OK, "evaluate");
+        for (l = 0; l < L; l++)
+            same += memcmp(slots + l * P, ours->slot_expert + l * P, sizeof(int32_t) * P) == 0;
+        printf("  DeepSeek's eplb.py   %10.1f ms                          %s, %d of %d layers the same as ours\n", ms,
+               balance_words(r), same, L);
+        placement_free(&p);
+    } else printf("  DeepSeek's eplb.py   did not run: MOE_EP_PYTHON must name a python3 that has torch\n");
+    if (f) fclose(f);
+    remove(base);
+    remove(path);
+    free(slots);
+}
+
+/* The planners take turns; then each reports. */
+static void plans(const double *w, const char *file, int with_peer)
+{
+    double ms[PLANS][MOST_ROUNDS];
+    moe_ep_scratch s;
+    int i, k;
+    memset(&s, 0, sizeof s);
+    printf("%s\n", file);
+    for (i = 0; i < rounds; i++)
+        for (k = 0; k < PLANS; k++) {
+            moe_ep_place_desc d = desc_of_kind(&kinds[k], w);
+            moe_ep_placement p = placement_of(&d);
+            double t = now();
+            need(kinds[k].plan(&d, &p, NULL, &s, NULL) == MOE_EP_OK, kinds[k].name);
+            ms[k][i] = (now() - t) * 1e3;
+            placement_free(&p);
+        }
+    for (k = 0; k < PLANS; k++) {
+        moe_ep_place_desc d = desc_of_kind(&kinds[k], w);
+        moe_ep_placement p = placement_of(&d);
+        moe_ep_plan_result r[L];
+        double median = bench_median(ms[k], rounds);
+        char target[20] = "";
+        need(kinds[k].plan(&d, &p, r, &s, NULL) == MOE_EP_OK, kinds[k].name);
+        if (kinds[k].target_ms > 0) snprintf(target, sizeof target, "(target %.1f)", kinds[k].target_ms);
+        printf("  %-20s %8.3f (%.3f) ms %-12s %s", kinds[k].name, median, ms[k][0], target, balance_words(r));
+        if (kinds[k].node_soft) printf(", %.2f %% off home node", 100 * summarise(r, L).off);
+        printf("\n");
+        if (with_peer && kinds[k].plan == moe_ep_place_eplb) peer_row(&kinds[k], w, &p);
+        placement_free(&p);
+    }
+    moe_ep_scratch_free(&s);
 }
 
 /* Planned on a, loads become b. */
@@ -183,7 +252,7 @@ static void rebalance_row(const double *a, const double *b, const char *from, co
     moe_ep_plan_result r[L];
     moe_ep_moves_result m;
     moe_ep_scratch s;
-    double best = 1e9, stale;
+    double ms[MOST_ROUNDS], stale, median;
     summary sum;
     int i;
     memset(&s, 0, sizeof s);
@@ -195,17 +264,17 @@ static void rebalance_row(const double *a, const double *b, const char *from, co
     x.loads = b;
     x.target = 1 / 0.98;
     for (i = 0; i < rounds; i++) {
-        double t = bench_now();
-        need(moe_ep_rebalance(&x, &q, r, &s, NULL) == MOE_EP_OK, "rebalance");
-        t = bench_now() - t;
-        if (t < best) best = t;
+        double t = now();
+        need(moe_ep_rebalance(&x, &q, NULL, &s, NULL) == MOE_EP_OK, "rebalance");
+        ms[i] = (now() - t) * 1e3;
     }
+    need(moe_ep_rebalance(&x, &q, r, &s, NULL) == MOE_EP_OK, "rebalance");
     need(moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, NULL, NULL) == MOE_EP_OK, "plan_moves");
     sum = summarise(r, L);
-    printf("rebalance to 0.98      %s -> %s: %.3f ms (target 5)   balance %.4f -> %.4f, worst %.4f, moves %.2f %% of "
-           "the slots "
+    median = bench_median(ms, rounds);
+    printf("  %s -> %s: %.3f (%.3f) ms (target 5)   balance %.4f -> %.4f, worst %.4f, moves %.2f %% of the slots "
            "(target 10)\n",
-           from, to, best * 1e3, stale, sum.mean, sum.worst, 100.0 * (double)m.moves / (L * P));
+           from, to, median, ms[0], stale, sum.mean, sum.worst, 100.0 * (double)m.moves / (L * P));
     moe_ep_scratch_free(&s);
     placement_free(&p);
     placement_free(&q);
@@ -218,8 +287,8 @@ static void split_row(const double *a, const double *b, const char *from, const 
     moe_ep_placement p = placement_of(&d);
     moe_ep_plan_result r[L];
     moe_ep_scratch s;
-    double share[P], worst, best[2] = {1e9, 1e9}, equal = 0, exact = 0;
-    int64_t counts[E], rows[P];
+    double share[P], worst, us[2][4 * MOST_ROUNDS], median[2], equal = 0, exact = 0;
+    int64_t counts[L * E], rows[P];
     moe_ep_split_desc x;
     int i, l, e;
     memset(&s, 0, sizeof s);
@@ -229,26 +298,22 @@ static void split_row(const double *a, const double *b, const char *from, const 
     need(moe_ep_evaluate(&p, b, 1, r, NULL, NULL) == MOE_EP_OK, "evaluate");
     for (l = 0; l < L; l++) equal += r[l].imbalance / L;
     for (i = 0; i < 4 * rounds; i++) {
-        double t = bench_now();
+        double t = now(), start;
         for (l = 0, exact = 0; l < L; l++) {
             need(moe_ep_split_shares(&p, l, b + l * E, 0, share, &worst, &s, NULL) == MOE_EP_OK, "split_shares");
             exact += worst / r[l].mean / L;
         }
-        t = bench_now() - t;
-        if (t < best[0]) best[0] = t;
-        t = 0;
-        for (l = 0; l < L; l++) {
-            double start;
-            for (e = 0; e < E; e++) counts[e] = (int64_t)b[l * E + e];
-            start = bench_now();
-            need(moe_ep_split(&x, &p, l, counts, rows, &s, NULL) == MOE_EP_OK, "split");
-            t += bench_now() - start;
-        }
-        if (t < best[1]) best[1] = t;
+        us[0][i] = (now() - t) / L * 1e6;
+        for (l = 0; l < L; l++)
+            for (e = 0; e < E; e++) counts[l * E + e] = (int64_t)b[l * E + e];
+        start = now();
+        for (l = 0; l < L; l++)
+            need(moe_ep_split(&x, &p, l, counts + l * E, rows, &s, NULL) == MOE_EP_OK, "split");
+        us[1][i] = (now() - start) / L * 1e6;
     }
-    printf("exact split per layer  %s -> %s: %.2f us, whole rows %.2f us (target 3)   max/mean equal %.5f -> exact "
-           "%.5f\n",
-           from, to, best[0] / L * 1e6, best[1] / L * 1e6, equal, exact);
+    for (i = 0; i < 2; i++) median[i] = bench_median(us[i], 4 * rounds);
+    printf("  %s -> %s: %.2f (%.2f) us, whole rows %.2f (%.2f) us (target 3)   max/mean equal %.5f -> exact %.5f\n",
+           from, to, median[0], us[0][0], median[1], us[1][0], equal, exact);
     moe_ep_scratch_free(&s);
     placement_free(&p);
 }
@@ -307,48 +372,74 @@ static void small_batches(const char *folder)
     free(file);
 }
 
+/* The same number of slots in all at every size, in layers of different loads: one layer planned over and over would
+ * let the processor learn its branches, small layers better than large ones. */
 static void scaling(void)
 {
+    enum { SLOTS = 32768 };
     int experts;
-    for (experts = 256; experts <= 4096; experts *= 4) {
-        double *w = made_up(7, 1, experts);
-        moe_ep_place_desc d = desc_of(w, 1, experts, experts / 2, 4 * experts, 1);
+    double first[2] = {0, 0};
+    for (experts = 256; experts <= 4096; experts *= 2) {
+        int layers = SLOTS / (4 * experts), i, k;
+        double *w = made_up(7, layers, experts), ns[2][MOST_ROUNDS], gap = 0;
+        moe_ep_place_desc d = desc_of(w, layers, experts, experts / 2, 4 * experts, 1);
         moe_ep_placement p = placement_of(&d);
-        moe_ep_plan_result r;
-        double eplb, best;
+        moe_ep_plan_result *r = (moe_ep_plan_result *)bench_alloc(sizeof *r * (size_t)layers);
+        moe_ep_scratch s;
+        memset(&s, 0, sizeof s);
         d.num_groups = 1;
-        eplb = plan_time(moe_ep_place_eplb, &d, &p, rounds);
-        best = plan_time(moe_ep_best_placement, &d, &p, rounds);
-        need(moe_ep_best_placement(&d, &p, &r, NULL, NULL) == MOE_EP_OK, "best");
-        printf("%4d experts -> %5d slots on %4d devices: EPLB %.3f ms (%.0f ns per slot), best %.3f ms (%.0f ns per "
-               "slot%s), gap %.5f\n",
-               experts, 4 * experts, experts / 2, eplb, eplb * 1e6 / (4 * experts), best, best * 1e6 / (4 * experts),
-               experts == 4096 ? ", target 25 ms" : "", r.gap);
+        for (i = 0; i < rounds; i++)
+            for (k = 0; k < 2; k++) {
+                double t = now();
+                need((k ? moe_ep_best_placement : moe_ep_place_eplb)(&d, &p, NULL, &s, NULL) == MOE_EP_OK, "scaling");
+                ns[k][i] = (now() - t) / SLOTS * 1e9;
+            }
+        need(moe_ep_best_placement(&d, &p, r, NULL, NULL) == MOE_EP_OK, "best");
+        for (i = 0; i < layers; i++)
+            if (r[i].gap > gap) gap = r[i].gap;
+        for (k = 0; k < 2; k++) {
+            double median = bench_median(ns[k], rounds);
+            if (experts == 256) first[k] = median;
+            if (k == 0) printf("  %4d experts -> %5d slots on %4d devices: EPLB", experts, 4 * experts, experts / 2);
+            else printf(", best");
+            printf(" %.1f ns per slot", median);
+            printf(" (%.2f x linear)", median / first[k]);
+        }
+        printf(", a layer %.2f ms%s, gap %.5f\n", ns[1][rounds / 2] * 4e-6 * experts,
+               experts == 4096 ? " (target 25, 1.3 x)" : "", gap);
+        moe_ep_scratch_free(&s);
         placement_free(&p);
         free(w);
+        free(r);
     }
 }
 
 int main(int argc, char **argv)
 {
-    const char *folder = getenv("MOE_EP_TRACES");
+    const char *folder = getenv("MOE_EP_TRACES"), *peers = getenv("MOE_EP_PEERS");
     double *w[FILES];
     bench_load load = bench_load_now();
     int f;
     (void)bench_read_part; /* of bench.h, not needed here */
     if (argc > 1 && strcmp(argv[1], "--quick") == 0) rounds = 3;
     for (f = 0; f < FILES; f++) w[f] = recorded(folder, names[f]);
-    printf("placement on %s, %d layers x %d experts -> %d slots, %d devices, %d nodes\n", bench_cpu(), L, E, P, D,
-           NODES);
+    printf("placement on %s, %d layers x %d experts -> %d slots, %d devices, %d nodes; median (least) of %d\n",
+           bench_cpu(), L, E, P, D, NODES, rounds);
     if (!w[0]) {
         printf("MOE_EP_TRACES is not set: made-up loads stand in for recorded ones\n");
         for (f = 0; f < FILES; f++) w[f] = made_up((uint64_t)f + 1, L, E);
     }
-    for (f = 0; f < FILES; f++) plans(w[f], names[f]);
+    if (!peers)
+        printf("DeepSeek's planner beside ours: put eplb.py of github.com/deepseek-ai/EPLB into a folder, "
+               "MOE_EP_PEERS=folder\n");
+    for (f = 0; f < FILES; f++) plans(w[f], names[f], peers && (rounds > 3 || f == 0));
+    printf("rebalance to a balance of 0.98\n");
     for (f = 0; f + 1 < FILES; f++) rebalance_row(w[f], w[f + 1], names[f], names[f + 1]);
     rebalance_row(w[0], w[2], names[0], names[2]);
+    printf("exact split, per layer\n");
     for (f = 0; f + 1 < FILES; f++) split_row(w[f], w[f + 1], names[f], names[f + 1]);
     small_batches(folder);
+    printf("scaling, made-up loads, four slots per expert, two experts per device\n");
     scaling();
     printf("others used %.0f %% of the machine meanwhile\n", 100 * bench_others(&load));
     return 0;

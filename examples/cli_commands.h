@@ -12,5 +12,7 @@ int cli_route_main(int argc, char **argv);
 int cli_rebalance_main(int argc, char **argv);
 int cli_diagnose_main(int argc, char **argv);
 int cli_copies_main(int argc, char **argv);
+int cli_sweep_main(int argc, char **argv);
+int cli_simulate_main(int argc, char **argv);
 
 #endif

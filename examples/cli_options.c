@@ -172,7 +172,7 @@ void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, in
     memset(page, 0, sizeof *page);
     if (!o->html) return;
     cli_refuse_overwriting(o->html, argc, argv, from);
-    if (from < argc) cli_out_open(page, o->html);
+    cli_out_open(page, o->html);
 }
 
 void cli_write_all(const cli_common *o, cli_out *page, const void *data, const cli_writers *w)

@@ -19,6 +19,9 @@ static const char main_help[] =
     "  diagnose A B...   plan on A, judge on B: recommend, not now or insufficient evidence, and "
     "why\n"
     "  copies INPUT      how many copies of experts reach a balance, and what they cost\n"
+    "  sweep             which EP size, how many redundant experts and which batch for a model on "
+    "a machine\n"
+    "  simulate          requests through an instance of a cluster file, step by step\n"
     "  route INPUT       logits, or hidden states and a gate, through a named router; compared "
     "with recorded ids\n"
     "  presets           models, machines and routers known by name\n"
@@ -127,7 +130,8 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {{"report", cli_report_main},     {"place", cli_place_main},
                 {"route", cli_route_main},       {"rebalance", cli_rebalance_main},
-                {"diagnose", cli_diagnose_main}, {"copies", cli_copies_main}};
+                {"diagnose", cli_diagnose_main}, {"copies", cli_copies_main},
+                {"sweep", cli_sweep_main},       {"simulate", cli_simulate_main}};
 
 int main(int argc, char **argv)
 {

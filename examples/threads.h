@@ -28,8 +28,8 @@ typedef struct threads_pool {
     int threads; /* with the caller */
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    volatile int64_t job, next, count, busy;
-    volatile int stop;
+    int64_t job, next, count, busy; /* job counts the calls; next and busy are shared while one runs */
+    int stop;
     moe_ep_task task;
     void *context;
 } threads_pool;
@@ -49,13 +49,14 @@ static void *threads_worker(void *argument)
     int64_t seen = 0;
     for (;;) {
         int spin;
-        for (spin = 0; spin < 2000 && p->job == seen && !p->stop; spin++) /* a layer has several short jobs */
-            if (spin > 200) sched_yield();
+        for (spin = 0; spin < 2000 && __atomic_load_n(&p->job, __ATOMIC_ACQUIRE) == seen; spin++)
+            if (spin > 200) sched_yield(); /* a layer has several short jobs: sleep only after a while */
         pthread_mutex_lock(&p->lock);
-        while (p->job == seen && !p->stop) pthread_cond_wait(&p->wake, &p->lock);
+        while (p->job == seen) pthread_cond_wait(&p->wake, &p->lock);
         seen = p->job;
+        spin = p->stop;
         pthread_mutex_unlock(&p->lock);
-        if (p->stop) return NULL;
+        if (spin) return NULL;
         threads_drain(p);
         __sync_fetch_and_sub(&p->busy, 1);
     }
@@ -70,11 +71,11 @@ static void threads_run(void *user, int64_t count, moe_ep_task task, void *conte
     p->count = count;
     p->next = 0;
     p->busy = p->threads - 1;
-    p->job++;
+    __atomic_store_n(&p->job, p->job + 1, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
     threads_drain(p);
-    while (__sync_fetch_and_add(&p->busy, 0) > 0) sched_yield();
+    while (__atomic_load_n(&p->busy, __ATOMIC_ACQUIRE) > 0) sched_yield();
 }
 
 /* NULL when threads cannot be made; threads counts the caller. */
@@ -97,6 +98,7 @@ static void threads_stop(threads_pool *p)
     if (!p) return;
     pthread_mutex_lock(&p->lock);
     p->stop = 1;
+    __atomic_store_n(&p->job, p->job + 1, __ATOMIC_RELEASE); /* ends the spinning too */
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
     for (i = 0; i + 1 < p->threads; i++) pthread_join(p->id[i], NULL);

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: MIT
 # usage: deps.sh check     says what is missing, exit 1 if anything is
 #        deps.sh install   installs it on Debian and Ubuntu; elsewhere names the packages, exit 1
-#        deps.sh install --all   also the compilers that only widen the test matrix
+#        deps.sh install --all   also the compilers that only widen the test matrix and GLPK, an oracle of one test
 # environment: CC, BLAS (0: no OpenBLAS wanted), STB_CFLAGS
 # Each thing is looked for by using it, not by asking a package manager; with nothing missing, nothing
 # is run that needs a network.
@@ -48,6 +48,8 @@ int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
     if [ "$all" = --all ]; then
         command -v g++ >/dev/null 2>&1 || missing="$missing g++"
         command -v clang++ >/dev/null 2>&1 || missing="$missing clang"
+        compiles '#include <glpk.h>
+int main(void) { return glp_version()[0] == 0; }' -lglpk || missing="$missing glpk"
     fi
 }
 
@@ -56,14 +58,14 @@ packages() { # packages MANAGER: names of what is missing, for that manager
         case $1:$thing in
             apt:cc) echo gcc libc6-dev ;;
             apt:pkgconf) echo pkg-config ;;
-            apt:openblas | apt:jansson | apt:stb) echo "lib$thing-dev" ;;
+            apt:openblas | apt:jansson | apt:stb | apt:glpk) echo "lib$thing-dev" ;;
             dnf:cc) echo gcc glibc-devel ;;
             dnf:pkgconf) echo pkgconf-pkg-config ;;
-            dnf:openblas | dnf:jansson) echo "$thing-devel" ;;
+            dnf:openblas | dnf:jansson | dnf:glpk) echo "$thing-devel" ;;
             dnf:stb) echo stb_ds-devel ;;
             dnf:g++) echo gcc-c++ ;;
             apk:cc) echo gcc musl-dev ;;
-            apk:openblas | apk:jansson) echo "$thing-dev" ;;
+            apk:openblas | apk:jansson | apk:glpk) echo "$thing-dev" ;;
             pacman:cc | pacman:g++ | brew:cc | brew:g++) echo gcc ;;
             brew:clang) echo llvm ;;
             brew:stb) ;; # not packaged there, see below

@@ -52,16 +52,20 @@ TEST(metric_definitions)
     } row[] = {
         {
             {
-                1000, 800, 600, 500, 300, 200, 100, 50}, 8, 2.253521127, 0.44375, 0.720240432, 0.406690141, 0.658437827, 0.865938393, 20, 1.51874628},
+                1000, 800, 600, 500, 300, 200, 100, 50}, 8, 2.253521127, 0.44375, 0.720240432, 0.406690141,
+                    0.658437827, 0.865938393, 20, 1.51874628},
         {
             {
-                1800, 1100, 500, 150}, 4, 2.028169014, 0.493055556, 0.706334869, 0.39084507, 0.667151932, 0.80586677, 12, 1.498908947},
+                1800, 1100, 500, 150}, 4, 2.028169014, 0.493055556, 0.706334869, 0.39084507, 0.667151932,
+                    0.80586677, 12, 1.498908947},
         {
             {
-                1000, 1100, 900, 550}, 4, 1.23943662, 0.806818182, 0.233565126, 0.123239437, 0.948269375, 0.978687255, 2, 1.054552668},
+                1000, 1100, 900, 550}, 4, 1.23943662, 0.806818182, 0.233565126, 0.123239437, 0.948269375,
+                    0.978687255, 2, 1.054552668},
         {
             {
-                960, 92, 92, 92, 91, 91, 91, 91}, 8, 4.8, 0.208333333, 1.436266862, 0.4759375, 0.326491966, 0.697961371, 10.549450549, 3.0628625},
+                960, 92, 92, 92, 91, 91, 91, 91}, 8, 4.8, 0.208333333, 1.436266862, 0.4759375, 0.326491966,
+                    0.697961371, 10.549450549, 3.0628625},
         {{3171, 2863, 5280, 6724, 3906, 2757, 2758, 5309}, 8, 1.6416015625, 1 / 1.6416015625, -1, -1, -1, -1, -1, -1},
         {{6034, 12004, 6663, 8067}, 4, 1.46533203125, 1 / 1.46533203125, -1, -1, -1, -1, -1, -1},
     };
@@ -368,7 +372,8 @@ static int by_value(const void *a, const void *b)
 static sample simulate(uint64_t *s, int64_t T, int32_t K, int32_t E, int32_t D, int repeats, int trials)
 {
     double *v = (double *)t_alloc(sizeof *v * (size_t)trials), sum = 0, square = 0;
-    int32_t *load = (int32_t *)t_alloc(sizeof *load * (size_t)D), *deck = (int32_t *)t_alloc(sizeof *deck * (size_t)E), e;
+    int32_t *load = (int32_t *)t_alloc(sizeof *load * (size_t)D),
+        *deck = (int32_t *)t_alloc(sizeof *deck * (size_t)E), e;
     sample r;
     int i;
     for (e = 0; e < E; e++) deck[e] = e;
@@ -437,7 +442,9 @@ TEST(chance_monte_carlo)
                 check_chance(&c, &m, (double)E / (double)(T * K), trials);
                 cases++;
                 if (t_failed_here) {
-                    printf("    E=%d K=%d T=%d: got %.4f sd %.4f %.4f..%.4f, simulated %.4f+-%.4f sd %.4f %.4f..%.4f\n", E, K, (int)T,
+                    printf("    E=%d K=%d T=%d: got %.4f sd %.4f %.4f..%.4f, "
+                           "simulated %.4f+-%.4f sd %.4f %.4f..%.4f\n",
+                           E, K, (int)T,
                            c.max_over_mean, c.sd, c.p05, c.p95, m.mean, m.se, m.sd, m.p05, m.p95);
                     return;
                 }
@@ -500,9 +507,11 @@ TEST(chance_closed_forms)
     }
     CHECK_I64(moe_ep_chance(64, 2, 64, &c, NULL), MOE_EP_OK);
     CHECK_NEAR(c.max_over_mean, 2.93, 0.01, 0);
+    CHECK_NEAR(c.gauss_bound, 3.01, 0, 0.005);
     CHECK_NEAR(c.mean_load, 2, 0, 0);
     CHECK_NEAR(c.one_sd, sqrt(64 * (2.0 / 64) * (62.0 / 64)) / 2, 1e-12, 0);
     CHECK_I64(moe_ep_chance_devices(16, 8, 256, 8, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.gauss_bound, 1 + sqrt(16 * (7.0 / 8) * (248.0 / 255) * 2 * log(8)) / 16, 1e-14, 0);
     CHECK_NEAR(c.max_over_mean * 16, 21.8, 0.01, 0);
     CHECK_I64(moe_ep_chance_devices(4096, 8, 256, 32, &c, NULL), MOE_EP_OK);
     CHECK_NEAR(c.one_sd * c.mean_load, 31.06, 0.001, 0);
@@ -540,7 +549,8 @@ TEST(chance_is_finite_everywhere)
     uint64_t s = t_seed + 12;
     int round;
     for (round = 0; round < 2000; round++) {
-        int32_t E = (int32_t)(1 + t_below(&s, t_below(&s, 2) ? 20 : 4096)), K = (int32_t)(1 + t_below(&s, E)), D = (int32_t)(1 + t_below(&s, E));
+        int32_t E = (int32_t)(1 + t_below(&s, t_below(&s, 2) ? 20 : 4096)), K = (int32_t)(1 + t_below(&s, E)),
+            D = (int32_t)(1 + t_below(&s, E));
         int64_t T = 1 + t_below(&s, (int64_t)1 << t_below(&s, 40));
         moe_ep_chance_result c;
         CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
@@ -668,6 +678,7 @@ static void check_layered(const vec_case *x)
     const vec_field *f = vec_get(x, "loads"), *g;
     moe_ep_layers_result r;
     CHECK_I64(moe_ep_balance_layers_d(f->f, (int32_t)f->dim[0], (int32_t)f->dim[1], &r, NULL, NULL), MOE_EP_OK);
+    CHECK(vec_find(x, "balancedness") != NULL);
     if ((g = vec_find(x, "avg_sum"))) CHECK_NEAR(r.avg_sum, g->f[0], 1e-12, 0);
     if ((g = vec_find(x, "max_sum"))) CHECK_NEAR(r.max_sum, g->f[0], 1e-12, 0);
     if ((g = vec_find(x, "balancedness")) && r.max_sum > 0) CHECK_NEAR(r.balancedness, g->f[0], 1e-6, 0);
@@ -685,9 +696,29 @@ static void check_expected(const vec_case *x)
     CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
     CHECK_NEAR(c.mean_load, vec_float(x, "mean_load"), 1e-12, 0);
     CHECK_NEAR(c.distinct, vec_float(x, "distinct_exact"), 1e-12, 0);
+    CHECK_NEAR(c.gauss_bound, vec_float(x, "gauss_bound"), 1e-14, 0);
+    CHECK_NEAR(c.distinct, vec_float(x, "distinct_mean"), 0.02, 0.05); /* a simulation's mean */
     CHECK_NEAR(c.max_over_mean, vec_float(x, "imbalance_mean"), 0.01, 5 * c.sd / sqrt(100));
     CHECK_NEAR(c.p05, vec_float(x, "imbalance_p05"), 0.02, 1.01 * row);
     CHECK_NEAR(c.p95, vec_float(x, "imbalance_p95"), 0.04, 1.01 * row);
+}
+
+/* Operations that stand in metrics files and are tested with the router and the loads. */
+static int is_of_others(const char *op)
+{
+    static const char *const known[] = {"aux_losses", "bias_update", "quantile_balancing", "coactivation_transition"};
+    size_t i;
+    for (i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strcmp(op, known[i]) == 0) return 1;
+    return strstr(op, "sinkhorn") != NULL;
+}
+
+/* The rule must be able to fail. */
+TEST(vectors_unknown_metric)
+{
+    CHECK(!is_of_others("a_metric_nobody_knows"));
+    CHECK(!is_of_others(""));
+    CHECK(is_of_others("aux_losses"));
 }
 
 TEST(vectors_balance)
@@ -721,6 +752,8 @@ TEST(vectors_balance)
             } else {
                 checked--;
                 others++;
+                if (strcmp(v.kind, "metrics") == 0) CHECK(is_of_others(op));
+                if (t_failed_here) printf("    not checked: op %s\n", op);
             }
             STOP_IF_FAILED("case %s", x->name);
         }

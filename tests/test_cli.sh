@@ -261,16 +261,20 @@ done
 # page NAME FILE: one self-contained page with at least one picture
 page() {
     has "$1: a whole page" '</html>' "$2"
-    grep -nioE '(src|href) *= *"[^#"][^"]*"|url\([^#)][^)]*\)|@import|<script|<link|-?\bnan\b|\binf\b' "$2" | head -n 5 >"$tmp/log"
-    [ -s "$tmp/log" ] && fail "$1: self-contained, no script, no NaN" "$tmp/log" || pass "$1: self-contained, no script, no NaN"
+    grep -nioE '(src|href) *= *"[^#"][^"]*"|url\([^#)][^)]*\)|@import|<script|<link|-?\bnan\b|\binf\b' "$2" |
+        head -n 5 >"$tmp/log"
+    [ -s "$tmp/log" ] && fail "$1: self-contained, no script, no NaN" "$tmp/log" ||
+        pass "$1: self-contained, no script, no NaN"
     less "$1: pictures" 3 "$(grep -oE '<svg class="c"' "$2" | wc -l)"
     sed -n 's/.*aria-labelledby="\([^ "]*\).*/\1/p' "$2" | sort | uniq -d >"$tmp/log"
-    [ -s "$tmp/log" ] && fail "$1: every picture has a name of its own" "$tmp/log" || pass "$1: every picture has a name of its own"
+    [ -s "$tmp/log" ] && fail "$1: every picture has a name of its own" "$tmp/log" ||
+        pass "$1: every picture has a name of its own"
 }
 
 maps=$tmp/maps
 mkdir "$maps"
-run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 72 --out plan.json --out plan.csv && cp "$tmp/cwd/plan.json" "$tmp/cwd/plan.csv" "$maps"
+run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 72 --out plan.json --out plan.csv &&
+    cp "$tmp/cwd/plan.json" "$tmp/cwd/plan.csv" "$maps"
 python="$data/expert_counts.csv --only python"
 # shellcheck disable=SC2086
 works "rebalance from a JSON map" rebalance "$maps/plan.json" $python --devices 8 --target 1.05 \
@@ -279,27 +283,42 @@ cp "$tmp/cwd/new.json" "$tmp/cwd/new.csv" "$tmp/cwd/moves.csv" "$maps"
 page "rebalance --html" "$tmp/cwd/r.html"
 has "rebalance begins with the answer" 'bring the worst layer from max/mean [0-9.]+ to 1.0[0-5]$' "$tmp/out"
 awk 'length > 120' "$tmp/out" >"$tmp/log"
-[ -s "$tmp/log" ] && fail "rebalance: no line beyond 120 columns" "$tmp/log" || pass "rebalance: no line beyond 120 columns"
+[ -s "$tmp/log" ] && fail "rebalance: no line beyond 120 columns" "$tmp/log" ||
+    pass "rebalance: no line beyond 120 columns"
 # shellcheck disable=SC2086
 works "rebalance --json" rebalance "$maps/plan.csv" $python --target 1.05 --json
 cp "$tmp/out" "$tmp/rb.json"
 less "rebalance: the target is kept in the worst layer" "$(json "$tmp/rb.json" rebalanced imbalance_worst)" 1.05
-less "rebalance: moves less than a replan with renamed devices" "$(json "$tmp/rb.json" rebalanced moves)" "$(json "$tmp/rb.json" relabelled moves)"
-less "rebalance: which moves no more than a plain one" "$(json "$tmp/rb.json" relabelled moves)" "$(json "$tmp/rb.json" replan moves)"
-equal "rebalance: a JSON map and a CSV map give the same" "$(json "$tmp/rb.json" rebalanced moves)" "$(($(wc -l <"$maps/moves.csv") - 1))"
+less "rebalance: moves less than a replan with renamed devices" "$(json "$tmp/rb.json" rebalanced moves)" \
+    "$(json "$tmp/rb.json" relabelled moves)"
+less "rebalance: which moves no more than a plain one" "$(json "$tmp/rb.json" relabelled moves)" \
+    "$(json "$tmp/rb.json" replan moves)"
+equal "rebalance: a JSON map and a CSV map give the same" "$(json "$tmp/rb.json" rebalanced moves)" \
+    "$(($(wc -l <"$maps/moves.csv") - 1))"
 equal "rebalance: bytes = moves x one expert" "$(printf '%.6g' "$(json "$tmp/rb.json" rebalanced bytes)")" \
-    "$(awk -v m="$(json "$tmp/rb.json" rebalanced moves)" -v b="$(json "$tmp/rb.json" expert_bytes)" 'BEGIN { printf "%.6g", m * b }')"
+    "$(awk -v m="$(json "$tmp/rb.json" rebalanced moves)" -v b="$(json "$tmp/rb.json" expert_bytes)" \
+        'BEGIN { printf "%.6g", m * b }')"
 for e in $(seq 0 63); do grep -cE "^2,[0-9]+,[0-9]+,$e\$" "$maps/new.csv"; done | grep -c '^0$' >"$tmp/lost"
 equal "rebalance: every expert keeps a slot" "$(cat "$tmp/lost")" 0
-# The move list turns the old map into the new one: every arrival it names is there, and no other device gained an expert.
+# The move list turns the old map into the new one: every arrival it names is there, and no other device
+# gained an expert.
 awk -F, -v moves="$maps/moves.csv" '
     FNR == 1 { file++; next }
     file == 1 { held[$1, $2, $4] = 1; next }
     file == 2 && $4 >= 0 && !(($1, $2, $4) in held) { gained[$1, $4, $2] = 1; n++; next }
-    file == 3 { if (!(($1, $2, $5) in gained)) print "not in the new map: " $0; m++; if (out[$7, $3]++ || in_[$7, $5]++) print "two at once: " $0 }
+    file == 3 {
+        if (!(($1, $2, $5) in gained)) print "not in the new map: " $0
+        m++
+        if (out[$7, $3]++ || in_[$7, $5]++) print "two at once: " $0
+    }
     END { if (n != m) print n " arrivals, " m " moves" }' "$maps/plan.csv" "$maps/new.csv" "$maps/moves.csv" >"$tmp/log"
-[ -s "$tmp/log" ] && fail "rebalance: the moves make the new map, one sent and received per device and round" "$tmp/log" ||
+[ -s "$tmp/log" ] && fail "rebalance: the moves make the new map, one sent and received per device and round" \
+    "$tmp/log" ||
     pass "rebalance: the moves make the new map, one sent and received per device and round"
+# shellcheck disable=SC2086
+works "rebalance from the new JSON map" rebalance "$maps/new.json" $python --devices 8 --json
+equal "rebalance: it carries the loads of the CSV map" "$(json "$tmp/out" today imbalance_worst)" \
+    "$(json "$tmp/rb.json" rebalanced imbalance_worst)"
 equal "rebalance: the JSON map has no empty slots" "$(json "$maps/new.json" $map count=-1)" 0
 works "rebalance from its own result" rebalance "$maps/new.csv" "$data/expert_counts.csv" --only python --target 1.05
 has "rebalance: nothing is left to move" '^Nothing to move' "$tmp/out"
@@ -309,11 +328,13 @@ less "rebalance: no more moves than allowed" "$(json "$tmp/out" rebalanced moves
 # shellcheck disable=SC2086
 works "rebalance without a map" rebalance $python --devices 8 --target 1.1 --json
 less "rebalance: contiguous blocks can be mended" "$(json "$tmp/out" rebalanced imbalance_worst)" 1.1
-run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 80 --out wide.csv && cp "$tmp/cwd/wide.csv" "$maps"
+run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 80 --out wide.csv &&
+    cp "$tmp/cwd/wide.csv" "$maps"
 # shellcheck disable=SC2086
 works "rebalance --dead" rebalance "$maps/wide.csv" $python --dead 3 --out alive.csv --moves-out m.csv
 has "rebalance: what was lost comes from elsewhere" '^[0-9]+,[0-9]+,-1,-1,' "$tmp/cwd/m.csv"
-for e in $(seq 0 63); do awk -F, -v e="$e" '$1 == 0 && $2 != 3 && $4 == e' "$tmp/cwd/alive.csv" | wc -l; done | grep -c '^ *0$' >"$tmp/lost"
+for e in $(seq 0 63); do awk -F, -v e="$e" '$1 == 0 && $2 != 3 && $4 == e' "$tmp/cwd/alive.csv" | wc -l; done |
+    grep -c '^ *0$' >"$tmp/lost"
 equal "rebalance: every expert stands on a device that works" "$(cat "$tmp/lost")" 0
 
 sed 's/^0,0,3,.*/0,0,3,64/' "$maps/plan.csv" >"$bad/id_map.csv"
@@ -330,7 +351,8 @@ printf '{"physical_to_logical_map": [[0, 1' >"$bad/cut_map.json"
 refuses "a map with an expert too many" "expert 64" rebalance "$bad/id_map.csv" "$data/expert_counts.csv" --only c
 refuses "a map without a slot" "slot 3" rebalance "$bad/gap_map.csv" "$data/expert_counts.csv" --only c
 refuses "a map with a slot twice" "twice_map.csv:6" rebalance "$bad/twice_map.csv" "$data/expert_counts.csv" --only c
-refuses "a map with a word for an expert" "word_map.csv:5" rebalance "$bad/word_map.csv" "$data/expert_counts.csv" --only c
+refuses "a map with a word for an expert" "word_map.csv:5" rebalance "$bad/word_map.csv" \
+    "$data/expert_counts.csv" --only c
 refuses "a map that lost experts" "stands in no slot" rebalance "$bad/lost_map.csv" "$data/expert_counts.csv" --only c
 for m in ragged half empty cut; do
     refuses "a $m JSON map" "${m}_map.json" diagnose "$data/c_topk_ids.npy" --current "$bad/${m}_map.json" --devices 2
@@ -341,7 +363,8 @@ refuses "a dead device that is none" "dead" rebalance "$maps/plan.csv" "$data/ex
 refuses "too many dead devices" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 0,1,2,3
 refuses "a map of another model" "holds expert" rebalance "$maps/plan.csv" "$bad/three_experts.json"
 refuses "a map of other layers" "fit together" rebalance "$maps/other_layers.csv" "$data/expert_counts.csv" --only c
-refuses "the new map over an input" "overwritten" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --out "$maps/plan.csv"
+refuses "the new map over an input" "overwritten" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c \
+    --out "$maps/plan.csv"
 refuses "rebalance: loads of nothing" "zero" rebalance "$bad/zero.csv" --devices 2
 
 # shellcheck disable=SC2086
@@ -354,7 +377,8 @@ cp "$tmp/out" "$tmp/dg.json"
 equal "diagnose: two judged recordings" "$(json "$tmp/dg.json" windows length)" 2
 equal "diagnose: every step is judged" "$(json "$tmp/dg.json" step_imbalance length)" "$(json "$tmp/dg.json" steps)"
 equal "diagnose: a moved workload does not recommend a plan" "$(json "$tmp/dg.json" verdict)" "not now"
-less "diagnose: bound <= with the plan" "$(json "$tmp/dg.json" imbalance_bound)" "$(json "$tmp/dg.json" imbalance_after)"
+less "diagnose: bound <= with the plan" "$(json "$tmp/dg.json" imbalance_bound)" \
+    "$(json "$tmp/dg.json" imbalance_after)"
 less "diagnose: perfect balance <= bound" "$(json "$tmp/dg.json" rows_balanced)" "$(json "$tmp/dg.json" rows_bound)"
 # shellcheck disable=SC2086
 run 3 diagnose $ids --exit-code && pass "--exit-code: 3 for not now" || fail "--exit-code: 3 for not now" "$tmp/err"
@@ -362,15 +386,23 @@ run 4 diagnose "$tmp/one.json" --devices 8 --exit-code && pass "--exit-code: 4 f
     fail "--exit-code: 4 for insufficient evidence" "$tmp/err"
 has "one window is no evidence" '^Insufficient evidence: a second window' "$tmp/out"
 works "one window without --exit-code" diagnose "$tmp/one.json" --devices 8
-{ printf 'step,layer,0,1,2,3,4,5,6,7\n'; for s in 0 1 2 3 4 5 6 7; do printf '%d,0,40000,38000,500,500,500,500,500,500\n' $s; done; } >"$tmp/steady.csv"
-run 0 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --json && pass "--exit-code: 0 for recommend" ||
+{ printf 'step,layer,0,1,2,3,4,5,6,7\n'; for s in 0 1 2 3 4 5 6 7;
+    do printf '%d,0,40000,38000,500,500,500,500,500,500\n' $s; done; } >"$tmp/steady.csv"
+run 0 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --json &&
+    pass "--exit-code: 0 for recommend" ||
     fail "--exit-code: 0 for recommend" "$tmp/err"
 equal "diagnose: a steady pile-up is worth mending" "$(json "$tmp/out" verdict)" recommend
 less "diagnose: the two hot experts part" "$(json "$tmp/out" imbalance_after)" 2
-run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --horizon 1 --pause-ms 60000 &&
-    pass "diagnose: a plan that never repays its pause is not recommended" || fail "diagnose: a plan that never repays its pause is not recommended" "$tmp/err"
+run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --horizon 1 \
+    --pause-ms 60000 &&
+    pass "diagnose: a plan that never repays its pause is not recommended" ||
+        fail "diagnose: a plan that never repays its pause is not recommended" "$tmp/err"
 run 4 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --min-steps 5 --exit-code &&
     pass "diagnose --min-steps" || fail "diagnose --min-steps" "$tmp/err"
+run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --min-gain 0.9 &&
+    pass "diagnose --min-gain" || fail "diagnose --min-gain" "$tmp/err"
+run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --target 4 &&
+    pass "diagnose --target" || fail "diagnose --target" "$tmp/err"
 works "diagnose --current" diagnose "$data/c_topk_ids.npy" --current "$maps/plan.csv" --json
 equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots)" 72
 refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5
@@ -384,13 +416,113 @@ has "copies: the curve is not monotone, and that is said" 'not monotone: it rise
 works "copies --json" copies "$tmp/hot.csv" --devices 8 --policy eplb --target 1.04 --max-copies 32 --json
 equal "copies: five plans" "$(json "$tmp/out" curve length)" 5
 for point in 0:4.8 1:1.06667 2:1.10017 4:1.03366; do
-    equal "copies: max/mean of plan ${point%%:*}" "$(printf '%.4f' "$(json "$tmp/out" curve "${point%%:*}" worst)")" "$(printf '%.4f' "${point#*:}")"
+    equal "copies: max/mean of plan ${point%%:*}" \
+        "$(printf '%.4f' "$(json "$tmp/out" curve "${point%%:*}" worst)")" "$(printf '%.4f' "${point#*:}")"
 done
 equal "copies: bytes = copies x one expert" "$(printf '%.6g' "$(json "$tmp/out" curve 4 bytes)")" \
     "$(awk -v b="$(json "$tmp/out" expert_bytes)" 'BEGIN { printf "%.6g", 32 * b }')"
 works "copies: the best placement" copies "$data/expert_counts.csv" --only prose --devices 16 --target 1.001 --json
-less "copies: what each layer needs is no more than as many for all" "$(json "$tmp/out" target_need per_layer)" "$(json "$tmp/out" fewest)"
+less "copies: what each layer needs is no more than as many for all" "$(json "$tmp/out" target_need per_layer)" \
+    "$(json "$tmp/out" fewest)"
 refuses "copies without --devices" "devices" copies "$tmp/hot.csv"
 refuses "copies: eplb on devices that do not divide" "divide" copies "$tmp/hot.csv" --devices 3 --policy eplb
 refuses "copies: --slots" "slots" copies "$tmp/hot.csv" --devices 4 --slots 12
-finish 200
+
+# ---- sweep -----------------------------------------------------------------------------------------------
+question="--model deepseek-v3 --machine h200 --nodes 8 --tokens 64"
+works "sweep --help" sweep --help
+has "moe-ep --help names sweep" "^  sweep " "$tmp/main_help"
+# shellcheck disable=SC2086
+works "sweep: DeepSeek-V3 on 8 nodes of H200" sweep $question --html r.html
+page "sweep --html" "$tmp/cwd/r.html"
+has "sweep: the answer" '^Run EP [0-9]+ with [0-9]+ redundant experts: [0-9.]+ ms per token' "$tmp/out"
+cp "$tmp/out" "$tmp/sweep.txt"
+awk 'length > 120' "$tmp/out" >"$tmp/log"
+[ -s "$tmp/log" ] && fail "sweep: no line beyond 120 columns" "$tmp/log" || pass "sweep: no line beyond 120 columns"
+# shellcheck disable=SC2086
+works "sweep again" sweep $question --html r.html
+cmp "$tmp/out" "$tmp/sweep.txt" >"$tmp/log" 2>&1 && pass "the same seed, the same bytes" ||
+    fail "the same seed, the same bytes" "$tmp/log"
+# shellcheck disable=SC2086
+works "sweep --json" sweep $question --json
+cp "$tmp/out" "$tmp/sw.json"
+equal "sweep: 671 GB do not fit on one device" "$(json "$tmp/sw.json" configurations 0 fits)" false
+equal "sweep: memory limits it there" "$(json "$tmp/sw.json" configurations 0 limit)" memory
+less "sweep: what is named fits" "$(json "$tmp/sw.json" best memory_bytes)" 141e9
+tpot=$(json "$tmp/sw.json" best tpot_s)
+less "sweep: throughput is tokens over time" "$(json "$tmp/sw.json" best tokens_per_s_device)" \
+    "$(awk -v t="$tpot" 'BEGIN { print 64 / t * 1.000001 }')"
+# shellcheck disable=SC2086
+works "sweep: perfectly even experts need no copies" sweep $question --sigma 0 --drift 0 --ep 32 --overlap none --json
+equal "sweep: none then" "$(json "$tmp/out" best redundant)" 0
+equal "sweep: one overlap, one EP size, four numbers of copies, five batches" \
+    "$(json "$tmp/out" configurations length)" 20
+# shellcheck disable=SC2086
+works "sweep: no time at all" sweep $question --tpot-ms 0.001
+has "sweep: which nothing keeps" '^No configuration' "$tmp/out"
+works "sweep: a recording as popularity" sweep "$data/expert_counts.csv" --only prose --model olmoe-1b-7b \
+    --machine h100 --devices 8 --tokens 128 --json
+equal "sweep: on 8 devices" "$(json "$tmp/out" devices)" 8
+refuses "sweep without --model" "model" sweep --machine h200 --nodes 8
+refuses "sweep without --nodes" "nodes" sweep --model deepseek-v3 --machine h200
+refuses "sweep: an unknown machine" "machine" sweep --model deepseek-v3 --machine abacus --nodes 8
+refuses "sweep: an unknown overlap" "overlap" sweep --model deepseek-v3 --machine h200 --nodes 8 --overlap magic
+refuses "sweep: more EP than devices" "ep" sweep --model deepseek-v3 --machine h200 --nodes 1 --ep 16
+refuses "sweep: a recording of another model" "experts" sweep "$data/expert_counts.csv" --only c --model \
+    deepseek-v3 --machine h200 --nodes 1
+refuses "sweep: a bad recording" "cut.npy" sweep "$bad/cut.npy" --model deepseek-v3 --machine h200 --nodes 1 \
+    --html r.html
+
+# ---- simulate --------------------------------------------------------------------------------------------
+config=$data/cluster/single_node_moe_single_instance.json
+works "simulate --help" simulate --help
+has "moe-ep --help names simulate" "^  simulate " "$tmp/main_help"
+works "simulate" simulate --config "$config" --requests 16 --rate 4 --csv steps.csv --html r.html
+page "simulate --html" "$tmp/cwd/r.html"
+cp "$tmp/cwd/steps.csv" "$tmp/steps.csv"
+cp "$tmp/out" "$tmp/simulate.txt"
+awk 'length > 120' "$tmp/out" >"$tmp/log"
+[ -s "$tmp/log" ] && fail "simulate: no line beyond 120 columns" "$tmp/log" ||
+    pass "simulate: no line beyond 120 columns"
+awk -F, '
+    NR > 1 { prompt += $6; decode += $7 }
+    NR > 1 && ($2 + 1e-6 < end || $3 < $8 + $9 + $10 + $11 - 1e-6) { bad++ }
+    NR > 1 { end = $2 + $3 }
+    END { print prompt, decode, bad + 0 }' "$tmp/steps.csv" >"$tmp/sums"
+equal "simulate: every token is read and made, steps follow each other" "$(cat "$tmp/sums")" "8192 2032 0"
+works "simulate again" simulate --config "$config" --requests 16 --rate 4 --csv steps.csv --html r.html
+cmp "$tmp/cwd/steps.csv" "$tmp/steps.csv" >"$tmp/log" 2>&1 && pass "the same seed, the same steps" ||
+    fail "the same seed, the same steps" "$tmp/log"
+works "simulate --log" simulate --config "$config" --requests 2 --output 4 --log
+equal "simulate: a line for each step" \
+    "$(grep -cE '^step=[0-9]+ +batch=[0-9]+ +prompt_t=[0-9]+ tok/s decode_t=[0-9]+ tok/s npu_mem=[0-9.]+ GB' \
+        "$tmp/out")" 4
+works "simulate --json" simulate --config "$config" --requests 4 --policy balanced --json
+equal "simulate: half the experts on each device, 28.99 GB" \
+    "$(awk -v b="$(json "$tmp/out" expert_bytes_per_device)" 'BEGIN { printf "%.2f", b / 1e9 }')" 28.99
+less "simulate: balanced routing is balanced" "$(json "$tmp/out" imbalance)" 1.01
+printf '{"input_toks": 100, "output_toks": 3, "arrival_time_ns": 2000000000}\n' >"$tmp/requests.jsonl"
+printf '{"input_toks": 50, "output_toks": 1, "arrival_time_ns": 0}\n' >>"$tmp/requests.jsonl"
+works "simulate --trace" simulate --config "$config" --trace "$tmp/requests.jsonl" --json
+equal "simulate: one step for the short request, three for the long one" "$(json "$tmp/out" steps)" 4
+less "simulate: the second is served when it comes" 2 "$(json "$tmp/out" seconds)"
+printf '{"input_toks": 100, "output_toks": 0}\n' >"$bad/none.jsonl"
+printf '{"input_toks": 100, "output_toks": 5}\n{"output_toks": 5}\n' >"$bad/half.jsonl"
+printf '{"input_toks": 9000000, "output_toks": 5}\n' >"$bad/long.jsonl"
+for f in none:1 half:2; do refuses "simulate: a bad request" "${f%%:*}.jsonl:${f#*:}" simulate --config "$config" \
+    --trace "$bad/${f%%:*}.jsonl" --csv s.csv; done
+refuses "simulate: a request beyond the cache" "room" simulate --config "$config" --trace "$bad/long.jsonl"
+refuses "simulate: no requests" "empty.jsonl" simulate --config "$config" --trace "$bad/empty.jsonl"
+refuses "simulate without --config" "config" simulate
+refuses "simulate: a config that is not there" "missing.json" simulate --config "$bad/missing.json"
+refuses "simulate: a config that stops" "cut.json" simulate --config "$bad/cut.json"
+printf '{"something": 1}' >"$bad/other_config.json"
+sed 's/RTXPRO6000/ABACUS/' "$config" >"$bad/hardware.json"
+sed 's/"mem_size": 96/"mem_size": 16/' "$config" >"$bad/small.json"
+sed 's/"ep_size": 2/"ep_size": 0/' "$config" >"$bad/ep.json"
+refuses "simulate: a config of another kind" "nodes" simulate --config "$bad/other_config.json"
+refuses "simulate: unknown hardware" "ABACUS" simulate --config "$bad/hardware.json"
+refuses "simulate: too little memory" "needs" simulate --config "$bad/small.json"
+refuses "simulate: ep_size 0" "ep_size" simulate --config "$bad/ep.json"
+refuses "simulate: an unknown policy" "policy" simulate --config "$config" --policy magic
+finish 270

@@ -254,6 +254,10 @@ static moe_ep_activation act_of(int i)
     moe_ep_activation a;
     memset(&a, 0, sizeof a);
     if (i == 7) return moe_ep_activation_gpt_oss();
+    if (i == 8) { /* limits that random data reach on both sides */
+        a.alpha = 1.3f, a.limit = 0.4f, a.up_offset = 0.25f;
+        return a;
+    }
     a.kind = (moe_ep_activation_kind)i;
     return a;
 }
@@ -378,7 +382,7 @@ TEST(every_activation_layout_and_type_equals_the_naive_layer)
 {
     uint64_t s = t_seed + 1;
     double worst = 0.0;
-    for (int act = 0; act < 8; act++) {
+    for (int act = 0; act < 9; act++) {
         moe_ep_activation a = act_of(act);
         for (int layout = 0; layout < (gated(a.kind) ? 4 : 1); layout++) {
             for (int dtype = 0; dtype < 3; dtype++) {
@@ -543,7 +547,8 @@ TEST(one_two_three_and_eight_threads_give_the_same_bits)
         set r = make_set(7, 130, 90, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
         set sh = make_set(2, 130, 40, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
         int64_t T = 150, n = T * 130;
-        float *x = random_x(n, &s), *one = t_alloc(sizeof(float) * (size_t)n), *many = t_alloc(sizeof(float) * (size_t)n);
+        float *x = random_x(n, &s), *one = t_alloc(sizeof(float) * (size_t)n);
+        float *many = t_alloc(sizeof(float) * (size_t)n);
         float *w = t_alloc(sizeof(float) * (size_t)(T * 3));
         int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * 3));
         moe_ep_forward_desc d;

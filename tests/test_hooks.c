@@ -201,6 +201,26 @@ TEST(slots_from_the_split_are_used_and_checked)
     }
 }
 
+TEST(replicas_of_an_expert_take_turns)
+{
+    uint64_t s = t_seed + 30;
+    model m = make_model(2, 3, 2, &s);
+    own_placement o = make_placement(CONTIGUOUS, 2, 4, 4, &s);
+    static const int32_t held[4] = {0, 0, 1, 0};
+    int32_t ids[12] = {0};
+    float *x = floats(36, &s), one[36], many[36];
+    moe_ep_forward_desc d = desc_of(&m, 1, ids, NULL);
+    moe_ep_ranks_result res;
+    memcpy(o.p.slot_expert, held, sizeof held);
+    CHECK_I64(moe_ep_placement_index(&o.p, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward(&d, x, 12, one, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 12, many, &res, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(res.rows_max, 4); /* 12 rows on 3 copies */
+    CHECK(memcmp(one, many, sizeof one) == 0);
+    free(x), free(o.mem);
+    free_model(&m);
+}
+
 TEST(a_router_in_front_of_the_ranks)
 {
     uint64_t s = t_seed + 2;

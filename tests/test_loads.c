@@ -1,7 +1,17 @@
 /* tests/test_loads.c - section 2: counts, windows, co-activation.  SPDX-License-Identifier: MIT */
+#ifndef _GNU_SOURCE
+#  define _GNU_SOURCE /* memfd_create */
+#endif
 #include "t.h"
 #include "vec.h"
 #include "moe_ep.h"
+#if defined(__linux__) && defined(_GNU_SOURCE) && !defined(__SANITIZE_ADDRESS__)
+#  include <sys/mman.h>
+#  include <unistd.h>
+#  define CAN_REPEAT 1
+#else
+#  define CAN_REPEAT 0
+#endif
 
 #define LEN(x) ((int64_t)(sizeof(x) / sizeof((x)[0])))
 
@@ -68,7 +78,8 @@ TEST(expert_loads_random)
         int32_t E = (int32_t)(1 + t_below(&s, round % 50 == 0 ? 9000 : 40));
         int64_t n = t_below(&s, round % 20 == 0 ? 40000 : 300), i, sum = 0;
         int32_t *ids = random_ids(&s, n, E, (int)t_below(&s, 101));
-        int64_t *got = (int64_t *)t_alloc(sizeof *got * (size_t)E), *want = (int64_t *)t_alloc(sizeof *want * (size_t)E);
+        int64_t *got = (int64_t *)t_alloc(sizeof *got * (size_t)E),
+            *want = (int64_t *)t_alloc(sizeof *want * (size_t)E);
         int64_t skipped = -5, none = naive_loads(ids, n, E, want), half = n / 2, twice = 0;
         CHECK_I64(moe_ep_expert_loads(ids, n, E, got, &skipped, NULL), MOE_EP_OK);
         CHECK_I64(skipped, none);
@@ -101,6 +112,28 @@ TEST(expert_loads_random)
         free(want);
         STOP_IF_FAILED("round %d", round);
     }
+}
+
+/* A bad id is found wherever it stands: each place of chunks, blocks and the rest behind them. */
+TEST(expert_loads_bad_id_everywhere)
+{
+    enum { N = 2250, E = 3 };
+    static int32_t ids[N];
+    static const int32_t evil[] = {E, -2};
+    int64_t loads[E], n, at;
+    moe_ep_error err;
+    for (at = 0; at < N; at++) ids[at] = (int32_t)(at % E);
+    for (n = N; n > N - 140; n -= 69)
+        for (at = 0; at < n; at++) {
+            const int32_t kept = ids[at];
+            ids[at] = evil[at % 2];
+            loads[0] = -9;
+            CHECK_I64(moe_ep_expert_loads(ids, n, E, loads, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+            CHECK_I64(err.index, at);
+            CHECK_I64(loads[0], -9);
+            ids[at] = kept;
+            STOP_IF_FAILED("position %d", (int)at);
+        }
 }
 
 TEST(expert_loads_errors)
@@ -142,7 +175,8 @@ TEST(layer_loads_layouts)
         int64_t T = t_below(&s, 40), gap = t_below(&s, 3), stride = (int64_t)L * K + gap, t, none = 0;
         int32_t *tlk = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * stride + 1));
         int32_t *ltk = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * L * K + 1)), k;
-        int64_t *got = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(L * E)), *ref = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(L * E));
+        int64_t *got = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(L * E)),
+            *ref = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(L * E));
         moe_ep_error err;
         for (t = 0; t < T * stride; t++) tlk[t] = 1000000; /* padding between tokens is never read */
         for (t = 0; t < T; t++)
@@ -280,7 +314,7 @@ TEST(coactivation_and_transitions)
     static const int32_t pair[] = {0, 1, 0, 2}, twice[] = {1, 1, -1, 0}, from[] = {0, 1}, to[] = {1, 1};
     static const int64_t want[] = {0, 1, 1, 1, 0, 0, 1, 0, 0}, next[] = {0, 1, 0, 1}, counts[] = {0, 2, 1, 3};
     int64_t co[9], skipped = 0, sum = 0;
-    double share[4], lift[4];
+    double share[4] = {0}, lift[4];
     moe_ep_error err;
     uint64_t s = t_seed + 2;
     int i, round;
@@ -537,11 +571,101 @@ TEST(window_errors)
     free(other.sum);
 }
 
+/* ---- 2^31 assignments and more ---- */
+
+/* Rows of 512 choices that overlap: 2^22 + 3 tokens are 2^31 + 1536 assignments over a few million ids. */
+TEST(layer_loads_of_overlapping_rows)
+{
+    enum { K = 512, E = 8 };
+    const int64_t T = ((int64_t)1 << 22) + 3, n = T + K - 1;
+    int32_t *ids = (int32_t *)t_alloc(sizeof *ids * (size_t)n);
+    int64_t loads[E], want[E] = {0}, skipped = -1, none = 0, i, uses;
+    moe_ep_ids view = moe_ep_ids_tlk(ids, T, 1, K, E);
+    uint64_t s = t_seed;
+    moe_ep_error err;
+    for (i = 0; i < n; i++) {
+        ids[i] = (int32_t)t_below(&s, E + 1) - 1;
+        uses = i < K ? i + 1 : K; /* rows that reach this id */
+        if (n - i < uses) uses = n - i;
+        if (ids[i] < 0) none += uses;
+        else want[ids[i]] += uses;
+    }
+    view.token_stride = 1;
+    CHECK_I64(moe_ep_layer_loads(&view, loads, &skipped, NULL), MOE_EP_OK);
+    check_i64s(loads, want, E);
+    CHECK_I64(skipped, none);
+    ids[n - 1] = E;
+    CHECK_I64(moe_ep_layer_loads(&view, loads, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, n - 1);
+    free(ids);
+}
+
+/* One expert takes more than 2^32 over many calls: the sums are 64 bits wide. */
+TEST(loads_beyond_32_bits)
+{
+    enum { N = 1 << 20 };
+    int32_t *ids = (int32_t *)t_alloc(sizeof *ids * N);
+    int64_t loads[3] = {0, 0, 0}, skipped = 0, i;
+    const int64_t before = ((int64_t)1 << 32) - N;
+    for (i = 0; i < N; i++) ids[i] = i % 16 ? 1 : -1;
+    loads[1] = before;
+    skipped = before;
+    for (i = 0; i < 20; i++) CHECK_I64(moe_ep_expert_loads_add(ids, N, 3, loads, &skipped, NULL), MOE_EP_OK);
+    CHECK_I64(loads[1], before + 20 * (int64_t)(N - N / 16));
+    CHECK_I64(skipped, before + 20 * (int64_t)(N / 16));
+    free(ids);
+}
+
+#if CAN_REPEAT
+/* 2^31 ids and more in little memory: one small file mapped again and again, one behind the other.  NULL where
+ * that cannot be had. */
+static void *repeated(size_t bytes, size_t piece, int fd)
+{
+    char *base;
+    size_t at;
+    if (fd < 0 || ftruncate(fd, (off_t)piece) != 0) return NULL;
+    base = (char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == (char *)MAP_FAILED) return NULL;
+    for (at = 0; at < bytes; at += piece)
+        if (mmap(base + at, piece, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) ==
+            MAP_FAILED) {
+            munmap(base, bytes);
+            return NULL;
+        }
+    return base;
+}
+
+TEST(expert_loads_of_more_than_2_to_the_31)
+{
+    const int64_t n = ((int64_t)1 << 31) + ((int64_t)1 << 21), piece = (int64_t)1 << 21;
+    const size_t bytes = (size_t)n * sizeof(int32_t), part = (size_t)piece * sizeof(int32_t);
+    int fd = memfd_create("ids", 0);
+    int32_t *ids = (int32_t *)repeated(bytes, part, fd);
+    int64_t loads[64], some[64], skipped = -1, none = -1, i;
+    uint64_t s = t_seed;
+    moe_ep_error err;
+    if (ids) {
+        for (i = 0; i < piece; i++) ids[i] = (int32_t)t_below(&s, 65) - 1;
+        CHECK_I64(moe_ep_expert_loads(ids, piece, 64, some, &none, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_expert_loads(ids, n, 64, loads, &skipped, NULL), MOE_EP_OK);
+        for (i = 0; i < 64; i++) CHECK_I64(loads[i], some[i] * (n / piece));
+        CHECK_I64(skipped, none * (n / piece));
+        ids[7] = -2;
+        CHECK_I64(moe_ep_expert_loads(ids + piece - 7, n - piece, 64, loads, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 14);
+        munmap(ids, bytes);
+    }
+    close(fd);
+    if (!ids) SKIP("8 GiB of addresses cannot be mapped here");
+}
+#endif
+
 /* ---- vectors ---- */
 
 TEST(vectors_loads)
 {
     int f, checked = 0;
+    long before;
     const char *path;
     static const char *bundled[] = {"tests/vectors/metrics.vec", "tests/vectors/seed_and_literals.vec"};
     for (f = 0; f < 64; f++) {
@@ -553,6 +677,8 @@ TEST(vectors_loads)
         v = vec_read(path);
         for (c = 0; c < v.count; c++) {
             const vec_case *x = &v.cases[c];
+            const int counted = checked;
+            before = t_checks;
             if (strcmp(vec_text(x, "op"), "coactivation_transition") == 0) {
                 int32_t E = (int32_t)vec_int(x, "E"), K = (int32_t)vec_int(x, "K");
                 const vec_field *f0 = vec_get(x, "ids_layer0"), *f1 = vec_get(x, "ids_layer1");
@@ -581,6 +707,7 @@ TEST(vectors_loads)
                            vec_float(x, "distinct_exact"), 1e-12, 0);
                 checked++;
             }
+            CHECK(checked == counted || t_checks > before); /* a case that counts was compared */
             STOP_IF_FAILED("case %s", x->name);
         }
         vec_free(&v);

@@ -338,6 +338,12 @@ CASE(plan_sum)
     plan.choice_row = rows;
     return moe_ep_plan_sum(&plan, &d, E, H, x, x + H, out.n.f, scratch, err);
 }
+CASE(sort_chunks)
+{
+    static const int64_t sizes[6] = {1, 2, 0, 3, 1, 2};
+    static const int32_t order[6] = {3, 0, 5, 2, 1, 4};
+    return moe_ep_sort_chunks(sizes, order, 6, out.n.i32, 512, out.n.i64, scratch, err);
+}
 CASE(diagnose)
 {
     moe_ep_diagnose_desc d;
@@ -373,7 +379,8 @@ static const oom_case cases[] = {
     ROW(sinkhorn), ROW(auction), ROW(quantile_update), ROW(aux_loss), ROW(importance_loss), ROW(load_loss),
     ROW(balance), ROW(balance_d), ROW(balance_layers), ROW(balance_layers_d), ROW(balance_steps),
     ROW(experts_for_share), ROW(top_share), ROW(similarity), ROW(align_block), ROW(vllm_permute), ROW(trtllm_permute),
-    ROW(plan_sum), ROW(drop), ROW(reroute), ROW(place_round_robin), ROW(place_contiguous), ROW(place_lpt), ROW(place_eplb),
+    ROW(sort_chunks), ROW(plan_sum),
+    ROW(drop), ROW(reroute), ROW(place_round_robin), ROW(place_contiguous), ROW(place_lpt), ROW(place_eplb),
     ROW(place_trtllm), ROW(best_placement), ROW(lpt), ROW(lpt_replicas), ROW(replicate), ROW(evaluate),
     ROW(lower_bound), ROW(min_copies), ROW(replica_budgets), ROW(rebalance), ROW(plan_moves), ROW(relabel),
     ROW(split), ROW(split_shares), ROW(assign_slots), ROW(assign_slots_local), ROW(forward), ROW(experts),

@@ -605,6 +605,38 @@ TEST(replicate_is_optimal)
     }
 }
 
+/* Counts by definition: one after the other to the largest share. */
+static void naive_counts(const double *w, int E, int P, int most, int32_t *counts)
+{
+    int e, used, top;
+    for (e = 0; e < E; e++) counts[e] = 1;
+    for (used = E; used < P; used++) {
+        for (e = 0, top = -1; e < E; e++)
+            if (counts[e] < most && (top < 0 || w[e] / counts[e] > w[top] / counts[top])) top = e;
+        if (top < 0) return;
+        counts[top]++;
+    }
+}
+
+TEST(replicate_against_naive)
+{
+    uint64_t s = t_seed;
+    int n, e;
+    for (n = 0; n < 600; n++) {
+        int E = 1 + (int)t_below(&s, n % 10 ? 30 : 200), P = E + (int)t_below(&s, 8 * E),
+            most = t_below(&s, 2) ? 0 : 1 + (int)t_below(&s, 12);
+        double w[200];
+        int32_t got[200], want[200];
+        random_loads(&s, w, E);
+        if (t_below(&s, 8) == 0)
+            for (e = 0; e < E; e++) w[e] *= 1e-308;
+        CHECK_I64(moe_ep_replicate(w, E, P, most, got, NULL, NULL), MOE_EP_OK);
+        naive_counts(w, E, P, most ? most : INT32_MAX, want);
+        for (e = 0; e < E; e++) CHECK_I64(got[e], want[e]);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
 /* The optimum over all slot tables (duplicates and empty slots allowed, equal shares), devices being alike. */
 typedef struct brute {
     const double *w;
@@ -1342,6 +1374,61 @@ TEST(partners)
         STOP_IF_FAILED("case %d", n);
     }
     CHECK(better > 30);
+}
+
+/* EPLB in every mode that applies.  Lowest maximum of its plans that double no expert, 1e300 without one; the global
+ * plan's own beside it. */
+static double eplb_without_doubles(moe_ep_place_desc d, moe_ep_placement *p, double *global)
+{
+    double low = 1e300;
+    int mode;
+    *global = 1e300;
+    for (mode = 0; mode < 2; mode++) {
+        moe_ep_plan_result e;
+        d.eplb_mode = mode ? MOE_EP_EPLB_HIERARCHICAL : MOE_EP_EPLB_GLOBAL;
+        if (moe_ep_place_eplb(&d, p, &e, NULL, NULL) != MOE_EP_OK || e.duplicates > 0) continue;
+        if (mode == 0) *global = e.max;
+        if (e.max < low) low = e.max;
+    }
+    return low;
+}
+
+/* 5,000 small cases and some large ones: never above EPLB's global plan without doubles up to 512 slots; never above
+ * any such plan but for the last 0.015 % over the bound.  How often a plan with doubles is lower is counted. */
+TEST(best_never_above_eplb)
+{
+    uint64_t s = t_seed;
+    int n, compared = 0, lower = 0;
+    for (n = 0; n < 5040; n++) {
+        int large = n >= 5000, N = 1 + (int)t_below(&s, 3), D = N * (1 + (int)t_below(&s, large ? 24 : 3)),
+            S = 1 + (int)t_below(&s, large ? 40 : 4), E = 1 + (int)t_below(&s, D * S), groups;
+        double *w = (double *)t_alloc(sizeof(double) * (size_t)E), eplb, global;
+        moe_ep_place_desc d;
+        moe_ep_placement p, q;
+        moe_ep_plan_result r, e;
+        random_loads(&s, w, E);
+        for (groups = 1 + (int)t_below(&s, 8); E % groups; groups--) {}
+        d = desc_of(1, E, shape_of(D, D * S, N), w);
+        d.num_groups = groups;
+        d.max_refinements = t_below(&s, 4) ? 0 : (int)t_below(&s, 3) - 1;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        q = placement_new(1, E, &d.shape);
+        eplb = eplb_without_doubles(d, &q, &global);
+        if (D * S <= 512) CHECK(r.max <= global * (1 + 1e-9));
+        CHECK(r.max <= (eplb > r.lower_bound * 1.00015 ? eplb : r.lower_bound * 1.00015) * (1 + 1e-9));
+        compared += eplb < 1e300;
+        d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+        CHECK_I64(moe_ep_place_eplb(&d, &q, &e, NULL, NULL), MOE_EP_OK);
+        lower += d.max_refinements == 0 && e.max < r.max * (1 - 1e-9);
+        placement_free(&p);
+        placement_free(&q);
+        free(w);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(compared > 2000);
+    CHECK(lower < 50);
+    printf("    %d plans of EPLB without doubles, none lower; %d with doubles lower\n", compared, lower);
 }
 
 TEST(allow_duplicates_never_above_eplb)

@@ -1,0 +1,737 @@
+/* cli_simulate.c - moe-ep simulate: requests through an instance of a cluster file, step by step
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_simulate.h"
+
+#include "cli_commands.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <jansson.h>
+#include <math.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+static const char simulate_help[] =
+    "usage: moe-ep simulate [INPUT] --config CLUSTER.json [--trace REQUESTS.jsonl] [options]\n"
+    "\n"
+    "Serves requests on the first instance of an LLMServingSim cluster file with continuous "
+    "batching and predicts\n"
+    "every step: attention, dispatch, experts, combine, memory, imbalance.  Computed, never "
+    "measured.\n"
+    "\n"
+    "  --config FILE     nodes, instances, model_name, hardware, npu_mem, tp_size, ep_size, "
+    "link_bw (GB/s),\n"
+    "                    link_latency (ns)\n"
+    "  --trace FILE      a request a line: {\"input_toks\": 128, \"output_toks\": 64, "
+    "\"arrival_time_ns\": 0}\n"
+    "  --requests N      without a trace: N requests (64) of --input I (512) and --output O (128) "
+    "tokens,\n"
+    "                    --rate R of them per second (0: all at once)\n"
+    "  --policy NAME     routing: balanced, rr, rand (default), copy (one layer's routing in all), "
+    "lognormal;\n"
+    "                    with an INPUT (see moe-ep report --help) its popularity\n"
+    "  --max-batch N     requests at a time (256)      --max-tokens N   tokens in a step (2048)\n"
+    "  --layers N        layers drawn per step (4)     --seed N   of the draws (42)\n"
+    "  --reserve-gb X    memory for activations and the runtime (4)      --other-ms X   the rest "
+    "of a step\n"
+    "  --csv FILE        every step as CSV             --log   every step as a line before the "
+    "answer\n"
+    "  --experts E       --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
+    "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
+
+enum {
+    O_CONFIG = 256,
+    O_TRACE,
+    O_REQUESTS,
+    O_INPUT,
+    O_OUTPUT,
+    O_RATE,
+    O_POLICY,
+    O_BATCH,
+    O_TOKENS,
+    O_LAYERS,
+    O_SEED,
+    O_RESERVE,
+    O_CSV,
+    O_LOG
+};
+enum { MOST_STEPS = 1000000, MOST_REQUESTS = 1000000 };
+
+static const struct option simulate_long[] = {{"config", 1, NULL, O_CONFIG},
+                                              {"trace", 1, NULL, O_TRACE},
+                                              {"requests", 1, NULL, O_REQUESTS},
+                                              {"input", 1, NULL, O_INPUT},
+                                              {"output", 1, NULL, O_OUTPUT},
+                                              {"rate", 1, NULL, O_RATE},
+                                              {"policy", 1, NULL, O_POLICY},
+                                              {"max-batch", 1, NULL, O_BATCH},
+                                              {"max-tokens", 1, NULL, O_TOKENS},
+                                              {"layers", 1, NULL, O_LAYERS},
+                                              {"seed", 1, NULL, O_SEED},
+                                              {"reserve-gb", 1, NULL, O_RESERVE},
+                                              {"other-ms", 1, NULL, CLI_O_OTHER},
+                                              {"csv", 1, NULL, O_CSV},
+                                              {"log", 0, NULL, O_LOG},
+                                              CLI_COMMON_OPTIONS,
+                                              {NULL, 0, NULL, 0}};
+
+typedef struct simulate_files {
+    const char *csv;
+    int log;
+} simulate_files;
+
+/* ---- options ------------------------------------------------------------------------------------------- */
+
+static void take_policy(cli_simulate *s, const char *value)
+{
+    static const struct {
+        const char *name;
+        moe_ep_workload_kind kind;
+    } list[] = {{"balanced", MOE_EP_LOAD_BALANCED},
+                {"rr", MOE_EP_LOAD_ROUND_ROBIN},
+                {"rand", MOE_EP_LOAD_UNIFORM},
+                {"copy", MOE_EP_LOAD_UNIFORM},
+                {"lognormal", MOE_EP_LOAD_LOGNORMAL}};
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        if (strcasecmp(value, list[i].name) == 0) {
+            s->policy = list[i].name;
+            s->workload.kind = list[i].kind;
+            s->workload.copy_layers = list[i].name[0] == 'c';
+            return;
+        }
+    cli_die(CLI_USAGE, "--policy %s: balanced, rr, rand, copy or lognormal", cli_printable(value));
+}
+
+static int take_size(cli_simulate *s, int option, const char *value)
+{
+    switch (option) {
+    case O_REQUESTS:
+        s->requests = (int32_t)cli_option_count("requests", value, 1, MOST_REQUESTS);
+        return 1;
+    case O_INPUT:
+        s->input = (int32_t)cli_option_count("input", value, 1, 1 << 20);
+        return 1;
+    case O_OUTPUT:
+        s->output = (int32_t)cli_option_count("output", value, 1, 1 << 20);
+        return 1;
+    case O_RATE:
+        s->rate = cli_option_number("rate", value, 0.0, 1e9);
+        return 1;
+    case O_BATCH:
+        s->max_batch = (int32_t)cli_option_count("max-batch", value, 1, 1 << 16);
+        return 1;
+    case O_TOKENS:
+        s->max_tokens = (int32_t)cli_option_count("max-tokens", value, 1, 1 << 17);
+        return 1;
+    case O_LAYERS:
+        s->layers = (int32_t)cli_option_count("layers", value, 1, 4096);
+        return 1;
+    case O_SEED:
+        s->workload.seed = (uint64_t)cli_option_count("seed", value, 0, INT64_MAX);
+        return 1;
+    case O_RESERVE:
+        s->reserve_bytes = 1e9 * cli_option_number("reserve-gb", value, 0.0, 1e6);
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static void take_option(cli_simulate *s, cli_common *common, simulate_files *files, int option,
+                        const char *value)
+{
+    if (take_size(s, option, value)) return;
+    switch (option) {
+    case O_CONFIG:
+        s->cluster.path = value;
+        return;
+    case O_TRACE:
+        s->trace = value;
+        return;
+    case O_POLICY:
+        take_policy(s, value);
+        return;
+    case O_CSV:
+        files->csv = value;
+        return;
+    case O_LOG:
+        files->log = 1;
+        return;
+    default:
+        if (!cli_setup_option(&s->setup, option, value))
+            (void)cli_common_option(common, option, value, simulate_help);
+    }
+}
+
+/* ---- inputs --------------------------------------------------------------------------------------------- */
+
+static double json_figure(const char *path, json_t *object, const char *key, double least)
+{
+    json_t *v = json_object_get(object, key);
+    if (!json_is_number(v) || !(json_number_value(v) >= least) || !isfinite(json_number_value(v)))
+        cli_die(CLI_USAGE, "%s: \"%s\" is missing or no number from %g", path, key, least);
+    return json_number_value(v);
+}
+
+static int32_t json_size(const char *path, json_t *object, const char *key)
+{
+    double v = json_figure(path, object, key, 1.0);
+    if (v > 65536.0 || v > floor(v))
+        cli_die(CLI_USAGE, "%s: \"%s\" is no whole number up to 65536", path, key);
+    return (int32_t)v;
+}
+
+static char *json_word(const char *path, json_t *object, const char *key)
+{
+    json_t *v = json_object_get(object, key);
+    if (!json_is_string(v)) cli_die(CLI_USAGE, "%s: \"%s\" is missing or no text", path, key);
+    return cli_printable(json_string_value(v));
+}
+
+static void set_links(moe_ep_machine *m, double latency_s, double Bps)
+{
+    moe_ep_link *link[] = {&m->ll_dispatch, &m->ll_combine, &m->normal_dispatch,
+                           &m->normal_combine};
+    for (size_t i = 0; i < sizeof link / sizeof link[0]; i++) {
+        link[i]->alpha_s = latency_s;
+        link[i]->intra_Bps = link[i]->inter_Bps = Bps;
+    }
+}
+
+/* The first instance of the first node; how many there are is said. */
+static void read_cluster(cli_simulate *s)
+{
+    cli_cluster *c = &s->cluster;
+    json_error_t e;
+    json_t *root, *nodes, *list, *instance, *memory;
+    moe_ep_error err;
+    double link_Bps, latency_s;
+    FILE *f;
+    if (!c->path) cli_die(CLI_USAGE, "--config is needed");
+    f = fopen(c->path, "rb");
+    if (!f) cli_die(CLI_USAGE, "%s: %s", c->path, strerror(errno));
+    root = json_loadf(f, 0, &e);
+    (void)fclose(f);
+    if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", c->path, e.line, e.column, cli_printable(e.text));
+    nodes = json_object_get(root, "nodes");
+    list = json_object_get(json_array_get(nodes, 0), "instances");
+    instance = json_array_get(list, 0);
+    if (!json_is_object(instance))
+        cli_die(CLI_USAGE, "%s: has no \"nodes\": [{\"instances\": [{...}]}]", c->path);
+    for (size_t i = 0; i < json_array_size(nodes); i++)
+        c->instances +=
+            (int32_t)json_array_size(json_object_get(json_array_get(nodes, i), "instances"));
+    c->model_name = json_word(c->path, instance, "model_name");
+    c->hardware = json_word(c->path, instance, "hardware");
+    c->tp = json_size(c->path, instance, "tp_size");
+    c->ep = json_size(c->path, instance, "ep_size");
+    c->devices = json_size(c->path, instance, "num_npus");
+    memory = json_object_get(instance, "npu_mem");
+    if (moe_ep_model_by_name(c->model_name, &s->setup.model, &err) != MOE_EP_OK)
+        cli_die(CLI_USAGE, "%s: model_name %s: no such preset; moe-ep presets lists them", c->path,
+                c->model_name);
+    if (moe_ep_machine_by_name(c->hardware, &s->setup.machine, &err) != MOE_EP_OK)
+        cli_die(CLI_USAGE, "%s: hardware %s: no such preset; moe-ep presets lists them", c->path,
+                c->hardware);
+    if (c->ep > s->setup.model.num_experts)
+        cli_die(CLI_USAGE, "%s: ep_size %d: %s has only %d experts", c->path, c->ep, c->model_name,
+                s->setup.model.num_experts);
+    s->setup.machine.memory_bytes = 1e9 * json_figure(c->path, memory, "mem_size", 1e-3);
+    s->setup.machine.memory_Bps = 1e9 * json_figure(c->path, memory, "mem_bw", 1e-3);
+    link_Bps = 1e9 * json_figure(c->path, root, "link_bw", 1e-6);
+    latency_s = 1e-9 * json_figure(c->path, root, "link_latency", 0.0);
+    set_links(&s->setup.machine, latency_s, link_Bps);
+    s->setup.machine.devices_per_node = 0;
+    json_decref(root);
+}
+
+/* The first of these keys that the object has. */
+static json_t *any_key(json_t *object, const char *const *key)
+{
+    json_t *v = NULL;
+    for (; *key && !v; key++) v = json_object_get(object, *key);
+    return v;
+}
+
+static int32_t request_tokens(const cli_simulate *s, json_t *v, int64_t line, const char *what)
+{
+    if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > 1 << 24)
+        cli_die(CLI_USAGE, "%s:%lld: the number of %s tokens is missing or none from 1", s->trace,
+                (long long)line, what);
+    return (int32_t)json_integer_value(v);
+}
+
+static cli_request read_request(const cli_simulate *s, json_t *object, int64_t line)
+{
+    static const char *const input[] = {"input_toks", "input_tokens", "prompt_tokens",
+                                        "input_length", NULL};
+    static const char *const output[] = {"output_toks", "output_tokens", "completion_tokens",
+                                         "output_length", NULL};
+    json_t *ns = json_object_get(object, "arrival_time_ns"),
+           *at = ns ? ns : json_object_get(object, "arrival_s");
+    cli_request q;
+    memset(&q, 0, sizeof q);
+    q.line = line;
+    q.input = request_tokens(s, any_key(object, input), line, "input");
+    q.output = request_tokens(s, any_key(object, output), line, "output");
+    if (!at) return q;
+    if (!json_is_number(at) || !(json_number_value(at) >= 0.0))
+        cli_die(CLI_USAGE, "%s:%lld: the arrival is no number from 0", s->trace, (long long)line);
+    q.arrival_s = json_number_value(at) * (ns ? 1e-9 : 1.0);
+    return q;
+}
+
+static int by_arrival(const void *a, const void *b)
+{
+    const cli_request *x = a, *y = b;
+    if (x->arrival_s < y->arrival_s || x->arrival_s > y->arrival_s)
+        return x->arrival_s < y->arrival_s ? -1 : 1;
+    return x->line < y->line ? -1 : x->line > y->line;
+}
+
+static void read_requests(cli_simulate *s)
+{
+    char *text = NULL;
+    size_t room = 0;
+    FILE *f = fopen(s->trace, "rb");
+    if (!f) cli_die(CLI_USAGE, "%s: %s", s->trace, strerror(errno));
+    for (int64_t line = 1; getline(&text, &room, f) >= 0; line++) {
+        json_error_t e;
+        json_t *object;
+        if (text[strspn(text, " \t\r\n")] == '\0') continue;
+        object = json_loads(text, 0, &e);
+        if (!object)
+            cli_die(CLI_USAGE, "%s:%lld: %s", s->trace, (long long)line, cli_printable(e.text));
+        arrput(s->request, read_request(s, object, line));
+        json_decref(object);
+    }
+    if (ferror(f)) cli_die(CLI_USAGE, "%s: %s", s->trace, strerror(errno));
+    (void)fclose(f);
+    free(text);
+    if (!s->request) cli_die(CLI_USAGE, "%s: holds no requests", s->trace);
+    qsort(s->request, (size_t)arrlen(s->request), sizeof *s->request, by_arrival);
+}
+
+static void make_requests(cli_simulate *s)
+{
+    for (int32_t i = 0; i < s->requests; i++) {
+        cli_request q;
+        memset(&q, 0, sizeof q);
+        q.arrival_s = s->rate > 0.0 ? i / s->rate : 0.0;
+        q.input = s->input;
+        q.output = s->output;
+        q.line = i + 1;
+        arrput(s->request, q);
+    }
+}
+
+static void weigh(cli_simulate *s)
+{
+    const moe_ep_model *m = &s->setup.model;
+    moe_ep_memory_desc d;
+    moe_ep_error err;
+    double token = (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
+    memset(&d, 0, sizeof d);
+    d.model = m;
+    d.num_devices = s->cluster.ep;
+    d.tensor_parallel = s->cluster.tp;
+    d.reserve_bytes = s->reserve_bytes;
+    d.memory_bytes = s->setup.machine.memory_bytes;
+    cli_check(moe_ep_memory(&d, &s->memory, &err), &err, "memory");
+    if (!s->memory.fits)
+        cli_die(CLI_USAGE, "%s: %s with ep_size %d needs %s on a device of %s", s->cluster.path,
+                m->name, s->cluster.ep, cli_bytes(s->memory.total_bytes),
+                cli_bytes(d.memory_bytes));
+    s->kv_capacity = token > 0.0 ? s->memory.kv_room_bytes * s->cluster.tp / token : 1e15;
+    for (ptrdiff_t i = 0; i < arrlen(s->request); i++)
+        if ((double)s->request[i].input + s->request[i].output > s->kv_capacity)
+            cli_die(CLI_USAGE, "%s: request %lld needs a cache of %s tokens, there is room for %s",
+                    s->trace ? s->trace : s->cluster.path, (long long)s->request[i].line,
+                    cli_count((double)s->request[i].input + s->request[i].output),
+                    cli_count(s->kv_capacity));
+}
+
+/* ---- one step -------------------------------------------------------------------------------------------- */
+
+typedef struct engine {
+    moe_ep_placement p;
+    int32_t *ids;
+    int64_t *rows, *device;
+} engine;
+
+static engine start_engine(const cli_simulate *s)
+{
+    const moe_ep_model *m = &s->setup.model;
+    moe_ep_place_desc d;
+    moe_ep_error err;
+    engine g;
+    size_t bytes;
+    memset(&d, 0, sizeof d);
+    d.num_layers = s->layers;
+    d.num_experts = m->num_experts;
+    d.shape.num_devices = s->cluster.ep;
+    bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
+    cli_check(moe_ep_placement_init(&g.p, d.num_layers, d.num_experts, &d.shape,
+                                    cli_alloc(bytes, 1), bytes, &err),
+              &err, "shape");
+    cli_check(moe_ep_place_contiguous(&d, &g.p, NULL, NULL, &err), &err, "contiguous blocks");
+    g.ids = cli_alloc((size_t)(s->max_tokens + s->max_batch) * (size_t)m->top_k, sizeof *g.ids);
+    g.rows = cli_alloc((size_t)s->layers * (size_t)g.p.num_slots, sizeof *g.rows);
+    g.device = cli_alloc((size_t)s->cluster.ep, sizeof *g.device);
+    return g;
+}
+
+/* Routes the tokens of a step: rows per slot of every drawn layer, imbalance and busiest device. */
+static void route(const cli_simulate *s, engine *g, int64_t number, int64_t tokens,
+                  cli_step_row *row)
+{
+    const moe_ep_model *m = &s->setup.model;
+    int64_t *counts = cli_alloc((size_t)m->num_experts, sizeof *counts);
+    double most = 0.0, *total = cli_alloc((size_t)s->cluster.ep, sizeof *total);
+    moe_ep_split_desc even;
+    moe_ep_error err;
+    memset(&even, 0, sizeof even);
+    for (int32_t l = 0; l < s->layers; l++) {
+        moe_ep_workload w = s->workload;
+        int64_t *at = g->rows + (size_t)l * (size_t)g->p.num_slots, top = 0;
+        if (s->popularity)
+            w.popularity =
+                s->popularity->loads +
+                (size_t)((int64_t)l * s->popularity->layers / s->layers) * (size_t)m->num_experts;
+        cli_check(moe_ep_simulate(&w, l, number, tokens, g->ids, NULL, &err), &err,
+                  "drawing tokens");
+        cli_check(
+            moe_ep_expert_loads(g->ids, tokens * m->top_k, m->num_experts, counts, NULL, &err),
+            &err, "loads");
+        cli_check(moe_ep_split(&even, &g->p, l, counts, at, NULL, &err), &err, "split");
+        cli_check(moe_ep_device_rows(&g->p, at, g->device, &err), &err, "device rows");
+        for (int32_t d = 0; d < s->cluster.ep; d++) {
+            top = g->device[d] > top ? g->device[d] : top;
+            total[d] += (double)g->device[d];
+        }
+        most += (double)top;
+    }
+    row->imbalance = most * s->cluster.ep / ((double)tokens * m->top_k * s->layers);
+    row->max_rows = (int64_t)(most / s->layers + 0.5);
+    for (int32_t d = 1; d < s->cluster.ep; d++)
+        if (total[d] > total[row->busiest]) row->busiest = d;
+    free(total);
+    free(counts);
+}
+
+/* Attention of a layer on one of tp devices: weights and cache read once or the multiplications, then the sum over
+ * the devices on the links. */
+static double attention_s(const cli_simulate *s, double tokens, double cached)
+{
+    const moe_ep_model *m = &s->setup.model;
+    const moe_ep_machine *h = &s->setup.machine;
+    double weights = (double)m->attention_params / s->cluster.tp, time, flops, wire = 0.0;
+    double bytes = weights * (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0) +
+                   cached * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / s->cluster.tp;
+    time = bytes / h->memory_Bps / (h->gemm.mem_eff > 0.0 ? h->gemm.mem_eff : 1.0);
+    flops = h->flops[m->math] > 0.0 ? 2.0 * tokens * weights / h->flops[m->math] /
+                                          (h->gemm.flop_eff > 0.0 ? h->gemm.flop_eff : 1.0)
+                                    : 0.0;
+    if (s->cluster.tp > 1) {
+        moe_ep_error err;
+        double part = 2.0 * (s->cluster.tp - 1) / s->cluster.tp * tokens * m->hidden * 2.0;
+        wire = moe_ep_link_time(&h->ll_dispatch, part, 0.0, &err);
+        if (wire < 0.0) cli_check(err.status, &err, "all-reduce");
+    }
+    return fmax(time, flops) + wire;
+}
+
+static void time_step(const cli_simulate *s, engine *g, int64_t number, double cached,
+                      cli_step_row *row)
+{
+    const moe_ep_model *m = &s->setup.model;
+    int64_t tokens = row->prompt + row->decode;
+    double token_bytes =
+        (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
+    moe_ep_step_desc d;
+    moe_ep_step_result out;
+    moe_ep_error err;
+    route(s, g, number, tokens, row);
+    memset(&d, 0, sizeof d);
+    d.layer.model = m;
+    d.layer.machine = &s->setup.machine;
+    d.layer.placement = &g->p;
+    d.layer.tokens = (tokens + s->cluster.ep - 1) / s->cluster.ep;
+    d.layer.mode = MOE_EP_A2A_RANK_DEDUP;
+    d.layer.attention_s = attention_s(s, (double)tokens, cached);
+    d.num_layers = s->layers;
+    d.other_s = s->setup.other_s;
+    cli_check(moe_ep_step(&d, g->rows, &out, NULL, &err), &err, "step time");
+    row->length_s = out.step_s;
+    row->attention_s = d.layer.attention_s * m->num_moe_layers;
+    row->dispatch_s = out.dispatch_s;
+    row->compute_s = out.compute_s;
+    row->combine_s = out.combine_s;
+    row->memory_bytes = s->memory.total_bytes + cached * token_bytes / s->cluster.tp;
+}
+
+/* ---- serving ----------------------------------------------------------------------------------------------- */
+
+typedef struct server {
+    double now, reserved; /* cache tokens promised to running requests */
+    ptrdiff_t next;       /* first request not admitted                */
+    int32_t *running;     /* stb_ds, indices of requests               */
+} server;
+
+static void admit(const cli_simulate *s, server *v)
+{
+    while (v->next < arrlen(s->request) && s->request[v->next].arrival_s <= v->now &&
+           arrlen(v->running) < s->max_batch) {
+        const cli_request *q = &s->request[v->next];
+        double need = (double)q->input + q->output;
+        if (v->reserved + need > s->kv_capacity) return;
+        v->reserved += need;
+        arrput(v->running, (int32_t)v->next);
+        v->next++;
+    }
+}
+
+/* Plans a step: one token of every request that has read its prompt, prompts with what is left of the limit. */
+static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *take, double *cached)
+{
+    cli_step_row row;
+    memset(&row, 0, sizeof row);
+    row.start_s = v->now;
+    row.batch = (int32_t)arrlen(v->running);
+    *cached = 0.0;
+    for (ptrdiff_t i = 0; i < arrlen(v->running); i++) {
+        const cli_request *q = &s->request[v->running[i]];
+        take[i] = q->filled == q->input;
+        row.decode += take[i];
+    }
+    for (ptrdiff_t i = 0; i < arrlen(v->running); i++) {
+        const cli_request *q = &s->request[v->running[i]];
+        int64_t room = s->max_tokens - row.prompt - row.decode;
+        if (q->filled < q->input && room > 0) {
+            take[i] = q->input - q->filled < room ? q->input - q->filled : (int32_t)room;
+            row.prompt += take[i];
+        }
+        *cached += (double)q->filled + q->made + take[i];
+    }
+    for (ptrdiff_t i = v->next; i < arrlen(s->request) && s->request[i].arrival_s <= v->now; i++)
+        row.waiting++;
+    return row;
+}
+
+/* Books what the step has done; requests that are through leave. */
+static void finish_step(cli_simulate *s, server *v, const int32_t *take)
+{
+    ptrdiff_t left = 0;
+    for (ptrdiff_t i = 0; i < arrlen(v->running); i++) {
+        cli_request *q = &s->request[v->running[i]];
+        if (q->filled < q->input) {
+            q->filled += take[i];
+            if (q->filled == q->input) {
+                q->made = 1;
+                q->first_s = v->now;
+            }
+        } else {
+            q->made++;
+        }
+        if (q->filled == q->input && q->made >= q->output) {
+            q->done_s = v->now;
+            v->reserved -= (double)q->input + q->output;
+            continue;
+        }
+        v->running[left++] = v->running[i];
+    }
+    arrsetlen(v->running, left);
+}
+
+static void serve(cli_simulate *s, const simulate_files *files)
+{
+    engine g = start_engine(s);
+    server v;
+    int32_t *take = cli_alloc((size_t)s->max_batch, sizeof *take);
+    memset(&v, 0, sizeof v);
+    while (v.next < arrlen(s->request) || arrlen(v.running) > 0) {
+        cli_step_row row;
+        double cached;
+        admit(s, &v);
+        if (arrlen(v.running) == 0) {
+            v.now = s->request[v.next].arrival_s;
+            continue;
+        }
+        if (arrlen(s->row) >= MOST_STEPS)
+            cli_die(CLI_USAGE, "more than %s steps; fewer or shorter requests, or a larger batch",
+                    cli_count(MOST_STEPS));
+        row = plan_step(s, &v, take, &cached);
+        time_step(s, &g, arrlen(s->row), cached, &row);
+        arrput(s->row, row);
+        v.now += row.length_s;
+        finish_step(s, &v, take);
+        if (files->log) cli_simulate_log(s, &row, arrlen(s->row), stdout);
+        cli_progress("simulating", (double)v.next, (double)arrlen(s->request));
+    }
+    s->end_s = v.now;
+    free(take);
+    arrfree(v.running);
+}
+
+/* ---- summary ------------------------------------------------------------------------------------------------ */
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Mean and 95th percentile. */
+static void spread(double *v, ptrdiff_t n, double *mean, double *p95)
+{
+    *mean = *p95 = 0.0;
+    if (n == 0) return;
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    for (ptrdiff_t i = 0; i < n; i++) *mean += v[i] / (double)n;
+    *p95 = v[(ptrdiff_t)(0.95 * (double)(n - 1) + 0.5)];
+}
+
+static void sum_up_requests(cli_simulate *s)
+{
+    ptrdiff_t n = arrlen(s->request), m = 0;
+    double *first = cli_alloc((size_t)n, sizeof *first), *each = cli_alloc((size_t)n, sizeof *each);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const cli_request *q = &s->request[i];
+        first[i] = q->first_s - q->arrival_s;
+        if (q->output > 1) each[m++] = (q->done_s - q->first_s) / (q->output - 1);
+    }
+    spread(first, n, &s->ttft_s, &s->ttft95_s);
+    spread(each, m, &s->tpot_s, &s->tpot95_s);
+    free(first);
+    free(each);
+}
+
+static void sum_up_steps(cli_simulate *s)
+{
+    double busy = 0.0, prompt = 0.0, made = 0.0, *time;
+    s->bins = arrlen(s->row) < CLI_BINS ? (int)arrlen(s->row) : CLI_BINS;
+    time = cli_alloc((size_t)s->bins, sizeof *time);
+    for (ptrdiff_t i = 0; i < arrlen(s->row); i++) {
+        const cli_step_row *r = &s->row[i];
+        int b = (int)(r->start_s / s->end_s * s->bins);
+        b = b < s->bins ? b : s->bins - 1;
+        busy += r->length_s;
+        prompt += (double)r->prompt;
+        s->imbalance += r->imbalance * r->length_s;
+        s->peak_bytes = fmax(s->peak_bytes, r->memory_bytes);
+        time[b] += r->length_s;
+        s->bin_prompt[b] += (double)r->prompt;
+        s->bin_decode[b] += (double)r->decode;
+        s->bin_batch[b] += r->batch * r->length_s;
+        s->bin_imbalance[b] += r->imbalance * r->length_s;
+    }
+    s->imbalance /= busy;
+    s->prompt_per_s = prompt / s->end_s;
+    for (ptrdiff_t i = 0; i < arrlen(s->request); i++) made += s->request[i].made;
+    s->decode_per_s = made / s->end_s;
+    for (int b = 0; b < s->bins; b++) {
+        s->bin_s[b] = s->end_s * (b + 0.5) / s->bins;
+        s->bin_prompt[b] *= s->bins / s->end_s;
+        s->bin_decode[b] *= s->bins / s->end_s;
+        s->bin_batch[b] /= time[b] > 0.0 ? time[b] : 1.0;
+        s->bin_imbalance[b] = time[b] > 0.0 ? s->bin_imbalance[b] / time[b] : 0.0;
+    }
+    free(time);
+}
+
+static void write_words(cli_simulate *s)
+{
+    sum_up_requests(s);
+    sum_up_steps(s);
+    s->headline =
+        cli_format("%s requests take %s: %s tokens/s out, first token after %s, then one "
+                   "every %s",
+                   cli_count((double)arrlen(s->request)), cli_seconds(s->end_s),
+                   cli_count(s->decode_per_s), cli_seconds(s->ttft_s), cli_seconds(s->tpot_s));
+    s->reason =
+        cli_format("%s on %d x %s, TP %d, EP %d, routing %s: %s steps, max/mean over devices "
+                   "%.2f on average, at most %s of %s in use. 19 of 20 requests see "
+                   "their first token within %s, further ones at most %s apart.",
+                   s->setup.model.name, s->cluster.devices, s->setup.machine.name, s->cluster.tp,
+                   s->cluster.ep, s->policy, cli_count((double)arrlen(s->row)), s->imbalance,
+                   cli_bytes(s->peak_bytes), cli_bytes(s->setup.machine.memory_bytes),
+                   cli_seconds(s->ttft95_s), cli_seconds(s->tpot95_s));
+    if (s->cluster.instances > 1)
+        cli_note(&s->setup,
+                 "The file has %d instances; the first of them serves all requests here.",
+                 s->cluster.instances);
+    cli_note(&s->setup,
+             "Experts stand in contiguous blocks; %d of %d layers are drawn in each step.",
+             s->layers, s->setup.model.num_moe_layers);
+    cli_note(
+        &s->setup,
+        "Attention reads its weights and the cache once, or multiplies its weights if that takes "
+        "longer, and sums over the TP devices; scores of long prompts are not counted.");
+}
+
+static void settle(cli_simulate *s, cli_trace *list)
+{
+    const moe_ep_model *m = &s->setup.model;
+    if (s->layers > m->num_moe_layers) s->layers = m->num_moe_layers;
+    s->workload.num_experts = m->num_experts;
+    s->workload.top_k = m->top_k;
+    s->workload.num_devices = s->cluster.ep;
+    s->workload.sigma = 1.1;
+    if (s->workload.copy_layers) s->layers = 1;
+    if (!list) return;
+    if (list[0].experts != m->num_experts)
+        cli_die(CLI_USAGE, "%s has %d experts, %s has %d", list[0].path, list[0].experts, m->name,
+                m->num_experts);
+    s->popularity = &list[0];
+    s->workload.kind = MOE_EP_LOAD_RECORDED;
+    s->policy = list[0].name;
+}
+
+int cli_simulate_main(int argc, char **argv)
+{
+    static const cli_writers writers = {cli_simulate_text, cli_simulate_json, cli_simulate_html};
+    cli_simulate s;
+    cli_common common;
+    simulate_files files;
+    cli_out page, csv;
+    cli_trace *list = NULL;
+    char *left_out;
+    int option;
+    memset(&s, 0, sizeof s);
+    memset(&common, 0, sizeof common);
+    memset(&files, 0, sizeof files);
+    common.screen.color = "auto";
+    s.layers = 4;
+    s.max_batch = 256;
+    s.max_tokens = 2048;
+    s.requests = 64;
+    s.input = 512;
+    s.output = 128;
+    s.reserve_bytes = 4e9;
+    s.workload.seed = 42;
+    s.policy = "rand";
+    while ((option = getopt_long(argc, argv, "", simulate_long, NULL)) != -1)
+        take_option(&s, &common, &files, option, optarg);
+    read_cluster(&s);
+    if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
+    settle(&s, list);
+    if (s.trace)
+        read_requests(&s);
+    else
+        make_requests(&s);
+    weigh(&s);
+    cli_open_page(&common, &page, argc, argv, optind);
+    if (files.csv) cli_out_open(&csv, files.csv);
+    serve(&s, &files);
+    write_words(&s);
+    cli_progress_end();
+    if (files.csv) {
+        cli_simulate_csv(&s, csv.stream);
+        cli_out_commit(&csv);
+    }
+    cli_write_all(&common, &page, &s, &writers);
+    return CLI_OK;
+}

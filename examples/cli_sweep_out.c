@@ -1,0 +1,443 @@
+/* cli_sweep_out.c - the answer of moe-ep sweep as text, JSON and page
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_page.h"
+#include "cli_screen.h"
+#include "cli_sweep.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Indices of the configurations of the asked batch, for every shape the overlap that is fastest; stb_ds. */
+static int *shapes_of(const cli_sweep *s)
+{
+    int *list = NULL;
+    for (int i = 0; i < (int)arrlen(s->config); i++) {
+        const cli_config *c = &s->config[i], *last;
+        if (c->tokens != s->tokens[0]) continue;
+        last = arrlen(list) > 0 ? &s->config[arrlast(list)] : NULL;
+        if (last && last->ep == c->ep && !last->fits && !c->fits)
+            continue; /* the least redundant one says it */
+        if (!last || last->ep != c->ep || last->redundant != c->redundant)
+            arrput(list, i);
+        else if (c->fits && c->step.tokens_per_s_device > last->step.tokens_per_s_device)
+            list[arrlen(list) - 1] = i;
+    }
+    return list;
+}
+
+static int is_best_shape(const cli_sweep *s, const cli_config *c)
+{
+    return s->best >= 0 && s->config[s->best].ep == c->ep &&
+           s->config[s->best].redundant == c->redundant;
+}
+
+/* Why a configuration does not fit. */
+static char *misfit(const cli_config *c)
+{
+    if (!c->memory.fits)
+        return cli_format("does not fit: %s of weights and buffers",
+                          cli_bytes(c->memory.total_bytes));
+    return cli_format("does not fit: cache for %s of %s tokens",
+                      cli_count((double)c->memory.kv_tokens), cli_count(c->batch_kv_tokens));
+}
+
+/* ---- text ---------------------------------------------------------------------------------------------- */
+
+static void put_shapes(const cli_sweep *s, FILE *f, const chart_text *t)
+{
+    int *list = shapes_of(s), n = (int)arrlen(list);
+    char **label = cli_alloc((size_t)n, sizeof *label), **tail = cli_alloc((size_t)n, sizeof *tail);
+    double *value = cli_alloc((size_t)n, sizeof *value);
+    chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
+    char *title = cli_format("Tokens/s per device at %s tokens per device, fastest overlap each "
+                             "(predicted, not measured)",
+                             cli_count((double)s->tokens[0]));
+    for (int i = 0; i < n; i++) {
+        const cli_config *c = &s->config[list[i]];
+        label[i] = cli_format("EP %-4d +%-4d", c->ep, c->redundant);
+        value[i] = c->step.tokens_per_s_device;
+        kind[i] = is_best_shape(s, c) ? CHART_BEST : CHART_PLAIN;
+        tail[i] =
+            c->fits ? cli_format("%6s  %8s/token  max/mean %.2f  %-14s  %s%s", cli_count(value[i]),
+                                 cli_seconds(c->step.tpot_s), c->imbalance, cli_limit_str(c->limit),
+                                 cli_overlap_str(c->overlap), is_best_shape(s, c) ? " <-" : "")
+                    : misfit(c);
+    }
+    cli_put_title(f, t, title);
+    chart_text_bars(f, t, n, (const char *const *)label, value, (const char *const *)tail, kind);
+    for (int i = 0; i < n; i++) {
+        free(label[i]);
+        free(tail[i]);
+    }
+    free(label);
+    free(tail);
+    free(value);
+    free(kind);
+    free(title);
+    arrfree(list);
+}
+
+static void put_front(const cli_sweep *s, FILE *f, const chart_text *t)
+{
+    cli_put_title(f, t, "Pareto front: nothing else is faster per token and per device");
+    fputs("  per token  tokens/s   tokens per    EP  redundant  overlap     limited by       "
+          "max/mean  "
+          "memory\n             per device device\n",
+          f);
+    for (ptrdiff_t i = 0; i < arrlen(s->front); i++) {
+        const cli_config *c = &s->config[s->front[i]];
+        fprintf(f, "  %9s  %10s %10s  %4d  %9d  %-10s  %-15s  %8.2f  %s%s\n",
+                cli_seconds(c->step.tpot_s), cli_count(c->step.tokens_per_s_device),
+                cli_count((double)c->tokens), c->ep, c->redundant, cli_overlap_str(c->overlap),
+                cli_limit_str(c->limit), c->imbalance, cli_bytes(c->memory.total_bytes),
+                s->front[i] == s->best ? "  <-" : "");
+    }
+}
+
+static void put_parts(const cli_sweep *s, FILE *f, const chart_text *t)
+{
+    const cli_config *c;
+    if (s->best < 0) return;
+    c = &s->config[s->best];
+    double value[5] = {c->attention_s, c->step.dispatch_s, c->step.compute_s, c->step.combine_s,
+                       c->step.shared_s};
+    static const char *const label[5] = {"attention and the rest", "dispatch", "experts", "combine",
+                                         "shared expert"};
+    char *tail[5];
+    for (int i = 0; i < 5; i++) tail[i] = cli_strdup(cli_seconds(value[i]));
+    cli_put_title(f, t, "Parts of that step, before overlap");
+    chart_text_bars(f, t, 5, label, value, (const char *const *)tail, NULL);
+    for (int i = 0; i < 5; i++) free(tail[i]);
+}
+
+void cli_sweep_text(const void *data, FILE *f, const chart_text *t)
+{
+    const cli_sweep *s = data;
+    fputs(t->color ? "\033[1m" : "", f);
+    cli_put_wrapped(f, s->headline, t->width, 0, 0);
+    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
+    cli_put_wrapped(f, s->reason, t->width, 2, 2);
+    put_shapes(s, f, t);
+    put_front(s, f, t);
+    put_parts(s, f, t);
+    cli_put_assumed(f, t, s->setup.assumed);
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------ */
+
+static json_t *config(const cli_config *c)
+{
+    json_t *o = json_object();
+    json_object_set_new(o, "ep", json_integer(c->ep));
+    json_object_set_new(o, "redundant", json_integer(c->redundant));
+    json_object_set_new(o, "tokens_per_device", json_integer(c->tokens));
+    json_object_set_new(o, "overlap", json_string(cli_overlap_str(c->overlap)));
+    json_object_set_new(o, "fits", json_boolean(c->fits));
+    json_object_set_new(o, "limit", json_string(cli_limit_str(c->limit)));
+    json_object_set_new(o, "memory_bytes", json_real(c->memory.total_bytes));
+    json_object_set_new(o, "kv_tokens", json_integer(c->memory.kv_tokens));
+    json_object_set_new(o, "slots_per_device", json_integer(c->memory.slots));
+    if (!c->fits) return o;
+    json_object_set_new(o, "imbalance", json_real(c->imbalance));
+    json_object_set_new(o, "tpot_s", json_real(c->step.tpot_s));
+    json_object_set_new(o, "tokens_per_s_device", json_real(c->step.tokens_per_s_device));
+    json_object_set_new(o, "tokens_per_s_node", json_real(c->step.tokens_per_s_node));
+    json_object_set_new(o, "attention_s", json_real(c->attention_s));
+    json_object_set_new(o, "dispatch_s", json_real(c->step.dispatch_s));
+    json_object_set_new(o, "compute_s", json_real(c->step.compute_s));
+    json_object_set_new(o, "combine_s", json_real(c->step.combine_s));
+    json_object_set_new(o, "shared_s", json_real(c->step.shared_s));
+    json_object_set_new(o, "balanced_s", json_real(c->step.balanced_s));
+    json_object_set_new(o, "pareto", json_boolean(c->pareto));
+    return o;
+}
+
+void cli_sweep_json(const void *data, FILE *f)
+{
+    const cli_sweep *s = data;
+    json_t *root = json_object(), *all = json_array(), *front = json_array();
+    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
+    json_object_set_new(root, "headline", json_string(s->headline));
+    json_object_set_new(root, "reason", json_string(s->reason));
+    json_object_set_new(root, "model", json_string(s->setup.model.name));
+    json_object_set_new(root, "machine", json_string(s->setup.machine.name));
+    json_object_set_new(root, "devices", json_integer(s->devices));
+    json_object_set_new(root, "best", s->best < 0 ? json_null() : config(&s->config[s->best]));
+    for (ptrdiff_t i = 0; i < arrlen(s->front); i++)
+        json_array_append_new(front, json_integer(s->front[i]));
+    for (ptrdiff_t i = 0; i < arrlen(s->config); i++)
+        json_array_append_new(all, config(&s->config[i]));
+    json_object_set_new(root, "front", front);
+    json_object_set_new(root, "configurations", all);
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
+        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
+    fputc('\n', f);
+    json_decref(root);
+}
+
+/* ---- page ------------------------------------------------------------------------------------------------- */
+
+static void put_tiles(const cli_sweep *s, FILE *f)
+{
+    const cli_config *c;
+    char *a, *note;
+    if (s->best < 0) return;
+    c = &s->config[s->best];
+    fputs("<dl class=\"tiles\">\n", f);
+    a = cli_format("%d<small> + %d</small>", c->ep, c->redundant);
+    note = cli_format("devices share the experts; %d slots each, %d cop%s of the model",
+                      c->memory.slots, s->devices / c->ep, s->devices / c->ep == 1 ? "y" : "ies");
+    cli_page_tile(f, "EP size, redundant experts", a, NULL, note);
+    free(a), free(note);
+    a = cli_strdup(cli_seconds(c->step.tpot_s));
+    note = cli_format("predicted, %s tokens per device", cli_count((double)c->tokens));
+    cli_page_tile(f, "Time per token", a, NULL, note);
+    free(a), free(note);
+    a = cli_strdup(cli_count(c->step.tokens_per_s_device));
+    note = cli_format("tokens/s; %s on all %d devices",
+                      cli_count(c->step.tokens_per_s_device * s->devices), s->devices);
+    cli_page_tile(f, "Throughput per device", a, NULL, note);
+    free(a), free(note);
+    a = cli_strdup(cli_bytes(c->memory.total_bytes));
+    note = cli_format("of %s; room for %s cache tokens", cli_bytes(s->setup.machine.memory_bytes),
+                      cli_count((double)c->memory.kv_tokens));
+    cli_page_tile(f, "Memory per device", a, NULL, note);
+    free(a), free(note);
+    fputs("</dl>\n", f);
+}
+
+static void draw_front(const void *data, FILE *f, cli_width w, double width, const char *id)
+{
+    const cli_sweep *s = data;
+    size_t n = (size_t)arrlen(s->config), m = (size_t)arrlen(s->front);
+    double *x = cli_alloc(n, sizeof *x), *y = cli_alloc(n, sizeof *y),
+           *fx = cli_alloc(m, sizeof *fx), *fy = cli_alloc(m, sizeof *fy), bx[1], by[1];
+    const char **label = cli_alloc(m, sizeof *label), *mine[1] = {NULL};
+    chart_series q[3];
+    chart_lines c;
+    int count = 0, series = 2;
+    for (size_t i = 0; i < n; i++) {
+        if (!s->config[i].fits) continue;
+        x[count] = 1e3 * s->config[i].step.tpot_s;
+        y[count++] = s->config[i].step.tokens_per_s_device;
+    }
+    for (size_t i = 0; i < m; i++) {
+        const cli_config *p = &s->config[s->front[i]];
+        fx[i] = 1e3 * p->step.tpot_s;
+        fy[i] = p->step.tokens_per_s_device;
+        label[i] = w != CLI_NARROW && m <= 12 && s->front[i] != s->best
+                       ? cli_format("EP %d+%d, %d", p->ep, p->redundant, (int)p->tokens)
+                       : cli_strdup("");
+    }
+    q[0] = (chart_series){count, x, y, CHART_PLAIN, 2, NULL};
+    q[1] = (chart_series){(int)m, fx, fy, CHART_BEST, 1, label};
+    if (s->best >= 0) {
+        const cli_config *p = &s->config[s->best];
+        bx[0] = 1e3 * p->step.tpot_s;
+        by[0] = p->step.tokens_per_s_device;
+        mine[0] = cli_format("EP %d+%d, %d tokens", p->ep, p->redundant, (int)p->tokens);
+        q[series++] = (chart_series){1, bx, by, CHART_HOT, 2, mine};
+    }
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = "Throughput per device against time per token";
+    c.description = s->headline;
+    c.x_title = "milliseconds per output token";
+    c.y_title = "tokens per second and device";
+    c.n = series;
+    c.series = q;
+    c.linear_x = c.linear_y = 1;
+    chart_svg_lines(f, &c, width, w == CLI_NARROW ? 300 : 380);
+    for (size_t i = 0; i < m; i++) free((void *)(uintptr_t)label[i]);
+    free((void *)(uintptr_t)mine[0]);
+    free(label);
+    free(x);
+    free(y);
+    free(fx);
+    free(fy);
+}
+
+static void put_front_figure(const cli_sweep *s, FILE *f)
+{
+    cli_page_figure(
+        f, "What is there to choose from?",
+        "Every configuration that fits in memory. On the line nothing else is both faster "
+        "per token and cheaper per token; labels are EP size + redundant experts, tokens "
+        "per device.");
+    cli_page_draw(s, f, draw_front, "front", cli_full_width);
+    fputs("<ul class=\"legend\">", f);
+    chart_html_key(f, CHART_PLAIN, 1, "fits in memory");
+    chart_html_key(f, CHART_BEST, 1, "Pareto front");
+    if (s->best >= 0) chart_html_key(f, CHART_HOT, 1, "the answer");
+    fputs("</ul>", f);
+    cli_page_figure_end(f);
+}
+
+static void draw_shapes(const void *data, FILE *f, cli_width w, double width, const char *id)
+{
+    const cli_sweep *s = data;
+    int *list = shapes_of(s), n = (int)arrlen(list), count = 0;
+    const char **label = cli_alloc((size_t)n, sizeof *label),
+               **tail = cli_alloc((size_t)n, sizeof *tail);
+    double *value = cli_alloc((size_t)n, sizeof *value);
+    chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
+    chart_hbars c;
+    for (int i = 0; i < n; i++) {
+        const cli_config *q = &s->config[list[i]];
+        if (!q->fits) continue;
+        label[count] = cli_format("EP %d, %d redundant", q->ep, q->redundant);
+        value[count] = q->step.tokens_per_s_device;
+        kind[count] = is_best_shape(s, q) ? CHART_BEST : CHART_PLAIN;
+        tail[count++] = cli_format(w == CLI_NARROW ? "%s, %s" : "%s tokens/s, %s per token, %s",
+                                   cli_count(q->step.tokens_per_s_device),
+                                   cli_seconds(q->step.tpot_s), cli_limit_str(q->limit));
+    }
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = "Throughput per device by EP size and redundant experts";
+    c.description = s->headline;
+    c.n = count;
+    c.value = value;
+    c.label = label;
+    c.value_label = tail;
+    c.kind = kind;
+    if (count > 0) chart_svg_hbars(f, &c, width);
+    for (int i = 0; i < count; i++) {
+        free((void *)(uintptr_t)label[i]);
+        free((void *)(uintptr_t)tail[i]);
+    }
+    free(label);
+    free(tail);
+    free(value);
+    free(kind);
+    arrfree(list);
+}
+
+static void put_shapes_figure(const cli_sweep *s, FILE *f)
+{
+    int *list = shapes_of(s);
+    char *text =
+        cli_format("Tokens per second and device at %s tokens per device, with the overlap "
+                   "that is fastest for each, and what limits it.",
+                   cli_count((double)s->tokens[0]));
+    cli_page_figure(f, "Which EP size, how many redundant experts?", text);
+    cli_page_draw(s, f, draw_shapes, "shapes", cli_full_width);
+    fputs("<ul class=\"plain\">", f);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
+        const cli_config *c = &s->config[list[i]];
+        char *why;
+        if (c->fits) continue;
+        why = misfit(c);
+        fprintf(f, "<li>EP %d %s.", c->ep, why);
+        free(why);
+    }
+    fputs("</ul>", f);
+    cli_page_figure_end(f);
+    free(text);
+    arrfree(list);
+}
+
+static void draw_parts(const void *data, FILE *f, cli_width w, double width, const char *id)
+{
+    const cli_config *p = data;
+    static const char *const label[5] = {"attention and the rest", "dispatch", "experts", "combine",
+                                         "shared expert"};
+    static const chart_kind kind[5] = {CHART_PLAIN, CHART_GOOD, CHART_HOT, CHART_GOOD, CHART_PLAIN};
+    double value[5] = {p->attention_s, p->step.dispatch_s, p->step.compute_s, p->step.combine_s,
+                       p->step.shared_s};
+    const char *tail[5];
+    chart_hbars c;
+    (void)w;
+    for (int i = 0; i < 5; i++) tail[i] = cli_strdup(cli_seconds(value[i]));
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = "Parts of the step before overlap";
+    c.description = "Time of each stage, summed over the layers.";
+    c.n = 5;
+    c.value = value;
+    c.label = label;
+    c.value_label = tail;
+    c.kind = kind;
+    chart_svg_hbars(f, &c, width);
+    for (int i = 0; i < 5; i++) free((void *)(uintptr_t)tail[i]);
+}
+
+static void put_parts_figure(const cli_sweep *s, FILE *f)
+{
+    const cli_config *c;
+    char *text;
+    if (s->best < 0) return;
+    c = &s->config[s->best];
+    text = cli_format("The stages of the recommended configuration, summed over the layers, before "
+                      "overlap. With perfect balance the experts would take %s.",
+                      cli_seconds(c->step.balanced_s));
+    cli_page_figure(f, "Where does the time go?", text);
+    cli_page_draw(c, f, draw_parts, "parts", cli_full_width);
+    cli_page_figure_end(f);
+    free(text);
+}
+
+static void put_row(const cli_sweep *s, FILE *f, int at)
+{
+    const cli_config *c = &s->config[at];
+    fprintf(f, "<tr%s><th>%d<td>%d<td>%d<td>%s<td>%s<td>%s<td>%s<td>%.2f<td>%s\n",
+            at == s->best ? " class=\"pick\"" : "", c->ep, c->redundant, (int)c->tokens,
+            cli_overlap_str(c->overlap), c->fits ? cli_seconds(c->step.tpot_s) : "-",
+            c->fits ? cli_count(c->step.tokens_per_s_device) : "-", cli_limit_str(c->limit),
+            c->fits ? c->imbalance : 1.0, cli_bytes(c->memory.total_bytes));
+}
+
+static void put_tables(const cli_sweep *s, FILE *f)
+{
+    static const char head[] =
+        "<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>EP<th>redundant<th>tokens "
+        "per "
+        "device<th>overlap<th>per token<th>tokens/s per device<th>limited by<th>max/mean<th>memory"
+        "</thead><tbody>";
+    cli_page_figure(f, "The Pareto front", "");
+    fputs(head, f);
+    for (ptrdiff_t i = 0; i < arrlen(s->front); i++) put_row(s, f, s->front[i]);
+    fputs("</tbody></table></div><details><summary>All configurations</summary>", f);
+    fputs(head, f);
+    for (int i = 0; i < (int)arrlen(s->config); i++) put_row(s, f, i);
+    fputs("</tbody></table></div></details>", f);
+    cli_page_figure_end(f);
+}
+
+void cli_sweep_html(const void *data, FILE *f)
+{
+    const cli_sweep *s = data;
+    cli_page_head head = {"Expert-parallel configuration sweep",
+                          s->setup.model.name,
+                          s->headline,
+                          "",
+                          s->state,
+                          s->badge,
+                          s->reason};
+    char *note =
+        cli_format("%s on %d devices of %s \xc2\xb7 %d layers \xc2\xb7 %d experts, top-%d "
+                   "\xc2\xb7 %s tokens per device \xc2\xb7 context %s",
+                   s->setup.model.name, s->devices, s->setup.machine.name,
+                   s->setup.model.num_moe_layers, s->setup.model.num_experts, s->setup.model.top_k,
+                   cli_count((double)s->tokens[0]), cli_count(s->context));
+    cli_page_begin(f, &head);
+    put_tiles(s, f);
+    cli_page_note(f, note);
+    if (arrlen(s->front) > 0) put_front_figure(s, f);
+    put_shapes_figure(s, f);
+    put_parts_figure(s, f);
+    put_tables(s, f);
+    cli_page_figure(f, "What was taken for granted", "");
+    cli_page_list(f, s->setup.assumed ? s->setup.assumed : "Nothing.");
+    cli_page_figure_end(f);
+    cli_page_end(f,
+                 "Times are computed with a roofline for the expert matrices and a "
+                 "latency-bandwidth model for dispatch and combine, with constants fitted to "
+                 "published tables; never measured. EP 32 + 64 means 32 devices and 64 redundant "
+                 "experts per layer.");
+    free(note);
+}
