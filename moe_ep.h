@@ -2364,8 +2364,8 @@ typedef struct moe_ep_time_result {
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
  * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, NEGATIVE, NAN, RANGE, OVERFLOW,
  * PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes).  O(P + D), with traffic O(P + D^2).
- * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both ways,
- * the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
+ * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
+ * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
  * experts 71.1, combine 181.4 us. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,

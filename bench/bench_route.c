@@ -60,7 +60,8 @@ static void permute(void *p, int part, int parts)
     state *s = (state *)p;
     (void)parts;
     if (part > 0) return; /* one sort, one thread */
-    if (moe_ep_permute(s->ids[s->turn % POOL], (int64_t)T * K, E, s->offsets, s->row_to_flat, s->flat_to_row, NULL) != MOE_EP_OK)
+    if (moe_ep_permute(s->ids[s->turn % POOL], (int64_t)T * K, E, s->offsets, s->row_to_flat, s->flat_to_row,
+                       NULL) != MOE_EP_OK)
         exit(1);
 }
 
@@ -85,9 +86,10 @@ static void measure(state *s, const job *j, int threads, bench_stream *stream)
     }
     time = bench_median(a, ROUNDS);
     read = (double)stream->words * 8 / bench_median(b, ROUNDS);
-    printf("%-34s %d thread%s %8.3f ms %7.2f ns/item %7.2f GB/s  %5.1f %% of stream %6.2f GB/s  (aim %.0f %%)\n", j->name, threads,
-           threads > 1 ? "s" : " ", 1e3 * time, 1e9 * time / j->items, j->bytes / time * 1e-9, 100 * j->bytes / time / read,
-           read * 1e-9, 100 * j->least);
+    printf(
+        "%-34s %d thread%s %8.3f ms %7.2f ns/item %7.2f GB/s  %5.1f %% of stream %6.2f GB/s  (aim %.0f %%)\n",
+        j->name, threads, threads > 1 ? "s" : " ", 1e3 * time, 1e9 * time / j->items, j->bytes / time * 1e-9,
+        100 * j->bytes / time / read, read * 1e-9, 100 * j->least);
 }
 
 int main(int argc, char **argv)
@@ -146,8 +148,9 @@ int main(int argc, char **argv)
         }
         x = bench_median(a, ROUNDS);
         y = bench_median(b, ROUNDS);
-        printf("permutation of %d assignments: %.3f ms, %.2f ns each, %.2f x a memcpy of the bytes it touches (aim 6)\n", T * K,
-               1e3 * x, 1e9 * x / (T * K), x / y);
+        printf("permutation of %d assignments: %.3f ms, %.2f ns each, %.2f x a memcpy of the bytes it touches "
+               "(aim 6)\n",
+               T * K, 1e3 * x, 1e9 * x / (T * K), x / y);
     }
     printf("other processes used %.1f %% of the machine meanwhile\n", 100 * bench_others(&load));
     return 0;

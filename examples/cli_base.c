@@ -237,6 +237,21 @@ char *cli_printable(const char *text)
     return copy;
 }
 
+FILE *cli_open_input(const char *path)
+{
+    struct stat info;
+    FILE *f;
+    if (strcmp(path, "-") == 0)
+        cli_die(CLI_USAGE, "-: standard input cannot be read; inputs must be files");
+    if (stat(path, &info) != 0) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
+    if (S_ISDIR(info.st_mode)) cli_die(CLI_USAGE, "%s: is a directory", path);
+    if (!S_ISREG(info.st_mode))
+        cli_die(CLI_USAGE, "%s: is not an ordinary file; inputs must be files, not pipes or devices", path);
+    f = fopen(path, "rb");
+    if (!f) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
+    return f;
+}
+
 /* ---- output files ------------------------------------------------------------------------------------ */
 
 void cli_out_open(cli_out *out, const char *path)

@@ -28,6 +28,9 @@ const char *cli_seconds(double s);
 /* Bytes as text: 2554331136 -> "2.55 GB" (powers of ten). */
 const char *cli_bytes(double b);
 
+/* Opens an ordinary file for reading; leaves at anything else, so that no pipe is waited for. */
+FILE *cli_open_input(const char *path);
+
 /* An output that appears whole or not at all: written in memory, then to a temporary file beside the
  * target, synced and renamed.  Opening checks that the target can be written before long work starts. */
 typedef struct cli_out {

@@ -106,8 +106,9 @@ static int csv_header(csv_reader *c, char **fields)
         first--;
     if (n - first >= 2 && column_expert(fields[first]) != 0)
         cli_die(CLI_USAGE,
-                "%s:%lld: the expert columns must be named 0, 1, 2, ...; the first is \"%s\"",
-                c->path, (long long)c->line, fields[first]);
+                "%s:%lld: the expert columns must be named 0, 1, 2, ...; the first is \"%s\"; without a header "
+                "put a line label,layer,0,1,... above",
+                c->path, (long long)c->line, cli_printable(fields[first]));
     if (n - first < 2) first = n;
     for (ptrdiff_t i = 0; i < n; i++) {
         csv_role r = i >= first ? ROLE_COUNT : role_of(fields[i]);

@@ -33,7 +33,7 @@ static const char diagnose_help[] =
     "  --target R        max/mean that is good enough (1.05)\n"
     "  --min-gain S      least share of a step saved (0.05)\n"
     "  --min-improved S  least share of judged steps that get faster (0.8)\n"
-    "  --min-steps N     least number of judged steps (2)\n"
+    "  --min-steps N     least number of judged steps (2; 1 where the recordings are sums)\n"
     "  --horizon N       steps that the plan will serve (no limit)\n"
     "what it costs\n"
     "  --model NAME      --machine NAME   --hidden H   --intermediate I   --other-ms X   (see "
@@ -97,6 +97,7 @@ static void take_option(cli_diagnose *g, cli_common *common, int *exit_code, int
         g->desc.min_improved = cli_option_number("min-improved", value, 0.0, 1.0);
         return;
     case O_STEPS:
+        g->min_steps_given = 1;
         g->desc.min_steps = (int32_t)cli_option_count("min-steps", value, 1, INT32_MAX);
         return;
     case O_PAUSE:
@@ -154,6 +155,7 @@ static void fill_desc(cli_diagnose *g)
     d->horizon_steps = g->setup.horizon_steps;
     d->min_gain = g->setup.min_gain;
     d->target_imbalance = g->setup.target;
+    if (!g->min_steps_given) d->min_steps = cli_report_min_steps(r);
     if (!(d->move_Bps > 0.0))
         d->move_Bps = g->setup.nodes > 1 ? g->setup.machine.normal_dispatch.inter_Bps
                                          : g->setup.machine.normal_dispatch.intra_Bps;
@@ -287,6 +289,7 @@ static void write_verdict(cli_diagnose *g)
 {
     const moe_ep_diagnosis *d = &g->d;
     double saved = 100.0 * d->gain;
+    char *why;
     switch (d->verdict) {
     case MOE_EP_RECOMMEND:
         g->badge = "Recommend";
@@ -310,7 +313,9 @@ static void write_verdict(cli_diagnose *g)
     }
     if (d->reason == MOE_EP_REASON_NO_LOAD)
         g->headline = cli_strdup("Insufficient evidence: a window holds no tokens");
-    g->reason = cli_format("%c%s.", toupper((unsigned char)d->text[0]), d->text + 1);
+    why = cli_reason(&g->desc, d);
+    g->reason = cli_format("%c%s.", toupper((unsigned char)*why), why + 1);
+    free(why);
     write_checks(g);
 }
 

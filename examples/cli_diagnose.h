@@ -37,6 +37,7 @@ typedef struct cli_diagnose {
     cli_check_line *check;     /* stb_ds */
     char *headline, *reason;
     const char *badge, *state;
+    int min_steps_given;
 } cli_diagnose;
 
 void cli_diagnose_text(const void *data, FILE *f, const chart_text *t);

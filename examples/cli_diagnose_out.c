@@ -108,11 +108,13 @@ static json_t *number(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
-static json_t *diagnosis(const moe_ep_diagnosis *d)
+static json_t *diagnosis(const cli_diagnose *g, const moe_ep_diagnosis *d)
 {
+    char *why = cli_reason(&g->desc, d);
     json_t *o = json_object();
     json_object_set_new(o, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
-    json_object_set_new(o, "reason", json_string(d->text));
+    json_object_set_new(o, "reason", json_string(why));
+    free(why);
     json_object_set_new(o, "steps", json_integer(d->steps));
     json_object_set_new(o, "layers_loaded", json_integer(d->layers_loaded));
     json_object_set_new(o, "imbalance_before", number(d->imbalance_before));
@@ -162,7 +164,7 @@ static json_t *setup(const cli_diagnose *g)
 void cli_diagnose_json(const void *data, FILE *f)
 {
     const cli_diagnose *g = data;
-    json_t *root = diagnosis(&g->d), *list = json_array(), *steps = json_array();
+    json_t *root = diagnosis(g, &g->d), *list = json_array(), *steps = json_array();
     json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
     json_object_set_new(root, "headline", json_string(g->headline));
     json_object_set_new(root, "setup", setup(g));
@@ -172,7 +174,7 @@ void cli_diagnose_json(const void *data, FILE *f)
                                   number(g->d.hot_imbalance), "share_of_steps",
                                   number(g->d.hot_share)));
     for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
-        json_t *o = diagnosis(&g->judged[i].d);
+        json_t *o = diagnosis(g, &g->judged[i].d);
         json_object_set_new(o, "name", json_string(g->judged[i].name));
         json_array_append_new(list, o);
     }

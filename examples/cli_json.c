@@ -28,12 +28,21 @@ static json_t *matrix(const double *v, int32_t rows, int32_t columns)
     return list;
 }
 
-static json_t *diagnosis(const moe_ep_diagnosis *d, int32_t slots)
+/* Takes over the text. */
+static json_t *json_text(char *text)
 {
+    json_t *o = json_string(text);
+    free(text);
+    return o;
+}
+
+static json_t *diagnosis(const cli_report *r, const moe_ep_diagnosis *d, int32_t slots)
+{
+    moe_ep_diagnose_desc limits = cli_report_thresholds(r);
     json_t *o = json_object();
     json_object_set_new(o, "slots", json_integer(slots));
     json_object_set_new(o, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
-    json_object_set_new(o, "reason", json_string(d->text));
+    json_object_set_new(o, "reason", json_text(cli_reason(&limits, d)));
     json_object_set_new(o, "steps", json_integer(d->steps));
     json_object_set_new(o, "imbalance_before", number(d->imbalance_before));
     json_object_set_new(o, "imbalance_after", number(d->imbalance_after));
@@ -148,13 +157,14 @@ void cli_report_json(const cli_report *r, FILE *f)
 {
     const cli_setup *s = r->setup;
     const moe_ep_diagnosis *d = r->chosen;
+    moe_ep_diagnose_desc limits = cli_report_thresholds(r);
     json_t *root = json_object(), *more = lists(r);
     json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
     json_object_set_new(root, "headline", json_string(r->headline));
     json_object_set_new(root, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
     json_object_set_new(root, "provisional", json_boolean(r->self_judged));
     json_object_set_new(root, "recommend", json_boolean(r->recommend));
-    json_object_set_new(root, "reason", json_string(d->text));
+    json_object_set_new(root, "reason", json_text(cli_reason(&limits, d)));
     json_object_set_new(root, "bottleneck",
                         json_pack("{s:i,s:i,s:o,s:o}", "device", (int)d->hot_device, "layer",
                                   (int)r->layer[r->hot].number, "imbalance",
@@ -168,8 +178,8 @@ void cli_report_json(const cli_report *r, FILE *f)
                                   "layers", (int)r->L, "experts", (int)r->E, "top_k", (int)r->K,
                                   "tokens_per_step", (json_int_t)r->tokens, "model", s->model.name,
                                   "machine", s->machine.name, "layers_left_out", r->left_out));
-    json_object_set_new(root, "no_copies", diagnosis(&r->one, r->E));
-    json_object_set_new(root, "copies", diagnosis(&r->copies, r->slots));
+    json_object_set_new(root, "no_copies", diagnosis(r, &r->one, r->E));
+    json_object_set_new(root, "copies", diagnosis(r, &r->copies, r->slots));
     json_object_set_new(root, "chosen", json_string(d == &r->one ? "no_copies" : "copies"));
     json_object_set_new(root, "copies_needed",
                         r->fewest_copies < 0 ? json_null() : json_integer(r->fewest_copies));

@@ -21,16 +21,6 @@ int cli_has_suffix(const char *name, const char *tail)
     return n > m && strcasecmp(name + n - m, tail) == 0;
 }
 
-static FILE *open_map(const char *path)
-{
-    struct stat info;
-    FILE *f = fopen(path, "rb");
-    if (!f) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
-    if (fstat(fileno(f), &info) != 0 || !S_ISREG(info.st_mode))
-        cli_die(CLI_USAGE, "%s: is not an ordinary file", path);
-    return f;
-}
-
 /* ---- which kind of file ------------------------------------------------------------------------------- */
 
 static int is_json_map(const char *path)
@@ -93,7 +83,7 @@ static int32_t expert_id(int64_t v, const char *where)
 static cli_map read_json_map(const char *path)
 {
     json_error_t e;
-    FILE *f = open_map(path);
+    FILE *f = cli_open_input(path);
     json_t *root = json_loadf(f, 0, &e), *list, *row, *item;
     size_t l, s;
     cli_map m;
@@ -177,7 +167,7 @@ static slot_line *read_slot_lines(const char *path)
     char *text = NULL;
     size_t room = 0;
     ptrdiff_t at[COLUMNS];
-    FILE *f = open_map(path);
+    FILE *f = cli_open_input(path);
     for (int64_t line = 1; getline(&text, &room, f) >= 0; line++) {
         char **fields;
         if (text[strspn(text, " \t\r\n")] == '\0') continue;

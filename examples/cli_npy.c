@@ -111,11 +111,8 @@ void cli_npy_open(cli_npy *a, const char *path)
     int64_t have, want;
     memset(a, 0, sizeof *a);
     a->path = path;
-    a->file = fopen(path, "rb");
-    if (!a->file) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
+    a->file = cli_open_input(path);
     if (fstat(fileno(a->file), &info) != 0) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode))
-        cli_die(CLI_USAGE, "%s: a .npy input must be an ordinary file", path);
     got = fread(lead, 1, 10, a->file);
     if (got < 10 || memcmp(lead, "\x93NUMPY", 6) != 0)
         cli_die(CLI_USAGE, "%s: does not begin like a .npy file", path);
@@ -227,6 +224,19 @@ static double number_at(const cli_npy *a, const unsigned char *p)
     }
 }
 
+/* Remembers the value that 32 bits do not hold, for the message that names it. */
+static void note_wide(cli_npy *a, const unsigned char *p, int64_t at)
+{
+    uint64_t u64 = 0;
+    a->wide_at = at + 1;
+    if (a->kind == 'u' && a->size == 8) {
+        memcpy(&u64, p, 8);
+        (void)snprintf(a->wide, sizeof a->wide, "%llu", (unsigned long long)u64);
+    } else {
+        (void)snprintf(a->wide, sizeof a->wide, "%lld", (long long)integer_at(a, p));
+    }
+}
+
 void cli_npy_read_i32(cli_npy *a, int32_t *out, int64_t n)
 {
     unsigned char *buf = cli_alloc(BATCH, (size_t)a->size);
@@ -239,9 +249,11 @@ void cli_npy_read_i32(cli_npy *a, int32_t *out, int64_t n)
         read_raw(a, buf, (size_t)part);
         for (int64_t i = 0; i < part; i++) {
             int64_t v = integer_at(a, buf + i * a->size);
+            if ((v > INT32_MAX || v < INT32_MIN) && a->wide_at == 0) note_wide(a, buf + i * a->size, a->read + i);
             out[done + i] = v > INT32_MAX ? INT32_MAX : v < INT32_MIN ? INT32_MIN : (int32_t)v;
         }
         done += part;
+        a->read += part;
     }
     free(buf);
 }

@@ -18,6 +18,9 @@ typedef struct cli_npy {
     int64_t count;        /* product of the shape */
     char descr[16];       /* as the header says it, "<i4" */
     char shape_text[96];  /* "(4096, 4, 8)" */
+    int64_t read;      /* elements read as integers so far                          */
+    int64_t wide_at;   /* the first of them beyond 32 bits, from 1; 0 = none         */
+    char wide[24];     /* what it is                                                */
 } cli_npy;
 
 /* Opens, checks the header against the real size of the file, leaves on any fault. */

@@ -129,6 +129,12 @@ static char *id_place(const cli_npy *a, int64_t flat)
                       (long long)(flat / k % a->shape[1]), (long long)(flat % k));
 }
 
+/* The id as the file has it, also where it does not fit into 32 bits. */
+static char *id_value(const cli_npy *a, int64_t flat, int32_t id)
+{
+    return a->wide_at == flat + 1 ? cli_strdup(a->wide) : cli_format("%d", id);
+}
+
 /* Largest id in the file; leaves at the first that can be none. */
 static int32_t largest_id(const char *path)
 {
@@ -140,8 +146,8 @@ static int32_t largest_id(const char *path)
         cli_npy_read_i32(&a, buf, part);
         for (int64_t i = 0; i < part; i++) {
             if (buf[i] < -1 || buf[i] >= MAX_EXPERTS)
-                cli_die(CLI_USAGE, "%s: %s = %d is no expert id (0.. or -1 for none)", path,
-                        id_place(&a, done + i), buf[i]);
+                cli_die(CLI_USAGE, "%s: %s = %s is no expert id (0.. or -1 for none)", path,
+                        id_place(&a, done + i), id_value(&a, done + i, buf[i]));
             if (buf[i] > top) top = buf[i];
         }
         done += part;
@@ -182,8 +188,9 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
         cli_npy_read_i32(a, buf, part);
         if (moe_ep_layer_loads(&view, counts, &skipped, &err) != MOE_EP_OK) {
             if (err.status != MOE_EP_ERR_EXPERT_ID) cli_check(err.status, &err, a->path);
-            cli_die(CLI_USAGE, "%s: %s = %d, but there are %d experts (0..%d)", a->path,
-                    id_place(a, done + err.index), buf[err.index], t->experts, t->experts - 1);
+            cli_die(CLI_USAGE, "%s: %s = %s, but there are %d experts (0..%d)", a->path,
+                    id_place(a, done + err.index), id_value(a, done + err.index, buf[err.index]), t->experts,
+                    t->experts - 1);
         }
         t->skipped += skipped;
         for (int64_t i = 0; i < layers * t->experts; i++)
@@ -379,13 +386,8 @@ static void refuse_known(const char *path, const unsigned char *head, size_t n)
 void cli_read(cli_trace **list, const char *path, const cli_read_options *options)
 {
     unsigned char head[64];
-    struct stat info;
     size_t n, start = 0;
-    FILE *f = fopen(path, "rb");
-    if (!f) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
-    if (fstat(fileno(f), &info) == 0 && S_ISDIR(info.st_mode))
-        cli_die(CLI_USAGE, "%s: is a directory", path);
-    if (!S_ISREG(info.st_mode)) cli_die(CLI_USAGE, "%s: is not an ordinary file", path);
+    FILE *f = cli_open_input(path);
     n = fread(head, 1, sizeof head, f);
     if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
     rewind(f);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128, MAX_STEPS = 512 };
+enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128, MAX_STEPS = 512, MAX_FINE = 128 };
 
 /* Tokens per step: what the caller says, a quarter of the recorded ids, or a prefill batch for counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
@@ -250,6 +250,27 @@ moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t 
     return t;
 }
 
+/* A recording that is a sum over many steps stands for all of them. */
+int32_t cli_report_min_steps(const cli_report *r)
+{
+    moe_ep_diagnose_desc d;
+    memset(&d, 0, sizeof d);
+    moe_ep_diagnose_thresholds(&d);
+    return r->sums ? 1 : d.min_steps;
+}
+
+/* What the library decided by, for the sentence that says why. */
+moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r)
+{
+    moe_ep_diagnose_desc d;
+    memset(&d, 0, sizeof d);
+    moe_ep_diagnose_thresholds(&d);
+    d.horizon_steps = r->setup->horizon_steps;
+    d.min_gain = r->setup->min_gain;
+    d.min_steps = r->self_judged ? 1 : cli_report_min_steps(r);
+    return d;
+}
+
 /* One call of the library's judgement; 0 when the planner cannot do this shape. */
 static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
                moe_ep_diagnosis *out)
@@ -280,7 +301,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
         q->nodes > 1 ? s->machine.normal_dispatch.inter_Bps : s->machine.normal_dispatch.intra_Bps;
     d.horizon_steps = s->horizon_steps;
     d.min_gain = s->min_gain;
-    if (r->self_judged || r->sums) d.min_steps = 1;
+    d.min_steps = r->self_judged ? 1 : cli_report_min_steps(r);
     status = moe_ep_diagnose(&d, plan, out, NULL, &err);
     free(mem);
     if (status == MOE_EP_OK) return 1;
@@ -577,6 +598,7 @@ static void compare_strategies(cli_report *r)
 static void count_copies(cli_report *r)
 {
     moe_ep_copies_desc d;
+    moe_ep_copies_point *fine;
     moe_ep_error err;
     memset(&d, 0, sizeof d);
     d.place.num_layers = r->L;
@@ -591,6 +613,16 @@ static void count_copies(cli_report *r)
     r->curve_points = d.max_extra / d.step + 1;
     r->curve = cli_alloc((size_t)r->curve_points, sizeof *r->curve);
     cli_check(moe_ep_min_copies(&d, r->curve, &r->fewest_copies, NULL, &err), &err, "copies");
+    r->copies_step = d.step;
+    if (r->fewest_copies == 0) r->copies_step = 1;
+    if (r->copies_step == 1) return;
+    d.max_extra = r->fewest_copies > 0 ? r->fewest_copies : d.max_extra;
+    if (d.max_extra > MAX_FINE) return;
+    d.step = 1; /* fewer may do between the coarse points */
+    fine = cli_alloc((size_t)d.max_extra + 1, sizeof *fine);
+    cli_check(moe_ep_min_copies(&d, fine, &r->fewest_copies, NULL, &err), &err, "copies");
+    r->copies_step = 1;
+    free(fine);
 }
 
 static void what_if(cli_report *r, const char *name, int32_t devices, int32_t slots, int64_t tokens)

@@ -88,7 +88,7 @@ typedef struct cli_report {
     cli_strategy *strategy;     /* stb_ds                                                          */
     cli_what_if *what_if;       /* stb_ds                                                          */
     moe_ep_copies_point *curve; /* (curve_points)                                                  */
-    int32_t curve_points, fewest_copies;
+    int32_t curve_points, fewest_copies, copies_step; /* step: of the search for the fewest, 1 = exact */
 
     int sweep;                  /* batch sizes                                                     */
     double sweep_tokens[CLI_SWEEP], sweep_chance[CLI_SWEEP], sweep_own[CLI_SWEEP]; /* max/mean - 1; own 0 = none */
@@ -115,6 +115,15 @@ moe_ep_shape cli_shape(int32_t devices, int32_t slots, int32_t nodes);
 moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *shape, void **mem);
 /* How a layer of the model is priced on the machine. */
 moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t devices, int32_t nodes);
+
+/* Judged steps that a verdict needs: fewer where the recordings are sums over many steps. */
+int32_t cli_report_min_steps(const cli_report *r);
+/* What the verdict was decided by. */
+moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r);
+/* Why the verdict is what it is, without capital and full stop; malloc'd. */
+char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o);
+/* "within the first step", "after 12 steps"; malloc'd. */
+char *cli_after_steps(double steps);
 
 /* Fills the sentences: headline, verdict, reason, lines, hints. */
 void cli_report_words(cli_report *r);

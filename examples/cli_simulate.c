@@ -211,8 +211,7 @@ static void read_cluster(cli_simulate *s)
     double link_Bps, latency_s;
     FILE *f;
     if (!c->path) cli_die(CLI_USAGE, "--config is needed");
-    f = fopen(c->path, "rb");
-    if (!f) cli_die(CLI_USAGE, "%s: %s", c->path, strerror(errno));
+    f = cli_open_input(c->path);
     root = json_loadf(f, 0, &e);
     (void)fclose(f);
     if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", c->path, e.line, e.column, cli_printable(e.text));
@@ -296,8 +295,7 @@ static void read_requests(cli_simulate *s)
 {
     char *text = NULL;
     size_t room = 0;
-    FILE *f = fopen(s->trace, "rb");
-    if (!f) cli_die(CLI_USAGE, "%s: %s", s->trace, strerror(errno));
+    FILE *f = cli_open_input(s->trace);
     for (int64_t line = 1; getline(&text, &room, f) >= 0; line++) {
         json_error_t e;
         json_t *object;

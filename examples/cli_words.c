@@ -23,6 +23,96 @@ static void add_line(cli_report *r, const char *name, char *value, char *meaning
     arrput(r->line, line);
 }
 
+/* ---- why --------------------------------------------------------------------------------------------- */
+
+char *cli_after_steps(double steps)
+{
+    if (steps <= 1.0) return cli_strdup("within the first step");
+    return cli_format("after %s steps", cli_count(ceil(steps)));
+}
+
+static char *step_change(const moe_ep_diagnosis *o)
+{
+    char *before = o->before_s > 0.0 ? cli_strdup(cli_seconds(o->before_s))
+                                     : cli_format("%s rows", cli_count(o->before_rows));
+    char *after = o->before_s > 0.0 ? cli_strdup(cli_seconds(o->after_s))
+                                    : cli_format("%s rows", cli_count(o->after_rows));
+    char *text = cli_format("a step goes from %s to %s (%.1f %% %s)", before, after, 100.0 * fabs(o->gain),
+                            o->gain < 0.0 ? "more" : "less");
+    free(before);
+    free(after);
+    return text;
+}
+
+static char *pays(const moe_ep_diagnosis *o, const char *change)
+{
+    char *share = o->improved < 1.0 ? cli_format("%.1f %% of %s judged steps", 100.0 * o->improved, cli_count(o->steps))
+                  : o->steps == 1   ? cli_strdup("the one judged step")
+                                    : cli_format("every one of %s judged steps", cli_count(o->steps));
+    char *when = cli_after_steps(o->break_even_steps);
+    char *text = cli_format("%s, faster in %s, moving %s experts%s%s", change, share, cli_count((double)o->moves),
+                            o->break_even_steps > 0.0 ? ", paid back " : "", o->break_even_steps > 0.0 ? when : "");
+    free(share);
+    free(when);
+    return text;
+}
+
+char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
+{
+    char *change = step_change(o), *text = NULL, *when;
+    switch (o->reason) {
+    case MOE_EP_REASON_NO_JUDGE_WINDOW:
+        text = cli_format("there is no second window: a plan must be judged on loads it was not made from; on its "
+                          "own window %s",
+                          change);
+        break;
+    case MOE_EP_REASON_NO_LOAD:
+        text = cli_strdup("a window holds no tokens, so nothing can be said");
+        break;
+    case MOE_EP_REASON_FEW_STEPS:
+        text = cli_format("%d judged step%s fewer than the %d asked for; on %s %s", o->steps,
+                          o->steps == 1 ? " is" : "s are", d->min_steps, o->steps == 1 ? "it" : "them", change);
+        break;
+    case MOE_EP_REASON_BALANCED:
+        text = cli_format("the busiest device has %.3f times the mean, within the %.3f that is good enough",
+                          o->imbalance_before, d->target_imbalance);
+        break;
+    case MOE_EP_REASON_CHANCE:
+        text = cli_format("the busiest device has %.2f times the mean, no more than the %.2f that even routing of so "
+                          "few tokens gives by chance; larger batches help, a plan does not",
+                          o->imbalance_before, o->chance_imbalance);
+        break;
+    case MOE_EP_REASON_SMALL_GAIN:
+        text = cli_format("the plan saves too little: %s, wanted at least %.1f %%", change, 100.0 * d->min_gain);
+        break;
+    case MOE_EP_REASON_UNRELIABLE:
+        text = cli_format("the plan helps in only %.1f %% of the steps, wanted %.1f %%: the load shifts faster than "
+                          "the plan",
+                          100.0 * o->improved, 100.0 * d->min_improved);
+        break;
+    case MOE_EP_REASON_BREAK_EVEN:
+        when = cli_after_steps(o->break_even_steps);
+        text = cli_format("moving %s experts is paid back %s, but the plan will serve only %s",
+                          cli_count((double)o->moves), when, cli_count(d->horizon_steps));
+        free(when);
+        break;
+    case MOE_EP_REASON_PAYS:
+        text = pays(o, change);
+        break;
+    default:
+        text = cli_strdup(o->text);
+    }
+    free(change);
+    return text;
+}
+
+/* The first letter made a capital. */
+static char *sentence(char *text)
+{
+    *text = (char)toupper((unsigned char)*text);
+    return text;
+}
+
 static const char *and_copies(const cli_report *r)
 {
     return r->chosen == &r->one ? "no copies" : cli_format("%d copies", r->slots - r->E);
@@ -63,32 +153,51 @@ static char *headline(const cli_report *r)
                       saved);
 }
 
+/* "The best placement brings max/mean over devices from 2.88 to 1.41 without copies and to 1.36 with 32 ..." */
+static char *best_placement(const cli_report *r)
+{
+    const moe_ep_diagnosis *one = &r->one;
+    char *copies = r->slots > r->E ? cli_format(" and %s %.2f with %d copies per layer",
+                                                r->copies.imbalance_after < one->imbalance_before ? "brings it to"
+                                                                                                  : "has",
+                                                r->copies.imbalance_after, r->slots - r->E)
+                                   : cli_strdup("");
+    char *text = fabs(one->imbalance_before - one->imbalance_after) < 0.005
+                     ? cli_format("The best placement leaves max/mean over devices at %.2f without copies%s",
+                                  one->imbalance_after, copies)
+                     : cli_format("The best placement brings max/mean over devices from %.2f to %.2f without copies%s",
+                                  one->imbalance_before, one->imbalance_after, copies);
+    free(copies);
+    return text;
+}
+
 static void write_verdict(cli_report *r)
 {
     const moe_ep_diagnosis *d = r->chosen;
+    moe_ep_diagnose_desc limits = cli_report_thresholds(r);
+    char *why, *best = best_placement(r);
     double cost = d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0;
     r->headline = headline(r);
     r->verdict =
         cli_format("Device %d is the bottleneck: in layer %d it carries %.2f times its share. "
                    "Uneven load costs %.1f %% of each step (balance efficiency %.0f %%). "
-                   "The best placement brings max/mean over devices from %.2f to %.2f without "
-                   "copies%s; with %s the step goes from %s to %s, %.1f %% %s.",
+                   "%s; with %s the step goes from %s to %s, %.1f %% %s.",
                    d->hot_device, r->layer[r->hot].number, d->hot_imbalance, cost,
-                   100.0 / d->imbalance_before, r->one.imbalance_before, r->one.imbalance_after,
-                   r->slots > r->E ? cli_format(" and to %.2f with %d copies per layer",
-                                                r->copies.imbalance_after, r->slots - r->E)
-                                   : "",
+                   100.0 / d->imbalance_before, best,
                    and_copies(r), cli_seconds(d->before_s), cli_seconds(d->after_s),
                    fabs(100.0 * d->gain), d->gain < 0.0 ? "more" : "less");
+    free(best);
     r->badge = r->recommend ? (r->self_judged ? "Worth a trial, if a second recording agrees"
                                               : "Recommended")
                : d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? "Not enough evidence"
                                                             : "Not now";
+    why = sentence(cli_reason(&limits, d));
     r->reason = cli_format(
-        "%c%s.%s", toupper((unsigned char)d->text[0]), d->text[0] ? d->text + 1 : "",
+        "%s.%s", why,
         r->self_judged
             ? " Judged on the window it was planned on; give a second recording to make it firm."
             : "");
+    free(why);
 }
 
 static void write_lines(cli_report *r)
@@ -117,7 +226,7 @@ static void write_lines(cli_report *r)
                    hot->dead == 1 ? "" : "s"));
     add_line(r, "devices",
              cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
-             cli_format("all layers together; chance alone up to %.2f; device %d is the busiest of "
+             cli_format("mean over layers; chance alone up to %.2f; device %d is the busiest of "
                         "layer %d in %.0f %% of the steps",
                         d->chance_imbalance, d->hot_device, hot->number, 100.0 * d->hot_share));
     add_line(r, "bound", cli_format("%.3f with %d slots", r->one.imbalance_bound, r->E),
@@ -130,9 +239,12 @@ static void write_lines(cli_report *r)
                  cli_format("max/mean %.3f, %d copies", r->copies.imbalance_after, r->slots - r->E),
                  cli_format("per layer; %s more on each device", cli_bytes(r->copy_bytes)));
     add_line(r, "copies needed",
-             r->fewest_copies < 0 ? cli_format("more than %d", r->curve[r->curve_points - 1].extra)
-                                  : cli_format("%d per layer", r->fewest_copies),
-             cli_format("for max/mean %.2f in the worst layer, on the planning loads", s->target));
+             r->fewest_copies < 0 ? cli_format("none up to %d", r->curve[r->curve_points - 1].extra)
+                                  : cli_format("%s%d per layer", r->copies_step > 1 ? "at most " : "", r->fewest_copies),
+             cli_format("for max/mean %.2f in the worst layer, on the planning loads%s", s->target,
+                        r->copies_step > 1 ? cli_format(" (tried in steps of %d; moe-ep copies says exactly)",
+                                                        r->copies_step)
+                                           : ""));
     add_line(r, "step time",
              cli_format("%s -> %s", cli_seconds(d->before_s), cli_seconds(d->after_s)),
              cli_format("predicted, %s on %s, %s tokens; balanced %s", s->model.name,
@@ -141,9 +253,8 @@ static void write_lines(cli_report *r)
              cli_format("%s moves, %s", cli_count((double)d->moves), cli_bytes(d->move_bytes)),
              d->break_even_steps < 0.0
                  ? cli_strdup("never paid back")
-                 : cli_format("%s of moving, paid back after %s step%s", cli_seconds(d->move_s),
-                              cli_count(ceil(d->break_even_steps)),
-                              d->break_even_steps > 1.0 ? "s" : ""));
+                 : cli_format("%s of moving, paid back %s", cli_seconds(d->move_s),
+                              cli_after_steps(d->break_even_steps)));
     add_line(r, "verdict", cli_strdup(r->badge), cli_strdup(r->reason));
 }
 

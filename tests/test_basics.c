@@ -235,7 +235,11 @@ TEST(integers_are_printed_in_full)
     static const struct {
         int64_t value;
         const char *text;
-    } row[] = {{0, "0"}, {-1, "-1"}, {10, "10"}, {INT64_MAX, "9223372036854775807"}, {INT64_MIN, "-9223372036854775808"}};
+    } row[] = {{0, "0"},
+               {-1, "-1"},
+               {10, "10"},
+               {INT64_MAX, "9223372036854775807"},
+               {INT64_MIN, "-9223372036854775808"}};
     int i;
     for (i = 0; i < 5; i++) {
         char buf[32] = "";

@@ -408,6 +408,32 @@ equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots
 refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5
 refuses "diagnose: an unknown policy" "policy" diagnose "$data/c_topk_ids.npy" --policy magic
 
+# Recordings that are sums: report and diagnose count them alike, and say so in the same words.
+awk 'BEGIN { printf "{\"logical_count\": ["; for (l = 0; l < 4; l++) { printf "%s[", l ? ", " : "";
+    for (e = 0; e < 64; e++) printf "%s%d", e ? ", " : "", e < 8 ? 900000 - 50000 * e : 40000 + 100 * e + l;
+    printf "]" } print "]}" }' >"$tmp/sum_a.json"
+sed 's/40000/41000/; s/850000/840000/' "$tmp/sum_a.json" >"$tmp/sum_b.json"
+sums="$tmp/sum_a.json $tmp/sum_b.json --devices 8 --slots 72 --topk 8 --model olmoe-1b-7b"
+# shellcheck disable=SC2086
+works "report on sums" report $sums
+cp "$tmp/out" "$tmp/sums.txt"
+has "report on sums: recommended" '^  Recommended: ' "$tmp/sums.txt"
+has "one judged step is named as such" 'faster in the one judged' "$tmp/sums.txt"
+grep -E '[0-9]{4,} experts|0\.[0-9] steps|100\.0 % of' "$tmp/sums.txt" >"$tmp/log"
+[ ! -s "$tmp/log" ]
+result $? "figures in one style" "$tmp/log"
+has "devices: a mean over layers" 'mean over layers' "$tmp/sums.txt"
+# shellcheck disable=SC2086
+run 0 diagnose $sums --exit-code && pass "diagnose on sums agrees with report" ||
+    fail "diagnose on sums agrees with report" "$tmp/err"
+# shellcheck disable=SC2086
+run 4 diagnose $sums --exit-code --min-steps 2 && pass "unless --min-steps asks for more" ||
+    fail "unless --min-steps asks for more" "$tmp/err"
+works "report --json counts copies" report "$tmp/sum_a.json" --devices 32 --topk 8 --model olmoe-1b-7b --json
+fewest=$(json "$tmp/out" copies_needed)
+works "copies counts them" copies "$tmp/sum_a.json" --devices 32 --json
+[ -n "$fewest" ] && equal "report and copies need as many" "$fewest" "$(json "$tmp/out" fewest)"
+
 printf 'layer,0,1,2,3,4,5,6,7\n0,960,92,92,92,91,91,91,91\n' >"$tmp/hot.csv"
 works "copies" copies "$tmp/hot.csv" --devices 8 --policy eplb --target 1.04 --max-copies 32 --html r.html
 page "copies --html" "$tmp/cwd/r.html"

@@ -74,6 +74,12 @@ ids_0_1_x_2 376 >"$tmp/neg.npy"
 bad "id -2" "ids[1, 0] = -2" report "$tmp/neg.npy"
 ids_0_1_x_2 377 >"$tmp/skip.npy"
 good "id -1 is skipped and counted" "1 choices were -1 and skipped" report "$tmp/skip.npy" --devices 2
+{ npy '<i8' False '(1, 2)'; printf '\001\000\000\000\000\000\000\000\003\000\000\000\000\001\000\000'; } \
+    >"$tmp/wide.npy"
+bad "an id of 41 bits" "ids[0, 1] = 1099511627779 is" report "$tmp/wide.npy"
+{ npy '<u8' False '(1, 2)'; printf '\001\000\000\000\000\000\000\000\377\377\377\377\377\377\377\377'; } \
+    >"$tmp/wide.npy"
+bad "an id of 64 bits" "ids[0, 1] = 18446744073709551615 is" report "$tmp/wide.npy"
 bad "id out of range" "but there are 32 experts" report $ids --experts 32
 { npy '<f4' False '(1, 4)'; printf '\000\000\200\077\000\000\300\177\000\000\200\077\000\000\200\077'; } >"$tmp/nan.npy"
 bad "NaN in .npy loads" "counts[0, 0, 1]: a load is not a finite number" report "$tmp/nan.npy"
@@ -89,6 +95,12 @@ good "big-endian int16 ids" "top-2" \
 bad "empty file" "is empty" report "$tmp/empty.csv"
 bad "missing file" "No such file" report "$tmp/missing.csv"
 bad "directory" "is a directory" report $data
+mkfifo "$tmp/pipe.json" "$tmp/pipe.npy"
+bad "a pipe" "inputs must be files" report "$tmp/pipe.json"
+bad "a pipe named .npy" "inputs must be files" report "$tmp/pipe.npy"
+bad "a pipe for a map" "inputs must be files" diagnose $ids --current "$tmp/pipe.json"
+bad "a pipe for a cluster" "inputs must be files" simulate --config "$tmp/pipe.json"
+bad "standard input" "inputs must be files" report -
 head -c 3000 /dev/urandom >"$tmp/random.bin"
 bad "binary garbage" "random.bin" report "$tmp/random.bin"
 printf 'PK\003\004xxxx' >"$tmp/a.npz"
@@ -109,6 +121,7 @@ bad "layer missing in one step" "step 1 has no row for layer 1" \
     report "$(csv 'step,layer,0,1\n0,0,1,2\n0,1,1,2\n1,0,1,2\n')"
 bad "rows of different length" "t.csv:2: 3 loads where the rows before have 2" report "$(csv '1,2\n1,2,3\n')"
 bad "columns without a meaning" "neither columns 0, 1, 2" report "$(csv 'a,b\nx,y\n')"
+bad "a labelled row without a header" "put a line label,layer,0,1,... above" report "$(csv 'prose,0,112,1306,5,6\n')"
 bad "header only" "holds no loads" report "$(csv 'domain,layer,0,1\n')"
 bad "all zero" "every load is zero" report "$(csv '0,0\n0,0\n')"
 bad "label not there" "no recording has a label with" report $data/expert_counts.csv --only klingon

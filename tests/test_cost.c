@@ -153,20 +153,22 @@ TEST(presets_have_names_and_sources)
 
 TEST(parameters_of_published_models)
 {
-    static const struct { const char *name; double total, active, within; } row[] = {
-        {"deepseek-v3", 671.0e9, 37e9, 0.012}, {"deepseek-v2", 236e9, 21e9, 0.02}, {"deepseek-v2-lite", 15.7e9, 2.4e9, 0.06},
-        {"kimi-k2", 1026e9, 32e9, 0.03}, {"qwen3-235b-a22b", 235e9, 22e9, 0.02}, {"qwen3-30b-a3b", 30.5e9, 3.3e9, 0.10},
-        {"qwen1.5-moe-a2.7b", 14.3e9, 2.7e9, 0.14}, {"mixtral-8x7b", 46.7e9, 12.9e9, 0.02}, {"mixtral-8x22b", 141e9, 39e9, 0.02},
-        {"gpt-oss-120b", 116.8e9, 5.1e9, 0.02}, {"gpt-oss-20b", 20.9e9, 3.6e9, 0.02}, {"olmoe-1b-7b", 6.9e9, 1.3e9, 0.10},
-        {"phi-tiny-moe", 3.76e9, 1.1e9, 0.06}};
+    static const struct { const char *name; double total, active, within;
+    } row[] = {{"deepseek-v3", 671.0e9, 37e9, 0.012},      {"deepseek-v2", 236e9, 21e9, 0.02},
+               {"deepseek-v2-lite", 15.7e9, 2.4e9, 0.06},  {"kimi-k2", 1026e9, 32e9, 0.03},
+               {"qwen3-235b-a22b", 235e9, 22e9, 0.02},     {"qwen3-30b-a3b", 30.5e9, 3.3e9, 0.10},
+               {"qwen1.5-moe-a2.7b", 14.3e9, 2.7e9, 0.14}, {"mixtral-8x7b", 46.7e9, 12.9e9, 0.02},
+               {"mixtral-8x22b", 141e9, 39e9, 0.02},       {"gpt-oss-120b", 116.8e9, 5.1e9, 0.02},
+               {"gpt-oss-20b", 20.9e9, 3.6e9, 0.02},       {"olmoe-1b-7b", 6.9e9, 1.3e9, 0.10},
+               {"phi-tiny-moe", 3.76e9, 1.1e9, 0.06}};
     moe_ep_params_result p;
     moe_ep_model m;
     size_t i;
     for (i = 0; i < sizeof row / sizeof row[0]; i++) {
         CHECK(moe_ep_model_by_name(row[i].name, &m, NULL) == MOE_EP_OK);
         CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_OK);
-        printf("    %-18s %7.1f B of %7.1f B, active %5.2f B of %5.2f B\n", row[i].name, (double)p.total * 1e-9, row[i].total * 1e-9,
-               (double)p.active * 1e-9, row[i].active * 1e-9);
+        printf("    %-18s %7.1f B of %7.1f B, active %5.2f B of %5.2f B\n", row[i].name, (double)p.total * 1e-9,
+               row[i].total * 1e-9, (double)p.active * 1e-9, row[i].active * 1e-9);
         CHECK_NEAR(p.total, row[i].total, 0.01, 0);
         CHECK_NEAR(p.active, row[i].active, row[i].within, 0);
         CHECK_I64(p.total, p.routed + p.shared + p.router + p.dense + p.attention + p.embedding);
@@ -201,11 +203,13 @@ static int by_value(const void *a, const void *b)
 /* InferSim's grouped GEMM tables (DeepGEMM FP8): slots x rows, us of up + down. */
 TEST(gemm_anchors)
 {
-    static const struct { int32_t H, I, slots, rows, tile, h20; double measured; } row[] = {
-        {7168, 2048, 32, 4, 64, 0, 325.3 + 176.0}, {7168, 2048, 32, 32, 64, 0, 325.4 + 176.0}, {7168, 2048, 32, 128, 64, 0, 411.6 + 214.1},
-        {7168, 2048, 8, 16, 64, 0, 92.1 + 52.7}, {7168, 2048, 8, 128, 64, 0, 120.4 + 63.4}, {7168, 2048, 8, 512, 64, 0, 223.3 + 107.1},
-        {7168, 2048, 2, 64, 64, 0, 34.2 + 17.6}, {7168, 2048, 2, 256, 64, 0, 50.6 + 21.6}, {7168, 2048, 2, 512, 64, 0, 90.9 + 51.7},
-        {4096, 1536, 128, 2, 64, 1, 828.5 + 445.6}, {4096, 1536, 128, 32, 64, 1, 828.9 + 446.5}, {4096, 1536, 128, 64, 128, 1, 1471 + 663.8}};
+    static const struct { int32_t H, I, slots, rows, tile, h20; double measured;
+    } row[] = {{7168, 2048, 32, 4, 64, 0, 325.3 + 176.0},   {7168, 2048, 32, 32, 64, 0, 325.4 + 176.0},
+               {7168, 2048, 32, 128, 64, 0, 411.6 + 214.1}, {7168, 2048, 8, 16, 64, 0, 92.1 + 52.7},
+               {7168, 2048, 8, 128, 64, 0, 120.4 + 63.4},   {7168, 2048, 8, 512, 64, 0, 223.3 + 107.1},
+               {7168, 2048, 2, 64, 64, 0, 34.2 + 17.6},     {7168, 2048, 2, 256, 64, 0, 50.6 + 21.6},
+               {7168, 2048, 2, 512, 64, 0, 90.9 + 51.7},    {4096, 1536, 128, 2, 64, 1, 828.5 + 445.6},
+               {4096, 1536, 128, 32, 64, 1, 828.9 + 446.5}, {4096, 1536, 128, 64, 128, 1, 1471 + 663.8}};
     double error[12];
     int64_t rows[128];
     int i, j;
@@ -219,8 +223,8 @@ TEST(gemm_anchors)
         for (j = 0; j < row[i].slots; j++) rows[j] = row[i].rows;
         ours = us(moe_ep_expert_time(&m, &c, rows, row[i].slots, NULL, NULL));
         error[i] = fabs(ours / row[i].measured - 1.0);
-        printf("    %3d slots x %3d rows: measured %7.1f, model %7.1f, %+5.1f %%\n", row[i].slots, row[i].rows, row[i].measured, ours,
-               (ours / row[i].measured - 1.0) * 100.0);
+        printf("    %3d slots x %3d rows: measured %7.1f, model %7.1f, %+5.1f %%\n", row[i].slots, row[i].rows,
+               row[i].measured, ours, (ours / row[i].measured - 1.0) * 100.0);
         if (i == 4) CHECK_NEAR(ours, 169.8, 0, 0.1);
     }
     qsort(error, 12, sizeof error[0], by_value);
@@ -232,7 +236,10 @@ TEST(gemm_anchors)
 /* SGLang's decode kernel on H100, EP4: 45 + 15.7 us per active expert (the whole kernel: t0 is theirs). */
 TEST(kernel_anchors)
 {
-    static const struct { int32_t active; double measured; } row[] = {{8, 180.6}, {16, 294.8}, {32, 546.4}, {64, 1050.8}};
+    static const struct {
+        int32_t active;
+        double measured;
+    } row[] = {{8, 180.6}, {16, 294.8}, {32, 546.4}, {64, 1050.8}};
     moe_ep_model m = moe_ep_model_deepseek_v3();
     moe_ep_machine c = moe_ep_machine_h100();
     int64_t rows[64];
@@ -242,7 +249,8 @@ TEST(kernel_anchors)
     c.gemm.p = 0.0;
     for (i = 0; i < 4; i++) {
         for (j = 0; j < 64; j++) rows[j] = j < row[i].active ? 1 : 0;
-        PUBLISHED("decode kernel, active experts", us(moe_ep_expert_time(&m, &c, rows, 64, NULL, NULL)), row[i].measured, 0.06);
+        PUBLISHED("decode kernel, active experts", us(moe_ep_expert_time(&m, &c, rows, 64, NULL, NULL)),
+                  row[i].measured, 0.06);
     }
 }
 
@@ -271,7 +279,9 @@ TEST(textbook_roofline)
         CHECK_NEAR(moe_ep_expert_time(&m, &c, rows, 16, &t, NULL), up + down, 1e-12, 0);
         CHECK_I64(t.rows, sum);
         CHECK_I64(t.active, (int)active);
-        CHECK(t.regime == (sum == 0 ? MOE_EP_REGIME_IDLE : t.memory_s >= t.flop_s ? MOE_EP_REGIME_WEIGHTS : MOE_EP_REGIME_FLOPS));
+        CHECK(t.regime == (sum == 0                 ? MOE_EP_REGIME_IDLE
+                           : t.memory_s >= t.flop_s ? MOE_EP_REGIME_WEIGHTS
+                                                    : MOE_EP_REGIME_FLOPS));
         STOP_IF_FAILED("round %d", round);
     }
 }
@@ -333,7 +343,8 @@ TEST(low_latency_tables)
 {
     static const int32_t ep[] = {8, 16, 32, 64, 128, 256};
     static const double dispatch[] = {77, 118, 155, 173, 192, 194}, combine[] = {114, 195, 273, 314, 369, 360};
-    static const double stated_d[] = {0.03, 0.01, 0.01, 0.02, 0.03, 0.02}, stated_c[] = {0.04, 0.02, 0.02, 0.03, 0.12, 0.07};
+    static const double stated_d[] = {0.03, 0.01, 0.01, 0.02, 0.03, 0.02},
+                        stated_c[] = {0.04, 0.02, 0.02, 0.03, 0.12, 0.07};
     static const double nccl_d[] = {191, 274, 301}, nccl_c[] = {201, 294, 335}, stated_n[] = {0.05, 0.09, 0.09};
     moe_ep_link l = moe_ep_machine_h800().ll_dispatch, nvlink = link_of(38e-6, 360e9, 48e9);
     moe_ep_comm_desc c;
@@ -376,8 +387,10 @@ TEST(normal_tables)
         moe_ep_comm_desc c = exchange(4096, row[i].ep, MOE_EP_A2A_NODE_DEDUP, MOE_EP_WIRE_FP8);
         c.num_groups = c.num_nodes;
         c.top_groups = 4;
-        PUBLISHED(i ? "9 DeepEP normal dispatch" : "8 DeepEP normal dispatch, one node", phase_us(c, l, 0), row[i].dispatch, row[i].stated_d);
-        PUBLISHED(i ? "10 DeepEP normal combine" : "8 DeepEP normal combine, one node", phase_us(c, l, 1), row[i].combine, row[i].stated_c);
+        PUBLISHED(i ? "9 DeepEP normal dispatch" : "8 DeepEP normal dispatch, one node", phase_us(c, l, 0),
+                  row[i].dispatch, row[i].stated_d);
+        PUBLISHED(i ? "10 DeepEP normal combine" : "8 DeepEP normal combine, one node", phase_us(c, l, 1),
+                  row[i].combine, row[i].stated_c);
         CHECK_NEAR(us(moe_ep_logical_time(&c, 0, row[i].out_Bps, NULL)), row[i].dispatch, 0.012, 0);
         CHECK_NEAR(us(moe_ep_logical_time(&c, 1, row[i].back_Bps, NULL)), row[i].combine, 0.012, 0);
     }
@@ -394,7 +407,8 @@ TEST(normal_tables)
 TEST(padded_and_implementation_bound)
 {
     static const int32_t ep[] = {8, 16, 32, 64, 128};
-    static const double padded[] = {700, 3214, 4226, 5418, 4972}, stated[] = {0.03, 0.12, 0.01, 0.09, 0.065}, ibgda[] = {0, 622, 428, 317, 308};
+    static const double padded[] = {700, 3214, 4226, 5418, 4972}, stated[] = {0.03, 0.12, 0.01, 0.09, 0.065},
+                        ibgda[] = {0, 622, 428, 317, 308};
     moe_ep_link l = link_of(13e-6, 300e9, 43e9), ll = moe_ep_machine_h800().ll_dispatch;
     int i;
     for (i = 0; i < 5; i++) {
@@ -487,7 +501,8 @@ TEST(matrix_against_tokens)
     uint64_t s = t_seed;
     int round;
     for (round = 0; round < 1000; round++) {
-        int32_t D = 1 + (int32_t)t_below(&s, 12), N = 1 + (int32_t)t_below(&s, D < 4 ? D : 4), node[12], first[5], size[5];
+        int32_t D = 1 + (int32_t)t_below(&s, 12), N = 1 + (int32_t)t_below(&s, D < 4 ? D : 4), node[12],
+                first[5], size[5];
         int64_t rows[144], node_rows[48];
         double oi[12], ii[12], oo[12], io[12], most = 0.0, got;
         moe_ep_a2a_device dev[12];
@@ -525,7 +540,8 @@ TEST(matrix_against_tokens)
                     if (x != src && node[x] == node[src]) oi[src]++, ii[x]++;
                     if (node[x] != node[src]) oo[src]++, io[x]++;
                 } else {
-                    int32_t land = node[x] == node[src] ? src : first[node[x]] + (src - first[node[src]]) % size[node[x]];
+                    int32_t land =
+                        node[x] == node[src] ? src : first[node[x]] + (src - first[node[src]]) % size[node[x]];
                     if (node[x] != node[src] && !near[node[x]]) oo[src]++, io[land]++;
                     if (land != x) oi[land]++, ii[x]++;
                 }
@@ -589,8 +605,9 @@ static void draw(uint64_t *s, int32_t E, int32_t K, int32_t G, int32_t M, int32_
 
 TEST(distinct_devices_against_monte_carlo)
 {
-    static const int32_t shape[][6] = {{256, 8, 1, 1, 32, 4}, {256, 8, 8, 4, 16, 8}, {256, 8, 8, 4, 64, 4}, {256, 8, 8, 4, 48, 3},
-                                       {60, 4, 1, 1, 7, 2}, {160, 6, 8, 3, 12, 5}, {128, 8, 1, 1, 2, 1}};
+    static const int32_t shape[][6] = {{256, 8, 1, 1, 32, 4}, {256, 8, 8, 4, 16, 8}, {256, 8, 8, 4, 64, 4},
+                                       {256, 8, 8, 4, 48, 3}, {60, 4, 1, 1, 7, 2},   {160, 6, 8, 3, 12, 5},
+                                       {128, 8, 1, 1, 2, 1}};
     uint64_t s = t_seed;
     size_t i;
     for (i = 0; i < sizeof shape / sizeof shape[0]; i++) {
@@ -614,9 +631,11 @@ TEST(distinct_devices_against_monte_carlo)
             draw(&s, shape[i][0], shape[i][1], shape[i][2], shape[i][3], ids);
             for (k = 0; k < shape[i][1]; k++) {
                 for (b = 0; b < shape[i][4]; b++)
-                    if (ids[k] >= shape[i][0] * b / shape[i][4] && ids[k] < shape[i][0] * (b + 1) / shape[i][4]) dev[b] = 1;
+                    if (ids[k] >= shape[i][0] * b / shape[i][4] && ids[k] < shape[i][0] * (b + 1) / shape[i][4])
+                        dev[b] = 1;
                 for (b = 0; b < shape[i][5]; b++)
-                    if (ids[k] >= shape[i][0] * b / shape[i][5] && ids[k] < shape[i][0] * (b + 1) / shape[i][5]) node[b] = 1;
+                    if (ids[k] >= shape[i][0] * b / shape[i][5] && ids[k] < shape[i][0] * (b + 1) / shape[i][5])
+                        node[b] = 1;
             }
             for (b = 0; b < 64; b++) devices += dev[b], nodes += node[b];
         }
@@ -822,13 +841,15 @@ TEST(two_batches_pay_only_when_large)
         d.overlap = MOE_EP_OVERLAP_TWO_EXPOSED;
         CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
         gain[i] = one.total_s / two.total_s;
-        printf("    23 tokens %3d: one batch %6.1f us, two %6.1f us, gain %.2f\n", tokens[i], us(one.total_s), us(two.total_s), gain[i]);
+        printf("    23 tokens %3d: one batch %6.1f us, two %6.1f us, gain %.2f\n", tokens[i], us(one.total_s),
+               us(two.total_s), gain[i]);
     }
     CHECK(gain[0] < 1.0 && gain[3] > 1.0);
     CHECK(gain[0] < gain[1] && gain[1] < gain[2] && gain[2] < gain[3]);
 }
 
-static double table_us(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded, const int64_t *slot_rows, int32_t n)
+static double table_us(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded,
+                       const int64_t *slot_rows, int32_t n)
 {
     (void)padded;
     if (slot_rows) CHECK(n == 2);
@@ -881,7 +902,8 @@ TEST(layer_with_counted_traffic)
     moe_ep_machine c = moe_ep_machine_h800();
     moe_ep_layer_desc d = v3_layer(&m, &c, 4);
     moe_ep_time_result r;
-    int64_t rows[8] = {10, 10, 20, 20, 5, 5, 30, 30}, traffic[16] = {5, 10, 2, 15, 5, 10, 2, 15, 5, 10, 3, 15, 5, 10, 3, 15};
+    int64_t rows[8] = {10, 10, 20, 20, 5, 5, 30, 30},
+            traffic[16] = {5, 10, 2, 15, 5, 10, 2, 15, 5, 10, 3, 15, 5, 10, 3, 15};
     moe_ep_a2a_desc a;
     d.traffic = traffic;
     CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
@@ -1052,7 +1074,8 @@ TEST(memory_of_published_cases)
     d.num_devices = 2;
     d.memory_bytes = 96e9;
     CHECK(moe_ep_memory(&d, &two, NULL) == MOE_EP_OK);
-    PUBLISHED("memory saved per GPU, Qwen3-30B at EP2 (GB)", (one.routed_bytes - two.routed_bytes) * 1e-9, 28.99, 0.0005);
+    PUBLISHED("memory saved per GPU, Qwen3-30B at EP2 (GB)", (one.routed_bytes - two.routed_bytes) * 1e-9,
+              28.99, 0.0005);
     CHECK_NEAR(one.routed_bytes, 57.98e9, 1e-3, 0);
     CHECK(two.fits && !one.fits && two.kv_tokens > 0);
     m = moe_ep_model_deepseek_v3(); /* one redundant expert per rank */
@@ -1149,7 +1172,8 @@ TEST(config_reasons)
     c.must_divide = 1;
     c.tp = 2;
     CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, NULL) == MOE_EP_OK);
-    CHECK(n == 3 && has(r, n, "ep to divide", 1, 0) && has(r, n, "at most tp * dp", 3, 2) && has(r, n, "unequal numbers of slots", 85, 86));
+    CHECK(n == 3 && has(r, n, "ep to divide", 1, 0) && has(r, n, "at most tp * dp", 3, 2) &&
+          has(r, n, "unequal numbers of slots", 85, 86));
     CHECK(moe_ep_check_config(&c, r, 1, &n, NULL, NULL) == MOE_EP_OK && n == 3);
     c.ep = 300;
     c.top_k = 500;

@@ -64,7 +64,8 @@ static inline vec_file vec_read(const char *path)
         else next = line + strlen(line);
         number++;
         if (number == 1) {
-            if (sscanf(line, "moe_ep_vec 1 %63s %d", v.kind, &declared) != 2) vec_bad(path, number, "no moe_ep_vec header");
+            if (sscanf(line, "moe_ep_vec 1 %63s %d", v.kind, &declared) != 2)
+                vec_bad(path, number, "no moe_ep_vec header");
             v.cases = (vec_case *)t_alloc(sizeof *v.cases * (size_t)(declared + 1));
         } else if (strncmp(line, "case ", 5) == 0) {
             if (c) vec_bad(path, number, "case inside a case");
