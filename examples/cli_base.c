@@ -237,6 +237,26 @@ char *cli_printable(const char *text)
     return copy;
 }
 
+char *cli_shell_word(const char *text)
+{
+    char *safe = cli_printable(text), *quoted, *at;
+    if (*safe && !safe[strspn(safe, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./+=:,@%-")])
+        return safe;
+    at = quoted = cli_alloc(4 * strlen(safe) + 3, 1);
+    *at++ = '\'';
+    for (const char *p = safe; *p; p++) {
+        if (*p == '\'') {
+            memcpy(at, "'\\''", 4);
+            at += 4;
+        } else {
+            *at++ = *p;
+        }
+    }
+    *at = '\'';
+    free(safe);
+    return quoted;
+}
+
 FILE *cli_open_input(const char *path)
 {
     struct stat info;

@@ -50,6 +50,9 @@ void cli_put_html(FILE *f, const char *text);
 /* Copy of a file name or label that is safe to print on a terminal: no control characters. */
 char *cli_printable(const char *text);
 
+/* Text as one word of a shell command; malloc'd. */
+char *cli_shell_word(const char *text);
+
 /* One line of progress on stderr when it is a terminal and more than a second has passed. */
 void cli_progress(const char *what, double done, double total);
 void cli_progress_end(void);

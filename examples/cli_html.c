@@ -79,6 +79,19 @@ static void put_what_if(const cli_report *r, FILE *f)
     fputs("</figure>\n", f);
 }
 
+static void put_next(const cli_report *r, FILE *f)
+{
+    fputs("<figure><figcaption><h3>Next</h3></figcaption><ul class=\"plain\">", f);
+    for (ptrdiff_t i = 0; i < arrlen(r->next); i++) {
+        fputs("<li>", f);
+        cli_put_prose(f, r->next[i].what);
+        fputs("<br><code>", f);
+        cli_put_html(f, r->next[i].command);
+        fputs("</code>\n", f);
+    }
+    fputs("</ul></figure>\n", f);
+}
+
 static void put_head(const cli_report *r, FILE *f)
 {
     cli_page_head head;
@@ -118,6 +131,7 @@ void cli_report_html(const cli_report *r, FILE *f)
     fputs("<figure><figcaption><h3>What was taken for granted</h3></figcaption>", f);
     cli_page_list(f, r->setup->assumed);
     fputs("</figure>\n", f);
+    put_next(r, f);
     cli_page_end(f, "A row is one (token, expert) assignment. max/mean is the load of the busiest "
                     "over the mean; balance efficiency is its inverse. Times are computed with a "
                     "roofline for the expert matrices and a latency-bandwidth model for dispatch "

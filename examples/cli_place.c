@@ -146,7 +146,7 @@ static void take_option(place_options *o, int option, const char *value)
 }
 
 static void put_table(const moe_ep_placement *p, const cli_trace *t,
-                      const moe_ep_plan_result *result, FILE *f)
+                      const moe_ep_plan_result *result, const unsigned char *idle, FILE *f)
 {
     fprintf(f, "%d layers, %d experts in %d slots on %d devices\n%s: %s\n\n", p->num_layers,
             p->num_experts, p->num_slots, p->num_devices, moe_ep_place_policy_str(result[0].policy),
@@ -156,8 +156,8 @@ static void put_table(const moe_ep_placement *p, const cli_trace *t,
         f);
     for (int32_t l = 0; l < p->num_layers; l++) {
         const moe_ep_plan_result *r = &result[l];
-        if (!(r->total > 0.0)) {
-            fprintf(f, "  %5d   no load\n", t->layer[l]);
+        if (idle[l]) {
+            fprintf(f, "  %5d   no load: spare slots shared out evenly\n", t->layer[l]);
             continue;
         }
         fprintf(f, "  %5d   %15.3f  %7.3f  %7.3f  %10d  %11d  %17d\n", t->layer[l],
@@ -166,13 +166,38 @@ static void put_table(const moe_ep_placement *p, const cli_trace *t,
     }
 }
 
-/* Sum of all recordings. */
-static double *all_loads(const cli_trace *list)
+/* What was written, and how SGLang takes it. */
+static void put_written(const moe_ep_placement *p, const char *const *out, FILE *f)
 {
+    if (arrlen(out) > 0) fputc('\n', f);
+    for (ptrdiff_t i = 0; i < arrlen(out); i++) {
+        char *name = cli_printable(out[i]);
+        fprintf(f, "wrote %s\n", name);
+        if (cli_has_suffix(out[i], ".json") && p->num_slots > p->num_experts)
+            fprintf(f, "  SGLang loads it with --init-expert-location %s --ep-num-redundant-experts %d\n", name,
+                    p->num_slots - p->num_experts);
+        else if (cli_has_suffix(out[i], ".json"))
+            fprintf(f, "  SGLang loads it with --init-expert-location %s\n", name);
+        free(name);
+    }
+}
+
+/* Sum of all recordings.  In a layer that none of them loads every expert counts as one, so that its spare slots are
+ * shared out; (*idle)[layer] says which these are. */
+static double *all_loads(const cli_trace *list, unsigned char **idle)
+{
+    size_t E = (size_t)list[0].experts;
     size_t n = (size_t)list[0].layers * (size_t)list[0].experts;
     double *loads = cli_alloc(n, sizeof *loads);
     for (ptrdiff_t i = 0; i < arrlen(list); i++)
         for (size_t j = 0; j < n; j++) loads[j] += list[i].loads[j];
+    *idle = cli_alloc((size_t)list[0].layers, 1);
+    for (size_t l = 0; l * E < n; l++) {
+        double total = 0.0;
+        for (size_t e = 0; e < E; e++) total += loads[l * E + e];
+        (*idle)[l] = !(total > 0.0);
+        for (size_t e = 0; e < E && (*idle)[l]; e++) loads[l * E + e] = 1.0;
+    }
     return loads;
 }
 
@@ -189,6 +214,7 @@ int cli_place_main(int argc, char **argv)
     size_t bytes;
     int64_t filled;
     int32_t *full = NULL;
+    unsigned char *idle;
     int option;
     memset(&o, 0, sizeof o);
     memset(&d, 0, sizeof d);
@@ -197,11 +223,14 @@ int cli_place_main(int argc, char **argv)
         take_option(&o, option, optarg);
     if (o.devices == 0) cli_die(CLI_USAGE, "--devices is needed");
     out = cli_alloc((size_t)arrlen(o.out) + 1, sizeof *out);
+    for (ptrdiff_t i = 0; i < arrlen(o.out); i++) {
+        cli_refuse_overwriting(o.out[i], argc, argv, optind);
+        cli_out_open(&out[i], o.out[i]); /* before the reading and planning, which may be long */
+    }
     list = cli_read_all(argc, argv, optind, &o.read, 0, &left_out);
-    for (ptrdiff_t i = 0; i < arrlen(o.out); i++) cli_out_open(&out[i], o.out[i]);
     d.num_layers = list[0].layers;
     d.num_experts = list[0].experts;
-    d.loads = all_loads(list);
+    d.loads = all_loads(list, &idle);
     d.num_groups = o.groups;
     d.eplb_mode = o.policy->mode;
     d.shape.num_devices = o.devices;
@@ -231,7 +260,10 @@ int cli_place_main(int argc, char **argv)
     if (o.json)
         cli_map_put_json(text.stream, p.num_layers, p.num_slots, full);
     else
-        put_table(&p, &list[0], result, text.stream);
+        {
+        put_table(&p, &list[0], result, idle, text.stream);
+        put_written(&p, o.out, text.stream);
+    }
     cli_out_commit(&text);
     return CLI_OK;
 }

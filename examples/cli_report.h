@@ -50,6 +50,11 @@ typedef struct cli_line {
     char *name, *value, *meaning;
 } cli_line;
 
+/* What to do now: a sentence and the command that does it. */
+typedef struct cli_next {
+    char *what, *command;
+} cli_next;
+
 enum { CLI_SWEEP = 24 };
 
 typedef struct cli_report {
@@ -99,6 +104,7 @@ typedef struct cli_report {
     const char *badge;          /* the verdict in one or two words                                 */
     cli_line *line;             /* stb_ds                                                          */
     char **hint;                /* stb_ds, sentences                                               */
+    cli_next *next;             /* stb_ds: what to do now                                          */
 } cli_report;
 
 /* Reads nothing, prints nothing: traces and setup in, report out.  Faults of the setup end the program. */

@@ -15,6 +15,7 @@ typedef struct cli_setup {
     double target;             /* max/mean that copies are searched for                           */
     double min_gain;           /* share of a step that must be saved                              */
     double horizon_steps;
+    char *read_args;           /* options of the reading, as given, " --counts"; NULL = none      */
     int round_robin;           /* today's placement: expert e on device e mod D                   */
     moe_ep_model model;        /* filled by cli_setup_model                                       */
     moe_ep_machine machine;

@@ -272,6 +272,41 @@ static void put_strips(const cli_report *r, FILE *f, const chart_text *t)
     free(ids);
 }
 
+/* A command, broken where a shell lets it be: before an option, outside quotes. */
+static void put_command(FILE *f, const char *command, int width)
+{
+    int column = 4, quoted = 0;
+    fputs("    ", f);
+    for (const char *p = command; *p; p++) {
+        size_t next = 1;
+        quoted ^= *p == '\'';
+        if (*p != ' ' || quoted || p[1] != '-') {
+            fputc(*p, f);
+            column++;
+            continue;
+        }
+        while (p[next] && !(p[next] == ' ' && p[next + 1] == '-')) next++;
+        if (column + (int)next + 2 <= width) {
+            fputc(' ', f);
+            column++;
+            continue;
+        }
+        fputs(" \\\n        ", f);
+        column = 8;
+    }
+    fputc('\n', f);
+}
+
+static void put_next(const cli_report *r, FILE *f, const chart_text *t)
+{
+    cli_put_title(f, t, "Next");
+    for (ptrdiff_t i = 0; i < arrlen(r->next); i++) {
+        fputs("  * ", f);
+        cli_put_wrapped(f, r->next[i].what, t->width, 4, 4);
+        put_command(f, r->next[i].command, t->width);
+    }
+}
+
 void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color, int all)
 {
     chart_text t = {width, ascii, color};
@@ -303,4 +338,5 @@ void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int col
     put_strategies(r, f, &t);
     put_what_if(r, f, &t);
     cli_put_assumed(f, &t, r->setup->assumed);
+    put_next(r, f, &t);
 }

@@ -306,6 +306,75 @@ static void write_hints(cli_report *r)
                                    "adds them, and every share above shrinks accordingly."));
 }
 
+/* ---- what to do now ----------------------------------------------------------------------------------- */
+
+static void add_next(cli_report *r, char *what, char *command)
+{
+    cli_next n = {what, command};
+    arrput(r->next, n);
+}
+
+/* The recording that was planned on, with the options that read it. */
+static char *plan_input(const cli_report *r)
+{
+    char *path = cli_shell_word(r->trace[0].path), *name = cli_shell_word(r->trace[0].name), *text;
+    int several = 0;
+    for (int i = 1; i < r->traces; i++) several |= strcmp(r->trace[i].path, r->trace[0].path) == 0;
+    text = cli_format("%s%s%s%s", path, several ? " --only " : "", several ? name : "",
+                      r->setup->read_args ? r->setup->read_args : "");
+    free(path);
+    free(name);
+    return text;
+}
+
+static char *shape_args(const cli_report *r)
+{
+    const cli_setup *s = r->setup;
+    char *nodes = s->nodes > 1 ? cli_format(" --nodes %d", s->nodes) : cli_strdup("");
+    char *text = cli_format("--devices %d --slots %d%s", s->devices, r->chosen == &r->one ? r->E : r->slots, nodes);
+    free(nodes);
+    return text;
+}
+
+static void next_change(cli_report *r, const char *input, const char *shape)
+{
+    int32_t copies = r->chosen == &r->one ? 0 : r->slots - r->E;
+    char *redundant = copies > 0 ? cli_format(" with --ep-num-redundant-experts %d", copies) : cli_strdup("");
+    add_next(r, cli_format("Write the plan; SGLang loads it as --init-expert-location plan.json%s:", redundant),
+             cli_format("moe-ep place %s %s --out plan.json", input, shape));
+    if (r->setup->round_robin)
+        add_next(r, cli_strdup("What runs today as a map, for the next line:"),
+                 cli_format("moe-ep place %s --devices %d --policy round-robin --out today.csv", input,
+                            r->setup->devices));
+    add_next(r,
+             cli_format("Or change what runs with far fewer moves than the %s of a full replan:",
+                        cli_count((double)r->chosen->moves)),
+             cli_format("moe-ep rebalance %s%s %s --out plan.json", r->setup->round_robin ? "today.csv " : "", input,
+                        shape));
+    free(redundant);
+}
+
+static void write_next(cli_report *r)
+{
+    const cli_setup *s = r->setup;
+    char *input = plan_input(r), *shape = shape_args(r), *model = cli_shell_word(s->model.name);
+    char *machine = cli_shell_word(s->machine.name);
+    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d --model %s --machine %s", input, s->devices,
+                              r->slots, model, machine);
+    if (r->self_judged)
+        add_next(r, cli_strdup("Judge the plan on a second recording, NEW:"), cli_strdup(report));
+    if (r->recommend)
+        next_change(r, input, shape);
+    else if (!r->self_judged)
+        add_next(r, cli_strdup("Change nothing now; when the traffic has changed, ask again with a recording of it, NEW:"),
+                 cli_strdup(report));
+    free(report);
+    free(machine);
+    free(model);
+    free(shape);
+    free(input);
+}
+
 static void write_input_line(cli_report *r)
 {
     const cli_setup *s = r->setup;
@@ -330,4 +399,5 @@ void cli_report_words(cli_report *r)
     write_verdict(r);
     write_lines(r);
     write_hints(r);
+    write_next(r);
 }

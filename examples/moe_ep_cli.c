@@ -6,6 +6,7 @@
 
 #include <getopt.h>
 #include <stb_ds.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char main_help[] =
@@ -98,6 +99,18 @@ static void report_html(const void *data, FILE *f)
     cli_report_html(&((const report *)data)->figures, f);
 }
 
+/* The options that the inputs were read with, for the commands that the report names. */
+static char *reading_args(const cli_read_options *o)
+{
+    char *only = o->only ? cli_shell_word(o->only) : NULL;
+    char *experts = o->experts > 0 ? cli_format(" --experts %d", o->experts) : cli_strdup("");
+    char *text = cli_format("%s%s%s%s%s", experts, only ? " --only " : "", only ? only : "",
+                            o->layers_first ? " --layers-first" : "", o->as_counts ? " --counts" : "");
+    free(only);
+    free(experts);
+    return text;
+}
+
 int cli_report_main(int argc, char **argv)
 {
     static const cli_writers writers = {report_text, report_json, report_html};
@@ -118,6 +131,7 @@ int cli_report_main(int argc, char **argv)
         else if (!cli_setup_option(&setup, option, optarg))
             (void)cli_common_option(&r.common, option, optarg, report_help);
     }
+    setup.read_args = reading_args(&r.common.read);
     cli_open_page(&r.common, &page, argc, argv, optind);
     traces = cli_read_all(argc, argv, optind, &r.common.read, 1, &left_out);
     cli_report_make(&r.figures, traces, (int)arrlen(traces), left_out, &setup);

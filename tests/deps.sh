@@ -3,12 +3,16 @@
 # SPDX-License-Identifier: MIT
 # usage: deps.sh check     says what is missing, exit 1 if anything is
 #        deps.sh install   installs it on Debian and Ubuntu; elsewhere names the packages, exit 1
-#        deps.sh install --all   also the compilers that only widen the test matrix and GLPK, an oracle of one test
+#        deps.sh install --all   also the compilers that only widen the test matrix, GLPK and Open MPI
 # environment: CC, BLAS (0: no OpenBLAS wanted), STB_CFLAGS
 # Each thing is looked for by using it, not by asking a package manager; with nothing missing, nothing
 # is run that needs a network.
 mode=${1:-check} all=${2:-}
 CC=${CC:-cc} BLAS=${BLAS:-1} STB_CFLAGS=${STB_CFLAGS:--I/usr/include/stb}
+if [ "${CC%% *}" != cc ] && ! command -v "${CC%% *}" >/dev/null 2>&1; then
+    echo "CC=$CC: not found" >&2
+    exit 1
+fi
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/moe_ep_deps.XXXXXX") || exit 2
 trap 'rm -rf "$tmp"' EXIT
 
@@ -50,6 +54,7 @@ int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
         command -v clang++ >/dev/null 2>&1 || missing="$missing clang"
         compiles '#include <glpk.h>
 int main(void) { return glp_version()[0] == 0; }' -lglpk || missing="$missing glpk"
+        command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 || missing="$missing openmpi"
     fi
 }
 
@@ -58,6 +63,10 @@ packages() { # packages MANAGER: names of what is missing, for that manager
         case $1:$thing in
             apt:cc) echo gcc libc6-dev ;;
             apt:pkgconf) echo pkg-config ;;
+            apt:openmpi) echo libopenmpi-dev openmpi-bin ;;
+            dnf:openmpi) echo openmpi-devel ;;
+            apk:openmpi) echo openmpi openmpi-dev ;;
+            brew:openmpi) echo open-mpi ;;
             apt:openblas | apt:jansson | apt:stb | apt:glpk) echo "lib$thing-dev" ;;
             dnf:cc) echo gcc glibc-devel ;;
             dnf:pkgconf) echo pkgconf-pkg-config ;;

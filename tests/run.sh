@@ -65,7 +65,7 @@ rm -f "$logs"/*.sum
     [ -n "$gates" ] && printf 'sh tests/%s.sh\n' check bench
     for program in "$@"; do echo "$program"; done
     for script in tests/compile/include.sh tests/symbols.sh tests/install.sh tests/style.sh tests/readme.sh \
-        tests/examples.sh tests/test_*.sh; do
+        tests/examples.sh tests/mpi.sh tests/test_*.sh; do
         [ -e "$script" ] && echo "sh $script"
     done
 } >"$logs/suites"

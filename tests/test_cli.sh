@@ -168,6 +168,8 @@ done
 
 # ---- place and route ---------------------------------------------------------------------------------
 works "place" place "$data/expert_counts.csv" --only prose --devices 8 --slots 72 --out plan.json --out plan.csv
+has "place says what it wrote" '^wrote plan.csv$' "$tmp/out"
+has "and how SGLang takes it" 'init-expert-location plan.json --ep-num-redundant-experts 8$' "$tmp/out"
 check "the plan is valid JSON" "$tmp/json_check" "$tmp/cwd/plan.json"
 map=physical_to_logical_map
 equal "the plan: a list for each layer" "$(json "$tmp/cwd/plan.json" $map length)" 4
@@ -178,6 +180,9 @@ lost=0
 for e in $(seq 0 63); do [ "$(json "$tmp/cwd/plan.json" $map 2 count=$e)" -ge 1 ] || lost=$((lost + 1)); done
 equal "the plan: every expert has a slot" $lost 0
 equal "the plan as CSV: a line for each slot, and a header" "$(wc -l <"$tmp/cwd/plan.csv")" 289
+printf '{"logical_count": [[0, 0, 0, 0, 0, 0, 0, 0], [9, 2, 3, 4, 5, 6, 7, 8]]}' >"$tmp/idle.json"
+works "place with a layer without load" place "$tmp/idle.json" --devices 4 --slots 16 --json
+equal "its spare slots are shared out" "$(json "$tmp/out" $map 0 count=0)" 2
 for policy in best eplb eplb-global trtllm lpt contiguous round-robin; do
     works "place --policy $policy" place "$data/expert_counts.csv" --only prose --devices 8 --policy $policy
 done
@@ -419,6 +424,12 @@ works "report on sums" report $sums
 cp "$tmp/out" "$tmp/sums.txt"
 has "report on sums: recommended" '^  Recommended: ' "$tmp/sums.txt"
 has "one judged step is named as such" 'faster in the one judged' "$tmp/sums.txt"
+has "report ends with what to do" '^ +moe-ep place .*sum_a.json --devices 8' "$tmp/sums.txt"
+has "and with the cheaper change" '^ +moe-ep rebalance .*sum_a.json' "$tmp/sums.txt"
+# The command that the report names runs as it stands.
+sed -n '/^    moe-ep place /,/[^\\]$/p' "$tmp/sums.txt" | sed "s|moe-ep place|\"$tool\" place|" >"$tmp/next.sh"
+mkdir -p "$tmp/next" && (cd "$tmp/next" && sh "$tmp/next.sh") >"$tmp/log" 2>&1 && [ -s "$tmp/next/plan.json" ]
+result $? "the command that the report names writes the plan" "$tmp/log"
 grep -E '[0-9]{4,} experts|0\.[0-9] steps|100\.0 % of' "$tmp/sums.txt" >"$tmp/log"
 [ ! -s "$tmp/log" ]
 result $? "figures in one style" "$tmp/log"

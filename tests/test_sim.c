@@ -62,7 +62,9 @@ TEST(golden_bytes)
         CHECK(moe_ep_simulate(&w, 1, 3, 100, ids, NULL, NULL) == MOE_EP_OK);
         got = fnv(ids, sizeof ids);
         CHECK(got == golden[k]);
-        if (got != golden[k]) printf("    0x%016llxu, /* %s */\n", (unsigned long long)got, moe_ep_workload_str((moe_ep_workload_kind)k));
+        if (got != golden[k])
+            printf("    0x%016llxu, /* %s */\n", (unsigned long long)got,
+                   moe_ep_workload_str((moe_ep_workload_kind)k));
     }
 }
 
@@ -179,7 +181,8 @@ TEST(integer_powers_are_accurate)
             top += log((double)got[0] / (double)got[199]) / 200;
         }
         base = fabs(b) < 1e-9 ? 0.5 * log(1000.0) : log((pow(1000, b) - 1) * 0.5 + 1) / b;
-        want = base - (fabs(b) < 1e-9 ? log(1000.0) / 201 : log((pow(1000, b) - 1) / 201 + 1) / b); /* less the smallest of 200 */
+        want = base - (fabs(b) < 1e-9 ? log(1000.0) / 201
+                                      : log((pow(1000, b) - 1) / 201 + 1) / b); /* less the smallest of 200 */
         CHECK_NEAR(have, want, 0.05, 0.02);
         CHECK(top <= log(1000.0) * 1.0001);
     }
@@ -256,7 +259,8 @@ TEST(ids_of_exact_counts)
     uint64_t s = t_seed;
     int round;
     for (round = 0; round < 300; round++) {
-        int32_t E = 1 + (int32_t)t_below(&s, 30), K = 1 + (int32_t)t_below(&s, E), T = (int32_t)t_below(&s, 40), e, t, a, b;
+        int32_t E = 1 + (int32_t)t_below(&s, 30), K = 1 + (int32_t)t_below(&s, E), T = (int32_t)t_below(&s, 40),
+                e, t, a, b;
         int64_t counts[30], left = (int64_t)T * K;
         int32_t ids[40 * 30];
         memset(counts, 0, sizeof counts);
@@ -318,9 +322,11 @@ TEST(sources)
 
 TEST(llmservingsim_closed_form)
 {
-    static const struct { int T, E, K, ep, local, active; double expected; } row[] = {
-        {1, 128, 8, 2, 1, 4, 4.0}, {4, 128, 8, 2, 4, 16, 14.5615}, {16, 128, 8, 2, 16, 64, 41.2113}, {64, 128, 8, 2, 64, 64, 62.9712},
-        {8, 8, 2, 4, 4, 2, 1.7998}, {64, 128, 8, 8, 42, 16, 15.7428}, {256, 256, 8, 32, 57, 8, 7.9976}, {4, 256, 8, 64, 0, 0, 0.477}};
+    static const struct { int T, E, K, ep, local, active; double expected;
+    } row[] = {{1, 128, 8, 2, 1, 4, 4.0},        {4, 128, 8, 2, 4, 16, 14.5615},
+               {16, 128, 8, 2, 16, 64, 41.2113}, {64, 128, 8, 2, 64, 64, 62.9712},
+               {8, 8, 2, 4, 4, 2, 1.7998},       {64, 128, 8, 8, 42, 16, 15.7428},
+               {256, 256, 8, 32, 57, 8, 7.9976}, {4, 256, 8, 64, 0, 0, 0.477}};
     moe_ep_balanced_result r;
     size_t i;
     for (i = 0; i < sizeof row / sizeof row[0]; i++) {
@@ -398,9 +404,11 @@ static void count(const moe_ep_workload *w, int step, int T, int32_t *ids, int64
 
 TEST(imbalance_table_of_blog_4)
 {
-    static const double published[12] = {491.6, 1.564, 164.1, 10.948, 52.0, 0.109, 77.8, 1.792, 53.9, 0.115, 87.5, 1.791};
-    static const char *const name[12] = {"rank std", "rank excess", "expert std", "expert excess", "9 x 32: rank std", "rank excess",
-                                         "slot std", "slot excess", "8 x 36: rank std", "rank excess", "slot std", "slot excess"};
+    static const double published[12] = {491.6, 1.564, 164.1, 10.948, 52.0, 0.109,
+                                         77.8,  1.792, 53.9,  0.115,  87.5, 1.791};
+    static const char *const name[12] = {"rank std",         "rank excess", "expert std", "expert excess",
+                                         "9 x 32: rank std", "rank excess", "slot std",   "slot excess",
+                                         "8 x 36: rank std", "rank excess", "slot std",   "slot excess"};
     static int32_t ids[16384 * 8];
     double sum[12] = {0}, slot[288], still = 0, none[4] = {0}, error[12];
     int64_t past[256], now[256];
@@ -443,7 +451,10 @@ TEST(imbalance_table_of_blog_4)
 /* Does EPLB pay?  Measured on H100, EP32, 288 slots (aiconfigurator tables): time without over time with. */
 TEST(eplb_verdict)
 {
-    static const struct { int tokens; double measured; } row[] = {{48, 0}, {96, 0.77}, {192, 0.93}, {384, 0}, {2048, 1.54}, {8192, 2.07}, {16384, 1.94}};
+    static const struct {
+        int tokens;
+        double measured;
+    } row[] = {{48, 0}, {96, 0.77}, {192, 0.93}, {384, 0}, {2048, 1.54}, {8192, 2.07}, {16384, 1.94}};
     static int32_t ids[16384 * 8];
     moe_ep_model m = moe_ep_model_deepseek_v3();
     moe_ep_machine c = moe_ep_machine_h100();
@@ -483,7 +494,8 @@ TEST(eplb_verdict)
             after += r.compute_s;
             rows_after += (double)r.max_rows;
         }
-        printf("    25 %5d tokens: measured %.2f, seconds %.2f, rows %.2f\n", row[i].tokens, row[i].measured, before / after, rows_before / rows_after);
+        printf("    25 %5d tokens: measured %.2f, seconds %.2f, rows %.2f\n", row[i].tokens, row[i].measured,
+               before / after, rows_before / rows_after);
         if (row[i].tokens <= 384) CHECK(before / after < 1.15);
         if (row[i].tokens >= 2048) CHECK(before / after > 1.15);
         if (row[i].tokens >= 8192) CHECK(before / after >= 1.5);
