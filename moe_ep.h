@@ -588,7 +588,7 @@ typedef struct moe_ep_aux_desc {
     moe_ep_aux kind;
     int64_t num_tokens;            /* T >= 1                                                              */
     int32_t top_k, num_experts;    /* K, E                                                                */
-    const float *scores;           /* (T,E) router probabilities                                          */
+    const float *scores;           /* (T,E) router probabilities, none negative                           */
     const int32_t *ids;            /* (T,K), -1 skipped; may be NULL for GLOBAL                           */
     int32_t normalize_scores;      /* 1 = each token's scores divided by their sum (sigmoid routers)      */
     int64_t num_sequences;         /* SEQUENCE: 0 = 1; must divide T                                      */
@@ -598,7 +598,7 @@ typedef struct moe_ep_aux_desc {
     const int32_t *device_of_expert; /* DEVICE, COMMUNICATION: (E) values 0..num_devices-1                */
     int32_t num_devices;
     int32_t devices_per_token;     /* COMMUNICATION: M, 0 = min(K, D)                                     */
-    double coefficient;            /* 0 = 1                                                               */
+    double coefficient;            /* 0 = 1, not negative                                                  */
 } moe_ep_aux_desc;
 
 /* The loss of kind desc->kind; negative = a moe_ep_status (NULL, SIZE, RANGE, NAN, EXPERT_ID, DEVICE_ID,
@@ -617,7 +617,7 @@ MOE_EP_API double moe_ep_importance_loss(const float *scores, int64_t T, int32_t
 
 /* Load loss: the same of sum_t Phi((score - threshold_t) E / noise), the smooth count of tokens that would
  * choose the expert (Shazeer et al. 2017; Tutel).  thresholds (T): the K-th largest noisy score of the
- * token; noise > 0 standard deviation times E.  Negative = status.  Scratch E doubles.
+ * token; noise: standard deviation times E, noise / E > 0.  Negative = status.  Scratch E doubles.
  * Example: scores (1,2) of 0.75,0.25 with threshold 0.75 and noise 1 give 0.53716. */
 MOE_EP_API double moe_ep_load_loss(const float *scores, const float *thresholds, int64_t T, int32_t E,
                                    double noise, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -1016,7 +1016,7 @@ typedef struct moe_ep_chance_result {
  * characteristic function of the sum.  Mean within 1 % of Monte Carlo for E 2..4096, any K and T; p05 and p95 may
  * sit one row beside the simulation's where a whole row carries them.
  * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  Well below 100 us, no memory.
- * Example: T = 64, K = 2, E = 64: 2.93 (by hand 1 + sqrt(2 ln 64 * (1-2/64) / 2) = 3.01). */
+ * Example: T = 64, K = 2, E = 64: 2.96 (by hand 1 + sqrt(2 ln 64 * (1-2/64) / 2) = 3.01). */
 MOE_EP_API moe_ep_status moe_ep_chance(int64_t T, int32_t K, int32_t E, moe_ep_chance_result *out,
                                        moe_ep_error *err);
 
@@ -1246,10 +1246,10 @@ typedef struct moe_ep_shape {
     int32_t num_slots;               /* P in total, dealt as evenly as possible, the first P mod D
                                         devices one more; 0 = the caller gives slots_per_device, or,
                                         without it, as many as there are experts                      */
-    int32_t num_nodes;               /* N; 0 or 1 = one node; device d is on node d*N/D unless given  */
+    int32_t num_nodes;               /* N <= D; 0 or 1 = one node; device d is on node d*N/D unless given */
     const int32_t *slots_per_device; /* (D) or NULL; when given num_slots is 0 or their sum           */
     const int32_t *node_of_device;   /* (D) values 0..N-1, or NULL                                    */
-    const double *speed;             /* (D) relative speeds > 0, or NULL = all 1                      */
+    const double *speed;             /* (D) relative speeds, each 1e-6..1e6, or NULL = all 1          */
     const uint8_t *inactive;         /* (D) not 0 = dead or drained device, holds nothing; NULL = none */
 } moe_ep_shape;
 
@@ -1265,7 +1265,7 @@ typedef struct moe_ep_placement {
     int32_t *slot_expert;   /* (L,P) expert in the slot, -1 = empty                                   */
     int32_t *replica_start; /* (L,E+1) replicas of expert e: replica_slot[l*P + replica_start[l*(E+1)+e] ..] */
     int32_t *replica_slot;  /* (L,P) slots grouped by expert; the tail behind the last one is -1      */
-    double *device_speed;   /* (D) relative speeds, 1 unless the shape gave others                    */
+    double *device_speed;   /* (D) relative speeds (1e-6..1e6), 1 unless the shape gave others        */
     uint8_t *device_inactive; /* (D) not 0 = dead or drained; may be set later, see moe_ep_rebalance  */
 } moe_ep_placement;
 
@@ -1275,7 +1275,7 @@ MOE_EP_API size_t moe_ep_placement_bytes(int32_t L, int32_t E, const moe_ep_shap
 
 /* Lays a placement out in mem (bytes >= moe_ep_placement_bytes, 8-byte aligned as from malloc), every slot
  * empty.  mem belongs to the caller and must outlive *p.  Errors: ERR_NULL, ERR_SIZE (a size, a slot
- * count, or bytes too few: value = bytes needed), ERR_RANGE (node, speed), ERR_CONFIG (num_slots differs
+ * count, or bytes too few: value = bytes needed), ERR_RANGE (node, num_nodes > D, speed), ERR_CONFIG (num_slots differs
  * from the sum of slots_per_device), ERR_OVERFLOW.  O(D + L*P).
  * Example: 6 slots on 4 devices start at 0 2 4 5 6. */
 MOE_EP_API moe_ep_status moe_ep_placement_init(moe_ep_placement *p, int32_t L, int32_t E,
@@ -1326,7 +1326,7 @@ typedef struct moe_ep_place_desc {
     double risk_z;     /* 0 = the mean; 0.674 covers 75 % of the steps of a normal load                */
 
     /* best_placement only */
-    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P; NULL = all P                    */
+    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P     */
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
     int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
@@ -1356,7 +1356,9 @@ typedef struct moe_ep_plan_result {
     const char *reason;         /* why, a sentence that lives forever                                 */
     double total;               /* load of the layer                                                  */
     double mean;                /* total / sum of the active speeds                                   */
-    double max_before;          /* busiest device under contiguous blocks (rebalance: the placement it began with) */
+    double max_before;          /* busiest device under contiguous blocks; rebalance: busiest active device of the
+                                   placement it began with, where an expert without an active copy counts nothing
+                                   (so only then can max be above it)                                 */
     double max;                 /* busiest device under this plan                                     */
     double lower_bound;         /* no plan with these slots gets below it (equal shares)              */
     double gap;                 /* max / lower_bound - 1; 0 with zero load                            */
@@ -1579,7 +1581,12 @@ typedef struct moe_ep_rebalance_desc {
 /* From the current placement to a better one with few moves: swaps two replicas, or overwrites a spare replica with a
  * copy of a hot expert.  A move is an expert arriving on a device that did not hold it.  Experts whose last
  * active copy is gone are first put back (that costs a move each, whatever the limits).
+ * A layer that meets the target, or that no changes within the limits make less busy, stays as it was, so that no
+ * layer ends busier than it began unless an expert was lost.  A changed layer holds no expert twice on a device; copies
+ * on inactive devices are let go in every layer.
  * out is laid out like current (it may be current itself).
+ * Example: expert 1 in 5 slots and expert 0 in one, 2 slots on each of 3 devices, loads 169 985, target 1.1: the
+ * busiest device has 394 of 384.67 on average, so nothing moves.
  * Errors: ERR_PLACEMENT, ERR_SLOTS (too few active slots), ERR_NAN, ERR_NEGATIVE, ERR_RANGE. */
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -2284,7 +2291,7 @@ typedef struct moe_ep_expect_result {
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
  * TOP_K, NEGATIVE, CONFIG (groups).  O(E + D * groups).  All but the two busiest_ fields are exact; those treat the
  * devices as independent: within 2 % (4 % below 8 tokens) of simulation.
- * Example: T = 4096, K = 8, E = 256, D = 32: 7.27 devices per token, sd 31.06 rows, excess 0.063. */
+ * Example: T = 4096, K = 8, E = 256, D = 32: 7.27 devices per token, sd 31.06 rows, excess 0.064. */
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err);
 
 /* ---- a layer, a step ---------------------------------------------------------------------------------- */
@@ -2357,8 +2364,9 @@ typedef struct moe_ep_time_result {
     int64_t max_rows;         /* the labs' step time of this layer                                     */
     int32_t max_active;
     double mean_compute_s;    /* mean over devices                                                     */
-    double balanced_s;        /* compute_s if every device had its fair share of rows: what balance can
-                                 still gain, at most                                                   */
+    double balanced_s;        /* compute_s if every device had an equal share of all rows, padding and
+                                 active slots: compute_s - balanced_s is what balance can still gain,
+                                 at most; compute_s for one device                                     */
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
@@ -3034,7 +3042,7 @@ typedef struct moe_ep_balanced_result {
 } moe_ep_balanced_result;
 
 /* LLMServingSim's BALANCED routing as its documents state it, beside the exact expectation (the closed form activates
- * too many experts at small T and draws with replacement).  Errors: NULL, SIZE, TOP_K.
+ * too many experts at small T and draws with replacement).  Errors: NULL, SIZE, TOP_K, OVERFLOW.
  * Example: T = 16, E = 128, K = 8, ep = 2: local 16, activated 64; exact 41.21. */
 MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int32_t K, int32_t ep,
                                                        moe_ep_balanced_result *out, moe_ep_error *err);
@@ -6171,7 +6179,7 @@ static moe_ep_status moe_epi_aux_check_devices(const moe_ep_aux_desc *d, moe_ep_
 static moe_ep_status moe_epi_aux_check(const moe_ep_aux_desc *d, moe_ep_error *err)
 {
     moe_ep_status s;
-    int64_t sum;
+    int64_t sum, i;
     if (!d) return moe_epi_null(err, "desc");
     if ((s = moe_epi_check_enum((int)d->kind, 7, "kind", err)) != MOE_EP_OK) return s;
     if (d->top_k < 1)
@@ -6179,6 +6187,12 @@ static moe_ep_status moe_epi_aux_check(const moe_ep_aux_desc *d, moe_ep_error *e
     if ((s = moe_epi_check_finite(d->scores, d->num_tokens, d->num_experts, "scores", err)) != MOE_EP_OK) return s;
     if (!moe_epi_finite(d->coefficient))
         return moe_epi_fail(err, MOE_EP_ERR_NAN, "coefficient", "must be finite", -1, d->coefficient);
+    if (d->coefficient < 0.0)
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "coefficient", "must not be negative", -1, d->coefficient);
+    for (i = 0; i < d->num_tokens * d->num_experts; i++)
+        if (d->scores[i] < 0.0f)
+            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "scores", "probabilities must not be negative", i,
+                                (double)d->scores[i]);
     if ((s = moe_epi_aux_check_ids(d, err)) != MOE_EP_OK) return s;
     if (d->kind == MOE_EP_AUX_SEQUENCE &&
         (d->num_sequences < 0 || (d->num_sequences > 0 && d->num_tokens % d->num_sequences != 0)))
@@ -6316,9 +6330,12 @@ MOE_EP_API double moe_ep_aux_loss(const moe_ep_aux_desc *desc, moe_ep_scratch *s
     device = (double *)moe_epi_take(&arena, 3 * counts, sizeof *device);
     memset(prob, 0, sizeof *prob * (size_t)desc->num_experts);
     memset(count, 0, sizeof *count * (size_t)counts);
-    factor = desc->coefficient > 0.0 || desc->coefficient < 0.0 ? desc->coefficient : 1.0;
+    factor = desc->coefficient > 0.0 ? desc->coefficient : 1.0;
     value = factor * moe_epi_aux_value(desc, prob, count, device);
     moe_epi_arena_close(&arena);
+    if (!moe_epi_finite(value))
+        return moe_epi_loss_status(
+            moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "coefficient", "the loss does not fit a double", -1, factor));
     return value;
 }
 
@@ -6408,8 +6425,9 @@ MOE_EP_API double moe_ep_load_loss(const float *scores, const float *thresholds,
     if ((s = moe_epi_check_floats(thresholds, T, "thresholds", err)) != MOE_EP_OK) return moe_epi_loss_status(s);
     if (!moe_epi_finite(noise))
         return moe_epi_loss_status(moe_epi_fail(err, MOE_EP_ERR_NAN, "noise", "must be finite", -1, noise));
-    if (!(noise > 0.0))
-        return moe_epi_loss_status(moe_epi_fail(err, MOE_EP_ERR_RANGE, "noise", "must be positive", -1, noise));
+    if (!(noise / (double)E > 0.0)) /* the smallest doubles vanish in the division */
+        return moe_epi_loss_status(
+            moe_epi_fail(err, MOE_EP_ERR_RANGE, "noise", "noise / E must be positive", -1, noise));
     return moe_epi_cv2_loss(scores, thresholds, T, E, noise / (double)E, scratch, err);
 }
 
@@ -6913,7 +6931,9 @@ MOE_EP_API moe_ep_status moe_ep_layer_loads(const moe_ep_ids *view, int64_t *loa
 /* Blocks of T/D tokens, the first T%D one longer. */
 static int32_t moe_epi_ld_block_rank(int64_t t, int64_t T, int32_t D)
 {
-    int64_t size = T / D, longer = T % D, split = longer * (size + 1);
+    int64_t size = T / D, longer = T % D, split;
+    if (longer == 0) return (int32_t)(t / size); /* size + 1 need not fit */
+    split = longer * (size + 1);
     return (int32_t)(t < split ? t / (size + 1) : longer + (t - split) / size);
 }
 
@@ -9505,6 +9525,9 @@ static void moe_epi_sort(moe_epi_item *items, moe_epi_item *spare, int32_t n)
 
 /* ---- shapes and placements ----------------------------------------------------------------------------- */
 
+/* Relative speeds of any sense; sums of loads over them stay finite.  NaN is not fine. */
+static int moe_epi_speed_fine(double speed) { return speed >= 1e-6 && speed <= 1e6; }
+
 /* Checks a shape for E experts and counts its slots; P < E is allowed here (planners refuse it). */
 static moe_ep_status moe_epi_shape_check(const moe_ep_shape *s, int32_t E, int32_t *num_slots, moe_ep_error *err)
 {
@@ -9516,6 +9539,9 @@ static moe_ep_status moe_epi_shape_check(const moe_ep_shape *s, int32_t E, int32
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "shape.num_slots", "must not be negative", -1, s->num_slots);
     if (s->num_nodes < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "shape.num_nodes", "must not be negative", -1, s->num_nodes);
+    if (s->num_nodes > s->num_devices)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "shape.num_nodes", "must not be above num_devices", -1,
+                            s->num_nodes);
     nodes = s->num_nodes > 0 ? s->num_nodes : 1;
     for (d = 0; d < s->num_devices; d++) {
         if (s->slots_per_device) {
@@ -9527,8 +9553,8 @@ static moe_ep_status moe_epi_shape_check(const moe_ep_shape *s, int32_t E, int32
         if (s->node_of_device && (s->node_of_device[d] < 0 || s->node_of_device[d] >= nodes))
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "shape.node_of_device", "must lie in 0..num_nodes-1", d,
                                 s->node_of_device[d]);
-        if (s->speed && (!moe_epi_finite(s->speed[d]) || !(s->speed[d] > 0.0)))
-            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "shape.speed", "must be positive and finite", d, s->speed[d]);
+        if (s->speed && !moe_epi_speed_fine(s->speed[d]))
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "shape.speed", "must lie in 1e-6..1e6", d, s->speed[d]);
     }
     if (!s->slots_per_device) sum = s->num_slots > 0 ? s->num_slots : E;
     else if (s->num_slots > 0 && s->num_slots != sum)
@@ -9755,8 +9781,8 @@ static moe_ep_status moe_epi_validate_devices(const moe_ep_placement *p, moe_ep_
         if (p->device_node[d] < 0 || p->device_node[d] >= p->num_nodes)
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_node", "must lie in 0..num_nodes-1", d,
                                 p->device_node[d]);
-        if (!moe_epi_finite(p->device_speed[d]) || !(p->device_speed[d] > 0.0))
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_speed", "must be positive and finite", d,
+        if (!moe_epi_speed_fine(p->device_speed[d]))
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_speed", "must lie in 1e-6..1e6", d,
                                 p->device_speed[d]);
     }
     for (d = 0; d < p->num_devices; d++) /* only now is every slot_start known to be in range */
@@ -12365,29 +12391,78 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
     return MOE_EP_OK;
 }
 
+/* Busiest active device (load / speed) of layer l of p; device (D) is working space.  Lost experts do not count. */
+static double moe_epi_layer_max(const moe_ep_placement *p, int32_t l, const double *w, double *device)
+{
+    double worst = 0.0;
+    int32_t d;
+    moe_epi_layer_device_loads(p, l, w, device);
+    for (d = 0; d < p->num_devices; d++)
+        if (!p->device_inactive[d] && device[d] / p->device_speed[d] > worst) worst = device[d] / p->device_speed[d];
+    return worst;
+}
+
+/* Takes back what the layer's changes were booked for. */
+static void moe_epi_unbook(const moe_epi_state *s, moe_epi_budget *b)
+{
+    int32_t d, i;
+    for (d = 0; d < s->D; d++)
+        for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++) moe_epi_book(s, b, d, s->cell[i], -1);
+}
+
+/* One loaded layer: changed where that makes its busiest device less busy and it is above the target, or where an
+ * expert was lost.  *keep: the layer stays as it was (duplicates, which the state lets go, can hold it lower). */
+static int32_t moe_epi_rebalance_try(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, double target,
+                                     const moe_epi_room *room, int *keep)
+{
+    double mean = 0.0, before = moe_epi_layer_max(b->from, b->layer, s->w, b->price), now = 0.0;
+    int32_t e, d, changes, lost = 0;
+    for (e = 0; e < s->E; e++) {
+        mean += s->w[e];
+        lost += s->count[e] == 0;
+    }
+    mean /= room->speed_sum;
+    *keep = lost == 0 && before <= mean * target;
+    if (*keep) return 0;
+    changes = moe_epi_rebalance_layer(s, b, deal, mean, target);
+    for (d = 0; d < s->D; d++)
+        if (moe_epi_time(s, d) > now) now = moe_epi_time(s, d);
+    *keep = lost == 0 && !(now < before * (1.0 - 1e-9));
+    if (!*keep) return changes;
+    moe_epi_unbook(s, b);
+    return 0;
+}
+
+/* A layer as it was, without its copies on inactive devices. */
+static void moe_epi_keep_layer(const moe_ep_placement *p, const int32_t *before, int32_t *after)
+{
+    int32_t s;
+    for (s = 0; s < p->num_slots; s++) after[s] = p->device_inactive[p->slot_device[s]] ? -1 : before[s];
+}
+
 /* All layers for one target.  write: into out and result; else only counted.  Returns the moves. */
 static int64_t moe_epi_rebalance_pass(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, uint64_t *held,
                                       int32_t *after, double target, int write, moe_ep_placement *out,
                                       moe_ep_plan_result *result, const moe_epi_room *room)
 {
     const moe_ep_placement *p = b->from;
-    int32_t l, e, d;
+    int32_t l, d;
     int64_t moves = 0;
     for (d = 0; d < s->D; d++) b->arrivals[d] = 0;
     if (b->links) memset(b->links, 0, sizeof(int32_t) * (size_t)s->D * (size_t)s->D);
     for (l = 0; l < p->num_layers; l++) {
-        double mean = 0.0;
+        const int32_t *before = p->slot_expert + (int64_t)l * p->num_slots;
         int32_t changes;
+        int keep = 0;
         s->w = b->desc->loads + (int64_t)l * s->E;
-        for (e = 0; e < s->E; e++) mean += s->w[e];
-        mean /= room->speed_sum;
         b->layer = l;
         b->moves = 0;
         moe_epi_state_load(s, p, l, held);
-        changes = moe_epi_rebalance_layer(s, b, deal, mean, target);
+        changes = moe_epi_rebalance_try(s, b, deal, target, room, &keep);
         moves += b->moves;
         if (!write) continue;
-        moe_epi_keep_slots(s, b, p->slot_expert + (int64_t)l * p->num_slots, after);
+        if (keep) moe_epi_keep_layer(p, before, after);
+        else moe_epi_keep_slots(s, b, before, after);
         memcpy(out->slot_expert + (int64_t)l * p->num_slots, after, sizeof *after * (size_t)p->num_slots);
         if (!result) continue;
         result[l].refinements = changes;
@@ -12443,7 +12518,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_room room;
     size_t total = 0;
     uint64_t *held;
-    int32_t *after, l, d, E, P, D;
+    int32_t *after, l, E, P, D;
     const moe_ep_placement *p;
     double target;
     moe_ep_status status;
@@ -12486,10 +12561,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     target = moe_epi_relax(&state, &budget, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
     for (l = 0; result && l < p->num_layers; l++) { /* before out, which may be current, changes */
         memset(&result[l], 0, sizeof result[l]);
-        moe_epi_layer_device_loads(p, l, desc->loads + (int64_t)l * E, work.device);
-        for (d = 0; d < D; d++)
-            if (!p->device_inactive[d] && work.device[d] / p->device_speed[d] > result[l].max_before)
-                result[l].max_before = work.device[d] / p->device_speed[d];
+        result[l].max_before = moe_epi_layer_max(p, l, desc->loads + (int64_t)l * E, work.device);
     }
     (void)moe_epi_rebalance_pass(&state, &budget, &deal, held, after, target, 1, out, result, &room);
     memmove(out->device_node, p->device_node, sizeof(int32_t) * (size_t)D);
@@ -13250,7 +13322,7 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
 #undef MOE_EPI_EXACT_NODES
 
 /* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide rotates from layer
- * to layer.  Never fewer than its pinned experts. */
+ * to layer.  Never fewer than its pinned experts (at most E of them, and every budget is E or more). */
 static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l,
                          const moe_epi_room *room, moe_epi_deal *deal)
 {
@@ -13273,10 +13345,16 @@ static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *
         d = desc->pinned[(int64_t)l * p->num_experts + i];
         if (d >= 0) deal->fill[d]++;
     }
-    for (d = 0; d < p->num_devices; d++) {
+    for (d = 0, left = 0; d < p->num_devices; d++) {
         if (deal->fill[d] > deal->cap[d]) deal->cap[d] = deal->fill[d];
-        deal->fill[d] = 0;
+        left += deal->cap[d];
     }
+    for (left -= given; left > 0; left--) { /* pins above a device's share: others give, those with most to give */
+        for (d = 1, i = 0; d < p->num_devices; d++)
+            if (deal->cap[d] - deal->fill[d] > deal->cap[i] - deal->fill[i]) i = d;
+        deal->cap[i]--;
+    }
+    for (d = 0; d < p->num_devices; d++) deal->fill[d] = 0;
 }
 
 /* What best_placement checks on top of every planner. */
@@ -15251,8 +15329,9 @@ static void moe_epi_dp_local_keys(int32_t E, int32_t first_expert, int32_t num_l
 {
     int32_t e;
     for (e = 0; e < E; e++) {
-        int32_t local = e >= first_expert && e - first_expert < num_local ? e - first_expert : -1;
-        if (expert_map) local = expert_map[e];
+        int32_t local = -1;
+        if (expert_map) local = expert_map[e]; /* first_expert may be anything then */
+        else if (e >= first_expert && e - first_expert < num_local) local = e - first_expert;
         keys[e] = local >= 0 ? local : num_local + e;
     }
 }
@@ -16528,6 +16607,13 @@ static moe_ep_status moe_epi_at_least(int64_t v, int64_t least, const char *arg,
     return MOE_EP_OK;
 }
 
+/* A result, or a sum of results none of which is negative, that a double can hold. */
+static moe_ep_status moe_epi_fits(double v, const char *arg, moe_ep_error *err)
+{
+    if (moe_epi_finite(v)) return MOE_EP_OK;
+    return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, arg, "the result does not fit a double", -1, v);
+}
+
 #define MOE_EPI_TRY(call)                                                                          \
   do {                                                                                             \
     moe_ep_status moe_epi_s_ = (call);                                                             \
@@ -16732,16 +16818,18 @@ static moe_ep_status moe_epi_check_rows(const int64_t *rows, int64_t n, const ch
     return MOE_EP_OK;
 }
 
-/* Seconds of one product, K x N weights per expert; adds the two parts to *mem_s and *flop_s. */
+/* Seconds of one product, K x N weights per expert, with one of `parts` equal shares of the work; adds the two
+ * parts to *mem_s and *flop_s. */
 static double moe_epi_gemm_time(const moe_ep_model *m, const moe_ep_machine *c,
-                                const moe_epi_work *w, double K, double N, double *mem_s,
-                                double *flop_s)
+                                const moe_epi_work *w, double parts, double K, double N,
+                                double *mem_s, double *flop_s)
 {
     double bytes, flops, mem = 0.0, flop = 0.0, peak = c->flops[m->math];
     bytes =
-        (double)w->active * K * N * moe_epi_or(m->weight_bytes, 2.0) +
-        (double)w->rows * (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
-    flops = 2.0 * K * N * (double)w->padded;
+        (double)w->active / parts * K * N * moe_epi_or(m->weight_bytes, 2.0) +
+        (double)w->rows / parts *
+            (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
+    flops = 2.0 * K * N * ((double)w->padded / parts);
     if (c->memory_Bps > 0.0) mem = bytes / (c->memory_Bps * moe_epi_or(c->gemm.mem_eff, 1.0));
     if (peak > 0.0) flop = flops / (peak * moe_epi_or(c->gemm.flop_eff, 1.0));
     *mem_s += mem;
@@ -16749,15 +16837,22 @@ static double moe_epi_gemm_time(const moe_ep_model *m, const moe_ep_machine *c,
     return c->gemm.t0_s + moe_epi_pnorm(mem, flop, c->gemm.p);
 }
 
-/* Both products of experts of inner width I. */
-static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
-                                   const moe_epi_work *w, double I, double *mem_s, double *flop_s)
+/* Both products of experts of inner width I, with one of `parts` equal shares of the work. */
+static double moe_epi_share_time(const moe_ep_model *m, const moe_ep_machine *c,
+                                 const moe_epi_work *w, double parts, double I, double *mem_s,
+                                 double *flop_s)
 {
     double H = (double)m->hidden;
     *mem_s = *flop_s = 0.0;
     if (w->rows == 0) return 0.0;
-    return moe_epi_gemm_time(m, c, w, H, m->ungated ? I : 2.0 * I, mem_s, flop_s) +
-           moe_epi_gemm_time(m, c, w, I, H, mem_s, flop_s);
+    return moe_epi_gemm_time(m, c, w, parts, H, m->ungated ? I : 2.0 * I, mem_s, flop_s) +
+           moe_epi_gemm_time(m, c, w, parts, I, H, mem_s, flop_s);
+}
+
+static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
+                                   const moe_epi_work *w, double I, double *mem_s, double *flop_s)
+{
+    return moe_epi_share_time(m, c, w, 1.0, I, mem_s, flop_s);
 }
 
 static void moe_epi_device_fill(moe_ep_device_time *t, const moe_epi_work *w, double seconds,
@@ -16792,6 +16887,7 @@ MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_mac
     memset(&w, 0, sizeof w);
     for (i = 0; i < n; i++) moe_epi_work_add(&w, slot_rows[i], machine->gemm.tile);
     seconds = moe_epi_experts_time(model, machine, &w, (double)model->inter, &mem_s, &flop_s);
+    MOE_EPI_TRY(moe_epi_fits(seconds + mem_s + flop_s, "machine", err));
     if (out) moe_epi_device_fill(out, &w, seconds, mem_s, flop_s);
     return seconds;
 }
@@ -16800,6 +16896,7 @@ MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int6
                                            int32_t n, int32_t tile, moe_ep_gemm_work *out,
                                            moe_ep_error *err)
 {
+    moe_ep_gemm_work r;
     moe_epi_work w;
     double per_row, H, I;
     int64_t sum;
@@ -16816,17 +16913,19 @@ MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int6
     H = (double)model->hidden;
     I = (double)model->inter;
     per_row = (model->ungated ? 2.0 : 3.0) * H * I;
-    memset(out, 0, sizeof *out);
-    out->rows = w.rows;
-    out->padded_rows = w.padded;
-    out->active = w.active;
-    out->flops = 2.0 * per_row * (double)w.rows;
-    out->padded_flops = 2.0 * per_row * (double)w.padded;
-    out->weight_bytes = per_row * moe_epi_or(model->weight_bytes, 2.0) * (double)w.active;
-    out->activation_bytes =
+    memset(&r, 0, sizeof r);
+    r.rows = w.rows;
+    r.padded_rows = w.padded;
+    r.active = w.active;
+    r.flops = 2.0 * per_row * (double)w.rows;
+    r.padded_flops = 2.0 * per_row * (double)w.padded;
+    r.weight_bytes = per_row * moe_epi_or(model->weight_bytes, 2.0) * (double)w.active;
+    r.activation_bytes =
         (double)w.rows * ((H + I) * moe_epi_or(model->in_bytes, 2.0) +
                           (H + (model->ungated ? I : 2.0 * I)) * moe_epi_or(model->out_bytes, 2.0));
-    out->intensity = out->weight_bytes > 0.0 ? out->flops / out->weight_bytes : 0.0;
+    r.intensity = r.weight_bytes > 0.0 ? r.flops / r.weight_bytes : 0.0;
+    MOE_EPI_TRY(moe_epi_fits(r.weight_bytes + r.activation_bytes + r.intensity, "model", err));
+    *out = r;
     return MOE_EP_OK;
 }
 
@@ -16985,7 +17084,7 @@ static void moe_epi_expect_busiest(const moe_ep_expect_desc *d, moe_ep_expect_re
     r->rows_sd = sqrt(var * (1.0 - 1.0 / (double)D));
     r->busiest_rows = moe_epi_count_max(r->rows_mean, var, D, T * (B + 1.0 < K ? B + 1.0 : K));
     one = d->top_k < d->num_experts ? exp(T * log1p(-K / E)) : T > 0.0 ? 0.0 : 1.0;
-    two = d->top_k + 1 < d->num_experts ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0))))
+    two = d->top_k < d->num_experts - 1 ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0))))
           : T > 0.0                     ? 0.0
                                         : 1.0;
     if (d->num_experts > 1) cov = two - one * one;
@@ -17147,6 +17246,11 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
     r.logical_combine_bytes = x.logical * (double)r.combine_row_bytes;
     r.tp_allreduce_bytes = 2.0 * (double)(desc->num_devices - 1) / (double)desc->num_devices *
                            desc->tokens * (double)desc->num_devices * 2.0 * (double)desc->hidden;
+    MOE_EPI_TRY(moe_epi_fits(r.tp_allreduce_bytes, "tokens", err));
+    MOE_EPI_TRY(moe_epi_fits(r.dispatch_intra_bytes + r.dispatch_inter_bytes +
+                                 r.combine_intra_bytes + r.combine_inter_bytes +
+                                 r.logical_dispatch_bytes + r.logical_combine_bytes,
+                             desc->mode == MOE_EP_A2A_PADDED ? "capacity" : "tokens", err));
     *out = r;
     return MOE_EP_OK;
 }
@@ -17154,11 +17258,14 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
 MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_per_s,
                                    moe_ep_error *err)
 {
+    double seconds;
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_amount(bytes, "bytes", err));
     MOE_EPI_TRY(moe_epi_amount(alpha_s, "alpha_s", err));
     MOE_EPI_TRY(moe_epi_amount(bytes_per_s, "bytes_per_s", err));
-    return alpha_s + (bytes_per_s > 0.0 ? bytes / bytes_per_s : 0.0);
+    seconds = alpha_s + (bytes_per_s > 0.0 ? bytes / bytes_per_s : 0.0);
+    MOE_EPI_TRY(moe_epi_fits(seconds, "bytes", err));
+    return seconds;
 }
 
 static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, double inter_bytes)
@@ -17172,12 +17279,15 @@ static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, dou
 MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes,
                                    moe_ep_error *err)
 {
+    double seconds;
     moe_epi_ok(err);
     if (!link) return moe_epi_null(err, "link");
     MOE_EPI_TRY(moe_epi_check_link(link, err));
     MOE_EPI_TRY(moe_epi_amount(intra_bytes, "intra_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(inter_bytes, "inter_bytes", err));
-    return moe_epi_link_seconds(link, intra_bytes, inter_bytes);
+    seconds = moe_epi_link_seconds(link, intra_bytes, inter_bytes);
+    MOE_EPI_TRY(moe_epi_fits(seconds, "link", err));
+    return seconds;
 }
 
 /* Logical bytes of a phase, negative = status. */
@@ -17197,7 +17307,9 @@ MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t comb
     double bytes;
     moe_epi_ok(err);
     bytes = moe_epi_logical(desc, combine, bytes_per_s, "bytes_per_s", err);
-    return bytes < 0.0 ? bytes : bytes / bytes_per_s;
+    if (bytes < 0.0) return bytes;
+    MOE_EPI_TRY(moe_epi_fits(bytes / bytes_per_s, "bytes_per_s", err));
+    return bytes / bytes_per_s;
 }
 
 MOE_EP_API double moe_ep_logical_Bps(const moe_ep_comm_desc *desc, int32_t combine, double time_s,
@@ -17206,7 +17318,9 @@ MOE_EP_API double moe_ep_logical_Bps(const moe_ep_comm_desc *desc, int32_t combi
     double bytes;
     moe_epi_ok(err);
     bytes = moe_epi_logical(desc, combine, time_s, "time_s", err);
-    return bytes < 0.0 ? bytes : bytes / time_s;
+    if (bytes < 0.0) return bytes;
+    MOE_EPI_TRY(moe_epi_fits(bytes / time_s, "time_s", err));
+    return bytes / time_s;
 }
 
 /* Devices, nodes and counted rows (or none) of an exchange. */
@@ -17334,7 +17448,7 @@ MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device
 {
     moe_epi_net net;
     moe_epi_volume v;
-    double slowest = 0.0, seconds;
+    double slowest = 0.0, seconds, most;
     int32_t r;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
@@ -17351,6 +17465,9 @@ MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device
     net.rows = desc->rows;
     net.node_rows = desc->node_rows;
     MOE_EPI_TRY(moe_epi_check_net(&net, "rows", "node_rows", err));
+    most = (double)(INT64_MAX / 8) * desc->row_bytes; /* check_net allows no more rows */
+    MOE_EPI_TRY(moe_epi_fits(most, "row_bytes", err));
+    MOE_EPI_TRY(moe_epi_fits(moe_epi_link_seconds(&desc->link, most, most), "link", err));
     for (r = 0; r < net.D; r++) {
         v = moe_epi_volume_counted(&net, r);
         if (desc->reverse) v = moe_epi_volume_back(v);
@@ -17415,13 +17532,16 @@ MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *fi
                                  const moe_ep_stages *second, double microbatch_s,
                                  moe_ep_error *err)
 {
+    double seconds;
     moe_epi_ok(err);
     if (!first) return moe_epi_null(err, "first");
     MOE_EPI_TRY(moe_epi_check_overlap(overlap, err));
     MOE_EPI_TRY(moe_epi_check_stages(first, err));
     if (second) MOE_EPI_TRY(moe_epi_check_stages(second, err));
     MOE_EPI_TRY(moe_epi_amount(microbatch_s, "microbatch_s", err));
-    return moe_epi_compose(overlap, first, second ? second : first, microbatch_s);
+    seconds = moe_epi_compose(overlap, first, second ? second : first, microbatch_s);
+    MOE_EPI_TRY(moe_epi_fits(seconds, "first", err));
+    return seconds;
 }
 
 /* A checked layer, ready to be evaluated for the whole batch or one of its halves. */
@@ -17450,7 +17570,8 @@ typedef enum moe_epi_part {
 typedef struct moe_epi_layer_sum {
     moe_ep_stages stages;
     double longest_own, sum_compute;
-    int32_t slowest, busiest, max_active, sum_active;
+    moe_epi_work work; /* of all devices together */
+    int32_t slowest, busiest, max_active;
     int64_t max_rows;
     moe_ep_regime regime;
 } moe_epi_layer_sum;
@@ -17511,6 +17632,9 @@ static moe_ep_status moe_epi_layer_check(const moe_ep_layer_desc *d, moe_ep_erro
     MOE_EPI_TRY(moe_epi_check_overlap(d->overlap, err));
     if (d->tokens < 0)
         return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "tokens", "must not be negative", -1,
+                            (double)d->tokens);
+    if (d->tokens > INT64_MAX / 8)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "tokens", "too many to count padded rows", -1,
                             (double)d->tokens);
     MOE_EPI_TRY(moe_epi_amount(d->capacity, "capacity", err));
     MOE_EPI_TRY(moe_epi_amount(d->attention_s, "attention_s", err));
@@ -17651,6 +17775,8 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
                          part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
             "hooks.expert_us", r, &t->compute_s, err));
     MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, err));
+    MOE_EPI_TRY(moe_epi_fits(t->memory_s + t->flop_s + t->compute_s + t->dispatch_s + t->combine_s,
+                             "machine", err));
     if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s)
         t->regime = MOE_EP_REGIME_NETWORK;
     return MOE_EP_OK;
@@ -17698,7 +17824,9 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
             sum->busiest = r;
         }
         if (t.active > sum->max_active) sum->max_active = t.active;
-        sum->sum_active += t.active;
+        sum->work.active += t.active;
+        sum->work.rows += t.rows;
+        sum->work.padded += t.padded_rows;
         sum->sum_compute += t.compute_s;
         if (devices) devices[r] = t;
     }
@@ -17710,19 +17838,15 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     return MOE_EP_OK;
 }
 
-/* Compute of a device with the mean number of active slots, all with the same rows. */
+/* Compute of a device with an equal share of all devices' rows, padding and active slots.  The time is convex in
+ * the three, so the slowest device takes no less; a hook's times need not be. */
 static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer_sum *sum)
 {
-    moe_epi_work w;
-    double mem_s, flop_s;
-    int64_t each;
-    if (y->total == 0) return 0.0;
-    w.active = (sum->sum_active + y->net.D / 2) / y->net.D;
-    if (w.active < 1) w.active = 1;
-    w.rows = (y->total - 1) / y->net.D + 1;
-    each = (w.rows - 1) / w.active + 1;
-    w.padded = moe_epi_pad(each, y->machine->gemm.tile) * w.active;
-    return moe_epi_experts_time(y->model, y->machine, &w, (double)y->model->inter, &mem_s, &flop_s);
+    double mem_s, flop_s, fair;
+    if (y->net.D == 1) return sum->stages.compute_s;
+    fair = moe_epi_share_time(y->model, y->machine, &sum->work, (double)y->net.D,
+                              (double)y->model->inter, &mem_s, &flop_s);
+    return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
 }
 
 static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_result *out,
@@ -17735,7 +17859,6 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
         MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_SECOND_HALF, &b, NULL, err));
     }
     MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, NULL, err));
-    if (devices) MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, devices, err));
     memset(&r, 0, sizeof r);
     r.serial_s = moe_epi_compose(MOE_EP_OVERLAP_NONE, &whole.stages, &whole.stages, 0.0);
     r.no_barrier_s = whole.stages.attention_s + whole.stages.shared_s + whole.longest_own;
@@ -17753,6 +17876,9 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
     r.max_active = whole.max_active;
     r.mean_compute_s = whole.sum_compute / (double)y->net.D;
     r.balanced_s = moe_epi_layer_balanced(y, &whole);
+    MOE_EPI_TRY(moe_epi_fits(r.serial_s + r.total_s + r.no_barrier_s + whole.sum_compute,
+                             "attention_s", err));
+    if (devices) MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, devices, err));
     *out = r;
     return MOE_EP_OK;
 }
@@ -17827,11 +17953,6 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
         moe_epi_step_add(&r, &t, l);
         tokens += y.tokens / (double)desc->num_layers;
     }
-    for (l = 0; layer_s && l < desc->num_layers; l++) {
-        MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
-        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
-        layer_s[l] = t.total_s;
-    }
     scale = (double)desc->layer.model->num_moe_layers / (double)desc->num_layers;
     r.step_s = r.step_s * scale + desc->other_s;
     r.serial_s = r.serial_s * scale + desc->other_s;
@@ -17844,6 +17965,14 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     r.tpot_s = r.step_s / moe_epi_or(desc->tokens_per_pass, 1.0);
     r.tokens_per_s_device = r.tpot_s > 0.0 ? tokens / r.tpot_s : 0.0;
     r.tokens_per_s_node = r.tokens_per_s_device * (double)y.net.D / (double)y.net.N;
+    MOE_EPI_TRY(moe_epi_fits(r.step_s + r.serial_s + r.no_barrier_s, "other_s", err));
+    MOE_EPI_TRY(
+        moe_epi_fits(r.tpot_s + r.tokens_per_s_device + r.tokens_per_s_node, "tokens_per_pass", err));
+    for (l = 0; layer_s && l < desc->num_layers; l++) {
+        MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
+        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
+        layer_s[l] = t.total_s;
+    }
     *out = r;
     return MOE_EP_OK;
 }
@@ -17891,7 +18020,16 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     r.fits = desc->memory_bytes > 0.0 && r.kv_room_bytes >= 0.0;
     layers = moe_epi_layers(desc->model);
     kv = (double)desc->model->kv_elems * moe_epi_or(desc->model->kv_bytes, 2.0) * (double)layers;
-    if (r.fits && kv > 0.0) r.kv_tokens = (int64_t)(r.kv_room_bytes / kv);
+    MOE_EPI_TRY(moe_epi_fits(r.total_bytes + fabs(r.redundant_bytes), "model", err));
+    MOE_EPI_TRY(moe_epi_fits(r.kv_room_bytes, "memory_bytes", err));
+    MOE_EPI_TRY(moe_epi_fits(kv, "model.kv_bytes", err));
+    if (r.fits && kv > 0.0) {
+        double tokens = r.kv_room_bytes / kv;
+        if (!(tokens < 9223372036854775808.0)) /* 2^63 */
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "memory_bytes",
+                                "room for more tokens than can be counted", -1, desc->memory_bytes);
+        r.kv_tokens = (int64_t)tokens;
+    }
     *out = r;
     return MOE_EP_OK;
 }
@@ -18077,6 +18215,8 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
         r.cost_s += (double)desc->moved_slots * desc->expert_bytes / desc->link_Bps;
     r.pays = r.gain_s > 0.0;
     if (r.pays) r.steps = r.cost_s / r.gain_s;
+    MOE_EPI_TRY(moe_epi_fits(r.ratio, "after_s", err));
+    MOE_EPI_TRY(moe_epi_fits(r.cost_s + r.steps, "link_Bps", err));
     *out = r;
     return MOE_EP_OK;
 }
@@ -22536,7 +22676,9 @@ MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int
     d.top_k = K;
     d.num_devices = ep;
     MOE_EPI_TRY(moe_ep_expect(&d, &x, err));
-    for (i = 0; i < K; i++) miss *= (double)(ep - 1) / (double)ep;
+    if (T > INT64_MAX / 4 / K) /* half the room: the counts are rounded as doubles */
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "T", "T * K does not fit", -1, (double)T);
+    for (i = 0; i < K && miss > 0.0; i++) miss *= (double)(ep - 1) / (double)ep;
     r.pairs = (double)T * (double)K / (double)ep;
     r.local_tokens = moe_epi_round_even((double)T * (1.0 - miss));
     r.activated = moe_epi_round_even(r.pairs);

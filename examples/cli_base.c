@@ -120,6 +120,21 @@ char *cli_strdup(const char *s)
     return copy;
 }
 
+static char **kept; /* stb_ds */
+
+static void free_kept(void)
+{
+    for (ptrdiff_t i = 0; i < arrlen(kept); i++) free(kept[i]);
+    arrfree(kept);
+}
+
+char *cli_keep(char *text)
+{
+    if (!kept && atexit(free_kept) != 0) return text;
+    arrput(kept, text);
+    return text;
+}
+
 char *cli_format(const char *format, ...)
 {
     char *text = NULL;
@@ -198,6 +213,7 @@ int cli_parse_double(const char *text, double *out)
     char *end = NULL;
     double v;
     if (!*text || isspace((unsigned char)*text)) return 0;
+    if (strpbrk(text, "xX")) return 0; /* no hexadecimal */
     v = strtod(text, &end);
     if (end == text || *end) return 0;
     *out = v;

@@ -82,7 +82,9 @@ static void settle(cli_copies *c)
     int32_t unit = c->policy == MOE_EP_PLACE_BEST ? 1 : c->setup.devices;
     if (c->setup.devices == 0) cli_die(CLI_USAGE, "--devices is needed");
     if (c->setup.slots > 0)
-        cli_die(CLI_USAGE, "--slots: the number of slots is what is asked for; see --max-copies");
+        cli_note(&c->setup,
+                 "--slots %d was not used: the number of slots is what is asked for; --max-copies limits it.",
+                 c->setup.slots);
     c->D = c->setup.devices;
     if (c->policy != MOE_EP_PLACE_BEST && c->E % c->D != 0)
         cli_die(CLI_USAGE, "--policy eplb: %d devices do not divide the %d experts", c->D, c->E);

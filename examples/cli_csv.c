@@ -36,18 +36,40 @@ static char *trim(char *s)
     while (isspace((unsigned char)*s)) s++;
     end = s + strlen(s);
     while (end > s && isspace((unsigned char)end[-1])) *--end = '\0';
-    if (end - s >= 2 && *s == '"' && end[-1] == '"') {
-        end[-1] = '\0';
-        s++;
-    }
     return s;
 }
 
-static char **split_line(char *line, char separator)
+/* A field in quotes (RFC 4180), its text moved to `at`; returns where the line goes on, at a separator or its end. */
+static char *unquote(const csv_reader *c, char *at)
 {
-    char **fields = NULL;
+    char *to = at, *from = at + 1;
+    for (; *from && (*from != '"' || from[1] == '"'); from++) {
+        if (*from == '"') from++;
+        *to++ = *from;
+    }
+    if (!*from) cli_die(CLI_USAGE, "%s:%lld: a quote is not closed on its line", c->path, (long long)c->line);
+    from++;
+    while (isspace((unsigned char)*from) && *from != c->separator) from++;
+    if (*from && *from != c->separator && !(c->separator == ' ' && isspace((unsigned char)from[-1])))
+        cli_die(CLI_USAGE, "%s:%lld: text follows a closing quote", c->path, (long long)c->line);
+    *to = '\0';
+    if (!*from) return NULL;
+    return from + (*from == c->separator);
+}
+
+static char **split_line(const csv_reader *c, char *line)
+{
+    char **fields = NULL, separator = c->separator;
     for (char *at = line; at;) {
-        char *next = separator == ' ' ? strpbrk(at, " \t") : strchr(at, separator);
+        char *next;
+        while (isspace((unsigned char)*at) && *at != separator) at++;
+        if (*at == '"') {
+            next = unquote(c, at);
+            arrput(fields, at);
+            at = next;
+            continue;
+        }
+        next = separator == ' ' ? strpbrk(at, " \t") : strchr(at, separator);
         if (next) *next++ = '\0';
         at = trim(at);
         if (separator != ' ' || *at) arrput(fields, at);
@@ -212,11 +234,16 @@ static void csv_line(csv_reader *c, char **fields)
     arrput(c->rows, row);
 }
 
+/* The first kind of separator that stands outside quotes. */
 static char guess_separator(const char *line)
 {
-    if (strchr(line, ',')) return ',';
-    if (strchr(line, ';')) return ';';
-    if (strchr(line, '\t')) return '\t';
+    for (const char *one = ",;\t"; *one; one++) {
+        int quoted = 0;
+        for (const char *p = line; *p; p++) {
+            quoted ^= *p == '"';
+            if (*p == *one && !quoted) return *one;
+        }
+    }
     return ' ';
 }
 
@@ -258,7 +285,7 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
         text = text + strspn(text, " \r\n");
         if (*text == '#' || !*text) continue;
         if (!started) c.separator = guess_separator(text);
-        fields = split_line(text, c.separator);
+        fields = split_line(&c, text);
         if (started || !csv_header(&c, fields)) csv_line(&c, fields);
         started = 1;
         arrfree(fields);

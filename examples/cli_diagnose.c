@@ -142,6 +142,9 @@ static void fill_desc(cli_diagnose *g)
     const cli_report *r = &g->r;
     moe_ep_diagnose_desc *d = &g->desc;
     g->layer = cli_report_layer(r, r->tokens, g->setup.devices, g->setup.nodes);
+    if (d->policy == MOE_EP_PLACE_EPLB_GLOBAL || d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL ||
+        d->policy == MOE_EP_PLACE_TRTLLM)
+        cli_check_slots(d->policy == MOE_EP_PLACE_TRTLLM ? "trtllm" : "EPLB", r->E, g->setup.devices, g->setup.slots);
     d->num_layers = r->L;
     d->num_experts = r->E;
     d->top_k = r->K;

@@ -76,7 +76,7 @@ static void draw_panel(const cli_report *r, FILE *f, const panel *p, cli_width w
     char *line = cli_format("mean %s rows", cli_count(mean));
     double slot = (width - 48) / D;
     for (int32_t d = 0; d < D; d++) {
-        int shown = slot >= 10 || d == busiest;
+        int shown = (slot >= 10 && D <= MOST_LABELLED) || d == busiest;
         label[d] = cli_format("%d", d);
         value[d] =
             shown ? cli_format("%.2f", mean > 0.0 ? p->devices[d] / mean : 1.0) : cli_strdup("");
@@ -568,11 +568,12 @@ void cli_section_strategies(const cli_report *r, FILE *f)
 {
     char *answer =
         cli_format("Predicted, not measured: %s on %s, a step of %s tokens, MoE layers only%s; "
-                   "each strategy %s.",
+                   "each strategy %s.%s%s",
                    r->setup->model.name, r->setup->machine.name, cli_count((double)r->tokens),
                    r->setup->other_s > 0.0 ? " plus the rest of the step as given" : "",
                    r->self_judged ? "judged on the window it was planned on"
-                                  : "planned on the first window and judged on the second");
+                                  : "planned on the first window and judged on the second",
+                   r->self_judged ? "" : " ", r->self_judged ? "" : cli_other_loads);
     cli_page_figure(f, "What would each strategy deliver?", answer);
     cli_page_draw(r, f, draw_strategies, "strategies", cli_full_width);
     fputs("<ul class=\"legend\">", f);

@@ -23,8 +23,9 @@ static void put_tiles(const cli_report *r, FILE *f)
                   "share of the devices' time in which they have rows to work on");
     free(a), free(b);
     a = cli_strdup(cli_seconds(d->before_s)), b = cli_strdup(cli_seconds(d->after_s));
-    n = cli_format("%.1f %% of the step saved; at best %.1f %%", 100.0 * d->gain,
-                   d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0);
+    n = cli_format("%.1f %% of the step saved; at best %.1f %%%s", 100.0 * d->gain,
+                   d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0,
+                   r->prefill_sized ? "; the size of a step is a guess, prefill-sized: for decode give --tokens" : "");
     cli_page_tile(f, "Step time, predicted", a, b, n);
     free(a), free(b), free(n);
     a = cli_format("%d", d == &r->one ? 0 : r->slots - r->E);
@@ -85,7 +86,7 @@ static void put_next(const cli_report *r, FILE *f)
     for (ptrdiff_t i = 0; i < arrlen(r->next); i++) {
         fputs("<li>", f);
         cli_put_prose(f, r->next[i].what);
-        fputs("<br><code>", f);
+        fputs("<br><code style=\"white-space:normal\">", f);
         cli_put_html(f, r->next[i].command);
         fputs("</code>\n", f);
     }

@@ -8,6 +8,25 @@
 #include <string.h>
 #include <sys/stat.h>
 
+const char *cli_command = "";
+
+void cli_bad_option(void)
+{
+    fprintf(stderr, "moe-ep %s --help lists the options\n", cli_command);
+    exit(CLI_USAGE);
+}
+
+void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots)
+{
+    int32_t less = slots / devices * devices, more = less + devices;
+    if (less == slots) return;
+    if (less < experts)
+        cli_die(CLI_USAGE, "--slots %d does not divide over %d devices; %s needs equal slots (%d)", slots, devices,
+                planner, more);
+    cli_die(CLI_USAGE, "--slots %d does not divide over %d devices; %s needs equal slots (%d or %d)", slots, devices,
+            planner, less, more);
+}
+
 int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most)
 {
     int64_t v;
@@ -42,7 +61,7 @@ cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options 
 {
     cli_trace *list = NULL;
     if (from >= argc)
-        cli_die(CLI_USAGE, "no input; moe-ep %s --help tells what can be read", argv[0]);
+        cli_die(CLI_USAGE, "no input; moe-ep %s --help tells what can be read", cli_command);
     for (int i = from; i < argc; i++) cli_read(&list, argv[i], options);
     cli_progress_end();
     make_unique(list);
@@ -159,7 +178,7 @@ int cli_common_option(cli_common *o, int option, const char *value, const char *
         fputs(help, stdout);
         exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
     case '?':
-        exit(CLI_USAGE); /* getopt has said what is wrong */
+        cli_bad_option();
     default:
         return 0;
     }
@@ -190,6 +209,6 @@ void cli_write_all(const cli_common *o, cli_out *page, const void *data, const c
     else
         w->text(data, text.stream, &t);
     if (o->html && !o->json)
-        fprintf(text.stream, "\nThe same with pictures: %s\n", cli_printable(o->html));
+        fprintf(text.stream, "\nThe same with pictures: %s\n", cli_keep(cli_printable(o->html)));
     cli_out_commit(&text);
 }

@@ -67,6 +67,14 @@ typedef struct cli_common {
 int cli_common_option(cli_common *o, int option, const char *value, const char *help);
 int cli_setup_option(cli_setup *s, int option, const char *value);
 
+/* The command that runs, for messages. */
+extern const char *cli_command;
+/* Leaves after getopt has said which option is wrong. */
+void cli_bad_option(void) __attribute__((noreturn));
+
+/* Leaves when the planner wants as many slots on every device and the shape has not. */
+void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots);
+
 /* Values of options; leave with exit code 2 when the text is none. */
 int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most);
 double cli_option_number(const char *option, const char *text, double least, double most);

@@ -65,7 +65,7 @@ static const char page_css[] =
     ".m{display:block}.two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:1fr 1fr}}\n"
     "@media(max-width:619.98px){\n"
     ".n{display:block}body{padding:22px 12px 48px}figure{padding:16px 14px 14px;border-radius:10px}\n"
-    ".two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:1fr 1fr;gap:10px}\n"
+    ".two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}\n"
     ".tile{padding:11px 13px}.tile dd:not(.note){font-size:20px}.lead{font-size:17px}\n"
     "h2{font-size:22px;margin-top:38px}.heat-legend{display:block}th,td{padding:6px 7px}\n"
     ".steps thead{display:none}\n"
@@ -218,7 +218,7 @@ void cli_draw_bars(const void *data, FILE *f, cli_width w, double width, const c
     for (int i = 0; i < b->n; i++) total += b->value[i];
     for (int i = 0; i < b->n; i++) {
         double v = b->over_mean ? (total > 0.0 ? b->value[i] * b->n / total : 1.0) : b->value[i];
-        int shown = slot >= (b->over_mean ? 24 : 16) || i == b->marked;
+        int shown = (slot >= (b->over_mean ? 24 : 16) && b->n <= MOST_LABELLED) || i == b->marked;
         label[i] = cli_format("%d", i);
         above[i] = shown ? cli_format(b->over_mean ? "%.2f" : "%.0f", v) : cli_strdup("");
         tip[i] = cli_format("%s %d: %s", b->x_title, i, cli_count(b->value[i]));

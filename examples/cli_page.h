@@ -38,6 +38,9 @@ extern const double cli_full_width[CLI_WIDTHS], cli_half_width[CLI_WIDTHS], cli_
 typedef void (*cli_draw)(const void *data, FILE *f, cli_width w, double width, const char *id);
 void cli_page_draw(const void *data, FILE *f, cli_draw draw, const char *id, const double *width);
 
+/* With more bars than this only the busiest carries its figure. */
+enum { MOST_LABELLED = 16 };
+
 /* Bars numbered from 0 with their mean: devices. */
 typedef struct cli_bars {
     int n;

@@ -141,7 +141,7 @@ static void take_option(place_options *o, int option, const char *value)
         fputs(place_help, stdout);
         exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
     default:
-        exit(CLI_USAGE);
+        cli_bad_option();
     }
 }
 
@@ -238,6 +238,8 @@ int cli_place_main(int argc, char **argv)
     d.shape.num_nodes = o.nodes;
     if (d.shape.num_slots < d.num_experts)
         cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", o.slots, d.num_experts);
+    if (strncmp(o.policy->name, "eplb", 4) == 0 || strcmp(o.policy->name, "trtllm") == 0)
+        cli_check_slots(*o.policy->name == 'e' ? "EPLB" : "trtllm", d.num_experts, o.devices, d.shape.num_slots);
     bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
     if (bytes == 0)
         cli_die(CLI_USAGE, "%d devices, %d slots, %d nodes: no such shape", o.devices, o.slots,

@@ -39,6 +39,7 @@ void cli_check_load(double v, const char *where)
 {
     if (isnan(v) || isinf(v)) cli_die(CLI_USAGE, "%s: a load is not a finite number", where);
     if (v < 0.0) cli_die(CLI_USAGE, "%s: a load is negative (%g)", where, v);
+    if (v > 0.0 && v < 1e-200) cli_die(CLI_USAGE, "%s: a load of %g is too small to be a load", where, v);
     if (v > 9e15)
         cli_die(CLI_USAGE, "%s: a load of %g is too large to be counted exactly", where, v);
 }
@@ -72,6 +73,19 @@ cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t lay
     t.layer = cli_alloc((size_t)layers, sizeof *t.layer);
     for (int32_t l = 0; l < t.layers; l++) t.layer[l] = l;
     return t;
+}
+
+void cli_traces_free(cli_trace *list)
+{
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
+        free(list[i].name);
+        free(list[i].path);
+        free(list[i].step_loads);
+        free(list[i].loads);
+        free(list[i].layer);
+        free(list[i].ids);
+    }
+    arrfree(list);
 }
 
 void cli_add_steps(cli_trace *t)

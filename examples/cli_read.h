@@ -32,6 +32,9 @@ typedef struct cli_read_options {
  * array.  Any fault ends the program with exit code 2 and a message that names the place. */
 void cli_read(cli_trace **list, const char *path, const cli_read_options *options);
 
+/* Frees an stb_ds array of recordings. */
+void cli_traces_free(cli_trace *list);
+
 /* Makes a list fit together: one number of experts, the same layers; with drop, layers without load are left out.
  * Returns the numbers of the layers left out as text ("0-2"), empty when none. */
 char *cli_read_align(cli_trace *list, int count, int drop);

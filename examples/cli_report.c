@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128, MAX_STEPS = 512, MAX_FINE = 128 };
+enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128 };
+enum { MOST_TOKENS = 65536, MAX_STEPS = 512, MAX_FINE = 128, NORMAL_KERNELS = 512 };
 
 /* Tokens per step: what the caller says, a quarter of the recorded ids, or a prefill batch for counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
@@ -31,13 +32,24 @@ static void settle_tokens(cli_report *r, cli_setup *s)
     } else if (t->steps > 1) {
         r->tokens = (int64_t)(rows / t->steps / r->L / r->K + 0.5);
         if (r->tokens < 1) r->tokens = 1;
+        if (r->tokens > (int64_t)MOST_TOKENS * s->devices) {
+            int64_t recorded = r->tokens;
+            r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
+            r->rescaled = r->prefill_sized = 1;
+            cli_note(s,
+                     "The recorded steps hold %s tokens each, more than one step can: taken as sums over many steps "
+                     "and scaled to %s tokens, %s per device.  That is prefill-sized; for decode give --tokens.",
+                     cli_count((double)recorded), cli_count((double)r->tokens), cli_count(PREFILL_TOKENS));
+            return;
+        }
         cli_note(s, "Steps as recorded, %s tokens on average.", cli_count((double)r->tokens));
     } else {
         r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
         cli_note(s,
-                 "The recording is one sum over many steps: scaled to steps of %s tokens, %d per "
-                 "device; single steps scatter more. --tokens changes it.",
-                 cli_count((double)r->tokens), PREFILL_TOKENS);
+                 "The recording is one sum over many steps: scaled to steps of %s tokens, %s per "
+                 "device; single steps scatter more.  That is prefill-sized; for decode give --tokens.",
+                 cli_count((double)r->tokens), cli_count(PREFILL_TOKENS));
+        r->prefill_sized = 1;
     }
 }
 
@@ -75,7 +87,7 @@ cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t to
 {
     cli_window w;
     size_t n = (size_t)r->L * (size_t)r->E;
-    int keep = t->steps > 1 && r->setup->tokens == 0 && tokens == r->tokens;
+    int keep = t->steps > 1 && r->setup->tokens == 0 && !r->rescaled && tokens == r->tokens;
     if (t->ids && t->kept >= tokens) return cut_ids(r, t, tokens);
     w.steps = t->steps < MAX_STEPS ? t->steps : MAX_STEPS;
     w.loads = cli_alloc((size_t)w.steps * n, sizeof *w.loads);
@@ -241,7 +253,7 @@ moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t 
     t.model = &r->setup->model;
     t.machine = &r->setup->machine;
     t.num_nodes = nodes;
-    t.high_throughput = tokens / devices >= 512;
+    t.high_throughput = tokens / devices >= NORMAL_KERNELS;
     t.mode = !t.high_throughput ? MOE_EP_A2A_PAIR
              : nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
                                 : MOE_EP_A2A_RANK_DEDUP;
@@ -334,11 +346,10 @@ static void choose(cli_report *r)
 static void diagnose_all(cli_report *r)
 {
     question one = main_question(r, r->E), copies = main_question(r, r->slots);
-    void *mem; /* lives as long as the report */
     moe_ep_shape a = cli_shape(one.devices, one.slots, one.nodes),
                  b = cli_shape(copies.devices, copies.slots, copies.nodes);
-    r->plan_one = cli_report_placement(r, &a, &mem);
-    r->plan_copies = cli_report_placement(r, &b, &mem);
+    r->plan_one = cli_report_placement(r, &a, &r->memory[1]);
+    r->plan_copies = cli_report_placement(r, &b, &r->memory[2]);
     (void)ask(r, &one, &r->plan_one, &r->one);
     (void)ask(r, &copies, &r->plan_copies, &r->copies);
     choose(r);
@@ -721,10 +732,20 @@ static void size_groups(cli_report *r)
     }
 }
 
+/* What the step times take for granted; see cli_report_layer. */
+static void note_timing(const cli_report *r, cli_setup *s)
+{
+    moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, s->devices, s->nodes);
+    cli_note(s,
+             "Step times: %s dispatch and bf16 combine, no overlap of communication with computation; normal kernels "
+             "from %d tokens per device on, low-latency kernels below: here %s.",
+             layer.dispatch_wire == MOE_EP_WIRE_BF16 ? "bf16" : "FP8", NORMAL_KERNELS,
+             layer.high_throughput ? "normal" : "low-latency");
+}
+
 void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out,
                        cli_setup *setup)
 {
-    void *mem; /* lives as long as the report */
     memset(r, 0, sizeof *r);
     r->setup = setup;
     r->trace = traces;
@@ -747,7 +768,8 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
     r->plan_loads = mean_of(r, &r->plan);
     r->expert_bytes = cli_expert_bytes(&setup->model);
     r->copy_bytes = r->expert_bytes * r->L * ceil((double)(r->slots - r->E) / setup->devices);
-    r->today = make_today(r, setup->devices, setup->nodes, &mem);
+    note_timing(r, setup);
+    r->today = make_today(r, setup->devices, setup->nodes, &r->memory[0]);
 }
 
 void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
@@ -764,6 +786,39 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
     size_groups(r);
     cli_report_words(r);
     cli_progress_end();
+}
+
+static void free_lists(cli_report *r)
+{
+    for (int i = 0; i < r->traces; i++) free(r->shift[i].hottest);
+    for (ptrdiff_t i = 0; i < arrlen(r->strategy); i++) free(r->strategy[i].name);
+    for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) free(r->what_if[i].name);
+    for (ptrdiff_t i = 0; i < arrlen(r->hint); i++) free(r->hint[i]);
+    for (ptrdiff_t i = 0; i < arrlen(r->line); i++) {
+        free(r->line[i].name);
+        free(r->line[i].value);
+        free(r->line[i].meaning);
+    }
+    for (ptrdiff_t i = 0; i < arrlen(r->next); i++) {
+        free(r->next[i].what);
+        free(r->next[i].command);
+    }
+    arrfree(r->strategy);
+    arrfree(r->what_if);
+    arrfree(r->hint);
+    arrfree(r->line);
+    arrfree(r->next);
+}
+
+void cli_report_free(cli_report *r)
+{
+    void *list[] = {r->plan.loads,     r->judge.loads,    r->plan_loads, r->shown_loads, r->today_devices,
+                    r->one_devices,    r->copies_devices, r->layer,      r->worst,       r->curve,
+                    r->headline,       r->verdict,        r->reason,     r->input_line,  r->judged_on,
+                    r->memory[0],      r->memory[1],      r->memory[2],  r->left_out};
+    free_lists(r);
+    free(r->shift);
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) free(list[i]);
 }
 
 void cli_presets(FILE *f)

@@ -63,6 +63,8 @@ typedef struct cli_report {
     int traces;
     int32_t L, E, K;
     int64_t tokens;             /* per step                                                        */
+    int prefill_sized;          /* 1: tokens is a guess, the size of a prefill step                */
+    int rescaled;               /* 1: recorded steps too large for one step, scaled to tokens      */
     char *left_out;             /* layers without load                                             */
     char *input_line;           /* what was read, in words                                         */
     char *judged_on;            /* "c, python"; how the judged steps came about                    */
@@ -75,6 +77,7 @@ typedef struct cli_report {
     int32_t slots;
     int recommend;              /* 1: the chosen plan is worth it (provisional when self_judged)   */
     moe_ep_placement today, plan_one, plan_copies;
+    void *memory[3];            /* of these placements                                             */
     double expert_bytes, copy_bytes; /* one expert in one layer; all extra copies on one device    */
 
     int shown;                  /* recording that the pictures show                                */
@@ -110,6 +113,9 @@ typedef struct cli_report {
 /* Reads nothing, prints nothing: traces and setup in, report out.  Faults of the setup end the program. */
 void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
 
+/* Frees what a report holds, without its traces and its setup. */
+void cli_report_free(cli_report *r);
+
 /* Only the first part: shapes, windows, today's placement. */
 void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
 
@@ -130,6 +136,9 @@ moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r);
 char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o);
 /* "within the first step", "after 12 steps"; malloc'd. */
 char *cli_after_steps(double steps);
+
+/* Why the best plan need not lead where it is judged. */
+extern const char cli_other_loads[];
 
 /* Fills the sentences: headline, verdict, reason, lines, hints. */
 void cli_report_words(cli_report *r);

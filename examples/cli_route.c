@@ -71,7 +71,7 @@ static void take_option(route_options *o, int option, const char *value)
         fputs(route_help, stdout);
         exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
     default:
-        exit(CLI_USAGE);
+        cli_bad_option();
     }
 }
 

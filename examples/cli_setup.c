@@ -50,14 +50,14 @@ void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
         cli_note(s,
                  "Shapes of %s, the preset with %d experts%s; --model, --hidden and --intermediate "
                  "change them.",
-                 name, E, K > 0 ? cli_format(" and top-%d", K) : "");
+                 name, E, K > 0 ? cli_keep(cli_format(" and top-%d", K)) : "");
     }
     if (!name) {
         name = moe_ep_model_preset_name(0);
         cli_note(s,
                  "No preset has %d experts%s: matrix shapes of %s stand in; --hidden and "
                  "--intermediate give the real ones.",
-                 E, K > 0 ? cli_format(" and top-%d", K) : "", name);
+                 E, K > 0 ? cli_keep(cli_format(" and top-%d", K)) : "", name);
     }
     if (moe_ep_model_by_name(name, &s->model, &err) != MOE_EP_OK)
         cli_die(CLI_USAGE, "--model %s: no such preset; moe-ep presets lists them",

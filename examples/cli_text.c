@@ -7,7 +7,7 @@
 
 #include <stb_ds.h>
 
-enum { MOST_DEVICES = 32, MOST_LAYERS = 8, MOST_HEAT_ROWS = 64 };
+enum { MOST_DEVICES = 32, MOST_LAYERS = 8, MOST_HEAT_ROWS = 64, SHORT = 16, SHORT_DEVICES = 5 };
 
 static const double *row_of(const double *values, int32_t row, int32_t columns)
 {
@@ -32,34 +32,52 @@ static void put_steps(const cli_report *r, FILE *f, const chart_text *t)
     }
 }
 
-static void put_devices(const cli_report *r, FILE *f, const chart_text *t, const char *title,
-                        const double *loads, chart_kind kind)
+/* Devices to draw: all of them in order, or the busiest few of many, the busiest first. */
+static int32_t devices_to_draw(const double *loads, int32_t D, int all, int32_t *order)
 {
-    int32_t D = r->setup->devices, first = 0, shown = D < MOST_DEVICES ? D : MOST_DEVICES;
-    double total = 0.0, top = 0.0;
+    int32_t shown = D > SHORT && !all ? SHORT_DEVICES : D < MOST_DEVICES ? D : MOST_DEVICES;
+    for (int32_t d = 0; d < D; d++) order[d] = d;
+    for (int32_t i = 0; shown == SHORT_DEVICES && D > SHORT && i < shown; i++)
+        for (int32_t j = i + 1; j < D; j++)
+            if (loads[order[j]] > loads[order[i]]) {
+                int32_t swapped = order[i];
+                order[i] = order[j];
+                order[j] = swapped;
+            }
+    return shown;
+}
+
+static void put_devices(const cli_report *r, FILE *f, const chart_text *t, const char *title,
+                        const double *loads, chart_kind kind, int all)
+{
+    int32_t D = r->setup->devices, *order = cli_alloc((size_t)D, sizeof *order);
+    int32_t shown = devices_to_draw(loads, D, all, order);
+    double total = 0.0, top = 0.0, *value = cli_alloc((size_t)D, sizeof *value);
     char **label = cli_alloc((size_t)D, sizeof *label), **tail = cli_alloc((size_t)D, sizeof *tail);
     chart_kind *kinds = cli_alloc((size_t)D, sizeof *kinds);
     for (int32_t d = 0; d < D; d++) {
         total += loads[d];
         if (loads[d] > top) top = loads[d];
     }
-    for (int32_t d = 0; d < D; d++) {
-        double times = total > 0.0 ? loads[d] * D / total : 1.0;
-        label[d] = cli_format("device %d", d);
-        tail[d] = cli_format("%9s %5.2f%s", cli_count(loads[d]), times,
-                             loads[d] >= top ? "  <- busiest" : "");
-        kinds[d] = loads[d] >= top ? kind : CHART_PLAIN;
+    for (int32_t i = 0; i < shown; i++) {
+        double times = total > 0.0 ? loads[order[i]] * D / total : 1.0;
+        value[i] = loads[order[i]];
+        label[i] = cli_format("device %d", order[i]);
+        tail[i] = cli_format("%9s %5.2f%s", cli_count(value[i]), times, value[i] >= top ? "  <- busiest" : "");
+        kinds[i] = value[i] >= top ? kind : CHART_PLAIN;
     }
     fprintf(f, "  %s, mean %s, max/mean %.2f\n", title, cli_count(total / D),
             total > 0.0 ? top * D / total : 1.0);
-    chart_text_bars(f, t, shown, (const char *const *)label + first, loads + first,
-                    (const char *const *)tail + first, kinds + first);
+    chart_text_bars(f, t, shown, (const char *const *)label, value, (const char *const *)tail, kinds);
     if (shown < D)
-        fprintf(f, "  (the other %d devices are in the HTML and JSON reports)\n", D - shown);
-    for (int32_t d = 0; d < D; d++) {
-        free(label[d]);
-        free(tail[d]);
+        fprintf(f, "  (the other %d devices: %s)\n", D - shown,
+                all || D > MOST_DEVICES ? "in the HTML and JSON reports" : "--charts, --html");
+    for (int32_t i = 0; i < shown; i++) {
+        free(label[i]);
+        free(tail[i]);
     }
+    free(order);
+    free(value);
     free(label);
     free(tail);
     free(kinds);
@@ -83,20 +101,22 @@ static void put_layers(const cli_report *r, FILE *f, const chart_text *t)
     }
 }
 
-static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t)
+static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t, int all)
 {
-    int shown = r->L < MOST_HEAT_ROWS ? r->L : MOST_HEAT_ROWS;
+    int few = r->L > SHORT && !all; /* of many layers the worst, the worst first */
+    int shown = few ? MOST_LAYERS : r->L < MOST_HEAT_ROWS ? r->L : MOST_HEAT_ROWS;
     double *times = cli_alloc((size_t)r->L * (size_t)r->E, sizeof *times);
     char **label = cli_alloc((size_t)r->L, sizeof *label),
          **tail = cli_alloc((size_t)r->L, sizeof *tail);
-    for (int32_t l = 0; l < shown; l++) {
+    for (int32_t i = 0; i < shown; i++) {
+        int32_t l = few ? r->worst[i] : i;
         const double *loads = row_of(r->shown_loads, l, r->E);
         double total = 0.0;
         for (int32_t e = 0; e < r->E; e++) total += loads[e];
         for (int32_t e = 0; e < r->E; e++)
-            times[(size_t)l * (size_t)r->E + (size_t)e] = loads[e] * r->E / total;
-        label[l] = cli_format("%d", r->layer[l].number);
-        tail[l] = cli_format("%.1f", r->layer[l].expert_imbalance);
+            times[(size_t)i * (size_t)r->E + (size_t)e] = loads[e] * r->E / total;
+        label[i] = cli_format("%d", r->layer[l].number);
+        tail[i] = cli_format("%.1f", r->layer[l].expert_imbalance);
     }
     cli_put_title(
         f, t,
@@ -104,6 +124,7 @@ static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t)
         "% 4, @ 6 and more)");
     chart_text_heatmap(f, t, shown, r->E, (const char *const *)label, times,
                        (const char *const *)tail);
+    if (few) fprintf(f, "  (the worst %d of %d layers; --charts draws every one)\n", shown, r->L);
     for (int32_t l = 0; l < shown; l++) {
         free(label[l]);
         free(tail[l]);
@@ -149,6 +170,10 @@ static void put_strategies(const cli_report *r, FILE *f, const chart_text *t)
     }
     chart_text_bars(f, t, (int)n, (const char *const *)label, value, (const char *const *)tail,
                     kind);
+    if (!r->self_judged) {
+        fputs("  ", f);
+        cli_put_wrapped(f, cli_other_loads, t->width, 2, 2);
+    }
     for (ptrdiff_t i = 0; i < n; i++) free(tail[i]);
     free(label);
     free(tail);
@@ -318,16 +343,16 @@ void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int col
             chart_ansi_end(&t));
     cli_put_wrapped(f, r->reason, width, 2, cli_columns(r->badge) + 4);
     put_steps(r, f, &t);
-    cli_put_title(f, &t, cli_format("Rows per device in layer %d", r->layer[r->hot].number));
+    cli_put_title(f, &t, cli_keep(cli_format("Rows per device in layer %d", r->layer[r->hot].number)));
     put_devices(r, f, &t, r->setup->round_robin ? "today, round robin" : "today, contiguous blocks",
-                row_of(r->today_devices, r->hot, r->setup->devices), CHART_HOT);
+                row_of(r->today_devices, r->hot, r->setup->devices), CHART_HOT, all);
     put_devices(r, f, &t, "best placement, no copies",
-                row_of(r->one_devices, r->hot, r->setup->devices), CHART_GOOD);
+                row_of(r->one_devices, r->hot, r->setup->devices), CHART_GOOD, all);
     if (r->slots > r->E)
         put_devices(r, f, &t, "best placement with copies",
-                    row_of(r->copies_devices, r->hot, r->setup->devices), CHART_BEST);
+                    row_of(r->copies_devices, r->hot, r->setup->devices), CHART_BEST, all);
     put_layers(r, f, &t);
-    put_heatmap(r, f, &t);
+    put_heatmap(r, f, &t, all);
     if (all) {
         put_experts(r, f, &t);
         put_sweep(r, f, &t);

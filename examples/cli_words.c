@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char cli_other_loads[] = "Planned on some loads, judged on others: a plan that is best on the ones it was made "
+                               "from need not lead on the others.";
+
 /* Recorded (token, expert) assignments. */
 static double rows_of(const cli_report *r, const cli_trace *t)
 {
@@ -115,7 +118,7 @@ static char *sentence(char *text)
 
 static const char *and_copies(const cli_report *r)
 {
-    return r->chosen == &r->one ? "no copies" : cli_format("%d copies", r->slots - r->E);
+    return r->chosen == &r->one ? "no copies" : cli_keep(cli_format("%d copies", r->slots - r->E));
 }
 
 /* The judged recording that a plan of its own would serve much better; NULL when there is none. */
@@ -157,12 +160,11 @@ static char *headline(const cli_report *r)
 static char *best_placement(const cli_report *r)
 {
     const moe_ep_diagnosis *one = &r->one;
-    char *copies = r->slots > r->E ? cli_format(" and %s %.2f with %d copies per layer",
-                                                r->copies.imbalance_after < one->imbalance_before ? "brings it to"
-                                                                                                  : "has",
+    int same = fabs(one->imbalance_before - one->imbalance_after) < 0.005;
+    char *copies = r->slots > r->E ? cli_format(" and %s %.2f with %d copies per layer", same ? "at" : "to",
                                                 r->copies.imbalance_after, r->slots - r->E)
                                    : cli_strdup("");
-    char *text = fabs(one->imbalance_before - one->imbalance_after) < 0.005
+    char *text = same
                      ? cli_format("The best placement leaves max/mean over devices at %.2f without copies%s",
                                   one->imbalance_after, copies)
                      : cli_format("The best placement brings max/mean over devices from %.2f to %.2f without copies%s",
@@ -240,21 +242,26 @@ static void write_lines(cli_report *r)
                  cli_format("per layer; %s more on each device", cli_bytes(r->copy_bytes)));
     add_line(r, "copies needed",
              r->fewest_copies < 0 ? cli_format("none up to %d", r->curve[r->curve_points - 1].extra)
-                                  : cli_format("%s%d per layer", r->copies_step > 1 ? "at most " : "", r->fewest_copies),
+                                  : cli_format("%s%d per layer", r->copies_step > 1 ? "at most " : "",
+                                               r->fewest_copies),
              cli_format("for max/mean %.2f in the worst layer, on the planning loads%s", s->target,
                         r->copies_step > 1 ? cli_format(" (tried in steps of %d; moe-ep copies says exactly)",
                                                         r->copies_step)
                                            : ""));
     add_line(r, "step time",
              cli_format("%s -> %s", cli_seconds(d->before_s), cli_seconds(d->after_s)),
-             cli_format("predicted, %s on %s, %s tokens; balanced %s", s->model.name,
-                        s->machine.name, cli_count((double)r->tokens), cli_seconds(d->balanced_s)));
+             cli_format("predicted, %s on %s, %s tokens; balanced %s%s", s->model.name,
+                        s->machine.name, cli_count((double)r->tokens), cli_seconds(d->balanced_s),
+                        r->prefill_sized ? cli_keep(cli_format("; %s tokens per device is prefill-sized; for "
+                                                               "decode give --tokens",
+                                                               cli_count((double)r->tokens / s->devices)))
+                                         : ""));
     add_line(r, "switching",
              cli_format("%s moves, %s", cli_count((double)d->moves), cli_bytes(d->move_bytes)),
              d->break_even_steps < 0.0
                  ? cli_strdup("never paid back")
                  : cli_format("%s of moving, paid back %s", cli_seconds(d->move_s),
-                              cli_after_steps(d->break_even_steps)));
+                              cli_keep(cli_after_steps(d->break_even_steps))));
     add_line(r, "verdict", cli_strdup(r->badge), cli_strdup(r->reason));
 }
 
@@ -366,7 +373,9 @@ static void write_next(cli_report *r)
     if (r->recommend)
         next_change(r, input, shape);
     else if (!r->self_judged)
-        add_next(r, cli_strdup("Change nothing now; when the traffic has changed, ask again with a recording of it, NEW:"),
+        add_next(r,
+                 cli_strdup("Change nothing now; when the traffic has changed, ask again with a recording of it, "
+                            "NEW:"),
                  cli_strdup(report));
     free(report);
     free(machine);

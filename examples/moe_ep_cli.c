@@ -37,7 +37,7 @@ static const char report_help[] =
     "Plans on the first input and judges on the others; with one input of several steps, on its "
     "second half.\n"
     "\n"
-    "inputs\n"
+    "inputs (ordinary files; no pipes, no standard input)\n"
     "  ids.npy           integers (tokens, layers, choices) or (tokens, choices); -1 = none\n"
     "  loads.npy         floats, or integers with --counts: (layers, experts) or (steps, layers, "
     "experts)\n"
@@ -66,7 +66,7 @@ static const char report_help[] =
     "\n"
     "  --html FILE       writes the report as one HTML page      --json   prints one JSON object "
     "instead of text\n"
-    "  --charts          the text with every picture, as in the page\n"
+    "  --charts          the text with every picture, as in the page, every device and every layer\n"
     "  --width W         --ascii   --color auto|always|never     (NO_COLOR is respected)\n";
 
 enum { O_CHARTS = 256 };
@@ -136,6 +136,10 @@ int cli_report_main(int argc, char **argv)
     traces = cli_read_all(argc, argv, optind, &r.common.read, 1, &left_out);
     cli_report_make(&r.figures, traces, (int)arrlen(traces), left_out, &setup);
     cli_write_all(&r.common, &page, &r, &writers);
+    cli_report_free(&r.figures);
+    cli_traces_free(traces);
+    free(setup.assumed);
+    free(setup.read_args);
     return CLI_OK;
 }
 
@@ -168,7 +172,12 @@ int main(int argc, char **argv)
         return fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL;
     }
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
-        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
+        if (strcmp(argv[1], commands[i].name) == 0) {
+            (void)snprintf(name, sizeof name, "moe-ep: %.40s", commands[i].name);
+            argv[1] = name; /* what getopt begins its messages with */
+            cli_command = commands[i].name;
+            return commands[i].run(argc - 1, argv + 1);
+        }
     (void)snprintf(name, sizeof name, "%.60s", argv[1]);
     cli_die(CLI_USAGE, "%s: no such command; moe-ep --help lists them", cli_printable(name));
 }

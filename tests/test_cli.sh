@@ -81,6 +81,9 @@ result $? "no command: usage on stderr" "$tmp/err"
 refuses "an unknown command" "bogus" bogus
 refuses "no input" "no input" report
 refuses "an unknown option" "bogus" report --bogus
+has "in the tool's own name" '^moe-ep: report: ' "$tmp/err"
+has "with a hint at the help" '^moe-ep report --help lists' "$tmp/err"
+refuses "place: an unknown option" "moe-ep place --help" place --bogus
 refuses "an option without its value" "devices" report --devices
 for pair in devices:0 devices:-1 devices:x devices:99999999999 slots:1.5 target:0.5 target:nan min-gain:2 width:5 \
     color:pink; do
@@ -180,6 +183,14 @@ lost=0
 for e in $(seq 0 63); do [ "$(json "$tmp/cwd/plan.json" $map 2 count=$e)" -ge 1 ] || lost=$((lost + 1)); done
 equal "the plan: every expert has a slot" $lost 0
 equal "the plan as CSV: a line for each slot, and a header" "$(wc -l <"$tmp/cwd/plan.csv")" 289
+printf 'layer,0,1,2,3,4,5,6,7\n0,960,92,92,92,91,91,91,91\n' >"$tmp/hot.csv"
+refuses "EPLB: slots that do not divide" \
+    "--slots 16 does not divide over 7 devices; EPLB needs equal slots (14 or 21)" \
+    place "$tmp/hot.csv" --policy eplb --devices 7 --slots 16
+refuses "the same in diagnose" "EPLB needs equal slots (14 or 21)" \
+    diagnose "$tmp/hot.csv" "$tmp/hot.csv" --topk 1 --policy eplb --devices 7 --slots 16
+printf 'layer,0,1,2,3\n0,1e-320,1e-320,2e-320,1e-320\n' >"$tmp/tiny.csv"
+refuses "loads too small to be loads" "tiny.csv:2: column 2: a load of 9.99" report "$tmp/tiny.csv" --devices 2
 printf '{"logical_count": [[0, 0, 0, 0, 0, 0, 0, 0], [9, 2, 3, 4, 5, 6, 7, 8]]}' >"$tmp/idle.json"
 works "place with a layer without load" place "$tmp/idle.json" --devices 4 --slots 16 --json
 equal "its spare slots are shared out" "$(json "$tmp/out" $map 0 count=0)" 2
@@ -424,10 +435,20 @@ works "report on sums" report $sums
 cp "$tmp/out" "$tmp/sums.txt"
 has "report on sums: recommended" '^  Recommended: ' "$tmp/sums.txt"
 has "one judged step is named as such" 'faster in the one judged' "$tmp/sums.txt"
+tr -s ' \n' ' ' <"$tmp/sums.txt" >"$tmp/flat.txt"
+has "the step time says that its size is a guess" '4,096 tokens per device is prefill-sized; for decode give --tokens' \
+    "$tmp/flat.txt"
+has "what the step time takes for granted" 'bf16 dispatch and bf16 combine, no overlap' "$tmp/flat.txt"
+has "the best plan need not lead elsewhere" 'need not lead on the others' "$tmp/flat.txt"
+sed 's/^{"logical_count": /{"logical_count": [/; s/}$/, /' "$tmp/sum_a.json" >"$tmp/sum_steps.json"
+sed 's/^{"logical_count": //; s/}$/]}/' "$tmp/sum_b.json" >>"$tmp/sum_steps.json"
+works "steps that are sums" report "$tmp/sum_steps.json" --devices 8 --topk 8 --json
+equal "are scaled to a step" "$(json "$tmp/out" setup tokens_per_step)" 32768
 has "report ends with what to do" '^ +moe-ep place .*sum_a.json --devices 8' "$tmp/sums.txt"
 has "and with the cheaper change" '^ +moe-ep rebalance .*sum_a.json' "$tmp/sums.txt"
 # The command that the report names runs as it stands.
-sed -n '/^    moe-ep place /,/[^\\]$/p' "$tmp/sums.txt" | sed "s|moe-ep place|\"$tool\" place|" >"$tmp/next.sh"
+awk '/^ +moe-ep place / { on = 1 } on { print; if (!/\\$/) exit }' "$tmp/sums.txt" |
+    sed "s|moe-ep place|\"$tool\" place|" >"$tmp/next.sh"
 mkdir -p "$tmp/next" && (cd "$tmp/next" && sh "$tmp/next.sh") >"$tmp/log" 2>&1 && [ -s "$tmp/next/plan.json" ]
 result $? "the command that the report names writes the plan" "$tmp/log"
 grep -E '[0-9]{4,} experts|0\.[0-9] steps|100\.0 % of' "$tmp/sums.txt" >"$tmp/log"
@@ -440,6 +461,11 @@ run 0 diagnose $sums --exit-code && pass "diagnose on sums agrees with report" |
 # shellcheck disable=SC2086
 run 4 diagnose $sums --exit-code --min-steps 2 && pass "unless --min-steps asks for more" ||
     fail "unless --min-steps asks for more" "$tmp/err"
+works "many devices and layers, short" report "$tmp/sum_a.json" --devices 32 --topk 8
+equal "short: the busiest five" "$(grep -cE '^  device [0-9]+ +[|]' "$tmp/out")" 15
+has "short: where the others are" 'the other 27 devices: --charts' "$tmp/out"
+works "many devices, every picture" report "$tmp/sum_a.json" --devices 32 --topk 8 --charts --html r.html
+equal "with --charts all of them" "$(grep -cE '^  device [0-9]+ +[|]' "$tmp/out")" 96
 works "report --json counts copies" report "$tmp/sum_a.json" --devices 32 --topk 8 --model olmoe-1b-7b --json
 fewest=$(json "$tmp/out" copies_needed)
 works "copies counts them" copies "$tmp/sum_a.json" --devices 32 --json
@@ -463,7 +489,8 @@ less "copies: what each layer needs is no more than as many for all" "$(json "$t
     "$(json "$tmp/out" fewest)"
 refuses "copies without --devices" "devices" copies "$tmp/hot.csv"
 refuses "copies: eplb on devices that do not divide" "divide" copies "$tmp/hot.csv" --devices 3 --policy eplb
-refuses "copies: --slots" "slots" copies "$tmp/hot.csv" --devices 4 --slots 12
+works "copies: --slots" copies "$tmp/hot.csv" --devices 4 --slots 12
+has "is named as not used" '[-]-slots 12 was not used' "$tmp/out"
 
 # ---- sweep -----------------------------------------------------------------------------------------------
 question="--model deepseek-v3 --machine h200 --nodes 8 --tokens 64"

@@ -122,6 +122,12 @@ bad "layer missing in one step" "step 1 has no row for layer 1" \
 bad "rows of different length" "t.csv:2: 3 loads where the rows before have 2" report "$(csv '1,2\n1,2,3\n')"
 bad "columns without a meaning" "neither columns 0, 1, 2" report "$(csv 'a,b\nx,y\n')"
 bad "a labelled row without a header" "put a line label,layer,0,1,... above" report "$(csv 'prose,0,112,1306,5,6\n')"
+good "a separator in quotes" "a, \"b\", 4 experts" \
+    report "$(csv 'label,layer,0,1,2,3\n"a, ""b""",0,4,3,2,1\n"c;d", 0 ,4,3,2,1\n')" --devices 2
+good "quoted numbers" "2 layers" report "$(csv '"layer";"0";"1"\n"0"; "5" ;"7"\n"1";"5";"7"\n')" --devices 2
+bad "a quote that stays open" "t.csv:2: a quote is not closed" report "$(csv 'label,layer,0,1\n"a,0,1,2\n')"
+bad "text after a quote" "t.csv:2: text follows a closing quote" report "$(csv 'label,layer,0,1\n"a"b,0,1,2\n')"
+bad "hexadecimal" "\"0x10\" is not a number" report "$(csv 'layer,0,1\n0,0x10,3\n')"
 bad "header only" "holds no loads" report "$(csv 'domain,layer,0,1\n')"
 bad "all zero" "every load is zero" report "$(csv '0,0\n0,0\n')"
 bad "label not there" "no recording has a label with" report $data/expert_counts.csv --only klingon

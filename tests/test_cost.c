@@ -1248,7 +1248,7 @@ TEST(balance_can_gain_nothing_on_one_device)
         for (i = 0; i < 64; i++) rows[i] = t_below(&s, 3) ? (int64_t)t_below(&s, 400) : 0;
         CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
         CHECK(r.balanced_s > 0.0 && r.balanced_s <= r.compute_s);
-        STOP_IF_FAILED("case %d, %d devices", n, (int)d.num_devices);
+        STOP_IF_FAILED("case %d", n);
     }
 }
 

@@ -328,6 +328,13 @@ TEST(contract_examples)
     check_i64s(p, offsets, 5);
     check_i32s(a, perm, 8);
     check_i32s(b, inv, 8);
+    { /* with a map the first expert does not count, whatever it is */
+        int32_t map[4] = {0, 1, 2, 3};
+        CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, INT32_MIN, 4, map, p, a, b, NULL, NULL), MOE_EP_OK);
+        check_i64s(p, offsets, 5);
+        check_i32s(a, perm, 8);
+        check_i32s(b, inv, 8);
+    }
     CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 2, 3, NULL, p, a, b, NULL, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 5, NULL, p, a, b, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_vllm_permute(picture, 8, 4, 0, 2, inv, p, a, b, NULL, &err), MOE_EP_ERR_RANGE);

@@ -264,6 +264,10 @@ TEST(ranks_and_devices)
             }
             for (t = 0; t < D; t++) CHECK_I64(size[t], T / D + (t < T % D));
         }
+    CHECK_I64(moe_ep_rank_of_token(5, INT64_MAX, 1, NULL), 0);
+    CHECK_I64(moe_ep_rank_of_token(INT64_MAX - 1, INT64_MAX, 1, NULL), 0);
+    CHECK_I64(moe_ep_rank_of_token(INT64_MAX - 1, INT64_MAX, 2, NULL), 1);
+    CHECK_I64(moe_ep_rank_of_token(INT64_MAX - 1, INT64_MAX, INT32_MAX, NULL), INT32_MAX - 1);
     CHECK_I64(moe_ep_rank_of_token(10, 10, 4, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_rank_of_token(0, 0, 4, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_rank_loads(ids, 4, 1, 2, wrong, 2, got, NULL, &err), MOE_EP_ERR_DEVICE_ID);

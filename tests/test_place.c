@@ -1129,6 +1129,89 @@ TEST(rebalance_random)
     CHECK(improved > 50);
 }
 
+/* EPLB's placements, which may put an expert twice on a device, under other loads: never busier than before. */
+TEST(rebalance_never_worse)
+{
+    const int32_t five[6] = {1, 1, 1, 1, 1, 0}, eight[8] = {0, 3, 0, 1, 0, 2, 3, 3};
+    const double two_loads[2] = {169, 985}, four_loads[4] = {684, 87, 295, 801};
+    uint64_t s = t_seed;
+    int n, i, l, kept = 0, doubled = 0;
+    moe_ep_rebalance_desc x;
+    moe_ep_plan_result r[2];
+    moe_ep_shape shape = shape_of(3, 6, 1);
+    moe_ep_placement p = placement_new(1, 2, &shape), q = placement_new(1, 2, &shape);
+    memset(&x, 0, sizeof x);
+    memcpy(p.slot_expert, five, sizeof five);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    x.current = &p;
+    x.loads = two_loads;
+    x.target = 1.1;
+    CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r[0].max, 394, 1e-12, 0);
+    CHECK_NEAR(r[0].max_before, 394, 1e-12, 0);
+    CHECK_I64(r[0].moves, 0);
+    CHECK(memcmp(q.slot_expert, five, sizeof five) == 0);
+    placement_free(&p);
+    placement_free(&q);
+    shape = shape_of(4, 8, 1);
+    p = placement_new(1, 4, &shape);
+    memcpy(p.slot_expert, eight, sizeof eight);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    x.loads = four_loads;
+    x.target = 0;
+    x.max_moves = 2;
+    CHECK_I64(moe_ep_rebalance(&x, &p, r, NULL, NULL), MOE_EP_OK); /* in place */
+    CHECK(r[0].max <= r[0].max_before && r[0].moves <= 2);
+    placement_free(&p);
+    for (n = 0; n < 2000; n++) {
+        int D = 2 + (int)t_below(&s, 5), S = 1 + (int)t_below(&s, 4), E = 1 + (int)t_below(&s, D * S), same = 0;
+        double a[2 * 24], b[2 * 24], before[2 * 6], after[2 * 6];
+        int64_t moves = 0;
+        moe_ep_place_desc d;
+        moe_ep_check_result c;
+        random_loads(&s, a, 2 * E);
+        random_loads(&s, b, 2 * E);
+        d = desc_of(2, E, shape_of(D, D * S, 1), a);
+        p = placement_new(2, E, &d.shape);
+        q = placement_new(2, E, &d.shape);
+        CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, 0, &c, NULL), MOE_EP_OK);
+        doubled += c.duplicates > 0;
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = b;
+        x.target = t_below(&s, 2) ? 1.0 + (double)t_below(&s, 30) / 100 : 0;
+        x.max_moves = t_below(&s, 4);
+        x.max_layer_moves = (int32_t)t_below(&s, 3);
+        x.max_device_moves = (int32_t)t_below(&s, 3);
+        x.max_link_moves = (int32_t)t_below(&s, 3);
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_device_loads(&p, b, before, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_device_loads(&q, b, after, NULL), MOE_EP_OK);
+        for (l = 0; l < 2; l++) {
+            double was = 0, now = 0, total = 0;
+            for (i = 0; i < D; i++) {
+                was = before[l * D + i] > was ? before[l * D + i] : was;
+                now = after[l * D + i] > now ? after[l * D + i] : now;
+                total += before[l * D + i];
+            }
+            same = memcmp(p.slot_expert + l * D * S, q.slot_expert + l * D * S, sizeof(int32_t) * (size_t)(D * S)) == 0;
+            CHECK(now <= was);
+            if (was <= total / D * x.target * (1 - 1e-9)) CHECK(same); /* it met the target */
+            CHECK_NEAR(r[l].max_before, was, 1e-12, 0);
+            CHECK_NEAR(r[l].max, now, 1e-12, 0);
+            moves += r[l].moves;
+            kept += same;
+        }
+        CHECK_I64(moves, count_moves(&p, &q));
+        if (x.max_moves > 0) CHECK(moves <= x.max_moves);
+        placement_free(&p);
+        placement_free(&q);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(doubled > 100 && kept > 100 && kept < 3900);
+}
+
 /* Best of all renamings by trying them, against the assignment. */
 static int best_overlap(const int *overlap, int D, int row, int used)
 {
@@ -1490,6 +1573,61 @@ TEST(layer_budgets_are_kept)
     }
 }
 
+/* Pins that crowd a device count against the budget of the layer. */
+TEST(budgets_with_pins)
+{
+    const double w4[4] = {9, 7, 5, 3};
+    const int32_t at0[4] = {0, 0, 0, 0}, four[1] = {4};
+    uint64_t s = t_seed;
+    int n, l, e, i;
+    moe_ep_shape shape = shape_of(2, 8, 1);
+    moe_ep_place_desc x = desc_of(1, 4, shape, w4);
+    moe_ep_placement p = placement_new(1, 4, &shape);
+    moe_ep_plan_result r[3];
+    x.layer_slots = four;
+    x.pinned = at0;
+    CHECK_I64(moe_ep_best_placement(&x, &p, r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r[0].slots_used, 4);
+    CHECK_NEAR(r[0].max, 24, 1e-12, 0);
+    placement_free(&p);
+    for (n = 0; n < 500; n++) {
+        int D = 2 + (int)t_below(&s, 5), S = 1 + (int)t_below(&s, 5), P = D * S, E = 1 + (int)t_below(&s, P - S + 1);
+        int32_t slots[3], pin[3 * 30], room[6];
+        double w[3 * 30];
+        uint8_t down[6] = {0};
+        random_loads(&s, w, 3 * E);
+        shape = shape_of(D, P, 1);
+        if (E <= P - S && t_below(&s, 2)) down[t_below(&s, D)] = 1;
+        shape.inactive = down;
+        x = desc_of(3, E, shape, w);
+        for (l = 0; l < 3; l++) {
+            int active = 0;
+            for (i = 0; i < D; i++) active += room[i] = down[i] ? 0 : S;
+            slots[l] = E + (int32_t)t_below(&s, active - E + 1);
+            for (e = 0; e < E; e++) { /* mostly low devices, so that they are crowded */
+                i = (int)t_below(&s, 1 + t_below(&s, D));
+                pin[l * E + e] = room[i] > 0 && t_below(&s, 4) ? (room[i]--, i) : -1;
+            }
+        }
+        x.layer_slots = slots;
+        x.pinned = pin;
+        p = placement_new(3, E, &shape);
+        CHECK_I64(moe_ep_best_placement(&x, &p, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < 3; l++) {
+            CHECK(r[l].slots_used <= slots[l]);
+            for (e = 0; e < E; e++) {
+                int there = pin[l * E + e] < 0;
+                for (i = 0; i < P; i++)
+                    there |= p.slot_expert[l * P + i] == e && p.slot_device[i] == pin[l * E + e];
+                CHECK(there);
+            }
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
 /* ---- bad input
  * ------------------------------------------------------------------------------------------------------------------
  */
@@ -1654,6 +1792,8 @@ TEST(shape_errors)
     moe_ep_shape s = shape_of(2, 4, 1);
     const int32_t slots[2] = {1, 2}, minus[2] = {1, -2}, nodes[2] = {0, 3};
     const double zero_speed[2] = {1, 0};
+    const double odd_speeds[5][2] = {{1, 1e-7}, {1, 2e6}, {1, 1e-320}, {1, HUGE_VAL}, {1, NAN}}, ends[2] = {1e-6, 1e6};
+    int i;
     unsigned char mem[4096];
     moe_ep_placement p, keep;
     moe_ep_error err;
@@ -1681,6 +1821,18 @@ TEST(shape_errors)
     s.node_of_device = NULL;
     s.speed = zero_speed;
     CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_RANGE);
+    for (i = 0; i < 5; i++) {
+        s.speed = odd_speeds[i];
+        CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_RANGE);
+        CHECK_STR(err.arg, "shape.speed");
+        CHECK_I64(err.index, 1);
+    }
+    s.speed = ends; /* the ends are allowed */
+    CHECK(moe_ep_placement_bytes(1, 4, &s) > 0);
+    s.speed = NULL;
+    s.num_nodes = 3;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &s, mem, sizeof mem, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "shape.num_nodes");
     CHECK(memcmp(&p, &keep, sizeof p) == 0);
     CHECK_I64(moe_ep_placement_bytes(INT32_MAX, INT32_MAX / 2, &s), 0);
     CHECK_I64(moe_ep_placement_bytes(1, 4, NULL), 0);

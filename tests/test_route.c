@@ -1514,6 +1514,7 @@ TEST(losses_at_collapse)
 TEST(aux_loss_example_and_errors)
 {
     float scores[4] = {0.5f, 0.5f, 0.5f, 0.5f}, bad[4] = {0.5f, NAN, 0.5f, 0.5f};
+    float minus[4] = {0.5f, 0.5f, -0.5f, 0.5f}, large[4] = {9.0f, 9.0f, 9.0f, 9.0f};
     int32_t ids[2] = {0, 1}, wrong[2] = {0, 2}, device[2] = {0, 3};
     int64_t loads[2] = {1, -1};
     char memory[4096];
@@ -1545,6 +1546,12 @@ TEST(aux_loss_example_and_errors)
     LOSS_ERROR(ids, wrong, MOE_EP_ERR_EXPERT_ID);
     LOSS_ERROR(kind, (moe_ep_aux)8, MOE_EP_ERR_RANGE);
     LOSS_ERROR(coefficient, (double)INFINITY, MOE_EP_ERR_NAN);
+    LOSS_ERROR(coefficient, -0.5, MOE_EP_ERR_NEGATIVE);
+    LOSS_ERROR(scores, minus, MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 2);
+    d.scores = large;
+    LOSS_ERROR(coefficient, 1e308, MOE_EP_ERR_OVERFLOW);
+    d.scores = scores;
     LOSS_ERROR(top_k, 0, MOE_EP_ERR_SIZE);
     LOSS_ERROR(num_experts, 0, MOE_EP_ERR_SIZE);
     LOSS_ERROR(kind, MOE_EP_AUX_GLOBAL, MOE_EP_ERR_NULL);
@@ -1580,6 +1587,7 @@ TEST(other_losses)
     CHECK_NEAR(moe_ep_load_loss(p, NULL, 1, 2, 1.0, NULL, &err), MOE_EP_ERR_NULL, 0.0, 0.0);
     CHECK_NEAR(moe_ep_load_loss(p, bad + 1, 1, 2, 1.0, NULL, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
     CHECK_NEAR(moe_ep_load_loss(p, at, 1, 2, 0.0, NULL, &err), MOE_EP_ERR_RANGE, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_load_loss(p, at, 1, 2, 5e-324, NULL, &err), MOE_EP_ERR_RANGE, 0.0, 0.0);
     CHECK_NEAR(moe_ep_load_loss(p, at, 1, 2, NAN, NULL, &err), MOE_EP_ERR_NAN, 0.0, 0.0);
     CHECK_NEAR(moe_ep_load_loss(p, at, 1, 0, 1.0, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
     CHECK_NEAR(moe_ep_router_entropy(half, 1, 2, &err), 0.693147, 1e-6, 0.0);

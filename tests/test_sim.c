@@ -338,6 +338,13 @@ TEST(llmservingsim_closed_form)
     CHECK(moe_ep_llmservingsim_balanced(1, 2, 3, 1, &r, NULL) == MOE_EP_ERR_TOP_K);
     CHECK(moe_ep_llmservingsim_balanced(1, 2, 1, 0, &r, NULL) == MOE_EP_ERR_SIZE);
     CHECK(moe_ep_llmservingsim_balanced(1, 2, 1, 1, NULL, NULL) == MOE_EP_ERR_NULL);
+    r.activated = 77;
+    CHECK(moe_ep_llmservingsim_balanced(INT64_MAX, 8, 8, 1, &r, NULL) == MOE_EP_ERR_OVERFLOW);
+    CHECK(moe_ep_llmservingsim_balanced(INT64_MAX, 8, 1, 4, &r, NULL) == MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(r.activated, 77);
+    CHECK(moe_ep_llmservingsim_balanced(INT64_MAX / 4, 8, 1, 1, &r, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_llmservingsim_balanced(1, INT32_MAX, INT32_MAX, 1, &r, NULL) == MOE_EP_OK);
+    CHECK_I64(r.activated, INT32_MAX);
 }
 /* ---- the imbalance table of TensorRT-LLM's blog 4: DeepSeek-R1, 128 tokens per rank --------------------- */
 
