@@ -1632,6 +1632,9 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
 
 /* ==================================================================================================
  * 6 SPLIT: the tokens of an expert over its replicas
+ *
+ * The functions here trust the placement's index: after editing its arrays by hand, call
+ * moe_ep_placement_index and moe_ep_validate first.
  * ================================================================================================== */
 
 typedef enum moe_ep_split_policy {
