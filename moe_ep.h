@@ -225,7 +225,8 @@ typedef struct moe_ep_scratch {
 /* A scratch over the caller's own buffer; functions given it never allocate. */
 MOE_EP_API moe_ep_scratch moe_ep_scratch_fixed(void *buf, size_t bytes);
 
-/* Gives back what a growing scratch holds; fixed or zeroed: nothing happens.  NULL is allowed. */
+/* Gives back what a growing scratch holds; fixed or zeroed: nothing happens.  NULL is allowed.  Errors: none.  O(1).
+ * Example: after it a growing scratch has buf NULL and 0 bytes, and can be used again. */
 MOE_EP_API void moe_ep_scratch_free(moe_ep_scratch *s);
 
 /* Small seeded random generator (xoshiro256**, seeded by splitmix64).  The same seed gives the same
@@ -236,13 +237,14 @@ typedef struct moe_ep_rng {
 
 /* Starts a generator; any seed, 0 included, is fine.  O(1). */
 MOE_EP_API moe_ep_rng moe_ep_rng_seed(uint64_t seed);
-/* 64 uniform bits; a NULL rng gives 0, here and below.
+/* 64 uniform bits; a NULL rng gives 0, here and below.  Errors: none.  O(1).
  * Example: seed 1 gives 0xb3f2af6d0fc710c5 first. */
 MOE_EP_API uint64_t moe_ep_rng_u64(moe_ep_rng *rng);
-/* Uniform double in [0,1), 53 bits.  Example: seed 1 gives 0.70292183315885048 first. */
+/* Uniform double in [0,1), 53 bits.  Errors: none.  O(1).  Example: seed 1 gives 0.70292183315885048 first. */
 MOE_EP_API double moe_ep_rng_f64(moe_ep_rng *rng);
 /* Uniform integer in 0..n-1 without bias (rejection); n = 0 gives 0.  Takes one draw, rarely more; for
- * n above 2^63 two on average at worst.  Example: seed 1 and n = 6 give 1, 4, 2, 5, 5, 4. */
+ * n above 2^63 two on average at worst.  Errors: none.  O(1) expected.
+ * Example: seed 1 and n = 6 give 1, 4, 2, 5, 5, 4. */
 MOE_EP_API uint64_t moe_ep_rng_below(moe_ep_rng *rng, uint64_t n);
 
 /* Instruction sets of the fast kernels (sections 1 and 9), chosen at run time. */
@@ -310,7 +312,8 @@ typedef struct moe_ep_router {
     moe_ep_weight weight;         /* not used by SPARSEMIXER, which has its own weights               */
     int32_t select_on_logit;      /* key of the top-k: 0 = the score, 1 = the logit                   */
     float logit_softcap;          /* 0 = off; otherwise l = cap * tanh(l / cap), first of all          */
-    const float *logit_bias;      /* (E) or NULL, added to the logits: changes ids and weights        */
+    const float *logit_bias;      /* (E) or NULL, added to the logits: changes ids and weights; a sum
+                                     above FLT_MAX counts as FLT_MAX, one below -FLT_MAX as masked    */
     const float *select_bias;     /* (E) or NULL, added to the key only: changes ids, not weights     */
     int32_t n_group, topk_group;  /* E in n_group (at most 1024) equal groups, experts of topk_group of
                                      them may be chosen; n_group 0 or 1 = no groups                   */
@@ -344,12 +347,16 @@ typedef struct moe_ep_router {
  *   token_ids (T) rows of cfg->table, NULL = token t uses row t; ignored unless select is TABLE
  *   ids       (T,K) out, largest key first, lowest index first among equal keys; TABLE keeps its order
  *   weights   (T,K) out, or NULL
- * T = 0 is allowed.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
+ * T = 0 is allowed.  Rows are routed in order: NaN or +Inf among the logits stops at its row, which is left
+ * alone like all rows behind it, while rows before it have been written; every other error leaves the outputs
+ * untouched.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
  * groups hold); CONFIG (groups do not divide E, sparsemixer with groups); RANGE (an enum or option,
- * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (20 KB of stack).
+ * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (37 KB of stack).
  * Time O(T*E).  Kernels for AVX2 and AVX-512 are chosen at run time (isa_max limits them); ids and weights are
  * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and
  * tokens whose best keys are neither masked nor equal in great number; anything else takes a slower scan.
+ * Quickest (AVX-512, sixteen tokens together) for E a multiple of 16, K <= 14, keys that are logits, their
+ * softmax or sigmoid + select_bias with at most 8 groups of a multiple of 16, no cap, logit_bias or p-norm.
  * Source: the implementations named at the presets; ties as in vLLM's CUDA kernels and XLA top_k.
  * Example: logits 1,3,2 with moe_ep_router_mixtral(3,2) give ids 1,2 and weights 0.731059, 0.268941. */
 MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *logits, int64_t T,
@@ -358,17 +365,19 @@ MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *log
 
 /* Scores of all experts (T,E), what moe_ep_route selects on before biases and groups.  Uses num_experts,
  * score, logit_softcap, logit_bias, nan_as_masked and logits_stride of cfg; -Inf gives 0 (LOGIT: -FLT_MAX).
+ * Errors as moe_ep_route, all of them before anything is written.  O(T*E).
  * Example: softmax of 0,0 is 0.5,0.5. */
 MOE_EP_API moe_ep_status moe_ep_scores(const moe_ep_router *cfg, const float *logits, int64_t T,
                                        float *scores, moe_ep_error *err);
 
-/* Are the fields of cfg consistent?  The checks of moe_ep_route without logits.  O(E).
+/* Are the fields of cfg consistent?  The checks of moe_ep_route without logits.  Errors: the same.  O(E).
  * Example: num_experts 8, top_k 9 gives MOE_EP_ERR_TOP_K. */
 MOE_EP_API moe_ep_status moe_ep_router_check(const moe_ep_router *cfg, moe_ep_error *err);
 
 /* The gate in front: logits (T,E) = x (T,H) . w (E,H)^T + bias (E) or NULL.  Float32, sixteen partial
  * sums over H in a fixed order, no BLAS.  A NaN in x or w arrives in logits, where moe_ep_route finds it.
- * O(T*E*H).  Example: x = 1,2 and w = (3,4) with bias 0.5 give 11.5. */
+ * T = 0 is allowed.  Errors: NULL, SIZE, OVERFLOW (T*E or T*H).  O(T*E*H).
+ * Example: x = 1,2 and w = (3,4) with bias 0.5 give 11.5. */
 MOE_EP_API moe_ep_status moe_ep_gate(const float *x, int64_t T, int32_t H, const float *w,
                                      const float *bias, int32_t E, float *logits, moe_ep_error *err);
 
@@ -482,7 +491,8 @@ MOE_EP_API moe_ep_status moe_ep_router_by_name(const char *name, int32_t E, int3
 /* Expert choice: each expert takes its C best tokens (Zhou et al. 2022; flaxformer).
  *   scores (T,E), usually softmax over the experts;  tokens (E,C) out, best first, lowest token on ties;
  *   weights (E,C) out or NULL, the score;  experts_per_token (T) out or NULL.  1 <= C <= T.
- * Memory: none.  O(E*T*log C).  Example: scores 0.9,0.2 | 0.6,0.8 with C = 1 give tokens 0 | 1. */
+ * Errors: NULL; SIZE (T, E, C); OVERFLOW (also T above 2^31 - 1); NAN (index).  Memory: none.  O(E*T*log C).
+ * Example: scores 0.9,0.2 | 0.6,0.8 with C = 1 give tokens 0 | 1. */
 MOE_EP_API moe_ep_status moe_ep_expert_choice(const float *scores, int64_t T, int32_t E, int64_t C,
                                               int32_t *tokens, float *weights, int64_t *experts_per_token,
                                               moe_ep_error *err);
@@ -531,14 +541,14 @@ MOE_EP_API moe_ep_status moe_ep_route_sample(const float *logits, int64_t T, int
                                              int32_t *ids, float *weights, moe_ep_error *err);
 
 /* Router jitter: multiplies n values by independent uniform factors in [1-eps, 1+eps), 0 <= eps <= 1, in
- * place (Switch "input_jitter", DBRX, Megatron).  Errors: NULL, SIZE, RANGE, NAN (eps).
+ * place (Switch "input_jitter", DBRX, Megatron).  Errors: NULL, SIZE, RANGE, NAN (eps).  O(n).
  * Example: eps 0 leaves 3 as 3. */
 MOE_EP_API moe_ep_status moe_ep_jitter(float *x, int64_t n, float eps, moe_ep_rng *rng, moe_ep_error *err);
 
 /* Sinkhorn scores (T,E) out: exp(l) scaled to rows 1/T and columns 1/E; stops when the mean change of the
  * column factors is at most tol (0 = 1e-4, Megatron's).  max_rounds 0 = 10,000; rounds out or NULL.
  * Give the result to moe_ep_route as cfg.keys.  Errors: NULL, SIZE, NAN, RANGE (a logit above 88),
- * INFEASIBLE (not converged).  Scratch T*E floats, T + 2 E doubles.
+ * INFEASIBLE (not converged), OVERFLOW, SCRATCH.  Scratch T*E floats, T + 2 E doubles.  O(T*E) a round.
  * Example: equal logits (2,2) give 0.25 everywhere. */
 MOE_EP_API moe_ep_status moe_ep_sinkhorn(const float *logits, int64_t T, int32_t E, double tol,
                                          int32_t max_rounds, float *scores, int32_t *rounds,
@@ -565,7 +575,7 @@ MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, 
 
 /* Loss-free balancing: bias[e] += rate * sign(mean - loads[e]), sign(0) = 0, in place (Wang et al. 2024;
  * DeepSeek-V3 uses rate 0.001).  centred 1: the mean of the step is taken off first (torchtitan), so that
- * sum(bias) stays.  Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.
+ * sum(bias) stays.  Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.  O(E).
  * Example: loads 3,1 with rate 0.5 and bias 0,0 give -0.5, 0.5. */
 MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, float rate, int32_t centred,
                                             float *bias, moe_ep_error *err);
@@ -607,22 +617,26 @@ typedef struct moe_ep_aux_desc {
 MOE_EP_API double moe_ep_aux_loss(const moe_ep_aux_desc *desc, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* z-loss: mean over tokens of logsumexp(l)^2 (ST-MoE; Megatron, MegaBlocks, flaxformer); negative = status.
+ * Errors: NULL, SIZE, OVERFLOW, NAN (also a token whose experts are all masked).  O(T*E).
  * Example: logits (1,2) of 0,0 give (ln 2)^2 = 0.480453. */
 MOE_EP_API double moe_ep_z_loss(const float *logits, int64_t T, int32_t E, moe_ep_error *err);
 
 /* Importance loss: var/(mean^2 + 1e-10) of sum_t scores, sample variance (Shazeer et al. 2017; Tutel).
- * E >= 2.  Negative = status.  Scratch E doubles.  Example: scores (1,2) of 0.75,0.25 give 0.5. */
+ * E >= 2.  Negative = status.  Errors: NULL, SIZE, OVERFLOW, NAN, SCRATCH.  Scratch E doubles.  O(T*E).
+ * Example: scores (1,2) of 0.75,0.25 give 0.5. */
 MOE_EP_API double moe_ep_importance_loss(const float *scores, int64_t T, int32_t E,
                                          moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* Load loss: the same of sum_t Phi((score - threshold_t) E / noise), the smooth count of tokens that would
  * choose the expert (Shazeer et al. 2017; Tutel).  thresholds (T): the K-th largest noisy score of the
- * token; noise: standard deviation times E, noise / E > 0.  Negative = status.  Scratch E doubles.
+ * token; noise: standard deviation times E, noise / E > 0.  Negative = status.  Errors: NULL, SIZE, OVERFLOW,
+ * NAN, RANGE (noise), SCRATCH.  Scratch E doubles.  O(T*E).
  * Example: scores (1,2) of 0.75,0.25 with threshold 0.75 and noise 1 give 0.53716. */
 MOE_EP_API double moe_ep_load_loss(const float *scores, const float *thresholds, int64_t T, int32_t E,
                                    double noise, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* Mean over tokens of the entropy -sum p ln p of the rows of scores (T,E), nats; negative = status.
+ * Errors: NULL, SIZE, OVERFLOW, NAN, NEGATIVE (index = token*E + expert).  O(T*E).
  * Example: 0.5,0.5 gives 0.693147. */
 MOE_EP_API double moe_ep_router_entropy(const float *scores, int64_t T, int32_t E, moe_ep_error *err);
 
@@ -634,6 +648,7 @@ typedef enum moe_ep_shared_weight {
 
 /* Appends S shared experts to every token: out_ids (T,K+S), out_weights (T,K+S); the new columns hold ids
  * E..E+S-1.  Outputs must not overlap inputs.  A token whose ids are all -1 (padding) gets -1, weight 0.
+ * T = 0 is allowed.  Errors: NULL; SIZE (T, K, E, S); RANGE (kind, value 0); NAN; EXPERT_ID; OVERFLOW.  O(T*(K+S)).
  * Example: ids 2,0, weights 0.6,0.4, E = 4, S = 1, SUM_OVER_VALUE 2: ids 2,0,4, weights 0.6,0.4,0.5. */
 MOE_EP_API moe_ep_status moe_ep_append_shared(const int32_t *ids, const float *weights, int64_t T,
                                               int32_t K, int32_t E, int32_t S, moe_ep_shared_weight kind,
@@ -651,6 +666,7 @@ typedef struct moe_ep_weights_result {
 } moe_ep_weights_result;
 
 /* Compares weights a with reference b, for instance before and after a drop or in two precisions.
+ * T and K at least 1.  Errors: NULL, SIZE, OVERFLOW, NAN (index = token*K + choice).  O(T*K).
  * Example: a = 0.5,0.5 and b = 0.75,0.25 (T = 1): max_abs 0.25, max_rel 1, mean_l1 0.5. */
 MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, int64_t T, int32_t K,
                                                 moe_ep_weights_result *out, moe_ep_error *err);
@@ -666,13 +682,14 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 
 /* How many assignments does each expert get?  ids (n = T*K in any order) -> loads (E), overwritten.
  * *skipped (may be NULL) = number of -1.  sum(loads) + skipped = n.
- * Errors: ERR_NULL, ERR_SIZE (E < 1 or n < 0), ERR_EXPERT_ID (index = position, value = id).  O(n + E), no memory.
+ * Errors: ERR_NULL, ERR_SIZE (E < 1 or n < 0), ERR_EXPERT_ID (index = position, value = id).  O(n + E).
+ * Memory: none (66 KB of stack).
  * Example: ids {1,1, 0,1, 2,2}, E = 4 give {1,3,2,0}. */
 MOE_EP_API moe_ep_status moe_ep_expert_loads(const int32_t *ids, int64_t n, int32_t E, int64_t *loads,
                                              int64_t *skipped, moe_ep_error *err);
 
 /* The same, added to what loads (E) and *skipped already hold: accumulates chunks or ranks.
- * Errors: as above, ERR_OVERFLOW when a sum would not fit (index = expert).
+ * Errors: as above, ERR_OVERFLOW when a sum would not fit (index = expert).  O(n + E).
  * Example: {1,3,2,0} and ids {3,-1} give {1,3,2,1}, skipped + 1. */
 MOE_EP_API moe_ep_status moe_ep_expert_loads_add(const int32_t *ids, int64_t n, int32_t E, int64_t *loads,
                                                  int64_t *skipped, moe_ep_error *err);
@@ -701,7 +718,7 @@ MOE_EP_API moe_ep_status moe_ep_layer_loads(const moe_ep_ids *view, int64_t *loa
                                             moe_ep_error *err);
 
 /* Which of D ranks does token t start on when T tokens are dealt in contiguous blocks, as equal as possible, the
- * first T mod D ranks one more?  Negative = status (ERR_SIZE, ERR_RANGE).  O(1).
+ * first T mod D ranks one more?  Negative = status.  Errors: ERR_SIZE (T, D), ERR_RANGE (t).  O(1).
  * Example: T = 10, D = 4: blocks of 3 3 2 2, token 6 is on rank 2. */
 MOE_EP_API int64_t moe_ep_rank_of_token(int64_t t, int64_t T, int32_t D, moe_ep_error *err);
 
@@ -720,23 +737,24 @@ MOE_EP_API moe_ep_status moe_ep_rank_loads(const int32_t *ids, int64_t T, int32_
 MOE_EP_API moe_ep_status moe_ep_loads_by_device(const int64_t *loads, int32_t E, const int32_t *device_of_expert,
                                                 int32_t D, int64_t *device_loads, moe_ep_error *err);
 
-/* How many of the n loads are not zero (experts whose weights are read)?  Negative = status.  O(n).
+/* How many of the n loads are not zero (experts whose weights are read)?  Negative = status.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE (index), ERR_OVERFLOW (their sum).  O(n).
  * Example: {100,28,0,0} gives 2. */
 MOE_EP_API int64_t moe_ep_active_experts(const int64_t *loads, int32_t n, moe_ep_error *err);
 
 /* Active experts per device: loads (E), device_of_expert (E) or NULL = e % D -> active (D).  Errors as in
- * moe_ep_loads_by_device.  Example: {10,0,1,1} on 2 devices give {2,1}. */
+ * moe_ep_loads_by_device.  O(E + D).  Example: {10,0,1,1} on 2 devices give {2,1}. */
 MOE_EP_API moe_ep_status moe_ep_active_by_device(const int64_t *loads, int32_t E, const int32_t *device_of_expert,
                                                  int32_t D, int32_t *active, moe_ep_error *err);
 
 /* Expected number of distinct experts that T tokens touch when each takes K distinct ones of E at random:
- * E (1 - (1-K/E)^T), exact.  Negative = status (ERR_SIZE, ERR_TOP_K).  O(1).
+ * E (1 - (1-K/E)^T), exact.  Negative = status.  Errors: ERR_SIZE (T, K, E), ERR_TOP_K (K > E).  O(1).
  * Example: T = 8, K = 2, E = 64 give 14.3552. */
 MOE_EP_API double moe_ep_expected_distinct(int64_t T, int32_t K, int32_t E, moe_ep_error *err);
 
 /* Expected number of groups (ranks, nodes) that one token touches when K distinct of E experts are drawn at
  * random and every group holds E/G of them: G (1 - C(E-E/G,K)/C(E,K)), exact when G divides E.  O(min(K, E/G)).
- * Negative = status (ERR_SIZE, ERR_TOP_K).  Example: K = 8, E = 128, G = 16 give 6.60. */
+ * Negative = status.  Errors: ERR_SIZE (K, E, G), ERR_TOP_K (K > E).  Example: K = 8, E = 128, G = 16 give 6.60. */
 MOE_EP_API double moe_ep_expected_groups(int32_t K, int32_t E, int32_t G, moe_ep_error *err);
 
 /* ---- structure beyond counts --------------------------------------------------------------------- */
@@ -756,13 +774,13 @@ MOE_EP_API moe_ep_status moe_ep_transitions(const int32_t *ids_from, const int32
                                             int32_t E, int64_t *transitions, moe_ep_error *err);
 
 /* Rows of counts (E,E) divided by their sums -> share (E,E); a row without counts becomes zero.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  Example: {0,2, 1,3} gives {0,1, 0.25,0.75}. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  O(E*E).  Example: {0,2, 1,3} gives {0,1, 0.25,0.75}. */
 MOE_EP_API moe_ep_status moe_ep_transition_shares(const int64_t *transitions, int32_t E, double *share,
                                                   moe_ep_error *err);
 
 /* How much more often than by chance are two experts used together?  co (E,E), loads (E), T tokens -> lift (E,E)
  * = co*T / (load_i*load_j), 1 = independent; 0 where a load is 0.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  Example: co 10, loads 20 and 10, T = 40: lift 2. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  O(E*E).  Example: co 10, loads 20 and 10, T = 40: lift 2. */
 MOE_EP_API moe_ep_status moe_ep_lift(const int64_t *co, const int64_t *loads, int64_t T, int32_t E, double *lift,
                                      moe_ep_error *err);
 
@@ -784,23 +802,27 @@ typedef struct moe_ep_window {
     double *m2;           /* running sum of squared deviations                                     */
 } moe_ep_window;
 
-/* Bytes that moe_ep_window_init needs; 0 = invalid sizes.  O(1). */
+/* Bytes that moe_ep_window_init needs.  Errors: 0 = invalid sizes, or more than memory can be.  O(1).
+ * Example: L = 1, E = 8, no ring: 256. */
 MOE_EP_API size_t moe_ep_window_bytes(int32_t L, int32_t E, int32_t ring_steps);
 
 /* Starts an empty window in mem (bytes, 8-byte aligned).  label may be NULL.  ema_keep 0 = ema is the last step.
- * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (ema_keep outside 0..1), ERR_NAN, ERR_SCRATCH (value = bytes needed). */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (ema_keep outside 0..1, mem not aligned), ERR_NAN, ERR_SCRATCH (value =
+ * bytes needed).  O(S*L*E).  Example: after it steps is 0 and every sum is 0. */
 MOE_EP_API moe_ep_status moe_ep_window_init(moe_ep_window *w, const char *label, int32_t L, int32_t E,
                                             int32_t ring_steps, double ema_keep, void *mem, size_t bytes,
                                             moe_ep_error *err);
 
-/* Forgets all steps; sizes and label stay. */
+/* Forgets all steps; sizes and label stay.  Errors: ERR_NULL, ERR_SIZE (not initialised).  O(S*L*E).
+ * Example: after the step {4,0} it leaves steps 0, sum {0,0}. */
 MOE_EP_API moe_ep_status moe_ep_window_clear(moe_ep_window *w, moe_ep_error *err);
 
 /* Adds one step: loads (L,E).  Errors: ERR_NULL, ERR_NEGATIVE, ERR_OVERFLOW (index = l*E+e).  O(L*E).
  * Example: after the steps {4,0} and {0,2}: sum {4,2}, mean {2,1}; ema with keep 0.5 {2,1}. */
 MOE_EP_API moe_ep_status moe_ep_window_add(moe_ep_window *w, const int64_t *loads, moe_ep_error *err);
 
-/* Loads of one kept step, back = 0 the newest .. S-1.  NULL when it is not kept (any more). */
+/* Loads of one kept step, back = 0 the newest .. S-1.  Errors: NULL when it is not kept (any more).  O(1).
+ * Example: after the steps {0,2},{1,1} with S = 2: back 1 is {0,2}. */
 MOE_EP_API const int64_t *moe_ep_window_step(const moe_ep_window *w, int64_t back);
 
 /* Sum of the newest `last` kept steps -> loads (L,E).  Errors: ERR_NULL, ERR_RANGE (last < 0 or more than are kept).
@@ -809,7 +831,7 @@ MOE_EP_API moe_ep_status moe_ep_window_recent(const moe_ep_window *w, int32_t la
                                               moe_ep_error *err);
 
 /* Variance per step and expert (divided by steps-1; zero for fewer than two steps) -> variance (L,E).
- * Errors: ERR_NULL, ERR_UNSUPPORTED (has_variance is 0).  Example: {4,0},{0,2}: {8,2}. */
+ * Errors: ERR_NULL, ERR_UNSUPPORTED (has_variance is 0).  O(L*E).  Example: {4,0},{0,2}: {8,2}. */
 MOE_EP_API moe_ep_status moe_ep_window_variance(const moe_ep_window *w, double *variance, moe_ep_error *err);
 
 /* Adds to dst what another rank counted in the SAME steps: sums, ring, means and averages add up.
@@ -836,13 +858,14 @@ MOE_EP_API moe_ep_status moe_ep_window_append(moe_ep_window *dst, const moe_ep_w
  * No load at all is perfect balance (imbalance 1, zero_load set), and so is n = 1: never NaN.
  * ================================================================================================== */
 
-/* max/mean of loads (n).  Negative = status: ERR_NULL, ERR_SIZE (n < 1), ERR_NEGATIVE (index), ERR_OVERFLOW, ERR_NAN.
+/* max/mean of loads (n).  Errors (negative results): ERR_NULL, ERR_SIZE (n < 1), ERR_NEGATIVE (index),
+ * ERR_OVERFLOW, ERR_NAN.
  * O(n), no memory.  Example: {960,92,92,92,91,91,91,91} gives 4.8; {0,0} gives 1. */
 MOE_EP_API double moe_ep_imbalance(const int64_t *loads, int32_t n, moe_ep_error *err);
 MOE_EP_API double moe_ep_imbalance_d(const double *loads, int32_t n, moe_ep_error *err);
 
 /* Counts to doubles, for the functions that take real loads: from (n) -> to (n).  Exact below 2^53.
- * Errors: ERR_NULL, ERR_SIZE.  Example: {3} gives {3.0}. */
+ * Errors: ERR_NULL, ERR_SIZE.  O(n).  Example: {3} gives {3.0}. */
 MOE_EP_API moe_ep_status moe_ep_loads_to_double(const int64_t *from, int64_t n, double *to, moe_ep_error *err);
 
 /* Every metric of one load vector c with mean m, maximum M, shares p = c/sum. */
@@ -872,7 +895,7 @@ typedef struct moe_ep_balance_result {
     double effective_experts;    /* 1 / sum p^2                                                          */
     double idle_fraction;        /* share of loads that are 0                                            */
     double max_minus_mean;       /* what the busiest holds above its fair share                          */
-    double max_over_min;         /* 0 when the least load is 0                                           */
+    double max_over_min;         /* 0 when the least load is 0; at most the largest double                */
     double step_time;            /* M: everyone waits for the busiest, unit of the loads                 */
     double efficiency;           /* sum / (n M), = balancedness                                          */
     double step_inflation;       /* = imbalance                                                          */
@@ -893,7 +916,7 @@ typedef enum moe_ep_balance_family {
 } moe_ep_balance_family;
 
 /* One family's number as another's.  n > 0 also checks that the value is possible for n loads; 0 = unknown.
- * Negative = status: ERR_RANGE, ERR_NAN.  O(1).
+ * Errors (negative results): ERR_RANGE, ERR_NAN.  O(1).
  * Example: efficiency 0.4 is imbalance 2.5 is excess 1.5. */
 MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_ep_balance_family to, int32_t n,
                                  moe_ep_error *err);
@@ -927,7 +950,7 @@ MOE_EP_API moe_ep_status moe_ep_balance_layers_d(const double *loads, int32_t L,
                                                  moe_ep_layers_result *out, moe_ep_scratch *scratch,
                                                  moe_ep_error *err);
 
-/* max/mean of each row: loads (L,n) -> imbalance (L); 1 for a row without load.  Errors as above.
+/* max/mean of each row: loads (L,n) -> imbalance (L); 1 for a row without load.  Errors as above.  O(L*n).
  * Example: {3,1, 0,0} as (2,2) gives {1.5,1}. */
 MOE_EP_API moe_ep_status moe_ep_layer_imbalances(const double *loads, int32_t L, int32_t n, double *imbalance,
                                                  moe_ep_error *err);
@@ -957,7 +980,8 @@ MOE_EP_API moe_ep_status moe_ep_balance_steps(const double *loads, int32_t S, in
 MOE_EP_API moe_ep_status moe_ep_hot_list(const double *loads, int32_t n, double times, int32_t *list,
                                          int32_t *count, moe_ep_error *err);
 
-/* Indices of loads (n) that are 0, ascending -> list (n), *count.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_NAN.
+/* Indices of loads (n) that are 0, ascending -> list (n), *count.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE,
+ * ERR_NAN.  O(n).
  * Example: {5,0,1,0} gives {1,3}. */
 MOE_EP_API moe_ep_status moe_ep_dead_list(const double *loads, int32_t n, int32_t *list, int32_t *count,
                                           moe_ep_error *err);
@@ -967,12 +991,16 @@ MOE_EP_API moe_ep_status moe_ep_dead_list(const double *loads, int32_t n, int32_
  * Example: {1,3,4} gives {0.5,0.875,1}. */
 MOE_EP_API moe_ep_status moe_ep_coverage(const double *loads, int32_t n, double *curve, moe_ep_error *err);
 
-/* How few of the n experts carry at least `share` (0..1) of the load?  0 for share 0 or no load.  Negative = status.
+/* How few of the n experts carry at least `share` (0..1) of the load?  0 for share 0 or no load.
+ * Errors (negative results): ERR_NULL, ERR_SIZE, ERR_RANGE (share), ERR_NEGATIVE, ERR_NAN, ERR_OVERFLOW, ERR_SCRATCH,
+ * ERR_MEMORY.  O(n log n), n doubles of scratch.
  * Example: {1,3,4}, share 0.8: 2. */
 MOE_EP_API int64_t moe_ep_experts_for_share(const double *loads, int32_t n, double share, moe_ep_scratch *scratch,
                                             moe_ep_error *err);
 
-/* Share of the load on the s heaviest of n, 0..1; 1 without load.  Negative = status (ERR_RANGE: s outside 0..n).
+/* Share of the load on the s heaviest of n, 0..1; 1 without load.
+ * Errors (negative results): ERR_NULL, ERR_SIZE, ERR_RANGE (s outside 0..n), ERR_NEGATIVE, ERR_NAN, ERR_OVERFLOW,
+ * ERR_SCRATCH, ERR_MEMORY.  O(n log n), n doubles of scratch.
  * Example: {1,3,4}, s = 2: 0.875. */
 MOE_EP_API double moe_ep_top_share(const double *loads, int32_t n, int32_t s, moe_ep_scratch *scratch,
                                    moe_ep_error *err);
@@ -1015,17 +1043,19 @@ typedef struct moe_ep_chance_result {
  * exact (the law itself for K = 1, K = E-1 and K = E; T <= 3 is summed exactly); the maximum by inverting the
  * characteristic function of the sum.  Mean within 1 % of Monte Carlo for E 2..4096, any K and T; p05 and p95 may
  * sit one row beside the simulation's where a whole row carries them.
- * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  Well below 100 us, no memory.
+ * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  O(1), well below 100 us, no memory.
  * Example: T = 64, K = 2, E = 64: 2.96 (by hand 1 + sqrt(2 ln 64 * (1-2/64) / 2) = 3.01). */
 MOE_EP_API moe_ep_status moe_ep_chance(int64_t T, int32_t K, int32_t E, moe_ep_chance_result *out,
                                        moe_ep_error *err);
 
-/* The same when a token may name an expert twice (K independent draws). */
+/* The same when a token may name an expert twice (K independent draws; K may be larger than E).
+ * Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW (T*K).  O(1), no memory.
+ * Example: T = 64, K = 2, E = 64: 2.98. */
 MOE_EP_API moe_ep_status moe_ep_chance_with_replacement(int64_t T, int32_t K, int32_t E, moe_ep_chance_result *out,
                                                         moe_ep_error *err);
 
 /* The same for the rows of D devices owning E/D experts each: below this no placement can go by balancing alone.
- * D need not divide E (E/D is then an average).  Errors: also ERR_SIZE for D < 1 or D > E.
+ * D need not divide E (E/D is then an average).  Errors: also ERR_SIZE for D < 1 or D > E.  O(1).
  * Example: T = 16, K = 8, E = 256, D = 8: busiest device 21.8 rows = 1.36 x mean 16. */
 MOE_EP_API moe_ep_status moe_ep_chance_devices(int64_t T, int32_t K, int32_t E, int32_t D,
                                                moe_ep_chance_result *out, moe_ep_error *err);
@@ -1078,7 +1108,7 @@ typedef struct moe_ep_capacity_desc {
 } moe_ep_capacity_desc;
 
 /* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when
- * max_load is not known.  Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.
+ * max_load is not known.  Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
  * Example: T = 64, K = 2, E = 8, factor 1, MEGATRON: 16.  T = 45, K = 1, E = 2, factor 1.2: MEGATRON 27,
  * DEEPSPEED_TOP1 28. */
 MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_error *err);
@@ -1088,13 +1118,14 @@ MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_erro
 MOE_EP_API const char *moe_ep_capacity_rule_name(int32_t rule);
 
 /* Assignments beyond the capacity: sum of max(0, loads[e] - capacity); negative = a moe_ep_status.
- * loads (E); capacity >= 0, and 0 drops everything.
+ * loads (E); capacity >= 0, and 0 drops everything.  Errors: NULL, SIZE, NEGATIVE, OVERFLOW (sum of loads).  O(E).
  * Example: loads 84,7,7,6,6,6,6,6 with capacity 16 drop 68. */
 MOE_EP_API int64_t moe_ep_dropped_tokens(const int64_t *loads, int32_t E, int64_t capacity,
                                          moe_ep_error *err);
 
 /* The smallest capacity factor at which ceil(basis / E * cf) drops nothing: max(loads) * E / basis.
  * basis = T*K or T, as the formula counts; negative = a moe_ep_status.
+ * Errors: NULL, SIZE, NEGATIVE, OVERFLOW (sum of loads).  O(E).
  * Example: loads 84,7,7,6,6,6,6,6 with basis 128: 5.25. */
 MOE_EP_API double moe_ep_smallest_capacity_factor(const int64_t *loads, int32_t E, int64_t basis,
                                                   moe_ep_error *err);
@@ -1220,7 +1251,7 @@ MOE_EP_API moe_ep_status moe_ep_reroute(const int32_t *candidates, const float *
 
 /* Drops per expert and per device: per_expert (E), per_device (D) or NULL, from ids, keep (T,K).
  * device_of_expert (E) or NULL = e % D; D is not used when per_device is NULL.  n = T*K.
- * Errors: NULL, SIZE, EXPERT_ID, DEVICE_ID, CONFIG (keeps a -1).
+ * Errors: NULL, SIZE, EXPERT_ID, DEVICE_ID, CONFIG (keeps a -1).  O(n + E + D).
  * Example: ids 0,0,1 keep 1,0,0 on E = 2, D = 1: per expert 1,1, per device 2. */
 MOE_EP_API moe_ep_status moe_ep_drop_counts(const int32_t *ids, const uint8_t *keep, int64_t n, int32_t E,
                                             const int32_t *device_of_expert, int32_t D,
@@ -1269,8 +1300,8 @@ typedef struct moe_ep_placement {
     uint8_t *device_inactive; /* (D) not 0 = dead or drained; may be set later, see moe_ep_rebalance  */
 } moe_ep_placement;
 
-/* Bytes one placement needs for these sizes; 0 = the sizes are invalid.  O(D).
- * Example: L = 1, E = 4, D = 2, 6 slots gives a number > 0; D = 0 gives 0. */
+/* Bytes one placement needs for these sizes.  Errors: 0 = the sizes are invalid (moe_ep_placement_init says
+ * how).  O(D). Example: L = 1, E = 4, D = 2, 6 slots gives a number > 0; D = 0 gives 0. */
 MOE_EP_API size_t moe_ep_placement_bytes(int32_t L, int32_t E, const moe_ep_shape *shape);
 
 /* Lays a placement out in mem (bytes >= moe_ep_placement_bytes, 8-byte aligned as from malloc), every slot
@@ -1287,7 +1318,8 @@ MOE_EP_API moe_ep_status moe_ep_placement_init(moe_ep_placement *p, int32_t L, i
  * Example: slots 3 0 3 1 2 -1 of 4 experts give starts 0 1 2 3 5 and slots 1 3 4 0 2 -1. */
 MOE_EP_API moe_ep_status moe_ep_placement_index(moe_ep_placement *p, moe_ep_error *err);
 
-/* Copies the contents of src into dst, which was laid out with the same sizes.  Errors: ERR_SIZE. */
+/* Copies the contents of src into dst, which was laid out with the same sizes.  Errors: ERR_NULL, ERR_SIZE (other sizes
+ * or other slots per device).  O(D + L*(P + E)).  Example: slots 3 0 3 1 2 -1 copied are 3 0 3 1 2 -1. */
 MOE_EP_API moe_ep_status moe_ep_placement_copy(const moe_ep_placement *src, moe_ep_placement *dst,
                                                moe_ep_error *err);
 
@@ -1326,7 +1358,9 @@ typedef struct moe_ep_place_desc {
     double risk_z;     /* 0 = the mean; 0.674 covers 75 % of the steps of a normal load                */
 
     /* best_placement only */
-    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P     */
+    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P.  Which devices
+                                   take what does not divide over them rotates with the layer's index, so that no
+                                   device holds the odd copies of all layers                          */
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
     int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
@@ -1375,45 +1409,47 @@ typedef struct moe_ep_plan_result {
 } moe_ep_plan_result;
 
 /* ---- planners: desc -> placement; result (L) or NULL ------------------------------------------------
- * All: out laid out for desc->num_layers, num_experts and shape; loads checked (ERR_NAN, ERR_NEGATIVE with the
- * index); ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_SLOTS (fewer active slots than experts), ERR_CONFIG, ERR_SCRATCH,
- * ERR_MEMORY; on error out and result are untouched.  round_robin and contiguous need no loads (NULL: zero). */
+ * All: out laid out for desc->num_layers, num_experts and shape; on error out and result are untouched.
+ * "Errors: as all" are ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_NAN and ERR_NEGATIVE (loads; index = l*E + e), ERR_OVERFLOW
+ * (a layer's loads add up to more than 1e280), ERR_SLOTS (fewer active slots than experts), ERR_CONFIG, ERR_SCRATCH,
+ * ERR_MEMORY.  round_robin and contiguous need no loads (NULL: zero). */
 
-/* Expert e on active device number e mod D, the naive baseline; a device without a free slot is skipped.  O(L*E).
+/* Expert e on active device number e mod D, the naive baseline; a device without a free slot is skipped.
+ * Errors: as all.  O(L*E).
  * Example: loads 1000 800 600 500 300 200 100 50 on 4 devices give 1300 1000 700 550. */
 MOE_EP_API moe_ep_status moe_ep_place_round_robin(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                   moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                   moe_ep_error *err);
 
 /* Blocks of neighbours: expert e on active device number floor(e*D/E) (vLLM's linear placement), or, where a device has
- * too few slots for that, blocks as even as the slots allow (the reason says which).  O(L*E).
+ * too few slots for that, blocks as even as the slots allow (the reason says which).  Errors: as all.  O(L*E).
  * Example: the loads above give 1800 1100 500 150. */
 MOE_EP_API moe_ep_status moe_ep_place_contiguous(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                  moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                  moe_ep_error *err);
 
 /* Longest processing time first: experts from heavy to light, each onto the lightest active device with a
- * free slot (Graham 1969, with slots).  One copy per expert; spare slots stay empty.  O(L*E*log(E*D)).
+ * free slot (Graham 1969, with slots).  One copy per expert; spare slots stay empty.  Errors: as all.  O(L*E*log(E*D)).
  * Example: the loads above with 8 slots on 4 devices give 1050 900 800 800, which is optimal. */
 MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                           moe_ep_error *err);
 
 /* DeepSeek's EPLB (deepseek-ai/EPLB eplb.py, commit d52c72d), bit for bit with a stable sort: float32 loads,
- * ratios and running sums, ties to the lowest index, replicas in creation order.  Modes as in eplb_mode; the
- * result says which ran and why.  Needs equal slots on all devices, no inactive device, no speeds, D divisible by
- * nodes, E by groups (ERR_CONFIG or ERR_SIZE otherwise).  It may put an expert twice on a device (duplicates).
- * O(L*(E + P*log(P*D))).
- * Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices give the slots
- * 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1. */
+ * ratios and running sums, groups added up in PyTorch's order, ties to the lowest index, replicas in creation
+ * order.  Modes as in eplb_mode; the result says which ran and why.  Needs equal slots on all devices, no
+ * inactive device, no speeds, D divisible by nodes, E by groups (ERR_CONFIG or ERR_SIZE otherwise).  It may put
+ * an expert twice on a device (duplicates). Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E +
+ * P*log(P*D))). Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
+ * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1. */
 MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                            moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                            moe_ep_error *err);
 
-/* TensorRT-LLM's host balancer (moeLoadBalancer.cpp, commit 0d919a4): double arithmetic, the larger expert id
- * first among equal replica candidates, zero total load shared out as P/E each and one more for the first P mod E.
- * Same limits as eplb; nodes ignored.  O(L*P*log(P)).
- * Example: loads 10 5 2 15 8 with 9 slots give 2 1 1 3 2 replicas. */
+/* TensorRT-LLM's host balancer (moeLoadBalancer.cpp, commit 0d919a4): float32 loads, double arithmetic, the
+ * larger expert id first among equal replica candidates, zero total load shared out as P/E each and one more
+ * for the first P mod E. Same limits as eplb; nodes ignored.  Errors: as eplb.  O(L*P*log(P)). Example: loads
+ * 10 5 2 15 8 with 9 slots give 2 1 1 3 2 replicas. */
 MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                              moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                              moe_ep_error *err);
@@ -1428,7 +1464,7 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
  * layer_slots, max_replicas, node_soft or coactivation): with P <= 512 at most the maximum of its global plan if that
  * puts no expert twice on a device; with any P at most that of its global or hierarchical plan without such doubles,
  * or within 0.015 % of the lower bound.  A plan with doubles may be lower; allow_duplicates then takes it.
- * Also ERR_DEVICE_ID (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its own experts), ERR_CONFIG.
+ * Errors: as all, and ERR_DEVICE_ID (pin), ERR_INFEASIBLE (pins do not fit, or a node is too small for its experts).
  * O(L*(P*log P + swaps*(slots per device + D))).
  * Example: loads 600 560 120 120 20 10 10 10 on 8 devices of 2 slots give 196.67 (EPLB: 232). */
 MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, moe_ep_placement *out,
@@ -1438,13 +1474,15 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
 /* ---- lab-sized: one layer, no placement struct ------------------------------------------------------- */
 
 /* Heaviest expert first onto the lightest device, no slot limit: loads (E) -> device_of_expert (E).
- * O(E*log(E*D)).  Example: loads 1000 800 600 500 300 200 100 50 on 4 devices give 0 1 2 3 3 2 1 2,
- * device loads 1000 900 850 800. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.  O(E*log(E*D)).
+ * Example: loads 1000 800 600 500 300 200 100 50 on 4 devices give 0 1 2 3 3 2 1 2, device loads 1000 900 850
+ * 800. */
 MOE_EP_API moe_ep_status moe_ep_lpt(const double *loads, int32_t E, int32_t D, int32_t *device_of_expert,
                                     moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* The same for replicas: expert e has counts[e] >= 1 copies of load/counts[e], never two on one device
  * (counts[e] <= D).  device_of_replica (sum of counts) lists the experts in order.
+ * Errors: as moe_ep_lpt, and ERR_RANGE (a count below 1 or above D; index = expert).  O(E*log(E) + replicas*D).
  * Example: loads 960 92 92 92 91 91 91 91, counts 2 1 1 1 1 1 1 1, D = 4: device loads 480 480 275 365. */
 MOE_EP_API moe_ep_status moe_ep_lpt_replicas(const double *loads, int32_t E, const int32_t *counts, int32_t D,
                                              int32_t *device_of_replica, moe_ep_scratch *scratch,
@@ -1452,7 +1490,8 @@ MOE_EP_API moe_ep_status moe_ep_lpt_replicas(const double *loads, int32_t E, con
 
 /* Replica counts (E) for num_slots >= E slots: every expert one, then always one more for the expert with the
  * largest load per copy, lowest index on ties; at most max_replicas each (0 = no limit).  Least possible
- * heaviest replica.  Slots that nobody may use stay unused.  O(E + P*log E).
+ * heaviest replica.  Slots that nobody may use stay unused.
+ * Errors: as moe_ep_lpt, and ERR_SLOTS (num_slots below E), ERR_RANGE (max_replicas).  O(E + P*log E).
  * Example: loads 10 5 2 15 8 with 9 slots give 2 1 1 3 2; E + 1 slots copy the hottest expert once. */
 MOE_EP_API moe_ep_status moe_ep_replicate(const double *loads, int32_t E, int32_t num_slots, int32_t max_replicas,
                                           int32_t *counts, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -1466,17 +1505,20 @@ MOE_EP_API moe_ep_status moe_ep_devices_placement(const int32_t *device_of_repli
 
 /* ---- the arrays of EPLB, vLLM and SGLang -------------------------------------------------------------- */
 
-/* Most replicas any expert has in any layer: the X of log2phy (L,E,X).  Or a negative status. */
+/* Most replicas any expert has in any layer: the X of log2phy (L,E,X).  Errors, as a negative status: ERR_NULL,
+ * ERR_SIZE. O(L*E).  Example: 2 in the picture above. */
 MOE_EP_API int64_t moe_ep_max_replicas(const moe_ep_placement *p, moe_ep_error *err);
 
 /* phy2log (L,P) expert per slot, log2phy (L,E,X) slots per expert padded with -1, logcnt (L,E) replicas; each may be
- * NULL.  ERR_SIZE when X is smaller than moe_ep_max_replicas.  O(L*(P + E*X)). */
+ * NULL.  Errors: ERR_NULL, ERR_PLACEMENT (maps disagree), ERR_SIZE when X is smaller than moe_ep_max_replicas.
+ * O(L*(P + E*X)).  Example, the picture above: 3 0 3 1 2 -1; 1 -1 | 3 -1 | 4 -1 | 0 2; 1 1 1 2. */
 MOE_EP_API moe_ep_status moe_ep_eplb_arrays(const moe_ep_placement *p, int32_t X, int32_t *phy2log,
                                             int32_t *log2phy, int32_t *logcnt, moe_ep_error *err);
 
 /* The other direction into *out (laid out): phy2log (L,P) required; log2phy (L,E,X) gives the replica order and must
  * agree, NULL = ascending slots (X ignored); logcnt (L,E) must agree, or NULL.
- * Errors: ERR_EXPERT_ID, ERR_PLACEMENT (maps disagree; index into the array that does).  O(L*(P + E*X)). */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_EXPERT_ID, ERR_PLACEMENT (maps disagree; index into the array that does).
+ * O(L*(P + E*X)).  Example: phy2log 0 1 0 1 with log2phy 2 0 | 1 3 lists the replicas of expert 0 as slots 2 0. */
 MOE_EP_API moe_ep_status moe_ep_placement_from_eplb(const int32_t *phy2log, const int32_t *log2phy, int32_t X,
                                                     const int32_t *logcnt, moe_ep_placement *out,
                                                     moe_ep_error *err);
@@ -1489,17 +1531,21 @@ MOE_EP_API moe_ep_status moe_ep_placement_from_eplb(const int32_t *phy2log, cons
 MOE_EP_API moe_ep_status moe_ep_device_loads(const moe_ep_placement *p, const double *loads, double *device_loads,
                                              moe_ep_error *err);
 
-/* The same summed per node: node_loads (L,N). */
+/* The same summed per node: node_loads (L,N).  Errors: as moe_ep_device_loads.  O(L*P).
+ * Example: the same on two nodes, devices 0 1 | 2: 12 1. */
 MOE_EP_API moe_ep_status moe_ep_node_loads(const moe_ep_placement *p, const double *loads, double *node_loads,
                                            moe_ep_error *err);
 
 /* Fills result (L) for any placement and any loads (num_steps,L,E), also ones it was not planned for: per layer the
  * sums over the steps, with max the sum of the per-step maxima (a step waits for its busiest device).
- * num_steps 0 = 1.  policy is GIVEN.  O(steps*L*P + bounds). */
+ * num_steps 0 = 1.  policy is GIVEN.  Errors: as moe_ep_device_loads, and ERR_RANGE (num_steps), ERR_PLACEMENT,
+ * ERR_SCRATCH, ERR_MEMORY.  O(steps*L*P + bounds).
+ * Example, the picture above with loads 4 2 1 6: max 7 of mean 13/3, imbalance 1.615. */
 MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double *loads, int32_t num_steps,
                                          moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* Mean + z * sigma over steps: loads (num_steps,L,E) -> out (L,E).  sigma is the population's.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW, ERR_RANGE (z).  O(num_steps*L*E).
  * Example: steps 1, 3 with z = 1 give 2 + 1 = 3. */
 MOE_EP_API moe_ep_status moe_ep_window_loads(const double *loads, int32_t num_steps, int32_t L, int32_t E, double z,
                                              double *out, moe_ep_error *err);
@@ -1516,7 +1562,8 @@ typedef struct moe_ep_check_result {
 
 /* Is this a placement?  Slots cover the devices, ids in range, both maps agree, every expert has a replica on an
  * active device.  flags: MOE_EP_CHECK_*.  out may be NULL.
- * Errors: ERR_PLACEMENT, ERR_EXPERT_ID, ERR_LOST_EXPERT (index = l*E + e).  O(L*P*replicas). */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_EXPERT_ID, ERR_LOST_EXPERT (index = l*E + e).  O(L*P*replicas).
+ * Example: the picture above has 5 slots in use, 1 empty, no duplicate, 3 experts with a single copy. */
 MOE_EP_API moe_ep_status moe_ep_validate(const moe_ep_placement *p, int32_t flags, moe_ep_check_result *out,
                                          moe_ep_error *err);
 
@@ -1532,6 +1579,7 @@ typedef struct moe_ep_bound_result {
 /* For one layer, loads (E).  Arguments: the mean; the least possible heaviest replica with P slots (greedy counts
  * are optimal for it); counting slots: no device can take more than j replicas above T/(j+1), and with P = E the
  * device of the heaviest expert must fill its other slots too.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW, ERR_SLOTS, ERR_SCRATCH, ERR_MEMORY.
  * O(E log E).  Example: loads 1000 800 600 500 300 200 100 50, 4 devices of 2 slots: 1050 (slots), the optimum. */
 MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, const moe_ep_shape *shape,
                                             moe_ep_bound_result *out, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -1556,13 +1604,19 @@ typedef struct moe_ep_copies_point {
 
 /* The gain curve over extra copies, and the fewest that reach the target: *fewest, -1 = none of those tried.  The
  * curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be NULL.
+ * Errors: those of the planner, and ERR_RANGE, ERR_CONFIG (policy; layer_slots given).  O(points) plans.
  * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337. */
 MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_ep_copies_point *points,
                                            int32_t *fewest, moe_ep_scratch *scratch, moe_ep_error *err);
 
-/* Spreads extra_slots over the layers where they lower the bound on the busiest device most: layer_slots (L), each
- * E..desc's P, sum at most L*E + extra_slots (fewer when more would buy nothing).  Greedy on the lower bound, after
- * CRAFT (arXiv 2603.28768).  O((L*E + extra) log). */
+/* In which layers do extra copies pay?  Spreads extra_slots over the layers where they lower the busiest device
+ * of best_placement's own plans most per copy: layer_slots (L), each E..desc's P, sum at most L*E + extra_slots
+ * (fewer when more would lower no layer by 0.02 %).  Numbers of copies up to 32 are all tried, then every
+ * sixteenth more.  With these layer_slots the sum over layers of the busiest device is at most 0.02 % above
+ * that of an even budget of the same total. node_soft and coactivation do not count here.  After CRAFT (arXiv
+ * 2603.28768). Errors: those of best_placement, and ERR_CONFIG (desc.layer_slots given).  O(L*tries) plans of a
+ * layer, tries about 32 + 16*log2(extra/32). Example: loads 10 10 10 10 and 100 10 10 10 on 4 devices, 2 extra
+ * slots: 4 and 6 slots. */
 MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots,
                                                 int32_t *layer_slots, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -1587,7 +1641,8 @@ typedef struct moe_ep_rebalance_desc {
  * out is laid out like current (it may be current itself).
  * Example: expert 1 in 5 slots and expert 0 in one, 2 slots on each of 3 devices, loads 169 985, target 1.1: the
  * busiest device has 394 of 384.67 on average, so nothing moves.
- * Errors: ERR_PLACEMENT, ERR_SLOTS (too few active slots), ERR_NAN, ERR_NEGATIVE, ERR_RANGE. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots), ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW,
+ * ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + E) + changes*E*(slots per device + replicas)). */
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -1612,8 +1667,9 @@ typedef struct moe_ep_moves_result {
     double bytes;        /* moves * expert_bytes                                                            */
 } moe_ep_moves_result;
 
-/* The transfers that turn `from` into `to` (same sizes).  moves (capacity) may be NULL to count only; ERR_SIZE with
- * value = number of moves when capacity is too small.  expert_bytes: of one replica in one layer, 0 = unknown.
+/* The transfers that turn `from` into `to` (same sizes).  moves (capacity) may be NULL to count only.
+ * expert_bytes: of one replica in one layer, 0 = unknown.  Errors: ERR_NULL, ERR_PLACEMENT, ERR_RANGE (expert_bytes),
+ * ERR_SIZE (other sizes; or capacity too small, value = number of moves), ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.
  * O(L*P + moves*rounds).  Example: two experts swapped between two devices are 2 moves in 1 round. */
 MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
                                            double expert_bytes, moe_ep_move *moves, int64_t capacity,
@@ -1626,15 +1682,17 @@ enum {
 
 /* Renames the devices of a full replan so that as many experts as possible stay where `current` has them (assignment
  * problem per layer over devices of equal size, speed and state), then keeps every staying expert in its slot.
- * Loads per device are only permuted.  flags: MOE_EP_RELABEL_*.  O(L*D^3). */
+ * Loads per device are only permuted.  flags: MOE_EP_RELABEL_*.  Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_RANGE
+ * (flags), ERR_SCRATCH, ERR_MEMORY.  O(L*(D^3 + P)).
+ * Example: devices hold 0 1 | 2 3, a replan says 3 2 | 1 0: it becomes 0 1 | 2 3, and nothing moves. */
 MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_placement *plan, int32_t flags,
                                         moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* ==================================================================================================
  * 6 SPLIT: the tokens of an expert over its replicas
  *
- * The functions here trust the placement's index: after editing its arrays by hand, call
- * moe_ep_placement_index and moe_ep_validate first.
+ * Every function checks the lists of the layer that it reads: after editing slot_expert by hand without
+ * moe_ep_placement_index it answers ERR_PLACEMENT.  moe_ep_validate looks at all layers and maps.
  * ================================================================================================== */
 
 typedef enum moe_ep_split_policy {
@@ -1657,48 +1715,59 @@ typedef struct moe_ep_split_desc {
     int32_t max_sweeps;            /* exact: that many passes over the experts only; 0 = to the optimum   */
 } moe_ep_split_desc;
 
-/* counts (E) rows of one layer -> slot_rows (P) rows per slot.  Replicas on inactive devices get none; the rows of an
- * expert are exactly shared out.  Loads are rows / speed.  Zeroed desc: even.
- * exact is the optimum of the linear program of LPLB (placement of copies given, split free): a few passes that level
- * each expert over its devices, then excess is sent along chains of experts until every device is at or below a
- * proven bound; rounded so that no device exceeds the rounded-up optimum (equal speeds). Errors: ERR_NULL, ERR_SIZE,
- * ERR_RANGE (policy, layer), ERR_NEGATIVE, ERR_OVERFLOW, ERR_LOST_EXPERT (rows but no active replica; index =
- * expert), ERR_CONFIG (source_counts missing or not summing to counts).  No memory when policy is even, round robin,
- * hash or random.  O(P), hash and random O(rows), exact O(D*P) at worst. Example: 10 rows over 3 replicas, even: 4
- * 3 3. */
+/* How many rows does every slot get?  counts (E) rows of one layer -> slot_rows (P).  Replicas on inactive devices get
+ * none; the rows of an expert are exactly shared out.  Loads are rows / speed.  Zeroed desc: even.
+ * exact is the optimum of the linear program of LPLB (placement of copies given, split free): a pass that levels each
+ * expert over its devices, then excess flows along chains of experts until the busiest device is at a proven bound;
+ * rounded so that no device exceeds the rounded-up optimum (equal speeds).
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (policy, layer), ERR_NEGATIVE, ERR_OVERFLOW (sum above 2^53), ERR_LOST_EXPERT
+ * (rows but no active replica; index = expert), ERR_CONFIG (source_counts missing or not summing to counts),
+ * ERR_PLACEMENT (lists of the layer out of range, at odds with slot_expert, or naming a slot twice; a speed out of
+ * range), ERR_SCRATCH, ERR_MEMORY.  No memory when the policy is even, round robin, hash or random.
+ * O(E + P); hash and random O(E + P + rows), local first O(E*D + D*P), exact O(D*P) as a rule.
+ * Example: 10 rows over 3 replicas, even: 4 3 3. */
 MOE_EP_API moe_ep_status moe_ep_split(const moe_ep_split_desc *desc, const moe_ep_placement *p, int32_t layer,
                                       const int64_t *counts, int64_t *slot_rows, moe_ep_scratch *scratch,
                                       moe_ep_error *err);
 
-/* The exact split in real numbers: loads (E) -> slot_loads (P); *max_load (may be NULL) = busiest device, load /
- * speed. max_sweeps 0 = the optimum to 1e-12; k = what k passes reach.  Example: expert 0 (load 6) on devices 0 and
- * 1, expert 1 (load 2) on device 1 only: 4 | 2 2, busiest 4. */
+/* The exact split in real numbers: loads (E) of one layer -> slot_loads (P); *max_load (may be NULL) = busiest device,
+ * load / speed.  max_sweeps 0 = the optimum to 1e-12; k = what k levelling passes, heavy experts first, reach.
+ * Errors: as moe_ep_split, and ERR_NAN.  O(E + P) and O(D*P) as a rule.
+ * Example: expert 0 (load 6) on devices 0 and 1, expert 1 (load 2) on device 1 only: 4 | 2 2, busiest 4. */
 MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t layer, const double *loads,
                                              int32_t max_sweeps, double *slot_loads, double *max_load,
                                              moe_ep_scratch *scratch, moe_ep_error *err);
 
-/* Slot rows (P) summed per device: device_rows (D).  Errors: ERR_NULL, ERR_NEGATIVE. */
+/* Slot rows (P) summed per device: device_rows (D).  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE (index = slot),
+ * ERR_OVERFLOW, ERR_PLACEMENT (slot_start does not rise from 0 to P).  O(D + P).
+ * Example: 3 devices of 2 slots with rows 4 3 | 3 0 | 3 0 have 7 3 3. */
 MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int64_t *slot_rows, int64_t *device_rows,
                                             moe_ep_error *err);
 
 /* Turns logical ids (n) into slot ids (n) so that slot s receives exactly slot_rows[s] (P) of them: rows of an expert
  * fill its replicas in replica order, in the order of ids; -1 stays -1.  Deterministic.
- * Errors: ERR_EXPERT_ID, ERR_CONFIG (an expert's quotas do not sum to its rows; index = expert, value = rows),
- * ERR_NEGATIVE.  O(n + P).
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (layer), ERR_EXPERT_ID (index into ids), ERR_NEGATIVE, ERR_CONFIG (an expert's
+ * quotas do not sum to its rows; index = expert, value = rows; or a quota that nobody fills; index = slot),
+ * ERR_PLACEMENT (as moe_ep_split), ERR_SCRATCH, ERR_MEMORY.  O(n + E + P).
  * Example: ids 0 0 0 1 with two replicas of expert 0 in slots 0, 2 (quotas 1, 2) and expert 1 in slot 1: 0 2 2 1. */
 MOE_EP_API moe_ep_status moe_ep_assign_slots(const moe_ep_placement *p, int32_t layer, const int32_t *ids, int64_t n,
                                              const int64_t *slot_rows, int32_t *slot_ids, moe_ep_scratch *scratch,
                                              moe_ep_error *err);
 
 /* The same with the rows' own devices: row i starts on source_device[i] (n) and takes a replica there, else on its
- * node, else any, as far as the quotas reach.  O(n + P). */
+ * node, else any, as far as the quotas reach; the near rows of all choose first.
+ * Errors: as moe_ep_assign_slots, and ERR_DEVICE_ID (index into source_device).  O(n*replicas + E + P).
+ * Example: expert 0 in slots 0 and 1 of devices 0 and 1, quotas 1 1, two rows from devices 1 and 0: slots 1 0 (plain
+ * assign_slots: 0 1). */
 MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids,
                                                    int64_t n, const int32_t *source_device, const int64_t *slot_rows,
                                                    int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* The slot that row `key` of an expert takes without any counts: replica by the high bits of a 64-bit mix of
  * (key, expert), so that 2 or 4 replicas do not fall in step with token parity.  Only active replicas.
- * A slot, or a negative status (ERR_LOST_EXPERT, ERR_EXPERT_ID).  O(replicas). */
+ * A slot, or a negative status.  Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (layer), ERR_EXPERT_ID, ERR_LOST_EXPERT,
+ * ERR_PLACEMENT (the list of this expert).  O(replicas). Example: expert 0 in slots 0 and 2, keys 0 1 2 3:
+ * slots 2 2 2 0. */
 MOE_EP_API int64_t moe_ep_pick_slot(const moe_ep_placement *p, int32_t layer, int32_t expert, uint64_t key,
                                     moe_ep_error *err);
 
@@ -1765,7 +1834,7 @@ typedef struct moe_ep_align_desc {
 } moe_ep_align_desc;
 
 /* Buffer sizes for n assignments: *sorted_len, *num_blocks.  Upper bounds that do not depend on the ids.
- * Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW.  Example: n = 12, E = 5, B = 4: 27 and 7. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW.  O(1), with a map O(E).  Example: n = 12, E = 5, B = 4: 27 and 7. */
 MOE_EP_API moe_ep_status moe_ep_align_sizes(const moe_ep_align_desc *desc, int64_t n, int64_t *sorted_len,
                                             int64_t *num_blocks, moe_ep_error *err);
 
@@ -1781,7 +1850,7 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
 /* batched_moe_align_block_size: counts (E) tokens per expert, already grouped in rows e*max_tokens + j ->
  * sorted_ids (E * max_tokens rounded up to B, padding E*max_tokens), block_experts (that / B, unused -1),
  * *padded_rows.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.  O(E * max_tokens).
  * Example: {2,3,0,6,8}, max 8, B = 4: blocks 0 1 3 3 4 4 -1 -1 -1 -1, padded_rows 24. */
 MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens,
                                               int32_t block_size,
@@ -1810,13 +1879,15 @@ MOE_EP_API moe_ep_status moe_ep_sglang_preprocess(const int32_t *ids, int64_t n,
                                                   int32_t *src2dst, int64_t *seg_indptr, moe_ep_error *err);
 
 /* run_moe_ep_preprocess with -1 present: they stay, as rows before those of expert 0; seg_indptr[e+1] counts them, so
- * that seg_indptr[0] = 0 lies before them.  Example: ids 1 -1 0: sorted -1 0 1, src2dst 2 0 1, seg_indptr 0 2 3. */
+ * that seg_indptr[0] = 0 lies before them.  Errors: as moe_ep_permute.  O(n + E).
+ * Example: ids 1 -1 0: sorted -1 0 1, src2dst 2 0 1, seg_indptr 0 2 3. */
 MOE_EP_API moe_ep_status moe_ep_sglang_preprocess_keep(const int32_t *ids, int64_t n, int32_t E, int32_t *sorted_ids,
                                                        int32_t *src2dst, int64_t *seg_indptr, moe_ep_error *err);
 
 /* ---- Megatron-LM: boolean routing map (T,E), choices forgotten -------------------------------------- */
 
-/* ids (T,K) -> map (T,E) of 0 and 1; -1 sets nothing.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_EXPERT_ID. */
+/* ids (T,K) -> map (T,E) of 0 and 1; -1 sets nothing.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_EXPERT_ID.
+ * O(T*(K+E)).  Example: the picture: 0 1 0 1 | 1 1 0 0 | 0 1 1 0 | 0 1 0 1. */
 MOE_EP_API moe_ep_status moe_ep_routing_map(const int32_t *ids, int64_t T, int32_t K, int32_t E, uint8_t *map,
                                             moe_ep_error *err);
 
@@ -1870,7 +1941,7 @@ MOE_EP_API moe_ep_status moe_ep_receive_buffer(const int64_t *rows, int32_t D, i
 /* ---- torchtitan ---------------------------------------------------------------------------------- */
 
 /* Local reorder: ids (T,K) -> offsets (E+1), row_to_flat (T*K), token_of_row (T*K) = row_to_flat / K; behind the
- * last row -1.  Errors as moe_ep_permute.  Example: the picture: tokens 1 0 1 2 3 2 0 3. */
+ * last row -1.  Errors: as moe_ep_permute.  O(T*K + E).  Example: the picture: tokens 1 0 1 2 3 2 0 3. */
 MOE_EP_API moe_ep_status moe_ep_torchtitan_reorder(const int32_t *ids, int64_t T, int32_t K, int32_t E,
                                                    int64_t *offsets, int32_t *row_to_flat, int32_t *token_of_row,
                                                    moe_ep_error *err);
@@ -1901,7 +1972,7 @@ MOE_EP_API moe_ep_status moe_ep_trtllm_permute(const int32_t *ids, int64_t T, in
 
 /* sort + histogram + bins: ids (n) -> indices (n) flat index of each row, bin_ids (n) its expert, counts (E),
  * bins (E) inclusive prefix, padded_bins (E) the same padded to the block; outputs but bins may be NULL.
- * Behind the last row indices and bin_ids are -1.  Errors as moe_ep_permute.
+ * Behind the last row indices and bin_ids are -1.  Errors: as moe_ep_permute.  O(n + E).
  * Example: the picture, block 128: bins 1 5 6 8, padded_bins 128 256 384 512. */
 MOE_EP_API moe_ep_status moe_ep_megablocks_bins(const int32_t *ids, int64_t n, int32_t E, int32_t block_size,
                                                 int32_t *indices, int32_t *bin_ids, int64_t *counts, int64_t *bins,
@@ -1956,7 +2027,8 @@ MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t
                                         int64_t *node_rows, moe_ep_error *err);
 
 /* Distinct ranks and nodes of each token: slot_ids (T,K) -> ranks (T), nodes (T); either may be NULL.  Their
- * sums, not T*K, are the dispatch traffic.  Errors as moe_ep_traffic.  Example: as above: ranks {2,1}. */
+ * sums, not T*K, are the dispatch traffic.  Errors: as moe_ep_traffic.  O(T*K + P + D).
+ * Example: as above: ranks {2,1}. */
 MOE_EP_API moe_ep_status moe_ep_fan_out(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         int32_t *ranks, int32_t *nodes, moe_ep_error *err);
 
@@ -1979,15 +2051,17 @@ MOE_EP_API moe_ep_status moe_ep_fan_out(const moe_ep_placement *p, const int32_t
 
 /* Rows of the busiest device when every expert lives on one device: max over devices of the summed
  * loads of its experts.  loads (E) >= 0.  device_of_expert (E) values 0..D-1, NULL = expert e on
- * device e % D.  Returns the rows, or a negative status: NULL, SIZE (E or D < 1), NEGATIVE, DEVICE_ID,
- * OVERFLOW.  O(E) for the default, O(E * ceil(D / 256)) with a map.  Source: expert load balance lab.
+ * device e % D.  Returns the rows.  Errors (negative results): NULL, SIZE (E or D < 1), NEGATIVE,
+ * DEVICE_ID, OVERFLOW (a device's sum).  O(E) for the default, O(E * ceil(D / 256)) with a map.  Source: expert
+ * load balance lab.
  * Example: loads {1000,800,600,500,300,200,100,50}, map {0,0,1,1,2,2,3,3}, D = 4 gives 1800. */
 MOE_EP_API int64_t moe_ep_step_time(const int64_t *loads, int32_t E, const int32_t *device_of_expert,
                                     int32_t D, moe_ep_error *err);
 
 /* Share of the devices' time that is work: sum / (D * max) = 1 / imbalance of the device loads.
- * device_loads (D) >= 0; no load at all gives 1.  Negative = status (NULL, SIZE, NEGATIVE, OVERFLOW;
- * the _d version also NAN).  O(D).  Example: {1800,1100,500,150} gives 3550 / 7200 = 0.493056. */
+ * device_loads (D) >= 0; no load at all gives 1.  Errors (negative results): NULL, SIZE, NEGATIVE,
+ * OVERFLOW (the sum); the _d version NAN instead of OVERFLOW.  O(D).  Example: {1800,1100,500,150} gives 3550 /
+ * 7200 = 0.493056. */
 MOE_EP_API double moe_ep_efficiency(const int64_t *device_loads, int32_t D, moe_ep_error *err);
 MOE_EP_API double moe_ep_efficiency_d(const double *device_loads, int32_t D, moe_ep_error *err);
 
@@ -2029,7 +2103,8 @@ typedef struct moe_ep_model {
     double kv_bytes;            /* per cache element, 0 = 2                                           */
 } moe_ep_model;
 
-/* Published shapes; `source` names where they are from. */
+/* Published shapes; `source` names where they are from.  Constant time, no errors.
+ * Example: moe_ep_model_deepseek_v3().num_experts is 256. */
 MOE_EP_API moe_ep_model moe_ep_model_deepseek_v3(void);
 MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2(void);
 MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2_lite(void);
@@ -2044,12 +2119,12 @@ MOE_EP_API moe_ep_model moe_ep_model_gpt_oss_20b(void);
 MOE_EP_API moe_ep_model moe_ep_model_olmoe_1b_7b(void);
 MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void);
 
-/* Name of model preset i (0, 1, ...), NULL behind the last.
+/* Name of model preset i (0, 1, ...), NULL behind the last.  Constant time.  Errors: none.
  * Example: moe_ep_model_preset_name(0) is "deepseek-v3". */
 MOE_EP_API const char *moe_ep_model_preset_name(int32_t i);
 
 /* Finds a preset by name: the longest preset name that `name` begins with, whatever the case, '-', '_', '.' and
- * blanks, and whatever stands before the last '/'.  Errors: NULL, CONFIG (no such name).
+ * blanks, and whatever stands before the last '/'.  Errors: NULL, CONFIG (no such name).  O(presets).
  * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507" gives E = 128, K = 8. */
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err);
 
@@ -2073,22 +2148,28 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
 
 /* ---- what is modelled: a machine ---------------------------------------------------------------------- */
 
-/* Constants of a grouped matrix product: time = t0 + (mem^p + flop^p)^(1/p). */
+/* Constants of a grouped matrix product: time = t0 + active * expert_s + (mem^p + flop^p)^(1/p). */
 typedef struct moe_ep_gemm {
     double t0_s;       /* launch and tail of one product                                          */
     double mem_eff;    /* share of the memory bandwidth reached, 0 = 1                            */
     double flop_eff;   /* share of the FLOP/s reached, 0 = 1                                      */
     double p;          /* how the two add up, 0 = the larger one counts (the textbook roofline)   */
     int32_t tile;      /* rows of an expert are padded to a multiple of this, 0 = 1               */
+    double expert_s;   /* added per active expert of one product, 0 = none                        */
 } moe_ep_gemm;
 
-/* Constants of one all-to-all phase: time = alpha + (inter^p + intra^p)^(1/p). */
+/* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p), a = alpha + rows * row_s + peers * peer_s.
+ * peers: how many a device signals, experts' slots in PAIR and PADDED (a counter each), devices in the others. */
 typedef struct moe_ep_link {
     double alpha_s;       /* latency                                                              */
     double intra_Bps;     /* bytes per second and device inside a node, 0 = infinitely fast       */
     double inter_Bps;     /* bytes per second and device between nodes, 0 = infinitely fast       */
     double p;             /* 0 = the larger one counts                                            */
-    int32_t alpha_in_norm; /* not 0: alpha takes part in the p-norm (one-sided combine)           */
+    int32_t alpha_in_norm; /* not 0: a takes part in the p-norm (one-sided combine)               */
+    double row_s;         /* per row a device sends or receives, whichever is more, 0 = none      */
+    double peer_s;        /* per peer of a device, 0 = none                                       */
+    double alpha_p;       /* not 0: a and the bytes add up as (a^q + bytes_s^q)^(1/q) with this q, at
+                             least 0.25; below 1 a slow bend, as collectives with several protocols */
 } moe_ep_link;
 
 /* One kind of device and its links. */
@@ -2104,7 +2185,8 @@ typedef struct moe_ep_machine {
     moe_ep_link normal_dispatch, normal_combine; /* high-throughput kernels (prefill)             */
 } moe_ep_machine;
 
-/* Fitted machines; `source` names the tables. */
+/* Fitted machines; `source` names the tables.  Constant time, no errors.
+ * Example: moe_ep_machine_h20().memory_Bps is 4e12. */
 MOE_EP_API moe_ep_machine moe_ep_machine_h100(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_h800(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_h20(void);
@@ -2113,7 +2195,8 @@ MOE_EP_API moe_ep_machine moe_ep_machine_b200(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_gb200(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_rtxpro6000(void);
 
-/* Like the two functions for models.  Example: moe_ep_machine_preset_name(0) is "h100". */
+/* Like the two functions for models.  Errors: NULL, CONFIG (no such name).  O(presets).  Example:
+ * moe_ep_machine_preset_name(0) is "h100". */
 MOE_EP_API const char *moe_ep_machine_preset_name(int32_t i);
 MOE_EP_API moe_ep_status moe_ep_machine_by_name(const char *name, moe_ep_machine *out, moe_ep_error *err);
 
@@ -2127,7 +2210,7 @@ typedef enum moe_ep_regime {
     MOE_EP_REGIME_NETWORK = 3  /* dispatch + combine take longer than the experts                  */
 } moe_ep_regime;
 
-/* "idle", "weights", "flops", "network"; anything else "unknown". */
+/* "idle", "weights", "flops", "network"; anything else "unknown".  Constant time. */
 MOE_EP_API const char *moe_ep_regime_str(moe_ep_regime regime);
 
 /* One device in one layer. */
@@ -2143,7 +2226,7 @@ typedef struct moe_ep_device_time {
 
 /* Seconds one device's routed experts take for slot_rows (n) rows per slot, n = 0 allowed.  Weight bytes
  * of active slots only, activations, FLOPs of padded rows, two products (up, down).  No rows at all takes
- * 0 s.  out may be NULL; its dispatch and combine are 0.  Negative = status: NULL, SIZE, NEGATIVE, RANGE
+ * 0 s.  out may be NULL; its dispatch and combine are 0.  Errors (negative results): NULL, SIZE, NEGATIVE, RANGE
  * (a constant outside its range), NAN, OVERFLOW.  O(n).  Source: roofline with active experts and tiles, fitted
  * to InferSim's grouped GEMM tables: median error 4 % on H800, 9 % on H20.
  * Example: DeepSeek-V3 on H800, 8 slots of 128 rows: 169.8 us (measured 120.4 + 63.4). */
@@ -2162,7 +2245,8 @@ typedef struct moe_ep_gemm_work {
 } moe_ep_gemm_work;
 
 /* FLOPs, bytes and intensity of grouped products with rows (n) per expert; tile 0 = 1.  Errors: NULL, SIZE,
- * NEGATIVE, OVERFLOW.  O(n).  Source: wide-EP notebook (6 * m * H * I FLOPs, 3 * H * I * b bytes).
+ * NEGATIVE, NAN, RANGE (math), OVERFLOW (rows, or a result beyond a double).  O(n).  Source: wide-EP notebook (6 *
+ * m * H * I FLOPs, 3 * H * I * b bytes).
  * Example: H = 7168, I = 2048, 1 byte, rows {128,0}: flops 1.12743e10, weight bytes 44040192, intensity 256. */
 MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int64_t *rows, int32_t n, int32_t tile,
                                            moe_ep_gemm_work *out, moe_ep_error *err);
@@ -2188,7 +2272,8 @@ typedef enum moe_ep_wire {
 } moe_ep_wire;
 
 /* Bytes of one row: payload, scales, extra_bytes (a header, or 8 per choice when ids and weights travel
- * along).  Negative = status: SIZE (hidden < 1), RANGE (wire), NEGATIVE (extra).  Source: DeepEP, TensorRT-LLM.
+ * along).  Errors (negative results): SIZE (hidden < 1), RANGE (wire), NEGATIVE (extra).  O(1).  Source: DeepEP,
+ * TensorRT-LLM.
  * Example: hidden 7168: bf16 14336, fp8 7392, mxfp8 7392, nvfp4 4032. */
 MOE_EP_API int64_t moe_ep_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t extra_bytes, moe_ep_error *err);
 
@@ -2219,22 +2304,29 @@ typedef struct moe_ep_comm_result {
 } moe_ep_comm_result;
 
 /* Bytes one device sends per phase, expected under uniform or group-limited routing, in closed form.
- * Errors: NULL, SIZE (also D not a multiple of N), TOP_K, NEGATIVE, NAN, RANGE (mode, wire), CONFIG (groups).
- * O(K), with groups O(D * groups).  Source: DeepEP layouts; D (1 - C(E-E/D,K)/C(E,K)) distinct devices.
+ * Errors: NULL, SIZE (also D not a multiple of N), TOP_K, NEGATIVE, NAN, RANGE (mode, wire), CONFIG (groups: must
+ * divide E; to choose some of them at most 1024, of at most 2^20 experts), OVERFLOW (bytes beyond a double).
+ * O(K), with groups O(groups * (groups + K)).  Source: DeepEP layouts; D (1 - C(E-E/D,K)/C(E,K)) distinct devices.
  * Example: 128 tokens, E = 256, K = 8, H = 7168, D = 16, N = 2, PAIR, fp8: 512 rows, 3784704 bytes between nodes. */
 MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_comm_result *out, moe_ep_error *err);
 
-/* Latency and bandwidth: alpha_s + bytes / bytes_per_s; bytes_per_s 0 = infinitely fast.  Negative = status.
+/* Latency and bandwidth: alpha_s + bytes / bytes_per_s; bytes_per_s 0 = infinitely fast.
+ * Errors (negative results): NEGATIVE, NAN, OVERFLOW.  O(1).
  * Example: 262144 bytes at 16e9 B/s and 20e-6 s give 36.384 us. */
 MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_per_s, moe_ep_error *err);
 
-/* Seconds of one phase for bytes per device inside and between nodes, by the constants of a link.
- * Negative = status (NULL, NEGATIVE, NAN, RANGE).
- * Example: alpha 38 us, 160e9 and 48e9 B/s: 3311616 and 3784704 bytes give 116.848 us. */
+/* Seconds of one phase for bytes per device inside and between nodes, by the constants of a link; _rows also counts
+ * the rows and the peers that row_s and peer_s price.  Errors (negative results): NULL, NEGATIVE, NAN, RANGE (p),
+ * OVERFLOW (the result does not fit).  O(1).
+ * Example: alpha 38 us, 160e9 and 48e9 B/s: 3311616 and 3784704 bytes give 116.848 us; 10 rows and 4 peers of 1 us
+ * each add 14 us. */
 MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes, moe_ep_error *err);
+MOE_EP_API double moe_ep_link_time_rows(const moe_ep_link *link, double intra_bytes, double inter_bytes, double rows,
+                                        double peers, moe_ep_error *err);
 
 /* Turns a bandwidth as libraries print it ("logical": local share counted, one copy per node, device or
- * expert depending on the mode) into seconds, and back.  combine 0 = dispatch.  Negative = status.
+ * expert depending on the mode) into seconds, and back.  combine 0 = dispatch.  Errors (negative results): those of
+ * moe_ep_comm_bytes, RANGE (not positive), NEGATIVE, NAN, OVERFLOW.  O(K).
  * Example: DeepEP low latency, 128 tokens, K = 8, fp8 rows, 98e9 B/s: 77.2 us. */
 MOE_EP_API double moe_ep_logical_time(const moe_ep_comm_desc *desc, int32_t combine, double bytes_per_s,
                                       moe_ep_error *err);
@@ -2252,6 +2344,7 @@ typedef struct moe_ep_a2a_desc {
     double row_bytes;
     moe_ep_link link;
     int32_t reverse;                /* not 0: the same rows travel back (combine)                   */
+    int32_t num_peers;              /* what link.peer_s counts, 0 = num_devices                     */
 } moe_ep_a2a_desc;
 
 /* Bytes and time of one device in a phase. */
@@ -2262,8 +2355,9 @@ typedef struct moe_ep_a2a_device {
 
 /* Seconds of one all-to-all phase: max over devices of max(in, out) on each kind of link.  NODE_DEDUP: a row
  * goes to the device of the same place in the destination node, which forwards it.  devices (D) or NULL.
- * Negative = status: NULL, SIZE, NEGATIVE, NAN, RANGE, DEVICE_ID (node out of range), CONFIG (nodes not ascending).
- * O(D^2).  One device takes 0 s.  Source: alpha-beta with measured constants; DeepEP's maintainers on max(in, out).
+ * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, RANGE, DEVICE_ID (node out of range), CONFIG (nodes not
+ * ascending), OVERFLOW (rows, or a time beyond a double).  O(D^2), NODE_DEDUP O(D^3 / N).  One device takes 0 s.
+ * Source: alpha-beta with measured constants; DeepEP's maintainers on max(in, out).
  * Example: D = 2, one node, rows {5,3,1,7}, 1000 bytes, alpha 0, 1e6 B/s: 3 ms. */
 MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices, moe_ep_error *err);
 
@@ -2292,8 +2386,9 @@ typedef struct moe_ep_expect_result {
 } moe_ep_expect_result;
 
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
- * TOP_K, NEGATIVE, CONFIG (groups).  O(E + D * groups).  All but the two busiest_ fields are exact; those treat the
- * devices as independent: within 2 % (4 % below 8 tokens) of simulation.
+ * TOP_K, NEGATIVE, CONFIG (groups, as in moe_ep_comm_bytes).  O(K), with groups O(groups * (groups + K)).
+ * All but the two busiest_ fields are exact; those treat the devices as independent: within 2 % (4 % below 8
+ * tokens) of simulation.
  * Example: T = 4096, K = 8, E = 256, D = 32: 7.27 devices per token, sd 31.06 rows, excess 0.064. */
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err);
 
@@ -2309,13 +2404,17 @@ typedef enum moe_ep_overlap {
     MOE_EP_OVERLAP_NONE = 0,       /* attention + dispatch + experts + combine + shared              */
     MOE_EP_OVERLAP_SHARED = 1,     /* shared experts run during dispatch                             */
     MOE_EP_OVERLAP_TWO_EXPOSED = 2, /* two micro-batches; attention hides the other's MoE stages     */
-    MOE_EP_OVERLAP_TWO_HIDDEN = 3  /* two micro-batches; communication runs under all compute        */
+    MOE_EP_OVERLAP_TWO_HIDDEN = 3, /* two micro-batches; communication runs under all compute        */
+    MOE_EP_OVERLAP_TWO_STAGGERED = 4 /* two micro-batches; one's attention under the other's combine, one's experts
+                                        under the other's dispatch (prefill)                          */
 } moe_ep_overlap;
 
 /* Seconds of one layer from its stages.  NONE and SHARED: `first` is the whole batch, second is ignored.
  * TWO_*: first and second are the two micro-batches, each measured at its own size (second NULL = like first);
- * per micro-batch max(attention, rest) or max(compute, communication), plus microbatch_s once.
- * Negative = status (NULL, NEGATIVE, NAN, RANGE).  Source: InferSim (exposed), ISCA 2025 bound (hidden).
+ * per micro-batch max(attention, rest), max(compute, communication) or max(attention, combine) + max(experts +
+ * shared, dispatch), plus microbatch_s once.
+ * Errors (negative results): NULL, NEGATIVE, NAN, RANGE, OVERFLOW.  O(1).  Source: InferSim (exposed, staggered),
+ * ISCA 2025 bound (hidden).
  * Example: {0, 112, 72, 181, 24} us exposed twice: 778 us per layer. */
 MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *first, const moe_ep_stages *second,
                                  double microbatch_s, moe_ep_error *err);
@@ -2373,12 +2472,12 @@ typedef struct moe_ep_time_result {
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
- * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, NEGATIVE, NAN, RANGE, OVERFLOW,
- * PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes).  O(P + D), with traffic O(P + D^2).
+ * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, NEGATIVE, NAN, RANGE,
+ * OVERFLOW, PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes).  O(P + D), with traffic O(P + D^2).
  * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
- * experts 71.1, combine 181.4 us. */
+ * experts 71.05, combine 181.4 us. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -2437,13 +2536,14 @@ typedef struct moe_ep_memory_result {
  * Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB. */
 MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out, moe_ep_error *err);
 
-/* Bytes of DeepEP's low-latency buffer: max_tokens per device, slots over all devices.  combine_scales 0: combine rows
- * are 2 H + 16 bytes (first releases); not 0: 2 H + 4 per 128 (later ones).  Negative = status: SIZE, OVERFLOW.
+/* Bytes of DeepEP's low-latency buffer: max_tokens per device, slots over all devices.  combine_scales 0: combine
+ * rows are 2 H + 16 bytes (first releases); not 0: 2 H + 4 per 128 (later ones).  Errors (negative results): SIZE,
+ * OVERFLOW.  O(1).
  * Source: DeepEP V1 layout.  Example: 128 tokens, hidden 7168, 288 slots, 0: 2116291072. */
 MOE_EP_API int64_t moe_ep_ll_buffer_bytes(int32_t max_tokens, int32_t hidden, int32_t num_slots, int32_t combine_scales,
                                           moe_ep_error *err);
 
-/* Experts per device: floor, ceil and how many devices hold the larger number.  Errors: NULL, SIZE.
+/* Experts per device: floor, ceil and how many devices hold the larger number.  Errors: NULL, SIZE.  O(1).
  * Example: 256 experts on 72 devices: 3, 4, 40. */
 MOE_EP_API moe_ep_status moe_ep_experts_per_device(int32_t E, int32_t D, int32_t *floor_out, int32_t *ceil_out,
                                                    int32_t *with_ceil, moe_ep_error *err);
@@ -2469,7 +2569,8 @@ typedef struct moe_ep_reason {
 } moe_ep_reason;
 
 /* Says what is wrong with a configuration, and what would be right; never fails on a bad configuration, only on
- * bad arguments (NULL, SIZE).  reasons (cap) filled in order, *count = how many there are (may exceed cap).
+ * bad arguments.  Errors: NULL, SIZE, NEGATIVE, NAN, OVERFLOW (memory).  O(1).  reasons (cap) filled in order,
+ * *count = how many there are (may exceed cap).
  * *redundant_needed = smallest number of redundant slots that makes equal slots per device; may be NULL.
  * Example: E = 256, ep = 3, equal_slots: "redundant slots needed ..." have 0, need 2. */
 MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep_reason *reasons, int32_t cap,
@@ -2493,10 +2594,121 @@ typedef struct moe_ep_payback_result {
     int32_t pays;               /* not 0: gain_s > 0                                             */
 } moe_ep_payback_result;
 
-/* Break-even steps of a rebalance.  Errors: NULL, NEGATIVE, NAN, RANGE (after_s <= 0).  O(1).
+/* Break-even steps of a rebalance.  Errors: NULL, NEGATIVE, NAN, RANGE (after_s <= 0), OVERFLOW (a
+ * result beyond a double).  O(1).
  * Example: 12 ms to 10 ms, 100 slots of 44040192 bytes at 50e9 B/s: cost 88.1 ms, 44.04 steps. */
 MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_payback_result *out, moe_ep_error *err);
 
+
+/* ---- calibration: the constants of your machine from your rows -------------------------------------- */
+
+/* One measured run of routed experts on one device. */
+typedef struct moe_ep_expert_row {
+    int32_t num_slots;          /* experts that were given rows to work on                               */
+    const int64_t *slot_rows;   /* (num_slots) rows of each, or NULL: the next two                       */
+    double rows_per_slot;       /* mean; dealt as even as whole rows can be                              */
+    double spread;              /* 0..1: slots drew mean * (1 - spread .. 1 + spread) rows, cut to whole
+                                   ones, as some benchmarks do (InferSim's masked kernels: 0.3)          */
+    int32_t hidden, inter;      /* 0 = the model's                                                       */
+    int32_t product;            /* 0 = both products, 1 = only up (and gate), 2 = only down              */
+    double seconds;             /* measured, > 0                                                         */
+} moe_ep_expert_row;
+
+typedef enum moe_ep_phase {
+    MOE_EP_PHASE_LL_DISPATCH = 0,
+    MOE_EP_PHASE_LL_COMBINE = 1,
+    MOE_EP_PHASE_NORMAL_DISPATCH = 2,
+    MOE_EP_PHASE_NORMAL_COMBINE = 3,
+    MOE_EP_PHASE_COUNT = 4
+} moe_ep_phase;
+
+/* One measured all-to-all phase. */
+typedef struct moe_ep_link_row {
+    moe_ep_phase phase;            /* which constants of the machine it tells of                        */
+    const moe_ep_comm_desc *comm;  /* counts bytes, rows and peers under uniform routing; NULL = these: */
+    double intra_bytes, inter_bytes; /* of the busiest device, max(out, in), inside and between nodes   */
+    double rows;                   /* the same in rows, 0 = not known                                   */
+    double peers;                  /* as in moe_ep_link, 0 = not known                                  */
+    double seconds;                /* measured, > 0                                                     */
+} moe_ep_link_row;
+
+typedef struct moe_ep_calibrate_desc {
+    const moe_ep_machine *start;   /* a preset, or the data sheet's bandwidths and FLOP/s               */
+    const moe_ep_model *model;     /* number formats, and sizes the rows leave out; needed with experts  */
+    const moe_ep_expert_row *experts; /* (num_experts) or NULL                                          */
+    int64_t num_experts;
+    const moe_ep_link_row *links;  /* (num_links) or NULL, phases in any order                          */
+    int64_t num_links;
+    int32_t keep_tile;             /* not 0: do not try other tiles than start->gemm.tile               */
+} moe_ep_calibrate_desc;
+
+/* Relative errors |model / measured - 1| on one kind of rows. */
+typedef struct moe_ep_fit_error {
+    int64_t rows;                  /* 0 = no such rows: constants as in start, the rest 0               */
+    double before;                 /* median with the constants of start                                */
+    double median, p90, worst;     /* with the fitted ones, on the same rows                            */
+    int64_t worst_row;             /* index in experts or links                                         */
+} moe_ep_fit_error;
+
+typedef struct moe_ep_calibrate_result {
+    moe_ep_fit_error experts;
+    moe_ep_fit_error link[MOE_EP_PHASE_COUNT];
+} moe_ep_calibrate_result;
+
+/* Fits gemm (t0_s, mem_eff, flop_eff, p, tile, expert_s) and the four links (alpha_s, intra_Bps, inter_Bps, p, row_s,
+ * peer_s, alpha_p) to measured rows: least sum of sqrt(0.05^2 + log(model / measured)^2), so that a few odd rows do
+ * not pull, plus a pull towards `start` that few rows cannot and many rows easily overcome; what the rows do not
+ * show stays as in start.  The same rows give the same constants.  out may be desc->start itself.  result,
+ * expert_errors (num_experts) and link_errors (num_links), signed model / measured - 1, may be NULL.  Errors on rows
+ * that were not fitted are larger than those in result: hold some back to know.
+ * Errors: NULL, SIZE (num_slots < 1, negative numbers of rows), NEGATIVE, NAN, RANGE (seconds <= 0, spread, product,
+ * phase), OVERFLOW, CONFIG (no rows at all), those of moe_ep_comm_bytes, SCRATCH, MEMORY.  O(n) per step, some
+ * thousand steps: about 50 us per row.  Scratch O(n).
+ * Example: 8 rows made with t0 20 us, 3e12 B/s of memory and 1e15 FLOP/s, start H800: the fit repeats them within
+ * 2 %. */
+MOE_EP_API moe_ep_status moe_ep_calibrate(const moe_ep_calibrate_desc *desc, moe_ep_machine *out,
+                                          moe_ep_calibrate_result *result, double *expert_errors, double *link_errors,
+                                          moe_ep_scratch *scratch, moe_ep_error *err);
+
+/* ---- tables: a caller's own measurements instead of the formulas ------------------------------------- */
+
+/* Measured expert times on a grid, for moe_ep_cost_hooks: rows ascending, active ascending, us
+ * (num_rows,num_active). */
+typedef struct moe_ep_time_table {
+    int32_t num_rows, num_active;
+    const double *rows;      /* (num_rows) > 0, token rows of the device                              */
+    const double *active;    /* (num_active) > 0, experts with rows                                   */
+    const double *us;        /* (num_rows,num_active) > 0                                             */
+} moe_ep_time_table;
+
+/* Microseconds from the table: bilinear in the logarithms, as at the edge outside; 0 rows take 0.  Errors (negative
+ * results): NULL, SIZE, NEGATIVE, NAN, RANGE (not ascending, not positive), checked on every call.
+ * O(num_rows num_active).  Example: rows {8,32}, active {4}, us {100,200}: 16 rows give 141.42. */
+MOE_EP_API double moe_ep_table_us(const moe_ep_time_table *table, double rows, double active, moe_ep_error *err);
+
+/* A function for moe_ep_cost_hooks.expert_us whose user is a moe_ep_time_table.  Returns a negative number, which
+ * stops the caller, when the table is bad.  O(num_rows num_active).  Errors: as moe_ep_table_us, without a message.
+ * Example: hooks.expert_us = moe_ep_table_expert_us, hooks.user = &table. */
+MOE_EP_API double moe_ep_table_expert_us(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded_rows,
+                                         const int64_t *slot_rows, int32_t num_slots);
+
+/* The same for all-to-all: one table per phase and wire, user is a moe_ep_a2a_tables; the larger of in and out
+ * counts, and the slower of the two wires. */
+typedef struct moe_ep_a2a_curve {
+    int32_t num;             /* 0 = no such wire: 0 us                                                */
+    const double *bytes;     /* (num) ascending, > 0                                                  */
+    const double *us;        /* (num) > 0                                                             */
+} moe_ep_a2a_curve;
+typedef struct moe_ep_a2a_tables {
+    moe_ep_a2a_curve intra[2], inter[2]; /* dispatch, combine                                         */
+} moe_ep_a2a_tables;
+
+/* A function for moe_ep_cost_hooks.a2a_us.  user is a moe_ep_a2a_tables; a hooks struct has one user, so with both
+ * tables give a function of your own that calls these two.  Below the first bytes the time of the first, beyond the
+ * last in proportion.  Errors: a negative result, which stops the caller.  O(num).
+ * Example: bytes {1e6,4e6}, us {20,40}: 2e6 bytes give 28.28, 8e6 give 80. */
+MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device, double out_intra_bytes,
+                                      double out_inter_bytes, double in_intra_bytes, double in_inter_bytes);
 /* ==================================================================================================
  * 9 FORWARD: the expert layer on the CPU
  *
@@ -2516,7 +2728,8 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
 typedef enum moe_ep_dtype {
     MOE_EP_F32 = 0,
     MOE_EP_BF16 = 1, /* the upper half of a float, uint16_t */
-    MOE_EP_F16 = 2   /* IEEE half, uint16_t                 */
+    MOE_EP_F16 = 2,  /* IEEE half, uint16_t                 */
+    MOE_EP_I8 = 3    /* int8_t times one float for each row; see moe_ep_quantize_rows */
 } moe_ep_dtype;
 
 /* What stands between the first and the second product.  g and u are the outputs of the gate and the
@@ -2542,7 +2755,7 @@ typedef struct moe_ep_activation {
 MOE_EP_API moe_ep_activation moe_ep_activation_gpt_oss(void);
 
 /* The activation of one pair in double, for checks and tables; u is ignored by the plain kinds.
- * A kind that does not exist gives 0.
+ * Errors: none; NULL and a kind that does not exist give 0.  Constant time.
  * Example: SwiGLU of g = 1, u = 2 is 1.462117; gpt-oss of g = 1, u = 2 is 2.537387. */
 MOE_EP_API double moe_ep_activate(const moe_ep_activation *activation, double g, double u);
 
@@ -2576,12 +2789,25 @@ typedef struct moe_ep_weights {
     const float *gate_bias; /* (E,I), for fused layouts (E,2I) in the order of the rows; NULL = none    */
     const float *up_bias;   /* (E,I); NULL = none, and always for fused layouts and plain activations   */
     const float *down_bias; /* (E,H); NULL = none                                                       */
+    const float *gate_scale; /* int8 only, otherwise NULL: (E,I), for fused layouts (E,2I) in the order of the rows */
+    const float *up_scale;   /* int8 only: (E,I); NULL for fused layouts and plain activations           */
+    const float *down_scale; /* int8 only: (E,H)                                                         */
 } moe_ep_weights;
 
 /* Threads are the caller's: parallel_for must call task(context, i) once for every i in 0..count-1, in
  * any order and from any threads, and return when all are done. Low i are the bigger items.  */
 typedef void (*moe_ep_task)(void *context, int64_t index);
 typedef void (*moe_ep_parallel_for)(void *user, int64_t count, moe_ep_task task, void *context);
+
+/* How bf16 weights meet the activations. */
+typedef enum moe_ep_products {
+    MOE_EP_PRODUCTS_F32 = 0,        /* activations stay fp32: within 1e-5 of max |y|                            */
+    MOE_EP_PRODUCTS_BF16 = 1,       /* activations are rounded to bf16 before each product, sums stay fp32:
+                                       within 1e-2 of max |y|, up to twice as fast with many tokens.  Runs on
+                                       AMX-BF16 (if the kernel permits it), else on AVX-512-BF16; where there
+                                       is neither, and for other weights, the same as F32                       */
+    MOE_EP_PRODUCTS_BF16_VECTOR = 2 /* the same, but never AMX                                                  */
+} moe_ep_products;
 
 /* One MoE layer.  Required: experts, and either (router and gate) or (ids, choice_weights and top_k). */
 typedef struct moe_ep_forward_desc {
@@ -2604,6 +2830,7 @@ typedef struct moe_ep_forward_desc {
     moe_ep_isa isa_max;            /* not better than this; AUTO = the best                             */
     int32_t blas_min_rows;         /* with MOE_EP_USE_BLAS: an fp32 expert with at least this many rows
                                       goes to cblas_sgemm; 0 = never                                    */
+    moe_ep_products products;      /* bf16 weights only; 0 = fp32 activations                           */
 } moe_ep_forward_desc;
 
 /* What does this MoE layer answer?  x (T,H) and y (T,H) float, packed; y must not overlap x.
@@ -2614,7 +2841,8 @@ typedef struct moe_ep_forward_desc {
  * Memory: activations only: about 4 T (H + K (H + I)) bytes for T up to 4096 and no more beyond (the
  * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task.
  * Cost: 6 T K H I flops for gated experts; reads the weights of the active experts once per 4096 tokens.
- * Accuracy: with fp32 sums, within 1e-5 of max |y| of the exact result on data of ordinary scale.
+ * O(T K H I).  Accuracy: with fp32 products, within 1e-5 of max |y| of the exact result on data of ordinary scale; with
+ * bf16 products within 1e-2.  Intermediate values beyond the range of float are outside this promise.
  * Example: H = I = 1, one expert with gate 1, up 2, down 3, x = 1, weight 0.5: y = 0.5 * 3 * silu(1) * 2
  * = 2.193176. */
 MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const float *x, int64_t num_tokens,
@@ -2624,7 +2852,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
  * Group g has rows row_start[g] .. row_start[g+1]-1 of rx and ry (both (rows,H) float, packed, not
  * overlapping) and uses expert expert_of_group[g] of desc->experts (NULL = expert g; two groups may use
  * the same one: replicas).  Of desc only experts, parallel_for, isa_max and blas_min_rows are read.
- * Errors as moe_ep_forward; row_start must begin at 0 and never fall.
+ * Of desc products is read too.  Errors as moe_ep_forward; row_start must begin at 0 and never fall.  O(rows H I).
  * Example: two groups of one row each, H = I = 1, gate 1, up 2, down 3 for both: each row 1 gives
  * 6 * silu(1) = 4.386351. */
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -2632,10 +2860,27 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
                                         const int32_t *expert_of_group, float *ry, moe_ep_scratch *scratch,
                                         moe_ep_error *err);
 
-/* Conversions, round to nearest even; NaN stays NaN. Example: 1.00390625f -> bf16 0x3f80 (a tie, to even). */
+/* Which unit would multiply desc->experts on this machine: "portable", "avx2", "avx512", "avx512-bf16" or
+ * "amx-bf16"; "none" when desc or its experts is NULL.  Reads isa_max, products and the weight type.
+ * Errors: none.  Constant time. Example: isa_max PORTABLE gives "portable" everywhere. */
+MOE_EP_API const char *moe_ep_forward_unit(const moe_ep_forward_desc *desc);
+
+/* Weights to int8: every row of w (rows,cols; row_stride in elements, 0 = cols) gets scale = max |w| / 127 and
+ * q = round(w / scale), ties to even; q (rows,cols) packed, scale (rows).  A row of zeros has scale 0.
+ * What is lost: at most half a step, 0.4 % of the largest weight of the row; on weights drawn evenly the layer is
+ * within 2e-2 of max |y| of the one before.  Rows without a weight above 1e-36 lose more: their scale is subnormal.
+ * rows = 0 does nothing.
+ * Errors: NULL, ERR_RANGE (dtype), ERR_SIZE, ERR_OVERFLOW, ERR_NAN (index is the element of w).  O(rows cols).
+ * Example: the row 127, -63.5, 2.25 has scale 1 and becomes 127, -64, 2 (63.5 is a tie, to even). */
+MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype, int64_t rows, int64_t cols,
+                                              int64_t row_stride, int8_t *q, float *scale, moe_ep_error *err);
+
+/* Conversions, round to nearest even; NaN stays NaN.  Errors: none.  Constant time.
+ * Example: 1.00390625f -> bf16 0x3f80 (a tie, to even). */
 MOE_EP_API uint16_t moe_ep_bf16_from_f32(float value);
 MOE_EP_API float moe_ep_f32_from_bf16(uint16_t value);
-/* Example: 65520.0f -> f16 0x7c00 (infinity), 0x3c00 -> 1.0f. */
+/* The same for IEEE half.  Errors: none.  Constant time.
+ * Example: 65520.0f -> f16 0x7c00 (infinity), 0x3c00 -> 1.0f. */
 MOE_EP_API uint16_t moe_ep_f16_from_f32(float value);
 MOE_EP_API float moe_ep_f32_from_f16(uint16_t value);
 
@@ -2743,35 +2988,53 @@ typedef struct moe_ep_rank {
     struct moe_epi_rank *state;
 } moe_ep_rank;
 
-/* Starts a rank.  Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_TOP_K (K > P + identity experts), ERR_CONFIG
+/* Starts a rank: copies the hooks and the slot tables of desc, keeps desc->layer by pointer.
+ * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_CONFIG
  * (hooks.size wrong, one of alloc and free, a stage without hook and without layer, missing counts,
- * dispatch or combine with more than one rank), ERR_MEMORY. */
+ * dispatch or combine with more than one rank), ERR_MEMORY, those of moe_ep_forward for the layer.
+ * O(num_ranks + slots of this rank).
+ * Example: num_ranks 2 with hooks that lack counts: ERR_CONFIG, arg "hooks.counts". */
 MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_desc *desc,
                                           moe_ep_error *err);
 
-/* Gives everything back; NULL and a zeroed rank are fine. */
+/* Gives everything back, rx and ry by free_fn; NULL and a zeroed rank are fine, and so is a second call.
+ * No hook but free_fn is called: transfers in flight must have ended.  Errors: none.  Constant time.
+ * Example: after one moe_ep_rank_forward alloc_fn was called twice, and free_fn is called twice here. */
 MOE_EP_API void moe_ep_rank_free(moe_ep_rank *rank);
 
 /* Takes all memory now for batches of at most max_tokens tokens that bring at most max_rows rows to this
- * rank, so that later calls within these sizes allocate nothing.  Both micro-batches are served. */
+ * rank, so that later calls within these sizes allocate nothing.  Both micro-batches are served; plans made
+ * before are void.
+ * Errors: NULL, ERR_SIZE (negative), ERR_OVERFLOW, ERR_MEMORY (value = bytes; the rank stays usable).
+ * Constant time but for what the allocators take.
+ * Example: H = 6 floats, reserve(8 tokens, 16 rows): rx and ry of both batches are 16 * 24 = 384 bytes each. */
 MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_tokens, int64_t max_rows,
                                              moe_ep_error *err);
 
 /* The layer on this rank: counts, dispatch, wait D, experts, wait E, combine, wait C.
  * Returns 0, a negative moe_ep_status, or the code of the hook that failed, unchanged.
- * Errors: NULL, ERR_SIZE, ERR_EXPERT_ID (slot id, flat index), ERR_NAN (weight), ERR_NEGATIVE (a count
- * received), ERR_OVERFLOW, ERR_MEMORY.  Cost: O(T K + rows + P) on the host. */
+ * Errors: NULL, ERR_SIZE, ERR_CONFIG (no_plan without hooks), ERR_EXPERT_ID (slot id, flat index), ERR_NAN (weight),
+ * ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot), ERR_OVERFLOW, ERR_MEMORY.
+ * O(T K log(num_ranks) + rows + num_ranks * slots) on the host, beside the stages.
+ * Example: one rank, H = I = 1, one expert with gate 1, up 2, down 3, x = 1, weight 0.5: y = 2.193176. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_batch *batch, void *stream,
                                              moe_ep_error *err);
 
 /* Two micro-batches in flight: counts and dispatch of both, then wait D, experts, wait E, combine of the
- * first, the same of the second, then wait C of both.  batches (2).  Returns as moe_ep_rank_forward. */
+ * first, the same of the second, then wait C of both.  batches (2).  Both are checked before anything is sent;
+ * an empty one still takes part in every stage, as a collective needs it.
+ * Errors: as moe_ep_rank_forward.  O() as two calls of it.
+ * Example: the hooks see  counts D0 counts D1 | wD0 E0 wE0 C0 | wD1 E1 wE1 C1 | wC0 wC1. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward2(moe_ep_rank *rank, const moe_ep_batch *batches, void *stream,
                                               moe_ep_error *err);
 
 /* The stages one by one, for callers with an order of their own.  Call them in this order for each batch
  * (0 or 1); finish waits for the combine.  plan reads *b at once, which need not outlive the call; x and y
- * must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before). */
+ * must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before, and for a batch that is
+ * neither 0 nor 1).
+ * Errors: as moe_ep_rank_forward; ERR_RANGE (batch neither 0 nor 1), ERR_CONFIG (a stage before its plan).
+ * O() as there: plan has the host's part, the others what their stage costs.
+ * Example: slots 0 3, 1 -1, 2 0 of three tokens: nsend 5, send_token 0 2 1 2 0, choice_row 0 4 2 -1 3 1. */
 MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, const moe_ep_batch *b,
                                           void *stream, moe_ep_error *err);
 MOE_EP_API moe_ep_status moe_ep_rank_dispatch(moe_ep_rank *rank, int32_t batch, void *stream,
@@ -2787,17 +3050,24 @@ MOE_EP_API const moe_ep_plan *moe_ep_rank_plan_of(const moe_ep_rank *rank, int32
 /* ---- the host side of an adapter: what a dispatch and a combine hook over send and receive buffers need */
 
 /* rows (nsend, row_bytes) in send order <- x (T, row_bytes); float rows times send_weight when
- * plan->weight_on_input.  Errors: NULL, ERR_SIZE (row_bytes 0, or not whole floats there). */
+ * plan->weight_on_input.  Errors: NULL, ERR_SIZE (row_bytes 0, or not whole floats there).  O(nsend * row_bytes).
+ * Example: send_token 2 0, x rows A B C: C A. */
 MOE_EP_API moe_ep_status moe_ep_plan_pack(const moe_ep_plan *plan, const void *x, void *rows,
                                           size_t row_bytes, moe_ep_error *err);
-/* rx grouped by slot <- rows (nrecv, row_bytes) in the order of arrival: by source rank, slot, token. */
+/* rx grouped by slot <- rows (nrecv, row_bytes) in the order of arrival: by source rank, slot, token.
+ * Errors: NULL, ERR_SIZE (row_bytes 0).  O(nrecv * row_bytes).
+ * Example: recv_row 1 0, rows A B: rx B A. */
 MOE_EP_API moe_ep_status moe_ep_plan_place(const moe_ep_plan *plan, const void *rows, void *rx,
                                            size_t row_bytes, moe_ep_error *err);
-/* rows (nrecv, row_bytes) in the order of arrival <- ry grouped by slot: ready to go back. */
+/* rows (nrecv, row_bytes) in the order of arrival <- ry grouped by slot: ready to go back.
+ * Errors: NULL, ERR_SIZE (row_bytes 0).  O(nrecv * row_bytes).
+ * Example: recv_row 1 0, ry B A: rows A B. */
 MOE_EP_API moe_ep_status moe_ep_plan_unplace(const moe_ep_plan *plan, const void *ry, void *rows,
                                              size_t row_bytes, moe_ep_error *err);
 /* y (T,H) <- rows (nsend,H) float that came back, in send order: weighted sum in choice order, identity
  * experts from x (T,H) with ids >= first_null, then the shared experts of layer (NULL = none).
+ * Errors: NULL, ERR_SIZE (hidden), ERR_SCRATCH, ERR_MEMORY, those of moe_ep_forward for the shared experts.
+ * O(T K H), and the shared experts.  Scratch only for those.
  * Example: one token, two choices with weights 0.5 and 0.25 and rows 2 and 4: y = 2. */
 MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_forward_desc *layer,
                                          int32_t first_null, int32_t hidden, const float *x,
@@ -2820,8 +3090,9 @@ typedef struct moe_ep_ranks_result {
  * P .. P+num_null-1); NULL = the replicas of an expert take turns in token order.  With slot_ids the
  * routing must be in desc (ids, no router) and name the same experts.
  * y equals moe_ep_forward bit for bit under every placement (BLAS off).
- * Errors as moe_ep_forward and moe_ep_rank_forward, ERR_PLACEMENT (a slot of another expert than the id
- * says), ERR_LOST_EXPERT (an expert with tokens and no slot).  result may be NULL.
+ * Errors: as moe_ep_forward and moe_ep_rank_forward; ERR_SIZE (tokens_per_rank do not sum to T), ERR_CONFIG (slot_ids
+ * and a router), ERR_PLACEMENT (a slot of another expert than the id says), ERR_LOST_EXPERT (an expert with tokens
+ * and no slot).  result may be NULL.  O() of moe_ep_forward plus D*D*slots.
  * Example: 4 tokens, ids 3 7 | 1 12 | 3 9 | 7 15 of 16 experts on 4 contiguous ranks, one token on each:
  * 8 rows, 5 moved, the busiest rank has 3. */
 MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, const moe_ep_placement *p,
@@ -2927,7 +3198,8 @@ typedef struct moe_ep_diagnosis {
 } moe_ep_diagnosis;
 
 /* Sets the thresholds of a desc to published practice: at least 2 judged steps, 80 % of them improved,
- * 5 % less work on the busiest device (vllm-ascend RFC 16795), max/mean 1.05 good enough.
+ * 5 % less work on the busiest device (vllm-ascend RFC 16795), max/mean 1.05 good enough.  Errors: none, NULL is left
+ * alone.  O(1).
  * Example: min_gain becomes 0.05. */
 MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
 
@@ -2973,9 +3245,10 @@ typedef enum moe_ep_workload_kind {
     MOE_EP_LOAD_STUCK_ROUND_ROBIN = 12 /* a published simulator's fault: every token takes 0..K-1     */
 } moe_ep_workload_kind;
 
-/* "uniform", "zipf", ..., "unknown". */
+/* "uniform", "zipf", ..., "unknown".  Constant time. */
 MOE_EP_API const char *moe_ep_workload_str(moe_ep_workload_kind kind);
-/* Finds a kind by the name above; "rand" is uniform, "rr" round-robin.  Errors: NULL, CONFIG. */
+/* Finds a kind by the name above; "rand" is uniform, "rr" round-robin.  Errors: NULL, CONFIG (no such name).
+ * O(kinds).  Example: "lognormal" gives MOE_EP_LOAD_LOGNORMAL. */
 MOE_EP_API moe_ep_status moe_ep_workload_by_name(const char *name, moe_ep_workload_kind *kind, moe_ep_error *err);
 
 /* A source of routed tokens.  Required: num_experts, top_k, and the parameters of the kind. */
@@ -3001,18 +3274,17 @@ typedef struct moe_ep_workload {
 
 /* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
  * 2^39; 0 = never chosen.  tokens is used by POWER_LAW with x_max 0 only.  TARGET, BALANCED and the round robins have
- * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts
- * with weight
- * than K).  O(E).  Example: UNIFORM gives 549755813888 for each expert. */
+ * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts with
+ * weight than K).  O(E).  Example: UNIFORM gives 549755813888 for each expert. */
 MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
                                            uint64_t *weights, moe_ep_error *err);
 
 /* Draws ids (T,K) of one layer at one step.  K distinct experts by sequential draws in proportion to the weights of
- * those not yet taken (the Plackett-Luce distribution, the same as taking the K largest of log weight + Gumbel noise);
- * hence a hot expert's share of all rows can be at most 1 / K.  with_replacement draws each independently.
- * T = 0 is allowed.  scratch O(E).  Errors as moe_ep_popularity and OVERFLOW, SCRATCH, MEMORY; TARGET:
- * INFEASIBLE when no
- * counts reach it.  About 15 ns per id.
+ * those not yet taken (the Plackett-Luce distribution, the same as taking the K largest of log weight + Gumbel
+ * noise); hence a hot expert's share of all rows can be at most 1 / K.  with_replacement draws each independently.
+ * T = 0 is allowed.  scratch O(E).  Errors as moe_ep_popularity and OVERFLOW, SCRATCH, MEMORY; TARGET: INFEASIBLE
+ * when no counts of distinct experts reach it (never below 1 / num_devices); hot counts modulo num_devices.  About
+ * 15 ns per id.
  * Example: seed 1, uniform, E = 8, K = 2, layer 0, step 0: the first token takes experts 7 and 1. */
 MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t num_tokens,
                                          int32_t *ids, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -3045,11 +3317,111 @@ typedef struct moe_ep_balanced_result {
 } moe_ep_balanced_result;
 
 /* LLMServingSim's BALANCED routing as its documents state it, beside the exact expectation (the closed form activates
- * too many experts at small T and draws with replacement).  Errors: NULL, SIZE, TOP_K, OVERFLOW.
+ * too many experts at small T and draws with replacement).  Errors: NULL, SIZE, TOP_K, OVERFLOW.  O(K).
  * Example: T = 16, E = 128, K = 8, ep = 2: local 16, activated 64; exact 41.21. */
 MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int32_t K, int32_t ep,
                                                        moe_ep_balanced_result *out, moe_ep_error *err);
 
+
+/* ---- planner: which EP size, how many redundant experts, which batch ---------------------------------- */
+
+/* What keeps a configuration from being faster, or from being at all. */
+typedef enum moe_ep_limit {
+    MOE_EP_LIMIT_MEMORY = 0,    /* weights, buffers or the batch's cache do not fit                      */
+    MOE_EP_LIMIT_ATTENTION = 1, /* attention, dense layers and output                                    */
+    MOE_EP_LIMIT_NETWORK = 2,   /* dispatch and combine                                                  */
+    MOE_EP_LIMIT_WEIGHTS = 3,   /* reading expert weights                                                */
+    MOE_EP_LIMIT_FLOPS = 4,     /* multiplying                                                           */
+    MOE_EP_LIMIT_PLACEMENT = 5  /* the policy cannot plan this shape (EPLB: unequal slots)               */
+} moe_ep_limit;
+
+/* "memory", "attention", "network", "expert weights", "expert FLOPs", "placement"; anything else "unknown". */
+MOE_EP_API const char *moe_ep_limit_str(moe_ep_limit limit);
+
+/* Attention of one layer on one device, data parallel, as the planner assumes it when not told: its weights and
+ * tokens * context cache elements read once, or 2 FLOPs per weight and token, whichever takes longer, by the
+ * machine's mem_eff and flop_eff.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
+ * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).
+ * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 115.8 us. */
+MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine, double tokens,
+                                        double context, moe_ep_error *err);
+
+/* What to try.  Required: model, machine, num_devices, tokens, num_tokens. */
+typedef struct moe_ep_sweep_desc {
+    const moe_ep_model *model;
+    const moe_ep_machine *machine;
+    int32_t num_devices;             /* all of them; EP sizes below it serve several copies of the model      */
+    const int64_t *tokens;           /* (num_tokens) per device and step; [0] is the batch that is asked about */
+    int32_t num_tokens;
+    const int32_t *ep;               /* (num_ep) or NULL = powers of two that divide num_devices, up to E      */
+    int32_t num_ep;
+    const int32_t *redundant;        /* (num_redundant) slots beyond E, or NULL = as few as give equal slots,
+                                        then 1, 2 and 4 more on every device                                  */
+    int32_t num_redundant;
+    const moe_ep_overlap *overlaps;  /* (num_overlaps) or NULL = NONE, SHARED, TWO_EXPOSED                     */
+    int32_t num_overlaps;
+    const moe_ep_place_policy *policies; /* (num_policies) or NULL = BEST                                     */
+    int32_t num_policies;
+    moe_ep_split_policy split;       /* of rows over copies, EVEN, ROUND_ROBIN, HASH, RANDOM, LEAST_LOADED, EXACT */
+    int32_t num_layers;              /* that are drawn; the step is scaled to the model's; 0 = 8 (at most all)  */
+    const moe_ep_workload *workload; /* popularity and tokens; plans see step 0, tokens are drawn at step 1;
+                                        NULL = lognormal, sigma 1.1, drift 0.1, seed 1                         */
+    const double *plan_loads;        /* (num_layers,E) the plans are made on, NULL = of the workload           */
+    const double *serve_loads;       /* (num_layers,E) tokens are drawn by, NULL = plan_loads or the workload   */
+    double context;                  /* cache tokens per sequence, 0 = 4096                                   */
+    const double *attention_s;       /* (num_tokens) seconds per layer, NULL = moe_ep_attention_time           */
+    const double *attention_half_s;  /* (num_tokens) at half the batch, NULL = half of attention_s, or
+                                        moe_ep_attention_time                                                 */
+    double other_s;                  /* per step, besides dense layers and output matrix                      */
+    double tokens_per_pass;          /* speculation, 0 = 1                                                    */
+    double microbatch_s;             /* per layer, cost of handling two micro-batches                         */
+    double memory_bytes;             /* budget of a device, 0 = the machine's                                 */
+    double reserve_bytes;            /* of it for activations and runtime                                     */
+    double max_tpot_s;               /* longest time per token for the answer, 0 = any                        */
+    int64_t throughput_from;         /* tokens per device from which the normal kernels are used, 0 = 512      */
+    void (*progress)(void *user, int64_t done, int64_t total); /* after every shape, or NULL                  */
+    void *user;
+} moe_ep_sweep_desc;
+
+/* One configuration. */
+typedef struct moe_ep_sweep_point {
+    int32_t ep, redundant;
+    moe_ep_place_policy policy;
+    int64_t tokens;                  /* per device and step                                                   */
+    moe_ep_overlap overlap;
+    int32_t fits;                    /* 0: see limit; step and imbalance are zero                              */
+    moe_ep_limit limit;
+    moe_ep_memory_result memory;     /* of the fullest device                                                 */
+    double batch_kv_tokens;          /* cache tokens the batch needs                                          */
+    moe_ep_step_result step;
+    double attention_s;              /* of a whole step: attention, dense layers, output, other_s             */
+    double imbalance;                /* max / mean rows over devices, all layers together                     */
+    int32_t pareto;                  /* not 0: nothing else is faster per token and per device                */
+} moe_ep_sweep_point;
+
+typedef struct moe_ep_sweep_result {
+    int64_t points, fit, pareto;     /* tried, of them fit, of these on the front                             */
+    int64_t best;                    /* index of the answer, -1 = nothing fits (or is fast enough): of the points with
+                                        tokens[0] within 1 % of the highest throughput the one with the fewest
+                                        slots per device, then the fewest redundant experts                   */
+} moe_ep_sweep_result;
+
+/* How many points a sweep has.  Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, SLOTS, RANGE, CONFIG.
+ * O(lists).  Example: 64 devices of H200, DeepSeek-V3, one batch, defaults: 75 (EP 1 has one shape, the others 4). */
+MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_error *err);
+
+/* Predicts a decode step for every combination of EP size, redundant experts, placement policy, tokens per device and
+ * overlap (in this order, the last fastest), drops what does not fit in memory, and marks the Pareto front of
+ * tokens per second and device against time per token.  points (capacity >= moe_ep_sweep_count).  Attention is data
+ * parallel; buffers are moe_ep_ll_buffer_bytes.  Decode uses PAIR counting with FP8 rows out (bf16 for a bf16 model),
+ * from throughput_from on NODE_DEDUP (RANK_DEDUP in one node).
+ * Errors: as moe_ep_sweep_count, SIZE (capacity), those of moe_ep_simulate, the planners, moe_ep_step, SCRATCH,
+ * MEMORY; points are undefined then.  A fixed scratch that is too small for a planner says how much that one needs;
+ * larger shapes behind it may need more.  O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
+ * Example: DeepSeek-V3, 64 H200, 64 tokens: EP 32 with 32 redundant experts is the
+ * fastest, EP 64 with 64 the answer (within 1 %, fewer slots); EP 1, 2 and 4 do not fit. */
+MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_sweep_point *points, int64_t capacity,
+                                      moe_ep_sweep_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
 /* The caller's macros again. */
 #pragma pop_macro("B")
 #pragma pop_macro("C")
@@ -3555,8 +3927,8 @@ static moe_ep_isa moe_epi_isa_cached(void)
  *
  * Kernels first: plain C, AVX2 and AVX-512 give the same ids and the same bits.  How:
  *   - the weights come from one function for all of them;
- *   - the denominator of a softmax is a sum of integers: no order of summation matters, and each term is
- *     computed with separately rounded products and sums (no fused ones) in every kernel;
+ *   - the denominator of a softmax is sixteen partial sums, added in the same tree, and each term is computed
+ *     with separately rounded products and sums (no fused ones) in every kernel;
  *   - vector code may choose by approximate keys (sigmoid) or by the logits in place of their softmax, as
  *     long as the keys that decide lie further apart than the approximation can be wrong.  Where they do
  *     not, it says so, and the token takes the plain way.
@@ -3571,11 +3943,11 @@ static moe_ep_isa moe_epi_isa_cached(void)
 #define MOE_EPI_LANES 16          /* partial sums over experts or hidden elements, added in a tree       */
 #define MOE_EPI_LOWEST (-3.402823466e+38f) /* stands for -Inf, which -ffast-math may not compare         */
 
-/* Builds for a machine with fused multiply-add must not fuse in the exact sum: see above. */
-#if MOE_EPI_X86 && (defined(__FMA__) || defined(__AVX512F__) || defined(__FMA4__))
-#  define MOE_EPI_RT_UNFUSED __attribute__((noinline, target("no-fma,no-fma4,no-avx512f")))
+/* Scalar code that vector code must repeat to the bit: what the host's flags allow (fusing, reordering) is off. */
+#if defined(__GNUC__) && !defined(__clang__) && (defined(__FAST_MATH__) || defined(__FMA__) || defined(__FP_FAST_FMAF))
+#  define MOE_EPI_RT_STRICT __attribute__((noinline, optimize("no-fast-math", "fp-contract=off")))
 #else
-#  define MOE_EPI_RT_UNFUSED
+#  define MOE_EPI_RT_STRICT
 #endif
 /* With -ffast-math compilers divide vectors by an approximate reciprocal, and 1 / 1 would not be 1. */
 static float moe_epi_rt_divide(float a, float b)
@@ -3606,63 +3978,62 @@ static float moe_epi_rt_divide(float a, float b)
 #define MOE_EPI_RT_D3 5.550381169e-02f
 #define MOE_EPI_RT_D4 9.666368365e-03f
 #define MOE_EPI_RT_D5 1.338130212e-03f
-#define MOE_EPI_RT_FAR 28.0f /* logits this far below the largest add nothing: exp(-28) < 2^-40         */
-#define MOE_EPI_RT_FAR_BITS 0x41e00000 /* those of 28 */
+#define MOE_EPI_RT_FAR 80.0f /* logits further below the largest add nothing: exp(-80) < 2^-115         */
+#define MOE_EPI_RT_FAR_BITS 0x42a00000 /* those of 80 */
+#define MOE_EPI_RT_ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer                      */
+#define MOE_EPI_RT_ROUND_BITS 0x4b400000u
 #define MOE_EPI_RT_LOG2E 1.44269504f
 #define MOE_EPI_RT_EIGHTHS 11.5415603f /* 8 * log2(e) */
 
-/* Bits of 2^(30 - j/8) with j << 20 added: minus k << 20 they are those of 2^(30 - k/8), where j = k % 8. */
-static const uint32_t moe_epi_rt_eighths[8] = {0x4e800000u, 0x4e7ac0c7u, 0x4e7744fdu, 0x4e75672au,
-                                               0x4e7504f3u, 0x4e75fed7u, 0x4e7837f0u, 0x4e7b95c2u};
+/* Bits of 2^(-j/8) with j << 20 added: minus k << 20 they are those of 2^(-k/8), where j = k % 8. */
+static const uint32_t moe_epi_rt_eighths[8] = {0x3f800000u, 0x3f7ac0c7u, 0x3f7744fdu, 0x3f75672au,
+                                               0x3f7504f3u, 0x3f75fed7u, 0x3f7837f0u, 0x3f7b95c2u};
 
-/* Sum of 2^30 * exp(x - max), each term rounded to an integer.  Lanes add the low 32 bits and the bits
- * above 16 apart: the first sum may wrap, the second tells how often. */
-static uint64_t moe_epi_rt_sum_up(const uint32_t *low, const uint32_t *high)
-{
-    uint64_t total = 0;
-    int j;
-    for (j = 0; j < MOE_EPI_LANES; j++) total += ((uint64_t)high[j] << 16) + (uint64_t)(low[j] - (high[j] << 16));
-    return total;
-}
-
-MOE_EPI_RT_UNFUSED static uint64_t moe_epi_rt_c_sum(const float *x, int32_t n, float max)
+/* Sum of exp(max - x): sixteen partial sums over every sixteenth expert, added in a tree. */
+MOE_EPI_RT_STRICT static float moe_epi_rt_tree(const float *lane)
 {
 #ifdef __clang__
 #  pragma clang fp reassociate(off) contract(off)
 #endif
-    uint32_t low[MOE_EPI_LANES], high[MOE_EPI_LANES];
+    float s[MOE_EPI_LANES];
+    int i, width;
+    memcpy(s, lane, sizeof s);
+    for (width = MOE_EPI_LANES / 2; width > 0; width /= 2)
+        for (i = 0; i < width; i++) s[i] += s[i + width];
+    return s[0];
+}
+
+MOE_EPI_RT_STRICT static float moe_epi_rt_c_sum(const float *x, int32_t n, float max)
+{
+#ifdef __clang__
+#  pragma clang fp reassociate(off) contract(off)
+#endif
+    float lane[MOE_EPI_LANES];
     int32_t i;
     int j;
-    memset(low, 0, sizeof low);
-    memset(high, 0, sizeof high);
+    memset(lane, 0, sizeof lane);
     for (i = 0; i < n; i += MOE_EPI_LANES) {
-        float p[MOE_EPI_LANES], power[MOE_EPI_LANES];
+        float p[MOE_EPI_LANES], y[MOE_EPI_LANES], power[MOE_EPI_LANES];
         int32_t k[MOE_EPI_LANES];
         uint32_t bits[MOE_EPI_LANES];
         for (j = 0; j < MOE_EPI_LANES; j++) p[j] = max - x[i + j];
         memcpy(k, p, sizeof k); /* positive numbers are ordered like their bits */
         for (j = 0; j < MOE_EPI_LANES; j++) k[j] = k[j] < MOE_EPI_RT_FAR_BITS ? k[j] : MOE_EPI_RT_FAR_BITS;
         memcpy(p, k, sizeof p);
+        for (j = 0; j < MOE_EPI_LANES; j++) y[j] = p[j] * MOE_EPI_RT_EIGHTHS;
+        for (j = 0; j < MOE_EPI_LANES; j++) p[j] = y[j] + MOE_EPI_RT_ROUND;
+        memcpy(bits, p, sizeof bits); /* the low bits of the sum are y rounded to an integer */
         for (j = 0; j < MOE_EPI_LANES; j++) {
-            float y = p[j] * MOE_EPI_RT_EIGHTHS, u, q;
-            k[j] = (int32_t)(y + 0.5f);
-            u = (float)k[j] - y;
-            q = MOE_EPI_RT_C3 * u + MOE_EPI_RT_C2;
+            float u = (float)(int32_t)(bits[j] - MOE_EPI_RT_ROUND_BITS) - y[j];
+            float q = MOE_EPI_RT_C3 * u + MOE_EPI_RT_C2;
             q = q * u + MOE_EPI_RT_C1;
             p[j] = q * u + 1.0f;
         }
-        for (j = 0; j < MOE_EPI_LANES; j++) bits[j] = moe_epi_rt_eighths[k[j] & 7] - ((uint32_t)k[j] << 20);
+        for (j = 0; j < MOE_EPI_LANES; j++) bits[j] = moe_epi_rt_eighths[bits[j] & 7u] - (bits[j] << 20);
         memcpy(power, bits, sizeof power);
-        for (j = 0; j < MOE_EPI_LANES; j++) {
-            float term = power[j] * p[j];
-            k[j] = (int32_t)(term + 0.5f);
-        }
-        for (j = 0; j < MOE_EPI_LANES; j++) {
-            low[j] += (uint32_t)k[j];
-            high[j] += (uint32_t)k[j] >> 16;
-        }
+        for (j = 0; j < MOE_EPI_LANES; j++) lane[j] += power[j] * p[j];
     }
-    return moe_epi_rt_sum_up(low, high);
+    return moe_epi_rt_tree(lane);
 }
 
 /* Loops of plain C run over 8 or 16 elements of local arrays and compare floats as ordered integers: that is
@@ -3703,8 +4074,11 @@ static float moe_epi_rt_c_max(const float *x, int32_t n)
 
 /* exp(-a) of 8 numbers a >= 0 within 2 ulp, subnormal results included: Cody-Waite reduction and a
  * polynomial of degree 6 (coefficients of the Cephes library). */
-static void moe_epi_rt_exp8(const float *a, float *out)
+MOE_EPI_RT_STRICT static void moe_epi_rt_exp8(const float *a, float *out)
 {
+#ifdef __clang__
+#  pragma clang fp reassociate(off) contract(off)
+#endif
     float p[8], half[8], rest[8];
     int32_t k[8];
     uint32_t h[8], r[8];
@@ -3747,6 +4121,19 @@ static void moe_epi_rt_sigmoid8(const float *x, float *out)
     for (j = 0; j < 8; j++) upper[j] = (upper[j] & minus[j]) | (0x3f800000 & ~minus[j]);
     memcpy(top, upper, sizeof top);
     for (j = 0; j < 8; j++) out[j] = moe_epi_rt_divide(top[j], 1.0f + e[j]);
+}
+
+/* Many of them, n a multiple of 8; out may be the input. */
+MOE_EPI_RT_ALONE static void moe_epi_rt_exps(const float *a, int32_t n, float *out)
+{
+    int32_t i;
+    for (i = 0; i < n; i += 8) moe_epi_rt_exp8(a + i, out + i);
+}
+
+MOE_EPI_RT_ALONE static void moe_epi_rt_sigmoids(const float *x, int32_t n, float *out)
+{
+    int32_t i;
+    for (i = 0; i < n; i += 8) moe_epi_rt_sigmoid8(x + i, out + i);
 }
 
 /* How a row of keys may be read. */
@@ -3879,41 +4266,35 @@ MOE_EPI_RT_Y static __m256 moe_epi_rt_y_add(__m256 a, __m256 b)
     return sum;
 }
 
-MOE_EPI_RT_Y static __m256i moe_epi_rt_y_term(__m256 x, __m256 max, __m256i eighths)
+MOE_EPI_RT_Y static __m256 moe_epi_rt_y_term(__m256 x, __m256 max, __m256i eighths)
 {
     __m256 d = _mm256_min_ps(_mm256_sub_ps(max, x), MOE_EPI_RT_YS(MOE_EPI_RT_FAR));
-    __m256 y = moe_epi_rt_y_mul(d, MOE_EPI_RT_YS(MOE_EPI_RT_EIGHTHS)), u, p, power;
-    __m256i k = _mm256_cvttps_epi32(moe_epi_rt_y_add(y, MOE_EPI_RT_YS(0.5f)));
-    u = _mm256_sub_ps(_mm256_cvtepi32_ps(k), y);
+    __m256 y = moe_epi_rt_y_mul(d, MOE_EPI_RT_YS(MOE_EPI_RT_EIGHTHS)), u, p;
+    __m256i k = _mm256_castps_si256(moe_epi_rt_y_add(y, MOE_EPI_RT_YS(MOE_EPI_RT_ROUND)));
+    u = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(k, _mm256_set1_epi32((int)MOE_EPI_RT_ROUND_BITS))), y);
     p = moe_epi_rt_y_add(moe_epi_rt_y_mul(MOE_EPI_RT_YS(MOE_EPI_RT_C3), u), MOE_EPI_RT_YS(MOE_EPI_RT_C2));
     p = moe_epi_rt_y_add(moe_epi_rt_y_mul(p, u), MOE_EPI_RT_YS(MOE_EPI_RT_C1));
     p = moe_epi_rt_y_add(moe_epi_rt_y_mul(p, u), MOE_EPI_RT_YS(1.0f));
     k = _mm256_sub_epi32(_mm256_permutevar8x32_epi32(eighths, k), _mm256_slli_epi32(k, 20));
-    power = _mm256_castsi256_ps(k);
-    p = moe_epi_rt_y_mul(power, p);
-    return _mm256_cvttps_epi32(moe_epi_rt_y_add(p, MOE_EPI_RT_YS(0.5f)));
+    return moe_epi_rt_y_mul(_mm256_castsi256_ps(k), p);
 }
 
-MOE_EPI_RT_Y static uint64_t moe_epi_rt_y_sum(const float *x, int32_t n, float max)
+MOE_EPI_RT_Y static float moe_epi_rt_y_sum(const float *x, int32_t n, float max)
 {
     const __m256 top = MOE_EPI_RT_YS(max);
     const __m256i eighths = _mm256_loadu_si256((const __m256i *)(const void *)moe_epi_rt_eighths);
-    __m256i low0 = _mm256_setzero_si256(), low1 = low0, high0 = low0, high1 = low0;
-    uint32_t low[MOE_EPI_LANES], high[MOE_EPI_LANES];
+    __m256 a = _mm256_setzero_ps(), b = a;
+    __m128 q;
     int32_t i;
     for (i = 0; i < n; i += MOE_EPI_LANES) {
-        __m256i a = moe_epi_rt_y_term(_mm256_loadu_ps(x + i), top, eighths);
-        __m256i b = moe_epi_rt_y_term(_mm256_loadu_ps(x + i + 8), top, eighths);
-        low0 = _mm256_add_epi32(low0, a);
-        low1 = _mm256_add_epi32(low1, b);
-        high0 = _mm256_add_epi32(high0, _mm256_srli_epi32(a, 16));
-        high1 = _mm256_add_epi32(high1, _mm256_srli_epi32(b, 16));
+        a = moe_epi_rt_y_add(a, moe_epi_rt_y_term(_mm256_loadu_ps(x + i), top, eighths));
+        b = moe_epi_rt_y_add(b, moe_epi_rt_y_term(_mm256_loadu_ps(x + i + 8), top, eighths));
     }
-    _mm256_storeu_si256((__m256i *)(void *)low, low0);
-    _mm256_storeu_si256((__m256i *)(void *)(low + 8), low1);
-    _mm256_storeu_si256((__m256i *)(void *)high, high0);
-    _mm256_storeu_si256((__m256i *)(void *)(high + 8), high1);
-    return moe_epi_rt_sum_up(low, high);
+    a = moe_epi_rt_y_add(a, b);
+    a = moe_epi_rt_y_add(a, _mm256_permute2f128_ps(a, a, 1));
+    q = _mm256_castps256_ps128(a);
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
 }
 
 MOE_EPI_RT_Y static float moe_epi_rt_y_max(const float *x, int32_t n)
@@ -4028,6 +4409,23 @@ MOE_EPI_RT_Y static int moe_epi_rt_y_bad(const float *v, int64_t n)
 #else
 #  define MOE_EPI_RT_ZI -1 /* which hand the mask on as a signed number                                    */
 #endif
+/* x[id] of the lanes in mask, 0 elsewhere; the nearest whole numbers (any large number may stay as it is). */
+#if defined(__OPTIMIZE__) || defined(__clang__)
+#  define MOE_EPI_RT_ZGATHER(mask, id, x) _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, id, x, 4)
+#  define MOE_EPI_RT_ZWHOLE(y) _mm512_maskz_roundscale_ps(MOE_EPI_RT_ZI, y, 0)
+#else
+#  define MOE_EPI_RT_ZGATHER(mask, id, x) moe_epi_rt_z_gather(mask, id, x)
+#  define MOE_EPI_RT_ZBIG MOE_EPI_RT_ZS(12582912.0f) /* 1.5 * 2^23: its last bit counts ones */
+#  define MOE_EPI_RT_ZWHOLE(y) MOE_EPI_RT_ZSUB(MOE_EPI_RT_ZADD(y, MOE_EPI_RT_ZBIG), MOE_EPI_RT_ZBIG)
+MOE_EPI_RT_Z static __m512 moe_epi_rt_z_gather(__mmask16 mask, __m512i id, const float *x)
+{
+    int32_t at[16], i;
+    float v[16];
+    _mm512_storeu_si512(at, id);
+    for (i = 0; i < 16; i++) v[i] = mask >> i & 1 ? x[at[i]] : 0.0f;
+    return _mm512_loadu_ps(v);
+}
+#endif
 #define MOE_EPI_RT_ZR (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define MOE_EPI_RT_ZS(v) _mm512_set1_ps(v)
 #define MOE_EPI_RT_ZMUL(a, b) _mm512_maskz_mul_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
@@ -4041,46 +4439,43 @@ MOE_EPI_RT_Y static int moe_epi_rt_y_bad(const float *v, int64_t n)
     _mm512_castsi512_ps(_mm512_maskz_alignr_epi32(MOE_EPI_RT_ZI, _mm512_castps_si512(a), _mm512_castps_si512(a), r))
 #define MOE_EPI_RT_ZTURNS(M) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 
-MOE_EPI_RT_Z static __m512i moe_epi_rt_z_term(__m512 x, __m512 max, __m512i eighths)
+/* exp(-d) of d >= 0. */
+MOE_EPI_RT_Z static __m512 moe_epi_rt_z_term(__m512 d, __m512i eighths)
 {
-    __m512 d = MOE_EPI_RT_ZMIN(MOE_EPI_RT_ZSUB(max, x), MOE_EPI_RT_ZS(MOE_EPI_RT_FAR));
-    __m512 y = MOE_EPI_RT_ZMUL(d, MOE_EPI_RT_ZS(MOE_EPI_RT_EIGHTHS)), u, p, power;
-    __m512i k = MOE_EPI_RT_ZINT(MOE_EPI_RT_ZADD(y, MOE_EPI_RT_ZS(0.5f)));
-    u = MOE_EPI_RT_ZSUB(_mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k), y);
+    __m512 y = MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZMIN(d, MOE_EPI_RT_ZS(MOE_EPI_RT_FAR)), MOE_EPI_RT_ZS(MOE_EPI_RT_EIGHTHS));
+    __m512 t = MOE_EPI_RT_ZADD(y, MOE_EPI_RT_ZS(MOE_EPI_RT_ROUND)), u, p;
+    __m512i k = _mm512_castps_si512(t);
+    u = MOE_EPI_RT_ZSUB(MOE_EPI_RT_ZSUB(t, MOE_EPI_RT_ZS(MOE_EPI_RT_ROUND)), y);
     p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZS(MOE_EPI_RT_C3), u), MOE_EPI_RT_ZS(MOE_EPI_RT_C2));
     p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(MOE_EPI_RT_C1));
     p = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, u), MOE_EPI_RT_ZS(1.0f));
-    power = _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_maskz_permutexvar_epi32(MOE_EPI_RT_ZA, k, eighths),
-                                                 _mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, k, 20)));
-    p = MOE_EPI_RT_ZMUL(power, p);
-    return MOE_EPI_RT_ZINT(MOE_EPI_RT_ZADD(p, MOE_EPI_RT_ZS(0.5f)));
+    k = _mm512_sub_epi32(_mm512_maskz_permutexvar_epi32(MOE_EPI_RT_ZA, k, eighths),
+                         _mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, k, 20));
+    return MOE_EPI_RT_ZMUL(_mm512_castsi512_ps(k), p);
 }
 
-MOE_EPI_RT_Z static uint64_t moe_epi_rt_z_sum(const float *x, int32_t n, float max)
+MOE_EPI_RT_Z static __m512i moe_epi_rt_z_eighths(void)
+{
+    return _mm512_maskz_broadcast_i32x8(MOE_EPI_RT_ZA,
+                                        _mm256_loadu_si256((const __m256i *)(const void *)moe_epi_rt_eighths));
+}
+
+MOE_EPI_RT_Z static float moe_epi_rt_z_sum(const float *x, int32_t n, float max)
 {
     const __m512 top = MOE_EPI_RT_ZS(max);
-    const __m512i half = _mm512_set1_epi64(0xffffffffLL);
-    const __m512i eighths = _mm512_maskz_broadcast_i32x8(
-        MOE_EPI_RT_ZA, _mm256_loadu_si256((const __m256i *)(const void *)moe_epi_rt_eighths));
-    __m512i low = _mm512_setzero_si512(), high = low, whole, a;
-    uint64_t part[8];
+    const __m512i eighths = moe_epi_rt_z_eighths();
+    __m512 a = _mm512_setzero_ps();
     int32_t i;
-    for (i = 0; i < n; i += MOE_EPI_LANES) {
-        a = moe_epi_rt_z_term(_mm512_loadu_ps(x + i), top, eighths);
-        i += MOE_EPI_LANES;
-        if (i < n) a = _mm512_add_epi32(a, moe_epi_rt_z_term(_mm512_loadu_ps(x + i), top, eighths)); /* < 2^32 */
-        low = _mm512_add_epi32(low, a);
-        high = _mm512_add_epi32(high, _mm512_maskz_srli_epi32(MOE_EPI_RT_ZI, a, 16));
-    }
-    low = _mm512_sub_epi32(low, _mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, high, 16)); /* now below 2^32 */
-    whole = _mm512_add_epi64(_mm512_and_si512(low, half), _mm512_maskz_srli_epi64(0xff, low, 32));
-    a = _mm512_add_epi64(_mm512_and_si512(high, half), _mm512_maskz_srli_epi64(0xff, high, 32));
-    whole = _mm512_add_epi64(whole, _mm512_maskz_slli_epi64(0xff, a, 16));
-    _mm512_storeu_si512(part, whole);
-    return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
+    for (i = 0; i < n; i += MOE_EPI_LANES)
+        a = MOE_EPI_RT_ZADD(a, moe_epi_rt_z_term(MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i)), eighths));
+    a = MOE_EPI_RT_ZADD(a, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, a, a, 0x4e));
+    a = MOE_EPI_RT_ZADD(a, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, a, a, 0xb1));
+    a = MOE_EPI_RT_ZADD(a, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, a, 0x4e));
+    a = MOE_EPI_RT_ZADD(a, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, a, 0xb1));
+    return _mm512_cvtss_f32(a);
 }
 
-MOE_EPI_RT_Z static __m512 moe_epi_rt_z_lanes(const float *x, int32_t n)
+MOE_EPI_RT_Z inline static __m512 moe_epi_rt_z_lanes(const float *x, int32_t n)
 {
     __m512 a = _mm512_loadu_ps(x), b = a;
     int32_t i = MOE_EPI_LANES;
@@ -4319,22 +4714,6 @@ MOE_EPI_RT_Z static int moe_epi_rt_z_close_groups(float *key, int32_t n_group, i
     }
     return 1;
 }
-#undef MOE_EPI_RT_ZX1
-#undef MOE_EPI_RT_ZX4
-#undef MOE_EPI_RT_ZMERGE
-#undef MOE_EPI_RT_Z
-#undef MOE_EPI_RT_ZA
-#undef MOE_EPI_RT_ZI
-#undef MOE_EPI_RT_ZR
-#undef MOE_EPI_RT_ZS
-#undef MOE_EPI_RT_ZMUL
-#undef MOE_EPI_RT_ZADD
-#undef MOE_EPI_RT_ZSUB
-#undef MOE_EPI_RT_ZMAX
-#undef MOE_EPI_RT_ZMIN
-#undef MOE_EPI_RT_ZINT
-#undef MOE_EPI_RT_ZTURN
-#undef MOE_EPI_RT_ZTURNS
 #endif /* MOE_EPI_X86 */
 
 /* Asks for n values to be in the nearest cache soon. */
@@ -4371,7 +4750,7 @@ static moe_ep_isa moe_epi_rt_isa(moe_ep_isa isa_max)
 #  define MOE_EPI_RT_PICK(isa, name, args) ((void)(isa), moe_epi_rt_c_##name args)
 #endif
 
-static uint64_t moe_epi_rt_sum(moe_ep_isa isa, const float *x, int32_t n, float max)
+static float moe_epi_rt_sum(moe_ep_isa isa, const float *x, int32_t n, float max)
 {
     return MOE_EPI_RT_PICK(isa, sum, (x, n, max));
 }
@@ -4397,6 +4776,680 @@ static void moe_epi_rt_groups(moe_ep_isa isa, const float *key, int32_t n_group,
     (void)isa;
     moe_epi_rt_c_groups(key + (int64_t)g * size, n_group - g, size, m, score + g);
 }
+
+/* ---- sixteen rows together (AVX-512) ----------------------------------------------------------------------
+ *
+ * A row first, a lane for every sixteenth expert: distance d >= 0 of each key from the top, as bits with the
+ * expert's number in the low ones.  So all keys differ, order like integers, ties to the lowest index, and
+ * each lane keeps its three least.  Then sixteen rows, a lane for each: the two least of all lanes are sorted
+ * by a network.  The third tells whether a lane may have hidden more; such a row is collected again.
+ * Cut-off bits and approximate keys can put neighbours in the wrong order: the chosen are compared by what
+ * they really are, and a row in doubt is given back (bit in the result) to be routed in the plain way. */
+
+#define MOE_EPI_ROWS 16
+
+/* What the rows of a call share. */
+typedef struct moe_epi_rt_plan {
+    int32_t n, K;            /* experts (a multiple of 16), chosen per row                                   */
+    uint32_t low;            /* bits of an expert's number                                                  */
+    int sums;                /* the denominator of a softmax is wanted                                      */
+    int sigmoid;             /* keys are sigmoid(x) + bias, otherwise x                                     */
+    const float *bias;       /* (n) or NULL                                                                 */
+    int32_t n_group, size, topk_group, top_m; /* n_group 1..8, size a multiple of 16                         */
+    int mask_zero;
+    float top;               /* sigmoid: no key is larger                                                   */
+    moe_ep_weight weight;    /* and what becomes of it; SCORE of sigmoid, softmax or logit                  */
+    moe_ep_score score;
+    int weighs, renorm;
+    moe_ep_eps_mode eps_mode;
+    float eps, scale;
+    float slack;             /* keys further apart than this are in the right order                         */
+    float reach;             /* distances of the chosen must stay below                                     */
+} moe_epi_rt_plan;
+
+typedef struct moe_epi_rt_rows {
+    MOE_EPI_RT_ALIGNED uint32_t least[3][MOE_EPI_ROWS][MOE_EPI_LANES]; /* rank, row, lane                   */
+    MOE_EPI_RT_ALIGNED uint32_t list[MOE_EPI_LANES][MOE_EPI_ROWS];     /* rank, row: ascending              */
+    MOE_EPI_RT_ALIGNED float part[MOE_EPI_ROWS][MOE_EPI_LANES];        /* partial sums                      */
+    MOE_EPI_RT_ALIGNED float max[MOE_EPI_ROWS], sum[MOE_EPI_ROWS];
+    MOE_EPI_RT_ALIGNED float x[MOE_EPI_LANES][MOE_EPI_ROWS];           /* logits of the chosen: choice, row */
+    MOE_EPI_RT_ALIGNED float w[MOE_EPI_LANES][MOE_EPI_ROWS];           /* scores, then weights              */
+    MOE_EPI_RT_ALIGNED float key[MOE_EPI_LANES][MOE_EPI_ROWS];         /* exact ones                        */
+    MOE_EPI_RT_ALIGNED uint32_t limit[MOE_EPI_ROWS];                   /* all keys up to it are in the list */
+    MOE_EPI_RT_ALIGNED int32_t id[MOE_EPI_LANES][MOE_EPI_ROWS];        /* the chosen: choice, row           */
+    int64_t ahead;           /* elements from a row to the one that is fetched meanwhile                     */
+    uint32_t doubt, closed[MOE_EPI_ROWS];                              /* rows; groups                      */
+} moe_epi_rt_rows;
+
+#if MOE_EPI_X86
+#define MOE_EPI_RT_ZIN MOE_EPI_RT_Z inline __attribute__((always_inline))
+#define MOE_EPI_RT_ZIMIN(a, b) _mm512_maskz_min_epu32(MOE_EPI_RT_ZA, a, b)
+#define MOE_EPI_RT_ZIMAX(a, b) _mm512_maskz_max_epu32(MOE_EPI_RT_ZA, a, b)
+#define MOE_EPI_RT_ZLOAD(p) _mm512_loadu_si512((const void *)(p))
+#define MOE_EPI_RT_ABSENT 0x7f000000 /* a distance larger than any real one, 1.7e38 */
+/* bits of distance d with the cut-off low ones replaced by the number e */
+#define MOE_EPI_RT_ZKEY(d, low, e) _mm512_maskz_ternarylogic_epi32(MOE_EPI_RT_ZI, low, e, _mm512_castps_si512(d), 0xca)
+
+typedef struct moe_epi_rt_three {
+    __m512i a, b, c;
+} moe_epi_rt_three;
+
+/* Four more keys per lane. */
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_four(moe_epi_rt_three *m, __m512i p, __m512i q, __m512i r, __m512i s)
+{
+    __m512i p1 = MOE_EPI_RT_ZIMIN(p, q), p2 = MOE_EPI_RT_ZIMAX(p, q), q1 = MOE_EPI_RT_ZIMIN(r, s);
+    __m512i q2 = MOE_EPI_RT_ZIMAX(r, s), t = MOE_EPI_RT_ZIMAX(p1, q1), u = MOE_EPI_RT_ZIMIN(p2, q2), a, b, c;
+    a = MOE_EPI_RT_ZIMIN(p1, q1);
+    b = MOE_EPI_RT_ZIMIN(t, u);
+    c = MOE_EPI_RT_ZIMAX(t, u);
+    t = MOE_EPI_RT_ZIMAX(m->a, a);
+    u = MOE_EPI_RT_ZIMIN(m->b, b);
+    m->a = MOE_EPI_RT_ZIMIN(m->a, a);
+    m->c = MOE_EPI_RT_ZIMIN(MOE_EPI_RT_ZIMAX(t, u), MOE_EPI_RT_ZIMIN(m->c, c));
+    m->b = MOE_EPI_RT_ZIMIN(t, u);
+}
+
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_one(moe_epi_rt_three *m, __m512i p)
+{
+    __m512i t = MOE_EPI_RT_ZIMAX(m->a, p), u = MOE_EPI_RT_ZIMAX(m->b, t);
+    m->a = MOE_EPI_RT_ZIMIN(m->a, p);
+    m->b = MOE_EPI_RT_ZIMIN(m->b, t);
+    m->c = MOE_EPI_RT_ZIMIN(m->c, u);
+}
+
+MOE_EPI_RT_ZIN static moe_epi_rt_three moe_epi_rt_z_none(void)
+{
+    moe_epi_rt_three m;
+    m.a = m.b = m.c = _mm512_set1_epi32(MOE_EPI_RT_ABSENT);
+    return m;
+}
+
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_keep(const moe_epi_rt_three *m, moe_epi_rt_rows *b, int r)
+{
+    _mm512_storeu_si512(b->least[0][r], m->a);
+    _mm512_storeu_si512(b->least[1][r], m->b);
+    _mm512_storeu_si512(b->least[2][r], m->c);
+}
+
+MOE_EPI_RT_ZIN static __m512i moe_epi_rt_z_count(void)
+{
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+/* All lanes become the largest one. */
+MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_top_lane(__m512 v)
+{
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, v, v, 0x4e));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_shuffle_f32x4(MOE_EPI_RT_ZI, v, v, 0xb1));
+    v = MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0x4e));
+    return MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0xb1));
+}
+
+/* Row r by its logits: least distances from the largest, partial sums.  NaN and +Inf leave a NaN distance. */
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_row_as(const float *x, const moe_epi_rt_plan *p, moe_epi_rt_rows *b, int r,
+                                               int sums)
+{
+    const __m512 top = moe_epi_rt_z_top_lane(moe_epi_rt_z_lanes(x, p->n));
+    const __m512i low = _mm512_set1_epi32((int)p->low), eighths = moe_epi_rt_z_eighths(), step = _mm512_set1_epi32(16);
+    moe_epi_rt_three m = moe_epi_rt_z_none();
+    __m512i e = moe_epi_rt_z_count(), e1, e2, e3;
+    __m512 sum = _mm512_setzero_ps(), d0, d1, d2, d3;
+    __mmask16 bad = 0;
+    int32_t i;
+    for (i = 0; i + 64 <= p->n; i += 64) {
+        moe_epi_rt_prefetch(x + b->ahead + i, 64);
+        d0 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i));
+        d1 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i + 16));
+        d2 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i + 32));
+        d3 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i + 48));
+        bad = (__mmask16)(bad | _mm512_cmp_ps_mask(d0, d1, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(d2, d3, _CMP_UNORD_Q));
+        e1 = _mm512_add_epi32(e, step);
+        e2 = _mm512_add_epi32(e1, step);
+        e3 = _mm512_add_epi32(e2, step);
+        moe_epi_rt_z_four(&m, MOE_EPI_RT_ZKEY(d0, low, e), MOE_EPI_RT_ZKEY(d1, low, e1), MOE_EPI_RT_ZKEY(d2, low, e2),
+                          MOE_EPI_RT_ZKEY(d3, low, e3));
+        e = _mm512_add_epi32(e3, step);
+        if (!sums) continue;
+        sum = MOE_EPI_RT_ZADD(sum, moe_epi_rt_z_term(d0, eighths));
+        sum = MOE_EPI_RT_ZADD(sum, moe_epi_rt_z_term(d1, eighths));
+        sum = MOE_EPI_RT_ZADD(sum, moe_epi_rt_z_term(d2, eighths));
+        sum = MOE_EPI_RT_ZADD(sum, moe_epi_rt_z_term(d3, eighths));
+    }
+    for (; i < p->n; i += 16) {
+        d0 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i));
+        bad = (__mmask16)(bad | _mm512_cmp_ps_mask(d0, d0, _CMP_UNORD_Q));
+        moe_epi_rt_z_one(&m, MOE_EPI_RT_ZKEY(d0, low, e));
+        e = _mm512_add_epi32(e, step);
+        if (sums) sum = MOE_EPI_RT_ZADD(sum, moe_epi_rt_z_term(d0, eighths));
+    }
+    moe_epi_rt_z_keep(&m, b, r);
+    _mm512_storeu_ps(b->part[r], sum);
+    b->max[r] = _mm512_cvtss_f32(top);
+    b->doubt |= (uint32_t)(bad != 0) << r;
+}
+
+MOE_EPI_RT_Z static void moe_epi_rt_z_row(const float *x, const moe_epi_rt_plan *p, moe_epi_rt_rows *b, int r)
+{
+    if (p->sums) moe_epi_rt_z_row_as(x, p, b, r, 1);
+    else moe_epi_rt_z_row_as(x, p, b, r, 0);
+}
+
+/* sigmoid(x) within 1e-6. */
+MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_near_sigmoid(__m512 x)
+{
+    __m512 y = MOE_EPI_RT_ZMIN(_mm512_mul_ps(x, MOE_EPI_RT_ZS(-MOE_EPI_RT_LOG2E)), MOE_EPI_RT_ZS(100.0f)), k, u, p, d;
+    k = MOE_EPI_RT_ZWHOLE(y);
+    u = MOE_EPI_RT_ZSUB(y, k);
+    p = _mm512_fmadd_ps(MOE_EPI_RT_ZS(MOE_EPI_RT_D5), u, MOE_EPI_RT_ZS(MOE_EPI_RT_D4));
+    p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_D3));
+    p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_D2));
+    p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(MOE_EPI_RT_D1));
+    p = _mm512_fmadd_ps(p, u, MOE_EPI_RT_ZS(1.0f));
+    d = _mm512_add_ps(MOE_EPI_RT_ZS(1.0f), _mm512_maskz_scalef_ps(MOE_EPI_RT_ZA, p, k));
+    return _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, MOE_EPI_RT_ZS(1.0f), d, MOE_EPI_RT_ZR);
+}
+
+/* Approximate keys of a row; returns lanes with anything but a finite logit. */
+MOE_EPI_RT_ZIN static __mmask16 moe_epi_rt_z_near_keys(const float *x, int64_t ahead, const moe_epi_rt_plan *p,
+                                                     float *key)
+{
+    __mmask16 bad = 0;
+    int32_t i;
+    for (i = 0; i < p->n; i += MOE_EPI_LANES) {
+        __m512 v = _mm512_loadu_ps(x + i), q = moe_epi_rt_z_near_sigmoid(v);
+        moe_epi_rt_prefetch(x + ahead + i, MOE_EPI_LANES);
+        bad = (__mmask16)(bad | _mm512_fpclass_ps_mask(v, 0x99));
+        if (p->bias) q = _mm512_add_ps(q, _mm512_loadu_ps(p->bias + i));
+        _mm512_storeu_ps(key + i, q);
+    }
+    return bad;
+}
+
+/* Bits of the groups that stay closed; *doubt when the scores that decide are too close. */
+MOE_EPI_RT_ZIN static uint32_t moe_epi_rt_z_closed(const float *key, const moe_epi_rt_plan *p, int *doubt)
+{
+    const __m256i turn = _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0), one = _mm256_set1_epi32(1);
+    MOE_EPI_RT_ALIGNED float score[8];
+    __m256 v, w, open, shut;
+    __m256i rank = _mm256_setzero_si256();
+    __mmask8 all = (__mmask8)(0xffu >> (8 - p->n_group)), chosen;
+    int g;
+    if (p->n_group == 8) moe_epi_rt_z_groups8(key, p->size, p->top_m, score);
+    else moe_epi_rt_c_groups(key, p->n_group, p->size, p->top_m, score);
+    v = _mm256_mask_blend_ps(all, _mm256_set1_ps(MOE_EPI_LOWEST), _mm256_loadu_ps(score));
+    w = v;
+    for (g = 1; g < 8; g++) {
+        w = _mm256_permutevar8x32_ps(w, turn);
+        rank = _mm256_mask_add_epi32(rank, _mm256_cmp_ps_mask(w, v, _CMP_GT_OQ), rank, one);
+    }
+    chosen = _mm256_cmplt_epi32_mask(rank, _mm256_set1_epi32(p->topk_group));
+    open = _mm256_mask_blend_ps(chosen, _mm256_set1_ps(-MOE_EPI_LOWEST), v);
+    shut = _mm256_mask_blend_ps(chosen, v, _mm256_set1_ps(MOE_EPI_LOWEST));
+    for (g = 1; g < 8; g *= 2) {
+        const __m256i far = _mm256_xor_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(g));
+        open = _mm256_min_ps(open, _mm256_permutevar8x32_ps(open, far));
+        shut = _mm256_max_ps(shut, _mm256_permutevar8x32_ps(shut, far));
+    }
+    /* equal scores have the same rank: too many may be open */
+    *doubt = __builtin_popcount((unsigned)(chosen & all)) != p->topk_group ||
+             !(_mm_cvtss_f32(_mm256_castps256_ps128(open)) - _mm_cvtss_f32(_mm256_castps256_ps128(shut)) >
+               2.0f * p->slack);
+    return (uint32_t)all & ~(uint32_t)chosen;
+}
+
+/* Keys to distances of the open groups. */
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_open(const float *key, const moe_epi_rt_plan *p, uint32_t closed,
+                                             moe_epi_rt_three *m)
+{
+    const __m512 top = MOE_EPI_RT_ZS(p->top);
+    const __m512i low = _mm512_set1_epi32((int)p->low), count = moe_epi_rt_z_count();
+    uint32_t open = (0xffu >> (8 - p->n_group)) & ~closed;
+    int32_t i, end;
+    for (; open; open &= open - 1u) {
+        i = (int32_t)__builtin_ctz(open) * p->size;
+        for (end = i + p->size; i + 32 <= end; i += 32) {
+            __m512i a = _mm512_add_epi32(count, _mm512_set1_epi32(i));
+            __m512i b = _mm512_add_epi32(count, _mm512_set1_epi32(i + 16));
+            __m512i t, u, c;
+            a = MOE_EPI_RT_ZKEY(MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(key + i)), low, a);
+            b = MOE_EPI_RT_ZKEY(MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(key + i + 16)), low, b);
+            c = MOE_EPI_RT_ZIMIN(a, b);
+            b = MOE_EPI_RT_ZIMAX(a, b);
+            t = MOE_EPI_RT_ZIMAX(m->a, c);
+            u = MOE_EPI_RT_ZIMIN(m->b, b);
+            m->a = MOE_EPI_RT_ZIMIN(m->a, c);
+            m->c = MOE_EPI_RT_ZIMIN(MOE_EPI_RT_ZIMAX(t, u), m->c);
+            m->b = MOE_EPI_RT_ZIMIN(t, u);
+        }
+        for (; i < end; i += 16)
+            moe_epi_rt_z_one(m, MOE_EPI_RT_ZKEY(MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(key + i)), low,
+                                                _mm512_add_epi32(count, _mm512_set1_epi32(i))));
+    }
+}
+
+/* Rows by their approximate keys.  Some rows at a time go through each step: one row's steps wait for each
+ * other, so the processor needs others to work on meanwhile. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_rows_sigmoid(const float *x, int64_t stride, const moe_epi_rt_plan *p,
+                                                   moe_epi_rt_rows *b, int count)
+{
+    MOE_EPI_RT_ALIGNED float key[2 * MOE_EPI_ROUTE_BLOCK];
+    const int some = 2 * MOE_EPI_ROUTE_BLOCK / p->n;
+    int first, r, end;
+    for (first = 0; first < count; first = end) {
+        end = count - first < some ? count : first + some;
+        for (r = first; r < end; r++)
+            if (moe_epi_rt_z_near_keys(x + r * stride, b->ahead, p, key + (r - first) * p->n)) b->doubt |= 1u << r;
+        for (r = first; r < end && p->n_group > 1; r++) {
+            int close;
+            b->closed[r] = moe_epi_rt_z_closed(key + (r - first) * p->n, p, &close);
+            b->doubt |= (uint32_t)close << r;
+        }
+        for (r = first; r < end; r++) {
+            moe_epi_rt_three m = moe_epi_rt_z_none();
+            moe_epi_rt_z_open(key + (r - first) * p->n, p, b->closed[r], &m);
+            moe_epi_rt_z_keep(&m, b, r);
+        }
+    }
+}
+
+#define MOE_EPI_RT_ZSIXTEEN(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+/* 16 x 16 transposed; v must be an array that is only indexed by constants. */
+#define MOE_EPI_RT_ZU32(v, a, b)                                                                         \
+    t = _mm512_maskz_unpacklo_epi32(MOE_EPI_RT_ZA, v[a], v[b]);                                          \
+    v[b] = _mm512_maskz_unpackhi_epi32(MOE_EPI_RT_ZA, v[a], v[b]);                                       \
+    v[a] = t;
+#define MOE_EPI_RT_ZU64(v, a, b)                                                                         \
+    t = _mm512_maskz_unpacklo_epi64((__mmask8)0xff, v[a], v[b]);                                         \
+    v[b] = _mm512_maskz_unpackhi_epi64((__mmask8)0xff, v[a], v[b]);                                      \
+    v[a] = t;
+#define MOE_EPI_RT_ZU128(v, a, b)                                                                        \
+    t = _mm512_maskz_shuffle_i32x4(MOE_EPI_RT_ZI, v[a], v[b], 0x88);                                     \
+    v[b] = _mm512_maskz_shuffle_i32x4(MOE_EPI_RT_ZI, v[a], v[b], 0xdd);                                  \
+    v[a] = t;
+/* four rows whose quarters hold columns 0..3, 4..7, ...: afterwards v[a] has column 0 of each quarter, and so on */
+#define MOE_EPI_RT_ZQUAD(v, a)                                                                           \
+    MOE_EPI_RT_ZU32(v, a, a + 1)                                                                         \
+    MOE_EPI_RT_ZU32(v, a + 2, a + 3)                                                                     \
+    MOE_EPI_RT_ZU64(v, a, a + 2)                                                                         \
+    MOE_EPI_RT_ZU64(v, a + 1, a + 3)
+#define MOE_EPI_RT_ZCOL(v, a)                                                                            \
+    MOE_EPI_RT_ZU128(v, a, a + 4)                                                                        \
+    MOE_EPI_RT_ZU128(v, a + 8, a + 12)                                                                   \
+    MOE_EPI_RT_ZU128(v, a, a + 8)                                                                        \
+    MOE_EPI_RT_ZU128(v, a + 4, a + 12)
+
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_transpose(const uint32_t *from, __m512i *v)
+{
+    __m512i t, w[16];
+#define MOE_EPI_RT_ZSTEP(i) w[i] = MOE_EPI_RT_ZLOAD(from + 16 * (i));
+    MOE_EPI_RT_ZSIXTEEN(MOE_EPI_RT_ZSTEP)
+#undef MOE_EPI_RT_ZSTEP
+    MOE_EPI_RT_ZQUAD(w, 0)
+    MOE_EPI_RT_ZQUAD(w, 4)
+    MOE_EPI_RT_ZQUAD(w, 8)
+    MOE_EPI_RT_ZQUAD(w, 12)
+    MOE_EPI_RT_ZCOL(w, 0)
+    MOE_EPI_RT_ZCOL(w, 1)
+    MOE_EPI_RT_ZCOL(w, 2)
+    MOE_EPI_RT_ZCOL(w, 3)
+#define MOE_EPI_RT_ZSTEP(i) v[i] = w[((i) & 12) | ((i) & 1) << 1 | ((i) & 2) >> 1];
+    MOE_EPI_RT_ZSIXTEEN(MOE_EPI_RT_ZSTEP)
+#undef MOE_EPI_RT_ZSTEP
+}
+
+/* Sixteen vectors sorted lane by lane: 60 comparators in 10 layers, none of them redundant. */
+#define MOE_EPI_RT_ZORDER(v, a, b)                                                                       \
+    t = MOE_EPI_RT_ZIMIN(v[a], v[b]);                                                                    \
+    v[b] = MOE_EPI_RT_ZIMAX(v[a], v[b]);                                                                 \
+    v[a] = t;
+#define MOE_EPI_RT_ZNETWORK(S)                                                                           \
+    S(0, 13) S(1, 12) S(2, 15) S(3, 14) S(4, 8) S(5, 6) S(7, 11) S(9, 10)                                \
+    S(0, 5) S(1, 7) S(2, 9) S(3, 4) S(6, 13) S(8, 14) S(10, 15) S(11, 12)                                \
+    S(0, 1) S(2, 3) S(4, 5) S(6, 8) S(7, 9) S(10, 11) S(12, 13) S(14, 15)                                \
+    S(0, 2) S(1, 3) S(4, 10) S(5, 11) S(6, 7) S(8, 9) S(12, 14) S(13, 15)                                \
+    S(1, 2) S(3, 12) S(4, 6) S(5, 7) S(8, 10) S(9, 11) S(13, 14)                                         \
+    S(1, 4) S(2, 6) S(5, 8) S(7, 10) S(9, 13) S(11, 14)                                                  \
+    S(2, 4) S(3, 6) S(9, 12) S(11, 13)                                                                   \
+    S(3, 5) S(6, 8) S(7, 9) S(10, 12)                                                                    \
+    S(3, 4) S(5, 6) S(7, 8) S(9, 10) S(11, 12)                                                           \
+    S(6, 7) S(8, 9)
+#define MOE_EPI_RT_ZBITONIC(S)                                                                           \
+    S(0, 8) S(1, 9) S(2, 10) S(3, 11) S(4, 12) S(5, 13) S(6, 14) S(7, 15)                                \
+    S(0, 4) S(1, 5) S(2, 6) S(3, 7) S(8, 12) S(9, 13) S(10, 14) S(11, 15)                                \
+    S(0, 2) S(1, 3) S(4, 6) S(5, 7) S(8, 10) S(9, 11) S(12, 14) S(13, 15)                                \
+    S(0, 1) S(2, 3) S(4, 5) S(6, 7) S(8, 9) S(10, 11) S(12, 13) S(14, 15)
+
+/* b->list from b->least: the sixteen least of the two least of every lane. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_sort(moe_epi_rt_rows *b)
+{
+    __m512i v[16], w[16], t;
+    moe_epi_rt_z_transpose(&b->least[1][0][0], w);
+#define MOE_EPI_RT_ZSTEP(i, j) MOE_EPI_RT_ZORDER(w, i, j)
+    MOE_EPI_RT_ZNETWORK(MOE_EPI_RT_ZSTEP)
+#undef MOE_EPI_RT_ZSTEP
+    moe_epi_rt_z_transpose(&b->least[0][0][0], v);
+#define MOE_EPI_RT_ZSTEP(i, j) MOE_EPI_RT_ZORDER(v, i, j)
+    MOE_EPI_RT_ZNETWORK(MOE_EPI_RT_ZSTEP)
+    /* the ninth of the second ones is behind nine first and eight second ones */
+#define MOE_EPI_RT_ZJOIN(i) v[8 + (i)] = MOE_EPI_RT_ZIMIN(v[8 + (i)], w[7 - (i)]);
+    MOE_EPI_RT_ZJOIN(0) MOE_EPI_RT_ZJOIN(1) MOE_EPI_RT_ZJOIN(2) MOE_EPI_RT_ZJOIN(3)
+    MOE_EPI_RT_ZJOIN(4) MOE_EPI_RT_ZJOIN(5) MOE_EPI_RT_ZJOIN(6) MOE_EPI_RT_ZJOIN(7)
+#undef MOE_EPI_RT_ZJOIN
+    MOE_EPI_RT_ZBITONIC(MOE_EPI_RT_ZSTEP)
+#undef MOE_EPI_RT_ZSTEP
+#define MOE_EPI_RT_ZSTEP(i) _mm512_store_si512(b->list[i], v[i]);
+    MOE_EPI_RT_ZSIXTEEN(MOE_EPI_RT_ZSTEP)
+#undef MOE_EPI_RT_ZSTEP
+}
+
+/* Collects row r again: all keys up to `limit`, in order; the rest of the list becomes limit.  0 = too many. */
+MOE_EPI_RT_Z static int moe_epi_rt_z_collect(const float *x, const moe_epi_rt_plan *p, moe_epi_rt_rows *b, int r,
+                                             uint32_t limit)
+{
+    const __m512i most = _mm512_set1_epi32((int)limit), low = _mm512_set1_epi32((int)p->low);
+    const __m512 top = MOE_EPI_RT_ZS(p->sigmoid ? p->top : b->max[r]);
+    MOE_EPI_RT_ALIGNED uint32_t found[2 * MOE_EPI_LANES];
+    __m512i e = moe_epi_rt_z_count(), v;
+    int32_t i, count = 0, group = 0, next = p->n_group > 1 ? p->size : p->n;
+    for (i = 0; i < p->n; i += MOE_EPI_LANES) {
+        __m512 q = _mm512_loadu_ps(x + i);
+        __mmask16 within;
+        if (i == next) {
+            group++;
+            next += p->size;
+        }
+        if (p->sigmoid) {
+            q = moe_epi_rt_z_near_sigmoid(q);
+            if (p->bias) q = _mm512_add_ps(q, _mm512_loadu_ps(p->bias + i));
+        }
+        v = MOE_EPI_RT_ZKEY(MOE_EPI_RT_ZSUB(top, q), low, e);
+        within = (__mmask16)(_mm512_cmple_epu32_mask(v, most) & ((b->closed[r] >> group & 1u) ? 0u : 0xffffu));
+        _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(within, v));
+        count += __builtin_popcount((unsigned)within);
+        if (count > MOE_EPI_LANES) return 0;
+        e = _mm512_add_epi32(e, _mm512_set1_epi32(16));
+    }
+    v = _mm512_mask_blend_epi32((__mmask16)((1u << count) - 1u), most, MOE_EPI_RT_ZLOAD(found));
+    for (i = 0; i < count; i++) {
+        __mmask16 less = _mm512_cmplt_epu32_mask(v, _mm512_set1_epi32((int)found[i]));
+        b->list[__builtin_popcount((unsigned)less)][r] = found[i];
+    }
+    for (; i < MOE_EPI_LANES; i++) b->list[i][r] = limit;
+    return 1;
+}
+
+/* Rows whose lanes may hide one of the chosen, or one too close to them, are collected again. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_guard(const float *x, int64_t stride, const moe_epi_rt_plan *p,
+                                            moe_epi_rt_rows *b, int count)
+{
+    uint32_t *limit = b->limit;
+    __m512 last = _mm512_castsi512_ps(MOE_EPI_RT_ZLOAD(b->list[p->K - 1]));
+    __m512i most = _mm512_castps_si512(_mm512_add_ps(last, MOE_EPI_RT_ZS(2.0f * p->slack)));
+    int r;
+    most = _mm512_add_epi32(_mm512_or_si512(most, _mm512_set1_epi32((int)p->low)), _mm512_set1_epi32((int)p->low + 1));
+    _mm512_store_si512(limit, most);
+    for (r = 0; r < count; r++) {
+        __m512i third = MOE_EPI_RT_ZLOAD(b->least[2][r]);
+        if (!_mm512_cmple_epu32_mask(third, _mm512_set1_epi32((int)limit[r])) || (b->doubt >> r & 1u)) continue;
+        if (!moe_epi_rt_z_collect(x + r * stride, p, b, r, limit[r])) b->doubt |= 1u << r;
+    }
+}
+
+/* Logits of the chosen, and the rows whose order the logits do not confirm. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_confirm(const float *x, int64_t stride, const moe_epi_rt_plan *p,
+                                              moe_epi_rt_rows *b, int count)
+{
+    const __m512i low = _mm512_set1_epi32((int)p->low), row = moe_epi_rt_z_count();
+    const __m512 slack = MOE_EPI_RT_ZS(p->slack), zero = _mm512_setzero_ps();
+    const __mmask16 all = (__mmask16)((1u << count) - 1u);
+    __m512i at = _mm512_maskz_mullo_epi32(all, row, _mm512_set1_epi32((int)stride)), key = row, id;
+    __m512 v = zero, before, gap;
+    __mmask16 wrong = 0;
+    int32_t j;
+    for (j = 0; j < p->K; j++) {
+        key = MOE_EPI_RT_ZLOAD(b->list[j]);
+        id = _mm512_and_si512(key, low);
+        before = v;
+        v = MOE_EPI_RT_ZGATHER(all, _mm512_add_epi32(at, id), x);
+        _mm512_store_ps(b->x[j], v);
+        _mm512_store_si512(b->id[j], id);
+        if (j == 0) continue;
+        gap = MOE_EPI_RT_ZSUB(before, v);
+        wrong = (__mmask16)(wrong | _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(gap, slack, _CMP_LE_OQ), gap, zero,
+                                                            _CMP_NEQ_UQ));
+    }
+    gap = MOE_EPI_RT_ZSUB(_mm512_load_ps(b->max), v);
+    wrong = (__mmask16)(wrong | _mm512_cmp_ps_mask(gap, MOE_EPI_RT_ZS(p->reach), _CMP_NLT_UQ));
+    wrong = (__mmask16)(wrong | _mm512_cmpge_epu32_mask(key, _mm512_set1_epi32(MOE_EPI_RT_ABSENT)));
+    key = _mm512_maskz_andnot_epi32(MOE_EPI_RT_ZA, low, MOE_EPI_RT_ZLOAD(b->list[p->K]));
+    gap = MOE_EPI_RT_ZSUB(_mm512_castsi512_ps(key), gap);
+    wrong = (__mmask16)(wrong | _mm512_cmp_ps_mask(gap, slack, _CMP_NGT_UQ));
+    b->doubt |= (uint32_t)wrong;
+}
+
+/* Adds the partial sums of sixteen rows in the order of moe_epi_rt_tree. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_sums(moe_epi_rt_rows *b)
+{
+    __m512i v[16];
+    __m512 s[8];
+    moe_epi_rt_z_transpose((const uint32_t *)(const void *)&b->part[0][0], v);
+#define MOE_EPI_RT_ZPAIR(i) s[i] = MOE_EPI_RT_ZADD(_mm512_castsi512_ps(v[i]), _mm512_castsi512_ps(v[i + 8]));
+    MOE_EPI_RT_ZPAIR(0) MOE_EPI_RT_ZPAIR(1) MOE_EPI_RT_ZPAIR(2) MOE_EPI_RT_ZPAIR(3)
+    MOE_EPI_RT_ZPAIR(4) MOE_EPI_RT_ZPAIR(5) MOE_EPI_RT_ZPAIR(6) MOE_EPI_RT_ZPAIR(7)
+#undef MOE_EPI_RT_ZPAIR
+    s[0] = MOE_EPI_RT_ZADD(s[0], s[4]);
+    s[1] = MOE_EPI_RT_ZADD(s[1], s[5]);
+    s[2] = MOE_EPI_RT_ZADD(s[2], s[6]);
+    s[3] = MOE_EPI_RT_ZADD(s[3], s[7]);
+    s[0] = MOE_EPI_RT_ZADD(s[0], s[2]);
+    s[1] = MOE_EPI_RT_ZADD(s[1], s[3]);
+    _mm512_store_ps(b->sum, MOE_EPI_RT_ZADD(s[0], s[1]));
+}
+
+/* Rows of (16,K) of what stands choice by choice. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_deliver(const uint32_t *from, int32_t K, int count, uint32_t doubt, void *to)
+{
+    const __mmask16 width = (__mmask16)((1u << K) - 1u);
+    MOE_EPI_RT_ALIGNED uint32_t out[MOE_EPI_ROWS][MOE_EPI_LANES];
+    uint32_t *at = (uint32_t *)to;
+    __m512i v[16];
+    int r;
+    moe_epi_rt_z_transpose(from, v);
+    for (r = 0; r < MOE_EPI_ROWS; r++) _mm512_store_si512(out[r], v[r]);
+    for (r = 0; r < count; r++, at += K) {
+        if (doubt >> r & 1u) continue;
+        if (K == 8)
+            _mm256_storeu_si256((__m256i *)(void *)at, _mm256_load_si256((const __m256i *)(const void *)out[r]));
+        else _mm512_mask_storeu_epi32(at, width, MOE_EPI_RT_ZLOAD(out[r]));
+    }
+}
+
+/* moe_epi_rt_exp8 and moe_epi_rt_sigmoid8 once more, step by step. */
+MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exp(__m512 a)
+{
+    const __m512i bias = _mm512_set1_epi32(127);
+    __m512 p = _mm512_castsi512_ps(
+        _mm512_maskz_min_epi32(MOE_EPI_RT_ZA, _mm512_castps_si512(a), _mm512_set1_epi32(0x42d00000)));
+    __m512i h, k = MOE_EPI_RT_ZINT(
+        MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(p, MOE_EPI_RT_ZS(1.44269504f)), MOE_EPI_RT_ZS(0.5f)));
+    __m512 f = _mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k), x, q;
+    x = MOE_EPI_RT_ZSUB(MOE_EPI_RT_ZMUL(f, MOE_EPI_RT_ZS(0.693359375f)), p);
+    x = MOE_EPI_RT_ZSUB(x, MOE_EPI_RT_ZMUL(f, MOE_EPI_RT_ZS(2.12194440e-4f)));
+    q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZS(1.9875691500e-4f), x), MOE_EPI_RT_ZS(1.3981999507e-3f));
+    q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, x), MOE_EPI_RT_ZS(8.3334519073e-3f));
+    q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, x), MOE_EPI_RT_ZS(4.1665795894e-2f));
+    q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, x), MOE_EPI_RT_ZS(1.6666665459e-1f));
+    q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, x), MOE_EPI_RT_ZS(5.0000001201e-1f));
+    q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, MOE_EPI_RT_ZMUL(x, x)), x), MOE_EPI_RT_ZS(1.0f));
+    h = _mm512_maskz_srai_epi32(MOE_EPI_RT_ZI, k, 1);
+    q = MOE_EPI_RT_ZMUL(q, _mm512_castsi512_ps(_mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, _mm512_sub_epi32(bias, h), 23)));
+    h = _mm512_add_epi32(_mm512_sub_epi32(bias, k), h);
+    return MOE_EPI_RT_ZMUL(q, _mm512_castsi512_ps(_mm512_maskz_slli_epi32(MOE_EPI_RT_ZI, h, 23)));
+}
+
+MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exact_sigmoid(__m512 x)
+{
+    const __m512 one = MOE_EPI_RT_ZS(1.0f);
+    const __m512i bits = _mm512_castps_si512(x);
+    const __mmask16 minus = _mm512_cmplt_epi32_mask(bits, _mm512_setzero_si512());
+    __m512 e = moe_epi_rt_z_exp(_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff))));
+    return _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, _mm512_mask_blend_ps(minus, one, e),
+                                      MOE_EPI_RT_ZADD(one, e), MOE_EPI_RT_ZR);
+}
+
+/* Rows j and j + 1 of keys, ids and scores change places where the second one comes first. */
+MOE_EPI_RT_ZIN static void moe_epi_rt_z_swap(moe_epi_rt_rows *b, int32_t j)
+{
+    __m512 k0 = _mm512_load_ps(b->key[j]), k1 = _mm512_load_ps(b->key[j + 1]);
+    __m512 w0 = _mm512_load_ps(b->w[j]), w1 = _mm512_load_ps(b->w[j + 1]);
+    __m512i i0 = MOE_EPI_RT_ZLOAD(b->id[j]), i1 = MOE_EPI_RT_ZLOAD(b->id[j + 1]);
+    __mmask16 less = _mm512_cmp_ps_mask(k0, k1, _CMP_LT_OQ), equal = _mm512_cmp_ps_mask(k0, k1, _CMP_EQ_OQ);
+    less = (__mmask16)(less | _mm512_mask_cmpgt_epi32_mask(equal, i0, i1));
+    _mm512_store_ps(b->key[j], _mm512_mask_blend_ps(less, k0, k1));
+    _mm512_store_ps(b->key[j + 1], _mm512_mask_blend_ps(less, k1, k0));
+    _mm512_store_ps(b->w[j], _mm512_mask_blend_ps(less, w0, w1));
+    _mm512_store_ps(b->w[j + 1], _mm512_mask_blend_ps(less, w1, w0));
+    _mm512_store_si512(b->id[j], _mm512_mask_blend_epi32(less, i0, i1));
+    _mm512_store_si512(b->id[j + 1], _mm512_mask_blend_epi32(less, i1, i0));
+}
+
+/* Exact keys of the K + 1 nearest; two rounds of exchanges put right what the approximation mixed up. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_settle(const float *x, int64_t stride, const moe_epi_rt_plan *p,
+                                             moe_epi_rt_rows *b, int count)
+{
+    const __m512i low = _mm512_set1_epi32((int)p->low), absent = _mm512_set1_epi32(MOE_EPI_RT_ABSENT);
+    const __m512 lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
+    const __mmask16 all = (__mmask16)((1u << count) - 1u);
+    const __m512i at = _mm512_maskz_mullo_epi32(all, moe_epi_rt_z_count(), _mm512_set1_epi32((int)stride));
+    __m512 gap;
+    __m512i id, rest;
+    __mmask16 wrong = 0;
+    int32_t j;
+    for (j = 0; j <= p->K; j++) {
+        id = _mm512_and_si512(MOE_EPI_RT_ZLOAD(b->list[j]), low);
+        _mm512_store_si512(b->id[j], id);
+        _mm512_store_ps(b->x[j], MOE_EPI_RT_ZGATHER(all, _mm512_add_epi32(at, id), x));
+    }
+    for (j = 0; j <= p->K; j++) {
+        __m512 key = moe_epi_rt_z_exact_sigmoid(_mm512_load_ps(b->x[j]));
+        _mm512_store_ps(b->w[j], key);
+        id = MOE_EPI_RT_ZLOAD(b->id[j]);
+        if (p->bias) key = MOE_EPI_RT_ZADD(key, MOE_EPI_RT_ZGATHER(MOE_EPI_RT_ZA, id, p->bias));
+        _mm512_store_ps(b->key[j], _mm512_mask_blend_ps(
+            _mm512_cmplt_epu32_mask(MOE_EPI_RT_ZLOAD(b->list[j]), absent), lowest, key));
+    }
+    for (j = 0; j < p->K; j += 2) moe_epi_rt_z_swap(b, j);
+    for (j = 1; j < p->K; j += 2) moe_epi_rt_z_swap(b, j);
+    for (j = 0; j < p->K; j++) {
+        __m512 k0 = _mm512_load_ps(b->key[j]), k1 = _mm512_load_ps(b->key[j + 1]);
+        wrong = (__mmask16)(wrong | _mm512_cmp_ps_mask(k0, k1, _CMP_NGE_UQ) |
+                            _mm512_mask_cmpgt_epi32_mask(_mm512_cmp_ps_mask(k0, k1, _CMP_EQ_OQ),
+                                                         MOE_EPI_RT_ZLOAD(b->id[j]), MOE_EPI_RT_ZLOAD(b->id[j + 1])));
+    }
+    gap = _mm512_load_ps(b->key[p->K - 1]); /* of the last one chosen; all others keep their distance? */
+    wrong = (__mmask16)(wrong | _mm512_cmp_ps_mask(gap, MOE_EPI_RT_ZS(p->mask_zero ? 0.0f : -1e30f), _CMP_NGT_UQ));
+    rest = MOE_EPI_RT_ZIMIN(MOE_EPI_RT_ZLOAD(b->list[p->K + 1]), MOE_EPI_RT_ZLOAD(b->limit));
+    gap = _mm512_add_ps(MOE_EPI_RT_ZSUB(MOE_EPI_RT_ZS(p->top), gap), MOE_EPI_RT_ZS(p->slack));
+    wrong = (__mmask16)(wrong | _mm512_cmp_ps_mask(
+        _mm512_castsi512_ps(_mm512_maskz_andnot_epi32(MOE_EPI_RT_ZA, low, rest)), gap, _CMP_NGT_UQ));
+    b->doubt |= (uint32_t)wrong;
+}
+
+/* w (K,16) divided by the sum over choices, eps as the router has it; a sum of 0 gives 0. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_norm(moe_epi_rt_rows *b, int32_t K, moe_ep_eps_mode mode, float eps)
+{
+    const __m512d zero = _mm512_setzero_pd(), one = _mm512_set1_pd(1.0), small = _mm512_set1_pd((double)eps);
+    int32_t j;
+    int h;
+    for (h = 0; h < MOE_EPI_ROWS; h += 8) {
+        __m512d norm = zero;
+        for (j = 0; j < K; j++)
+            norm = _mm512_add_pd(norm, _mm512_maskz_cvtps_pd((__mmask8)0xff, _mm256_load_ps(b->w[j] + h)));
+        if (mode == MOE_EP_EPS_ADD) norm = _mm512_add_pd(norm, small);
+        if (mode == MOE_EP_EPS_CLAMP) norm = _mm512_maskz_max_pd((__mmask8)0xff, norm, small);
+        norm = _mm512_maskz_div_pd(_mm512_cmp_pd_mask(norm, zero, _CMP_NEQ_OQ), one, norm);
+        for (j = 0; j < K; j++)
+            _mm256_store_ps(b->w[j] + h, _mm512_maskz_cvtpd_ps((__mmask8)0xff, _mm512_mul_pd(norm,
+                _mm512_maskz_cvtps_pd((__mmask8)0xff, _mm256_load_ps(b->w[j] + h)))));
+    }
+}
+
+/* Weights (K,16) of the chosen; sigmoid scores are there already. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_weights(const moe_epi_rt_plan *p, moe_epi_rt_rows *b)
+{
+    const int chosen = p->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED;
+    int32_t j;
+    if (p->weight == MOE_EP_WEIGHT_ONE) {
+        for (j = 0; j < p->K; j++) _mm512_store_ps(b->w[j], MOE_EPI_RT_ZS(1.0f));
+    } else if (chosen || (p->weight == MOE_EP_WEIGHT_SCORE && p->score == MOE_EP_SCORE_SOFTMAX)) {
+        const __m512 max = _mm512_load_ps(chosen ? b->x[0] : b->max), sum = _mm512_load_ps(b->sum);
+        for (j = 0; j < p->K; j++) {
+            __m512 e = moe_epi_rt_z_exp(MOE_EPI_RT_ZSUB(max, _mm512_load_ps(b->x[j])));
+            if (!chosen) e = _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, e, sum, MOE_EPI_RT_ZR);
+            _mm512_store_ps(b->w[j], e);
+        }
+        if (chosen) moe_epi_rt_z_norm(b, p->K, MOE_EP_EPS_NONE, 0.0f);
+    } else if (!p->sigmoid &&
+               (p->weight == MOE_EP_WEIGHT_SIGMOID_OF_LOGIT || p->score == MOE_EP_SCORE_SIGMOID)) {
+        for (j = 0; j < p->K; j++) _mm512_store_ps(b->w[j], moe_epi_rt_z_exact_sigmoid(_mm512_load_ps(b->x[j])));
+    } else if (!p->sigmoid) {
+        for (j = 0; j < p->K; j++) _mm512_store_ps(b->w[j], _mm512_load_ps(b->x[j]));
+    }
+    if (p->renorm) moe_epi_rt_z_norm(b, p->K, p->eps_mode, p->eps);
+    for (j = 0; j < p->K; j++)
+        _mm512_store_ps(b->w[j], MOE_EPI_RT_ZMUL(_mm512_load_ps(b->w[j]), MOE_EPI_RT_ZS(p->scale)));
+}
+
+/* `count` rows (at most 16): everything but the delivery.  x (count,n), stride apart. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_route(const float *x, int64_t stride, const moe_epi_rt_plan *p,
+                                            moe_epi_rt_rows *b, int count)
+{
+    int r;
+    b->doubt = 0;
+    if (p->sigmoid) moe_epi_rt_z_rows_sigmoid(x, stride, p, b, count);
+    for (r = 0; r < count && !p->sigmoid; r++) moe_epi_rt_z_row(x + r * stride, p, b, r);
+    if (p->sums) moe_epi_rt_z_sums(b);
+    moe_epi_rt_z_sort(b);
+    moe_epi_rt_z_guard(x, stride, p, b, count);
+    if (p->sigmoid) moe_epi_rt_z_settle(x, stride, p, b, count);
+    else moe_epi_rt_z_confirm(x, stride, p, b, count);
+    if (p->weighs) moe_epi_rt_z_weights(p, b);
+}
+#undef MOE_EPI_RT_ZX1
+#undef MOE_EPI_RT_ZX4
+#undef MOE_EPI_RT_ZMERGE
+#undef MOE_EPI_RT_Z
+#undef MOE_EPI_RT_ZA
+#undef MOE_EPI_RT_ZI
+#undef MOE_EPI_RT_ZGATHER
+#undef MOE_EPI_RT_ZWHOLE
+#undef MOE_EPI_RT_ZBIG
+#undef MOE_EPI_RT_ZR
+#undef MOE_EPI_RT_ZS
+#undef MOE_EPI_RT_ZMUL
+#undef MOE_EPI_RT_ZADD
+#undef MOE_EPI_RT_ZSUB
+#undef MOE_EPI_RT_ZMAX
+#undef MOE_EPI_RT_ZMIN
+#undef MOE_EPI_RT_ZINT
+#undef MOE_EPI_RT_ZTURN
+#undef MOE_EPI_RT_ZTURNS
+#undef MOE_EPI_RT_ZIN
+#undef MOE_EPI_RT_ZSIXTEEN
+#undef MOE_EPI_RT_ZIMIN
+#undef MOE_EPI_RT_ZIMAX
+#undef MOE_EPI_RT_ZLOAD
+#undef MOE_EPI_RT_ABSENT
+#undef MOE_EPI_RT_ZKEY
+#undef MOE_EPI_RT_ZU32
+#undef MOE_EPI_RT_ZU64
+#undef MOE_EPI_RT_ZU128
+#undef MOE_EPI_RT_ZQUAD
+#undef MOE_EPI_RT_ZCOL
+#undef MOE_EPI_RT_ZORDER
+#undef MOE_EPI_RT_ZNETWORK
+#undef MOE_EPI_RT_ZBITONIC
+#endif /* MOE_EPI_X86 */
 
 /* 0 = finite, 1 = -Inf, 2 = +Inf or NaN; looks at the bits, which -ffast-math of the host cannot fold. */
 static int moe_epi_float_kind(float v)
@@ -4449,7 +5502,7 @@ typedef struct moe_epi_token {
     int32_t x_at, key_at;
     int raw;            /* logits need no change and fill whole lanes: they stand in for x              */
     int quick;          /* moe_epi_route_quick may be tried                                             */
-    float slack;        /* how far apart approximate keys must be to count                              */
+    float slack, bound; /* how far apart approximate keys must be to count; largest |bias|              */
     const float *bias;  /* select_bias filled up to whole lanes                                         */
     const float *block; /* x, or the logits of the block when raw                                       */
     float max, sum;     /* softmax: largest logit, sum of exp(l - max)                                  */
@@ -4468,7 +5521,15 @@ static float moe_epi_route_softcap(float x, float cap)
     return x > MOE_EPI_LOWEST ? cap * tanhf(u) : x;
 }
 
-static float moe_epi_route_shift(float x, float bias) { return x > MOE_EPI_LOWEST ? x + bias : x; }
+/* Never infinite: a sum beyond the largest float stays there, one below the least is a masked expert.  A double
+ * holds the sum of two floats closely enough that rounding it again gives the float sum. */
+static float moe_epi_route_shift(float x, float bias)
+{
+    const double most = -(double)MOE_EPI_LOWEST;
+    double sum = (double)x + (double)bias;
+    if (!(x > MOE_EPI_LOWEST) || sum < -most) return MOE_EPI_LOWEST;
+    return (float)(sum < most ? sum : most);
+}
 
 /* The logit of an expert after soft-cap and bias; MOE_EPI_LOWEST when it is masked. */
 static float moe_epi_route_logit(const moe_ep_router *r, float raw, int32_t e)
@@ -4503,21 +5564,11 @@ static void moe_epi_route_fill_x(moe_epi_token *t, int32_t e0)
     for (i = 0; r->logit_bias && i < n; i++) t->x[i] = moe_epi_route_shift(t->x[i], r->logit_bias[e0 + i]);
 }
 
-static float moe_epi_lanes_sum(const float *lane)
-{
-    float s[MOE_EPI_LANES];
-    int i, width;
-    memcpy(s, lane, sizeof s);
-    for (width = MOE_EPI_LANES / 2; width > 0; width /= 2)
-        for (i = 0; i < width; i++) s[i] += s[i + width];
-    return s[0];
-}
-
 /* Largest logit and sum of exp(l - largest) over the token's experts that are not masked. */
 static void moe_epi_route_softmax(moe_epi_token *t)
 {
     int32_t e0, E = t->r->num_experts;
-    uint64_t sum = 0;
+    float sum = 0.0f;
     t->max = MOE_EPI_LOWEST;
     for (e0 = 0; e0 < E; e0 += MOE_EPI_ROUTE_BLOCK) {
         float max;
@@ -4529,26 +5580,19 @@ static void moe_epi_route_softmax(moe_epi_token *t)
         moe_epi_route_fill_x(t, e0);
         sum += moe_epi_rt_sum(t->isa, t->block, moe_epi_route_lanes(moe_epi_route_block_size(t, e0)), t->max);
     }
-    t->sum = sum > 0 ? (float)((double)sum * (1.0 / 1073741824.0)) : 1.0f;
+    t->sum = sum > 0.0f ? sum : 1.0f;
 }
 
-/* Scores of n logits, n a multiple of 8; what stands at masked experts does not matter.  Keys and weights
- * of all kernels come from here. */
-MOE_EPI_RT_ALONE static void moe_epi_route_scores(const moe_epi_token *t, moe_ep_score score, const float *x,
-                                                  int32_t n, float *out)
+/* Scores of n logits, n a multiple of 8; what stands at masked experts does not matter. */
+static void moe_epi_route_scores(const moe_epi_token *t, moe_ep_score score, const float *x, int32_t n, float *out)
 {
-    float sum = t->sum, max = t->max, a[8];
     int32_t i;
-    int j;
     if (score == MOE_EP_SCORE_SOFTMAX) {
-        for (i = 0; i < n; i += 8) {
-            for (j = 0; j < 8; j++) a[j] = max - x[i + j];
-            moe_epi_rt_exp8(a, a);
-            for (j = 0; j < 8; j++) a[j] = moe_epi_rt_divide(a[j], sum);
-            memcpy(out + i, a, sizeof a);
-        }
+        for (i = 0; i < n; i++) out[i] = t->max - x[i];
+        moe_epi_rt_exps(out, n, out);
+        for (i = 0; i < n; i++) out[i] = moe_epi_rt_divide(out[i], t->sum);
     } else if (score == MOE_EP_SCORE_SIGMOID) {
-        for (i = 0; i < n; i += 8) moe_epi_rt_sigmoid8(x + i, out + i);
+        moe_epi_rt_sigmoids(x, n, out);
     } else if (score == MOE_EP_SCORE_SQRT_SOFTPLUS) {
         for (i = 0; i < n; i++) out[i] = moe_epi_sqrt_softplus(x[i]);
     } else {
@@ -4778,13 +5822,14 @@ static void moe_epi_route_softmax_chosen(const moe_epi_token *t, const int32_t *
         some = K - j < 8 ? K - j : 8;
         for (i = 0; i < 8; i++) x[i] = i < some ? moe_epi_route_chosen_logit(t, ids[j + i]) : max;
         for (i = 0; i < 8; i++) e[i] = max - x[i];
-        moe_epi_rt_exp8(e, e);
+        moe_epi_rt_exps(e, 8, e);
         for (i = 0; i < some; i++) {
             w[j + i] = x[i] > MOE_EPI_LOWEST ? e[i] : 0.0f;
             sum += (double)w[j + i];
         }
     }
-    for (j = 0; j < K; j++) w[j] = sum > 0.0 ? (float)((double)w[j] / sum) : 0.0f;
+    sum = sum > 0.0 ? 1.0 / sum : 0.0;
+    for (j = 0; j < K; j++) w[j] = (float)((double)w[j] * sum);
 }
 
 /* What the weights w (K) are divided by, before eps; p = 1 is their sum. */
@@ -4804,12 +5849,13 @@ static double moe_epi_with_eps(double norm, moe_ep_eps_mode mode, float eps)
     return norm;
 }
 
-/* w / norm; a norm of 0 gives 0.  Negative norms (raw logits as weights) divide like any other. */
+/* w / norm by the reciprocal in double, which every kernel does alike; a norm of 0 gives 0.  Negative norms
+ * (raw logits as weights) divide like any other. */
 static void moe_epi_divide(float *w, int32_t K, double norm)
 {
+    double by = norm > 0.0 || norm < 0.0 ? 1.0 / norm : 0.0;
     int32_t j;
-    int usable = norm > 0.0 || norm < 0.0;
-    for (j = 0; j < K; j++) w[j] = usable ? (float)((double)w[j] / norm) : 0.0f;
+    for (j = 0; j < K; j++) w[j] = (float)((double)w[j] * by);
 }
 
 /* Weights by a score function of the chosen logits, 0 for masked experts. */
@@ -4928,6 +5974,7 @@ static void moe_epi_route_begin(moe_epi_token *t, const moe_ep_router *r)
         for (e = E; e % MOE_EPI_LANES != 0; e++) t->bias_lanes[e] = 0.0f;
         t->bias = t->bias_lanes;
     }
+    t->bound = bound;
     t->slack = 4e-6f + 4e-6f * bound; /* four times what the sigmoid kernels and their rounding may be off */
 }
 
@@ -5034,20 +6081,23 @@ MOE_EP_API moe_ep_status moe_ep_router_check(const moe_ep_router *cfg, moe_ep_er
     return MOE_EP_OK;
 }
 
-/* NaN and +Inf are errors that name the first one. */
+/* NaN and +Inf are errors that name the first one; `at` is the index of v[0]. */
+static moe_ep_status moe_epi_route_check_row(const float *v, int64_t n, int64_t at, const char *arg, moe_ep_error *err)
+{
+    int64_t i;
+    if (!moe_epi_rt_bad(moe_epi_rt_isa(MOE_EP_ISA_AUTO), v, n)) return MOE_EP_OK;
+    for (i = 0; i < n && moe_epi_float_kind(v[i]) != 2; i++) continue;
+    return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "is NaN or +Inf (index is token*E + expert)", at + i, (double)v[i]);
+}
+
+/* All rows of a matrix. */
 static moe_ep_status moe_epi_route_check_rows(const float *v, int64_t T, int64_t E, int64_t stride, const char *arg,
                                               moe_ep_error *err)
 {
-    const moe_ep_isa isa = moe_epi_rt_isa(MOE_EP_ISA_AUTO);
-    int64_t t, i, rows = stride == E ? (4096 + E - 1) / E : 1, some;
-    for (t = 0; t < T; t += rows) {
-        some = T - t < rows ? T - t : rows;
-        if (!moe_epi_rt_bad(isa, v + t * stride, some * E)) continue;
-        for (i = 0; i < some * E; i++)
-            if (moe_epi_float_kind(v[t * stride + i]) == 2)
-                return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "is NaN or +Inf (index is token*E + expert)",
-                                    t * E + i, (double)v[t * stride + i]);
-    }
+    moe_ep_status s;
+    int64_t t;
+    for (t = 0; t < T; t++)
+        if ((s = moe_epi_route_check_row(v + t * stride, E, t * E, arg, err)) != MOE_EP_OK) return s;
     return MOE_EP_OK;
 }
 
@@ -5086,7 +6136,7 @@ static moe_ep_status moe_epi_check_table(const moe_ep_router *r, int64_t T, cons
 
 static moe_ep_status moe_epi_route_check(const moe_ep_router *r, const float *logits, int64_t T,
                                          const int32_t *token_ids, const int32_t *ids, int weighs,
-                                         moe_ep_error *err)
+                                         int *checks_logits, moe_ep_error *err)
 {
     moe_ep_status s = moe_ep_router_check(r, err);
     int64_t E, stride;
@@ -5101,10 +6151,98 @@ static moe_ep_status moe_epi_route_check(const moe_ep_router *r, const float *lo
     if (!logits && needs_logits) return moe_epi_null(err, "logits");
     if (!ids) return moe_epi_null(err, "ids");
     if (r->select == MOE_EP_SELECT_TABLE && (s = moe_epi_check_table(r, T, token_ids, err)) != MOE_EP_OK) return s;
-    if (logits && needs_logits && !r->nan_as_masked &&
-        (s = moe_epi_route_check_rows(logits, T, E, stride, "logits", err)) != MOE_EP_OK)
-        return s;
+    *checks_logits = logits && needs_logits && !r->nan_as_masked;
     if (r->select == MOE_EP_SELECT_KEYS) return moe_epi_route_check_rows(r->keys, T, E, E, "keys", err);
+    return MOE_EP_OK;
+}
+
+/* Can sixteen rows go together, and how?  Needs whole lanes, logits as they are, a plain norm. */
+static int moe_epi_route_plan(const moe_epi_token *t, int weighs, moe_epi_rt_plan *p)
+{
+    const moe_ep_router *r = t->r;
+    const int softmax = r->score == MOE_EP_SCORE_SOFTMAX && !r->select_on_logit;
+    const int sigmoid = r->score == MOE_EP_SCORE_SIGMOID && !r->select_on_logit;
+    const int grouped = r->n_group > 1;
+    if (t->isa != MOE_EP_ISA_AVX512 || !t->raw || !t->quick || r->select != MOE_EP_SELECT_TOPK) return 0;
+    if (r->num_experts > 1024 || r->top_k > 14 || r->logits_stride > (1 << 26) || r->per_expert_scale) return 0;
+    if (!sigmoid && (r->select_bias || grouped)) return 0;
+    if (r->score == MOE_EP_SCORE_SQRT_SOFTPLUS && (!r->select_on_logit || r->weight == MOE_EP_WEIGHT_SCORE)) return 0;
+    if (grouped && (r->n_group > 8 || r->num_experts / r->n_group % MOE_EPI_LANES != 0)) return 0;
+    if (sigmoid && r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED) return 0;
+    memset(p, 0, sizeof *p);
+    p->renorm = r->renorm && !(r->renorm_skip_k1 && r->top_k == 1);
+    if (p->renorm && (r->renorm_p < 1.0f || r->renorm_p > 1.0f) && r->renorm_p > 0.0f) return 0;
+    p->n = r->num_experts;
+    p->K = r->top_k;
+    for (p->low = 15; p->low < (uint32_t)p->n - 1u; p->low = 2u * p->low + 1u) continue;
+    p->weighs = weighs;
+    p->weight = r->weight;
+    p->score = r->score;
+    p->eps_mode = r->eps_mode;
+    p->eps = r->eps;
+    p->scale = r->scale > 0.0f || r->scale < 0.0f ? r->scale : 1.0f;
+    if (p->renorm && r->scale_only_without_renorm) p->scale = 1.0f;
+    p->sums = r->score == MOE_EP_SCORE_SOFTMAX && weighs && r->weight == MOE_EP_WEIGHT_SCORE;
+    p->sigmoid = sigmoid;
+    p->bias = r->select_bias;
+    p->n_group = grouped ? r->n_group : 1;
+    p->size = p->n / p->n_group;
+    p->topk_group = grouped ? r->topk_group : 1;
+    p->top_m = r->group_top_m;
+    p->mask_zero = grouped && r->mask_zero;
+    p->reach = softmax ? 80.0f : 1e37f;
+    p->slack = softmax ? 3.0517578e-5f : 0.0f;
+    if (sigmoid) { /* a relative error of (low + 1) / 2^24 by the bits cut off */
+        p->top = 1.0f + t->bound;
+        p->slack = t->slack * 2.0f + (1.0f + 2.0f * t->bound) * (float)(p->low + 1u) * 1.2e-7f;
+    }
+    return 1;
+}
+
+/* Sixteen rows together; `bad` is the first one with NaN or +Inf, which is not routed, nor any after it. */
+static moe_ep_status moe_epi_route_together(moe_epi_token *t, const moe_epi_rt_plan *p, moe_epi_rt_rows *b,
+                                            const float *x, int64_t first, int count, int32_t *ids, float *w,
+                                            moe_ep_error *err)
+{
+    const int64_t stride = t->r->logits_stride > 0 ? t->r->logits_stride : t->r->num_experts;
+    moe_ep_status s = MOE_EP_OK;
+    int r;
+#if !MOE_EPI_X86
+    (void)first; /* no plan was found */
+    (void)err;
+#else
+    moe_epi_rt_z_route(x, stride, p, b, count);
+    for (r = 0; b->doubt && r < count; r++) {
+        if (!(b->doubt >> r & 1u)) continue;
+        s = moe_epi_route_check_row(x + r * stride, p->n, (first + r) * p->n, "logits", err);
+        if (s != MOE_EP_OK) count = r;
+    }
+    moe_epi_rt_z_deliver((const uint32_t *)(const void *)b->id, p->K, count, b->doubt, ids);
+    if (w) moe_epi_rt_z_deliver((const uint32_t *)(const void *)b->w, p->K, count, b->doubt, w);
+#endif
+    for (r = 0; b->doubt && r < count; r++) {
+        if (!(b->doubt >> r & 1u)) continue;
+        t->logits = x + r * stride;
+        moe_epi_route_token(t, NULL, ids + r * p->K, w ? w + r * p->K : NULL);
+    }
+    return s;
+}
+
+static moe_ep_status moe_epi_route_all_together(moe_epi_token *t, const moe_epi_rt_plan *p, const float *logits,
+                                                int64_t T, int32_t *ids, float *weights, moe_ep_error *err)
+{
+    const int64_t stride = t->r->logits_stride > 0 ? t->r->logits_stride : t->r->num_experts;
+    moe_epi_rt_rows rows;
+    moe_ep_status s;
+    int64_t i;
+    memset(&rows, 0, sizeof rows);
+    for (i = 0; i < T; i += MOE_EPI_ROWS) {
+        int count = T - i < MOE_EPI_ROWS ? (int)(T - i) : MOE_EPI_ROWS;
+        rows.ahead = T - i >= MOE_EPI_ROWS + MOE_EPI_ROUTE_AHEAD ? MOE_EPI_ROUTE_AHEAD * stride : 0;
+        s = moe_epi_route_together(t, p, &rows, logits + i * stride, i, count, ids + i * p->K,
+                                   weights ? weights + i * p->K : NULL, err);
+        if (s != MOE_EP_OK) return s;
+    }
     return MOE_EP_OK;
 }
 
@@ -5113,17 +6251,24 @@ MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *log
                                       moe_ep_error *err)
 {
     moe_epi_token token;
-    moe_ep_status s = moe_epi_route_check(cfg, logits, T, token_ids, ids, weights != NULL, err);
+    moe_epi_rt_plan plan;
+    int checks = 0;
+    moe_ep_status s = moe_epi_route_check(cfg, logits, T, token_ids, ids, weights != NULL, &checks, err);
     int64_t t, stride, K;
     if (s != MOE_EP_OK || T == 0) return s;
     stride = cfg->logits_stride > 0 ? cfg->logits_stride : cfg->num_experts;
     K = cfg->top_k;
     moe_epi_route_begin(&token, cfg);
-    for (t = T - 1; t >= 0; t--) { /* the last rows checked are still in the caches */
+    if (moe_epi_route_plan(&token, weights != NULL, &plan))
+        return moe_epi_route_all_together(&token, &plan, logits, T, ids, weights, err);
+    for (t = 0; t < T; t++) {
         const int32_t *row = NULL;
         token.logits = logits ? logits + t * stride : NULL;
-        if (t >= MOE_EPI_ROUTE_AHEAD && logits)
-            moe_epi_rt_prefetch(token.logits - MOE_EPI_ROUTE_AHEAD * stride, cfg->num_experts);
+        if (t + MOE_EPI_ROUTE_AHEAD < T && logits)
+            moe_epi_rt_prefetch(token.logits + MOE_EPI_ROUTE_AHEAD * stride, cfg->num_experts);
+        if (checks && (s = moe_epi_route_check_row(token.logits, cfg->num_experts, t * cfg->num_experts, "logits",
+                                                   err)) != MOE_EP_OK)
+            return s;
         token.keys = cfg->select == MOE_EP_SELECT_KEYS ? cfg->keys + t * cfg->num_experts : NULL;
         if (cfg->select == MOE_EP_SELECT_TABLE) row = cfg->table + (token_ids ? token_ids[t] : t) * K;
         moe_epi_route_token(&token, row, ids + t * K, weights ? weights + t * K : NULL);
@@ -5182,7 +6327,7 @@ static float moe_epi_dot(const float *a, const float *b, int32_t n)
     for (; i + MOE_EPI_LANES <= n; i += MOE_EPI_LANES)
         for (j = 0; j < MOE_EPI_LANES; j++) lane[j] += a[i + j] * b[i + j];
     for (j = 0; i + j < n; j++) lane[j] += a[i + j] * b[i + j];
-    return moe_epi_lanes_sum(lane);
+    return moe_epi_rt_tree(lane);
 }
 
 MOE_EP_API moe_ep_status moe_ep_gate(const float *x, int64_t T, int32_t H, const float *w,
@@ -6544,7 +7689,10 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 #undef MOE_EPI_ROUTE_BLOCK
 #undef MOE_EPI_ROUTE_FEW
 #undef MOE_EPI_ROUTE_AHEAD
-#undef MOE_EPI_RT_UNFUSED
+#undef MOE_EPI_RT_STRICT
+#undef MOE_EPI_ROWS
+#undef MOE_EPI_RT_ROUND
+#undef MOE_EPI_RT_ROUND_BITS
 #undef MOE_EPI_RT_ALONE
 #undef MOE_EPI_RT_C1
 #undef MOE_EPI_RT_C2
@@ -7775,6 +8923,7 @@ static void moe_epi_bl_ratios(moe_ep_balance_result *r)
     r->minvio = r->zero_load ? 0.0 : 1.0 - r->min / r->mean;
     r->max_minus_mean = r->max - r->mean;
     r->max_over_min = r->min > 0.0 ? r->max / r->min : 0.0;
+    if (!moe_epi_finite(r->max_over_min)) r->max_over_min = 1.7976931348623157e308;
     r->step_time = r->max;
     r->efficiency = r->balancedness;
     r->step_inflation = r->imbalance;
@@ -8540,7 +9689,7 @@ static void moe_epi_bl_chance(double T, double K, double E, int32_t groups, moe_
     out->mean_load = mean;
     out->tokens = T * moe_epi_ld_reach(K, E, draw.size);
     out->distinct = (groups < E ? draw.size : E) * moe_epi_ld_any(K / E, T);
-    out->max_over_mean = out->p05 = out->p95 = out->one_p05 = out->one_p95 = 1.0;
+    out->max_over_mean = out->p05 = out->p95 = out->one_p05 = out->one_p95 = out->gauss_bound = 1.0;
     if (groups == 1 || K >= E) return;
     moe_epi_bl_chance_one(&draw, mean, out);
     if (T < 3.5 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
@@ -9873,7 +11022,11 @@ MOE_EP_API moe_ep_status moe_ep_validate(const moe_ep_placement *p, int32_t flag
 
 /* ---- loads of devices ------------------------------------------------------------------------------------ */
 
-/* Are these n loads plainly fine: finite, not negative, a finite sum?  In four strands, for speed; 0 =
+/* The most a layer may add up to: far below the largest double, so that a load over the slowest device, sums over steps
+ * and weighted means stay numbers. */
+#define MOE_EPI_MOST_LOAD 1e280
+
+/* Are these n loads plainly fine: finite, not negative, a sum within bounds?  In four strands, for speed; 0 =
  * look closer. */
 static int moe_epi_loads_fine(const double *loads, int32_t n)
 {
@@ -9891,7 +11044,7 @@ static int moe_epi_loads_fine(const double *loads, int32_t n)
         bad |= (uint64_t)(bits >= 0x7ff0000000000000u);
         sum[0] += loads[i];
     }
-    return !bad && moe_epi_finite((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    return !bad && (sum[0] + sum[1]) + (sum[2] + sum[3]) <= 0.5 * MOE_EPI_MOST_LOAD;
 }
 
 static moe_ep_status moe_epi_loads_check(const double *loads, int64_t rows, int32_t E, moe_ep_error *err)
@@ -9906,11 +11059,12 @@ static moe_ep_status moe_epi_loads_check(const double *loads, int64_t rows, int3
             if (w < 0.0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "loads", "must not be negative", r * E + e, w);
             sum += w;
         }
-        if (!moe_epi_finite(sum))
-            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "the sum of a layer is infinite", r * E, sum);
+        if (!(sum <= MOE_EPI_MOST_LOAD))
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "the sum of a layer is above 1e280", r * E, sum);
     }
     return MOE_EP_OK;
 }
+#undef MOE_EPI_MOST_LOAD
 
 /* Active replicas of expert e in layer l. */
 static int32_t moe_epi_active_replicas(const moe_ep_placement *p, int32_t l, int32_t e)
@@ -10134,13 +11288,14 @@ MOE_EP_API moe_ep_status moe_ep_replicate(const double *loads, int32_t E, int32_
 typedef struct moe_epi_room {
     int32_t devices, slots; /* active */
     int32_t least_slots;    /* of an active device that has any */
-    double speed_sum, speed_max;
+    double speed_sum, speed_max, speed_min;
 } moe_epi_room;
 
 static void moe_epi_room_add(moe_epi_room *r, int32_t slots, double speed)
 {
     r->speed_sum += speed;
     if (slots == 0) return;
+    if (r->devices == 0 || speed < r->speed_min) r->speed_min = speed;
     r->devices++;
     r->slots += slots;
     if (slots < r->least_slots) r->least_slots = slots;
@@ -10450,7 +11605,7 @@ static double moe_epi_node_imbalance(const moe_ep_placement *p, const double *de
     }
     for (n = 0; n < p->num_nodes; n++)
         if (fast[n] > 0.0 && load[n] / fast[n] > worst) worst = load[n] / fast[n];
-    return total > 0.0 ? worst * speed / total : 1.0;
+    return total > 0.0 ? worst * speed / total : 1.0; /* total <= 1e280, a node's worst <= total * 1e6 */
 }
 
 /* Counts replicas, duplicates and the widest expert of layer l. */
@@ -11090,15 +12245,56 @@ static void moe_epi_eplb_replicate(uint64_t *keys, const float *weight, int32_t 
     }
 }
 
+/* One of the four strands of a lane: every (4 * lanes)-th number, in blocks of a power of two of at least 16 whose sums
+ * are added up in blocks again, four levels deep. */
+static float moe_epi_torch_strand(const double *x, int32_t step, int32_t n)
+{
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    int32_t i, j, log = 0, power;
+    while (((int64_t)1 << log) < n) log++;
+    power = log / 4 > 4 ? log / 4 : 4;
+    for (i = 0; i < n;) {
+        sum[0] += (float)x[(int64_t)i * step];
+        i++;
+        for (j = 1; j < 4 && (i & (((int64_t)1 << (j * power)) - 1)) == 0; j++) {
+            sum[j] += sum[j - 1];
+            sum[j - 1] = 0.0f;
+        }
+    }
+    return ((sum[0] + sum[1]) + sum[2]) + sum[3];
+}
+
+/* The float32 sum in the order in which PyTorch adds a row on a CPU (SumKernel.cpp): 8 lanes (1 below 8
+ * numbers), each of four strands; then the numbers behind the last full row of lanes, and the lanes.  Groups
+ * whose sums nearly tie are packed as upstream packs them. */
+static float moe_epi_torch_sum(const double *x, int32_t n)
+{
+    float part[4][8], sum = 0.0f;
+    int32_t lanes = n >= 8 ? 8 : 1, rows = n / lanes, deep = rows / 4, lane, i;
+    for (i = rows * lanes; i < n; i++) sum += (float)x[i];
+    memset(part, 0, sizeof part);
+    if (lanes == 8 && deep < 16) { /* one block: row after row */
+        for (i = 0; i < rows; i++) {
+            float *strand = part[i < 4 * deep ? i & 3 : 0];
+            for (lane = 0; lane < 8; lane++) strand[lane] += (float)x[8 * i + lane];
+        }
+    } else {
+        for (i = 0; i < 4 && deep > 0; i++)
+            for (lane = 0; lane < lanes; lane++)
+                part[i][lane] = moe_epi_torch_strand(x + i * lanes + lane, 4 * lanes, deep);
+        for (i = 4 * deep; i < rows; i++)
+            for (lane = 0; lane < lanes; lane++) part[0][lane] += (float)x[i * lanes + lane];
+    }
+    for (lane = 0; lane < lanes; lane++) sum += ((part[0][lane] + part[1][lane]) + part[2][lane]) + part[3][lane];
+    return sum;
+}
+
 /* Step 1: groups to nodes.  w->order lists the experts node after node. */
 static void moe_epi_eplb_groups(moe_epi_eplb *w, const double *loads, int32_t E, int32_t groups, int32_t nodes)
 {
     int32_t size = E / groups, each = groups / nodes, g, i;
-    for (g = 0; g < groups; g++) {
-        float sum = 0.0f;
-        for (i = 0; i < size; i++) sum += (float)loads[g * size + i];
-        w->slot_weight[g] = sum; /* groups <= E <= P */
-    }
+    for (g = 0; g < groups; g++) /* groups <= E <= P; as many nodes as groups look at no sum */
+        w->slot_weight[g] = each > 1 ? moe_epi_torch_sum(loads + g * size, size) : 0.0f;
     moe_epi_eplb_pack(w, w->slot_weight, groups, nodes, 1);
     for (g = 0; g < groups; g++)
         for (i = 0; i < size; i++) w->order[(w->pack[g] * each + w->rank[g]) * size + i] = g * size + i;
@@ -11226,8 +12422,7 @@ MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep
     return MOE_EP_OK;
 }
 
-/* ---- TensorRT-LLM
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- TensorRT-LLM -------------------------------------------------------------------------------------- */
 
 /* Counts by its rules: heap of (load per copy, larger id first); zero load is shared out. */
 static void moe_epi_trtllm_counts(const double *loads, int32_t E, int32_t P, int32_t *counts, moe_epi_item *heap)
@@ -11281,18 +12476,24 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
     moe_epi_plan plan;
     moe_epi_deal deal;
     size_t extra = 0;
-    int32_t l;
+    double *loads;
+    int32_t l, e;
     moe_ep_status status;
     moe_epi_ok(err);
     if ((status = moe_epi_desc_check(desc, out, 1, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_equal_slots(desc, out, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_float_loads(desc, err)) != MOE_EP_OK) return status;
     moe_epi_deal_need(&extra, desc->num_experts, out->num_devices);
+    moe_epi_need(&extra, desc->num_experts, sizeof(double));
     status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_deal_take(&plan.arena, &deal, desc->num_experts, out->num_devices);
+    loads = (double *)moe_epi_take(&plan.arena, desc->num_experts, sizeof(double));
     moe_epi_plan_begin(&plan);
     for (l = 0; l < desc->num_layers; l++) {
-        moe_epi_trtllm_layer(out, l, plan.loads + (int64_t)l * desc->num_experts, &deal);
+        for (e = 0; e < desc->num_experts; e++) /* float32 comes in, double is calculated with */
+            loads[e] = (double)(float)plan.loads[(int64_t)l * desc->num_experts + e];
+        moe_epi_trtllm_layer(out, l, loads, &deal);
         moe_epi_plan_result(&plan, l, MOE_EP_PLACE_TRTLLM,
                             "replicas by load, larger id first on ties; heaviest replica "
                             "first onto the lightest rank with a slot",
@@ -11302,8 +12503,7 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
     return MOE_EP_OK;
 }
 
-/* ---- EPLB's arrays
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- EPLB's arrays -------------------------------------------------------------------------------------- */
 
 MOE_EP_API int64_t moe_ep_max_replicas(const moe_ep_placement *p, moe_ep_error *err)
 {
@@ -11886,10 +13086,11 @@ static void moe_epi_state_write(const moe_epi_state *s, moe_ep_placement *p, int
 }
 
 #define MOE_EPI_EVENNESS_FRESH 0.02 /* weight of evenness against the squares above the level: a fresh plan */
-#define MOE_EPI_EVENNESS_MOVES 2.0  /* where moves are counted; both from trials on recorded loads          */
-#define MOE_EPI_LEAST_MOVE_COST 0.5  /* a change without a transfer is welcome, not free                   */
+#define MOE_EPI_EVENNESS_MOVES 8.0  /* where moves are counted; both from trials on recorded loads          */
+#define MOE_EPI_LEAST_MOVE_COST 0.25 /* a change without a transfer is welcome, not free                   */
 #define MOE_EPI_LEAST_OFF_COST 0.05  /* the same where load off its home node is the cost                  */
-#define MOE_EPI_SWAP_PARTNERS 8     /* lightest devices with which swaps are tried                         */
+#define MOE_EPI_SWAP_PARTNERS 8     /* lightest devices with which swaps are tried: a fresh plan           */
+#define MOE_EPI_SWAP_PARTNERS_MOVES 5 /* where moves are counted                                            */
 
 /* ---- changes of copies: what rebalance, node_soft and the search of best_placement share ----- */
 
@@ -12029,8 +13230,8 @@ static void moe_epi_change_offer(const moe_epi_state *s, const moe_epi_budget *b
 static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
                                 moe_epi_change *best)
 {
-    int32_t k, seen = 0;
-    for (k = s->num_order - 1; k > 0 && seen < MOE_EPI_SWAP_PARTNERS; k--) {
+    int32_t k, seen = 0, partners = b->held ? MOE_EPI_SWAP_PARTNERS_MOVES : MOE_EPI_SWAP_PARTNERS;
+    for (k = s->num_order - 1; k > 0 && seen < partners; k--) {
         moe_epi_swap swap;
         moe_epi_change c;
         int32_t g = s->order[k], moves, back = 0, e, x = -1;
@@ -12474,13 +13675,13 @@ static int64_t moe_epi_rebalance_pass(moe_epi_state *s, moe_epi_budget *b, moe_e
     return moves;
 }
 
-#define MOE_EPI_RELAX_STEPS 12 /* halvings of the target between 1 and as it is now */
+#define MOE_EPI_RELAX_STEPS 12 /* halvings of the target between what was asked for and more than any layer has */
 
 /* The lowest target whose moves fit max_moves. */
 static double moe_epi_relax(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, uint64_t *held, int32_t *after,
                             double target, const moe_epi_room *room)
 {
-    double low = target, high = 2.0 * (double)room->devices;
+    double low = target, high = 2.0 * room->speed_sum / room->speed_min; /* no layer is above half of that */
     int i;
     if (b->desc->max_moves == 0 ||
         moe_epi_rebalance_pass(s, b, deal, held, after, target, 0, NULL, NULL, room) <= b->desc->max_moves)
@@ -12582,6 +13783,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
 #undef MOE_EPI_LEAST_MOVE_COST
 #undef MOE_EPI_LEAST_OFF_COST
 #undef MOE_EPI_SWAP_PARTNERS
+#undef MOE_EPI_SWAP_PARTNERS_MOVES
 /* ---- moves between two placements --------------------------------------------------------------------------- */
 
 static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_ep_placement *to,
@@ -13082,114 +14284,231 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
     return status;
 }
 
-/* ---- budgets per layer
- * ---------------------------------------------------------------------------------------------- */
+/* ---- budgets per layer --------------------------------------------------------------------------------------- */
 
-/* curve[c]: the bound on the busiest device with c extra copies, the greedy ones. */
-static void moe_epi_budget_curve(const double *w, int32_t E, const moe_epi_room *room, int32_t width, int32_t *counts,
-                                 moe_epi_item *heap, double *curve)
+/* What best_placement reaches in each layer with each number of extra copies tried. */
+typedef struct moe_epi_budgets {
+    moe_ep_place_desc one;     /* one layer; its slots are set for each try               */
+    moe_ep_placement place;    /* where the tries go                                      */
+    moe_ep_scratch scratch;
+    const moe_ep_place_desc *desc;
+    const double *loads;       /* (L,E), steps merged                                     */
+    int32_t *tried;            /* (n) numbers of extra copies, ascending from 0           */
+    double *reached;           /* (L,n) busiest device                                    */
+    int32_t *have, *to;        /* (L) by place in tried: bought so far, next offer; in the end slots */
+    moe_ep_plan_result *result; /* (L)                                                    */
+    moe_epi_item *offers;      /* (L)                                                     */
+    int32_t n;
+} moe_epi_budgets;
+
+/* The numbers tried: every one up to 32, then steps of a sixteenth.  Returns how many; list may be NULL. */
+static int32_t moe_epi_budget_grid(int64_t most, int32_t *list)
 {
-    double mean = 0.0;
-    int32_t e, c;
-    for (e = 0; e < E; e++) {
-        mean += w[e] / room->speed_sum;
-        counts[e] = 1;
-        heap[e].key = w[e];
-        heap[e].id = e;
-        heap[e].aux = 0;
+    int32_t n = 0;
+    int64_t c;
+    for (c = 0; c <= most; c += c < 32 ? 1 : c / 16) {
+        if (list) list[n] = (int32_t)c;
+        n++;
     }
-    moe_epi_heapify(heap, E);
-    for (c = 0; c < width; c++) {
-        curve[c] = heap[0].key / room->speed_max > mean ? heap[0].key / room->speed_max : mean;
-        e = heap[0].id;
-        if (counts[e] >= room->devices) continue; /* the hottest is everywhere already: the curve stays */
-        heap[0].key = w[e] / ++counts[e];
-        moe_epi_sift(heap, E, 0);
+    return n;
+}
+
+/* The busiest device of layer l with `extra` copies; HUGE_VAL = pins do not fit. */
+static moe_ep_status moe_epi_budget_try(moe_epi_budgets *b, int32_t l, int32_t extra, double *reached,
+                                        moe_ep_error *err)
+{
+    moe_ep_plan_result r;
+    int32_t slots = b->desc->num_experts + extra;
+    moe_ep_status status;
+    b->one.loads = b->loads + (int64_t)l * b->one.num_experts;
+    b->one.pinned = b->desc->pinned ? b->desc->pinned + (int64_t)l * b->one.num_experts : NULL;
+    b->one.layer_slots = &slots;
+    status = moe_ep_best_placement(&b->one, &b->place, &r, &b->scratch, err);
+    b->one.layer_slots = NULL;
+    *reached = status == MOE_EP_OK ? r.max : HUGE_VAL;
+    if (status != MOE_EP_ERR_INFEASIBLE || extra == 0) return status;
+    moe_epi_ok(err);
+    return MOE_EP_OK;
+}
+
+#define MOE_EPI_BUDGET_LEAST 2e-4 /* falls below this share are within what best_placement leaves to chance */
+
+/* Best next purchase of a layer: the number with the steepest fall per copy that `money` copies pay for. */
+static moe_epi_item moe_epi_budget_offer(const moe_epi_budgets *b, int32_t l, int64_t money)
+{
+    const double *reached = b->reached + (int64_t)l * b->n;
+    int32_t have = b->have[l], i;
+    moe_epi_item item;
+    item.key = 0.0;
+    item.id = l;
+    item.aux = 0;
+    b->to[l] = have;
+    for (i = have + 1; i < b->n && b->tried[i] - b->tried[have] <= money; i++) {
+        double slope = (reached[have] - reached[i]) / (b->tried[i] - b->tried[have]);
+        if (!(slope > item.key) || !(reached[i] < reached[have] * (1.0 - MOE_EPI_BUDGET_LEAST))) continue;
+        item.key = slope;
+        b->to[l] = i;
+    }
+    return item;
+}
+
+static void moe_epi_budget_buy(moe_epi_budgets *b, int32_t L, int64_t money)
+{
+    int32_t l;
+    for (l = 0; l < L; l++) {
+        b->have[l] = 0;
+        b->offers[l] = moe_epi_budget_offer(b, l, money);
+    }
+    moe_epi_heapify(b->offers, L);
+    while (b->offers[0].key > 0.0) {
+        int32_t copies;
+        l = b->offers[0].id;
+        copies = b->tried[b->to[l]] - b->tried[b->have[l]];
+        if (copies <= money) {
+            b->have[l] = b->to[l];
+            money -= copies;
+        }
+        b->offers[0] = moe_epi_budget_offer(b, l, money); /* or what is left pays for */
+        moe_epi_sift(b->offers, L, 0);
     }
 }
 
-/* Best next purchase of a layer: from `have` copies to the number with the steepest fall of the bound. */
-static moe_epi_item moe_epi_budget_offer(const double *curve, int32_t have, int32_t most, int32_t layer, int32_t *to)
+/* Sum over the layers of the busiest device, planned together: a layer's place in the row decides which devices get
+ * its odd copies, and with that a little of the plan. */
+static moe_ep_status moe_epi_budget_sum(moe_epi_budgets *b, const int32_t *layer_slots, double *sum, moe_ep_error *err)
 {
-    moe_epi_item item;
-    int32_t c;
-    item.key = 0.0;
-    item.id = layer;
-    item.aux = 0;
-    *to = have;
-    for (c = have + 1; c <= most; c++) {
-        double slope = (curve[have] - curve[c]) / (c - have);
-        if (!(slope > item.key)) continue;
-        item.key = slope;
-        *to = c;
+    moe_ep_place_desc all = b->one;
+    int32_t l;
+    moe_ep_status status;
+    all.num_layers = b->desc->num_layers;
+    all.loads = b->loads;
+    all.pinned = b->desc->pinned;
+    all.layer_slots = layer_slots;
+    status = moe_ep_best_placement(&all, &b->place, b->result, &b->scratch, err);
+    *sum = 0.0;
+    for (l = 0; status == MOE_EP_OK && l < all.num_layers; l++) *sum += b->result[l].max;
+    if (status != MOE_EP_ERR_INFEASIBLE) return status;
+    *sum = HUGE_VAL;
+    moe_epi_ok(err);
+    return MOE_EP_OK;
+}
+
+/* Fills the curves, buys, and takes the even budget instead where that is better. */
+static moe_ep_status moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots, int64_t most, unsigned char *memory,
+                                        size_t block, moe_ep_error *err)
+{
+    int32_t l, i, L = b->desc->num_layers, E = b->desc->num_experts, *even = b->to;
+    double bought = 0.0, shared = 0.0;
+    moe_ep_status status = moe_ep_placement_init(&b->place, 1, E, &b->desc->shape, memory, block, err);
+    if (status != MOE_EP_OK) return status;
+    for (l = 0; l < L; l++)
+        for (i = 0; i < b->n; i++) {
+            status = moe_epi_budget_try(b, l, b->tried[i], &b->reached[(int64_t)l * b->n + i], err);
+            if (status != MOE_EP_OK) return status;
+        }
+    moe_epi_budget_buy(b, L, extra_slots);
+    for (l = 0; l < L; l++) {
+        int64_t share = extra_slots / L + (l < extra_slots % L ? 1 : 0);
+        even[l] = E + (int32_t)(share < most ? share : most);
+        b->have[l] = E + b->tried[b->have[l]];
     }
-    return item;
+    status = moe_ep_placement_init(&b->place, L, E, &b->desc->shape, memory, block, err);
+    if (status == MOE_EP_OK) status = moe_epi_budget_sum(b, b->have, &bought, err);
+    if (status == MOE_EP_OK) status = moe_epi_budget_sum(b, even, &shared, err);
+    if (status == MOE_EP_OK && shared < bought * (1.0 - MOE_EPI_BUDGET_LEAST))
+        memcpy(b->have, even, sizeof *even * (size_t)L);
+    return status;
+}
+
+#undef MOE_EPI_BUDGET_LEAST
+
+static moe_ep_status moe_epi_budgets_check(const moe_ep_place_desc *desc, int64_t extra_slots,
+                                           const int32_t *layer_slots, int32_t *slots, moe_ep_error *err)
+{
+    int32_t d, num_slots = 0;
+    moe_ep_status status;
+    if (!desc) return moe_epi_null(err, "desc");
+    if (!layer_slots) return moe_epi_null(err, "layer_slots");
+    if (desc->num_layers < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_layers", "must be at least 1", -1, desc->num_layers);
+    if (desc->num_experts < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_experts", "must be at least 1", -1, desc->num_experts);
+    if (extra_slots < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "extra_slots", "must not be negative", -1, (double)extra_slots);
+    if (desc->layer_slots)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.layer_slots", "the copies are what is asked for", -1, 0.0);
+    if ((status = moe_epi_shape_check(&desc->shape, desc->num_experts, &num_slots, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_desc_loads(desc, 1, err)) != MOE_EP_OK) return status;
+    *slots = 0;
+    for (d = 0; d < desc->shape.num_devices; d++)
+        if (!desc->shape.inactive || !desc->shape.inactive[d])
+            *slots += moe_epi_device_slots(&desc->shape, num_slots, d);
+    if (*slots < desc->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.shape", "fewer active slots than experts", -1, *slots);
+    return MOE_EP_OK;
 }
 
 MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots,
                                                 int32_t *layer_slots, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_arena arena;
-    size_t total = 0;
-    moe_epi_room room;
-    double *curves, *merged;
-    int32_t *to, *have, *counts, slots = 0, l, c, width, L, E;
-    moe_epi_item *heap, *layers;
-    int64_t cells;
+    moe_epi_budgets b;
+    size_t total = 0, planner, block;
+    double *merged;
+    int64_t most, cells, merge;
+    int32_t slots = 0, L, E;
+    unsigned char *buffer, *memory;
     moe_ep_status status;
     moe_epi_ok(err);
-    if (!desc) return moe_epi_null(err, "desc");
-    if (!layer_slots) return moe_epi_null(err, "layer_slots");
+    if ((status = moe_epi_budgets_check(desc, extra_slots, layer_slots, &slots, err)) != MOE_EP_OK) return status;
+    memset(&b, 0, sizeof b);
     L = desc->num_layers;
     E = desc->num_experts;
-    if (L < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_layers", "must be at least 1", -1, L);
-    if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_experts", "must be at least 1", -1, E);
-    if (extra_slots < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "extra_slots", "must not be negative", -1, (double)extra_slots);
-    if ((status = moe_epi_shape_check(&desc->shape, E, &slots, err)) != MOE_EP_OK) return status;
-    if ((status = moe_epi_desc_loads(desc, 1, err)) != MOE_EP_OK) return status;
-    room = moe_epi_room_of_shape(&desc->shape, slots);
-    if (room.slots < E)
-        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.shape", "fewer active slots than experts", -1, room.slots);
-    width = room.slots - E + 1;
-    if (!moe_epi_mul(L, width, &cells))
+    b.desc = desc;
+    b.one = *desc;
+    b.one.num_layers = 1;
+    b.one.num_steps = 0;
+    b.one.node_soft = 0; /* both look at more than one layer's busiest device */
+    b.one.coactivation = NULL;
+    most = slots - E < extra_slots ? slots - E : extra_slots;
+    b.n = moe_epi_budget_grid(most, NULL);
+    merge = desc->num_steps > 1 ? (int64_t)L * E : 0;
+    b.one.num_layers = L;
+    planner = moe_epi_planner_bytes(&b.one, slots);
+    b.one.num_layers = 1;
+    block = moe_ep_placement_bytes(L, E, &desc->shape);
+    if (planner == SIZE_MAX || block == 0 || !moe_epi_mul(L, b.n, &cells))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.num_layers", "L*P does not fit", -1, L);
+    moe_epi_need(&total, b.n, sizeof(int32_t));
     moe_epi_need(&total, cells, sizeof(double));
-    moe_epi_need(&total, desc->num_steps > 1 ? (int64_t)L * E : 0, sizeof(double));
+    moe_epi_need(&total, merge, sizeof(double));
     moe_epi_need(&total, L, sizeof(int32_t));
     moe_epi_need(&total, L, sizeof(int32_t));
-    moe_epi_need(&total, E, sizeof(int32_t));
-    moe_epi_need(&total, E, sizeof(moe_epi_item));
     moe_epi_need(&total, L, sizeof(moe_epi_item));
+    moe_epi_need(&total, L, sizeof(moe_ep_plan_result));
+    moe_epi_need(&total, 1, planner);
+    moe_epi_need(&total, 1, block);
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
-    curves = (double *)moe_epi_take(&arena, cells, sizeof(double));
-    merged = (double *)moe_epi_take(&arena, desc->num_steps > 1 ? (int64_t)L * E : 0, sizeof(double));
-    to = (int32_t *)moe_epi_take(&arena, L, sizeof(int32_t));
-    have = (int32_t *)moe_epi_take(&arena, L, sizeof(int32_t));
-    counts = (int32_t *)moe_epi_take(&arena, E, sizeof(int32_t));
-    heap = (moe_epi_item *)moe_epi_take(&arena, E, sizeof(moe_epi_item));
-    layers = (moe_epi_item *)moe_epi_take(&arena, L, sizeof(moe_epi_item));
-    if (desc->num_steps > 1)
-        (void)moe_ep_window_loads(desc->loads, desc->num_steps, L, E, desc->risk_z, merged, NULL);
-    for (l = 0; l < L; l++) {
-        double *curve = curves + (int64_t)l * width;
-        moe_epi_budget_curve((desc->num_steps > 1 ? merged : desc->loads) + (int64_t)l * E, E, &room, width, counts,
-                             heap, curve);
-        have[l] = 0;
-        layers[l] = moe_epi_budget_offer(curve, 0, width - 1, l, &to[l]);
+    b.tried = (int32_t *)moe_epi_take(&arena, b.n, sizeof(int32_t));
+    b.reached = (double *)moe_epi_take(&arena, cells, sizeof(double));
+    merged = (double *)moe_epi_take(&arena, merge, sizeof(double));
+    b.have = (int32_t *)moe_epi_take(&arena, L, sizeof(int32_t));
+    b.to = (int32_t *)moe_epi_take(&arena, L, sizeof(int32_t));
+    b.offers = (moe_epi_item *)moe_epi_take(&arena, L, sizeof(moe_epi_item));
+    b.result = (moe_ep_plan_result *)moe_epi_take(&arena, L, sizeof(moe_ep_plan_result));
+    buffer = (unsigned char *)moe_epi_take(&arena, 1, planner);
+    memory = (unsigned char *)moe_epi_take(&arena, 1, block);
+    b.scratch = moe_ep_scratch_fixed(buffer, planner);
+    (void)moe_epi_budget_grid(most, b.tried);
+    b.loads = desc->loads;
+    if (merge > 0) {
+        status = moe_ep_window_loads(desc->loads, desc->num_steps, L, E, desc->risk_z, merged, err);
+        b.loads = merged;
     }
-    moe_epi_heapify(layers, L);
-    while (layers[0].key > 0.0 && extra_slots > 0) {
-        l = layers[0].id;
-        c = to[l] - have[l] <= extra_slots ? to[l] : have[l] + (int32_t)extra_slots;
-        extra_slots -= c - have[l];
-        have[l] = c;
-        layers[0] = moe_epi_budget_offer(curves + (int64_t)l * width, c, width - 1, l, &to[l]);
-        moe_epi_sift(layers, L, 0);
-    }
-    for (l = 0; l < L; l++) layer_slots[l] = E + have[l];
+    if (status == MOE_EP_OK) status = moe_epi_budget_run(&b, extra_slots, most, memory, block, err);
+    if (status == MOE_EP_OK) memcpy(layer_slots, b.have, sizeof *layer_slots * (size_t)L);
     moe_epi_arena_close(&arena);
-    return MOE_EP_OK;
+    return status;
 }
 /* ---- best placement: search beyond swaps ---------------------------------------------------------------------- */
 
@@ -13497,16 +14816,17 @@ static void moe_epi_kick(moe_epi_state *s, moe_epi_budget *b, moe_ep_rng *rng)
 #define MOE_EPI_SEARCH_WORK 40000 /* kicks times cells; keeps a layer to some milliseconds             */
 #define MOE_EPI_SEARCH_IDLE 80    /* kicks in a row that did not help                                  */
 
-/* Other numbers of copies, then kicks of the best so far. */
+/* Other numbers of copies (last one each: where speeds differ widely, a copy on a slow device does harm), then kicks of
+ * the best so far. */
 static int32_t moe_epi_search(moe_epi_plan *plan, moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal,
                               int32_t slots, double goal, int32_t limit)
 {
-    static const double shifts[5] = {0.5, 1.0, 0.25, -0.25, -0.5};
+    static const double shifts[6] = {0.5, 1.0, 0.25, -0.25, -0.5, 0.0};
     moe_ep_rng rng = moe_ep_rng_seed(1);
     int32_t i, k, done = 0, idle = 0, rounds = MOE_EPI_SEARCH_WORK / (s->slot_start[s->D] + 16) + 8;
     moe_epi_snap_save(s, &plan->snap);
-    for (i = 0; i < 5 && plan->snap.value > goal && done < limit; i++) {
-        moe_epi_divisor_counts(s, deal->items, slots, shifts[i]);
+    for (i = 0; i < 6 && plan->snap.value > goal && done < limit; i++) {
+        moe_epi_divisor_counts(s, deal->items, i < 5 ? slots : s->E, shifts[i]);
         moe_epi_state_deal(s, deal);
         moe_epi_order(s, deal->heap, deal->held);
         done += moe_epi_refine(s, goal, limit - done);
@@ -14044,13 +15364,12 @@ MOE_EP_API const char *moe_ep_split_policy_str(moe_ep_split_policy policy)
 typedef struct moe_epi_split_view {
     const moe_ep_placement *p;
     const int32_t *start, *slot, *expert; /* (E+1), (P), (P) */
-    int all_active;                       /* no device is down */
+    int all_active, same_speed;           /* no device is down; all speeds are 1 */
 } moe_epi_split_view;
 
-static moe_ep_status moe_epi_split_open(moe_epi_split_view *v, const moe_ep_placement *p, int32_t layer,
-                                        moe_ep_error *err)
+static moe_ep_status moe_epi_split_layer(moe_epi_split_view *v, const moe_ep_placement *p, int32_t layer,
+                                         moe_ep_error *err)
 {
-    int32_t d;
     moe_ep_status status = moe_epi_placement_check(p, "p", err);
     if (status != MOE_EP_OK) return status;
     if (layer < 0 || layer >= p->num_layers)
@@ -14059,9 +15378,114 @@ static moe_ep_status moe_epi_split_open(moe_epi_split_view *v, const moe_ep_plac
     v->start = p->replica_start + (int64_t)layer * (p->num_experts + 1);
     v->slot = p->replica_slot + (int64_t)layer * p->num_slots;
     v->expert = p->slot_expert + (int64_t)layer * p->num_slots;
-    v->all_active = 1;
-    for (d = 0; d < p->num_devices; d++) v->all_active &= !p->device_inactive[d];
+    v->all_active = v->same_speed = 0;
     return MOE_EP_OK;
+}
+
+/* The same with what holds for all experts: the devices, and that the index lists as many slots as are in use.  A
+ * placement may have been edited by hand: with moe_epi_list_fine for every expert the lists then are exactly the slots
+ * in use, each once, and nothing is read or written out of bounds. */
+static moe_ep_status moe_epi_split_open(moe_epi_split_view *v, const moe_ep_placement *p, int32_t layer,
+                                        moe_ep_error *err)
+{
+    int32_t d, s, used;
+    uint64_t pairs = 0;
+    int all_active = 1, same_speed = 1;
+    moe_ep_status status = moe_epi_split_layer(v, p, layer, err);
+    if (status != MOE_EP_OK) return status;
+    for (d = 0; d < p->num_devices; d++) {
+        all_active &= !p->device_inactive[d];
+        same_speed &= (p->device_speed[d] >= 1.0) & (p->device_speed[d] <= 1.0);
+    }
+    for (d = 0; !same_speed && d < p->num_devices; d++)
+        if (!moe_epi_speed_fine(p->device_speed[d]))
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_speed", "must lie in 1e-6..1e6", d,
+                                p->device_speed[d]);
+    for (s = 0; s + 2 <= p->num_slots; s += 2) { /* two signs at a time */
+        uint64_t two;
+        memcpy(&two, v->expert + s, sizeof two);
+        pairs += (~two >> 31) & 0x100000001u;
+    }
+    used = (int32_t)(pairs >> 32) + (int32_t)(pairs & 0xffffffffu);
+    for (; s < p->num_slots; s++) used += v->expert[s] >= 0;
+    if (v->start[0] != 0 || v->start[p->num_experts] != used)
+        return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_start",
+                            "does not list the slots in use (moe_ep_placement_index not called?)", p->num_experts,
+                            v->start[p->num_experts]);
+    v->all_active = all_active;
+    v->same_speed = same_speed;
+    return MOE_EP_OK;
+}
+
+#define MOE_EPI_MARKS 8192 /* slots marked at a time: a kilobyte of bits */
+
+/* Are n slots in range all different?  Most lists ascend or are short; the rest is ticked off. */
+static int moe_epi_slots_differ(const int32_t *slot, int32_t n, int32_t num_slots)
+{
+    uint64_t mark[MOE_EPI_MARKS / 64];
+    int32_t i, j, low;
+    for (i = 1; i < n && slot[i - 1] < slot[i]; i++) {}
+    if (i >= n) return 1;
+    if (n <= 8) {
+        for (i = 1; i < n; i++)
+            for (j = 0; j < i; j++)
+                if (slot[i] == slot[j]) return 0;
+        return 1;
+    }
+    for (low = 0; low < num_slots; low += MOE_EPI_MARKS) {
+        memset(mark, 0, sizeof mark);
+        for (i = 0; i < n; i++) {
+            uint32_t at = (uint32_t)slot[i] - (uint32_t)low;
+            if (at >= MOE_EPI_MARKS) continue;
+            if (mark[at / 64u] >> (at % 64u) & 1u) return 0;
+            mark[at / 64u] |= (uint64_t)1 << (at % 64u);
+        }
+    }
+    return 1;
+}
+#undef MOE_EPI_MARKS
+
+/* Does the list of expert e lie in the index and name slots in range that hold e, each once, on devices in range? */
+static int moe_epi_list_fine(const moe_epi_split_view *v, int32_t e)
+{
+    int32_t i, first = v->start[e], end = v->start[e + 1], P = v->p->num_slots;
+    if (first < 0 || end < first || end > P) return 0;
+    for (i = first; i < end; i++) {
+        int32_t s = v->slot[i];
+        if (s < 0 || s >= P || v->expert[s] != e) return 0;
+        if (v->p->slot_device[s] < 0 || v->p->slot_device[s] >= v->p->num_devices) return 0;
+    }
+    return end - first < 2 || moe_epi_slots_differ(v->slot + first, end - first, P);
+}
+
+/* The same for the usual expert with one copy, which this names; -1 = more or fewer copies, or not fine. */
+static inline int32_t moe_epi_list_single(const moe_epi_split_view *v, int32_t e)
+{
+    uint32_t P = (uint32_t)v->p->num_slots, D = (uint32_t)v->p->num_devices; /* negative numbers are large then */
+    int32_t first = v->start[e], s;
+    if ((uint32_t)v->start[e + 1] - 1u != (uint32_t)first || (uint32_t)first >= P) return -1;
+    s = v->slot[first];
+    return (uint32_t)s < P && v->expert[s] == e && (uint32_t)v->p->slot_device[s] < D ? s : -1;
+}
+
+/* Says what moe_epi_list_fine has found. */
+static moe_ep_status moe_epi_list_fail(const moe_epi_split_view *v, int32_t e, moe_ep_error *err)
+{
+    int32_t i, first = v->start[e], end = v->start[e + 1], P = v->p->num_slots;
+    if (first < 0 || end < first || end > P)
+        return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_start", "must rise from 0 to at most P", e, first);
+    for (i = first; i < end; i++) {
+        int32_t s = v->slot[i];
+        if (s < 0 || s >= P)
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_slot", "is not a slot", i, s);
+        if (v->expert[s] != e)
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_slot",
+                                "disagrees with slot_expert (moe_ep_placement_index not called?)", i, s);
+        if (v->p->slot_device[s] < 0 || v->p->slot_device[s] >= v->p->num_devices)
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_device", "is not a device", s,
+                                v->p->slot_device[s]);
+    }
+    return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_slot", "lists a slot of this expert twice", e, e);
 }
 
 static int moe_epi_slot_active(const moe_epi_split_view *v, int32_t s)
@@ -14087,35 +15511,45 @@ static int32_t moe_epi_active_slot(const moe_epi_split_view *v, int32_t e, int32
     return -1;
 }
 
-/* Counts of a layer: not negative, the sum fits, every expert with rows can be reached. */
+static moe_ep_status moe_epi_counts_fail(int64_t count, int32_t e, moe_ep_error *err)
+{
+    if (count < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "counts", "must not be negative", e, (double)count);
+    return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "counts", "the sum is above 2^53", e, (double)count);
+}
+
+static moe_ep_status moe_epi_lost_fail(const char *what, double load, int32_t e, moe_ep_error *err)
+{
+    return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", what, e, load);
+}
+
+/* Counts and index of a layer: no count negative, the sum fits, the lists agree, every expert with rows can be
+ * reached. */
 static moe_ep_status moe_epi_split_counts(const moe_epi_split_view *v, const int64_t *counts, moe_ep_error *err)
 {
-    int64_t total = 0;
+    uint64_t room = (uint64_t)1 << 53;
     int32_t e;
     for (e = 0; e < v->p->num_experts; e++) {
-        if (counts[e] < 0)
-            return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "counts", "must not be negative", e, (double)counts[e]);
-        if (counts[e] > ((int64_t)1 << 53) - total)
-            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "counts", "the sum is above 2^53", e, (double)counts[e]);
-        total += counts[e];
+        if ((uint64_t)counts[e] > room) return moe_epi_counts_fail(counts[e], e, err); /* negative ones are large */
+        room -= (uint64_t)counts[e];
+        if (moe_epi_list_single(v, e) >= 0 && v->all_active) continue;
+        if (!moe_epi_list_fine(v, e)) return moe_epi_list_fail(v, e, err);
         if (counts[e] > 0 && moe_epi_split_active(v, e) == 0)
-            return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p",
-                                "an expert with rows has no copy on an active device", e, (double)counts[e]);
+            return moe_epi_lost_fail("an expert with rows has no copy on an active device", (double)counts[e], e, err);
     }
     return MOE_EP_OK;
 }
 
-/* rows over the active replicas of e; the remainder goes to replica `first` and those after it. */
-static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int64_t rows, uint64_t first,
+/* rows over the n active replicas of e; the remainder goes to replica `first` and those after it. */
+static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int32_t n, int64_t rows, uint64_t first,
                                int64_t *slot_rows)
 {
-    int32_t n = moe_epi_split_active(v, e), i, k = 0;
-    if (n == 0) return;
+    int32_t i;
+    int64_t share = rows / n, left = rows % n, turn = n - (int64_t)(first % (uint64_t)n); /* 1..n */
     for (i = v->start[e]; i < v->start[e + 1]; i++) {
-        int64_t turn;
         if (!moe_epi_slot_active(v, v->slot[i])) continue;
-        turn = ((int64_t)k++ - (int64_t)(first % (uint64_t)n) + n) % n;
-        slot_rows[v->slot[i]] += rows / n + (turn < rows % n ? 1 : 0);
+        if (turn == n) turn = 0;
+        slot_rows[v->slot[i]] = share + (turn++ < left);
     }
 }
 
@@ -14135,12 +15569,12 @@ MOE_EP_API int64_t moe_ep_pick_slot(const moe_ep_placement *p, int32_t layer, in
     int32_t n;
     moe_ep_status status;
     moe_epi_ok(err);
-    if ((status = moe_epi_split_open(&v, p, layer, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_split_layer(&v, p, layer, err)) != MOE_EP_OK) return status;
     if (expert < 0 || expert >= p->num_experts)
         return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "expert", "is not an expert", -1, expert);
+    if (!moe_epi_list_fine(&v, expert)) return moe_epi_list_fail(&v, expert, err);
     n = moe_epi_split_active(&v, expert);
-    if (n == 0)
-        return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "has no copy on an active device", expert, expert);
+    if (n == 0) return moe_epi_lost_fail("has no copy on an active device", expert, expert, err);
     return moe_epi_active_slot(&v, expert, moe_epi_hash_replica(key, expert, n));
 }
 
@@ -14197,6 +15631,7 @@ static moe_ep_status moe_epi_split_sources(const moe_epi_split_view *v, const in
 /* One expert on several devices: its hosts are edges[first..first+n). */
 typedef struct moe_epi_edge {
     int32_t device, slot;
+    int32_t owner, next; /* free expert; another edge of the device, -1 = none */
     double share;
 } moe_epi_edge;
 
@@ -14206,19 +15641,19 @@ typedef struct moe_epi_free_expert {
 } moe_epi_free_expert;
 
 typedef struct moe_epi_water {
-    const double *speed;       /* (D) or NULL = all 1                           */
-    double *level;             /* (D) load / speed of the devices               */
-    double *order_level;       /* (D) working space of the bound                */
-    moe_epi_edge *edges;       /* (P) hosts of the experts that can be split    */
-    moe_epi_free_expert *free_experts; /* (E) heavy ones first                  */
-    moe_epi_item *items;       /* (E), spare (E)                                */
+    const double *speed;       /* (D) or NULL = all 1                                */
+    double *fixed;             /* (D) load that has no choice                        */
+    double *level;             /* (D) load / speed of the devices                    */
+    double *slot_load;         /* (P) shares; of rows only those that have no choice */
+    double *below;             /* (P) working space of a pour                        */
+    moe_epi_edge *edges;       /* (P) hosts of the experts that can be split         */
+    moe_epi_free_expert *free_experts; /* (E)                                        */
+    moe_epi_item *items;       /* (E), spare (E): to sort them                       */
     moe_epi_item *spare;
-    int32_t *host_start;       /* (D+1) edges by device                         */
-    int32_t *host_edge;        /* (P)                                           */
-    int32_t *owner;            /* (P) free expert of an edge                    */
-    int32_t *from_edge;        /* (D) search tree: edge that gives              */
-    int32_t *to_edge;          /* (D) and the edge that takes                   */
-    int32_t *queue;            /* (D)                                           */
+    int32_t *first_edge;       /* (D) a list by next                                 */
+    int32_t *from_edge;        /* (D) search tree: edge that gives                   */
+    int32_t *to_edge;          /* (D) and the edge that takes                        */
+    int32_t *queue;            /* (D)                                                */
     int32_t num_free, D;
 } moe_epi_water;
 
@@ -14226,292 +15661,289 @@ static void moe_epi_water_need(size_t *total, int32_t E, int32_t P, int32_t D)
 {
     int i;
     for (i = 0; i < 2; i++) moe_epi_need(total, D, sizeof(double));
+    for (i = 0; i < 2; i++) moe_epi_need(total, P, sizeof(double));
     moe_epi_need(total, P, sizeof(moe_epi_edge));
     moe_epi_need(total, E, sizeof(moe_epi_free_expert));
     for (i = 0; i < 2; i++) moe_epi_need(total, E, sizeof(moe_epi_item));
-    for (i = 0; i < 2; i++) moe_epi_need(total, P, sizeof(int32_t));
-    for (i = 0; i < 4; i++) moe_epi_need(total, (int64_t)D + 1, sizeof(int32_t));
+    for (i = 0; i < 4; i++) moe_epi_need(total, D, sizeof(int32_t));
 }
 
 static void moe_epi_water_take(moe_epi_arena *a, moe_epi_water *w, int32_t E, int32_t P, int32_t D)
 {
     w->D = D;
+    w->fixed = (double *)moe_epi_take(a, D, sizeof(double));
     w->level = (double *)moe_epi_take(a, D, sizeof(double));
-    w->order_level = (double *)moe_epi_take(a, D, sizeof(double));
+    w->slot_load = (double *)moe_epi_take(a, P, sizeof(double));
+    w->below = (double *)moe_epi_take(a, P, sizeof(double));
     w->edges = (moe_epi_edge *)moe_epi_take(a, P, sizeof(moe_epi_edge));
     w->free_experts = (moe_epi_free_expert *)moe_epi_take(a, E, sizeof(moe_epi_free_expert));
     w->items = (moe_epi_item *)moe_epi_take(a, E, sizeof(moe_epi_item));
     w->spare = (moe_epi_item *)moe_epi_take(a, E, sizeof(moe_epi_item));
-    w->host_edge = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
-    w->owner = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
-    w->host_start = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
-    w->from_edge = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
-    w->to_edge = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
-    w->queue = (int32_t *)moe_epi_take(a, (int64_t)D + 1, sizeof(int32_t));
+    w->first_edge = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
+    w->from_edge = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
+    w->to_edge = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
+    w->queue = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
 }
 
 static double moe_epi_water_speed(const moe_epi_water *w, int32_t d) { return w->speed ? w->speed[d] : 1.0; }
 
-/* Hosts of expert e as edges from `at` on (copies on one device count once, the first slot stands for them). */
+/* Hosts of expert e as edges from `at` on (copies on one device count once, the first slot stands for them); returns
+ * their number.  first_edge and next are set by moe_epi_water_link. */
 static int32_t moe_epi_water_hosts(moe_epi_water *w, const moe_epi_split_view *v, int32_t e, int32_t at)
 {
-    int32_t i, j, first = at;
+    int32_t i, j, n = 0;
+    moe_epi_edge *host = w->edges + at;
     for (i = v->start[e]; i < v->start[e + 1]; i++) {
         int32_t d = v->p->slot_device[v->slot[i]];
-        if (v->p->device_inactive[d]) continue;
-        for (j = first; j < at && w->edges[j].device != d; j++) {}
-        if (j < at) continue;
-        w->edges[at].device = d;
-        w->edges[at].slot = v->slot[i];
-        w->edges[at].share = 0.0;
-        at++;
+        if (!v->all_active && v->p->device_inactive[d]) continue;
+        for (j = 0; j < n && host[j].device != d; j++) {}
+        if (j < n) continue;
+        host[n].device = d;
+        host[n].slot = v->slot[i];
+        host[n].owner = w->num_free;
+        host[n].share = 0.0;
+        n++;
     }
-    return at;
+    return n;
 }
 
-/* Collects the experts with several active devices, heaviest first, and loads the devices with everything that has no
- * choice. */
-static void moe_epi_water_open(moe_epi_water *w, const moe_epi_split_view *v, const double *loads)
+/* Loads the devices with everything that has no choice and collects the experts with several active devices.  loads
+ * (E), or counts (E) with loads NULL; loads were checked, counts and the index are checked on the way. */
+static moe_ep_status moe_epi_water_open(moe_epi_water *w, const moe_epi_split_view *v, const double *loads,
+                                        const int64_t *counts, moe_ep_error *err)
 {
-    int32_t e, i, d, at = 0, n = 0;
-    w->speed = NULL;
+    uint64_t room = (uint64_t)1 << 53;
+    int32_t e, d, i, s, n, at = 0;
+    w->speed = v->same_speed ? NULL : v->p->device_speed;
+    w->num_free = 0;
     for (d = 0; d < w->D; d++) {
-        w->level[d] = 0.0;
-        if (v->p->device_speed[d] < 1.0 || v->p->device_speed[d] > 1.0) w->speed = v->p->device_speed;
+        w->fixed[d] = 0.0;
+        w->first_edge[d] = -1;
     }
+    memset(w->slot_load, 0, sizeof(double) * (size_t)v->p->num_slots);
     for (e = 0; e < v->p->num_experts; e++) {
-        int32_t first = at;
-        if (!(loads[e] > 0.0)) continue;
-        if (v->start[e + 1] - v->start[e] == 1) { /* the usual case, known to be active */
-            d = v->p->slot_device[v->slot[v->start[e]]];
-            w->level[d] += w->speed ? loads[e] / w->speed[d] : loads[e];
+        double load = loads ? loads[e] : (double)counts[e];
+        if (!loads) {
+            if ((uint64_t)counts[e] > room) return moe_epi_counts_fail(counts[e], e, err); /* negative ones are large */
+            room -= (uint64_t)counts[e];
+        }
+        s = moe_epi_list_single(v, e);
+        if (s >= 0 && v->all_active) {
+            w->slot_load[s] = load;
+            w->fixed[v->p->slot_device[s]] += load;
             continue;
         }
-        at = moe_epi_water_hosts(w, v, e, at);
-        if (at - first == 1) {
-            d = w->edges[first].device;
-            w->level[d] += loads[e] / moe_epi_water_speed(w, d);
-            at = first;
-        } else if (at > first) {
-            w->items[n].key = loads[e];
-            w->items[n].id = first;
-            w->items[n].aux = at - first;
-            n++;
+        if (s < 0 && !moe_epi_list_fine(v, e)) return moe_epi_list_fail(v, e, err);
+        if (!(load > 0.0)) continue;
+        n = moe_epi_water_hosts(w, v, e, at);
+        if (n == 0) return moe_epi_lost_fail("a loaded expert has no copy on an active device", load, e, err);
+        if (n == 1) {
+            w->slot_load[w->edges[at].slot] = load;
+            w->fixed[w->edges[at].device] += load;
+            continue;
         }
+        for (i = at; i < at + n; i++) {
+            w->edges[i].next = w->first_edge[w->edges[i].device];
+            w->first_edge[w->edges[i].device] = i;
+        }
+        w->free_experts[w->num_free].first = at;
+        w->free_experts[w->num_free].n = n;
+        w->free_experts[w->num_free++].load = load;
+        at += n;
     }
-    moe_epi_sort(w->items, w->spare, n);
-    for (i = 0; i < n; i++) {
+    for (d = 0; d < w->D; d++) w->level[d] = w->fixed[d] / moe_epi_water_speed(w, d);
+    return MOE_EP_OK;
+}
+
+/* Heavy experts first, lowest index on ties. */
+static void moe_epi_water_sort(moe_epi_water *w)
+{
+    int32_t i, j;
+    for (i = 0; i < w->num_free; i++) {
+        w->items[i].key = w->free_experts[i].load;
+        w->items[i].id = w->free_experts[i].first;
+        w->items[i].aux = w->free_experts[i].n;
+    }
+    moe_epi_sort(w->items, w->spare, w->num_free);
+    for (i = 0; i < w->num_free; i++) {
+        w->free_experts[i].load = w->items[i].key;
         w->free_experts[i].first = w->items[i].id;
         w->free_experts[i].n = w->items[i].aux;
-        w->free_experts[i].load = w->items[i].key;
+        for (j = 0; j < w->items[i].aux; j++) w->edges[w->items[i].id + j].owner = i;
     }
-    w->num_free = n;
 }
 
 /* The usual expert with two hosts, equal speeds: level them as far as its load reaches. */
-static double moe_epi_water_pour_two(moe_epi_water *w, const moe_epi_free_expert *x)
+static void moe_epi_water_pour_two(moe_epi_water *w, const moe_epi_free_expert *x)
 {
     moe_epi_edge *a = w->edges + x->first, *b = a + 1;
     double below = w->level[a->device] - a->share, other = w->level[b->device] - b->share;
-    double share = 0.5 * (x->load + other - below), moved;
-    if (share < 0.0) share = 0.0;
-    if (share > x->load) share = x->load;
-    moved = share - a->share;
+    double share = 0.5 * (x->load + other - below);
+    share = share > 0.0 ? share : 0.0;
+    share = share < x->load ? share : x->load;
     a->share = share;
     b->share = x->load - share;
     w->level[a->device] = below + share;
     w->level[b->device] = other + b->share;
-    return moved < 0.0 ? -moved : moved;
 }
 
-/* Takes one expert's shares off its hosts and pours its load in again so that the lowest hosts end level.  Hosts stay
- * sorted by level between sweeps, so that insertion is nearly free.
- * Returns the largest change of a device's level. */
-static double moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
+/* Takes one expert's shares off its hosts and pours its load in again so that the lowest hosts end level: the level
+ * over all hosts, then without those above it, until none is. */
+static void moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
 {
     moe_epi_edge *host = w->edges + x->first;
-    double level, sum = x->load, width = 0.0, change = 0.0;
-    int32_t i, j, m;
-    if (x->n == 2 && !w->speed) return moe_epi_water_pour_two(w, x);
-    for (i = 0; i < x->n; i++) w->level[host[i].device] -= host[i].share / moe_epi_water_speed(w, host[i].device);
-    for (i = 1; i < x->n; i++) {
-        moe_epi_edge moving = host[i];
-        double key = w->level[moving.device];
-        for (j = i; j > 0 && w->level[host[j - 1].device] > key; j--) host[j] = host[j - 1];
-        host[j] = moving;
+    double level = 0.0;
+    int32_t i, inside = x->n + 1, before;
+    if (x->n == 2 && !w->speed) {
+        moe_epi_water_pour_two(w, x);
+        return;
     }
-    level = 0.0;
-    for (m = 0; m < x->n; m++) {
-        double speed = moe_epi_water_speed(w, host[m].device);
-        if (m > 0 && !(w->level[host[m].device] < level)) break;
-        sum += w->level[host[m].device] * speed;
-        width += speed;
-        level = sum / width;
-    }
-    for (i = 0; i < x->n; i++) {
-        double speed = moe_epi_water_speed(w, host[i].device);
-        double share = i < m ? (level - w->level[host[i].device]) * speed : 0.0, moved;
-        if (share < 0.0) share = 0.0;
-        moved = (share - host[i].share) / speed;
-        if (moved < 0.0) moved = -moved;
-        if (moved > change) change = moved;
-        host[i].share = share;
-        w->level[host[i].device] += share / speed;
-    }
-    return change;
-}
-
-/* Sweeps over the experts, until nothing moves or max_sweeps; 1 sweep is the one-pass policy. */
-static void moe_epi_water_run(moe_epi_water *w, int32_t max_sweeps)
-{
-    int32_t sweep, i;
-    for (sweep = 0; sweep < max_sweeps; sweep++) {
-        double change = 0.0;
-        for (i = 0; i < w->num_free; i++) {
-            double c = moe_epi_water_pour(w, &w->free_experts[i]);
-            if (c > change) change = c;
+    for (i = 0; i < x->n; i++)
+        w->below[i] = w->level[host[i].device] - host[i].share / moe_epi_water_speed(w, host[i].device);
+    do {
+        double sum = x->load, width = 0.0;
+        int first = inside > x->n;
+        before = inside;
+        inside = 0;
+        for (i = 0; i < x->n; i++) {
+            double speed = moe_epi_water_speed(w, host[i].device);
+            int in = first | (w->below[i] < level);
+            sum += in ? w->below[i] * speed : 0.0;
+            width += in ? speed : 0.0;
+            inside += in;
         }
-        if (!(change > 0.0)) break;
+        if (inside > 0 && inside < before) level = sum / width;
+    } while (inside > 0 && inside < before);
+    for (i = 0; i < x->n; i++) {
+        double rise = level - w->below[i];
+        rise = rise > 0.0 ? rise : 0.0;
+        host[i].share = rise * moe_epi_water_speed(w, host[i].device);
+        w->level[host[i].device] = w->below[i] + rise;
     }
 }
 
 static double moe_epi_water_max(const moe_epi_water *w)
 {
-    int32_t d;
-    double worst = 0.0;
-    for (d = 0; d < w->D; d++)
-        if (w->level[d] > worst) worst = w->level[d];
-    return worst;
+    double most[4];
+    int32_t d, i;
+    for (i = 0; i < 4; i++) most[i] = w->level[0];
+    for (d = 0; d + 4 <= w->D; d += 4) /* four strands, no jumps */
+        for (i = 0; i < 4; i++) most[i] = most[i] > w->level[d + i] ? most[i] : w->level[d + i];
+    for (; d < w->D; d++) most[0] = most[0] > w->level[d] ? most[0] : w->level[d];
+    for (i = 1; i < 4; i++) most[0] = most[0] > most[i] ? most[0] : most[i];
+    return most[0];
 }
 
-/* Edges by device, and the owner of each. */
-static void moe_epi_water_index(moe_epi_water *w)
-{
-    int32_t i, j, d;
-    for (d = 0; d <= w->D; d++) w->host_start[d] = 0;
-    for (i = 0; i < w->num_free; i++)
-        for (j = w->free_experts[i].first; j < w->free_experts[i].first + w->free_experts[i].n; j++) {
-            w->host_start[w->edges[j].device + 1]++;
-            w->owner[j] = i;
-        }
-    for (d = 0; d < w->D; d++) w->host_start[d + 1] += w->host_start[d];
-    for (i = 0; i < w->num_free; i++)
-        for (j = w->free_experts[i].first; j < w->free_experts[i].first + w->free_experts[i].n; j++)
-            w->host_edge[w->host_start[w->edges[j].device]++] = j;
-    for (d = w->D; d > 0; d--) w->host_start[d] = w->host_start[d - 1];
-    w->host_start[0] = 0;
-}
-
-/* A lower bound on the busiest device: for the k highest devices, what cannot leave them over their speeds.  With the
- * devices in order of level this is near the optimum after a few sweeps. */
-static double moe_epi_water_bound(moe_epi_water *w)
-{
-    double best = 0.0, load = 0.0, speed = 0.0;
-    int32_t i, j, k, *order = w->queue, *place = w->to_edge;
-    for (i = 0; i < w->D; i++) {
-        for (j = i; j > 0 && w->level[order[j - 1]] < w->level[i]; j--) order[j] = order[j - 1];
-        order[j] = i;
-        w->order_level[i] = w->level[i] * moe_epi_water_speed(w, i);
-    }
-    for (k = 0; k < w->D; k++) place[order[k]] = k;
-    for (i = 0; i < w->num_free; i++) { /* order_level becomes: load that is confined once its last host is in */
-        const moe_epi_free_expert *x = &w->free_experts[i];
-        int32_t last = 0;
-        for (j = x->first; j < x->first + x->n; j++) {
-            w->order_level[w->edges[j].device] -= w->edges[j].share;
-            if (place[w->edges[j].device] > last) last = place[w->edges[j].device];
-        }
-        w->order_level[order[last]] += x->load;
-    }
-    for (k = 0; k < w->D; k++) {
-        load += w->order_level[order[k]];
-        speed += moe_epi_water_speed(w, order[k]);
-        if (load > best * speed) best = load / speed;
-    }
-    return best;
-}
-
-/* Shortest chain of experts from device `full` to one below `target`; returns that device, -1 = there is none.  The
- * devices seen are queue[0..*seen). */
-static int32_t moe_epi_water_path(moe_epi_water *w, int32_t full, double target, double tiny, int32_t *seen)
-{
-    int32_t head = 0, tail = 0, i, j, d;
-    for (d = 0; d < w->D; d++) w->to_edge[d] = -1;
-    w->queue[tail++] = full;
-    *seen = 1;
-    while (head < tail) {
-        int32_t here = w->queue[head++];
-        for (i = w->host_start[here]; i < w->host_start[here + 1]; i++) {
-            int32_t give = w->host_edge[i];
-            const moe_epi_free_expert *x = &w->free_experts[w->owner[give]];
-            if (!(w->edges[give].share > tiny)) continue;
-            for (j = x->first; j < x->first + x->n; j++) {
-                d = w->edges[j].device;
-                if (d == full || w->to_edge[d] >= 0) continue;
-                w->to_edge[d] = j;
-                w->from_edge[d] = give;
-                if (w->level[d] < target - tiny) return d;
-                w->queue[tail++] = d;
-                *seen = tail;
-            }
-        }
-    }
-    return -1;
-}
-
-/* Sends as much as possible from `full` along the chain that ends at d. */
-static void moe_epi_water_send(moe_epi_water *w, int32_t full, int32_t d, double target)
+/* Sends as much as possible from `full` along the chain that ends at d; what no chain can carry stays.  Was it more
+ * than `tiny`? */
+static int moe_epi_water_send(moe_epi_water *w, int32_t full, int32_t d, double target, double tiny)
 {
     double amount = (w->level[full] - target) * moe_epi_water_speed(w, full);
     double room = (target - w->level[d]) * moe_epi_water_speed(w, d);
-    int32_t at = d;
+    int32_t at;
     if (room < amount) amount = room;
     for (at = d; at != full; at = w->edges[w->from_edge[at]].device)
         if (w->edges[w->from_edge[at]].share < amount) amount = w->edges[w->from_edge[at]].share;
+    if (!(amount > tiny)) return 0;
     for (at = d; at != full; at = w->edges[w->from_edge[at]].device) {
         w->edges[w->to_edge[at]].share += amount;
         w->edges[w->from_edge[at]].share -= amount;
     }
     w->level[full] -= amount / moe_epi_water_speed(w, full);
     w->level[d] += amount / moe_epi_water_speed(w, d);
+    return 1;
 }
 
-/* The least busiest device: from a bound upwards, excess is sent along chains of experts; where no chain leads out,
- * the devices seen cannot be relieved and their mean is a higher bound (Dinkelbach's step).  Ends with all devices at
- * or below a proven bound. */
+/* Searches outwards from device `full`, over experts that have a share to give, and sends its excess to every device
+ * below target on the way, until it has none.  Was anything sent?  If not, the devices seen are queue[0..*seen) and
+ * nothing can leave them. */
+static int moe_epi_water_flood(moe_epi_water *w, int32_t full, double target, double tiny, int32_t *seen)
+{
+    int32_t head = 0, tail = 0, sent = 0, give, j, d;
+    for (d = 0; d < w->D; d++) w->to_edge[d] = -1;
+    w->to_edge[full] = 0;
+    w->queue[tail++] = full;
+    while (head < tail) {
+        for (give = w->first_edge[w->queue[head++]]; give >= 0; give = w->edges[give].next) {
+            const moe_epi_free_expert *x = &w->free_experts[w->edges[give].owner];
+            if (!(w->edges[give].share > tiny)) continue;
+            for (j = x->first; j < x->first + x->n; j++) {
+                d = w->edges[j].device;
+                if (w->to_edge[d] >= 0) continue;
+                w->to_edge[d] = j;
+                w->from_edge[d] = give;
+                w->queue[tail++] = d;
+                if (!(w->level[d] < target - tiny) || !moe_epi_water_send(w, full, d, target, tiny)) continue;
+                sent = 1;
+                if (!(w->level[full] > target + tiny)) return 1;
+            }
+        }
+    }
+    *seen = tail;
+    return sent;
+}
+
+/* Nothing can be below the mean, nor below what has no choice on a device. */
+static double moe_epi_water_bound(const moe_epi_water *w)
+{
+    double load = 0.0, speed = 0.0, most = 0.0, mean;
+    int32_t d, i;
+    for (d = 0; d < w->D; d++) {
+        double level = w->fixed[d] / moe_epi_water_speed(w, d);
+        load += w->fixed[d];
+        speed += moe_epi_water_speed(w, d);
+        if (level > most) most = level;
+    }
+    for (i = 0; i < w->num_free; i++) load += w->free_experts[i].load;
+    mean = load / speed;
+    return mean > most ? mean : most;
+}
+
+/* The least busiest device: the excess of the busiest flows to devices below a bound; where there is none within reach,
+ * nothing can leave the devices seen, and their mean is a higher bound (Dinkelbach's step).  Ends with the busiest
+ * device at a proven bound. */
 static void moe_epi_water_finish(moe_epi_water *w)
 {
-    double target, tiny;
-    int32_t d, k, seen;
-    moe_epi_water_index(w);
-    target = moe_epi_water_bound(w);
-    tiny = 1e-12 * moe_epi_water_max(w);
-    for (d = 0; d < w->D; d++) {
-        while (w->level[d] > target + tiny) {
-            int32_t to = moe_epi_water_path(w, d, target, tiny, &seen);
-            if (to >= 0) {
-                moe_epi_water_send(w, d, to, target);
-            } else {
-                double load = 0.0, speed = 0.0;
-                for (k = 0; k < seen; k++) {
-                    load += w->level[w->queue[k]] * moe_epi_water_speed(w, w->queue[k]);
-                    speed += moe_epi_water_speed(w, w->queue[k]);
-                }
-                if (!(load / speed > target)) break; /* equal up to rounding */
-                target = load / speed;
-            }
+    int32_t k, seen = 0, full;
+    double most = moe_epi_water_max(w), target = moe_epi_water_bound(w), tiny = 1e-12 * most;
+    for (; most > target + tiny; most = moe_epi_water_max(w)) {
+        double load = 0.0, speed = 0.0;
+        for (full = 0; w->level[full] < most; full++) {}
+        if (moe_epi_water_flood(w, full, target, tiny, &seen)) continue;
+        for (k = 0; k < seen; k++) {
+            load += w->level[w->queue[k]] * moe_epi_water_speed(w, w->queue[k]);
+            speed += moe_epi_water_speed(w, w->queue[k]);
+        }
+        if (!(load / speed > target)) return; /* equal up to rounding */
+        target = load / speed;
+    }
+}
+
+/* Equal shares to start with. */
+static void moe_epi_water_even(moe_epi_water *w)
+{
+    int32_t i, j;
+    for (i = 0; i < w->num_free; i++) {
+        const moe_epi_free_expert *x = &w->free_experts[i];
+        double share = x->load / x->n;
+        for (j = x->first; j < x->first + x->n; j++) {
+            w->edges[j].share = share;
+            w->level[w->edges[j].device] += share / moe_epi_water_speed(w, w->edges[j].device);
         }
     }
 }
 
-#define MOE_EPI_SWEEPS 2 /* before the exact finish; more only make it start nearer */
-
+/* max_sweeps > 0: that many passes from nothing, heavy experts first.  0: to the optimum, where one pass over even
+ * shares comes near enough; further passes, heavy experts first and over-relaxation were measured slower. */
 static void moe_epi_water_solve(moe_epi_water *w, int32_t max_sweeps)
 {
-    moe_epi_water_run(w, max_sweeps > 0 ? max_sweeps : MOE_EPI_SWEEPS);
+    int32_t sweep, i;
+    if (max_sweeps > 0) moe_epi_water_sort(w);
+    else moe_epi_water_even(w);
+    for (sweep = 0; sweep == 0 || sweep < max_sweeps; sweep++)
+        for (i = 0; i < w->num_free; i++) moe_epi_water_pour(w, &w->free_experts[i]);
     if (max_sweeps == 0) moe_epi_water_finish(w);
 }
-#undef MOE_EPI_SWEEPS
 
 MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t layer, const double *loads,
                                              int32_t max_sweeps, double *slot_loads, double *max_load,
@@ -14521,7 +15953,7 @@ MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t 
     moe_epi_water w;
     moe_epi_arena arena;
     size_t total = 0;
-    int32_t e, i, j;
+    int32_t i, j;
     moe_ep_status status;
     moe_epi_ok(err);
     if ((status = moe_epi_split_open(&v, p, layer, err)) != MOE_EP_OK) return status;
@@ -14530,26 +15962,20 @@ MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t 
     if (max_sweeps < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "max_sweeps", "must not be negative", -1, max_sweeps);
     if ((status = moe_epi_loads_check(loads, 1, p->num_experts, err)) != MOE_EP_OK) return status;
-    for (e = 0; e < p->num_experts; e++)
-        if (loads[e] > 0.0 && moe_epi_split_active(&v, e) == 0)
-            return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "a loaded expert has no copy on an active device",
-                                e, loads[e]);
     moe_epi_water_need(&total, p->num_experts, p->num_slots, p->num_devices);
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_water_take(&arena, &w, p->num_experts, p->num_slots, p->num_devices);
-    moe_epi_water_open(&w, &v, loads);
-    moe_epi_water_solve(&w, max_sweeps);
-    for (i = 0; i < p->num_slots; i++) slot_loads[i] = 0.0;
-    for (e = 0; e < p->num_experts; e++) { /* experts without a choice; the others are overwritten below */
-        int32_t s = loads[e] > 0.0 ? moe_epi_active_slot(&v, e, 0) : -1;
-        if (s >= 0) slot_loads[s] = loads[e];
+    status = moe_epi_water_open(&w, &v, loads, NULL, err);
+    if (status == MOE_EP_OK) {
+        moe_epi_water_solve(&w, max_sweeps);
+        for (i = 0; i < w.num_free; i++)
+            for (j = w.free_experts[i].first; j < w.free_experts[i].first + w.free_experts[i].n; j++)
+                w.slot_load[w.edges[j].slot] = w.edges[j].share;
+        memcpy(slot_loads, w.slot_load, sizeof(double) * (size_t)p->num_slots);
+        if (max_load) *max_load = moe_epi_water_max(&w);
     }
-    for (i = 0; i < w.num_free; i++)
-        for (j = w.free_experts[i].first; j < w.free_experts[i].first + w.free_experts[i].n; j++)
-            slot_loads[w.edges[j].slot] = w.edges[j].share;
-    if (max_load) *max_load = moe_epi_water_max(&w);
     moe_epi_arena_close(&arena);
-    return MOE_EP_OK;
+    return status;
 }
 
 /* ---- whole rows -------------------------------------------------------------------------------------------- */
@@ -14561,16 +15987,13 @@ typedef struct moe_epi_rounding {
 } moe_epi_rounding;
 
 /* Shares rounded down; what is left goes row by row to the host with the most room below the cap. */
-static void moe_epi_round_shares(const moe_epi_water *w, const moe_epi_split_view *v, const int64_t *counts,
-                                 moe_epi_rounding *r)
+static void moe_epi_round_shares(const moe_epi_water *w, moe_epi_rounding *r)
 {
-    int32_t e, i, j, k;
+    int32_t i, j, k;
     for (i = 0; i < w->num_free; i++) {
         const moe_epi_edge *host = w->edges + w->free_experts[i].first;
-        int64_t *rows = r->edge_rows + w->free_experts[i].first, left;
+        int64_t *rows = r->edge_rows + w->free_experts[i].first, left = (int64_t)w->free_experts[i].load;
         int32_t n = w->free_experts[i].n;
-        e = v->expert[host[0].slot];
-        left = counts[e];
         for (j = 0; j < n; j++) {
             rows[j] = (int64_t)host[j].share; /* >= 0: rounds down */
             if (rows[j] > left) rows[j] = left;
@@ -14596,9 +16019,9 @@ static int moe_epi_round_push(moe_epi_water *w, int32_t overfull, moe_epi_roundi
     w->queue[tail++] = overfull;
     while (head < tail) {
         int32_t here = w->queue[head++];
-        for (i = w->host_start[here]; i < w->host_start[here + 1]; i++) {
-            int32_t give = w->host_edge[i];
-            const moe_epi_free_expert *x = &w->free_experts[w->owner[give]];
+        for (i = w->first_edge[here]; i >= 0; i = w->edges[i].next) {
+            int32_t give = i;
+            const moe_epi_free_expert *x = &w->free_experts[w->edges[give].owner];
             if (r->edge_rows[give] == 0) continue;
             for (j = x->first; j < x->first + x->n; j++) {
                 d = w->edges[j].device;
@@ -14627,12 +16050,14 @@ static int moe_epi_round_push(moe_epi_water *w, int32_t overfull, moe_epi_roundi
 static void moe_epi_round_caps(const moe_epi_water *w, moe_epi_rounding *r)
 {
     int32_t d;
-    double worst = moe_epi_water_max(w);
+    double worst = moe_epi_water_max(w), rows = worst, whole = 0.0;
     for (d = 0; d < w->D; d++) {
-        double rows = worst * moe_epi_water_speed(w, d);
-        rows = ceil(rows - 1e-9 * (rows + 1.0));
-        r->device_cap[d] = (int64_t)rows;
-        r->device_rows[d] = 0;
+        if (d == 0 || w->speed) {
+            rows = worst * moe_epi_water_speed(w, d);
+            whole = ceil(rows - 1e-9 * (rows + 1.0));
+        }
+        r->device_cap[d] = (int64_t)whole;
+        r->device_rows[d] = (int64_t)w->fixed[d];
     }
 }
 
@@ -14646,40 +16071,29 @@ static moe_ep_status moe_epi_split_water(const moe_ep_split_desc *desc, const mo
     moe_epi_rounding r;
     moe_epi_arena arena;
     size_t total = 0;
-    double *loads;
-    int32_t e, i, j, exact = desc->policy == MOE_EP_SPLIT_EXACT;
+    int32_t i, j, exact = desc->policy == MOE_EP_SPLIT_EXACT;
     moe_ep_status status;
     moe_epi_water_need(&total, p->num_experts, p->num_slots, p->num_devices);
     for (i = 0; i < 2; i++) moe_epi_need(&total, p->num_devices, sizeof(int64_t));
     moe_epi_need(&total, p->num_slots, sizeof(int64_t));
-    moe_epi_need(&total, p->num_experts, sizeof(double));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_water_take(&arena, &w, p->num_experts, p->num_slots, p->num_devices);
     r.device_rows = (int64_t *)moe_epi_take(&arena, p->num_devices, sizeof(int64_t));
     r.device_cap = (int64_t *)moe_epi_take(&arena, p->num_devices, sizeof(int64_t));
     r.edge_rows = (int64_t *)moe_epi_take(&arena, p->num_slots, sizeof(int64_t));
-    loads = (double *)moe_epi_take(&arena, p->num_experts, sizeof(double));
-    for (e = 0; e < p->num_experts; e++) loads[e] = (double)counts[e];
-    moe_epi_water_open(&w, v, loads);
-    moe_epi_water_solve(&w, exact ? desc->max_sweeps : 1);
-    moe_epi_round_caps(&w, &r);
-    for (i = 0; i < p->num_slots; i++) slot_rows[i] = 0;
-    for (e = 0; e < p->num_experts; e++) { /* all rows on the first active replica; free experts are rewritten */
-        int32_t s = counts[e] > 0 ? moe_epi_active_slot(v, e, 0) : -1;
-        if (s >= 0) slot_rows[s] = counts[e];
+    if ((status = moe_epi_water_open(&w, v, NULL, counts, err)) == MOE_EP_OK) {
+        moe_epi_water_solve(&w, exact ? desc->max_sweeps : 1);
+        moe_epi_round_caps(&w, &r);
+        moe_epi_round_shares(&w, &r);
+        for (i = 0; exact && i < w.D; i++)
+            while (r.device_rows[i] > r.device_cap[i] && moe_epi_round_push(&w, i, &r)) {}
+        for (i = 0; i < p->num_slots; i++) slot_rows[i] = (int64_t)w.slot_load[i];
+        for (i = 0; i < w.num_free; i++)
+            for (j = w.free_experts[i].first; j < w.free_experts[i].first + w.free_experts[i].n; j++)
+                slot_rows[w.edges[j].slot] = r.edge_rows[j];
     }
-    for (i = 0; i < w.num_free; i++)
-        for (j = 0; j < w.free_experts[i].n; j++) slot_rows[w.edges[w.free_experts[i].first + j].slot] = 0;
-    for (i = 0; i < p->num_slots; i++) r.device_rows[p->slot_device[i]] += slot_rows[i];
-    moe_epi_round_shares(&w, v, counts, &r);
-    if (exact && desc->max_sweeps > 0) moe_epi_water_index(&w);
-    for (i = 0; exact && i < w.D; i++)
-        while (r.device_rows[i] > r.device_cap[i] && moe_epi_round_push(&w, i, &r)) {}
-    for (i = 0; i < w.num_free; i++)
-        for (j = w.free_experts[i].first; j < w.free_experts[i].first + w.free_experts[i].n; j++)
-            slot_rows[w.edges[j].slot] = r.edge_rows[j];
     moe_epi_arena_close(&arena);
-    return MOE_EP_OK;
+    return status;
 }
 
 /* The policies that decide expert by expert. */
@@ -14693,10 +16107,12 @@ static void moe_epi_split_simple(const moe_ep_split_desc *desc, const moe_epi_sp
     for (e = 0; e < E; e++) {
         if (counts[e] == 0) continue;
         n = moe_epi_split_active(v, e);
-        if (desc->policy == MOE_EP_SPLIT_EVEN) {
-            moe_epi_split_even(v, e, counts[e], 0, slot_rows);
+        if (n == 1) {
+            slot_rows[moe_epi_active_slot(v, e, 0)] = counts[e];
+        } else if (desc->policy == MOE_EP_SPLIT_EVEN) {
+            moe_epi_split_even(v, e, n, counts[e], 0, slot_rows);
         } else if (desc->policy == MOE_EP_SPLIT_ROUND_ROBIN) {
-            moe_epi_split_even(v, e, counts[e], desc->seed % (uint64_t)n + (uint64_t)(uint32_t)e, slot_rows);
+            moe_epi_split_even(v, e, n, counts[e], desc->seed % (uint64_t)n + (uint64_t)(uint32_t)e, slot_rows);
         } else if (desc->policy == MOE_EP_SPLIT_LOCAL_FIRST) {
             for (d = 0; d < v->p->num_devices; d++)
                 moe_epi_split_local(v, e, d, desc->source_counts[(int64_t)d * E + e], slot_rows);
@@ -14726,9 +16142,9 @@ MOE_EP_API moe_ep_status moe_ep_split(const moe_ep_split_desc *desc, const moe_e
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.policy", "is not a policy", -1, (double)desc->policy);
     if (desc->max_sweeps < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_sweeps", "must not be negative", -1, desc->max_sweeps);
-    if ((status = moe_epi_split_counts(&v, counts, err)) != MOE_EP_OK) return status;
     if (desc->policy == MOE_EP_SPLIT_LEAST_LOADED || desc->policy == MOE_EP_SPLIT_EXACT)
         return moe_epi_split_water(desc, &v, counts, slot_rows, scratch, err);
+    if ((status = moe_epi_split_counts(&v, counts, err)) != MOE_EP_OK) return status;
     if (desc->policy == MOE_EP_SPLIT_LOCAL_FIRST) {
         status = moe_epi_split_sources(&v, desc->source_counts, counts, err);
         if (status != MOE_EP_OK) return status;
@@ -14747,6 +16163,11 @@ MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int
     if ((status = moe_epi_placement_check(p, "p", err)) != MOE_EP_OK) return status;
     if (!slot_rows) return moe_epi_null(err, "slot_rows");
     if (!device_rows) return moe_epi_null(err, "device_rows");
+    for (d = 0; d <= p->num_devices; d++)
+        if (p->slot_start[d] < (d > 0 ? p->slot_start[d - 1] : 0) ||
+            p->slot_start[d] > (d > 0 ? p->num_slots : 0) || (d == p->num_devices && p->slot_start[d] < p->num_slots))
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "must rise from 0 to P", d,
+                                p->slot_start[d]);
     for (s = 0; s < p->num_slots; s++) {
         if (slot_rows[s] < 0)
             return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "slot_rows", "must not be negative", s,
@@ -14797,6 +16218,7 @@ static moe_ep_status moe_epi_assign_check(const moe_epi_split_view *v, const int
     }
     for (e = 0; e < E; e++) {
         int64_t open = w->rows[e];
+        if (!moe_epi_list_fine(v, e)) return moe_epi_list_fail(v, e, err);
         for (i = v->start[e]; i < v->start[e + 1]; i++) open -= slot_rows[v->slot[i]];
         if (open != 0)
             return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "slot_rows", "does not sum to the rows of the expert", e,
@@ -15301,13 +16723,13 @@ MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, 
                                             (double)max_tokens);
     if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1,
                                             (double)block_size);
+    if (!moe_epi_dp_round_up(max_tokens, block_size, &room) || !moe_epi_mul(room, E, &len) || len > INT32_MAX)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "E", "positions do not fit int32_t", -1, (double)E);
     status = moe_epi_ld_check_counts(counts, E, "counts", NULL, err);
     if (status != MOE_EP_OK) return status;
     for (e = 0; e < E; e++)
         if (counts[e] > max_tokens)
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "counts", "more than max_tokens", e, (double)counts[e]);
-    if (!moe_epi_dp_round_up(max_tokens, block_size, &room) || !moe_epi_mul(room, E, &len) || len > INT32_MAX)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "E", "positions do not fit int32_t", -1, (double)E);
     if (!sorted_ids) return moe_epi_null(err, "sorted_ids");
     if (!block_experts) return moe_epi_null(err, "block_experts");
     if (!padded_rows) return moe_epi_null(err, "padded_rows");
@@ -15972,13 +17394,39 @@ static void moe_epi_dp_count_words(const int32_t *ids, int64_t T, int32_t K, con
 #undef MOE_EPI_DP_PLANES
 #undef MOE_EPI_DP_WORDS
 
-/* tokens (P) of P places, each token once per place. */
+/* For more places, where a token seldom has one twice: rows per place, less the repeats.  A place remembers the last
+ * token that came by, so that a choice costs one store. */
+#define MOE_EPI_DP_STAMPS 4096 /* places at most: 16 KiB on the stack */
+
+/* tokens holds rows per place; afterwards tokens. */
+static void moe_epi_dp_uncount_repeats(const int32_t *ids, int64_t T, int32_t K, int32_t E, const moe_epi_dp_owner *o,
+                                       int32_t P, int64_t *tokens)
+{
+    int32_t place_of[MOE_EPI_LD_EXPERTS + 1], last[MOE_EPI_DP_STAMPS + 1], e, k, place;
+    int64_t t;
+    place_of[0] = P; /* of -1: a place that nobody counts */
+    for (e = 0; e < E; e++) place_of[e + 1] = moe_epi_dp_place_of(o, e);
+    for (place = 0; place <= P; place++) last[place] = -1;
+    for (t = 0; t < T; t++, ids += K)
+        for (k = 0; k < K; k++) {
+            place = place_of[ids[k] + 1];
+            if (last[place] == (int32_t)t && place < P) tokens[place]--;
+            last[place] = (int32_t)t;
+        }
+}
+
+/* tokens (P) of P places, each token once per place.  loads (E): rows of each expert, NULL = not counted yet. */
 static void moe_epi_dp_count_places(const int32_t *ids, int64_t T, int32_t K, int32_t E, const moe_epi_dp_owner *o,
-                                    int32_t P, int64_t *tokens)
+                                    int32_t P, const int64_t *loads, int64_t *tokens)
 {
     uint64_t bit_of[MOE_EPI_LD_EXPERTS + 1];
     int32_t first, e, place;
     memset(tokens, 0, (size_t)P * sizeof *tokens);
+    if (loads && P > 64 && P <= MOE_EPI_DP_STAMPS && E <= MOE_EPI_LD_EXPERTS && T >= E / 8) {
+        for (e = 0; e < E; e++) tokens[moe_epi_dp_place_of(o, e)] += loads[e];
+        moe_epi_dp_uncount_repeats(ids, T, K, E, o, P, tokens);
+        return;
+    }
     if (P > 256 || E > MOE_EPI_LD_EXPERTS || T < E / 8) { /* more passes than marks cost, or a table too dear */
         moe_epi_dp_count_many(ids, T, K, o, tokens);
         return;
@@ -15992,6 +17440,8 @@ static void moe_epi_dp_count_places(const int32_t *ids, int64_t T, int32_t K, in
         moe_epi_dp_count_words(ids, T, K, bit_of + 1, P - first < 64 ? P - first : 64, tokens + first);
     }
 }
+
+#undef MOE_EPI_DP_STAMPS
 
 /* The (T,R) arrays. */
 static void moe_epi_dp_fill_ranks(const int32_t *ids, int64_t T, int32_t K, const moe_epi_dp_owner *o,
@@ -16041,10 +17491,12 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
     owner.experts_per_rank = device_of_expert ? 1 : E / R;
     owner.ranks_per_place = ranks_per_node > 0 ? ranks_per_node : R;
     nodes = R / owner.ranks_per_place + (R % owner.ranks_per_place > 0);
-    if (layout->tokens_per_node) moe_epi_dp_count_places(ids, T, K, E, &owner, nodes, layout->tokens_per_node);
-    owner.ranks_per_place = 1;
-    if (layout->tokens_per_rank) moe_epi_dp_count_places(ids, T, K, E, &owner, R, layout->tokens_per_rank);
     if (layout->tokens_per_expert) (void)moe_epi_ld_count(ids, n, E, 0, layout->tokens_per_expert, &none, "ids", err);
+    if (layout->tokens_per_node)
+        moe_epi_dp_count_places(ids, T, K, E, &owner, nodes, layout->tokens_per_expert, layout->tokens_per_node);
+    owner.ranks_per_place = 1;
+    if (layout->tokens_per_rank)
+        moe_epi_dp_count_places(ids, T, K, E, &owner, R, layout->tokens_per_expert, layout->tokens_per_rank);
     if (layout->is_token_in_rank || layout->token_idx_in_rank) moe_epi_dp_fill_ranks(ids, T, K, &owner, R, layout);
     return MOE_EP_OK;
 }
@@ -16372,8 +17824,9 @@ static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
        MOE_EPI_MACHINES };
 
-/* name, source, devices per node, memory, memory/s, FLOP/s {bf16, fp8, fp4}, GEMM {t0, mem, flop, p, tile},
- * links {alpha, intra, inter, p, alpha_in_norm}: low-latency dispatch, combine, normal dispatch, combine. */
+/* name, source, devices per node, memory, memory/s, FLOP/s {bf16, fp8, fp4}, GEMM {t0, mem, flop, p, tile, expert},
+ * links {alpha, intra, inter, p, alpha_in_norm, row, peer, alpha_p}: low-latency dispatch, combine, normal dispatch,
+ * combine. */
 static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
     {"h100",
      "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; "
@@ -16397,21 +17850,27 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
      "vendor FLOP/s"}};
 
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
-     {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
-     {38e-6, 160e9, 48e9, 0, 0}, {38e-6, 160e9, 48e9, 0, 0}, {36e-6, 145e9, 44e9, 0, 0}, {54e-6, 145e9, 44e9, 0, 0}},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64},
-     {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64},
-     {22e-6, 250e9, 48e9, 0, 0}, {22e-6, 250e9, 48e9, 0, 0}, {36e-6, 290e9, 46e9, 2, 0}, {54e-6, 290e9, 46e9, 2, 0}},
-    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128},
-     {12e-6, 460e9, 48e9, 0, 0}, {12e-6, 460e9, 48e9, 0, 0}, {36e-6, 460e9, 46e9, 2, 0}, {54e-6, 460e9, 46e9, 2, 0}},
-    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128},
-     {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1},
-     {17e-6, 695e9, 48e9, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1}},
-    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64},
-     {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}, {20e-6, 16e9, 16e9, 0, 0}}
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
+     {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0}, {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0},
+     {36e-6, 290e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 290e9, 46e9, 2, 0, 0, 0, 0}},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
+     {38e-6, 160e9, 48e9, 0, 0, 0, 0, 0}, {38e-6, 160e9, 48e9, 0, 0, 0, 0, 0},
+     {36e-6, 145e9, 44e9, 0, 0, 0, 0, 0}, {54e-6, 145e9, 44e9, 0, 0, 0, 0, 0}},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0},
+     {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0}, {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0},
+     {36e-6, 290e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 290e9, 46e9, 2, 0, 0, 0, 0}},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
+     {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0}, {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0},
+     {36e-6, 290e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 290e9, 46e9, 2, 0, 0, 0, 0}},
+    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0},
+     {12e-6, 460e9, 48e9, 0, 0, 0, 0, 0}, {12e-6, 460e9, 48e9, 0, 0, 0, 0, 0},
+     {36e-6, 460e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 460e9, 46e9, 2, 0, 0, 0, 0}},
+    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0},
+     {17e-6, 695e9, 48e9, 0, 0, 0, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1, 0, 0, 0},
+     {17e-6, 695e9, 48e9, 0, 0, 0, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1, 0, 0, 0}},
+    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0},
+     {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0}, {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0},
+     {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0}, {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0}}
 };
 
 /* clang-format on */
@@ -16675,6 +18134,12 @@ static moe_ep_status moe_epi_check_link(const moe_ep_link *l, moe_ep_error *err)
     MOE_EPI_TRY(moe_epi_amount(l->alpha_s, "link.alpha_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->intra_Bps, "link.intra_Bps", err));
     MOE_EPI_TRY(moe_epi_amount(l->inter_Bps, "link.inter_Bps", err));
+    MOE_EPI_TRY(moe_epi_amount(l->row_s, "link.row_s", err));
+    MOE_EPI_TRY(moe_epi_amount(l->peer_s, "link.peer_s", err));
+    MOE_EPI_TRY(moe_epi_amount(l->alpha_p, "link.alpha_p", err));
+    if (l->alpha_p > 0.0 && l->alpha_p < 0.25)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.alpha_p",
+                            "must be 0 (the sum) or at least 0.25", -1, l->alpha_p);
     return moe_epi_check_p(l->p, "link.p", err);
 }
 
@@ -16689,6 +18154,7 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     MOE_EPI_TRY(moe_epi_amount(m->gemm.t0_s, "machine.gemm.t0_s", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.mem_eff, "machine.gemm.mem_eff", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.flop_eff, "machine.gemm.flop_eff", err));
+    MOE_EPI_TRY(moe_epi_amount(m->gemm.expert_s, "machine.gemm.expert_s", err));
     MOE_EPI_TRY(moe_epi_at_least(m->gemm.tile, 0, "machine.gemm.tile", err));
     return moe_epi_check_p(m->gemm.p, "machine.gemm.p", err);
 }
@@ -16705,12 +18171,24 @@ static double moe_epi_larger(double a, double b)
 /* (a^p + b^p)^(1/p); p = 0 gives the larger one.  The common exponents avoid pow. */
 static double moe_epi_pnorm(double a, double b, double p)
 {
-    double hi = a > b ? a : b, lo = a > b ? b : a, r;
-    if (!(p > 0.0) || !(lo > 0.0)) return hi;
+    double hi = a > b ? a : b, lo = a > b ? b : a, squares;
+    if (!(p > 0.0)) return hi;
+    if (p > 1.999999 && p < 2.000001) {
+        squares = a * a + b * b;
+        if (squares > 1e-290 && squares < 1e290) return sqrt(squares); /* no branch on which is larger */
+    }
+    if (!(lo > 0.0)) return hi;
     if (!(p > 1.0)) return hi + lo;
-    r = lo / hi;
-    if (p > 1.999999 && p < 2.000001) return hi * sqrt(1.0 + r * r);
-    return hi * pow(1.0 + pow(r, p), 1.0 / p);
+    return hi * pow(1.0 + pow(lo / hi, p), 1.0 / p);
+}
+
+/* (a^p + b^p)^(1/p) for any p > 0; p = 0 gives the sum. */
+static double moe_epi_bend(double a, double b, double p)
+{
+    double hi = a > b ? a : b, lo = a > b ? b : a;
+    if (!(p > 0.0)) return hi + lo;
+    if (!(lo > 0.0)) return hi;
+    return hi * pow(1.0 + pow(lo / hi, p), 1.0 / p);
 }
 
 /* ---- parameters ----------------------------------------------------------------------------------- */
@@ -16821,41 +18299,70 @@ static moe_ep_status moe_epi_check_rows(const int64_t *rows, int64_t n, const ch
     return MOE_EP_OK;
 }
 
-/* Seconds of one product, K x N weights per expert, with one of `parts` equal shares of the work; adds the two
- * parts to *mem_s and *flop_s. */
-static double moe_epi_gemm_time(const moe_ep_model *m, const moe_ep_machine *c,
-                                const moe_epi_work *w, double parts, double K, double N,
-                                double *mem_s, double *flop_s)
+/* Seconds of one product per active expert and per row in memory, and per padded row in the multiplier. */
+typedef struct moe_epi_product {
+    double expert_mem_s, row_mem_s, row_flop_s;
+} moe_epi_product;
+
+/* What the time of a device's experts is made of, divisions done. */
+typedef struct moe_epi_experts {
+    double t0_s, expert_s, p;
+    moe_epi_product up, down;
+} moe_epi_experts;
+
+/* One product, K x N weights per expert. */
+static moe_epi_product moe_epi_product_of(const moe_ep_model *m, const moe_ep_machine *c, double K,
+                                          double N)
 {
-    double bytes, flops, mem = 0.0, flop = 0.0, peak = c->flops[m->math];
-    bytes =
-        (double)w->active / parts * K * N * moe_epi_or(m->weight_bytes, 2.0) +
-        (double)w->rows / parts *
-            (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
-    flops = 2.0 * K * N * ((double)w->padded / parts);
-    if (c->memory_Bps > 0.0) mem = bytes / (c->memory_Bps * moe_epi_or(c->gemm.mem_eff, 1.0));
-    if (peak > 0.0) flop = flops / (peak * moe_epi_or(c->gemm.flop_eff, 1.0));
-    *mem_s += mem;
-    *flop_s += flop;
-    return c->gemm.t0_s + moe_epi_pnorm(mem, flop, c->gemm.p);
+    moe_epi_product q;
+    double peak = c->flops[m->math], mem = 0.0, flop = 0.0;
+    if (c->memory_Bps > 0.0) mem = 1.0 / (c->memory_Bps * moe_epi_or(c->gemm.mem_eff, 1.0));
+    if (peak > 0.0) flop = 1.0 / (peak * moe_epi_or(c->gemm.flop_eff, 1.0));
+    q.expert_mem_s = K * N * moe_epi_or(m->weight_bytes, 2.0) * mem;
+    q.row_mem_s =
+        (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0)) * mem;
+    q.row_flop_s = 2.0 * K * N * flop;
+    return q;
 }
 
-/* Both products of experts of inner width I, with one of `parts` equal shares of the work. */
-static double moe_epi_share_time(const moe_ep_model *m, const moe_ep_machine *c,
-                                 const moe_epi_work *w, double parts, double I, double *mem_s,
-                                 double *flop_s)
+/* Both products of experts of inner width I. */
+static moe_epi_experts moe_epi_experts_of(const moe_ep_model *m, const moe_ep_machine *c, double I)
 {
+    moe_epi_experts x;
     double H = (double)m->hidden;
+    x.t0_s = c->gemm.t0_s;
+    x.expert_s = c->gemm.expert_s;
+    x.p = c->gemm.p;
+    x.up = moe_epi_product_of(m, c, H, m->ungated ? I : 2.0 * I);
+    x.down = moe_epi_product_of(m, c, I, H);
+    return x;
+}
+
+/* With one of `parts` equal shares of the work; the two bounds, if memory or FLOPs were all, beside it. */
+static double moe_epi_share_time(const moe_epi_experts *x, const moe_epi_work *w, double parts,
+                                 double *mem_s, double *flop_s)
+{
+    double active, rows, padded, up_mem, up_flop, down_mem, down_flop;
     *mem_s = *flop_s = 0.0;
     if (w->rows == 0) return 0.0;
-    return moe_epi_gemm_time(m, c, w, parts, H, m->ungated ? I : 2.0 * I, mem_s, flop_s) +
-           moe_epi_gemm_time(m, c, w, parts, I, H, mem_s, flop_s);
+    active = (double)w->active / parts;
+    rows = (double)w->rows / parts;
+    padded = (double)w->padded / parts;
+    up_mem = active * x->up.expert_mem_s + rows * x->up.row_mem_s;
+    down_mem = active * x->down.expert_mem_s + rows * x->down.row_mem_s;
+    up_flop = padded * x->up.row_flop_s;
+    down_flop = padded * x->down.row_flop_s;
+    *mem_s = up_mem + down_mem;
+    *flop_s = up_flop + down_flop;
+    return 2.0 * (x->t0_s + active * x->expert_s) + moe_epi_pnorm(up_mem, up_flop, x->p) +
+           moe_epi_pnorm(down_mem, down_flop, x->p);
 }
 
 static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
                                    const moe_epi_work *w, double I, double *mem_s, double *flop_s)
 {
-    return moe_epi_share_time(m, c, w, 1.0, I, mem_s, flop_s);
+    moe_epi_experts x = moe_epi_experts_of(m, c, I);
+    return moe_epi_share_time(&x, w, 1.0, mem_s, flop_s);
 }
 
 static void moe_epi_device_fill(moe_ep_device_time *t, const moe_epi_work *w, double seconds,
@@ -16934,14 +18441,15 @@ MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int6
 
 /* ---- expectations ------------------------------------------------------------------------------------ */
 
-/* Chance that K distinct experts out of n miss all of b given ones: C(n-b,K) / C(n,K). */
-static double moe_epi_miss(int64_t n, int64_t b, int32_t K)
+/* Chance that K distinct experts out of n miss all of b given ones: C(n-b,K) / C(n,K), the same with K and b exchanged.
+ * Only 1 minus it is ever used: the product ends where that is 1, after some hundred thousand factors for any n. */
+static double moe_epi_miss(int64_t n, int64_t b, int64_t K)
 {
     double p = 1.0;
-    int32_t i;
+    int64_t i, few = b < K ? b : K, many = b < K ? K : b;
     if (b <= 0) return 1.0;
     if (n - b < K) return 0.0;
-    for (i = 0; i < K; i++) p *= (double)(n - b - i) / (double)(n - i);
+    for (i = 0; i < few && p > 1e-20; i++) p *= (double)(n - many - i) / (double)(n - i);
     return p;
 }
 
@@ -16988,24 +18496,35 @@ static double moe_epi_block_miss(const moe_epi_routing *q, int32_t first, int32_
     return miss / moe_epi_choose(q->G, q->M);
 }
 
-static int32_t moe_epi_block_start(int32_t E, int32_t blocks, int32_t i)
+/* n blocks of the same size inside one routing group. */
+static double moe_epi_reach_alike(const moe_epi_routing *q, int64_t n, int32_t size)
 {
-    return (int32_t)((int64_t)E * i / blocks);
+    return n > 0 && size > 0 ? (double)n * (1.0 - moe_epi_block_miss(q, 0, size)) : 0.0;
 }
 
-/* Expected blocks a token reaches when E experts lie in `blocks` contiguous, equal-as-can-be blocks. */
+/* Expected blocks a token reaches when E experts lie in `blocks` contiguous, equal-as-can-be blocks.  Only two block
+ * sizes occur, and the position matters only for blocks with the end of a group inside. */
 static double moe_epi_distinct(const moe_epi_routing *q, int32_t blocks)
 {
     double distinct = 0.0;
-    int32_t i, per = q->E / blocks, uneven = q->E % blocks;
-    if (q->M >= q->G) /* only two block sizes occur, so the position does not matter */
-        return (double)(blocks - uneven) * (1.0 - moe_epi_miss(q->E, per, q->K)) +
-               (double)uneven * (1.0 - moe_epi_miss(q->E, (int64_t)per + 1, q->K));
-    for (i = 0; i < blocks; i++)
-        distinct += 1.0 - moe_epi_block_miss(q, moe_epi_block_start(q->E, blocks, i),
-                                             moe_epi_block_start(q->E, blocks, i + 1));
-    return distinct;
+    int32_t per = q->E / blocks, uneven = q->E % blocks, size = q->E / q->G, g, first, last;
+    int64_t i, before = -1, small = (int64_t)blocks - uneven, large = uneven;
+    for (g = 1; q->M < q->G && g < q->G; g++) {
+        int64_t end = (int64_t)g * size;
+        i = (end * blocks - 1) / q->E; /* the last block that starts before the end */
+        first = (int32_t)((int64_t)q->E * i / blocks);
+        last = (int32_t)((int64_t)q->E * (i + 1) / blocks);
+        if (i == before || last <= end) continue;
+        before = i;
+        distinct += 1.0 - moe_epi_block_miss(q, first, last);
+        small -= last - first == per;
+        large -= last - first != per;
+    }
+    return distinct + moe_epi_reach_alike(q, small, per) + moe_epi_reach_alike(q, large, per + (uneven > 0));
 }
+
+/* With more groups the number of ways to choose some does not fit a double; with more experts sums take seconds. */
+enum { MOE_EPI_MOST_GROUPS = 1024, MOE_EPI_MOST_GROUPED = 1 << 20 };
 
 /* E, K and the routing groups; groups must divide E and hold K experts. */
 static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups, int32_t top_groups,
@@ -17025,6 +18544,9 @@ static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups,
     if (E % q->G != 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "num_groups", "must divide num_experts", -1,
                             (double)groups);
+    if (q->M < q->G && (q->G > MOE_EPI_MOST_GROUPS || E > MOE_EPI_MOST_GROUPED))
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "num_groups", "at most 1024 groups of 2^20 experts to choose from",
+                            -1, (double)groups);
     if ((int64_t)q->M * (E / q->G) < K)
         return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_groups",
                             "the groups hold fewer than K experts", -1, (double)top_groups);
@@ -17271,16 +18793,20 @@ MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_pe
     return seconds;
 }
 
-static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, double inter_bytes)
+static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, double inter_bytes,
+                                   double rows, double peers)
 {
+    double fixed = l->alpha_s + rows * l->row_s + peers * l->peer_s;
     double intra = l->intra_Bps > 0.0 ? intra_bytes / l->intra_Bps : 0.0;
     double inter = l->inter_Bps > 0.0 ? inter_bytes / l->inter_Bps : 0.0;
     double moved = moe_epi_pnorm(inter, intra, l->p);
-    return l->alpha_in_norm ? moe_epi_pnorm(l->alpha_s, moved, l->p) : l->alpha_s + moved;
+    if (l->alpha_in_norm) return moe_epi_pnorm(fixed, moved, l->p);
+    return moe_epi_bend(fixed, moved, l->alpha_p);
 }
 
-MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes,
-                                   moe_ep_error *err)
+MOE_EP_API double moe_ep_link_time_rows(const moe_ep_link *link, double intra_bytes,
+                                        double inter_bytes, double rows, double peers,
+                                        moe_ep_error *err)
 {
     double seconds;
     moe_epi_ok(err);
@@ -17288,9 +18814,17 @@ MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, 
     MOE_EPI_TRY(moe_epi_check_link(link, err));
     MOE_EPI_TRY(moe_epi_amount(intra_bytes, "intra_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(inter_bytes, "inter_bytes", err));
-    seconds = moe_epi_link_seconds(link, intra_bytes, inter_bytes);
+    MOE_EPI_TRY(moe_epi_amount(rows, "rows", err));
+    MOE_EPI_TRY(moe_epi_amount(peers, "peers", err));
+    seconds = moe_epi_link_seconds(link, intra_bytes, inter_bytes, rows, peers);
     MOE_EPI_TRY(moe_epi_fits(seconds, "link", err));
     return seconds;
+}
+
+MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes,
+                                   moe_ep_error *err)
+{
+    return moe_ep_link_time_rows(link, intra_bytes, inter_bytes, 0.0, 0.0, err);
 }
 
 /* Logical bytes of a phase, negative = status. */
@@ -17440,10 +18974,13 @@ static moe_epi_volume moe_epi_volume_back(moe_epi_volume v)
     return b;
 }
 
-static double moe_epi_volume_time(const moe_ep_link *l, const moe_epi_volume *v, double row_bytes)
+static double moe_epi_volume_time(const moe_ep_link *l, const moe_epi_volume *v, double row_bytes,
+                                  double peers)
 {
-    return moe_epi_link_seconds(l, moe_epi_larger(v->out_intra, v->in_intra) * row_bytes,
-                                moe_epi_larger(v->out_inter, v->in_inter) * row_bytes);
+    return moe_epi_link_seconds(
+        l, moe_epi_larger(v->out_intra, v->in_intra) * row_bytes,
+        moe_epi_larger(v->out_inter, v->in_inter) * row_bytes,
+        moe_epi_larger(v->out_intra + v->out_inter, v->in_intra + v->in_inter), peers);
 }
 
 MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices,
@@ -17451,7 +18988,7 @@ MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device
 {
     moe_epi_net net;
     moe_epi_volume v;
-    double slowest = 0.0, seconds, most;
+    double slowest = 0.0, seconds, most, peers;
     int32_t r;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
@@ -17470,11 +19007,15 @@ MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device
     MOE_EPI_TRY(moe_epi_check_net(&net, "rows", "node_rows", err));
     most = (double)(INT64_MAX / 8) * desc->row_bytes; /* check_net allows no more rows */
     MOE_EPI_TRY(moe_epi_fits(most, "row_bytes", err));
-    MOE_EPI_TRY(moe_epi_fits(moe_epi_link_seconds(&desc->link, most, most), "link", err));
+    MOE_EPI_TRY(moe_epi_at_least(desc->num_peers, 0, "num_peers", err));
+    peers = (double)(desc->num_peers > 0 ? desc->num_peers : net.D);
+    MOE_EPI_TRY(moe_epi_fits(
+        moe_epi_link_seconds(&desc->link, most, most, (double)(INT64_MAX / 8), peers), "link",
+        err));
     for (r = 0; r < net.D; r++) {
         v = moe_epi_volume_counted(&net, r);
         if (desc->reverse) v = moe_epi_volume_back(v);
-        seconds = net.D > 1 ? moe_epi_volume_time(&desc->link, &v, desc->row_bytes) : 0.0;
+        seconds = net.D > 1 ? moe_epi_volume_time(&desc->link, &v, desc->row_bytes, peers) : 0.0;
         if (seconds > slowest) slowest = seconds;
         if (!devices) continue;
         devices[r].out_intra = v.out_intra * desc->row_bytes;
@@ -17503,6 +19044,9 @@ static double moe_epi_compose_half(moe_ep_overlap overlap, const moe_ep_stages *
     if (overlap == MOE_EP_OVERLAP_TWO_EXPOSED)
         return moe_epi_larger(s->attention_s,
                               s->compute_s + s->shared_s + s->dispatch_s + s->combine_s);
+    if (overlap == MOE_EP_OVERLAP_TWO_STAGGERED)
+        return moe_epi_larger(s->attention_s, s->combine_s) +
+               moe_epi_larger(s->compute_s + s->shared_s, s->dispatch_s);
     return moe_epi_larger(s->attention_s + s->compute_s + s->shared_s,
                           s->dispatch_s + s->combine_s);
 }
@@ -17520,7 +19064,7 @@ static double moe_epi_compose(moe_ep_overlap overlap, const moe_ep_stages *a,
 
 static moe_ep_status moe_epi_check_overlap(moe_ep_overlap overlap, moe_ep_error *err)
 {
-    if ((int)overlap < 0 || (int)overlap > (int)MOE_EP_OVERLAP_TWO_HIDDEN)
+    if ((int)overlap < 0 || (int)overlap > (int)MOE_EP_OVERLAP_TWO_STAGGERED)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "overlap", "no such overlap", -1,
                             (double)(int)overlap);
     return MOE_EP_OK;
@@ -17528,7 +19072,7 @@ static moe_ep_status moe_epi_check_overlap(moe_ep_overlap overlap, moe_ep_error 
 
 static int moe_epi_two_batches(moe_ep_overlap overlap)
 {
-    return overlap == MOE_EP_OVERLAP_TWO_EXPOSED || overlap == MOE_EP_OVERLAP_TWO_HIDDEN;
+    return (int)overlap >= (int)MOE_EP_OVERLAP_TWO_EXPOSED;
 }
 
 MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *first,
@@ -17547,6 +19091,38 @@ MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *fi
     return seconds;
 }
 
+/* One phase of one row format, divisions done. */
+typedef struct moe_epi_wire {
+    double fixed_s, intra_s, inter_s, row_s; /* alpha and peers; per row */
+    double p, alpha_p;
+    int32_t alpha_in_norm;
+} moe_epi_wire;
+
+static moe_epi_wire moe_epi_wire_of(const moe_ep_link *l, double row_bytes, double peers)
+{
+    moe_epi_wire w;
+    w.fixed_s = l->alpha_s + peers * l->peer_s;
+    w.intra_s = l->intra_Bps > 0.0 ? row_bytes / l->intra_Bps : 0.0;
+    w.inter_s = l->inter_Bps > 0.0 ? row_bytes / l->inter_Bps : 0.0;
+    w.row_s = l->row_s;
+    w.p = l->p;
+    w.alpha_p = l->alpha_p;
+    w.alpha_in_norm = l->alpha_in_norm;
+    return w;
+}
+
+static double moe_epi_wire_time(const moe_epi_wire *w, const moe_epi_volume *v)
+{
+    double intra = moe_epi_larger(v->out_intra, v->in_intra);
+    double inter = moe_epi_larger(v->out_inter, v->in_inter);
+    double moved = moe_epi_pnorm(inter * w->inter_s, intra * w->intra_s, w->p);
+    double fixed =
+        w->fixed_s +
+        w->row_s * moe_epi_larger(v->out_intra + v->out_inter, v->in_intra + v->in_inter);
+    if (w->alpha_in_norm) return moe_epi_pnorm(fixed, moved, w->p);
+    return moe_epi_bend(fixed, moved, w->alpha_p);
+}
+
 /* A checked layer, ready to be evaluated for the whole batch or one of its halves. */
 typedef struct moe_epi_layer {
     const moe_ep_layer_desc *d;
@@ -17555,12 +19131,14 @@ typedef struct moe_epi_layer {
     const int32_t *slot_start; /* NULL = dealt evenly */
     const int64_t *slot_rows;
     moe_epi_net net;
-    int32_t P;
+    int32_t P, each, more;     /* dealt evenly: slots per device, devices with one more */
     int64_t total;             /* rows */
+    double fair;               /* 1 / rows of a device with its fair share, 0 = arrivals do not follow rows */
     double tokens;             /* per device */
     moe_epi_expected expected; /* per device, when no traffic is given */
     double dispatch_row, combine_row;
-    const moe_ep_link *dispatch_link, *combine_link;
+    moe_epi_experts experts;
+    moe_epi_wire dispatch, combine;
 } moe_epi_layer;
 
 typedef enum moe_epi_part {
@@ -17581,9 +19159,8 @@ typedef struct moe_epi_layer_sum {
 
 static int32_t moe_epi_slot_begin(const moe_epi_layer *y, int32_t device)
 {
-    int32_t D = y->net.D, each = y->P / D, more = y->P % D;
     if (y->slot_start) return y->slot_start[device];
-    return device * each + (device < more ? device : more);
+    return device * y->each + (device < y->more ? device : y->more);
 }
 
 /* Devices, nodes and slots from the placement or from the plain numbers. */
@@ -17657,6 +19234,7 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
                                         moe_epi_layer *y, moe_ep_error *err)
 {
     moe_epi_routing q;
+    double peers;
     int64_t bytes;
     memset(y, 0, sizeof *y);
     MOE_EPI_TRY(moe_epi_layer_check(d, err));
@@ -17684,19 +19262,29 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
     if (!d->traffic)
         y->expected =
             moe_epi_expected_rows(&q, d->mode, y->net.D, y->net.N, y->tokens, d->capacity);
-    y->dispatch_link = d->high_throughput ? &d->machine->normal_dispatch : &d->machine->ll_dispatch;
-    y->combine_link = d->high_throughput ? &d->machine->normal_combine : &d->machine->ll_combine;
+    peers = d->mode == MOE_EP_A2A_PAIR || d->mode == MOE_EP_A2A_PADDED ? (double)y->P
+                                                                       : (double)y->net.D;
+    if (y->total > 0 && d->mode != MOE_EP_A2A_PADDED && d->mode != MOE_EP_A2A_ALLGATHER)
+        y->fair = (double)y->net.D / (double)y->total;
+    y->each = y->P / y->net.D;
+    y->more = y->P % y->net.D;
+    y->experts = moe_epi_experts_of(d->model, d->machine, (double)d->model->inter);
+    y->dispatch = moe_epi_wire_of(
+        d->high_throughput ? &d->machine->normal_dispatch : &d->machine->ll_dispatch,
+        y->dispatch_row, peers);
+    y->combine =
+        moe_epi_wire_of(d->high_throughput ? &d->machine->normal_combine : &d->machine->ll_combine,
+                        y->combine_row, peers);
     return MOE_EP_OK;
 }
 
 /* Rows of a slot in this part of the batch; *odd deals the left-over rows of odd slots to the halves in turn. */
 static int64_t moe_epi_part_rows(int64_t rows, moe_epi_part part, int *odd)
 {
-    int64_t half = rows / 2;
+    int left = (int)(rows & 1);
     if (part == MOE_EPI_WHOLE) return rows;
-    if (rows % 2 == 0) return half;
-    *odd = !*odd;
-    return half + (*odd == (part == MOE_EPI_FIRST_HALF));
+    *odd ^= left;
+    return rows / 2 + (left & (*odd == (part == MOE_EPI_FIRST_HALF)));
 }
 
 /* What a device sends and receives.  Without counted traffic the sources are even, and what arrives is in
@@ -17709,8 +19297,7 @@ static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, in
     if (y->net.rows) {
         v = moe_epi_volume_counted(&y->net, r);
     } else {
-        if (y->total > 0 && y->net.mode != MOE_EP_A2A_PADDED && y->net.mode != MOE_EP_A2A_ALLGATHER)
-            load = (double)whole_rows * (double)y->net.D / (double)y->total;
+        if (y->fair > 0.0) load = (double)whole_rows * y->fair;
         v.out_intra = y->expected.intra;
         v.out_inter = y->expected.inter;
         v.in_intra = y->expected.intra * load;
@@ -17750,8 +19337,8 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
                                              b.in_intra * back, b.in_inter * back),
                                    "hooks.a2a_us", r, &t->combine_s, err);
     }
-    t->dispatch_s = moe_epi_volume_time(y->dispatch_link, &v, y->dispatch_row);
-    t->combine_s = moe_epi_volume_time(y->combine_link, &b, y->combine_row);
+    t->dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
+    t->combine_s = moe_epi_wire_time(&y->combine, &b);
     return MOE_EP_OK;
 }
 
@@ -17769,8 +19356,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
         whole += y->slot_rows[s];
         moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, odd), y->machine->gemm.tile);
     }
-    seconds =
-        moe_epi_experts_time(y->model, y->machine, &w, (double)y->model->inter, &mem_s, &flop_s);
+    seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
     moe_epi_device_fill(t, &w, seconds, mem_s, flop_s);
     if (h && h->expert_us)
         MOE_EPI_TRY(moe_epi_hook_result(
@@ -17841,14 +19427,55 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     return MOE_EP_OK;
 }
 
+/* Half a batch without hooks and counted traffic.  Wire times grow with a device's rows, so only the device with most
+ * rows is asked for them; the whole batch, which takes no less, has its numbers checked. */
+static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_epi_layer_sum *sum)
+{
+    moe_epi_work w;
+    moe_epi_volume v;
+    double seconds, mem_s, flop_s;
+    int64_t whole, most = 0;
+    int32_t r, s, end;
+    int odd = 0;
+    memset(sum, 0, sizeof *sum);
+    for (r = 0; r < y->net.D; r++) {
+        memset(&w, 0, sizeof w);
+        whole = 0;
+        end = moe_epi_slot_begin(y, r + 1);
+        for (s = moe_epi_slot_begin(y, r); s < end; s++) {
+            whole += y->slot_rows[s];
+            moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, &odd),
+                             y->machine->gemm.tile);
+        }
+        if (whole > most) most = whole;
+        seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
+        if (seconds > sum->stages.compute_s) sum->stages.compute_s = seconds;
+    }
+    if (y->net.D > 1) {
+        v = moe_epi_layer_volume(y, 0, most, 0.5);
+        sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
+        v = moe_epi_volume_back(v);
+        sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v);
+    }
+    sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
+    sum->stages.attention_s = y->d->attention_half_s;
+}
+
+static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part part,
+                                        moe_epi_layer_sum *sum, moe_ep_error *err)
+{
+    if (y->net.rows || y->d->hooks) return moe_epi_layer_eval(y, part, sum, NULL, err);
+    moe_epi_layer_half(y, part, sum);
+    return MOE_EP_OK;
+}
+
 /* Compute of a device with an equal share of all devices' rows, padding and active slots.  The time is convex in
  * the three, so the slowest device takes no less; a hook's times need not be. */
 static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer_sum *sum)
 {
     double mem_s, flop_s, fair;
     if (y->net.D == 1) return sum->stages.compute_s;
-    fair = moe_epi_share_time(y->model, y->machine, &sum->work, (double)y->net.D,
-                              (double)y->model->inter, &mem_s, &flop_s);
+    fair = moe_epi_share_time(&y->experts, &sum->work, (double)y->net.D, &mem_s, &flop_s);
     return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
 }
 
@@ -17858,8 +19485,8 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
     moe_epi_layer_sum whole, a, b;
     moe_ep_time_result r;
     if (moe_epi_two_batches(y->d->overlap)) {
-        MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_FIRST_HALF, &a, NULL, err));
-        MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_SECOND_HALF, &b, NULL, err));
+        MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_FIRST_HALF, &a, err));
+        MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_SECOND_HALF, &b, err));
     }
     MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, NULL, err));
     memset(&r, 0, sizeof r);
@@ -18225,6 +19852,725 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
 }
 
 #undef MOE_EPI_TRY
+/* ---- 8 COST: calibration ---------------------------------------------------------------------------- */
+
+#define MOE_EPI_TRY(call)                                                                          \
+  do {                                                                                             \
+    moe_ep_status moe_epi_s_ = (call);                                                             \
+    if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                                \
+  } while (0)
+
+/* A measured row, reduced to the numbers its time depends on, and the logarithm of that time. */
+enum { MOE_EPI_FIT_INPUTS = 6, MOE_EPI_FIT_CONSTANTS = 5 };
+typedef struct moe_epi_fit_row {
+    double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products;
+                                     links: intra, inter bytes, rows, peers                     */
+    double log_s;
+} moe_epi_fit_row;
+
+/* Constants as logarithms, with their pull: (c - mean)^2 / (2 sd^2); sd 0 = not fitted. */
+typedef struct moe_epi_fit {
+    double c[MOE_EPI_FIT_CONSTANTS], mean[MOE_EPI_FIT_CONSTANTS], sd[MOE_EPI_FIT_CONSTANTS];
+    double p, alpha_p; /* 0 = the maximum, alpha_p 0 = the sum */
+    int alpha_in_norm, is_link;
+    const moe_epi_fit_row *rows;
+    int64_t n;
+} moe_epi_fit;
+
+/* What a constant's logarithm stands for, kept among the numbers whose inverse is one, too. */
+#define MOE_EPI_FIT_NOTHING (-1000.0)
+static double moe_epi_fit_value(const moe_epi_fit *f, int i)
+{
+    if (!(f->c[i] > MOE_EPI_FIT_NOTHING)) return 0.0;
+    return exp(f->c[i] > 650.0 ? 650.0 : f->c[i] < -650.0 ? -650.0 : f->c[i]);
+}
+
+/* Constants of experts: t0, seconds per byte, seconds per FLOP, seconds per expert. */
+static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+{
+    return r->x[5] * v[0] + r->x[4] * v[3] + moe_epi_pnorm(r->x[0] * v[1], r->x[1] * v[2], f->p) +
+           moe_epi_pnorm(r->x[2] * v[1], r->x[3] * v[2], f->p);
+}
+
+/* Constants of a link: alpha, seconds per intra byte, per inter byte, per row, per peer. */
+static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+{
+    double fixed = v[0] + r->x[2] * v[3] + r->x[3] * v[4];
+    double moved = moe_epi_pnorm(r->x[1] * v[2], r->x[0] * v[1], f->p);
+    if (f->alpha_in_norm) return moe_epi_pnorm(fixed, moved, f->p);
+    return moe_epi_bend(fixed, moved, f->alpha_p);
+}
+
+/* log(model / measured) of a row. */
+static double moe_epi_fit_miss(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+{
+    double s = f->is_link ? moe_epi_fit_link(f, v, r) : moe_epi_fit_experts(f, v, r);
+    return log(s < 1e300 ? moe_epi_larger(s, 1e-300) : 1e300) - r->log_s;
+}
+
+static void moe_epi_fit_values(const moe_epi_fit *f, double *v)
+{
+    int i;
+    for (i = 0; i < MOE_EPI_FIT_CONSTANTS; i++) v[i] = moe_epi_fit_value(f, i);
+}
+
+/* An error of 5 % is where a row stops counting by its square and starts counting by its size. */
+#define MOE_EPI_FIT_KNEE 0.05
+
+static double moe_epi_fit_loss(const moe_epi_fit *f)
+{
+    double v[MOE_EPI_FIT_CONSTANTS], loss = 0.0, e;
+    int64_t i;
+    int k;
+    moe_epi_fit_values(f, v);
+    for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++) {
+        if (!(f->sd[k] > 0.0)) continue;
+        e = (f->c[k] - f->mean[k]) / f->sd[k];
+        loss += 0.5 * e * e;
+    }
+    for (i = 0; i < f->n; i++) {
+        e = moe_epi_fit_miss(f, v, &f->rows[i]) / MOE_EPI_FIT_KNEE;
+        loss += sqrt(1.0 + e * e) - 1.0;
+    }
+    return loss;
+}
+
+/* Normal equations of the reweighted squares: a (m,m+1), the last column minus the gradient. */
+typedef struct moe_epi_fit_system {
+    double a[MOE_EPI_FIT_CONSTANTS][MOE_EPI_FIT_CONSTANTS + 1];
+    int index[MOE_EPI_FIT_CONSTANTS], m;
+} moe_epi_fit_system;
+
+static void moe_epi_fit_assemble(const moe_epi_fit *f, moe_epi_fit_system *s)
+{
+    const double step = 1e-5;
+    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS], e, w, z, kept;
+    int64_t i;
+    int a, b, k;
+    memset(s, 0, sizeof *s);
+    for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++)
+        if (f->sd[k] > 0.0) s->index[s->m++] = k;
+    for (a = 0; a < s->m; a++) {
+        k = s->index[a];
+        z = 1.0 / (f->sd[k] * f->sd[k]);
+        s->a[a][a] = z;
+        s->a[a][s->m] = -(f->c[k] - f->mean[k]) * z;
+    }
+    moe_epi_fit_values(f, v);
+    for (i = 0; i < f->n; i++) {
+        e = moe_epi_fit_miss(f, v, &f->rows[i]);
+        for (a = 0; a < s->m; a++) {
+            kept = v[s->index[a]];
+            v[s->index[a]] = kept * (1.0 + step);
+            slope[a] = (moe_epi_fit_miss(f, v, &f->rows[i]) - e) / step;
+            v[s->index[a]] = kept;
+        }
+        z = e / MOE_EPI_FIT_KNEE;
+        w = 1.0 / (MOE_EPI_FIT_KNEE * MOE_EPI_FIT_KNEE * sqrt(1.0 + z * z));
+        for (a = 0; a < s->m; a++) {
+            for (b = 0; b < s->m; b++) s->a[a][b] += w * slope[a] * slope[b];
+            s->a[a][s->m] -= w * slope[a] * e;
+        }
+    }
+}
+
+/* Solves (A + lambda diag A) x = b by elimination; A is positive definite, its diagonal never 0. */
+static void moe_epi_fit_solve(const moe_epi_fit_system *s, double lambda, double *x)
+{
+    double a[MOE_EPI_FIT_CONSTANTS][MOE_EPI_FIT_CONSTANTS + 1], q;
+    int i, j, k;
+    memcpy(a, s->a, sizeof a);
+    for (i = 0; i < s->m; i++) a[i][i] *= 1.0 + lambda;
+    for (i = 0; i < s->m; i++)
+        for (j = i + 1; j < s->m; j++) {
+            q = a[j][i] / a[i][i];
+            for (k = i; k <= s->m; k++) a[j][k] -= q * a[i][k];
+        }
+    for (i = s->m - 1; i >= 0; i--) {
+        q = a[i][s->m];
+        for (k = i + 1; k < s->m; k++) q -= a[i][k] * x[k];
+        x[i] = q / a[i][i];
+    }
+}
+
+/* Levenberg-Marquardt from the means; returns the loss reached.  No step changes a constant more than e-fold. */
+static double moe_epi_fit_run(moe_epi_fit *f)
+{
+    moe_epi_fit_system s;
+    double x[MOE_EPI_FIT_CONSTANTS], kept[MOE_EPI_FIT_CONSTANTS], lambda = 1e-2, best, loss, gain = 1.0;
+    int round, tries, k;
+    memcpy(f->c, f->mean, sizeof f->c);
+    best = moe_epi_fit_loss(f);
+    for (round = 0; round < 40 && gain > 1e-7 * (1.0 + best); round++) {
+        moe_epi_fit_assemble(f, &s);
+        memcpy(kept, f->c, sizeof kept);
+        gain = 0.0;
+        for (tries = 0; tries < 10 && !(gain > 0.0); tries++) {
+            moe_epi_fit_solve(&s, lambda, x);
+            for (k = 0; k < s.m; k++) {
+                double step = x[k] > 1.0 ? 1.0 : x[k] < -1.0 ? -1.0 : x[k];
+                f->c[s.index[k]] = kept[s.index[k]] + step;
+            }
+            loss = moe_epi_fit_loss(f);
+            if (loss < best) {
+                gain = best - loss;
+                best = loss;
+                lambda = lambda > 1e-9 ? lambda * 0.1 : lambda;
+            } else {
+                memcpy(f->c, kept, sizeof kept);
+                lambda *= 10.0;
+            }
+        }
+    }
+    return best;
+}
+
+/* How the norms are tried: the one of start first, others must be better by more than a constant is worth. */
+static double moe_epi_fit_norms(moe_epi_fit *f, double p, double alpha_p)
+{
+    static const double norms[6] = {0.0, 1.0, 1.5, 2.0, 3.0, 6.0};
+    static const double bends[6] = {0.0, 0.5, 0.7, 1.5, 2.0, 4.0};
+    moe_epi_fit best, now = *f;
+    double loss, least;
+    int i, j, last = f->is_link ? 6 : 1;
+    now.p = p;
+    now.alpha_p = alpha_p;
+    least = moe_epi_fit_run(&now);
+    best = now;
+    for (i = 0; i < 6; i++)
+        for (j = 0; j < last; j++) {
+            now = *f;
+            now.p = norms[i];
+            now.alpha_p = bends[j];
+            now.alpha_in_norm = 0;
+            loss = moe_epi_fit_run(&now) + 1.0;
+            if (loss < least) {
+                least = loss;
+                best = now;
+            }
+        }
+    *f = best;
+    return least;
+}
+
+/* ---- rows into numbers ------------------------------------------------------------------------------- */
+
+/* Rows of slot s as the row's description has them. */
+static int64_t moe_epi_fit_slot(const moe_ep_expert_row *r, int32_t s)
+{
+    double n = (double)r->num_slots, at;
+    if (r->slot_rows) return r->slot_rows[s];
+    if (r->spread > 0.0) {
+        at = 1.0 - r->spread + 2.0 * r->spread * ((double)s + 0.5) / n;
+        return (int64_t)(r->rows_per_slot * at);
+    }
+    at = floor(r->rows_per_slot * n + 0.5);
+    return (int64_t)(floor(at * ((double)s + 1.0) / n) - floor(at * (double)s / n));
+}
+
+static moe_ep_model moe_epi_fit_model(const moe_ep_model *model, const moe_ep_expert_row *r)
+{
+    moe_ep_model m = *model;
+    if (r->hidden > 0) m.hidden = r->hidden;
+    if (r->inter > 0) m.inter = r->inter;
+    return m;
+}
+
+static moe_ep_status moe_epi_fit_check_expert(const moe_ep_model *model, const moe_ep_expert_row *r, int64_t i,
+                                              moe_ep_error *err)
+{
+    int64_t sum;
+    if (r->num_slots < 1 || r->hidden < 0 || r->inter < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts", "needs slots, and sizes that are not negative", i,
+                            (double)r->num_slots);
+    if (!moe_epi_finite(r->seconds) || !moe_epi_finite(r->rows_per_slot) || !moe_epi_finite(r->spread))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "experts", "not a finite number", i, r->seconds);
+    if (!(r->seconds > 0.0) || r->spread < 0.0 || r->spread > 1.0 || r->product < 0 || r->product > 2)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "experts", "seconds > 0, spread 0..1, product 0..2", i,
+                            r->seconds);
+    if (r->slot_rows) MOE_EPI_TRY(moe_epi_check_rows(r->slot_rows, r->num_slots, "experts.slot_rows", &sum, err));
+    if (!r->slot_rows && r->rows_per_slot < 0.0)
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "experts", "rows must not be negative", i, r->rows_per_slot);
+    if (!r->slot_rows && r->rows_per_slot * (double)r->num_slots > 1e15)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "experts", "too many rows", i, r->rows_per_slot);
+    (void)model;
+    return MOE_EP_OK;
+}
+
+/* Bytes and FLOPs of one product, K x N weights per expert. */
+static void moe_epi_fit_product(const moe_ep_model *m, const moe_epi_work *w, double K, double N, double *x)
+{
+    x[0] = (double)w->active * K * N * moe_epi_or(m->weight_bytes, 2.0) +
+           (double)w->rows * (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
+    x[1] = 2.0 * K * N * (double)w->padded;
+}
+
+static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_expert_row *r, int32_t tile,
+                                   moe_epi_fit_row *out)
+{
+    moe_ep_model m = moe_epi_fit_model(model, r);
+    double H = (double)m.hidden, I = (double)m.inter;
+    moe_epi_work w;
+    int32_t s;
+    memset(&w, 0, sizeof w);
+    memset(out, 0, sizeof *out);
+    for (s = 0; s < r->num_slots; s++) moe_epi_work_add(&w, moe_epi_fit_slot(r, s), tile);
+    if (r->product != 2) moe_epi_fit_product(&m, &w, H, m.ungated ? I : 2.0 * I, &out->x[0]);
+    if (r->product != 1) moe_epi_fit_product(&m, &w, I, H, &out->x[2]);
+    out->x[5] = r->product == 0 ? 2.0 : 1.0;
+    out->x[4] = (double)w.active * out->x[5];
+    out->log_s = log(r->seconds);
+}
+
+static moe_ep_status moe_epi_fit_link_row(const moe_ep_link_row *r, int64_t i, moe_epi_fit_row *out,
+                                          moe_ep_error *err)
+{
+    moe_ep_comm_result c;
+    int combine = r->phase == MOE_EP_PHASE_LL_COMBINE || r->phase == MOE_EP_PHASE_NORMAL_COMBINE, pair;
+    if ((int)r->phase < 0 || (int)r->phase >= (int)MOE_EP_PHASE_COUNT)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "links", "no such phase", i, (double)(int)r->phase);
+    if (!moe_epi_finite(r->seconds))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "links", "not a finite number", i, r->seconds);
+    if (!(r->seconds > 0.0))
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "links", "seconds > 0", i, r->seconds);
+    memset(out, 0, sizeof *out);
+    memset(&c, 0, sizeof c);
+    out->log_s = log(r->seconds);
+    if (!r->comm) {
+        MOE_EPI_TRY(moe_epi_amount(r->intra_bytes, "links.intra_bytes", err));
+        MOE_EPI_TRY(moe_epi_amount(r->inter_bytes, "links.inter_bytes", err));
+        MOE_EPI_TRY(moe_epi_amount(r->rows, "links.rows", err));
+        MOE_EPI_TRY(moe_epi_amount(r->peers, "links.peers", err));
+        out->x[0] = r->intra_bytes;
+        out->x[1] = r->inter_bytes;
+        out->x[2] = r->rows;
+        out->x[3] = r->peers;
+        return MOE_EP_OK;
+    }
+    MOE_EPI_TRY(moe_ep_comm_bytes(r->comm, &c, err));
+    pair = r->comm->mode == MOE_EP_A2A_PAIR || r->comm->mode == MOE_EP_A2A_PADDED;
+    out->x[0] = combine ? c.combine_intra_bytes : c.dispatch_intra_bytes;
+    out->x[1] = combine ? c.combine_inter_bytes : c.dispatch_inter_bytes;
+    out->x[2] = c.intra_rows + c.inter_rows;
+    out->x[3] = (double)(pair ? r->comm->num_experts : r->comm->num_devices);
+    return MOE_EP_OK;
+}
+
+/* ---- start and end of a fit ------------------------------------------------------------------------------ */
+
+/* Logarithm of a constant of start; nothing given: of `instead`. */
+static double moe_epi_fit_log(double v, double instead)
+{
+    return log(v > 0.0 ? v : instead);
+}
+
+static int moe_epi_fit_shows(const moe_epi_fit *f, int input)
+{
+    int64_t i;
+    for (i = 0; i < f->n; i++)
+        if (f->rows[i].x[input] > 0.0) return 1;
+    return 0;
+}
+
+/* One constant: its mean, how far rows may move it; what no row shows is left alone. */
+static void moe_epi_fit_constant(moe_epi_fit *f, int i, double start, double instead, double sd, int shown)
+{
+    f->mean[i] = shown ? moe_epi_fit_log(start, instead) : start > 0.0 ? log(start) : MOE_EPI_FIT_NOTHING;
+    f->sd[i] = shown ? sd : 0.0;
+    f->c[i] = f->mean[i];
+}
+
+static double moe_epi_inverse(double v)
+{
+    return v > 0.0 ? 1.0 / v : 0.0;
+}
+
+static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_ep_math math)
+{
+    double memory = m->memory_Bps * moe_epi_or(m->gemm.mem_eff, 1.0);
+    double flops = m->flops[math] * moe_epi_or(m->gemm.flop_eff, 1.0);
+    f->is_link = f->alpha_in_norm = 0;
+    moe_epi_fit_constant(f, 0, m->gemm.t0_s, 1e-5, 1.0, 1);
+    moe_epi_fit_constant(f, 1, moe_epi_inverse(memory), 1.0, 0.4, m->memory_Bps > 0.0);
+    moe_epi_fit_constant(f, 2, moe_epi_inverse(flops), 1.0, 0.5, m->flops[math] > 0.0);
+    moe_epi_fit_constant(f, 3, m->gemm.expert_s, 3e-7, 2.0, 1);
+    moe_epi_fit_constant(f, 4, 0.0, 1.0, 0.0, 0);
+}
+
+static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l)
+{
+    f->is_link = 1;
+    f->alpha_in_norm = l->alpha_in_norm;
+    moe_epi_fit_constant(f, 0, l->alpha_s, 2e-5, 1.0, 1);
+    moe_epi_fit_constant(f, 1, moe_epi_inverse(l->intra_Bps), 1e-11, 0.7, moe_epi_fit_shows(f, 0));
+    moe_epi_fit_constant(f, 2, moe_epi_inverse(l->inter_Bps), 2e-11, 0.5, moe_epi_fit_shows(f, 1));
+    moe_epi_fit_constant(f, 3, l->row_s, 1e-9, 2.0, moe_epi_fit_shows(f, 2));
+    moe_epi_fit_constant(f, 4, l->peer_s, 2e-8, 2.0, moe_epi_fit_shows(f, 3));
+}
+
+/* Share of a peak that this many seconds per unit are; a number even where the peak is absurd. */
+static double moe_epi_fit_share(double seconds, double peak)
+{
+    double share = 1.0 / seconds / peak;
+    return share < 1e-300 ? 1e-300 : share < 1e300 ? share : 1e300;
+}
+
+static void moe_epi_fit_close_gemm(const moe_epi_fit *f, moe_ep_math math, int32_t tile, moe_ep_machine *m)
+{
+    m->gemm.t0_s = moe_epi_fit_value(f, 0);
+    if (f->sd[1] > 0.0) m->gemm.mem_eff = moe_epi_fit_share(moe_epi_fit_value(f, 1), m->memory_Bps);
+    if (f->sd[2] > 0.0) m->gemm.flop_eff = moe_epi_fit_share(moe_epi_fit_value(f, 2), m->flops[math]);
+    m->gemm.expert_s = moe_epi_fit_value(f, 3);
+    m->gemm.p = f->p;
+    m->gemm.tile = tile;
+}
+
+static void moe_epi_fit_close_link(const moe_epi_fit *f, moe_ep_link *l)
+{
+    l->alpha_s = moe_epi_fit_value(f, 0);
+    if (f->sd[1] > 0.0) l->intra_Bps = 1.0 / moe_epi_fit_value(f, 1);
+    if (f->sd[2] > 0.0) l->inter_Bps = 1.0 / moe_epi_fit_value(f, 2);
+    l->row_s = moe_epi_fit_value(f, 3);
+    l->peer_s = moe_epi_fit_value(f, 4);
+    l->p = f->p;
+    l->alpha_in_norm = f->alpha_in_norm;
+    l->alpha_p = f->alpha_p;
+}
+
+/* ---- what is left --------------------------------------------------------------------------------------- */
+
+/* Sinks v[at] in the heap v (n), largest on top. */
+static void moe_epi_fit_sift(double *v, int64_t at, int64_t n)
+{
+    double x = v[at];
+    int64_t child;
+    while ((child = 2 * at + 1) < n) {
+        if (child + 1 < n && v[child + 1] > v[child]) child++;
+        if (!(v[child] > x)) break;
+        v[at] = v[child];
+        at = child;
+    }
+    v[at] = x;
+}
+
+static void moe_epi_fit_sort(double *v, int64_t n)
+{
+    int64_t i;
+    for (i = n / 2 - 1; i >= 0; i--) moe_epi_fit_sift(v, i, n);
+    for (i = n - 1; i > 0; i--) {
+        double top = v[0];
+        v[0] = v[i];
+        v[i] = top;
+        moe_epi_fit_sift(v, 0, i);
+    }
+}
+
+/* Signed relative errors of a fit's rows into work; where which[i] says, into errors, too. */
+static void moe_epi_fit_errors(const moe_epi_fit *f, const int64_t *which, double *work, double *errors)
+{
+    double v[MOE_EPI_FIT_CONSTANTS];
+    int64_t i;
+    moe_epi_fit_values(f, v);
+    for (i = 0; i < f->n; i++) {
+        work[i] = expm1(moe_epi_fit_miss(f, v, &f->rows[i]));
+        if (!(work[i] < 1e300)) work[i] = 1e300;
+        if (errors) errors[which[i]] = work[i];
+    }
+}
+
+static double moe_epi_fit_median(const double *sorted, int64_t n)
+{
+    return 0.5 * (sorted[(n - 1) / 2] + sorted[n / 2]);
+}
+
+/* Median before the fit: f holds the constants of start. */
+static double moe_epi_fit_before(const moe_epi_fit *f, double *work)
+{
+    int64_t i;
+    moe_epi_fit_errors(f, NULL, work, NULL);
+    for (i = 0; i < f->n; i++) work[i] = fabs(work[i]);
+    moe_epi_fit_sort(work, f->n);
+    return moe_epi_fit_median(work, f->n);
+}
+
+static void moe_epi_fit_report(const moe_epi_fit *f, const int64_t *which, double before, double *work,
+                               double *errors, moe_ep_fit_error *out)
+{
+    int64_t i, n = f->n;
+    moe_epi_fit_errors(f, which, work, errors);
+    out->rows = n;
+    out->before = before;
+    out->worst = -1.0;
+    for (i = 0; i < n; i++) {
+        work[i] = fabs(work[i]);
+        if (!(work[i] > out->worst)) continue;
+        out->worst = work[i];
+        out->worst_row = which[i];
+    }
+    moe_epi_fit_sort(work, n);
+    out->median = moe_epi_fit_median(work, n);
+    out->p90 = work[(int64_t)(0.9 * (double)(n - 1) + 0.5)];
+}
+
+/* ---- the two kinds of rows --------------------------------------------------------------------------------- */
+
+/* Room for a fit: rows, their places in the caller's array, errors. */
+typedef struct moe_epi_fit_room {
+    moe_epi_fit_row *rows;
+    int64_t *which;
+    double *work;
+} moe_epi_fit_room;
+
+static void moe_epi_fit_load_experts(const moe_ep_calibrate_desc *d, int32_t tile, const moe_epi_fit_room *room)
+{
+    int64_t i;
+    for (i = 0; i < d->num_experts; i++) moe_epi_fit_expert_row(d->model, &d->experts[i], tile, &room->rows[i]);
+}
+
+/* Constants of start with nothing added, for the error before. */
+static void moe_epi_fit_as_given(moe_epi_fit *f, int i, double given)
+{
+    if (!(given > 0.0)) f->c[i] = MOE_EPI_FIT_NOTHING;
+}
+
+static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_room *room, moe_ep_machine *m,
+                             moe_ep_fit_error *left, double *errors)
+{
+    static const int32_t tiles[6] = {0, 128, 64, 32, 16, 1};
+    const moe_ep_gemm *g = &d->start->gemm;
+    moe_epi_fit f, best;
+    double before, loss, least = 0.0;
+    int32_t tile = g->tile;
+    int i;
+    memset(&f, 0, sizeof f);
+    memset(&best, 0, sizeof best);
+    f.rows = room->rows;
+    f.n = d->num_experts;
+    for (i = 0; i < f.n; i++) room->which[i] = i;
+    moe_epi_fit_load_experts(d, tile, room);
+    moe_epi_fit_open_gemm(&f, d->start, d->model->math);
+    f.p = g->p;
+    moe_epi_fit_as_given(&f, 0, g->t0_s);
+    moe_epi_fit_as_given(&f, 3, g->expert_s);
+    before = moe_epi_fit_before(&f, room->work);
+    for (i = 0; i < (d->keep_tile ? 1 : 6); i++) {
+        int32_t now = i == 0 ? g->tile : tiles[i];
+        if (i > 0 && now == g->tile) continue;
+        moe_epi_fit_load_experts(d, now, room);
+        moe_epi_fit_open_gemm(&f, d->start, d->model->math);
+        loss = moe_epi_fit_norms(&f, g->p, 0.0) + (i > 0 ? 2.0 : 0.0);
+        if (i > 0 && !(loss < least)) continue;
+        least = loss;
+        tile = now;
+        best = f;
+    }
+    moe_epi_fit_load_experts(d, tile, room);
+    moe_epi_fit_close_gemm(&best, d->model->math, tile, m);
+    moe_epi_fit_report(&best, room->which, before, room->work, errors, left);
+}
+
+static void moe_epi_fit_phase(const moe_ep_link *start, int64_t n, const moe_epi_fit_room *room, moe_ep_link *link,
+                              moe_ep_fit_error *left, double *errors)
+{
+    moe_epi_fit f;
+    double before;
+    memset(&f, 0, sizeof f);
+    f.rows = room->rows;
+    f.n = n;
+    moe_epi_fit_open_link(&f, start);
+    f.p = start->p;
+    f.alpha_p = start->alpha_p;
+    moe_epi_fit_as_given(&f, 0, start->alpha_s);
+    moe_epi_fit_as_given(&f, 1, start->intra_Bps);
+    moe_epi_fit_as_given(&f, 2, start->inter_Bps);
+    moe_epi_fit_as_given(&f, 3, start->row_s);
+    moe_epi_fit_as_given(&f, 4, start->peer_s);
+    before = moe_epi_fit_before(&f, room->work);
+    moe_epi_fit_open_link(&f, start);
+    (void)moe_epi_fit_norms(&f, start->p, start->alpha_p);
+    moe_epi_fit_close_link(&f, link);
+    moe_epi_fit_report(&f, room->which, before, room->work, errors, left);
+}
+
+/* ---- calibrate ----------------------------------------------------------------------------------------------- */
+
+static moe_ep_status moe_epi_fit_check(const moe_ep_calibrate_desc *d, moe_ep_error *err)
+{
+    const moe_ep_machine *m = d->start;
+    moe_epi_fit_row row;
+    int64_t i;
+    MOE_EPI_TRY(moe_epi_check_gemm(m, err));
+    MOE_EPI_TRY(moe_epi_check_link(&m->ll_dispatch, err));
+    MOE_EPI_TRY(moe_epi_check_link(&m->ll_combine, err));
+    MOE_EPI_TRY(moe_epi_check_link(&m->normal_dispatch, err));
+    MOE_EPI_TRY(moe_epi_check_link(&m->normal_combine, err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_experts, 0, "num_experts", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_links, 0, "num_links", err));
+    if (d->num_experts == 0 && d->num_links == 0)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc", "no rows to fit to", -1, 0.0);
+    if (d->num_experts > 0 && !d->experts) return moe_epi_null(err, "experts");
+    if (d->num_links > 0 && !d->links) return moe_epi_null(err, "links");
+    if (d->num_experts > 0) MOE_EPI_TRY(moe_epi_check_shape(d->model, err));
+    for (i = 0; i < d->num_experts; i++)
+        MOE_EPI_TRY(moe_epi_fit_check_expert(d->model, &d->experts[i], i, err));
+    for (i = 0; i < d->num_links; i++) MOE_EPI_TRY(moe_epi_fit_link_row(&d->links[i], i, &row, err));
+    return MOE_EP_OK;
+}
+
+static moe_ep_link *moe_epi_fit_link_of(moe_ep_machine *m, int phase)
+{
+    switch (phase) {
+    case MOE_EP_PHASE_LL_DISPATCH:
+        return &m->ll_dispatch;
+    case MOE_EP_PHASE_LL_COMBINE:
+        return &m->ll_combine;
+    case MOE_EP_PHASE_NORMAL_DISPATCH:
+        return &m->normal_dispatch;
+    default:
+        return &m->normal_combine;
+    }
+}
+
+MOE_EP_API moe_ep_status moe_ep_calibrate(const moe_ep_calibrate_desc *desc, moe_ep_machine *out,
+                                          moe_ep_calibrate_result *result, double *expert_errors,
+                                          double *link_errors, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_ep_calibrate_result r;
+    moe_ep_machine m;
+    moe_epi_arena arena;
+    moe_epi_fit_room room;
+    size_t total = 0;
+    int64_t i, n, most;
+    int phase;
+    moe_epi_ok(err);
+    if (!desc) return moe_epi_null(err, "desc");
+    if (!out) return moe_epi_null(err, "out");
+    MOE_EPI_TRY(moe_epi_fit_check(desc, err));
+    most = desc->num_experts > desc->num_links ? desc->num_experts : desc->num_links;
+    moe_epi_need(&total, most, sizeof *room.rows);
+    moe_epi_need(&total, most, sizeof *room.which);
+    moe_epi_need(&total, most, sizeof *room.work);
+    MOE_EPI_TRY(moe_epi_arena_open(&arena, scratch, total, err));
+    room.rows = (moe_epi_fit_row *)moe_epi_take(&arena, most, sizeof *room.rows);
+    room.which = (int64_t *)moe_epi_take(&arena, most, sizeof *room.which);
+    room.work = (double *)moe_epi_take(&arena, most, sizeof *room.work);
+    memset(&r, 0, sizeof r);
+    m = *desc->start;
+    if (desc->num_experts > 0) moe_epi_fit_gemm(desc, &room, &m, &r.experts, expert_errors);
+    for (phase = 0; phase < (int)MOE_EP_PHASE_COUNT; phase++) {
+        for (n = i = 0; i < desc->num_links; i++) {
+            if ((int)desc->links[i].phase != phase) continue;
+            (void)moe_epi_fit_link_row(&desc->links[i], i, &room.rows[n], NULL); /* checked above */
+            room.which[n++] = i;
+        }
+        if (n > 0)
+            moe_epi_fit_phase(moe_epi_fit_link_of(&m, phase), n, &room, moe_epi_fit_link_of(&m, phase),
+                              &r.link[phase], link_errors);
+    }
+    moe_epi_arena_close(&arena);
+    *out = m;
+    if (result) *result = r;
+    return MOE_EP_OK;
+}
+
+/* ---- tables --------------------------------------------------------------------------------------------------- */
+
+/* Positive finite numbers, ascending when asked for. */
+static moe_ep_status moe_epi_table_axis(const double *v, int64_t n, int ascending, const char *arg,
+                                        moe_ep_error *err)
+{
+    int64_t i;
+    if (!v) return moe_epi_null(err, arg);
+    for (i = 0; i < n; i++) {
+        if (!moe_epi_finite(v[i])) return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", i, v[i]);
+        if (!(v[i] > 0.0) || (ascending && i > 0 && !(v[i] > v[i - 1])))
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "must be positive and ascending", i, v[i]);
+    }
+    return MOE_EP_OK;
+}
+
+/* Place of x on an axis: index of the point below and the share of the way to the next, in logarithms. */
+static int32_t moe_epi_table_place(const double *axis, int32_t n, double x, double *share)
+{
+    int32_t i = 0;
+    *share = 0.0;
+    if (!(x > axis[0])) return 0;
+    while (i + 1 < n && axis[i + 1] <= x) i++;
+    if (i + 1 < n) *share = log(x / axis[i]) / log(axis[i + 1] / axis[i]);
+    return i;
+}
+
+static double moe_epi_table_mix(double a, double b, double share)
+{
+    return a * pow(b / a, share);
+}
+
+MOE_EP_API double moe_ep_table_us(const moe_ep_time_table *table, double rows, double active, moe_ep_error *err)
+{
+    double up, across, low, high;
+    const double *at;
+    int32_t i, j, right, below;
+    moe_epi_ok(err);
+    if (!table) return moe_epi_null(err, "table");
+    MOE_EPI_TRY(moe_epi_at_least(table->num_rows, 1, "num_rows", err));
+    MOE_EPI_TRY(moe_epi_at_least(table->num_active, 1, "num_active", err));
+    MOE_EPI_TRY(moe_epi_table_axis(table->rows, table->num_rows, 1, "rows", err));
+    MOE_EPI_TRY(moe_epi_table_axis(table->active, table->num_active, 1, "active", err));
+    MOE_EPI_TRY(moe_epi_table_axis(table->us, (int64_t)table->num_rows * table->num_active, 0, "us", err));
+    MOE_EPI_TRY(moe_epi_amount(rows, "rows", err));
+    MOE_EPI_TRY(moe_epi_amount(active, "active", err));
+    if (!(rows > 0.0)) return 0.0;
+    i = moe_epi_table_place(table->rows, table->num_rows, rows, &up);
+    j = moe_epi_table_place(table->active, table->num_active, active, &across);
+    right = j + 1 < table->num_active ? 1 : 0;
+    below = i + 1 < table->num_rows ? table->num_active : 0;
+    at = table->us + (int64_t)i * table->num_active + j;
+    low = moe_epi_table_mix(at[0], at[right], across);
+    high = moe_epi_table_mix(at[below], at[below + right], across);
+    return moe_epi_table_mix(low, high, up);
+}
+
+MOE_EP_API double moe_ep_table_expert_us(void *user, int32_t device, int32_t active, int64_t rows,
+                                         int64_t padded_rows, const int64_t *slot_rows, int32_t num_slots)
+{
+    (void)device;
+    (void)padded_rows;
+    (void)slot_rows;
+    (void)num_slots;
+    return moe_ep_table_us((const moe_ep_time_table *)user, (double)rows, (double)active, NULL);
+}
+
+/* Microseconds on one curve, negative = bad. */
+static double moe_epi_curve_us(const moe_ep_a2a_curve *c, double bytes)
+{
+    double share;
+    int32_t i;
+    if (c->num == 0) return 0.0;
+    if (c->num < 0 || moe_epi_table_axis(c->bytes, c->num, 1, "bytes", NULL) != MOE_EP_OK ||
+        moe_epi_table_axis(c->us, c->num, 0, "us", NULL) != MOE_EP_OK)
+        return -1.0;
+    i = moe_epi_table_place(c->bytes, c->num, bytes, &share);
+    if (i + 1 == c->num) return c->us[i] * moe_epi_larger(1.0, bytes / c->bytes[i]);
+    return moe_epi_table_mix(c->us[i], c->us[i + 1], share);
+}
+
+MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device, double out_intra_bytes,
+                                      double out_inter_bytes, double in_intra_bytes, double in_inter_bytes)
+{
+    const moe_ep_a2a_tables *t = (const moe_ep_a2a_tables *)user;
+    double near_us, far_us;
+    int back = phase != 0;
+    (void)device;
+    if (!t) return -1.0;
+    near_us = moe_epi_curve_us(&t->intra[back], moe_epi_larger(out_intra_bytes, in_intra_bytes));
+    far_us = moe_epi_curve_us(&t->inter[back], moe_epi_larger(out_inter_bytes, in_inter_bytes));
+    if (near_us < 0.0 || far_us < 0.0) return -1.0;
+    return moe_epi_larger(near_us, far_us);
+}
+
+#undef MOE_EPI_FIT_KNEE
+#undef MOE_EPI_FIT_NOTHING
+#undef MOE_EPI_TRY
 /* ==================================================================================================
  * 9 FORWARD
  *
@@ -18233,10 +20579,17 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
  * blocks of MOE_EPI_FW_KBLOCK; inside a block every vector lane sums its own elements in ascending order,
  * the lanes are added by one fixed tree, and the blocks are added in ascending order.  That order does
  * not depend on the shape of the tile, which is why the bits of a row do not depend on its neighbours.
+ * The bf16 units keep to the same rule with pairs of elements in place of single ones.
  * ================================================================================================== */
 #ifndef MOE_EP_NO_FORWARD
 
 #define MOE_EPI_FW_X86 MOE_EPI_X86
+/* Compilers that know AVX-512-BF16; their assemblers know AMX too. */
+#if MOE_EPI_FW_X86 && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#  define MOE_EPI_FW_BF16 1
+#else
+#  define MOE_EPI_FW_BF16 0
+#endif
 
 #if defined(MOE_EP_USE_BLAS) && !defined(MOE_EP_NO_BLAS)
 #  define MOE_EPI_FW_BLAS 1
@@ -18245,10 +20598,12 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
 #endif
 
 #define MOE_EPI_FW_KBLOCK 1024     /* inner dimension per pass: 6 tokens and 4 weight rows fit the L1 cache  */
+#define MOE_EPI_FW_L1 (36 << 10)   /* bytes of activations that stay in the L1 cache beside the weights         */
+#define MOE_EPI_FW_BYTES_AHEAD (16 << 10) /* the weights that are fetched while one tile computes lie so far on */
 #define MOE_EPI_FW_COLS 32         /* columns per step of the activation                                     */
 #define MOE_EPI_FW_TOKENS 96       /* tokens per pass over 64 weight rows: both fit a 1 MB L2 cache          */
 #define MOE_EPI_FW_FEW 24          /* up to so many tokens a task may have 256 weight rows, not only 64 ...  */
-#define MOE_EPI_FW_TASK_BYTES (1 << 19) /* ... as long as they are fewer bytes than this: short streams are slow */
+#define MOE_EPI_FW_TASK_BYTES (1 << 20) /* ... as long as they are fewer bytes than this: short streams are slow */
 #define MOE_EPI_FW_ROWS 256
 #define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights   */
 #define MOE_EPI_FW_AHEAD 3         /* from so many tokens on the next weights are asked for in time           */
@@ -18312,27 +20667,33 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value)
 
 /* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1 -------- */
 
-/* While it computes, a tile asks for the weights `ahead` bytes behind its own (0 = none). */
-typedef void (*moe_epi_fw_tile)(const void *const *w, const float *const *x, int64_t n, float *out,
-                                int64_t ldc, int add, intptr_t ahead);
+/* While it computes, a tile asks for the weights `ahead` bytes behind its own, of the rows in the mask (0 = none). */
+typedef struct moe_epi_fw_fetch {
+    intptr_t ahead;
+    unsigned rows;
+} moe_epi_fw_fetch;
+typedef void (*moe_epi_fw_tile)(const void *const *w, const void *const *x, int64_t n, float *out,
+                                int64_t ldc, int add, moe_epi_fw_fetch fetch);
 
 typedef struct moe_epi_fw_kernels {
     moe_epi_fw_tile tile[6]; /* [tokens-1]                                                              */
     int max_tokens;
     int interleave;       /* 0, or the group in which even elements stand before odd ones            */
+    int half;             /* activations are bf16, not float                                         */
+    int amx;              /* tiles of the matrix unit in place of tile[]                             */
     void (*exp_n)(float *v, int n); /* v[i] = exp(v[i]), n a multiple of 16; saturates, never NaN     */
     void (*axpy)(float *y, const float *row, float w, int64_t n, int first); /* y (+)= w * row        */
 } moe_epi_fw_kernels;
 
 /* Portable: sixteen partial sums, weights widened to float first. */
-static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const float *const *x, int tokens, int64_t n,
+static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const void *const *x, int tokens, int64_t n,
                              float *out, int64_t ldc, int add)
 {
     int r, j, i;
     int64_t k;
     for (r = 0; r < 4; r++) {
         for (j = 0; j < tokens; j++) {
-            const float *a = w + r * w_stride, *b = x[j];
+            const float *a = w + r * w_stride, *b = (const float *)x[j];
             float s[16], sum;
             for (i = 0; i < 16; i++) s[i] = 0.0f;
             for (k = 0; k + 16 <= n; k += 16)
@@ -18347,13 +20708,13 @@ static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const float *c
 }
 
 #define MOE_EPI_FW_PORTABLE(NAME, TYPE, WIDEN, TOKENS)                                                   \
-    static void NAME(const void *const *w, const float *const *x, int64_t n, float *out, int64_t ldc, \
-                     int add, intptr_t ahead)                                                         \
+    static void NAME(const void *const *w, const void *const *x, int64_t n, float *out, int64_t ldc, \
+                     int add, moe_epi_fw_fetch fetch)                                                         \
     {                                                                                                 \
         float wide[4 * MOE_EPI_FW_KBLOCK];                                                               \
         int r;                                                                                        \
         int64_t k;                                                                                    \
-        (void)ahead;                                                                                  \
+        (void)fetch;                                                                                  \
         for (r = 0; r < 4; r++) {                                                                     \
             const TYPE *row = (const TYPE *)w[r];                                                     \
             for (k = 0; k < n; k++) wide[r * MOE_EPI_FW_KBLOCK + k] = WIDEN(row[k]);                     \
@@ -18370,6 +20731,9 @@ MOE_EPI_FW_PORTABLE(moe_epi_fw_c_bf16_3, uint16_t, moe_ep_f32_from_bf16, 3)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_1, uint16_t, moe_ep_f32_from_f16, 1)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_2, uint16_t, moe_ep_f32_from_f16, 2)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f16_3, uint16_t, moe_ep_f32_from_f16, 3)
+MOE_EPI_FW_PORTABLE(moe_epi_fw_c_i8_1, int8_t, (float), 1)
+MOE_EPI_FW_PORTABLE(moe_epi_fw_c_i8_2, int8_t, (float), 2)
+MOE_EPI_FW_PORTABLE(moe_epi_fw_c_i8_3, int8_t, (float), 3)
 #undef MOE_EPI_FW_PORTABLE
 #undef MOE_EPI_FW_SAME
 
@@ -18388,14 +20752,27 @@ static void moe_epi_fw_c_axpy(float *y, const float *row, float w, int64_t n, in
         for (i = 0; i < n; i++) y[i] += w * row[i];
 }
 
-#if MOE_EPI_FW_X86
-/* The next weights on their way to the L2 cache; the address may lie outside the array: it is never read from. */
-#define MOE_EPI_FW_FETCH_ONE(p) _mm_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)ahead), _MM_HINT_T1);
-#define MOE_EPI_FW_FETCH(k)                                                                           \
-    if (ahead != 0) {                                                                                 \
-        MOE_EPI_FW_FETCH_ONE(p0 + (k)) MOE_EPI_FW_FETCH_ONE(p1 + (k))                                 \
-        MOE_EPI_FW_FETCH_ONE(p2 + (k)) MOE_EPI_FW_FETCH_ONE(p3 + (k))                                 \
+/* out[i] = v[i] as bf16, to nearest even; a finite value stays finite, or infinity times 0 would be NaN. */
+static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        uint32_t u = moe_epi_fw_bits(v[i]), a = u & 0x7fffffffu;
+        uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+        if (a >= 0x7f800000u) r = a > 0x7f800000u ? (u >> 16) | 0x40u : u >> 16; /* NaN, infinity */
+        else if (a >= 0x7f7f8000u) r = ((u >> 31) << 15) | 0x7f7fu;
+        out[i] = (uint16_t)r;
     }
+}
+
+#if MOE_EPI_FW_X86
+/* The next weights on their way to the caches; the address may lie outside the array: it is never read from. */
+#define MOE_EPI_FW_FETCH_ONE(p) _mm_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)fetch.ahead), _MM_HINT_T0);
+#define MOE_EPI_FW_FETCH(k)                                                                           \
+    if (fetch.rows & 1u) { MOE_EPI_FW_FETCH_ONE(p0 + (k)) }                                           \
+    if (fetch.rows & 2u) { MOE_EPI_FW_FETCH_ONE(p1 + (k)) }                                           \
+    if (fetch.rows & 4u) { MOE_EPI_FW_FETCH_ONE(p2 + (k)) }                                           \
+    if (fetch.rows & 8u) { MOE_EPI_FW_FETCH_ONE(p3 + (k)) }
 
 /* Lists of tokens: the arrays of a tile must be named scalars to stay in registers in every compiler. */
 #define MOE_EPI_FW_T1(M) M(0)
@@ -18456,7 +20833,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 }
 
 #define MOE_EPI_FW_Y_DECL(j)                                                                             \
-    const float *x##j = x[j];                                                                         \
+    const float *x##j = (const float *)x[j];                                                          \
     __m256 a##j = zero, b##j = zero, c##j = zero, d##j = zero, v##j;
 #define MOE_EPI_FW_Y_LOAD(j) v##j = _mm256_loadu_ps(x##j + at);
 #define MOE_EPI_FW_Y_A(j) a##j = _mm256_fmadd_ps(w, v##j, a##j);
@@ -18478,9 +20855,12 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 /* two shifts, not a mask: the mask would be the seventeenth register */
 #define MOE_EPI_FW_Y_ODD(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(MOE_EPI_FW_Y_RAW(p), 16), 16))
 
+#define MOE_EPI_FW_Y_I8(p)                                                                            \
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+
 #define MOE_EPI_FW_Y_KERNEL(NAME, TN, TYPE, GROUP, STEPS)                                                \
-    MOE_EPI_FW_Y static void NAME(const void *const *rows, const float *const *x, int64_t n, float *out, \
-                                  int64_t ldc, int add, intptr_t ahead)                               \
+    MOE_EPI_FW_Y static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out, \
+                                  int64_t ldc, int add, moe_epi_fw_fetch fetch)                               \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
@@ -18489,7 +20869,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
         int64_t k = 0, at;                                                                            \
         TN(MOE_EPI_FW_Y_DECL)                                                                            \
         for (; k + (GROUP) <= n; k += (GROUP)) {                                                      \
-            MOE_EPI_FW_FETCH(k)                                                                       \
+            if (k * (int64_t)sizeof(TYPE) % 32 == 0) { MOE_EPI_FW_FETCH(k) }                          \
             STEPS(TN, p0 + k, p1 + k, p2 + k, p3 + k)                                                 \
         }                                                                                             \
         if (k < n) {                                                                                  \
@@ -18515,6 +20895,10 @@ MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3, MOE_EPI_FW_T3, float, 8, MOE_EPI_FW_Y_ST
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_1, MOE_EPI_FW_T1, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_2, MOE_EPI_FW_T2, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3, MOE_EPI_FW_T3, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+#define MOE_EPI_FW_Y_STEPS_I8(TN, q0, q1, q2, q3) at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_I8, q0, q1, q2, q3)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_1, MOE_EPI_FW_T1, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_2, MOE_EPI_FW_T2, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3, MOE_EPI_FW_T3, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_1, MOE_EPI_FW_T1, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_2, MOE_EPI_FW_T2, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3, MOE_EPI_FW_T3, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
@@ -18570,7 +20954,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 }
 
 #define MOE_EPI_FW_Z_DECL(j)                                                                             \
-    const float *x##j = x[j];                                                                         \
+    const float *x##j = (const float *)x[j];                                                          \
     __m512 a##j = zero, b##j = zero, c##j = zero, d##j = zero;
 #define MOE_EPI_FW_Z_FMA(j)                                                                              \
     v = _mm512_loadu_ps(x##j + at);                                                                   \
@@ -18580,8 +20964,8 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
     d##j = _mm512_fmadd_ps(w3, v, d##j);
 #define MOE_EPI_FW_Z_STORE(j) moe_epi_fw_z_store(out + j * ldc, a##j, b##j, c##j, d##j, add);
 #define MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                               \
-    MOE_EPI_FW_Z static void NAME(const void *const *rows, const float *const *x, int64_t n, float *out, \
-                                  int64_t ldc, int add, intptr_t ahead)                               \
+    MOE_EPI_FW_Z static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out, \
+                                  int64_t ldc, int add, moe_epi_fw_fetch fetch)                               \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
@@ -18596,7 +20980,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 #define MOE_EPI_FW_Z_WIDE(NAME, TN, TYPE, LOAD, LOAD_MASKED)                                             \
     MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                                   \
         for (; at + 16 <= n; at += 16) {                                                              \
-            MOE_EPI_FW_FETCH(at)                                                                      \
+            if (at * (int64_t)sizeof(TYPE) % 64 == 0) { MOE_EPI_FW_FETCH(at) }                        \
             w0 = LOAD(p0 + at); w1 = LOAD(p1 + at); w2 = LOAD(p2 + at); w3 = LOAD(p3 + at);           \
             TN(MOE_EPI_FW_Z_FMA)                                                                         \
         }                                                                                             \
@@ -18611,6 +20995,9 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 #define MOE_EPI_FW_Z_F32M(m, p) _mm512_maskz_loadu_ps(m, p)
 #define MOE_EPI_FW_Z_F16(p) _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define MOE_EPI_FW_Z_F16M(m, p) _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(m, p))
+#define MOE_EPI_FW_Z_I8(p) MOE_EPI_FW_Z_FROM_I8(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define MOE_EPI_FW_Z_I8M(m, p) MOE_EPI_FW_Z_FROM_I8(_mm_maskz_loadu_epi8(m, p))
+#define MOE_EPI_FW_Z_FROM_I8(v) _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, v))
 /* bf16: 32 weights per step; even ones need a shift, odd ones a mask; activations lie to suit. */
 #define MOE_EPI_FW_Z_EVEN(r) _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, r, 16))
 #define MOE_EPI_FW_Z_ODD(r) _mm512_castsi512_ps(_mm512_and_si512(r, high))
@@ -18655,7 +21042,62 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_2, MOE_EPI_FW_T2)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3, MOE_EPI_FW_T3)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4, MOE_EPI_FW_T4)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5, MOE_EPI_FW_T5)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_1, MOE_EPI_FW_T1, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_2, MOE_EPI_FW_T2, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3, MOE_EPI_FW_T3, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_4, MOE_EPI_FW_T4, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_5, MOE_EPI_FW_T5, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_6, MOE_EPI_FW_T6, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
+
+/* ---- AVX-512-BF16: pairs of bf16 on both sides, each with its neighbour into one sum ---- */
+#if MOE_EPI_FW_BF16
+#define MOE_EPI_FW_B __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
+#define MOE_EPI_FW_B_DECL(j)                                                                          \
+    const uint16_t *x##j = (const uint16_t *)x[j];                                                    \
+    __m512 a##j = zero, b##j = zero, c##j = zero, d##j = zero;
+#define MOE_EPI_FW_B_DP(j)                                                                            \
+    v = (__m512bh)_mm512_loadu_si512(x##j + at);                                                      \
+    a##j = _mm512_dpbf16_ps(a##j, (__m512bh)r0, v);                                                   \
+    b##j = _mm512_dpbf16_ps(b##j, (__m512bh)r1, v);                                                   \
+    c##j = _mm512_dpbf16_ps(c##j, (__m512bh)r2, v);                                                   \
+    d##j = _mm512_dpbf16_ps(d##j, (__m512bh)r3, v);
+#define MOE_EPI_FW_B_KERNEL(NAME, TN)                                                                 \
+    MOE_EPI_FW_B static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out, \
+                                  int64_t ldc, int add, moe_epi_fw_fetch fetch)                               \
+    {                                                                                                 \
+        const uint16_t *p0 = (const uint16_t *)rows[0], *p1 = (const uint16_t *)rows[1];              \
+        const uint16_t *p2 = (const uint16_t *)rows[2], *p3 = (const uint16_t *)rows[3];              \
+        const __m512 zero = _mm512_setzero_ps();                                                      \
+        __m512i r0, r1, r2, r3;                                                                       \
+        __m512bh v;                                                                                   \
+        int64_t at = 0;                                                                               \
+        TN(MOE_EPI_FW_B_DECL)                                                                         \
+        for (; at + 32 <= n; at += 32) {                                                              \
+            MOE_EPI_FW_FETCH(at)                                                                      \
+            r0 = _mm512_loadu_si512(p0 + at); r1 = _mm512_loadu_si512(p1 + at);                       \
+            r2 = _mm512_loadu_si512(p2 + at); r3 = _mm512_loadu_si512(p3 + at);                       \
+            TN(MOE_EPI_FW_B_DP)                                                                       \
+        }                                                                                             \
+        if (at < n) {                                                                                 \
+            const __mmask32 mask = (__mmask32)((1u << (n - at)) - 1u);                                \
+            r0 = _mm512_maskz_loadu_epi16(mask, p0 + at); r1 = _mm512_maskz_loadu_epi16(mask, p1 + at); \
+            r2 = _mm512_maskz_loadu_epi16(mask, p2 + at); r3 = _mm512_maskz_loadu_epi16(mask, p3 + at); \
+            TN(MOE_EPI_FW_B_DP)                                                                       \
+        }                                                                                             \
+        TN(MOE_EPI_FW_Z_STORE)                                                                        \
+    }
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_1, MOE_EPI_FW_T1)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_2, MOE_EPI_FW_T2)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3, MOE_EPI_FW_T3)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_4, MOE_EPI_FW_T4)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_5, MOE_EPI_FW_T5)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6)
+#undef MOE_EPI_FW_B
+#undef MOE_EPI_FW_B_DECL
+#undef MOE_EPI_FW_B_DP
+#undef MOE_EPI_FW_B_KERNEL
+#endif
 /* kernel macros end here */
 #  undef MOE_EPI_FW_T1
 #  undef MOE_EPI_FW_T2
@@ -18684,6 +21126,8 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_Y_STEPS_F32
 #  undef MOE_EPI_FW_Y_STEPS_F16
 #  undef MOE_EPI_FW_Y_STEPS_BF16
+#  undef MOE_EPI_FW_Y_STEPS_I8
+#  undef MOE_EPI_FW_Y_I8
 #  undef MOE_EPI_FW_Z
 #  undef MOE_EPI_FW_Z_DECL
 #  undef MOE_EPI_FW_Z_FMA
@@ -18703,6 +21147,9 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_Z_ODD
 #  undef MOE_EPI_FW_Z_PAIR
 #  undef MOE_EPI_FW_Z_BF16
+#  undef MOE_EPI_FW_Z_I8
+#  undef MOE_EPI_FW_Z_I8M
+#  undef MOE_EPI_FW_Z_FROM_I8
 #endif /* MOE_EPI_FW_X86 */
 
 /* Fills k from the kernels of one instruction set (pre) and weight type (t); no table, so that a position-
@@ -18738,12 +21185,14 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
         if (best == (int)MOE_EP_ISA_AVX512) {
             if (dtype == MOE_EP_F32) { MOE_EPI_FW_FILL(z, f32, 0); MOE_EPI_FW_FILL_WIDE(f32); }
             else if (dtype == MOE_EP_BF16) { MOE_EPI_FW_FILL(z, bf16, 32); MOE_EPI_FW_FILL_WIDE(bf16); }
+            else if (dtype == MOE_EP_I8) { MOE_EPI_FW_FILL(z, i8, 0); MOE_EPI_FW_FILL_WIDE(i8); }
             else { MOE_EPI_FW_FILL(z, f16, 0); MOE_EPI_FW_FILL_WIDE(f16); }
             return k;
         }
         if (best == (int)MOE_EP_ISA_AVX2) {
             if (dtype == MOE_EP_F32) MOE_EPI_FW_FILL(y, f32, 0);
             else if (dtype == MOE_EP_BF16) MOE_EPI_FW_FILL(y, bf16, 16);
+            else if (dtype == MOE_EP_I8) MOE_EPI_FW_FILL(y, i8, 0);
             else MOE_EPI_FW_FILL(y, f16, 0);
             return k;
         }
@@ -18753,11 +21202,117 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
 #endif
     if (dtype == MOE_EP_F32) MOE_EPI_FW_FILL(c, f32, 0);
     else if (dtype == MOE_EP_BF16) MOE_EPI_FW_FILL(c, bf16, 0);
+    else if (dtype == MOE_EP_I8) MOE_EPI_FW_FILL(c, i8, 0);
     else MOE_EPI_FW_FILL(c, f16, 0);
     return k;
 }
 #undef MOE_EPI_FW_FILL
 #undef MOE_EPI_FW_FILL_WIDE
+
+/* ---- the matrix unit (AMX-BF16) -------------------------------------------------------------------
+ * A tile of weights is 16 rows by 32 elements of the matrix as it lies; tokens are the other operand, packed as
+ * [pair][token][2] for 16 tokens at a time.  One tile of weights meets up to six of tokens, so that the weights are
+ * read once and steadily.  The sums run over the whole inner dimension, pair by pair.  The six operations are a thin
+ * layer of their own: a test can put a model of the unit in their place (MOE_EPI_FW_EMULATE_AMX). */
+
+#if defined(MOE_EPI_FW_EMULATE_AMX)
+#  define MOE_EPI_FW_AMX 1
+#elif MOE_EPI_FW_BF16 && defined(__x86_64__) && defined(__linux__)
+#  define MOE_EPI_FW_AMX 1
+typedef struct moe_epi_fw_tile_shape {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} moe_epi_fw_tile_shape;
+
+static long moe_epi_fw_arch_prctl(long code, unsigned long *at, long argument)
+{
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "0"(158L), "D"(code), "S"(at ? (long)(uintptr_t)at : argument)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+/* May this process use the unit?  Asks the kernel for the state of the tiles; it may refuse. */
+static int moe_epi_fw_tile_permit(void)
+{
+    const unsigned long tiles = 1ul << 18;
+    unsigned long mask = 0;
+    unsigned a, b, c, d;
+    if (moe_epi_fw_arch_prctl(0x1021, &mask, 0) != 0 || !(mask & tiles)) return 0; /* ARCH_GET_XCOMP_SUPP */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (5u << 22)) != (5u << 22)) return 0;
+    mask = 0;
+    if (moe_epi_fw_arch_prctl(0x1022, &mask, 0) == 0 && (mask & tiles)) return 1;  /* ARCH_GET_XCOMP_PERM */
+    return moe_epi_fw_arch_prctl(0x1023, NULL, 18) == 0;                           /* ARCH_REQ_XCOMP_PERM */
+}
+
+/* Eight tiles of 16 rows by 64 bytes. */
+static void moe_epi_fw_tile_begin(void)
+{
+    moe_epi_fw_tile_shape shape;
+    int i;
+    memset(&shape, 0, sizeof shape);
+    shape.palette = 1;
+    for (i = 0; i < 8; i++) {
+        shape.row_bytes[i] = 64;
+        shape.rows[i] = 16;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(shape));
+}
+
+static void moe_epi_fw_tile_end(void) { __asm__ volatile("tilerelease" : : : "memory"); }
+#define MOE_EPI_FW_TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : : : "memory")
+#define MOE_EPI_FW_TILE_LOAD(t, from, stride)                                                         \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(from), "r"(stride) : "memory")
+#define MOE_EPI_FW_TILE_STORE(t, to, stride)                                                          \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(to), "r"(stride) : "memory")
+#define MOE_EPI_FW_TILE_DP(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : : : "memory")
+#else
+#  define MOE_EPI_FW_AMX 0
+#endif
+#define MOE_EPI_FW_TILE 16 /* rows of a tile, and tokens */
+#define MOE_EPI_FW_TILE_K 32
+
+/* ---- the choice of kernels ---- */
+
+/* The kernels of a set of experts; isa_max and the kind of products narrow the choice. */
+static moe_epi_fw_kernels moe_epi_fw_kernels_of(const moe_ep_forward_desc *d, const moe_ep_weights *w)
+{
+    moe_epi_fw_kernels k = moe_epi_fw_kernels_for(d->isa_max, w->dtype);
+#if MOE_EPI_FW_BF16
+    if (d->products != MOE_EP_PRODUCTS_F32 && w->dtype == MOE_EP_BF16 && k.max_tokens == 6 &&
+        __builtin_cpu_supports("avx512bf16")) {
+        k.tile[0] = moe_epi_fw_b_bf16_1;
+        k.tile[1] = moe_epi_fw_b_bf16_2;
+        k.tile[2] = moe_epi_fw_b_bf16_3;
+        k.tile[3] = moe_epi_fw_b_bf16_4;
+        k.tile[4] = moe_epi_fw_b_bf16_5;
+        k.tile[5] = moe_epi_fw_b_bf16_6;
+        k.interleave = 0;
+        k.half = 1;
+    }
+#endif
+#if MOE_EPI_FW_AMX
+#  if defined(MOE_EPI_FW_EMULATE_AMX)
+    if (d->products == MOE_EP_PRODUCTS_BF16 && w->dtype == MOE_EP_BF16 && moe_epi_fw_tile_permit()) k.half = k.amx = 1;
+#  else
+    if (d->products == MOE_EP_PRODUCTS_BF16 && k.half && moe_epi_fw_tile_permit()) k.amx = 1;
+#  endif
+    if (k.amx) k.interleave = 0;
+#endif
+    return k;
+}
+
+MOE_EP_API const char *moe_ep_forward_unit(const moe_ep_forward_desc *desc)
+{
+    moe_epi_fw_kernels k;
+    if (!desc || !desc->experts) return "none";
+    k = moe_epi_fw_kernels_of(desc, desc->experts);
+    if (k.amx) return "amx-bf16";
+    if (k.half) return "avx512-bf16";
+    if (k.max_tokens == 6) return "avx512";
+    return k.exp_n == moe_epi_fw_c_exp ? "portable" : "avx2";
+}
 
 /* ---- activations ------------------------------------------------------------------------------------ */
 
@@ -18841,7 +21396,8 @@ typedef struct moe_epi_fw_matrix {
     const unsigned char *base; /* row 0 */
     int64_t stride;            /* bytes from row to row */
     const float *bias;         /* of row 0, or NULL */
-    int64_t bias_stride;       /* elements from row to row */
+    const float *scale;        /* of row 0, or NULL */
+    int64_t bias_stride;       /* elements of bias and scale from row to row */
 } moe_epi_fw_matrix;
 
 typedef struct moe_epi_fw_group {
@@ -18859,15 +21415,19 @@ typedef struct moe_epi_fw_run {
     moe_epi_fw_group *groups; /* by falling number of rows */
     int64_t *first[2];     /* (groups+1) first task of each group, per stage */
     int32_t num_groups;
-    const float *x;        /* activation rows, padded and interleaved */
-    int64_t x_stride;
+    const unsigned char *x; /* activation rows as the kernels want them: padded, interleaved, bf16, tiles */
+    int64_t x_stride;      /* bytes */
     const int32_t *x_row;  /* (rows) row of x; NULL = row - x_shift of the group */
-    float *h, *h2;         /* (rows, h_stride) between the stages; h2 for BLAS only */
-    int64_t h_stride;
+    unsigned char *h;      /* (rows) between the stages, in the same form */
+    int64_t h_stride;      /* bytes */
+    float *h2;             /* (rows) of h_stride bytes, for BLAS only */
     float *o;              /* (rows, H) */
 } moe_epi_fw_run;
 
-static int64_t moe_epi_fw_dtype_bytes(moe_ep_dtype dtype) { return dtype == MOE_EP_F32 ? 4 : 2; }
+static int64_t moe_epi_fw_dtype_bytes(moe_ep_dtype dtype)
+{
+    return dtype == MOE_EP_F32 ? 4 : dtype == MOE_EP_I8 ? 1 : 2;
+}
 
 /* Stride of activation rows: padded, and never a multiple of 2 KB, or the rows would share few cache sets. */
 static int64_t moe_epi_fw_pad(int64_t n)
@@ -18895,6 +21455,7 @@ static void moe_epi_fw_group_init(moe_epi_fw_group *g, const moe_ep_weights *w, 
                                 moe_epi_fw_or(w->gate_expert_stride, rows * (row / bytes)), bytes);
     g->gate.stride = row;
     g->gate.bias = w->gate_bias ? w->gate_bias + (int64_t)e * rows : NULL;
+    g->gate.scale = w->gate_scale ? w->gate_scale + (int64_t)e * rows : NULL;
     g->gate.bias_stride = 1;
     if (fused) {
         int64_t gate_at = w->layout == MOE_EP_GATE_UP_FIRST ? I : 0;
@@ -18906,6 +21467,10 @@ static void moe_epi_fw_group_init(moe_epi_fw_group *g, const moe_ep_weights *w, 
             g->up.bias += up_at;
             g->gate.bias += gate_at;
         }
+        if (g->gate.scale) {
+            g->up.scale += up_at;
+            g->gate.scale += gate_at;
+        }
         if (w->layout == MOE_EP_GATE_INTERLEAVED) {
             g->gate.stride = g->up.stride = 2 * row;
             g->gate.bias_stride = g->up.bias_stride = 2;
@@ -18915,12 +21480,14 @@ static void moe_epi_fw_group_init(moe_epi_fw_group *g, const moe_ep_weights *w, 
         g->up.base = moe_epi_fw_base(w->up, w->up_of, e, moe_epi_fw_or(w->up_expert_stride, I * up_row), bytes);
         g->up.stride = up_row * bytes;
         g->up.bias = w->up_bias ? w->up_bias + (int64_t)e * I : NULL;
+        g->up.scale = w->up_scale ? w->up_scale + (int64_t)e * I : NULL;
         g->up.bias_stride = 1;
     }
     row = moe_epi_fw_or(w->down_row_stride, I);
     g->down.base = moe_epi_fw_base(w->down, w->down_of, e, moe_epi_fw_or(w->down_expert_stride, H * row), bytes);
     g->down.stride = row * bytes;
     g->down.bias = w->down_bias ? w->down_bias + (int64_t)e * H : NULL;
+    g->down.scale = w->down_scale ? w->down_scale + (int64_t)e * H : NULL;
     g->down.bias_stride = 1;
 }
 
@@ -18933,11 +21500,11 @@ typedef struct moe_epi_fw_rows {
 } moe_epi_fw_rows;
 
 /* Rows from..from+count-1 of a, then the same of b (NULL = only a); each part is filled up to a multiple of
- * 4 with its last row.  Returns where b begins. */
+ * `unit` with its last row.  Returns where b begins. */
 static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, const moe_epi_fw_matrix *b,
-                                int64_t from, int count, int stream)
+                                int64_t from, int count, int unit, int stream)
 {
-    int half = (count + 3) / 4 * 4, i;
+    int half = (count + unit - 1) / unit * unit, i;
     p->rows = b ? 2 * half : half;
     p->quarter = p->rows / 4;
     p->stream = stream;
@@ -18967,53 +21534,169 @@ static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, in
     }
 }
 
-/* How far behind row r of block k0 of panel p lie the weights that follow: those of the next block, else of the next
- * tile (streaming) or of the next panel; 0 = unknown.  Only an address to fetch from, never one to read. */
-static intptr_t moe_epi_fw_ahead(const moe_epi_fw_rows *p, const moe_epi_fw_rows *next, int r, int64_t k0, int64_t n,
-                                 int64_t elem)
+/* Order in which a panel is worked through. */
+typedef enum moe_epi_fw_order {
+    MOE_EPI_FW_STREAM,  /* tile by tile, each over the whole inner dimension: one piece, or all fits the L1 cache */
+    MOE_EPI_FW_SHALLOW, /* block by block, tile by tile: one block of all tokens fits the L1 cache */
+    MOE_EPI_FW_DEEP     /* block by block, six tokens at a time past all tiles, which come from the L2 cache */
+} moe_epi_fw_order;
+
+/* One piece of work: some tokens past the tiles of a block. */
+typedef struct moe_epi_fw_piece {
+    const moe_epi_fw_kernels *kn;
+    const moe_epi_fw_rows *p, *next;
+    const unsigned char *const *x;
+    moe_epi_fw_order order;
+    int tokens, pieces;
+    int ahead; /* tiles from the one that computes to the one that is fetched */
+    int64_t n, elem;
+    float *c;
+} moe_epi_fw_piece;
+
+/* How far behind row r of block k0 lie the weights that are wanted some tiles later in this order, in this panel or the
+ * next; 0 = unknown.  Only an address to fetch from, never one to read. */
+static intptr_t moe_epi_fw_ahead(const moe_epi_fw_piece *q, int r, int64_t k0)
 {
-    const unsigned char *to = NULL;
-    if (k0 + MOE_EPI_FW_KBLOCK < n) return (intptr_t)(MOE_EPI_FW_KBLOCK * elem);
-    if (p->stream && r + 4 < p->rows) to = p->of[r + 4];
-    else if (next) to = next->of[p->stream || r >= next->rows ? 0 : r];
-    return to ? (intptr_t)((uintptr_t)to - (uintptr_t)p->of[r] - (uintptr_t)(k0 * elem)) : 0;
+    const moe_epi_fw_rows *to = q->p;
+    int64_t blocks = (q->n + MOE_EPI_FW_KBLOCK - 1) / MOE_EPI_FW_KBLOCK, at = k0 / MOE_EPI_FW_KBLOCK, tile, block;
+    at = q->order == MOE_EPI_FW_STREAM ? r / 4 * blocks + at + q->ahead : at * q->p->quarter + r / 4 + q->ahead;
+    if (at >= blocks * q->p->quarter) {
+        at -= blocks * q->p->quarter;
+        to = q->next;
+    }
+    if (!to) return 0;
+    tile = q->order == MOE_EPI_FW_STREAM ? at / blocks : at % to->quarter;
+    block = q->order == MOE_EPI_FW_STREAM ? at % blocks : at / to->quarter;
+    if (tile >= to->quarter || block >= blocks) return 0;
+    return (intptr_t)((uintptr_t)to->of[4 * tile] + (uintptr_t)(block * MOE_EPI_FW_KBLOCK * q->elem) -
+                      (uintptr_t)q->p->of[r] - (uintptr_t)(k0 * q->elem));
 }
 
-/* c (tokens, rows): products of all rows of the panel, in tile order, with `tokens` tokens.  Few tokens: weights
- * stream past them row by row.  Many: one block of the inner dimension at a time, so that weights and tokens are
- * read from the caches.  Meanwhile the weights that follow are fetched, each once; next (NULL = unknown) is the panel
- * that will be wanted then.  One or two tokens leave that to the machine: it does it better. */
-static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next,
-                             const float *const *x, int tokens, int64_t n, int64_t elem, float *c)
+/* The tile at row r past piece i of the tokens, block k0.  The next weights are fetched by all pieces, a part each: the
+ * machine forgets requests that come too fast. */
+static void moe_epi_fw_tile_past(const moe_epi_fw_piece *q, int r, int i, int64_t k0)
 {
-    int pieces = (tokens + kn->max_tokens - 1) / kn->max_tokens, tiles = p->stream ? 1 : p->quarter;
-    int outer, r, r_first, t, i, j, step;
-    int64_t k0, len;
-    for (outer = 0; outer < p->quarter / tiles; outer++) {
-        r_first = 4 * outer;
+    const void *xs[6], *w[4];
+    int64_t len = q->n - k0 < MOE_EPI_FW_KBLOCK ? q->n - k0 : MOE_EPI_FW_KBLOCK;
+    int t = (int)((int64_t)q->tokens * i / q->pieces), step = (int)((int64_t)q->tokens * (i + 1) / q->pieces) - t, j;
+    moe_epi_fw_fetch fetch;
+    fetch.rows = 0;
+    fetch.ahead = q->tokens < MOE_EPI_FW_AHEAD ? 0 : moe_epi_fw_ahead(q, r, k0);
+    for (j = 0; fetch.ahead != 0 && j < 4; j++)
+        if (j * q->pieces / 4 == i) fetch.rows |= 1u << j;
+    for (j = 0; j < step; j++) xs[j] = q->x[t + j] + k0 * (q->kn->half ? 2 : 4);
+    for (j = 0; j < 4; j++) w[j] = q->p->of[r + j] + k0 * q->elem;
+    q->kn->tile[step - 1](w, xs, len, q->c + t * q->p->rows + r, q->p->rows, k0 > 0, fetch);
+}
+
+/* c (tokens, rows): products of all rows of the panel, in tile order, with `tokens` tokens.  Meanwhile the weights that
+ * follow are fetched, each once; next (NULL = unknown) is the panel that will be wanted then.  One or two tokens leave
+ * that to the machine: it does it better. */
+static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next,
+                             const unsigned char *const *x, int tokens, int64_t n, int64_t elem, float *c)
+{
+    int64_t row = tokens * (kn->half ? 2 : 4), k0, tile;
+    moe_epi_fw_piece q;
+    int outer, o, r, i;
+    q.kn = kn;
+    q.p = p;
+    q.next = next;
+    q.x = x;
+    q.tokens = tokens;
+    q.pieces = (tokens + kn->max_tokens - 1) / kn->max_tokens;
+    q.order = q.pieces == 1 || row * n <= MOE_EPI_FW_L1 ? MOE_EPI_FW_STREAM
+              : row * MOE_EPI_FW_KBLOCK <= MOE_EPI_FW_L1 ? MOE_EPI_FW_SHALLOW
+                                                         : MOE_EPI_FW_DEEP;
+    q.n = n;
+    q.elem = elem;
+    q.c = c;
+    tile = 4 * elem * (n < MOE_EPI_FW_KBLOCK ? n : MOE_EPI_FW_KBLOCK);
+    q.ahead = q.order == MOE_EPI_FW_DEEP ? p->quarter : (int)(MOE_EPI_FW_BYTES_AHEAD / tile);
+    if (q.ahead < 1 || (q.pieces == 1 && tile >= MOE_EPI_FW_BYTES_AHEAD / 2)) q.ahead = 1;
+    outer = q.order == MOE_EPI_FW_STREAM ? p->quarter : 1;
+    for (o = 0; o < outer; o++) {
+        int first = 4 * o, end = outer > 1 ? first + 4 : p->rows;
         for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
-            len = n - k0 < MOE_EPI_FW_KBLOCK ? n - k0 : MOE_EPI_FW_KBLOCK;
-            for (t = 0, i = 0; i < pieces; i++, t += step) {
-                const float *xs[6];
-                step = (tokens - t) / (pieces - i);
-                for (j = 0; j < step; j++) xs[j] = x[t + j] + k0;
-                for (r = r_first; r < r_first + 4 * tiles; r += 4) {
-                    const void *w[4];
-                    int turn = tokens >= MOE_EPI_FW_AHEAD && (r - r_first) / 4 % pieces == i;
-                    for (j = 0; j < 4; j++) w[j] = p->of[r + j] + k0 * elem;
-                    kn->tile[step - 1](w, xs, len, c + t * p->rows + r, p->rows, k0 > 0,
-                                       turn ? moe_epi_fw_ahead(p, next, r, k0, n, elem) : 0);
-                }
-            }
+            if (q.order == MOE_EPI_FW_DEEP)
+                for (i = 0; i < q.pieces; i++)
+                    for (r = first; r < end; r += 4) moe_epi_fw_tile_past(&q, r, i, k0);
+            else
+                for (r = first; r < end; r += 4)
+                    for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, i, k0);
         }
     }
 }
 
-static void moe_epi_fw_add_bias(const moe_epi_fw_matrix *m, int64_t from, int count, float *v)
+#if MOE_EPI_FW_AMX
+/* Loads rows r..r+15 of the panel, elements k..k+31, into the tile of weights; what a tile would read behind the last
+ * element, or rows that do not lie evenly, goes through a block of zeros. */
+static void moe_epi_fw_tile_weights(const moe_epi_fw_rows *p, int r, int even, int64_t k, int64_t n)
+{
+    uint16_t edge[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K];
+    size_t bytes = (size_t)(n - k < MOE_EPI_FW_TILE_K ? n - k : MOE_EPI_FW_TILE_K) * 2u;
+    int i;
+    if (even && n - k >= MOE_EPI_FW_TILE_K) {
+        MOE_EPI_FW_TILE_LOAD(6, p->of[r] + 2 * k, (intptr_t)(p->of[r + 1] - p->of[r]));
+        return;
+    }
+    memset(edge, 0, sizeof edge);
+    for (i = 0; i < MOE_EPI_FW_TILE; i++) memcpy(edge + i * MOE_EPI_FW_TILE_K, p->of[r + i] + 2 * k, bytes);
+    MOE_EPI_FW_TILE_LOAD(6, edge, (intptr_t)(2 * MOE_EPI_FW_TILE_K));
+}
+
+/* c[token][row] of one tile of sums, which lie [row][token]. */
+static void moe_epi_fw_tile_out(const float *sums, int tokens, float *c, int64_t ldc)
+{
+    int i, j;
+    for (j = 0; j < tokens; j++)
+        for (i = 0; i < MOE_EPI_FW_TILE; i++) c[j * ldc + i] = sums[i * MOE_EPI_FW_TILE + j];
+}
+
+/* As moe_epi_fw_panel; x holds tiles of 16 tokens, the last one narrower, `stride` bytes for a token. */
+static void moe_epi_fw_tile_panel(const moe_epi_fw_rows *p, const unsigned char *x, int64_t stride, int tokens,
+                                  int64_t n, float *c)
+{
+    int tiles = (tokens + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE, last = tokens - (tiles - 1) * MOE_EPI_FW_TILE, r, i;
+    float sums[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE];
+    int64_t k;
+#define MOE_EPI_FW_TILE_EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
+#define MOE_EPI_FW_TILE_CLEAR(t) MOE_EPI_FW_TILE_ZERO(t);
+#define MOE_EPI_FW_TILE_STEP(t)                                                                       \
+    if (t < tiles) {                                                                                  \
+        const intptr_t row = 4 * (t == tiles - 1 ? last : MOE_EPI_FW_TILE);                           \
+        MOE_EPI_FW_TILE_LOAD(7, x + t * MOE_EPI_FW_TILE * stride + k / 2 * row, row);                 \
+        MOE_EPI_FW_TILE_DP(t, 6, 7);                                                                  \
+    }
+#define MOE_EPI_FW_TILE_PUT(t)                                                                        \
+    if (t < tiles) {                                                                                  \
+        MOE_EPI_FW_TILE_STORE(t, sums, (intptr_t)sizeof(float) * MOE_EPI_FW_TILE);                    \
+        moe_epi_fw_tile_out(sums, t == tiles - 1 ? last : MOE_EPI_FW_TILE,                            \
+                            c + (int64_t)t * MOE_EPI_FW_TILE * p->rows + r, p->rows);                 \
+    }
+    for (r = 0; r < p->rows; r += MOE_EPI_FW_TILE) {
+        int even = 1;
+        for (i = 2; i < MOE_EPI_FW_TILE; i++)
+            even = even && p->of[r + i] - p->of[r + i - 1] == p->of[r + 1] - p->of[r];
+        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_CLEAR)
+        for (k = 0; k < n; k += MOE_EPI_FW_TILE_K) {
+            moe_epi_fw_tile_weights(p, r, even, k, n);
+            MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_STEP)
+        }
+        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_PUT)
+    }
+#undef MOE_EPI_FW_TILE_EACH
+#undef MOE_EPI_FW_TILE_CLEAR
+#undef MOE_EPI_FW_TILE_STEP
+#undef MOE_EPI_FW_TILE_PUT
+}
+#endif
+
+/* Sums of rows from..from+count-1 times their scales, plus their biases. */
+static void moe_epi_fw_scale_bias(const moe_epi_fw_matrix *m, int64_t from, int count, float *v)
 {
     int i;
-    if (!m->bias) return;
-    for (i = 0; i < count; i++) v[i] += m->bias[(from + i) * m->bias_stride];
+    for (i = 0; m->scale && i < count; i++) v[i] *= m->scale[(from + i) * m->bias_stride];
+    for (i = 0; m->bias && i < count; i++) v[i] += m->bias[(from + i) * m->bias_stride];
 }
 
 /* Position of element i of a block of MOE_EPI_FW_COLS in the order the kernels want. */
@@ -19026,21 +21709,41 @@ static int moe_epi_fw_place_of(int interleave, int i)
     return base + (in & 1 ? interleave / 2 : 0) + in / 2;
 }
 
-/* Activation of one token's columns; out gets zeros behind the last column. */
-static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t col, int count, float *gate,
-                         float *up, float *out)
+/* Writes `count` bf16 values, an even number, as columns col.. of row `at` of `rows` rows in tile form. */
+static void moe_epi_fw_tile_write(unsigned char *rows_at, int64_t stride, int64_t rows, int64_t at, int64_t col,
+                                  const uint16_t *v, int64_t count)
 {
-    float h[MOE_EPI_FW_COLS];
-    int i;
-    for (i = count; i < MOE_EPI_FW_COLS; i++) gate[i] = up[i] = 0.0f;
-    moe_epi_fw_add_bias(&g->gate, col, count, gate);
-    moe_epi_fw_add_bias(&g->up, col, count, up);
-    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h);
-    for (i = 0; i < MOE_EPI_FW_COLS; i++)
-        out[moe_epi_fw_place_of(run->kernels.interleave, i)] = i < count ? h[i] : 0.0f;
+    int64_t first = at - at % MOE_EPI_FW_TILE, tokens = rows - first, i;
+    unsigned char *to = rows_at + first * stride;
+    if (tokens > MOE_EPI_FW_TILE) tokens = MOE_EPI_FW_TILE;
+    for (i = 0; i < count; i += 2) memcpy(to + ((col + i) / 2 * tokens + at - first) * 4, v + i, 4);
 }
 
-static const float *moe_epi_fw_x(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t row)
+/* Activation of the columns of one token, a row of the run; zeros behind the last column. */
+static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t col, int count, float *gate,
+                         float *up, int64_t row)
+{
+    float h[MOE_EPI_FW_COLS], *out = (float *)(void *)(run->h + row * run->h_stride);
+    int i;
+    for (i = count; i < MOE_EPI_FW_COLS; i++) gate[i] = up[i] = 0.0f;
+    moe_epi_fw_scale_bias(&g->gate, col, count, gate);
+    moe_epi_fw_scale_bias(&g->up, col, count, up);
+    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h);
+    for (i = count; i < MOE_EPI_FW_COLS; i++) h[i] = 0.0f;
+    if (run->kernels.half) {
+        uint16_t small[MOE_EPI_FW_COLS];
+        moe_epi_fw_narrow(small, h, MOE_EPI_FW_COLS);
+        if (run->kernels.amx)
+            moe_epi_fw_tile_write(run->h + g->row0 * run->h_stride, run->h_stride, g->rows, row - g->row0, col, small,
+                                  MOE_EPI_FW_COLS);
+        else
+            memcpy(run->h + row * run->h_stride + 2 * col, small, sizeof small);
+        return;
+    }
+    for (i = 0; i < MOE_EPI_FW_COLS; i++) out[col + moe_epi_fw_place_of(run->kernels.interleave, i)] = h[i];
+}
+
+static const unsigned char *moe_epi_fw_x(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t row)
 {
     return run->x + (run->x_row ? (int64_t)run->x_row[row] : row - g->x_shift) * run->x_stride;
 }
@@ -19069,23 +21772,24 @@ static void moe_epi_fw_gemm(const moe_epi_fw_matrix *m, int64_t col, int64_t col
 
 static void moe_epi_fw_up_blas(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t block)
 {
-    int64_t col = block * MOE_EPI_FW_BLAS_COLS, I = run->w->inter, cols = I - col, row, c, hs = run->h_stride;
+    int64_t col = block * MOE_EPI_FW_BLAS_COLS, I = run->w->inter, cols = I - col, row, c;
+    int64_t hs = run->h_stride / 4, xs = run->x_stride / 4;
+    const float *x = (const float *)(const void *)moe_epi_fw_x(run, g, g->row0);
+    float *h = (float *)(void *)run->h;
     int i, count;
     if (cols > MOE_EPI_FW_BLAS_COLS) cols = MOE_EPI_FW_BLAS_COLS;
-    moe_epi_fw_gemm(&g->gate, col, cols, moe_epi_fw_x(run, g, g->row0), run->x_stride, g->rows, run->w->hidden,
-                 run->h + g->row0 * hs + col, hs);
+    moe_epi_fw_gemm(&g->gate, col, cols, x, xs, g->rows, run->w->hidden, h + g->row0 * hs + col, hs);
     if (g->up.base)
-        moe_epi_fw_gemm(&g->up, col, cols, moe_epi_fw_x(run, g, g->row0), run->x_stride, g->rows, run->w->hidden,
-                     run->h2 + g->row0 * hs + col, hs);
+        moe_epi_fw_gemm(&g->up, col, cols, x, xs, g->rows, run->w->hidden, run->h2 + g->row0 * hs + col, hs);
     for (row = g->row0; row < g->row0 + g->rows; row++) {
         for (c = col; c < col + cols; c += MOE_EPI_FW_COLS) {
             float gate[MOE_EPI_FW_COLS], up[MOE_EPI_FW_COLS];
             count = (int)(col + cols - c < MOE_EPI_FW_COLS ? col + cols - c : MOE_EPI_FW_COLS);
             for (i = 0; i < count; i++) {
-                gate[i] = run->h[row * hs + c + i];
+                gate[i] = h[row * hs + c + i];
                 up[i] = g->up.base ? run->h2[row * hs + c + i] : 0.0f;
             }
-            moe_epi_fw_emit(run, g, c, count, gate, up, run->h + row * hs + c);
+            moe_epi_fw_emit(run, g, c, count, gate, up, row);
         }
     }
 }
@@ -19094,10 +21798,11 @@ static void moe_epi_fw_down_blas(const moe_epi_fw_run *run, const moe_epi_fw_gro
 {
     int64_t col = block * MOE_EPI_FW_BLAS_COLS, H = run->w->hidden, cols = H - col, row;
     if (cols > MOE_EPI_FW_BLAS_COLS) cols = MOE_EPI_FW_BLAS_COLS;
-    moe_epi_fw_gemm(&g->down, col, cols, run->h + g->row0 * run->h_stride, run->h_stride, g->rows, run->w->inter,
+    moe_epi_fw_gemm(&g->down, col, cols, (const float *)(const void *)(run->h + g->row0 * run->h_stride),
+                 run->h_stride / 4, g->rows, run->w->inter,
                  run->o + g->row0 * H + col, H);
     for (row = g->row0; row < g->row0 + g->rows; row++)
-        moe_epi_fw_add_bias(&g->down, col, (int)cols, run->o + row * H + col);
+        moe_epi_fw_scale_bias(&g->down, col, (int)cols, run->o + row * H + col);
 }
 #endif
 
@@ -19107,8 +21812,9 @@ static int moe_epi_fw_block(const moe_epi_fw_run *run, const moe_epi_fw_group *g
 {
     int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
     int count = (int)(width - col < g->cols[stage] ? width - col : g->cols[stage]);
+    int amx = run->kernels.amx;
     return moe_epi_fw_rows_init(panel, stage == 0 ? &g->gate : &g->down, stage == 0 && g->up.base ? &g->up : NULL, col,
-                                count, g->rows <= 2 * run->kernels.max_tokens);
+                                count, amx ? MOE_EPI_FW_TILE : 4, !amx && g->rows <= 2 * run->kernels.max_tokens);
 }
 
 /* One token's results of a block into h (activated) or o. */
@@ -19119,7 +21825,7 @@ static void moe_epi_fw_write(const moe_epi_fw_run *run, const moe_epi_fw_group *
     if (stage == 1) {
         float *out = run->o + row * run->w->hidden + col;
         moe_epi_fw_rows_read(panel, line, 0, count, out);
-        moe_epi_fw_add_bias(&g->down, col, count, out);
+        moe_epi_fw_scale_bias(&g->down, col, count, out);
         return;
     }
     for (i = 0; i < count; i += MOE_EPI_FW_COLS) {
@@ -19128,8 +21834,27 @@ static void moe_epi_fw_write(const moe_epi_fw_run *run, const moe_epi_fw_group *
         memset(up, 0, sizeof up);
         moe_epi_fw_rows_read(panel, line, i, n, gate);
         if (g->up.base) moe_epi_fw_rows_read(panel, line, half + i, n, up);
-        moe_epi_fw_emit(run, g, col + i, n, gate, up, run->h + row * run->h_stride + col + i);
+        moe_epi_fw_emit(run, g, col + i, n, gate, up, row);
     }
+}
+
+/* c (tokens, panel rows): the products of a panel with rows row.. of a group. */
+static void moe_epi_fw_products(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t row,
+                                int tokens, const moe_epi_fw_rows *panel, const moe_epi_fw_rows *next, float *c)
+{
+    const unsigned char *x[MOE_EPI_FW_TOKENS];
+    int64_t n = stage == 0 ? run->w->hidden : run->w->inter;
+    int j;
+#if MOE_EPI_FW_AMX
+    if (run->kernels.amx) {
+        const unsigned char *from = stage == 0 ? moe_epi_fw_x(run, g, row) : run->h + row * run->h_stride;
+        moe_epi_fw_tile_panel(panel, from, stage == 0 ? run->x_stride : run->h_stride, tokens, n, c);
+        return;
+    }
+#endif
+    for (j = 0; j < tokens; j++)
+        x[j] = stage == 0 ? moe_epi_fw_x(run, g, row + j) : run->h + (row + j) * run->h_stride;
+    moe_epi_fw_panel(&run->kernels, panel, next, x, tokens, n, moe_epi_fw_dtype_bytes(run->w->dtype), c);
 }
 
 /* Task of a stage: one group, some columns, all its rows. */
@@ -19137,28 +21862,31 @@ static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t 
 {
     int32_t gi = moe_epi_fw_group_of(run->first[stage], run->num_groups, index);
     const moe_epi_fw_group *g = &run->groups[gi];
-    int64_t width = stage == 0 ? run->w->inter : run->w->hidden, n = stage == 0 ? run->w->hidden : run->w->inter;
+    int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
     int64_t col = (index - run->first[stage][gi]) * g->task_cols[stage], end = col + g->task_cols[stage], done;
     moe_epi_fw_rows panel[2];
     float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
     int half, next_half = 0, now = 0, tokens, j;
     if (end > width) end = width;
+#if MOE_EPI_FW_AMX
+    if (run->kernels.amx) moe_epi_fw_tile_begin();
+#endif
     half = moe_epi_fw_block(run, g, stage, col, &panel[0]);
     for (; col < end; col += g->cols[stage], half = next_half, now = !now) {
         int last = col + g->cols[stage] >= end, count = (int)(end - col < g->cols[stage] ? end - col : g->cols[stage]);
         if (!last) next_half = moe_epi_fw_block(run, g, stage, col + g->cols[stage], &panel[!now]);
         for (done = 0; done < g->rows; done += tokens) {
-            const float *x[MOE_EPI_FW_TOKENS];
             int64_t row = g->row0 + done;
+            const moe_epi_fw_rows *next = last || done + MOE_EPI_FW_TOKENS < g->rows ? NULL : &panel[!now];
             tokens = (int)(g->rows - done < MOE_EPI_FW_TOKENS ? g->rows - done : MOE_EPI_FW_TOKENS);
-            for (j = 0; j < tokens; j++)
-                x[j] = stage == 0 ? moe_epi_fw_x(run, g, row + j) : run->h + (row + j) * run->h_stride;
-            moe_epi_fw_panel(&run->kernels, &panel[now], last || done + tokens < g->rows ? NULL : &panel[!now], x,
-                             tokens, n, moe_epi_fw_dtype_bytes(run->w->dtype), c);
+            moe_epi_fw_products(run, g, stage, row, tokens, &panel[now], next, c);
             for (j = 0; j < tokens; j++)
                 moe_epi_fw_write(run, g, stage, col, count, &panel[now], half, c + j * panel[now].rows, row + j);
         }
     }
+#if MOE_EPI_FW_AMX
+    if (run->kernels.amx) moe_epi_fw_tile_end();
+#endif
 }
 
 static void moe_epi_fw_up_task(void *context, int64_t index)
@@ -19206,6 +21934,14 @@ static int moe_epi_fw_task_rows(int64_t tokens, int64_t row_bytes)
     return rows;
 }
 
+/* Panels of a task: with few tokens only small ones are put together. */
+static int moe_epi_fw_panels(int64_t tokens, int64_t panel_bytes)
+{
+    int64_t fit = MOE_EPI_FW_TASK_BYTES / panel_bytes;
+    if (tokens > MOE_EPI_FW_FEW || fit >= MOE_EPI_FW_PANELS) return MOE_EPI_FW_PANELS;
+    return fit < 1 ? 1 : (int)fit;
+}
+
 /* Sorts groups by falling rows (ties: lower first row first) and numbers their tasks. */
 static void moe_epi_fw_schedule(moe_epi_fw_run *run)
 {
@@ -19225,7 +21961,8 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
             int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
             int rows = moe_epi_fw_task_rows(g->rows, stage == 0 ? g->gate.stride : g->down.stride);
             g->cols[stage] = stage == 0 ? rows / 2 : rows;
-            g->task_cols[stage] = g->rows > MOE_EPI_FW_FEW ? MOE_EPI_FW_PANELS * g->cols[stage] : g->cols[stage];
+            g->task_cols[stage] = moe_epi_fw_panels(g->rows, rows * (stage == 0 ? g->gate.stride : g->down.stride)) *
+                                  g->cols[stage];
             if (g->blas) g->task_cols[stage] = MOE_EPI_FW_BLAS_COLS;
             run->first[stage][i + 1] = run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
         }
@@ -19250,21 +21987,56 @@ typedef struct moe_epi_fw_pack {
     int64_t rows;
     const int32_t *row_of; /* source row, NULL = the same */
     const float *scale;    /* factor of each row, NULL = none */
-    float *out;
-    int64_t stride;
-    int interleave;
+    unsigned char *out;
+    int64_t stride;        /* bytes */
+    int interleave, half;
+    const moe_epi_fw_group *groups; /* tiles: groups by ascending row0; NULL = one group of all rows */
+    int32_t num_groups;
+    int amx;
 } moe_epi_fw_pack;
+
+/* Rounds a row to bf16 in blocks, and puts it where the kernels want it. */
+static void moe_epi_fw_pack_half(const moe_epi_fw_pack *p, const float *in, int64_t row)
+{
+    int64_t i, j, width = (p->H + MOE_EPI_FW_PAD - 1) / MOE_EPI_FW_PAD * MOE_EPI_FW_PAD, row0 = 0, rows = p->rows;
+    if (p->groups) {
+        int32_t lo = 0, hi = p->num_groups - 1;
+        while (lo < hi) { /* the last group that begins here or before: empty ones stand before it */
+            int32_t mid = lo + (hi - lo + 1) / 2;
+            if (p->groups[mid].row0 <= row) lo = mid;
+            else hi = mid - 1;
+        }
+        row0 = p->groups[lo].row0;
+        rows = p->groups[lo].rows;
+    }
+    for (i = 0; i < width; i += 256) {
+        float block[256];
+        uint16_t small[256];
+        int64_t n = width - i < 256 ? width - i : 256, have = p->H - i < n ? p->H - i : n;
+        memset(block, 0, sizeof block);
+        for (j = 0; j < have; j++) block[j] = p->scale ? in[i + j] * p->scale[row] : in[i + j];
+        moe_epi_fw_narrow(small, block, n);
+        if (p->amx)
+            moe_epi_fw_tile_write(p->out + row0 * p->stride, p->stride, rows, row - row0, i, small, n);
+        else
+            memcpy(p->out + row * p->stride + 2 * i, small, (size_t)n * 2u);
+    }
+}
 
 static void moe_epi_fw_pack_task(void *context, int64_t index)
 {
     const moe_epi_fw_pack *p = (const moe_epi_fw_pack *)context;
-    int64_t row = index * MOE_EPI_FW_PACK_ROWS, last = row + MOE_EPI_FW_PACK_ROWS, i, b;
+    int64_t row = index * MOE_EPI_FW_PACK_ROWS, last = row + MOE_EPI_FW_PACK_ROWS, stride = p->stride / 4, i, b;
     for (; row < last && row < p->rows; row++) {
         const float *in = p->x + (p->row_of ? (int64_t)p->row_of[row] : row) * p->H;
-        float *out = p->out + row * p->stride;
+        float *out = (float *)(void *)(p->out + row * p->stride);
+        if (p->half) {
+            moe_epi_fw_pack_half(p, in, row);
+            continue;
+        }
         if (p->interleave == 0) {
             memcpy(out, in, sizeof(float) * (size_t)p->H);
-            memset(out + p->H, 0, sizeof(float) * (size_t)(p->stride - p->H));
+            memset(out + p->H, 0, sizeof(float) * (size_t)(stride - p->H));
         } else {
             int half = p->interleave / 2, j;
             for (b = 0; b + p->interleave <= p->H; b += p->interleave) {
@@ -19273,11 +22045,11 @@ static void moe_epi_fw_pack_task(void *context, int64_t index)
                     out[b + half + j] = in[b + 2 * j + 1];
                 }
             }
-            memset(out + b, 0, sizeof(float) * (size_t)(p->stride - b));
+            memset(out + b, 0, sizeof(float) * (size_t)(stride - b));
             for (i = b; i < p->H; i++) out[b + moe_epi_fw_place_of(p->interleave, (int)(i - b))] = in[i];
         }
         if (p->scale)
-            for (i = 0; i < p->stride; i++) out[i] *= p->scale[row];
+            for (i = 0; i < stride; i++) out[i] *= p->scale[row];
     }
 }
 
@@ -19405,7 +22177,7 @@ static moe_ep_status moe_epi_fw_check_weights(const moe_ep_weights *w, const cha
     if (w->num_experts < 1 || w->hidden < 1 || w->inter < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, name, "num_experts, hidden and inter must be at least 1", -1,
                             (double)(w->num_experts < 1 ? w->num_experts : w->hidden < 1 ? w->hidden : w->inter));
-    if ((int)w->dtype < 0 || (int)w->dtype > (int)MOE_EP_F16)
+    if ((int)w->dtype < 0 || (int)w->dtype > (int)MOE_EP_I8)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "dtype", "no such element type", -1, (double)(int)w->dtype);
     if ((int)w->layout < 0 || (int)w->layout > (int)MOE_EP_GATE_INTERLEAVED)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "layout", "no such gate layout", -1, (double)(int)w->layout);
@@ -19416,8 +22188,15 @@ static moe_ep_status moe_epi_fw_check_weights(const moe_ep_weights *w, const cha
     if (fused && !gated)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "layout", "a plain activation has no up projection to fuse", -1,
                             (double)(int)w->layout);
-    if ((fused || !gated) && (w->up || w->up_of || w->up_bias))
+    if ((fused || !gated) && (w->up || w->up_of || w->up_bias || w->up_scale))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "up", "must be NULL for this layout and activation", -1, 0.0);
+    if (w->dtype != MOE_EP_I8 && (w->gate_scale || w->up_scale || w->down_scale))
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "gate_scale", "scales are for int8 weights", -1, 0.0);
+    if (w->dtype == MOE_EP_I8) {
+        if (!w->gate_scale) return moe_epi_null(err, "gate_scale");
+        if (gated && !fused && !w->up_scale) return moe_epi_null(err, "up_scale");
+        if (!w->down_scale) return moe_epi_null(err, "down_scale");
+    }
     st = moe_epi_fw_check_matrix(w->gate, w->gate_of, w->gate_row_stride, w->gate_expert_stride,
                               (fused ? 2 : 1) * (int64_t)w->inter, w->hidden, w->num_experts, "gate", err);
     if (st == MOE_EP_OK && gated && !fused)
@@ -19436,6 +22215,9 @@ static moe_ep_status moe_epi_fw_check_options(const moe_ep_forward_desc *d, moe_
     if (st != MOE_EP_OK) return st;
     if ((int)d->isa_max < 0 || (int)d->isa_max > (int)MOE_EP_ISA_AVX512)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "isa_max", "no such instruction set", -1, (double)(int)d->isa_max);
+    if ((int)d->products < 0 || (int)d->products > (int)MOE_EP_PRODUCTS_BF16_VECTOR)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "products", "no such kind of products", -1,
+                            (double)(int)d->products);
     if (d->blas_min_rows < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "blas_min_rows", "must not be negative", -1,
                             (double)d->blas_min_rows);
@@ -19528,36 +22310,43 @@ static void moe_epi_fw_run_need(size_t *total, const moe_ep_forward_desc *d, con
     moe_epi_need(total, groups, sizeof(moe_epi_fw_group));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
-    moe_epi_need(total, x_rows, sizeof(float));
-    moe_epi_need(total, h, sizeof(float));
+    /* 16 floats more: a tile of few tokens is read to its full width */
+    moe_epi_need(total, x_rows > INT64_MAX - 16 ? x_rows : x_rows + 16, sizeof(float));
+    moe_epi_need(total, h > INT64_MAX - 16 ? h : h + 16, sizeof(float));
     moe_epi_need(total, moe_epi_fw_wants_blas(d, w) ? h : 0, sizeof(float));
 }
 
 /* Takes the pieces; returns the activation rows to be packed. */
-static float *moe_epi_fw_run_take(moe_epi_fw_run *run, moe_epi_arena *a, const moe_ep_forward_desc *d,
+static unsigned char *moe_epi_fw_run_take(moe_epi_fw_run *run, moe_epi_arena *a, const moe_ep_forward_desc *d,
                                const moe_ep_weights *w, int32_t groups, int64_t x_rows, int64_t rows)
 {
-    float *x;
+    int64_t x_width = moe_epi_fw_pad(w->hidden), h_width = moe_epi_fw_pad(w->inter);
+    unsigned char *x;
     memset(run, 0, sizeof *run);
     run->w = w;
-    run->kernels = moe_epi_fw_kernels_for(d->isa_max, w->dtype);
+    run->kernels = moe_epi_fw_kernels_of(d, w);
     run->num_groups = groups;
-    run->x_stride = moe_epi_fw_pad(w->hidden);
-    run->h_stride = moe_epi_fw_pad(w->inter);
+    run->x_stride = x_width * (run->kernels.half ? 2 : 4);
+    run->h_stride = h_width * (run->kernels.half ? 2 : 4);
     run->groups = (moe_epi_fw_group *)moe_epi_take(a, groups, sizeof(moe_epi_fw_group));
     run->first[0] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
     run->first[1] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
-    x = (float *)moe_epi_take(a, x_rows * run->x_stride, sizeof(float));
+    x = (unsigned char *)moe_epi_take(a, x_rows * x_width + 16, sizeof(float));
     run->x = x;
-    run->h = (float *)moe_epi_take(a, rows * run->h_stride, sizeof(float));
-    run->h2 = (float *)moe_epi_take(a, moe_epi_fw_wants_blas(d, w) ? rows * run->h_stride : 0, sizeof(float));
+    run->h = (unsigned char *)moe_epi_take(a, rows * h_width + 16, sizeof(float));
+    run->h2 = (float *)moe_epi_take(a, moe_epi_fw_wants_blas(d, w) ? rows * h_width : 0, sizeof(float));
     return x;
 }
 
-static void moe_epi_fw_pack_rows(const moe_ep_forward_desc *d, const moe_epi_fw_run *run, const float *x,
-                              const int32_t *row_of, const float *scale, int64_t rows, float *out)
+/* by_group: rows lie by group (set, not yet scheduled), which is where tiles of tokens begin. */
+static void moe_epi_fw_pack_rows(const moe_ep_forward_desc *d, const moe_epi_fw_run *run, const float *x, int by_group,
+                              const int32_t *row_of, const float *scale, int64_t rows, unsigned char *out)
 {
     moe_epi_fw_pack p;
+    p.groups = by_group ? run->groups : NULL;
+    p.num_groups = run->num_groups;
+    p.half = run->kernels.half;
+    p.amx = run->kernels.amx;
     p.x = x;
     p.H = run->w->hidden;
     p.rows = rows;
@@ -19578,6 +22367,61 @@ static void moe_epi_fw_set_group(const moe_ep_forward_desc *d, moe_epi_fw_run *r
     run->groups[g].blas = moe_epi_fw_wants_blas(d, run->w) && rows >= d->blas_min_rows && rows <= INT32_MAX;
 }
 
+/* ---- int8 weights ---------------------------------------------------------------------------------------------- */
+
+static float moe_epi_fw_element(const void *w, moe_ep_dtype dtype, int64_t i)
+{
+    if (dtype == MOE_EP_F32) return ((const float *)w)[i];
+    return dtype == MOE_EP_BF16 ? moe_ep_f32_from_bf16(((const uint16_t *)w)[i])
+                                : moe_ep_f32_from_f16(((const uint16_t *)w)[i]);
+}
+
+/* Nearest integer of v / scale, ties to even, scale > 0, |v / scale| < 128. */
+static int8_t moe_epi_fw_quantum(float v, float scale)
+{
+    double q = (double)v / (double)scale, down = floor(q), part = q - down;
+    int64_t n = (int64_t)down;
+    if (part > 0.5 || (!(part < 0.5) && n % 2 != 0)) n++;
+    return (int8_t)(n > 127 ? 127 : n < -127 ? -127 : n);
+}
+
+MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype, int64_t rows, int64_t cols,
+                                              int64_t row_stride, int8_t *q, float *scale, moe_ep_error *err)
+{
+    int64_t r, c, n;
+    moe_epi_ok(err);
+    if ((int)dtype < 0 || (int)dtype >= (int)MOE_EP_I8)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "dtype", "must be F32, BF16 or F16", -1, (double)(int)dtype);
+    if (rows < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "rows", "must not be negative", -1, (double)rows);
+    if (cols < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "cols", "must be at least 1", -1, (double)cols);
+    row_stride = moe_epi_fw_or(row_stride, cols);
+    if (row_stride < cols)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_stride", "shorter than a row", -1, (double)row_stride);
+    if (!moe_epi_mul(rows, row_stride, &n) || n > INT64_MAX / 8)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "rows", "rows * row_stride does not fit", -1, (double)rows);
+    if (rows == 0) return MOE_EP_OK;
+    if (!w) return moe_epi_null(err, "w");
+    if (!q) return moe_epi_null(err, "q");
+    if (!scale) return moe_epi_null(err, "scale");
+    for (r = 0; r < rows; r++)
+        for (c = 0; c < cols; c++)
+            if (!moe_epi_finite((double)moe_epi_fw_element(w, dtype, r * row_stride + c)))
+                return moe_epi_fail(err, MOE_EP_ERR_NAN, "w", "must be finite", r * row_stride + c, 0.0);
+    for (r = 0; r < rows; r++) {
+        float top = 0.0f;
+        for (c = 0; c < cols; c++) {
+            float v = moe_epi_fw_element(w, dtype, r * row_stride + c);
+            v = v < 0.0f ? -v : v;
+            if (v > top) top = v;
+        }
+        scale[r] = top / 127.0f;
+        for (c = 0; c < cols; c++)
+            q[r * cols + c] = scale[r] > 0.0f
+                ? moe_epi_fw_quantum(moe_epi_fw_element(w, dtype, r * row_stride + c), scale[r]) : (int8_t)0;
+    }
+    return MOE_EP_OK;
+}
+
 /* ---- the experts alone --------------------------------------------------------------------------------------- */
 
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -19591,7 +22435,7 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     size_t total = 0;
     int64_t rows;
     int32_t g;
-    float *x;
+    unsigned char *x;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     st = moe_epi_fw_check_options(desc, err);
@@ -19617,10 +22461,10 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     if (st != MOE_EP_OK) return st;
     x = moe_epi_fw_run_take(&run, &arena, desc, desc->experts, num_groups, rows, rows);
     run.o = ry;
-    moe_epi_fw_pack_rows(desc, &run, rx, NULL, NULL, rows, x);
     for (g = 0; g < num_groups; g++)
         moe_epi_fw_set_group(desc, &run, g, expert_of_group ? expert_of_group[g] : g, row_start[g],
                           row_start[g + 1] - row_start[g]);
+    moe_epi_fw_pack_rows(desc, &run, rx, 1, NULL, NULL, rows, x);
     moe_epi_fw_schedule(&run);
     moe_epi_fw_run_experts(desc, &run);
     moe_epi_arena_close(&arena);
@@ -19747,7 +22591,8 @@ static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t 
     int64_t R, i;
     int32_t e;
     moe_epi_fw_run run;
-    float *packed = moe_epi_fw_run_take(&run, &arena, d, d->experts, l->E, l->own_rows ? l->chunk * l->K : l->chunk,
+    unsigned char *packed = moe_epi_fw_run_take(&run, &arena, d, d->experts, l->E,
+                                     l->own_rows ? l->chunk * l->K : l->chunk,
                                      l->chunk * l->K);
     moe_ep_status st = moe_ep_permute(l->use_ids + t0 * l->K, n * l->K, l->groups_all, l->offsets, l->row_to_flat,
                                       l->flat_to_row, err);
@@ -19757,15 +22602,15 @@ static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t 
         l->x_row[i] = l->row_to_flat[i] / l->K;
         if (l->on_input) l->row_scale[i] = w ? w[l->row_to_flat[i]] : 1.0f;
     }
+    for (e = 0; e < l->E; e++)
+        moe_epi_fw_set_group(d, &run, e, e, l->offsets[e], l->offsets[e + 1] - l->offsets[e]);
     if (l->own_rows) {
-        moe_epi_fw_pack_rows(d, &run, x, l->x_row, l->on_input ? l->row_scale : NULL, R, packed);
+        moe_epi_fw_pack_rows(d, &run, x, 1, l->x_row, l->on_input ? l->row_scale : NULL, R, packed);
     } else {
-        moe_epi_fw_pack_rows(d, &run, x, NULL, NULL, n, packed);
+        moe_epi_fw_pack_rows(d, &run, x, 0, NULL, NULL, n, packed);
         run.x_row = l->x_row;
     }
     run.o = l->o;
-    for (e = 0; e < l->E; e++)
-        moe_epi_fw_set_group(d, &run, e, e, l->offsets[e], l->offsets[e + 1] - l->offsets[e]);
     moe_epi_fw_schedule(&run);
     moe_epi_fw_run_experts(d, &run);
     return MOE_EP_OK;
@@ -19777,8 +22622,8 @@ static void moe_epi_fw_shared(const moe_ep_forward_desc *d, const float *x, int6
 {
     int32_t s, S = d->shared->num_experts;
     moe_epi_fw_run run;
-    float *packed = moe_epi_fw_run_take(&run, &arena, d, d->shared, S, room, S * room);
-    moe_epi_fw_pack_rows(d, &run, x, NULL, NULL, n, packed);
+    unsigned char *packed = moe_epi_fw_run_take(&run, &arena, d, d->shared, S, room, S * room);
+    moe_epi_fw_pack_rows(d, &run, x, 0, NULL, NULL, n, packed);
     run.o = out;
     for (s = 0; s < S; s++) {
         moe_epi_fw_set_group(d, &run, s, s, (int64_t)s * n, n);
@@ -19853,7 +22698,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     l.E = desc->experts->num_experts;
     l.groups_all = l.E + desc->num_null;
     l.on_input = desc->weight_on_input || (desc->router && desc->router->weight_on_input);
-    l.own_rows = l.on_input || moe_epi_fw_wants_blas(desc, desc->experts);
+    l.own_rows = l.on_input || moe_epi_fw_wants_blas(desc, desc->experts) ||
+                 moe_epi_fw_kernels_of(desc, desc->experts).amx;
     st = moe_epi_fw_layer_sizes(&l, err);
     if (st != MOE_EP_OK) return st;
     moe_epi_fw_layer_need(&total, &l);
@@ -21095,6 +23941,16 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
 #undef MOE_EPI_FW_X86
 #undef MOE_EPI_FW_BLAS
 #undef MOE_EPI_FW_KBLOCK
+#undef MOE_EPI_FW_AMX
+#undef MOE_EPI_FW_BF16
+#undef MOE_EPI_FW_BYTES_AHEAD
+#undef MOE_EPI_FW_L1
+#undef MOE_EPI_FW_TILE
+#undef MOE_EPI_FW_TILE_DP
+#undef MOE_EPI_FW_TILE_K
+#undef MOE_EPI_FW_TILE_LOAD
+#undef MOE_EPI_FW_TILE_STORE
+#undef MOE_EPI_FW_TILE_ZERO
 #undef MOE_EPI_FW_COLS
 #undef MOE_EPI_FW_TOKENS
 #undef MOE_EPI_FW_BLAS_COLS
@@ -21602,9 +24458,13 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
     case MOE_EP_REASON_BREAK_EVEN:
         moe_epi_puts(&t, "moving ");
         moe_epi_puti(&t, o->moves);
-        moe_epi_puts(&t, " experts is repaid after ");
-        moe_epi_put_fixed(&t, o->break_even_steps, 0);
-        moe_epi_puts(&t, " steps, but the plan will serve only ");
+        if (o->break_even_steps < 0.0) moe_epi_puts(&t, " experts is never repaid");
+        else {
+            moe_epi_puts(&t, " experts is repaid after ");
+            moe_epi_put_fixed(&t, o->break_even_steps, 0);
+            moe_epi_puts(&t, " steps");
+        }
+        moe_epi_puts(&t, ", but the plan will serve only ");
         moe_epi_put_fixed(&t, d->horizon_steps, 0);
         break;
     case MOE_EP_REASON_PAYS:
@@ -21633,7 +24493,9 @@ static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total
                                                                    : MOE_EP_REASON_SMALL_GAIN;
         else if (o->improved < d->min_improved)
             o->reason = MOE_EP_REASON_UNRELIABLE;
-        else if (d->horizon_steps > 0.0 && o->break_even_steps > d->horizon_steps)
+        else if (d->horizon_steps > 0.0 &&
+                 (o->break_even_steps > d->horizon_steps ||
+                  (o->break_even_steps < 0.0 && o->before_s > o->after_s)))
             o->reason = MOE_EP_REASON_BREAK_EVEN;
         else {
             o->reason = MOE_EP_REASON_PAYS;
@@ -21693,12 +24555,10 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
         o->speedup = o->before_s / o->after_s;
     }
     o->improved = (double)j->improved / steps;
-    if (!(o->move_s > 0.0))
-        o->break_even_steps = 0.0;
-    else if (o->before_s > o->after_s)
+    o->break_even_steps = o->move_s > 0.0 ? -1.0 : 0.0;
+    if (o->move_s > 0.0 && o->before_s > o->after_s)
         o->break_even_steps = o->move_s / (o->before_s - o->after_s);
-    else
-        o->break_even_steps = -1.0;
+    if (!moe_epi_finite(o->break_even_steps)) o->break_even_steps = -1.0; /* next to nothing saved per step */
 }
 
 /* Plans, judges and decides with all memory in place. */
@@ -22128,6 +24988,8 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "x_max", "must be larger than 1", -1, w->x_max);
     if (w->kind == MOE_EP_LOAD_TARGET && !(w->target > 0.0))
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "target", "must be positive", -1, w->target);
+    if (w->kind == MOE_EP_LOAD_TARGET && w->hot < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "hot", "out of range", -1, (double)w->hot);
     D = w->num_devices > 0 ? w->num_devices : 1;
     if (w->kind == MOE_EP_LOAD_RECORDED) MOE_EPI_TRY(moe_epi_check_popularity(w, err));
     if (moe_epi_is_hot(w->kind)) MOE_EPI_TRY(moe_epi_check_hot(w, D, err));
@@ -22445,7 +25307,10 @@ static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, 
 {
     int64_t D = w->num_devices > 0 ? w->num_devices : 1, total = T * w->top_k, hot = w->hot % D, d,
             most, rest, share;
-    share = ((int64_t)1 << 62) / (D * moe_epi_q_of(w->target)); /* 1 / (D target) in Q30 */
+    share = D * moe_epi_q_of(w->target); /* mean / max is at least 1 / D; a half of that is out of the question */
+    if (share < (int64_t)1 << 31)
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target", "below 1 / num_devices", -1, w->target);
+    share = ((int64_t)1 << 62) / share; /* 1 / (D target) in Q30 */
     most = (total >> 30) * share + (((total & (((int64_t)1 << 30) - 1)) * share) >> 30);
     if (most < (total - 1) / D + 1) most = (total - 1) / D + 1;
     if (D == 1 || total == 0) most = total;
@@ -22697,6 +25562,640 @@ MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int
 #undef MOE_EPI_LN2_Q32
 #undef MOE_EPI_LOG2E_Q32
 #undef MOE_EPI_NO_WEIGHT
+/* ---- 12 SIMULATE: the planner ------------------------------------------------------------------------- */
+
+#define MOE_EPI_TRY(call)                                                                          \
+  do {                                                                                             \
+    moe_ep_status moe_epi_s_ = (call);                                                             \
+    if (moe_epi_s_ != MOE_EP_OK) return moe_epi_s_;                                                \
+  } while (0)
+
+MOE_EP_API const char *moe_ep_limit_str(moe_ep_limit limit)
+{
+    switch (limit) {
+    case MOE_EP_LIMIT_MEMORY:
+        return "memory";
+    case MOE_EP_LIMIT_ATTENTION:
+        return "attention";
+    case MOE_EP_LIMIT_NETWORK:
+        return "network";
+    case MOE_EP_LIMIT_WEIGHTS:
+        return "expert weights";
+    case MOE_EP_LIMIT_FLOPS:
+        return "expert FLOPs";
+    case MOE_EP_LIMIT_PLACEMENT:
+        return "placement";
+    }
+    return "unknown";
+}
+
+/* Seconds that reading these bytes takes, or these FLOPs, whichever is longer. */
+static double moe_epi_roof(const moe_ep_machine *c, moe_ep_math math, double bytes, double flops)
+{
+    double memory = 0.0, multiply = 0.0;
+    if (c->memory_Bps > 0.0) memory = bytes / (c->memory_Bps * moe_epi_or(c->gemm.mem_eff, 1.0));
+    if (c->flops[math] > 0.0)
+        multiply = flops / (c->flops[math] * moe_epi_or(c->gemm.flop_eff, 1.0));
+    return moe_epi_larger(memory, multiply);
+}
+
+static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens,
+                                double context)
+{
+    double weights = (double)m->attention_params;
+    return moe_epi_roof(c, m->math,
+                        weights * moe_epi_or(m->other_weight_bytes, 2.0) +
+                            tokens * context * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
+                        2.0 * tokens * weights);
+}
+
+MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine,
+                                        double tokens, double context, moe_ep_error *err)
+{
+    double seconds;
+    moe_epi_ok(err);
+    MOE_EPI_TRY(moe_epi_check_model(model, err));
+    MOE_EPI_TRY(moe_epi_check_gemm(machine, err));
+    MOE_EPI_TRY(moe_epi_amount(tokens, "tokens", err));
+    MOE_EPI_TRY(moe_epi_amount(context, "context", err));
+    seconds = moe_epi_attention(model, machine, tokens, context);
+    MOE_EPI_TRY(moe_epi_fits(seconds, "tokens", err));
+    return seconds;
+}
+
+/* ---- the lists ------------------------------------------------------------------------------------------ */
+
+/* EP size number i of the list, 0 = behind the last. */
+static int32_t moe_epi_sweep_ep(const moe_ep_sweep_desc *d, int32_t i)
+{
+    int64_t ep;
+    if (d->ep) return i < d->num_ep ? d->ep[i] : 0;
+    for (ep = 1; ep <= d->num_devices && ep <= d->model->num_experts; ep *= 2)
+        if (d->num_devices % ep == 0 && i-- == 0) return (int32_t)ep;
+    return 0;
+}
+
+/* Number i of redundant experts for an EP size, -1 = behind the last. */
+static int32_t moe_epi_sweep_redundant(const moe_ep_sweep_desc *d, int32_t ep, int32_t i)
+{
+    static const int32_t more[4] = {0, 1, 2, 4};
+    int32_t E = d->model->num_experts;
+    int64_t extra;
+    if (d->redundant) return i < d->num_redundant ? d->redundant[i] : -1;
+    if (i > 3 || (i > 0 && ep == 1)) return -1;
+    extra = (ep - E % ep) % ep + (int64_t)more[i] * ep;
+    return i == 0 || extra <= E ? (int32_t)extra : -1;
+}
+
+static moe_ep_overlap moe_epi_sweep_overlap(const moe_ep_sweep_desc *d, int32_t i)
+{
+    static const moe_ep_overlap usual[3] = {MOE_EP_OVERLAP_NONE, MOE_EP_OVERLAP_SHARED,
+                                            MOE_EP_OVERLAP_TWO_EXPOSED};
+    return d->overlaps ? d->overlaps[i] : usual[i];
+}
+
+static int32_t moe_epi_sweep_overlaps(const moe_ep_sweep_desc *d)
+{
+    return d->overlaps ? d->num_overlaps : 3;
+}
+
+static moe_ep_place_policy moe_epi_sweep_policy(const moe_ep_sweep_desc *d, int32_t i)
+{
+    return d->policies ? d->policies[i] : MOE_EP_PLACE_BEST;
+}
+
+static int32_t moe_epi_sweep_policies(const moe_ep_sweep_desc *d)
+{
+    return d->policies ? d->num_policies : 1;
+}
+
+static int32_t moe_epi_sweep_layers(const moe_ep_sweep_desc *d)
+{
+    int32_t most = d->model->num_moe_layers, n = d->num_layers > 0 ? d->num_layers : 8;
+    return n < most ? n : most;
+}
+
+/* Shapes: EP sizes and redundant experts, each with every policy. */
+static int64_t moe_epi_sweep_shapes(const moe_ep_sweep_desc *d)
+{
+    int64_t n = 0;
+    int32_t i, j, ep;
+    for (i = 0; (ep = moe_epi_sweep_ep(d, i)) > 0; i++)
+        for (j = 0; moe_epi_sweep_redundant(d, ep, j) >= 0; j++) n++;
+    return n * moe_epi_sweep_policies(d);
+}
+
+/* ---- checks ---------------------------------------------------------------------------------------------- */
+
+static moe_ep_status moe_epi_sweep_list(const void *list, int32_t n, const char *arg, moe_ep_error *err)
+{
+    if (!list) return MOE_EP_OK;
+    return moe_epi_at_least(n, 1, arg, err);
+}
+
+static moe_ep_status moe_epi_sweep_check_lists(const moe_ep_sweep_desc *d, moe_ep_error *err)
+{
+    int32_t i;
+    MOE_EPI_TRY(moe_epi_sweep_list(d->ep, d->num_ep, "num_ep", err));
+    MOE_EPI_TRY(moe_epi_sweep_list(d->redundant, d->num_redundant, "num_redundant", err));
+    MOE_EPI_TRY(moe_epi_sweep_list(d->overlaps, d->num_overlaps, "num_overlaps", err));
+    MOE_EPI_TRY(moe_epi_sweep_list(d->policies, d->num_policies, "num_policies", err));
+    for (i = 0; i < d->num_tokens; i++)
+        if (d->tokens[i] < 1 || d->tokens[i] > INT32_MAX)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "tokens", "a step needs tokens, below 2^31", i,
+                                (double)d->tokens[i]);
+    for (i = 0; d->ep && i < d->num_ep; i++)
+        if (d->ep[i] < 1 || d->ep[i] > d->num_devices || d->ep[i] > d->model->num_experts)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "ep", "from 1 to the devices and experts there are", i,
+                                (double)d->ep[i]);
+    for (i = 0; d->redundant && i < d->num_redundant; i++)
+        if (d->redundant[i] < 0 || d->redundant[i] > INT32_MAX / 2 - d->model->num_experts)
+            return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "redundant", "slots beyond E, from 0", i,
+                                (double)d->redundant[i]);
+    for (i = 0; d->overlaps && i < d->num_overlaps; i++)
+        MOE_EPI_TRY(moe_epi_check_overlap(d->overlaps[i], err));
+    for (i = 0; d->policies && i < d->num_policies; i++)
+        if ((int)d->policies[i] < (int)MOE_EP_PLACE_ROUND_ROBIN || (int)d->policies[i] > (int)MOE_EP_PLACE_BEST)
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "policies", "a planner is needed", i,
+                                (double)(int)d->policies[i]);
+    for (i = 0; d->attention_s && i < d->num_tokens; i++)
+        MOE_EPI_TRY(moe_epi_amount(d->attention_s[i], "attention_s", err));
+    for (i = 0; d->attention_half_s && i < d->num_tokens; i++)
+        MOE_EPI_TRY(moe_epi_amount(d->attention_half_s[i], "attention_half_s", err));
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_sweep_check(const moe_ep_sweep_desc *d, moe_ep_error *err)
+{
+    if (!d) return moe_epi_null(err, "desc");
+    MOE_EPI_TRY(moe_epi_check_model(d->model, err));
+    if (d->model->num_experts > 1 << 20) /* as many as a workload can have */
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "model.num_experts", "at most 2^20", -1,
+                            (double)d->model->num_experts);
+    MOE_EPI_TRY(moe_epi_check_gemm(d->machine, err));
+    MOE_EPI_TRY(moe_epi_at_least(d->machine->devices_per_node, 0, "machine.devices_per_node", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_devices, 1, "num_devices", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_tokens, 1, "num_tokens", err));
+    if (!d->tokens) return moe_epi_null(err, "tokens");
+    MOE_EPI_TRY(moe_epi_at_least(d->num_layers, 0, "num_layers", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->throughput_from, 0, "throughput_from", err));
+    MOE_EPI_TRY(moe_epi_amount(d->context, "context", err));
+    MOE_EPI_TRY(moe_epi_amount(d->other_s, "other_s", err));
+    MOE_EPI_TRY(moe_epi_amount(d->tokens_per_pass, "tokens_per_pass", err));
+    MOE_EPI_TRY(moe_epi_amount(d->microbatch_s, "microbatch_s", err));
+    MOE_EPI_TRY(moe_epi_amount(d->memory_bytes, "memory_bytes", err));
+    MOE_EPI_TRY(moe_epi_amount(d->machine->memory_bytes, "machine.memory_bytes", err));
+    MOE_EPI_TRY(moe_epi_amount(d->reserve_bytes, "reserve_bytes", err));
+    MOE_EPI_TRY(moe_epi_amount(d->max_tpot_s, "max_tpot_s", err));
+    if (d->split == MOE_EP_SPLIT_LOCAL_FIRST)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "split", "local first needs to know where tokens start", -1,
+                            0.0);
+    if ((d->plan_loads || d->serve_loads) && d->num_layers > d->model->num_moe_layers)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_layers", "more layers than the model has", -1,
+                            (double)d->num_layers);
+    if (d->workload && (d->workload->num_experts != d->model->num_experts ||
+                        d->workload->top_k != d->model->top_k))
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "workload", "experts and top_k must be the model's", -1,
+                            (double)d->workload->num_experts);
+    return moe_epi_sweep_check_lists(d, err);
+}
+
+MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_error *err)
+{
+    moe_epi_ok(err);
+    MOE_EPI_TRY(moe_epi_sweep_check(desc, err));
+    return moe_epi_sweep_shapes(desc) * desc->num_tokens * moe_epi_sweep_overlaps(desc);
+}
+
+/* ---- memory of a sweep -------------------------------------------------------------------------------------- */
+
+typedef struct moe_epi_sweep {
+    const moe_ep_sweep_desc *d;
+    int32_t L, E, K;
+    double memory_bytes, context;
+    moe_ep_workload workload;  /* of planning and serving, popularity aside */
+    double *plan;              /* (L,E)                                     */
+    uint64_t *weight;          /* (E)                                       */
+    int64_t *rows;             /* (num_tokens,L,E) of the EP size at hand   */
+    int32_t *ids;              /* of one layer                              */
+    int64_t *slot, *device;    /* (L,P), (D)                                */
+    moe_ep_device_time *times; /* (D)                                       */
+    unsigned char *place;      /* a placement                               */
+    size_t place_bytes;
+    moe_ep_scratch inner;      /* of planners, splits and draws             */
+    size_t outer_bytes;
+} moe_epi_sweep;
+
+static moe_ep_shape moe_epi_sweep_shape(const moe_ep_sweep_desc *d, int32_t ep, int32_t redundant)
+{
+    moe_ep_shape s;
+    int32_t per = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : ep;
+    memset(&s, 0, sizeof s);
+    s.num_devices = ep;
+    s.num_slots = d->model->num_experts + redundant;
+    s.num_nodes = (ep - 1) / per + 1;
+    return s;
+}
+
+/* The largest of everything: devices, slots, placement, tokens of a step. */
+typedef struct moe_epi_sweep_sizes {
+    int32_t devices, slots;
+    int64_t tokens;
+    size_t place;
+} moe_epi_sweep_sizes;
+
+static void moe_epi_sweep_largest(const moe_ep_sweep_desc *d, int32_t L, moe_epi_sweep_sizes *z)
+{
+    int32_t i, j, ep, redundant;
+    memset(z, 0, sizeof *z);
+    for (i = 0; i < d->num_tokens; i++)
+        if (d->tokens[i] > z->tokens) z->tokens = d->tokens[i];
+    for (i = 0; (ep = moe_epi_sweep_ep(d, i)) > 0; i++)
+        for (j = 0; (redundant = moe_epi_sweep_redundant(d, ep, j)) >= 0; j++) {
+            moe_ep_shape s = moe_epi_sweep_shape(d, ep, redundant);
+            size_t bytes = moe_ep_placement_bytes(L, d->model->num_experts, &s);
+            if (ep > z->devices) z->devices = ep;
+            if (s.num_slots > z->slots) z->slots = s.num_slots;
+            if (bytes > z->place) z->place = bytes;
+        }
+}
+
+/* Known sizes come from the scratch, what planners need from the rest of it (fixed) or from beside it (growing). */
+static moe_ep_status moe_epi_sweep_open(moe_epi_sweep *w, moe_epi_arena *arena, moe_ep_scratch *scratch,
+                                        moe_ep_error *err)
+{
+    const moe_ep_sweep_desc *d = w->d;
+    moe_epi_sweep_sizes z;
+    int64_t n = (int64_t)w->L * w->E, rows = 0, ids;
+    size_t total = 0;
+    moe_epi_sweep_largest(d, w->L, &z);
+    if (z.tokens > INT64_MAX / 8 / z.devices / w->K)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "tokens", "too many in a step", -1, (double)z.tokens);
+    if (!moe_epi_mul(n, d->num_tokens, &rows))
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_layers", "too many for so many batches", -1, (double)w->L);
+    ids = z.tokens * z.devices * w->K;
+    moe_epi_need(&total, n, sizeof *w->plan);
+    moe_epi_need(&total, w->E, sizeof *w->weight);
+    moe_epi_need(&total, rows, sizeof *w->rows);
+    moe_epi_need(&total, ids, sizeof *w->ids);
+    moe_epi_need(&total, (int64_t)w->L * z.slots, sizeof *w->slot);
+    moe_epi_need(&total, z.devices, sizeof *w->device);
+    moe_epi_need(&total, z.devices, sizeof *w->times);
+    moe_epi_need(&total, (int64_t)z.place, 1);
+    MOE_EPI_TRY(moe_epi_arena_open(arena, scratch, total, err));
+    w->plan = (double *)moe_epi_take(arena, n, sizeof *w->plan);
+    w->weight = (uint64_t *)moe_epi_take(arena, w->E, sizeof *w->weight);
+    w->rows = (int64_t *)moe_epi_take(arena, rows, sizeof *w->rows);
+    w->ids = (int32_t *)moe_epi_take(arena, ids, sizeof *w->ids);
+    w->slot = (int64_t *)moe_epi_take(arena, (int64_t)w->L * z.slots, sizeof *w->slot);
+    w->device = (int64_t *)moe_epi_take(arena, z.devices, sizeof *w->device);
+    w->times = (moe_ep_device_time *)moe_epi_take(arena, z.devices, sizeof *w->times);
+    w->place = (unsigned char *)moe_epi_take(arena, (int64_t)z.place, 1);
+    w->place_bytes = z.place;
+    w->outer_bytes = total + 64u;
+    if (scratch && scratch->fixed)
+        w->inner = moe_ep_scratch_fixed((unsigned char *)scratch->buf + w->outer_bytes,
+                                        scratch->bytes - w->outer_bytes);
+    else if (scratch)
+        w->inner.alloc = scratch->alloc;
+    return MOE_EP_OK;
+}
+
+/* A planner that found its part of a fixed scratch too small reports what the whole must be. */
+static moe_ep_status moe_epi_sweep_inner(const moe_epi_sweep *w, moe_ep_status status, moe_ep_scratch *scratch,
+                                         moe_ep_error *err)
+{
+    size_t whole = w->outer_bytes + w->inner.need;
+    if (scratch && whole > scratch->need) scratch->need = whole;
+    if (status != MOE_EP_ERR_SCRATCH) return status;
+    return moe_epi_fail(err, status, "scratch", "bytes needed", -1, (double)whole);
+}
+
+/* ---- loads ---------------------------------------------------------------------------------------------------- */
+
+static moe_ep_workload moe_epi_sweep_workload(const moe_epi_sweep *w, const double *loads, int32_t l)
+{
+    moe_ep_workload q = w->workload;
+    if (!loads) return q;
+    q.kind = MOE_EP_LOAD_RECORDED;
+    q.drift = 0.0;
+    q.popularity = loads + (int64_t)l * w->E;
+    return q;
+}
+
+static moe_ep_status moe_epi_sweep_plan_loads(moe_epi_sweep *w, moe_ep_error *err)
+{
+    int32_t l, e;
+    for (l = 0; l < w->L; l++) {
+        moe_ep_workload q = moe_epi_sweep_workload(w, w->d->plan_loads, l);
+        MOE_EPI_TRY(moe_ep_popularity(&q, l, 0, w->d->tokens[0], w->weight, err));
+        for (e = 0; e < w->E; e++) w->plan[(int64_t)l * w->E + e] = (double)w->weight[e];
+    }
+    return MOE_EP_OK;
+}
+
+/* Rows (L,E) of every batch on `ep` devices. */
+static moe_ep_status moe_epi_sweep_draw(moe_epi_sweep *w, int32_t ep, moe_ep_error *err)
+{
+    const double *serve = w->d->serve_loads ? w->d->serve_loads : w->d->plan_loads;
+    int32_t i, l;
+    for (i = 0; i < w->d->num_tokens; i++)
+        for (l = 0; l < w->L; l++) {
+            moe_ep_workload q = moe_epi_sweep_workload(w, serve, l);
+            int64_t tokens = w->d->tokens[i] * ep;
+            MOE_EPI_TRY(moe_ep_simulate(&q, l, 1, tokens, w->ids, &w->inner, err));
+            MOE_EPI_TRY(moe_ep_expert_loads(w->ids, tokens * w->K, w->E,
+                                            w->rows + ((int64_t)i * w->L + l) * w->E, NULL, err));
+        }
+    return MOE_EP_OK;
+}
+
+/* ---- one configuration ------------------------------------------------------------------------------------------ */
+
+static double moe_epi_sweep_attention(const moe_epi_sweep *w, int32_t i, int half)
+{
+    const moe_ep_sweep_desc *d = w->d;
+    double tokens = (double)d->tokens[i];
+    if (half && d->attention_half_s) return d->attention_half_s[i];
+    if (d->attention_s) return half ? 0.5 * d->attention_s[i] : d->attention_s[i];
+    return moe_epi_attention(d->model, d->machine, half ? 0.5 * tokens : tokens, w->context);
+}
+
+/* Dense layers and the output matrix, read once, and what the caller adds. */
+static double moe_epi_sweep_other(const moe_epi_sweep *w, int32_t i)
+{
+    const moe_ep_model *m = w->d->model;
+    double dense = (double)(moe_epi_layers(m) - m->num_moe_layers);
+    double weights = dense * 3.0 * (double)m->hidden * (double)m->dense_inter + (double)m->vocab * (double)m->hidden;
+    return w->d->other_s + dense * moe_epi_sweep_attention(w, i, 0) +
+           moe_epi_roof(w->d->machine, m->math, weights * moe_epi_or(m->other_weight_bytes, 2.0),
+                        2.0 * weights * (double)w->d->tokens[i]);
+}
+
+static moe_ep_status moe_epi_sweep_weigh(const moe_epi_sweep *w, moe_ep_sweep_point *c, moe_ep_error *err)
+{
+    moe_ep_memory_desc d;
+    memset(&d, 0, sizeof d);
+    d.model = w->d->model;
+    d.num_devices = c->ep;
+    d.num_slots = w->E + c->redundant;
+    d.reserve_bytes = w->d->reserve_bytes;
+    d.memory_bytes = w->memory_bytes;
+    if (c->ep > 1) {
+        d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)c->tokens, d.model->hidden, d.num_slots, 1, err);
+        if (d.buffer_bytes < 0) return (moe_ep_status)d.buffer_bytes;
+    }
+    MOE_EPI_TRY(moe_ep_memory(&d, &c->memory, err));
+    c->batch_kv_tokens = (double)c->tokens * w->context;
+    c->fits = !(w->memory_bytes > 0.0) ||
+              (c->memory.fits &&
+               (d.model->kv_elems == 0 || c->batch_kv_tokens <= (double)c->memory.kv_tokens));
+    c->limit = MOE_EP_LIMIT_MEMORY;
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_sweep_run_policy(moe_ep_place_policy policy, const moe_ep_place_desc *d,
+                                              moe_ep_placement *p, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_ep_place_desc q = *d;
+    switch (policy) {
+    case MOE_EP_PLACE_ROUND_ROBIN:
+        return moe_ep_place_round_robin(d, p, NULL, scratch, err);
+    case MOE_EP_PLACE_CONTIGUOUS:
+        return moe_ep_place_contiguous(d, p, NULL, scratch, err);
+    case MOE_EP_PLACE_LPT:
+        return moe_ep_place_lpt(d, p, NULL, scratch, err);
+    case MOE_EP_PLACE_EPLB_GLOBAL:
+    case MOE_EP_PLACE_EPLB_HIERARCHICAL:
+        q.eplb_mode = policy == MOE_EP_PLACE_EPLB_GLOBAL ? MOE_EP_EPLB_GLOBAL : MOE_EP_EPLB_HIERARCHICAL;
+        return moe_ep_place_eplb(&q, p, NULL, scratch, err);
+    case MOE_EP_PLACE_TRTLLM:
+        return moe_ep_place_trtllm(d, p, NULL, scratch, err);
+    case MOE_EP_PLACE_BEST:
+    case MOE_EP_PLACE_GIVEN:
+    case MOE_EP_PLACE_REBALANCE:
+        break;
+    }
+    return moe_ep_best_placement(d, p, NULL, scratch, err);
+}
+
+static moe_ep_status moe_epi_sweep_plan(moe_epi_sweep *w, const moe_ep_sweep_point *c, moe_ep_placement *p,
+                                        moe_ep_error *err)
+{
+    moe_ep_place_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_layers = w->L;
+    d.num_experts = w->E;
+    d.num_groups = w->d->model->num_groups;
+    d.loads = w->plan;
+    d.shape = moe_epi_sweep_shape(w->d, c->ep, c->redundant);
+    MOE_EPI_TRY(moe_ep_placement_init(p, w->L, w->E, &d.shape, w->place, w->place_bytes, err));
+    return moe_epi_sweep_run_policy(c->policy, &d, p, &w->inner, err);
+}
+
+/* Rows of every slot (L,P), and the imbalance they make. */
+static moe_ep_status moe_epi_sweep_share(moe_epi_sweep *w, const moe_ep_placement *p, int32_t batch,
+                                         double *imbalance, moe_ep_error *err)
+{
+    moe_ep_split_desc d;
+    double most = 0.0, mean = 0.0;
+    int32_t l, r;
+    memset(&d, 0, sizeof d);
+    d.policy = w->d->split;
+    for (l = 0; l < w->L; l++) {
+        int64_t *at = w->slot + (int64_t)l * p->num_slots, top = 0;
+        MOE_EPI_TRY(moe_ep_split(&d, p, l, w->rows + ((int64_t)batch * w->L + l) * w->E, at, &w->inner, err));
+        MOE_EPI_TRY(moe_ep_device_rows(p, at, w->device, err));
+        for (r = 0; r < p->num_devices; r++) {
+            if (w->device[r] > top) top = w->device[r];
+            mean += (double)w->device[r] / (double)p->num_devices;
+        }
+        most += (double)top;
+    }
+    *imbalance = mean > 0.0 ? most / mean : 1.0;
+    return MOE_EP_OK;
+}
+
+static void moe_epi_sweep_step(const moe_epi_sweep *w, const moe_ep_sweep_point *c, const moe_ep_placement *p,
+                               int32_t batch, moe_ep_step_desc *s)
+{
+    const moe_ep_sweep_desc *d = w->d;
+    memset(s, 0, sizeof *s);
+    s->layer.model = d->model;
+    s->layer.machine = d->machine;
+    s->layer.placement = p;
+    s->layer.tokens = c->tokens;
+    s->layer.high_throughput = c->tokens >= (d->throughput_from > 0 ? d->throughput_from : 512);
+    s->layer.mode = !s->layer.high_throughput ? MOE_EP_A2A_PAIR
+                    : p->num_nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
+                                              : MOE_EP_A2A_RANK_DEDUP;
+    s->layer.dispatch_wire = d->model->math == MOE_EP_MATH_BF16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8;
+    s->layer.combine_wire = MOE_EP_WIRE_BF16;
+    s->layer.overlap = c->overlap;
+    s->layer.attention_s = moe_epi_sweep_attention(w, batch, 0);
+    s->layer.attention_half_s = moe_epi_sweep_attention(w, batch, 1);
+    s->layer.microbatch_s = d->microbatch_s;
+    s->num_layers = w->L;
+    s->other_s = moe_epi_sweep_other(w, batch);
+    s->tokens_per_pass = d->tokens_per_pass;
+}
+
+/* The longest part of the step; experts are split into weights and FLOPs by the slowest device of the first layer. */
+static moe_ep_limit moe_epi_sweep_limit(const moe_ep_sweep_point *c, const moe_ep_device_time *slowest)
+{
+    double network = c->step.dispatch_s + c->step.combine_s;
+    if (c->attention_s > network && c->attention_s > c->step.compute_s) return MOE_EP_LIMIT_ATTENTION;
+    if (network > c->step.compute_s) return MOE_EP_LIMIT_NETWORK;
+    return slowest->flop_s > slowest->memory_s ? MOE_EP_LIMIT_FLOPS : MOE_EP_LIMIT_WEIGHTS;
+}
+
+static moe_ep_status moe_epi_sweep_time(moe_epi_sweep *w, moe_ep_sweep_point *c, const moe_ep_placement *p,
+                                        int32_t batch, moe_ep_error *err)
+{
+    moe_ep_step_desc s;
+    moe_ep_time_result layer;
+    moe_epi_sweep_step(w, c, p, batch, &s);
+    MOE_EPI_TRY(moe_ep_step(&s, w->slot, &c->step, NULL, err));
+    MOE_EPI_TRY(moe_ep_layer_time(&s.layer, w->slot, &layer, w->times, err));
+    c->attention_s = s.layer.attention_s * (double)w->d->model->num_moe_layers + s.other_s;
+    c->limit = moe_epi_sweep_limit(c, &w->times[layer.slowest_device]);
+    return MOE_EP_OK;
+}
+
+/* Every batch and overlap of one shape and policy; *count points are appended. */
+static moe_ep_status moe_epi_sweep_try(moe_epi_sweep *w, moe_ep_sweep_point c, moe_ep_sweep_point *points,
+                                       int64_t *count, moe_ep_error *err)
+{
+    moe_ep_placement p;
+    int planned = 0;
+    int32_t i, j;
+    memset(&p, 0, sizeof p);
+    for (i = 0; i < w->d->num_tokens; i++) {
+        c.tokens = w->d->tokens[i];
+        c.imbalance = 0.0;
+        MOE_EPI_TRY(moe_epi_sweep_weigh(w, &c, err));
+        if (c.fits && planned == 0) {
+            moe_ep_status status = moe_epi_sweep_plan(w, &c, &p, err);
+            planned = status == MOE_EP_OK ? 1 : -1;
+            if (planned < 0 && status != MOE_EP_ERR_CONFIG && status != MOE_EP_ERR_SIZE) return status;
+            moe_epi_ok(err);
+        }
+        if (c.fits && planned < 0) {
+            c.fits = 0;
+            c.limit = MOE_EP_LIMIT_PLACEMENT;
+        }
+        if (c.fits) MOE_EPI_TRY(moe_epi_sweep_share(w, &p, i, &c.imbalance, err));
+        for (j = 0; j < moe_epi_sweep_overlaps(w->d); j++) {
+            c.overlap = moe_epi_sweep_overlap(w->d, j);
+            memset(&c.step, 0, sizeof c.step);
+            c.attention_s = 0.0;
+            if (c.fits) MOE_EPI_TRY(moe_epi_sweep_time(w, &c, &p, i, err));
+            points[(*count)++] = c;
+        }
+    }
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_sweep_all(moe_epi_sweep *w, moe_ep_sweep_point *points, int64_t *count,
+                                       moe_ep_error *err)
+{
+    const moe_ep_sweep_desc *d = w->d;
+    moe_ep_sweep_point c;
+    int64_t done = 0, shapes = moe_epi_sweep_shapes(d);
+    int32_t i, j, k, ep, redundant;
+    memset(&c, 0, sizeof c);
+    MOE_EPI_TRY(moe_epi_sweep_plan_loads(w, err));
+    for (i = 0; (ep = moe_epi_sweep_ep(d, i)) > 0; i++) {
+        MOE_EPI_TRY(moe_epi_sweep_draw(w, ep, err));
+        for (j = 0; (redundant = moe_epi_sweep_redundant(d, ep, j)) >= 0; j++)
+            for (k = 0; k < moe_epi_sweep_policies(d); k++) {
+                c.ep = ep;
+                c.redundant = redundant;
+                c.policy = moe_epi_sweep_policy(d, k);
+                MOE_EPI_TRY(moe_epi_sweep_try(w, c, points, count, err));
+                if (d->progress) d->progress(d->user, ++done, shapes);
+            }
+    }
+    return MOE_EP_OK;
+}
+
+/* ---- the answer ------------------------------------------------------------------------------------------------- */
+
+/* Not 0: b is as fast per token and per device as a, and faster in one, or earlier when the same in both. */
+static int moe_epi_sweep_beats(const moe_ep_sweep_point *points, int64_t b, int64_t a)
+{
+    const moe_ep_step_result *x = &points[a].step, *y = &points[b].step;
+    if (!points[b].fits || y->tpot_s > x->tpot_s || y->tokens_per_s_device < x->tokens_per_s_device) return 0;
+    return y->tpot_s < x->tpot_s || y->tokens_per_s_device > x->tokens_per_s_device || b < a;
+}
+
+static int moe_epi_sweep_asked(const moe_ep_sweep_desc *d, const moe_ep_sweep_point *c)
+{
+    return c->fits && c->tokens == d->tokens[0] && (!(d->max_tpot_s > 0.0) || c->step.tpot_s <= d->max_tpot_s);
+}
+
+static void moe_epi_sweep_answer(const moe_ep_sweep_desc *d, moe_ep_sweep_point *points, int64_t n,
+                                 moe_ep_sweep_result *r)
+{
+    double top = 0.0;
+    int64_t i, j;
+    memset(r, 0, sizeof *r);
+    r->points = n;
+    r->best = -1;
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < n; j++)
+            if (j != i && moe_epi_sweep_beats(points, j, i)) break;
+        points[i].pareto = points[i].fits && j == n;
+        r->fit += points[i].fits;
+        r->pareto += points[i].pareto;
+        if (moe_epi_sweep_asked(d, &points[i])) top = moe_epi_larger(top, points[i].step.tokens_per_s_device);
+    }
+    for (i = 0; i < n; i++) {
+        const moe_ep_sweep_point *c = &points[i], *b = &points[r->best < 0 ? i : r->best];
+        if (!moe_epi_sweep_asked(d, c) || c->step.tokens_per_s_device < 0.99 * top) continue;
+        if (r->best < 0 || c->memory.slots < b->memory.slots ||
+            (c->memory.slots == b->memory.slots && c->redundant < b->redundant))
+            r->best = i;
+    }
+}
+
+MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_sweep_point *points, int64_t capacity,
+                                      moe_ep_sweep_result *result, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_epi_sweep w;
+    moe_epi_arena arena;
+    moe_ep_status status;
+    int64_t count = moe_ep_sweep_count(desc, err), n = 0;
+    if (count < 0) return (moe_ep_status)count;
+    if (!points) return moe_epi_null(err, "points");
+    if (!result) return moe_epi_null(err, "result");
+    if (capacity < count)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "points there will be", -1, (double)count);
+    memset(&w, 0, sizeof w);
+    w.d = desc;
+    w.L = moe_epi_sweep_layers(desc);
+    w.E = desc->model->num_experts;
+    w.K = desc->model->top_k;
+    w.memory_bytes = moe_epi_or(desc->memory_bytes, desc->machine->memory_bytes);
+    w.context = moe_epi_or(desc->context, 4096.0);
+    w.workload.kind = MOE_EP_LOAD_LOGNORMAL;
+    w.workload.seed = 1;
+    w.workload.num_experts = w.E;
+    w.workload.top_k = w.K;
+    w.workload.sigma = 1.1;
+    w.workload.drift = 0.1;
+    if (desc->workload) w.workload = *desc->workload;
+    MOE_EPI_TRY(moe_epi_sweep_open(&w, &arena, scratch, err));
+    status = moe_epi_sweep_all(&w, points, &n, err);
+    status = moe_epi_sweep_inner(&w, status, scratch, err);
+    moe_ep_scratch_free(&w.inner);
+    moe_epi_arena_close(&arena);
+    if (status != MOE_EP_OK) return status;
+    moe_epi_sweep_answer(desc, points, n, result);
+    return MOE_EP_OK;
+}
+
+#undef MOE_EPI_TRY
 /* Helper macros of more than one section. */
 #undef MOE_EPI_X86
 

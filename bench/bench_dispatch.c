@@ -18,7 +18,7 @@ typedef struct state {
     int32_t *ids[POOL], *row_to_flat, *flat_to_row;
     int64_t *offsets, *loads, *per_rank, n;
     int32_t experts, ranks, pool;
-    int turn, threads;
+    int turn, repeat; /* repeat: lists that each thread takes, so that starting it does not count */
 } state;
 
 static void fill(int32_t *ids, int64_t n, int32_t experts, routing how, moe_ep_rng *rng)
@@ -30,6 +30,19 @@ static void fill(int32_t *ids, int64_t n, int32_t experts, routing how, moe_ep_r
         if (how == HALF_HOT && moe_ep_rng_below(rng, 2) == 0) a = 3;
         ids[i] = (int32_t)a;
     }
+}
+
+/* Tokens as a router gives them: no expert twice. */
+static void fill_tokens(int32_t *ids, int64_t tokens, moe_ep_rng *rng)
+{
+    int64_t t;
+    int k, j;
+    for (t = 0; t < tokens; t++, ids += K)
+        for (k = 0; k < K; k++)
+            do {
+                ids[k] = (int32_t)moe_ep_rng_below(rng, E);
+                for (j = 0; ids[j] != ids[k];) j++;
+            } while (j < k);
 }
 
 static void stop_unless(moe_ep_status status)
@@ -48,40 +61,47 @@ static void histogram(void *p, int part, int parts)
     bench_keep(loads);
 }
 
+/* Each thread counts its share of the tokens into arrays of its own. */
 static void layout(void *p, int part, int parts)
 {
     state *s = (state *)p;
+    int64_t T1 = s->n / K, from = T1 * part / parts, count = T1 * (part + 1) / parts - from;
     moe_ep_layout wanted;
-    (void)part;
-    (void)parts;
+    int i;
     memset(&wanted, 0, sizeof wanted);
-    wanted.tokens_per_rank = s->per_rank;
-    wanted.tokens_per_expert = s->loads;
-    stop_unless(moe_ep_deepep_layout(s->ids[s->turn % s->pool], s->n / K, K, s->experts, s->ranks, 8, NULL, &wanted,
-                                     NULL));
+    wanted.tokens_per_rank = s->per_rank + 256 * part;
+    wanted.tokens_per_expert = s->loads + (int64_t)part * s->experts;
+    for (i = 0; i < s->repeat; i++)
+        stop_unless(moe_ep_deepep_layout(s->ids[(s->turn + i) % s->pool] + from * K, count, K, s->experts, s->ranks, 8,
+                                         NULL, &wanted, NULL));
     bench_keep(s->per_rank);
 }
 
+/* Each thread sorts lists of its own, as two ranks or two layers of one process would. */
 static void permute(void *p, int part, int parts)
 {
     state *s = (state *)p;
-    (void)part;
-    (void)parts;
-    stop_unless(moe_ep_permute(s->ids[s->turn % s->pool], s->n, s->experts, s->offsets, s->row_to_flat,
-                               s->flat_to_row, NULL));
+    const int64_t at = parts > 1 ? part * (int64_t)(BIG / 2) : 0;
+    int i;
+    for (i = 0; i < s->repeat; i++)
+        stop_unless(moe_ep_permute(s->ids[(s->turn + i * parts + part) % s->pool], s->n, s->experts,
+                                   s->offsets + part * 4097, s->row_to_flat + at, s->flat_to_row + at, NULL));
     bench_keep(s->row_to_flat);
 }
 
 static void copy(void *p, int part, int parts)
 {
     state *s = (state *)p;
-    (void)part;
-    (void)parts;
-    memcpy(s->row_to_flat, s->ids[s->turn % s->pool], (size_t)s->n * sizeof(int32_t));
-    memcpy(s->flat_to_row, s->ids[s->turn % s->pool], (size_t)s->n * sizeof(int32_t));
-    memcpy(s->offsets, s->loads, (size_t)s->experts * sizeof(int64_t));
-    bench_keep(s->row_to_flat);
-    bench_keep(s->flat_to_row);
+    const int64_t at = parts > 1 ? part * (int64_t)(BIG / 2) : 0;
+    int i;
+    for (i = 0; i < s->repeat; i++) {
+        const int32_t *from = s->ids[(s->turn + i * parts + part) % s->pool];
+        memcpy(s->row_to_flat + at, from, (size_t)s->n * sizeof(int32_t));
+        memcpy(s->flat_to_row + at, from, (size_t)s->n * sizeof(int32_t));
+        memcpy(s->offsets + part * 4097, s->loads, (size_t)s->experts * sizeof(int64_t));
+        bench_keep(s->row_to_flat);
+        bench_keep(s->flat_to_row);
+    }
 }
 
 /* Medians of a and b, run by turns. */
@@ -120,24 +140,36 @@ static void layouts(state *s, bench_stream *stream, int runs)
     static const int32_t ranks[] = {8, 32, 64, 256};
     double own, read;
     size_t i;
+    int threads;
     s->n = N;
     s->experts = E;
-    for (i = 0; i < sizeof ranks / sizeof *ranks; i++) {
-        s->ranks = ranks[i];
-        pair(s, layout, 1, bench_read_part, stream, 1, runs, &own, &read);
-        printf("loads + deduplicated tokens per rank, %d x top-%d, %3d ranks: %.3f ns/assignment (aim 1)\n", T, K,
-               (int)ranks[i], 1e9 * own / N);
-    }
+    s->repeat = 8;
+    for (threads = 1; threads <= 2; threads++)
+        for (i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+            s->ranks = ranks[i];
+            pair(s, layout, threads, bench_read_part, stream, 1, runs, &own, &read);
+            printf("loads + deduplicated tokens per rank, %d x top-%d, %3d ranks, %d thread%s: %.3f ns/assignment "
+                   "(aim 1)\n", T, K, (int)ranks[i], threads, threads > 1 ? "s" : " ", 1e9 * own / N / s->repeat);
+        }
+    s->repeat = 1;
 }
 
 static void permutations(state *s, int runs, const char *name)
 {
     double own, memory;
+    int threads;
     s->n = N;
     s->experts = E;
-    pair(s, permute, 1, copy, s, 1, runs, &own, &memory);
-    printf("permutation of %d, %s: %.1f us, %.2f ns each, %.2f x memcpy of its bytes (%.1f us; aim 6)\n", N, name,
-           1e6 * own, 1e9 * own / N, own / memory, 1e6 * memory);
+    for (threads = 1; threads <= 2; threads++) {
+        s->repeat = threads > 1 ? 16 : 1;
+        pair(s, permute, threads, copy, s, threads, runs, &own, &memory);
+        own /= s->repeat;
+        memory /= s->repeat;
+        printf("permutation of %d, %s, %d thread%s: %.1f us, %.2f ns each, %.2f x memcpy of its bytes (%.1f us; "
+               "aim 6)\n", N, name, threads, threads > 1 ? "s, a list each" : " ", 1e6 * own, 1e9 * own / N,
+               own / memory, 1e6 * memory);
+    }
+    s->repeat = 1;
 }
 
 /* Cost per assignment must not grow with their number nor, much, with E. */
@@ -174,19 +206,21 @@ int main(int argc, char **argv)
     moe_ep_rng rng = moe_ep_rng_seed(1);
     int i, how;
     s.pool = quick ? 4 : POOL;
+    s.repeat = 1;
     for (i = 0; i < s.pool; i++) {
         s.ids[i] = (int32_t *)bench_alloc(sizeof(int32_t) * BIG);
         fill(s.ids[i], BIG, E, UNIFORM, &rng);
     }
     s.row_to_flat = (int32_t *)bench_alloc(sizeof(int32_t) * BIG);
     s.flat_to_row = (int32_t *)bench_alloc(sizeof(int32_t) * BIG);
-    s.offsets = (int64_t *)bench_alloc(sizeof(int64_t) * 4097);
+    s.offsets = (int64_t *)bench_alloc(sizeof(int64_t) * 2 * 4097);
     s.loads = (int64_t *)bench_alloc(sizeof(int64_t) * 2 * 4097);
-    s.per_rank = (int64_t *)bench_alloc(sizeof(int64_t) * 256);
+    s.per_rank = (int64_t *)bench_alloc(sizeof(int64_t) * 2 * 256);
     stream.words = (size_t)(quick ? 64 : 256) * 1024 * 1024 / 8;
     stream.data = (const uint64_t *)bench_alloc(stream.words * 8);
     printf("%s, %s, medians of %d\n", bench_cpu(), __VERSION__, runs);
     histograms(&s, &stream, runs);
+    for (i = 0; i < s.pool; i++) fill_tokens(s.ids[i], T, &rng);
     layouts(&s, &stream, runs);
     for (how = UNIFORM; how <= HALF_HOT; how++) {
         for (i = 0; i < s.pool; i++) fill(s.ids[i], N, E, (routing)how, &rng);

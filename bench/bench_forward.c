@@ -1,13 +1,22 @@
 /* bench/bench_forward.c - how far is the CPU expert layer from the limits of this machine, and from OpenBLAS?
  * SPDX-License-Identifier: MIT
  *
- * usage: bench_forward [--quick] [--threads N] [--shape NAME] [--tokens N] [--isa 1|2|3] [--type f32|bf16|f16] [--hot]
- * bound = max(bytes of the active experts / stream bandwidth, flops / peak of the fused multiply-add), both limits
- * measured here, in this process.  Weights are cold: every repetition routes anew over more weights than the caches
- * hold.  ours and the per-expert OpenBLAS loop are timed in turn; medians. */
+ * usage: bench_forward [--quick] [--threads N] [--shape NAME] [--tokens N] [--isa 1|2|3] [--type f32|bf16|f16|int8]
+ *                      [--exact] [--hot] [--peer LIBRARY]... [--repack] [--hogs N] [--seconds S]
+ * bound = max(bytes of the active experts / stream bandwidth, flops / peak of the unit used), both limits measured
+ * here, in this process.  Weights are cold: every repetition routes anew over more weights than the caches hold.
+ * Ours, the per-expert OpenBLAS loop and the peers (bench/peers/ggml_forward.c) are timed in turn; medians.
+ * --exact: bf16 weights with fp32 activations.  --hogs: the same once more with N busy processes beside it. */
+#include <dlfcn.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "bench.h"
 #include "moe_ep.h"
 #include "threads.h"
+
+#include "roofline.h"
 
 /* The one BLAS routine, weak: without BLAS the column stays empty. */
 #if defined(__GNUC__)
@@ -26,22 +35,35 @@ static const shape shapes[] = {{"qwen3-30b", 128, 8, 2048, 768},
                                {"deepseek-v3/8", 32, 8, 7168, 2048}};
 
 typedef struct options {
-    int quick, threads, hot, isa, tokens;
-    const char *shape, *type;
+    int quick, threads, hot, isa, tokens, exact, hogs, repack, peers;
+    double seconds;
+    const char *shape, *type, *peer[4];
 } options;
+
+enum { RUNS = 40, PEERS = 4 };
+
+/* One library made from bench/peers/ggml_forward.c. */
+typedef struct peer {
+    const char *name;
+    void *library, *layer;
+    void *(*open)(int, int, int, int, int, const void *, const void *, const void *, int, int);
+    int (*prepare)(void *, int64_t);
+    void (*inputs)(void *, const float *, const int32_t *, const float *);
+    int (*run)(void *);
+    const float *(*result)(void *);
+    void (*close)(void *);
+} peer;
 
 /* One layer with random weights, and what the loop over experts needs. */
 typedef struct layer {
     const shape *s;
     moe_ep_weights w;
     char *gate, *up, *down;
-    float *x, *y, *g, *u, *rows, *out;
+    float *scale, *x, *y, *g, *u, *rows, *out;
     int32_t *ids;
     float *weights;
     int64_t tokens;
 } layer;
-
-static double fma_peak_gflops(int threads, threads_pool *pool);
 
 static uint64_t state = 1;
 static uint64_t next_random(void)
@@ -60,13 +82,16 @@ static void fill(char *mem, int64_t n, moe_ep_dtype dtype)
         uint64_t r = next_random();
         float v = ((float)(r & 0xffff) - 32768.0f) * (0.05f / 32768.0f);
         if (dtype == MOE_EP_F32) ((float *)mem)[i] = v;
+        else if (dtype == MOE_EP_I8) ((int8_t *)mem)[i] = (int8_t)((int)(r % 255) - 127);
         else ((uint16_t *)mem)[i] = dtype == MOE_EP_BF16 ? moe_ep_bf16_from_f32(v) : moe_ep_f16_from_f32(v);
     }
 }
 
+static int64_t bytes_of(moe_ep_dtype dtype) { return dtype == MOE_EP_F32 ? 4 : dtype == MOE_EP_I8 ? 1 : 2; }
+
 static void layer_open(layer *l, const shape *s, moe_ep_dtype dtype, int64_t max_tokens)
 {
-    int64_t n = (int64_t)s->experts * s->hidden * s->inter, eb = dtype == MOE_EP_F32 ? 4 : 2, i;
+    int64_t n = (int64_t)s->experts * s->hidden * s->inter, eb = bytes_of(dtype), i;
     memset(l, 0, sizeof *l);
     l->s = s;
     l->gate = (char *)bench_alloc((size_t)(n * eb));
@@ -82,6 +107,12 @@ static void layer_open(layer *l, const shape *s, moe_ep_dtype dtype, int64_t max
     l->w.gate = l->gate;
     l->w.up = l->up;
     l->w.down = l->down;
+    if (dtype == MOE_EP_I8) {
+        int64_t rows = (int64_t)s->experts * (s->inter > s->hidden ? s->inter : s->hidden);
+        l->scale = (float *)bench_alloc(sizeof(float) * (size_t)rows);
+        for (i = 0; i < rows; i++) l->scale[i] = 0.05f / 127.0f;
+        l->w.gate_scale = l->w.up_scale = l->w.down_scale = l->scale;
+    }
     l->x = (float *)bench_alloc(sizeof(float) * (size_t)(max_tokens * s->hidden));
     l->y = (float *)bench_alloc(sizeof(float) * (size_t)(max_tokens * s->hidden));
     l->rows = (float *)bench_alloc(sizeof(float) * (size_t)(max_tokens * s->hidden));
@@ -96,7 +127,7 @@ static void layer_open(layer *l, const shape *s, moe_ep_dtype dtype, int64_t max
 static void layer_close(layer *l)
 {
     free(l->gate), free(l->up), free(l->down), free(l->x), free(l->y), free(l->rows), free(l->out);
-    free(l->g), free(l->u), free(l->ids), free(l->weights);
+    free(l->g), free(l->u), free(l->ids), free(l->weights), free(l->scale);
 }
 
 /* Random distinct choices; returns the number of experts that have tokens. */
@@ -177,105 +208,186 @@ static double ours(layer *l, moe_ep_forward_desc *d, moe_ep_scratch *scratch)
 }
 
 /* Largest difference of the two results, over the largest value. */
-static double difference(const layer *l)
+static double difference(const layer *l, const float *other)
 {
     double top = 0.0, diff = 0.0;
     int64_t i;
     for (i = 0; i < l->tokens * l->s->hidden; i++) {
-        double a = (double)l->y[i], b = (double)l->out[i];
+        double a = (double)l->y[i], b = (double)other[i];
         if (b > top || -b > top) top = b > 0 ? b : -b;
         if (a - b > diff || b - a > diff) diff = a > b ? a - b : b - a;
     }
     return top > 0.0 ? diff / top : diff;
 }
 
-/* Reads up to 0.4 GB of the weights once, with the threads of the layer; GB/s.  Done in turn with the layers: the limit
- * moves as other guests of the machine come and go. */
-static void read_piece(void *context, int64_t index) { bench_read_part(context, (int)index, 64); }
+/* ---- peers ---- */
 
-static double stream_GBps(const layer *l, threads_pool *pool)
+static void peer_load(peer *p, const char *path)
 {
-    bench_stream s;
-    double start;
-    int64_t bytes = (int64_t)l->s->experts * l->s->hidden * l->s->inter * (l->w.dtype == MOE_EP_F32 ? 4 : 2), i;
-    s.data = (const uint64_t *)(const void *)l->down;
-    s.words = (size_t)bytes / 8;
-    if (s.words > ((size_t)1 << 25) * 3 / 2) s.words = ((size_t)1 << 25) * 3 / 2;
-    start = bench_now();
-    if (pool) threads_run(pool, 64, read_piece, &s);
-    for (i = 0; !pool && i < 64; i++) read_piece(&s, i);
-    return (double)s.words * 8e-9 / (bench_now() - start);
+    const char *(*name)(void);
+    memset(p, 0, sizeof *p);
+    p->library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND); /* two peers export the same names */
+    if (!p->library) {
+        fprintf(stderr, "bench_forward: %s\n", dlerror());
+        exit(2);
+    }
+    *(void **)&name = dlsym(p->library, "peer_name");
+    *(void **)&p->open = dlsym(p->library, "peer_open");
+    *(void **)&p->prepare = dlsym(p->library, "peer_prepare");
+    *(void **)&p->inputs = dlsym(p->library, "peer_inputs");
+    *(void **)&p->run = dlsym(p->library, "peer_run");
+    *(void **)&p->result = dlsym(p->library, "peer_result");
+    *(void **)&p->close = dlsym(p->library, "peer_close");
+    if (!name || !p->open || !p->prepare || !p->inputs || !p->run || !p->result || !p->close) {
+        fprintf(stderr, "bench_forward: %s is no peer\n", path);
+        exit(2);
+    }
+    p->name = name();
 }
 
-static void measure(const options *o, layer *l, int64_t tokens, double peak, threads_pool *pool)
+static double peer_time(peer *p, layer *l)
+{
+    double start;
+    p->inputs(p->layer, l->x, l->ids, l->weights);
+    start = bench_now();
+    if (!p->run(p->layer)) {
+        fprintf(stderr, "bench_forward: %s failed\n", p->name);
+        exit(1);
+    }
+    start = bench_now() - start;
+    nanosleep(&(struct timespec){0, 30000000}, NULL); /* its threads spin on for a while */
+    return start;
+}
+
+/* ---- busy neighbours ---- */
+
+static pid_t hog[64];
+static void hogs_start(int n)
+{
+    for (int i = 0; i < n && i < 64; i++) {
+        hog[i] = fork();
+        if (hog[i] == 0)
+            for (;;) __asm__ volatile("");
+    }
+}
+static void hogs_stop(int n)
+{
+    for (int i = 0; i < n && i < 64; i++)
+        if (hog[i] > 0) kill(hog[i], SIGKILL), waitpid(hog[i], NULL, 0);
+}
+
+/* ---- measuring ---- */
+
+typedef struct result {
+    double ours, blas, peer[PEERS], GBps, bytes;
+} result;
+
+static result times(const options *o, layer *l, int64_t tokens, moe_ep_forward_desc *d, peer *peers, threads_pool *pool,
+                    double *diff)
+{
+    double mine[RUNS], blas[RUNS], other[PEERS][RUNS], limit[RUNS], spent = 0.0;
+    int i, k, runs = 0, active, with_blas = cblas_sgemm != NULL && l->w.dtype == MOE_EP_F32;
+    double per = 3.0 * l->s->hidden * l->s->inter * (double)bytes_of(l->w.dtype);
+    const char *third[] = {l->gate, l->up, l->down};
+    size_t size = (size_t)((double)l->s->experts * per / 3.0);
+    moe_ep_scratch scratch;
+    result r;
+    memset(&r, 0, sizeof r);
+    memset(&scratch, 0, sizeof scratch);
+    active = route(l, tokens);
+    ours(l, d, &scratch); /* memory is taken here */
+    if (with_blas) {
+        blas_loop(l);
+        diff[0] = difference(l, l->out);
+    }
+    for (k = 0; k < o->peers; k++) {
+        peer_time(&peers[k], l);
+        diff[1 + k] = difference(l, peers[k].result(peers[k].layer));
+    }
+    for (i = 0; i < RUNS && (i < 3 || spent < o->seconds); i++, runs++) {
+        if (!o->hot) active = route(l, tokens);
+        limit[i] = limits_read_GBps(pool, third[i % 3], size < 400000000u ? size : 400000000u);
+        mine[i] = ours(l, d, &scratch);
+        r.bytes += active * per;
+        spent += mine[i];
+        if (with_blas) {
+            if (!o->hot) route(l, tokens); /* or it would find the last weights in the cache */
+            spent += blas[i] = blas_loop(l);
+        }
+        for (k = 0; k < o->peers; k++) {
+            if (!o->hot) route(l, tokens);
+            spent += other[k][i] = peer_time(&peers[k], l);
+        }
+    }
+    r.bytes /= runs;
+    r.GBps = bench_median(limit, runs);
+    r.ours = bench_median(mine, runs);
+    if (with_blas) r.blas = bench_median(blas, runs);
+    for (k = 0; k < o->peers; k++) r.peer[k] = bench_median(other[k], runs);
+    moe_ep_scratch_free(&scratch);
+    return r;
+}
+
+static void measure(const options *o, layer *l, int64_t tokens, double peak, peer *peers, threads_pool *pool)
 {
     moe_ep_forward_desc d;
-    moe_ep_scratch scratch;
-    double mine[40], theirs[40], limit[40], GBps, bytes = 0.0, flops, diff = 0.0, m, b, bound, spent = 0.0;
-    int i, reps = 0, active = 0, blas = cblas_sgemm != NULL && l->w.dtype == MOE_EP_F32;
-    double per = 3.0 * l->s->hidden * l->s->inter, eb = l->w.dtype == MOE_EP_F32 ? 4.0 : 2.0;
+    double diff[1 + PEERS] = {0}, bound, flops = 6.0 * l->s->hidden * l->s->inter * (double)tokens * l->s->top_k;
     bench_load since = bench_load_now();
+    result r, busy;
+    int k;
     memset(&d, 0, sizeof d);
-    memset(&scratch, 0, sizeof scratch);
     d.experts = &l->w;
     d.top_k = l->s->top_k;
     d.ids = l->ids;
     d.choice_weights = l->weights;
     d.isa_max = (moe_ep_isa)o->isa;
+    d.products = o->exact ? MOE_EP_PRODUCTS_F32 : MOE_EP_PRODUCTS_BF16;
     d.parallel_for = pool ? threads_run : NULL;
     d.parallel_user = pool;
-    for (i = 0; i < 40 && (i < 5 || spent < (o->quick ? 0.6 : 4.0)); i++) {
-        if (i == 0 || !o->hot) active = route(l, tokens);
-        if (i == 0) ours(l, &d, &scratch); /* memory is taken here */
-        limit[i] = stream_GBps(l, pool);
-        mine[i] = ours(l, &d, &scratch);
-        spent += mine[i];
-        bytes += active * per * eb;
-        if (blas) {
-            if (!o->hot) route(l, tokens);
-            theirs[i] = blas_loop(l);
-            spent += theirs[i];
-            if (i < 2) {
-                ours(l, &d, &scratch);
-                diff = difference(l);
-            }
-        }
-        reps++;
-    }
-    bytes /= reps;
-    GBps = bench_median(limit, reps);
-    flops = 2.0 * per * (double)tokens * l->s->top_k;
-    m = bench_median(mine, reps);
-    bound = bytes * 1e-9 / GBps > flops * 1e-9 / peak ? bytes * 1e-9 / GBps : flops * 1e-9 / peak;
-    printf("%-14s %-5s %6lld %10.3f %10.3f %6.1f%% %6.1f %8.1f %9.1f", l->s->name, o->type,
-           (long long)tokens, 1e3 * bound, 1e3 * m, 100.0 * bound / m, GBps, bytes * 1e-9 / m, flops * 1e-9 / m);
-    if (blas) {
-        b = bench_median(theirs, reps);
-        printf(" %10.3f %6.2fx  %.0e", 1e3 * b, b / m, diff);
-    } else {
-        printf(" %10s %7s  %5s", "-", "-", "-");
-    }
+    for (k = 0; k < o->peers; k++) peers[k].prepare(peers[k].layer, tokens);
+    r = times(o, l, tokens, &d, peers, pool, diff);
+    bound = r.bytes * 1e-9 / r.GBps;
+    if (peak > 0.0 && flops * 1e-9 / peak > bound) bound = flops * 1e-9 / peak;
+    printf("%-14s %-5s %6lld %10.3f %10.3f %6.1f%% %6.1f %8.1f %9.1f", l->s->name, o->type, (long long)tokens,
+           1e3 * bound, 1e3 * r.ours, 100.0 * bound / r.ours, r.GBps, r.bytes * 1e-9 / r.ours, flops * 1e-9 / r.ours);
+    if (r.blas > 0.0) printf(" %10.3f %6.2fx  %.0e", 1e3 * r.blas, r.blas / r.ours, diff[0]);
+    else printf(" %10s %7s  %5s", "-", "-", "-");
+    for (k = 0; k < o->peers; k++) printf(" %10.3f %6.2fx  %.0e", 1e3 * r.peer[k], r.peer[k] / r.ours, diff[1 + k]);
     printf(" %5.0f%%\n", 100.0 * bench_others(&since));
+    if (o->hogs > 0) {
+        hogs_start(o->hogs);
+        busy = times(o, l, tokens, &d, peers, pool, diff);
+        hogs_stop(o->hogs);
+        printf("%-14s %-5s %6lld with %d busy processes: ours %.2fx slower", "", "", (long long)tokens, o->hogs,
+               busy.ours / r.ours);
+        if (r.blas > 0.0) printf(", BLAS %.2fx", busy.blas / r.blas);
+        for (k = 0; k < o->peers; k++) printf(", %s %.2fx", peers[k].name, busy.peer[k] / r.peer[k]);
+        printf("\n");
+    }
     fflush(stdout);
-    moe_ep_scratch_free(&scratch);
 }
 
 int main(int argc, char **argv)
 {
     static const int all_tokens[] = {1, 4, 16, 64, 256, 1024};
-    static const char *types[] = {"f32", "bf16", "f16"};
+    static const char *types[] = {"f32", "bf16", "f16", "int8"};
     options o;
-    double peak;
+    peer peers[PEERS];
     threads_pool *pool;
     size_t i, k;
-    int t, a;
+    int t, a, p;
     memset(&o, 0, sizeof o);
     o.threads = 2;
     for (a = 1; a < argc; a++) {
         int more = a + 1 < argc;
         if (strcmp(argv[a], "--quick") == 0) o.quick = 1;
         else if (strcmp(argv[a], "--hot") == 0) o.hot = 1;
+        else if (strcmp(argv[a], "--exact") == 0) o.exact = 1;
+        else if (strcmp(argv[a], "--repack") == 0) o.repack = 1;
         else if (strcmp(argv[a], "--threads") == 0 && more) o.threads = atoi(argv[++a]);
+        else if (strcmp(argv[a], "--hogs") == 0 && more) o.hogs = atoi(argv[++a]);
+        else if (strcmp(argv[a], "--seconds") == 0 && more) o.seconds = atof(argv[++a]);
+        else if (strcmp(argv[a], "--peer") == 0 && more && o.peers < PEERS) o.peer[o.peers++] = argv[++a];
         else if (strcmp(argv[a], "--shape") == 0 && more) o.shape = argv[++a];
         else if (strcmp(argv[a], "--tokens") == 0 && more) o.tokens = atoi(argv[++a]);
         else if (strcmp(argv[a], "--isa") == 0 && more) o.isa = atoi(argv[++a]);
@@ -286,29 +398,46 @@ int main(int argc, char **argv)
         }
     }
     if (o.threads < 1 || o.threads > 16) o.threads = 2;
+    (void)bench_read_part; /* of bench.h: the limits are those of roofline.h */
+    if (!(o.seconds > 0.0)) o.seconds = o.quick ? 0.6 : 4.0;
+    for (p = 0; p < o.peers; p++) peer_load(&peers[p], o.peer[p]);
     pool = o.threads > 1 ? threads_start(o.threads) : NULL;
     nanosleep(&(struct timespec){0, 50000000}, NULL); /* lets the workers settle on cores of their own */
-    peak = fma_peak_gflops(o.threads, pool);
-    printf("%s, %d threads, %s kernels, fused multiply-add peak %.0f GFLOP/s (fp32)\n", bench_cpu(), o.threads,
-           moe_ep_isa_name(o.isa && o.isa < (int)moe_ep_isa_best() ? (moe_ep_isa)o.isa : moe_ep_isa_best()), peak);
-    printf("%-14s %-5s %6s %10s %10s %7s %6s %8s %9s %10s %7s  %5s %6s\n", "shape", "type", "tokens",
-           "bound ms", "ours ms", "of it", "read", "GB/s", "GFLOP/s", "BLAS ms", "ratio", "diff", "others");
+    printf("%s, %d threads\n%-14s %-5s %6s %10s %10s %7s %6s %8s %9s %10s %7s  %5s", bench_cpu(), o.threads, "shape",
+           "type", "tokens", "bound ms", "ours ms", "of it", "read", "GB/s", "GFLOP/s", "BLAS ms", "ratio", "diff");
+    for (p = 0; p < o.peers; p++) printf(" %10s %7s  %5s", peers[p].name, "ratio", "diff");
+    printf(" %6s\n", "others");
     for (i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         shape s = shapes[i];
         if (o.shape && strcmp(o.shape, s.name) != 0) continue;
         if (o.quick && !o.shape && i > 1) break;
-        for (t = 0; t < 3; t++) {
+        for (t = 0; t < 4; t++) {
             const char *wanted = o.type;
+            moe_ep_forward_desc d;
+            double peak;
             layer l;
+            int peers_here = o.peers;
             if (wanted && strcmp(wanted, types[t]) != 0) continue;
-            if (!wanted && t == 2) continue; /* fp16 streams as bf16 does: on request */
+            if (!wanted && t >= 2) continue; /* fp16 streams as bf16 does: on request */
             layer_open(&l, &s, (moe_ep_dtype)t, 1024);
+            memset(&d, 0, sizeof d);
+            d.experts = &l.w;
+            d.isa_max = (moe_ep_isa)o.isa;
+            d.products = o.exact ? MOE_EP_PRODUCTS_F32 : MOE_EP_PRODUCTS_BF16;
+            peak = limits_peak_GFLOPs(pool, moe_ep_forward_unit(&d));
+            printf("unit %s, at most %.0f GFLOP/s\n", moe_ep_forward_unit(&d), peak);
+            if (t == 3) o.peers = 0;
+            for (p = 0; p < o.peers; p++)
+                peers[p].layer = peers[p].open(t, s.experts, s.top_k, s.hidden, s.inter, l.gate, l.up, l.down,
+                                               o.threads, o.repack);
             o.type = types[t];
             for (k = 0; k < sizeof all_tokens / sizeof all_tokens[0]; k++) {
                 if (o.tokens && o.tokens != all_tokens[k]) continue;
-                if (o.quick && !o.tokens && (k == 1 || k == 5)) continue;
-                measure(&o, &l, all_tokens[k], peak, pool);
+                if (!o.tokens && (k == 1 || (o.quick && k == 5))) continue;
+                measure(&o, &l, all_tokens[k], peak, peers, pool);
             }
+            for (p = 0; p < o.peers; p++) peers[p].close(peers[p].layer);
+            o.peers = peers_here;
             o.type = wanted;
             layer_close(&l);
         }
@@ -316,79 +445,3 @@ int main(int argc, char **argv)
     threads_stop(pool);
     return 0;
 }
-
-/* ---- the multiply-add limit: independent chains in registers, best vector unit there is ------------------ */
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define ROUNDS 250000
-#define EVERY_256(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
-#define EVERY_512(F) EVERY_256(F) F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19) F(20) F(21) F(22) F(23)
-static volatile float factors_from = 0.999f;
-static float factors[16];
-__attribute__((target("avx512f"))) static float chains_512(void)
-{
-    __m512 a[24], m, c = _mm512_set1_ps(0.001f);
-    float out[16];
-    int i;
-#define F(k) a[k] = _mm512_set1_ps((float)k);
-    EVERY_512(F)
-#undef F
-#define F(k) a[k] = _mm512_fmadd_ps(a[k], m, c);
-    for (i = 0; i < ROUNDS; i++) {
-        m = _mm512_loadu_ps(factors); /* as in a kernel: one operand comes from a load */
-        EVERY_512(F)
-    }
-#undef F
-#define F(k) c = _mm512_add_ps(c, a[k]);
-    EVERY_512(F)
-#undef F
-    _mm512_storeu_ps(out, c);
-    return out[3];
-}
-__attribute__((target("avx2,fma"))) static float chains_256(void)
-{
-    __m256 a[12], m, c = _mm256_set1_ps(0.001f);
-    float out[16];
-    int i;
-#define F(k) a[k] = _mm256_set1_ps((float)k);
-    EVERY_256(F)
-#undef F
-#define F(k) a[k] = _mm256_fmadd_ps(a[k], m, c);
-    for (i = 0; i < ROUNDS; i++) {
-        m = _mm256_loadu_ps(factors); /* as in a kernel: one operand comes from a load */
-        EVERY_256(F)
-    }
-#undef F
-#define F(k) c = _mm256_add_ps(c, a[k]);
-    EVERY_256(F)
-#undef F
-    _mm256_storeu_ps(out, c);
-    return out[3];
-}
-static void chains(void *isa, int64_t index)
-{
-    float r = *(const moe_ep_isa *)isa == MOE_EP_ISA_AVX512 ? chains_512() : chains_256();
-    (void)index;
-    bench_keep(&r);
-}
-static double fma_peak_gflops(int threads, threads_pool *pool)
-{
-    moe_ep_isa isa = moe_ep_isa_best();
-    double t[15], lanes = isa == MOE_EP_ISA_AVX512 ? 16.0 : 8.0, chain = isa == MOE_EP_ISA_AVX512 ? 24.0 : 12.0;
-    int i;
-    if (isa == MOE_EP_ISA_PORTABLE) return 1e9;
-    for (i = 0; i < 16; i++) factors[i] = factors_from;
-    for (i = 0; i < 15; i++) {
-        t[i] = bench_now();
-        if (pool) threads_run(pool, 4 * threads, chains, &isa);
-        else for (int k = 0; k < 4; k++) chains(&isa, k);
-        t[i] = bench_now() - t[i];
-    }
-    bench_median(t, 15); /* sorts: the limit is the best one */
-    return 4.0 * threads * chain * 2.0 * lanes * ROUNDS * 1e-9 / t[0];
-}
-#else
-/* No kernel of its own for this processor: the bound is the bytes alone. */
-static double fma_peak_gflops(int threads, threads_pool *pool) { return (void)pool, 1e9 * threads; }
-#endif

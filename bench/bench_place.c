@@ -2,15 +2,18 @@
  * SPDX-License-Identifier: MIT
  *
  * usage: bench_place [--quick]
- * Recorded loads are read from the folder in MOE_EP_TRACES (deepseek_v3/NAME.json with "logical_count" 61 x 256, the
- * first three layers dense; deepseek_v2_lite/TASK_topk_ids_u8.npy).  Without it a seeded heavy-tailed load stands in
- * and the rows that need recordings are left out.  One thread.  Times are medians (and the least) of the thread's CPU
- * time over rounds in which all planners take turns, so that waiting for a busy machine does not count; the others'
- * share of the machine is printed last.  Scratch is kept between calls, results are not asked for.
- * With MOE_EP_PEERS=FOLDER, a folder that holds DeepSeek's eplb.py, that planner runs on the same loads
- * (bench/peers/eplb_peer.py, by the python3 in MOE_EP_PYTHON, needs torch) and its plans are compared. */
+ * Recorded loads are read from the folder in MOE_EP_TRACES (deepseek_v3/NAME.json with "logical_count" 61 x
+ * 256, the first three layers dense; deepseek_v2_lite/TASK_topk_ids_u8.npy).  Without it a seeded heavy-tailed
+ * load stands in and the rows that need recordings are left out.  One thread.  Times are medians (and the
+ * least) of the thread's CPU time over rounds in which all planners take turns, so that waiting for a busy
+ * machine does not count; the others' share of the machine is printed at the end.  Scratch is kept between
+ * calls, results are not asked for. With MOE_EP_PEERS=FOLDER, a folder that holds DeepSeek's eplb.py and vLLM's
+ * policy/default.py as vllm_default.py, those that are there run on the same loads (bench/peers/eplb_peer.py,
+ * by the python3 in MOE_EP_PYTHON, needs torch) and their plans are compared.  Last comes a table: aim, our
+ * figure (the worst workload's), the peers' figures of this run. */
 #define _GNU_SOURCE
 #include <math.h>
+#include <stdarg.h>
 
 #include "bench.h"
 #include "moe_ep.h"
@@ -20,6 +23,25 @@ enum { L = 58, E = 256, D = 32, P = 288, NODES = 4, GROUPS = 8, FILES = 4 };
 static const char *const names[FILES] = {"decode_in1000out1000", "decode_in2000out100", "prefill_in1024",
                                          "prefill_in4096"};
 static int rounds = 15;
+
+/* The table at the end: figures of the least favourable workload. */
+static struct summary_table {
+    double eplb_ms[2], best_ms, best_mean, best_worst, soft_mean, soft_off, rebalance_ms, rebalance_moves, split_us;
+    double split_rows_us, split_above, batch[2], large_ms, large_growth, peer_ms[2][2], peer_mean[2][2];
+    int best_duplicates, same[2], compared[2];
+    double changed_ms, changed_moves; /* means over the changes */
+} table = {{0, 0},           0, 2,      2,      2, 0, 0, 0, 0, 0, -1, {0, 0}, 0, 0, {{0, 0}, {0, 0}},
+           {{2, 2}, {2, 2}}, 0, {0, 0}, {0, 0}, 0, 0};
+
+static void raise_to(double *most, double value)
+{
+    if (value > *most) *most = value;
+}
+
+static void lower_to(double *least, double value)
+{
+    if (value < *least) *least = value;
+}
 
 /* Seconds of CPU time of this thread. */
 static double now(void)
@@ -174,21 +196,30 @@ static const char *balance_words(const moe_ep_plan_result *r)
     return text;
 }
 
-/* DeepSeek's planner on the same loads: its time, its balance, and how many layers are the same as ours. */
-static void peer_row(const plan_kind *kind, const double *w, const moe_ep_placement *ours)
+static const char *const peer_names[2] = {"DeepSeek's eplb.py", "vLLM's default.py"};
+
+/* A peer's planner on the same loads: its time, its balance, and how many layers are the same as ours. */
+static void peer_row(int who, const plan_kind *kind, const double *w, const moe_ep_placement *ours)
 {
     const char *folder = getenv("MOE_EP_PEERS"), *python = getenv("MOE_EP_PYTHON");
-    char base[] = "/tmp/moe_ep_bench_XXXXXX", path[64], command[2000];
+    char base[] = "/tmp/moe_ep_bench_XXXXXX", path[1200], command[2000];
     moe_ep_place_desc d = desc_of_kind(kind, w);
     moe_ep_placement p;
     moe_ep_plan_result r[L];
     double ms = -1;
-    int32_t *slots = (int32_t *)bench_alloc(sizeof(int32_t) * L * P);
-    int l, same = 0, fd = mkstemp(base), global = kind->mode == MOE_EP_EPLB_GLOBAL;
-    FILE *f = fd >= 0 ? fdopen(fd, "wb") : NULL;
+    int32_t *slots;
+    int l, same = 0, fd, global = kind->mode == MOE_EP_EPLB_GLOBAL;
+    FILE *f;
+    snprintf(path, sizeof path, "%s/%s", folder, who ? "vllm_default.py" : "eplb.py");
+    if (!(f = fopen(path, "r"))) return;
+    fclose(f);
+    slots = (int32_t *)bench_alloc(sizeof(int32_t) * L * P);
+    fd = mkstemp(base);
+    f = fd >= 0 ? fdopen(fd, "wb") : NULL;
     need(f && fwrite(w, sizeof(double), L * E, f) == L * E && fclose(f) == 0, "writing a temporary file");
-    snprintf(command, sizeof command, "'%s' bench/peers/eplb_peer.py '%s' %s %d %d %d %d %d %d 3",
-             python ? python : "python3", folder, base, L, E, P, global ? 1 : GROUPS, NODES, D);
+    snprintf(command, sizeof command, "'%s' bench/peers/eplb_peer.py %s '%s' %s %d %d %d %d %d %d %d",
+             python ? python : "python3", who ? "vllm" : "deepseek", folder, base, L, E, P, global ? 1 : GROUPS,
+             global ? 1 : NODES, D, who ? 5 : 3);
     f = popen(command, "r");
     if (f && (fscanf(f, "%lf", &ms) != 1 || pclose(f) != 0)) ms = -1;
     snprintf(path, sizeof path, "%s.slots", base);
@@ -199,10 +230,17 @@ static void peer_row(const plan_kind *kind, const double *w, const moe_ep_placem
         need(moe_ep_evaluate(&p, w, 1, r, NULL, NULL) == MOE_EP_OK, "evaluate");
         for (l = 0; l < L; l++)
             same += memcmp(slots + l * P, ours->slot_expert + l * P, sizeof(int32_t) * P) == 0;
-        printf("  DeepSeek's eplb.py   %10.1f ms                          %s, %d of %d layers the same as ours\n", ms,
+        printf("  %-20s %10.1f ms                          %s, %d of %d layers the same as ours\n", peer_names[who], ms,
                balance_words(r), same, L);
+        if (who == 0) {
+            table.same[!global] += same;
+            table.compared[!global] += L;
+        }
+        if (!(table.peer_ms[who][!global] > 0)) table.peer_ms[who][!global] = ms;
+        lower_to(&table.peer_ms[who][!global], ms);
+        lower_to(&table.peer_mean[who][!global], summarise(r, L).mean);
         placement_free(&p);
-    } else printf("  DeepSeek's eplb.py   did not run: MOE_EP_PYTHON must name a python3 that has torch\n");
+    } else printf("  %-20s did not run: MOE_EP_PYTHON must name a python3 that has torch\n", peer_names[who]);
     if (f) fclose(f);
     remove(base);
     remove(path);
@@ -237,7 +275,19 @@ static void plans(const double *w, const char *file, int with_peer)
         printf("  %-20s %8.3f (%.3f) ms %-12s %s", kinds[k].name, median, ms[k][0], target, balance_words(r));
         if (kinds[k].node_soft) printf(", %.2f %% off home node", 100 * summarise(r, L).off);
         printf("\n");
-        if (with_peer && kinds[k].plan == moe_ep_place_eplb) peer_row(&kinds[k], w, &p);
+        if (k < 2) raise_to(&table.eplb_ms[k], median);
+        if (k == 2) {
+            summary sum = summarise(r, L);
+            raise_to(&table.best_ms, median);
+            lower_to(&table.best_mean, sum.mean);
+            lower_to(&table.best_worst, sum.worst);
+            table.best_duplicates += sum.duplicates;
+        }
+        if (k == 3) {
+            lower_to(&table.soft_mean, summarise(r, L).mean);
+            raise_to(&table.soft_off, summarise(r, L).off);
+        }
+        for (i = 0; with_peer && k < 2 && i < 2; i++) peer_row(i, &kinds[k], w, &p);
         placement_free(&p);
     }
     moe_ep_scratch_free(&s);
@@ -275,6 +325,10 @@ static void rebalance_row(const double *a, const double *b, const char *from, co
     printf("  %s -> %s: %.3f (%.3f) ms (target 5)   balance %.4f -> %.4f, worst %.4f, moves %.2f %% of the slots "
            "(target 10)\n",
            from, to, median, ms[0], stale, sum.mean, sum.worst, 100.0 * (double)m.moves / (L * P));
+    raise_to(&table.rebalance_ms, median);
+    raise_to(&table.rebalance_moves, (double)m.moves / (L * P));
+    table.changed_ms += median / (FILES * (FILES - 1));
+    table.changed_moves += (double)m.moves / (L * P) / (FILES * (FILES - 1));
     moe_ep_scratch_free(&s);
     placement_free(&p);
     placement_free(&q);
@@ -314,6 +368,14 @@ static void split_row(const double *a, const double *b, const char *from, const 
     for (i = 0; i < 2; i++) median[i] = bench_median(us[i], 4 * rounds);
     printf("  %s -> %s: %.2f (%.2f) us, whole rows %.2f (%.2f) us (target 3)   max/mean equal %.5f -> exact %.5f\n",
            from, to, median[0], us[0][0], median[1], us[1][0], equal, exact);
+    raise_to(&table.split_us, median[0]);
+    raise_to(&table.split_rows_us, median[1]);
+    for (l = 0; l < L; l++) { /* the same optimum by very many plain passes */
+        double slow;
+        need(moe_ep_split_shares(&p, l, b + l * E, 0, share, &worst, &s, NULL) == MOE_EP_OK, "split_shares");
+        need(moe_ep_split_shares(&p, l, b + l * E, 2000, share, &slow, &s, NULL) == MOE_EP_OK, "split_shares");
+        raise_to(&table.split_above, worst / slow - 1);
+    }
     moe_ep_scratch_free(&s);
     placement_free(&p);
 }
@@ -366,6 +428,7 @@ static void small_batches(const char *folder)
         if (n)
             printf("batches of %4d tokens  64 experts, 80 slots, 8 devices: max/mean equal %.4f, exact %.4f%s\n",
                    sizes[size], sum[0] / n, sum[1] / n, size == 0 ? " (target 1.05)" : "");
+        for (k = 0; size == 0 && n && k < 2; k++) table.batch[k] = sum[k] / n;
     }
     placement_free(&p);
     free(plan);
@@ -407,6 +470,8 @@ static void scaling(void)
         }
         printf(", a layer %.2f ms%s, gap %.5f\n", ns[1][rounds / 2] * 4e-6 * experts,
                experts == 4096 ? " (target 25, 1.3 x)" : "", gap);
+        table.large_ms = ns[1][rounds / 2] * 4e-6 * experts;
+        raise_to(&table.large_growth, ns[1][rounds / 2] / first[1]);
         moe_ep_scratch_free(&s);
         placement_free(&p);
         free(w);
@@ -414,10 +479,75 @@ static void scaling(void)
     }
 }
 
+/* The peers' columns of a row: time, or "-" where they did not run. */
+static const char *peer_words(int hierarchical)
+{
+    static char text[2][120];
+    char *t = text[hierarchical], *at = t;
+    int who;
+    snprintf(t, sizeof text[0], "not run");
+    for (who = 0; who < 2; who++)
+        if (table.peer_ms[who][hierarchical] > 0)
+            at += snprintf(at, sizeof text[0] - (size_t)(at - t), "%s%s %.1f ms", at > t ? ", " : "",
+                           who ? "vLLM" : "DeepSeek", table.peer_ms[who][hierarchical]);
+    return t;
+}
+
+static void line(const char *what, const char *aim, int met, const char *peer, const char *format, ...)
+{
+    char ours[120];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(ours, sizeof ours, format, list);
+    va_end(list);
+    printf("| %-42s | %-44s | %-26s | %-3s | %s |\n", what, ours, aim, met ? "yes" : "NO", peer);
+}
+
+static void print_table(int is_recorded)
+{
+    const struct summary_table *t = &table;
+    char equal[2][60], peer[120];
+    int h;
+    printf("\n%s, the least favourable of %d workloads; peers: their least time over the workloads\n\n",
+           is_recorded ? "Recorded loads" : "Made-up loads", FILES);
+    printf("| %-42s | %-44s | %-26s | %-3s | %s |\n|---|---|---|---|---|\n", "what", "measured", "aim", "met",
+           "peer, same run");
+    for (h = 0; h < 2; h++) {
+        if (t->compared[h]) snprintf(equal[h], sizeof equal[h], ", %d of %d layers equal", t->same[h], t->compared[h]);
+        else snprintf(equal[h], sizeof equal[h], ", not compared");
+        line(h ? "EPLB plan, hierarchical" : "EPLB plan, global",
+             h ? "0.5 ms, every layer equal" : "0.8 ms, every layer equal",
+             t->eplb_ms[h] <= (h ? 0.5 : 0.8) && t->same[h] == t->compared[h], peer_words(h), "%.2f ms%s",
+             t->eplb_ms[h], equal[h]);
+    }
+    if (t->peer_mean[0][0] < 2) snprintf(peer, sizeof peer, "DeepSeek, global: mean %.4f", t->peer_mean[0][0]);
+    else snprintf(peer, sizeof peer, "not run");
+    line("best: balance mean / worst layer", "0.9998 / 0.999, 0 twice",
+         t->best_mean >= 0.9998 && t->best_worst >= 0.999 && !t->best_duplicates, peer,
+         "%.5f / %.5f, %d twice on a device", t->best_mean, t->best_worst, t->best_duplicates);
+    line("best: time", "3 ms", t->best_ms <= 3, peer_words(0), "%.2f ms", t->best_ms);
+    if (t->peer_mean[0][1] < 2) snprintf(peer, sizeof peer, "DeepSeek, strict: mean %.4f", t->peer_mean[0][1]);
+    line("nodes respected, balance", "0.97, 10 % off home", t->soft_mean >= 0.97 && t->soft_off <= 0.1, peer,
+         "%.4f with %.1f %% off home", t->soft_mean, 100 * t->soft_off);
+    line("change of workload, to a balance of 0.98", "10 % moved, 5 ms, every change",
+         t->rebalance_moves <= 0.1 && t->rebalance_ms <= 5, "none", "worst %.2f %%, %.2f ms (mean %.2f %%, %.2f ms)",
+         100 * t->rebalance_moves, t->rebalance_ms, 100 * t->changed_moves, t->changed_ms);
+    line("exact split per layer (whole rows)", "3 us, 1e-5 of the optimum",
+         t->split_us <= 3 && t->split_above <= 1e-5, "none", "%.2f us (%.2f us), %+.0e of 2000 passes",
+         t->split_us, t->split_rows_us, t->split_above);
+    if (t->batch[0] > 0)
+        line("batches of 128 tokens, 80 slots, 8 devices", "1.05", t->batch[1] <= 1.05, "equal split beside it",
+             "max/mean %.3f (equal split %.3f)", t->batch[1], t->batch[0]);
+    line("4,096 experts, 16,384 slots, 2,048 devices", "25 ms, 1.3 x linear",
+         t->large_ms <= 25 && t->large_growth <= 1.3, "none", "%.2f ms, %.2f x linear", t->large_ms,
+         t->large_growth);
+}
+
 int main(int argc, char **argv)
 {
     const char *folder = getenv("MOE_EP_TRACES"), *peers = getenv("MOE_EP_PEERS");
     double *w[FILES];
+    int is_recorded;
     bench_load load = bench_load_now();
     int f;
     (void)bench_read_part; /* of bench.h, not needed here */
@@ -425,22 +555,25 @@ int main(int argc, char **argv)
     for (f = 0; f < FILES; f++) w[f] = recorded(folder, names[f]);
     printf("placement on %s, %d layers x %d experts -> %d slots, %d devices, %d nodes; median (least) of %d\n",
            bench_cpu(), L, E, P, D, NODES, rounds);
+    is_recorded = w[0] != NULL;
     if (!w[0]) {
         printf("MOE_EP_TRACES is not set: made-up loads stand in for recorded ones\n");
         for (f = 0; f < FILES; f++) w[f] = made_up((uint64_t)f + 1, L, E);
     }
     if (!peers)
-        printf("DeepSeek's planner beside ours: put eplb.py of github.com/deepseek-ai/EPLB into a folder, "
-               "MOE_EP_PEERS=folder\n");
+        printf("planners of DeepSeek and vLLM beside ours: put eplb.py of github.com/deepseek-ai/EPLB and vLLM's\n"
+               "vllm/distributed/eplb/policy/default.py as vllm_default.py into a folder, MOE_EP_PEERS=folder\n");
     for (f = 0; f < FILES; f++) plans(w[f], names[f], peers && (rounds > 3 || f == 0));
     printf("rebalance to a balance of 0.98\n");
-    for (f = 0; f + 1 < FILES; f++) rebalance_row(w[f], w[f + 1], names[f], names[f + 1]);
-    rebalance_row(w[0], w[2], names[0], names[2]);
+    for (f = 0; f < FILES * FILES; f++)
+        if (f / FILES != f % FILES) rebalance_row(w[f / FILES], w[f % FILES], names[f / FILES], names[f % FILES]);
     printf("exact split, per layer\n");
-    for (f = 0; f + 1 < FILES; f++) split_row(w[f], w[f + 1], names[f], names[f + 1]);
+    for (f = 0; f < FILES * FILES; f++)
+        if (f / FILES != f % FILES) split_row(w[f / FILES], w[f % FILES], names[f / FILES], names[f % FILES]);
     small_batches(folder);
     printf("scaling, made-up loads, four slots per expert, two experts per device\n");
     scaling();
-    printf("others used %.0f %% of the machine meanwhile\n", 100 * bench_others(&load));
+    print_table(is_recorded);
+    printf("\nothers used %.0f %% of the machine meanwhile\n", 100 * bench_others(&load));
     return 0;
 }

@@ -4,7 +4,10 @@
  * usage: bench_route [--quick]
  * Every line is: what, threads, milliseconds (median), GB/s of its input, and that as a share of the stream
  * bandwidth measured in the same run, the two timed alternately.  Inputs rotate over a pool larger than the
- * caches, so that each call reads memory. */
+ * caches, so that each call reads memory.
+ *
+ * With MOE_EP_PYTHON=python3 that has torch, bench/peers/router_peer.py runs the same two routers on the same logits in
+ * between, and the ratio of its least time to ours is printed. */
 #define _GNU_SOURCE
 #include "bench.h"
 #include "moe_ep.h"
@@ -75,6 +78,50 @@ static void copy(void *p, int part, int parts)
     bench_keep(s->row_to_flat);
 }
 
+/* Least milliseconds of the two routers in torch; 0 = did not run. */
+static int peer(const state *s, const float *bias, int threads, double *ms)
+{
+    const char *python = getenv("MOE_EP_PYTHON");
+    char path[] = "/tmp/moe_ep_route_XXXXXX", command[256];
+    int file, good;
+    FILE *f;
+    if (!python || (file = mkstemp(path)) < 0) return 0;
+    f = fdopen(file, "wb");
+    good = f && fwrite(s->logits[0], sizeof(float), (size_t)T * E, f) == (size_t)T * E &&
+           fwrite(bias, sizeof(float), E, f) == E;
+    if (f && fclose(f) != 0) good = 0;
+    snprintf(command, sizeof command, "%.100s bench/peers/router_peer.py %s %d %d %d 10 %d", python, path, T, E, K,
+             threads);
+    f = good ? popen(command, "r") : NULL;
+    good = f && fscanf(f, "%lf %lf", &ms[0], &ms[1]) == 2;
+    if (f && pclose(f) != 0) good = 0;
+    remove(path);
+    return good;
+}
+
+static void against_torch(state *s, const float *bias, int threads)
+{
+    const char *name[2] = {"softmax top-8 of 256", "DeepSeek-V3 grouped sigmoid"};
+    double torch_ms[2], ours, least;
+    int i, j;
+    if (!getenv("MOE_EP_PYTHON")) return;
+    if (!peer(s, bias, threads, torch_ms)) {
+        printf("torch: did not run (MOE_EP_PYTHON must name a python3 that has torch, started in the repository)\n");
+        return;
+    }
+    for (j = 0; j < 2; j++) {
+        s->router = j ? moe_ep_router_deepseek_v3(E, K) : moe_ep_router_qwen2(E, K);
+        if (j) s->router.select_bias = bias;
+        for (i = 0, least = 1e9; i < 10; i++) {
+            s->turn = POOL; /* the logits that torch had */
+            ours = bench_run(route, s, threads);
+            least = ours < least ? ours : least;
+        }
+        printf("%-34s %d thread%s torch %8.3f ms, ours %7.3f ms: %.1f x (aim 25)\n", name[j], threads,
+               threads > 1 ? "s" : " ", torch_ms[j], 1e3 * least, torch_ms[j] / (1e3 * least));
+    }
+}
+
 static void measure(state *s, const job *j, int threads, bench_stream *stream)
 {
     double a[ROUNDS], b[ROUNDS], time, read;
@@ -137,6 +184,7 @@ int main(int argc, char **argv)
         s.router.select_bias = bias;
         measure(&s, &jobs[1], threads, &stream);
         measure(&s, &jobs[2], threads, &stream);
+        against_torch(&s, bias, threads);
     }
     {
         double a[ROUNDS], b[ROUNDS], x, y;

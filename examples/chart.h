@@ -4,7 +4,7 @@
  * Terminal: chart_text_*   width from the caller, plain ASCII or eighth blocks, colour only when asked.
  * SVG:      chart_svg_*    one <svg> per call, colours by class (chart_css), patterns by chart_defs, so that a page
  *                          may follow light and dark; every figure has a title and a description, every bar a value
- *                          and a hatch or a marker beside its colour.  chart_svg_file wraps one figure as a file.
+ *                          and a hatch or a marker beside its colour.
  * Output depends on the input only.  Needs C99 and <stdio.h>. */
 #ifndef CHART_H
 #define CHART_H

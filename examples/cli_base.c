@@ -120,7 +120,7 @@ char *cli_strdup(const char *s)
     return copy;
 }
 
-static char **kept; /* stb_ds */
+static void **kept; /* stb_ds */
 
 static void free_kept(void)
 {
@@ -128,11 +128,16 @@ static void free_kept(void)
     arrfree(kept);
 }
 
+void *cli_keep_block(void *block)
+{
+    if (!kept && atexit(free_kept) != 0) return block;
+    arrput(kept, block);
+    return block;
+}
+
 char *cli_keep(char *text)
 {
-    if (!kept && atexit(free_kept) != 0) return text;
-    arrput(kept, text);
-    return text;
+    return cli_keep_block(text);
 }
 
 char *cli_format(const char *format, ...)
@@ -313,7 +318,11 @@ void cli_out_open(cli_out *out, const char *path)
     if (out->fd < 0) {
         out->temp = cli_format("%s.XXXXXX", path);
         out->fd = mkostemp(out->temp, O_CLOEXEC);
-        if (out->fd < 0) cli_die(CLI_USAGE, "%s: cannot be written: %s", path, strerror(errno));
+        if (out->fd < 0) {
+            const char *why = strerror(errno);
+            free(out->temp);
+            cli_die(CLI_USAGE, "%s: cannot be written: %s", path, why);
+        }
         if (!remember(out->temp)) cli_die(CLI_INTERNAL, "too many output files");
     }
     out->stream = open_memstream(&out->text, &out->length);

@@ -20,6 +20,7 @@ void cli_check(moe_ep_status status, const moe_ep_error *err, const char *what);
 void *cli_alloc(size_t count, size_t size); /* zeroed; never NULL */
 char *cli_strdup(const char *s);
 char *cli_keep(char *text); /* frees the text at the end of the program; returns it */
+void *cli_keep_block(void *block); /* the same for what cli_alloc gave */
 char *cli_format(const char *format, ...) __attribute__((format(printf, 1, 2))); /* malloc'd text */
 
 /* Number with thin groups of three, as text in one of eight rotating buffers: 1234567 -> "1,234,567". */

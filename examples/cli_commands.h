@@ -14,5 +14,8 @@ int cli_diagnose_main(int argc, char **argv);
 int cli_copies_main(int argc, char **argv);
 int cli_sweep_main(int argc, char **argv);
 int cli_simulate_main(int argc, char **argv);
+int cli_forward_main(int argc, char **argv);
+int cli_watch_main(int argc, char **argv);
+int cli_traffic_main(int argc, char **argv);
 
 #endif

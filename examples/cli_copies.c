@@ -69,11 +69,11 @@ static void add_loads(cli_copies *c, const cli_trace *list)
     c->trace = list;
     c->L = list[0].layers;
     c->E = list[0].experts;
-    c->names = cli_strdup(list[0].name);
-    c->loads = cli_alloc(n, sizeof *c->loads);
+    c->names = cli_keep(cli_strdup(list[0].name));
+    c->loads = cli_keep_block(cli_alloc(n, sizeof *c->loads));
     for (ptrdiff_t i = 0; i < arrlen(list); i++) {
         for (size_t j = 0; j < n; j++) c->loads[j] += list[i].loads[j];
-        if (i > 0) c->names = cli_format("%s + %s", c->names, list[i].name);
+        if (i > 0) c->names = cli_keep(cli_format("%s + %s", c->names, list[i].name));
     }
 }
 
@@ -139,8 +139,8 @@ static void draw_curve(cli_copies *c)
     d.target = c->setup.target;
     d.expert_bytes = c->expert_bytes;
     c->points = c->max_extra / c->step + 1;
-    c->point = cli_alloc((size_t)c->points, sizeof *c->point);
-    c->device_bytes = cli_alloc((size_t)c->points, sizeof *c->device_bytes);
+    c->point = cli_keep_block(cli_alloc((size_t)c->points, sizeof *c->point));
+    c->device_bytes = cli_keep_block(cli_alloc((size_t)c->points, sizeof *c->device_bytes));
     cli_check(moe_ep_min_copies(&d, c->point, &fewest, NULL, &err), &err, "copies");
     c->fewest = c->fewest_equal = -1;
     for (int32_t i = 0; i < c->points; i++) {
@@ -165,7 +165,7 @@ static void look_at_layers(cli_copies *c)
 {
     moe_ep_plan_result *result = cli_alloc((size_t)c->L, sizeof *result);
     moe_ep_error err;
-    c->layer_worst = cli_alloc((size_t)c->points * (size_t)c->L, sizeof *c->layer_worst);
+    c->layer_worst = cli_keep_block(cli_alloc((size_t)c->points * (size_t)c->L, sizeof *c->layer_worst));
     for (int32_t i = 0; i < c->points; i++) {
         moe_ep_place_desc d = place_desc(c, c->E + c->point[i].extra);
         void *mem = cli_alloc(moe_ep_placement_bytes(c->L, c->E, &d.shape), 1);
@@ -265,13 +265,16 @@ static void draw_budgets(cli_copies *c)
 {
     moe_ep_place_desc d = place_desc(c, c->E + c->max_extra);
     size_t bytes = moe_ep_placement_bytes(c->L, c->E, &d.shape);
-    void *mem = cli_alloc(bytes, 1);
-    moe_ep_plan_result *result = cli_alloc((size_t)c->L, sizeof *result);
-    int32_t *slots = cli_alloc((size_t)c->L, sizeof *slots);
+    void *mem;
+    moe_ep_plan_result *result;
+    int32_t *slots;
     moe_ep_placement p;
     moe_ep_error err;
     c->fewest_budget = -1;
     if (c->L < 2) return; /* one layer has nothing to share out */
+    mem = cli_alloc(bytes, 1);
+    result = cli_alloc((size_t)c->L, sizeof *result);
+    slots = cli_alloc((size_t)c->L, sizeof *slots);
     cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem, bytes, &err), &err, "shape");
     for (int i = 0; i < CLI_BUDGETS; i++) {
         int64_t extra = (int64_t)((double)c->max_extra * c->L * i * i /
@@ -322,9 +325,9 @@ static void write_verdict(cli_copies *c)
             cli_bytes(c->point[c->fewest].bytes), cli_bytes(c->device_bytes[c->fewest]),
             c->fewest_equal == c->fewest ? ""
             : c->fewest_equal >= 0
-                ? cli_format(" A server that wants the same number of slots on every device needs "
-                             "%d.",
-                             c->point[c->fewest_equal].extra)
+                ? cli_keep(cli_format(" A server that wants the same number of slots on every device needs "
+                                      "%d.",
+                                      c->point[c->fewest_equal].extra))
                 : " None of those tried gives every device the same number of slots.");
     else
         c->reason =
@@ -386,5 +389,12 @@ int cli_copies_main(int argc, char **argv)
     write_verdict(&c);
     cli_progress_end();
     cli_write_all(&common, &page, &c, &writers);
+    cli_traces_free(list);
+    free(c.headline);
+    free(c.reason);
+    free(c.not_monotone);
+    free(c.spread);
+    free(c.setup.assumed);
+    free(c.left_out);
     return CLI_OK;
 }

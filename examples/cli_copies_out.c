@@ -11,20 +11,26 @@
 
 /* ---- text ---------------------------------------------------------------------------------------------- */
 
+/* Better than the fewest copies that reach the target, in the digits that are shown. */
+static int is_best(const cli_copies *c, int32_t i)
+{
+    return i == c->best && (c->fewest < 0 || c->point[c->fewest].worst - c->point[i].worst >= 0.001);
+}
+
 /* Rows worth a line: the first, then fewer and fewer, the fewest, the best and the largest rise. */
 static int is_shown(const cli_copies *c, int32_t i)
 {
     int32_t row = 0;
     while (row < i) row += row < 8 ? 1 : row / 4;
     return row == i || i == c->points - 1 || i == c->fewest || i == c->fewest_equal ||
-           i == c->best || (c->rises > 0 && (i == c->rise_at || i + 1 == c->rise_at));
+           is_best(c, i) || (c->rises > 0 && (i == c->rise_at || i + 1 == c->rise_at));
 }
 
 static const char *remark(const cli_copies *c, int32_t i)
 {
     if (i == c->fewest) return "  <- fewest that reach the target";
     if (i == c->fewest_equal) return "  <- fewest with equal slots";
-    if (i == c->best) return "  <- best of all";
+    if (is_best(c, i)) return "  <- best of all";
     if (c->rises > 0 && i == c->rise_at) return "  <- worse than with fewer";
     return "";
 }

@@ -209,8 +209,8 @@ static void judge_steps(cli_diagnose *g)
 {
     moe_ep_plan_result *layer = cli_alloc((size_t)g->r.L, sizeof *layer);
     g->steps = g->r.judge.steps;
-    g->step_before = cli_alloc((size_t)g->steps, sizeof *g->step_before);
-    g->step_after = cli_alloc((size_t)g->steps, sizeof *g->step_after);
+    g->step_before = cli_keep_block(cli_alloc((size_t)g->steps, sizeof *g->step_before));
+    g->step_after = cli_keep_block(cli_alloc((size_t)g->steps, sizeof *g->step_after));
     for (int32_t s = 0; s < g->steps; s++) {
         g->step_before[s] = step_imbalance(g, &g->r.today, s, layer);
         g->step_after[s] = step_imbalance(g, &g->plan, s, layer);
@@ -226,7 +226,7 @@ static double *device_rows(const cli_diagnose *g, const moe_ep_placement *p)
     int32_t D = p->num_devices;
     double *mean = cli_alloc((size_t)r->L * (size_t)r->E, sizeof *mean);
     double *all = cli_alloc((size_t)r->L * (size_t)D, sizeof *all),
-           *one = cli_alloc((size_t)D, sizeof *one);
+           *one = cli_keep_block(cli_alloc((size_t)D, sizeof *one));
     moe_ep_error err;
     cli_check(moe_ep_window_loads(w->loads, w->steps, r->L, r->E, 0.0, mean, &err), &err, "mean");
     cli_check(moe_ep_device_loads(p, mean, all, &err), &err, "device loads");
@@ -240,9 +240,10 @@ static void look(cli_diagnose *g)
 {
     cli_window nothing = {0, NULL};
     moe_ep_shape shape = g->desc.shape;
-    void *mem; /* lives as long as the program */
+    void *mem;
     g->window_judged = !g->r.self_judged;
     g->plan = cli_report_placement(&g->r, &shape, &mem);
+    (void)cli_keep_block(mem);
     g->d = ask(g, g->window_judged ? &g->r.judge : &nothing, &g->plan);
     if (g->window_judged) {
         judge_each(g);
@@ -256,7 +257,7 @@ static void look(cli_diagnose *g)
 
 static void add_check(cli_diagnose *g, const char *name, char *found, char *wanted, int state)
 {
-    cli_check_line line = {cli_strdup(name), found, wanted, state};
+    cli_check_line line = {cli_keep(cli_strdup(name)), cli_keep(found), cli_keep(wanted), state};
     arrput(g->check, line);
 }
 
@@ -314,8 +315,10 @@ static void write_verdict(cli_diagnose *g)
             cli_strdup(g->window_judged ? "Insufficient evidence: too few steps were judged"
                                         : "Insufficient evidence: a second window is needed");
     }
-    if (d->reason == MOE_EP_REASON_NO_LOAD)
+    if (d->reason == MOE_EP_REASON_NO_LOAD) {
+        free(g->headline);
         g->headline = cli_strdup("Insufficient evidence: a window holds no tokens");
+    }
     why = cli_reason(&g->desc, d);
     g->reason = cli_format("%c%s.", toupper((unsigned char)*why), why + 1);
     free(why);
@@ -357,13 +360,21 @@ int cli_diagnose_main(int argc, char **argv)
     cli_report_settle(&g.r, list, (int)arrlen(list), left_out, &g.setup);
     if (g.current)
         g.r.today =
-            cli_map_placement(&map, list, cli_map_rows(&map, list), g.setup.devices, g.setup.nodes);
+            cli_map_placement(&map, list, cli_keep_block(cli_map_rows(&map, list)), g.setup.devices, g.setup.nodes);
     fill_desc(&g);
     note_windows(&g);
     look(&g);
     write_verdict(&g);
     cli_progress_end();
     cli_write_all(&common, &page, &g, &writers);
+    cli_report_free(&g.r);
+    cli_traces_free(list);
+    if (g.current) cli_map_free(&map);
+    arrfree(g.judged);
+    arrfree(g.check);
+    free(g.headline);
+    free(g.reason);
+    free(g.setup.assumed);
     if (!exit_code) return CLI_OK;
     return g.d.verdict == MOE_EP_NOT_NOW                 ? EXIT_NOT_NOW
            : g.d.verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? EXIT_INSUFFICIENT

@@ -56,11 +56,14 @@ static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
 static void put_windows(const cli_diagnose *g, FILE *f, const chart_text *t)
 {
     ptrdiff_t n = arrlen(g->judged);
-    char **label = cli_alloc((size_t)n * 2, sizeof *label),
-         **tail = cli_alloc((size_t)n * 2, sizeof *tail);
-    double *value = cli_alloc((size_t)n * 2, sizeof *value);
-    chart_kind *kind = cli_alloc((size_t)n * 2, sizeof *kind);
+    char **label, **tail;
+    double *value;
+    chart_kind *kind;
     if (n == 0) return;
+    label = cli_alloc((size_t)n * 2, sizeof *label);
+    tail = cli_alloc((size_t)n * 2, sizeof *tail);
+    value = cli_alloc((size_t)n * 2, sizeof *value);
+    kind = cli_alloc((size_t)n * 2, sizeof *kind);
     for (ptrdiff_t i = 0; i < n; i++) {
         const cli_judged *q = &g->judged[i];
         value[2 * i] = q->d.before_s;

@@ -43,7 +43,7 @@ static double ratio_of(const double *v, int32_t n)
 static int *device_blocks(const cli_report *r)
 {
     int *start;
-    if (r->setup->round_robin || r->today.num_devices > 128) return NULL;
+    if (r->setup->round_robin || r->setup->map || r->today.num_devices > 128) return NULL;
     start = cli_alloc((size_t)r->today.num_devices + 1, sizeof *start);
     for (int32_t d = 0; d <= r->today.num_devices; d++) start[d] = r->today.slot_start[d];
     return start[r->today.num_devices] == r->E ? start : (free(start), NULL);
@@ -126,7 +126,7 @@ void cli_section_devices(const cli_report *r, FILE *f)
 {
     int32_t D = r->today.num_devices, l = r->hot;
     panel p[3] = {{layer_of(r->today_devices, l, D), CHART_HOT, 0,
-                   r->setup->round_robin ? "today, round robin" : "today, contiguous blocks"},
+                   "today"},
                   {layer_of(r->one_devices, l, D), CHART_GOOD, 0, "best placement, no copies"},
                   {layer_of(r->copies_devices, l, D), CHART_BEST, 0, "best placement with copies"}};
     double top = 0.0;
@@ -144,9 +144,10 @@ void cli_section_devices(const cli_report *r, FILE *f)
         fputs("<span>", f);
         put_swatch(f, p[i].kind);
         cli_put_html(
-            f, i == 0 ? (r->setup->round_robin ? "Today: round robin" : "Today: contiguous blocks")
+            f, i == 0   ? "Today: "
                : i == 1 ? "Best placement, no copies"
                         : "");
+        if (i == 0) cli_put_html(f, cli_today(r));
         if (i == 2) fprintf(f, "Best placement, %d copies", r->slots - r->E);
         fprintf(f, "</span> <b>max/mean %.2f</b></h4>", ratio_of(p[i].devices, D));
         for (int w = 0; w < CLI_WIDTHS; w++) {
@@ -628,7 +629,7 @@ static void draw_layers(const void *data, FILE *f, cli_width w, double width, co
 
 static void put_layer_table(const cli_report *r, FILE *f)
 {
-    fputs("<details><summary>All layers as a table</summary><div class=\"scroll\"><table "
+    fputs("<details><summary>All layers as a table</summary>" CLI_PAGE_SCROLL "<table "
           "class=\"figures\"><thead><tr><th>layer<th>experts max/mean<th>chance, 95 %"
           "<th>devices today<th>best, no copies<th>best, copies<th>bound<th>busiest "
           "device<th>hottest expert<th>experts unused</thead><tbody>",
@@ -697,7 +698,7 @@ static void draw_shift(const void *data, FILE *f, cli_width w, double width, con
 
 static void put_shift_table(const cli_report *r, FILE *f)
 {
-    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>recording<th>correlation "
+    fputs(CLI_PAGE_SCROLL "<table class=\"figures\"><thead><tr><th>recording<th>correlation "
           "with ",
           f);
     cli_put_html(f, r->trace[0].name);

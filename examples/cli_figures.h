@@ -14,5 +14,8 @@ void cli_section_strips(const cli_report *r, FILE *f);
 void cli_section_strategies(const cli_report *r, FILE *f);
 void cli_section_layers(const cli_report *r, FILE *f);
 void cli_section_shift(const cli_report *r, FILE *f);
+void cli_section_traffic(const cli_report *r, FILE *f);
+void cli_section_gantt(const cli_report *r, FILE *f);
+void cli_section_drill(const cli_report *r, FILE *f);
 
 #endif

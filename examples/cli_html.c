@@ -40,7 +40,7 @@ static void put_tiles(const cli_report *r, FILE *f)
 static void put_steps(const cli_report *r, FILE *f)
 {
     fputs("<figure><figcaption><h3>From loads to the verdict</h3><p>Each line uses only the lines "
-          "above it.</p></figcaption><div class=\"scroll\">"
+          "above it.</p></figcaption>" CLI_PAGE_SCROLL
           "<table class=\"steps\"><thead><tr><th>step<th>result<th>what it means</thead><tbody>\n",
           f);
     for (ptrdiff_t i = 0; i < arrlen(r->line); i++) {
@@ -59,7 +59,7 @@ static void put_what_if(const cli_report *r, FILE *f)
 {
     fputs("<figure><figcaption><h3>What if?</h3><p>The same loads under other conditions; the best "
           "placement with copies each time.</p></figcaption>"
-          "<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>case<th>max/mean "
+          CLI_PAGE_SCROLL "<table class=\"figures\"><thead><tr><th>case<th>max/mean "
           "today<th>after<th>step today<th>after<th>saved<th>verdict</thead><tbody>\n",
           f);
     for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) {
@@ -82,7 +82,7 @@ static void put_what_if(const cli_report *r, FILE *f)
 
 static void put_next(const cli_report *r, FILE *f)
 {
-    fputs("<figure><figcaption><h3>Next</h3></figcaption><ul class=\"plain\">", f);
+    fputs("<figure><ul class=\"plain\">", f);
     for (ptrdiff_t i = 0; i < arrlen(r->next); i++) {
         fputs("<li>", f);
         cli_put_prose(f, r->next[i].what);
@@ -108,31 +108,38 @@ static void put_head(const cli_report *r, FILE *f)
     cli_page_begin(f, &head);
     put_tiles(r, f);
     cli_page_note(f, r->input_line);
+    fputs("<nav aria-label=\"Parts of this page\"><a href=\"#proof\">Proof</a> <a href=\"#next\">What to do</a> "
+          "<a href=\"#figures\">Figures</a> <a href=\"#more\">More pictures</a></nav>\n",
+          f);
 }
 
 void cli_report_html(const cli_report *r, FILE *f)
 {
     put_head(r, f);
-    fputs("<h2>The bottleneck</h2>\n", f);
+    fputs("<h2 id=\"proof\">The proof in four pictures</h2>\n", f);
     cli_section_devices(r, f);
-    cli_section_heatmap(r, f);
-    fputs("<h2>Why it is there</h2>\n", f);
     cli_section_experts(r, f);
+    cli_section_traffic(r, f);
+    cli_section_gantt(r, f);
+    fputs("<h2 id=\"next\">What to do</h2>\n", f);
+    put_next(r, f);
+    fputs("<h2 id=\"figures\">The figures</h2>\n", f);
+    put_steps(r, f);
+    put_what_if(r, f);
+    cli_section_layers(r, f);
+    cli_section_drill(r, f);
+    fputs("<h2 id=\"more\">More pictures</h2>\n", f);
+    cli_section_heatmap(r, f);
     fputs("<div class=\"two\">", f);
     cli_section_sweep(r, f);
     cli_section_ep_sizes(r, f);
     fputs("</div>\n", f);
     cli_section_shift(r, f);
     cli_section_strips(r, f);
-    fputs("<h2>What fixing it saves</h2>\n", f);
     cli_section_strategies(r, f);
-    cli_section_layers(r, f);
-    put_what_if(r, f);
-    put_steps(r, f);
     fputs("<figure><figcaption><h3>What was taken for granted</h3></figcaption>", f);
     cli_page_list(f, r->setup->assumed);
     fputs("</figure>\n", f);
-    put_next(r, f);
     cli_page_end(f, "A row is one (token, expert) assignment. max/mean is the load of the busiest "
                     "over the mean; balance efficiency is its inverse. Times are computed with a "
                     "roofline for the expert matrices and a latency-bandwidth model for dispatch "

@@ -153,6 +153,26 @@ static json_t *lists(const cli_report *r)
     return o;
 }
 
+/* One step of the bottleneck layer. */
+static json_t *timeline(const cli_report *r, const cli_timeline *t)
+{
+    int32_t D = r->setup->devices;
+    json_t *o = json_object(), *rows = json_array();
+    for (int32_t s = 0; s < D; s++) {
+        json_t *row = json_array();
+        for (int32_t d = 0; d < D; d++)
+            json_array_append_new(row, json_integer(t->traffic[(size_t)s * (size_t)D + (size_t)d]));
+        json_array_append_new(rows, row);
+    }
+    json_object_set_new(o, "dispatch_s", number(t->time.dispatch_s));
+    json_object_set_new(o, "compute_s", number(t->time.compute_s));
+    json_object_set_new(o, "combine_s", number(t->time.combine_s));
+    json_object_set_new(o, "slowest_device", json_integer(t->time.slowest_device));
+    json_object_set_new(o, "waiting", number(cli_timeline_wait(t, D)));
+    json_object_set_new(o, "traffic", rows);
+    return o;
+}
+
 void cli_report_json(const cli_report *r, FILE *f)
 {
     const cli_setup *s = r->setup;
@@ -189,6 +209,9 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "device_loads_today", matrix(r->today_devices, r->L, s->devices));
     json_object_set_new(root, "device_loads_no_copies", matrix(r->one_devices, r->L, s->devices));
     json_object_set_new(root, "device_loads_copies", matrix(r->copies_devices, r->L, s->devices));
+    json_object_set_new(root, "traffic_counted", json_boolean(r->counted_traffic));
+    json_object_set_new(root, "hot_layer_today", timeline(r, &r->now));
+    json_object_set_new(root, "hot_layer_planned", timeline(r, &r->then));
     json_object_set_new(root, "curves", more);
     if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
         cli_die(CLI_INTERNAL, "cannot write the JSON report");

@@ -145,7 +145,7 @@ static void line_ids(const char *path, json_t *list, id_row *row, int32_t *top_k
     }
 }
 
-/* Tokens of each step must be the same in every layer; then the steps follow each other. */
+/* Tokens of each step must be the same in every layer; then the steps follow each other.  Frees the rows. */
 static void id_rows_to_trace(cli_trace **list, const char *path, id_row *rows, int32_t top_k,
                              const cli_read_options *o)
 {
@@ -192,6 +192,8 @@ static void id_rows_to_trace(cli_trace **list, const char *path, id_row *rows, i
     for (int32_t l = 0; l < t.layers; l++) t.layer[l] = (int32_t)layers[l];
     cli_add_steps(&t);
     cli_append(list, t, o);
+    for (ptrdiff_t i = 0; i < arrlen(rows); i++) arrfree(rows[i].ids);
+    arrfree(rows);
     free(tokens);
     free(first);
     arrfree(steps);

@@ -1,4 +1,4 @@
-/* cli_map.c - placements as files: SGLang's physical_to_logical_map, CSV
+/* cli_map.c - placements as files: SGLang's physical_to_logical_map, TensorRT-LLM's YAML, CSV
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
 #include "cli_map.h"
@@ -45,11 +45,17 @@ static int is_csv_map(const char *path)
     return yes;
 }
 
+static int is_yaml(const char *path)
+{
+    return cli_has_suffix(path, ".yaml") || cli_has_suffix(path, ".yml");
+}
+
 int cli_map_is(const char *path)
 {
     struct stat info;
     if (stat(path, &info) != 0 || !S_ISREG(info.st_mode)) return 0;
     if (cli_has_suffix(path, ".json")) return is_json_map(path);
+    if (is_yaml(path)) return 1;
     return cli_has_suffix(path, ".csv") && is_csv_map(path);
 }
 
@@ -236,7 +242,7 @@ static cli_map read_csv_map(const char *path)
     }
     m = new_map(path, arrlen(layers), slots);
     m.slot_device = cli_alloc((size_t)slots, sizeof *m.slot_device);
-    line_of = cli_alloc((size_t)(arrlen(layers) * slots), sizeof *line_of);
+    line_of = cli_keep_block(cli_alloc((size_t)(arrlen(layers) * slots), sizeof *line_of));
     for (int32_t s = 0; s < m.slots; s++) m.slot_device[s] = -1;
     for (ptrdiff_t i = 0; i < arrlen(list); i++) {
         const slot_line *q = &list[i];
@@ -259,15 +265,42 @@ static cli_map read_csv_map(const char *path)
                     (long long)layers[i / slots], (long long)(i % slots));
     for (int32_t l = 0; l < m.layers; l++) m.number[l] = (int32_t)layers[l];
     set_devices(&m);
-    free(line_of);
     arrfree(layers);
     arrfree(list);
     return m;
 }
 
+/* ---- TensorRT-LLM's YAML --------------------------------------------------------------------------------- */
+
+static cli_map read_yaml_map(const char *path)
+{
+    int32_t *number = NULL, **row = cli_map_read_yaml(path, &number);
+    cli_map m = new_map(path, arrlen(row), arrlen(row[0]));
+    for (int32_t l = 0; l < m.layers; l++) { /* the layers by number, whatever their order in the file */
+        int32_t at = 0;
+        for (int32_t i = 0; i < m.layers; i++) at += number[i] < number[l];
+        m.number[at] = number[l];
+        memcpy(m.expert + (size_t)at * (size_t)m.slots, row[l], (size_t)m.slots * sizeof *m.expert);
+        arrfree(row[l]);
+    }
+    arrfree(row);
+    arrfree(number);
+    return m;
+}
+
 cli_map cli_map_read(const char *path)
 {
+    if (is_yaml(path)) return read_yaml_map(path);
     return cli_has_suffix(path, ".csv") ? read_csv_map(path) : read_json_map(path);
+}
+
+void cli_map_free(cli_map *m)
+{
+    free(m->expert);
+    free(m->number);
+    free(m->device_slots);
+    free(m->slot_device);
+    memset(m, 0, sizeof *m);
 }
 
 /* ---- to a placement ----------------------------------------------------------------------------------- */
@@ -289,9 +322,11 @@ int32_t *cli_map_rows(const cli_map *m, const cli_trace *t)
         by_number &= rows[l] >= 0;
     }
     if (by_number) return rows;
-    if (m->layers != t->layers)
+    if (m->layers != t->layers) {
+        free(rows);
         cli_die(CLI_USAGE, "%s has %d layers, %s has %d (%d to %d): they do not fit together",
                 m->path, m->layers, t->path, t->layers, t->layer[0], t->layer[t->layers - 1]);
+    }
     for (int32_t l = 0; l < t->layers; l++) rows[l] = l;
     return rows;
 }
@@ -299,9 +334,10 @@ int32_t *cli_map_rows(const cli_map *m, const cli_trace *t)
 /* Every expert of the recording stands somewhere in every layer, and nothing else does. */
 static void check_experts(const cli_map *m, const cli_trace *t, const int32_t *rows)
 {
+    char *seen = cli_keep_block(cli_alloc((size_t)t->experts, 1));
     for (int32_t l = 0; l < t->layers; l++) {
         const int32_t *expert = m->expert + (size_t)rows[l] * (size_t)m->slots;
-        char *seen = cli_alloc((size_t)t->experts, 1);
+        memset(seen, 0, (size_t)t->experts);
         for (int32_t s = 0; s < m->slots; s++) {
             if (expert[s] >= t->experts)
                 cli_die(CLI_USAGE, "%s: layer %d, slot %d holds expert %d, but %s has %d (0..%d)",
@@ -313,12 +349,20 @@ static void check_experts(const cli_map *m, const cli_trace *t, const int32_t *r
             if (!seen[e])
                 cli_die(CLI_USAGE, "%s: layer %d: expert %d of %d stands in no slot", m->path,
                         m->number[rows[l]], e, t->experts);
-        free(seen);
     }
 }
 
 moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const int32_t *rows,
                                    int32_t devices, int32_t nodes)
+{
+    void *mem;
+    moe_ep_placement p = cli_map_placement_in(m, t, rows, devices, nodes, &mem);
+    (void)cli_keep_block(mem);
+    return p;
+}
+
+moe_ep_placement cli_map_placement_in(const cli_map *m, const cli_trace *t, const int32_t *rows,
+                                      int32_t devices, int32_t nodes, void **mem)
 {
     moe_ep_shape shape;
     moe_ep_placement p;
@@ -342,9 +386,8 @@ moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const i
     if (bytes == 0)
         cli_die(CLI_USAGE, "%s: %d slots on %d devices and %d nodes: no such shape", m->path,
                 m->slots, shape.num_devices, nodes);
-    cli_check(
-        moe_ep_placement_init(&p, t->layers, t->experts, &shape, cli_alloc(bytes, 1), bytes, &err),
-        &err, m->path);
+    *mem = cli_alloc(bytes, 1);
+    cli_check(moe_ep_placement_init(&p, t->layers, t->experts, &shape, *mem, bytes, &err), &err, m->path);
     for (int32_t l = 0; l < t->layers; l++)
         memcpy(p.slot_expert + (size_t)l * (size_t)m->slots,
                m->expert + (size_t)rows[l] * (size_t)m->slots,
@@ -406,4 +449,43 @@ void cli_map_put_csv(FILE *f, int32_t layers, int32_t slots, const int32_t *expe
         for (int32_t s = 0; s < slots; s++)
             fprintf(f, "%d,%d,%d,%d\n", number[l], slot_device[s], s,
                     expert[(size_t)l * (size_t)slots + (size_t)s]);
+}
+
+/* ---- by name ------------------------------------------------------------------------------------------- */
+
+void cli_map_check_name(const char *name)
+{
+    if (!cli_has_suffix(name, ".json") && !cli_has_suffix(name, ".csv") && !is_yaml(name))
+        cli_die(CLI_USAGE, "--out %s: the name must end in .json (SGLang), .yaml (TensorRT-LLM) or .csv",
+                cli_printable(name));
+}
+
+int cli_map_wants_full(const char *name)
+{
+    return !cli_has_suffix(name, ".csv");
+}
+
+void cli_map_put(FILE *f, const char *name, int32_t layers, int32_t slots, const int32_t *expert,
+                 const int32_t *slot_device, const int32_t *number, const unsigned char *idle)
+{
+    if (cli_has_suffix(name, ".csv"))
+        cli_map_put_csv(f, layers, slots, expert, slot_device, number);
+    else if (is_yaml(name))
+        cli_map_put_yaml(f, layers, slots, expert, slot_device, number, idle);
+    else
+        cli_map_put_json(f, layers, slots, expert);
+}
+
+char *cli_map_usage(const char *name, int32_t experts, int32_t slots)
+{
+    char *shown = cli_printable(name), *text = NULL;
+    if (is_yaml(name))
+        text = cli_format("TensorRT-LLM loads it as moe_config: load_balancer: %s", shown);
+    else if (cli_has_suffix(name, ".json") && slots > experts)
+        text = cli_format("SGLang loads it with --init-expert-location %s --ep-num-redundant-experts %d", shown,
+                          slots - experts);
+    else if (cli_has_suffix(name, ".json"))
+        text = cli_format("SGLang loads it with --init-expert-location %s", shown);
+    free(shown);
+    return text;
 }

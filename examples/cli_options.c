@@ -51,7 +51,9 @@ static void make_unique(cli_trace *list)
     for (int i = 1; i < (int)arrlen(list); i++)
         for (int j = 0; j < i; j++)
             if (strcmp(list[i].name, list[j].name) == 0) {
-                list[i].name = cli_format("%s (%d)", list[i].name, i + 1);
+                char *numbered = cli_format("%s (%d)", list[i].name, i + 1);
+                free(list[i].name);
+                list[i].name = numbered;
                 j = -1;
             }
 }
@@ -139,6 +141,19 @@ static void refuse_two_on_stdout(const cli_common *o)
         cli_die(CLI_USAGE, "--html - and --json cannot both go to standard output");
 }
 
+/* text, json and html are other names for what there was before. */
+static void take_format(cli_common *o, const char *value)
+{
+    o->format = NULL;
+    o->json = strcmp(value, "json") == 0;
+    if (strcmp(value, "html") == 0 && !o->html) o->html = "-";
+    if (strcmp(value, "csv") == 0 || strcmp(value, "svg") == 0)
+        o->format = value;
+    else if (!o->json && strcmp(value, "html") != 0 && strcmp(value, "text") != 0)
+        cli_die(CLI_USAGE, "--format %s: text, json, csv, html or svg", cli_printable(value));
+    refuse_two_on_stdout(o);
+}
+
 int cli_common_option(cli_common *o, int option, const char *value, const char *help)
 {
     switch (option) {
@@ -161,6 +176,9 @@ int cli_common_option(cli_common *o, int option, const char *value, const char *
     case CLI_O_JSON:
         o->json = 1;
         refuse_two_on_stdout(o);
+        return 1;
+    case CLI_O_FORMAT:
+        take_format(o, value);
         return 1;
     case CLI_O_WIDTH:
         o->screen.width = (int)cli_option_count("width", value, 60, 400);
@@ -196,19 +214,32 @@ void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, in
 
 void cli_write_all(const cli_common *o, cli_out *page, const void *data, const cli_writers *w)
 {
+    static const cli_more_writers none;
+    cli_write_forms(o, page, data, w, &none);
+}
+
+void cli_write_forms(const cli_common *o, cli_out *page, const void *data, const cli_writers *w,
+                     const cli_more_writers *more)
+{
     cli_out text;
+    void (*form)(const void *, FILE *) = !o->format                     ? NULL
+                                         : strcmp(o->format, "csv") == 0 ? more->csv
+                                                                         : more->svg;
     chart_text t = cli_screen_chart(&o->screen);
+    if (o->format && !form) cli_die(CLI_USAGE, "--format %s: moe-ep %s has none", o->format, cli_command);
     if (o->html) {
         w->html(data, page->stream);
         cli_out_commit(page);
         if (strcmp(o->html, "-") == 0) return;
     }
     cli_out_open(&text, "-");
-    if (o->json)
+    if (form)
+        form(data, text.stream);
+    else if (o->json)
         w->json(data, text.stream);
     else
         w->text(data, text.stream, &t);
-    if (o->html && !o->json)
+    if (o->html && !o->json && !o->format)
         fprintf(text.stream, "\nThe same with pictures: %s\n", cli_keep(cli_printable(o->html)));
     cli_out_commit(&text);
 }

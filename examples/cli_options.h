@@ -34,7 +34,8 @@ enum {
     CLI_O_TARGET,
     CLI_O_GAIN,
     CLI_O_HORIZON,
-    CLI_O_ROUND_ROBIN
+    CLI_O_ROUND_ROBIN,
+    CLI_O_FORMAT
 };
 
 /* Lines of a getopt_long table. */
@@ -42,6 +43,7 @@ enum {
     {"experts", 1, NULL, CLI_O_EXPERTS}, {"only", 1, NULL, CLI_O_ONLY},                           \
         {"layers-first", 0, NULL, CLI_O_LAYERS_FIRST}, {"counts", 0, NULL, CLI_O_COUNTS},         \
         {"html", 1, NULL, CLI_O_HTML}, {"json", 0, NULL, CLI_O_JSON},                             \
+        {"format", 1, NULL, CLI_O_FORMAT},                                                        \
         {"width", 1, NULL, CLI_O_WIDTH}, {"ascii", 0, NULL, CLI_O_ASCII},                         \
         {"color", 1, NULL, CLI_O_COLOR}, {"help", 0, NULL, CLI_O_HELP}
 #define CLI_SHAPE_OPTIONS                                                                         \
@@ -61,6 +63,7 @@ typedef struct cli_common {
     cli_screen screen;
     const char *html;
     int json;
+    const char *format; /* "csv" or "svg", NULL = what the others say */
 } cli_common;
 
 /* Takes an option that all commands, or all that know a machine, share.  0 = it is none of them. */
@@ -95,5 +98,15 @@ typedef struct cli_writers {
 /* Checks that the page can be written, before long work; then writes everything that was asked for. */
 void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, int from);
 void cli_write_all(const cli_common *o, cli_out *page, const void *data, const cli_writers *w);
+
+/* A table for a spreadsheet and a picture by itself, for the commands that have them. */
+typedef struct cli_more_writers {
+    void (*csv)(const void *data, FILE *f);
+    void (*svg)(const void *data, FILE *f);
+} cli_more_writers;
+
+/* cli_write_all with them. */
+void cli_write_forms(const cli_common *o, cli_out *page, const void *data, const cli_writers *w,
+                     const cli_more_writers *more);
 
 #endif

@@ -30,6 +30,7 @@ static const char page_css[] =
     ".tile{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:14px 18px 12px}\n"
     ".tile dt{font-size:13px;color:var(--soft)}\n"
     ".tile dd{margin:2px 0 0;font-size:26px;font-weight:600;letter-spacing:-.02em;white-space:nowrap}\n"
+    ".tile dd i{font-style:normal;white-space:nowrap}\n"
     ".tile dd span{color:var(--faint);font-weight:400;padding:0 .18em}\n"
     ".tile dd.note{font-size:13px;font-weight:400;letter-spacing:0;white-space:normal;line-height:1.35;\n"
     "color:var(--soft);margin:3px 0 0}.tile dd small{font-size:15px;font-weight:500}\n"
@@ -49,6 +50,14 @@ static const char page_css[] =
     "thead th{font-weight:500;color:var(--soft);font-size:13px;line-height:1.3;max-width:150px}\n"
     "tbody th{font-weight:600}th:first-child{text-align:left}\n"
     "tr.pick td,tr.pick th{color:var(--best);font-weight:600}\n"
+    "nav{display:flex;flex-wrap:wrap;gap:6px 18px;margin:0 0 4px;font-size:15px}a{color:var(--good)}\n"
+    "a:focus-visible,.scroll:focus-visible{outline:2px solid var(--good);outline-offset:3px}\n"
+    ".drill{columns:3;column-gap:28px}.drill details{break-inside:avoid;border-bottom:1px solid var(--grid)}\n"
+    ".drill details[open]{column-span:all;padding-bottom:14px}.drill summary{margin:0;padding:7px 0}\n"
+    ".drill summary b{color:var(--ink)}.pair{display:grid;grid-template-columns:1fr 1fr;gap:0 24px}\n"
+    ".pair p{font-size:13px;color:var(--soft);margin:4px 0}\n"
+    "svg.mini{display:block;width:100%;height:84px}svg.mini .line{stroke:var(--ink);stroke-width:1.5;\n"
+    "stroke-dasharray:5 4;vector-effect:non-scaling-stroke;fill:none}\n"
     "summary{cursor:pointer;font-size:14px;color:var(--soft);margin-top:12px}\n"
     "summary:focus-visible{outline:2px solid var(--good);outline-offset:3px}\n"
     ".steps td,.steps th{text-align:left;vertical-align:top}.steps td:last-child{color:var(--soft)}\n"
@@ -65,8 +74,9 @@ static const char page_css[] =
     ".m{display:block}.two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:1fr 1fr}}\n"
     "@media(max-width:619.98px){\n"
     ".n{display:block}body{padding:22px 12px 48px}figure{padding:16px 14px 14px;border-radius:10px}\n"
-    ".two,.three{grid-template-columns:1fr}.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}\n"
-    ".tile{padding:11px 13px}.tile dd:not(.note){font-size:20px}.lead{font-size:17px}\n"
+    ".two,.three,.pair{grid-template-columns:1fr}.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}\n"
+    ".drill{columns:1}"
+    ".tile{padding:11px 13px}.tile dd:not(.note){font-size:18px;white-space:normal}.lead{font-size:17px}\n"
     "h2{font-size:22px;margin-top:38px}.heat-legend{display:block}th,td{padding:6px 7px}\n"
     ".steps thead{display:none}\n"
     ".steps tbody,.steps tr,.steps th,.steps td{display:block;border:0;padding:1px 7px}\n"
@@ -75,6 +85,7 @@ static const char page_css[] =
     "@media print{.scroll{overflow:visible}table{font-size:9.5pt}th,td{padding:4px 5px}\n"
     "body{max-width:none;padding:0;font-size:11pt}.w,.n{display:none!important}.m{display:block!important}\n"
     ".two,.three{grid-template-columns:1fr}figure{border-color:#bbb}\n"
+    "nav{display:none}details::details-content{content-visibility:visible;height:auto}\n"
     "*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}\n";
 /* clang-format on */
 
@@ -107,8 +118,9 @@ void cli_put_prose(FILE *f, const char *text)
 void cli_page_tile(FILE *f, const char *name, const char *before, const char *after,
                    const char *note)
 {
-    fprintf(f, "<div class=\"tile\"><dt>%s</dt><dd>%s%s%s</dd><dd class=\"note\">", name, before,
-            after ? "<span>\xe2\x86\x92</span>" : "", after ? after : "");
+    fprintf(f, "<div class=\"tile\"><dt>%s</dt><dd><i>%s</i>", name, before);
+    if (after) fprintf(f, "<wbr><span>\xe2\x86\x92</span><i>%s</i>", after);
+    fputs("</dd><dd class=\"note\">", f);
     cli_put_html(f, note);
     fputs("</dd></div>\n", f);
 }

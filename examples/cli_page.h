@@ -14,6 +14,9 @@ typedef struct cli_page_head {
     const char *badge, *reason;
 } cli_page_head;
 
+/* Begins a block that scrolls sideways, also by keyboard; ends with </div>. */
+#define CLI_PAGE_SCROLL "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"table\">"
+
 /* In this order: begin, tiles between <dl class="tiles"> and </dl>, note, figures, end. */
 void cli_page_begin(FILE *f, const cli_page_head *head);
 /* after may be NULL; name, before and after may hold markup, the note is plain text. */

@@ -22,8 +22,9 @@ static const char place_help[] =
     "  --experts E     --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
     "  --out FILE      writes the plan; .json: {\"physical_to_logical_map\": [layer][slot]}, which "
     "SGLang takes as\n"
-    "                  --init-expert-location; .csv: layer,device,slot,expert.  May be given "
-    "several times\n"
+    "                  --init-expert-location; .yaml: TensorRT-LLM's load_balancer file; .csv: "
+    "layer,device,slot,\n"
+    "                  expert.  May be given several times\n"
     "  --json          prints that JSON instead of the table\n";
 
 typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *,
@@ -94,7 +95,7 @@ static const policy *find_policy(const char *name)
 static int wants_json(const place_options *o)
 {
     int wanted = o->json;
-    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= cli_has_suffix(o->out[i], ".json");
+    for (ptrdiff_t i = 0; i < arrlen(o->out); i++) wanted |= cli_map_wants_full(o->out[i]);
     return wanted;
 }
 
@@ -129,9 +130,7 @@ static void take_option(place_options *o, int option, const char *value)
         o->policy = find_policy(value);
         break;
     case O_OUT:
-        if (!cli_has_suffix(value, ".json") && !cli_has_suffix(value, ".csv"))
-            cli_die(CLI_USAGE, "--out %s: the name must end in .json or .csv",
-                    cli_printable(value));
+        cli_map_check_name(value);
         arrput(o->out, value);
         break;
     case O_JSON:
@@ -173,11 +172,9 @@ static void put_written(const moe_ep_placement *p, const char *const *out, FILE 
     for (ptrdiff_t i = 0; i < arrlen(out); i++) {
         char *name = cli_printable(out[i]);
         fprintf(f, "wrote %s\n", name);
-        if (cli_has_suffix(out[i], ".json") && p->num_slots > p->num_experts)
-            fprintf(f, "  SGLang loads it with --init-expert-location %s --ep-num-redundant-experts %d\n", name,
-                    p->num_slots - p->num_experts);
-        else if (cli_has_suffix(out[i], ".json"))
-            fprintf(f, "  SGLang loads it with --init-expert-location %s\n", name);
+        char *usage = cli_map_usage(out[i], p->num_experts, p->num_slots);
+        if (usage) fprintf(f, "  %s\n", usage);
+        free(usage);
         free(name);
     }
 }
@@ -188,10 +185,10 @@ static double *all_loads(const cli_trace *list, unsigned char **idle)
 {
     size_t E = (size_t)list[0].experts;
     size_t n = (size_t)list[0].layers * (size_t)list[0].experts;
-    double *loads = cli_alloc(n, sizeof *loads);
+    double *loads = cli_keep_block(cli_alloc(n, sizeof *loads));
     for (ptrdiff_t i = 0; i < arrlen(list); i++)
         for (size_t j = 0; j < n; j++) loads[j] += list[i].loads[j];
-    *idle = cli_alloc((size_t)list[0].layers, 1);
+    *idle = cli_keep_block(cli_alloc((size_t)list[0].layers, 1));
     for (size_t l = 0; l * E < n; l++) {
         double total = 0.0;
         for (size_t e = 0; e < E; e++) total += loads[l * E + e];
@@ -222,7 +219,7 @@ int cli_place_main(int argc, char **argv)
     while ((option = getopt_long(argc, argv, "", place_long, NULL)) != -1)
         take_option(&o, option, optarg);
     if (o.devices == 0) cli_die(CLI_USAGE, "--devices is needed");
-    out = cli_alloc((size_t)arrlen(o.out) + 1, sizeof *out);
+    out = cli_keep_block(cli_alloc((size_t)arrlen(o.out) + 1, sizeof *out));
     for (ptrdiff_t i = 0; i < arrlen(o.out); i++) {
         cli_refuse_overwriting(o.out[i], argc, argv, optind);
         cli_out_open(&out[i], o.out[i]); /* before the reading and planning, which may be long */
@@ -244,18 +241,15 @@ int cli_place_main(int argc, char **argv)
     if (bytes == 0)
         cli_die(CLI_USAGE, "%d devices, %d slots, %d nodes: no such shape", o.devices, o.slots,
                 o.nodes);
-    cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, cli_alloc(bytes, 1),
+    cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, cli_keep_block(cli_alloc(bytes, 1)),
                                     bytes, &err),
               &err, "shape");
-    result = cli_alloc((size_t)d.num_layers, sizeof *result);
+    result = cli_keep_block(cli_alloc((size_t)d.num_layers, sizeof *result));
     cli_check(o.policy->run(&d, &p, result, NULL, &err), &err, o.policy->name);
-    if (wants_json(&o)) full = cli_map_full(&p, &filled);
+    if (wants_json(&o)) full = cli_keep_block(cli_map_full(&p, &filled));
     for (ptrdiff_t i = 0; i < arrlen(o.out); i++) {
-        if (cli_has_suffix(o.out[i], ".csv"))
-            cli_map_put_csv(out[i].stream, p.num_layers, p.num_slots, p.slot_expert, p.slot_device,
-                            list[0].layer);
-        else
-            cli_map_put_json(out[i].stream, p.num_layers, p.num_slots, full);
+        cli_map_put(out[i].stream, o.out[i], p.num_layers, p.num_slots,
+                    cli_map_wants_full(o.out[i]) ? full : p.slot_expert, p.slot_device, list[0].layer, idle);
         cli_out_commit(&out[i]);
     }
     cli_out_open(&text, "-");
@@ -267,5 +261,8 @@ int cli_place_main(int argc, char **argv)
         put_written(&p, o.out, text.stream);
     }
     cli_out_commit(&text);
+    cli_traces_free(list);
+    arrfree(o.out);
+    free(left_out);
     return CLI_OK;
 }

@@ -134,19 +134,19 @@ static id_shape npy_id_shape(const cli_npy *a, const cli_read_options *o)
 }
 
 /* "ids[12, 3, 5]" for a flat position in the file. */
-static char *id_place(const cli_npy *a, int64_t flat)
+static const char *id_place(const cli_npy *a, int64_t flat)
 {
     int64_t k = a->shape[a->ndim - 1];
     if (a->ndim == 2)
-        return cli_format("ids[%lld, %lld]", (long long)(flat / k), (long long)(flat % k));
-    return cli_format("ids[%lld, %lld, %lld]", (long long)(flat / k / a->shape[1]),
-                      (long long)(flat / k % a->shape[1]), (long long)(flat % k));
+        return cli_keep(cli_format("ids[%lld, %lld]", (long long)(flat / k), (long long)(flat % k)));
+    return cli_keep(cli_format("ids[%lld, %lld, %lld]", (long long)(flat / k / a->shape[1]),
+                               (long long)(flat / k % a->shape[1]), (long long)(flat % k)));
 }
 
 /* The id as the file has it, also where it does not fit into 32 bits. */
-static char *id_value(const cli_npy *a, int64_t flat, int32_t id)
+static const char *id_value(const cli_npy *a, int64_t flat, int32_t id)
 {
-    return a->wide_at == flat + 1 ? cli_strdup(a->wide) : cli_format("%d", id);
+    return cli_keep(a->wide_at == flat + 1 ? cli_strdup(a->wide) : cli_format("%d", id));
 }
 
 /* Largest id in the file; leaves at the first that can be none. */
@@ -159,9 +159,11 @@ static int32_t largest_id(const char *path)
         int64_t part = a.count - done < (1 << 20) ? a.count - done : 1 << 20;
         cli_npy_read_i32(&a, buf, part);
         for (int64_t i = 0; i < part; i++) {
-            if (buf[i] < -1 || buf[i] >= MAX_EXPERTS)
-                cli_die(CLI_USAGE, "%s: %s = %s is no expert id (0.. or -1 for none)", path,
-                        id_place(&a, done + i), id_value(&a, done + i, buf[i]));
+            if (buf[i] < -1 || buf[i] >= MAX_EXPERTS) {
+                const char *place = id_place(&a, done + i), *value = id_value(&a, done + i, buf[i]);
+                free(buf);
+                cli_die(CLI_USAGE, "%s: %s = %s is no expert id (0.. or -1 for none)", path, place, value);
+            }
             if (buf[i] > top) top = buf[i];
         }
         done += part;
@@ -201,10 +203,13 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
         moe_ep_ids view = moe_ep_ids_tlk(buf, part / unit, (int32_t)layers, t->top_k, t->experts);
         cli_npy_read_i32(a, buf, part);
         if (moe_ep_layer_loads(&view, counts, &skipped, &err) != MOE_EP_OK) {
+            const char *value;
             if (err.status != MOE_EP_ERR_EXPERT_ID) cli_check(err.status, &err, a->path);
+            value = id_value(a, done + err.index, buf[err.index]);
+            free(counts);
+            free(buf);
             cli_die(CLI_USAGE, "%s: %s = %s, but there are %d experts (0..%d)", a->path,
-                    id_place(a, done + err.index), id_value(a, done + err.index, buf[err.index]), t->experts,
-                    t->experts - 1);
+                    id_place(a, done + err.index), value, t->experts, t->experts - 1);
         }
         t->skipped += skipped;
         for (int64_t i = 0; i < layers * t->experts; i++)
@@ -311,20 +316,20 @@ int64_t cli_index_of(const int64_t *set, int64_t v)
 static void rows_to_trace(cli_trace **list, const char *path, const cli_load_row *rows,
                           const char *label, const cli_read_options *o)
 {
-    int64_t *steps = NULL, *layers = NULL, *line_of, experts = 0;
+    int64_t *steps = NULL, *layers = NULL, *line_of, experts = -1;
     cli_trace t;
     for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
         if (!cli_same(rows[i].label, label)) continue;
         (void)cli_add_sorted(&steps, rows[i].step);
         (void)cli_add_sorted(&layers, rows[i].layer);
-        if (experts == 0) experts = arrlen(rows[i].loads);
+        if (experts < 0) experts = arrlen(rows[i].loads);
         if (arrlen(rows[i].loads) != experts)
             cli_die(CLI_USAGE, "%s:%lld: %td loads where the rows before have %lld", path,
                     (long long)rows[i].line, arrlen(rows[i].loads), (long long)experts);
     }
     t = cli_new_trace(path, *label ? cli_printable(label) : cli_short_name(path), arrlen(steps),
                       arrlen(layers), experts);
-    line_of = cli_alloc((size_t)arrlen(steps) * (size_t)arrlen(layers), sizeof *line_of);
+    line_of = cli_keep_block(cli_alloc((size_t)arrlen(steps) * (size_t)arrlen(layers), sizeof *line_of));
     for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
         int64_t at;
         if (!cli_same(rows[i].label, label)) continue;
@@ -348,7 +353,6 @@ static void rows_to_trace(cli_trace **list, const char *path, const cli_load_row
     }
     cli_add_steps(&t);
     cli_append(list, t, o);
-    free(line_of);
     arrfree(steps);
     arrfree(layers);
 }
@@ -389,19 +393,28 @@ static void refuse_known(const char *path, const unsigned char *head, size_t n)
     if (n >= 4 && memcmp(head, "PK\x03\x04", 4) == 0)
         cli_die(CLI_USAGE,
                 "%s: is a zip file (.npz or a PyTorch dump); save one array with numpy.save, or "
-                "the counts as JSON",
+                "the counts as JSON (examples/SERVERS.md has the line for SGLang's dump)",
                 path);
     if (n >= 2 && head[0] == 0x1f && head[1] == 0x8b)
         cli_die(CLI_USAGE, "%s: is compressed; unpack it with gunzip first", path);
     if (n >= 2 && head[0] == 0x80 && head[1] <= 5)
         cli_die(CLI_USAGE, "%s: looks like a Python pickle; save the array with numpy.save", path);
+    if (memmem(head, n, "EPLB step", 9) || memmem(head, n, "INFO ", 5))
+        cli_die(CLI_USAGE, "%s: is a server's log: it tells how uneven the ranks are, not which experts are hot; "
+                           "moe-ep watch %s --once reads it",
+                path, path);
 }
 
 void cli_read(cli_trace **list, const char *path, const cli_read_options *options)
 {
     unsigned char head[64];
     size_t n, start = 0;
-    FILE *f = cli_open_input(path);
+    FILE *f;
+    if (cli_is_statistics(path) || ends_with(path, ".safetensors")) {
+        cli_read_statistics(list, path, options);
+        return;
+    }
+    f = cli_open_input(path);
     n = fread(head, 1, sizeof head, f);
     if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
     rewind(f);

@@ -36,7 +36,7 @@ static const char rebalance_help[] =
     "  --devices D       --slots P   --nodes N   shape; a CSV map says its devices itself\n"
     "  --model NAME      --hidden H   --intermediate I   size of an expert      --machine NAME   "
     "speed of the links\n"
-    "  --out FILE        writes the new map, .json or .csv; may be given several times\n"
+    "  --out FILE        writes the new map, .json, .yaml or .csv; may be given several times\n"
     "  --moves-out FILE  writes layer,expert,from_device,from_slot,to_device,to_slot,round as CSV; "
     "in one round a\n"
     "                    device sends at most one expert and receives at most one\n"
@@ -94,9 +94,7 @@ static void take_option(cli_rebalance *r, cli_common *common, rebalance_files *f
         take_dead(r, value);
         return;
     case O_OUT:
-        if (!cli_has_suffix(value, ".json") && !cli_has_suffix(value, ".csv"))
-            cli_die(CLI_USAGE, "--out %s: the name must end in .json or .csv",
-                    cli_printable(value));
+        cli_map_check_name(value);
         arrput(files->out, value);
         return;
     case O_MOVES_OUT:
@@ -119,7 +117,7 @@ static moe_ep_placement new_placement(const cli_rebalance *r, const moe_ep_shape
         cli_die(CLI_USAGE, "%d devices with %d slots on %d nodes: no such shape",
                 shape->num_devices, shape->num_slots, shape->num_nodes);
     cli_check(moe_ep_placement_init(&p, r->trace->layers, r->trace->experts, shape,
-                                    cli_alloc(bytes, 1), bytes, &err),
+                                    cli_keep_block(cli_alloc(bytes, 1)), bytes, &err),
               &err, "devices and slots");
     return p;
 }
@@ -164,11 +162,10 @@ static void read_current(cli_rebalance *r)
     if (!r->current) {
         place_contiguous(r);
     } else {
-        r->map = cli_map_read(r->current);
         if (r->setup.slots > 0 && r->setup.slots != r->map.slots)
             cli_die(CLI_USAGE, "%s has %d slots, --slots says %d", r->current, r->map.slots,
                     r->setup.slots);
-        r->rows = cli_map_rows(&r->map, r->trace);
+        r->rows = cli_keep_block(cli_map_rows(&r->map, r->trace));
         r->today = cli_map_placement(&r->map, r->trace, r->rows, r->setup.devices, r->setup.nodes);
     }
     for (ptrdiff_t i = 0; i < arrlen(r->dead); i++) {
@@ -305,22 +302,22 @@ static void compare(cli_rebalance *r, int which, const char *name, const moe_ep_
     cli_check(moe_ep_plan_moves(&r->today, p, r->expert_bytes, NULL, 0, &c->moves, NULL, &err),
               &err, name);
     c->share = (double)c->moves.moves / busy_slots(r);
+    if (layer) (void)cli_keep_block(layer);
     if (which == CLI_TODAY) r->before = layer;
     if (which == CLI_REBALANCED) r->after = layer;
-    if (which != CLI_TODAY && which != CLI_REBALANCED) free(layer);
 }
 
 static void list_moves(cli_rebalance *r)
 {
     moe_ep_moves_result *m = &r->change[CLI_REBALANCED].moves;
     moe_ep_error err;
-    r->move = cli_alloc((size_t)m->moves, sizeof *r->move);
+    r->move = cli_keep_block(cli_alloc((size_t)m->moves, sizeof *r->move));
     cli_check(
         moe_ep_plan_moves(&r->today, &r->plan, r->expert_bytes, r->move, m->moves, m, NULL, &err),
         &err, "moves");
-    r->arrivals = cli_alloc((size_t)r->today.num_devices, sizeof *r->arrivals);
-    r->layer_arrivals = cli_alloc((size_t)r->trace->layers, sizeof *r->layer_arrivals);
-    r->departures = cli_alloc((size_t)r->today.num_devices, sizeof *r->departures);
+    r->arrivals = cli_keep_block(cli_alloc((size_t)r->today.num_devices, sizeof *r->arrivals));
+    r->layer_arrivals = cli_keep_block(cli_alloc((size_t)r->trace->layers, sizeof *r->layer_arrivals));
+    r->departures = cli_keep_block(cli_alloc((size_t)r->today.num_devices, sizeof *r->departures));
     for (int64_t i = 0; i < m->moves; i++) {
         r->arrivals[r->move[i].to_device]++;
         r->layer_arrivals[r->move[i].layer]++;
@@ -383,7 +380,7 @@ static void make_plans(cli_rebalance *r)
     compare(r, CLI_REPLANNED, "full replan", &r->replan);
     list_moves(r);
     if (r->before) draw_frontier(r);
-    r->worst = cli_alloc((size_t)r->trace->layers, sizeof *r->worst);
+    r->worst = cli_keep_block(cli_alloc((size_t)r->trace->layers, sizeof *r->worst));
     for (int32_t l = 0; l < r->trace->layers; l++) r->worst[l] = l;
     qsort_r(r->worst, (size_t)r->trace->layers, sizeof *r->worst, worse,
             r->before ? r->before : r->after);
@@ -436,10 +433,10 @@ static void write_verdict(cli_rebalance *r)
         "when its devices are renamed to fit. %s",
         cli_bytes(b->moves.bytes), b->moves.moves == 1 ? "travels" : "travel",
         cli_count((double)b->moves.rounds),
-        r->seconds > 0.0 ? cli_format(", %s at the speed of the links", cli_seconds(r->seconds))
+        r->seconds > 0.0 ? cli_keep(cli_format(", %s at the speed of the links", cli_seconds(r->seconds)))
                          : "",
         c->worst, 100.0 * r->change[CLI_REPLANNED].share, 100.0 * c->share,
-        r->target > 0.0 && !reached ? why_missed(r) : "");
+        r->target > 0.0 && !reached ? cli_keep(why_missed(r)) : "");
 }
 
 /* ---- outputs ------------------------------------------------------------------------------------------------ */
@@ -448,8 +445,7 @@ static void write_verdict(cli_rebalance *r)
 static void write_map(const cli_rebalance *r, const char *path, FILE *f)
 {
     int32_t L = r->trace->layers, P = r->plan.num_slots;
-    int csv = cli_has_suffix(path, ".csv");
-    const int32_t *expert = csv ? r->plan.slot_expert : r->full, *number = r->trace->layer;
+    const int32_t *expert = cli_map_wants_full(path) ? r->full : r->plan.slot_expert, *number = r->trace->layer;
     if (r->current) {
         for (int32_t l = 0; l < L; l++)
             memcpy(r->map.expert + (size_t)r->rows[l] * (size_t)P, expert + (size_t)l * (size_t)P,
@@ -458,10 +454,7 @@ static void write_map(const cli_rebalance *r, const char *path, FILE *f)
         expert = r->map.expert;
         number = r->map.number;
     }
-    if (csv)
-        cli_map_put_csv(f, L, P, expert, r->plan.slot_device, number);
-    else
-        cli_map_put_json(f, L, P, expert);
+    cli_map_put(f, path, L, P, expert, r->plan.slot_device, number, NULL);
 }
 
 static void write_moves(const cli_rebalance *r, FILE *f)
@@ -479,8 +472,8 @@ static void fill_slots(cli_rebalance *r, const rebalance_files *files)
 {
     int64_t filled = 0;
     for (ptrdiff_t i = 0; i < arrlen(files->out); i++)
-        if (cli_has_suffix(files->out[i], ".json") && !r->full)
-            r->full = cli_map_full(&r->plan, &filled);
+        if (cli_map_wants_full(files->out[i]) && !r->full)
+            r->full = cli_keep_block(cli_map_full(&r->plan, &filled));
     if (filled > 0)
         cli_note(&r->setup,
                  "%s slots are free in the new plan; the JSON map has a second copy of an expert of "
@@ -490,7 +483,7 @@ static void fill_slots(cli_rebalance *r, const rebalance_files *files)
 
 static void open_files(rebalance_files *files, int argc, char **argv, int from)
 {
-    files->stream = cli_alloc((size_t)arrlen(files->out) + 1, sizeof *files->stream);
+    files->stream = cli_keep_block(cli_alloc((size_t)arrlen(files->out) + 1, sizeof *files->stream));
     for (ptrdiff_t i = 0; i < arrlen(files->out); i++) {
         cli_refuse_overwriting(files->out[i], argc, argv, from);
         cli_out_open(&files->stream[i], files->out[i]);
@@ -515,11 +508,11 @@ static void add_loads(cli_rebalance *r, const cli_trace *list)
 {
     size_t n = (size_t)list[0].layers * (size_t)list[0].experts;
     r->trace = list;
-    r->names = cli_strdup(list[0].name);
-    r->loads = cli_alloc(n, sizeof *r->loads);
+    r->names = cli_keep(cli_strdup(list[0].name));
+    r->loads = cli_keep_block(cli_alloc(n, sizeof *r->loads));
     for (ptrdiff_t i = 0; i < arrlen(list); i++) {
         for (size_t j = 0; j < n; j++) r->loads[j] += list[i].loads[j];
-        if (i > 0) r->names = cli_format("%s + %s", r->names, list[i].name);
+        if (i > 0) r->names = cli_keep(cli_format("%s + %s", r->names, list[i].name));
     }
 }
 
@@ -530,9 +523,12 @@ static void settle(cli_rebalance *r)
         cli_note(&r->setup, "Target max/mean 1.05 in every layer; --target or --moves changes it.");
     }
     r->target = r->setup.target;
-    read_current(r);
     cli_setup_sizes(&r->setup, r->trace->layers, r->trace->experts, r->trace->top_k);
     cli_setup_machine(&r->setup);
+    if (r->current) r->map = cli_map_read(r->current);
+    if (r->setup.devices == 0) r->setup.devices = r->map.devices;
+    if (r->setup.devices > 0) cli_setup_nodes(&r->setup);
+    read_current(r);
     r->expert_bytes = cli_expert_bytes(&r->setup.model);
 }
 
@@ -571,5 +567,13 @@ int cli_rebalance_main(int argc, char **argv)
     cli_progress_end();
     write_files(&r, &files);
     cli_write_all(&common, &page, &r, &writers);
+    cli_traces_free(list);
+    cli_map_free(&r.map);
+    arrfree(files.out);
+    arrfree(r.dead);
+    free(r.headline);
+    free(r.reason);
+    free(r.setup.assumed);
+    free(left_out);
     return CLI_OK;
 }

@@ -53,7 +53,8 @@ static void put_frontier(const cli_rebalance *r, FILE *f, const chart_text *t)
         value[i] = worst - 1.0;
         kind[i] = i == 0 ? CHART_HOT : worst <= r->target ? CHART_BEST : CHART_PLAIN;
         label[i] = i == 0 ? cli_strdup("today")
-                          : cli_format("%s moves", cli_count((double)r->point_moves[i - 1]));
+                          : cli_format("%s move%s", cli_count((double)r->point_moves[i - 1]),
+                                       r->point_moves[i - 1] == 1 ? "" : "s");
         tail[i] =
             i == 0 ? cli_format("%.3f", worst)
                    : cli_format("%.3f, %.1f %% of the slots", worst, 100.0 * r->point_share[i - 1]);

@@ -4,6 +4,7 @@
 #include "cli_report.h"
 
 #include "chart.h"
+#include "cli_map.h"
 
 #include <math.h>
 #include <stb_ds.h>
@@ -161,6 +162,13 @@ static int64_t shown_tokens(const cli_report *r, const cli_trace *t, const cli_w
     return tokens < 1 ? 1 : tokens;
 }
 
+static int32_t recorded_steps(const cli_report *r)
+{
+    cli_window all = cli_report_window(r, &r->trace[0], r->tokens);
+    free(all.loads);
+    return all.steps;
+}
+
 static void describe_windows(cli_report *r, cli_setup *s)
 {
     const cli_trace *last = &r->trace[r->traces - 1];
@@ -181,7 +189,7 @@ static void describe_windows(cli_report *r, cli_setup *s)
             r->judge.steps == 1 ? "" : "s",
             r->sums ? "  Each is a sum over many steps: how much single steps scatter is not known."
                     : "");
-    } else if (cli_report_window(r, &r->trace[0], r->tokens).steps >= 4) {
+    } else if (recorded_steps(r) >= 4) {
         r->judged_on = cli_strdup("the second half of the recording");
         cli_note(s,
                  "Planned on the first half of the recording (%d steps), judged on the second (%d "
@@ -229,11 +237,23 @@ moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *s
     return p;
 }
 
+const char *cli_today(const cli_report *r)
+{
+    return r->setup->map ? "as the map says" : r->setup->round_robin ? "round robin" : "contiguous blocks";
+}
+
+/* What runs today; for another number of devices than the map has, contiguous blocks. */
 static moe_ep_placement make_today(const cli_report *r, int32_t devices, int32_t nodes, void **mem)
 {
     moe_ep_place_desc d;
     moe_ep_placement p;
     moe_ep_error err;
+    if (r->setup->map && devices == r->setup->devices) {
+        int32_t *rows = cli_map_rows(r->setup->map, &r->trace[0]);
+        p = cli_map_placement_in(r->setup->map, &r->trace[0], rows, devices, nodes, mem);
+        free(rows);
+        return p;
+    }
     memset(&d, 0, sizeof d);
     d.num_layers = r->L;
     d.num_experts = r->E;
@@ -572,12 +592,15 @@ static void compare_strategies(cli_report *r)
                  {MOE_EP_PLACE_LPT, "Heaviest first (LPT)", 0},
                  {MOE_EP_PLACE_EPLB_GLOBAL, "EPLB, %d copies", 1}};
     char *name;
-    add_strategy(r, r->setup->round_robin ? "Round robin (today)" : "Contiguous blocks (today)",
+    add_strategy(r, r->setup->map           ? "The map (today)"
+                    : r->setup->round_robin ? "Round robin (today)"
+                                            : "Contiguous blocks (today)",
                  r->E, r->one.imbalance_before, r->one.before_s, CHART_HOT);
     for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
         question q = main_question(r, other[i].copies ? r->slots : r->E);
         moe_ep_diagnosis d;
-        if ((r->setup->round_robin && i == 0) || (!r->setup->round_robin && i == 1) ||
+        int is_today = !r->setup->map && i == (r->setup->round_robin ? 0u : 1u);
+        if (is_today ||
             (other[i].copies && r->slots == r->E))
             continue;
         q.policy = other[i].policy;
@@ -778,6 +801,7 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
     diagnose_all(r);
     look_at_layers(r);
     r->regime = todays_regime(r);
+    cli_report_proof(r);
     look_at_shift(r);
     compare_strategies(r);
     count_copies(r);
@@ -790,7 +814,7 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
 
 static void free_lists(cli_report *r)
 {
-    for (int i = 0; i < r->traces; i++) free(r->shift[i].hottest);
+    for (int i = 0; r->shift && i < r->traces; i++) free(r->shift[i].hottest);
     for (ptrdiff_t i = 0; i < arrlen(r->strategy); i++) free(r->strategy[i].name);
     for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) free(r->what_if[i].name);
     for (ptrdiff_t i = 0; i < arrlen(r->hint); i++) free(r->hint[i]);
@@ -815,7 +839,8 @@ void cli_report_free(cli_report *r)
     void *list[] = {r->plan.loads,     r->judge.loads,    r->plan_loads, r->shown_loads, r->today_devices,
                     r->one_devices,    r->copies_devices, r->layer,      r->worst,       r->curve,
                     r->headline,       r->verdict,        r->reason,     r->input_line,  r->judged_on,
-                    r->memory[0],      r->memory[1],      r->memory[2],  r->left_out};
+                    r->memory[0],      r->memory[1],      r->memory[2],  r->left_out,
+                    r->now.traffic,    r->now.device,     r->then.traffic, r->then.device};
     free_lists(r);
     free(r->shift);
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) free(list[i]);

@@ -55,6 +55,13 @@ typedef struct cli_next {
     char *what, *command;
 } cli_next;
 
+/* One step of the bottleneck layer under one placement. */
+typedef struct cli_timeline {
+    int64_t *traffic;           /* (D, D) rows from source to destination device                   */
+    moe_ep_device_time *device; /* (D)                                                             */
+    moe_ep_time_result time;
+} cli_timeline;
+
 enum { CLI_SWEEP = 24 };
 
 typedef struct cli_report {
@@ -90,6 +97,8 @@ typedef struct cli_report {
     int32_t hot;                /* row of the bottleneck layer                                     */
     int32_t *worst;             /* (L) rows from the worst layer on                                */
     moe_ep_chance_result chance;
+    cli_timeline now, then;     /* today and with the chosen plan                                  */
+    int counted_traffic;        /* 1: traffic from ids, 0: expected from the loads                  */
 
     cli_shift_row *shift;       /* (traces), the first is the plan's own                           */
     int32_t shift_layer;        /* row of the layer in which the recordings differ most            */
@@ -112,6 +121,14 @@ typedef struct cli_report {
 
 /* Reads nothing, prints nothing: traces and setup in, report out.  Faults of the setup end the program. */
 void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
+
+/* Today's placement in words: "contiguous blocks", "round robin", "as the map says". */
+const char *cli_today(const cli_report *r);
+
+/* Fills now and then. */
+void cli_report_proof(cli_report *r);
+/* Share of the devices' time between the barriers in which they wait. */
+double cli_timeline_wait(const cli_timeline *t, int32_t devices);
 
 /* Frees what a report holds, without its traces and its setup. */
 void cli_report_free(cli_report *r);
@@ -147,6 +164,8 @@ void cli_report_words(cli_report *r);
 void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int color, int all);
 void cli_report_html(const cli_report *r, FILE *f);
 void cli_report_json(const cli_report *r, FILE *f);
+void cli_report_csv(const cli_report *r, FILE *f); /* a line per layer */
+void cli_report_svg(const cli_report *r, FILE *f); /* the devices before and after */
 
 /* Names of the presets for --help, one per line with source. */
 void cli_presets(FILE *f);

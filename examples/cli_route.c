@@ -197,7 +197,7 @@ int cli_route_main(int argc, char **argv)
     route_options o;
     moe_ep_router router;
     moe_ep_error err;
-    table logits, bias;
+    table logits, bias = {NULL, 0, 0};
     cli_out text;
     int64_t *loads;
     int32_t *ids, E;
@@ -238,5 +238,10 @@ int cli_route_main(int argc, char **argv)
             cli_count((double)logits.rows), E, o.top_k, o.router, moe_ep_imbalance(loads, E, &err));
     if (o.compare) compare(&o, ids, logits.rows, text.stream);
     cli_out_commit(&text);
+    free(logits.value);
+    free(bias.value);
+    free(ids);
+    free(weights);
+    free(loads);
     return CLI_OK;
 }

@@ -38,4 +38,8 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
 void cli_read_json(cli_trace **list, const char *path, FILE *f, const cli_read_options *o);
 void cli_read_json_lines(cli_trace **list, const char *path, FILE *f, const cli_read_options *o);
 
+/* TensorRT-LLM's statistics: a folder with meta_info.json and rankN.safetensors, or one such file. */
+int cli_is_statistics(const char *path);
+void cli_read_statistics(cli_trace **list, const char *path, const cli_read_options *o);
+
 #endif

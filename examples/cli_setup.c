@@ -110,6 +110,11 @@ void cli_setup_devices(cli_setup *s, int32_t E)
                  s->slots);
     }
     if (s->slots < E) cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, E);
+    cli_setup_nodes(s);
+}
+
+void cli_setup_nodes(cli_setup *s)
+{
     if (s->nodes == 0) {
         int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
         s->nodes = (s->devices + per - 1) / per;

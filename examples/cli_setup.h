@@ -17,6 +17,7 @@ typedef struct cli_setup {
     double horizon_steps;
     char *read_args;           /* options of the reading, as given, " --counts"; NULL = none      */
     int round_robin;           /* today's placement: expert e on device e mod D                   */
+    const struct cli_map *map; /* today's placement, NULL = blocks or round robin                 */
     moe_ep_model model;        /* filled by cli_setup_model                                       */
     moe_ep_machine machine;
     char *assumed;             /* sentences about what was found out, one per line                */
@@ -32,6 +33,8 @@ void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K);
 void cli_setup_machine(cli_setup *s);
 /* Devices, slots and nodes; wants the machine. */
 void cli_setup_devices(cli_setup *s, int32_t E);
+/* Nodes alone, for devices that are known; wants the machine. */
+void cli_setup_nodes(cli_setup *s);
 
 /* Weights of one expert in one layer. */
 double cli_expert_bytes(const moe_ep_model *m);

@@ -188,7 +188,7 @@ static char *json_word(const char *path, json_t *object, const char *key)
 {
     json_t *v = json_object_get(object, key);
     if (!json_is_string(v)) cli_die(CLI_USAGE, "%s: \"%s\" is missing or no text", path, key);
-    return cli_printable(json_string_value(v));
+    return cli_keep(cli_printable(json_string_value(v)));
 }
 
 static void set_links(moe_ep_machine *m, double latency_s, double Bps)
@@ -373,12 +373,12 @@ static engine start_engine(const cli_simulate *s)
     d.shape.num_devices = s->cluster.ep;
     bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
     cli_check(moe_ep_placement_init(&g.p, d.num_layers, d.num_experts, &d.shape,
-                                    cli_alloc(bytes, 1), bytes, &err),
+                                    cli_keep_block(cli_alloc(bytes, 1)), bytes, &err),
               &err, "shape");
     cli_check(moe_ep_place_contiguous(&d, &g.p, NULL, NULL, &err), &err, "contiguous blocks");
-    g.ids = cli_alloc((size_t)(s->max_tokens + s->max_batch) * (size_t)m->top_k, sizeof *g.ids);
-    g.rows = cli_alloc((size_t)s->layers * (size_t)g.p.num_slots, sizeof *g.rows);
-    g.device = cli_alloc((size_t)s->cluster.ep, sizeof *g.device);
+    g.ids = cli_keep_block(cli_alloc((size_t)(s->max_tokens + s->max_batch) * (size_t)m->top_k, sizeof *g.ids));
+    g.rows = cli_keep_block(cli_alloc((size_t)s->layers * (size_t)g.p.num_slots, sizeof *g.rows));
+    g.device = cli_keep_block(cli_alloc((size_t)s->cluster.ep, sizeof *g.device));
     return g;
 }
 
@@ -696,7 +696,7 @@ int cli_simulate_main(int argc, char **argv)
     simulate_files files;
     cli_out page, csv;
     cli_trace *list = NULL;
-    char *left_out;
+    char *left_out = NULL;
     int option;
     memset(&s, 0, sizeof s);
     memset(&common, 0, sizeof common);
@@ -731,5 +731,12 @@ int cli_simulate_main(int argc, char **argv)
         cli_out_commit(&csv);
     }
     cli_write_all(&common, &page, &s, &writers);
+    cli_traces_free(list);
+    arrfree(s.request);
+    arrfree(s.row);
+    free(s.headline);
+    free(s.reason);
+    free(s.setup.assumed);
+    free(left_out);
     return CLI_OK;
 }

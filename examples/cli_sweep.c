@@ -30,7 +30,11 @@ static const char sweep_help[] =
     "  --redundant R,... redundant experts per layer (0, 1, 2 and 4 more slots on each device)\n"
     "  --overlap X,...   none, shared (expert under dispatch), two (batches, attention hides the "
     "other's experts),\n"
-    "                    two-hidden (communication under all compute) (none,shared,two)\n"
+    "                    two-hidden (communication under all compute), two-staggered (attention "
+    "under combine,\n"
+    "                    experts under dispatch) (none,shared,two)\n"
+    "  --policy P,...    placement: best, lpt, eplb, eplb-nodes, trtllm, contiguous, round-robin "
+    "(best)\n"
     "  --context C       tokens of cache per sequence (4096)\n"
     "  --attention-us X  attention of a layer at these tokens (from its weights and the cache, "
     "read once)\n"
@@ -52,6 +56,7 @@ enum {
     O_REDUNDANT,
     O_TOKENS,
     O_OVERLAP,
+    O_POLICY,
     O_CONTEXT,
     O_ATTENTION,
     O_RESERVE,
@@ -68,6 +73,7 @@ static const struct option sweep_long[] = {{"ep", 1, NULL, O_EP},
                                            {"redundant", 1, NULL, O_REDUNDANT},
                                            {"tokens", 1, NULL, O_TOKENS},
                                            {"overlap", 1, NULL, O_OVERLAP},
+                                           {"policy", 1, NULL, O_POLICY},
                                            {"context", 1, NULL, O_CONTEXT},
                                            {"attention-us", 1, NULL, O_ATTENTION},
                                            {"reserve-gb", 1, NULL, O_RESERVE},
@@ -93,20 +99,32 @@ static const struct {
 } overlaps[] = {{"none", MOE_EP_OVERLAP_NONE},
                 {"shared", MOE_EP_OVERLAP_SHARED},
                 {"two", MOE_EP_OVERLAP_TWO_EXPOSED},
-                {"two-hidden", MOE_EP_OVERLAP_TWO_HIDDEN}};
+                {"two-hidden", MOE_EP_OVERLAP_TWO_HIDDEN},
+                {"two-staggered", MOE_EP_OVERLAP_TWO_STAGGERED}};
+
+static const struct {
+    const char *name;
+    moe_ep_place_policy policy;
+} policies[] = {{"best", MOE_EP_PLACE_BEST},
+                {"lpt", MOE_EP_PLACE_LPT},
+                {"eplb", MOE_EP_PLACE_EPLB_GLOBAL},
+                {"eplb-nodes", MOE_EP_PLACE_EPLB_HIERARCHICAL},
+                {"trtllm", MOE_EP_PLACE_TRTLLM},
+                {"contiguous", MOE_EP_PLACE_CONTIGUOUS},
+                {"round-robin", MOE_EP_PLACE_ROUND_ROBIN}};
+
+const char *cli_policy_str(moe_ep_place_policy policy)
+{
+    for (size_t i = 0; i < sizeof policies / sizeof policies[0]; i++)
+        if (policies[i].policy == policy) return policies[i].name;
+    return "unknown";
+}
 
 const char *cli_overlap_str(moe_ep_overlap overlap)
 {
     for (size_t i = 0; i < sizeof overlaps / sizeof overlaps[0]; i++)
         if (overlaps[i].overlap == overlap) return overlaps[i].name;
     return "unknown";
-}
-
-const char *cli_limit_str(cli_limit limit)
-{
-    static const char *const name[] = {"memory", "attention", "network", "expert weights",
-                                       "expert FLOPs"};
-    return name[limit];
 }
 
 /* ---- options ------------------------------------------------------------------------------------------- */
@@ -138,10 +156,26 @@ static void take_overlaps(cli_sweep *s, const char *value)
         size_t i = 0, n = sizeof overlaps / sizeof overlaps[0];
         while (i < n && strcmp(at, overlaps[i].name) != 0) i++;
         if (i == n)
-            cli_die(CLI_USAGE, "--overlap %s: none, shared, two or two-hidden", cli_printable(at));
+            cli_die(CLI_USAGE, "--overlap %s: none, shared, two, two-hidden or two-staggered", cli_printable(at));
         arrput(s->overlap, overlaps[i].overlap);
     }
-    if (!s->overlap) cli_die(CLI_USAGE, "--overlap: none, shared, two or two-hidden");
+    if (!s->overlap) cli_die(CLI_USAGE, "--overlap: none, shared, two, two-hidden or two-staggered");
+    free(copy);
+}
+
+static void take_policies(cli_sweep *s, const char *value)
+{
+    char *copy = cli_strdup(value), *save = NULL;
+    arrfree(s->policy);
+    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save)) {
+        size_t i = 0, n = sizeof policies / sizeof policies[0];
+        while (i < n && strcmp(at, policies[i].name) != 0) i++;
+        if (i == n)
+            cli_die(CLI_USAGE, "--policy %s: best, lpt, eplb, eplb-nodes, trtllm, contiguous or "
+                               "round-robin", cli_printable(at));
+        arrput(s->policy, policies[i].policy);
+    }
+    if (!s->policy) cli_die(CLI_USAGE, "--policy: a placement policy is needed");
     free(copy);
 }
 
@@ -182,16 +216,22 @@ static void take_option(cli_sweep *s, cli_common *common, int option, const char
     if (take_number(s, option, value)) return;
     switch (option) {
     case O_EP:
+        arrfree(s->ep);
         s->ep = narrow(take_counts("ep", value, 1, 65536));
         return;
     case O_REDUNDANT:
+        arrfree(s->redundant);
         s->redundant = narrow(take_counts("redundant", value, 0, 1 << 20));
         return;
     case O_TOKENS:
+        arrfree(s->tokens);
         s->tokens = take_counts("tokens", value, 1, 65536);
         return;
     case O_OVERLAP:
         take_overlaps(s, value);
+        return;
+    case O_POLICY:
+        take_policies(s, value);
         return;
     case O_SPLIT:
         if (strcmp(value, "even") != 0 && strcmp(value, "exact") != 0)
@@ -229,8 +269,6 @@ static void settle_shapes(cli_sweep *s)
 
 static void settle_lists(cli_sweep *s)
 {
-    static const moe_ep_overlap usual[] = {MOE_EP_OVERLAP_NONE, MOE_EP_OVERLAP_SHARED,
-                                           MOE_EP_OVERLAP_TWO_EXPOSED};
     int32_t E = s->setup.model.num_experts;
     if (!s->tokens) arrput(s->tokens, 64);
     if (arrlen(s->tokens) == 1) {
@@ -240,30 +278,11 @@ static void settle_lists(cli_sweep *s)
         arrput(s->tokens, 2 * t);
         arrput(s->tokens, 4 * t);
     }
-    if (!s->ep)
-        for (int32_t ep = 1; ep <= s->devices && ep <= E; ep *= 2)
-            if (s->devices % ep == 0) arrput(s->ep, ep);
     for (ptrdiff_t i = 0; i < arrlen(s->ep); i++) {
         if (s->ep[i] > s->devices)
             cli_die(CLI_USAGE, "--ep %d: there are only %d devices", s->ep[i], s->devices);
         if (s->ep[i] > E) cli_die(CLI_USAGE, "--ep %d: there are only %d experts", s->ep[i], E);
     }
-    if (!s->overlap)
-        for (size_t i = 0; i < sizeof usual / sizeof usual[0]; i++) arrput(s->overlap, usual[i]);
-}
-
-/* Numbers of redundant experts for an EP size: what was asked for, or so that devices have equal slots. */
-static int32_t *redundant_for(const cli_sweep *s, int32_t ep)
-{
-    static const int32_t more[] = {0, 1, 2, 4};
-    int32_t E = s->setup.model.num_experts, least = (ep - E % ep) % ep, *list = NULL;
-    for (ptrdiff_t i = 0; i < arrlen(s->redundant); i++) arrput(list, s->redundant[i]);
-    if (list) return list;
-    for (size_t i = 0; i < sizeof more / sizeof more[0]; i++) {
-        int32_t r = least + more[i] * ep;
-        if ((r <= E && ep > 1) || i == 0) arrput(list, r);
-    }
-    return list;
 }
 
 /* ---- loads ---------------------------------------------------------------------------------------------- */
@@ -274,9 +293,64 @@ static int32_t recorded_layer(const cli_sweep *s, int32_t l)
     return (int32_t)((int64_t)l * s->plan_on->layers / s->layers);
 }
 
-static moe_ep_workload workload(const cli_sweep *s, const cli_trace *t, int32_t l)
+/* The popularity (layers, E) of a recording, by the layers that are drawn. */
+static double *recorded_loads(const cli_sweep *s, const cli_trace *t)
 {
+    size_t E = (size_t)s->setup.model.num_experts;
+    double *loads;
+    if (!t) return NULL;
+    loads = cli_alloc((size_t)s->layers * E, sizeof *loads);
+    for (int32_t l = 0; l < s->layers; l++)
+        memcpy(loads + (size_t)l * E, t->loads + (size_t)recorded_layer(s, l) * E,
+               E * sizeof *loads);
+    return loads;
+}
+
+/* ---- the search, by the library -------------------------------------------------------------------- */
+
+static void show_progress(void *user, int64_t done, int64_t total)
+{
+    (void)user;
+    cli_progress("sweep", (double)done, (double)total);
+}
+
+static moe_ep_sweep_desc sweep_desc(const cli_sweep *s)
+{
+    moe_ep_sweep_desc d;
+    memset(&d, 0, sizeof d);
+    d.model = &s->setup.model;
+    d.machine = &s->setup.machine;
+    d.num_devices = s->devices;
+    d.tokens = s->tokens;
+    d.num_tokens = (int32_t)arrlen(s->tokens);
+    d.ep = s->ep;
+    d.num_ep = (int32_t)arrlen(s->ep);
+    d.redundant = s->redundant;
+    d.num_redundant = (int32_t)arrlen(s->redundant);
+    d.overlaps = s->overlap;
+    d.num_overlaps = (int32_t)arrlen(s->overlap);
+    d.policies = s->policy;
+    d.num_policies = (int32_t)arrlen(s->policy);
+    d.split = s->exact ? MOE_EP_SPLIT_EXACT : MOE_EP_SPLIT_EVEN;
+    d.num_layers = s->layers;
+    d.context = (double)s->context;
+    d.other_s = s->setup.other_s;
+    d.reserve_bytes = s->reserve_bytes;
+    d.max_tpot_s = s->tpot_s;
+    d.progress = show_progress;
+    return d;
+}
+
+static void try_all(cli_sweep *s)
+{
+    moe_ep_sweep_desc d = sweep_desc(s);
     moe_ep_workload w;
+    moe_ep_sweep_result r;
+    moe_ep_error err;
+    size_t batches = (size_t)arrlen(s->tokens);
+    double *plan = recorded_loads(s, s->plan_on), *serve = recorded_loads(s, s->serve);
+    double *attention = cli_alloc(batches, sizeof *attention);
+    int64_t count;
     memset(&w, 0, sizeof w);
     w.kind = MOE_EP_LOAD_LOGNORMAL;
     w.seed = s->seed;
@@ -284,252 +358,19 @@ static moe_ep_workload workload(const cli_sweep *s, const cli_trace *t, int32_t 
     w.top_k = s->setup.model.top_k;
     w.sigma = s->sigma;
     w.drift = s->drift;
-    if (t) {
-        w.kind = MOE_EP_LOAD_RECORDED;
-        w.drift = 0.0;
-        w.popularity = t->loads + (size_t)recorded_layer(s, l) * (size_t)t->experts;
-    }
-    return w;
-}
-
-/* What the planner knows: (layers, E). */
-static double *planning_loads(const cli_sweep *s)
-{
-    int32_t E = s->setup.model.num_experts;
-    double *loads = cli_alloc((size_t)s->layers * (size_t)E, sizeof *loads);
-    uint64_t *weight = cli_alloc((size_t)E, sizeof *weight);
-    moe_ep_error err;
-    for (int32_t l = 0; l < s->layers; l++) {
-        moe_ep_workload w = workload(s, s->plan_on, l);
-        cli_check(moe_ep_popularity(&w, l, 0, 1, weight, &err), &err, "popularity");
-        for (int32_t e = 0; e < E; e++)
-            loads[(size_t)l * (size_t)E + (size_t)e] = (double)weight[e];
-    }
-    free(weight);
-    return loads;
-}
-
-/* What the step brings: rows (layers, E) of `tokens` tokens over all devices of one copy of the model. */
-static int64_t *step_rows(const cli_sweep *s, int64_t tokens)
-{
-    int32_t E = s->setup.model.num_experts, K = s->setup.model.top_k;
-    int64_t *rows = cli_alloc((size_t)s->layers * (size_t)E, sizeof *rows);
-    int32_t *ids = cli_alloc((size_t)tokens * (size_t)K, sizeof *ids);
-    moe_ep_error err;
-    for (int32_t l = 0; l < s->layers; l++) {
-        moe_ep_workload w = workload(s, s->serve, l);
-        cli_check(moe_ep_simulate(&w, l, 1, tokens, ids, NULL, &err), &err, "drawing tokens");
-        cli_check(moe_ep_expert_loads(ids, tokens * K, E, rows + (size_t)l * (size_t)E, NULL, &err),
-                  &err, "loads");
-    }
-    free(ids);
-    return rows;
-}
-
-/* ---- one configuration ------------------------------------------------------------------------------------ */
-
-/* Attention of one layer: weights and cache read once, or the multiplications if they take longer. */
-static double attention_s(const cli_sweep *s, double tokens)
-{
-    const moe_ep_model *m = &s->setup.model;
-    const moe_ep_machine *h = &s->setup.machine;
-    double bytes, memory, flops;
-    if (s->attention_us >= 0.0) return 1e-6 * s->attention_us;
-    bytes =
-        (double)m->attention_params * (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0) +
-        tokens * s->context * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
-    memory = h->memory_Bps > 0.0 ? bytes / h->memory_Bps : 0.0;
-    flops = h->flops[m->math] > 0.0 ? 2.0 * tokens * (double)m->attention_params / h->flops[m->math]
-                                    : 0.0;
-    memory /= h->gemm.mem_eff > 0.0 ? h->gemm.mem_eff : 1.0;
-    flops /= h->gemm.flop_eff > 0.0 ? h->gemm.flop_eff : 1.0;
-    return memory > flops ? memory : flops;
-}
-
-/* Dense layers and the output matrix, read once, and what the caller adds. */
-static double other_s(const cli_sweep *s, double tokens)
-{
-    const moe_ep_model *m = &s->setup.model;
-    int32_t dense = m->num_layers > m->num_moe_layers ? m->num_layers - m->num_moe_layers : 0;
-    double bytes =
-        ((double)dense * 3.0 * m->hidden * m->dense_inter + (double)m->vocab * m->hidden) *
-        (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0);
-    double eff = s->setup.machine.gemm.mem_eff > 0.0 ? s->setup.machine.gemm.mem_eff : 1.0;
-    return s->setup.other_s + dense * attention_s(s, tokens) +
-           (s->setup.machine.memory_Bps > 0.0 ? bytes / s->setup.machine.memory_Bps / eff : 0.0);
-}
-
-static void weigh(const cli_sweep *s, cli_config *c)
-{
-    moe_ep_memory_desc d;
-    moe_ep_error err;
-    memset(&d, 0, sizeof d);
-    d.model = &s->setup.model;
-    d.num_devices = c->ep;
-    d.num_slots = s->setup.model.num_experts + c->redundant;
-    d.reserve_bytes = s->reserve_bytes;
-    d.memory_bytes = s->setup.machine.memory_bytes;
-    if (c->ep > 1) {
-        d.buffer_bytes =
-            moe_ep_ll_buffer_bytes((int32_t)c->tokens, s->setup.model.hidden, d.num_slots, 1, &err);
-        if (d.buffer_bytes < 0) cli_check(err.status, &err, "communication buffer");
-    }
-    cli_check(moe_ep_memory(&d, &c->memory, &err), &err, "memory");
-    c->batch_kv_tokens = (double)c->tokens * s->context;
-    c->fits = (c->memory.fits || !(d.memory_bytes > 0.0)) &&
-              (!(d.memory_bytes > 0.0) || s->setup.model.kv_elems == 0 ||
-               c->batch_kv_tokens <= (double)c->memory.kv_tokens);
-    c->limit = CLI_LIMIT_MEMORY;
-}
-
-static moe_ep_placement plan(const cli_sweep *s, const cli_config *c, const double *loads,
-                             void **mem)
-{
-    moe_ep_place_desc d;
-    moe_ep_placement p;
-    moe_ep_error err;
-    int32_t per = s->setup.machine.devices_per_node > 0 ? s->setup.machine.devices_per_node : c->ep;
-    size_t bytes;
-    memset(&d, 0, sizeof d);
-    d.num_layers = s->layers;
-    d.num_experts = s->setup.model.num_experts;
-    d.loads = loads;
-    d.shape.num_devices = c->ep;
-    d.shape.num_slots = d.num_experts + c->redundant;
-    d.shape.num_nodes = (c->ep + per - 1) / per;
-    bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
-    if (bytes == 0)
-        cli_die(CLI_USAGE, "EP %d with %d redundant experts: no such shape", c->ep, c->redundant);
-    *mem = cli_alloc(bytes, 1);
-    cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, *mem, bytes, &err),
-              &err, "shape");
-    cli_check(moe_ep_best_placement(&d, &p, NULL, NULL, &err), &err, "plan");
-    return p;
-}
-
-/* Rows of every slot (layers, P), and the imbalance they make. */
-static int64_t *share_rows(const cli_sweep *s, const moe_ep_placement *p, const int64_t *rows,
-                           double *imbalance)
-{
-    int64_t *slot = cli_alloc((size_t)s->layers * (size_t)p->num_slots, sizeof *slot);
-    int64_t *device = cli_alloc((size_t)p->num_devices, sizeof *device);
-    double most = 0.0, mean = 0.0;
-    moe_ep_split_desc d;
-    moe_ep_error err;
-    memset(&d, 0, sizeof d);
-    d.policy = s->exact ? MOE_EP_SPLIT_EXACT : MOE_EP_SPLIT_EVEN;
-    for (int32_t l = 0; l < s->layers; l++) {
-        int64_t *at = slot + (size_t)l * (size_t)p->num_slots, top = 0;
-        cli_check(moe_ep_split(&d, p, l, rows + (size_t)l * (size_t)p->num_experts, at, NULL, &err),
-                  &err, "split");
-        cli_check(moe_ep_device_rows(p, at, device, &err), &err, "device rows");
-        for (int32_t i = 0; i < p->num_devices; i++) {
-            top = device[i] > top ? device[i] : top;
-            mean += (double)device[i] / p->num_devices;
-        }
-        most += (double)top;
-    }
-    *imbalance = mean > 0.0 ? most / mean : 1.0;
-    free(device);
-    return slot;
-}
-
-static moe_ep_step_desc step_desc(const cli_sweep *s, const cli_config *c,
-                                  const moe_ep_placement *p)
-{
-    moe_ep_step_desc d;
-    memset(&d, 0, sizeof d);
-    d.layer.model = &s->setup.model;
-    d.layer.machine = &s->setup.machine;
-    d.layer.placement = p;
-    d.layer.tokens = c->tokens;
-    d.layer.high_throughput = c->tokens >= 512;
-    d.layer.mode = !d.layer.high_throughput ? MOE_EP_A2A_PAIR
-                   : p->num_nodes > 1       ? MOE_EP_A2A_NODE_DEDUP
-                                            : MOE_EP_A2A_RANK_DEDUP;
-    d.layer.dispatch_wire =
-        s->setup.model.math == MOE_EP_MATH_BF16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8;
-    d.layer.combine_wire = MOE_EP_WIRE_BF16;
-    d.layer.overlap = c->overlap;
-    d.layer.attention_s = attention_s(s, (double)c->tokens);
-    d.layer.attention_half_s = s->attention_us >= 0.0 ? 0.5 * d.layer.attention_s
-                                                      : attention_s(s, 0.5 * (double)c->tokens);
-    d.num_layers = s->layers;
-    d.other_s = other_s(s, (double)c->tokens);
-    return d;
-}
-
-/* The longest part of the step. */
-static cli_limit limit_of(const cli_config *c, moe_ep_regime regime)
-{
-    double network = c->step.dispatch_s + c->step.combine_s;
-    if (c->attention_s > network && c->attention_s > c->step.compute_s) return CLI_LIMIT_ATTENTION;
-    if (network > c->step.compute_s) return CLI_LIMIT_NETWORK;
-    return regime == MOE_EP_REGIME_FLOPS ? CLI_LIMIT_FLOPS : CLI_LIMIT_WEIGHTS;
-}
-
-static void time_step(const cli_sweep *s, cli_config *c, const moe_ep_placement *p,
-                      const int64_t *slot_rows)
-{
-    moe_ep_step_desc d = step_desc(s, c, p);
-    moe_ep_time_result layer;
-    moe_ep_device_time *devices = cli_alloc((size_t)c->ep, sizeof *devices);
-    moe_ep_error err;
-    cli_check(moe_ep_step(&d, slot_rows, &c->step, NULL, &err), &err, "step time");
-    cli_check(moe_ep_layer_time(&d.layer, slot_rows, &layer, devices, &err), &err, "layer time");
-    c->attention_s = d.layer.attention_s * s->setup.model.num_moe_layers + d.other_s;
-    c->limit =
-        limit_of(c, devices[layer.slowest_device].flop_s > devices[layer.slowest_device].memory_s
-                        ? MOE_EP_REGIME_FLOPS
-                        : MOE_EP_REGIME_WEIGHTS);
-    free(devices);
-}
-
-/* Every batch and overlap of one EP size and number of redundant experts. */
-static void try_shape(cli_sweep *s, int32_t ep, int32_t redundant, const double *loads,
-                      int64_t *const *rows)
-{
-    cli_config c;
-    moe_ep_placement p;
-    void *mem = NULL;
-    memset(&c, 0, sizeof c);
-    c.ep = ep;
-    c.redundant = redundant;
-    for (ptrdiff_t t = 0; t < arrlen(s->tokens); t++) {
-        int64_t *slot = NULL;
-        c.tokens = s->tokens[t];
-        weigh(s, &c);
-        if (c.fits && !mem) p = plan(s, &c, loads, &mem);
-        if (c.fits) slot = share_rows(s, &p, rows[t], &c.imbalance);
-        for (ptrdiff_t i = 0; i < arrlen(s->overlap); i++) {
-            c.overlap = s->overlap[i];
-            memset(&c.step, 0, sizeof c.step);
-            if (c.fits) time_step(s, &c, &p, slot);
-            arrput(s->config, c);
-        }
-        free(slot);
-    }
-    free(mem);
-}
-
-static void try_all(cli_sweep *s)
-{
-    double *loads = planning_loads(s);
-    int64_t **rows = cli_alloc((size_t)arrlen(s->tokens), sizeof *rows);
-    for (ptrdiff_t i = 0; i < arrlen(s->ep); i++) {
-        int32_t *redundant = redundant_for(s, s->ep[i]);
-        for (ptrdiff_t t = 0; t < arrlen(s->tokens); t++)
-            rows[t] = step_rows(s, s->tokens[t] * s->ep[i]);
-        for (ptrdiff_t r = 0; r < arrlen(redundant); r++) {
-            try_shape(s, s->ep[i], redundant[r], loads, rows);
-            cli_progress("sweep", (double)i + ((double)r + 1.0) / (double)arrlen(redundant),
-                         (double)arrlen(s->ep));
-        }
-        for (ptrdiff_t t = 0; t < arrlen(s->tokens); t++) free(rows[t]);
-        arrfree(redundant);
-    }
-    free(rows);
-    free(loads);
+    d.workload = &w;
+    d.plan_loads = plan;
+    d.serve_loads = serve;
+    for (size_t i = 0; i < batches; i++) attention[i] = 1e-6 * s->attention_us;
+    if (s->attention_us >= 0.0) d.attention_s = attention;
+    count = moe_ep_sweep_count(&d, &err);
+    if (count < 0) cli_check(err.status, &err, "sweep");
+    arrsetlen(s->config, (size_t)count);
+    cli_check(moe_ep_sweep(&d, s->config, count, &r, NULL, &err), &err, "sweep");
+    s->best = (int)r.best;
+    free(attention);
+    free(serve);
+    free(plan);
 }
 
 /* ---- the answer ------------------------------------------------------------------------------------------- */
@@ -543,21 +384,12 @@ static int by_tpot(const void *a, const void *b, void *configs)
     return *(const int *)a - *(const int *)b;
 }
 
+/* The front, from the shortest time per token on. */
 static void find_front(cli_sweep *s)
 {
-    int *order = NULL;
-    double best = 0.0;
     for (int i = 0; i < (int)arrlen(s->config); i++)
-        if (s->config[i].fits) arrput(order, i);
-    qsort_r(order, (size_t)arrlen(order), sizeof *order, by_tpot, s->config);
-    for (ptrdiff_t i = 0; i < arrlen(order); i++) {
-        cli_config *c = &s->config[order[i]];
-        if (c->step.tokens_per_s_device <= best * (1.0 + 1e-9)) continue;
-        best = c->step.tokens_per_s_device;
-        c->pareto = 1;
-        arrput(s->front, order[i]);
-    }
-    arrfree(order);
+        if (s->config[i].pareto) arrput(s->front, i);
+    qsort_r(s->front, (size_t)arrlen(s->front), sizeof *s->front, by_tpot, s->config);
 }
 
 /* Asked about: this batch, and as fast as was asked for. */
@@ -567,22 +399,6 @@ static int is_candidate(const cli_sweep *s, const cli_config *c)
            (!(s->tpot_s > 0.0) || c->step.tpot_s <= s->tpot_s);
 }
 
-/* Of all within 1 % of the best the one with the fewest slots per device, then the smallest EP size. */
-static void find_best(cli_sweep *s)
-{
-    double top = 0.0;
-    s->best = -1;
-    for (int i = 0; i < (int)arrlen(s->config); i++)
-        if (is_candidate(s, &s->config[i])) top = fmax(top, s->config[i].step.tokens_per_s_device);
-    for (int i = 0; i < (int)arrlen(s->config); i++) {
-        const cli_config *c = &s->config[i], *b = s->best < 0 ? c : &s->config[s->best];
-        if (!is_candidate(s, c) || c->step.tokens_per_s_device < 0.99 * top) continue;
-        if (s->best < 0 || c->memory.slots < b->memory.slots ||
-            (c->memory.slots == b->memory.slots && c->redundant < b->redundant))
-            s->best = i;
-    }
-}
-
 /* The same without redundant experts; NULL when it was not tried or does not fit. */
 static const cli_config *without_copies(const cli_sweep *s, const cli_config *c)
 {
@@ -590,14 +406,15 @@ static const cli_config *without_copies(const cli_sweep *s, const cli_config *c)
     for (ptrdiff_t i = 0; i < arrlen(s->config); i++) {
         const cli_config *o = &s->config[i];
         if (o->fits && o->ep == c->ep && o->tokens == c->tokens && o->overlap == c->overlap &&
-            o->redundant < c->redundant && (!least || o->redundant < least->redundant))
+            o->policy == c->policy && o->redundant < c->redundant &&
+            (!least || o->redundant < least->redundant))
             least = o;
     }
     return least;
 }
 
 /* " EP 32 with 32 redundant experts is within 1 %, too.": other shapes as fast as the answer. */
-static char *rivals(const cli_sweep *s)
+static const char *rivals(const cli_sweep *s)
 {
     const cli_config *b = &s->config[s->best], *last = NULL;
     char *text = cli_strdup("");
@@ -615,7 +432,8 @@ static char *rivals(const cli_sweep *s)
         text = more;
         last = c;
     }
-    return count > 0 ? cli_format("%s.", text) : text;
+    (void)cli_keep(text);
+    return count > 0 ? cli_keep(cli_format("%s.", text)) : text;
 }
 
 static void write_verdict(cli_sweep *s)
@@ -647,10 +465,10 @@ static void write_verdict(cli_sweep *s)
         "%.2f.%s%s Of all within 1 %% of the fastest the one with the fewest slots is named. %d of "
         "%d "
         "configurations fit in memory.",
-        cli_overlap_str(c->overlap), cli_limit_str(c->limit), c->memory.slots,
+        cli_overlap_str(c->overlap), moe_ep_limit_str(c->limit), c->memory.slots,
         cli_bytes(c->memory.total_bytes), cli_bytes(s->setup.machine.memory_bytes), c->imbalance,
-        plain ? cli_format(" With %d redundant experts it would be %s.", plain->redundant,
-                           cli_seconds(plain->step.tpot_s))
+        plain ? cli_keep(cli_format(" With %d redundant experts it would be %s.", plain->redundant,
+                                    cli_seconds(plain->step.tpot_s)))
               : "",
         rivals(s), fit, tried);
 }
@@ -680,6 +498,20 @@ static void note_assumptions(cli_sweep *s)
     cli_note(&s->setup, "Rows are split %s over copies.", s->exact ? "exactly" : "evenly");
 }
 
+static void free_sweep(cli_sweep *s)
+{
+    arrfree(s->ep);
+    arrfree(s->redundant);
+    arrfree(s->tokens);
+    arrfree(s->overlap);
+    arrfree(s->policy);
+    arrfree(s->config);
+    arrfree(s->front);
+    free(s->headline);
+    free(s->reason);
+    free(s->setup.assumed);
+}
+
 int cli_sweep_main(int argc, char **argv)
 {
     static const cli_writers writers = {cli_sweep_text, cli_sweep_json, cli_sweep_html};
@@ -687,7 +519,7 @@ int cli_sweep_main(int argc, char **argv)
     cli_common common;
     cli_out page;
     cli_trace *list = NULL;
-    char *left_out;
+    char *left_out = NULL;
     int option;
     memset(&s, 0, sizeof s);
     memset(&common, 0, sizeof common);
@@ -711,10 +543,12 @@ int cli_sweep_main(int argc, char **argv)
     cli_open_page(&common, &page, argc, argv, optind);
     try_all(&s);
     find_front(&s);
-    find_best(&s);
     write_verdict(&s);
     note_assumptions(&s);
     cli_progress_end();
     cli_write_all(&common, &page, &s, &writers);
+    cli_traces_free(list);
+    free_sweep(&s);
+    free(left_out);
     return CLI_OK;
 }

@@ -8,37 +8,16 @@
 #include "cli_read.h"
 #include "cli_setup.h"
 
-/* What keeps a configuration from being faster, or from being at all. */
-typedef enum cli_limit {
-    CLI_LIMIT_MEMORY = 0,
-    CLI_LIMIT_ATTENTION,
-    CLI_LIMIT_NETWORK,
-    CLI_LIMIT_WEIGHTS,
-    CLI_LIMIT_FLOPS
-} cli_limit;
-const char *cli_limit_str(cli_limit limit);
-
-/* One configuration. */
-typedef struct cli_config {
-    int32_t ep, redundant;  /* devices that share the experts; slots beyond E */
-    int64_t tokens;         /* per device and step                            */
-    moe_ep_overlap overlap;
-    int fits;
-    cli_limit limit;
-    moe_ep_memory_result memory;
-    moe_ep_step_result step;
-    double attention_s;     /* of the whole step, dense layers and output included          */
-    double imbalance;       /* max/mean over devices, all layers together                   */
-    double batch_kv_tokens; /* cache tokens that the batch needs                            */
-    int pareto;
-} cli_config;
+/* One configuration, as the library tries it. */
+typedef moe_ep_sweep_point cli_config;
 
 typedef struct cli_sweep {
     cli_setup setup;
     int32_t devices, layers, context;
     int32_t *ep, *redundant; /* stb_ds; redundant NULL = 0, 1, 2 and 4 more slots per device */
     int64_t *tokens;         /* stb_ds, the first is the one that was asked about            */
-    moe_ep_overlap *overlap; /* stb_ds                                                       */
+    moe_ep_overlap *overlap; /* stb_ds, NULL = the library's choice                          */
+    moe_ep_place_policy *policy; /* stb_ds, NULL = best                                      */
     double attention_us;     /* per layer, < 0 = from the model's weights and cache          */
     double reserve_bytes, tpot_s;
     double sigma, drift;
@@ -54,6 +33,7 @@ typedef struct cli_sweep {
 } cli_sweep;
 
 const char *cli_overlap_str(moe_ep_overlap overlap);
+const char *cli_policy_str(moe_ep_place_policy policy);
 
 void cli_sweep_text(const void *data, FILE *f, const chart_text *t);
 void cli_sweep_json(const void *data, FILE *f);

@@ -21,7 +21,8 @@ static int *shapes_of(const cli_sweep *s)
         last = arrlen(list) > 0 ? &s->config[arrlast(list)] : NULL;
         if (last && last->ep == c->ep && !last->fits && !c->fits)
             continue; /* the least redundant one says it */
-        if (!last || last->ep != c->ep || last->redundant != c->redundant)
+        if (!last || last->ep != c->ep || last->redundant != c->redundant ||
+            last->policy != c->policy)
             arrput(list, i);
         else if (c->fits && c->step.tokens_per_s_device > last->step.tokens_per_s_device)
             list[arrlen(list) - 1] = i;
@@ -32,12 +33,15 @@ static int *shapes_of(const cli_sweep *s)
 static int is_best_shape(const cli_sweep *s, const cli_config *c)
 {
     return s->best >= 0 && s->config[s->best].ep == c->ep &&
-           s->config[s->best].redundant == c->redundant;
+           s->config[s->best].redundant == c->redundant &&
+           s->config[s->best].policy == c->policy;
 }
 
 /* Why a configuration does not fit. */
 static char *misfit(const cli_config *c)
 {
+    if (c->limit == MOE_EP_LIMIT_PLACEMENT)
+        return cli_format("cannot be planned by %s: unequal slots", cli_policy_str(c->policy));
     if (!c->memory.fits)
         return cli_format("does not fit: %s of weights and buffers",
                           cli_bytes(c->memory.total_bytes));
@@ -58,12 +62,15 @@ static void put_shapes(const cli_sweep *s, FILE *f, const chart_text *t)
                              cli_count((double)s->tokens[0]));
     for (int i = 0; i < n; i++) {
         const cli_config *c = &s->config[list[i]];
-        label[i] = cli_format("EP %-4d +%-4d", c->ep, c->redundant);
+        label[i] = arrlen(s->policy) > 1
+                       ? cli_format("EP %-4d +%-4d %-11s", c->ep, c->redundant,
+                                    cli_policy_str(c->policy))
+                       : cli_format("EP %-4d +%-4d", c->ep, c->redundant);
         value[i] = c->step.tokens_per_s_device;
         kind[i] = is_best_shape(s, c) ? CHART_BEST : CHART_PLAIN;
         tail[i] =
             c->fits ? cli_format("%6s  %8s/token  max/mean %.2f  %-14s  %s%s", cli_count(value[i]),
-                                 cli_seconds(c->step.tpot_s), c->imbalance, cli_limit_str(c->limit),
+                                 cli_seconds(c->step.tpot_s), c->imbalance, moe_ep_limit_str(c->limit),
                                  cli_overlap_str(c->overlap), is_best_shape(s, c) ? " <-" : "")
                     : misfit(c);
     }
@@ -93,7 +100,7 @@ static void put_front(const cli_sweep *s, FILE *f, const chart_text *t)
         fprintf(f, "  %9s  %10s %10s  %4d  %9d  %-10s  %-15s  %8.2f  %s%s\n",
                 cli_seconds(c->step.tpot_s), cli_count(c->step.tokens_per_s_device),
                 cli_count((double)c->tokens), c->ep, c->redundant, cli_overlap_str(c->overlap),
-                cli_limit_str(c->limit), c->imbalance, cli_bytes(c->memory.total_bytes),
+                moe_ep_limit_str(c->limit), c->imbalance, cli_bytes(c->memory.total_bytes),
                 s->front[i] == s->best ? "  <-" : "");
     }
 }
@@ -134,10 +141,11 @@ static json_t *config(const cli_config *c)
     json_t *o = json_object();
     json_object_set_new(o, "ep", json_integer(c->ep));
     json_object_set_new(o, "redundant", json_integer(c->redundant));
+    json_object_set_new(o, "policy", json_string(cli_policy_str(c->policy)));
     json_object_set_new(o, "tokens_per_device", json_integer(c->tokens));
     json_object_set_new(o, "overlap", json_string(cli_overlap_str(c->overlap)));
     json_object_set_new(o, "fits", json_boolean(c->fits));
-    json_object_set_new(o, "limit", json_string(cli_limit_str(c->limit)));
+    json_object_set_new(o, "limit", json_string(moe_ep_limit_str(c->limit)));
     json_object_set_new(o, "memory_bytes", json_real(c->memory.total_bytes));
     json_object_set_new(o, "kv_tokens", json_integer(c->memory.kv_tokens));
     json_object_set_new(o, "slots_per_device", json_integer(c->memory.slots));
@@ -294,7 +302,7 @@ static void draw_shapes(const void *data, FILE *f, cli_width w, double width, co
         kind[count] = is_best_shape(s, q) ? CHART_BEST : CHART_PLAIN;
         tail[count++] = cli_format(w == CLI_NARROW ? "%s, %s" : "%s tokens/s, %s per token, %s",
                                    cli_count(q->step.tokens_per_s_device),
-                                   cli_seconds(q->step.tpot_s), cli_limit_str(q->limit));
+                                   cli_seconds(q->step.tpot_s), moe_ep_limit_str(q->limit));
     }
     memset(&c, 0, sizeof c);
     c.id = id;
@@ -387,7 +395,7 @@ static void put_row(const cli_sweep *s, FILE *f, int at)
     fprintf(f, "<tr%s><th>%d<td>%d<td>%d<td>%s<td>%s<td>%s<td>%s<td>%.2f<td>%s\n",
             at == s->best ? " class=\"pick\"" : "", c->ep, c->redundant, (int)c->tokens,
             cli_overlap_str(c->overlap), c->fits ? cli_seconds(c->step.tpot_s) : "-",
-            c->fits ? cli_count(c->step.tokens_per_s_device) : "-", cli_limit_str(c->limit),
+            c->fits ? cli_count(c->step.tokens_per_s_device) : "-", moe_ep_limit_str(c->limit),
             c->fits ? c->imbalance : 1.0, cli_bytes(c->memory.total_bytes));
 }
 

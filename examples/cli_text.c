@@ -226,8 +226,8 @@ static void put_experts(const cli_report *r, FILE *f, const chart_text *t)
         tail[i] = cli_format("%5.2f%s", value[i], kind[i] == CHART_HOT ? "  above chance" : "");
     }
     cli_put_title(f, t,
-                  cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
-                             r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95));
+                  cli_keep(cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
+                                      r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95)));
     chart_text_bars(f, t, shown, (const char *const *)label, value, (const char *const *)tail,
                     kind);
     for (int i = 0; i < shown; i++) {
@@ -291,8 +291,8 @@ static void put_strips(const cli_report *r, FILE *f, const chart_text *t)
         ids[i] = trace->ids[((size_t)(i / K) * (size_t)r->L + (size_t)r->hot) * (size_t)K +
                             (size_t)(i % K)];
     cli_put_title(f, t,
-                  cli_format("First tokens of %s in layer %d: their experts, 1 = first choice",
-                             trace->name, r->layer[r->hot].number));
+                  cli_keep(cli_format("First tokens of %s in layer %d: their experts, 1 = first choice",
+                                      trace->name, r->layer[r->hot].number)));
     chart_text_strips(f, t, tokens, K, r->E, ids);
     free(ids);
 }
@@ -344,7 +344,7 @@ void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int col
     cli_put_wrapped(f, r->reason, width, 2, cli_columns(r->badge) + 4);
     put_steps(r, f, &t);
     cli_put_title(f, &t, cli_keep(cli_format("Rows per device in layer %d", r->layer[r->hot].number)));
-    put_devices(r, f, &t, r->setup->round_robin ? "today, round robin" : "today, contiguous blocks",
+    put_devices(r, f, &t, cli_keep(cli_format("today, %s", cli_today(r))),
                 row_of(r->today_devices, r->hot, r->setup->devices), CHART_HOT, all);
     put_devices(r, f, &t, "best placement, no copies",
                 row_of(r->one_devices, r->hot, r->setup->devices), CHART_GOOD, all);

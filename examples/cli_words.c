@@ -1,7 +1,9 @@
 /* cli_words.c - the report in sentences
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_map.h"
 #include "cli_report.h"
+#include "cli_rows.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -218,9 +220,9 @@ static void write_lines(cli_report *r)
         cli_format(
             "%s, %d experts, top-%d%s%s", t->name, r->E, r->K,
             t->skipped > 0
-                ? cli_format("; %s choices were -1 and skipped", cli_count((double)t->skipped))
+                ? cli_keep(cli_format("; %s choices were -1 and skipped", cli_count((double)t->skipped)))
                 : "",
-            *r->left_out ? cli_format("; layers without load, left out: %s", r->left_out) : ""));
+            *r->left_out ? cli_keep(cli_format("; layers without load, left out: %s", r->left_out)) : ""));
     add_line(
         r, "experts", cli_format("max/mean %.2f in layer %d", hot->expert_imbalance, hot->number),
         cli_format("chance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused expert%s",
@@ -345,10 +347,17 @@ static char *shape_args(const cli_report *r)
 
 static void next_change(cli_report *r, const char *input, const char *shape)
 {
+    int trtllm = cli_is_statistics(r->trace[0].path);
     int32_t copies = r->chosen == &r->one ? 0 : r->slots - r->E;
+    char *map = r->setup->map ? cli_shell_word(r->setup->map->path) : NULL;
+    char *devices = cli_format("--devices %d", r->setup->devices);
     char *redundant = copies > 0 ? cli_format(" with --ep-num-redundant-experts %d", copies) : cli_strdup("");
-    add_next(r, cli_format("Write the plan; SGLang loads it as --init-expert-location plan.json%s:", redundant),
-             cli_format("moe-ep place %s %s --out plan.json", input, shape));
+    if (trtllm)
+        add_next(r, cli_strdup("Write the plan; TensorRT-LLM loads it as moe_config: load_balancer: plan.yaml:"),
+                 cli_format("moe-ep place %s %s --out plan.yaml", input, shape));
+    else
+        add_next(r, cli_format("Write the plan; SGLang loads it as --init-expert-location plan.json%s:", redundant),
+                 cli_format("moe-ep place %s %s --out plan.json", input, shape));
     if (r->setup->round_robin)
         add_next(r, cli_strdup("What runs today as a map, for the next line:"),
                  cli_format("moe-ep place %s --devices %d --policy round-robin --out today.csv", input,
@@ -356,8 +365,14 @@ static void next_change(cli_report *r, const char *input, const char *shape)
     add_next(r,
              cli_format("Or change what runs with far fewer moves than the %s of a full replan:",
                         cli_count((double)r->chosen->moves)),
-             cli_format("moe-ep rebalance %s%s %s --out plan.json", r->setup->round_robin ? "today.csv " : "", input,
-                        shape));
+             cli_format("moe-ep rebalance %s%s%s %s --out plan.%s",
+                        map                     ? map
+                        : r->setup->round_robin ? "today.csv"
+                                                : "",
+                        map || r->setup->round_robin ? " " : "", input, map ? devices : shape,
+                        trtllm ? "yaml" : "json"));
+    free(map);
+    free(devices);
     free(redundant);
 }
 
@@ -366,8 +381,9 @@ static void write_next(cli_report *r)
     const cli_setup *s = r->setup;
     char *input = plan_input(r), *shape = shape_args(r), *model = cli_shell_word(s->model.name);
     char *machine = cli_shell_word(s->machine.name);
-    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d --model %s --machine %s", input, s->devices,
-                              r->slots, model, machine);
+    char *map = s->map ? cli_shell_word(s->map->path) : NULL;
+    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s --model %s --machine %s", input,
+                              s->devices, r->slots, map ? " --current " : "", map ? map : "", model, machine);
     if (r->self_judged)
         add_next(r, cli_strdup("Judge the plan on a second recording, NEW:"), cli_strdup(report));
     if (r->recommend)
@@ -378,6 +394,7 @@ static void write_next(cli_report *r)
                             "NEW:"),
                  cli_strdup(report));
     free(report);
+    free(map);
     free(machine);
     free(model);
     free(shape);

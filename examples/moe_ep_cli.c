@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
 #include "cli_commands.h"
+#include "cli_map.h"
 #include "cli_report.h"
 
 #include <getopt.h>
@@ -14,7 +15,8 @@ static const char main_help[] =
     "\n"
     "  report INPUT...   which device is the bottleneck, what it costs, what a new placement "
     "saves, whether it is worth it\n"
-    "  place INPUT       a plan: which expert goes into which slot, as SGLang's JSON or CSV\n"
+    "  place INPUT       a plan: which expert goes into which slot, for SGLang (JSON), TensorRT-LLM (YAML) "
+    "or as CSV\n"
     "  rebalance [MAP] INPUT...   from the placement that runs now to a better one, with few "
     "moves\n"
     "  diagnose A B...   plan on A, judge on B: recommend, not now or insufficient evidence, and "
@@ -23,6 +25,9 @@ static const char main_help[] =
     "  sweep             which EP size, how many redundant experts and which batch for a model on "
     "a machine\n"
     "  simulate          requests through an instance of a cluster file, step by step\n"
+    "  forward           runs an MoE layer on this machine: checked, and against what the machine allows\n"
+    "  traffic INPUT     the rank x rank matrix of bytes, as CSV or JSON for network simulators\n"
+    "  watch FILE        follows a trace that a server is writing, on the terminal\n"
     "  route INPUT       logits, or hidden states and a gate, through a named router; compared "
     "with recorded ids\n"
     "  presets           models, machines and routers known by name\n"
@@ -47,6 +52,7 @@ static const char report_help[] =
     "{\"0\": [...], ...}\n"
     "  ids.jsonl         {\"step\": 0, \"layer\": 3, \"ids\": [[1, 5], ...]} or \"counts\": [...] "
     "on each line\n"
+    "  expert_statistic/ TensorRT-LLM's folder: meta_info.json and rankN.safetensors\n"
     "\n"
     "  --devices D       devices (ranks) that share the experts\n"
     "  --slots P         places for experts over all devices, copies included\n"
@@ -60,26 +66,32 @@ static const char report_help[] =
     "  --min-gain S      least share of a step that makes it worth while (0.05)\n"
     "  --horizon N       steps that a plan will serve, for the break-even (no limit)\n"
     "  --round-robin     today's placement is expert e on device e mod D, not contiguous blocks\n"
+    "  --current MAP     today's placement (.json, .yaml, .csv; see moe-ep rebalance --help)\n"
     "  --only TEXT       of a CSV with several recordings, those whose label contains TEXT\n"
     "  --layers-first    ids are (layers, tokens, choices)      --counts   an integer .npy holds "
     "counts\n"
     "\n"
     "  --html FILE       writes the report as one HTML page      --json   prints one JSON object "
     "instead of text\n"
+    "  --format F        text, json, html, csv (a line per layer) or svg (the devices before and after) on "
+    "standard output\n"
     "  --charts          the text with every picture, as in the page, every device and every layer\n"
     "  --width W         --ascii   --color auto|always|never     (NO_COLOR is respected)\n";
 
-enum { O_CHARTS = 256 };
+enum { O_CHARTS = 256, O_CURRENT };
 
 static const struct option report_long[] = {CLI_COMMON_OPTIONS,
                                             CLI_SHAPE_OPTIONS,
                                             CLI_STEP_OPTIONS,
                                             {"charts", 0, NULL, O_CHARTS},
+                                            {"current", 1, NULL, O_CURRENT},
                                             {NULL, 0, NULL, 0}};
 
 typedef struct report {
     cli_report figures;
     cli_common common;
+    cli_map map;
+    const char *current;
     int charts;
 } report;
 
@@ -92,6 +104,16 @@ static void report_text(const void *data, FILE *f, const chart_text *t)
 static void report_json(const void *data, FILE *f)
 {
     cli_report_json(&((const report *)data)->figures, f);
+}
+
+static void report_csv(const void *data, FILE *f)
+{
+    cli_report_csv(&((const report *)data)->figures, f);
+}
+
+static void report_svg(const void *data, FILE *f)
+{
+    cli_report_svg(&((const report *)data)->figures, f);
 }
 
 static void report_html(const void *data, FILE *f)
@@ -111,9 +133,23 @@ static char *reading_args(const cli_read_options *o)
     return text;
 }
 
+/* The placement that runs, with its devices and slots. */
+static void use_map(report *r, cli_setup *setup)
+{
+    if (!r->current) return;
+    if (setup->round_robin) cli_die(CLI_USAGE, "--current and --round-robin: one of them");
+    r->map = cli_map_read(r->current);
+    setup->map = &r->map;
+    if (setup->devices == 0) setup->devices = r->map.devices;
+    if (setup->devices == 0)
+        cli_die(CLI_USAGE, "%s does not say on how many devices its slots are: --devices is needed", r->current);
+    if (setup->slots == 0) setup->slots = r->map.slots;
+}
+
 int cli_report_main(int argc, char **argv)
 {
     static const cli_writers writers = {report_text, report_json, report_html};
+    static const cli_more_writers more = {report_csv, report_svg};
     report r;
     cli_setup setup;
     cli_out page;
@@ -128,18 +164,22 @@ int cli_report_main(int argc, char **argv)
     while ((option = getopt_long(argc, argv, "", report_long, NULL)) != -1) {
         if (option == O_CHARTS)
             r.charts = 1;
+        else if (option == O_CURRENT)
+            r.current = optarg;
         else if (!cli_setup_option(&setup, option, optarg))
             (void)cli_common_option(&r.common, option, optarg, report_help);
     }
     setup.read_args = reading_args(&r.common.read);
+    use_map(&r, &setup);
     cli_open_page(&r.common, &page, argc, argv, optind);
     traces = cli_read_all(argc, argv, optind, &r.common.read, 1, &left_out);
     cli_report_make(&r.figures, traces, (int)arrlen(traces), left_out, &setup);
-    cli_write_all(&r.common, &page, &r, &writers);
+    cli_write_forms(&r.common, &page, &r, &writers, &more);
     cli_report_free(&r.figures);
     cli_traces_free(traces);
     free(setup.assumed);
     free(setup.read_args);
+    cli_map_free(&r.map);
     return CLI_OK;
 }
 
@@ -149,7 +189,8 @@ static const struct {
 } commands[] = {{"report", cli_report_main},     {"place", cli_place_main},
                 {"route", cli_route_main},       {"rebalance", cli_rebalance_main},
                 {"diagnose", cli_diagnose_main}, {"copies", cli_copies_main},
-                {"sweep", cli_sweep_main},       {"simulate", cli_simulate_main}};
+                {"sweep", cli_sweep_main},       {"simulate", cli_simulate_main}, {"forward", cli_forward_main},
+                {"watch", cli_watch_main},       {"traffic", cli_traffic_main}};
 
 int main(int argc, char **argv)
 {

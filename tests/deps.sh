@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: MIT
 # usage: deps.sh check     says what is missing, exit 1 if anything is
 #        deps.sh install   installs it on Debian and Ubuntu; elsewhere names the packages, exit 1
-#        deps.sh install --all   also the compilers that only widen the test matrix, GLPK and Open MPI
+#        deps.sh install --all   also the compilers that only widen the test matrix, GLPK, Open MPI and numpy
+#        deps.sh install --check   also what only `make check` uses: sanitizer runtimes, analysers, AFL++, cross
+#                         compilers and qemu (about 1.5 GB); a gate whose tool is missing skips and names it
 # environment: CC, BLAS (0: no OpenBLAS wanted), STB_CFLAGS
 # Each thing is looked for by using it, not by asking a package manager; with nothing missing, nothing
 # is run that needs a network.
@@ -29,9 +31,10 @@ int main(int c, char **v) { (void)v; return (int)floor((double)c) - 1; }' -lm; t
         if command -v pkg-config >/dev/null 2>&1; then
             blas_flags=$(pkg-config --cflags --libs openblas 2>/dev/null) || blas_flags=-lopenblas
             json_flags=$(pkg-config --cflags --libs jansson 2>/dev/null) || json_flags=-ljansson
+            yaml_flags=$(pkg-config --cflags --libs yaml-0.1 2>/dev/null) || yaml_flags=-lyaml
         else
             missing="$missing pkgconf"
-            blas_flags=-lopenblas json_flags=-ljansson
+            blas_flags=-lopenblas json_flags=-ljansson yaml_flags=-lyaml
         fi
         # shellcheck disable=SC2086
         [ "$BLAS" = 0 ] || compiles '#include <cblas.h>
@@ -41,13 +44,16 @@ int main(void) { float x = 1, y = 2; return cblas_sdot(1, &x, 1, &y, 1) < 1; }' 
         compiles '#include <jansson.h>
 int main(void) { json_decref(json_object()); return 0; }' $json_flags || missing="$missing jansson"
         # shellcheck disable=SC2086
+        compiles '#include <yaml.h>
+int main(void) { return yaml_get_version_string() == NULL; }' $yaml_flags || missing="$missing yaml"
+        # shellcheck disable=SC2086
         compiles '#include <stb_ds.h>
 int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
     else
         missing="$missing cc"
         command -v pkg-config >/dev/null 2>&1 || missing="$missing pkgconf"
         [ "$BLAS" = 0 ] || missing="$missing openblas"
-        missing="$missing jansson stb"
+        missing="$missing jansson yaml stb"
     fi
     if [ "$all" = --all ]; then
         command -v g++ >/dev/null 2>&1 || missing="$missing g++"
@@ -55,7 +61,34 @@ int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
         compiles '#include <glpk.h>
 int main(void) { return glp_version()[0] == 0; }' -lglpk || missing="$missing glpk"
         command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 || missing="$missing openmpi"
+        python3 -c 'import numpy' 2>/dev/null || /usr/bin/python3 -c 'import numpy' 2>/dev/null ||
+            missing="$missing numpy"
     fi
+    [ "$all" != --check ] || probe_check
+}
+
+# probe_check: adds the tools of the heavy gates, each by the command that the gate calls
+probe_check() {
+    while read -r command thing; do
+        command -v "$command" >/dev/null 2>&1 || missing="$missing $thing"
+    done <<END
+clang clang
+tcc tcc
+musl-gcc musl-tools
+valgrind valgrind
+cppcheck cppcheck
+clang-tidy clang-tidy
+shellcheck shellcheck
+afl-fuzz afl++
+qemu-s390x qemu-user
+$(for machine in aarch64:arm64 riscv64:riscv64 s390x:s390x; do
+    echo "${machine%:*}-linux-gnu-gcc gcc-${machine%:*}-linux-gnu libc6-dev-${machine#*:}-cross"
+done)
+arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+powerpc64le-linux-gnu-gcc gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross
+END
+    printf 'int main(void) { return 0; }\n' >"$tmp/rt.c"
+    clang -fsanitize=address "$tmp/rt.c" -o "$tmp/rt" >/dev/null 2>&1 || missing="$missing libclang-rt-dev"
 }
 
 packages() { # packages MANAGER: names of what is missing, for that manager
@@ -67,7 +100,13 @@ packages() { # packages MANAGER: names of what is missing, for that manager
             dnf:openmpi) echo openmpi-devel ;;
             apk:openmpi) echo openmpi openmpi-dev ;;
             brew:openmpi) echo open-mpi ;;
-            apt:openblas | apt:jansson | apt:stb | apt:glpk) echo "lib$thing-dev" ;;
+            apt:numpy | dnf:numpy) echo python3-numpy ;;
+            apk:numpy) echo py3-numpy ;;
+            pacman:numpy) echo python-numpy ;;
+            apt:openblas | apt:jansson | apt:yaml | apt:stb | apt:glpk) echo "lib$thing-dev" ;;
+            dnf:yaml) echo libyaml-devel ;;
+            pacman:yaml | brew:yaml) echo libyaml ;;
+            apk:yaml) echo yaml-dev ;;
             dnf:cc) echo gcc glibc-devel ;;
             dnf:pkgconf) echo pkgconf-pkg-config ;;
             dnf:openblas | dnf:jansson | dnf:glpk) echo "$thing-devel" ;;
@@ -87,6 +126,7 @@ tell() {
     echo "missing:$missing"
     echo "install it, then run make again:"
     echo "  Debian, Ubuntu   apt-get install $(packages apt)"
+    [ "$all" = --check ] && return # other distributions have other names for them
     echo "  Fedora, RHEL     dnf install $(packages dnf)"
     echo "  Arch             pacman -S $(packages pacman)"
     echo "  Alpine           apk add $(packages apk)"

@@ -1,30 +1,32 @@
 #!/bin/sh
-# tests/readme.sh - every code block of README.md is compiled and run, its output compared.
+# tests/readme.sh - every code block of README.md and of the texts in examples/ is compiled and run, and its output
+# compared.
 # SPDX-License-Identifier: MIT
-# How README.md must be written for this:
+# How these texts must be written for this:
 #   ```c     with a main: a whole program, saved under the name in its first comment (/* hot.c ... */) or
 #            block.c, compiled by itself beside a copy of moe_ep.h, and run.  Without a main: statements,
-#            compiled inside a function behind the includes.
+#            compiled inside a function behind the includes; run, too, when a ```text follows.
 #   ```cpp   the same in C++.
 #   ```sh    lines with cc, ./program or build/moe-ep (a leading "$ " is allowed) are run as they stand; of
 #            make, the target must exist; other lines (git clone, apt-get, cd) are left alone.
 #   ```text  right behind one of these: what it must have printed, exactly; a line "..." stands for any lines.
 #   Other languages (make, cmake, none) are only counted.
 . tests/lib.sh
-least_c=1 least_all=3
-file=README.md
-if [ ! -e $file ]; then fail "$file is there"; finish 1; exit; fi
 top=$(pwd)
+BLAS_LIBS=${BLAS_LIBS--lopenblas} LDFLAGS=${LDFLAGS-}
 work=$tmp/work
 mkdir "$work"
 cp moe_ep.h "$work/"
 
-awk -v dir="$tmp" '
+blocks_of() { # blocks_of FILE: each block into a file of its own; a list of number, language, line
+    rm -f "$tmp"/block*
+    awk -v dir="$tmp" '
     /^ *```/ && !inside { sub(/^ *```/, ""); lang = $1 == "" ? "none" : $1; n++; start = FNR; inside = 1
                           name = sprintf("%s/block%03d.%s", dir, n, lang); printf "" > name; next }
     /^ *```/ && inside { inside = 0; close(name); printf "%03d %s %d\n", n, lang, start; next }
     inside { print > name }
-    END { if (inside) printf "%03d unclosed %d\n", n, start }' $file >"$tmp/blocks"
+    END { if (inside) printf "%03d unclosed %d\n", n, start }' "$1" >"$tmp/blocks"
+}
 
 same() { # same WANT GOT: line by line; "..." in WANT skips any number of lines
     awk 'NR == FNR { want[++n] = $0; next } { got[++m] = $0 }
@@ -56,6 +58,25 @@ program() { # program LANG BLOCK LINE
         result $? "line $3: the program runs" "$tmp/output"
         ran=1
     else fail "line $3: the program compiles" "$tmp/log"; fi
+}
+
+# Statements whose output is given: linked with the implementation that the tests use.
+shown_snippet() { # shown_snippet BLOCK LINE
+    if [ ! -e build/moe_ep.o ]; then skip "line $2" "build/moe_ep.o was not built"; return; fi
+    {
+        for h in '"moe_ep.h"' '<math.h>' '<stdio.h>' '<stdlib.h>' '<string.h>'; do echo "#include $h"; done
+        printf 'int main(void)\n{\n'
+        cat "$1"
+        printf 'return 0;\n}\n'
+    } >"$work/shown.c"
+    # shellcheck disable=SC2086
+    if $CC -std=gnu99 -O1 -Wall -Wextra -Werror -I. "$work/shown.c" build/moe_ep.o -o "$work/shown" \
+        $LDFLAGS $BLAS_LIBS -lm >"$tmp/log" 2>&1
+    then
+        timeout 20 "$work/shown" >"$tmp/output" 2>&1
+        result $? "line $2: the statements run" "$tmp/output"
+        ran=1
+    else fail "line $2: the statements compile" "$tmp/log"; fi
 }
 
 snippet() { # snippet LANG BLOCK LINE
@@ -112,8 +133,30 @@ shell() { # shell BLOCK LINE: runs what can be run, together, in one shell
     result $code "line $2: the commands run" "$tmp/output"
 }
 
-ran=0 c_blocks=0
-while read -r n lang line; do
+check_text() { # check_text FILE LEAST_C LEAST: every block of a text, of which there must be so many
+    file=$1 least_c=$2 least_all=$3 ran=0 c_blocks=0
+    if [ ! -e "$file" ]; then fail "$file is there"; return; fi
+    echo "$file"
+    blocks_of "$file"
+    while read -r n lang line; do
+        check_block
+    done <"$tmp/blocks"
+    all=$(wc -l <"$tmp/blocks")
+    [ "$c_blocks" -ge "$least_c" ]
+    result $? "$c_blocks C blocks were found, at least $least_c are there"
+    [ "$all" -ge "$least_all" ]
+    result $? "$all blocks were found, at least $least_all are there"
+    # Links to files of the repository lead somewhere.
+    grep -oE '\]\([^)#]+' "$file" | sed 's/^](//' | grep -vE '^[a-z]+:' | sort -u >"$tmp/links"
+    while read -r link; do [ -e "$(dirname "$file")/$link" ] || echo "$link"; done <"$tmp/links" >"$tmp/broken"
+    [ ! -s "$tmp/broken" ]
+    result $? "all $(wc -l <"$tmp/links") links lead somewhere" "$tmp/broken"
+}
+
+# The language of the next block of $n.
+next_lang() { awk -v n="$n" 'found { print $2; exit } $1 == n { found = 1 }' "$tmp/blocks"; }
+
+check_block() { # of $n, $lang, $line
     block=$tmp/block$n.$lang
     case $lang in
         text | output | console-output)
@@ -131,6 +174,8 @@ while read -r n lang line; do
                 skip "line $line" "$CXX is not installed (package g++)"
             elif grep -qE '\bmain *\(' "$block"; then
                 program $ext "$block" "$line"
+            elif [ $ext = c ] && [ "$(next_lang)" = text ]; then
+                shown_snippet "$block" "$line"
             else
                 snippet $ext "$block" "$line"
             fi
@@ -139,16 +184,10 @@ while read -r n lang line; do
         unclosed) fail "line $line: the block is closed" ;;
         *) ran=0 ;;
     esac
-done <"$tmp/blocks"
-all=$(wc -l <"$tmp/blocks")
-[ "$c_blocks" -ge $least_c ]
-result $? "$c_blocks C blocks were found, at least $least_c are there"
-[ "$all" -ge $least_all ]
-result $? "$all blocks were found, at least $least_all are there"
+}
 
-# Links to files of the repository lead somewhere.
-grep -oE '\]\([^)#]+' $file | sed 's/^](//' | grep -vE '^[a-z]+:' | sort -u >"$tmp/links"
-while read -r link; do [ -e "$link" ] || echo "$link"; done <"$tmp/links" >"$tmp/broken"
-[ ! -s "$tmp/broken" ]
-result $? "all $(wc -l <"$tmp/links") links lead somewhere" "$tmp/broken"
-finish 5
+check_text README.md 1 3
+check_text examples/README.md 0 2
+check_text examples/QUESTIONS.md 20 55
+check_text examples/SERVERS.md 0 4
+finish 60

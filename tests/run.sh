@@ -62,10 +62,20 @@ rm -f "$logs"/*.sum
 {
     # the longest first, so that the others fill the gaps
     echo "sh tests/compile/matrix.sh${gates:+ --full}"
-    [ -n "$gates" ] && printf 'sh tests/%s.sh\n' check bench
+    if [ -n "$gates" ]; then
+        for gate in ASan Valgrind level MSan TSan static tool; do echo "sh tests/check.sh $gate"; done
+        for target in s390x armv7 aarch64 riscv64 ppc64le m32 tcc musl fastmath lto; do
+            echo "sh tests/portability.sh $target"
+        done
+        echo "sh tests/fuzz/fuzz.sh --check"
+        for gate in mutate coverage load determinism planted blas bench deb; do
+            [ -e "tests/$gate.sh" ] && echo "sh tests/$gate.sh"
+        done
+    fi
     for program in "$@"; do echo "$program"; done
-    for script in tests/compile/include.sh tests/symbols.sh tests/install.sh tests/style.sh tests/readme.sh \
-        tests/examples.sh tests/mpi.sh tests/test_*.sh; do
+    for script in tests/compile/include.sh tests/symbols.sh tests/install.sh tests/python.sh tests/cmake.sh \
+        tests/dist.sh tests/recipes.sh tests/manpage.sh tests/style.sh tests/readme.sh \
+        tests/examples.sh tests/mpi.sh tests/cuda.sh tests/test_*.sh; do
         [ -e "$script" ] && echo "sh $script"
     done
 } >"$logs/suites"
@@ -73,6 +83,11 @@ rm -f "$logs"/*.sum
 want=$(wc -l <"$logs/suites")
 tr '\n' '\0' <"$logs/suites" | xargs -0 -P "${JOBS:-2}" -n 1 sh "$0" --one
 
+if [ -n "$gates" ] && [ -z "${ONLY:-}" ]; then
+    sh tests/gates.sh || echo "0 1 0" >"$logs/gates.sum"
+    [ -e "$logs/gates.sum" ] || echo "1 0 0" >"$logs/gates.sum"
+    want=$((want + 1))
+fi
 cat "$logs"/*.sum 2>/dev/null | awk -v want="$want" '
     { p += $1; f += $2; s += $3; n++ }
     END {

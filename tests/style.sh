@@ -1,14 +1,47 @@
 #!/bin/sh
 # tests/style.sh - the rules that a reader or a packager would trip over.
 # SPDX-License-Identifier: MIT
+# usage: style.sh          all rules
+#        style.sh --docs   only lists the public functions whose comment lacks Errors, Example or the cost
 . tests/lib.sh
 header=moe_ep.h
+
+# undocumented: "line name: what is missing" for every public function.  One comment may stand above a group of
+# functions.  Names (*_str, *_name), presets, which return a struct by value, and counters of lists are exempt.
+undocumented() {
+    awk '
+        /MOE_EP_IMPLEMENTATION_DONE/ { exit }
+        /^\/\*/ { text = ""; open = 1 }
+        open { text = text " " $0 }
+        /\*\// { open = 0 }
+        /^(typedef|enum|struct)|^#/ && !open { if ($0 !~ /^#/) text = "" }
+        /^MOE_EP_API / {
+            line = $0
+            name = line
+            sub(/\(.*/, "", name)
+            type = name
+            sub(/.*[ *]/, "", name)
+            sub(/^MOE_EP_API (const )?/, "", type)
+            if (name ~ /_(str|name|source|count|version|text)$/ || name == "moe_ep_version") next
+            if (type ~ /^moe_ep_[a-z0-9_]+ +moe_ep_/ && type !~ /^moe_ep_status /) next
+            missing = ""
+            if (text !~ /Errors?[ :,(]|egative (results )?= a moe_ep_status|a NULL|NULL is allowed/)
+                missing = missing " Errors"
+            if (text !~ /Example/) missing = missing " Example"
+            if (text !~ /O\([^)]*\)|[Cc]onstant time/) missing = missing " O("
+            if (missing != "") print FNR ": " name ":" missing
+        }' $header
+}
+if [ "${1:-}" = --docs ]; then
+    undocumented
+    exit
+fi
 
 if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git ls-files -co --exclude-standard
 else find . -path ./build -prune -o -path ./.git -prune -o -type f -print | sed 's|^\./||'; fi |
     while read -r f; do [ -f "$f" ] && echo "$f"; done | sort >"$tmp/all"
-grep -E '\.(c|h|cc|cu|sh)$|^Makefile$|^\.ci/run$' "$tmp/all" >"$tmp/code"
-grep -E '\.(c|h|cc|cu|sh|md|1)$|^Makefile$|^\.ci/run$' "$tmp/all" >"$tmp/text"
+grep -E '\.(c|h|cc|cu|sh|py|bash)$|^Makefile$|^\.ci/run$' "$tmp/all" >"$tmp/code"
+grep -E '\.(c|h|cc|cu|sh|py|bash|md|1)$|^Makefile$|^\.ci/run$' "$tmp/all" >"$tmp/text"
 grep -E '\.(c|h|cc|cu)$' "$tmp/all" >"$tmp/c"
 
 # none NAME: passes when $tmp/found is empty
@@ -70,6 +103,9 @@ none "each of the $(wc -l <"$tmp/contents") sections of the contents is there, t
 grep -oE '^# *include +[<"][^>"]+[>"]' $header | head -n 2 | tr -d ' ' | tr '\n' ' ' |
     grep -qxF '#include<stddef.h> #include<stdint.h> '
 result $? "the public half includes <stddef.h> and <stdint.h>"
+
+undocumented >"$tmp/found"
+none "every public function says its errors, its cost and an example"
 
 # ---- one version everywhere ----
 version=$(sed -n 's/^.define MOE_EP_VERSION_STRING "\(.*\)"/\1/p' $header)

@@ -36,7 +36,7 @@ static void t_register(const char *name, t_function function)
     t_count++;
 }
 
-/* Registration before main by a constructor: gcc, clang and tcc know it. */
+/* Registration before main by a constructor: gcc and clang know it (tcc 0.9.27 does not run it). */
 #define TEST(name)                                                                                  \
     static void t_test_##name(void);                                                                \
     __attribute__((constructor)) static void t_reg_##name(void) { t_register(#name, t_test_##name); } \

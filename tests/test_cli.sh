@@ -344,6 +344,9 @@ less "rebalance: no more moves than allowed" "$(json "$tmp/out" rebalanced moves
 # shellcheck disable=SC2086
 works "rebalance without a map" rebalance $python --devices 8 --target 1.1 --json
 less "rebalance: contiguous blocks can be mended" "$(json "$tmp/out" rebalanced imbalance_worst)" 1.1
+# shellcheck disable=SC2086
+works "rebalance on 16 devices" rebalance $python --devices 16 --machine h100
+has "rebalance: nodes as the machine has them" '2 nodes of 8 devices, as h100 has them' "$tmp/out"
 run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 80 --out wide.csv &&
     cp "$tmp/cwd/wide.csv" "$maps"
 # shellcheck disable=SC2086

@@ -2,7 +2,7 @@
 # tests/test_cli_input.sh - the tool against every kind of input: what it must refuse, and with which words.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-cli=build/moe-ep
+cli=${TOOL:-build/moe-ep}
 if [ ! -e examples/moe_ep_cli.c ]; then skip "the tool" "no examples/moe_ep_cli.c"; finish 1; exit; fi
 if [ ! -x $cli ]; then fail "the tool was not built"; finish 1; exit; fi
 LC_ALL=C.UTF-8
@@ -177,7 +177,8 @@ bad "unknown router" "no such router" \
 bad "biases of another size" "values for 256 experts" \
     route $data/prose_layer2_hidden.npy --gate $data/prose_layer2_hidden.npy --router mixtral --topk 8 --bias \
         $data/layer2_gate.npy
-bad "plan name without format" "must end in .json or .csv" place $ids --devices 8 --out "$tmp/plan.txt"
+bad "plan name without format" "must end in .json (SGLang), .yaml (TensorRT-LLM) or .csv" \
+    place $ids --devices 8 --out "$tmp/plan.txt"
 rc=0; "$cli" report $ids >/dev/full 2>"$tmp/e" || rc=$?; [ $rc -eq 1 ]
 result $? "full disk is exit code 1" "$tmp/e"
 

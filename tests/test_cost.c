@@ -479,6 +479,12 @@ TEST(profiles)
     CHECK_NEAR(us(moe_ep_compose(MOE_EP_OVERLAP_TWO_EXPOSED, &s, NULL, 0.0, NULL)), 778, 1e-12, 0);
 }
 
+TEST(preset_examples)
+{
+    CHECK_I64(moe_ep_model_deepseek_v3().num_experts, 256);
+    CHECK_NEAR(moe_ep_machine_h20().memory_Bps, 4e12, 0, 0);
+}
+
 TEST(composition)
 {
     moe_ep_stages a = {10, 2, 3, 4, 5}, b = {1, 20, 30, 40, 50};
@@ -487,6 +493,7 @@ TEST(composition)
     CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_SHARED, &a, NULL, 9, NULL), 22, 0, 0);
     CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_TWO_EXPOSED, &a, &b, 1, NULL), 14 + 140 + 1, 0, 0);
     CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_TWO_HIDDEN, &a, &b, 1, NULL), 18 + 81 + 1, 0, 0);
+    CHECK_NEAR(moe_ep_compose(MOE_EP_OVERLAP_TWO_STAGGERED, &a, &b, 1, NULL), 10 + 8 + 40 + 80 + 1, 0, 0);
     CHECK_I64(moe_ep_compose(MOE_EP_OVERLAP_NONE, NULL, NULL, 0, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_compose((moe_ep_overlap)7, &a, NULL, 0, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_compose(MOE_EP_OVERLAP_NONE, &a, NULL, NAN, &err), MOE_EP_ERR_NAN);
@@ -817,6 +824,41 @@ TEST(halves_cost_as_much_as_the_whole_when_weights_bind)
     CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_ERR_CONFIG);
     d.attention_half_s = 0.7e-3;
     CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
+}
+
+/* The short way for half a batch gives what the general way gives, which hooks without members take. */
+TEST(halves_either_way)
+{
+    uint64_t s = t_seed + 9;
+    int round;
+    for (round = 0; round < 400; round++) {
+        moe_ep_model m = moe_ep_model_deepseek_v3();
+        moe_ep_machine c = round % 2 ? moe_ep_machine_h800() : moe_ep_machine_gb200();
+        moe_ep_layer_desc d = v3_layer(&m, &c, 1 + (int32_t)t_below(&s, 40));
+        moe_ep_cost_hooks none;
+        moe_ep_time_result one, two;
+        int64_t rows[256];
+        int i, zero = (int)t_below(&s, 4) == 0;
+        c.ll_dispatch.row_s = 1e-9 * (double)t_below(&s, 3);
+        c.ll_combine.peer_s = 1e-8 * (double)t_below(&s, 3);
+        c.ll_combine.alpha_p = round % 2 ? 0.7 : 0.0;
+        c.gemm.expert_s = 1e-7 * (double)t_below(&s, 3);
+        c.gemm.tile = (int32_t)t_below(&s, 70);
+        for (i = 0; i < 256; i++) rows[i] = zero && round % 8 ? 0 : t_below(&s, 300);
+        d.mode = (moe_ep_a2a_mode)t_below(&s, 5);
+        d.capacity = 20;
+        d.num_nodes = 1;
+        d.high_throughput = (int32_t)t_below(&s, 2);
+        d.overlap = (moe_ep_overlap)(2 + t_below(&s, 3));
+        d.attention_s = 100e-6;
+        d.attention_half_s = 60e-6;
+        memset(&none, 0, sizeof none);
+        none.size = sizeof none;
+        CHECK(moe_ep_layer_time(&d, rows, &one, NULL, NULL) == MOE_EP_OK);
+        d.hooks = &none;
+        CHECK(moe_ep_layer_time(&d, rows, &two, NULL, NULL) == MOE_EP_OK);
+        CHECK(memcmp(&one, &two, sizeof one) == 0);
+    }
 }
 
 /* Row 23: at 2 x 16 tokens two micro-batches lose, at 2 x 128 they gain; the turn is between 64 and 128. */
@@ -1358,6 +1400,90 @@ TEST(results_beyond_a_number)
     pd.link_Bps = 0.5;
     OVER(moe_ep_payback(&pd, &pr, &err), "link_Bps");
 #undef OVER
+}
+
+/* Chance that K of n distinct experts miss b given ones. */
+static double misses(int n, int b, int K)
+{
+    double p = 1;
+    int i;
+    if (n - b < K) return 0;
+    for (i = 0; i < K; i++) p *= (double)(n - b - i) / (n - i);
+    return p;
+}
+
+/* Every choice of groups and every device, one by one. */
+TEST(blocks_and_groups_one_by_one)
+{
+    uint64_t s = t_seed + 40;
+    int round;
+    for (round = 0; round < 2000; round++) {
+        int G = 1 + (int)t_below(&s, 7), size = 1 + (int)t_below(&s, 7), M = 1 + (int)t_below(&s, (uint64_t)G);
+        int K = 1 + (int)t_below(&s, (uint64_t)(M * size)), D = 1 + (int)t_below(&s, (uint64_t)(2 * G * size));
+        int drawn, ways = 0, i, e;
+        double sum = 0;
+        moe_ep_expect_desc d;
+        moe_ep_expect_result r;
+        memset(&d, 0, sizeof d);
+        d.tokens = 1;
+        d.num_experts = G * size;
+        d.top_k = K;
+        d.num_devices = D;
+        d.num_groups = G;
+        d.top_groups = M;
+        CHECK_I64(moe_ep_expect(&d, &r, NULL), MOE_EP_OK);
+        for (drawn = 0; drawn < 1 << G; drawn++) {
+            for (i = e = 0; i < G; i++) e += drawn >> i & 1;
+            if (e != M) continue;
+            ways++;
+            for (i = 0; i < D; i++) {
+                int inside = 0;
+                for (e = G * size * i / D; e < G * size * (i + 1) / D; e++) inside += drawn >> (e / size) & 1;
+                sum += 1 - misses(M * size, inside, K);
+            }
+        }
+        CHECK_NEAR(r.distinct_devices, sum / ways, 1e-11, 1e-11);
+        if (t_failed_here) return;
+    }
+}
+
+/* As many devices as there can be, and as many groups, are counted at once; beyond that they are refused. */
+TEST(huge_numbers_of_devices_and_groups)
+{
+    moe_ep_expect_desc d;
+    moe_ep_expect_result r;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.tokens = 1;
+    d.num_experts = 1 << 20;
+    d.top_k = 8;
+    d.num_devices = INT32_MAX;
+    d.num_nodes = 1 << 30;
+    d.num_groups = 1024;
+    d.top_groups = 512;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
+    CHECK_NEAR(r.distinct_devices, 8, 1e-9, 0);
+    CHECK_NEAR(r.distinct_nodes, 8, 1e-9, 0);
+    d.num_devices = 1000;
+    d.top_k = 1 << 18;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
+    CHECK(r.distinct_devices > 740 && r.distinct_devices < 780); /* a device has parts of two or three groups */
+    d.num_groups = 2048; /* C(2048, 512) is beyond a double */
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "num_groups");
+    d.top_groups = 0;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
+    d.num_experts = 1 << 21;
+    d.num_groups = 8;
+    d.top_groups = 4;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_ERR_CONFIG);
+    d.top_groups = d.num_groups = 0;
+    d.num_experts = d.num_devices = d.top_k = INT32_MAX;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
+    CHECK_NEAR(r.distinct_devices, 2147483647.0, 1e-9, 0);
+    d.num_devices = 1;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
+    CHECK_NEAR(r.distinct_devices, 1, 1e-12, 0);
 }
 
 T_MAIN

@@ -859,6 +859,7 @@ static void *repeated(size_t bytes, size_t piece, int fd)
     char *base;
     size_t at;
     if (fd < 0 || ftruncate(fd, (off_t)piece) != 0) return NULL;
+    if (getenv("MOE_EP_SLOW")) return NULL; /* minutes under an emulator or a sanitizer */
     base = (char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == (char *)MAP_FAILED) return NULL;
     for (at = 0; at < bytes; at += piece)
@@ -1038,6 +1039,225 @@ static void check_round_trip(const sample *x)
         for (k = 0; k < x->K; k++) used += x->ids[t * x->K + k] >= 0;
         CHECK(out[2 * t] == (float)(used * (t + 1)) && out[2 * t + 1] == (float)(used * -t));
     }
+}
+
+/* ---- every bad argument of the section gives its own status, and the outputs stay ---- */
+
+typedef struct bad_outputs {
+    int64_t wide[64];
+    int32_t a[64], b[64], c[64];
+    uint8_t map[64];
+    float f[64];
+} bad_outputs;
+
+static bad_outputs bad_out, bad_before;
+
+static int outputs_stay(void) { return memcmp(&bad_out, &bad_before, sizeof bad_out) == 0; }
+
+#define REFUSED(call, want)                                                                             \
+    do {                                                                                                \
+        CHECK_I64(call, want);                                                                          \
+        CHECK_I64(bad_err.status, want);                                                                \
+        CHECK(outputs_stay());                                                                          \
+    } while (0)
+
+TEST(bad_arguments_of_the_permutations)
+{
+    static const int32_t ids[8] = {1, 3, 0, 1, 1, 2, 3, 1}, foreign[8] = {1, 3, 0, 1, 1, 2, 4, 1};
+    static const int32_t map[4] = {0, 1, -1, 4}, map_low[4] = {0, -2, 1, 1};
+    const int64_t most = (int64_t)1 << 31;
+    static const int64_t none[4] = {0, 0, 0, 0};
+    bad_outputs *o = &bad_out;
+    moe_ep_error bad_err;
+    moe_ep_align_desc d = align(4, 2), big = align(4, INT32_MAX);
+    int64_t len = 0, blocks = 0;
+    memset(o, 0x6b, sizeof *o);
+    bad_before = bad_out;
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 0, 0, NULL, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, -1, 2, NULL, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 3, 2, NULL, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 0, 4, map, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 0, 4, map_low, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 0, 0, 4, NULL, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_vllm_permute(ids, most, 4, 0, 4, NULL, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_OVERFLOW);
+    REFUSED(moe_ep_vllm_permute(foreign, 8, 4, 0, 4, NULL, o->wide, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_EXPERT_ID);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 0, 4, NULL, NULL, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 0, 4, NULL, o->wide, NULL, o->b, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_vllm_permute(ids, 8, 4, 0, 4, NULL, o->wide, o->a, NULL, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_sglang_preprocess(foreign, 8, 4, o->a, o->b, o->wide, &bad_err), MOE_EP_ERR_EXPERT_ID);
+    REFUSED(moe_ep_sglang_preprocess(ids, 8, 0, o->a, o->b, o->wide, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_sglang_preprocess(ids, 8, 4, NULL, o->b, o->wide, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_sglang_preprocess(ids, 8, 4, o->a, NULL, o->wide, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_sglang_preprocess_keep(ids, 8, 4, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_torchtitan_reorder(ids, 4, 2, 4, o->wide, NULL, o->b, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_torchtitan_reorder(ids, 4, 2, 4, o->wide, o->a, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_torchtitan_reorder(foreign, 4, 2, 4, o->wide, o->a, o->b, &bad_err), MOE_EP_ERR_EXPERT_ID);
+    REFUSED(moe_ep_megablocks_bins(foreign, 8, 4, 2, o->a, o->b, NULL, o->wide, NULL, &bad_err), MOE_EP_ERR_EXPERT_ID);
+    REFUSED(moe_ep_megablocks_bins(ids, -1, 4, 2, o->a, o->b, NULL, o->wide, NULL, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_trtllm_permute(ids, 4, 2, 0, 2, o->wide, o->a, o->b, o->c, 16, NULL, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_trtllm_permute(ids, 4, 2, 4, 2, o->wide, o->a, o->b, o->c, most, NULL, &bad_err),
+            MOE_EP_ERR_OVERFLOW);
+    REFUSED(moe_ep_trtllm_permute(ids, 4, 2, 4, 2, NULL, o->a, o->b, o->c, 16, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_trtllm_permute(ids, 4, 2, 4, 2, o->wide, NULL, o->b, o->c, 16, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_trtllm_permute(foreign, 4, 2, 4, 2, o->wide, o->a, o->b, o->c, 16, NULL, &bad_err),
+            MOE_EP_ERR_EXPERT_ID);
+    REFUSED(moe_ep_trtllm_permute(ids, 4, 2, 4, 2, o->wide, o->a, o->b, o->c, 9, NULL, &bad_err), MOE_EP_ERR_SIZE);
+    /* aligned blocks */
+    CHECK_I64(moe_ep_align_sizes(&d, 8, NULL, &blocks, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_sizes(&d, 8, &len, NULL, NULL), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_sizes(&d, -1, &len, &blocks, NULL), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_align_block(&big, ids, 8, o->a, o->b, o->wide, NULL, &bad_err), MOE_EP_ERR_OVERFLOW);
+    REFUSED(moe_ep_align_block(&d, ids, 8, NULL, o->b, o->wide, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_align_block(&d, ids, 8, o->a, NULL, o->wide, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_align_block(&d, NULL, 8, o->a, o->b, o->wide, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_align_block(NULL, ids, 8, o->a, o->b, o->wide, NULL, &bad_err), MOE_EP_ERR_NULL);
+    d.expert_map = map_low;
+    REFUSED(moe_ep_align_block(&d, ids, 8, o->a, o->b, o->wide, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    d.expert_map = map;
+    REFUSED(moe_ep_align_block(&d, ids, 8, o->a, o->b, o->wide, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    CHECK_I64(bad_err.index, 3);
+    REFUSED(moe_ep_align_batched(none, 1, INT32_MAX, 2, o->a, o->b, o->wide, &bad_err), MOE_EP_ERR_OVERFLOW);
+    REFUSED(moe_ep_align_batched(none, INT32_MAX, 2, 2, o->a, o->b, o->wide, &bad_err), MOE_EP_ERR_OVERFLOW);
+}
+
+TEST(bad_arguments_of_maps_and_buffers)
+{
+    static const int32_t ids[8] = {1, 3, 0, 1, 1, 2, 3, 1}, twice[3] = {0, 1, 1}, low[3] = {0, -1, 2};
+    static const int64_t counts[4] = {1, 2, 0, 1}, falls[3] = {0, 4, 2}, minus[3] = {-1, 2, 3};
+    static uint8_t map[16] = {1, 0, 1, 0};
+    bad_outputs *o = &bad_out;
+    moe_ep_error bad_err;
+    memset(o, 0x6b, sizeof *o);
+    bad_before = bad_out;
+    REFUSED(moe_ep_routing_map(ids, 4, 2, 0, o->map, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_routing_map(ids, 4, 2, 3, o->map, &bad_err), MOE_EP_ERR_EXPERT_ID);
+    REFUSED(moe_ep_routing_map(ids, 4, 2, 4, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_permute(map, -1, 4, o->wide, o->a, 16, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_megatron_permute(map, 4, 0, o->wide, o->a, 16, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_megatron_permute(map, INT64_MAX, 4, o->wide, o->a, 16, &bad_err), MOE_EP_ERR_OVERFLOW);
+    REFUSED(moe_ep_megatron_permute(NULL, 4, 4, o->wide, o->a, 16, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_permute(map, 4, 4, NULL, o->a, 16, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_permute(map, 4, 4, o->wide, NULL, 16, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_drop_and_pad(map, 4, 4, 5, o->a, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_megatron_drop_and_pad(map, 4, 4, 0, o->a, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_megatron_drop_and_pad(map, 4, 4, 2, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_drop_and_pad(NULL, 4, 4, 2, o->a, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_pad_map(NULL, 4, 4, 2, o->map, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_megatron_pad_map(map, 4, 4, 0, o->map, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_megatron_pad_map(map, 4, 4, 2, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_sort_chunks(counts, twice, 3, o->a, 9, o->wide, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    CHECK_I64(bad_err.index, 2);
+    REFUSED(moe_ep_sort_chunks(counts, low, 3, o->a, 9, o->wide, NULL, &bad_err), MOE_EP_ERR_RANGE);
+    CHECK_I64(bad_err.index, 1);
+    REFUSED(moe_ep_torchtitan_permute_indices(counts, 2, 0, 64, 8, o->a, o->wide, o->wide + 9, &bad_err),
+            MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_torchtitan_permute_indices(counts, 2, 2, 64, 8, NULL, o->wide, o->wide + 9, &bad_err),
+            MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_torchtitan_permute_indices(counts, 2, 2, 64, 8, o->a, NULL, o->wide + 9, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_torchtitan_permute_indices(counts, 2, 2, 64, 8, o->a, o->wide, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_binned_rows(falls, ids, 2, 2, o->a, &bad_err), MOE_EP_ERR_RANGE);
+    REFUSED(moe_ep_binned_rows(minus, ids, 2, 2, o->a, &bad_err), MOE_EP_ERR_RANGE);
+    REFUSED(moe_ep_binned_rows(falls, ids, 0, 2, o->a, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_binned_rows(counts, NULL, 1, 2, o->a, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_binned_rows(counts, ids, 1, 2, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_align_batched(counts, 4, 8, 4, NULL, o->b, o->wide, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_align_batched(counts, 4, 8, 4, o->a, NULL, o->wide, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_align_batched(counts, 4, 8, 4, o->a, o->b, NULL, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_gather(o->f, 1, INT32_MAX, 1, ids, INT64_MAX / 2, o->f, &bad_err), MOE_EP_ERR_OVERFLOW);
+    REFUSED(moe_ep_gather(NULL, 4, 2, 2, ids, 8, o->f, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_combine(o->f, -1, ids, NULL, 4, 2, 2, o->f, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_combine(o->f, 8, ids, NULL, 4, 2, 0, o->f, &bad_err), MOE_EP_ERR_SIZE);
+    REFUSED(moe_ep_combine(NULL, 8, ids, NULL, 4, 2, 2, o->f, &bad_err), MOE_EP_ERR_NULL);
+    REFUSED(moe_ep_combine(o->f, 8, ids, NULL, -4, 2, 2, o->f, &bad_err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_combine(NULL, 0, NULL, NULL, 0, 2, 2, NULL, NULL), MOE_EP_OK);
+}
+#undef REFUSED
+
+/* Outputs that are not wanted, and the sizes at which another way of counting begins. */
+TEST(optional_outputs_and_long_lists)
+{
+    static const int32_t ids[8] = {1, 3, 0, 1, 1, 2, 3, -1};
+    int32_t *many = new32(5000), *devices = new32(4096), a[16], b[16];
+    int64_t offsets[8], counts[8], bins[8], per_device[3], other[3] = {0, 0, 0}, skipped = 0;
+    uint8_t in[16], picture[16];
+    static const uint8_t want[16] = {0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1};
+    static const int32_t picture_ids[8] = {1, 3, 0, 1, 1, 2, 3, 1};
+    int32_t where[8];
+    moe_ep_layout only;
+    uint64_t s = t_seed;
+    int i;
+    CHECK_I64(moe_ep_routing_map(picture_ids, 4, 2, 4, picture, NULL), MOE_EP_OK);
+    CHECK(memcmp(picture, want, 16) == 0);
+    CHECK_I64(moe_ep_routing_map(NULL, 0, 2, 4, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_megatron_pad_map(NULL, 0, 4, 2, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_megatron_pad_map(want, 4, 4, 2, in, NULL), MOE_EP_OK);
+    CHECK_I64(in[0] + in[2] * 10, 11); /* columns 0 and 2 had one token each, and get the first that was not routed */
+    CHECK_I64(moe_ep_maxtext_permute(ids, 8, 4, 1, counts, a, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_megablocks_bins(ids, 8, 4, 2, NULL, NULL, NULL, bins, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(bins[3], 7);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 4, 2, 4, 2, offsets, a, NULL, NULL, 12, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 4, 2, 4, 2, bins, b, NULL, where, 8, NULL, NULL), MOE_EP_ERR_SIZE);
+    memset(&only, 0, sizeof only);
+    only.is_token_in_rank = in;
+    CHECK_I64(moe_ep_deepep_layout(ids, 4, 2, 4, 2, 0, NULL, &only, NULL), MOE_EP_OK);
+    CHECK_I64(in[0] + in[1] * 2 + in[6] * 4 + in[7] * 8, 11);
+    memset(&only, 0, sizeof only);
+    only.token_idx_in_rank = where;
+    CHECK_I64(moe_ep_deepep_layout(ids, 4, 2, 4, 2, 0, NULL, &only, NULL), MOE_EP_OK);
+    CHECK_I64(where[7], 2);
+    CHECK_I64(moe_ep_deepep_layout(ids, 4, 2, 4, 65537, 0, NULL, &only, NULL), MOE_EP_ERR_SIZE);
+    /* send_counts by expert and by id */
+    for (i = 0; i < 5000; i++) many[i] = (int32_t)t_below(&s, 4097) - 1;
+    for (i = 0; i < 4096; i++) devices[i] = (int32_t)t_below(&s, 3);
+    CHECK_I64(moe_ep_send_counts(many, 5000, 4096, devices, 3, per_device, &skipped, NULL), MOE_EP_OK);
+    for (i = 0; i < 5000; i++)
+        if (many[i] >= 0) other[devices[many[i]]]++;
+    for (i = 0; i < 3; i++) CHECK_I64(per_device[i], other[i]);
+    CHECK_I64(per_device[0] + per_device[1] + per_device[2] + skipped, 5000);
+    CHECK_I64(moe_ep_send_counts(many, 5000, 4096, NULL, 3, per_device, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(per_device[0] + per_device[1] + per_device[2] + skipped, 5000);
+    CHECK_I64(moe_ep_send_counts(ids, 8, 4096, NULL, 2, per_device, &skipped, NULL), MOE_EP_OK);
+    CHECK_I64(per_device[0] * 100 + per_device[1] * 10 + skipped, 251);
+    free(many);
+    free(devices);
+}
+
+/* Distinct ranks of a token over more places than one word, with repeats, by stamps and by marks. */
+TEST(layout_over_many_ranks)
+{
+    uint64_t s = t_seed + 99;
+    static const int32_t ranks[] = {65, 128, 256, 300, 1024, 4096, 5000};
+    for (size_t c = 0; c < sizeof ranks / sizeof *ranks; c++)
+        for (int with = 0; with < 2; with++) {
+            const int32_t R = ranks[c], E = R <= 4096 ? 4096 / R * R : R, K = 1 + (int32_t)t_below(&s, 12);
+            const int64_t T = 600 + t_below(&s, 300);
+            int32_t *ids = new32(T * K);
+            int64_t *per_rank = new64(R), *per_node = new64(R), *experts = new64(E), *want = new64(R);
+            int64_t *nodes = new64(R), t;
+            moe_ep_layout out;
+            memset(&out, 0, sizeof out);
+            memset(want, 0, sizeof *want * (size_t)R);
+            memset(nodes, 0, sizeof *nodes * (size_t)R);
+            for (t = 0; t < T * K; t++) ids[t] = (int32_t)t_below(&s, t % 3 ? E + 1 : 9) - 1;
+            for (t = 0; t < T; t++)
+                for (int32_t k = 0; k < K; k++) {
+                    int32_t rank = ids[t * K + k] < 0 ? -1 : ids[t * K + k] / (E / R), first = rank >= 0, node = first;
+                    for (int32_t j = 0; j < k; j++) {
+                        if (ids[t * K + j] < 0) continue;
+                        if (ids[t * K + j] / (E / R) == rank) first = 0;
+                        if (ids[t * K + j] / (E / R) / 2 == rank / 2) node = 0;
+                    }
+                    if (first) want[rank]++;
+                    if (node) nodes[rank / 2]++;
+                }
+            out.tokens_per_rank = per_rank, out.tokens_per_node = per_node;
+            if (with) out.tokens_per_expert = experts;
+            CHECK_I64(moe_ep_deepep_layout(ids, T, K, E, R, 2, NULL, &out, NULL), MOE_EP_OK);
+            CHECK(memcmp(per_rank, want, sizeof *want * (size_t)R) == 0);
+            CHECK(memcmp(per_node, nodes, sizeof *nodes * (size_t)((R + 1) / 2)) == 0);
+            free(ids), free(per_rank), free(per_node), free(experts), free(want), free(nodes);
+            STOP_IF_FAILED("%d ranks", (int)R);
+        }
 }
 
 TEST(properties_of_many_cases)
@@ -1282,6 +1502,7 @@ static int vec_sort_chunks(const vec_case *x)
     o = vec_i32(order);
     rows = new32(total);
     CHECK_I64(moe_ep_sort_chunks(sizes->i, o, (int32_t)order->count, rows, total, &num, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(num, want->count);
     check_vec32(rows, want);
     free(o);
     free(rows);

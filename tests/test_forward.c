@@ -12,6 +12,7 @@ typedef struct set {
     double *gate_b, *up_b, *down_b;
     void *mem_gate, *mem_up, *mem_down;
     float *bias_gate, *bias_up, *bias_down;
+    float *scale_gate, *scale_up, *scale_down; /* int8 */
     const void **table[3];
 } set;
 
@@ -29,11 +30,17 @@ static double f16_value(uint16_t v)
     return v & 0x8000 ? -x : x;
 }
 
-static size_t elem_of(moe_ep_dtype d) { return d == MOE_EP_F32 ? 4 : 2; }
+static size_t elem_of(moe_ep_dtype d) { return d == MOE_EP_F32 ? 4 : d == MOE_EP_I8 ? 1 : 2; }
 
-/* Stores value as element i of mem and returns what was stored. */
-static double put(void *mem, int64_t i, moe_ep_dtype dtype, double value)
+/* Stores value as element i of mem and returns what was stored; int8 in steps of scale. */
+static double put(void *mem, int64_t i, moe_ep_dtype dtype, double value, float scale)
 {
+    if (dtype == MOE_EP_I8) {
+        double q = rint(value / (double)scale);
+        q = q > 127.0 ? 127.0 : q < -127.0 ? -127.0 : q;
+        ((int8_t *)mem)[i] = (int8_t)q;
+        return q * (double)scale;
+    }
     if (dtype == MOE_EP_F32) {
         ((float *)mem)[i] = (float)value;
         return (double)(float)value;
@@ -82,16 +89,25 @@ static set make_set(int E, int H, int I, moe_ep_dtype dtype, moe_ep_gate_layout 
     r.bias_gate = t_alloc(sizeof(float) * (size_t)(E * rows));
     r.bias_up = t_alloc(sizeof(float) * (size_t)(E * I));
     r.bias_down = t_alloc(sizeof(float) * (size_t)(E * H));
+    r.scale_gate = t_alloc(sizeof(float) * (size_t)(E * rows));
+    r.scale_up = t_alloc(sizeof(float) * (size_t)(E * I));
+    r.scale_down = t_alloc(sizeof(float) * (size_t)(E * H));
+    for (int i = 0; i < E * rows; i++) r.scale_gate[i] = (float)(2.0 * scale / 127.0 * (0.5 + t_unit(s)));
+    for (int i = 0; i < E * I; i++) r.scale_up[i] = (float)(2.0 * scale / 127.0 * (0.5 + t_unit(s)));
+    for (int i = 0; i < E * H; i++) r.scale_down[i] = (float)(dscale / 127.0 * (0.5 + t_unit(s)));
     for (int e = 0; e < E; e++) {
         for (int i = 0; i < I; i++) {
             int grow = layout == MOE_EP_GATE_UP_FIRST ? I + i : layout == MOE_EP_GATE_INTERLEAVED ? 2 * i : i;
             int urow = layout == MOE_EP_GATE_FIRST ? I + i : layout == MOE_EP_GATE_INTERLEAVED ? 2 * i + 1 : i;
             for (int h = 0; h < H; h++) {
                 int64_t at = ((int64_t)e * I + i) * H + h;
-                r.gate[at] = put(r.mem_gate, e * ge + grow * gs + h, dtype, 2.0 * scale * draw(s));
-                if (two && fused) r.up[at] = put(r.mem_gate, e * ge + urow * gs + h, dtype, 2.0 * scale * draw(s));
-                if (two && !fused) r.up[at] = put(r.mem_up, e * ue + i * us + h, dtype, 2.0 * scale * draw(s));
-                r.down[((int64_t)e * H + h) * I + i] = put(r.mem_down, e * de + h * ds + i, dtype, dscale * draw(s));
+                double v = 2.0 * scale * draw(s), u = 2.0 * scale * draw(s);
+                r.gate[at] = put(r.mem_gate, e * ge + grow * gs + h, dtype, v, r.scale_gate[e * rows + grow]);
+                if (two && fused)
+                    r.up[at] = put(r.mem_gate, e * ge + urow * gs + h, dtype, u, r.scale_gate[e * rows + urow]);
+                if (two && !fused) r.up[at] = put(r.mem_up, e * ue + i * us + h, dtype, u, r.scale_up[e * I + i]);
+                r.down[((int64_t)e * H + h) * I + i] =
+                    put(r.mem_down, e * de + h * ds + i, dtype, dscale * draw(s), r.scale_down[e * H + h]);
             }
             if (!bias) continue;
             r.bias_gate[e * rows + grow] = (float)(0.3 * draw(s));
@@ -115,6 +131,11 @@ static set make_set(int E, int H, int I, moe_ep_dtype dtype, moe_ep_gate_layout 
         if (two && !fused) r.w.up_bias = r.bias_up;
         r.w.down_bias = r.bias_down;
     }
+    if (dtype == MOE_EP_I8) {
+        r.w.gate_scale = r.scale_gate;
+        if (two && !fused) r.w.up_scale = r.scale_up;
+        r.w.down_scale = r.scale_down;
+    }
     if (tables) {
         for (int k = 0; k < 3; k++) r.table[k] = t_alloc(sizeof(void *) * (size_t)E);
         for (int e = 0; e < E; e++) {
@@ -133,7 +154,7 @@ static set make_set(int E, int H, int I, moe_ep_dtype dtype, moe_ep_gate_layout 
 static void free_set(set *r)
 {
     void *all[] = {r->gate, r->up, r->down, r->gate_b, r->up_b, r->down_b, r->mem_gate, r->mem_up, r->mem_down,
-                   r->bias_gate, r->bias_up, r->bias_down,
+                   r->bias_gate, r->bias_up, r->bias_down, r->scale_gate, r->scale_up, r->scale_down,
                    (void *)r->table[0], (void *)r->table[1], (void *)r->table[2]};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     memset(r, 0, sizeof *r);
@@ -159,6 +180,9 @@ static double naive_act(const moe_ep_activation *a, double g, double u)
     return gated(a->kind) ? s * (u + (double)a->up_offset) : s;
 }
 
+/* Sum of the sizes of what was added into any one output, the largest so far: rounding does no more than its share. */
+static double naive_size;
+
 /* out (H) += scale * expert_e(in) */
 static void naive_expert(const set *r, int e, const double *in, double scale, double *out)
 {
@@ -173,8 +197,10 @@ static void naive_expert(const set *r, int e, const double *in, double scale, do
         h[i] = naive_act(&r->w.activation, g, u);
     }
     for (int k = 0; k < H; k++) {
-        double y = r->down_b[e * H + k];
+        double y = r->down_b[e * H + k], size = fabs(y);
         for (int i = 0; i < I; i++) y += h[i] * r->down[((int64_t)e * H + k) * I + i];
+        for (int i = 0; i < I; i++) size += fabs(h[i] * r->down[((int64_t)e * H + k) * I + i]);
+        if (fabs(scale) * size > naive_size) naive_size = fabs(scale) * size;
         out[k] += scale * y;
     }
     free(h);
@@ -270,7 +296,47 @@ static void swap_task_order(void *user, int64_t count, moe_ep_task task, void *c
     for (int64_t i = 0, at = count / 2; i < count; i++, at = (at + step) % count) task(context, at);
 }
 
-/* One random case under every instruction set, checked; returns the largest error. */
+/* The same bits in another order of the tasks, and for one token alone. */
+static void same_bits(moe_ep_forward_desc d, const float *x, int64_t T, const float *y, float *again, uint64_t *s)
+{
+    int H = d.experts->hidden, K = d.top_k;
+    d.parallel_for = swap_task_order;
+    CHECK_I64(moe_ep_forward(&d, x, T, again, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(y, again, sizeof(float) * (size_t)(T * H)) == 0);
+    if (T > 1) {
+        int64_t t = t_below(s, T);
+        d.ids += t * K;
+        d.choice_weights += t * K;
+        CHECK_I64(moe_ep_forward(&d, x + t * H, 1, again, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(y + t * H, again, sizeof(float) * (size_t)H) == 0);
+    }
+}
+
+static double worst_bf16; /* of all cases with bf16 products: error / max |y|, outputs of 256 values and more */
+
+/* bf16 products: within 1e-2 of the largest output; where there are few outputs, of what went into the largest. */
+static void check_bf16(moe_ep_forward_desc d, const float *x, int64_t T, const double *want, double size, uint64_t *s)
+{
+    int64_t n = T * d.experts->hidden;
+    float *y = t_alloc(sizeof(float) * (size_t)(n + 1)), *again = t_alloc(sizeof(float) * (size_t)(n + 1));
+    for (int p = 1; p <= 2; p++) {
+        double top = 0.0, e;
+        d.products = (moe_ep_products)p;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+        for (int64_t i = 0; i < n; i++) top = fabs(want[i]) > top ? fabs(want[i]) : top;
+        e = error_of(y, want, n);
+        if (n < 256) e *= size > top ? top / size : 1.0;
+        else if (e > worst_bf16) worst_bf16 = e;
+        if (!(e <= 1e-2))
+            printf("    bf16 products %d isa %d H %d I %d T %d: error %g\n", p, (int)d.isa_max, d.experts->hidden,
+                   d.experts->inter, (int)T, e);
+        CHECK(e <= 1e-2);
+        same_bits(d, x, T, y, again, s);
+    }
+    free(y), free(again);
+}
+
+/* One random case under every instruction set, checked; returns the largest error of fp32 products. */
 static double run_case(const set *r, const set *shared, const float *sg, int num_null, int K, int on_input, int64_t T,
                        uint64_t *s)
 {
@@ -283,6 +349,7 @@ static double run_case(const set *r, const set *shared, const float *sg, int num
     moe_ep_error err;
     again = t_alloc(sizeof(float) * (size_t)(T * H + 1));
     random_ids(ids, w, T, K, E + num_null, T > 1, s);
+    naive_size = 0.0;
     naive_layer(r, shared, sg, ids, w, K, on_input, x, T, want);
     memset(&d, 0, sizeof d);
     d.experts = &r->w;
@@ -302,22 +369,23 @@ static double run_case(const set *r, const set *shared, const float *sg, int num
         if (!(e <= 1e-5))
             printf("    isa %d E %d H %d I %d K %d T %d dtype %d layout %d act %d: error %g\n",
                    isa, E, H, r->w.inter, K, (int)T, (int)r->w.dtype, (int)r->w.layout, (int)r->w.activation.kind, e);
-        d.parallel_for = swap_task_order;
-        CHECK_I64(moe_ep_forward(&d, x, T, again, NULL, &err), MOE_EP_OK);
-        CHECK(memcmp(y, again, sizeof(float) * (size_t)(T * H)) == 0);
-        /* one token alone gives the bits it has in the batch */
-        if (T > 1) {
-            int64_t t = t_below(s, T);
-            moe_ep_forward_desc one = d;
-            one.ids = ids + t * K;
-            one.choice_weights = w + t * K;
-            CHECK_I64(moe_ep_forward(&one, x + t * H, 1, again, NULL, &err), MOE_EP_OK);
-            CHECK(memcmp(y + t * H, again, sizeof(float) * (size_t)H) == 0);
-        }
+        same_bits(d, x, T, y, again, s);
+        if (r->w.dtype == MOE_EP_BF16 || (shared && shared->w.dtype == MOE_EP_BF16))
+            check_bf16(d, x, T, want, naive_size, s);
     }
     free(x), free(y), free(again), free(ids), free(w), free(want);
     return worst;
 }
+
+static uint32_t bits_of(float v)
+{
+    uint32_t u;
+    memcpy(&u, &v, sizeof u);
+    return u;
+}
+
+/* By its bits: with -ffast-math v != v is never true. */
+static int is_nan(float v) { return (bits_of(v) & 0x7fffffffu) > 0x7f800000u; }
 
 TEST(worked_numbers)
 {
@@ -354,12 +422,12 @@ TEST(conversions_round_trip_and_round_to_even)
     uint64_t s = t_seed;
     for (int v = 0; v < 65536; v++) {
         float f = moe_ep_f32_from_f16((uint16_t)v), b = moe_ep_f32_from_bf16((uint16_t)v);
-        if (((v >> 10) & 31) == 31 && (v & 1023)) CHECK(f != f && (moe_ep_f16_from_f32(f) & 0x7fff) > 0x7c00);
+        if (((v >> 10) & 31) == 31 && (v & 1023)) CHECK(is_nan(f) && (moe_ep_f16_from_f32(f) & 0x7fff) > 0x7c00);
         else {
             if (((v >> 10) & 31) != 31) CHECK_NEAR(f, f16_value((uint16_t)v), 0, 0);
             CHECK_I64(moe_ep_f16_from_f32(f), v);
         }
-        if ((v & 0x7fff) > 0x7f80) CHECK(b != b && (moe_ep_bf16_from_f32(b) & 0x7fff) > 0x7f80);
+        if ((v & 0x7fff) > 0x7f80) CHECK(is_nan(b) && (moe_ep_bf16_from_f32(b) & 0x7fff) > 0x7f80);
         else CHECK_I64(moe_ep_bf16_from_f32(b), v);
     }
     for (int i = 0; i < 20000; i++) { /* nearest: no neighbour is closer, ties go to even */
@@ -378,6 +446,111 @@ TEST(conversions_round_trip_and_round_to_even)
     CHECK_I64(moe_ep_bf16_from_f32(3.4e38f), 0x7f80);
 }
 
+TEST(int8_rows_keep_their_largest_value_and_round_to_the_nearest_step)
+{
+    uint64_t s = t_seed + 30;
+    float w[3] = {127.0f, -63.5f, 2.25f}, scale = 0.0f, zero[4] = {0, 0, 0, 0};
+    int8_t q[4] = {9, 9, 9, 9};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 0, q, &scale, NULL), MOE_EP_OK);
+    CHECK(q[0] == 127 && q[1] == -64 && q[2] == 2 && q[3] == 9);
+    CHECK_NEAR(scale, 1.0, 0, 0);
+    CHECK_I64(moe_ep_quantize_rows(zero, MOE_EP_F32, 1, 4, 0, q, &scale, NULL), MOE_EP_OK);
+    CHECK(q[0] == 0 && q[3] == 0);
+    CHECK_NEAR(scale, 0.0, 0, 0);
+    CHECK_I64(moe_ep_quantize_rows(NULL, MOE_EP_F32, 0, 4, 0, NULL, NULL, NULL), MOE_EP_OK);
+    for (int dtype = 0; dtype < 3; dtype++) {
+        uint16_t mem[2 * 40 * 2];
+        int8_t out[5 * 7];
+        float scales[5];
+        double truth[5 * 9];
+        for (int i = 0; i < 5 * 9; i++) truth[i] = put(mem, i, (moe_ep_dtype)dtype, draw(&s), 0.0f);
+        CHECK_I64(moe_ep_quantize_rows(mem, (moe_ep_dtype)dtype, 5, 7, 9, out, scales, NULL), MOE_EP_OK);
+        for (int r = 0; r < 5; r++) {
+            double top = 0.0;
+            for (int c = 0; c < 7; c++) {
+                double v = truth[r * 9 + c];
+                top = fabs(v) > top ? fabs(v) : top;
+                CHECK_NEAR(out[r * 7 + c] * (double)scales[r], v, 0, 0.5000001 * (double)scales[r]);
+            }
+            CHECK_NEAR(scales[r], top / 127.0, 1e-6, 0);
+        }
+    }
+    float bad[4] = {1.0f, 2.0f, (float)INFINITY, 1.0f};
+    memset(q, 5, sizeof q);
+    scale = 77.0f;
+    CHECK_I64(moe_ep_quantize_rows(bad, MOE_EP_F32, 2, 2, 0, q, &scale, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_I8, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, -1, 3, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 0, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 2, q, &scale, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 4, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_quantize_rows(NULL, MOE_EP_F32, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "w");
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 0, NULL, &scale, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "q");
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 0, q, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "scale");
+    CHECK(q[0] == 5 && q[3] == 5 && bits_of(scale) == bits_of(77.0f));
+}
+
+TEST(a_layer_in_int8_stays_within_two_hundredths)
+{
+    uint64_t s = t_seed + 31;
+    enum { E = 4, H = 200, I = 150, T = 16, K = 2 };
+    set r = make_set(E, H, I, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    int8_t *q = t_alloc(3 * E * H * I);
+    float *scale = t_alloc(sizeof(float) * E * (2 * I + H)), *x = random_x(T * H, &s), y[T * H], w[T * K];
+    double *want = t_alloc(sizeof(double) * T * H);
+    int32_t ids[T * K];
+    moe_ep_weights small = r.w;
+    moe_ep_forward_desc d;
+    CHECK_I64(moe_ep_quantize_rows(r.w.gate, MOE_EP_F32, E * I, H, 0, q, scale, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_quantize_rows(r.w.up, MOE_EP_F32, E * I, H, 0, q + E * H * I, scale + E * I, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_quantize_rows(r.w.down, MOE_EP_F32, E * H, I, 0, q + 2 * E * H * I, scale + 2 * E * I, NULL),
+              MOE_EP_OK);
+    small.dtype = MOE_EP_I8;
+    small.gate = q, small.up = q + E * H * I, small.down = q + 2 * E * H * I;
+    small.gate_scale = scale, small.up_scale = scale + E * I, small.down_scale = scale + 2 * E * I;
+    random_ids(ids, w, T, K, E, 0, &s);
+    naive_layer(&r, NULL, NULL, ids, w, K, 0, x, T, want);
+    memset(&d, 0, sizeof d);
+    d.experts = &small, d.top_k = K, d.ids = ids, d.choice_weights = w;
+    CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+    double e = error_of(y, want, T * H);
+    printf("    int8: %.1e of max |y|\n", e);
+    CHECK(e <= 2e-2 && e > 1e-5);
+    free(q), free(scale), free(x), free(want);
+    free_set(&r);
+}
+
+TEST(bf16_products_keep_large_values_finite)
+{
+    uint16_t one = 0x3f80;
+    float x = 3.4e38f, y = 0.0f;
+    int32_t id = 0;
+    moe_ep_weights e;
+    moe_ep_forward_desc d;
+    memset(&e, 0, sizeof e);
+    memset(&d, 0, sizeof d);
+    e.num_experts = e.hidden = e.inter = 1, e.dtype = MOE_EP_BF16, e.activation.kind = MOE_EP_ACT_SILU;
+    e.gate = &one, e.down = &one;
+    d.experts = &e, d.top_k = 1, d.ids = &id, d.products = MOE_EP_PRODUCTS_BF16;
+    CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR((double)y * 1e-38, 3.4, 0, 0.034);
+    d.isa_max = MOE_EP_ISA_PORTABLE;
+    CHECK_STR(moe_ep_forward_unit(NULL), "none");
+    e.dtype = MOE_EP_F32;
+    CHECK_STR(moe_ep_forward_unit(&d), "portable");
+    d.isa_max = MOE_EP_ISA_AUTO;
+    printf("    this machine, fp32: %s\n", moe_ep_forward_unit(&d));
+    e.dtype = MOE_EP_BF16;
+    printf("    this machine, bf16: %s\n", moe_ep_forward_unit(&d));
+    d.experts = NULL;
+    CHECK_STR(moe_ep_forward_unit(&d), "none");
+}
+
 TEST(every_activation_layout_and_type_equals_the_naive_layer)
 {
     uint64_t s = t_seed + 1;
@@ -385,7 +558,7 @@ TEST(every_activation_layout_and_type_equals_the_naive_layer)
     for (int act = 0; act < 9; act++) {
         moe_ep_activation a = act_of(act);
         for (int layout = 0; layout < (gated(a.kind) ? 4 : 1); layout++) {
-            for (int dtype = 0; dtype < 3; dtype++) {
+            for (int dtype = 0; dtype < 4; dtype++) {
                 int E = 1 + (int)t_below(&s, 6), H = 1 + (int)t_below(&s, 90), I = 1 + (int)t_below(&s, 90);
                 int64_t T = 1 + t_below(&s, 20);
                 set r = make_set(E, H, I, (moe_ep_dtype)dtype, (moe_ep_gate_layout)layout, a, (int)t_below(&s, 2),
@@ -405,7 +578,7 @@ TEST(tails_of_every_length)
 {
     uint64_t s = t_seed + 2;
     for (int n = 1; n <= 70; n++) {
-        for (int dtype = 0; dtype < 3; dtype++) {
+        for (int dtype = 0; dtype < 4; dtype++) {
             set r = make_set(2, n, 71 - n, (moe_ep_dtype)dtype, (moe_ep_gate_layout)(n % 4), act_of(0), 1, n & 1, 0,
                              &s);
             CHECK(run_case(&r, NULL, NULL, 0, 1 + (n & 1), 0, 1 + n % 9, &s) <= 1e-5);
@@ -418,9 +591,9 @@ TEST(tails_of_every_length)
 TEST(inner_dimension_longer_than_a_block)
 {
     uint64_t s = t_seed + 3;
-    static const int sizes[][2] = {{1024, 40}, {1025, 33}, {2100, 20}, {40, 1024}, {33, 1055}, {20, 2049}};
+    static const int sizes[][2] = {{1024, 40}, {1025, 33}, {2100, 20}, {40, 1024}, {33, 1055}, {20, 2049}, {4097, 18}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        for (int dtype = 0; dtype < 3; dtype++) {
+        for (int dtype = 0; dtype < 4; dtype++) {
             set r = make_set(2, sizes[i][0], sizes[i][1], (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE, act_of(0),
                              0, 0, 0, &s);
             CHECK(run_case(&r, NULL, NULL, 0, 1, 0, 5, &s) <= 1e-5);
@@ -434,10 +607,10 @@ TEST(many_tokens_on_few_experts)
 {
     uint64_t s = t_seed + 4;
     static const int tokens[] = {1, 2, 5, 6, 7, 12, 13, 23, 95, 96, 97, 193, 300};
-    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
-        set r = make_set(3, 48, 37, (moe_ep_dtype)(i % 3), MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
-        CHECK(run_case(&r, NULL, NULL, 0, 3, 0, tokens[i], &s) <= 1e-5); /* K = E */
-        CHECK(run_case(&r, NULL, NULL, 0, 1, 0, tokens[i], &s) <= 1e-5); /* K = 1 */
+    for (size_t i = 0; i < 4 * sizeof tokens / sizeof tokens[0]; i++) {
+        set r = make_set(3, 48, 37, (moe_ep_dtype)(i % 4), MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
+        CHECK(run_case(&r, NULL, NULL, 0, 3, 0, tokens[i / 4], &s) <= 1e-5); /* K = E */
+        CHECK(run_case(&r, NULL, NULL, 0, 1, 0, tokens[i / 4], &s) <= 1e-5); /* K = 1 */
         free_set(&r);
     }
 }
@@ -458,9 +631,9 @@ TEST(shared_experts_identity_experts_and_weight_on_input)
     uint64_t s = t_seed + 6;
     for (int i = 0; i < 48; i++) {
         int H = 1 + (int)t_below(&s, 60), E = 2 + (int)t_below(&s, 4), null = (int)t_below(&s, 3);
-        set r = make_set(E, H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)(i % 3), MOE_EP_GATE_SEPARATE, act_of(i % 8),
+        set r = make_set(E, H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)(i % 4), MOE_EP_GATE_SEPARATE, act_of(i % 8),
                          i & 1, 0, 0, &s);
-        set sh = make_set(1 + (int)t_below(&s, 3), H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)((i / 3) % 3),
+        set sh = make_set(1 + (int)t_below(&s, 3), H, 1 + (int)t_below(&s, 60), (moe_ep_dtype)((i / 3) % 4),
                           MOE_EP_GATE_SEPARATE, act_of((i / 2) % 8), 0, 0, 0, &s);
         float *sg = random_x(H, &s);
         CHECK(run_case(&r, i % 4 ? &sh : NULL, i % 4 > 1 ? sg : NULL, null, 1 + (int)t_below(&s, E + null), i & 1,
@@ -543,7 +716,7 @@ TEST(large_finite_inputs_give_no_nan)
 TEST(one_two_three_and_eight_threads_give_the_same_bits)
 {
     uint64_t s = t_seed + 20;
-    for (int dtype = 0; dtype < 3; dtype++) {
+    for (int dtype = 0; dtype < 4; dtype++) {
         set r = make_set(7, 130, 90, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
         set sh = make_set(2, 130, 40, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
         int64_t T = 150, n = T * 130;
@@ -555,10 +728,12 @@ TEST(one_two_three_and_eight_threads_give_the_same_bits)
         random_ids(ids, w, T, 3, 7, 1, &s);
         memset(&d, 0, sizeof d);
         d.experts = &r.w, d.shared = &sh.w, d.top_k = 3, d.ids = ids, d.choice_weights = w;
-        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
         static const int counts[] = {1, 2, 3, 8};
-        for (int i = 0; i < 4; i++) {
-            threads_pool *pool = threads_start(counts[i]);
+        for (int i = 0; i < (dtype == MOE_EP_BF16 ? 12 : 4); i++) {
+            threads_pool *pool = threads_start(counts[i % 4]);
+            d.products = (moe_ep_products)(i / 4);
+            d.parallel_for = NULL;
+            if (i % 4 == 0) CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
             d.parallel_for = threads_run;
             d.parallel_user = pool;
             for (int again = 0; again < 3; again++) {
@@ -722,7 +897,7 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.r.w.hidden = 0, 4, MOE_EP_ERR_SIZE, "experts", -1);
     BAD(g.r.w.inter = -1, 4, MOE_EP_ERR_SIZE, "experts", -1);
     BAD(g.r.w.num_experts = 0, 4, MOE_EP_ERR_SIZE, "experts", -1);
-    BAD(g.r.w.dtype = (moe_ep_dtype)3, 4, MOE_EP_ERR_RANGE, "dtype", -1);
+    BAD(g.r.w.dtype = (moe_ep_dtype)4, 4, MOE_EP_ERR_RANGE, "dtype", -1);
     BAD(g.r.w.layout = (moe_ep_gate_layout)-1, 4, MOE_EP_ERR_RANGE, "layout", -1);
     BAD(g.r.w.layout = MOE_EP_GATE_FIRST, 4, MOE_EP_ERR_CONFIG, "up", -1);
     BAD(g.r.w.activation.kind = (moe_ep_activation_kind)7, 4, MOE_EP_ERR_RANGE, "activation.kind", -1);
@@ -742,6 +917,11 @@ TEST(bad_input_is_named_and_y_stays)
         const void *table[5] = {g.r.mem_gate, g.r.mem_gate, NULL, g.r.mem_gate, g.r.mem_gate};
         BAD(g.r.w.gate_of = table, 4, MOE_EP_ERR_NULL, "gate", 2);
     }
+    BAD(g.r.w.down_scale = g.w, 4, MOE_EP_ERR_CONFIG, "gate_scale", -1);
+    BAD((g.r.w.dtype = MOE_EP_I8, g.r.w.up_scale = g.w, g.r.w.down_scale = g.w), 4, MOE_EP_ERR_NULL, "gate_scale", -1);
+    BAD((g.r.w.dtype = MOE_EP_I8, g.r.w.gate_scale = g.w, g.r.w.down_scale = g.w), 4, MOE_EP_ERR_NULL, "up_scale", -1);
+    BAD((g.r.w.dtype = MOE_EP_I8, g.r.w.gate_scale = g.w, g.r.w.up_scale = g.w), 4, MOE_EP_ERR_NULL, "down_scale", -1);
+    BAD(g.d.products = (moe_ep_products)3, 4, MOE_EP_ERR_RANGE, "products", -1);
     BAD(g.d.isa_max = (moe_ep_isa)9, 4, MOE_EP_ERR_RANGE, "isa_max", -1);
     BAD(g.d.blas_min_rows = -1, 4, MOE_EP_ERR_RANGE, "blas_min_rows", -1);
     BAD(g.d.num_null = -1, 4, MOE_EP_ERR_SIZE, "num_null", -1);
@@ -807,7 +987,38 @@ TEST(instruction_sets_have_names)
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_PORTABLE), "portable");
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX2), "avx2");
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX512), "avx512");
-    printf("    this machine: %s\n", moe_ep_isa_name(best));
+    printf("    this machine: %s; largest error with bf16 products so far %.1e of max |y|\n", moe_ep_isa_name(best),
+           worst_bf16);
 }
+
+#ifdef MOE_EPI_FW_EMULATE_AMX
+TEST(the_matrix_unit_is_used_and_can_be_refused)
+{
+    uint64_t s = t_seed + 40;
+    set r = make_set(2, 70, 50, MOE_EP_BF16, MOE_EP_GATE_INTERLEAVED, act_of(0), 1, 1, 0, &s);
+    float *x = random_x(40 * 70, &s), a[40 * 70], b[40 * 70], w[40];
+    int32_t ids[40];
+    moe_ep_forward_desc d;
+    long before = products_done;
+    random_ids(ids, w, 40, 1, 2, 0, &s);
+    memset(&d, 0, sizeof d);
+    d.experts = &r.w, d.top_k = 1, d.ids = ids, d.choice_weights = w, d.products = MOE_EP_PRODUCTS_BF16;
+    CHECK_STR(moe_ep_forward_unit(&d), "amx-bf16");
+    CHECK_I64(moe_ep_forward(&d, x, 40, a, NULL, NULL), MOE_EP_OK);
+    CHECK(products_done > before);
+    before = products_done;
+    refuse = 1;
+    CHECK_I64(moe_ep_forward(&d, x, 40, a, NULL, NULL), MOE_EP_OK);
+    d.products = MOE_EP_PRODUCTS_BF16_VECTOR;
+    CHECK_I64(moe_ep_forward(&d, x, 40, b, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(a, b, sizeof a) == 0);
+    refuse = 0;
+    CHECK_I64(moe_ep_forward(&d, x, 40, b, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(a, b, sizeof a) == 0);
+    CHECK_I64(products_done, before);
+    free(x);
+    free_set(&r);
+}
+#endif
 
 T_MAIN

@@ -858,4 +858,282 @@ TEST(bad_in_process_calls_are_named_and_y_stays)
     free_model(&m);
 }
 
+/* ---- the worked numbers of the declarations, and inputs that must be refused ---- */
+
+typedef struct sized {
+    size_t bytes[8];
+    int allocs, frees, fail_at;
+} sized;
+static void *sized_alloc(void *user, size_t bytes)
+{
+    sized *z = user;
+    if (z->allocs + 1 == z->fail_at) return NULL;
+    z->bytes[z->allocs++ & 7] = bytes;
+    return malloc(bytes);
+}
+static void sized_free(void *user, void *p)
+{
+    ((sized *)user)->frees++;
+    free(p);
+}
+
+TEST(worked_numbers_of_the_rank_functions)
+{
+    float gate = 1, up = 2, down = 3, x = 1, w = 0.5f, y = 0, xs[36] = {0}, ys[36];
+    static const int32_t one_slot[2] = {0, 1};
+    int32_t id = 0, ids[6] = {0, 3, 1, -1, 2, 0};
+    static const int64_t token[5] = {0, 2, 1, 2, 0}, choice[6] = {0, 4, 2, -1, 3, 1};
+    uint64_t s = 3;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_weights one;
+    moe_ep_forward_desc layer;
+    moe_ep_rank_desc d;
+    moe_ep_rank rank;
+    moe_ep_batch b;
+    moe_ep_error err;
+    moe_ep_hooks h;
+    sized z;
+    memset(&one, 0, sizeof one);
+    one.num_experts = one.hidden = one.inter = 1;
+    one.gate = &gate, one.up = &up, one.down = &down;
+    memset(&layer, 0, sizeof layer);
+    layer.experts = &one;
+    memset(&d, 0, sizeof d);
+    d.num_ranks = 1, d.slot_start = one_slot, d.top_k = 1, d.hidden = 1, d.layer = &layer;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 1, b.slot_ids = &id, b.weights = &w, b.x = &x, b.y = &y;
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(y, 2.193176, 1e-6, 0);
+    moe_ep_rank_free(&rank);
+    /* four slots: what the plan holds, what reserve takes, what free gives back */
+    memset(&h, 0, sizeof h);
+    memset(&z, 0, sizeof z);
+    h.size = sizeof h, h.user = &z, h.alloc_fn = sized_alloc, h.free_fn = sized_free;
+    layer = desc_of(&m, 2, NULL, NULL);
+    d = one_rank(&h, &layer);
+    CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 8, 16, NULL), MOE_EP_OK);
+    CHECK_I64(z.allocs, 4);
+    for (int i = 0; i < 4; i++) CHECK_I64(z.bytes[i], 384);
+    b.num_tokens = 3, b.slot_ids = ids, b.weights = NULL, b.x = xs, b.y = ys;
+    CHECK_I64(moe_ep_rank_plan(&rank, 0, &b, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_plan_of(&rank, 0)->nsend, 5);
+    for (int i = 0; i < 5; i++) CHECK_I64(moe_ep_rank_plan_of(&rank, 0)->send_token[i], token[i]);
+    for (int i = 0; i < 6; i++) CHECK_I64(moe_ep_rank_plan_of(&rank, 0)->choice_row[i], choice[i]);
+    CHECK(moe_ep_rank_plan_of(&rank, 1) == NULL && moe_ep_rank_plan_of(&rank, -1) == NULL);
+    moe_ep_rank_free(&rank);
+    CHECK(moe_ep_rank_plan_of(&rank, 0) == NULL);
+    CHECK_I64(z.frees, 4);
+    memset(&z, 0, sizeof z);
+    CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(z.allocs, 2);
+    moe_ep_rank_free(&rank);
+    CHECK_I64(z.frees, 2);
+    memset(&h.counts, 0, sizeof h.counts);
+    d.num_ranks = 2;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "hooks.counts");
+    free_model(&m);
+}
+
+TEST(worked_numbers_of_the_row_helpers)
+{
+    static const int64_t token[2] = {2, 0}, to[2] = {1, 0};
+    char out[2], x[3] = {'A', 'B', 'C'}, rows[2] = {'A', 'B'};
+    moe_ep_plan p;
+    memset(&p, 0, sizeof p);
+    p.nsend = p.nrecv = 2, p.send_token = token, p.recv_row = to;
+    CHECK_I64(moe_ep_plan_pack(&p, x, out, 1, NULL), MOE_EP_OK);
+    CHECK(out[0] == 'C' && out[1] == 'A');
+    CHECK_I64(moe_ep_plan_place(&p, rows, out, 1, NULL), MOE_EP_OK);
+    CHECK(out[0] == 'B' && out[1] == 'A');
+    CHECK_I64(moe_ep_plan_unplace(&p, out, rows, 1, NULL), MOE_EP_OK);
+    CHECK(rows[0] == 'A' && rows[1] == 'B');
+    CHECK_I64(moe_ep_plan_pack(&p, x, NULL, 1, NULL), MOE_EP_ERR_NULL);
+}
+
+/* The caller's memory hook says no, at its first, second .. call: nothing stays behind, and the rank goes on. */
+TEST(memory_hooks_that_fail)
+{
+    uint64_t s = 4;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    for (int fail = 1; fail <= 8; fail++) {
+        float x[36] = {0}, y[36];
+        int32_t ids[12] = {0, 3, 1, -1, 2, 0, 1, 2, 3, 0, 1, 2};
+        moe_ep_rank rank;
+        moe_ep_batch b[2];
+        moe_ep_error err;
+        moe_ep_hooks h;
+        sized z;
+        memset(&h, 0, sizeof h);
+        memset(&z, 0, sizeof z);
+        z.fail_at = fail;
+        h.size = sizeof h, h.user = &z, h.alloc_fn = sized_alloc, h.free_fn = sized_free;
+        moe_ep_rank_desc d = one_rank(&h, &layer);
+        CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+        memset(b, 0, sizeof b);
+        for (int i = 0; i < 2; i++) b[i].num_tokens = 2 + i, b[i].slot_ids = ids, b[i].x = x, b[i].y = y;
+        moe_ep_status st = moe_ep_rank_forward2(&rank, b, NULL, &err);
+        if (st == MOE_EP_OK) { /* grow: both buffers of a batch are exchanged */
+            b[1].num_tokens = 6;
+            st = moe_ep_rank_forward2(&rank, b, NULL, &err);
+        }
+        CHECK_I64(st, fail <= 6 ? MOE_EP_ERR_MEMORY : MOE_EP_OK);
+        CHECK_STR(err.arg, fail > 6 ? "" : fail % 2 ? "rx" : "ry");
+        z.fail_at = 0;
+        CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, NULL), MOE_EP_OK);
+        moe_ep_rank_free(&rank);
+        CHECK_I64(z.allocs, z.frees);
+        STOP_IF_FAILED("allocation %d", fail);
+    }
+    free_model(&m);
+}
+
+static moe_ep_status sum_with(const moe_ep_plan *p, const moe_ep_forward_desc *layer, int32_t H,
+                              moe_ep_scratch *scratch)
+{
+    static float x[64], rows[64], y[64];
+    return moe_ep_plan_sum(p, layer, 9, H, x, rows, y, scratch, NULL);
+}
+
+TEST(more_bad_ranks_plans_and_placements)
+{
+    uint64_t s = 5;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    recorder r;
+    memset(&r, 0, sizeof r);
+    r.m = &m;
+    moe_ep_hooks h = all_hooks(&r);
+    moe_ep_rank_desc d = one_rank(&h, &layer);
+    moe_ep_rank rank = {NULL};
+    moe_ep_batch b;
+    moe_ep_error err;
+    int32_t slots[4] = {0, -2, 1, 2}, ids[12] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+    static const int32_t two_ranks[3] = {0, 2, 2}, empty[3] = {0, 0, 0};
+    float x[36] = {0}, y[36];
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 2, b.slot_ids = ids, b.x = x, b.y = y;
+    d.slot_expert = slots;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 1);
+    CHECK(moe_ep_rank_reserve(&rank, 1, 1, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_rank_forward(&rank, &b, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_rank_dispatch(&rank, 0, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_rank_plan(&rank, 0, NULL, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_rank_forward2(&rank, &b, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_rank_plan_of(&rank, 0) == NULL);
+    d = one_rank(&h, &layer);
+    d.elem_bytes = 4;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 1, INT64_MAX / 2, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_rank_reserve(&rank, INT64_MAX / 128, 1, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_rank_plan(&rank, -1, &b, NULL, &err), MOE_EP_ERR_RANGE);
+    moe_ep_rank_free(&rank);
+    /* no plan: all three stages need a hook */
+    for (int i = 0; i < 3; i++) {
+        moe_ep_hooks part = h;
+        if (i == 0) part.dispatch = NULL;
+        if (i == 1) part.experts = NULL;
+        if (i == 2) part.combine = NULL;
+        d.hooks = &part;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        b.no_plan = 1;
+        CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), MOE_EP_ERR_CONFIG);
+        CHECK_STR(err.arg, "no_plan");
+        b.no_plan = 0;
+        moe_ep_rank_free(&rank);
+    }
+    CHECK_STR(r.log, "");
+    /* rows for a slot that holds nothing */
+    slots[1] = -1;
+    d = one_rank(&h, &layer);
+    d.slot_expert = slots;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 1);
+    moe_ep_rank_free(&rank);
+    /* ranks without slots: all choices are identity experts or none */
+    layer.num_null = 2;
+    d = one_rank(&h, &layer);
+    d.num_ranks = 2, d.rank = 1, d.slot_start = empty;
+    memset(ids, 0, sizeof ids);
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    r.x[0] = x, r.y[0] = y;
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_plan_of(&rank, 0)->nsend + moe_ep_rank_plan_of(&rank, 0)->nrecv, 0);
+    moe_ep_rank_free(&rank);
+    d.slot_start = two_ranks; /* and beside a rank that has some */
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    moe_ep_rank_free(&rank);
+    free_model(&m);
+}
+
+TEST(sums_with_shared_experts_that_do_not_fit)
+{
+    uint64_t s = 6;
+    model m = make_model(2, 4, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 1, NULL, NULL);
+    static const int32_t ids[2] = {0, -1};
+    static const int64_t choice[2] = {0, -1};
+    static const float w[2] = {1, 1};
+    moe_ep_scratch tiny = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_plan p;
+    memset(&p, 0, sizeof p);
+    p.ntokens = 2, p.top_k = 1, p.topk_ids = ids, p.topk_weights = w, p.choice_row = choice, p.nsend = 1;
+    layer.shared = &m.shared;
+    CHECK_I64(sum_with(&p, &layer, 4, NULL), MOE_EP_OK);
+    CHECK_I64(sum_with(&p, &layer, 5, NULL), MOE_EP_ERR_SIZE);
+    CHECK_I64(sum_with(&p, &layer, 4, &tiny), MOE_EP_ERR_SCRATCH);
+    m.shared.inter = 0;
+    CHECK_I64(sum_with(&p, &layer, 4, NULL), MOE_EP_ERR_SIZE);
+    p.ntokens = 0;
+    CHECK_I64(sum_with(&p, &layer, 4, NULL), MOE_EP_OK);
+    free_model(&m);
+}
+
+TEST(placements_that_are_not_whole_are_named)
+{
+    uint64_t s = 7;
+    model m = make_model(4, 3, 3, &s);
+    own_placement o = make_placement(CONTIGUOUS, 4, 2, 4, &s);
+    int32_t ids[8] = {0, 1, 2, 3, 0, 1, 2, -1}, slots[8] = {0, 1, 2, 3, 0, 1, 2, 0};
+    float x[12] = {0}, y[12];
+    moe_ep_forward_desc d = desc_of(&m, 2, ids, NULL);
+    moe_ep_error err;
+#define BENT(change, status, name)                                                                       \
+    do {                                                                                                 \
+        moe_ep_placement p = o.p;                                                                        \
+        change;                                                                                          \
+        CHECK_I64(moe_ep_forward_ranks(&d, &p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), status);       \
+        CHECK_STR(err.arg, name);                                                                        \
+    } while (0)
+    BENT(p.slot_start = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
+    BENT(p.slot_expert = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
+    BENT(p.replica_start = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
+    BENT(p.replica_slot = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
+    BENT(p.num_experts = 5, MOE_EP_ERR_SIZE, "p->num_experts");
+    BENT(p.num_devices = 0, MOE_EP_ERR_SIZE, "p->num_devices");
+    BENT(p.num_slots = 0, MOE_EP_ERR_SIZE, "p->num_slots");
+    d.num_null = 1;
+    BENT(p.num_slots = INT32_MAX, MOE_EP_ERR_SIZE, "p->num_slots");
+    d.num_null = 0;
+    o.p.slot_expert[2] = -2;
+    BENT((void)0, MOE_EP_ERR_PLACEMENT, "p->slot_expert");
+    o.p.slot_expert[2] = 2;
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 7); /* -1 has no slot */
+    slots[7] = -1;
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, 4, y, NULL, NULL, &err), MOE_EP_OK);
+    slots[2] = 4;
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 2);
+    free(o.mem);
+    free_model(&m);
+}
+#undef BENT
+
 T_MAIN

@@ -98,6 +98,17 @@ static void naive_pack(const float *w, int n, int m, int *pack, int *rank)
     free(done);
 }
 
+/* PyTorch's order on a CPU for rows shorter than 512 (64 below 8): 8 lanes of 4 strands, lanes last. */
+static float naive_sum(const double *x, int n)
+{
+    float part[4][8] = {{0}}, sum = 0;
+    int lanes = n < 8 ? 1 : 8, full = n / lanes / 4 * 4, i;
+    for (i = 0; i < n / lanes * lanes; i++) part[i / lanes < full ? i / lanes % 4 : 0][i % lanes] += (float)x[i];
+    for (i = n / lanes * lanes; i < n; i++) sum += (float)x[i];
+    for (i = 0; i < lanes; i++) sum += ((part[0][i] + part[1][i]) + part[2][i]) + part[3][i];
+    return sum;
+}
+
 static void naive_replicate(const float *w, int n, int P, int *phy, int *rank, int *cnt)
 {
     int i, p;
@@ -129,10 +140,7 @@ static void naive_eplb(const double *load, int E, int P, int groups, int nodes, 
     if (groups % nodes != 0) groups = nodes = 1;
     size = E / groups;
     each = groups / nodes;
-    for (g = 0; g < groups; g++) {
-        w[g] = 0;
-        for (i = 0; i < size; i++) w[g] += (float)load[g * size + i];
-    }
+    for (g = 0; g < groups; g++) w[g] = naive_sum(load + g * size, size);
     naive_pack(w, groups, nodes, pack, rank);
     for (i = 0; i < E; i++) order[(pack[i / size] * each + rank[i / size]) * size + i % size] = i;
     for (n = 0; n < nodes; n++) {
@@ -564,6 +572,77 @@ TEST(trtllm_vectors)
             placement_free(&p);
         }
     }
+}
+
+/* The picture at the top of the section, and what its functions say of it. */
+TEST(header_picture)
+{
+    const int32_t want[6] = {3, 0, 3, 1, 2, -1}, log2phy[8] = {1, -1, 3, -1, 4, -1, 0, 2}, logcnt[4] = {1, 1, 1, 2};
+    const int32_t phy[4] = {0, 1, 0, 1}, order[4] = {2, 0, 1, 3}, before[4] = {0, 1, 2, 3}, after[4] = {3, 2, 1, 0};
+    const double w[4] = {4, 2, 1, 6};
+    moe_ep_shape shape = shape_of(3, 6, 2), two = shape_of(2, 4, 1);
+    moe_ep_placement p = placement_new(1, 4, &shape), q = placement_new(1, 4, &shape), r = placement_new(1, 2, &two);
+    moe_ep_placement a = placement_new(1, 4, &two), b = placement_new(1, 4, &two);
+    moe_ep_check_result check;
+    moe_ep_plan_result result;
+    int32_t got[8];
+    double node[2];
+    int i;
+    memcpy(p.slot_expert, want, sizeof want);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_copy(&p, &q, NULL), MOE_EP_OK);
+    CHECK(memcmp(q.slot_expert, want, sizeof want) == 0);
+    CHECK_I64(moe_ep_max_replicas(&p, NULL), 2);
+    CHECK_I64(moe_ep_eplb_arrays(&p, 2, got, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(got, want, sizeof want) == 0);
+    CHECK_I64(moe_ep_eplb_arrays(&p, 2, NULL, got, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(got, log2phy, sizeof log2phy) == 0);
+    CHECK_I64(moe_ep_eplb_arrays(&p, 2, NULL, NULL, got, NULL), MOE_EP_OK);
+    CHECK(memcmp(got, logcnt, sizeof logcnt) == 0);
+    CHECK_I64(moe_ep_placement_from_eplb(phy, order, 2, NULL, &r, NULL), MOE_EP_OK);
+    CHECK(r.replica_slot[0] == 2 && r.replica_slot[1] == 0);
+    CHECK_I64(moe_ep_node_loads(&p, w, node, NULL), MOE_EP_OK);
+    CHECK_NEAR(node[0], 12, 1e-12, 0);
+    CHECK_NEAR(node[1], 1, 1e-12, 0);
+    CHECK_I64(moe_ep_evaluate(&p, w, 1, &result, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(result.max, 7, 1e-12, 0);
+    CHECK_NEAR(result.imbalance, 21.0 / 13.0, 1e-12, 0);
+    CHECK_I64(moe_ep_validate(&p, 0, &check, NULL), MOE_EP_OK);
+    CHECK(check.slots_used == 5 && check.slots_empty == 1 && check.duplicates == 0 && check.single_copies == 3);
+    memcpy(a.slot_expert, before, sizeof before);
+    memcpy(b.slot_expert, after, sizeof after);
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_relabel(&a, &b, 0, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 4; i++) CHECK_I64(b.slot_expert[i], before[i]);
+    placement_free(&p);
+    placement_free(&q);
+    placement_free(&r);
+    placement_free(&a);
+    placement_free(&b);
+}
+
+/* What float32 leaves undecided is decided as upstream decides it: the sums of groups in PyTorch's order of addition,
+ * TensorRT-LLM's loads rounded to float32 before they are divided. */
+TEST(float32_as_upstream)
+{
+    static const char *above = "4501234501230123010101010101010134012340012340120123012345012345"; /* 2^24 and this */
+    static const int32_t trtllm[6] = {1, 0, 3, 2, 0, 3};
+    const double near[4] = {16777219, 16777217, 16777216, 16777216};
+    double w[64] = {0};
+    moe_ep_shape shape = shape_of(2, 64, 2);
+    moe_ep_place_desc d = desc_of(1, 64, shape, w);
+    moe_ep_placement p;
+    int i;
+    for (i = 0; i < 64; i++) w[i] = 16777216.0 + (above[i] - '0');
+    d.num_groups = 4;
+    (void)plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    for (i = 0; i < 32; i++) CHECK(p.slot_expert[i] / 16 == 0 || p.slot_expert[i] / 16 == 3); /* one by one: 0 and 1 */
+    placement_free(&p);
+    d = desc_of(1, 4, shape_of(2, 6, 1), near);
+    (void)plan_one(moe_ep_place_trtllm, &d, &p, NULL);
+    for (i = 0; i < 6; i++) CHECK_I64(p.slot_expert[i], trtllm[i]);
+    placement_free(&p);
 }
 
 /* ---- replica counts and bounds
@@ -1316,7 +1395,9 @@ TEST(budgets)
     CHECK_I64(slots[1], 6);
     CHECK_I64(moe_ep_replica_budgets(&d, 100, slots, NULL, &err), MOE_EP_OK);
     CHECK_I64(slots[0], 4);
-    CHECK_I64(slots[1], 7); /* 100/4 = 25 is below the mean of 32.5 */
+    CHECK_I64(slots[1], 12); /* 35 with 7; the mean of 32.5 only with copies of the others too */
+    CHECK_I64(moe_ep_replica_budgets(&d, 0, slots, NULL, &err), MOE_EP_OK);
+    CHECK(slots[0] == 4 && slots[1] == 4);
 }
 
 /* ---- options of best placement
@@ -1573,6 +1654,52 @@ TEST(layer_budgets_are_kept)
     }
 }
 
+static double planned_sum(moe_ep_place_desc d, const int32_t *slots)
+{
+    moe_ep_placement p = placement_new(d.num_layers, d.num_experts, &d.shape);
+    moe_ep_plan_result *r = (moe_ep_plan_result *)t_alloc(sizeof *r * (size_t)d.num_layers);
+    double sum = 0;
+    int l;
+    d.layer_slots = slots;
+    CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+    for (l = 0; l < d.num_layers; l++) sum += r[l].max;
+    placement_free(&p);
+    free(r);
+    return sum;
+}
+
+/* As planned by best_placement: never more than 0.02 % above the same total shared out evenly, often below it. */
+TEST(budgets_never_worse_than_even)
+{
+    uint64_t s = t_seed;
+    int n, l, below = 0;
+    for (n = 0; n < 150; n++) {
+        int D = 2 + (int)t_below(&s, 8), S = 2 + (int)t_below(&s, 5), P = D * S, E = 1 + (int)t_below(&s, P), L = 5;
+        int32_t slots[5], even[5], pin[5 * 60];
+        double w[5 * 60], speed[10], a, b;
+        int64_t extra = t_below(&s, L * (P - E) + 2);
+        moe_ep_place_desc x;
+        random_loads(&s, w, L * E);
+        for (l = 0; l < D; l++) speed[l] = 0.5 + t_unit(&s);
+        for (l = 0; l < L * E; l++) pin[l] = E < S && t_below(&s, 3) == 0 ? (int32_t)t_below(&s, D) : -1;
+        x = desc_of(L, E, shape_of(D, P, 1), w);
+        if (n % 3 == 0) x.shape.speed = speed;
+        if (n % 4 == 0) x.pinned = pin;
+        if (n % 5 == 0) x.max_replicas = 2;
+        CHECK_I64(moe_ep_replica_budgets(&x, extra, slots, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            int64_t share = extra / L + (l < extra % L);
+            even[l] = E + (int32_t)(share < P - E ? share : P - E);
+        }
+        a = planned_sum(x, slots);
+        b = planned_sum(x, even);
+        CHECK(a <= b * (1 + 2.1e-4));
+        below += a < b * 0.999;
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(below > 30);
+}
+
 /* Pins that crowd a device count against the budget of the layer. */
 TEST(budgets_with_pins)
 {
@@ -1631,6 +1758,58 @@ TEST(budgets_with_pins)
 /* ---- bad input
  * ------------------------------------------------------------------------------------------------------------------
  */
+
+/* One device a thousand times slower than the others can hold a layer far above 2 D times its mean: max_moves binds
+ * there too. */
+TEST(few_moves_on_a_slow_device)
+{
+    const double loads[4] = {900, 800, 700, 600}, speed[2] = {1, 1e-3};
+    moe_ep_shape shape = shape_of(2, 8, 1);
+    moe_ep_placement p, q;
+    moe_ep_rebalance_desc x;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    int32_t e;
+    shape.speed = speed;
+    p = placement_new(1, 4, &shape);
+    q = placement_new(1, 4, &shape);
+    for (e = 0; e < 8; e++) p.slot_expert[e] = e < 4 ? -1 : e - 4; /* all on the slow one */
+    CHECK_I64(moe_ep_placement_index(&p, &err), MOE_EP_OK);
+    memset(&x, 0, sizeof x);
+    x.current = &p;
+    x.loads = loads;
+    for (x.max_moves = 1; x.max_moves <= 4; x.max_moves++) {
+        CHECK_I64(moe_ep_rebalance(&x, &q, &r, NULL, &err), MOE_EP_OK);
+        CHECK(r.moves <= x.max_moves);
+    }
+    placement_free(&p);
+    placement_free(&q);
+}
+
+/* Where speeds differ by orders, a copy on a slow device does harm: never busier than one copy each,
+ * dealt by weight. */
+TEST(best_beside_lpt_on_uneven_speeds)
+{
+    uint64_t s = t_seed;
+    int i, e, d;
+    for (i = 0; i < 300; i++) {
+        double loads[12], speed[12];
+        moe_ep_shape shape = shape_of(9 + (int32_t)t_below(&s, 4), 36, 1);
+        moe_ep_place_desc desc;
+        moe_ep_placement p;
+        moe_ep_plan_result best, lpt;
+        moe_ep_error err;
+        for (e = 0; e < 12; e++) loads[e] = 1.0 + (double)t_below(&s, 1000);
+        for (d = 0; d < 12; d++) speed[d] = pow(10.0, (double)t_below(&s, 13) - 6.0);
+        shape.speed = speed;
+        desc = desc_of(1, 12, shape, loads);
+        p = placement_new(1, 12, &shape);
+        CHECK_I64(moe_ep_place_lpt(&desc, &p, &lpt, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_best_placement(&desc, &p, &best, NULL, &err), MOE_EP_OK);
+        CHECK(best.max <= lpt.max * 1.002);
+        placement_free(&p);
+    }
+}
 
 /* Every planner refuses the same things, and leaves out and result alone. */
 TEST(planner_errors)

@@ -2,10 +2,20 @@
  * SPDX-License-Identifier: MIT
  *
  * usage: test_route [vector files of kind router or metrics]   (default: the bundled ones) */
+#ifndef _GNU_SOURCE
+#  define _GNU_SOURCE /* memfd_create */
+#endif
 #include "t.h"
 #include "vec.h"
 
 #include "moe_ep.h"
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#  include <sys/mman.h>
+#  include <unistd.h>
+#  define CAN_MAP 1
+#else
+#  define CAN_MAP 0
+#endif
 
 #ifndef KERNEL_CASES
 #define KERNEL_CASES 40000 /* random routers on which all kernels must agree */
@@ -589,7 +599,7 @@ static void kernel_case_draw(uint64_t *s, kernel_case *c, int big)
     for (i = 0; i < c->T * r->num_experts; i++) c->keys[i] = c->logits[i] < 1e30f ? c->logits[i] : 0.0f;
 }
 
-static void kernels_agree(uint64_t *s, kernel_case *c, int big)
+static void kernels_agree(uint64_t *s, kernel_case *c, int big, int best)
 {
     static int32_t want[3 * KERNEL_EXPERTS], ids[3 * KERNEL_EXPERTS];
     static float want_w[3 * KERNEL_EXPERTS], w[3 * KERNEL_EXPERTS];
@@ -601,7 +611,7 @@ static void kernels_agree(uint64_t *s, kernel_case *c, int big)
     bytes = (size_t)n * sizeof(float);
     c->r.isa_max = MOE_EP_ISA_PORTABLE;
     CHECK_I64(moe_ep_route(&c->r, c->logits, c->T, NULL, want, want_w, NULL), MOE_EP_OK);
-    for (isa = (int)MOE_EP_ISA_AVX2; isa <= (int)moe_ep_isa_best(); isa++) {
+    for (isa = (int)MOE_EP_ISA_AVX2; isa <= best; isa++) {
         c->r.isa_max = (moe_ep_isa)isa;
         CHECK_I64(moe_ep_route(&c->r, c->logits, c->T, NULL, ids, w, NULL), MOE_EP_OK);
         for (i = 0; i < n && !t_failed_here; i++) CHECK_I64(ids[i], want[i]);
@@ -618,17 +628,56 @@ TEST(kernels_give_the_same_bits)
 {
     kernel_case c;
     uint64_t s = t_seed + 5;
+    const int best = (int)moe_ep_isa_best();
     int n;
     c.logits = (float *)t_alloc(sizeof(float) * 3 * KERNEL_VALUES);
     c.keys = (float *)t_alloc(sizeof(float) * 3 * KERNEL_VALUES);
     c.bias = (float *)t_alloc(sizeof(float) * KERNEL_VALUES);
     c.gate_bias = (float *)t_alloc(sizeof(float) * KERNEL_VALUES);
-    for (n = 0; n < KERNEL_CASES && !t_failed_here; n++) kernels_agree(&s, &c, n % 500 == 0);
+    for (n = 0; n < KERNEL_CASES && !t_failed_here; n++) kernels_agree(&s, &c, n % 500 == 0, best);
     if (t_failed_here) printf("    random case %d\n", n - 1);
     free(c.logits);
     free(c.keys);
     free(c.bias);
     free(c.gate_bias);
+}
+
+/* The best keys stand in few lanes (experts of one number mod 16), in several groups: a lane hides some of them. */
+TEST(best_keys_crowded_in_one_lane)
+{
+    static float logits[512], bias[512], w[2][16];
+    static int32_t ids[2][16];
+    const int best = (int)moe_ep_isa_best();
+    uint64_t s = t_seed + 13;
+    int n, e, isa;
+    for (n = 0; n < 4000; n++) {
+        int32_t groups = 1 << t_below(&s, 4), size = 16 * (int32_t)(1 + t_below(&s, 4));
+        int32_t lane = (int32_t)t_below(&s, 16);
+        moe_ep_router r = moe_ep_router_minimax_m2(groups * size, 1 + (int32_t)t_below(&s, size < 14 ? size : 14));
+        if (groups > 1) {
+            r.n_group = groups;
+            r.topk_group = 1 + (int32_t)t_below(&s, groups);
+            r.group_top_m = 1 + (int32_t)t_below(&s, 2);
+            r.mask_zero = (int32_t)t_below(&s, 2);
+        } else if (n % 2) {
+            r.score = MOE_EP_SCORE_SOFTMAX;
+        }
+        if (r.score == MOE_EP_SCORE_SIGMOID && n % 3) r.select_bias = bias;
+        for (e = 0; e < r.num_experts; e++) {
+            int chosen = e % 16 == lane || (n % 5 == 0 && e % 16 == (lane + 3) % 16);
+            logits[e] = (float)(2.0 * t_unit(&s) + (chosen && t_below(&s, 8) ? 2.0 : 0.0));
+            bias[e] = 0.1f * (float)t_unit(&s);
+        }
+        r.isa_max = MOE_EP_ISA_PORTABLE;
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids[0], w[0], NULL), MOE_EP_OK);
+        for (isa = (int)MOE_EP_ISA_AVX2; isa <= best; isa++) {
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids[1], w[1], NULL), MOE_EP_OK);
+            for (e = 0; e < r.top_k; e++) CHECK_I64(ids[1][e], ids[0][e]);
+            CHECK(memcmp(w[0], w[1], (size_t)r.top_k * sizeof(float)) == 0);
+        }
+        STOP_IF_FAILED("random case %d", n);
+    }
 }
 
 /* Every kernel finds the first bad value wherever it stands, and leaves the outputs alone. */
@@ -655,7 +704,8 @@ TEST(kernels_name_the_bad_logit)
             CHECK_I64(moe_ep_route(&r, logits, 7, NULL, ids, w, &err), MOE_EP_ERR_NAN);
             CHECK_STR(err.arg, "logits");
             CHECK_I64(err.index, t);
-            for (e = 0; e < 28 && !t_failed_here; e++) CHECK(ids[e] == -7 && w[e] == 0.25f);
+            for (e = 0; e < 28 && !t_failed_here; e++) /* rows before it are routed, it and later ones are not */
+                CHECK(e / 4 < t / 70 ? ids[e] >= 0 && ids[e] < 70 : ids[e] == -7 && w[e] == 0.25f);
         }
     }
     r.isa_max = (moe_ep_isa)4;
@@ -675,11 +725,11 @@ TEST(many_experts_and_large_k)
     static double want[8000];
     static float bias[8000];
     static const int shape[][2] = {{4096, 8},   {4096, 4096}, {8000, 700}, {1025, 257},
-                                   {1024, 256}, {2048, 1},    {8000, 300}};
+                                   {1024, 256}, {2048, 1},    {8000, 300}, {1024, 500}, {2000, 500}};
     moe_ep_router r;
     uint64_t s = t_seed;
     int n, e, j;
-    for (n = 0; n < 7; n++) {
+    for (n = 0; n < 9; n++) {
         r = moe_ep_router_mixtral(shape[n][0], shape[n][1]);
         if (n % 2) r.score = MOE_EP_SCORE_SIGMOID;
         for (e = 0; e < shape[n][0]; e++) logits[e] = coarse_logit(&s, 3);
@@ -691,6 +741,11 @@ TEST(many_experts_and_large_k)
             r.n_group = 8;
             r.topk_group = 3;
             r.group_top_m = 2;
+        }
+        if (n >= 7) { /* more groups, or more keys of a group, than one list holds */
+            r.n_group = n == 7 ? 512 : 2;
+            r.topk_group = n == 7 ? 300 : 1;
+            r.group_top_m = n == 7 ? 1 : 300;
         }
         o.r = &r;
         o.logits = logits;
@@ -732,6 +787,315 @@ TEST(route_properties)
         STOP_IF_FAILED("case %d", n);
     }
 }
+
+/* ---- 10^5 small routers: what must hold whatever the numbers are ----------------------------------------- */
+
+enum { PROP_EXPERTS = 48, PROP_TOKENS = 20, PROP_WIDTH = PROP_EXPERTS + 7 };
+
+typedef struct prop_case {
+    moe_ep_router r;
+    int32_t T, stride, to[PROP_EXPERTS]; /* to: a permutation of the experts that keeps groups together */
+    float logits[PROP_TOKENS * PROP_WIDTH], moved[PROP_TOKENS * PROP_WIDTH];
+    float bias[PROP_EXPERTS], moved_bias[PROP_EXPERTS];
+    int32_t ids[PROP_TOKENS * PROP_EXPERTS];
+    float w[PROP_TOKENS * PROP_EXPERTS];
+} prop_case;
+
+static void shuffle(uint64_t *s, int32_t *of, int32_t n)
+{
+    int32_t i, j, keep;
+    for (i = 0; i < n; i++) of[i] = i;
+    for (i = n - 1; i > 0; i--) {
+        j = (int32_t)t_below(s, i + 1);
+        keep = of[i];
+        of[i] = of[j];
+        of[j] = keep;
+    }
+}
+
+/* A router of one of the families, with K = 1 and K = E often. */
+static void prop_router(uint64_t *s, prop_case *c)
+{
+    moe_ep_router *r = &c->r;
+    int32_t size, room, group, inside[PROP_EXPERTS], groups[PROP_EXPERTS], e;
+    memset(c, 0, sizeof *c);
+    r->n_group = t_below(s, 3) == 0 ? 2 + (int32_t)t_below(s, 5) : 1;
+    size = 1 + (int32_t)t_below(s, PROP_EXPERTS / r->n_group);
+    if (t_below(s, 4) == 0) size = r->n_group < 4 ? 16 : size;
+    r->num_experts = r->n_group * size;
+    r->topk_group = 1 + (int32_t)t_below(s, r->n_group);
+    r->group_top_m = 1;
+    room = r->n_group > 1 ? r->topk_group * size : r->num_experts;
+    r->top_k = t_below(s, 4) ? 1 + (int32_t)t_below(s, room) : t_below(s, 2) ? 1 : room;
+    r->score = (moe_ep_score)t_below(s, 4);
+    r->weight = (moe_ep_weight)t_below(s, 3);
+    if (r->score == MOE_EP_SCORE_LOGIT && r->weight == MOE_EP_WEIGHT_SCORE) r->weight = MOE_EP_WEIGHT_SIGMOID_OF_LOGIT;
+    r->renorm = (int32_t)t_below(s, 2);
+    r->num_null = (int32_t)t_below(s, r->num_experts + 1);
+    c->stride = r->num_experts + (t_below(s, 3) == 0 ? (int32_t)t_below(s, 8) : 0);
+    r->logits_stride = c->stride;
+    c->T = t_below(s, 40) == 0 ? 0 : t_below(s, 16) == 0 ? PROP_TOKENS : 1 + (int32_t)t_below(s, 2);
+    shuffle(s, groups, r->n_group);
+    for (group = 0; group < r->n_group; group++) {
+        shuffle(s, inside, size);
+        for (e = 0; e < size; e++) c->to[group * size + e] = groups[group] * size + inside[e];
+    }
+}
+
+/* Logits far enough apart to have different scores, in steps of 1/64 so that shifts are exact. */
+static void prop_logits(uint64_t *s, prop_case *c)
+{
+    const int32_t E = c->r.num_experts;
+    int32_t order[PROP_EXPERTS], e, t;
+    for (t = 0; t < c->T; t++) {
+        shuffle(s, order, E);
+        for (e = 0; e < E; e++) {
+            float v = 0.125f * (float)(order[e] - E / 2) + (float)t_below(s, 5) / 64.0f;
+            c->logits[t * c->stride + e] = v;
+            c->moved[t * c->stride + c->to[e]] = v;
+        }
+    }
+    if (t_below(s, 3)) return;
+    shuffle(s, order, E);
+    for (e = 0; e < E; e++) c->moved_bias[c->to[e]] = c->bias[e] = 16.0f * (float)order[e]; /* outweighs the scores */
+    c->r.select_bias = c->bias;
+}
+
+/* All kernels, and each row alone, give the same ids and the same bits. */
+static void prop_kernels(prop_case *c, int best)
+{
+    static int32_t ids[PROP_TOKENS * PROP_EXPERTS];
+    static float w[PROP_TOKENS * PROP_EXPERTS];
+    const size_t n = (size_t)(c->T * c->r.top_k) * sizeof(float);
+    moe_ep_router r = c->r;
+    int isa, t;
+    r.isa_max = MOE_EP_ISA_PORTABLE;
+    CHECK_I64(moe_ep_route(&r, c->logits, c->T, NULL, c->ids, c->w, NULL), MOE_EP_OK);
+    r.num_null = 0; /* null experts are routed like any other */
+    for (isa = (int)MOE_EP_ISA_AVX2; isa <= best; isa++) {
+        r.isa_max = (moe_ep_isa)isa;
+        CHECK_I64(moe_ep_route(&r, c->logits, c->T, NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK(memcmp(ids, c->ids, n) == 0 && memcmp(w, c->w, n) == 0);
+    }
+    r.isa_max = MOE_EP_ISA_AUTO;
+    for (t = 0; t < c->T; t++) {
+        int32_t at = t * r.top_k;
+        CHECK_I64(moe_ep_route(&r, c->logits + t * c->stride, 1, NULL, ids + at, w + at, NULL), MOE_EP_OK);
+    }
+    CHECK(memcmp(ids, c->ids, n) == 0 && memcmp(w, c->w, n) == 0);
+}
+
+/* Every id once and in range, weights not negative, in order where the key is the score, and nothing lost. */
+static void prop_conservation(const prop_case *c)
+{
+    const moe_ep_router *r = &c->r;
+    int whole = r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED || r->renorm ||
+                (r->score == MOE_EP_SCORE_SOFTMAX && r->weight == MOE_EP_WEIGHT_SCORE && r->top_k == r->num_experts);
+    int32_t t, j, K = r->top_k;
+    for (t = 0; t < c->T; t++) {
+        const int32_t *ids = c->ids + t * K;
+        const float *w = c->w + t * K;
+        uint64_t seen = 0;
+        double sum = 0.0;
+        int sorted = 1, inside = 1;
+        for (j = 0; j < K; j++) {
+            inside &= ids[j] >= 0 && ids[j] < r->num_experts && w[j] >= 0.0f && w[j] <= 10.0f;
+            if (!inside) break;
+            seen |= (uint64_t)1 << ids[j];
+            sum += (double)w[j];
+            sorted &= j == 0 || w[j] <= w[j - 1];
+        }
+        CHECK(inside);
+        for (j = 0; seen; seen &= seen - 1) j++;
+        CHECK_I64(j, K);
+        CHECK(sorted || r->select_bias);
+        if (whole) CHECK_NEAR(sum, 1.0, 1e-6, 0.0);
+        if (K == 1 && whole) CHECK_NEAR(w[0], 1.0, 1e-7, 0.0);
+    }
+}
+
+/* Renaming the experts renames the ids and nothing else; a softmax does not see what is added to all logits. */
+static void prop_invariance(uint64_t *s, prop_case *c)
+{
+    static int32_t ids[PROP_TOKENS * PROP_EXPERTS];
+    static float w[PROP_TOKENS * PROP_EXPERTS];
+    moe_ep_router r = c->r;
+    int32_t i, n = c->T * r.top_k;
+    float by = (float)(t_below(s, 129) - 64);
+    if (r.select_bias) r.select_bias = c->moved_bias;
+    CHECK_I64(moe_ep_route(&r, c->moved, c->T, NULL, ids, w, NULL), MOE_EP_OK);
+    for (i = 0; i < n; i++) CHECK_I64(ids[i], c->to[c->ids[i]]);
+    for (i = 0; i < n; i++) CHECK_NEAR(w[i], c->w[i], 2e-6, 0.0);
+    if (r.weight == MOE_EP_WEIGHT_SIGMOID_OF_LOGIT) return;
+    if (r.score != MOE_EP_SCORE_SOFTMAX && r.score != MOE_EP_SCORE_LOGIT) return;
+    r.select_bias = c->r.select_bias;
+    for (i = 0; i < c->T * c->stride; i++) c->moved[i] = c->logits[i] + by;
+    CHECK_I64(moe_ep_route(&r, c->moved, c->T, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(memcmp(ids, c->ids, (size_t)n * sizeof *ids) == 0 && memcmp(w, c->w, (size_t)n * sizeof *w) == 0);
+}
+
+/* Equal logits take the lowest experts with equal weights; where all are masked these weights are 0. */
+static void prop_ties(uint64_t *s, prop_case *c)
+{
+    const int masked = t_below(s, 2) == 0;
+    moe_ep_router r = c->r;
+    int32_t t, j, K = r.top_k;
+    float all = masked ? -INFINITY : (float)(t_below(s, 65) - 32) / 4.0f;
+    r.select_bias = NULL;
+    r.group_top_m = r.num_experts / r.n_group > 1 ? (int32_t)t_below(s, 3) : 0;
+    for (j = 0; j < c->T * c->stride; j++) c->moved[j] = all;
+    CHECK_I64(moe_ep_route(&r, c->moved, c->T, NULL, c->ids, c->w, NULL), MOE_EP_OK);
+    for (t = 0; t < c->T; t++)
+        for (j = 0; j < K; j++) {
+            CHECK_I64(c->ids[t * K + j], j);
+            CHECK_NEAR(c->w[t * K + j], c->w[0], 0.0, 0.0);
+        }
+    if (masked && c->T > 0) CHECK_NEAR(c->w[0], 0.0, 0.0, 0.0);
+    else if (c->T > 0 && (r.renorm || r.weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED))
+        CHECK_NEAR(c->w[0], 1.0 / K, 1e-6, 0.0);
+}
+
+TEST(properties_of_many_small_routers)
+{
+    static prop_case c;
+    uint64_t s = t_seed + 11;
+    const int best = (int)moe_ep_isa_best(); /* asked once: on a virtual machine that takes microseconds */
+    int n, cases = getenv("MOE_EP_SLOW") ? 4000 : 100000, none = 0, one = 0, all = 0;
+    for (n = 0; n < cases; n++) {
+        prop_router(&s, &c);
+        prop_logits(&s, &c);
+        c.ids[0] = -7;
+        c.w[0] = -7.0f;
+        prop_kernels(&c, best);
+        if (c.T == 0) CHECK(c.ids[0] == -7 && c.w[0] < -6.0f);
+        prop_conservation(&c);
+        prop_invariance(&s, &c);
+        prop_ties(&s, &c);
+        none += c.T == 0;
+        one += c.r.num_experts == 1;
+        all += c.r.top_k == c.r.num_experts && c.r.top_k > 1;
+        STOP_IF_FAILED("random case %d", n);
+    }
+    CHECK(none * 100 > cases && one * 500 > cases && all * 50 > cases); /* the corners were there */
+}
+
+/* A table without experts: ids -1, weights 0, with every weight and norm. */
+TEST(all_ids_minus_one)
+{
+    static const float logits[15] = {1.0f, 2.0f, 3.0f};
+    int32_t table[4] = {-1, -1, -1, -1}, tokens[3] = {0, 1, 0}, ids[6], i, j;
+    float w[6];
+    for (i = 0; i < 64; i++) {
+        moe_ep_router r = moe_ep_router_hash(5, 2);
+        r.score = (moe_ep_score)(i % 4);
+        r.weight = (moe_ep_weight)(i / 4 % 4);
+        r.renorm = i / 16 % 2;
+        r.renorm_p = i / 32 ? 2.0f : 0.0f;
+        r.num_null = i % 6;
+        r.table = table;
+        r.table_rows = 2;
+        for (j = 0; j < 6; j++) {
+            ids[j] = 9;
+            w[j] = 9.0f;
+        }
+        CHECK_I64(moe_ep_route(&r, logits, 3, tokens, ids, w, NULL), MOE_EP_OK);
+        for (j = 0; j < 6; j++) CHECK(ids[j] == -1 && w[j] >= 0.0f && w[j] <= 0.0f);
+    }
+}
+
+/* Sums of logit and bias beyond the floats neither become infinite nor end in NaN. */
+TEST(logit_bias_beyond_the_floats)
+{
+    float logits[4] = {3.4e38f, 1.0f, -3.4e38f, 3.4e38f}, bias[4] = {3.4e38f, 0.5f, -3.4e38f, 3.3e38f}, w[4];
+    int32_t ids[4], k;
+    int isa, score;
+    for (isa = 1; isa <= (int)moe_ep_isa_best(); isa++)
+        for (score = 0; score < 4; score++) {
+            moe_ep_router r = moe_ep_router_qwen2(4, 4);
+            r.isa_max = (moe_ep_isa)isa;
+            r.score = (moe_ep_score)score;
+            r.logit_bias = bias;
+            CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+            CHECK(ids[0] == 0 && ids[1] == 3 && ids[2] == 1 && ids[3] == 2); /* the last counts as masked */
+            for (k = 0; k < 4; k++) CHECK(w[k] >= 0.0f && w[k] < INFINITY);
+            CHECK_NEAR(w[0], w[1], 0.0, 0.0);
+            CHECK_NEAR(w[3], 0.0, 0.0, 0.0);
+            if (score == (int)MOE_EP_SCORE_SOFTMAX) CHECK_NEAR(w[0], 0.5, 1e-7, 0.0);
+        }
+}
+
+/* ---- more than 2^31 elements ------------------------------------------------------------------------------ */
+
+#if CAN_MAP
+/* Addresses for more logits than 2^31; only the rows that are written take memory. */
+TEST(logits_further_apart_than_2_to_the_31)
+{
+#if SIZE_MAX <= 0xffffffffu
+    SKIP("needs more than 32 bits of addresses");
+#else
+    static const int64_t strides[2] = {(int64_t)1 << 26, ((int64_t)1 << 27) + 3}; /* sixteen together, one by one */
+    const size_t bytes = (size_t)18 * (size_t)(strides[1] + 64) * sizeof(float);
+    const int64_t T[2] = {35, 18};
+    float few[35 * 32], w[70], want_w[70], *logits;
+    int32_t ids[70], want[70];
+    moe_ep_error err;
+    uint64_t s = t_seed;
+    int k, t, e;
+    logits = (float *)mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (logits == (float *)MAP_FAILED) SKIP("10 GB of addresses cannot be mapped here");
+    for (k = 0; k < 2; k++) {
+        moe_ep_router r = moe_ep_router_qwen3(32, 2);
+        for (t = 0; t < T[k]; t++)
+            for (e = 0; e < 32; e++) few[t * 32 + e] = logits[t * strides[k] + e] = (float)(8.0 * t_unit(&s));
+        CHECK_I64(moe_ep_route(&r, few, T[k], NULL, want, want_w, NULL), MOE_EP_OK);
+        r.logits_stride = strides[k];
+        CHECK((T[k] - 1) * strides[k] > INT32_MAX);
+        CHECK_I64(moe_ep_route(&r, logits, T[k], NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK(memcmp(ids, want, (size_t)T[k] * 8) == 0 && memcmp(w, want_w, (size_t)T[k] * 8) == 0);
+        logits[(T[k] - 1) * strides[k] + 31] = NAN;
+        CHECK_I64(moe_ep_route(&r, logits, T[k], NULL, ids, w, &err), MOE_EP_ERR_NAN);
+        CHECK_I64(err.index, (T[k] - 1) * 32 + 31);
+    }
+    munmap(logits, bytes);
+#endif
+}
+
+/* T*K = 2^31 + 2^20 ids: all rows but the last are written to the same memory, mapped again and again. */
+TEST(ids_beyond_2_to_the_31)
+{
+#if SIZE_MAX <= 0xffffffffu
+    SKIP("needs more than 32 bits of addresses");
+#else
+    const int32_t K = 1 << 20, T = 2049;
+    const size_t row = (size_t)K * sizeof(int32_t), bytes = row * (size_t)T;
+    int fd = memfd_create("ids", 0), mapped = 0, t;
+    int32_t *ids, *tokens, *table, *last, k;
+    moe_ep_router r = moe_ep_router_hash(K, K);
+    if (getenv("MOE_EP_SLOW") || fd < 0 || ftruncate(fd, (off_t)(2 * row)) != 0) SKIP("slow here, or no memory file");
+    ids = (int32_t *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ids == (int32_t *)MAP_FAILED) SKIP("8 GiB of addresses cannot be mapped here");
+    last = ids + (int64_t)(T - 1) * K;
+    for (t = 0; t < T; t++)
+        mapped += mmap(ids + (int64_t)t * K, row, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd,
+                       t == T - 1 ? (off_t)row : 0) != MAP_FAILED;
+    table = (int32_t *)t_alloc(2 * row);
+    tokens = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)T);
+    for (k = 0; k < 2 * K; k++) table[k] = k < K ? k : 2 * K - 1 - k;
+    tokens[T - 1] = 1;
+    r.table = table;
+    r.table_rows = 2;
+    if (mapped == T) {
+        CHECK_I64(moe_ep_route(&r, NULL, T, tokens, ids, NULL, NULL), MOE_EP_OK);
+        for (k = 0; k < K && !t_failed_here; k++) CHECK(ids[k] == k && last[k] == K - 1 - k);
+    }
+    munmap(ids, bytes);
+    close(fd);
+    free(table);
+    free(tokens);
+    if (mapped != T) SKIP("8 GiB of addresses cannot be mapped here");
+#endif
+}
+#endif
 
 TEST(ties_take_the_lowest_index)
 {
@@ -780,11 +1144,12 @@ TEST(masked_experts_and_bad_logits)
     r = moe_ep_router_mixtral(3, 2);
     for (i = 0; i < 6; i++) logits[i] = (float)i;
     logits[4] = i % 2 ? INFINITY : NAN;
-    ids[0] = -77;
+    ids[0] = ids[2] = -77;
     CHECK_I64(moe_ep_route(&r, logits, 2, NULL, ids, w, &err), MOE_EP_ERR_NAN);
     CHECK_I64(err.index, 4);
     CHECK_STR(err.arg, "logits");
-    CHECK_I64(ids[0], -77);
+    CHECK(ids[0] == 2 && ids[1] == 1); /* the row before it is routed, the bad one is not */
+    CHECK_I64(ids[2], -77);
     r.nan_as_masked = 1;
     CHECK_I64(moe_ep_route(&r, logits, 2, NULL, ids, w, &err), MOE_EP_OK);
     CHECK(ids[2] == 2 && ids[3] == 0);
@@ -988,6 +1353,60 @@ TEST(route_errors)
     r.top_k = 9;
     r.num_experts = 8;
     CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_TOP_K);
+}
+
+TEST(route_other_bad_arguments)
+{
+    float scores[4] = {1.0f, 0.0f, 0.0f, 1.0f}, logits[2] = {0.0f, 1.0f}, out[4] = {-9.0f, -9.0f, -9.0f, -9.0f};
+    int32_t ids[2] = {0, 1}, low[2] = {-2, 0}, device[2] = {-1, 0}, got[2] = {-9, -9};
+    int64_t loads[2] = {1, 1};
+    moe_ep_aux_desc d;
+    moe_ep_router r = moe_ep_router_mixtral(2, 1);
+    moe_ep_error err;
+    CHECK_NEAR(moe_ep_router_entropy(scores, 2, 2, &err), 0.0, 0.0, 0.0); /* p of 0 and 1 */
+    r.num_experts = 0;
+    CHECK_I64(moe_ep_scores(&r, logits, 1, out, &err), MOE_EP_ERR_SIZE);
+    r.num_experts = 2;
+    CHECK_I64(moe_ep_scores(&r, logits, 0, out, &err), MOE_EP_OK);
+    r.n_group = 2;
+    r.topk_group = 3;
+    CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_SIZE);
+    r.topk_group = 1;
+    r.group_top_m = -1;
+    CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_SIZE);
+    r = moe_ep_router_hash(2, 1);
+    r.table = low;
+    r.table_rows = 2;
+    CHECK_I64(moe_ep_route(&r, NULL, 2, NULL, got, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_gate(logits, 0, 1, logits, NULL, 1, out, &err), MOE_EP_OK);
+    CHECK(got[0] == -9 && out[0] < -8.0f);
+    memset(&d, 0, sizeof d);
+    d.num_tokens = 2;
+    d.top_k = 1;
+    d.num_experts = 2;
+    d.scores = scores;
+    d.ids = low;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_EXPERT_ID, 0.0, 0.0);
+    d.ids = ids;
+    d.kind = MOE_EP_AUX_COMMUNICATION;
+    d.num_devices = 2;
+    d.device_of_expert = device;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_DEVICE_ID, 0.0, 0.0);
+    device[0] = 1;
+    d.devices_per_token = -1;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_STR(err.arg, "devices_per_token");
+    d.devices_per_token = 1;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), 1.0, 1e-12, 0.0);
+    d.num_sequences = -1;
+    d.kind = MOE_EP_AUX_SEQUENCE;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    d.kind = MOE_EP_AUX_GLOBAL;
+    d.global_loads = loads;
+    d.ids = NULL;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), 1.0, 1e-12, 0.0);
+    loads[0] = loads[1] = 0; /* no load at all: loss 0 */
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), 0.0, 0.0, 0.0);
 }
 
 /* ---- gate ----------------------------------------------------------------------------------------------- */

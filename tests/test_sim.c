@@ -3,12 +3,13 @@
 #include "t.h"
 #include "moe_ep.h"
 
-static uint64_t fnv(const void *p, size_t bytes)
+/* FNV-1a over ids as little-endian bytes, whatever the machine. */
+static uint64_t fnv(const int32_t *ids, int n)
 {
-    const unsigned char *c = (const unsigned char *)p;
     uint64_t h = 0xcbf29ce484222325u;
-    size_t i;
-    for (i = 0; i < bytes; i++) h = (h ^ c[i]) * 0x100000001b3u;
+    int i, shift;
+    for (i = 0; i < n; i++)
+        for (shift = 0; shift < 32; shift += 8) h = (h ^ (((uint32_t)ids[i] >> shift) & 0xff)) * 0x100000001b3u;
     return h;
 }
 
@@ -60,7 +61,7 @@ TEST(golden_bytes)
         uint64_t got;
         w.popularity = recorded;
         CHECK(moe_ep_simulate(&w, 1, 3, 100, ids, NULL, NULL) == MOE_EP_OK);
-        got = fnv(ids, sizeof ids);
+        got = fnv(ids, 600);
         CHECK(got == golden[k]);
         if (got != golden[k])
             printf("    0x%016llxu, /* %s */\n", (unsigned long long)got,
@@ -346,167 +347,42 @@ TEST(llmservingsim_closed_form)
     CHECK(moe_ep_llmservingsim_balanced(1, INT32_MAX, INT32_MAX, 1, &r, NULL) == MOE_EP_OK);
     CHECK_I64(r.activated, INT32_MAX);
 }
-/* ---- the imbalance table of TensorRT-LLM's blog 4: DeepSeek-R1, 128 tokens per rank --------------------- */
-
-/* Greedy replication and balanced packing, global form: copies to the expert with most load per copy, then slots,
- * largest first, to the lightest device with room.  slot_expert (P). */
-static void plan(const int64_t *load, int E, int P, int D, int *slot_expert, int *copies)
-{
-    int item[512], room[64], i, j, d, fill[64];
-    double device[64], weight[512];
-    for (i = 0; i < E; i++) copies[i] = 1;
-    for (i = 0; i < E; i++) item[i] = i;
-    for (i = E; i < P; i++) {
-        int best = 0;
-        for (j = 1; j < E; j++)
-            if ((double)load[j] / copies[j] > (double)load[best] / copies[best]) best = j;
-        item[i] = best;
-        copies[best]++;
-    }
-    for (i = 0; i < P; i++) weight[i] = (double)load[item[i]] / copies[item[i]];
-    for (d = 0; d < D; d++) room[d] = P / D, fill[d] = 0, device[d] = 0;
-    for (i = 0; i < P; i++) {
-        int big = -1, light = -1;
-        for (j = 0; j < P; j++)
-            if (weight[j] >= 0 && (big < 0 || weight[j] > weight[big])) big = j;
-        for (d = 0; d < D; d++)
-            if (room[d] > 0 && (light < 0 || device[d] < device[light])) light = d;
-        slot_expert[light * (P / D) + fill[light]++] = item[big];
-        device[light] += weight[big];
-        room[light]--;
-        weight[big] = -1;
-    }
-}
-
-/* std and (max - mean) / mean of n numbers, added to out[0] and out[1]. */
-static void spread(const double *v, int n, double *out)
-{
-    double mean = 0, most = 0, square = 0;
-    int i;
-    for (i = 0; i < n; i++) mean += v[i] / n;
-    for (i = 0; i < n; i++) {
-        if (v[i] > most) most = v[i];
-        square += (v[i] - mean) * (v[i] - mean) / n;
-    }
-    out[0] += sqrt(square);
-    out[1] += most / mean - 1;
-}
-
-static void devices_and_slots(const double *slot, int P, int D, double *out)
-{
-    double device[64] = {0};
-    int i;
-    for (i = 0; i < P; i++) device[i / (P / D)] += slot[i];
-    spread(device, D, out);
-    spread(slot, P, out + 2);
-}
-
-static void count(const moe_ep_workload *w, int step, int T, int32_t *ids, int64_t *load)
-{
-    int i;
-    CHECK(moe_ep_simulate(w, 0, step, T, ids, NULL, NULL) == MOE_EP_OK);
-    for (i = 0; i < 256; i++) load[i] = 0;
-    for (i = 0; i < T * 8; i++) load[ids[i]]++;
-}
+#include "sim_cases.h"
 
 TEST(imbalance_table_of_blog_4)
 {
-    static const double published[12] = {491.6, 1.564, 164.1, 10.948, 52.0, 0.109,
-                                         77.8,  1.792, 53.9,  0.115,  87.5, 1.791};
-    static const char *const name[12] = {"rank std",         "rank excess", "expert std", "expert excess",
-                                         "9 x 32: rank std", "rank excess", "slot std",   "slot excess",
-                                         "8 x 36: rank std", "rank excess", "slot std",   "slot excess"};
-    static int32_t ids[16384 * 8];
-    double sum[12] = {0}, slot[288], still = 0, none[4] = {0}, error[12];
-    int64_t past[256], now[256];
-    int seed, i, D, slot_expert[288], copies[256];
-    for (seed = 0; seed < 80; seed++) {
-        moe_ep_workload w;
-        memset(&w, 0, sizeof w);
-        w.kind = MOE_EP_LOAD_LOGNORMAL;
-        w.seed = (uint64_t)seed;
-        w.num_experts = 256;
-        w.top_k = 8;
-        w.sigma = 1.1;
-        w.drift = 0.1;
-        count(&w, 0, 16384, ids, past);
-        count(&w, 1, 4096, ids, now);
-        for (i = 0; i < 256; i++) slot[i] = (double)now[i];
-        devices_and_slots(slot, 256, 32, sum);
-        for (D = 32; D <= 36; D += 4) {
-            plan(past, 256, 288, D, slot_expert, copies);
-            count(&w, 1, 128 * D, ids, now);
-            for (i = 0; i < 288; i++) slot[i] = (double)now[slot_expert[i]] / copies[slot_expert[i]];
-            devices_and_slots(slot, 288, D, sum + (D == 32 ? 4 : 8));
-        }
-        w.drift = 0; /* without drift a plan looks better than it will be */
-        plan(past, 256, 288, 32, slot_expert, copies);
-        count(&w, 1, 4096, ids, now);
-        for (i = 0; i < 288; i++) slot[i] = (double)now[slot_expert[i]] / copies[slot_expert[i]];
-        devices_and_slots(slot, 288, 32, none);
-    }
-    still = none[1] / 80;
+    double got[12], still;
+    int i;
+    blog4(80, got, &still);
     for (i = 0; i < 12; i++) {
-        error[i] = sum[i] / 80 / published[i] - 1;
-        printf("    16 %-20s %8.3f %8.3f %+6.1f %%\n", name[i], published[i], sum[i] / 80, error[i] * 100);
-        CHECK(fabs(error[i]) <= 0.20);
+        double error = got[i] / blog4_published[i] - 1;
+        printf("    16 %-20s %8.3f %8.3f %+6.1f %%\n", blog4_name[i], blog4_published[i], got[i], error * 100);
+        CHECK(fabs(error) <= 0.20);
     }
     printf("    excess on the loads it was planned from, no drift: %.3f\n", still);
     CHECK_NEAR(still, 0.065, 0.2, 0);
 }
 
-/* Does EPLB pay?  Measured on H100, EP32, 288 slots (aiconfigurator tables): time without over time with. */
+/* Does EPLB pay more than 15 %?  Measured: no up to 384 tokens, yes from 512.  The model says no up to 384 and yes from
+ * 1536; in between it is late (1.04 at 512, where 1.30 was measured), and at 1024 half of the draws fall on each side:
+ * there the answer is "it depends on the loads", not a number. */
 TEST(eplb_verdict)
 {
-    static const struct {
-        int tokens;
-        double measured;
-    } row[] = {{48, 0}, {96, 0.77}, {192, 0.93}, {384, 0}, {2048, 1.54}, {8192, 2.07}, {16384, 1.94}};
-    static int32_t ids[16384 * 8];
-    moe_ep_model m = moe_ep_model_deepseek_v3();
-    moe_ep_machine c = moe_ep_machine_h100();
-    int i, j, seed;
-    c.gemm.t0_s = 20e-6; /* the whole kernel of these tables: 40 us for both products */
-    c.gemm.mem_eff = 0.9;
-    c.gemm.flop_eff = 0.35;
-    for (i = 0; i < 7; i++) {
-        double before = 0, after = 0, rows_before = 0, rows_after = 0;
-        for (seed = 0; seed < 12; seed++) {
-            moe_ep_workload w;
-            moe_ep_layer_desc d;
-            moe_ep_time_result r;
-            int64_t load[256], slot[288];
-            int slot_expert[288], copies[256], seen[256] = {0};
-            memset(&w, 0, sizeof w);
-            w.kind = MOE_EP_LOAD_POWER_LAW;
-            w.alpha = 1.01;
-            w.seed = (uint64_t)seed;
-            w.num_experts = 256;
-            w.top_k = 8;
-            count(&w, 0, row[i].tokens, ids, load);
-            memset(&d, 0, sizeof d);
-            d.model = &m;
-            d.machine = &c;
-            d.num_devices = 32;
-            CHECK(moe_ep_layer_time(&d, load, &r, NULL, NULL) == MOE_EP_OK);
-            before += r.compute_s;
-            rows_before += (double)r.max_rows;
-            plan(load, 256, 288, 32, slot_expert, copies);
-            for (j = 0; j < 288; j++) {
-                int e = slot_expert[j], n = copies[e];
-                slot[j] = load[e] / n + (seen[e]++ < load[e] % n);
-            }
-            d.num_slots = 288;
-            CHECK(moe_ep_layer_time(&d, slot, &r, NULL, NULL) == MOE_EP_OK);
-            after += r.compute_s;
-            rows_after += (double)r.max_rows;
-        }
-        printf("    25 %5d tokens: measured %.2f, seconds %.2f, rows %.2f\n", row[i].tokens, row[i].measured,
-               before / after, rows_before / rows_after);
-        if (row[i].tokens <= 384) CHECK(before / after < 1.15);
-        if (row[i].tokens >= 2048) CHECK(before / after > 1.15);
-        if (row[i].tokens >= 8192) CHECK(before / after >= 1.5);
-        CHECK(rows_before / rows_after > 1.5); /* rows alone would promise a gain everywhere */
+    moe_ep_machine c = eplb_machine();
+    int i;
+    for (i = 0; i < EPLB_POINTS; i++) {
+        int tokens = eplb_tokens[i];
+        eplb_case g = eplb_gain(&c, tokens, 16);
+        printf("    25 %5d tokens: measured %.2f, seconds %.2f, rows %.2f, %3.0f %% of draws above 1.15\n", tokens,
+               eplb_measured[i], g.seconds, g.rows, 100 * g.share);
+        if (tokens <= 384) CHECK(g.seconds < 1.15);
+        if (tokens >= 64 && tokens <= 384) CHECK(g.share <= 0.2);
+        if (tokens == 1024) CHECK(g.share > 0.1 && g.share < 0.9);
+        if (tokens >= 1536) CHECK(g.seconds > 1.15 && g.share >= 0.8);
+        if (tokens >= 2048) CHECK(g.share >= 0.9);
+        if (tokens >= 8192) CHECK(g.seconds >= 1.5);
+        CHECK(fabs(g.seconds / eplb_measured[i] - 1) <= (tokens == 96 || tokens == 4096 ? 0.45 : 0.33));
+        CHECK(g.rows > 1.5); /* rows alone would promise a gain everywhere */
     }
 }
 
@@ -592,6 +468,39 @@ TEST(simulate_errors)
         CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, weights, &err), MOE_EP_ERR_CONFIG);
         CHECK_I64(moe_ep_popularity(&z, 0, 0, 0, NULL, &err), MOE_EP_ERR_NULL);
         CHECK_I64(moe_ep_popularity(&z, 0, 0, -1, weights, &err), MOE_EP_ERR_SIZE);
+    }
+}
+
+/* mean / max cannot be below 1 / D, however little is asked for; no hot device is no device. */
+TEST(targets_out_of_reach)
+{
+    static const double target[4] = {1e-300, 1e-12, 0.1, 0.2};
+    moe_ep_workload w;
+    moe_ep_error err;
+    int32_t ids[64];
+    int i, k;
+    memset(&w, 0, sizeof w);
+    w.kind = MOE_EP_LOAD_TARGET;
+    w.num_experts = 8;
+    w.top_k = 2;
+    w.num_devices = 4;
+    for (k = 0; k < 2; k++) {
+        w.with_replacement = k;
+        memset(ids, 0x5a, sizeof ids);
+        for (i = 0; i < 4; i++) {
+            w.target = target[i];
+            CHECK_I64(moe_ep_simulate(&w, 0, 0, 32, ids, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+            CHECK_STR(err.arg, "target");
+        }
+        w.target = 0.5;
+        w.hot = -1;
+        CHECK_I64(moe_ep_simulate(&w, 0, 0, 32, ids, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+        CHECK_STR(err.arg, "hot");
+        for (i = 0; i < 64; i++) CHECK(ids[i] == 0x5a5a5a5a);
+        w.hot = 3;
+        CHECK_I64(moe_ep_simulate(&w, 0, 0, 32, ids, NULL, &err), MOE_EP_OK);
+        for (i = 0; i < 64; i++) CHECK(ids[i] >= 0 && ids[i] < 8);
+        w.hot = 0;
     }
 }
 

@@ -52,6 +52,7 @@ TEST(even_and_round_robin)
     for (i = 0; i < 6; i++) CHECK_I64(rows[i], even[i]);
     CHECK_I64(moe_ep_device_rows(&p, rows, device, NULL), MOE_EP_OK);
     CHECK_I64(device[0], 7);
+    CHECK_I64(device[1], 3);
     CHECK_I64(device[2], 3);
     d.policy = MOE_EP_SPLIT_ROUND_ROBIN;
     d.seed = 1;
@@ -255,6 +256,26 @@ TEST(assign_random)
     }
 }
 
+/* The worked numbers of the header. */
+TEST(assign_examples)
+{
+    const int32_t slots[4] = {0, 1, 0, -1}, ids[4] = {0, 0, 0, 1}, want[4] = {0, 2, 2, 1}, pair[2] = {0, 0};
+    const int32_t two[2] = {0, 0}, from[2] = {1, 0}, pick[4] = {2, 2, 2, 0};
+    const int64_t quota[4] = {1, 1, 2, 0}, one[2] = {1, 1};
+    moe_ep_placement p = table(2, 2, 4, 1, slots), q = table(1, 2, 2, 1, two);
+    int32_t got[4];
+    int i;
+    CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 4, quota, got, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 4; i++) CHECK_I64(got[i], want[i]);
+    CHECK_I64(moe_ep_assign_slots(&q, 0, pair, 2, one, got, NULL, NULL), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 1);
+    CHECK_I64(moe_ep_assign_slots_local(&q, 0, pair, 2, from, one, got, NULL, NULL), MOE_EP_OK);
+    CHECK(got[0] == 1 && got[1] == 0);
+    for (i = 0; i < 4; i++) CHECK_I64(moe_ep_pick_slot(&p, 0, 0, (uint64_t)i, NULL), pick[i]);
+    placement_free(&p);
+    placement_free(&q);
+}
+
 /* Parity of the token index must not decide the replica, nor may all experts choose alike. */
 TEST(hash_bits)
 {
@@ -371,6 +392,139 @@ TEST(local_first)
     CHECK_I64(rows[0], 40);
     CHECK_I64(rows[2], 0);
     placement_free(&p);
+}
+
+/* Every function of the section on p; how many refuse it as a broken placement.  Outputs stay as they are then. */
+static int refusals(const moe_ep_placement *p)
+{
+    const int64_t counts[3] = {4, 1, 1}, quota[4] = {2, 1, 2, 1};
+    const double loads[3] = {4, 1, 1};
+    const int32_t ids[6] = {0, 0, 0, 0, 1, 2}, from[6] = {0, 1, 0, 1, 0, 1};
+    const int64_t sources[6] = {4, 1, 1, 0, 0, 0};
+    int64_t rows[4] = {-9, -9, -9, -9}, device[2] = {-9, -9};
+    int32_t got[6] = {-9, -9, -9, -9, -9, -9};
+    double share[4] = {-9, -9, -9, -9};
+    int k, refused = 0, picked = 0;
+    for (k = MOE_EP_SPLIT_EVEN; k <= MOE_EP_SPLIT_EXACT; k++) {
+        moe_ep_split_desc d = split_of((moe_ep_split_policy)k);
+        int64_t kept[4];
+        d.source_counts = sources;
+        memcpy(kept, rows, sizeof kept);
+        if (moe_ep_split(&d, p, 0, counts, rows, NULL, NULL) != MOE_EP_ERR_PLACEMENT) continue;
+        CHECK(memcmp(kept, rows, sizeof kept) == 0);
+        refused++;
+    }
+    refused += moe_ep_split_shares(p, 0, loads, 0, share, NULL, NULL, NULL) == MOE_EP_ERR_PLACEMENT;
+    refused += moe_ep_assign_slots(p, 0, ids, 6, quota, got, NULL, NULL) == MOE_EP_ERR_PLACEMENT;
+    refused += moe_ep_assign_slots_local(p, 0, ids, 6, from, quota, got, NULL, NULL) == MOE_EP_ERR_PLACEMENT;
+    for (k = 0; k < 3; k++) picked += moe_ep_pick_slot(p, 0, k, 7, NULL) == MOE_EP_ERR_PLACEMENT;
+    refused += picked > 0;
+    refused += moe_ep_device_rows(p, quota, device, NULL) == MOE_EP_ERR_PLACEMENT;
+    return refused;
+}
+
+/* A placement edited by hand without care: refused, never read past its arrays. */
+TEST(inconsistent_placements)
+{
+    const int32_t slots[4] = {0, 1, 0, 2}, wild[4] = {-1, 4, INT32_MAX, INT32_MIN};
+    moe_ep_placement p = table(3, 2, 4, 1, slots);
+    uint64_t s = t_seed;
+    int i, k;
+    for (i = 0; i < 2; i++) p.slot_start[i] = 2 * i;
+    CHECK_I64(refusals(&p), 0);
+    for (k = 0; k < 4; k++) {
+        for (i = 0; i < 4; i++) { /* replica_start: 0 2 3 4 */
+            int32_t keep = p.replica_start[i], device = p.slot_device[i], slot = p.replica_slot[i];
+            p.replica_start[i] = i == 3 && wild[k] == 4 ? 5 : wild[k];
+            CHECK_I64(refusals(&p), 11);
+            p.replica_start[i] = keep;
+            p.replica_slot[i] = wild[k];
+            CHECK_I64(refusals(&p), 11);
+            p.replica_slot[i] = slot;
+            p.slot_device[i] = wild[k] == 4 ? 2 : wild[k];
+            CHECK_I64(refusals(&p), 11);
+            p.slot_device[i] = device;
+        }
+        for (i = 0; i < 3; i++) {
+            int32_t keep = p.slot_start[i];
+            p.slot_start[i] = wild[k] == 4 ? 5 : wild[k];
+            CHECK_I64(refusals(&p), 1); /* only moe_ep_device_rows reads it */
+            p.slot_start[i] = keep;
+        }
+    }
+    p.replica_slot[1] = p.replica_slot[0]; /* a slot listed twice: its quota would run out */
+    CHECK_I64(refusals(&p), 11);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.replica_slot[2] = 2; /* the slot of another expert */
+    CHECK_I64(refusals(&p), 11);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    for (i = 0; i < 3; i++) { /* a stale index: not an expert; one copy less; one copy more, seen by the count alone */
+        p.slot_expert[i == 2 ? 0 : 1] = i == 0 ? 77 : i == 1 ? -1 : 1;
+        CHECK_I64(refusals(&p), 11);
+        p.slot_expert[0] = 0;
+        p.slot_expert[1] = 1;
+    }
+    p.slot_expert[2] = -1;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.slot_expert[2] = 0; /* a slot in use that no list has */
+    CHECK_I64(refusals(&p), 10); /* a pick reads one list only */
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.device_speed[1] = NAN;
+    CHECK_I64(refusals(&p), 10);
+    p.device_speed[1] = 1;
+    for (k = 0; k < 20000; k++) { /* any edits: nothing may be touched out of bounds (seen by a sanitizer) */
+        int32_t *array[5];
+        array[0] = p.replica_start;
+        array[1] = p.replica_slot;
+        array[2] = p.slot_device;
+        array[3] = p.slot_start;
+        array[4] = p.slot_expert;
+        for (i = (int)t_below(&s, 4); i >= 0; i--) {
+            int which = (int)t_below(&s, 5), at = (int)t_below(&s, which == 3 ? 3 : 4);
+            array[which][at] = (int32_t)t_below(&s, 8) - 2;
+        }
+        (void)refusals(&p);
+        memcpy(p.slot_expert, slots, sizeof slots);
+        for (i = 0; i < 4; i++) p.slot_device[i] = i / 2;
+        for (i = 0; i < 3; i++) p.slot_start[i] = 2 * i;
+        CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    }
+    CHECK_I64(refusals(&p), 0);
+    placement_free(&p);
+}
+
+/* One expert in very many slots, listed in any order: a slot listed twice is seen, wherever it is. */
+TEST(slots_listed_twice)
+{
+    uint64_t s = t_seed;
+    int n, k, i;
+    for (n = 2; n < 20000; n = n < 12 ? n + 1 : 5 * n) {
+        int32_t *slots = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)n);
+        int64_t *rows = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)n), counts[1] = {7};
+        moe_ep_placement p;
+        moe_ep_error err;
+        moe_ep_split_desc d = split_of(MOE_EP_SPLIT_EVEN);
+        memset(slots, 0, sizeof(int32_t) * (size_t)n);
+        p = table(1, n, n, 1, slots);
+        for (k = 0; k < 3; k++) {
+            for (i = n - 1; i > 0 && k > 0; i--) { /* first ascending, then shuffled */
+                int j = (int)t_below(&s, i + 1);
+                int32_t keep = p.replica_slot[i];
+                p.replica_slot[i] = p.replica_slot[j];
+                p.replica_slot[j] = keep;
+            }
+            CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_OK);
+            i = (int)t_below(&s, n);
+            slots[0] = p.replica_slot[i];
+            p.replica_slot[i] = p.replica_slot[(i + 1 + (int)t_below(&s, n - 1)) % n];
+            CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
+            CHECK_STR(err.arg, "p.replica_slot");
+            p.replica_slot[i] = slots[0];
+        }
+        placement_free(&p);
+        free(slots);
+        free(rows);
+    }
 }
 
 TEST(errors)

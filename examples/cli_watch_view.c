@@ -1,0 +1,396 @@
+/* cli_watch_view.c - what the last steps say: figures, verdict, the picture
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_report.h"
+#include "cli_screen.h"
+#include "cli_watch.h"
+
+#include <jansson.h>
+#include <stb_ds.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- devices ------------------------------------------------------------------------------------------- */
+
+/* Contiguous blocks, the first E mod D devices with one expert more; or expert e on device e mod D. */
+static int32_t device_of(const cli_watch *w, int32_t e)
+{
+    int32_t D = w->devices, few = w->experts / D, more = w->experts % D;
+    if (w->setup->round_robin) return e % D;
+    return e < more * (few + 1) ? e / (few + 1) : few > 0 ? more + (e - more * (few + 1)) / few : D - 1;
+}
+
+static const int32_t *map_row(const cli_map *m, int32_t layer)
+{
+    for (int32_t l = 0; l < m->layers; l++)
+        if (m->number[l] == layer) return m->expert + (size_t)l * (size_t)m->slots;
+    return NULL;
+}
+
+void cli_watch_devices(const cli_watch *w, const cli_watch_row *row, double *out)
+{
+    const int32_t *slot = w->map ? map_row(w->map, row->layer) : NULL;
+    int32_t *copies;
+    memset(out, 0, (size_t)w->devices * sizeof *out);
+    if (!slot) {
+        for (int32_t e = 0; e < row->n; e++) out[device_of(w, e)] += row->loads[e];
+        return;
+    }
+    copies = cli_alloc((size_t)w->experts + 1, sizeof *copies);
+    for (int32_t s = 0; s < w->map->slots; s++)
+        if (slot[s] >= 0 && slot[s] < row->n) copies[slot[s]]++;
+    for (int32_t s = 0; s < w->map->slots; s++) {
+        int32_t d = w->map->slot_device ? w->map->slot_device[s] : (int32_t)((int64_t)s * w->devices / w->map->slots);
+        if (slot[s] >= 0 && slot[s] < row->n) out[d] += row->loads[slot[s]] / copies[slot[s]];
+    }
+    free(copies);
+}
+
+/* Numbers of the layers in the window, sorted; stb_ds. */
+static int32_t *layers_of(const cli_watch *w)
+{
+    int32_t *list = NULL;
+    for (ptrdiff_t s = 0; s < arrlen(w->steps); s++)
+        for (ptrdiff_t i = 0; i < arrlen(w->steps[s].row); i++) {
+            int32_t v = w->steps[s].row[i].layer;
+            ptrdiff_t at = 0;
+            while (at < arrlen(list) && list[at] < v) at++;
+            if (at == arrlen(list) || list[at] != v) arrins(list, (size_t)at, v);
+        }
+    return list;
+}
+
+/* ---- figures -------------------------------------------------------------------------------------------- */
+
+static double recent(const cli_watch *w, int64_t back)
+{
+    return w->history[(w->seen - 1 - back) % CLI_HISTORY];
+}
+
+static int64_t shown_steps(const cli_watch *w)
+{
+    int64_t n = w->kind == CLI_WATCH_LOG ? w->window : (int64_t)arrlen(w->steps);
+    n = n < w->seen ? n : w->seen;
+    return n < CLI_HISTORY ? n : CLI_HISTORY;
+}
+
+static void average(cli_watch *w)
+{
+    int64_t n = shown_steps(w);
+    w->imbalance = w->worst = n > 0 ? 0.0 : 1.0;
+    for (int64_t i = 0; i < n; i++) {
+        w->imbalance += recent(w, i) / (double)n;
+        w->worst = recent(w, i) > w->worst ? recent(w, i) : w->worst;
+    }
+}
+
+/* Mean rows per device and step. */
+static void sum_devices(cli_watch *w)
+{
+    double *devices = cli_alloc((size_t)w->devices, sizeof *devices);
+    free(w->device_rows);
+    w->device_rows = cli_alloc((size_t)w->devices, sizeof *w->device_rows);
+    for (ptrdiff_t s = 0; s < arrlen(w->steps); s++)
+        for (ptrdiff_t i = 0; i < arrlen(w->steps[s].row); i++) {
+            cli_watch_devices(w, &w->steps[s].row[i], devices);
+            for (int32_t d = 0; d < w->devices; d++) w->device_rows[d] += devices[d] / (double)arrlen(w->steps);
+        }
+    free(devices);
+}
+
+/* ---- verdict -------------------------------------------------------------------------------------------- */
+
+/* (steps, layers, experts) of the window. */
+static double *dense(const cli_watch *w, const int32_t *layers)
+{
+    size_t L = (size_t)arrlen(layers), E = (size_t)w->experts;
+    double *out = cli_alloc((size_t)arrlen(w->steps) * L * E, sizeof *out);
+    for (ptrdiff_t s = 0; s < arrlen(w->steps); s++)
+        for (ptrdiff_t i = 0; i < arrlen(w->steps[s].row); i++) {
+            const cli_watch_row *row = &w->steps[s].row[i];
+            size_t l = 0;
+            while (layers[l] != row->layer) l++;
+            memcpy(out + ((size_t)s * L + l) * E, row->loads, (size_t)row->n * sizeof *out);
+        }
+    return out;
+}
+
+static moe_ep_placement placement_now(const cli_watch *w, int32_t *layers, void **mem)
+{
+    moe_ep_placement p;
+    moe_ep_place_desc d;
+    moe_ep_error err;
+    cli_trace t;
+    size_t bytes;
+    if (w->map) {
+        int32_t *rows;
+        memset(&t, 0, sizeof t);
+        t.path = (char *)(uintptr_t)w->path;
+        t.layers = (int32_t)arrlen(layers);
+        t.experts = w->experts;
+        t.layer = layers;
+        rows = cli_map_rows(w->map, &t);
+        p = cli_map_placement_in(w->map, &t, rows, w->devices, 1, mem);
+        free(rows);
+        return p;
+    }
+    memset(&d, 0, sizeof d);
+    d.num_layers = (int32_t)arrlen(layers);
+    d.num_experts = w->experts;
+    d.shape = cli_shape(w->devices, w->setup->round_robin || w->experts % w->devices == 0 ? w->experts : 0, 1);
+    bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
+    *mem = cli_alloc(bytes, 1);
+    cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, *mem, bytes, &err), &err, w->path);
+    cli_check((w->setup->round_robin ? moe_ep_place_round_robin : moe_ep_place_contiguous)(&d, &p, NULL, NULL, &err),
+              &err, w->path);
+    return p;
+}
+
+/* Plans on the first half of the window and judges on the second. */
+static void diagnose(cli_watch *w)
+{
+    int32_t *layers = layers_of(w), steps = (int32_t)arrlen(w->steps);
+    double *loads = dense(w, layers);
+    void *mem;
+    moe_ep_placement now = placement_now(w, layers, &mem);
+    moe_ep_diagnose_desc d;
+    moe_ep_diagnosis out;
+    moe_ep_error err;
+    size_t half = (size_t)(steps / 2) * (size_t)arrlen(layers) * (size_t)w->experts;
+    memset(&d, 0, sizeof d);
+    moe_ep_diagnose_thresholds(&d);
+    d.num_layers = (int32_t)arrlen(layers);
+    d.num_experts = w->experts;
+    d.top_k = w->top_k > 0 ? w->top_k : w->setup->top_k;
+    d.shape = now.num_slots >= w->experts ? cli_shape(w->devices, now.num_slots, 1) : cli_shape(w->devices, 0, 1);
+    d.current = &now;
+    d.plan_loads = loads;
+    d.plan_steps = steps / 2;
+    d.judge_loads = loads + half;
+    d.judge_steps = steps - steps / 2;
+    d.min_gain = w->setup->min_gain;
+    if (moe_ep_diagnose(&d, NULL, &out, NULL, &err) == MOE_EP_OK) {
+        w->verdict = out.verdict;
+        w->state = moe_ep_verdict_str(out.verdict);
+        w->reason = cli_reason(&d, &out);
+        w->hot_device = out.hot_device;
+        w->hot_layer = layers[out.hot_layer];
+        w->hot_times = out.hot_imbalance;
+        w->hot_share = out.hot_share;
+        w->chance = out.chance_imbalance;
+    } else {
+        char text[256];
+        (void)moe_ep_error_text(&err, text, sizeof text);
+        w->state = "no verdict";
+        w->reason = cli_strdup(text);
+    }
+    w->layers = (int32_t)arrlen(layers);
+    free(loads);
+    free(mem);
+    arrfree(layers);
+}
+
+static void judge_log(cli_watch *w)
+{
+    double waits = 100.0 * (1.0 - 1.0 / w->imbalance);
+    w->state = w->imbalance <= 1.05 ? "balanced" : "uneven";
+    w->reason =
+        cli_format("the ranks wait %.0f %% of the time of the expert layers for the busiest one (balancedness "
+                   "%.2f); which experts are hot a log does not say: record counts or ids",
+                   waits, 1.0 / w->imbalance);
+}
+
+void cli_watch_judge(cli_watch *w)
+{
+    free(w->reason);
+    w->reason = NULL;
+    w->hot_layer = -1;
+    average(w);
+    if (w->seen == 0) {
+        w->state = "waiting";
+        w->reason = cli_strdup("no complete step yet");
+        return;
+    }
+    if (w->kind == CLI_WATCH_LOG || arrlen(w->steps) == 0) {
+        judge_log(w);
+        return;
+    }
+    sum_devices(w);
+    if (arrlen(w->steps) >= 4) {
+        diagnose(w);
+        return;
+    }
+    w->state = "waiting";
+    w->reason = cli_strdup("a verdict needs four complete steps");
+}
+
+/* ---- picture -------------------------------------------------------------------------------------------- */
+
+typedef struct frame {
+    FILE *f;
+    const char *eol;
+    int left; /* lines that still fit */
+} frame;
+
+static void end_line(frame *o)
+{
+    fputs(o->eol, o->f);
+    o->left--;
+}
+
+static void put_words(frame *o, const char *text, int width, int most)
+{
+    char *all = NULL, *save = NULL;
+    size_t n = 0;
+    FILE *m = open_memstream(&all, &n);
+    if (!m) cli_die(CLI_INTERNAL, "out of memory");
+    cli_put_wrapped(m, text, width - 2, 2, 2);
+    (void)fclose(m);
+    for (char *line = strtok_r(all, "\n", &save); line && most-- > 0; line = strtok_r(NULL, "\n", &save)) {
+        fprintf(o->f, "%s%s", *line == ' ' ? "" : "  ", line);
+        end_line(o);
+    }
+    free(all);
+}
+
+static void put_spark(const cli_watch *w, frame *o, const chart_text *t)
+{
+    int n = t->width - 4 < 200 ? t->width - 4 : 200;
+    double value[200], low = 1.0, high = 1.1;
+    static const char *const block[] = {"\xe2\x96\x81", "\xe2\x96\x82", "\xe2\x96\x83", "\xe2\x96\x84",
+                                        "\xe2\x96\x85", "\xe2\x96\x86", "\xe2\x96\x87", "\xe2\x96\x88"};
+    if (n > w->seen) n = (int)w->seen;
+    for (int i = 0; i < n; i++) {
+        value[i] = recent(w, n - 1 - i);
+        high = value[i] > high ? value[i] : high;
+    }
+    fprintf(o->f,
+            "  max/mean  now %.2f   mean of %lld steps %.2f   worst %.2f   so %.0f %% of the devices' time is work",
+            recent(w, 0), (long long)shown_steps(w), w->imbalance, w->worst, 100.0 / w->imbalance);
+    end_line(o);
+    fprintf(o->f, "  %s", chart_ansi(t, CHART_GOOD));
+    for (int i = 0; i < n; i++) {
+        int level = (int)(7.999 * (value[i] - low) / (high - low));
+        level = level < 0 ? 0 : level > 7 ? 7 : level;
+        if (t->ascii)
+            fputc("_.-:=+*#"[level], o -> f);
+        else
+            fputs(block[level], o->f);
+    }
+    fputs(chart_ansi_end(t), o->f);
+    end_line(o);
+}
+
+static int busier(const void *a, const void *b, void *rows)
+{
+    double x = ((const double *)rows)[*(const int32_t *)a], y = ((const double *)rows)[*(const int32_t *)b];
+    return x < y ? 1 : x > y ? -1 : *(const int32_t *)a - *(const int32_t *)b;
+}
+
+static void put_bars(const cli_watch *w, frame *o, const chart_text *t)
+{
+    int32_t D = w->devices, room = o->left - 3, shown = D < room ? D : room - 1, *order;
+    double total = 0.0, top = 0.0;
+    int cells = t->width - 40 > 10 ? t->width - 40 : 10;
+    if (shown < 1 || !w->device_rows) return;
+    order = cli_alloc((size_t)D, sizeof *order);
+    for (int32_t d = 0; d < D; d++) {
+        order[d] = d;
+        total += w->device_rows[d];
+        top = w->device_rows[d] > top ? w->device_rows[d] : top;
+    }
+    if (shown < D) qsort_r(order, (size_t)D, sizeof *order, busier, w->device_rows);
+    end_line(o);
+    fprintf(o->f, "  rows per device and step, all layers (mean %s)%s", cli_count(total / D),
+            shown < D ? ", the busiest first" : "");
+    end_line(o);
+    for (int32_t i = 0; i < shown; i++) {
+        double v = w->device_rows[order[i]];
+        int hot = v >= top;
+        fprintf(o->f, "  %6d  %s", order[i], chart_ansi(t, hot ? CHART_HOT : CHART_PLAIN));
+        chart_text_bar(o->f, t, top > 0.0 ? v / top : 0.0, cells);
+        fprintf(o->f, "%s %9s %5.2f%s", chart_ansi_end(t), cli_count(v), total > 0.0 ? v * D / total : 1.0,
+                hot ? " <- busiest" : "");
+        end_line(o);
+    }
+    if (shown < D) {
+        fprintf(o->f, "  (%d more)", D - shown);
+        end_line(o);
+    }
+    free(order);
+}
+
+static void put_head(const cli_watch *w, frame *o, const chart_text *t)
+{
+    char *name = cli_printable(w->path), *text;
+    chart_kind kind = strcmp(w->state, "recommend") == 0 || strcmp(w->state, "uneven") == 0 ? CHART_HOT : CHART_GOOD;
+    fprintf(o->f, "%smoe-ep watch %s%s  step %lld", t->color ? "\033[1m" : "", name, t->color ? "\033[0m" : "",
+            (long long)w->last_step);
+    if (w->kind != CLI_WATCH_LOG && w->layers > 0)
+        fprintf(o->f, ", %d layers, %d experts on %d devices%s", w->layers, w->experts, w->devices,
+                w->map                  ? " as the map says"
+                : w->setup->round_robin ? ", round robin"
+                                        : "");
+    end_line(o);
+    free(name);
+    fprintf(o->f, "  %s%s%s", chart_ansi(t, kind), w->state, chart_ansi_end(t));
+    end_line(o);
+    put_words(o, w->reason, t->width, 3);
+    if (w->hot_layer < 0) return;
+    text = cli_format(
+        "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
+        "%.2f times the mean there; chance alone gives up to %.2f over all layers",
+        w->hot_device, w->hot_layer, 100.0 * w->hot_share, w->hot_times, w->chance);
+    put_words(o, text, t->width, 3);
+    free(text);
+}
+
+void cli_watch_frame(const cli_watch *w, FILE *f, const chart_text *t, int height, const char *eol)
+{
+    frame o = {f, eol, height > 0 ? height : 1 << 20};
+    put_head(w, &o, t);
+    if (w->seen > 0) {
+        end_line(&o);
+        put_spark(w, &o, t);
+    }
+    if (w->kind != CLI_WATCH_LOG) put_bars(w, &o, t);
+    if (w->bad > 0) {
+        char *text = cli_format("%lld line%s not understood; %s", (long long)w->bad, w->bad == 1 ? " was" : "s were",
+                                w->complaint);
+        put_words(&o, text, t->width, 1);
+        free(text);
+    }
+    if (w->news) put_words(&o, w->news, t->width, 1);
+}
+
+void cli_watch_plain(const cli_watch *w, FILE *f)
+{
+    fprintf(f, "step %lld  max/mean %.2f  mean %.2f  worst %.2f", (long long)w->last_step,
+            w->seen > 0 ? recent(w, 0) : 1.0, w->imbalance, w->worst);
+    if (w->hot_layer >= 0) fprintf(f, "  device %d busiest in layer %d", w->hot_device, w->hot_layer);
+    fprintf(f, "  %s: %s\n", w->state, w->reason);
+    if (w->news) fprintf(f, "(%s)\n", w->news);
+}
+
+void cli_watch_json(const cli_watch *w, FILE *f)
+{
+    json_t *o = json_object(), *list = json_array();
+    json_object_set_new(o, "step", json_integer(w->last_step));
+    json_object_set_new(o, "steps", json_integer(shown_steps(w)));
+    json_object_set_new(o, "imbalance", json_real(w->seen > 0 ? recent(w, 0) : 1.0));
+    json_object_set_new(o, "imbalance_mean", json_real(w->imbalance));
+    json_object_set_new(o, "imbalance_worst", json_real(w->worst));
+    json_object_set_new(o, "verdict", json_string(w->state));
+    json_object_set_new(o, "reason", json_string(w->reason));
+    for (int32_t d = 0; w->device_rows && d < w->devices; d++)
+        json_array_append_new(list, json_real(w->device_rows[d]));
+    json_object_set_new(o, "device_rows", list);
+    if (w->hot_layer >= 0) {
+        json_object_set_new(o, "hot_device", json_integer(w->hot_device));
+        json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
+    }
+    json_object_set_new(o, "lines_not_understood", json_integer(w->bad));
+    if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0) cli_die(CLI_INTERNAL, "cannot write JSON");
+    fputc('\n', f);
+    json_decref(o);
+}

@@ -1,0 +1,27 @@
+#!/bin/sh
+# examples/packaging/deb.sh - Debian packages from the source tarball.
+# SPDX-License-Identifier: MIT
+# usage: deb.sh VERSION TARBALL FOLDER      (`make deb`; DEB_BUILD_OPTIONS=nocheck leaves the tests out)
+set -eu
+version=$1 tarball=$2 folder=$3
+for tool in dpkg-buildpackage dh; do
+    command -v $tool >/dev/null 2>&1 ||
+        { echo "deb: $tool is missing: apt-get install dpkg-dev debhelper" >&2; exit 1; }
+done
+rm -rf "$folder"
+mkdir -p "$folder"
+cp "$tarball" "$folder/moe-ep_$version.orig.tar.gz"
+tar -xzf "$tarball" -C "$folder"
+mv "$folder/moe_ep-$version" "$folder/moe-ep-$version"
+cp -R "$folder/moe-ep-$version/examples/packaging/debian" "$folder/moe-ep-$version/debian"
+if ! (cd "$folder/moe-ep-$version" && unset MAKEFLAGS MFLAGS MAKELEVEL &&
+    dpkg-buildpackage -us -uc) >"$folder/build.log" 2>&1; then
+    tail -n 40 "$folder/build.log" >&2
+    echo "deb: dpkg-buildpackage failed, see $folder/build.log" >&2
+    exit 1
+fi
+ls -l "$folder"/*.deb | awk '{ printf "  %s  %s bytes\n", $NF, $5 }'
+if command -v lintian >/dev/null 2>&1; then
+    lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs "$folder"/*.changes
+    echo "  lintian: no errors and no warnings"
+fi

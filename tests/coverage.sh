@@ -1,0 +1,52 @@
+#!/bin/sh
+# tests/coverage.sh - lines and branches of moe_ep.h that the test programs reach; `make coverage`.
+# SPDX-License-Identifier: MIT
+# usage: coverage.sh [--lines SECTION]   also lists what SECTION lacks
+# Fuzzing (test_fuzz) is left out, so is what only MOE_EP_ASSERT would do.  gcc's branches count the two sides of
+# every comparison, && and || of a condition.  Kernels of all instruction sets this machine has are in.
+# A line or branch that no input can reach is listed in tests/coverage.txt: code, a tab, the reason.
+# The level that was reached is what the gate demands: LINES and BRANCHES below, in percent.
+LINES=${LINES_LEAST:-98} BRANCHES=${BRANCHES_LEAST:-91}
+. tests/lib.sh
+if ! have gcc || ! have gcov || ! have python3; then
+    skip "coverage" "gcc, gcov or python3 is not installed (packages gcc, python3)"
+    finish 1
+    exit
+fi
+dir=build/coverage
+rm -rf $dir
+mkdir -p $dir
+root=$(pwd)
+flags="-std=gnu99 -O0 -g -w -I$root -I$root/tests -DKERNEL_CASES=4000 -DMOE_EP_NO_BLAS"
+objects=
+# Each private static copy of the header (test_oom, test_basics, ..) is an object of its own; gcov adds them up.
+printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >$dir/impl.c
+# shellcheck disable=SC2086
+(cd $dir && gcc $flags --coverage -c impl.c -o impl.o) || exit 2
+MOE_EP_SLOW=1
+export MOE_EP_SLOW
+run=0
+for source in tests/test_*.c; do
+    name=$(basename "$source" .c)
+    case $name in test_fuzz) continue ;; esac
+    libs=
+    grep -q 'needs: glpk' "$source" && libs=${GLPK_LIBS:-}
+    # shellcheck disable=SC2086
+    if (cd $dir && gcc $flags --coverage "$root/$source" impl.o -o "$name" $libs -lm -pthread) >"$tmp/log" 2>&1 &&
+        timeout 900 "$dir/$name" >"$tmp/log" 2>&1; then
+        run=$((run + 1))
+    else tail -n 5 "$tmp/log" >"$tmp/tail"; fail "$name runs with coverage" "$tmp/tail"; fi
+    objects="$objects $name"
+done
+(cd $dir && gcov --json-format --stdout --branch-probabilities ./*.gcda 2>/dev/null) >$dir/gcov.json
+# shellcheck disable=SC2086
+python3 tests/coverage.py $dir/gcov.json ${1:+"$@"} >$dir/table.txt
+cat $dir/table.txt
+lines=$(awk '/^all/ { print $4 }' $dir/table.txt) branches=$(awk '/^all/ { print $7 }' $dir/table.txt)
+[ "$run" -ge 15 ]
+result $? "$run test programs ran"
+awk "BEGIN { exit !(${lines:-0} >= $LINES) }"
+result $? "lines ${lines:-0} %, at least $LINES"
+awk "BEGIN { exit !(${branches:-0} >= $BRANCHES) }"
+result $? "branches ${branches:-0} %, at least $BRANCHES"
+finish 3

@@ -1,0 +1,59 @@
+#!/bin/sh
+# tests/cuda.sh - the CUDA and NCCL examples: run on the CPU by tests/cuda_on_host.h, compiled where there is nvcc,
+# run where there is a GPU.
+# SPDX-License-Identifier: MIT
+# environment: NVCC (default: the one in PATH, else /usr/local/cuda/bin/nvcc)
+. tests/lib.sh
+
+# One program on the CPU: source on_host [define].
+on_host() {
+    # shellcheck disable=SC2086
+    if ! $CXX -std=c++11 -O1 -Wall -Wextra -Wno-unused-function -ffp-contract=off ${2:-} -I. -Itests \
+        tests/cuda_on_host.cc -o "$tmp/on_host" -lm -pthread >"$tmp/log" 2>&1 || [ -s "$tmp/log" ]; then
+        fail "$1 compiles for the CPU without warnings" "$tmp/log"
+        return
+    fi
+    timeout 600 "$tmp/on_host" >"$tmp/log" 2>&1
+    code=$?
+    if [ $code -ne 0 ]; then grep -v '^  ok' "$tmp/log" >"$tmp/bad"; fi
+    result $code "$1 on the CPU: $(grep -c '^  ok' "$tmp/log") checks" "$tmp/bad"
+}
+
+# One program for the GPU: on_gpu NAME LIBRARIES GPUS_NEEDED.
+on_gpu() {
+    # shellcheck disable=SC2086
+    if ! "$nvcc" -O2 -I. "examples/cuda/$1.cu" -o "$tmp/$1" $2 >"$tmp/log" 2>&1; then
+        fail "nvcc compiles $1" "$tmp/log"
+        return
+    fi
+    pass "nvcc compiles $1"
+    if [ "$gpus" -lt "$3" ]; then
+        skip "$1 on a GPU" "it needs $3, nvidia-smi lists $gpus"
+        return
+    fi
+    LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} timeout 300 "$tmp/$1" --check >"$tmp/log" 2>&1
+    result $? "$1 on $(head -n 1 "$tmp/log")" "$tmp/log"
+}
+
+if have "${CXX%% *}"; then
+    on_host moe_ep_cuda
+    on_host moe_ep_nccl -DPROGRAM_NCCL
+else
+    skip "the CUDA examples on the CPU" "no C++ compiler"
+fi
+
+nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+if [ ! -x "$nvcc" ]; then
+    skip "nvcc compiles the CUDA examples" "no nvcc"
+else
+    root=$(dirname "$(dirname "$nvcc")")
+    libraries=$root/lib64
+    on_gpu moe_ep_cuda -lcublas 1
+    if [ -e "$root/include/nccl.h" ] || [ -e /usr/include/nccl.h ]; then
+        on_gpu moe_ep_nccl "-lcublas -lnccl" 2
+    else
+        skip "nvcc compiles moe_ep_nccl" "no nccl.h"
+    fi
+fi
+finish 3

@@ -1,0 +1,61 @@
+#!/bin/sh
+# tests/determinism.sh - the same inputs give the same bits, from run to run and from build to build.
+# SPDX-License-Identifier: MIT
+# tests/digest.c prints one number per section.  Promised:
+#   one build, any run and thread    every section (test_threads)
+#   x86-64, any compiler, level and sanitizer without -ffast-math    every section but 9 and 10: whether a product
+#                                    and a sum of the expert forward are fused is the compiler's choice there
+#   every machine                    sections 0, 2, 4, 6, 7, 12 and the plans of 5: integers and sums in a fixed
+#                                    order; the others go through exp, log and fused multiply-adds of the machine
+. tests/lib.sh
+dir=build/determinism
+mkdir -p $dir
+flags="-std=gnu99 -w -I. -Itests -DMOE_EP_NO_BLAS"
+impl=tests/compile/implementation.c
+
+# digest NAME RUNNER COMPILER...: builds the program and keeps what it prints
+digest() {
+    name=$1 runner=$2
+    shift 2
+    # shellcheck disable=SC2086
+    "$@" $flags tests/digest.c $impl -o "$dir/$name" -lm >"$tmp/log" 2>&1 &&
+        $runner "$dir/$name" >"$dir/$name.txt" 2>"$tmp/log"
+}
+same() { # same NAME SECTIONS-REGEX
+    grep -E "^($2) " $dir/base.txt >"$tmp/want"
+    grep -E "^($2) " "$dir/$1.txt" >"$tmp/got"
+    if [ -s "$tmp/want" ] && cmp -s "$tmp/want" "$tmp/got"; then pass "$1: sections $2"
+    else diff "$tmp/want" "$tmp/got" >"$tmp/diff"; fail "$1: sections $2" "$tmp/diff"; fi
+}
+# build NAME RUNNER SECTIONS PACKAGE COMPILER...
+build() {
+    name=$1 runner=$2 sections=$3 package=$4
+    shift 4
+    if ! have "$1" || ! have "${runner:-env}"; then skip "$name" "no $1 or ${runner:-env} (package $package)"
+    elif digest "$name" "${runner:-env}" "$@"; then same "$name" "$sections"
+    else skip "$name" "does not build or run here (package $package)"; fi
+}
+
+every='0|1|2|3|4|5|6|7|8|9|10|11|12'
+all='0|1|2|3|4|5|6|7|8|11|12'
+exact='0|2|4|6|7|12'
+digest base env "$CC" -O2 || { fail "tests/digest.c builds" "$tmp/log"; finish 1; exit; }
+[ "$(wc -l <$dir/base.txt)" -eq 13 ]
+result $? "13 sections have a digest"
+$dir/base >"$dir/again.txt"
+same again "$every"
+build gcc-O0 "" "$all" gcc gcc -O0
+build gcc-O3 "" "$all" gcc gcc -O3
+build gcc-portable "" "$all" gcc gcc -O2 -DMOE_EP_NO_SIMD
+build gcc-asan "" "$all" gcc gcc -O1 -fsanitize=address,undefined
+build clang-O2 "" "$all" clang clang -O2
+build clang-O0 "" "$all" clang clang -O0
+build clang-ubsan "" "$all" libclang-rt-14-dev clang -O1 -fsanitize=undefined
+build m32 "" "$exact" gcc-multilib gcc -m32 -msse2 -mfpmath=sse -O2
+build musl "" "$exact" musl-tools musl-gcc -O2 -static
+build aarch64 qemu-aarch64 "$exact" gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc -O2 -static
+build armv7 qemu-arm "$exact" gcc-arm-linux-gnueabihf arm-linux-gnueabihf-gcc -O2 -static
+build riscv64 qemu-riscv64 "$exact" gcc-riscv64-linux-gnu riscv64-linux-gnu-gcc -O2 -static
+build ppc64le qemu-ppc64le "$exact" gcc-powerpc64le-linux-gnu powerpc64le-linux-gnu-gcc -O2 -static
+build s390x qemu-s390x "$exact" gcc-s390x-linux-gnu s390x-linux-gnu-gcc -O2 -static
+finish 8

@@ -1,0 +1,92 @@
+#!/bin/sh
+# tests/fuzz/fuzz.sh - builds the fuzz targets and runs them; `make fuzz`.
+# SPDX-License-Identifier: MIT
+# environment: FUZZ_ONLY     targets, "route place"; default: all
+#              FUZZ_RUNS     executions of each target (default 200000)
+#              FUZZ_SECONDS  at most so long each (default 60)
+#              FUZZ_SEED     of the random engine
+#              FUZZ_ENGINE   random     random inputs, plain -O2 build (default; the fastest)
+#                            sanitized  random inputs under ASan and UBSan
+#                            libfuzzer  clang's coverage-guided engine, ASan and UBSan (package libclang-rt-14-dev)
+#                            afl        AFL++, persistent mode (package afl++); findings in build/fuzz/afl/TARGET
+# One line per target: executions and seconds.  A finding prints a row for tests/fuzz/findings.h.
+. tests/lib.sh
+if [ "${1:-}" = --check ]; then # the short run of `make check`
+    if have clang; then FUZZ_ENGINE=${FUZZ_ENGINE:-sanitized}; fi
+    FUZZ_RUNS=${FUZZ_RUNS:-20000} FUZZ_SECONDS=${FUZZ_SECONDS:-10}
+fi
+engine=${FUZZ_ENGINE:-random} runs=${FUZZ_RUNS:-200000} seconds=${FUZZ_SECONDS:-60} seed=${FUZZ_SEED:-1}
+out=build/fuzz
+mkdir -p $out
+flags="-std=gnu99 -g -I. -Iexamples -DMOE_EP_NO_BLAS"
+san="-fsanitize=address,undefined -fno-sanitize-recover=all"
+case $engine in
+    random) compiler=$CC mode="-O2 -DMOE_EP_DEBUG" ;;
+    sanitized) compiler=clang mode="-O1 $san" ;;
+    libfuzzer) compiler=clang mode="-O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DFUZZ_ENGINE" ;;
+    afl) compiler=afl-clang-fast mode="-O1 -fsanitize=fuzzer -DFUZZ_ENGINE" ;;
+    *) echo "FUZZ_ENGINE=$engine: random, sanitized, libfuzzer or afl" >&2; exit 2 ;;
+esac
+if ! have "${compiler%% *}"; then
+    skip "fuzz with $engine" "$compiler is not installed (package clang, libclang-rt-14-dev or afl++)"
+    finish 1
+    exit
+fi
+
+# build TARGET: the driver linked with an implementation built the same way; the readers with the tool's objects
+build() {
+    link="-lm"
+    files=tests/fuzz/fuzz_$1.c
+    if [ "$1" = readers ]; then
+        wrap=
+        for f in malloc calloc realloc free strdup vasprintf getline fopen fclose exit cli_die cli_keep; do
+            wrap="$wrap,--wrap=$f"
+        done
+        link="-Wl$wrap -ljansson -lyaml -lm"
+        files="$files $(ls examples/cli_*.c)"
+    fi
+    # shellcheck disable=SC2086
+    $compiler $flags $mode ${STB_CFLAGS:--I/usr/include/stb} $files $out/impl_$engine.o -o "$out/$1_$engine" $link
+}
+run() {
+    target=$1
+    dir=$out/afl/$target
+    case $engine in
+        random | sanitized)
+            ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" --runs "$runs" --seconds "$seconds" --seed "$seed" ;;
+        libfuzzer)
+            mkdir -p "$out/corpus_$target"
+            ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" -runs="$runs" -max_total_time="$seconds" \
+                -max_len=2048 -verbosity=0 -print_final_stats=1 -artifact_prefix="$out/${target}_" \
+                "$out/corpus_$target" >"$out/$target.log" 2>&1 || { tail -n 30 "$out/$target.log"; return 1; }
+            awk -v t="$target" '/number_of_executed_units/ { n = $2 } /average_exec_per_sec/ { r = $2 }
+                END { printf "fuzz %-10s %d executions, %d s, libFuzzer\n", t, n, r ? n / r : 0 }' "$out/$target.log" ;;
+        afl)
+            mkdir -p "$dir/in"
+            printf '0123456789abcdef' >"$dir/in/a"
+            AFL_SKIP_CPUFREQ=1 AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 AFL_NO_UI=1 AFL_NO_AFFINITY=1 \
+                afl-fuzz -V "$seconds" -i "$dir/in" -o "$dir/out" "$out/${target}_$engine" >"$out/$target.log" 2>&1
+            awk -F: -v t="$target" '/^execs_done/ { n = $2 } /^run_time/ { s = $2 } /^saved_crashes/ { c = $2 }
+                END { printf "fuzz %-10s %d executions, %d s, AFL++, %d crashes\n", t, n, s, c; exit c > 0 }' \
+                "$dir/out/default/fuzzer_stats" ;;
+    esac
+}
+
+printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >$out/impl.c
+# shellcheck disable=SC2086
+$compiler $flags $mode -c $out/impl.c -o $out/impl_$engine.o || exit 2
+for source in tests/fuzz/fuzz_*.c; do
+    target=$(basename "$source" .c)
+    target=${target#fuzz_}
+    case " ${FUZZ_ONLY:-$target} " in *" $target "*) ;; *) continue ;; esac
+    if ! build "$target" >"$tmp/log" 2>&1; then
+        if [ "$target" = readers ] &&
+            ! printf '#include <jansson.h>\n#include <yaml.h>\n' | $CC -E - >/dev/null 2>&1; then
+            skip "$target" "no jansson.h or yaml.h (packages libjansson-dev, libyaml-dev)"
+        else fail "$target compiles" "$tmp/log"; fi
+    elif run "$target" >"$tmp/log" 2>&1; then
+        cat "$tmp/log"
+        pass "$target"
+    else fail "$target" "$tmp/log"; fi
+done
+finish 1

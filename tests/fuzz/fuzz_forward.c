@@ -1,0 +1,199 @@
+/* tests/fuzz/fuzz_forward.c - sections 9 and 10: the expert forward against plain loops, and over ranks
+ * SPDX-License-Identifier: MIT */
+#include "fuzz.h"
+
+static double activation(const moe_ep_activation *a, double g, double u) { return moe_ep_activate(a, g, u); }
+static void forward_case(void)
+{
+    int E = fz_int(1, 8), K = fz_int(1, E < 4 ? E : 4), H = fz_int(1, 9), I = fz_int(1, 9);
+    int64_t T = fz_int(0, 12);
+    moe_ep_error e;
+    moe_ep_status s;
+    moe_ep_weights w;
+    memset(&w, 0, sizeof w);
+    w.num_experts = E;
+    w.hidden = H;
+    w.inter = I;
+    w.activation.kind = fz_int(0, 6);
+    w.layout = w.activation.kind <= 2 ? fz_int(0, 3) : 0;
+    int fused = w.layout != 0;
+    int gated = w.activation.kind <= 2;
+    float *g = malloc(4 * E * I * H * 2), *u = malloc(4 * E * I * H), *d = malloc(4 * E * I * H),
+          *b1 = malloc(4 * E * I * 2), *b2 = malloc(4 * E * I), *b3 = malloc(4 * E * H);
+    for (int i = 0; i < E * I * H * 2; i++) g[i] = fz_unit() - .5;
+    for (int i = 0; i < E * I * H; i++) {
+        u[i] = fz_unit() - .5;
+        d[i] = fz_unit() - .5;
+    }
+    for (int i = 0; i < E * I * 2; i++) b1[i] = fz_unit() - .5;
+    for (int i = 0; i < E * I; i++) b2[i] = fz_unit() - .5;
+    for (int i = 0; i < E * H; i++) b3[i] = fz_unit() - .5;
+    w.gate = g;
+    w.up = gated && !fused ? u : NULL;
+    w.down = d;
+    if (fz_chance(.5)) w.gate_bias = b1;
+    if (fz_chance(.5) && w.up) w.up_bias = b2;
+    if (fz_chance(.5)) w.down_bias = b3;
+    if (fz_chance(.3)) w.activation.alpha = 1.702f;
+    if (fz_chance(.3)) w.activation.limit = .3f;
+    if (fz_chance(.3) && gated) w.activation.up_offset = 1;
+    if (fz_chance(.05)) w.activation.limit = fz_bad_float();
+    if (fz_chance(.05)) w.activation.kind = fz_bad_i32();
+    moe_ep_forward_desc f;
+    memset(&f, 0, sizeof f);
+    f.experts = &w;
+    f.top_k = K;
+    int nn = f.num_null = fz_chance(.2) ? fz_int(1, 2) : 0;
+    int32_t *ids = malloc(4 * T * K + 4);
+    float *cw = malloc(4 * T * K + 4);
+    for (int i = 0; i < T * K; i++) {
+        ids[i] = fz_chance(.1) ? -1 : fz_int(0, E + nn - 1);
+        cw[i] = fz_chance(.003) ? fz_bad_float() : fz_unit();
+        if (fz_chance(.002)) ids[i] = fz_bad_i32();
+    }
+    f.ids = ids;
+    f.choice_weights = fz_chance(.8) ? cw : NULL;
+    f.weight_on_input = fz_chance(.3);
+    moe_ep_weights sh = w;
+    if (fz_chance(.3)) {
+        sh.num_experts = fz_int(1, E);
+        f.shared = &sh;
+    }
+    float sg[9];
+    for (int i = 0; i < H; i++) sg[i] = fz_unit() - .5;
+    if (f.shared && fz_chance(.5)) f.shared_gate = sg;
+    float *x = malloc(4 * T * H + 4);
+    for (int i = 0; i < T * H; i++) x[i] = fz_chance(.001) ? fz_bad_float() : fz_unit() * 2 - 1;
+    float *y = fz_out(4 * T * H);
+    fz_where = "forward";
+    s = moe_ep_forward(&f, x, T, y, fz_scratch(), &e);
+    fz_scratch_done();
+    fz_error(s, &e);
+    fz_untouched(s);
+    if (s == 0)
+        for (int t = 0; t < T; t++)
+            for (int h = 0; h < H; h++) {
+                double v = 0;
+                for (int k = 0; k < K + (f.shared ? sh.num_experts : 0); k++) {
+                    int id;
+                    double wt = 1, win = 1;
+                    const moe_ep_weights *W = &w;
+                    if (k < K) {
+                        id = ids[t * K + k];
+                        if (id < 0) continue;
+                        wt = f.choice_weights ? cw[t * K + k] : 1;
+                        if (id >= E) {
+                            v += wt * x[t * H + h];
+                            continue;
+                        }
+                        if (f.weight_on_input) {
+                            win = wt;
+                            wt = 1;
+                        }
+                    } else {
+                        id = k - K;
+                        W = &sh;
+                        if (f.shared_gate) {
+                            double z = 0;
+                            for (int j = 0; j < H; j++) z += sg[j] * x[t * H + j];
+                            wt = 1 / (1 + exp(-z));
+                        }
+                    }
+                    double o = W->down_bias ? b3[id * H + h] : 0;
+                    for (int i = 0; i < I; i++) {
+                        double a = 0, b = 0;
+                        int gr, ur;
+                        if (!fused) {
+                            gr = i;
+                            ur = i;
+                        } else if (w.layout == 1) {
+                            gr = i;
+                            ur = I + i;
+                        } else if (w.layout == 2) {
+                            gr = I + i;
+                            ur = i;
+                        } else {
+                            gr = 2 * i;
+                            ur = 2 * i + 1;
+                        }
+                        int R = fused ? 2 * I : I;
+                        for (int j = 0; j < H; j++) {
+                            double xx = x[t * H + j] * win;
+                            a += g[((size_t)id * R + gr) * H + j] * xx;
+                            if (gated)
+                                b += (fused ? g[((size_t)id * R + ur) * H + j]
+                                            : u[((size_t)id * I + i) * H + j]) *
+                                     xx;
+                        }
+                        if (W->gate_bias) {
+                            a += b1[id * R + gr];
+                            if (fused) b += b1[id * R + ur];
+                        }
+                        if (W->up_bias) b += b2[id * I + i];
+                        o += d[((size_t)id * H + h) * I + i] * activation(&w.activation, a, b);
+                    }
+                    v += wt * o;
+                }
+                if (!fz_extreme && fabs(v - y[t * H + h]) > 2e-5 * (1 + fabs(v)))
+                    fz_fail("y %g want %g kind %d layout %d H %d I %d limit %g on input %d shared %d null %d",
+                            y[t * H + h], v, w.activation.kind, w.layout, H, I, w.activation.limit,
+                            f.weight_on_input, f.shared != NULL, f.num_null);
+            }
+    if (s == 0) {
+        fz_where = "forward_ranks";
+        moe_ep_shape sp;
+        memset(&sp, 0, sizeof sp);
+        sp.num_devices = fz_int(1, 4);
+        sp.num_slots = E + fz_int(0, 4);
+        size_t pb = moe_ep_placement_bytes(1, E, &sp);
+        char *m = malloc(pb);
+        moe_ep_placement P;
+        moe_ep_placement_init(&P, 1, E, &sp, m, pb, &e);
+        for (int i = 0; i < P.num_slots; i++)
+            P.slot_expert[i] = i < E ? i : fz_chance(.5) ? -1 : fz_int(0, E - 1);
+        for (int i = P.num_slots - 1; i > 0; i--) {
+            int j = fz_int(0, i);
+            int t = P.slot_expert[i];
+            P.slot_expert[i] = P.slot_expert[j];
+            P.slot_expert[j] = t;
+        }
+        moe_ep_placement_index(&P, &e);
+        float *y2 = fz_out(4 * T * H);
+        moe_ep_ranks_result rr;
+        int64_t tpr[4];
+        int64_t left = T;
+        for (int i = 0; i < sp.num_devices; i++) {
+            tpr[i] = i == sp.num_devices - 1 ? left : fz_int(0, (int)left);
+            left -= tpr[i];
+        }
+        if (fz_chance(.03)) tpr[0] = fz_bad_i64();
+        float *yy = (float *)(void *)fz_outputs[0].memory;
+        s = moe_ep_forward_ranks(&f, &P, 0, fz_chance(.5) ? tpr : NULL, NULL, x, T, y2, &rr, fz_scratch(),
+                                 &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        if (s == 0 && memcmp(yy, y2, 4 * T * H)) fz_fail("ranks differ from forward");
+        if (s == 0) {
+            int64_t a = 0, b = 0, c = 0;
+            for (int i = 0; i < T * K; i++) {
+                if (ids[i] < 0) b++;
+                else if (ids[i] >= E) c++;
+                else a++;
+            }
+            if (rr.rows != a || rr.skipped != b || rr.identity != c) fz_fail("counts");
+        } else if (s != MOE_EP_ERR_SIZE && s != MOE_EP_ERR_SCRATCH && s != MOE_EP_ERR_NEGATIVE && !fz_extreme)
+            fz_fail("ranks status %d %s %s", s, e.arg, e.what);
+        free(m);
+    }
+    free(g);
+    free(u);
+    free(d);
+    free(b1);
+    free(b2);
+    free(b3);
+    free(ids);
+    free(cw);
+    free(x);
+}
+
+FUZZ_TARGET(forward)

@@ -1,0 +1,348 @@
+/* tests/fuzz/fuzz_place.c - section 5: planners, rebalancing, moves, maps of other frameworks
+ * SPDX-License-Identifier: MIT */
+#include "fuzz.h"
+#include "fuzz_shapes.h"
+
+static void plan_and_change(void)
+{
+    int E = fz_int(1, 10), L = fz_int(1, 2);
+    int32_t spd[8], nod[8];
+    double sp[8];
+    uint8_t in[8];
+    moe_ep_place_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_layers = L;
+    d.num_experts = E;
+    make_shape(&d.shape, E, spd, nod, sp, in);
+    int steps = fz_chance(.2) ? fz_int(1, 3) : 0;
+    double *ld = malloc(8 * L * E * 4);
+    int q = fz_int(0, 5);
+    for (int i = 0; i < L * E * 4; i++)
+        ld[i] = q == 0                     ? 0
+                : q == 1                   ? fz_int(0, 3)
+                : q == 2 && fz_chance(.05) ? fz_bad_double()
+                : q == 3                   ? fz_note(fz_unit() * 1e-310)
+                : q == 4                   ? pow(10, fz_int(0, 6))
+                                           : fz_int(0, 1000);
+    d.loads = fz_chance(.98) ? ld : NULL;
+    d.num_steps = steps;
+    d.risk_z = fz_chance(.2) ? (fz_chance(.3) ? fz_bad_double() : .674) : 0;
+    d.num_groups = fz_chance(.3) ? fz_int(0, 4) : 0;
+    d.eplb_mode = fz_int(0, 2);
+    moe_ep_error e;
+    moe_ep_status s = 0;
+    if (!make_placement(L, E, &d.shape)) {
+        free(ld);
+        return;
+    }
+    int32_t lsl[2];
+    for (int i = 0; i < 2; i++)
+        lsl[i] = fz_chance(.05) ? fz_bad_i32() : fz_int(E, PL.num_slots > E ? PL.num_slots : E);
+    int32_t pin[20];
+    for (int i = 0; i < 20; i++)
+        pin[i] = fz_chance(.8) ? -1 : fz_chance(.03) ? fz_bad_i32() : fz_int(0, PL.num_devices - 1);
+    if (fz_chance(.15)) d.layer_slots = lsl;
+    if (fz_chance(.15)) d.pinned = pin;
+    if (fz_chance(.15)) d.max_replicas = fz_int(-1, 3);
+    if (fz_chance(.2)) d.max_refinements = fz_int(-1, 4);
+    if (fz_chance(.15)) {
+        d.node_soft = 1;
+        d.max_off_node = fz_chance(.1) ? fz_bad_double() : fz_unit();
+    }
+    int32_t hn[20];
+    for (int i = 0; i < 20; i++) hn[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, PL.num_nodes - 1);
+    if (fz_chance(.1)) d.home_node = hn;
+    int64_t *co = malloc(8 * L * E * E);
+    for (int i = 0; i < L * E * E; i++) co[i] = fz_chance(.002) ? fz_bad_i64() : fz_int(0, 9);
+    if (fz_chance(.15)) {
+        d.coactivation = co;
+        d.coactivation_slack = fz_chance(.1) ? fz_bad_double() : .1;
+    }
+    d.allow_duplicates = fz_chance(.2);
+    moe_ep_plan_result *r = fz_out(sizeof *r * L);
+    size_t pb = moe_ep_placement_bytes(L, E, &d.shape);
+    unsigned char *save = malloc(pb);
+    memcpy(save, memory, pb);
+    int w = fz_int(0, 5);
+    static const char *nm[] = {"rr", "contiguous", "lpt", "eplb", "trtllm", "best"};
+    fz_where = nm[w];
+    moe_ep_scratch *S = fz_scratch();
+    switch (w) {
+    case 0: s = moe_ep_place_round_robin(&d, &PL, r, S, &e); break;
+    case 1: s = moe_ep_place_contiguous(&d, &PL, r, S, &e); break;
+    case 2: s = moe_ep_place_lpt(&d, &PL, r, S, &e); break;
+    case 3: s = moe_ep_place_eplb(&d, &PL, r, S, &e); break;
+    case 4: s = moe_ep_place_trtllm(&d, &PL, r, S, &e); break;
+    default: s = moe_ep_best_placement(&d, &PL, r, S, &e);
+    }
+    if (s == MOE_EP_ERR_SCRATCH && S && fz_scratch_kind == 2)
+        fz_fail("scratch too small at 4 MB need %zu", S->need);
+    if (s == MOE_EP_ERR_SCRATCH && S) {
+        size_t need = S->need;
+        fz_scratch_done();
+        fz_scratch_kind = 9;
+        char *bb = malloc(need + 1);
+        moe_ep_scratch f = moe_ep_scratch_fixed(bb + 1, need);
+        moe_ep_error e2;
+        if (fz_chance(.5)) f = moe_ep_scratch_fixed(bb, need);
+        moe_ep_plan_result r2[2];
+        moe_ep_status s2 = w == 0   ? moe_ep_place_round_robin(&d, &PL, r2, &f, &e2)
+                           : w == 1 ? moe_ep_place_contiguous(&d, &PL, r2, &f, &e2)
+                           : w == 2 ? moe_ep_place_lpt(&d, &PL, r2, &f, &e2)
+                           : w == 3 ? moe_ep_place_eplb(&d, &PL, r2, &f, &e2)
+                           : w == 4 ? moe_ep_place_trtllm(&d, &PL, r2, &f, &e2)
+                                    : moe_ep_best_placement(&d, &PL, r2, &f, &e2);
+        if (s2 == MOE_EP_ERR_SCRATCH) fz_fail("need %zu given, then %zu", need, f.need);
+        if (s2 == 0) memcpy(memory, save, pb);
+        free(bb);
+    } else fz_scratch_done();
+    fz_error(s, &e);
+    fz_untouched(s);
+    if (s < 0 && memcmp(save, memory, pb)) fz_fail("placement touched on %s", moe_ep_status_str(s));
+    if (s == 0) {
+        moe_ep_check_result c;
+        moe_ep_status v = moe_ep_validate(&PL, w == 5 && !d.allow_duplicates ? 1 : 0, &c, &e);
+        if (v < 0) fz_fail("invalid %s %s[%lld]", moe_ep_status_str(v), e.arg, (long long)e.index);
+        if (c.on_inactive) fz_fail("on inactive");
+        for (int l = 0; l < L; l++) {
+            if (fz_wild(r[l].gap) || fz_wild(r[l].imbalance) || fz_wild(r[l].max) ||
+                fz_wild(r[l].lower_bound) || fz_wild(r[l].node_imbalance) || fz_wild(r[l].off_node))
+                fz_fail("nan in result gap %g imb %g max %g nodeimb %g q %d", r[l].gap, r[l].imbalance,
+                        r[l].max, r[l].node_imbalance, q);
+            if (r[l].lower_bound > r[l].max * (1 + 1e-9))
+                fz_fail("bound %.17g > max %.17g dups %d", r[l].lower_bound, r[l].max, r[l].duplicates);
+            if (d.layer_slots && w == 5 && r[l].slots_used > lsl[l]) {
+                fz_fail("layer slots");
+            }
+            if (d.max_replicas > 0 && w == 5 && r[l].max_replicas > d.max_replicas)
+                fz_fail("max_replicas %d", r[l].max_replicas);
+        }
+        if (d.pinned && w == 5)
+            for (int l = 0; l < L; l++)
+                for (int x = 0; x < E; x++)
+                    if (pin[l * E + x] >= 0) {
+                        int ok = 0;
+                        for (int i = 0; i < PL.num_slots; i++)
+                            ok |= PL.slot_expert[l * PL.num_slots + i] == x &&
+                                  PL.slot_device[i] == pin[l * E + x];
+                        if (!ok) fz_fail("pin lost");
+                    }
+        if (!steps && !d.risk_z && w != 0 && w != 1) {
+            moe_ep_plan_result ev[2];
+            v = moe_ep_evaluate(&PL, ld, 0, ev, NULL, &e);
+            if (v == 0)
+                for (int l = 0; l < L; l++) {
+                    if (fabs(ev[l].max - r[l].max) > 1e-9 * (r[l].max + 1e-300))
+                        fz_fail("evaluate %g vs plan %g", ev[l].max, r[l].max);
+                    if (ev[l].lower_bound > ev[l].max * (1 + 1e-9)) fz_fail("ev bound");
+                }
+        }
+        fz_release();
+        if (fz_chance(.5)) {
+            moe_ep_rebalance_desc rb;
+            memset(&rb, 0, sizeof rb);
+            rb.current = &PL;
+            double *l2 = malloc(8 * L * E);
+            for (int i = 0; i < L * E; i++) l2[i] = fz_chance(.01) ? fz_bad_double() : fz_int(0, 1000);
+            rb.loads = l2;
+            rb.target = fz_chance(.2) ? fz_bad_double() : fz_chance(.5) ? 1.1 : 0;
+            rb.max_moves = fz_chance(.2) ? fz_bad_i64() : fz_int(0, 5);
+            rb.max_layer_moves = fz_chance(.1) ? fz_bad_i32() : 0;
+            rb.max_device_moves = fz_chance(.1) ? fz_bad_i32() : 0;
+            rb.max_link_moves = fz_chance(.1) ? fz_bad_i32() : 0;
+            if (fz_chance(.3)) PL.device_inactive[fz_int(0, PL.num_devices - 1)] = 1;
+            char *m2 = malloc(pb);
+            moe_ep_placement P2;
+            moe_ep_placement_init(&P2, L, E, &d.shape, m2, pb, &e);
+            memcpy(P2.device_inactive, PL.device_inactive, PL.num_devices);
+            unsigned char *sv = malloc(pb);
+            memcpy(sv, m2, pb);
+            moe_ep_plan_result *r2 = fz_out(sizeof *r2 * L);
+            fz_where = "rebalance";
+            s = moe_ep_rebalance(&rb, &P2, r2, fz_scratch(), &e);
+            fz_scratch_done();
+            fz_error(s, &e);
+            fz_untouched(s);
+            if (s < 0 && memcmp(sv, m2, pb)) fz_fail("out touched on %d", s);
+            if (s == 0) {
+                v = moe_ep_validate(&P2, 0, &c, &e);
+                if (v < 0) fz_fail("invalid %s %s", moe_ep_status_str(v), e.arg);
+                int64_t mv = 0;
+                for (int l = 0; l < L; l++) {
+                    mv += r2[l].moves;
+                    if (fz_wild(r2[l].max) || fz_wild(r2[l].gap)) fz_fail("nan");
+                    if (r2[l].lower_bound > r2[l].max * (1 + 1e-9))
+                        fz_fail("bound %g > %g", r2[l].lower_bound, r2[l].max);
+                    if (r2[l].max > r2[l].max_before * (1 + 1e-9) &&
+                        !memchr(PL.device_inactive, 1, PL.num_devices)) {
+                        fz_fail("worse %g > %g layer %d", r2[l].max, r2[l].max_before, l);
+                    }
+                }
+                if (rb.max_moves > 0 && mv > rb.max_moves && !memchr(PL.device_inactive, 1, PL.num_devices)) {
+                    fz_fail("moves %lld limit %lld", (long long)mv, (long long)rb.max_moves);
+                }
+                fz_where = "plan_moves";
+                moe_ep_moves_result mr;
+                s = moe_ep_plan_moves(&PL, &P2, fz_chance(.1) ? fz_bad_double() : 1, NULL, 0, &mr,
+                                      fz_scratch(), &e);
+                fz_scratch_done();
+                fz_error(s, &e);
+                if (s == 0) {
+                    moe_ep_move *m = malloc(sizeof *m * (mr.moves + 1));
+                    int64_t nm2 = mr.moves;
+                    s = moe_ep_plan_moves(&PL, &P2, 1, m, nm2, &mr, NULL, &e);
+                    if (s) fz_fail("second %d", s);
+                    else
+                        for (int64_t i = 0; i < nm2; i++) {
+                            if (m[i].layer < 0 || m[i].layer >= L || m[i].expert < 0 || m[i].expert >= E ||
+                                m[i].to_slot < 0 || m[i].to_slot >= PL.num_slots)
+                                fz_fail("range");
+                            else if (P2.slot_expert[m[i].layer * PL.num_slots + m[i].to_slot] != m[i].expert)
+                                fz_fail("to_slot holds other");
+                            else if (m[i].from_slot >= 0 &&
+                                     PL.slot_expert[m[i].layer * PL.num_slots + m[i].from_slot] !=
+                                         m[i].expert)
+                                fz_fail("from_slot holds other");
+                            for (int64_t j = 0; j < i; j++)
+                                if (m[j].round == m[i].round &&
+                                    ((m[j].from_device == m[i].from_device && m[i].from_device >= 0) ||
+                                     m[j].to_device == m[i].to_device))
+                                    fz_fail("round clash");
+                        }
+                    free(m);
+                }
+                fz_where = "relabel";
+                s = moe_ep_relabel(&PL, &P2, fz_chance(.1) ? fz_bad_i32() : fz_int(0, 3), fz_scratch(), &e);
+                fz_scratch_done();
+                fz_error(s, &e);
+                v = moe_ep_validate(&P2, 0, &c, &e);
+                if (v < 0) fz_fail("invalid after relabel %d st %d", v, s);
+            }
+            free(l2);
+            free(m2);
+            free(sv);
+        }
+        fz_release();
+        fz_where = "eplb_arrays";
+        fz_release();
+        int64_t X = moe_ep_max_replicas(&PL, &e);
+        if (X > 0) {
+            int P = PL.num_slots;
+            int32_t *a = malloc(4 * L * P), *b = malloc(4 * L * E * X), *c3 = malloc(4 * L * E);
+            s = moe_ep_eplb_arrays(&PL, X, a, b, c3, &e);
+            if (s) fz_fail("st %d", s);
+            char *m2 = malloc(pb);
+            moe_ep_placement P2;
+            moe_ep_placement_init(&P2, L, E, &d.shape, m2, pb, &e);
+            if (fz_chance(.3)) {
+                if (fz_chance(.5)) a[fz_int(0, L * P - 1)] = fz_bad_i32();
+                else b[fz_int(0, L * E * X - 1)] = fz_bad_i32();
+            }
+            s = moe_ep_placement_from_eplb(a, fz_chance(.7) ? b : NULL, X, fz_chance(.7) ? c3 : NULL, &P2,
+                                           &e);
+            fz_error(s, &e);
+            free(a);
+            free(b);
+            free(c3);
+            free(m2);
+        }
+    }
+    if (fz_chance(.3)) {
+        fz_where = "lower_bound";
+        moe_ep_bound_result br;
+        s = moe_ep_lower_bound(ld, E, &d.shape, &br, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        if (s == 0 && fz_wild(br.value)) fz_fail("%g", br.value);
+        fz_where = "min_copies";
+        moe_ep_copies_desc c;
+        memset(&c, 0, sizeof c);
+        c.place = d;
+        c.place.shape.num_slots = 0;
+        c.place.shape.slots_per_device = NULL;
+        c.policy = fz_chance(.05) ? fz_bad_i32() : fz_chance(.5) ? 0 : 4;
+        c.max_extra = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 6);
+        if (c.max_extra > 100) c.max_extra = 100;
+        c.step = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 3);
+        c.target = fz_chance(.1) ? fz_bad_double() : 1.2;
+        c.expert_bytes = fz_chance(.1) ? fz_bad_double() : 1;
+        moe_ep_copies_point pt[128];
+        int32_t fw;
+        s = moe_ep_min_copies(&c, pt, &fw, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        fz_where = "budgets";
+        int32_t bl[4];
+        s = moe_ep_replica_budgets(&d, fz_chance(.2) ? fz_bad_i64() : fz_int(0, 9), bl, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        if (s == 0)
+            for (int l = 0; l < L; l++)
+                if (bl[l] < E || bl[l] > PL.num_slots) fz_fail("budget %d E %d P %d", bl[l], E, PL.num_slots);
+    }
+    free(save);
+    free(memory);
+    free(ld);
+    free(co);
+}
+
+static void lab_sized(void)
+{
+    int E = fz_int(1, 10), D = fz_int(1, 5);
+    double ld[10];
+    int32_t c[10], dv[100];
+    moe_ep_error e;
+    moe_ep_status s;
+    for (int i = 0; i < E; i++) {
+        ld[i] = fz_chance(.03) ? fz_bad_double() : fz_int(0, 100);
+        c[i] = fz_chance(.03) ? fz_bad_i32() : fz_int(1, D);
+    }
+    fz_where = "lpt";
+    int32_t *o = fz_out(4 * E);
+    s = moe_ep_lpt(ld, E, fz_chance(.05) ? fz_bad_i32() % 100 : D, o, fz_scratch(), &e);
+    fz_scratch_done();
+    fz_error(s, &e);
+    fz_untouched(s);
+    fz_release();
+    int n = 0, ok = 1;
+    for (int i = 0; i < E; i++) {
+        if (c[i] < 1 || c[i] > D) ok = 0;
+        else n += c[i];
+    }
+    fz_where = "lpt_replicas";
+    if (ok) {
+        s = moe_ep_lpt_replicas(ld, E, c, D, dv, fz_scratch(), &e);
+        fz_error(s, &e);
+        if (s == 0) {
+            int k = 0;
+            for (int i = 0; i < E; i++) {
+                for (int a = 0; a < c[i]; a++)
+                    for (int b = 0; b < a; b++)
+                        if (dv[k + a] == dv[k + b]) fz_fail("dup");
+                k += c[i];
+            }
+        }
+        fz_scratch_done();
+    } else {
+        s = moe_ep_lpt_replicas(ld, E, c, D, dv, fz_scratch(), &e);
+        fz_scratch_done();
+        if (s == 0) fz_fail("bad counts accepted");
+    }
+    fz_where = "replicate";
+    int P = fz_chance(.1) ? fz_bad_i32() : fz_int(E, E + 9);
+    o = fz_out(4 * E);
+    if (P < 1000000) {
+        s = moe_ep_replicate(ld, E, P, fz_chance(.1) ? fz_bad_i32() : fz_int(0, D), o, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        fz_untouched(s);
+    }
+}
+
+static void place_case(void)
+{
+    if (fz_int(0, 5)) plan_and_change();
+    else lab_sized();
+}
+
+FUZZ_TARGET(place)

@@ -1,0 +1,97 @@
+#!/bin/sh
+# tests/load.sh - a 2 GB recording in bounded memory, a million plans without growth, writers killed at any moment.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+tool=build/moe-ep
+if [ ! -x $tool ]; then
+    skip "load" "the tool is not built (make tool)"
+    finish 1
+    exit
+fi
+
+# ---- 2 GB of ids: a sparse file, 67 million tokens of one layer, 8 choices; zeros are expert 0 ----
+trace=$tmp/big.npy
+header="{'descr': '<i4', 'fortran_order': False, 'shape': (67108864, 1, 8), }"
+length=$((118 - ${#header} - 1))
+{ printf '\223NUMPY\001\000\166\000%s%*s\n' "$header" $length ''; } >"$trace"
+[ "$(wc -c <"$trace")" -eq 128 ] && truncate -s $((128 + 67108864 * 32)) "$trace"
+result $? "a trace of 2 GB is there"
+if have /usr/bin/time; then
+    /usr/bin/time -f '%M' "$tool" report "$trace" --experts 64 --devices 8 >"$tmp/out" 2>"$tmp/err"
+    result $? "moe-ep report reads it" "$tmp/err"
+    kb=$(tail -n 1 "$tmp/err")
+    [ "${kb:-0}" -gt 0 ] && [ "$kb" -lt 700000 ]
+    result $? "in $((${kb:-0} / 1024)) MB of memory"
+else skip "memory of moe-ep report" "no /usr/bin/time (package time)"; fi
+rm -f "$trace"
+
+# ---- a million plans ----
+cat >"$tmp/plans.c" <<'END'
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "moe_ep.h"
+static long rss(void)
+{
+    long pages = 0, all;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%ld %ld", &all, &pages) != 2) pages = 0;
+    if (f) fclose(f);
+    return pages;
+}
+int main(void)
+{
+    double loads[4] = {9, 4, 2, 1};
+    moe_ep_place_desc d;
+    moe_ep_placement p;
+    moe_ep_scratch scratch;
+    static double memory[512];
+    long i, start = 0;
+    memset(&d, 0, sizeof d);
+    memset(&scratch, 0, sizeof scratch);
+    d.num_layers = 1;
+    d.num_experts = 4;
+    d.loads = loads;
+    d.shape.num_devices = 2;
+    d.shape.num_slots = 6;
+    if (moe_ep_placement_init(&p, 1, 4, &d.shape, memory, sizeof memory, NULL) != MOE_EP_OK) return 1;
+    for (i = 0; i < 1000000; i++) {
+        loads[i % 4] = (double)(1 + i * 7 % 100);
+        if (moe_ep_best_placement(&d, &p, NULL, i % 2 ? &scratch : NULL, NULL) != MOE_EP_OK) return 2;
+        if (i == 10000) start = rss();
+    }
+    printf("%ld pages before, %ld after\n", start, rss());
+    i = rss() - start;
+    moe_ep_scratch_free(&scratch);
+    return i > 64 ? 3 : 0; /* 256 kB: the C library and printf */
+}
+END
+# shellcheck disable=SC2086
+$CC -std=gnu99 -O2 -DMOE_EP_NO_BLAS -I. "$tmp/plans.c" tests/compile/implementation.c -o "$tmp/plans" -lm \
+    >"$tmp/log" 2>&1
+result $? "the planner's loop builds" "$tmp/log"
+"$tmp/plans" >"$tmp/log" 2>&1
+result $? "1,000,000 plans: $(cat "$tmp/log")" "$tmp/log"
+
+# ---- killed at random moments: the output is whole or not there ----
+data=examples/data/prose_topk_ids.npy
+if [ -e $data ]; then
+    "$tool" report $data --devices 8 --html "$tmp/whole.html" >/dev/null 2>&1
+    result $? "a page is written"
+    whole=0 absent=0 torn=0 n=0
+    while [ $n -lt 40 ]; do
+        n=$((n + 1))
+        rm -f "$tmp/page.html"
+        "$tool" report $data --devices 8 --html "$tmp/page.html" >/dev/null 2>&1 &
+        pid=$!
+        sleep "0.$(awk -v n=$n 'BEGIN { srand(n); printf "%03d", rand() * 120 }')"
+        kill -KILL $pid 2>/dev/null
+        wait $pid 2>/dev/null
+        if [ ! -e "$tmp/page.html" ]; then absent=$((absent + 1))
+        elif tail -c 20 "$tmp/page.html" | grep -q '</html>'; then whole=$((whole + 1))
+        else torn=$((torn + 1)); fi
+    done
+    [ $torn -eq 0 ] && [ $((whole + absent)) -eq 40 ]
+    result $? "killed 40 times: $whole pages whole, $absent absent, $torn torn"
+else skip "killed writers" "no $data"; fi
+finish 5

@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Mutation testing of moe_ep.h: changes one place at a time and asks whether the tests notice.
+
+usage: mutate.py [--section N] [--count N] [--seed N] [--jobs N] [--list FILE] [--least PERCENT]
+
+A mutant is one changed operator, constant or condition, or one removed statement, in the lines of the
+implementation that a portable build compiles (-DMOE_EP_NO_SIMD; the kernels of other instruction sets are
+compared with these by test_route and test_forward).  tcc compiles a mutant in a tenth of a second, so that
+hundreds fit into minutes; without tcc it is gcc -O0.  The test program of the section runs first; what
+survives it meets the other programs.  Killed = a test fails, crashes or hangs.  Mutants that do not compile
+are replaced by others.  Survivors are printed with their line; tests/mutants.txt explains those that no
+test can see (they change nothing).
+"""
+import argparse
+import concurrent.futures
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+SECTIONS = {0: "basics", 1: "route", 2: "loads", 3: "balance", 4: "capacity", 5: "place", 6: "split", 7: "dispatch",
+            8: "cost", 9: "forward", 10: "hooks", 11: "diagnose", 12: "sim"}
+OTHERS = ["oom", "labs", "cost", "hooks", "diagnose", "split", "capacity", "published", "mutants", "fuzz"]
+
+SWAPS = [(r"(?<![<>=!\-+])<=(?!=)", "<"), (r"(?<![<>=!\-+])<(?![<=])", "<="), (r"(?<![<>=!\-])>=(?!=)", ">"),
+         (r"(?<![<>=!\-])>(?![>=])", ">="), (r"==", "!="), (r"!=", "=="), (r"&&", "||"), (r"\|\|", "&&"),
+         (r"(?<=[\w)\]] )\+(?= [\w(])", "-"), (r"(?<=[\w)\]] )-(?= [\w(])", "+"),
+         (r"(?<=[\w)\]] )\*(?= [\w(])", "+"), (r"(?<=[\w)\]] )/(?= [\w(])", "*"), (r"(?<=[\w)\]] )%(?= [\w(])", "/"),
+         (r"\+=", "-="), (r"-=", "+="), (r"(?<![\w.])0(?![\w.])", "1"), (r"(?<![\w.])1(?![\w.])", "0"),
+         (r"(?<![\w.])1(?![\w.])", "2"), (r"(?<![\w.])2(?![\w.])", "3"), (r"(?<![\w.])0\.5(?![\w])", "0.25"),
+         (r"(?<![\w.])1\.0(?![\w])", "2.0"), (r"(?<![\w.])0\.0(?![\w])", "1.0"),
+         (r"\bif \((?=[^;]*\) )", "if (!"), (r"\bbreak;", ";"), (r"\bcontinue;", ";")]
+STATEMENT = re.compile(r"^(\s*)(?!return|if|for|while|else|do|case|default|break|continue|goto|static|const|struct|#)"
+                       r"([A-Za-z_][\w\->.\[\] +*()&,]*(=|\+=|-=|\+\+|--|\().*;)\s*$")
+DECLARATION = re.compile(r"^\s*(const |static |unsigned |u?int\d*_t|int|size_t|double|float|char|void|moe_ep\w*|"
+                         r"moe_epi_\w+|struct|enum|FILE)\b[ *]+\w+[^(]*[;,=]")
+
+
+def compiled_lines(header):
+    """Numbers of the header's lines that a portable build sees."""
+    with tempfile.TemporaryDirectory() as d:
+        path = os.path.join(d, "i.c")
+        with open(path, "w") as f:
+            f.write('#define MOE_EP_IMPLEMENTATION\n#include "%s"\n' % os.path.abspath(header))
+        text = subprocess.run(["gcc", "-E", "-DMOE_EP_NO_SIMD", "-DMOE_EP_NO_BLAS", path], check=True,
+                              capture_output=True, text=True).stdout
+    lines, here, inside = set(), 0, False
+    for line in text.split("\n"):
+        mark = re.match(r'# (\d+) "([^"]*)"', line)
+        if mark:
+            here, inside = int(mark.group(1)), mark.group(2).endswith("moe_ep.h")
+            continue
+        if inside and line.strip():
+            lines.add(here)
+        here += 1
+    return lines
+
+
+def section_ranges(text):
+    """Section number of every line of the implementation, 0-based list; None elsewhere."""
+    where, now, inside = [], None, False
+    for i, line in enumerate(text):
+        if "MOE_EP_IMPLEMENTATION_DONE" in line:
+            inside = True
+        if line.startswith("/* =====") and i + 1 < len(text):
+            m = re.match(r" \* (\d+) [A-Z]", text[i + 1])
+            if m and inside:
+                now = int(m.group(1))
+        where.append(now)
+    return where
+
+
+def places(text, lines, where):
+    """All (section, line, column, old, new) that could be changed."""
+    found, comment = [], False
+    for i, line in enumerate(text):
+        code = line
+        starts, ends = code.rfind("/*"), code.rfind("*/")
+        was, comment = comment, (comment and ends < 0) or starts > ends
+        if was or where[i] is None or i + 1 not in lines:
+            continue
+        if code.lstrip().startswith(("#", "*", "/*")) or "MOE_EP_ASSERT" in code or "MOE_EP_API" in code:
+            continue
+        code = re.sub(r'"(\\.|[^"\\])*"', lambda m: '"' * len(m.group(0)), code)
+        code = re.sub(r"/\*.*?\*/|/\*.*$", lambda m: " " * len(m.group(0)), code)
+        if re.match(r"^(static|struct|typedef|enum|extern)\b", code) or "moe_epi_fail(" in code:
+            # what a message says about index and value is checked where it matters
+            code = re.sub(r"moe_epi_fail\(.*", lambda m: " " * len(m.group(0)), code)
+            if re.match(r"^(static|struct|typedef|enum|extern)\b", code):
+                continue
+        for pattern, new in SWAPS:
+            for m in re.finditer(pattern, code):
+                found.append((where[i], i, m.start(), m.group(0), new))
+        m = STATEMENT.match(code)
+        if m and not DECLARATION.match(code) and code.count("(") == code.count(")"):
+            found.append((where[i], i, m.start(2), line[m.start(2):], ";"))
+    return found
+
+
+def change(text, place):
+    _, i, column, old, new = place
+    line = text[i]
+    if new == "if (!":  # the whole condition
+        depth, at = 0, line.index("(", column)
+        for k in range(at, len(line)):
+            depth += (line[k] == "(") - (line[k] == ")")
+            if depth == 0:
+                return text[:i] + [line[:at] + "(!" + line[at:k + 1] + ")" + line[k + 1:]] + text[i + 1:]
+        return None
+    return text[:i] + [line[:column] + new + line[column + len(old):]] + text[i + 1:]
+
+
+class Bench:
+    """Compiles mutants and runs test programs on them."""
+
+    def __init__(self, work):
+        self.work, self.time = work, {}
+        self.tcc = shutil.which("tcc")
+        self.lib = []
+        if self.tcc:
+            for root, _, files in os.walk("/usr/lib"):
+                if "libtcc1.a" in files:
+                    self.lib = [os.path.join(root, "libtcc1.a")]
+                    break
+        self.objects = {}
+        for name in sorted(set(SECTIONS.values()) | set(OTHERS)):
+            if os.path.exists("tests/test_%s.c" % name):
+                if re.search(r"define MOE_EP_(STATIC|IMPLEMENTATION)", open("tests/test_%s.c" % name).read()):
+                    self.objects[name] = None  # has a copy of the header of its own: compiled with each mutant
+                    continue
+                out = os.path.join(work, "test_%s.o" % name)
+                subprocess.run(["gcc", "-std=gnu99", "-O1", "-w", "-DKERNEL_CASES=200", "-I.", "-Itests", "-c",
+                                "tests/test_%s.c" % name, "-o", out], check=True)
+                self.objects[name] = out
+
+    def compile(self, text, d):
+        with open(os.path.join(d, "moe_ep.h"), "w") as f:
+            f.write("\n".join(text))
+        with open(os.path.join(d, "i.c"), "w") as f:
+            f.write('#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n')
+        command = [self.tcc or "gcc", "-w", "-DMOE_EP_NO_SIMD", "-DMOE_EP_NO_BLAS", "-I" + d, "-c", d + "/i.c",
+                   "-o", d + "/i.o"] + ([] if self.tcc else ["-std=gnu99", "-O0"])
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def passes(self, name, d, slack=True):
+        program = os.path.join(d, name)
+        if self.objects[name]:
+            build = ["-no-pie", "-z", "execstack", self.objects[name], d + "/i.o"] + self.lib
+        else:
+            build = ["-std=gnu99", "-O0", "-DMOE_EP_NO_SIMD", "-I" + d, "-I.", "-Itests", "tests/test_%s.c" % name]
+        build = subprocess.run(["gcc", "-w"] + build + ["-o", program, "-lm", "-pthread"], capture_output=True)
+        if build.returncode != 0:
+            return False
+        limit = self.time.get(name, 300.0) * 6 + 5 if slack else 300
+        try:
+            # 4 GB of address space: a loop that allocates ends
+            run = subprocess.run(["sh", "-c", "ulimit -v 8000000; exec " + program], capture_output=True, timeout=limit)
+            return run.returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            os.unlink(program)
+
+    def judge(self, text, place):
+        """None = does not compile, else the name of the program that noticed, or ''."""
+        changed = change(text, place)
+        if changed is None:
+            return None
+        with tempfile.TemporaryDirectory(dir=self.work) as d:
+            if not self.compile(changed, d):
+                return None
+            first = SECTIONS[place[0]]
+            for name in [first] + [o for o in OTHERS if o != first and o in self.objects]:
+                if name in self.objects and name in self.time and not self.passes(name, d):
+                    return name
+        return ""
+
+
+def explained():
+    """Lines of tests/mutants.txt: code of the line, a tab, what it becomes, a tab, why nothing can notice."""
+    known = set()
+    if os.path.exists("tests/mutants.txt"):
+        for line in open("tests/mutants.txt"):
+            parts = line.rstrip("\n").split("\t")
+            if len(parts) == 3 and not line.startswith("#"):
+                known.add((parts[0], parts[1]))
+    return known
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--section", type=int)
+    ap.add_argument("--count", type=int, default=20, help="mutants per section")
+    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--jobs", type=int, default=int(os.environ.get("JOBS", "2")))
+    ap.add_argument("--least", type=float, default=95.0)
+    o = ap.parse_args()
+    text = open("moe_ep.h").read().split("\n")
+    where = section_ranges(text)
+    everywhere = places(text, compiled_lines("moe_ep.h"), where)
+    known = explained()
+    killed = survived = 0
+    import time
+    with tempfile.TemporaryDirectory() as work:
+        bench = Bench(work)
+        base = os.path.join(work, "base")
+        os.mkdir(base)
+        if not bench.compile(text, base):
+            sys.exit("the unchanged header does not compile")
+        for name in bench.objects:
+            start = time.time()
+            if bench.passes(name, base, False):
+                bench.time[name] = time.time() - start
+            else:
+                print("  (test_%s fails without any change here: not used)" % name)
+        for section, name in SECTIONS.items():
+            if o.section is not None and section != o.section:
+                continue
+            mine = [p for p in everywhere if p[0] == section]
+            random.Random(o.seed * 100 + section).shuffle(mine)
+            results, hits = [], 0
+            with concurrent.futures.ThreadPoolExecutor(o.jobs) as pool:
+                waiting = iter(mine)
+                while len(results) < o.count:
+                    batch = [p for _, p in zip(range(min(4 * o.jobs, o.count - len(results))), waiting)]
+                    if not batch:
+                        break
+                    for p, verdict in zip(batch, pool.map(lambda p: bench.judge(text, p), batch)):
+                        if verdict is None:
+                            continue
+                        after = change(text, p)[p[1]].strip()
+                        if verdict == "" and (text[p[1]].strip(), after) in known:
+                            continue
+                        results.append((p, verdict))
+                        if verdict == "":
+                            print("  survived  line %d: %s" % (p[1] + 1, text[p[1]].strip()))
+                            print("            becomes: %s" % after)
+                        sys.stdout.flush()
+            hits = sum(1 for _, v in results if v)
+            killed += hits
+            survived += len(results) - hits
+            print("mutants of section %d (%s): %d of %d killed, %d places in all" %
+                  (section, name, hits, len(results), len(mine)))
+            sys.stdout.flush()
+    total = killed + survived
+    share = 100.0 * killed / total if total else 0.0
+    print("mutants: %d of %d killed, %.1f %%" % (killed, total, share))
+    ok = total > 0 and share >= o.least
+    print("%d passed, %d failed" % (killed if ok else 0, 0 if ok else survived or 1))
+    sys.exit(0 if ok else 1)
+
+
+main()

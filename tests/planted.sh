@@ -1,0 +1,47 @@
+#!/bin/sh
+# tests/planted.sh - do the tests notice?  Defects of different kinds are planted in copies of the header, one at a
+# time, and the suite that should must fail.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+mkdir -p "$tmp/tree/tests"
+export MOE_EP_SLOW=1 # what measures time or maps gigabytes has no part in this
+
+# planted NAME PROGRAM SED-EXPRESSION: the changed header must differ, compile, and fail PROGRAM
+planted() {
+    sed "$3" moe_ep.h >"$tmp/tree/moe_ep.h"
+    if cmp -s moe_ep.h "$tmp/tree/moe_ep.h"; then
+        fail "$1: the place to change is gone"
+        return
+    fi
+    printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >"$tmp/tree/i.c"
+    # shellcheck disable=SC2086
+    if ! $CC -std=gnu99 -w -O1 -DMOE_EP_NO_BLAS -DKERNEL_CASES=500 -I"$tmp/tree" -I. -Itests "tests/$2.c" \
+        "$tmp/tree/i.c" -o "$tmp/tree/t" -lm -pthread >"$tmp/log" 2>&1; then
+        fail "$1: the changed header compiles" "$tmp/log"
+    elif timeout 300 "$tmp/tree/t" >"$tmp/log" 2>&1; then fail "$1: $2 passes all the same"
+    else pass "$1: $2 fails ($(tail -n 1 "$tmp/log" | head -c 60))"; fi
+}
+planted "a wrong constant" test_basics 's/0x94d049bb133111eb/0x94d049bb133111ec/'
+planted "an id check off by one" test_loads \
+    '/^static .*moe_epi_ld_/,/^}/s/>= E\b/> E/; s/(uint32_t)E\b/(uint32_t)(E + 1)/'
+planted "a lost overflow check" test_basics '/moe_epi_mul(/,/^}/s/return 0;/return 1;/'
+planted "a status of another kind" test_route 's/err, MOE_EP_ERR_TOP_K/err, MOE_EP_ERR_SIZE/'
+planted "a tie to the higher index" test_place \
+    '/^static .*moe_epi_[a-z_]*\(least\|lightest\|min\|pick\)/,/^}/s/ < / <= /'
+planted "scratch one byte short" test_oom \
+    's/bytes = (size + 63u)/bytes = (size + 62u)/; /moe_epi_need/,/^}/s/+ 63u/+ 0u/'
+
+# two defects that no test program can see: the suites that look at symbols and style must
+cp -r tests examples bench Makefile README.md CHANGELOG.md LICENSE "$tmp/tree/" 2>/dev/null
+cp moe_ep.h "$tmp/tree/moe_ep.h"
+cat >>"$tmp/tree/moe_ep.h" <<'END'
+#ifdef MOE_EP_IMPLEMENTATION_DONE
+int moe_ep_counter;
+int *moe_ep_count(void);
+int *moe_ep_count(void) { return &moe_ep_counter; }
+#endif
+END
+(cd "$tmp/tree" && sh tests/symbols.sh) >"$tmp/log" 2>&1
+if grep -q 'FAIL.*no writable globals' "$tmp/log"; then pass "a writable global: symbols.sh fails"
+else fail "a writable global: symbols.sh passes all the same" "$tmp/log"; fi
+finish 5

@@ -1,0 +1,78 @@
+#!/bin/sh
+# tests/portability.sh - the test programs, vectors included, on other machines (qemu-user) and other C libraries.
+# SPDX-License-Identifier: MIT
+# usage: portability.sh [TARGET...]   targets: m32 aarch64 armv7 riscv64 ppc64le s390x musl tcc fastmath lto
+# environment: PROGRAMS   test programs to run.  Default: those that read the vectors, which is what a machine can get
+#                         wrong, and test_basics; PROGRAMS=all: all that need no library
+#              FILTER     only the tests whose name contains it: FILTER=vectors for the reference vectors alone
+# One check = one test program on one target; a target whose tools are missing is one skip with its packages.
+# test_fuzz, test_oom and test_labs say nothing about a machine and are left to the host.
+. tests/lib.sh
+export MOE_EP_SLOW=1
+dir=build/portability
+mkdir -p $dir
+flags="-std=gnu99 -g -I. -Itests -Wall -Wextra -DMOE_EP_NO_BLAS -DKERNEL_CASES=2000"
+programs=${PROGRAMS:-test_basics test_sim $(grep -l '"vec.h"' tests/test_*.c | sed 's|.*/||; s|\.c$||')}
+if [ "$programs" = all ]; then
+    programs=$(for f in tests/test_*.c; do
+        case $f in *_lp.c | *_fuzz.c | *_oom.c | *_labs.c | *_mutants.c) continue ;; esac
+        grep -q 'needs: ' "$f" || basename "$f" .c
+    done)
+fi
+
+# on NAME PACKAGES "COMPILER AND FLAGS" RUNNER...
+on() {
+    name=$1 packages=$2 build=$3
+    shift 3
+    if ! have "${build%% *}"; then
+        skip "$name" "no ${build%% *} (packages $packages)"
+        return
+    fi
+    if [ $# -gt 0 ] && ! have "$1"; then
+        skip "$name" "no $1 (package qemu-user)"
+        return
+    fi
+    printf '#include <math.h>\n#include <stdio.h>\nint main(void) { return 0; }\n' >"$tmp/try.c"
+    # shellcheck disable=SC2086
+    if ! { $build "$tmp/try.c" -o "$tmp/try" -lm && "$@" "$tmp/try"; } >"$tmp/log" 2>&1; then
+        skip "$name" "cannot build or run a program (packages $packages)"
+        return
+    fi
+    # shellcheck disable=SC2086
+    if ! $build $flags -c tests/compile/implementation.c -o "$dir/$name.o" >"$tmp/log" 2>&1; then
+        fail "$name: the implementation compiles" "$tmp/log"
+        return
+    fi
+    for p in $programs; do
+        # shellcheck disable=SC2086
+        if ! ${link:-$build} $flags "tests/$p.c" "$dir/$name.o" ${libs:-} -o "$dir/$name-$p" -lm -pthread \
+            >"$tmp/log" 2>&1; then
+            fail "$name: $p compiles" "$tmp/log"
+        elif timeout 900 "$@" "$dir/$name-$p" ${FILTER:+--filter "$FILTER"} >"$tmp/log" 2>&1; then pass "$name: $p"
+        else
+            { grep -iE 'FAIL|tests/' "$tmp/log"; tail -n 5 "$tmp/log"; } | tail -n 25 >"$tmp/tail"
+            fail "$name: $p" "$tmp/tail"
+        fi
+    done
+}
+
+wanted=" ${*:-m32 aarch64 armv7 riscv64 ppc64le s390x musl tcc fastmath lto} "
+want() { case $wanted in *" $1 "*) return 0 ;; *) return 1 ;; esac }
+cross() { # cross NAME TRIPLET LIBC-PACKAGE QEMU
+    want "$1" && on "$1" "gcc-$2 $3 qemu-user" "$2-gcc -O1 -static" "$4"
+}
+want m32 && on m32 "gcc-multilib, or gcc-12-multilib beside cross compilers" "gcc -m32 -O1 -msse2 -mfpmath=sse" env
+cross aarch64 aarch64-linux-gnu libc6-dev-arm64-cross qemu-aarch64
+cross armv7 arm-linux-gnueabihf libc6-dev-armhf-cross qemu-arm
+cross riscv64 riscv64-linux-gnu libc6-dev-riscv64-cross qemu-riscv64
+cross ppc64le powerpc64le-linux-gnu libc6-dev-ppc64el-cross qemu-ppc64le
+cross s390x s390x-linux-gnu libc6-dev-s390x-cross qemu-s390x
+want musl && on musl musl-tools "musl-gcc -O1 -static" env
+# tcc 0.9.27 runs no constructors, which register the tests: its object is linked with gcc's programs.
+libs=$(find /usr/lib /usr/local/lib -name libtcc1.a 2>/dev/null | head -n 1) link="gcc -no-pie -z execstack"
+want tcc && on tcc "tcc gcc" "tcc -DMOE_EP_NO_SIMD" env
+libs='' link=''
+# The host may be built with fast-math: checks of inputs must hold all the same.
+want fastmath && on fastmath gcc "gcc -O3 -ffast-math" env
+want lto && on lto gcc "gcc -O2 -flto" env
+finish 1

@@ -1,0 +1,200 @@
+#!/bin/sh
+# tests/test_cli_formats.sh - every format that the tool reads and writes: the samples, the same loads in several
+# formats, round trips, and what is wrong with a file said with its place.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+tool=${TOOL:-$(pwd)/build/moe-ep}
+data=examples/data
+if [ ! -e examples/moe_ep_cli.c ]; then skip "the tool" "no examples/moe_ep_cli.c"; finish 1; exit; fi
+if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
+LC_ALL=C
+export LC_ALL
+
+works() { # works NAME ARGS...: status 0, nothing on stderr
+    name=$1
+    shift
+    "$tool" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null && [ ! -s "$tmp/err" ]
+    result $? "$name" "$tmp/err"
+}
+refuses() { # refuses NAME TEXT ARGS...: status 2, TEXT on stderr, nothing on stdout
+    name=$1 text=$2
+    shift 2
+    "$tool" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    [ $? -eq 2 ] && [ ! -s "$tmp/out" ] && grep -qF -- "$text" "$tmp/err"
+    result $? "refused: $name" "$tmp/err"
+}
+same() { # same NAME FILE FILE
+    cmp "$2" "$3" >"$tmp/log" 2>&1
+    result $? "$1" "$tmp/log"
+}
+has() { # has NAME TEXT FILE
+    grep -qF -- "$2" "$3"
+    result $? "$1" "$3"
+}
+shape='--devices 8 --slots 72'
+
+# ---- the same loads in five formats give the same plan ----
+# shellcheck disable=SC2086
+for input in prose_topk_ids.npy sglang_counts.json trtllm_statistic expert_loads.npy; do
+    works "place $input" place $data/$input $shape --json
+    cp "$tmp/out" "$tmp/plan_$input"
+    same "the plan of $input is that of the ids" "$tmp/plan_prose_topk_ids.npy" "$tmp/plan_$input"
+done
+# shellcheck disable=SC2086
+works "place from a CSV" place $data/expert_counts.csv --only prose $shape --json
+same "the plan of expert_counts.csv is that of the ids" "$tmp/plan_prose_topk_ids.npy" "$tmp/out"
+works "report on JSON lines" report $data/routing.jsonl --devices 8
+has "its layers and choices" "2 layers" "$tmp/out"
+has "top-8 of 64" "64 experts, top-8" "$tmp/out"
+works "one file of the statistics" report $data/trtllm_statistic/rank0.safetensors --devices 8
+works "a plan worth making" report $data/trtllm_statistic --devices 8 --min-gain 0.001
+has "what comes next is TensorRT-LLM's file" "load_balancer: plan.yaml" "$tmp/out"
+works "the folder with a slash" report $data/trtllm_statistic/ --devices 8 --json
+has "iterations are steps, layers keep their numbers" '"layer": 6' "$tmp/out"
+has "the folder is the name" '"name": "trtllm_statistic"' "$tmp/out"
+
+# ---- plans, out and in ----
+for kind in json yaml csv; do
+    # shellcheck disable=SC2086
+    works "a plan as .$kind" place $data/trtllm_statistic $shape --out "$tmp/plan.$kind"
+    works "rebalance from the .$kind" rebalance "$tmp/plan.$kind" $data/trtllm_statistic --devices 8 \
+        --out "$tmp/again.$kind"
+    has "nothing is left to move" "Nothing to move" "$tmp/out"
+    same "and the .$kind comes back as it was" "$tmp/plan.$kind" "$tmp/again.$kind"
+done
+has "how TensorRT-LLM's file begins" "initial_global_assignments:" "$tmp/plan.yaml"
+has "its layers by number" "  6: [" "$tmp/plan.yaml"
+has "its slots" "num_slots: 72" "$tmp/plan.yaml"
+has "static" "layer_updates_per_iter: 0" "$tmp/plan.yaml"
+[ "$(sed -n 's/^  3: //p' "$tmp/plan.yaml")" = "$(sed -n '2s/^ //; 2s/,$//p' "$tmp/plan.json")" ]
+result $? "the YAML and the JSON hold the same experts"
+printf '{"logical_count": [[0,0,0,0],[4,3,2,1]]}' >"$tmp/dense.json"
+works "a layer without load" place "$tmp/dense.json" --devices 2 --out "$tmp/dense.yaml" --out "$tmp/dense_plan.json"
+[ "$(grep -c '^  [0-9]*: ' "$tmp/dense.yaml")" = 1 ]
+result $? "TensorRT-LLM's file leaves a dense layer out" "$tmp/dense.yaml"
+[ "$(grep -c '^ \[' "$tmp/dense_plan.json")" = 2 ]
+result $? "SGLang's map has a row for every layer" "$tmp/dense_plan.json"
+refuses "unequal slots for TensorRT-LLM" "as many slots on every device (64 or 72)" \
+    place $data/sglang_counts.json --devices 8 --slots 70 --out "$tmp/uneven.yaml"
+[ ! -e "$tmp/uneven.yaml" ]
+result $? "and nothing is written"
+
+# ---- a report from the placement that runs ----
+works "report --current" report $data/sglang_counts.json --current $data/sglang_map.json --devices 8 --json
+has "the map balances what it was made from" '"imbalance_today": 1.0' "$tmp/out"
+works "report --current from TensorRT-LLM's file" report $data/sglang_counts.json \
+    --current $data/trtllm_balancer.yaml --devices 8
+has "says so" "today, as the map says" "$tmp/out"
+works "report --current with devices from the CSV" report $data/trtllm_statistic --current "$tmp/plan.csv"
+refuses "a map that does not say its devices" "--devices is needed" report $data/sglang_counts.json \
+    --current $data/sglang_map.json
+refuses "two placements of today" "one of them" report $data/sglang_counts.json \
+    --current $data/sglang_map.json --round-robin
+refuses "a map of other layers" "do not fit together" \
+    report $data/routing.jsonl --current "$tmp/plan.yaml" --devices 8
+
+# ---- traffic and time line of the bottleneck layer ----
+compact() { tr -d ' \n' <"$tmp/out" >"$tmp/compact"; }
+printf '{"logical_count": [[6, 2, 0, 0]]}' >"$tmp/two.json"
+works "traffic from counts" report "$tmp/two.json" --devices 2 --slots 4 --topk 1 --tokens 8 --json
+compact
+has "every device sends the same" '"slowest_device":0,"waiting":' "$tmp/compact"
+has "half of the rows from each to device 0" '"traffic":[[4,0],[4,0]]},"hot_layer_planned"' "$tmp/compact"
+# Four tokens of one choice, two on each device; experts 0 and 1 on device 0, 2 and 3 on device 1.
+printf '{"step":0,"layer":0,"ids":[[2],[0],[3],[3]]}\n' >"$tmp/four.jsonl"
+works "traffic from ids" report "$tmp/four.jsonl" --devices 2 --slots 4 --tokens 4 --experts 4 --json
+compact
+has "counted token by token" '"traffic_counted":true' "$tmp/compact"
+has "who sends what to whom" '"traffic":[[1,1],[0,2]]},"hot_layer_planned"' "$tmp/compact"
+
+# ---- what may be wrong with statistics ----
+bad() { # bad NAME TEXT SED_SCRIPT: a changed copy of a good file
+    sed "$3" $data/trtllm_statistic/rank0.safetensors >"$tmp/rank0.safetensors"
+    refuses "$1" "$2" report "$tmp/rank0.safetensors" --devices 8
+}
+bad "floats as counts" "is of type F64; counts are I64 or I32" 's/I64/F64/'
+bad "a tensor of another name" "is not named ITERATION_LAYER" 's/"100_3"/"100-3"/'
+bad "another shape" "has 65 counts where there are 64 experts" 's/\[64\]/[65]/2'
+bad "a place outside the file" "lies outside the file" 's/"data_offsets":\[0,512\]/"data_offsets":[9,521]/'
+bad "no JSON in the header" "the header is no JSON object" 's/{"100_3"/{ 100_3"/'
+bad "the same tensor twice" "the header is no JSON object" 's/"100_4"/"100_3"/'
+bad "a layer missing in one iteration" "some are missing" 's/"100_4"/"100_9"/'
+bad "two axes" "holds the ids of every token" 's/"shape":\[64\]/"shape":[8,8]/'
+head -c 9000 $data/trtllm_statistic/rank0.safetensors >"$tmp/cut.safetensors"
+refuses "truncated" "outside the file" report "$tmp/cut.safetensors" --devices 8
+head -c 500 $data/trtllm_statistic/rank0.safetensors >"$tmp/cut.safetensors"
+refuses "truncated in the header" "is truncated" report "$tmp/cut.safetensors" --devices 8
+head -c 5 $data/trtllm_statistic/rank0.safetensors >"$tmp/cut.safetensors"
+refuses "a few bytes" "truncated inside the header" report "$tmp/cut.safetensors" --devices 8
+mkdir "$tmp/stat"
+cp $data/trtllm_statistic/rank0.safetensors "$tmp/stat/"
+refuses "a folder without meta_info.json" "is a directory" report "$tmp/stat" --devices 8
+echo '{"num_experts": 32, "num_experts_per_token": 8}' >"$tmp/stat/meta_info.json"
+refuses "another number of experts" "has 64 counts where there are 32 experts" report "$tmp/stat" --devices 8
+echo '{"num_experts": "64"}' >"$tmp/stat/meta_info.json"
+refuses "no number of experts" '"num_experts" is not a whole number' report "$tmp/stat" --devices 8
+echo '{' >"$tmp/stat/meta_info.json"
+refuses "broken meta_info.json" "meta_info.json:" report "$tmp/stat" --devices 8
+echo '{"num_experts": 64, "num_experts_per_token": 8}' >"$tmp/stat/meta_info.json"
+rm "$tmp/stat/rank0.safetensors"
+refuses "a folder without counts" "holds no loads" report "$tmp/stat" --devices 8
+
+# ---- what may be wrong with a load balancer's file ----
+yaml() { # yaml NAME TEXT CONTENT
+    printf '%s\n' "$3" >"$tmp/bad.yaml"
+    refuses "$1" "$2" rebalance "$tmp/bad.yaml" $data/trtllm_statistic --devices 8
+}
+yaml "no YAML" "bad.yaml:" 'initial_global_assignments: {3: [1, 2'
+yaml "nothing of it" "has no initial_global_assignments" 'num_slots: 8'
+yaml "an empty file" "has no initial_global_assignments" ''
+yaml "a list instead of layers" "is not a list of slots per layer" 'initial_global_assignments: [1, 2]'
+yaml "a word for an expert" "bad.yaml:2: expert x is not a whole number" 'initial_global_assignments:
+  3: [1, x]'
+yaml "a negative expert" "expert -1 is not a whole number" 'initial_global_assignments: {3: [0, -1]}'
+yaml "rows of different length" "layer 4 has 1 slots where the first layer has 2" \
+    'initial_global_assignments: {3: [0, 1], 4: [0]}'
+yaml "a layer twice" "layer 3 was already given" 'initial_global_assignments: {3: [0, 1], 3: [0, 1]}'
+yaml "num_slots that do not fit" "num_slots is 9, but the layers have 2 slots" 'initial_global_assignments: {3: [0, 1]}
+num_slots: 9'
+yaml "other layers" "they do not fit together" 'initial_global_assignments: {9: [0, 1]}'
+sed 's/^num_slots/other: {a: [1, {b: 2}]}\nnum_slots/' $data/trtllm_balancer.yaml >"$tmp/more.yaml"
+works "keys that do not matter" rebalance "$tmp/more.yaml" $data/sglang_counts.json --devices 8
+
+# ---- other files ----
+refuses "a server's log as loads" "moe-ep watch" report $data/vllm.log --devices 8
+printf '{"logical_count": [[], [1, 2]]}' >"$tmp/empty.json"
+refuses "a layer of no experts" "2 loads where the rows before have 0" report "$tmp/empty.json" --devices 2
+printf '{"logical_count": [[4.5, 3, 2, 1]]}' >"$tmp/means.json"
+works "loads that are no whole numbers (means)" report "$tmp/means.json" --devices 2
+refuses "ids that are no whole numbers" "ids[0][0] is no expert id" report \
+    "$(printf '{"layer":0,"ids":[[1.5]]}\n' >"$tmp/f.jsonl"; echo "$tmp/f.jsonl")"
+
+# ---- the forms of the report ----
+works "--format csv" report $data/sglang_counts.json --devices 8 --format csv
+[ "$(wc -l <"$tmp/out")" = 5 ] && grep -q '^layer,experts_max_over_mean,' "$tmp/out" && grep -q '^3,3.23633,' "$tmp/out"
+result $? "a line per layer" "$tmp/out"
+works "--format svg" report $data/sglang_counts.json --devices 8 --format svg
+head -c 4 "$tmp/out" | grep -qxF '<svg' && tail -n 1 "$tmp/out" | grep -qF '</svg>'
+result $? "one picture" "$tmp/out"
+if have xmllint; then xmllint --noout "$tmp/out" >"$tmp/log" 2>&1; result $? "it is XML" "$tmp/log"
+else skip "the picture is XML" "xmllint is not installed (package libxml2-utils)"; fi
+works "--format html" report $data/sglang_counts.json --devices 8 --format html
+has "a page" "</html>" "$tmp/out"
+has "four pictures" "The proof in four pictures" "$tmp/out"
+for part in traffic-now-w traffic-then-n gantt-now-m gantt-then-n dev-today-w experts-w; do
+    has "the page has $part" "id=\"$part-t\"" "$tmp/out"
+done
+[ "$(grep -o '<svg class="c"' "$tmp/out" | wc -l)" = "$(grep -o 'role="img" aria-labelledby' "$tmp/out" | wc -l)" ]
+result $? "every picture has a text"
+! grep -oE 'class="scroll"( tabindex="0")?' "$tmp/out" | grep -qvF tabindex
+result $? "every block that scrolls can be reached by keyboard"
+[ "$(grep -o 'id="[^"]*"' "$tmp/out" | sort | uniq -d | wc -l)" = 0 ]
+result $? "every id is there once"
+[ "$(grep -o '<details><summary>Layer' "$tmp/out" | wc -l)" = 4 ]
+result $? "every layer can be opened"
+works "--format json" report $data/sglang_counts.json --devices 8 --format json
+has "an object" '"headline"' "$tmp/out"
+works "--format text" report $data/sglang_counts.json --devices 8 --format text
+refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
+refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
+finish 80

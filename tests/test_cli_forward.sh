@@ -1,0 +1,79 @@
+#!/bin/sh
+# tests/test_cli_forward.sh - moe-ep forward: small shapes, every type, every instruction set, bad options.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+tool=${TOOL:-$(pwd)/build/moe-ep}
+if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
+json_cflags=$(pkg-config --cflags jansson 2>/dev/null)
+json_libs=$(pkg-config --libs jansson 2>/dev/null || echo -ljansson)
+# shellcheck disable=SC2086
+$CC -std=gnu99 $json_cflags tests/json_check.c -o "$tmp/json_check" $json_libs >"$tmp/log" 2>&1 || {
+    fail "tests/json_check.c compiles" "$tmp/log"; finish 1; exit 1; }
+LC_ALL=C
+export LC_ALL
+small="--hidden 96 --intermediate 80 --experts 6 --topk 2 --seconds 0"
+
+run() { # run CODE ARGS...
+    want=$1
+    shift
+    timeout 60 "$tool" forward "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    code=$?
+    [ $code -eq "$want" ] || echo "exit status $code, want $want: moe-ep forward $*" >>"$tmp/err"
+    [ $code -eq "$want" ]
+}
+works() {
+    name=$1
+    shift
+    if run 0 "$@" && [ ! -s "$tmp/err" ]; then pass "$name"; else fail "$name" "$tmp/err"; fi
+}
+refuses() { # refuses TEXT ARGS...: exit code 2, one short message that names TEXT, nothing on standard output
+    text=$1
+    shift
+    if run 2 "$@" && grep -qF -- "$text" "$tmp/err" && [ ! -s "$tmp/out" ] && [ "$(wc -l <"$tmp/err")" -le 3 ]; then
+        pass "refused: $*"
+    else fail "refused: $*" "$tmp/err"; fi
+}
+has() {
+    grep -qE -- "$2" "$tmp/out"
+    result $? "$1" "$tmp/out"
+}
+
+works "--help" --help
+has "--help names the options" "--tokens N"
+# shellcheck disable=SC2086
+for type in f32 bf16 f16 int8; do
+    works "$type" $small --type $type --tokens 1,7,40 --threads 2
+    has "$type: a line for each batch size" "^ +40 "
+    has "$type: checked" "rows against float64"
+    works "$type, fp32 activations, plain C" $small --type $type --exact --isa portable --tokens 5 --threads 1
+    has "$type: the unit is named" "unit portable"
+done
+# shellcheck disable=SC2086
+works "avx2" $small --isa avx2 --tokens 3
+# shellcheck disable=SC2086
+works "--check 0" $small --check 0 --tokens 3 --width 100 --ascii --color never
+! grep -q "float64" "$tmp/out"
+result $? "--check 0 checks nothing"
+# shellcheck disable=SC2086
+works "--json" $small --json --tokens 2,4 --seed 7
+"$tmp/json_check" "$tmp/out" batches >"$tmp/log" 2>&1
+result $? "--json is JSON" "$tmp/log"
+[ "$("$tmp/json_check" "$tmp/out" experts 2>/dev/null)" = 6 ]
+result $? "--json: six experts" "$tmp/out"
+# shellcheck disable=SC2086
+works "a model, cut down" --model phi-tiny-moe --experts 2 --seconds 0 --tokens 1 --check 1
+has "the model's shape" "2 experts of 4096 x 448, top-2"
+refuses "abacus" --model abacus
+refuses "topk" --experts 2 --topk 3
+refuses "tokens" --tokens 0
+refuses "tokens" --tokens ,
+refuses "batch sizes" --tokens 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1
+refuses "type" --type fp4
+refuses "isa" --isa neon
+refuses "threads" --threads 65
+refuses "seconds" --seconds -1
+refuses "reads no input" ids.npy
+refuses "no --html" --html x.html
+refuses "frobnicate" --frobnicate
+if [ -r /proc/meminfo ]; then refuses "memory" --model kimi-k2 --experts 65536 --hidden 65536; fi
+finish 40

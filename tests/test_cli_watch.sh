@@ -1,0 +1,135 @@
+#!/bin/sh
+# tests/test_cli_watch.sh - moe-ep watch: what it makes of growing, cut, replaced and broken files, and how it ends.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+tool=${TOOL:-$(pwd)/build/moe-ep}
+data=examples/data
+if [ ! -e examples/cli_watch.c ]; then skip "the tool" "no examples/cli_watch.c"; finish 1; exit; fi
+if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
+LC_ALL=C
+export LC_ALL
+
+has() { # has NAME TEXT FILE
+    grep -qF -- "$2" "$3"
+    result $? "$1" "$3"
+}
+once() { # once FILE ARGS...: standard output in $tmp/out
+    "$tool" watch "$@" --once >"$tmp/out" 2>"$tmp/err" </dev/null
+}
+refuses() { # refuses NAME TEXT ARGS...
+    name=$1 text=$2
+    shift 2
+    "$tool" watch "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    code=$?
+    [ $code -eq 2 ] && [ ! -s "$tmp/out" ] && grep -qF -- "$text" "$tmp/err"
+    result $? "refused: $name" "$tmp/err"
+}
+until_has() { # until_has TEXT FILE: waits up to fifteen seconds
+    n=0
+    until grep -qF -- "$1" "$2" 2>/dev/null; do
+        n=$((n + 1))
+        [ $n -gt 150 ] && return 1
+        sleep 0.1
+    done
+}
+
+# ---- one picture ----
+once $data/routing.jsonl --devices 8
+result $? "JSON lines of ids" "$tmp/err"
+has "twelve steps" "mean of 12 steps" "$tmp/out"
+has "the busiest device is named" "2  ####" "$tmp/out"
+once $data/vllm.log
+result $? "vLLM's log" "$tmp/err"
+has "its balancedness becomes max/mean" "mean of 40 steps 1.95" "$tmp/out"
+has "what a log cannot say" "which experts are hot a log does not say" "$tmp/out"
+
+# Two devices, 3 of 4 rows on the first: 1.5 in each of five steps.
+i=0
+while [ $i -lt 5 ]; do
+    echo "{\"step\": $i, \"layer\": 0, \"counts\": [2, 1, 1, 0]}"
+    i=$((i + 1))
+done >"$tmp/t.jsonl"
+once "$tmp/t.jsonl" --devices 2 --json
+has "max/mean of a known load" '"imbalance":1.5,"imbalance_mean":1.5,"imbalance_worst":1.5' "$tmp/out"
+has "rows of a known load" '"device_rows":[3.0,1.0]' "$tmp/out"
+once "$tmp/t.jsonl" --devices 2 --round-robin --json
+has "round robin" '"device_rows":[3.0,1.0]' "$tmp/out"
+echo '{"physical_to_logical_map": [[0, 3, 1, 2]]}' >"$tmp/map.json"
+once "$tmp/t.jsonl" --devices 2 --current "$tmp/map.json" --json
+has "the placement that runs" '"device_rows":[2.0,2.0]' "$tmp/out"
+printf 'step,layer,0,1,2,3\n0,0,2,1,1,0\n0,1,1,1,1,1\n1,0,2,1,1,0\n1,1,1,1,1,1\n' >"$tmp/t.csv"
+once "$tmp/t.csv" --devices 2 --json
+has "CSV: two layers, (3 + 2) / (2 + 2)" '"imbalance":1.25' "$tmp/out"
+
+# ---- lines that are broken ----
+{ cat "$tmp/t.jsonl"; printf '{"step": 5, "layer": 0, "counts": [9, 0'; } >"$tmp/half.jsonl"
+once "$tmp/half.jsonl" --devices 2 --json
+has "half a last line is no fault" '"lines_not_understood":0' "$tmp/out"
+{ cat "$tmp/t.jsonl"; echo '{"step": 5, "layer": 0, "counts": [9, -1, 0, 0]}'; echo 'nonsense'; } >"$tmp/bad.jsonl"
+once "$tmp/bad.jsonl" --devices 2 --json
+has "broken lines are counted" '"lines_not_understood":2' "$tmp/out"
+has "and leave the rest alone" '"steps":5,"imbalance":1.5' "$tmp/out"
+refuses "a file that is not there" "No such file" "$tmp/missing.jsonl" --once
+refuses "a folder" "is no ordinary file" $data --once
+refuses "no step at all" "holds no complete step" "$tmp/map.json" --once
+printf 'a,b\n1,2\n' >"$tmp/other.csv"
+refuses "a CSV without experts" "no header with columns step, layer" "$tmp/other.csv" --once
+refuses "two files" "one FILE is needed" a b
+refuses "no devices" "a whole number from 1" "$tmp/t.jsonl" --devices 0 --once
+echo '{"physical_to_logical_map": [[0, 1, 2, 0]]}' >"$tmp/three.json"
+refuses "a map of other experts" "stands in no slot" "$tmp/t.jsonl" --devices 2 --once --current "$tmp/three.json"
+refuses "a page" "moe-ep report writes pages" "$tmp/t.jsonl" --html "$tmp/x.html"
+
+# ---- following, without a terminal ----
+head -n 2 "$tmp/t.jsonl" >"$tmp/grow.jsonl"
+"$tool" watch "$tmp/grow.jsonl" --devices 2 --interval 0.05 >"$tmp/live" 2>"$tmp/live.err" </dev/null &
+pid=$!
+until_has "step 0 " "$tmp/live"
+result $? "a complete step is a line" "$tmp/live"
+printf '{"step": 2, "layer": 0, ' >>"$tmp/grow.jsonl"
+sleep 0.2
+printf '"counts": [4, 0, 0, 0]}\n{"step": 3, "layer": 0, "counts": [1, 1, 1, 1]}\n' >>"$tmp/grow.jsonl"
+until_has "step 2  max/mean 2.00" "$tmp/live"
+result $? "a line written in two halves" "$tmp/live"
+cp "$tmp/t.jsonl" "$tmp/next" && mv "$tmp/next" "$tmp/grow.jsonl"
+until_has "the file was replaced" "$tmp/live"
+result $? "the file is replaced" "$tmp/live"
+echo '{"step": 90, "layer": 0, "counts": [1, 1, 1, 1]}' >"$tmp/grow.jsonl"
+echo '{"step": 91, "layer": 0, "counts": [1, 1, 1, 1]}' >>"$tmp/grow.jsonl"
+until_has "the file was cut" "$tmp/live"
+result $? "the file is cut" "$tmp/live"
+until_has "step 90 " "$tmp/live"
+result $? "and read from its start" "$tmp/live"
+rm "$tmp/grow.jsonl"
+sleep 0.2
+printf '{"step": 200, "layer": 0, "counts": [0, 0, 2, 0]}\n{"step": 201, "layer": 0, "counts": [1]}\n' >"$tmp/new.jsonl"
+mv "$tmp/new.jsonl" "$tmp/grow.jsonl"
+until_has "step 200 " "$tmp/live"
+result $? "the file goes and comes back" "$tmp/live"
+kill -TERM $pid
+wait $pid
+code=$?
+[ $code -eq 143 ]
+result $? "SIGTERM ends it (status $code)" "$tmp/live.err"
+grep -q "$(printf '\033')" "$tmp/live"
+[ $? -ne 0 ]
+result $? "no escape sequences without a terminal" "$tmp/live"
+
+# ---- on a terminal ----
+if have script; then
+    # util-linux: script -qec COMMAND FILE; q comes from standard input after a while
+    (sleep 1; printf q) |
+        timeout 20 script -qec "$tool watch $data/routing.jsonl --devices 8 --interval 0.1" "$tmp/typed" >/dev/null 2>&1
+    code=$?
+    if [ $code -ne 0 ] && [ ! -s "$tmp/typed" ]; then skip "q on a terminal" "script does not run here"
+    else
+        [ $code -eq 0 ]
+        result $? "q ends it, status 0" "$tmp/typed"
+        esc=$(printf '\033')
+        tail -c 200 "$tmp/typed" | grep -qF "${esc}[?25h${esc}[?1049l"
+        result $? "the terminal is put back" "$tmp/typed"
+        grep -qF "${esc}[?1049h" "$tmp/typed"
+        result $? "on a screen of its own" "$tmp/typed"
+    fi
+else skip "on a terminal" "script is not installed (package bsdutils)"; fi
+finish 25

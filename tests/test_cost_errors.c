@@ -1,0 +1,508 @@
+/* tests/test_cost_errors.c - sections 8 and 12: one bad field at a time, each with its own status and name, and the
+ * presets one by one.  SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "moe_ep.h"
+
+/* Sets, calls, looks at status and argument, restores. */
+#define BAD(change, restore, call, want, name)                                                                         \
+    do {                                                                                                               \
+        change;                                                                                                        \
+        CHECK_I64((int64_t)(call), (int64_t)(want));                                                                   \
+        CHECK_I64(err.status, (int64_t)(want));                                                                        \
+        CHECK_STR(err.arg, name);                                                                                      \
+        restore;                                                                                                       \
+    } while (0)
+
+static moe_ep_error err;
+
+TEST(every_preset_by_its_own_name)
+{
+    moe_ep_model m[13], found;
+    moe_ep_machine c[7], machine;
+    int i;
+    m[0] = moe_ep_model_deepseek_v3();
+    m[1] = moe_ep_model_deepseek_v2();
+    m[2] = moe_ep_model_deepseek_v2_lite();
+    m[3] = moe_ep_model_kimi_k2();
+    m[4] = moe_ep_model_qwen3_235b_a22b();
+    m[5] = moe_ep_model_qwen3_30b_a3b();
+    m[6] = moe_ep_model_qwen1_5_moe_a2_7b();
+    m[7] = moe_ep_model_mixtral_8x7b();
+    m[8] = moe_ep_model_mixtral_8x22b();
+    m[9] = moe_ep_model_gpt_oss_120b();
+    m[10] = moe_ep_model_gpt_oss_20b();
+    m[11] = moe_ep_model_olmoe_1b_7b();
+    m[12] = moe_ep_model_phi_tiny_moe();
+    for (i = 0; i < 13; i++) {
+        CHECK(moe_ep_model_by_name(m[i].name, &found, NULL) == MOE_EP_OK);
+        CHECK_STR(found.name, m[i].name);
+        CHECK(m[i].source != NULL && strlen(m[i].source) > 10);
+    }
+    c[0] = moe_ep_machine_h100();
+    c[1] = moe_ep_machine_h800();
+    c[2] = moe_ep_machine_h20();
+    c[3] = moe_ep_machine_h200();
+    c[4] = moe_ep_machine_b200();
+    c[5] = moe_ep_machine_gb200();
+    c[6] = moe_ep_machine_rtxpro6000();
+    for (i = 0; i < 7; i++) {
+        CHECK(moe_ep_machine_by_name(c[i].name, &machine, NULL) == MOE_EP_OK);
+        CHECK_STR(machine.name, c[i].name);
+        CHECK(c[i].source != NULL && strlen(c[i].source) > 10);
+    }
+    CHECK(moe_ep_model_by_name(NULL, &found, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_model_by_name("x", NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_model_by_name("no such model", &found, &err) == MOE_EP_ERR_CONFIG);
+    CHECK(moe_ep_machine_by_name(NULL, &machine, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_machine_by_name("h100", NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_machine_by_name("abacus", &machine, &err) == MOE_EP_ERR_CONFIG);
+    CHECK(moe_ep_model_preset_name(-1) == NULL && moe_ep_machine_preset_name(99) == NULL);
+    CHECK_STR(moe_ep_regime_str(MOE_EP_REGIME_IDLE), "idle");
+    CHECK_STR(moe_ep_regime_str(MOE_EP_REGIME_WEIGHTS), "weights");
+    CHECK_STR(moe_ep_regime_str(MOE_EP_REGIME_FLOPS), "flops");
+    CHECK_STR(moe_ep_regime_str(MOE_EP_REGIME_NETWORK), "network");
+    CHECK_STR(moe_ep_regime_str((moe_ep_regime)9), "unknown");
+}
+
+TEST(models_one_field_at_a_time)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_params_result r;
+    moe_ep_gemm_work w;
+    int64_t rows[2] = {1, 2};
+#define P moe_ep_params(&m, &r, &err)
+    BAD(m.hidden = 0, m.hidden = 7168, P, MOE_EP_ERR_SIZE, "model.hidden");
+    BAD(m.inter = -1, m.inter = 2048, P, MOE_EP_ERR_SIZE, "model.inter");
+    BAD(m.num_moe_layers = 0, m.num_moe_layers = 58, P, MOE_EP_ERR_SIZE, "model.num_moe_layers");
+    BAD(m.num_layers = 3, m.num_layers = 61, P, MOE_EP_ERR_SIZE, "model.num_layers");
+    BAD(m.num_experts = 0, m.num_experts = 256, P, MOE_EP_ERR_SIZE, "model.num_experts");
+    BAD(m.top_k = 0, m.top_k = 8, P, MOE_EP_ERR_SIZE, "model.top_k");
+    BAD(m.top_k = 257, m.top_k = 8, P, MOE_EP_ERR_TOP_K, "model.top_k");
+    BAD(m.num_shared = -1, m.num_shared = 1, P, MOE_EP_ERR_SIZE, "model.num_shared");
+    BAD(m.shared_inter = -1, m.shared_inter = 2048, P, MOE_EP_ERR_SIZE, "model.shared_inter");
+    BAD(m.dense_inter = -1, m.dense_inter = 18432, P, MOE_EP_ERR_SIZE, "model.dense_inter");
+    BAD(m.vocab = -1, m.vocab = 129280, P, MOE_EP_ERR_SIZE, "model.vocab");
+    BAD(m.attention_params = -1, m.attention_params = 1, P, MOE_EP_ERR_SIZE, "model.attention_params");
+    BAD(m.kv_elems = -1, m.kv_elems = 576, P, MOE_EP_ERR_SIZE, "model.kv_elems");
+    BAD(m.weight_bytes = NAN, m.weight_bytes = 1, P, MOE_EP_ERR_NAN, "model.weight_bytes");
+    BAD(m.other_weight_bytes = -1, m.other_weight_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.other_weight_bytes");
+    BAD(m.in_bytes = -1, m.in_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.in_bytes");
+    BAD(m.out_bytes = -1, m.out_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.out_bytes");
+    BAD(m.kv_bytes = -1, m.kv_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.kv_bytes");
+    BAD(m.math = (moe_ep_math)7, m.math = MOE_EP_MATH_FP8, P, MOE_EP_ERR_RANGE, "model.math");
+    BAD(m.attention_params = INT64_MAX / 2, m.attention_params = 1, P, MOE_EP_ERR_OVERFLOW, "model");
+    BAD((m.hidden = INT32_MAX, m.inter = INT32_MAX), (m.hidden = 7168, m.inter = 2048), P, MOE_EP_ERR_OVERFLOW,
+        "model");
+#undef P
+    CHECK(moe_ep_params(NULL, &r, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_params(&m, NULL, &err) == MOE_EP_ERR_NULL);
+#define G moe_ep_group_gemm(&m, rows, 2, 0, &w, &err)
+    BAD(rows[1] = -1, rows[1] = 2, G, MOE_EP_ERR_NEGATIVE, "rows");
+    BAD(rows[1] = INT64_MAX, rows[1] = 2, G, MOE_EP_ERR_OVERFLOW, "rows");
+    BAD(m.weight_bytes = 1e308, m.weight_bytes = 1, G, MOE_EP_ERR_OVERFLOW, "model");
+#undef G
+    BAD((void)0, (void)0, moe_ep_group_gemm(&m, rows, -1, 0, &w, &err), MOE_EP_ERR_SIZE, "n");
+    BAD((void)0, (void)0, moe_ep_group_gemm(&m, rows, 2, -1, &w, &err), MOE_EP_ERR_SIZE, "tile");
+    BAD((void)0, (void)0, moe_ep_group_gemm(&m, NULL, 2, 0, &w, &err), MOE_EP_ERR_NULL, "rows");
+    BAD((void)0, (void)0, moe_ep_group_gemm(&m, rows, 2, 0, NULL, &err), MOE_EP_ERR_NULL, "out");
+}
+
+TEST(machines_one_field_at_a_time)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h100();
+    int64_t rows[2] = {1, 2};
+#define X moe_ep_expert_time(&m, &c, rows, 2, NULL, &err)
+    BAD(c.memory_Bps = -1, c.memory_Bps = 1e12, X, MOE_EP_ERR_NEGATIVE, "machine.memory_Bps");
+    BAD(c.flops[2] = NAN, c.flops[2] = 0, X, MOE_EP_ERR_NAN, "machine.flops");
+    BAD(c.gemm.t0_s = -1, c.gemm.t0_s = 0, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.t0_s");
+    BAD(c.gemm.mem_eff = -1, c.gemm.mem_eff = 0, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.mem_eff");
+    BAD(c.gemm.flop_eff = -1, c.gemm.flop_eff = 0, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.flop_eff");
+    BAD(c.gemm.p = 0.5, c.gemm.p = 2, X, MOE_EP_ERR_RANGE, "machine.gemm.p");
+    BAD(c.gemm.p = NAN, c.gemm.p = 2, X, MOE_EP_ERR_NAN, "machine.gemm.p");
+    BAD(c.gemm.tile = -1, c.gemm.tile = 0, X, MOE_EP_ERR_SIZE, "machine.gemm.tile");
+    BAD(c.gemm.t0_s = 1e308, c.gemm.t0_s = 0, X, MOE_EP_ERR_OVERFLOW, "machine");
+    BAD(rows[0] = -1, rows[0] = 1, X, MOE_EP_ERR_NEGATIVE, "slot_rows");
+#undef X
+    BAD((void)0, (void)0, moe_ep_expert_time(&m, NULL, rows, 2, NULL, &err), MOE_EP_ERR_NULL, "machine");
+    BAD((void)0, (void)0, moe_ep_expert_time(&m, &c, NULL, 2, NULL, &err), MOE_EP_ERR_NULL, "slot_rows");
+    BAD((void)0, (void)0, moe_ep_expert_time(&m, &c, rows, -1, NULL, &err), MOE_EP_ERR_SIZE, "n");
+}
+
+TEST(efficiency_and_rows)
+{
+    int64_t i[2] = {3, -1};
+    double d[2] = {3, -1};
+    BAD((void)0, (void)0, moe_ep_efficiency(i, 2, &err), MOE_EP_ERR_NEGATIVE, "device_loads");
+    BAD(i[0] = i[1] = INT64_MAX, (void)0, moe_ep_efficiency(i, 2, &err), MOE_EP_ERR_OVERFLOW, "device_loads");
+    BAD((void)0, (void)0, moe_ep_efficiency(i, 0, &err), MOE_EP_ERR_SIZE, "D");
+    BAD((void)0, (void)0, moe_ep_efficiency(NULL, 2, &err), MOE_EP_ERR_NULL, "device_loads");
+    BAD((void)0, (void)0, moe_ep_efficiency_d(d, 2, &err), MOE_EP_ERR_NEGATIVE, "device_loads");
+    BAD(d[1] = NAN, (void)0, moe_ep_efficiency_d(d, 2, &err), MOE_EP_ERR_NAN, "device_loads");
+    BAD((void)0, (void)0, moe_ep_efficiency_d(d, 0, &err), MOE_EP_ERR_SIZE, "D");
+    BAD((void)0, (void)0, moe_ep_efficiency_d(NULL, 2, &err), MOE_EP_ERR_NULL, "device_loads");
+    d[0] = d[1] = 0;
+    CHECK_NEAR(moe_ep_efficiency_d(d, 2, NULL), 1, 0, 0);
+    d[0] = d[1] = 1e308; /* the sum does not fit, the share does */
+    CHECK_NEAR(moe_ep_efficiency_d(d, 2, NULL), 1, 1e-12, 0);
+}
+
+TEST(exchanges_one_field_at_a_time)
+{
+    int64_t rows[4] = {1, 2, 3, 4}, node_rows[4] = {1, 1, 1, 1};
+    int32_t node[2] = {0, 1};
+    moe_ep_a2a_desc a;
+    moe_ep_comm_desc c;
+    moe_ep_comm_result r;
+    memset(&a, 0, sizeof a);
+    a.num_devices = 2;
+    a.num_nodes = 2;
+    a.node_of_device = node;
+    a.rows = rows;
+    a.node_rows = node_rows;
+    a.row_bytes = 10;
+    a.link.alpha_s = 1e-6;
+    a.link.inter_Bps = 1e9;
+#define A moe_ep_a2a_time(&a, NULL, &err)
+    BAD(a.num_devices = 0, a.num_devices = 2, A, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(a.num_nodes = -1, a.num_nodes = 2, A, MOE_EP_ERR_SIZE, "num_nodes");
+    BAD(a.num_peers = -1, a.num_peers = 0, A, MOE_EP_ERR_SIZE, "num_peers");
+    BAD(a.mode = (moe_ep_a2a_mode)9, a.mode = MOE_EP_A2A_PAIR, A, MOE_EP_ERR_RANGE, "mode");
+    BAD(a.rows = NULL, a.rows = rows, A, MOE_EP_ERR_NULL, "rows");
+    BAD(rows[2] = -1, rows[2] = 3, A, MOE_EP_ERR_NEGATIVE, "rows");
+    BAD(a.row_bytes = NAN, a.row_bytes = 10, A, MOE_EP_ERR_NAN, "row_bytes");
+    BAD(a.row_bytes = 1e300, a.row_bytes = 10, A, MOE_EP_ERR_OVERFLOW, "row_bytes");
+    BAD(a.link.intra_Bps = 1e-300, a.link.intra_Bps = 0, A, MOE_EP_ERR_OVERFLOW, "link");
+    BAD(a.link.alpha_s = -1, a.link.alpha_s = 1e-6, A, MOE_EP_ERR_NEGATIVE, "link.alpha_s");
+    BAD(a.link.intra_Bps = -1, a.link.intra_Bps = 0, A, MOE_EP_ERR_NEGATIVE, "link.intra_Bps");
+    BAD(a.link.inter_Bps = -1, a.link.inter_Bps = 1e9, A, MOE_EP_ERR_NEGATIVE, "link.inter_Bps");
+    BAD(a.link.alpha_p = -1, a.link.alpha_p = 0, A, MOE_EP_ERR_NEGATIVE, "link.alpha_p");
+    BAD(node[1] = 2, node[1] = 1, A, MOE_EP_ERR_DEVICE_ID, "node_of_device");
+    BAD(node[0] = -1, node[0] = 0, A, MOE_EP_ERR_DEVICE_ID, "node_of_device");
+    BAD((node[0] = 1, node[1] = 0), (node[0] = 0, node[1] = 1), A, MOE_EP_ERR_CONFIG, "node_of_device");
+    a.mode = MOE_EP_A2A_NODE_DEDUP;
+    BAD(a.node_rows = NULL, a.node_rows = node_rows, A, MOE_EP_ERR_NULL, "node_rows");
+    BAD(node_rows[3] = -1, node_rows[3] = 1, A, MOE_EP_ERR_NEGATIVE, "node_rows");
+#undef A
+    BAD((void)0, (void)0, moe_ep_a2a_time(NULL, NULL, &err), MOE_EP_ERR_NULL, "desc");
+    a.mode = MOE_EP_A2A_PAIR;
+    a.num_peers = 5;
+    a.link.peer_s = 1e-6;
+    a.link.row_s = 1e-7; /* 5 peers, 3 rows out and 3 in at most, 30 bytes: 1 + 5 + 0.3 + 0.03 us */
+    CHECK_NEAR(1e6 * moe_ep_a2a_time(&a, NULL, NULL), 6.33, 1e-9, 0);
+    memset(&c, 0, sizeof c);
+    c.tokens = 8;
+    c.num_experts = 16;
+    c.top_k = 2;
+    c.hidden = 64;
+    c.num_devices = 4;
+#define C moe_ep_comm_bytes(&c, &r, &err)
+    BAD(c.tokens = -1, c.tokens = 8, C, MOE_EP_ERR_NEGATIVE, "tokens");
+    BAD(c.capacity = NAN, c.capacity = 0, C, MOE_EP_ERR_NAN, "capacity");
+    BAD(c.num_experts = 0, c.num_experts = 16, C, MOE_EP_ERR_SIZE, "num_experts");
+    BAD(c.top_k = 0, c.top_k = 2, C, MOE_EP_ERR_SIZE, "top_k");
+    BAD(c.top_k = 17, c.top_k = 2, C, MOE_EP_ERR_TOP_K, "top_k");
+    BAD(c.num_groups = -1, c.num_groups = 0, C, MOE_EP_ERR_SIZE, "num_groups");
+    BAD(c.top_groups = -1, c.top_groups = 0, C, MOE_EP_ERR_SIZE, "top_groups");
+    BAD(c.num_groups = 3, c.num_groups = 0, C, MOE_EP_ERR_CONFIG, "num_groups");
+    BAD((c.num_groups = 16, c.top_groups = 1), (c.num_groups = c.top_groups = 0), C, MOE_EP_ERR_TOP_K, "top_groups");
+    BAD(c.num_devices = 0, c.num_devices = 4, C, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(c.num_nodes = 3, c.num_nodes = 0, C, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(c.num_nodes = -1, c.num_nodes = 0, C, MOE_EP_ERR_SIZE, "num_nodes");
+    BAD(c.mode = (moe_ep_a2a_mode)-1, c.mode = MOE_EP_A2A_PAIR, C, MOE_EP_ERR_RANGE, "mode");
+    BAD(c.dispatch_wire = (moe_ep_wire)9, c.dispatch_wire = MOE_EP_WIRE_BF16, C, MOE_EP_ERR_RANGE, "wire");
+    BAD(c.combine_extra = -1, c.combine_extra = 0, C, MOE_EP_ERR_NEGATIVE, "extra_bytes");
+    BAD(c.hidden = 0, c.hidden = 64, C, MOE_EP_ERR_SIZE, "hidden");
+    BAD(c.tokens = 1e307, c.tokens = 8, C, MOE_EP_ERR_OVERFLOW, "tokens");
+    BAD((c.mode = MOE_EP_A2A_PADDED, c.capacity = 1e306), (c.mode = MOE_EP_A2A_PAIR, c.capacity = 0), C,
+        MOE_EP_ERR_OVERFLOW, "capacity");
+#undef C
+    BAD((void)0, (void)0, moe_ep_comm_bytes(NULL, &r, &err), MOE_EP_ERR_NULL, "desc");
+    BAD((void)0, (void)0, moe_ep_comm_bytes(&c, NULL, &err), MOE_EP_ERR_NULL, "out");
+    BAD((void)0, (void)0, moe_ep_comm_time(-1, 0, 1, &err), MOE_EP_ERR_NEGATIVE, "bytes");
+    BAD((void)0, (void)0, moe_ep_comm_time(1, NAN, 1, &err), MOE_EP_ERR_NAN, "alpha_s");
+    BAD((void)0, (void)0, moe_ep_comm_time(1, 0, -1, &err), MOE_EP_ERR_NEGATIVE, "bytes_per_s");
+    BAD((void)0, (void)0, moe_ep_comm_time(1e300, 0, 1e-300, &err), MOE_EP_ERR_OVERFLOW, "bytes");
+    BAD((void)0, (void)0, moe_ep_logical_time(&c, 0, 0, &err), MOE_EP_ERR_RANGE, "bytes_per_s");
+    BAD((void)0, (void)0, moe_ep_logical_time(&c, 0, NAN, &err), MOE_EP_ERR_NAN, "bytes_per_s");
+    BAD((void)0, (void)0, moe_ep_logical_time(&c, 0, 1e-320, &err), MOE_EP_ERR_OVERFLOW, "bytes_per_s");
+    BAD((void)0, (void)0, moe_ep_logical_Bps(&c, 1, -1, &err), MOE_EP_ERR_NEGATIVE, "time_s");
+    BAD((void)0, (void)0, moe_ep_logical_Bps(&c, 1, 1e-320, &err), MOE_EP_ERR_OVERFLOW, "time_s");
+    BAD((void)0, (void)0, moe_ep_logical_Bps(NULL, 1, 1, &err), MOE_EP_ERR_NULL, "desc");
+}
+
+TEST(expectations_one_field_at_a_time)
+{
+    moe_ep_expect_desc d;
+    moe_ep_expect_result r;
+    memset(&d, 0, sizeof d);
+    d.tokens = 4;
+    d.num_experts = 8;
+    d.top_k = 2;
+#define X moe_ep_expect(&d, &r, &err)
+    BAD(d.tokens = -1, d.tokens = 4, X, MOE_EP_ERR_NEGATIVE, "tokens");
+    BAD(d.num_devices = -1, d.num_devices = 0, X, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(d.num_nodes = -1, d.num_nodes = 0, X, MOE_EP_ERR_SIZE, "num_nodes");
+    BAD(d.top_k = 9, d.top_k = 2, X, MOE_EP_ERR_TOP_K, "top_k");
+#undef X
+    BAD((void)0, (void)0, moe_ep_expect(NULL, &r, &err), MOE_EP_ERR_NULL, "desc");
+    BAD((void)0, (void)0, moe_ep_expect(&d, NULL, &err), MOE_EP_ERR_NULL, "out");
+    d.tokens = 0; /* nothing arrives anywhere */
+    CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+    CHECK(!(r.active_total > 0) && !(r.rows_mean > 0) && !(r.excess > 0));
+    d.top_k = 8; /* everybody takes everything */
+    CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK && !(r.active_total > 0));
+    d.tokens = 1;
+    d.num_devices = 4;
+    CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.active_total, 8, 0, 0);
+    CHECK_NEAR(r.busiest_rows, 2, 1e-9, 0);
+    d.top_k = 7;
+    CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+    d.num_experts = d.top_k = 1;
+    d.num_devices = 1;
+    CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.active_device, 1, 0, 0);
+}
+
+TEST(compositions_and_payback)
+{
+    moe_ep_stages s = {1, 1, 1, 1, 1};
+    moe_ep_payback_desc p;
+    moe_ep_payback_result r;
+#define S moe_ep_compose(MOE_EP_OVERLAP_NONE, &s, NULL, 0, &err)
+    BAD(s.attention_s = -1, s.attention_s = 1, S, MOE_EP_ERR_NEGATIVE, "attention_s");
+    BAD(s.dispatch_s = NAN, s.dispatch_s = 1, S, MOE_EP_ERR_NAN, "dispatch_s");
+    BAD(s.compute_s = -1, s.compute_s = 1, S, MOE_EP_ERR_NEGATIVE, "compute_s");
+    BAD(s.combine_s = -1, s.combine_s = 1, S, MOE_EP_ERR_NEGATIVE, "combine_s");
+    BAD((s.compute_s = 1e308, s.combine_s = 1e308), (s.compute_s = s.combine_s = 1), S, MOE_EP_ERR_OVERFLOW, "first");
+#undef S
+    BAD((void)0, (void)0, moe_ep_compose((moe_ep_overlap)-1, &s, NULL, 0, &err), MOE_EP_ERR_RANGE, "overlap");
+    BAD((void)0, (void)0, moe_ep_compose((moe_ep_overlap)5, &s, NULL, 0, &err), MOE_EP_ERR_RANGE, "overlap");
+    memset(&p, 0, sizeof p);
+    p.before_s = p.after_s = 1;
+#define Y moe_ep_payback(&p, &r, &err)
+    BAD(p.before_s = NAN, p.before_s = 1, Y, MOE_EP_ERR_NAN, "before_s");
+    BAD(p.after_s = -1, p.after_s = 1, Y, MOE_EP_ERR_NEGATIVE, "after_s");
+    BAD(p.after_s = 0, p.after_s = 1, Y, MOE_EP_ERR_RANGE, "after_s");
+    BAD(p.moved_slots = -1, p.moved_slots = 0, Y, MOE_EP_ERR_NEGATIVE, "moved_slots");
+    BAD(p.expert_bytes = -1, p.expert_bytes = 0, Y, MOE_EP_ERR_NEGATIVE, "expert_bytes");
+    BAD(p.link_Bps = -1, p.link_Bps = 0, Y, MOE_EP_ERR_NEGATIVE, "link_Bps");
+    BAD(p.pause_s = -1, p.pause_s = 0, Y, MOE_EP_ERR_NEGATIVE, "pause_s");
+    BAD((p.before_s = 1e300, p.after_s = 1e-300), (p.before_s = p.after_s = 1), Y, MOE_EP_ERR_OVERFLOW, "after_s");
+    BAD((p.moved_slots = 9, p.expert_bytes = 1e300, p.link_Bps = 1e-300), p.moved_slots = 0, Y, MOE_EP_ERR_OVERFLOW,
+        "link_Bps");
+#undef Y
+    CHECK(moe_ep_payback(NULL, &r, &err) == MOE_EP_ERR_NULL && moe_ep_payback(&p, NULL, &err) == MOE_EP_ERR_NULL);
+}
+
+TEST(memory_and_configuration)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_memory_desc d;
+    moe_ep_memory_result r;
+    moe_ep_config c;
+    moe_ep_reason reason[8];
+    int32_t count, i, found = 0;
+    memset(&d, 0, sizeof d);
+    d.model = &m;
+    d.num_devices = 8;
+#define Y moe_ep_memory(&d, &r, &err)
+    BAD(d.num_devices = 0, d.num_devices = 8, Y, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(d.num_slots = -1, d.num_slots = 0, Y, MOE_EP_ERR_SIZE, "num_slots");
+    BAD(d.num_slots = 255, d.num_slots = 0, Y, MOE_EP_ERR_SLOTS, "num_slots");
+    BAD(d.tensor_parallel = -1, d.tensor_parallel = 0, Y, MOE_EP_ERR_SIZE, "tensor_parallel");
+    BAD(d.buffer_bytes = -1, d.buffer_bytes = 0, Y, MOE_EP_ERR_SIZE, "buffer_bytes");
+    BAD(d.reserve_bytes = NAN, d.reserve_bytes = 0, Y, MOE_EP_ERR_NAN, "reserve_bytes");
+    BAD(d.memory_bytes = -1, d.memory_bytes = 0, Y, MOE_EP_ERR_NEGATIVE, "memory_bytes");
+    BAD(m.kv_bytes = 1e308, m.kv_bytes = 2, Y, MOE_EP_ERR_OVERFLOW, "model.kv_bytes");
+    BAD(m.weight_bytes = 1e300, m.weight_bytes = 1, Y, MOE_EP_ERR_OVERFLOW, "model");
+    BAD(d.memory_bytes = 1e300, d.memory_bytes = 0, Y, MOE_EP_ERR_OVERFLOW, "memory_bytes");
+#undef Y
+    CHECK(moe_ep_memory(NULL, &r, &err) == MOE_EP_ERR_NULL && moe_ep_memory(&d, NULL, &err) == MOE_EP_ERR_NULL);
+    memset(&c, 0, sizeof c);
+    c.num_experts = 8;
+    c.top_k = 2;
+    c.ep = 4;
+#define Z moe_ep_check_config(&c, reason, 8, &count, NULL, &err)
+    BAD(c.num_experts = 0, c.num_experts = 8, Z, MOE_EP_ERR_SIZE, "num_experts");
+    BAD(c.top_k = 0, c.top_k = 2, Z, MOE_EP_ERR_SIZE, "top_k");
+    BAD(c.ep = 0, c.ep = 4, Z, MOE_EP_ERR_SIZE, "ep");
+    BAD(c.tp = -1, c.tp = 0, Z, MOE_EP_ERR_SIZE, "tp");
+    BAD(c.dp = -1, c.dp = 0, Z, MOE_EP_ERR_SIZE, "dp");
+    BAD(c.num_nodes = -1, c.num_nodes = 0, Z, MOE_EP_ERR_SIZE, "num_nodes");
+    BAD(c.num_redundant = -1, c.num_redundant = 0, Z, MOE_EP_ERR_SIZE, "num_redundant");
+    BAD(c.num_redundant = INT32_MAX, c.num_redundant = 0, Z, MOE_EP_ERR_SIZE, "num_redundant");
+    BAD(c.memory_bytes = NAN, c.memory_bytes = 0, Z, MOE_EP_ERR_NAN, "memory_bytes");
+#undef Z
+    CHECK(moe_ep_check_config(NULL, reason, 8, &count, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_check_config(&c, reason, 8, NULL, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_check_config(&c, NULL, 8, &count, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_check_config(&c, reason, -1, &count, NULL, &err) == MOE_EP_ERR_SIZE);
+    c.num_redundant = 100; /* more copies than devices can use, and an odd number of them */
+    c.tp = 3;
+    c.dp = 2;
+    CHECK(moe_ep_check_config(&c, reason, 8, &count, NULL, &err) == MOE_EP_OK);
+    for (i = 0; i < count && i < 8; i++)
+        found |= strstr(reason[i].text, "more redundant slots") ? 1 : strstr(reason[i].text, "must divide tp") ? 2 : 0;
+    CHECK_I64(found, 3);
+    CHECK(moe_ep_ll_buffer_bytes(0, 1, 1, 0, &err) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_ll_buffer_bytes(1, 0, 1, 0, &err) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_ll_buffer_bytes(1, 1, 0, 0, &err) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_ll_buffer_bytes(INT32_MAX, INT32_MAX, INT32_MAX, 0, &err) == MOE_EP_ERR_OVERFLOW);
+    CHECK(moe_ep_ll_buffer_bytes(1, 7168, 1, 1, &err) > moe_ep_ll_buffer_bytes(1, 7168, 1, 0, &err));
+}
+
+TEST(layers_one_field_at_a_time)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_layer_desc d;
+    moe_ep_step_desc s;
+    moe_ep_time_result r;
+    moe_ep_step_result q;
+    moe_ep_placement p;
+    moe_ep_device_time devices[4];
+    moe_ep_cost_hooks hooks;
+    int32_t start[5] = {0, 64, 128, 192, 256};
+    int64_t rows[512];
+    double layer_s[2];
+    int i;
+    for (i = 0; i < 512; i++) rows[i] = 5;
+    memset(&d, 0, sizeof d);
+    d.model = &m;
+    d.machine = &c;
+    d.num_devices = 4;
+#define L moe_ep_layer_time(&d, rows, &r, NULL, &err)
+    BAD(d.num_devices = 0, d.num_devices = 4, L, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(d.num_slots = -1, d.num_slots = 0, L, MOE_EP_ERR_SIZE, "num_slots");
+    BAD(d.num_nodes = -1, d.num_nodes = 0, L, MOE_EP_ERR_SIZE, "num_nodes");
+    BAD(c.devices_per_node = -1, c.devices_per_node = 8, L, MOE_EP_ERR_SIZE, "machine.devices_per_node");
+    BAD(c.ll_dispatch.p = 0.5, c.ll_dispatch.p = 0, L, MOE_EP_ERR_RANGE, "link.p");
+    BAD(c.ll_combine.p = 0.5, c.ll_combine.p = 0, L, MOE_EP_ERR_RANGE, "link.p");
+    d.high_throughput = 1;
+    BAD(c.normal_dispatch.p = 0.5, c.normal_dispatch.p = 2, L, MOE_EP_ERR_RANGE, "link.p");
+    BAD(c.normal_combine.p = 0.5, c.normal_combine.p = 2, L, MOE_EP_ERR_RANGE, "link.p");
+    d.high_throughput = 0;
+    BAD(d.mode = (moe_ep_a2a_mode)9, d.mode = MOE_EP_A2A_PAIR, L, MOE_EP_ERR_RANGE, "mode");
+    BAD(d.overlap = (moe_ep_overlap)9, d.overlap = MOE_EP_OVERLAP_NONE, L, MOE_EP_ERR_RANGE, "overlap");
+    BAD(d.tokens = -1, d.tokens = 0, L, MOE_EP_ERR_NEGATIVE, "tokens");
+    BAD(d.tokens = INT64_MAX, d.tokens = 0, L, MOE_EP_ERR_OVERFLOW, "tokens");
+    BAD(d.capacity = -1, d.capacity = 0, L, MOE_EP_ERR_NEGATIVE, "capacity");
+    BAD(d.attention_s = NAN, d.attention_s = 0, L, MOE_EP_ERR_NAN, "attention_s");
+    BAD(d.attention_half_s = -1, d.attention_half_s = 0, L, MOE_EP_ERR_NEGATIVE, "attention_half_s");
+    BAD(d.microbatch_s = -1, d.microbatch_s = 0, L, MOE_EP_ERR_NEGATIVE, "microbatch_s");
+    BAD(d.dispatch_wire = (moe_ep_wire)9, d.dispatch_wire = MOE_EP_WIRE_BF16, L, MOE_EP_ERR_RANGE, "wire");
+    BAD(d.combine_wire = (moe_ep_wire)9, d.combine_wire = MOE_EP_WIRE_BF16, L, MOE_EP_ERR_RANGE, "wire");
+    BAD(d.dispatch_extra = -1, d.dispatch_extra = 0, L, MOE_EP_ERR_NEGATIVE, "extra_bytes");
+    BAD(m.num_groups = 7, m.num_groups = 8, L, MOE_EP_ERR_CONFIG, "num_groups");
+    BAD(rows[3] = -1, rows[3] = 5, L, MOE_EP_ERR_NEGATIVE, "slot_rows");
+    memset(&hooks, 0, sizeof hooks);
+    BAD(d.hooks = &hooks, d.hooks = NULL, L, MOE_EP_ERR_CONFIG, "hooks.size");
+    memset(&p, 0, sizeof p);
+    p.num_devices = 4;
+    p.num_slots = 256;
+    p.slot_start = start;
+    p.num_nodes = 2; /* without device_node: one node */
+    d.placement = &p;
+    CHECK(L == MOE_EP_OK);
+    BAD(p.num_devices = 0, p.num_devices = 4, L, MOE_EP_ERR_SIZE, "placement.num_devices");
+    BAD(p.num_slots = 0, p.num_slots = 256, L, MOE_EP_ERR_SIZE, "placement.num_slots");
+    BAD(p.slot_start = NULL, p.slot_start = start, L, MOE_EP_ERR_NULL, "placement.slot_start");
+    BAD(start[1] = 200, start[1] = 64, L, MOE_EP_ERR_PLACEMENT, "placement.slot_start");
+    BAD(start[4] = 257, start[4] = 256, L, MOE_EP_ERR_PLACEMENT, "placement.slot_start");
+    BAD(start[0] = -1, start[0] = 0, L, MOE_EP_ERR_PLACEMENT, "placement.slot_start");
+#undef L
+    d.placement = NULL;
+    BAD((void)0, (void)0, moe_ep_layer_time(NULL, rows, &r, NULL, &err), MOE_EP_ERR_NULL, "desc");
+    BAD((void)0, (void)0, moe_ep_layer_time(&d, NULL, &r, NULL, &err), MOE_EP_ERR_NULL, "slot_rows");
+    BAD((void)0, (void)0, moe_ep_layer_time(&d, rows, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    CHECK(moe_ep_layer_time(&d, rows, &r, devices, NULL) == MOE_EP_OK && devices[3].rows == 320);
+    memset(&s, 0, sizeof s);
+    s.layer = d;
+    s.num_layers = 2;
+#define S moe_ep_step(&s, rows, &q, layer_s, &err)
+    BAD(s.num_layers = 0, s.num_layers = 2, S, MOE_EP_ERR_SIZE, "num_layers");
+    BAD(s.other_s = -1, s.other_s = 0, S, MOE_EP_ERR_NEGATIVE, "other_s");
+    BAD(s.tokens_per_pass = NAN, s.tokens_per_pass = 0, S, MOE_EP_ERR_NAN, "tokens_per_pass");
+    BAD(s.tokens_per_pass = 1e-320, s.tokens_per_pass = 0, S, MOE_EP_ERR_OVERFLOW, "tokens_per_pass");
+    BAD(s.other_s = 1.7e308, s.other_s = 0, S, MOE_EP_ERR_OVERFLOW, "other_s");
+    BAD(rows[511] = -1, rows[511] = 5, S, MOE_EP_ERR_NEGATIVE, "slot_rows");
+#undef S
+    BAD((void)0, (void)0, moe_ep_step(NULL, rows, &q, NULL, &err), MOE_EP_ERR_NULL, "desc");
+    BAD((void)0, (void)0, moe_ep_step(&s, NULL, &q, NULL, &err), MOE_EP_ERR_NULL, "slot_rows");
+    BAD((void)0, (void)0, moe_ep_step(&s, rows, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    { /* a machine without any cost: no time, no throughput */
+        moe_ep_machine nothing;
+        memset(&nothing, 0, sizeof nothing);
+        s.layer.machine = &nothing;
+        CHECK(moe_ep_step(&s, rows, &q, layer_s, NULL) == MOE_EP_OK);
+        CHECK(!(q.tpot_s > 0) && !(q.tokens_per_s_device > 0));
+    }
+}
+
+/* Two matrices per expert instead of three. */
+TEST(ungated_experts)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_gemm_work gated, plain;
+    moe_ep_params_result a, b;
+    int64_t rows[2] = {100, 0};
+    double t = moe_ep_expert_time(&m, &c, rows, 2, NULL, NULL);
+    CHECK(moe_ep_group_gemm(&m, rows, 2, 64, &gated, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_params(&m, &a, NULL) == MOE_EP_OK);
+    m.ungated = 1;
+    CHECK(moe_ep_expert_time(&m, &c, rows, 2, NULL, NULL) < t);
+    CHECK(moe_ep_group_gemm(&m, rows, 2, 64, &plain, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_params(&m, &b, NULL) == MOE_EP_OK);
+    CHECK_NEAR(plain.flops / gated.flops, 2.0 / 3.0, 1e-12, 0);
+    CHECK_NEAR(plain.weight_bytes / gated.weight_bytes, 2.0 / 3.0, 1e-12, 0);
+    CHECK_I64(b.expert * 3, a.expert * 2);
+    CHECK(moe_ep_group_gemm(&m, NULL, 0, 0, &plain, NULL) == MOE_EP_OK && !(plain.intensity > 0));
+    m.tied = 1;
+    CHECK(moe_ep_params(&m, &a, NULL) == MOE_EP_OK && a.embedding * 2 == b.embedding);
+}
+
+TEST(workloads_one_field_at_a_time)
+{
+    moe_ep_workload w;
+    uint64_t weight[8];
+    int64_t counts[3] = {2, 1, 1}, tokens[4];
+    int32_t ids[8];
+    memset(&w, 0, sizeof w);
+    w.num_experts = 8;
+    w.top_k = 2;
+#define W moe_ep_popularity(&w, 0, 0, 4, weight, &err)
+    BAD(w.num_devices = 9, w.num_devices = 0, W, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(w.num_devices = -1, w.num_devices = 0, W, MOE_EP_ERR_SIZE, "num_devices");
+    BAD((w.kind = MOE_EP_LOAD_BURST, w.period = -1), (w.kind = MOE_EP_LOAD_UNIFORM, w.period = 0), W, MOE_EP_ERR_SIZE,
+        "period");
+    BAD((w.kind = MOE_EP_LOAD_POWER_LAW, w.alpha = 1, w.x_max = 0.5), (w.kind = MOE_EP_LOAD_UNIFORM, w.x_max = 0), W,
+        MOE_EP_ERR_RANGE, "x_max");
+#undef W
+    BAD((void)0, (void)0, moe_ep_ids_from_counts(counts, 3, -1, 2, 1, ids, &err), MOE_EP_ERR_SIZE, "num_tokens");
+    BAD(counts[0] = 1, counts[0] = 2, moe_ep_ids_from_counts(counts, 3, 2, 2, 1, ids, &err), MOE_EP_ERR_INFEASIBLE,
+        "counts");
+    BAD(counts[1] = 2, counts[1] = 1, moe_ep_ids_from_counts(counts, 3, 2, 2, 1, ids, &err), MOE_EP_ERR_INFEASIBLE,
+        "counts");
+    w.kind = MOE_EP_LOAD_HOT_DEVICE; /* the only device is the hot one: everybody alike */
+    w.num_devices = 1;
+    w.share = 0.5;
+    CHECK(moe_ep_popularity(&w, 0, 0, 4, weight, NULL) == MOE_EP_OK && weight[0] == weight[7]);
+    BAD((void)0, (void)0, moe_ep_source_tokens((moe_ep_source_kind)9, 1, 4, 4, 0, 0, tokens, &err), MOE_EP_ERR_RANGE,
+        "kind");
+    CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_EVEN, 1, 4, 0, 0, 0, tokens, &err) == MOE_EP_ERR_SIZE);
+    CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_EVEN, 1, -4, 4, 0, 0, tokens, &err) < 0);
+    CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_EVEN, 1, 4, 4, 0, 0, NULL, &err) == MOE_EP_ERR_NULL);
+    {
+        moe_ep_balanced_result b;
+        CHECK(moe_ep_llmservingsim_balanced(-1, 8, 2, 2, &b, &err) == MOE_EP_ERR_SIZE);
+    }
+    {
+        moe_ep_workload_kind kind;
+        CHECK(moe_ep_workload_by_name("lognormal", &kind, NULL) == MOE_EP_OK && kind == MOE_EP_LOAD_LOGNORMAL);
+    }
+}
+
+T_MAIN

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT
+ * tests/test_forward_amx.c - section 9 once more, with the matrix unit in a model of it: the tests run on machines
+ * that have none.  The model follows the operation sections of TILELOADD, TILESTORED and TDPBF16PS in Intel's
+ * Architecture Instruction Set Extensions reference: eight tiles for each thread, products in pairs by fused
+ * multiply-adds, denormal values read and written as zero.
+ * SPDX-License-Identifier: MIT */
+#define MOE_EP_STATIC
+#define MOE_EPI_FW_EMULATE_AMX
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static __thread struct {
+    int live;
+    unsigned char tile[8][16][64];
+} unit;
+static int refuse;            /* what the kernel answers */
+static long products_done;
+
+static void need_live(const char *what)
+{
+    if (unit.live) return;
+    fprintf(stderr, "%s without a configuration\n", what); /* #UD on the machine */
+    abort();
+}
+static int moe_epi_fw_tile_permit(void) { return !refuse; }
+static void moe_epi_fw_tile_begin(void)
+{
+    memset(&unit, 0, sizeof unit);
+    unit.live = 1;
+}
+static void moe_epi_fw_tile_end(void) { unit.live = 0; }
+static void model_zero(int t)
+{
+    need_live("tilezero");
+    memset(unit.tile[t], 0, sizeof unit.tile[t]);
+}
+static void model_load(int t, const void *from, intptr_t stride)
+{
+    need_live("tileloadd");
+    for (int row = 0; row < 16; row++) memcpy(unit.tile[t][row], (const unsigned char *)from + row * stride, 64);
+}
+static void model_store(int t, void *to, intptr_t stride)
+{
+    need_live("tilestored");
+    for (int row = 0; row < 16; row++) memcpy((unsigned char *)to + row * stride, unit.tile[t][row], 64);
+}
+static float no_denormal(float v) { return fabsf(v) < 1.17549435e-38f ? copysignf(0.0f, v) : v; }
+static float half_of(int t, int row, int i)
+{
+    uint32_t bits = 0;
+    float v;
+    memcpy((unsigned char *)&bits + 2, &unit.tile[t][row][2 * i], 2); /* little-endian */
+    memcpy(&v, &bits, 4);
+    return no_denormal(v);
+}
+static void model_dp(int c, int a, int b)
+{
+    need_live("tdpbf16ps");
+    __sync_fetch_and_add(&products_done, 1);
+    for (int m = 0; m < 16; m++) {
+        float sum[32] = {0};
+        for (int k = 0; k < 16; k++) {
+            for (int n = 0; n < 16; n++) {
+                sum[2 * n] = no_denormal(fmaf(half_of(a, m, 2 * k), half_of(b, k, 2 * n), sum[2 * n]));
+                sum[2 * n + 1] = no_denormal(fmaf(half_of(a, m, 2 * k + 1), half_of(b, k, 2 * n + 1), sum[2 * n + 1]));
+            }
+        }
+        for (int n = 0; n < 16; n++) {
+            float old;
+            memcpy(&old, &unit.tile[c][m][4 * n], 4);
+            old = no_denormal(no_denormal(old) + no_denormal(sum[2 * n] + sum[2 * n + 1]));
+            memcpy(&unit.tile[c][m][4 * n], &old, 4);
+        }
+    }
+}
+#define MOE_EPI_FW_TILE_ZERO(t) model_zero(t)
+#define MOE_EPI_FW_TILE_LOAD(t, from, stride) model_load(t, from, stride)
+#define MOE_EPI_FW_TILE_STORE(t, to, stride) model_store(t, to, stride)
+#define MOE_EPI_FW_TILE_DP(c, a, b) model_dp(c, a, b)
+
+#include "test_forward.c"

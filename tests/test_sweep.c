@@ -1,0 +1,431 @@
+/* tests/test_sweep.c - section 12: the planner over EP sizes, copies, batches, overlaps and policies.
+ * SPDX-License-Identifier: MIT */
+#include "t.h"
+#include "moe_ep.h"
+
+static int64_t steps_seen, total_seen;
+
+static void watch(void *user, int64_t done, int64_t total)
+{
+    CHECK(user == &steps_seen);
+    CHECK_I64(done, steps_seen + 1);
+    steps_seen = done;
+    total_seen = total;
+}
+
+static moe_ep_sweep_desc v3_on(const moe_ep_model *m, const moe_ep_machine *c, const int64_t *tokens, int32_t n)
+{
+    moe_ep_sweep_desc d;
+    memset(&d, 0, sizeof d);
+    d.model = m;
+    d.machine = c;
+    d.num_devices = 64;
+    d.tokens = tokens;
+    d.num_tokens = n;
+    d.reserve_bytes = 8e9;
+    return d;
+}
+
+/* Which EP size and how many redundant experts for DeepSeek-V3 on 8 nodes of H200, decode at 64 tokens per device? */
+TEST(the_question)
+{
+    static moe_ep_sweep_point p[400];
+    static const int64_t tokens[5] = {64, 16, 32, 128, 256};
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 1);
+    moe_ep_sweep_result r;
+    int64_t i, j, n, fastest = -1;
+    CHECK_I64(moe_ep_sweep_count(&d, NULL), 75);
+    d.num_tokens = 5;
+    d.progress = watch;
+    d.user = &steps_seen;
+    steps_seen = 0;
+    n = moe_ep_sweep_count(&d, NULL);
+    CHECK_I64(n, 375);
+    CHECK_I64(moe_ep_sweep(&d, p, 400, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.points, n);
+    CHECK_I64(steps_seen, 25);
+    CHECK_I64(total_seen, 25);
+    for (i = 0; i < n; i++) {
+        CHECK(p[i].fits || p[i].limit == MOE_EP_LIMIT_MEMORY);
+        if (p[i].ep <= 4) CHECK(!p[i].fits && !(p[i].step.tpot_s > 0));
+        if (p[i].fits) CHECK(p[i].step.tpot_s > 0 && p[i].imbalance >= 1);
+        if (p[i].fits && p[i].tokens == 64 &&
+            (fastest < 0 || p[i].step.tokens_per_s_device > p[fastest].step.tokens_per_s_device))
+            fastest = i;
+        for (j = 0; p[i].pareto && j < n; j++) /* nothing beats what is on the front */
+            if (p[j].fits)
+                CHECK(!(p[j].step.tpot_s < p[i].step.tpot_s &&
+                        p[j].step.tokens_per_s_device > p[i].step.tokens_per_s_device));
+    }
+    CHECK(r.best >= 0 && fastest >= 0);
+    if (r.best < 0 || fastest < 0) return;
+    CHECK(p[fastest].ep == 32 && p[fastest].redundant == 32);
+    CHECK(p[r.best].ep == 64 && p[r.best].redundant == 64 && p[r.best].tokens == 64);
+    CHECK(p[r.best].step.tokens_per_s_device >= 0.99 * p[fastest].step.tokens_per_s_device);
+    CHECK(p[r.best].limit == MOE_EP_LIMIT_NETWORK);
+    printf("    EP %d + %d: %.1f ms, %.0f tokens/s per device\n", p[r.best].ep, p[r.best].redundant,
+           1e3 * p[r.best].step.tpot_s, p[r.best].step.tokens_per_s_device);
+    d.max_tpot_s = 1e-3;
+    steps_seen = 0;
+    CHECK_I64(moe_ep_sweep(&d, p, 400, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.best, -1);
+    CHECK(r.fit > 0 && r.pareto > 0);
+}
+
+/* Every point is what moe_ep_step, moe_ep_memory and the planner say when they are asked one by one. */
+TEST(points_are_the_library_step_by_step)
+{
+    static const int64_t tokens[1] = {32};
+    static const int32_t ep[1] = {8}, redundant[1] = {8};
+    static const moe_ep_overlap overlap[1] = {MOE_EP_OVERLAP_TWO_EXPOSED};
+    static const moe_ep_place_policy policy[1] = {MOE_EP_PLACE_LPT};
+    moe_ep_model m = moe_ep_model_qwen3_30b_a3b();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 1);
+    moe_ep_sweep_point p[1];
+    moe_ep_sweep_result r;
+    moe_ep_workload w;
+    moe_ep_place_desc place;
+    moe_ep_placement plan;
+    moe_ep_split_desc even;
+    moe_ep_step_desc s;
+    moe_ep_step_result step;
+    double loads[256], mem[4000], attention = 90e-6, half = 70e-6;
+    uint64_t weight[128];
+    int64_t rows[128], slot[2 * 136];
+    int32_t ids[32 * 8 * 8], l, e;
+    size_t bytes;
+    memset(&w, 0, sizeof w);
+    w.kind = MOE_EP_LOAD_ZIPF;
+    w.alpha = 0.8;
+    w.seed = 5;
+    w.num_experts = 128;
+    w.top_k = 8;
+    d.num_devices = 8;
+    d.ep = ep;
+    d.num_ep = 1;
+    d.redundant = redundant;
+    d.num_redundant = 1;
+    d.overlaps = overlap;
+    d.num_overlaps = 1;
+    d.policies = policy;
+    d.num_policies = 1;
+    d.num_layers = 2;
+    d.workload = &w;
+    d.attention_s = &attention;
+    d.attention_half_s = &half;
+    d.other_s = 1e-3;
+    d.tokens_per_pass = 1.7;
+    d.microbatch_s = 5e-6;
+    d.context = 1000;
+    CHECK_I64(moe_ep_sweep(&d, p, 1, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(p[0].fits && r.best == 0 && r.fit == 1 && r.pareto == 1);
+    for (l = 0; l < 2; l++) {
+        CHECK(moe_ep_popularity(&w, l, 0, 32, weight, NULL) == MOE_EP_OK);
+        for (e = 0; e < 128; e++) loads[l * 128 + e] = (double)weight[e];
+    }
+    memset(&place, 0, sizeof place);
+    place.num_layers = 2;
+    place.num_experts = 128;
+    place.loads = loads;
+    place.shape.num_devices = 8;
+    place.shape.num_slots = 136;
+    place.shape.num_nodes = 1;
+    bytes = moe_ep_placement_bytes(2, 128, &place.shape);
+    CHECK(bytes <= sizeof mem);
+    CHECK(moe_ep_placement_init(&plan, 2, 128, &place.shape, mem, bytes, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_place_lpt(&place, &plan, NULL, NULL, NULL) == MOE_EP_OK);
+    memset(&even, 0, sizeof even);
+    for (l = 0; l < 2; l++) {
+        CHECK(moe_ep_simulate(&w, l, 1, 256, ids, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_expert_loads(ids, 256 * 8, 128, rows, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_split(&even, &plan, l, rows, slot + l * 136, NULL, NULL) == MOE_EP_OK);
+    }
+    memset(&s, 0, sizeof s);
+    s.layer.model = &m;
+    s.layer.machine = &c;
+    s.layer.placement = &plan;
+    s.layer.tokens = 32;
+    s.layer.dispatch_wire = MOE_EP_WIRE_BF16;
+    s.layer.overlap = MOE_EP_OVERLAP_TWO_EXPOSED;
+    s.layer.attention_s = attention;
+    s.layer.attention_half_s = half;
+    s.layer.microbatch_s = 5e-6;
+    s.num_layers = 2;
+    s.tokens_per_pass = 1.7;
+    s.other_s = 1e-3 + 2.0 * 151936 * 2048 / (3.35e12 * 0.88); /* the output matrix, read once */
+    CHECK(moe_ep_step(&s, slot, &step, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(p[0].step.tpot_s, step.tpot_s, 1e-12, 0);
+    CHECK_NEAR(p[0].step.tokens_per_s_device, step.tokens_per_s_device, 1e-12, 0);
+    CHECK_NEAR(p[0].batch_kv_tokens, 32000, 1e-12, 0);
+    CHECK_I64(p[0].memory.slots, 17);
+}
+
+static int64_t best_of(moe_ep_sweep_desc *d, moe_ep_sweep_point *p, int64_t cap)
+{
+    moe_ep_sweep_result r;
+    CHECK_I64(moe_ep_sweep(d, p, cap, &r, NULL, NULL), MOE_EP_OK);
+    return r.best;
+}
+
+TEST(limits_are_named)
+{
+    static moe_ep_sweep_point p[400];
+    static const int64_t small_batch[1] = {4}, large[1] = {8192};
+    static const int32_t ep[1] = {8}, odd[1] = {5};
+    static const moe_ep_place_policy eplb[3] = {MOE_EP_PLACE_EPLB_GLOBAL, MOE_EP_PLACE_EPLB_HIERARCHICAL,
+                                                MOE_EP_PLACE_TRTLLM};
+    static const moe_ep_overlap none[1] = {MOE_EP_OVERLAP_NONE};
+    double attention = 1.0;
+    moe_ep_model m = moe_ep_model_deepseek_v3(), q = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c = moe_ep_machine_h200(), slow = c, fast = c;
+    moe_ep_sweep_desc d = v3_on(&m, &c, small_batch, 1);
+    int64_t b;
+    d.num_devices = 8;
+    d.ep = ep;
+    d.num_ep = 1;
+    d.overlaps = none;
+    d.num_overlaps = 1;
+    b = best_of(&d, p, 400);
+    CHECK(b >= 0 && p[b].limit == MOE_EP_LIMIT_WEIGHTS);
+    d.attention_s = &attention;
+    b = best_of(&d, p, 400);
+    CHECK(b >= 0 && p[b].limit == MOE_EP_LIMIT_ATTENTION);
+    d.attention_s = NULL;
+    slow.ll_dispatch.intra_Bps = slow.ll_combine.intra_Bps = 1e8;
+    d.machine = &slow;
+    b = best_of(&d, p, 400);
+    CHECK(b >= 0 && p[b].limit == MOE_EP_LIMIT_NETWORK);
+    d.machine = &c;
+    d.tokens = large;
+    d.context = 1;
+    d.memory_bytes = 1e15; /* the buffers of 8192 tokens are large */
+    fast.normal_dispatch.intra_Bps = fast.normal_combine.intra_Bps = 1e13;
+    d.machine = &fast;
+    b = best_of(&d, p, 400);
+    CHECK(b >= 0 && p[b].limit == MOE_EP_LIMIT_FLOPS);
+    d.memory_bytes = 1e9;
+    CHECK_I64(best_of(&d, p, 400), -1);
+    CHECK(p[0].limit == MOE_EP_LIMIT_MEMORY && !p[0].fits);
+    d.memory_bytes = 1e15;
+    d.context = 1e12; /* the cache of the batch does not fit */
+    CHECK_I64(best_of(&d, p, 400), -1);
+    d.context = 16;
+    d.redundant = odd;
+    d.num_redundant = 1;
+    d.policies = eplb;
+    d.num_policies = 3;
+    CHECK_I64(best_of(&d, p, 400), -1);
+    CHECK(p[0].limit == MOE_EP_LIMIT_PLACEMENT && !p[0].fits);
+    d.model = &q; /* 8 experts, bf16, no dense layers */
+    d.redundant = NULL;
+    CHECK(best_of(&d, p, 400) >= 0);
+    CHECK_STR(moe_ep_limit_str(MOE_EP_LIMIT_MEMORY), "memory");
+    CHECK_STR(moe_ep_limit_str(MOE_EP_LIMIT_ATTENTION), "attention");
+    CHECK_STR(moe_ep_limit_str(MOE_EP_LIMIT_NETWORK), "network");
+    CHECK_STR(moe_ep_limit_str(MOE_EP_LIMIT_WEIGHTS), "expert weights");
+    CHECK_STR(moe_ep_limit_str(MOE_EP_LIMIT_FLOPS), "expert FLOPs");
+    CHECK_STR(moe_ep_limit_str(MOE_EP_LIMIT_PLACEMENT), "placement");
+    CHECK_STR(moe_ep_limit_str((moe_ep_limit)99), "unknown");
+}
+
+TEST(policies_and_recordings)
+{
+    static moe_ep_sweep_point p[200];
+    static const int64_t tokens[2] = {128, 600};
+    static const int32_t ep[2] = {4, 16};
+    static const moe_ep_place_policy all[7] = {
+        MOE_EP_PLACE_ROUND_ROBIN, MOE_EP_PLACE_CONTIGUOUS,        MOE_EP_PLACE_LPT, MOE_EP_PLACE_EPLB_GLOBAL,
+        MOE_EP_PLACE_TRTLLM,      MOE_EP_PLACE_EPLB_HIERARCHICAL, MOE_EP_PLACE_BEST};
+    static const moe_ep_overlap none[1] = {MOE_EP_OVERLAP_NONE};
+    double hot[2 * 64], even[2 * 64];
+    moe_ep_model m = moe_ep_model_olmoe_1b_7b();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 2);
+    moe_ep_sweep_result r;
+    int64_t n, i;
+    int e;
+    for (e = 0; e < 128; e++) {
+        hot[e] = e % 64 < 8 ? 10.0 : 1.0; /* neighbours are hot together */
+        even[e] = 1.0;
+    }
+    d.num_devices = 16;
+    d.context = 256;
+    d.ep = ep;
+    d.num_ep = 2;
+    d.policies = all;
+    d.num_policies = 7;
+    d.overlaps = none;
+    d.num_overlaps = 1;
+    d.num_layers = 2;
+    d.plan_loads = hot;
+    n = moe_ep_sweep_count(&d, NULL);
+    CHECK_I64(n, 2 * 4 * 7 * 2);
+    CHECK_I64(moe_ep_sweep(&d, p, 200, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.points, n);
+    for (i = 0; i < n; i++) {
+        if (p[i].policy == MOE_EP_PLACE_CONTIGUOUS && p[i].ep == 16) CHECK(p[i].imbalance > 2);
+        if (p[i].policy == MOE_EP_PLACE_BEST && p[i].redundant > 0) CHECK(p[i].imbalance < 1.3);
+    }
+    d.serve_loads = even; /* planned for hot experts that did not come */
+    CHECK_I64(moe_ep_sweep(&d, p, 200, &r, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < n; i++)
+        if (p[i].policy == MOE_EP_PLACE_CONTIGUOUS) CHECK(p[i].imbalance < 1.4);
+    d.split = MOE_EP_SPLIT_EXACT;
+    CHECK_I64(moe_ep_sweep(&d, p, 200, &r, NULL, NULL), MOE_EP_OK);
+}
+
+TEST(attention_example)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_error err;
+    CHECK_NEAR(1e6 * moe_ep_attention_time(&m, &c, 64, 4096, NULL), 115.8, 1e-3, 0);
+    CHECK(moe_ep_attention_time(&m, &c, 1e5, 0, NULL) > 1e-2); /* bound by FLOPs */
+    CHECK(moe_ep_attention_time(NULL, &c, 1, 1, &err) < 0 && err.status == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_attention_time(&m, NULL, 1, 1, &err) < 0 && err.status == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_attention_time(&m, &c, -1, 1, &err) < 0 && err.status == MOE_EP_ERR_NEGATIVE);
+    CHECK(moe_ep_attention_time(&m, &c, 1, NAN, &err) < 0 && err.status == MOE_EP_ERR_NAN);
+    CHECK(moe_ep_attention_time(&m, &c, 1e308, 1e308, &err) < 0 && err.status == MOE_EP_ERR_OVERFLOW);
+    c.memory_Bps = c.flops[MOE_EP_MATH_FP8] = 0;
+    CHECK(!(moe_ep_attention_time(&m, &c, 64, 4096, NULL) > 0));
+}
+
+TEST(sweep_errors)
+{
+    static moe_ep_sweep_point p[400];
+    static const moe_ep_overlap bad_overlap[1] = {(moe_ep_overlap)99};
+    static const moe_ep_place_policy given[1] = {MOE_EP_PLACE_GIVEN};
+    int64_t tokens[2] = {64, 16};
+    int32_t ep[2] = {8, 16}, redundant[2] = {0, 8};
+    double attention[2] = {1e-4, NAN}, loads[8] = {0};
+    moe_ep_model m = moe_ep_model_qwen3_30b_a3b();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 2);
+    moe_ep_sweep_result r;
+    moe_ep_workload w;
+    moe_ep_error err;
+    CHECK(moe_ep_sweep_count(NULL, NULL) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_sweep(NULL, p, 400, &r, NULL, NULL) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_sweep(&d, NULL, 400, &r, NULL, NULL) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_sweep(&d, p, 400, NULL, NULL, NULL) == MOE_EP_ERR_NULL);
+    CHECK(moe_ep_sweep(&d, p, 5, &r, NULL, &err) == MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "capacity");
+#define WITH(change, restore, status, name)                                                                            \
+    change;                                                                                                            \
+    CHECK_I64(moe_ep_sweep_count(&d, &err), status);                                                                   \
+    CHECK_STR(err.arg, name);                                                                                          \
+    restore
+    WITH(d.model = NULL, d.model = &m, MOE_EP_ERR_NULL, "model");
+    WITH(d.machine = NULL, d.machine = &c, MOE_EP_ERR_NULL, "machine");
+    WITH(c.devices_per_node = -1, c.devices_per_node = 8, MOE_EP_ERR_SIZE, "machine.devices_per_node");
+    WITH(c.memory_bytes = -1, c.memory_bytes = 8e10, MOE_EP_ERR_NEGATIVE, "machine.memory_bytes");
+    WITH(d.num_devices = 0, d.num_devices = 64, MOE_EP_ERR_SIZE, "num_devices");
+    WITH(d.num_tokens = 0, d.num_tokens = 2, MOE_EP_ERR_SIZE, "num_tokens");
+    WITH(d.tokens = NULL, d.tokens = tokens, MOE_EP_ERR_NULL, "tokens");
+    WITH(tokens[1] = 0, tokens[1] = 16, MOE_EP_ERR_SIZE, "tokens");
+    WITH(d.num_layers = -1, d.num_layers = 0, MOE_EP_ERR_SIZE, "num_layers");
+    WITH(d.throughput_from = -1, d.throughput_from = 0, MOE_EP_ERR_SIZE, "throughput_from");
+    WITH(d.context = -1, d.context = 0, MOE_EP_ERR_NEGATIVE, "context");
+    WITH(d.other_s = NAN, d.other_s = 0, MOE_EP_ERR_NAN, "other_s");
+    WITH(d.tokens_per_pass = -1, d.tokens_per_pass = 0, MOE_EP_ERR_NEGATIVE, "tokens_per_pass");
+    WITH(d.microbatch_s = -1, d.microbatch_s = 0, MOE_EP_ERR_NEGATIVE, "microbatch_s");
+    WITH(d.memory_bytes = -1, d.memory_bytes = 0, MOE_EP_ERR_NEGATIVE, "memory_bytes");
+    WITH(d.reserve_bytes = -1, d.reserve_bytes = 0, MOE_EP_ERR_NEGATIVE, "reserve_bytes");
+    WITH(d.max_tpot_s = -1, d.max_tpot_s = 0, MOE_EP_ERR_NEGATIVE, "max_tpot_s");
+    WITH(d.split = MOE_EP_SPLIT_LOCAL_FIRST, d.split = MOE_EP_SPLIT_EVEN, MOE_EP_ERR_CONFIG, "split");
+    WITH((d.plan_loads = loads, d.num_layers = 999), (d.plan_loads = NULL, d.num_layers = 0), MOE_EP_ERR_SIZE,
+         "num_layers");
+    d.ep = ep;
+    WITH(d.num_ep = 0, d.num_ep = 2, MOE_EP_ERR_SIZE, "num_ep");
+    WITH(ep[1] = 65, ep[1] = 16, MOE_EP_ERR_SIZE, "ep");
+    WITH(ep[1] = 0, ep[1] = 16, MOE_EP_ERR_SIZE, "ep");
+    d.redundant = redundant;
+    WITH(d.num_redundant = -1, d.num_redundant = 2, MOE_EP_ERR_SIZE, "num_redundant");
+    WITH(redundant[1] = -1, redundant[1] = 8, MOE_EP_ERR_SLOTS, "redundant");
+    WITH((d.overlaps = bad_overlap, d.num_overlaps = 0), d.num_overlaps = 1, MOE_EP_ERR_SIZE, "num_overlaps");
+    WITH((void)0, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlap");
+    WITH((d.policies = given, d.num_policies = 0), d.num_policies = 1, MOE_EP_ERR_SIZE, "num_policies");
+    WITH((void)0, d.policies = NULL, MOE_EP_ERR_RANGE, "policies");
+    WITH(d.attention_s = attention, d.attention_s = NULL, MOE_EP_ERR_NAN, "attention_s");
+    WITH(d.attention_half_s = attention, d.attention_half_s = NULL, MOE_EP_ERR_NAN, "attention_half_s");
+    memset(&w, 0, sizeof w);
+    WITH(d.workload = &w, d.workload = NULL, MOE_EP_ERR_CONFIG, "workload");
+#undef WITH
+    w.num_experts = 128; /* a workload without a popularity, found out on the way */
+    w.top_k = 8;
+    w.kind = MOE_EP_LOAD_TARGET;
+    w.target = 0.5;
+    d.workload = &w;
+    CHECK_I64(moe_ep_sweep(&d, p, 400, &r, NULL, &err), MOE_EP_ERR_CONFIG);
+    d.workload = NULL;
+    tokens[1] = INT32_MAX; /* more than a block of any size could hold, and more than can be counted */
+    {
+        static double block[64];
+        moe_ep_scratch fixed = moe_ep_scratch_fixed(block, sizeof block);
+        CHECK_I64(moe_ep_sweep(&d, p, 400, &r, &fixed, &err), MOE_EP_ERR_SCRATCH);
+        CHECK(err.value > 1e12);
+    }
+    d.redundant = NULL;
+    m.num_experts = 1 << 30; /* more than a workload can have */
+    CHECK_I64(moe_ep_sweep_count(&d, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "model.num_experts");
+    m.num_experts = m.top_k = d.num_devices = ep[1] = 1 << 20;
+    CHECK_I64(moe_ep_sweep(&d, p, 400, &r, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "tokens");
+    tokens[1] = 1;
+    m.num_moe_layers = d.num_layers = INT32_MAX;
+    m.num_layers = 0;
+    {
+        static int64_t many[1 << 13];
+        int i;
+        for (i = 0; i < 1 << 13; i++) many[i] = 1;
+        d.tokens = many;
+        d.num_tokens = 1 << 13;
+        d.redundant = redundant;
+        d.num_ep = 1;
+        CHECK_I64(moe_ep_sweep_count(&d, &err), 2 * 3 * (1 << 13));
+        CHECK_I64(moe_ep_sweep(&d, (moe_ep_sweep_point *)(void *)many, 2 * 3 * (1 << 13), &r, NULL, &err),
+                  MOE_EP_ERR_OVERFLOW);
+        CHECK_STR(err.arg, "num_layers");
+    }
+}
+
+/* A fixed block is enough when it is as large as what is asked for, step by step; nothing is allocated then. */
+TEST(sweep_in_a_fixed_block)
+{
+    static moe_ep_sweep_point a[100], b[100];
+    static unsigned char block[1 << 22];
+    static const int64_t tokens[1] = {16};
+    static const int32_t ep[2] = {4, 8};
+    moe_ep_model m = moe_ep_model_olmoe_1b_7b();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 1);
+    moe_ep_sweep_result r, q;
+    moe_ep_scratch scratch;
+    moe_ep_error err;
+    size_t bytes = 64;
+    int tries;
+    d.num_devices = 8;
+    d.ep = ep;
+    d.num_ep = 2;
+    CHECK_I64(moe_ep_sweep(&d, a, 100, &r, NULL, &err), MOE_EP_OK);
+    for (tries = 0; tries < 60; tries++) {
+        scratch = moe_ep_scratch_fixed(block, bytes);
+        if (moe_ep_sweep(&d, b, 100, &q, &scratch, &err) == MOE_EP_OK) break;
+        CHECK_I64(err.status, MOE_EP_ERR_SCRATCH);
+        CHECK(err.value > (double)bytes && err.value <= (double)sizeof block);
+        bytes = (size_t)err.value;
+    }
+    CHECK(tries > 0 && tries < 60);
+    CHECK(r.best == q.best && r.points == q.points);
+    CHECK(memcmp(a, b, sizeof a[0] * (size_t)r.points) == 0);
+    memset(&scratch, 0, sizeof scratch); /* a growing one */
+    CHECK_I64(moe_ep_sweep(&d, b, 100, &q, &scratch, &err), MOE_EP_OK);
+    CHECK(scratch.bytes > 0);
+    moe_ep_scratch_free(&scratch);
+}
+
+T_MAIN
