@@ -2124,7 +2124,8 @@ MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void);
 MOE_EP_API const char *moe_ep_model_preset_name(int32_t i);
 
 /* Finds a preset by name: the longest preset name that `name` begins with, whatever the case, '-', '_', '.' and
- * blanks, and whatever stands before the last '/'.  Errors: NULL, CONFIG (no such name).  O(presets).
+ * blanks, and whatever stands before the last '/'.  A number must end where the preset's does: "v30" is not "v3".
+ * Errors: NULL, CONFIG (no such name).  O(presets).
  * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507" gives E = 128, K = 8. */
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err);
 
@@ -17992,14 +17993,19 @@ static char moe_epi_lower(char c)
     return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
 }
 
-/* Letters of `key` that begin `name`, separators aside; 0 = it does not begin with it. */
+static int moe_epi_name_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
+
+/* Letters of `key` that begin `name`, separators aside; 0 = it does not begin with it, or a number goes on. */
 static int32_t moe_epi_name_match(const char *key, const char *name)
 {
     int32_t matched = 0;
     for (;;) {
         while (moe_epi_name_skip(*key)) key++;
+        if (*key == '\0') return matched > 0 && moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*name) ? 0 : matched;
         while (moe_epi_name_skip(*name)) name++;
-        if (*key == '\0') return matched;
         if (moe_epi_lower(*key) != moe_epi_lower(*name)) return 0;
         matched++;
         key++;

@@ -145,6 +145,9 @@ TEST(presets_have_names_and_sources)
     CHECK(moe_ep_model_by_name("deepseek-ai/DeepSeek-V2-Lite", &m, NULL) == MOE_EP_OK && m.num_experts == 64);
     CHECK(moe_ep_machine_by_name("H200 SXM", &c, NULL) == MOE_EP_OK && c.memory_bytes > 140e9);
     CHECK(moe_ep_model_by_name("nothing", &m, &err) == MOE_EP_ERR_CONFIG);
+    CHECK(moe_ep_machine_by_name("h2000", &c, &err) == MOE_EP_ERR_CONFIG);
+    CHECK(moe_ep_model_by_name("deepseek-v32", &m, &err) == MOE_EP_ERR_CONFIG);
+    CHECK(moe_ep_model_by_name("deepseek-v3.2", &m, NULL) == MOE_EP_OK && m.num_experts == 256);
     CHECK_STR(err.arg, "name");
     CHECK(moe_ep_model_by_name(NULL, &m, &err) == MOE_EP_ERR_NULL);
     CHECK(moe_ep_machine_by_name("", &c, &err) == MOE_EP_ERR_CONFIG);

@@ -282,11 +282,16 @@ def _array(x, dtype, name, dims=None):
         if x.is_floating_point():
             x = x.float() if x.element_size() < 8 else x.double()
         x = x.numpy()
-    a = np.asarray(x)
+    try:
+        a = np.asarray(x)
+    except ValueError:  # rows that differ in length, since numpy 1.24
+        a = np.empty(0, object)
     if a.dtype == object or a.dtype.kind not in "biuf":
         raise MoeEpError("%s holds no numbers, or its rows differ in length" % name, arg=name)
     if dims is not None and a.ndim not in (dims if isinstance(dims, tuple) else (dims,)):
-        raise MoeEpError("%s has %d dimensions, not %s" % (name, a.ndim, dims), "ERR_SIZE", name)
+        wanted = " or ".join(map(str, dims)) if isinstance(dims, tuple) else dims
+        raise MoeEpError("%s has %d dimension%s, not %s" % (name, a.ndim, "" if a.ndim == 1 else "s", wanted),
+                         "ERR_SIZE", name)
     if np.dtype(dtype).kind == "i" and a.size:
         if a.dtype.kind == "f" and not np.array_equal(a, np.rint(a)):
             raise MoeEpError("%s holds numbers that are not whole" % name, "ERR_RANGE", name)
@@ -304,6 +309,10 @@ def _new(name):
 
 def _value(kind, field, value):
     """Text as the value of an enumeration."""
+    if kind in ("int32_t", "int64_t"):
+        limit = 2 ** (31 if kind == "int32_t" else 63)
+        if not -limit <= value < limit:
+            raise MoeEpError("%s: %r does not fit %s" % (field, value, kind), "ERR_RANGE", field)
     if not isinstance(value, str) or kind not in _ENUMS:
         return value
     names = _ENUMS[kind][1]
@@ -383,6 +392,17 @@ def _call(name, *arguments):
     raise MoeEpError(text.value.decode(), status, (err.arg or b"").decode(), err.index, err.value)
 
 
+def _preset(function, names, name, *arguments):
+    """Calls a ..._by_name function; a name it does not know is in the message."""
+    try:
+        _call(function, name, *arguments)
+    except MoeEpError as problem:
+        if problem.arg != "name":
+            raise
+        raise MoeEpError("no preset is named %r; moe_ep.%s() lists the names" % (name, names), problem.status,
+                         problem.arg) from None
+
+
 def _rows(x, name):
     """(L,n) of doubles from (n) or (L,n)."""
     return np.atleast_2d(_array(x, np.float64, name, (1, 2)))
@@ -402,7 +422,7 @@ def route(logits, top_k, router="mixtral", token_ids=None, **fields):
     """
     x = _array(logits, np.float32, "logits", 2)
     cfg = _new("moe_ep_router")
-    _call("moe_ep_router_by_name", router, x.shape[1], int(top_k), cfg)
+    _preset("moe_ep_router_by_name", "routers", router, x.shape[1], int(top_k), cfg)
     _fill(cfg, **fields)
     for field in ("logit_bias", "select_bias", "per_expert_scale"):
         if fields.get(field) is not None and np.size(fields[field]) != x.shape[1]:
@@ -657,6 +677,8 @@ def _eplb(weight, num_replicas, num_groups, num_nodes, num_gpus, hierarchical, p
     """A Placement; loads rounded to float32 as the callers round them."""
     try:
         loads = _array(weight, np.float32, "weight", 2)
+        if not num_replicas:  # plan() would take it for "as many as experts"
+            raise MoeEpError("num_replicas = %s: fewer than experts" % num_replicas, "ERR_SIZE", "num_replicas")
         options = {"num_nodes": num_nodes if hierarchical else 1, "num_groups": num_groups if hierarchical else 1}
         if policy == "eplb":
             options["eplb_mode"] = "hierarchical" if hierarchical else "global"
@@ -664,7 +686,11 @@ def _eplb(weight, num_replicas, num_groups, num_nodes, num_gpus, hierarchical, p
             options["node_soft"] = 1
         return plan(loads, num_gpus, num_replicas, policy, **options)
     except MoeEpError as problem:
-        raise PlanError(str(problem), problem.status, problem.arg, problem.index, problem.value) from None
+        text = str(problem)
+        if problem.arg.startswith(("desc.", "shape.")):  # in the caller's words, too
+            text += "; called with weight %s, num_replicas=%s, num_groups=%s, num_nodes=%s, num_gpus=%s" % (
+                loads.shape, num_replicas, num_groups, num_nodes, num_gpus)
+        raise PlanError(text, problem.status, problem.arg, problem.index, problem.value) from None
 
 
 def _divides(num_groups, num_nodes):
@@ -828,14 +854,14 @@ def machines():
 def model(name, **fields):
     """The shapes of a model by name ("deepseek-v3", "Qwen/Qwen3-30B-A3B"); fields sets fields of moe_ep_model."""
     out = _new("moe_ep_model")
-    _call("moe_ep_model_by_name", name, out)
+    _preset("moe_ep_model_by_name", "models", name, out)
     return _fill(out, **fields)
 
 
 def machine(name, **fields):
     """The speeds of a machine by name ("h200"); fields sets fields of moe_ep_machine."""
     out = _new("moe_ep_machine")
-    _call("moe_ep_machine_by_name", name, out)
+    _preset("moe_ep_machine_by_name", "machines", name, out)
     return _fill(out, **fields)
 
 
