@@ -5,13 +5,7 @@
 #include "t.h"
 #include "vec.h"
 #include "moe_ep.h"
-#if defined(__linux__) && defined(_GNU_SOURCE) && !defined(__SANITIZE_ADDRESS__)
-#  include <sys/mman.h>
-#  include <unistd.h>
-#  define CAN_REPEAT 1
-#else
-#  define CAN_REPEAT 0
-#endif
+#include "t_repeat.h"
 
 static const int32_t picture[] = {1, 3, 0, 1, 1, 2, 3, 1}; /* T = 4, K = 2, E = 4 */
 
@@ -852,25 +846,6 @@ TEST(traffic_example_and_errors)
 /* ---- 2^31 assignments ---- */
 
 #if CAN_REPEAT
-/* 2^31 ids and more in little memory: one small file mapped again and again, one behind the other.  NULL where
- * that cannot be had. */
-static void *repeated(size_t bytes, size_t piece, int fd)
-{
-    char *base;
-    size_t at;
-    if (fd < 0 || ftruncate(fd, (off_t)piece) != 0) return NULL;
-    if (getenv("MOE_EP_SLOW")) return NULL; /* minutes under an emulator or a sanitizer */
-    base = (char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == (char *)MAP_FAILED) return NULL;
-    for (at = 0; at < bytes; at += piece)
-        if (mmap(base + at, piece, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) ==
-            MAP_FAILED) {
-            munmap(base, bytes);
-            return NULL;
-        }
-    return base;
-}
-
 /* All positions up to 2^31 - 1.  The maps alias themselves too: what was written last to a place of flat_to_row
  * is its value for the last piece, because it is written in order. */
 TEST(permute_of_2_to_the_31)
