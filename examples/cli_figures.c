@@ -233,6 +233,17 @@ static double *over_mean(const double *loads, int32_t rows, int32_t columns)
     return out;
 }
 
+void cli_put_heat_legend(FILE *f)
+{
+    fputs("<div class=\"heat-legend\"><span>times the mean</span>", f);
+    for (int w = 0; w < CLI_WIDTHS; w++) {
+        fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
+        chart_svg_heat_legend(f, cli_full_width[w]);
+        fputs("</div>", f);
+    }
+    fputs("</div>", f);
+}
+
 void cli_section_heatmap(const cli_report *r, FILE *f)
 {
     double *times = over_mean(r->shown_loads, r->L, r->E);
@@ -242,13 +253,7 @@ void cli_section_heatmap(const cli_report *r, FILE *f)
     chart_heat_cells(f, "cells-layers", r->L, r->E, times);
     cli_page_figure(f, "Where in the model are the hot experts?", answer);
     cli_page_draw(r, f, draw_heatmap, "heat", cli_full_width);
-    fputs("<div class=\"heat-legend\"><span>times the mean</span>", f);
-    for (int w = 0; w < CLI_WIDTHS; w++) {
-        fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
-        chart_svg_heat_legend(f, cli_full_width[w]);
-        fputs("</div>", f);
-    }
-    fputs("</div>", f);
+    cli_put_heat_legend(f);
     cli_page_figure_end(f);
     free(answer);
     free(times);
@@ -746,13 +751,7 @@ void cli_section_shift(const cli_report *r, FILE *f)
     chart_heat_cells(f, "cells-shift", r->traces, r->E, times);
     cli_page_figure(f, "Does it hold for other traffic?", answer);
     cli_page_draw(r, f, draw_shift, "shift", cli_full_width);
-    fputs("<div class=\"heat-legend\"><span>times the mean</span>", f);
-    for (int w = 0; w < CLI_WIDTHS; w++) {
-        fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
-        chart_svg_heat_legend(f, cli_full_width[w]);
-        fputs("</div>", f);
-    }
-    fputs("</div>", f);
+    cli_put_heat_legend(f);
     put_shift_table(r, f);
     cli_page_figure_end(f);
     free(answer);

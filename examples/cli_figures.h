@@ -6,6 +6,8 @@
 #include "cli_report.h"
 
 void cli_section_devices(const cli_report *r, FILE *f);
+/* What the colours of a heat map mean, at every width. */
+void cli_put_heat_legend(FILE *f);
 void cli_section_heatmap(const cli_report *r, FILE *f);
 void cli_section_experts(const cli_report *r, FILE *f);
 void cli_section_sweep(const cli_report *r, FILE *f);

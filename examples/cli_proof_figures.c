@@ -133,13 +133,8 @@ void cli_section_traffic(const cli_report *r, FILE *f)
     fputs("<div class=\"two\">", f);
     put_traffic(r, f, &r->now, 0, mean);
     put_traffic(r, f, &r->then, 1, mean);
-    fputs("</div><div class=\"heat-legend\"><span>times the mean</span>", f);
-    for (int w = 0; w < CLI_WIDTHS; w++) {
-        fprintf(f, "<div class=\"%s\">", cli_width_name[w]);
-        chart_svg_heat_legend(f, cli_full_width[w]);
-        fputs("</div>", f);
-    }
     fputs("</div>", f);
+    cli_put_heat_legend(f);
     cli_page_figure_end(f);
     free(answer);
 }
