@@ -247,6 +247,24 @@ static void read_npy_ids(cli_trace **list, const char *path, cli_npy *a, const c
     cli_append(list, t, o);
 }
 
+/* Do all rows of fractions sum to 1, as the weights of a token's choices do? */
+static int is_weights(const double *v, int64_t rows, int64_t choices)
+{
+    int fractions = 0;
+    if (choices > 32 || rows < 16) return 0;
+    for (int64_t i = 0; i < rows; i++) {
+        double sum = 0.0;
+        for (int64_t j = 0; j < choices; j++) {
+            double x = v[i * choices + j];
+            if (!(x >= 0.0 && x <= 1.0)) return 0;
+            if (x > 0.0 && x < 1.0) fractions = 1;
+            sum += x;
+        }
+        if (fabs(sum - 1.0) > 0.01) return 0;
+    }
+    return fractions;
+}
+
 static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
                             const cli_read_options *o)
 {
@@ -269,6 +287,10 @@ static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
         cli_check_load(t.step_loads[i], where);
         free(where);
     }
+    if (!o->as_counts && a->ndim == 3 && is_weights(t.step_loads, S * L, E))
+        cli_die(CLI_USAGE,
+                "%s: every row of shape %s sums to 1: these are routing weights, which say nothing of loads; "
+                "give the ids, or --counts if they are shares of the load", path, a->shape_text);
     cli_add_steps(&t);
     cli_append(list, t, o);
 }

@@ -130,6 +130,7 @@ bad "text after a quote" "t.csv:2: text follows a closing quote" report "$(csv '
 bad "hexadecimal" "\"0x10\" is not a number" report "$(csv 'layer,0,1\n0,0x10,3\n')"
 bad "header only" "holds no loads" report "$(csv 'domain,layer,0,1\n')"
 bad "all zero" "every load is zero" report "$(csv '0,0\n0,0\n')"
+bad "routing weights for loads" "these are routing weights" report $data/prose_topk_weights.npy --devices 8
 bad "label not there" "no recording has a label with" report $data/expert_counts.csv --only klingon
 good "plain rows of counts" "2 layers" report "$(csv '10,20,30,40\n40,30,20,10\n')" --devices 2
 good "long form" "top-" report "$(csv 'layer,expert,count\n0,0,5\n0,1,6\n0,2,7\n0,3,8\n')" --devices 2
