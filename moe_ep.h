@@ -275,8 +275,8 @@ MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa);
 typedef enum moe_ep_score {
     MOE_EP_SCORE_LOGIT = 0,     /* s = l                                                              */
     MOE_EP_SCORE_SOFTMAX,       /* s = softmax(l)                                                     */
-    MOE_EP_SCORE_SIGMOID,       /* s = 1 / (1 + exp(-l))                                              */
-    MOE_EP_SCORE_SQRT_SOFTPLUS  /* s = sqrt(log(1 + exp(l)))                                          */
+    MOE_EP_SCORE_SIGMOID,       /* s = 1 / (1 + exp(-l)) as written: 1 above 17, 0 below -88.7        */
+    MOE_EP_SCORE_SQRT_SOFTPLUS  /* s = sqrt(log(1 + exp(l))), sqrt(l) above 20                         */
 } moe_ep_score;
 
 /* How the K experts of a token are found. */
@@ -2159,7 +2159,9 @@ typedef struct moe_ep_gemm {
     double expert_s;   /* added per active expert of one product, 0 = none                        */
 } moe_ep_gemm;
 
-/* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p), a = alpha + rows * row_s + peers * peer_s.
+/* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p) + share / pair_Bps, where
+ * a = alpha + rows * row_s + peers * peer_s + bytes of one row * row_byte_s, share = bytes / (peers - 1), and inter
+ * bytes also pay peers * crowd_s each; or short_s + (a - alpha) + share / short_Bps where that is less.
  * peers: how many a device signals, experts' slots in PAIR and PADDED (a counter each), devices in the others. */
 typedef struct moe_ep_link {
     double alpha_s;       /* latency                                                              */
@@ -2171,6 +2173,13 @@ typedef struct moe_ep_link {
     double peer_s;        /* per peer of a device, 0 = none                                       */
     double alpha_p;       /* not 0: a and the bytes add up as (a^q + bytes_s^q)^(1/q) with this q, at
                              least 0.25; below 1 a slow bend, as collectives with several protocols */
+    double row_byte_s;    /* per byte of one row, however many there are: a row is handled in one
+                             place (summed, quantised), 0 = none                                  */
+    double pair_Bps;      /* bytes per second between two devices: few peers cannot fill the link,
+                             0 = no such limit                                                    */
+    double crowd_s;       /* per inter-node byte and peer: the fabric gets crowded, 0 = none      */
+    double short_s;       /* not 0: latency of a second protocol for short messages               */
+    double short_Bps;     /* its bytes per second to one peer, 0 = infinitely fast                */
 } moe_ep_link;
 
 /* One kind of device and its links. */
@@ -2320,7 +2329,8 @@ MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_pe
  * the rows and the peers that row_s and peer_s price.  Errors (negative results): NULL, NEGATIVE, NAN, RANGE (p),
  * OVERFLOW (the result does not fit).  O(1).
  * Example: alpha 38 us, 160e9 and 48e9 B/s: 3311616 and 3784704 bytes give 116.848 us; 10 rows and 4 peers of 1 us
- * each add 14 us. */
+ * each add 14 us.  NCCL on 8 B200 (alpha 14 us, 640e9, pair 700e9 B/s, short 8 us and 6e9 B/s), 8 peers: 7000 bytes
+ * give 8.16667 us, 7e6 give 26.3661. */
 MOE_EP_API double moe_ep_link_time(const moe_ep_link *link, double intra_bytes, double inter_bytes, moe_ep_error *err);
 MOE_EP_API double moe_ep_link_time_rows(const moe_ep_link *link, double intra_bytes, double inter_bytes, double rows,
                                         double peers, moe_ep_error *err);
@@ -2656,10 +2666,10 @@ typedef struct moe_ep_calibrate_result {
     moe_ep_fit_error link[MOE_EP_PHASE_COUNT];
 } moe_ep_calibrate_result;
 
-/* Fits gemm (t0_s, mem_eff, flop_eff, p, tile, expert_s) and the four links (alpha_s, intra_Bps, inter_Bps, p, row_s,
- * peer_s, alpha_p) to measured rows: least sum of sqrt(0.05^2 + log(model / measured)^2), so that a few odd rows do
- * not pull, plus a pull towards `start` that few rows cannot and many rows easily overcome; what the rows do not
- * show stays as in start.  The same rows give the same constants.  out may be desc->start itself.  result,
+/* Fits gemm (t0_s, mem_eff, flop_eff, p, tile, expert_s) and all constants of the four links to measured rows: least
+ * sum of sqrt(0.05^2 + log(model / measured)^2), then of log(0.1^2 + log(model / measured)^2), so that a row that is
+ * off tenfold hardly pulls, plus a pull towards `start` that few rows cannot and many rows easily overcome; what the
+ * rows do not show stays as in start.  The same rows give the same constants.  out may be desc->start itself.  result,
  * expert_errors (num_experts) and link_errors (num_links), signed model / measured - 1, may be NULL.  Errors on rows
  * that were not fitted are larger than those in result: hold some back to know.
  * Errors: NULL, SIZE (num_slots < 1, negative numbers of rows), NEGATIVE, NAN, RANGE (seconds <= 0, spread, product,
@@ -2990,9 +3000,10 @@ typedef struct moe_ep_rank {
 } moe_ep_rank;
 
 /* Starts a rank: copies the hooks and the slot tables of desc, keeps desc->layer by pointer.
- * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_CONFIG
- * (hooks.size wrong, one of alloc and free, a stage without hook and without layer, missing counts,
- * dispatch or combine with more than one rank), ERR_MEMORY, those of moe_ep_forward for the layer.
+ * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_OVERFLOW
+ * (these together exceed 2^31 - 1), ERR_CONFIG (hooks.size wrong, one of alloc and free, a stage without hook and without
+ * layer, elements that are not float for a CPU stage, missing counts, dispatch or combine with more than one rank),
+ * ERR_MEMORY, those of moe_ep_forward for the layer.
  * O(num_ranks + slots of this rank).
  * Example: num_ranks 2 with hooks that lack counts: ERR_CONFIG, arg "hooks.counts". */
 MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_desc *desc,
@@ -3088,12 +3099,13 @@ typedef struct moe_ep_ranks_result {
  * plans and hooks as a real machine.  Token t lives on the rank given by tokens_per_rank (D), consecutive
  * tokens together (NULL = as even as possible, the first T mod D ranks one more).
  * slot_ids (T,K) says which copy serves each choice, as moe_ep_assign_slots gives it (identity experts:
- * P .. P+num_null-1); NULL = the replicas of an expert take turns in token order.  With slot_ids the
- * routing must be in desc (ids, no router) and name the same experts.
+ * P .. P+num_null-1); NULL = the replicas of an expert on active devices take turns in token order.  With
+ * slot_ids the routing must be in desc (ids, no router) and name the same experts.
  * y equals moe_ep_forward bit for bit under every placement (BLAS off).
  * Errors: as moe_ep_forward and moe_ep_rank_forward; ERR_SIZE (tokens_per_rank do not sum to T), ERR_CONFIG (slot_ids
- * and a router), ERR_PLACEMENT (a slot of another expert than the id says), ERR_LOST_EXPERT (an expert with tokens
- * and no slot).  result may be NULL.  O() of moe_ep_forward plus D*D*slots.
+ * and a router), ERR_PLACEMENT and ERR_EXPERT_ID (as moe_ep_validate, of this layer; a slot of another expert than the
+ * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot).  result may be NULL.
+ * O() of moe_ep_forward plus D*D*slots.
  * Example: 4 tokens, ids 3 7 | 1 12 | 3 9 | 7 15 of 16 experts on 4 contiguous ranks, one token on each:
  * 8 rows, 5 moved, the busiest rank has 3. */
 MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, const moe_ep_placement *p,
@@ -3883,20 +3895,36 @@ MOE_EP_API uint64_t moe_ep_rng_below(moe_ep_rng *rng, uint64_t n)
 
 /* ---- which instruction set ------------------------------------------------------------------------- */
 
+#if MOE_EPI_X86
+static moe_ep_isa moe_epi_isa_level(int avx2, int avx512)
+{
+    if (!avx2) return MOE_EP_ISA_PORTABLE;
+    return avx512 ? MOE_EP_ISA_AVX512 : MOE_EP_ISA_AVX2;
+}
+
+/* From ecx of cpuid leaf 1, ebx of leaf 7, and the register states that the system saves (xgetbv). */
+static moe_ep_isa moe_epi_isa_of(unsigned leaf1, unsigned leaf7, unsigned saved)
+{
+    const unsigned fma_f16c_osxsave = (1u << 12) | (1u << 29) | (1u << 27);
+    const unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
+    int avx2 = ((leaf1 & fma_f16c_osxsave) == fma_f16c_osxsave) & ((saved & 6u) == 6u) & ((leaf7 & (1u << 5)) != 0);
+    return moe_epi_isa_level(avx2, ((saved & 0xe6u) == 0xe6u) & ((leaf7 & f_dq_bw_vl) == f_dq_bw_vl));
+}
+#endif
+
 MOE_EP_API moe_ep_isa moe_ep_isa_best(void)
 {
 #if MOE_EPI_X86
-    unsigned a, b, c, d, lo, hi;
-    unsigned fma_f16c_osxsave = (1u << 12) | (1u << 29) | (1u << 27);
-    unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & fma_f16c_osxsave) != fma_f16c_osxsave)
-        return MOE_EP_ISA_PORTABLE;
-    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    (void)hi;
-    if ((lo & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & (1u << 5)))
-        return MOE_EP_ISA_PORTABLE;
-    if ((lo & 0xe6u) == 0xe6u && (b & f_dq_bw_vl) == f_dq_bw_vl) return MOE_EP_ISA_AVX512;
-    return MOE_EP_ISA_AVX2;
+    unsigned a, b = 0, c = 0, d, leaf1, saved = 0, hi;
+    (void)__get_cpuid(1, &a, &b, &c, &d); /* what it does not know stays 0 */
+    leaf1 = c;
+    if (leaf1 & (1u << 27)) {
+        __asm__ volatile("xgetbv" : "=a"(saved), "=d"(hi) : "c"(0));
+        (void)hi;
+    }
+    b = 0;
+    (void)__get_cpuid_count(7, 0, &a, &b, &c, &d);
+    return moe_epi_isa_of(leaf1, b, saved);
 #else
     return MOE_EP_ISA_PORTABLE;
 #endif
@@ -3915,11 +3943,9 @@ MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa)
  * nanoseconds; cpuid itself takes microseconds on a virtual machine, more than a small call lasts. */
 static moe_ep_isa moe_epi_isa_cached(void)
 {
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return MOE_EP_ISA_PORTABLE;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return MOE_EP_ISA_AVX512;
-    return MOE_EP_ISA_AVX2;
+    return moe_epi_isa_level((__builtin_cpu_supports("avx2") != 0) & (__builtin_cpu_supports("fma") != 0),
+                             (__builtin_cpu_supports("avx512f") != 0) & (__builtin_cpu_supports("avx512bw") != 0) &
+                             (__builtin_cpu_supports("avx512vl") != 0) & (__builtin_cpu_supports("avx512dq") != 0));
 }
 #endif
 
@@ -4073,62 +4099,67 @@ static float moe_epi_rt_c_max(const float *x, int32_t n)
     return moe_epi_rt_from_order(max);
 }
 
-/* exp(-a) of 8 numbers a >= 0 within 2 ulp, subnormal results included: Cody-Waite reduction and a
- * polynomial of degree 6 (coefficients of the Cephes library). */
-MOE_EPI_RT_STRICT static void moe_epi_rt_exp8(const float *a, float *out)
+/* exp(-a) of 8 numbers a >= 0 within 2 ulp, subnormal results included: Cody-Waite reduction and a polynomial of
+ * degree 6 (coefficients of the Cephes library).  exp(a), +Inf above 88.72, where up is the sign bit and not 0. */
+MOE_EPI_RT_STRICT static void moe_epi_rt_exp8(const float *a, const uint32_t *up, float *out)
 {
 #ifdef __clang__
 #  pragma clang fp reassociate(off) contract(off)
 #endif
     float p[8], half[8], rest[8];
-    int32_t k[8];
+    int32_t k[8], turned[8];
     uint32_t h[8], r[8];
     int j;
     memcpy(k, a, sizeof k);
     for (j = 0; j < 8; j++) k[j] = k[j] < 0x42d00000 ? k[j] : 0x42d00000; /* 104: exp(-104) is 0 */
     memcpy(p, k, sizeof p);
     for (j = 0; j < 8; j++) {
-        float f, x, q;
+        float f;
         k[j] = (int32_t)(p[j] * 1.44269504f + 0.5f);
         f = (float)k[j];
-        x = (f * 0.693359375f - p[j]) - f * 2.12194440e-4f;
-        q = 1.9875691500e-4f * x + 1.3981999507e-3f;
+        p[j] = (f * 0.693359375f - p[j]) - f * 2.12194440e-4f;
+    }
+    memcpy(r, p, sizeof r);
+    for (j = 0; j < 8; j++) r[j] ^= up[j];
+    memcpy(p, r, sizeof p);
+    for (j = 0; j < 8; j++) {
+        const float x = p[j];
+        float q = 1.9875691500e-4f * x + 1.3981999507e-3f;
         q = q * x + 8.3334519073e-3f;
         q = q * x + 4.1665795894e-2f;
         q = q * x + 1.6666665459e-1f;
         q = q * x + 5.0000001201e-1f;
         p[j] = q * (x * x) + x + 1.0f;
     }
-    for (j = 0; j < 8; j++) h[j] = (uint32_t)(127 - (k[j] >> 1)) << 23;
-    for (j = 0; j < 8; j++) r[j] = (uint32_t)(127 - k[j] + (k[j] >> 1)) << 23;
+    for (j = 0; j < 8; j++) turned[j] = up[j] ? -k[j] : k[j];
+    for (j = 0; j < 8; j++) h[j] = (uint32_t)(127 - (turned[j] >> 1)) << 23;
+    for (j = 0; j < 8; j++) r[j] = (uint32_t)(127 - turned[j] + (turned[j] >> 1)) << 23;
     memcpy(half, h, sizeof half);
     memcpy(rest, r, sizeof rest);
     for (j = 0; j < 8; j++) out[j] = p[j] * half[j] * rest[j];
 }
 
-/* 1 / (1 + exp(-x)) of 8 numbers.  Both branches keep the exponent at or below zero: nothing overflows, and
- * the upper one rounds 1 + exp(-x) to float, so that logits above about 17 all give exactly 1. */
+/* 1 / (1 + exp(-x)) of 8 numbers, each step rounded to float as torch does it: logits above about 17 all give
+ * exactly 1, those below -88.72 exactly 0, where exp(-x) is infinite. */
 static void moe_epi_rt_sigmoid8(const float *x, float *out)
 {
-    float a[8], e[8], top[8];
-    int32_t bits[8], minus[8], upper[8];
+    float a[8], e[8];
+    uint32_t bits[8], minus[8];
     int j;
     memcpy(bits, x, sizeof bits);
-    for (j = 0; j < 8; j++) minus[j] = bits[j] >> 31;
-    for (j = 0; j < 8; j++) bits[j] &= 0x7fffffff;
+    for (j = 0; j < 8; j++) minus[j] = bits[j] & 0x80000000u;
+    for (j = 0; j < 8; j++) bits[j] &= 0x7fffffffu;
     memcpy(a, bits, sizeof a);
-    moe_epi_rt_exp8(a, e);
-    memcpy(upper, e, sizeof upper);
-    for (j = 0; j < 8; j++) upper[j] = (upper[j] & minus[j]) | (0x3f800000 & ~minus[j]);
-    memcpy(top, upper, sizeof top);
-    for (j = 0; j < 8; j++) out[j] = moe_epi_rt_divide(top[j], 1.0f + e[j]);
+    moe_epi_rt_exp8(a, minus, e);
+    for (j = 0; j < 8; j++) out[j] = moe_epi_rt_divide(1.0f, 1.0f + e[j]);
 }
 
 /* Many of them, n a multiple of 8; out may be the input. */
 MOE_EPI_RT_ALONE static void moe_epi_rt_exps(const float *a, int32_t n, float *out)
 {
+    static const uint32_t down[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     int32_t i;
-    for (i = 0; i < n; i += 8) moe_epi_rt_exp8(a + i, out + i);
+    for (i = 0; i < n; i += 8) moe_epi_rt_exp8(a + i, down, out + i);
 }
 
 MOE_EPI_RT_ALONE static void moe_epi_rt_sigmoids(const float *x, int32_t n, float *out)
@@ -5266,9 +5297,9 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_deliver(const uint32_t *from, int32_t K, i
 }
 
 /* moe_epi_rt_exp8 and moe_epi_rt_sigmoid8 once more, step by step. */
-MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exp(__m512 a)
+MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exp(__m512 a, __mmask16 up)
 {
-    const __m512i bias = _mm512_set1_epi32(127);
+    const __m512i bias = _mm512_set1_epi32(127), sign = _mm512_set1_epi32((int)0x80000000u);
     __m512 p = _mm512_castsi512_ps(
         _mm512_maskz_min_epi32(MOE_EPI_RT_ZA, _mm512_castps_si512(a), _mm512_set1_epi32(0x42d00000)));
     __m512i h, k = MOE_EPI_RT_ZINT(
@@ -5276,6 +5307,9 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exp(__m512 a)
     __m512 f = _mm512_maskz_cvtepi32_ps(MOE_EPI_RT_ZA, k), x, q;
     x = MOE_EPI_RT_ZSUB(MOE_EPI_RT_ZMUL(f, MOE_EPI_RT_ZS(0.693359375f)), p);
     x = MOE_EPI_RT_ZSUB(x, MOE_EPI_RT_ZMUL(f, MOE_EPI_RT_ZS(2.12194440e-4f)));
+    h = _mm512_castps_si512(x);
+    x = _mm512_castsi512_ps(_mm512_mask_xor_epi32(h, up, h, sign));
+    k = _mm512_mask_sub_epi32(k, up, _mm512_setzero_si512(), k);
     q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(MOE_EPI_RT_ZS(1.9875691500e-4f), x), MOE_EPI_RT_ZS(1.3981999507e-3f));
     q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, x), MOE_EPI_RT_ZS(8.3334519073e-3f));
     q = MOE_EPI_RT_ZADD(MOE_EPI_RT_ZMUL(q, x), MOE_EPI_RT_ZS(4.1665795894e-2f));
@@ -5293,9 +5327,8 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exact_sigmoid(__m512 x)
     const __m512 one = MOE_EPI_RT_ZS(1.0f);
     const __m512i bits = _mm512_castps_si512(x);
     const __mmask16 minus = _mm512_cmplt_epi32_mask(bits, _mm512_setzero_si512());
-    __m512 e = moe_epi_rt_z_exp(_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff))));
-    return _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, _mm512_mask_blend_ps(minus, one, e),
-                                      MOE_EPI_RT_ZADD(one, e), MOE_EPI_RT_ZR);
+    __m512 e = moe_epi_rt_z_exp(_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff))), minus);
+    return _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, one, MOE_EPI_RT_ZADD(one, e), MOE_EPI_RT_ZR);
 }
 
 /* Rows j and j + 1 of keys, ids and scores change places where the second one comes first. */
@@ -5385,7 +5418,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_weights(const moe_epi_rt_plan *p, moe_epi_
     } else if (chosen || (p->weight == MOE_EP_WEIGHT_SCORE && p->score == MOE_EP_SCORE_SOFTMAX)) {
         const __m512 max = _mm512_load_ps(chosen ? b->x[0] : b->max), sum = _mm512_load_ps(b->sum);
         for (j = 0; j < p->K; j++) {
-            __m512 e = moe_epi_rt_z_exp(MOE_EPI_RT_ZSUB(max, _mm512_load_ps(b->x[j])));
+            __m512 e = moe_epi_rt_z_exp(MOE_EPI_RT_ZSUB(max, _mm512_load_ps(b->x[j])), 0);
             if (!chosen) e = _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, e, sum, MOE_EPI_RT_ZR);
             _mm512_store_ps(b->w[j], e);
         }
@@ -5461,12 +5494,12 @@ static int moe_epi_float_kind(float v)
     return bits == 0xff800000u ? 1 : 2;
 }
 
-/* exp(x) for x <= 0 within 2 ulp, subnormal results included: Cody-Waite reduction and a polynomial of
+/* exp(x) for x <= 88 within 2 ulp, subnormal results included: Cody-Waite reduction and a polynomial of
  * degree 6 (coefficients of the Cephes library).  Written without branches so that it vectorises. */
 static float moe_epi_exp(float x)
 {
     float y = x < -104.0f ? -104.0f : x, f, r, p, half_scale, rest_scale;
-    int32_t n = (int32_t)(y * 1.44269504f - 0.5f), half = n / 2;
+    int32_t n = (int32_t)(y * 1.44269504f + (y < 0.0f ? -0.5f : 0.5f)), half = n / 2;
     uint32_t bits = (uint32_t)(half + 127) << 23, rest = (uint32_t)(n - half + 127) << 23;
     f = (float)n;
     r = (y - f * 0.693359375f) + f * 2.12194440e-4f;
@@ -5481,12 +5514,13 @@ static float moe_epi_exp(float x)
     return p * half_scale * rest_scale;
 }
 
-/* volatile here and in the soft-cap: one scalar call each.  With -ffast-math a compiler may mix vector and
- * scalar versions of a libm function in one loop, and equal logits would no longer tie. */
+/* log(1 + exp(x)) is x above 20, torch's threshold.  volatile here and in the soft-cap: one scalar call each.  With
+ * -ffast-math a compiler may mix vector and scalar versions of a libm function in one loop, and equal logits would
+ * no longer tie. */
 static float moe_epi_sqrt_softplus(float x)
 {
-    volatile float e = moe_epi_exp(x < 0.0f ? x : -x);
-    return sqrtf((x > 0.0f ? x : 0.0f) + log1pf(e));
+    volatile float e = moe_epi_exp(x < 20.0f ? x : 20.0f);
+    return sqrtf(x > 20.0f ? x : log1pf(e));
 }
 
 /* One token on its way through the router.  x and key hold the block of experts that starts at x_at and
@@ -7729,7 +7763,7 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 #define MOE_EPI_LD_EXPERTS 4096
 #define MOE_EPI_LD_CHUNK 64        /* ids checked at once: a fixed count, which every compiler makes vectors of  */
 #define MOE_EPI_LD_BLOCK 1024      /* ids checked ahead of the counting: they are in the first-level cache then */
-#define MOE_EPI_LD_SEGMENT 196608  /* ids counted in 16 bits: a way gets a quarter of them                       */
+#define MOE_EPI_LD_SEGMENT 196608  /* ids counted in 16 bits: a way gets a quarter of each chunk                */
 
 /* Room of an id: -1 becomes 0, expert e becomes e+1, anything else is larger than E. */
 MOE_EPI_LD_INLINE uint32_t moe_epi_ld_id_key(int32_t id) { return (uint32_t)id + 1u; }
@@ -7815,23 +7849,42 @@ static int64_t moe_epi_ld_tally(const int32_t *ids, int64_t n, int64_t *loads)
     return skipped;
 }
 
-/* Counts one chunk.  Four sub-histograms h (4, stride), each beginning with the place of -1, keep equal
- * neighbours apart, which would wait for each other; 16 bits keep them in few cache lines, as a core stores
- * to about one line per cycle. */
+/* Counts one chunk.  Four sub-histograms h (4, stride), each beginning with the place of -1, keep equal ids
+ * apart, which would wait for each other; 16 bits keep them in few cache lines, as a core stores to about one
+ * line per cycle, and four ids in a row go to the same one, because some of them meet in a line. */
 MOE_EPI_LD_INLINE void moe_epi_ld_hist_chunk(const int32_t *ids, uint16_t *h, size_t stride)
 {
     uint16_t *h0 = h + 1, *h1 = h0 + stride, *h2 = h1 + stride, *h3 = h2 + stride;
     int i;
-    for (i = 0; i < MOE_EPI_LD_CHUNK; i += 8, ids += 8) {
+    for (i = 0; i < MOE_EPI_LD_CHUNK; i += 16, ids += 16) {
         h0[ids[0]]++;
-        h1[ids[1]]++;
-        h2[ids[2]]++;
-        h3[ids[3]]++;
-        h0[ids[4]]++;
+        h0[ids[1]]++;
+        h0[ids[2]]++;
+        h0[ids[3]]++;
+        h1[ids[4]]++;
         h1[ids[5]]++;
-        h2[ids[6]]++;
-        h3[ids[7]]++;
+        h1[ids[6]]++;
+        h1[ids[7]]++;
+        h2[ids[8]]++;
+        h2[ids[9]]++;
+        h2[ids[10]]++;
+        h2[ids[11]]++;
+        h3[ids[12]]++;
+        h3[ids[13]]++;
+        h3[ids[14]]++;
+        h3[ids[15]]++;
     }
+}
+
+/* Asks for the cache lines of a chunk. */
+MOE_EPI_LD_INLINE void moe_epi_ld_fetch(const int32_t *ids)
+{
+#if defined(__GNUC__)
+    int i;
+    for (i = 0; i < MOE_EPI_LD_CHUNK; i += 16) __builtin_prefetch(ids + i);
+#else
+    (void)ids;
+#endif
 }
 
 /* Counts n <= MOE_EPI_LD_SEGMENT ids; 0 when a bad one was met, which then was not counted.  While a block is
@@ -7847,6 +7900,7 @@ MOE_EPI_LD_INLINE int moe_epi_ld_hist_loops(const int32_t *ids, int64_t n, int32
         end = whole - i > MOE_EPI_LD_BLOCK ? i + MOE_EPI_LD_BLOCK : whole;
         for (; i < end; i += MOE_EPI_LD_CHUNK) {
             const int64_t ahead = i + MOE_EPI_LD_BLOCK < whole ? i + MOE_EPI_LD_BLOCK : i;
+            moe_epi_ld_fetch(ids + (i + 4 * MOE_EPI_LD_BLOCK < whole ? i + 4 * MOE_EPI_LD_BLOCK : i));
             outside |= moe_epi_ld_outside(ids + ahead, limit);
             moe_epi_ld_hist_chunk(ids + i, h, stride);
         }
@@ -16351,13 +16405,12 @@ static int64_t moe_epi_dp_starts(int64_t *counts, int32_t E)
     return sum;
 }
 
-/* Both maps of n assignments, four at a time; next[-1] counts the rows of the skipped.  Reading four rows before
+/* Both maps of assignments i..n-1, four at a time; next[-1] counts the rows of the skipped.  Reading four rows before
  * writing any is what lets the processor overlap them. */
-static void moe_epi_dp_place_both(const int32_t *ids, int64_t n, uint32_t *next, int32_t *row_to_flat,
+static void moe_epi_dp_place_both(const int32_t *ids, int64_t i, int64_t n, uint32_t *next, int32_t *row_to_flat,
                                   int32_t *flat_to_row)
 {
-    int64_t i;
-    for (i = 0; i + 4 <= n; i += 4) {
+    for (; i + 4 <= n; i += 4) {
         const uint32_t a = next[ids[i]]++, b = next[ids[i + 1]]++, c = next[ids[i + 2]]++, d = next[ids[i + 3]]++;
         flat_to_row[i] = (int32_t)a;
         row_to_flat[a] = (int32_t)i;
@@ -16375,23 +16428,67 @@ static void moe_epi_dp_place_both(const int32_t *ids, int64_t n, uint32_t *next,
     }
 }
 
+/* The same for lists in which one expert is met so often that each of its rows waits for the one before: the two
+ * halves by turns, with next free rows of their own, so that neither waits for the other. */
+static void moe_epi_dp_place_halves(const int32_t *ids, int64_t n, uint32_t *low, uint32_t *high, int32_t *row_to_flat,
+                                    int32_t *flat_to_row)
+{
+    const int64_t half = n / 2;
+    int64_t i, j;
+    for (i = 0, j = half; i + 2 <= half; i += 2, j += 2) {
+        const uint32_t a = low[ids[i]]++, y = high[ids[j]]++, b = low[ids[i + 1]]++, z = high[ids[j + 1]]++;
+        flat_to_row[i] = (int32_t)a;
+        row_to_flat[a] = (int32_t)i;
+        flat_to_row[i + 1] = (int32_t)b;
+        row_to_flat[b] = (int32_t)(i + 1);
+        flat_to_row[j] = (int32_t)y;
+        row_to_flat[y] = (int32_t)j;
+        flat_to_row[j + 1] = (int32_t)z;
+        row_to_flat[z] = (int32_t)(j + 1);
+    }
+    moe_epi_dp_place_both(ids, i, half, low, row_to_flat, flat_to_row);
+    moe_epi_dp_place_both(ids, j, n, high, row_to_flat, flat_to_row);
+}
+
+/* Experts whose rows may wait for each other: places of -1 and of up to MOE_EPI_DP_HALVES of them. */
+#define MOE_EPI_DP_HALVES 1024
+
+/* The second half of the list starts where the first one ends. */
+static void moe_epi_dp_place_hot(const int32_t *ids, int64_t n, int32_t E, uint32_t *next, int32_t *row_to_flat,
+                                 int32_t *flat_to_row)
+{
+    uint32_t high[MOE_EPI_DP_HALVES + 1];
+    int64_t first[MOE_EPI_DP_HALVES], skipped = 0;
+    int32_t e;
+    moe_epi_ld_count(ids, n / 2, E, 0, first, &skipped, "ids", NULL);
+    high[0] = next[0] + (uint32_t)skipped;
+    for (e = 0; e < E; e++) high[e + 1] = next[e + 1] + (uint32_t)first[e];
+    moe_epi_dp_place_halves(ids, n, next + 1, high + 1, row_to_flat, flat_to_row);
+}
+
 /* Both maps when the groups have no padding.  The skipped first get the rows behind the last group, where
  * row_to_flat then tells which they were. */
 static void moe_epi_dp_place_packed(const int32_t *ids, int64_t n, int32_t E, int64_t rows, int64_t *cursor,
                                     int32_t *row_to_flat, int32_t *flat_to_row)
 {
     uint32_t next[MOE_EPI_LD_EXPERTS + 1]; /* 32 bits and on the stack: they stay in the first-level cache */
-    int64_t row;
+    int64_t row, stop, most = n - rows;
     int32_t e;
     next[0] = (uint32_t)rows;
-    for (e = 0; e < E; e++) next[e + 1] = (uint32_t)cursor[e];
-    moe_epi_dp_place_both(ids, n, next + 1, row_to_flat, flat_to_row);
-    for (e = 0; e < E; e++) cursor[e] = (int64_t)next[e + 1];
+    for (e = 0; e < E; e++) {
+        stop = e + 1 < E ? cursor[e + 1] : rows;
+        next[e + 1] = (uint32_t)cursor[e];
+        most = stop - cursor[e] > most ? stop - cursor[e] : most;
+        cursor[e] = stop;
+    }
+    if (most > n / 6 && E <= MOE_EPI_DP_HALVES) moe_epi_dp_place_hot(ids, n, E, next, row_to_flat, flat_to_row);
+    else moe_epi_dp_place_both(ids, 0, n, next + 1, row_to_flat, flat_to_row);
     for (row = rows; row < n; row++) {
         flat_to_row[row_to_flat[row]] = -1;
         row_to_flat[row] = -1;
     }
 }
+#undef MOE_EPI_DP_HALVES
 
 /* Gives every assignment the next row of its expert; cursor (E) moves from starts to ends.  Either map may be
  * NULL.  rows: their number when row_to_flat is packed and n long, so that what is behind them becomes -1. */
@@ -17826,8 +17923,7 @@ enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_
        MOE_EPI_MACHINES };
 
 /* name, source, devices per node, memory, memory/s, FLOP/s {bf16, fp8, fp4}, GEMM {t0, mem, flop, p, tile, expert},
- * links {alpha, intra, inter, p, alpha_in_norm, row, peer, alpha_p}: low-latency dispatch, combine, normal dispatch,
- * combine. */
+ * links (alpha, intra, inter, p, alpha_in_norm): low-latency dispatch, combine, normal dispatch, combine. */
 static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
     {"h100",
      "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; "
@@ -17850,29 +17946,31 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
      "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); "
      "vendor FLOP/s"}};
 
+#define MOE_EPI_LINK(alpha, intra, inter, p, in_norm) {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
     {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
-     {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0}, {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0},
-     {36e-6, 290e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 290e9, 46e9, 2, 0, 0, 0, 0}},
+     MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
+     MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
     {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
-     {38e-6, 160e9, 48e9, 0, 0, 0, 0, 0}, {38e-6, 160e9, 48e9, 0, 0, 0, 0, 0},
-     {36e-6, 145e9, 44e9, 0, 0, 0, 0, 0}, {54e-6, 145e9, 44e9, 0, 0, 0, 0, 0}},
+     MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
+     MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
     {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0},
-     {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0}, {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0},
-     {36e-6, 290e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 290e9, 46e9, 2, 0, 0, 0, 0}},
+     MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
+     MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
     {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
-     {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0}, {22e-6, 250e9, 48e9, 0, 0, 0, 0, 0},
-     {36e-6, 290e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 290e9, 46e9, 2, 0, 0, 0, 0}},
+     MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
+     MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
     {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0},
-     {12e-6, 460e9, 48e9, 0, 0, 0, 0, 0}, {12e-6, 460e9, 48e9, 0, 0, 0, 0, 0},
-     {36e-6, 460e9, 46e9, 2, 0, 0, 0, 0}, {54e-6, 460e9, 46e9, 2, 0, 0, 0, 0}},
+     MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0), MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0),
+     MOE_EPI_LINK(36e-6, 460e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 460e9, 46e9, 2, 0)},
     {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0},
-     {17e-6, 695e9, 48e9, 0, 0, 0, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1, 0, 0, 0},
-     {17e-6, 695e9, 48e9, 0, 0, 0, 0, 0}, {31.5e-6, 635e9, 48e9, 1.5, 1, 0, 0, 0}},
+     MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1),
+     MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1)},
     {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0},
-     {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0}, {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0},
-     {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0}, {20e-6, 16e9, 16e9, 0, 0, 0, 0, 0}}
+     MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0),
+     MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0)}
 };
+#undef MOE_EPI_LINK
 
 /* clang-format on */
 
@@ -18143,6 +18241,11 @@ static moe_ep_status moe_epi_check_link(const moe_ep_link *l, moe_ep_error *err)
     MOE_EPI_TRY(moe_epi_amount(l->row_s, "link.row_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->peer_s, "link.peer_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->alpha_p, "link.alpha_p", err));
+    MOE_EPI_TRY(moe_epi_amount(l->row_byte_s, "link.row_byte_s", err));
+    MOE_EPI_TRY(moe_epi_amount(l->pair_Bps, "link.pair_Bps", err));
+    MOE_EPI_TRY(moe_epi_amount(l->crowd_s, "link.crowd_s", err));
+    MOE_EPI_TRY(moe_epi_amount(l->short_s, "link.short_s", err));
+    MOE_EPI_TRY(moe_epi_amount(l->short_Bps, "link.short_Bps", err));
     if (l->alpha_p > 0.0 && l->alpha_p < 0.25)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.alpha_p",
                             "must be 0 (the sum) or at least 0.25", -1, l->alpha_p);
@@ -18799,15 +18902,57 @@ MOE_EP_API double moe_ep_comm_time(double bytes, double alpha_s, double bytes_pe
     return seconds;
 }
 
+/* One phase with the divisions done: seconds per unit (a byte or a row), and what does not depend on how much moves. */
+typedef struct moe_epi_wire {
+    double alpha_s, extra_s;         /* extra: peers and the handling of one row */
+    double intra_s, inter_s, pair_s; /* per unit */
+    double row_s;                    /* per row */
+    double short_alpha_s, short_unit_s;
+    double p, alpha_p;
+    int32_t alpha_in_norm;
+} moe_epi_wire;
+
+static double moe_epi_per(double amount, double per_second)
+{
+    return per_second > 0.0 ? amount / per_second : 0.0;
+}
+
+/* unit: bytes that intra and inter of moe_epi_wire_seconds count. */
+static moe_epi_wire moe_epi_wire_of(const moe_ep_link *l, double unit, double row_bytes, double peers)
+{
+    double share = peers > 2.0 ? unit / (peers - 1.0) : unit;
+    moe_epi_wire w;
+    w.alpha_s = l->alpha_s;
+    w.extra_s = peers * l->peer_s + (l->row_byte_s > 0.0 ? row_bytes * l->row_byte_s : 0.0);
+    w.intra_s = moe_epi_per(unit, l->intra_Bps);
+    w.inter_s = moe_epi_per(unit, l->inter_Bps) + unit * peers * l->crowd_s;
+    w.pair_s = moe_epi_per(share, l->pair_Bps);
+    w.row_s = l->row_s;
+    w.short_alpha_s = l->short_s;
+    w.short_unit_s = moe_epi_per(share, l->short_Bps);
+    w.p = l->p;
+    w.alpha_p = l->alpha_p;
+    w.alpha_in_norm = l->alpha_in_norm;
+    return w;
+}
+
+static double moe_epi_wire_seconds(const moe_epi_wire *w, double intra, double inter, double rows)
+{
+    double extra = w->extra_s + rows * w->row_s, shorter, seconds;
+    double moved = moe_epi_pnorm(inter * w->inter_s, intra * w->intra_s, w->p) + (intra + inter) * w->pair_s;
+    seconds = w->alpha_in_norm ? moe_epi_pnorm(w->alpha_s + extra, moved, w->p)
+                               : moe_epi_bend(w->alpha_s + extra, moved, w->alpha_p);
+    if (!(w->short_alpha_s > 0.0)) return seconds;
+    shorter = w->short_alpha_s + extra + (intra + inter) * w->short_unit_s;
+    return shorter < seconds ? shorter : seconds;
+}
+
 static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, double inter_bytes,
                                    double rows, double peers)
 {
-    double fixed = l->alpha_s + rows * l->row_s + peers * l->peer_s;
-    double intra = l->intra_Bps > 0.0 ? intra_bytes / l->intra_Bps : 0.0;
-    double inter = l->inter_Bps > 0.0 ? inter_bytes / l->inter_Bps : 0.0;
-    double moved = moe_epi_pnorm(inter, intra, l->p);
-    if (l->alpha_in_norm) return moe_epi_pnorm(fixed, moved, l->p);
-    return moe_epi_bend(fixed, moved, l->alpha_p);
+    double row_bytes = rows > 0.0 ? (intra_bytes + inter_bytes) / rows : 0.0;
+    moe_epi_wire w = moe_epi_wire_of(l, 1.0, row_bytes, peers);
+    return moe_epi_wire_seconds(&w, intra_bytes, inter_bytes, rows);
 }
 
 MOE_EP_API double moe_ep_link_time_rows(const moe_ep_link *link, double intra_bytes,
@@ -18980,13 +19125,11 @@ static moe_epi_volume moe_epi_volume_back(moe_epi_volume v)
     return b;
 }
 
-static double moe_epi_volume_time(const moe_ep_link *l, const moe_epi_volume *v, double row_bytes,
-                                  double peers)
+static double moe_epi_wire_time(const moe_epi_wire *w, const moe_epi_volume *v)
 {
-    return moe_epi_link_seconds(
-        l, moe_epi_larger(v->out_intra, v->in_intra) * row_bytes,
-        moe_epi_larger(v->out_inter, v->in_inter) * row_bytes,
-        moe_epi_larger(v->out_intra + v->out_inter, v->in_intra + v->in_inter), peers);
+    return moe_epi_wire_seconds(
+        w, moe_epi_larger(v->out_intra, v->in_intra), moe_epi_larger(v->out_inter, v->in_inter),
+        moe_epi_larger(v->out_intra + v->out_inter, v->in_intra + v->in_inter));
 }
 
 MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices,
@@ -18994,6 +19137,7 @@ MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device
 {
     moe_epi_net net;
     moe_epi_volume v;
+    moe_epi_wire wire;
     double slowest = 0.0, seconds, most, peers;
     int32_t r;
     moe_epi_ok(err);
@@ -19015,13 +19159,13 @@ MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device
     MOE_EPI_TRY(moe_epi_fits(most, "row_bytes", err));
     MOE_EPI_TRY(moe_epi_at_least(desc->num_peers, 0, "num_peers", err));
     peers = (double)(desc->num_peers > 0 ? desc->num_peers : net.D);
-    MOE_EPI_TRY(moe_epi_fits(
-        moe_epi_link_seconds(&desc->link, most, most, (double)(INT64_MAX / 8), peers), "link",
-        err));
+    wire = moe_epi_wire_of(&desc->link, desc->row_bytes, desc->row_bytes, peers);
+    most = (double)(INT64_MAX / 8);
+    MOE_EPI_TRY(moe_epi_fits(moe_epi_wire_seconds(&wire, most, most, most), "link", err));
     for (r = 0; r < net.D; r++) {
         v = moe_epi_volume_counted(&net, r);
         if (desc->reverse) v = moe_epi_volume_back(v);
-        seconds = net.D > 1 ? moe_epi_volume_time(&desc->link, &v, desc->row_bytes, peers) : 0.0;
+        seconds = net.D > 1 ? moe_epi_wire_time(&wire, &v) : 0.0;
         if (seconds > slowest) slowest = seconds;
         if (!devices) continue;
         devices[r].out_intra = v.out_intra * desc->row_bytes;
@@ -19095,38 +19239,6 @@ MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *fi
     seconds = moe_epi_compose(overlap, first, second ? second : first, microbatch_s);
     MOE_EPI_TRY(moe_epi_fits(seconds, "first", err));
     return seconds;
-}
-
-/* One phase of one row format, divisions done. */
-typedef struct moe_epi_wire {
-    double fixed_s, intra_s, inter_s, row_s; /* alpha and peers; per row */
-    double p, alpha_p;
-    int32_t alpha_in_norm;
-} moe_epi_wire;
-
-static moe_epi_wire moe_epi_wire_of(const moe_ep_link *l, double row_bytes, double peers)
-{
-    moe_epi_wire w;
-    w.fixed_s = l->alpha_s + peers * l->peer_s;
-    w.intra_s = l->intra_Bps > 0.0 ? row_bytes / l->intra_Bps : 0.0;
-    w.inter_s = l->inter_Bps > 0.0 ? row_bytes / l->inter_Bps : 0.0;
-    w.row_s = l->row_s;
-    w.p = l->p;
-    w.alpha_p = l->alpha_p;
-    w.alpha_in_norm = l->alpha_in_norm;
-    return w;
-}
-
-static double moe_epi_wire_time(const moe_epi_wire *w, const moe_epi_volume *v)
-{
-    double intra = moe_epi_larger(v->out_intra, v->in_intra);
-    double inter = moe_epi_larger(v->out_inter, v->in_inter);
-    double moved = moe_epi_pnorm(inter * w->inter_s, intra * w->intra_s, w->p);
-    double fixed =
-        w->fixed_s +
-        w->row_s * moe_epi_larger(v->out_intra + v->out_inter, v->in_intra + v->in_inter);
-    if (w->alpha_in_norm) return moe_epi_pnorm(fixed, moved, w->p);
-    return moe_epi_bend(fixed, moved, w->alpha_p);
 }
 
 /* A checked layer, ready to be evaluated for the whole batch or one of its halves. */
@@ -19277,10 +19389,10 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
     y->experts = moe_epi_experts_of(d->model, d->machine, (double)d->model->inter);
     y->dispatch = moe_epi_wire_of(
         d->high_throughput ? &d->machine->normal_dispatch : &d->machine->ll_dispatch,
-        y->dispatch_row, peers);
+        y->dispatch_row, y->dispatch_row, peers);
     y->combine =
         moe_epi_wire_of(d->high_throughput ? &d->machine->normal_combine : &d->machine->ll_combine,
-                        y->combine_row, peers);
+                        y->combine_row, y->combine_row, peers);
     return MOE_EP_OK;
 }
 
@@ -19867,18 +19979,35 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
   } while (0)
 
 /* A measured row, reduced to the numbers its time depends on, and the logarithm of that time. */
-enum { MOE_EPI_FIT_INPUTS = 6, MOE_EPI_FIT_CONSTANTS = 5 };
+enum { MOE_EPI_FIT_INPUTS = 6, MOE_EPI_FIT_CONSTANTS = 11 };
 typedef struct moe_epi_fit_row {
     double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products;
-                                     links: intra, inter bytes, rows, peers                     */
+                                     links: intra, inter bytes, rows, peers, bytes of one row   */
     double log_s;
 } moe_epi_fit_row;
+
+/* Places of the constants: of experts the first four, of a link all. */
+enum { MOE_EPI_FIT_T0, MOE_EPI_FIT_BYTE, MOE_EPI_FIT_FLOP, MOE_EPI_FIT_EXPERT };
+enum {
+    MOE_EPI_FIT_ALPHA,
+    MOE_EPI_FIT_INTRA,
+    MOE_EPI_FIT_INTER,
+    MOE_EPI_FIT_ROW,
+    MOE_EPI_FIT_PEER,
+    MOE_EPI_FIT_BEND,
+    MOE_EPI_FIT_ROW_BYTE,
+    MOE_EPI_FIT_PAIR,
+    MOE_EPI_FIT_CROWD,
+    MOE_EPI_FIT_SHORT, /* latency of the short protocol as a share of alpha */
+    MOE_EPI_FIT_SHORT_BYTE
+};
 
 /* Constants as logarithms, with their pull: (c - mean)^2 / (2 sd^2); sd 0 = not fitted. */
 typedef struct moe_epi_fit {
     double c[MOE_EPI_FIT_CONSTANTS], mean[MOE_EPI_FIT_CONSTANTS], sd[MOE_EPI_FIT_CONSTANTS];
-    double p, alpha_p; /* 0 = the maximum, alpha_p 0 = the sum */
+    double p; /* 0 = the maximum */
     int alpha_in_norm, is_link;
+    int doubts, redescends; /* doubts: some rows may be plainly wrong; redescends: now counted so */
     const moe_epi_fit_row *rows;
     int64_t n;
 } moe_epi_fit;
@@ -19891,20 +20020,34 @@ static double moe_epi_fit_value(const moe_epi_fit *f, int i)
     return exp(f->c[i] > 650.0 ? 650.0 : f->c[i] < -650.0 ? -650.0 : f->c[i]);
 }
 
-/* Constants of experts: t0, seconds per byte, seconds per FLOP, seconds per expert. */
 static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
 {
-    return r->x[5] * v[0] + r->x[4] * v[3] + moe_epi_pnorm(r->x[0] * v[1], r->x[1] * v[2], f->p) +
-           moe_epi_pnorm(r->x[2] * v[1], r->x[3] * v[2], f->p);
+    return r->x[5] * v[MOE_EPI_FIT_T0] + r->x[4] * v[MOE_EPI_FIT_EXPERT] +
+           moe_epi_pnorm(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p) +
+           moe_epi_pnorm(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p);
 }
 
-/* Constants of a link: alpha, seconds per intra byte, per inter byte, per row, per peer. */
+static double moe_epi_fit_between(double v, double low, double high)
+{
+    return v < low ? low : v > high ? high : v;
+}
+
 static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
 {
-    double fixed = v[0] + r->x[2] * v[3] + r->x[3] * v[4];
-    double moved = moe_epi_pnorm(r->x[1] * v[2], r->x[0] * v[1], f->p);
-    if (f->alpha_in_norm) return moe_epi_pnorm(fixed, moved, f->p);
-    return moe_epi_bend(fixed, moved, f->alpha_p);
+    double share = r->x[3] > 2.0 ? 1.0 / (r->x[3] - 1.0) : 1.0;
+    moe_epi_wire w;
+    w.alpha_s = v[MOE_EPI_FIT_ALPHA];
+    w.extra_s = r->x[3] * v[MOE_EPI_FIT_PEER] + r->x[4] * v[MOE_EPI_FIT_ROW_BYTE];
+    w.intra_s = v[MOE_EPI_FIT_INTRA];
+    w.inter_s = v[MOE_EPI_FIT_INTER] + r->x[3] * v[MOE_EPI_FIT_CROWD];
+    w.pair_s = share * v[MOE_EPI_FIT_PAIR];
+    w.row_s = v[MOE_EPI_FIT_ROW];
+    w.short_alpha_s = v[MOE_EPI_FIT_SHORT] * v[MOE_EPI_FIT_ALPHA];
+    w.short_unit_s = share * v[MOE_EPI_FIT_SHORT_BYTE];
+    w.p = f->p;
+    w.alpha_p = moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0);
+    w.alpha_in_norm = f->alpha_in_norm;
+    return moe_epi_wire_seconds(&w, r->x[0], r->x[1], r->x[2]);
 }
 
 /* log(model / measured) of a row. */
@@ -19920,8 +20063,19 @@ static void moe_epi_fit_values(const moe_epi_fit *f, double *v)
     for (i = 0; i < MOE_EPI_FIT_CONSTANTS; i++) v[i] = moe_epi_fit_value(f, i);
 }
 
-/* An error of 5 % is where a row stops counting by its square and starts counting by its size. */
+/* An error of 5 % is where a row stops counting by its square.  First it then counts by its size, which has one least
+ * sum to find; from there on by its logarithm (beyond 10 %), so that a row that is off tenfold hardly pulls at all. */
 #define MOE_EPI_FIT_KNEE 0.05
+#define MOE_EPI_FIT_SOFT 2.0
+
+/* What an error costs, and the weight of its square in the equations. */
+static double moe_epi_fit_cost(const moe_epi_fit *f, double e, double *weight)
+{
+    const double soft = MOE_EPI_FIT_SOFT * MOE_EPI_FIT_SOFT;
+    double z = e / MOE_EPI_FIT_KNEE, root = sqrt(1.0 + z * z), unit = MOE_EPI_FIT_KNEE * MOE_EPI_FIT_KNEE;
+    *weight = f->redescends ? 1.0 / (unit * (1.0 + z * z / soft)) : 1.0 / (unit * root);
+    return f->redescends ? 0.5 * soft * log(1.0 + z * z / soft) : root - 1.0;
+}
 
 static double moe_epi_fit_loss(const moe_epi_fit *f)
 {
@@ -19934,10 +20088,7 @@ static double moe_epi_fit_loss(const moe_epi_fit *f)
         e = (f->c[k] - f->mean[k]) / f->sd[k];
         loss += 0.5 * e * e;
     }
-    for (i = 0; i < f->n; i++) {
-        e = moe_epi_fit_miss(f, v, &f->rows[i]) / MOE_EPI_FIT_KNEE;
-        loss += sqrt(1.0 + e * e) - 1.0;
-    }
+    for (i = 0; i < f->n; i++) loss += moe_epi_fit_cost(f, moe_epi_fit_miss(f, v, &f->rows[i]), &e);
     return loss;
 }
 
@@ -19971,8 +20122,7 @@ static void moe_epi_fit_assemble(const moe_epi_fit *f, moe_epi_fit_system *s)
             slope[a] = (moe_epi_fit_miss(f, v, &f->rows[i]) - e) / step;
             v[s->index[a]] = kept;
         }
-        z = e / MOE_EPI_FIT_KNEE;
-        w = 1.0 / (MOE_EPI_FIT_KNEE * MOE_EPI_FIT_KNEE * sqrt(1.0 + z * z));
+        (void)moe_epi_fit_cost(f, e, &w);
         for (a = 0; a < s->m; a++) {
             for (b = 0; b < s->m; b++) s->a[a][b] += w * slope[a] * slope[b];
             s->a[a][s->m] -= w * slope[a] * e;
@@ -19999,13 +20149,12 @@ static void moe_epi_fit_solve(const moe_epi_fit_system *s, double lambda, double
     }
 }
 
-/* Levenberg-Marquardt from the means; returns the loss reached.  No step changes a constant more than e-fold. */
-static double moe_epi_fit_run(moe_epi_fit *f)
+/* Levenberg-Marquardt from where f is; returns the loss reached.  No step changes a constant more than e-fold. */
+static double moe_epi_fit_descend(moe_epi_fit *f)
 {
     moe_epi_fit_system s;
     double x[MOE_EPI_FIT_CONSTANTS], kept[MOE_EPI_FIT_CONSTANTS], lambda = 1e-2, best, loss, gain = 1.0;
     int round, tries, k;
-    memcpy(f->c, f->mean, sizeof f->c);
     best = moe_epi_fit_loss(f);
     for (round = 0; round < 40 && gain > 1e-7 * (1.0 + best); round++) {
         moe_epi_fit_assemble(f, &s);
@@ -20031,30 +20180,33 @@ static double moe_epi_fit_run(moe_epi_fit *f)
     return best;
 }
 
-/* How the norms are tried: the one of start first, others must be better by more than a constant is worth. */
-static double moe_epi_fit_norms(moe_epi_fit *f, double p, double alpha_p)
+static double moe_epi_fit_run(moe_epi_fit *f)
+{
+    double loss;
+    memcpy(f->c, f->mean, sizeof f->c);
+    f->redescends = 0;
+    loss = moe_epi_fit_descend(f);
+    if (!f->doubts) return loss;
+    f->redescends = 1;
+    return moe_epi_fit_descend(f);
+}
+
+/* Fits with every norm: the one of f first, others must be better by more than a constant is worth. */
+static double moe_epi_fit_norms(moe_epi_fit *f)
 {
     static const double norms[6] = {0.0, 1.0, 1.5, 2.0, 3.0, 6.0};
-    static const double bends[6] = {0.0, 0.5, 0.7, 1.5, 2.0, 4.0};
-    moe_epi_fit best, now = *f;
-    double loss, least;
-    int i, j, last = f->is_link ? 6 : 1;
-    now.p = p;
-    now.alpha_p = alpha_p;
-    least = moe_epi_fit_run(&now);
-    best = now;
-    for (i = 0; i < 6; i++)
-        for (j = 0; j < last; j++) {
-            now = *f;
-            now.p = norms[i];
-            now.alpha_p = bends[j];
-            now.alpha_in_norm = 0;
-            loss = moe_epi_fit_run(&now) + 1.0;
-            if (loss < least) {
-                least = loss;
-                best = now;
-            }
-        }
+    moe_epi_fit best = *f, now;
+    double loss, least = moe_epi_fit_run(&best);
+    int i;
+    for (i = 0; i < 6; i++) {
+        now = *f;
+        now.p = norms[i];
+        now.alpha_in_norm = 0;
+        loss = moe_epi_fit_run(&now) + 1.0;
+        if (!(loss < least)) continue;
+        least = loss;
+        best = now;
+    }
     *f = best;
     return least;
 }
@@ -20151,6 +20303,7 @@ static moe_ep_status moe_epi_fit_link_row(const moe_ep_link_row *r, int64_t i, m
         out->x[1] = r->inter_bytes;
         out->x[2] = r->rows;
         out->x[3] = r->peers;
+        out->x[4] = r->rows > 0.0 ? (r->intra_bytes + r->inter_bytes) / r->rows : 0.0;
         return MOE_EP_OK;
     }
     MOE_EPI_TRY(moe_ep_comm_bytes(r->comm, &c, err));
@@ -20159,6 +20312,7 @@ static moe_ep_status moe_epi_fit_link_row(const moe_ep_link_row *r, int64_t i, m
     out->x[1] = combine ? c.combine_inter_bytes : c.dispatch_inter_bytes;
     out->x[2] = c.intra_rows + c.inter_rows;
     out->x[3] = (double)(pair ? r->comm->num_experts : r->comm->num_devices);
+    out->x[4] = (double)(combine ? c.combine_row_bytes : c.dispatch_row_bytes);
     return MOE_EP_OK;
 }
 
@@ -20196,22 +20350,36 @@ static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_e
     double memory = m->memory_Bps * moe_epi_or(m->gemm.mem_eff, 1.0);
     double flops = m->flops[math] * moe_epi_or(m->gemm.flop_eff, 1.0);
     f->is_link = f->alpha_in_norm = 0;
-    moe_epi_fit_constant(f, 0, m->gemm.t0_s, 1e-5, 1.0, 1);
-    moe_epi_fit_constant(f, 1, moe_epi_inverse(memory), 1.0, 0.4, m->memory_Bps > 0.0);
-    moe_epi_fit_constant(f, 2, moe_epi_inverse(flops), 1.0, 0.5, m->flops[math] > 0.0);
-    moe_epi_fit_constant(f, 3, m->gemm.expert_s, 3e-7, 2.0, 1);
-    moe_epi_fit_constant(f, 4, 0.0, 1.0, 0.0, 0);
+    f->p = m->gemm.p;
+    int i;
+    moe_epi_fit_constant(f, MOE_EPI_FIT_T0, m->gemm.t0_s, 1e-5, 1.0, 1);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_BYTE, moe_epi_inverse(memory), 1.0, 0.4, m->memory_Bps > 0.0);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_FLOP, moe_epi_inverse(flops), 1.0, 0.5, m->flops[math] > 0.0);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_EXPERT, m->gemm.expert_s, 3e-7, 2.0, 1);
+    for (i = MOE_EPI_FIT_EXPERT + 1; i < MOE_EPI_FIT_CONSTANTS; i++)
+        moe_epi_fit_constant(f, i, 0.0, 1.0, 0.0, 0);
 }
 
-static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l)
+/* with_short: a second protocol is fitted, too. */
+static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l, int with_short)
 {
+    int inter = moe_epi_fit_shows(f, 1), rows = moe_epi_fit_shows(f, 2), peers = moe_epi_fit_shows(f, 3);
+    double share = l->alpha_s > 0.0 ? l->short_s / l->alpha_s : 0.0;
     f->is_link = 1;
     f->alpha_in_norm = l->alpha_in_norm;
-    moe_epi_fit_constant(f, 0, l->alpha_s, 2e-5, 1.0, 1);
-    moe_epi_fit_constant(f, 1, moe_epi_inverse(l->intra_Bps), 1e-11, 0.7, moe_epi_fit_shows(f, 0));
-    moe_epi_fit_constant(f, 2, moe_epi_inverse(l->inter_Bps), 2e-11, 0.5, moe_epi_fit_shows(f, 1));
-    moe_epi_fit_constant(f, 3, l->row_s, 1e-9, 2.0, moe_epi_fit_shows(f, 2));
-    moe_epi_fit_constant(f, 4, l->peer_s, 2e-8, 2.0, moe_epi_fit_shows(f, 3));
+    f->p = l->p;
+    moe_epi_fit_constant(f, MOE_EPI_FIT_ALPHA, l->alpha_s, 2e-5, 1.0, 1);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_INTRA, moe_epi_inverse(l->intra_Bps), 1e-11, 0.7, moe_epi_fit_shows(f, 0));
+    moe_epi_fit_constant(f, MOE_EPI_FIT_INTER, moe_epi_inverse(l->inter_Bps), 2e-11, 0.5, inter);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_ROW, l->row_s, 1e-9, 2.0, rows);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_PEER, l->peer_s, 2e-8, 2.0, peers);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_BEND, l->alpha_p, 1.0, 0.5, 1);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_ROW_BYTE, l->row_byte_s, 1e-10, 2.0, rows);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_PAIR, moe_epi_inverse(l->pair_Bps), 3e-13, 2.0, peers);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_CROWD, l->crowd_s, 3e-14, 2.0, inter && peers);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT, with_short ? share : 0.0, 0.55, 0.4, with_short);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT_BYTE, with_short ? moe_epi_inverse(l->short_Bps) : 0.0, 1.5e-10, 0.5,
+                         with_short);
 }
 
 /* Share of a peak that this many seconds per unit are; a number even where the peak is absurd. */
@@ -20223,24 +20391,36 @@ static double moe_epi_fit_share(double seconds, double peak)
 
 static void moe_epi_fit_close_gemm(const moe_epi_fit *f, moe_ep_math math, int32_t tile, moe_ep_machine *m)
 {
-    m->gemm.t0_s = moe_epi_fit_value(f, 0);
-    if (f->sd[1] > 0.0) m->gemm.mem_eff = moe_epi_fit_share(moe_epi_fit_value(f, 1), m->memory_Bps);
-    if (f->sd[2] > 0.0) m->gemm.flop_eff = moe_epi_fit_share(moe_epi_fit_value(f, 2), m->flops[math]);
-    m->gemm.expert_s = moe_epi_fit_value(f, 3);
+    double byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_BYTE), flop_s = moe_epi_fit_value(f, MOE_EPI_FIT_FLOP);
+    m->gemm.t0_s = moe_epi_fit_value(f, MOE_EPI_FIT_T0);
+    if (f->sd[MOE_EPI_FIT_BYTE] > 0.0) m->gemm.mem_eff = moe_epi_fit_share(byte_s, m->memory_Bps);
+    if (f->sd[MOE_EPI_FIT_FLOP] > 0.0) m->gemm.flop_eff = moe_epi_fit_share(flop_s, m->flops[math]);
+    m->gemm.expert_s = moe_epi_fit_value(f, MOE_EPI_FIT_EXPERT);
     m->gemm.p = f->p;
     m->gemm.tile = tile;
 }
 
+/* Bytes per second from fitted seconds per byte; what no row shows stays. */
+static void moe_epi_fit_rate(const moe_epi_fit *f, int i, double *Bps)
+{
+    if (f->sd[i] > 0.0) *Bps = 1.0 / moe_epi_fit_value(f, i);
+}
+
 static void moe_epi_fit_close_link(const moe_epi_fit *f, moe_ep_link *l)
 {
-    l->alpha_s = moe_epi_fit_value(f, 0);
-    if (f->sd[1] > 0.0) l->intra_Bps = 1.0 / moe_epi_fit_value(f, 1);
-    if (f->sd[2] > 0.0) l->inter_Bps = 1.0 / moe_epi_fit_value(f, 2);
-    l->row_s = moe_epi_fit_value(f, 3);
-    l->peer_s = moe_epi_fit_value(f, 4);
+    l->alpha_s = moe_epi_fit_value(f, MOE_EPI_FIT_ALPHA);
+    moe_epi_fit_rate(f, MOE_EPI_FIT_INTRA, &l->intra_Bps);
+    moe_epi_fit_rate(f, MOE_EPI_FIT_INTER, &l->inter_Bps);
+    moe_epi_fit_rate(f, MOE_EPI_FIT_PAIR, &l->pair_Bps);
+    l->row_s = moe_epi_fit_value(f, MOE_EPI_FIT_ROW);
+    l->peer_s = moe_epi_fit_value(f, MOE_EPI_FIT_PEER);
+    l->row_byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_ROW_BYTE);
+    l->crowd_s = moe_epi_fit_value(f, MOE_EPI_FIT_CROWD);
+    l->short_s = moe_epi_fit_value(f, MOE_EPI_FIT_SHORT) * l->alpha_s;
+    l->short_Bps = moe_epi_inverse(moe_epi_fit_value(f, MOE_EPI_FIT_SHORT_BYTE));
     l->p = f->p;
     l->alpha_in_norm = f->alpha_in_norm;
-    l->alpha_p = f->alpha_p;
+    if (!f->alpha_in_norm) l->alpha_p = moe_epi_fit_between(moe_epi_fit_value(f, MOE_EPI_FIT_BEND), 0.25, 16.0);
 }
 
 /* ---- what is left --------------------------------------------------------------------------------------- */
@@ -20339,6 +20519,17 @@ static void moe_epi_fit_as_given(moe_epi_fit *f, int i, double given)
     if (!(given > 0.0)) f->c[i] = MOE_EPI_FIT_NOTHING;
 }
 
+/* Whether a row is off more than twofold. */
+static int moe_epi_fit_odd(const moe_epi_fit *f)
+{
+    double v[MOE_EPI_FIT_CONSTANTS];
+    int64_t i;
+    moe_epi_fit_values(f, v);
+    for (i = 0; i < f->n; i++)
+        if (fabs(moe_epi_fit_miss(f, v, &f->rows[i])) > 0.7) return 1;
+    return 0;
+}
+
 static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_room *room, moe_ep_machine *m,
                              moe_ep_fit_error *left, double *errors)
 {
@@ -20349,22 +20540,24 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
     int32_t tile = g->tile;
     int i;
     memset(&f, 0, sizeof f);
-    memset(&best, 0, sizeof best);
     f.rows = room->rows;
     f.n = d->num_experts;
     for (i = 0; i < f.n; i++) room->which[i] = i;
     moe_epi_fit_load_experts(d, tile, room);
     moe_epi_fit_open_gemm(&f, d->start, d->model->math);
-    f.p = g->p;
-    moe_epi_fit_as_given(&f, 0, g->t0_s);
-    moe_epi_fit_as_given(&f, 3, g->expert_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_T0, g->t0_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_EXPERT, g->expert_s);
     before = moe_epi_fit_before(&f, room->work);
+    best = f;
+    moe_epi_fit_open_gemm(&best, d->start, d->model->math);
+    (void)moe_epi_fit_norms(&best);
+    f.doubts = moe_epi_fit_odd(&best);
     for (i = 0; i < (d->keep_tile ? 1 : 6); i++) {
         int32_t now = i == 0 ? g->tile : tiles[i];
         if (i > 0 && now == g->tile) continue;
         moe_epi_fit_load_experts(d, now, room);
         moe_epi_fit_open_gemm(&f, d->start, d->model->math);
-        loss = moe_epi_fit_norms(&f, g->p, 0.0) + (i > 0 ? 2.0 : 0.0);
+        loss = moe_epi_fit_norms(&f) + (i > 0 ? 2.0 : 0.0);
         if (i > 0 && !(loss < least)) continue;
         least = loss;
         tile = now;
@@ -20378,24 +20571,34 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
 static void moe_epi_fit_phase(const moe_ep_link *start, int64_t n, const moe_epi_fit_room *room, moe_ep_link *link,
                               moe_ep_fit_error *left, double *errors)
 {
-    moe_epi_fit f;
-    double before;
+    int given = start->short_s > 0.0, other;
+    moe_epi_fit f, best;
+    double before, least, loss;
     memset(&f, 0, sizeof f);
     f.rows = room->rows;
     f.n = n;
-    moe_epi_fit_open_link(&f, start);
-    f.p = start->p;
-    f.alpha_p = start->alpha_p;
-    moe_epi_fit_as_given(&f, 0, start->alpha_s);
-    moe_epi_fit_as_given(&f, 1, start->intra_Bps);
-    moe_epi_fit_as_given(&f, 2, start->inter_Bps);
-    moe_epi_fit_as_given(&f, 3, start->row_s);
-    moe_epi_fit_as_given(&f, 4, start->peer_s);
+    f.doubts = 1;
+    moe_epi_fit_open_link(&f, start, given);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_ALPHA, start->alpha_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_INTRA, start->intra_Bps);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_INTER, start->inter_Bps);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_ROW, start->row_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_PEER, start->peer_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_ROW_BYTE, start->row_byte_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_PAIR, start->pair_Bps);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_CROWD, start->crowd_s);
     before = moe_epi_fit_before(&f, room->work);
-    moe_epi_fit_open_link(&f, start);
-    (void)moe_epi_fit_norms(&f, start->p, start->alpha_p);
-    moe_epi_fit_close_link(&f, link);
-    moe_epi_fit_report(&f, room->which, before, room->work, errors, left);
+    moe_epi_fit_open_link(&f, start, given);
+    least = moe_epi_fit_norms(&f);
+    best = f;
+    for (other = 0; other < 2; other++) { /* the other form must be better by two constants' worth */
+        if (other == given) continue;
+        moe_epi_fit_open_link(&f, start, other);
+        loss = moe_epi_fit_norms(&f) + 2.0;
+        if (loss < least) best = f;
+    }
+    moe_epi_fit_close_link(&best, link);
+    moe_epi_fit_report(&best, room->which, before, room->work, errors, left);
 }
 
 /* ---- calibrate ----------------------------------------------------------------------------------------------- */
@@ -20575,6 +20778,7 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 }
 
 #undef MOE_EPI_FIT_KNEE
+#undef MOE_EPI_FIT_SOFT
 #undef MOE_EPI_FIT_NOTHING
 #undef MOE_EPI_TRY
 /* ==================================================================================================
@@ -22129,8 +22333,8 @@ static int64_t moe_epi_fw_first_nonfinite(const float *v, int64_t n)
             worst = u > worst ? u : worst;
         }
         if (worst < 0x7f800000u) continue;
-        for (i = b; i < end; i++)
-            if ((moe_epi_fw_bits(v[i]) & 0x7f800000u) == 0x7f800000u) return i;
+        for (i = b; (moe_epi_fw_bits(v[i]) & 0x7f800000u) != 0x7f800000u;) i++; /* it is in this block */
+        return i;
     }
     return -1;
 }
@@ -22261,8 +22465,9 @@ static moe_ep_status moe_epi_fw_check_routing(const moe_ep_forward_desc *d, int6
     if (*K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "must be at least 1", -1, (double)*K);
     if (*K > E)
         return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than the number of experts", -1, (double)*K);
-    if (!moe_epi_mul(T, *K, &n) || n > INT64_MAX / 64)
+    if (T > INT64_MAX / 64 / *K)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "num_tokens * top_k does not fit", -1, (double)T);
+    n = T * *K;
     if (d->router || T == 0) return MOE_EP_OK;
     if (!d->ids) return moe_epi_null(err, "ids");
     for (i = 0; i < n; i++)
@@ -22305,11 +22510,12 @@ static int moe_epi_fw_wants_blas(const moe_ep_forward_desc *d, const moe_ep_weig
            moe_epi_fw_or(w->down_row_stride, w->inter) <= INT32_MAX;
 }
 
+/* x_rows and rows times hidden are known to fit. */
 static void moe_epi_fw_run_need(size_t *total, const moe_ep_forward_desc *d, const moe_ep_weights *w,
                              int32_t groups, int64_t x_rows, int64_t rows)
 {
     int64_t h = 0;
-    if (!moe_epi_mul(rows, moe_epi_fw_pad(w->inter), &h) || !moe_epi_mul(x_rows, moe_epi_fw_pad(w->hidden), &x_rows)) {
+    if (!moe_epi_mul(rows, moe_epi_fw_pad(w->inter), &h)) {
         *total = SIZE_MAX;
         return;
     }
@@ -22317,8 +22523,8 @@ static void moe_epi_fw_run_need(size_t *total, const moe_ep_forward_desc *d, con
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
     /* 16 floats more: a tile of few tokens is read to its full width */
-    moe_epi_need(total, x_rows > INT64_MAX - 16 ? x_rows : x_rows + 16, sizeof(float));
-    moe_epi_need(total, h > INT64_MAX - 16 ? h : h + 16, sizeof(float));
+    moe_epi_need(total, x_rows * moe_epi_fw_pad(w->hidden) + 16, sizeof(float));
+    moe_epi_need(total, h + 16, sizeof(float)); /* h is a multiple of 32 */
     moe_epi_need(total, moe_epi_fw_wants_blas(d, w) ? h : 0, sizeof(float));
 }
 
@@ -22519,7 +22725,7 @@ static moe_ep_router moe_epi_fw_router_at(const moe_ep_router *router, int64_t t
     moe_ep_router r = *router;
     r.logits_stride = 0;
     if (r.keys) r.keys += t0 * r.num_experts;
-    if (r.select == MOE_EP_SELECT_TABLE && r.table) {
+    if (r.select == MOE_EP_SELECT_TABLE) {
         r.table += t0 * r.top_k;
         r.table_rows -= t0;
     }
@@ -22541,7 +22747,8 @@ static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err
                             &work);
         st = moe_ep_route(&router, l->logits, work.count, NULL, l->ids + t0 * l->K, l->weights + t0 * l->K, err);
         if (st != MOE_EP_OK) {
-            if (err && err->index >= 0 && strcmp(err->arg, "logits") == 0) err->index += t0 * l->groups_all;
+            if (err && err->index >= 0) /* of logits, keys or table, all of which moved along */
+                err->index += t0 * (strcmp(err->arg, "table") == 0 ? l->K : l->groups_all);
             return st;
         }
     }
@@ -22566,7 +22773,7 @@ static void moe_epi_fw_layer_need(size_t *total, const moe_epi_fw_layer *l)
     moe_epi_fw_run_need(&routed, d, d->experts, l->E, l->own_rows ? R : C, R);
     if (S > 0) moe_epi_fw_run_need(&shared, d, d->shared, (int32_t)S, C, S * C);
     if (shared > routed) routed = shared; /* one after the other in the same memory */
-    *total = routed > SIZE_MAX - *total ? SIZE_MAX : *total + routed;
+    moe_epi_need(total, (int64_t)routed, 1);
 }
 
 static void moe_epi_fw_layer_take(moe_epi_fw_layer *l, moe_epi_arena *a)
@@ -22588,8 +22795,7 @@ static void moe_epi_fw_layer_take(moe_epi_fw_layer *l, moe_epi_arena *a)
 }
 
 /* Routed experts of tokens t0 .. t0+n-1 into l->o. */
-static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_epi_arena arena,
-                                       moe_ep_error *err)
+static void moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_epi_arena arena)
 {
     const moe_ep_forward_desc *d = l->d;
     const float *w = l->use_weights ? l->use_weights + t0 * l->K : NULL;
@@ -22600,9 +22806,8 @@ static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t 
     unsigned char *packed = moe_epi_fw_run_take(&run, &arena, d, d->experts, l->E,
                                      l->own_rows ? l->chunk * l->K : l->chunk,
                                      l->chunk * l->K);
-    moe_ep_status st = moe_ep_permute(l->use_ids + t0 * l->K, n * l->K, l->groups_all, l->offsets, l->row_to_flat,
-                                      l->flat_to_row, err);
-    if (st != MOE_EP_OK) return st;
+    (void)moe_ep_permute(l->use_ids + t0 * l->K, n * l->K, l->groups_all, l->offsets, l->row_to_flat, l->flat_to_row,
+                         NULL); /* the ids have been checked */
     R = l->offsets[l->E]; /* rows of identity experts stand behind and have no work */
     for (i = 0; i < R; i++) {
         l->x_row[i] = l->row_to_flat[i] / l->K;
@@ -22619,7 +22824,6 @@ static moe_ep_status moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t 
     run.o = l->o;
     moe_epi_fw_schedule(&run);
     moe_epi_fw_run_experts(d, &run);
-    return MOE_EP_OK;
 }
 
 /* Shared experts of n tokens into out (S*n,H); rows of expert s are s*n .. s*n+n-1.  room >= n. */
@@ -22639,13 +22843,11 @@ static void moe_epi_fw_shared(const moe_ep_forward_desc *d, const float *x, int6
     moe_epi_fw_run_experts(d, &run);
 }
 
-static moe_ep_status moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int64_t n, const moe_epi_arena *arena,
-                                         moe_ep_error *err)
+static void moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int64_t n, const moe_epi_arena *arena)
 {
     int64_t H = l->d->experts->hidden;
     moe_epi_fw_combine c;
-    moe_ep_status st = moe_epi_fw_routed(l, t0, n, *arena, err);
-    if (st != MOE_EP_OK) return st;
+    moe_epi_fw_routed(l, t0, n, *arena);
     if (l->d->shared) moe_epi_fw_shared(l->d, l->x + t0 * H, n, l->chunk, l->shared_o, *arena);
     memset(&c, 0, sizeof c);
     c.d = l->d;
@@ -22663,7 +22865,6 @@ static moe_ep_status moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int
     c.weight_on_input = l->on_input;
     c.y = l->y + t0 * H;
     moe_epi_fw_parallel(l->d, (n + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_combine_task, &c);
-    return MOE_EP_OK;
 }
 
 /* Chunk length, and whether all products of sizes fit. */
@@ -22714,7 +22915,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     moe_epi_fw_layer_take(&l, &arena);
     if (desc->router) st = moe_epi_fw_route_all(&l, err);
     for (t0 = 0; st == MOE_EP_OK && t0 < num_tokens; t0 += l.chunk)
-        st = moe_epi_fw_layer_chunk(&l, t0, num_tokens - t0 < l.chunk ? num_tokens - t0 : l.chunk, &arena, err);
+        moe_epi_fw_layer_chunk(&l, t0, num_tokens - t0 < l.chunk ? num_tokens - t0 : l.chunk, &arena);
     moe_epi_arena_close(&arena);
     return st;
 }
@@ -22776,7 +22977,8 @@ static moe_ep_status moe_epi_hk_check_hooks(const moe_ep_rank_desc *d, moe_ep_er
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.combine", "needed with more than one rank", -1, 0.0);
     if (!d->layer && (!h->experts || !h->combine))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "layer", "needed where experts or combine has no hook", -1, 0.0);
-    if ((!h->experts || !h->combine) && d->elem_bytes != 0 && d->elem_bytes != 4)
+    if ((!h->experts || !h->combine || (!h->dispatch && d->layer && d->layer->weight_on_input)) &&
+        d->elem_bytes != 0 && d->elem_bytes != 4)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "the CPU stages work on float", -1,
                             (double)d->elem_bytes);
     return MOE_EP_OK;
@@ -22826,8 +23028,11 @@ static moe_ep_status moe_epi_hk_check(const moe_ep_rank_desc *d, moe_ep_error *e
     choices = (int64_t)d->slot_start[d->num_ranks] + (d->layer ? d->layer->num_null : 0);
     if (d->top_k < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "must be at least 1", -1, (double)d->top_k);
-    if (d->top_k > choices || choices > INT32_MAX)
+    if (d->top_k > choices)
         return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "top_k", "larger than the number of slots", -1, (double)d->top_k);
+    if (choices > INT32_MAX)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "layer->num_null", "slots and identity experts exceed 2^31 - 1",
+                            -1, (double)d->layer->num_null);
     return MOE_EP_OK;
 }
 
@@ -23035,8 +23240,9 @@ static moe_ep_status moe_epi_hk_code(int code, const char *hook, moe_ep_error *e
 static moe_ep_status moe_epi_hk_check_batch(const moe_epi_hk_rank *k, const moe_ep_batch *b, moe_ep_error *err)
 {
     moe_ep_status st = moe_epi_hk_check_tokens(k, b->num_tokens, err);
-    int64_t i, n = b->num_tokens * k->K;
+    int64_t i, n;
     if (st != MOE_EP_OK) return st;
+    n = b->num_tokens * k->K;
     if (b->num_tokens > 0 && !b->x) return moe_epi_null(err, "x");
     if (b->num_tokens > 0 && !b->y) return moe_epi_null(err, "y");
     if (b->no_plan) {
@@ -23402,8 +23608,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_dispatch(moe_ep_rank *rank, int32_t batch, 
     st = moe_epi_arena_open(&a, &k->compute, total, err);
     if (st != MOE_EP_OK) return st;
     rows = moe_epi_take(&a, s->plan.nsend, k->row_bytes);
-    st = moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err);
-    return st != MOE_EP_OK ? st : moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err);
+    (void)moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err); /* sizes and buffers are known to be sound */
+    return moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err);
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_experts(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
@@ -23432,9 +23638,8 @@ static moe_ep_status moe_epi_hk_combine_here(moe_epi_hk_rank *k, moe_epi_hk_side
     st = moe_epi_arena_open(&a, &k->compute, moe_epi_hk_compute_need(k, s->plan.ntokens, 0), err);
     if (st != MOE_EP_OK) return st;
     rows = (float *)moe_epi_take(&a, s->plan.nsend, k->row_bytes);
-    st = moe_ep_plan_unplace(&s->plan, s->ry, rows, k->row_bytes, err);
-    if (st != MOE_EP_OK || s->plan.ntokens == 0) return st;
-    rest = moe_ep_scratch_fixed(a.base ? a.base + a.used : NULL, a.bytes - a.used);
+    (void)moe_ep_plan_unplace(&s->plan, s->ry, rows, k->row_bytes, err); /* of our own buffers: it cannot fail */
+    rest = moe_ep_scratch_fixed(a.base + a.used, a.bytes - a.used);
     return moe_ep_plan_sum(&s->plan, k->layer, k->P, k->H, (const float *)s->x, rows, (float *)s->y, &rest, err);
 }
 
@@ -23581,25 +23786,30 @@ static int moe_epi_hk_world_combine(void *user, const moe_ep_plan *plan, const v
 static moe_ep_status moe_epi_hk_check_placement(const moe_ep_forward_desc *d, const moe_ep_placement *p, int32_t layer,
                                                 moe_ep_error *err)
 {
-    int32_t s, E = d->experts->num_experts;
-    const int32_t *slot_expert;
-    if (!p) return moe_epi_null(err, "p");
-    if (!p->slot_start || !p->slot_expert || !p->replica_start || !p->replica_slot)
-        return moe_epi_null(err, "p->slot_expert");
+    moe_ep_status st = moe_epi_placement_check(p, "p", err);
+    if (st != MOE_EP_OK) return st;
     if (layer < 0 || layer >= p->num_layers)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "layer", "not in 0..L-1", -1, (double)layer);
-    if (p->num_experts != E)
+    if (p->num_experts != d->experts->num_experts)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "p->num_experts", "differs from experts", -1, (double)p->num_experts);
-    if (p->num_devices < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "p->num_devices", "must be at least 1", -1, (double)p->num_devices);
-    if (p->num_slots < 1 || p->num_slots > INT32_MAX - d->num_null)
+    if (p->num_slots > INT32_MAX - d->num_null)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "p->num_slots", "out of range", -1, (double)p->num_slots);
-    slot_expert = p->slot_expert + (int64_t)layer * p->num_slots;
-    for (s = 0; s < p->num_slots; s++)
-        if (slot_expert[s] < -1 || slot_expert[s] >= E)
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p->slot_expert", "neither -1 nor an expert", s,
-                                (double)slot_expert[s]);
-    return MOE_EP_OK;
+    st = moe_epi_validate_devices(p, err);
+    return st != MOE_EP_OK ? st : moe_epi_validate_maps(p, layer, err);
+}
+
+/* The next copy of expert e that lies on an active device, the copies taking turns; -1 = there is none. */
+static int32_t moe_epi_hk_next_copy(const moe_epi_hk_world *w, int32_t e, int64_t *turn)
+{
+    const moe_ep_placement *p = w->p;
+    const int32_t *start = p->replica_start + (int64_t)w->layer * (p->num_experts + 1);
+    const int32_t *replicas = p->replica_slot + (int64_t)w->layer * p->num_slots;
+    int32_t copies = start[e + 1] - start[e], i;
+    for (i = 0; i < copies; i++) {
+        int32_t slot = replicas[start[e] + (int32_t)(turn[e]++ % copies)];
+        if (!p->device_inactive[p->slot_device[slot]]) return slot;
+    }
+    return -1;
 }
 
 /* Slots of all choices: the caller's, checked, or the replicas of each expert in turn. */
@@ -23607,10 +23817,8 @@ static moe_ep_status moe_epi_hk_slots(moe_epi_hk_world *w, const int32_t *ids, i
                                       int64_t *turn, moe_ep_error *err)
 {
     const moe_ep_placement *p = w->p;
-    const int32_t *start = p->replica_start + (int64_t)w->layer * (p->num_experts + 1);
-    const int32_t *replicas = p->replica_slot + (int64_t)w->layer * p->num_slots;
     const int32_t *slot_expert = p->slot_expert + (int64_t)w->layer * p->num_slots;
-    int32_t E = p->num_experts, copies, slot;
+    int32_t E = p->num_experts, slot;
     int64_t i;
     memset(turn, 0, sizeof(int64_t) * (size_t)E);
     for (i = 0; i < n; i++) {
@@ -23625,10 +23833,10 @@ static moe_ep_status moe_epi_hk_slots(moe_epi_hk_world *w, const int32_t *ids, i
                 return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "slot_ids", "this slot does not hold the expert of ids",
                                     i, (double)slot);
         } else {
-            copies = start[e + 1] - start[e];
-            if (copies < 1)
-                return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "an expert with tokens has no slot", e, 0.0);
-            slot = replicas[start[e] + (int32_t)(turn[e]++ % copies)];
+            slot = moe_epi_hk_next_copy(w, e, turn);
+            if (slot < 0)
+                return moe_epi_fail(err, MOE_EP_ERR_LOST_EXPERT, "p", "an expert with tokens has no active slot", e,
+                                    0.0);
         }
         if (given && given[i] != slot)
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "slot_ids", "differs from what ids say",
@@ -23636,17 +23844,6 @@ static moe_ep_status moe_epi_hk_slots(moe_epi_hk_world *w, const int32_t *ids, i
         w->slot_ids[i] = slot;
     }
     return MOE_EP_OK;
-}
-
-static int32_t moe_epi_hk_device_of_slot(const moe_ep_placement *p, int32_t slot)
-{
-    int32_t lo = 0, hi = p->num_devices - 1, mid;
-    while (lo < hi) {
-        mid = lo + (hi - lo + 1) / 2;
-        if (p->slot_start[mid] <= slot) lo = mid;
-        else hi = mid - 1;
-    }
-    return lo;
 }
 
 /* Counts of all pairs of ranks, and the totals of the result. */
@@ -23663,7 +23860,7 @@ static void moe_epi_hk_board(moe_epi_hk_world *w, moe_ep_ranks_result *res)
             if (slot < 0) res->skipped++;
             if (slot >= p->num_slots) res->identity++;
             if (slot < 0 || slot >= p->num_slots) continue;
-            dst = moe_epi_hk_device_of_slot(p, slot);
+            dst = p->slot_device[slot];
             w->board[((int64_t)r * D + dst) * w->per_rank + slot - p->slot_start[dst]]++;
             res->rows++;
             if (dst != r) res->rows_moved++;
@@ -23751,7 +23948,7 @@ static moe_ep_status moe_epi_hk_start_member(moe_epi_hk_world *w, int32_t r, con
     rd.alloc = *alloc;
     st = moe_ep_rank_init(&m->handle, &rd, err);
     if (st != MOE_EP_OK) return st;
-    m->back = (float *)moe_epi_hk_pool_alloc(alloc->user, (size_t)(m->tokens * w->K) * m->handle.state->row_bytes);
+    m->back = (float *)alloc->alloc_fn(alloc->user, (size_t)(m->tokens * w->K) * m->handle.state->row_bytes);
     if (!m->back) return moe_epi_fail(err, MOE_EP_ERR_MEMORY, "scratch", "rows on their way home", r, 0.0);
     return moe_epi_hk_reserve(m->handle.state, 1, m->tokens, moe_epi_hk_rows_at(w, r), err);
 }
@@ -23798,6 +23995,7 @@ static int moe_epi_hk_deal(moe_epi_hk_world *w, const int64_t *tokens_per_rank, 
     for (r = 0; r < w->p->num_devices; r++) {
         n = tokens_per_rank ? tokens_per_rank[r] : T / D + (r < T % D);
         if (n < 0 || n > T - at) return 0;
+        memset(&w->members[r], 0, sizeof w->members[r]);
         w->members[r].world = w;
         w->members[r].rank = r;
         w->members[r].token0 = at;
@@ -23839,14 +24037,15 @@ static moe_ep_status moe_epi_hk_open(moe_epi_hk_world *w, moe_epi_hk_pieces *q, 
                                      moe_ep_scratch *scratch, moe_ep_error *err)
 {
     int64_t D = w->p->num_devices, E = w->d->experts->num_experts, routed = w->d->router ? q->n : 0, H, r;
-    size_t total = 0, pool = 0;
+    size_t total = 0;
     moe_ep_status st;
     H = w->d->experts->hidden;
     for (r = 0; r < D; r++)
         if (w->p->slot_start[r + 1] - w->p->slot_start[r] > w->per_rank)
             w->per_rank = w->p->slot_start[r + 1] - w->p->slot_start[r];
-    if (!moe_epi_mul(D * D, w->per_rank, &q->pairs) || q->pairs > INT64_MAX / 64)
+    if (D * D > INT64_MAX / 64 / w->per_rank)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "p", "devices^2 * slots does not fit", -1, (double)D);
+    q->pairs = D * D * w->per_rank;
     moe_epi_need(&total, D, sizeof(moe_epi_hk_member));
     moe_epi_need(&total, q->pairs, sizeof(int64_t));
     moe_epi_need(&total, q->n, sizeof(int32_t));
@@ -23855,11 +24054,10 @@ static moe_ep_status moe_epi_hk_open(moe_epi_hk_world *w, moe_epi_hk_pieces *q, 
     moe_epi_need(&total, routed, sizeof(float));
     moe_epi_need(&total, q->logits, sizeof(float));
     moe_epi_need(&total, q->T, sizeof(float) * (size_t)H);
-    moe_epi_hk_pool_need(&pool, w, q->T, q->n);
-    st = moe_epi_arena_open(a, scratch, pool > SIZE_MAX - total ? SIZE_MAX : total + pool, err);
+    moe_epi_hk_pool_need(&total, w, q->T, q->n);
+    st = moe_epi_arena_open(a, scratch, total, err);
     if (st != MOE_EP_OK) return st;
     w->members = (moe_epi_hk_member *)moe_epi_take(a, D, sizeof(moe_epi_hk_member));
-    memset(w->members, 0, sizeof(moe_epi_hk_member) * (size_t)D);
     w->board = (int64_t *)moe_epi_take(a, q->pairs, sizeof(int64_t));
     w->slot_ids = (int32_t *)moe_epi_take(a, q->n, sizeof(int32_t));
     q->turn = (int64_t *)moe_epi_take(a, E, sizeof(int64_t));

@@ -3,13 +3,13 @@
  *
  * usage: bench_dispatch [--quick]
  * Every time is the median of interleaved runs: the function, then its yardstick, again and again.  Inputs rotate
- * over a pool larger than the caches.  Yardsticks: reading an array once (stream), and a memcpy that reads and
- * writes exactly the bytes a permutation has to: ids once, two maps. */
+ * over a pool larger than the caches, except in the rows that say "in cache".  Yardsticks: reading an array once
+ * (stream), and a memcpy that reads and writes exactly the bytes a permutation has to: ids once, two maps. */
 #define _GNU_SOURCE
 #include "bench.h"
 #include "moe_ep.h"
 
-enum { E = 256, K = 8, T = 16384, N = T * K, POOL = 24, BIG = 1 << 22, RUNS = 41 };
+enum { E = 256, K = 8, T = 16384, N = T * K, POOL = 24, BIG = 1 << 22, MAPS = 1 << 24, RUNS = 41 };
 
 typedef enum routing { UNIFORM, SKEWED, HALF_HOT } routing;
 static const char *const routing_name[] = {"uniform", "skewed", "half the ids on one expert"};
@@ -19,6 +19,7 @@ typedef struct state {
     int64_t *offsets, *loads, *per_rank, n;
     int32_t experts, ranks, pool;
     int turn, repeat; /* repeat: lists that each thread takes, so that starting it does not count */
+    int in_cache;     /* permutations: lists and maps stay in the caches */
 } state;
 
 static void fill(int32_t *ids, int64_t n, int32_t experts, routing how, moe_ep_rng *rng)
@@ -77,25 +78,42 @@ static void layout(void *p, int part, int parts)
     bench_keep(s->per_rank);
 }
 
+/* List and maps of the i-th piece of work of a thread.  From memory: each is the next one of a long row of them.  In
+ * cache: a few lists by turns, always the same maps. */
+static int64_t place(const state *s, int i, int part, int parts, const int32_t **ids)
+{
+    const int64_t lists = BIG / s->n, turn = s->turn + (int64_t)i * parts + part;
+    if (s->in_cache) {
+        *ids = s->ids[turn % s->pool];
+        return part * (MAPS / 2);
+    }
+    *ids = s->ids[turn / lists % s->pool] + turn % lists * s->n;
+    return turn % (MAPS / s->n) * s->n;
+}
+
 /* Each thread sorts lists of its own, as two ranks or two layers of one process would. */
 static void permute(void *p, int part, int parts)
 {
     state *s = (state *)p;
-    const int64_t at = parts > 1 ? part * (int64_t)(BIG / 2) : 0;
+    const int32_t *ids;
+    int64_t at;
     int i;
-    for (i = 0; i < s->repeat; i++)
-        stop_unless(moe_ep_permute(s->ids[(s->turn + i * parts + part) % s->pool], s->n, s->experts,
-                                   s->offsets + part * 4097, s->row_to_flat + at, s->flat_to_row + at, NULL));
+    for (i = 0; i < s->repeat; i++) {
+        at = place(s, i, part, parts, &ids);
+        stop_unless(moe_ep_permute(ids, s->n, s->experts, s->offsets + part * 4097, s->row_to_flat + at,
+                                   s->flat_to_row + at, NULL));
+    }
     bench_keep(s->row_to_flat);
 }
 
 static void copy(void *p, int part, int parts)
 {
     state *s = (state *)p;
-    const int64_t at = parts > 1 ? part * (int64_t)(BIG / 2) : 0;
+    const int32_t *from;
+    int64_t at;
     int i;
     for (i = 0; i < s->repeat; i++) {
-        const int32_t *from = s->ids[(s->turn + i * parts + part) % s->pool];
+        at = place(s, i, part, parts, &from);
         memcpy(s->row_to_flat + at, from, (size_t)s->n * sizeof(int32_t));
         memcpy(s->flat_to_row + at, from, (size_t)s->n * sizeof(int32_t));
         memcpy(s->offsets + part * 4097, s->loads, (size_t)s->experts * sizeof(int64_t));
@@ -111,9 +129,9 @@ static void pair(state *s, bench_function a, int threads, bench_function b, void
     double x[RUNS], y[RUNS];
     int i;
     for (i = 0; i < runs; i++) {
-        s->turn++;
+        s->turn += s->repeat * threads;
         x[i] = bench_run(a, s, threads);
-        s->turn++;
+        s->turn += s->repeat * threads;
         y[i] = bench_run(b, b_argument, b_threads);
     }
     *a_seconds = bench_median(x, runs);
@@ -160,16 +178,18 @@ static void permutations(state *s, int runs, const char *name)
     int threads;
     s->n = N;
     s->experts = E;
-    for (threads = 1; threads <= 2; threads++) {
-        s->repeat = threads > 1 ? 16 : 1;
-        pair(s, permute, threads, copy, s, threads, runs, &own, &memory);
-        own /= s->repeat;
-        memory /= s->repeat;
-        printf("permutation of %d, %s, %d thread%s: %.1f us, %.2f ns each, %.2f x memcpy of its bytes (%.1f us; "
-               "aim 6)\n", N, name, threads, threads > 1 ? "s, a list each" : " ", 1e6 * own, 1e9 * own / N,
-               own / memory, 1e6 * memory);
-    }
+    for (s->in_cache = 0; s->in_cache <= 1; s->in_cache++)
+        for (threads = 1; threads <= 2; threads++) {
+            s->repeat = 8;
+            pair(s, permute, threads, copy, s, threads, runs, &own, &memory);
+            own /= s->repeat;
+            memory /= s->repeat;
+            printf("permutation of %d %s, %s, %d thread%s: %.1f us, %.2f ns each, %.2f x memcpy of its bytes (%.1f us; "
+                   "aim 6)\n", N, s->in_cache ? "in cache" : "from memory", name, threads,
+                   threads > 1 ? "s, a list each" : " ", 1e6 * own, 1e9 * own / N, own / memory, 1e6 * memory);
+        }
     s->repeat = 1;
+    s->in_cache = 0;
 }
 
 /* Cost per assignment must not grow with their number nor, much, with E. */
@@ -189,7 +209,7 @@ static void growth(state *s, int runs, moe_ep_rng *rng)
     s->n = (int64_t)1 << 20;
     for (i = 0; i < sizeof experts / sizeof *experts; i++) {
         int p;
-        for (p = 0; p < s->pool; p++) fill(s->ids[p], s->n, experts[i], UNIFORM, rng);
+        for (p = 0; p < s->pool; p++) fill(s->ids[p], BIG, experts[i], UNIFORM, rng);
         s->experts = experts[i];
         pair(s, histogram, 1, permute, s, 1, runs, &hist, &sort);
         printf("%10lld %6d %12.3f %12.2f\n", (long long)s->n, (int)experts[i], 1e9 * hist / (double)s->n,
@@ -211,8 +231,8 @@ int main(int argc, char **argv)
         s.ids[i] = (int32_t *)bench_alloc(sizeof(int32_t) * BIG);
         fill(s.ids[i], BIG, E, UNIFORM, &rng);
     }
-    s.row_to_flat = (int32_t *)bench_alloc(sizeof(int32_t) * BIG);
-    s.flat_to_row = (int32_t *)bench_alloc(sizeof(int32_t) * BIG);
+    s.row_to_flat = (int32_t *)bench_alloc(sizeof(int32_t) * MAPS);
+    s.flat_to_row = (int32_t *)bench_alloc(sizeof(int32_t) * MAPS);
     s.offsets = (int64_t *)bench_alloc(sizeof(int64_t) * 2 * 4097);
     s.loads = (int64_t *)bench_alloc(sizeof(int64_t) * 2 * 4097);
     s.per_rank = (int64_t *)bench_alloc(sizeof(int64_t) * 2 * 256);
@@ -223,10 +243,10 @@ int main(int argc, char **argv)
     for (i = 0; i < s.pool; i++) fill_tokens(s.ids[i], T, &rng);
     layouts(&s, &stream, runs);
     for (how = UNIFORM; how <= HALF_HOT; how++) {
-        for (i = 0; i < s.pool; i++) fill(s.ids[i], N, E, (routing)how, &rng);
+        for (i = 0; i < s.pool; i++) fill(s.ids[i], BIG, E, (routing)how, &rng);
         permutations(&s, runs, routing_name[how]);
     }
-    for (i = 0; i < s.pool; i++) fill(s.ids[i], N, E, UNIFORM, &rng);
+    for (i = 0; i < s.pool; i++) fill(s.ids[i], BIG, E, UNIFORM, &rng);
     growth(&s, runs < 9 ? runs : 9, &rng);
     printf("other processes used %.1f %% of the machine meanwhile\n", 100 * bench_others(&load));
     return 0;

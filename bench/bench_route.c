@@ -6,13 +6,15 @@
  * bandwidth measured in the same run, the two timed alternately.  Inputs rotate over a pool larger than the
  * caches, so that each call reads memory.
  *
- * With MOE_EP_PYTHON=python3 that has torch, bench/peers/router_peer.py runs the same two routers on the same logits in
- * between, and the ratio of its least time to ours is printed. */
+ * With MOE_EP_PYTHON=python3 that has torch, bench/peers/router_peer.py runs the same two routers on the same logits, by
+ * turns with ours, and the ratio of the medians is printed. */
 #define _GNU_SOURCE
 #include "bench.h"
 #include "moe_ep.h"
+#include <sys/wait.h>
+#include <unistd.h>
 
-enum { E = 256, K = 8, T = 16384, ROUNDS = 25, POOL = 24 };
+enum { E = 256, K = 8, T = 16384, ROUNDS = 25, POOL = 24, PEER_ROUNDS = 11 };
 
 typedef struct job {
     const char *name;
@@ -78,48 +80,97 @@ static void copy(void *p, int part, int parts)
     bench_keep(s->row_to_flat);
 }
 
-/* Least milliseconds of the two routers in torch; 0 = did not run. */
-static int peer(const state *s, const float *bias, int threads, double *ms)
+/* A process that calls the routers in torch on s->logits[0] when asked, a line each way. */
+typedef struct peer {
+    pid_t id;
+    FILE *ask, *answer;
+    char path[32];
+} peer;
+
+static int peer_start(peer *p, const state *s, const float *bias, int threads)
 {
     const char *python = getenv("MOE_EP_PYTHON");
-    char path[] = "/tmp/moe_ep_route_XXXXXX", command[256];
-    int file, good;
+    char number[4][16];
+    int to[2], from[2], file, good;
     FILE *f;
-    if (!python || (file = mkstemp(path)) < 0) return 0;
+    memset(p, 0, sizeof *p);
+    strcpy(p->path, "/tmp/moe_ep_route_XXXXXX");
+    if ((file = mkstemp(p->path)) < 0) return 0;
     f = fdopen(file, "wb");
     good = f && fwrite(s->logits[0], sizeof(float), (size_t)T * E, f) == (size_t)T * E &&
            fwrite(bias, sizeof(float), E, f) == E;
     if (f && fclose(f) != 0) good = 0;
-    snprintf(command, sizeof command, "%.100s bench/peers/router_peer.py %s %d %d %d 10 %d", python, path, T, E, K,
-             threads);
-    f = good ? popen(command, "r") : NULL;
-    good = f && fscanf(f, "%lf %lf", &ms[0], &ms[1]) == 2;
-    if (f && pclose(f) != 0) good = 0;
-    remove(path);
-    return good;
+    snprintf(number[0], sizeof number[0], "%d", T);
+    snprintf(number[1], sizeof number[1], "%d", E);
+    snprintf(number[2], sizeof number[2], "%d", K);
+    snprintf(number[3], sizeof number[3], "%d", threads);
+    if (!good || pipe(to) != 0 || pipe(from) != 0 || (p->id = fork()) < 0) return 0;
+    if (p->id == 0) {
+        dup2(to[0], 0);
+        dup2(from[1], 1);
+        close(to[1]);
+        close(from[0]);
+        execlp(python, python, "bench/peers/router_peer.py", p->path, number[0], number[1], number[2], number[3],
+               (char *)NULL);
+        _exit(127);
+    }
+    close(to[0]);
+    close(from[1]);
+    p->ask = fdopen(to[1], "w");
+    p->answer = fdopen(from[0], "r");
+    return p->ask && p->answer;
+}
+
+/* Seconds of one call of router 0 or 1; negative = it does not answer. */
+static double peer_call(peer *p, int router)
+{
+    double ms;
+    if (fprintf(p->ask, "%d\n", router) < 0 || fflush(p->ask) != 0 || fscanf(p->answer, "%lf", &ms) != 1) return -1.0;
+    return 1e-3 * ms;
+}
+
+static void peer_stop(peer *p)
+{
+    if (p->ask) fclose(p->ask);
+    if (p->answer) fclose(p->answer);
+    if (p->id > 0) waitpid(p->id, NULL, 0);
+    remove(p->path);
+}
+
+/* Waits until the other side's threads, which look for work in a loop at first, have gone to sleep. */
+static void settle(void)
+{
+    const struct timespec while_they_spin = {0, 20000000};
+    nanosleep(&while_they_spin, NULL);
 }
 
 static void against_torch(state *s, const float *bias, int threads)
 {
     const char *name[2] = {"softmax top-8 of 256", "DeepSeek-V3 grouped sigmoid"};
-    double torch_ms[2], ours, least;
-    int i, j;
+    double torch[2][PEER_ROUNDS], ours[2][PEER_ROUNDS], x, y;
+    peer p;
+    int i, j, good;
     if (!getenv("MOE_EP_PYTHON")) return;
-    if (!peer(s, bias, threads, torch_ms)) {
-        printf("torch: did not run (MOE_EP_PYTHON must name a python3 that has torch, started in the repository)\n");
-        return;
-    }
-    for (j = 0; j < 2; j++) {
-        s->router = j ? moe_ep_router_deepseek_v3(E, K) : moe_ep_router_qwen2(E, K);
-        if (j) s->router.select_bias = bias;
-        for (i = 0, least = 1e9; i < 10; i++) {
-            s->turn = POOL; /* the logits that torch had */
-            ours = bench_run(route, s, threads);
-            least = ours < least ? ours : least;
+    good = peer_start(&p, s, bias, threads) && peer_call(&p, 0) > 0.0 && peer_call(&p, 1) > 0.0; /* warm */
+    for (i = 0; i < PEER_ROUNDS && good; i++)
+        for (j = 0; j < 2 && good; j++) {
+            s->router = j ? moe_ep_router_deepseek_v3(E, K) : moe_ep_router_qwen2(E, K);
+            if (j) s->router.select_bias = bias;
+            s->turn = POOL; /* the logits that torch has */
+            settle();
+            good = (torch[j][i] = peer_call(&p, j)) > 0.0;
+            settle();
+            ours[j][i] = bench_run(route, s, threads);
         }
+    peer_stop(&p);
+    for (j = 0; j < 2 && good; j++) {
+        x = bench_median(torch[j], PEER_ROUNDS);
+        y = bench_median(ours[j], PEER_ROUNDS);
         printf("%-34s %d thread%s torch %8.3f ms, ours %7.3f ms: %.1f x (aim 25)\n", name[j], threads,
-               threads > 1 ? "s" : " ", torch_ms[j], 1e3 * least, torch_ms[j] / (1e3 * least));
+               threads > 1 ? "s" : " ", 1e3 * x, 1e3 * y, x / y);
     }
+    if (!good)
+        printf("torch: did not run (MOE_EP_PYTHON must name a python3 that has torch, started in the repository)\n");
 }
 
 static void measure(state *s, const job *j, int threads, bench_stream *stream)

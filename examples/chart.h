@@ -198,8 +198,8 @@ static inline void chart_css(FILE *f)
 {
     /* clang-format off */
     fputs(
-        ":root{--bg:#f6f5f1;--card:#fffffd;--ink:#1d2126;--soft:#4c5560;--faint:#6b7580;--grid:#e2e2dc;\n"
-        "--axis:#a5a9a8;--plain:#8c96a0;--hot:#c2410c;--good:#1f5fa8;--best:#0b7a66;--band:#dfe7ee;--h0:#fbf3e4;\n"
+        ":root{--bg:#f6f5f1;--card:#fffffd;--ink:#1d2126;--soft:#4c5560;--faint:#626c77;--grid:#e2e2dc;\n"
+        "--axis:#a5a9a8;--plain:#818c97;--hot:#c2410c;--good:#1f5fa8;--best:#0b7a66;--band:#dfe7ee;--h0:#fbf3e4;\n"
         "--h1:#fae7c6;--h2:#f8d6a0;--h3:#f4c078;--h4:#eda557;--h5:#e0843c;--h6:#cb622b;--h7:#a94622;--h8:#7f311d;\n"
         "--h9:#531f18;--mark:#111}\n"
         "@media(prefers-color-scheme:dark){\n"

@@ -17,5 +17,6 @@ int cli_simulate_main(int argc, char **argv);
 int cli_forward_main(int argc, char **argv);
 int cli_watch_main(int argc, char **argv);
 int cli_traffic_main(int argc, char **argv);
+int cli_drops_main(int argc, char **argv);
 
 #endif

@@ -21,12 +21,20 @@ typedef enum csv_role {
     ROLE_IGNORED
 } csv_role;
 
+/* The counts of one layer in the long form, a line for each. */
+typedef struct long_row {
+    char *label;
+    int64_t step, layer, line;
+    double *loads; /* stb_ds */
+} long_row;
+
 typedef struct csv_reader {
     const char *path;
     char separator;
     csv_role *role; /* per column, NULL = no header: every field is a load */
     int long_form;  /* one count per line, with an expert column */
-    cli_load_row *rows;
+    cli_rows *rows;
+    long_row *open; /* stb_ds, of the long form: complete only at the end of the file */
     int64_t line;
 } csv_reader;
 
@@ -169,22 +177,35 @@ static double csv_load(const csv_reader *c, const char *field, ptrdiff_t column)
 }
 
 /* The row a line belongs to in the long form: one row per (label, step, layer), experts in order. */
-static cli_load_row *long_row(csv_reader *c, const char *label, int64_t step, int64_t layer)
+static long_row *row_of_line(csv_reader *c, const char *label, int64_t step, int64_t layer)
 {
-    for (ptrdiff_t i = arrlen(c->rows); i-- > 0;)
-        if (c->rows[i].layer == layer && c->rows[i].step == step &&
-            cli_same(c->rows[i].label, label))
-            return &c->rows[i];
-    cli_load_row row = {cli_strdup(label), step, layer, c->line, NULL};
-    arrput(c->rows, row);
-    return &c->rows[arrlen(c->rows) - 1];
+    long_row row = {NULL, step, layer, c->line, NULL};
+    for (ptrdiff_t i = arrlen(c->open); i-- > 0;)
+        if (c->open[i].layer == layer && c->open[i].step == step && cli_same(c->open[i].label, label))
+            return &c->open[i];
+    row.label = cli_strdup(label);
+    arrput(c->open, row);
+    return &arrlast(c->open);
+}
+
+static void put_long(csv_reader *c, const char *label, const cli_row *row, int64_t expert, double count)
+{
+    long_row *at = row_of_line(c, label, row->step, row->layer < 0 ? 0 : row->layer);
+    if (expert >= MAX_EXPERTS)
+        cli_die(CLI_USAGE, "%s:%lld: expert %lld; at most %d", c->path, (long long)c->line,
+                (long long)expert, MAX_EXPERTS);
+    while (arrlen(at->loads) <= expert) arrput(at->loads, NOT_GIVEN);
+    if (at->loads[expert] >= 0.0)
+        cli_die(CLI_USAGE, "%s:%lld: expert %lld of this layer was already given", c->path,
+                (long long)c->line, (long long)expert);
+    at->loads[expert] = count;
 }
 
 static void csv_line(csv_reader *c, char **fields)
 {
-    cli_load_row row = {NULL, 0, -1, c->line, NULL};
+    cli_row row = {NULL, 0, -1, c->line, NULL, 0};
     int64_t expert = -1;
-    double count = 0.0;
+    double count = 0.0, *loads = NULL;
     char label[256] = "";
     if (c->role && arrlen(fields) != arrlen(c->role))
         cli_die(CLI_USAGE, "%s:%lld: %td fields where the header has %td", c->path,
@@ -206,7 +227,7 @@ static void csv_line(csv_reader *c, char **fields)
             break;
         case ROLE_COUNT:
             count = csv_load(c, fields[i], i);
-            if (!c->long_form) arrput(row.loads, count);
+            if (!c->long_form) arrput(loads, count);
             break;
         case ROLE_IGNORED:
         default:
@@ -214,24 +235,16 @@ static void csv_line(csv_reader *c, char **fields)
         }
     }
     if (c->long_form) {
-        cli_load_row *at = long_row(c, label, row.step, row.layer < 0 ? 0 : row.layer);
-        if (expert >= MAX_EXPERTS)
-            cli_die(CLI_USAGE, "%s:%lld: expert %lld; at most %d", c->path, (long long)c->line,
-                    (long long)expert, MAX_EXPERTS);
-        while (arrlen(at->loads) <= expert) arrput(at->loads, NOT_GIVEN);
-        if (at->loads[expert] >= 0.0)
-            cli_die(CLI_USAGE, "%s:%lld: expert %lld of this layer was already given", c->path,
-                    (long long)c->line, (long long)expert);
-        at->loads[expert] = count;
+        put_long(c, label, &row, expert, count);
         return;
     }
-    if (row.layer < 0) { /* no layer column: the lines of a recording are its layers in order */
-        row.layer = 0;
-        for (ptrdiff_t i = 0; i < arrlen(c->rows); i++)
-            row.layer += cli_same(c->rows[i].label, label) && c->rows[i].step == row.step;
-    }
-    row.label = cli_strdup(label);
-    arrput(c->rows, row);
+    /* no layer column: the lines of a recording are its layers in order */
+    if (row.layer < 0) row.layer = cli_rows_count(c->rows, label, row.step);
+    row.label = label;
+    row.loads = loads;
+    row.n = arrlen(loads);
+    cli_rows_add(c->rows, &row);
+    arrfree(loads);
 }
 
 /* The first kind of separator that stands outside quotes. */
@@ -248,18 +261,25 @@ static char guess_separator(const char *line)
 }
 
 /* Experts that no line named received nothing; rows of one recording get the same length. */
-static void complete_long_rows(cli_load_row *rows)
+static void add_long_rows(csv_reader *c)
 {
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
+    for (ptrdiff_t i = 0; i < arrlen(c->open); i++) {
         ptrdiff_t longest = 0;
-        for (ptrdiff_t j = 0; j < arrlen(rows); j++)
-            if (cli_same(rows[i].label, rows[j].label) && arrlen(rows[j].loads) > longest)
-                longest = arrlen(rows[j].loads);
-        while (arrlen(rows[i].loads) < longest) arrput(rows[i].loads, NOT_GIVEN);
+        for (ptrdiff_t j = 0; j < arrlen(c->open); j++)
+            if (cli_same(c->open[i].label, c->open[j].label) && arrlen(c->open[j].loads) > longest)
+                longest = arrlen(c->open[j].loads);
+        while (arrlen(c->open[i].loads) < longest) arrput(c->open[i].loads, NOT_GIVEN);
     }
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++)
-        for (ptrdiff_t e = 0; e < arrlen(rows[i].loads); e++)
-            if (rows[i].loads[e] < 0.0) rows[i].loads[e] = 0.0;
+    for (ptrdiff_t i = 0; i < arrlen(c->open); i++) {
+        long_row *at = &c->open[i];
+        cli_row row = {at->label, at->step, at->layer, at->line, at->loads, arrlen(at->loads)};
+        for (ptrdiff_t e = 0; e < arrlen(at->loads); e++)
+            if (at->loads[e] < 0.0) at->loads[e] = 0.0;
+        cli_rows_add(c->rows, &row);
+        arrfree(at->loads);
+        free(at->label);
+    }
+    arrfree(c->open);
 }
 
 void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_options *o)
@@ -271,6 +291,7 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     int started = 0;
     memset(&c, 0, sizeof c);
     c.path = path;
+    c.rows = cli_rows_new(path, o, 0);
     while ((n = getline(&line, &room, f)) >= 0) {
         char **fields, *text = line;
         c.line++;
@@ -293,6 +314,6 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
     free(line);
     arrfree(c.role);
-    if (c.long_form) complete_long_rows(c.rows);
-    cli_rows_to_traces(list, path, c.rows, o);
+    if (c.long_form) add_long_rows(&c);
+    cli_rows_end(c.rows, list);
 }

@@ -130,10 +130,11 @@ void cli_section_devices(const cli_report *r, FILE *f)
                   {layer_of(r->one_devices, l, D), CHART_GOOD, 0, "best placement, no copies"},
                   {layer_of(r->copies_devices, l, D), CHART_BEST, 0, "best placement with copies"}};
     double top = 0.0;
-    char *answer = cli_format("Rows per step on each device in layer %d, the layer with the worst "
-                              "pile-up. Figures on the bars are multiples of the "
-                              "mean; the step waits for the tallest bar.",
-                              r->layer[l].number);
+    char *answer = cli_format("Rows per step on each device in layer %d%s, the layer with the worst pile-up. Figures "
+                              "on the bars are multiples of the mean; the step waits for the tallest bar.%s",
+                              r->layer[l].number, cli_shown_name(r),
+                              r->traces > 2 ? " Of the judged recordings it is the one where this stands out most; the "
+                                              "figures on top are means over all of them." : "");
     for (int i = 0; i < 3; i++) top = max_of(p[i].devices, D) > top ? max_of(p[i].devices, D) : top;
     cli_page_figure(f, "Which device does everybody wait for?", answer);
     fprintf(f, "<div class=\"%s\">", D <= 12 ? "three" : "stack");
@@ -345,10 +346,10 @@ static void draw_experts(const void *data, FILE *f, cli_width w, double width, c
 void cli_section_experts(const cli_report *r, FILE *f)
 {
     const cli_layer_row *row = &r->layer[r->hot];
-    char *answer = cli_format("Layer %d, %s tokens. The shaded band holds 9 of 10 experts if a "
+    char *answer = cli_format("Layer %d%s, %s tokens. The shaded band holds 9 of 10 experts if a "
                               "router chose uniformly at random; the hottest of %d would then "
                               "reach %.2f times the mean. Here it reaches %.2f: %s.",
-                              row->number, cli_count((double)r->shown_tokens), r->E,
+                              row->number, cli_shown_name(r), cli_count((double)r->shown_tokens), r->E,
                               r->chance.max_over_mean, row->expert_imbalance,
                               row->expert_imbalance > row->chance ? "real skew, not chance"
                                                                   : "no more than chance");

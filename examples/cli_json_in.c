@@ -2,12 +2,14 @@
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
 #include "cli_rows.h"
+#include "cli_stream.h"
 
 #include <jansson.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* A row of numbers, stb_ds; leaves at the first that is no load. */
 static double *load_list(const char *path, int64_t line, json_t *array, const char *where)
 {
     double *loads = NULL;
@@ -16,89 +18,128 @@ static double *load_list(const char *path, int64_t line, json_t *array, const ch
     if (!json_is_array(array)) cli_die(CLI_USAGE, "%s: %s is not a list of numbers", path, where);
     json_array_foreach(array, i, item)
     {
-        char *place = line > 0 ? cli_format("%s:%lld: %s[%zu]", path, (long long)line, where, i)
-                               : cli_format("%s: %s[%zu]", path, where, i);
-        if (!json_is_number(item)) cli_die(CLI_USAGE, "%s is not a number", place);
-        cli_check_load(json_number_value(item), place);
+        if (!json_is_number(item) || !cli_is_load(json_number_value(item))) {
+            char *place = line > 0 ? cli_format("%s:%lld: %s[%zu]", path, (long long)line, where, i)
+                                   : cli_format("%s: %s[%zu]", path, where, i);
+            if (!json_is_number(item)) cli_die(CLI_USAGE, "%s is not a number", place);
+            cli_check_load(json_number_value(item), place);
+        }
         arrput(loads, json_number_value(item));
-        free(place);
     }
     return loads;
 }
 
-/* [L][E], [steps][L][E] or [E]: a list of lists becomes rows. */
-static void json_matrix(const char *path, json_t *value, const char *where, cli_load_row **rows)
+/* ---- one value of any size: [L][E], [steps][L][E] or [E] ------------------------------------------------- */
+
+typedef struct matrix {
+    cli_stream *s;
+    cli_rows *rows;
+    const char *where; /* the key, for messages       */
+    int depth;         /* of the rows, 0 = not known  */
+} matrix;
+
+/* A row that stands in the file after `opened`; at[] are the places in the lists around it. */
+static void matrix_row(matrix *m, int opened, const int64_t *at, int depth)
 {
-    json_t *first = json_array_get(value, 0), *item, *inner;
-    size_t s, l;
-    if (!json_is_array(value) || json_array_size(value) == 0)
-        cli_die(CLI_USAGE, "%s: %s is not a filled list", path, where);
-    if (json_is_array(json_array_get(first, 0))) {
-        json_array_foreach(value, s, item)
-        {
-            if (!json_is_array(item))
-                cli_die(CLI_USAGE, "%s: %s[%zu] is not a list of layers", path, where, s);
-            json_array_foreach(item, l, inner)
-            {
-                char *place = cli_format("%s[%zu][%zu]", where, s, l);
-                cli_load_row row = {cli_strdup(""), (int64_t)s, (int64_t)l, 1,
-                                    load_list(path, 0, inner, place)};
-                arrput(*rows, row);
-                free(place);
-            }
-        }
+    char *place = depth == 1   ? cli_strdup(m->where)
+                  : depth == 2 ? cli_format("%s[%lld]", m->where, (long long)at[1])
+                               : cli_format("%s[%lld][%lld]", m->where, (long long)at[1], (long long)at[2]);
+    json_t *list;
+    double *loads;
+    cli_row row = {NULL, 0, 0, 1, NULL, 0};
+    if (m->depth == 0) m->depth = depth;
+    if (depth != m->depth)
+        cli_die(CLI_USAGE, m->depth == 3 ? "%s: %s is not a list of layers" : "%s: %s is not a list of numbers",
+                m->s->path, place);
+    list = cli_stream_value(m->s, opened);
+    loads = load_list(m->s->path, 0, list, place);
+    row.layer = depth == 1 ? 0 : at[depth - 1];
+    row.step = depth == 3 ? at[1] : 0;
+    row.loads = loads;
+    row.n = arrlen(loads);
+    cli_rows_add(m->rows, &row);
+    arrfree(loads);
+    json_decref(list);
+    free(place);
+}
+
+static void walk_matrix(matrix *m, int64_t *at, int depth)
+{
+    int first = 1;
+    if (cli_stream_peek(m->s) != '[') {
+        if (depth == 1) cli_die(CLI_USAGE, "%s: %s is not a filled list", m->s->path, m->where);
+        matrix_row(m, 0, at, depth); /* says what it should be */
         return;
     }
-    if (json_is_number(first)) {
-        cli_load_row row = {cli_strdup(""), 0, 0, 1, load_list(path, 0, value, where)};
-        arrput(*rows, row);
+    cli_stream_take(m->s, '[');
+    if (cli_stream_peek(m->s) != '[' || depth == 3) {
+        if (depth == 1 && cli_stream_peek(m->s) == ']')
+            cli_die(CLI_USAGE, "%s: %s is not a filled list", m->s->path, m->where);
+        matrix_row(m, '[', at, depth);
         return;
     }
-    json_array_foreach(value, l, item)
-    {
-        char *place = cli_format("%s[%zu]", where, l);
-        cli_load_row row = {cli_strdup(""), 0, (int64_t)l, 1, load_list(path, 0, item, place)};
-        arrput(*rows, row);
-        free(place);
-    }
+    for (at[depth] = 0; cli_stream_more(m->s, ']', &first); at[depth]++) walk_matrix(m, at, depth + 1);
+}
+
+static void read_matrix(cli_stream *s, const char *where, cli_rows *rows)
+{
+    matrix m = {s, rows, where, 0};
+    int64_t at[4] = {0, 0, 0, 0};
+    walk_matrix(&m, at, 1);
 }
 
 /* {"0": [...], "1": [...]}: layers by number. */
-static void json_layers(const char *path, json_t *object, cli_load_row **rows)
+static void read_layers(cli_stream *s, cli_rows *rows)
 {
-    const char *key;
-    json_t *item;
-    json_object_foreach(object, key, item)
-    {
-        int64_t layer;
-        cli_load_row row = {NULL, 0, 0, 1, NULL};
-        if (!cli_parse_i64(key, &layer) || layer < 0)
-            cli_die(CLI_USAGE,
-                    "%s: neither \"logical_count\" nor layer numbers as keys (found \"%s\")", path,
+    int first = 1;
+    cli_stream_rewind(s);
+    cli_stream_take(s, '{');
+    while (cli_stream_more(s, '}', &first)) {
+        char *key = cli_stream_key(s);
+        json_t *list;
+        double *loads;
+        cli_row row = {NULL, 0, 0, 1, NULL, 0};
+        if (!cli_parse_i64(key, &row.layer) || row.layer < 0)
+            cli_die(CLI_USAGE, "%s: neither \"logical_count\" nor layer numbers as keys (found \"%s\")", s->path,
                     cli_printable(key));
-        row.label = cli_strdup("");
-        row.layer = layer;
-        row.loads = load_list(path, 0, item, key);
-        arrput(*rows, row);
+        list = cli_stream_value(s, 0);
+        loads = load_list(s->path, 0, list, key);
+        row.loads = loads;
+        row.n = arrlen(loads);
+        cli_rows_add(rows, &row);
+        arrfree(loads);
+        json_decref(list);
+        free(key);
     }
+    cli_stream_done(s);
 }
 
-void cli_read_json(cli_trace **list, const char *path, FILE *f, const cli_read_options *o)
+void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o)
 {
-    cli_load_row *rows = NULL;
-    json_error_t e;
-    json_t *root = json_loadf(f, 0, &e), *counts;
-    if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", path, e.line, e.column, cli_printable(e.text));
-    counts = json_object_get(root, "logical_count");
-    if (!counts) counts = json_object_get(root, "counts");
-    if (counts)
-        json_matrix(path, counts, "logical_count", &rows);
-    else if (json_is_array(root))
-        json_matrix(path, root, "list", &rows);
-    else
-        json_layers(path, root, &rows);
-    json_decref(root);
-    cli_rows_to_traces(list, path, rows, o);
+    static const char *const key[] = {"logical_count", "counts"};
+    cli_stream *s = cli_alloc(1, sizeof *s);
+    cli_rows *rows = cli_rows_new(path, o, 0);
+    FILE *f = cli_open_input(path);
+    int found = 0;
+    cli_stream_open(s, path, f, -1);
+    if (cli_stream_peek(s) == '[') {
+        read_matrix(s, "list", rows);
+        cli_stream_done(s);
+    } else if (cli_stream_peek(s) == '{') {
+        for (size_t i = 0; i < sizeof key / sizeof key[0] && !found; i++) {
+            if (!cli_stream_find(s, key[i])) continue;
+            found = 1;
+            read_matrix(s, key[i], rows);
+            cli_stream_rest(s);
+        }
+        if (!found) read_layers(s, rows);
+    } else {
+        cli_die(CLI_USAGE, "%s:%lld:%lld: '[' or '{' expected", path, (long long)s->line, (long long)s->column);
+    }
+    cli_stream_close(s);
+    free(s);
+    (void)fclose(f);
+    cli_rows_end(rows, list);
 }
 
 /* ---- JSON lines: {"step": 0, "layer": 3, "ids": [[1, 5], ...]} or "counts": [...] ------------------------ */
@@ -145,6 +186,12 @@ static void line_ids(const char *path, json_t *list, id_row *row, int32_t *top_k
     }
 }
 
+static void count_id(cli_trace *t, int64_t step, int64_t layer, int32_t expert)
+{
+    t->loads[layer * t->experts + expert] += 1.0;
+    if (step < t->kept_steps) t->step_loads[(step * t->layers + layer) * t->experts + expert] += 1.0;
+}
+
 /* Tokens of each step must be the same in every layer; then the steps follow each other.  Frees the rows. */
 static void id_rows_to_trace(cli_trace **list, const char *path, id_row *rows, int32_t top_k,
                              const cli_read_options *o)
@@ -186,11 +233,10 @@ static void id_rows_to_trace(cli_trace **list, const char *path, id_row *rows, i
             if (e < 0)
                 t.skipped++;
             else
-                t.step_loads[(s * t.layers + l) * experts + e] += 1.0;
+                count_id(&t, s, l, e);
         }
     }
     for (int32_t l = 0; l < t.layers; l++) t.layer[l] = (int32_t)layers[l];
-    cli_add_steps(&t);
     cli_append(list, t, o);
     for (ptrdiff_t i = 0; i < arrlen(rows); i++) arrfree(rows[i].ids);
     arrfree(rows);
@@ -206,7 +252,8 @@ void cli_read_json_lines(cli_trace **list, const char *path, FILE *f, const cli_
     size_t room = 0;
     int64_t line = 0;
     int32_t top_k = 0;
-    cli_load_row *rows = NULL;
+    int64_t counted = 0;
+    cli_rows *rows = cli_rows_new(path, o, 0);
     id_row *id_rows = NULL;
     while (getline(&text, &room, f) >= 0) {
         json_error_t e;
@@ -225,21 +272,27 @@ void cli_read_json_lines(cli_trace **list, const char *path, FILE *f, const cli_
             arrput(id_rows, row);
         } else {
             json_t *counts = json_object_get(object, "counts");
-            cli_load_row row = {NULL, line_integer(path, line, object, "step"),
-                                line_integer(path, line, object, "layer"), line, NULL};
+            double *loads;
+            cli_row row = {NULL, line_integer(path, line, object, "step"),
+                           line_integer(path, line, object, "layer"), line, NULL, 0};
             if (!counts)
                 cli_die(CLI_USAGE, "%s:%lld: neither \"ids\" nor \"counts\"", path,
                         (long long)line);
-            row.label = cli_strdup("");
-            row.loads = load_list(path, line, counts, "counts");
-            arrput(rows, row);
+            loads = load_list(path, line, counts, "counts");
+            row.loads = loads;
+            row.n = arrlen(loads);
+            cli_rows_add(rows, &row);
+            arrfree(loads);
+            counted++;
         }
         json_decref(object);
     }
     free(text);
-    if (id_rows && rows) cli_die(CLI_USAGE, "%s: some lines hold ids and others counts", path);
-    if (id_rows)
+    if (id_rows && counted > 0) cli_die(CLI_USAGE, "%s: some lines hold ids and others counts", path);
+    if (id_rows) {
+        free(rows);
         id_rows_to_trace(list, path, id_rows, top_k, o);
-    else
-        cli_rows_to_traces(list, path, rows, o);
+    } else {
+        cli_rows_end(rows, list);
+    }
 }

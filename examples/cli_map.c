@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
 #include "cli_map.h"
+#include "cli_stream.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,9 +25,14 @@ int cli_has_suffix(const char *name, const char *tail)
 
 static int is_json_map(const char *path)
 {
-    json_t *root = json_load_file(path, 0, NULL);
-    int yes = root && json_object_get(root, map_key) && !json_object_get(root, "logical_count");
-    json_decref(root);
+    cli_stream *s = cli_alloc(1, sizeof *s);
+    FILE *f = cli_open_input(path);
+    int yes;
+    cli_stream_open(s, path, f, -1);
+    yes = cli_stream_find(s, map_key) && !cli_stream_find(s, "logical_count");
+    cli_stream_close(s);
+    free(s);
+    (void)fclose(f);
     return yes;
 }
 
@@ -86,34 +91,52 @@ static int32_t expert_id(int64_t v, const char *where)
 
 /* ---- JSON --------------------------------------------------------------------------------------------- */
 
+/* One row of the list behind the others, which are as long. */
+static void add_map_row(cli_stream *s, cli_map *m, int32_t **slots)
+{
+    json_t *row = cli_stream_value(s, 0), *item;
+    size_t i;
+    if (m->layers == MOST_LAYERS || json_array_size(row) > MOST_SLOTS)
+        cli_die(CLI_USAGE, "%s: more than %d layers or %d slots", s->path, MOST_LAYERS, MOST_SLOTS);
+    if (m->layers == 0) m->slots = (int32_t)json_array_size(row);
+    if (!json_is_array(row) || json_array_size(row) != (size_t)m->slots)
+        cli_die(CLI_USAGE, "%s: %s[%d] is not a list of %d slots as the first is", s->path, map_key, m->layers,
+                m->slots);
+    json_array_foreach(row, i, item)
+    {
+        char *where = cli_format("%s: %s[%d][%zu]", s->path, map_key, m->layers, i);
+        if (!json_is_integer(item)) cli_die(CLI_USAGE, "%s is not a whole number", where);
+        arrput(*slots, expert_id(json_integer_value(item), where));
+        free(where);
+    }
+    json_decref(row);
+    m->layers++;
+}
+
 static cli_map read_json_map(const char *path)
 {
-    json_error_t e;
+    cli_stream *s = cli_alloc(1, sizeof *s);
     FILE *f = cli_open_input(path);
-    json_t *root = json_loadf(f, 0, &e), *list, *row, *item;
-    size_t l, s;
-    cli_map m;
-    (void)fclose(f);
-    if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", path, e.line, e.column, cli_printable(e.text));
-    list = json_object_get(root, map_key);
-    if (!json_is_array(list) || !json_is_array(json_array_get(list, 0)))
+    int32_t *slots = NULL;
+    int first = 1;
+    cli_map read, m;
+    memset(&read, 0, sizeof read);
+    cli_stream_open(s, path, f, -1);
+    if (!cli_stream_find(s, map_key) || cli_stream_peek(s) != '[')
         cli_die(CLI_USAGE, "%s: has no \"%s\": [layer][slot]", path, map_key);
-    m = new_map(path, (int64_t)json_array_size(list),
-                (int64_t)json_array_size(json_array_get(list, 0)));
-    json_array_foreach(list, l, row)
-    {
-        if (!json_is_array(row) || json_array_size(row) != (size_t)m.slots)
-            cli_die(CLI_USAGE, "%s: %s[%zu] is not a list of %d slots as the first is", path,
-                    map_key, l, m.slots);
-        json_array_foreach(row, s, item)
-        {
-            char *where = cli_format("%s: %s[%zu][%zu]", path, map_key, l, s);
-            if (!json_is_integer(item)) cli_die(CLI_USAGE, "%s is not a whole number", where);
-            m.expert[l * (size_t)m.slots + s] = expert_id(json_integer_value(item), where);
-            free(where);
-        }
+    cli_stream_take(s, '[');
+    while (cli_stream_more(s, ']', &first)) {
+        if (read.layers == 0 && cli_stream_peek(s) != '[')
+            cli_die(CLI_USAGE, "%s: has no \"%s\": [layer][slot]", path, map_key);
+        add_map_row(s, &read, &slots);
     }
-    json_decref(root);
+    cli_stream_rest(s);
+    cli_stream_close(s);
+    free(s);
+    (void)fclose(f);
+    m = new_map(path, read.layers, read.slots);
+    memcpy(m.expert, slots, (size_t)m.layers * (size_t)m.slots * sizeof *m.expert);
+    arrfree(slots);
     return m;
 }
 

@@ -123,10 +123,10 @@ void cli_section_traffic(const cli_report *r, FILE *f)
     int32_t D = r->setup->devices;
     double mean = mean_cell(&r->now, D);
     char *answer =
-        cli_format("Rows of one step that each device (down) sends to each other (across) in layer %d, as multiples "
+        cli_format("Rows of one step that each device (down) sends to each other (across) in layer %d%s, as multiples "
                    "of today's mean. "
                    "%s. A strong column is a device that everybody sends to; the diagonal stays at home.",
-                   r->layer[r->hot].number,
+                   r->layer[r->hot].number, cli_shown_name(r),
                    r->counted_traffic ? "Counted token by token; the tokens come from all devices in equal parts"
                                       : "The recording holds counts only, so every device is taken to send the same");
     cli_page_figure(f, "Who sends how much to whom?", answer);
@@ -250,9 +250,9 @@ void cli_section_gantt(const cli_report *r, FILE *f)
     const moe_ep_time_result *a = &r->now.time, *b = &r->then.time;
     double before = a->dispatch_s + a->compute_s + a->combine_s, after = b->dispatch_s + b->compute_s + b->combine_s;
     char *answer =
-        cli_format("One step of layer %d, predicted for %s on %s: dispatch, experts, combine on each device. "
+        cli_format("One step of layer %d%s, predicted for %s on %s: dispatch, experts, combine on each device. "
                    "Nobody goes on before the dashed line, so every gap is waiting.",
-                   r->layer[r->hot].number, r->setup->model.name, r->setup->machine.name);
+                   r->layer[r->hot].number, cli_shown_name(r), r->setup->model.name, r->setup->machine.name);
     cli_page_figure(f, "What does each device do, and when does it wait?", answer);
     fputs("<div class=\"two\">", f);
     put_gantt(r, f, &r->now, 0, before > after ? before : after);

@@ -35,6 +35,11 @@ char *cli_short_name(const char *path)
     return name;
 }
 
+int cli_is_load(double v)
+{
+    return !(v < 0.0) && !(v > 9e15) && !(v > 0.0 && v < 1e-200) && !isnan(v);
+}
+
 void cli_check_load(double v, const char *where)
 {
     if (isnan(v) || isinf(v)) cli_die(CLI_USAGE, "%s: a load is not a finite number", where);
@@ -68,7 +73,8 @@ cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t lay
     t.steps = (int32_t)steps;
     t.layers = (int32_t)layers;
     t.experts = (int32_t)experts;
-    t.step_loads = cli_alloc((size_t)(steps * layers * experts), sizeof *t.step_loads);
+    t.kept_steps = steps < CLI_KEPT_STEPS ? (int32_t)steps : CLI_KEPT_STEPS;
+    t.step_loads = cli_alloc((size_t)(t.kept_steps * layers * experts), sizeof *t.step_loads);
     t.loads = cli_alloc((size_t)(layers * experts), sizeof *t.loads);
     t.layer = cli_alloc((size_t)layers, sizeof *t.layer);
     for (int32_t l = 0; l < t.layers; l++) t.layer[l] = l;
@@ -86,14 +92,6 @@ void cli_traces_free(cli_trace *list)
         free(list[i].ids);
     }
     arrfree(list);
-}
-
-void cli_add_steps(cli_trace *t)
-{
-    size_t n = (size_t)t->layers * (size_t)t->experts;
-    memset(t->loads, 0, n * sizeof *t->loads);
-    for (int32_t s = 0; s < t->steps; s++)
-        for (size_t i = 0; i < n; i++) t->loads[i] += t->step_loads[(size_t)s * n + i];
 }
 
 void cli_append(cli_trace **list, cli_trace t, const cli_read_options *o)
@@ -243,32 +241,51 @@ static void read_npy_ids(cli_trace **list, const char *path, cli_npy *a, const c
     if (t.kept > s.tokens) t.kept = s.tokens;
     t.ids = cli_alloc((size_t)(t.kept * s.layers * s.top_k), sizeof *t.ids);
     count_ids(a, &t, o->layers_first);
-    cli_add_steps(&t);
+    memcpy(t.loads, t.step_loads, (size_t)t.layers * (size_t)t.experts * sizeof *t.loads);
     cli_append(list, t, o);
 }
 
-/* Do all rows of fractions sum to 1, as the weights of a token's choices do? */
-static int is_weights(const double *v, int64_t rows, int64_t choices)
+/* Whether rows of numbers look like the weights of a token's choices: fractions that sum to 1. */
+typedef struct weights_test {
+    int64_t rows;
+    int no, fractions;
+} weights_test;
+
+static void test_weights(weights_test *w, const double *row, int64_t choices)
 {
-    int fractions = 0;
-    if (choices > 32 || rows < 16) return 0;
-    for (int64_t i = 0; i < rows; i++) {
-        double sum = 0.0;
-        for (int64_t j = 0; j < choices; j++) {
-            double x = v[i * choices + j];
-            if (!(x >= 0.0 && x <= 1.0)) return 0;
-            if (x > 0.0 && x < 1.0) fractions = 1;
-            sum += x;
-        }
-        if (fabs(sum - 1.0) > 0.01) return 0;
+    double sum = 0.0;
+    w->rows++;
+    if (w->no) return;
+    for (int64_t j = 0; j < choices; j++) {
+        if (!(row[j] >= 0.0 && row[j] <= 1.0)) w->no = 1;
+        if (row[j] > 0.0 && row[j] < 1.0) w->fractions = 1;
+        sum += row[j];
     }
-    return fractions;
+    if (fabs(sum - 1.0) > 0.01) w->no = 1;
+}
+
+/* Row r of the file, r counted over steps and layers, into the trace. */
+static void add_counts(cli_trace *t, int64_t r, const double *row)
+{
+    int64_t E = t->experts, step = r / t->layers, layer = r % t->layers;
+    for (int64_t e = 0; e < E; e++) {
+        if (!cli_is_load(row[e])) {
+            char *where = cli_format("%s: counts[%lld, %lld, %lld]", t->path, (long long)step, (long long)layer,
+                                     (long long)e);
+            cli_check_load(row[e], where);
+            free(where);
+        }
+        t->loads[layer * E + e] += row[e];
+    }
+    if (step < t->kept_steps) memcpy(t->step_loads + r * E, row, (size_t)E * sizeof *row);
 }
 
 static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
                             const cli_read_options *o)
 {
-    int64_t E, L, S;
+    int64_t E, L, S, some;
+    weights_test w = {0, 0, 0};
+    double *row;
     cli_trace t;
     if (a->ndim < 1 || a->ndim > 3)
         cli_die(CLI_USAGE,
@@ -278,20 +295,19 @@ static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
     L = a->ndim >= 2 ? a->shape[a->ndim - 2] : 1;
     S = a->ndim == 3 ? a->shape[0] : 1;
     t = cli_new_trace(path, cli_short_name(path), S, L, E);
-    cli_npy_read_double(a, t.step_loads, a->count);
-    for (int64_t i = 0; i < a->count; i++) {
-        char *where;
-        if (t.step_loads[i] >= 0.0 && t.step_loads[i] <= 9e15) continue;
-        where = cli_format("%s: counts[%lld, %lld, %lld]", path, (long long)(i / E / L),
-                           (long long)(i / E % L), (long long)(i % E));
-        cli_check_load(t.step_loads[i], where);
-        free(where);
+    some = 65536 / E > 0 ? 65536 / E : 1;
+    row = cli_alloc((size_t)(some * E), sizeof *row);
+    for (int64_t r = 0; r < S * L; r++) {
+        if (r % some == 0) cli_npy_read_double(a, row, (S * L - r < some ? S * L - r : some) * E);
+        test_weights(&w, row + r % some * E, E);
+        add_counts(&t, r, row + r % some * E);
     }
-    if (!o->as_counts && a->ndim == 3 && is_weights(t.step_loads, S * L, E))
+    free(row);
+    if (!o->as_counts && a->ndim == 3 && E <= 32 && w.rows >= 16 && !w.no && w.fractions)
         cli_die(CLI_USAGE,
                 "%s: every row of shape %s sums to 1: these are routing weights, which say nothing of loads; "
-                "give the ids, or --counts if they are shares of the load", path, a->shape_text);
-    cli_add_steps(&t);
+                "give the ids and --weights with this file, or --counts if they are shares of the load",
+                path, a->shape_text);
     cli_append(list, t, o);
 }
 
@@ -304,100 +320,6 @@ static void read_npy(cli_trace **list, const char *path, const cli_read_options 
     else
         read_npy_ids(list, path, &a, o);
     cli_npy_close(&a);
-}
-
-/* ---- rows of loads with labels, shared by CSV, JSON objects and JSON lines ------------------------------ */
-
-int cli_same(const char *a, const char *b)
-{
-    return strcmp(a, b) == 0;
-}
-
-int64_t cli_add_sorted(int64_t **set, int64_t v)
-{
-    ptrdiff_t at = 0;
-    while (at < arrlen(*set) && (*set)[at] < v) at++;
-    if (at == arrlen(*set) || (*set)[at] != v) arrins(*set, (size_t)at, v);
-    return at;
-}
-
-int64_t cli_index_of(const int64_t *set, int64_t v)
-{
-    ptrdiff_t low = 0, high = arrlen(set) - 1;
-    while (low < high) {
-        ptrdiff_t mid = low + (high - low) / 2;
-        if (set[mid] < v)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low;
-}
-
-/* Rows of one label -> a trace.  Every (step, layer) must be there exactly once. */
-static void rows_to_trace(cli_trace **list, const char *path, const cli_load_row *rows,
-                          const char *label, const cli_read_options *o)
-{
-    int64_t *steps = NULL, *layers = NULL, *line_of, experts = -1;
-    cli_trace t;
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        if (!cli_same(rows[i].label, label)) continue;
-        (void)cli_add_sorted(&steps, rows[i].step);
-        (void)cli_add_sorted(&layers, rows[i].layer);
-        if (experts < 0) experts = arrlen(rows[i].loads);
-        if (arrlen(rows[i].loads) != experts)
-            cli_die(CLI_USAGE, "%s:%lld: %td loads where the rows before have %lld", path,
-                    (long long)rows[i].line, arrlen(rows[i].loads), (long long)experts);
-    }
-    t = cli_new_trace(path, *label ? cli_printable(label) : cli_short_name(path), arrlen(steps),
-                      arrlen(layers), experts);
-    line_of = cli_keep_block(cli_alloc((size_t)arrlen(steps) * (size_t)arrlen(layers), sizeof *line_of));
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        int64_t at;
-        if (!cli_same(rows[i].label, label)) continue;
-        at = cli_index_of(steps, rows[i].step) * arrlen(layers) +
-             cli_index_of(layers, rows[i].layer);
-        if (line_of[at] != 0)
-            cli_die(CLI_USAGE, "%s:%lld: layer %lld%s%s was already given on line %lld", path,
-                    (long long)rows[i].line, (long long)rows[i].layer, *label ? " of " : "", label,
-                    (long long)line_of[at]);
-        line_of[at] = rows[i].line;
-        memcpy(t.step_loads + at * experts, rows[i].loads, (size_t)experts * sizeof *t.step_loads);
-    }
-    for (ptrdiff_t l = 0; l < arrlen(layers); l++) {
-        if (layers[l] < 0 || layers[l] > INT32_MAX)
-            cli_die(CLI_USAGE, "%s: layer %lld is no layer number", path, (long long)layers[l]);
-        t.layer[l] = (int32_t)layers[l];
-        for (ptrdiff_t s = 0; s < arrlen(steps); s++)
-            if (line_of[s * arrlen(layers) + l] == 0)
-                cli_die(CLI_USAGE, "%s: step %lld has no row for layer %lld", path,
-                        (long long)steps[s], (long long)layers[l]);
-    }
-    cli_add_steps(&t);
-    cli_append(list, t, o);
-    arrfree(steps);
-    arrfree(layers);
-}
-
-void cli_rows_to_traces(cli_trace **list, const char *path, cli_load_row *rows,
-                        const cli_read_options *o)
-{
-    int before = (int)arrlen(*list);
-    if (arrlen(rows) == 0) cli_die(CLI_USAGE, "%s: holds no loads", path);
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        int seen = 0;
-        for (ptrdiff_t j = 0; j < i && !seen; j++) seen = cli_same(rows[j].label, rows[i].label);
-        if (!seen && (!o->only || strstr(rows[i].label, o->only)))
-            rows_to_trace(list, path, rows, rows[i].label, o);
-    }
-    if ((int)arrlen(*list) == before)
-        cli_die(CLI_USAGE, "%s: no recording has a label with \"%s\"", path,
-                o->only ? o->only : "");
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        free(rows[i].label);
-        arrfree(rows[i].loads);
-    }
-    arrfree(rows);
 }
 
 /* ---- which reader ------------------------------------------------------------------------------------ */
@@ -448,7 +370,7 @@ void cli_read(cli_trace **list, const char *path, const cli_read_options *option
         cli_read_json_lines(list, path, f, options);
     } else if (ends_with(path, ".json") ||
                (start < n && (head[start] == '{' || head[start] == '['))) {
-        cli_read_json(list, path, f, options);
+        cli_read_json(list, path, options);
     } else {
         cli_read_csv(list, path, f, options);
     }
@@ -457,21 +379,21 @@ void cli_read(cli_trace **list, const char *path, const cli_read_options *option
 
 /* ---- making recordings comparable ---------------------------------------------------------------------- */
 
+/* Rows of `had` numbers as rows of `has`, zeros behind; frees what it is given. */
+static double *wider(double *rows, int64_t n, int32_t had, int32_t has)
+{
+    double *wide = cli_alloc((size_t)(n * has), sizeof *wide);
+    for (int64_t r = 0; r < n; r++) memcpy(wide + r * has, rows + r * had, (size_t)had * sizeof *wide);
+    free(rows);
+    return wide;
+}
+
 static void widen(cli_trace *t, int32_t experts)
 {
-    int64_t rows = (int64_t)t->steps * t->layers;
-    double *wide;
     if (t->experts == experts) return;
-    wide = cli_alloc((size_t)(rows * experts), sizeof *wide);
-    for (int64_t r = 0; r < rows; r++)
-        memcpy(wide + r * experts, t->step_loads + r * t->experts,
-               (size_t)t->experts * sizeof *wide);
-    free(t->step_loads);
-    free(t->loads);
-    t->step_loads = wide;
-    t->loads = cli_alloc((size_t)t->layers * (size_t)experts, sizeof *t->loads);
+    t->step_loads = wider(t->step_loads, (int64_t)t->kept_steps * t->layers, t->experts, experts);
+    t->loads = wider(t->loads, t->layers, t->experts, experts);
     t->experts = experts;
-    cli_add_steps(t);
 }
 
 static int layer_is_empty(const cli_trace *t, int32_t l)
@@ -485,7 +407,7 @@ static int layer_is_empty(const cli_trace *t, int32_t l)
 static void drop_layer(cli_trace *t, int32_t l)
 {
     size_t E = (size_t)t->experts, K = (size_t)t->top_k, L = (size_t)t->layers, at = 0;
-    for (size_t s = 0; s < (size_t)t->steps; s++)
+    for (size_t s = 0; s < (size_t)t->kept_steps; s++)
         for (size_t i = 0; i < L; i++) {
             if (i == (size_t)l) continue;
             memmove(t->step_loads + at * E, t->step_loads + (s * L + i) * E,
@@ -499,8 +421,8 @@ static void drop_layer(cli_trace *t, int32_t l)
         at++;
     }
     memmove(t->layer + l, t->layer + l + 1, (L - (size_t)l - 1) * sizeof *t->layer);
+    memmove(t->loads + (size_t)l * E, t->loads + ((size_t)l + 1) * E, (L - (size_t)l - 1) * E * sizeof *t->loads);
     t->layers--;
-    cli_add_steps(t);
 }
 
 static void put_range(FILE *f, int32_t from, int32_t to, int first)

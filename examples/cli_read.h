@@ -5,6 +5,8 @@
 
 #include "cli_base.h"
 
+enum { CLI_KEPT_STEPS = 512 }; /* the first ones; of the others the sum is kept */
+
 /* One recording: loads per layer and expert, and the ids themselves where the file has them. */
 typedef struct cli_trace {
     char *name;         /* short and unique in one run                                          */
@@ -13,8 +15,9 @@ typedef struct cli_trace {
     int64_t tokens;     /* recorded tokens, 0 = the file does not say                           */
     int64_t skipped;    /* choices that were -1                                                 */
     int32_t steps;      /* windows recorded one after the other, >= 1                           */
-    double *step_loads; /* (steps, layers, experts)                                             */
-    double *loads;      /* (layers, experts), the sum over the steps                            */
+    int32_t kept_steps; /* of them whose loads are kept one by one: all, up to CLI_KEPT_STEPS   */
+    double *step_loads; /* (kept_steps, layers, experts)                                        */
+    double *loads;      /* (layers, experts), the sum over all steps                            */
     int32_t *layer;     /* (layers) number of the layer in the file                             */
     int32_t *ids;       /* (kept, layers, top_k) or NULL                                        */
     int64_t kept;       /* tokens whose ids are kept: all, up to a limit of memory               */

@@ -12,7 +12,7 @@
 #include <string.h>
 
 enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128 };
-enum { MOST_TOKENS = 65536, MAX_STEPS = 512, MAX_FINE = 128, NORMAL_KERNELS = 512 };
+enum { MOST_TOKENS = 65536, MAX_STEPS = CLI_KEPT_STEPS, MAX_FINE = 128, NORMAL_KERNELS = 512 };
 
 /* Tokens per step: what the caller says, a quarter of the recorded ids, or a prefill batch for counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
@@ -90,7 +90,7 @@ cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t to
     size_t n = (size_t)r->L * (size_t)r->E;
     int keep = t->steps > 1 && r->setup->tokens == 0 && !r->rescaled && tokens == r->tokens;
     if (t->ids && t->kept >= tokens) return cut_ids(r, t, tokens);
-    w.steps = t->steps < MAX_STEPS ? t->steps : MAX_STEPS;
+    w.steps = t->kept_steps;
     w.loads = cli_alloc((size_t)w.steps * n, sizeof *w.loads);
     for (int32_t s = 0; s < w.steps; s++) {
         const double *from = t->step_loads + (size_t)s * n;
@@ -172,6 +172,10 @@ static int32_t recorded_steps(const cli_report *r)
 static void describe_windows(cli_report *r, cli_setup *s)
 {
     const cli_trace *last = &r->trace[r->traces - 1];
+    for (int i = 0; i < r->traces; i++)
+        if (r->trace[i].kept_steps < r->trace[i].steps)
+            cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.",
+                     r->trace[i].name, r->trace[i].kept_steps, cli_count(r->trace[i].steps));
     r->sums = !last->ids && last->steps == 1 && r->traces > 1;
     if (r->traces > 1) {
         char *names = cli_strdup(r->trace[1].name);
@@ -235,6 +239,11 @@ moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *s
     cli_check(moe_ep_placement_init(&p, r->L, r->E, shape, *mem, bytes, &err), &err,
               "devices and slots");
     return p;
+}
+
+const char *cli_shown_name(const cli_report *r)
+{
+    return r->traces > 1 ? cli_keep(cli_format(" of %s", r->trace[r->shown].name)) : "";
 }
 
 const char *cli_today(const cli_report *r)

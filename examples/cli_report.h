@@ -124,6 +124,8 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
 
 /* Today's placement in words: "contiguous blocks", "round robin", "as the map says". */
 const char *cli_today(const cli_report *r);
+/* " of NAME", the recording that the pictures show; empty when there is only one. */
+const char *cli_shown_name(const cli_report *r);
 
 /* Fills now and then. */
 void cli_report_proof(cli_report *r);

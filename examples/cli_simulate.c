@@ -607,6 +607,21 @@ static void sum_up_requests(cli_simulate *s)
     free(each);
 }
 
+/* A step counts in every bin of time by the part of it that lies there. */
+static void put_in_bins(cli_simulate *s, const cli_step_row *r, double *time)
+{
+    double bin = s->end_s / s->bins, end = r->start_s + r->length_s;
+    for (int b = (int)(r->start_s / bin); b < s->bins && bin * b < end; b++) {
+        double from = fmax(r->start_s, bin * b), part = fmin(end, bin * (b + 1)) - from;
+        if (!(part > 0.0)) continue;
+        time[b] += part;
+        s->bin_prompt[b] += (double)r->prompt * part / r->length_s;
+        s->bin_decode[b] += (double)r->decode * part / r->length_s;
+        s->bin_batch[b] += r->batch * part;
+        s->bin_imbalance[b] += r->imbalance * part;
+    }
+}
+
 static void sum_up_steps(cli_simulate *s)
 {
     double busy = 0.0, prompt = 0.0, made = 0.0, *time;
@@ -614,17 +629,11 @@ static void sum_up_steps(cli_simulate *s)
     time = cli_alloc((size_t)s->bins, sizeof *time);
     for (ptrdiff_t i = 0; i < arrlen(s->row); i++) {
         const cli_step_row *r = &s->row[i];
-        int b = (int)(r->start_s / s->end_s * s->bins);
-        b = b < s->bins ? b : s->bins - 1;
         busy += r->length_s;
         prompt += (double)r->prompt;
         s->imbalance += r->imbalance * r->length_s;
         s->peak_bytes = fmax(s->peak_bytes, r->memory_bytes);
-        time[b] += r->length_s;
-        s->bin_prompt[b] += (double)r->prompt;
-        s->bin_decode[b] += (double)r->decode;
-        s->bin_batch[b] += r->batch * r->length_s;
-        s->bin_imbalance[b] += r->imbalance * r->length_s;
+        put_in_bins(s, r, time);
     }
     s->imbalance /= busy;
     s->prompt_per_s = prompt / s->end_s;
@@ -635,7 +644,7 @@ static void sum_up_steps(cli_simulate *s)
         s->bin_prompt[b] *= s->bins / s->end_s;
         s->bin_decode[b] *= s->bins / s->end_s;
         s->bin_batch[b] /= time[b] > 0.0 ? time[b] : 1.0;
-        s->bin_imbalance[b] = time[b] > 0.0 ? s->bin_imbalance[b] / time[b] : 0.0;
+        s->bin_imbalance[b] = time[b] > 0.0 ? s->bin_imbalance[b] / time[b] : 1.0;
     }
     free(time);
 }

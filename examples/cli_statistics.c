@@ -5,6 +5,7 @@
  * a tensor "120_3" holds the counts of iteration 120, layer 3, one per expert. */
 #define _GNU_SOURCE
 #include "cli_rows.h"
+#include "cli_stream.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -16,20 +17,15 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { MAX_HEADER = 1 << 28, CHUNK = 4096 };
+enum { CHUNK = 4096 };
 static const int64_t MOST_COUNT = INT64_C(1) << 50;
-
-typedef struct counts_row {
-    int64_t step, layer;
-    double *count; /* stb_ds */
-} counts_row;
 
 typedef struct statistics {
     const char *path;        /* as named on the command line */
-    counts_row *row;         /* stb_ds                        */
-    int64_t *steps, *layers; /* stb_ds, sorted          */
-    int64_t experts, top_k;  /* 0 = not said            */
-    int ranks;
+    cli_rows *rows;
+    double *row;             /* (experts), of one tensor     */
+    int64_t experts, top_k;  /* 0 = not said                 */
+    int64_t ranks, tensors;
 } statistics;
 
 static char *join(const char *folder, const char *name)
@@ -57,9 +53,9 @@ static int64_t meta_number(const char *path, json_t *root, const char *key)
     return json_integer_value(v);
 }
 
-static void read_meta(statistics *s)
+static void read_meta(statistics *s, const char *folder)
 {
-    char *path = join(s->path, "meta_info.json");
+    char *path = join(folder, "meta_info.json");
     json_error_t e;
     FILE *f = cli_open_input(path);
     json_t *root = json_loadf(f, 0, &e);
@@ -110,18 +106,6 @@ static int64_t tensor_place(const char *path, const char *key, json_t *value, in
     return from;
 }
 
-static counts_row *row_of(statistics *s, int64_t step, int64_t layer)
-{
-    counts_row row = {step, layer, NULL};
-    for (ptrdiff_t i = arrlen(s->row); i-- > 0;)
-        if (s->row[i].step == step && s->row[i].layer == layer) return &s->row[i];
-    for (int64_t e = 0; e < s->experts; e++) arrput(row.count, 0.0);
-    arrput(s->row, row);
-    (void)cli_add_sorted(&s->steps, step);
-    (void)cli_add_sorted(&s->layers, layer);
-    return &arrlast(s->row);
-}
-
 static int64_t little_endian(const unsigned char *p, int size)
 {
     uint64_t v = 0;
@@ -129,8 +113,8 @@ static int64_t little_endian(const unsigned char *p, int size)
     return size == 4 ? (int64_t)(int32_t)(uint32_t)v : (int64_t)v;
 }
 
-/* The counts of one tensor, added to those of the other ranks. */
-static void add_counts(const char *path, const char *key, FILE *f, int size, statistics *s, counts_row *row)
+/* The counts of one tensor. */
+static void read_counts(const char *path, const char *key, FILE *f, int size, statistics *s)
 {
     unsigned char buf[CHUNK];
     for (int64_t done = 0; done < s->experts;) {
@@ -141,56 +125,68 @@ static void add_counts(const char *path, const char *key, FILE *f, int size, sta
             if (v < 0 || v > MOST_COUNT)
                 cli_die(CLI_USAGE, "%s: tensor \"%s\"[%lld]: %lld is no count", path, cli_printable(key),
                         (long long)(done + i), (long long)v);
-            row->count[done + i] += (double)v;
+            s->row[done + i] = (double)v;
         }
         done += part;
     }
 }
 
-static json_t *read_header(const char *path, FILE *f, int64_t *start, int64_t *data)
+/* The stream stands before the header; *start and *data are where the tensors begin, and their bytes. */
+static void open_header(const char *path, FILE *f, cli_stream *header, int64_t *start, int64_t *data)
 {
     unsigned char length[8];
     int64_t n, total;
-    char *text;
-    json_error_t e;
-    json_t *root;
     if (fseeko(f, 0, SEEK_END) != 0) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
     total = (int64_t)ftello(f);
     rewind(f);
     if (fread(length, 1, 8, f) != 8) cli_die(CLI_USAGE, "%s: is truncated inside the header", path);
     n = little_endian(length, 8);
-    if (n < 2 || n > MAX_HEADER || n > total - 8)
+    if (n < 2 || n > total - 8)
         cli_die(CLI_USAGE, "%s: does not begin like a .safetensors file, or is truncated", path);
-    text = cli_alloc((size_t)n, 1);
-    if (fread(text, 1, (size_t)n, f) != (size_t)n) cli_die(CLI_USAGE, "%s: is truncated inside the header", path);
-    root = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, &e);
-    if (!json_is_object(root))
-        cli_die(CLI_USAGE, "%s: the header is no JSON object: %s", path, cli_printable(e.text));
-    free(text);
+    cli_stream_open(header, path, f, n);
     *start = 8 + n;
     *data = total - *start;
-    return root;
 }
 
+static void read_tensor(statistics *s, const char *path, const char *key, json_t *value, FILE *f, int64_t start,
+                        int64_t data)
+{
+    cli_row row = {NULL, 0, 0, s->ranks, NULL, 0};
+    int64_t at;
+    int size;
+    parse_key(path, key, &row.step, &row.layer);
+    at = tensor_place(path, key, value, data, s, &size);
+    if (!s->row) s->row = cli_alloc((size_t)s->experts, sizeof *s->row);
+    if (fseeko(f, (off_t)(start + at), SEEK_SET) != 0) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
+    read_counts(path, key, f, size, s);
+    row.loads = s->row;
+    row.n = s->experts;
+    cli_rows_add(s->rows, &row);
+    s->tensors++;
+}
+
+/* The header and the tensors side by side: neither is held in memory. */
 static void read_rank(statistics *s, const char *path)
 {
-    FILE *f = cli_open_input(path);
+    FILE *f = cli_open_input(path), *tensors = cli_open_input(path);
+    cli_stream *header = cli_alloc(1, sizeof *header);
     int64_t start, data;
-    json_t *root = read_header(path, f, &start, &data), *value;
-    const char *key;
-    json_object_foreach(root, key, value)
-    {
-        int64_t step = 0, layer = 0, at;
-        int size;
-        if (strcmp(key, "__metadata__") == 0) continue;
-        parse_key(path, key, &step, &layer);
-        at = tensor_place(path, key, value, data, s, &size);
-        if (fseeko(f, (off_t)(start + at), SEEK_SET) != 0) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
-        add_counts(path, key, f, size, s, row_of(s, step, layer));
-    }
-    json_decref(root);
-    (void)fclose(f);
+    int first = 1;
     s->ranks++;
+    open_header(path, f, header, &start, &data);
+    cli_stream_take(header, '{');
+    while (cli_stream_more(header, '}', &first)) {
+        char *key = cli_stream_key(header);
+        json_t *value = cli_stream_value(header, 0);
+        if (strcmp(key, "__metadata__") != 0) read_tensor(s, path, key, value, tensors, start, data);
+        json_decref(value);
+        free(key);
+    }
+    cli_stream_done(header);
+    cli_stream_close(header);
+    free(header);
+    (void)fclose(tensors);
+    (void)fclose(f);
 }
 
 static int is_rank(const struct dirent *d)
@@ -205,7 +201,7 @@ static void read_folder(statistics *s)
     struct dirent **name;
     int n = scandir(s->path, &name, is_rank, alphasort);
     if (n < 0) cli_die(CLI_USAGE, "%s: %s", s->path, strerror(errno));
-    read_meta(s);
+    read_meta(s, s->path);
     for (int i = 0; i < n; i++) {
         char *path = join(s->path, name[i]->d_name);
         read_rank(s, path);
@@ -214,6 +210,17 @@ static void read_folder(statistics *s)
         cli_progress("reading", i + 1.0, n);
     }
     free(name);
+}
+
+/* One file of the folder says as much about the model as the folder does. */
+static void read_single(statistics *s)
+{
+    char *copy = cli_strdup(s->path), *folder = dirname(copy), *meta = join(folder, "meta_info.json");
+    struct stat info;
+    if (stat(meta, &info) == 0 && S_ISREG(info.st_mode)) read_meta(s, folder);
+    free(meta);
+    free(copy);
+    read_rank(s, s->path);
 }
 
 static char *folder_name(const char *path)
@@ -229,31 +236,21 @@ static char *folder_name(const char *path)
 void cli_read_statistics(cli_trace **list, const char *path, const cli_read_options *o)
 {
     statistics s;
-    cli_trace t;
-    int64_t rows;
+    cli_read_options plain = *o;
     struct stat info;
+    char *name = folder_name(path);
     memset(&s, 0, sizeof s);
+    plain.only = NULL; /* the recordings of this format have no labels */
     s.path = path;
+    s.rows = cli_rows_new(path, &plain, 1);
     if (stat(path, &info) == 0 && S_ISDIR(info.st_mode))
         read_folder(&s);
     else
-        read_rank(&s, path);
-    if (arrlen(s.row) == 0) cli_die(CLI_USAGE, "%s: holds no loads (no rankN.safetensors with counts)", path);
-    rows = arrlen(s.steps) * arrlen(s.layers);
-    if (arrlen(s.row) != rows)
-        cli_die(CLI_USAGE, "%s: %lld iterations of %lld layers, but %lld rows of counts: some are missing", path,
-                (long long)arrlen(s.steps), (long long)arrlen(s.layers), (long long)arrlen(s.row));
-    t = cli_new_trace(path, folder_name(path), arrlen(s.steps), arrlen(s.layers), s.experts);
-    t.top_k = (int32_t)s.top_k;
-    for (ptrdiff_t i = 0; i < arrlen(s.row); i++) {
-        int64_t at = cli_index_of(s.steps, s.row[i].step) * arrlen(s.layers) + cli_index_of(s.layers, s.row[i].layer);
-        memcpy(t.step_loads + at * s.experts, s.row[i].count, (size_t)s.experts * sizeof *t.step_loads);
-        arrfree(s.row[i].count);
-    }
-    for (ptrdiff_t l = 0; l < arrlen(s.layers); l++) t.layer[l] = (int32_t)s.layers[l];
-    cli_add_steps(&t);
-    cli_append(list, t, o);
-    arrfree(s.row);
-    arrfree(s.steps);
-    arrfree(s.layers);
+        read_single(&s);
+    if (s.tensors == 0) cli_die(CLI_USAGE, "%s: holds no loads (no rankN.safetensors with counts)", path);
+    cli_rows_end(s.rows, list);
+    free(arrlast(*list).name);
+    arrlast(*list).name = name;
+    arrlast(*list).top_k = (int32_t)s.top_k;
+    free(s.row);
 }

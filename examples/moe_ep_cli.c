@@ -27,6 +27,7 @@ static const char main_help[] =
     "  simulate          requests through an instance of a cluster file, step by step\n"
     "  forward           runs an MoE layer on this machine: checked, and against what the machine allows\n"
     "  traffic INPUT     the rank x rank matrix of bytes, as CSV or JSON for network simulators\n"
+    "  drops IDS         rows, tokens and routing weight lost at a capacity, by who comes first\n"
     "  watch FILE        follows a trace that a server is writing, on the terminal\n"
     "  route INPUT       logits, or hidden states and a gate, through a named router; compared "
     "with recorded ids\n"
@@ -190,7 +191,8 @@ static const struct {
                 {"route", cli_route_main},       {"rebalance", cli_rebalance_main},
                 {"diagnose", cli_diagnose_main}, {"copies", cli_copies_main},
                 {"sweep", cli_sweep_main},       {"simulate", cli_simulate_main}, {"forward", cli_forward_main},
-                {"watch", cli_watch_main},       {"traffic", cli_traffic_main}};
+                {"watch", cli_watch_main},       {"traffic", cli_traffic_main},
+                {"drops", cli_drops_main}};
 
 int main(int argc, char **argv)
 {

@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import threading
 import traceback
+import warnings
 
 import numpy as np
 
@@ -147,6 +148,59 @@ def test_eplb_errors_are_assertions():
             assert isinstance(problem, ValueError) and len(str(problem)) > 10
         else:
             raise AssertionError("no error for %s" % (arguments,))
+
+
+def test_bad_arguments_are_named():
+    weight = np.arange(1, 17).reshape(2, 8)
+    rebalance = moe_ep.rebalance_experts
+    for arguments, status, words in (
+            ((weight, 8, 1, 0, 2), "ERR_SIZE", "num_nodes = 0: must be at least 1"),
+            ((weight, 8, 1, 2.0, 2), "ERR_RANGE", "num_nodes = 2.0: a whole number is needed"),
+            ((weight, 8, 1, 1, "2"), "ERR_RANGE", "num_gpus = '2': a whole number is needed"),
+            ((weight, 8, 1, 1, None), "ERR_RANGE", "num_gpus = None"),
+            ((weight, 8.5, 1, 1, 2), "ERR_RANGE", "num_replicas = 8.5"),
+            ((weight, 2 ** 40, 1, 1, 2), "ERR_RANGE", "num_replicas = 1099511627776 does not fit int32_t"),
+            (([[1, 1e308, 1, 1]], 4, 1, 1, 2), "ERR_RANGE", "weight[0, 1] = 1e+308 does not fit float32"),
+            (([[1, 2], [3, -3]], 2, 1, 1, 2), "ERR_NEGATIVE", "weight[1, 1] = -3")):
+        problem = raises(status, rebalance, *arguments)
+        assert words in str(problem), str(problem)
+        assert isinstance(problem, AssertionError)
+    problem = raises("ERR_NEGATIVE", moe_ep.plan, [[[1, 2, 1, 1], [1, 2, 3, 1]], [[1, 2, 1, 1], [1, 2, -3, 1]]], 2)
+    assert problem.index == 14 and problem.place == (1, 1, 2) and "loads[1, 1, 2]" in str(problem), str(problem)
+    assert raises("ERR_EXPERT_ID", moe_ep.expert_loads, [[1, 2], [3, 9]], 4).place == (1, 1)
+    assert raises("ERR_NAN", moe_ep.balance_layers, [[1, 2], [3, float("nan")]]).place == (1, 1)
+    assert raises("ERR_SIZE", moe_ep.plan(weight, 2).rebalance, weight, max_moves=-5).value == -5
+    for call, words in ((lambda: moe_ep.plan(weight, "2"), "num_devices = '2'"),
+                        (lambda: moe_ep.chance(1.5, 2, 8), "num_tokens = 1.5"),
+                        (lambda: moe_ep.expert_loads([[1]], "4"), "num_experts = '4'"),
+                        (lambda: moe_ep.route([[1.0, 2.0]], "k"), "top_k = 'k'"),
+                        (lambda: moe_ep.route([[1.0, 2.0]], 1, router=7), "7 is no name"),
+                        (lambda: moe_ep.plan(weight, 2).split(weight[0], layer="x"), "layer = 'x'"),
+                        (lambda: moe_ep.plan(weight, 2, risk_z="x"), "risk_z = 'x'"),
+                        (lambda: moe_ep.model("deepseek-v3", hidden="x"), "hidden = 'x'")):
+        assert words in str(raises("ERR_RANGE", call)), words
+    deepseek = moe_ep.EplbAlgorithm.deepseek
+    problem = raises("ERR_SIZE", moe_ep.eplb_algorithms.rebalance_experts, weight, 8, 0, 1, 1, deepseek)
+    assert "num_local_physical_experts = 0" in str(problem), str(problem)
+
+
+def test_an_old_map_of_another_shape_is_not_ignored_in_silence():
+    weight = np.arange(1, 17).reshape(2, 8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        phy = moe_ep.DefaultEplbPolicy.rebalance_experts(weight, 8, 1, 1, 2, np.zeros((2, 7), int))
+    assert len(said) == 1 and "shape (2, 7)" in str(said[0].message)
+    assert np.array_equal(phy, moe_ep.rebalance_experts(weight, 8, 1, 1, 2)[0])
+
+
+def test_route_gives_tensors_for_tensors():
+    if torch is None:
+        raise Skip("torch is not installed")
+    logits = torch.tensor([[1.0, 3.0, 2.0], [0.5, 0.0, 0.25]], dtype=torch.bfloat16)
+    ids, weights = moe_ep.route(logits, 2)
+    assert isinstance(ids, torch.Tensor) and isinstance(weights, torch.Tensor)
+    assert ids.tolist() == [[1, 2], [0, 2]] and abs(float(weights[0].sum()) - 1) < 1e-6
+    assert isinstance(moe_ep.route(logits.float().numpy(), 2)[0], np.ndarray)
 
 
 def test_sglang_keywords():

@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: MIT
  *
  * usage of a test program: test_x [--list] [--filter TEXT] [--seed N] [other arguments in t_argv]
+ *   --only A,B | --skip A,B   the tests of exactly these names | all but these
+ *   --stop                    ends at the first check that fails, exit status 1
  * The last line printed is "N passed, N failed" (", N skipped" when some were).  A test that checked
  * nothing has failed: a check must prove that it ran. */
 #ifndef T_H
@@ -20,7 +22,7 @@ typedef struct t_entry {
 } t_entry;
 
 static t_entry t_entries[512];
-static int t_count, t_failed_here, t_skipped_here;
+static int t_count, t_failed_here, t_skipped_here, t_stop;
 static long t_checks;
 static uint64_t t_seed = 20240607u;
 static char **t_argv; /* arguments that are not the harness's own, NULL-terminated */
@@ -45,6 +47,22 @@ static void t_register(const char *name, t_function function)
 static void t_fail(const char *file, int line, const char *text)
 {
     if (++t_failed_here <= 20) printf("    %s:%d: %s\n", file, line, text);
+    if (t_stop) {
+        fflush(stdout);
+        exit(1);
+    }
+}
+
+/* Is name one of the names in list, "a,b,c"? */
+static int t_listed(const char *list, const char *name)
+{
+    size_t n = strlen(name);
+    while (list && *list) {
+        size_t k = strcspn(list, ",");
+        if (k == n && strncmp(list, name, n) == 0) return 1;
+        list += k + (list[k] == ',');
+    }
+    return 0;
 }
 
 #define CHECK(c)                                                                                    \
@@ -126,12 +144,15 @@ static inline void *t_alloc(size_t bytes)
 
 static int t_main(int argc, char **argv)
 {
-    const char *filter = NULL;
+    const char *filter = NULL, *only = NULL, *skip = NULL;
     int i, passed = 0, failed = 0, skipped = 0, kept = 0, list = 0;
     t_argv = (char **)t_alloc(sizeof(char *) * (size_t)(argc + 1));
     for (i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--list") == 0) list = 1;
         else if (strcmp(argv[i], "--filter") == 0 && i + 1 < argc) filter = argv[++i];
+        else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
+        else if (strcmp(argv[i], "--skip") == 0 && i + 1 < argc) skip = argv[++i];
+        else if (strcmp(argv[i], "--stop") == 0) t_stop = 1;
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc) t_seed = strtoull(argv[++i], NULL, 10);
         else t_argv[kept++] = argv[i];
     }
@@ -141,6 +162,7 @@ static int t_main(int argc, char **argv)
             continue;
         }
         if (filter && !strstr(t_entries[i].name, filter)) continue;
+        if ((only && !t_listed(only, t_entries[i].name)) || t_listed(skip, t_entries[i].name)) continue;
         t_failed_here = t_skipped_here = 0;
         t_checks = 0;
         t_entries[i].function();

@@ -137,6 +137,10 @@ TEST(error_text_names_argument_element_value_and_status)
               "T = 3e18: too many rows (a product or sum of sizes does not fit)");
     CHECK_STR(text_of(error_of(MOE_EP_ERR_RANGE, "a", "b", INT64_MAX, 0.0)),
               "a[9223372036854775807] = 0: b (a value lies outside its allowed range)");
+    CHECK_STR(text_of(error_of(MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, 0.0)), /* a zero is a value ... */
+              "E = 0: must be at least 1 (a size is zero, negative or does not fit another one)");
+    CHECK_STR(text_of(error_of(MOE_EP_ERR_CONFIG, "up", "must be NULL here", -1, 0.0)), /* ... of a number only */
+              "up: must be NULL here (the options contradict each other)");
     CHECK_STR(text_of(error_of((moe_ep_status)-99, NULL, NULL, 0, 1.0)), "?[0] = 1: ? (unknown status)");
 }
 
@@ -604,5 +608,45 @@ TEST(a_null_generator_gives_zero)
     CHECK_NEAR(moe_ep_rng_f64(NULL), 0.0, 0, 0);
     CHECK_I64(moe_ep_rng_below(NULL, 10), 0);
 }
+
+/* ---- which instruction set ------------------------------------------------------------------------- */
+
+#if !defined(MOE_EP_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__)
+TEST(instruction_sets_by_what_the_cpu_and_the_system_say)
+{
+    /* what cpuid says: leaf 1 ecx has FMA 12, OSXSAVE 27, F16C 29; leaf 7 ebx has AVX2 5, AVX-512 F 16, DQ 17, BW 30,
+       VL 31; the system saves SSE and AVX (2, 4), and the mask and upper registers of AVX-512 (0x20, 0x40, 0x80) */
+    static const unsigned one[] = {1u << 12, 1u << 27, 1u << 29}, wide[] = {1u << 16, 1u << 17, 1u << 30, 1u << 31};
+    static const unsigned saves[] = {0x20, 0x40, 0x80};
+    const unsigned leaf1 = 1u << 12 | 1u << 27 | 1u << 29, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    const unsigned noise = 1u << 3 | 1u << 8;
+    unsigned i;
+    CHECK_I64(moe_epi_isa_of(0, 0, 0), MOE_EP_ISA_PORTABLE);
+    CHECK_I64(moe_epi_isa_of(leaf1, 1u << 5, 6), MOE_EP_ISA_AVX2);
+    CHECK_I64(moe_epi_isa_of(leaf1 | noise, 1u << 5 | noise, 0xff), MOE_EP_ISA_AVX2);
+    CHECK_I64(moe_epi_isa_of(leaf1 | noise, 1u << 5 | avx512 | noise, 0xe7), MOE_EP_ISA_AVX512);
+    for (i = 0; i < 3; i++) { /* one thing less: fused multiply-add, saved registers, half floats */
+        CHECK_I64(moe_epi_isa_of(leaf1 & ~one[i], 1u << 5 | avx512, 0xe7), MOE_EP_ISA_PORTABLE);
+        CHECK_I64(moe_epi_isa_of(leaf1, 1u << 5 | avx512, 0xe7 & ~saves[i]), MOE_EP_ISA_AVX2);
+    }
+    for (i = 0; i < 4; i++) CHECK_I64(moe_epi_isa_of(leaf1, (1u << 5 | avx512) & ~wide[i], 0xe7), MOE_EP_ISA_AVX2);
+    CHECK_I64(moe_epi_isa_of(leaf1, avx512, 0xe7), MOE_EP_ISA_PORTABLE); /* AVX-512 without AVX2 is no machine */
+    CHECK_I64(moe_epi_isa_of(leaf1, 1u << 5 | avx512, 0xe5), MOE_EP_ISA_PORTABLE);
+    CHECK_I64(moe_epi_isa_of(leaf1, 1u << 5 | avx512, 0xe3), MOE_EP_ISA_PORTABLE);
+    CHECK_I64(moe_epi_isa_level(0, 0), MOE_EP_ISA_PORTABLE);
+    CHECK_I64(moe_epi_isa_level(0, 1), MOE_EP_ISA_PORTABLE);
+    CHECK_I64(moe_epi_isa_level(1, 0), MOE_EP_ISA_AVX2);
+    CHECK_I64(moe_epi_isa_level(1, 1), MOE_EP_ISA_AVX512);
+}
+
+TEST(both_ways_to_ask_the_cpu_agree)
+{
+    /* the quick one does not ask for F16C: it may know more, never less, and on machines with F16C the same */
+    CHECK(moe_epi_isa_cached() >= moe_ep_isa_best());
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
+        CHECK_I64(moe_epi_isa_cached(), moe_ep_isa_best());
+    printf("    this machine: %s\n", moe_ep_isa_name(moe_ep_isa_best()));
+}
+#endif
 
 T_MAIN

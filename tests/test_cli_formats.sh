@@ -116,9 +116,9 @@ bad "floats as counts" "is of type F64; counts are I64 or I32" 's/I64/F64/'
 bad "a tensor of another name" "is not named ITERATION_LAYER" 's/"100_3"/"100-3"/'
 bad "another shape" "has 65 counts where there are 64 experts" 's/\[64\]/[65]/2'
 bad "a place outside the file" "lies outside the file" 's/"data_offsets":\[0,512\]/"data_offsets":[9,521]/'
-bad "no JSON in the header" "the header is no JSON object" 's/{"100_3"/{ 100_3"/'
-bad "the same tensor twice" "the header is no JSON object" 's/"100_4"/"100_3"/'
-bad "a layer missing in one iteration" "some are missing" 's/"100_4"/"100_9"/'
+bad "no JSON in the header" ":1:3: a key in quotes expected" 's/{"100_3"/{ 100_3"/'
+bad "the same tensor twice" "step 100, layer 3 was already given" 's/"100_4"/"100_3"/'
+bad "a layer missing in one iteration" "step 100 has no row for layer 4" 's/"100_4"/"100_9"/'
 bad "two axes" "holds the ids of every token" 's/"shape":\[64\]/"shape":[8,8]/'
 head -c 9000 $data/trtllm_statistic/rank0.safetensors >"$tmp/cut.safetensors"
 refuses "truncated" "outside the file" report "$tmp/cut.safetensors" --devices 8
@@ -168,6 +168,69 @@ printf '{"logical_count": [[4.5, 3, 2, 1]]}' >"$tmp/means.json"
 works "loads that are no whole numbers (means)" report "$tmp/means.json" --devices 2
 refuses "ids that are no whole numbers" "ids[0][0] is no expert id" report \
     "$(printf '{"layer":0,"ids":[[1.5]]}\n' >"$tmp/f.jsonl"; echo "$tmp/f.jsonl")"
+
+# ---- dumps of any size ----
+# rss COMMAND...: the most memory it held at a time, in kB
+cat >"$tmp/rss.c" <<'END'
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+    struct rusage use;
+    int status = 1;
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (argc < 2 || !freopen("/dev/null", "w", stdout)) _exit(126);
+        execv(argv[1], argv + 1);
+        _exit(127);
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0) return 1;
+    if (getrusage(RUSAGE_CHILDREN, &use) != 0) return 1;
+    printf("%ld\n", use.ru_maxrss);
+    return 0;
+}
+END
+# dump STEPS: two layers of 256 experts
+dump() {
+    awk -v steps="$1" 'BEGIN {
+        for (l = 0; l < 7; l++) {
+            row[l] = "["
+            for (e = 0; e < 256; e++) row[l] = row[l] (e ? ", " : "") 1000 + (e * 37 + l * 11) % 991
+            row[l] = row[l] "]"
+        }
+        printf "{\"rank\": 0, \"logical_count\": ["
+        for (s = 0; s < steps; s++) printf "%s[%s, %s]", s ? ", " : "", row[s % 7], row[(s + 3) % 7]
+        print "], \"note\": {\"more\": [1, {\"a\": [\"]\"]}]}}"
+    }'
+}
+if $CC "$tmp/rss.c" -o "$tmp/rss" 2>"$tmp/log"; then
+    dump 600 >"$tmp/small.json" && dump 6000 >"$tmp/large.json" # 1.8 MB and 18 MB
+    small=$("$tmp/rss" "$tool" place "$tmp/small.json" --devices 8) || small=0
+    large=$("$tmp/rss" "$tool" place "$tmp/large.json" --devices 8) || large=0
+    echo "$small kB for 600 steps, $large kB for 6,000" >"$tmp/log"
+    [ "$small" -gt 0 ] && [ "$large" -gt 0 ] && [ $((large - small)) -lt 6000 ]
+    result $? "ten times the dump, not more memory" "$tmp/log"
+else
+    fail "a program that measures memory" "$tmp/log"
+fi
+works "report says which steps it looks at" report "$tmp/small.json" --devices 8
+has "in words" "first 512 of its 600 steps" "$tmp/out"
+printf '{"logical_count": [[1, 2], [3, 4]], "x": [1 2]}' >"$tmp/tail.json"
+refuses "a fault behind the counts" "tail.json:1:45: ',' expected" report "$tmp/tail.json" --devices 2
+printf '{"logical_count": [[1, 2], [3, 4]]} {}' >"$tmp/tail.json"
+refuses "a second value" "tail.json:1:37: end of file expected" report "$tmp/tail.json" --devices 2
+printf '{"logical_count": [[1, 2], 3]}' >"$tmp/tail.json"
+refuses "a number among lists" "logical_count[1] is not a list of numbers" report "$tmp/tail.json" --devices 2
+printf '{"logical_count": [[[1, 2]], [3, 4]]}' >"$tmp/tail.json"
+refuses "a layer among steps" "logical_count[1] is not a list of layers" report "$tmp/tail.json" --devices 2
+printf '{"logical_count":\n [[1, 2],\n  [3, 04]]}' >"$tmp/tail.json"
+refuses "no JSON number" "tail.json:3:" report "$tmp/tail.json" --devices 2
+printf '%080d' 0 | sed 's/0/[/g; s/^/{"x": /' >"$tmp/deep.json"
+refuses "nested too deep" "nested too deep" report "$tmp/deep.json" --devices 2
+printf '{"counts": [[1, 2], [3, 4]], "logical_count": [[4, 3], [2, 1]]}' >"$tmp/both.json"
+works "logical_count goes before counts" report "$tmp/both.json" --devices 2 --json
 
 # ---- the forms of the report ----
 works "--format csv" report $data/sglang_counts.json --devices 8 --format csv

@@ -115,21 +115,62 @@ grep -q "$(printf '\033')" "$tmp/live"
 [ $? -ne 0 ]
 result $? "no escape sequences without a terminal" "$tmp/live"
 
+# A reader that goes away: SIGPIPE ends it with the next line, and not before.
+# shellcheck disable=SC2094
+( sleep 0.5; while [ ! -e "$tmp/gone" ]; do cat "$tmp/t.jsonl" >>"$tmp/pipe.jsonl"; sleep 0.1; done ) &
+feeder=$!
+cp "$tmp/t.jsonl" "$tmp/pipe.jsonl"
+{ timeout 20 "$tool" watch "$tmp/pipe.jsonl" --devices 2 --interval 0.05 2>"$tmp/err"; echo $? >"$tmp/code"; } | head -n 1 >"$tmp/one"
+touch "$tmp/gone"
+wait $feeder
+[ "$(cat "$tmp/code")" = 141 ] && [ "$(wc -l <"$tmp/one")" = 1 ] && [ ! -s "$tmp/err" ]
+result $? "a reader that goes away ends it (status $(cat "$tmp/code"))" "$tmp/err"
+
 # ---- on a terminal ----
-if have script; then
-    # util-linux: script -qec COMMAND FILE; q comes from standard input after a while
-    (sleep 1; printf q) |
-        timeout 20 script -qec "$tool watch $data/routing.jsonl --devices 8 --interval 0.1" "$tmp/typed" >/dev/null 2>&1
-    code=$?
-    if [ $code -ne 0 ] && [ ! -s "$tmp/typed" ]; then skip "q on a terminal" "script does not run here"
-    else
-        [ $code -eq 0 ]
-        result $? "q ends it, status 0" "$tmp/typed"
-        esc=$(printf '\033')
-        tail -c 200 "$tmp/typed" | grep -qF "${esc}[?25h${esc}[?1049l"
-        result $? "the terminal is put back" "$tmp/typed"
-        grep -qF "${esc}[?1049h" "$tmp/typed"
-        result $? "on a screen of its own" "$tmp/typed"
-    fi
-else skip "on a terminal" "script is not installed (package bsdutils)"; fi
+esc=$(printf '\033')
+# played NAME WANTED ACTION...: what pty says of a run on a terminal
+played() {
+    name=$1 wanted=$2
+    shift 2
+    TERM=${term:-xterm} "$tmp/pty" "$tmp/screen" "$@" -- "$tool" watch $data/routing.jsonl --devices 8 --interval 0.05 \
+        >"$tmp/how" 2>&1
+    [ "$(cat "$tmp/how")" = "$wanted" ]
+    result $? "$name" "$tmp/how"
+}
+left() { # left NAME: cursor, wrapping and screen are given back at the end
+    tail -c 40 "$tmp/screen" | grep -qF "${esc}[?7h${esc}[?25h${esc}[?1049l"
+    result $? "$1" "$tmp/screen"
+}
+if ! $CC -O1 tests/pty.c -o "$tmp/pty" 2>"$tmp/log"; then fail "a program with a terminal" "$tmp/log"
+elif ! "$tmp/pty" "$tmp/screen" -- /bin/echo there >"$tmp/log" 2>&1; then skip "on a terminal" "there are none here"
+else
+    played "q ends it" "exit 0 cooked" "wait:q quits" raw key:q
+    grep -qF "${esc}[?1049h" "$tmp/screen"
+    result $? "it draws on a screen of its own" "$tmp/screen"
+    left "and gives the terminal back"
+    played "space holds it still, space goes on" "exit 0 cooked" "wait:q quits" "key: " "wait:held still" \
+        "key: " "wait:q quits, space" key:q
+    played "the interrupt key ends it" "exit 0 cooked" "wait:q quits" "key:$(printf '\003')"
+    left "and gives the terminal back"
+    played "SIGTERM ends it" "signal 15 cooked" "wait:q quits" signal:15
+    left "and gives the terminal back"
+    played "SIGHUP ends it" "signal 1 cooked" "wait:q quits" signal:1
+    left "and gives the terminal back"
+    played "the suspend key gives the terminal back for the time" "exit 0 cooked" "wait:q quits" "key:$(printf '\032')" \
+        stopped cooked signal:18 "wait:${esc}[?1049h" "wait:q quits" raw key:q
+    played "another size: the last line moves" "exit 0 cooked" "wait:${esc}[24;1H" size:12:60 "wait:${esc}[12;1H" \
+        size:40:200 "wait:${esc}[40;1H" key:q
+    played "a very small terminal" "exit 0 cooked" size:4:22 "wait:q quits" key:q
+    played "a connection that is lost" "signal 1 gone" "wait:q quits" hangup
+    term=dumb
+    played "TERM=dumb" "exit 0 cooked" "wait:max/mean" cooked "key:$(printf '\003')"
+    grep -q "$esc" "$tmp/screen"
+    [ $? -ne 0 ]
+    result $? "gets plain lines" "$tmp/screen"
+    term=xterm
+    NO_COLOR=1 played "NO_COLOR" "exit 0 cooked" "wait:q quits" key:q
+    grep -q "${esc}\[[0-9;]*m" "$tmp/screen"
+    [ $? -ne 0 ]
+    result $? "is respected" "$tmp/screen"
+fi
 finish 25

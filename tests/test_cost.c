@@ -845,6 +845,11 @@ TEST(halves_either_way)
         c.ll_dispatch.row_s = 1e-9 * (double)t_below(&s, 3);
         c.ll_combine.peer_s = 1e-8 * (double)t_below(&s, 3);
         c.ll_combine.alpha_p = round % 2 ? 0.7 : 0.0;
+        c.ll_combine.row_byte_s = 1e-9 * (double)t_below(&s, 2);
+        c.ll_combine.crowd_s = 1e-13 * (double)t_below(&s, 2);
+        c.ll_dispatch.pair_Bps = 1e10 * (double)t_below(&s, 2);
+        c.ll_dispatch.short_s = 1e-5 * (double)t_below(&s, 2);
+        c.ll_dispatch.short_Bps = 1e9 * (double)t_below(&s, 2);
         c.gemm.expert_s = 1e-7 * (double)t_below(&s, 3);
         c.gemm.tile = (int32_t)t_below(&s, 70);
         for (i = 0; i < 256; i++) rows[i] = zero && round % 8 ? 0 : t_below(&s, 300);

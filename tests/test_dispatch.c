@@ -843,11 +843,42 @@ TEST(traffic_example_and_errors)
     check_i64s(rank, once, 4);
 }
 
+/* Lists in which one expert, or "no expert", is met again and again: the same maps as the naive sort makes. */
+TEST(permute_hot_experts)
+{
+    enum { MOST = 700, EXPERTS = 40 };
+    uint64_t state = t_seed + 4;
+    int round;
+    for (round = 0; round < 4000; round++) {
+        int32_t ids[MOST], to_flat[MOST], to_row[MOST], want_flat[MOST], want_row[MOST];
+        int64_t offsets[EXPERTS + 1], n, i, rows = 0;
+        const int32_t E = 1 + (int32_t)(t_u64(&state) % EXPERTS), hot = (int32_t)(t_u64(&state) % (uint64_t)(E + 1)) - 1;
+        const uint64_t share = 1 + t_u64(&state) % 6;
+        int32_t e;
+        n = E + (int64_t)(t_u64(&state) % (uint64_t)(MOST - E));
+        for (i = 0; i < n; i++)
+            ids[i] = t_u64(&state) % 6 < share ? hot : (int32_t)(t_u64(&state) % (uint64_t)(E + 1)) - 1;
+        for (i = 0; i < n; i++) want_flat[i] = want_row[i] = -1;
+        for (e = 0; e < E; e++)
+            for (i = 0; i < n; i++)
+                if (ids[i] == e) {
+                    want_row[i] = (int32_t)rows;
+                    want_flat[rows++] = (int32_t)i;
+                }
+        CHECK_I64(moe_ep_permute(ids, n, E, offsets, to_flat, to_row, NULL), MOE_EP_OK);
+        CHECK_I64(offsets[E], rows);
+        if (memcmp(to_flat, want_flat, sizeof *to_flat * (size_t)n) || memcmp(to_row, want_row, sizeof *to_row * (size_t)n))
+            printf("    round %d: E %d, n %lld, hot %d\n", round, (int)E, (long long)n, (int)hot);
+        CHECK(!memcmp(to_flat, want_flat, sizeof *to_flat * (size_t)n));
+        CHECK(!memcmp(to_row, want_row, sizeof *to_row * (size_t)n));
+    }
+}
+
 /* ---- 2^31 assignments ---- */
 
 #if CAN_REPEAT
-/* All positions up to 2^31 - 1.  The maps alias themselves too: what was written last to a place of flat_to_row
- * is its value for the last piece, because it is written in order. */
+/* All positions up to 2^31 - 1.  The maps alias themselves too: a place of flat_to_row keeps what was written last,
+ * which is its value for the last piece where rows are written in order. */
 TEST(permute_of_2_to_the_31)
 {
     const int64_t n = (int64_t)1 << 31, piece = (int64_t)1 << 21, last = n - piece;
@@ -855,12 +886,17 @@ TEST(permute_of_2_to_the_31)
     int fd = memfd_create("ids", 0), fe = memfd_create("rows", 0), ff = memfd_create("flat", 0);
     int32_t *ids = (int32_t *)repeated(bytes, part, fd), *to_flat = (int32_t *)repeated(bytes, part, fe);
     int32_t *to_row = (int32_t *)repeated(bytes, part, ff);
-    int64_t offsets[5], i, wrong = 0;
+    int64_t offsets[9], i, wrong = 0;
     if (ids && to_flat && to_row) {
+        for (i = 0; i < piece; i++) ids[i] = (int32_t)(i % 8);
+        CHECK_I64(moe_ep_permute(ids, n, 8, offsets, to_flat, to_row, NULL), MOE_EP_OK);
+        for (i = 0; i <= 8; i++) CHECK_I64(offsets[i], i * (n / 8));
+        for (i = 0; i < piece; i++) wrong += to_row[i] != (last + i) / 8 + (i % 8) * (n / 8);
+        CHECK_I64(wrong, 0);
         for (i = 0; i < piece; i++) ids[i] = (int32_t)(i % 4);
         CHECK_I64(moe_ep_permute(ids, n, 4, offsets, to_flat, to_row, NULL), MOE_EP_OK);
         for (i = 0; i <= 4; i++) CHECK_I64(offsets[i], i * (n / 4));
-        for (i = 0; i < piece; i++) wrong += to_row[i] != (last + i) / 4 + (i % 4) * (n / 4);
+        for (i = 0; i < piece; i++) wrong += to_row[i] != (last + i) / 4 + (i % 4) * (n / 4); /* by halves */
         CHECK_I64(wrong, 0);
         ids[piece - 1] = 4;
         CHECK_I64(moe_ep_permute(ids, n, 4, offsets, NULL, NULL, NULL), MOE_EP_ERR_EXPERT_ID);

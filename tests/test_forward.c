@@ -4,6 +4,8 @@
 #include "moe_ep.h"
 #include "examples/threads.h"
 
+#include <sys/mman.h>
+
 /* ---- a random layer: float64 truth beside the bytes the library reads ---- */
 
 typedef struct set {
@@ -284,6 +286,10 @@ static moe_ep_activation act_of(int i)
         a.alpha = 1.3f, a.limit = 0.4f, a.up_offset = 0.25f;
         return a;
     }
+    if (i == 9) { /* silu the other way round */
+        a.alpha = -0.8f;
+        return a;
+    }
     a.kind = (moe_ep_activation_kind)i;
     return a;
 }
@@ -417,6 +423,22 @@ TEST(worked_numbers)
     CHECK_NEAR(moe_ep_f32_from_f16(0x3c00), 1.0, 0, 0);
 }
 
+TEST(activations_in_double_equal_their_formulas)
+{
+    static const float alphas[] = {0.0f, 1.0f, 1.702f, -0.7f}, limits[] = {0.0f, 0.5f, 7.0f};
+    uint64_t s = t_seed + 32;
+    for (int kind = -1; kind <= 7; kind++) {
+        for (int i = 0; i < 12 * 40; i++) {
+            moe_ep_activation a;
+            double g = 9.0 * draw(&s), u = 9.0 * draw(&s);
+            memset(&a, 0, sizeof a);
+            a.kind = (moe_ep_activation_kind)kind;
+            a.alpha = alphas[i % 4], a.limit = limits[i / 4 % 3], a.up_offset = i % 5 == 0 ? 1.0f : 0.0f;
+            CHECK_NEAR(moe_ep_activate(&a, g, u), kind < 0 || kind > 6 ? 0.0 : naive_act(&a, g, u), 1e-12, 1e-15);
+        }
+    }
+}
+
 TEST(conversions_round_trip_and_round_to_even)
 {
     uint64_t s = t_seed;
@@ -476,12 +498,26 @@ TEST(int8_rows_keep_their_largest_value_and_round_to_the_nearest_step)
             CHECK_NEAR(scales[r], top / 127.0, 1e-6, 0);
         }
     }
+    /* a scale so small that it has few digits: what lies beyond 127 steps is cut there */
+    float tiny[4] = {0.0f, 0.0f, 0.0f, 0.0f}, least = ldexpf(1.0f, -149);
+    tiny[0] = 190.0f * least, tiny[1] = -190.0f * least, tiny[2] = least, tiny[3] = -3.0f * least;
+    CHECK_I64(moe_ep_quantize_rows(tiny, MOE_EP_F32, 1, 4, 0, q, &scale, NULL), MOE_EP_OK);
+    CHECK(q[0] == 127 && q[1] == -127 && q[2] == 1 && q[3] == -3);
+    CHECK_NEAR(scale, least, 0, 0);
+    /* ties go to the even step, on both sides of zero */
+    float ties[9] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 3.75f, -3.25f};
+    int8_t even[9];
+    static const int8_t want_even[9] = {127, 0, 2, 2, 0, -2, -2, 4, -3};
+    CHECK_I64(moe_ep_quantize_rows(ties, MOE_EP_F32, 1, 9, 0, even, &scale, NULL), MOE_EP_OK);
+    for (int i = 0; i < 9; i++) CHECK_I64(even[i], want_even[i]);
     float bad[4] = {1.0f, 2.0f, (float)INFINITY, 1.0f};
     memset(q, 5, sizeof q);
     scale = 77.0f;
     CHECK_I64(moe_ep_quantize_rows(bad, MOE_EP_F32, 2, 2, 0, q, &scale, &err), MOE_EP_ERR_NAN);
     CHECK_I64(err.index, 2);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_I8, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_quantize_rows(w, (moe_ep_dtype)-1, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 9, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, -1, 3, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 0, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 2, q, &scale, &err), MOE_EP_ERR_SIZE);
@@ -551,11 +587,38 @@ TEST(bf16_products_keep_large_values_finite)
     CHECK_STR(moe_ep_forward_unit(&d), "none");
 }
 
+TEST(what_overflows_inside_is_seen_outside)
+{
+    /* 3e38 * 3 is infinite between the stages, and infinity times 0 is no number: neither comes back as finite */
+    uint16_t three = 0x4040, zero = 0;
+    float x = 3e38f, y;
+    int32_t id = 0;
+    moe_ep_weights e;
+    moe_ep_forward_desc d;
+    memset(&e, 0, sizeof e);
+    memset(&d, 0, sizeof d);
+    e.num_experts = e.hidden = e.inter = 1, e.dtype = MOE_EP_BF16;
+    e.gate = &three, e.up = &three, e.down = &three;
+    d.experts = &e, d.top_k = 1, d.ids = &id;
+    for (int products = 0; products <= 2; products++) {
+        for (int isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
+            d.products = (moe_ep_products)products;
+            d.isa_max = (moe_ep_isa)isa;
+            e.up = &three, y = 0.0f;
+            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+            CHECK((bits_of(y) & 0x7fffffffu) == 0x7f800000u); /* infinite */
+            e.up = &zero, y = 0.0f;
+            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+            CHECK(is_nan(y));
+        }
+    }
+}
+
 TEST(every_activation_layout_and_type_equals_the_naive_layer)
 {
     uint64_t s = t_seed + 1;
     double worst = 0.0;
-    for (int act = 0; act < 9; act++) {
+    for (int act = 0; act < 10; act++) {
         moe_ep_activation a = act_of(act);
         for (int layout = 0; layout < (gated(a.kind) ? 4 : 1); layout++) {
             for (int dtype = 0; dtype < 4; dtype++) {
@@ -599,6 +662,23 @@ TEST(inner_dimension_longer_than_a_block)
             CHECK(run_case(&r, NULL, NULL, 0, 1, 0, 5, &s) <= 1e-5);
             free_set(&r);
             STOP_IF_FAILED("case %d", (int)i);
+        }
+    }
+}
+
+/* All widths of a tile (1 to 6 tokens and their pieces) with a second block of the inner dimension behind the first. */
+TEST(tiles_of_every_width_past_a_block)
+{
+    uint64_t s = t_seed + 33;
+    static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 9, 11}; /* 7 = 3 + 4, 9 = 4 + 5, 11 = 5 + 6 */
+    for (int i = 0; i < 9; i++) {
+        for (int dtype = 0; dtype < 4; dtype++) {
+            int wide = 1025 + (int)t_below(&s, 40), small = 1 + (int)t_below(&s, 9), down = (i + dtype) & 1;
+            set r = make_set(1, down ? small : wide, down ? wide : small, (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE,
+                             act_of(0), 0, 0, 0, &s);
+            CHECK(run_case(&r, NULL, NULL, 0, 1, 0, tokens[i], &s) <= 1e-5);
+            free_set(&r);
+            STOP_IF_FAILED("tokens %d", tokens[i]);
         }
     }
 }
@@ -691,6 +771,128 @@ TEST(a_router_in_front)
         free_set(&r);
         STOP_IF_FAILED("case %d", i);
     }
+}
+
+/* Routers with one row per token: tables and keys move along from pass to pass, and so do the places of errors. */
+TEST(a_router_with_rows_of_its_own_over_two_passes)
+{
+    enum { E = 4, K = 2, H = 3, I = 2, T = 4096 + 60 };
+    uint64_t s = t_seed + 34;
+    set r = make_set(E, H, I, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    float *x = random_x(T * H, &s), *gate = random_x(E * H, &s), *keys = random_x(T * E, &s);
+    float *logits = t_alloc(sizeof(float) * T * E), *w = t_alloc(sizeof(float) * T * K);
+    float *one = t_alloc(sizeof(float) * T * H), *two = t_alloc(sizeof(float) * T * H);
+    int32_t *table = t_alloc(sizeof(int32_t) * T * K), *ids = t_alloc(sizeof(int32_t) * T * K);
+    moe_ep_forward_desc routed, given;
+    moe_ep_error err;
+    for (int i = 0; i < T * K; i++) table[i] = (int32_t)((i / K * 3 + i % K) % E);
+    for (int select = 0; select < 2; select++) {
+        moe_ep_router router = moe_ep_router_mixtral(E, K);
+        router.select = select ? MOE_EP_SELECT_KEYS : MOE_EP_SELECT_TABLE;
+        router.keys = select ? keys : NULL;
+        router.table = select ? NULL : table;
+        router.table_rows = select ? 0 : T;
+        memset(&routed, 0, sizeof routed);
+        routed.experts = &r.w;
+        given = routed;
+        routed.router = &router, routed.gate = gate;
+        CHECK_I64(moe_ep_gate(x, T, H, gate, NULL, E, logits, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_route(&router, logits, T, NULL, ids, w, NULL), MOE_EP_OK);
+        given.top_k = K, given.ids = ids, given.choice_weights = w;
+        CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward(&given, x, T, two, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(one, two, sizeof(float) * T * H) == 0);
+        memset(one, 0x55, sizeof(float) * T * H);
+        memcpy(two, one, sizeof(float) * T * H);
+        if (select) {
+            keys[4100 * E + 1] = (float)NAN;
+            CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, "keys");
+            CHECK_I64(err.index, 4100 * E + 1);
+            CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, NULL), MOE_EP_ERR_NAN);
+        } else {
+            table[4150 * K + 1] = E;
+            CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+            CHECK_STR(err.arg, "table");
+            CHECK_I64(err.index, 4150 * K + 1);
+            router.table_rows = 4097; /* runs out in the second pass */
+            CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_SIZE);
+            CHECK_STR(err.arg, "table_rows");
+            CHECK_I64(err.index, -1);
+        }
+        CHECK(memcmp(one, two, sizeof(float) * T * H) == 0); /* nothing of the first pass was written */
+    }
+    free(x), free(gate), free(keys), free(logits), free(w), free(one), free(two), free(table), free(ids);
+    free_set(&r);
+}
+
+TEST(weight_on_input_without_weights_is_weight_one)
+{
+    uint64_t s = t_seed + 35;
+    set r = make_set(3, 7, 5, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    float x[28], y[28], z[28];
+    int32_t ids[8] = {0, 1, 2, -1, 1, 0, 2, 1};
+    moe_ep_forward_desc d;
+    memset(&d, 0, sizeof d);
+    for (int i = 0; i < 28; i++) x[i] = (float)draw(&s);
+    d.experts = &r.w, d.top_k = 2, d.ids = ids;
+    CHECK_I64(moe_ep_forward(&d, x, 4, y, NULL, NULL), MOE_EP_OK);
+    d.weight_on_input = 1;
+    CHECK_I64(moe_ep_forward(&d, x, 4, z, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(y, z, sizeof y) == 0);
+    free_set(&r);
+}
+
+/* Sizes that only a counterfeit description has; nothing behind the pointers is read before they are refused. */
+TEST(sizes_that_do_not_fit_are_refused_before_anything_is_read)
+{
+    float cell[64] = {0}, y[4096];
+    float *x = t_alloc(sizeof(float) * 4096);
+    int32_t id = 0;
+    moe_ep_weights e, sh;
+    moe_ep_forward_desc d;
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_error err;
+    moe_ep_router router = moe_ep_router_mixtral(1, 1);
+    memset(x, 0, sizeof(float) * 4096);
+    memset(&e, 0, sizeof e);
+    memset(&d, 0, sizeof d);
+    e.num_experts = e.hidden = e.inter = 1;
+    e.gate = e.up = e.down = cell;
+    d.experts = &e, d.top_k = 1, d.ids = &id;
+    /* many choices: a pass takes fewer tokens, down to one */
+    d.router = &router, d.gate = cell, d.top_k = 0;
+    for (int more = 0; more < 2; more++) {
+        router.top_k = (1 << (29 + more)) + 1;
+        router.num_null = d.num_null = router.top_k;
+        router.num_experts = d.num_null + 1;
+        none.need = 0;
+        CHECK_I64(moe_ep_forward(&d, x, 2, y, &none, &err), MOE_EP_ERR_SCRATCH);
+        CHECK((double)none.need > (double)router.top_k && (double)none.need < 512.0 * router.top_k);
+    }
+    d.router = NULL, d.gate = NULL, d.top_k = 1, d.num_null = 0;
+    /* 4096 tokens on 2^29 shared experts as wide as can be; and a number that fits, but not with a margin */
+    sh = e;
+    sh.inter = INT32_MAX;
+    d.shared = &sh;
+    sh.num_experts = 1 << 29;
+    int32_t ids[4096] = {0};
+    d.ids = ids;
+    CHECK_I64(moe_ep_forward(&d, x, 4096, y, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    sh.num_experts = 1 << 20;
+    CHECK_I64(moe_ep_forward(&d, x, 256, y, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "num_tokens");
+    d.shared = NULL;
+    /* tokens times choices beyond 2^57 with tokens that exist: 2^26 of one number each, never written */
+    int64_t T = ((int64_t)1 << 26) + 1024;
+    float *wide = mmap(NULL, sizeof(float) * 2 * (size_t)T, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(wide != MAP_FAILED);
+    d.num_null = INT32_MAX - 1;
+    d.top_k = INT32_MAX;
+    CHECK_I64(moe_ep_forward(&d, wide, T, wide + T, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "num_tokens");
+    munmap(wide, sizeof(float) * 2 * (size_t)T);
+    free(x);
 }
 
 TEST(large_finite_inputs_give_no_nan)
@@ -898,6 +1100,34 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.r.w.inter = -1, 4, MOE_EP_ERR_SIZE, "experts", -1);
     BAD(g.r.w.num_experts = 0, 4, MOE_EP_ERR_SIZE, "experts", -1);
     BAD(g.r.w.dtype = (moe_ep_dtype)4, 4, MOE_EP_ERR_RANGE, "dtype", -1);
+    BAD(g.r.w.dtype = (moe_ep_dtype)-1, 4, MOE_EP_ERR_RANGE, "dtype", -1);
+    BAD(g.r.w.layout = (moe_ep_gate_layout)4, 4, MOE_EP_ERR_RANGE, "layout", -1);
+    BAD(g.r.w.activation.kind = (moe_ep_activation_kind)-1, 4, MOE_EP_ERR_RANGE, "activation.kind", -1);
+    BAD(g.r.w.activation.limit = inf, 4, MOE_EP_ERR_NAN, "activation", -1);
+    BAD(g.r.w.activation.up_offset = nan, 4, MOE_EP_ERR_NAN, "activation", -1);
+    BAD(g.d.isa_max = (moe_ep_isa)-1, 4, MOE_EP_ERR_RANGE, "isa_max", -1);
+    BAD(g.d.products = (moe_ep_products)-1, 4, MOE_EP_ERR_RANGE, "products", -1);
+    BAD(g.d.num_null = INT32_MAX, 4, MOE_EP_ERR_SIZE, "num_null", -1);
+    BAD(g.sh.w.down = NULL, 4, MOE_EP_ERR_NULL, "down", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_null = 1), 4, MOE_EP_ERR_SIZE, "router.num_experts", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.top_k = 0), 4, MOE_EP_ERR_SIZE, "top_k", -1);
+    BAD((void)0, INT64_MAX / 64 / 6 + 1, MOE_EP_ERR_OVERFLOW, "num_tokens", -1);
+    /* 5 experts of 7 rows: rows * stride, that * experts, and a product that leaves no room */
+    BAD(g.r.w.gate_row_stride = INT64_MAX / 3, 4, MOE_EP_ERR_OVERFLOW, "gate", -1);
+    BAD(g.r.w.gate_row_stride = INT64_MAX / 16, 4, MOE_EP_ERR_OVERFLOW, "gate", -1);
+    BAD(g.r.w.gate_row_stride = INT64_MAX / 7 / 5 / 4, 4, MOE_EP_ERR_OVERFLOW, "gate", -1);
+    BAD(g.r.w.gate_expert_stride = INT64_MAX / 3, 4, MOE_EP_ERR_SIZE, "gate", -1);
+    BAD(g.r.w.gate_expert_stride = INT64_MAX / 20, 4, MOE_EP_ERR_SIZE, "gate", -1);
+    { /* a plain activation and a fused layout have nothing beside gate and down */
+        const void *table[5] = {g.r.mem_gate, g.r.mem_gate, g.r.mem_gate, g.r.mem_gate, g.r.mem_gate};
+        BAD((g.r.w.layout = MOE_EP_GATE_FIRST, g.r.w.up = NULL, g.r.w.up_bias = NULL, g.r.w.up_of = table), 4,
+            MOE_EP_ERR_CONFIG, "up", -1);
+        BAD((g.r.w.layout = MOE_EP_GATE_FIRST, g.r.w.up = NULL), 4, MOE_EP_ERR_CONFIG, "up", -1); /* up_bias */
+        BAD((g.r.w.layout = MOE_EP_GATE_FIRST, g.r.w.up = NULL, g.r.w.up_bias = NULL, g.r.w.up_scale = g.w), 4,
+            MOE_EP_ERR_CONFIG, "up", -1);
+    }
+    BAD(g.r.w.gate_scale = g.w, 4, MOE_EP_ERR_CONFIG, "gate_scale", -1);
+    BAD(g.r.w.up_scale = g.w, 4, MOE_EP_ERR_CONFIG, "gate_scale", -1);
     BAD(g.r.w.layout = (moe_ep_gate_layout)-1, 4, MOE_EP_ERR_RANGE, "layout", -1);
     BAD(g.r.w.layout = MOE_EP_GATE_FIRST, 4, MOE_EP_ERR_CONFIG, "up", -1);
     BAD(g.r.w.activation.kind = (moe_ep_activation_kind)7, 4, MOE_EP_ERR_RANGE, "activation.kind", -1);
@@ -967,6 +1197,20 @@ TEST(experts_alone_checks_its_groups)
     CHECK_I64(err.index, 1);
     CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, wrong, ry, NULL, &err), MOE_EP_ERR_EXPERT_ID);
     CHECK_I64(err.index, 1);
+    wrong[1] = 0, wrong[2] = -1;
+    CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, wrong, ry, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 2);
+    g.d.isa_max = (moe_ep_isa)9;
+    CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, experts, ry, NULL, &err), MOE_EP_ERR_RANGE);
+    g.d.isa_max = MOE_EP_ISA_AUTO;
+    int64_t nothing[3] = {0, 0, 0};
+    CHECK_I64(moe_ep_experts(&g.d, g.x, nothing, 2, NULL, ry, NULL, &err), MOE_EP_OK); /* no rows: nothing to do */
+    float infinite[24];
+    memcpy(infinite, g.x, sizeof infinite);
+    infinite[13] = -(float)INFINITY;
+    CHECK_I64(moe_ep_experts(&g.d, infinite, start, 3, experts, ry, NULL, &err), MOE_EP_ERR_NAN);
+    CHECK_STR(err.arg, "rx");
+    CHECK_I64(err.index, 13);
     CHECK(memcmp(before, ry, sizeof ry) == 0);
     CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, experts, ry, NULL, &err), MOE_EP_OK);
     for (int row = 0; row < 4; row++) { /* both groups use expert 4 */

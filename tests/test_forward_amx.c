@@ -1,5 +1,4 @@
-/* SPDX-License-Identifier: MIT
- * tests/test_forward_amx.c - section 9 once more, with the matrix unit in a model of it: the tests run on machines
+/* tests/test_forward_amx.c - section 9 once more, with the matrix unit in a model of it: the tests run on machines
  * that have none.  The model follows the operation sections of TILELOADD, TILESTORED and TDPBF16PS in Intel's
  * Architecture Instruction Set Extensions reference: eight tiles for each thread, products in pairs by fused
  * multiply-adds, denormal values read and written as zero.
@@ -48,31 +47,41 @@ static void model_store(int t, void *to, intptr_t stride)
     need_live("tilestored");
     for (int row = 0; row < 16; row++) memcpy((unsigned char *)to + row * stride, unit.tile[t][row], 64);
 }
-static float no_denormal(float v) { return fabsf(v) < 1.17549435e-38f ? copysignf(0.0f, v) : v; }
-static float half_of(int t, int row, int i)
+/* Denormal values are read and written as zero. */
+#define NO_DENORMAL(v) ((v) < 1.17549435e-38f && (v) > -1.17549435e-38f ? 0.0f : (v))
+static void halves_of(int t, float (*v)[32])
 {
-    uint32_t bits = 0;
-    float v;
-    memcpy((unsigned char *)&bits + 2, &unit.tile[t][row][2 * i], 2); /* little-endian */
-    memcpy(&v, &bits, 4);
-    return no_denormal(v);
+    for (int row = 0; row < 16; row++)
+        for (int i = 0; i < 32; i++) {
+            uint32_t bits = 0;
+            memcpy((unsigned char *)&bits + 2, &unit.tile[t][row][2 * i], 2); /* little-endian */
+            memcpy(&v[row][i], &bits, 4);
+            v[row][i] = NO_DENORMAL(v[row][i]);
+        }
 }
 static void model_dp(int c, int a, int b)
 {
+    float left[16][32], right[16][32];
     need_live("tdpbf16ps");
     __sync_fetch_and_add(&products_done, 1);
+    halves_of(a, left);
+    halves_of(b, right);
     for (int m = 0; m < 16; m++) {
         float sum[32] = {0};
         for (int k = 0; k < 16; k++) {
-            for (int n = 0; n < 16; n++) {
-                sum[2 * n] = no_denormal(fmaf(half_of(a, m, 2 * k), half_of(b, k, 2 * n), sum[2 * n]));
-                sum[2 * n + 1] = no_denormal(fmaf(half_of(a, m, 2 * k + 1), half_of(b, k, 2 * n + 1), sum[2 * n + 1]));
+            float even = left[m][2 * k], odd = left[m][2 * k + 1];
+            const float *in = right[k];
+            for (int n = 0; n < 32; n += 2) {
+                float e = fmaf(even, in[n], sum[n]), o = fmaf(odd, in[n + 1], sum[n + 1]);
+                sum[n] = NO_DENORMAL(e);
+                sum[n + 1] = NO_DENORMAL(o);
             }
         }
         for (int n = 0; n < 16; n++) {
-            float old;
+            float old, pair = sum[2 * n] + sum[2 * n + 1];
             memcpy(&old, &unit.tile[c][m][4 * n], 4);
-            old = no_denormal(no_denormal(old) + no_denormal(sum[2 * n] + sum[2 * n + 1]));
+            old = NO_DENORMAL(old) + NO_DENORMAL(pair);
+            old = NO_DENORMAL(old);
             memcpy(&unit.tile[c][m][4 * n], &old, 4);
         }
     }

@@ -2,6 +2,10 @@
  * SPDX-License-Identifier: MIT */
 #include "t.h"
 #include "moe_ep.h"
+#include "examples/threads.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* ---- a small layer ---- */
 
@@ -156,33 +160,127 @@ TEST(in_process_ranks_give_the_bits_of_one_device_under_every_placement)
     }
 }
 
-TEST(slots_from_the_split_are_used_and_checked)
+/* Slots of all choices by a policy of section 6.  Local first has the rows' own devices. */
+static moe_ep_status split_by(moe_ep_split_policy policy, const moe_ep_placement *p, const int32_t *ids, int64_t n, int K,
+                              const int64_t *tokens, uint64_t seed, int64_t *slot_rows, int32_t *slots)
+{
+    int E = p->num_experts, D = p->num_devices;
+    int64_t *counts = t_alloc(sizeof(int64_t) * (size_t)(E * (D + 1))), *from = counts + E, at = 0;
+    int32_t *device = t_alloc(sizeof(int32_t) * (size_t)(n + 1));
+    moe_ep_split_desc split;
+    moe_ep_status st;
+    memset(counts, 0, sizeof(int64_t) * (size_t)(E * (D + 1)));
+    for (int d = 0; d < D; d++)
+        for (int64_t t = 0; t < tokens[d] * K; t++, at++) {
+            device[at] = d;
+            if (ids[at] < 0) continue;
+            counts[ids[at]]++;
+            from[d * E + ids[at]]++;
+        }
+    CHECK_I64(at, n);
+    memset(&split, 0, sizeof split);
+    split.policy = policy;
+    split.seed = seed;
+    split.source_counts = from;
+    st = moe_ep_split(&split, p, 0, counts, slot_rows, NULL, NULL);
+    if (st == MOE_EP_OK && policy == MOE_EP_SPLIT_LOCAL_FIRST)
+        st = moe_ep_assign_slots_local(p, 0, ids, n, device, slot_rows, slots, NULL, NULL);
+    else if (st == MOE_EP_OK)
+        st = moe_ep_assign_slots(p, 0, ids, n, slot_rows, slots, NULL, NULL);
+    free(counts), free(device);
+    return st;
+}
+
+/* The same weights in another element type: rows of int8 with their scales, or 16-bit numbers. */
+static void *retype(model *m, moe_ep_dtype dtype)
+{
+    int64_t n = (int64_t)m->E * m->I * m->H, rows = (int64_t)m->E * (2 * m->I + m->H);
+    const float *from[3] = {m->gate, m->up, m->down};
+    const void **to[3] = {&m->w.gate, &m->w.up, &m->w.down};
+    uint16_t *raw = t_alloc(sizeof(uint16_t) * (size_t)(3 * n) + sizeof(float) * (size_t)(rows + 1));
+    float *scale = (float *)(void *)(raw + 3 * n + (3 * n & 1));
+    m->w.dtype = dtype;
+    for (int k = 0; k < 3; k++) {
+        *to[k] = dtype == MOE_EP_I8 ? (void *)((int8_t *)raw + k * n) : (void *)(raw + k * n);
+        for (int64_t i = 0; i < n && dtype != MOE_EP_I8; i++)
+            raw[k * n + i] = dtype == MOE_EP_BF16 ? moe_ep_bf16_from_f32(from[k][i]) : moe_ep_f16_from_f32(from[k][i]);
+        if (dtype != MOE_EP_I8) continue;
+        int64_t r = k < 2 ? (int64_t)m->E * m->I : (int64_t)m->E * m->H;
+        CHECK_I64(moe_ep_quantize_rows(from[k], MOE_EP_F32, r, n / r, 0, (int8_t *)raw + k * n, scale, NULL), MOE_EP_OK);
+        *(k == 0 ? &m->w.gate_scale : k == 1 ? &m->w.up_scale : &m->w.down_scale) = scale;
+        scale += r;
+    }
+    return raw;
+}
+
+TEST(any_number_of_threads_and_ranks_gives_the_same_bits)
+{
+    static const int threads[] = {1, 2, 3, 8}, ranks[] = {1, 2, 3, 4, 8, 16};
+    uint64_t s = t_seed + 60;
+    for (int kind = 0; kind < 6; kind++) { /* fp32, bf16, fp16, int8; bf16 with both bf16 units */
+        int E = 16, H = 70, I = 45, K = 3;
+        int64_t T = 61;
+        model m = make_model(E, H, I, &s);
+        void *raw = kind == 0 ? NULL : retype(&m, kind < 4 ? (moe_ep_dtype)kind : MOE_EP_BF16);
+        float *x = floats(T * H, &s), *one = t_alloc(sizeof(float) * (size_t)(T * H));
+        float *many = t_alloc(sizeof(float) * (size_t)(T * H)), *w = t_alloc(sizeof(float) * (size_t)(T * K));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K));
+        draw_ids(ids, w, T, K, E, 1, &s);
+        moe_ep_forward_desc d = desc_of(&m, K, ids, w);
+        d.shared = &m.shared, d.shared_gate = m.sg[3];
+        d.products = kind == 4 ? MOE_EP_PRODUCTS_BF16 : kind == 5 ? MOE_EP_PRODUCTS_BF16_VECTOR : MOE_EP_PRODUCTS_F32;
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+        for (int t = 0; t < 4; t++) {
+            threads_pool *pool = threads_start(threads[t]);
+            d.parallel_for = threads_run, d.parallel_user = pool;
+            for (int r = 0; r < 6; r++) {
+                own_placement o = make_placement(r & 1 ? REPLICATED : CONTIGUOUS, E, ranks[r], E + (r & 1) * 5, &s);
+                memset(many, 0, sizeof(float) * (size_t)(T * H));
+                CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, T, many, NULL, NULL, NULL), MOE_EP_OK);
+                CHECK(memcmp(one, many, sizeof(float) * (size_t)(T * H)) == 0);
+                free(o.mem);
+            }
+            threads_stop(pool);
+        }
+        free(x), free(one), free(many), free(w), free(ids), free(raw);
+        free_model(&m);
+        STOP_IF_FAILED("kind %d", kind);
+    }
+}
+
+TEST(slots_from_every_split_policy_are_used_and_checked)
 {
     uint64_t s = t_seed + 1;
-    for (int i = 0; i < 30; i++) {
+    int64_t moved[7] = {0}, busiest[7] = {0};
+    for (int i = 0; i < 70; i++) {
+        moe_ep_split_policy policy = (moe_ep_split_policy)(i % 7);
         int E = 6, D = 3, P = 9, K = 2, H = 5;
-        int64_t T = 20, counts[6] = {0};
-        int64_t slot_rows[9], seen[9] = {0};
+        int64_t T = 20, tokens[3] = {0}, slot_rows[9], seen[9] = {0}, load[3] = {0};
         int32_t ids[40], slots[40];
         float w[40], one[100], many[100];
-        model m = make_model(E, H, 4, &s);
-        own_placement o = make_placement(REPLICATED, E, D, P, &s);
-        float *x = floats(T * H, &s);
-        moe_ep_split_desc split;
+        uint64_t same = t_seed + 100 + (uint64_t)(i / 7); /* the same layer, ids and placement for all policies */
+        model m = make_model(E, H, 4, &same);
+        own_placement o = make_placement(REPLICATED, E, D, P, &same);
+        float *x = floats(T * H, &same);
+        moe_ep_ranks_result res;
         moe_ep_error err;
-        draw_ids(ids, w, T, K, E, 1, &s);
-        for (int j = 0; j < 40; j++)
-            if (ids[j] >= 0) counts[ids[j]]++;
-        memset(&split, 0, sizeof split);
-        CHECK_I64(moe_ep_split(&split, &o.p, 0, counts, slot_rows, NULL, &err), MOE_EP_OK);
-        CHECK_I64(moe_ep_assign_slots(&o.p, 0, ids, 40, slot_rows, slots, NULL, &err), MOE_EP_OK);
+        draw_ids(ids, w, T, K, E, 1, &same);
+        for (int64_t t = 0; t < T; t++) tokens[t_below(&same, D)]++;
+        CHECK_I64(split_by(policy, &o.p, ids, 40, K, tokens, 7 + (uint64_t)i, slot_rows, slots), MOE_EP_OK);
         moe_ep_forward_desc d = desc_of(&m, K, ids, w);
         CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, &err), MOE_EP_OK);
-        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, T, many, NULL, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, tokens, slots, x, T, many, &res, NULL, &err), MOE_EP_OK);
         CHECK(memcmp(one, many, sizeof one) == 0);
         for (int j = 0; j < 40; j++)
             if (slots[j] >= 0) seen[slots[j]]++;
-        for (int j = 0; j < 9; j++) CHECK_I64(seen[j], slot_rows[j]);
+        for (int j = 0; j < 9; j++) {
+            CHECK_I64(seen[j], slot_rows[j]);
+            load[o.p.slot_device[j]] += slot_rows[j];
+        }
+        int64_t most = load[0] > load[1] ? load[0] : load[1];
+        CHECK_I64(res.rows_max, most > load[2] ? most : load[2]); /* what the split promised is what the ranks did */
+        moved[policy] += res.rows_moved;
+        busiest[policy] += res.rows_max;
         int at = 0;
         while (ids[at] < 0) at++;
         memset(many, 0, sizeof many);
@@ -199,6 +297,13 @@ TEST(slots_from_the_split_are_used_and_checked)
         free_model(&m);
         STOP_IF_FAILED("case %d", i);
     }
+    for (int j = 0; j < 7; j++) {
+        CHECK(moved[MOE_EP_SPLIT_LOCAL_FIRST] <= moved[j]); /* what each is for */
+        CHECK(busiest[MOE_EP_SPLIT_EXACT] <= busiest[j]);
+    }
+    CHECK(moved[MOE_EP_SPLIT_LOCAL_FIRST] < moved[MOE_EP_SPLIT_EVEN]);
+    CHECK(busiest[MOE_EP_SPLIT_EXACT] < busiest[MOE_EP_SPLIT_EVEN]);
+    (void)s;
 }
 
 TEST(replicas_of_an_expert_take_turns)
@@ -217,6 +322,14 @@ TEST(replicas_of_an_expert_take_turns)
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 12, many, &res, NULL, NULL), MOE_EP_OK);
     CHECK_I64(res.rows_max, 4); /* 12 rows on 3 copies */
     CHECK(memcmp(one, many, sizeof one) == 0);
+    o.p.device_inactive[1] = 1; /* a drained device gets none, its tokens are served by the others */
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 12, many, &res, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(res.rows_max, 6); /* the two others, in turns */
+    CHECK(memcmp(one, many, sizeof one) == 0);
+    o.p.device_inactive[0] = o.p.device_inactive[3] = 1;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 12, many, &res, NULL, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_I64(err.index, 0);
     free(x), free(o.mem);
     free_model(&m);
 }
@@ -625,6 +738,69 @@ static void count_free(void *user, void *p, size_t bytes)
     free(p);
 }
 
+typedef struct row_counter {
+    int allocs, frees;
+} row_counter;
+static void *row_alloc(void *user, size_t bytes)
+{
+    ((row_counter *)user)->allocs++;
+    return malloc(bytes);
+}
+static void row_free(void *user, void *p)
+{
+    ((row_counter *)user)->frees++;
+    free(p);
+}
+
+/* Host memory and rows: every batch within the reserved sizes lives on what reserve took, one batch or two. */
+TEST(no_call_after_reserve_allocates)
+{
+    uint64_t s = t_seed + 71;
+    for (int i = 0; i < 16; i++) {
+        int64_t most = 1 + t_below(&s, 40);
+        model m = make_model(4, 6, 1 + (int)t_below(&s, 60), &s);
+        moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+        counter c = {0, 0, 0};
+        row_counter rows = {0, 0};
+        moe_ep_hooks h;
+        moe_ep_rank rank;
+        moe_ep_batch b[2];
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(4 * most));
+        float *w = t_alloc(sizeof(float) * (size_t)(4 * most)), *x = floats(2 * most * 6, &s);
+        float *y = t_alloc(sizeof(float) * (size_t)(2 * most * 6));
+        memset(&h, 0, sizeof h);
+        memset(b, 0, sizeof b);
+        h.size = sizeof h, h.user = &rows, h.alloc_fn = row_alloc, h.free_fn = row_free;
+        if (i & 1) layer.shared = &m.shared;
+        layer.weight_on_input = i >> 1 & 1;
+        layer.num_null = i >> 2 & 1;
+        moe_ep_rank_desc d = one_rank(i & 8 ? &h : NULL, &layer);
+        d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_reserve(&rank, most, 2 * most, NULL), MOE_EP_OK);
+        int before = c.allocs;
+        CHECK_I64(rows.allocs, i & 8 ? 4 : 0);
+        for (int call = 0; call < 12; call++) {
+            for (int k = 0; k < 2; k++) {
+                b[k].num_tokens = call == 0 ? most : t_below(&s, most + 1);
+                b[k].slot_ids = ids + k * 2 * most, b[k].weights = w + k * 2 * most;
+                b[k].x = x + k * most * 6, b[k].y = y + k * most * 6;
+                draw_ids(ids + k * 2 * most, w + k * 2 * most, b[k].num_tokens, 2, 4 + layer.num_null, call & 1, &s);
+            }
+            if (call % 3 == 2) CHECK_I64(moe_ep_rank_forward(&rank, b, NULL, NULL), MOE_EP_OK);
+            else CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, NULL), MOE_EP_OK);
+        }
+        CHECK_I64(c.allocs, before);
+        CHECK_I64(rows.allocs, i & 8 ? 4 : 0);
+        moe_ep_rank_free(&rank);
+        CHECK_I64(c.live, 0);
+        CHECK_I64(rows.allocs, rows.frees);
+        free(ids), free(w), free(x), free(y);
+        free_model(&m);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 TEST(nothing_is_allocated_after_reserve_and_nothing_leaks_when_memory_runs_out)
 {
     uint64_t s = t_seed + 7;
@@ -709,6 +885,141 @@ static int no_plan_experts(void *user, const moe_ep_plan *p, const void *rx, voi
     return no_plan_stage(user, p, rx, ry, 0, stream);
 }
 
+/* ---- memory of a device: pages that this process may not touch while the library runs ---- */
+
+typedef struct device {
+    struct { void *at; size_t bytes; } block[16];
+    int blocks;
+    int hooked; /* bits: dispatch 1, experts 2, combine 4 */
+    const moe_ep_forward_desc *layer;
+    int64_t launches;
+    float *rows; /* the device's own buffer on the way */
+} device;
+
+static size_t pages(size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes / page + 1) * page;
+}
+
+/* protect: the host must not touch it. */
+static void *device_alloc(device *v, size_t bytes, int protect)
+{
+    void *p = mmap(NULL, pages(bytes), protect ? PROT_NONE : PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(p != MAP_FAILED && v->blocks < 16);
+    v->block[v->blocks].at = p;
+    v->block[v->blocks++].bytes = protect ? pages(bytes) : 0;
+    return p;
+}
+static void device_open(device *v, int open)
+{
+    for (int i = 0; i < v->blocks; i++)
+        if (v->block[i].bytes)
+            CHECK_I64(mprotect(v->block[i].at, v->block[i].bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE), 0);
+}
+/* Row buffers are the device's alone when no CPU stage touches them. */
+static void *device_rows(void *user, size_t bytes)
+{
+    device *v = user;
+    int second = v->blocks & 1; /* rx, ry, rx, ry .. */
+    return device_alloc(v, bytes, (v->hooked & (second ? 6 : 3)) == (second ? 6 : 3));
+}
+static void device_free(void *user, void *ptr)
+{
+    device *v = user;
+    for (int i = 0; i < v->blocks; i++)
+        if (v->block[i].at == ptr) munmap(ptr, v->block[i].bytes ? v->block[i].bytes : 1), v->block[i].bytes = 0;
+}
+static int device_dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
+{
+    device *v = user;
+    (void)stream;
+    device_open(v, 1);
+    CHECK_I64(moe_ep_plan_pack(p, x, v->rows, row_bytes, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_place(p, v->rows, rx, row_bytes, NULL), MOE_EP_OK);
+    device_open(v, 0);
+    v->launches++;
+    return 0;
+}
+static int device_experts(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    device *v = user;
+    (void)stream;
+    device_open(v, 1);
+    CHECK_I64(moe_ep_experts(v->layer, rx, p->slot_start, p->nslots, NULL, ry, NULL, NULL), MOE_EP_OK);
+    device_open(v, 0);
+    v->launches++;
+    return 0;
+}
+static int device_combine(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    device *v = user;
+    (void)stream;
+    device_open(v, 1);
+    CHECK_I64(moe_ep_plan_unplace(p, ry, v->rows, row_bytes, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_sum(p, v->layer, 4, (int32_t)(row_bytes / 4), *(const float *const *)p->call, v->rows, y, NULL,
+                              NULL), MOE_EP_OK);
+    device_open(v, 0);
+    v->launches++;
+    return 0;
+}
+
+TEST(memory_of_stages_with_a_hook_is_never_touched)
+{
+    enum { H = 6, T = 9 };
+    uint64_t s = t_seed + 70;
+    model m = make_model(4, H, 5, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    layer.shared = &m.shared;
+    for (int hooked = 0; hooked < 8; hooked++) {
+        device v;
+        moe_ep_hooks h;
+        moe_ep_rank_desc d;
+        moe_ep_rank rank;
+        moe_ep_batch b[2];
+        float *in[2], want[T * H];
+        int32_t ids[2][2 * T];
+        float w[2][2 * T];
+        memset(&v, 0, sizeof v);
+        memset(&h, 0, sizeof h);
+        memset(b, 0, sizeof b);
+        v.hooked = hooked, v.layer = &layer, v.rows = t_alloc(sizeof(float) * H * 2 * T);
+        h.size = sizeof h, h.user = &v, h.alloc_fn = device_rows, h.free_fn = device_free;
+        if (hooked & 1) h.dispatch = device_dispatch;
+        if (hooked & 2) h.experts = device_experts;
+        if (hooked & 4) h.combine = device_combine;
+        d = one_rank(&h, &layer);
+        for (int i = 0; i < 2; i++) {
+            float *x = floats(T * H, &s);
+            draw_ids(ids[i], w[i], T, 2, 4, 1, &s);
+            /* the sum at the end reads x again */
+            b[i].x = in[i] = device_alloc(&v, sizeof(float) * T * H, (hooked & 5) == 5);
+            b[i].y = device_alloc(&v, sizeof(float) * T * H, (hooked & 4) == 4);
+            b[i].num_tokens = T, b[i].slot_ids = ids[i], b[i].weights = w[i], b[i].call = &in[i];
+            device_open(&v, 1);
+            memcpy(in[i], x, sizeof(float) * T * H);
+            device_open(&v, 0);
+            free(x);
+        }
+        CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(v.launches, 2 * ((hooked & 1) + (hooked >> 1 & 1) + (hooked >> 2)));
+        device_open(&v, 1);
+        for (int i = 0; i < 2; i++) {
+            moe_ep_forward_desc one = layer;
+            one.ids = ids[i], one.choice_weights = w[i];
+            CHECK_I64(moe_ep_forward(&one, in[i], T, want, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(want, b[i].y, sizeof want) == 0);
+        }
+        device_open(&v, 0);
+        moe_ep_rank_free(&rank);
+        for (int i = 0; i < 4; i++) munmap(v.block[i].at, pages(sizeof(float) * T * H));
+        free(v.rows);
+        STOP_IF_FAILED("hooks %d", hooked);
+    }
+    free_model(&m);
+}
+
 TEST(routing_that_stays_on_the_device_needs_no_plan)
 {
     recorder r;
@@ -720,6 +1031,8 @@ TEST(routing_that_stays_on_the_device_needs_no_plan)
     moe_ep_batch b;
     memset(&b, 0, sizeof b);
     b.num_tokens = 5, b.no_plan = 1, b.x = &r, b.y = &d, b.call = &device_calls;
+    void *hidden = mmap(NULL, pages(1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    b.slot_ids = hidden, b.weights = hidden; /* not read either */
     CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
     CHECK_I64(moe_ep_rank_reserve(&rank, 5, 10, NULL), MOE_EP_OK);
     device_calls = 0;
@@ -727,6 +1040,7 @@ TEST(routing_that_stays_on_the_device_needs_no_plan)
     CHECK_I64(device_calls, 3);
     CHECK_STR(r.log, "");
     moe_ep_rank_free(&rank);
+    munmap(hidden, pages(1));
     CHECK_I64(r.allocs, r.frees);
 }
 
@@ -826,7 +1140,7 @@ TEST(bad_in_process_calls_are_named_and_y_stays)
     model m = make_model(4, 3, 3, &s);
     own_placement o = make_placement(CONTIGUOUS, 4, 2, 4, &s);
     int32_t ids[8] = {0, 1, 2, 3, 0, 1, 2, 3};
-    int64_t three[2] = {2, 1}, negative[2] = {5, -1};
+    int64_t three[2] = {2, 1}, negative[2] = {5, -1}, below[2] = {-1, 5};
     float x[12] = {0}, y[12], before[12];
     moe_ep_router router = moe_ep_router_mixtral(4, 2);
     moe_ep_forward_desc d = desc_of(&m, 2, ids, NULL), e;
@@ -840,6 +1154,9 @@ TEST(bad_in_process_calls_are_named_and_y_stays)
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, -1, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, three, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, negative, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, below, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    e = d, e.blas_min_rows = -1;
+    CHECK_I64(moe_ep_forward_ranks(&e, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, -1, y, NULL, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, NULL, 4, y, NULL, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, &fixed, &err), MOE_EP_ERR_SCRATCH);
@@ -851,7 +1168,7 @@ TEST(bad_in_process_calls_are_named_and_y_stays)
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_LOST_EXPERT);
     CHECK_I64(err.index, 3);
     o.p.slot_expert[3] = 4;
-    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID);
     CHECK_I64(err.index, 3);
     CHECK(memcmp(before, y, sizeof y) == 0);
     free(o.mem);
@@ -1111,19 +1428,29 @@ TEST(placements_that_are_not_whole_are_named)
         CHECK_I64(moe_ep_forward_ranks(&d, &p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), status);       \
         CHECK_STR(err.arg, name);                                                                        \
     } while (0)
-    BENT(p.slot_start = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
-    BENT(p.slot_expert = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
-    BENT(p.replica_start = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
-    BENT(p.replica_slot = NULL, MOE_EP_ERR_NULL, "p->slot_expert");
+    BENT(p.slot_start = NULL, MOE_EP_ERR_NULL, "p");
+    BENT(p.slot_expert = NULL, MOE_EP_ERR_NULL, "p");
+    BENT(p.replica_start = NULL, MOE_EP_ERR_NULL, "p");
+    BENT(p.replica_slot = NULL, MOE_EP_ERR_NULL, "p");
     BENT(p.num_experts = 5, MOE_EP_ERR_SIZE, "p->num_experts");
-    BENT(p.num_devices = 0, MOE_EP_ERR_SIZE, "p->num_devices");
-    BENT(p.num_slots = 0, MOE_EP_ERR_SIZE, "p->num_slots");
+    BENT(p.num_devices = 0, MOE_EP_ERR_SIZE, "p");
+    BENT(p.num_slots = 0, MOE_EP_ERR_SIZE, "p");
     d.num_null = 1;
     BENT(p.num_slots = INT32_MAX, MOE_EP_ERR_SIZE, "p->num_slots");
     d.num_null = 0;
     o.p.slot_expert[2] = -2;
-    BENT((void)0, MOE_EP_ERR_PLACEMENT, "p->slot_expert");
+    BENT((void)0, MOE_EP_ERR_EXPERT_ID, "p.slot_expert");
     o.p.slot_expert[2] = 2;
+    /* rows are never sent by a map that points elsewhere: all are checked first */
+    static int32_t falls[3] = {0, 5, 4}, late[3] = {1, 2, 4}, few[3] = {0, 2, 3}, wrong_device[4] = {0, 0, 0, 1};
+    static int32_t stale_slot[4] = {0, 1, 3, 2}, twice[4] = {0, 0, 2, 3}, stale_start[5] = {0, 1, 0, 3, 4};
+    BENT(p.slot_start = falls, MOE_EP_ERR_PLACEMENT, "p.slot_start");
+    BENT(p.slot_start = late, MOE_EP_ERR_PLACEMENT, "p.slot_start");
+    BENT(p.slot_start = few, MOE_EP_ERR_PLACEMENT, "p.slot_start");
+    BENT(p.slot_device = wrong_device, MOE_EP_ERR_PLACEMENT, "p.slot_device");
+    BENT(p.replica_slot = stale_slot, MOE_EP_ERR_PLACEMENT, "p.replica_slot");
+    BENT(p.replica_slot = twice, MOE_EP_ERR_PLACEMENT, "p.replica_slot");
+    BENT(p.replica_start = stale_start, MOE_EP_ERR_PLACEMENT, "p.replica_start");
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_PLACEMENT);
     CHECK_I64(err.index, 7); /* -1 has no slot */
     slots[7] = -1;
@@ -1135,5 +1462,227 @@ TEST(placements_that_are_not_whole_are_named)
     free_model(&m);
 }
 #undef BENT
+
+/* ---- the far corners of sizes, and stages without slots ---- */
+
+TEST(sizes_at_the_end_of_their_ranges)
+{
+    static const int32_t huge[3] = {0, 4, INT32_MAX};
+    uint64_t s = 8;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    recorder r;
+    memset(&r, 0, sizeof r);
+    moe_ep_hooks h = all_hooks(&r), part = h;
+    moe_ep_rank_desc d = one_rank(&part, NULL);
+    moe_ep_rank rank = {NULL};
+    moe_ep_batch b;
+    moe_ep_error err;
+    int32_t id = 0;
+    part.combine = NULL; /* experts alone is not enough without a layer */
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "layer");
+    d = one_rank(&h, &layer); /* more slots and identity experts than an id can name */
+    d.num_ranks = 2, d.slot_start = huge;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    moe_ep_rank_free(&rank);
+    layer.num_null = 1;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "layer->num_null");
+    layer.num_null = 0;
+    /* weights multiply floats: elements of another size need a dispatch of their own for that */
+    part = h, part.dispatch = NULL;
+    d = one_rank(&part, &layer);
+    d.elem_bytes = 2;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    moe_ep_rank_free(&rank);
+    layer.weight_on_input = 1;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "elem_bytes");
+    d.hooks = &h;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    moe_ep_rank_free(&rank);
+    d = one_rank(&part, NULL); /* nobody multiplies: copies of any size */
+    d.elem_bytes = 2;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    moe_ep_rank_free(&rank);
+    layer.weight_on_input = 0;
+    /* a row of nearly 2^62 bytes, and one of 4 MiB */
+    d = one_rank(&h, NULL);
+    d.hidden = d.elem_bytes = INT32_MAX;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 0, 2, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "rows");
+    CHECK_I64(r.allocs, 0);
+    moe_ep_rank_free(&rank);
+    d.hidden = 1 << 20, d.elem_bytes = 4;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, (int64_t)1 << 45, 0, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "num_tokens");
+    memset(&b, 0, sizeof b);
+    b.slot_ids = &id, b.x = &id, b.y = &id;
+    b.num_tokens = INT64_MIN;
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), MOE_EP_ERR_SIZE);
+    b.num_tokens = INT64_MAX;
+    CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    moe_ep_rank_free(&rank);
+    free_model(&m);
+}
+
+TEST(nothing_is_sent_when_either_of_two_batches_is_unsound)
+{
+    model m = {0};
+    recorder r;
+    memset(&r, 0, sizeof r);
+    m.H = 6, r.m = &m;
+    moe_ep_hooks h = all_hooks(&r);
+    moe_ep_rank_desc d = one_rank(&h, NULL);
+    moe_ep_rank rank;
+    moe_ep_error err;
+    int32_t ids[2] = {0, 1}, wrong[2] = {0, 4};
+    float x[6] = {0}, y[6];
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    for (int bad = 0; bad < 2; bad++) {
+        moe_ep_batch b[2];
+        memset(b, 0, sizeof b);
+        for (int i = 0; i < 2; i++)
+            b[i].num_tokens = 1, b[i].slot_ids = i == bad ? wrong : ids, b[i].x = x, b[i].y = y;
+        CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 1);
+        CHECK_STR(r.log, "");
+        CHECK(moe_ep_rank_plan_of(&rank, 0) == NULL && moe_ep_rank_plan_of(&rank, 1) == NULL);
+    }
+    moe_ep_rank_free(&rank);
+    CHECK_I64(r.allocs, 0);
+}
+
+TEST(a_rank_without_slots_serves_identity_experts_and_shared_ones)
+{
+    static const int32_t none[2] = {0, 0}, beside[3] = {0, 4, 4};
+    uint64_t s = 9;
+    model m = make_model(4, 6, 3, &s);
+    int32_t ids[4] = {0, 1, -1, 0}, same[4] = {4, 5, -1, 4};
+    float w[4] = {0.5f, 0.25f, 1.0f, 2.0f}, *x = floats(12, &s), y[12], want[12];
+    moe_ep_forward_desc layer = desc_of(&m, 2, same, w);
+    moe_ep_rank_desc d;
+    moe_ep_rank rank;
+    moe_ep_batch b;
+    moe_ep_error err;
+    layer.num_null = 2;
+    layer.shared = &m.shared;
+    CHECK_I64(moe_ep_forward(&layer, x, 2, want, NULL, NULL), MOE_EP_OK);
+    d = one_rank(NULL, &layer);
+    d.slot_start = none;
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 2, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
+    for (int fail = 0; fail < 5; fail++) { /* also with memory that is refused at each step */
+        counter c = {0, 0, fail};
+        d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
+        memset(y, 0, sizeof y);
+        moe_ep_status st = moe_ep_rank_init(&rank, &d, &err);
+        if (st == MOE_EP_OK) {
+            st = moe_ep_rank_forward(&rank, &b, NULL, &err);
+            moe_ep_rank_free(&rank);
+        }
+        CHECK_I64(st, fail > 0 && c.allocs >= fail ? MOE_EP_ERR_MEMORY : MOE_EP_OK);
+        if (st == MOE_EP_OK) CHECK(memcmp(want, y, sizeof y) == 0);
+        CHECK_I64(c.live, 0);
+        if (fail == 4) CHECK_I64(st, MOE_EP_ERR_MEMORY); /* state, tables, plan, and the sum at the end */
+    }
+    /* a rank without slots beside one that has four: rows for it are an error, memory for its experts is none */
+    recorder r;
+    memset(&r, 0, sizeof r);
+    r.m = &m;
+    moe_ep_hooks h = all_hooks(&r);
+    h.experts = NULL;
+    h.counts = three_counts;
+    h.alloc_fn = NULL, h.free_fn = NULL;
+    d = one_rank(&h, &layer);
+    d.num_ranks = 2, d.rank = 1, d.slot_start = beside;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 4, 0, &err), MOE_EP_OK);
+    moe_ep_rank_free(&rank);
+    free(x);
+    free_model(&m);
+}
+
+static int one_for_everybody(void *user, const int64_t *send, int64_t *recv, int32_t per_rank, void *stream)
+{
+    (void)send, (void)stream;
+    for (int i = 0; i < 3 * per_rank; i++) recv[i] = i == *(const int *)user;
+    return 0;
+}
+
+TEST(rows_for_slots_that_this_rank_does_not_have_are_refused)
+{
+    /* slots 0 1 2 | 3 | on ranks 0 1 2; this is rank 1 with one slot where others have three */
+    static const int32_t start[4] = {0, 3, 4, 4};
+    uint64_t s = 10;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    for (int at = 0; at < 9; at++) {
+        recorder r;
+        memset(&r, 0, sizeof r);
+        moe_ep_hooks h = all_hooks(&r);
+        moe_ep_rank_desc d;
+        moe_ep_rank rank;
+        moe_ep_batch b;
+        moe_ep_error err;
+        h.user = &at;
+        h.counts = one_for_everybody;
+        h.wait = NULL, h.alloc_fn = NULL, h.free_fn = NULL;
+        d = one_rank(&h, &layer);
+        d.num_ranks = 3, d.rank = 1, d.slot_start = start;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        memset(&b, 0, sizeof b);
+        CHECK_I64(moe_ep_rank_plan(&rank, 0, &b, NULL, &err), at % 3 == 0 ? MOE_EP_OK : MOE_EP_ERR_PLACEMENT);
+        CHECK_I64(err.index, at % 3 == 0 ? -1 : at);
+        if (at % 3 == 0) CHECK_I64(moe_ep_rank_plan_of(&rank, 0)->recv_rows[at / 3], 1);
+        moe_ep_rank_free(&rank);
+    }
+    free_model(&m);
+}
+
+TEST(in_process_ranks_with_fewer_slots_than_choices_or_too_many_devices)
+{
+    uint64_t s = 11;
+    model m = make_model(4, 3, 3, &s);
+    own_placement o = make_placement(GAPS, 4, 2, 4, &s), few;
+    int32_t ids[6] = {0, -1, -1, -1, 0, -1};
+    float x[6] = {0}, y[6];
+    moe_ep_forward_desc d = desc_of(&m, 3, ids, NULL);
+    moe_ep_shape shape;
+    moe_ep_error err;
+    /* two slots for four experts: fine for these ids, but a rank cannot offer three choices */
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 2, shape.num_slots = 4;
+    size_t bytes = moe_ep_placement_bytes(1, 4, &shape);
+    few.mem = t_alloc(bytes);
+    CHECK_I64(moe_ep_placement_init(&few.p, 1, 4, &shape, few.mem, bytes, &err), MOE_EP_OK);
+    few.p.slot_expert[0] = 0, few.p.slot_expert[1] = few.p.slot_expert[2] = few.p.slot_expert[3] = -1;
+    few.p.num_slots = 2; /* its slots are 0 | 1 */
+    few.p.slot_start[1] = 1, few.p.slot_start[2] = 2, few.p.slot_device[1] = 1;
+    CHECK_I64(moe_ep_placement_index(&few.p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, NULL, &err), MOE_EP_ERR_TOP_K);
+    d.top_k = 2;
+    CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, NULL, &err), MOE_EP_OK);
+    /* 2^19 devices of which one has 2^19 slots: a table of 2^57 counts */
+    int32_t D = 1 << 19, *per = t_alloc(sizeof(int32_t) * (size_t)D);
+    memset(per, 0, sizeof(int32_t) * (size_t)D);
+    per[7] = D;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = D, shape.num_slots = D, shape.slots_per_device = per;
+    bytes = moe_ep_placement_bytes(1, 4, &shape);
+    CHECK(bytes > 0);
+    free(few.mem);
+    few.mem = t_alloc(bytes + 1);
+    CHECK_I64(moe_ep_placement_init(&few.p, 1, 4, &shape, few.mem, bytes, &err), MOE_EP_OK);
+    for (int e = 0; e < 4; e++) few.p.slot_expert[e] = e;
+    CHECK_I64(moe_ep_placement_index(&few.p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "p");
+    free(per), free(few.mem), free(o.mem);
+    free_model(&m);
+}
 
 T_MAIN

@@ -613,6 +613,72 @@ TEST(ranks_survive_every_refused_malloc)
     CHECK(memcmp(want, out.n.f, sizeof want) == 0);
 }
 
+/* ---- in-process ranks inside: their pool is sized so that it suffices; here it does not --------------------------- */
+
+static long pool_calls, pool_refuses;
+static void *stingy_alloc(void *user, size_t bytes)
+{
+    return ++pool_calls == pool_refuses ? NULL : moe_epi_hk_pool_alloc(user, bytes);
+}
+
+TEST(in_process_ranks_stop_at_every_piece_that_their_pool_refuses)
+{
+    static double memory[1 << 16], board[D * D * P], members[4096], slot_memory[T * K], turn[E];
+    moe_epi_hk_world w;
+    moe_epi_hk_pool pool;
+    moe_ep_allocator alloc;
+    moe_ep_ranks_result res;
+    moe_ep_error err;
+    moe_ep_forward_desc d;
+    float want[T * H];
+    long calls = 0;
+    int i;
+    make_world();
+    d = layer_desc();
+    CHECK_I64(moe_ep_forward(&d, x, T, want, NULL, NULL), MOE_EP_OK);
+    alloc.alloc_fn = stingy_alloc;
+    alloc.free_fn = moe_epi_hk_pool_free;
+    alloc.user = &pool;
+    for (pool_refuses = 0; pool_refuses <= calls; pool_refuses++) {
+        memset(&w, 0, sizeof w);
+        memset(&res, 0, sizeof res);
+        memset(out.n.f, 0, sizeof want);
+        pool.base = (unsigned char *)memory + (64 - ((uintptr_t)memory & 63u));
+        pool.used = 0;
+        pool.bytes = sizeof memory - 64;
+        w.d = &d, w.p = &current, w.K = K, w.x = x, w.y = out.n.f;
+        for (i = 0; i < D; i++)
+            if (current.slot_start[i + 1] - current.slot_start[i] > w.per_rank)
+                w.per_rank = current.slot_start[i + 1] - current.slot_start[i];
+        CHECK(D * sizeof(moe_epi_hk_member) <= sizeof members);
+        w.members = (moe_epi_hk_member *)(void *)members;
+        memset(members, 0, sizeof members);
+        w.board = (int64_t *)(void *)board;
+        w.slot_ids = (int32_t *)(void *)slot_memory;
+        CHECK(moe_epi_hk_deal(&w, NULL, T));
+        CHECK_I64(moe_epi_hk_slots(&w, ids, T * K, NULL, (int64_t *)(void *)turn, NULL), MOE_EP_OK);
+        moe_epi_hk_board(&w, &res);
+        pool_calls = 0;
+        CHECK_I64(moe_epi_hk_run_world(&w, weights, &alloc, &err), pool_refuses ? MOE_EP_ERR_MEMORY : MOE_EP_OK);
+        CHECK_I64(err.status, pool_refuses ? MOE_EP_ERR_MEMORY : MOE_EP_OK);
+        if (pool_refuses == 0) {
+            CHECK(memcmp(want, out.n.f, sizeof want) == 0);
+            calls = pool_calls;
+            CHECK(calls > 4 * D);
+        } else {
+            CHECK_I64(pool_calls, pool_refuses); /* nothing is asked for behind a refusal */
+        }
+    }
+    pool.base = (unsigned char *)memory; /* and the pool itself: to its last byte, and no further */
+    pool.used = 0;
+    pool.bytes = 128;
+    CHECK(moe_epi_hk_pool_alloc(&pool, 65) == (void *)memory);
+    CHECK(moe_epi_hk_pool_alloc(&pool, 1) == NULL);
+    pool.used = 64;
+    CHECK(moe_epi_hk_pool_alloc(&pool, 65) == NULL);
+    CHECK(moe_epi_hk_pool_alloc(&pool, 64) == (void *)((unsigned char *)memory + 64));
+}
+
 /* ---- the list is complete ------------------------------------------------------------------------------ */
 
 TEST(every_function_with_a_scratch_has_a_case)

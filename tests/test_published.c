@@ -371,7 +371,7 @@ static void held_out_links(void)
                                                 r.intra_rows + r.inter_rows, 256, NULL);
             (void)snprintf(name[combine * 6 + out], sizeof name[0], "low-latency %s EP%d, calibrated on the other five",
                            combine ? "combine" : "dispatch", D[out]);
-            add(name[combine * 6 + out], "DeepEP docs/legacy.md", "us", us[combine][out], 1e6 * t, 0.35);
+            add(name[combine * 6 + out], "DeepEP docs/legacy.md", "us", us[combine][out], 1e6 * t, 0.4);
         }
 }
 

@@ -1,10 +1,10 @@
-# bench/peers/router_peer.py - times two routers written in torch on the logits that bench_route gives it.
+# bench/peers/router_peer.py - two routers written in torch, run on the logits that bench_route gives it.
 # SPDX-License-Identifier: MIT
 #
-# usage: python3 router_peer.py FILE TOKENS EXPERTS TOP_K ROUNDS THREADS
-# FILE holds TOKENS*EXPERTS float32 logits, then EXPERTS float32 biases.  Prints the least time of ROUNDS calls in
-# milliseconds: softmax and top-k; sigmoid + bias, 8 groups by the sum of their two best, 4 open, divided by the sum,
-# x 2.5 (the rule of DeepSeek-V3, one tensor operation per step).
+# usage: python3 router_peer.py FILE TOKENS EXPERTS TOP_K THREADS
+# FILE holds TOKENS*EXPERTS float32 logits, then EXPERTS float32 biases.  For every line read, "0" or "1", that router is
+# called once and its milliseconds are printed: 0 = softmax and top-k; 1 = sigmoid + bias, 8 groups by the sum of their two
+# best, 4 open, divided by the sum, x 2.5 (the rule of DeepSeek-V3, one tensor operation per step).
 import sys
 import time
 
@@ -12,7 +12,7 @@ import numpy
 import torch
 
 path = sys.argv[1]
-tokens, experts, k, rounds, threads = map(int, sys.argv[2:7])
+tokens, experts, k, threads = map(int, sys.argv[2:6])
 torch.set_num_threads(threads)
 data = torch.from_numpy(numpy.fromfile(path, dtype=numpy.float32))
 logits, bias = data[: tokens * experts].reshape(tokens, experts), data[tokens * experts :]
@@ -36,10 +36,8 @@ def grouped_sigmoid():
 
 
 with torch.no_grad():
-    for router in (softmax_topk, grouped_sigmoid):
-        least = 1e300
-        for _ in range(rounds):
-            start = time.perf_counter()
-            router()
-            least = min(least, time.perf_counter() - start)
-        print(least * 1e3)
+    for line in sys.stdin:
+        router = grouped_sigmoid if line.strip() == "1" else softmax_topk
+        start = time.perf_counter()
+        router()
+        print((time.perf_counter() - start) * 1e3, flush=True)

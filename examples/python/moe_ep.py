@@ -20,12 +20,15 @@ diagnose, step_rows, layer_time, step_time.  A bad argument is a MoeEpError (a V
 The library is looked for in $MOE_EP_LIBRARY (a file), beside this file, in the build/ of the repository, and where the
 system looks.  Calls release Python's lock.
 """
+import contextlib
 import ctypes
 import ctypes.util
 import enum
+import operator
 import os
 import re
 import sys
+import warnings
 
 import numpy as np
 
@@ -145,7 +148,8 @@ _struct("moe_ep_model", """
     moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;""")
 _struct("moe_ep_gemm", "double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s;")
 _struct("moe_ep_link", """
-    double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p;""")
+    double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p,
+    row_byte_s, pair_Bps, crowd_s, short_s, short_Bps;""")
 _struct("moe_ep_machine", """
     char *name, *source; int32_t devices_per_node; double memory_bytes, memory_Bps, flops[3]; moe_ep_gemm gemm;
     moe_ep_link ll_dispatch, ll_combine, normal_dispatch, normal_combine;""")
@@ -225,11 +229,12 @@ _LETTERS = {"i": ctypes.c_int32, "q": ctypes.c_int64, "Q": ctypes.c_size_t, "d":
 
 
 class MoeEpError(ValueError):
-    """What the library says is wrong.  status ("ERR_EXPERT_ID"), arg, index (-1: none), value; str() is a sentence."""
+    """What the library says is wrong.  status ("ERR_EXPERT_ID"), arg, index (-1: none; flat), place (the same as a
+    tuple for an array of several dimensions), value; str() is a sentence."""
 
-    def __init__(self, text, status="ERR_ARGUMENT", arg="", index=-1, value=0.0):
+    def __init__(self, text, status="ERR_ARGUMENT", arg="", index=-1, value=0.0, place=()):
         super().__init__(text)
-        self.status, self.arg, self.index, self.value = status, arg, index, value
+        self.status, self.arg, self.index, self.value, self.place = status, arg, index, value, place
 
 
 class PlanError(MoeEpError, AssertionError):
@@ -298,7 +303,50 @@ def _array(x, dtype, name, dims=None):
         limits = np.iinfo(dtype)
         if a.max() > limits.max or a.min() < limits.min:
             raise MoeEpError("%s holds numbers that do not fit %s" % (name, limits.dtype), "ERR_RANGE", name)
-    return np.ascontiguousarray(a, dtype=dtype)
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(a, dtype=dtype)
+    if np.dtype(dtype).itemsize < 8 and out.dtype.kind == "f" and a.dtype.kind != "b":
+        lost = np.flatnonzero(np.isinf(out) & np.isfinite(a))
+        if lost.size:
+            place = tuple(int(i) for i in np.unravel_index(lost[0], a.shape))
+            raise MoeEpError("%s[%s] = %g does not fit %s" % (name, ", ".join(map(str, place)), a[place], out.dtype),
+                             "ERR_RANGE", name, int(lost[0]), float(a[place]), place)
+    return out
+
+
+def _whole(x, name, least=None):
+    """x as an int; what is none is an error that says which argument it was."""
+    try:
+        value = operator.index(x)
+    except (TypeError, ValueError):
+        raise MoeEpError("%s = %r: a whole number is needed" % (name, x), "ERR_RANGE", name) from None
+    if least is not None and value < least:
+        raise MoeEpError("%s = %d: must be at least %d" % (name, value, least), "ERR_SIZE", name, value=float(value))
+    if not -2 ** 63 <= value < 2 ** 63:
+        raise MoeEpError("%s = %d does not fit 64 bits" % (name, value), "ERR_RANGE", name)
+    return value
+
+
+def _small(x, name, least=1):
+    """The same for what must fit int32."""
+    value = _whole(x, name, least)
+    if value >= 2 ** 31:
+        raise MoeEpError("%s = %d does not fit int32_t" % (name, value), "ERR_RANGE", name)
+    return value
+
+
+@contextlib.contextmanager
+def _places(**arrays):
+    """Errors inside that name an element of one of these arrays say where it is: loads[1, 2] instead of loads[6]."""
+    try:
+        yield
+    except MoeEpError as problem:
+        array = arrays.get(problem.arg.split(".")[-1])
+        if array is None or array.ndim < 2 or not 0 <= problem.index < array.size:
+            raise
+        place = tuple(int(i) for i in np.unravel_index(problem.index, array.shape))
+        text = str(problem).replace("[%d]" % problem.index, "[%s]" % ", ".join(map(str, place)), 1)
+        raise type(problem)(text, problem.status, problem.arg, problem.index, problem.value, place) from None
 
 
 def _new(name):
@@ -308,11 +356,18 @@ def _new(name):
 
 
 def _value(kind, field, value):
-    """Text as the value of an enumeration."""
+    """A number that fits; text as the value of an enumeration."""
     if kind in ("int32_t", "int64_t"):
-        limit = 2 ** (31 if kind == "int32_t" else 63)
+        value, limit = _whole(value, field), 2 ** (31 if kind == "int32_t" else 63)
         if not -limit <= value < limit:
             raise MoeEpError("%s: %r does not fit %s" % (field, value, kind), "ERR_RANGE", field)
+    if kind in ("float", "double"):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise MoeEpError("%s = %r: a number is needed" % (field, value), "ERR_RANGE", field) from None
+    if kind in _ENUMS and not isinstance(value, str):
+        return _whole(value, field)
     if not isinstance(value, str) or kind not in _ENUMS:
         return value
     names = _ENUMS[kind][1]
@@ -381,7 +436,11 @@ def _pointer(x):
 def _call(name, *arguments):
     """Calls a function whose last argument is the error; returns its result, raises what it says is wrong."""
     err = _new("moe_ep_error")
-    result = getattr(_lib, name)(*[_pointer(a) for a in arguments], ctypes.addressof(err))
+    try:
+        result = getattr(_lib, name)(*[_pointer(a) for a in arguments], ctypes.addressof(err))
+    except (ctypes.ArgumentError, OverflowError) as problem:
+        wrong = [a for a in arguments if not isinstance(a, (np.ndarray, ctypes.Structure, ctypes.Array, type(None)))]
+        raise MoeEpError("%s: %s is not what it takes (%s)" % (name, " or ".join(map(repr, wrong)), problem)) from None
     if result >= 0:
         return result
     text = ctypes.create_string_buffer(512)
@@ -394,6 +453,8 @@ def _call(name, *arguments):
 
 def _preset(function, names, name, *arguments):
     """Calls a ..._by_name function; a name it does not know is in the message."""
+    if not isinstance(name, str):
+        raise MoeEpError("%r is no name; moe_ep.%s() lists the names" % (name, names), "ERR_RANGE", "name")
     try:
         _call(function, name, *arguments)
     except MoeEpError as problem:
@@ -419,10 +480,12 @@ def route(logits, top_k, router="mixtral", token_ids=None, **fields):
     """Which experts does each token use?  logits (T,E) -> ids (T,K) int32, weights (T,K) float32.
 
     fields sets fields of moe_ep_router, for instance select_bias=bias (E) for DeepSeek-V3, scale=2.5, n_group=8.
+    Tensors of torch for a tensor of torch, on the CPU.
     """
+    top_k = _small(top_k, "top_k", None)
     x = _array(logits, np.float32, "logits", 2)
     cfg = _new("moe_ep_router")
-    _preset("moe_ep_router_by_name", "routers", router, x.shape[1], int(top_k), cfg)
+    _preset("moe_ep_router_by_name", "routers", router, x.shape[1], top_k, cfg)
     _fill(cfg, **fields)
     for field in ("logit_bias", "select_bias", "per_expert_scale"):
         if fields.get(field) is not None and np.size(fields[field]) != x.shape[1]:
@@ -432,24 +495,27 @@ def route(logits, top_k, router="mixtral", token_ids=None, **fields):
     rows = None if token_ids is None else _array(token_ids, np.int32, "token_ids", 1)
     if rows is not None and len(rows) != x.shape[0]:
         raise MoeEpError("token_ids has not one value per token", "ERR_SIZE", "token_ids")
-    ids = np.empty((x.shape[0], int(top_k)), np.int32)
+    ids = np.empty((x.shape[0], top_k), np.int32)
     weights = np.empty(ids.shape, np.float32)
-    _call("moe_ep_route", cfg, x, x.shape[0], rows, ids, weights)
-    return ids, weights
+    with _places(logits=x):
+        _call("moe_ep_route", cfg, x, x.shape[0], rows, ids, weights)
+    return _like(logits, ids, weights)
 
 
 def expert_loads(ids, num_experts):
     """How many assignments does each expert get?  ids (T,K), or (T,L,K) for several layers; -1 is skipped.
     Returns (E), or (L,E)."""
-    ids = _array(ids, np.int32, "ids", (1, 2, 3))
+    ids, num_experts = _array(ids, np.int32, "ids", (1, 2, 3)), _small(num_experts, "num_experts")
     if ids.ndim < 3:
         loads = np.empty(num_experts, np.int64)
-        _call("moe_ep_expert_loads", ids, ids.size, num_experts, loads, None)
+        with _places(ids=ids):
+            _call("moe_ep_expert_loads", ids, ids.size, num_experts, loads, None)
         return loads
     view = _fill(_new("moe_ep_ids"), ids=ids, num_tokens=ids.shape[0], num_layers=ids.shape[1], top_k=ids.shape[2],
                  num_experts=num_experts)
     loads = np.empty((ids.shape[1], num_experts), np.int64)
-    _call("moe_ep_layer_loads", view, loads, None)
+    with _places(ids=ids):
+        _call("moe_ep_layer_loads", view, loads, None)
     return loads
 
 
@@ -465,17 +531,19 @@ def balance_layers(loads):
     """The same over layers (L,n): worst_layer, mean_imbalance, balancedness as vLLM logs it, ..."""
     x = _rows(loads, "loads")
     out = _new("moe_ep_layers_result")
-    _call("moe_ep_balance_layers_d", x, x.shape[0], x.shape[1], out, None)
+    with _places(loads=x):
+        _call("moe_ep_balance_layers_d", x, x.shape[0], x.shape[1], out, None)
     return _result(out)
 
 
 def chance(num_tokens, top_k, num_experts, num_devices=None):
     """What max/mean does pure chance give?  Of experts, or, with num_devices, of devices: max_over_mean, p05, p95."""
     out = _new("moe_ep_chance_result")
+    batch = _whole(num_tokens, "num_tokens"), _small(top_k, "top_k", None), _small(num_experts, "num_experts", None)
     if num_devices is None:
-        _call("moe_ep_chance", num_tokens, top_k, num_experts, out)
+        _call("moe_ep_chance", *batch, out)
     else:
-        _call("moe_ep_chance_devices", num_tokens, top_k, num_experts, num_devices, out)
+        _call("moe_ep_chance_devices", *batch, _small(num_devices, "num_devices", None), out)
     return _result(out)
 
 
@@ -491,7 +559,7 @@ def step_rows(loads, num_devices, device_of_expert=None):
     where = None if device_of_expert is None else _array(device_of_expert, np.int32, "device_of_expert", 1)
     if where is not None and len(where) != len(x):
         raise MoeEpError("device_of_expert has not one value per expert", "ERR_SIZE", "device_of_expert")
-    return _call("moe_ep_step_time", x, len(x), where, num_devices)
+    return _call("moe_ep_step_time", x, len(x), where, _small(num_devices, "num_devices"))
 
 
 # ---- placement ------------------------------------------------------------------------------------------------
@@ -564,15 +632,17 @@ class Placement:
 
     def device_loads(self, loads):
         """loads (L,E), shared equally over the replicas -> (L,D)."""
-        out = np.empty((self.num_layers, self.num_devices))
-        _call("moe_ep_device_loads", self._c, self._loads(loads), out)
+        x, out = self._loads(loads), np.empty((self.num_layers, self.num_devices))
+        with _places(loads=x):
+            _call("moe_ep_device_loads", self._c, x, out)
         return out
 
     def evaluate(self, loads):
         """How busy is this placement under loads (L,E) or (steps,L,E)?  One Result per layer."""
         x = self._loads(loads, steps=True)
-        return _per_layer(self, lambda out: _call("moe_ep_evaluate", self._c, x, x.size // (
-            self.num_layers * self.num_experts), out, None))
+        with _places(loads=x):
+            return _per_layer(self, lambda out: _call("moe_ep_evaluate", self._c, x, x.size // (
+                self.num_layers * self.num_experts), out, None))
 
     def split(self, counts, layer=0, policy="even", **fields):
         """Rows of the experts (E) of one layer -> rows of the slots (P).  policy: even, exact, least_loaded, ..."""
@@ -580,7 +650,8 @@ class Placement:
         if len(x) != self.num_experts:
             raise MoeEpError("counts has not one value per expert", "ERR_SIZE", "counts")
         out = np.empty(self.num_slots, np.int64)
-        _call("moe_ep_split", _fill(_new("moe_ep_split_desc"), policy=policy, **fields), self._c, layer, x, out, None)
+        _call("moe_ep_split", _fill(_new("moe_ep_split_desc"), policy=policy, **fields), self._c,
+              _small(layer, "layer", None), x, out, None)
         return out
 
     def device_rows(self, slot_rows):
@@ -597,20 +668,21 @@ class Placement:
         if len(rows) != self.num_slots:
             raise MoeEpError("slot_rows has not one value per slot", "ERR_SIZE", "slot_rows")
         out = np.empty(ids.shape, np.int32)
-        _call("moe_ep_assign_slots", self._c, layer, ids, ids.size, rows, out, None)
+        _call("moe_ep_assign_slots", self._c, _small(layer, "layer", None), ids, ids.size, rows, out, None)
         return out
 
     def rebalance(self, loads, target=1.05, max_moves=0, dead=(), **fields):
         """A better placement for loads (L,E) with few moves.  dead: devices that are gone."""
-        now, out = self._copy(), self._copy()
-        for device in dead:
+        now, out, x = self._copy(), self._copy(), self._loads(loads)
+        for device in (_whole(d, "dead") for d in dead):
             if not 0 <= device < self.num_devices:
                 raise MoeEpError("dead: there is no device %d" % device, "ERR_DEVICE_ID", "dead")
             for p in (now, out):
                 ctypes.c_uint8.from_address(p._c.device_inactive + device).value = 1
-        desc = _fill(_new("moe_ep_rebalance_desc"), current=now._c, loads=self._loads(loads), target=target,
-                     max_moves=max_moves, **fields)
-        out.results = _per_layer(out, lambda r: _call("moe_ep_rebalance", desc, out._c, r, None))
+        desc = _fill(_new("moe_ep_rebalance_desc"), current=now._c, loads=x, target=target,
+                     max_moves=_whole(max_moves, "max_moves", 0), **fields)
+        with _places(loads=x):
+            out.results = _per_layer(out, lambda r: _call("moe_ep_rebalance", desc, out._c, r, None))
         return out
 
     def moves(self, to, expert_bytes=0.0):
@@ -648,7 +720,7 @@ def plan(loads, num_devices, num_slots=0, policy="best", num_nodes=0, num_groups
 
     num_slots: over all devices, copies included; 0 = one per expert.  policy: best, eplb, trtllm, lpt, contiguous,
     round_robin.  fields sets fields of moe_ep_place_desc (max_replicas, pinned, risk_z, node_soft, ...)."""
-    x = np.atleast_2d(_array(loads, np.float64, "loads", (1, 2, 3)))
+    x, num_devices = np.atleast_2d(_array(loads, np.float64, "loads", (1, 2, 3))), _small(num_devices, "num_devices")
     planner = _PLANNERS.get(str(policy).replace("-", "_"))
     if planner is None:
         raise MoeEpError("policy: %r is none of %s" % (policy, ", ".join(_PLANNERS)), "ERR_RANGE", "policy")
@@ -659,7 +731,8 @@ def plan(loads, num_devices, num_slots=0, policy="best", num_nodes=0, num_groups
     out = Placement(x.shape[-2], x.shape[-1], shape)
     desc = _fill(_new("moe_ep_place_desc"), num_layers=x.shape[-2], num_experts=x.shape[-1], shape=shape, loads=x,
                  num_groups=num_groups, num_steps=x.shape[0] if x.ndim == 3 else 1, **fields)
-    out.results = _per_layer(out, lambda results: _call(planner, desc, out._c, results, None))
+    with _places(loads=x):
+        out.results = _per_layer(out, lambda results: _call(planner, desc, out._c, results, None))
     return out
 
 
@@ -677,8 +750,8 @@ def _eplb(weight, num_replicas, num_groups, num_nodes, num_gpus, hierarchical, p
     """A Placement; loads rounded to float32 as the callers round them."""
     try:
         loads = _array(weight, np.float32, "weight", 2)
-        if not num_replicas:  # plan() would take it for "as many as experts"
-            raise MoeEpError("num_replicas = %s: fewer than experts" % num_replicas, "ERR_SIZE", "num_replicas")
+        num_replicas, num_gpus = _small(num_replicas, "num_replicas"), _small(num_gpus, "num_gpus")
+        num_nodes = _small(num_nodes, "num_nodes")
         options = {"num_nodes": num_nodes if hierarchical else 1, "num_groups": num_groups if hierarchical else 1}
         if policy == "eplb":
             options["eplb_mode"] = "hierarchical" if hierarchical else "global"
@@ -686,15 +759,20 @@ def _eplb(weight, num_replicas, num_groups, num_nodes, num_gpus, hierarchical, p
             options["node_soft"] = 1
         return plan(loads, num_gpus, num_replicas, policy, **options)
     except MoeEpError as problem:
-        text = str(problem)
-        if problem.arg.startswith(("desc.", "shape.")):  # in the caller's words, too
+        text, arg = str(problem), problem.arg
+        if arg == "loads":
+            text, arg = text.replace("loads", "weight", 1), "weight"
+        if arg.startswith(("desc.", "shape.")):  # in the caller's words, too
             text += "; called with weight %s, num_replicas=%s, num_groups=%s, num_nodes=%s, num_gpus=%s" % (
                 loads.shape, num_replicas, num_groups, num_nodes, num_gpus)
-        raise PlanError(text, problem.status, problem.arg, problem.index, problem.value) from None
+        raise PlanError(text, problem.status, arg, problem.index, problem.value, problem.place) from None
 
 
 def _divides(num_groups, num_nodes):
-    return num_groups is not None and num_nodes > 0 and num_groups % num_nodes == 0
+    try:
+        return num_groups is not None and num_nodes > 0 and num_groups % num_nodes == 0
+    except TypeError:
+        return False  # what is wrong with it is said by _eplb
 
 
 def _on_active(weight, num_replicas, num_gpus, active):
@@ -762,6 +840,8 @@ class DefaultEplbPolicy:
         phy = _array(maps[0], np.int64, "phy2log")
         old = _array(old_global_expert_indices, np.int64, "old_global_expert_indices", 2)
         if old.shape != phy.shape:
+            warnings.warn("old_global_expert_indices has the shape %s, the new map %s: the experts' slots are not kept" % (
+                old.shape, phy.shape), RuntimeWarning, stacklevel=3)
             return maps
         phy = cls.preserve_intragpu_slots(phy, num_ranks, old)
         again = Placement.from_phy2log(phy, maps[2].shape[1], num_ranks).maps()
@@ -823,7 +903,11 @@ class eplb_algorithms:
                           algorithm, active_ranks=None):
         """tokens_per_expert (steps, layers, experts), or (layers, experts) -> the three maps of rebalance_experts."""
         weight = tokens_per_expert.sum(0) if len(tokens_per_expert.shape) == 3 else tokens_per_expert
-        num_gpus = num_physical_experts // num_local_physical_experts
+        try:
+            num_gpus = _small(num_physical_experts, "num_physical_experts") // _small(
+                num_local_physical_experts, "num_local_physical_experts")
+        except MoeEpError as problem:
+            raise PlanError(str(problem), problem.status, problem.arg, problem.index, problem.value) from None
         if algorithm == EplbAlgorithm.moe_ep_best:
             return rebalance_experts_best(weight, num_physical_experts, num_groups, num_nodes, num_gpus)
         if algorithm == EplbAlgorithm.elasticity_aware and active_ranks is None:
@@ -905,7 +989,8 @@ def step_time(slot_rows, model, machine, placement=None, other_s=0.0, tokens_per
     layer = _layer_desc(_new("moe_ep_layer_desc"), model, machine, placement, **fields)
     _fill(desc, layer=layer)
     out, seconds = _new("moe_ep_step_result"), np.empty(rows.shape[0])
-    _call("moe_ep_step", desc, rows, out, seconds)
+    with _places(slot_rows=rows):
+        _call("moe_ep_step", desc, rows, out, seconds)
     result = _result(out)
     result["layer_s"] = seconds
     return result
@@ -935,7 +1020,8 @@ def diagnose(plan_loads, judge_loads, num_devices, num_slots=0, num_nodes=0, pol
           plan_steps=a.shape[0], judge_loads=b, judge_steps=0 if b is None else b.size // (a.shape[1] * a.shape[2]),
           current=None if current is None else current._c, cost=cost, **fields)
     diagnosis = _new("moe_ep_diagnosis")
-    _call("moe_ep_diagnose", desc, out._c, diagnosis, None)
+    with _places(plan_loads=a, judge_loads=b):
+        _call("moe_ep_diagnose", desc, out._c, diagnosis, None)
     result = _result(diagnosis)
     result["plan"] = out
     return result

@@ -17,6 +17,9 @@ run_it() { # shellcheck disable=SC2086
     "$@" -o "$tmp/program" -lm && "$tmp/program"
 }
 
+# Where the question is how the header reads and links, its functions are private (MOE_EP_STATIC): the compiler
+# reads all of it and at -O1 generates only what the program calls, which takes a third of the time.
+private="-O1 -DMOE_EP_STATIC"
 # shellcheck disable=SC2086
 $CC -std=c99 $flags -c $dir/implementation.c -o "$tmp/impl.o" 2>"$tmp/log" || {
     fail "the implementation compiles" "$tmp/log"
@@ -31,16 +34,16 @@ c="$CC -std=c99 $flags $tmp/main.o"
 {
     builds "alone, first include of a file" $c $dir/alone.c "$tmp/impl.o"
     builds "declarations twice" $c $dir/twice.c "$tmp/impl.o"
-    builds "implementation twice in one file" $c $dir/impl_twice.c
+    builds "implementation twice in one file" $c $private $dir/impl_twice.c
     builds "declarations before the implementation" $c $dir/decl_then_impl.c
     builds "two files and one implementation" $c $dir/alone.c $dir/two_units.c "$tmp/impl.o"
-    builds "static copies in two files" $c $dir/static_a.c $dir/static_b.c
-    builds "a static copy beside the implementation" $c $dir/static_a.c $dir/two_units.c "$tmp/impl.o"
-    builds "after <complex.h>" $c $dir/complex_before.c
-    builds "before <complex.h>" $c $dir/complex_after.c
+    builds "static copies in two files" $c -O1 $dir/static_a.c $dir/static_b.c
+    builds "a static copy beside the implementation" $c -O1 $dir/static_a.c $dir/two_units.c "$tmp/impl.o"
+    builds "after <complex.h>" $c $private $dir/complex_before.c
+    builds "before <complex.h>" $c $private $dir/complex_after.c
     builds "the declarations include no other header" $c $dir/no_includes.c "$tmp/impl.o"
     builds "hostile macros around the declarations" $c $dir/hostile.c "$tmp/impl.o"
-    builds "hostile macros around the implementation" $c -DHOSTILE_IMPLEMENTATION $dir/hostile.c
+    builds "hostile macros around the implementation" $c $private -DHOSTILE_IMPLEMENTATION $dir/hostile.c
     builds "MOE_EP_API set by the caller" $c "-DMOE_EP_API=__attribute__((visibility(\"hidden\"))) extern" \
         $dir/decl_then_impl.c
 }
@@ -48,8 +51,8 @@ c="$CC -std=c99 $flags $tmp/main.o"
 printf '#include "stb_ds.h"\n' >"$tmp/stb.c"
 # shellcheck disable=SC2086
 if $CC $stb -fsyntax-only "$tmp/stb.c" 2>/dev/null; then
-    builds "after stb_ds.h" $CC -std=gnu99 $flags $stb "$tmp/main.o" $dir/stb_before.c
-    builds "before stb_ds.h" $CC -std=gnu99 $flags $stb "$tmp/main.o" $dir/stb_after.c
+    builds "after stb_ds.h" $CC -std=gnu99 $flags $stb "$tmp/main.o" $private $dir/stb_before.c
+    builds "before stb_ds.h" $CC -std=gnu99 $flags $stb "$tmp/main.o" $private $dir/stb_after.c
 else
     skip "before and after stb_ds.h" "no stb_ds.h (package libstb-dev)"
 fi
@@ -59,10 +62,12 @@ if have "$CXX"; then
     # shellcheck disable=SC2086
     {
         builds "from C++, implementation in C" $cxx -x c++ $dir/alone.c -x none "$tmp/impl.o"
-        builds "from C++, implementation in C++" $cxx -x c++ $dir/decl_then_impl.c -x none
+        $CXX -std=c++11 $flags -x c++ -c $dir/implementation.c -o "$tmp/impl_cxx.o"
+        builds "from C++, implementation in C++" $cxx -x c++ $dir/alone.c -x none "$tmp/impl_cxx.o"
+        builds "declarations before the implementation in C++" $cxx $private -x c++ $dir/decl_then_impl.c -x none
         $CC -std=c99 $flags -c $dir/alone.c -o "$tmp/alone.o"
-        builds "from C, implementation in C++" $cxx "$tmp/alone.o" -x c++ $dir/implementation.c -x none
-        builds "hostile macros in C++" $cxx -x c++ -DHOSTILE_IMPLEMENTATION $dir/hostile.c -x none
+        builds "from C, implementation in C++" $cxx "$tmp/alone.o" "$tmp/impl_cxx.o"
+        builds "hostile macros in C++" $cxx $private -x c++ -DHOSTILE_IMPLEMENTATION $dir/hostile.c -x none
     }
 else
     skip "from C++" "$CXX is not installed (package g++)"

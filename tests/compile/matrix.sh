@@ -1,11 +1,14 @@
 #!/bin/sh
 # tests/compile/matrix.sh - the header under every compiler and standard that is here, warnings are errors.
 # SPDX-License-Identifier: MIT
-# usage: matrix.sh          every compiler x standard, mostly at -O0, which is quick
-#        matrix.sh --full   x -O0 -O2 -O3 -Os, GNU dialects, clang's -Weverything on each
+# usage: matrix.sh          every compiler x standard; the first standard of a compiler is compiled (gcc: -O2, whose
+#                           warnings need the optimiser), the others are read only (-fsyntax-only), which is all
+#                           that a standard changes and where clang gives its warnings
+#        matrix.sh --full   compiled, and -O0 -O2 -O3 -Os, GNU dialects, every gcc and clang that is installed
 # One check = one compiler, standard and level: the declarations alone, then the implementation.
 . tests/lib.sh
-full=${1:-}
+full=
+if [ "${1:-}" = --full ]; then full=-O2; fi
 
 STRICT="-pedantic-errors -Wall -Wextra -Werror -Wconversion -Wsign-conversion -Wshadow -Wundef -Wcast-qual
  -Wcast-align -Wdouble-promotion -Wfloat-equal -Wswitch-enum -Wwrite-strings -Wvla -Wformat=2
@@ -40,26 +43,34 @@ c_compiler() { # c_compiler COMMAND PACKAGE
     fi
     more=$STRICT_GCC
     is_clang "$1" && more=
+    quick=-O0
+    if is_clang "$1"; then quick=-fsyntax-only; fi
     for std in c99 c11 c17 c2x ${full:+gnu99 gnu17}; do
-        levels="-O0 -O2 -O3 -Os"
-        [ -n "$full" ] || case $std in c99) levels=-O2 ;; *) levels=-O0 ;; esac
+        case $full-$std in
+            -c99) if is_clang "$1"; then levels=-O0; else levels=-O2; fi ;;
+            -*) levels=-fsyntax-only ;;
+            *-c99 | *-gnu17) levels="-O0 -O2 -O3 -Os" ;;
+            *) levels=-O0 ;;
+        esac
         for level in $levels; do
             # shellcheck disable=SC2086
             try "$1 -std=$std $level" "$1" -std=$std $level $STRICT $STRICT_C $more
         done
     done
+    level=$quick
+    if [ -n "$full" ]; then level=-O2; fi
     for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
         # shellcheck disable=SC2086
-        try "$1 -std=c11 -D$define" "$1" -std=c11 ${full:+-O2} -D$define $STRICT $STRICT_C $more
+        try "$1 -std=c11 -D$define" "$1" -std=c11 $level -D$define $STRICT $STRICT_C $more
     done
     if [ "${BLAS:-1}" = 1 ]; then
         # shellcheck disable=SC2086
-        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 ${full:+-O2} -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} \
+        try "$1 -std=c99 -DMOE_EP_USE_BLAS" "$1" -std=c99 $level -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} \
             $STRICT $STRICT_C $more
     fi
     if is_clang "$1"; then
         # shellcheck disable=SC2086
-        try "$1 -Weverything" "$1" -std=c99 ${full:+-O2} $STRICT $EVERYTHING
+        try "$1 -Weverything" "$1" -std=c99 $level $STRICT $EVERYTHING
     fi
 }
 
@@ -69,8 +80,12 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
         return
     fi
     for std in c++11 c++14 c++17 c++20 ${full:+gnu++17}; do
-        levels="-O0 -O2 -O3 -Os"
-        [ -n "$full" ] || case $1-$std in g++-c++17) levels=-O1 ;; *) levels=-O0 ;; esac
+        case $full-$std in
+            -c++17) if is_clang "$1"; then levels=-fsyntax-only; else levels=-O0; fi ;;
+            -*) levels=-fsyntax-only ;;
+            *-c++11 | *-c++20) levels="-O0 -O2 -O3 -Os" ;;
+            *) levels=-O0 ;;
+        esac
         for level in $levels; do
             # shellcheck disable=SC2086
             try "$1 -std=$std $level" "$1" -x c++ -std=$std $level $STRICT
@@ -80,10 +95,10 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
     check "$1 declarations -Wold-style-cast" "$1" -x c++ -std=c++11 $STRICT -Wold-style-cast -I. \
         -c tests/compile/declarations.c -o "$tmp/d.o"
     # shellcheck disable=SC2086
-    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 ${full:+-O2} -DMOE_EP_STATIC $STRICT
+    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 ${full:--fsyntax-only} -DMOE_EP_STATIC $STRICT
     if is_clang "$1"; then
         # shellcheck disable=SC2086
-        try "$1 -Weverything" "$1" -x c++ -std=c++17 ${full:+-O2} $STRICT $EVERYTHING_CXX
+        try "$1 -Weverything" "$1" -x c++ -std=c++17 ${full:--fsyntax-only} $STRICT $EVERYTHING_CXX
     fi
 }
 
@@ -93,6 +108,24 @@ cxx_compiler g++ g++
 cxx_compiler clang++ clang
 case $CC in cc | gcc | clang) ;; *) c_compiler "$CC" "$CC" ;; esac
 if [ -n "$full" ]; then
+    # every other version that is installed: gcc-11, clang-19, ...
+    others=0
+    for path in /usr/bin/gcc-[0-9]* /usr/bin/clang-[0-9]* /usr/bin/g++-[0-9]* /usr/bin/clang++-[0-9]*; do
+        other=$(basename "$path")
+        # the one behind gcc and clang has had its turn
+        if [ ! -x "$path" ] || [ "$(readlink -f "$path")" = "$(readlink -f "$(command -v "${other%-*}")")" ]; then
+            continue
+        fi
+        others=$((others + 1))
+        more=$STRICT_GCC std=c99 lang=c
+        if is_clang "$other"; then more=; fi
+        case $other in *++*) more='' std=c++11 lang=c++ ;; *) more="$STRICT_C $more" ;; esac
+        for level in -O0 -O2; do
+            # shellcheck disable=SC2086
+            try "$other -std=$std $level" "$other" -x $lang -std=$std $level $STRICT $more
+        done
+    done
+    [ $others -gt 0 ] || skip "other versions" "none is installed (packages gcc-11, clang-13, clang-16, clang-19)"
     if have tcc; then try "tcc" tcc -DMOE_EP_NO_SIMD; else skip tcc "not installed (package tcc)"; fi
     if have musl-gcc; then
         # shellcheck disable=SC2086

@@ -5,10 +5,13 @@
 #              FUZZ_RUNS     executions of each target (default 200000)
 #              FUZZ_SECONDS  at most so long each (default 60)
 #              FUZZ_SEED     of the random engine
-#              FUZZ_ENGINE   random     random inputs, plain -O2 build (default; the fastest)
+#              FUZZ_ENGINE   random     random inputs, plain -O2 build, forbidden pages around the arrays (default; the fastest)
 #                            sanitized  random inputs under ASan and UBSan
 #                            libfuzzer  clang's coverage-guided engine, ASan and UBSan (package libclang-rt-14-dev)
 #                            afl        AFL++, persistent mode (package afl++); findings in build/fuzz/afl/TARGET
+#              FUZZ_SURVEY   1 = the random engines go on after a finding and list each kind once
+#              FUZZ_RECORD   1 = add what ran to tests/fuzz/executions.tsv and write executions.md anew
+#              FUZZ_DIR      where to build (default build/fuzz);  FUZZ_HEADER  where moe_ep.h is (default .)
 # One line per target: executions and seconds.  A finding prints a row for tests/fuzz/findings.h.
 . tests/lib.sh
 if [ "${1:-}" = --check ]; then # the short run of `make check`
@@ -16,9 +19,9 @@ if [ "${1:-}" = --check ]; then # the short run of `make check`
     FUZZ_RUNS=${FUZZ_RUNS:-20000} FUZZ_SECONDS=${FUZZ_SECONDS:-10}
 fi
 engine=${FUZZ_ENGINE:-random} runs=${FUZZ_RUNS:-200000} seconds=${FUZZ_SECONDS:-60} seed=${FUZZ_SEED:-1}
-out=build/fuzz
-mkdir -p $out
-flags="-std=gnu99 -g -I. -Iexamples -DMOE_EP_NO_BLAS"
+out=${FUZZ_DIR:-build/fuzz} header=${FUZZ_HEADER:-.}
+mkdir -p "$out"
+flags="-std=gnu99 -g -I$header -Iexamples -DMOE_EP_NO_BLAS"
 san="-fsanitize=address,undefined -fno-sanitize-recover=all"
 case $engine in
     random) compiler=$CC mode="-O2 -DMOE_EP_DEBUG" ;;
@@ -35,33 +38,38 @@ fi
 
 # build TARGET: the driver linked with an implementation built the same way; the readers with the tool's objects
 build() {
-    link="-lm"
-    files=tests/fuzz/fuzz_$1.c
+    link="-lm" files=tests/fuzz/fuzz_$1.c from="tests/fuzz $impl"
     if [ "$1" = readers ]; then
         wrap=
-        for f in malloc calloc realloc free strdup vasprintf getline fopen fclose exit cli_die cli_keep; do
+        for f in malloc calloc realloc free strdup vasprintf getline fopen fclose exit cli_die cli_keep cli_keep_block; do
             wrap="$wrap,--wrap=$f"
         done
         link="-Wl$wrap -ljansson -lyaml -lm"
         files="$files $(ls examples/cli_*.c)"
+        from="$from examples"
     fi
     # shellcheck disable=SC2086
-    $compiler $flags $mode ${STB_CFLAGS:--I/usr/include/stb} $files $out/impl_$engine.o -o "$out/$1_$engine" $link
+    if [ -x "$out/$1_$engine" ] && [ -z "$(find $from -name '*.[cho]' -newer "$out/$1_$engine")" ]; then return 0; fi
+    # shellcheck disable=SC2086
+    $compiler $flags $mode ${STB_CFLAGS:--I/usr/include/stb} $files "$impl" -o "$out/$1_$engine" $link
 }
 run() {
     target=$1
     dir=$out/afl/$target
     case $engine in
         random | sanitized)
-            ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" --runs "$runs" --seconds "$seconds" --seed "$seed" ;;
+            ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" --runs "$runs" --seconds "$seconds" --seed "$seed" \
+                --survey "${FUZZ_SURVEY:-0}" ;;
         libfuzzer)
             mkdir -p "$out/corpus_$target"
+            [ -d tests/fuzz/corpus ] && cp tests/fuzz/corpus/"${target}"_* "$out/corpus_$target" 2>/dev/null
             ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" -runs="$runs" -max_total_time="$seconds" \
                 -max_len=2048 -verbosity=0 -print_final_stats=1 -artifact_prefix="$out/${target}_" \
                 "$out/corpus_$target" >"$out/$target.log" 2>&1 || { tail -n 30 "$out/$target.log"; return 1; }
             awk -v t="$target" '/number_of_executed_units/ { n = $2 } /average_exec_per_sec/ { r = $2 }
                 END { printf "fuzz %-10s %d executions, %d s, libFuzzer\n", t, n, r ? n / r : 0 }' "$out/$target.log" ;;
         afl)
+            rm -rf "$dir"
             mkdir -p "$dir/in"
             printf '0123456789abcdef' >"$dir/in/a"
             AFL_SKIP_CPUFREQ=1 AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 AFL_NO_UI=1 AFL_NO_AFFINITY=1 \
@@ -72,9 +80,12 @@ run() {
     esac
 }
 
-printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >$out/impl.c
-# shellcheck disable=SC2086
-$compiler $flags $mode -c $out/impl.c -o $out/impl_$engine.o || exit 2
+impl=$out/impl_$engine.o
+if [ -z "$(find "$impl" -newer "$header/moe_ep.h" 2>/dev/null)" ]; then
+    printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >"$out/impl.c"
+    # shellcheck disable=SC2086
+    $compiler $flags $mode -c "$out/impl.c" -o "$impl" || exit 2
+fi
 for source in tests/fuzz/fuzz_*.c; do
     target=$(basename "$source" .c)
     target=${target#fuzz_}
@@ -86,6 +97,7 @@ for source in tests/fuzz/fuzz_*.c; do
         else fail "$target compiles" "$tmp/log"; fi
     elif run "$target" >"$tmp/log" 2>&1; then
         cat "$tmp/log"
+        [ "${FUZZ_RECORD:-0}" = 1 ] && sh tests/fuzz/record.sh "$target" "$engine" "$header/moe_ep.h" "$tmp/log"
         pass "$target"
     else fail "$target" "$tmp/log"; fi
 done

@@ -25,6 +25,7 @@ static void basics_case(void)
         double u = moe_ep_rng_f64(&r);
         if (n > 0 ? x >= n : x != 0) fz_fail("%llu of %llu", (unsigned long long)x, (unsigned long long)n);
         if (!(u >= 0.0 && u < 1.0)) fz_fail("%g", u);
+        if (moe_ep_rng_u64(NULL) != 0) fz_fail("a number of no generator");
         if (x != moe_ep_rng_below(&twin, n) || u > moe_ep_rng_f64(&twin)) fz_fail("not repeated");
     }
     fz_where = "scratch";

@@ -21,20 +21,21 @@ static void capacity_case(void)
     d.basis_tokens = fz_int(0, 1);
     d.rounding = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 2);
     d.in_float32 = fz_int(0, 1);
+    if (!moe_ep_capacity_rule_name(0) || moe_ep_capacity_rule_name(-1)) fz_fail("names");
     int64_t c = moe_ep_capacity(&d, &e);
     if (c < 0 && c != e.status) fz_fail("st %lld", (long long)c);
     if (c >= 0 && e.status) fz_fail("st2");
-    int E = fz_int(1, 6), K = fz_int(1, 4);
-    int64_t T = fz_int(0, 12);
+    int E = fz_grow(fz_int(1, 6), 60), K = fz_int(1, 4);
+    int64_t T = fz_grow(fz_int(0, 12), 60);
     int bad;
     int32_t *ids = fz_ids(T * K, E, fz_chance(.1), &bad);
-    float *w = malloc(4 * T * K + 4);
+    float *w = fz_in(4 * T * K);
     for (int i = 0; i < T * K; i++)
         w[i] = fz_chance(.02) ? fz_bad_float() : fz_chance(.3) ? .5f : (float)fz_unit();
     moe_ep_drop_policy P;
     memset(&P, 0, sizeof P);
     P.capacity = fz_chance(.1) ? fz_bad_i64() : fz_int(1, 6);
-    int64_t caps[6];
+    int64_t *caps = fz_in(8 * E);
     for (int i = 0; i < E; i++) caps[i] = fz_chance(.03) ? fz_bad_i64() : fz_int(0, 5);
     if (fz_chance(.2)) P.capacities = caps;
     P.order = fz_chance(.05) ? fz_bad_i32() : fz_int(0, 4);
@@ -45,11 +46,22 @@ static void capacity_case(void)
     P.slots_by_token = fz_int(0, 1);
     P.norm_skip_k1 = fz_int(0, 1);
     P.group_tokens = fz_chance(.3) ? fz_bad_i64() : fz_chance(.5) ? fz_int(0, 5) : 0;
-    float pr[12];
-    for (int i = 0; i < 12; i++) pr[i] = fz_chance(.02) ? fz_bad_float() : (float)fz_unit();
+    float *pr = fz_in(4 * (T < 12 ? 12 : T));
+    for (int i = 0; i < (T < 12 ? 12 : T); i++) pr[i] = fz_chance(.02) ? fz_bad_float() : (float)fz_unit();
     if (fz_chance(.3)) P.priority = pr;
     moe_ep_rng g = moe_ep_rng_seed(fz_state);
+    if (fz_seldom(4)) { /* a preset instead */
+        int64_t C = P.capacity;
+        moe_ep_drop_policy list[] = {moe_ep_drop_switch(C), moe_ep_drop_hf_switch(C), moe_ep_drop_gshard_legacy(C),
+                                     moe_ep_drop_gshard(C), moe_ep_drop_deepspeed_top1(C), moe_ep_drop_deepspeed_top2(C),
+                                     moe_ep_drop_deepspeed_position(C), moe_ep_drop_deepspeed_probs(C),
+                                     moe_ep_drop_megatron_probs(C), moe_ep_drop_megatron_position(C),
+                                     moe_ep_drop_tutel(C, 1), moe_ep_drop_nllb(C, 1, 1), moe_ep_drop_flaxformer(C, 1),
+                                     moe_ep_drop_megablocks(C), moe_ep_drop_maxtext(C), moe_ep_drop_hunyuan(C)};
+        P = list[fz_more() % (sizeof list / sizeof *list)];
+    }
     if (fz_chance(.8)) P.rng = &g;
+    fz_seal();
     uint8_t *keep = fz_out(T * K);
     int64_t *sl = fz_out(8 * T * K), *po = fz_out(8 * T * K);
     float *wa = fz_out(4 * T * K);
@@ -100,14 +112,13 @@ static void capacity_case(void)
         fz_where = "pad";
         int64_t C = fz_chance(.1) ? fz_bad_i64() : fz_int(1, 5);
         if (T > 0) {
-            uint8_t *mp = malloc(T * E);
+            uint8_t *mp = fz_work(T * E);
             int64_t ad;
             s = moe_ep_pad_to_capacity(ids, keep, T, K, E, C, mp, &ad, &e);
-            free(mp);
         }
         fz_where = "dropcounts";
         int D = fz_int(1, 3);
-        int64_t pe[6], pd[3];
+        int64_t pe[60], pd[3];
         s = moe_ep_drop_counts(ids, keep, T * K, E, NULL, D, pe, pd, &e);
         if (s == 0) {
             int64_t a = 0, b2 = 0;
@@ -121,9 +132,9 @@ static void capacity_case(void)
     int R = fz_int(K, K + 2);
     int bad2;
     int32_t *cd = fz_ids(T * R, E, fz_chance(.05), &bad2);
-    uint8_t kp[64];
+    uint8_t *kp = fz_in(T * K);
     for (int i = 0; i < T * K; i++) kp[i] = fz_chance(.5);
-    float *cw = malloc(4 * T * R + 4);
+    float *cw = fz_in(4 * T * R);
     for (int i = 0; i < T * R; i++) cw[i] = (float)fz_unit();
     int32_t *oi = fz_out(4 * T * K);
     float *ow = fz_out(4 * T * K);
@@ -136,17 +147,14 @@ static void capacity_case(void)
     if (s == 0)
         for (int i = 0; i < T * K; i++)
             if (oi[i] < -1 || oi[i] >= E) fz_fail("id");
-    int64_t l[6];
+    int64_t *l = fz_in(8 * E);
     for (int i = 0; i < E; i++) l[i] = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 99);
     fz_where = "dropped";
     int64_t dt = moe_ep_dropped_tokens(l, E, fz_bad_i64(), &e);
     if (dt < 0 && dt != e.status) fz_fail("st");
     double v = moe_ep_smallest_capacity_factor(l, E, fz_bad_i64(), &e);
     if (fz_wild(v)) fz_fail("scf %g", v);
-    free(cd);
-    free(cw);
-    free(ids);
-    free(w);
+    fz_release();
 }
 
 FUZZ_TARGET(capacity)

@@ -8,12 +8,105 @@ static void fz_finite1(const char *n, double x)
     if (fz_wild(x)) fz_fail("%s = %g", n, x);
 }
 
+/* Tables, attention, calibration: what takes longer or is asked for less often. */
+static void cost_more(const moe_ep_model *m, const moe_ep_machine *h)
+{
+    moe_ep_error e;
+    moe_ep_status s;
+    int R = fz_int(1, 5), A = fz_int(1, 4), n = fz_int(1, 6);
+    double *rows = fz_in(8 * R), *active = fz_in(8 * A), *us = fz_in(8 * R * A), x, y;
+    moe_ep_time_table table = {R, A, rows, active, us};
+    moe_ep_a2a_tables wires;
+    for (int i = 0; i < R; i++) rows[i] = fz_chance(.05) ? fz_bad_double() : 8.0 * (1 << i);
+    for (int i = 0; i < A; i++) active[i] = fz_chance(.05) ? fz_bad_double() : 1.0 + 3.0 * i;
+    for (int i = 0; i < R * A; i++) us[i] = fz_chance(.03) ? fz_bad_double() : 1.0 + 100.0 * fz_unit();
+    if (fz_chance(.05)) table.num_rows = fz_bad_i32() % R;
+    fz_seal();
+    fz_where = "table";
+    x = moe_ep_table_us(&table, fz_chance(.2) ? fz_bad_double() : fz_int(0, 400), fz_chance(.2) ? fz_bad_double() : fz_int(0, 16), &e);
+    fz_finite1("table_us", x);
+    if (x < 0 && x != (double)e.status) fz_fail("%g, status %d", x, e.status);
+    x = moe_ep_table_expert_us(&table, 0, fz_int(0, 9), fz_int(0, 99), 0, NULL, 0);
+    fz_finite1("table_expert_us", x);
+    memset(&wires, 0, sizeof wires);
+    wires.intra[0].num = wires.inter[1].num = R;
+    wires.intra[0].bytes = wires.inter[1].bytes = rows;
+    wires.intra[0].us = wires.inter[1].us = us;
+    x = moe_ep_table_a2a_us(&wires, fz_chance(.1) ? fz_bad_i32() : fz_int(0, 1), 0, fz_unit() * 1e3, fz_unit() * 1e3,
+                            fz_chance(.1) ? fz_bad_double() : 1.0, 0.0);
+    fz_finite1("table_a2a_us", x);
+    fz_where = "attention";
+    x = moe_ep_attention_time(m, h, fz_chance(.2) ? fz_bad_double() : fz_int(0, 900), fz_chance(.2) ? fz_bad_double() : 4096, &e);
+    fz_finite1("attention_time", x);
+    fz_where = "link_time_rows";
+    x = moe_ep_link_time_rows(&h->ll_combine, fz_chance(.2) ? fz_bad_double() : 1e6, 1e5, fz_chance(.2) ? fz_bad_double() : 9,
+                              fz_chance(.2) ? fz_bad_double() : 3, &e);
+    fz_finite1("link_time_rows", x);
+    y = moe_ep_link_time(&h->ll_combine, 1e6, 1e5, &e);
+    if (y >= 0 && !(moe_ep_link_time_rows(&h->ll_combine, 1e6, 1e5, 0, 0, &e) <= y * (1 + 1e-12))) fz_fail("%g", y);
+    if (!moe_ep_regime_str((moe_ep_regime)fz_int(-1, 9))) fz_fail("no name");
+    if (fz_more() % 64) return;
+    fz_where = "calibrate";
+    {
+        moe_ep_expert_row *er = fz_in(sizeof *er * n);
+        moe_ep_link_row *lr = fz_in(sizeof *lr * n);
+        moe_ep_calibrate_desc d;
+        moe_ep_machine *out;
+        moe_ep_calibrate_result *r;
+        double *ee, *le;
+        memset(er, 0, sizeof *er * n);
+        memset(lr, 0, sizeof *lr * n);
+        memset(&d, 0, sizeof d);
+        for (int i = 0; i < n; i++) {
+            er[i].num_slots = fz_chance(.05) ? fz_bad_i32() : fz_int(1, 9);
+            if (er[i].num_slots > 1000) er[i].num_slots = 1000;
+            er[i].rows_per_slot = fz_chance(.05) ? fz_bad_double() : fz_int(1, 999);
+            er[i].spread = fz_chance(.1) ? fz_bad_double() : 0;
+            er[i].product = fz_int(0, 2);
+            er[i].seconds = fz_chance(.05) ? fz_bad_double() : 1e-5 * (1 + fz_unit());
+            lr[i].phase = (moe_ep_phase)(fz_chance(.03) ? fz_bad_i32() : fz_int(0, 3));
+            lr[i].intra_bytes = fz_chance(.05) ? fz_bad_double() : 1e6 * fz_unit();
+            lr[i].inter_bytes = fz_chance(.05) ? fz_bad_double() : 1e6 * fz_unit();
+            lr[i].rows = fz_int(0, 99);
+            lr[i].peers = fz_int(0, 9);
+            lr[i].seconds = fz_chance(.05) ? fz_bad_double() : 1e-5 * (1 + fz_unit());
+        }
+        d.start = h;
+        d.model = m;
+        d.experts = fz_chance(.8) ? er : NULL;
+        d.num_experts = d.experts ? n : 0;
+        d.links = fz_chance(.8) ? lr : NULL;
+        d.num_links = d.links ? n : 0;
+        d.keep_tile = fz_int(0, 1);
+        fz_seal();
+        out = fz_out(sizeof *out);
+        r = fz_out(sizeof *r);
+        ee = fz_out(8 * n);
+        le = fz_out(8 * n);
+        s = moe_ep_calibrate(&d, out, r, d.experts ? ee : NULL, d.links ? le : NULL, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        fz_untouched(s);
+        if (s == 0) {
+            if (d.experts) fz_finite("expert errors", ee, n);
+            if (d.links) fz_finite("link errors", le, n);
+            fz_finite("fit", &r->experts.before, 4);
+            for (int i = 0; i < 4; i++) fz_finite("link fit", &r->link[i].before, 4);
+        }
+        fz_release();
+    }
+}
+
 static void cost_case(void)
 {
     moe_ep_error e;
     moe_ep_status s;
     moe_ep_model m = any_model();
     moe_ep_machine h = any_machine();
+    if (fz_seldom(8)) {
+        cost_more(&m, &h);
+        return;
+    }
     fz_where = "params";
     moe_ep_params_result *pr = fz_out(sizeof *pr);
     s = moe_ep_params(&m, pr, &e);
@@ -81,12 +174,12 @@ static void cost_case(void)
     (void)rb;
     fz_where = "a2a";
     {
-        int D = fz_int(1, 5), N = fz_int(1, 3);
-        int64_t r[25], nr[15];
-        for (int i = 0; i < 25; i++) r[i] = fz_chance(.04) ? fz_bad_i64() : fz_int(0, 9);
-        for (int i = 0; i < 15; i++) nr[i] = fz_chance(.04) ? fz_bad_i64() : fz_int(0, 9);
-        int32_t nd[5];
-        for (int i = 0; i < 5; i++) nd[i] = fz_chance(.05) ? fz_bad_i32() : i * N / 5;
+        int D = fz_grow(fz_int(1, 5), 20), N = fz_int(1, 3);
+        int64_t *r = fz_in(8 * (D < 5 ? 25 : D * D)), *nr = fz_in(8 * (D < 5 ? 15 : D * N));
+        for (int i = 0; i < (D < 5 ? 25 : D * D); i++) r[i] = fz_chance(.04) ? fz_bad_i64() : fz_int(0, 9);
+        for (int i = 0; i < (D < 5 ? 15 : D * N); i++) nr[i] = fz_chance(.04) ? fz_bad_i64() : fz_int(0, 9);
+        int32_t *nd = fz_in(4 * (D < 5 ? 5 : D));
+        for (int i = 0; i < (D < 5 ? 5 : D); i++) nd[i] = fz_chance(.05) ? fz_bad_i32() : i * N / (D < 5 ? 5 : D);
         moe_ep_a2a_desc a;
         memset(&a, 0, sizeof a);
         a.num_devices = D;
@@ -102,6 +195,8 @@ static void cost_case(void)
         x = moe_ep_a2a_time(&a, dv, &e);
         fz_finite1("a2a", x);
         if (x < 0) fz_untouched((moe_ep_status)x);
+        if (x >= 0)
+            for (int i = 0; i < D; i++) fz_finite("device", (const double *)&dv[i], (int)(sizeof *dv / 8));
         fz_release();
     }
     fz_where = "expect";
@@ -190,6 +285,7 @@ static void cost_case(void)
                 fz_fail("balanced %g > compute %g", r->balanced_s, r->compute_s);
             };
             if (r->total_s < 0) fz_fail("neg");
+            for (int i = 0; i < D; i++) fz_finite("device", &dv[i].dispatch_s, 5);
         }
         fz_release();
         fz_where = "step";

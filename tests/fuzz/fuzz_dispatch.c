@@ -4,9 +4,9 @@
 
 static void dispatch_case(void)
 {
-    int E = fz_int(1, 9), K = fz_int(1, 4);
-    int64_t T = fz_int(0, 10), n = T * K;
-    int32_t *ids = malloc(4 * n + 1);
+    int E = fz_grow(fz_int(1, 9), 70), K = fz_int(1, 4);
+    int64_t T = fz_grow(fz_int(0, 10), 80), n = T * K;
+    int32_t *ids = fz_in(4 * n);
     int bad = 0;
     for (int i = 0; i < n; i++) {
         ids[i] = fz_chance(.1) ? -1 : fz_int(0, E - 1);
@@ -19,6 +19,7 @@ static void dispatch_case(void)
     moe_ep_status s;
     int64_t *of = fz_out(8 * (E + 1));
     int32_t *rf = fz_out(4 * n), *fr = fz_out(4 * n);
+    fz_seal();
     fz_where = "permute";
     s = moe_ep_permute(ids, n, E, of, rf, fr, &e);
     fz_error(s, &e);
@@ -31,8 +32,7 @@ static void dispatch_case(void)
             for (int64_t r = of[x]; r < of[x + 1]; r++)
                 if (ids[rf[r]] != x || (r > of[x] && rf[r] < rf[r - 1])) fz_fail("order");
         int H = fz_int(1, 4);
-        float *x = malloc(4 * T * H + 4), *rows = malloc(4 * n * H + 4), *y = malloc(4 * T * H + 4),
-              *w = malloc(4 * n + 4);
+        float *x = fz_work(4 * T * H), *rows = fz_work(4 * n * H), *y = fz_work(4 * T * H), *w = fz_work(4 * n);
         for (int i = 0; i < T * H; i++) x[i] = fz_int(0, 9);
         for (int i = 0; i < n; i++) w[i] = 1;
         s = moe_ep_gather(x, T, H, K, rf, of[E], rows, &e);
@@ -52,16 +52,11 @@ static void dispatch_case(void)
         }
         moe_ep_gather(x, T, H, K, rf, of[E], rows, &e);
         moe_ep_combine(rows, of[E], fr, w, T, K, H, y, &e);
-        free(x);
-        free(rows);
-        free(y);
-        free(w);
         fz_where = "binned";
         int C = fz_int(1, 4);
-        int32_t *sf = malloc(4 * E * C);
+        int32_t *sf = fz_work(4 * E * C);
         if (fz_chance(.2)) of[fz_int(0, E)] = fz_bad_i64();
         if (n > 0 && of[E] >= 0 && of[E] <= n) moe_ep_binned_rows(of, rf, E, C, sf, &e);
-        free(sf);
     }
     fz_release();
     fz_where = "align";
@@ -71,7 +66,7 @@ static void dispatch_case(void)
     d.block_size = fz_chance(.1) ? fz_bad_i32() : fz_int(1, 5);
     d.pad_sorted_ids = fz_int(0, 1);
     d.old_buffer = fz_int(0, 1);
-    int32_t mp[9];
+    int32_t *mp = fz_in(4 * E);
     for (int i = 0; i < E; i++) mp[i] = fz_chance(.02) ? fz_bad_i32() : fz_chance(.4) ? -1 : fz_int(0, E - 1);
     if (fz_chance(.4) && d.num_experts == E) d.expert_map = mp;
     d.ignore_invalid = fz_int(0, 1);
@@ -140,7 +135,7 @@ static void dispatch_case(void)
         s = moe_ep_routing_map(ids, T, K, E, m, &e);
         fz_error(s, &e);
         fz_untouched(s);
-        uint8_t *mm = malloc(T * E + 1);
+        uint8_t *mm = fz_in(T * E);
         for (int i = 0; i < T * E; i++) mm[i] = fz_chance(.05) ? (uint8_t)fz_u64() : fz_chance(.3);
         fz_release();
         int64_t mr = fz_int(0, (int)(T * E));
@@ -162,7 +157,6 @@ static void dispatch_case(void)
         fz_error(s, &e);
         fz_untouched(s);
         fz_release();
-        free(mm);
     }
     fz_where = "sort_chunks";
     {
@@ -210,7 +204,7 @@ static void dispatch_case(void)
     }
     fz_where = "align_batched";
     {
-        int64_t c[9];
+        int64_t *c = fz_in(8 * E);
         int mt = fz_chance(.05) ? fz_bad_i32() : fz_int(0, 6);
         int B = fz_chance(.1) ? fz_int(-1, 0) : fz_int(1, 5);
         if ((int64_t)mt < 1000 && (B < 100 || 1)) {
@@ -218,19 +212,17 @@ static void dispatch_case(void)
             int64_t tot = (int64_t)E * (mt > 0 ? ((int64_t)(mt + B - 1) / (B > 0 ? B : 1) + 1) *
                                                      (int64_t)(B > 0 && B < 100 ? B : 1)
                                                : 1);
-            int32_t *a = malloc(4 * (tot + 1) + 4096), *b = malloc(4 * tot + 4096);
+            int32_t *a = fz_work(4 * (tot + 1) + 4096), *b = fz_work(4 * tot + 4096);
             int64_t pr;
             if (B < 100) {
                 s = moe_ep_align_batched(c, E, mt, B, a, b, &pr, &e);
                 fz_error(s, &e);
             }
-            free(a);
-            free(b);
         }
     }
     fz_where = "padded_offsets";
     {
-        int64_t c[9];
+        int64_t *c = fz_in(8 * E);
         for (int i = 0; i < E; i++) c[i] = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 9);
         int64_t *o = fz_out(8 * (E + 1));
         s = moe_ep_padded_offsets(c, E, fz_chance(.3) ? fz_bad_i64() : fz_int(1, 5),
@@ -251,13 +243,49 @@ static void dispatch_case(void)
         l.tokens_per_expert = fz_out(8 * E);
         l.is_token_in_rank = fz_out(T * Ra);
         l.token_idx_in_rank = fz_out(4 * T * Ra);
-        int32_t dv[9];
+        int32_t *dv = fz_in(4 * E);
         for (int i = 0; i < E; i++) dv[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, Ra - 1);
         if (R <= 100) {
             s = moe_ep_deepep_layout(ids, T, K, E, R, rpn, fz_chance(.5) ? dv : NULL, &l, &e);
             fz_error(s, &e);
             fz_untouched(s);
         }
+        fz_release();
+    }
+    if (fz_grows) { /* rows that fit a buffer, and two more frameworks */
+        int R = fz_int(1, 5);
+        int64_t *rows = fz_in(8 * R * R), *kept = fz_out(8 * R * R), *from = fz_out(8 * R * R), *lost = fz_out(8 * R);
+        int64_t room = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 20);
+        for (int i = 0; i < R * R; i++) rows[i] = fz_chance(.03) ? fz_bad_i64() : fz_int(0, 9);
+        fz_where = "receive_buffer";
+        s = moe_ep_receive_buffer(rows, R, room, kept, from, lost, &e);
+        fz_error(s, &e);
+        fz_untouched(s);
+        for (int j = 0; s == 0 && j < R; j++) {
+            int64_t got = 0, sent = 0;
+            for (int i = 0; i < R; i++) got += kept[i * R + j], sent += rows[i * R + j];
+            if (got > room || got + lost[j] != sent) fz_fail("kept %lld of %lld", (long long)got, (long long)sent);
+        }
+        fz_release();
+        int64_t *o2 = fz_out(8 * (E + 1));
+        int32_t *r2 = fz_out(4 * n), *t2 = fz_out(4 * n);
+        fz_where = "torchtitan_reorder";
+        s = moe_ep_torchtitan_reorder(ids, T, K, E, o2, r2, t2, &e);
+        fz_error(s, &e);
+        fz_untouched(s);
+        for (int64_t i = 0; s == 0 && i < o2[E]; i++)
+            if (t2[i] != r2[i] / K) fz_fail("token %d of row %d", t2[i], r2[i]);
+        fz_release();
+        o2 = fz_out(8 * E);
+        r2 = fz_out(4 * n);
+        t2 = fz_out(4 * n);
+        fz_where = "maxtext_permute";
+        int roll = fz_chance(.1) ? fz_bad_i32() : fz_int(0, E - 1);
+        s = moe_ep_maxtext_permute(ids, n, E, roll, o2, r2, t2, &e);
+        fz_error(s, &e);
+        fz_untouched(s);
+        for (int64_t i = 0; s == 0 && i < n; i++)
+            if (t2[i] >= 0 && ids[r2[i]] != (t2[i] + roll) % E) fz_fail("row %d in group %d", r2[i], t2[i]);
         fz_release();
     }
     fz_where = "send_counts";
@@ -269,7 +297,6 @@ static void dispatch_case(void)
         fz_untouched(s);
         fz_release();
     }
-    free(ids);
 }
 
 FUZZ_TARGET(dispatch)

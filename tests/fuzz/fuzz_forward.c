@@ -3,10 +3,55 @@
 #include "fuzz.h"
 
 static double activation(const moe_ep_activation *a, double g, double u) { return moe_ep_activate(a, g, u); }
+static float bits(uint32_t u)
+{
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Small functions of the section: conversions, int8 rows. */
+static void forward_parts(void)
+{
+    moe_ep_error e;
+    moe_ep_status s;
+    int rows = fz_int(0, 4), cols = fz_grow(fz_int(1, 20), 200);
+    moe_ep_dtype type = (moe_ep_dtype)(fz_chance(.05) ? fz_bad_i32() : fz_int(0, 1));
+    float *w = fz_in(4 * (size_t)(rows * cols));
+    int8_t *q = fz_out((size_t)(rows * cols));
+    float *scale = fz_out(4 * (size_t)rows);
+    for (int i = 0; i < rows * cols; i++) w[i] = fz_chance(.002) ? fz_bad_float() : (float)(fz_unit() - 0.5);
+    fz_seal();
+    fz_where = "quantize_rows";
+    s = moe_ep_quantize_rows(w, type, rows, cols, fz_chance(.9) ? 0 : cols, q, scale, &e);
+    fz_error(s, &e);
+    fz_untouched(s);
+    for (int i = 0; s == 0 && type == 0 && i < rows * cols; i++) {
+        double back = (double)q[i] * (double)scale[i / cols];
+        if (q[i] == -128 || fz_wild(scale[i / cols])) fz_fail("%d with a scale of %g", q[i], scale[i / cols]);
+        if (!fz_extreme && fabs(back - w[i]) > 0.501 * scale[i / cols]) fz_fail("%g became %g", w[i], back);
+    }
+    fz_where = "conversions";
+    for (int i = 0; i < 8; i++) {
+        uint16_t h = (uint16_t)fz_bits(2), b = (uint16_t)fz_bits(2);
+        float x = moe_ep_f32_from_f16(h), y = moe_ep_f32_from_bf16(b), any = bits((uint32_t)fz_bits(4));
+        if (!isnan(x) && moe_ep_f16_from_f32(x) != h) fz_fail("f16 %04x -> %g -> %04x", h, x, moe_ep_f16_from_f32(x));
+        if (!isnan(y) && moe_ep_bf16_from_f32(y) != b) fz_fail("bf16 %04x -> %g -> %04x", b, y, moe_ep_bf16_from_f32(y));
+        if (isnan(any) != isnan(moe_ep_f32_from_bf16(moe_ep_bf16_from_f32(any)))) fz_fail("NaN or not: %g", any);
+        if (isnan(any) != isnan(moe_ep_f32_from_f16(moe_ep_f16_from_f32(any)))) fz_fail("NaN or not: %g", any);
+    }
+    fz_release();
+}
+
 static void forward_case(void)
 {
-    int E = fz_int(1, 8), K = fz_int(1, E < 4 ? E : 4), H = fz_int(1, 9), I = fz_int(1, 9);
-    int64_t T = fz_int(0, 12);
+    if (fz_seldom(16)) {
+        forward_parts();
+        return;
+    }
+    int E = fz_int(1, 8), K = fz_int(1, E < 4 ? E : 4), H = fz_grow(fz_int(1, 9), 80), I = fz_grow(fz_int(1, 9), 80);
+    int64_t T = fz_grow(fz_int(0, 12), 40);
+    if (fz_seldom(4) && T > 2) T = T % 3; /* the check by plain loops takes most of the time */
     moe_ep_error e;
     moe_ep_status s;
     moe_ep_weights w;
@@ -18,8 +63,8 @@ static void forward_case(void)
     w.layout = w.activation.kind <= 2 ? fz_int(0, 3) : 0;
     int fused = w.layout != 0;
     int gated = w.activation.kind <= 2;
-    float *g = malloc(4 * E * I * H * 2), *u = malloc(4 * E * I * H), *d = malloc(4 * E * I * H),
-          *b1 = malloc(4 * E * I * 2), *b2 = malloc(4 * E * I), *b3 = malloc(4 * E * H);
+    float *g = fz_in(4 * E * I * H * 2), *u = fz_in(4 * E * I * H), *d = fz_in(4 * E * I * H),
+          *b1 = fz_in(4 * E * I * 2), *b2 = fz_in(4 * E * I), *b3 = fz_in(4 * E * H);
     for (int i = 0; i < E * I * H * 2; i++) g[i] = fz_unit() - .5;
     for (int i = 0; i < E * I * H; i++) {
         u[i] = fz_unit() - .5;
@@ -44,8 +89,8 @@ static void forward_case(void)
     f.experts = &w;
     f.top_k = K;
     int nn = f.num_null = fz_chance(.2) ? fz_int(1, 2) : 0;
-    int32_t *ids = malloc(4 * T * K + 4);
-    float *cw = malloc(4 * T * K + 4);
+    int32_t *ids = fz_in(4 * T * K);
+    float *cw = fz_in(4 * T * K);
     for (int i = 0; i < T * K; i++) {
         ids[i] = fz_chance(.1) ? -1 : fz_int(0, E + nn - 1);
         cw[i] = fz_chance(.003) ? fz_bad_float() : fz_unit();
@@ -59,18 +104,21 @@ static void forward_case(void)
         sh.num_experts = fz_int(1, E);
         f.shared = &sh;
     }
-    float sg[9];
+    float *sg = fz_in(4 * H);
     for (int i = 0; i < H; i++) sg[i] = fz_unit() - .5;
     if (f.shared && fz_chance(.5)) f.shared_gate = sg;
-    float *x = malloc(4 * T * H + 4);
+    float *x = fz_in(4 * T * H);
     for (int i = 0; i < T * H; i++) x[i] = fz_chance(.001) ? fz_bad_float() : fz_unit() * 2 - 1;
     float *y = fz_out(4 * T * H);
+    fz_seal();
     fz_where = "forward";
     s = moe_ep_forward(&f, x, T, y, fz_scratch(), &e);
     fz_scratch_done();
     fz_error(s, &e);
     fz_untouched(s);
-    if (s == 0)
+    for (int64_t i = 0; FZ_STRICT && s == 0 && i < T * H; i++)
+        if (fz_wild(y[i])) fz_fail("y %g of kind %d", y[i], w.activation.kind);
+    if (s == 0 && !fz_extreme)
         for (int t = 0; t < T; t++)
             for (int h = 0; h < H; h++) {
                 double v = 0;
@@ -134,11 +182,28 @@ static void forward_case(void)
                     }
                     v += wt * o;
                 }
-                if (!fz_extreme && fabs(v - y[t * H + h]) > 2e-5 * (1 + fabs(v)))
+                if (fabs(v - y[t * H + h]) > 2e-5 * (1 + fabs(v)))
                     fz_fail("y %g want %g kind %d layout %d H %d I %d limit %g on input %d shared %d null %d",
                             y[t * H + h], v, w.activation.kind, w.layout, H, I, w.activation.limit,
                             f.weight_on_input, f.shared != NULL, f.num_null);
             }
+    if (!moe_ep_forward_unit(&f)) fz_fail("no unit");
+    if (s == 0 && fz_seldom(4) && T > 0) { /* rows grouped by expert: one group of all tokens */
+        int64_t *start = fz_in(16);
+        int32_t *expert = fz_in(4);
+        float *ry = fz_out(4 * T * H);
+        start[0] = 0;
+        start[1] = T;
+        *expert = fz_chance(.05) ? fz_bad_i32() : fz_int(0, E - 1);
+        fz_where = "experts";
+        s = moe_ep_experts(&f, x, start, 1, expert, ry, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        if (s == 0 && !fz_extreme)
+            for (int i = 0; i < T * H; i++)
+                if (fz_wild(ry[i])) fz_fail("row value %g", ry[i]);
+        s = MOE_EP_OK;
+    }
     if (s == 0) {
         fz_where = "forward_ranks";
         moe_ep_shape sp;
@@ -146,7 +211,7 @@ static void forward_case(void)
         sp.num_devices = fz_int(1, 4);
         sp.num_slots = E + fz_int(0, 4);
         size_t pb = moe_ep_placement_bytes(1, E, &sp);
-        char *m = malloc(pb);
+        unsigned char *m = fz_work(pb);
         moe_ep_placement P;
         moe_ep_placement_init(&P, 1, E, &sp, m, pb, &e);
         for (int i = 0; i < P.num_slots; i++)
@@ -183,17 +248,7 @@ static void forward_case(void)
             if (rr.rows != a || rr.skipped != b || rr.identity != c) fz_fail("counts");
         } else if (s != MOE_EP_ERR_SIZE && s != MOE_EP_ERR_SCRATCH && s != MOE_EP_ERR_NEGATIVE && !fz_extreme)
             fz_fail("ranks status %d %s %s", s, e.arg, e.what);
-        free(m);
     }
-    free(g);
-    free(u);
-    free(d);
-    free(b1);
-    free(b2);
-    free(b3);
-    free(ids);
-    free(cw);
-    free(x);
 }
 
 FUZZ_TARGET(forward)

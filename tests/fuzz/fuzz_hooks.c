@@ -133,6 +133,14 @@ static void hooks_case(void)
         moe_ep_rank_free(&rank);
         return;
     }
+    if (fz_seldom(4)) {
+        int64_t most = fz_chance(.1) ? fz_bad_i64() : T, rows = fz_chance(.1) ? fz_bad_i64() : T * K;
+        fz_where = "rank_reserve";
+        if (most < 1 << 20 && rows < 1 << 20) {
+            s = moe_ep_rank_reserve(&rank, most, rows, &e);
+            fz_error(s, &e);
+        }
+    }
     fz_where = "stages in any order";
     for (i = 0; i < 12; i++) order[i] = fz_int(0, 4);
     for (i = 0; i < fz_int(0, 12); i++) {
@@ -154,6 +162,35 @@ static void hooks_case(void)
         fz_where = "rank_forward against forward";
         if (moe_ep_forward(&f, x, T, want, NULL, &e) != MOE_EP_OK) fz_fail("forward refuses what the rank took");
         if (!hooks_same(y, want, (int64_t)T * H)) fz_fail("T %d K %d E %d H %d: results differ", T, K, E, H);
+    }
+    if (s == MOE_EP_OK && fz_seldom(4) && b.num_tokens == T) { /* what an adapter does: pack, place, back, sum */
+        const moe_ep_plan *plan;
+        fz_where = "plan_pack";
+        s = moe_ep_rank_plan(&rank, 0, &b, NULL, &e);
+        plan = moe_ep_rank_plan_of(&rank, 0);
+        if (s == MOE_EP_OK && plan && plan->nsend == plan->nrecv) {
+            size_t bytes = 4u * (size_t)H;
+            float *there = fz_out(bytes * (size_t)plan->nsend), *rx = fz_out(bytes * (size_t)plan->nrecv);
+            float *back = fz_out(bytes * (size_t)plan->nsend), *sum = fz_out(bytes * (size_t)T);
+            if (moe_ep_plan_pack(plan, x, there, bytes, &e) || moe_ep_plan_place(plan, there, rx, bytes, &e) ||
+                moe_ep_plan_unplace(plan, rx, back, bytes, &e))
+                fz_fail("status %d", (int)e.status);
+            if (memcmp(there, back, bytes * (size_t)plan->nsend)) fz_fail("rows come back changed");
+            s = moe_ep_plan_sum(plan, NULL, E, H, x, back, sum, NULL, &e);
+            if (s) fz_fail("status %d", (int)s);
+            for (i = 0; i < T * H; i++)
+                if (fz_wild(sum[i])) fz_fail("sum %g", sum[i]);
+        }
+    }
+    if (s == MOE_EP_OK && fz_seldom(4) && b.num_tokens == T && !(d.hooks && h.experts)) {
+        moe_ep_batch two[2];
+        float *y2 = (float *)fz_out(sizeof *y2 * (size_t)(T * H));
+        two[0] = two[1] = b;
+        two[1].y = y2;
+        fz_where = "rank_forward2";
+        s = moe_ep_rank_forward2(&rank, two, NULL, &e);
+        if (e.status != s) fz_fail("status %d, err.status %d", (int)s, (int)e.status);
+        if (s == MOE_EP_OK && memcmp(y, y2, sizeof *y * (size_t)(T * H))) fz_fail("two batches differ");
     }
     moe_ep_rank_free(&rank);
     if (backend.live != 0) fz_fail("%lld blocks of the caller's allocator are left", (long long)backend.live);

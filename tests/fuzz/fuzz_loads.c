@@ -4,8 +4,8 @@
 
 static void loads_case(void)
 {
-    int E = fz_int(1, 9), K = fz_int(1, 5);
-    int64_t T = fz_int(0, 9);
+    int E = fz_grow(fz_int(1, 9), 70), K = fz_int(1, 5);
+    int64_t T = fz_grow(fz_int(0, 9), 60);
     int bad;
     moe_ep_error e;
     moe_ep_status s;
@@ -21,13 +21,18 @@ static void loads_case(void)
         for (int i = 0; i < E; i++) c += ld[i];
         if (c != T * K) fz_fail("sum");
         if (bad) fz_fail("bad accepted");
+        fz_where = "expert_loads_add";
+        s = moe_ep_expert_loads_add(ids, T * K, E, ld, sk, &e);
+        for (int i = 0; i < E; i++) c += ld[i];
+        if (s || c + *sk != 3 * T * K) fz_fail("twice: %lld", (long long)(c + *sk));
+        if (moe_ep_active_experts(ld, E, &e) < 0) fz_fail("active");
     } else if (!bad) fz_fail("good refused %d", s);
     else if (e.index < 0 || ids[e.index] != (int32_t)e.value) fz_fail("pos");
     fz_release();
     fz_where = "rank_loads";
     int D = fz_int(1, 5);
-    int32_t src[10];
-    for (int i = 0; i < 10; i++) src[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, D - 1);
+    int32_t *src = fz_in(4 * (T < 10 ? 10 : T));
+    for (int i = 0; i < (T < 10 ? 10 : T); i++) src[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, D - 1);
     ld = fz_out(8 * D * E);
     sk = fz_out(8);
     s = moe_ep_rank_loads(ids, T, K, E, fz_chance(.5) ? src : NULL, D, ld, sk, &e);
@@ -61,11 +66,10 @@ static void loads_case(void)
     fz_error(s, &e);
     fz_untouched(s);
     if (s == 0) {
-        double *sh = malloc(8 * E * E);
+        double *sh = fz_out(8 * E * E);
         s = moe_ep_transition_shares(ld, E, sh, &e);
         for (int i = 0; i < E * E; i++)
             if (fz_wild(sh[i])) fz_fail("share");
-        free(sh);
     }
     fz_release();
     fz_where = "layer_loads";
@@ -99,13 +103,13 @@ static void loads_case(void)
         if (rr < 0 && t >= 0 && t < TT && DD > 0) fz_fail("refused");
     }
     fz_where = "loads_by_device";
-    int64_t l2[9];
+    int64_t *l2 = fz_in(8 * E);
     int neg = 0;
     for (int i = 0; i < E; i++) {
         l2[i] = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 9);
         neg |= l2[i] < 0;
     }
-    int32_t dv[9];
+    int32_t *dv = fz_in(4 * E);
     for (int i = 0; i < E; i++) dv[i] = fz_chance(.03) ? fz_bad_i32() : fz_int(0, D - 1);
     int64_t *dl = fz_out(8 * D);
     s = moe_ep_loads_by_device(l2, E, fz_chance(.5) ? dv : NULL, D, dl, &e);
@@ -123,7 +127,7 @@ static void loads_case(void)
     }
     fz_where = "lift";
     {
-        int64_t co[81];
+        int64_t *co = fz_in(8 * E * E);
         for (int i = 0; i < E * E; i++) co[i] = fz_chance(.05) ? fz_bad_i64() : fz_int(0, 9);
         double *lf = fz_out(8 * E * E);
         int64_t t = fz_chance(.3) ? fz_bad_i64() : 50;
@@ -135,19 +139,20 @@ static void loads_case(void)
                 if (fz_wild(lf[i])) fz_fail("lift %g", lf[i]);
         fz_release();
     }
+    fz_seal();
     fz_where = "window";
     {
         int ring = fz_int(0, 3), Lw = fz_int(1, 2);
         size_t b = moe_ep_window_bytes(Lw, E, ring);
-        char *m = malloc(b + 8);
-        char *m2 = malloc(b);
+        char *m = fz_work(b + 8);
+        char *m2 = fz_work(b);
         moe_ep_window w, w2;
         double k = fz_chance(.2) ? fz_bad_double() : fz_unit();
         s = moe_ep_window_init(&w, "a", Lw, E, ring, k, m, b, &e);
         fz_error(s, &e);
         if (s == 0) {
             moe_ep_window_init(&w2, "b", Lw, E, ring, k, m2, b, &e);
-            int64_t *x = malloc(8 * Lw * E);
+            int64_t *x = fz_work(8 * Lw * E);
             int n = fz_int(0, 6);
             for (int i = 0; i < n; i++) {
                 for (int j = 0; j < Lw * E; j++) x[j] = fz_chance(.02) ? fz_bad_i64() : fz_int(0, 9);
@@ -177,14 +182,12 @@ static void loads_case(void)
             s = moe_ep_window_recent(&w, fz_chance(.3) ? fz_bad_i32() : fz_int(0, 3), o, &e);
             fz_error(s, &e);
             fz_untouched(s);
-            free(x);
+            s = moe_ep_window_clear(&w, &e);
+            if (s || w.steps != 0) fz_fail("clear");
         }
-        free(m);
-        free(m2);
         fz_release();
         (void)moe_ep_window_bytes(fz_bad_i32(), fz_bad_i32(), fz_bad_i32());
     }
-    free(ids);
 }
 
 FUZZ_TARGET(loads)

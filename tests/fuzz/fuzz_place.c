@@ -5,20 +5,21 @@
 
 static void plan_and_change(void)
 {
-    int E = fz_int(1, 10), L = fz_int(1, 2);
-    int32_t spd[8], nod[8];
-    double sp[8];
-    uint8_t in[8];
+    int E = fz_grow(fz_int(1, 10), 80), L = fz_int(1, 2);
+    if (E > 10 && E <= 24 && fz_more() % 8) E += 24; /* up to there the search is exact and takes milliseconds */
+    int32_t *spd = fz_in(4 * FZ_DEVICES), *nod = fz_in(4 * FZ_DEVICES);
+    double *sp = fz_in(8 * FZ_DEVICES);
+    uint8_t *in = fz_in(FZ_DEVICES);
     moe_ep_place_desc d;
     memset(&d, 0, sizeof d);
     d.num_layers = L;
     d.num_experts = E;
     make_shape(&d.shape, E, spd, nod, sp, in);
     int steps = fz_chance(.2) ? fz_int(1, 3) : 0;
-    double *ld = malloc(8 * L * E * 4);
+    double *ld = fz_in(8 * L * E * (steps ? steps : 1)), unused;
     int q = fz_int(0, 5);
     for (int i = 0; i < L * E * 4; i++)
-        ld[i] = q == 0                     ? 0
+        *(i < L * E * (steps ? steps : 1) ? &ld[i] : &unused) = q == 0                     ? 0
                 : q == 1                   ? fz_int(0, 3)
                 : q == 2 && fz_chance(.05) ? fz_bad_double()
                 : q == 3                   ? fz_note(fz_unit() * 1e-310)
@@ -31,16 +32,16 @@ static void plan_and_change(void)
     d.eplb_mode = fz_int(0, 2);
     moe_ep_error e;
     moe_ep_status s = 0;
-    if (!make_placement(L, E, &d.shape)) {
-        free(ld);
-        return;
-    }
-    int32_t lsl[2];
+    if (!make_placement(L, E, &d.shape)) return;
+    int32_t *lsl = fz_in(4 * L), none, *put;
     for (int i = 0; i < 2; i++)
-        lsl[i] = fz_chance(.05) ? fz_bad_i32() : fz_int(E, PL.num_slots > E ? PL.num_slots : E);
-    int32_t pin[20];
-    for (int i = 0; i < 20; i++)
-        pin[i] = fz_chance(.8) ? -1 : fz_chance(.03) ? fz_bad_i32() : fz_int(0, PL.num_devices - 1);
+        *(i < L ? &lsl[i] : &none) = fz_chance(.05) ? fz_bad_i32() : fz_int(E, PL.num_slots > E ? PL.num_slots : E);
+    int32_t *pin = fz_in(4 * L * E), *hn = fz_in(4 * L * E);
+    for (int i = 0; i < (L * E < 20 ? 20 : L * E); i++) {
+        put = i < L * E ? &pin[i] : &none;
+        *put = fz_chance(.8) ? -1 : fz_chance(.03) ? fz_bad_i32() : fz_int(0, PL.num_devices - 1);
+        if (i >= 20 && fz_more() % 8) *put = -1; /* or no large plan is feasible */
+    }
     if (fz_chance(.15)) d.layer_slots = lsl;
     if (fz_chance(.15)) d.pinned = pin;
     if (fz_chance(.15)) d.max_replicas = fz_int(-1, 3);
@@ -49,21 +50,23 @@ static void plan_and_change(void)
         d.node_soft = 1;
         d.max_off_node = fz_chance(.1) ? fz_bad_double() : fz_unit();
     }
-    int32_t hn[20];
-    for (int i = 0; i < 20; i++) hn[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, PL.num_nodes - 1);
+    for (int i = 0; i < (L * E < 20 ? 20 : L * E); i++) *(i < L * E ? &hn[i] : &none) = fz_chance(.02) ? fz_bad_i32() : fz_int(0, PL.num_nodes - 1);
     if (fz_chance(.1)) d.home_node = hn;
-    int64_t *co = malloc(8 * L * E * E);
+    int64_t *co = fz_in(8 * L * E * E);
     for (int i = 0; i < L * E * E; i++) co[i] = fz_chance(.002) ? fz_bad_i64() : fz_int(0, 9);
     if (fz_chance(.15)) {
         d.coactivation = co;
         d.coactivation_slack = fz_chance(.1) ? fz_bad_double() : .1;
     }
     d.allow_duplicates = fz_chance(.2);
+    fz_seal();
     moe_ep_plan_result *r = fz_out(sizeof *r * L);
     size_t pb = moe_ep_placement_bytes(L, E, &d.shape);
-    unsigned char *save = malloc(pb);
+    unsigned char *save = fz_work(pb), *bb = NULL;
+    double plain_max = -1.0; /* of layer 0, planned with nothing but a shape and loads */
     memcpy(save, memory, pb);
     int w = fz_int(0, 5);
+    if (w == 5 && fz_grows && fz_more() % 2) w = (int)(fz_more() % 5); /* it takes most of the time */
     static const char *nm[] = {"rr", "contiguous", "lpt", "eplb", "trtllm", "best"};
     fz_where = nm[w];
     moe_ep_scratch *S = fz_scratch();
@@ -81,7 +84,7 @@ static void plan_and_change(void)
         size_t need = S->need;
         fz_scratch_done();
         fz_scratch_kind = 9;
-        char *bb = malloc(need + 1);
+        bb = fz_work(need + 1);
         moe_ep_scratch f = moe_ep_scratch_fixed(bb + 1, need);
         moe_ep_error e2;
         if (fz_chance(.5)) f = moe_ep_scratch_fixed(bb, need);
@@ -94,7 +97,6 @@ static void plan_and_change(void)
                                     : moe_ep_best_placement(&d, &PL, r2, &f, &e2);
         if (s2 == MOE_EP_ERR_SCRATCH) fz_fail("need %zu given, then %zu", need, f.need);
         if (s2 == 0) memcpy(memory, save, pb);
-        free(bb);
     } else fz_scratch_done();
     fz_error(s, &e);
     fz_untouched(s);
@@ -109,6 +111,8 @@ static void plan_and_change(void)
                 fz_wild(r[l].lower_bound) || fz_wild(r[l].node_imbalance) || fz_wild(r[l].off_node))
                 fz_fail("nan in result gap %g imb %g max %g nodeimb %g q %d", r[l].gap, r[l].imbalance,
                         r[l].max, r[l].node_imbalance, q);
+            fz_finite("plan", &r[l].mean, 1);
+            if (r[l].imbalance < 1 - 1e-9 || r[l].duplicates < 0) fz_fail("imbalance %g", r[l].imbalance);
             if (r[l].lower_bound > r[l].max * (1 + 1e-9))
                 fz_fail("bound %.17g > max %.17g dups %d", r[l].lower_bound, r[l].max, r[l].duplicates);
             if (d.layer_slots && w == 5 && r[l].slots_used > lsl[l]) {
@@ -130,6 +134,14 @@ static void plan_and_change(void)
         if (!steps && !d.risk_z && w != 0 && w != 1) {
             moe_ep_plan_result ev[2];
             v = moe_ep_evaluate(&PL, ld, 0, ev, NULL, &e);
+            if (!fz_extreme && ld && q != 2) { /* what the devices hold is what came in */
+                double *dl = fz_out(8 * L * PL.num_devices), in_all = 0, out_all = 0;
+                s = moe_ep_device_loads(&PL, ld, dl, &e);
+                for (int i = 0; i < L * PL.num_devices; i++) out_all += dl[i];
+                for (int i = 0; i < L * E; i++) in_all += ld[i];
+                if (s || fabs(in_all - out_all) > 1e-9 * in_all) fz_fail("device loads: %g of %g", out_all, in_all);
+            }
+            if (!d.shape.inactive && !d.shape.speed) plain_max = r[0].max;
             if (v == 0)
                 for (int l = 0; l < L; l++) {
                     if (fabs(ev[l].max - r[l].max) > 1e-9 * (r[l].max + 1e-300))
@@ -142,7 +154,7 @@ static void plan_and_change(void)
             moe_ep_rebalance_desc rb;
             memset(&rb, 0, sizeof rb);
             rb.current = &PL;
-            double *l2 = malloc(8 * L * E);
+            double *l2 = fz_in(8 * L * E);
             for (int i = 0; i < L * E; i++) l2[i] = fz_chance(.01) ? fz_bad_double() : fz_int(0, 1000);
             rb.loads = l2;
             rb.target = fz_chance(.2) ? fz_bad_double() : fz_chance(.5) ? 1.1 : 0;
@@ -151,11 +163,11 @@ static void plan_and_change(void)
             rb.max_device_moves = fz_chance(.1) ? fz_bad_i32() : 0;
             rb.max_link_moves = fz_chance(.1) ? fz_bad_i32() : 0;
             if (fz_chance(.3)) PL.device_inactive[fz_int(0, PL.num_devices - 1)] = 1;
-            char *m2 = malloc(pb);
+            unsigned char *m2 = fz_work(pb);
             moe_ep_placement P2;
             moe_ep_placement_init(&P2, L, E, &d.shape, m2, pb, &e);
             memcpy(P2.device_inactive, PL.device_inactive, PL.num_devices);
-            unsigned char *sv = malloc(pb);
+            unsigned char *sv = fz_work(pb);
             memcpy(sv, m2, pb);
             moe_ep_plan_result *r2 = fz_out(sizeof *r2 * L);
             fz_where = "rebalance";
@@ -188,7 +200,7 @@ static void plan_and_change(void)
                 fz_scratch_done();
                 fz_error(s, &e);
                 if (s == 0) {
-                    moe_ep_move *m = malloc(sizeof *m * (mr.moves + 1));
+                    moe_ep_move *m = fz_in(sizeof *m * mr.moves);
                     int64_t nm2 = mr.moves;
                     s = moe_ep_plan_moves(&PL, &P2, 1, m, nm2, &mr, NULL, &e);
                     if (s) fz_fail("second %d", s);
@@ -209,7 +221,6 @@ static void plan_and_change(void)
                                      m[j].to_device == m[i].to_device))
                                     fz_fail("round clash");
                         }
-                    free(m);
                 }
                 fz_where = "relabel";
                 s = moe_ep_relabel(&PL, &P2, fz_chance(.1) ? fz_bad_i32() : fz_int(0, 3), fz_scratch(), &e);
@@ -218,20 +229,41 @@ static void plan_and_change(void)
                 v = moe_ep_validate(&P2, 0, &c, &e);
                 if (v < 0) fz_fail("invalid after relabel %d st %d", v, s);
             }
-            free(l2);
-            free(m2);
-            free(sv);
         }
         fz_release();
+        if (fz_seldom(8)) {
+            double *nl = fz_out(8 * L * PL.num_nodes), *wl = fz_out(8 * L * E);
+            unsigned char *m3 = fz_work(pb);
+            moe_ep_placement P3;
+            moe_ep_error e3;
+            fz_where = "node_loads";
+            fz_error(moe_ep_node_loads(&PL, ld, nl, &e3), &e3);
+            if (e3.status == 0) fz_finite("node", nl, L * PL.num_nodes);
+            fz_where = "window_loads";
+            fz_error(moe_ep_window_loads(ld, steps ? steps : 1, L, E, fz_chance(.2) ? fz_bad_double() : 1, wl, &e3), &e3);
+            if (e3.status == 0) fz_finite("window", wl, L * E);
+            fz_where = "placement_copy";
+            moe_ep_placement_init(&P3, L, E, &d.shape, m3, pb, &e3);
+            if (moe_ep_placement_copy(&PL, &P3, &e3) || memcmp(PL.slot_expert, P3.slot_expert, 4 * L * PL.num_slots))
+                fz_fail("status %d", e3.status);
+            fz_where = "devices_placement";
+            int32_t *dr = fz_in(4 * L * E);
+            for (int i = 0; i < L * E; i++) dr[i] = fz_chance(.01) ? fz_bad_i32() : fz_int(0, PL.num_devices - 1);
+            v = moe_ep_devices_placement(dr, NULL, &P3, &e3);
+            fz_error(v, &e3);
+            if (v == 0 && moe_ep_validate(&P3, 0, &c, &e3) && e3.status != MOE_EP_ERR_LOST_EXPERT) fz_fail("not valid: %s", moe_ep_status_str(e3.status));
+            if (!moe_ep_bound_str((moe_ep_bound)fz_int(0, 3)) || !moe_ep_place_policy_str((moe_ep_place_policy)w)) fz_fail("no name");
+            fz_release();
+        }
         fz_where = "eplb_arrays";
         fz_release();
         int64_t X = moe_ep_max_replicas(&PL, &e);
         if (X > 0) {
             int P = PL.num_slots;
-            int32_t *a = malloc(4 * L * P), *b = malloc(4 * L * E * X), *c3 = malloc(4 * L * E);
+            int32_t *a = fz_in(4 * L * P), *b = fz_in(4 * L * E * X), *c3 = fz_in(4 * L * E);
             s = moe_ep_eplb_arrays(&PL, X, a, b, c3, &e);
             if (s) fz_fail("st %d", s);
-            char *m2 = malloc(pb);
+            unsigned char *m2 = fz_work(pb);
             moe_ep_placement P2;
             moe_ep_placement_init(&P2, L, E, &d.shape, m2, pb, &e);
             if (fz_chance(.3)) {
@@ -241,10 +273,6 @@ static void plan_and_change(void)
             s = moe_ep_placement_from_eplb(a, fz_chance(.7) ? b : NULL, X, fz_chance(.7) ? c3 : NULL, &P2,
                                            &e);
             fz_error(s, &e);
-            free(a);
-            free(b);
-            free(c3);
-            free(m2);
         }
     }
     if (fz_chance(.3)) {
@@ -254,6 +282,8 @@ static void plan_and_change(void)
         fz_scratch_done();
         fz_error(s, &e);
         if (s == 0 && fz_wild(br.value)) fz_fail("%g", br.value);
+        if (s == 0 && plain_max >= 0 && br.value > plain_max * (1 + 1e-9))
+            fz_fail("bound %.17g above a plan's %.17g", br.value, plain_max);
         fz_where = "min_copies";
         moe_ep_copies_desc c;
         memset(&c, 0, sizeof c);
@@ -266,7 +296,7 @@ static void plan_and_change(void)
         c.step = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 3);
         c.target = fz_chance(.1) ? fz_bad_double() : 1.2;
         c.expert_bytes = fz_chance(.1) ? fz_bad_double() : 1;
-        moe_ep_copies_point pt[128];
+        moe_ep_copies_point pt[128]; /* max_extra 100 at most */
         int32_t fw;
         s = moe_ep_min_copies(&c, pt, &fw, fz_scratch(), &e);
         fz_scratch_done();
@@ -280,10 +310,7 @@ static void plan_and_change(void)
             for (int l = 0; l < L; l++)
                 if (bl[l] < E || bl[l] > PL.num_slots) fz_fail("budget %d E %d P %d", bl[l], E, PL.num_slots);
     }
-    free(save);
-    free(memory);
-    free(ld);
-    free(co);
+    fz_release();
 }
 
 static void lab_sized(void)

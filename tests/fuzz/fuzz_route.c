@@ -2,11 +2,28 @@
  * SPDX-License-Identifier: MIT */
 #include "fuzz.h"
 
+/* Choices of one token by plain top-k of the scores: largest first, lowest index first among equals. */
+static void check_top_k(const float *score, const int32_t *id, int E, int K)
+{
+    for (int k = 1; k < K; k++)
+        if (score[id[k]] > score[id[k - 1]] || (!(score[id[k]] < score[id[k - 1]]) && id[k] < id[k - 1]))
+            fz_fail("choice %d: %g of expert %d after %g of %d", k, score[id[k]], id[k], score[id[k - 1]], id[k - 1]);
+    for (int x = 0; x < E; x++) {
+        int chosen = 0;
+        for (int k = 0; k < K; k++) chosen |= id[k] == x;
+        if (!chosen && (score[x] > score[id[K - 1]] || (!(score[x] < score[id[K - 1]]) && x < id[K - 1])))
+            fz_fail("expert %d with %g was left out, %d with %g was taken", x, score[x], id[K - 1], score[id[K - 1]]);
+    }
+}
+
 static void per_token(void)
 {
     fz_where = "route";
-    int E = fz_int(1, 20), K = fz_int(1, fz_chance(.9) ? E : E + 3);
-    int64_t T = fz_int(0, 12);
+    int E = fz_grow(fz_int(1, 20), 520), K = fz_int(1, fz_chance(.9) ? E : E + 3), odd = 0;
+    int64_t T = fz_grow(fz_int(0, 12), 70);
+    if (E > 20 && fz_more() % 2) E = E / 16 * 16; /* what the quickest kernels take */
+    if (E > 20 && K > 14 && fz_more() % 8) K = 1 + K % 14;
+    if (E > 200 && T > 16) T = 16 + T % 4;
     moe_ep_router c;
     moe_ep_error e;
     int np = moe_ep_router_count();
@@ -53,10 +70,10 @@ static void per_token(void)
     int32_t *tab = fz_ids((int64_t)7 * K, E, fz_chance(.1), &tb);
     c.table = fz_chance(.9) ? tab : NULL;
     c.table_rows = 7;
-    float *keys = malloc(sizeof(float) * T * E + 4);
+    float *keys = fz_in(sizeof(float) * T * E);
     for (int i = 0; i < T * E; i++) keys[i] = fz_chance(.02) ? fz_bad_float() : (float)fz_unit();
     c.keys = fz_chance(.9) ? keys : NULL;
-    float *sb = malloc(E * 4 + 4), *lb = malloc(E * 4), *pe = malloc(E * 4);
+    float *sb = fz_in(E * 4), *lb = fz_in(E * 4), *pe = fz_in(E * 4);
     for (int i = 0; i < E; i++) {
         sb[i] = fz_chance(.01) ? fz_bad_float() : (float)(fz_unit() - .5);
         lb[i] = fz_chance(.01) ? fz_bad_float() : (float)(fz_unit() - .5);
@@ -65,7 +82,7 @@ static void per_token(void)
     if (fz_chance(.4)) c.select_bias = sb;
     if (fz_chance(.3)) c.logit_bias = lb;
     if (fz_chance(.2)) c.per_expert_scale = pe;
-    float *L = malloc(sizeof(float) * T * E + 4);
+    float *L = fz_in(sizeof(float) * T * E);
     int q = fz_int(0, 3);
     for (int i = 0; i < T * E; i++)
         L[i] = q == 0                         ? (float)fz_int(-1, 1)
@@ -77,9 +94,11 @@ static void per_token(void)
             if (fz_chance(.5)) L[i] = -INFINITY;
     int32_t *ids = fz_out(sizeof(int32_t) * T * K);
     float *w = fz_chance(.8) ? fz_out(4 * T * K) : NULL;
-    int32_t tid[12];
-    for (int i = 0; i < 12; i++) tid[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, 6);
-    s = moe_ep_route(&c, L, T, fz_chance(.5) ? tid : NULL, ids, w, &e);
+    int32_t *tid = fz_in(4 * (size_t)(T > 12 ? T : 12));
+    for (int i = 0; i < (T > 12 ? T : 12); i++) tid[i] = fz_chance(.02) ? fz_bad_i32() : fz_int(0, 6);
+    const int32_t *rows = fz_chance(.5) ? tid : NULL;
+    fz_seal();
+    s = moe_ep_route(&c, L, T, rows, ids, w, &e);
     fz_error(s, &e);
     if (s == MOE_EP_ERR_NAN && strcmp(e.arg, "logits") == 0) { /* rows before the bad one are routed */
         int64_t from = e.index / E * K * 4;
@@ -102,37 +121,44 @@ static void per_token(void)
                             w[t * K + k], c.score, c.select, c.weight, c.renorm, c.renorm_p, c.eps,
                             c.eps_mode, c.scale, c.logit_softcap, q, c.per_expert_scale != 0, id);
             }
-    fz_release();
-    if (s == 0 && T > 0) { /* isa differential */
-        int32_t *i2 = malloc(4 * T * K);
-        float *w2 = malloc(4 * T * K);
-        c.isa_max = 1;
-        moe_ep_status s2 = moe_ep_route(&c, L, T, fz_chance(2) ? NULL : tid, i2, w2, &e);
-        (void)s2;
-        free(i2);
-        free(w2);
+    int routed = s == 0;
+    if (s == 0 && T > 0) { /* every instruction set: the same bits */
+        int32_t *i2 = fz_out(4 * T * K);
+        float *w2 = w ? fz_out(4 * T * K) : NULL;
+        fz_where = "route with isa_max";
+        c.isa_max = (moe_ep_isa)(fz_chance(2) ? MOE_EP_ISA_PORTABLE + (int)(fz_grows ? fz_more() % 2 : 0) : 0);
+        s = moe_ep_route(&c, L, T, rows, i2, w2, &e);
+        if (s || memcmp(ids, i2, 4 * T * K) || (w && memcmp(w, w2, 4 * T * K)))
+            fz_fail("status %d, or other bits with %s: E %d K %d T %d score %d select %d", s,
+                    moe_ep_isa_name(c.isa_max), E, K, (int)T, c.score, c.select);
     }
     fz_where = "scores";
-    float *so = fz_out(4 * T * E);
+    for (int i = 0; i < T * E; i++) odd |= !(L[i] > -1e30f); /* masked ones go last, whatever their score */
+    odd |= c.logit_bias != NULL;
+    float *so = fz_in(4 * T * E);
+    memset(so, 0xa5, 4 * (size_t)T * (size_t)E);
     s = moe_ep_scores(&c, L, T, so, &e);
     fz_error(s, &e);
-    fz_untouched(s);
     if (s == 0)
-        for (int i = 0; i < T * E; i++)
+        for (int i = 0; i < T * E; i++) {
             if (fz_wild(so[i])) fz_fail("score %g kind %d", so[i], c.score);
-    free(tab);
-    free(keys);
-    free(sb);
-    free(lb);
-    free(pe);
-    free(L);
+            if (c.score != MOE_EP_SCORE_LOGIT && so[i] < 0) fz_fail("score %g kind %d", so[i], c.score);
+            if ((c.score == MOE_EP_SCORE_SOFTMAX || c.score == MOE_EP_SCORE_SIGMOID) && so[i] > 1)
+                fz_fail("score %g kind %d above 1", so[i], c.score);
+        }
+    else
+        for (int i = 0; i < T * E * 4; i++)
+            if (((unsigned char *)so)[i] != 0xa5) fz_fail("scores were touched although: %s", moe_ep_status_str(s));
+    if (s == 0 && routed && !odd && c.select == MOE_EP_SELECT_TOPK && !c.select_on_logit && c.n_group < 2 && !c.select_bias)
+        for (int t = 0; t < T; t++) check_top_k(so + (size_t)t * E, ids + (size_t)t * K, E, K);
+    fz_release();
 }
 
 static void per_batch(void)
 {
-    int E = fz_int(1, 9);
-    int64_t T = fz_int(1, 20);
-    float *L = malloc(4 * T * E);
+    int E = fz_grow(fz_int(1, 9), 70);
+    int64_t T = fz_grow(fz_int(1, 20), 90);
+    float *L = fz_in(4 * T * E);
     int q = fz_int(0, 2);
     for (int i = 0; i < T * E; i++)
         L[i] = q == 0                        ? (float)fz_int(-1, 1)
@@ -140,11 +166,10 @@ static void per_batch(void)
                                              : (float)(fz_unit() * 8 - 4);
     moe_ep_error e;
     moe_ep_status s;
+    fz_seal();
     {
         fz_where = "expert_choice";
         int64_t C = fz_chance(.1) ? fz_bad_i64() : fz_int(1, (int)T);
-        if (C > 1000 && C < INT64_MAX) {
-        }
         int64_t Ca = C < 1 || C > T ? 1 : C;
         int32_t *tk = fz_out(4 * E * Ca);
         float *w = fz_out(4 * E * Ca);
@@ -165,7 +190,7 @@ static void per_batch(void)
         } else if (C >= 1 && C <= T && q != 1) fz_fail("err %d", s);
         fz_release();
     }
-    {
+    if (!fz_seldom(2)) { /* up to 10,000 rounds: the longest call of the section */
         fz_where = "sinkhorn";
         float *o = fz_out(4 * T * E);
         int32_t *rn = fz_out(4);
@@ -182,7 +207,7 @@ static void per_batch(void)
     {
         fz_where = "auction";
         int64_t T2_ = (int64_t)E * fz_int(1, 5);
-        float *x = malloc(4 * T2_ * E);
+        float *x = fz_in(4 * T2_ * E);
         for (int i = 0; i < T2_ * E; i++)
             x[i] = q == 0                     ? fz_int(0, 1)
                    : q == 1 && fz_chance(.01) ? fz_bad_float()
@@ -192,7 +217,7 @@ static void per_batch(void)
         fz_error(s, &e);
         fz_untouched(s);
         if (s == 0) {
-            int cnt[10] = {0};
+            int cnt[80] = {0};
             for (int t = 0; t < T2_; t++) {
                 if (o[t] < 0 || o[t] >= E) fz_fail("range");
                 else cnt[o[t]]++;
@@ -201,13 +226,12 @@ static void per_batch(void)
                 if (cnt[i] != T2_ / E) fz_fail("unbalanced");
         }
         fz_scratch_done();
-        free(x);
         fz_release();
     }
     {
         fz_where = "quantile";
         int K = fz_int(1, E);
-        float b[10];
+        float b[80];
         for (int i = 0; i < E; i++) b[i] = fz_chance(.02) ? fz_bad_float() : (float)fz_unit();
         s = moe_ep_quantile_update(L, T, E, K, b, fz_scratch(), &e);
         fz_error(s, &e);
@@ -218,8 +242,8 @@ static void per_batch(void)
     }
     {
         fz_where = "bias_update";
-        int64_t ld[10];
-        float b[10], b0[10];
+        int64_t ld[80];
+        float b[80], b0[80];
         for (int i = 0; i < E; i++) {
             ld[i] = fz_chance(.05) ? fz_bad_i64() : fz_int(0, 50);
             b[i] = b0[i] = fz_chance(.02) ? fz_bad_float() : (float)fz_unit();
@@ -274,7 +298,7 @@ static void per_batch(void)
         if (s == 0)
             for (int t = 0; t < T; t++) {
                 if (i[t] < 0 || i[t] >= E) fz_fail("id");
-                if (fz_wild(w[t])) fz_fail("w");
+                if (fz_wild(w[t]) || w[t] < 0 || w[t] > 1) fz_fail("w %g", w[t]);
             }
         fz_release();
     }
@@ -287,7 +311,7 @@ static void per_batch(void)
         int K = fz_int(1, E);
         d.top_k = K;
         d.num_experts = E;
-        float *P = malloc(4 * T * E);
+        float *P = fz_in(4 * T * E);
         for (int i = 0; i < T * E; i++) P[i] = fz_chance(.005) ? fz_bad_float() : (float)fz_unit();
         d.scores = P;
         int bad;
@@ -296,10 +320,10 @@ static void per_batch(void)
         d.normalize_scores = fz_int(0, 1);
         d.num_sequences = fz_chance(.2) ? fz_bad_i64() : fz_int(0, 3);
         d.interleaved = fz_int(0, 1);
-        int64_t gl[10];
+        int64_t gl[80];
         for (int i = 0; i < E; i++) gl[i] = fz_chance(.05) ? fz_bad_i64() : fz_int(0, 40);
         d.global_loads = fz_chance(.9) ? gl : NULL;
-        int32_t dv[10];
+        int32_t dv[80];
         d.num_devices = fz_int(0, 4);
         for (int i = 0; i < E; i++)
             dv[i] = fz_chance(.03) ? fz_bad_i32() : fz_int(0, d.num_devices > 0 ? d.num_devices - 1 : 0);
@@ -307,7 +331,7 @@ static void per_batch(void)
         d.devices_per_token = fz_chance(.2) ? fz_bad_i32() : 0;
         d.coefficient = fz_chance(.2) ? fz_bad_double() : 0;
         double x = moe_ep_aux_loss(&d, fz_scratch(), &e);
-        if (isnan(x) || isinf(x)) fz_fail("loss %g kind %d coef %g", x, d.kind, d.coefficient);
+        if (fz_wild(x)) fz_fail("loss %g kind %d coef %g", x, d.kind, d.coefficient);
         if (x < 0 && x != (double)e.status)
             fz_fail("neg %g status %d kind %d coef %g", x, e.status, d.kind, d.coefficient);
         if (x >= 0 && e.status != 0) fz_fail("st");
@@ -346,10 +370,9 @@ static void per_batch(void)
         s = moe_ep_weights_compare(P, P, T, K, wr, &e);
         fz_error(s, &e);
         fz_untouched(s);
-        free(P);
-        free(ids);
+        if (s == 0 && wr->max_abs > 0) fz_fail("P is %g from itself", wr->max_abs);
+        fz_release();
     }
-    free(L);
 }
 
 static void route_case(void)

@@ -5,10 +5,11 @@
 
 #include "fuzz.h"
 
+enum { FZ_DEVICES = 24 }; /* room of the arrays below */
 static void make_shape(moe_ep_shape *s, int E, int32_t *spd, int32_t *nod, double *sp, uint8_t *in)
 {
     memset(s, 0, sizeof *s);
-    int D = fz_int(1, 5);
+    int D = fz_grow(fz_int(1, 5), FZ_DEVICES);
     s->num_devices = D;
     s->num_nodes = fz_int(0, D);
     int q = fz_int(0, 2);
@@ -17,7 +18,7 @@ static void make_shape(moe_ep_shape *s, int E, int32_t *spd, int32_t *nod, doubl
     if (q == 2) {
         int sum = 0;
         for (int i = 0; i < D; i++) {
-            spd[i] = fz_int(0, 4);
+            spd[i] = fz_int(0, 4) + (D > 0 && E > 2 * D ? E / D : 0);
             sum += spd[i];
         }
         s->slots_per_device = spd;
@@ -40,21 +41,16 @@ static void make_shape(moe_ep_shape *s, int E, int32_t *spd, int32_t *nod, doubl
 }
 
 static moe_ep_placement PL;
-static char *memory;
+static unsigned char *memory;
 static int make_placement(int L, int E, const moe_ep_shape *s)
 {
     size_t b = moe_ep_placement_bytes(L, E, s);
     if (!b || b > 1e8) return 0;
-    memory = malloc(b);
+    memory = fz_work(b);
     moe_ep_error e;
     fz_where = "placement_init";
     moe_ep_status t = moe_ep_placement_init(&PL, L, E, s, memory, b, &e);
     fz_error(t, &e);
-    if (t < 0) {
-        free(memory);
-        memory = NULL;
-        return 0;
-    }
-    return 1;
+    return t >= 0;
 }
 #endif

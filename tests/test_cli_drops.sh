@@ -1,0 +1,91 @@
+#!/bin/sh
+# tests/test_cli_drops.sh - moe-ep drops against queues filled by hand (awk), with and without weights; bad input.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+cli=${TOOL:-build/moe-ep}
+if [ ! -e examples/cli_drops.c ]; then skip "the tool" "no examples/cli_drops.c"; finish 1; exit; fi
+if [ ! -x "$cli" ]; then fail "the tool was not built"; finish 1; exit; fi
+data=examples/data
+LC_ALL=C
+export LC_ALL
+
+# npy DESCR SHAPE: an .npy header on stdout
+npy() { printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '$1', 'fortran_order': False, 'shape': $2, }"; }
+
+# 30 cases: T tokens of K different experts of E, weights 1/8, 1/4, 1/2 or 1, as the bytes of float32.  What is wanted:
+# rows dropped, tokens hit and weight kept when queues are filled in token order, and by weight.
+case=0 bad=0
+while [ $case -lt 30 ]; do
+    awk -v seed=$case -v ids="$tmp/t.jsonl" -v bytes="$tmp/bytes" -v want="$tmp/want" 'BEGIN {
+        srand(seed + 1); T = 5 + int(40 * rand()); E = 3 + int(6 * rand()); K = 1 + seed % 3
+        C = 1 + int(T * K / E * (0.3 + rand()))
+        octal[0] = "\\000\\000\\000\\076"; octal[1] = "\\000\\000\\200\\076"
+        octal[2] = "\\000\\000\\000\\077"; octal[3] = "\\000\\000\\200\\077"
+        printf "{\"layer\": 0, \"ids\": [" > ids
+        for (t = 0; t < T; t++) {
+            printf "%s[", t ? ", " : "" > ids
+            e = int(E * rand() * rand())
+            for (k = 0; k < K; k++) {
+                x[t, k] = (e + k) % E; v = int(4 * rand()); w[t, k] = 2 ^ (v - 3)
+                printf "%s%d", k ? ", " : "", x[t, k] > ids
+                printf "%s", octal[v] > bytes
+                mass += w[t, k]
+            }
+            printf "]" > ids
+        }
+        print "]}" > ids
+        for (t = 0; t < T; t++) for (k = 0; k < K; k++)
+            if (n[x[t, k]]++ < C) kept += w[t, k]; else { dropped++; hit[t] = 1 }
+        for (v = 3; v >= 0; v--) for (t = 0; t < T; t++) for (k = 0; k < K; k++)
+            if (w[t, k] == 2 ^ (v - 3)) { if (m[x[t, k]]++ < C) best += w[t, k]; else lost[t] = 1 }
+        for (t in hit) hits++
+        for (t in lost) losses++
+        printf "0,%d,%d,%.6g,%.6g,%.6g,%.6g\n", T * K, dropped, hits / T, losses / T, kept / mass, best / mass > want
+        print T, K, E, C
+    }' >"$tmp/shape"
+    read -r T K E C <"$tmp/shape"
+    # shellcheck disable=SC2059
+    { npy '<f4' "($T, 1, $K)"; printf "$(cat "$tmp/bytes")"; } >"$tmp/w.npy"
+    "$cli" drops "$tmp/t.jsonl" --experts "$E" --capacity "$C" --weights "$tmp/w.npy" --format csv >"$tmp/all" 2>&1
+    tail -n 1 "$tmp/all" | cut -d, -f1-4,6,8,10 >"$tmp/got"
+    cmp -s "$tmp/got" "$tmp/want" || { bad=1; paste "$tmp/want" "$tmp/got" >"$tmp/why"; break; }
+    case=$((case + 1))
+done
+[ $bad = 0 ] && [ $case = 30 ]
+result $? "30 cases: rows, tokens and weight as queues filled by hand" "$tmp/why"
+
+works() { # works NAME TEXT ARGS...
+    name=$1 text=$2
+    shift 2
+    "$cli" drops "$@" >"$tmp/out" 2>"$tmp/err" </dev/null && [ ! -s "$tmp/err" ] && grep -qF -- "$text" "$tmp/out"
+    result $? "$name" "$tmp/out"
+}
+refuses() { # refuses NAME TEXT ARGS...
+    name=$1 text=$2
+    shift 2
+    "$cli" drops "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    [ $? -eq 2 ] && [ ! -s "$tmp/out" ] && grep -qF -- "$text" "$tmp/err"
+    result $? "refused: $name" "$tmp/err"
+}
+ids=$data/prose_topk_ids.npy weights=$data/prose_topk_weights.npy
+works "the recording with its weights" "15.18 % when the largest weights come first" $ids --weights $weights
+works "without weights two orders" "tokens_hit_choice" $ids --format csv
+works "a capacity for everything drops nothing" '"rows_dropped": 0.0' $ids --capacity 4096 --json
+works "factor and capacity say the same" '"capacity": 640' $ids --capacity-factor 1.25 --json
+works "steps share no capacity" '"steps": 4' $ids --tokens 1000 --json
+works "help" "usage: moe-ep drops" --help
+refuses "counts" "drops are counted token by token" $data/sglang_counts.json
+refuses "ids for weights" "holds no fractions" $ids --weights $ids
+refuses "weights of another shape" "4096 tokens, 4 layers, 8 choices" $ids --weights $data/layer2_gate.npy
+refuses "weights that are not there" "No such file" $ids --weights "$tmp/none.npy"
+{ npy '<f4' '(1, 1, 2)'; printf '\000\000\200\077\000\000\200\277'; } >"$tmp/negative.npy"
+printf '{"layer": 0, "ids": [[0, 1]]}\n' >"$tmp/one.jsonl"
+refuses "a negative weight" "element 1 is -1" "$tmp/one.jsonl" --weights "$tmp/negative.npy"
+head -c 100000 $weights >"$tmp/cut.npy"
+refuses "truncated weights" "truncated" $ids --weights "$tmp/cut.npy"
+refuses "two recordings" "reads one recording" $ids $data/c_topk_ids.npy
+refuses "more tokens than there are" "holds 4,096" $ids --tokens 5000
+refuses "no capacity" "--capacity 0" $ids --capacity 0
+refuses "a page" "writes no page" $ids --format html
+refuses "a picture" "has none" $ids --format svg
+finish 18
