@@ -57,7 +57,7 @@ BENCHES := $(sort $(patsubst bench/%.c,$(B)/bench/%,$(wildcard bench/bench_*.c))
 TOOL_SOURCES := $(wildcard examples/moe_ep_cli.c examples/cli_*.c)
 TOOL := $(if $(filter %/moe_ep_cli.c,$(TOOL_SOURCES)),$(B)/moe-ep)
 TOOL_OBJECTS := $(patsubst examples/%.c,$(B)/cli/%.o,$(TOOL_SOURCES))
-# Everything that names the expert forward runs once more on the portable loops.
+# Everything that names the expert forward runs once more on the loops of the library for other languages.
 NOBLAS_TESTS := $(if $(filter 1,$(BLAS)),$(patsubst $(B)/tests/%,$(B)/noblas/%,$(filter %forward %hooks,$(TESTS))))
 HEADERS := moe_ep.h $(wildcard tests/*.h examples/*.h bench/*.h)
 TRACE ?= examples/data
@@ -126,24 +126,24 @@ $(B)/moe_ep.o: $(B)/moe_ep.c moe_ep.h $(B)/flags
 	$(call say,CC,$@)
 	$(Q)$(CC) -std=c99 $(CPPFLAGS) $(CFLAGS) $(WARN) -I. $(BLAS_DEFINE) $(BLAS_CFLAGS) -c $< -o $@
 
-$(B)/moe_ep_noblas.o: $(B)/moe_ep.c moe_ep.h $(B)/flags
-	$(call say,CC,$@)
-	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. -DMOE_EP_NO_BLAS -c $< -o $@
-
 # Flags for a source that says in a comment "needs: jansson" or "needs: glpk".
 needs = $(if $(shell grep -l 'needs: jansson' $(1)),$(2))
 needs_glpk = $(if $(shell grep -l 'needs: glpk' $(1)),$(GLPK_LIBS))
+
+# A test with a copy of the header of its own asks what it does, not how fast: -O1 compiles in half the time.
+own_copy = $(if $(shell grep -lE 'define MOE_EP_(STATIC|IMPLEMENTATION)' $(1)),-O1)
 
 # ---- tests, examples, benchmarks: one source each, linked with the implementation -----------------
 $(B)/tests/%: tests/%.c $(HEADERS) $(B)/moe_ep.o
 	@mkdir -p $(@D) && rm -f $@
 	$(call say,CC,$@)
-	$(Q)$(CC) $(TFLAGS) $< $(B)/moe_ep.o -o $@ $(LDFLAGS) $(call needs_glpk,$<) $(BLAS_LIBS) -lm -pthread
+	$(Q)$(CC) $(TFLAGS) $(call own_copy,$<) $< $(B)/moe_ep.o -o $@ $(LDFLAGS) $(call needs_glpk,$<) \
+	  $(BLAS_LIBS) -lm -pthread
 
-$(B)/noblas/%: tests/%.c $(HEADERS) $(B)/moe_ep_noblas.o
+$(B)/noblas/%: tests/%.c $(HEADERS) $(B)/lib/moe_ep_lib.o
 	@mkdir -p $(@D) && rm -f $@
 	$(call say,CC,$@)
-	$(Q)$(CC) $(TFLAGS) $< $(B)/moe_ep_noblas.o -o $@ $(LDFLAGS) -lm -pthread
+	$(Q)$(CC) $(TFLAGS) $< $(B)/lib/moe_ep_lib.o -o $@ $(LDFLAGS) $(NOBLAS_LIBS) -lm -pthread
 
 $(B)/examples/%: examples/%.c $(HEADERS) $(B)/moe_ep.o
 	@mkdir -p $(@D) && rm -f $@
@@ -232,6 +232,7 @@ SO := libmoe_ep.so.$(VERSION)
 ifeq ($(LIB_BLAS),1)
 LIB_FLAGS = -DMOE_EP_USE_BLAS $(BLAS_CFLAGS)
 LIB_LIBS = $(BLAS_LIBS) -lm
+NOBLAS_LIBS = $(BLAS_LIBS)
 else
 LIB_FLAGS = -DMOE_EP_NO_BLAS
 LIB_LIBS = -lm
@@ -324,6 +325,10 @@ uninstall:
 	  "$(DEST_LIB)/$(SO)" "$(DEST_LIB)/libmoe_ep.so.$(SOVERSION)" "$(DEST_LIB)/libmoe_ep.so" \
 	  "$(DEST_LIB)/libmoe_ep.a" "$(DEST_LIB)/pkgconfig/libmoe_ep.pc"
 	rm -rf "$(DEST)/share/cmake/moe_ep"
+# Folders that are empty now go too, except the system's own.
+	@case "$(DEST)" in /usr | /usr/local) exit 0 ;; esac; cd "$(DEST)" 2>/dev/null || exit 0; \
+	  rmdir "$(DEST_LIB)/pkgconfig" "$(DEST_LIB)" lib share/cmake share/pkgconfig share/man/man1 share/man \
+	    share/bash-completion/completions share/bash-completion share bin include "$(DEST)" 2>/dev/null || :
 
 # ---- packages --------------------------------------------------------------------------------------
 dist:

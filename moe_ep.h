@@ -319,9 +319,10 @@ typedef struct moe_ep_router {
                                      them may be chosen; n_group 0 or 1 = no groups                   */
     int32_t group_top_m;          /* group score = sum of its m best keys; 0 or 1 = the best one      */
     int32_t mask_zero;            /* experts outside the chosen groups: 0 = never chosen, 1 = their key
-                                     becomes 0, which beats negative keys                            */
+                                     becomes 0, which beats negative keys, 2 = and so does the weight
+                                     (DeepSeek-V2)                                                   */
     int32_t renorm;               /* 1 = divide by the norm of the K weights                          */
-    float renorm_p;               /* 0 or 1 = their sum; p = (sum |w|^p)^(1/p)                        */
+    float renorm_p;               /* 0 or 1 = their sum; p = (sum |w|^p)^(1/p), +Inf = the largest    */
     int32_t renorm_skip_k1;       /* 1 = no norm when K is 1                                          */
     moe_ep_eps_mode eps_mode;
     float eps;
@@ -351,12 +352,13 @@ typedef struct moe_ep_router {
  * alone like all rows behind it, while rows before it have been written; every other error leaves the outputs
  * untouched.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
  * groups hold); CONFIG (groups do not divide E, sparsemixer with groups); RANGE (an enum or option,
- * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (37 KB of stack).
+ * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (54 KB of stack).
  * Time O(T*E).  Kernels for AVX2 and AVX-512 are chosen at run time (isa_max limits them); ids and weights are
  * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and
  * tokens whose best keys are neither masked nor equal in great number; anything else takes a slower scan.
- * Quickest (AVX-512, sixteen tokens together) for E a multiple of 16, K <= 14, keys that are logits, their
- * softmax or sigmoid + select_bias with at most 8 groups of a multiple of 16, no cap, logit_bias or p-norm.
+ * Quickest (AVX-512, sixteen tokens together) for K <= 14, no p-norm and no cap, with keys that are logits or their
+ * softmax (any E <= 256, or a multiple of 16 without logit_bias), or sigmoid + select_bias (E a multiple of 16, at
+ * most 8 groups of a multiple of 16).
  * Source: the implementations named at the presets; ties as in vLLM's CUDA kernels and XLA top_k.
  * Example: logits 1,3,2 with moe_ep_router_mixtral(3,2) give ids 1,2 and weights 0.731059, 0.268941. */
 MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *logits, int64_t T,
@@ -412,8 +414,8 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_lite(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_hub(int32_t E, int32_t K);
 /* As deepseek_v2, divided by the sum, then x scale.  vLLM grouped_topk with renormalize. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_vllm(int32_t E, int32_t K);
-/* sigmoid + bias, 8 groups by their two best, 4 chosen, divided by the sum, x 2.5; set select_bias.
- * DeepSeek-V3 inference/model.py. */
+/* sigmoid + bias, 8 groups by their two best, 4 chosen, divided by the sum, x 2.5; set select_bias, or without
+ * one group_top_m = 1.  DeepSeek-V3 inference/model.py. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v3(int32_t E, int32_t K);
 /* As deepseek_v3 with mask 0 and + 1e-20.  transformers deepseek_v3. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v3_hf(int32_t E, int32_t K);
@@ -423,7 +425,9 @@ MOE_EP_API moe_ep_router moe_ep_router_kimi_k2(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_glm45(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers dots1. */
 MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K);
-/* As Kimi-K2, x 1; set scale.  MiMo-V2, EXAONE-MoE and Solar-Open route alike (transformers). */
+/* As Kimi-K2, x 2.5.  transformers exaone_moe. */
+MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K);
+/* As Kimi-K2, x 1; set scale.  MiMo-V2 and Solar-Open route alike (transformers). */
 MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5, no norm when K is 1.  transformers nemotron_h. */
 MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K);
@@ -480,8 +484,9 @@ MOE_EP_API moe_ep_router moe_ep_router_sinkhorn(int32_t E, int32_t K);
 MOE_EP_API int32_t moe_ep_router_count(void);
 MOE_EP_API const char *moe_ep_router_name(int32_t i);
 MOE_EP_API const char *moe_ep_router_source(int32_t i);
-/* The preset called `name` ("deepseek_v3"; '-', '_', '.' and case are not told apart); dbrx gets p = 1,
- * longcat no null experts.  Errors: NULL; RANGE (no such name); SIZE; TOP_K.
+/* The preset called `name` ("deepseek_v3"; '-', '_', '.' and case are not told apart; model_type of config.json
+ * such as "qwen3_moe" and vLLM's "Renormalize" are known too); dbrx gets p = 1, longcat no null experts. Errors:
+ * NULL; RANGE (no such name); SIZE; TOP_K.
  * Example: "DeepSeek-V3" with E = 256, K = 8 has n_group 8 and scale 2.5. */
 MOE_EP_API moe_ep_status moe_ep_router_by_name(const char *name, int32_t E, int32_t K,
                                                moe_ep_router *cfg, moe_ep_error *err);
@@ -544,6 +549,10 @@ MOE_EP_API moe_ep_status moe_ep_route_sample(const float *logits, int64_t T, int
  * place (Switch "input_jitter", DBRX, Megatron).  Errors: NULL, SIZE, RANGE, NAN (eps).  O(n).
  * Example: eps 0 leaves 3 as 3. */
 MOE_EP_API moe_ep_status moe_ep_jitter(float *x, int64_t n, float eps, moe_ep_rng *rng, moe_ep_error *err);
+
+/* Router dropout: each of n values becomes 0 with probability `rate`, 0 <= rate < 1, else x / (1 - rate), in place
+ * (Switch "input_dropout").  Errors: NULL, SIZE, RANGE, NAN (rate).  O(n).  Example: rate 0 leaves 3 as 3. */
+MOE_EP_API moe_ep_status moe_ep_dropout(float *x, int64_t n, float rate, moe_ep_rng *rng, moe_ep_error *err);
 
 /* Sinkhorn scores (T,E) out: exp(l) scaled to rows 1/T and columns 1/E; stops when the mean change of the
  * column factors is at most tol (0 = 1e-4, Megatron's).  max_rounds 0 = 10,000; rounds out or NULL.
@@ -1181,7 +1190,7 @@ typedef struct moe_ep_drop_result {
  *   keep (T,K) out or NULL: 1 = kept, 0 = dropped or skipped
  *   slot (T,K) out or NULL: place in the expert's buffer 0..C-1, -1 = dropped or skipped
  *   position (T,K) out or NULL: place in the queue, also beyond C, -1 = skipped
- *   weights_after (T,K) out or NULL; may be weights itself
+ *   weights_after (T,K) out or NULL; may be weights itself; at most FLT_MAX
  *   result out or NULL
  * Errors: NULL, SIZE, EXPERT_ID, NAN, CONFIG (rng or weights missing), NEGATIVE, OVERFLOW.
  * Scratch: E numbers, and T or T*K numbers for the last three orders.  O(T*K), or O(N log N) when sorted.
@@ -1619,6 +1628,15 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
  * slots: 4 and 6 slots. */
 MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots,
                                                 int32_t *layer_slots, moe_ep_scratch *scratch, moe_ep_error *err);
+
+/* The same for several totals at once: extra_slots (num_budgets) -> layer_slots (num_budgets,L), each row what
+ * moe_ep_replica_budgets gives for its total; the plans are tried once.
+ * Errors: as moe_ep_replica_budgets, and ERR_SIZE (num_budgets); index of ERR_RANGE = place in extra_slots, -1 with
+ * one.
+ * O(L*tries + num_budgets*L) plans of a layer.  Example: the loads above with totals 0 and 2: 4 4 | 4 6. */
+MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc, const int64_t *extra_slots,
+                                                   int32_t num_budgets, int32_t *layer_slots, moe_ep_scratch *scratch,
+                                                   moe_ep_error *err);
 
 /* ---- changing a placement ------------------------------------------------------------------------------- */
 
@@ -2149,7 +2167,8 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
 
 /* ---- what is modelled: a machine ---------------------------------------------------------------------- */
 
-/* Constants of a grouped matrix product: time = t0 + active * expert_s + (mem^p + flop^p)^(1/p). */
+/* Constants of a grouped matrix product: time = t0 + active * expert_s + (mem^p + flop^p)^(1/p) + activation bytes *
+ * row_byte_s. */
 typedef struct moe_ep_gemm {
     double t0_s;       /* launch and tail of one product                                          */
     double mem_eff;    /* share of the memory bandwidth reached, 0 = 1                            */
@@ -2157,6 +2176,10 @@ typedef struct moe_ep_gemm {
     double p;          /* how the two add up, 0 = the larger one counts (the textbook roofline)   */
     int32_t tile;      /* rows of an expert are padded to a multiple of this, 0 = 1               */
     double expert_s;   /* added per active expert of one product, 0 = none                        */
+    double row_byte_s; /* added per activation byte, read or written: what a whole MoE kernel does
+                          beside the products (permute, activate, quantise, sum), 0 = none        */
+    double t0_p;       /* not 0: launch and experts' share a, and the rest b, add up as
+                          (a^q + b^q)^(1/q) with this q, at least 0.25                            */
 } moe_ep_gemm;
 
 /* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p) + share / pair_Bps, where
@@ -2595,7 +2618,16 @@ typedef struct moe_ep_payback_desc {
     double expert_bytes;
     double link_Bps;            /* what the copies share, 0 = infinitely fast                    */
     double pause_s;             /* serving stands still                                          */
+    double time_error;          /* how far off each step time may be, e.g. 0.1 (moe_ep_fit_error.median
+                                   of rows held back), below 1; 0 = trusted                      */
+    double need_ratio;          /* before / after that is worth it, e.g. 1.15; 0 = 1             */
 } moe_ep_payback_desc;
+
+typedef enum moe_ep_payoff {
+    MOE_EP_PAYOFF_NO = -1,      /* not even with both errors in favour of it                     */
+    MOE_EP_PAYOFF_UNSURE = 0,   /* the errors decide: measure                                    */
+    MOE_EP_PAYOFF_YES = 1       /* even with both errors against it                              */
+} moe_ep_payoff;
 
 typedef struct moe_ep_payback_result {
     double gain_s;              /* per step, may be negative                                     */
@@ -2603,11 +2635,14 @@ typedef struct moe_ep_payback_result {
     double cost_s;
     double steps;               /* until the cost is repaid; 0 when nothing is ever repaid       */
     int32_t pays;               /* not 0: gain_s > 0                                             */
+    double ratio_low, ratio_high; /* before / after with both times off by time_error, either way */
+    moe_ep_payoff payoff;       /* whether before / after exceeds need_ratio                     */
 } moe_ep_payback_result;
 
-/* Break-even steps of a rebalance.  Errors: NULL, NEGATIVE, NAN, RANGE (after_s <= 0), OVERFLOW (a
- * result beyond a double).  O(1).
- * Example: 12 ms to 10 ms, 100 slots of 44040192 bytes at 50e9 B/s: cost 88.1 ms, 44.04 steps. */
+/* Break-even steps of a rebalance, and whether the gain is beyond what the model can be wrong by.  Errors: NULL,
+ * NEGATIVE, NAN, RANGE (after_s <= 0, time_error >= 1), OVERFLOW (a result beyond a double).  O(1).
+ * Example: 12 ms to 10 ms, 100 slots of 44040192 bytes at 50e9 B/s: cost 88.1 ms, 44.04 steps; 1.2 times, with
+ * time_error 0.05 between 1.0857 and 1.3263: YES for need_ratio 1, UNSURE for 1.15. */
 MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_payback_result *out, moe_ep_error *err);
 
 
@@ -2849,6 +2884,8 @@ typedef struct moe_ep_forward_desc {
  * Errors: NULL, ERR_SIZE (sizes that do not fit each other, strides shorter than a row), ERR_RANGE
  * (enum values), ERR_TOP_K, ERR_EXPERT_ID (index is the flat position), ERR_NAN (x, weights of the
  * choices), ERR_CONFIG, ERR_OVERFLOW, ERR_SCRATCH.  Non-finite expert weights are not looked for.
+ * A finite input can leave the range of float as in any product: y is written all the same and the status is
+ * ERR_OVERFLOW with arg "y" and the first element of y that is infinite or NaN (token * H + h) as its index.
  * Memory: activations only: about 4 T (H + K (H + I)) bytes for T up to 4096 and no more beyond (the
  * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task.
  * Cost: 6 T K H I flops for gated experts; reads the weights of the active experts once per 4096 tokens.
@@ -2862,8 +2899,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
 /* The middle of the layer alone: rows already grouped by expert, one output row for each input row.
  * Group g has rows row_start[g] .. row_start[g+1]-1 of rx and ry (both (rows,H) float, packed, not
  * overlapping) and uses expert expert_of_group[g] of desc->experts (NULL = expert g; two groups may use
- * the same one: replicas).  Of desc only experts, parallel_for, isa_max and blas_min_rows are read.
- * Of desc products is read too.  Errors as moe_ep_forward; row_start must begin at 0 and never fall.  O(rows H I).
+ * the same one: replicas).  Of desc only experts, parallel_for, isa_max, products and blas_min_rows are
+ * read.  Errors as moe_ep_forward; row_start must begin at 0 and never fall.  O(rows H I).
  * Example: two groups of one row each, H = I = 1, gate 1, up 2, down 3 for both: each row 1 gives
  * 6 * silu(1) = 4.386351. */
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -2907,6 +2944,12 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value);
  * written by the library, so they may be device pointers; the arrays of a plan are always host memory.
  * A stage without a hook runs on the CPU in float; dispatch, combine and counts without a hook exist for
  * one rank only (moe_ep_forward_ranks brings them for D ranks inside one process).
+ *
+ * BITS  Plans, counts and the order of rows are integers: equal on every machine.  y of the CPU stages has
+ *       the same bits for any number of threads, ranks, copies, micro-batches and for every placement, run
+ *       after run, in one build on one machine (BLAS off).  Between two builds, compilers, levels of
+ *       optimisation or instruction sets y may differ: each is within 1e-5 of max |y| of the exact layer
+ *       (1e-2 with bf16 products), so two of them are within 2e-5 (2e-2) of each other.
  * ================================================================================================== */
 #ifndef MOE_EP_NO_FORWARD
 
@@ -3001,7 +3044,8 @@ typedef struct moe_ep_rank {
 
 /* Starts a rank: copies the hooks and the slot tables of desc, keeps desc->layer by pointer.
  * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_OVERFLOW
- * (these together exceed 2^31 - 1), ERR_CONFIG (hooks.size wrong, one of alloc and free, a stage without hook and without
+ * (these together exceed 2^31 - 1), ERR_CONFIG (hooks.size wrong, one of alloc and free, a stage without hook and
+ * without
  * layer, elements that are not float for a CPU stage, missing counts, dispatch or combine with more than one rank),
  * ERR_MEMORY, those of moe_ep_forward for the layer.
  * O(num_ranks + slots of this rank).
@@ -3104,7 +3148,8 @@ typedef struct moe_ep_ranks_result {
  * y equals moe_ep_forward bit for bit under every placement (BLAS off).
  * Errors: as moe_ep_forward and moe_ep_rank_forward; ERR_SIZE (tokens_per_rank do not sum to T), ERR_CONFIG (slot_ids
  * and a router), ERR_PLACEMENT and ERR_EXPERT_ID (as moe_ep_validate, of this layer; a slot of another expert than the
- * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot).  result may be NULL.
+ * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot), ERR_NAN of rx (weight_on_input that takes a
+ * token out of the range of float).  After ERR_OVERFLOW of y, y and result are written.  result may be NULL.
  * O() of moe_ep_forward plus D*D*slots.
  * Example: 4 tokens, ids 3 7 | 1 12 | 3 9 | 7 15 of 16 experts on 4 contiguous ranks, one token on each:
  * 8 rows, 5 moved, the busiest rank has 3. */
@@ -4194,7 +4239,8 @@ static int moe_epi_rt_sort_few(moe_epi_rt_few *f, int32_t K, const moe_epi_rt_ru
         f->key[at] = key;
         f->id[at] = id;
     }
-    for (i = 0; rule->slack > 0.0f && i < K && i + 1 < f->count; i++) {
+    /* up to the last one that equals the Kth: what follows may tie with all of them and have a lower index */
+    for (i = 0; rule->slack > 0.0f && i + 1 < f->count && (i < K || !(f->key[K - 1] > f->key[i])); i++) {
         float gap = f->key[i] - f->key[i + 1];
         if (!(gap > rule->slack) && (gap > 0.0f || !rule->equal_is_tie)) return 0;
     }
@@ -4819,6 +4865,7 @@ static void moe_epi_rt_groups(moe_ep_isa isa, const float *key, int32_t n_group,
  * they really are, and a row in doubt is given back (bit in the result) to be routed in the plain way. */
 
 #define MOE_EPI_ROWS 16
+#define MOE_EPI_WIDE 256 /* experts of a row that is copied                                                 */
 
 /* What the rows of a call share. */
 typedef struct moe_epi_rt_plan {
@@ -4837,6 +4884,11 @@ typedef struct moe_epi_rt_plan {
     float eps, scale;
     float slack;             /* keys further apart than this are in the right order                         */
     float reach;             /* distances of the chosen must stay below                                     */
+    int copies;              /* rows are not taken as they are, but as the next four say (n <= MOE_EPI_WIDE) */
+    int32_t E;               /* real experts; the rest up to n is masked                                    */
+    const float *shift;      /* (E) or NULL: added to the logits                                            */
+    int lenient;             /* NaN and +Inf count as masked                                                */
+    const float *expert_scale; /* (E) or NULL: last factor of a weight                                      */
 } moe_epi_rt_plan;
 
 typedef struct moe_epi_rt_rows {
@@ -4917,6 +4969,28 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_top_lane(__m512 v)
     return MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0xb1));
 }
 
+/* `count` rows as the plan says, n apart: whole lanes, shifted, masked. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_copy(const float *x, int64_t stride, int64_t ahead, const moe_epi_rt_plan *p,
+                                           float *to, int count)
+{
+    const __m512 masked = _mm512_castsi512_ps(_mm512_set1_epi32((int)0xff800000u));
+    int32_t i;
+    int r;
+    for (r = 0; r < count; r++, x += stride) {
+        moe_epi_rt_prefetch(x + ahead, p->E);
+        for (i = 0; i < p->n; i += MOE_EPI_LANES, to += MOE_EPI_LANES) {
+            const __mmask16 real = (__mmask16)(p->E - i < MOE_EPI_LANES ? (1u << (p->E - i)) - 1u : 0xffffu);
+            __m512 v = _mm512_mask_loadu_ps(masked, real, x + i);
+            if (p->lenient) v = _mm512_mask_blend_ps(_mm512_fpclass_ps_mask(v, 0x89), v, masked);
+            if (p->shift) { /* a masked one stays so whatever its bias */
+                const __mmask16 moves = _mm512_mask_cmp_ps_mask(real, v, MOE_EPI_RT_ZS(MOE_EPI_LOWEST), _CMP_NLE_UQ);
+                v = _mm512_mask_add_ps(v, moves, v, _mm512_maskz_loadu_ps(moves, p->shift + i));
+            }
+            _mm512_storeu_ps(to, v);
+        }
+    }
+}
+
 /* Row r by its logits: least distances from the largest, partial sums.  NaN and +Inf leave a NaN distance. */
 MOE_EPI_RT_ZIN static void moe_epi_rt_z_row_as(const float *x, const moe_epi_rt_plan *p, moe_epi_rt_rows *b, int r,
                                                int sums)
@@ -4957,7 +5031,7 @@ MOE_EPI_RT_ZIN static void moe_epi_rt_z_row_as(const float *x, const moe_epi_rt_
     moe_epi_rt_z_keep(&m, b, r);
     _mm512_storeu_ps(b->part[r], sum);
     b->max[r] = _mm512_cvtss_f32(top);
-    b->doubt |= (uint32_t)(bad != 0) << r;
+    b->doubt |= (uint32_t)(bad != 0 || !(b->max[r] > -1e38f)) << r; /* -FLT_MAX counts as masked */
 }
 
 MOE_EPI_RT_Z static void moe_epi_rt_z_row(const float *x, const moe_epi_rt_plan *p, moe_epi_rt_rows *b, int r)
@@ -4981,7 +5055,7 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_near_sigmoid(__m512 x)
     return _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, MOE_EPI_RT_ZS(1.0f), d, MOE_EPI_RT_ZR);
 }
 
-/* Approximate keys of a row; returns lanes with anything but a finite logit. */
+/* Approximate keys of a row; returns lanes with a logit that is not finite or beyond 2.3e38. */
 MOE_EPI_RT_ZIN static __mmask16 moe_epi_rt_z_near_keys(const float *x, int64_t ahead, const moe_epi_rt_plan *p,
                                                      float *key)
 {
@@ -4990,7 +5064,7 @@ MOE_EPI_RT_ZIN static __mmask16 moe_epi_rt_z_near_keys(const float *x, int64_t a
     for (i = 0; i < p->n; i += MOE_EPI_LANES) {
         __m512 v = _mm512_loadu_ps(x + i), q = moe_epi_rt_z_near_sigmoid(v);
         moe_epi_rt_prefetch(x + ahead + i, MOE_EPI_LANES);
-        bad = (__mmask16)(bad | _mm512_fpclass_ps_mask(v, 0x99));
+        bad = (__mmask16)(bad | _mm512_fpclass_ps_mask(_mm512_mul_ps(v, MOE_EPI_RT_ZS(-MOE_EPI_RT_LOG2E)), 0x99));
         if (p->bias) q = _mm512_add_ps(q, _mm512_loadu_ps(p->bias + i));
         _mm512_storeu_ps(key + i, q);
     }
@@ -5231,7 +5305,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_guard(const float *x, int64_t stride, cons
 MOE_EPI_RT_Z static void moe_epi_rt_z_confirm(const float *x, int64_t stride, const moe_epi_rt_plan *p,
                                               moe_epi_rt_rows *b, int count)
 {
-    const __m512i low = _mm512_set1_epi32((int)p->low), row = moe_epi_rt_z_count();
+    const __m512i low = _mm512_set1_epi32((int)p->low), row = moe_epi_rt_z_count(), last = _mm512_set1_epi32(p->n - 1);
     const __m512 slack = MOE_EPI_RT_ZS(p->slack), zero = _mm512_setzero_ps();
     const __mmask16 all = (__mmask16)((1u << count) - 1u);
     __m512i at = _mm512_maskz_mullo_epi32(all, row, _mm512_set1_epi32((int)stride)), key = row, id;
@@ -5240,7 +5314,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_confirm(const float *x, int64_t stride, co
     int32_t j;
     for (j = 0; j < p->K; j++) {
         key = MOE_EPI_RT_ZLOAD(b->list[j]);
-        id = _mm512_and_si512(key, low);
+        id = _mm512_maskz_min_epi32(MOE_EPI_RT_ZA, _mm512_and_si512(key, low), last); /* absent: no expert */
         before = v;
         v = MOE_EPI_RT_ZGATHER(all, _mm512_add_epi32(at, id), x);
         _mm512_store_ps(b->x[j], v);
@@ -5331,6 +5405,23 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_exact_sigmoid(__m512 x)
     return _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, one, MOE_EPI_RT_ZADD(one, e), MOE_EPI_RT_ZR);
 }
 
+/* Exact scores of n experts, a multiple of 16. */
+MOE_EPI_RT_Z static void moe_epi_rt_z_softmax(const float *x, int32_t n, float max, float sum, float *out)
+{
+    int32_t i;
+    for (i = 0; i < n; i += MOE_EPI_LANES) {
+        __m512 e = moe_epi_rt_z_exp(MOE_EPI_RT_ZSUB(MOE_EPI_RT_ZS(max), _mm512_loadu_ps(x + i)), 0);
+        _mm512_storeu_ps(out + i, _mm512_maskz_div_round_ps(MOE_EPI_RT_ZI, e, MOE_EPI_RT_ZS(sum), MOE_EPI_RT_ZR));
+    }
+}
+
+MOE_EPI_RT_Z static void moe_epi_rt_z_sigmoids(const float *x, int32_t n, float *out)
+{
+    int32_t i;
+    for (i = 0; i < n; i += MOE_EPI_LANES)
+        _mm512_storeu_ps(out + i, moe_epi_rt_z_exact_sigmoid(_mm512_loadu_ps(x + i)));
+}
+
 /* Rows j and j + 1 of keys, ids and scores change places where the second one comes first. */
 MOE_EPI_RT_ZIN static void moe_epi_rt_z_swap(moe_epi_rt_rows *b, int32_t j)
 {
@@ -5352,6 +5443,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_settle(const float *x, int64_t stride, con
                                              moe_epi_rt_rows *b, int count)
 {
     const __m512i low = _mm512_set1_epi32((int)p->low), absent = _mm512_set1_epi32(MOE_EPI_RT_ABSENT);
+    const __m512i last = _mm512_set1_epi32(p->n - 1);
     const __m512 lowest = MOE_EPI_RT_ZS(MOE_EPI_LOWEST);
     const __mmask16 all = (__mmask16)((1u << count) - 1u);
     const __m512i at = _mm512_maskz_mullo_epi32(all, moe_epi_rt_z_count(), _mm512_set1_epi32((int)stride));
@@ -5360,7 +5452,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_settle(const float *x, int64_t stride, con
     __mmask16 wrong = 0;
     int32_t j;
     for (j = 0; j <= p->K; j++) {
-        id = _mm512_and_si512(MOE_EPI_RT_ZLOAD(b->list[j]), low);
+        id = _mm512_maskz_min_epi32(MOE_EPI_RT_ZA, _mm512_and_si512(MOE_EPI_RT_ZLOAD(b->list[j]), low), last);
         _mm512_store_si512(b->id[j], id);
         _mm512_store_ps(b->x[j], MOE_EPI_RT_ZGATHER(all, _mm512_add_epi32(at, id), x));
     }
@@ -5430,8 +5522,15 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_weights(const moe_epi_rt_plan *p, moe_epi_
         for (j = 0; j < p->K; j++) _mm512_store_ps(b->w[j], _mm512_load_ps(b->x[j]));
     }
     if (p->renorm) moe_epi_rt_z_norm(b, p->K, p->eps_mode, p->eps);
-    for (j = 0; j < p->K; j++)
-        _mm512_store_ps(b->w[j], MOE_EPI_RT_ZMUL(_mm512_load_ps(b->w[j]), MOE_EPI_RT_ZS(p->scale)));
+    for (j = 0; j < p->K; j++) {
+        __m512 w = MOE_EPI_RT_ZMUL(_mm512_load_ps(b->w[j]), MOE_EPI_RT_ZS(p->scale));
+        if (p->expert_scale) {
+            const __m512i id = MOE_EPI_RT_ZLOAD(b->id[j]);
+            const __mmask16 real = _mm512_cmplt_epu32_mask(id, _mm512_set1_epi32(p->E)); /* the others are in doubt */
+            w = MOE_EPI_RT_ZMUL(w, MOE_EPI_RT_ZGATHER(real, id, p->expert_scale));
+        }
+        _mm512_store_ps(b->w[j], w);
+    }
 }
 
 /* `count` rows (at most 16): everything but the delivery.  x (count,n), stride apart. */
@@ -5494,6 +5593,14 @@ static int moe_epi_float_kind(float v)
     return bits == 0xff800000u ? 1 : 2;
 }
 
+/* +Inf by its bits. */
+static int moe_epi_is_inf(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits == 0x7f800000u;
+}
+
 /* exp(x) for x <= 88 within 2 ulp, subnormal results included: Cody-Waite reduction and a polynomial of
  * degree 6 (coefficients of the Cephes library).  Written without branches so that it vectorises. */
 static float moe_epi_exp(float x)
@@ -5537,6 +5644,7 @@ typedef struct moe_epi_token {
     int32_t x_at, key_at;
     int raw;            /* logits need no change and fill whole lanes: they stand in for x              */
     int quick;          /* moe_epi_route_quick may be tried                                             */
+    int zeroed;         /* weights of chosen experts outside the open groups become 0                   */
     float slack, bound; /* how far apart approximate keys must be to count; largest |bias|              */
     const float *bias;  /* select_bias filled up to whole lanes                                         */
     const float *block; /* x, or the logits of the block when raw                                       */
@@ -5622,6 +5730,16 @@ static void moe_epi_route_softmax(moe_epi_token *t)
 static void moe_epi_route_scores(const moe_epi_token *t, moe_ep_score score, const float *x, int32_t n, float *out)
 {
     int32_t i;
+#if MOE_EPI_X86
+    if (t->isa == MOE_EP_ISA_AVX512 && n % MOE_EPI_LANES == 0 && score == MOE_EP_SCORE_SOFTMAX) {
+        moe_epi_rt_z_softmax(x, n, t->max, t->sum, out);
+        return;
+    }
+    if (t->isa == MOE_EP_ISA_AVX512 && n % MOE_EPI_LANES == 0 && score == MOE_EP_SCORE_SIGMOID) {
+        moe_epi_rt_z_sigmoids(x, n, out);
+        return;
+    }
+#endif
     if (score == MOE_EP_SCORE_SOFTMAX) {
         for (i = 0; i < n; i++) out[i] = t->max - x[i];
         moe_epi_rt_exps(out, n, out);
@@ -5704,16 +5822,34 @@ static void moe_epi_best_offer(moe_epi_best *b, float key, int32_t id)
     b->id[at] = id;
 }
 
+/* Sum of m keys, largest first, in the order in which torch adds a short row: four partial sums up to 7 of them,
+ * which the rest joins first, eight beyond.  Whether two groups tie can depend on it. */
+MOE_EPI_RT_STRICT static float moe_epi_route_add_keys(const float *key, int32_t m)
+{
+#ifdef __clang__
+#  pragma clang fp reassociate(off) contract(off)
+#endif
+    const int32_t width = m < 4 ? 1 : m < 8 ? 4 : 8, whole = m - m % width;
+    float lane[8], total = 0.0f;
+    int32_t i;
+    for (i = 0; i < width; i++) lane[i] = 0.0f;
+    for (i = 0; i < whole; i++) lane[i % width] += key[i];
+    if (width < 8) total = lane[0];
+    for (; i < m; i++) total += key[i];
+    for (i = width < 8 ? 1 : 0; i < width; i++) total += lane[i];
+    return total;
+}
+
 /* Sum of the m best keys of group g. */
 static float moe_epi_route_group_score(moe_epi_token *t, int32_t g, int32_t size, int32_t m, moe_epi_best *b)
 {
     float total = 0.0f;
-    int32_t e, i, done;
+    int32_t e, done;
     for (done = 0; done < m; done += b->have) {
         if (done == 0) moe_epi_best_start(b, m);
         else moe_epi_best_next(b, m - done);
         for (e = g * size; e < (g + 1) * size; e++) moe_epi_best_offer(b, moe_epi_route_key(t, e), e);
-        for (i = 0; i < b->have; i++) total += b->key[i];
+        total += moe_epi_route_add_keys(b->key, b->have);
         if (!(b->key[b->have - 1] > MOE_EPI_LOWEST)) return MOE_EPI_LOWEST; /* a masked one: -Inf */
     }
     return total;
@@ -5818,15 +5954,18 @@ static int moe_epi_route_quick(moe_epi_token *t, int32_t *ids)
 #endif
     if (!(rule.slack > 0.0f)) moe_epi_route_fill_key(t, 0);
     if (r->n_group > 1 && !moe_epi_route_quick_groups(t, rule.slack)) return 0;
-    return moe_epi_rt_top(t->isa, t->key, n, r->top_k, &rule, ids);
+    if (!moe_epi_rt_top(t->isa, t->key, n, r->top_k, &rule, ids)) return 0;
+    return r->mask_zero < 2 || t->key[ids[r->top_k - 1]] > 0.0f; /* nothing outside the groups was chosen */
 }
 
 static void moe_epi_route_topk(moe_epi_token *t, int32_t *ids)
 {
     moe_epi_best b;
     int32_t done, i, K = t->r->top_k;
+    t->zeroed = 0;
     if (t->quick && moe_epi_route_quick(t, ids)) return;
     if (t->r->n_group > 1) moe_epi_route_open_groups(t);
+    t->zeroed = t->r->n_group > 1 && t->r->mask_zero == 2;
     for (done = 0; done < K; done += b.have) {
         if (done == 0) moe_epi_best_start(&b, K);
         else moe_epi_best_next(&b, K - done);
@@ -5867,11 +6006,15 @@ static void moe_epi_route_softmax_chosen(const moe_epi_token *t, const int32_t *
     for (j = 0; j < K; j++) w[j] = (float)((double)w[j] * sum);
 }
 
-/* What the weights w (K) are divided by, before eps; p = 1 is their sum. */
+/* What the weights w (K) are divided by, before eps; p = 1 is their sum, p = +Inf the largest |w|. */
 static double moe_epi_route_norm(const float *w, int32_t K, float p)
 {
     double norm = 0.0, q = (double)p;
     int32_t j;
+    if (moe_epi_is_inf(p)) {
+        for (j = 0; j < K; j++) norm = fabs((double)w[j]) > norm ? fabs((double)w[j]) : norm;
+        return norm;
+    }
     int plain = !(p > 0.0f) || !(p < 1.0f || p > 1.0f);
     for (j = 0; j < K; j++) norm += plain ? (double)w[j] : pow(fabs((double)w[j]), q);
     return plain ? norm : pow(norm, 1.0 / q);
@@ -5907,6 +6050,13 @@ static void moe_epi_route_score_chosen(const moe_epi_token *t, moe_ep_score scor
     }
 }
 
+/* A weight that float cannot hold counts as its largest number. */
+static float moe_epi_route_fit(float v)
+{
+    const float most = 3.4028234663852886e38f;
+    return v > most ? most : v < -most ? -most : v;
+}
+
 static void moe_epi_route_weights(const moe_epi_token *t, const int32_t *ids, float *w)
 {
     const moe_ep_router *r = t->r;
@@ -5920,13 +6070,16 @@ static void moe_epi_route_weights(const moe_epi_token *t, const int32_t *ids, fl
     } else {
         moe_epi_route_score_chosen(t, r->weight == MOE_EP_WEIGHT_SCORE ? r->score : MOE_EP_SCORE_SIGMOID, ids, w);
     }
+    if (t->zeroed)
+        for (j = 0; j < K; j++)
+            if (!t->group_open[ids[j] / (r->num_experts / r->n_group)]) w[j] = 0.0f;
     if (normed)
         moe_epi_divide(w, K, moe_epi_with_eps(moe_epi_route_norm(w, K, r->renorm_p), r->eps_mode, r->eps));
-    if (!(normed && r->scale_only_without_renorm))
-        for (j = 0; j < K; j++) w[j] *= scale;
+    if (normed && r->scale_only_without_renorm) scale = 1.0f;
+    for (j = 0; j < K; j++) w[j] = moe_epi_route_fit(moe_epi_route_fit(w[j]) * scale);
     if (r->per_expert_scale)
         for (j = 0; j < K; j++)
-            if (ids[j] >= 0) w[j] *= r->per_expert_scale[ids[j]];
+            if (ids[j] >= 0) w[j] = moe_epi_route_fit(w[j] * r->per_expert_scale[ids[j]]);
 }
 
 /* Is e among the first n ids? */
@@ -5969,7 +6122,10 @@ static void moe_epi_route_scale(const moe_ep_router *r, const int32_t *ids, floa
 {
     float scale = r->scale > 0.0f || r->scale < 0.0f ? r->scale : 1.0f;
     int32_t j;
-    for (j = 0; j < r->top_k; j++) w[j] *= r->per_expert_scale ? scale * r->per_expert_scale[ids[j]] : scale;
+    for (j = 0; j < r->top_k; j++) {
+        float by = r->per_expert_scale ? moe_epi_route_fit(scale * r->per_expert_scale[ids[j]]) : scale;
+        w[j] = moe_epi_route_fit(w[j] * by);
+    }
 }
 
 /* One token, everything checked before: the unit a faster kernel replaces. */
@@ -6000,6 +6156,7 @@ static void moe_epi_route_begin(moe_epi_token *t, const moe_ep_router *r)
     t->logits = t->keys = NULL;
     t->max = 0.0f;
     t->sum = 1.0f;
+    t->zeroed = 0;
     t->raw = E % MOE_EPI_LANES == 0 && !(r->logit_softcap > 0.0f) && !r->logit_bias && !r->nan_as_masked;
     t->quick = E <= MOE_EPI_ROUTE_BLOCK && r->top_k <= MOE_EPI_LANES && r->group_top_m <= 2 && r->n_group <= 32;
     t->bias = r->select_bias;
@@ -6098,7 +6255,8 @@ MOE_EP_API moe_ep_status moe_ep_router_check(const moe_ep_router *cfg, moe_ep_er
     if ((s = moe_epi_router_check_sizes(cfg, err)) != MOE_EP_OK) return s;
     if (cfg->select != MOE_EP_SELECT_TABLE && (s = moe_epi_router_check_groups(cfg, err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_option(cfg->logit_softcap, "logit_softcap", err)) != MOE_EP_OK) return s;
-    if ((s = moe_epi_check_option(cfg->renorm_p, "renorm_p", err)) != MOE_EP_OK) return s;
+    if (!moe_epi_is_inf(cfg->renorm_p) && (s = moe_epi_check_option(cfg->renorm_p, "renorm_p", err)) != MOE_EP_OK)
+        return s;
     if ((s = moe_epi_check_option(cfg->eps, "eps", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_option(cfg->sparsemixer_jitter, "sparsemixer_jitter", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_floats(&cfg->scale, 1, "scale", err)) != MOE_EP_OK) return s;
@@ -6191,23 +6349,45 @@ static moe_ep_status moe_epi_route_check(const moe_ep_router *r, const float *lo
     return MOE_EP_OK;
 }
 
-/* Can sixteen rows go together, and how?  Needs whole lanes, logits as they are, a plain norm. */
+/* The largest factor on a weight, or on the way to it. */
+static float moe_epi_route_most(const moe_epi_rt_plan *p)
+{
+    float scale = fabsf(p->scale), most = scale;
+    int32_t e;
+    for (e = 0; p->expert_scale && e < p->E; e++) {
+        float by = scale * fabsf(p->expert_scale[e]);
+        most = by > most ? by : most;
+    }
+    return most;
+}
+
+/* Can sixteen rows go together, and how?  Needs a plain norm, and for logits that are not taken as they are keys
+ * without bias or groups and at most MOE_EPI_WIDE experts. */
 static int moe_epi_route_plan(const moe_epi_token *t, int weighs, moe_epi_rt_plan *p)
 {
     const moe_ep_router *r = t->r;
     const int softmax = r->score == MOE_EP_SCORE_SOFTMAX && !r->select_on_logit;
     const int sigmoid = r->score == MOE_EP_SCORE_SIGMOID && !r->select_on_logit;
     const int grouped = r->n_group > 1;
-    if (t->isa != MOE_EP_ISA_AVX512 || !t->raw || !t->quick || r->select != MOE_EP_SELECT_TOPK) return 0;
-    if (r->num_experts > 1024 || r->top_k > 14 || r->logits_stride > (1 << 26) || r->per_expert_scale) return 0;
+    float most;
+    if (t->isa != MOE_EP_ISA_AVX512 || !t->quick || r->select != MOE_EP_SELECT_TOPK) return 0;
+    if (r->num_experts > 1024 || r->top_k > 14 || r->logits_stride > (1 << 26)) return 0;
+    if (!t->raw && (sigmoid || r->logit_softcap > 0.0f || r->num_experts > MOE_EPI_WIDE)) return 0;
     if (!sigmoid && (r->select_bias || grouped)) return 0;
     if (r->score == MOE_EP_SCORE_SQRT_SOFTPLUS && (!r->select_on_logit || r->weight == MOE_EP_WEIGHT_SCORE)) return 0;
-    if (grouped && (r->n_group > 8 || r->num_experts / r->n_group % MOE_EPI_LANES != 0)) return 0;
+    if (grouped && (r->mask_zero == 2 || r->n_group > 8 || r->num_experts / r->n_group % MOE_EPI_LANES != 0)) return 0;
     if (sigmoid && r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED) return 0;
     memset(p, 0, sizeof *p);
     p->renorm = r->renorm && !(r->renorm_skip_k1 && r->top_k == 1);
-    if (p->renorm && (r->renorm_p < 1.0f || r->renorm_p > 1.0f) && r->renorm_p > 0.0f) return 0;
-    p->n = r->num_experts;
+    if (p->renorm && (moe_epi_is_inf(r->renorm_p) ||
+                      ((r->renorm_p < 1.0f || r->renorm_p > 1.0f) && r->renorm_p > 0.0f)))
+        return 0;
+    p->n = moe_epi_route_lanes(r->num_experts);
+    p->E = r->num_experts;
+    p->copies = !t->raw;
+    p->shift = r->logit_bias;
+    p->lenient = r->nan_as_masked;
+    p->expert_scale = r->per_expert_scale;
     p->K = r->top_k;
     for (p->low = 15; p->low < (uint32_t)p->n - 1u; p->low = 2u * p->low + 1u) continue;
     p->weighs = weighs;
@@ -6217,6 +6397,10 @@ static int moe_epi_route_plan(const moe_epi_token *t, int weighs, moe_epi_rt_pla
     p->eps = r->eps;
     p->scale = r->scale > 0.0f || r->scale < 0.0f ? r->scale : 1.0f;
     if (p->renorm && r->scale_only_without_renorm) p->scale = 1.0f;
+    most = weighs ? moe_epi_route_most(p) : 0.0f;
+    if (most > 1e30f) return 0; /* weights may have to stop at FLT_MAX */
+    if (weighs && r->score == MOE_EP_SCORE_LOGIT && r->weight == MOE_EP_WEIGHT_SCORE && (p->renorm || most > 1.0f))
+        return 0;
     p->sums = r->score == MOE_EP_SCORE_SOFTMAX && weighs && r->weight == MOE_EP_WEIGHT_SCORE;
     p->sigmoid = sigmoid;
     p->bias = r->select_bias;
@@ -6246,10 +6430,13 @@ static moe_ep_status moe_epi_route_together(moe_epi_token *t, const moe_epi_rt_p
     (void)first; /* no plan was found */
     (void)err;
 #else
-    moe_epi_rt_z_route(x, stride, p, b, count);
+    MOE_EPI_RT_ALIGNED float wide[MOE_EPI_ROWS * MOE_EPI_WIDE];
+    if (p->copies) moe_epi_rt_z_copy(x, stride, b->ahead, p, wide, count);
+    if (p->copies) b->ahead = 0;
+    moe_epi_rt_z_route(p->copies ? wide : x, p->copies ? p->n : stride, p, b, count);
     for (r = 0; b->doubt && r < count; r++) {
-        if (!(b->doubt >> r & 1u)) continue;
-        s = moe_epi_route_check_row(x + r * stride, p->n, (first + r) * p->n, "logits", err);
+        if (!(b->doubt >> r & 1u) || p->lenient) continue;
+        s = moe_epi_route_check_row(x + r * stride, p->E, (first + r) * p->E, "logits", err);
         if (s != MOE_EP_OK) count = r;
     }
     moe_epi_rt_z_deliver((const uint32_t *)(const void *)b->id, p->K, count, b->doubt, ids);
@@ -6479,7 +6666,7 @@ MOE_EP_API moe_ep_router moe_ep_router_phimoe(int32_t E, int32_t K)
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2(int32_t E, int32_t K)
 {
     moe_ep_router r = moe_epi_router_grouped(moe_epi_router_softmax(E, K), 8, 3, 1);
-    r.mask_zero = 1;
+    r.mask_zero = 2;
     r.scale = 16.0f;
     return r;
 }
@@ -6529,6 +6716,8 @@ MOE_EP_API moe_ep_router moe_ep_router_glm45(int32_t E, int32_t K)
 }
 
 MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
+
+MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
 
 MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K)
 {
@@ -6674,7 +6863,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("glm45", moe_ep_router_glm45, "transformers glm4_moe")                                        \
     X("dots1", moe_ep_router_dots1, "transformers dots1")                                           \
     X("mimo_v2", moe_ep_router_mimo_v2, "transformers mimo_v2")                                     \
-    X("exaone_moe", moe_ep_router_mimo_v2, "transformers exaone_moe")                               \
+    X("exaone_moe", moe_ep_router_exaone_moe, "transformers exaone_moe")                              \
     X("solar_open", moe_ep_router_mimo_v2, "transformers solar_open")                               \
     X("nemotron_h", moe_ep_router_nemotron_h, "transformers nemotron_h")                            \
     X("minimax_m2", moe_ep_router_minimax_m2, "transformers minimax_m2")                            \
@@ -6698,6 +6887,28 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("base", moe_ep_router_base, "fairseq BASE layer, inference")                                  \
     X("megablocks", moe_epi_router_dbrx1, "MegaBlocks LearnedRouter, p = 1")                        \
     X("sinkhorn", moe_ep_router_sinkhorn, "Megatron-LM sinkhorn_load_balancing")
+
+/* The same by other names: model_type of the models' config.json where it differs, and routing methods of vLLM and
+ * flashinfer. */
+#define MOE_EPI_ROUTER_ALIASES(X)                                                                   \
+    X("qwen2_moe", "qwen2")                                                                         \
+    X("qwen3_moe", "qwen3")                                                                         \
+    X("qwen3_vl_moe", "qwen3")                                                                      \
+    X("granitemoe", "granite")                                                                      \
+    X("granitemoehybrid", "granite")                                                                \
+    X("glm4_moe", "glm45")                                                                          \
+    X("lfm2_moe", "lfm2")                                                                           \
+    X("step3p5", "step35")                                                                          \
+    X("ernie4_5_moe", "ernie45")                                                                    \
+    X("longcat_flash", "longcat")                                                                   \
+    X("hunyuan_v1_moe", "hunyuan")                                                                  \
+    X("switch_transformers", "switch")                                                              \
+    X("grok", "grok1")                                                                              \
+    X("mimo_v2_flash", "mimo_v2")                                                                   \
+    X("Default", "qwen2")                                                                           \
+    X("Renormalize", "granite")                                                                     \
+    X("RenormalizeNaive", "mixtral")                                                                \
+    X("TopKSigmoid", "llama4")
 
 MOE_EP_API int32_t moe_ep_router_count(void)
 {
@@ -6754,6 +6965,9 @@ MOE_EP_API moe_ep_status moe_ep_router_by_name(const char *name, int32_t E, int3
     if (!name) return moe_epi_null(err, "name");
     if (!cfg) return moe_epi_null(err, "cfg");
     memset(&r, 0, sizeof r);
+#define MOE_EPI_BY_ALIAS(text, meant) name = moe_epi_same_name(name, text) ? meant : name;
+    MOE_EPI_ROUTER_ALIASES(MOE_EPI_BY_ALIAS)
+#undef MOE_EPI_BY_ALIAS
 #define MOE_EPI_BY_NAME(text, make, source)                                                         \
     if (moe_epi_same_name(name, text)) { r = make(E, K); found = 1; }
     MOE_EPI_ROUTERS(MOE_EPI_BY_NAME)
@@ -6767,6 +6981,7 @@ MOE_EP_API moe_ep_status moe_ep_router_by_name(const char *name, int32_t E, int3
     return MOE_EP_OK;
 }
 #undef MOE_EPI_ROUTERS
+#undef MOE_EPI_ROUTER_ALIASES
 
 /* ---- whole-batch routers ------------------------------------------------------------------------------ */
 
@@ -7005,6 +7220,21 @@ MOE_EP_API moe_ep_status moe_ep_route_sample(const float *logits, int64_t T, int
         ids[t] = drawn;
         if (weights) moe_epi_route_weights(&token, ids + t, weights + t);
     }
+    return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_dropout(float *x, int64_t n, float rate, moe_ep_rng *rng, moe_ep_error *err)
+{
+    moe_ep_status s;
+    int64_t i;
+    moe_epi_ok(err);
+    if (n < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must not be negative", -1, (double)n);
+    if ((s = moe_epi_check_option(rate, "rate", err)) != MOE_EP_OK) return s;
+    if (!(rate < 1.0f)) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "rate", "must be below 1", -1, (double)rate);
+    if (n == 0) return MOE_EP_OK;
+    if (!x) return moe_epi_null(err, "x");
+    if (!rng) return moe_epi_null(err, "rng");
+    for (i = 0; i < n; i++) x[i] = moe_ep_rng_f64(rng) < (double)rate ? 0.0f : x[i] / (1.0f - rate);
     return MOE_EP_OK;
 }
 
@@ -7319,6 +7549,11 @@ MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, flo
         signs += (sum > scaled) - (sum < scaled);
     }
     mean = centred ? rate * ((float)signs / (float)E) : 0.0f;
+    for (e = 0; e < E; e++) { /* nothing changes unless every step fits; at most 2 rate, which may be FLT_MAX */
+        double most = fabs((double)bias[e]) + fabs((double)rate) + fabs((double)mean);
+        if (most > 3.4028234663852886e38)
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "bias", "with the step does not fit", e, most);
+    }
     for (e = 0; e < E; e++) { /* sign(mean - load) without a division */
         scaled = loads[e] * E;
         bias[e] += rate * (float)((sum > scaled) - (sum < scaled)) - mean;
@@ -7666,6 +7901,12 @@ MOE_EP_API moe_ep_status moe_ep_append_shared(const int32_t *ids, const float *w
     if (!out_weights) return moe_epi_null(err, "out_weights");
     if (kind == MOE_EP_SHARED_SUM_OVER_VALUE && !(value > 0.0f || value < 0.0f))
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "value", "must not be 0", -1, (double)value);
+    for (t = 0; kind == MOE_EP_SHARED_SUM_OVER_VALUE && t < T; t++) { /* nothing is written unless all of it fits */
+        double sum = 0.0;
+        for (j = 0; j < K; j++) sum += (double)weights[t * K + j];
+        if (fabs(sum / (double)value) > 3.4028234663852886e38)
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "weights", "sum / value does not fit", t * K, sum);
+    }
     for (t = 0; t < T; t++) {
         double sum = 0.0;
         int used = 0;
@@ -7746,6 +7987,7 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
 #undef MOE_EPI_ROUTE_GROUPS
 #undef MOE_EPI_LANES
 #undef MOE_EPI_LOWEST
+#undef MOE_EPI_WIDE
 
 /* ==================================================================================================
  * 2 LOADS
@@ -10145,6 +10387,13 @@ static void moe_epi_drop_slots_by_token(moe_epi_dropping *d, int64_t t0, int64_t
         if (d->keep[i]) d->slot[i] = d->count[d->ids[i]]++;
 }
 
+/* A weight that float cannot hold counts as its largest number. */
+static float moe_epi_drop_fit(double v)
+{
+    const double most = 3.4028234663852886e38;
+    return (float)(v > most ? most : v < -most ? -most : v);
+}
+
 /* Weights of one token after the drop; reads w completely before it writes. */
 static void moe_epi_drop_weights(const moe_epi_dropping *d, int64_t t, float *after)
 {
@@ -10162,7 +10411,7 @@ static void moe_epi_drop_weights(const moe_epi_dropping *d, int64_t t, float *af
     for (j = 0; j < d->K; j++) {
         if (id[j] < 0 || !(keep[j] || p->keep_weights)) after[t * d->K + j] = 0.0f;
         else if (!normed) after[t * d->K + j] = w[j];
-        else after[t * d->K + j] = usable ? (float)((double)w[j] / norm) : 0.0f;
+        else after[t * d->K + j] = usable ? moe_epi_drop_fit((double)w[j] / norm) : 0.0f;
     }
 }
 
@@ -11214,10 +11463,23 @@ MOE_EP_API moe_ep_status moe_ep_node_loads(const moe_ep_placement *p, const doub
     return MOE_EP_OK;
 }
 
+/* Mean + z * sigma of one cell over the steps. */
+static double moe_epi_window_load(const double *load, int64_t stride, int32_t num_steps, double z)
+{
+    double mean = 0.0, square = 0.0;
+    int32_t t;
+    for (t = 0; t < num_steps; t++) mean += load[t * stride] / num_steps;
+    for (t = 0; t < num_steps; t++) {
+        double off = load[t * stride] - mean;
+        square += off * off / num_steps;
+    }
+    return mean + z * sqrt(square);
+}
+
 MOE_EP_API moe_ep_status moe_ep_window_loads(const double *loads, int32_t num_steps, int32_t L, int32_t E, double z,
                                              double *out, moe_ep_error *err)
 {
-    int64_t cells, all, i, t;
+    int64_t cells, all, i;
     moe_ep_status status;
     moe_epi_ok(err);
     if (!loads) return moe_epi_null(err, "loads");
@@ -11231,15 +11493,12 @@ MOE_EP_API moe_ep_status moe_ep_window_loads(const double *loads, int32_t num_st
     if (!moe_epi_mul(cells, num_steps, &all))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_steps", "num_steps*L*E does not fit", -1, num_steps);
     if ((status = moe_epi_loads_check(loads, (int64_t)num_steps * L, E, err)) != MOE_EP_OK) return status;
-    for (i = 0; i < cells; i++) {
-        double mean = 0.0, square = 0.0;
-        for (t = 0; t < num_steps; t++) mean += loads[t * cells + i] / num_steps;
-        for (t = 0; t < num_steps; t++) {
-            double off = loads[t * cells + i] - mean;
-            square += off * off / num_steps;
-        }
-        out[i] = mean + z * sqrt(square);
+    for (i = 0; i < cells; i++) { /* all of them fit before one is written */
+        double value = moe_epi_window_load(loads + i, cells, num_steps, z);
+        if (!moe_epi_finite(value))
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "mean + z * sigma does not fit", i, value);
     }
+    for (i = 0; i < cells; i++) out[i] = moe_epi_window_load(loads + i, cells, num_steps, z);
     return MOE_EP_OK;
 }
 
@@ -13140,12 +13399,9 @@ static void moe_epi_state_write(const moe_epi_state *s, moe_ep_placement *p, int
     moe_epi_index_layer(p, l);
 }
 
-#define MOE_EPI_EVENNESS_FRESH 0.02 /* weight of evenness against the squares above the level: a fresh plan */
-#define MOE_EPI_EVENNESS_MOVES 8.0  /* where moves are counted; both from trials on recorded loads          */
-#define MOE_EPI_LEAST_MOVE_COST 0.25 /* a change without a transfer is welcome, not free                   */
-#define MOE_EPI_LEAST_OFF_COST 0.05  /* the same where load off its home node is the cost                  */
-#define MOE_EPI_SWAP_PARTNERS 8     /* lightest devices with which swaps are tried: a fresh plan           */
-#define MOE_EPI_SWAP_PARTNERS_MOVES 5 /* where moves are counted                                            */
+#define MOE_EPI_EVENNESS_FRESH 0.02 /* weight of evenness against the squares above the level */
+#define MOE_EPI_LEAST_OFF_COST 0.05  /* a change that takes no load off its home node is welcome, not free  */
+#define MOE_EPI_SWAP_PARTNERS 8     /* lightest devices with which swaps are tried                         */
 
 /* ---- changes of copies: what rebalance, node_soft and the search of best_placement share ----- */
 
@@ -13202,19 +13458,6 @@ static int32_t moe_epi_source(const moe_ep_placement *p, int32_t l, int32_t e, i
     return -1;
 }
 
-/* Moves that e arriving on d costs (0 when it was there before); -1 = over a limit. */
-static int32_t moe_epi_arrival_cost(const moe_epi_state *s, const moe_epi_budget *b, int32_t d, int32_t e)
-{
-    int32_t slot, source;
-    if (moe_epi_was_held(s, b, d, e)) return 0;
-    if (b->desc->max_device_moves > 0 && b->arrivals[d] >= b->desc->max_device_moves) return -1;
-    if (b->links) {
-        source = moe_epi_source(b->from, b->layer, e, d, &slot);
-        if (source >= 0 && b->links[(int64_t)source * s->D + d] >= b->desc->max_link_moves) return -1;
-    }
-    return 1;
-}
-
 /* Load of e off its home node with `change` copies more, of which off_change are off. */
 static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, int32_t e, int32_t change,
                                int32_t off_change)
@@ -13253,7 +13496,7 @@ typedef enum moe_epi_change_kind {
 typedef struct moe_epi_change {
     moe_epi_change_kind kind;
     int32_t a, b, g;
-    double gain; /* decrease of the penalty per cost     */
+    double gain; /* decrease of the penalty per cost or move */
     double off;  /* change of the load off its home node */
 } moe_epi_change;
 
@@ -13264,17 +13507,15 @@ static double moe_epi_penalty(const moe_epi_budget *b, double time)
     return (over > 0.0 ? over * over : 0.0) + b->evenness * time * time;
 }
 
-static void moe_epi_change_offer(const moe_epi_state *s, const moe_epi_budget *b, moe_epi_change *best,
-                                 const moe_epi_change *offer, int32_t moves)
+static void moe_epi_change_offer(const moe_epi_budget *b, moe_epi_change *best,
+                                 const moe_epi_change *offer)
 {
-    double cost = moves > 0 ? moves : MOE_EPI_LEAST_MOVE_COST, gain;
+    double cost = 1.0, gain;
     if (!(offer->gain > 0.0)) return;
-    if (b->max_moves > 0 && moves > 0 && b->moves + moves > b->max_moves) return;
     if (b->home) {
         if (offer->off > 0.0 && b->off + offer->off > b->max_off) return;
         cost = MOE_EPI_LEAST_OFF_COST + (offer->off > 0.0 ? offer->off / (b->level + 1e-300) : 0.0);
     }
-    (void)s;
     gain = offer->gain / cost;
     if (!(gain > best->gain)) return;
     *best = *offer;
@@ -13285,11 +13526,11 @@ static void moe_epi_change_offer(const moe_epi_state *s, const moe_epi_budget *b
 static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32_t m, double limit,
                                 moe_epi_change *best)
 {
-    int32_t k, seen = 0, partners = b->held ? MOE_EPI_SWAP_PARTNERS_MOVES : MOE_EPI_SWAP_PARTNERS;
-    for (k = s->num_order - 1; k > 0 && seen < partners; k--) {
+    int32_t k, seen = 0;
+    for (k = s->num_order - 1; k > 0 && seen < MOE_EPI_SWAP_PARTNERS; k--) {
         moe_epi_swap swap;
         moe_epi_change c;
-        int32_t g = s->order[k], moves, back = 0, e, x = -1;
+        int32_t g = s->order[k], e, x = -1;
         double delta;
         memset(&swap, 0, sizeof swap);
         swap.value = limit;
@@ -13303,23 +13544,18 @@ static void moe_epi_offer_swaps(const moe_epi_state *s, moe_epi_budget *b, int32
         c.g = g;
         e = s->cell[swap.a];
         delta = s->unit[e];
-        moves = moe_epi_arrival_cost(s, b, g, e);
         if (swap.b >= 0) {
             x = s->cell[swap.b];
             delta -= s->unit[x];
-            back = moe_epi_arrival_cost(s, b, m, x);
         }
-        if (moves < 0 || back < 0) continue;
         seen++;
-        moves += back - !moe_epi_was_held(s, b, m, e);
-        if (x >= 0) moves -= !moe_epi_was_held(s, b, g, x);
         if (b->home) {
             c.off = s->unit[e] * (moe_epi_is_off(b, g, e) - moe_epi_is_off(b, m, e));
             if (x >= 0) c.off += s->unit[x] * (moe_epi_is_off(b, m, x) - moe_epi_is_off(b, g, x));
         }
         c.gain = moe_epi_penalty(b, moe_epi_time(s, m)) - moe_epi_penalty(b, moe_epi_time_with(s, m, -delta)) +
                  moe_epi_penalty(b, moe_epi_time(s, g)) - moe_epi_penalty(b, moe_epi_time_with(s, g, delta));
-        moe_epi_change_offer(s, b, best, &c, moves);
+        moe_epi_change_offer(b, best, &c);
     }
 }
 
@@ -13370,24 +13606,21 @@ static int32_t moe_epi_copy_gains(const moe_epi_state *s, moe_epi_budget *b, int
 static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_t n, int32_t g, int32_t x,
                                double price, double limit, moe_epi_change *best)
 {
-    int32_t i, refund = 0;
+    int32_t i;
     double base = moe_epi_penalty(b, moe_epi_time(s, g)) - price, freed = 0.0, off = 0.0;
-    double least = b->home ? MOE_EPI_LEAST_OFF_COST : MOE_EPI_LEAST_MOVE_COST;
+    double least = b->home ? MOE_EPI_LEAST_OFF_COST : 1.0;
     double lightest = moe_epi_time_with(s, g, b->least_unit - (x >= 0 ? s->unit[x] : 0.0));
     if (!(b->most_gain + base - moe_epi_penalty(b, lightest) > best->gain * least)) return; /* none is better */
     if (x >= 0) {
         freed = s->unit[x];
-        refund = !moe_epi_was_held(s, b, g, x);
         if (b->home) off = moe_epi_off_load(s, b, x, -1, -moe_epi_is_off(b, g, x)) - moe_epi_off_load(s, b, x, 0, 0);
     }
     for (i = 0; i < n; i++) {
         const moe_epi_gain *y = &b->gains[i];
         moe_epi_change c;
         double after = moe_epi_time_with(s, g, y->unit - freed);
-        int32_t moves;
         c.gain = y->gain + base - moe_epi_penalty(b, after);
         if (!(c.gain > best->gain * least) || !(after < limit) || moe_epi_has_expert(s, g, y->e)) continue;
-        if ((moves = moe_epi_arrival_cost(s, b, g, y->e)) < 0) continue;
         c.kind = MOE_EPI_COPY;
         c.a = y->e;
         c.b = x;
@@ -13395,7 +13628,7 @@ static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_
         c.off = off;
         if (b->home)
             c.off += moe_epi_off_load(s, b, y->e, 1, moe_epi_is_off(b, g, y->e)) - moe_epi_off_load(s, b, y->e, 0, 0);
-        moe_epi_change_offer(s, b, best, &c, moves - refund);
+        moe_epi_change_offer(b, best, &c);
     }
 }
 
@@ -13452,7 +13685,7 @@ static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32
             moe_epi_penalty(b, moe_epi_time(s, m)) - moe_epi_penalty(b, moe_epi_time_with(s, m, -s->unit[e])) - price;
         if (b->home)
             c.off = moe_epi_off_load(s, b, e, -1, -moe_epi_is_off(b, m, e)) - moe_epi_off_load(s, b, e, 0, 0);
-        moe_epi_change_offer(s, b, best, &c, -!moe_epi_was_held(s, b, m, e));
+        moe_epi_change_offer(b, best, &c);
     }
 }
 
@@ -13506,72 +13739,6 @@ static void moe_epi_change_apply(moe_epi_state *s, moe_epi_budget *b, int32_t m,
     }
 }
 
-/* ---- rebalance: few moves from a placement that exists
- * ------------------------------------------------------------- */
-
-/* The current layer as a state: duplicates and copies on inactive devices are let go. */
-static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int32_t l, uint64_t *held)
-{
-    const int32_t *expert = p->slot_expert + (int64_t)l * p->num_slots;
-    int32_t d, e, i;
-    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
-    for (e = 0; e < s->E; e++) s->count[e] = 0;
-    for (d = 0; d < s->D; d++) {
-        s->fill[d] = 0;
-        s->load[d] = 0.0;
-        s->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
-        for (i = p->slot_start[d]; s->cap[d] > 0 && i < p->slot_start[d + 1]; i++) {
-            if (expert[i] < 0 || moe_epi_has_expert(s, d, expert[i])) continue;
-            s->cell[s->slot_start[d] + s->fill[d]++] = expert[i];
-            moe_epi_flip(s, d, expert[i]);
-            s->count[expert[i]]++;
-        }
-    }
-    memcpy(held, s->holds, (size_t)(s->words * s->E) * sizeof *held);
-    for (e = 0; e < s->E; e++) s->unit[e] = s->w[e] / (s->count[e] > 0 ? s->count[e] : 1);
-    moe_epi_state_resort(s);
-}
-
-/* Cell of the cheapest expert on d that has other copies; -1 = none. */
-static int32_t moe_epi_spare_cell(const moe_epi_state *s, int32_t d)
-{
-    int32_t i;
-    for (i = s->slot_start[d] + s->fill[d] - 1; i >= s->slot_start[d]; i--)
-        if (s->count[s->cell[i]] > 1) return i;
-    return -1;
-}
-
-/* Experts that lost their last copy come back, heaviest first onto the lightest device with a free or spare cell. */
-static void moe_epi_state_revive(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal)
-{
-    int32_t e, n = 0, i, d, cell;
-    for (e = 0; e < s->E; e++) {
-        if (s->count[e] > 0) continue;
-        deal->items[n].key = s->w[e];
-        deal->items[n].id = e;
-        n++;
-    }
-    moe_epi_sort(deal->items, deal->spare, n);
-    for (i = 0; i < n; i++) {
-        int32_t to = -1;
-        e = deal->items[i].id;
-        for (d = 0; d < s->D; d++) {
-            if (s->fill[d] >= s->cap[d] && moe_epi_spare_cell(s, d) < 0) continue;
-            if (to < 0 || moe_epi_time(s, d) < moe_epi_time(s, to)) to = d;
-        }
-        if (s->fill[to] >= s->cap[to]) {
-            int32_t x;
-            cell = moe_epi_spare_cell(s, to);
-            x = s->cell[cell];
-            moe_epi_remove(s, to, cell);
-            moe_epi_set_count(s, x, s->count[x] - 1, b->hosts);
-        }
-        s->count[e] = 1;
-        moe_epi_insert(s, to, e);
-        moe_epi_book(s, b, to, e, 1);
-    }
-}
-
 /* Changes around the busiest device while it is above level and the best of them helps; at most `most`. */
 static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, double level, int32_t most)
 {
@@ -13594,251 +13761,8 @@ static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, double le
     return done;
 }
 
-/* One layer down to target (max/mean) or as far as the limits allow.  Returns the changes made. */
-static int32_t moe_epi_rebalance_layer(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, double mean,
-                                       double target)
-{
-    moe_epi_state_revive(s, b, deal);
-    moe_epi_order(s, deal->heap, deal->held);
-    return moe_epi_change_run(s, b, mean * target, 4 * s->slot_start[s->D] + 16);
-}
-
-/* Kept experts stay in their slots; newcomers fill the free ones in order. */
-static void moe_epi_keep_slots(const moe_epi_state *s, const moe_epi_budget *b, const int32_t *before, int32_t *after)
-{
-    int32_t d, i, j;
-    for (d = 0; d < s->D; d++) {
-        int32_t first = s->slot_start[d], end = s->slot_start[d + 1], next = first;
-        for (i = first; i < end; i++) {
-            int keep = before[i] >= 0 && moe_epi_has_expert(s, d, before[i]);
-            for (j = first; keep && j < i; j++) keep = after[j] != before[i]; /* a duplicate was let go */
-            after[i] = keep ? before[i] : -1;
-        }
-        for (j = first; j < first + s->fill[d]; j++) {
-            if (moe_epi_was_held(s, b, d, s->cell[j])) continue;
-            while (after[next] >= 0) next++;
-            after[next] = s->cell[j];
-        }
-    }
-}
-
-static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, const moe_ep_placement *out,
-                                             moe_ep_error *err)
-{
-    const moe_ep_placement *p;
-    moe_ep_status status;
-    int32_t d, l, active = 0;
-    if (!desc) return moe_epi_null(err, "desc");
-    p = desc->current;
-    if ((status = moe_epi_placement_check(p, "desc.current", err)) != MOE_EP_OK) return status;
-    if ((status = moe_epi_placement_check(out, "out", err)) != MOE_EP_OK) return status;
-    if ((status = moe_epi_same_sizes(p, out, "out", err)) != MOE_EP_OK) return status;
-    if ((status = moe_epi_validate_devices(p, err)) != MOE_EP_OK) return status;
-    for (l = 0; l < p->num_layers; l++)
-        if ((status = moe_epi_validate_maps(p, l, err)) != MOE_EP_OK) return status;
-    if (!desc->loads) return moe_epi_null(err, "desc.loads");
-    if ((status = moe_epi_loads_check(desc->loads, p->num_layers, p->num_experts, err)) != MOE_EP_OK) return status;
-    for (d = 0; d < p->num_devices; d++)
-        if (!p->device_inactive[d]) active += p->slot_start[d + 1] - p->slot_start[d];
-    if (active < p->num_experts)
-        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.current", "fewer active slots than experts", -1, active);
-    if (!moe_epi_finite(desc->target) || desc->target < 0.0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
-                            desc->target);
-    if (desc->max_moves < 0 || desc->max_layer_moves < 0 || desc->max_device_moves < 0 || desc->max_link_moves < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_moves", "limits must not be negative", -1, 0.0);
-    return MOE_EP_OK;
-}
-
-/* Busiest active device (load / speed) of layer l of p; device (D) is working space.  Lost experts do not count. */
-static double moe_epi_layer_max(const moe_ep_placement *p, int32_t l, const double *w, double *device)
-{
-    double worst = 0.0;
-    int32_t d;
-    moe_epi_layer_device_loads(p, l, w, device);
-    for (d = 0; d < p->num_devices; d++)
-        if (!p->device_inactive[d] && device[d] / p->device_speed[d] > worst) worst = device[d] / p->device_speed[d];
-    return worst;
-}
-
-/* Takes back what the layer's changes were booked for. */
-static void moe_epi_unbook(const moe_epi_state *s, moe_epi_budget *b)
-{
-    int32_t d, i;
-    for (d = 0; d < s->D; d++)
-        for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++) moe_epi_book(s, b, d, s->cell[i], -1);
-}
-
-/* One loaded layer: changed where that makes its busiest device less busy and it is above the target, or where an
- * expert was lost.  *keep: the layer stays as it was (duplicates, which the state lets go, can hold it lower). */
-static int32_t moe_epi_rebalance_try(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, double target,
-                                     const moe_epi_room *room, int *keep)
-{
-    double mean = 0.0, before = moe_epi_layer_max(b->from, b->layer, s->w, b->price), now = 0.0;
-    int32_t e, d, changes, lost = 0;
-    for (e = 0; e < s->E; e++) {
-        mean += s->w[e];
-        lost += s->count[e] == 0;
-    }
-    mean /= room->speed_sum;
-    *keep = lost == 0 && before <= mean * target;
-    if (*keep) return 0;
-    changes = moe_epi_rebalance_layer(s, b, deal, mean, target);
-    for (d = 0; d < s->D; d++)
-        if (moe_epi_time(s, d) > now) now = moe_epi_time(s, d);
-    *keep = lost == 0 && !(now < before * (1.0 - 1e-9));
-    if (!*keep) return changes;
-    moe_epi_unbook(s, b);
-    return 0;
-}
-
-/* A layer as it was, without its copies on inactive devices. */
-static void moe_epi_keep_layer(const moe_ep_placement *p, const int32_t *before, int32_t *after)
-{
-    int32_t s;
-    for (s = 0; s < p->num_slots; s++) after[s] = p->device_inactive[p->slot_device[s]] ? -1 : before[s];
-}
-
-/* All layers for one target.  write: into out and result; else only counted.  Returns the moves. */
-static int64_t moe_epi_rebalance_pass(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, uint64_t *held,
-                                      int32_t *after, double target, int write, moe_ep_placement *out,
-                                      moe_ep_plan_result *result, const moe_epi_room *room)
-{
-    const moe_ep_placement *p = b->from;
-    int32_t l, d;
-    int64_t moves = 0;
-    for (d = 0; d < s->D; d++) b->arrivals[d] = 0;
-    if (b->links) memset(b->links, 0, sizeof(int32_t) * (size_t)s->D * (size_t)s->D);
-    for (l = 0; l < p->num_layers; l++) {
-        const int32_t *before = p->slot_expert + (int64_t)l * p->num_slots;
-        int32_t changes;
-        int keep = 0;
-        s->w = b->desc->loads + (int64_t)l * s->E;
-        b->layer = l;
-        b->moves = 0;
-        moe_epi_state_load(s, p, l, held);
-        changes = moe_epi_rebalance_try(s, b, deal, target, room, &keep);
-        moves += b->moves;
-        if (!write) continue;
-        if (keep) moe_epi_keep_layer(p, before, after);
-        else moe_epi_keep_slots(s, b, before, after);
-        memcpy(out->slot_expert + (int64_t)l * p->num_slots, after, sizeof *after * (size_t)p->num_slots);
-        if (!result) continue;
-        result[l].refinements = changes;
-        result[l].moves = b->moves;
-    }
-    return moves;
-}
-
-#define MOE_EPI_RELAX_STEPS 12 /* halvings of the target between what was asked for and more than any layer has */
-
-/* The lowest target whose moves fit max_moves. */
-static double moe_epi_relax(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal, uint64_t *held, int32_t *after,
-                            double target, const moe_epi_room *room)
-{
-    double low = target, high = 2.0 * room->speed_sum / room->speed_min; /* no layer is above half of that */
-    int i;
-    if (b->desc->max_moves == 0 ||
-        moe_epi_rebalance_pass(s, b, deal, held, after, target, 0, NULL, NULL, room) <= b->desc->max_moves)
-        return target;
-    for (i = 0; i < MOE_EPI_RELAX_STEPS; i++) {
-        double middle = 1.0 + sqrt((low - 1.0 + 1e-4) * (high - 1.0 + 1e-4)) - 1e-4; /* imbalance spans decades */
-        if (moe_epi_rebalance_pass(s, b, deal, held, after, middle, 0, NULL, NULL, room) <= b->desc->max_moves)
-            high = middle;
-        else low = middle;
-    }
-    return high;
-}
-#undef MOE_EPI_RELAX_STEPS
-
-/* The result of a layer after the changes; keeps what was counted meanwhile. */
-static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, const moe_ep_rebalance_desc *desc,
-                                     int relaxed, const moe_epi_room *room, const moe_epi_bound_work *work,
-                                     moe_ep_plan_result *r)
-{
-    double before = r->max_before;
-    r->duplicates = r->max_replicas = 0;
-    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, room, INT32_MAX, work, r);
-    r->max_before = before;
-    r->policy = MOE_EP_PLACE_REBALANCE;
-    r->reason = relaxed && desc->max_moves > 0
-                    ? "few moves; the target was relaxed for all layers alike until max_moves sufficed"
-                    : "few moves from the current placement";
-}
-
-MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
-                                          moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err)
-{
-    moe_epi_arena arena;
-    moe_epi_deal deal;
-    moe_epi_state state;
-    moe_epi_budget budget;
-    moe_epi_bound_work work;
-    moe_epi_room room;
-    size_t total = 0;
-    uint64_t *held;
-    int32_t *after, l, E, P, D;
-    const moe_ep_placement *p;
-    double target;
-    moe_ep_status status;
-    moe_epi_ok(err);
-    if ((status = moe_epi_rebalance_check(desc, out, err)) != MOE_EP_OK) return status;
-    p = desc->current;
-    E = p->num_experts;
-    P = p->num_slots;
-    D = p->num_devices;
-    moe_epi_deal_need(&total, E, D);
-    moe_epi_state_need(&total, E, P, D);
-    moe_epi_bound_need(&total, E, D, p->num_nodes);
-    moe_epi_need(&total, ((int64_t)D + 63) / 64 * E, sizeof(uint64_t));
-    moe_epi_need(&total, P, sizeof(int32_t));
-    moe_epi_need(&total, D, sizeof(int64_t));
-    moe_epi_need(&total, D, sizeof(int32_t));
-    moe_epi_need(&total, D, sizeof(double));
-    moe_epi_need(&total, P, sizeof(moe_epi_gain));
-    moe_epi_need(&total, desc->max_link_moves > 0 ? (int64_t)D * D : 0, sizeof(int32_t));
-    if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
-    moe_epi_deal_take(&arena, &deal, E, D);
-    moe_epi_state_take(&arena, &state, p, &deal);
-    moe_epi_state_speeds(&state, p);
-    moe_epi_bound_take(&arena, &work, E, D, p->num_nodes);
-    held = (uint64_t *)moe_epi_take(&arena, ((int64_t)D + 63) / 64 * E, sizeof(uint64_t));
-    after = (int32_t *)moe_epi_take(&arena, P, sizeof(int32_t));
-    memset(&budget, 0, sizeof budget);
-    budget.desc = desc;
-    budget.max_moves = desc->max_layer_moves;
-    budget.evenness = MOE_EPI_EVENNESS_MOVES;
-    state.max_count = D;
-    budget.from = p;
-    budget.held = held;
-    budget.arrivals = (int64_t *)moe_epi_take(&arena, D, sizeof(int64_t));
-    budget.hosts = (int32_t *)moe_epi_take(&arena, D, sizeof(int32_t));
-    budget.price = (double *)moe_epi_take(&arena, D, sizeof(double));
-    budget.gains = (moe_epi_gain *)moe_epi_take(&arena, P, sizeof(moe_epi_gain));
-    if (desc->max_link_moves > 0) budget.links = (int32_t *)moe_epi_take(&arena, (int64_t)D * D, sizeof(int32_t));
-    room = moe_epi_room_of(p);
-    target = moe_epi_relax(&state, &budget, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
-    for (l = 0; result && l < p->num_layers; l++) { /* before out, which may be current, changes */
-        memset(&result[l], 0, sizeof result[l]);
-        result[l].max_before = moe_epi_layer_max(p, l, desc->loads + (int64_t)l * E, work.device);
-    }
-    (void)moe_epi_rebalance_pass(&state, &budget, &deal, held, after, target, 1, out, result, &room);
-    memmove(out->device_node, p->device_node, sizeof(int32_t) * (size_t)D);
-    memmove(out->device_speed, p->device_speed, sizeof(double) * (size_t)D);
-    memmove(out->device_inactive, p->device_inactive, (size_t)D);
-    for (l = 0; l < p->num_layers; l++) {
-        moe_epi_index_layer(out, l);
-        if (result)
-            moe_epi_rebalance_result(out, l, desc, target > desc->target && target > 1.0, &room, &work, &result[l]);
-    }
-    moe_epi_arena_close(&arena);
-    return MOE_EP_OK;
-}
-#undef MOE_EPI_EVENNESS_MOVES
-#undef MOE_EPI_LEAST_MOVE_COST
 #undef MOE_EPI_LEAST_OFF_COST
 #undef MOE_EPI_SWAP_PARTNERS
-#undef MOE_EPI_SWAP_PARTNERS_MOVES
 /* ---- moves between two placements --------------------------------------------------------------------------- */
 
 static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_ep_placement *to,
@@ -14448,27 +14372,33 @@ static moe_ep_status moe_epi_budget_sum(moe_epi_budgets *b, const int32_t *layer
     return MOE_EP_OK;
 }
 
-/* Fills the curves, buys, and takes the even budget instead where that is better. */
-static moe_ep_status moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots, int64_t most, unsigned char *memory,
-                                        size_t block, moe_ep_error *err)
+/* What every layer reaches with every number of copies tried. */
+static moe_ep_status moe_epi_budget_curves(moe_epi_budgets *b, unsigned char *memory, size_t block, moe_ep_error *err)
 {
-    int32_t l, i, L = b->desc->num_layers, E = b->desc->num_experts, *even = b->to;
-    double bought = 0.0, shared = 0.0;
-    moe_ep_status status = moe_ep_placement_init(&b->place, 1, E, &b->desc->shape, memory, block, err);
-    if (status != MOE_EP_OK) return status;
-    for (l = 0; l < L; l++)
-        for (i = 0; i < b->n; i++) {
+    int32_t l, i;
+    moe_ep_status status =
+        moe_ep_placement_init(&b->place, 1, b->desc->num_experts, &b->desc->shape, memory, block, err);
+    for (l = 0; l < b->desc->num_layers; l++)
+        for (i = 0; status == MOE_EP_OK && i < b->n; i++)
             status = moe_epi_budget_try(b, l, b->tried[i], &b->reached[(int64_t)l * b->n + i], err);
-            if (status != MOE_EP_OK) return status;
-        }
+    if (status != MOE_EP_OK) return status;
+    return moe_ep_placement_init(&b->place, b->desc->num_layers, b->desc->num_experts, &b->desc->shape, memory, block,
+                                 err);
+}
+
+/* Buys, and takes the even budget instead where that is better; at most `most` copies per layer.  have: slots. */
+static moe_ep_status moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots, int64_t most, moe_ep_error *err)
+{
+    int32_t l, L = b->desc->num_layers, E = b->desc->num_experts, *even = b->to;
+    double bought = 0.0, shared = 0.0;
+    moe_ep_status status;
     moe_epi_budget_buy(b, L, extra_slots);
     for (l = 0; l < L; l++) {
         int64_t share = extra_slots / L + (l < extra_slots % L ? 1 : 0);
         even[l] = E + (int32_t)(share < most ? share : most);
         b->have[l] = E + b->tried[b->have[l]];
     }
-    status = moe_ep_placement_init(&b->place, L, E, &b->desc->shape, memory, block, err);
-    if (status == MOE_EP_OK) status = moe_epi_budget_sum(b, b->have, &bought, err);
+    status = moe_epi_budget_sum(b, b->have, &bought, err);
     if (status == MOE_EP_OK) status = moe_epi_budget_sum(b, even, &shared, err);
     if (status == MOE_EP_OK && shared < bought * (1.0 - MOE_EPI_BUDGET_LEAST))
         memcpy(b->have, even, sizeof *even * (size_t)L);
@@ -14477,19 +14407,25 @@ static moe_ep_status moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots,
 
 #undef MOE_EPI_BUDGET_LEAST
 
-static moe_ep_status moe_epi_budgets_check(const moe_ep_place_desc *desc, int64_t extra_slots,
-                                           const int32_t *layer_slots, int32_t *slots, moe_ep_error *err)
+static moe_ep_status moe_epi_budgets_check(const moe_ep_place_desc *desc, const int64_t *extra_slots,
+                                           int32_t num_budgets, const int32_t *layer_slots, int32_t *slots,
+                                           moe_ep_error *err)
 {
-    int32_t d, num_slots = 0;
+    int32_t d, k, num_slots = 0;
     moe_ep_status status;
     if (!desc) return moe_epi_null(err, "desc");
+    if (!extra_slots) return moe_epi_null(err, "extra_slots");
     if (!layer_slots) return moe_epi_null(err, "layer_slots");
+    if (num_budgets < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_budgets", "must be at least 1", -1, num_budgets);
     if (desc->num_layers < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_layers", "must be at least 1", -1, desc->num_layers);
     if (desc->num_experts < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_experts", "must be at least 1", -1, desc->num_experts);
-    if (extra_slots < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "extra_slots", "must not be negative", -1, (double)extra_slots);
+    for (k = 0; k < num_budgets; k++)
+        if (extra_slots[k] < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "extra_slots", "must not be negative",
+                                num_budgets > 1 ? k : -1, (double)extra_slots[k]);
     if (desc->layer_slots)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.layer_slots", "the copies are what is asked for", -1, 0.0);
     if ((status = moe_epi_shape_check(&desc->shape, desc->num_experts, &num_slots, err)) != MOE_EP_OK) return status;
@@ -14506,16 +14442,24 @@ static moe_ep_status moe_epi_budgets_check(const moe_ep_place_desc *desc, int64_
 MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, int64_t extra_slots,
                                                 int32_t *layer_slots, moe_ep_scratch *scratch, moe_ep_error *err)
 {
+    return moe_ep_replica_budget_row(desc, &extra_slots, 1, layer_slots, scratch, err);
+}
+
+MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc, const int64_t *extra_slots,
+                                                   int32_t num_budgets, int32_t *layer_slots, moe_ep_scratch *scratch,
+                                                   moe_ep_error *err)
+{
     moe_epi_arena arena;
     moe_epi_budgets b;
     size_t total = 0, planner, block;
     double *merged;
-    int64_t most, cells, merge;
-    int32_t slots = 0, L, E;
+    int64_t most = 0, cells, merge, rows;
+    int32_t slots = 0, L, E, k, *made;
     unsigned char *buffer, *memory;
     moe_ep_status status;
     moe_epi_ok(err);
-    if ((status = moe_epi_budgets_check(desc, extra_slots, layer_slots, &slots, err)) != MOE_EP_OK) return status;
+    status = moe_epi_budgets_check(desc, extra_slots, num_budgets, layer_slots, &slots, err);
+    if (status != MOE_EP_OK) return status;
     memset(&b, 0, sizeof b);
     L = desc->num_layers;
     E = desc->num_experts;
@@ -14525,20 +14469,22 @@ MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, i
     b.one.num_steps = 0;
     b.one.node_soft = 0; /* both look at more than one layer's busiest device */
     b.one.coactivation = NULL;
-    most = slots - E < extra_slots ? slots - E : extra_slots;
+    for (k = 0; k < num_budgets; k++) most = extra_slots[k] > most ? extra_slots[k] : most;
+    most = slots - E < most ? slots - E : most;
     b.n = moe_epi_budget_grid(most, NULL);
     merge = desc->num_steps > 1 ? (int64_t)L * E : 0;
     b.one.num_layers = L;
     planner = moe_epi_planner_bytes(&b.one, slots);
     b.one.num_layers = 1;
     block = moe_ep_placement_bytes(L, E, &desc->shape);
-    if (planner == SIZE_MAX || block == 0 || !moe_epi_mul(L, b.n, &cells))
+    if (planner == SIZE_MAX || block == 0 || !moe_epi_mul(L, b.n, &cells) || !moe_epi_mul(L, num_budgets, &rows))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.num_layers", "L*P does not fit", -1, L);
     moe_epi_need(&total, b.n, sizeof(int32_t));
     moe_epi_need(&total, cells, sizeof(double));
     moe_epi_need(&total, merge, sizeof(double));
     moe_epi_need(&total, L, sizeof(int32_t));
     moe_epi_need(&total, L, sizeof(int32_t));
+    moe_epi_need(&total, rows, sizeof(int32_t));
     moe_epi_need(&total, L, sizeof(moe_epi_item));
     moe_epi_need(&total, L, sizeof(moe_ep_plan_result));
     moe_epi_need(&total, 1, planner);
@@ -14549,6 +14495,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, i
     merged = (double *)moe_epi_take(&arena, merge, sizeof(double));
     b.have = (int32_t *)moe_epi_take(&arena, L, sizeof(int32_t));
     b.to = (int32_t *)moe_epi_take(&arena, L, sizeof(int32_t));
+    made = (int32_t *)moe_epi_take(&arena, rows, sizeof(int32_t));
     b.offers = (moe_epi_item *)moe_epi_take(&arena, L, sizeof(moe_epi_item));
     b.result = (moe_ep_plan_result *)moe_epi_take(&arena, L, sizeof(moe_ep_plan_result));
     buffer = (unsigned char *)moe_epi_take(&arena, 1, planner);
@@ -14560,8 +14507,12 @@ MOE_EP_API moe_ep_status moe_ep_replica_budgets(const moe_ep_place_desc *desc, i
         status = moe_ep_window_loads(desc->loads, desc->num_steps, L, E, desc->risk_z, merged, err);
         b.loads = merged;
     }
-    if (status == MOE_EP_OK) status = moe_epi_budget_run(&b, extra_slots, most, memory, block, err);
-    if (status == MOE_EP_OK) memcpy(layer_slots, b.have, sizeof *layer_slots * (size_t)L);
+    if (status == MOE_EP_OK) status = moe_epi_budget_curves(&b, memory, block, err);
+    for (k = 0; status == MOE_EP_OK && k < num_budgets; k++) {
+        status = moe_epi_budget_run(&b, extra_slots[k], most, err);
+        memcpy(made + (int64_t)k * L, b.have, sizeof *made * (size_t)L);
+    }
+    if (status == MOE_EP_OK) memcpy(layer_slots, made, sizeof *layer_slots * (size_t)rows);
     moe_epi_arena_close(&arena);
     return status;
 }
@@ -14817,7 +14768,7 @@ static void moe_epi_snap_restore(moe_epi_state *s, moe_epi_deal *deal, const moe
  * the heaviest copy lightest; larger shifts give copies in proportion to load, which packs better at times. */
 static void moe_epi_divisor_counts(moe_epi_state *s, moe_epi_item *heap, int32_t slots, double shift)
 {
-    int32_t e, n = s->E, used = s->E;
+    int32_t e, n = s->E, used = n;
     for (e = 0; e < s->E; e++) {
         s->count[e] = 1;
         heap[e].key = s->w[e] / (1.0 + shift);
@@ -15397,6 +15348,813 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     return MOE_EP_OK;
 }
 #undef MOE_EPI_EVENNESS_FRESH
+/* ---- rebalance: few moves from a placement that exists ----------------------------------------------- */
+
+#define MOE_EPI_FREE_CHANGE 0.1 /* what a change without a transfer counts, in moves: welcome, not free     */
+#define MOE_EPI_GIVERS 4   /* busiest devices looked at per step        */
+#define MOE_EPI_TAKERS 16  /* lightest devices that swaps are tried with */
+
+/* A cell that could take a copy: a free one, or that of an expert with other copies. */
+typedef struct moe_epi_berth {
+    int32_t g, x;   /* device, and the expert that would go; -1: a free cell                     */
+    int32_t refund; /* 1: x has only just arrived, letting it go takes its move back             */
+    double base;    /* load of g without x                                                       */
+    double per;     /* 1 / speed of g, squared                                                   */
+    double bonus;   /* square of g's time now, less what the squares of x's other hosts would grow by */
+} moe_epi_berth;
+
+#define MOE_EPI_BANDS 16 /* of copy loads, for a quick look at what a copy could be worth */
+
+/* An expert of a busy device that another copy might help. */
+typedef struct moe_epi_candidate {
+    int32_t e, m;  /* expert, and the busiest device that holds it                              */
+    int32_t left;  /* not 0: a device held it and does not now; going back there is no move      */
+    double unit;   /* load of a copy with one more                                               */
+    double fall;   /* of the squares of its present hosts then                                   */
+    double most;   /* what the copy can be worth at most                                         */
+} moe_epi_candidate;
+
+/* The search for the change that lowers the sum of squared times most per move. */
+typedef struct moe_epi_few {
+    moe_epi_state *s;
+    moe_epi_budget *b;
+    moe_epi_berth *berth;     /* (P)                                                              */
+    moe_epi_candidate *want;  /* (P)                                                              */
+    int32_t *seen;            /* (E) step in which an expert was looked at                         */
+    int32_t *copied;          /* (E) list of those with several copies                             */
+    uint8_t *touched;         /* (D) changed since the layer was loaded                            */
+    int32_t num_berths, num_want, num_copied, step;
+    int32_t top;              /* in want: the highest most, -1 = none                               */
+    double top_most;
+    double limit;             /* no device may reach it                                            */
+    double heaviest;          /* load of a copy that the fastest device can just carry             */
+    double band[2][MOE_EPI_BANDS]; /* most that a berth gives a copy of such a load or more, by refund */
+    double width, per_band;   /* load of a band, bands per load                                    */
+    double slope, bend;       /* least 2 * base * per and least per of the berths                   */
+} moe_epi_few;
+
+static void moe_epi_few_need(size_t *total, int32_t E, int32_t P, int32_t D)
+{
+    moe_epi_need(total, P, sizeof(moe_epi_berth));
+    moe_epi_need(total, P, sizeof(moe_epi_candidate));
+    moe_epi_need(total, E, sizeof(int32_t));
+    moe_epi_need(total, E, sizeof(int32_t));
+    moe_epi_need(total, D, sizeof(uint8_t));
+}
+
+static void moe_epi_few_take(moe_epi_arena *a, moe_epi_few *f, int32_t E, int32_t P, int32_t D)
+{
+    f->berth = (moe_epi_berth *)moe_epi_take(a, P, sizeof(moe_epi_berth));
+    f->want = (moe_epi_candidate *)moe_epi_take(a, P, sizeof(moe_epi_candidate));
+    f->seen = (int32_t *)moe_epi_take(a, E, sizeof(int32_t));
+    f->copied = (int32_t *)moe_epi_take(a, E, sizeof(int32_t));
+    f->touched = (uint8_t *)moe_epi_take(a, D, sizeof(uint8_t));
+}
+
+/* Moves that e arriving on d costs (0 when it was there before); -1 = over a limit. */
+static int32_t moe_epi_arrival_cost(const moe_epi_state *s, const moe_epi_budget *b, int32_t d, int32_t e)
+{
+    int32_t slot, source;
+    if (moe_epi_was_held(s, b, d, e)) return 0;
+    if (b->desc->max_device_moves > 0 && b->arrivals[d] >= b->desc->max_device_moves) return -1;
+    if (b->links) {
+        source = moe_epi_source(b->from, b->layer, e, d, &slot);
+        if (source >= 0 && b->links[(int64_t)source * s->D + d] >= b->desc->max_link_moves) return -1;
+    }
+    return 1;
+}
+
+static double moe_epi_square(const moe_epi_state *s, int32_t d, double load)
+{
+    double time = s->speed ? load / s->speed[d] : load;
+    return time * time;
+}
+
+static void moe_epi_few_add(moe_epi_few *f, int32_t g, int32_t x, double price)
+{
+    moe_epi_berth *berth = &f->berth[f->num_berths++];
+    berth->g = g;
+    berth->x = x;
+    berth->refund = x >= 0 && !moe_epi_was_held(f->s, f->b, g, x);
+    berth->base = f->s->load[g] - (x >= 0 ? f->s->unit[x] : 0.0);
+    berth->per = f->s->speed ? 1.0 / (f->s->speed[g] * f->s->speed[g]) : 1.0;
+    berth->bonus = moe_epi_square(f->s, g, f->s->load[g]) - price;
+}
+
+/* The copies of x: each may go when all other hosts of x stay below the limit. */
+static void moe_epi_few_berths_of(moe_epi_few *f, int32_t x)
+{
+    const moe_epi_state *s = f->s;
+    int32_t *hosts = f->b->hosts, i, n = moe_epi_hosts(s, x, hosts), blocked = 0;
+    double less = s->count[x] == 2 ? s->w[x] : s->w[x] / (s->count[x] - 1); /* a division counts here */
+    double more = less - s->unit[x], all = 0.0, *price = f->b->price;
+    if (less > f->heaviest) return;
+    for (i = 0; i < n; i++) {
+        double load = s->load[hosts[i]];
+        price[i] = -1.0;
+        if (!(moe_epi_time_with(s, hosts[i], more) < f->limit)) {
+            blocked++;
+            continue;
+        }
+        price[i] = moe_epi_square(s, hosts[i], load + more) - moe_epi_square(s, hosts[i], load);
+        all += price[i];
+    }
+    for (i = 0; i < n; i++) {
+        int32_t mine = price[i] < 0.0;
+        if (blocked <= mine) moe_epi_few_add(f, hosts[i], x, mine ? all : all - price[i]);
+    }
+}
+
+/* Lists the berths, and what they have for the lightest copy of each band; heavier ones get no more. */
+static void moe_epi_few_berths(moe_epi_few *f)
+{
+    const moe_epi_state *s = f->s;
+    int32_t k, i;
+    f->num_berths = 0;
+    for (k = s->num_order - 1; k >= 0; k--)
+        if (s->fill[s->order[k]] < s->cap[s->order[k]]) moe_epi_few_add(f, s->order[k], -1, 0.0);
+    for (i = 0; i < f->num_copied; i++) moe_epi_few_berths_of(f, f->copied[i]);
+    for (k = 0; k < MOE_EPI_BANDS; k++) f->band[0][k] = f->band[1][k] = -HUGE_VAL;
+    for (i = 0; i < f->num_berths; i++) {
+        const moe_epi_berth *berth = &f->berth[i];
+        double *band = f->band[berth->refund], base = berth->base, per = berth->per, bonus = berth->bonus;
+        double width = f->width;
+        if (i == 0 || 2.0 * base * per < f->slope) f->slope = 2.0 * base * per;
+        if (i == 0 || per < f->bend) f->bend = per;
+        for (k = 0; k < MOE_EPI_BANDS; k++) {
+            double load = base + k * width, value = bonus - load * load * per;
+            band[k] = value > band[k] ? value : band[k];
+        }
+    }
+}
+
+/* Keeps the better of two changes by gain per move. */
+static void moe_epi_few_offer(const moe_epi_few *f, moe_epi_change *best, moe_epi_change_kind kind, int32_t a,
+                              int32_t b, int32_t g, double gain, int32_t moves)
+{
+    double worth = gain / (moves > 0 ? moves : MOE_EPI_FREE_CHANGE);
+    if (!(worth > best->gain)) return;
+    if (f->b->max_moves > 0 && moves > 0 && f->b->moves + moves > f->b->max_moves) return;
+    best->kind = kind;
+    best->a = a;
+    best->b = b;
+    best->g = g;
+    best->gain = worth;
+}
+
+/* Puts e of device m on the list of those that want a copy, with the most that could be worth. */
+static void moe_epi_few_want(moe_epi_few *f, int32_t e, int32_t m)
+{
+    const moe_epi_state *s = f->s;
+    moe_epi_candidate *w = &f->want[f->num_want];
+    double band, change, beyond;
+    int32_t i, n, *hosts = f->b->hosts;
+    int64_t k;
+    if (s->count[e] >= s->max_count || !(s->w[e] > 0.0)) return;
+    w->e = e;
+    w->m = m;
+    w->left = 0;
+    for (k = e * s->words; k < (e + 1) * s->words; k++) w->left |= (f->b->held[k] & ~s->holds[k]) != 0;
+    w->unit = s->count[e] == 1 ? 0.5 * s->w[e] : s->w[e] / (s->count[e] + 1);
+    change = w->unit - s->unit[e];
+    w->fall = moe_epi_square(s, m, s->load[m]) - moe_epi_square(s, m, s->load[m] + change);
+    n = s->count[e] > 1 ? moe_epi_hosts(s, e, hosts) : 0;
+    for (i = 0; i < n; i++)
+        if (hosts[i] != m)
+            w->fall += moe_epi_square(s, hosts[i], s->load[hosts[i]]) -
+                       moe_epi_square(s, hosts[i], s->load[hosts[i]] + change);
+    band = w->unit * f->per_band;
+    i = band < MOE_EPI_BANDS - 1 ? (int32_t)band : MOE_EPI_BANDS - 1;
+    band = i * f->width;
+    beyond = w->fall - (w->unit - band) * (f->slope + f->bend * (w->unit + band));
+    w->most = beyond + f->band[0][i];
+    if ((beyond + f->band[1][i]) / MOE_EPI_FREE_CHANGE > w->most)
+        w->most = (beyond + f->band[1][i]) / MOE_EPI_FREE_CHANGE;
+    if (w->left) w->most = HUGE_VAL;
+    else if (w->most > f->top_most) {
+        f->top_most = w->most;
+        f->top = f->num_want;
+    }
+    f->num_want++;
+}
+
+/* One more copy of an expert into every berth that may take it. */
+static void moe_epi_few_copies_of(const moe_epi_few *f, const moe_epi_candidate *w, moe_epi_change *best)
+{
+    const moe_epi_state *s = f->s;
+    int32_t i;
+    for (i = 0; i < f->num_berths; i++) {
+        const moe_epi_berth *berth = &f->berth[i];
+        double load = berth->base + w->unit, square = load * load * berth->per;
+        double gain = w->fall + berth->bonus - square;
+        int32_t moves;
+        if (!(gain > best->gain * (berth->refund || w->left ? MOE_EPI_FREE_CHANGE : 1.0))) continue;
+        if (moe_epi_has_expert(s, berth->g, w->e) || !(square < f->limit * f->limit)) continue;
+        if ((moves = moe_epi_arrival_cost(s, f->b, berth->g, w->e)) < 0) continue;
+        moe_epi_few_offer(f, best, MOE_EPI_COPY, w->e, berth->x, berth->g, gain, moves - berth->refund);
+    }
+}
+
+/* Copies for the experts of the busiest devices above the level, the most promising first. */
+static void moe_epi_few_copies(moe_epi_few *f, double level, int32_t end, moe_epi_change *best, int32_t *from)
+{
+    const moe_epi_state *s = f->s;
+    int32_t k, i;
+    f->num_want = 0;
+    f->top = -1;
+    f->top_most = -HUGE_VAL;
+    f->step++;
+    for (k = 0; k < end && moe_epi_time(s, s->order[k]) > level; k++) {
+        int32_t m = s->order[k];
+        for (i = s->slot_start[m]; i < s->slot_start[m] + s->fill[m]; i++) {
+            if (f->seen[s->cell[i]] == f->step) continue;
+            f->seen[s->cell[i]] = f->step;
+            moe_epi_few_want(f, s->cell[i], m);
+        }
+    }
+    for (i = f->top < 0 ? 0 : -1; i < f->num_want; i++) {
+        const moe_epi_candidate *w = &f->want[i < 0 ? f->top : i];
+        double before = best->gain;
+        if (!(w->most > before)) continue;
+        moe_epi_few_copies_of(f, w, best);
+        if (best->gain > before) *from = w->m;
+    }
+}
+
+/* Best swap of m with g, or a cell of m into a free one of g. */
+static void moe_epi_few_swap(const moe_epi_few *f, int32_t m, int32_t g, moe_epi_change *best)
+{
+    const moe_epi_state *s = f->s;
+    moe_epi_swap swap;
+    int32_t e, x, there, back = 0;
+    double delta, gain;
+    memset(&swap, 0, sizeof swap);
+    swap.value = f->limit < moe_epi_time(s, m) ? f->limit : moe_epi_time(s, m);
+    swap.g = -1;
+    moe_epi_swap_search(s, m, g, &swap);
+    if (swap.g < 0) return;
+    e = s->cell[swap.a];
+    delta = s->unit[e];
+    there = moe_epi_arrival_cost(s, f->b, g, e);
+    if (swap.b >= 0) {
+        x = s->cell[swap.b];
+        delta -= s->unit[x];
+        back = moe_epi_arrival_cost(s, f->b, m, x);
+    }
+    if (there < 0 || back < 0) return;
+    there += back - !moe_epi_was_held(s, f->b, m, e);
+    if (swap.b >= 0) there -= !moe_epi_was_held(s, f->b, g, s->cell[swap.b]);
+    gain = moe_epi_square(s, m, s->load[m]) - moe_epi_square(s, m, s->load[m] - delta) +
+           moe_epi_square(s, g, s->load[g]) - moe_epi_square(s, g, s->load[g] + delta);
+    moe_epi_few_offer(f, best, MOE_EPI_SWAP, swap.a, swap.b, g, gain, there);
+}
+
+/* Most that levelling m and g could take off the squares. */
+static double moe_epi_few_most(const moe_epi_state *s, int32_t m, int32_t g)
+{
+    double a = s->load[m], b = s->load[g], p = 1.0, q = 1.0, gap;
+    if (s->speed) {
+        p = 1.0 / (s->speed[m] * s->speed[m]);
+        q = 1.0 / (s->speed[g] * s->speed[g]);
+    }
+    gap = p * a - q * b;
+    return gap > 0.0 ? gap * gap / (p + q) : 0.0;
+}
+
+/* Swaps of a device above the level with the lightest ones, while one could be better than the best change so far. */
+static void moe_epi_few_swaps(const moe_epi_few *f, int32_t m, moe_epi_change *best, int32_t *from)
+{
+    const moe_epi_state *s = f->s;
+    int32_t k, last = s->num_order > MOE_EPI_TAKERS ? s->num_order - MOE_EPI_TAKERS : 0;
+    for (k = s->num_order - 1; k >= last && s->order[k] != m; k--) {
+        int32_t g = s->order[k];
+        double before = best->gain, most = moe_epi_few_most(s, m, g);
+        if (!(most > best->gain)) break;
+        if (!f->touched[m] && !f->touched[g] && s->fill[g] == s->cap[g] && !(0.5 * most > best->gain)) continue;
+        moe_epi_few_swap(f, m, g, best);
+        if (best->gain > before) *from = m;
+    }
+}
+
+/* Letting a copy go from a device above the level. */
+static void moe_epi_few_drops(const moe_epi_few *f, double level, moe_epi_change *best, int32_t *from)
+{
+    const moe_epi_state *s = f->s;
+    int32_t i, k;
+    for (i = 0; i < f->num_berths; i++) {
+        const moe_epi_berth *berth = &f->berth[i];
+        double before = best->gain, gain = berth->bonus - berth->base * berth->base * berth->per;
+        if (berth->x < 0 || !(moe_epi_time(s, berth->g) > level)) continue;
+        if (!(gain > best->gain * MOE_EPI_FREE_CHANGE)) continue;
+        for (k = s->slot_start[berth->g]; s->cell[k] != berth->x; k++) {}
+        moe_epi_few_offer(f, best, MOE_EPI_DROP, k, -1, berth->g, gain, -berth->refund);
+        if (best->gain > before) *from = berth->g;
+    }
+}
+
+/* The best change for any of the busiest devices; *from = the device it takes load off. */
+static moe_epi_change moe_epi_few_best(moe_epi_few *f, double level, int32_t *from)
+{
+    const moe_epi_state *s = f->s;
+    moe_epi_change best;
+    int32_t k, end = s->num_order < MOE_EPI_GIVERS ? s->num_order : MOE_EPI_GIVERS;
+    memset(&best, 0, sizeof best);
+    moe_epi_few_berths(f);
+    if (f->num_berths > 0) moe_epi_few_copies(f, level, end, &best, from);
+    moe_epi_few_drops(f, level, &best, from);
+    for (k = 0; k < end && moe_epi_time(s, s->order[k]) > level; k++) moe_epi_few_swaps(f, s->order[k], &best, from);
+    return best;
+}
+
+/* Lists the experts with several copies. */
+static void moe_epi_few_copied(moe_epi_few *f)
+{
+    int32_t e;
+    f->num_copied = 0;
+    for (e = 0; e < f->s->E; e++)
+        if (f->s->count[e] > 1) f->copied[f->num_copied++] = e;
+}
+
+static void moe_epi_few_apply(moe_epi_few *f, int32_t m, const moe_epi_change *c)
+{
+    f->touched[m] = f->touched[c->g] = 1;
+    moe_epi_change_apply(f->s, f->b, m, c);
+    if (c->kind != MOE_EPI_SWAP) moe_epi_few_copied(f);
+    moe_epi_reorder_all(f->s);
+}
+
+/* Experts of which one copy is above the level anywhere get more copies first, whatever that costs at first: later
+ * there may be no way to a device that could take one. */
+static int32_t moe_epi_few_must(moe_epi_few *f)
+{
+    const moe_epi_state *s = f->s;
+    int32_t e, d, done = 0;
+    f->limit = HUGE_VAL;
+    for (e = 0; e < s->E; e++) {
+        while (s->unit[e] > f->heaviest) {
+            moe_epi_change best;
+            memset(&best, 0, sizeof best);
+            best.gain = -HUGE_VAL;
+            best.g = -1;
+            moe_epi_few_berths(f);
+            f->num_want = 0;
+            for (d = 0; d < s->D && !moe_epi_has_expert(s, d, e); d++) {}
+            moe_epi_few_want(f, e, d);
+            if (f->num_want > 0) moe_epi_few_copies_of(f, f->want, &best);
+            if (best.g < 0) break;
+            moe_epi_few_apply(f, best.g, &best);
+            done++;
+        }
+    }
+    return done;
+}
+
+/* Changes until every device is at or below the level or none helps; at most `most`. */
+static int32_t moe_epi_few_run(moe_epi_few *f, double level, int32_t most)
+{
+    const moe_epi_state *s = f->s;
+    int32_t done = 0, from = 0;
+    while (done < most && s->num_order > 0) {
+        moe_epi_change best;
+        double now = moe_epi_time(s, s->order[0]);
+        if (!(now > level)) break;
+        f->limit = now * (1.0 - 1e-9);
+        best = moe_epi_few_best(f, level, &from);
+        if (!(best.gain > 1e-12 * now * now)) break;
+        moe_epi_few_apply(f, from, &best);
+        done++;
+    }
+    return done;
+}
+
+static int moe_epi_carries(const moe_epi_state *s, int32_t d, double more, double level)
+{
+    return moe_epi_time_with(s, d, more) <= level;
+}
+
+/* Lets the arrival in cell i of d go when its other copies can carry its load. */
+static int moe_epi_undo_copy(moe_epi_few *f, int32_t d, int32_t i, double level)
+{
+    moe_epi_state *s = f->s;
+    moe_epi_change c;
+    int32_t e = s->cell[i], k, n;
+    double more;
+    if (s->count[e] < 2) return 0;
+    more = s->w[e] / (s->count[e] - 1) - s->unit[e];
+    n = moe_epi_hosts(s, e, f->b->hosts);
+    for (k = 0; k < n; k++)
+        if (f->b->hosts[k] != d && !moe_epi_carries(s, f->b->hosts[k], more, level)) return 0;
+    memset(&c, 0, sizeof c);
+    c.kind = MOE_EPI_DROP;
+    c.a = i;
+    c.g = d;
+    moe_epi_few_apply(f, d, &c);
+    return 1;
+}
+
+/* Sends the arrival in cell i of d back to k, which held it before, for something that costs no move there. */
+static int moe_epi_undo_trade(moe_epi_few *f, int32_t d, int32_t i, int32_t k, double level)
+{
+    moe_epi_state *s = f->s;
+    int32_t e = s->cell[i], j, end = s->slot_start[k] + s->fill[k];
+    for (j = s->slot_start[k]; j < end + (s->fill[k] < s->cap[k]); j++) {
+        int32_t x = j < end ? s->cell[j] : -1, moves = -1;
+        double delta = s->unit[e] - (x >= 0 ? s->unit[x] : 0.0);
+        moe_epi_change c;
+        if (!moe_epi_carries(s, k, delta, level) || !moe_epi_carries(s, d, -delta, level)) continue;
+        if (x >= 0 && moe_epi_has_expert(s, d, x)) continue;
+        if (x >= 0) moves += !moe_epi_was_held(s, f->b, d, x) - !moe_epi_was_held(s, f->b, k, x);
+        if (moves >= 0) continue;
+        memset(&c, 0, sizeof c);
+        c.kind = MOE_EPI_SWAP;
+        c.a = i;
+        c.b = x >= 0 ? j : -1;
+        c.g = k;
+        moe_epi_few_apply(f, d, &c);
+        return 1;
+    }
+    return 0;
+}
+
+/* One arrival taken back, if any can be; 0 = none. */
+static int moe_epi_undo_one(moe_epi_few *f, int32_t d, double level)
+{
+    const moe_epi_state *s = f->s;
+    int32_t i, k;
+    for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++) {
+        int32_t e = s->cell[i];
+        if (moe_epi_was_held(s, f->b, d, e)) continue;
+        if (moe_epi_undo_copy(f, d, i, level)) return 1;
+        for (k = 0; k < s->D; k++)
+            if (k != d && s->cap[k] > 0 && moe_epi_was_held(s, f->b, k, e) && !moe_epi_has_expert(s, k, e) &&
+                moe_epi_undo_trade(f, d, i, k, level))
+                return 1;
+    }
+    return 0;
+}
+
+/* Takes moves back that the later ones have made needless. */
+static void moe_epi_undo(moe_epi_few *f, double level)
+{
+    int32_t d;
+    for (d = 0; d < f->s->D; d++)
+        while (f->touched[d] && moe_epi_undo_one(f, d, level)) {}
+}
+
+/* The current layer as a state: duplicates and copies on inactive devices are let go. */
+static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int32_t l, uint64_t *held)
+{
+    const int32_t *expert = p->slot_expert + (int64_t)l * p->num_slots;
+    int32_t d, e, i;
+    memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
+    for (e = 0; e < s->E; e++) s->count[e] = 0;
+    for (d = 0; d < s->D; d++) {
+        s->fill[d] = 0;
+        s->load[d] = 0.0;
+        s->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
+        for (i = p->slot_start[d]; s->cap[d] > 0 && i < p->slot_start[d + 1]; i++) {
+            if (expert[i] < 0 || moe_epi_has_expert(s, d, expert[i])) continue;
+            s->cell[s->slot_start[d] + s->fill[d]++] = expert[i];
+            moe_epi_flip(s, d, expert[i]);
+            s->count[expert[i]]++;
+        }
+    }
+    memcpy(held, s->holds, (size_t)(s->words * s->E) * sizeof *held);
+    for (e = 0; e < s->E; e++) s->unit[e] = s->w[e] / (s->count[e] > 0 ? s->count[e] : 1);
+    moe_epi_state_resort(s);
+}
+
+/* Cell of the cheapest expert on d that has other copies; -1 = none. */
+static int32_t moe_epi_spare_cell(const moe_epi_state *s, int32_t d)
+{
+    int32_t i;
+    for (i = s->slot_start[d] + s->fill[d] - 1; i >= s->slot_start[d]; i--)
+        if (s->count[s->cell[i]] > 1) return i;
+    return -1;
+}
+
+/* Experts that lost their last copy come back, heaviest first onto the lightest device with a free or spare cell. */
+static void moe_epi_state_revive(moe_epi_state *s, moe_epi_budget *b, moe_epi_deal *deal)
+{
+    int32_t e, n = 0, i, d, cell;
+    for (e = 0; e < s->E; e++) {
+        if (s->count[e] > 0) continue;
+        deal->items[n].key = s->w[e];
+        deal->items[n].id = e;
+        n++;
+    }
+    moe_epi_sort(deal->items, deal->spare, n);
+    for (i = 0; i < n; i++) {
+        int32_t to = -1;
+        e = deal->items[i].id;
+        for (d = 0; d < s->D; d++) {
+            if (s->fill[d] >= s->cap[d] && moe_epi_spare_cell(s, d) < 0) continue;
+            if (to < 0 || moe_epi_time(s, d) < moe_epi_time(s, to)) to = d;
+        }
+        if (s->fill[to] >= s->cap[to]) {
+            int32_t x;
+            cell = moe_epi_spare_cell(s, to);
+            x = s->cell[cell];
+            moe_epi_remove(s, to, cell);
+            moe_epi_set_count(s, x, s->count[x] - 1, b->hosts);
+        }
+        s->count[e] = 1;
+        moe_epi_insert(s, to, e);
+        moe_epi_book(s, b, to, e, 1);
+    }
+}
+
+/* One layer down to the level or as far as the limits allow; experts of which a copy is above `heaviest` get more
+ * copies first.  *now = busiest device afterwards.  Returns the changes made. */
+static int32_t moe_epi_rebalance_layer(moe_epi_few *f, moe_epi_deal *deal, double level, double heaviest, double *now)
+{
+    moe_epi_state *s = f->s;
+    int32_t done, d;
+    memset(f->seen, 0, sizeof *f->seen * (size_t)s->E);
+    memset(f->touched, 0, (size_t)s->D);
+    f->step = 0;
+    moe_epi_state_revive(s, f->b, deal);
+    moe_epi_order(s, deal->heap, deal->held);
+    f->heaviest = heaviest * (1.0 + 1e-9);
+    f->width = f->heaviest / (2 * MOE_EPI_BANDS);
+    f->per_band = f->width > 0.0 ? 1.0 / f->width : 0.0;
+    moe_epi_few_copied(f);
+    done = moe_epi_few_must(f);
+    done += moe_epi_few_run(f, level, 4 * s->slot_start[s->D] + 16);
+    moe_epi_undo(f, level);
+    *now = 0.0;
+    for (d = 0; d < s->D; d++)
+        if (moe_epi_time(s, d) > *now) *now = moe_epi_time(s, d);
+    return done;
+}
+
+/* Kept experts stay in their slots; newcomers fill the free ones in order. */
+static void moe_epi_keep_slots(const moe_epi_state *s, const moe_epi_budget *b, const int32_t *before, int32_t *after)
+{
+    int32_t d, i, j;
+    for (d = 0; d < s->D; d++) {
+        int32_t first = s->slot_start[d], end = s->slot_start[d + 1], next = first;
+        for (i = first; i < end; i++) {
+            int keep = before[i] >= 0 && moe_epi_has_expert(s, d, before[i]);
+            for (j = first; keep && j < i; j++) keep = after[j] != before[i]; /* a duplicate was let go */
+            after[i] = keep ? before[i] : -1;
+        }
+        for (j = first; j < first + s->fill[d]; j++) {
+            if (moe_epi_was_held(s, b, d, s->cell[j])) continue;
+            while (after[next] >= 0) next++;
+            after[next] = s->cell[j];
+        }
+    }
+}
+
+static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, const moe_ep_placement *out,
+                                             moe_ep_error *err)
+{
+    const moe_ep_placement *p;
+    moe_ep_status status;
+    int32_t d, l, active = 0;
+    if (!desc) return moe_epi_null(err, "desc");
+    p = desc->current;
+    if ((status = moe_epi_placement_check(p, "desc.current", err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_placement_check(out, "out", err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_same_sizes(p, out, "out", err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_validate_devices(p, err)) != MOE_EP_OK) return status;
+    for (l = 0; l < p->num_layers; l++)
+        if ((status = moe_epi_validate_maps(p, l, err)) != MOE_EP_OK) return status;
+    if (!desc->loads) return moe_epi_null(err, "desc.loads");
+    if ((status = moe_epi_loads_check(desc->loads, p->num_layers, p->num_experts, err)) != MOE_EP_OK) return status;
+    for (d = 0; d < p->num_devices; d++)
+        if (!p->device_inactive[d]) active += p->slot_start[d + 1] - p->slot_start[d];
+    if (active < p->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.current", "fewer active slots than experts", -1, active);
+    if (!moe_epi_finite(desc->target) || desc->target < 0.0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
+                            desc->target);
+    if (desc->max_moves < 0 || desc->max_layer_moves < 0 || desc->max_device_moves < 0 || desc->max_link_moves < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_moves", "limits must not be negative", -1, 0.0);
+    return MOE_EP_OK;
+}
+
+/* Busiest active device (load / speed) of layer l of p; device (D) is working space.  Lost experts do not count. */
+static double moe_epi_layer_max(const moe_ep_placement *p, int32_t l, const double *w, double *device)
+{
+    double worst = 0.0;
+    int32_t d;
+    moe_epi_layer_device_loads(p, l, w, device);
+    for (d = 0; d < p->num_devices; d++)
+        if (!p->device_inactive[d] && device[d] / p->device_speed[d] > worst) worst = device[d] / p->device_speed[d];
+    return worst;
+}
+
+/* Takes back what the layer's changes were booked for. */
+static void moe_epi_unbook(const moe_epi_state *s, moe_epi_budget *b)
+{
+    int32_t d, i;
+    for (d = 0; d < s->D; d++)
+        for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++) moe_epi_book(s, b, d, s->cell[i], -1);
+}
+
+/* The layer as it was, to begin again. */
+static void moe_epi_rebalance_reload(moe_epi_few *f, uint64_t *held)
+{
+    moe_epi_unbook(f->s, f->b);
+    moe_epi_state_load(f->s, f->b->from, f->b->layer, held);
+}
+
+#define MOE_EPI_ATTEMPTS 3
+#define MOE_EPI_FAR 1.02 /* a layer that ends so far above the level begins again, heavy experts copied more */
+
+/* One loaded layer: changed where that makes its busiest device less busy and it is above the target, or where an
+ * expert was lost.  *keep: the layer stays as it was (duplicates, which the state lets go, can hold it lower). */
+static int32_t moe_epi_rebalance_try(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, double target,
+                                     const moe_epi_room *room, int *keep)
+{
+    static const double share[MOE_EPI_ATTEMPTS] = {1.0, 0.6, 0.35};
+    moe_epi_state *s = f->s;
+    moe_epi_budget *b = f->b;
+    double mean = 0.0, before = moe_epi_layer_max(b->from, b->layer, s->w, b->price);
+    double now = 0.0, least = HUGE_VAL, level;
+    int32_t e, k, last = 0, best = 0, changes = 0, lost = 0;
+    for (e = 0; e < s->E; e++) {
+        mean += s->w[e];
+        lost += s->count[e] == 0;
+    }
+    mean /= room->speed_sum;
+    *keep = lost == 0 && before <= mean * target;
+    if (*keep) return 0;
+    level = mean * target;
+    for (k = 0; k < MOE_EPI_ATTEMPTS && least > level * MOE_EPI_FAR; k++) {
+        if (k > 0) moe_epi_rebalance_reload(f, held);
+        changes = moe_epi_rebalance_layer(f, deal, level, share[k] * level * room->speed_max, &now);
+        last = k;
+        if (!(now < least)) continue;
+        least = now;
+        best = k;
+    }
+    if (best != last) {
+        moe_epi_rebalance_reload(f, held);
+        changes = moe_epi_rebalance_layer(f, deal, level, share[best] * level * room->speed_max, &now);
+    }
+    *keep = lost == 0 && !(now < before * (1.0 - 1e-9));
+    if (!*keep) return changes;
+    moe_epi_unbook(s, b);
+    return 0;
+}
+#undef MOE_EPI_ATTEMPTS
+#undef MOE_EPI_FAR
+
+/* A layer as it was, without its copies on inactive devices. */
+static void moe_epi_keep_layer(const moe_ep_placement *p, const int32_t *before, int32_t *after)
+{
+    int32_t s;
+    for (s = 0; s < p->num_slots; s++) after[s] = p->device_inactive[p->slot_device[s]] ? -1 : before[s];
+}
+
+/* All layers for one target.  write: into out and result; else only counted.  Returns the moves. */
+static int64_t moe_epi_rebalance_pass(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, int32_t *after,
+                                      double target, int write, moe_ep_placement *out, moe_ep_plan_result *result,
+                                      const moe_epi_room *room)
+{
+    moe_epi_state *s = f->s;
+    moe_epi_budget *b = f->b;
+    const moe_ep_placement *p = b->from;
+    int32_t l, d;
+    int64_t moves = 0;
+    for (d = 0; d < s->D; d++) b->arrivals[d] = 0;
+    if (b->links) memset(b->links, 0, sizeof(int32_t) * (size_t)s->D * (size_t)s->D);
+    for (l = 0; l < p->num_layers; l++) {
+        const int32_t *before = p->slot_expert + (int64_t)l * p->num_slots;
+        int32_t changes;
+        int keep = 0;
+        s->w = b->desc->loads + (int64_t)l * s->E;
+        b->layer = l;
+        b->moves = 0;
+        moe_epi_state_load(s, p, l, held);
+        changes = moe_epi_rebalance_try(f, deal, held, target, room, &keep);
+        moves += b->moves;
+        if (!write) continue;
+        if (keep) moe_epi_keep_layer(p, before, after);
+        else moe_epi_keep_slots(s, b, before, after);
+        memcpy(out->slot_expert + (int64_t)l * p->num_slots, after, sizeof *after * (size_t)p->num_slots);
+        if (!result) continue;
+        result[l].refinements = changes;
+        result[l].moves = b->moves;
+    }
+    return moves;
+}
+
+#define MOE_EPI_RELAX_STEPS 12 /* halvings of the target between what was asked for and more than any layer has */
+
+/* The lowest target whose moves fit max_moves. */
+static double moe_epi_relax(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, int32_t *after, double target,
+                            const moe_epi_room *room)
+{
+    int64_t most = f->b->desc->max_moves;
+    double low = target, high = 2.0 * room->speed_sum / room->speed_min; /* no layer is above half of that */
+    int i;
+    if (most == 0 ||
+        moe_epi_rebalance_pass(f, deal, held, after, target, 0, NULL, NULL, room) <= most)
+        return target;
+    for (i = 0; i < MOE_EPI_RELAX_STEPS; i++) {
+        double middle = 1.0 + sqrt((low - 1.0 + 1e-4) * (high - 1.0 + 1e-4)) - 1e-4; /* imbalance spans decades */
+        if (moe_epi_rebalance_pass(f, deal, held, after, middle, 0, NULL, NULL, room) <= most)
+            high = middle;
+        else low = middle;
+    }
+    return high;
+}
+#undef MOE_EPI_RELAX_STEPS
+
+/* The result of a layer after the changes; keeps what was counted meanwhile. */
+static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, const moe_ep_rebalance_desc *desc,
+                                     int relaxed, const moe_epi_room *room, const moe_epi_bound_work *work,
+                                     moe_ep_plan_result *r)
+{
+    double before = r->max_before;
+    r->duplicates = r->max_replicas = 0;
+    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, room, INT32_MAX, work, r);
+    r->max_before = before;
+    r->policy = MOE_EP_PLACE_REBALANCE;
+    r->reason = relaxed && desc->max_moves > 0
+                    ? "few moves; the target was relaxed for all layers alike until max_moves sufficed"
+                    : "few moves from the current placement";
+}
+
+MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
+                                          moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_epi_arena arena;
+    moe_epi_deal deal;
+    moe_epi_state state;
+    moe_epi_budget budget;
+    moe_epi_few few;
+    moe_epi_bound_work work;
+    moe_epi_room room;
+    size_t total = 0;
+    uint64_t *held;
+    int32_t *after, l, E, P, D;
+    const moe_ep_placement *p;
+    double target;
+    moe_ep_status status;
+    moe_epi_ok(err);
+    if ((status = moe_epi_rebalance_check(desc, out, err)) != MOE_EP_OK) return status;
+    p = desc->current;
+    E = p->num_experts;
+    P = p->num_slots;
+    D = p->num_devices;
+    moe_epi_deal_need(&total, E, D);
+    moe_epi_state_need(&total, E, P, D);
+    moe_epi_bound_need(&total, E, D, p->num_nodes);
+    moe_epi_need(&total, ((int64_t)D + 63) / 64 * E, sizeof(uint64_t));
+    moe_epi_need(&total, P, sizeof(int32_t));
+    moe_epi_need(&total, D, sizeof(int64_t));
+    moe_epi_need(&total, D, sizeof(int32_t));
+    moe_epi_need(&total, D, sizeof(double));
+    moe_epi_few_need(&total, E, P, D);
+    moe_epi_need(&total, desc->max_link_moves > 0 ? (int64_t)D * D : 0, sizeof(int32_t));
+    if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
+    moe_epi_deal_take(&arena, &deal, E, D);
+    moe_epi_state_take(&arena, &state, p, &deal);
+    moe_epi_state_speeds(&state, p);
+    moe_epi_bound_take(&arena, &work, E, D, p->num_nodes);
+    held = (uint64_t *)moe_epi_take(&arena, ((int64_t)D + 63) / 64 * E, sizeof(uint64_t));
+    after = (int32_t *)moe_epi_take(&arena, P, sizeof(int32_t));
+    memset(&budget, 0, sizeof budget);
+    budget.desc = desc;
+    budget.max_moves = desc->max_layer_moves;
+    state.max_count = D;
+    budget.from = p;
+    budget.held = held;
+    budget.arrivals = (int64_t *)moe_epi_take(&arena, D, sizeof(int64_t));
+    budget.hosts = (int32_t *)moe_epi_take(&arena, D, sizeof(int32_t));
+    budget.price = (double *)moe_epi_take(&arena, D, sizeof(double));
+    memset(&few, 0, sizeof few);
+    few.s = &state;
+    few.b = &budget;
+    moe_epi_few_take(&arena, &few, E, P, D);
+    if (desc->max_link_moves > 0) budget.links = (int32_t *)moe_epi_take(&arena, (int64_t)D * D, sizeof(int32_t));
+    room = moe_epi_room_of(p);
+    target = moe_epi_relax(&few, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
+    for (l = 0; result && l < p->num_layers; l++) { /* before out, which may be current, changes */
+        memset(&result[l], 0, sizeof result[l]);
+        result[l].max_before = moe_epi_layer_max(p, l, desc->loads + (int64_t)l * E, work.device);
+    }
+    (void)moe_epi_rebalance_pass(&few, &deal, held, after, target, 1, out, result, &room);
+    memmove(out->device_node, p->device_node, sizeof(int32_t) * (size_t)D);
+    memmove(out->device_speed, p->device_speed, sizeof(double) * (size_t)D);
+    memmove(out->device_inactive, p->device_inactive, (size_t)D);
+    for (l = 0; l < p->num_layers; l++) {
+        moe_epi_index_layer(out, l);
+        if (result)
+            moe_epi_rebalance_result(out, l, desc, target > desc->target && target > 1.0, &room, &work, &result[l]);
+    }
+    moe_epi_arena_close(&arena);
+    return MOE_EP_OK;
+}
+#undef MOE_EPI_FREE_CHANGE
+#undef MOE_EPI_GIVERS
+#undef MOE_EPI_TAKERS
+#undef MOE_EPI_BANDS
 /* ==================================================================================================
  * 6 SPLIT
  * ================================================================================================== */
@@ -15777,10 +16535,12 @@ static moe_ep_status moe_epi_water_open(moe_epi_water *w, const moe_epi_split_vi
     }
     memset(w->slot_load, 0, sizeof(double) * (size_t)v->p->num_slots);
     for (e = 0; e < v->p->num_experts; e++) {
-        double load = loads ? loads[e] : (double)counts[e];
-        if (!loads) {
+        double load = 0.0;
+        if (loads) load = loads[e];
+        if (counts) { /* one of both is given */
             if ((uint64_t)counts[e] > room) return moe_epi_counts_fail(counts[e], e, err); /* negative ones are large */
             room -= (uint64_t)counts[e];
+            load = (double)counts[e];
         }
         s = moe_epi_list_single(v, e);
         if (s >= 0 && v->all_active) {
@@ -16105,10 +16865,10 @@ static int moe_epi_round_push(moe_epi_water *w, int32_t overfull, moe_epi_roundi
 static void moe_epi_round_caps(const moe_epi_water *w, moe_epi_rounding *r)
 {
     int32_t d;
-    double worst = moe_epi_water_max(w), rows = worst, whole = 0.0;
+    double worst = moe_epi_water_max(w), whole = 0.0;
     for (d = 0; d < w->D; d++) {
         if (d == 0 || w->speed) {
-            rows = worst * moe_epi_water_speed(w, d);
+            double rows = worst * moe_epi_water_speed(w, d);
             whole = ceil(rows - 1e-9 * (rows + 1.0));
         }
         r->device_cap[d] = (int64_t)whole;
@@ -17508,7 +18268,7 @@ static void moe_epi_dp_uncount_repeats(const int32_t *ids, int64_t T, int32_t K,
     for (t = 0; t < T; t++, ids += K)
         for (k = 0; k < K; k++) {
             place = place_of[ids[k] + 1];
-            if (last[place] == (int32_t)t && place < P) tokens[place]--;
+            if (place < P && last[place] == (int32_t)t) tokens[place]--;
             last[place] = (int32_t)t;
         }
 }
@@ -17948,25 +18708,25 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
 
 #define MOE_EPI_LINK(alpha, intra, inter, p, in_norm) {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
      MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0},
+    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0},
      MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0), MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 460e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 460e9, 46e9, 2, 0)},
-    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0},
+    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0},
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1),
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1)},
-    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0},
+    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0),
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0)}
 };
@@ -18233,6 +18993,15 @@ static moe_ep_status moe_epi_check_p(double p, const char *arg, moe_ep_error *er
     return MOE_EP_OK;
 }
 
+/* How a latency and the rest add up. */
+static moe_ep_status moe_epi_check_bend(double q, const char *arg, moe_ep_error *err)
+{
+    MOE_EPI_TRY(moe_epi_amount(q, arg, err));
+    if (q > 0.0 && q < 0.25)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "must be 0 (the sum) or at least 0.25", -1, q);
+    return MOE_EP_OK;
+}
+
 static moe_ep_status moe_epi_check_link(const moe_ep_link *l, moe_ep_error *err)
 {
     MOE_EPI_TRY(moe_epi_amount(l->alpha_s, "link.alpha_s", err));
@@ -18240,15 +19009,12 @@ static moe_ep_status moe_epi_check_link(const moe_ep_link *l, moe_ep_error *err)
     MOE_EPI_TRY(moe_epi_amount(l->inter_Bps, "link.inter_Bps", err));
     MOE_EPI_TRY(moe_epi_amount(l->row_s, "link.row_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->peer_s, "link.peer_s", err));
-    MOE_EPI_TRY(moe_epi_amount(l->alpha_p, "link.alpha_p", err));
+    MOE_EPI_TRY(moe_epi_check_bend(l->alpha_p, "link.alpha_p", err));
     MOE_EPI_TRY(moe_epi_amount(l->row_byte_s, "link.row_byte_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->pair_Bps, "link.pair_Bps", err));
     MOE_EPI_TRY(moe_epi_amount(l->crowd_s, "link.crowd_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->short_s, "link.short_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->short_Bps, "link.short_Bps", err));
-    if (l->alpha_p > 0.0 && l->alpha_p < 0.25)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.alpha_p",
-                            "must be 0 (the sum) or at least 0.25", -1, l->alpha_p);
     return moe_epi_check_p(l->p, "link.p", err);
 }
 
@@ -18264,6 +19030,8 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     MOE_EPI_TRY(moe_epi_amount(m->gemm.mem_eff, "machine.gemm.mem_eff", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.flop_eff, "machine.gemm.flop_eff", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.expert_s, "machine.gemm.expert_s", err));
+    MOE_EPI_TRY(moe_epi_amount(m->gemm.row_byte_s, "machine.gemm.row_byte_s", err));
+    MOE_EPI_TRY(moe_epi_check_bend(m->gemm.t0_p, "machine.gemm.t0_p", err));
     MOE_EPI_TRY(moe_epi_at_least(m->gemm.tile, 0, "machine.gemm.tile", err));
     return moe_epi_check_p(m->gemm.p, "machine.gemm.p", err);
 }
@@ -18415,9 +19183,15 @@ typedef struct moe_epi_product {
 
 /* What the time of a device's experts is made of, divisions done. */
 typedef struct moe_epi_experts {
-    double t0_s, expert_s, p;
+    double t0_s, expert_s, row_s, p, t0_p;
     moe_epi_product up, down;
 } moe_epi_experts;
+
+/* Activation bytes of a row through a product of K x N weights. */
+static double moe_epi_product_row(const moe_ep_model *m, double K, double N)
+{
+    return K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0);
+}
 
 /* One product, K x N weights per expert. */
 static moe_epi_product moe_epi_product_of(const moe_ep_model *m, const moe_ep_machine *c, double K,
@@ -18428,8 +19202,7 @@ static moe_epi_product moe_epi_product_of(const moe_ep_model *m, const moe_ep_ma
     if (c->memory_Bps > 0.0) mem = 1.0 / (c->memory_Bps * moe_epi_or(c->gemm.mem_eff, 1.0));
     if (peak > 0.0) flop = 1.0 / (peak * moe_epi_or(c->gemm.flop_eff, 1.0));
     q.expert_mem_s = K * N * moe_epi_or(m->weight_bytes, 2.0) * mem;
-    q.row_mem_s =
-        (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0)) * mem;
+    q.row_mem_s = moe_epi_product_row(m, K, N) * mem;
     q.row_flop_s = 2.0 * K * N * flop;
     return q;
 }
@@ -18442,6 +19215,8 @@ static moe_epi_experts moe_epi_experts_of(const moe_ep_model *m, const moe_ep_ma
     x.t0_s = c->gemm.t0_s;
     x.expert_s = c->gemm.expert_s;
     x.p = c->gemm.p;
+    x.t0_p = c->gemm.t0_p;
+    x.row_s = c->gemm.row_byte_s * (moe_epi_product_row(m, H, m->ungated ? I : 2.0 * I) + moe_epi_product_row(m, I, H));
     x.up = moe_epi_product_of(m, c, H, m->ungated ? I : 2.0 * I);
     x.down = moe_epi_product_of(m, c, I, H);
     return x;
@@ -18463,8 +19238,10 @@ static double moe_epi_share_time(const moe_epi_experts *x, const moe_epi_work *w
     down_flop = padded * x->down.row_flop_s;
     *mem_s = up_mem + down_mem;
     *flop_s = up_flop + down_flop;
-    return 2.0 * (x->t0_s + active * x->expert_s) + moe_epi_pnorm(up_mem, up_flop, x->p) +
-           moe_epi_pnorm(down_mem, down_flop, x->p);
+    return moe_epi_bend(2.0 * (x->t0_s + active * x->expert_s),
+                        moe_epi_pnorm(up_mem, up_flop, x->p) + moe_epi_pnorm(down_mem, down_flop, x->p) +
+                            rows * x->row_s,
+                        x->t0_p);
 }
 
 static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
@@ -18595,8 +19372,8 @@ static double moe_epi_block_miss(const moe_epi_routing *q, int32_t first, int32_
         part[1] = last % size;
     }
     rest = q->G - whole - (part[0] > 0) - (part[1] > 0);
-    for (a = 0; a <= (part[0] > 0); a++)
-        for (b = 0; b <= (part[1] > 0); b++)
+    for (a = 0; a <= (part[0] > 0 ? 1 : 0); a++)
+        for (b = 0; b <= (part[1] > 0 ? 1 : 0); b++)
             for (j = 0; j <= whole && a + b + j <= q->M; j++)
                 miss += moe_epi_choose(whole, j) * moe_epi_choose(rest, q->M - a - b - j) *
                         moe_epi_miss(
@@ -19941,6 +20718,7 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
                                         moe_ep_error *err)
 {
     moe_ep_payback_result r;
+    double need;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
@@ -19952,9 +20730,13 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
     MOE_EPI_TRY(moe_epi_amount(desc->expert_bytes, "expert_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(desc->link_Bps, "link_Bps", err));
     MOE_EPI_TRY(moe_epi_amount(desc->pause_s, "pause_s", err));
+    MOE_EPI_TRY(moe_epi_amount(desc->time_error, "time_error", err));
+    MOE_EPI_TRY(moe_epi_amount(desc->need_ratio, "need_ratio", err));
     if (!(desc->after_s > 0.0))
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "after_s", "a step takes time", -1,
                             desc->after_s);
+    if (!(desc->time_error < 1.0))
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "time_error", "must be below 1", -1, desc->time_error);
     memset(&r, 0, sizeof r);
     r.gain_s = desc->before_s - desc->after_s;
     r.ratio = desc->before_s / desc->after_s;
@@ -19963,7 +20745,13 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
         r.cost_s += (double)desc->moved_slots * desc->expert_bytes / desc->link_Bps;
     r.pays = r.gain_s > 0.0;
     if (r.pays) r.steps = r.cost_s / r.gain_s;
-    MOE_EPI_TRY(moe_epi_fits(r.ratio, "after_s", err));
+    r.ratio_low = r.ratio * (1.0 - desc->time_error) / (1.0 + desc->time_error);
+    r.ratio_high = r.ratio * (1.0 + desc->time_error) / (1.0 - desc->time_error);
+    need = moe_epi_or(desc->need_ratio, 1.0);
+    r.payoff = r.ratio_low > need     ? MOE_EP_PAYOFF_YES
+                : r.ratio_high <= need ? MOE_EP_PAYOFF_NO
+                                       : MOE_EP_PAYOFF_UNSURE;
+    MOE_EPI_TRY(moe_epi_fits(r.ratio_high, "after_s", err));
     MOE_EPI_TRY(moe_epi_fits(r.cost_s + r.steps, "link_Bps", err));
     *out = r;
     return MOE_EP_OK;
@@ -19979,23 +20767,30 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
   } while (0)
 
 /* A measured row, reduced to the numbers its time depends on, and the logarithm of that time. */
-enum { MOE_EPI_FIT_INPUTS = 6, MOE_EPI_FIT_CONSTANTS = 11 };
+enum { MOE_EPI_FIT_INPUTS = 7, MOE_EPI_FIT_CONSTANTS = 11 };
 typedef struct moe_epi_fit_row {
-    double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products;
+    double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products, activation bytes;
                                      links: intra, inter bytes, rows, peers, bytes of one row   */
     double log_s;
 } moe_epi_fit_row;
 
-/* Places of the constants: of experts the first four, of a link all. */
-enum { MOE_EPI_FIT_T0, MOE_EPI_FIT_BYTE, MOE_EPI_FIT_FLOP, MOE_EPI_FIT_EXPERT };
+/* Places of the constants: of experts, of a link. */
+enum {
+    MOE_EPI_FIT_T0,
+    MOE_EPI_FIT_BYTE,
+    MOE_EPI_FIT_FLOP,
+    MOE_EPI_FIT_EXPERT,
+    MOE_EPI_FIT_ACT_BYTE,
+    MOE_EPI_FIT_BEND, /* of both */
+    MOE_EPI_FIT_EXPERTS_END
+};
 enum {
     MOE_EPI_FIT_ALPHA,
     MOE_EPI_FIT_INTRA,
     MOE_EPI_FIT_INTER,
     MOE_EPI_FIT_ROW,
     MOE_EPI_FIT_PEER,
-    MOE_EPI_FIT_BEND,
-    MOE_EPI_FIT_ROW_BYTE,
+    MOE_EPI_FIT_ROW_BYTE = MOE_EPI_FIT_EXPERTS_END,
     MOE_EPI_FIT_PAIR,
     MOE_EPI_FIT_CROWD,
     MOE_EPI_FIT_SHORT, /* latency of the short protocol as a share of alpha */
@@ -20020,16 +20815,18 @@ static double moe_epi_fit_value(const moe_epi_fit *f, int i)
     return exp(f->c[i] > 650.0 ? 650.0 : f->c[i] < -650.0 ? -650.0 : f->c[i]);
 }
 
-static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
-{
-    return r->x[5] * v[MOE_EPI_FIT_T0] + r->x[4] * v[MOE_EPI_FIT_EXPERT] +
-           moe_epi_pnorm(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p) +
-           moe_epi_pnorm(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p);
-}
-
 static double moe_epi_fit_between(double v, double low, double high)
 {
     return v < low ? low : v > high ? high : v;
+}
+
+static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+{
+    double fixed = r->x[5] * v[MOE_EPI_FIT_T0] + r->x[4] * v[MOE_EPI_FIT_EXPERT];
+    double work = moe_epi_pnorm(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p) +
+                  moe_epi_pnorm(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p) +
+                  r->x[6] * v[MOE_EPI_FIT_ACT_BYTE];
+    return moe_epi_bend(fixed, work, moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.6, 16.0));
 }
 
 static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
@@ -20256,11 +21053,13 @@ static moe_ep_status moe_epi_fit_check_expert(const moe_ep_model *model, const m
 }
 
 /* Bytes and FLOPs of one product, K x N weights per expert. */
-static void moe_epi_fit_product(const moe_ep_model *m, const moe_epi_work *w, double K, double N, double *x)
+static void moe_epi_fit_product(const moe_ep_model *m, const moe_epi_work *w, double K, double N, double *x,
+                                double *activations)
 {
-    x[0] = (double)w->active * K * N * moe_epi_or(m->weight_bytes, 2.0) +
-           (double)w->rows * (K * moe_epi_or(m->in_bytes, 2.0) + N * moe_epi_or(m->out_bytes, 2.0));
+    double moved = (double)w->rows * moe_epi_product_row(m, K, N);
+    x[0] = (double)w->active * K * N * moe_epi_or(m->weight_bytes, 2.0) + moved;
     x[1] = 2.0 * K * N * (double)w->padded;
+    *activations += moved;
 }
 
 static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_expert_row *r, int32_t tile,
@@ -20273,8 +21072,8 @@ static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_exper
     memset(&w, 0, sizeof w);
     memset(out, 0, sizeof *out);
     for (s = 0; s < r->num_slots; s++) moe_epi_work_add(&w, moe_epi_fit_slot(r, s), tile);
-    if (r->product != 2) moe_epi_fit_product(&m, &w, H, m.ungated ? I : 2.0 * I, &out->x[0]);
-    if (r->product != 1) moe_epi_fit_product(&m, &w, I, H, &out->x[2]);
+    if (r->product != 2) moe_epi_fit_product(&m, &w, H, m.ungated ? I : 2.0 * I, &out->x[0], &out->x[6]);
+    if (r->product != 1) moe_epi_fit_product(&m, &w, I, H, &out->x[2], &out->x[6]);
     out->x[5] = r->product == 0 ? 2.0 : 1.0;
     out->x[4] = (double)w.active * out->x[5];
     out->log_s = log(r->seconds);
@@ -20355,8 +21154,10 @@ static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_e
     moe_epi_fit_constant(f, MOE_EPI_FIT_T0, m->gemm.t0_s, 1e-5, 1.0, 1);
     moe_epi_fit_constant(f, MOE_EPI_FIT_BYTE, moe_epi_inverse(memory), 1.0, 0.4, m->memory_Bps > 0.0);
     moe_epi_fit_constant(f, MOE_EPI_FIT_FLOP, moe_epi_inverse(flops), 1.0, 0.5, m->flops[math] > 0.0);
-    moe_epi_fit_constant(f, MOE_EPI_FIT_EXPERT, m->gemm.expert_s, 3e-7, 2.0, 1);
-    for (i = MOE_EPI_FIT_EXPERT + 1; i < MOE_EPI_FIT_CONSTANTS; i++)
+    moe_epi_fit_constant(f, MOE_EPI_FIT_EXPERT, m->gemm.expert_s, 1e-7, 2.0, 1);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_ACT_BYTE, m->gemm.row_byte_s, 1e-14, 2.5, 1);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_BEND, m->gemm.t0_p, 1.0, 0.3, 1);
+    for (i = MOE_EPI_FIT_EXPERTS_END; i < MOE_EPI_FIT_CONSTANTS; i++)
         moe_epi_fit_constant(f, i, 0.0, 1.0, 0.0, 0);
 }
 
@@ -20396,6 +21197,8 @@ static void moe_epi_fit_close_gemm(const moe_epi_fit *f, moe_ep_math math, int32
     if (f->sd[MOE_EPI_FIT_BYTE] > 0.0) m->gemm.mem_eff = moe_epi_fit_share(byte_s, m->memory_Bps);
     if (f->sd[MOE_EPI_FIT_FLOP] > 0.0) m->gemm.flop_eff = moe_epi_fit_share(flop_s, m->flops[math]);
     m->gemm.expert_s = moe_epi_fit_value(f, MOE_EPI_FIT_EXPERT);
+    m->gemm.row_byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_ACT_BYTE);
+    m->gemm.t0_p = moe_epi_fit_between(moe_epi_fit_value(f, MOE_EPI_FIT_BEND), 0.6, 16.0);
     m->gemm.p = f->p;
     m->gemm.tile = tile;
 }
@@ -20547,6 +21350,7 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
     moe_epi_fit_open_gemm(&f, d->start, d->model->math);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_T0, g->t0_s);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_EXPERT, g->expert_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_ACT_BYTE, g->row_byte_s);
     before = moe_epi_fit_before(&f, room->work);
     best = f;
     moe_epi_fit_open_gemm(&best, d->start, d->model->math);
@@ -20705,13 +21509,15 @@ static int32_t moe_epi_table_place(const double *axis, int32_t n, double x, doub
     *share = 0.0;
     if (!(x > axis[0])) return 0;
     while (i + 1 < n && axis[i + 1] <= x) i++;
-    if (i + 1 < n) *share = log(x / axis[i]) / log(axis[i + 1] / axis[i]);
+    if (i + 1 < n) *share = (log(x) - log(axis[i])) / (log(axis[i + 1]) - log(axis[i]));
     return i;
 }
 
 static double moe_epi_table_mix(double a, double b, double share)
 {
-    return a * pow(b / a, share);
+    double ratio = b / a;
+    if (ratio > 1e-300 && ratio < 1e300) return a * pow(ratio, share);
+    return exp(log(a) + share * (log(b) - log(a)));
 }
 
 MOE_EP_API double moe_ep_table_us(const moe_ep_time_table *table, double rows, double active, moe_ep_error *err)
@@ -20773,7 +21579,7 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
     if (!t) return -1.0;
     near_us = moe_epi_curve_us(&t->intra[back], moe_epi_larger(out_intra_bytes, in_intra_bytes));
     far_us = moe_epi_curve_us(&t->inter[back], moe_epi_larger(out_inter_bytes, in_inter_bytes));
-    if (near_us < 0.0 || far_us < 0.0) return -1.0;
+    if (near_us < 0.0 || far_us < 0.0 || !moe_epi_finite(near_us) || !moe_epi_finite(far_us)) return -1.0;
     return moe_epi_larger(near_us, far_us);
 }
 
@@ -20816,7 +21622,7 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #define MOE_EPI_FW_TASK_BYTES (1 << 20) /* ... as long as they are fewer bytes than this: short streams are slow */
 #define MOE_EPI_FW_ROWS 256
 #define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights   */
-#define MOE_EPI_FW_AHEAD 3         /* from so many tokens on the next weights are asked for in time           */
+#define MOE_EPI_FW_ALONG 1024      /* bytes from the weights that are read to those that are fetched, along rows */
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
 #define MOE_EPI_FW_PAD 32          /* activation rows are padded to this with zeros                          */
@@ -20875,14 +21681,15 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value)
     return moe_epi_fw_from_bits(sign | ((e + 112u) << 23) | (m << 13));
 }
 
-/* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1 -------- */
+/* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1, as the sum of the
+ * dot products of blocks of `block` elements -------------------------------------------------------- */
 
 /* While it computes, a tile asks for the weights `ahead` bytes behind its own, of the rows in the mask (0 = none). */
 typedef struct moe_epi_fw_fetch {
     intptr_t ahead;
     unsigned rows;
 } moe_epi_fw_fetch;
-typedef void (*moe_epi_fw_tile)(const void *const *w, const void *const *x, int64_t n, float *out,
+typedef void (*moe_epi_fw_tile)(const void *const *w, const void *const *x, int64_t n, int64_t block, float *out,
                                 int64_t ldc, int add, moe_epi_fw_fetch fetch);
 
 typedef struct moe_epi_fw_kernels {
@@ -20896,14 +21703,14 @@ typedef struct moe_epi_fw_kernels {
 } moe_epi_fw_kernels;
 
 /* Portable: sixteen partial sums, weights widened to float first. */
-static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const void *const *x, int tokens, int64_t n,
-                             float *out, int64_t ldc, int add)
+static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const void *const *x, int64_t from, int tokens,
+                                int64_t n, float *out, int64_t ldc, int add)
 {
     int r, j, i;
     int64_t k;
     for (r = 0; r < 4; r++) {
         for (j = 0; j < tokens; j++) {
-            const float *a = w + r * w_stride, *b = (const float *)x[j];
+            const float *a = w + r * w_stride, *b = (const float *)x[j] + from;
             float s[16], sum;
             for (i = 0; i < 16; i++) s[i] = 0.0f;
             for (k = 0; k + 16 <= n; k += 16)
@@ -20918,18 +21725,21 @@ static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const void *co
 }
 
 #define MOE_EPI_FW_PORTABLE(NAME, TYPE, WIDEN, TOKENS)                                                   \
-    static void NAME(const void *const *w, const void *const *x, int64_t n, float *out, int64_t ldc, \
-                     int add, moe_epi_fw_fetch fetch)                                                         \
+    static void NAME(const void *const *w, const void *const *x, int64_t n, int64_t block, float *out, \
+                     int64_t ldc, int add, moe_epi_fw_fetch fetch)                                    \
     {                                                                                                 \
-        float wide[4 * MOE_EPI_FW_KBLOCK];                                                               \
+        float wide[4 * MOE_EPI_FW_KBLOCK];                                                            \
+        int64_t at, k, len;                                                                           \
         int r;                                                                                        \
-        int64_t k;                                                                                    \
         (void)fetch;                                                                                  \
-        for (r = 0; r < 4; r++) {                                                                     \
-            const TYPE *row = (const TYPE *)w[r];                                                     \
-            for (k = 0; k < n; k++) wide[r * MOE_EPI_FW_KBLOCK + k] = WIDEN(row[k]);                     \
+        for (at = 0; at < n; at += len, add = 1) {                                                    \
+            len = n - at < block ? n - at : block;                                                    \
+            for (r = 0; r < 4; r++) {                                                                 \
+                const TYPE *row = (const TYPE *)w[r] + at;                                            \
+                for (k = 0; k < len; k++) wide[r * MOE_EPI_FW_KBLOCK + k] = WIDEN(row[k]);            \
+            }                                                                                         \
+            moe_epi_fw_dot_rows(wide, MOE_EPI_FW_KBLOCK, x, at, TOKENS, len, out, ldc, add);          \
         }                                                                                             \
-        moe_epi_fw_dot_rows(wide, MOE_EPI_FW_KBLOCK, x, TOKENS, n, out, ldc, add);                          \
     }
 #define MOE_EPI_FW_SAME(v) (v)
 MOE_EPI_FW_PORTABLE(moe_epi_fw_c_f32_1, float, MOE_EPI_FW_SAME, 1)
@@ -20983,6 +21793,8 @@ static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
     if (fetch.rows & 2u) { MOE_EPI_FW_FETCH_ONE(p1 + (k)) }                                           \
     if (fetch.rows & 4u) { MOE_EPI_FW_FETCH_ONE(p2 + (k)) }                                           \
     if (fetch.rows & 8u) { MOE_EPI_FW_FETCH_ONE(p3 + (k)) }
+
+#define MOE_EPI_FW_NO_FETCH(k)
 
 /* Lists of tokens: the arrays of a tile must be named scalars to stay in registers in every compiler. */
 #define MOE_EPI_FW_T1(M) M(0)
@@ -21043,8 +21855,8 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 }
 
 #define MOE_EPI_FW_Y_DECL(j)                                                                             \
-    const float *x##j = (const float *)x[j];                                                          \
-    __m256 a##j = zero, b##j = zero, c##j = zero, d##j = zero, v##j;
+    const float *x##j = (const float *)x[j];
+#define MOE_EPI_FW_Y_SUMS(j) __m256 a##j = zero, b##j = zero, c##j = zero, d##j = zero, v##j;
 #define MOE_EPI_FW_Y_LOAD(j) v##j = _mm256_loadu_ps(x##j + at);
 #define MOE_EPI_FW_Y_A(j) a##j = _mm256_fmadd_ps(w, v##j, a##j);
 #define MOE_EPI_FW_Y_B(j) b##j = _mm256_fmadd_ps(w, v##j, b##j);
@@ -21068,50 +21880,56 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 #define MOE_EPI_FW_Y_I8(p)                                                                            \
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 
-#define MOE_EPI_FW_Y_KERNEL(NAME, TN, TYPE, GROUP, STEPS)                                                \
-    MOE_EPI_FW_Y static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out, \
-                                  int64_t ldc, int add, moe_epi_fw_fetch fetch)                               \
+#define MOE_EPI_FW_Y_KERNEL(NAME, TN, FETCH, TYPE, GROUP, STEPS)                                                \
+    MOE_EPI_FW_Y static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, \
+                                  float *out, int64_t ldc, int add, moe_epi_fw_fetch fetch)           \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
         const __m256 zero = _mm256_setzero_ps();                                                      \
         __m256 w;                                                                                     \
         int64_t k = 0, at;                                                                            \
-        TN(MOE_EPI_FW_Y_DECL)                                                                            \
-        for (; k + (GROUP) <= n; k += (GROUP)) {                                                      \
-            if (k * (int64_t)sizeof(TYPE) % 32 == 0) { MOE_EPI_FW_FETCH(k) }                          \
-            STEPS(TN, p0 + k, p1 + k, p2 + k, p3 + k)                                                 \
+        (void)fetch;                                                                                  \
+        TN(MOE_EPI_FW_Y_DECL)                                                                         \
+        for (; k < n; add = 1) {                                                                      \
+            const int64_t stop = n - k < block ? n : k + block;                                       \
+            TN(MOE_EPI_FW_Y_SUMS)                                                                     \
+            for (; k + (GROUP) <= stop; k += (GROUP)) {                                               \
+                if (k * (int64_t)sizeof(TYPE) % 64 == 0) { FETCH(k) }                                 \
+                STEPS(TN, p0 + k, p1 + k, p2 + k, p3 + k)                                             \
+            }                                                                                         \
+            if (k < stop) {                                                                           \
+                TYPE tail[4][GROUP];                                                                  \
+                size_t bytes = (size_t)(stop - k) * sizeof(TYPE);                                     \
+                memset(tail, 0, sizeof tail);                                                         \
+                memcpy(tail[0], p0 + k, bytes);                                                       \
+                memcpy(tail[1], p1 + k, bytes);                                                       \
+                memcpy(tail[2], p2 + k, bytes);                                                       \
+                memcpy(tail[3], p3 + k, bytes);                                                       \
+                STEPS(TN, tail[0], tail[1], tail[2], tail[3])                                         \
+                k = stop;                                                                             \
+            }                                                                                         \
+            TN(MOE_EPI_FW_Y_STORE)                                                                    \
         }                                                                                             \
-        if (k < n) {                                                                                  \
-            TYPE tail[4][GROUP];                                                                      \
-            size_t bytes = (size_t)(n - k) * sizeof(TYPE);                                            \
-            memset(tail, 0, sizeof tail);                                                             \
-            memcpy(tail[0], p0 + k, bytes);                                                           \
-            memcpy(tail[1], p1 + k, bytes);                                                           \
-            memcpy(tail[2], p2 + k, bytes);                                                           \
-            memcpy(tail[3], p3 + k, bytes);                                                           \
-            STEPS(TN, tail[0], tail[1], tail[2], tail[3])                                             \
-        }                                                                                             \
-        TN(MOE_EPI_FW_Y_STORE)                                                                           \
     }
 #define MOE_EPI_FW_Y_STEPS_F32(TN, q0, q1, q2, q3) at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_F32, q0, q1, q2, q3)
 #define MOE_EPI_FW_Y_STEPS_F16(TN, q0, q1, q2, q3) at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_F16, q0, q1, q2, q3)
 #define MOE_EPI_FW_Y_STEPS_BF16(TN, q0, q1, q2, q3)                                                      \
     at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_EVEN, q0, q1, q2, q3)                                        \
     at = k + 8; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_ODD, q0, q1, q2, q3)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_1, MOE_EPI_FW_T1, float, 8, MOE_EPI_FW_Y_STEPS_F32)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_2, MOE_EPI_FW_T2, float, 8, MOE_EPI_FW_Y_STEPS_F32)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3, MOE_EPI_FW_T3, float, 8, MOE_EPI_FW_Y_STEPS_F32)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_1, MOE_EPI_FW_T1, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_2, MOE_EPI_FW_T2, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3, MOE_EPI_FW_T3, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 #define MOE_EPI_FW_Y_STEPS_I8(TN, q0, q1, q2, q3) at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_I8, q0, q1, q2, q3)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_1, MOE_EPI_FW_T1, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_2, MOE_EPI_FW_T2, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3, MOE_EPI_FW_T3, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_1, MOE_EPI_FW_T1, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_2, MOE_EPI_FW_T2, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3, MOE_EPI_FW_T3, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 
 /* ---- AVX-512: 4 rows x up to 6 tokens, 24 sums.  Where gcc's unmasked intrinsics start from an
  * undefined register (a warning in C++), the zero-masked form with a full mask takes their place. ---- */
@@ -21164,8 +21982,8 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 }
 
 #define MOE_EPI_FW_Z_DECL(j)                                                                             \
-    const float *x##j = (const float *)x[j];                                                          \
-    __m512 a##j = zero, b##j = zero, c##j = zero, d##j = zero;
+    const float *x##j = (const float *)x[j];
+#define MOE_EPI_FW_Z_SUMS(j) __m512 a##j = zero, b##j = zero, c##j = zero, d##j = zero;
 #define MOE_EPI_FW_Z_FMA(j)                                                                              \
     v = _mm512_loadu_ps(x##j + at);                                                                   \
     a##j = _mm512_fmadd_ps(w0, v, a##j);                                                              \
@@ -21173,33 +21991,41 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
     c##j = _mm512_fmadd_ps(w2, v, c##j);                                                              \
     d##j = _mm512_fmadd_ps(w3, v, d##j);
 #define MOE_EPI_FW_Z_STORE(j) moe_epi_fw_z_store(out + j * ldc, a##j, b##j, c##j, d##j, add);
-#define MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                               \
-    MOE_EPI_FW_Z static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out, \
-                                  int64_t ldc, int add, moe_epi_fw_fetch fetch)                               \
+#define MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                            \
+    MOE_EPI_FW_Z static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, \
+                                  float *out, int64_t ldc, int add, moe_epi_fw_fetch fetch)           \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
         const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
         const __m512 zero = _mm512_setzero_ps();                                                      \
         __m512 w0, w1, w2, w3, v;                                                                     \
         int64_t at = 0;                                                                               \
+        (void)fetch;                                                                                  \
         TN(MOE_EPI_FW_Z_DECL)
-#define MOE_EPI_FW_Z_END(TN)                                                                             \
-        TN(MOE_EPI_FW_Z_STORE)                                                                           \
+#define MOE_EPI_FW_Z_BLOCK(TN)                                                                        \
+        for (; at < n; add = 1) {                                                                     \
+            const int64_t stop = n - at < block ? n : at + block;                                     \
+            TN(MOE_EPI_FW_Z_SUMS)
+#define MOE_EPI_FW_Z_END(TN)                                                                          \
+            TN(MOE_EPI_FW_Z_STORE)                                                                    \
+        }                                                                                             \
     }
-/* fp32 and fp16: 16 weights per step, the last step masked. */
-#define MOE_EPI_FW_Z_WIDE(NAME, TN, TYPE, LOAD, LOAD_MASKED)                                             \
-    MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                                   \
-        for (; at + 16 <= n; at += 16) {                                                              \
-            if (at * (int64_t)sizeof(TYPE) % 64 == 0) { MOE_EPI_FW_FETCH(at) }                        \
-            w0 = LOAD(p0 + at); w1 = LOAD(p1 + at); w2 = LOAD(p2 + at); w3 = LOAD(p3 + at);           \
-            TN(MOE_EPI_FW_Z_FMA)                                                                         \
-        }                                                                                             \
-        if (at < n) {                                                                                 \
-            const __mmask16 mask = (__mmask16)((1u << (n - at)) - 1u);                                \
-            w0 = LOAD_MASKED(mask, p0 + at); w1 = LOAD_MASKED(mask, p1 + at);                         \
-            w2 = LOAD_MASKED(mask, p2 + at); w3 = LOAD_MASKED(mask, p3 + at);                         \
-            TN(MOE_EPI_FW_Z_FMA)                                                                         \
-        }                                                                                             \
+/* fp32, fp16 and int8: 16 weights per step, the last step masked; a cache line is fetched when a step begins one. */
+#define MOE_EPI_FW_Z_WIDE(NAME, TN, FETCH, TYPE, LOAD, LOAD_MASKED)                                          \
+    MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                                \
+        MOE_EPI_FW_Z_BLOCK(TN)                                                                        \
+            for (; at + 16 <= stop; at += 16) {                                                       \
+                if (sizeof(TYPE) == 4 || at * (int64_t)sizeof(TYPE) % 64 == 0) { FETCH(at) }          \
+                w0 = LOAD(p0 + at); w1 = LOAD(p1 + at); w2 = LOAD(p2 + at); w3 = LOAD(p3 + at);       \
+                TN(MOE_EPI_FW_Z_FMA)                                                                  \
+            }                                                                                         \
+            if (at < stop) {                                                                          \
+                const __mmask16 mask = (__mmask16)((1u << (stop - at)) - 1u);                         \
+                w0 = LOAD_MASKED(mask, p0 + at); w1 = LOAD_MASKED(mask, p1 + at);                     \
+                w2 = LOAD_MASKED(mask, p2 + at); w3 = LOAD_MASKED(mask, p3 + at);                     \
+                TN(MOE_EPI_FW_Z_FMA)                                                                  \
+                at = stop;                                                                            \
+            }                                                                                         \
     MOE_EPI_FW_Z_END(TN)
 #define MOE_EPI_FW_Z_F32(p) _mm512_loadu_ps(p)
 #define MOE_EPI_FW_Z_F32M(m, p) _mm512_maskz_loadu_ps(m, p)
@@ -21218,63 +22044,62 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
     w0 = MOE_EPI_FW_Z_ODD(r0); w1 = MOE_EPI_FW_Z_ODD(r1); w2 = MOE_EPI_FW_Z_ODD(r2); w3 = MOE_EPI_FW_Z_ODD(r3);   \
     TN(MOE_EPI_FW_Z_FMA)                                                                                 \
     at += 16;
-#define MOE_EPI_FW_Z_BF16(NAME, TN)                                                                      \
-    MOE_EPI_FW_Z_BEGIN(NAME, TN, uint16_t)                                                               \
+#define MOE_EPI_FW_Z_BF16(NAME, TN, FETCH)                                                                   \
+    MOE_EPI_FW_Z_BEGIN(NAME, TN, uint16_t)                                                            \
         const __m512i high = _mm512_set1_epi32((int)0xffff0000u);                                     \
         __m512i r0, r1, r2, r3;                                                                       \
-        while (at + 32 <= n) {                                                                        \
-            MOE_EPI_FW_FETCH(at)                                                                      \
-            r0 = _mm512_loadu_si512(p0 + at); r1 = _mm512_loadu_si512(p1 + at);                       \
-            r2 = _mm512_loadu_si512(p2 + at); r3 = _mm512_loadu_si512(p3 + at);                       \
-            MOE_EPI_FW_Z_PAIR(TN)                                                                        \
-        }                                                                                             \
-        if (at < n) {                                                                                 \
-            const __mmask32 mask = (__mmask32)((1u << (n - at)) - 1u);                                \
-            r0 = _mm512_maskz_loadu_epi16(mask, p0 + at); r1 = _mm512_maskz_loadu_epi16(mask, p1 + at); \
-            r2 = _mm512_maskz_loadu_epi16(mask, p2 + at); r3 = _mm512_maskz_loadu_epi16(mask, p3 + at); \
-            MOE_EPI_FW_Z_PAIR(TN)                                                                        \
-        }                                                                                             \
+        MOE_EPI_FW_Z_BLOCK(TN)                                                                        \
+            while (at + 32 <= stop) {                                                                 \
+                FETCH(at)                                                                             \
+                r0 = _mm512_loadu_si512(p0 + at); r1 = _mm512_loadu_si512(p1 + at);                   \
+                r2 = _mm512_loadu_si512(p2 + at); r3 = _mm512_loadu_si512(p3 + at);                   \
+                MOE_EPI_FW_Z_PAIR(TN)                                                                 \
+            }                                                                                         \
+            if (at < stop) {                                                                          \
+                const __mmask32 mask = (__mmask32)((1u << (stop - at)) - 1u);                         \
+                r0 = _mm512_maskz_loadu_epi16(mask, p0 + at); r1 = _mm512_maskz_loadu_epi16(mask, p1 + at); \
+                r2 = _mm512_maskz_loadu_epi16(mask, p2 + at); r3 = _mm512_maskz_loadu_epi16(mask, p3 + at); \
+                MOE_EPI_FW_Z_PAIR(TN)                                                                 \
+            }                                                                                         \
     MOE_EPI_FW_Z_END(TN)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_1, MOE_EPI_FW_T1, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_2, MOE_EPI_FW_T2, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_3, MOE_EPI_FW_T3, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_4, MOE_EPI_FW_T4, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_5, MOE_EPI_FW_T5, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_6, MOE_EPI_FW_T6, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_1, MOE_EPI_FW_T1, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_2, MOE_EPI_FW_T2, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_3, MOE_EPI_FW_T3, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_4, MOE_EPI_FW_T4, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_5, MOE_EPI_FW_T5, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_6, MOE_EPI_FW_T6, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_1, MOE_EPI_FW_T1)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_2, MOE_EPI_FW_T2)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3, MOE_EPI_FW_T3)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4, MOE_EPI_FW_T4)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5, MOE_EPI_FW_T5)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_1, MOE_EPI_FW_T1, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_2, MOE_EPI_FW_T2, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3, MOE_EPI_FW_T3, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_4, MOE_EPI_FW_T4, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_5, MOE_EPI_FW_T5, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_6, MOE_EPI_FW_T6, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
 
 /* ---- AVX-512-BF16: pairs of bf16 on both sides, each with its neighbour into one sum ---- */
 #if MOE_EPI_FW_BF16
 #define MOE_EPI_FW_B __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
-#define MOE_EPI_FW_B_DECL(j)                                                                          \
-    const uint16_t *x##j = (const uint16_t *)x[j];                                                    \
-    __m512 a##j = zero, b##j = zero, c##j = zero, d##j = zero;
+#define MOE_EPI_FW_B_DECL(j) const uint16_t *x##j = (const uint16_t *)x[j];
 #define MOE_EPI_FW_B_DP(j)                                                                            \
     v = (__m512bh)_mm512_loadu_si512(x##j + at);                                                      \
     a##j = _mm512_dpbf16_ps(a##j, (__m512bh)r0, v);                                                   \
     b##j = _mm512_dpbf16_ps(b##j, (__m512bh)r1, v);                                                   \
     c##j = _mm512_dpbf16_ps(c##j, (__m512bh)r2, v);                                                   \
     d##j = _mm512_dpbf16_ps(d##j, (__m512bh)r3, v);
-#define MOE_EPI_FW_B_KERNEL(NAME, TN)                                                                 \
-    MOE_EPI_FW_B static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out, \
-                                  int64_t ldc, int add, moe_epi_fw_fetch fetch)                               \
+#define MOE_EPI_FW_B_KERNEL(NAME, TN, FETCH)                                                                 \
+    MOE_EPI_FW_B static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, \
+                                  float *out, int64_t ldc, int add, moe_epi_fw_fetch fetch)           \
     {                                                                                                 \
         const uint16_t *p0 = (const uint16_t *)rows[0], *p1 = (const uint16_t *)rows[1];              \
         const uint16_t *p2 = (const uint16_t *)rows[2], *p3 = (const uint16_t *)rows[3];              \
@@ -21282,27 +22107,29 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6)
         __m512i r0, r1, r2, r3;                                                                       \
         __m512bh v;                                                                                   \
         int64_t at = 0;                                                                               \
+        (void)fetch;                                                                                  \
         TN(MOE_EPI_FW_B_DECL)                                                                         \
-        for (; at + 32 <= n; at += 32) {                                                              \
-            MOE_EPI_FW_FETCH(at)                                                                      \
-            r0 = _mm512_loadu_si512(p0 + at); r1 = _mm512_loadu_si512(p1 + at);                       \
-            r2 = _mm512_loadu_si512(p2 + at); r3 = _mm512_loadu_si512(p3 + at);                       \
-            TN(MOE_EPI_FW_B_DP)                                                                       \
-        }                                                                                             \
-        if (at < n) {                                                                                 \
-            const __mmask32 mask = (__mmask32)((1u << (n - at)) - 1u);                                \
-            r0 = _mm512_maskz_loadu_epi16(mask, p0 + at); r1 = _mm512_maskz_loadu_epi16(mask, p1 + at); \
-            r2 = _mm512_maskz_loadu_epi16(mask, p2 + at); r3 = _mm512_maskz_loadu_epi16(mask, p3 + at); \
-            TN(MOE_EPI_FW_B_DP)                                                                       \
-        }                                                                                             \
-        TN(MOE_EPI_FW_Z_STORE)                                                                        \
-    }
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_1, MOE_EPI_FW_T1)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_2, MOE_EPI_FW_T2)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3, MOE_EPI_FW_T3)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_4, MOE_EPI_FW_T4)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_5, MOE_EPI_FW_T5)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6)
+        MOE_EPI_FW_Z_BLOCK(TN)                                                                        \
+            for (; at + 32 <= stop; at += 32) {                                                       \
+                FETCH(at)                                                                             \
+                r0 = _mm512_loadu_si512(p0 + at); r1 = _mm512_loadu_si512(p1 + at);                   \
+                r2 = _mm512_loadu_si512(p2 + at); r3 = _mm512_loadu_si512(p3 + at);                   \
+                TN(MOE_EPI_FW_B_DP)                                                                   \
+            }                                                                                         \
+            if (at < stop) {                                                                          \
+                const __mmask32 mask = (__mmask32)((1u << (stop - at)) - 1u);                         \
+                r0 = _mm512_maskz_loadu_epi16(mask, p0 + at); r1 = _mm512_maskz_loadu_epi16(mask, p1 + at); \
+                r2 = _mm512_maskz_loadu_epi16(mask, p2 + at); r3 = _mm512_maskz_loadu_epi16(mask, p3 + at); \
+                TN(MOE_EPI_FW_B_DP)                                                                   \
+                at = stop;                                                                            \
+            }                                                                                         \
+        MOE_EPI_FW_Z_END(TN)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
 #undef MOE_EPI_FW_B
 #undef MOE_EPI_FW_B_DECL
 #undef MOE_EPI_FW_B_DP
@@ -21320,6 +22147,7 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_EXP_P
 #  undef MOE_EPI_FW_Y
 #  undef MOE_EPI_FW_Y_DECL
+#  undef MOE_EPI_FW_Y_SUMS
 #  undef MOE_EPI_FW_Y_LOAD
 #  undef MOE_EPI_FW_Y_A
 #  undef MOE_EPI_FW_Y_B
@@ -21340,12 +22168,15 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6)
 #  undef MOE_EPI_FW_Y_I8
 #  undef MOE_EPI_FW_Z
 #  undef MOE_EPI_FW_Z_DECL
+#  undef MOE_EPI_FW_Z_SUMS
+#  undef MOE_EPI_FW_Z_BLOCK
 #  undef MOE_EPI_FW_Z_FMA
 #  undef MOE_EPI_FW_Z_STORE
 #  undef MOE_EPI_FW_Z_BEGIN
 #  undef MOE_EPI_FW_Z_END
 #  undef MOE_EPI_FW_Z_MIX
 #  undef MOE_EPI_FW_FETCH
+#  undef MOE_EPI_FW_NO_FETCH
 #  undef MOE_EPI_FW_FETCH_ONE
 #  undef MOE_EPI_FW_Z_LANES
 #  undef MOE_EPI_FW_Z_WIDE
@@ -21463,10 +22294,8 @@ static void moe_epi_fw_tile_begin(void)
     int i;
     memset(&shape, 0, sizeof shape);
     shape.palette = 1;
-    for (i = 0; i < 8; i++) {
-        shape.row_bytes[i] = 64;
-        shape.rows[i] = 16;
-    }
+    for (i = 0; i < 8; i++) shape.row_bytes[i] = 64;
+    memset(shape.rows, 16, 8);
     __asm__ volatile("ldtilecfg %0" : : "m"(shape));
 }
 
@@ -21646,6 +22475,16 @@ static int64_t moe_epi_fw_pad(int64_t n)
     return n % 512 == 0 ? n + MOE_EPI_FW_PAD : n;
 }
 
+/* Bytes from activation row to row.  Rows of bf16 are used a block of 2 KB at a time: they lie so that the blocks of
+ * neighbours fill the sets of the L1 cache evenly, which repeat every 4 KB. */
+static int64_t moe_epi_fw_stride(const moe_epi_fw_kernels *kn, int64_t n)
+{
+    int64_t even, room = 2 * moe_epi_fw_pad(n);
+    if (!kn->half) return 4 * moe_epi_fw_pad(n);
+    even = (room / 2 + MOE_EPI_FW_KBLOCK - 1) / (2 * MOE_EPI_FW_KBLOCK) * (2 * MOE_EPI_FW_KBLOCK) + MOE_EPI_FW_KBLOCK;
+    return !kn->amx && n > MOE_EPI_FW_KBLOCK && even <= room ? 2 * even : room;
+}
+
 static int64_t moe_epi_fw_or(int64_t given, int64_t packed) { return given != 0 ? given : packed; }
 
 static const unsigned char *moe_epi_fw_base(const void *all, const void *const *of, int32_t e, int64_t stride,
@@ -21744,96 +22583,107 @@ static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, in
     }
 }
 
-/* Order in which a panel is worked through. */
-typedef enum moe_epi_fw_order {
-    MOE_EPI_FW_STREAM,  /* tile by tile, each over the whole inner dimension: one piece, or all fits the L1 cache */
-    MOE_EPI_FW_SHALLOW, /* block by block, tile by tile: one block of all tokens fits the L1 cache */
-    MOE_EPI_FW_DEEP     /* block by block, six tokens at a time past all tiles, which come from the L2 cache */
-} moe_epi_fw_order;
-
-/* One piece of work: some tokens past the tiles of a block. */
-typedef struct moe_epi_fw_piece {
+/* Products of a panel with more tokens than a tile takes: the tokens go past the tiles in pieces, one block of the
+ * inner dimension after the other. */
+typedef struct moe_epi_fw_work {
     const moe_epi_fw_kernels *kn;
-    const moe_epi_fw_rows *p, *next;
+    const moe_epi_fw_rows *p, *next; /* next: the panel that will be wanted then, NULL = unknown */
     const unsigned char *const *x;
-    moe_epi_fw_order order;
     int tokens, pieces;
-    int ahead; /* tiles from the one that computes to the one that is fetched */
     int64_t n, elem;
     float *c;
-} moe_epi_fw_piece;
+} moe_epi_fw_work;
 
-/* How far behind row r of block k0 lie the weights that are wanted some tiles later in this order, in this panel or the
- * next; 0 = unknown.  Only an address to fetch from, never one to read. */
-static intptr_t moe_epi_fw_ahead(const moe_epi_fw_piece *q, int r, int64_t k0)
+/* How far behind row r of block k0 lie the weights that are wanted `rows` rows later, in this block, the next one or
+ * the next panel; 0 = unknown.  Only an address to fetch from, never one to read. */
+static intptr_t moe_epi_fw_ahead(const moe_epi_fw_work *q, int r, int64_t k0, int rows)
 {
     const moe_epi_fw_rows *to = q->p;
-    int64_t blocks = (q->n + MOE_EPI_FW_KBLOCK - 1) / MOE_EPI_FW_KBLOCK, at = k0 / MOE_EPI_FW_KBLOCK, tile, block;
-    at = q->order == MOE_EPI_FW_STREAM ? r / 4 * blocks + at + q->ahead : at * q->p->quarter + r / 4 + q->ahead;
-    if (at >= blocks * q->p->quarter) {
-        at -= blocks * q->p->quarter;
-        to = q->next;
+    int64_t block = k0;
+    int at = r + rows;
+    if (at >= to->rows) {
+        at -= to->rows;
+        block += MOE_EPI_FW_KBLOCK;
+        if (block >= q->n) {
+            block = 0;
+            to = q->next;
+        }
     }
-    if (!to) return 0;
-    tile = q->order == MOE_EPI_FW_STREAM ? at / blocks : at % to->quarter;
-    block = q->order == MOE_EPI_FW_STREAM ? at % blocks : at / to->quarter;
-    if (tile >= to->quarter || block >= blocks) return 0;
-    return (intptr_t)((uintptr_t)to->of[4 * tile] + (uintptr_t)(block * MOE_EPI_FW_KBLOCK * q->elem) -
-                      (uintptr_t)q->p->of[r] - (uintptr_t)(k0 * q->elem));
+    if (!to || at >= to->rows) return 0;
+    return (intptr_t)((uintptr_t)to->of[at] + (uintptr_t)(block * q->elem) - (uintptr_t)q->p->of[r] -
+                      (uintptr_t)(k0 * q->elem));
 }
 
 /* The tile at row r past piece i of the tokens, block k0.  The next weights are fetched by all pieces, a part each: the
  * machine forgets requests that come too fast. */
-static void moe_epi_fw_tile_past(const moe_epi_fw_piece *q, int r, int i, int64_t k0)
+static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, int i, int64_t k0, intptr_t ahead)
 {
     const void *xs[6], *w[4];
     int64_t len = q->n - k0 < MOE_EPI_FW_KBLOCK ? q->n - k0 : MOE_EPI_FW_KBLOCK;
-    int t = (int)((int64_t)q->tokens * i / q->pieces), step = (int)((int64_t)q->tokens * (i + 1) / q->pieces) - t, j;
+    int t = q->tokens * i / q->pieces, step = q->tokens * (i + 1) / q->pieces - t, j;
     moe_epi_fw_fetch fetch;
+    fetch.ahead = ahead;
     fetch.rows = 0;
-    fetch.ahead = q->tokens < MOE_EPI_FW_AHEAD ? 0 : moe_epi_fw_ahead(q, r, k0);
-    for (j = 0; fetch.ahead != 0 && j < 4; j++)
+    for (j = 0; ahead != 0 && j < 4; j++)
         if (j * q->pieces / 4 == i) fetch.rows |= 1u << j;
     for (j = 0; j < step; j++) xs[j] = q->x[t + j] + k0 * (q->kn->half ? 2 : 4);
     for (j = 0; j < 4; j++) w[j] = q->p->of[r + j] + k0 * q->elem;
-    q->kn->tile[step - 1](w, xs, len, q->c + t * q->p->rows + r, q->p->rows, k0 > 0, fetch);
+    q->kn->tile[step - 1](w, xs, len, len, q->c + t * q->p->rows + r, q->p->rows, k0 > 0, fetch);
+}
+
+/* All tokens in one piece: every tile goes along its rows from end to end, and what it fetches lies ahead in these
+ * rows, or in those that follow.  Tiles of one or two tokens fetch nothing: the machine alone does it better. */
+static void moe_epi_fw_along(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const unsigned char *const *x,
+                             int tokens, int64_t n, float *c)
+{
+    const void *xs[6], *w[4];
+    moe_epi_fw_fetch fetch;
+    int r, j;
+    fetch.ahead = MOE_EPI_FW_ALONG;
+    fetch.rows = 15;
+    for (j = 0; j < tokens; j++) xs[j] = x[j];
+    for (r = 0; r < p->rows; r += 4) {
+        for (j = 0; j < 4; j++) w[j] = p->of[r + j];
+        kn->tile[tokens - 1](w, xs, n, MOE_EPI_FW_KBLOCK, c + r, p->rows, 0, fetch);
+    }
 }
 
 /* c (tokens, rows): products of all rows of the panel, in tile order, with `tokens` tokens.  Meanwhile the weights that
- * follow are fetched, each once; next (NULL = unknown) is the panel that will be wanted then.  One or two tokens leave
- * that to the machine: it does it better. */
+ * follow are fetched, each once.  While a block of all tokens fits the L1 cache, every tile meets all of them before
+ * the next one; otherwise six tokens at a time go past all tiles, which then come from the L2 cache. */
 static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next,
                              const unsigned char *const *x, int tokens, int64_t n, int64_t elem, float *c)
 {
-    int64_t row = tokens * (kn->half ? 2 : 4), k0, tile;
-    moe_epi_fw_piece q;
-    int outer, o, r, i;
+    int64_t block = n < MOE_EPI_FW_KBLOCK ? n : MOE_EPI_FW_KBLOCK, k0;
+    int shallow = tokens * (kn->half ? 2 : 4) * block <= MOE_EPI_FW_L1, rows = p->rows, r, i;
+    moe_epi_fw_work q;
+    if (tokens <= kn->max_tokens) {
+        moe_epi_fw_along(kn, p, x, tokens, n, c);
+        return;
+    }
     q.kn = kn;
     q.p = p;
     q.next = next;
     q.x = x;
     q.tokens = tokens;
     q.pieces = (tokens + kn->max_tokens - 1) / kn->max_tokens;
-    q.order = q.pieces == 1 || row * n <= MOE_EPI_FW_L1 ? MOE_EPI_FW_STREAM
-              : row * MOE_EPI_FW_KBLOCK <= MOE_EPI_FW_L1 ? MOE_EPI_FW_SHALLOW
-                                                         : MOE_EPI_FW_DEEP;
     q.n = n;
     q.elem = elem;
     q.c = c;
-    tile = 4 * elem * (n < MOE_EPI_FW_KBLOCK ? n : MOE_EPI_FW_KBLOCK);
-    q.ahead = q.order == MOE_EPI_FW_DEEP ? p->quarter : (int)(MOE_EPI_FW_BYTES_AHEAD / tile);
-    if (q.ahead < 1 || (q.pieces == 1 && tile >= MOE_EPI_FW_BYTES_AHEAD / 2)) q.ahead = 1;
-    outer = q.order == MOE_EPI_FW_STREAM ? p->quarter : 1;
-    for (o = 0; o < outer; o++) {
-        int first = 4 * o, end = outer > 1 ? first + 4 : p->rows;
-        for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
-            if (q.order == MOE_EPI_FW_DEEP)
-                for (i = 0; i < q.pieces; i++)
-                    for (r = first; r < end; r += 4) moe_epi_fw_tile_past(&q, r, i, k0);
-            else
-                for (r = first; r < end; r += 4)
-                    for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, i, k0);
-        }
+    if (shallow) {
+        rows = (int)(MOE_EPI_FW_BYTES_AHEAD / (elem * block)) / 4 * 4;
+        if (rows > p->rows) rows = p->rows; /* a block of fp32 is 4 KB: at least 4 rows */
+    }
+    for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
+        if (shallow)
+            for (r = 0; r < p->rows; r += 4) {
+                intptr_t ahead = moe_epi_fw_ahead(&q, r, k0, rows);
+                for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, i, k0, ahead);
+            }
+        else
+            for (i = 0; i < q.pieces; i++)
+                for (r = 0; r < p->rows; r += 4)
+                    moe_epi_fw_tile_past(&q, r, i, k0, moe_epi_fw_ahead(&q, r, k0, rows));
     }
 }
 
@@ -21866,23 +22716,24 @@ static void moe_epi_fw_tile_out(const float *sums, int tokens, float *c, int64_t
 static void moe_epi_fw_tile_panel(const moe_epi_fw_rows *p, const unsigned char *x, int64_t stride, int tokens,
                                   int64_t n, float *c)
 {
-    int tiles = (tokens + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE, last = tokens - (tiles - 1) * MOE_EPI_FW_TILE, r, i;
+    int tiles = (tokens + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE, width[MOE_EPI_FW_TOKENS / MOE_EPI_FW_TILE], r, i;
     float sums[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE];
     int64_t k;
 #define MOE_EPI_FW_TILE_EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
 #define MOE_EPI_FW_TILE_CLEAR(t) MOE_EPI_FW_TILE_ZERO(t);
 #define MOE_EPI_FW_TILE_STEP(t)                                                                       \
-    if (t < tiles) {                                                                                  \
-        const intptr_t row = 4 * (t == tiles - 1 ? last : MOE_EPI_FW_TILE);                           \
+    if (t == 0 || t < tiles) {                                                                        \
+        const intptr_t row = 4 * width[t];                                                            \
         MOE_EPI_FW_TILE_LOAD(7, x + t * MOE_EPI_FW_TILE * stride + k / 2 * row, row);                 \
         MOE_EPI_FW_TILE_DP(t, 6, 7);                                                                  \
     }
 #define MOE_EPI_FW_TILE_PUT(t)                                                                        \
-    if (t < tiles) {                                                                                  \
+    if (t == 0 || t < tiles) {                                                                        \
         MOE_EPI_FW_TILE_STORE(t, sums, (intptr_t)sizeof(float) * MOE_EPI_FW_TILE);                    \
-        moe_epi_fw_tile_out(sums, t == tiles - 1 ? last : MOE_EPI_FW_TILE,                            \
-                            c + (int64_t)t * MOE_EPI_FW_TILE * p->rows + r, p->rows);                 \
+        moe_epi_fw_tile_out(sums, width[t], c + (int64_t)t * MOE_EPI_FW_TILE * p->rows + r, p->rows); \
     }
+    for (i = 0; i < tiles; i++) width[i] = MOE_EPI_FW_TILE;
+    width[tiles - 1] = tokens - (tiles - 1) * MOE_EPI_FW_TILE;
     for (r = 0; r < p->rows; r += MOE_EPI_FW_TILE) {
         int even = 1;
         for (i = 2; i < MOE_EPI_FW_TILE; i++)
@@ -22346,6 +23197,14 @@ static moe_ep_status moe_epi_fw_check_finite(const float *v, int64_t n, const ch
     return moe_epi_fail(err, MOE_EP_ERR_NAN, name, "must be finite", at, (double)v[at]);
 }
 
+/* The result, written whole: a value that left the range of float on the way is named. */
+static moe_ep_status moe_epi_fw_check_result(const float *y, int64_t n, moe_ep_error *err)
+{
+    int64_t at = moe_epi_fw_first_nonfinite(y, n);
+    if (at < 0) return MOE_EP_OK;
+    return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "y", "leaves the range of float (y is written)", at, (double)y[at]);
+}
+
 /* One matrix set: base or table, row stride and expert stride. */
 static moe_ep_status moe_epi_fw_check_matrix(const void *base, const void *const *of, int64_t row_stride,
                                           int64_t expert_stride, int64_t rows, int64_t cols, int32_t num,
@@ -22538,8 +23397,8 @@ static unsigned char *moe_epi_fw_run_take(moe_epi_fw_run *run, moe_epi_arena *a,
     run->w = w;
     run->kernels = moe_epi_fw_kernels_of(d, w);
     run->num_groups = groups;
-    run->x_stride = x_width * (run->kernels.half ? 2 : 4);
-    run->h_stride = h_width * (run->kernels.half ? 2 : 4);
+    run->x_stride = moe_epi_fw_stride(&run->kernels, w->hidden);
+    run->h_stride = moe_epi_fw_stride(&run->kernels, w->inter);
     run->groups = (moe_epi_fw_group *)moe_epi_take(a, groups, sizeof(moe_epi_fw_group));
     run->first[0] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
     run->first[1] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
@@ -22747,7 +23606,7 @@ static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err
                             &work);
         st = moe_ep_route(&router, l->logits, work.count, NULL, l->ids + t0 * l->K, l->weights + t0 * l->K, err);
         if (st != MOE_EP_OK) {
-            if (err && err->index >= 0) /* of logits, keys or table, all of which moved along */
+            if (err && err->index >= 0) /* the place in the caller's arrays */
                 err->index += t0 * (strcmp(err->arg, "table") == 0 ? l->K : l->groups_all);
             return st;
         }
@@ -22917,11 +23776,13 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     for (t0 = 0; st == MOE_EP_OK && t0 < num_tokens; t0 += l.chunk)
         moe_epi_fw_layer_chunk(&l, t0, num_tokens - t0 < l.chunk ? num_tokens - t0 : l.chunk, &arena);
     moe_epi_arena_close(&arena);
-    return st;
+    return st == MOE_EP_OK ? moe_epi_fw_check_result(y, num_tokens * desc->experts->hidden, err) : st;
 }
 
 #endif /* MOE_EP_NO_FORWARD */
 
+
+#undef MOE_EPI_FW_ALONG
 /* ==================================================================================================
  * 10 HOOKS
  * ================================================================================================== */
@@ -24096,7 +24957,7 @@ static moe_ep_status moe_epi_hk_ranks(moe_epi_hk_world *w, int64_t T, const int6
     if (st == MOE_EP_OK) st = moe_epi_hk_slots(w, d.router ? q.ids : d.ids, q.n, slot_ids, q.turn, err);
     if (st == MOE_EP_OK) {
         if (d.router && d.router->weight_on_input) d.weight_on_input = 1;
-        w->d = &d;
+        w->d = &d; /* read in this call only */ /* cppcheck-suppress autoVariables */
         w->y = q.y;
         moe_epi_hk_board(w, res);
         st = moe_epi_hk_run_world(w, d.router ? q.weights : d.choice_weights, &alloc, err);
@@ -24134,7 +24995,7 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     w.y = y;
     if (num_tokens > 0) st = moe_epi_hk_ranks(&w, num_tokens, tokens_per_rank, slot_ids, &res, scratch, err);
     if (st == MOE_EP_OK && result) *result = res;
-    return st;
+    return st == MOE_EP_OK ? moe_epi_fw_check_result(y, num_tokens * desc->experts->hidden, err) : st;
 }
 
 #undef MOE_EPI_FW_AHEAD
@@ -24504,6 +25365,12 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
 }
 
 /* Experts that arrive on a device which does not hold them yet: all, and on the device that receives most. */
+/* v >= 0, at most the largest double. */
+static double moe_epi_diag_fit(double v)
+{
+    return moe_epi_finite(v) ? v : 1.7976931348623157e308;
+}
+
 static void moe_epi_diag_moves(const moe_ep_placement *now, const moe_ep_placement *plan,
                                int64_t *arrivals, moe_ep_diagnosis *out, double expert_bytes,
                                double move_Bps, double pause_s)
@@ -24528,10 +25395,10 @@ static void moe_epi_diag_moves(const moe_ep_placement *now, const moe_ep_placeme
         out->moves += arrivals[i];
         if (arrivals[i] > most) most = arrivals[i];
     }
-    out->move_bytes = (double)out->moves * expert_bytes;
+    out->move_bytes = moe_epi_diag_fit((double)out->moves * expert_bytes);
     if (out->moves > 0) {
         out->move_s = pause_s;
-        if (move_Bps > 0.0) out->move_s += (double)most * expert_bytes / move_Bps;
+        if (move_Bps > 0.0) out->move_s = moe_epi_diag_fit(pause_s + (double)most * expert_bytes / move_Bps);
     }
 }
 
@@ -24749,14 +25616,14 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
         o->imbalance_bound = j->bound / j->mean;
     }
     o->chance_imbalance = moe_epi_diag_chance(d, j, o);
-    o->gain = o->before_rows > 0.0 ? 1.0 - o->after_rows / o->before_rows : 0.0;
-    o->speedup = o->after_rows > 0.0 ? o->before_rows / o->after_rows : 1.0;
+    o->gain = o->before_rows > 0.0 ? 1.0 - moe_epi_diag_fit(o->after_rows / o->before_rows) : 0.0;
+    o->speedup = o->after_rows > 0.0 ? moe_epi_diag_fit(o->before_rows / o->after_rows) : 1.0;
     if (d->cost && j->seconds[0] > 0.0) {
-        o->before_s = j->seconds[0] / steps + d->other_s;
-        o->after_s = j->seconds[1] / steps + d->other_s;
-        o->balanced_s = j->balanced_s / steps + d->other_s;
-        o->gain = 1.0 - o->after_s / o->before_s;
-        o->speedup = o->before_s / o->after_s;
+        o->before_s = moe_epi_diag_fit(j->seconds[0] / steps + d->other_s);
+        o->after_s = moe_epi_diag_fit(j->seconds[1] / steps + d->other_s);
+        o->balanced_s = moe_epi_diag_fit(j->balanced_s / steps + d->other_s);
+        o->gain = 1.0 - moe_epi_diag_fit(o->after_s / o->before_s);
+        o->speedup = moe_epi_diag_fit(o->before_s / o->after_s);
     }
     o->improved = (double)j->improved / steps;
     o->break_even_steps = o->move_s > 0.0 ? -1.0 : 0.0;
@@ -25515,9 +26382,11 @@ static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, 
     if (share < (int64_t)1 << 31)
         return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target", "below 1 / num_devices", -1, w->target);
     share = ((int64_t)1 << 62) / share; /* 1 / (D target) in Q30 */
+    if (share > ((int64_t)1 << 30) + D)
+        return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target", "below 1 / num_devices", -1, w->target);
     most = (total >> 30) * share + (((total & (((int64_t)1 << 30) - 1)) * share) >> 30);
     if (most < (total - 1) / D + 1) most = (total - 1) / D + 1;
-    if (D == 1 || total == 0) most = total;
+    if (D == 1 || total == 0 || most > total) most = total;
     rest = total - most;
     for (d = 0; d < D; d++) {
         int64_t place = d < hot ? d : d - 1, mine = most;

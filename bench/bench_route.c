@@ -6,8 +6,8 @@
  * bandwidth measured in the same run, the two timed alternately.  Inputs rotate over a pool larger than the
  * caches, so that each call reads memory.
  *
- * With MOE_EP_PYTHON=python3 that has torch, bench/peers/router_peer.py runs the same two routers on the same logits, by
- * turns with ours, and the ratio of the medians is printed. */
+ * With MOE_EP_PYTHON=python3 that has torch, bench/peers/router_peer.py runs the same two routers on the same logits,
+ * by turns with ours, and the ratio of the medians is printed. */
 #define _GNU_SOURCE
 #include "bench.h"
 #include "moe_ep.h"

@@ -85,6 +85,8 @@ static void settle(cli_copies *c)
         cli_note(&c->setup,
                  "--slots %d was not used: the number of slots is what is asked for; --max-copies limits it.",
                  c->setup.slots);
+    if (c->setup.nodes == 0)
+        cli_note(&c->setup, "All %d devices on one node; --nodes changes it.", c->setup.devices);
     c->D = c->setup.devices;
     if (c->policy != MOE_EP_PLACE_BEST && c->E % c->D != 0)
         cli_die(CLI_USAGE, "--policy eplb: %d devices do not divide the %d experts", c->D, c->E);
@@ -126,28 +128,49 @@ static double fullest_bytes(const cli_copies *c, int32_t extra)
     return (double)(with - without) * c->L * c->expert_bytes;
 }
 
+/* One point of the curve, as moe_ep_min_copies has it; the balance of its layers is kept as well. */
+static moe_ep_copies_point plan_point(cli_copies *c, int32_t extra, double *layer_worst)
+{
+    moe_ep_place_desc d = place_desc(c, c->E + extra);
+    size_t bytes = moe_ep_placement_bytes(c->L, c->E, &d.shape);
+    moe_ep_plan_result *result = cli_alloc((size_t)c->L, sizeof *result);
+    void *mem = cli_alloc(bytes, 1);
+    moe_ep_copies_point point;
+    moe_ep_placement p;
+    moe_ep_error err;
+    memset(&point, 0, sizeof point);
+    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+    cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem, bytes, &err), &err, "shape");
+    cli_check((c->policy == MOE_EP_PLACE_BEST ? moe_ep_best_placement
+                                              : moe_ep_place_eplb)(&d, &p, result, NULL, &err),
+              &err, "plan");
+    point.extra = extra;
+    point.bytes = (double)extra * c->L * c->expert_bytes;
+    for (int32_t l = 0; l < c->L; l++) {
+        layer_worst[l] = result[l].imbalance;
+        point.worst = fmax(point.worst, result[l].imbalance);
+        point.mean += result[l].imbalance / c->L;
+        point.max_sum += result[l].max;
+    }
+    free(mem);
+    free(result);
+    return point;
+}
+
 static void draw_curve(cli_copies *c)
 {
-    moe_ep_copies_desc d;
-    moe_ep_error err;
-    int32_t fewest;
-    memset(&d, 0, sizeof d);
-    d.place = place_desc(c, 0);
-    d.policy = c->policy;
-    d.max_extra = c->max_extra;
-    d.step = c->step;
-    d.target = c->setup.target;
-    d.expert_bytes = c->expert_bytes;
     c->points = c->max_extra / c->step + 1;
     c->point = cli_keep_block(cli_alloc((size_t)c->points, sizeof *c->point));
     c->device_bytes = cli_keep_block(cli_alloc((size_t)c->points, sizeof *c->device_bytes));
-    cli_check(moe_ep_min_copies(&d, c->point, &fewest, NULL, &err), &err, "copies");
+    c->layer_worst = cli_keep_block(cli_alloc((size_t)c->points * (size_t)c->L, sizeof *c->layer_worst));
     c->fewest = c->fewest_equal = -1;
     for (int32_t i = 0; i < c->points; i++) {
         const moe_ep_copies_point *p = &c->point[i];
+        c->point[i] = plan_point(c, i * c->step, c->layer_worst + (size_t)i * (size_t)c->L);
+        cli_progress("plans", i + 1.0, c->points);
         c->device_bytes[i] = fullest_bytes(c, p->extra);
-        if (p->extra == fewest) c->fewest = i;
-        if (c->fewest_equal < 0 && fewest >= 0 && p->worst <= c->setup.target &&
+        if (c->fewest < 0 && p->worst <= c->setup.target) c->fewest = i;
+        if (c->fewest_equal < 0 && c->fewest >= 0 && p->worst <= c->setup.target &&
             (c->E + p->extra) % c->D == 0)
             c->fewest_equal = i;
         if (p->worst < c->point[c->best].worst) c->best = i;
@@ -159,31 +182,6 @@ static void draw_curve(cli_copies *c)
 }
 
 /* ---- layers by themselves ------------------------------------------------------------------------------- */
-
-/* Balance of every layer in every plan of the curve. */
-static void look_at_layers(cli_copies *c)
-{
-    moe_ep_plan_result *result = cli_alloc((size_t)c->L, sizeof *result);
-    moe_ep_error err;
-    c->layer_worst = cli_keep_block(cli_alloc((size_t)c->points * (size_t)c->L, sizeof *c->layer_worst));
-    for (int32_t i = 0; i < c->points; i++) {
-        moe_ep_place_desc d = place_desc(c, c->E + c->point[i].extra);
-        void *mem = cli_alloc(moe_ep_placement_bytes(c->L, c->E, &d.shape), 1);
-        moe_ep_placement p;
-        cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem,
-                                        moe_ep_placement_bytes(c->L, c->E, &d.shape), &err),
-                  &err, "shape");
-        d.eplb_mode = MOE_EP_EPLB_GLOBAL;
-        cli_check((c->policy == MOE_EP_PLACE_BEST ? moe_ep_best_placement
-                                                  : moe_ep_place_eplb)(&d, &p, result, NULL, &err),
-                  &err, "plan");
-        for (int32_t l = 0; l < c->L; l++)
-            c->layer_worst[(size_t)i * (size_t)c->L + (size_t)l] = result[l].imbalance;
-        free(mem);
-        cli_progress("layers by themselves", i + 1.0, c->points);
-    }
-    free(result);
-}
 
 static cli_need need_for(const cli_copies *c, double target)
 {
@@ -237,14 +235,13 @@ static double placed_bytes(const cli_copies *c, const moe_ep_placement *p)
     return most > 0 ? (double)most * c->expert_bytes : 0.0;
 }
 
-static cli_budget spread_copies(const cli_copies *c, int64_t extra, moe_ep_placement *p,
-                                moe_ep_plan_result *result, int32_t *slots)
+static cli_budget spread_copies(const cli_copies *c, moe_ep_placement *p, moe_ep_plan_result *result,
+                                const int32_t *slots)
 {
     moe_ep_place_desc d = place_desc(c, c->E + c->max_extra);
     moe_ep_error err;
     cli_budget b;
     memset(&b, 0, sizeof b);
-    cli_check(moe_ep_replica_budgets(&d, extra, slots, NULL, &err), &err, "copies per layer");
     d.layer_slots = slots;
     cli_check(moe_ep_best_placement(&d, p, result, NULL, &err), &err, "copies per layer");
     b.least = INT32_MAX;
@@ -267,6 +264,7 @@ static void draw_budgets(cli_copies *c)
     size_t bytes = moe_ep_placement_bytes(c->L, c->E, &d.shape);
     void *mem;
     moe_ep_plan_result *result;
+    int64_t extra[CLI_BUDGETS];
     int32_t *slots;
     moe_ep_placement p;
     moe_ep_error err;
@@ -274,13 +272,14 @@ static void draw_budgets(cli_copies *c)
     if (c->L < 2) return; /* one layer has nothing to share out */
     mem = cli_alloc(bytes, 1);
     result = cli_alloc((size_t)c->L, sizeof *result);
-    slots = cli_alloc((size_t)c->L, sizeof *slots);
+    slots = cli_alloc((size_t)c->L * CLI_BUDGETS, sizeof *slots);
     cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem, bytes, &err), &err, "shape");
+    for (int i = 0; i < CLI_BUDGETS; i++)
+        extra[i] = (int64_t)((double)c->max_extra * c->L * i * i / ((CLI_BUDGETS - 1) * (CLI_BUDGETS - 1)) +
+                             0.5);
+    cli_check(moe_ep_replica_budget_row(&d, extra, CLI_BUDGETS, slots, NULL, &err), &err, "copies per layer");
     for (int i = 0; i < CLI_BUDGETS; i++) {
-        int64_t extra = (int64_t)((double)c->max_extra * c->L * i * i /
-                                      ((CLI_BUDGETS - 1) * (CLI_BUDGETS - 1)) +
-                                  0.5);
-        cli_budget b = spread_copies(c, extra, &p, result, slots);
+        cli_budget b = spread_copies(c, &p, result, slots + (size_t)i * (size_t)c->L);
         cli_progress("copies per layer", i + 1.0, CLI_BUDGETS);
         if (c->budgets > 0 && b.extra <= c->budget[c->budgets - 1].extra) continue;
         if (c->fewest_budget < 0 && b.worst <= c->setup.target) c->fewest_budget = c->budgets;
@@ -383,7 +382,6 @@ int cli_copies_main(int argc, char **argv)
     add_loads(&c, list);
     settle(&c);
     draw_curve(&c);
-    look_at_layers(&c);
     count_needs(&c);
     draw_budgets(&c);
     write_verdict(&c);

@@ -1,11 +1,9 @@
 /* cli_copies_out.c - the answer of moe-ep copies as text, JSON and page
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_answer.h"
 #include "cli_copies.h"
-#include "cli_page.h"
-#include "cli_screen.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,34 +35,20 @@ static const char *remark(const cli_copies *c, int32_t i)
 
 static void put_curve(const cli_copies *c, FILE *f, const chart_text *t)
 {
-    char **label = cli_alloc((size_t)c->points, sizeof *label),
-         **tail = cli_alloc((size_t)c->points, sizeof *tail);
-    double *value = cli_alloc((size_t)c->points, sizeof *value);
-    chart_kind *kind = cli_alloc((size_t)c->points, sizeof *kind);
-    int n = 0;
+    cli_bar_list b;
+    memset(&b, 0, sizeof b);
     for (int32_t i = 0; i < c->points; i++) {
         const moe_ep_copies_point *p = &c->point[i];
         if (!is_shown(c, i)) continue;
-        value[n] = p->worst - 1.0;
-        kind[n] = i == c->fewest                ? CHART_BEST
-                  : p->worst <= c->setup.target ? CHART_GOOD
-                                                : CHART_HOT;
-        label[n] = cli_format("%4d cop%s", p->extra, p->extra == 1 ? "y  " : "ies");
-        tail[n++] = cli_format("%.3f  mean %.3f  %8s%s", p->worst, p->mean,
-                               cli_bytes(c->device_bytes[i]), remark(c, i));
+        cli_bar(&b, p->worst - 1.0,
+                i == c->fewest                ? CHART_BEST
+                : p->worst <= c->setup.target ? CHART_GOOD
+                                              : CHART_HOT,
+                cli_format("%4d cop%s", p->extra, p->extra == 1 ? "y  " : "ies"),
+                cli_format("%.3f  mean %.3f  %8s%s", p->worst, p->mean, cli_bytes(c->device_bytes[i]), remark(c, i)));
     }
-    cli_put_title(f, t,
-                  "max/mean of the worst layer (bars from 1), mean over layers, bytes more on the "
-                  "fullest device");
-    chart_text_bars(f, t, n, (const char *const *)label, value, (const char *const *)tail, kind);
-    for (int i = 0; i < n; i++) {
-        free(label[i]);
-        free(tail[i]);
-    }
-    free(label);
-    free(tail);
-    free(value);
-    free(kind);
+    cli_bars_text(&b, f, t,
+                  "max/mean of the worst layer (bars from 1), mean over layers, bytes more on the fullest device");
 }
 
 static void put_needs(const cli_copies *c, FILE *f, const chart_text *t)
@@ -82,7 +66,7 @@ static void put_needs(const cli_copies *c, FILE *f, const chart_text *t)
 static void put_budgets(const cli_copies *c, FILE *f, const chart_text *t)
 {
     if (c->budgets < 2) return;
-    cli_put_title(f, t, "Copies shared out by the proven bound until they would lower it no more");
+    cli_put_title(f, t, "Copies shared out over the layers until more would help none of them");
     fputs("  copies per layer   least..most   worst layer   mean   bytes more on the fullest "
           "device\n",
           f);
@@ -97,10 +81,7 @@ static void put_budgets(const cli_copies *c, FILE *f, const chart_text *t)
 void cli_copies_text(const void *data, FILE *f, const chart_text *t)
 {
     const cli_copies *c = data;
-    fputs(t->color ? "\033[1m" : "", f);
-    cli_put_wrapped(f, c->headline, t->width, 0, 0);
-    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
-    cli_put_wrapped(f, c->reason, t->width, 2, 2);
+    cli_put_headline(f, t, c->headline, c->reason);
     fputs("  ", f);
     cli_put_wrapped(f, c->not_monotone, t->width, 2, 2);
     if (c->spread) {
@@ -132,10 +113,8 @@ void cli_copies_json(const void *data, FILE *f)
     const cli_copies *c = data;
     json_t *root = json_object(), *points = json_array(), *budgets = json_array(),
            *needs = json_array();
-    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
-    json_object_set_new(root, "headline", json_string(c->headline));
-    json_object_set_new(root, "verdict", json_string(c->badge));
-    json_object_set_new(root, "reason", json_string(c->reason));
+    cli_json_words(root, "moe_ep", moe_ep_version(), "headline", c->headline, "verdict", c->badge,
+                   "reason", c->reason, NULL);
     json_object_set_new(root, "target", json_real(c->setup.target));
     json_object_set_new(root, "fewest", extra_or_null(c, c->fewest));
     json_object_set_new(root, "fewest_equal_slots", extra_or_null(c, c->fewest_equal));
@@ -166,10 +145,7 @@ void cli_copies_json(const void *data, FILE *f)
     json_object_set_new(root, "needs", needs);
     json_object_set_new(root, "target_need",
                         c->target_need.extra < 0 ? json_null() : need(&c->target_need));
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
-    fputc('\n', f);
-    json_decref(root);
+    cli_json_write(root, f);
 }
 
 /* ---- page ------------------------------------------------------------------------------------------------- */
@@ -178,22 +154,16 @@ static void put_tiles(const cli_copies *c, FILE *f)
 {
     int32_t at = c->fewest >= 0 ? c->fewest : c->best;
     const moe_ep_copies_point *none = &c->point[0], *p = &c->point[at];
-    char *a = cli_format("%d", p->extra), *b, *note;
     fputs("<dl class=\"tiles\">\n", f);
-    note = c->fewest >= 0 ? cli_format("fewest that reach max/mean %.2f", c->setup.target)
-                          : cli_format("come closest; %.2f is out of reach", c->setup.target);
-    cli_page_tile(f, "Copies per layer", a, NULL, note);
-    free(a), free(note);
-    a = cli_format("%.3f", none->worst), b = cli_format("%.3f", p->worst);
-    cli_page_tile(f, "Worst layer, max/mean", a, b, "without and with these copies");
-    free(a), free(b);
-    a = cli_format("%.3f", none->mean), b = cli_format("%.3f", p->mean);
-    cli_page_tile(f, "Mean over layers", a, b, "without and with these copies");
-    free(a), free(b);
-    a = cli_strdup(cli_bytes(c->device_bytes[at]));
-    note = cli_format("more on the fullest device; %s over all devices", cli_bytes(p->bytes));
-    cli_page_tile(f, "Memory", a, NULL, note);
-    free(a), free(note);
+    cli_tile(f, "Copies per layer", cli_format("%d", p->extra), NULL,
+             c->fewest >= 0 ? cli_format("fewest that reach max/mean %.2f", c->setup.target)
+                            : cli_format("come closest; %.2f is out of reach", c->setup.target));
+    cli_tile(f, "Worst layer, max/mean", cli_format("%.3f", none->worst), cli_format("%.3f", p->worst),
+             cli_strdup("without and with these copies"));
+    cli_tile(f, "Mean over layers", cli_format("%.3f", none->mean), cli_format("%.3f", p->mean),
+             cli_strdup("without and with these copies"));
+    cli_tile(f, "Memory", cli_strdup(cli_bytes(c->device_bytes[at])), NULL,
+             cli_format("more on the fullest device; %s over all devices", cli_bytes(p->bytes)));
     fputs("</dl>\n", f);
 }
 
@@ -246,16 +216,8 @@ static void draw_curve(const void *data, FILE *f, cli_width w, double width, con
     if (budgets > 1) s[count++] = (chart_series){budgets, bx, by, CHART_COLD, 1, NULL};
     if (needs > 1) s[count++] = (chart_series){needs, nx, ny, CHART_BEST, 1, NULL};
     if (at < plans) s[count++] = (chart_series){1, x + at, worst + at, CHART_HOT, 2, label};
-    memset(&q, 0, sizeof q);
-    q.id = id;
-    q.title = "Balance against copies";
-    q.description = c->headline;
-    q.x_title = "copies per layer";
-    q.y_title = "max/mean over devices";
-    q.n = count;
-    q.series = s;
-    q.linear_x = q.linear_y = 1;
-    q.line = c->setup.target;
+    q = cli_lines(id, "Balance against copies", c->headline, "copies per layer", "max/mean over devices",
+                  count, s, c->setup.target);
     chart_svg_lines(f, &q, width, w == CLI_NARROW ? 280 : 330);
     free(x);
     free(worst);
@@ -272,7 +234,7 @@ static void put_curve_figure(const cli_copies *c, FILE *f)
     chart_html_key(f, CHART_GOOD, marks_of(c) ? 1 : 2, "mean over the layers");
     if (c->needs > 1)
         chart_html_key(f, CHART_BEST, 1, "worst layer, each layer as many as it needs");
-    if (c->budgets > 1) chart_html_key(f, CHART_COLD, 1, "worst layer, shared out by the bound");
+    if (c->budgets > 1) chart_html_key(f, CHART_COLD, 1, "worst layer, shared out where copies pay");
     chart_html_key_mean(f, "target");
     fputs("</ul>", f);
     if (c->spread) {
@@ -303,18 +265,10 @@ static void draw_bytes(const void *data, FILE *f, cli_width w, double width, con
         label[steps - 1] = cli_format("%d", c->point[i].extra);
     }
     s[0] = (chart_series){steps, x, worst, CHART_HOT, 1, steps <= 24 ? label : NULL};
-    memset(&q, 0, sizeof q);
-    q.id = id;
-    q.title = "Balance against memory";
-    q.description = c->headline;
-    q.x_title = "GB more on the fullest device";
-    q.y_title = "max/mean of the worst layer";
-    q.n = 1;
-    q.series = s;
-    q.linear_x = q.linear_y = 1;
-    q.line = c->setup.target;
+    q = cli_lines(id, "Balance against memory", c->headline, "GB more on the fullest device",
+                  "max/mean of the worst layer", 1, s, c->setup.target);
     chart_svg_lines(f, &q, width, w == CLI_NARROW ? 260 : 300);
-    for (int i = 0; i < steps; i++) free((void *)(uintptr_t)label[i]);
+    cli_free_labels(label, steps);
     free(label);
     free(x);
     free(worst);
@@ -334,10 +288,8 @@ static void put_bytes_figure(const cli_copies *c, FILE *f)
 static void put_table(const cli_copies *c, FILE *f)
 {
     cli_page_figure(f, "The numbers", "");
-    fputs("<details><summary>All plans as a table</summary><div class=\"scroll\"><table "
-          "class=\"figures\"><thead><tr><th>copies per layer<th>worst layer<th>mean<th>bytes, all "
-          "devices<th>fullest device<th>equal slots</thead><tbody>",
-          f);
+    cli_table(f, "All plans as a table",
+              "copies per layer|worst layer|mean|bytes, all devices|fullest device|equal slots");
     for (int32_t i = 0; i < c->points; i++) {
         const moe_ep_copies_point *p = &c->point[i];
         fprintf(f, "<tr%s><th>%d<td>%.4f<td>%.4f<td>%s<td>%s<td>%s\n",
@@ -345,7 +297,7 @@ static void put_table(const cli_copies *c, FILE *f)
                 cli_bytes(p->bytes), cli_bytes(c->device_bytes[i]),
                 (c->E + p->extra) % c->D == 0 ? "yes" : "no");
     }
-    fputs("</tbody></table></div></details>", f);
+    cli_table_end(f, 1);
     cli_page_figure_end(f);
 }
 
@@ -365,9 +317,7 @@ void cli_copies_html(const void *data, FILE *f)
     put_curve_figure(c, f);
     put_bytes_figure(c, f);
     put_table(c, f);
-    cli_page_figure(f, "What was taken for granted", "");
-    cli_page_list(f, c->setup.assumed ? c->setup.assumed : "Nothing.");
-    cli_page_figure_end(f);
+    cli_page_assumed(f, c->setup.assumed);
     cli_page_end(f, "max/mean is the load of the busiest device over the mean. An expert's load is "
                     "shared equally by its copies, never two of them on one device.");
     free(note);

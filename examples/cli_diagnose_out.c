@@ -1,11 +1,9 @@
 /* cli_diagnose_out.c - the answer of moe-ep diagnose as text, JSON and page
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_answer.h"
 #include "cli_diagnose.h"
-#include "cli_page.h"
-#include "cli_screen.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stb_ds.h>
 #include <stdlib.h>
@@ -55,49 +53,24 @@ static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
 
 static void put_windows(const cli_diagnose *g, FILE *f, const chart_text *t)
 {
-    ptrdiff_t n = arrlen(g->judged);
-    char **label, **tail;
-    double *value;
-    chart_kind *kind;
-    if (n == 0) return;
-    label = cli_alloc((size_t)n * 2, sizeof *label);
-    tail = cli_alloc((size_t)n * 2, sizeof *tail);
-    value = cli_alloc((size_t)n * 2, sizeof *value);
-    kind = cli_alloc((size_t)n * 2, sizeof *kind);
-    for (ptrdiff_t i = 0; i < n; i++) {
+    cli_bar_list b;
+    memset(&b, 0, sizeof b);
+    for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
         const cli_judged *q = &g->judged[i];
-        value[2 * i] = q->d.before_s;
-        value[2 * i + 1] = q->d.after_s;
-        kind[2 * i] = CHART_HOT;
-        kind[2 * i + 1] = CHART_BEST;
-        label[2 * i] = cli_format("%.20s, %d step%s", q->name, q->steps, q->steps == 1 ? "" : "s");
-        label[2 * i + 1] = cli_strdup("  with the plan");
-        tail[2 * i] =
-            cli_format("%8s  max/mean %.3f", cli_seconds(q->d.before_s), q->d.imbalance_before);
-        tail[2 * i + 1] =
-            cli_format("%8s  max/mean %.3f  %+.1f %%", cli_seconds(q->d.after_s),
-                       q->d.imbalance_after, fabs(q->d.gain) < 5e-4 ? 0.0 : -100.0 * q->d.gain);
+        cli_bar(&b, q->d.before_s, CHART_HOT,
+                cli_format("%.20s, %d step%s", q->name, q->steps, q->steps == 1 ? "" : "s"),
+                cli_format("%8s  max/mean %.3f", cli_seconds(q->d.before_s), q->d.imbalance_before));
+        cli_bar(&b, q->d.after_s, CHART_BEST, cli_strdup("  with the plan"),
+                cli_format("%8s  max/mean %.3f  %+.1f %%", cli_seconds(q->d.after_s), q->d.imbalance_after,
+                           fabs(q->d.gain) < 5e-4 ? 0.0 : -100.0 * q->d.gain));
     }
-    cli_put_title(f, t, "Step time on each judged recording (predicted, not measured)");
-    chart_text_bars(f, t, (int)n * 2, (const char *const *)label, value, (const char *const *)tail,
-                    kind);
-    for (ptrdiff_t i = 0; i < 2 * n; i++) {
-        free(label[i]);
-        free(tail[i]);
-    }
-    free(label);
-    free(tail);
-    free(value);
-    free(kind);
+    if (b.n > 0) cli_bars_text(&b, f, t, "Step time on each judged recording (predicted, not measured)");
 }
 
 void cli_diagnose_text(const void *data, FILE *f, const chart_text *t)
 {
     const cli_diagnose *g = data;
-    fputs(t->color ? "\033[1m" : "", f);
-    cli_put_wrapped(f, g->headline, t->width, 0, 0);
-    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
-    cli_put_wrapped(f, g->reason, t->width, 2, 2);
+    cli_put_headline(f, t, g->headline, g->reason);
     put_checks(g, f, t);
     put_figures(g, f, t);
     put_windows(g, f, t);
@@ -106,38 +79,22 @@ void cli_diagnose_text(const void *data, FILE *f, const chart_text *t)
 
 /* ---- JSON ------------------------------------------------------------------------------------------------ */
 
-static json_t *number(double v)
-{
-    return isfinite(v) ? json_real(v) : json_null();
-}
-
 static json_t *diagnosis(const cli_diagnose *g, const moe_ep_diagnosis *d)
 {
     char *why = cli_reason(&g->desc, d);
     json_t *o = json_object();
-    json_object_set_new(o, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
-    json_object_set_new(o, "reason", json_string(why));
+    cli_json_words(o, "verdict", moe_ep_verdict_str(d->verdict), "reason", why, NULL);
     free(why);
-    json_object_set_new(o, "steps", json_integer(d->steps));
-    json_object_set_new(o, "layers_loaded", json_integer(d->layers_loaded));
-    json_object_set_new(o, "imbalance_before", number(d->imbalance_before));
-    json_object_set_new(o, "imbalance_after", number(d->imbalance_after));
-    json_object_set_new(o, "imbalance_bound", number(d->imbalance_bound));
-    json_object_set_new(o, "imbalance_chance", number(d->chance_imbalance));
-    json_object_set_new(o, "rows_before", number(d->before_rows));
-    json_object_set_new(o, "rows_after", number(d->after_rows));
-    json_object_set_new(o, "rows_bound", number(d->bound_rows));
-    json_object_set_new(o, "rows_balanced", number(d->mean_rows));
-    json_object_set_new(o, "before_s", number(d->before_s));
-    json_object_set_new(o, "after_s", number(d->after_s));
-    json_object_set_new(o, "balanced_s", number(d->balanced_s));
-    json_object_set_new(o, "gain", number(d->gain));
-    json_object_set_new(o, "speedup", number(d->speedup));
-    json_object_set_new(o, "improved", number(d->improved));
+    cli_json_counts(o, "steps", (int64_t)d->steps, "layers_loaded", (int64_t)d->layers_loaded, NULL);
+    cli_json_numbers(o, "imbalance_before", d->imbalance_before, "imbalance_after", d->imbalance_after,
+                     "imbalance_bound", d->imbalance_bound, "imbalance_chance", d->chance_imbalance,
+                     "rows_before", d->before_rows, "rows_after", d->after_rows, "rows_bound", d->bound_rows,
+                     "rows_balanced", d->mean_rows, "before_s", d->before_s, "after_s", d->after_s,
+                     "balanced_s", d->balanced_s, "gain", d->gain, "speedup", d->speedup,
+                     "improved", d->improved, NULL);
     json_object_set_new(o, "moves", json_integer(d->moves));
-    json_object_set_new(o, "move_bytes", number(d->move_bytes));
-    json_object_set_new(o, "move_s", number(d->move_s));
-    json_object_set_new(o, "break_even_steps", number(d->break_even_steps));
+    cli_json_numbers(o, "move_bytes", d->move_bytes, "move_s", d->move_s,
+                     "break_even_steps", d->break_even_steps, NULL);
     return o;
 }
 
@@ -145,21 +102,15 @@ static json_t *setup(const cli_diagnose *g)
 {
     const cli_setup *s = &g->setup;
     json_t *o = json_object();
-    json_object_set_new(o, "devices", json_integer(s->devices));
-    json_object_set_new(o, "slots", json_integer(s->slots));
-    json_object_set_new(o, "nodes", json_integer(s->nodes));
-    json_object_set_new(o, "layers", json_integer(g->r.L));
-    json_object_set_new(o, "experts", json_integer(g->r.E));
-    json_object_set_new(o, "top_k", json_integer(g->r.K));
-    json_object_set_new(o, "tokens_per_step", json_integer(g->r.tokens));
-    json_object_set_new(o, "model", json_string(s->model.name));
-    json_object_set_new(o, "machine", json_string(s->machine.name));
-    json_object_set_new(o, "policy", json_string(moe_ep_place_policy_str(g->d.policy)));
-    json_object_set_new(o, "target", number(g->desc.target_imbalance));
-    json_object_set_new(o, "min_gain", number(g->desc.min_gain));
-    json_object_set_new(o, "min_improved", number(g->desc.min_improved));
+    cli_json_counts(o, "devices", (int64_t)s->devices, "slots", (int64_t)s->slots, "nodes", (int64_t)s->nodes,
+                    "layers", (int64_t)g->r.L, "experts", (int64_t)g->r.E, "top_k", (int64_t)g->r.K,
+                    "tokens_per_step", (int64_t)g->r.tokens, NULL);
+    cli_json_words(o, "model", s->model.name, "machine", s->machine.name,
+                   "policy", moe_ep_place_policy_str(g->d.policy), NULL);
+    cli_json_numbers(o, "target", g->desc.target_imbalance, "min_gain", g->desc.min_gain,
+                     "min_improved", g->desc.min_improved, NULL);
     json_object_set_new(o, "min_steps", json_integer(g->desc.min_steps));
-    json_object_set_new(o, "horizon_steps", number(g->desc.horizon_steps));
+    json_object_set_new(o, "horizon_steps", cli_json_number(g->desc.horizon_steps));
     json_object_set_new(o, "layers_left_out", json_string(g->r.left_out));
     return o;
 }
@@ -168,14 +119,13 @@ void cli_diagnose_json(const void *data, FILE *f)
 {
     const cli_diagnose *g = data;
     json_t *root = diagnosis(g, &g->d), *list = json_array(), *steps = json_array();
-    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
-    json_object_set_new(root, "headline", json_string(g->headline));
+    cli_json_words(root, "moe_ep", moe_ep_version(), "headline", g->headline, NULL);
     json_object_set_new(root, "setup", setup(g));
     json_object_set_new(root, "bottleneck",
                         json_pack("{s:i,s:i,s:o,s:o}", "device", (int)g->d.hot_device, "layer",
                                   (int)g->r.trace[0].layer[g->d.hot_layer], "imbalance",
-                                  number(g->d.hot_imbalance), "share_of_steps",
-                                  number(g->d.hot_share)));
+                                  cli_json_number(g->d.hot_imbalance), "share_of_steps",
+                                  cli_json_number(g->d.hot_share)));
     for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
         json_t *o = diagnosis(g, &g->judged[i].d);
         json_object_set_new(o, "name", json_string(g->judged[i].name));
@@ -183,13 +133,10 @@ void cli_diagnose_json(const void *data, FILE *f)
     }
     json_object_set_new(root, "windows", list);
     for (int32_t s = 0; s < g->steps; s++)
-        json_array_append_new(steps, json_pack("{s:o,s:o}", "before", number(g->step_before[s]),
-                                               "after", number(g->step_after[s])));
+        json_array_append_new(steps, json_pack("{s:o,s:o}", "before", cli_json_number(g->step_before[s]),
+                                               "after", cli_json_number(g->step_after[s])));
     json_object_set_new(root, "step_imbalance", steps);
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
-    fputc('\n', f);
-    json_decref(root);
+    cli_json_write(root, f);
 }
 
 /* ---- page ------------------------------------------------------------------------------------------------- */
@@ -197,31 +144,25 @@ void cli_diagnose_json(const void *data, FILE *f)
 static void put_tiles(const cli_diagnose *g, FILE *f)
 {
     const moe_ep_diagnosis *d = &g->d;
-    char *a = cli_format("%.2f", d->imbalance_before), *b = cli_format("%.2f", d->imbalance_after);
-    char *note = cli_format("busiest over mean device, all layers; %.2f is the proven limit here",
-                            d->imbalance_bound);
     fputs("<dl class=\"tiles\">\n", f);
-    cli_page_tile(f, "Imbalance over devices", a, b, note);
-    free(a), free(b), free(note);
-    a = cli_strdup(cli_seconds(d->before_s)), b = cli_strdup(cli_seconds(d->after_s));
-    note = cli_format("%.1f %% %s; at best %.1f %% less", fabs(100.0 * d->gain),
-                      d->gain < 0.0 ? "more" : "less",
-                      d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0);
-    cli_page_tile(f, "Step time, predicted", a, b, note);
-    free(a), free(b), free(note);
-    a = g->window_judged ? cli_format("%.0f<small> %%</small>", 100.0 * d->improved)
-                         : cli_strdup("unknown");
-    note = g->window_judged ? cli_format("of %d judged step%s", d->steps, d->steps == 1 ? "" : "s")
-                            : cli_strdup("nothing was judged");
-    cli_page_tile(f, "Steps that get faster", a, NULL, note);
-    free(a), free(note);
-    a = d->break_even_steps < 0.0
-            ? cli_strdup("never")
-            : cli_format("%s<small> steps</small>", cli_count(ceil(d->break_even_steps)));
-    note = cli_format("%s experts, %s, %s of moving", cli_count((double)d->moves),
-                      cli_bytes(d->move_bytes), cli_seconds(d->move_s));
-    cli_page_tile(f, "Repaid after", a, NULL, note);
-    free(a), free(note);
+    cli_tile(f, "Imbalance over devices", cli_format("%.2f", d->imbalance_before),
+             cli_format("%.2f", d->imbalance_after),
+             cli_format("busiest over mean device, all layers; %.2f is the proven limit here", d->imbalance_bound));
+    cli_tile(f, "Step time, predicted", cli_strdup(cli_seconds(d->before_s)), cli_strdup(cli_seconds(d->after_s)),
+             cli_format("%.1f %% %s; at best %.1f %% less", fabs(100.0 * d->gain), d->gain < 0.0 ? "more" : "less",
+                        d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0));
+    cli_tile(f, "Steps that get faster",
+             g->window_judged ? cli_format("%.0f<small> %%</small>", 100.0 * d->improved) : cli_strdup("unknown"), NULL,
+             g->window_judged ? cli_format("of %d judged step%s", d->steps, d->steps == 1 ? "" : "s")
+                              : cli_strdup("nothing was judged"));
+    cli_tile(f, "Repaid after",
+             d->break_even_steps < 0.0
+                 ? cli_strdup("never")
+                 : cli_format("%s<small> step%s</small>", cli_count(ceil(d->break_even_steps)),
+                              d->break_even_steps > 0.0 && d->break_even_steps <= 1.0 ? "" : "s"),
+             NULL,
+             cli_format("%s experts, %s, %s of moving", cli_count((double)d->moves), cli_bytes(d->move_bytes),
+                        cli_seconds(d->move_s)));
     fputs("</dl>\n", f);
 }
 
@@ -229,10 +170,7 @@ static void put_check_table(const cli_diagnose *g, FILE *f)
 {
     cli_page_figure(f, "What was asked and what was found",
                     "The first condition that is not met is the reason of the verdict.");
-    fputs(
-        "<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>condition<th>found<th>wanted"
-        "<th></thead><tbody>",
-        f);
+    cli_table(f, NULL, "condition|found|wanted|");
     for (ptrdiff_t i = 0; i < arrlen(g->check); i++) {
         const cli_check_line *c = &g->check[i];
         fprintf(f, "<tr><th>%s<td>%s<td>%s<td class=\"%s\">%s\n", c->name, c->found, c->wanted,
@@ -241,7 +179,7 @@ static void put_check_table(const cli_diagnose *g, FILE *f)
                                 : "no",
                 state_word(c->state));
     }
-    fputs("</tbody></table></div>", f);
+    cli_table_end(f, 0);
     cli_page_figure_end(f);
 }
 
@@ -260,28 +198,16 @@ static int group_steps(const double *v, int32_t n, double *out)
 
 static void draw_steps(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
-    static const chart_kind kind[2] = {CHART_HOT, CHART_BEST};
     const cli_diagnose *g = data;
     double value[2 * MOST_STEPS];
     const char *label[MOST_STEPS];
-    chart_points c;
     int n = group_steps(g->step_before, g->steps, value);
     (void)group_steps(g->step_after, g->steps, value + n);
     for (int k = 0; k < n; k++) label[k] = cli_format("%d", (int)((int64_t)g->steps * k / n));
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Imbalance over devices in each judged step, today and with the plan";
-    c.description = g->reason;
-    c.x_title = "judged step";
-    c.y_title = "max/mean over devices, all layers together";
-    c.n = n;
-    c.series = 2;
-    c.value = value;
-    c.kind = kind;
-    c.label = label;
-    c.line = g->desc.target_imbalance;
-    chart_svg_points(f, &c, width, w == CLI_NARROW ? 250 : 270);
-    for (int k = 0; k < n; k++) free((void *)(uintptr_t)label[k]);
+    cli_points_pair(f, width, w == CLI_NARROW ? 250 : 270, id,
+                    "Imbalance over devices in each judged step, today and with the plan", g->reason, "judged step",
+                    "max/mean over devices, all layers together", n, value, label, g->desc.target_imbalance);
+    cli_free_labels(label, n);
 }
 
 static void put_steps_figure(const cli_diagnose *g, FILE *f)
@@ -359,10 +285,11 @@ static void draw_break_even(const void *data, FILE *f, cli_width w, double width
     const cli_diagnose *g = data;
     double gain = g->d.before_s - g->d.after_s, even = g->d.break_even_steps,
            last = fmax(20.0 * even, fmax(100.0, g->desc.horizon_steps));
-    double x[2] = {1.0, last}, saved[2] = {1e3 * gain, 1e3 * gain * last},
+    double first = fmin(1.0, 0.5 * even); /* the lines begin before they cross */
+    double x[2] = {first, last}, saved[2] = {1e3 * gain * first, 1e3 * gain * last},
            cost[2] = {1e3 * g->d.move_s, 1e3 * g->d.move_s};
     double at_x[1] = {even}, at_y[1] = {1e3 * g->d.move_s};
-    char *mark = cli_format("%s steps", cli_count(ceil(even)));
+    char *mark = cli_format("%s step%s", cli_count(ceil(even)), even > 1.0 ? "s" : "");
     const char *label[1] = {mark};
     chart_series s[3] = {{2, x, cost, CHART_HOT, 0, NULL},
                          {2, x, saved, CHART_BEST, 0, NULL},
@@ -400,11 +327,8 @@ static void put_window_table(const cli_diagnose *g, FILE *f)
     if (arrlen(g->judged) == 0) return;
     cli_page_figure(f, "Each judged recording by itself",
                     "The plan is the same in every row; only what it is judged on differs.");
-    fputs("<div class=\"scroll\"><table "
-          "class=\"figures\"><thead><tr><th>recording<th>steps<th>max/mean "
-          "today<th>plan<th>bound<th>step today<th>plan<th>saved<th>faster in<th>verdict"
-          "</thead><tbody>",
-          f);
+    cli_table(f, NULL,
+              "recording|steps|max/mean today|plan|bound|step today|plan|saved|faster in|verdict");
     for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
         const moe_ep_diagnosis *d = &g->judged[i].d;
         fputs("<tr><th>", f);
@@ -414,7 +338,7 @@ static void put_window_table(const cli_diagnose *g, FILE *f)
                 cli_seconds(d->before_s), cli_seconds(d->after_s), 100.0 * d->gain,
                 100.0 * d->improved, moe_ep_verdict_str(d->verdict));
     }
-    fputs("</tbody></table></div>", f);
+    cli_table_end(f, 0);
     cli_page_figure_end(f);
 }
 
@@ -443,9 +367,7 @@ void cli_diagnose_html(const void *data, FILE *f)
     put_devices_figure(g, f);
     put_break_even_figure(g, f);
     put_window_table(g, f);
-    cli_page_figure(f, "What was taken for granted", "");
-    cli_page_list(f, g->setup.assumed ? g->setup.assumed : "Nothing.");
-    cli_page_figure_end(f);
+    cli_page_assumed(f, g->setup.assumed);
     cli_page_end(f, "A row is one (token, expert) assignment. max/mean is the load of the busiest "
                     "device over the mean. Times are computed with a roofline for the expert "
                     "matrices and a latency-bandwidth model for dispatch and combine, never "

@@ -321,7 +321,8 @@ static void settle(drops *d, int64_t step, int64_t capacity)
     d->step = step > 0 ? step : DEFAULT_STEP;
     if (d->step > d->t->kept) {
         if (step > 0)
-            cli_die(CLI_USAGE, "--tokens %lld: %s holds %s", (long long)step, d->t->path, cli_count((double)d->t->kept));
+            cli_die(CLI_USAGE, "--tokens %lld: %s holds %s", (long long)step, d->t->path,
+                    cli_count((double)d->t->kept));
         d->step = d->t->kept;
     }
     d->steps = d->t->kept / d->step;

@@ -81,51 +81,46 @@ void cli_refuse_overwriting(const char *output, int argc, char **argv, int from)
             cli_die(CLI_USAGE, "%s: is an input; it would be overwritten", output);
 }
 
+int cli_take_number(const cli_number_option *list, size_t n, void *target, int option, const char *value)
+{
+    for (size_t i = 0; i < n; i++) {
+        const cli_number_option *o = &list[i];
+        void *at = (char *)target + o->offset;
+        if (o->option != option) continue;
+        if (o->kind == CLI_DOUBLE)
+            *(double *)at = cli_option_number(o->name, value, o->least, o->most) * (o->unit > 0.0 ? o->unit : 1.0);
+        else if (o->kind == CLI_INT64)
+            *(int64_t *)at = cli_option_count(o->name, value, (int64_t)o->least, (int64_t)o->most);
+        else
+            *(int32_t *)at = (int32_t)cli_option_count(o->name, value, (int64_t)o->least, (int64_t)o->most);
+        return 1;
+    }
+    return 0;
+}
+
 /* Options that describe the machine and the step. */
 int cli_setup_option(cli_setup *s, int option, const char *value)
 {
+    static const cli_number_option number[] = {
+        {CLI_O_DEVICES, "devices", CLI_INT32, offsetof(cli_setup, devices), 1, 65536, 0},
+        {CLI_O_SLOTS, "slots", CLI_INT32, offsetof(cli_setup, slots), 1, 1 << 20, 0},
+        {CLI_O_NODES, "nodes", CLI_INT32, offsetof(cli_setup, nodes), 1, 65536, 0},
+        {CLI_O_GROUPS, "groups", CLI_INT32, offsetof(cli_setup, groups), 1, 65536, 0},
+        {CLI_O_TOKENS, "tokens", CLI_INT64, offsetof(cli_setup, tokens), 1, 1e9, 0},
+        {CLI_O_TOPK, "topk", CLI_INT32, offsetof(cli_setup, top_k), 1, 512, 0},
+        {CLI_O_HIDDEN, "hidden", CLI_INT32, offsetof(cli_setup, hidden), 1, 1 << 20, 0},
+        {CLI_O_INTER, "intermediate", CLI_INT32, offsetof(cli_setup, intermediate), 1, 1 << 20, 0},
+        {CLI_O_OTHER, "other-ms", CLI_DOUBLE, offsetof(cli_setup, other_s), 0, 1e6, 1e-3},
+        {CLI_O_TARGET, "target", CLI_DOUBLE, offsetof(cli_setup, target), 1, 1e6, 0},
+        {CLI_O_GAIN, "min-gain", CLI_DOUBLE, offsetof(cli_setup, min_gain), 0, 1, 0},
+        {CLI_O_HORIZON, "horizon", CLI_DOUBLE, offsetof(cli_setup, horizon_steps), 1, 1e15, 0}};
+    if (cli_take_number(number, sizeof number / sizeof number[0], s, option, value)) return 1;
     switch (option) {
-    case CLI_O_DEVICES:
-        s->devices = (int32_t)cli_option_count("devices", value, 1, 65536);
-        return 1;
-    case CLI_O_SLOTS:
-        s->slots = (int32_t)cli_option_count("slots", value, 1, 1 << 20);
-        return 1;
-    case CLI_O_NODES:
-        s->nodes = (int32_t)cli_option_count("nodes", value, 1, 65536);
-        return 1;
-    case CLI_O_GROUPS:
-        s->groups = (int32_t)cli_option_count("groups", value, 1, 65536);
-        return 1;
-    case CLI_O_TOKENS:
-        s->tokens = cli_option_count("tokens", value, 1, 1000000000);
-        return 1;
-    case CLI_O_TOPK:
-        s->top_k = (int32_t)cli_option_count("topk", value, 1, 512);
-        return 1;
     case CLI_O_MODEL:
         s->model_name = value;
         return 1;
     case CLI_O_MACHINE:
         s->machine_name = value;
-        return 1;
-    case CLI_O_HIDDEN:
-        s->hidden = (int32_t)cli_option_count("hidden", value, 1, 1 << 20);
-        return 1;
-    case CLI_O_INTER:
-        s->intermediate = (int32_t)cli_option_count("intermediate", value, 1, 1 << 20);
-        return 1;
-    case CLI_O_OTHER:
-        s->other_s = 1e-3 * cli_option_number("other-ms", value, 0.0, 1e6);
-        return 1;
-    case CLI_O_TARGET:
-        s->target = cli_option_number("target", value, 1.0, 1e6);
-        return 1;
-    case CLI_O_GAIN:
-        s->min_gain = cli_option_number("min-gain", value, 0.0, 1.0);
-        return 1;
-    case CLI_O_HORIZON:
-        s->horizon_steps = cli_option_number("horizon", value, 1.0, 1e15);
         return 1;
     case CLI_O_ROUND_ROBIN:
         s->round_robin = 1;

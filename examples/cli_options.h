@@ -78,6 +78,19 @@ void cli_bad_option(void) __attribute__((noreturn));
 /* Leaves when the planner wants as many slots on every device and the shape has not. */
 void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots);
 
+/* Options that set one number each: where it goes in a struct, and what it may be. */
+typedef enum cli_kind { CLI_INT32, CLI_INT64, CLI_DOUBLE } cli_kind;
+typedef struct cli_number_option {
+    int option;
+    const char *name;
+    cli_kind kind;
+    size_t offset;
+    double least, most;
+    double unit; /* of a double: what one of the option is in the struct; 0 = 1 */
+} cli_number_option;
+/* Takes the option if it is one of the n; 0 = it is none of them. */
+int cli_take_number(const cli_number_option *list, size_t n, void *target, int option, const char *value);
+
 /* Values of options; leave with exit code 2 when the text is none. */
 int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most);
 double cli_option_number(const char *option, const char *text, double least, double most);

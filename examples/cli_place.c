@@ -165,6 +165,13 @@ static void put_table(const moe_ep_placement *p, const cli_trace *t,
     }
 }
 
+/* Groups are packed to nodes by EPLB, so what was assumed of them is said. */
+static void put_nodes(const moe_ep_placement *p, int32_t asked, FILE *f)
+{
+    if (asked == 0 && p->num_devices > 1)
+        fprintf(f, "\nall %d devices are taken to be on one node; --nodes N changes it\n", p->num_devices);
+}
+
 /* What was written, and how SGLang takes it. */
 static void put_written(const moe_ep_placement *p, const char *const *out, FILE *f)
 {
@@ -258,6 +265,7 @@ int cli_place_main(int argc, char **argv)
     else
         {
         put_table(&p, &list[0], result, idle, text.stream);
+        put_nodes(&p, o.nodes, text.stream);
         put_written(&p, o.out, text.stream);
     }
     cli_out_commit(&text);

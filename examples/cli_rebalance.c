@@ -33,7 +33,9 @@ static const char rebalance_help[] =
     "device; between two\n"
     "                    devices\n"
     "  --dead D,D,...    devices that are gone; what only they held is put back first\n"
-    "  --devices D       --slots P   --nodes N   shape; a CSV map says its devices itself\n"
+    "  --devices D       --slots P   --nodes N   shape; a CSV map says its devices itself; with a "
+    "JSON map --slots\n"
+    "                    is needed only when its slots do not divide over the devices\n"
     "  --model NAME      --hidden H   --intermediate I   size of an expert      --machine NAME   "
     "speed of the links\n"
     "  --out FILE        writes the new map, .json, .yaml or .csv; may be given several times\n"
@@ -165,6 +167,13 @@ static void read_current(cli_rebalance *r)
         if (r->setup.slots > 0 && r->setup.slots != r->map.slots)
             cli_die(CLI_USAGE, "%s has %d slots, --slots says %d", r->current, r->map.slots,
                     r->setup.slots);
+        if (r->map.devices == 0 && r->setup.devices > 0 && r->setup.slots == 0 &&
+            r->map.slots % r->setup.devices != 0)
+            cli_die(CLI_USAGE,
+                    "%s has %d slots a layer, which %d devices cannot hold in equal numbers; "
+                    "if the first %d do have one more, --slots %d says so",
+                    r->current, r->map.slots, r->setup.devices, r->map.slots % r->setup.devices,
+                    r->map.slots);
         r->rows = cli_keep_block(cli_map_rows(&r->map, r->trace));
         r->today = cli_map_placement(&r->map, r->trace, r->rows, r->setup.devices, r->setup.nodes);
     }

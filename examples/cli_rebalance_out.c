@@ -1,11 +1,9 @@
 /* cli_rebalance_out.c - the answer of moe-ep rebalance as text, JSON and page
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
-#include "cli_page.h"
+#include "cli_answer.h"
 #include "cli_rebalance.h"
-#include "cli_screen.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,29 +42,16 @@ static void put_plans(const cli_rebalance *r, FILE *f, const chart_text *t)
 
 static void put_frontier(const cli_rebalance *r, FILE *f, const chart_text *t)
 {
-    double value[CLI_FRONTIER + 1];
-    char *label[CLI_FRONTIER + 1], *tail[CLI_FRONTIER + 1];
-    chart_kind kind[CLI_FRONTIER + 1];
+    double today = r->change[CLI_TODAY].worst;
+    cli_bar_list b;
     if (r->points == 0) return;
-    for (int i = 0; i <= r->points; i++) {
-        double worst = i == 0 ? r->change[CLI_TODAY].worst : r->point_worst[i - 1];
-        value[i] = worst - 1.0;
-        kind[i] = i == 0 ? CHART_HOT : worst <= r->target ? CHART_BEST : CHART_PLAIN;
-        label[i] = i == 0 ? cli_strdup("today")
-                          : cli_format("%s move%s", cli_count((double)r->point_moves[i - 1]),
-                                       r->point_moves[i - 1] == 1 ? "" : "s");
-        tail[i] =
-            i == 0 ? cli_format("%.3f", worst)
-                   : cli_format("%.3f, %.1f %% of the slots", worst, 100.0 * r->point_share[i - 1]);
-    }
-    cli_put_title(f, t,
-                  "How balanced for how many moves (max/mean of the worst layer, bars from 1)");
-    chart_text_bars(f, t, r->points + 1, (const char *const *)label, value,
-                    (const char *const *)tail, kind);
-    for (int i = 0; i <= r->points; i++) {
-        free(label[i]);
-        free(tail[i]);
-    }
+    memset(&b, 0, sizeof b);
+    cli_bar(&b, today - 1.0, CHART_HOT, cli_strdup("today"), cli_format("%.3f", today));
+    for (int i = 0; i < r->points; i++)
+        cli_bar(&b, r->point_worst[i] - 1.0, r->point_worst[i] <= r->target ? CHART_BEST : CHART_PLAIN,
+                cli_format("%s move%s", cli_count((double)r->point_moves[i]), r->point_moves[i] == 1 ? "" : "s"),
+                cli_format("%.3f, %.1f %% of the slots", r->point_worst[i], 100.0 * r->point_share[i]));
+    cli_bars_text(&b, f, t, "How balanced for how many moves (max/mean of the worst layer, bars from 1)");
 }
 
 static void put_layers(const cli_rebalance *r, FILE *f, const chart_text *t)
@@ -135,12 +120,9 @@ static json_t *change(const cli_change *c)
     json_object_set_new(o, "imbalance_worst", c->worst > 0.0 ? json_real(c->worst) : json_null());
     json_object_set_new(o, "imbalance", c->overall > 0.0 ? json_real(c->overall) : json_null());
     json_object_set_new(o, "moves", json_integer(c->moves.moves));
-    json_object_set_new(o, "share", json_real(c->share));
-    json_object_set_new(o, "bytes", json_real(c->moves.bytes));
-    json_object_set_new(o, "rounds", json_integer(c->moves.rounds));
-    json_object_set_new(o, "cross_node", json_integer(c->moves.cross_node));
-    json_object_set_new(o, "lost", json_integer(c->moves.lost));
-    json_object_set_new(o, "slot_changes", json_integer(c->moves.slot_changes));
+    cli_json_numbers(o, "share", c->share, "bytes", c->moves.bytes, NULL);
+    cli_json_counts(o, "rounds", (int64_t)c->moves.rounds, "cross_node", (int64_t)c->moves.cross_node,
+                    "lost", (int64_t)c->moves.lost, "slot_changes", (int64_t)c->moves.slot_changes, NULL);
     return o;
 }
 
@@ -167,10 +149,8 @@ void cli_rebalance_json(const void *data, FILE *f)
     static const char *const name[CLI_PLANS] = {"today", "rebalanced", "relabelled", "replan"};
     const cli_rebalance *r = data;
     json_t *root = json_object(), *list = json_array();
-    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
-    json_object_set_new(root, "headline", json_string(r->headline));
-    json_object_set_new(root, "verdict", json_string(r->badge));
-    json_object_set_new(root, "reason", json_string(r->reason));
+    cli_json_words(root, "moe_ep", moe_ep_version(), "headline", r->headline, "verdict", r->badge,
+                   "reason", r->reason, NULL);
     json_object_set_new(root, "target", r->target > 0.0 ? json_real(r->target) : json_null());
     json_object_set_new(root, "setup",
                         json_pack("{s:i,s:i,s:i,s:i,s:i,s:s,s:s}", "layers", (int)r->trace->layers,
@@ -178,8 +158,7 @@ void cli_rebalance_json(const void *data, FILE *f)
                                   (int)r->today.num_devices, "slots", (int)r->today.num_slots,
                                   "nodes", (int)r->today.num_nodes, "model", r->setup.model.name,
                                   "machine", r->setup.machine.name));
-    json_object_set_new(root, "expert_bytes", json_real(r->expert_bytes));
-    json_object_set_new(root, "seconds", json_real(r->seconds));
+    cli_json_numbers(root, "expert_bytes", r->expert_bytes, "seconds", r->seconds, NULL);
     for (int i = 0; i < CLI_PLANS; i++) json_object_set_new(root, name[i], change(&r->change[i]));
     json_object_set_new(root, "layers", layers(r));
     for (int i = 0; i < r->points; i++)
@@ -188,10 +167,7 @@ void cli_rebalance_json(const void *data, FILE *f)
                                         "share", r->point_share[i], "imbalance_worst",
                                         r->point_worst[i], "imbalance", r->point_overall[i]));
     json_object_set_new(root, "frontier", list);
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
-    fputc('\n', f);
-    json_decref(root);
+    cli_json_write(root, f);
 }
 
 /* ---- page ------------------------------------------------------------------------------------------------- */
@@ -199,30 +175,22 @@ void cli_rebalance_json(const void *data, FILE *f)
 static void put_tiles(const cli_rebalance *r, FILE *f)
 {
     const cli_change *a = &r->change[CLI_TODAY], *b = &r->change[CLI_REBALANCED];
-    char before[24], after[24], *text, *note;
+    char before[24], after[24];
     fputs("<dl class=\"tiles\">\n", f);
-    note = a->worst > 0.0
-               ? cli_format("all layers together %.3f before, %.3f after", a->overall, b->overall)
-               : cli_strdup("before: an expert stands on no device that works");
-    cli_page_tile(f, "Worst layer, max/mean", text_of(before, sizeof before, a->worst),
-                  text_of(after, sizeof after, b->worst), note);
-    free(note);
-    text = cli_strdup(cli_count((double)b->moves.moves));
-    note = cli_format("%.1f %% of the slots; a full replan moves %.1f %%", 100.0 * b->share,
-                      100.0 * r->change[CLI_REPLANNED].share);
-    cli_page_tile(f, "Moves", text, NULL, note);
-    free(text), free(note);
-    text = cli_strdup(cli_bytes(b->moves.bytes));
-    note = cli_format("%s per expert and layer; %s moves between nodes", cli_bytes(r->expert_bytes),
-                      cli_count((double)b->moves.cross_node));
-    cli_page_tile(f, "Weights on the wire", text, NULL, note);
-    free(text), free(note);
-    text = cli_strdup(cli_count((double)b->moves.rounds));
-    note = r->seconds > 0.0 ? cli_format("%s at the speed of the links of %s",
-                                         cli_seconds(r->seconds), r->setup.machine.name)
-                            : cli_strdup("in a round a device sends and receives at most once");
-    cli_page_tile(f, "Rounds", text, NULL, note);
-    free(text), free(note);
+    cli_tile(f, "Worst layer, max/mean", cli_strdup(text_of(before, sizeof before, a->worst)),
+             cli_strdup(text_of(after, sizeof after, b->worst)),
+             a->worst > 0.0 ? cli_format("all layers together %.3f before, %.3f after", a->overall, b->overall)
+                            : cli_strdup("before: an expert stands on no device that works"));
+    cli_tile(f, "Moves", cli_strdup(cli_count((double)b->moves.moves)), NULL,
+             cli_format("%.1f %% of the slots; a full replan moves %.1f %%", 100.0 * b->share,
+                        100.0 * r->change[CLI_REPLANNED].share));
+    cli_tile(f, "Weights on the wire", cli_strdup(cli_bytes(b->moves.bytes)), NULL,
+             cli_format("%s per expert and layer; %s moves between nodes", cli_bytes(r->expert_bytes),
+                        cli_count((double)b->moves.cross_node)));
+    cli_tile(f, "Rounds", cli_strdup(cli_count((double)b->moves.rounds)), NULL,
+             r->seconds > 0.0
+                 ? cli_format("%s at the speed of the links of %s", cli_seconds(r->seconds), r->setup.machine.name)
+                 : cli_strdup("in a round a device sends and receives at most once"));
     fputs("</dl>\n", f);
 }
 
@@ -250,16 +218,8 @@ static void draw_frontier(const void *data, FILE *f, cli_width w, double width, 
         y[i] = r->change[i].worst;
         s[i + 1] = (chart_series){1, &x[i], &y[i], plan_kind[i], 2, &name[i]};
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Balance against the share of slots that receive another expert";
-    c.description = text;
-    c.x_title = "slots that receive another expert, %";
-    c.y_title = "max/mean of the worst layer";
-    c.n = CLI_PLANS + 1;
-    c.series = s;
-    c.linear_x = c.linear_y = 1;
-    c.line = r->target;
+    c = cli_lines(id, "Balance against the share of slots that receive another expert", text,
+                  "slots that receive another expert, %", "max/mean of the worst layer", CLI_PLANS + 1, s, r->target);
     chart_svg_lines(f, &c, width, w == CLI_NARROW ? 280 : 340);
     free(text);
 }
@@ -284,30 +244,18 @@ static void put_frontier_figure(const cli_rebalance *r, FILE *f)
 
 static void draw_layers(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
-    static const chart_kind kind[2] = {CHART_HOT, CHART_BEST};
     const cli_rebalance *r = data;
     int32_t L = r->trace->layers;
     double *value = cli_alloc((size_t)L * 2, sizeof *value);
     const char **label = cli_alloc((size_t)L, sizeof *label);
-    chart_points c;
     for (int32_t l = 0; l < L; l++) {
         value[l] = r->before ? r->before[l].imbalance : r->after[l].imbalance;
         value[L + l] = r->after[l].imbalance;
         label[l] = cli_format("%d", r->trace->layer[l]);
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Imbalance over devices in each layer, before and after";
-    c.description = r->headline;
-    c.x_title = "layer";
-    c.y_title = "max/mean over devices";
-    c.n = L;
-    c.series = 2;
-    c.value = value;
-    c.kind = kind;
-    c.label = label;
-    c.line = r->target > 0.0 ? r->target : 1.0;
-    chart_svg_points(f, &c, width, w == CLI_NARROW ? 250 : 270);
+    cli_points_pair(f, width, w == CLI_NARROW ? 250 : 270, id,
+                    "Imbalance over devices in each layer, before and after", r->headline, "layer",
+                    "max/mean over devices", L, value, label, r->target > 0.0 ? r->target : 1.0);
     for (int32_t l = 0; l < L; l++) free((void *)(uintptr_t)label[l]);
     free(value);
     free(label);
@@ -324,10 +272,8 @@ static void put_layers_figure(const cli_rebalance *r, FILE *f)
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 1, r->before ? "today" : "today: experts are lost");
     chart_html_key(f, CHART_BEST, 1, "rebalanced");
-    fputs("</ul><details><summary>All layers as a table</summary><div class=\"scroll\"><table "
-          "class=\"figures\"><thead><tr><th>layer<th>today<th>after<th>bound<th>moves<th>busiest "
-          "device after</thead><tbody>",
-          f);
+    fputs("</ul>", f);
+    cli_table(f, "All layers as a table", "layer|today|after|bound|moves|busiest device after");
     for (int32_t i = 0; i < r->trace->layers; i++) {
         int32_t l = r->worst[i];
         const moe_ep_plan_result *a = &r->after[l];
@@ -337,7 +283,7 @@ static void put_layers_figure(const cli_rebalance *r, FILE *f)
                 a->imbalance, a->mean > 0.0 ? a->lower_bound / a->mean : 1.0, r->layer_arrivals[l],
                 a->busiest_device);
     }
-    fputs("</tbody></table></div></details>", f);
+    cli_table_end(f, 1);
     cli_page_figure_end(f);
 }
 
@@ -382,10 +328,7 @@ static void put_plan_table(const cli_rebalance *r, FILE *f)
     cli_page_figure(f, "Against a full replan",
                     "A move is an expert arriving on a device that did not hold it; its weights "
                     "travel. A change of slot on one device does not count.");
-    fputs("<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>placement<th>worst "
-          "layer<th>all layers<th>moves<th>share of slots<th>bytes<th>between nodes<th>rounds"
-          "</thead><tbody>",
-          f);
+    cli_table(f, NULL, "placement|worst layer|all layers|moves|share of slots|bytes|between nodes|rounds");
     for (int i = 0; i < CLI_PLANS; i++) {
         const cli_change *c = &r->change[i];
         char worst[24], overall[24];
@@ -396,23 +339,20 @@ static void put_plan_table(const cli_rebalance *r, FILE *f)
                 100.0 * c->share, cli_bytes(c->moves.bytes), cli_count((double)c->moves.cross_node),
                 cli_count((double)c->moves.rounds));
     }
-    fputs("</tbody></table></div>", f);
+    cli_table_end(f, 0);
     cli_page_figure_end(f);
 }
 
 static void put_move_table(const cli_rebalance *r, FILE *f)
 {
     int64_t n = r->change[CLI_REBALANCED].moves.moves;
+    char *summary;
     cli_page_figure(f, "The moves", "Experts of one round can travel at the same time.");
-    fputs("<details><summary>", f);
-    if (n > MOST_PAGE_MOVES)
-        fprintf(f, "The first %d of %s moves; --moves-out writes all", MOST_PAGE_MOVES,
-                cli_count((double)n));
-    else
-        fputs("All moves", f);
-    fputs("</summary><div class=\"scroll\"><table class=\"figures\"><thead><tr><th>round<th>layer"
-          "<th>expert<th>from device<th>slot<th>to device<th>slot</thead><tbody>",
-          f);
+    summary = n > MOST_PAGE_MOVES ? cli_format("The first %d of %s moves; --moves-out writes all", MOST_PAGE_MOVES,
+                                               cli_count((double)n))
+                                  : cli_strdup("All moves");
+    cli_table(f, summary, "round|layer|expert|from device|slot|to device|slot");
+    free(summary);
     for (int64_t i = 0; i < n && i < MOST_PAGE_MOVES; i++) {
         const moe_ep_move *m = &r->move[i];
         fprintf(f, "<tr><th>%d<td>%d<td>%d", m->round, r->trace->layer[m->layer], m->expert);
@@ -422,7 +362,7 @@ static void put_move_table(const cli_rebalance *r, FILE *f)
             fprintf(f, "<td>%d<td>%d", m->from_device, m->from_slot);
         fprintf(f, "<td>%d<td>%d\n", m->to_device, m->to_slot);
     }
-    fputs("</tbody></table></div></details>", f);
+    cli_table_end(f, 1);
     cli_page_figure_end(f);
 }
 
@@ -445,9 +385,7 @@ void cli_rebalance_html(const void *data, FILE *f)
     if (r->change[CLI_REBALANCED].moves.moves > 0) put_traffic_figure(r, f);
     put_plan_table(r, f);
     if (r->change[CLI_REBALANCED].moves.moves > 0) put_move_table(r, f);
-    cli_page_figure(f, "What was taken for granted", "");
-    cli_page_list(f, r->setup.assumed ? r->setup.assumed : "Nothing.");
-    cli_page_figure_end(f);
+    cli_page_assumed(f, r->setup.assumed);
     cli_page_end(f, "max/mean is the load of the busiest device over the mean. An expert's load is "
                     "shared equally by its copies. Times are computed, never measured.");
     free(note);

@@ -22,9 +22,9 @@ static const char simulate_help[] =
     "every step: attention, dispatch, experts, combine, memory, imbalance.  Computed, never "
     "measured.\n"
     "\n"
-    "  --config FILE     nodes, instances, model_name, hardware, npu_mem, tp_size, ep_size, "
-    "link_bw (GB/s),\n"
-    "                    link_latency (ns)\n"
+    "  --config FILE     model_name, hardware, num_npus, tp_size, ep_size, dp_group, npu_mem, "
+    "link_bw (GiB/s),\n"
+    "                    link_latency (ns), max_num_seqs, max_num_batched_tokens\n"
     "  --trace FILE      a request a line: {\"input_toks\": 128, \"output_toks\": 64, "
     "\"arrival_time_ns\": 0}\n"
     "  --requests N      without a trace: N requests (64) of --input I (512) and --output O (128) "
@@ -33,7 +33,9 @@ static const char simulate_help[] =
     "  --policy NAME     routing: balanced, rr, rand (default), copy (one layer's routing in all), "
     "lognormal;\n"
     "                    with an INPUT (see moe-ep report --help) its popularity\n"
-    "  --max-batch N     requests at a time (256)      --max-tokens N   tokens in a step (2048)\n"
+    "  --max-batch N     requests at a time (the file's, or 256)      --max-tokens N   tokens in a "
+    "step (the\n"
+    "                    file's, or 2048)\n"
     "  --layers N        layers drawn per step (4)     --seed N   of the draws (42)\n"
     "  --reserve-gb X    memory for activations and the runtime (4)      --other-ms X   the rest "
     "of a step\n"
@@ -58,7 +60,7 @@ enum {
     O_CSV,
     O_LOG
 };
-enum { MOST_STEPS = 1000000, MOST_REQUESTS = 1000000 };
+enum { MOST_STEPS = 1000000, MOST_REQUESTS = 1000000, MOST_BATCH = 1 << 16, MOST_TOKENS = 1 << 17 };
 
 static const struct option simulate_long[] = {{"config", 1, NULL, O_CONFIG},
                                               {"trace", 1, NULL, O_TRACE},
@@ -121,10 +123,10 @@ static int take_size(cli_simulate *s, int option, const char *value)
         s->rate = cli_option_number("rate", value, 0.0, 1e9);
         return 1;
     case O_BATCH:
-        s->max_batch = (int32_t)cli_option_count("max-batch", value, 1, 1 << 16);
+        s->max_batch = (int32_t)cli_option_count("max-batch", value, 1, MOST_BATCH);
         return 1;
     case O_TOKENS:
-        s->max_tokens = (int32_t)cli_option_count("max-tokens", value, 1, 1 << 17);
+        s->max_tokens = (int32_t)cli_option_count("max-tokens", value, 1, MOST_TOKENS);
         return 1;
     case O_LAYERS:
         s->layers = (int32_t)cli_option_count("layers", value, 1, 4096);
@@ -168,17 +170,21 @@ static void take_option(cli_simulate *s, cli_common *common, simulate_files *fil
 
 /* ---- inputs --------------------------------------------------------------------------------------------- */
 
-static double json_figure(const char *path, json_t *object, const char *key, double least)
+static const double most_figure = 1e12, most_arrival_s = 1e9;
+
+/* A number of the file from `least`; `fallback` when it is not there, NAN = it must be. */
+static double json_figure(const char *path, json_t *object, const char *key, double least, double fallback)
 {
     json_t *v = json_object_get(object, key);
-    if (!json_is_number(v) || !(json_number_value(v) >= least) || !isfinite(json_number_value(v)))
-        cli_die(CLI_USAGE, "%s: \"%s\" is missing or no number from %g", path, key, least);
+    if (!v && !isnan(fallback)) return fallback;
+    if (!json_is_number(v) || !(json_number_value(v) >= least) || json_number_value(v) > most_figure)
+        cli_die(CLI_USAGE, "%s: \"%s\" is missing or no number from %g to %g", path, key, least, most_figure);
     return json_number_value(v);
 }
 
-static int32_t json_size(const char *path, json_t *object, const char *key)
+static int32_t json_size(const char *path, json_t *object, const char *key, int32_t least, int32_t fallback)
 {
-    double v = json_figure(path, object, key, 1.0);
+    double v = json_figure(path, object, key, least, fallback);
     if (v > 65536.0 || v > floor(v))
         cli_die(CLI_USAGE, "%s: \"%s\" is no whole number up to 65536", path, key);
     return (int32_t)v;
@@ -191,59 +197,141 @@ static char *json_word(const char *path, json_t *object, const char *key)
     return cli_keep(cli_printable(json_string_value(v)));
 }
 
-static void set_links(moe_ep_machine *m, double latency_s, double Bps)
+/* link_bw in GiB/s (binary, as ASTRA-sim counts) and link_latency in ns; without them the machine's links hold. */
+static void read_links(const cli_cluster *c, json_t *root, moe_ep_machine *m)
 {
     moe_ep_link *link[] = {&m->ll_dispatch, &m->ll_combine, &m->normal_dispatch,
                            &m->normal_combine};
+    if (json_is_array(json_object_get(root, "link_bw")) || json_is_array(json_object_get(root, "link_latency")))
+        cli_die(CLI_USAGE, "%s: links by dimension are not simulated: \"link_bw\" and \"link_latency\" must be "
+                           "numbers", c->path);
     for (size_t i = 0; i < sizeof link / sizeof link[0]; i++) {
-        link[i]->alpha_s = latency_s;
-        link[i]->intra_Bps = link[i]->inter_Bps = Bps;
+        double gib = 1073741824.0, bw = json_figure(c->path, root, "link_bw", 1e-6, link[i]->intra_Bps / gib);
+        link[i]->alpha_s = 1e-9 * json_figure(c->path, root, "link_latency", 0.0, 1e9 * link[i]->alpha_s);
+        link[i]->intra_Bps = link[i]->inter_Bps = gib * bw;
     }
+    m->devices_per_node = 0;
 }
 
-/* The first instance of the first node; how many there are is said. */
+/* Instances of the file, and those in the data-parallel group of the first, which serve together. */
+static void count_instances(cli_cluster *c, json_t *nodes, json_t *first)
+{
+    json_t *node, *instance, *group = json_object_get(first, "dp_group");
+    size_t i, j;
+    json_array_foreach(nodes, i, node) {
+        json_array_foreach(json_object_get(node, "instances"), j, instance) {
+            c->instances++;
+            c->dp += json_is_string(group) && json_equal(group, json_object_get(instance, "dp_group"));
+        }
+    }
+    if (c->dp == 0) c->dp = 1;
+}
+
+/* Devices, and what they share; num_npus or tp_size says the other. */
+static void read_devices(cli_simulate *s, json_t *instance)
+{
+    cli_cluster *c = &s->cluster;
+    int32_t npus = json_size(c->path, instance, "num_npus", 1, 0), count = 0;
+    moe_ep_config config;
+    moe_ep_reason reason[8];
+    moe_ep_error err;
+    if (json_size(c->path, instance, "pp_size", 1, 1) > 1)
+        cli_die(CLI_USAGE, "%s: \"pp_size\": pipelines are not simulated", c->path);
+    if (npus == 0 && !json_object_get(instance, "tp_size"))
+        cli_die(CLI_USAGE, "%s: \"num_npus\" or \"tp_size\" is needed", c->path);
+    c->tp = json_size(c->path, instance, "tp_size", 1, npus);
+    if (npus > 0 && c->tp != npus)
+        cli_die(CLI_USAGE, "%s: tp_size %d, but num_npus %d: an instance has tp_size devices", c->path, c->tp, npus);
+    c->ep = json_size(c->path, instance, "ep_size", 1, c->tp * c->dp < 65536 ? c->tp * c->dp : 65536);
+    c->devices = c->tp * c->dp;
+    memset(&config, 0, sizeof config);
+    config.model = &s->setup.model;
+    config.ep = c->ep;
+    config.tp = c->tp;
+    config.dp = c->dp;
+    config.must_divide = 1;
+    cli_check(moe_ep_check_config(&config, reason, 8, &count, NULL, &err), &err, c->path);
+    for (int32_t i = 0; i < count && i < 8; i++)
+        if (reason[i].severity == MOE_EP_WRONG)
+            cli_die(CLI_USAGE, "%s: ep_size %d, tp_size %d, %d in the dp_group: %s (%g, %g)", c->path, c->ep, c->tp,
+                    c->dp, reason[i].text, reason[i].have, reason[i].need);
+}
+
+/* With fewer expert groups than devices every expert is cut over devices / ep of them. */
+static int32_t cut_of(const cli_cluster *c)
+{
+    return c->devices / c->ep;
+}
+
+/* Limits of one instance; 0 = none.  Options come first. */
+static void read_limits(cli_simulate *s, json_t *instance)
+{
+    const cli_cluster *c = &s->cluster;
+    double batch = json_size(c->path, instance, "max_num_seqs", 0, 256),
+           tokens = json_size(c->path, instance, "max_num_batched_tokens", 0, 2048);
+    batch = batch > 0.0 ? batch * c->dp : MOST_BATCH;
+    tokens = tokens > 0.0 ? tokens * c->dp : MOST_TOKENS;
+    if (s->max_batch == 0) s->max_batch = (int32_t)fmin(batch, MOST_BATCH);
+    if (s->max_tokens == 0) s->max_tokens = (int32_t)fmin(tokens, MOST_TOKENS);
+}
+
+static void note_cluster(cli_simulate *s, json_t *root, json_t *instance)
+{
+    const cli_cluster *c = &s->cluster;
+    json_t *memory = json_object_get(instance, "npu_mem");
+    if (c->instances > c->dp)
+        cli_note(&s->setup, "The file has %d instances; %s all requests here.", c->instances,
+                 c->dp > 1 ? "the group of the first of them serves" : "the first of them serves");
+    if (c->dp > 1)
+        cli_note(&s->setup, "The %d instances of the first one's dp_group share its experts and the requests, "
+                            "in equal parts; limits on requests and tokens are for all of them.", c->dp);
+    if (!json_object_get(root, "link_bw") || !json_object_get(root, "link_latency") ||
+        !json_object_get(memory, "mem_size") || !json_object_get(memory, "mem_bw"))
+        cli_note(&s->setup, "Memory and links that the file does not give are those of the preset %s.",
+                 s->setup.machine.name);
+    if (json_is_string(json_object_get(instance, "pd_type")))
+        cli_note(&s->setup, "pd_type %s is not looked at: prompts and decoding run together.",
+                 json_word(c->path, instance, "pd_type"));
+    if (cut_of(c) > 1)
+        cli_note(&s->setup, "Every expert is cut over %d devices, which sum up what they computed: counted as "
+                            "combine.", cut_of(c));
+}
+
+/* The first instance of the first node, with the others of its dp_group. */
 static void read_cluster(cli_simulate *s)
 {
     cli_cluster *c = &s->cluster;
     json_error_t e;
-    json_t *root, *nodes, *list, *instance, *memory;
+    json_t *root, *nodes, *instance, *memory;
+    moe_ep_machine *m = &s->setup.machine;
     moe_ep_error err;
-    double link_Bps, latency_s;
     FILE *f;
     if (!c->path) cli_die(CLI_USAGE, "--config is needed");
     f = cli_open_input(c->path);
-    root = json_loadf(f, 0, &e);
+    root = json_loadf(f, JSON_REJECT_DUPLICATES, &e);
     (void)fclose(f);
     if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", c->path, e.line, e.column, cli_printable(e.text));
     nodes = json_object_get(root, "nodes");
-    list = json_object_get(json_array_get(nodes, 0), "instances");
-    instance = json_array_get(list, 0);
+    instance = json_array_get(json_object_get(json_array_get(nodes, 0), "instances"), 0);
     if (!json_is_object(instance))
         cli_die(CLI_USAGE, "%s: has no \"nodes\": [{\"instances\": [{...}]}]", c->path);
-    for (size_t i = 0; i < json_array_size(nodes); i++)
-        c->instances +=
-            (int32_t)json_array_size(json_object_get(json_array_get(nodes, i), "instances"));
+    count_instances(c, nodes, instance);
     c->model_name = json_word(c->path, instance, "model_name");
     c->hardware = json_word(c->path, instance, "hardware");
-    c->tp = json_size(c->path, instance, "tp_size");
-    c->ep = json_size(c->path, instance, "ep_size");
-    c->devices = json_size(c->path, instance, "num_npus");
     memory = json_object_get(instance, "npu_mem");
     if (moe_ep_model_by_name(c->model_name, &s->setup.model, &err) != MOE_EP_OK)
         cli_die(CLI_USAGE, "%s: model_name %s: no such preset; moe-ep presets lists them", c->path,
                 c->model_name);
-    if (moe_ep_machine_by_name(c->hardware, &s->setup.machine, &err) != MOE_EP_OK)
+    if (moe_ep_machine_by_name(c->hardware, m, &err) != MOE_EP_OK)
         cli_die(CLI_USAGE, "%s: hardware %s: no such preset; moe-ep presets lists them", c->path,
                 c->hardware);
-    if (c->ep > s->setup.model.num_experts)
-        cli_die(CLI_USAGE, "%s: ep_size %d: %s has only %d experts", c->path, c->ep, c->model_name,
-                s->setup.model.num_experts);
-    s->setup.machine.memory_bytes = 1e9 * json_figure(c->path, memory, "mem_size", 1e-3);
-    s->setup.machine.memory_Bps = 1e9 * json_figure(c->path, memory, "mem_bw", 1e-3);
-    link_Bps = 1e9 * json_figure(c->path, root, "link_bw", 1e-6);
-    latency_s = 1e-9 * json_figure(c->path, root, "link_latency", 0.0);
-    set_links(&s->setup.machine, latency_s, link_Bps);
-    s->setup.machine.devices_per_node = 0;
+    if (memory && !json_is_object(memory)) cli_die(CLI_USAGE, "%s: \"npu_mem\" is no object", c->path);
+    read_devices(s, instance);
+    read_limits(s, instance);
+    m->memory_bytes = 1e9 * json_figure(c->path, memory, "mem_size", 1e-3, 1e-9 * m->memory_bytes);
+    m->memory_Bps = 1e9 * json_figure(c->path, memory, "mem_bw", 1e-3, 1e-9 * m->memory_Bps);
+    read_links(c, root, m);
+    note_cluster(s, root, instance);
     json_decref(root);
 }
 
@@ -273,13 +361,17 @@ static cli_request read_request(const cli_simulate *s, json_t *object, int64_t l
            *at = ns ? ns : json_object_get(object, "arrival_s");
     cli_request q;
     memset(&q, 0, sizeof q);
+    if (json_object_get(object, "sub_requests"))
+        cli_die(CLI_USAGE, "%s:%lld: sessions (\"sub_requests\") are not simulated, only single requests", s->trace,
+                (long long)line);
     q.line = line;
     q.input = request_tokens(s, any_key(object, input), line, "input");
     q.output = request_tokens(s, any_key(object, output), line, "output");
     if (!at) return q;
-    if (!json_is_number(at) || !(json_number_value(at) >= 0.0))
-        cli_die(CLI_USAGE, "%s:%lld: the arrival is no number from 0", s->trace, (long long)line);
     q.arrival_s = json_number_value(at) * (ns ? 1e-9 : 1.0);
+    if (!json_is_number(at) || !(q.arrival_s >= 0.0 && q.arrival_s <= most_arrival_s))
+        cli_die(CLI_USAGE, "%s:%lld: the arrival is no number from 0 to %g seconds", s->trace, (long long)line,
+                most_arrival_s);
     return q;
 }
 
@@ -309,6 +401,8 @@ static void read_requests(cli_simulate *s)
     if (ferror(f)) cli_die(CLI_USAGE, "%s: %s", s->trace, strerror(errno));
     (void)fclose(f);
     free(text);
+    if (arrlen(s->request) > MOST_REQUESTS)
+        cli_die(CLI_USAGE, "%s: more than %s requests", s->trace, cli_count(MOST_REQUESTS));
     if (!s->request) cli_die(CLI_USAGE, "%s: holds no requests", s->trace);
     qsort(s->request, (size_t)arrlen(s->request), sizeof *s->request, by_arrival);
 }
@@ -333,7 +427,7 @@ static void weigh(cli_simulate *s)
     moe_ep_error err;
     double token = (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
     memset(&d, 0, sizeof d);
-    d.model = m;
+    d.model = &s->part;
     d.num_devices = s->cluster.ep;
     d.tensor_parallel = s->cluster.tp;
     d.reserve_bytes = s->reserve_bytes;
@@ -343,7 +437,7 @@ static void weigh(cli_simulate *s)
         cli_die(CLI_USAGE, "%s: %s with ep_size %d needs %s on a device of %s", s->cluster.path,
                 m->name, s->cluster.ep, cli_bytes(s->memory.total_bytes),
                 cli_bytes(d.memory_bytes));
-    s->kv_capacity = token > 0.0 ? s->memory.kv_room_bytes * s->cluster.tp / token : 1e15;
+    s->kv_capacity = token > 0.0 ? s->memory.kv_room_bytes * s->cluster.devices / token : 1e15;
     for (ptrdiff_t i = 0; i < arrlen(s->request); i++)
         if ((double)s->request[i].input + s->request[i].output > s->kv_capacity)
             cli_die(CLI_USAGE, "%s: request %lld needs a cache of %s tokens, there is room for %s",
@@ -420,26 +514,30 @@ static void route(const cli_simulate *s, engine *g, int64_t number, int64_t toke
     free(counts);
 }
 
-/* Attention of a layer on one of tp devices: weights and cache read once or the multiplications, then the sum over
- * the devices on the links. */
+/* Seconds in which `devices` add up rows of all tokens that each holds a part of. */
+static double sum_s(const cli_simulate *s, double tokens, int32_t devices)
+{
+    moe_ep_error err;
+    double part = 2.0 * (devices - 1) / devices * tokens * s->setup.model.hidden * 2.0,
+           seconds = devices > 1 ? moe_ep_link_time(&s->setup.machine.ll_dispatch, part, 0.0, &err) : 0.0;
+    if (seconds < 0.0) cli_check(err.status, &err, "all-reduce");
+    return seconds;
+}
+
+/* Attention of a layer on one of tp devices of an instance: weights and cache read once or the multiplications, then
+ * the sum over the devices on the links. */
 static double attention_s(const cli_simulate *s, double tokens, double cached)
 {
     const moe_ep_model *m = &s->setup.model;
     const moe_ep_machine *h = &s->setup.machine;
-    double weights = (double)m->attention_params / s->cluster.tp, time, flops, wire = 0.0;
+    double weights = (double)m->attention_params / s->cluster.tp, time, flops;
     double bytes = weights * (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0) +
                    cached * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / s->cluster.tp;
     time = bytes / h->memory_Bps / (h->gemm.mem_eff > 0.0 ? h->gemm.mem_eff : 1.0);
     flops = h->flops[m->math] > 0.0 ? 2.0 * tokens * weights / h->flops[m->math] /
                                           (h->gemm.flop_eff > 0.0 ? h->gemm.flop_eff : 1.0)
                                     : 0.0;
-    if (s->cluster.tp > 1) {
-        moe_ep_error err;
-        double part = 2.0 * (s->cluster.tp - 1) / s->cluster.tp * tokens * m->hidden * 2.0;
-        wire = moe_ep_link_time(&h->ll_dispatch, part, 0.0, &err);
-        if (wire < 0.0) cli_check(err.status, &err, "all-reduce");
-    }
-    return fmax(time, flops) + wire;
+    return fmax(time, flops) + sum_s(s, tokens, s->cluster.tp);
 }
 
 static void time_step(const cli_simulate *s, engine *g, int64_t number, double cached,
@@ -447,6 +545,7 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, double c
 {
     const moe_ep_model *m = &s->setup.model;
     int64_t tokens = row->prompt + row->decode;
+    double each = ceil((double)tokens / s->cluster.dp), joined; /* tokens of one instance; the sum over cut experts */
     double token_bytes =
         (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
     moe_ep_step_desc d;
@@ -454,21 +553,22 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, double c
     moe_ep_error err;
     route(s, g, number, tokens, row);
     memset(&d, 0, sizeof d);
-    d.layer.model = m;
+    d.layer.model = &s->part;
     d.layer.machine = &s->setup.machine;
     d.layer.placement = &g->p;
     d.layer.tokens = (tokens + s->cluster.ep - 1) / s->cluster.ep;
     d.layer.mode = MOE_EP_A2A_RANK_DEDUP;
-    d.layer.attention_s = attention_s(s, (double)tokens, cached);
+    d.layer.attention_s = attention_s(s, each, cached / s->cluster.dp);
     d.num_layers = s->layers;
     d.other_s = s->setup.other_s;
     cli_check(moe_ep_step(&d, g->rows, &out, NULL, &err), &err, "step time");
-    row->length_s = out.step_s;
+    joined = sum_s(s, (double)tokens, cut_of(&s->cluster)) * m->num_moe_layers;
+    row->length_s = out.step_s + joined;
     row->attention_s = d.layer.attention_s * m->num_moe_layers;
     row->dispatch_s = out.dispatch_s;
     row->compute_s = out.compute_s;
-    row->combine_s = out.combine_s;
-    row->memory_bytes = s->memory.total_bytes + cached * token_bytes / s->cluster.tp;
+    row->combine_s = out.combine_s + joined;
+    row->memory_bytes = s->memory.total_bytes + cached * token_bytes / s->cluster.devices;
 }
 
 /* ---- serving ----------------------------------------------------------------------------------------------- */
@@ -476,13 +576,14 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, double c
 typedef struct server {
     double now, reserved; /* cache tokens promised to running requests */
     ptrdiff_t next;       /* first request not admitted                */
+    ptrdiff_t arrived;    /* first request still to come               */
     int32_t *running;     /* stb_ds, indices of requests               */
 } server;
 
 static void admit(const cli_simulate *s, server *v)
 {
-    while (v->next < arrlen(s->request) && s->request[v->next].arrival_s <= v->now &&
-           arrlen(v->running) < s->max_batch) {
+    while (v->arrived < arrlen(s->request) && s->request[v->arrived].arrival_s <= v->now) v->arrived++;
+    while (v->next < v->arrived && arrlen(v->running) < s->max_batch) {
         const cli_request *q = &s->request[v->next];
         double need = (double)q->input + q->output;
         if (v->reserved + need > s->kv_capacity) return;
@@ -514,8 +615,7 @@ static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *t
         }
         *cached += (double)q->filled + q->made + take[i];
     }
-    for (ptrdiff_t i = v->next; i < arrlen(s->request) && s->request[i].arrival_s <= v->now; i++)
-        row.waiting++;
+    row.waiting = (int32_t)(v->arrived - v->next);
     return row;
 }
 
@@ -654,22 +754,20 @@ static void write_words(cli_simulate *s)
     sum_up_requests(s);
     sum_up_steps(s);
     s->headline =
-        cli_format("%s requests take %s: %s tokens/s out, first token after %s, then one "
-                   "every %s",
-                   cli_count((double)arrlen(s->request)), cli_seconds(s->end_s),
-                   cli_count(s->decode_per_s), cli_seconds(s->ttft_s), cli_seconds(s->tpot_s));
+        cli_format("%s request%s %s: %s tokens/s out, first token after %s%s%s",
+                   cli_count((double)arrlen(s->request)), arrlen(s->request) == 1 ? " takes" : "s take",
+                   cli_seconds(s->end_s), cli_count(s->decode_per_s), cli_seconds(s->ttft_s),
+                   s->tpot_s > 0.0 ? ", then one every " : "", s->tpot_s > 0.0 ? cli_seconds(s->tpot_s) : "");
     s->reason =
-        cli_format("%s on %d x %s, TP %d, EP %d, routing %s: %s steps, max/mean over devices "
+        cli_format("%s on %d x %s, TP %d, EP %d, routing %s: %s step%s, max/mean over devices "
                    "%.2f on average, at most %s of %s in use. 19 of 20 requests see "
-                   "their first token within %s, further ones at most %s apart.",
+                   "their first token within %s%s%s%s.",
                    s->setup.model.name, s->cluster.devices, s->setup.machine.name, s->cluster.tp,
-                   s->cluster.ep, s->policy, cli_count((double)arrlen(s->row)), s->imbalance,
+                   s->cluster.ep, s->policy, cli_count((double)arrlen(s->row)), arrlen(s->row) == 1 ? "" : "s",
+                   s->imbalance,
                    cli_bytes(s->peak_bytes), cli_bytes(s->setup.machine.memory_bytes),
-                   cli_seconds(s->ttft95_s), cli_seconds(s->tpot95_s));
-    if (s->cluster.instances > 1)
-        cli_note(&s->setup,
-                 "The file has %d instances; the first of them serves all requests here.",
-                 s->cluster.instances);
+                   cli_seconds(s->ttft95_s), s->tpot_s > 0.0 ? ", further ones at most " : "",
+                   s->tpot_s > 0.0 ? cli_seconds(s->tpot95_s) : "", s->tpot_s > 0.0 ? " apart" : "");
     cli_note(&s->setup,
              "Experts stand in contiguous blocks; %d of %d layers are drawn in each step.",
              s->layers, s->setup.model.num_moe_layers);
@@ -682,13 +780,20 @@ static void write_words(cli_simulate *s)
 static void settle(cli_simulate *s, cli_trace *list)
 {
     const moe_ep_model *m = &s->setup.model;
+    int32_t cut = cut_of(&s->cluster);
+    s->part = *m;
+    s->part.inter = (m->inter - 1) / cut + 1;
     if (s->layers > m->num_moe_layers) s->layers = m->num_moe_layers;
     s->workload.num_experts = m->num_experts;
     s->workload.top_k = m->top_k;
     s->workload.num_devices = s->cluster.ep;
     s->workload.sigma = 1.1;
     if (s->workload.copy_layers) s->layers = 1;
+    if (!list && !s->policy) s->policy = "rand";
     if (!list) return;
+    if (s->policy) cli_die(CLI_USAGE, "--policy %s and an INPUT: only one of them can say the routing", s->policy);
+    if (arrlen(list) > 1)
+        cli_die(CLI_USAGE, "%td recordings: only one can give the popularity; --only chooses", arrlen(list));
     if (list[0].experts != m->num_experts)
         cli_die(CLI_USAGE, "%s has %d experts, %s has %d", list[0].path, list[0].experts, m->name,
                 m->num_experts);
@@ -712,14 +817,11 @@ int cli_simulate_main(int argc, char **argv)
     memset(&files, 0, sizeof files);
     common.screen.color = "auto";
     s.layers = 4;
-    s.max_batch = 256;
-    s.max_tokens = 2048;
     s.requests = 64;
     s.input = 512;
     s.output = 128;
     s.reserve_bytes = 4e9;
     s.workload.seed = 42;
-    s.policy = "rand";
     while ((option = getopt_long(argc, argv, "", simulate_long, NULL)) != -1)
         take_option(&s, &common, &files, option, optarg);
     read_cluster(&s);

@@ -14,7 +14,8 @@ enum { CLI_BINS = 72 };
 typedef struct cli_cluster {
     const char *path;
     char *model_name, *hardware;
-    int32_t instances, devices, tp, ep;
+    int32_t instances;
+    int32_t devices, tp, dp, ep; /* devices = tp dp: dp instances serve together */
 } cli_cluster;
 
 typedef struct cli_request {
@@ -34,10 +35,12 @@ typedef struct cli_step_row {
 typedef struct cli_simulate {
     cli_cluster cluster;
     cli_setup setup;              /* model and machine of the instance                     */
-    const char *policy;
+    moe_ep_model part;            /* the model with experts cut over devices / ep devices  */
+    const char *policy;           /* NULL = not said                                       */
     moe_ep_workload workload;
     const cli_trace *popularity;  /* of a recorded policy                                  */
-    int32_t layers, max_batch, max_tokens, requests, input, output;
+    int32_t layers, max_batch, max_tokens; /* limits: 0 = not said */
+    int32_t requests, input, output;
     double rate;                  /* requests per second, 0 = all at once                   */
     double reserve_bytes;
     const char *trace;            /* file with requests, NULL = made from the options       */

@@ -1,11 +1,9 @@
 /* cli_simulate_out.c - the answer of moe-ep simulate as log, CSV, text, JSON and page
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
-#include "cli_page.h"
-#include "cli_screen.h"
+#include "cli_answer.h"
 #include "cli_simulate.h"
 
-#include <jansson.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,14 +77,21 @@ static void put_time(const cli_simulate *s, FILE *f, const chart_text *t)
     free(title);
 }
 
+static void list_parts(const parts *p, cli_bar_list *b)
+{
+    static const chart_kind kind[4] = {CHART_PLAIN, CHART_GOOD, CHART_HOT, CHART_GOOD};
+    memset(b, 0, sizeof *b);
+    for (int i = 0; i < 4; i++)
+        cli_bar(b, p->value[i], kind[i], cli_strdup(part_name[i]), cli_strdup(cli_seconds(p->value[i])));
+}
+
 static void put_parts(const cli_simulate *s, FILE *f, const chart_text *t)
 {
     parts p = parts_of(s);
-    char *tail[4];
-    for (int i = 0; i < 4; i++) tail[i] = cli_strdup(cli_seconds(p.value[i]));
-    cli_put_title(f, t, "Where the time goes");
-    chart_text_bars(f, t, 4, part_name, p.value, (const char *const *)tail, NULL);
-    for (int i = 0; i < 4; i++) free(tail[i]);
+    cli_bar_list b;
+    list_parts(&p, &b);
+    for (int i = 0; i < b.n; i++) b.kind[i] = CHART_PLAIN;
+    cli_bars_text(&b, f, t, "Where the time goes");
 }
 
 static void put_steps(const cli_simulate *s, FILE *f, const chart_text *t)
@@ -103,10 +108,7 @@ static void put_steps(const cli_simulate *s, FILE *f, const chart_text *t)
 void cli_simulate_text(const void *data, FILE *f, const chart_text *t)
 {
     const cli_simulate *s = data;
-    fputs(t->color ? "\033[1m" : "", f);
-    cli_put_wrapped(f, s->headline, t->width, 0, 0);
-    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
-    cli_put_wrapped(f, s->reason, t->width, 2, 2);
+    cli_put_headline(f, t, s->headline, s->reason);
     put_time(s, f, t);
     put_parts(s, f, t);
     put_steps(s, f, t);
@@ -120,33 +122,18 @@ void cli_simulate_json(const void *data, FILE *f)
     const cli_simulate *s = data;
     parts p = parts_of(s);
     json_t *root = json_object(), *spent = json_object();
-    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
-    json_object_set_new(root, "headline", json_string(s->headline));
-    json_object_set_new(root, "model", json_string(s->setup.model.name));
-    json_object_set_new(root, "machine", json_string(s->setup.machine.name));
-    json_object_set_new(root, "policy", json_string(s->policy));
-    json_object_set_new(root, "tp", json_integer(s->cluster.tp));
-    json_object_set_new(root, "ep", json_integer(s->cluster.ep));
-    json_object_set_new(root, "requests", json_integer(arrlen(s->request)));
-    json_object_set_new(root, "steps", json_integer(arrlen(s->row)));
-    json_object_set_new(root, "seconds", json_real(s->end_s));
-    json_object_set_new(root, "prompt_tokens_per_s", json_real(s->prompt_per_s));
-    json_object_set_new(root, "decode_tokens_per_s", json_real(s->decode_per_s));
-    json_object_set_new(root, "ttft_s", json_real(s->ttft_s));
-    json_object_set_new(root, "ttft_p95_s", json_real(s->ttft95_s));
-    json_object_set_new(root, "tpot_s", json_real(s->tpot_s));
-    json_object_set_new(root, "tpot_p95_s", json_real(s->tpot95_s));
-    json_object_set_new(root, "imbalance", json_real(s->imbalance));
-    json_object_set_new(root, "expert_bytes_per_device", json_real(s->memory.routed_bytes));
-    json_object_set_new(root, "memory_bytes", json_real(s->memory.total_bytes));
-    json_object_set_new(root, "peak_bytes", json_real(s->peak_bytes));
-    json_object_set_new(root, "cache_tokens", json_real(s->kv_capacity));
+    cli_json_words(root, "moe_ep", moe_ep_version(), "headline", s->headline, "model", s->setup.model.name,
+                   "machine", s->setup.machine.name, "policy", s->policy, NULL);
+    cli_json_counts(root, "tp", (int64_t)s->cluster.tp, "dp", (int64_t)s->cluster.dp, "ep", (int64_t)s->cluster.ep,
+                    "requests", (int64_t)arrlen(s->request), "steps", (int64_t)arrlen(s->row), NULL);
+    cli_json_numbers(root, "seconds", s->end_s, "prompt_tokens_per_s", s->prompt_per_s,
+                     "decode_tokens_per_s", s->decode_per_s, "ttft_s", s->ttft_s, "ttft_p95_s", s->ttft95_s,
+                     "tpot_s", s->tpot_s, "tpot_p95_s", s->tpot95_s, "imbalance", s->imbalance,
+                     "expert_bytes_per_device", s->memory.routed_bytes, "memory_bytes", s->memory.total_bytes,
+                     "peak_bytes", s->peak_bytes, "cache_tokens", s->kv_capacity, NULL);
     for (int i = 0; i < 4; i++) json_object_set_new(spent, part_name[i], json_real(p.value[i]));
     json_object_set_new(root, "spent_s", spent);
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
-    fputc('\n', f);
-    json_decref(root);
+    cli_json_write(root, f);
 }
 
 /* ---- page ------------------------------------------------------------------------------------------------- */
@@ -162,8 +149,9 @@ static void put_tiles(const cli_simulate *s, FILE *f)
     note = cli_format("on average; 19 of 20 requests within %s", cli_seconds(s->ttft95_s));
     cli_page_tile(f, "First token", a, NULL, note);
     free(a), free(note);
-    a = cli_strdup(cli_seconds(s->tpot_s));
-    note = cli_format("on average; 19 of 20 requests within %s", cli_seconds(s->tpot95_s));
+    a = cli_strdup(s->tpot_s > 0.0 ? cli_seconds(s->tpot_s) : "none");
+    note = s->tpot_s > 0.0 ? cli_format("on average; 19 of 20 requests within %s", cli_seconds(s->tpot95_s))
+                           : cli_strdup("every request makes a single token");
     cli_page_tile(f, "Time per further token", a, NULL, note);
     free(a), free(note);
     a = cli_strdup(cli_bytes(s->peak_bytes));
@@ -187,16 +175,8 @@ static void draw_time(const void *data, FILE *f, cli_width w, double width, cons
     chart_series q[2] = {{v->s->bins, v->s->bin_s, v->first, CHART_HOT, 0, NULL},
                          {v->s->bins, v->s->bin_s, v->second, CHART_BEST, 0, NULL}};
     chart_lines c;
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = v->title;
-    c.description = v->s->headline;
-    c.x_title = "seconds";
-    c.y_title = v->y_title;
-    c.n = v->second ? 2 : 1;
-    c.series = q;
-    c.linear_x = c.linear_y = 1;
-    c.line = v->line;
+    c = cli_lines(id, v->title, v->s->headline, "seconds", v->y_title,
+                  v->second ? 2 : 1, q, v->line);
     chart_svg_lines(f, &c, width, w == CLI_NARROW ? 240 : 260);
 }
 
@@ -216,7 +196,7 @@ static void put_time_figures(const cli_simulate *s, FILE *f)
     cli_page_draw(&tokens, f, draw_time, "tokens", cli_full_width);
     fputs("<ul class=\"legend\">", f);
     chart_html_key(f, CHART_HOT, 2, "prompt tokens read");
-    chart_html_key(f, CHART_BEST, 2, "tokens made");
+    chart_html_key(f, CHART_BEST, 2, "further tokens made");
     fputs("</ul>", f);
     cli_page_figure_end(f);
     fputs("<div class=\"two\">", f);
@@ -233,23 +213,10 @@ static void put_time_figures(const cli_simulate *s, FILE *f)
 
 static void draw_parts(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
-    static const chart_kind kind[4] = {CHART_PLAIN, CHART_GOOD, CHART_HOT, CHART_GOOD};
-    const parts *p = data;
-    const char *tail[4];
-    chart_hbars c;
+    cli_bar_list b;
     (void)w;
-    for (int i = 0; i < 4; i++) tail[i] = cli_strdup(cli_seconds(p->value[i]));
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Time by stage";
-    c.description = "Seconds of each stage, summed over the steps.";
-    c.n = 4;
-    c.value = p->value;
-    c.label = part_name;
-    c.value_label = tail;
-    c.kind = kind;
-    chart_svg_hbars(f, &c, width);
-    for (int i = 0; i < 4; i++) free((void *)(uintptr_t)tail[i]);
+    list_parts(data, &b);
+    cli_bars_page(&b, f, width, id, "Time by stage", "Seconds of each stage, summed over the steps.");
 }
 
 void cli_simulate_html(const void *data, FILE *f)
@@ -273,9 +240,7 @@ void cli_simulate_html(const void *data, FILE *f)
     cli_page_figure(f, "Where does the time go?", "Every stage, summed over all steps.");
     cli_page_draw(&p, f, draw_parts, "parts", cli_full_width);
     cli_page_figure_end(f);
-    cli_page_figure(f, "What was taken for granted", "");
-    cli_page_list(f, s->setup.assumed ? s->setup.assumed : "Nothing.");
-    cli_page_figure_end(f);
+    cli_page_assumed(f, s->setup.assumed);
     cli_page_end(
         f, "Times are computed with a roofline for the matrices and a latency-bandwidth model "
            "for the links, with the memory and link figures of the cluster file; never "

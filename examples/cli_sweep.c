@@ -179,42 +179,22 @@ static void take_policies(cli_sweep *s, const char *value)
     free(copy);
 }
 
-static int take_number(cli_sweep *s, int option, const char *value)
-{
-    switch (option) {
-    case O_CONTEXT:
-        s->context = (int32_t)cli_option_count("context", value, 1, 1 << 24);
-        return 1;
-    case O_ATTENTION:
-        s->attention_us = cli_option_number("attention-us", value, 0.0, 1e9);
-        return 1;
-    case O_RESERVE:
-        s->reserve_bytes = 1e9 * cli_option_number("reserve-gb", value, 0.0, 1e6);
-        return 1;
-    case O_TPOT:
-        s->tpot_s = 1e-3 * cli_option_number("tpot-ms", value, 1e-6, 1e9);
-        return 1;
-    case O_SIGMA:
-        s->sigma = cli_option_number("sigma", value, 0.0, 5.0);
-        return 1;
-    case O_DRIFT:
-        s->drift = cli_option_number("drift", value, 0.0, 5.0);
-        return 1;
-    case O_LAYERS:
-        s->layers = (int32_t)cli_option_count("layers", value, 1, 4096);
-        return 1;
-    case O_SEED:
-        s->seed = (uint64_t)cli_option_count("seed", value, 0, INT64_MAX);
-        return 1;
-    default:
-        return 0;
-    }
-}
+static const cli_number_option numbers[] = {
+    {O_CONTEXT, "context", CLI_INT32, offsetof(cli_sweep, context), 1, 1 << 24, 0},
+    {O_ATTENTION, "attention-us", CLI_DOUBLE, offsetof(cli_sweep, attention_us), 0, 1e9, 0},
+    {O_RESERVE, "reserve-gb", CLI_DOUBLE, offsetof(cli_sweep, reserve_bytes), 0, 1e6, 1e9},
+    {O_TPOT, "tpot-ms", CLI_DOUBLE, offsetof(cli_sweep, tpot_s), 1e-6, 1e9, 1e-3},
+    {O_SIGMA, "sigma", CLI_DOUBLE, offsetof(cli_sweep, sigma), 0, 5, 0},
+    {O_DRIFT, "drift", CLI_DOUBLE, offsetof(cli_sweep, drift), 0, 5, 0},
+    {O_LAYERS, "layers", CLI_INT32, offsetof(cli_sweep, layers), 1, 4096, 0}};
 
 static void take_option(cli_sweep *s, cli_common *common, int option, const char *value)
 {
-    if (take_number(s, option, value)) return;
+    if (cli_take_number(numbers, sizeof numbers / sizeof numbers[0], s, option, value)) return;
     switch (option) {
+    case O_SEED:
+        s->seed = (uint64_t)cli_option_count("seed", value, 0, INT64_MAX);
+        return;
     case O_EP:
         arrfree(s->ep);
         s->ep = narrow(take_counts("ep", value, 1, 65536));
@@ -281,6 +261,9 @@ static void settle_lists(cli_sweep *s)
     for (ptrdiff_t i = 0; i < arrlen(s->ep); i++) {
         if (s->ep[i] > s->devices)
             cli_die(CLI_USAGE, "--ep %d: there are only %d devices", s->ep[i], s->devices);
+        if (s->devices % s->ep[i] != 0)
+            cli_die(CLI_USAGE, "--ep %d: %d devices are left of %d when copies of the model share them out", s->ep[i],
+                    s->devices % s->ep[i], s->devices);
         if (s->ep[i] > E) cli_die(CLI_USAGE, "--ep %d: there are only %d experts", s->ep[i], E);
     }
 }
@@ -389,7 +372,7 @@ static void find_front(cli_sweep *s)
 {
     for (int i = 0; i < (int)arrlen(s->config); i++)
         if (s->config[i].pareto) arrput(s->front, i);
-    qsort_r(s->front, (size_t)arrlen(s->front), sizeof *s->front, by_tpot, s->config);
+    if (s->front) qsort_r(s->front, (size_t)arrlen(s->front), sizeof *s->front, by_tpot, s->config);
 }
 
 /* Asked about: this batch, and as fast as was asked for. */
@@ -436,24 +419,43 @@ static const char *rivals(const cli_sweep *s)
     return count > 0 ? cli_keep(cli_format("%s.", text)) : text;
 }
 
+/* No configuration is the answer: too slow, not to be planned, or too large. */
+static void write_refusal(cli_sweep *s, int fit)
+{
+    int tried = (int)arrlen(s->config), unplanned = 0, asked = 0, hopeless = 0; /* of those asked about */
+    char *tokens = cli_format("%s token%s per device", cli_count((double)s->tokens[0]), s->tokens[0] == 1 ? "" : "s");
+    for (int i = 0; i < tried; i++) {
+        int here = s->config[i].tokens == s->tokens[0], no_plan = s->config[i].limit == MOE_EP_LIMIT_PLACEMENT;
+        unplanned += no_plan;
+        asked += here;
+        hopeless += here && no_plan;
+    }
+    s->badge = hopeless == asked ? "No plan" : "Nothing fits";
+    s->state = "open";
+    if (hopeless == asked)
+        s->headline = cli_format("No plan: %s needs the same number of slots on every device",
+                                 cli_policy_str(s->config[0].policy));
+    else if (fit > 0 && s->tpot_s > 0.0)
+        s->headline = cli_format("No configuration with %s stays within %s per token", tokens, cli_seconds(s->tpot_s));
+    else
+        s->headline = cli_format("%s with %s does not fit on %d device%s of %s", s->setup.model.name, tokens,
+                                 s->devices, s->devices == 1 ? "" : "s", s->setup.machine.name);
+    s->reason = cli_format("%d of %d configurations fit in memory at all%s.", fit, tried,
+                           unplanned > 0 ? cli_keep(cli_format("; %d cannot be planned", unplanned)) : "");
+    free(tokens);
+}
+
 static void write_verdict(cli_sweep *s)
 {
     const cli_config *c, *plain;
     int tried = (int)arrlen(s->config), fit = 0;
     for (int i = 0; i < tried; i++) fit += s->config[i].fits;
-    s->badge = s->best >= 0 ? "Recommended" : "Nothing fits";
-    s->state = s->best >= 0 ? "yes" : "open";
     if (s->best < 0) {
-        s->headline =
-            fit > 0 && s->tpot_s > 0.0
-                ? cli_format("No configuration with %s tokens per device stays within %s per token",
-                             cli_count((double)s->tokens[0]), cli_seconds(s->tpot_s))
-                : cli_format("%s with %s tokens per device does not fit on %d devices of %s",
-                             s->setup.model.name, cli_count((double)s->tokens[0]), s->devices,
-                             s->setup.machine.name);
-        s->reason = cli_format("%d of %d configurations fit in memory at all.", fit, tried);
+        write_refusal(s, fit);
         return;
     }
+    s->badge = "Recommended";
+    s->state = "yes";
     c = &s->config[s->best];
     plain = without_copies(s, c);
     s->headline = cli_format("Run EP %d with %d redundant experts: %s per token, %s tokens/s per "
@@ -461,11 +463,11 @@ static void write_verdict(cli_sweep *s)
                              c->ep, c->redundant, cli_seconds(c->step.tpot_s),
                              cli_count(c->step.tokens_per_s_device));
     s->reason = cli_format(
-        "Overlap: %s. Limited by %s. %d slots per device, %s of %s used, max/mean over devices "
-        "%.2f.%s%s Of all within 1 %% of the fastest the one with the fewest slots is named. %d of "
+        "Overlap: %s. Limited by %s. %d slot%s per device, %s of %s used, max/mean over devices "
+        "%.2f.%s%s Of all within 1 %% of the fastest the one with the fewest slots per device is named. %d of "
         "%d "
         "configurations fit in memory.",
-        cli_overlap_str(c->overlap), moe_ep_limit_str(c->limit), c->memory.slots,
+        cli_overlap_str(c->overlap), moe_ep_limit_str(c->limit), c->memory.slots, c->memory.slots == 1 ? "" : "s",
         cli_bytes(c->memory.total_bytes), cli_bytes(s->setup.machine.memory_bytes), c->imbalance,
         plain ? cli_keep(cli_format(" With %d redundant experts it would be %s.", plain->redundant,
                                     cli_seconds(plain->step.tpot_s)))

@@ -1,11 +1,9 @@
 /* cli_sweep_out.c - the answer of moe-ep sweep as text, JSON and page
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
-#include "cli_page.h"
-#include "cli_screen.h"
+#include "cli_answer.h"
 #include "cli_sweep.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stb_ds.h>
 #include <stdlib.h>
@@ -53,37 +51,25 @@ static char *misfit(const cli_config *c)
 
 static void put_shapes(const cli_sweep *s, FILE *f, const chart_text *t)
 {
-    int *list = shapes_of(s), n = (int)arrlen(list);
-    char **label = cli_alloc((size_t)n, sizeof *label), **tail = cli_alloc((size_t)n, sizeof *tail);
-    double *value = cli_alloc((size_t)n, sizeof *value);
-    chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
+    int *list = shapes_of(s);
     char *title = cli_format("Tokens/s per device at %s tokens per device, fastest overlap each "
                              "(predicted, not measured)",
                              cli_count((double)s->tokens[0]));
-    for (int i = 0; i < n; i++) {
+    cli_bar_list b;
+    memset(&b, 0, sizeof b);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
         const cli_config *c = &s->config[list[i]];
-        label[i] = arrlen(s->policy) > 1
-                       ? cli_format("EP %-4d +%-4d %-11s", c->ep, c->redundant,
-                                    cli_policy_str(c->policy))
-                       : cli_format("EP %-4d +%-4d", c->ep, c->redundant);
-        value[i] = c->step.tokens_per_s_device;
-        kind[i] = is_best_shape(s, c) ? CHART_BEST : CHART_PLAIN;
-        tail[i] =
-            c->fits ? cli_format("%6s  %8s/token  max/mean %.2f  %-14s  %s%s", cli_count(value[i]),
-                                 cli_seconds(c->step.tpot_s), c->imbalance, moe_ep_limit_str(c->limit),
-                                 cli_overlap_str(c->overlap), is_best_shape(s, c) ? " <-" : "")
-                    : misfit(c);
+        int best = is_best_shape(s, c);
+        cli_bar(&b, c->step.tokens_per_s_device, best ? CHART_BEST : CHART_PLAIN,
+                arrlen(s->policy) > 1
+                    ? cli_format("EP %-4d +%-4d %-11s", c->ep, c->redundant, cli_policy_str(c->policy))
+                    : cli_format("EP %-4d +%-4d", c->ep, c->redundant),
+                c->fits ? cli_format("%6s  %8s/token  max/mean %.2f  %-14s  %s%s",
+                                     cli_count(c->step.tokens_per_s_device), cli_seconds(c->step.tpot_s), c->imbalance,
+                                     moe_ep_limit_str(c->limit), cli_overlap_str(c->overlap), best ? " <-" : "")
+                        : misfit(c));
     }
-    cli_put_title(f, t, title);
-    chart_text_bars(f, t, n, (const char *const *)label, value, (const char *const *)tail, kind);
-    for (int i = 0; i < n; i++) {
-        free(label[i]);
-        free(tail[i]);
-    }
-    free(label);
-    free(tail);
-    free(value);
-    free(kind);
+    cli_bars_text(&b, f, t, title);
     free(title);
     arrfree(list);
 }
@@ -105,29 +91,29 @@ static void put_front(const cli_sweep *s, FILE *f, const chart_text *t)
     }
 }
 
+/* The stages of a configuration. */
+static void list_parts(const cli_config *c, cli_bar_list *b)
+{
+    static const char *const label[5] = {"attention and the rest", "dispatch", "experts", "combine", "shared expert"};
+    static const chart_kind kind[5] = {CHART_PLAIN, CHART_GOOD, CHART_HOT, CHART_GOOD, CHART_PLAIN};
+    double value[5] = {c->attention_s, c->step.dispatch_s, c->step.compute_s, c->step.combine_s, c->step.shared_s};
+    memset(b, 0, sizeof *b);
+    for (int i = 0; i < 5; i++) cli_bar(b, value[i], kind[i], cli_strdup(label[i]), cli_strdup(cli_seconds(value[i])));
+}
+
 static void put_parts(const cli_sweep *s, FILE *f, const chart_text *t)
 {
-    const cli_config *c;
+    cli_bar_list b;
     if (s->best < 0) return;
-    c = &s->config[s->best];
-    double value[5] = {c->attention_s, c->step.dispatch_s, c->step.compute_s, c->step.combine_s,
-                       c->step.shared_s};
-    static const char *const label[5] = {"attention and the rest", "dispatch", "experts", "combine",
-                                         "shared expert"};
-    char *tail[5];
-    for (int i = 0; i < 5; i++) tail[i] = cli_strdup(cli_seconds(value[i]));
-    cli_put_title(f, t, "Parts of that step, before overlap");
-    chart_text_bars(f, t, 5, label, value, (const char *const *)tail, NULL);
-    for (int i = 0; i < 5; i++) free(tail[i]);
+    list_parts(&s->config[s->best], &b);
+    for (int i = 0; i < b.n; i++) b.kind[i] = CHART_PLAIN;
+    cli_bars_text(&b, f, t, "Parts of that step, before overlap");
 }
 
 void cli_sweep_text(const void *data, FILE *f, const chart_text *t)
 {
     const cli_sweep *s = data;
-    fputs(t->color ? "\033[1m" : "", f);
-    cli_put_wrapped(f, s->headline, t->width, 0, 0);
-    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
-    cli_put_wrapped(f, s->reason, t->width, 2, 2);
+    cli_put_headline(f, t, s->headline, s->reason);
     put_shapes(s, f, t);
     put_front(s, f, t);
     put_parts(s, f, t);
@@ -139,27 +125,22 @@ void cli_sweep_text(const void *data, FILE *f, const chart_text *t)
 static json_t *config(const cli_config *c)
 {
     json_t *o = json_object();
-    json_object_set_new(o, "ep", json_integer(c->ep));
-    json_object_set_new(o, "redundant", json_integer(c->redundant));
+    cli_json_counts(o, "ep", (int64_t)c->ep, "redundant", (int64_t)c->redundant, NULL);
     json_object_set_new(o, "policy", json_string(cli_policy_str(c->policy)));
     json_object_set_new(o, "tokens_per_device", json_integer(c->tokens));
     json_object_set_new(o, "overlap", json_string(cli_overlap_str(c->overlap)));
     json_object_set_new(o, "fits", json_boolean(c->fits));
     json_object_set_new(o, "limit", json_string(moe_ep_limit_str(c->limit)));
     json_object_set_new(o, "memory_bytes", json_real(c->memory.total_bytes));
-    json_object_set_new(o, "kv_tokens", json_integer(c->memory.kv_tokens));
-    json_object_set_new(o, "slots_per_device", json_integer(c->memory.slots));
+    cli_json_counts(o, "kv_tokens", (int64_t)c->memory.kv_tokens, "slots_per_device", (int64_t)c->memory.slots,
+                    NULL);
     if (!c->fits) return o;
-    json_object_set_new(o, "imbalance", json_real(c->imbalance));
-    json_object_set_new(o, "tpot_s", json_real(c->step.tpot_s));
-    json_object_set_new(o, "tokens_per_s_device", json_real(c->step.tokens_per_s_device));
-    json_object_set_new(o, "tokens_per_s_node", json_real(c->step.tokens_per_s_node));
-    json_object_set_new(o, "attention_s", json_real(c->attention_s));
-    json_object_set_new(o, "dispatch_s", json_real(c->step.dispatch_s));
-    json_object_set_new(o, "compute_s", json_real(c->step.compute_s));
-    json_object_set_new(o, "combine_s", json_real(c->step.combine_s));
-    json_object_set_new(o, "shared_s", json_real(c->step.shared_s));
-    json_object_set_new(o, "balanced_s", json_real(c->step.balanced_s));
+    cli_json_numbers(o, "imbalance", c->imbalance, "tpot_s", c->step.tpot_s,
+                     "tokens_per_s_device", c->step.tokens_per_s_device,
+                     "tokens_per_s_node", c->step.tokens_per_s_node, "attention_s", c->attention_s,
+                     "dispatch_s", c->step.dispatch_s, "compute_s", c->step.compute_s,
+                     "combine_s", c->step.combine_s, "shared_s", c->step.shared_s,
+                     "balanced_s", c->step.balanced_s, NULL);
     json_object_set_new(o, "pareto", json_boolean(c->pareto));
     return o;
 }
@@ -168,11 +149,8 @@ void cli_sweep_json(const void *data, FILE *f)
 {
     const cli_sweep *s = data;
     json_t *root = json_object(), *all = json_array(), *front = json_array();
-    json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
-    json_object_set_new(root, "headline", json_string(s->headline));
-    json_object_set_new(root, "reason", json_string(s->reason));
-    json_object_set_new(root, "model", json_string(s->setup.model.name));
-    json_object_set_new(root, "machine", json_string(s->setup.machine.name));
+    cli_json_words(root, "moe_ep", moe_ep_version(), "headline", s->headline, "reason", s->reason,
+                   "model", s->setup.model.name, "machine", s->setup.machine.name, NULL);
     json_object_set_new(root, "devices", json_integer(s->devices));
     json_object_set_new(root, "best", s->best < 0 ? json_null() : config(&s->config[s->best]));
     for (ptrdiff_t i = 0; i < arrlen(s->front); i++)
@@ -181,10 +159,7 @@ void cli_sweep_json(const void *data, FILE *f)
         json_array_append_new(all, config(&s->config[i]));
     json_object_set_new(root, "front", front);
     json_object_set_new(root, "configurations", all);
-    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
-    fputc('\n', f);
-    json_decref(root);
+    cli_json_write(root, f);
 }
 
 /* ---- page ------------------------------------------------------------------------------------------------- */
@@ -201,10 +176,8 @@ static void put_tiles(const cli_sweep *s, FILE *f)
                       c->memory.slots, s->devices / c->ep, s->devices / c->ep == 1 ? "y" : "ies");
     cli_page_tile(f, "EP size, redundant experts", a, NULL, note);
     free(a), free(note);
-    a = cli_strdup(cli_seconds(c->step.tpot_s));
-    note = cli_format("predicted, %s tokens per device", cli_count((double)c->tokens));
-    cli_page_tile(f, "Time per token", a, NULL, note);
-    free(a), free(note);
+    cli_tile(f, "Time per token", cli_strdup(cli_seconds(c->step.tpot_s)), NULL,
+             cli_format("predicted, %s tokens per device", cli_count((double)c->tokens)));
     a = cli_strdup(cli_count(c->step.tokens_per_s_device));
     note = cli_format("tokens/s; %s on all %d devices",
                       cli_count(c->step.tokens_per_s_device * s->devices), s->devices);
@@ -250,15 +223,8 @@ static void draw_front(const void *data, FILE *f, cli_width w, double width, con
         mine[0] = cli_format("EP %d+%d, %d tokens", p->ep, p->redundant, (int)p->tokens);
         q[series++] = (chart_series){1, bx, by, CHART_HOT, 2, mine};
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Throughput per device against time per token";
-    c.description = s->headline;
-    c.x_title = "milliseconds per output token";
-    c.y_title = "tokens per second and device";
-    c.n = series;
-    c.series = q;
-    c.linear_x = c.linear_y = 1;
+    c = cli_lines(id, "Throughput per device against time per token", s->headline,
+                  "milliseconds per output token", "tokens per second and device", series, q, 0.0);
     chart_svg_lines(f, &c, width, w == CLI_NARROW ? 300 : 380);
     for (size_t i = 0; i < m; i++) free((void *)(uintptr_t)label[i]);
     free((void *)(uintptr_t)mine[0]);
@@ -288,40 +254,19 @@ static void put_front_figure(const cli_sweep *s, FILE *f)
 static void draw_shapes(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
     const cli_sweep *s = data;
-    int *list = shapes_of(s), n = (int)arrlen(list), count = 0;
-    const char **label = cli_alloc((size_t)n, sizeof *label),
-               **tail = cli_alloc((size_t)n, sizeof *tail);
-    double *value = cli_alloc((size_t)n, sizeof *value);
-    chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
-    chart_hbars c;
-    for (int i = 0; i < n; i++) {
+    int *list = shapes_of(s);
+    cli_bar_list b;
+    memset(&b, 0, sizeof b);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
         const cli_config *q = &s->config[list[i]];
         if (!q->fits) continue;
-        label[count] = cli_format("EP %d, %d redundant", q->ep, q->redundant);
-        value[count] = q->step.tokens_per_s_device;
-        kind[count] = is_best_shape(s, q) ? CHART_BEST : CHART_PLAIN;
-        tail[count++] = cli_format(w == CLI_NARROW ? "%s, %s" : "%s tokens/s, %s per token, %s",
-                                   cli_count(q->step.tokens_per_s_device),
-                                   cli_seconds(q->step.tpot_s), moe_ep_limit_str(q->limit));
+        cli_bar(&b, q->step.tokens_per_s_device, is_best_shape(s, q) ? CHART_BEST : CHART_PLAIN,
+                cli_format("EP %d, %d redundant", q->ep, q->redundant),
+                cli_format(w == CLI_NARROW ? "%s, %s" : "%s tokens/s, %s per token, %s",
+                           cli_count(q->step.tokens_per_s_device), cli_seconds(q->step.tpot_s),
+                           moe_ep_limit_str(q->limit)));
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Throughput per device by EP size and redundant experts";
-    c.description = s->headline;
-    c.n = count;
-    c.value = value;
-    c.label = label;
-    c.value_label = tail;
-    c.kind = kind;
-    if (count > 0) chart_svg_hbars(f, &c, width);
-    for (int i = 0; i < count; i++) {
-        free((void *)(uintptr_t)label[i]);
-        free((void *)(uintptr_t)tail[i]);
-    }
-    free(label);
-    free(tail);
-    free(value);
-    free(kind);
+    cli_bars_page(&b, f, width, id, "Throughput per device by EP size and redundant experts", s->headline);
     arrfree(list);
 }
 
@@ -351,27 +296,10 @@ static void put_shapes_figure(const cli_sweep *s, FILE *f)
 
 static void draw_parts(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
-    const cli_config *p = data;
-    static const char *const label[5] = {"attention and the rest", "dispatch", "experts", "combine",
-                                         "shared expert"};
-    static const chart_kind kind[5] = {CHART_PLAIN, CHART_GOOD, CHART_HOT, CHART_GOOD, CHART_PLAIN};
-    double value[5] = {p->attention_s, p->step.dispatch_s, p->step.compute_s, p->step.combine_s,
-                       p->step.shared_s};
-    const char *tail[5];
-    chart_hbars c;
+    cli_bar_list b;
     (void)w;
-    for (int i = 0; i < 5; i++) tail[i] = cli_strdup(cli_seconds(value[i]));
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Parts of the step before overlap";
-    c.description = "Time of each stage, summed over the layers.";
-    c.n = 5;
-    c.value = value;
-    c.label = label;
-    c.value_label = tail;
-    c.kind = kind;
-    chart_svg_hbars(f, &c, width);
-    for (int i = 0; i < 5; i++) free((void *)(uintptr_t)tail[i]);
+    list_parts(data, &b);
+    cli_bars_page(&b, f, width, id, "Parts of the step before overlap", "Time of each stage, summed over the layers.");
 }
 
 static void put_parts_figure(const cli_sweep *s, FILE *f)
@@ -401,18 +329,15 @@ static void put_row(const cli_sweep *s, FILE *f, int at)
 
 static void put_tables(const cli_sweep *s, FILE *f)
 {
-    static const char head[] =
-        "<div class=\"scroll\"><table class=\"figures\"><thead><tr><th>EP<th>redundant<th>tokens "
-        "per "
-        "device<th>overlap<th>per token<th>tokens/s per device<th>limited by<th>max/mean<th>memory"
-        "</thead><tbody>";
+    static const char columns[] =
+        "EP|redundant|tokens per device|overlap|per token|tokens/s per device|limited by|max/mean|memory";
     cli_page_figure(f, "The Pareto front", "");
-    fputs(head, f);
+    cli_table(f, NULL, columns);
     for (ptrdiff_t i = 0; i < arrlen(s->front); i++) put_row(s, f, s->front[i]);
-    fputs("</tbody></table></div><details><summary>All configurations</summary>", f);
-    fputs(head, f);
+    cli_table_end(f, 0);
+    cli_table(f, "All configurations", columns);
     for (int i = 0; i < (int)arrlen(s->config); i++) put_row(s, f, i);
-    fputs("</tbody></table></div></details>", f);
+    cli_table_end(f, 1);
     cli_page_figure_end(f);
 }
 
@@ -439,9 +364,7 @@ void cli_sweep_html(const void *data, FILE *f)
     put_shapes_figure(s, f);
     put_parts_figure(s, f);
     put_tables(s, f);
-    cli_page_figure(f, "What was taken for granted", "");
-    cli_page_list(f, s->setup.assumed ? s->setup.assumed : "Nothing.");
-    cli_page_figure_end(f);
+    cli_page_assumed(f, s->setup.assumed);
     cli_page_end(f,
                  "Times are computed with a roofline for the expert matrices and a "
                  "latency-bandwidth model for dispatch and combine, with constants fitted to "

@@ -40,7 +40,8 @@ static const char traffic_help[] =
     "{\"ranks\": D, \"layers\": [\n"
     "{\"layer\": 0, \"dispatch\": {\"row_bytes\": b, \"rows\": [[...]], \"bytes\": [[...]]}, "
     "\"combine\": ...}]}; the diagonal\n"
-    "is what stays on the rank.\n";
+    "is what stays on the rank.  What was assumed (one node, contiguous blocks, the model) is said on standard error "
+    "and in the JSON.\n";
 
 enum { O_MODE = 256, O_DISPATCH, O_COMBINE, O_LAYER, O_MATRIX, O_OUT };
 
@@ -288,6 +289,8 @@ static void put_all(traffic *x, FILE *f, int as_json)
     json_object_set_new(root, "moe_ep", json_string(moe_ep_version()));
     json_object_set_new(root, "recording", json_string(x->t->name));
     json_object_set_new(root, "ranks", json_integer(x->D));
+    json_object_set_new(root, "nodes", json_integer(x->setup.nodes));
+    json_object_set_new(root, "assumed", json_string(x->setup.assumed ? x->setup.assumed : ""));
     json_object_set_new(root, "tokens", json_integer((json_int_t)x->t->kept));
     json_object_set_new(root, "counting", json_string(mode[x->mode]));
     json_object_set_new(root, "exact", json_boolean(x->t->ids != NULL));
@@ -311,6 +314,11 @@ static void settle(traffic *x, const cli_map *map)
     if (x->setup.nodes > x->D) cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", x->setup.nodes, x->D);
     if (!x->t->ids && x->mode != MOE_EP_COUNT_PAIRS)
         cli_die(CLI_USAGE, "--mode: counts do not say which choices belong to one token; pairs only");
+    if (x->setup.nodes == 0) {
+        x->setup.nodes = 1;
+        cli_note(&x->setup, "One node for all %d ranks; --nodes changes it.", x->D);
+    }
+    if (!map) cli_note(&x->setup, "Contiguous blocks of experts; a placement as second file changes it.");
     cli_setup_sizes(&x->setup, x->t->layers, x->t->experts, x->t->top_k);
     for (int phase = 0; phase < 2; phase++) {
         x->row_bytes[phase] = moe_ep_row_bytes(x->wire[phase], x->setup.model.hidden, 0, &err);
@@ -350,6 +358,7 @@ int cli_traffic_main(int argc, char **argv)
     cli_out_open(&out, x.out ? x.out : "-");
     put_all(&x, out.stream, as_json);
     cli_out_commit(&out);
+    if (x.setup.assumed) fprintf(stderr, "moe-ep traffic: assumed:\n%s\n", x.setup.assumed);
     free(x.rows);
     free(x.sum);
     free(x.setup.assumed);

@@ -255,7 +255,7 @@ static int log_line(cli_watch *w, const char *line)
     }
     if (!(mean > 0.0)) return 0; /* an idle step */
     w->history[w->seen++ % CLI_HISTORY] = most > mean ? most / mean : 1.0;
-    w->last_step = log_number(line, "EPLB step: ", &step) ? (int64_t)step : w->seen - 1;
+    w->last_step = log_number(line, "EPLB step: ", &step) && fabs(step) < 9e15 ? (int64_t)step : w->seen - 1;
     return 1;
 }
 

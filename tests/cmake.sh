@@ -16,12 +16,12 @@ check "make install-header install-lib" "$MAKE" --no-print-directory install-hea
 
 mkdir "$tmp/project"
 cat >"$tmp/project/alone.c" <<'END'
-#define MOE_EP_IMPLEMENTATION
+#define MOE_EP_STATIC
 #include <moe_ep.h>
 #include <stdio.h>
 int main(void) { printf("%s\n", moe_ep_version()); return moe_ep_imbalance(NULL, 1, NULL) < 0 ? 0 : 1; }
 END
-sed '/IMPLEMENTATION/d' "$tmp/project/alone.c" >"$tmp/project/linked.c"
+sed '/MOE_EP_STATIC/d' "$tmp/project/alone.c" >"$tmp/project/linked.c"
 
 # configure NAME CMAKE-ARGUMENTS...: configures and builds $tmp/project in $tmp/NAME
 configure() {
@@ -29,7 +29,7 @@ configure() {
     shift
     # shellcheck disable=SC2086
     cmake -S "$tmp/project" -B "$tmp/$name" -DCMAKE_C_COMPILER="${CC%% *}" \
-        -DCMAKE_BUILD_TYPE=Debug "$@" >"$tmp/log" 2>&1 &&
+        -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG=-O0 "$@" >"$tmp/log" 2>&1 &&
         cmake --build "$tmp/$name" >>"$tmp/log" 2>&1
 }
 # prints NAME PROGRAM...: each program prints the version
@@ -48,6 +48,7 @@ project(consumer C)
 find_package(moe_ep REQUIRED)
 add_executable(alone alone.c)
 target_link_libraries(alone PRIVATE moe_ep::header)
+target_compile_options(alone PRIVATE -O1)
 if(LIBRARIES)
   add_executable(shared linked.c)
   target_link_libraries(shared PRIVATE moe_ep::moe_ep)
@@ -70,7 +71,7 @@ prints header alone
 # which_version WANTED: what find_package says to a wanted version
 which_version() {
     mkdir -p "$tmp/v"
-    printf '%s\nproject(v C)\nfind_package(moe_ep %s)\nmessage("found=${moe_ep_FOUND}")\n' \
+    printf '%s\nproject(v NONE)\nfind_package(moe_ep %s)\nmessage("found=${moe_ep_FOUND}")\n' \
         'cmake_minimum_required(VERSION 3.10)' "$1" >"$tmp/v/CMakeLists.txt"
     rm -rf "$tmp/v/build"
     cmake -S "$tmp/v" -B "$tmp/v/build" -DCMAKE_PREFIX_PATH="$prefix" 2>&1 | sed -n 's/^found=//p'
@@ -90,6 +91,7 @@ FetchContent_Declare(moe_ep URL "${TARBALL}" SOURCE_SUBDIR examples/packaging/cm
 FetchContent_MakeAvailable(moe_ep)
 add_executable(alone alone.c)
 target_link_libraries(alone PRIVATE moe_ep::header)
+target_compile_options(alone PRIVATE -O1)
 add_executable(linked linked.c)
 target_link_libraries(linked PRIVATE moe_ep::moe_ep)
 END

@@ -61,7 +61,7 @@ def main():
         if "MOE_EP_ASSERT" in code:
             continue
         full = count > 0 and all(b > 0 for b in branches.get(n, []))
-        if not full and code in known:
+        if not full and (code in known or (code == "}" and text[n - 2].strip() in known)):
             r[4] += 1
             continue
         r[0] += 1

@@ -38,6 +38,21 @@ for source in tests/test_*.c; do
     else tail -n 5 "$tmp/log" >"$tmp/tail"; fail "$name runs with coverage" "$tmp/tail"; fi
     objects="$objects $name"
 done
+# experts with many rows once more through BLAS, where it is installed
+if [ "${BLAS:-0}" = 1 ]; then
+    # shellcheck disable=SC2086
+    (cd $dir && cp impl.c blas.c && gcc ${flags% *} -DMOE_EP_USE_BLAS ${BLAS_CFLAGS:-} --coverage -c blas.c -o blas.o &&
+        gcc ${flags% *} "$root/tests/test_forward.c" blas.o -o blas --coverage ${BLAS_LIBS:--lopenblas} -lm -pthread) \
+        >"$tmp/log" 2>&1 && $dir/blas --filter blas >>"$tmp/log" 2>&1
+    result $? "experts with BLAS" "$tmp/log"
+fi
+# the choice of kernels on machines without AVX, and without half floats
+if have qemu-x86_64; then
+    for cpu in Nehalem Haswell,-f16c; do
+        qemu-x86_64 -cpu $cpu $dir/test_forward --filter instruction_sets >"$tmp/log" 2>&1
+        result $? "kernels chosen on a $cpu" "$tmp/log"
+    done
+fi
 (cd $dir && gcov --json-format --stdout --branch-probabilities ./*.gcda 2>/dev/null) >$dir/gcov.json
 # shellcheck disable=SC2086
 python3 tests/coverage.py $dir/gcov.json ${1:+"$@"} >$dir/table.txt

@@ -80,6 +80,7 @@ cppcheck cppcheck
 clang-tidy clang-tidy
 shellcheck shellcheck
 afl-fuzz afl++
+lintian lintian dpkg-dev debhelper
 qemu-s390x qemu-user
 $(for machine in aarch64:arm64 riscv64:riscv64 s390x:s390x; do
     echo "${machine%:*}-linux-gnu-gcc gcc-${machine%:*}-linux-gnu libc6-dev-${machine#*:}-cross"
@@ -89,6 +90,9 @@ powerpc64le-linux-gnu-gcc gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross
 END
     printf 'int main(void) { return 0; }\n' >"$tmp/rt.c"
     clang -fsanitize=address "$tmp/rt.c" -o "$tmp/rt" >/dev/null 2>&1 || missing="$missing libclang-rt-dev"
+    # the unversioned gcc-multilib conflicts with the cross compilers
+    gcc -m32 "$tmp/rt.c" -o "$tmp/rt" >/dev/null 2>&1 || missing="$missing gcc-$(gcc -dumpversion)-multilib"
+    $CC "$tmp/rt.c" -lblas -o "$tmp/rt" >/dev/null 2>&1 || missing="$missing libblas-dev libblis4-openmp"
 }
 
 packages() { # packages MANAGER: names of what is missing, for that manager

@@ -5,6 +5,7 @@
 #   one build, any run and thread    every section (test_threads)
 #   x86-64, any compiler, level and sanitizer without -ffast-math    every section but 9 and 10: whether a product
 #                                    and a sum of the expert forward are fused is the compiler's choice there
+#   any two builds and machines      section 9 within 2e-5 of max |y|: each is within 1e-5 of the exact result
 #   every machine                    sections 0, 2, 4, 6, 7, 12 and the plans of 5: integers and sums in a fixed
 #                                    order; the others go through exp, log and fused multiply-adds of the machine
 . tests/lib.sh
@@ -19,7 +20,14 @@ digest() {
     shift 2
     # shellcheck disable=SC2086
     "$@" $flags tests/digest.c $impl -o "$dir/$name" -lm >"$tmp/log" 2>&1 &&
-        $runner "$dir/$name" >"$dir/$name.txt" 2>"$tmp/log"
+        $runner "$dir/$name" >"$dir/$name.txt" 2>"$tmp/log" && $runner "$dir/$name" layer >"$dir/$name.y"
+}
+near() { # near NAME: the layer's numbers against those of the first build
+    paste "$dir/base.y" "$dir/$1.y" | awk 'NF == 2 { d = $1 - $2; d = d < 0 ? -d : d; v = $1 < 0 ? -$1 : $1
+        if (d > worst) worst = d; if (v > top) top = v; n++ }
+        END { printf "%d numbers, %.1e of max |y|\n", n, worst / top
+              exit !(n == 1536 && worst <= 2e-5 * top) }' >"$tmp/near"
+    result $? "$1: section 9, $(cat "$tmp/near")" "$tmp/near"
 }
 same() { # same NAME SECTIONS-REGEX
     grep -E "^($2) " $dir/base.txt >"$tmp/want"
@@ -32,7 +40,7 @@ build() {
     name=$1 runner=$2 sections=$3 package=$4
     shift 4
     if ! have "$1" || ! have "${runner:-env}"; then skip "$name" "no $1 or ${runner:-env} (package $package)"
-    elif digest "$name" "${runner:-env}" "$@"; then same "$name" "$sections"
+    elif digest "$name" "${runner:-env}" "$@"; then same "$name" "$sections"; near "$name"
     else skip "$name" "does not build or run here (package $package)"; fi
 }
 
@@ -58,4 +66,4 @@ build armv7 qemu-arm "$exact" gcc-arm-linux-gnueabihf arm-linux-gnueabihf-gcc -O
 build riscv64 qemu-riscv64 "$exact" gcc-riscv64-linux-gnu riscv64-linux-gnu-gcc -O2 -static
 build ppc64le qemu-ppc64le "$exact" gcc-powerpc64le-linux-gnu powerpc64le-linux-gnu-gcc -O2 -static
 build s390x qemu-s390x "$exact" gcc-s390x-linux-gnu s390x-linux-gnu-gcc -O2 -static
-finish 8
+finish 14

@@ -260,11 +260,11 @@ static void digest_cost(digest_hash *h, const digest_input *in)
     digest_u64(h, (uint64_t)moe_ep_step_time(in->counts, DIGEST_E, NULL, DIGEST_D, NULL));
 }
 
-static void digest_forward(digest_hash *h, const digest_input *in)
+/* The layer of section 9: y (DIGEST_T, DIGEST_H). */
+static moe_ep_status digest_layer(const digest_input *in, float *y)
 {
     moe_ep_weights w;
     moe_ep_forward_desc f;
-    float y[DIGEST_T * DIGEST_H];
     memset(&w, 0, sizeof w);
     memset(&f, 0, sizeof f);
     w.num_experts = DIGEST_E;
@@ -277,7 +277,13 @@ static void digest_forward(digest_hash *h, const digest_input *in)
     f.top_k = DIGEST_K;
     f.ids = in->ids;
     f.choice_weights = in->weights;
-    if (moe_ep_forward(&f, in->x, DIGEST_T, y, NULL, NULL) == MOE_EP_OK) digest_float(h, y, DIGEST_T * DIGEST_H);
+    return moe_ep_forward(&f, in->x, DIGEST_T, y, NULL, NULL);
+}
+
+static void digest_forward(digest_hash *h, const digest_input *in)
+{
+    float y[DIGEST_T * DIGEST_H];
+    if (digest_layer(in, y) == MOE_EP_OK) digest_float(h, y, DIGEST_T * DIGEST_H);
 }
 
 static void digest_ranks(digest_hash *h, const digest_input *in)

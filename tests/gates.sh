@@ -5,15 +5,18 @@
 for f in build/logs/*.sum; do printf '%s %s\n' "$(basename "$f" .sum)" "$(cat "$f")"; done >build/gates.sums
 awk -F'\t' '
     FILENAME != "tests/gates.txt" {
-        split($0, w, " "); n++; name[n] = w[1]; p[n] = w[2]; f[n] = w[3]; s[n] = w[4]; next
+        split($0, w, " "); n++; name[n] = w[1]; p[n] = w[2]; f[n] = w[3]; s[n] = w[4]; t[n] = w[5]; next
     }
     /^#/ || NF < 4 { next }
-    FNR == 1 || !header { print "| gate | passed | failed | skipped | command |\n|---|---:|---:|---:|---|"; header = 1 }
+    !header {
+        print "| gate | passed | failed | skipped | seconds | command |\n|---|---:|---:|---:|---:|---|"
+        header = 1
+    }
     {
-        P = F = S = ran = 0
-        for (i = 1; i <= n; i++) if (name[i] ~ $1) { P += p[i]; F += f[i]; S += s[i]; ran++ }
-        if (!ran) { printf "| %s | - | - | - | `%s` |\n", $2, $4; next }
-        printf "| %s | %d | %d | %d | `%s` |\n", $2, P, F, S, $4
+        P = F = S = T = ran = 0
+        for (i = 1; i <= n; i++) if (name[i] ~ $1) { P += p[i]; F += f[i]; S += s[i]; T += t[i]; ran++ }
+        if (!ran) { printf "| %s | - | - | - | - | `%s` |\n", $2, $4; next }
+        printf "| %s | %d | %d | %d | %d | `%s` |\n", $2, P, F, S, T, $4
         if (P < $3 && S == 0) { printf "%s: %d checks, at least %d are wanted\n", $2, P, $3 > "/dev/stderr"; bad = 1 }
     }
     END { exit bad }' build/gates.sums tests/gates.txt >build/gates.md

@@ -99,4 +99,6 @@ rm -rf "$root/alone"
 check "make uninstall" "$MAKE" --no-print-directory uninstall DESTDIR="$root" PREFIX=/opt/moe
 find "$root" ! -type d >"$tmp/left"
 if [ -s "$tmp/left" ]; then fail "nothing is left behind" "$tmp/left"; else pass "nothing is left behind"; fi
+find "$root/opt" -mindepth 1 >"$tmp/left" 2>&1
+if [ -s "$tmp/left" ]; then fail "no empty folder either" "$tmp/left"; else pass "no empty folder either"; fi
 finish 20

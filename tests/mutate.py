@@ -2,18 +2,21 @@
 # SPDX-License-Identifier: MIT
 """Mutation testing of moe_ep.h: changes one place at a time and asks whether the tests notice.
 
-usage: mutate.py [--section N] [--count N] [--seed N] [--jobs N] [--list FILE] [--least PERCENT]
+usage: mutate.py [--section N] [--count N] [--seed N] [--jobs N] [--least PERCENT]
 
 A mutant is one changed operator, constant or condition, or one removed statement, in the lines of the
 implementation that a portable build compiles (-DMOE_EP_NO_SIMD; the kernels of other instruction sets are
 compared with these by test_route and test_forward).  tcc compiles a mutant in a tenth of a second, so that
-hundreds fit into minutes; without tcc it is gcc -O0.  The test program of the section runs first; what
-survives it meets the other programs.  Killed = a test fails, crashes or hangs.  Mutants that do not compile
-are replaced by others.  Survivors are printed with their line; tests/mutants.txt explains those that no
+hundreds fit into minutes; without tcc it is gcc -O0, which is also taken for the programs that tcc's calling
+convention does not suit (structs by value).  The quick tests of the section run first, each program ends at its
+first failing check (--stop), then its slow tests and the quick ones of the other programs.  Killed = a check
+fails, a crash, or no end.  Tests that fail or are too slow without any change take no part.  Mutants that do not
+compile are replaced by others.  Survivors are printed with their line; tests/mutants.txt explains those that no
 test can see (they change nothing).
 """
 import argparse
 import concurrent.futures
+import glob
 import os
 import random
 import re
@@ -21,10 +24,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
-SECTIONS = {0: "basics", 1: "route", 2: "loads", 3: "balance", 4: "capacity", 5: "place", 6: "split", 7: "dispatch",
-            8: "cost", 9: "forward", 10: "hooks", 11: "diagnose", 12: "sim"}
-OTHERS = ["oom", "labs", "cost", "hooks", "diagnose", "split", "capacity", "published", "mutants", "fuzz"]
+SECTIONS = {0: ["basics"], 1: ["route"], 2: ["loads"], 3: ["balance"], 4: ["capacity"], 5: ["place"], 6: ["split"],
+            7: ["dispatch"], 8: ["cost", "cost_errors", "fit"], 9: ["forward"], 10: ["hooks"], 11: ["diagnose"],
+            12: ["sim", "sweep"]}
+NAMES = {n: programs[0] for n, programs in SECTIONS.items()}
+NOT_HERE = ["threads", "loads_portable", "forward_amx", "place_lp"]  # other kernels, GLPK, the same tests
+QUICK, SLOW = 2.0, 90.0  # seconds of one test without any change: beyond QUICK it runs later, beyond SLOW not at all
 
 SWAPS = [(r"(?<![<>=!\-+])<=(?!=)", "<"), (r"(?<![<>=!\-+])<(?![<=])", "<="), (r"(?<![<>=!\-])>=(?!=)", ">"),
          (r"(?<![<>=!\-])>(?![>=])", ">="), (r"==", "!="), (r"!=", "=="), (r"&&", "||"), (r"\|\|", "&&"),
@@ -117,8 +125,8 @@ def change(text, place):
 class Bench:
     """Compiles mutants and runs test programs on them."""
 
-    def __init__(self, work):
-        self.work, self.time = work, {}
+    def __init__(self, work, jobs):
+        self.work, self.lock = work, threading.Lock()
         self.tcc = shutil.which("tcc")
         self.lib = []
         if self.tcc:
@@ -126,19 +134,23 @@ class Bench:
                 if "libtcc1.a" in files:
                     self.lib = [os.path.join(root, "libtcc1.a")]
                     break
-        self.objects, self.by_gcc = {}, set()
-        for name in sorted(set(SECTIONS.values()) | set(OTHERS)):
-            if os.path.exists("tests/test_%s.c" % name):
-                if re.search(r"define MOE_EP_(STATIC|IMPLEMENTATION)", open("tests/test_%s.c" % name).read()):
-                    self.objects[name] = None  # has a copy of the header of its own: compiled with each mutant
-                    continue
-                out = os.path.join(work, "test_%s.o" % name)
-                subprocess.run(["gcc", "-std=gnu99", "-O1", "-w", "-DKERNEL_CASES=200", "-I.", "-Itests", "-c",
-                                "tests/test_%s.c" % name, "-o", out], check=True)
-                self.objects[name] = out
+        self.objects, self.by_gcc, self.quick, self.slow = {}, set(), {}, {}
+        for path in sorted(glob.glob("tests/test_*.c")):
+            name = os.path.basename(path)[5:-2]
+            if name in NOT_HERE:
+                continue
+            # a program with a copy of the header of its own is compiled with each mutant
+            own = re.search(r"define MOE_EP_(STATIC|IMPLEMENTATION)", open(path).read())
+            self.objects[name] = None if own else os.path.join(work, "test_%s.o" % name)
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(self.compile_test, [n for n, o in self.objects.items() if o]))
+
+    def compile_test(self, name):
+        subprocess.run(["gcc", "-std=gnu99", "-O1", "-w", "-DKERNEL_CASES=200", "-I.", "-Itests", "-c",
+                        "tests/test_%s.c" % name, "-o", self.objects[name]])
 
     def compile(self, text, d, gcc=False):
-        """i.o in d; by gcc for the programs that tcc's calling convention does not suit (structs by value)."""
+        """Makes i.o (or gcc.o) in the folder d."""
         tcc = None if gcc else self.tcc
         with open(os.path.join(d, "moe_ep.h"), "w") as f:
             f.write("\n".join(text))
@@ -148,7 +160,7 @@ class Bench:
                    "-o", d + ("/gcc.o" if gcc else "/i.o")] + ([] if tcc else ["-std=gnu99", "-O0"])
         return subprocess.run(command, capture_output=True).returncode == 0
 
-    def passes(self, name, d, slack=True):
+    def link(self, name, d):
         program = os.path.join(d, name)
         if self.objects[name]:
             implementation = d + ("/gcc.o" if name in self.by_gcc else "/i.o")
@@ -156,15 +168,52 @@ class Bench:
         else:
             build = ["-std=gnu99", "-O0", "-DMOE_EP_NO_SIMD", "-I" + d, "-I.", "-Itests", "tests/test_%s.c" % name]
         build = subprocess.run(["gcc", "-w"] + build + ["-o", program, "-lm", "-pthread"], capture_output=True)
-        if build.returncode != 0:
+        return program if build.returncode == 0 else None
+
+    def run(self, program, arguments, limit):
+        # 8 GB of address space: a loop that allocates ends
+        return subprocess.run(["sh", "-c", 'ulimit -v 8000000; exec "$@"', "sh", program] + arguments,
+                              capture_output=True, timeout=limit)
+
+    def baseline(self, name, d, text):
+        """Times every test of a program without any change; says which take no part."""
+        program = self.link(name, d)
+        if not program:
+            self.quick[name] = self.slow[name] = []
+            return "it does not build"
+        listed = subprocess.run([program, "--list"], capture_output=True, text=True).stdout.split()
+        quick, slow, failing = [], [], []
+        for test in listed:
+            start = time.time()
+            try:
+                code = self.run(program, ["--only", test], SLOW).returncode
+            except subprocess.TimeoutExpired:
+                code = None
+            took = time.time() - start
+            (failing if code != 0 else quick if took < QUICK else slow).append((took, test))
+            if code and self.tcc and self.objects[name] and name not in self.by_gcc:
+                self.by_gcc.add(name)
+                with self.lock:
+                    built = os.path.exists(d + "/gcc.o") or self.compile(text, d, True)
+                return self.baseline(name, d, text) if built else "gcc does not build it"
+        self.quick[name], self.slow[name] = sorted(quick), sorted(slow)
+        return "without " + " ".join(t for _, t in failing) if failing else ""
+
+    def notices(self, name, d, changed, tests):
+        """Does a program, or its tests of a list of (seconds, name), fail on this mutant?"""
+        if not tests:
             return False
-        limit = self.time.get(name, 300.0) * 6 + 5 if slack else 300
+        gcc = name in self.by_gcc
+        if not os.path.exists(d + ("/gcc.o" if gcc else "/i.o")):
+            self.compile(changed, d, gcc)
+        program = self.link(name, d)
+        if not program:
+            return True
         try:
-            # 4 GB of address space: a loop that allocates ends
-            run = subprocess.run(["sh", "-c", "ulimit -v 8000000; exec " + program], capture_output=True, timeout=limit)
-            return run.returncode == 0
+            limit = sum(t for t, _ in tests) * 6 + 20
+            return self.run(program, ["--stop", "--only", ",".join(n for _, n in tests)], limit).returncode != 0
         except subprocess.TimeoutExpired:
-            return False
+            return True
         finally:
             os.unlink(program)
 
@@ -174,15 +223,15 @@ class Bench:
         if changed is None:
             return None
         with tempfile.TemporaryDirectory(dir=self.work) as d:
-            first = SECTIONS[place[0]]
-            if not self.compile(changed, d, first in self.by_gcc):
+            first = [n for n in SECTIONS[place[0]] if n in self.objects]
+            if not self.compile(changed, d, bool(first) and first[0] in self.by_gcc):
                 return None
-            for name in [first] + [o for o in OTHERS if o != first and o in self.objects]:
-                gcc = name in self.by_gcc
-                if not os.path.exists(d + ("/gcc.o" if gcc else "/i.o")):
-                    self.compile(changed, d, gcc)
-                if name in self.objects and name in self.time and not self.passes(name, d):
-                    return name
+            others = sorted((n for n in self.objects if n not in first),
+                            key=lambda n: sum(t for t, _ in self.quick[n]))
+            for tests in self.quick, self.slow:
+                for name in first + (others if tests is self.quick else []):
+                    if self.notices(name, d, changed, tests[name]):
+                        return name
         return ""
 
 
@@ -210,23 +259,17 @@ def main():
     everywhere = places(text, compiled_lines("moe_ep.h"), where)
     known = explained()
     killed = survived = 0
-    import time
     with tempfile.TemporaryDirectory() as work:
-        bench = Bench(work)
+        bench = Bench(work, o.jobs)
         base = os.path.join(work, "base")
         os.mkdir(base)
         if not bench.compile(text, base):
             sys.exit("the unchanged header does not compile")
-        for name in bench.objects:
-            start = time.time()
-            if not bench.passes(name, base, False):
-                bench.by_gcc.add(name)
-                start = time.time()
-                if not (bench.tcc and bench.compile(text, base, True) and bench.passes(name, base, False)):
-                    print("  (test_%s fails without any change here: not used)" % name)
-                    continue
-            bench.time[name] = time.time() - start
-        for section, name in SECTIONS.items():
+        with concurrent.futures.ThreadPoolExecutor(o.jobs) as pool:
+            for name, said in zip(bench.objects, pool.map(lambda n: bench.baseline(n, base, text), bench.objects)):
+                if said:
+                    print("  (test_%s, with nothing changed: %s)" % (name, said))
+        for section, name in NAMES.items():
             if o.section is not None and section != o.section:
                 continue
             mine = [p for p in everywhere if p[0] == section]
@@ -246,7 +289,7 @@ def main():
                             continue
                         results.append((p, verdict))
                         if verdict == "":
-                            print("  survived  line %d: %s" % (p[1] + 1, text[p[1]].strip()))
+                            print("  survived  section %d, line %d: %s" % (section, p[1] + 1, text[p[1]].strip()))
                             print("            becomes: %s" % after)
                         sys.stdout.flush()
             hits = sum(1 for _, v in results if v)

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: MIT
  *
  * usage: pty OUTPUT ACTION... -- COMMAND...
- * actions, in order: wait:TEXT (until the output since the last action has it, 20 s), key:TEXT, signal:NUMBER,
+ * actions, in order: wait:TEXT (until the output since the last action has it, 60 s), key:TEXT, signal:NUMBER,
  * size:ROWS:COLUMNS, stopped (until the program is stopped), cooked (the terminal must be as it was), raw (must not),
  * hangup (the terminal goes away)
  * Prints "exit N" or "signal N", then "cooked" or "raw": how the terminal was left.  2 = an action failed. */
@@ -61,7 +61,7 @@ static double now(void)
 
 static void wait_text(const char *text)
 {
-    double end = now() + 20.0;
+    double end = now() + 60.0;
     while (!memmem(seen, have, text, strlen(text))) {
         if (now() > end) fail(text);
         listen_for(50);
@@ -71,7 +71,7 @@ static void wait_text(const char *text)
 
 static void wait_stopped(pid_t pid)
 {
-    double end = now() + 20.0;
+    double end = now() + 60.0;
     int status;
     while (waitpid(pid, &status, WUNTRACED | WNOHANG) != pid || !WIFSTOPPED(status)) {
         if (now() > end) fail("stopped");
@@ -145,7 +145,7 @@ int main(int argc, char **argv)
     open_pty();
     pid = start(argv + first + 1);
     for (int i = 2; i < first; i++) act(argv[i], pid);
-    end = now() + 20.0;
+    end = now() + 60.0;
     while (waitpid(pid, &status, WNOHANG) != pid) {
         if (now() > end) fail("it does not end");
         if (master >= 0)

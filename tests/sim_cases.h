@@ -181,4 +181,18 @@ static eplb_case eplb_gain(const moe_ep_machine *c, int tokens, int seeds)
     return out;
 }
 
+/* Held-out error of such a kernel fit (the rows of EP 32), and what the library then says to "pays more than 15 %". */
+#define EPLB_TIME_ERROR 0.09
+static moe_ep_payoff eplb_payoff(double gain)
+{
+    moe_ep_payback_desc d;
+    moe_ep_payback_result r;
+    memset(&d, 0, sizeof d);
+    d.before_s = gain;
+    d.after_s = 1;
+    d.time_error = EPLB_TIME_ERROR;
+    d.need_ratio = 1.15;
+    return moe_ep_payback(&d, &r, NULL) == MOE_EP_OK ? r.payoff : MOE_EP_PAYOFF_UNSURE;
+}
+
 #endif

@@ -29,7 +29,7 @@ object plain -O1
 object unoptimised # the optimiser would hide private functions and globals that are only written
 object no_malloc -DMOE_EP_NO_MALLOC
 object no_forward -DMOE_EP_NO_FORWARD
-object static -DMOE_EP_STATIC
+object static -O1 -DMOE_EP_STATIC
 for o in plain unoptimised no_malloc no_forward; do
     count=$(exported "$tmp/$o.o" | wc -l)
     if [ "$count" -ge 8 ]; then pass "$o: $count functions are exported"

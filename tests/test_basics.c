@@ -139,6 +139,8 @@ TEST(error_text_names_argument_element_value_and_status)
               "a[9223372036854775807] = 0: b (a value lies outside its allowed range)");
     CHECK_STR(text_of(error_of(MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, 0.0)), /* a zero is a value ... */
               "E = 0: must be at least 1 (a size is zero, negative or does not fit another one)");
+    CHECK_STR(text_of(error_of(MOE_EP_ERR_CONFIG, "up", "differs", -1, 0.5)), /* a fraction is a value too */
+              "up = 0.5: differs (the options contradict each other)");
     CHECK_STR(text_of(error_of(MOE_EP_ERR_CONFIG, "up", "must be NULL here", -1, 0.0)), /* ... of a number only */
               "up: must be NULL here (the options contradict each other)");
     CHECK_STR(text_of(error_of((moe_ep_status)-99, NULL, NULL, 0, 1.0)), "?[0] = 1: ? (unknown status)");
@@ -648,5 +650,14 @@ TEST(both_ways_to_ask_the_cpu_agree)
     printf("    this machine: %s\n", moe_ep_isa_name(moe_ep_isa_best()));
 }
 #endif
+
+TEST(names_of_instruction_sets)
+{
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AUTO), "auto");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_PORTABLE), "portable");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX2), "avx2");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX512), "avx512");
+    CHECK_STR(moe_ep_isa_name((moe_ep_isa)77), "auto");
+}
 
 T_MAIN

@@ -20,7 +20,7 @@ run() {
     want=$1
     shift
     rm -rf "$tmp/cwd" && mkdir "$tmp/cwd"
-    (cd "$tmp/cwd" && timeout 60 "$tool" "$@") >"$tmp/out" 2>"$tmp/err" </dev/null
+    (cd "$tmp/cwd" && timeout 200 "$tool" "$@") >"$tmp/out" 2>"$tmp/err" </dev/null
     code=$?
     [ $code -eq "$want" ] || echo "exit status $code, want $want: moe-ep $*" >>"$tmp/err"
     [ $code -eq "$want" ]
@@ -277,6 +277,8 @@ done
 # page NAME FILE: one self-contained page with at least one picture
 page() {
     has "$1: a whole page" '</html>' "$2"
+    ! grep -oE 'class="scroll"( tabindex="0")?' "$2" | grep -qvF tabindex
+    result $? "$1: what scrolls can be reached by keyboard" "$2"
     grep -nioE '(src|href) *= *"[^#"][^"]*"|url\([^#)][^)]*\)|@import|<script|<link|-?\bnan\b|\binf\b' "$2" |
         head -n 5 >"$tmp/log"
     [ -s "$tmp/log" ] && fail "$1: self-contained, no script, no NaN" "$tmp/log" ||
@@ -377,6 +379,8 @@ for m in ragged half empty cut; do
     refuses "a $m JSON map" "${m}_map.json" diagnose "$data/c_topk_ids.npy" --current "$bad/${m}_map.json" --devices 2
 done
 refuses "a JSON map without --devices" "devices" rebalance "$maps/plan.json" "$data/expert_counts.csv" --only c
+refuses "a JSON map whose slots do not divide over the devices" "cannot hold in equal numbers" \
+    rebalance "$maps/plan.json" "$data/expert_counts.csv" --only c --devices 7
 refuses "a map of other devices" "8 devices" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --devices 4
 refuses "a dead device that is none" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 8
 refuses "too many dead devices" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 0,1,2,3
@@ -535,6 +539,10 @@ refuses "sweep without --nodes" "nodes" sweep --model deepseek-v3 --machine h200
 refuses "sweep: an unknown machine" "machine" sweep --model deepseek-v3 --machine abacus --nodes 8
 refuses "sweep: an unknown overlap" "overlap" sweep --model deepseek-v3 --machine h200 --nodes 8 --overlap magic
 refuses "sweep: more EP than devices" "ep" sweep --model deepseek-v3 --machine h200 --nodes 1 --ep 16
+refuses "sweep: EP that leaves devices over" "left" sweep --model deepseek-v3 --machine h200 --nodes 1 --ep 3
+works "sweep: EPLB cannot plan nine slots on eight devices" sweep --model mixtral-8x7b --machine h100 --nodes 1 \
+    --policy eplb --redundant 1 --ep 8
+has "sweep: the plan is what is missing, not the memory" "^No plan: eplb" "$tmp/out"
 refuses "sweep: a recording of another model" "experts" sweep "$data/expert_counts.csv" --only c --model \
     deepseek-v3 --machine h200 --nodes 1
 refuses "sweep: a bad recording" "cut.npy" sweep "$bad/cut.npy" --model deepseek-v3 --machine h200 --nodes 1 \
@@ -592,4 +600,48 @@ refuses "simulate: unknown hardware" "ABACUS" simulate --config "$bad/hardware.j
 refuses "simulate: too little memory" "needs" simulate --config "$bad/small.json"
 refuses "simulate: ep_size 0" "ep_size" simulate --config "$bad/ep.json"
 refuses "simulate: an unknown policy" "policy" simulate --config "$config" --policy magic
-finish 270
+sed 's/"ep_size": 2/"ep_size": 4/' "$config" >"$bad/wide.json"
+sed 's/"tp_size": 2/"tp_size": 1/' "$config" >"$bad/npus.json"
+sed 's/: 2\([,}]\)/: 3\1/; s/: 2$/: 3/' "$config" >"$bad/three.json"
+sed 's/"ep_size": 2/"ep_size": 2, "pp_size": 2/' "$config" >"$bad/pipe.json"
+sed 's/20000/[0, 20000]/' "$config" >"$bad/dims.json"
+sed 's/"ep_size": 2/"ep_size": 2, "ep_size": 1/' "$config" >"$bad/twice.json"
+sed 's/1597/1e300/' "$config" >"$bad/huge.json"
+refuses "simulate: more expert groups than devices" "tp * dp" simulate --config "$bad/wide.json"
+refuses "simulate: fewer devices than there are" "num_npus" simulate --config "$bad/npus.json"
+refuses "simulate: three devices for 128 experts" "divide" simulate --config "$bad/three.json"
+refuses "simulate: a pipeline" "pp_size" simulate --config "$bad/pipe.json"
+refuses "simulate: links by dimension" "link" simulate --config "$bad/dims.json"
+refuses "simulate: a key that is there twice" "ep_size" simulate --config "$bad/twice.json"
+refuses "simulate: a number beyond reason" "mem_bw" simulate --config "$bad/huge.json"
+printf '{"sub_requests": [{"input_toks": 1, "output_toks": 1}]}\n' >"$bad/session.jsonl"
+refuses "simulate: sessions" "session.jsonl:1" simulate --config "$config" --trace "$bad/session.jsonl"
+refuses "simulate: two popularities" "only one" simulate "$data/c_topk_ids.npy" "$data/prose_topk_ids.npy" \
+    --config "$config"
+refuses "simulate: a policy and a popularity" "only one" simulate "$data/c_topk_ids.npy" --config "$config" \
+    --policy rand
+# EP 1 on two devices: half of every expert on each, 28.99 GB as with EP 2, and the halves are summed up
+sed 's/"ep_size": 2/"ep_size": 1/' "$config" >"$tmp/ep1.json"
+works "simulate: experts cut over tp_size devices" simulate --config "$tmp/ep1.json" --requests 2 --output 2 --json
+equal "simulate: half of every expert on each device, 28.99 GB" \
+    "$(awk -v b="$(json "$tmp/out" expert_bytes_per_device)" 'BEGIN { printf "%.2f", b / 1e9 }')" 28.99
+less "simulate: cut experts are summed up" 1e-3 "$(json "$tmp/out" spent_s combine)"
+# two instances of two devices that share the experts: a quarter of them on each of four devices
+one='{"model_name": "Qwen3-30B-A3B", "hardware": "RTXPRO6000", "tp_size": 2, "ep_size": 4, "dp_group": "A"}'
+printf '{"link_bw": 16, "link_latency": 20000, "nodes": [{"instances": [%s, %s]}]}\n' "$one" "$one" >"$tmp/dp.json"
+works "simulate: a dp_group" simulate --config "$tmp/dp.json" --requests 4 --output 4 --json
+equal "simulate: a quarter of the experts on each of four devices" \
+    "$(json "$tmp/out" dp) $(awk -v b="$(json "$tmp/out" expert_bytes_per_device)" \
+        'BEGIN { printf "%.2f", b / 1e9 }')" \
+    "2 14.50"
+# what the file leaves out: the preset's memory and links, experts on all devices, devices by tp_size
+sed '/link_/d; /npu_mem/d; /ep_size/d; /num_npus/d' "$config" >"$tmp/short.json"
+works "simulate: a short config" simulate --config "$tmp/short.json" --requests 2 --output 2
+has "simulate: what was left out is the preset's" "preset rtxpro6000" "$tmp/out"
+has "simulate: experts on all devices" "TP 2, EP 2" "$tmp/out"
+sed 's/"ep_size": 2/"ep_size": 2, "max_num_seqs": 1/' "$config" >"$tmp/single.json"
+works "simulate: one request at a time" simulate --config "$tmp/single.json" --requests 4 --output 2 --json
+equal "simulate: as many steps as requests one after the other take" "$(json "$tmp/out" steps)" 8
+works "simulate: one token" simulate --config "$config" --requests 1 --input 1 --output 1
+has "simulate: no time between tokens when there is one" "^1 request takes .* first token after [0-9.]* ms$" "$tmp/out"
+finish 290

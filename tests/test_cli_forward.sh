@@ -16,7 +16,7 @@ small="--hidden 96 --intermediate 80 --experts 6 --topk 2 --seconds 0"
 run() { # run CODE ARGS...
     want=$1
     shift
-    timeout 60 "$tool" forward "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    timeout 200 "$tool" forward "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
     code=$?
     [ $code -eq "$want" ] || echo "exit status $code, want $want: moe-ep forward $*" >>"$tmp/err"
     [ $code -eq "$want" ]

@@ -120,7 +120,10 @@ result $? "no escape sequences without a terminal" "$tmp/live"
 ( sleep 0.5; while [ ! -e "$tmp/gone" ]; do cat "$tmp/t.jsonl" >>"$tmp/pipe.jsonl"; sleep 0.1; done ) &
 feeder=$!
 cp "$tmp/t.jsonl" "$tmp/pipe.jsonl"
-{ timeout 20 "$tool" watch "$tmp/pipe.jsonl" --devices 2 --interval 0.05 2>"$tmp/err"; echo $? >"$tmp/code"; } | head -n 1 >"$tmp/one"
+{
+    timeout 120 "$tool" watch "$tmp/pipe.jsonl" --devices 2 --interval 0.05 2>"$tmp/err"
+    echo $? >"$tmp/code"
+} | head -n 1 >"$tmp/one"
 touch "$tmp/gone"
 wait $feeder
 [ "$(cat "$tmp/code")" = 141 ] && [ "$(wc -l <"$tmp/one")" = 1 ] && [ ! -s "$tmp/err" ]
@@ -156,8 +159,8 @@ else
     left "and gives the terminal back"
     played "SIGHUP ends it" "signal 1 cooked" "wait:q quits" signal:1
     left "and gives the terminal back"
-    played "the suspend key gives the terminal back for the time" "exit 0 cooked" "wait:q quits" "key:$(printf '\032')" \
-        stopped cooked signal:18 "wait:${esc}[?1049h" "wait:q quits" raw key:q
+    played "the suspend key gives the terminal back for the time" "exit 0 cooked" "wait:q quits" \
+        "key:$(printf '\032')" stopped cooked signal:18 "wait:${esc}[?1049h" "wait:q quits" raw key:q
     played "another size: the last line moves" "exit 0 cooked" "wait:${esc}[24;1H" size:12:60 "wait:${esc}[12;1H" \
         size:40:200 "wait:${esc}[40;1H" key:q
     played "a very small terminal" "exit 0 cooked" size:4:22 "wait:q quits" key:q

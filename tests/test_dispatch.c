@@ -852,7 +852,8 @@ TEST(permute_hot_experts)
     for (round = 0; round < 4000; round++) {
         int32_t ids[MOST], to_flat[MOST], to_row[MOST], want_flat[MOST], want_row[MOST];
         int64_t offsets[EXPERTS + 1], n, i, rows = 0;
-        const int32_t E = 1 + (int32_t)(t_u64(&state) % EXPERTS), hot = (int32_t)(t_u64(&state) % (uint64_t)(E + 1)) - 1;
+        const int32_t E = 1 + (int32_t)(t_u64(&state) % EXPERTS);
+        const int32_t hot = (int32_t)(t_u64(&state) % (uint64_t)(E + 1)) - 1;
         const uint64_t share = 1 + t_u64(&state) % 6;
         int32_t e;
         n = E + (int64_t)(t_u64(&state) % (uint64_t)(MOST - E));
@@ -867,7 +868,8 @@ TEST(permute_hot_experts)
                 }
         CHECK_I64(moe_ep_permute(ids, n, E, offsets, to_flat, to_row, NULL), MOE_EP_OK);
         CHECK_I64(offsets[E], rows);
-        if (memcmp(to_flat, want_flat, sizeof *to_flat * (size_t)n) || memcmp(to_row, want_row, sizeof *to_row * (size_t)n))
+        if (memcmp(to_flat, want_flat, sizeof *to_flat * (size_t)n) ||
+            memcmp(to_row, want_row, sizeof *to_row * (size_t)n))
             printf("    round %d: E %d, n %lld, hot %d\n", round, (int)E, (long long)n, (int)hot);
         CHECK(!memcmp(to_flat, want_flat, sizeof *to_flat * (size_t)n));
         CHECK(!memcmp(to_row, want_row, sizeof *to_row * (size_t)n));

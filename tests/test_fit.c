@@ -419,7 +419,11 @@ TEST(calibrate_errors)
     WITH(start.ll_combine.alpha_p = 0.1, start.ll_combine.alpha_p = 0, MOE_EP_ERR_RANGE, "link.alpha_p", -1);
     WITH(start.normal_dispatch.row_s = -1, start.normal_dispatch.row_s = 0, MOE_EP_ERR_NEGATIVE, "link.row_s", -1);
     WITH(start.normal_combine.peer_s = NAN, start.normal_combine.peer_s = 0, MOE_EP_ERR_NAN, "link.peer_s", -1);
-    WITH(start.ll_dispatch.row_byte_s = -1, start.ll_dispatch.row_byte_s = 0, MOE_EP_ERR_NEGATIVE, "link.row_byte_s", -1);
+    WITH(start.gemm.row_byte_s = NAN, start.gemm.row_byte_s = 0, MOE_EP_ERR_NAN, "machine.gemm.row_byte_s", -1);
+    WITH(start.gemm.t0_p = 0.1, start.gemm.t0_p = 0, MOE_EP_ERR_RANGE, "machine.gemm.t0_p", -1);
+    WITH(start.gemm.t0_p = -1, start.gemm.t0_p = 0, MOE_EP_ERR_NEGATIVE, "machine.gemm.t0_p", -1);
+    WITH(start.ll_dispatch.row_byte_s = -1, start.ll_dispatch.row_byte_s = 0,
+         MOE_EP_ERR_NEGATIVE, "link.row_byte_s", -1);
     WITH(start.ll_combine.pair_Bps = -1, start.ll_combine.pair_Bps = 0, MOE_EP_ERR_NEGATIVE, "link.pair_Bps", -1);
     WITH(start.normal_dispatch.crowd_s = NAN, start.normal_dispatch.crowd_s = 0, MOE_EP_ERR_NAN, "link.crowd_s", -1);
     WITH(start.normal_combine.short_s = -1, start.normal_combine.short_s = 0, MOE_EP_ERR_NEGATIVE, "link.short_s", -1);
@@ -722,6 +726,111 @@ TEST(every_term_of_a_link)
         if (round % 4 == 1 && brief < want) want = brief;
         CHECK_NEAR(moe_ep_link_time_rows(&l, x, y, rows, peers, NULL), want, 1e-9, 0);
     }
+}
+
+/* A whole kernel: bytes beside the products and a bent launch time come back, and the formula is the one described. */
+TEST(whole_kernels)
+{
+    static moe_ep_expert_row row[300];
+    static int64_t slot[300][16];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine truth = moe_ep_machine_h100(), start = truth, got;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    uint64_t s = t_seed + 31;
+    int i, j;
+    truth.gemm.t0_s = 25e-6;
+    truth.gemm.t0_p = 1.6;
+    truth.gemm.row_byte_s = 3e-12;
+    truth.gemm.expert_s = 4e-7;
+    memset(row, 0, sizeof row);
+    for (i = 0; i < 300; i++) {
+        double H = 7168, I = 2048, n = 0, active = 0, padded = 0, a, b;
+        double mem = truth.memory_Bps * 0.88, flop = 1979e12 * 0.62;
+        double up, down, x;
+        int slots = 1 + i % 16;
+        for (j = 0; j < slots; j++) {
+            slot[i][j] = (int64_t)t_below(&s, 1u << t_below(&s, 12));
+            n += (double)slot[i][j];
+            active += slot[i][j] > 0;
+            padded += ceil((double)slot[i][j] / 64) * 64;
+        }
+        row[i].num_slots = slots;
+        row[i].slot_rows = slot[i];
+        row[i].seconds = moe_ep_expert_time(&m, &truth, slot[i], slots, NULL, NULL);
+        if (!(n > 0)) {
+            slot[i][0] = 1;
+            row[i].seconds = moe_ep_expert_time(&m, &truth, slot[i], slots, NULL, NULL);
+            continue;
+        }
+        a = 2 * (25e-6 + active * 4e-7);
+        up = (active * H * 2 * I + n * (H + 4 * I)) / mem;
+        down = (active * H * I + n * (I + 2 * H)) / mem;
+        x = 2 * H * I * padded / flop;
+        b = sqrt(up * up + 4 * x * x) + sqrt(down * down + x * x) + n * (H + 4 * I + I + 2 * H) * 3e-12;
+        CHECK_NEAR(row[i].seconds, pow(pow(a, 1.6) + pow(b, 1.6), 1 / 1.6), 1e-9, 0);
+    }
+    d = of_experts(&start, &m, row, 300);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.experts.median < 0.01);
+    CHECK_NEAR(got.gemm.row_byte_s, 3e-12, 0.2, 0);
+    CHECK_NEAR(got.gemm.t0_p, 1.6, 0.1, 0);
+    CHECK_NEAR(got.gemm.t0_s, 25e-6, 0.1, 0);
+}
+
+/* Starts and rows off the beaten track: a latency in the norm stays there, a start without latency, a bend at its
+ * limit, padded exchanges and experts of two matrices. */
+TEST(uncommon_starts_and_rows)
+{
+    moe_ep_machine start = moe_ep_machine_gb200(), got;
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_link l = start.ll_combine;
+    moe_ep_link_row row[40];
+    moe_ep_expert_row expert[8];
+    moe_ep_comm_desc c;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    uint64_t seed = t_seed + 41;
+    int i;
+    for (i = 0; i < 40; i++) {
+        row[i] = link_row(1e4 * pow(1.4, i), 0, 0, 0, &l);
+        row[i].phase = MOE_EP_PHASE_LL_COMBINE;
+    }
+    memset(&d, 0, sizeof d);
+    d.start = &start;
+    d.links = row;
+    d.num_links = 40;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(got.ll_combine.alpha_in_norm != 0 && r.link[MOE_EP_PHASE_LL_COMBINE].median < 1e-6);
+    CHECK_NEAR(got.ll_combine.p, 1.5, 0, 1e-12);
+    l.alpha_in_norm = 0;
+    l.alpha_s = 3e-5;
+    l.alpha_p = 0.26;
+    for (i = 0; i < 40; i++)
+        row[i].seconds = moe_ep_link_time(&l, row[i].intra_bytes, 0, NULL) * (1 + 0.5 * (i % 20 == 9));
+    start.ll_combine.alpha_s = start.ll_combine.short_s = 0;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(got.ll_combine.alpha_p >= 0.25 && r.link[MOE_EP_PHASE_LL_COMBINE].median < 0.02);
+    memset(&c, 0, sizeof c);
+    c.tokens = 64;
+    c.num_experts = 64;
+    c.top_k = 4;
+    c.hidden = 4096;
+    c.num_devices = 8;
+    c.mode = MOE_EP_A2A_PADDED;
+    c.capacity = 8;
+    memset(row, 0, sizeof row);
+    for (i = 0; i < 3; i++) {
+        row[i].comm = &c;
+        row[i].seconds = 5e-5;
+    }
+    d.num_links = 3;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.link[MOE_EP_PHASE_LL_DISPATCH].worst < 0.3);
+    m.ungated = 1;
+    make_experts(&start, expert, 8, 0.0, &seed);
+    d = of_experts(&start, &m, expert, 8);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK && r.experts.rows == 8);
 }
 
 /* The worked number of the documentation. */

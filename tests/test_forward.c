@@ -5,6 +5,9 @@
 #include "examples/threads.h"
 
 #include <sys/mman.h>
+#ifdef _OPENMP
+#  include <omp.h>
+#endif
 
 /* ---- a random layer: float64 truth beside the bytes the library reads ---- */
 
@@ -518,6 +521,7 @@ TEST(int8_rows_keep_their_largest_value_and_round_to_the_nearest_step)
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_I8, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_quantize_rows(w, (moe_ep_dtype)-1, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 9, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 2, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, -1, 3, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 0, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 2, q, &scale, &err), MOE_EP_ERR_SIZE);
@@ -595,6 +599,7 @@ TEST(what_overflows_inside_is_seen_outside)
     int32_t id = 0;
     moe_ep_weights e;
     moe_ep_forward_desc d;
+    moe_ep_error err;
     memset(&e, 0, sizeof e);
     memset(&d, 0, sizeof d);
     e.num_experts = e.hidden = e.inter = 1, e.dtype = MOE_EP_BF16;
@@ -605,11 +610,53 @@ TEST(what_overflows_inside_is_seen_outside)
             d.products = (moe_ep_products)products;
             d.isa_max = (moe_ep_isa)isa;
             e.up = &three, y = 0.0f;
-            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, &err), MOE_EP_ERR_OVERFLOW);
             CHECK((bits_of(y) & 0x7fffffffu) == 0x7f800000u); /* infinite */
+            CHECK_STR(err.arg, "y");
+            CHECK_I64(err.index, 0);
+            CHECK(err.value > 1e308);
             e.up = &zero, y = 0.0f;
-            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_ERR_OVERFLOW);
             CHECK(is_nan(y));
+        }
+    }
+}
+
+/* Identity experts give weight * token: the values of y are known one by one, and so is the first that overflows. */
+TEST(the_first_value_that_overflows_is_named_and_all_of_y_is_written)
+{
+    enum { H = 300, T = 9 };
+    static float x[T * H], y[T * H];
+    float one = 1.0f, weights[T], gate[H], down[H];
+    int32_t ids[T];
+    moe_ep_weights e;
+    moe_ep_forward_desc d;
+    moe_ep_error err;
+    uint64_t s = t_seed + 23;
+    memset(&e, 0, sizeof e);
+    memset(&d, 0, sizeof d);
+    for (int i = 0; i < H; i++) gate[i] = down[i] = one;
+    e.num_experts = e.inter = 1, e.hidden = H, e.activation.kind = MOE_EP_ACT_SILU;
+    e.gate = gate, e.down = down;
+    d.experts = &e, d.top_k = 1, d.num_null = 1, d.ids = ids, d.choice_weights = weights;
+    for (int i = 0; i < T; i++) ids[i] = 1, weights[i] = 2.0f;
+    for (int isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
+        d.isa_max = (moe_ep_isa)isa;
+        for (int round = 0; round < 40; round++) {
+            int64_t first = -1;
+            for (int i = 0; i < T * H; i++) x[i] = draw(&s);
+            for (int i = 0; i < round; i++) x[t_below(&s, T * H)] = (i & 1) ? 3.0e38f : -3.0e38f;
+            if (round == 1) memset(x, 0, sizeof x), x[T * H - 1] = 3.0e38f;
+            if (round == 2) x[0] = -3.0e38f;
+            if (round == 3) x[255] = 1.71e38f, x[256] = 3.0e38f; /* 3.42e38 is out as well */
+            if (round == 4) x[255] = 1.70e38f, x[256] = 3.0e38f; /* 3.40e38 is still a float */
+            for (int i = T * H - 1; i >= 0; i--)
+                if (x[i] > 1.7014118e38f || x[i] < -1.7014118e38f) first = i;
+            memset(y, 0x5a, sizeof y);
+            CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, &err), first < 0 ? MOE_EP_OK : MOE_EP_ERR_OVERFLOW);
+            if (first >= 0) CHECK_I64(err.index, first);
+            for (int i = 0; i < T * H; i++) CHECK(bits_of(y[i]) == bits_of(2.0f * x[i]));
+            STOP_IF_FAILED("round %d", round);
         }
     }
 }
@@ -676,7 +723,7 @@ TEST(tiles_of_every_width_past_a_block)
             int wide = 1025 + (int)t_below(&s, 40), small = 1 + (int)t_below(&s, 9), down = (i + dtype) & 1;
             set r = make_set(1, down ? small : wide, down ? wide : small, (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE,
                              act_of(0), 0, 0, 0, &s);
-            CHECK(run_case(&r, NULL, NULL, 0, 1, 0, tokens[i], &s) <= 1e-5);
+            CHECK(run_case(&r, &r, NULL, 0, 1, 0, tokens[i], &s) <= 1e-5); /* shared: all tokens, none left out */
             free_set(&r);
             STOP_IF_FAILED("tokens %d", tokens[i]);
         }
@@ -885,7 +932,8 @@ TEST(sizes_that_do_not_fit_are_refused_before_anything_is_read)
     d.shared = NULL;
     /* tokens times choices beyond 2^57 with tokens that exist: 2^26 of one number each, never written */
     int64_t T = ((int64_t)1 << 26) + 1024;
-    float *wide = mmap(NULL, sizeof(float) * 2 * (size_t)T, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    float *wide = mmap(NULL, sizeof(float) * 2 * (size_t)T, PROT_READ,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(wide != MAP_FAILED);
     d.num_null = INT32_MAX - 1;
     d.top_k = INT32_MAX;
@@ -950,6 +998,50 @@ TEST(one_two_three_and_eight_threads_give_the_same_bits)
         free_set(&sh);
     }
 }
+
+#ifdef _OPENMP
+/* Each of as many tasks as there are threads waits until all have begun: each has a thread of its own. */
+typedef struct gathering {
+    int begun, wanted;
+} gathering;
+static void gather(void *context, int64_t index)
+{
+    gathering *g = context;
+    (void)index;
+    __sync_fetch_and_add(&g->begun, 1);
+    for (long i = 0; i < 20000000 && __atomic_load_n(&g->begun, __ATOMIC_ACQUIRE) < g->wanted; i++) sched_yield();
+    if (__atomic_load_n(&g->begun, __ATOMIC_ACQUIRE) < g->wanted) g->wanted = -1;
+}
+TEST(openmp_threads_give_the_bits_of_one)
+{
+    uint64_t s = t_seed + 36;
+    gathering all = {0, omp_get_max_threads()};
+    for (int dtype = 0; dtype < 4; dtype++) {
+        set r = make_set(7, 130, 90, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
+        int64_t T = 150, n = T * 130;
+        float *x = random_x(n, &s), *one = t_alloc(sizeof(float) * (size_t)n);
+        float *many = t_alloc(sizeof(float) * (size_t)n);
+        float *w = t_alloc(sizeof(float) * (size_t)(T * 3));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * 3));
+        moe_ep_forward_desc d;
+        random_ids(ids, w, T, 3, 7, 1, &s);
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.top_k = 3, d.ids = ids, d.choice_weights = w;
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+        d.parallel_for = threads_openmp;
+        for (int again = 0; again < 3; again++) {
+            memset(many, 0, sizeof(float) * (size_t)n);
+            CHECK_I64(moe_ep_forward(&d, x, T, many, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(one, many, sizeof(float) * (size_t)n) == 0);
+        }
+        free(x), free(one), free(many), free(w), free(ids);
+        free_set(&r);
+    }
+    threads_openmp(NULL, all.wanted, gather, &all);
+    CHECK_I64(all.wanted, omp_get_max_threads());
+    printf("    openmp: %d threads\n", all.begun);
+}
+#endif
 
 TEST(blas_for_experts_with_many_rows)
 {
@@ -1109,7 +1201,8 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.d.products = (moe_ep_products)-1, 4, MOE_EP_ERR_RANGE, "products", -1);
     BAD(g.d.num_null = INT32_MAX, 4, MOE_EP_ERR_SIZE, "num_null", -1);
     BAD(g.sh.w.down = NULL, 4, MOE_EP_ERR_NULL, "down", -1);
-    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_null = 1), 4, MOE_EP_ERR_SIZE, "router.num_experts", -1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_null = 1), 4,
+        MOE_EP_ERR_SIZE, "router.num_experts", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.top_k = 0), 4, MOE_EP_ERR_SIZE, "top_k", -1);
     BAD((void)0, INT64_MAX / 64 / 6 + 1, MOE_EP_ERR_OVERFLOW, "num_tokens", -1);
     /* 5 experts of 7 rows: rows * stride, that * experts, and a product that leaves no room */
@@ -1231,6 +1324,21 @@ TEST(instruction_sets_have_names)
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_PORTABLE), "portable");
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX2), "avx2");
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX512), "avx512");
+    moe_ep_weights w;
+    moe_ep_forward_desc d;
+    memset(&w, 0, sizeof w);
+    memset(&d, 0, sizeof d);
+    d.experts = &w; /* the unit of each set, and never a better one than the machine has */
+    for (int isa = 1; isa <= 3; isa++) {
+        const char *want = moe_ep_isa_name(isa < (int)best ? (moe_ep_isa)isa : best);
+        d.isa_max = (moe_ep_isa)isa;
+        w.dtype = MOE_EP_F16;
+        CHECK_STR(moe_ep_forward_unit(&d), want);
+        w.dtype = MOE_EP_F32; /* AVX2 without half floats is enough for the others */
+        if (best != MOE_EP_ISA_PORTABLE) CHECK_STR(moe_ep_forward_unit(&d), want);
+        else if (isa == 1) CHECK_STR(moe_ep_forward_unit(&d), "portable");
+        else CHECK(strcmp(moe_ep_forward_unit(&d), "portable") == 0 || strcmp(moe_ep_forward_unit(&d), "avx2") == 0);
+    }
     printf("    this machine: %s; largest error with bf16 products so far %.1e of max |y|\n", moe_ep_isa_name(best),
            worst_bf16);
 }

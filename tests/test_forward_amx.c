@@ -1,8 +1,9 @@
-/* tests/test_forward_amx.c - section 9 once more, with the matrix unit in a model of it: the tests run on machines
- * that have none.  The model follows the operation sections of TILELOADD, TILESTORED and TDPBF16PS in Intel's
+/* tests/test_forward_amx.c - section 9 once more, with the matrix unit in a model of it: the tests run on
+ * machines that have none.
+ * SPDX-License-Identifier: MIT
+ * The model follows the operation sections of TILELOADD, TILESTORED and TDPBF16PS in Intel's
  * Architecture Instruction Set Extensions reference: eight tiles for each thread, products in pairs by fused
- * multiply-adds, denormal values read and written as zero.
- * SPDX-License-Identifier: MIT */
+ * multiply-adds, denormal values read and written as zero. */
 #define MOE_EP_STATIC
 #define MOE_EPI_FW_EMULATE_AMX
 #include <math.h>
@@ -48,7 +49,7 @@ static void model_store(int t, void *to, intptr_t stride)
     for (int row = 0; row < 16; row++) memcpy((unsigned char *)to + row * stride, unit.tile[t][row], 64);
 }
 /* Denormal values are read and written as zero. */
-#define NO_DENORMAL(v) ((v) < 1.17549435e-38f && (v) > -1.17549435e-38f ? 0.0f : (v))
+#define NO_DENORMAL(v) ((v) < 1.17549435e-38f && (v) > -1.17549435e-38f ? (v) * 0.0f : (v)) /* keeps the sign */
 static void halves_of(int t, float (*v)[32])
 {
     for (int row = 0; row < 16; row++)

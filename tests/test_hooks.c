@@ -161,7 +161,8 @@ TEST(in_process_ranks_give_the_bits_of_one_device_under_every_placement)
 }
 
 /* Slots of all choices by a policy of section 6.  Local first has the rows' own devices. */
-static moe_ep_status split_by(moe_ep_split_policy policy, const moe_ep_placement *p, const int32_t *ids, int64_t n, int K,
+static moe_ep_status split_by(moe_ep_split_policy policy, const moe_ep_placement *p, const int32_t *ids, int64_t n,
+                              int K,
                               const int64_t *tokens, uint64_t seed, int64_t *slot_rows, int32_t *slots)
 {
     int E = p->num_experts, D = p->num_devices;
@@ -206,7 +207,8 @@ static void *retype(model *m, moe_ep_dtype dtype)
             raw[k * n + i] = dtype == MOE_EP_BF16 ? moe_ep_bf16_from_f32(from[k][i]) : moe_ep_f16_from_f32(from[k][i]);
         if (dtype != MOE_EP_I8) continue;
         int64_t r = k < 2 ? (int64_t)m->E * m->I : (int64_t)m->E * m->H;
-        CHECK_I64(moe_ep_quantize_rows(from[k], MOE_EP_F32, r, n / r, 0, (int8_t *)raw + k * n, scale, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_quantize_rows(from[k], MOE_EP_F32, r, n / r, 0, (int8_t *)raw + k * n, scale, NULL),
+                  MOE_EP_OK);
         *(k == 0 ? &m->w.gate_scale : k == 1 ? &m->w.up_scale : &m->w.down_scale) = scale;
         scale += r;
     }
@@ -905,7 +907,8 @@ static size_t pages(size_t bytes)
 /* protect: the host must not touch it. */
 static void *device_alloc(device *v, size_t bytes, int protect)
 {
-    void *p = mmap(NULL, pages(bytes), protect ? PROT_NONE : PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(NULL, pages(bytes), protect ? PROT_NONE : PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(p != MAP_FAILED && v->blocks < 16);
     v->block[v->blocks].at = p;
     v->block[v->blocks++].bytes = protect ? pages(bytes) : 0;
@@ -957,7 +960,8 @@ static int device_combine(void *user, const moe_ep_plan *p, const void *ry, void
     (void)stream;
     device_open(v, 1);
     CHECK_I64(moe_ep_plan_unplace(p, ry, v->rows, row_bytes, NULL), MOE_EP_OK);
-    CHECK_I64(moe_ep_plan_sum(p, v->layer, 4, (int32_t)(row_bytes / 4), *(const float *const *)p->call, v->rows, y, NULL,
+    CHECK_I64(moe_ep_plan_sum(p, v->layer, 4, (int32_t)(row_bytes / 4), *(const float *const *)p->call, v->rows, y,
+                              NULL,
                               NULL), MOE_EP_OK);
     device_open(v, 0);
     v->launches++;
@@ -1171,6 +1175,40 @@ TEST(bad_in_process_calls_are_named_and_y_stays)
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID);
     CHECK_I64(err.index, 3);
     CHECK(memcmp(before, y, sizeof y) == 0);
+    free(o.mem);
+    free_model(&m);
+}
+
+TEST(ranks_name_the_first_value_that_overflows_as_one_device_does)
+{
+    uint64_t s = t_seed + 31;
+    model m = make_model(4, 5, 3, &s);
+    own_placement o = make_placement(CONTIGUOUS, 4, 2, 4, &s);
+    int32_t ids[8] = {0, 1, 2, 3, 4, 4, 0, 3}; /* 4: identity */
+    float weights[8] = {1, 1, 1, 1, 2, 2, 1, 1}, x[20], y[20], want[20];
+    moe_ep_forward_desc d = desc_of(&m, 2, ids, weights);
+    moe_ep_ranks_result res;
+    moe_ep_error a, b;
+    d.num_null = 1;
+    for (int i = 0; i < 20; i++) x[i] = draw(&s);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, NULL), MOE_EP_OK);
+    x[13] = -1e38f; /* 4 * -1e38 */
+    memset(&res, 0, sizeof res);
+    CHECK_I64(moe_ep_forward(&d, x, 4, want, NULL, &a), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, &res, NULL, &b), MOE_EP_ERR_OVERFLOW);
+    CHECK(memcmp(y, want, sizeof y) == 0);
+    CHECK_STR(a.arg, "y");
+    CHECK_STR(b.arg, "y");
+    CHECK_I64(a.index, 13);
+    CHECK_I64(b.index, 13);
+    CHECK_I64(res.rows, 6);
+    CHECK_I64(res.identity, 2);
+    ids[4] = 0, weights[4] = 4.0f, d.weight_on_input = 1; /* 4 * -1e38 on its way in */
+    memset(y, 0x5a, sizeof y);
+    memcpy(want, y, sizeof y);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &b), MOE_EP_ERR_NAN);
+    CHECK_STR(b.arg, "rx");
+    CHECK(memcmp(y, want, sizeof y) == 0);
     free(o.mem);
     free_model(&m);
 }
@@ -1529,6 +1567,43 @@ TEST(sizes_at_the_end_of_their_ranges)
     free_model(&m);
 }
 
+static size_t block_bytes[8];
+static int block_count;
+static void *note_alloc(void *user, size_t bytes)
+{
+    (void)user;
+    block_bytes[block_count++ & 7] = bytes;
+    return malloc(bytes);
+}
+static void note_free(void *user, void *p, size_t bytes)
+{
+    (void)user, (void)bytes;
+    free(p);
+}
+
+TEST(a_rank_takes_no_more_than_its_tables)
+{
+    static const int32_t start[2] = {0, 100}, late[2] = {1, 101};
+    uint64_t s = 12;
+    model m = make_model(100, 2, 2, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    moe_ep_rank_desc d = one_rank(NULL, &layer);
+    moe_ep_rank rank;
+    moe_ep_error err;
+    d.slot_start = start, d.hidden = 2;
+    d.alloc.alloc_fn = note_alloc, d.alloc.free_fn = note_free;
+    block_count = 0;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(block_count, 2);
+    CHECK_I64(block_bytes[1], 64 + 448 + 128 + 64); /* starts, experts and marks of 100 slots in 64s, and alignment */
+    moe_ep_rank_free(&rank);
+    d.slot_start = late;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "slot_start");
+    CHECK_I64(err.index, 0);
+    free_model(&m);
+}
+
 TEST(nothing_is_sent_when_either_of_two_batches_is_unsound)
 {
     model m = {0};
@@ -1554,6 +1629,35 @@ TEST(nothing_is_sent_when_either_of_two_batches_is_unsound)
     }
     moe_ep_rank_free(&rank);
     CHECK_I64(r.allocs, 0);
+}
+
+static double nowhere[8]; /* what an address space without end would give; never touched */
+static void *boundless_alloc(void *user, size_t bytes)
+{
+    (void)user;
+    return bytes > ((size_t)1 << 30) ? (void *)nowhere : malloc(bytes);
+}
+static void boundless_free(void *user, void *p, size_t bytes)
+{
+    (void)user, (void)bytes;
+    if (p != (void *)nowhere) free(p);
+}
+
+TEST(rows_times_the_inner_size_that_do_not_fit_are_an_overflow)
+{
+    uint64_t s = 13;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    moe_ep_rank_desc d = one_rank(NULL, &layer);
+    moe_ep_rank rank;
+    moe_ep_error err;
+    m.w.inter = INT32_MAX; /* sizes are checked, weights are not read */
+    d.alloc.alloc_fn = boundless_alloc, d.alloc.free_fn = boundless_free;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 1, (int64_t)1 << 45, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "scratch");
+    moe_ep_rank_free(&rank);
+    free_model(&m);
 }
 
 TEST(a_rank_without_slots_serves_identity_experts_and_shared_ones)

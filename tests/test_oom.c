@@ -227,6 +227,11 @@ CASE(calibrate)
     d.keep_tile = 1;
     return moe_ep_calibrate(&d, RESULT(moe_ep_machine), NULL, out.n.d, NULL, scratch, err);
 }
+CASE(replica_budget_row)
+{
+    static const int64_t extra[2] = {2, 4};
+    return moe_ep_replica_budget_row(&place, extra, 2, out.n.i32, scratch, err);
+}
 CASE(replica_budgets) { return moe_ep_replica_budgets(&place, 4, out.n.i32, scratch, err); }
 CASE(rebalance)
 {
@@ -392,6 +397,31 @@ CASE(simulate)
     return moe_ep_simulate(&w, 0, 0, T, out.n.i32, scratch, err);
 }
 
+CASE(sweep) /* its points mean nothing after an error; the result is compared */
+{
+    static moe_ep_sweep_point points[8];
+    static moe_ep_model model;
+    static moe_ep_machine machine;
+    static const int64_t tokens[1] = {8};
+    static const int32_t ep[1] = {4}, redundant[1] = {0};
+    static const moe_ep_overlap overlaps[1] = {MOE_EP_OVERLAP_NONE};
+    static const moe_ep_place_policy policies[1] = {MOE_EP_PLACE_LPT};
+    moe_ep_sweep_desc d;
+    model = moe_ep_model_mixtral_8x7b();
+    machine = moe_ep_machine_h100();
+    memset(&d, 0, sizeof d);
+    d.model = &model;
+    d.machine = &machine;
+    d.num_devices = 4;
+    d.tokens = tokens, d.num_tokens = 1;
+    d.ep = ep, d.num_ep = 1;
+    d.redundant = redundant, d.num_redundant = 1;
+    d.overlaps = overlaps, d.num_overlaps = 1;
+    d.policies = policies, d.num_policies = 1;
+    d.num_layers = 1;
+    return moe_ep_sweep(&d, points, 8, RESULT(moe_ep_sweep_result), scratch, err);
+}
+
 typedef struct oom_case {
     const char *name;
     moe_ep_status (*call)(moe_ep_scratch *scratch, moe_ep_error *err);
@@ -405,9 +435,11 @@ static const oom_case cases[] = {
     ROW(drop), ROW(reroute), ROW(place_round_robin), ROW(place_contiguous), ROW(place_lpt), ROW(place_eplb),
     ROW(place_trtllm), ROW(best_placement), ROW(lpt), ROW(lpt_replicas), ROW(replicate), ROW(evaluate),
     ROW(calibrate),
-    ROW(lower_bound), ROW(min_copies), ROW(replica_budgets), ROW(rebalance), ROW(plan_moves), ROW(relabel),
+    ROW(lower_bound), ROW(min_copies), ROW(replica_budget_row),
+    ROW(replica_budgets), ROW(rebalance),
+    ROW(plan_moves), ROW(relabel),
     ROW(split), ROW(split_shares), ROW(assign_slots), ROW(assign_slots_local), ROW(forward), ROW(experts),
-    ROW(forward_ranks), ROW(diagnose), ROW(simulate)};
+    ROW(forward_ranks), ROW(diagnose), ROW(simulate), ROW(sweep)};
 enum { CASES = (int)(sizeof cases / sizeof cases[0]) };
 
 /* ---- the sweep ------------------------------------------------------------------------------------- */
@@ -464,7 +496,7 @@ static void sweep_growing(const oom_case *c)
     check_expected();
     calls = malloc_calls;
     CHECK_I64(run(c, &s, NULL, 0, 0), MOE_EP_OK); /* the second call lives on what the first one took */
-    CHECK_I64(malloc_calls, 0);
+    CHECK_I64(malloc_calls, strcmp(c->name, "moe_ep_sweep") == 0); /* its planners' part lies beside a growing one */
     check_expected();
     moe_ep_scratch_free(&s);
     CHECK_I64(live_blocks, 0);
@@ -557,7 +589,8 @@ TEST(fixed_scratch_is_used_to_the_last_byte_and_no_further)
 
 /* ---- ranks: their memory lives longer than a call ---------------------------------------------------- */
 
-static moe_ep_status rank_life(moe_ep_error *err)
+/* early: a plan that is thrown away comes first */
+static moe_ep_status rank_life(int early, moe_ep_error *err)
 {
     static const int32_t slot_start[2] = {0, E};
     moe_ep_forward_desc layer = layer_desc();
@@ -565,6 +598,13 @@ static moe_ep_status rank_life(moe_ep_error *err)
     moe_ep_batch b;
     moe_ep_rank rank;
     moe_ep_status status;
+    static int32_t twice[2 * T * K];
+    static float in[2 * T * H], back[2 * T * H];
+    int i;
+    memcpy(twice, ids, sizeof ids);
+    memcpy(twice + T * K, ids, sizeof ids);
+    memcpy(in, x, sizeof x);
+    memcpy(in + T * H, x, sizeof x);
     memset(&rank, 0, sizeof rank);
     memset(&d, 0, sizeof d);
     memset(&b, 0, sizeof b);
@@ -581,9 +621,23 @@ static moe_ep_status rank_life(moe_ep_error *err)
     b.x = x;
     b.y = out.n.f;
     status = moe_ep_rank_init(&rank, &d, err);
+    if (status == MOE_EP_OK && early) status = moe_ep_rank_plan(&rank, 0, &b, NULL, err);
     if (status == MOE_EP_OK) status = moe_ep_rank_forward(&rank, &b, NULL, err);
     if (status == MOE_EP_OK) status = moe_ep_rank_reserve(&rank, 4 * T, 4 * T * K, err);
     if (status == MOE_EP_OK) status = moe_ep_rank_forward2(&rank, (const moe_ep_batch[]){b, b}, NULL, err);
+    for (i = 0; i < 2 && status == MOE_EP_OK; i++) { /* stage by stage, twice as many tokens */
+        b.num_tokens = 2 * T;
+        b.slot_ids = twice;
+        b.weights = NULL;
+        b.x = in;
+        b.y = back;
+        status = moe_ep_rank_plan(&rank, i, &b, NULL, err);
+        if (status == MOE_EP_OK) CHECK(moe_ep_rank_plan_of(&rank, i) != NULL);
+        if (status == MOE_EP_OK) status = moe_ep_rank_dispatch(&rank, i, NULL, err);
+        if (status == MOE_EP_OK) status = moe_ep_rank_experts(&rank, i, NULL, err);
+        if (status == MOE_EP_OK) status = moe_ep_rank_combine(&rank, i, NULL, err);
+        if (status == MOE_EP_OK) status = moe_ep_rank_finish(&rank, i, NULL, err);
+    }
     moe_ep_rank_free(&rank);
     return status;
 }
@@ -593,27 +647,30 @@ TEST(ranks_survive_every_refused_malloc)
     moe_ep_error err;
     long n, calls;
     float want[T * H];
-    make_world();
-    malloc_calls = 0;
-    CHECK_I64(rank_life(&err), MOE_EP_OK);
-    calls = malloc_calls;
-    CHECK(calls > 0);
-    CHECK_I64(live_blocks, 0);
-    memcpy(want, out.n.f, sizeof want);
-    for (n = 1; n <= calls; n++) {
+    int early;
+    for (early = 0; early < 2; early++) {
+        make_world();
         malloc_calls = 0;
-        refuse_from = refuse_to = n;
-        CHECK_I64(rank_life(&err), MOE_EP_ERR_MEMORY);
-        CHECK_I64(err.status, MOE_EP_ERR_MEMORY);
-        refuse_from = refuse_to = 0;
+        CHECK_I64(rank_life(early, &err), MOE_EP_OK);
+        calls = malloc_calls;
+        CHECK(calls > 0);
         CHECK_I64(live_blocks, 0);
+        memcpy(want, out.n.f, sizeof want);
+        for (n = 1; n <= calls; n++) {
+            malloc_calls = 0;
+            refuse_from = refuse_to = n;
+            CHECK_I64(rank_life(early, &err), MOE_EP_ERR_MEMORY);
+            CHECK_I64(err.status, MOE_EP_ERR_MEMORY);
+            refuse_from = refuse_to = 0;
+            CHECK_I64(live_blocks, 0);
+        }
+        memset(out.n.f, 0, sizeof want);
+        CHECK_I64(rank_life(early, &err), MOE_EP_OK);
+        CHECK(memcmp(want, out.n.f, sizeof want) == 0);
     }
-    memset(out.n.f, 0, sizeof want);
-    CHECK_I64(rank_life(&err), MOE_EP_OK);
-    CHECK(memcmp(want, out.n.f, sizeof want) == 0);
 }
 
-/* ---- in-process ranks inside: their pool is sized so that it suffices; here it does not --------------------------- */
+/* ---- in-process ranks inside: their pool is sized so that it suffices; here it does not ------ */
 
 static long pool_calls, pool_refuses;
 static void *stingy_alloc(void *user, size_t bytes)
@@ -681,38 +738,82 @@ TEST(in_process_ranks_stop_at_every_piece_that_their_pool_refuses)
 
 /* ---- the list is complete ------------------------------------------------------------------------------ */
 
-TEST(every_function_with_a_scratch_has_a_case)
+/* Functions that take memory by the allocator of a rank: the lives below call them all. */
+static const char *const rank_functions[] = {
+    "moe_ep_rank_init", "moe_ep_rank_free", "moe_ep_rank_reserve", "moe_ep_rank_forward", "moe_ep_rank_forward2",
+    "moe_ep_rank_plan", "moe_ep_rank_dispatch", "moe_ep_rank_experts", "moe_ep_rank_combine", "moe_ep_rank_finish",
+    "moe_ep_rank_plan_of"};
+enum { RANK_FUNCTIONS = (int)(sizeof rank_functions / sizeof rank_functions[0]) };
+
+static char *header_text(void)
 {
     FILE *fp = fopen("moe_ep.h", "rb");
-    char *text, *at, name[100];
+    char *text, *end;
     long size;
-    int found = 0, i;
     CHECK(fp != NULL);
-    if (!fp) return;
+    if (!fp) return NULL;
     fseek(fp, 0, SEEK_END);
     size = ftell(fp);
     rewind(fp);
     text = (char *)t_alloc((size_t)size + 1);
     CHECK_I64(fread(text, 1, (size_t)size, fp), size);
+    text[size] = '\0';
     fclose(fp);
+    end = strstr(text, "MOE_EP_IMPLEMENTATION_DONE"); /* declarations only */
+    CHECK(end != NULL);
+    if (end) *end = '\0';
+    return text;
+}
+
+/* Name of the function declared at a line that begins with MOE_EP_API; *params and *end: its parameters. */
+static void declared(char *at, char *name, size_t bytes, char **params, char **end)
+{
+    char *open = strchr(at, '('), *start = open;
+    *params = open;
+    *end = open ? strchr(open, ';') : NULL;
+    if (!*end) return;
+    while (start[-1] == '_' || (start[-1] >= 'a' && start[-1] <= 'z') || (start[-1] >= '0' && start[-1] <= '9'))
+        start--;
+    snprintf(name, bytes, "%.*s", (int)(open - start), start);
+}
+
+static int mentions(const char *from, const char *end, const char *what)
+{
+    const char *at = strstr(from, what);
+    return at && at < end;
+}
+
+TEST(every_function_that_takes_memory_has_a_case)
+{
+    char *text = header_text(), *at, *params, *end, name[100];
+    int with_scratch = 0, with_rank = 0, allocators = 0, hooks = 0, i;
+    if (!text) return;
     for (at = text; (at = strstr(at, "\nMOE_EP_API ")) != NULL; at++) {
-        char *open = strchr(at, '('), *end = open ? strpbrk(open, ";{") : NULL, *scratch, *start;
-        if (!end || *end == '{') continue; /* declarations only */
-        scratch = strstr(open, "moe_ep_scratch *");
-        if (!scratch || scratch > end || strncmp(scratch, "moe_ep_scratch *s)", 18) == 0) continue;
-        for (start = open; start[-1] == '_' || (start[-1] >= 'a' && start[-1] <= 'z') ||
-                           (start[-1] >= '0' && start[-1] <= '9');) start--;
-        snprintf(name, sizeof name, "%.*s", (int)(open - start), start);
-        /* its points are undefined after an error and shapes differ in what they need: test_sim's affair */
-        if (strcmp(name, "moe_ep_sweep") == 0) continue;
-        found++;
-        for (i = 0; i < CASES; i++)
-            if (strcmp(cases[i].name, name) == 0) break;
-        CHECK(i < CASES);
-        if (i == CASES) printf("    no case for %s\n", name);
+        declared(at, name, sizeof name, &params, &end);
+        if (!end) continue;
+        if (mentions(params, end, "moe_ep_scratch *") && strcmp(name, "moe_ep_scratch_free") != 0) {
+            with_scratch++;
+            for (i = 0; i < CASES; i++)
+                if (strcmp(cases[i].name, name) == 0) break;
+            CHECK(i < CASES);
+            if (i == CASES) printf("    no case for %s\n", name);
+        }
+        if (mentions(params, end, "moe_ep_rank *")) {
+            with_rank++;
+            for (i = 0; i < RANK_FUNCTIONS; i++)
+                if (strcmp(rank_functions[i], name) == 0) break;
+            CHECK(i < RANK_FUNCTIONS);
+            if (i == RANK_FUNCTIONS) printf("    no life of a rank calls %s\n", name);
+        }
     }
+    CHECK_I64(with_scratch, CASES);
+    CHECK_I64(with_rank, RANK_FUNCTIONS);
+    /* memory comes in by three doors only: the two structs with an allocator, and the rows of the hooks */
+    for (at = text; (at = strstr(at, "moe_ep_allocator alloc;")) != NULL; at++) allocators++;
+    for (at = text; (at = strstr(at, "(*alloc_fn)")) != NULL; at++) hooks++;
+    CHECK_I64(allocators, 2);
+    CHECK_I64(hooks, 2);
     free(text);
-    CHECK_I64(found, CASES);
 }
 
 T_MAIN

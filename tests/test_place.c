@@ -1208,6 +1208,46 @@ TEST(rebalance_random)
     CHECK(improved > 50);
 }
 
+/* An expert that has grown too heavy for any device gets its copies before the others fill the light devices; six spare
+ * slots in all. */
+TEST(rebalance_heavy_expert_first)
+{
+    const double heavy[4] = {1.15, 1.5, 2.2, 3.7};
+    uint64_t s = t_seed;
+    int n, i, reached = 0;
+    for (n = 0; n < 200; n++) {
+        int D = 8 + 2 * (n % 5), S = 6, P = D * S, E = P - 6;
+        double *w = (double *)t_alloc(sizeof(double) * (size_t)E), total = 0;
+        moe_ep_place_desc d;
+        moe_ep_placement p, q;
+        moe_ep_plan_result r, best;
+        moe_ep_rebalance_desc x;
+        for (i = 0; i < E; i++) w[i] = 100 + (double)t_below(&s, 400);
+        d = desc_of(1, E, shape_of(D, P, 1), w);
+        p = placement_new(1, E, &d.shape);
+        q = placement_new(1, E, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        for (i = 1; i < E; i++) total += w[i];
+        w[0] = heavy[n % 4] * total / (D - heavy[n % 4]); /* so many times the mean with it */
+        CHECK_I64(moe_ep_best_placement(&d, &q, &best, NULL, NULL), MOE_EP_OK);
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = w;
+        x.target = 1.08;
+        CHECK(best.imbalance < 1.08);
+        CHECK_I64(moe_ep_rebalance(&x, &q, &r, NULL, NULL), MOE_EP_OK);
+        reached += r.imbalance <= 1.08 * (1 + 1e-9);
+        CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK(r.imbalance <= (n % 4 < 3 ? 1.08 : 1.15) * (1 + 1e-9)); /* four copies or more take most of the spare */
+        check_moves(&p, &q);
+        placement_free(&p);
+        placement_free(&q);
+        free(w);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(reached >= 185);
+}
+
 /* EPLB's placements, which may put an expert twice on a device, under other loads: never busier than before. */
 TEST(rebalance_never_worse)
 {
@@ -1398,6 +1438,44 @@ TEST(budgets)
     CHECK_I64(slots[1], 12); /* 35 with 7; the mean of 32.5 only with copies of the others too */
     CHECK_I64(moe_ep_replica_budgets(&d, 0, slots, NULL, &err), MOE_EP_OK);
     CHECK(slots[0] == 4 && slots[1] == 4);
+}
+
+/* Several totals at once give what each gives alone. */
+TEST(budget_rows)
+{
+    const double w[8] = {10, 10, 10, 10, 100, 10, 10, 10};
+    const int64_t two[2] = {0, 2}, bad[3] = {1, -2, 3};
+    uint64_t s = t_seed;
+    moe_ep_place_desc d = desc_of(2, 4, shape_of(4, 12, 0), w);
+    int32_t rows[4], untouched[4] = {-7, -7, -7, -7};
+    moe_ep_error err;
+    int n, k, l;
+    CHECK_I64(moe_ep_replica_budget_row(&d, two, 2, rows, NULL, &err), MOE_EP_OK);
+    CHECK(rows[0] == 4 && rows[1] == 4 && rows[2] == 4 && rows[3] == 6);
+    CHECK_I64(moe_ep_replica_budget_row(&d, NULL, 2, untouched, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "extra_slots");
+    CHECK_I64(moe_ep_replica_budget_row(&d, two, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "layer_slots");
+    CHECK_I64(moe_ep_replica_budget_row(&d, two, 0, untouched, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_budgets");
+    CHECK_I64(moe_ep_replica_budget_row(&d, bad, 3, untouched, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    for (k = 0; k < 4; k++) CHECK_I64(untouched[k], -7);
+    for (n = 0; n < 40; n++) {
+        int D = 2 + (int)t_below(&s, 4), E = D + (int)t_below(&s, 6), P = E + (int)t_below(&s, 9), L = 1 + n % 3;
+        double loads[3 * 10];
+        int64_t extra[5];
+        int32_t got[5 * 3], alone[3];
+        random_loads(&s, loads, (int64_t)L * E);
+        d = desc_of(L, E, shape_of(D, P, 1), loads);
+        for (k = 0; k < 5; k++) extra[k] = (int64_t)t_below(&s, 4 * L + 1);
+        CHECK_I64(moe_ep_replica_budget_row(&d, extra, 5, got, NULL, &err), MOE_EP_OK);
+        for (k = 0; k < 5; k++) {
+            CHECK_I64(moe_ep_replica_budgets(&d, extra[k], alone, NULL, &err), MOE_EP_OK);
+            for (l = 0; l < L; l++) CHECK_I64(got[k * L + l], alone[l]);
+        }
+        STOP_IF_FAILED("case %d", n);
+    }
 }
 
 /* ---- options of best placement
@@ -2378,7 +2456,7 @@ TEST(recorded_rebalance)
         CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
         (void)mean_balance(r, &worst);
         CHECK(worst >= 0.98 * (1 - 1e-9));
-        CHECK(count_moves(&p, &q) <= 0.10 * 58 * 288);
+        CHECK(count_moves(&p, &q) <= 0.09 * 58 * 288);
         check_moves(&p, &q);
         placement_free(&p);
         placement_free(&q);

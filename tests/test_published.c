@@ -421,17 +421,16 @@ static void held_out_gemm(void)
 /* Mean over draws; the seeds are the library's own. */
 static void drawn(void)
 {
-    static char name[EPLB_POINTS][64];
+    static char name[EPLB_POINTS][80];
     moe_ep_machine c = eplb_machine();
     double got[12], still;
     int i;
     blog4(80, got, &still);
     for (i = 0; i < 12; i++) add(blog4_name[i], "TensorRT-LLM blog 4", "", blog4_published[i], got[i], 0.20);
     for (i = 0; i < EPLB_POINTS; i++) {
-        int late = eplb_tokens[i] >= 512 && eplb_tokens[i] <= 1024;
         double gain = eplb_gain(&c, eplb_tokens[i], 16).seconds;
-        (void)snprintf(name[i], sizeof name[i], "EPLB gain, EP32, %d tokens%s", eplb_tokens[i],
-                       late ? " (turn predicted too late)" : "");
+        (void)snprintf(name[i], sizeof name[i], "EPLB gain, EP32, %d tokens (above 15 %%: %s, %s)", eplb_tokens[i],
+                       gain > 1.15 ? "yes" : "no", eplb_payoff(gain) == MOE_EP_PAYOFF_UNSURE ? "unsure" : "sure");
         add(name[i], "aiconfigurator tables, H100", "x", eplb_measured[i], gain,
             eplb_tokens[i] == 96 || eplb_tokens[i] == 4096 ? 0.45 : 0.33);
     }

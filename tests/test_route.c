@@ -143,11 +143,15 @@ static void check_router_case(const vec_case *c)
     const vec_field *ids = vec_get(c, "ids"), *weights = vec_find(c, "weights");
     moe_ep_error err;
     double rtol = vec_find(c, "rtol") ? vec_float(c, "rtol") : 1e-5;
-    int64_t i;
-    CHECK_I64(moe_ep_route(&k.r, k.logits, k.T, k.tokens, k.got_ids, k.got_weights, &err), MOE_EP_OK);
-    for (i = 0; i < ids->count && !t_failed_here; i++) CHECK_I64(k.got_ids[i], ids->i[i]);
-    for (i = 0; weights && i < weights->count && !t_failed_here; i++)
-        CHECK_NEAR(k.got_weights[i], weights->f[i], rtol, 1e-37);
+    int64_t i = 0;
+    int isa;
+    for (isa = MOE_EP_ISA_PORTABLE; isa <= MOE_EP_ISA_AVX512 && !t_failed_here; isa++) { /* every path */
+        k.r.isa_max = (moe_ep_isa)isa;
+        CHECK_I64(moe_ep_route(&k.r, k.logits, k.T, k.tokens, k.got_ids, k.got_weights, &err), MOE_EP_OK);
+        for (i = 0; i < ids->count && !t_failed_here; i++) CHECK_I64(k.got_ids[i], ids->i[i]);
+        for (i = 0; weights && i < weights->count && !t_failed_here; i++)
+            CHECK_NEAR(k.got_weights[i], weights->f[i], rtol, 1e-37);
+    }
     if (t_failed_here) printf("    case %s, element %lld\n", c->name, (long long)i - 1);
     route_case_free(&k);
 }
@@ -341,7 +345,7 @@ typedef struct oracle {
     const float *logits;
     int masked[8192];
     float x[8192], score[8192], key[8192];
-    int usable[8192], order[8192];
+    int usable[8192], closed[8192], order[8192];
 } oracle;
 
 static void oracle_scores(oracle *o)
@@ -366,6 +370,7 @@ static void oracle_scores(oracle *o)
         o->key[e] = (r->select_on_logit ? x : s) + (r->select_bias ? r->select_bias[e] : 0.0f);
         if (o->masked[e]) o->key[e] = -1e30f;
         o->usable[e] = 1;
+        o->closed[e] = 0;
     }
 }
 
@@ -399,6 +404,7 @@ static void oracle_groups(oracle *o)
         for (e = order[g] * size; e < (order[g] + 1) * size; e++) {
             if (!r->mask_zero) o->usable[e] = 0;
             else if (!o->masked[e]) o->key[e] = 0.0f;
+            o->closed[e] = 1;
         }
 }
 
@@ -430,6 +436,7 @@ static void oracle_token(oracle *o, int *ids, double *w)
         if (!norm || j > 0) continue;
         for (i = 0; i < k; i++) {
             double v = r->weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED && sum > 0.0 && i > 0 ? w[i] / sum : w[i];
+            if (r->mask_zero == 2 && o->closed[ids[i]]) v = 0.0;
             n += p == 1.0 ? v : pow(fabs(v), p);
         }
         n = p == 1.0 ? n : pow(n, 1.0 / p);
@@ -439,6 +446,8 @@ static void oracle_token(oracle *o, int *ids, double *w)
         scale = n != 0.0 ? scale / n : 0.0;
     }
     for (j = 0; j < k; j++) w[j] *= scale * (r->per_expert_scale ? (double)r->per_expert_scale[ids[j]] : 1.0);
+    for (j = 0; j < k; j++)
+        if (r->mask_zero == 2 && o->closed[ids[j]]) w[j] = 0.0;
 }
 
 /* ---- random routers against it -------------------------------------------------------------------------- */
@@ -466,7 +475,7 @@ static void random_router(uint64_t *s, random_case *c)
     r->num_experts = r->n_group > 1 ? r->n_group * size : 1 + (int32_t)t_below(s, 96);
     r->topk_group = r->n_group > 1 ? 1 + (int32_t)t_below(s, r->n_group) : (int32_t)t_below(s, 2);
     r->group_top_m = r->n_group > 1 ? (int32_t)t_below(s, 3) : 0;
-    r->mask_zero = (int32_t)t_below(s, 2);
+    r->mask_zero = (int32_t)t_below(s, 3);
     room = r->n_group > 1 && !r->mask_zero ? r->topk_group * size : r->num_experts;
     r->top_k = 1 + (int32_t)t_below(s, t_below(s, 3) ? (room < 8 ? room : 8) : room);
     r->score = (moe_ep_score)t_below(s, 4);
@@ -569,7 +578,7 @@ static void kernel_case_draw(uint64_t *s, kernel_case *c, int big)
         if (r->num_experts > KERNEL_EXPERTS) r->num_experts = r->n_group;
         r->topk_group = 1 + (int32_t)t_below(s, r->n_group);
         r->group_top_m = (int32_t)t_below(s, r->num_experts / r->n_group < 3 ? r->num_experts / r->n_group + 1 : 4);
-        r->mask_zero = (int32_t)t_below(s, 2);
+        r->mask_zero = (int32_t)t_below(s, 3);
     }
     room = r->n_group > 1 && !r->mask_zero ? (int64_t)r->num_experts / r->n_group * r->topk_group : r->num_experts;
     r->top_k = 1 + (int32_t)t_below(s, t_below(s, 4) == 0 ? room : room < 10 ? room : 10);
@@ -658,7 +667,7 @@ TEST(best_keys_crowded_in_one_lane)
             r.n_group = groups;
             r.topk_group = 1 + (int32_t)t_below(&s, groups);
             r.group_top_m = 1 + (int32_t)t_below(&s, 2);
-            r.mask_zero = (int32_t)t_below(&s, 2);
+            r.mask_zero = (int32_t)t_below(&s, 3);
         } else if (n % 2) {
             r.score = MOE_EP_SCORE_SOFTMAX;
         }
@@ -1121,6 +1130,104 @@ TEST(ties_take_the_lowest_index)
     }
 }
 
+/* Logits that differ by single bits, or by a soft cap of any size, have equal scores: the choice is the K best of
+ * moe_ep_scores by insertion, lowest index first among equals, in every kernel. */
+TEST(near_ties_are_ties_of_the_scores)
+{
+    static const float caps[5] = {0.0f, 0.25f, 30.0f, 1e-38f, 1.4e-45f};
+    static float logits[5 * 96], scores[5 * 96];
+    int32_t ids[5 * 16], want[16], E, K, t, e, j, at;
+    uint64_t s = t_seed + 17;
+    int n, isa;
+    for (n = 0; n < 4000; n++) {
+        moe_ep_router r;
+        const float middle = (float)(t_unit(&s) * 8.0), step = t_below(&s, 2) ? 1e-7f : 2e-5f;
+        E = 1 + (int32_t)t_below(&s, 96);
+        K = 1 + (int32_t)t_below(&s, E < 16 ? E : 16);
+        r = moe_ep_router_mixtral(E, K);
+        r.logit_softcap = caps[n % 5];
+        for (e = 0; e < 5 * E; e++) /* a few high ones bit by bit apart, the others below */
+            logits[e] = t_below(&s, 4) ? (float)t_unit(&s) * 4.0f - 8.0f : middle + step * (float)t_below(&s, 3);
+        for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++) {
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_scores(&r, logits, 5, scores, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_route(&r, logits, 5, NULL, ids, NULL, NULL), MOE_EP_OK);
+            for (t = 0; t < 5 && !t_failed_here; t++) {
+                const float *of = scores + t * E;
+                for (e = 0, j = 0; e < E; e++) { /* j = how many are listed */
+                    if (j == K && !(of[e] > of[want[K - 1]])) continue;
+                    for (at = j < K ? j++ : K - 1; at > 0 && of[e] > of[want[at - 1]]; at--) want[at] = want[at - 1];
+                    want[at] = e;
+                }
+                for (j = 0; j < K && !t_failed_here; j++) CHECK_I64(ids[t * K + j], want[j]);
+            }
+            STOP_IF_FAILED("case %d", n * 10 + isa);
+        }
+    }
+}
+
+/* -FLT_MAX is masked like -Inf: the same ids and bits, whatever the biases, in every kernel. */
+TEST(the_lowest_float_is_masked)
+{
+    static float lowest[20 * 48], masked[20 * 48], bias[48], w[2][20 * 4];
+    int32_t ids[2][20 * 4], e;
+    uint64_t s = t_seed + 19;
+    int n, isa;
+    for (n = 0; n < 2000; n++) {
+        moe_ep_router r = moe_ep_router_mixtral(n % 3 ? 16 * (1 + n % 3) : 4 + (int32_t)t_below(&s, 44), 4);
+        const int all = t_below(&s, 4) == 0;
+        r.score = (moe_ep_score)t_below(&s, 4);
+        r.weight = (moe_ep_weight)t_below(&s, 3);
+        r.renorm = (int32_t)t_below(&s, 2);
+        r.select_on_logit = (int32_t)t_below(&s, 2);
+        if (n % 3 && t_below(&s, 2)) {
+            r.n_group = 2;
+            r.topk_group = 1;
+            r.group_top_m = 2;
+        }
+        for (e = 0; e < r.num_experts; e++) bias[e] = (float)t_unit(&s) * 2e37f;
+        if (t_below(&s, 2)) r.select_bias = bias;
+        else if (t_below(&s, 2)) r.logit_bias = bias;
+        for (e = 0; e < 20 * r.num_experts; e++) {
+            const int out = all || t_below(&s, 3) == 0;
+            const float v = t_below(&s, 9) ? (float)t_unit(&s) : -3.39e38f;
+            lowest[e] = out ? -3.402823466e+38f : v;
+            masked[e] = out ? -INFINITY : v;
+        }
+        for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++) {
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_route(&r, lowest, 20, NULL, ids[0], w[0], NULL), MOE_EP_OK);
+            if (isa == (int)MOE_EP_ISA_PORTABLE)
+                CHECK_I64(moe_ep_route(&r, masked, 20, NULL, ids[1], w[1], NULL), MOE_EP_OK);
+            CHECK(memcmp(ids[0], ids[1], sizeof ids[0]) == 0);
+            CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0);
+            STOP_IF_FAILED("case %d", n * 10 + isa);
+        }
+    }
+}
+
+/* Factors beyond what a float weight can hold: it stops at FLT_MAX, in every kernel. */
+TEST(weights_stop_at_the_largest_float)
+{
+    float logits[16 * 16], scale[16], w[16 * 2];
+    int32_t ids[16 * 2];
+    int isa, n, i;
+    for (i = 0; i < 256; i++) logits[i] = (float)(i % 16) * 1e37f;
+    for (n = 0; n < 3; n++) { /* by a factor of the expert, by both, by the router's */
+        for (i = 0; i < 16; i++) scale[i] = n == 2 ? -1.0f : n == 0 ? -40.0f : -1e30f;
+        for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++) {
+            moe_ep_router r = moe_ep_router_mixtral(16, 2);
+            r.isa_max = (moe_ep_isa)isa;
+            r.score = n == 1 ? MOE_EP_SCORE_SIGMOID : MOE_EP_SCORE_LOGIT;
+            r.renorm = 0;
+            r.scale = n == 0 ? 0.5f : n == 1 ? 1e30f : 3e38f;
+            r.per_expert_scale = scale;
+            CHECK_I64(moe_ep_route(&r, logits, 16, NULL, ids, w, NULL), MOE_EP_OK);
+            for (i = 0; i < 32; i++) CHECK_NEAR(w[i], -(double)3.402823466e+38f, 0.0, 0.0);
+        }
+    }
+}
+
 TEST(masked_experts_and_bad_logits)
 {
     float logits[6] = {1.0f, -INFINITY, 2.0f, -INFINITY, -1.0f, -INFINITY}, w[6];
@@ -1170,6 +1277,138 @@ TEST(masked_experts_in_groups)
     r.group_top_m = 1; /* the best one: now group 1 is in */
     CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
     CHECK(ids[0] == 2 && ids[1] == 5 && ids[2] == 4);
+}
+
+/* DeepSeek-V2 takes keys and weights from the scores masked with 0; DeepSeek-V3 in transformers only the keys. */
+TEST(weights_outside_the_groups)
+{
+    const float logits[4] = {1.0f, 0.0f, 3.0f, -200.0f}; /* groups 0,1 and 2,3; the last score underflows to 0 */
+    float w[3];
+    int32_t ids[3];
+    moe_ep_router r = moe_ep_router_deepseek_v2(4, 3);
+    r.n_group = 2;
+    r.topk_group = 1;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 0 && ids[2] == 1);
+    CHECK_NEAR(w[0], 16.0 / (1.0 + exp(-2.0) + exp(-3.0)), 1e-6, 0.0);
+    CHECK(!(w[1] > 0.0f) && !(w[2] > 0.0f));
+    r.mask_zero = 1;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[1] == 0 && w[1] > 1.0f && w[2] > 0.5f);
+    CHECK(moe_ep_router_deepseek_v2_hub(8, 2).mask_zero == 2 && moe_ep_router_deepseek_v3_hf(8, 2).mask_zero == 1);
+}
+
+/* The weight of a logit as torch.sigmoid gives it in float32: 1 / (1 + exp(-x)), each step rounded.  Where exp(-x) is
+ * infinite the score is 0, and such experts tie. */
+TEST(sigmoid_as_torch)
+{
+    static const struct {
+        float x, s;
+    } known[] = {{-2.5f, 0x1.36b71p-4f}, {-2.0f, 0x1.e84152p-4f}, {-1.5f, 0x1.759b84p-3f}, {-1.0f, 0x1.136562p-2f},
+                 {-0.5f, 0x1.829a06p-2f}, {0.0f, 0x1p-1f}, {0.5f, 0x1.3eb2fep-1f}, {1.0f, 0x1.764d5p-1f},
+                 {1.5f, 0x1.a2991ep-1f}, {2.0f, 0x1.c2f7d4p-1f}, {20.0f, 1.0f}, {-89.0f, 0.0f}, {-3e38f, 0.0f}};
+    float logits[40], s, w[2];
+    int32_t ids[2], i, isa;
+    size_t k;
+    for (isa = MOE_EP_ISA_PORTABLE; isa <= MOE_EP_ISA_AVX512; isa++) {
+        moe_ep_router r = moe_ep_router_minimax_m2(1, 1);
+        r.isa_max = (moe_ep_isa)isa;
+        r.renorm = 0;
+        for (k = 0; k < sizeof known / sizeof *known; k++) {
+            CHECK_I64(moe_ep_scores(&r, &known[k].x, 1, &s, NULL), MOE_EP_OK);
+            CHECK_NEAR(s, known[k].s, 0.0, 0.0);
+            CHECK_I64(moe_ep_route(&r, &known[k].x, 1, NULL, ids, &s, NULL), MOE_EP_OK);
+            CHECK_NEAR(s, known[k].s, 0.0, 0.0);
+        }
+        for (i = 0; i < 40; i++) logits[i] = -120.0f + (float)i * 0.5f; /* the last ones are larger, but all give 0 */
+        r.num_experts = 32;
+        r.top_k = 2;
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK(ids[0] == 0 && ids[1] == 1);
+        logits[17] = -88.0f; /* 6e-39, a subnormal number */
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK(ids[0] == 17 && ids[1] == 0);
+    }
+}
+
+/* Group scores are added in torch's order.  With t = 2^-24, adding 2 t, 2 t, 2 t and t to 1 one by one gives 1 + 8 t;
+ * where the fifth key joins the first one first (5 to 7 keys), it is lost, and 1 + 6 t is a tie with group 0. */
+TEST(group_scores_in_torchs_order)
+{
+    const float t = 0x1p-24f;
+    int32_t m, i, id;
+    for (m = 5; m <= 9; m++) {
+        float keys[18];
+        moe_ep_router r = moe_ep_router_megatron_post_softmax(2 * m, 1);
+        r.select = MOE_EP_SELECT_KEYS;
+        r.weight = MOE_EP_WEIGHT_ONE;
+        r.keys = keys;
+        r.n_group = 2;
+        r.topk_group = 1;
+        r.group_top_m = m;
+        for (i = 0; i < m; i++) keys[i] = i == 0 ? 1.0f : i == 1 ? 6.0f * t : 0.0f;
+        for (i = 0; i < m; i++) keys[m + i] = i == 0 ? 1.0f : i < 4 ? 2.0f * t : i == 4 ? t : 0.0f;
+        CHECK_I64(moe_ep_route(&r, NULL, 1, NULL, &id, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(id, m < 8 ? 0 : m);
+    }
+}
+
+TEST(largest_weight_as_norm)
+{
+    const float logits[3] = {1.0f, 3.0f, 2.0f};
+    float w[2];
+    int32_t ids[2];
+    moe_ep_router r = moe_ep_router_dbrx(3, 2, INFINITY);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 1 && ids[1] == 2);
+    CHECK_NEAR(w[0], 1.0, 1e-6, 0.0);
+    CHECK_NEAR(w[1], exp(-1.0), 1e-6, 0.0);
+    r.renorm_p = -INFINITY;
+    CHECK_I64(moe_ep_router_check(&r, NULL), MOE_EP_ERR_NAN);
+    r.renorm_p = NAN;
+    CHECK_I64(moe_ep_router_check(&r, NULL), MOE_EP_ERR_NAN);
+}
+
+TEST(names_of_config_files)
+{
+    static const char *const same[][2] = {
+        {"qwen2_moe", "qwen2"}, {"qwen3_moe", "qwen3"}, {"granitemoe", "granite"}, {"glm4_moe", "glm45"},
+        {"lfm2_moe", "lfm2"}, {"ernie4_5_moe", "ernie45"}, {"longcat_flash", "longcat"}, {"hunyuan_v1_moe", "hunyuan"},
+        {"switch_transformers", "switch"}, {"Renormalize", "granite"}, {"RenormalizeNaive", "mixtral"},
+        {"TopKSigmoid", "llama4"}, {"exaone_moe", "glm45"}};
+    moe_ep_router a, b;
+    size_t i;
+    for (i = 0; i < sizeof same / sizeof *same; i++) {
+        CHECK_I64(moe_ep_router_by_name(same[i][0], 64, 4, &a, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_router_by_name(same[i][1], 64, 4, &b, NULL), MOE_EP_OK);
+        CHECK(memcmp(&a, &b, sizeof a) == 0);
+    }
+    a = moe_ep_router_exaone_moe(128, 8);
+    CHECK_NEAR(a.scale, 2.5, 0.0, 0.0);
+}
+
+TEST(input_dropout)
+{
+    float x[4000];
+    moe_ep_rng rng = moe_ep_rng_seed(t_seed);
+    moe_ep_error err;
+    int i, gone = 0;
+    for (i = 0; i < 4000; i++) x[i] = 3.0f;
+    CHECK_I64(moe_ep_dropout(x, 4000, 0.0f, &rng, &err), MOE_EP_OK);
+    CHECK(x[0] >= 3.0f && x[3999] <= 3.0f);
+    CHECK_I64(moe_ep_dropout(x, 4000, 0.25f, &rng, &err), MOE_EP_OK);
+    for (i = 0; i < 4000; i++) {
+        gone += !(x[i] > 0.0f);
+        CHECK(!(x[i] > 0.0f) || (x[i] >= 4.0f && x[i] <= 4.0f));
+    }
+    CHECK_NEAR(gone, 1000.0, 0.0, 5.0 * sqrt(4000.0 * 0.25 * 0.75));
+    CHECK_I64(moe_ep_dropout(NULL, 0, 0.5f, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_dropout(NULL, 2, 0.5f, &rng, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_dropout(x, 2, 0.5f, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_dropout(x, -2, 0.5f, &rng, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_dropout(x, 2, 1.0f, &rng, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_dropout(x, 2, -0.1f, &rng, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_dropout(x, 2, NAN, &rng, &err), MOE_EP_ERR_NAN);
 }
 
 TEST(presets_and_names)

@@ -381,6 +381,9 @@ TEST(eplb_verdict)
         if (tokens >= 1536) CHECK(g.seconds > 1.15 && g.share >= 0.8);
         if (tokens >= 2048) CHECK(g.share >= 0.9);
         if (tokens >= 8192) CHECK(g.seconds >= 1.5);
+        if (eplb_payoff(g.seconds) == MOE_EP_PAYOFF_YES) CHECK(eplb_measured[i] > 1.15); /* sure is never wrong */
+        if (eplb_payoff(g.seconds) == MOE_EP_PAYOFF_NO) CHECK(eplb_measured[i] <= 1.15);
+        if (tokens >= 2048) CHECK(eplb_payoff(g.seconds) == MOE_EP_PAYOFF_YES);
         CHECK(fabs(g.seconds / eplb_measured[i] - 1) <= (tokens == 96 || tokens == 4096 ? 0.45 : 0.33));
         CHECK(g.rows > 1.5); /* rows alone would promise a gain everywhere */
     }

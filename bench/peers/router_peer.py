@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 #
 # usage: python3 router_peer.py FILE TOKENS EXPERTS TOP_K THREADS
-# FILE holds TOKENS*EXPERTS float32 logits, then EXPERTS float32 biases.  For every line read, "0" or "1", that router is
-# called once and its milliseconds are printed: 0 = softmax and top-k; 1 = sigmoid + bias, 8 groups by the sum of their two
-# best, 4 open, divided by the sum, x 2.5 (the rule of DeepSeek-V3, one tensor operation per step).
+# FILE holds TOKENS*EXPERTS float32 logits, then EXPERTS float32 biases.  For every line read, "0" or "1", that router
+# is called once and its milliseconds are printed: 0 = softmax and top-k; 1 = sigmoid + bias, 8 groups by the sum
+# of their two best, 4 open, divided by the sum, x 2.5 (the rule of DeepSeek-V3, one tensor operation per step).
 import sys
 import time
 

@@ -515,7 +515,7 @@ static int time_preset(const preset *q, const std::vector<int64_t> &tokens, cons
 static int time_all(int small)
 {
     static const preset presets[] = {{"Qwen3-30B", 128, 2048, 768, 8}, {"Phi-tiny", 16, 4096, 448, 2},
-                                     {"Mixtral-8x7B", 8, 4096, 14336, 2}};
+                                     {"Mixtral-8x7B", 8, 4096, 14336, 2}, {"DeepSeek-V3/8", 32, 7168, 2048, 8}};
     static const preset tiny = {"tiny", 4, 16, 8, 2};
     const std::vector<int64_t> tokens =
         small ? std::vector<int64_t>{3} : std::vector<int64_t>{1, 16, 64, 256, 1024, 4096};
@@ -529,7 +529,7 @@ static int time_all(int small)
     printf("us per micro-batch; %% of the copy, of the experts' bound (* no grouped product here); layer: two in "
            "flight\n");
     printf("%-14s %6s | %13s | %28s | %13s | %9s\n", "", "tokens", "gather", "experts: grouped, loop", "sum", "layer");
-    for (i = 0; i < (small ? 1u : 3u); i++) MC_TRY(time_preset(small ? &tiny : &presets[i], tokens, &most));
+    for (i = 0; i < (small ? 1u : 4u); i++) MC_TRY(time_preset(small ? &tiny : &presets[i], tokens, &most));
     return (int)cudaStreamDestroy(stream);
 }
 

@@ -496,6 +496,7 @@ typedef struct mc_arrays {
     float *one, *zero;
 } mc_arrays;
 
+#if defined(MOE_EP_CUDA_ON_HOST) || CUBLAS_VER_MAJOR > 12 || (CUBLAS_VER_MAJOR == 12 && CUBLAS_VER_MINOR >= 5)
 static int mc_product_grouped(mc_backend *m, const mc_product *q, const mc_arrays *a)
 {
     int g;
@@ -509,6 +510,13 @@ static int mc_product_grouped(mc_backend *m, const mc_product *q, const mc_array
         (const void *const *)(q->device + q->groups), CUDA_R_16BF, a->k, a->zero,
         (void *const *)(q->device + 2 * q->groups), CUDA_R_16BF, a->m, q->groups, a->size, CUBLAS_COMPUTE_32F);
 }
+#else /* CUDA before 12.5 */
+static int mc_product_grouped(mc_backend *m, const mc_product *q, const mc_arrays *a)
+{
+    (void)m, (void)q, (void)a;
+    return (int)CUBLAS_STATUS_NOT_SUPPORTED;
+}
+#endif
 
 static int mc_multiply(mc_backend *m, const mc_product *q)
 {
@@ -572,7 +580,8 @@ static int mc_run_experts(mc_backend *m, mc_batch *b, const void **ptr, int *n, 
     q.groups = groups, q.m = 2 * m->inter, q.k = m->hidden, q.n = n, q.host = ptr, q.device = (void **)b->pointers.ptr;
     MC_TRY(mc_multiply(m, &q));
     MC_LAUNCH(mc_swiglu, (unsigned)rows, (unsigned)mc_threads(m->inter / 8), stream, (uint4 *)b->hidden.ptr,
-              (const uint4 *)b->both.ptr, m->inter / 8, m->alpha > 0.0f ? m->alpha : 1.0f, m->limit, m->up_offset);
+              (const uint4 *)b->both.ptr, m->inter / 8, m->alpha > 0.0f || m->alpha < 0.0f ? m->alpha : 1.0f,
+              m->limit, m->up_offset);
     MC_TRY(cudaGetLastError());
     q.m = m->hidden, q.k = m->inter, q.host = ptr + 3 * groups, q.device = (void **)b->pointers.ptr + 3 * groups;
     return mc_multiply(m, &q);

@@ -4,8 +4,8 @@
  *
  * build: mpicc -O2 -I. examples/mpi/moe_ep_mpi.c -o moe_ep_mpi -lm          run: mpirun -n 4 ./moe_ep_mpi
  *
- * Counts travel by MPI_Alltoall, rows by MPI_Ialltoallv.  Ranks have different numbers of tokens, the last one has
- * none in the first batch, some choices are -1. */
+ * Counts travel by MPI_Alltoall, rows by MPI_Ialltoallv.  Ranks have different numbers of tokens: the last of two has
+ * none in the first batch, the last of more has none at all, and one batch is nobody's.  Some choices are -1. */
 #define MOE_EP_IMPLEMENTATION
 #include "moe_ep.h"
 #include <mpi.h>
@@ -154,14 +154,16 @@ typedef struct batch {
     int32_t *ids, *slots;
 } batch;
 
-/* Skewed choices (low ids are hot), some -1; the last of several ranks has nothing to do in batch 0. */
+/* Skewed choices (low ids are hot), some -1.  Empty: batch 2 everywhere, batch 0 on the last of several ranks, all on
+ * the last of more than two. */
 static batch make_batch(int index)
 {
     moe_ep_rng g = moe_ep_rng_seed((uint64_t)(100 * rank + index));
     batch b;
     int64_t i;
     memset(&b, 0, sizeof b);
-    b.tokens = index == 0 && ranks > 1 && rank == ranks - 1 ? 0 : 20 + 13 * rank + 7 * index;
+    b.tokens = 20 + 13 * rank + 7 * index;
+    if (index == 2 || (rank == ranks - 1 && ranks > 1 && (index == 0 || ranks > 2))) b.tokens = 0;
     b.x = (float *)malloc(sizeof(float) * H * (size_t)(3 * b.tokens + 1));
     b.weight = (float *)malloc(sizeof(float) * K * (size_t)(b.tokens + 1));
     b.ids = (int32_t *)malloc(sizeof(int32_t) * 2 * K * (size_t)(b.tokens + 1));
@@ -278,7 +280,7 @@ int main(int argc, char **argv)
     moe_ep_place_desc plan;
     moe_ep_placement now, next;
     moe_ep_weights all;
-    batch b[2];
+    batch b[4];
     double loads[E];
     int64_t counted[E], once[E];
     float *every, *slots, *fresh;
@@ -306,7 +308,7 @@ int main(int argc, char **argv)
         if (now.slot_expert[s] >= 0)
             make_expert(now.slot_expert[s], slots + (size_t)(s - now.slot_start[rank]) * EXPERT);
     all = weights_over(every, E);
-    for (i = 0; i < 2; i++) b[i] = make_batch(i);
+    for (i = 0; i < 4; i++) b[i] = make_batch(i < 2 ? i : 2);
     step(&now, slots, &all, b, "contiguous");
     memset(counted, 0, sizeof counted);
     for (i = 0; i < 2; i++) {
@@ -319,7 +321,8 @@ int main(int argc, char **argv)
     check(moe_ep_relabel(&now, &next, 0, NULL, NULL) == MOE_EP_OK, "relabel");
     move_weights(&now, &next, slots, fresh);
     step(&next, fresh, &all, b, "after rebalancing");
-    for (i = 0; i < 2; i++) free(b[i].x), free(b[i].weight), free(b[i].ids);
+    step(&next, fresh, &all, b + 2, "nobody has tokens");
+    for (i = 0; i < 4; i++) free(b[i].x), free(b[i].weight), free(b[i].ids);
     free(every), free(slots), free(fresh), free(mem_now), free(mem_next);
     MPI_Finalize();
     return 0;

@@ -146,10 +146,10 @@ _struct("moe_ep_model", """
     char *name, *source; int32_t num_layers, num_moe_layers, num_experts, top_k, num_groups, top_groups, num_shared,
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
     moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;""")
-_struct("moe_ep_gemm", "double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s;")
+_struct("moe_ep_gemm", "double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p;")
 _struct("moe_ep_link", """
-    double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p,
-    row_byte_s, pair_Bps, crowd_s, short_s, short_Bps;""")
+    double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p, row_byte_s,
+    pair_Bps, crowd_s, short_s, short_Bps;""")
 _struct("moe_ep_machine", """
     char *name, *source; int32_t devices_per_node; double memory_bytes, memory_Bps, flops[3]; moe_ep_gemm gemm;
     moe_ep_link ll_dispatch, ll_combine, normal_dispatch, normal_combine;""")
@@ -840,8 +840,8 @@ class DefaultEplbPolicy:
         phy = _array(maps[0], np.int64, "phy2log")
         old = _array(old_global_expert_indices, np.int64, "old_global_expert_indices", 2)
         if old.shape != phy.shape:
-            warnings.warn("old_global_expert_indices has the shape %s, the new map %s: the experts' slots are not kept" % (
-                old.shape, phy.shape), RuntimeWarning, stacklevel=3)
+            warnings.warn("old_global_expert_indices has the shape %s, the new map %s: the experts' slots are not "
+                          "kept" % (old.shape, phy.shape), RuntimeWarning, stacklevel=3)
             return maps
         phy = cls.preserve_intragpu_slots(phy, num_ranks, old)
         again = Placement.from_phy2log(phy, maps[2].shape[1], num_ranks).maps()

@@ -43,8 +43,6 @@ c_compiler() { # c_compiler COMMAND PACKAGE
     fi
     more=$STRICT_GCC
     is_clang "$1" && more=
-    quick=-O0
-    if is_clang "$1"; then quick=-fsyntax-only; fi
     for std in c99 c11 c17 c2x ${full:+gnu99 gnu17}; do
         case $full-$std in
             -c99) if is_clang "$1"; then levels=-O0; else levels=-O2; fi ;;
@@ -57,8 +55,7 @@ c_compiler() { # c_compiler COMMAND PACKAGE
             try "$1 -std=$std $level" "$1" -std=$std $level $STRICT $STRICT_C $more
         done
     done
-    level=$quick
-    if [ -n "$full" ]; then level=-O2; fi
+    level=${full:--fsyntax-only} # symbols.sh compiles some of them, too
     for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
         # shellcheck disable=SC2086
         try "$1 -std=c11 -D$define" "$1" -std=c11 $level -D$define $STRICT $STRICT_C $more

@@ -1,4 +1,5 @@
-/* tests/fuzz/findings.h - what fuzzing has found, as rows that tests/test_fuzz.c replays on every run.
+/* tests/fuzz/findings.h - what fuzzing has found, as rows that tests/test_fuzz.c replays on every run (those of
+ * "readers" tests/fuzz/fuzz.sh, which builds that target).
  * SPDX-License-Identifier: MIT
  * target, input in hex, what it was.  The targets print such rows themselves. */
 static const struct findings_row {
@@ -8,6 +9,7 @@ static const struct findings_row {
     {"balance", "f702bcbe28bc8bc7", "subnormal loads gave an imbalance above n"},
     {"split", "bf6a4b6c85ad3c6b", "a load of 3e-5 beside one of 1e3 was shared out to 1e-9 of it only"},
     {"forward", "897794e5fa54ffe0", "an input of FLT_MAX"},
+    {"forward", "abd6daf7007c007234", "y was NaN with status OK: infinity minus infinity on the way"},
     {"route", "c3f9dd4ee4ef2f6d", "a logit and its bias of FLT_MAX added up to infinity, the weight to NaN"},
     {"place", "a6d3b908eb3924c7", "loads near 1e308: node_imbalance of best's result was not a number"},
     {"place", "e38e6da197742c81", "the same, maximum 6e307"},
@@ -25,4 +27,21 @@ static const struct findings_row {
     {"sim", "8ecd09a15c318905", "TARGET with a negative hot device left ids unwritten"},
     {"cost", "1b2bb962ab8ce990", "expected bytes took more than 20 s with a huge number of devices or groups"},
     {"cost", "3ca55d588e0a82ac", "the same"},
+    {"route", "75000b72310210889e", "AVX-512, tokens together, huge logits: read behind the last row"},
+    {"sim", "d78cc5a9ab9f31e860", "TARGET below 1 / num_devices with few tokens: wrote behind ids"},
+    {"sim", "c39d4facde7d8847e7", "the same"},
+    {"diagnose", "d8b1d147e1fb406f", "gain was not a number: after / before of huge seconds"},
+    {"diagnose", "4ece31201637d2dace", "move_s was infinite"},
+    {"diagnose", "e0879f28c07a3967b0", "move_bytes was infinite"},
+    {"capacity", "fa95f270a9089fa8ed", "a weight beyond float after the norm was infinite"},
+    {"place", "53e14b764a90c59e70", "window_loads: infinite sums of finite steps"},
+    {"cost", "f367b25a8a61231f62", "a table of times of 1e308 and 5e-324: not a number"},
+    {"cost", "dd58180365e2d2c9b21fb0b4c892257347ab", "a curve that ends at 5e-324 bytes: infinite"},
+    {"route", "978be240ad0d8b0aeb", "logits one bit below others that tie had the same score and the lower index"},
+    {"route", "0100b260232c", "the same between instruction sets, a subnormal soft cap"},
+    {"route", "c3192a83077c1efe17", "the same"},
+    {"route", "6b4a06fff64435825c", "AVX-512, tokens together: a logit of -FLT_MAX with a bias was not masked"},
+    {"route", "a489116ecbeb38eced", "the same, by the bias of a logit"},
+    {"route", "3dd0f98ce552b94f30", "AVX-512, tokens together: a weight beyond float by per_expert_scale"},
+    {"readers", "0a0a186c6f616473", "a step of 9e18 in a log was cast to an integer"},
 };

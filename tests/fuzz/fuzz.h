@@ -11,7 +11,7 @@
  * What does not hold is reported by fz_fail, which prints the input and aborts.
  *   FUZZ_ENGINE   the fuzzing engine brings main and calls LLVMFuzzerTestOneInput (libFuzzer, AFL++)
  *   FUZZ_TABLE    no main: tests/test_fuzz.c includes all targets and replays findings.h
- *   neither       fuzz_NAME [--runs N] [--seconds S] [--seed N] [--survey 1] | fuzz_NAME FILE...
+ *   neither       fuzz_NAME [--runs N] [--seconds S] [--seed N] [--survey 1] | --rows HEX... | FILE...
  *                 random inputs, or replay; --survey 1 goes on after a finding and lists each kind once */
 #ifndef FUZZ_H
 #define FUZZ_H
@@ -27,6 +27,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -405,17 +407,28 @@ static inline double fz_now(void)
 /* Nothing but the row: the process may be in any state. */
 static void fz_caught(int signal_number)
 {
-    if (fz_survey && signal_number != SIGALRM) fz_fail("signal %d", signal_number);
+    if (fz_survey && signal_number != SIGPROF) fz_fail("signal %d", signal_number);
     fprintf(stderr, "fuzz %s, %s: %s\n", fz_target, fz_where,
-            signal_number == SIGALRM ? "took more than 20 seconds" : "signal");
+            signal_number == SIGPROF ? "took more than 20 seconds of processor time" : "signal");
     fz_print_row();
     signal(signal_number, SIG_DFL);
-    if (signal_number == SIGALRM) abort();
+    if (signal_number == SIGPROF) abort();
     raise(signal_number);
+}
+static inline void fz_watchdog(void)
+{
+    struct itimerval limit;
+    memset(&limit, 0, sizeof limit);
+    limit.it_value.tv_sec = 20;
+    setitimer(ITIMER_PROF, &limit, NULL);
 }
 static inline void fz_catch(void)
 {
-    signal(SIGALRM, fz_caught);
+#if !defined(FZ_SANITIZED)
+    struct rlimit two_gigabytes = {(rlim_t)2 << 30, (rlim_t)2 << 30}; /* a wild size is ERR_MEMORY then */
+    setrlimit(RLIMIT_AS, &two_gigabytes);
+#endif
+    signal(SIGPROF, fz_caught);
 #if !defined(FZ_SANITIZED)
     signal(SIGSEGV, fz_caught);
     signal(SIGBUS, fz_caught);
@@ -443,6 +456,24 @@ static inline int fz_replay(const char *target, void (*one_case)(void), int coun
     return 0;
 }
 
+/* Rows of findings.h: inputs in hex. */
+static inline int fz_rows(const char *target, void (*one_case)(void), int count, char **rows)
+{
+    int i;
+    for (i = 0; i < count; i++) {
+        uint8_t data[2048];
+        size_t n = 0;
+        unsigned byte;
+        const char *hex;
+        for (hex = rows[i]; n < sizeof data && sscanf(hex, "%2x", &byte) == 1; hex += 2) data[n++] = (uint8_t)byte;
+        fz_run(target, one_case, data, n);
+    }
+    printf("fuzz %-10s %d rows replayed\n", target, count);
+    return 0;
+}
+
+static void (*fz_also)(void); /* more to report at the end */
+
 static inline void fz_report(const char *target, unsigned long long done, double seconds, unsigned long long seed)
 {
     unsigned long long calls = 0;
@@ -452,6 +483,7 @@ static inline void fz_report(const char *target, unsigned long long done, double
            target, done, seconds, (double)clock() / CLOCKS_PER_SEC, seed, calls,
            calls ? 100.0 * (double)fz_tally[0] / (double)calls : 0.0);
     for (i = 0; i < 64 && *fz_seen[i]; i++) printf("    %llu times %s\n", fz_seen_times[i], fz_seen[i]);
+    if (fz_also) fz_also();
 }
 
 /* Random inputs of nine bytes, which is the fastest way to a whole case; one in eight has more bytes. */
@@ -460,6 +492,8 @@ static inline int fz_main(const char *target, void (*one_case)(void), int argc, 
     uint64_t seed = 1, runs = UINT64_MAX, done;
     double seconds = 1e18, start = fz_now();
     int i;
+    fz_catch();
+    if (argc > 1 && strcmp(argv[1], "--rows") == 0) return fz_rows(target, one_case, argc - 2, argv + 2);
     if (argc > 1 && argv[1][0] != '-') return fz_replay(target, one_case, argc - 1, argv + 1);
     for (i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--seed") == 0) seed = strtoull(argv[i + 1], NULL, 10);
@@ -468,14 +502,13 @@ static inline int fz_main(const char *target, void (*one_case)(void), int argc, 
         else if (strcmp(argv[i], "--survey") == 0) fz_survey = atoi(argv[i + 1]);
     }
     if (runs == UINT64_MAX && seconds > 1e17) runs = 10000;
-    fz_catch();
     for (done = 0; done < runs; done++) {
         uint8_t data[72];
         uint64_t state = seed + done * UINT64_C(0xd1342543de82ef95), word;
         size_t size = done % 8 ? 9 : 16 + done / 8 % 56, at;
         if (done % 256 == 0) {
             if (fz_now() - start > seconds) break;
-            alarm(60);
+            fz_watchdog();
         }
         for (at = 0; at < size; at += 8) {
             word = fz_mix(&state);

@@ -5,12 +5,13 @@
 #              FUZZ_RUNS     executions of each target (default 200000)
 #              FUZZ_SECONDS  at most so long each (default 60)
 #              FUZZ_SEED     of the random engine
-#              FUZZ_ENGINE   random     random inputs, plain -O2 build, forbidden pages around the arrays (default; the fastest)
+#              FUZZ_ENGINE   random     random inputs, -O2, a forbidden page behind every array (default, fastest)
 #                            sanitized  random inputs under ASan and UBSan
 #                            libfuzzer  clang's coverage-guided engine, ASan and UBSan (package libclang-rt-14-dev)
 #                            afl        AFL++, persistent mode (package afl++); findings in build/fuzz/afl/TARGET
 #              FUZZ_SURVEY   1 = the random engines go on after a finding and list each kind once
 #              FUZZ_RECORD   1 = add what ran to tests/fuzz/executions.tsv and write executions.md anew
+#              FUZZ_FLAGS    for the compiler: -DFZ_STRICT=0 lets results of cases beyond 1e30 be infinite
 #              FUZZ_DIR      where to build (default build/fuzz);  FUZZ_HEADER  where moe_ep.h is (default .)
 # One line per target: executions and seconds.  A finding prints a row for tests/fuzz/findings.h.
 . tests/lib.sh
@@ -21,7 +22,7 @@ fi
 engine=${FUZZ_ENGINE:-random} runs=${FUZZ_RUNS:-200000} seconds=${FUZZ_SECONDS:-60} seed=${FUZZ_SEED:-1}
 out=${FUZZ_DIR:-build/fuzz} header=${FUZZ_HEADER:-.}
 mkdir -p "$out"
-flags="-std=gnu99 -g -I$header -Iexamples -DMOE_EP_NO_BLAS"
+flags="-std=gnu99 -g -I$header -Iexamples -DMOE_EP_NO_BLAS ${FUZZ_FLAGS:-}"
 san="-fsanitize=address,undefined -fno-sanitize-recover=all"
 case $engine in
     random) compiler=$CC mode="-O2 -DMOE_EP_DEBUG" ;;
@@ -41,11 +42,15 @@ build() {
     link="-lm" files=tests/fuzz/fuzz_$1.c from="tests/fuzz $impl"
     if [ "$1" = readers ]; then
         wrap=
-        for f in malloc calloc realloc free strdup vasprintf getline fopen fclose exit cli_die cli_keep cli_keep_block; do
+        for f in malloc calloc realloc free strdup strndup vasprintf getline __getdelim fopen fclose scandir exit \
+            cli_die cli_keep cli_keep_block yaml_parser_initialize yaml_parser_delete yaml_parser_parse; do
             wrap="$wrap,--wrap=$f"
         done
         link="-Wl$wrap -ljansson -lyaml -lm"
-        files="$files $(ls examples/cli_*.c)"
+        files="$files tests/fuzz/simulate_inside.c" # which includes cli_simulate.c
+        for f in examples/cli_*.c; do
+            [ "$f" = examples/cli_simulate.c ] || files="$files $f"
+        done
         from="$from examples"
     fi
     # shellcheck disable=SC2086
@@ -53,19 +58,29 @@ build() {
     # shellcheck disable=SC2086
     $compiler $flags $mode ${STB_CFLAGS:--I/usr/include/stb} $files "$impl" -o "$out/$1_$engine" $link
 }
+# replay TARGET: its rows of findings.h, by the binaries that have a main of ours
+replay() {
+    case $engine in random | sanitized) ;; *) return 0 ;; esac
+    rows=$(sed -n "s/^ *{\"$1\", \"\([0-9a-f]*\)\".*/\1/p" tests/fuzz/findings.h)
+    # shellcheck disable=SC2086
+    [ -z "$rows" ] || "$out/$1_$engine" --rows $rows
+}
 run() {
     target=$1
     dir=$out/afl/$target
     case $engine in
         random | sanitized)
-            ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" --runs "$runs" --seconds "$seconds" --seed "$seed" \
-                --survey "${FUZZ_SURVEY:-0}" ;;
+            ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 "$out/${target}_$engine" --runs "$runs" \
+                --seconds "$seconds" --seed "$seed" --survey "${FUZZ_SURVEY:-0}" ;;
         libfuzzer)
             mkdir -p "$out/corpus_$target"
             [ -d tests/fuzz/corpus ] && cp tests/fuzz/corpus/"${target}"_* "$out/corpus_$target" 2>/dev/null
-            ASAN_OPTIONS=detect_leaks=0 "$out/${target}_$engine" -runs="$runs" -max_total_time="$seconds" \
-                -max_len=2048 -verbosity=0 -print_final_stats=1 -artifact_prefix="$out/${target}_" \
-                "$out/corpus_$target" >"$out/$target.log" 2>&1 || { tail -n 30 "$out/$target.log"; return 1; }
+            ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 "$out/${target}_$engine" -runs="$runs" \
+                -max_total_time="$seconds" -max_len=2048 -rss_limit_mb=0 -verbosity=0 -print_final_stats=1 \
+                -artifact_prefix="$out/${target}_" "$out/corpus_$target" >"$out/$target.log" 2>&1 || {
+                tail -n 30 "$out/$target.log"
+                return 1
+            }
             awk -v t="$target" '/number_of_executed_units/ { n = $2 } /average_exec_per_sec/ { r = $2 }
                 END { printf "fuzz %-10s %d executions, %d s, libFuzzer\n", t, n, r ? n / r : 0 }' "$out/$target.log" ;;
         afl)
@@ -73,12 +88,27 @@ run() {
             mkdir -p "$dir/in"
             printf '0123456789abcdef' >"$dir/in/a"
             AFL_SKIP_CPUFREQ=1 AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 AFL_NO_UI=1 AFL_NO_AFFINITY=1 \
-                afl-fuzz -V "$seconds" -i "$dir/in" -o "$dir/out" "$out/${target}_$engine" >"$out/$target.log" 2>&1
+                afl-fuzz -V "$seconds" -E "$runs" -i "$dir/in" -o "$dir/out" "$out/${target}_$engine" \
+                >"$out/$target.log" 2>&1
             awk -F: -v t="$target" '/^execs_done/ { n = $2 } /^run_time/ { s = $2 } /^saved_crashes/ { c = $2 }
                 END { printf "fuzz %-10s %d executions, %d s, AFL++, %d crashes\n", t, n, s, c; exit c > 0 }' \
                 "$dir/out/default/fuzzer_stats" ;;
     esac
 }
+
+# Public functions that no target calls; the presets of routers, models and machines are called by name.
+uncalled() {
+    # shellcheck disable=SC2154
+    sed -n 's/^MOE_EP_API [^(]*[ *]\(moe_ep_[A-Za-z0-9_]*\)(.*/\1/p' "$header/moe_ep.h" | sort -u |
+        grep -v '^moe_ep_\(router\|model\|machine\)_' >"$tmp/api"
+    wc -l <"$tmp/api" | tr -d ' ' >"$tmp/count"
+    cat tests/fuzz/fuzz_*.c tests/fuzz/fuzz*.h | grep -o 'moe_ep_[A-Za-z0-9_]*' | sort -u | comm -23 "$tmp/api" -
+}
+if [ -z "${FUZZ_ONLY:-}" ]; then
+    uncalled >"$tmp/uncalled"
+    [ ! -s "$tmp/uncalled" ]
+    result $? "every public function is called by a target ($(cat "$tmp/count"))" "$tmp/uncalled"
+fi
 
 impl=$out/impl_$engine.o
 if [ -z "$(find "$impl" -newer "$header/moe_ep.h" 2>/dev/null)" ]; then
@@ -95,6 +125,7 @@ for source in tests/fuzz/fuzz_*.c; do
             ! printf '#include <jansson.h>\n#include <yaml.h>\n' | $CC -E - >/dev/null 2>&1; then
             skip "$target" "no jansson.h or yaml.h (packages libjansson-dev, libyaml-dev)"
         else fail "$target compiles" "$tmp/log"; fi
+    elif ! replay "$target" >"$tmp/log" 2>&1; then fail "$target: an old finding is back" "$tmp/log"
     elif run "$target" >"$tmp/log" 2>&1; then
         cat "$tmp/log"
         [ "${FUZZ_RECORD:-0}" = 1 ] && sh tests/fuzz/record.sh "$target" "$engine" "$header/moe_ep.h" "$tmp/log"

@@ -19,6 +19,9 @@ static void basics_case(void)
     written = moe_ep_error_text(fz_chance(.9) ? &e : NULL, fz_chance(.9) ? text : NULL, size);
     if (size > 0 && ((unsigned char *)text)[0] != 0xa5 && !memchr(text, 0, size)) fz_fail("no end, %zu", written);
     if (!moe_ep_status_str(e.status) || !moe_ep_isa_name((moe_ep_isa)fz_bad_i32())) fz_fail("NULL text");
+    if (fz_seldom(64) &&
+        (moe_ep_isa_best() < MOE_EP_ISA_PORTABLE || strcmp(moe_ep_version(), MOE_EP_VERSION_STRING) != 0))
+        fz_fail("version %s", moe_ep_version());
     fz_where = "rng";
     for (i = 0; i < 8; i++) {
         uint64_t n = fz_chance(.5) ? fz_u64() : (uint64_t)fz_int(0, 9), x = moe_ep_rng_below(&r, n);

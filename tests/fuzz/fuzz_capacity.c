@@ -52,12 +52,22 @@ static void capacity_case(void)
     moe_ep_rng g = moe_ep_rng_seed(fz_state);
     if (fz_seldom(4)) { /* a preset instead */
         int64_t C = P.capacity;
-        moe_ep_drop_policy list[] = {moe_ep_drop_switch(C), moe_ep_drop_hf_switch(C), moe_ep_drop_gshard_legacy(C),
-                                     moe_ep_drop_gshard(C), moe_ep_drop_deepspeed_top1(C), moe_ep_drop_deepspeed_top2(C),
-                                     moe_ep_drop_deepspeed_position(C), moe_ep_drop_deepspeed_probs(C),
-                                     moe_ep_drop_megatron_probs(C), moe_ep_drop_megatron_position(C),
-                                     moe_ep_drop_tutel(C, 1), moe_ep_drop_nllb(C, 1, 1), moe_ep_drop_flaxformer(C, 1),
-                                     moe_ep_drop_megablocks(C), moe_ep_drop_maxtext(C), moe_ep_drop_hunyuan(C)};
+        moe_ep_drop_policy list[] = {moe_ep_drop_switch(C),
+                                     moe_ep_drop_hf_switch(C),
+                                     moe_ep_drop_gshard_legacy(C),
+                                     moe_ep_drop_gshard(C),
+                                     moe_ep_drop_deepspeed_top1(C),
+                                     moe_ep_drop_deepspeed_top2(C),
+                                     moe_ep_drop_deepspeed_position(C),
+                                     moe_ep_drop_deepspeed_probs(C),
+                                     moe_ep_drop_megatron_probs(C),
+                                     moe_ep_drop_megatron_position(C),
+                                     moe_ep_drop_tutel(C, 1),
+                                     moe_ep_drop_nllb(C, 1, 1),
+                                     moe_ep_drop_flaxformer(C, 1),
+                                     moe_ep_drop_megablocks(C),
+                                     moe_ep_drop_maxtext(C),
+                                     moe_ep_drop_hunyuan(C)};
         P = list[fz_more() % (sizeof list / sizeof *list)];
     }
     if (fz_chance(.8)) P.rng = &g;

@@ -23,7 +23,8 @@ static void cost_more(const moe_ep_model *m, const moe_ep_machine *h)
     if (fz_chance(.05)) table.num_rows = fz_bad_i32() % R;
     fz_seal();
     fz_where = "table";
-    x = moe_ep_table_us(&table, fz_chance(.2) ? fz_bad_double() : fz_int(0, 400), fz_chance(.2) ? fz_bad_double() : fz_int(0, 16), &e);
+    x = moe_ep_table_us(&table, fz_chance(.2) ? fz_bad_double() : fz_int(0, 400),
+                        fz_chance(.2) ? fz_bad_double() : fz_int(0, 16), &e);
     fz_finite1("table_us", x);
     if (x < 0 && x != (double)e.status) fz_fail("%g, status %d", x, e.status);
     x = moe_ep_table_expert_us(&table, 0, fz_int(0, 9), fz_int(0, 99), 0, NULL, 0);
@@ -36,11 +37,12 @@ static void cost_more(const moe_ep_model *m, const moe_ep_machine *h)
                             fz_chance(.1) ? fz_bad_double() : 1.0, 0.0);
     fz_finite1("table_a2a_us", x);
     fz_where = "attention";
-    x = moe_ep_attention_time(m, h, fz_chance(.2) ? fz_bad_double() : fz_int(0, 900), fz_chance(.2) ? fz_bad_double() : 4096, &e);
+    x = moe_ep_attention_time(m, h, fz_chance(.2) ? fz_bad_double() : fz_int(0, 900),
+                              fz_chance(.2) ? fz_bad_double() : 4096, &e);
     fz_finite1("attention_time", x);
     fz_where = "link_time_rows";
-    x = moe_ep_link_time_rows(&h->ll_combine, fz_chance(.2) ? fz_bad_double() : 1e6, 1e5, fz_chance(.2) ? fz_bad_double() : 9,
-                              fz_chance(.2) ? fz_bad_double() : 3, &e);
+    x = moe_ep_link_time_rows(&h->ll_combine, fz_chance(.2) ? fz_bad_double() : 1e6, 1e5,
+                              fz_chance(.2) ? fz_bad_double() : 9, fz_chance(.2) ? fz_bad_double() : 3, &e);
     fz_finite1("link_time_rows", x);
     y = moe_ep_link_time(&h->ll_combine, 1e6, 1e5, &e);
     if (y >= 0 && !(moe_ep_link_time_rows(&h->ll_combine, 1e6, 1e5, 0, 0, &e) <= y * (1 + 1e-12))) fz_fail("%g", y);

@@ -50,7 +50,8 @@ static void plan_and_change(void)
         d.node_soft = 1;
         d.max_off_node = fz_chance(.1) ? fz_bad_double() : fz_unit();
     }
-    for (int i = 0; i < (L * E < 20 ? 20 : L * E); i++) *(i < L * E ? &hn[i] : &none) = fz_chance(.02) ? fz_bad_i32() : fz_int(0, PL.num_nodes - 1);
+    for (int i = 0; i < (L * E < 20 ? 20 : L * E); i++)
+        *(i < L * E ? &hn[i] : &none) = fz_chance(.02) ? fz_bad_i32() : fz_int(0, PL.num_nodes - 1);
     if (fz_chance(.1)) d.home_node = hn;
     int64_t *co = fz_in(8 * L * E * E);
     for (int i = 0; i < L * E * E; i++) co[i] = fz_chance(.002) ? fz_bad_i64() : fz_int(0, 9);
@@ -240,7 +241,9 @@ static void plan_and_change(void)
             fz_error(moe_ep_node_loads(&PL, ld, nl, &e3), &e3);
             if (e3.status == 0) fz_finite("node", nl, L * PL.num_nodes);
             fz_where = "window_loads";
-            fz_error(moe_ep_window_loads(ld, steps ? steps : 1, L, E, fz_chance(.2) ? fz_bad_double() : 1, wl, &e3), &e3);
+            fz_error(
+                moe_ep_window_loads(ld, steps ? steps : 1, L, E, fz_chance(.2) ? fz_bad_double() : 1, wl, &e3),
+                &e3);
             if (e3.status == 0) fz_finite("window", wl, L * E);
             fz_where = "placement_copy";
             moe_ep_placement_init(&P3, L, E, &d.shape, m3, pb, &e3);
@@ -251,8 +254,11 @@ static void plan_and_change(void)
             for (int i = 0; i < L * E; i++) dr[i] = fz_chance(.01) ? fz_bad_i32() : fz_int(0, PL.num_devices - 1);
             v = moe_ep_devices_placement(dr, NULL, &P3, &e3);
             fz_error(v, &e3);
-            if (v == 0 && moe_ep_validate(&P3, 0, &c, &e3) && e3.status != MOE_EP_ERR_LOST_EXPERT) fz_fail("not valid: %s", moe_ep_status_str(e3.status));
-            if (!moe_ep_bound_str((moe_ep_bound)fz_int(0, 3)) || !moe_ep_place_policy_str((moe_ep_place_policy)w)) fz_fail("no name");
+            if (v == 0 && moe_ep_validate(&P3, 0, &c, &e3) && e3.status != MOE_EP_ERR_LOST_EXPERT)
+                fz_fail("not valid: %s", moe_ep_status_str(e3.status));
+            if (!moe_ep_bound_str((moe_ep_bound)fz_int(0, 3)) ||
+                !moe_ep_place_policy_str((moe_ep_place_policy)w))
+                fz_fail("no name");
             fz_release();
         }
         fz_where = "eplb_arrays";

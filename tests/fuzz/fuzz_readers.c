@@ -1,9 +1,11 @@
-/* tests/fuzz/fuzz_readers.c - the readers of the tool: .npy, CSV, JSON, JSON lines, YAML, safetensors, maps
+/* tests/fuzz/fuzz_readers.c - the readers of the tool: every format it takes, damaged in every way
  * SPDX-License-Identifier: MIT
  *
  * The tool's own objects run inside this process.  The linker sends their malloc, exit and messages here
  * (-Wl,--wrap, see fuzz.sh): leaving becomes a longjmp, what was not freed by then is freed here, and a
- * message must be printable whatever the file held. */
+ * message must be printable whatever the file held.  Each kind of file is counted: read, or refused. */
+#define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -13,9 +15,49 @@
 
 #include "cli_map.h"
 #include "cli_read.h"
+#include "cli_watch.h"
 
 #include <jansson.h>
 #include <stb_ds.h>
+#include <yaml.h>
+
+int readers_cluster(const char *path); /* simulate_inside.c */
+int readers_requests(const char *path);
+
+typedef enum reader {
+    NPY,
+    CSV,
+    COUNTS,
+    LINES,
+    YAML,
+    TENSORS,
+    MAP_CSV,
+    MAP_JSON,
+    FOLDER,
+    LOG,
+    WATCH_LINES,
+    WATCH_CSV,
+    CLUSTER,
+    REQUESTS,
+    READERS
+} reader;
+static const struct {
+    const char *what, *ending;
+} readers_kind[READERS] = {{".npy ids and counts", "npy"},
+                           {"CSV counts", "csv"},
+                           {"JSON counts (SGLang)", "json"},
+                           {"JSON lines of ids or counts", "jsonl"},
+                           {"TensorRT-LLM YAML map", "yaml"},
+                           {"safetensors statistics", "safetensors"},
+                           {"CSV map", "csv"},
+                           {"SGLang JSON map", "json"},
+                           {"TensorRT-LLM statistics folder", ""},
+                           {"vLLM log (watch)", "log"},
+                           {"growing JSON lines (watch)", "jsonl"},
+                           {"growing CSV (watch)", "csv"},
+                           {"LLMServingSim cluster", "json"},
+                           {"request trace", "jsonl"}};
+static unsigned long long readers_read[READERS], readers_refused[READERS], readers_damaged[READERS];
 
 static jmp_buf readers_left;
 static int readers_inside;
@@ -31,7 +73,6 @@ void *__real_realloc(void *, size_t);
 void __real_free(void *);
 FILE *__real_fopen(const char *, const char *);
 int __real_fclose(FILE *);
-ssize_t __real_getline(char **, size_t *, FILE *);
 void __real_exit(int) __attribute__((noreturn));
 
 static int readers_count;
@@ -100,17 +141,21 @@ int __wrap_vasprintf(char **text, const char *format, va_list args)
     *text = (char *)__wrap_malloc((size_t)n + 1);
     return *text ? vsnprintf(*text, (size_t)n + 1, format, args) : -1;
 }
-ssize_t __wrap_getline(char **line, size_t *size, FILE *f);
-ssize_t __wrap_getline(char **line, size_t *size, FILE *f)
+/* What glibc makes of getline when it optimises. */
+ssize_t __real___getdelim(char **, size_t *, int, FILE *);
+ssize_t __wrap___getdelim(char **line, size_t *size, int end, FILE *f);
+ssize_t __wrap___getdelim(char **line, size_t *size, int end, FILE *f)
 {
     char *before = *line;
-    ssize_t n = __real_getline(line, size, f);
+    ssize_t n = __real___getdelim(line, size, end, f);
     if (*line != before) {
         readers_drop(before);
         readers_keep(*line);
     }
     return n;
 }
+ssize_t __wrap_getline(char **line, size_t *size, FILE *f);
+ssize_t __wrap_getline(char **line, size_t *size, FILE *f) { return __wrap___getdelim(line, size, '\n', f); }
 FILE *__wrap_fopen(const char *path, const char *mode);
 FILE *__wrap_fopen(const char *path, const char *mode)
 {
@@ -131,6 +176,56 @@ int __wrap_fclose(FILE *f)
 }
 char *__wrap_cli_keep(char *text);
 char *__wrap_cli_keep(char *text) { return text; } /* the tool frees it at exit; here after the case */
+void *__wrap_cli_keep_block(void *block);
+void *__wrap_cli_keep_block(void *block) { return block; }
+char *__wrap_strndup(const char *s, size_t n);
+char *__wrap_strndup(const char *s, size_t n)
+{
+    size_t length = strnlen(s, n);
+    char *copy = (char *)__wrap_malloc(length + 1);
+    if (!copy) return NULL;
+    memcpy(copy, s, length);
+    copy[length] = '\0';
+    return copy;
+}
+int __real_scandir(const char *, struct dirent ***, int (*)(const struct dirent *),
+                   int (*)(const struct dirent **, const struct dirent **));
+int __wrap_scandir(const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
+                   int (*order)(const struct dirent **, const struct dirent **));
+int __wrap_scandir(const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
+                   int (*order)(const struct dirent **, const struct dirent **))
+{
+    int n = __real_scandir(path, list, filter, order), i;
+    for (i = 0; i < n; i++) readers_keep((*list)[i]);
+    if (n >= 0) readers_keep(*list);
+    return n;
+}
+
+/* libyaml's memory is its own: what is under way when the tool leaves is given back from here. */
+static yaml_parser_t *readers_parser;
+static yaml_event_t *readers_event;
+int __real_yaml_parser_initialize(yaml_parser_t *);
+void __real_yaml_parser_delete(yaml_parser_t *);
+int __real_yaml_parser_parse(yaml_parser_t *, yaml_event_t *);
+int __wrap_yaml_parser_initialize(yaml_parser_t *p);
+int __wrap_yaml_parser_initialize(yaml_parser_t *p)
+{
+    readers_parser = p;
+    readers_event = NULL;
+    return __real_yaml_parser_initialize(p);
+}
+void __wrap_yaml_parser_delete(yaml_parser_t *p);
+void __wrap_yaml_parser_delete(yaml_parser_t *p)
+{
+    readers_parser = NULL;
+    __real_yaml_parser_delete(p);
+}
+int __wrap_yaml_parser_parse(yaml_parser_t *p, yaml_event_t *event);
+int __wrap_yaml_parser_parse(yaml_parser_t *p, yaml_event_t *event)
+{
+    readers_event = event;
+    return __real_yaml_parser_parse(p, event);
+}
 
 /* ---- leaving --------------------------------------------------------------------------------------------- */
 
@@ -153,6 +248,10 @@ void __wrap_cli_die(int code, const char *format, ...)
         if (((unsigned char)text[i] < 32 && text[i] != '\n') || text[i] == 127)
             fz_fail("the message has a control character, %d at %zu", text[i], i);
     if (code != CLI_USAGE && !strstr(text, "memory")) fz_fail("exit code %d: %s", code, text);
+    if (readers_parser) {
+        if (readers_event) yaml_event_delete(readers_event);
+        __wrap_yaml_parser_delete(readers_parser);
+    }
     longjmp(readers_left, 1 + code);
 }
 
@@ -189,8 +288,8 @@ static const char *number(void)
     static const char *const odd[] = {"-1", "1e400", "-0", "1e-400", "nan", "inf", "9223372036854775808", "0x10", "",
                                       "2147483648", "null", "1.5", "\"7\"", "true", "[1]", "65537", " 3 ", "1e18"};
     char *t = text[turn++ % 8];
-    if (fz_chance(.02)) return odd[fz_int(0, (int)(sizeof odd / sizeof odd[0]) - 1)];
-    snprintf(t, 40, "%d", fz_int(0, fz_chance(.9) ? 15 : 40000));
+    if (!fz_calm && fz_chance(.02)) return odd[fz_int(0, (int)(sizeof odd / sizeof odd[0]) - 1)];
+    snprintf(t, 40, "%d", fz_int(0, fz_calm ? 7 : fz_chance(.9) ? 15 : 40000));
     return t;
 }
 
@@ -293,11 +392,11 @@ static void make_matrix(void)
 
 static void make_lines(void)
 {
-    int lines = fz_int(0, 8), k = fz_int(1, 3), i, j;
+    int lines = fz_int(0, 8), k = fz_int(1, 3), counts = fz_chance(.3), i, j;
     for (i = 0; i < lines; i++) {
-        print("{\"layer\": %d, \"%s\": %d, \"%s\": [", i % 2, fz_chance(.9) ? "token" : "step", i / 2,
-              fz_chance(.9) ? "ids" : fz_chance(.5) ? "topk_ids" : "loads");
-        for (j = 0; j < k; j++) print("%s%s", j ? "," : "", number());
+        print("{\"layer\": %d, \"%s\": %d, \"%s\": [", i % 2, fz_chance(.95) ? "step" : "token", i / 2,
+              counts ? "counts" : fz_chance(.9) ? "ids" : "topk_ids");
+        for (j = 0; j < k; j++) print(counts ? "%s%s" : "%s[%s, %s]", j ? "," : "", number(), number());
         print("]}\n");
     }
 }
@@ -311,7 +410,9 @@ static void make_yaml(void)
         for (j = 0; j < experts; j++) print("%s%s", j ? ", " : "", number());
         print("]\n");
     }
-    if (fz_chance(.7)) print("num_slots: %s\nlayer_updates_per_iter: 0\n", number());
+    if (fz_chance(.5)) print("num_slots: %d\n", experts);
+    else if (fz_chance(.3)) print("num_slots: %s\n", number());
+    if (fz_chance(.7)) print("layer_updates_per_iter: 0\n");
 }
 
 static void make_tensors(void)
@@ -329,39 +430,179 @@ static void make_tensors(void)
     for (at = 0; at < (size_t)fz_int(0, 60); at++) put(&length, 1);
 }
 
-/* Turns a few bytes, cuts the end off, or adds to it. */
-static void damage(void)
+static void make_map_csv(void)
 {
-    int n = fz_chance(.6) ? 0 : fz_int(1, 4);
+    int layers = fz_int(1, 3), slots = fz_int(1, 6), devices = fz_int(1, slots), l, s;
+    print("%s\n", fz_chance(.95) ? "layer,device,slot,expert" : "slot,expert,layer,x");
+    for (l = 0; l < layers; l++)
+        for (s = 0; s < slots; s++)
+            if (fz_chance(.99)) print("%d,%d,%d,%s\n", l, s * devices / slots, s, number());
+}
+
+static void make_map_json(void)
+{
+    int layers = fz_int(1, 3), slots = fz_int(1, 6), l, s;
+    print("{\"physical_to_logical_map\": [");
+    for (l = 0; l < layers; l++) {
+        print("%s[", l ? ", " : "");
+        for (s = 0; s < slots + fz_chance(.01); s++) print("%s%s", s ? "," : "", number());
+        print("]");
+    }
+    print("]%s}\n", fz_chance(.1) ? ", \"logical_count\": [[1]]" : "");
+}
+
+static void make_log(void)
+{
+    int lines = fz_int(0, 9), i;
+    static const char *const noise[] = {
+        "INFO 11-21 [core.py:1] ready", "", "WARNING x", "EPLB step", "\x1b[31mINFO", "#"};
+    for (i = 0; i < lines; i++)
+        if (fz_chance(.3)) print("%s\n", noise[fz_int(0, 5)]);
+        else
+            print("INFO x EPLB step: %s for model m: avg_tokens=%s.%d, max_tokens=%s, balancedness=%s\n",
+                  number(), number(), fz_int(0, 99), number(), number());
+}
+
+static void make_watch_lines(void)
+{
+    int lines = fz_int(0, 9), n = fz_int(1, 6), i, j;
+    for (i = 0; i < lines; i++) {
+        int ids = fz_chance(.5);
+        print("{\"step\": %d, \"layer\": %d, \"%s\": [", i / 2, i % 2, ids ? "ids" : "counts");
+        for (j = 0; j < n; j++) print(ids ? "%s[%s, %s]" : "%s%s", j ? "," : "", number(), number());
+        print("]}\n");
+    }
+}
+
+static void make_watch_csv(void)
+{
+    int lines = fz_int(0, 9), n = fz_int(1, 6), i, j;
+    print("step,layer");
+    for (j = 0; j < n; j++) print(",%d", j);
+    print("\n");
+    for (i = 0; i < lines; i++) {
+        print("%d,%d", i / 2, i % 2);
+        for (j = 0; j < n; j++) print(",%s", number());
+        print("\n");
+    }
+}
+
+static void make_cluster(void)
+{
+    static const char *const model[] = {"mixtral-8x7b", "deepseek-v3", "qwen3-30b-a3b", "none", "\\u001b"};
+    static const char *const machine[] = {"H100", "RTXPRO6000", "h200", "abacus"};
+    print("{\"link_bw\": %s, \"link_latency\": %s, \"nodes\": [{\"instances\": [{\"model_name\": \"%s\", ", number(),
+          number(), model[fz_chance(.9) ? fz_int(0, 2) : fz_int(3, 4)]);
+    print("\"hardware\": \"%s\", \"npu_mem\": {\"mem_size\": %s, \"mem_bw\": %s, \"mem_latency\": 0}, ",
+          machine[fz_chance(.9) ? fz_int(0, 2) : 3], number(), number());
+    print("\"num_npus\": %s, \"tp_size\": %s, \"ep_size\": %s}]}]}\n", number(), number(), number());
+}
+
+static void make_requests(void)
+{
+    int lines = fz_int(0, 8), i;
+    for (i = 0; i < lines; i++)
+        print("{\"%s\": %s, \"%s\": %s, \"arrival_time_ns\": %s}\n", fz_chance(.9) ? "input_toks" : "prompt_tokens",
+              number(), fz_chance(.9) ? "output_toks" : "x", number(), number());
+}
+
+static int readers_experts; /* that the folder's meta_info.json names */
+
+/* TensorRT-LLM's statistics, as they should be. */
+static void make_statistics(void)
+{
+    int layers = fz_int(1, 2), experts = readers_experts, size = fz_chance(.5) ? 4 : 8, i;
+    uint64_t length;
+    put("\0\0\0\0\0\0\0\0", 8);
+    print("{");
+    for (i = 0; i < layers; i++)
+        print("%s\"%d_%d\":{\"dtype\":\"I%d\",\"shape\":[%d],\"data_offsets\":[%d,%d]}", i ? "," : "",
+              fz_chance(.95) ? 0 : 7, i, size * 8, experts, i * experts * size, (i + 1) * experts * size);
+    print("}");
+    length = readers_bytes - 8;
+    memcpy(readers_text, &length, 8);
+    for (i = 0; i < layers * experts; i++) {
+        int64_t v = fz_chance(.01) ? fz_bad_i64() : fz_int(0, 99);
+        put(&v, (size_t)size);
+    }
+}
+
+/* Turns a few bytes, cuts the end off, or adds to it. */
+static int damage(void)
+{
+    int n = fz_chance(.6) ? 0 : fz_int(1, 4), done;
+    if (fz_calm) return 0;
+    done = n > 0;
     while (n-- > 0 && readers_bytes > 0) readers_text[fz_u64() % readers_bytes] = (char)fz_bits(1);
     if (fz_chance(.1) && readers_bytes > 0) readers_bytes = fz_u64() % readers_bytes;
     if (fz_chance(.02) && readers_bytes > 0) put("\n{}[],:\"0", 9);
+    return done;
 }
 
-static const char *const readers_name[] = {"t.npy", "t.csv", "t.json", "t.jsonl", "t.yaml", "t.safetensors", "t"};
-
-/* The folder with links of every ending to one file in memory; made once. */
-static const char *readers_path(int which)
+static void readers_report(void)
 {
-    static char folder[64], path[7][128];
-    static int fd = -1;
-    char target[64];
     int i;
-    if (fd < 0) {
-        const char *base = getenv("TMPDIR");
-        snprintf(folder, sizeof folder, "%.40s/fuzz.XXXXXX", base ? base : "/tmp");
-        json_set_alloc_funcs(__wrap_malloc, __wrap_free);
-        json_object_seed(1);
-        fd = memfd_create("fuzz", 0);
-        if (fd < 0 || !mkdtemp(folder)) abort();
-        snprintf(target, sizeof target, "/proc/%d/fd/%d", (int)getpid(), fd);
-        for (i = 0; i < 7; i++) {
-            snprintf(path[i], sizeof path[i], "%s/%s", folder, readers_name[i]);
-            if (symlink(target, path[i]) != 0) abort();
-        }
+    for (i = 0; i < READERS; i++)
+        printf("  reader %s: %llu files, %llu of them damaged, %llu read, %llu refused\n", readers_kind[i].what,
+               readers_read[i] + readers_refused[i], readers_damaged[i], readers_read[i], readers_refused[i]);
+}
+
+/* ---- files in memory, with a link of every ending to them; made once ----------------------------------- */
+
+static char readers_folder[64];
+static int readers_fd = -1, readers_meta = -1;
+
+static void link_to(int fd, const char *name)
+{
+    char path[160], target[64];
+    snprintf(path, sizeof path, "%s/%s", readers_folder, name);
+    snprintf(target, sizeof target, "/proc/%d/fd/%d", (int)getpid(), fd);
+    if (symlink(target, path) != 0) abort();
+}
+
+static void remove_links(void)
+{
+    char command[200];
+    snprintf(command, sizeof command, "rm -rf '%s'", readers_folder);
+    if (system(command) != 0) fprintf(stderr, "%s is left\n", readers_folder);
+}
+
+static void make_links(void)
+{
+    const char *base = getenv("TMPDIR");
+    char name[64];
+    int i;
+    snprintf(readers_folder, sizeof readers_folder, "%.40s/fuzz.XXXXXX", base ? base : "/tmp");
+    json_set_alloc_funcs(__wrap_malloc, __wrap_free);
+    json_object_seed(1);
+    fz_also = readers_report;
+    readers_fd = memfd_create("fuzz", 0);
+    readers_meta = memfd_create("meta", 0);
+    if (readers_fd < 0 || readers_meta < 0 || !mkdtemp(readers_folder)) abort();
+    atexit(remove_links);
+    for (i = 0; i < READERS; i++) {
+        snprintf(name, sizeof name, "t%d.%s", i, readers_kind[i].ending);
+        if (i != FOLDER) link_to(readers_fd, name);
     }
+    link_to(readers_fd, "t");
+    snprintf(name, sizeof name, "%.50s/s", readers_folder);
+    if (mkdir(name, 0700) != 0) abort();
+    link_to(readers_fd, "s/rank0.safetensors");
+    link_to(readers_meta, "s/meta_info.json");
+}
+
+static void fill(int fd)
+{
     if (ftruncate(fd, 0) != 0 || pwrite(fd, readers_text, readers_bytes, 0) != (ssize_t)readers_bytes) abort();
-    return path[which];
+}
+
+static const char *readers_path(reader kind)
+{
+    static char path[128];
+    snprintf(path, sizeof path, "%s/t%d.%s", readers_folder, (int)kind, readers_kind[kind].ending);
+    if (kind == FOLDER) snprintf(path, sizeof path, "%s/s", readers_folder);
+    else if (kind < MAP_CSV && fz_chance(.03)) snprintf(path, sizeof path, "%s/t", readers_folder);
+    return path;
 }
 
 /* What a recording that was accepted must be. */
@@ -383,41 +624,150 @@ static void check_trace(const cli_trace *t)
         if (t->ids[i] < -1 || t->ids[i] >= t->experts) fz_fail("id %d of %d", t->ids[i], t->experts);
 }
 
+/* What a map that was accepted must be. */
+static void check_map(cli_map *m)
+{
+    int64_t i;
+    if (m->layers < 1 || m->slots < 1 || m->devices < 0) fz_fail("a size of a map");
+    for (i = 0; i < (int64_t)m->layers * m->slots; i++)
+        if (m->expert[i] < -1 || m->expert[i] >= 65536) fz_fail("expert %d of a map", m->expert[i]);
+    for (i = 0; m->slot_device && i < m->slots; i++)
+        if (m->slot_device[i] < 0 || m->slot_device[i] >= m->devices) fz_fail("device %d of a map", m->slot_device[i]);
+    cli_map_free(m);
+}
+
+static cli_watch readers_watch;
+
+static void check_watch(void)
+{
+    const cli_watch *w = &readers_watch;
+    ptrdiff_t i, j;
+    int32_t e;
+    for (i = 0; i < arrlen(w->steps); i++)
+        for (j = 0; j < arrlen(w->steps[i].row); j++)
+            for (e = 0; e < w->steps[i].row[j].n; e++) {
+                double v = w->steps[i].row[j].loads[e];
+                if (!(v >= 0.0) || isinf(v)) fz_fail("a load of %g", v);
+            }
+    for (i = 0; i < w->seen && i < CLI_HISTORY; i++)
+        if (!(w->history[i] >= 1.0 - 1e-9) || isinf(w->history[i])) fz_fail("an imbalance of %g", w->history[i]);
+}
+
+/* A file that grows, is cut or goes on with anything. */
+static void watch(const char *path)
+{
+    static cli_setup setup;
+    cli_watch *w = &readers_watch;
+    memset(w, 0, sizeof *w);
+    memset(&setup, 0, sizeof setup);
+    w->fd = -1;
+    w->path = path;
+    w->setup = &setup;
+    w->devices = fz_int(1, 8);
+    w->window = fz_int(1, 5);
+    setup.round_robin = fz_int(0, 1);
+    (void)cli_watch_read(w);
+    if (fz_chance(.3)) {
+        if (fz_chance(.2)) readers_bytes /= 2;
+        else make_log();
+        fill(readers_fd);
+        (void)cli_watch_read(w);
+    }
+    cli_watch_finish(w);
+    check_watch();
+    if (w->experts <= 64 && fz_chance(.3)) {
+        cli_watch_judge(w);
+        if (!w->state) fz_fail("no state");
+    }
+    cli_watch_close(w);
+    w->fd = -1;
+}
+
+static void read_one(reader kind, const char *path, const cli_read_options *o)
+{
+    cli_trace *list = NULL;
+    cli_map map;
+    int i;
+    switch (kind) {
+    case YAML:
+    case MAP_CSV:
+    case MAP_JSON:
+        (void)cli_map_is(path);
+        map = cli_map_read(path);
+        check_map(&map);
+        return;
+    case LOG:
+    case WATCH_LINES:
+    case WATCH_CSV:
+        watch(path);
+        return;
+    case CLUSTER:
+        if (readers_cluster(path) != 0) fz_fail("this is no cluster");
+        return;
+    case REQUESTS:
+        if (readers_requests(path) != 0) fz_fail("these are no requests");
+        return;
+    default:
+        (void)cli_map_is(path);
+        cli_read(&list, path, o);
+        for (i = 0; i < (int)arrlen(list); i++) check_trace(&list[i]);
+        cli_traces_free(list);
+    }
+}
+
+static void make_file(reader kind)
+{
+    static void (*const make[READERS])(void) = {make_npy,     make_csv,      make_matrix, make_lines, make_yaml,
+                                                make_statistics, make_map_csv, make_map_json, make_statistics, make_log,
+                                                make_watch_lines, make_watch_csv, make_cluster, make_requests};
+    readers_experts = fz_int(1, 6);
+    if (kind == FOLDER) {
+        print("{\"num_experts\": ");
+        if (fz_chance(.9)) print("%d", readers_experts);
+        else print("%s", number());
+        print(", \"num_experts_per_token\": %s}", fz_chance(.7) ? "1" : number());
+        if (fz_chance(.1)) readers_bytes /= 2;
+        fill(readers_meta);
+        readers_bytes = 0;
+    }
+    if (fz_size > 64) put(fz_data + 8, fz_size - 8); /* a file as the engine made it */
+    else if (readers_kind[kind].ending[0] == 'j' && fz_chance(.1)) make_value(4);
+    else if (kind == TENSORS && fz_chance(.2)) make_tensors();
+    else make[kind]();
+}
+
 static void readers_case(void)
 {
-    static void (*const make[])(void) = {make_npy, make_csv, make_matrix, make_lines, make_yaml, make_tensors};
     cli_read_options o;
-    cli_trace *volatile list = NULL;
     const char *path;
-    int format = fz_int(0, 5), i;
+    volatile reader kind = (reader)fz_int(0, READERS - 1);
+    size_t before;
+    int i;
+    if (readers_fd < 0) make_links();
     readers_bytes = 0;
     readers_count = 0;
+    readers_watch.fd = -1;
     memset(&o, 0, sizeof o);
     if (fz_chance(.1)) o.experts = fz_int(0, 20);
     o.layers_first = fz_chance(.2);
     o.as_counts = fz_chance(.2);
-    if (fz_size > 64) put(fz_data + 8, fz_size - 8); /* a file as the engine made it */
-    else if (format == 2 && fz_int(0, 1)) make_value(4);
-    else make[format]();
-    damage();
-    path = readers_path(fz_chance(.95) ? format : 6);
-    fz_where = path + strlen(path) - 4;
+    make_file(kind);
+    before = readers_bytes;
+    if (damage() || readers_bytes != before) readers_damaged[kind]++;
+    fill(readers_fd);
+    path = readers_path(kind);
+    fz_where = readers_kind[kind].what;
     readers_inside = 1;
     if (setjmp(readers_left) == 0) {
-        cli_trace *l = NULL;
-        if (fz_chance(.75)) {
-            cli_read(&l, path, &o);
-            list = l;
-            for (i = 0; i < (int)arrlen(list); i++) check_trace(&list[i]);
-            cli_traces_free(list);
-        } else {
-            (void)cli_map_is(path);
-            (void)cli_map_read(path);
-        }
-    }
+        read_one(kind, path, &o);
+        readers_read[kind]++;
+    } else
+        readers_refused[kind]++;
     while (readers_count > 0) __real_free(readers_block[--readers_count]);
     for (i = 0; i < READERS_FILES; i++)
         if (readers_file[i]) __real_fclose(readers_file[i]), readers_file[i] = NULL;
+    if (readers_watch.fd >= 0) close(readers_watch.fd);
+    readers_watch.fd = -1;
     readers_inside = 0;
 }
 

@@ -128,10 +128,13 @@ static void per_token(void)
         fz_where = "route with isa_max";
         c.isa_max = (moe_ep_isa)(fz_chance(2) ? MOE_EP_ISA_PORTABLE + (int)(fz_grows ? fz_more() % 2 : 0) : 0);
         s = moe_ep_route(&c, L, T, rows, i2, w2, &e);
-        if (s || memcmp(ids, i2, 4 * T * K) || (w && memcmp(w, w2, 4 * T * K)))
+        if ((s || memcmp(ids, i2, 4 * T * K) || (w && memcmp(w, w2, 4 * T * K))) &&
+            (FZ_STRICT || !(c.logit_softcap > 0.0f)))
             fz_fail("status %d, or other bits with %s: E %d K %d T %d score %d select %d", s,
                     moe_ep_isa_name(c.isa_max), E, K, (int)T, c.score, c.select);
     }
+    fz_where = "router_check";
+    if (routed && (moe_ep_router_check(&c, &e) != MOE_EP_OK || e.status != MOE_EP_OK)) fz_fail("status %d", e.status);
     fz_where = "scores";
     for (int i = 0; i < T * E; i++) odd |= !(L[i] > -1e30f); /* masked ones go last, whatever their score */
     odd |= c.logit_bias != NULL;
@@ -149,7 +152,8 @@ static void per_token(void)
     else
         for (int i = 0; i < T * E * 4; i++)
             if (((unsigned char *)so)[i] != 0xa5) fz_fail("scores were touched although: %s", moe_ep_status_str(s));
-    if (s == 0 && routed && !odd && c.select == MOE_EP_SELECT_TOPK && !c.select_on_logit && c.n_group < 2 && !c.select_bias)
+    if (s == 0 && routed && !odd && c.select == MOE_EP_SELECT_TOPK && !c.select_on_logit && c.n_group < 2 &&
+        !c.select_bias && (FZ_STRICT || !(c.logit_softcap > 0.0f)))
         for (int t = 0; t < T; t++) check_top_k(so + (size_t)t * E, ids + (size_t)t * K, E, K);
     fz_release();
 }
@@ -256,6 +260,24 @@ static void per_batch(void)
             for (int i = 0; i < E; i++)
                 if (fz_wild(b[i])) fz_fail("bias %g rate %g b0 %g", b[i], rt, b0[i]);
     }
+    if (fz_seldom(4)) {
+        int H = fz_int(1, 40), most = T < 8 ? (int)T : 8;
+        float *x = fz_in(4 * (size_t)(most * H)), *w = fz_in(4 * (size_t)(E * H)), *bias = fz_in(4 * (size_t)E);
+        float *l = fz_out(4 * (size_t)(most * E));
+        for (int i = 0; i < most * H; i++) x[i] = (float)(fz_unit() - .5);
+        for (int i = 0; i < E * H; i++) w[i] = (float)(fz_unit() - .5);
+        for (int i = 0; i < E; i++) bias[i] = (float)fz_unit();
+        fz_seal();
+        fz_where = "gate";
+        s = moe_ep_gate(x, most, H, w, bias, E, l, &e);
+        fz_error(s, &e);
+        for (int i = 0; s == 0 && i < most * E; i++) {
+            double v = bias[i % E];
+            for (int h = 0; h < H; h++) v += (double)x[i / E * H + h] * (double)w[i % E * H + h];
+            if (fabs(v - l[i]) > 1e-4) fz_fail("logit %g, want %g, H %d", l[i], v, H);
+        }
+        fz_release();
+    }
     {
         fz_where = "jitter";
         float b[10];
@@ -264,6 +286,9 @@ static void per_batch(void)
         s = moe_ep_jitter(b, fz_chance(.1) ? -1 : 10, fz_chance(.3) ? fz_bad_float() : .1f,
                           fz_chance(.1) ? NULL : &g, &e);
         fz_error(s, &e);
+        fz_where = "dropout";
+        s = fz_grows ? moe_ep_dropout(b, 10, fz_seldom(4) ? fz_bad_float() : .1f, &g, &e) : MOE_EP_OK;
+        if (fz_grows) fz_error(s, &e);
     }
     {
         fz_where = "top2";
@@ -276,6 +301,11 @@ static void per_batch(void)
         c.renorm = fz_int(0, 1);
         c.eps_mode = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 2);
         c.eps = fz_chance(.1) ? fz_bad_float() : 1e-9f;
+        if (fz_seldom(4)) {
+            moe_ep_top2 list[] = {moe_ep_top2_gshard(E), moe_ep_top2_gshard_new(E), moe_ep_top2_deepspeed(E),
+                                  moe_ep_top2_nllb(E)};
+            c = list[fz_more() % 4];
+        }
         moe_ep_rng g = moe_ep_rng_seed(fz_state);
         int32_t *i = fz_out(8 * T);
         float *w = fz_out(8 * T);

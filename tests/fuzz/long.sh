@@ -9,7 +9,7 @@ export FUZZ_DIR="$dir" FUZZ_HEADER="$dir/header" FUZZ_ENGINE=random FUZZ_SURVEY=
 export FUZZ_RUNS=4000000000 FUZZ_SECONDS="$slice" FUZZ_ONLY FUZZ_SEED
 mkdir -p "$dir/header"
 count() {
-    awk -F'\t' -v t="$1" '$1 == t && $2 == "random" { n = $3 } END { printf "%d\n", n }' tests/fuzz/executions.tsv 2>/dev/null
+    awk -F'\t' -v t="$1" '$1 == t { n += $3 } END { printf "%d\n", n }' tests/fuzz/executions.tsv 2>/dev/null
 }
 late() { [ -n "${UNTIL:-}" ] && [ "$(date +%H%M)" -ge "$(echo "$UNTIL" | tr -d :)" ]; }
 while ! late; do

@@ -1,0 +1,188 @@
+/* cli_answer.c - parts that every answer has, as text, JSON and page
+ * SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "cli_answer.h"
+
+#include <math.h>
+#include <stb_ds.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- bars ------------------------------------------------------------------------------------------------ */
+
+void cli_bar(cli_bar_list *b, double value, chart_kind kind, char *label, char *tail)
+{
+    arrput(b->value, value);
+    arrput(b->kind, kind);
+    arrput(b->label, label);
+    arrput(b->tail, tail);
+    b->n++;
+}
+
+static void free_bars(cli_bar_list *b)
+{
+    for (int i = 0; i < b->n; i++) {
+        free(b->label[i]);
+        free(b->tail[i]);
+    }
+    arrfree(b->value);
+    arrfree(b->kind);
+    arrfree(b->label);
+    arrfree(b->tail);
+    b->n = 0;
+}
+
+void cli_bars_text(cli_bar_list *b, FILE *f, const chart_text *t, const char *title)
+{
+    cli_put_title(f, t, title);
+    chart_text_bars(f, t, b->n, (const char *const *)b->label, b->value, (const char *const *)b->tail, b->kind);
+    free_bars(b);
+}
+
+void cli_bars_page(cli_bar_list *b, FILE *f, double width, const char *id, const char *title, const char *description)
+{
+    chart_hbars c;
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = title;
+    c.description = description;
+    c.n = b->n;
+    c.value = b->value;
+    c.label = (const char *const *)b->label;
+    c.value_label = (const char *const *)b->tail;
+    c.kind = b->kind;
+    if (b->n > 0) chart_svg_hbars(f, &c, width);
+    free_bars(b);
+}
+
+/* ---- text ------------------------------------------------------------------------------------------------ */
+
+void cli_put_headline(FILE *f, const chart_text *t, const char *headline, const char *reason)
+{
+    fputs(t->color ? "\033[1m" : "", f);
+    cli_put_wrapped(f, headline, t->width, 0, 0);
+    fprintf(f, "%s  ", t->color ? "\033[0m" : "");
+    cli_put_wrapped(f, reason, t->width, 2, 2);
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------ */
+
+json_t *cli_json_number(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+void cli_json_numbers(json_t *o, ...)
+{
+    va_list list;
+    const char *name;
+    va_start(list, o);
+    while ((name = va_arg(list, const char *))) json_object_set_new(o, name, cli_json_number(va_arg(list, double)));
+    va_end(list);
+}
+
+void cli_json_counts(json_t *o, ...)
+{
+    va_list list;
+    const char *name;
+    va_start(list, o);
+    while ((name = va_arg(list, const char *))) json_object_set_new(o, name, json_integer(va_arg(list, int64_t)));
+    va_end(list);
+}
+
+void cli_json_words(json_t *o, ...)
+{
+    va_list list;
+    const char *name;
+    va_start(list, o);
+    while ((name = va_arg(list, const char *))) json_object_set_new(o, name, json_string(va_arg(list, const char *)));
+    va_end(list);
+}
+
+void cli_json_write(json_t *root, FILE *f)
+{
+    if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
+        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
+    fputc('\n', f);
+    json_decref(root);
+}
+
+/* ---- page ------------------------------------------------------------------------------------------------ */
+
+void cli_tile(FILE *f, const char *name, char *before, char *after, char *note)
+{
+    cli_page_tile(f, name, before, after, note);
+    free(before);
+    free(after);
+    free(note);
+}
+
+void cli_table(FILE *f, const char *summary, const char *columns)
+{
+    if (summary) fprintf(f, "<details><summary>%s</summary>", summary);
+    fputs(CLI_PAGE_SCROLL "<table class=\"figures\"><thead><tr><th>", f);
+    for (; *columns; columns++) {
+        if (*columns == '|')
+            fputs("<th>", f);
+        else
+            fputc(*columns, f);
+    }
+    fputs("</thead><tbody>", f);
+}
+
+void cli_table_end(FILE *f, int folded)
+{
+    fputs("</tbody></table></div>", f);
+    if (folded) fputs("</details>", f);
+}
+
+void cli_page_assumed(FILE *f, const char *assumed)
+{
+    cli_page_figure(f, "What was taken for granted", "");
+    cli_page_list(f, assumed ? assumed : "Nothing.");
+    cli_page_figure_end(f);
+}
+
+chart_lines cli_lines(const char *id, const char *title, const char *description, const char *x_title,
+                      const char *y_title, int n, const chart_series *series, double line)
+{
+    chart_lines c;
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = title;
+    c.description = description;
+    c.x_title = x_title;
+    c.y_title = y_title;
+    c.n = n;
+    c.series = series;
+    c.linear_x = c.linear_y = 1;
+    c.line = line;
+    return c;
+}
+
+void cli_points_pair(FILE *f, double width, double height, const char *id, const char *title, const char *description,
+                     const char *x_title, const char *y_title, int n, const double *value, const char *const *label,
+                     double line)
+{
+    static const chart_kind kind[2] = {CHART_HOT, CHART_BEST};
+    chart_points c;
+    memset(&c, 0, sizeof c);
+    c.id = id;
+    c.title = title;
+    c.description = description;
+    c.x_title = x_title;
+    c.y_title = y_title;
+    c.n = n;
+    c.series = 2;
+    c.value = value;
+    c.kind = kind;
+    c.label = label;
+    c.line = line;
+    chart_svg_points(f, &c, width, height);
+}
+
+void cli_free_labels(const char **label, int n)
+{
+    for (int i = 0; i < n; i++) free((void *)(uintptr_t)label[i]);
+}
