@@ -1076,6 +1076,31 @@ TEST(blas_for_experts_with_many_rows)
     }
 }
 
+/* OpenBLAS takes distances between rows as int and no bf16: such weights go through the library's own loops. */
+TEST(weights_that_blas_cannot_take_give_the_bits_of_the_loops)
+{
+    uint64_t s = t_seed + 22;
+    int32_t ids[5] = {0, 0, 0, 0, 0};
+    float x[5], want[5], y[5];
+    for (int which = 0; which < 5; which++) {
+        set r = make_set(1, 1, 1, which == 4 ? MOE_EP_BF16 : MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 1, 0, 0, &s);
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids;
+        for (int i = 0; i < 5; i++) x[i] = draw(&s);
+        CHECK_I64(moe_ep_forward(&d, x, 5, want, NULL, NULL), MOE_EP_OK);
+        if (which == 1) r.w.gate_row_stride = (int64_t)INT32_MAX / 2 + 1; /* one row each: nothing lies there */
+        if (which == 2) r.w.up_row_stride = (int64_t)INT32_MAX + 1;
+        if (which == 3) r.w.down_row_stride = (int64_t)INT32_MAX + 1;
+        d.blas_min_rows = 1;
+        memset(y, 0x5a, sizeof y);
+        CHECK_I64(moe_ep_forward(&d, x, 5, y, NULL, NULL), MOE_EP_OK);
+        if (which > 0) CHECK(memcmp(y, want, sizeof y) == 0);
+        for (int i = 0; i < 5; i++) CHECK_NEAR(y[i], want[i], 1e-5, 1e-6);
+        free_set(&r);
+    }
+}
+
 /* ---- scratch ---- */
 
 typedef struct counter {

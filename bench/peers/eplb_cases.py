@@ -4,8 +4,8 @@
 # usage: python3 eplb_cases.py FOLDER COUNT SEED FILE.vec
 #        build/tests/test_place --filter eplb_vectors FILE.vec
 # FOLDER holds eplb.py of https://github.com/deepseek-ai/EPLB; needs torch and numpy.  Its sorts are made stable, which
-# upstream leaves open.  Groups, nodes and devices that divide and that do not (upstream then
-# plans globally), slots from E to several times E, loads that are integers, full of ties, all equal, all zero, heavy-tailed, real or above 2^24.
+# upstream leaves open.  Groups, nodes and devices that divide and that do not (upstream then plans globally), slots
+# from E to several times E, loads that are integers, full of ties, all equal, all zero, heavy-tailed, real, above 2^24.
 # Cases that upstream refuses are left out.  The test compares every slot, replica and count.
 import importlib.util
 import os
