@@ -1064,7 +1064,8 @@ MOE_EP_API moe_ep_status moe_ep_chance_with_replacement(int64_t T, int32_t K, in
                                                         moe_ep_error *err);
 
 /* The same for the rows of D devices owning E/D experts each: below this no placement can go by balancing alone.
- * D need not divide E (E/D is then an average).  Errors: also ERR_SIZE for D < 1 or D > E.  O(1).
+ * Where D does not divide E, E mod D devices own one expert more: max_over_mean then within 1 % (2.5 % for fewer than
+ * 20 rows), its band somewhat wide.  Errors: also ERR_SIZE for D < 1 or D > E.  O(1).
  * Example: T = 16, K = 8, E = 256, D = 8: busiest device 21.8 rows = 1.36 x mean 16. */
 MOE_EP_API moe_ep_status moe_ep_chance_devices(int64_t T, int32_t K, int32_t E, int32_t D,
                                                moe_ep_chance_result *out, moe_ep_error *err);
@@ -1286,7 +1287,8 @@ typedef struct moe_ep_shape {
     int32_t num_slots;               /* P in total, dealt as evenly as possible, the first P mod D
                                         devices one more; 0 = the caller gives slots_per_device, or,
                                         without it, as many as there are experts                      */
-    int32_t num_nodes;               /* N <= D; 0 or 1 = one node; device d is on node d*N/D unless given */
+    int32_t num_nodes;               /* N <= D; device d is on node d*N/D unless given; 0 or 1 = one node: times then
+                                      * take every link as fast as inside a machine (32 GPUs of 8 each are 4 nodes) */
     const int32_t *slots_per_device; /* (D) or NULL; when given num_slots is 0 or their sum           */
     const int32_t *node_of_device;   /* (D) values 0..N-1, or NULL                                    */
     const double *speed;             /* (D) relative speeds, each 1e-6..1e6, or NULL = all 1          */
@@ -1780,6 +1782,21 @@ MOE_EP_API moe_ep_status moe_ep_assign_slots(const moe_ep_placement *p, int32_t 
 MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids,
                                                    int64_t n, const int32_t *source_device, const int64_t *slot_rows,
                                                    int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err);
+
+/* What does a capacity per slot cost when rows that find their slot full may go to another copy of their expert?
+ *   slot_ids (n): the slot of each row (moe_ep_assign_slots, moe_ep_pick_slot), -1 = no row
+ *   capacity: rows that one slot takes, >= 0;  rerouted_ids (n) out, -1 where no copy had room; may be slot_ids itself
+ *   rerouted, dropped: rows sent to another copy, rows that found none; each may be NULL
+ * The first `capacity` rows of a slot, in their order, stay; then the others, in their order, take the first copy in
+ * replica order, on an active device, that still has room.  An expert so keeps min(rows, capacity * active copies),
+ * as long as no row begins on an inactive device (such a row finds no room there and moves on).
+ * Errors: ERR_NULL, ERR_SIZE (n, capacity), ERR_RANGE (layer), ERR_EXPERT_ID (a slot that is none or empty; index into
+ * slot_ids), ERR_PLACEMENT (as moe_ep_split), ERR_SCRATCH, ERR_MEMORY.  Scratch P numbers.  O(n*replicas + E + P).
+ * Example: expert 0 in slots 0 and 2, all of 5 rows in slot 0, capacity 2: 0 0 2 2 -1, 2 rerouted, 1 dropped. */
+MOE_EP_API moe_ep_status moe_ep_reroute_replicas(const moe_ep_placement *p, int32_t layer, int64_t capacity,
+                                                 const int32_t *slot_ids, int64_t n, int32_t *rerouted_ids,
+                                                 int64_t *rerouted, int64_t *dropped, moe_ep_scratch *scratch,
+                                                 moe_ep_error *err);
 
 /* The slot that row `key` of an expert takes without any counts: replica by the high bits of a 64-bit mix of
  * (key, expert), so that 2 or 4 replicas do not fall in step with token parity.  Only active replicas.
@@ -2413,7 +2430,7 @@ typedef struct moe_ep_expect_result {
     double active_total;      /* experts with at least one row                                    */
     double active_device;     /* the same on one device (mean over devices)                       */
     double rows_mean;         /* rows on a device                                                 */
-    double rows_sd;           /* its standard deviation (without groups; 0 with groups)           */
+    double rows_sd;           /* its standard deviation at E / D experts (without groups; 0 with) */
     double busiest_rows;      /* expected rows of the fullest device (without groups)             */
     double busiest_active;    /* expected active experts of the device with most of them          */
     double excess;            /* busiest_rows / rows_mean - 1: no balancer gets below it          */
@@ -2421,8 +2438,8 @@ typedef struct moe_ep_expect_result {
 
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
  * TOP_K, NEGATIVE, CONFIG (groups, as in moe_ep_comm_bytes).  O(K), with groups O(groups * (groups + K)).
- * All but the two busiest_ fields are exact; those treat the devices as independent: within 2 % (4 % below 8
- * tokens) of simulation.
+ * All but the two busiest_ fields are exact; those treat the devices as independent: within 1 % of simulation from 32
+ * choices (T K) on, 4 % from 8, 10 % below, also when D does not divide E.
  * Example: T = 4096, K = 8, E = 256, D = 32: 7.27 devices per token, sd 31.06 rows, excess 0.064. */
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err);
 
@@ -2469,7 +2486,8 @@ typedef struct moe_ep_cost_hooks {
 typedef struct moe_ep_layer_desc {
     const moe_ep_model *model;
     const moe_ep_machine *machine;
-    const moe_ep_placement *placement; /* gives devices, nodes, slots; NULL = the next three              */
+    const moe_ep_placement *placement; /* gives devices, nodes (as its shape said, not derived from machine), slots;
+                                        * NULL = the next three                                           */
     int32_t num_devices;
     int32_t num_slots;         /* P, dealt evenly, the first P mod D devices one more; 0 = E              */
     int32_t num_nodes;         /* 0 = ceil(D / machine.devices_per_node)                                  */
@@ -6275,22 +6293,24 @@ MOE_EP_API moe_ep_status moe_ep_router_check(const moe_ep_router *cfg, moe_ep_er
 }
 
 /* NaN and +Inf are errors that name the first one; `at` is the index of v[0]. */
-static moe_ep_status moe_epi_route_check_row(const float *v, int64_t n, int64_t at, const char *arg, moe_ep_error *err)
+static moe_ep_status moe_epi_route_check_row(moe_ep_isa isa, const float *v, int64_t n, int64_t at, const char *arg,
+                                             moe_ep_error *err)
 {
     int64_t i;
-    if (!moe_epi_rt_bad(moe_epi_rt_isa(MOE_EP_ISA_AUTO), v, n)) return MOE_EP_OK;
+    if (!moe_epi_rt_bad(isa, v, n)) return MOE_EP_OK;
     for (i = 0; i < n && moe_epi_float_kind(v[i]) != 2; i++) continue;
     return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "is NaN or +Inf (index is token*E + expert)", at + i, (double)v[i]);
 }
 
 /* All rows of a matrix. */
-static moe_ep_status moe_epi_route_check_rows(const float *v, int64_t T, int64_t E, int64_t stride, const char *arg,
-                                              moe_ep_error *err)
+static moe_ep_status moe_epi_route_check_rows(moe_ep_isa isa_max, const float *v, int64_t T, int64_t E, int64_t stride,
+                                              const char *arg, moe_ep_error *err)
 {
+    const moe_ep_isa isa = moe_epi_rt_isa(isa_max);
     moe_ep_status s;
     int64_t t;
     for (t = 0; t < T; t++)
-        if ((s = moe_epi_route_check_row(v + t * stride, E, t * E, arg, err)) != MOE_EP_OK) return s;
+        if ((s = moe_epi_route_check_row(isa, v + t * stride, E, t * E, arg, err)) != MOE_EP_OK) return s;
     return MOE_EP_OK;
 }
 
@@ -6345,7 +6365,8 @@ static moe_ep_status moe_epi_route_check(const moe_ep_router *r, const float *lo
     if (!ids) return moe_epi_null(err, "ids");
     if (r->select == MOE_EP_SELECT_TABLE && (s = moe_epi_check_table(r, T, token_ids, err)) != MOE_EP_OK) return s;
     *checks_logits = logits && needs_logits && !r->nan_as_masked;
-    if (r->select == MOE_EP_SELECT_KEYS) return moe_epi_route_check_rows(r->keys, T, E, E, "keys", err);
+    if (r->select == MOE_EP_SELECT_KEYS)
+        return moe_epi_route_check_rows(r->isa_max, r->keys, T, E, E, "keys", err);
     return MOE_EP_OK;
 }
 
@@ -6436,7 +6457,7 @@ static moe_ep_status moe_epi_route_together(moe_epi_token *t, const moe_epi_rt_p
     moe_epi_rt_z_route(p->copies ? wide : x, p->copies ? p->n : stride, p, b, count);
     for (r = 0; b->doubt && r < count; r++) {
         if (!(b->doubt >> r & 1u) || p->lenient) continue;
-        s = moe_epi_route_check_row(x + r * stride, p->E, (first + r) * p->E, "logits", err);
+        s = moe_epi_route_check_row(t->isa, x + r * stride, p->E, (first + r) * p->E, "logits", err);
         if (s != MOE_EP_OK) count = r;
     }
     moe_epi_rt_z_deliver((const uint32_t *)(const void *)b->id, p->K, count, b->doubt, ids);
@@ -6488,8 +6509,8 @@ MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *log
         token.logits = logits ? logits + t * stride : NULL;
         if (t + MOE_EPI_ROUTE_AHEAD < T && logits)
             moe_epi_rt_prefetch(token.logits + MOE_EPI_ROUTE_AHEAD * stride, cfg->num_experts);
-        if (checks && (s = moe_epi_route_check_row(token.logits, cfg->num_experts, t * cfg->num_experts, "logits",
-                                                   err)) != MOE_EP_OK)
+        if (checks && (s = moe_epi_route_check_row(token.isa, token.logits, cfg->num_experts, t * cfg->num_experts,
+                                                   "logits", err)) != MOE_EP_OK)
             return s;
         token.keys = cfg->select == MOE_EP_SELECT_KEYS ? cfg->keys + t * cfg->num_experts : NULL;
         if (cfg->select == MOE_EP_SELECT_TABLE) row = cfg->table + (token_ids ? token_ids[t] : t) * K;
@@ -6523,7 +6544,8 @@ MOE_EP_API moe_ep_status moe_ep_scores(const moe_ep_router *cfg, const float *lo
     if ((s = moe_epi_check_tokens(T, E, stride, err)) != MOE_EP_OK || T == 0) return s;
     if (!logits) return moe_epi_null(err, "logits");
     if (!scores) return moe_epi_null(err, "scores");
-    if (!plain.nan_as_masked && (s = moe_epi_route_check_rows(logits, T, E, stride, "logits", err)) != MOE_EP_OK)
+    if (!plain.nan_as_masked &&
+        (s = moe_epi_route_check_rows(plain.isa_max, logits, T, E, stride, "logits", err)) != MOE_EP_OK)
         return s;
     moe_epi_route_begin(&token, &plain);
     for (t = 0; t < T; t++) {
@@ -7053,10 +7075,10 @@ MOE_EP_API moe_ep_status moe_ep_expert_choice(const float *scores, int64_t T, in
     moe_ep_status s;
     int64_t e, i, total;
     moe_epi_ok(err);
-    if ((s = moe_epi_check_finite(scores, T, E, "scores", err)) != MOE_EP_OK) return s;
-    if (!tokens) return moe_epi_null(err, "tokens");
     if (T > INT32_MAX)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "T", "token numbers must fit int32_t", -1, (double)T);
+    if ((s = moe_epi_check_finite(scores, T, E, "scores", err)) != MOE_EP_OK) return s;
+    if (!tokens) return moe_epi_null(err, "tokens");
     if (C < 1 || C > T) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "C", "must be 1..T", -1, (double)C);
     total = C * E;
     for (e = 0; e < E; e++) moe_epi_choice_of_expert(scores, T, E, e, C, tokens + e * C);
@@ -7131,7 +7153,7 @@ static moe_ep_status moe_epi_top2_check(const moe_ep_top2 *c, const float *logit
     if (!ids) return moe_epi_null(err, "ids");
     if (!rng && (c->sample_second || c->second == MOE_EP_SECOND_RANDOM))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "rng", "the policy needs a generator", -1, 0.0);
-    return moe_epi_route_check_rows(logits, T, r->num_experts, r->logits_stride, "logits", err);
+    return moe_epi_route_check_rows(r->isa_max, logits, T, r->num_experts, r->logits_stride, "logits", err);
 }
 
 /* argmax of the token's logits (plus Gumbel noise when rng is given) without expert `not_this`. */
@@ -7201,7 +7223,7 @@ MOE_EP_API moe_ep_status moe_ep_route_sample(const float *logits, int64_t T, int
     if ((s = moe_epi_check_dense(logits, T, E, "logits", err)) != MOE_EP_OK) return s;
     if (!rng) return moe_epi_null(err, "rng");
     if (!ids) return moe_epi_null(err, "ids");
-    if ((s = moe_epi_route_check_rows(logits, T, E, E, "logits", err)) != MOE_EP_OK) return s;
+    if ((s = moe_epi_route_check_rows(MOE_EP_ISA_AUTO, logits, T, E, E, "logits", err)) != MOE_EP_OK) return s;
     moe_epi_route_begin(&token, &r);
     for (t = 0; t < T; t++) {
         double left;
@@ -7289,7 +7311,7 @@ static moe_ep_status moe_epi_sinkhorn_check(const float *logits, int64_t T, int3
     if (tol < 0.0) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "tol", "must not be negative", -1, tol);
     if (max_rounds < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "max_rounds", "must not be negative", -1, (double)max_rounds);
-    if ((s = moe_epi_route_check_rows(logits, T, E, E, "logits", err)) != MOE_EP_OK) return s;
+    if ((s = moe_epi_route_check_rows(MOE_EP_ISA_AUTO, logits, T, E, E, "logits", err)) != MOE_EP_OK) return s;
     for (i = 0; i < T * E; i++)
         if (logits[i] > 88.0f)
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "logits", "exp would overflow above 88", i,
@@ -7764,7 +7786,8 @@ MOE_EP_API double moe_ep_z_loss(const float *logits, int64_t T, int32_t E, moe_e
     int64_t t, e;
     moe_epi_ok(err);
     if ((s = moe_epi_check_dense(logits, T, E, "logits", err)) != MOE_EP_OK) return moe_epi_loss_status(s);
-    if ((s = moe_epi_route_check_rows(logits, T, E, E, "logits", err)) != MOE_EP_OK) return moe_epi_loss_status(s);
+    s = moe_epi_route_check_rows(MOE_EP_ISA_AUTO, logits, T, E, E, "logits", err);
+    if (s != MOE_EP_OK) return moe_epi_loss_status(s);
     for (t = 0; t < T; t++) {
         const float *row = logits + t * E;
         float max = MOE_EPI_LOWEST;
@@ -9968,6 +9991,53 @@ static void moe_epi_bl_chance_one(const moe_epi_bl_draw *w, double mean, moe_ep_
     out->one_p95 = moe_epi_bl_quantile(&grid, cdf, 0.95) / mean;
 }
 
+/* P(load <= x) over the cells of a grid; smooth grids are joined by straight lines. */
+static double moe_epi_bl_below(const moe_epi_bl_grid *g, const double *cdf, double x)
+{
+    const double at = (x - g->first) / g->step + (g->sd <= MOE_EPI_BL_SMOOTH ? 1e-9 : 0.5);
+    const int32_t i = at < 0.0 ? -1 : at < (double)g->cells ? (int32_t)at : g->cells - 1;
+    double low;
+    if (i < 0) return 0.0;
+    if (g->sd <= MOE_EPI_BL_SMOOTH || i + 1 >= g->cells) return cdf[i];
+    low = i > 0 ? cdf[i - 1] : 0.0;
+    return low + (cdf[i] - low) * (at - floor(at));
+}
+
+/* The law of one load of `size` experts among `groups` that share a sum: equally correlated loads have the maximum of
+ * independent ones whose variance is groups / (groups - 1) times as large. */
+static void moe_epi_bl_kind(const moe_epi_bl_draw *w, double size, moe_epi_bl_grid *grid, double *cdf)
+{
+    const double mean = w->T * w->K * size / w->E;
+    double part = (1.0 - size / w->E) * (w->E - w->K) / (w->E - 1.0) * (double)w->groups / ((double)w->groups - 1.0);
+    double so_far = 0.0;
+    int32_t i;
+    if (part > 0.999) part = 0.999;
+    moe_epi_bl_make_grid(mean, mean / (1.0 - part), w->T * (w->K < size ? w->K : size), grid);
+    for (i = 0; i < grid->cells; i++) cdf[i] = so_far += grid->weight[i];
+    for (i = 0; i < grid->cells; i++) cdf[i] /= so_far;
+}
+
+/* E is no multiple of D: E mod D devices have one expert more than the others. */
+static void moe_epi_bl_chance_uneven(const moe_epi_bl_draw *w, double mean, moe_ep_chance_result *out)
+{
+    moe_epi_bl_grid large, small;
+    double cdf[MOE_EPI_BL_CELLS], few[MOE_EPI_BL_CELLS], best = 0.0;
+    const double size = floor(w->size), more = w->E - size * (double)w->groups;
+    int32_t i;
+    moe_epi_bl_kind(w, size + 1.0, &large, cdf);
+    moe_epi_bl_kind(w, size, &small, few);
+    for (i = 0; i < large.cells; i++) {
+        const double x = large.first + ((double)i + (large.sd <= MOE_EPI_BL_SMOOTH ? 0.0 : 0.5)) * large.step;
+        cdf[i] = pow(cdf[i], more) * pow(moe_epi_bl_below(&small, few, x), (double)w->groups - more);
+        if (cdf[i] > best) best = cdf[i];
+        cdf[i] = best;
+    }
+    for (i = 0; i < large.cells; i++) cdf[i] /= best;
+    moe_epi_bl_max_result(&large, cdf, mean, out);
+    if (out->p05 < 1.0) out->p05 = 1.0;
+    if (out->p95 < 1.0) out->p95 = 1.0;
+}
+
 #undef MOE_EPI_BL_SMOOTH
 #undef MOE_EPI_BL_CELLS
 #undef MOE_EPI_BL_NODES
@@ -9989,7 +10059,8 @@ static void moe_epi_bl_chance(double T, double K, double E, int32_t groups, moe_
     out->max_over_mean = out->p05 = out->p95 = out->one_p05 = out->one_p95 = out->gauss_bound = 1.0;
     if (groups == 1 || K >= E) return;
     moe_epi_bl_chance_one(&draw, mean, out);
-    if (T < 3.5 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
+    if (draw.size > floor(draw.size)) moe_epi_bl_chance_uneven(&draw, mean, out);
+    else if (T < 3.5 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
     else moe_epi_bl_chance_max(&draw, mean, out);
 }
 
@@ -14855,6 +14926,15 @@ static int32_t moe_epi_search(moe_epi_plan *plan, moe_epi_state *s, moe_epi_budg
     return done;
 }
 
+/* Whether a slot of the layer holds nothing. */
+static int moe_epi_has_empty(const moe_epi_state *s)
+{
+    int32_t d;
+    for (d = 0; d < s->D; d++)
+        if (s->fill[d] < s->slot_start[d + 1] - s->slot_start[d]) return 1;
+    return 0;
+}
+
 /* Swaps first; where they end above the bound, changes of copies too; the smallest layers are searched. */
 static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal *deal, int32_t slots, int32_t limit)
 {
@@ -14864,6 +14944,10 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
     int32_t done = moe_epi_refine(s, goal, limit);
     int32_t most;
     int proven = 0;
+    if (s->num_order > 0 && moe_epi_has_empty(s)) { /* other numbers of copies than these may reach below them */
+        moe_epi_bound(s->w, s->E, &plan->room, s->max_count, plan->work.items, plan->work.counts, &bound);
+        if (bound.value < goal) goal = bound.value;
+    }
     if (s->num_order == 0 || moe_epi_time(s, s->order[0]) <= goal * 1.0005) return done;
     memset(&budget, 0, sizeof budget);
     budget.desc = &plan->no_limits;
@@ -15763,6 +15847,7 @@ static int moe_epi_undo_trade(moe_epi_few *f, int32_t d, int32_t i, int32_t k, d
         moe_epi_change c;
         if (!moe_epi_carries(s, k, delta, level) || !moe_epi_carries(s, d, -delta, level)) continue;
         if (x >= 0 && moe_epi_has_expert(s, d, x)) continue;
+        if (x >= 0 && f->b->links && moe_epi_arrival_cost(s, f->b, d, x) < 0) continue;
         if (x >= 0) moves += !moe_epi_was_held(s, f->b, d, x) - !moe_epi_was_held(s, f->b, k, x);
         if (moves >= 0) continue;
         memset(&c, 0, sizeof c);
@@ -17127,6 +17212,94 @@ MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, in
                                                    int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     return moe_epi_assign_slots(p, layer, ids, n, source_device, 1, slot_rows, slot_ids, scratch, err);
+}
+
+/* ---- another copy where the slot is full -------------------------------------------------------- */
+
+/* The first active copy of expert e with room, in replica order; -1 = none. */
+static int32_t moe_epi_rereplica_find(const moe_epi_split_view *v, const int64_t *room, int32_t e)
+{
+    int32_t i;
+    for (i = v->start[e]; i < v->start[e + 1]; i++)
+        if (room[v->slot[i]] > 0) return v->slot[i];
+    return -1;
+}
+
+/* Every list of the layer in order, and every row in a slot that holds an expert. */
+static moe_ep_status moe_epi_rereplica_check(const moe_epi_split_view *v, const int32_t *slot_ids, int64_t n,
+                                           moe_ep_error *err)
+{
+    int64_t t;
+    int32_t e;
+    for (e = 0; e < v->p->num_experts; e++)
+        if (!moe_epi_list_fine(v, e)) return moe_epi_list_fail(v, e, err);
+    for (t = 0; t < n; t++)
+        if (slot_ids[t] < -1 || slot_ids[t] >= v->p->num_slots ||
+            (slot_ids[t] >= 0 && (v->expert[slot_ids[t]] < 0 || v->expert[slot_ids[t]] >= v->p->num_experts)))
+            return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_ids", "is not a slot with an expert", t, slot_ids[t]);
+    return MOE_EP_OK;
+}
+
+/* Rows that each slot takes: the capacity on active devices, none elsewhere. */
+static void moe_epi_rereplica_room(const moe_epi_split_view *v, int64_t capacity, int64_t *room)
+{
+    int32_t s, i;
+    for (s = 0; s < v->p->num_slots; s++) room[s] = 0;
+    for (i = v->start[0]; i < v->start[v->p->num_experts]; i++)
+        if (moe_epi_slot_active(v, v->slot[i])) room[v->slot[i]] = capacity;
+}
+
+/* A row that stays is marked by its slot, one that has to go by -2 - slot, until its turn comes. */
+static void moe_epi_rereplica_run(const moe_epi_split_view *v, const int32_t *slot_ids, int64_t n, int64_t *room,
+                                  int32_t *out, int64_t *moved, int64_t *lost)
+{
+    int64_t t;
+    for (t = 0; t < n; t++) {
+        int32_t s = slot_ids[t];
+        out[t] = s;
+        if (s < 0) continue;
+        if (room[s] > 0) room[s]--;
+        else out[t] = -2 - s;
+    }
+    for (t = 0; t < n; t++) {
+        if (out[t] >= -1) continue;
+        out[t] = moe_epi_rereplica_find(v, room, v->expert[-2 - out[t]]);
+        if (out[t] < 0) {
+            ++*lost;
+            continue;
+        }
+        room[out[t]]--;
+        ++*moved;
+    }
+}
+
+MOE_EP_API moe_ep_status moe_ep_reroute_replicas(const moe_ep_placement *p, int32_t layer, int64_t capacity,
+                                                 const int32_t *slot_ids, int64_t n, int32_t *rerouted_ids,
+                                                 int64_t *rerouted, int64_t *dropped, moe_ep_scratch *scratch,
+                                                 moe_ep_error *err)
+{
+    moe_epi_split_view v;
+    moe_epi_arena arena;
+    size_t total = 0;
+    int64_t *room, moved = 0, lost = 0;
+    moe_ep_status status;
+    moe_epi_ok(err);
+    if ((status = moe_epi_split_open(&v, p, layer, err)) != MOE_EP_OK) return status;
+    if (n < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n", "must not be negative", -1, (double)n);
+    if (capacity < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "must not be negative", -1, (double)capacity);
+    if (n > 0 && !slot_ids) return moe_epi_null(err, "slot_ids");
+    if (n > 0 && !rerouted_ids) return moe_epi_null(err, "rerouted_ids");
+    if ((status = moe_epi_rereplica_check(&v, slot_ids, n, err)) != MOE_EP_OK) return status;
+    moe_epi_need(&total, p->num_slots, sizeof(int64_t));
+    if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
+    room = (int64_t *)moe_epi_take(&arena, p->num_slots, sizeof(int64_t));
+    moe_epi_rereplica_room(&v, capacity, room);
+    moe_epi_rereplica_run(&v, slot_ids, n, room, rerouted_ids, &moved, &lost);
+    moe_epi_arena_close(&arena);
+    if (rerouted) *rerouted = moved;
+    if (dropped) *dropped = lost;
+    return MOE_EP_OK;
 }
 /* ==================================================================================================
  * 7 DISPATCH
@@ -18689,10 +18862,10 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
      "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; "
      "links fit on aiconfigurator's DeepEP tables"},
     {"h800",
-     "H800: InferSim hardware and grouped GEMM tables (142 points, median 4 %); "
+     "H800: vendor memory; InferSim FLOP/s and grouped GEMM (142 points, median 4 %); "
      "links fit on DeepEP's published tables"},
     {"h20",
-     "H20: InferSim hardware and grouped GEMM tables (852 points, median 9 %); "
+     "H20: vendor memory; InferSim FLOP/s and grouped GEMM (852 points, median 9 %); "
      "links as fitted for H100"},
     {"h200",
      "H200 SXM: aiconfigurator h200_sxm; GEMM and links as fitted for H800 and H100"},
@@ -19439,68 +19612,110 @@ static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups,
     return MOE_EP_OK;
 }
 
-/* Expected maximum of n independent standard normals: integral of 1 - Phi^n, cut at +-9. */
-static double moe_epi_normal_max(int32_t n)
+/* Devices with equally many experts: how many, and mean and variance of what is counted on one of them; none counts
+ * more than `most`.  While counts are small, a binomial of the same moments, walked up count by count. */
+typedef struct moe_epi_count {
+    int32_t n;
+    double mean, var, most;
+    double trials, odds;           /* of the binomial: p / (1 - p)              */
+    double at, weight, below, total; /* the walk: weights up to count `at` - 1 are in `below` */
+} moe_epi_count;
+
+/* Prepares the walk from a count that is practically never undercut. */
+static void moe_epi_count_open(moe_epi_count *c)
 {
-    const int32_t steps = 900;
-    double sum = 0.0, x;
-    int32_t i;
-    for (i = 0; i < steps; i++) {
-        x = -9.0 + 18.0 * ((double)i + 0.5) / (double)steps;
-        sum += pow(0.5 * erfc(-x * 0.70710678118654752), (double)n);
+    double var = c->var < c->mean * 0.9999 ? c->var : c->mean * 0.9999 /* nearly Poisson */, low = floor(c->mean), w, x;
+    c->odds = (c->mean - var) / var; /* with p = 1 - var / mean */
+    c->trials = c->mean * c->mean / (c->mean - var);
+    for (w = 1.0; low > 0.0 && w > 1e-18; low -= 1.0) w *= low / ((c->trials - low + 1.0) * c->odds);
+    c->at = low;
+    c->weight = w;
+    c->below = c->total = 0.0;
+    for (x = low; x <= c->mean || w > 1e-18; x += 1.0) {
+        c->total += w;
+        if (x >= c->trials || x >= c->most) break;
+        w *= (c->trials - x) * c->odds / (x + 1.0);
     }
-    return 9.0 - sum * 18.0 / (double)steps;
 }
 
-/* Expected maximum of n independent counts with this mean and variance, none above `most`: binomial of matching
- * moments while the counts are small, normal beyond. */
-static double moe_epi_count_max(double mean, double var, int32_t n, double most)
+/* Chance that none of the n devices counts more than x; x must not fall from call to call. */
+static double moe_epi_count_below(moe_epi_count *c, double x)
 {
-    double sd = sqrt(moe_epi_larger(var, 0.0)), trials, odds, w, x, low, below = 0.0, total = 0.0,
-           result;
-    if (!(mean > 0.0) || !(sd > 1e-6 * mean)) return mean;
-    if (n == 1) return mean;
-    if (sd > 30.0) {
-        result = mean + sd * moe_epi_normal_max(n);
-        return result < most ? result : most;
+    for (; c->at <= x && c->weight > 0.0; c->at += 1.0) {
+        c->below += c->weight;
+        c->weight = c->at < c->trials ? c->weight * (c->trials - c->at) * c->odds / (c->at + 1.0) : 0.0;
     }
-    if (var > mean * 0.9999) var = mean * 0.9999; /* nearly Poisson */
-    odds = (mean - var) / var;                    /* p / (1 - p) with p = 1 - var / mean */
-    trials = mean * mean / (mean - var);
-    low = floor(mean);
-    for (w = 1.0; low > 0.0 && w > 1e-18; low -= 1.0) w *= low / ((trials - low + 1.0) * odds);
-    result = low;
-    for (x = low, sd = w; w > 0.0 && (x <= mean || w > 1e-18); x += 1.0) {
-        total += w;
-        if (x >= trials || x >= most) break;
-        w *= (trials - x) * odds / (x + 1.0);
+    return x >= c->most || c->below >= c->total ? 1.0 : pow(c->below / c->total, (double)c->n);
+}
+
+/* Expected maximum of independent normals, the second kind may be missing (n = 0): integral of 1 - F over +-9
+ * deviations of the first.  With more than 30 counts of deviation the most possible is 30 deviations away. */
+static double moe_epi_normal_max(const moe_epi_count *a, const moe_epi_count *b)
+{
+    const int32_t steps = 900;
+    double sum = 0.0, sd = sqrt(a->var);
+    int32_t i;
+    for (i = 0; i < steps; i++) {
+        double z = -9.0 + 18.0 * ((double)i + 0.5) / (double)steps, f;
+        f = pow(0.5 * erfc(-z * 0.70710678118654752), (double)a->n);
+        if (b->n > 0)
+            f *= pow(0.5 * erfc(-(a->mean + sd * z - b->mean) / sqrt(b->var) * 0.70710678118654752), (double)b->n);
+        sum += f;
     }
-    for (x = low, w = sd; below < total * (1.0 - 1e-15) && x < most; x += 1.0) {
-        below += w;
-        result += 1.0 - pow(below < total ? below / total : 1.0, (double)n);
-        if (x >= trials) break;
-        w *= (trials - x) * odds / (x + 1.0);
-    }
-    return result < most ? result : most;
+    return a->mean + sd * (9.0 - sum * 18.0 / (double)steps);
+}
+
+/* Expected maximum over devices of two kinds, the first with more experts; independent. */
+static double moe_epi_count_max(moe_epi_count *a, moe_epi_count *b)
+{
+    double sd = sqrt(moe_epi_larger(a->var, 0.0)), x, f, result;
+    if (!(a->mean > 0.0) || !(sd > 1e-6 * a->mean) || a->n + b->n == 1) return a->mean;
+    if (sd > 30.0) return moe_epi_normal_max(a, b);
+    moe_epi_count_open(a);
+    if (b->n > 0) moe_epi_count_open(b);
+    x = b->n > 0 ? moe_epi_larger(a->at, b->at) : a->at;
+    result = x;
+    do {
+        f = moe_epi_count_below(a, x);
+        if (b->n > 0) f *= moe_epi_count_below(b, x);
+        result += 1.0 - f;
+        x += 1.0;
+    } while (f < 1.0 - 1e-15);
+    return result < a->most ? result : a->most;
 }
 
 /* Variances of a device's rows and active experts, raised for the devices' negative correlation (their sum is
  * fixed or nearly so): var - cov, which for equally correlated normals makes the expected maximum exact. */
 static void moe_epi_expect_busiest(const moe_ep_expect_desc *d, moe_ep_expect_result *r, int32_t D)
 {
-    double E = (double)d->num_experts, K = (double)d->top_k, T = (double)d->tokens,
-           B = E / (double)D;
-    double one, two, var, cov = 0.0;
-    var = d->num_experts > 1 ? T * K / (double)D * (E - K) / (E - 1.0) : 0.0;
-    r->rows_sd = sqrt(var * (1.0 - 1.0 / (double)D));
-    r->busiest_rows = moe_epi_count_max(r->rows_mean, var, D, T * (B + 1.0 < K ? B + 1.0 : K));
+    double E = (double)d->num_experts, K = (double)d->top_k, T = (double)d->tokens;
+    double one, two, row_var, active_var;
+    moe_epi_count rows[2], active[2];
+    int32_t i;
+    row_var = d->num_experts > 1 ? T * K / E * (E - K) / (E - 1.0) : 0.0; /* per expert */
+    r->rows_sd = sqrt(row_var * E / (double)D * (1.0 - 1.0 / (double)D));
     one = d->top_k < d->num_experts ? exp(T * log1p(-K / E)) : T > 0.0 ? 0.0 : 1.0;
     two = d->top_k < d->num_experts - 1 ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0))))
           : T > 0.0                     ? 0.0
                                         : 1.0;
-    if (d->num_experts > 1) cov = two - one * one;
-    var = B * one * (1.0 - one) - B * cov;
-    r->busiest_active = moe_epi_count_max(r->active_device, var, D, ceil(B));
+    active_var = one * (1.0 - one) - (d->num_experts > 1 ? two - one * one : 0.0);
+    memset(rows, 0, sizeof rows);
+    memset(active, 0, sizeof active);
+    for (i = 0; i < 2; i++) { /* devices with one expert more, or all; then the others */
+        int32_t more = d->num_experts % D, held = d->num_experts / D + (i == 0 && more > 0);
+        double B = (double)held;
+        rows[i].n = active[i].n = held == 0 ? 0 : i > 0 ? (more > 0 ? D - more : 0) : more > 0 ? more : D;
+        rows[i].mean = T * K * B / E;
+        rows[i].var = row_var * B;
+        rows[i].most = T * (B < K ? B : K);
+        active[i].mean = r->active_total * B / E;
+        active[i].var = active_var * B;
+        active[i].most = B;
+    }
+    r->busiest_active = moe_epi_count_max(&active[0], &active[1]);
+    if (T > 0.0) r->busiest_active = fmax(r->busiest_active, 1.0);
+    r->busiest_rows = moe_epi_count_max(&rows[0], &rows[1]);
+    r->busiest_rows = fmax(r->busiest_rows, r->busiest_active); /* every active expert has a row */
 }
 
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out,
@@ -23435,7 +23650,8 @@ static void moe_epi_fw_set_group(const moe_ep_forward_desc *d, moe_epi_fw_run *r
     moe_epi_fw_group_init(&run->groups[g], run->w, expert);
     run->groups[g].row0 = row0;
     run->groups[g].rows = rows;
-    run->groups[g].blas = moe_epi_fw_wants_blas(d, run->w) && rows >= d->blas_min_rows && rows <= INT32_MAX;
+    run->groups[g].blas = moe_epi_fw_wants_blas(d, run->w) && /* enough rows, and not more than its int can count */
+                          (uint64_t)(rows - d->blas_min_rows) <= (uint64_t)(INT32_MAX - d->blas_min_rows);
 }
 
 /* ---- int8 weights ---------------------------------------------------------------------------------------------- */

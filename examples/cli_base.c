@@ -285,7 +285,8 @@ FILE *cli_open_input(const char *path)
     if (strcmp(path, "-") == 0)
         cli_die(CLI_USAGE, "-: standard input cannot be read; inputs must be files");
     if (stat(path, &info) != 0) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
-    if (S_ISDIR(info.st_mode)) cli_die(CLI_USAGE, "%s: is a directory", path);
+    if (S_ISDIR(info.st_mode))
+        cli_die(CLI_USAGE, "%s: is a directory, and not TensorRT-LLM's, which holds a meta_info.json", path);
     if (!S_ISREG(info.st_mode))
         cli_die(CLI_USAGE, "%s: is not an ordinary file; inputs must be files, not pipes or devices", path);
     f = fopen(path, "rb");

@@ -120,7 +120,8 @@ void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o
     cli_stream *s = cli_alloc(1, sizeof *s);
     cli_rows *rows = cli_rows_new(path, o, 0);
     FILE *f = cli_open_input(path);
-    int found = 0;
+    ptrdiff_t at = arrlen(*list);
+    int found = 0, numbered = 0;
     cli_stream_open(s, path, f, -1);
     if (cli_stream_peek(s) == '[') {
         read_matrix(s, "list", rows);
@@ -132,7 +133,8 @@ void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o
             read_matrix(s, key[i], rows);
             cli_stream_rest(s);
         }
-        if (!found) read_layers(s, rows);
+        numbered = !found;
+        if (numbered) read_layers(s, rows);
     } else {
         cli_die(CLI_USAGE, "%s:%lld:%lld: '[' or '{' expected", path, (long long)s->line, (long long)s->column);
     }
@@ -140,6 +142,7 @@ void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o
     free(s);
     (void)fclose(f);
     cli_rows_end(rows, list);
+    for (; !numbered && at < arrlen(*list); at++) (*list)[at].unnumbered = (*list)[at].layers;
 }
 
 /* ---- JSON lines: {"step": 0, "layer": 3, "ids": [[1, 5], ...]} or "counts": [...] ------------------------ */

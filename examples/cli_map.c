@@ -287,6 +287,7 @@ static cli_map read_csv_map(const char *path)
             cli_die(CLI_USAGE, "%s: layer %lld has no line for slot %lld", path,
                     (long long)layers[i / slots], (long long)(i % slots));
     for (int32_t l = 0; l < m.layers; l++) m.number[l] = (int32_t)layers[l];
+    m.numbered = 1;
     set_devices(&m);
     arrfree(layers);
     arrfree(list);
@@ -307,6 +308,7 @@ static cli_map read_yaml_map(const char *path)
         arrfree(row[l]);
     }
     arrfree(row);
+    m.numbered = 1;
     arrfree(number);
     return m;
 }
@@ -339,7 +341,7 @@ static int32_t find_number(const cli_map *m, int32_t number)
 int32_t *cli_map_rows(const cli_map *m, const cli_trace *t)
 {
     int32_t *rows = cli_alloc((size_t)t->layers, sizeof *rows);
-    int by_number = 1;
+    int by_number = m->numbered || t->unnumbered == 0 || t->unnumbered == m->layers;
     for (int32_t l = 0; l < t->layers; l++) {
         rows[l] = find_number(m, t->layer[l]);
         by_number &= rows[l] >= 0;
@@ -419,34 +421,88 @@ moe_ep_placement cli_map_placement_in(const cli_map *m, const cli_trace *t, cons
     return p;
 }
 
-/* An expert of the device whose only copy is there; -1 when it has none. */
-static int32_t only_copy(const moe_ep_placement *p, int32_t l, int32_t d)
+/* One layer whose empty slots are being filled. */
+typedef struct filling {
+    const moe_ep_placement *p;
+    int32_t *expert;     /* (slots) of this layer          */
+    int32_t *copies;     /* (experts) in this layer so far */
+    const double *loads; /* (experts) of this layer        */
+} filling;
+
+static int32_t copies_on(const filling *q, int32_t d, int32_t e)
 {
-    const int32_t *start = p->replica_start + (size_t)l * ((size_t)p->num_experts + 1);
-    for (int32_t s = p->slot_start[d]; s < p->slot_start[d + 1]; s++) {
-        int32_t e = p->slot_expert[(size_t)l * (size_t)p->num_slots + (size_t)s];
-        if (e >= 0 && start[e + 1] - start[e] == 1) return e;
-    }
-    return -1;
+    int32_t n = 0;
+    for (int32_t s = q->p->slot_start[d]; s < q->p->slot_start[d + 1]; s++) n += q->expert[s] == e;
+    return n;
 }
 
-int32_t *cli_map_full(const moe_ep_placement *p, int64_t *filled)
+/* The expert of device d whose further copy there adds least load, none where all its copies are there; -1 when the
+ * device is empty. */
+static int32_t cheapest_copy(const filling *q, int32_t d, double *adds)
 {
-    size_t n = (size_t)p->num_layers * (size_t)p->num_slots;
-    int32_t *expert = cli_alloc(n, sizeof *expert);
-    *filled = 0;
-    for (size_t i = 0; i < n; i++) {
-        int32_t l = (int32_t)(i / (size_t)p->num_slots), s = (int32_t)(i % (size_t)p->num_slots);
-        expert[i] = p->slot_expert[i];
-        if (expert[i] >= 0) continue;
-        expert[i] = only_copy(p, l, p->slot_device[s]);
-        if (expert[i] < 0)
-            cli_die(CLI_USAGE,
-                    "this plan leaves slots of device %d empty, which the JSON map cannot say; write "
-                    "a .csv",
-                    p->slot_device[s]);
-        (*filled)++;
+    int32_t best = -1;
+    *adds = 0.0;
+    for (int32_t s = q->p->slot_start[d]; s < q->p->slot_start[d + 1]; s++) {
+        int32_t e = q->expert[s], here = e >= 0 ? copies_on(q, d, e) : 0;
+        double more;
+        if (e < 0) continue;
+        more = here == q->copies[e]
+                   ? 0.0
+                   : q->loads[e] * ((here + 1.0) / (q->copies[e] + 1.0) - (double)here / q->copies[e]);
+        if (best >= 0 && more >= *adds) continue;
+        best = e;
+        *adds = more;
     }
+    return best;
+}
+
+/* max/mean over the devices, every copy of an expert with the same share. */
+static double filled_imbalance(const filling *q)
+{
+    double most = 0.0, sum = 0.0;
+    for (int32_t d = 0; d < q->p->num_devices; d++) {
+        double load = 0.0;
+        for (int32_t s = q->p->slot_start[d]; s < q->p->slot_start[d + 1]; s++)
+            load += q->loads[q->expert[s]] / q->copies[q->expert[s]];
+        sum += load;
+        most = load > most ? load : most;
+    }
+    return sum > 0.0 ? most * q->p->num_devices / sum : 1.0;
+}
+
+int32_t *cli_map_full(const moe_ep_placement *p, const double *loads, int64_t *filled, double *worst)
+{
+    size_t n = (size_t)p->num_layers * (size_t)p->num_slots, E = (size_t)p->num_experts;
+    int32_t *expert = cli_alloc(n, sizeof *expert);
+    filling q = {p, NULL, NULL, NULL};
+    int changed = 0;
+    q.copies = cli_keep_block(cli_alloc(E, sizeof *q.copies));
+    memcpy(expert, p->slot_expert, n * sizeof *expert);
+    *filled = 0;
+    *worst = 0.0;
+    for (int32_t l = 0; l < p->num_layers; l++) {
+        double adds, imbalance;
+        q.expert = expert + (size_t)l * (size_t)p->num_slots;
+        q.loads = loads + (size_t)l * E;
+        memset(q.copies, 0, E * sizeof *q.copies);
+        for (int32_t s = 0; s < p->num_slots; s++)
+            if (q.expert[s] >= 0) q.copies[q.expert[s]]++;
+        for (int32_t s = 0; s < p->num_slots; s++) {
+            int32_t e;
+            if (q.expert[s] >= 0) continue;
+            e = cheapest_copy(&q, p->slot_device[s], &adds);
+            if (e < 0)
+                cli_die(CLI_USAGE, "this plan leaves device %d empty, which the JSON map cannot say; write a .csv",
+                        p->slot_device[s]);
+            q.expert[s] = e;
+            q.copies[e]++;
+            changed |= adds > 0.0;
+            (*filled)++;
+        }
+        imbalance = filled_imbalance(&q);
+        *worst = imbalance > *worst ? imbalance : *worst;
+    }
+    if (!changed) *worst = 0.0;
     return expert;
 }
 
@@ -499,11 +555,14 @@ void cli_map_put(FILE *f, const char *name, int32_t layers, int32_t slots, const
         cli_map_put_json(f, layers, slots, expert);
 }
 
-char *cli_map_usage(const char *name, int32_t experts, int32_t slots)
+char *cli_map_usage(const char *name, int32_t experts, int32_t slots, int32_t devices)
 {
     char *shown = cli_printable(name), *text = NULL;
     if (is_yaml(name))
         text = cli_format("TensorRT-LLM loads it as moe_config: load_balancer: %s", shown);
+    else if (cli_has_suffix(name, ".json") && slots % devices != 0)
+        text = cli_format("SGLang will not load it: %d slots do not divide over %d devices; --slots %d would", slots,
+                          devices, slots + devices - slots % devices);
     else if (cli_has_suffix(name, ".json") && slots > experts)
         text = cli_format("SGLang loads it with --init-expert-location %s --ep-num-redundant-experts %d", shown,
                           slots - experts);

@@ -12,6 +12,7 @@ typedef struct cli_map {
     int32_t layers, slots, devices; /* devices 0 = the file does not say             */
     int32_t *expert;                /* (layers, slots), -1 = empty                   */
     int32_t *number;                /* (layers) number of the layer, 0.. in order    */
+    int numbered;                   /* 1: the file gives these numbers (not JSON)    */
     int32_t *device_slots;          /* (devices) slots on each, NULL = not said      */
     int32_t *slot_device;           /* (slots), NULL = not said                      */
 } cli_map;
@@ -43,7 +44,7 @@ int cli_map_wants_full(const char *name);
 void cli_map_put(FILE *f, const char *name, int32_t layers, int32_t slots, const int32_t *expert,
                  const int32_t *slot_device, const int32_t *number, const unsigned char *idle);
 /* How a server takes the file, "SGLang loads it with ..."; malloc'd, NULL = there is nothing to say. */
-char *cli_map_usage(const char *name, int32_t experts, int32_t slots);
+char *cli_map_usage(const char *name, int32_t experts, int32_t slots, int32_t devices);
 
 /* The single writers. */
 void cli_map_put_json(FILE *f, int32_t layers, int32_t slots, const int32_t *expert);
@@ -55,9 +56,10 @@ void cli_map_put_yaml(FILE *f, int32_t layers, int32_t slots, const int32_t *exp
 /* Rows of experts (stb_ds of stb_ds, all of one length) and the numbers of their layers (stb_ds). */
 int32_t **cli_map_read_yaml(const char *path, int32_t **number);
 
-/* slot_expert (L,P) without empty slots: an empty one gets a second copy of an expert that has its only copy on the
- * same device, which changes no device's load.  Leaves when a device has none.  *filled = how many. */
-int32_t *cli_map_full(const moe_ep_placement *p, int64_t *filled);
+/* slot_expert (L,P) without empty slots: an empty one gets a further copy of an expert of the same device, one that
+ * has all its copies there, which changes no load, or else one that brings least of loads (L,E) there.  Leaves when a
+ * device is empty.  *filled = how many; *worst = max/mean of the worst layer then, 0 = no load changed. */
+int32_t *cli_map_full(const moe_ep_placement *p, const double *loads, int64_t *filled, double *worst);
 
 /* 1 when the name ends so, whatever the case. */
 int cli_has_suffix(const char *name, const char *tail);

@@ -480,10 +480,16 @@ static void write_moves(const cli_rebalance *r, FILE *f)
 static void fill_slots(cli_rebalance *r, const rebalance_files *files)
 {
     int64_t filled = 0;
+    double worst = 0.0;
     for (ptrdiff_t i = 0; i < arrlen(files->out); i++)
         if (cli_map_wants_full(files->out[i]) && !r->full)
-            r->full = cli_keep_block(cli_map_full(&r->plan, &filled));
-    if (filled > 0)
+            r->full = cli_keep_block(cli_map_full(&r->plan, r->loads, &filled, &worst));
+    if (filled > 0 && worst > 0.0)
+        cli_note(&r->setup,
+                 "%s slots are free in the new plan; the map has a further copy of an expert of the same device "
+                 "there. Some of these take load: the worst layer of the file has max/mean %.3f.",
+                 cli_count((double)filled), worst);
+    else if (filled > 0)
         cli_note(&r->setup,
                  "%s slots are free in the new plan; the JSON map has a second copy of an expert of "
                  "the same device there, which changes no load.",

@@ -119,8 +119,8 @@ void cli_setup_nodes(cli_setup *s)
         int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
         s->nodes = (s->devices + per - 1) / per;
         if (s->nodes > 1)
-            cli_note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes,
-                     per, s->machine.name);
+            cli_note(s, "%d nodes of %s%d devices, as %s has them; --nodes changes it.", s->nodes,
+                     s->devices % per ? "at most " : "", per, s->machine.name);
     }
     if (s->nodes > s->devices)
         cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);

@@ -236,7 +236,7 @@ void cli_simulate_html(const void *data, FILE *f)
     cli_page_begin(f, &head);
     put_tiles(s, f);
     cli_page_note(f, note);
-    put_time_figures(s, f);
+    if (s->bins > 1) put_time_figures(s, f); /* a single step is no line */
     cli_page_figure(f, "Where does the time go?", "Every stage, summed over all steps.");
     cli_page_draw(&p, f, draw_parts, "parts", cli_full_width);
     cli_page_figure_end(f);

@@ -216,8 +216,9 @@ static int once(watching *o)
     (void)cli_watch_read(&o->w);
     cli_watch_finish(&o->w);
     if (o->w.seen == 0)
-        cli_die(CLI_USAGE, "%s: holds no complete step%s%s", o->w.path, o->w.complaint ? "; " : "",
-                o->w.complaint ? o->w.complaint : "");
+        cli_die(CLI_USAGE, "%s: holds no complete step%s%s%s", o->w.path, o->w.complaint ? "; " : "",
+                o->w.complaint ? o->w.complaint : "",
+                cli_has_suffix(o->w.path, ".json") ? "; moe-ep report reads a dump" : "");
     cli_watch_judge(&o->w);
     cli_out_open(&out, "-");
     if (o->common.json)

@@ -345,8 +345,21 @@ static char *shape_args(const cli_report *r)
     return text;
 }
 
+/* The options that rebalance needs for the report's bytes and times. */
+static char *cost_args(const cli_setup *s)
+{
+    char *model = s->model_name ? cli_shell_word(s->model_name) : NULL;
+    char *machine = strcmp(s->machine_name, moe_ep_machine_preset_name(0)) ? cli_shell_word(s->machine_name) : NULL;
+    char *text = cli_format("%s%s%s%s", model ? " --model " : "", model ? model : "", machine ? " --machine " : "",
+                            machine ? machine : "");
+    free(model);
+    free(machine);
+    return text;
+}
+
 static void next_change(cli_report *r, const char *input, const char *shape)
 {
+    char *cost = cost_args(r->setup);
     int trtllm = cli_is_statistics(r->trace[0].path);
     int32_t copies = r->chosen == &r->one ? 0 : r->slots - r->E;
     char *map = r->setup->map ? cli_shell_word(r->setup->map->path) : NULL;
@@ -365,12 +378,13 @@ static void next_change(cli_report *r, const char *input, const char *shape)
     add_next(r,
              cli_format("Or change what runs with far fewer moves than the %s of a full replan:",
                         cli_count((double)r->chosen->moves)),
-             cli_format("moe-ep rebalance %s%s%s %s --out plan.%s",
+             cli_format("moe-ep rebalance %s%s%s %s%s --out plan.%s",
                         map                     ? map
                         : r->setup->round_robin ? "today.csv"
                                                 : "",
                         map || r->setup->round_robin ? " " : "", input, map ? devices : shape,
-                        trtllm ? "yaml" : "json"));
+                        cost, trtllm ? "yaml" : "json"));
+    free(cost);
     free(map);
     free(devices);
     free(redundant);

@@ -12,7 +12,7 @@ typedef struct lab_cluster {
     int tp, ep;
 } lab_cluster;
 
-/* link_bw in GB/s, link_latency in ns, mem_size in GB, mem_bw in GB/s, as that simulator reads them. */
+/* link_bw in GiB/s (binary), link_latency in ns, mem_size in GB, mem_bw in GB/s, as that simulator reads them. */
 static inline lab_cluster lab_read_cluster(const char *path)
 {
     lab_cluster c;
@@ -31,7 +31,7 @@ static inline lab_cluster lab_read_cluster(const char *path)
     lab_need(moe_ep_machine_by_name(hardware, &c.machine, &err));
     c.machine.memory_bytes = 1e9 * size_GB, c.machine.memory_Bps = 1e9 * mem_GBps;
     c.machine.ll_dispatch.alpha_s = c.machine.ll_combine.alpha_s = 1e-9 * link_ns;
-    c.machine.ll_dispatch.intra_Bps = c.machine.ll_combine.intra_Bps = 1e9 * link_GBps;
+    c.machine.ll_dispatch.intra_Bps = c.machine.ll_combine.intra_Bps = 1073741824.0 * link_GBps;
     json_decref(root);
     return c;
 }

@@ -201,6 +201,10 @@ def test_route_gives_tensors_for_tensors():
     assert isinstance(ids, torch.Tensor) and isinstance(weights, torch.Tensor)
     assert ids.tolist() == [[1, 2], [0, 2]] and abs(float(weights[0].sum()) - 1) < 1e-6
     assert isinstance(moe_ep.route(logits.float().numpy(), 2)[0], np.ndarray)
+    bias = torch.tensor([0.0, 0.0, 9.0])
+    assert moe_ep.route(logits, 1, "deepseek_v3", select_bias=bias, n_group=1, topk_group=1)[0].tolist() == [[2], [2]]
+    assert moe_ep.plan(torch.ones(2, 4), 2, speed=torch.ones(2)).num_slots == 4
+    raises("ERR_SIZE", moe_ep.route, logits, 1, "deepseek_v3", select_bias=torch.zeros(2), n_group=1, topk_group=1)
 
 
 def test_sglang_keywords():
@@ -427,8 +431,18 @@ def test_layer_and_step_time():
     two = moe_ep.step_time(np.full((2, 256), 256), moe_ep.model("deepseek-v3", num_moe_layers=2, num_layers=2),
                            moe_ep.machine("h800"), num_devices=128, tokens=64, dispatch_wire="fp8")
     assert abs(two.step_s - 2 * t.total_s) < 1e-12 and two.layer_s.shape == (2,)
-    p = moe_ep.plan(np.ones(256), 16, 288)
-    assert moe_ep.layer_time(p.split(np.full(256, 64)), "deepseek-v3", "h200", p).max_rows >= 1024
+    p = moe_ep.plan(np.ones(256), 16, 288, num_nodes=2)
+    rows = p.split(np.full(256, 64))
+    assert "num_nodes=2" in repr(p)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        two_nodes = moe_ep.layer_time(rows, "deepseek-v3", "h200", p)
+        assert two_nodes.max_rows >= 1024 and not said
+        one_node = moe_ep.layer_time(rows, "deepseek-v3", "h200", moe_ep.plan(np.ones(256), 16, 288))
+        assert one_node.total_s < two_nodes.total_s and len(said) == 1 and "num_nodes=2" in str(said[0].message)
+        rack = moe_ep.machine("h200", devices_per_node=16)
+        moe_ep.layer_time(rows, "deepseek-v3", rack, moe_ep.plan(np.ones(256), 16, 288))
+        assert len(said) == 1
     assert "h200" in moe_ep.machines() and moe_ep.model("Qwen/Qwen3-30B-A3B").num_experts == 128
     assert "qwen3-30b-a3b" in moe_ep.models() and "memory_Bps" in repr(moe_ep.machine("h200"))
     raises("ERR_CONFIG", moe_ep.model, "no such model")
@@ -449,6 +463,10 @@ def test_diagnose():
                             pause_s=1.0, horizon_steps=10)
     assert timed.before_s > timed.after_s > 0 and timed.reason == "break_even"
     raises("ERR_SIZE", moe_ep.diagnose, loads, loads[:, :, :4], 4)
+    many = np.random.default_rng(7).poisson(np.linspace(100, 4000, 256), (4, 1, 256))
+    timed = [moe_ep.diagnose(many, many, 16, 288, nodes, model="deepseek-v3", machine="h200") for nodes in (0, 2, 1)]
+    assert timed[0].before_s == timed[1].before_s > timed[2].before_s and timed[0].plan.num_nodes == 2
+    assert moe_ep.diagnose(many, many, 16, 288, current=timed[0].plan).plan.num_nodes == 2
 
 
 # ---- the module -----------------------------------------------------------------------------------------------

@@ -144,8 +144,8 @@ TEST(balance_random)
 {
     uint64_t s = t_seed;
     int round;
-    for (round = 0; round < 3000; round++) {
-        int32_t n = (int32_t)(1 + t_below(&s, 40)), i, j;
+    for (round = 0; round < 100000; round++) {
+        int32_t n = (int32_t)(1 + t_below(&s, round % 8 ? 12 : 40)), i, j;
         int64_t loads[40], scaled[40], mixed[40];
         double real[40], gini = 0, sum = 0, square = 0, max = 0, above = 0;
         moe_ep_balance_result r, q;
@@ -188,7 +188,11 @@ TEST(balance_random)
         CHECK_NEAR(q.cv_sample, r.cv_sample, 1e-12, 0);
         CHECK_NEAR(q.jain, r.jain, 1e-12, 0);
         CHECK_I64(moe_ep_balance_d(real, n, &q, NULL, NULL), MOE_EP_OK);
+#if !defined(__FAST_MATH__) /* there, sums of whole numbers and of doubles are added in different orders */
         CHECK(memcmp(&q, &r, sizeof q) == 0);
+#endif
+        CHECK_NEAR(q.gini, r.gini, 1e-12, 1e-14);
+        CHECK_NEAR(q.imbalance, r.imbalance, 1e-14, 0);
         CHECK_I64(r.argmax, q.argmax);
         for (i = 0; i < r.argmax; i++) CHECK(real[i] < max);
         STOP_IF_FAILED("round %d", round);
@@ -424,6 +428,62 @@ static void check_chance(const moe_ep_chance_result *c, const sample *m, double 
     CHECK_NEAR(c->p95, m->p95, 0.01, 1.01 * row + 8 * se);
 }
 
+/* Every size, pointer and share that no other test gets wrong; outputs stay as they were. */
+TEST(balance_bad_arguments)
+{
+    const double a[4] = {1.0, 2.0, 3.0, 4.0}, zero[4] = {0.0, 0.0, 0.0, 0.0}, flat[4] = {1.0, 1.0, 1.0, 1.0};
+    const int64_t whole[2] = {3, 4};
+    double out[4] = {-9.0, -9.0, -9.0, -9.0};
+    int32_t list[4] = {-9, -9, -9, -9}, count = -9;
+    moe_ep_similarity_result r;
+    moe_ep_steps_result steps;
+    moe_ep_chance_result c;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_loads_to_double(NULL, 0, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_loads_to_double(NULL, 2, out, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_loads_to_double(whole, 2, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "to");
+    CHECK_NEAR(moe_ep_convert(5.0, MOE_EP_FAMILY_IMBALANCE, MOE_EP_FAMILY_EXCESS, 4, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_NEAR(moe_ep_convert(5.0, MOE_EP_FAMILY_IMBALANCE, MOE_EP_FAMILY_IMBALANCE, 0, &err), 5.0, 0, 0);
+    CHECK_NEAR(moe_ep_convert(1e-320, MOE_EP_FAMILY_BALANCEDNESS, MOE_EP_FAMILY_EXCESS, 0, &err), MOE_EP_ERR_RANGE, 0,
+               0);
+    CHECK_I64(moe_ep_layer_imbalances(a, 0, 2, out, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_balance_steps(a, 1, 0, 2, &steps, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "L");
+    CHECK_I64(moe_ep_balance_steps(a, 1, 2, 0, &steps, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "n");
+    CHECK_I64(moe_ep_hot_list(a, 4, 1.0, list, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "count");
+    CHECK_I64(moe_ep_dead_list(a, 4, NULL, &count, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "list");
+    CHECK_I64(moe_ep_coverage(a, 0, out, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_experts_for_share(a, 0, 0.5, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_experts_for_share(a, 4, 1.5, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_experts_for_share(a, 4, -0.5, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_NEAR(moe_ep_top_share(a, 4, -1, NULL, &err), MOE_EP_ERR_RANGE, 0, 0);
+    CHECK_NEAR(moe_ep_top_share(a, 0, 1, NULL, &err), MOE_EP_ERR_SIZE, 0, 0);
+    CHECK_I64(moe_ep_similarity(a, zero, 4, -1, &r, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_similarity(a, zero, 4, 5, &r, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "top");
+    CHECK_I64(moe_ep_chance_with_replacement(10, 0, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_chance_devices(10, 5, 4, 2, &c, &err), MOE_EP_ERR_TOP_K);
+    CHECK_I64(moe_ep_chance_devices(10, 2, 4, 0, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_chance_devices(10, 2, 4, 5, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK(count == -9 && list[0] == -9 && out[0] < -8.0 && out[3] < -8.0);
+    CHECK_I64(moe_ep_similarity(a, zero, 4, 0, &r, NULL, &err), MOE_EP_OK); /* nothing is compared as if even */
+    CHECK_NEAR(r.cosine, 0.0, 0, 0);
+    CHECK_I64(r.top, 1);
+    CHECK_I64(moe_ep_similarity(zero, a, 4, 2, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.cosine, 0.0, 0, 0);
+    CHECK_I64(moe_ep_similarity(zero, zero, 4, 4, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.cosine, 1.0, 0, 0);
+    CHECK_I64(r.overlap, 4);
+    CHECK_I64(moe_ep_similarity(flat, a, 4, 1, &r, NULL, &err), MOE_EP_OK); /* no spread, no correlation */
+    CHECK_NEAR(r.correlation, 0.0, 0, 0);
+    CHECK_I64(moe_ep_similarity(a, flat, 4, 1, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.correlation, 0.0, 0, 0);
+}
+
 TEST(chance_monte_carlo)
 {
     static const int64_t tokens[] = {1, 2, 3, 4, 5, 8, 16, 64, 512, 4096};
@@ -455,6 +515,25 @@ TEST(chance_monte_carlo)
                 }
             }
     printf("    %d cases, largest error beyond 3 standard errors %.2f %%\n", cases, 100 * worst_miss);
+}
+
+/* D that does not divide E: simulated means of 20,000 draws, contiguous blocks, expert e on device e * D / E. */
+TEST(chance_devices_of_uneven_blocks)
+{
+    static const struct { int64_t T; int32_t K, E, D; double mean, off; } row[] = {
+        {27, 11, 13, 12, 1.845, 0.01}, {70, 5, 7, 6, 1.714, 0.01},  {34, 6, 7, 5, 1.472, 0.01},
+        {64, 2, 10, 4, 1.303, 0.01},   {16, 8, 256, 24, 1.918, 0.01}, {1000, 8, 256, 24, 1.129, 0.01},
+        {512, 8, 60, 7, 1.091, 0.01},  {5, 2, 9, 2, 1.246, 0.025},  {1, 3, 7, 3, 1.683, 0.025},
+        {200, 2, 9, 2, 1.112, 0.01},   {100, 1, 5, 3, 1.306, 0.01}, {4096, 8, 256, 100, 1.308, 0.01},
+        {3, 4, 100, 33, 5.532, 0.025}, {64, 60, 61, 8, 1.056, 0.01}};
+    size_t i;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++) {
+        moe_ep_chance_result r;
+        CHECK_I64(moe_ep_chance_devices(row[i].T, row[i].K, row[i].E, row[i].D, &r, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.max_over_mean, row[i].mean, row[i].off, 0);
+        CHECK(r.p05 >= 1.0 && r.p05 <= r.max_over_mean && r.max_over_mean <= r.p95);
+        STOP_IF_FAILED("row %d", (int)i);
+    }
 }
 
 TEST(chance_devices_monte_carlo)

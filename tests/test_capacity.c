@@ -595,12 +595,13 @@ typedef struct drop_case {
 
 static void random_drop(uint64_t *s, drop_case *c)
 {
+    const int kind = (int)t_below(s, 16); /* 0: nobody routed, 1: all on one expert with equal weights */
     int64_t i;
     memset(c, 0, sizeof *c);
-    c->T = 1 + t_below(s, 40);
+    c->T = t_below(s, 8) ? t_below(s, 7) : 1 + t_below(s, 40);
     c->K = 1 + (int32_t)t_below(s, 3);
     c->E = 1 + (int32_t)t_below(s, 6);
-    c->p.capacity = 1 + t_below(s, c->T);
+    c->p.capacity = 1 + t_below(s, c->T > 0 ? c->T : 1);
     c->p.order = (moe_ep_drop_order)t_below(s, 4);
     c->p.norm = (moe_ep_drop_norm)t_below(s, 3);
     c->p.eps_mode = (moe_ep_eps_mode)t_below(s, 3);
@@ -613,8 +614,9 @@ static void random_drop(uint64_t *s, drop_case *c)
     if (t_below(s, 4) == 0) c->p.capacities = c->limits;
     for (i = 0; i < c->T * c->K; i++) {
         c->ids[i] = (int32_t)t_below(s, c->E + 1) - (t_below(s, 4) == 0); /* some -1, duplicates allowed */
-        if (c->ids[i] >= c->E) c->ids[i] = 0;
-        c->w[i] = c->ids[i] < 0 ? 0.0f : (float)t_below(s, 9) / 8.0f;
+        if (c->ids[i] >= c->E || kind == 1) c->ids[i] = 0;
+        if (kind == 0) c->ids[i] = -1;
+        c->w[i] = c->ids[i] < 0 ? 0.0f : kind == 1 ? 0.5f : (float)t_below(s, 9) / 8.0f;
     }
     for (i = 0; i < c->T; i++) c->priority[i] = (float)t_below(s, 5);
     if (t_below(s, 4) == 0) c->p.priority = c->priority;
@@ -687,7 +689,7 @@ TEST(random_drops_equal_the_definition)
     int64_t slot[120], position[120], i, n;
     float after[120];
     moe_ep_drop_result r;
-    for (n = 0; n < 6000; n++) {
+    for (n = 0; n < 100000; n++) {
         random_drop(&s, &c);
         CHECK_I64(moe_ep_drop(&c.p, c.ids, c.w, c.T, c.K, c.E, keep, slot, position, after, &r, NULL, NULL), MOE_EP_OK);
         for (i = 0; i < c.T * c.K; i++) {
@@ -986,6 +988,71 @@ TEST(reroute_example_and_errors)
     CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_OK);
     CHECK(ids[0] == 0 && ids[1] == 1 && moved == 1);
     CHECK_NEAR(out[1], 0.4, 1e-7, 0.0);
+}
+
+/* Arrays that may be NULL because nothing is in them, sizes that end the call early, outputs that are not wanted. */
+TEST(nothing_to_drop_pad_or_reroute)
+{
+    const int32_t ids[2] = {0, -1}, wrong[2] = {0, 2}, below[2] = {0, -2}, devices[2] = {0, -1};
+    const int32_t candidates[4] = {0, 1, 1, 0};
+    const uint8_t keep[2] = {1, 0}, lost[2] = {1, 0};
+    const float w[4] = {0.75f, 0.25f, 0.5f, 0.5f};
+    float got_w[2] = {9.0f, 9.0f};
+    int32_t got[2] = {9, 9};
+    uint8_t map[4] = {7, 7, 7, 7};
+    int64_t added = -1, moved = -1, per[2];
+    moe_ep_error err;
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 0, 1, 2, 1, NULL, &added, &err), MOE_EP_OK);
+    CHECK_I64(added, 0);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, -1, 1, 2, 1, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 2, 1, NULL, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "map");
+    CHECK_I64(moe_ep_pad_to_capacity(below, keep, 2, 1, 2, 1, map, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_pad_to_capacity(wrong, keep, 2, 1, 2, 1, map, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK(err.index == 1 && map[0] == 7 && map[3] == 7);
+    CHECK_I64(moe_ep_reroute(candidates, w, lost, -1, 1, 2, 2, 1, got, got_w, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(NULL, NULL, NULL, 0, 1, 2, 2, 1, NULL, NULL, &moved, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moved, 0);
+    CHECK_I64(moe_ep_reroute(candidates, NULL, lost, 2, 1, 2, 2, 1, got, got_w, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "candidate_weights");
+    CHECK_I64(moe_ep_reroute(candidates, w, lost, 2, 1, 2, 2, 1, NULL, got_w, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK(got[0] == 9 && got_w[0] > 8.0f);
+    CHECK_I64(moe_ep_reroute(candidates, w, lost, 2, 1, 2, 2, 2, got, NULL, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 0 && got_w[0] > 8.0f); /* the next choice had room for two */
+    CHECK_I64(moe_ep_reroute(candidates, w, lost, 2, 1, 2, 2, 1, got, got_w, &moved, NULL, &err), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == -1 && moved == 0); /* for one only */
+    CHECK_NEAR(got_w[1], 0.0, 0, 0);
+    CHECK_I64(moe_ep_reroute(candidates, w, lost, 2, 1, 2, 2, 2, got, got_w, &moved, NULL, &err), MOE_EP_OK);
+    CHECK(got[1] == 0 && moved == 1);
+    CHECK_NEAR(got_w[1], 0.5, 0, 0);
+    CHECK_I64(moe_ep_drop_counts(NULL, NULL, 0, 2, NULL, 0, per, NULL, &err), MOE_EP_OK);
+    CHECK(per[0] == 0 && per[1] == 0);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 2, 2, devices, 1, per, per, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+}
+
+/* Weights that cancel, or that no float can hold after the norm. */
+TEST(weights_that_cancel)
+{
+    const int32_t ids[2] = {0, 1};
+    const float cancel[2] = {0.5f, -0.5f}, huge[2] = {3e38f, -2.9999e38f}, against[2] = {-3e38f, 2.9999e38f};
+    float after[2];
+    uint8_t keep[2];
+    moe_ep_drop_result r;
+    moe_ep_drop_policy p = moe_ep_drop_gshard(1);
+    p.norm = MOE_EP_NORM_AFTER;
+    p.eps_mode = MOE_EP_EPS_NONE;
+    CHECK_I64(moe_ep_drop(&p, ids, cancel, 1, 2, 2, keep, NULL, NULL, after, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(keep[0] && keep[1]);
+    CHECK_NEAR(after[0], 0.0, 0, 0); /* a norm of 0 gives 0 */
+    CHECK_NEAR(r.weight_kept, 1.0, 0, 0);
+    p.eps_mode = MOE_EP_EPS_ADD;
+    p.eps = 0.0f;
+    CHECK_I64(moe_ep_drop(&p, ids, huge, 1, 2, 2, keep, NULL, NULL, after, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(after[0] > 1.0f && after[0] < 1e5f && after[1] < -1.0f);
+    CHECK_I64(moe_ep_drop(&p, ids, against, 1, 2, 2, keep, NULL, NULL, after, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(after[0] > 1.0f && after[1] < -1.0f); /* divided by a negative norm */
+    CHECK_NEAR(r.weight_kept, 1.0, 1e-12, 0);
 }
 
 TEST(drop_counts_example_and_errors)

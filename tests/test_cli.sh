@@ -289,6 +289,124 @@ page() {
         pass "$1: every picture has a name of its own"
 }
 
+# ---- place: figures, pictures, devices that are not alike ----------------------------------------------------
+prose="$data/expert_counts.csv --only prose --devices 8"
+# shellcheck disable=SC2086
+works "place --html" place $prose --slots 72 --html r.html --out plan.csv
+page "place --html" "$tmp/cwd/r.html"
+has "place: the text is the table still" '^  layer +max/mean before +after +bound' "$tmp/out"
+has "place: and names the page" '^The same with pictures: r.html$' "$tmp/out"
+has "place: the page begins with the answer" '<h1>The plan brings the worst layer from max/mean 1.772 to 1.00' \
+    "$tmp/cwd/r.html"
+cp "$tmp/cwd/plan.csv" "$tmp/plan.csv"
+for form in html svg; do
+    # shellcheck disable=SC2086
+    works "place --format $form" place $prose --slots 72 --format $form
+    ! grep -qiE '\bnan\b|\binf\b' "$tmp/out" && grep -q "</$form>" "$tmp/out"
+    result $? "place: the $form is whole" "$tmp/out"
+done
+# shellcheck disable=SC2086
+works "place --format csv" place $prose --slots 72 --format csv
+equal "place: a line for each layer" "$(wc -l <"$tmp/out")" 5
+cp "$tmp/out" "$tmp/layers.csv"
+# shellcheck disable=SC2086
+works "place --format json" place $prose --slots 72 --format json
+cp "$tmp/out" "$tmp/place.json"
+equal "place: the CSV says what the JSON says" "$(awk -F, 'NR == 5 { print $3, $4, $5, $6 }' "$tmp/layers.csv")" \
+    "$(for v in before after bound slots_used; do json "$tmp/place.json" layers 3 $v; done |
+        xargs printf '%.6g %.6g %.6g %d')"
+less "place: no layer beats its bound" "$(json "$tmp/place.json" bound worst)" "$(json "$tmp/place.json" after worst)"
+equal "place: 8 copies in each of 4 layers" "$(json "$tmp/place.json" copies)" 32
+for l in 0 1 2 3; do
+    equal "place: layer $l: the devices carry as much as before" \
+        "$(json "$tmp/place.json" layers $l devices_after sum)" "$(json "$tmp/place.json" layers $l devices_before sum)"
+done
+# max/mean of a layer, worked out from the loads and the plan: ratio LAYER LOADS PLAN [SPEED OF DEVICE 3]
+ratio() {
+    awk -F, -v layer="$1" -v speed="${4:-1}" '
+        FNR == 1 { next }
+        FNR == NR { if ($1 == layer) for (e = 2; e <= NF; e++) load[e - 2] = $e; next }
+        $1 == layer && $4 >= 0 { holds[$2, ++held[$2]] = $4; copies[$4]++; total = 0 }
+        END {
+            for (e in load) total += load[e]
+            for (d in held) {
+                sum = 0
+                for (i = 1; i <= held[d]; i++) sum += load[holds[d, i]] / copies[holds[d, i]]
+                if (d == 3) sum /= speed
+                if (sum > most) most = sum
+                speeds += d == 3 ? speed : 1
+            }
+            printf "%.6g\n", most * speeds / total
+        }' "$2" "$3"
+}
+printf 'layer,0,1,2,3,4,5,6,7\n0,960,92,92,92,91,91,91,91\n5,10,20,30,40,50,60,70,80\n' >"$tmp/two.csv"
+sed 2d "$tmp/two.csv" >"$tmp/second.csv"
+for more in "--slots 8" "--slots 12" "--slots 16 --policy eplb" "--slots 12 --speeds 1,1,1,2" \
+    "--slots 12 --dead 1"; do
+    # shellcheck disable=SC2086
+    works "place $more" place "$tmp/two.csv" --devices 4 $more --out plan.csv --format json
+    case $more in *speeds*) slow=2 ;; *) slow=1 ;; esac
+    for l in 0 5; do
+        equal "place $more: max/mean of layer $l by hand" "$(ratio $l "$tmp/two.csv" "$tmp/cwd/plan.csv" $slow)" \
+            "$(printf '%.6g' "$(json "$tmp/out" layers $((l / 5)) after)")"
+        equal "place $more: and so carries the busiest device of layer $l" \
+            "$(awk -v r="$(json "$tmp/out" layers $((l / 5)) after)" -v m="$(json "$tmp/out" layers $((l / 5)) mean)" \
+                'BEGIN { printf "%.6g", r * m }')" \
+            "$(printf '%.6g' "$(json "$tmp/out" layers $((l / 5)) devices_after max)")"
+    done
+    grep '^5,' "$tmp/cwd/plan.csv" >"$tmp/five.csv"
+    # shellcheck disable=SC2086
+    works "place $more: layer 5 alone" place "$tmp/second.csv" --devices 4 $more --out plan.csv --format json
+    grep '^5,' "$tmp/cwd/plan.csv" | diff - "$tmp/five.csv" >"$tmp/log"
+    result $? "place $more: a layer's plan does not depend on the others" "$tmp/log"
+done
+# shellcheck disable=SC2086
+works "place --dead" place $prose --dead 3,5 --out plan.csv
+has "place --dead: as many slots as it takes" '88 slots: the fewest' "$tmp/out"
+tr -s ' \n' '  ' <"$tmp/out" >"$tmp/words"
+has "place --dead: which experts lost their only copy" 'experts 24-31, 40-47 had the only copy' "$tmp/words"
+equal "place --dead: nothing stands on a dead device" \
+    "$(awk -F, '($2 == 3 || $2 == 5) && $4 >= 0' "$tmp/cwd/plan.csv" | wc -l)" 0
+equal "place --dead: every expert stands in every layer" \
+    "$(awk -F, 'NR > 1 && $4 >= 0 { print $1, $4 }' "$tmp/cwd/plan.csv" | sort -u | wc -l)" 256
+# shellcheck disable=SC2086
+works "place --off-node 0" place $prose --slots 72 --nodes 2 --off-node 0 --out plan.csv --format json
+equal "place: nothing is served off its home node" "$(json "$tmp/out" off_node)" 0.0
+equal "place: each half of the experts stays on one node" "$(awk -F, 'NR > 1 && $4 >= 0 {
+    print $1, int($4 / 32), int($2 / 4) }' "$tmp/cwd/plan.csv" | sort -u | wc -l)" 8
+home=$(json "$tmp/out" after worst)
+# shellcheck disable=SC2086
+works "place --off-node 0.05" place $prose --slots 72 --nodes 2 --off-node 0.05 --html r.html --format json
+less "place: no more than that is served off its home node" "$(json "$tmp/out" off_node)" 0.05
+less "place: and the plan is no worse" "$(json "$tmp/out" after worst)" "$home"
+page "place --off-node" "$tmp/cwd/r.html"
+while IFS='|' read -r name text options; do
+    # shellcheck disable=SC2086
+    refuses "place: $name" "$text" place $prose $options
+done <<'EOF_OPTIONS'
+a dead device that there is not|only 8 devices|--dead 8
+a dead device that is no number|dead x|--dead x
+no dead device|numbers of devices|--dead ,
+all devices dead|no device is left|--dead 0,1,2,3,4,5,6,7
+too few slots without the dead|--slots 80 is enough|--dead 3 --slots 72
+a dead device in SGLang's map|device 3 empty|--dead 3 --out plan.json
+EPLB without a device|--policy eplb cannot|--dead 3 --slots 80 --policy eplb
+too few speeds|2 numbers for 8 devices|--speeds 1,2
+a device without speed|speeds 0|--speeds 1,1,1,1,1,1,1,0
+LPT with speeds|--policy lpt cannot|--speeds 1,1,1,1,1,1,1,2 --policy lpt
+home nodes on one node|--nodes|--off-node 0.1
+a share above all|off-node 2|--off-node 2 --nodes 2
+groups that do not divide|3 groups|--off-node 0.1 --nodes 2 --groups 3
+nodes that do not divide|3 nodes|--off-node 0.1 --nodes 3
+a format that there is not|pdf|--format pdf
+a page into a folder that is not there|nowhere|--html nowhere/r.html
+page and plan in one file|both name p.csv|--html p.csv --out p.csv
+two answers on standard output|standard output|--html - --json
+EOF_OPTIONS
+[ ! -e examples/packaging/moe-ep.bash ] || ! have bash ||
+    equal "place --format completes the forms" "text json csv html svg" "$(bash -c '. examples/packaging/moe-ep.bash
+        COMP_WORDS=("$1" place --format "") COMP_CWORD=3; _moe_ep; echo "${COMPREPLY[*]}"' - "$tool")"
+
 maps=$tmp/maps
 mkdir "$maps"
 run 0 place "$data/expert_counts.csv" --only prose --devices 8 --slots 72 --out plan.json --out plan.csv &&

@@ -92,6 +92,18 @@ refuses "two placements of today" "one of them" report $data/sglang_counts.json 
     --current $data/sglang_map.json --round-robin
 refuses "a map of other layers" "do not fit together" \
     report $data/routing.jsonl --current "$tmp/plan.yaml" --devices 8
+printf '{"logical_count": [[3, 1]]}\n' >"$tmp/pair.json"
+printf 'layer,device,slot,expert\n0,0,0,0\n0,0,1,1\n0,1,2,0\n0,1,3,-1\n' >"$tmp/gap.csv"
+works "a free slot beside experts that have copies elsewhere" rebalance "$tmp/gap.csv" "$tmp/pair.json" --target 3 \
+    --out "$tmp/gap.json"
+has "says what it takes" "Some of these take load" "$tmp/out"
+has "is filled" "[0, 1, 0, 0]" "$tmp/gap.json"
+printf '{"logical_count": [[3, 1, 2, 2]]}\n' >"$tmp/one.json"
+printf '{"physical_to_logical_map": [[0, 1, 2, 3], [0, 1, 2, 3]]}\n' >"$tmp/two.json"
+refuses "JSON has no layer numbers: a map of more layers" "one.json has 1 (0 to 0): they do not fit together" \
+    rebalance "$tmp/two.json" "$tmp/one.json" --devices 2
+works "slots that no server loads" place "$tmp/one.json" --devices 2 --slots 5 --out "$tmp/five.json"
+has "are named" "will not load it: 5 slots do not divide over 2 devices; --slots 6 would" "$tmp/out"
 
 # ---- traffic and time line of the bottleneck layer ----
 compact() { tr -d ' \n' <"$tmp/out" >"$tmp/compact"; }
@@ -156,7 +168,7 @@ yaml "rows of different length" "layer 4 has 1 slots where the first layer has 2
 yaml "a layer twice" "layer 3 was already given" 'initial_global_assignments: {3: [0, 1], 3: [0, 1]}'
 yaml "num_slots that do not fit" "num_slots is 9, but the layers have 2 slots" 'initial_global_assignments: {3: [0, 1]}
 num_slots: 9'
-yaml "other layers" "they do not fit together" 'initial_global_assignments: {9: [0, 1]}'
+yaml "other layers" "they do not fit together" 'initial_global_assignments: {9: [0, 1, 2, 3, 4, 5, 6, 7]}'
 sed 's/^num_slots/other: {a: [1, {b: 2}]}\nnum_slots/' $data/trtllm_balancer.yaml >"$tmp/more.yaml"
 works "keys that do not matter" rebalance "$tmp/more.yaml" $data/sglang_counts.json --devices 8
 

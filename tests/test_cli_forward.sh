@@ -52,6 +52,8 @@ done
 works "avx2" $small --isa avx2 --tokens 3
 # shellcheck disable=SC2086
 works "--check 0" $small --check 0 --tokens 3 --width 100 --ascii --color never
+has "the columns" "tokens/s +GB/s +read +GFLOP/s +limit +of it"
+has "the limit of the multipliers" "at most [0-9,]+ GFLOP/s"
 ! grep -q "float64" "$tmp/out"
 result $? "--check 0 checks nothing"
 # shellcheck disable=SC2086
@@ -60,6 +62,12 @@ works "--json" $small --json --tokens 2,4 --seed 7
 result $? "--json is JSON" "$tmp/log"
 [ "$("$tmp/json_check" "$tmp/out" experts 2>/dev/null)" = 6 ]
 result $? "--json: six experts" "$tmp/out"
+if have script; then # a terminal, so that there is a line of progress
+    longer="--hidden 1024 --intermediate 1024 --experts 8 --topk 2 --seconds 2 --tokens 512"
+    script -qec "$tool forward $longer" "$tmp/typed" >"$tmp/log" 2>&1 </dev/null
+    grep -q 'timing: [0-9]* %' "$tmp/typed"
+    result $? "a line of progress on a terminal" "$tmp/log"
+else skip "a line of progress" "script is not installed (package bsdutils)"; fi
 # shellcheck disable=SC2086
 works "a model, cut down" --model phi-tiny-moe --experts 2 --seconds 0 --tokens 1 --check 1
 has "the model's shape" "2 experts of 4096 x 448, top-2"

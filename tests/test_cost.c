@@ -775,7 +775,8 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
     } shape[] = {{60, 4, 1, 1, 7, 8, 8000, 0.01},     {60, 4, 1, 1, 32, 128, 1000, 0.01},
                  {8, 2, 1, 1, 3, 16, 8000, 0.01},     {8, 2, 1, 1, 7, 512, 500, 0.01},
                  {16, 1, 1, 1, 7, 2048, 200, 0.01},   {160, 6, 1, 1, 64, 128, 500, 0.01},
-                 {12, 3, 1, 1, 16, 64, 2000, 0.01},   {16, 1, 1, 1, 2, 4, 30000, 0.10},
+                 {12, 3, 1, 1, 16, 64, 2000, 0.01},   {60, 4, 1, 1, 7, 6000, 60, 0.01},
+                 {16, 1, 1, 1, 2, 4, 30000, 0.10},
                  {32, 4, 1, 1, 16, 2, 20000, 0.04},   {256, 8, 8, 4, 32, 16, 3000, 0},
                  {160, 6, 8, 3, 12, 64, 1000, 0},     {64, 8, 4, 2, 5, 1, 20000, 0}};
     uint64_t s = t_seed;
@@ -841,6 +842,12 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
         CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
         CHECK_NEAR(r.busiest_rows, 15, 1e-12, 0);
         CHECK_NEAR(r.busiest_active, 3, 1e-12, 0);
+        d.tokens = 50; /* 50 tokens in a million places: two in one place with a chance of 0.12 % */
+        d.num_experts = d.num_devices = 1000000;
+        d.top_k = 1;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_rows, 1.0012, 0.01, 0);
+        CHECK_NEAR(r.busiest_active, 1, 1e-9, 0);
     }
 }
 

@@ -505,4 +505,206 @@ TEST(workloads_one_field_at_a_time)
     }
 }
 
+/* Layers with counted traffic, each its own: a step is their sum, the step's traffic (L,D,D) and (L,D,N) in order. */
+TEST(a_step_takes_the_traffic_of_each_layer)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_step_desc d;
+    moe_ep_step_result step;
+    moe_ep_time_result one, sum;
+    int64_t rows[16] = {10, 10, 20, 20, 5, 5, 30, 30, 40, 1, 1, 1, 9, 8, 7, 6},
+            traffic[32] = {5, 10, 2, 15, 5, 10, 2, 15, 5, 10, 3, 15, 5, 10, 3, 15,
+                           0, 99, 0, 0, 1, 2, 3, 4, 4, 3, 2, 1, 900, 0, 0, 0},
+            node_traffic[16] = {12, 14, 12, 14, 12, 14, 13, 15, 90, 9, 3, 7, 6, 4, 700, 0};
+    int dedup, l;
+    memset(&d, 0, sizeof d);
+    d.layer.model = &m;
+    d.layer.machine = &c;
+    d.layer.num_devices = 4;
+    d.layer.num_nodes = 2;
+    d.num_layers = 2;
+    for (dedup = 0; dedup < 2; dedup++) {
+        memset(&sum, 0, sizeof sum);
+        d.layer.mode = dedup ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
+        d.layer.traffic = traffic;
+        d.layer.node_traffic = dedup ? node_traffic : NULL;
+        CHECK(moe_ep_step(&d, rows, &step, NULL, NULL) == MOE_EP_OK);
+        for (l = 0; l < 2; l++) {
+            moe_ep_layer_desc layer = d.layer;
+            layer.traffic = traffic + 16 * l;
+            layer.node_traffic = dedup ? node_traffic + 8 * l : NULL;
+            CHECK(moe_ep_layer_time(&layer, rows + 8 * l, &one, NULL, NULL) == MOE_EP_OK);
+            sum.dispatch_s += one.dispatch_s;
+            sum.combine_s += one.combine_s;
+            sum.compute_s += one.compute_s;
+        }
+        CHECK_NEAR(step.dispatch_s, 16 * sum.dispatch_s, 1e-12, 0); /* 32 layers of the model, 2 given */
+        CHECK_NEAR(step.combine_s, 16 * sum.combine_s, 1e-12, 0);
+        CHECK_NEAR(step.compute_s, 16 * sum.compute_s, 1e-12, 0);
+    }
+}
+
+TEST(other_sides_of_the_cost_checks)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b(), v3 = moe_ep_model_deepseek_v3(), bad = m;
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_link link = c.ll_dispatch;
+    moe_ep_memory_desc d;
+    moe_ep_memory_result one, two;
+    moe_ep_config config;
+    moe_ep_reason reason[8];
+    moe_ep_expect_desc expect;
+    moe_ep_expect_result e;
+    int64_t loads[3] = {1, 2, 3}, none[2] = {0, 0}, rows[1] = {4};
+    int32_t device[3] = {0, 1, 2}, lo, hi, n, count, i, found = 0;
+    BAD((void)0, (void)0, moe_ep_step_time(loads, 3, device, 2, &err), MOE_EP_ERR_DEVICE_ID, "device_of_expert");
+    CHECK_I64(err.index, 2);
+    CHECK_NEAR(moe_ep_efficiency(none, 2, &err), 1.0, 0, 0);
+    CHECK(moe_ep_machine_by_name("rtx pro 6000", &c, &err) == MOE_EP_OK);
+    CHECK_STR(c.name, "rtxpro6000");
+    c = moe_ep_machine_h100();
+    bad.math = (moe_ep_math)-1;
+    CHECK(moe_ep_expert_time(&bad, &c, rows, 1, NULL, &err) == MOE_EP_ERR_RANGE);
+    bad = m;
+    bad.hidden = 0;
+    CHECK(moe_ep_expert_time(&bad, &c, rows, 1, NULL, &err) == MOE_EP_ERR_SIZE);
+    CHECK_NEAR(moe_ep_expert_time(&m, &c, NULL, 0, NULL, &err), 0.0, 0, 0);
+    BAD((void)0, (void)0, moe_ep_link_time(&link, -1, 0, &err), MOE_EP_ERR_NEGATIVE, "intra_bytes");
+    BAD((void)0, (void)0, moe_ep_link_time(&link, 0, NAN, &err), MOE_EP_ERR_NAN, "inter_bytes");
+    BAD((void)0, (void)0, moe_ep_experts_per_device(8, 0, &lo, &hi, &n, &err), MOE_EP_ERR_SIZE, "D");
+    BAD((void)0, (void)0, moe_ep_experts_per_device(8, 2, &lo, NULL, &n, &err), MOE_EP_ERR_NULL, "ceil_out");
+    BAD((void)0, (void)0, moe_ep_experts_per_device(8, 2, &lo, &hi, NULL, &err), MOE_EP_ERR_NULL, "with_ceil");
+    memset(&d, 0, sizeof d); /* attention and embeddings over two devices, the rest as before */
+    d.model = &v3;
+    d.num_devices = 8;
+    CHECK(moe_ep_memory(&d, &one, NULL) == MOE_EP_OK);
+    d.tensor_parallel = 2;
+    CHECK(moe_ep_memory(&d, &two, NULL) == MOE_EP_OK);
+    CHECK_NEAR(two.other_bytes, one.other_bytes / 2, 1e-14, 0);
+    CHECK_NEAR(one.total_bytes - two.total_bytes, one.other_bytes / 2, 1e-9, 0);
+    memset(&config, 0, sizeof config); /* a server that needs ep to divide: 3 of 256 leaves one */
+    config.model = &v3;
+    config.ep = 3;
+    config.must_divide = 1;
+    config.num_nodes = 3; /* and 8 routing groups over 3 nodes */
+    config.memory_bytes = 80e9;
+    CHECK(moe_ep_check_config(&config, reason, 8, &count, NULL, NULL) == MOE_EP_OK);
+    CHECK(count <= 8);
+    for (i = 0; i < count && i < 8; i++)
+        found |= strstr(reason[i].text, "ep to divide") && reason[i].have > 0.5 && reason[i].have < 1.5 ? 1
+                 : strstr(reason[i].text, "routing groups")                                            ? 2
+                 : strstr(reason[i].text, "do not fit") && reason[i].need > 2e11                         ? 4
+                                                                                                        : 0;
+    CHECK_I64(found, 7);
+    config.ep = 256; /* fits, divides, groups by node */
+    config.num_nodes = 4;
+    CHECK(moe_ep_check_config(&config, NULL, 0, &count, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(count, 0);
+    v3.top_k = 257; /* said once, memory is not asked about it */
+    CHECK(moe_ep_check_config(&config, reason, 8, &count, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(count, 1);
+    CHECK(strstr(reason[0].text, "more experts than there are") != NULL);
+    v3.top_k = 8;
+    v3.hidden = 0;
+    CHECK(moe_ep_check_config(&config, reason, 8, &count, NULL, &err) == MOE_EP_ERR_SIZE);
+    memset(&config, 0, sizeof config);
+    config.num_experts = 8;
+    config.top_k = 2;
+    config.ep = 4;
+    config.dp = 2; /* tp not given is 1 */
+    CHECK(moe_ep_check_config(&config, reason, 8, &count, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(count, 1);
+    CHECK_NEAR(reason[0].need, 2, 0, 0);
+    memset(&expect, 0, sizeof expect); /* nobody comes */
+    expect.num_experts = expect.top_k = 4;
+    expect.num_devices = 3;
+    CHECK(moe_ep_expect(&expect, &e, NULL) == MOE_EP_OK);
+    CHECK_NEAR(e.busiest_rows + e.busiest_active + e.active_total + e.excess, 0, 0, 0);
+}
+
+TEST(other_sides_of_the_workload_checks)
+{
+    moe_ep_workload w;
+    moe_ep_workload_kind kind;
+    int64_t counts[2] = {1, 1}, tokens[3];
+    int32_t ids[8], copy[8];
+    uint64_t weight[8];
+    CHECK_STR(moe_ep_workload_str((moe_ep_workload_kind)-1), "unknown");
+    BAD((void)0, (void)0, moe_ep_workload_by_name(NULL, &kind, &err), MOE_EP_ERR_NULL, "name");
+    BAD((void)0, (void)0, moe_ep_workload_by_name("zipf", NULL, &err), MOE_EP_ERR_NULL, "kind");
+    BAD((void)0, (void)0, moe_ep_ids_from_counts(NULL, 2, 1, 2, 1, ids, &err), MOE_EP_ERR_NULL, "counts");
+    BAD((void)0, (void)0, moe_ep_ids_from_counts(counts, 2, 1, 2, 1, NULL, &err), MOE_EP_ERR_NULL, "ids");
+    BAD((void)0, (void)0, moe_ep_ids_from_counts(counts, 0, 1, 2, 1, ids, &err), MOE_EP_ERR_SIZE, "E");
+    BAD((void)0, (void)0, moe_ep_ids_from_counts(counts, 2, 1, 0, 1, ids, &err), MOE_EP_ERR_SIZE, "K");
+    BAD((void)0, (void)0, moe_ep_source_tokens((moe_ep_source_kind)-1, 1, 4, 3, 0, 0, tokens, &err), MOE_EP_ERR_RANGE,
+        "kind");
+    BAD((void)0, (void)0, moe_ep_source_tokens(MOE_EP_SOURCE_EMPTY, 1, 4, 3, 0, -1, tokens, &err),
+        MOE_EP_ERR_DEVICE_ID, "empty");
+    BAD((void)0, (void)0, moe_ep_source_tokens(MOE_EP_SOURCE_EMPTY, 1, 4, 3, 0, 3, tokens, &err),
+        MOE_EP_ERR_DEVICE_ID, "empty");
+    BAD((void)0, (void)0, moe_ep_source_tokens(MOE_EP_SOURCE_EMPTY, 1, 4, 1, 0, 0, tokens, &err),
+        MOE_EP_ERR_INFEASIBLE, "D");
+    CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_EMPTY, 1, 0, 1, 0, 0, tokens, NULL) == MOE_EP_OK && tokens[0] == 0);
+    memset(&w, 0, sizeof w);
+    w.num_experts = 8;
+    w.top_k = 2;
+    w.seed = 7;
+    w.num_devices = 4;
+#define W moe_ep_simulate(&w, 0, 0, 4, ids, NULL, &err)
+    BAD(w.kind = (moe_ep_workload_kind)-1, w.kind = MOE_EP_LOAD_UNIFORM, W, MOE_EP_ERR_RANGE, "kind");
+    BAD(w.num_experts = (1 << 20) + 1, w.num_experts = 8, W, MOE_EP_ERR_SIZE, "num_experts");
+    BAD((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot = -1), (w.kind = MOE_EP_LOAD_UNIFORM, w.hot = 0), W,
+        MOE_EP_ERR_EXPERT_ID, "hot");
+    BAD(w.alpha = 65, w.alpha = 0, W, MOE_EP_ERR_RANGE, "alpha");
+    BAD(w.x_max = 2e9, w.x_max = 0, W, MOE_EP_ERR_RANGE, "x_max");
+    BAD(w.target = 1.5, w.target = 0, W, MOE_EP_ERR_RANGE, "target");
+#undef W
+    w.kind = MOE_EP_LOAD_HOT_EXPERT; /* everything to one expert is possible when ids may come again */
+    w.share = 1.0;
+    w.hot = 3;
+    w.with_replacement = 1;
+    CHECK(moe_ep_simulate(&w, 0, 0, 4, ids, NULL, NULL) == MOE_EP_OK && ids[0] == 3 && ids[7] == 3);
+    w.top_k = 16;
+    CHECK(moe_ep_popularity(&w, 0, 0, 4, weight, NULL) == MOE_EP_OK && weight[3] > 0 && weight[2] == 0);
+    w.kind = MOE_EP_LOAD_HOT_DEVICE; /* two experts are enough for two choices */
+    w.with_replacement = 0;
+    w.top_k = 2;
+    CHECK(moe_ep_simulate(&w, 0, 0, 4, ids, NULL, NULL) == MOE_EP_OK);
+    CHECK(ids[0] + ids[1] == 13 && ids[6] + ids[7] == 13); /* device 3 of 4 holds 6 and 7 */
+    w.kind = MOE_EP_LOAD_UNIFORM; /* one layer's routing in all */
+    w.share = 0;
+    CHECK(moe_ep_simulate(&w, 0, 0, 4, ids, NULL, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_simulate(&w, 5, 0, 4, copy, NULL, NULL) == MOE_EP_OK && memcmp(ids, copy, sizeof ids) != 0);
+    w.copy_layers = 1;
+    CHECK(moe_ep_simulate(&w, 5, 0, 4, copy, NULL, NULL) == MOE_EP_OK && memcmp(ids, copy, sizeof ids) == 0);
+}
+
+/* Times of a table that are further apart than a double can divide. */
+TEST(tables_of_absurd_times)
+{
+    static const double rows[2] = {1, 100}, active[1] = {1}, us[2] = {1e-200, 1e200};
+    moe_ep_time_table t;
+    moe_ep_link_row row;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    moe_ep_machine c = moe_ep_machine_h100(), out;
+    memset(&t, 0, sizeof t);
+    t.num_rows = 2;
+    t.num_active = 1;
+    t.rows = rows;
+    t.active = active;
+    t.us = us;
+    CHECK_NEAR(moe_ep_table_us(&t, 10, 1, NULL), 1.0, 1e-9, 0);
+    memset(&row, 0, sizeof row);
+    memset(&d, 0, sizeof d);
+    row.phase = (moe_ep_phase)-1;
+    row.seconds = 1e-5;
+    d.start = &c;
+    d.links = &row;
+    d.num_links = 1;
+    CHECK(moe_ep_calibrate(&d, &out, &r, NULL, NULL, NULL, &err) == MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "links");
+}
+
 T_MAIN

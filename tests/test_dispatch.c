@@ -913,6 +913,91 @@ TEST(permute_of_2_to_the_31)
 }
 #endif
 
+/* What is left of sizes, pointers and empty calls. */
+TEST(bad_arguments_at_the_ends)
+{
+    const int32_t ids[2] = {1, 0}, none[2] = {-1, -1};
+    const int64_t counts[2] = {INT64_MAX - 1, 1}, small[2] = {2, 1}, offsets[3] = {0, 1, 2};
+    int64_t got[4] = {-9, -9, -9, -9}, rows = -9, blocks = -9;
+    int32_t out[4] = {-9, -9, -9, -9}, more[4] = {-9, -9, -9, -9};
+    uint8_t map[4] = {0, 1, 1, 0}, none_map[4] = {7, 7, 7, 7};
+    float x[2] = {1.0f, 2.0f}, y[2] = {-9.0f, -9.0f};
+    moe_ep_align_desc d;
+    moe_ep_placement p;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    memset(&p, 0, sizeof p);
+    d.num_experts = 2, d.block_size = 4;
+    CHECK_I64(moe_ep_send_counts(ids, -1, 2, NULL, 1, got, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "n");
+    CHECK_I64(moe_ep_padded_offsets(counts, 1, 8, 0, got, &err), MOE_EP_ERR_OVERFLOW); /* the rounding */
+    CHECK_I64(moe_ep_padded_offsets(counts, 2, 2, 0, got, &err), MOE_EP_ERR_OVERFLOW); /* the sum */
+    CHECK_I64(moe_ep_padded_offsets(small, 2, INT64_MAX / 2, 3, got, &err), MOE_EP_ERR_OVERFLOW); /* the least */
+    CHECK_I64(moe_ep_gather(NULL, 0, 2, 1, ids, 1, y, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_gather(NULL, 2, 1, 1, ids, 2, y, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "x");
+    CHECK_I64(moe_ep_gather(x, INT64_MAX / 2, 4, 1, ids, 2, y, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_gather(x, INT64_MAX / 3, 2, 1, ids, 2, y, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_combine(NULL, 1, ids, NULL, 2, 1, 1, y, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "rows");
+    CHECK_I64(moe_ep_align_block(&d, NULL, 2, out, more, &rows, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_block(&d, ids, 2, NULL, more, &rows, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "sorted_ids");
+    CHECK_I64(moe_ep_align_block(&d, ids, 2, out, NULL, &rows, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "block_experts");
+    d.block_size = INT32_MAX;
+    d.old_buffer = 1;
+    CHECK_I64(moe_ep_align_block(&d, ids, 2, out, more, &rows, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_align_sizes(&d, 2, got, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_batched(small, INT32_MAX, INT32_MAX, 1, out, more, &rows, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_align_batched(small, 2, INT32_MAX, 2, out, more, &rows, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_sglang_preprocess(ids, 2, 2, NULL, out, got, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_sglang_preprocess(ids, 2, 2, out, NULL, got, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "src2dst");
+    CHECK_I64(moe_ep_routing_map(ids, 2, 0, 2, none_map, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_megatron_permute(map, 2, 2, got, NULL, 2, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "token_of_row");
+    CHECK_I64(moe_ep_megatron_permute(map, 2, 2, got, out, 1, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_receive_buffer(small, INT32_MAX, 1, got, got + 1, &rows, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 2, 0, 2, 1, got, out, more, more, 2, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_binned_rows(offsets, NULL, 2, 1, out, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "row_to_flat");
+    CHECK_I64(moe_ep_deepep_layout(ids, 2, 0, 2, 2, 0, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK(got[0] == -9 && got[3] == -9 && out[0] == -9 && more[0] == -9 && rows == -9 && blocks == -9);
+    CHECK(none_map[0] == 7 && y[0] < -8.0f);
+    CHECK_I64(moe_ep_routing_map(none, 2, 1, 2, none_map, &err), MOE_EP_OK); /* nobody routed */
+    CHECK(none_map[0] == 0 && none_map[3] == 0);
+    CHECK_I64(moe_ep_megatron_permute(none_map, 2, 2, got, NULL, 0, &err), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[2] == 0);
+    CHECK_I64(moe_ep_megatron_pad_map(map, 2, 2, 2, map, &err), MOE_EP_OK); /* in place */
+    CHECK(map[0] && map[1] && map[2] && map[3]);
+    CHECK_I64(moe_ep_binned_rows(got, NULL, 2, 1, out, &err), MOE_EP_OK);
+    CHECK(out[0] == -1 && out[1] == -1);
+    CHECK_I64(moe_ep_combine(NULL, 0, none, NULL, 2, 1, 1, y, &err), MOE_EP_OK);
+    CHECK_NEAR(fabs((double)y[0]) + fabs((double)y[1]), 0.0, 0, 0);
+    CHECK_I64(moe_ep_sglang_preprocess(NULL, 0, 2, NULL, NULL, got, &err), MOE_EP_OK);
+    CHECK_I64(got[2], 0);
+    p.num_devices = p.num_nodes = 1, p.num_slots = 1;
+    CHECK_I64(moe_ep_fan_out(&p, ids, 2, 1, out, NULL, &err), MOE_EP_ERR_NULL);
+    {
+        int32_t slot_device[1] = {-1}, device_node[1] = {0}, zero[2] = {0, 0};
+        p.slot_device = slot_device;
+        CHECK_I64(moe_ep_fan_out(&p, zero, 2, 1, out, NULL, &err), MOE_EP_ERR_NULL);
+        p.device_node = device_node;
+        CHECK_I64(moe_ep_fan_out(&p, zero, 2, 1, out, NULL, &err), MOE_EP_ERR_PLACEMENT);
+        CHECK_STR(err.arg, "p.slot_device");
+        slot_device[0] = 0, device_node[0] = -1;
+        CHECK_I64(moe_ep_fan_out(&p, zero, 2, 1, out, NULL, &err), MOE_EP_ERR_PLACEMENT);
+        CHECK_STR(err.arg, "p.device_node");
+        device_node[0] = 0;
+        CHECK_I64(moe_ep_fan_out(&p, zero, 2, 1, NULL, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_I64(moe_ep_fan_out(&p, zero, 2, 1, out, NULL, &err), MOE_EP_OK);
+        CHECK(out[0] == 1 && out[1] == 1);
+        CHECK_I64(moe_ep_fan_out(&p, zero, 2, 1, NULL, more, &err), MOE_EP_OK);
+        CHECK(more[0] == 1 && more[1] == 1);
+    }
+}
+
 /* ---- properties ---- */
 
 enum { MOST = 256 };

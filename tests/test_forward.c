@@ -5,6 +5,7 @@
 #include "examples/threads.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 #ifdef _OPENMP
 #  include <omp.h>
 #endif
@@ -943,23 +944,165 @@ TEST(sizes_that_do_not_fit_are_refused_before_anything_is_read)
     free(x);
 }
 
+/* Every activation, type of weights and of products; the oracle is finite here, some 1e30 for ReLU^2. */
 TEST(large_finite_inputs_give_no_nan)
 {
     uint64_t s = t_seed + 8;
-    for (int act = 0; act < 8; act++) {
-        set r = make_set(2, 20, 20, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(act), 0, 0, 0, &s);
+    for (int i = 0; i < 10 * 4 * 3; i++) {
+        int act = i % 10, dtype = i / 10 % 4, products = i / 40;
+        set r = make_set(2, 20, 20, (moe_ep_dtype)dtype, MOE_EP_GATE_SEPARATE, act_of(act), 0, 0, 0, &s);
         float x[4 * 20], y[4 * 20];
+        double want[4 * 20];
         int32_t ids[4] = {0, 1, 0, 1};
         moe_ep_forward_desc d;
         memset(&d, 0, sizeof d);
-        d.experts = &r.w, d.top_k = 1, d.ids = ids;
-        for (int i = 0; i < 80; i++) x[i] = (float)(draw(&s) * (act == 6 ? 1e15 : 1e14));
+        d.experts = &r.w, d.top_k = 1, d.ids = ids, d.products = (moe_ep_products)products;
+        for (int k = 0; k < 80; k++) x[k] = (float)(draw(&s) * (act == 6 ? 1e15 : 1e14));
+        naive_layer(&r, NULL, NULL, ids, NULL, 1, 0, x, 4, want);
         for (int isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
             d.isa_max = (moe_ep_isa)isa;
             CHECK_I64(moe_ep_forward(&d, x, 4, y, NULL, NULL), MOE_EP_OK);
-            for (int i = 0; i < 80; i++) CHECK(y[i] - y[i] < 1.0f); /* false for NaN and infinity */
+            for (int k = 0; k < 80; k++) /* the second is false for NaN and infinity */
+                CHECK(fabs(want[k]) < 1e38 && y[k] - y[k] < 1.0f);
         }
         free_set(&r);
+    }
+}
+
+/* The bias of the gate is the router's logit_bias: logits of float64 with the bias in them choose the same experts. */
+TEST(a_gate_with_bias)
+{
+    enum { E = 9, K = 3, H = 31, T = 50 };
+    uint64_t s = t_seed + 37;
+    set r = make_set(E, H, 12, MOE_EP_F32, MOE_EP_GATE_SEPARATE, moe_ep_activation_gpt_oss(), 1, 0, 0, &s);
+    float *gate = random_x(E * H, &s), *x = random_x(T * H, &s), bias[E], w[T * K], y[T * H];
+    double *want = t_alloc(sizeof(double) * T * H);
+    int32_t ids[T * K];
+    moe_ep_router router = moe_ep_router_gpt_oss(E, K);
+    moe_ep_forward_desc d;
+    for (int e = 0; e < E; e++) bias[e] = 4.0f * (float)draw(&s);
+    for (int t = 0; t < T; t++) {
+        double logit[E], sum = 0.0;
+        for (int e = 0; e < E; e++) {
+            logit[e] = (double)bias[e];
+            for (int h = 0; h < H; h++) logit[e] += (double)x[t * H + h] * (double)gate[e * H + h];
+        }
+        for (int k = 0; k < K; k++) {
+            int best = 0;
+            for (int e = 1; e < E; e++) best = logit[e] > logit[best] ? e : best;
+            ids[t * K + k] = best;
+            sum += exp(logit[best]);
+            w[t * K + k] = (float)exp(logit[best]);
+            logit[best] = -1e300;
+        }
+        for (int k = 0; k < K; k++) w[t * K + k] = (float)((double)w[t * K + k] / sum);
+    }
+    naive_layer(&r, NULL, NULL, ids, w, K, 0, x, T, want);
+    memset(&d, 0, sizeof d);
+    router.logit_bias = bias;
+    d.experts = &r.w, d.router = &router, d.gate = gate;
+    CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+    CHECK(error_of(y, want, T * H) <= 1e-5);
+    router.logit_bias = NULL; /* the bias matters */
+    CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+    CHECK(error_of(y, want, T * H) > 1e-2);
+    free(gate), free(x), free(want);
+    free_set(&r);
+}
+
+TEST(all_tokens_on_one_expert_of_many)
+{
+    uint64_t s = t_seed + 38;
+    for (int dtype = 0; dtype < 4; dtype++) {
+        for (int64_t T = 1; T <= 130; T += T < 8 ? 1 : 61) {
+            set r = make_set(5, 33, 18, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
+            float *x = random_x(T * 33, &s), y[136 * 33];
+            double *want = t_alloc(sizeof(double) * (size_t)(T * 33));
+            int32_t ids[136];
+            moe_ep_forward_desc d;
+            for (int i = 0; i < T; i++) ids[i] = 3;
+            naive_layer(&r, NULL, NULL, ids, NULL, 1, 0, x, T, want);
+            memset(&d, 0, sizeof d);
+            d.experts = &r.w, d.top_k = 1, d.ids = ids;
+            for (int isa = 1; isa <= (int)moe_ep_isa_best(); isa++) {
+                d.isa_max = (moe_ep_isa)isa;
+                CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+                CHECK(error_of(y, want, T * 33) <= 1e-5);
+            }
+            free(x), free(want);
+            free_set(&r);
+        }
+    }
+}
+
+/* ---- weights in a file that is mapped for reading, its last element at the end of the last page ---- */
+
+typedef struct edge {
+    unsigned char *map;
+    size_t bytes;
+} edge;
+
+static const void *at_the_edge(edge *e, const void *from, size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    FILE *file = tmpfile();
+    size_t room = (bytes + page - 1) / page * page, i;
+    e->bytes = room + page;
+    for (i = 0; i < room - bytes; i++) fputc(0x7f, file);
+    CHECK(fwrite(from, 1, bytes, file) == bytes && fflush(file) == 0);
+    e->map = mmap(NULL, e->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* the page behind stays forbidden */
+    CHECK(mmap(e->map, room, PROT_READ, MAP_SHARED | MAP_FIXED, fileno(file), 0) == (void *)e->map);
+    fclose(file);
+    return e->map + room - bytes;
+}
+
+TEST(weights_are_read_where_they_lie_and_never_beyond_their_end)
+{
+    uint64_t s = t_seed + 39;
+    for (int i = 0; i < 60; i++) {
+        int dtype = i % 4, layout = i / 4 % 4, E = 1 + (int)t_below(&s, 3), big = i % 5 == 0;
+        int H = 1 + (int)t_below(&s, big ? 1100 : 80), I = 1 + (int)t_below(&s, 40), rows = layout ? 2 * I : I;
+        size_t eb = elem_of((moe_ep_dtype)dtype);
+        set r = make_set(E, H, I, (moe_ep_dtype)dtype, (moe_ep_gate_layout)layout, act_of(0), 1, 0, 0, &s);
+        edge e[3];
+        r.w.gate = at_the_edge(&e[0], r.mem_gate, eb * (size_t)(E * rows * H));
+        r.w.up = layout ? NULL : at_the_edge(&e[1], r.mem_up, eb * (size_t)(E * I * H));
+        r.w.down = at_the_edge(&e[2], r.mem_down, eb * (size_t)(E * H * I));
+        CHECK(run_case(&r, &r, NULL, 0, 1, i & 1, 1 + t_below(&s, i % 3 ? 8 : 40), &s) <= 1e-5);
+        for (int k = 0; k < 3; k++)
+            if (k != 1 || !layout) munmap(e[k].map, e[k].bytes);
+        free_set(&r);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+/* Nothing is kept of the weights: 4 T (H + K (H + I)) bytes of activations, and tables of a few bytes an expert. */
+TEST(memory_is_that_of_the_activations)
+{
+    static const int64_t tokens[] = {1, 16, 300};
+    for (int dtype = 0; dtype < 4; dtype++) {
+        for (int i = 0; i < 9; i++) {
+            enum { E = 128, H = 2048, I = 768, K = 8 };
+            float cell = 0.0f, *x = t_alloc(sizeof(float) * 300 * H), *y = t_alloc(sizeof(float) * 300 * H);
+            int32_t *ids = t_alloc(sizeof(int32_t) * 300 * K);
+            int64_t T = tokens[i / 3], stated = 4 * T * (H + K * (H + I));
+            moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+            moe_ep_weights w;
+            moe_ep_forward_desc d;
+            memset(x, 0, sizeof(float) * 300 * H);
+            memset(ids, 0, sizeof(int32_t) * 300 * K);
+            memset(&w, 0, sizeof w);
+            memset(&d, 0, sizeof d);
+            w.num_experts = E, w.hidden = H, w.inter = I, w.dtype = (moe_ep_dtype)dtype;
+            w.gate = w.up = w.down = &cell; /* never read: there is no memory to begin with */
+            if (dtype == MOE_EP_I8) w.gate_scale = w.up_scale = w.down_scale = &cell;
+            d.experts = &w, d.top_k = K, d.ids = ids, d.products = (moe_ep_products)(i % 3);
+            CHECK_I64(moe_ep_forward(&d, x, T, y, &none, NULL), MOE_EP_ERR_SCRATCH);
+            double weights = 3.0 * E * H * I * (double)elem_of(w.dtype), packed = 2.0 * (double)(T * K) * H;
+            /* AMX has a bf16 copy of the rows of each expert */
+            CHECK((double)none.need < (double)stated + 0.01 * weights + (i % 3 == 1 ? packed : 0.0));
+            free(x), free(y), free(ids);
+        }
     }
 }
 

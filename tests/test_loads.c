@@ -700,6 +700,136 @@ TEST(windows_of_other_shapes)
     free(y.sum);
 }
 
+/* Sizes whose products do not fit, arrays that may be NULL because nothing is in them, windows with a pointer lost. */
+TEST(sizes_at_the_ends)
+{
+    static const int64_t far = INT64_MAX / 3;
+    const int32_t some[4] = {0, -1, -1, 1}, next[4] = {1, 1, -1, 0};
+    int64_t loads[4] = {-9, -9, -9, -9}, counts[4], skipped = 5;
+    double share[4];
+    moe_ep_error err;
+    moe_ep_ids v;
+    int i;
+    v = moe_ep_ids_ltk(some, 0, 1, 2, 2);
+    CHECK_I64(v.layer_stride, 0);
+    CHECK_I64(moe_ep_ids_ltk(some, 2, 1, 0, 2).layer_stride, 0);
+    CHECK_I64(moe_ep_ids_ltk(some, INT64_MAX, 1, 2, 2).layer_stride, 0);
+    for (i = 0; i < 5; i++) {
+        v = moe_ep_ids_tlk(some, 2, 2, 2, 2);
+        if (i == 0) v.num_tokens = far, v.token_stride = 4;              /* T * stride */
+        if (i == 1) v.layer_stride = INT64_MAX;                          /* L * stride */
+        if (i == 2) v.token_stride = far;                                /* fits, but its sum with others may not */
+        if (i == 3) v.layer_stride = far;
+        if (i == 4) v.num_tokens = INT64_MAX / 5, v.token_stride = 1, v.num_layers = v.top_k = 3; /* T * L * K */
+        CHECK_I64(moe_ep_layer_loads(&v, loads, &skipped, &err), MOE_EP_ERR_OVERFLOW);
+        CHECK_STR(err.arg, "view");
+    }
+    CHECK_I64(moe_ep_coactivation(some, 2, 2, INT32_MAX, loads, &skipped, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_transitions(some, next, 2, 0, 2, loads, &err), MOE_EP_ERR_SIZE);
+    CHECK(loads[0] == -9 && loads[3] == -9 && skipped == 5);
+    CHECK_I64(moe_ep_window_bytes(INT32_MAX, INT32_MAX, 0), 0);
+    v = moe_ep_ids_tlk(NULL, 0, 1, 2, 2);
+    CHECK_I64(moe_ep_layer_loads(&v, loads, NULL, &err), MOE_EP_OK);
+    CHECK(loads[0] == 0 && loads[1] == 0 && loads[2] == -9);
+    CHECK_I64(moe_ep_rank_loads(NULL, 0, 2, 2, NULL, 2, loads, NULL, &err), MOE_EP_OK);
+    CHECK(loads[0] == 0 && loads[3] == 0);
+    CHECK_I64(moe_ep_expert_loads_add(some, 4, 1, loads, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_expert_loads_add(some, 4, 2, loads, NULL, &err), MOE_EP_OK);
+    CHECK(loads[0] == 1 && loads[1] == 1 && skipped == 5);
+    CHECK_I64(moe_ep_transitions(some, next, 2, 2, 2, counts, &err), MOE_EP_OK); /* -1 leads nowhere */
+    CHECK(counts[0] == 0 && counts[1] == 2 && counts[2] == 1 && counts[3] == 0);
+    counts[2] = 0;
+    CHECK_I64(moe_ep_transition_shares(counts, 2, share, &err), MOE_EP_OK);
+    CHECK_NEAR(share[1], 1.0, 0, 0);
+    CHECK_NEAR(share[2] + share[3], 0.0, 0, 0); /* a row without counts */
+}
+
+TEST(windows_with_something_lost)
+{
+    moe_ep_window w = new_window("", 1, 2, 2, 0), x;
+    const int64_t step[2] = {3, 1};
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 9; i++) {
+        const int size = i < 4;
+        x = w;
+        if (i == 0) x.num_layers = 0;
+        if (i == 1) x.num_experts = 0;
+        if (i == 2) x.ring_steps = -1;
+        if (i == 3) x.steps = -1;
+        if (i == 4) x.sum = NULL;
+        if (i == 5) x.ema = NULL;
+        if (i == 6) x.mean = NULL;
+        if (i == 7) x.m2 = NULL;
+        if (i == 8) x.ring = NULL;
+        CHECK_I64(moe_ep_window_add(&x, step, &err), size ? MOE_EP_ERR_SIZE : MOE_EP_ERR_NULL);
+    }
+    CHECK_I64(w.sum[0], 0);
+    x = new_window("", 1, 2, 2, 0);
+    CHECK_I64(moe_ep_window_add(&w, step, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&x, step, NULL), MOE_EP_OK);
+    x.has_variance = 0; /* as after a merge of ranks whose steps were not kept */
+    CHECK_I64(moe_ep_window_append(&w, &x, &err), MOE_EP_OK);
+    CHECK_I64(w.has_variance, 0);
+    CHECK_I64(w.steps, 2);
+    CHECK_I64(moe_ep_window_append(&w, &x, &err), MOE_EP_OK); /* and it stays lost */
+    CHECK_I64(w.has_variance, 0);
+    CHECK_I64(w.sum[0], 9);
+    free(w.sum);
+    free(x.sum);
+}
+
+enum { PROP_CASES = 100000 };
+
+/* What holds whatever the ids are: nothing lost, no order of ids, experts, ranks or layers matters. */
+TEST(properties_of_many_loads)
+{
+    uint64_t s = t_seed + 31;
+    int round, none = 0, alone = 0, all = 0, first = 0, unrouted = 0, same = 0;
+    for (round = 0; round < PROP_CASES; round++) {
+        const int kind = (int)t_below(&s, 8);
+        const int32_t E = kind == 0 ? 1 : 1 + (int32_t)t_below(&s, 24), D = 1 + (int32_t)t_below(&s, 4);
+        const int32_t K = kind == 1 ? E : kind == 2 ? 1 : 1 + (int32_t)t_below(&s, E < 6 ? E : 6);
+        const int64_t T = kind == 3 ? 0 : t_below(&s, 12), n = T * K;
+        int32_t ids[12 * 24], renamed[12 * 24], to = 1 + (int32_t)t_below(&s, E), i;
+        int64_t loads[24], other[24], ranks[4 * 24], layers[24], devices[4], skipped = -1, more = -1, sum = 0, e;
+        moe_ep_ids v;
+        for (i = 0; i < n; i++) {
+            ids[i] = kind == 4 ? -1 : kind == 5 ? E - 1 : (int32_t)t_below(&s, E + 1) - 1;
+            renamed[n - 1 - i] = ids[i] < 0 ? -1 : (ids[i] + to) % E; /* the other way round, experts turned */
+        }
+        CHECK_I64(moe_ep_expert_loads(ids, n, E, loads, &skipped, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) sum += loads[e];
+        CHECK_I64(sum + skipped, n);
+        if (kind == 4) CHECK_I64(skipped, n);
+        if (kind == 5) CHECK_I64(loads[E - 1], n);
+        CHECK_I64(moe_ep_expert_loads(renamed, n, E, other, &more, NULL), MOE_EP_OK);
+        CHECK_I64(more, skipped);
+        for (e = 0; e < E; e++) CHECK(other[(e + to) % E] == loads[e]);
+        CHECK_I64(moe_ep_rank_loads(ids, T, K, E, NULL, D, ranks, &more, NULL), MOE_EP_OK);
+        CHECK_I64(more, skipped);
+        memset(other, 0, sizeof other);
+        for (e = 0; e < D * E; e++) other[e % E] += ranks[e];
+        CHECK(memcmp(other, loads, sizeof *loads * (size_t)E) == 0); /* the ranks share them out */
+        v = moe_ep_ids_tlk(ids, T, K, 1, E); /* each choice as a layer of its own */
+        if (K == 1 || E * K <= 24) {
+            CHECK_I64(moe_ep_layer_loads(&v, layers, &more, NULL), MOE_EP_OK);
+            CHECK_I64(more, skipped);
+            memset(other, 0, sizeof other);
+            for (e = 0; e < K * E; e++) other[e % E] += layers[e];
+            CHECK(memcmp(other, loads, sizeof *loads * (size_t)E) == 0);
+        }
+        CHECK_I64(moe_ep_loads_by_device(loads, E, NULL, D, devices, NULL), MOE_EP_OK);
+        for (e = 0; e < D; e++) sum -= devices[e];
+        CHECK_I64(sum, 0);
+        none += T == 0, alone += E == 1, all += K == E && E > 1, first += K == 1;
+        unrouted += kind == 4 && n > 0, same += kind == 5 && n > 0;
+        STOP_IF_FAILED("case %d", round);
+    }
+    CHECK_I64(round, 100000);
+    CHECK(none > 10000 && alone > 10000 && all > 10000 && first > 10000 && unrouted > 10000 && same > 10000);
+}
+
 #if CAN_REPEAT
 TEST(expert_loads_of_more_than_2_to_the_31)
 {

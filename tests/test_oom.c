@@ -294,6 +294,14 @@ CASE(assign_slots_local)
     return moe_ep_assign_slots_local(&current, 0, ids, T * K, source_device, even_rows(), out.n.i32, scratch, err);
 }
 
+CASE(reroute_replicas)
+{
+    static int32_t slots[T * K];
+    int32_t i;
+    for (i = 0; i < T * K; i++) slots[i] = ids[i] < 0 ? -1 : current.replica_slot[current.replica_start[ids[i]]];
+    return moe_ep_reroute_replicas(&current, 0, 1, slots, T * K, out.n.i32, NULL, NULL, scratch, err);
+}
+
 CASE(align_block)
 {
     moe_ep_align_desc d;
@@ -438,7 +446,8 @@ static const oom_case cases[] = {
     ROW(lower_bound), ROW(min_copies), ROW(replica_budget_row),
     ROW(replica_budgets), ROW(rebalance),
     ROW(plan_moves), ROW(relabel),
-    ROW(split), ROW(split_shares), ROW(assign_slots), ROW(assign_slots_local), ROW(forward), ROW(experts),
+    ROW(split), ROW(split_shares), ROW(assign_slots), ROW(assign_slots_local),
+    ROW(reroute_replicas), ROW(forward), ROW(experts),
     ROW(forward_ranks), ROW(diagnose), ROW(simulate), ROW(sweep)};
 enum { CASES = (int)(sizeof cases / sizeof cases[0]) };
 

@@ -939,6 +939,28 @@ TEST(best_against_optimum)
     CHECK(better > 100);
 }
 
+/* Small layers whose optimum was found by trying every plan: copies other than the greedy ones are needed. */
+TEST(best_of_uneven_slots)
+{
+    static const struct { int32_t E, D, slots[4]; double load[3], optimum; } row[] = {
+        {3, 4, {2, 2, 1, 4}, {7, 7, 7}, 35.0 / 6.0}, {3, 3, {1, 4, 1, 0}, {282, 98, 273}, 273.0}};
+    size_t i;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++) {
+        moe_ep_shape shape;
+        moe_ep_placement p;
+        moe_ep_place_desc d;
+        moe_ep_plan_result r;
+        memset(&shape, 0, sizeof shape);
+        shape.num_devices = row[i].D;
+        shape.slots_per_device = row[i].slots;
+        d = desc_of(1, row[i].E, shape, row[i].load);
+        p = placement_new(1, row[i].E, &d.shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.max, row[i].optimum, 1e-12, 0);
+        placement_free(&p);
+    }
+}
+
 /* Uneven slots, speeds, dead devices and pins, all at once. */
 TEST(best_general_shapes)
 {
@@ -1147,7 +1169,7 @@ TEST(rebalance_random)
 {
     uint64_t s = t_seed;
     int n, i, improved = 0;
-    for (n = 0; n < 300; n++) {
+    for (n = 0; n < 1500; n++) {
         int D = 2 + (int)t_below(&s, 7), S = 1 + (int)t_below(&s, 5), P = D * S, L = 1 + (int)t_below(&s, 3);
         int E = 1 + (int)t_below(&s, P), kill = -1;
         double *a = (double *)t_alloc(sizeof(double) * (size_t)(L * E)),
@@ -1170,7 +1192,7 @@ TEST(rebalance_random)
         x.loads = b;
         x.target = t_below(&s, 2) ? 1.05 : 0;
         if (kill < 0 && t_below(&s, 2)) {
-            x.max_moves = t_below(&s, 6) + 1;
+            x.max_moves = t_below(&s, 2) ? t_below(&s, 6) + 1 : 0; /* a limit per link alone, over layers, too */
             x.max_layer_moves = (int32_t)t_below(&s, 4);
             x.max_device_moves = (int32_t)t_below(&s, 4);
             x.max_link_moves = (int32_t)t_below(&s, 3);
@@ -1188,10 +1210,10 @@ TEST(rebalance_random)
         if (x.max_moves) CHECK(moves <= x.max_moves);
         if (x.max_device_moves || x.max_link_moves) {
             moe_ep_moves_result m;
-            moe_ep_move list[100];
+            moe_ep_move list[128];
             int link[8][8], j;
             memset(link, 0, sizeof link);
-            CHECK_I64(moe_ep_plan_moves(&p, &q, 0, list, 100, &m, NULL, &err), MOE_EP_OK);
+            CHECK_I64(moe_ep_plan_moves(&p, &q, 0, list, 128, &m, NULL, &err), MOE_EP_OK);
             if (x.max_device_moves) CHECK(m.max_in <= x.max_device_moves);
             for (j = 0; j < m.moves; j++)
                 if (++link[list[j].from_device][list[j].to_device] > x.max_link_moves && x.max_link_moves)

@@ -2287,6 +2287,126 @@ TEST(shared_experts)
     CHECK_NEAR(after[3], 1.0, 0.0, 0.0);
 }
 
+/* Every kernel's search for NaN and +Inf, in every place of rows of odd lengths; -Inf is none. */
+TEST(bad_logits_found_by_every_kernel)
+{
+    float logits[45], keys[45], scores[45], w;
+    int32_t id, E, e;
+    int isa, kind;
+    for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++)
+        for (E = 1; E <= 45; E++)
+            for (kind = 0; kind < 4; kind++)
+                for (e = 0; e < E && !t_failed_here; e++) {
+                    moe_ep_router r = moe_ep_router_mixtral(E, 1), k = r;
+                    const moe_ep_status want = kind < 2 ? MOE_EP_ERR_NAN : MOE_EP_OK;
+                    moe_ep_error err;
+                    int32_t i;
+                    for (i = 0; i < E; i++) logits[i] = keys[i] = (float)i - 9.0f;
+                    logits[e] = kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : 3.4e38f;
+                    r.isa_max = k.isa_max = (moe_ep_isa)isa;
+                    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, &id, &w, &err), want);
+                    if (want != MOE_EP_OK) CHECK_I64(err.index, e);
+                    CHECK_I64(moe_ep_scores(&r, logits, 1, scores, &err), want);
+                    if (want != MOE_EP_OK) CHECK_I64(err.index, e);
+                    k.select = MOE_EP_SELECT_KEYS;
+                    k.keys = logits;
+                    CHECK_I64(moe_ep_route(&k, keys, 1, NULL, &id, &w, &err), want);
+                    if (want != MOE_EP_OK) CHECK_STR(err.arg, "keys");
+                }
+}
+
+/* Numbers that do not fit, scales of 0 and below, and what else no other test gets wrong. */
+TEST(route_arguments_at_the_ends)
+{
+    const float logits[6] = {1.0f, 2.0f, -INFINITY, 3.0f, 1.0f, -INFINITY}, most[2] = {3.4e38f, 0.0f};
+    const int64_t loads[2] = {3, 1};
+    const int32_t one[1] = {0}, table[2] = {0, 1}, minus[1] = {-1}, below[1] = {-2};
+    float bias[2] = {3.4e38f, 0.0f}, w[6], scale[3] = {1.0f, 0.5f, 2.0f}, scores[6], x = 5.0f;
+    int32_t ids[6], i;
+    int64_t per[2];
+    moe_ep_router r = moe_ep_router_mixtral(3, 1), phi = moe_ep_router_phimoe(3, 2);
+    moe_ep_rng rng = moe_ep_rng_seed(1);
+    moe_ep_aux_desc d;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    CHECK_I64(moe_ep_expert_choice(logits, (int64_t)INT32_MAX + 1, 1, 1, ids, w, per, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_bias_update(loads, 2, 3.0e38f, 0, bias, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK(err.index == 0 && bias[0] > 3.3e38f && bias[1] >= 0.0f && bias[1] <= 0.0f);
+    CHECK_I64(moe_ep_append_shared(one, most, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, 0.5f, ids, w, &err),
+              MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "weights");
+    CHECK_I64(moe_ep_append_shared(one, most, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, INFINITY, ids, w, &err),
+              MOE_EP_ERR_NAN);
+    CHECK_I64(moe_ep_append_shared(below, most, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, 1.0f, ids, w, &err),
+              MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_append_shared(one, most, 1, 1, 1, INT32_MAX, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err),
+              MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(one, most, 1, 2, 1, INT32_MAX - 1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err),
+              MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_append_shared(one, most, 0, 1, 1, 1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_append_shared(one, most, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, -2.0f, ids, w, &err),
+              MOE_EP_OK);
+    CHECK_NEAR(w[1], -1.7e38, 1e-6, 0.0);
+    CHECK_I64(moe_ep_jitter(&x, 0, 0.5f, &rng, &err), MOE_EP_OK);
+    CHECK_NEAR(x, 5.0, 0.0, 0.0);
+    r.num_null = 4;
+    CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_null");
+    r.num_null = 0;
+    r.select = MOE_EP_SELECT_TABLE;
+    r.table = table;
+    r.table_rows = 2;
+    CHECK_I64(moe_ep_route(&r, logits, 1, minus, ids, w, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "token_ids");
+    r.table = minus;
+    r.table_rows = 1;
+    r.per_expert_scale = scale;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, &err), MOE_EP_OK); /* nobody: no factor either */
+    CHECK(ids[0] == -1 && w[0] >= 0.0f && w[0] <= 0.0f);
+    r = moe_ep_router_mixtral(3, 1);
+    r.logits_stride = 3;
+    CHECK_I64(moe_ep_scores(&r, logits, 2, scores, &err), MOE_EP_OK);
+    CHECK_NEAR(scores[3] + scores[4], 1.0, 1e-7, 0.0);
+    r.score = MOE_EP_SCORE_LOGIT;
+    r.nan_as_masked = 1;
+    CHECK_I64(moe_ep_scores(&r, logits, 2, scores, &err), MOE_EP_OK);
+    CHECK(scores[5] < -3.4e38f && scores[3] > 2.9f);
+    for (i = 0; i < 4; i++) { /* sparsemixer: the scale of the router, of the experts, or none */
+        float plain[2], scaled[2];
+        CHECK_I64(moe_ep_route(&phi, logits, 1, NULL, ids, plain, &err), MOE_EP_OK);
+        phi.scale = i == 1 ? -2.0f : i == 2 ? 3.0f : 0.0f;
+        phi.per_expert_scale = i == 3 ? scale : NULL;
+        CHECK_I64(moe_ep_route(&phi, logits, 1, NULL, ids, scaled, &err), MOE_EP_OK);
+        CHECK(ids[0] == 1 && ids[1] == 0);
+        CHECK_NEAR(scaled[0], (double)plain[0] * (i == 1 ? -2.0 : i == 2 ? 3.0 : i == 3 ? 0.5 : 1.0), 1e-6, 0.0);
+        phi.scale = 0.0f;
+        phi.per_expert_scale = NULL;
+    }
+    r = moe_ep_router_qwen3(3, 1);
+    r.scale = -1.5f;
+    CHECK_I64(moe_ep_route(&r, logits, 2, NULL, ids, w, &err), MOE_EP_OK);
+    CHECK_NEAR(w[0], -1.5, 1e-6, 0.0);
+    CHECK_I64(moe_ep_router_sinkhorn(8, 1).score, MOE_EP_SCORE_SIGMOID);
+    CHECK_I64(moe_ep_router_sinkhorn(8, 2).score, MOE_EP_SCORE_SOFTMAX);
+    CHECK_I64(moe_ep_router_megatron_groups(8, 4, 4, 2).group_top_m, 2);
+    CHECK_I64(moe_ep_router_megatron_groups(8, 4, 4, 0).group_top_m, 0);
+    {
+        moe_ep_top2 t2 = moe_ep_top2_gshard(3);
+        t2.logits_stride = 3;
+        t2.second = MOE_EP_SECOND_RANDOM;
+        t2.threshold = 0.0f; /* then every second expert is used */
+        CHECK_I64(moe_ep_route_top2(&t2, logits, 2, &rng, ids, w, &err), MOE_EP_OK);
+        CHECK(ids[0] == 1 && ids[1] == 0 && ids[2] == 0 && ids[3] == 1);
+    }
+    d.num_tokens = INT64_MAX / 2;
+    d.top_k = 4;
+    d.num_experts = 1;
+    d.scores = logits;
+    d.ids = one;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_OVERFLOW, 0.0, 0.0);
+}
+
 TEST(weights_compare_example_and_errors)
 {
     float a[2] = {0.5f, 0.5f}, b[2] = {0.75f, 0.25f}, bad[2] = {0.0f, NAN};

@@ -276,6 +276,86 @@ TEST(assign_examples)
     placement_free(&q);
 }
 
+/* Slots with a capacity: who stays, who moves, who is lost, against the definition and against what must be kept. */
+static void reroute_case(uint64_t *s, int n)
+{
+    int E, D, i, e, j;
+    moe_ep_placement p = random_table(s, &E, &D);
+    int32_t slot[200], got[200];
+    int64_t rows[8] = {0}, kept[8] = {0}, copies[8] = {0}, filled[64] = {0}, first[64] = {0}, moved, lost;
+    int64_t moved_rows = 0, lost_rows = 0, capacity = t_below(s, 40);
+    int dead = n % 3 == 0 && D > 1 ? (int)t_below(s, D) : -1;
+    if (dead >= 0) p.device_inactive[dead] = 1;
+    for (i = 0; i < p.num_slots; i++)
+        if (p.slot_expert[i] >= 0 && p.slot_device[i] != dead) copies[p.slot_expert[i]]++;
+    for (i = 0; i < 200; i++) {
+        slot[i] = (int32_t)t_below(s, p.num_slots + 1) - 1;
+        if (slot[i] >= 0 && p.slot_expert[slot[i]] < 0) slot[i] = -1;
+        if (slot[i] >= 0) rows[p.slot_expert[slot[i]]]++;
+    }
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, capacity, slot, 200, got, &moved, &lost, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 200; i++) {
+        int stays = slot[i] >= 0 && p.slot_device[slot[i]] != dead && first[slot[i]]++ < capacity;
+        if (slot[i] < 0 || stays) CHECK_I64(got[i], slot[i]);
+        if (slot[i] >= 0 && got[i] < 0) lost_rows++;
+        if (got[i] < 0) continue;
+        CHECK(got[i] < p.num_slots && p.slot_expert[got[i]] == p.slot_expert[slot[i]] && p.slot_device[got[i]] != dead);
+        kept[p.slot_expert[got[i]]]++;
+        moved_rows += got[i] != slot[i];
+        filled[got[i]]++;
+    }
+    for (j = 0; j < p.num_slots; j++) CHECK(filled[j] <= capacity);
+    for (e = 0; e < E; e++)
+        CHECK_I64(kept[e], rows[e] < capacity * copies[e] ? rows[e] : capacity * copies[e]);
+    CHECK(moved == moved_rows && lost == lost_rows);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, capacity, slot, 200, slot, NULL, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(slot, got, sizeof got) == 0);
+    placement_free(&p);
+}
+
+TEST(reroute_to_replicas)
+{
+    const int32_t slots[4] = {0, 1, 0, -1}, from[5] = {0, 0, 0, 0, 0}, want[5] = {0, 0, 2, 2, -1};
+    const int32_t order[5] = {2, 0, 2, 2, 0}, none[2] = {0, 3}, beyond[2] = {0, 4};
+    moe_ep_placement p = table(2, 2, 4, 1, slots);
+    int32_t got[5] = {9, 9, 9, 9, 9};
+    int64_t moved = 9, lost = 9;
+    char memory[64];
+    moe_ep_scratch small = moe_ep_scratch_fixed(memory, 4 * sizeof(int64_t) - 1);
+    uint64_t s = t_seed;
+    moe_ep_error err;
+    int i;
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, from, 5, got, &moved, &lost, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 5; i++) CHECK_I64(got[i], want[i]);
+    CHECK(moved == 2 && lost == 1);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, order, 2, got, &moved, &lost, NULL, NULL), MOE_EP_OK);
+    CHECK(got[0] == 2 && got[1] == 0 && moved == 0 && lost == 0);
+    /* row 4 keeps the room of slot 0 that row 3 might have taken: those who stay come first */
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, order, 5, got, &moved, &lost, NULL, NULL), MOE_EP_OK);
+    CHECK(got[0] == 2 && got[1] == 0 && got[2] == 2 && got[3] == -1 && got[4] == 0 && moved == 0 && lost == 1);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 0, NULL, 0, NULL, &moved, &lost, NULL, NULL), MOE_EP_OK);
+    moved = lost = 9;
+    CHECK_I64(moe_ep_reroute_replicas(NULL, 0, 2, from, 5, got, &moved, &lost, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 1, 2, from, 5, got, &moved, &lost, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, -1, from, 5, got, &moved, &lost, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "capacity");
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, from, -1, got, &moved, &lost, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, NULL, 5, got, &moved, &lost, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, from, 5, NULL, &moved, &lost, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, none, 2, got, &moved, &lost, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, beyond, 2, got, &moved, &lost, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, from, 5, got, &moved, &lost, &small, &err), MOE_EP_ERR_SCRATCH);
+    p.replica_slot[0] = 3;
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 2, from, 5, got, &moved, &lost, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK(got[4] == 0 && moved == 9 && lost == 9);
+    placement_free(&p);
+    for (i = 0; i < 1000; i++) {
+        reroute_case(&s, i);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 /* Parity of the token index must not decide the replica, nor may all experts choose alike. */
 TEST(hash_bits)
 {

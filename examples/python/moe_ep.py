@@ -314,6 +314,11 @@ def _array(x, dtype, name, dims=None):
     return out
 
 
+def _count(x):
+    """How many values anything array-like has (np.size does not ask a tensor of torch)."""
+    return int(x.numel()) if hasattr(x, "numel") else np.size(x)
+
+
 def _whole(x, name, least=None):
     """x as an int; what is none is an error that says which argument it was."""
     try:
@@ -488,7 +493,7 @@ def route(logits, top_k, router="mixtral", token_ids=None, **fields):
     _preset("moe_ep_router_by_name", "routers", router, x.shape[1], top_k, cfg)
     _fill(cfg, **fields)
     for field in ("logit_bias", "select_bias", "per_expert_scale"):
-        if fields.get(field) is not None and np.size(fields[field]) != x.shape[1]:
+        if fields.get(field) is not None and _count(fields[field]) != x.shape[1]:
             raise MoeEpError("%s has not one value per expert" % field, "ERR_SIZE", field)
     if fields.get("table") is not None:
         cfg.table_rows = len(fields["table"])
@@ -585,6 +590,10 @@ class Placement:
         _call("moe_ep_placement_init", self._c, num_layers, num_experts, shape, self._memory, size)
         for field in ("num_layers", "num_experts", "num_devices", "num_nodes", "num_slots"):
             setattr(self, field, getattr(self._c, field))
+
+    def __repr__(self):
+        return "Placement(num_layers=%d, num_experts=%d, num_devices=%d, num_slots=%d, num_nodes=%d)" % (
+            self.num_layers, self.num_experts, self.num_devices, self.num_slots, self.num_nodes)
 
     @classmethod
     def from_phy2log(cls, phy2log, num_experts, num_devices, log2phy=None, logcnt=None, **shape):
@@ -718,14 +727,16 @@ def plan(loads, num_devices, num_slots=0, policy="best", num_nodes=0, num_groups
          inactive=None, **fields):
     """A placement for loads (L,E), or (steps,L,E): which expert goes into which slot?
 
-    num_slots: over all devices, copies included; 0 = one per expert.  policy: best, eplb, trtllm, lpt, contiguous,
-    round_robin.  fields sets fields of moe_ep_place_desc (max_replicas, pinned, risk_z, node_soft, ...)."""
+    num_slots: over all devices, copies included; 0 = one per expert.  num_nodes: 0 = one node, every link as fast as
+    inside a machine; 32 GPUs in machines of 8 are num_nodes=4 (layer_time and step_time use it).  policy: best, eplb,
+    trtllm, lpt, contiguous, round_robin.  fields sets fields of moe_ep_place_desc (max_replicas, pinned, risk_z,
+    node_soft, ...)."""
     x, num_devices = np.atleast_2d(_array(loads, np.float64, "loads", (1, 2, 3))), _small(num_devices, "num_devices")
     planner = _PLANNERS.get(str(policy).replace("-", "_"))
     if planner is None:
         raise MoeEpError("policy: %r is none of %s" % (policy, ", ".join(_PLANNERS)), "ERR_RANGE", "policy")
     for name, given in (("slots_per_device", slots_per_device), ("speed", speed), ("inactive", inactive)):
-        if given is not None and np.size(given) != num_devices:
+        if given is not None and _count(given) != num_devices:
             raise MoeEpError("%s has not one value per device" % name, "ERR_SIZE", name)
     shape = _shape(num_devices, num_slots, num_nodes, slots_per_device=slots_per_device, speed=speed, inactive=inactive)
     out = Placement(x.shape[-2], x.shape[-1], shape)
@@ -949,9 +960,24 @@ def machine(name, **fields):
     return _fill(out, **fields)
 
 
+def _machine(x):
+    return machine(x) if isinstance(x, str) else x
+
+
+def _nodes(num_devices, machine_):
+    """Nodes that so many devices fill; 0 when the machine does not say."""
+    per = getattr(machine_, "devices_per_node", 0)
+    return -(-num_devices // per) if per > 0 else 0
+
+
 def _layer_desc(desc, model_, machine_, placement=None, **fields):
-    return _fill(desc, model=model(model_) if isinstance(model_, str) else model_,
-                 machine=machine(machine_) if isinstance(machine_, str) else machine_,
+    machine_ = _machine(machine_)
+    if placement is not None and placement.num_nodes == 1 and _nodes(placement.num_devices, machine_) > 1:
+        warnings.warn("the placement has %d devices on one node, the machine %d in a node: every link is taken for one "
+                      "inside a machine; num_nodes=%d when the placement is made says otherwise" % (
+                          placement.num_devices, machine_.devices_per_node,
+                          _nodes(placement.num_devices, machine_)), stacklevel=3)
+    return _fill(desc, model=model(model_) if isinstance(model_, str) else model_, machine=machine_,
                  placement=None if placement is None else placement._c, **fields)
 
 
@@ -1000,15 +1026,20 @@ def diagnose(plan_loads, judge_loads, num_devices, num_slots=0, num_nodes=0, pol
              machine=None, layer=None, **fields):
     """Is a new placement worth it?  Planned on plan_loads (steps,L,E), judged on every step of judge_loads.
 
-    current: the Placement that runs; None = contiguous blocks.  model and machine give seconds (layer: fields of
-    moe_ep_layer_desc).  fields sets thresholds and costs (target_imbalance, min_gain, min_steps, expert_bytes,
-    move_Bps, pause_s, horizon_steps, top_k, ...); the rest is as moe_ep_diagnose_thresholds sets it.
+    current: the Placement that runs; None = contiguous blocks.  num_nodes: 0 = as current has them, or as many as the
+    machine's devices_per_node makes.  model and machine give seconds (layer: fields of moe_ep_layer_desc).  fields sets
+    thresholds and costs (target_imbalance, min_gain, min_steps, expert_bytes, move_Bps, pause_s, horizon_steps, top_k,
+    ...); the rest is as moe_ep_diagnose_thresholds sets it.
     Returns a Result: verdict, reason, text, gain, hot_device, ...; plan is the new Placement."""
     a = _array(plan_loads, np.float64, "plan_loads", (2, 3))
     a = a.reshape((-1,) + a.shape[-2:])
     b = None if judge_loads is None else _array(judge_loads, np.float64, "judge_loads", (2, 3))
     if b is not None and b.shape[-2:] != a.shape[-2:]:
         raise MoeEpError("judge_loads has other layers or experts than plan_loads", "ERR_SIZE", "judge_loads")
+    num_devices = _small(num_devices, "num_devices")
+    machine = _machine(machine)
+    if not num_nodes:
+        num_nodes = _nodes(num_devices, machine) if current is None else current.num_nodes
     shape = _shape(num_devices, num_slots, num_nodes)
     out = Placement(a.shape[1], a.shape[2], shape)
     desc = _new("moe_ep_diagnose_desc")

@@ -92,6 +92,21 @@ static void split_one(const moe_ep_placement *pl, int E)
                 }
                 for (int i = 0; i < P && i < 1 << 10; i++)
                     if (c[i] != sr[i]) fz_fail("quota");
+                fz_where = "reroute_replicas";
+                int64_t cap = fz_chance(.02) ? -1 : fz_int(0, 40), moved = 0, lost = 0, gone = 0, other = 0;
+                fz_release();
+                int32_t *ro = fz_out(4 * n);
+                s2 = moe_ep_reroute_replicas(pl, layer, cap, so, n, ro, &moved, &lost, fz_scratch(), &e);
+                fz_scratch_done();
+                fz_error(s2, &e);
+                fz_untouched(s2);
+                for (int64_t i = 0; s2 == 0 && i < n; i++) {
+                    if (ro[i] < -1 || ro[i] >= P || (ro[i] >= 0 && se[ro[i]] != ids[i])) fz_fail("slot wrong");
+                    gone += ro[i] < 0;
+                    other += ro[i] >= 0 && ro[i] != so[i];
+                }
+                if (s2 == 0 && (gone != lost || other != moved))
+                    fz_fail("%lld moved, %lld lost", (long long)moved, (long long)lost);
                 int K = fz_int(1, 3);
                 int64_t T = n / K;
                 if (fz_chance(.1) && n) so[fz_u64() % n] = fz_bad_i32();
