@@ -16068,7 +16068,7 @@ static int32_t moe_epi_rebalance_try(moe_epi_few *f, moe_epi_deal *deal, uint64_
     *keep = lost == 0 && before <= mean * target;
     if (*keep) return 0;
     level = mean * target;
-    for (k = 0; k < MOE_EPI_ATTEMPTS && least > level * MOE_EPI_FAR; k++) {
+    for (k = 0; k < MOE_EPI_ATTEMPTS && (k == 0 || least > level * MOE_EPI_FAR); k++) {
         if (k > 0) moe_epi_rebalance_reload(f, held);
         changes = moe_epi_rebalance_layer(f, deal, level, share[k] * level * room->speed_max, &now);
         last = k;
@@ -19936,7 +19936,7 @@ static double moe_epi_wire_seconds(const moe_epi_wire *w, double intra, double i
                                : moe_epi_bend(w->alpha_s + extra, moved, w->alpha_p);
     if (!(w->short_alpha_s > 0.0)) return seconds;
     shorter = w->short_alpha_s + extra + (intra + inter) * w->short_unit_s;
-    return shorter < seconds ? shorter : seconds;
+    return seconds < shorter ? seconds : shorter; /* also where a link of no use makes seconds 0 times infinity */
 }
 
 static double moe_epi_link_seconds(const moe_ep_link *l, double intra_bytes, double inter_bytes,

@@ -217,16 +217,15 @@ static slot_line *read_slot_lines(const char *path)
 /* Devices in the order of the slots, each with a block of neighbours. */
 static void set_devices(cli_map *m)
 {
-    m->devices = m->slot_device[m->slots - 1] + 1;
-    m->device_slots = cli_alloc((size_t)m->devices, sizeof *m->device_slots);
-    for (int32_t s = 0; s < m->slots; s++) {
-        if (s > 0 && m->slot_device[s] < m->slot_device[s - 1])
+    for (int32_t s = 1; s < m->slots; s++)
+        if (m->slot_device[s] < m->slot_device[s - 1])
             cli_die(CLI_USAGE,
                     "%s: slot %d is on device %d, slot %d on device %d: slots are numbered over "
                     "all devices, device after device",
                     m->path, s - 1, m->slot_device[s - 1], s, m->slot_device[s]);
-        m->device_slots[m->slot_device[s]]++;
-    }
+    m->devices = m->slot_device[m->slots - 1] + 1; /* the largest, now that they rise */
+    m->device_slots = cli_alloc((size_t)m->devices, sizeof *m->device_slots);
+    for (int32_t s = 0; s < m->slots; s++) m->device_slots[m->slot_device[s]]++;
     for (int32_t d = 0; d < m->devices; d++)
         if (m->device_slots[d] == 0) cli_die(CLI_USAGE, "%s: device %d has no slot", m->path, d);
 }

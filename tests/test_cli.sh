@@ -500,6 +500,8 @@ refuses "a JSON map without --devices" "devices" rebalance "$maps/plan.json" "$d
 refuses "a JSON map whose slots do not divide over the devices" "cannot hold in equal numbers" \
     rebalance "$maps/plan.json" "$data/expert_counts.csv" --only c --devices 7
 refuses "a map of other devices" "8 devices" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --devices 4
+printf 'layer,device,slot,expert\n0,4000,0,0\n0,0,1,1\n' >"$bad/falling.csv"
+refuses "a map whose devices fall" "device after device" rebalance "$bad/falling.csv" "$data/expert_counts.csv" --only c
 refuses "a dead device that is none" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 8
 refuses "too many dead devices" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 0,1,2,3
 refuses "a map of another model" "holds expert" rebalance "$maps/plan.csv" "$bad/three_experts.json"

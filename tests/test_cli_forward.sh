@@ -63,7 +63,7 @@ result $? "--json is JSON" "$tmp/log"
 [ "$("$tmp/json_check" "$tmp/out" experts 2>/dev/null)" = 6 ]
 result $? "--json: six experts" "$tmp/out"
 if have script; then # a terminal, so that there is a line of progress
-    longer="--hidden 1024 --intermediate 1024 --experts 8 --topk 2 --seconds 2 --tokens 512"
+    longer="--hidden 1024 --intermediate 1024 --experts 8 --topk 2 --seconds 3 --tokens 8192 --check 1"
     script -qec "$tool forward $longer" "$tmp/typed" >"$tmp/log" 2>&1 </dev/null
     grep -q 'timing: [0-9]* %' "$tmp/typed"
     result $? "a line of progress on a terminal" "$tmp/log"
