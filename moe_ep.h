@@ -343,7 +343,7 @@ typedef struct moe_ep_router {
 } moe_ep_router;
 
 /* Which experts does each token use, and with which weights?
- *   logits    (T,E) float32, -Inf = masked expert: chosen last, by lowest index, weight 0; may be NULL
+ *   logits    (T,E) float32, -Inf = masked expert: chosen last, by lowest index, weight 0 (with ONE: 1); may be NULL
  *             where nothing depends on it (TABLE or KEYS with weight ONE or without weights)
  *   token_ids (T) rows of cfg->table, NULL = token t uses row t; ignored unless select is TABLE
  *   ids       (T,K) out, largest key first, lowest index first among equal keys; TABLE keeps its order
