@@ -371,7 +371,8 @@ static void held_out_links(void)
                                                 r.intra_rows + r.inter_rows, 256, NULL);
             (void)snprintf(name[combine * 6 + out], sizeof name[0], "low-latency %s EP%d, calibrated on the other five",
                            combine ? "combine" : "dispatch", D[out]);
-            add(name[combine * 6 + out], "DeepEP docs/legacy.md", "us", us[combine][out], 1e6 * t, 0.4);
+            add(name[combine * 6 + out], "DeepEP docs/legacy.md", "us", us[combine][out], 1e6 * t, 0.35);
+            if (combine && out == 0) rows[num_rows - 1].kind = ROW_MISS; /* one node from five with several */
         }
 }
 
@@ -554,7 +555,7 @@ TEST(published_rows)
         }
     }
     CHECK(num_rows >= 125);
-    CHECK_I64(misses, 8);
+    CHECK_I64(misses, 9);
     CHECK_I64(inputs, 5);
 }
 
