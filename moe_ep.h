@@ -12034,6 +12034,7 @@ static void moe_epi_result(const moe_ep_placement *p, int32_t l, const double *l
     r->bound = bound.bound;
     r->gap = r->lower_bound > 0.0 ? r->max / r->lower_bound - 1.0 : 0.0;
     r->imbalance = r->mean > 0.0 ? r->max / r->mean : 1.0;
+    if (r->imbalance < 1.0) r->imbalance = 1.0; /* rounding, or loads too small for a double to share out */
     r->node_imbalance = moe_epi_node_imbalance(p, work->device, work->node);
     moe_epi_result_counts(p, l, r);
 }

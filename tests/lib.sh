@@ -29,6 +29,23 @@ check() {
     if "$@" >"$tmp/check.log" 2>&1; then pass "$check_name"; else fail "$check_name" "$tmp/check.log"; fi
 }
 
+# same WANT GOT: line by line; "..." in WANT skips any number of lines
+same() {
+    awk 'NR == FNR { want[++n] = $0; next } { got[++m] = $0 }
+        function match_from(i, j) {
+            for (; i <= n; i++) {
+                if (want[i] == "...") {
+                    for (; j <= m + 1; j++) if (match_from(i + 1, j)) return 1
+                    return 0
+                }
+                if (j > m || want[i] != got[j]) return 0
+                j++
+            }
+            return j > m
+        }
+        END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
+}
+
 finish() {
     if [ $((passed + failed + skipped)) -lt "$1" ]; then
         fail "at least $1 checks ran (there were $((passed + failed + skipped)))"

@@ -28,22 +28,6 @@ blocks_of() { # blocks_of FILE: each block into a file of its own; a list of num
     END { if (inside) printf "%03d unclosed %d\n", n, start }' "$1" >"$tmp/blocks"
 }
 
-same() { # same WANT GOT: line by line; "..." in WANT skips any number of lines
-    awk 'NR == FNR { want[++n] = $0; next } { got[++m] = $0 }
-        function match_from(i, j) {
-            for (; i <= n; i++) {
-                if (want[i] == "...") {
-                    for (; j <= m + 1; j++) if (match_from(i + 1, j)) return 1
-                    return 0
-                }
-                if (j > m || want[i] != got[j]) return 0
-                j++
-            }
-            return j > m
-        }
-        END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
-}
-
 compile() { # compile LANG SOURCE PROGRAM
     case $1 in c) set -- "$CC" -std=gnu99 "$2" "$3" ;; *) set -- "$CXX" -std=c++11 "$2" "$3" ;; esac
     (cd "$work" && $1 "$2" -O1 -Wall -Wextra -Werror -I. "$3" -o "$4" -lm)

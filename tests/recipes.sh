@@ -22,22 +22,6 @@ awk -v dir="$tmp" '
     /^```/ { inside = 0; close(name); printf "%d %03d %s\n", section, n, lang > (dir "/blocks"); next }
     inside { print > name }' $doc
 
-same() { # same WANT GOT: "..." in WANT skips any number of lines
-    awk 'NR == FNR { want[++n] = $0; next } { got[++m] = $0 }
-        function match_from(i, j) {
-            for (; i <= n; i++) {
-                if (want[i] == "...") {
-                    for (; j <= m + 1; j++) if (match_from(i + 1, j)) return 1
-                    return 0
-                }
-                if (j > m || want[i] != got[j]) return 0
-                j++
-            }
-            return j > m
-        }
-        END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
-}
-
 # lacking BLOCK: the first command of the block that this machine has not
 lacking() {
     sed 's/ .*//' "$1" | while read -r command; do
