@@ -3552,6 +3552,17 @@ MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_swee
 #  endif
 #endif
 
+/* The host may be compiled with -ffast-math, the arithmetic below never is: results stay the same bits, and NaN and
+ * infinities in inputs are found. */
+#if defined(__FAST_MATH__) && defined(__clang__)
+#  define MOE_EPI_SLOW_MATH
+#  pragma float_control(precise, on, push)
+#elif defined(__FAST_MATH__) && defined(__GNUC__)
+#  define MOE_EPI_SLOW_MATH
+#  pragma GCC push_options
+#  pragma GCC optimize("no-fast-math")
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -4524,6 +4535,12 @@ MOE_EPI_RT_Z static __m512 moe_epi_rt_z_gather(__mmask16 mask, __m512i id, const
 #endif
 #define MOE_EPI_RT_ZR (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define MOE_EPI_RT_ZS(v) _mm512_set1_ps(v)
+/* The lanes in which either is NaN.  clang compiles the intrinsics by the host's -ffast-math: no comparison finds NaN. */
+#if defined(MOE_EPI_SLOW_MATH) && defined(__clang__)
+#  define MOE_EPI_RT_UNORD(a, b) (_mm512_fpclass_ps_mask(a, 0x81) | _mm512_fpclass_ps_mask(b, 0x81))
+#else
+#  define MOE_EPI_RT_UNORD(a, b) _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)
+#endif
 #define MOE_EPI_RT_ZMUL(a, b) _mm512_maskz_mul_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
 #define MOE_EPI_RT_ZADD(a, b) _mm512_maskz_add_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
 #define MOE_EPI_RT_ZSUB(a, b) _mm512_maskz_sub_round_ps(MOE_EPI_RT_ZI, a, b, MOE_EPI_RT_ZR)
@@ -5026,7 +5043,7 @@ MOE_EPI_RT_ZIN static void moe_epi_rt_z_row_as(const float *x, const moe_epi_rt_
         d1 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i + 16));
         d2 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i + 32));
         d3 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i + 48));
-        bad = (__mmask16)(bad | _mm512_cmp_ps_mask(d0, d1, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(d2, d3, _CMP_UNORD_Q));
+        bad = (__mmask16)(bad | MOE_EPI_RT_UNORD(d0, d1) | MOE_EPI_RT_UNORD(d2, d3));
         e1 = _mm512_add_epi32(e, step);
         e2 = _mm512_add_epi32(e1, step);
         e3 = _mm512_add_epi32(e2, step);
@@ -5041,7 +5058,7 @@ MOE_EPI_RT_ZIN static void moe_epi_rt_z_row_as(const float *x, const moe_epi_rt_
     }
     for (; i < p->n; i += 16) {
         d0 = MOE_EPI_RT_ZSUB(top, _mm512_loadu_ps(x + i));
-        bad = (__mmask16)(bad | _mm512_cmp_ps_mask(d0, d0, _CMP_UNORD_Q));
+        bad = (__mmask16)(bad | MOE_EPI_RT_UNORD(d0, d0));
         moe_epi_rt_z_one(&m, MOE_EPI_RT_ZKEY(d0, low, e));
         e = _mm512_add_epi32(e, step);
         if (sums) sum = MOE_EPI_RT_ZADD(sum, moe_epi_rt_z_term(d0, eighths));
@@ -5577,6 +5594,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_route(const float *x, int64_t stride, cons
 #undef MOE_EPI_RT_ZBIG
 #undef MOE_EPI_RT_ZR
 #undef MOE_EPI_RT_ZS
+#undef MOE_EPI_RT_UNORD
 #undef MOE_EPI_RT_ZMUL
 #undef MOE_EPI_RT_ZADD
 #undef MOE_EPI_RT_ZSUB
@@ -27515,6 +27533,12 @@ MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_swee
 #ifdef __cplusplus
 }
 #endif
+#if defined(MOE_EPI_SLOW_MATH) && defined(__clang__)
+#  pragma float_control(pop)
+#elif defined(MOE_EPI_SLOW_MATH)
+#  pragma GCC pop_options
+#endif
+#undef MOE_EPI_SLOW_MATH
 #endif /* MOE_EP_IMPLEMENTATION */
 
 /*

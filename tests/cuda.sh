@@ -58,4 +58,4 @@ else
         skip "nvcc compiles moe_ep_nccl" "no nccl.h"
     fi
 fi
-finish 3
+finish 2

@@ -72,7 +72,8 @@ want musl && on musl musl-tools "musl-gcc -O1 -static" env
 libs=$(find /usr/lib /usr/local/lib -name libtcc1.a 2>/dev/null | head -n 1) link="gcc -no-pie -z execstack"
 want tcc && on tcc "tcc gcc" "tcc -DMOE_EP_NO_SIMD" env
 libs='' link=''
-# The host may be built with fast-math: checks of inputs must hold all the same.
+# A host may be built with fast-math, the implementation in it: results stay the same bits all the same.
 want fastmath && on fastmath gcc "gcc -O3 -ffast-math" env
+want fastmath && on fastmath-clang clang "clang -O3 -ffast-math" env
 want lto && on lto gcc "gcc -O2 -flto" env
 finish 1

@@ -118,7 +118,7 @@ TEST(balance_edges)
     {
         double apart[2] = {1, 5e-324}; /* the ratio is beyond a double */
         CHECK_I64(moe_ep_balance_d(apart, 2, &r, NULL, NULL), MOE_EP_OK);
-        CHECK(isfinite(r.max_over_min) && r.max_over_min > 1e308);
+        if (t_subnormals()) CHECK(isfinite(r.max_over_min) && r.max_over_min > 1e308);
     }
     CHECK_I64(moe_ep_balance_d(tiny, 3, &r, NULL, NULL), MOE_EP_OK);
     CHECK(r.imbalance >= 1 && r.imbalance <= 3 && r.cv_population >= 0 && r.entropy_norm >= 0);
@@ -188,9 +188,7 @@ TEST(balance_random)
         CHECK_NEAR(q.cv_sample, r.cv_sample, 1e-12, 0);
         CHECK_NEAR(q.jain, r.jain, 1e-12, 0);
         CHECK_I64(moe_ep_balance_d(real, n, &q, NULL, NULL), MOE_EP_OK);
-#if !defined(__FAST_MATH__) /* there, sums of whole numbers and of doubles are added in different orders */
         CHECK(memcmp(&q, &r, sizeof q) == 0);
-#endif
         CHECK_NEAR(q.gini, r.gini, 1e-12, 1e-14);
         CHECK_NEAR(q.imbalance, r.imbalance, 1e-14, 0);
         CHECK_I64(r.argmax, q.argmax);
@@ -721,13 +719,7 @@ static void check_metrics(const vec_case *x)
     CHECK_I64(moe_ep_balance(f->i, (int32_t)f->count, &q, NULL, NULL), MOE_EP_OK);
     for (i = 0; i < f->count; i++)
         if (f->f[i] != (double)f->i[i]) q = r; /* real loads: nothing to compare */
-#ifdef __FAST_MATH__ /* the compiler may sum the two in different orders */
-    CHECK_NEAR(q.imbalance, r.imbalance, 1e-12, 0);
-    CHECK_NEAR(q.cv_population, r.cv_population, 1e-12, 0);
-    CHECK_NEAR(q.gini, r.gini, 1e-9, 1e-12);
-#else
     CHECK(memcmp(&r, &q, sizeof r) == 0);
-#endif
     {
         const struct { const char *name; double value, tolerance; } metric[] = {
             {

@@ -27,7 +27,9 @@ static void counted_free(void *p)
 #define malloc counted_malloc
 #define free counted_free
 #define MOE_EP_STATIC
-#define MOE_EP_NO_BLAS
+#ifndef MOE_EP_NO_BLAS
+#  define MOE_EP_NO_BLAS
+#endif
 #include "moe_ep.h"
 #undef malloc
 #undef free
@@ -213,7 +215,8 @@ TEST(numbers_have_six_significant_digits)
         {99999.95, "100000"}, {0.000123456789, "0.000123457"}};
     int i, n = (int)(sizeof row / sizeof row[0]);
     volatile double zero = 0.0;
-    for (i = 0; i < n; i++) CHECK_STR(number(row[i].value), row[i].text);
+    for (i = 0; i < n; i++)
+        if (t_subnormals() || strcmp(row[i].text, "4.94066e-324") != 0) CHECK_STR(number(row[i].value), row[i].text);
     CHECK_STR(number(1.0 / zero), "infinity");
     CHECK_STR(number(-1.0 / zero), "-infinity");
     CHECK_STR(number(zero / zero), "NaN");
@@ -644,8 +647,10 @@ TEST(instruction_sets_by_what_the_cpu_and_the_system_say)
 TEST(both_ways_to_ask_the_cpu_agree)
 {
     /* the quick one does not ask for F16C: it may know more, never less, and on machines with F16C the same */
+    unsigned a, b, c = 0, d;
+    const unsigned f16c = __get_cpuid(1, &a, &b, &c, &d) ? c >> 29 & 1 : 0; /* not every compiler's builtin knows it */
     CHECK(moe_epi_isa_cached() >= moe_ep_isa_best());
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && f16c)
         CHECK_I64(moe_epi_isa_cached(), moe_ep_isa_best());
     printf("    this machine: %s\n", moe_ep_isa_name(moe_ep_isa_best()));
 }

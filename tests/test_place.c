@@ -7,6 +7,7 @@
 #include "moe_ep.h"
 
 /* ---- helpers ------------------------------------------------------------------------------------------ */
+T_EXACT_MATH /* the plain versions below divide as upstream does */
 
 static moe_ep_shape shape_of(int32_t devices, int32_t slots, int32_t nodes)
 {

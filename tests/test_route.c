@@ -1327,7 +1327,7 @@ TEST(sigmoid_as_torch)
         CHECK(ids[0] == 0 && ids[1] == 1);
         logits[17] = -88.0f; /* 6e-39, a subnormal number */
         CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
-        CHECK(ids[0] == 17 && ids[1] == 0);
+        if (t_subnormals()) CHECK(ids[0] == 17 && ids[1] == 0);
     }
 }
 

@@ -80,6 +80,7 @@ _moe_ep() {
         esac
     fi
     # without a list files are completed, by the options of `complete`
-    [ -z "$list" ] || mapfile -t COMPREPLY < <(compgen -W "$list" -- "$word")
+    [ -z "$list" ] || mapfile -t COMPREPLY <<<"$(compgen -W "$list" -- "$word")"
+    [ -n "${COMPREPLY[*]}" ] || COMPREPLY=()
 }
 complete -o bashdefault -o default -F _moe_ep moe-ep
