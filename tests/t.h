@@ -132,7 +132,7 @@ static inline uint64_t t_u64(uint64_t *state)
 static inline int64_t t_below(uint64_t *state, int64_t n) { return n <= 0 ? 0 : (int64_t)(t_u64(state) % (uint64_t)n); }
 static inline double t_unit(uint64_t *state) { return (double)(t_u64(state) >> 11) / 9007199254740992.0; }
 
-/* False where the program is linked with -ffast-math, whose start-up code makes the CPU take subnormal numbers for 0. */
+/* False in a program linked with -ffast-math, whose start-up code makes the CPU take subnormal numbers for 0. */
 static inline int t_subnormals(void)
 {
     volatile double smallest = 2.2250738585072014e-308;

@@ -62,12 +62,13 @@ works "--json" $small --json --tokens 2,4 --seed 7
 result $? "--json is JSON" "$tmp/log"
 [ "$("$tmp/json_check" "$tmp/out" experts 2>/dev/null)" = 6 ]
 result $? "--json: six experts" "$tmp/out"
-if have script; then # a terminal, so that there is a line of progress
+# a terminal, so that there is a line of progress
+if have script && script -qec true /dev/null </dev/null >/dev/null 2>&1; then
     longer="--hidden 1024 --intermediate 1024 --experts 8 --topk 2 --seconds 3 --tokens 8192 --check 1"
     script -qec "$tool forward $longer" "$tmp/typed" >"$tmp/log" 2>&1 </dev/null
     grep -q 'timing: [0-9]* %' "$tmp/typed"
     result $? "a line of progress on a terminal" "$tmp/log"
-else skip "a line of progress" "script is not installed (package bsdutils)"; fi
+else skip "a line of progress" "no script that makes terminals (package bsdutils)"; fi
 # shellcheck disable=SC2086
 works "a model, cut down" --model phi-tiny-moe --experts 2 --seconds 0 --tokens 1 --check 1
 has "the model's shape" "2 experts of 4096 x 448, top-2"
