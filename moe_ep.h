@@ -4535,7 +4535,7 @@ MOE_EPI_RT_Z static __m512 moe_epi_rt_z_gather(__mmask16 mask, __m512i id, const
 #endif
 #define MOE_EPI_RT_ZR (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define MOE_EPI_RT_ZS(v) _mm512_set1_ps(v)
-/* The lanes in which either is NaN.  clang compiles the intrinsics by the host's -ffast-math: no comparison finds NaN. */
+/* Lanes where either is NaN.  clang compiles intrinsics by the host's -ffast-math: no comparison finds one. */
 #if defined(MOE_EPI_SLOW_MATH) && defined(__clang__)
 #  define MOE_EPI_RT_UNORD(a, b) (_mm512_fpclass_ps_mask(a, 0x81) | _mm512_fpclass_ps_mask(b, 0x81))
 #else
