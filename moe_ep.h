@@ -3106,7 +3106,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_forward2(moe_ep_rank *rank, const moe_ep_ba
  * (0 or 1); finish waits for the combine.  plan reads *b at once, which need not outlive the call; x and y
  * must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before, and for a batch that is
  * neither 0 nor 1).
- * Errors: as moe_ep_rank_forward; ERR_RANGE (batch neither 0 nor 1), ERR_CONFIG (a stage before its plan).
+ * Errors: as moe_ep_rank_forward; ERR_RANGE (batch neither 0 nor 1), ERR_CONFIG (a stage before its turn).
  * O() as there: plan has the host's part, the others what their stage costs.
  * Example: slots 0 3, 1 -1, 2 0 of three tokens: nsend 5, send_token 0 2 1 2 0, choice_row 0 4 2 -1 3 1. */
 MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, const moe_ep_batch *b,
@@ -3552,15 +3552,15 @@ MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_swee
 #  endif
 #endif
 
-/* The host may be compiled with -ffast-math, the arithmetic below never is: results stay the same bits, and NaN and
- * infinities in inputs are found. */
+/* The host may be compiled with -ffast-math, or with -march=native, which joins products and sums; the arithmetic below
+ * is compiled as it is written: results stay the same bits, and NaN and infinities in inputs are found. */
 #if defined(__FAST_MATH__) && defined(__clang__)
-#  define MOE_EPI_SLOW_MATH
+#  define MOE_EPI_OWN_MATH
 #  pragma float_control(precise, on, push)
-#elif defined(__FAST_MATH__) && defined(__GNUC__)
-#  define MOE_EPI_SLOW_MATH
+#elif defined(__GNUC__) && !defined(__clang__) && (defined(__FAST_MATH__) || defined(__FMA__))
+#  define MOE_EPI_OWN_MATH
 #  pragma GCC push_options
-#  pragma GCC optimize("no-fast-math")
+#  pragma GCC optimize("no-fast-math", "fp-contract=off")
 #endif
 
 #ifdef __cplusplus
@@ -4312,7 +4312,6 @@ static int moe_epi_rt_c_top(const float *key, int32_t n, int32_t K, const moe_ep
         for (j = 0; j < MOE_EPI_LANES; j++) reach[j] = moe_epi_rt_order(v[j]) >= least ? 1 : 0;
         for (j = 0; j < MOE_EPI_LANES; j++) any |= reach[j];
         if (!any) continue;
-        if (count > MOE_EPI_ROUTE_FEW) return 0;
         for (j = 0; j < MOE_EPI_LANES; j++) {
             few.key[count] = key[i + j];
             few.id[count] = i + j;
@@ -4536,7 +4535,7 @@ MOE_EPI_RT_Z static __m512 moe_epi_rt_z_gather(__mmask16 mask, __m512i id, const
 #define MOE_EPI_RT_ZR (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define MOE_EPI_RT_ZS(v) _mm512_set1_ps(v)
 /* Lanes where either is NaN.  clang compiles intrinsics by the host's -ffast-math: no comparison finds one. */
-#if defined(MOE_EPI_SLOW_MATH) && defined(__clang__)
+#if defined(MOE_EPI_OWN_MATH) && defined(__clang__)
 #  define MOE_EPI_RT_UNORD(a, b) (_mm512_fpclass_ps_mask(a, 0x81) | _mm512_fpclass_ps_mask(b, 0x81))
 #else
 #  define MOE_EPI_RT_UNORD(a, b) _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)
@@ -6015,7 +6014,7 @@ static void moe_epi_route_topk(moe_epi_token *t, int32_t *ids)
 static float moe_epi_route_chosen_logit(const moe_epi_token *t, int32_t e)
 {
     if (e < 0) return MOE_EPI_LOWEST;
-    if (t->x_at == 0 && e < MOE_EPI_ROUTE_BLOCK) return t->block[e];
+    if (t->x_at == 0) return t->block[e]; /* no expert behind the block that was looked at last was chosen */
     return moe_epi_route_logit(t->r, t->logits[e], e);
 }
 
@@ -6316,7 +6315,7 @@ static moe_ep_status moe_epi_route_check_row(moe_ep_isa isa, const float *v, int
 {
     int64_t i;
     if (!moe_epi_rt_bad(isa, v, n)) return MOE_EP_OK;
-    for (i = 0; i < n && moe_epi_float_kind(v[i]) != 2; i++) continue;
+    for (i = 0; i + 1 < n && moe_epi_float_kind(v[i]) != 2; i++) continue;
     return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "is NaN or +Inf (index is token*E + expert)", at + i, (double)v[i]);
 }
 
@@ -7608,9 +7607,7 @@ static double moe_epi_loss_status(moe_ep_status s) { return (double)(int)s; }
 
 static moe_ep_status moe_epi_aux_check_ids(const moe_ep_aux_desc *d, moe_ep_error *err)
 {
-    int64_t i, n;
-    if (!moe_epi_mul(d->num_tokens, d->top_k, &n))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T*K does not fit", -1, (double)d->num_tokens);
+    int64_t i, n = d->num_tokens * d->top_k;
     if (!d->ids) return d->kind == MOE_EP_AUX_GLOBAL ? MOE_EP_OK : moe_epi_null(err, "ids");
     for (i = 0; i < n; i++)
         if (d->ids[i] < -1 || d->ids[i] >= d->num_experts)
@@ -7642,6 +7639,8 @@ static moe_ep_status moe_epi_aux_check(const moe_ep_aux_desc *d, moe_ep_error *e
     if ((s = moe_epi_check_enum((int)d->kind, 7, "kind", err)) != MOE_EP_OK) return s;
     if (d->top_k < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "must be at least 1", -1, (double)d->top_k);
+    if (d->num_tokens > INT64_MAX / d->top_k)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "T*K does not fit", -1, (double)d->num_tokens);
     if ((s = moe_epi_check_finite(d->scores, d->num_tokens, d->num_experts, "scores", err)) != MOE_EP_OK) return s;
     if (!moe_epi_finite(d->coefficient))
         return moe_epi_fail(err, MOE_EP_ERR_NAN, "coefficient", "must be finite", -1, d->coefficient);
@@ -7673,7 +7672,7 @@ static void moe_epi_aux_add_scores(const moe_ep_aux_desc *d, int64_t t, double *
     int32_t e;
     if (d->normalize_scores) {
         for (e = 0; e < d->num_experts; e++) sum += (double)row[e];
-        factor = sum > 0.0 || sum < 0.0 ? 1.0 / sum : 0.0;
+        factor = sum > 0.0 ? 1.0 / sum : 0.0;
     }
     for (e = 0; e < d->num_experts; e++) prob[e] += (double)row[e] * factor;
 }
@@ -8101,11 +8100,18 @@ static moe_ep_status moe_epi_ld_check_tk(int64_t T, int32_t K, int64_t *n, moe_e
     return MOE_EP_OK;
 }
 
+/* Can (a,b) numbers of 8 bytes be addressed?  *cells = a*b; a and b are below 2^31. */
+static int moe_epi_ld_cells(int64_t a, int32_t b, int64_t *cells)
+{
+    *cells = a * b;
+    return (uint64_t)*cells <= (uint64_t)(SIZE_MAX / sizeof(int64_t));
+}
+
 /* An (E,E) matrix: its number of cells. */
 static moe_ep_status moe_epi_ld_check_square(int32_t E, int64_t *cells, moe_ep_error *err)
 {
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
-    if (!moe_epi_mul(E, E, cells) || (uint64_t)*cells > (uint64_t)(SIZE_MAX / sizeof(int64_t)))
+    if (!moe_epi_ld_cells(E, E, cells))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "E", "E*E does not fit", -1, (double)E);
     return MOE_EP_OK;
 }
@@ -9727,17 +9733,12 @@ typedef struct moe_epi_bl_grid {
     double weight[MOE_EPI_BL_CELLS];
 } moe_epi_bl_grid;
 
-/* ln Gamma(x), x > 0: Stirling's series above 10, the recurrence below. */
+/* ln Gamma(x) by Stirling's series, x above 10: a smooth grid stays 36 rows away from both ends. */
 static double moe_epi_bl_lgamma(double x)
 {
-    double shift = 1.0, z;
-    while (x < 10.0) {
-        shift *= x;
-        x += 1.0;
-    }
-    z = 1.0 / (x * x);
+    double z = 1.0 / (x * x);
     z = (1.0 / 12.0 - z * (1.0 / 360.0 - z * (1.0 / 1260.0 - z / 1680.0))) / x;
-    return (x - 0.5) * log(x) - x + 0.91893853320467274178 + z - log(shift);
+    return (x - 0.5) * log(x) - x + 0.91893853320467274178 + z;
 }
 
 /* Ratio of the weights of load+1 and load.  pool 0 = infinite. */
@@ -9750,17 +9751,17 @@ static double moe_epi_bl_growth(double load, double mean, double pool)
 /* Every whole load around the mean, weights relative to that of the mean. */
 static void moe_epi_bl_grid_whole(double mean, double pool, double most, moe_epi_bl_grid *g)
 {
-    const double centre = floor(mean);
-    double load = centre, weight = 1.0;
-    int32_t below = 0, i;
-    while (load > 0.0 && below < MOE_EPI_BL_CELLS / 2 && weight > 1e-19) {
+    const double lowest = fmax(floor(mean) - MOE_EPI_BL_CELLS / 2, 0.0);
+    double load = floor(mean), weight = 1.0, last;
+    int32_t i;
+    while (load > lowest && weight > 1e-19) {
         load -= 1.0;
         weight /= moe_epi_bl_growth(load, mean, pool);
-        below++;
     }
     g->first = load;
     g->step = 1.0;
-    for (i = 0; i < MOE_EPI_BL_CELLS && load <= most; i++, load += 1.0) {
+    last = fmin(most, load + (MOE_EPI_BL_CELLS - 1));
+    for (i = 0; load <= last; i++, load += 1.0) {
         g->weight[i] = weight;
         weight *= moe_epi_bl_growth(load, mean, pool);
         if (load > mean && weight < 1e-19) { i++; break; }
@@ -9777,19 +9778,17 @@ static double moe_epi_bl_log_weight(double load, double mean, double pool)
     return load * log(mean / (pool - mean)) - moe_epi_bl_lgamma(load + 1.0) - moe_epi_bl_lgamma(pool - load + 1.0);
 }
 
-/* Steps of sd/SMOOTH through the mean. */
-static void moe_epi_bl_grid_smooth(double mean, double pool, double most, moe_epi_bl_grid *g)
+/* Steps of sd/SMOOTH through the mean, nine sd to each side.  The squared sd is at most 4/3 of the rows between the
+ * mean and either end (0 and the most that a load can be), so that above 12 rows nine of them fit. */
+static void moe_epi_bl_grid_smooth(double mean, double pool, moe_epi_bl_grid *g)
 {
     const double centre = moe_epi_bl_log_weight(mean, mean, pool);
     int32_t k;
     g->step = g->sd / MOE_EPI_BL_SMOOTH;
-    g->cells = 0;
-    for (k = -108; k <= 108; k++) {
-        const double load = mean + (double)k * g->step;
-        if (load < 0.0 || load > most) continue;
-        if (g->cells == 0) g->first = load;
-        g->weight[g->cells++] = exp(moe_epi_bl_log_weight(load, mean, pool) - centre);
-    }
+    g->first = mean - 108.0 * g->step;
+    g->cells = 217;
+    for (k = 0; k < 217; k++)
+        g->weight[k] = exp(moe_epi_bl_log_weight(mean + ((double)k - 108.0) * g->step, mean, pool) - centre);
 }
 
 /* Law of one load with this mean out of pool tickets (0 = infinitely many), at most `most`. */
@@ -9798,7 +9797,7 @@ static void moe_epi_bl_make_grid(double mean, double pool, double most, moe_epi_
     double sum = 0.0;
     int32_t i;
     g->sd = sqrt(pool > 0.0 ? mean * (1.0 - mean / pool) : mean);
-    if (g->sd > MOE_EPI_BL_SMOOTH) moe_epi_bl_grid_smooth(mean, pool, most, g);
+    if (g->sd > MOE_EPI_BL_SMOOTH) moe_epi_bl_grid_smooth(mean, pool, g);
     else moe_epi_bl_grid_whole(mean, pool, most, g);
     MOE_EP_ASSERT(g->cells > 0);
     for (i = 0; i < g->cells; i++) sum += g->weight[i];
@@ -9819,12 +9818,13 @@ typedef struct moe_epi_bl_nodes {
 static void moe_epi_bl_make_nodes(double sum_sd, double groups, double target, double start, moe_epi_bl_nodes *q)
 {
     const double two_pi = 6.283185307179586476925;
-    double period = 2.0 * ceil(4.5 * sum_sd + 4.0), widest = groups < 4.0 ? two_pi : 8.0 / sum_sd;
+    const double period = 2.0 * ceil(4.5 * sum_sd + 4.0), widest = groups < 4.0 ? two_pi : 8.0 / sum_sd;
+    /* at most 99 points: sum_sd is below 21 for up to three groups, and for more the widest ends them at 18 */
+    const double last = fmin(fmin(period / 2.0, widest * period / two_pi), MOE_EPI_BL_NODES - 1);
     int32_t i;
-    q->count = 0;
-    for (i = 0; i < MOE_EPI_BL_NODES; i++) {
+    q->count = (int32_t)last + 1;
+    for (i = 0; i < q->count; i++) {
         const double t = two_pi * (double)i / period;
-        if (2.0 * (double)i > period || t > widest) break;
         q->share[i] = i == 0 || !(2.0 * (double)i < period) ? 1.0 : 2.0;
         q->re[i] = q->im[i] = 0.0;
         q->turn_re[i] = cos(t);
@@ -9833,7 +9833,6 @@ static void moe_epi_bl_make_nodes(double sum_sd, double groups, double target, d
         q->here_im[i] = sin(t * start);
         q->back_re[i] = cos(t * target);
         q->back_im[i] = -sin(t * target);
-        q->count++;
     }
 }
 
@@ -9898,7 +9897,7 @@ static double moe_epi_bl_quantile(const moe_epi_bl_grid *g, const double *cdf, d
     int32_t i;
     for (i = 0; i + 1 < g->cells && cdf[i] < q; i++) below = cdf[i];
     if (g->sd <= MOE_EPI_BL_SMOOTH) return g->first + (double)i;
-    return g->first + ((double)i - 0.5 + (cdf[i] > below ? (q - below) / (cdf[i] - below) : 0.5)) * g->step;
+    return g->first + ((double)i - 0.5 + (q - below) / (cdf[i] - below)) * g->step;
 }
 
 /* The grid of `whole` - load. */
@@ -9924,7 +9923,7 @@ static void moe_epi_bl_max_result(const moe_epi_bl_grid *g, const double *cdf, d
         squares += ratio * ratio * (cdf[i] - before);
         before = cdf[i];
     }
-    out->max_over_mean = sum > 1.0 ? sum : 1.0;
+    out->max_over_mean = fmax(sum, 1.0);
     out->sd = squares > sum * sum ? sqrt(squares - sum * sum) : 0.0;
     out->p05 = moe_epi_bl_quantile(g, cdf, 0.05) / mean;
     out->p95 = moe_epi_bl_quantile(g, cdf, 0.95) / mean;
@@ -9948,13 +9947,12 @@ static void moe_epi_bl_chance_max(const moe_epi_bl_draw *w, double mean, moe_ep_
     moe_epi_bl_grid grid;
     double cdf[MOE_EPI_BL_CELLS];
     const double left_out = w->E - w->K; /* experts a token does NOT choose: the smaller set is the better model */
-    if (w->K > left_out && !(w->size > floor(w->size))) {
+    if (w->K > left_out) {
         moe_epi_bl_make_grid(w->T * w->size - mean, moe_epi_bl_tickets(w, left_out),
                              w->T * (left_out < w->size ? left_out : w->size), &grid);
         moe_epi_bl_reverse(&grid, w->T * w->size);
     } else {
-        moe_epi_bl_make_grid(mean, moe_epi_bl_tickets(w, w->K), w->T * (w->K < w->size ? w->K : ceil(w->size)),
-                             &grid);
+        moe_epi_bl_make_grid(mean, moe_epi_bl_tickets(w, w->K), w->T * (w->K < w->size ? w->K : w->size), &grid);
     }
     moe_epi_bl_max_law(&grid, mean, w->groups, cdf);
     moe_epi_bl_max_result(&grid, cdf, mean, out);
@@ -10013,11 +10011,12 @@ static void moe_epi_bl_chance_one(const moe_epi_bl_draw *w, double mean, moe_ep_
 static double moe_epi_bl_below(const moe_epi_bl_grid *g, const double *cdf, double x)
 {
     const double at = (x - g->first) / g->step + (g->sd <= MOE_EPI_BL_SMOOTH ? 1e-9 : 0.5);
-    const int32_t i = at < 0.0 ? -1 : at < (double)g->cells ? (int32_t)at : g->cells - 1;
+    const double cell = fmin(at, (double)(g->cells - 1)), before = fmax(cell - 1.0, 0.0);
+    const int32_t i = (int32_t)cell;
     double low;
-    if (i < 0) return 0.0;
+    if (at < 0.0) return 0.0;
     if (g->sd <= MOE_EPI_BL_SMOOTH || i + 1 >= g->cells) return cdf[i];
-    low = i > 0 ? cdf[i - 1] : 0.0;
+    low = cdf[(int32_t)before];
     return low + (cdf[i] - low) * (at - floor(at));
 }
 
@@ -10052,8 +10051,8 @@ static void moe_epi_bl_chance_uneven(const moe_epi_bl_draw *w, double mean, moe_
     }
     for (i = 0; i < large.cells; i++) cdf[i] /= best;
     moe_epi_bl_max_result(&large, cdf, mean, out);
-    if (out->p05 < 1.0) out->p05 = 1.0;
-    if (out->p95 < 1.0) out->p95 = 1.0;
+    out->p05 = fmax(out->p05, 1.0);
+    out->p95 = fmax(out->p95, 1.0);
 }
 
 #undef MOE_EPI_BL_SMOOTH
@@ -10193,7 +10192,7 @@ static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t as
 {
     double T = (double)d->num_tokens, E = (double)d->num_experts, K = (double)d->top_k;
     double N = (double)assignments, f = d->factor, rows;
-    switch (d->rule) {
+    switch ((int)d->rule) {
     case MOE_EP_CAPACITY_GENERAL: return moe_epi_capacity_general(d, T, N);
     case MOE_EP_CAPACITY_MEGATRON: return ceil(moe_epi_times(moe_epi_over(N, E), f));
     case MOE_EP_CAPACITY_DEEPSPEED_TOP1:
@@ -10214,7 +10213,7 @@ static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t as
     case MOE_EP_CAPACITY_LINGVO: return moe_epi_capacity_lingvo(T, E, f);
     case MOE_EP_CAPACITY_NLLB:
         return f > 0.0 ? ceil(moe_epi_times(f, T)) : 2.0 * moe_epi_ceil_div(d->num_tokens, d->num_experts);
-    case MOE_EP_CAPACITY_HUNYUAN: break;
+    default: break; /* MOE_EP_CAPACITY_HUNYUAN */
     }
     rows = (double)(assignments / d->num_experts);
     return rows > K ? rows : K;
@@ -10223,21 +10222,14 @@ static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t as
 /* cf may be 0 or negative only where the rule gives that a meaning. */
 static int moe_epi_capacity_factor_ok(const moe_ep_capacity_desc *d)
 {
-    switch (d->rule) {
+    switch ((int)d->rule) {
     case MOE_EP_CAPACITY_TUTEL:
     case MOE_EP_CAPACITY_MAXTEXT:
     case MOE_EP_CAPACITY_HUNYUAN: return 1;
     case MOE_EP_CAPACITY_MEGABLOCKS:
     case MOE_EP_CAPACITY_NLLB: return !(d->factor < 0.0);
-    case MOE_EP_CAPACITY_GENERAL:
-    case MOE_EP_CAPACITY_MEGATRON:
-    case MOE_EP_CAPACITY_DEEPSPEED_TOP1:
-    case MOE_EP_CAPACITY_DEEPSPEED_TOPK:
-    case MOE_EP_CAPACITY_FLAXFORMER:
-    case MOE_EP_CAPACITY_MESH_TF:
-    case MOE_EP_CAPACITY_LINGVO: break;
+    default: return d->factor > 0.0;
     }
-    return d->factor > 0.0;
 }
 
 static moe_ep_status moe_epi_capacity_check(const moe_ep_capacity_desc *d, moe_ep_error *err)
@@ -10347,7 +10339,7 @@ MOE_EP_API double moe_ep_smallest_capacity_factor(const int64_t *loads, int32_t 
     return (double)most * (double)E / (double)basis;
 }
 
-/* ---- the best of an array: a heap with the worst at the root, then unwound ----------------------------- */
+/* ---- an array in order: a heap with the worst at the root, unwound -------------------------------------- */
 
 /* Larger value first, then lower index. */
 static int moe_epi_top_better(const float *value, int64_t a, int64_t b)
@@ -10369,18 +10361,13 @@ static void moe_epi_top_sift(const float *value, int64_t *heap, int64_t n, int64
     heap[at] = moved;
 }
 
-/* heap[0..keep-1] = indices of the `keep` largest of value (n), largest first; keep = n sorts them all. */
-static void moe_epi_top_floats(const float *value, int64_t n, int64_t keep, int64_t *heap)
+/* heap (n) = indices of value (n), largest first. */
+static void moe_epi_top_floats(const float *value, int64_t n, int64_t *heap)
 {
     int64_t i, worst;
-    for (i = 0; i < keep; i++) heap[i] = i;
-    for (i = keep / 2 - 1; i >= 0; i--) moe_epi_top_sift(value, heap, keep, i);
-    for (i = keep; i < n; i++) {
-        if (!moe_epi_top_better(value, i, heap[0])) continue;
-        heap[0] = i;
-        moe_epi_top_sift(value, heap, keep, 0);
-    }
-    for (i = keep - 1; i > 0; i--) {
+    for (i = 0; i < n; i++) heap[i] = i;
+    for (i = n / 2 - 1; i >= 0; i--) moe_epi_top_sift(value, heap, n, i);
+    for (i = n - 1; i > 0; i--) {
         worst = heap[0];
         heap[0] = heap[i];
         heap[i] = worst;
@@ -10458,7 +10445,7 @@ static void moe_epi_drop_group(moe_epi_dropping *d, int64_t t0, int64_t tokens)
         return;
     }
     n = moe_epi_drop_keys(d, t0, tokens);
-    moe_epi_top_floats(d->rank_key, n, n, d->rank);
+    moe_epi_top_floats(d->rank_key, n, d->rank);
     if (order == MOE_EP_DROP_MAX_GATE) {
         for (j = 0; j < K; j++)
             for (i = 0; i < tokens; i++) moe_epi_drop_admit(d, first + d->rank[i] * K + j);
@@ -11976,19 +11963,64 @@ static void moe_epi_plan_begin(moe_epi_plan *plan)
     plan->room = moe_epi_room_of(plan->out);
 }
 
+/* Sizes of contiguous blocks, device by device: floor(e*D/E) over the active devices where that fits the slots, else as
+ * even as the slots allow. */
+typedef struct moe_epi_blocks {
+    int fits;
+    int32_t active, number; /* active devices, those before this one              */
+    int32_t experts, room;  /* not dealt yet; slots of this device and behind it  */
+} moe_epi_blocks;
+
+/* How many e have floor(e*active/E) == number. */
+static int32_t moe_epi_linear_block(int64_t E, int64_t active, int64_t number)
+{
+    return (int32_t)(((number + 1) * E + active - 1) / active - (number * E + active - 1) / active);
+}
+
+static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
+{
+    moe_epi_blocks b;
+    int32_t d, own, number = 0;
+    memset(&b, 0, sizeof b);
+    b.fits = 1;
+    b.experts = p->num_experts;
+    for (d = 0; d < p->num_devices; d++) b.active += !p->device_inactive[d];
+    for (d = 0; d < p->num_devices; d++) {
+        if (p->device_inactive[d]) continue;
+        own = p->slot_start[d + 1] - p->slot_start[d];
+        if (moe_epi_linear_block(p->num_experts, b.active, number) > own) b.fits = 0;
+        b.room += own;
+        number++;
+    }
+    return b;
+}
+
+/* The block of device d; called for d = 0, 1, .. in turn. */
+static int32_t moe_epi_blocks_next(moe_epi_blocks *b, const moe_ep_placement *p, int32_t d)
+{
+    int32_t own = p->slot_start[d + 1] - p->slot_start[d], left = b->active - b->number, take;
+    if (p->device_inactive[d]) return 0;
+    if (b->fits) return moe_epi_linear_block(p->num_experts, b->active, b->number++);
+    b->number++;
+    b->room -= own;
+    take = (b->experts + left - 1) / left;
+    if (take < b->experts - b->room) take = b->experts - b->room;
+    if (take > own) take = own;
+    b->experts -= take;
+    return take;
+}
+
 /* Busiest device of contiguous blocks over the active devices, the plan of no plan. */
 static double moe_epi_contiguous_max(const moe_ep_placement *p, const double *loads)
 {
-    int32_t d, number = 0, active = 0;
-    int64_t e = 0, E = p->num_experts;
+    moe_epi_blocks blocks = moe_epi_blocks_begin(p);
     double worst = 0.0;
-    for (d = 0; d < p->num_devices; d++) active += !p->device_inactive[d];
+    int32_t d;
     for (d = 0; d < p->num_devices; d++) {
+        int32_t count = moe_epi_blocks_next(&blocks, p, d), i;
         double sum = 0.0;
-        if (p->device_inactive[d]) continue;
-        for (; e < E && e * active / E == number; e++) sum += loads[e];
+        for (i = 0; i < count; i++) sum += *loads++;
         if (sum / p->device_speed[d] > worst) worst = sum / p->device_speed[d];
-        number++;
     }
     return worst;
 }
@@ -12139,43 +12171,14 @@ static void moe_epi_round_robin_layer(moe_ep_placement *p, int32_t l, int32_t *f
     }
 }
 
-/* Experts of each device (in fill, then zeroed by the caller): floor(e*D/E) when that fits the slots (returns 1),
- * else blocks as even as the slots allow. */
-static int moe_epi_block_sizes(const moe_ep_placement *p, int32_t *size)
+static int moe_epi_contiguous_layer(moe_ep_placement *p, int32_t l, int32_t *fill)
 {
-    int32_t d, number = 0, active = 0, fits = 1, experts = p->num_experts, room = 0;
-    int64_t e = 0, E = p->num_experts;
-    for (d = 0; d < p->num_devices; d++) active += !p->device_inactive[d];
-    for (d = 0; d < p->num_devices; d++) {
-        size[d] = 0;
-        if (p->device_inactive[d]) continue;
-        for (; e < E && e * active / E == number; e++) size[d]++;
-        if (size[d] > p->slot_start[d + 1] - p->slot_start[d]) fits = 0;
-        room += p->slot_start[d + 1] - p->slot_start[d];
-        number++;
-    }
-    if (fits) return 1;
-    for (d = 0; d < p->num_devices; d++) {
-        int32_t own = p->slot_start[d + 1] - p->slot_start[d], take;
-        if (p->device_inactive[d]) continue;
-        room -= own; /* slots behind this device */
-        take = (experts + active - 1) / active;
-        if (take < experts - room) take = experts - room;
-        if (take > own) take = own;
-        size[d] = take;
-        experts -= take;
-        active--;
-    }
-    return 0;
-}
-
-static int moe_epi_contiguous_layer(moe_ep_placement *p, int32_t l, int32_t *fill, int32_t *size)
-{
-    int32_t d, i, e = 0, fits = moe_epi_block_sizes(p, size);
+    moe_epi_blocks blocks = moe_epi_blocks_begin(p);
+    int32_t d, i, e = 0;
     for (d = 0; d < p->num_devices; d++)
-        for (i = 0; i < size[d]; i++) moe_epi_put_first(p, l, d, fill, e++);
+        for (i = moe_epi_blocks_next(&blocks, p, d); i > 0; i--) moe_epi_put_first(p, l, d, fill, e++);
     MOE_EP_ASSERT(e == p->num_experts);
-    return fits;
+    return blocks.fits;
 }
 
 /* Scratch of the dealers: experts as items, devices as a heap, loads and fill of devices. */
@@ -12338,7 +12341,7 @@ static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_
             moe_epi_round_robin_layer(out, l, deal.fill);
         } else if (kind == MOE_EPI_CONTIGUOUS) {
             policy = MOE_EP_PLACE_CONTIGUOUS;
-            reason = moe_epi_contiguous_layer(out, l, deal.fill, deal.cap)
+            reason = moe_epi_contiguous_layer(out, l, deal.fill)
                          ? "blocks of neighbours, expert e on active device floor(e*D/E)"
                          : "blocks of neighbours, as even as the slots of the devices allow";
         } else {
@@ -17663,34 +17666,28 @@ static moe_ep_status moe_epi_dp_check_align(const moe_ep_align_desc *desc, int64
     return moe_epi_dp_check_n(n, INT32_MAX, "n", err);
 }
 
-/* Buffer lengths of checked arguments; 0 when they do not fit. */
-static int moe_epi_dp_align_len(const moe_ep_align_desc *desc, int64_t n, int64_t *sorted_len, int64_t *num_blocks)
+/* Buffer lengths of checked arguments: below 2^63, as n, experts and block are below 2^31. */
+static void moe_epi_dp_align_len(const moe_ep_align_desc *desc, int64_t n, int64_t *sorted_len, int64_t *num_blocks)
 {
     const int64_t block = desc->block_size;
-    int64_t bound = n + (int64_t)desc->num_experts * (block - 1), few, rounded;
-    if (!moe_epi_dp_round_up(bound, block, &rounded)) return 0;
-    if (desc->pad_sorted_ids) bound = rounded;
-    few = n * block; /* every assignment alone in its block */
+    const int64_t few = n * block; /* every assignment alone in its block */
+    int64_t bound = n + (int64_t)desc->num_experts * (block - 1);
+    if (desc->pad_sorted_ids) bound = (bound + block - 1) / block * block;
     if (!desc->old_buffer && n < desc->num_experts && few < bound) bound = few;
     *sorted_len = bound;
     *num_blocks = bound / block + (bound % block > 0);
-    return 1;
 }
 
 MOE_EP_API moe_ep_status moe_ep_align_sizes(const moe_ep_align_desc *desc, int64_t n, int64_t *sorted_len,
                                             int64_t *num_blocks, moe_ep_error *err)
 {
     moe_ep_status status;
-    int64_t len = 0, blocks = 0;
     moe_epi_ok(err);
     status = moe_epi_dp_check_align(desc, n, err);
     if (status != MOE_EP_OK) return status;
     if (!sorted_len) return moe_epi_null(err, "sorted_len");
     if (!num_blocks) return moe_epi_null(err, "num_blocks");
-    if (!moe_epi_dp_align_len(desc, n, &len, &blocks))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc", "the padded length does not fit", -1, (double)n);
-    *sorted_len = len;
-    *num_blocks = blocks;
+    moe_epi_dp_align_len(desc, n, sorted_len, num_blocks);
     return MOE_EP_OK;
 }
 
@@ -17739,7 +17736,8 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
     if (n > 0 && !ids) return moe_epi_null(err, "ids");
     if (!desc->skip_foreign) status = moe_epi_ld_check_ids(ids, n, desc->num_experts, "ids", err);
     if (status != MOE_EP_OK) return status;
-    if (!moe_epi_dp_align_len(desc, n, &sorted_len, &num_blocks) || sorted_len > INT32_MAX)
+    moe_epi_dp_align_len(desc, n, &sorted_len, &num_blocks);
+    if (sorted_len > INT32_MAX)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc", "the padded length does not fit int32_t", -1,
                             (double)n);
     if (!sorted_ids && sorted_len > 0) return moe_epi_null(err, "sorted_ids");
@@ -17765,7 +17763,7 @@ MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, 
                                               moe_ep_error *err)
 {
     moe_ep_status status;
-    int64_t room = 0, len = 0, row = 0, i;
+    int64_t len, row = 0, i;
     int32_t e, filler;
     moe_epi_ok(err);
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
@@ -17773,7 +17771,8 @@ MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, 
                                             (double)max_tokens);
     if (block_size < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "block_size", "must be at least 1", -1,
                                             (double)block_size);
-    if (!moe_epi_dp_round_up(max_tokens, block_size, &room) || !moe_epi_mul(room, E, &len) || len > INT32_MAX)
+    len = ((int64_t)max_tokens + block_size - 1) / block_size * block_size * E; /* below 2^63 */
+    if (len > INT32_MAX)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "E", "positions do not fit int32_t", -1, (double)E);
     status = moe_epi_ld_check_counts(counts, E, "counts", NULL, err);
     if (status != MOE_EP_OK) return status;
@@ -17921,7 +17920,7 @@ static moe_ep_status moe_epi_dp_check_map(const uint8_t *map, int64_t T, int32_t
     moe_ep_status status = moe_epi_dp_check_n(T, INT32_MAX, "T", err);
     if (status != MOE_EP_OK) return status;
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
-    if (!moe_epi_mul(T, E, &cells) || (uint64_t)cells > (uint64_t)(SIZE_MAX / 2u))
+    if (!moe_epi_ld_cells(T, E, &cells))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "T", "T*E does not fit", -1, (double)T);
     if (T > 0 && !map) return moe_epi_null(err, "map");
     return MOE_EP_OK;
@@ -18120,7 +18119,7 @@ MOE_EP_API moe_ep_status moe_ep_receive_buffer(const int64_t *rows, int32_t D, i
     if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "must be at least 1", -1, (double)D);
     if (buffer_rows < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "buffer_rows", "must not be negative", -1, (double)buffer_rows);
-    if (!moe_epi_mul(D, D, &cells) || (uint64_t)cells > (uint64_t)(SIZE_MAX / sizeof *rows))
+    if (!moe_epi_ld_cells(D, D, &cells))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "D", "D*D does not fit", -1, (double)D);
     status = moe_epi_ld_check_counts(rows, cells, "rows", NULL, err);
     if (status != MOE_EP_OK) return status;
@@ -18521,9 +18520,10 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
     moe_ep_status status;
     moe_epi_dp_owner owner;
     int32_t nodes;
-    int64_t n = 0, cells, none = 0;
+    int64_t n = 0, none = 0;
     moe_epi_ok(err);
     status = moe_epi_ld_check_tk(T, K, &n, err);
+    if (status == MOE_EP_OK) status = moe_epi_dp_check_n(T, INT32_MAX, "T", err);
     if (status == MOE_EP_OK) status = moe_epi_ld_check_ids(ids, n, E, "ids", err);
     if (status == MOE_EP_OK) status = moe_epi_dp_check_places(R, "R", err);
     if (status != MOE_EP_OK) return status;
@@ -18535,8 +18535,6 @@ MOE_EP_API moe_ep_status moe_ep_deepep_layout(const int32_t *ids, int64_t T, int
     if (device_of_expert) status = moe_epi_ld_check_devices(device_of_expert, E, R, "device_of_expert", err);
     if (status != MOE_EP_OK) return status;
     if (!layout) return moe_epi_null(err, "layout");
-    if (T > INT32_MAX || !moe_epi_mul(T, R, &cells) || (uint64_t)cells > (uint64_t)(SIZE_MAX / sizeof(int32_t)))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "T", "T*R does not fit", -1, (double)T);
     owner.device_of_expert = device_of_expert;
     owner.experts_per_rank = device_of_expert ? 1 : E / R;
     owner.ranks_per_place = ranks_per_node > 0 ? ranks_per_node : R;
@@ -24032,7 +24030,7 @@ typedef struct moe_epi_hk_side {
     size_t row_room;                  /* bytes of rx, and of ry */
     const void *x;
     void *y;
-    int no_plan, ready;
+    int no_plan, ready, done; /* stages done since the plan */
 } moe_epi_hk_side;
 
 struct moe_epi_rank {
@@ -24536,7 +24534,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     st = moe_epi_hk_check_batch(k, b, err);
     if (st != MOE_EP_OK) return st;
     s = &k->side[batch];
-    s->ready = 0;
+    s->ready = s->done = 0;
     memset(&s->plan, 0, sizeof s->plan);
     s->x = b->x;
     s->y = b->y;
@@ -24668,8 +24666,11 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
 
 /* ---- the stages ------------------------------------------------------------------------------------ */
 
-static moe_ep_status moe_epi_hk_side_of(moe_ep_rank *rank, int32_t batch, moe_epi_hk_side **side, moe_ep_error *err)
+/* The batch, if `after` stages of it are done: its memory holds nothing before. */
+static moe_ep_status moe_epi_hk_side_of(moe_ep_rank *rank, int32_t batch, int after, moe_epi_hk_side **side,
+                                        moe_ep_error *err)
 {
+    static const char *const missing[] = {"is not dispatched yet", "has no expert results yet", "is not combined yet"};
     moe_epi_ok(err);
     if (!rank || !rank->state) return moe_epi_null(err, "rank");
     if (batch != 0 && batch != 1)
@@ -24677,7 +24678,15 @@ static moe_ep_status moe_epi_hk_side_of(moe_ep_rank *rank, int32_t batch, moe_ep
     *side = &rank->state->side[batch];
     if (!(*side)->ready)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "batch", "has no plan yet", -1, (double)batch);
+    if ((*side)->done < after)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "batch", missing[(*side)->done], -1, (double)batch);
     return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_hk_done(moe_epi_hk_side *s, int stages, moe_ep_status st)
+{
+    if (st == MOE_EP_OK) s->done = stages;
+    return st;
 }
 
 static moe_ep_status moe_epi_hk_wait(moe_epi_hk_rank *k, const moe_epi_hk_side *s, int stage, void *stream,
@@ -24694,34 +24703,37 @@ MOE_EP_API moe_ep_status moe_ep_rank_dispatch(moe_ep_rank *rank, int32_t batch, 
     moe_epi_arena a;
     size_t total = 0;
     void *rows;
-    moe_ep_status st = moe_epi_hk_side_of(rank, batch, &s, err);
+    moe_ep_status st = moe_epi_hk_side_of(rank, batch, 0, &s, err);
     if (st != MOE_EP_OK) return st;
     k = rank->state;
-    if (k->hooks.dispatch)
-        return moe_epi_hk_code(k->hooks.dispatch(k->hooks.user, &s->plan, s->x, s->rx, k->row_bytes, stream),
-                               "hooks.dispatch", err);
+    if (k->hooks.dispatch) {
+        st = moe_epi_hk_code(k->hooks.dispatch(k->hooks.user, &s->plan, s->x, s->rx, k->row_bytes, stream),
+                             "hooks.dispatch", err);
+        return moe_epi_hk_done(s, 1, st);
+    }
     moe_epi_need(&total, s->plan.nsend, k->row_bytes);
     st = moe_epi_arena_open(&a, &k->compute, total, err);
     if (st != MOE_EP_OK) return st;
     rows = moe_epi_take(&a, s->plan.nsend, k->row_bytes);
     (void)moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err); /* sizes and buffers are known to be sound */
-    return moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err);
+    return moe_epi_hk_done(s, 1, moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err));
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_experts(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
 {
     moe_epi_hk_side *s;
     moe_epi_hk_rank *k;
-    moe_ep_status st = moe_epi_hk_side_of(rank, batch, &s, err);
+    moe_ep_status st = moe_epi_hk_side_of(rank, batch, 1, &s, err);
     if (st != MOE_EP_OK) return st;
     k = rank->state;
     st = moe_epi_hk_wait(k, s, MOE_EP_STAGE_DISPATCH, stream, err);
     if (st != MOE_EP_OK) return st;
     if (k->hooks.experts)
-        return moe_epi_hk_code(k->hooks.experts(k->hooks.user, &s->plan, s->rx, s->ry, stream), "hooks.experts", err);
-    if (s->plan.nrecv == 0) return MOE_EP_OK;
-    return moe_ep_experts(k->layer, (const float *)s->rx, s->plan.slot_start, k->nslots, k->slot_expert,
-                          (float *)s->ry, &k->compute, err);
+        st = moe_epi_hk_code(k->hooks.experts(k->hooks.user, &s->plan, s->rx, s->ry, stream), "hooks.experts", err);
+    else if (s->plan.nrecv > 0)
+        st = moe_ep_experts(k->layer, (const float *)s->rx, s->plan.slot_start, k->nslots, k->slot_expert,
+                            (float *)s->ry, &k->compute, err);
+    return moe_epi_hk_done(s, 2, st);
 }
 
 /* Combine without a hook: one rank, so the rows that came in are the rows that went out. */
@@ -24743,21 +24755,22 @@ MOE_EP_API moe_ep_status moe_ep_rank_combine(moe_ep_rank *rank, int32_t batch, v
 {
     moe_epi_hk_side *s;
     moe_epi_hk_rank *k;
-    moe_ep_status st = moe_epi_hk_side_of(rank, batch, &s, err);
+    moe_ep_status st = moe_epi_hk_side_of(rank, batch, 2, &s, err);
     if (st != MOE_EP_OK) return st;
     k = rank->state;
     st = moe_epi_hk_wait(k, s, MOE_EP_STAGE_EXPERTS, stream, err);
     if (st != MOE_EP_OK) return st;
     if (k->hooks.combine)
-        return moe_epi_hk_code(k->hooks.combine(k->hooks.user, &s->plan, s->ry, s->y, k->row_bytes, stream),
-                               "hooks.combine", err);
-    return moe_epi_hk_combine_here(k, s, err);
+        st = moe_epi_hk_code(k->hooks.combine(k->hooks.user, &s->plan, s->ry, s->y, k->row_bytes, stream),
+                             "hooks.combine", err);
+    else st = moe_epi_hk_combine_here(k, s, err);
+    return moe_epi_hk_done(s, 3, st);
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_finish(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
 {
     moe_epi_hk_side *s;
-    moe_ep_status st = moe_epi_hk_side_of(rank, batch, &s, err);
+    moe_ep_status st = moe_epi_hk_side_of(rank, batch, 3, &s, err);
     if (st != MOE_EP_OK) return st;
     return moe_epi_hk_wait(rank->state, s, MOE_EP_STAGE_COMBINE, stream, err);
 }
@@ -25346,7 +25359,7 @@ static moe_ep_status moe_epi_diag_window(const double *loads, int64_t n, const c
 /* Every check of moe_ep_diagnose that needs no memory. */
 static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_error *err)
 {
-    int64_t layer, window;
+    int64_t layer, window, judged = 0;
     moe_ep_status st;
     if (d->num_layers < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_layers", "must be at least 1", -1,
@@ -25361,8 +25374,7 @@ static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_er
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.plan_steps", "must be at least 1", -1,
                             (double)d->plan_steps);
     if (!d->plan_loads) return moe_epi_null(err, "desc.plan_loads");
-    if (d->judge_steps < 0 || (d->judge_loads && d->judge_steps < 1) ||
-        (!d->judge_loads && d->judge_steps > 0))
+    if (d->judge_loads ? d->judge_steps < 1 : d->judge_steps != 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.judge_steps",
                             "must be the number of steps in judge_loads", -1,
                             (double)d->judge_steps);
@@ -25370,15 +25382,12 @@ static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_er
     if (!moe_epi_mul(layer, d->plan_steps, &window) || window > INT64_MAX / 8)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.plan_steps",
                             "steps * L * E does not fit", -1, (double)d->plan_steps);
+    if (!moe_epi_mul(layer, d->judge_steps, &judged) || judged > INT64_MAX / 8)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.judge_steps",
+                            "steps * L * E does not fit", -1, (double)d->judge_steps);
     st = moe_epi_diag_window(d->plan_loads, window, "desc.plan_loads", err);
+    if (st == MOE_EP_OK) st = moe_epi_diag_window(d->judge_loads, judged, "desc.judge_loads", err);
     if (st != MOE_EP_OK) return st;
-    if (d->judge_loads) {
-        if (!moe_epi_mul(layer, d->judge_steps, &window) || window > INT64_MAX / 8)
-            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.judge_steps",
-                                "steps * L * E does not fit", -1, (double)d->judge_steps);
-        st = moe_epi_diag_window(d->judge_loads, window, "desc.judge_loads", err);
-        if (st != MOE_EP_OK) return st;
-    }
     if (d->current) {
         const moe_ep_placement *c = d->current;
         if (c->num_layers != d->num_layers || c->num_experts != d->num_experts ||
@@ -25451,26 +25460,10 @@ static moe_ep_status moe_epi_diag_contiguous(const moe_ep_diagnose_desc *d, moe_
     place.num_layers = d->num_layers;
     place.num_experts = d->num_experts;
     place.shape = d->shape;
-    place.shape.slots_per_device = NULL;
-    place.shape.num_slots = out->num_slots;
     return moe_ep_place_contiguous(&place, out, NULL, scratch, err);
 }
 
-/* Room for a contiguous placement: the same number of slots everywhere, enough for E on the active devices. */
-static moe_ep_shape moe_epi_diag_bare_shape(const moe_ep_diagnose_desc *d)
-{
-    moe_ep_shape shape = d->shape;
-    int32_t active = 0, i;
-    for (i = 0; i < shape.num_devices; i++) active += !(shape.inactive && shape.inactive[i]);
-    shape.slots_per_device = NULL;
-    shape.num_slots = active > 0 ? (d->num_experts + active - 1) / active : d->num_experts;
-    shape.num_slots = shape.num_slots > INT32_MAX / shape.num_devices
-                          ? INT32_MAX
-                          : shape.num_slots * shape.num_devices;
-    return shape;
-}
-
-/* Busiest device of one layer (load / speed) and the mean over active devices. */
+/* Busiest device of one layer (load / speed) and the mean over active devices, of which there is one at least. */
 static double moe_epi_diag_max(const moe_ep_placement *p, const double *loads, double *mean,
                                int32_t *at)
 {
@@ -25487,8 +25480,8 @@ static double moe_epi_diag_max(const moe_ep_placement *p, const double *loads, d
             *at = i;
         }
     }
-    *mean = speed > 0.0 ? sum / speed : 0.0;
-    return max > 0.0 ? max : 0.0;
+    *mean = sum / speed;
+    return max;
 }
 
 /* Where load piles up under the current placement, for naming the bottleneck. */
@@ -25543,13 +25536,13 @@ static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
     for (which = 0; which < 2; which++) {
         const moe_ep_placement *p = j->p[which];
         int32_t l, at;
-        moe_ep_status st = moe_ep_device_loads(p, loads, j->device_loads, err);
-        if (st != MOE_EP_OK) return st;
         for (l = 0; l < L; l++) {
             const double *layer_loads = loads + (int64_t)l * E;
-            double mean, max = moe_epi_diag_max(p, j->device_loads + (int64_t)l * p->num_devices,
-                                                &mean, &at);
+            double *device_loads = j->device_loads + (int64_t)l * p->num_devices, mean, max;
             moe_ep_time_result time;
+            moe_ep_status st;
+            moe_epi_layer_device_loads(p, l, layer_loads, device_loads);
+            max = moe_epi_diag_max(p, device_loads, &mean, &at);
             if (!(max > 0.0)) continue;
             step_rows[which] += max;
             if (j->d->cost) {
@@ -25584,7 +25577,7 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
     double worst = -1.0;
     int64_t i;
     for (i = 0; i < (int64_t)L * D; i++) {
-        if (j->pile[i] > worst) {
+        if (j->layer_steps[i / D] > 0 && j->pile[i] > worst) {
             worst = j->pile[i];
             out->hot_layer = (int32_t)(i / D);
             out->hot_device = (int32_t)(i % D);
@@ -25599,13 +25592,13 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
     for (i = 0; i < L; i++) out->layers_loaded += j->layer_steps[i] > 0;
 }
 
-/* Experts that arrive on a device which does not hold them yet: all, and on the device that receives most. */
 /* v >= 0, at most the largest double. */
 static double moe_epi_diag_fit(double v)
 {
     return moe_epi_finite(v) ? v : 1.7976931348623157e308;
 }
 
+/* Experts that arrive on a device which does not hold them yet: all, and on the device that receives most. */
 static void moe_epi_diag_moves(const moe_ep_placement *now, const moe_ep_placement *plan,
                                int64_t *arrivals, moe_ep_diagnosis *out, double expert_bytes,
                                double move_Bps, double pause_s)
@@ -25639,17 +25632,13 @@ static void moe_epi_diag_moves(const moe_ep_placement *now, const moe_ep_placeme
 
 /* ---- the sentence ------------------------------------------------------------------------------------- */
 
-/* Fixed decimals for the sentence. */
+/* v >= 0 with fixed decimals, for the sentence. */
 static void moe_epi_put_fixed(moe_epi_text *t, double v, int decimals)
 {
     double unit = 1.0;
     int64_t whole, scale = 1;
     int i;
     for (i = 0; i < decimals; i++) unit *= 10.0;
-    if (v < 0.0) {
-        moe_epi_put(t, '-');
-        v = -v;
-    }
     if (!(v * unit < 9.0e15)) {
         moe_epi_putd(t, v);
         return;
@@ -25717,51 +25706,43 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
     t.buf = o->text;
     t.bytes = sizeof o->text;
     t.len = 0;
-    switch (o->reason) {
-    case MOE_EP_REASON_NO_JUDGE_WINDOW:
+    if (o->reason == MOE_EP_REASON_NO_JUDGE_WINDOW) {
         moe_epi_puts(&t, "there is no second window: a plan must be judged on loads it was not "
                          "made from; on its own window ");
         moe_epi_put_change(&t, o);
-        break;
-    case MOE_EP_REASON_NO_LOAD:
+    } else if (o->reason == MOE_EP_REASON_NO_LOAD) {
         moe_epi_puts(&t, "a window holds no tokens, so nothing can be said");
-        break;
-    case MOE_EP_REASON_FEW_STEPS:
+    } else if (o->reason == MOE_EP_REASON_FEW_STEPS) {
         moe_epi_puti(&t, o->steps);
         moe_epi_puts(&t, o->steps == 1 ? " judged step is fewer than the " : " judged steps are fewer than the ");
         moe_epi_puti(&t, d->min_steps);
         moe_epi_puts(&t, " asked for; on them ");
         moe_epi_put_change(&t, o);
-        break;
-    case MOE_EP_REASON_BALANCED:
+    } else if (o->reason == MOE_EP_REASON_BALANCED) {
         moe_epi_puts(&t, "the busiest device has ");
         moe_epi_put_fixed(&t, o->imbalance_before, 3);
         moe_epi_puts(&t, " times the mean, within the ");
         moe_epi_put_fixed(&t, d->target_imbalance, 3);
         moe_epi_puts(&t, " that is good enough");
-        break;
-    case MOE_EP_REASON_CHANCE:
+    } else if (o->reason == MOE_EP_REASON_CHANCE) {
         moe_epi_puts(&t, "the busiest device has ");
         moe_epi_put_fixed(&t, o->imbalance_before, 2);
         moe_epi_puts(&t, " times the mean, no more than the ");
         moe_epi_put_fixed(&t, o->chance_imbalance, 2);
         moe_epi_puts(&t, " that even routing of so few tokens gives by chance; larger batches "
                          "help, a plan does not");
-        break;
-    case MOE_EP_REASON_SMALL_GAIN:
+    } else if (o->reason == MOE_EP_REASON_SMALL_GAIN) {
         moe_epi_puts(&t, "the plan saves too little: ");
         moe_epi_put_change(&t, o);
         moe_epi_puts(&t, ", wanted at least ");
         moe_epi_put_percent(&t, d->min_gain);
-        break;
-    case MOE_EP_REASON_UNRELIABLE:
+    } else if (o->reason == MOE_EP_REASON_UNRELIABLE) {
         moe_epi_puts(&t, "the plan helps in only ");
         moe_epi_put_percent(&t, o->improved);
         moe_epi_puts(&t, " of the steps, wanted ");
         moe_epi_put_percent(&t, d->min_improved);
         moe_epi_puts(&t, ": the load shifts faster than the plan");
-        break;
-    case MOE_EP_REASON_BREAK_EVEN:
+    } else if (o->reason == MOE_EP_REASON_BREAK_EVEN) {
         moe_epi_puts(&t, "moving ");
         moe_epi_puti(&t, o->moves);
         if (o->break_even_steps < 0.0) moe_epi_puts(&t, " experts is never repaid");
@@ -25772,12 +25753,11 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         }
         moe_epi_puts(&t, ", but the plan will serve only ");
         moe_epi_put_fixed(&t, d->horizon_steps, 0);
-        break;
-    case MOE_EP_REASON_PAYS:
+    } else {
         moe_epi_put_pays(&t, o);
-        break;
     }
-    o->text[t.len < t.bytes ? t.len : t.bytes - 1] = '\0';
+    MOE_EP_ASSERT(t.len < t.bytes); /* no sentence is longer than 250 characters, its numbers included */
+    o->text[t.len] = '\0';
 }
 
 static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total,
@@ -25826,7 +25806,8 @@ static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_j
     moe_ep_chance_result chance;
     double passes = (double)o->layers_loaded * (double)j->steps;
     int32_t K = d->top_k > 0 ? d->top_k : 1;
-    int64_t tokens = passes > 0.0 ? (int64_t)(j->total / passes / (double)K + 0.5) : 0;
+    double rows = passes > 0.0 ? j->total / passes : 0.0;
+    int64_t tokens = (int64_t)((rows < 9.0e15 ? rows : 9.0e15) / (double)K + 0.5);
     if (tokens < 1) return 1.0;
     if (moe_ep_chance_devices(tokens, K, d->num_experts, d->shape.num_devices, &chance, NULL) !=
         MOE_EP_OK)
@@ -25921,30 +25902,21 @@ static moe_ep_scratch moe_epi_scratch_rest(const moe_ep_scratch *scratch, const 
 
 /* Sizes of everything one diagnosis keeps, in the order in which it is carved. */
 typedef struct moe_epi_diag_sizes {
-    moe_ep_shape bare; /* of the contiguous placement when none is given */
     int64_t bare_bytes, own_bytes, cells, now_slots, plan_slots;
 } moe_epi_diag_sizes;
 
 static moe_ep_status moe_epi_diag_measure(const moe_ep_diagnose_desc *d, moe_epi_diag_sizes *z,
                                           size_t *total, moe_ep_error *err)
 {
-    moe_ep_placement none;
-    moe_ep_status st;
-    z->bare = moe_epi_diag_bare_shape(d);
-    z->bare_bytes =
-        d->current ? 0 : (int64_t)moe_ep_placement_bytes(d->num_layers, d->num_experts, &z->bare);
-    z->own_bytes = (int64_t)moe_ep_placement_bytes(d->num_layers, d->num_experts, &d->shape);
-    if (z->own_bytes == 0 ||
-        (!d->current && z->bare_bytes == 0)) { /* the layout says what is wrong with the shape */
-        st = moe_ep_placement_init(&none, d->num_layers, d->num_experts, &d->shape, &none, 0, err);
-        return st != MOE_EP_OK ? st
-                               : moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.shape",
-                                              "cannot be laid out", -1, 0.0);
-    }
+    moe_ep_placement sizes;
+    size_t bytes = 0;
+    moe_ep_status st = moe_epi_placement_sizes(&sizes, d->num_layers, d->num_experts, &d->shape, &bytes, err);
+    if (st != MOE_EP_OK) return st;
+    z->own_bytes = (int64_t)bytes;
+    z->bare_bytes = d->current ? 0 : z->own_bytes;
     z->cells = (int64_t)d->num_layers * d->shape.num_devices;
-    z->now_slots = d->current ? d->current->num_slots : z->bare.num_slots;
-    z->plan_slots = z->own_bytes /
-                    (int64_t)sizeof(int32_t); /* more than the slots: they lie in there as int32 */
+    z->plan_slots = sizes.num_slots;
+    z->now_slots = d->current ? d->current->num_slots : sizes.num_slots;
     moe_epi_need(total, z->bare_bytes, 1);
     moe_epi_need(total, z->own_bytes, 1);
     moe_epi_need(total, z->cells, sizeof(double));
@@ -25959,13 +25931,11 @@ static moe_ep_status moe_epi_diag_measure(const moe_ep_diagnose_desc *d, moe_epi
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_diag_carve(const moe_ep_diagnose_desc *d, const moe_epi_diag_sizes *z,
-                                        moe_epi_arena *a, moe_epi_judge *j, moe_ep_placement *bare,
-                                        moe_ep_placement *own, int64_t **arrivals,
-                                        moe_ep_error *err)
+/* The sizes were checked: laying the placements out cannot fail. */
+static void moe_epi_diag_carve(const moe_ep_diagnose_desc *d, const moe_epi_diag_sizes *z, moe_epi_arena *a,
+                               moe_epi_judge *j, moe_ep_placement *bare, moe_ep_placement *own, int64_t **arrivals)
 {
     void *bare_mem = moe_epi_take(a, z->bare_bytes, 1), *own_mem = moe_epi_take(a, z->own_bytes, 1);
-    moe_ep_status st;
     memset(j, 0, sizeof *j);
     memset(bare, 0, sizeof *bare);
     j->d = d;
@@ -25982,12 +25952,10 @@ static moe_ep_status moe_epi_diag_carve(const moe_ep_diagnose_desc *d, const moe
     memset(j->top_count, 0, (size_t)z->cells * sizeof(int64_t));
     memset(j->layer_ratio, 0, (size_t)d->num_layers * sizeof(double));
     memset(j->layer_steps, 0, (size_t)d->num_layers * sizeof(int64_t));
-    st = moe_ep_placement_init(own, d->num_layers, d->num_experts, &d->shape, own_mem,
-                               (size_t)z->own_bytes, err);
-    if (st == MOE_EP_OK && !d->current)
-        st = moe_ep_placement_init(bare, d->num_layers, d->num_experts, &z->bare, bare_mem,
-                                   (size_t)z->bare_bytes, err);
-    return st;
+    (void)moe_ep_placement_init(own, d->num_layers, d->num_experts, &d->shape, own_mem, (size_t)z->own_bytes, NULL);
+    if (!d->current)
+        (void)moe_ep_placement_init(bare, d->num_layers, d->num_experts, &d->shape, bare_mem,
+                                    (size_t)z->bare_bytes, NULL);
 }
 
 /* One attempt in the memory at hand.  *more = bytes the planner wanted beyond it, 0 = it had enough. */
@@ -26000,16 +25968,17 @@ static moe_ep_status moe_epi_diag_try(const moe_ep_diagnose_desc *d, const moe_e
     moe_ep_placement bare, own;
     moe_ep_diagnosis result;
     moe_ep_scratch rest;
+    size_t bytes = total;
     int64_t *arrivals;
     moe_ep_status st;
 
     *more = 0;
-    st = moe_epi_arena_open(&a, scratch, extra > SIZE_MAX - total ? SIZE_MAX : total + extra, err);
+    moe_epi_need(&bytes, (int64_t)extra, 1);
+    st = moe_epi_arena_open(&a, scratch, bytes, err);
     if (st != MOE_EP_OK) return st;
-    memset(&result, 0, sizeof result);
-    st = moe_epi_diag_carve(d, sizes, &a, &j, &bare, &own, &arrivals, err);
+    moe_epi_diag_carve(d, sizes, &a, &j, &bare, &own, &arrivals);
     rest = moe_epi_scratch_rest(scratch, &a);
-    if (st == MOE_EP_OK) st = moe_epi_diag_run(&j, &bare, &own, &result, arrivals, &rest, err);
+    st = moe_epi_diag_run(&j, &bare, &own, &result, arrivals, &rest, err);
     if (st == MOE_EP_ERR_SCRATCH) *more = rest.need;
     if (st == MOE_EP_OK && scratch) scratch->need = total + 64u + j.most;
     if (st == MOE_EP_OK && plan) st = moe_ep_placement_copy(&own, plan, err);
@@ -27533,12 +27502,12 @@ MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_swee
 #ifdef __cplusplus
 }
 #endif
-#if defined(MOE_EPI_SLOW_MATH) && defined(__clang__)
+#if defined(MOE_EPI_OWN_MATH) && defined(__clang__)
 #  pragma float_control(pop)
-#elif defined(MOE_EPI_SLOW_MATH)
+#elif defined(MOE_EPI_OWN_MATH)
 #  pragma GCC pop_options
 #endif
-#undef MOE_EPI_SLOW_MATH
+#undef MOE_EPI_OWN_MATH
 #endif /* MOE_EP_IMPLEMENTATION */
 
 /*

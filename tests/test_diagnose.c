@@ -378,6 +378,663 @@ static void check_error(moe_ep_diagnose_desc d, moe_ep_status want, const char *
     if (t_failed_here) printf("    called from line %d\n", line);
 }
 
+/* ---- every figure of any shape, recomputed in the plainest way ------------------------------------------------ */
+
+typedef struct world {
+    int32_t L, E, D, SA, SB;
+    double a[3 * 3 * 16], b[4 * 3 * 16], speed[6];
+    uint8_t inactive[6];
+    int32_t slots[6];
+    moe_ep_model model;
+    moe_ep_machine machine;
+    moe_ep_layer_desc cost;
+    moe_ep_diagnose_desc d;
+    moe_ep_placement now, plan;
+    void *now_mem, *plan_mem;
+    int contiguous; /* now is what NULL stands for */
+} world;
+
+static void world_loads(uint64_t *state, double *loads, int32_t steps, int32_t L, int32_t E)
+{
+    int32_t s, l, e;
+    for (s = 0; s < steps; s++) {
+        int idle = t_below(state, 5) == 0;
+        for (l = 0; l < L; l++) {
+            int zero = idle || t_below(state, 4) == 0, even = t_below(state, 6) == 0;
+            for (e = 0; e < E; e++)
+                loads[(s * L + l) * E + e] = zero ? 0 : even ? 24 : (double)t_below(state, 400) * 0.5;
+        }
+    }
+}
+
+static void world_placement(world *w, moe_ep_placement *p, void **mem)
+{
+    size_t bytes = moe_ep_placement_bytes(w->L, w->E, &w->d.shape);
+    *mem = t_alloc(bytes);
+    CHECK(moe_ep_placement_init(p, w->L, w->E, &w->d.shape, *mem, bytes, NULL) == MOE_EP_OK);
+}
+
+static void world_cost(world *w, uint64_t *state)
+{
+    w->model = moe_ep_model_deepseek_v3();
+    w->model.num_experts = w->E;
+    w->model.top_k = 1;
+    w->model.num_groups = w->model.top_groups = 0;
+    w->model.ungated = (int32_t)t_below(state, 2);
+    if (t_below(state, 2)) w->model.weight_bytes = 0;
+    w->machine = moe_ep_machine_h100();
+    memset(&w->cost, 0, sizeof w->cost);
+    w->cost.model = &w->model;
+    w->cost.machine = &w->machine;
+    w->d.cost = &w->cost;
+    w->d.other_s = t_below(state, 2) ? 1e-4 : 0;
+}
+
+static void world_thresholds(moe_ep_diagnose_desc *d, uint64_t *state)
+{
+    static const double target[4] = {0, 1.05, 1.3, 4}, gain[4] = {0, 0.02, 0.1, 0.6}, improved[3] = {0, 0.5, 1},
+                        horizon[4] = {0, 3, 40, 1e7}, Bps[3] = {0, 1e8, 1e13}, pause[3] = {0, 0, 0.25};
+    d->target_imbalance = target[t_below(state, 4)];
+    d->min_gain = gain[t_below(state, 4)];
+    d->min_improved = improved[t_below(state, 3)];
+    d->min_steps = (int32_t)t_below(state, 5);
+    d->horizon_steps = horizon[t_below(state, 4)];
+    d->move_Bps = Bps[t_below(state, 3)];
+    d->pause_s = pause[t_below(state, 3)];
+    d->expert_bytes = t_below(state, 2) ? 1000 : 0;
+}
+
+static void world_make(world *w, uint64_t *state)
+{
+    static const moe_ep_place_policy policies[4] = {MOE_EP_PLACE_GIVEN, MOE_EP_PLACE_BEST, MOE_EP_PLACE_LPT,
+                                                    MOE_EP_PLACE_ROUND_ROBIN};
+    int32_t i, active = 0;
+    memset(w, 0, sizeof *w);
+    w->L = 1 + (int32_t)t_below(state, 3);
+    w->E = 1 + (int32_t)t_below(state, 16);
+    w->D = 1 + (int32_t)t_below(state, 6);
+    w->SA = 1 + (int32_t)t_below(state, 3);
+    w->SB = (int32_t)t_below(state, 5);
+    world_loads(state, w->a, w->SA, w->L, w->E);
+    world_loads(state, w->b, w->SB, w->L, w->E);
+    world_thresholds(&w->d, state);
+    w->d.num_layers = w->L;
+    w->d.num_experts = w->E;
+    w->d.top_k = (int32_t)t_below(state, 3) % (w->E + 1);
+    w->d.plan_loads = w->a;
+    w->d.plan_steps = w->SA;
+    w->d.judge_loads = w->SB > 0 ? w->b : NULL;
+    w->d.judge_steps = w->SB;
+    w->d.policy = policies[t_below(state, 4)];
+    w->d.shape.num_devices = w->D;
+    for (i = 0; i < w->D; i++) {
+        w->inactive[i] = t_below(state, 4) == 0;
+        w->speed[i] = 0.5 * (double)(1 + t_below(state, 4));
+        active += !w->inactive[i];
+    }
+    if (active == 0) w->inactive[0] = 0, active = 1;
+    for (i = 0; i < w->D; i++) w->slots[i] = (w->E + active - 1) / active + (int32_t)t_below(state, 3);
+    if (t_below(state, 2)) w->d.shape.inactive = w->inactive;
+    if (t_below(state, 2)) w->d.shape.speed = w->speed;
+    if (t_below(state, 2)) w->d.shape.slots_per_device = w->slots;
+    else if (!w->d.shape.inactive) w->d.shape.num_slots = w->E + (int32_t)t_below(state, 3);
+    else w->d.shape.num_slots = w->D * ((w->E + active - 1) / active);
+    if (t_below(state, 3) == 0) world_cost(w, state);
+    world_placement(w, &w->now, &w->now_mem);
+    world_placement(w, &w->plan, &w->plan_mem);
+    {
+        moe_ep_place_desc pd;
+        memset(&pd, 0, sizeof pd);
+        pd.num_layers = w->L;
+        pd.num_experts = w->E;
+        pd.shape = w->d.shape;
+        w->contiguous = t_below(state, 2) == 0;
+        if (w->contiguous) CHECK(moe_ep_place_contiguous(&pd, &w->now, NULL, NULL, NULL) == MOE_EP_OK);
+        else CHECK(moe_ep_place_round_robin(&pd, &w->now, NULL, NULL, NULL) == MOE_EP_OK);
+        if (!w->contiguous) w->d.current = &w->now;
+    }
+}
+
+/* What a diagnosis holds, from the two placements alone. */
+typedef struct plain {
+    int32_t steps, layers_loaded, hot_device, hot_layer;
+    double share, ratio, mean, before, after, bound, before_s, after_s, balanced_s, improved, total, total_a;
+    int64_t moves, most;
+} plain;
+
+/* Work of each device in one layer, load / speed; returns the largest, -1 on inactive devices. */
+static double plain_layer(const moe_ep_placement *p, int32_t l, const double *loads, double *work)
+{
+    const int32_t *slot = p->slot_expert + (int64_t)l * p->num_slots;
+    double worst = 0;
+    int32_t dev, s, q;
+    for (dev = 0; dev < p->num_devices; dev++) {
+        work[dev] = p->device_inactive[dev] ? -1 : 0;
+        if (p->device_inactive[dev]) continue;
+        for (s = p->slot_start[dev]; s < p->slot_start[dev + 1]; s++) {
+            int32_t copies = 0;
+            if (slot[s] < 0) continue;
+            for (q = 0; q < p->num_slots; q++)
+                copies += slot[q] == slot[s] && !p->device_inactive[p->slot_device[q]];
+            work[dev] += loads[slot[s]] / copies;
+        }
+        work[dev] /= p->device_speed[dev];
+        if (work[dev] > worst) worst = work[dev];
+    }
+    return worst;
+}
+
+/* Seconds of one layer; *balanced gets them with an even share of the rows. */
+static double plain_seconds(world *w, const moe_ep_placement *p, int32_t l, const double *loads, double *balanced)
+{
+    moe_ep_split_desc even;
+    moe_ep_layer_desc cost = w->cost;
+    moe_ep_time_result t;
+    int64_t counts[16], rows[6 * 18];
+    int32_t e;
+    memset(&even, 0, sizeof even);
+    for (e = 0; e < w->E; e++) counts[e] = (int64_t)floor(loads[e] + 0.5);
+    cost.placement = p;
+    CHECK(moe_ep_split(&even, p, l, counts, rows, NULL, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_layer_time(&cost, rows, &t, NULL, NULL) == MOE_EP_OK);
+    *balanced = t.total_s - t.compute_s + t.balanced_s;
+    return t.total_s;
+}
+
+static void plain_moves(world *w, plain *o)
+{
+    int64_t in[6] = {0, 0, 0, 0, 0, 0};
+    int32_t l, s, q, dev, P = w->plan.num_slots;
+    for (l = 0; l < w->L; l++)
+        for (s = 0; s < P; s++) {
+            int32_t e = w->plan.slot_expert[l * P + s], held = e < 0;
+            dev = w->plan.slot_device[s];
+            for (q = 0; q < w->now.num_slots; q++)
+                held |= w->now.slot_device[q] == dev && w->now.slot_expert[l * w->now.num_slots + q] == e;
+            for (q = 0; q < s; q++) held |= w->plan.slot_device[q] == dev && w->plan.slot_expert[l * P + q] == e;
+            in[dev] += !held;
+        }
+    for (dev = 0; dev < w->D; dev++) {
+        o->moves += in[dev];
+        if (in[dev] > o->most) o->most = in[dev];
+    }
+}
+
+static void plain_diagnosis(world *w, plain *o)
+{
+    const double *window = w->SB > 0 ? w->b : w->a;
+    int32_t steps = w->SB > 0 ? w->SB : w->SA, s, l, i, loaded[3] = {0, 0, 0};
+    double pile[3][6], ratio[3] = {0, 0, 0}, top[3][6], work[6], worst = -1;
+    memset(o, 0, sizeof *o);
+    memset(pile, 0, sizeof pile);
+    memset(top, 0, sizeof top);
+    for (i = 0; i < w->SA * w->L * w->E; i++) o->total_a += w->a[i];
+    for (s = 0; s < steps; s++) {
+        double sum = 0, rows[2] = {0, 0}, seconds[2] = {0, 0}, balanced;
+        for (i = 0; i < w->L * w->E; i++) sum += window[s * w->L * w->E + i];
+        o->total += sum;
+        if (!(sum > 0)) continue;
+        o->steps++;
+        for (l = 0; l < w->L; l++) {
+            const double *loads = window + (s * w->L + l) * w->E;
+            moe_ep_bound_result bound;
+            double max, mean = 0, speed = 0;
+            int32_t at = -1;
+            for (i = 0; i < w->E; i++) mean += loads[i];
+            if (!(mean > 0)) continue;
+            for (i = 0; i < w->D; i++) speed += w->now.device_inactive[i] ? 0 : w->now.device_speed[i];
+            mean /= speed;
+            rows[1] += plain_layer(&w->plan, l, loads, work);
+            rows[0] += max = plain_layer(&w->now, l, loads, work);
+            for (i = 0; i < w->D; i++) {
+                if (work[i] > mean) pile[l][i] += work[i] - mean;
+                if (at < 0 && work[i] >= max) at = i;
+            }
+            top[l][at] += 1;
+            loaded[l]++;
+            ratio[l] += max / mean;
+            o->mean += mean;
+            CHECK(moe_ep_lower_bound(loads, w->E, &w->d.shape, &bound, NULL, NULL) == MOE_EP_OK);
+            o->bound += bound.value;
+            if (!w->d.cost) continue;
+            seconds[0] += plain_seconds(w, &w->now, l, loads, &balanced);
+            seconds[1] += plain_seconds(w, &w->plan, l, loads, &balanced);
+            o->balanced_s += balanced;
+        }
+        o->before += rows[0];
+        o->after += rows[1];
+        o->before_s += seconds[0];
+        o->after_s += seconds[1];
+        o->improved += w->d.cost ? seconds[1] < seconds[0] : rows[1] < rows[0];
+    }
+    for (l = 0; l < w->L; l++) o->layers_loaded += loaded[l] > 0;
+    for (l = 0; l < w->L; l++)
+        for (i = 0; i < w->D && loaded[l]; i++)
+            if (pile[l][i] > worst + 1e-9) worst = pile[l][i], o->hot_layer = l, o->hot_device = i;
+    if (loaded[o->hot_layer]) {
+        o->share = top[o->hot_layer][o->hot_device] / loaded[o->hot_layer];
+        o->ratio = ratio[o->hot_layer] / loaded[o->hot_layer];
+    }
+    plain_moves(w, o);
+}
+
+static double half_up(double v, int decimals)
+{
+    double unit = pow(10, decimals);
+    return floor(v * unit + 0.5) / unit;
+}
+
+static int number(char *to, double v, int decimals) { return sprintf(to, "%.*f", decimals, half_up(v, decimals)); }
+
+/* "a step goes from .. to .. (.. % less)" */
+static int change_text(char *to, const moe_ep_diagnosis *o)
+{
+    char *at = to;
+    int which;
+    for (which = 0; which < 2; which++) {
+        double rows = which ? o->after_rows : o->before_rows, s = which ? o->after_s : o->before_s;
+        at += sprintf(at, which ? " to " : "a step goes from ");
+        if (o->before_s > 0) at += number(at, s * 1e3, 3), at += sprintf(at, " ms");
+        else at += number(at, rows, rows < 1000 ? 1 : 0), at += sprintf(at, " rows");
+    }
+    at += sprintf(at, " (");
+    at += number(at, fabs(o->gain) * 100, 1);
+    at += sprintf(at, " %% %s)", o->gain < 0 ? "more" : "less");
+    return (int)(at - to);
+}
+
+/* The sentence of a diagnosis, by printf. */
+static void sentence(char *at, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
+{
+    char part[4][80];
+    change_text(part[0], o);
+    part[1][0] = part[2][0] = '\0';
+    switch (o->reason) {
+    case MOE_EP_REASON_NO_LOAD: strcpy(at, "a window holds no tokens, so nothing can be said"); break;
+    case MOE_EP_REASON_NO_JUDGE_WINDOW:
+        sprintf(at, "there is no second window: a plan must be judged on loads it was not made from; on its own "
+                "window %s", part[0]);
+        break;
+    case MOE_EP_REASON_FEW_STEPS:
+        sprintf(at, "%d judged %s fewer than the %d asked for; on them %s", o->steps,
+                o->steps == 1 ? "step is" : "steps are", d->min_steps, part[0]);
+        break;
+    case MOE_EP_REASON_BALANCED:
+        number(part[1], o->imbalance_before, 3);
+        number(part[2], d->target_imbalance, 3);
+        sprintf(at, "the busiest device has %s times the mean, within the %s that is good enough", part[1], part[2]);
+        break;
+    case MOE_EP_REASON_CHANCE:
+        number(part[1], o->imbalance_before, 2);
+        number(part[2], o->chance_imbalance, 2);
+        sprintf(at, "the busiest device has %s times the mean, no more than the %s that even routing of so few tokens "
+                "gives by chance; larger batches help, a plan does not", part[1], part[2]);
+        break;
+    case MOE_EP_REASON_SMALL_GAIN:
+        number(part[1], d->min_gain * 100, 1);
+        sprintf(at, "the plan saves too little: %s, wanted at least %s %%", part[0], part[1]);
+        break;
+    case MOE_EP_REASON_UNRELIABLE:
+        number(part[1], o->improved * 100, 1);
+        number(part[2], d->min_improved * 100, 1);
+        sprintf(at, "the plan helps in only %s %% of the steps, wanted %s %%: the load shifts faster than the plan",
+                part[1], part[2]);
+        break;
+    case MOE_EP_REASON_BREAK_EVEN:
+        number(part[1], o->break_even_steps, 0);
+        number(part[2], d->horizon_steps, 0);
+        sprintf(at, "moving %lld experts is repaid after %s steps, but the plan will serve only %s",
+                (long long)o->moves, part[1], part[2]);
+        break;
+    case MOE_EP_REASON_PAYS:
+        number(part[1], o->improved * 100, 1);
+        sprintf(at, "%s, faster in %s %% of %d judged %s, moving %lld experts", part[0], part[1], o->steps,
+                o->steps == 1 ? "step" : "steps", (long long)o->moves);
+        if (o->break_even_steps > 0) {
+            number(part[2], o->break_even_steps, o->break_even_steps < 10 ? 1 : 0);
+            sprintf(at + strlen(at), ", repaid after %s steps", part[2]);
+        }
+        break;
+    }
+}
+
+/* The first reason that applies, in the order of the enum's comments. */
+static moe_ep_verdict_reason reason_of(const moe_ep_diagnose_desc *d, const plain *p, const moe_ep_diagnosis *o)
+{
+    if (!(p->total_a > 0) || !(p->total > 0)) return MOE_EP_REASON_NO_LOAD;
+    if (!d->judge_loads) return MOE_EP_REASON_NO_JUDGE_WINDOW;
+    if (p->steps < d->min_steps) return MOE_EP_REASON_FEW_STEPS;
+    if (d->target_imbalance > 0 && o->imbalance_before <= d->target_imbalance) return MOE_EP_REASON_BALANCED;
+    if (o->gain <= 0 || o->gain < d->min_gain)
+        return o->imbalance_before <= o->chance_imbalance ? MOE_EP_REASON_CHANCE : MOE_EP_REASON_SMALL_GAIN;
+    if (o->improved < d->min_improved) return MOE_EP_REASON_UNRELIABLE;
+    if (d->horizon_steps > 0 && o->break_even_steps > d->horizon_steps) return MOE_EP_REASON_BREAK_EVEN;
+    return MOE_EP_REASON_PAYS;
+}
+
+static void check_figures(world *w, const moe_ep_diagnosis *o)
+{
+    const moe_ep_diagnose_desc *d = &w->d;
+    double steps, bytes, saved;
+    char text[400];
+    plain p;
+    plain_diagnosis(w, &p);
+    steps = p.steps > 0 ? p.steps : 1;
+    CHECK_I64(o->policy, d->policy == MOE_EP_PLACE_GIVEN ? MOE_EP_PLACE_BEST : d->policy);
+    CHECK_I64(o->steps, p.steps);
+    CHECK_I64(o->layers_loaded, p.layers_loaded);
+    CHECK_NEAR(o->mean_rows, p.mean / steps, 1e-12, 0);
+    CHECK_NEAR(o->before_rows, p.before / steps, 1e-12, 0);
+    CHECK_NEAR(o->after_rows, p.after / steps, 1e-12, 0);
+    CHECK_NEAR(o->bound_rows, p.bound / steps, 1e-12, 0);
+    CHECK_NEAR(o->imbalance_before, p.steps ? p.before / p.mean : 1, 1e-12, 0);
+    CHECK_NEAR(o->imbalance_after, p.steps ? p.after / p.mean : 1, 1e-12, 0);
+    CHECK_NEAR(o->imbalance_bound, p.steps ? p.bound / p.mean : 1, 1e-12, 0);
+    CHECK_I64(o->hot_layer, p.hot_layer);
+    CHECK_I64(o->hot_device, p.hot_device);
+    CHECK_NEAR(o->hot_share, p.share, 1e-12, 0);
+    CHECK_NEAR(o->hot_imbalance, p.ratio, 1e-12, 0);
+    CHECK_NEAR(o->improved, p.improved / steps, 1e-12, 0);
+    CHECK_NEAR(o->before_s, d->cost && p.steps ? p.before_s / steps + d->other_s : 0, 1e-12, 0);
+    CHECK_NEAR(o->after_s, d->cost && p.steps ? p.after_s / steps + d->other_s : 0, 1e-12, 0);
+    CHECK_NEAR(o->balanced_s, d->cost && p.steps ? p.balanced_s / steps + d->other_s : 0, 1e-12, 0);
+    if (d->cost && p.steps) {
+        CHECK_NEAR(o->gain, 1 - o->after_s / o->before_s, 0, 1e-12);
+        CHECK_NEAR(o->speedup, o->before_s / o->after_s, 1e-12, 0);
+    } else {
+        CHECK_NEAR(o->gain, p.steps ? 1 - p.after / p.before : 0, 0, 1e-12);
+        CHECK_NEAR(o->speedup, p.steps ? p.before / p.after : 1, 1e-12, 0);
+    }
+    bytes = d->expert_bytes > 0 || !d->cost
+                ? d->expert_bytes
+                : (w->model.ungated ? 2.0 : 3.0) * w->model.hidden * w->model.inter *
+                      (w->model.weight_bytes > 0 ? w->model.weight_bytes : 2);
+    CHECK_I64(o->moves, p.moves);
+    CHECK_NEAR(o->move_bytes, bytes * (double)p.moves, 1e-12, 0);
+    CHECK_NEAR(o->move_s,
+               p.moves ? d->pause_s + (d->move_Bps > 0 ? (double)p.most * bytes / d->move_Bps : 0) : 0, 1e-12, 0);
+    saved = o->before_s - o->after_s;
+    CHECK_NEAR(o->break_even_steps, !(o->move_s > 0) || !p.steps ? 0 : saved > 0 ? o->move_s / saved : -1, 1e-9, 0);
+    {
+        moe_ep_chance_result chance;
+        int32_t K = d->top_k > 0 ? d->top_k : 1;
+        int64_t tokens = p.steps ? (int64_t)(p.total / (steps * p.layers_loaded) / K + 0.5) : 0;
+        if (tokens < 1 || moe_ep_chance_devices(tokens, K, w->E, w->D, &chance, NULL) != MOE_EP_OK) chance.p95 = 1;
+        CHECK_NEAR(o->chance_imbalance, chance.p95, 1e-12, 0);
+    }
+    CHECK_I64(o->reason, reason_of(d, &p, o));
+    CHECK_I64(o->verdict, o->reason == MOE_EP_REASON_PAYS         ? MOE_EP_RECOMMEND
+                          : o->reason <= MOE_EP_REASON_FEW_STEPS ? MOE_EP_INSUFFICIENT_EVIDENCE
+                                                                  : MOE_EP_NOT_NOW);
+    sentence(text, d, o);
+    CHECK_STR(o->text, text);
+}
+
+TEST(every_figure_recomputed)
+{
+    uint64_t state = t_seed + 5;
+    int round, seen[9] = {0}, repaid = 0;
+    for (round = 0; round < 2500; round++) {
+        moe_ep_diagnosis o;
+        world w;
+        world_make(&w, &state);
+        CHECK_I64(moe_ep_diagnose(&w.d, &w.plan, &o, NULL, NULL), MOE_EP_OK);
+        CHECK(moe_ep_validate(&w.plan, 0, NULL, NULL) == MOE_EP_OK);
+        check_figures(&w, &o);
+        seen[o.reason]++;
+        repaid += o.reason == MOE_EP_REASON_PAYS && o.break_even_steps > 0;
+        free(w.now_mem);
+        free(w.plan_mem);
+        STOP_IF_FAILED("round %d", round);
+    }
+    for (round = 0; round < 9; round++) CHECK(seen[round] > 0);
+    CHECK(repaid > 0);
+}
+
+/* NULL for current stands for moe_ep_place_contiguous on the shape of the plan, also where floor(e*D/E) experts do not
+ * fit: ten experts on devices of 3 3 2 2 slots are blocks of 3 3 2 2, not 3 2 3 2. */
+TEST(before_is_contiguous)
+{
+    static const double loads[10] = {1, 1, 8, 2, 2, 4, 4, 4, 1, 1};
+    static const int32_t slots[4] = {1, 3, 2, 4};
+    moe_ep_diagnose_desc d;
+    moe_ep_place_desc pd;
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    moe_ep_diagnosis o;
+    int uneven;
+    for (uneven = 0; uneven < 2; uneven++) {
+        size_t bytes;
+        void *mem;
+        memset(&d, 0, sizeof d);
+        d.num_layers = 1;
+        d.num_experts = 10;
+        d.shape.num_devices = 4;
+        if (uneven) d.shape.slots_per_device = slots;
+        d.plan_loads = d.judge_loads = loads;
+        d.plan_steps = d.judge_steps = 1;
+        memset(&pd, 0, sizeof pd);
+        pd.num_layers = 1;
+        pd.num_experts = 10;
+        pd.shape = d.shape;
+        pd.loads = loads;
+        bytes = moe_ep_placement_bytes(1, 10, &d.shape);
+        mem = t_alloc(bytes);
+        CHECK(moe_ep_placement_init(&p, 1, 10, &d.shape, mem, bytes, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_place_contiguous(&pd, &p, &r, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+        /* 1 1 8 | 2 2 4 | 4 4 | 1 1 and 1 | 1 8 2 | 2 4 | 4 4 1 1 */
+        CHECK_NEAR(r.max, uneven ? 11 : 10, 0, 0);
+        CHECK_NEAR(r.max_before, r.max, 0, 0);
+        CHECK_NEAR(o.before_rows, r.max, 0, 0);
+        CHECK_I64(o.hot_device, uneven ? 1 : 0);
+        free(mem);
+    }
+}
+
+/* Each policy is the planner of that name. */
+TEST(every_policy)
+{
+    typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *,
+                                     moe_ep_scratch *, moe_ep_error *);
+    static const struct {
+        moe_ep_place_policy policy;
+        planner run;
+        moe_ep_eplb_mode mode;
+    } all[] = {{MOE_EP_PLACE_BEST, moe_ep_best_placement, MOE_EP_EPLB_AUTO},
+               {MOE_EP_PLACE_ROUND_ROBIN, moe_ep_place_round_robin, MOE_EP_EPLB_AUTO},
+               {MOE_EP_PLACE_CONTIGUOUS, moe_ep_place_contiguous, MOE_EP_EPLB_AUTO},
+               {MOE_EP_PLACE_LPT, moe_ep_place_lpt, MOE_EP_EPLB_AUTO},
+               {MOE_EP_PLACE_TRTLLM, moe_ep_place_trtllm, MOE_EP_EPLB_AUTO},
+               {MOE_EP_PLACE_EPLB_GLOBAL, moe_ep_place_eplb, MOE_EP_EPLB_GLOBAL},
+               {MOE_EP_PLACE_EPLB_HIERARCHICAL, moe_ep_place_eplb, MOE_EP_EPLB_HIERARCHICAL}};
+    enum { L = 2, E = 12, P = 16, S = 3 };
+    static const uint8_t five[8] = {1, 1, 1, 1, 1, 0, 0, 0};
+    double loads[S * L * E];
+    uint64_t state = t_seed;
+    moe_ep_diagnose_desc d;
+    moe_ep_place_desc pd;
+    moe_ep_placement want, got;
+    moe_ep_diagnosis o, small;
+    void *mem[2], *buf;
+    size_t i, bytes;
+    for (i = 0; i < S * L * E; i++) loads[i] = (double)t_below(&state, 100);
+    memset(&d, 0, sizeof d);
+    d.num_layers = L;
+    d.num_experts = E;
+    d.num_groups = 4;
+    d.shape.num_devices = 8;
+    d.shape.num_nodes = 2;
+    d.shape.num_slots = P;
+    d.plan_loads = loads;
+    d.plan_steps = S;
+    memset(&pd, 0, sizeof pd);
+    pd.num_layers = L;
+    pd.num_experts = E;
+    pd.num_groups = 4;
+    pd.shape = d.shape;
+    pd.loads = loads;
+    pd.num_steps = S;
+    bytes = moe_ep_placement_bytes(L, E, &d.shape);
+    for (i = 0; i < 2; i++) {
+        mem[i] = t_alloc(bytes);
+        CHECK(moe_ep_placement_init(i ? &got : &want, L, E, &d.shape, mem[i], bytes, NULL) == MOE_EP_OK);
+    }
+    for (i = 0; i < sizeof all / sizeof all[0]; i++) {
+        moe_ep_scratch scratch = moe_ep_scratch_fixed(NULL, 0);
+        int tries;
+        d.policy = all[i].policy;
+        pd.eplb_mode = all[i].mode;
+        CHECK(all[i].run(&pd, &want, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_diagnose(&d, &got, &o, NULL, NULL) == MOE_EP_OK);
+        CHECK_I64(o.policy, all[i].policy);
+        CHECK(memcmp(got.slot_expert, want.slot_expert, sizeof(int32_t) * L * P) == 0);
+        CHECK(memcmp(got.replica_slot, want.replica_slot, sizeof(int32_t) * L * P) == 0);
+        buf = NULL;
+        for (tries = 0; tries < 6; tries++) { /* the same from a buffer that grows as scratch.need says */
+            moe_ep_status st = moe_ep_diagnose(&d, NULL, &small, &scratch, NULL);
+            size_t need = scratch.need;
+            if (st != MOE_EP_ERR_SCRATCH) {
+                CHECK_I64(st, MOE_EP_OK);
+                break;
+            }
+            CHECK(need > scratch.bytes);
+            free(buf);
+            buf = t_alloc(need);
+            scratch = moe_ep_scratch_fixed(buf, need);
+        }
+        CHECK(tries > 0 && tries < 4);
+        CHECK_STR(small.text, o.text);
+        { /* what a success says it needed is enough, and one byte less is not */
+            size_t need = scratch.need;
+            CHECK(need <= scratch.bytes);
+            scratch = moe_ep_scratch_fixed(buf, need);
+            CHECK(moe_ep_diagnose(&d, NULL, &small, &scratch, NULL) == MOE_EP_OK);
+            scratch = moe_ep_scratch_fixed(buf, need - 1);
+            CHECK_I64(moe_ep_diagnose(&d, NULL, &small, &scratch, NULL), MOE_EP_ERR_SCRATCH);
+        }
+        free(buf);
+        STOP_IF_FAILED("policy %d", (int)i);
+    }
+    { /* the incremental one begins with what runs today */
+        moe_ep_rebalance_desc change;
+        memset(&change, 0, sizeof change);
+        pd.num_steps = d.plan_steps = 1;
+        CHECK(moe_ep_place_round_robin(&pd, &want, NULL, NULL, NULL) == MOE_EP_OK);
+        change.current = d.current = &want;
+        change.loads = loads;
+        change.target = d.target_imbalance = 1.2;
+        d.policy = MOE_EP_PLACE_REBALANCE;
+        CHECK(moe_ep_diagnose(&d, &got, &o, NULL, NULL) == MOE_EP_OK);
+        CHECK(o.moves > 0 && o.imbalance_after < o.imbalance_before);
+        d.plan_steps = S;
+        check_error(d, MOE_EP_ERR_CONFIG, "desc.plan_steps", __LINE__);
+        d.plan_steps = 1;
+        d.shape.inactive = five; /* the bound is that of the shape, which has too few slots left */
+        check_error(d, MOE_EP_ERR_SLOTS, "shape", __LINE__);
+        CHECK(moe_ep_rebalance(&change, &want, NULL, NULL, NULL) == MOE_EP_OK); /* in place: current is done with */
+        CHECK(memcmp(got.slot_expert, want.slot_expert, sizeof(int32_t) * L * P) == 0);
+    }
+    free(mem[0]);
+    free(mem[1]);
+}
+
+/* Loads that a device's speed makes vanish: nothing is divided by nothing. */
+TEST(loads_next_to_nothing)
+{
+    static const double speed[2] = {1e6, 1e-6}, fast[2] = {1e6, 1e6};
+    double tiny[2] = {0, 4.9406564584124654e-324}, slow[2] = {4.9406564584124654e-324, 0}, one[2] = {1, 1};
+    moe_ep_model model = moe_ep_model_deepseek_v3();
+    moe_ep_machine machine = moe_ep_machine_h100();
+    moe_ep_layer_desc cost;
+    moe_ep_diagnose_desc d;
+    moe_ep_diagnosis o;
+    if (!t_subnormals()) SKIP("subnormal numbers are taken for 0 here");
+    memset(&cost, 0, sizeof cost);
+    cost.model = &model;
+    cost.machine = &machine;
+    memset(&d, 0, sizeof d);
+    d.num_layers = 1;
+    d.num_experts = 2;
+    d.shape.num_devices = 2;
+    d.shape.speed = speed;
+    d.plan_loads = one;
+    d.judge_loads = tiny;
+    d.plan_steps = d.judge_steps = 1;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* the mean vanishes, the maximum does not */
+    CHECK(o.before_rows > 0 && !(o.mean_rows > 0));
+    CHECK_NEAR(o.imbalance_before, 1, 0, 0);
+    CHECK_NEAR(o.chance_imbalance, 1, 0, 0);
+    CHECK_I64(o.layers_loaded, 0);
+    CHECK_NEAR(o.hot_share, 0, 0, 0);
+    CHECK_NEAR(o.hot_imbalance, 0, 0, 0);
+    d.shape.speed = fast;
+    d.judge_loads = slow;
+    d.cost = &cost;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* everything vanishes */
+    CHECK_I64(o.steps, 1);
+    CHECK_NEAR(o.before_rows, 0, 0, 0);
+    CHECK_NEAR(o.gain, 0, 0, 0);
+    CHECK_NEAR(o.speedup, 1, 0, 0);
+    CHECK_NEAR(o.before_s, 0, 0, 0);
+    CHECK_I64(o.reason, MOE_EP_REASON_CHANCE);
+}
+
+/* The other end: as many rows as a double counts, costs that a double does not hold. */
+TEST(huge_figures)
+{
+    enum { E = 1200 };
+    static double many[E], split[8];
+    moe_ep_model model = moe_ep_model_deepseek_v3();
+    moe_ep_machine machine = moe_ep_machine_h100();
+    moe_ep_layer_desc cost;
+    moe_ep_diagnose_desc d = hot_desc();
+    moe_ep_diagnosis o;
+    moe_ep_error err;
+    int e;
+    for (e = 0; e < 8; e++) split[e] = 1e14 * (e < 2 ? 9 : 1);
+    d.plan_loads = d.judge_loads = split;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK(strstr(o.text, "a step goes from 1800000000000000 rows to ") == o.text);
+    for (e = 0; e < 8; e++) split[e] *= 9.99;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK(strstr(o.text, "a step goes from 1.7982e16 rows to ") == o.text);
+
+    memset(&cost, 0, sizeof cost);
+    cost.model = &model;
+    cost.machine = &machine;
+    d = hot_desc();
+    d.cost = &cost;
+    d.shape.num_slots = 0;
+    d.policy = MOE_EP_PLACE_LPT;
+    d.expert_bytes = 1e308;
+    d.move_Bps = 1e-3;
+    d.horizon_steps = 100;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK(o.moves > 1);
+    CHECK_NEAR(o.move_bytes, 1.7976931348623157e308, 0, 0);
+    CHECK_NEAR(o.move_s, 1.7976931348623157e308, 0, 0);
+    CHECK(o.before_s > o.after_s);
+    CHECK_NEAR(o.break_even_steps, -1, 0, 0); /* steps that no double counts: never */
+    CHECK_I64(o.reason, MOE_EP_REASON_BREAK_EVEN);
+    CHECK(strstr(o.text, " experts is never repaid, but the plan will serve only 100") != NULL);
+
+    for (e = 0; e < E; e++) many[e] = 9e15;
+    memset(&d, 0, sizeof d);
+    d.num_layers = 1;
+    d.num_experts = E;
+    d.shape.num_devices = 4;
+    d.plan_loads = d.judge_loads = many;
+    d.plan_steps = d.judge_steps = 1;
+    d.policy = MOE_EP_PLACE_CONTIGUOUS;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* 1.08e19 rows: beyond int64 */
+    CHECK_NEAR(o.mean_rows, 2.7e18, 1e-12, 0);
+    CHECK(o.chance_imbalance >= 1 && o.chance_imbalance < 1.000001);
+    d.cost = &cost;
+    model.num_experts = E;
+    CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, &err), MOE_EP_ERR_OVERFLOW); /* whole rows are int64 */
+}
+
 TEST(bad_input)
 {
     moe_ep_diagnose_desc d = hot_desc();
@@ -385,6 +1042,8 @@ TEST(bad_input)
     moe_ep_error err;
     double bad[8];
     moe_ep_layer_desc cost;
+    moe_ep_model model = moe_ep_model_deepseek_v3();
+    moe_ep_machine machine = moe_ep_machine_h100();
     CHECK_I64(moe_ep_diagnose(NULL, NULL, &o, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_STR(err.arg, "desc");
     CHECK_I64(moe_ep_diagnose(&d, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
@@ -398,15 +1057,23 @@ TEST(bad_input)
     BAD(d.num_layers = 0, MOE_EP_ERR_SIZE, "desc.num_layers");
     BAD(d.num_layers = -3, MOE_EP_ERR_SIZE, "desc.num_layers");
     BAD(d.num_experts = 0, MOE_EP_ERR_SIZE, "desc.num_experts");
+    BAD(d.top_k = -1, MOE_EP_ERR_TOP_K, "desc.top_k");
     BAD(d.top_k = 9, MOE_EP_ERR_TOP_K, "desc.top_k");
     BAD(d.plan_steps = 0, MOE_EP_ERR_SIZE, "desc.plan_steps");
     BAD(d.plan_loads = NULL, MOE_EP_ERR_NULL, "desc.plan_loads");
     BAD(d.judge_steps = 0, MOE_EP_ERR_SIZE, "desc.judge_steps");
+    BAD(d.judge_steps = -1, MOE_EP_ERR_SIZE, "desc.judge_steps");
     BAD(d.judge_loads = NULL, MOE_EP_ERR_SIZE, "desc.judge_steps");
+    BAD((d.judge_loads = NULL, d.judge_steps = -1), MOE_EP_ERR_SIZE, "desc.judge_steps");
+    BAD((d.num_layers = d.num_experts = INT32_MAX, d.plan_steps = 3), MOE_EP_ERR_OVERFLOW, "desc.plan_steps");
+    BAD(d.num_layers = d.num_experts = INT32_MAX, MOE_EP_ERR_OVERFLOW, "desc.plan_steps");
+    BAD((d.num_layers = d.num_experts = 1 << 29, d.judge_steps = 32), MOE_EP_ERR_OVERFLOW, "desc.judge_steps");
+    BAD((d.num_layers = d.num_experts = 1 << 29, d.judge_steps = 4), MOE_EP_ERR_OVERFLOW, "desc.judge_steps");
     BAD(d.shape.num_devices = 0, MOE_EP_ERR_SIZE, "desc.shape.num_devices");
     BAD(d.shape.num_slots = 7, MOE_EP_ERR_SLOTS, NULL);
     BAD(d.policy = (moe_ep_place_policy)99, MOE_EP_ERR_RANGE, "desc.policy");
     BAD(d.policy = MOE_EP_PLACE_REBALANCE, MOE_EP_ERR_CONFIG, "desc.policy");
+    BAD(d.shape.num_nodes = 9, MOE_EP_ERR_RANGE, "shape.num_nodes");
     BAD(d.min_gain = 1.0, MOE_EP_ERR_RANGE, "desc.min_gain");
     BAD(d.min_gain = -0.1, MOE_EP_ERR_NEGATIVE, "desc.min_gain");
     BAD(d.min_improved = 1.5, MOE_EP_ERR_RANGE, "desc.min_improved");
@@ -422,6 +1089,33 @@ TEST(bad_input)
     BAD(d.plan_loads = bad, MOE_EP_ERR_OVERFLOW, "desc.plan_loads");
     memset(&cost, 0, sizeof cost);
     BAD(d.cost = &cost, MOE_EP_ERR_NULL, "desc.cost.model");
+    cost.model = &model;
+    BAD(d.cost = &cost, MOE_EP_ERR_NULL, "desc.cost.machine");
+    cost.machine = &machine;
+    model.hidden = 0;
+    BAD(d.cost = &cost, MOE_EP_ERR_SIZE, NULL);
+    { /* what runs today must be a placement of the same experts on the same devices */
+        moe_ep_placement now, other;
+        void *mem = t_alloc(moe_ep_placement_bytes(1, 8, &d.shape));
+        size_t bytes = moe_ep_placement_bytes(1, 8, &d.shape);
+        CHECK(moe_ep_placement_init(&now, 1, 8, &d.shape, mem, bytes, NULL) == MOE_EP_OK);
+        BAD(d.current = &now, MOE_EP_ERR_LOST_EXPERT, "p"); /* every slot is empty */
+        other = now;
+        other.num_layers = 2;
+        BAD(d.current = &other, MOE_EP_ERR_SIZE, "desc.current");
+        other = now;
+        other.num_experts = 7;
+        BAD(d.current = &other, MOE_EP_ERR_SIZE, "desc.current");
+        other = now;
+        other.num_devices = 3;
+        BAD(d.current = &other, MOE_EP_ERR_SIZE, "desc.current");
+        d = hot_desc();
+        other = now;
+        other.num_slots = 11;
+        CHECK_I64(moe_ep_diagnose(&d, &other, &o, NULL, &err), MOE_EP_ERR_SIZE); /* the plan does not fit in there */
+        CHECK_STR(err.arg, "dst");
+        free(mem);
+    }
 #undef BAD
 }
 

@@ -48,8 +48,16 @@ static void model_store(int t, void *to, intptr_t stride)
     need_live("tilestored");
     for (int row = 0; row < 16; row++) memcpy((unsigned char *)to + row * stride, unit.tile[t][row], 64);
 }
-/* Denormal values are read and written as zero. */
-#define NO_DENORMAL(v) ((v) < 1.17549435e-38f && (v) > -1.17549435e-38f ? (v) * 0.0f : (v)) /* keeps the sign */
+/* Denormal values are read and written as zero.  Without a branch: lanes of tokens that do not exist hold anything, and
+ * analysers complain only where it matters. */
+static float no_denormal(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    bits &= 0x80000000u | (0u - (uint32_t)((bits & 0x7f800000u) != 0));
+    memcpy(&v, &bits, 4);
+    return v;
+}
 static void halves_of(int t, float (*v)[32])
 {
     for (int row = 0; row < 16; row++)
@@ -57,7 +65,7 @@ static void halves_of(int t, float (*v)[32])
             uint32_t bits = 0;
             memcpy((unsigned char *)&bits + 2, &unit.tile[t][row][2 * i], 2); /* little-endian */
             memcpy(&v[row][i], &bits, 4);
-            v[row][i] = NO_DENORMAL(v[row][i]);
+            v[row][i] = no_denormal(v[row][i]);
         }
 }
 static void model_dp(int c, int a, int b)
@@ -74,15 +82,15 @@ static void model_dp(int c, int a, int b)
             const float *in = right[k];
             for (int n = 0; n < 32; n += 2) {
                 float e = fmaf(even, in[n], sum[n]), o = fmaf(odd, in[n + 1], sum[n + 1]);
-                sum[n] = NO_DENORMAL(e);
-                sum[n + 1] = NO_DENORMAL(o);
+                sum[n] = no_denormal(e);
+                sum[n + 1] = no_denormal(o);
             }
         }
         for (int n = 0; n < 16; n++) {
             float old, pair = sum[2 * n] + sum[2 * n + 1];
             memcpy(&old, &unit.tile[c][m][4 * n], 4);
-            old = NO_DENORMAL(old) + NO_DENORMAL(pair);
-            old = NO_DENORMAL(old);
+            old = no_denormal(old) + no_denormal(pair);
+            old = no_denormal(old);
             memcpy(&unit.tile[c][m][4 * n], &old, 4);
         }
     }

@@ -603,6 +603,49 @@ TEST(a_rank_without_hooks_is_the_layer_on_one_device)
     free_model(&m);
 }
 
+/* Stages of one batch, by number, and which of them may come next. */
+TEST(a_stage_waits_for_its_turn)
+{
+    static const char *const want[4] = {"is not dispatched yet", "has no expert results yet", "is not combined yet", ""};
+    uint64_t s = 5;
+    model m = make_model(4, 6, 3, &s);
+    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
+    moe_ep_rank_desc d = one_rank(NULL, &layer);
+    moe_ep_rank rank;
+    moe_ep_batch b;
+    moe_ep_error err;
+    float x[12], y[12], w[4] = {.5f, .25f, .125f, 1};
+    int32_t ids[4] = {0, 3, 2, 1};
+    int i, turn, done;
+    for (i = 0; i < 12; i++) x[i] = (float)(i - 5) * .25f;
+    memset(&b, 0, sizeof b);
+    b.num_tokens = 2, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
+    d.elem_bytes = 4;
+    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+    for (turn = 0; turn < 2; turn++) {
+        CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_OK);
+        for (done = 0; done < 4; done++) {
+            for (i = 3; i > done; i--) {
+                const moe_ep_status st = i == 1 ? moe_ep_rank_experts(&rank, 1, NULL, &err)
+                                         : i == 2 ? moe_ep_rank_combine(&rank, 1, NULL, &err)
+                                                  : moe_ep_rank_finish(&rank, 1, NULL, &err);
+                CHECK_I64(st, MOE_EP_ERR_CONFIG);
+                CHECK_STR(err.arg, "batch");
+                CHECK_STR(err.what, want[done]);
+            }
+            if (done == 0) CHECK_I64(moe_ep_rank_dispatch(&rank, 1, NULL, &err), MOE_EP_OK);
+            if (done == 1) CHECK_I64(moe_ep_rank_experts(&rank, 1, NULL, &err), MOE_EP_OK);
+            if (done == 2) CHECK_I64(moe_ep_rank_combine(&rank, 1, NULL, &err), MOE_EP_OK);
+            if (done == 3) CHECK_I64(moe_ep_rank_finish(&rank, 1, NULL, &err), MOE_EP_OK);
+        }
+    }
+    /* dispatched again, the results of before are no longer the batch's */
+    CHECK_I64(moe_ep_rank_dispatch(&rank, 1, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_combine(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
+    moe_ep_rank_free(&rank);
+    free_model(&m);
+}
+
 /* ---- the plan of one rank among three, against counts by hand ---- */
 
 static int64_t three_send[9], three_recv[9];
@@ -672,6 +715,11 @@ TEST(the_plan_says_who_sends_what_to_whom)
         if (choice[i] >= 0) CHECK_NEAR(p->send_weight[choice[i]], w[i], 0, 0);
     }
     for (int i = 0; i < 9; i++) CHECK_I64(p->recv_row[i], place[i]);
+    /* no stage before its turn: there is nothing yet in the memory it reads */
+    CHECK_I64(moe_ep_rank_experts(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.what, "is not dispatched yet");
+    CHECK_I64(moe_ep_rank_combine(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_I64(moe_ep_rank_finish(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
     three_recv[4] = -1; /* what the other ranks say is checked too */
     CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_ERR_NEGATIVE);
     CHECK_I64(err.index, 4);

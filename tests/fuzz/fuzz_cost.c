@@ -364,6 +364,7 @@ static void cost_case(void)
     fz_where = "payback";
     {
         moe_ep_payback_desc d;
+        memset(&d, 0, sizeof d);
         d.before_s = fz_chance(.3) ? fz_bad_double() : fz_unit();
         d.after_s = fz_chance(.3) ? fz_bad_double() : fz_unit();
         d.moved_slots = fz_chance(.3) ? fz_bad_i64() : 9;
