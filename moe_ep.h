@@ -1287,8 +1287,8 @@ typedef struct moe_ep_shape {
     int32_t num_slots;               /* P in total, dealt as evenly as possible, the first P mod D
                                         devices one more; 0 = the caller gives slots_per_device, or,
                                         without it, as many as there are experts                      */
-    int32_t num_nodes;               /* N <= D; device d is on node d*N/D unless given; 0 or 1 = one node: times then
-                                      * take every link as fast as inside a machine (32 GPUs of 8 each are 4 nodes) */
+    int32_t num_nodes;               /* N <= D; device d is on node d*N/D unless given; 0 or 1 = one node: experts
+                                      * may go anywhere; times then ask the machine how many nodes D devices fill */
     const int32_t *slots_per_device; /* (D) or NULL; when given num_slots is 0 or their sum           */
     const int32_t *node_of_device;   /* (D) values 0..N-1, or NULL                                    */
     const double *speed;             /* (D) relative speeds, each 1e-6..1e6, or NULL = all 1          */
@@ -2185,7 +2185,7 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
 /* ---- what is modelled: a machine ---------------------------------------------------------------------- */
 
 /* Constants of a grouped matrix product: time = t0 + active * expert_s + (mem^p + flop^p)^(1/p) + activation bytes *
- * row_byte_s. */
+ * row_byte_s + activation bytes of other devices' rows * other_byte_s. */
 typedef struct moe_ep_gemm {
     double t0_s;       /* launch and tail of one product                                          */
     double mem_eff;    /* share of the memory bandwidth reached, 0 = 1                            */
@@ -2197,6 +2197,9 @@ typedef struct moe_ep_gemm {
                           beside the products (permute, activate, quantise, sum), 0 = none        */
     double t0_p;       /* not 0: launch and experts' share a, and the rest b, add up as
                           (a^q + b^q)^(1/q) with this q, at least 0.25                            */
+    double other_byte_s; /* added per activation byte of rows for other devices' experts: a kernel that is
+                          given every token prepares and sums those rows, too, 0 = none           */
+    int32_t other_reached; /* not 0: only of tokens with an expert here, top_k rows each          */
 } moe_ep_gemm;
 
 /* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p) + share / pair_Bps, where
@@ -2275,10 +2278,11 @@ typedef struct moe_ep_device_time {
 } moe_ep_device_time;
 
 /* Seconds one device's routed experts take for slot_rows (n) rows per slot, n = 0 allowed.  Weight bytes
- * of active slots only, activations, FLOPs of padded rows, two products (up, down).  No rows at all takes
- * 0 s.  out may be NULL; its dispatch and combine are 0.  Errors (negative results): NULL, SIZE, NEGATIVE, RANGE
- * (a constant outside its range), NAN, OVERFLOW.  O(n).  Source: roofline with active experts and tiles, fitted
- * to InferSim's grouped GEMM tables: median error 4 % on H800, 9 % on H20.
+ * of active slots only, activations, FLOPs of padded rows, two products (up, down).  With gemm.other_byte_s the
+ * layer's rows are taken for rows * E / n, as under even routing.  No rows at all takes 0 s.  out may be NULL; its
+ * dispatch and combine are 0.  Errors (negative results): NULL, SIZE, NEGATIVE, RANGE (a constant outside its range),
+ * NAN, OVERFLOW.  O(n).  Source: roofline with active experts and tiles, fitted to InferSim's grouped GEMM tables:
+ * median error 4 % on H800, 9 % on H20.
  * Example: DeepSeek-V3 on H800, 8 slots of 128 rows: 169.8 us (measured 120.4 + 63.4). */
 MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_machine *machine,
                                      const int64_t *slot_rows, int32_t n, moe_ep_device_time *out, moe_ep_error *err);
@@ -2486,11 +2490,11 @@ typedef struct moe_ep_cost_hooks {
 typedef struct moe_ep_layer_desc {
     const moe_ep_model *model;
     const moe_ep_machine *machine;
-    const moe_ep_placement *placement; /* gives devices, nodes (as its shape said, not derived from machine), slots;
-                                        * NULL = the next three                                           */
+    const moe_ep_placement *placement; /* gives devices, slots, and nodes where it has several; NULL = the next two */
     int32_t num_devices;
     int32_t num_slots;         /* P, dealt evenly, the first P mod D devices one more; 0 = E              */
-    int32_t num_nodes;         /* 0 = ceil(D / machine.devices_per_node)                                  */
+    int32_t num_nodes;         /* without nodes in the placement: 0 = ceil(D / machine.devices_per_node),
+                                  1 = every link is one inside a machine                                  */
     int64_t tokens;            /* source tokens per device, 0 = ceil(sum of rows / (K D))                 */
     int32_t high_throughput;   /* 0 = the machine's low-latency links, not 0 = its normal ones            */
     moe_ep_a2a_mode mode;
@@ -2524,8 +2528,9 @@ typedef struct moe_ep_time_result {
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
- * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, NEGATIVE, NAN, RANGE,
- * OVERFLOW, PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes).  O(P + D), with traffic O(P + D^2).
+ * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN,
+ * RANGE, OVERFLOW, PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes: node_traffic with a placement of one node
+ * on a machine of several wants num_nodes).  O(P + D), with traffic O(P + D^2).
  * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
@@ -2558,6 +2563,44 @@ typedef struct moe_ep_step_result {
  * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
+
+/* ---- expert against tensor parallelism --------------------------------------------------------------- */
+
+/* The routed experts of one layer, every device with `tokens` tokens of its own. */
+typedef struct moe_ep_ep_vs_tp_desc {
+    const moe_ep_model *model;
+    const moe_ep_machine *machine;
+    int32_t num_devices;
+    int32_t num_nodes;         /* 0 = ceil(D / machine.devices_per_node)                                  */
+    int32_t num_slots;         /* P of expert parallelism, 0 = E                                          */
+    double tokens;             /* per device                                                              */
+    double imbalance;          /* max over mean rows of the devices under expert parallelism, 0 = 1       */
+    int32_t high_throughput;   /* 0 = the machine's low-latency links, not 0 = its normal ones            */
+    moe_ep_a2a_mode mode;      /* of expert parallelism, as the next five                                 */
+    moe_ep_wire dispatch_wire, combine_wire;
+    int32_t dispatch_extra, combine_extra;
+    double capacity;           /* PADDED: rows per expert and source device                               */
+} moe_ep_ep_vs_tp_desc;
+
+typedef struct moe_ep_ep_vs_tp_result {
+    double ep_weight_bytes, tp_weight_bytes; /* on a device: ceil(P / D) experts; all of them, a slice each  */
+    double ep_sent_bytes, tp_sent_bytes;     /* by a device: dispatch + combine; all-gather + reduce-scatter */
+    double ep_compute_s, tp_compute_s;       /* busiest device                                            */
+    double ep_comm_s, tp_comm_s;
+    double ep_s, tp_s;                       /* compute + comm                                            */
+    double speedup;                          /* tp_s / ep_s: above 1 expert parallelism is faster         */
+} moe_ep_ep_vs_tp_result;
+
+/* Should the devices share the experts (EP: whole experts, tokens travel) or cut every expert in D slices (TP: each
+ * device works on all tokens with ceil(I / D) columns, bf16 rows gathered before and summed after)?  Bytes and seconds
+ * of both under uniform routing; sent bytes inside and between nodes together, both over the links chosen by
+ * high_throughput.  Active experts as expected, their rows even, imbalance on the rows of EP only: TP has none.
+ * Shared experts are left out.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, RANGE (tokens 0, imbalance outside
+ * 1..D, constants), OVERFLOW, those of moe_ep_comm_bytes.  O(K), with groups O(groups * (groups + K)).
+ * Example: DeepSeek-V3 on 8 H200, 64 tokens each, fp8 out and bf16 back: 9734144 and 12845056 bytes sent, 471.1 us with
+ * EP and 500.3 with TP, 1.062 times as fast; with an imbalance of 3: 478.1 us, 1.046. */
+MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_ep_ep_vs_tp_result *out,
+                                         moe_ep_error *err);
 
 /* ---- memory and configuration ---------------------------------------------------------------------- */
 
@@ -2676,6 +2719,7 @@ typedef struct moe_ep_expert_row {
     int32_t hidden, inter;      /* 0 = the model's                                                       */
     int32_t product;            /* 0 = both products, 1 = only up (and gate), 2 = only down              */
     double seconds;             /* measured, > 0                                                         */
+    int32_t num_experts, top_k; /* of the layer, all devices together; 0 = the model's                   */
 } moe_ep_expert_row;
 
 typedef enum moe_ep_phase {
@@ -2719,15 +2763,16 @@ typedef struct moe_ep_calibrate_result {
     moe_ep_fit_error link[MOE_EP_PHASE_COUNT];
 } moe_ep_calibrate_result;
 
-/* Fits gemm (t0_s, mem_eff, flop_eff, p, tile, expert_s) and all constants of the four links to measured rows: least
- * sum of sqrt(0.05^2 + log(model / measured)^2), then of log(0.1^2 + log(model / measured)^2), so that a row that is
- * off tenfold hardly pulls, plus a pull towards `start` that few rows cannot and many rows easily overcome; what the
- * rows do not show stays as in start.  The same rows give the same constants.  out may be desc->start itself.  result,
- * expert_errors (num_experts) and link_errors (num_links), signed model / measured - 1, may be NULL.  Errors on rows
- * that were not fitted are larger than those in result: hold some back to know.
+/* Fits gemm (all of it; other_byte_s where rows differ in the layer's experts per slot) and all constants of the four
+ * links to measured rows: least sum of sqrt(0.05^2 + log(model / measured)^2), then of log(0.1^2 +
+ * log(model / measured)^2), so that a row that is off tenfold hardly pulls, plus a pull towards `start` that few rows
+ * cannot and many rows easily overcome; what the rows do not show stays as in start.  The same rows give the same
+ * constants.  out may be desc->start itself.  result, expert_errors (num_experts) and link_errors (num_links), signed
+ * model / measured - 1, may be NULL.  Errors on rows that were not fitted are larger than those in result: hold some
+ * back to know.
  * Errors: NULL, SIZE (num_slots < 1, negative numbers of rows), NEGATIVE, NAN, RANGE (seconds <= 0, spread, product,
  * phase), OVERFLOW, CONFIG (no rows at all), those of moe_ep_comm_bytes, SCRATCH, MEMORY.  O(n) per step, some
- * thousand steps: about 50 us per row.  Scratch O(n).
+ * thousand steps: about 0.7 ms per row.  Scratch O(n).
  * Example: 8 rows made with t0 20 us, 3e12 B/s of memory and 1e15 FLOP/s, start H800: the fit repeats them within
  * 2 %. */
 MOE_EP_API moe_ep_status moe_ep_calibrate(const moe_ep_calibrate_desc *desc, moe_ep_machine *out,
@@ -3644,19 +3689,37 @@ MOE_EP_API const char *moe_ep_status_str(moe_ep_status status)
     return text;
 }
 
-/* Fills *err (when given) and hands the status back: callers write `return moe_epi_fail(...)`. */
-static moe_ep_status moe_epi_fail(moe_ep_error *err, moe_ep_status status, const char *arg,
-                                  const char *what, int64_t index, double value)
+/* What only errors reach stays out of line and away from what is hot: the compiler has less to do, and so has the
+ * instruction cache. */
+#if defined(__GNUC__) && !defined(__TINYC__)
+#  define MOE_EPI_COLD __attribute__((noinline, cold))
+#  define MOE_EPI_AT_ONCE static inline __attribute__((always_inline)) /* callers see which status comes back */
+#elif defined(_MSC_VER)
+#  define MOE_EPI_COLD __declspec(noinline)
+#  define MOE_EPI_AT_ONCE static __forceinline
+#else
+#  define MOE_EPI_COLD
+#  define MOE_EPI_AT_ONCE static
+#endif
+
+MOE_EPI_COLD static void moe_epi_tell(moe_ep_error *err, moe_ep_status status, const char *arg, const char *what,
+                                      int64_t index, double value)
 {
     MOE_EP_ASSERT(status != MOE_EP_OK);
     MOE_EP_ASSERT(arg && what);
-    if (err) {
-        err->status = status;
-        err->arg = arg;
-        err->what = what;
-        err->index = index;
-        err->value = value;
-    }
+    if (!err) return;
+    err->status = status;
+    err->arg = arg;
+    err->what = what;
+    err->index = index;
+    err->value = value;
+}
+
+/* Fills *err (when given) and hands the status back: callers write `return moe_epi_fail(...)`. */
+MOE_EPI_AT_ONCE moe_ep_status moe_epi_fail(moe_ep_error *err, moe_ep_status status, const char *arg,
+                                           const char *what, int64_t index, double value)
+{
+    moe_epi_tell(err, status, arg, what, index, value);
     return status;
 }
 
@@ -3672,10 +3735,13 @@ static void moe_epi_ok(moe_ep_error *err)
     }
 }
 
-static moe_ep_status moe_epi_null(moe_ep_error *err, const char *arg)
+MOE_EPI_AT_ONCE moe_ep_status moe_epi_null(moe_ep_error *err, const char *arg)
 {
     return moe_epi_fail(err, MOE_EP_ERR_NULL, arg, "must not be NULL", -1, 0.0);
 }
+
+#undef MOE_EPI_COLD
+#undef MOE_EPI_AT_ONCE
 
 /* True for a finite number; not isfinite(), which the host's -ffast-math may fold away. */
 static int moe_epi_finite(double v)
@@ -6387,6 +6453,9 @@ static moe_ep_status moe_epi_route_check(const moe_ep_router *r, const float *lo
     return MOE_EP_OK;
 }
 
+/* ---- sixteen rows together, where there are kernels for it ------------------------------------------------- */
+
+#if MOE_EPI_X86
 /* The largest factor on a weight, or on the way to it. */
 static float moe_epi_route_most(const moe_epi_rt_plan *p)
 {
@@ -6409,7 +6478,7 @@ static int moe_epi_route_plan(const moe_epi_token *t, int weighs, moe_epi_rt_pla
     const int grouped = r->n_group > 1;
     float most;
     if (t->isa != MOE_EP_ISA_AVX512 || !t->quick || r->select != MOE_EP_SELECT_TOPK) return 0;
-    if (r->num_experts > 1024 || r->top_k > 14 || r->logits_stride > (1 << 26)) return 0;
+    if (r->top_k > 14 || r->logits_stride > (1 << 26)) return 0;
     if (!t->raw && (sigmoid || r->logit_softcap > 0.0f || r->num_experts > MOE_EPI_WIDE)) return 0;
     if (!sigmoid && (r->select_bias || grouped)) return 0;
     if (r->score == MOE_EP_SCORE_SQRT_SOFTPLUS && (!r->select_on_logit || r->weight == MOE_EP_WEIGHT_SCORE)) return 0;
@@ -6464,10 +6533,6 @@ static moe_ep_status moe_epi_route_together(moe_epi_token *t, const moe_epi_rt_p
     const int64_t stride = t->r->logits_stride > 0 ? t->r->logits_stride : t->r->num_experts;
     moe_ep_status s = MOE_EP_OK;
     int r;
-#if !MOE_EPI_X86
-    (void)first; /* no plan was found */
-    (void)err;
-#else
     MOE_EPI_RT_ALIGNED float wide[MOE_EPI_ROWS * MOE_EPI_WIDE];
     if (p->copies) moe_epi_rt_z_copy(x, stride, b->ahead, p, wide, count);
     if (p->copies) b->ahead = 0;
@@ -6479,7 +6544,6 @@ static moe_ep_status moe_epi_route_together(moe_epi_token *t, const moe_epi_rt_p
     }
     moe_epi_rt_z_deliver((const uint32_t *)(const void *)b->id, p->K, count, b->doubt, ids);
     if (w) moe_epi_rt_z_deliver((const uint32_t *)(const void *)b->w, p->K, count, b->doubt, w);
-#endif
     for (r = 0; b->doubt && r < count; r++) {
         if (!(b->doubt >> r & 1u)) continue;
         t->logits = x + r * stride;
@@ -6505,13 +6569,13 @@ static moe_ep_status moe_epi_route_all_together(moe_epi_token *t, const moe_epi_
     }
     return MOE_EP_OK;
 }
+#endif
 
 MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *logits, int64_t T,
                                       const int32_t *token_ids, int32_t *ids, float *weights,
                                       moe_ep_error *err)
 {
     moe_epi_token token;
-    moe_epi_rt_plan plan;
     int checks = 0;
     moe_ep_status s = moe_epi_route_check(cfg, logits, T, token_ids, ids, weights != NULL, &checks, err);
     int64_t t, stride, K;
@@ -6519,8 +6583,13 @@ MOE_EP_API moe_ep_status moe_ep_route(const moe_ep_router *cfg, const float *log
     stride = cfg->logits_stride > 0 ? cfg->logits_stride : cfg->num_experts;
     K = cfg->top_k;
     moe_epi_route_begin(&token, cfg);
-    if (moe_epi_route_plan(&token, weights != NULL, &plan))
-        return moe_epi_route_all_together(&token, &plan, logits, T, ids, weights, err);
+#if MOE_EPI_X86
+    {
+        moe_epi_rt_plan plan;
+        if (moe_epi_route_plan(&token, weights != NULL, &plan))
+            return moe_epi_route_all_together(&token, &plan, logits, T, ids, weights, err);
+    }
+#endif
     for (t = 0; t < T; t++) {
         const int32_t *row = NULL;
         token.logits = logits ? logits + t * stride : NULL;
@@ -8554,7 +8623,6 @@ static moe_ep_status moe_epi_ld_check_uniform(int64_t T, int32_t K, int32_t E, m
 {
     int64_t n;
     if (T < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "T", "must be at least 1", -1, (double)T);
-    if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "must be at least 1", -1, (double)K);
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
     if (K > E) return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "K", "more choices than experts", -1, (double)K);
     return moe_epi_ld_check_tk(T, K, &n, err);
@@ -9733,13 +9801,9 @@ typedef struct moe_epi_bl_grid {
     double weight[MOE_EPI_BL_CELLS];
 } moe_epi_bl_grid;
 
-/* ln Gamma(x) by Stirling's series, x above 10: a smooth grid stays 36 rows away from both ends. */
-static double moe_epi_bl_lgamma(double x)
-{
-    double z = 1.0 / (x * x);
-    z = (1.0 / 12.0 - z * (1.0 / 360.0 - z * (1.0 / 1260.0 - z / 1680.0))) / x;
-    return (x - 0.5) * log(x) - x + 0.91893853320467274178 + z;
-}
+/* ln Gamma(x) but for a constant, by Stirling.  A smooth grid stays 36 rows away from both ends, where the next term,
+ * 1 / (12 x), moves a mean by less than 1e-4 of its standard deviation. */
+static double moe_epi_bl_lgamma(double x) { return (x - 0.5) * log(x) - x; }
 
 /* Ratio of the weights of load+1 and load.  pool 0 = infinite. */
 static double moe_epi_bl_growth(double load, double mean, double pool)
@@ -10015,7 +10079,7 @@ static double moe_epi_bl_below(const moe_epi_bl_grid *g, const double *cdf, doub
     const int32_t i = (int32_t)cell;
     double low;
     if (at < 0.0) return 0.0;
-    if (g->sd <= MOE_EPI_BL_SMOOTH || i + 1 >= g->cells) return cdf[i];
+    if (g->sd <= MOE_EPI_BL_SMOOTH) return cdf[i];
     low = cdf[(int32_t)before];
     return low + (cdf[i] - low) * (at - floor(at));
 }
@@ -10077,7 +10141,7 @@ static void moe_epi_bl_chance(double T, double K, double E, int32_t groups, moe_
     if (groups == 1 || K >= E) return;
     moe_epi_bl_chance_one(&draw, mean, out);
     if (draw.size > floor(draw.size)) moe_epi_bl_chance_uneven(&draw, mean, out);
-    else if (T < 3.5 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
+    else if (T <= 3.0 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
     else moe_epi_bl_chance_max(&draw, mean, out);
 }
 
@@ -11107,10 +11171,10 @@ static int32_t moe_epi_device_slots(const moe_ep_shape *s, int32_t num_slots, in
 /* Carves a placement; with base NULL only *used is computed (SIZE_MAX = too large). */
 static void moe_epi_placement_carve(moe_ep_placement *p, unsigned char *base, size_t *used)
 {
-    int64_t D = p->num_devices, P = p->num_slots, L = p->num_layers, E = p->num_experts, cells, starts;
+    int64_t D = p->num_devices, P = p->num_slots, L = p->num_layers, E = p->num_experts;
+    int64_t cells = L * P, starts = L * (E + 1); /* P <= 2^30, E <= 2^30 */
     size_t at[8];
     *used = 0;
-    if (!moe_epi_mul(L, P, &cells) || !moe_epi_mul(L, E + 1, &starts)) { *used = SIZE_MAX; return; }
     at[0] = *used; moe_epi_need(used, D, sizeof(double));
     at[1] = *used; moe_epi_need(used, D + 1, sizeof(int32_t));
     at[2] = *used; moe_epi_need(used, P, sizeof(int32_t));
@@ -11119,7 +11183,7 @@ static void moe_epi_placement_carve(moe_ep_placement *p, unsigned char *base, si
     at[5] = *used; moe_epi_need(used, starts, sizeof(int32_t));
     at[6] = *used; moe_epi_need(used, cells, sizeof(int32_t));
     at[7] = *used; moe_epi_need(used, D, sizeof(uint8_t));
-    if (!base || *used == SIZE_MAX) return;
+    if (!base) return;
     p->device_speed = (double *)(void *)(base + at[0]);
     p->slot_start = (int32_t *)(void *)(base + at[1]);
     p->slot_device = (int32_t *)(void *)(base + at[2]);
@@ -11545,6 +11609,7 @@ static double moe_epi_window_load(const double *load, int64_t stride, int32_t nu
     double mean = 0.0, square = 0.0;
     int32_t t;
     for (t = 0; t < num_steps; t++) mean += load[t * stride] / num_steps;
+    if (!(z > 0.0)) return mean; /* squares of loads above 1e154 do not fit */
     for (t = 0; t < num_steps; t++) {
         double off = load[t * stride] - mean;
         square += off * off / num_steps;
@@ -11728,7 +11793,7 @@ static double moe_epi_bound_single(const moe_epi_item *sorted, int32_t E, const 
         if (sum > best) best = sum;
     }
     sum = sorted[0].key;
-    for (i = 1; i < room->least_slots && i < E; i++) sum += sorted[E - i].key;
+    for (i = 1; i < room->least_slots; i++) sum += sorted[E - i].key;
     if (sum > best) best = sum;
     return best / room->speed_max;
 }
@@ -11744,17 +11809,16 @@ static int moe_epi_level_possible(const moe_epi_item *sorted, int32_t n, int32_t
     double spare = (double)(room->slots - E), excess = -(double)room->devices;
     int32_t e, heavy, cheap;
     for (heavy = 0; heavy < n && sorted[heavy].key > 0.5 * level; heavy++) {
-        double need = ceil(sorted[heavy].key / level);
-        if (need < 1.0) need = 1.0;
+        double need = ceil(sorted[heavy].key / level); /* fewer than ceil(2 w / level), w being above level / 2 */
         spare -= need - 1.0;
         if (spare < 0.0) return 0;
-        if (ceil(2.0 * sorted[heavy].key / level) > need) excess += need;
+        excess += need;
     }
     for (cheap = 1; cheap >= 0; cheap--) { /* first those that cost a-1, few copies first; then those that cost a */
         for (e = heavy - 1; e >= 0 && excess > 0.0; e--) {
             double need = ceil(sorted[e].key / level), cost = ceil(2.0 * sorted[e].key / level) - need;
             double part = excess < need ? excess / need : 1.0;
-            if (cost < 0.5 || (cost < need - 0.5) != (cheap == 1)) continue;
+            if ((cost < need - 0.5) != (cheap == 1)) continue;
             spare -= part * cost;
             excess -= part * need;
             if (spare < -1e-9) return 0;
@@ -13036,8 +13100,7 @@ typedef struct moe_epi_state {
 
 static void moe_epi_state_need(size_t *total, int32_t E, int32_t P, int32_t D)
 {
-    int64_t words = ((int64_t)D + 63) / 64, bits = 0;
-    if (!moe_epi_mul(words, E, &bits)) { *total = SIZE_MAX; return; }
+    int64_t bits = ((int64_t)D + 63) / 64 * E;
     moe_epi_need(total, E, sizeof(double));
     moe_epi_need(total, P, sizeof(double));
     moe_epi_need(total, P, sizeof(int32_t));
@@ -13541,30 +13604,29 @@ static int32_t moe_epi_source(const moe_ep_placement *p, int32_t l, int32_t e, i
     }
     if (all == 0) return -1;
     turn = (int32_t)(((int64_t)to + e) % (near_by > 0 ? near_by : all));
-    for (i = start[e]; i < start[e + 1]; i++) {
+    for (i = start[e];; i++) { /* there are more than `turn` of them */
         int32_t d = p->slot_device[slot[i]];
         if (p->device_inactive[d] || (near_by > 0 && p->device_node[d] != p->device_node[to])) continue;
         if (turn-- > 0) continue;
         *from_slot = slot[i];
         return d;
     }
-    return -1;
 }
 
-/* Load of e off its home node with `change` copies more, of which off_change are off. */
+/* Load of e off its home node with `change` copies more, of which off_change are off; one copy is left at least.  Only
+ * where nodes matter. */
 static double moe_epi_off_load(const moe_epi_state *s, const moe_epi_budget *b, int32_t e, int32_t change,
                                int32_t off_change)
 {
     int32_t d, off = off_change, n;
-    if (!b->home) return 0.0;
     n = moe_epi_hosts(s, e, b->off_hosts);
     for (d = 0; d < n; d++) off += b->node[b->off_hosts[d]] != b->home[e];
-    return s->count[e] + change > 0 ? s->w[e] * off / (s->count[e] + change) : 0.0;
+    return s->w[e] * off / (s->count[e] + change);
 }
 
 static int32_t moe_epi_is_off(const moe_epi_budget *b, int32_t d, int32_t e)
 {
-    return b->home && b->node[d] != b->home[e];
+    return b->node[d] != b->home[e];
 }
 
 /* Books e arriving on (sign 1) or leaving (sign -1) device d. */
@@ -13782,12 +13844,12 @@ static void moe_epi_offer_drops(const moe_epi_state *s, moe_epi_budget *b, int32
     }
 }
 
-/* Gives e another number of copies: every holder's cell and load follow. */
+/* Gives e another number of copies, one or more: every holder's cell and load follow. */
 static void moe_epi_set_count(moe_epi_state *s, int32_t e, int32_t count, int32_t *hosts)
 {
     int32_t k, n = moe_epi_hosts(s, e, hosts);
     s->count[e] = count;
-    s->unit[e] = s->w[e] / (count > 0 ? count : 1);
+    s->unit[e] = s->w[e] / count;
     for (k = 0; k < n; k++) {
         int32_t d = hosts[k], i = s->slot_start[d];
         while (s->cell[i] != e) i++;
@@ -13837,7 +13899,7 @@ static int32_t moe_epi_change_run(moe_epi_state *s, moe_epi_budget *b, double le
 {
     int32_t done = 0;
     b->level = level;
-    while (done < most && s->num_order > 0) {
+    while (done < most) {
         moe_epi_change best;
         int32_t m = s->order[0];
         double limit = moe_epi_time(s, m) * (1.0 - 1e-9);
@@ -13878,14 +13940,13 @@ static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_
     return MOE_EP_OK;
 }
 
-/* Is slot s of layer l in `to` filled by an expert that its device lacked in `from`?  Several copies on one device
+/* Is the expert that slot s of layer l in `to` gets new on its device?  Several copies on one device
  * need one transfer: the first such slot. */
 static int moe_epi_is_arrival(const moe_ep_placement *from, const moe_ep_placement *to, int32_t l, int32_t s)
 {
     const int32_t *old = from->slot_expert + (int64_t)l * from->num_slots;
     const int32_t *now = to->slot_expert + (int64_t)l * to->num_slots;
     int32_t d = to->slot_device[s], i, e = now[s];
-    if (e < 0 || old[s] == e) return 0;
     for (i = from->slot_start[d]; i < from->slot_start[d + 1]; i++)
         if (old[i] == e || (i < s && now[i] == e)) return 0;
     return 1;
@@ -14059,7 +14120,6 @@ static int moe_epi_may_rename(const moe_ep_placement *now, const moe_ep_placemen
                               int32_t flags)
 {
     if (i == j) return 1;
-    if (flags & MOE_EP_RELABEL_SLOTS_ONLY) return 0;
     if ((flags & MOE_EP_RELABEL_KEEP_NODES) && plan->device_node[i] != plan->device_node[j]) return 0;
     if (now->device_inactive[i] || plan->device_inactive[i] != plan->device_inactive[j]) return 0;
     if (plan->device_speed[i] < plan->device_speed[j] || plan->device_speed[i] > plan->device_speed[j]) return 0;
@@ -14174,7 +14234,7 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
     moe_epi_arena arena;
     moe_epi_relabel w;
     size_t total = 0;
-    int64_t D, pairs = 0;
+    int64_t D, pairs;
     int32_t l, i;
     moe_ep_status status;
     moe_epi_ok(err);
@@ -14182,8 +14242,7 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
     if ((flags & ~(MOE_EP_RELABEL_SLOTS_ONLY | MOE_EP_RELABEL_KEEP_NODES)) != 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "flags", "has an unknown bit", -1, flags);
     D = current->num_devices;
-    if (!moe_epi_mul(D, D, &pairs))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "D", "D*D does not fit", -1, (double)D);
+    pairs = D * D;
     moe_epi_need(&total, pairs, sizeof(int32_t));
     moe_epi_need(&total, D, sizeof(int32_t));
     for (i = 0; i < 2; i++) moe_epi_need(&total, D + 1, sizeof(int32_t));
@@ -14264,16 +14323,16 @@ static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const 
 /* Memory of a planner for the largest number of slots. */
 static size_t moe_epi_planner_bytes(const moe_ep_place_desc *d, int32_t P)
 {
-    size_t deal = 64, total = 0;
+    size_t total = 64;
     int32_t D = d->shape.num_devices, E = d->num_experts, N = d->shape.num_nodes > 0 ? d->shape.num_nodes : 1;
     int32_t G = d->num_groups > D ? d->num_groups : D;
-    moe_epi_best_need(&deal, E, P, D);
-    moe_epi_eplb_need(&total, E, P, G);
-    total = deal > SIZE_MAX - total ? SIZE_MAX : total + deal; /* node_soft needs both */
+    moe_epi_best_need(&total, E, P, D);
+    moe_epi_eplb_need(&total, E, P, G); /* node_soft needs both */
     moe_epi_need(&total, (int64_t)d->num_layers * E, sizeof(int32_t));
     moe_epi_need(&total, (int64_t)d->num_layers * E, sizeof(double));
     moe_epi_bound_need(&total, E, D, N);
-    return total > SIZE_MAX - 128 ? SIZE_MAX : total + 128;
+    moe_epi_need(&total, 2, 64);
+    return total;
 }
 
 /* One point of the curve from the results of its plan. */
@@ -14312,23 +14371,21 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
     place.shape.num_slots = place.num_experts + desc->max_extra + place.shape.num_devices;
     planner = moe_epi_planner_bytes(&place, place.shape.num_slots);
     block = moe_ep_placement_bytes(place.num_layers, place.num_experts, &place.shape);
-    if (planner == SIZE_MAX || block == 0)
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.max_extra", "too many slots", -1, desc->max_extra);
     moe_epi_need(&total, place.shape.num_devices, sizeof(int32_t));
     moe_epi_need(&total, place.num_layers, sizeof(moe_ep_plan_result));
     moe_epi_need(&total, desc->max_extra / step + 1, sizeof(moe_ep_copies_point));
     moe_epi_need(&total, 1, planner);
-    moe_epi_need(&total, 1, block);
+    moe_epi_need(&total, 1, block - 1u); /* a multiple of 64, or 0 = too large */
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     slots = (int32_t *)moe_epi_take(&arena, place.shape.num_devices, sizeof(int32_t));
     result = (moe_ep_plan_result *)moe_epi_take(&arena, place.num_layers, sizeof(moe_ep_plan_result));
     made = (moe_ep_copies_point *)moe_epi_take(&arena, desc->max_extra / step + 1, sizeof(moe_ep_copies_point));
     buffer = (unsigned char *)moe_epi_take(&arena, 1, planner);
-    memory = (unsigned char *)moe_epi_take(&arena, 1, block);
+    memory = (unsigned char *)moe_epi_take(&arena, 1, block - 1u);
     place.shape.slots_per_device = slots;
     place.shape.num_slots = 0;
     place.eplb_mode = MOE_EP_EPLB_GLOBAL;
-    for (extra = 0; status == MOE_EP_OK && extra <= desc->max_extra; extra += step) {
+    for (extra = 0;; extra += step) {
         moe_ep_placement p;
         moe_ep_scratch inner = moe_ep_scratch_fixed(buffer, planner);
         int32_t number = 0, all = place.num_experts + extra;
@@ -14337,11 +14394,9 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
             slots[d] = down ? 0 : all / active + (number < all % active ? 1 : 0);
             number += !down;
         }
-        status = moe_ep_placement_init(&p, place.num_layers, place.num_experts, &place.shape, memory, block, err);
-        if (status == MOE_EP_OK)
-            status = desc->policy == MOE_EP_PLACE_EPLB_GLOBAL
-                         ? moe_ep_place_eplb(&place, &p, result, &inner, err)
-                         : moe_ep_best_placement(&place, &p, result, &inner, err);
+        (void)moe_ep_placement_init(&p, place.num_layers, place.num_experts, &place.shape, memory, block, NULL);
+        status = desc->policy == MOE_EP_PLACE_EPLB_GLOBAL ? moe_ep_place_eplb(&place, &p, result, &inner, err)
+                                                          : moe_ep_best_placement(&place, &p, result, &inner, err);
         if (status != MOE_EP_OK) break;
         made[n] = moe_epi_copies_sum(result, desc, extra);
         if (found < 0 && desc->target > 0.0 && made[n].worst <= desc->target) found = extra;
@@ -14385,7 +14440,7 @@ static int32_t moe_epi_budget_grid(int64_t most, int32_t *list)
     return n;
 }
 
-/* The busiest device of layer l with `extra` copies; HUGE_VAL = pins do not fit. */
+/* The busiest device of layer l with `extra` copies. */
 static moe_ep_status moe_epi_budget_try(moe_epi_budgets *b, int32_t l, int32_t extra, double *reached,
                                         moe_ep_error *err)
 {
@@ -14397,10 +14452,8 @@ static moe_ep_status moe_epi_budget_try(moe_epi_budgets *b, int32_t l, int32_t e
     b->one.layer_slots = &slots;
     status = moe_ep_best_placement(&b->one, &b->place, &r, &b->scratch, err);
     b->one.layer_slots = NULL;
-    *reached = status == MOE_EP_OK ? r.max : HUGE_VAL;
-    if (status != MOE_EP_ERR_INFEASIBLE || extra == 0) return status;
-    moe_epi_ok(err);
-    return MOE_EP_OK;
+    if (status == MOE_EP_OK) *reached = r.max;
+    return status;
 }
 
 #define MOE_EPI_BUDGET_LEAST 2e-4 /* falls below this share are within what best_placement leaves to chance */
@@ -14447,55 +14500,46 @@ static void moe_epi_budget_buy(moe_epi_budgets *b, int32_t L, int64_t money)
 
 /* Sum over the layers of the busiest device, planned together: a layer's place in the row decides which devices get
  * its odd copies, and with that a little of the plan. */
-static moe_ep_status moe_epi_budget_sum(moe_epi_budgets *b, const int32_t *layer_slots, double *sum, moe_ep_error *err)
+static double moe_epi_budget_sum(moe_epi_budgets *b, const int32_t *layer_slots)
 {
     moe_ep_place_desc all = b->one;
+    double sum = 0.0;
     int32_t l;
-    moe_ep_status status;
     all.num_layers = b->desc->num_layers;
     all.loads = b->loads;
     all.pinned = b->desc->pinned;
     all.layer_slots = layer_slots;
-    status = moe_ep_best_placement(&all, &b->place, b->result, &b->scratch, err);
-    *sum = 0.0;
-    for (l = 0; status == MOE_EP_OK && l < all.num_layers; l++) *sum += b->result[l].max;
-    if (status != MOE_EP_ERR_INFEASIBLE) return status;
-    *sum = HUGE_VAL;
-    moe_epi_ok(err);
-    return MOE_EP_OK;
+    (void)moe_ep_best_placement(&all, &b->place, b->result, &b->scratch, NULL); /* as it did layer by layer */
+    for (l = 0; l < all.num_layers; l++) sum += b->result[l].max;
+    return sum;
 }
 
 /* What every layer reaches with every number of copies tried. */
 static moe_ep_status moe_epi_budget_curves(moe_epi_budgets *b, unsigned char *memory, size_t block, moe_ep_error *err)
 {
     int32_t l, i;
-    moe_ep_status status =
-        moe_ep_placement_init(&b->place, 1, b->desc->num_experts, &b->desc->shape, memory, block, err);
+    moe_ep_status status = MOE_EP_OK;
+    (void)moe_ep_placement_init(&b->place, 1, b->desc->num_experts, &b->desc->shape, memory, block, NULL);
     for (l = 0; l < b->desc->num_layers; l++)
         for (i = 0; status == MOE_EP_OK && i < b->n; i++)
             status = moe_epi_budget_try(b, l, b->tried[i], &b->reached[(int64_t)l * b->n + i], err);
-    if (status != MOE_EP_OK) return status;
-    return moe_ep_placement_init(&b->place, b->desc->num_layers, b->desc->num_experts, &b->desc->shape, memory, block,
-                                 err);
+    (void)moe_ep_placement_init(&b->place, b->desc->num_layers, b->desc->num_experts, &b->desc->shape, memory, block,
+                                NULL);
+    return status;
 }
 
 /* Buys, and takes the even budget instead where that is better; at most `most` copies per layer.  have: slots. */
-static moe_ep_status moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots, int64_t most, moe_ep_error *err)
+static void moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots, int64_t most)
 {
     int32_t l, L = b->desc->num_layers, E = b->desc->num_experts, *even = b->to;
-    double bought = 0.0, shared = 0.0;
-    moe_ep_status status;
     moe_epi_budget_buy(b, L, extra_slots);
     for (l = 0; l < L; l++) {
         int64_t share = extra_slots / L + (l < extra_slots % L ? 1 : 0);
         even[l] = E + (int32_t)(share < most ? share : most);
         b->have[l] = E + b->tried[b->have[l]];
     }
-    status = moe_epi_budget_sum(b, b->have, &bought, err);
-    if (status == MOE_EP_OK) status = moe_epi_budget_sum(b, even, &shared, err);
-    if (status == MOE_EP_OK && shared < bought * (1.0 - MOE_EPI_BUDGET_LEAST))
+    if (moe_epi_budget_sum(b, even) < moe_epi_budget_sum(b, b->have) * (1.0 - MOE_EPI_BUDGET_LEAST))
         memcpy(b->have, even, sizeof *even * (size_t)L);
-    return status;
 }
 
 #undef MOE_EPI_BUDGET_LEAST
@@ -14570,8 +14614,8 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     planner = moe_epi_planner_bytes(&b.one, slots);
     b.one.num_layers = 1;
     block = moe_ep_placement_bytes(L, E, &desc->shape);
-    if (planner == SIZE_MAX || block == 0 || !moe_epi_mul(L, b.n, &cells) || !moe_epi_mul(L, num_budgets, &rows))
-        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.num_layers", "L*P does not fit", -1, L);
+    cells = (int64_t)L * b.n;
+    rows = (int64_t)L * num_budgets;
     moe_epi_need(&total, b.n, sizeof(int32_t));
     moe_epi_need(&total, cells, sizeof(double));
     moe_epi_need(&total, merge, sizeof(double));
@@ -14581,7 +14625,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     moe_epi_need(&total, L, sizeof(moe_epi_item));
     moe_epi_need(&total, L, sizeof(moe_ep_plan_result));
     moe_epi_need(&total, 1, planner);
-    moe_epi_need(&total, 1, block);
+    moe_epi_need(&total, 1, block - 1u); /* a multiple of 64, or 0 = too large */
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     b.tried = (int32_t *)moe_epi_take(&arena, b.n, sizeof(int32_t));
     b.reached = (double *)moe_epi_take(&arena, cells, sizeof(double));
@@ -14592,7 +14636,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     b.offers = (moe_epi_item *)moe_epi_take(&arena, L, sizeof(moe_epi_item));
     b.result = (moe_ep_plan_result *)moe_epi_take(&arena, L, sizeof(moe_ep_plan_result));
     buffer = (unsigned char *)moe_epi_take(&arena, 1, planner);
-    memory = (unsigned char *)moe_epi_take(&arena, 1, block);
+    memory = (unsigned char *)moe_epi_take(&arena, 1, block - 1u);
     b.scratch = moe_ep_scratch_fixed(buffer, planner);
     (void)moe_epi_budget_grid(most, b.tried);
     b.loads = desc->loads;
@@ -14602,7 +14646,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     }
     if (status == MOE_EP_OK) status = moe_epi_budget_curves(&b, memory, block, err);
     for (k = 0; status == MOE_EP_OK && k < num_budgets; k++) {
-        status = moe_epi_budget_run(&b, extra_slots[k], most, err);
+        moe_epi_budget_run(&b, extra_slots[k], most);
         memcpy(made + (int64_t)k * L, b.have, sizeof *made * (size_t)L);
     }
     if (status == MOE_EP_OK) memcpy(layer_slots, made, sizeof *layer_slots * (size_t)rows);
@@ -14966,11 +15010,11 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
     int32_t done = moe_epi_refine(s, goal, limit);
     int32_t most;
     int proven = 0;
-    if (s->num_order > 0 && moe_epi_has_empty(s)) { /* other numbers of copies than these may reach below them */
+    if (moe_epi_has_empty(s)) { /* other numbers of copies than these may reach below them */
         moe_epi_bound(s->w, s->E, &plan->room, s->max_count, plan->work.items, plan->work.counts, &bound);
         if (bound.value < goal) goal = bound.value;
     }
-    if (s->num_order == 0 || moe_epi_time(s, s->order[0]) <= goal * 1.0005) return done;
+    if (moe_epi_time(s, s->order[0]) <= goal * 1.0005) return done;
     memset(&budget, 0, sizeof budget);
     budget.desc = &plan->no_limits;
     budget.evenness = MOE_EPI_EVENNESS_FRESH;
@@ -15820,7 +15864,7 @@ static int32_t moe_epi_few_run(moe_epi_few *f, double level, int32_t most)
 {
     const moe_epi_state *s = f->s;
     int32_t done = 0, from = 0;
-    while (done < most && s->num_order > 0) {
+    while (done < most) {
         moe_epi_change best;
         double now = moe_epi_time(s, s->order[0]);
         if (!(now > level)) break;
@@ -16421,14 +16465,13 @@ static int32_t moe_epi_split_active(const moe_epi_split_view *v, int32_t e)
     return n;
 }
 
-/* The slot of active replica number `number` of expert e. */
+/* The slot of active replica number `number` of expert e, which has more than that many. */
 static int32_t moe_epi_active_slot(const moe_epi_split_view *v, int32_t e, int32_t number)
 {
-    int32_t i;
-    if (v->all_active) return v->start[e] + number < v->start[e + 1] ? v->slot[v->start[e] + number] : -1;
-    for (i = v->start[e]; i < v->start[e + 1]; i++)
-        if (moe_epi_slot_active(v, v->slot[i]) && number-- == 0) return v->slot[i];
-    return -1;
+    int32_t i = v->start[e];
+    if (v->all_active) return v->slot[i + number];
+    while (!moe_epi_slot_active(v, v->slot[i]) || number-- > 0) i++;
+    return v->slot[i];
 }
 
 static moe_ep_status moe_epi_counts_fail(int64_t count, int32_t e, moe_ep_error *err)
@@ -16498,7 +16541,8 @@ MOE_EP_API int64_t moe_ep_pick_slot(const moe_ep_placement *p, int32_t layer, in
     return moe_epi_active_slot(&v, expert, moe_epi_hash_replica(key, expert, n));
 }
 
-/* Local first: the rows that start on device `from` stay there, else on its node, else go anywhere. */
+/* Local first: the rows that start on device `from` stay there, else on its node, else go anywhere.  e has an active
+ * copy. */
 static void moe_epi_split_local(const moe_epi_split_view *v, int32_t e, int32_t from, int64_t rows,
                                 int64_t *slot_rows)
 {
@@ -16510,7 +16554,7 @@ static void moe_epi_split_local(const moe_epi_split_view *v, int32_t e, int32_t 
         if (level < best) { best = level; n = 0; }
         n += level == best;
     }
-    for (i = v->start[e], k = 0; n > 0 && i < v->start[e + 1]; i++) {
+    for (i = v->start[e], k = 0; i < v->start[e + 1]; i++) {
         int32_t d = v->p->slot_device[v->slot[i]], turn;
         if (v->p->device_inactive[d]) continue;
         level = d == from ? 0 : v->p->device_node[d] == v->p->device_node[from] ? 1 : 2;
@@ -16710,12 +16754,12 @@ static void moe_epi_water_pour_two(moe_epi_water *w, const moe_epi_free_expert *
 }
 
 /* Takes one expert's shares off its hosts and pours its load in again so that the lowest hosts end level: the level
- * over all hosts, then without those above it, until none is. */
+ * over all hosts, then without those above it, until none is.  What rounding leaves goes to the lowest host. */
 static void moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
 {
     moe_epi_edge *host = w->edges + x->first;
-    double level = 0.0;
-    int32_t i, inside = x->n + 1, before;
+    double level = 0.0, left = x->load;
+    int32_t i, inside = x->n + 1, before, low = 0;
     if (x->n == 2 && !w->speed) {
         moe_epi_water_pour_two(w, x);
         return;
@@ -16737,11 +16781,17 @@ static void moe_epi_water_pour(moe_epi_water *w, const moe_epi_free_expert *x)
         if (inside > 0 && inside < before) level = sum / width;
     } while (inside > 0 && inside < before);
     for (i = 0; i < x->n; i++) {
-        double rise = level - w->below[i];
+        double rise = level - w->below[i], share;
         rise = rise > 0.0 ? rise : 0.0;
-        host[i].share = rise * moe_epi_water_speed(w, host[i].device);
+        share = rise * moe_epi_water_speed(w, host[i].device);
+        share = share < left ? share : left;
+        left -= share;
+        host[i].share = share;
         w->level[host[i].device] = w->below[i] + rise;
+        low = w->below[i] < w->below[low] ? i : low;
     }
+    host[low].share += left;
+    w->level[host[low].device] += left / moe_epi_water_speed(w, host[low].device);
 }
 
 static double moe_epi_water_max(const moe_epi_water *w)
@@ -17257,7 +17307,7 @@ static moe_ep_status moe_epi_rereplica_check(const moe_epi_split_view *v, const 
         if (!moe_epi_list_fine(v, e)) return moe_epi_list_fail(v, e, err);
     for (t = 0; t < n; t++)
         if (slot_ids[t] < -1 || slot_ids[t] >= v->p->num_slots ||
-            (slot_ids[t] >= 0 && (v->expert[slot_ids[t]] < 0 || v->expert[slot_ids[t]] >= v->p->num_experts)))
+            (slot_ids[t] >= 0 && v->expert[slot_ids[t]] < 0))
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_ids", "is not a slot with an expert", t, slot_ids[t]);
     return MOE_EP_OK;
 }
@@ -18725,7 +18775,7 @@ MOE_EP_API int64_t moe_ep_step_time(const int64_t *loads, int32_t E,
             return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "device_of_expert", "not in 0..D-1", e,
                                 (double)device_of_expert[e]);
     }
-    for (first = 0; first < D; first += MOE_EPI_DEVICE_CHUNK) {
+    for (first = 0;; first += MOE_EPI_DEVICE_CHUNK) {
         int32_t count = D - first < MOE_EPI_DEVICE_CHUNK ? D - first : MOE_EPI_DEVICE_CHUNK;
         if (!device_of_expert && first >= E) break; /* experts e % D reach no further device */
         part = moe_epi_chunk_max(loads, E, device_of_expert, D, first, count);
@@ -18898,25 +18948,25 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
 
 #define MOE_EPI_LINK(alpha, intra, inter, p, in_norm) {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0},
+    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0), MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 460e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 460e9, 46e9, 2, 0)},
-    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0},
+    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1),
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1)},
-    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0},
+    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0),
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0)}
 };
@@ -19038,7 +19088,8 @@ static int moe_epi_name_skip(char c)
 }
 static char moe_epi_lower(char c)
 {
-    return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+    if (c >= 'A' && c <= 'Z') return (char)(c - 'A' + 'a');
+    return c;
 }
 
 static int moe_epi_name_digit(char c)
@@ -19221,6 +19272,7 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     MOE_EPI_TRY(moe_epi_amount(m->gemm.flop_eff, "machine.gemm.flop_eff", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.expert_s, "machine.gemm.expert_s", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.row_byte_s, "machine.gemm.row_byte_s", err));
+    MOE_EPI_TRY(moe_epi_amount(m->gemm.other_byte_s, "machine.gemm.other_byte_s", err));
     MOE_EPI_TRY(moe_epi_check_bend(m->gemm.t0_p, "machine.gemm.t0_p", err));
     MOE_EPI_TRY(moe_epi_at_least(m->gemm.tile, 0, "machine.gemm.tile", err));
     return moe_epi_check_p(m->gemm.p, "machine.gemm.p", err);
@@ -19333,6 +19385,7 @@ MOE_EP_API const char *moe_ep_regime_str(moe_ep_regime regime)
 typedef struct moe_epi_work {
     int64_t rows, padded;
     int32_t active;
+    double batch; /* rows of all devices, 0 = these */
 } moe_epi_work;
 
 static int64_t moe_epi_pad(int64_t rows, int32_t tile)
@@ -19374,6 +19427,7 @@ typedef struct moe_epi_product {
 /* What the time of a device's experts is made of, divisions done. */
 typedef struct moe_epi_experts {
     double t0_s, expert_s, row_s, p, t0_p;
+    double other_s, reach; /* per row of other devices' experts; how many there are per row at most */
     moe_epi_product up, down;
 } moe_epi_experts;
 
@@ -19402,26 +19456,32 @@ static moe_epi_experts moe_epi_experts_of(const moe_ep_model *m, const moe_ep_ma
 {
     moe_epi_experts x;
     double H = (double)m->hidden;
+    double row = moe_epi_product_row(m, H, m->ungated ? I : 2.0 * I) + moe_epi_product_row(m, I, H);
     x.t0_s = c->gemm.t0_s;
     x.expert_s = c->gemm.expert_s;
     x.p = c->gemm.p;
     x.t0_p = c->gemm.t0_p;
-    x.row_s = c->gemm.row_byte_s * (moe_epi_product_row(m, H, m->ungated ? I : 2.0 * I) + moe_epi_product_row(m, I, H));
+    x.row_s = c->gemm.row_byte_s * row;
+    x.other_s = c->gemm.other_byte_s * row;
+    x.reach = c->gemm.other_reached ? moe_epi_larger((double)m->top_k - 1.0, 0.0) : 1e300;
     x.up = moe_epi_product_of(m, c, H, m->ungated ? I : 2.0 * I);
     x.down = moe_epi_product_of(m, c, I, H);
     return x;
 }
 
-/* With one of `parts` equal shares of the work; the two bounds, if memory or FLOPs were all, beside it. */
-static double moe_epi_share_time(const moe_epi_experts *x, const moe_epi_work *w, double parts,
-                                 double *mem_s, double *flop_s)
+/* Rows of other devices' experts that a device with these rows is given. */
+static double moe_epi_other_rows(double batch, double rows, double reach)
 {
-    double active, rows, padded, up_mem, up_flop, down_mem, down_flop;
-    *mem_s = *flop_s = 0.0;
-    if (w->rows == 0) return 0.0;
-    active = (double)w->active / parts;
-    rows = (double)w->rows / parts;
-    padded = (double)w->padded / parts;
+    double others = moe_epi_larger(batch - rows, 0.0), most = rows * reach;
+    return others < most ? others : most;
+}
+
+/* Rows and active slots of a device, batch: rows of all devices; the two bounds, if memory or FLOPs were all, beside
+ * the time. */
+static double moe_epi_experts_seconds(const moe_epi_experts *x, double active, double rows, double padded,
+                                      double batch, double *mem_s, double *flop_s)
+{
+    double up_mem, up_flop, down_mem, down_flop;
     up_mem = active * x->up.expert_mem_s + rows * x->up.row_mem_s;
     down_mem = active * x->down.expert_mem_s + rows * x->down.row_mem_s;
     up_flop = padded * x->up.row_flop_s;
@@ -19430,8 +19490,18 @@ static double moe_epi_share_time(const moe_epi_experts *x, const moe_epi_work *w
     *flop_s = up_flop + down_flop;
     return moe_epi_bend(2.0 * (x->t0_s + active * x->expert_s),
                         moe_epi_pnorm(up_mem, up_flop, x->p) + moe_epi_pnorm(down_mem, down_flop, x->p) +
-                            rows * x->row_s,
+                            rows * x->row_s + moe_epi_other_rows(batch, rows, x->reach) * x->other_s,
                         x->t0_p);
+}
+
+/* With one of `parts` equal shares of the work. */
+static double moe_epi_share_time(const moe_epi_experts *x, const moe_epi_work *w, double parts,
+                                 double *mem_s, double *flop_s)
+{
+    *mem_s = *flop_s = 0.0;
+    if (w->rows == 0) return 0.0;
+    return moe_epi_experts_seconds(x, (double)w->active / parts, (double)w->rows / parts, (double)w->padded / parts,
+                                   w->batch, mem_s, flop_s);
 }
 
 static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
@@ -19472,6 +19542,7 @@ MOE_EP_API double moe_ep_expert_time(const moe_ep_model *model, const moe_ep_mac
     MOE_EPI_TRY(moe_epi_check_rows(slot_rows, n, "slot_rows", &sum, err));
     memset(&w, 0, sizeof w);
     for (i = 0; i < n; i++) moe_epi_work_add(&w, slot_rows[i], machine->gemm.tile);
+    if (n > 0) w.batch = (double)w.rows * (double)model->num_experts / (double)n;
     seconds = moe_epi_experts_time(model, machine, &w, (double)model->inter, &mem_s, &flop_s);
     MOE_EPI_TRY(moe_epi_fits(seconds + mem_s + flop_s, "machine", err));
     if (out) moe_epi_device_fill(out, &w, seconds, mem_s, flop_s);
@@ -20295,7 +20366,8 @@ static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_lay
                                          moe_ep_error *err)
 {
     const moe_ep_placement *p = d->placement;
-    int32_t r;
+    int32_t r, near = d->machine->devices_per_node;
+    MOE_EPI_TRY(moe_epi_at_least(d->num_nodes, 0, "num_nodes", err));
     if (p) {
         MOE_EPI_TRY(moe_epi_at_least(p->num_devices, 1, "placement.num_devices", err));
         MOE_EPI_TRY(moe_epi_at_least(p->num_slots, 1, "placement.num_slots", err));
@@ -20307,22 +20379,20 @@ static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_lay
                                     "must ascend to num_slots", r, (double)p->slot_start[r + 1]);
         y->slot_start = p->slot_start;
         y->net.D = p->num_devices;
-        y->net.N = p->num_nodes > 1 && p->device_node ? p->num_nodes : 1;
-        y->net.node_of = y->net.N > 1 ? p->device_node : NULL;
         y->P = p->num_slots;
-        return MOE_EP_OK;
+    } else {
+        MOE_EPI_TRY(moe_epi_at_least(d->num_devices, 1, "num_devices", err));
+        MOE_EPI_TRY(moe_epi_at_least(d->num_slots, 0, "num_slots", err));
+        y->net.D = d->num_devices;
+        y->P = d->num_slots > 0 ? d->num_slots : d->model->num_experts;
     }
-    MOE_EPI_TRY(moe_epi_at_least(d->num_devices, 1, "num_devices", err));
-    MOE_EPI_TRY(moe_epi_at_least(d->num_slots, 0, "num_slots", err));
-    MOE_EPI_TRY(moe_epi_at_least(d->num_nodes, 0, "num_nodes", err));
-    y->net.D = d->num_devices;
-    y->net.N = d->num_nodes;
-    if (d->num_nodes == 0) {
-        int32_t near =
-            d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
-        y->net.N = (d->num_devices - 1) / near + 1;
-    }
-    y->P = d->num_slots > 0 ? d->num_slots : d->model->num_experts;
+    if (y->P < d->model->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, p ? "placement.num_slots" : "num_slots",
+                            "fewer than the model has experts", -1, (double)y->P);
+    y->net.N = d->num_nodes > 0 ? d->num_nodes : near > 0 ? (y->net.D - 1) / near + 1 : 1;
+    if (!p || p->num_nodes < 2 || !p->device_node) return MOE_EP_OK;
+    y->net.N = p->num_nodes;
+    y->net.node_of = p->device_node;
     return MOE_EP_OK;
 }
 
@@ -20366,6 +20436,10 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
     memset(y, 0, sizeof *y);
     MOE_EPI_TRY(moe_epi_layer_check(d, err));
     MOE_EPI_TRY(moe_epi_layer_shape(d, y, err));
+    if (d->placement && d->node_traffic && d->num_nodes == 0 && y->net.N > 1 && !y->net.node_of)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "num_nodes",
+                            "must say how many nodes node_traffic has: the placement has one, the machine more", -1,
+                            (double)y->net.N);
     y->d = d;
     y->model = d->model;
     y->machine = d->machine;
@@ -20483,6 +20557,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
         whole += y->slot_rows[s];
         moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, odd), y->machine->gemm.tile);
     }
+    w.batch = (double)y->total * (part == MOE_EPI_WHOLE ? 1.0 : 0.5);
     seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
     moe_epi_device_fill(t, &w, seconds, mem_s, flop_s);
     if (h && h->expert_us)
@@ -20509,6 +20584,7 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
     w.rows = (int64_t)rows;
     w.padded = moe_epi_pad(w.rows, y->machine->gemm.tile);
     w.active = 1;
+    w.batch = 0.0;
     return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
 }
 
@@ -20575,6 +20651,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
                              y->machine->gemm.tile);
         }
         if (whole > most) most = whole;
+        w.batch = 0.5 * (double)y->total;
         seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
         if (seconds > sum->stages.compute_s) sum->stages.compute_s = seconds;
     }
@@ -20601,8 +20678,10 @@ static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part par
 static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer_sum *sum)
 {
     double mem_s, flop_s, fair;
+    moe_epi_work all = sum->work;
     if (y->net.D == 1) return sum->stages.compute_s;
-    fair = moe_epi_share_time(&y->experts, &sum->work, (double)y->net.D, &mem_s, &flop_s);
+    all.batch = (double)y->total;
+    fair = moe_epi_share_time(&y->experts, &all, (double)y->net.D, &mem_s, &flop_s);
     return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
 }
 
@@ -20734,6 +20813,132 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     return MOE_EP_OK;
 }
 
+/* ---- expert against tensor parallelism --------------------------------------------------------------- */
+
+static moe_ep_status moe_epi_against_comm(const moe_ep_ep_vs_tp_desc *d, moe_ep_comm_result *ep, moe_ep_comm_result *tp,
+                                          moe_ep_error *err)
+{
+    int32_t near = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
+    moe_ep_comm_desc c;
+    memset(&c, 0, sizeof c);
+    c.tokens = d->tokens;
+    c.num_experts = d->model->num_experts;
+    c.top_k = d->model->top_k;
+    c.hidden = d->model->hidden;
+    c.num_groups = d->model->num_groups;
+    c.top_groups = d->model->top_groups;
+    c.num_devices = d->num_devices;
+    c.num_nodes = d->num_nodes > 0 ? d->num_nodes : (d->num_devices - 1) / near + 1;
+    c.mode = d->mode;
+    c.dispatch_wire = d->dispatch_wire;
+    c.combine_wire = d->combine_wire;
+    c.dispatch_extra = d->dispatch_extra;
+    c.combine_extra = d->combine_extra;
+    c.capacity = d->capacity;
+    MOE_EPI_TRY(moe_ep_comm_bytes(&c, ep, err));
+    c.mode = MOE_EP_A2A_ALLGATHER;
+    c.dispatch_wire = c.combine_wire = MOE_EP_WIRE_BF16;
+    c.dispatch_extra = c.combine_extra = 0;
+    return moe_ep_comm_bytes(&c, tp, err);
+}
+
+static double moe_epi_against_sent(const moe_ep_comm_result *c)
+{
+    return c->dispatch_intra_bytes + c->dispatch_inter_bytes + c->combine_intra_bytes + c->combine_inter_bytes;
+}
+
+/* Both phases; peers as in moe_ep_link. */
+static double moe_epi_against_wire(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double peers)
+{
+    const moe_ep_machine *m = d->machine;
+    double rows = c->intra_rows + c->inter_rows;
+    if (d->num_devices == 1) return 0.0;
+    return moe_epi_link_seconds(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, c->dispatch_intra_bytes,
+                                c->dispatch_inter_bytes, rows, peers) +
+           moe_epi_link_seconds(d->high_throughput ? &m->normal_combine : &m->ll_combine, c->combine_intra_bytes,
+                                c->combine_inter_bytes, rows, peers);
+}
+
+/* Slots with rows among `slots`, when every one is as likely and each of `tokens` picks k of them. */
+static double moe_epi_against_active(double slots, double tokens, double k)
+{
+    return k < slots ? -slots * expm1(tokens * log1p(-k / slots)) : slots;
+}
+
+/* Experts of inner width I on one device: its share of those active, with `rows` rows dealt evenly to them. */
+static double moe_epi_against_experts(const moe_ep_ep_vs_tp_desc *d, double I, double share, double active, double rows)
+{
+    double D = (double)d->num_devices, all = d->tokens * D * (double)d->model->top_k, tile, padded, mem_s, flop_s;
+    moe_epi_experts x = moe_epi_experts_of(d->model, d->machine, I);
+    tile = d->machine->gemm.tile > 1 ? (double)d->machine->gemm.tile : 1.0;
+    active *= share;
+    padded = active * tile * ceil(rows / (active * tile));
+    return moe_epi_experts_seconds(&x, active, rows, tile > 1.0 ? padded : rows, all, &mem_s, &flop_s);
+}
+
+static moe_ep_status moe_epi_against_check(const moe_ep_ep_vs_tp_desc *d, moe_ep_error *err)
+{
+    const moe_ep_machine *m = d->machine;
+    MOE_EPI_TRY(moe_epi_check_model(d->model, err));
+    MOE_EPI_TRY(moe_epi_check_gemm(m, err));
+    MOE_EPI_TRY(moe_epi_at_least(m->devices_per_node, 0, "machine.devices_per_node", err));
+    MOE_EPI_TRY(moe_epi_check_link(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, err));
+    MOE_EPI_TRY(moe_epi_check_link(d->high_throughput ? &m->normal_combine : &m->ll_combine, err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_devices, 1, "num_devices", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_nodes, 0, "num_nodes", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->num_slots, 0, "num_slots", err));
+    MOE_EPI_TRY(moe_epi_amount(d->tokens, "tokens", err));
+    MOE_EPI_TRY(moe_epi_amount(d->imbalance, "imbalance", err));
+    if (d->num_slots > 0 && d->num_slots < d->model->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "num_slots", "fewer than the model has experts", -1,
+                            (double)d->num_slots);
+    if (!(d->tokens > 0.0)) return moe_epi_fail(err, MOE_EP_ERR_RANGE, "tokens", "must be positive", -1, d->tokens);
+    if (d->imbalance > 0.0 && (d->imbalance < 1.0 || d->imbalance > (double)d->num_devices))
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "imbalance", "max over mean lies in 1..num_devices", -1,
+                            d->imbalance);
+    return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_ep_ep_vs_tp_result *out,
+                                         moe_ep_error *err)
+{
+    moe_ep_comm_result ep, tp;
+    moe_ep_ep_vs_tp_result r;
+    double D, P, E, K, H, I, rows, expert, matrices, pair;
+    moe_epi_ok(err);
+    if (!desc) return moe_epi_null(err, "desc");
+    if (!out) return moe_epi_null(err, "out");
+    MOE_EPI_TRY(moe_epi_against_check(desc, err));
+    MOE_EPI_TRY(moe_epi_against_comm(desc, &ep, &tp, err));
+    D = (double)desc->num_devices;
+    E = (double)desc->model->num_experts;
+    P = desc->num_slots > 0 ? (double)desc->num_slots : E;
+    K = (double)desc->model->top_k;
+    H = (double)desc->model->hidden;
+    I = (double)desc->model->inter;
+    matrices = desc->model->ungated ? 2.0 : 3.0;
+    expert = matrices * H * moe_epi_or(desc->model->weight_bytes, 2.0);
+    rows = desc->tokens * K;
+    pair = desc->mode == MOE_EP_A2A_PAIR || desc->mode == MOE_EP_A2A_PADDED ? P : D;
+    memset(&r, 0, sizeof r);
+    r.ep_weight_bytes = ceil(P / D) * expert * I;
+    r.tp_weight_bytes = E * expert * ceil(I / D);
+    r.ep_sent_bytes = moe_epi_against_sent(&ep);
+    r.tp_sent_bytes = moe_epi_against_sent(&tp);
+    r.ep_comm_s = moe_epi_against_wire(desc, &ep, pair);
+    r.tp_comm_s = moe_epi_against_wire(desc, &tp, D);
+    r.ep_compute_s = moe_epi_against_experts(desc, I, 1.0 / D, moe_epi_against_active(P, desc->tokens * D, K),
+                                             rows * moe_epi_or(desc->imbalance, 1.0));
+    r.tp_compute_s = moe_epi_against_experts(desc, ceil(I / D), 1.0, moe_epi_against_active(E, desc->tokens * D, K),
+                                             rows * D);
+    r.ep_s = r.ep_compute_s + r.ep_comm_s;
+    r.tp_s = r.tp_compute_s + r.tp_comm_s;
+    r.speedup = r.tp_s / r.ep_s;
+    MOE_EPI_TRY(moe_epi_fits(r.ep_s + r.tp_s + r.speedup, "machine", err));
+    *out = r;
+    return MOE_EP_OK;
+}
+
 /* ---- memory and configuration ------------------------------------------------------------------------- */
 
 MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out,
@@ -20746,6 +20951,7 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
+    memset(&p, 0, sizeof p);
     MOE_EPI_TRY(moe_ep_params(desc->model, &p, err));
     MOE_EPI_TRY(moe_epi_at_least(desc->num_devices, 1, "num_devices", err));
     MOE_EPI_TRY(moe_epi_at_least(desc->num_slots, 0, "num_slots", err));
@@ -20999,9 +21205,10 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
   } while (0)
 
 /* A measured row, reduced to the numbers its time depends on, and the logarithm of that time. */
-enum { MOE_EPI_FIT_INPUTS = 7, MOE_EPI_FIT_CONSTANTS = 11 };
+enum { MOE_EPI_FIT_INPUTS = 9, MOE_EPI_FIT_CONSTANTS = 11 };
 typedef struct moe_epi_fit_row {
-    double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products, activation bytes;
+    double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products, activation bytes,
+                                     rows of other devices per row: all, those of tokens reached;
                                      links: intra, inter bytes, rows, peers, bytes of one row   */
     double log_s;
 } moe_epi_fit_row;
@@ -21014,6 +21221,7 @@ enum {
     MOE_EPI_FIT_EXPERT,
     MOE_EPI_FIT_ACT_BYTE,
     MOE_EPI_FIT_BEND, /* of both */
+    MOE_EPI_FIT_OTHER_BYTE,
     MOE_EPI_FIT_EXPERTS_END
 };
 enum {
@@ -21022,18 +21230,21 @@ enum {
     MOE_EPI_FIT_INTER,
     MOE_EPI_FIT_ROW,
     MOE_EPI_FIT_PEER,
-    MOE_EPI_FIT_ROW_BYTE = MOE_EPI_FIT_EXPERTS_END,
+    MOE_EPI_FIT_ROW_BYTE = MOE_EPI_FIT_BEND + 1,
     MOE_EPI_FIT_PAIR,
     MOE_EPI_FIT_CROWD,
     MOE_EPI_FIT_SHORT, /* latency of the short protocol as a share of alpha */
     MOE_EPI_FIT_SHORT_BYTE
 };
 
+/* Rows of other devices' experts that a kernel handles. */
+enum { MOE_EPI_FIT_NONE, MOE_EPI_FIT_ALL, MOE_EPI_FIT_REACHED };
+
 /* Constants as logarithms, with their pull: (c - mean)^2 / (2 sd^2); sd 0 = not fitted. */
 typedef struct moe_epi_fit {
     double c[MOE_EPI_FIT_CONSTANTS], mean[MOE_EPI_FIT_CONSTANTS], sd[MOE_EPI_FIT_CONSTANTS];
     double p; /* 0 = the maximum */
-    int alpha_in_norm, is_link;
+    int alpha_in_norm, is_link, others;
     int doubts, redescends; /* doubts: some rows may be plainly wrong; redescends: now counted so */
     const moe_epi_fit_row *rows;
     int64_t n;
@@ -21052,12 +21263,19 @@ static double moe_epi_fit_between(double v, double low, double high)
     return v < low ? low : v > high ? high : v;
 }
 
+/* Where a row says how many rows of other devices there are per own one. */
+static int moe_epi_fit_others_input(int others)
+{
+    return others == MOE_EPI_FIT_REACHED ? 8 : 7;
+}
+
 static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
 {
     double fixed = r->x[5] * v[MOE_EPI_FIT_T0] + r->x[4] * v[MOE_EPI_FIT_EXPERT];
     double work = moe_epi_pnorm(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p) +
                   moe_epi_pnorm(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p) +
-                  r->x[6] * v[MOE_EPI_FIT_ACT_BYTE];
+                  r->x[6] * (v[MOE_EPI_FIT_ACT_BYTE] +
+                             r->x[moe_epi_fit_others_input(f->others)] * v[MOE_EPI_FIT_OTHER_BYTE]);
     return moe_epi_bend(fixed, work, moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.6, 16.0));
 }
 
@@ -21260,6 +21478,8 @@ static moe_ep_model moe_epi_fit_model(const moe_ep_model *model, const moe_ep_ex
     moe_ep_model m = *model;
     if (r->hidden > 0) m.hidden = r->hidden;
     if (r->inter > 0) m.inter = r->inter;
+    if (r->num_experts > 0) m.num_experts = r->num_experts;
+    if (r->top_k > 0) m.top_k = r->top_k;
     return m;
 }
 
@@ -21267,7 +21487,7 @@ static moe_ep_status moe_epi_fit_check_expert(const moe_ep_model *model, const m
                                               moe_ep_error *err)
 {
     int64_t sum;
-    if (r->num_slots < 1 || r->hidden < 0 || r->inter < 0)
+    if (r->num_slots < 1 || r->hidden < 0 || r->inter < 0 || r->num_experts < 0 || r->top_k < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts", "needs slots, and sizes that are not negative", i,
                             (double)r->num_slots);
     if (!moe_epi_finite(r->seconds) || !moe_epi_finite(r->rows_per_slot) || !moe_epi_finite(r->spread))
@@ -21294,6 +21514,14 @@ static void moe_epi_fit_product(const moe_ep_model *m, const moe_epi_work *w, do
     *activations += moved;
 }
 
+/* Rows of other devices' experts per own row under even routing; a kernel by itself is given its own rows only. */
+static void moe_epi_fit_others(const moe_ep_model *m, int32_t slots, moe_epi_fit_row *out)
+{
+    double n = (double)slots;
+    out->x[7] = moe_epi_other_rows((double)m->num_experts, n, 1e300) / n;
+    out->x[8] = moe_epi_other_rows((double)m->num_experts, n, moe_epi_larger((double)m->top_k - 1.0, 0.0)) / n;
+}
+
 static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_expert_row *r, int32_t tile,
                                    moe_epi_fit_row *out)
 {
@@ -21308,6 +21536,7 @@ static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_exper
     if (r->product != 1) moe_epi_fit_product(&m, &w, I, H, &out->x[2], &out->x[6]);
     out->x[5] = r->product == 0 ? 2.0 : 1.0;
     out->x[4] = (double)w.active * out->x[5];
+    if (r->product == 0) moe_epi_fit_others(&m, r->num_slots, out);
     out->log_s = log(r->seconds);
 }
 
@@ -21376,6 +21605,16 @@ static double moe_epi_inverse(double v)
     return v > 0.0 ? 1.0 / v : 0.0;
 }
 
+/* Whether rows differ in that number; all alike, it says nothing that the own rows do not say. */
+static int moe_epi_fit_differs(const moe_epi_fit *f, int others)
+{
+    int in = moe_epi_fit_others_input(others);
+    int64_t i;
+    for (i = 1; i < f->n; i++)
+        if (fabs(f->rows[i].x[in] - f->rows[0].x[in]) > 1e-9 * f->rows[0].x[in]) return 1;
+    return 0;
+}
+
 static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_ep_math math)
 {
     double memory = m->memory_Bps * moe_epi_or(m->gemm.mem_eff, 1.0);
@@ -21389,6 +21628,8 @@ static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_e
     moe_epi_fit_constant(f, MOE_EPI_FIT_EXPERT, m->gemm.expert_s, 1e-7, 2.0, 1);
     moe_epi_fit_constant(f, MOE_EPI_FIT_ACT_BYTE, m->gemm.row_byte_s, 1e-14, 2.5, 1);
     moe_epi_fit_constant(f, MOE_EPI_FIT_BEND, m->gemm.t0_p, 1.0, 0.3, 1);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_OTHER_BYTE, m->gemm.other_byte_s, 2e-13, 2.0,
+                         f->others != MOE_EPI_FIT_NONE && moe_epi_fit_differs(f, f->others));
     for (i = MOE_EPI_FIT_EXPERTS_END; i < MOE_EPI_FIT_CONSTANTS; i++)
         moe_epi_fit_constant(f, i, 0.0, 1.0, 0.0, 0);
 }
@@ -21430,6 +21671,8 @@ static void moe_epi_fit_close_gemm(const moe_epi_fit *f, moe_ep_math math, int32
     if (f->sd[MOE_EPI_FIT_FLOP] > 0.0) m->gemm.flop_eff = moe_epi_fit_share(flop_s, m->flops[math]);
     m->gemm.expert_s = moe_epi_fit_value(f, MOE_EPI_FIT_EXPERT);
     m->gemm.row_byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_ACT_BYTE);
+    m->gemm.other_byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_OTHER_BYTE);
+    if (f->others != MOE_EPI_FIT_NONE) m->gemm.other_reached = f->others == MOE_EPI_FIT_REACHED;
     m->gemm.t0_p = moe_epi_fit_between(moe_epi_fit_value(f, MOE_EPI_FIT_BEND), 0.6, 16.0);
     m->gemm.p = f->p;
     m->gemm.tile = tile;
@@ -21565,6 +21808,28 @@ static int moe_epi_fit_odd(const moe_epi_fit *f)
     return 0;
 }
 
+/* With the tile of start: whether other devices' rows count, and which, where that explains more than two constants
+ * are worth. */
+static moe_epi_fit moe_epi_fit_first(const moe_epi_fit *f, const moe_ep_calibrate_desc *d)
+{
+    moe_epi_fit best = *f, now;
+    double loss, least;
+    int others;
+    moe_epi_fit_open_gemm(&best, d->start, d->model->math);
+    least = moe_epi_fit_norms(&best);
+    for (others = MOE_EPI_FIT_ALL; others <= MOE_EPI_FIT_REACHED; others++) {
+        if (others == f->others || !moe_epi_fit_differs(f, others)) continue;
+        now = *f;
+        now.others = others;
+        moe_epi_fit_open_gemm(&now, d->start, d->model->math);
+        loss = moe_epi_fit_norms(&now) + 2.0;
+        if (!(loss < least)) continue;
+        least = loss;
+        best = now;
+    }
+    return best;
+}
+
 static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_room *room, moe_ep_machine *m,
                              moe_ep_fit_error *left, double *errors)
 {
@@ -21577,16 +21842,17 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
     memset(&f, 0, sizeof f);
     f.rows = room->rows;
     f.n = d->num_experts;
+    f.others = !(g->other_byte_s > 0.0) ? MOE_EPI_FIT_NONE : g->other_reached ? MOE_EPI_FIT_REACHED : MOE_EPI_FIT_ALL;
     for (i = 0; i < f.n; i++) room->which[i] = i;
     moe_epi_fit_load_experts(d, tile, room);
     moe_epi_fit_open_gemm(&f, d->start, d->model->math);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_T0, g->t0_s);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_EXPERT, g->expert_s);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_ACT_BYTE, g->row_byte_s);
+    moe_epi_fit_as_given(&f, MOE_EPI_FIT_OTHER_BYTE, g->other_byte_s);
     before = moe_epi_fit_before(&f, room->work);
-    best = f;
-    moe_epi_fit_open_gemm(&best, d->start, d->model->math);
-    (void)moe_epi_fit_norms(&best);
+    best = moe_epi_fit_first(&f, d);
+    f.others = best.others;
     f.doubts = moe_epi_fit_odd(&best);
     for (i = 0; i < (d->keep_tile ? 1 : 6); i++) {
         int32_t now = i == 0 ? g->tile : tiles[i];
@@ -21846,10 +22112,12 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #endif
 
 #define MOE_EPI_FW_KBLOCK 1024     /* inner dimension per pass: 6 tokens and 4 weight rows fit the L1 cache  */
-#define MOE_EPI_FW_L1 (36 << 10)   /* bytes of activations that stay in the L1 cache beside the weights         */
-#define MOE_EPI_FW_BYTES_AHEAD (16 << 10) /* the weights that are fetched while one tile computes lie so far on */
+#define MOE_EPI_FW_L1 (36 << 10)   /* up to so many bytes, a block of all tokens goes past tile after tile ...  */
+#define MOE_EPI_FW_L1_HALF (48 << 10) /* ... of bf16, whose rows are laid out for the L1 cache              */
+#define MOE_EPI_FW_BYTES_AHEAD (12 << 10) /* the weights that are fetched meanwhile lie at most so far on */
 #define MOE_EPI_FW_COLS 32         /* columns per step of the activation                                     */
 #define MOE_EPI_FW_TOKENS 96       /* tokens per pass over 64 weight rows: both fit a 1 MB L2 cache          */
+#define MOE_EPI_FW_PIECES (MOE_EPI_FW_TOKENS / 3) /* three tokens, or six, meet a tile together             */
 #define MOE_EPI_FW_FEW 24          /* up to so many tokens a task may have 256 weight rows, not only 64 ...  */
 #define MOE_EPI_FW_TASK_BYTES (1 << 20) /* ... as long as they are fewer bytes than this: short streams are slow */
 #define MOE_EPI_FW_ROWS 256
@@ -21857,6 +22125,9 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #define MOE_EPI_FW_ALONG 1024      /* bytes from the weights that are read to those that are fetched, along rows */
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
+#define MOE_EPI_FW_CHECK 256       /* floats that are looked at together for infinity and NaN                 */
+#define MOE_EPI_FW_SCANS 64        /* parts of an array that all threads look at ...                          */
+#define MOE_EPI_FW_SCAN_MIN (1 << 17) /* ... when it has so many floats                                       */
 #define MOE_EPI_FW_PAD 32          /* activation rows are padded to this with zeros                          */
 
 /* ---- number formats ------------------------------------------------------------------------------- */
@@ -21930,7 +22201,8 @@ typedef struct moe_epi_fw_kernels {
     int interleave;       /* 0, or the group in which even elements stand before odd ones            */
     int half;             /* activations are bf16, not float                                         */
     int amx;              /* tiles of the matrix unit in place of tile[]                             */
-    void (*exp_n)(float *v, int n); /* v[i] = exp(v[i]), n a multiple of 16; saturates, never NaN     */
+    void (*gate_n)(float *v, const float *g, int n); /* v[i] = g[i] / (1 + exp(v[i])), n a multiple of 16; never NaN */
+    void (*narrow)(uint16_t *out, const float *v, int64_t n); /* v as bf16, n a multiple of 16        */
     void (*axpy)(float *y, const float *row, float w, int64_t n, int first); /* y (+)= w * row        */
 } moe_epi_fw_kernels;
 
@@ -21989,10 +22261,10 @@ MOE_EPI_FW_PORTABLE(moe_epi_fw_c_i8_3, int8_t, (float), 3)
 #undef MOE_EPI_FW_PORTABLE
 #undef MOE_EPI_FW_SAME
 
-static void moe_epi_fw_c_exp(float *v, int n)
+static void moe_epi_fw_c_gate(float *v, const float *g, int n)
 {
     int i;
-    for (i = 0; i < n; i++) v[i] = expf(v[i] > 88.0f ? 88.0f : v[i]);
+    for (i = 0; i < n; i++) v[i] = g[i] / (1.0f + expf(v[i] > 88.0f ? 88.0f : v[i]));
 }
 
 static void moe_epi_fw_c_axpy(float *y, const float *row, float w, int64_t n, int first)
@@ -22050,7 +22322,7 @@ static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
 /* ---- AVX2 + FMA + F16C: 4 rows x up to 3 tokens, 12 sums ---- */
 #define MOE_EPI_FW_Y __attribute__((target("avx2,fma,f16c")))
 
-MOE_EPI_FW_Y static void moe_epi_fw_y_exp(float *v, int n)
+MOE_EPI_FW_Y static void moe_epi_fw_y_gate(float *v, const float *g, int n)
 {
     int i;
     for (i = 0; i < n; i += 8) {
@@ -22063,7 +22335,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_exp(float *v, int n)
         p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
         p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p),
                                                  _mm256_slli_epi32(_mm256_cvtps_epi32(q), 23)));
-        _mm256_storeu_ps(v + i, p);
+        _mm256_storeu_ps(v + i, _mm256_div_ps(_mm256_loadu_ps(g + i), _mm256_add_ps(_mm256_set1_ps(1.0f), p)));
     }
 }
 
@@ -22167,7 +22439,7 @@ MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16
  * undefined register (a warning in C++), the zero-masked form with a full mask takes their place. ---- */
 #define MOE_EPI_FW_Z __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 
-MOE_EPI_FW_Z static void moe_epi_fw_z_exp(float *v, int n)
+MOE_EPI_FW_Z static void moe_epi_fw_z_gate(float *v, const float *g, int n)
 {
     int i;
     for (i = 0; i < n; i += 16) {
@@ -22180,7 +22452,26 @@ MOE_EPI_FW_Z static void moe_epi_fw_z_exp(float *v, int n)
         r = _mm512_fnmadd_ps(q, _mm512_set1_ps(-2.12194440e-4f), r);
         MOE_EPI_FW_EXP_P(_mm512_fmadd_ps, _mm512_set1_ps, p, r);
         p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
-        _mm512_storeu_ps(v + i, _mm512_maskz_scalef_ps(0xffff, p, q));
+        p = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_maskz_scalef_ps(0xffff, p, q));
+        _mm512_storeu_ps(v + i, _mm512_div_ps(_mm512_loadu_ps(g + i), p));
+    }
+}
+
+/* As moe_epi_fw_narrow. */
+MOE_EPI_FW_Z static void moe_epi_fw_z_narrow(uint16_t *out, const float *v, int64_t n)
+{
+    const __m512i one = _mm512_set1_epi32(1), infinity = _mm512_set1_epi32(0x7f800000);
+    int64_t i;
+    for (i = 0; i < n; i += 16) {
+        __m512i u = _mm512_castps_si512(_mm512_loadu_ps(v + i)), a = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+        __m512i high = _mm512_maskz_srli_epi32(0xffff, u, 16), most, r;
+        most = _mm512_or_si512(_mm512_and_si512(high, _mm512_set1_epi32(0x8000)), _mm512_set1_epi32(0x7f7f));
+        r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), _mm512_and_si512(high, one));
+        r = _mm512_maskz_srli_epi32(0xffff, r, 16);
+        r = _mm512_mask_mov_epi32(r, _mm512_cmpge_epi32_mask(a, _mm512_set1_epi32(0x7f7f8000)), most);
+        r = _mm512_mask_mov_epi32(r, _mm512_cmpge_epi32_mask(a, infinity), high);
+        r = _mm512_mask_or_epi32(r, _mm512_cmpgt_epi32_mask(a, infinity), high, _mm512_set1_epi32(0x40));
+        _mm256_storeu_si256((__m256i *)(void *)(out + i), _mm512_maskz_cvtepi32_epi16(0xffff, r));
     }
 }
 
@@ -22434,7 +22725,8 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
         k.tile[2] = moe_epi_fw_##pre##_##t##_3;                                                       \
         k.max_tokens = 3;                                                                             \
         k.interleave = (group);                                                                       \
-        k.exp_n = moe_epi_fw_##pre##_exp;                                                             \
+        k.gate_n = moe_epi_fw_##pre##_gate;                                                           \
+        k.narrow = moe_epi_fw_narrow;                                                                 \
         k.axpy = moe_epi_fw_##pre##_axpy;                                                             \
     } while (0)
 #define MOE_EPI_FW_FILL_WIDE(t)                                                                       \
@@ -22443,6 +22735,7 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
         k.tile[4] = moe_epi_fw_z_##t##_5;                                                             \
         k.tile[5] = moe_epi_fw_z_##t##_6;                                                             \
         k.max_tokens = 6;                                                                             \
+        k.narrow = moe_epi_fw_z_narrow;                                                               \
     } while (0)
 
 /* The kernels for a weight type, not better than isa_max.  Only fp16 needs the question for F16C. */
@@ -22582,7 +22875,7 @@ MOE_EP_API const char *moe_ep_forward_unit(const moe_ep_forward_desc *desc)
     if (k.amx) return "amx-bf16";
     if (k.half) return "avx512-bf16";
     if (k.max_tokens == 6) return "avx512";
-    return k.exp_n == moe_epi_fw_c_exp ? "portable" : "avx2";
+    return k.gate_n == moe_epi_fw_c_gate ? "portable" : "avx2";
 }
 
 /* ---- activations ------------------------------------------------------------------------------------ */
@@ -22653,8 +22946,7 @@ static void moe_epi_fw_activate_block(const moe_ep_activation *a, const moe_epi_
         else
             for (i = 0; i < MOE_EPI_FW_COLS; i++)
                 h[i] = (float)(-2.0 * MOE_EPI_FW_GELU_C) * (g[i] + (float)MOE_EPI_FW_GELU_A * g[i] * g[i] * g[i]);
-        kn->exp_n(h, MOE_EPI_FW_COLS);
-        for (i = 0; i < MOE_EPI_FW_COLS; i++) h[i] = g[i] / (1.0f + h[i]);
+        kn->gate_n(h, g, MOE_EPI_FW_COLS);
     }
     if (moe_epi_fw_gated(a->kind))
         for (i = 0; i < MOE_EPI_FW_COLS; i++) h[i] *= u[i] + a->up_offset;
@@ -22815,6 +23107,13 @@ static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, in
     }
 }
 
+/* Tokens that meet a tile together, in one block of the inner dimension. */
+typedef struct moe_epi_fw_piece {
+    const void *x[6];
+    int first, count;
+    unsigned fetch; /* the rows of a tile whose successors are fetched meanwhile */
+} moe_epi_fw_piece;
+
 /* Products of a panel with more tokens than a tile takes: the tokens go past the tiles in pieces, one block of the
  * inner dimension after the other. */
 typedef struct moe_epi_fw_work {
@@ -22824,7 +23123,25 @@ typedef struct moe_epi_fw_work {
     int tokens, pieces;
     int64_t n, elem;
     float *c;
+    moe_epi_fw_piece piece[MOE_EPI_FW_PIECES]; /* of the present block */
 } moe_epi_fw_work;
+
+/* The pieces of block k0.  The next weights are fetched by all of them, a part each: the machine forgets requests that
+ * come too fast. */
+static void moe_epi_fw_pieces(moe_epi_fw_work *q, int64_t k0)
+{
+    int64_t at = k0 * (q->kn->half ? 2 : 4);
+    int i, j;
+    for (i = 0; i < q->pieces; i++) {
+        moe_epi_fw_piece *s = &q->piece[i];
+        s->first = q->tokens * i / q->pieces;
+        s->count = q->tokens * (i + 1) / q->pieces - s->first;
+        s->fetch = 0;
+        for (j = 0; j < s->count; j++) s->x[j] = q->x[s->first + j] + at;
+        for (j = 0; j < 4; j++)
+            if (j * q->pieces / 4 == i) s->fetch |= 1u << j;
+    }
+}
 
 /* How far behind row r of block k0 lie the weights that are wanted `rows` rows later, in this block, the next one or
  * the next panel; 0 = unknown.  Only an address to fetch from, never one to read. */
@@ -22846,21 +23163,20 @@ static intptr_t moe_epi_fw_ahead(const moe_epi_fw_work *q, int r, int64_t k0, in
                       (uintptr_t)(k0 * q->elem));
 }
 
-/* The tile at row r past piece i of the tokens, block k0.  The next weights are fetched by all pieces, a part each: the
- * machine forgets requests that come too fast. */
-static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, int i, int64_t k0, intptr_t ahead)
+/* The tile at row r past a piece of the tokens, block k0. */
+static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, const moe_epi_fw_piece *s, int64_t k0, intptr_t ahead)
 {
-    const void *xs[6], *w[4];
-    int64_t len = q->n - k0 < MOE_EPI_FW_KBLOCK ? q->n - k0 : MOE_EPI_FW_KBLOCK;
-    int t = q->tokens * i / q->pieces, step = q->tokens * (i + 1) / q->pieces - t, j;
+    const unsigned char *const *of = q->p->of + r;
+    const void *w[4];
+    int64_t len = q->n - k0 < MOE_EPI_FW_KBLOCK ? q->n - k0 : MOE_EPI_FW_KBLOCK, at = k0 * q->elem;
     moe_epi_fw_fetch fetch;
     fetch.ahead = ahead;
-    fetch.rows = 0;
-    for (j = 0; ahead != 0 && j < 4; j++)
-        if (j * q->pieces / 4 == i) fetch.rows |= 1u << j;
-    for (j = 0; j < step; j++) xs[j] = q->x[t + j] + k0 * (q->kn->half ? 2 : 4);
-    for (j = 0; j < 4; j++) w[j] = q->p->of[r + j] + k0 * q->elem;
-    q->kn->tile[step - 1](w, xs, len, len, q->c + t * q->p->rows + r, q->p->rows, k0 > 0, fetch);
+    fetch.rows = ahead != 0 ? s->fetch : 0;
+    w[0] = of[0] + at;
+    w[1] = of[1] + at;
+    w[2] = of[2] + at;
+    w[3] = of[3] + at;
+    q->kn->tile[s->count - 1](w, s->x, len, len, q->c + s->first * q->p->rows + r, q->p->rows, k0 > 0, fetch);
 }
 
 /* All tokens in one piece: every tile goes along its rows from end to end, and what it fetches lies ahead in these
@@ -22881,13 +23197,14 @@ static void moe_epi_fw_along(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
 }
 
 /* c (tokens, rows): products of all rows of the panel, in tile order, with `tokens` tokens.  Meanwhile the weights that
- * follow are fetched, each once.  While a block of all tokens fits the L1 cache, every tile meets all of them before
- * the next one; otherwise six tokens at a time go past all tiles, which then come from the L2 cache. */
+ * follow are fetched, each once.  While a block of all tokens is about what the L1 cache takes, every tile meets all of
+ * them before the next one; otherwise six tokens at a time go past all tiles, which then come from the L2 cache. */
 static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const moe_epi_fw_rows *next,
                              const unsigned char *const *x, int tokens, int64_t n, int64_t elem, float *c)
 {
     int64_t block = n < MOE_EPI_FW_KBLOCK ? n : MOE_EPI_FW_KBLOCK, k0;
-    int shallow = tokens * (kn->half ? 2 : 4) * block <= MOE_EPI_FW_L1, rows = p->rows, r, i;
+    int shallow = tokens * block * (kn->half ? 2 : 4) <= (kn->half ? MOE_EPI_FW_L1_HALF : MOE_EPI_FW_L1);
+    int rows = p->rows, r, i;
     moe_epi_fw_work q;
     if (tokens <= kn->max_tokens) {
         moe_epi_fw_along(kn, p, x, tokens, n, c);
@@ -22904,18 +23221,20 @@ static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
     q.c = c;
     if (shallow) {
         rows = (int)(MOE_EPI_FW_BYTES_AHEAD / (elem * block)) / 4 * 4;
-        if (rows > p->rows) rows = p->rows; /* a block of fp32 is 4 KB: at least 4 rows */
+        if (rows < 4) rows = 4; /* the next tile */
+        if (rows > p->rows) rows = p->rows;
     }
     for (k0 = 0; k0 < n; k0 += MOE_EPI_FW_KBLOCK) {
+        moe_epi_fw_pieces(&q, k0);
         if (shallow)
             for (r = 0; r < p->rows; r += 4) {
                 intptr_t ahead = moe_epi_fw_ahead(&q, r, k0, rows);
-                for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, i, k0, ahead);
+                for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, &q.piece[i], k0, ahead);
             }
         else
             for (i = 0; i < q.pieces; i++)
                 for (r = 0; r < p->rows; r += 4)
-                    moe_epi_fw_tile_past(&q, r, i, k0, moe_epi_fw_ahead(&q, r, k0, rows));
+                    moe_epi_fw_tile_past(&q, r, &q.piece[i], k0, moe_epi_fw_ahead(&q, r, k0, rows));
     }
 }
 
@@ -23025,7 +23344,7 @@ static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g
     for (i = count; i < MOE_EPI_FW_COLS; i++) h[i] = 0.0f;
     if (run->kernels.half) {
         uint16_t small[MOE_EPI_FW_COLS];
-        moe_epi_fw_narrow(small, h, MOE_EPI_FW_COLS);
+        run->kernels.narrow(small, h, MOE_EPI_FW_COLS);
         if (run->kernels.amx)
             moe_epi_fw_tile_write(run->h + g->row0 * run->h_stride, run->h_stride, g->rows, row - g->row0, col, small,
                                   MOE_EPI_FW_COLS);
@@ -23282,10 +23601,9 @@ typedef struct moe_epi_fw_pack {
     const float *scale;    /* factor of each row, NULL = none */
     unsigned char *out;
     int64_t stride;        /* bytes */
-    int interleave, half;
+    const moe_epi_fw_kernels *kernels;
     const moe_epi_fw_group *groups; /* tiles: groups by ascending row0; NULL = one group of all rows */
     int32_t num_groups;
-    int amx;
 } moe_epi_fw_pack;
 
 /* Rounds a row to bf16 in blocks, and puts it where the kernels want it. */
@@ -23306,10 +23624,12 @@ static void moe_epi_fw_pack_half(const moe_epi_fw_pack *p, const float *in, int6
         float block[256];
         uint16_t small[256];
         int64_t n = width - i < 256 ? width - i : 256, have = p->H - i < n ? p->H - i : n;
-        memset(block, 0, sizeof block);
-        for (j = 0; j < have; j++) block[j] = p->scale ? in[i + j] * p->scale[row] : in[i + j];
-        moe_epi_fw_narrow(small, block, n);
-        if (p->amx)
+        if (p->scale || have < n) {
+            memset(block, 0, sizeof block);
+            for (j = 0; j < have; j++) block[j] = p->scale ? in[i + j] * p->scale[row] : in[i + j];
+        }
+        p->kernels->narrow(small, p->scale || have < n ? block : in + i, n);
+        if (p->kernels->amx)
             moe_epi_fw_tile_write(p->out + row0 * p->stride, p->stride, rows, row - row0, i, small, n);
         else
             memcpy(p->out + row * p->stride + 2 * i, small, (size_t)n * 2u);
@@ -23320,26 +23640,27 @@ static void moe_epi_fw_pack_task(void *context, int64_t index)
 {
     const moe_epi_fw_pack *p = (const moe_epi_fw_pack *)context;
     int64_t row = index * MOE_EPI_FW_PACK_ROWS, last = row + MOE_EPI_FW_PACK_ROWS, stride = p->stride / 4, i, b;
+    int group = p->kernels->interleave;
     for (; row < last && row < p->rows; row++) {
         const float *in = p->x + (p->row_of ? (int64_t)p->row_of[row] : row) * p->H;
         float *out = (float *)(void *)(p->out + row * p->stride);
-        if (p->half) {
+        if (p->kernels->half) {
             moe_epi_fw_pack_half(p, in, row);
             continue;
         }
-        if (p->interleave == 0) {
+        if (group == 0) {
             memcpy(out, in, sizeof(float) * (size_t)p->H);
             memset(out + p->H, 0, sizeof(float) * (size_t)(stride - p->H));
         } else {
-            int half = p->interleave / 2, j;
-            for (b = 0; b + p->interleave <= p->H; b += p->interleave) {
+            int half = group / 2, j;
+            for (b = 0; b + group <= p->H; b += group) {
                 for (j = 0; j < half; j++) {
                     out[b + j] = in[b + 2 * j];
                     out[b + half + j] = in[b + 2 * j + 1];
                 }
             }
             memset(out + b, 0, sizeof(float) * (size_t)(stride - b));
-            for (i = b; i < p->H; i++) out[b + moe_epi_fw_place_of(p->interleave, (int)(i - b))] = in[i];
+            for (i = b; i < p->H; i++) out[b + moe_epi_fw_place_of(group, (int)(i - b))] = in[i];
         }
         if (p->scale)
             for (i = 0; i < stride; i++) out[i] *= p->scale[row];
@@ -23404,37 +23725,75 @@ static void moe_epi_fw_combine_task(void *context, int64_t index)
 
 /* ---- checks --------------------------------------------------------------------------------------------- */
 
-/* Index of the first non-finite element, -1 = all finite.  Whole blocks first: exponents compared as integers. */
+/* Index of the first non-finite element, -1 = all finite.  Whole blocks first: only the exponent of infinity carries
+ * into the sign. */
 static int64_t moe_epi_fw_first_nonfinite(const float *v, int64_t n)
 {
     int64_t b, i;
-    for (b = 0; b < n; b += 256) {
-        int64_t end = b + 256 < n ? b + 256 : n;
+    for (b = 0; b < n; b += MOE_EPI_FW_CHECK) {
         uint32_t worst = 0;
-        for (i = b; i < end; i++) {
-            uint32_t u = moe_epi_fw_bits(v[i]) & 0x7fffffffu;
-            worst = u > worst ? u : worst;
+        if (n - b >= MOE_EPI_FW_CHECK) {
+            for (i = 0; i < MOE_EPI_FW_CHECK; i++)
+                worst |= (moe_epi_fw_bits(v[b + i]) & 0x7fffffffu) + 0x00800000u;
+        } else {
+            for (i = b; i < n; i++) worst |= (moe_epi_fw_bits(v[i]) & 0x7fffffffu) + 0x00800000u;
         }
-        if (worst < 0x7f800000u) continue;
+        if (!(worst & 0x80000000u)) continue;
         for (i = b; (moe_epi_fw_bits(v[i]) & 0x7f800000u) != 0x7f800000u;) i++; /* it is in this block */
         return i;
     }
     return -1;
 }
 
-static moe_ep_status moe_epi_fw_check_finite(const float *v, int64_t n, const char *name, moe_ep_error *err)
+/* The same by all threads: a part of the array each. */
+typedef struct moe_epi_fw_scan {
+    const float *v;
+    int64_t n, first[MOE_EPI_FW_SCANS];
+} moe_epi_fw_scan;
+
+static void moe_epi_fw_scan_task(void *context, int64_t index)
 {
-    int64_t at = moe_epi_fw_first_nonfinite(v, n);
+    moe_epi_fw_scan *s = (moe_epi_fw_scan *)context;
+    int64_t part = s->n / MOE_EPI_FW_SCANS, from = index * part;
+    int64_t at = moe_epi_fw_first_nonfinite(s->v + from, index + 1 < MOE_EPI_FW_SCANS ? part : s->n - from);
+    s->first[index] = at < 0 ? -1 : from + at;
+}
+
+static int64_t moe_epi_fw_scan_all(const moe_ep_forward_desc *d, const float *v, int64_t n)
+{
+    moe_epi_fw_scan s;
+    int i;
+    if (n < MOE_EPI_FW_SCAN_MIN) return moe_epi_fw_first_nonfinite(v, n);
+    s.v = v;
+    s.n = n;
+    moe_epi_fw_parallel(d, MOE_EPI_FW_SCANS, moe_epi_fw_scan_task, &s);
+    for (i = 0; i < MOE_EPI_FW_SCANS; i++)
+        if (s.first[i] >= 0) return s.first[i];
+    return -1;
+}
+
+/* v[at] is not finite, unless at < 0. */
+static moe_ep_status moe_epi_fw_bad_input(int64_t at, const float *v, const char *name, moe_ep_error *err)
+{
     if (at < 0) return MOE_EP_OK;
     return moe_epi_fail(err, MOE_EP_ERR_NAN, name, "must be finite", at, (double)v[at]);
 }
 
-/* The result, written whole: a value that left the range of float on the way is named. */
-static moe_ep_status moe_epi_fw_check_result(const float *y, int64_t n, moe_ep_error *err)
+static moe_ep_status moe_epi_fw_check_finite(const float *v, int64_t n, const char *name, moe_ep_error *err)
 {
-    int64_t at = moe_epi_fw_first_nonfinite(y, n);
+    return moe_epi_fw_bad_input(moe_epi_fw_first_nonfinite(v, n), v, name, err);
+}
+
+/* The result, written whole: a value that left the range of float on the way is named. */
+static moe_ep_status moe_epi_fw_bad_result(int64_t at, const float *y, moe_ep_error *err)
+{
     if (at < 0) return MOE_EP_OK;
     return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "y", "leaves the range of float (y is written)", at, (double)y[at]);
+}
+
+static moe_ep_status moe_epi_fw_check_result(const float *y, int64_t n, moe_ep_error *err)
+{
+    return moe_epi_fw_bad_result(moe_epi_fw_first_nonfinite(y, n), y, err);
 }
 
 /* One matrix set: base or table, row stride and expert stride. */
@@ -23574,9 +23933,9 @@ static int moe_epi_fw_overlap(const void *a, const void *b, int64_t bytes)
     return p < q ? q - p < (uintptr_t)bytes : p - q < (uintptr_t)bytes;
 }
 
-/* x (rows,H) and y (rows,H). */
-static moe_ep_status moe_epi_fw_check_xy(const float *x, const float *y, int64_t rows, int32_t H, const char *xname,
-                                      const char *yname, moe_ep_error *err)
+/* x (rows,H) and y (rows,H), but for the values of x. */
+static moe_ep_status moe_epi_fw_check_shapes(const float *x, const float *y, int64_t rows, int32_t H, const char *xname,
+                                             const char *yname, moe_ep_error *err)
 {
     int64_t n;
     if (rows < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)rows);
@@ -23588,7 +23947,14 @@ static moe_ep_status moe_epi_fw_check_xy(const float *x, const float *y, int64_t
     if (!y) return moe_epi_null(err, yname);
     if (moe_epi_fw_overlap(x, y, n * 4))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, yname, "must not overlap the input", -1, 0.0);
-    return moe_epi_fw_check_finite(x, n, xname, err);
+    return MOE_EP_OK;
+}
+
+static moe_ep_status moe_epi_fw_check_xy(const float *x, const float *y, int64_t rows, int32_t H, const char *xname,
+                                         const char *yname, moe_ep_error *err)
+{
+    moe_ep_status st = moe_epi_fw_check_shapes(x, y, rows, H, xname, yname, err);
+    return st == MOE_EP_OK ? moe_epi_fw_check_finite(x, rows * H, xname, err) : st;
 }
 
 /* ---- scratch of one set of experts: sizes and pieces -------------------------------------------------------- */
@@ -23648,8 +24014,7 @@ static void moe_epi_fw_pack_rows(const moe_ep_forward_desc *d, const moe_epi_fw_
     moe_epi_fw_pack p;
     p.groups = by_group ? run->groups : NULL;
     p.num_groups = run->num_groups;
-    p.half = run->kernels.half;
-    p.amx = run->kernels.amx;
+    p.kernels = &run->kernels;
     p.x = x;
     p.H = run->w->hidden;
     p.rows = rows;
@@ -23657,7 +24022,6 @@ static void moe_epi_fw_pack_rows(const moe_ep_forward_desc *d, const moe_epi_fw_
     p.scale = scale;
     p.out = out;
     p.stride = run->x_stride;
-    p.interleave = run->kernels.interleave;
     moe_epi_fw_parallel(d, (rows + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_pack_task, &p);
 }
 
@@ -23719,9 +24083,11 @@ MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype,
             if (v > top) top = v;
         }
         scale[r] = top / 127.0f;
-        for (c = 0; c < cols; c++)
-            q[r * cols + c] = scale[r] > 0.0f
-                ? moe_epi_fw_quantum(moe_epi_fw_element(w, dtype, r * row_stride + c), scale[r]) : (int8_t)0;
+        for (c = 0; c < cols; c++) {
+            q[r * cols + c] = 0;
+            if (scale[r] > 0.0f)
+                q[r * cols + c] = moe_epi_fw_quantum(moe_epi_fw_element(w, dtype, r * row_stride + c), scale[r]);
+        }
     }
     return MOE_EP_OK;
 }
@@ -23758,7 +24124,9 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
                                 (double)expert_of_group[g]);
     }
     rows = row_start[num_groups];
-    st = moe_epi_fw_check_xy(rx, ry, rows, desc->experts->hidden, "rx", "ry", err);
+    st = moe_epi_fw_check_shapes(rx, ry, rows, desc->experts->hidden, "rx", "ry", err);
+    if (st == MOE_EP_OK)
+        st = moe_epi_fw_bad_input(moe_epi_fw_scan_all(desc, rx, rows * desc->experts->hidden), rx, "rx", err);
     if (st != MOE_EP_OK || rows == 0) return st;
     moe_epi_fw_run_need(&total, desc, desc->experts, num_groups, rows, rows);
     st = moe_epi_arena_open(&arena, scratch, total, err);
@@ -23991,7 +24359,9 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     l.y = y;
     l.T = num_tokens;
     st = moe_epi_fw_check_options(desc, err);
-    if (st == MOE_EP_OK) st = moe_epi_fw_check_xy(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_shapes(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
+    if (st == MOE_EP_OK)
+        st = moe_epi_fw_bad_input(moe_epi_fw_scan_all(desc, x, num_tokens * desc->experts->hidden), x, "x", err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_routing(desc, num_tokens, &l.K, err);
     if (st != MOE_EP_OK || num_tokens == 0) return st;
     l.E = desc->experts->num_experts;
@@ -24009,7 +24379,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     for (t0 = 0; st == MOE_EP_OK && t0 < num_tokens; t0 += l.chunk)
         moe_epi_fw_layer_chunk(&l, t0, num_tokens - t0 < l.chunk ? num_tokens - t0 : l.chunk, &arena);
     moe_epi_arena_close(&arena);
-    return st == MOE_EP_OK ? moe_epi_fw_check_result(y, num_tokens * desc->experts->hidden, err) : st;
+    if (st != MOE_EP_OK) return st;
+    return moe_epi_fw_bad_result(moe_epi_fw_scan_all(desc, y, num_tokens * desc->experts->hidden), y, err);
 }
 
 #endif /* MOE_EP_NO_FORWARD */
@@ -24670,7 +25041,6 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
 static moe_ep_status moe_epi_hk_side_of(moe_ep_rank *rank, int32_t batch, int after, moe_epi_hk_side **side,
                                         moe_ep_error *err)
 {
-    static const char *const missing[] = {"is not dispatched yet", "has no expert results yet", "is not combined yet"};
     moe_epi_ok(err);
     if (!rank || !rank->state) return moe_epi_null(err, "rank");
     if (batch != 0 && batch != 1)
@@ -24679,7 +25049,11 @@ static moe_ep_status moe_epi_hk_side_of(moe_ep_rank *rank, int32_t batch, int af
     if (!(*side)->ready)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "batch", "has no plan yet", -1, (double)batch);
     if ((*side)->done < after)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "batch", missing[(*side)->done], -1, (double)batch);
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "batch",
+                            (*side)->done == 0   ? "is not dispatched yet"
+                            : (*side)->done == 1 ? "has no expert results yet"
+                                                 : "is not combined yet",
+                            -1, (double)batch);
     return MOE_EP_OK;
 }
 

@@ -535,7 +535,11 @@ static inline chart_axis chart_axis_of(const chart_lines *c, int axis, double st
     if (a.from > a.to) a.from = a.linear ? 0.0 : 0.1, a.to = 1.0;
     if (a.linear) {
         if (a.from >= 0.0 && (!axis || a.from < 0.4 * a.to)) a.from = 0.0;
+        double most = fabs(a.from) > fabs(a.to) ? fabs(a.from) : fabs(a.to), least;
+        /* marks have three digits: closer ones would read alike */
+        least = most > 0.0 ? pow(10.0, floor(log10(most)) - 2.0) : 0.0;
         a.step = chart_step(a.to - a.from > 1e-3 ? a.to - a.from : 1e-3, axis ? 5 : 7);
+        if (a.step < least) a.step = least;
         a.from = floor(a.from / a.step + 1e-9) * a.step;
         a.to = axis ? ceil(a.to / a.step - 1e-9) * a.step : a.to + 0.03 * (a.to - a.from);
         if (!(a.to > a.from)) a.to = a.from + a.step;

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "cli_answer.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stb_ds.h>
 #include <stdarg.h>
@@ -73,37 +74,45 @@ json_t *cli_json_number(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
-void cli_json_numbers(json_t *o, ...)
+static json_t *next_number(va_list *list)
 {
-    va_list list;
-    const char *name;
-    va_start(list, o);
-    while ((name = va_arg(list, const char *))) json_object_set_new(o, name, cli_json_number(va_arg(list, double)));
-    va_end(list);
+    return cli_json_number(va_arg(*list, double));
 }
 
-void cli_json_counts(json_t *o, ...)
+static json_t *next_count(va_list *list)
 {
-    va_list list;
-    const char *name;
-    va_start(list, o);
-    while ((name = va_arg(list, const char *))) json_object_set_new(o, name, json_integer(va_arg(list, int64_t)));
-    va_end(list);
+    return json_integer(va_arg(*list, int64_t));
 }
 
-void cli_json_words(json_t *o, ...)
+static json_t *next_word(va_list *list)
 {
-    va_list list;
-    const char *name;
-    va_start(list, o);
-    while ((name = va_arg(list, const char *))) json_object_set_new(o, name, json_string(va_arg(list, const char *)));
-    va_end(list);
+    return json_string(va_arg(*list, const char *));
 }
+
+/* The rest of the list, which ends with NULL, into the object. */
+static void put_fields(json_t *o, json_t *(*next)(va_list *list), va_list *list)
+{
+    const char *name;
+    while ((name = va_arg(*list, const char *))) json_object_set_new(o, name, next(list));
+}
+
+#define JSON_FIELDS(function, next)                                                              \
+    void function(json_t *o, ...)                                                                \
+    {                                                                                            \
+        va_list list;                                                                            \
+        va_start(list, o);                                                                       \
+        put_fields(o, next, &list);                                                              \
+        va_end(list);                                                                            \
+    }
+JSON_FIELDS(cli_json_numbers, next_number)
+JSON_FIELDS(cli_json_counts, next_count)
+JSON_FIELDS(cli_json_words, next_word)
+#undef JSON_FIELDS
 
 void cli_json_write(json_t *root, FILE *f)
 {
     if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(12)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON answer");
+        cli_die(CLI_INTERNAL, "cannot write the JSON answer: %s", strerror(errno));
     fputc('\n', f);
     json_decref(root);
 }

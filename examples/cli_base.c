@@ -1,14 +1,12 @@
 /* cli_base.c - messages, memory, whole-or-nothing output files
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
-#define STB_DS_IMPLEMENTATION
 #include "cli_base.h"
-
-#include <stb_ds.h>
 
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <libgen.h>
 #include <math.h>
 #include <signal.h>
@@ -18,6 +16,12 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+static void *resize(void *p, size_t bytes);
+#define STBDS_REALLOC(context, p, bytes) resize(p, bytes)
+#define STBDS_FREE(context, p) free(p)
+#define STB_DS_IMPLEMENTATION
+#include <stb_ds.h>
 
 /* ---- temporary files still to be removed when the program ends early -------------------------------- */
 
@@ -105,6 +109,23 @@ void cli_progress_end(void)
 }
 
 /* ---- memory and text --------------------------------------------------------------------------------- */
+
+static void *resize(void *p, size_t bytes)
+{
+    void *q = realloc(p, bytes > 0 ? bytes : 1);
+    if (!q) cli_die(CLI_INTERNAL, "out of memory (%zu bytes)", bytes);
+    return q;
+}
+
+static void *take(size_t bytes)
+{
+    return resize(NULL, bytes);
+}
+
+void cli_memory_start(void)
+{
+    json_set_alloc_funcs(take, free);
+}
 
 void *cli_alloc(size_t count, size_t size)
 {
@@ -278,6 +299,11 @@ char *cli_shell_word(const char *text)
     return quoted;
 }
 
+int cli_errno_code(void)
+{
+    return errno == ENOMEM || errno == EMFILE || errno == ENFILE || errno == EIO ? CLI_INTERNAL : CLI_USAGE;
+}
+
 FILE *cli_open_input(const char *path)
 {
     struct stat info;
@@ -290,8 +316,51 @@ FILE *cli_open_input(const char *path)
     if (!S_ISREG(info.st_mode))
         cli_die(CLI_USAGE, "%s: is not an ordinary file; inputs must be files, not pipes or devices", path);
     f = fopen(path, "rb");
-    if (!f) cli_die(CLI_USAGE, "%s: %s", path, strerror(errno));
+    if (!f) cli_die(cli_errno_code(), "%s: %s", path, strerror(errno));
     return f;
+}
+
+ssize_t cli_getline(char **line, size_t *room, FILE *f, const char *path)
+{
+    ssize_t n = getline(line, room, f);
+    if (n < 0 && !feof(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
+    return n;
+}
+
+/* ---- streams into memory ----------------------------------------------------------------------------- */
+
+/* What the C library's own stream does when memory ends is to go on without that part. */
+static ssize_t put_text(void *cookie, const char *bytes, size_t n)
+{
+    cli_text *t = cookie;
+    if (!t->failed && n >= t->room - t->length) {
+        size_t room = 2 * (t->length + n + 512);
+        char *more = realloc(t->text, room);
+        if (!more) t->failed = 1;
+        if (more) t->text = more, t->room = room;
+    }
+    if (t->failed) return 0;
+    memcpy(t->text + t->length, bytes, n);
+    t->length += n;
+    t->text[t->length] = '\0';
+    return (ssize_t)n;
+}
+
+void cli_text_open(cli_text *t)
+{
+    static const cookie_io_functions_t functions = {NULL, put_text, NULL, NULL};
+    memset(t, 0, sizeof *t);
+    t->text = cli_alloc(1, 1);
+    t->room = 1;
+    t->stream = fopencookie(t, "w", functions);
+    if (!t->stream) cli_die(CLI_INTERNAL, "out of memory");
+}
+
+void cli_text_end(cli_text *t)
+{
+    int wrong = ferror(t->stream);
+    if (fclose(t->stream) != 0 || wrong || t->failed)
+        cli_die(CLI_INTERNAL, "out of memory (a text of %zu bytes)", t->length);
 }
 
 /* ---- output files ------------------------------------------------------------------------------------ */
@@ -326,15 +395,15 @@ void cli_out_open(cli_out *out, const char *path)
         }
         if (!remember(out->temp)) cli_die(CLI_INTERNAL, "too many output files");
     }
-    out->stream = open_memstream(&out->text, &out->length);
-    if (!out->stream) cli_die(CLI_INTERNAL, "out of memory");
+    cli_text_open(&out->text);
+    out->stream = out->text.stream;
 }
 
 static void write_all(const cli_out *out)
 {
     size_t done = 0;
-    while (done < out->length) {
-        ssize_t n = write(out->fd, out->text + done, out->length - done);
+    while (done < out->text.length) {
+        ssize_t n = write(out->fd, out->text.text + done, out->text.length - done);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
         done += (size_t)n;
@@ -361,7 +430,7 @@ void cli_out_commit(cli_out *out)
             cli_die(CLI_INTERNAL, "standard output: %s", strerror(errno));
         return;
     }
-    if (fclose(out->stream) != 0) cli_die(CLI_INTERNAL, "out of memory");
+    cli_text_end(&out->text);
     write_all(out);
     if (out->temp) {
         mask = umask(0);
@@ -377,5 +446,5 @@ void cli_out_commit(cli_out *out)
         forget(out->temp);
         free(out->temp);
     }
-    free(out->text);
+    free(out->text.text);
 }

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "moe_ep.h"
 
@@ -17,6 +18,8 @@ void cli_die(int code, const char *format, ...) __attribute__((noreturn, format(
 /* Leaves unless the status is OK; what names the thing that was being worked out. */
 void cli_check(moe_ep_status status, const moe_ep_error *err, const char *what);
 
+/* Memory that is refused ends the program with one line: what it would have left out of an answer is not shown. */
+void cli_memory_start(void); /* the same for jansson; first of all */
 void *cli_alloc(size_t count, size_t size); /* zeroed; never NULL */
 char *cli_strdup(const char *s);
 char *cli_keep(char *text); /* frees the text at the end of the program; returns it */
@@ -33,14 +36,29 @@ const char *cli_bytes(double b);
 /* Opens an ordinary file for reading; leaves at anything else, so that no pipe is waited for. */
 FILE *cli_open_input(const char *path);
 
+/* The next line of a file as getline reads it; -1 = the end.  Leaves at an error, memory among them. */
+ssize_t cli_getline(char **line, size_t *room, FILE *f, const char *path);
+/* The exit code for what errno says about an input: it is wrong, or the machine failed. */
+int cli_errno_code(void);
+
+/* A stream into memory; text[length] is 0 after the end, and whoever asked for it frees it. */
+typedef struct cli_text {
+    FILE *stream; /* write here */
+    char *text;
+    size_t length, room;
+    int failed;
+} cli_text;
+
+void cli_text_open(cli_text *t);
+void cli_text_end(cli_text *t); /* leaves unless all that was written is there */
+
 /* An output that appears whole or not at all: written in memory, then to a temporary file beside the
  * target, synced and renamed.  Opening checks that the target can be written before long work starts. */
 typedef struct cli_out {
     const char *path;
     char *temp;
     FILE *stream; /* write here */
-    char *text;
-    size_t length;
+    cli_text text;
     int fd;
 } cli_out;
 

@@ -22,7 +22,8 @@ static const char copies_help[] =
     "Inputs as in moe-ep report; several are added up.\n"
     "\n"
     "  --target R        max/mean wanted in the worst layer (1.05)\n"
-    "  --devices D       --nodes N\n"
+    "  --devices D       --nodes N   nodes of equal size; else one for every 8 devices, or as --machine has them\n"
+    "  --machine NAME    whose nodes\n"
     "  --policy NAME     best (default) or eplb (multiples of D copies only)\n"
     "  --max-copies N    most copies per layer to try (4 per device)\n"
     "  --step N          tried: 0, N, 2 N, ... (so that there are at most 129; eplb: D)\n"
@@ -85,8 +86,7 @@ static void settle(cli_copies *c)
         cli_note(&c->setup,
                  "--slots %d was not used: the number of slots is what is asked for; --max-copies limits it.",
                  c->setup.slots);
-    if (c->setup.nodes == 0)
-        cli_note(&c->setup, "All %d devices on one node; --nodes changes it.", c->setup.devices);
+    cli_setup_layout(&c->setup);
     c->D = c->setup.devices;
     if (c->policy != MOE_EP_PLACE_BEST && c->E % c->D != 0)
         cli_die(CLI_USAGE, "--policy eplb: %d devices do not divide the %d experts", c->D, c->E);

@@ -121,8 +121,8 @@ void cli_copies_json(const void *data, FILE *f)
     json_object_set_new(root, "best", extra_or_null(c, c->best));
     json_object_set_new(root, "rises", json_integer(c->rises));
     json_object_set_new(root, "setup",
-                        json_pack("{s:i,s:i,s:i,s:s,s:s,s:s}", "layers", (int)c->L, "experts",
-                                  (int)c->E, "devices", (int)c->D, "policy",
+                        json_pack("{s:i,s:i,s:i,s:i,s:s,s:s,s:s}", "layers", (int)c->L, "experts",
+                                  (int)c->E, "devices", (int)c->D, "nodes", (int)c->setup.nodes, "policy",
                                   moe_ep_place_policy_str(c->policy), "model", c->setup.model.name,
                                   "layers_left_out", c->left_out));
     json_object_set_new(root, "expert_bytes", json_real(c->expert_bytes));

@@ -4,7 +4,6 @@
 #include "cli_rows.h"
 
 #include <ctype.h>
-#include <errno.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,11 +20,18 @@ typedef enum csv_role {
     ROLE_IGNORED
 } csv_role;
 
+enum { MOST_LINES = 1 << 16 }; /* apart from each other are the lines of one row of the long form */
+
+/* What tells rows of the long form apart: the place of the label in the list of labels, step, layer. */
+typedef struct long_key {
+    int64_t label, step, layer;
+} long_key;
+
 /* The counts of one layer in the long form, a line for each. */
 typedef struct long_row {
-    char *label;
-    int64_t step, layer, line;
-    double *loads; /* stb_ds */
+    long_key key;
+    int64_t line, last; /* its first and its last line so far */
+    double *loads;      /* stb_ds */
 } long_row;
 
 typedef struct csv_reader {
@@ -34,7 +40,8 @@ typedef struct csv_reader {
     csv_role *role; /* per column, NULL = no header: every field is a load */
     int long_form;  /* one count per line, with an expert column */
     cli_rows *rows;
-    long_row *open; /* stb_ds, of the long form: complete only at the end of the file */
+    long_row *open; /* stb_ds hash map, rows of the long form that may go on */
+    char **label;   /* stb_ds, of the long form */
     int64_t line;
 } csv_reader;
 
@@ -176,21 +183,66 @@ static double csv_load(const csv_reader *c, const char *field, ptrdiff_t column)
     return v;
 }
 
-/* The row a line belongs to in the long form: one row per (label, step, layer), experts in order. */
-static long_row *row_of_line(csv_reader *c, const char *label, int64_t step, int64_t layer)
+static int64_t label_of(csv_reader *c, const char *label)
 {
-    long_row row = {NULL, step, layer, c->line, NULL};
-    for (ptrdiff_t i = arrlen(c->open); i-- > 0;)
-        if (c->open[i].layer == layer && c->open[i].step == step && cli_same(c->open[i].label, label))
-            return &c->open[i];
-    row.label = cli_strdup(label);
-    arrput(c->open, row);
-    return &arrlast(c->open);
+    ptrdiff_t n = arrlen(c->label);
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (cli_same(c->label[i], label)) return i;
+    arrput(c->label, cli_strdup(label));
+    return n;
+}
+
+/* The row a line belongs to in the long form: one row per (label, step, layer), experts in any order. */
+static long_row *row_of_line(csv_reader *c, long_key key)
+{
+    ptrdiff_t at = hmgeti(c->open, key);
+    if (at < 0) {
+        long_row row = {key, c->line, c->line, NULL};
+        hmputs(c->open, row);
+        at = hmgeti(c->open, key);
+    }
+    c->open[at].last = c->line;
+    return &c->open[at];
+}
+
+static int in_order(const void *a, const void *b)
+{
+    const long_row *x = a, *y = b;
+    if (x->key.step != y->key.step) return x->key.step < y->key.step ? -1 : 1;
+    if (x->key.layer != y->key.layer) return x->key.layer < y->key.layer ? -1 : 1;
+    return (x->line > y->line) - (x->line < y->line);
+}
+
+/* Rows that no line has named for some time are complete; experts that no line named received nothing. */
+static void close_rows(csv_reader *c, int64_t before)
+{
+    long_row *done = NULL;
+    for (ptrdiff_t i = 0; i < hmlen(c->open); i++)
+        if (c->open[i].last < before) arrput(done, c->open[i]);
+    if (arrlen(done) > 0) qsort(done, (size_t)arrlen(done), sizeof *done, in_order);
+    for (ptrdiff_t i = 0; i < arrlen(done); i++) {
+        long_row *at = &done[i];
+        cli_row row = {c->label[at->key.label], at->key.step, at->key.layer, at->line, at->loads, arrlen(at->loads),
+                       NULL, 0, 0};
+        (void)hmdel(c->open, at->key);
+        for (ptrdiff_t e = 0; e < arrlen(at->loads); e++)
+            if (at->loads[e] < 0.0) at->loads[e] = 0.0;
+        if (cli_rows_has(c->rows, &row))
+            cli_die(CLI_USAGE, "%s:%lld: more of step %lld, layer %lld, whose lines before are more than %d lines "
+                               "above: sort the file by step and layer",
+                    c->path, (long long)at->line, (long long)row.step, (long long)row.layer, MOST_LINES);
+        cli_rows_add(c->rows, &row);
+        arrfree(at->loads);
+    }
+    arrfree(done);
 }
 
 static void put_long(csv_reader *c, const char *label, const cli_row *row, int64_t expert, double count)
 {
-    long_row *at = row_of_line(c, label, row->step, row->layer < 0 ? 0 : row->layer);
+    long_key key = {label_of(c, label), row->step, row->layer < 0 ? 0 : row->layer};
+    long_row *at;
+    if (c->line % MOST_LINES == 0) close_rows(c, c->line - MOST_LINES);
+    at = row_of_line(c, key);
     if (expert >= MAX_EXPERTS)
         cli_die(CLI_USAGE, "%s:%lld: expert %lld; at most %d", c->path, (long long)c->line,
                 (long long)expert, MAX_EXPERTS);
@@ -203,7 +255,7 @@ static void put_long(csv_reader *c, const char *label, const cli_row *row, int64
 
 static void csv_line(csv_reader *c, char **fields)
 {
-    cli_row row = {NULL, 0, -1, c->line, NULL, 0};
+    cli_row row = {NULL, 0, -1, c->line, NULL, 0, NULL, 0, 0};
     int64_t expert = -1;
     double count = 0.0, *loads = NULL;
     char label[256] = "";
@@ -260,28 +312,6 @@ static char guess_separator(const char *line)
     return ' ';
 }
 
-/* Experts that no line named received nothing; rows of one recording get the same length. */
-static void add_long_rows(csv_reader *c)
-{
-    for (ptrdiff_t i = 0; i < arrlen(c->open); i++) {
-        ptrdiff_t longest = 0;
-        for (ptrdiff_t j = 0; j < arrlen(c->open); j++)
-            if (cli_same(c->open[i].label, c->open[j].label) && arrlen(c->open[j].loads) > longest)
-                longest = arrlen(c->open[j].loads);
-        while (arrlen(c->open[i].loads) < longest) arrput(c->open[i].loads, NOT_GIVEN);
-    }
-    for (ptrdiff_t i = 0; i < arrlen(c->open); i++) {
-        long_row *at = &c->open[i];
-        cli_row row = {at->label, at->step, at->layer, at->line, at->loads, arrlen(at->loads)};
-        for (ptrdiff_t e = 0; e < arrlen(at->loads); e++)
-            if (at->loads[e] < 0.0) at->loads[e] = 0.0;
-        cli_rows_add(c->rows, &row);
-        arrfree(at->loads);
-        free(at->label);
-    }
-    arrfree(c->open);
-}
-
 void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_options *o)
 {
     csv_reader c;
@@ -291,8 +321,7 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     int started = 0;
     memset(&c, 0, sizeof c);
     c.path = path;
-    c.rows = cli_rows_new(path, o, 0);
-    while ((n = getline(&line, &room, f)) >= 0) {
+    while ((n = cli_getline(&line, &room, f, path)) >= 0) {
         char **fields, *text = line;
         c.line++;
         if (strlen(line) != (size_t)n)
@@ -307,13 +336,22 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
         if (*text == '#' || !*text) continue;
         if (!started) c.separator = guess_separator(text);
         fields = split_line(&c, text);
-        if (started || !csv_header(&c, fields)) csv_line(&c, fields);
+        if (started) {
+            csv_line(&c, fields);
+        } else {
+            int header = csv_header(&c, fields);
+            c.rows = cli_rows_new(path, o, c.long_form ? CLI_ROWS_GROW : CLI_ROWS_EQUAL);
+            if (!header) csv_line(&c, fields);
+        }
         started = 1;
         arrfree(fields);
     }
-    if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
     free(line);
     arrfree(c.role);
-    if (c.long_form) add_long_rows(&c);
+    if (!c.rows) c.rows = cli_rows_new(path, o, CLI_ROWS_EQUAL);
+    close_rows(&c, INT64_MAX);
+    hmfree(c.open);
+    for (ptrdiff_t i = 0; i < arrlen(c.label); i++) free(c.label[i]);
+    arrfree(c.label);
     cli_rows_end(c.rows, list);
 }

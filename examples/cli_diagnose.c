@@ -36,6 +36,7 @@ static const char diagnose_help[] =
     "  --min-steps N     least number of judged steps (2; 1 where the recordings are sums)\n"
     "  --horizon N       steps that the plan will serve (no limit)\n"
     "what it costs\n"
+    "  --kernels NAME    of dispatch and combine: auto (normal from 512 tokens per device on), normal or low-latency\n"
     "  --model NAME      --machine NAME   --hidden H   --intermediate I   --other-ms X   (see "
     "moe-ep report --help)\n"
     "  --pause-ms X      serving stops so long for the change (0)\n"

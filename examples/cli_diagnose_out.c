@@ -106,7 +106,7 @@ static json_t *setup(const cli_diagnose *g)
                     "layers", (int64_t)g->r.L, "experts", (int64_t)g->r.E, "top_k", (int64_t)g->r.K,
                     "tokens_per_step", (int64_t)g->r.tokens, NULL);
     cli_json_words(o, "model", s->model.name, "machine", s->machine.name,
-                   "policy", moe_ep_place_policy_str(g->d.policy), NULL);
+                   "kernels", cli_report_kernels(&g->r), "policy", moe_ep_place_policy_str(g->d.policy), NULL);
     cli_json_numbers(o, "target", g->desc.target_imbalance, "min_gain", g->desc.min_gain,
                      "min_improved", g->desc.min_improved, NULL);
     json_object_set_new(o, "min_steps", json_integer(g->desc.min_steps));

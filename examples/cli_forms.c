@@ -57,8 +57,7 @@ static void put_panel(const cli_report *r, FILE *f, const double *v, chart_kind 
     b.marked = kind == CHART_HOT ? hottest(v, D) : -1;
     b.over_mean = 1;
     b.top = top;
-    chart_label(f, "b", 24, y + 16, title);
-    fprintf(f, "<svg x=\"24\" y=\"%.0f\" width=\"952\" height=\"190\">", y + 26);
+    cli_svg_panel(f, y, title);
     cli_draw_bars(&b, f, CLI_WIDE, 952, id);
     fputs("</svg>\n", f);
     free(title);
@@ -75,24 +74,8 @@ void cli_report_svg(const cli_report *r, FILE *f)
     char *today = cli_format("Today, %s", cli_today(r));
     char *caption = cli_format("Layer %d, rows per step on each device; figures are multiples of the mean",
                                r->layer[r->hot].number);
-    fputs("<svg class=\"c\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1000 560\" width=\"1000\" "
-          "height=\"560\" "
-          "role=\"img\" aria-labelledby=\"t d\"><title id=\"t\">",
-          f);
-    chart_xml(f, r->headline);
-    fputs("</title><desc id=\"d\">", f);
-    chart_xml(f, r->verdict);
-    fputs("</desc><style>", f);
-    chart_css(f);
-    fputs("</style><rect width=\"1000\" height=\"560\" style=\"fill:var(--card)\"/>\n", f);
-    chart_defs(f);
-    fprintf(f, "<text x=\"24\" y=\"34\" style=\"font-size:%dpx;font-weight:600;fill:var(--ink)\">",
-            strlen(r->headline) > 92 ? 15 : 19);
-    chart_xml(f, r->headline);
-    fputs("</text>\n", f);
-    chart_label(f, "s", 24, 56, caption);
-    put_panel(r, f, now, CHART_HOT, top, 72,
-              today);
+    cli_svg_begin(f, r->headline, r->verdict, caption);
+    put_panel(r, f, now, CHART_HOT, top, 72, today);
     put_panel(r, f, then, r->chosen == &r->one ? CHART_GOOD : CHART_BEST, top, 316, "With the plan");
     fputs("</svg>\n", f);
     free(today);

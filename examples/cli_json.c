@@ -3,10 +3,12 @@
 #define _GNU_SOURCE
 #include "cli_report.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <stb_ds.h>
 #include <stdlib.h>
+#include <string.h>
 
 static json_t *number(double v)
 {
@@ -193,11 +195,12 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "regime", json_string(moe_ep_regime_str(r->regime)));
     json_object_set_new(root, "efficiency", number(1.0 / d->imbalance_before));
     json_object_set_new(root, "setup",
-                        json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s}", "devices",
+                        json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:s}", "devices",
                                   (int)s->devices, "slots", (int)r->slots, "nodes", (int)s->nodes,
                                   "layers", (int)r->L, "experts", (int)r->E, "top_k", (int)r->K,
                                   "tokens_per_step", (json_int_t)r->tokens, "model", s->model.name,
-                                  "machine", s->machine.name, "layers_left_out", r->left_out));
+                                  "machine", s->machine.name, "kernels", cli_report_kernels(r),
+                                  "layers_left_out", r->left_out));
     json_object_set_new(root, "no_copies", diagnosis(r, &r->one, r->E));
     json_object_set_new(root, "copies", diagnosis(r, &r->copies, r->slots));
     json_object_set_new(root, "chosen", json_string(d == &r->one ? "no_copies" : "copies"));
@@ -214,7 +217,7 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "hot_layer_planned", timeline(r, &r->then));
     json_object_set_new(root, "curves", more);
     if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
-        cli_die(CLI_INTERNAL, "cannot write the JSON report");
+        cli_die(CLI_INTERNAL, "cannot write the JSON report: %s", strerror(errno));
     fputc('\n', f);
     json_decref(root);
 }

@@ -46,7 +46,7 @@ static void matrix_row(matrix *m, int opened, const int64_t *at, int depth)
                                : cli_format("%s[%lld][%lld]", m->where, (long long)at[1], (long long)at[2]);
     json_t *list;
     double *loads;
-    cli_row row = {NULL, 0, 0, 1, NULL, 0};
+    cli_row row = {NULL, 0, 0, 1, NULL, 0, NULL, 0, 0};
     if (m->depth == 0) m->depth = depth;
     if (depth != m->depth)
         cli_die(CLI_USAGE, m->depth == 3 ? "%s: %s is not a list of layers" : "%s: %s is not a list of numbers",
@@ -98,7 +98,7 @@ static void read_layers(cli_stream *s, cli_rows *rows)
         char *key = cli_stream_key(s);
         json_t *list;
         double *loads;
-        cli_row row = {NULL, 0, 0, 1, NULL, 0};
+        cli_row row = {NULL, 0, 0, 1, NULL, 0, NULL, 0, 0};
         if (!cli_parse_i64(key, &row.layer) || row.layer < 0)
             cli_die(CLI_USAGE, "%s: neither \"logical_count\" nor layer numbers as keys (found \"%s\")", s->path,
                     cli_printable(key));
@@ -118,7 +118,7 @@ void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o
 {
     static const char *const key[] = {"logical_count", "counts"};
     cli_stream *s = cli_alloc(1, sizeof *s);
-    cli_rows *rows = cli_rows_new(path, o, 0);
+    cli_rows *rows = cli_rows_new(path, o, CLI_ROWS_EQUAL);
     FILE *f = cli_open_input(path);
     ptrdiff_t at = arrlen(*list);
     int found = 0, numbered = 0;
@@ -147,155 +147,144 @@ void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o
 
 /* ---- JSON lines: {"step": 0, "layer": 3, "ids": [[1, 5], ...]} or "counts": [...] ------------------------ */
 
-typedef struct id_row {
-    int64_t step, layer, line, tokens;
-    int32_t *ids; /* stb_ds, (tokens, top_k) */
-} id_row;
+typedef struct line_reader {
+    const char *path;
+    const cli_read_options *options;
+    cli_rows *rows;
+    int64_t line, top_k;
+    int32_t *ids;  /* stb_ds, of the line */
+    double *loads; /* stb_ds, of the line */
+    int any_ids, any_counts;
+} line_reader;
 
-static int64_t line_integer(const char *path, int64_t line, json_t *object, const char *key)
+static int64_t line_integer(const line_reader *r, json_t *object, const char *key)
 {
     json_t *v = json_object_get(object, key);
     if (!v) return 0;
     if (!json_is_integer(v) || json_integer_value(v) < 0)
-        cli_die(CLI_USAGE, "%s:%lld: \"%s\" is not a whole number from 0", path, (long long)line,
-                key);
+        cli_die(CLI_USAGE, "%s:%lld: \"%s\" is not a whole number from 0", r->path, (long long)r->line, key);
     return json_integer_value(v);
 }
 
-static void line_ids(const char *path, json_t *list, id_row *row, int32_t *top_k)
+static json_t *ids_of(json_t *object)
+{
+    json_t *ids = json_object_get(object, "ids");
+    return ids ? ids : json_object_get(object, "topk_ids");
+}
+
+/* One choice into the ids and the loads of the line. */
+static void take_id(line_reader *r, json_t *item, size_t token, size_t choice)
+{
+    json_int_t v = json_is_integer(item) ? json_integer_value(item) : -2;
+    int32_t experts = r->options->experts;
+    if (v < -1 || v >= MAX_EXPERTS)
+        cli_die(CLI_USAGE, "%s:%lld: ids[%zu][%zu] is no expert id (0.. or -1 for none)", r->path,
+                (long long)r->line, token, choice);
+    if (experts > 0 && v >= experts)
+        cli_die(CLI_USAGE, "%s:%lld: expert id %lld, but there are %d experts", r->path, (long long)r->line,
+                (long long)v, experts);
+    arrput(r->ids, (int32_t)v);
+    while (arrlen(r->loads) <= v) arrput(r->loads, 0.0);
+    if (v >= 0) r->loads[v] += 1.0;
+}
+
+static void take_ids(line_reader *r, json_t *list)
 {
     json_t *token, *item;
     size_t t, k;
-    if (!json_is_array(list))
-        cli_die(CLI_USAGE, "%s:%lld: \"ids\" is not a list", path, (long long)row->line);
+    if (!json_is_array(list)) cli_die(CLI_USAGE, "%s:%lld: \"ids\" is not a list", r->path, (long long)r->line);
     json_array_foreach(list, t, token)
     {
         if (!json_is_array(token))
-            cli_die(CLI_USAGE, "%s:%lld: ids[%zu] is not a list of choices", path,
-                    (long long)row->line, t);
-        if (*top_k == 0) *top_k = (int32_t)json_array_size(token);
-        if (*top_k == 0 || json_array_size(token) != (size_t)*top_k)
-            cli_die(CLI_USAGE, "%s:%lld: ids[%zu] has %zu choices where others have %d", path,
-                    (long long)row->line, t, json_array_size(token), *top_k);
-        json_array_foreach(token, k, item)
-        {
-            json_int_t v = json_is_integer(item) ? json_integer_value(item) : -2;
-            if (v < -1 || v >= MAX_EXPERTS)
-                cli_die(CLI_USAGE, "%s:%lld: ids[%zu][%zu] is no expert id (0.. or -1 for none)",
-                        path, (long long)row->line, t, k);
-            arrput(row->ids, (int32_t)v);
-        }
-        row->tokens++;
+            cli_die(CLI_USAGE, "%s:%lld: ids[%zu] is not a list of choices", r->path, (long long)r->line, t);
+        if (r->top_k == 0) r->top_k = (int64_t)json_array_size(token);
+        if (r->top_k == 0 || json_array_size(token) != (size_t)r->top_k)
+            cli_die(CLI_USAGE, "%s:%lld: ids[%zu] has %zu choices where others have %lld", r->path,
+                    (long long)r->line, t, json_array_size(token), (long long)r->top_k);
+        json_array_foreach(token, k, item) take_id(r, item, t, k);
     }
 }
 
-static void count_id(cli_trace *t, int64_t step, int64_t layer, int32_t expert)
+static void take_line(line_reader *r, json_t *object)
 {
-    t->loads[layer * t->experts + expert] += 1.0;
-    if (step < t->kept_steps) t->step_loads[(step * t->layers + layer) * t->experts + expert] += 1.0;
+    json_t *ids = ids_of(object), *counts = json_object_get(object, "counts");
+    cli_row row = {NULL, line_integer(r, object, "step"), line_integer(r, object, "layer"), r->line, NULL, 0, NULL, 0,
+                   0};
+    if (!ids && !counts)
+        cli_die(CLI_USAGE, "%s:%lld: neither \"ids\" nor \"counts\"", r->path, (long long)r->line);
+    if (ids ? r->any_counts : r->any_ids)
+        cli_die(CLI_USAGE, "%s: some lines hold ids and others counts", r->path);
+    if (!r->rows) r->rows = cli_rows_new(r->path, r->options, ids ? CLI_ROWS_GROW : CLI_ROWS_EQUAL);
+    arrsetlen(r->ids, 0);
+    arrsetlen(r->loads, 0);
+    if (ids) {
+        r->any_ids = 1;
+        take_ids(r, ids);
+        row.ids = r->ids;
+        row.top_k = r->top_k;
+        row.tokens = r->top_k > 0 ? arrlen(r->ids) / r->top_k : 0;
+    } else {
+        r->any_counts = 1;
+        arrfree(r->loads);
+        r->loads = load_list(r->path, r->line, counts, "counts");
+    }
+    row.loads = r->loads;
+    row.n = arrlen(r->loads);
+    cli_rows_add(r->rows, &row);
 }
 
-/* Tokens of each step must be the same in every layer; then the steps follow each other.  Frees the rows. */
-static void id_rows_to_trace(cli_trace **list, const char *path, id_row *rows, int32_t top_k,
-                             const cli_read_options *o)
+/* The next line that is not blank; NULL = the end. */
+static json_t *next_line(FILE *f, char **text, size_t *room, const char *path, int64_t *line)
 {
-    int64_t *steps = NULL, *layers = NULL, *first, *tokens, total = 0, experts = o->experts;
-    cli_trace t;
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        (void)cli_add_sorted(&steps, rows[i].step);
-        (void)cli_add_sorted(&layers, rows[i].layer);
-        for (ptrdiff_t j = 0; j < arrlen(rows[i].ids) && o->experts == 0; j++)
-            if (rows[i].ids[j] >= experts) experts = rows[i].ids[j] + 1;
+    json_error_t e;
+    json_t *object;
+    while (cli_getline(text, room, f, path) >= 0) {
+        ++*line;
+        if ((*text)[strspn(*text, " \t\r\n")] == '\0') continue;
+        object = json_loads(*text, 0, &e);
+        if (!object) cli_die(CLI_USAGE, "%s:%lld: %s", path, (long long)*line, cli_printable(e.text));
+        return object;
     }
-    if (o->experts == 0 && experts > 4 && experts % 4 != 0) experts += 4 - experts % 4;
-    t = cli_new_trace(path, cli_short_name(path), arrlen(steps), arrlen(layers), experts);
-    t.inferred = o->experts == 0;
-    t.top_k = top_k;
-    tokens = cli_alloc((size_t)arrlen(steps), sizeof *tokens);
-    first = cli_alloc((size_t)arrlen(steps) + 1, sizeof *first);
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        int64_t s = cli_index_of(steps, rows[i].step);
-        if (tokens[s] == 0) tokens[s] = rows[i].tokens;
-        if (tokens[s] != rows[i].tokens)
-            cli_die(CLI_USAGE, "%s:%lld: %lld tokens where another layer of step %lld has %lld",
-                    path, (long long)rows[i].line, (long long)rows[i].tokens,
-                    (long long)rows[i].step, (long long)tokens[s]);
+    return NULL;
+}
+
+/* Reads again for the first line whose step has another number of tokens elsewhere, and leaves. */
+static void name_uneven(const line_reader *r, FILE *f, char **text, size_t *room)
+{
+    struct { int64_t key, value; } *tokens = NULL; /* stb_ds, per step */
+    json_t *object;
+    int64_t line = 0;
+    rewind(f);
+    while ((object = next_line(f, text, room, r->path, &line))) {
+        json_t *step = json_object_get(object, "step");
+        int64_t s = step ? json_integer_value(step) : 0, n = (int64_t)json_array_size(ids_of(object));
+        ptrdiff_t at = hmgeti(tokens, s);
+        if (at >= 0 && tokens[at].value != n)
+            cli_die(CLI_USAGE, "%s:%lld: %lld tokens where another layer of step %lld has %lld", r->path,
+                    (long long)line, (long long)n, (long long)s, (long long)tokens[at].value);
+        if (at < 0) hmput(tokens, s, n);
+        json_decref(object);
     }
-    for (ptrdiff_t s = 0; s < arrlen(steps); s++) total = first[s + 1] = total + tokens[s];
-    t.tokens = t.kept = total;
-    t.ids = cli_alloc((size_t)(total * t.layers * top_k), sizeof *t.ids);
-    memset(t.ids, 0xff, (size_t)(total * t.layers * top_k) * sizeof *t.ids); /* -1 */
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) {
-        int64_t s = cli_index_of(steps, rows[i].step), l = cli_index_of(layers, rows[i].layer);
-        for (ptrdiff_t j = 0; j < arrlen(rows[i].ids); j++) {
-            int32_t e = rows[i].ids[j];
-            if (e >= experts)
-                cli_die(CLI_USAGE, "%s:%lld: expert id %d, but there are %lld experts", path,
-                        (long long)rows[i].line, e, (long long)experts);
-            t.ids[((first[s] + j / top_k) * t.layers + l) * top_k + j % top_k] = e;
-            if (e < 0)
-                t.skipped++;
-            else
-                count_id(&t, s, l, e);
-        }
-    }
-    for (int32_t l = 0; l < t.layers; l++) t.layer[l] = (int32_t)layers[l];
-    cli_append(list, t, o);
-    for (ptrdiff_t i = 0; i < arrlen(rows); i++) arrfree(rows[i].ids);
-    arrfree(rows);
-    free(tokens);
-    free(first);
-    arrfree(steps);
-    arrfree(layers);
+    hmfree(tokens);
 }
 
 void cli_read_json_lines(cli_trace **list, const char *path, FILE *f, const cli_read_options *o)
 {
     char *text = NULL;
     size_t room = 0;
-    int64_t line = 0;
-    int32_t top_k = 0;
-    int64_t counted = 0;
-    cli_rows *rows = cli_rows_new(path, o, 0);
-    id_row *id_rows = NULL;
-    while (getline(&text, &room, f) >= 0) {
-        json_error_t e;
-        json_t *object, *ids;
-        line++;
-        if (text[strspn(text, " \t\r\n")] == '\0') continue;
-        object = json_loads(text, 0, &e);
-        if (!object)
-            cli_die(CLI_USAGE, "%s:%lld: %s", path, (long long)line, cli_printable(e.text));
-        ids = json_object_get(object, "ids");
-        if (!ids) ids = json_object_get(object, "topk_ids");
-        if (ids) {
-            id_row row = {line_integer(path, line, object, "step"),
-                          line_integer(path, line, object, "layer"), line, 0, NULL};
-            line_ids(path, ids, &row, &top_k);
-            arrput(id_rows, row);
-        } else {
-            json_t *counts = json_object_get(object, "counts");
-            double *loads;
-            cli_row row = {NULL, line_integer(path, line, object, "step"),
-                           line_integer(path, line, object, "layer"), line, NULL, 0};
-            if (!counts)
-                cli_die(CLI_USAGE, "%s:%lld: neither \"ids\" nor \"counts\"", path,
-                        (long long)line);
-            loads = load_list(path, line, counts, "counts");
-            row.loads = loads;
-            row.n = arrlen(loads);
-            cli_rows_add(rows, &row);
-            arrfree(loads);
-            counted++;
-        }
+    line_reader r;
+    json_t *object;
+    memset(&r, 0, sizeof r);
+    r.path = path;
+    r.options = o;
+    while ((object = next_line(f, &text, &room, path, &r.line))) {
+        take_line(&r, object);
         json_decref(object);
     }
+    if (!r.rows) r.rows = cli_rows_new(path, o, CLI_ROWS_EQUAL);
+    if (!cli_rows_even(r.rows)) name_uneven(&r, f, &text, &room);
     free(text);
-    if (id_rows && counted > 0) cli_die(CLI_USAGE, "%s: some lines hold ids and others counts", path);
-    if (id_rows) {
-        free(rows);
-        id_rows_to_trace(list, path, id_rows, top_k, o);
-    } else {
-        cli_rows_end(rows, list);
-    }
+    arrfree(r.ids);
+    arrfree(r.loads);
+    cli_rows_end(r.rows, list);
 }

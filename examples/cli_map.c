@@ -4,7 +4,6 @@
 #include "cli_map.h"
 #include "cli_stream.h"
 
-#include <errno.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,9 +41,8 @@ static int is_csv_map(const char *path)
     char *line = NULL;
     size_t room = 0;
     int yes = 0;
-    FILE *f = fopen(path, "rb");
-    if (!f) return 0;
-    if (getline(&line, &room, f) > 0) yes = strstr(line, "slot") && strstr(line, "expert");
+    FILE *f = cli_open_input(path);
+    if (cli_getline(&line, &room, f, path) > 0) yes = strstr(line, "slot") && strstr(line, "expert");
     free(line);
     (void)fclose(f);
     return yes;
@@ -197,7 +195,7 @@ static slot_line *read_slot_lines(const char *path)
     size_t room = 0;
     ptrdiff_t at[COLUMNS];
     FILE *f = cli_open_input(path);
-    for (int64_t line = 1; getline(&text, &room, f) >= 0; line++) {
+    for (int64_t line = 1; cli_getline(&text, &room, f, path) >= 0; line++) {
         char **fields;
         if (text[strspn(text, " \t\r\n")] == '\0') continue;
         fields = split(text);
@@ -207,7 +205,6 @@ static slot_line *read_slot_lines(const char *path)
             arrput(list, read_slot_line(path, line, fields, at));
         arrfree(fields);
     }
-    if (ferror(f)) cli_die(CLI_INTERNAL, "%s: %s", path, strerror(errno));
     (void)fclose(f);
     free(text);
     if (!list) cli_die(CLI_USAGE, "%s: holds no slots", path);

@@ -98,6 +98,13 @@ int cli_take_number(const cli_number_option *list, size_t n, void *target, int o
     return 0;
 }
 
+static cli_kernels kernels_named(const char *value)
+{
+    for (int i = CLI_KERNELS_AUTO; i <= CLI_KERNELS_LOW_LATENCY; i++)
+        if (strcmp(cli_kernels_name((cli_kernels)i), value) == 0) return (cli_kernels)i;
+    cli_die(CLI_USAGE, "--kernels %s: auto, normal or low-latency", cli_printable(value));
+}
+
 /* Options that describe the machine and the step. */
 int cli_setup_option(cli_setup *s, int option, const char *value)
 {
@@ -124,6 +131,9 @@ int cli_setup_option(cli_setup *s, int option, const char *value)
         return 1;
     case CLI_O_ROUND_ROBIN:
         s->round_robin = 1;
+        return 1;
+    case CLI_O_KERNELS:
+        s->kernels = kernels_named(value);
         return 1;
     default:
         return 0;

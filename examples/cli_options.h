@@ -35,7 +35,8 @@ enum {
     CLI_O_GAIN,
     CLI_O_HORIZON,
     CLI_O_ROUND_ROBIN,
-    CLI_O_FORMAT
+    CLI_O_FORMAT,
+    CLI_O_KERNELS
 };
 
 /* Lines of a getopt_long table. */
@@ -55,7 +56,7 @@ enum {
     {"groups", 1, NULL, CLI_O_GROUPS}, {"tokens", 1, NULL, CLI_O_TOKENS},                         \
         {"topk", 1, NULL, CLI_O_TOPK}, {"other-ms", 1, NULL, CLI_O_OTHER},                        \
         {"min-gain", 1, NULL, CLI_O_GAIN}, {"horizon", 1, NULL, CLI_O_HORIZON},                   \
-        {"round-robin", 0, NULL, CLI_O_ROUND_ROBIN}
+        {"round-robin", 0, NULL, CLI_O_ROUND_ROBIN}, {"kernels", 1, NULL, CLI_O_KERNELS}
 
 /* What the common options say. */
 typedef struct cli_common {

@@ -102,8 +102,7 @@ void cli_put_prose(FILE *f, const char *text)
 {
     for (const char *at; (at = strstr(text, "--")) != NULL;) {
         size_t option = 2 + strspn(at + 2, "abcdefghijklmnopqrstuvwxyz-");
-        char *before = strndup(text, (size_t)(at - text)), *name = strndup(at, option);
-        if (!before || !name) cli_die(CLI_INTERNAL, "out of memory");
+        char *before = cli_format("%.*s", (int)(at - text), text), *name = cli_format("%.*s", (int)option, at);
         cli_put_html(f, before);
         fputs("<code>", f);
         cli_put_html(f, name);
@@ -261,4 +260,30 @@ void cli_draw_bars(const void *data, FILE *f, cli_width w, double width, const c
     free(above);
     free(tip);
     free(kind);
+}
+
+/* ---- a picture by itself --------------------------------------------------------------------------------- */
+
+void cli_svg_begin(FILE *f, const char *headline, const char *description, const char *caption)
+{
+    fputs("<svg class=\"c\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1000 560\" width=\"1000\" "
+          "height=\"560\" role=\"img\" aria-labelledby=\"t d\"><title id=\"t\">", f);
+    chart_xml(f, headline);
+    fputs("</title><desc id=\"d\">", f);
+    chart_xml(f, description);
+    fputs("</desc><style>", f);
+    chart_css(f);
+    fputs("</style><rect width=\"1000\" height=\"560\" style=\"fill:var(--card)\"/>\n", f);
+    chart_defs(f);
+    fprintf(f, "<text x=\"24\" y=\"34\" style=\"font-size:%dpx;font-weight:600;fill:var(--ink)\">",
+            strlen(headline) > 92 ? 15 : 19);
+    chart_xml(f, headline);
+    fputs("</text>\n", f);
+    chart_label(f, "s", 24, 56, caption);
+}
+
+void cli_svg_panel(FILE *f, double y, const char *title)
+{
+    chart_label(f, "b", 24, y + 16, title);
+    fprintf(f, "<svg x=\"24\" y=\"%.0f\" width=\"952\" height=\"190\">", y + 26);
 }

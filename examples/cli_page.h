@@ -41,6 +41,11 @@ extern const double cli_full_width[CLI_WIDTHS], cli_half_width[CLI_WIDTHS], cli_
 typedef void (*cli_draw)(const void *data, FILE *f, cli_width w, double width, const char *id);
 void cli_page_draw(const void *data, FILE *f, cli_draw draw, const char *id, const double *width);
 
+/* A picture by itself, of 1000 x 560, up to its panels; ends with </svg>. */
+void cli_svg_begin(FILE *f, const char *headline, const char *description, const char *caption);
+/* A panel of 952 x 190 in it at this height; ends with </svg>. */
+void cli_svg_panel(FILE *f, double y, const char *title);
+
 /* With more bars than this only the busiest carries its figure. */
 enum { MOST_LABELLED = 16 };
 

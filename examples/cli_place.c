@@ -22,8 +22,9 @@ static const char place_help[] =
     "\n"
     "  --policy NAME   best (default), eplb, eplb-global, eplb-hierarchical, trtllm, lpt, "
     "contiguous, round-robin\n"
-    "  --nodes N       --groups G\n"
-    "  --off-node S    best: at most this share (0 to 1) of the load is served off its home node; with --nodes.\n"
+    "  --nodes N       nodes, of equal size (one for every 8 devices, or as many as a node of the machine has)\n"
+    "  --machine NAME  --groups G   whose nodes; expert groups of the router\n"
+    "  --off-node S    best: at most this share (0 to 1) of the load is served off its home node.\n"
     "                  Groups (--groups, or one block of neighbours per node) are at home on one node\n"
     "  --dead D,D,...  best: devices that are gone or drained; they hold nothing\n"
     "  --speeds S,...  best: relative speed of every device; a slow one gets less\n"
@@ -68,6 +69,7 @@ enum { O_POLICY = 256, O_OUT, O_OFF_NODE, O_DEAD, O_SPEEDS };
 static const struct option place_long[] = {{"devices", 1, NULL, CLI_O_DEVICES},
                                            {"slots", 1, NULL, CLI_O_SLOTS},
                                            {"nodes", 1, NULL, CLI_O_NODES},
+                                           {"machine", 1, NULL, CLI_O_MACHINE},
                                            {"groups", 1, NULL, CLI_O_GROUPS},
                                            {"experts", 1, NULL, CLI_O_EXPERTS},
                                            {"only", 1, NULL, CLI_O_ONLY},
@@ -160,8 +162,6 @@ static void check_options(const cli_place *r, const place_options *o)
     if (r->setup.devices == 0) cli_die(CLI_USAGE, "--devices is needed");
     if (only_best && o->policy != &policies[0])
         cli_die(CLI_USAGE, "--%s: --policy %s cannot plan for it; --policy best can", only_best, o->policy->name);
-    if (r->off_node >= 0.0 && r->setup.nodes < 2)
-        cli_die(CLI_USAGE, "--off-node: --nodes of 2 or more is needed");
     if (r->speeds && arrlen(r->speeds) != r->setup.devices)
         cli_die(CLI_USAGE, "--speeds: %td numbers for %d devices", arrlen(r->speeds), r->setup.devices);
     for (ptrdiff_t i = 0; i < arrlen(r->dead); i++)
@@ -250,9 +250,16 @@ static void settle_off_node(cli_place *r)
 
 static void settle(cli_place *r, const policy *by)
 {
-    int32_t E = r->d.num_experts, D = r->setup.devices;
+    int32_t E = r->d.num_experts, D = r->setup.devices, groups = r->setup.groups > 0 ? r->setup.groups : 1;
+    cli_setup_layout(&r->setup);
     r->d.num_groups = r->setup.groups;
     r->d.eplb_mode = by->mode;
+    if (by->mode == MOE_EP_EPLB_HIERARCHICAL && groups % r->setup.nodes != 0)
+        cli_die(CLI_USAGE, "--policy %s: %d group%s of experts do%s not divide over %d nodes; --groups says how many "
+                           "the router has", by->name, groups, groups == 1 ? "" : "s", groups == 1 ? "es" : "",
+                r->setup.nodes);
+    if (r->off_node >= 0.0 && r->setup.nodes < 2)
+        cli_die(CLI_USAGE, "--off-node: --nodes of 2 or more is needed");
     if (r->dead) settle_dead(r);
     if (r->off_node >= 0.0) settle_off_node(r);
     if (r->speeds) cli_note(&r->setup, "Loads are divided by the speeds of the devices.");

@@ -63,8 +63,6 @@ void cli_place_text(const void *data, FILE *f, const chart_text *t)
     if (r->d.node_soft)
         fprintf(f, "\n%.2f %% of the load is served off its home node; at most %.4g %% was asked for\n",
                 100.0 * r->off_home, 100.0 * r->off_node);
-    if (r->setup.nodes == 0 && r->p.num_devices > 1)
-        fprintf(f, "\nall %d devices are taken to be on one node; --nodes N changes it\n", r->p.num_devices);
     cli_put_assumed(f, t, r->setup.assumed);
     put_written(r, f);
 }
@@ -237,25 +235,10 @@ void cli_place_svg(const void *data, FILE *f)
     const cli_place *r = data;
     char *caption = cli_format("Layer %d, the worst before; figures are multiples of the mean",
                                r->trace->layer[r->shown]);
-    fputs("<svg class=\"c\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1000 560\" width=\"1000\" "
-          "height=\"560\" role=\"img\" aria-labelledby=\"t d\"><title id=\"t\">", f);
-    chart_xml(f, r->headline);
-    fputs("</title><desc id=\"d\">", f);
-    chart_xml(f, r->reason);
-    fputs("</desc><style>", f);
-    chart_css(f);
-    fputs("</style><rect width=\"1000\" height=\"560\" style=\"fill:var(--card)\"/>\n", f);
-    chart_defs(f);
-    fprintf(f, "<text x=\"24\" y=\"34\" style=\"font-size:%dpx;font-weight:600;fill:var(--ink)\">",
-            strlen(r->headline) > 92 ? 15 : 19);
-    chart_xml(f, r->headline);
-    fputs("</text>\n", f);
-    chart_label(f, "s", 24, 56, caption);
+    cli_svg_begin(f, r->headline, r->reason, caption);
     for (int i = 0; i < 2; i++) {
         panel q = panel_of(r, i);
-        double y = i ? 316 : 72;
-        chart_label(f, "b", 24, y + 16, q.title);
-        fprintf(f, "<svg x=\"24\" y=\"%.0f\" width=\"952\" height=\"190\">", y + 26);
+        cli_svg_panel(f, i ? 316 : 72, q.title);
         draw_panel(&q, f, CLI_WIDE, 952, i ? "after" : "before");
         fputs("</svg>\n", f);
         free((void *)(uintptr_t)q.title);
@@ -387,11 +370,8 @@ void cli_place_html(const void *data, FILE *f)
 {
     const cli_place *r = data;
     cli_page_head head = {"Expert placement", r->names, r->headline, "", r->state, r->badge, r->reason};
-    char *nodes = cli_format("%s%s%s", r->setup.assumed ? r->setup.assumed : "", r->setup.assumed ? "\n" : "",
-                             "Before the plan: contiguous blocks of experts, without copies.");
-    char *assumed = r->setup.nodes == 0 && r->p.num_devices > 1
-                        ? cli_format("%s\nAll %d devices on one node; --nodes changes it.", nodes, r->p.num_devices)
-                        : cli_strdup(nodes);
+    char *assumed = cli_format("%s%s%s", r->setup.assumed ? r->setup.assumed : "", r->setup.assumed ? "\n" : "",
+                               "Before the plan: contiguous blocks of experts, without copies.");
     cli_page_begin(f, &head);
     put_tiles(r, f);
     cli_page_note(f, r->subject);
@@ -400,6 +380,5 @@ void cli_place_html(const void *data, FILE *f)
     cli_page_assumed(f, assumed);
     cli_page_end(f, "max/mean is the load of the busiest device over the mean. An expert's load is shared equally by "
                     "its copies.");
-    free(nodes);
     free(assumed);
 }

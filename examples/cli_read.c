@@ -434,11 +434,9 @@ static void put_range(FILE *f, int32_t from, int32_t to, int first)
 char *cli_read_align(cli_trace *list, int count, int drop)
 {
     int32_t experts = 0, from = -2, to = -2;
-    char *text = NULL;
-    size_t length = 0;
-    FILE *f = open_memstream(&text, &length);
+    cli_text text;
     int first = 1;
-    if (!f) cli_die(CLI_INTERNAL, "out of memory");
+    cli_text_open(&text);
     for (int i = 0; i < count; i++)
         if (list[i].experts > experts) experts = list[i].experts;
     for (int i = 0; i < count; i++) {
@@ -462,14 +460,14 @@ char *cli_read_align(cli_trace *list, int count, int drop)
             continue;
         }
         if (list[0].layer[l] != to + 1) {
-            if (to >= 0) put_range(f, from, to, first), first = 0;
+            if (to >= 0) put_range(text.stream, from, to, first), first = 0;
             from = list[0].layer[l];
         }
         to = list[0].layer[l];
         for (int i = 0; i < count; i++) drop_layer(&list[i], l);
     }
-    if (to >= 0) put_range(f, from, to, first);
-    (void)fclose(f);
+    if (to >= 0) put_range(text.stream, from, to, first);
+    cli_text_end(&text);
     if (list[0].layers == 0) cli_die(CLI_USAGE, "%s: every load is zero", list[0].path);
-    return text;
+    return text.text;
 }

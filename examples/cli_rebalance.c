@@ -397,6 +397,11 @@ static void make_plans(cli_rebalance *r)
 
 /* ---- sentences ---------------------------------------------------------------------------------------------- */
 
+static int limited(const cli_rebalance *r)
+{
+    return r->max_moves > 0 || r->layer_moves > 0 || r->device_moves > 0 || r->link_moves > 0;
+}
+
 static char *why_missed(const cli_rebalance *r)
 {
     const cli_change *c = &r->change[CLI_REBALANCED];
@@ -407,9 +412,10 @@ static char *why_missed(const cli_rebalance *r)
         return cli_format("Layer %d cannot get below %.3f in %d slots (%s): more copies would be "
                           "needed, see moe-ep copies.",
                           number, bound, r->today.num_slots, moe_ep_bound_str(layer->bound));
-    if (r->max_moves > 0 || r->layer_moves > 0 || r->device_moves > 0 || r->link_moves > 0)
-        return cli_format("The limit on moves was used up: layer %d stays at %.3f.", number,
-                          c->worst);
+    if (limited(r))
+        return cli_format(c->moves.moves > 0 ? "The limit on moves was used up: layer %d stays at %.3f."
+                                             : "Layer %d, which stays at %.3f, takes more moves at a time than the "
+                                               "limits allow.", number, c->worst);
     return cli_format("No further swap or copy helps layer %d, which stays at %.3f; its bound is "
                       "%.3f, and the full replan reaches %.3f in the worst layer.",
                       number, c->worst, bound, r->change[CLI_REPLANNED].worst);
@@ -421,7 +427,10 @@ static void write_verdict(cli_rebalance *r)
                      *c = &r->change[CLI_RELABELLED];
     int reached = r->target > 0.0 && b->worst <= r->target + 1e-12;
     if (b->moves.moves == 0 && a->worst > 0.0)
-        r->headline = cli_format("Nothing to move: max/mean is %.3f in the worst layer", a->worst);
+        r->headline = reached ? cli_format("Nothing to move: max/mean is %.3f in the worst layer, within the %.4g "
+                                           "asked for", a->worst, r->target)
+                              : cli_format("No move%s helps: max/mean stays at %.3f in the worst layer",
+                                           limited(r) ? " within the limits" : "", a->worst);
     else if (a->worst > 0.0)
         r->headline =
             cli_format("%s move%s (%.1f %% of the slots) bring%s the worst layer from "

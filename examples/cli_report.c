@@ -282,13 +282,20 @@ moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t 
     t.model = &r->setup->model;
     t.machine = &r->setup->machine;
     t.num_nodes = nodes;
-    t.high_throughput = tokens / devices >= NORMAL_KERNELS;
+    t.high_throughput = r->setup->kernels == CLI_KERNELS_AUTO ? tokens / devices >= NORMAL_KERNELS
+                                                              : r->setup->kernels == CLI_KERNELS_NORMAL;
     t.mode = !t.high_throughput ? MOE_EP_A2A_PAIR
              : nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
                                 : MOE_EP_A2A_RANK_DEDUP;
     t.dispatch_wire = r->setup->model.math == MOE_EP_MATH_BF16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8;
     t.combine_wire = MOE_EP_WIRE_BF16;
     return t;
+}
+
+const char *cli_report_kernels(const cli_report *r)
+{
+    int normal = cli_report_layer(r, r->tokens, r->setup->devices, r->setup->nodes).high_throughput;
+    return cli_kernels_name(normal ? CLI_KERNELS_NORMAL : CLI_KERNELS_LOW_LATENCY);
 }
 
 /* A recording that is a sum over many steps stands for all of them. */
@@ -346,7 +353,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
     status = moe_ep_diagnose(&d, plan, out, NULL, &err);
     free(mem);
     if (status == MOE_EP_OK) return 1;
-    if (q->policy == MOE_EP_PLACE_BEST) cli_check(status, &err, "diagnosis");
+    if (q->policy == MOE_EP_PLACE_BEST || status == MOE_EP_ERR_MEMORY) cli_check(status, &err, "diagnosis");
     return 0;
 }
 
@@ -672,7 +679,7 @@ static void what_if(cli_report *r, const char *name, int32_t devices, int32_t sl
 {
     cli_window plan, judge;
     moe_ep_diagnosis d;
-    int32_t per = (r->setup->devices + r->setup->nodes - 1) / r->setup->nodes;
+    int32_t per = r->setup->devices / r->setup->nodes;
     question q = {devices, slots, (devices + per - 1) / per, tokens, MOE_EP_PLACE_BEST,
                   &plan,   &judge};
     make_windows(r, tokens, &plan, &judge);
@@ -697,7 +704,7 @@ static void ask_what_if(cli_report *r)
     if (r->tokens != (int64_t)PREFILL_TOKENS * D)
         what_if(r, name, D, r->slots, (int64_t)PREFILL_TOKENS * D);
     free(name);
-    if (D % 2 == 0 && D > 2) {
+    if (D % 2 == 0 && D > 2 && (D / 2 <= D / r->setup->nodes || r->setup->nodes % 2 == 0)) {
         name = cli_format("%d devices, same step", D / 2);
         what_if(r, name, D / 2, r->E + extra, r->tokens);
         free(name);
@@ -768,11 +775,14 @@ static void size_groups(cli_report *r)
 static void note_timing(const cli_report *r, cli_setup *s)
 {
     moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, s->devices, s->nodes);
-    cli_note(s,
-             "Step times: %s dispatch and bf16 combine, no overlap of communication with computation; normal kernels "
-             "from %d tokens per device on, low-latency kernels below: here %s.",
-             layer.dispatch_wire == MOE_EP_WIRE_BF16 ? "bf16" : "FP8", NORMAL_KERNELS,
-             layer.high_throughput ? "normal" : "low-latency");
+    const char *wire = layer.dispatch_wire == MOE_EP_WIRE_BF16 ? "bf16" : "FP8", *kernels = cli_report_kernels(r);
+    char *which = s->kernels != CLI_KERNELS_AUTO
+                      ? cli_format("%s kernels at every batch, as --kernels says", kernels)
+                      : cli_format("normal kernels from %d tokens per device on, low-latency kernels below: here %s; "
+                                   "--kernels changes it", NORMAL_KERNELS, kernels);
+    cli_note(s, "Step times: %s dispatch and bf16 combine, no overlap of communication with computation; %s.", wire,
+             which);
+    free(which);
 }
 
 void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out,

@@ -147,6 +147,9 @@ moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *s
 /* How a layer of the model is priced on the machine. */
 moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t devices, int32_t nodes);
 
+/* The kernels of its all-to-all, "normal" or "low-latency". */
+const char *cli_report_kernels(const cli_report *r);
+
 /* Judged steps that a verdict needs: fewer where the recordings are sums over many steps. */
 int32_t cli_report_min_steps(const cli_report *r);
 /* What the verdict was decided by. */

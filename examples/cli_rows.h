@@ -7,9 +7,15 @@
 
 enum { MAX_EXPERTS = 65536 };
 
-/* Rows of loads as a file gives them, in any order; what is held of them does not grow with the number of steps,
- * but for a few bytes per row. */
+/* Rows of loads as a file gives them, in any order.  What is held of them does not grow with the number of steps as
+ * long as the steps of a layer ascend, in equal distances; else by some bytes per row. */
 typedef struct cli_rows cli_rows;
+
+typedef enum cli_rows_kind {
+    CLI_ROWS_EQUAL, /* rows are of one length, and come once                                              */
+    CLI_ROWS_ADD,   /* rows of one step and layer are added when their line (the number of the file) differs */
+    CLI_ROWS_GROW   /* shorter rows lack experts that received nothing                                    */
+} cli_rows_kind;
 
 /* Loads of one layer in one step. */
 typedef struct cli_row {
@@ -17,15 +23,21 @@ typedef struct cli_row {
     int64_t step, layer, line;
     const double *loads;
     int64_t n;
+    const int32_t *ids; /* (tokens, top_k) behind the loads, or NULL         */
+    int64_t tokens, top_k;
 } cli_row;
 
-/* adds: several rows of one step and layer are added, as long as their line (the number of the file) differs. */
-cli_rows *cli_rows_new(const char *path, const cli_read_options *o, int adds);
+cli_rows *cli_rows_new(const char *path, const cli_read_options *o, cli_rows_kind kind);
 void cli_rows_add(cli_rows *r, const cli_row *row);
-/* How many rows of this label and step there are so far. */
+/* How many of the layers 0, 1, ... of this label and step there are so far. */
 int64_t cli_rows_count(cli_rows *r, const char *label, int64_t step);
+/* Whether the row of this label, step and layer was added before. */
+int cli_rows_has(cli_rows *r, const cli_row *row);
+/* Whether every step has as many tokens in all layers. */
+int cli_rows_even(cli_rows *r);
 /* One trace per label; every step must have the same layers.  Frees the rows. */
 void cli_rows_end(cli_rows *r, cli_trace **list);
+void cli_rows_free(cli_rows *r);
 
 /* Parts of a trace: an empty one, into the list when it fits --experts. */
 cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t layers, int64_t experts);
@@ -38,10 +50,6 @@ void cli_check_load(double v, const char *where);
 /* The same without words: 1 = it is one. */
 int cli_is_load(double v);
 int cli_same(const char *a, const char *b);
-
-/* A sorted stb_ds array of different numbers: insert, and find (where it stands or would stand). */
-int64_t cli_add_sorted(int64_t **set, int64_t v);
-int64_t cli_index_of(const int64_t *set, int64_t v);
 
 /* The readers of text formats. */
 void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_options *o);

@@ -55,8 +55,8 @@ void cli_put_wrapped(FILE *f, const char *text, int width, int indent, int used)
     while (*text) {
         size_t n = strcspn(text, " ");
         if (text[n] == ' ' && text[n + 1] == '%') n += 1 + strcspn(text + n + 1, " ");
-        char *word = strndup(text, n);
-        int wide = word ? cli_columns(word) : 0;
+        char *word = cli_format("%.*s", (int)n, text);
+        int wide = cli_columns(word);
         if (at > indent && at + 1 + wide > width) {
             fprintf(f, "\n%*s", indent, "");
             at = indent;
@@ -64,7 +64,7 @@ void cli_put_wrapped(FILE *f, const char *text, int width, int indent, int used)
             fputc(' ', f);
             at++;
         }
-        fputs(word ? word : "", f);
+        fputs(word, f);
         at += wide;
         free(word);
         text += n;

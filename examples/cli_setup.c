@@ -115,15 +115,42 @@ void cli_setup_devices(cli_setup *s, int32_t E)
 
 void cli_setup_nodes(cli_setup *s)
 {
-    if (s->nodes == 0) {
-        int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
-        s->nodes = (s->devices + per - 1) / per;
-        if (s->nodes > 1)
-            cli_note(s, "%d nodes of %s%d devices, as %s has them; --nodes changes it.", s->nodes,
-                     s->devices % per ? "at most " : "", per, s->machine.name);
-    }
-    if (s->nodes > s->devices)
-        cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
+    int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
+    s->nodes_given = s->nodes > 0;
+    if (s->nodes > s->devices) cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
+    if (s->nodes > 0 && s->devices % s->nodes != 0)
+        cli_die(CLI_USAGE, "--nodes %d: %d devices do not divide over them; every node has as many devices", s->nodes,
+                s->devices);
+    if (s->nodes > 0) return;
+    if (s->devices > per && s->devices % per != 0)
+        cli_die(CLI_USAGE,
+                "--devices %d: not a whole number of nodes of %d, as %s has them; --nodes says how many nodes of equal "
+                "size there are, --machine what they are",
+                s->devices, per, s->machine.name);
+    s->nodes = s->devices > per ? s->devices / per : 1;
+    if (s->nodes > 1)
+        cli_note(s, "%d nodes of %d devices, as %s has them; --nodes changes it.", s->nodes, per, s->machine.name);
+}
+
+void cli_setup_layout(cli_setup *s)
+{
+    if (!s->machine_name) s->machine_name = moe_ep_machine_preset_name(0);
+    cli_setup_machine(s);
+    cli_setup_nodes(s);
+    if (!s->nodes_given && s->nodes == 1 && s->devices > 1)
+        cli_note(s, "All %d devices on one node; --nodes changes it.", s->devices);
+}
+
+const char *cli_kernels_name(cli_kernels kernels)
+{
+    return kernels == CLI_KERNELS_NORMAL ? "normal" : kernels == CLI_KERNELS_LOW_LATENCY ? "low-latency" : "auto";
+}
+
+const char *cli_kernels_args(const cli_setup *s)
+{
+    return s->kernels == CLI_KERNELS_NORMAL        ? " --kernels normal"
+           : s->kernels == CLI_KERNELS_LOW_LATENCY ? " --kernels low-latency"
+                                                   : "";
 }
 
 double cli_expert_bytes(const moe_ep_model *m)

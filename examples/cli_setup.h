@@ -5,6 +5,9 @@
 
 #include "cli_base.h"
 
+/* Kernels of the all-to-all: auto goes by the tokens per device. */
+typedef enum cli_kernels { CLI_KERNELS_AUTO, CLI_KERNELS_NORMAL, CLI_KERNELS_LOW_LATENCY } cli_kernels;
+
 /* What the command line asks for; 0 and NULL mean "find out". */
 typedef struct cli_setup {
     int32_t devices, slots, nodes, groups, top_k;
@@ -16,6 +19,8 @@ typedef struct cli_setup {
     double min_gain;           /* share of a step that must be saved                              */
     double horizon_steps;
     char *read_args;           /* options of the reading, as given, " --counts"; NULL = none      */
+    cli_kernels kernels;
+    int nodes_given;           /* --nodes was there                                               */
     int round_robin;           /* today's placement: expert e on device e mod D                   */
     const struct cli_map *map; /* today's placement, NULL = blocks or round robin                 */
     moe_ep_model model;        /* filled by cli_setup_model                                       */
@@ -33,8 +38,15 @@ void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K);
 void cli_setup_machine(cli_setup *s);
 /* Devices, slots and nodes; wants the machine. */
 void cli_setup_devices(cli_setup *s, int32_t E);
-/* Nodes alone, for devices that are known; wants the machine. */
+/* Nodes alone, for devices that are known; wants the machine.  Up to the devices that a node of it has they are one
+ * node, above as many as it takes; nodes are of one size. */
 void cli_setup_nodes(cli_setup *s);
+/* The same for commands that want nothing else of the machine. */
+void cli_setup_layout(cli_setup *s);
+
+const char *cli_kernels_name(cli_kernels kernels);
+/* " --kernels normal" where they were chosen; "" for auto. */
+const char *cli_kernels_args(const cli_setup *s);
 
 /* Weights of one expert in one layer. */
 double cli_expert_bytes(const moe_ep_model *m);

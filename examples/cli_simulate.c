@@ -5,7 +5,6 @@
 
 #include "cli_commands.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <math.h>
@@ -388,7 +387,7 @@ static void read_requests(cli_simulate *s)
     char *text = NULL;
     size_t room = 0;
     FILE *f = cli_open_input(s->trace);
-    for (int64_t line = 1; getline(&text, &room, f) >= 0; line++) {
+    for (int64_t line = 1; cli_getline(&text, &room, f, s->trace) >= 0; line++) {
         json_error_t e;
         json_t *object;
         if (text[strspn(text, " \t\r\n")] == '\0') continue;
@@ -398,7 +397,6 @@ static void read_requests(cli_simulate *s)
         arrput(s->request, read_request(s, object, line));
         json_decref(object);
     }
-    if (ferror(f)) cli_die(CLI_USAGE, "%s: %s", s->trace, strerror(errno));
     (void)fclose(f);
     free(text);
     if (arrlen(s->request) > MOST_REQUESTS)

@@ -71,7 +71,7 @@ static void read_meta(statistics *s, const char *folder)
 static void parse_key(const char *path, const char *key, int64_t *step, int64_t *layer)
 {
     const char *bar = strchr(key, '_');
-    char *first = bar ? strndup(key, (size_t)(bar - key)) : NULL;
+    char *first = bar ? cli_format("%.*s", (int)(bar - key), key) : NULL;
     if (!first || !cli_parse_i64(first, step) || !cli_parse_i64(bar + 1, layer) || *step < 0 || *layer < 0 ||
         *layer > INT32_MAX)
         cli_die(CLI_USAGE, "%s: tensor \"%s\" is not named ITERATION_LAYER, as TensorRT-LLM's statistics are", path,
@@ -151,7 +151,7 @@ static void open_header(const char *path, FILE *f, cli_stream *header, int64_t *
 static void read_tensor(statistics *s, const char *path, const char *key, json_t *value, FILE *f, int64_t start,
                         int64_t data)
 {
-    cli_row row = {NULL, 0, 0, s->ranks, NULL, 0};
+    cli_row row = {NULL, 0, 0, s->ranks, NULL, 0, NULL, 0, 0};
     int64_t at;
     int size;
     parse_key(path, key, &row.step, &row.layer);
@@ -200,7 +200,7 @@ static void read_folder(statistics *s)
 {
     struct dirent **name;
     int n = scandir(s->path, &name, is_rank, alphasort);
-    if (n < 0) cli_die(CLI_USAGE, "%s: %s", s->path, strerror(errno));
+    if (n < 0) cli_die(cli_errno_code(), "%s: %s", s->path, strerror(errno));
     read_meta(s, s->path);
     for (int i = 0; i < n; i++) {
         char *path = join(s->path, name[i]->d_name);
@@ -242,7 +242,7 @@ void cli_read_statistics(cli_trace **list, const char *path, const cli_read_opti
     memset(&s, 0, sizeof s);
     plain.only = NULL; /* the recordings of this format have no labels */
     s.path = path;
-    s.rows = cli_rows_new(path, &plain, 1);
+    s.rows = cli_rows_new(path, &plain, CLI_ROWS_ADD);
     if (stat(path, &info) == 0 && S_ISDIR(info.st_mode))
         read_folder(&s);
     else

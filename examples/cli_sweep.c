@@ -35,6 +35,7 @@ static const char sweep_help[] =
     "                    experts under dispatch) (none,shared,two)\n"
     "  --policy P,...    placement: best, lpt, eplb, eplb-nodes, trtllm, contiguous, round-robin "
     "(best)\n"
+    "  --kernels NAME    of dispatch and combine: auto (normal from 512 tokens per device on), normal or low-latency\n"
     "  --context C       tokens of cache per sequence (4096)\n"
     "  --attention-us X  attention of a layer at these tokens (from its weights and the cache, "
     "read once)\n"
@@ -88,6 +89,7 @@ static const struct option sweep_long[] = {{"ep", 1, NULL, O_EP},
                                            {"nodes", 1, NULL, CLI_O_NODES},
                                            {"model", 1, NULL, CLI_O_MODEL},
                                            {"machine", 1, NULL, CLI_O_MACHINE},
+                                           {"kernels", 1, NULL, CLI_O_KERNELS},
                                            {"hidden", 1, NULL, CLI_O_HIDDEN},
                                            {"intermediate", 1, NULL, CLI_O_INTER},
                                            CLI_COMMON_OPTIONS,
@@ -239,6 +241,12 @@ static void settle_shapes(cli_sweep *s)
     per = s->setup.machine.devices_per_node > 0 ? s->setup.machine.devices_per_node : 8;
     s->devices = s->setup.devices > 0 ? s->setup.devices : s->setup.nodes * per;
     if (s->devices == 0) cli_die(CLI_USAGE, "--nodes or --devices is needed");
+    if (s->setup.nodes > 0 && (int64_t)s->setup.nodes * per < s->devices)
+        cli_die(CLI_USAGE, "--nodes %d with --devices %d: a node of %s has %d", s->setup.nodes, s->devices,
+                s->setup.machine.name, per);
+    if (s->devices > per && s->devices % per != 0)
+        cli_die(CLI_USAGE, "--devices %d: not a whole number of nodes of %d, as %s has them", s->devices, per,
+                s->setup.machine.name);
     if (s->plan_on && s->plan_on->experts != E)
         cli_die(CLI_USAGE, "%s has %d experts, %s has %d", s->plan_on->path, s->plan_on->experts,
                 s->setup.model.name, E);
@@ -303,6 +311,9 @@ static moe_ep_sweep_desc sweep_desc(const cli_sweep *s)
     memset(&d, 0, sizeof d);
     d.model = &s->setup.model;
     d.machine = &s->setup.machine;
+    d.throughput_from = s->setup.kernels == CLI_KERNELS_NORMAL        ? 1
+                        : s->setup.kernels == CLI_KERNELS_LOW_LATENCY ? INT64_MAX
+                                                                      : 0;
     d.num_devices = s->devices;
     d.tokens = s->tokens;
     d.num_tokens = (int32_t)arrlen(s->tokens);

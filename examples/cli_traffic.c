@@ -5,6 +5,7 @@
 #include "cli_map.h"
 #include "cli_options.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <stb_ds.h>
@@ -22,7 +23,8 @@ static const char traffic_help[] =
     "each expert's rows.\n"
     "MAP is a placement as moe-ep place writes it; without, contiguous blocks.\n"
     "\n"
-    "  --devices D       --nodes N\n"
+    "  --devices D       --nodes N   nodes of equal size; else one for every 8 devices, or as --machine has them\n"
+    "  --machine NAME    whose nodes\n"
     "  --mode NAME       pairs (a row per choice, default), ranks (a token once per rank), nodes "
     "(once per node,\n"
     "                    then once per rank); counts have pairs only\n"
@@ -47,6 +49,7 @@ enum { O_MODE = 256, O_DISPATCH, O_COMBINE, O_LAYER, O_MATRIX, O_OUT };
 
 static const struct option traffic_long[] = {{"devices", 1, NULL, CLI_O_DEVICES},
                                              {"nodes", 1, NULL, CLI_O_NODES},
+                                             {"machine", 1, NULL, CLI_O_MACHINE},
                                              {"model", 1, NULL, CLI_O_MODEL},
                                              {"hidden", 1, NULL, CLI_O_HIDDEN},
                                              {"mode", 1, NULL, O_MODE},
@@ -295,7 +298,7 @@ static void put_all(traffic *x, FILE *f, int as_json)
     json_object_set_new(root, "counting", json_string(mode[x->mode]));
     json_object_set_new(root, "exact", json_boolean(x->t->ids != NULL));
     json_object_set_new(root, "layers", layers);
-    if (json_dumpf(root, f, JSON_COMPACT) != 0) cli_die(CLI_INTERNAL, "cannot write the matrix");
+    if (json_dumpf(root, f, JSON_COMPACT) != 0) cli_die(CLI_INTERNAL, "cannot write the matrix: %s", strerror(errno));
     fputc('\n', f);
     json_decref(root);
 }
@@ -311,13 +314,13 @@ static void settle(traffic *x, const cli_map *map)
     x->D = x->setup.devices > 0 ? x->setup.devices : map ? map->devices : 0;
     if (x->D == 0) cli_die(CLI_USAGE, "--devices is needed");
     if (x->D > 8192) cli_die(CLI_USAGE, "--devices %d: a matrix for at most 8192", x->D);
-    if (x->setup.nodes > x->D) cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", x->setup.nodes, x->D);
+    x->setup.devices = x->D;
     if (!x->t->ids && x->mode != MOE_EP_COUNT_PAIRS)
         cli_die(CLI_USAGE, "--mode: counts do not say which choices belong to one token; pairs only");
-    if (x->setup.nodes == 0) {
-        x->setup.nodes = 1;
-        cli_note(&x->setup, "One node for all %d ranks; --nodes changes it.", x->D);
-    }
+    cli_setup_layout(&x->setup);
+    if (x->t->ids && x->t->kept < x->t->tokens)
+        cli_note(&x->setup, "The first %s of %s tokens are counted; the ids of the others are not kept.",
+                 cli_count((double)x->t->kept), cli_count((double)x->t->tokens));
     if (!map) cli_note(&x->setup, "Contiguous blocks of experts; a placement as second file changes it.");
     cli_setup_sizes(&x->setup, x->t->layers, x->t->experts, x->t->top_k);
     for (int phase = 0; phase < 2; phase++) {

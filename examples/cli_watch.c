@@ -145,20 +145,20 @@ static void put_all(const char *text, size_t n)
 
 static void draw(const watching *o, int held)
 {
-    char *text = NULL;
-    size_t n = 0;
+    cli_text text;
     chart_text t;
     int height;
-    FILE *f = open_memstream(&text, &n);
-    if (!f) cli_die(CLI_INTERNAL, "out of memory");
+    FILE *f;
+    cli_text_open(&text);
+    f = text.stream;
     screen_size(&o->common.screen, &t, &height);
     fputs("\033[H", f);
     cli_watch_frame(&o->w, f, &t, height - 2, "\033[K\r\n");
     fprintf(f, "\033[J\033[%d;1H%s%s%s\033[K", height, t.color ? "\033[2m" : "",
             held ? "held still: space goes on, q quits" : "q quits, space holds still", t.color ? "\033[0m" : "");
-    (void)fclose(f);
-    put_all(text, n);
-    free(text);
+    cli_text_end(&text);
+    put_all(text.text, text.length);
+    free(text.text);
 }
 
 /* ---- the loop -------------------------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
 #include "cli_screen.h"
 #include "cli_watch.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stb_ds.h>
 #include <stdlib.h>
@@ -155,6 +156,7 @@ static void diagnose(cli_watch *w)
     moe_ep_placement now = placement_now(w, layers, &mem);
     moe_ep_diagnose_desc d;
     moe_ep_diagnosis out;
+    moe_ep_status status;
     moe_ep_error err;
     size_t half = (size_t)(steps / 2) * (size_t)arrlen(layers) * (size_t)w->experts;
     memset(&d, 0, sizeof d);
@@ -169,7 +171,9 @@ static void diagnose(cli_watch *w)
     d.judge_loads = loads + half;
     d.judge_steps = steps - steps / 2;
     d.min_gain = w->setup->min_gain;
-    if (moe_ep_diagnose(&d, NULL, &out, NULL, &err) == MOE_EP_OK) {
+    status = moe_ep_diagnose(&d, NULL, &out, NULL, &err);
+    if (status == MOE_EP_ERR_MEMORY) cli_check(status, &err, "diagnosis");
+    if (status == MOE_EP_OK) {
         w->verdict = out.verdict;
         w->state = moe_ep_verdict_str(out.verdict);
         w->reason = cli_reason(&d, &out);
@@ -240,17 +244,16 @@ static void end_line(frame *o)
 
 static void put_words(frame *o, const char *text, int width, int most)
 {
-    char *all = NULL, *save = NULL;
-    size_t n = 0;
-    FILE *m = open_memstream(&all, &n);
-    if (!m) cli_die(CLI_INTERNAL, "out of memory");
-    cli_put_wrapped(m, text, width - 2, 2, 2);
-    (void)fclose(m);
-    for (char *line = strtok_r(all, "\n", &save); line && most-- > 0; line = strtok_r(NULL, "\n", &save)) {
+    char *save = NULL;
+    cli_text all;
+    cli_text_open(&all);
+    cli_put_wrapped(all.stream, text, width - 2, 2, 2);
+    cli_text_end(&all);
+    for (char *line = strtok_r(all.text, "\n", &save); line && most-- > 0; line = strtok_r(NULL, "\n", &save)) {
         fprintf(o->f, "%s%s", *line == ' ' ? "" : "  ", line);
         end_line(o);
     }
-    free(all);
+    free(all.text);
 }
 
 static void put_spark(const cli_watch *w, frame *o, const chart_text *t)
@@ -390,7 +393,8 @@ void cli_watch_json(const cli_watch *w, FILE *f)
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
     }
     json_object_set_new(o, "lines_not_understood", json_integer(w->bad));
-    if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0) cli_die(CLI_INTERNAL, "cannot write JSON");
+    if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0)
+        cli_die(CLI_INTERNAL, "cannot write JSON: %s", strerror(errno));
     fputc('\n', f);
     json_decref(o);
 }

@@ -140,6 +140,7 @@ static char *headline(const cli_report *r)
 {
     const moe_ep_diagnosis *d = r->chosen;
     const cli_shift_row *far = furthest(r);
+    int runs = r->one.moves == 0 || r->copies.moves == 0; /* what would be planned is there */
     double saved = d->gain > 0.0 ? 100.0 * d->gain : 0.0;
     if (r->recommend)
         return cli_format("Device %d holds everybody up; a new placement %s %.0f %% of every step",
@@ -148,6 +149,10 @@ static char *headline(const cli_report *r)
         return cli_format(
             "Device %d holds everybody up; a new placement might save %.0f %%, on thin evidence",
             d->hot_device, saved);
+    if (runs && far)
+        return cli_format("The plan made on %s is what runs; it does not carry over to %s", r->trace[0].name,
+                          r->judged_on);
+    if (runs) return cli_strdup("Leave the placement as it is: it is the plan that these loads give");
     if (far && d->gain < r->setup->min_gain)
         return cli_format(
             "A plan made on %s does not carry over to %s: it would save %.1f %% of a step",
@@ -336,11 +341,17 @@ static char *plan_input(const cli_report *r)
     return text;
 }
 
+/* Where another command might take another number of nodes. */
+static char *nodes_args(const cli_setup *s)
+{
+    return s->nodes_given || s->nodes > 1 || s->devices > 8 ? cli_format(" --nodes %d", s->nodes) : cli_strdup("");
+}
+
 static char *shape_args(const cli_report *r)
 {
-    const cli_setup *s = r->setup;
-    char *nodes = s->nodes > 1 ? cli_format(" --nodes %d", s->nodes) : cli_strdup("");
-    char *text = cli_format("--devices %d --slots %d%s", s->devices, r->chosen == &r->one ? r->E : r->slots, nodes);
+    char *nodes = nodes_args(r->setup);
+    char *text = cli_format("--devices %d --slots %d%s", r->setup->devices, r->chosen == &r->one ? r->E : r->slots,
+                            nodes);
     free(nodes);
     return text;
 }
@@ -363,7 +374,7 @@ static void next_change(cli_report *r, const char *input, const char *shape)
     int trtllm = cli_is_statistics(r->trace[0].path);
     int32_t copies = r->chosen == &r->one ? 0 : r->slots - r->E;
     char *map = r->setup->map ? cli_shell_word(r->setup->map->path) : NULL;
-    char *devices = cli_format("--devices %d", r->setup->devices);
+    char *nodes = nodes_args(r->setup), *devices = cli_format("--devices %d%s", r->setup->devices, nodes);
     char *redundant = copies > 0 ? cli_format(" with --ep-num-redundant-experts %d", copies) : cli_strdup("");
     if (trtllm)
         add_next(r, cli_strdup("Write the plan; TensorRT-LLM loads it as moe_config: load_balancer: plan.yaml:"),
@@ -386,6 +397,7 @@ static void next_change(cli_report *r, const char *input, const char *shape)
                         cost, trtllm ? "yaml" : "json"));
     free(cost);
     free(map);
+    free(nodes);
     free(devices);
     free(redundant);
 }
@@ -396,8 +408,10 @@ static void write_next(cli_report *r)
     char *input = plan_input(r), *shape = shape_args(r), *model = cli_shell_word(s->model.name);
     char *machine = cli_shell_word(s->machine.name);
     char *map = s->map ? cli_shell_word(s->map->path) : NULL;
-    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s --model %s --machine %s", input,
-                              s->devices, r->slots, map ? " --current " : "", map ? map : "", model, machine);
+    char *nodes = s->nodes_given ? nodes_args(s) : cli_strdup("");
+    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s --machine %s%s", input,
+                              s->devices, r->slots, nodes, map ? " --current " : "", map ? map : "", model, machine,
+                              cli_kernels_args(s));
     if (r->self_judged)
         add_next(r, cli_strdup("Judge the plan on a second recording, NEW:"), cli_strdup(report));
     if (r->recommend)
@@ -408,6 +422,7 @@ static void write_next(cli_report *r)
                             "NEW:"),
                  cli_strdup(report));
     free(report);
+    free(nodes);
     free(map);
     free(machine);
     free(model);

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "cli_map.h"
 
+#include <errno.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +19,9 @@ typedef struct yaml_out {
 
 static void emit(yaml_out *y, yaml_event_t *event, int made)
 {
-    if (!made || !yaml_emitter_emit(&y->emitter, event))
-        cli_die(CLI_INTERNAL, "YAML: %s", y->emitter.problem ? y->emitter.problem : "out of memory");
+    if (!made || y->emitter.error == YAML_MEMORY_ERROR) cli_die(CLI_INTERNAL, "YAML: out of memory");
+    if (!yaml_emitter_emit(&y->emitter, event))
+        cli_die(CLI_INTERNAL, "YAML: %s: %s", y->emitter.problem ? y->emitter.problem : "error", strerror(errno));
 }
 
 static void emit_text(yaml_out *y, const char *text)
@@ -116,10 +118,10 @@ static long long line_of(const yaml_in *y)
 static yaml_event_type_t next(yaml_in *y)
 {
     yaml_event_delete(&y->event);
-    if (!yaml_parser_parse(&y->parser, &y->event))
-        cli_die(CLI_USAGE, "%s:%zu: %s", y->path, y->parser.problem_mark.line + 1,
-                y->parser.problem ? y->parser.problem : "is no YAML");
-    return y->event.type;
+    if (yaml_parser_parse(&y->parser, &y->event)) return y->event.type;
+    if (y->parser.error == YAML_MEMORY_ERROR) cli_die(CLI_INTERNAL, "%s: out of memory", y->path);
+    cli_die(CLI_USAGE, "%s:%zu: %s", y->path, y->parser.problem_mark.line + 1,
+            y->parser.problem ? y->parser.problem : "is no YAML");
 }
 
 static const char *text_of(const yaml_in *y)

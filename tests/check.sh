@@ -148,17 +148,22 @@ elif have cppcheck; then
         -DMOE_EP_NO_BLAS -UMOE_EP_STATIC -UMOE_EP_USE_BLAS \
         --suppress=missingIncludeSystem --suppress=shiftTooManyBitsSigned moe_ep.h
 else skip "cppcheck" "not installed (package cppcheck)"; fi
-# clang-tidy: macro-parentheses cannot hold for lists of enumerators; neighbouring parameters of one type are
-# how arrays and sizes are passed; the deprecated-functions check wants Annex K's memcpy_s.  Widened products: what a
-# caller's sizes multiply to goes through moe_epi_mul, the rest are lanes and tiles, and UBSan watches them above.
-# Loops with a double: they count whole numbers below 2^53 or approach a limit.  Integer divisions: meant to round
-# down.  Narrowing: gcc's and clang's -Wconversion -Wsign-conversion, errors in matrix.sh, decide that.
+# clang-tidy, what is switched off and why:
+# - macro-parentheses: cannot hold for lists of enumerators and for macros that take a type or a function;
+# - easily-swappable-parameters: neighbouring parameters of one type are how arrays and sizes are passed;
+# - DeprecatedOrUnsafeBufferHandling: wants Annex K's memcpy_s, which hardly any C library has;
+# - implicit-widening-of-multiplication-result: what a caller's sizes multiply to goes through moe_epi_mul.  What is
+#   left, each read: constants and lanes below 64 (routing kernels, tiles of the forward: tokens x rows of a panel
+#   that is smaller than the cache); part x size, which is at most the number of experts or slots (EPLB); 2 node of a
+#   tree over packs, of which there are at most half of 2^31 - 1, as each takes two items or more.  UBSan watches;
+# - integer-division: five places, each meant to round down before the number becomes a double;
+# - cert-flp30-c, FloatLoopCounter: ten loops that count whole numbers below 2^53, exact in a double, or lower a limit.
 if ! gate clang-tidy; then :
 elif have clang-tidy; then
     checks="-*,bugprone-*,cert-*,clang-analyzer-*,-bugprone-easily-swappable-parameters,-bugprone-macro-parentheses"
     checks="$checks,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling"
     checks="$checks,-bugprone-implicit-widening-of-multiplication-result,-bugprone-integer-division"
-    checks="$checks,-bugprone-narrowing-conversions,-cert-flp30-c,-clang-analyzer-security.FloatLoopCounter"
+    checks="$checks,-cert-flp30-c,-clang-analyzer-security.FloatLoopCounter"
     check "clang-tidy" clang-tidy --quiet --warnings-as-errors='*' --checks="$checks" \
         --header-filter='moe_ep\.h' tests/compile/implementation.c -- -std=c99 -I. -DMOE_EP_NO_BLAS
 else skip "clang-tidy" "not installed (package clang-tidy)"; fi

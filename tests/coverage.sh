@@ -49,7 +49,9 @@ fi
 # the choice of kernels on machines without AVX, and without half floats
 if have qemu-x86_64; then
     for cpu in Nehalem Haswell,-f16c; do
-        qemu-x86_64 -cpu $cpu $dir/test_forward --filter instruction_sets >"$tmp/log" 2>&1
+        { qemu-x86_64 -cpu $cpu $dir/test_forward --filter instruction_sets &&
+            qemu-x86_64 -cpu $cpu $dir/test_loads --only histogram_pieces &&
+            qemu-x86_64 -cpu $cpu $dir/test_route --only kernels_that_are_not_here; } >"$tmp/log" 2>&1
         result $? "kernels chosen on a $cpu" "$tmp/log"
     done
 fi

@@ -88,6 +88,9 @@ done <"$tmp/commands" >"$tmp/diff"
 result $? "every option of every command is completed, and no other" "$tmp/diff"
 [ "$(completes 'place --policy ')" = "best eplb eplb-global eplb-hierarchical trtllm lpt contiguous round-robin" ]
 result $? "place --policy completes the planners"
+[ "$(completes 'report --kernels ')" = "auto normal low-latency" ] &&
+    [ "$(completes 'sweep --kernels ')" = "auto normal low-latency" ]
+result $? "--kernels completes the kernels"
 [ "$(completes 'simulate --policy ')" = "balanced rr rand copy lognormal" ]
 result $? "simulate --policy completes the routings"
 [ "$(completes 'report --format ')" = "text json html csv svg" ] &&
@@ -99,4 +102,4 @@ result $? "report --model completes the presets"
 result $? "machines and routers are completed"
 [ -z "$(completes 'report examples/')" ]
 result $? "where a file is wanted bash completes files"
-finish 12
+finish 13

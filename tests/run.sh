@@ -73,6 +73,7 @@ rm -f "$logs"/*.sum "$logs"/*.out
         for gate in ASan Valgrind fanalyzer MSan; do echo "sh tests/check.sh $gate"; done
     fi
     echo "sh tests/compile/matrix.sh${gates:+ --full}"
+    echo "sh tests/oom_tool.sh${gates:+ --full}"
     if [ -n "$gates" ]; then
         for gate in level TSan tool cppcheck clang-tidy examples; do echo "sh tests/check.sh $gate"; done
         for target in s390x armv7 aarch64 riscv64 ppc64le m32 tcc musl fastmath lto; do
@@ -83,12 +84,11 @@ rm -f "$logs"/*.sum "$logs"/*.out
             [ -e "tests/$gate.sh" ] && echo "sh tests/$gate.sh"
         done
     fi
-    for script in tests/cuda.sh tests/cmake.sh tests/recipes.sh tests/compile/include.sh tests/readme.sh; do
-        [ -e "$script" ] && echo "sh $script"
-    done
+    early="tests/cuda.sh tests/compile/include.sh tests/readme.sh tests/manpage.sh tests/recipes.sh tests/dist.sh"
+    early="$early tests/symbols.sh tests/cmake.sh"
+    for script in $early; do [ -e "$script" ] && echo "sh $script"; done
     for program in "$@"; do echo "$program"; done
-    for script in tests/symbols.sh tests/install.sh tests/python.sh tests/dist.sh tests/manpage.sh tests/style.sh \
-        tests/examples.sh tests/mpi.sh tests/test_*.sh; do
+    for script in tests/install.sh tests/python.sh tests/style.sh tests/examples.sh tests/mpi.sh tests/test_*.sh; do
         [ -e "$script" ] && echo "sh $script"
     done
 } >"$logs/suites"

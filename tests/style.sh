@@ -88,7 +88,7 @@ none "every source file names its licence in its first lines"
 
 # ---- the header ----
 grep -nE '#[[:space:]]*pragma[[:space:]]+(GCC|clang|warning)' $header |
-    grep -vE 'pragma (clang fp |GCC (push_options|optimize\("no-fast-math"\)|pop_options)$)' \
+    grep -vE 'pragma (clang fp |GCC (push_options|optimize\("no-fast-math"(, "fp-contract=off")?\)|pop_options)$)' \
         >"$tmp/found" # those are about rounding
 none "$header silences no warning"
 awk '/^\{/ { start = FNR }

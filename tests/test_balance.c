@@ -102,6 +102,12 @@ TEST(balance_edges)
     CHECK_NEAR(r.gini + r.cv_population + r.cv_sample + r.maxvio + r.minvio + r.kl_from_uniform_nats, 0, 0, 0);
     CHECK_NEAR(r.idle_fraction, 1, 0, 0);
     CHECK_NEAR(r.effective_experts, 4, 0, 0);
+    CHECK_NEAR(r.jain, 1, 0, 0);
+    CHECK_NEAR(r.hhi, 0.25, 0, 0);
+    CHECK_NEAR(r.entropy_nats, log(4.0), 1e-15, 0);
+    CHECK_NEAR(r.perplexity, 4, 0, 0);
+    CHECK_NEAR(r.p50 + r.p95 + r.p99 + r.max + r.min + r.max_over_min + r.max_minus_mean + r.step_time, 0, 0, 0);
+    CHECK_NEAR(r.step_inflation, 1, 0, 0);
     r = balance(one, 1);
     CHECK_I64(r.zero_load, 0);
     CHECK_NEAR(r.imbalance, 1, 0, 0);
@@ -480,6 +486,220 @@ TEST(balance_bad_arguments)
     CHECK_NEAR(r.correlation, 0.0, 0, 0);
     CHECK_I64(moe_ep_similarity(a, flat, 4, 1, &r, NULL, &err), MOE_EP_OK);
     CHECK_NEAR(r.correlation, 0.0, 0, 0);
+}
+
+TEST(steps_of_every_kind)
+{
+    /* no load, ratio 1.5, ratio 2, ratio 1.5 again, no load, ratio 2 again */
+    const double loads[12] = {0.0, 0.0, 3.0, 1.0, 0.0, 8.0, 2.0, 6.0, 0.0, 0.0, 5.0, 0.0};
+    moe_ep_steps_result r;
+    CHECK_I64(moe_ep_balance_steps(loads, 6, 1, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.worst_step, 2);
+    CHECK_NEAR(r.worst_imbalance, 2.0, 0, 0);
+    CHECK_NEAR(r.max_rows, (0 + 3 + 8 + 6 + 0 + 5) / 6.0, 1e-15, 0);
+    CHECK_NEAR(r.mean_rows, (0 + 2 + 4 + 4 + 0 + 2.5) / 6.0, 1e-15, 0);
+    CHECK_NEAR(r.imbalance, 22.0 / 12.5, 1e-15, 0);
+    CHECK_NEAR(r.imbalance_of_sum, 15.0 / 12.5, 1e-15, 0);
+    CHECK_I64(moe_ep_balance_steps(loads, 1, 1, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.worst_step, -1);
+    CHECK_NEAR(r.worst_imbalance, 1.0, 0, 0);
+}
+
+/* One byte less than needed is an error, and what is needed is enough. */
+TEST(curves_in_little_memory)
+{
+    const double a[17] = {5, 1, 9, 2, 2, 7, 0, 3, 4, 6, 8, 1, 1, 0, 2, 5, 9};
+    double b[17];
+    char memory[4096];
+    moe_ep_similarity_result r;
+    moe_ep_scratch s;
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 17; i++) b[i] = a[16 - i];
+    memset(&r, 7, sizeof r);
+    s = moe_ep_scratch_fixed(memory, sizeof memory);
+    CHECK_I64(moe_ep_experts_for_share(a, 17, 0.5, &s, &err), 4); /* 9+9+8+7 = 33 of 65 */
+    s = moe_ep_scratch_fixed(memory, s.need - 1);
+    CHECK_I64(moe_ep_experts_for_share(a, 17, 0.5, &s, &err), MOE_EP_ERR_SCRATCH);
+    s = moe_ep_scratch_fixed(memory, sizeof memory);
+    CHECK_NEAR(moe_ep_top_share(a, 17, 4, &s, &err), 33.0 / 65.0, 1e-15, 0);
+    s = moe_ep_scratch_fixed(memory, s.need - 1);
+    CHECK_NEAR(moe_ep_top_share(a, 17, 4, &s, &err), MOE_EP_ERR_SCRATCH, 0, 0);
+    s = moe_ep_scratch_fixed(memory, 1);
+    CHECK_I64(moe_ep_similarity(a, b, 17, 0, &r, &s, &err), MOE_EP_ERR_SCRATCH);
+    s = moe_ep_scratch_fixed(memory, s.need - 1);
+    CHECK_I64(moe_ep_similarity(a, b, 17, 0, &r, &s, &err), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(r.top, 0x07070707);
+    s = moe_ep_scratch_fixed(memory, s.need);
+    CHECK_I64(moe_ep_similarity(a, b, 17, 0, &r, &s, &err), MOE_EP_OK);
+    CHECK_I64(r.top, 2); /* 17 / 8 */
+    CHECK_I64(r.overlap, 0); /* experts 2 and 16 against 0 and 14 */
+}
+
+/* Devices of 100 and 101 experts where one kind's law is taken row by row and the other's in steps. */
+TEST(chance_devices_between_two_grids)
+{
+    uint64_t s = t_seed + 14;
+    int64_t T;
+    for (T = 1440; T <= 1452; T += 4) {
+        moe_ep_chance_result c;
+        const sample m = simulate(&s, T, 1, 1005, 10, 0, 800);
+        CHECK_I64(moe_ep_chance_devices(T, 1, 1005, 10, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean, m.mean, 0.005, 4 * m.se);
+        CHECK(c.p05 >= 1.0 && c.p05 < c.max_over_mean && c.max_over_mean < c.p95);
+    }
+}
+
+/* Loads d, d + c, d + 2c, ..: linear between neighbours means linear in the rank. */
+TEST(percentiles_of_even_steps)
+{
+    uint64_t s = t_seed + 15;
+    int32_t n, i;
+    for (n = 1; n < 60; n++) {
+        double v[60] = {0.0}, first = (double)t_below(&s, 50), step = 0.25 * (double)(1 + t_below(&s, 9));
+        moe_ep_balance_result r;
+        for (i = 0; i < n; i++) v[i] = first + step * i;
+        for (i = 0; i < n; i++) { /* in any order */
+            const int32_t j = (int32_t)t_below(&s, n);
+            const double kept = v[i];
+            v[i] = v[j];
+            v[j] = kept;
+        }
+        for (i = 0, first = v[0]; i < n; i++) first = v[i] < first ? v[i] : first;
+        for (i = 0, step = first; i < n; i++) step = v[i] > step ? v[i] : step;
+        CHECK_I64(moe_ep_balance_d(v, n, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.p50, first + 0.50 * (step - first), 1e-13, 0);
+        CHECK_NEAR(r.p95, first + 0.95 * (step - first), 1e-13, 0);
+        CHECK_NEAR(r.p99, first + 0.99 * (step - first), 1e-13, 0);
+        STOP_IF_FAILED("n %d", n);
+    }
+}
+
+/* K = 1: the load of one expert is binomial, its percentiles are the lowest loads that reach them. */
+TEST(chance_of_one_expert)
+{
+    int32_t E;
+    int64_t T, m;
+    for (E = 2; E < 40; E += 3)
+        for (T = 1; T < 200; T += 7) {
+            const double p = 1.0 / E, mean = (double)T * p;
+            double weight = pow(1.0 - p, (double)T), cdf = 0.0;
+            int64_t low = -1, high = -1;
+            int close = 0;
+            moe_ep_chance_result c;
+            for (m = 0; m <= T && high < 0; m++) {
+                cdf += weight;
+                close |= fabs(cdf - 0.05) < 1e-7 || fabs(cdf - 0.95) < 1e-7;
+                if (low < 0 && cdf >= 0.05) low = m;
+                if (cdf >= 0.95) high = m;
+                weight *= (double)(T - m) / (double)(m + 1) * p / (1.0 - p);
+            }
+            if (close) continue;
+            CHECK_I64(moe_ep_chance(T, 1, E, &c, NULL), MOE_EP_OK);
+            CHECK_NEAR(c.one_p05 * mean, low, 0, 1e-9);
+            CHECK_NEAR(c.one_p95 * mean, high, 0, 1e-9);
+            CHECK_NEAR(c.one_sd * mean, sqrt(mean * (1.0 - p)), 1e-12, 0);
+            STOP_IF_FAILED("T %d", (int)T);
+        }
+}
+
+/* Large loads are normal: 1.645 standard deviations to each side, in steps as in whole rows. */
+TEST(chance_of_one_large_load)
+{
+    int64_t T;
+    for (T = 4096; T < ((int64_t)1 << 40); T *= 8) {
+        moe_ep_chance_result c;
+        CHECK_I64(moe_ep_chance(T, 8, 64, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR((1.0 - c.one_p05) / c.one_sd, 1.644854, 0.01, 0);
+        CHECK_NEAR((c.one_p95 - 1.0) / c.one_sd, 1.644854, 0.01, 0);
+        CHECK_NEAR(c.one_sd, sqrt(7.0 / 8.0 / ((double)T / 8.0)), 1e-12, 0);
+    }
+}
+
+/* Loads below 1 are loads; the first may be the only one; nothing is compared as if it were even. */
+TEST(small_and_single_loads)
+{
+    const double small[6] = {0.25, 0.75, 0.0, 0.0, 0.01, 0.01}, first[3] = {5.0, 0.0, 0.0};
+    const double a[4] = {1.0, 2.0, 3.0, 4.0}, zero[4] = {0.0, 0.0, 0.0, 0.0};
+    double ratio[3];
+    moe_ep_similarity_result s;
+    moe_ep_layers_result r;
+    CHECK_I64(moe_ep_balance_layers_d(small, 3, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.loaded_layers, 2);
+    CHECK_I64(r.worst_layer, 0);
+    CHECK_NEAR(r.worst_imbalance, 1.5, 1e-15, 0);
+    CHECK_I64(moe_ep_layer_imbalances(small, 3, 2, ratio, NULL), MOE_EP_OK);
+    CHECK_NEAR(ratio[0], 1.5, 1e-15, 0);
+    CHECK_NEAR(ratio[1], 1.0, 0, 0);
+    CHECK_NEAR(ratio[2], 1.0, 0, 0);
+    CHECK_I64(moe_ep_experts_for_share(first, 3, 0.5, NULL, NULL), 1);
+    CHECK_NEAR(moe_ep_top_share(first, 3, 1, NULL, NULL), 1.0, 0, 0);
+    CHECK_I64(moe_ep_similarity(a, zero, 4, 0, &s, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(s.l1, 0.15 + 0.05 + 0.05 + 0.15, 1e-14, 0);
+    CHECK_I64(moe_ep_similarity(zero, a, 4, 0, &s, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(s.l1, 0.15 + 0.05 + 0.05 + 0.15, 1e-14, 0);
+    CHECK_NEAR(s.total_variation, 0.2, 1e-14, 0);
+    {
+        char none[1];
+        moe_ep_scratch scratch = moe_ep_scratch_fixed(none, 0); /* a ratio a layer, a sum and a maximum a column */
+        CHECK_I64(moe_ep_balance_layers_d(small, 3, 2, &r, &scratch, NULL), MOE_EP_ERR_SCRATCH);
+        CHECK(scratch.need >= (3 + 2 + 2) * sizeof(double));
+    }
+}
+
+/* A call that succeeds says so, whatever stood in err before. */
+#define CLEARS(call)                                                                                \
+    do {                                                                                            \
+        memset(&err, 1, sizeof err);                                                                \
+        CHECK((double)(call) >= 0.0);                                                               \
+        CHECK_I64(err.status, MOE_EP_OK);                                                           \
+    } while (0)
+TEST(success_clears_the_error)
+{
+    const int64_t whole[4] = {1, 2, 3, 4};
+    const double real[4] = {1.0, 2.0, 3.0, 4.0};
+    double out[4];
+    int32_t list[4], count;
+    moe_ep_balance_result b;
+    moe_ep_layers_result l;
+    moe_ep_steps_result t;
+    moe_ep_similarity_result s;
+    moe_ep_chance_result c;
+    moe_ep_error err;
+    CLEARS(moe_ep_imbalance(whole, 4, &err));
+    CLEARS(moe_ep_imbalance_d(real, 4, &err));
+    CLEARS(moe_ep_loads_to_double(whole, 4, out, &err));
+    CLEARS(moe_ep_balance(whole, 4, &b, NULL, &err));
+    CLEARS(moe_ep_balance_d(real, 4, &b, NULL, &err));
+    CLEARS(moe_ep_convert(1.5, MOE_EP_FAMILY_IMBALANCE, MOE_EP_FAMILY_EXCESS, 4, &err));
+    CLEARS(moe_ep_balance_layers(whole, 2, 2, &l, NULL, &err));
+    CLEARS(moe_ep_balance_layers_d(real, 2, 2, &l, NULL, &err));
+    CLEARS(moe_ep_layer_imbalances(real, 2, 2, out, &err));
+    CLEARS(moe_ep_balance_steps(real, 2, 1, 2, &t, NULL, &err));
+    CLEARS(moe_ep_hot_list(real, 4, 1.0, list, &count, &err));
+    CLEARS(moe_ep_dead_list(real, 4, list, &count, &err));
+    CLEARS(moe_ep_coverage(real, 4, out, &err));
+    CLEARS(moe_ep_experts_for_share(real, 4, 0.5, NULL, &err));
+    CLEARS(moe_ep_top_share(real, 4, 2, NULL, &err));
+    CLEARS(moe_ep_similarity(real, real, 4, 0, &s, NULL, &err));
+    CLEARS(moe_ep_chance(4, 1, 4, &c, &err));
+    CLEARS(moe_ep_chance_with_replacement(4, 1, 4, &c, &err));
+    CLEARS(moe_ep_chance_devices(4, 1, 4, 2, &c, &err));
+}
+#undef CLEARS
+
+TEST(chance_of_no_tokens)
+{
+    moe_ep_chance_result c;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_chance_with_replacement(0, 1, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_chance_with_replacement(1, 1, 0, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(moe_ep_chance_with_replacement(3, 0, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "K");
+    CHECK_I64(moe_ep_chance_devices(0, 1, 4, 2, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "T");
 }
 
 TEST(chance_monte_carlo)

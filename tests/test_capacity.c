@@ -767,6 +767,7 @@ TEST(drop_presets)
 {
     CHECK(moe_ep_drop_switch(3).order == MOE_EP_DROP_TOKEN_MAJOR && moe_ep_drop_switch(3).capacity == 3);
     CHECK(moe_ep_drop_hf_switch(3).norm == MOE_EP_NORM_NEVER);
+    CHECK_I64(moe_ep_drop_tutel(3, 1).norm_skip_k1, 1);
     CHECK(moe_ep_drop_gshard_legacy(3).norm == MOE_EP_NORM_BEFORE);
     CHECK(moe_ep_drop_gshard(3).norm == MOE_EP_NORM_AFTER && moe_ep_drop_gshard(3).order == MOE_EP_DROP_CHOICE_MAJOR);
     CHECK(moe_ep_drop_deepspeed_top1(3).order == MOE_EP_DROP_RANDOM);
@@ -981,6 +982,15 @@ TEST(reroute_example_and_errors)
     CHECK_I64(moe_ep_reroute(wrong, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_EXPERT_ID);
     CHECK_I64(moe_ep_reroute(none, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_CONFIG);
     CHECK_I64(moe_ep_reroute(candidates, bad, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_NAN);
+    {
+        int32_t many[12], got[3];
+        float last[12];
+        uint8_t none_kept[3] = {0, 0, 0};
+        int i;
+        for (i = 0; i < 12; i++) many[i] = i % 4, last[i] = i < 11 ? 0.5f : NAN; /* only the last of 3 times 4 is bad */
+        CHECK_I64(moe_ep_reroute(many, last, none_kept, 3, 1, 4, 4, 1, got, out, NULL, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_I64(err.index, 11);
+    }
     CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, &small, &err), MOE_EP_ERR_SCRATCH);
     small = moe_ep_scratch_fixed(memory, small.need - 1);
     CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, &small, &err), MOE_EP_ERR_SCRATCH);
@@ -1030,6 +1040,147 @@ TEST(nothing_to_drop_pad_or_reroute)
     CHECK_I64(moe_ep_drop_counts(ids, keep, 2, 2, devices, 1, per, per, &err), MOE_EP_ERR_DEVICE_ID);
     CHECK_I64(err.index, 1);
 }
+
+/* Rounding to even and the rules that are dropless below some factor, by their definitions. */
+TEST(capacity_rounding_and_dropless_factors)
+{
+    moe_ep_capacity_desc d;
+    int64_t T, rows;
+    memset(&d, 0, sizeof d);
+    d.top_k = 1;
+    d.num_experts = 8;
+    d.factor = 1.0;
+    for (T = 8; T < 80; T++) {
+        d.num_tokens = T;
+        d.rule = MOE_EP_CAPACITY_FLAXFORMER;
+        CHECK_I64(moe_ep_capacity(&d, NULL), nearbyint((double)T / 8.0));
+        d.rule = MOE_EP_CAPACITY_GENERAL;
+        d.rounding = MOE_EP_ROUND_HALF_EVEN;
+        CHECK_I64(moe_ep_capacity(&d, NULL), nearbyint((double)T / 8.0));
+        d.multiple = 3;
+        rows = (int64_t)nearbyint((double)T / 8.0);
+        CHECK_I64(moe_ep_capacity(&d, NULL), (rows + 2) / 3 * 3);
+        d.multiple = 0;
+    }
+    d.rule = MOE_EP_CAPACITY_TUTEL; /* K floor(|cf| ceil(T/E)) */
+    d.num_tokens = 20;
+    d.top_k = 2;
+    for (T = 0; T < 12; T++) {
+        d.max_load = T;
+        d.factor = -1.5; /* the largest load, at most 2 floor(1.5 * 3) = 8 of them */
+        CHECK_I64(moe_ep_capacity(&d, NULL), T == 0 || T > 8 ? 8 : T);
+        d.factor = 1.5;
+        CHECK_I64(moe_ep_capacity(&d, NULL), 8);
+        d.factor = 0.0;
+        CHECK_I64(moe_ep_capacity(&d, NULL), T);
+    }
+}
+
+/* Quotients beyond the floats stop at the largest one, with their sign. */
+TEST(drop_weights_beyond_the_floats)
+{
+    const int32_t ids[4] = {0, 1, 2, 3};
+    const float weights[4] = {3e38f, -3e38f, 1e-7f, 0.0f};
+    float after[4];
+    uint8_t keep[4];
+    moe_ep_drop_policy p = moe_ep_drop_switch(1);
+    p.norm = MOE_EP_NORM_BEFORE;
+    CHECK_I64(moe_ep_drop(&p, ids, weights, 1, 4, 4, keep, NULL, NULL, after, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK(after[0] >= 3.4028234e38f && after[1] <= -3.4028234e38f);
+    CHECK(after[0] <= 3.4028235e38f && after[1] >= -3.4028235e38f);
+    CHECK_NEAR(after[2], 1.0, 1e-6, 0.0);
+    CHECK_NEAR(after[3], 0.0, 0.0, 0.0);
+    {
+        int32_t many[12];
+        float last[12];
+        uint8_t kept[12];
+        moe_ep_error err;
+        int i;
+        for (i = 0; i < 12; i++) many[i] = i % 4, last[i] = i < 11 ? 0.5f : NAN; /* only the last of 3 times 4 is bad */
+        CHECK_I64(moe_ep_drop(&p, many, last, 3, 4, 4, kept, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_I64(err.index, 11);
+    }
+}
+
+/* Candidates with gaps and repeats: the first with room that the token does not use, token by token. */
+TEST(reroute_by_definition)
+{
+    uint64_t s = t_seed + 41;
+    int round;
+    for (round = 0; round < 4000; round++) {
+        enum { MOST = 6 };
+        const int32_t T = (int32_t)t_below(&s, 8), K = 1 + (int32_t)t_below(&s, 3), R = K + (int32_t)t_below(&s, 4),
+                      E = 1 + (int32_t)t_below(&s, 6);
+        const int64_t C = 1 + t_below(&s, 4);
+        int32_t candidates[8 * MOST], ids[8 * 3], want[8 * 3], t, j, r, i;
+        float weights[8 * MOST], got[8 * 3], want_w[8 * 3];
+        uint8_t keep[8 * 3];
+        int64_t count[6] = {0}, moved = -1, expected = 0;
+        for (i = 0; i < T * R; i++) {
+            candidates[i] = (int32_t)t_below(&s, E + 1) - 1;
+            weights[i] = (float)t_unit(&s);
+        }
+        for (i = 0; i < T * K; i++) {
+            const int32_t at = i / K * R + i % K, e = candidates[at];
+            keep[i] = e >= 0 && count[e] < C && t_below(&s, 3) > 0;
+            if (keep[i]) count[e]++;
+            want[i] = keep[i] ? e : -1;
+            want_w[i] = keep[i] ? weights[at] : 0.0f;
+        }
+        for (t = 0; t < T; t++)
+            for (j = 0; j < K; j++) {
+                if (keep[t * K + j] || candidates[t * R + j] < 0) continue;
+                for (r = K; r < R && want[t * K + j] < 0; r++) {
+                    const int32_t e = candidates[t * R + r];
+                    int used = e < 0;
+                    for (i = 0; i < K && !used; i++) used = want[t * K + i] == e;
+                    if (used || count[e] >= C) continue;
+                    want[t * K + j] = e;
+                    want_w[t * K + j] = weights[t * R + r];
+                    count[e]++;
+                    expected++;
+                }
+            }
+        CHECK_I64(moe_ep_reroute(candidates, weights, keep, T, K, R, E, C, ids, got, round % 5 ? &moved : NULL, NULL,
+                                 NULL), MOE_EP_OK);
+        if (round % 5) CHECK_I64(moved, expected);
+        CHECK(memcmp(ids, want, sizeof *ids * (size_t)(T * K)) == 0);
+        CHECK(memcmp(got, want_w, sizeof *got * (size_t)(T * K)) == 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* A call that succeeds says so, whatever stood in err before. */
+#define CLEARS(call)                                                                                \
+    do {                                                                                            \
+        memset(&err, 1, sizeof err);                                                                \
+        CHECK((double)(call) >= 0.0);                                                               \
+        CHECK_I64(err.status, MOE_EP_OK);                                                           \
+    } while (0)
+TEST(success_clears_the_error)
+{
+    const int32_t ids[2] = {0, 1};
+    const uint8_t kept[2] = {1, 1};
+    const int64_t loads[2] = {1, 1};
+    int32_t out[2];
+    int64_t per[2], device[1], added;
+    uint8_t keep[2], map[2];
+    moe_ep_capacity_desc d;
+    moe_ep_drop_policy p = moe_ep_drop_switch(1);
+    moe_ep_drop_result r;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = d.top_k = d.num_experts = 1;
+    d.factor = 1.0;
+    CLEARS(moe_ep_capacity(&d, &err));
+    CLEARS(moe_ep_dropped_tokens(loads, 2, 1, &err));
+    CLEARS(moe_ep_smallest_capacity_factor(loads, 2, 2, &err));
+    CLEARS(moe_ep_drop(&p, ids, NULL, 1, 2, 2, keep, NULL, NULL, NULL, &r, NULL, &err));
+    CLEARS(moe_ep_pad_to_capacity(ids, kept, 1, 2, 2, 1, map, &added, &err));
+    CLEARS(moe_ep_reroute(ids, NULL, kept, 1, 1, 2, 2, 1, out, NULL, NULL, NULL, &err));
+    CLEARS(moe_ep_drop_counts(ids, kept, 2, 2, NULL, 1, per, device, &err));
+}
+#undef CLEARS
 
 /* Weights that cancel, or that no float can hold after the norm. */
 TEST(weights_that_cancel)

@@ -397,7 +397,7 @@ LPT with speeds|--policy lpt cannot|--speeds 1,1,1,1,1,1,1,2 --policy lpt
 home nodes on one node|--nodes|--off-node 0.1
 a share above all|off-node 2|--off-node 2 --nodes 2
 groups that do not divide|3 groups|--off-node 0.1 --nodes 2 --groups 3
-nodes that do not divide|3 nodes|--off-node 0.1 --nodes 3
+nodes that do not divide|--nodes 3: 8 devices do not divide|--off-node 0.1 --nodes 3
 a format that there is not|pdf|--format pdf
 a page into a folder that is not there|nowhere|--html nowhere/r.html
 page and plan in one file|both name p.csv|--html p.csv --out p.csv

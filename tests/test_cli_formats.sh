@@ -15,6 +15,7 @@ works() { # works NAME ARGS...: status 0, nothing on stderr
     shift
     "$tool" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null && [ ! -s "$tmp/err" ]
     result $? "$name" "$tmp/err"
+    tr -s ' \n' '  ' <"$tmp/out" >"$tmp/squeezed" # sentences on one line
 }
 refuses() { # refuses NAME TEXT ARGS...: status 2, TEXT on stderr, nothing on stdout
     name=$1 text=$2
@@ -119,6 +120,46 @@ compact
 has "counted token by token" '"traffic_counted":true' "$tmp/compact"
 has "who sends what to whom" '"traffic":[[1,1],[0,2]]},"hot_layer_planned"' "$tmp/compact"
 
+# ---- how far it is, on a terminal ----
+# A clock that runs a second ahead with every look at it, so that the line is due at once.
+cat >"$tmp/clock.c" <<'END'
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *t)
+{
+    static time_t ahead;
+    int status = (int)syscall(SYS_clock_gettime, id, t);
+    t->tv_sec += ahead++;
+    return status;
+}
+END
+if ! $CC -O1 tests/pty.c -o "$tmp/pty" 2>"$tmp/log" ||
+    ! $CC -shared -fPIC "$tmp/clock.c" -o "$tmp/clock.so" 2>"$tmp/log"
+then fail "a terminal and a clock" "$tmp/log"
+elif ! "$tmp/pty" "$tmp/screen" -- /bin/echo there >"$tmp/log" 2>&1; then skip "on a terminal" "there are none here"
+else
+    # shellcheck disable=SC2086
+    works "place without a terminal" place $data/sglang_counts.json $shape
+    "$tmp/pty" "$tmp/screen" -- /bin/sh -c '
+        export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}verify_asan_link_order=0"
+        plan=$1 && shift && exec env LD_PRELOAD="$0" "$@" >"$plan"' \
+        "$tmp/clock.so" "$tmp/plan" "$tool" place $data/sglang_counts.json $shape >"$tmp/log" 2>&1
+    grep -qx 'exit 0 cooked' "$tmp/log" && cmp "$tmp/out" "$tmp/plan" >>"$tmp/log" 2>&1
+    result $? "the plan on a terminal is the same" "$tmp/log"
+    esc=$(printf '\033')
+    sed "s/$esc/E/g" "$tmp/screen" | tr '\r' '\n' >"$tmp/lines"
+    for layer in 25 50 75; do
+        grep -qx "E\[Kplanning: $layer %" "$tmp/lines"
+        result $? "it says that $layer % of the layers are planned" "$tmp/lines"
+    done
+    grep -q '^E\[Kreading: ' "$tmp/lines"
+    result $? "it says how much is read" "$tmp/lines"
+    [ "$(tail -n 1 "$tmp/lines")" = 'E[K' ]
+    result $? "and leaves nothing behind" "$tmp/lines"
+fi
+
 # ---- what may be wrong with statistics ----
 bad() { # bad NAME TEXT SED_SCRIPT: a changed copy of a good file
     sed "$3" $data/trtllm_statistic/rank0.safetensors >"$tmp/rank0.safetensors"
@@ -141,12 +182,14 @@ refuses "a few bytes" "truncated inside the header" report "$tmp/cut.safetensors
 mkdir "$tmp/stat"
 cp $data/trtllm_statistic/rank0.safetensors "$tmp/stat/"
 refuses "a folder without meta_info.json" "is a directory" report "$tmp/stat" --devices 8
-echo '{"num_experts": 32, "num_experts_per_token": 8}' >"$tmp/stat/meta_info.json"
-refuses "another number of experts" "has 64 counts where there are 32 experts" report "$tmp/stat" --devices 8
-echo '{"num_experts": "64"}' >"$tmp/stat/meta_info.json"
-refuses "no number of experts" '"num_experts" is not a whole number' report "$tmp/stat" --devices 8
-echo '{' >"$tmp/stat/meta_info.json"
-refuses "broken meta_info.json" "meta_info.json:" report "$tmp/stat" --devices 8
+meta() { # meta NAME TEXT CONTENT: a meta_info.json that is refused
+    echo "$3" >"$tmp/stat/meta_info.json"
+    refuses "$1" "$2" report "$tmp/stat" --devices 8
+}
+meta "another number of experts" "has 64 counts where there are 32 experts" \
+    '{"num_experts": 32, "num_experts_per_token": 8}'
+meta "no number of experts" '"num_experts" is not a whole number' '{"num_experts": "64"}'
+meta "broken meta_info.json" "meta_info.json:" '{'
 echo '{"num_experts": 64, "num_experts_per_token": 8}' >"$tmp/stat/meta_info.json"
 rm "$tmp/stat/rank0.safetensors"
 refuses "a folder without counts" "holds no loads" report "$tmp/stat" --devices 8
@@ -217,35 +260,198 @@ dump() {
         print "], \"note\": {\"more\": [1, {\"a\": [\"]\"]}]}}"
     }'
 }
+# ids STEPS, counts STEPS: two layers of 64 experts, 8 tokens a step, top-2; a line per layer, a line per expert
+ids() {
+    awk -v steps="$1" 'BEGIN {
+        for (s = 0; s < steps; s++) for (l = 0; l < 2; l++) {
+            printf "{\"step\": %d, \"layer\": %d, \"ids\": [", s, l
+            for (t = 0; t < 8; t++) printf "%s[%d, %d]", t ? ", " : "", (s * 7 + t * 5 + l) % 64, (s * 11 + t * 3) % 64
+            print "]}"
+        }
+    }'
+}
+counts() {
+    awk -v steps="$1" 'BEGIN {
+        print "step,layer,expert,count"
+        for (s = 0; s < steps; s++) for (l = 0; l < 2; l++)
+            for (e = 0; e < 64; e++) printf "%d,%d,%d,%d\n", s, l, e, (s * 7 + e * 5 + l) % 97
+    }'
+}
 if $CC "$tmp/rss.c" -o "$tmp/rss" 2>"$tmp/log"; then
     dump 600 >"$tmp/small.json" && dump 6000 >"$tmp/large.json" # 1.8 MB and 18 MB
     # a sanitizer's store of freed blocks would be counted, too
     ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}quarantine_size_mb=0:thread_local_quarantine_size_kb=0
     export ASAN_OPTIONS
-    small=$("$tmp/rss" "$tool" place "$tmp/small.json" --devices 8) || small=0
-    large=$("$tmp/rss" "$tool" place "$tmp/large.json" --devices 8) || large=0
-    echo "$small kB for 600 steps, $large kB for 6,000" >"$tmp/log"
-    [ "$small" -gt 0 ] && [ "$large" -gt 0 ] && [ $((large - small)) -lt 6000 ]
-    result $? "ten times the dump, not more memory" "$tmp/log"
+    flat() { # flat NAME SMALL LARGE: not more memory for the larger file
+        small=$("$tmp/rss" "$tool" place "$2" --devices 8) || small=0
+        large=$("$tmp/rss" "$tool" place "$3" --devices 8) || large=0
+        echo "$small kB and $large kB" >"$tmp/log"
+        [ "$small" -gt 0 ] && [ "$large" -gt 0 ] && [ $((large - small)) -lt "$4" ]
+        result $? "$1, not more memory" "$tmp/log"
+    }
+    flat "ten times the dump" "$tmp/small.json" "$tmp/large.json" 6000
+    ids 2000 >"$tmp/small.jsonl" && ids 60000 >"$tmp/large.jsonl" # 0.5 MB and 14 MB
+    flat "thirty times the steps as JSON lines of ids" "$tmp/small.jsonl" "$tmp/large.jsonl" 1500
+    counts 600 >"$tmp/small.csv" && counts 6000 >"$tmp/large.csv" # 0.9 MB and 10 MB
+    flat "ten times the steps with a count per line" "$tmp/small.csv" "$tmp/large.csv" 3000
 else
     fail "a program that measures memory" "$tmp/log"
 fi
+# ---- lines in any order ----
+ids 40 >"$tmp/order.jsonl"
+awk '{ print NR % 7, NR % 3, NR, $0 }' "$tmp/order.jsonl" | sort -k1,1n -k2,2n -k3,3nr |
+    cut -d' ' -f4- >"$tmp/mixed.jsonl"
+! cmp -s "$tmp/order.jsonl" "$tmp/mixed.jsonl"
+result $? "the lines are mixed"
+counts 40 >"$tmp/order.csv"
+{ head -n 1 "$tmp/order.csv"; sed 1d "$tmp/order.csv" | sort -t, -k3,3nr -k2,2n -k1,1nr; } >"$tmp/mixed.csv"
+for kind in jsonl csv; do
+    for form in order mixed; do
+        mkdir -p "$tmp/$form"
+        cp "$tmp/$form.$kind" "$tmp/$form/trace.$kind"
+        (cd "$tmp/$form" && "$tool" report trace.$kind --devices 8 --json >../$form.out 2>&1)
+    done
+    same "the lines of a .$kind may come in any order" "$tmp/order.out" "$tmp/mixed.out"
+done
+{ cat "$tmp/order.jsonl"; sed -n 5p "$tmp/order.jsonl"; } >"$tmp/twice.jsonl"
+sed 's/\[\[[0-9]*, /[[-1, /' "$tmp/order.jsonl" >"$tmp/none.jsonl"
+works "choices of no expert" report "$tmp/none.jsonl" --devices 8 --json
+has "are counted" '"skipped": 80' "$tmp/out"
+refuses "a line of ids twice" "twice.jsonl:81: layer 0 was already given on line 5" \
+    report "$tmp/twice.jsonl" --devices 8
+sed '7d' "$tmp/order.jsonl" >"$tmp/gap.jsonl"
+refuses "a layer missing in a step" "step 3 has no row for layer 0" report "$tmp/gap.jsonl" --devices 8
+sed '8s/\[\[[0-9]*, [0-9]*\], /[/' "$tmp/order.jsonl" >"$tmp/uneven.jsonl"
+refuses "other tokens in one layer" "uneven.jsonl:8: 7 tokens where another layer of step 3 has 8" \
+    report "$tmp/uneven.jsonl" --devices 8
+refuses "an id beyond --experts" "order.jsonl:9: expert id 62, but there are 60 experts" \
+    report "$tmp/order.jsonl" --devices 8 --experts 60
+{ counts 1200; echo 0,0,64,5; } >"$tmp/late.csv"
+refuses "a count that comes far behind its row" "sort the file by step and layer" report "$tmp/late.csv" --devices 8
+
 works "report says which steps it looks at" report "$tmp/small.json" --devices 8
 has "in words" "first 512 of its 600 steps" "$tmp/out"
-printf '{"logical_count": [[1, 2], [3, 4]], "x": [1 2]}' >"$tmp/tail.json"
-refuses "a fault behind the counts" "tail.json:1:45: ',' expected" report "$tmp/tail.json" --devices 2
-printf '{"logical_count": [[1, 2], [3, 4]]} {}' >"$tmp/tail.json"
-refuses "a second value" "tail.json:1:37: end of file expected" report "$tmp/tail.json" --devices 2
-printf '{"logical_count": [[1, 2], 3]}' >"$tmp/tail.json"
-refuses "a number among lists" "logical_count[1] is not a list of numbers" report "$tmp/tail.json" --devices 2
-printf '{"logical_count": [[[1, 2]], [3, 4]]}' >"$tmp/tail.json"
-refuses "a layer among steps" "logical_count[1] is not a list of layers" report "$tmp/tail.json" --devices 2
-printf '{"logical_count":\n [[1, 2],\n  [3, 04]]}' >"$tmp/tail.json"
-refuses "no JSON number" "tail.json:3:" report "$tmp/tail.json" --devices 2
+wrong() { # wrong NAME TEXT CONTENT: a JSON file that is refused
+    printf '%b' "$3" >"$tmp/tail.json"
+    refuses "$1" "$2" report "$tmp/tail.json" --devices 2
+}
+wrong "a fault behind the counts" "tail.json:1:45: ',' expected" '{"logical_count": [[1, 2], [3, 4]], "x": [1 2]}'
+wrong "a second value" "tail.json:1:37: end of file expected" '{"logical_count": [[1, 2], [3, 4]]} {}'
+wrong "a number among lists" "logical_count[1] is not a list of numbers" '{"logical_count": [[1, 2], 3]}'
+wrong "a layer among steps" "logical_count[1] is not a list of layers" '{"logical_count": [[[1, 2]], [3, 4]]}'
+wrong "no JSON number" "tail.json:3:" '{"logical_count":\n [[1, 2],\n  [3, 04]]}'
 printf '%080d' 0 | sed 's/0/[/g; s/^/{"x": /' >"$tmp/deep.json"
 refuses "nested too deep" "nested too deep" report "$tmp/deep.json" --devices 2
 printf '{"counts": [[1, 2], [3, 4]], "logical_count": [[4, 3], [2, 1]]}' >"$tmp/both.json"
 works "logical_count goes before counts" report "$tmp/both.json" --devices 2 --json
+
+# ---- kernels ----
+seconds() { # seconds ARGS...: the predicted step
+    "$tool" report $data/sglang_counts.json --devices 8 --tokens 4000 --json "$@" 2>"$tmp/err" |
+        sed -n '/"no_copies"/,/"before_s"/s/.*"before_s": \([0-9.e-]*\).*/\1/p'
+}
+[ -n "$(seconds)" ] && [ "$(seconds)" = "$(seconds --kernels auto)" ] &&
+    [ "$(seconds)" = "$(seconds --kernels low-latency)" ] && [ "$(seconds)" != "$(seconds --kernels normal)" ]
+result $? "500 tokens per device are low-latency unless --kernels says normal" "$tmp/err"
+works "report --kernels" report $data/sglang_counts.json --devices 8 --tokens 4000 --kernels normal
+has "the report says so" "normal kernels at every batch, as --kernels says" "$tmp/squeezed"
+works "report without" report $data/sglang_counts.json --devices 8 --tokens 4000
+has "auto says which" "here low-latency; --kernels changes it" "$tmp/squeezed"
+works "diagnose --kernels" diagnose $data/sglang_counts.json --devices 8 --tokens 4000 --kernels normal --json
+has "diagnose names them" '"kernels": "normal"' "$tmp/out"
+for kernels in normal low-latency; do
+    works "sweep --kernels $kernels" sweep --model deepseek-v3 --machine h200 --nodes 2 --tokens 512 \
+        --kernels $kernels --layers 1 --ep 16 --redundant 0 --overlap none --json
+    cp "$tmp/out" "$tmp/sweep_$kernels"
+done
+! cmp -s "$tmp/sweep_normal" "$tmp/sweep_low-latency"
+result $? "sweep goes by them"
+refuses "other kernels" "auto, normal or low-latency" report $data/sglang_counts.json --kernels fast
+
+# ---- nodes: one default for all commands ----
+for command in place copies report diagnose "rebalance --target 1.3"; do
+    # shellcheck disable=SC2086
+    works "$command on 16 devices" $command $data/sglang_counts.json --devices 16 --json
+    [ "$command" = place ] || { grep -q '"nodes": 2' "$tmp/out" || grep -q '2 nodes of 8 devices' "$tmp/out"; }
+    result $? "$command takes two nodes of 8" "$tmp/out"
+    # shellcheck disable=SC2086
+    refuses "$command on nodes of unequal size" "not a whole number of nodes of 8" \
+        $command $data/sglang_counts.json --devices 12
+    # shellcheck disable=SC2086
+    refuses "$command on nodes that do not divide the devices" "--nodes 3: 16 devices do not divide over them" \
+        $command $data/sglang_counts.json --devices 16 --nodes 3
+    # shellcheck disable=SC2086
+    works "$command, three nodes of four" $command $data/sglang_counts.json --devices 12 --nodes 3
+done
+works "place says its nodes" place $data/sglang_counts.json --devices 16 --format json
+has "two" '"nodes": 2' "$tmp/out"
+works "place on a machine of larger nodes" place $data/sglang_counts.json --devices 36 --machine gb200 --format json
+has "one" '"nodes": 1' "$tmp/out"
+refuses "traffic on nodes of unequal size" "not a whole number of nodes of 8" \
+    traffic $data/sglang_counts.json --devices 12
+"$tool" traffic $data/sglang_counts.json --devices 16 >/dev/null 2>"$tmp/err"
+has "traffic takes two nodes of 8" "2 nodes of 8 devices" "$tmp/err"
+refuses "sweep on nodes of unequal size" "not a whole number of nodes of 8" \
+    sweep --model deepseek-v3 --machine h200 --devices 12
+refuses "sweep on fewer nodes than devices" "a node of h200 has 8" \
+    sweep --model deepseek-v3 --machine h200 --devices 32 --nodes 2
+refuses "groups that the nodes do not divide" "1 group of experts does not divide over 2 nodes" \
+    place $data/sglang_counts.json --devices 16 --slots 64 --policy eplb-hierarchical
+for nodes in '' '--nodes 2' '--nodes 1'; do
+    # shellcheck disable=SC2086
+    works "EPLB with groups $nodes" place $data/sglang_counts.json --devices 16 --slots 96 --groups 8 --policy eplb \
+        --json $nodes
+    cp "$tmp/out" "$tmp/eplb$(echo "$nodes" | tr -dc 0-9)"
+done
+same "EPLB is hierarchical over two nodes of 8" "$tmp/eplb" "$tmp/eplb2"
+! cmp -s "$tmp/eplb" "$tmp/eplb1"
+result $? "on one node the plan is another"
+
+# ---- sentences that agree ----
+works "a plan from the prose" place $data/sglang_counts.json $shape --out "$tmp/runs.json"
+works "report on what the plan was made from" report $data/sglang_counts.json --current "$tmp/runs.json" $shape
+has "the plan runs already" "it is the plan that these loads give" "$tmp/out"
+works "report on other text" report $data/expert_counts.csv --current "$tmp/runs.json" $shape
+has "the plan that runs does not carry over" "The plan made on prose is what runs; it does not carry over" "$tmp/out"
+works "rebalance within the target" rebalance "$tmp/runs.json" $data/sglang_counts.json --devices 8
+has "says which" "Nothing to move: max/mean is 1.000 in the worst layer, within the 1.05 asked for" "$tmp/squeezed"
+works "rebalance that cannot" rebalance $data/sglang_counts.json --devices 8 --target 1 --layer-moves 1 --moves 1
+! grep -qF "Nothing to move" "$tmp/out"
+result $? "a missed target is not nothing to move" "$tmp/out"
+
+# ---- marks of an axis ----
+cat >"$tmp/axis.c" <<'END'
+#include "chart.h"
+#include <stdlib.h>
+int main(int argc, char **argv)
+{
+    double x[2] = {1, 2}, y[2];
+    chart_series series;
+    chart_lines c;
+    if (argc < 3) return 2;
+    y[0] = atof(argv[1]);
+    y[1] = atof(argv[2]);
+    memset(&series, 0, sizeof series);
+    memset(&c, 0, sizeof c);
+    series.n = 2;
+    series.x = x;
+    series.y = y;
+    c.id = c.title = c.description = c.x_title = c.y_title = "";
+    c.n = c.linear_x = c.linear_y = 1;
+    c.series = &series;
+    chart_svg_lines(stdout, &c, 400, 200);
+    return 0;
+}
+END
+if $CC -std=gnu99 -I. -Iexamples "$tmp/axis.c" -o "$tmp/axis" -lm 2>"$tmp/log"; then
+    for ends in '0 0' '7 7' '123.4 123.4' '123.4 123.9' '1234.5 1234.5' '99999 99999' '0.0012 0.0012' \
+        '999.7 999.7' '1 3'; do
+        # shellcheck disable=SC2086
+        "$tmp/axis" $ends | tr '<' '\n' | sed -n 's/^text class="s e"[^>]*>//p' >"$tmp/marks"
+        [ "$(wc -l <"$tmp/marks")" -ge 2 ] && [ -z "$(sort "$tmp/marks" | uniq -d)" ]
+        result $? "a line from ${ends% *} to ${ends#* }: no two marks of its axis read alike" "$tmp/marks"
+    done
+else fail "a program that draws a line" "$tmp/log"; fi
 
 # ---- the forms of the report ----
 works "--format csv" report $data/sglang_counts.json --devices 8 --format csv
@@ -275,4 +481,4 @@ has "an object" '"headline"' "$tmp/out"
 works "--format text" report $data/sglang_counts.json --devices 8 --format text
 refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
 refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
-finish 80
+finish 130

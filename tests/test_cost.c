@@ -1413,6 +1413,7 @@ TEST(balance_can_gain_nothing_on_one_device)
     for (i = 0; i < 32; i++) rows[i] = i == 0 ? 1000 : 100;
     CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
     CHECK_NEAR(r.balanced_s, r.compute_s, 0, 0);
+    v.num_experts = 64;
     d = v3_layer(&v, &h, 1);
     d.num_slots = 64;
     for (i = 0; i < 64; i++) rows[i] = 2 * i + 1;
@@ -1431,6 +1432,418 @@ TEST(balance_can_gain_nothing_on_one_device)
         CHECK(r.balanced_s > 0.0 && r.balanced_s <= r.compute_s);
         STOP_IF_FAILED("case %d", n);
     }
+}
+
+/* Where a placement has one node, the machine says how many there are, unless num_nodes does. */
+TEST(nodes_of_a_placement_on_one_node)
+{
+    static char memory[8192];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 32);
+    moe_ep_time_result plain, placed;
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    moe_ep_error err;
+    int64_t rows[256], traffic[32 * 32], node_traffic[32 * 4];
+    int i;
+    for (i = 0; i < 256; i++) rows[i] = 64;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 32;
+    shape.num_slots = 256;
+    CHECK(moe_ep_placement_init(&p, 1, 256, &shape, memory, sizeof memory, NULL) == MOE_EP_OK && p.num_nodes == 1);
+    for (i = 0; i < 3; i++) {
+        d.num_nodes = i;
+        d.placement = NULL;
+        CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+        d.placement = &p;
+        CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(placed.total_s, plain.total_s, 1e-12, 0);
+    }
+    d.num_nodes = 4;
+    CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+    d.num_nodes = 0;
+    CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(placed.total_s, plain.total_s, 1e-12, 0);
+    d.num_nodes = 1;
+    CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, NULL) == MOE_EP_OK);
+    CHECK(placed.dispatch_s < 0.9 * plain.dispatch_s);
+    c.devices_per_node = 0; /* no nodes: all devices in reach of each other */
+    d.num_nodes = 0;
+    CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(placed.total_s, plain.total_s, 1e-12, 0);
+    c.devices_per_node = 8;
+    for (i = 0; i < 32 * 32; i++) traffic[i] = 16;
+    for (i = 0; i < 32 * 4; i++) node_traffic[i] = 60;
+    d.traffic = traffic;
+    d.node_traffic = node_traffic;
+    d.mode = MOE_EP_A2A_NODE_DEDUP;
+    placed.total_s = -7;
+    CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, &err) == MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "num_nodes");
+    CHECK_NEAR(err.value, 4, 0, 0);
+    CHECK_NEAR(placed.total_s, -7, 0, 0);
+    c.devices_per_node = 32; /* the machine has one, too */
+    CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, NULL) == MOE_EP_OK);
+    c.devices_per_node = 8;
+    d.num_nodes = 4;
+    CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, NULL) == MOE_EP_OK);
+    shape.num_nodes = 4; /* the placement says it */
+    CHECK(moe_ep_placement_init(&p, 1, 256, &shape, memory, sizeof memory, NULL) == MOE_EP_OK && p.num_nodes == 4);
+    d.num_nodes = 0;
+    CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(placed.total_s, plain.total_s, 1e-12, 0);
+    d.num_nodes = 4;
+    d.placement = NULL;
+    CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(placed.total_s, plain.total_s, 1e-12, 0);
+}
+
+TEST(fewer_slots_than_experts)
+{
+    static char memory[8192];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 8);
+    moe_ep_time_result r;
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    moe_ep_error err;
+    int64_t rows[256] = {0};
+    d.num_slots = 255;
+    r.total_s = -7;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, &err) == MOE_EP_ERR_SLOTS);
+    CHECK_STR(err.arg, "num_slots");
+    CHECK_NEAR(err.value, 255, 0, 0);
+    CHECK_NEAR(r.total_s, -7, 0, 0);
+    d.num_slots = 256;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, &err) == MOE_EP_OK);
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 8;
+    CHECK(moe_ep_placement_init(&p, 1, 128, &shape, memory, sizeof memory, NULL) == MOE_EP_OK);
+    d.placement = &p; /* of another model */
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, &err) == MOE_EP_ERR_SLOTS);
+    CHECK_STR(err.arg, "placement.num_slots");
+}
+
+/* A kernel that is given all tokens: rows of the other devices cost their activation bytes. */
+TEST(rows_of_other_devices)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine none = moe_ep_machine_h100(), c;
+    moe_ep_layer_desc d = v3_layer(&m, &c, 4);
+    moe_ep_time_result r, plain, mild;
+    double bytes = 7168 + 4 * 2048 + 2048 + 2 * 7168, a, b;
+    int64_t rows[256], slot[8] = {10, 0, 30, 0, 0, 0, 0, 0};
+    int i;
+    none.gemm.p = 0; /* sums that can be taken apart */
+    c = none;
+    c.gemm.other_byte_s = 1e-12;
+    a = moe_ep_expert_time(&m, &none, slot, 8, NULL, NULL);
+    b = moe_ep_expert_time(&m, &c, slot, 8, NULL, NULL);
+    CHECK_NEAR(b - a, (40.0 * 256 / 8 - 40) * bytes * 1e-12, 1e-9, 0);
+    c.gemm.other_reached = 1; /* 7 others for each of 40 tokens at most */
+    CHECK_NEAR(moe_ep_expert_time(&m, &c, slot, 8, NULL, NULL) - a, 280 * bytes * 1e-12, 1e-9, 0);
+    m.top_k = 0;
+    CHECK_NEAR(moe_ep_expert_time(&m, &c, slot, 8, NULL, NULL), a, 1e-12, 0);
+    m.top_k = 8;
+    for (i = 0; i < 256; i++) rows[i] = i < 64 ? 20 : 4; /* 1280 rows on device 0, 256 on the others, 2048 in all */
+    c = none;
+    CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+    c.gemm.other_byte_s = 1e-9;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(r.slowest_device, 1); /* has most rows of others */
+    CHECK_I64(plain.slowest_device, 0);
+    CHECK_NEAR(r.compute_s, moe_ep_expert_time(&m, &none, rows + 64, 64, NULL, NULL) + 1792 * bytes * 1e-9, 1e-9, 0);
+    CHECK_NEAR(r.shared_s, plain.shared_s, 1e-12, 0);
+    c.gemm.other_reached = 1;
+    m.top_k = 2; /* as many others as own rows: min(768, 1280) on device 0, 256 on the others */
+    CHECK(moe_ep_layer_time(&d, rows, &mild, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(mild.compute_s, moe_ep_expert_time(&m, &none, rows, 64, NULL, NULL) + 768 * bytes * 1e-9, 1e-9, 0);
+    m.top_k = 8;
+    c.gemm.other_reached = 0;
+    d.overlap = MOE_EP_OVERLAP_TWO_EXPOSED;
+    CHECK(moe_ep_layer_time(&d, rows, &mild, NULL, NULL) == MOE_EP_OK);
+    for (i = 0; i < 256; i++) rows[i] /= 2;
+    a = moe_ep_expert_time(&m, &none, rows + 64, 64, NULL, NULL) + 896 * bytes * 1e-9;
+    CHECK(mild.total_s > 2 * a && mild.total_s < 2.2 * a); /* half the rows of others in each half */
+    for (i = 0; i < 256; i++) rows[i] = 8;
+    d.overlap = MOE_EP_OVERLAP_NONE;
+    CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.balanced_s, r.compute_s, 1e-12, 0);
+}
+
+/* A machine whose seconds are its bytes: both sides in closed form. */
+TEST(ep_against_tp_in_closed_form)
+{
+    moe_ep_model m;
+    moe_ep_machine c;
+    moe_ep_ep_vs_tp_desc d;
+    moe_ep_ep_vs_tp_result r, skewed;
+    int i;
+    memset(&m, 0, sizeof m);
+    memset(&c, 0, sizeof c);
+    memset(&d, 0, sizeof d);
+    m.num_moe_layers = 1;
+    m.num_experts = 16;
+    m.top_k = 2;
+    m.hidden = 100;
+    m.inter = 40;
+    c.memory_Bps = 1e6;
+    c.flops[MOE_EP_MATH_BF16] = 1e9;
+    c.ll_dispatch.intra_Bps = c.ll_combine.intra_Bps = 1e6;
+    c.normal_dispatch.alpha_s = 1;
+    d.model = &m;
+    d.machine = &c;
+    d.num_devices = 4;
+    d.tokens = 6;
+    for (i = 0; i < 2; i++) {
+        double K = 2, E = 16, H = 100, T = 24, matrices = m.ungated ? 2 : 3, up = m.ungated ? 1 : 2;
+        double active = E * (1 - pow(1 - K / E, T)), I = 40, rows = 12, near, flops;
+        CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.ep_weight_bytes, 4 * matrices * H * I * 2, 1e-12, 0);
+        CHECK_NEAR(r.tp_weight_bytes, r.ep_weight_bytes, 1e-12, 0);
+        CHECK_NEAR(r.tp_sent_bytes, 2 * 3 * 6 * H * 2, 1e-12, 0); /* 2 (D-1)/D of all tokens */
+        CHECK_NEAR(r.ep_sent_bytes, 2 * rows * 0.75 * H * 2, 1e-12, 0);
+        CHECK_NEAR(r.tp_comm_s, r.tp_sent_bytes / 1e6, 1e-12, 0);
+        CHECK_NEAR(r.ep_comm_s, r.ep_sent_bytes / 1e6, 1e-12, 0);
+        near = active / 4 * matrices * H * I * 2 + rows * 2 * (H + up * I + I + H);
+        CHECK_NEAR(r.ep_compute_s, near / 1e6, 1e-12, 0);
+        near = active * matrices * H * 10 * 2 + 4 * rows * 2 * (H + up * 10 + 10 + H);
+        CHECK_NEAR(r.tp_compute_s, near / 1e6, 1e-12, 0);
+        CHECK_NEAR(r.ep_s, r.ep_compute_s + r.ep_comm_s, 1e-12, 0);
+        CHECK_NEAR(r.tp_s, r.tp_compute_s + r.tp_comm_s, 1e-12, 0);
+        CHECK_NEAR(r.speedup, r.tp_s / r.ep_s, 1e-12, 0);
+        d.imbalance = 2.5;
+        CHECK(moe_ep_ep_vs_tp(&d, &skewed, NULL) == MOE_EP_OK);
+        CHECK_NEAR(skewed.ep_compute_s - r.ep_compute_s, 1.5 * rows * 2 * (H + up * I + I + H) / 1e6, 1e-9, 0);
+        CHECK_NEAR(skewed.tp_s, r.tp_s, 1e-12, 0);
+        d.imbalance = 0;
+        c.memory_Bps = 0; /* products only, in tiles of 16: rows of an active expert are rounded up */
+        c.gemm.tile = 16;
+        CHECK(moe_ep_ep_vs_tp(&d, &skewed, NULL) == MOE_EP_OK);
+        flops = 2 * matrices * H * I * active / 4 * 16;
+        CHECK_NEAR(skewed.ep_compute_s, flops / 1e9, 1e-12, 0);
+        CHECK_NEAR(skewed.tp_compute_s, flops / 1e9, 1e-12, 0);
+        c.memory_Bps = 1e6;
+        c.gemm.tile = 0;
+        m.ungated = 1;
+    }
+    d.high_throughput = 1;
+    CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.ep_comm_s, 1, 1e-12, 0); /* the normal links: 1 s and infinitely fast */
+    CHECK_NEAR(r.tp_comm_s, 1, 1e-12, 0);
+    d.high_throughput = 0;
+    d.num_slots = 18; /* 5 on the fullest device */
+    CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.ep_weight_bytes, 5 * 2 * 100 * 40 * 2, 1e-12, 0);
+    d.num_slots = 0;
+    c.devices_per_node = 2;
+    c.ll_dispatch.inter_Bps = 1e3; /* two nodes: half of the slots are far */
+    CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.ep_comm_s, 12 * 0.5 * 200 / 1e3 + 12 * 0.25 * 200 / 1e6, 1e-12, 0);
+    d.num_nodes = 1;
+    CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.ep_comm_s, r.ep_sent_bytes / 1e6, 1e-12, 0);
+    m.inter = 41; /* slices of 11 columns */
+    CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.tp_weight_bytes, 16 * 2 * 100 * 11 * 2, 1e-12, 0);
+    c.ll_dispatch.peer_s = 1; /* experts in PAIR and PADDED, devices in the others */
+    for (i = MOE_EP_A2A_PAIR; i <= MOE_EP_A2A_ALLGATHER; i++) {
+        double peers = i == MOE_EP_A2A_PAIR || i == MOE_EP_A2A_PADDED ? 16 : 4;
+        d.mode = (moe_ep_a2a_mode)i;
+        d.capacity = 1;
+        CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(floor(r.ep_comm_s), peers, 1e-12, 0);
+    }
+    m.top_k = 16; /* every expert is active */
+    d.num_devices = 1;
+    CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.speedup, 1, 1e-12, 0);
+    CHECK(!(r.ep_comm_s > 0.0) && !(r.tp_comm_s > 0.0));
+    CHECK_NEAR(r.ep_compute_s, (16 * 2 * 100 * 41 * 2 + 96 * 2 * (100 + 41 + 41 + 100)) / 1e6, 1e-12, 0);
+}
+
+TEST(ep_against_tp_example_and_errors)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_ep_vs_tp_desc d, good;
+    moe_ep_ep_vs_tp_result r;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.model = &m;
+    d.machine = &c;
+    d.num_devices = 8;
+    d.tokens = 64;
+    d.dispatch_wire = MOE_EP_WIRE_FP8;
+    CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == MOE_EP_OK);
+    CHECK_NEAR(r.ep_sent_bytes, 9734144, 0, 0.5);
+    CHECK_NEAR(r.tp_sent_bytes, 12845056, 0, 0.5);
+    CHECK_NEAR(1e6 * r.ep_s, 471.1, 0, 0.05);
+    CHECK_NEAR(1e6 * r.tp_s, 500.3, 0, 0.05);
+    CHECK_NEAR(r.speedup, 1.062, 0, 5e-4);
+    d.imbalance = 3;
+    CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == MOE_EP_OK);
+    CHECK_NEAR(1e6 * r.ep_s, 478.1, 0, 0.05);
+    CHECK_NEAR(r.speedup, 1.046, 0, 5e-4);
+    good = d;
+    memset(&r, 0x5a, sizeof r);
+#define WRONG(change, code, name)                                                                  \
+    do {                                                                                           \
+        moe_ep_ep_vs_tp_result kept = r;                                                           \
+        change;                                                                                    \
+        CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == (code) && err.status == (code));                    \
+        CHECK_STR(err.arg, name);                                                                  \
+        CHECK(memcmp(&kept, &r, sizeof r) == 0);                                                   \
+        d = good;                                                                                  \
+        m = moe_ep_model_deepseek_v3();                                                            \
+        c = moe_ep_machine_h200();                                                                 \
+    } while (0)
+    WRONG(d.model = NULL, MOE_EP_ERR_NULL, "model");
+    WRONG(d.machine = NULL, MOE_EP_ERR_NULL, "machine");
+    WRONG(m.hidden = 0, MOE_EP_ERR_SIZE, "model.hidden");
+    WRONG(c.gemm.other_byte_s = -1, MOE_EP_ERR_NEGATIVE, "machine.gemm.other_byte_s");
+    WRONG(c.devices_per_node = -1, MOE_EP_ERR_SIZE, "machine.devices_per_node");
+    WRONG(c.ll_dispatch.alpha_s = NAN, MOE_EP_ERR_NAN, "link.alpha_s");
+    WRONG(c.ll_combine.alpha_s = -1, MOE_EP_ERR_NEGATIVE, "link.alpha_s");
+    WRONG((d.high_throughput = 1, c.normal_dispatch.alpha_s = NAN), MOE_EP_ERR_NAN, "link.alpha_s");
+    WRONG((d.high_throughput = 1, c.normal_combine.alpha_s = NAN), MOE_EP_ERR_NAN, "link.alpha_s");
+    WRONG(d.num_devices = 0, MOE_EP_ERR_SIZE, "num_devices");
+    WRONG(d.num_nodes = -1, MOE_EP_ERR_SIZE, "num_nodes");
+    WRONG(d.num_nodes = 3, MOE_EP_ERR_SIZE, "num_devices");
+    WRONG(d.num_slots = -1, MOE_EP_ERR_SIZE, "num_slots");
+    WRONG(d.num_slots = 255, MOE_EP_ERR_SLOTS, "num_slots");
+    WRONG(d.tokens = 0, MOE_EP_ERR_RANGE, "tokens");
+    WRONG(d.tokens = -1, MOE_EP_ERR_NEGATIVE, "tokens");
+    WRONG(d.tokens = NAN, MOE_EP_ERR_NAN, "tokens");
+    WRONG(d.imbalance = NAN, MOE_EP_ERR_NAN, "imbalance");
+    WRONG(d.imbalance = 0.5, MOE_EP_ERR_RANGE, "imbalance");
+    WRONG(d.imbalance = 8.5, MOE_EP_ERR_RANGE, "imbalance");
+    WRONG(d.mode = (moe_ep_a2a_mode)9, MOE_EP_ERR_RANGE, "mode");
+    WRONG(d.dispatch_wire = (moe_ep_wire)9, MOE_EP_ERR_RANGE, "wire");
+    WRONG((d.tokens = 1e290, c.memory_Bps = 1e-30), MOE_EP_ERR_OVERFLOW, "machine");
+#undef WRONG
+    CHECK(moe_ep_ep_vs_tp(NULL, &r, &err) == MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "desc");
+    CHECK(moe_ep_ep_vs_tp(&d, NULL, &err) == MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "out");
+}
+
+/* Hooks that fail at their n-th call: whoever asked stops with CONFIG and writes nothing. */
+typedef struct failing {
+    int calls, at;
+} failing;
+
+static double failing_us(failing *f)
+{
+    return f->calls++ == f->at ? (f->at % 2 ? NAN : -1.0) : 10.0;
+}
+
+static double failing_expert(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded,
+                             const int64_t *slot_rows, int32_t n)
+{
+    (void)device, (void)active, (void)rows, (void)padded, (void)slot_rows, (void)n;
+    return failing_us((failing *)user);
+}
+
+static double failing_a2a(void *user, int32_t phase, int32_t device, double a, double b, double c, double d)
+{
+    (void)phase, (void)device, (void)a, (void)b, (void)c, (void)d;
+    return failing_us((failing *)user);
+}
+
+TEST(hooks_that_fail_at_every_call)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 2);
+    moe_ep_step_desc s;
+    moe_ep_time_result r;
+    moe_ep_step_result step;
+    moe_ep_device_time devices[2];
+    moe_ep_cost_hooks hooks;
+    moe_ep_error err;
+    failing f;
+    int64_t rows[512];
+    double layer_s[2];
+    int i, two, asked, want;
+    for (i = 0; i < 512; i++) rows[i] = 3 + i % 5;
+    memset(&hooks, 0, sizeof hooks);
+    hooks.size = sizeof hooks;
+    hooks.user = &f;
+    hooks.expert_us = failing_expert;
+    hooks.a2a_us = failing_a2a;
+    d.hooks = &hooks;
+    for (two = 0; two < 2; two++)
+        for (asked = 0; asked < 2; asked++) {
+            d.overlap = two ? MOE_EP_OVERLAP_TWO_HIDDEN : MOE_EP_OVERLAP_NONE;
+            want = 6 * (1 + 2 * two + asked); /* experts, dispatch, combine of 2 devices; halves; devices again */
+            for (i = 0; i <= want; i++) {
+                f.calls = 0, f.at = i;
+                r.total_s = -7;
+                CHECK(moe_ep_layer_time(&d, rows, &r, asked ? devices : NULL, &err) ==
+                      (i < want ? MOE_EP_ERR_CONFIG : MOE_EP_OK));
+                CHECK_I64(f.calls, i < want ? i + 1 : want);
+                CHECK((r.total_s < 0) == (i < want));
+            }
+        }
+    memset(&s, 0, sizeof s);
+    s.layer = d;
+    s.num_layers = 2;
+    f.calls = 0, f.at = -1;
+    CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_OK);
+    want = f.calls;
+    CHECK(want >= 36); /* two layers, whole and in halves */
+    for (i = 0; i < want; i++) {
+        f.calls = 0, f.at = i;
+        step.step_s = -7, layer_s[0] = -7;
+        CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_ERR_CONFIG);
+        CHECK(step.step_s < 0 && (layer_s[0] < 0 || i >= want / 2)); /* written by the second of two equal passes */
+    }
+}
+
+/* Counts beyond a number, one weight at a time: each of the sums alone can be too much. */
+TEST(counts_beyond_a_number)
+{
+    moe_ep_model base, m;
+    moe_ep_params_result r;
+    moe_ep_error err;
+    const int32_t huge = INT32_MAX;
+    int32_t device[2] = {0, 2};
+    int64_t loads[2] = {1, 1};
+    int i;
+    memset(&base, 0, sizeof base);
+    base.num_moe_layers = base.num_experts = base.top_k = base.hidden = base.inter = 1;
+    for (i = 0; i < 9; i++) {
+        m = base;
+        if (i == 0) m.hidden = huge, m.inter = huge;                                  /* one expert: 3 * 2^62 */
+        if (i == 1) m.hidden = m.num_experts = huge, m.top_k = 1;                     /* a layer fits, .. */
+        if (i == 1) m.inter = 2;
+        if (i == 2) m.hidden = m.num_moe_layers = huge, m.inter = 2, m.num_layers = huge;
+        if (i == 3) m.hidden = m.inter = 1 << 29;                                     /* routed: 3 * 2^58 > 2^60 / 2 */
+        if (i == 3) m.num_experts = 2, m.top_k = 1;
+        if (i == 4) m.num_shared = 1 << 15, m.shared_inter = 1 << 30, m.hidden = 1 << 14;
+        if (i == 5) m.hidden = 1 << 30, m.num_experts = 1 << 30, m.ungated = 1, m.inter = 1; /* router 2^60 */
+        if (i == 6) m.num_layers = 2, m.dense_inter = 1 << 30, m.hidden = 1 << 30;
+        if (i == 7) m.attention_params = INT64_MAX / 4;
+        if (i == 8) m.hidden = m.vocab = 1 << 30;
+        memset(&r, 0x5a, sizeof r);
+        CHECK(moe_ep_params(&m, &r, &err) == MOE_EP_ERR_OVERFLOW);
+        CHECK_STR(err.arg, "model");
+        CHECK_I64(r.expert, 0x5a5a5a5a5a5a5a5a);
+        STOP_IF_FAILED("case %d", i);
+    }
+    CHECK(moe_ep_params(&base, &r, NULL) == MOE_EP_OK && r.expert == 3);
+    CHECK_I64(moe_ep_ll_buffer_bytes(huge, huge, huge, 0, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_ll_buffer_bytes(1 << 20, 1 << 12, 1 << 28, 0, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_ll_buffer_bytes(1 << 21, 1 << 10, 1 << 28, 0, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_step_time(loads, 2, device, 2, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    device[1] = -1;
+    CHECK_I64(moe_ep_step_time(loads, 2, device, 2, &err), MOE_EP_ERR_DEVICE_ID);
+    device[1] = 1;
+    CHECK_I64(moe_ep_step_time(loads, 2, device, 2, &err), 1);
 }
 
 TEST(results_beyond_a_number)

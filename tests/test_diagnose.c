@@ -250,7 +250,7 @@ TEST(seconds_and_regimes)
     CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
     CHECK_I64(large.reason, MOE_EP_REASON_BREAK_EVEN);
     CHECK_I64(large.verdict, MOE_EP_NOT_NOW);
-    d.other_s = 1.0; /* a step of a second hides any gain of microseconds */
+    d.other_s = 1e6; /* a step of days hides any gain of a layer */
     d.horizon_steps = 0;
     CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
     CHECK_I64(large.reason, MOE_EP_REASON_SMALL_GAIN);
@@ -1008,6 +1008,8 @@ TEST(huge_figures)
     d.shape.num_slots = 0;
     d.policy = MOE_EP_PLACE_LPT;
     d.expert_bytes = 1e308;
+    model.num_experts = 8;
+    model.num_groups = model.top_groups = 0;
     d.move_Bps = 1e-3;
     d.horizon_steps = 100;
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);

@@ -1320,6 +1320,268 @@ TEST(optional_outputs_and_long_lists)
     free(devices);
 }
 
+/* A layout by its definition, for any way the counts are made: many places, many experts, few tokens. */
+TEST(layout_by_definition)
+{
+    static const struct { int32_t R, E; int64_t T; } shape[] = {
+        {2, 5000, 900}, {300, 600, 200}, {300, 600, 20}, {64, 512, 60}, {64, 512, 70}, {200, 400, 49}, {200, 400, 51},
+        {100, 5000, 30}, {5000, 5000, 700}, {7, 7, 0}};
+    uint64_t s = t_seed + 61;
+    size_t c;
+    for (c = 0; c < 2 * sizeof shape / sizeof *shape; c++) {
+        const int32_t R = shape[c / 2].R, E = shape[c / 2].E, K = 3, per_node = 1 + (int32_t)t_below(&s, 3),
+                      N = (R + per_node - 1) / per_node;
+        const int64_t T = shape[c / 2].T;
+        int32_t *ids = random_ids(&s, T * K, E, 10), *seen = new32(R), *node_seen = new32(N), k;
+        int64_t *ranks = new64(R), *nodes = new64(N), *experts = new64(E), t, i;
+        int64_t *want = (int64_t *)t_alloc(sizeof *want * (size_t)R);
+        int64_t *want_nodes = (int64_t *)t_alloc(sizeof *want * (size_t)N);
+        moe_ep_layout out;
+        memset(&out, 0, sizeof out);
+        out.tokens_per_rank = ranks;
+        out.tokens_per_node = nodes;
+        out.tokens_per_expert = c % 2 ? experts : NULL;
+        for (i = 0; i < R; i++) seen[i] = -1;
+        for (i = 0; i < N; i++) node_seen[i] = -1;
+        for (t = 0; t < T; t++)
+            for (k = 0; k < K; k++) {
+                const int32_t id = ids[t * K + k], r = id / (E / R);
+                if (id < 0) continue;
+                if (seen[r] != t) want[r]++;
+                if (node_seen[r / per_node] != t) want_nodes[r / per_node]++;
+                seen[r] = node_seen[r / per_node] = (int32_t)t;
+            }
+        CHECK_I64(moe_ep_deepep_layout(ids, T, K, E, R, per_node, NULL, &out, NULL), MOE_EP_OK);
+        check_i64s(ranks, want, R);
+        check_i64s(nodes, want_nodes, N);
+        free(ids);
+        free(seen);
+        free(node_seen);
+        free(ranks);
+        free(nodes);
+        free(experts);
+        free(want);
+        free(want_nodes);
+        STOP_IF_FAILED("shape %d", (int)c);
+    }
+}
+
+/* The buffer lengths of vLLM by their definition, small and where they no longer fit 32 bits. */
+TEST(align_sizes_by_definition)
+{
+    moe_ep_align_desc d;
+    moe_ep_error err;
+    int64_t n, len = -9, blocks = -9, want, most = INT32_MAX;
+    int32_t one[1] = {0}, out[1] = {-9};
+    int pad, old;
+    memset(&d, 0, sizeof d);
+    for (d.num_experts = 1; d.num_experts < 7; d.num_experts++)
+        for (d.block_size = 1; d.block_size < 6; d.block_size++)
+            for (n = 0; n < 12; n++)
+                for (pad = 0; pad < 2; pad++)
+                    for (old = 0; old < 2; old++) {
+                        d.pad_sorted_ids = pad;
+                        d.old_buffer = old;
+                        want = n + d.num_experts * (d.block_size - 1);
+                        if (pad) want = (want + d.block_size - 1) / d.block_size * d.block_size;
+                        if (!old && n < d.num_experts && n * d.block_size < want) want = n * d.block_size;
+                        CHECK_I64(moe_ep_align_sizes(&d, n, &len, &blocks, NULL), MOE_EP_OK);
+                        CHECK_I64(len, want);
+                        CHECK_I64(blocks, (want + d.block_size - 1) / d.block_size);
+                        STOP_IF_FAILED("n %d", (int)n);
+                    }
+    memset(&d, 0, sizeof d);
+    d.num_experts = d.block_size = INT32_MAX;
+    d.pad_sorted_ids = d.old_buffer = 1;
+    CHECK_I64(moe_ep_align_sizes(&d, most, &len, &blocks, &err), MOE_EP_OK); /* the largest there can be */
+    CHECK_I64(len, most * most);
+    CHECK_I64(blocks, most);
+    d.num_experts = d.block_size = 70000;
+    CHECK_I64(moe_ep_align_block(&d, one, 1, out, out, &len, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "desc");
+    CHECK_I64(moe_ep_align_batched(&len, INT32_MAX, INT32_MAX, INT32_MAX, out, out, &len, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_align_batched(&len, 2, INT32_MAX, 1, out, out, &len, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(out[0], -9);
+    memset(&d, 0, sizeof d);
+    d.num_experts = 4;
+    d.block_size = 2;
+    CHECK_I64(moe_ep_align_block(&d, NULL, 0, NULL, NULL, &len, NULL, &err), MOE_EP_OK); /* no buffers, no rows */
+    CHECK_I64(len, 0);
+    CHECK_I64(moe_ep_align_block(&d, NULL, 1, out, out, &len, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "ids");
+    CHECK_I64(moe_ep_align_block(&d, one, 1, NULL, out, &len, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "sorted_ids");
+    CHECK_I64(moe_ep_align_block(&d, one, 1, out, NULL, &len, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "block_experts");
+}
+
+/* One hot expert among more than the waiting places hold, and more experts than counted ids keep apart. */
+TEST(hot_expert_among_many)
+{
+    static const int32_t experts[] = {900, 2000, 4096, 5000};
+    enum { N = 6000, D = 7 };
+    static int32_t ids[N], row_to_flat[N], flat_to_row[N];
+    static int64_t offsets[5001];
+    int64_t counts[D], want[D], skipped, none, i, row;
+    uint64_t s = t_seed + 62;
+    int round;
+    for (round = 0; round < 8; round++) {
+        const int32_t E = experts[round % 4], hot = (int32_t)t_below(&s, E);
+        int32_t e;
+        memset(want, 0, sizeof want);
+        for (none = i = 0; i < N; i++) {
+            ids[i] = t_below(&s, 2) ? hot : (int32_t)t_below(&s, E + 1) - 1;
+            if (ids[i] >= 0) want[ids[i] % D]++;
+            else none++;
+        }
+        CHECK_I64(moe_ep_permute(ids, N, E, offsets, row_to_flat, flat_to_row, NULL), MOE_EP_OK);
+        for (row = 0, e = 0; e < E; e++) { /* each expert's assignments in their order */
+            int64_t last = -1;
+            CHECK_I64(offsets[e], row);
+            for (; row < offsets[e + 1]; row++) {
+                CHECK(row_to_flat[row] > last && ids[row_to_flat[row]] == e);
+                CHECK_I64(flat_to_row[row_to_flat[row]], row);
+                last = row_to_flat[row];
+            }
+        }
+        CHECK_I64(row, N - none);
+        for (; row < N; row++) CHECK_I64(row_to_flat[row], -1);
+        for (i = 0; i < N; i++) CHECK((ids[i] < 0) == (flat_to_row[i] < 0));
+        CHECK_I64(moe_ep_send_counts(ids, N, E, NULL, D, counts, &skipped, NULL), MOE_EP_OK);
+        check_i64s(counts, want, D);
+        CHECK_I64(skipped, none);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(sizes_and_memory_at_the_ends)
+{
+    int32_t ids[4] = {0, 1, 1, 0}, slot_device[2] = {0, 1}, node[2] = {0, 0}, none[2] = {-1, -1}, a[8], b[8], c[8];
+    int64_t rows[4] = {-9, -9, -9, -9};
+    float x[2] = {1.0f, 2.0f}, out[4] = {9.0f, 9.0f, 9.0f, 9.0f};
+    uint8_t map[1] = {0};
+    char memory[512];
+    moe_ep_placement p = shape_of(2, 1, 2, slot_device, node);
+    moe_ep_scratch scratch = moe_ep_scratch_fixed(memory, 1);
+    moe_ep_layout layout;
+    moe_ep_error err;
+    memset(&layout, 0, sizeof layout);
+    CHECK_I64(moe_ep_gather(NULL, 0, 2, 1, none, 2, out, &err), MOE_EP_OK); /* no tokens: rows of zeros */
+    CHECK(out[0] <= 0.0f && out[3] <= 0.0f && out[0] >= 0.0f && out[3] >= 0.0f);
+    out[0] = 9.0f;
+    CHECK_I64(moe_ep_gather(NULL, 1, 2, 1, none, 2, out, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "x");
+    CHECK(out[0] > 8.0f);
+    CHECK_I64(moe_ep_gather(x, 1, 2, 1, none, 2, out, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_megatron_permute(map, INT32_MAX, INT32_MAX, rows, a, 1, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_megatron_permute(NULL, 1, 2, rows, a, 1, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "map");
+    CHECK_I64(moe_ep_receive_buffer(rows, INT32_MAX, 1, rows, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "D");
+    CHECK_I64(moe_ep_deepep_layout(ids, (int64_t)INT32_MAX + 1, 1, 2, 2, 0, NULL, &layout, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    memset(a, 1, sizeof a);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 2, 2, 2, 1, rows, a, b, c, 4, &scratch, &err), MOE_EP_ERR_SCRATCH);
+    scratch = moe_ep_scratch_fixed(memory, scratch.need - 1);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 2, 2, 2, 1, rows, a, b, c, 4, &scratch, &err), MOE_EP_ERR_SCRATCH);
+    CHECK(rows[0] == -9 && a[0] == 0x01010101);
+    scratch = moe_ep_scratch_fixed(memory, scratch.need);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 2, 2, 2, 1, rows, a, b, c, 4, &scratch, &err), MOE_EP_OK);
+    CHECK(rows[0] == 0 && rows[1] == 2 && rows[2] == 4 && a[0] == 0 && a[3] == 1);
+    node[1] = 1; /* there is one node */
+    CHECK_I64(moe_ep_traffic(&p, ids, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 1);
+    node[1] = -1;
+    CHECK_I64(moe_ep_traffic(&p, ids, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "p.device_node");
+    node[0] = -1;
+    CHECK_I64(moe_ep_traffic(&p, ids, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 0);
+}
+
+/* A call that succeeds says so, whatever stood in err before. */
+#define CLEARS(call)                                                                                \
+    do {                                                                                            \
+        memset(&err, 1, sizeof err);                                                                \
+        CHECK((double)(call) >= 0.0);                                                               \
+        CHECK_I64(err.status, MOE_EP_OK);                                                           \
+    } while (0)
+TEST(success_clears_the_error)
+{
+    const int32_t ids[2] = {0, 1}, order[2] = {1, 0};
+    const int64_t counts[4] = {1, 1, 1, 1}, starts[3] = {0, 1, 2};
+    const float x[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    uint8_t map[4], padded[4];
+    int32_t a[16], b[16], c[16], slot_device[2] = {0, 1}, node[2] = {0, 0};
+    int64_t p[8], q[8], r[8], sum;
+    float y[8];
+    moe_ep_placement placement = shape_of(2, 1, 2, slot_device, node);
+    moe_ep_align_desc d;
+    moe_ep_layout layout;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    memset(&layout, 0, sizeof layout);
+    d.num_experts = d.block_size = 2;
+    CLEARS(moe_ep_permute(ids, 2, 2, p, a, b, &err));
+    CLEARS(moe_ep_padded_offsets(counts, 2, 2, 0, p, &err));
+    CLEARS(moe_ep_send_counts(ids, 2, 2, NULL, 2, p, NULL, &err));
+    CLEARS(moe_ep_gather(x, 2, 2, 1, ids, 2, y, &err));
+    CLEARS(moe_ep_combine(x, 2, ids, NULL, 2, 1, 2, y, &err));
+    CLEARS(moe_ep_align_sizes(&d, 2, p, q, &err));
+    CLEARS(moe_ep_align_block(&d, ids, 2, a, b, &sum, NULL, &err));
+    CLEARS(moe_ep_align_batched(counts, 2, 2, 2, a, b, &sum, &err));
+    CLEARS(moe_ep_vllm_permute(ids, 2, 2, 0, 2, NULL, p, a, b, NULL, &err));
+    CLEARS(moe_ep_sglang_preprocess(ids, 2, 2, a, b, p, &err));
+    CLEARS(moe_ep_sglang_preprocess_keep(ids, 2, 2, a, b, p, &err));
+    CLEARS(moe_ep_routing_map(ids, 2, 1, 2, map, &err));
+    CLEARS(moe_ep_megatron_permute(map, 2, 2, p, a, 4, &err));
+    CLEARS(moe_ep_megatron_drop_and_pad(map, 2, 2, 1, a, &err));
+    CLEARS(moe_ep_megatron_pad_map(map, 2, 2, 1, padded, &err));
+    CLEARS(moe_ep_sort_chunks(counts, order, 2, a, 4, &sum, NULL, &err));
+    CLEARS(moe_ep_maxtext_permute(ids, 2, 2, 0, p, a, b, &err));
+    CLEARS(moe_ep_receive_buffer(counts, 2, 4, p, q, r, &err));
+    CLEARS(moe_ep_torchtitan_reorder(ids, 2, 1, 2, p, a, b, &err));
+    CLEARS(moe_ep_torchtitan_permute_indices(counts, 2, 2, 16, 1, a, p, q, &err));
+    CLEARS(moe_ep_trtllm_permute(ids, 2, 1, 2, 1, p, a, b, c, 4, NULL, &err));
+    CLEARS(moe_ep_megablocks_bins(ids, 2, 2, 1, a, b, p, q, r, &err));
+    CLEARS(moe_ep_binned_rows(starts, ids, 2, 1, a, &err));
+    CLEARS(moe_ep_deepep_layout(ids, 2, 1, 2, 2, 0, NULL, &layout, &err));
+    CLEARS(moe_ep_traffic(&placement, ids, 2, 1, NULL, MOE_EP_COUNT_PAIRS, p, NULL, &err));
+    CLEARS(moe_ep_fan_out(&placement, ids, 2, 1, a, NULL, &err));
+}
+#undef CLEARS
+
+/* Columns of any density, larger than bytes of 0 and 1: by definition, and in place. */
+TEST(pad_map_by_definition)
+{
+    uint64_t s = t_seed + 63;
+    int round;
+    for (round = 0; round < 1000; round++) {
+        const int32_t E = 1 + (int32_t)t_below(&s, 6), multiple = 1 + (int32_t)t_below(&s, 6);
+        const int64_t T = 1 + t_below(&s, 12);
+        uint8_t map[12 * 6], want[12 * 6], got[12 * 6];
+        int64_t t, i, ones;
+        int32_t e;
+        for (i = 0; i < T * E; i++) map[i] = t_below(&s, 3) ? 0 : (uint8_t)(1 + t_below(&s, 2));
+        memcpy(want, map, sizeof want);
+        for (e = 0; e < E; e++) {
+            for (ones = 0, t = 0; t < T; t++) ones += map[t * E + e] > 0;
+            for (t = 0; t < T && ones % multiple != 0; t++)
+                if (map[t * E + e] == 0) {
+                    want[t * E + e] = 1;
+                    ones++;
+                }
+        }
+        CHECK_I64(moe_ep_megatron_pad_map(map, T, E, multiple, got, NULL), MOE_EP_OK);
+        CHECK(memcmp(got, want, (size_t)(T * E)) == 0);
+        CHECK_I64(moe_ep_megatron_pad_map(map, T, E, multiple, map, NULL), MOE_EP_OK);
+        CHECK(memcmp(map, want, (size_t)(T * E)) == 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
 /* Distinct ranks of a token over more places than one word, with repeats, by stamps and by marks. */
 TEST(layout_over_many_ranks)
 {

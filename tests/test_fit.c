@@ -419,6 +419,7 @@ TEST(calibrate_errors)
     WITH(start.ll_combine.alpha_p = 0.1, start.ll_combine.alpha_p = 0, MOE_EP_ERR_RANGE, "link.alpha_p", -1);
     WITH(start.normal_dispatch.row_s = -1, start.normal_dispatch.row_s = 0, MOE_EP_ERR_NEGATIVE, "link.row_s", -1);
     WITH(start.normal_combine.peer_s = NAN, start.normal_combine.peer_s = 0, MOE_EP_ERR_NAN, "link.peer_s", -1);
+    WITH(start.gemm.other_byte_s = NAN, start.gemm.other_byte_s = 0, MOE_EP_ERR_NAN, "machine.gemm.other_byte_s", -1);
     WITH(start.gemm.row_byte_s = NAN, start.gemm.row_byte_s = 0, MOE_EP_ERR_NAN, "machine.gemm.row_byte_s", -1);
     WITH(start.gemm.t0_p = 0.1, start.gemm.t0_p = 0, MOE_EP_ERR_RANGE, "machine.gemm.t0_p", -1);
     WITH(start.gemm.t0_p = -1, start.gemm.t0_p = 0, MOE_EP_ERR_NEGATIVE, "machine.gemm.t0_p", -1);
@@ -776,6 +777,68 @@ TEST(whole_kernels)
     CHECK_NEAR(got.gemm.row_byte_s, 3e-12, 0.2, 0);
     CHECK_NEAR(got.gemm.t0_p, 1.6, 0.1, 0);
     CHECK_NEAR(got.gemm.t0_s, 25e-6, 0.1, 0);
+}
+
+/* Kernels that are given every token, or those of tokens with an expert here: which, and how much, comes back. */
+TEST(rows_of_other_devices_come_back)
+{
+    static moe_ep_expert_row row[200];
+    static int64_t slot[256];
+    moe_ep_model m = moe_ep_model_deepseek_v3(), q = m;
+    moe_ep_machine start = moe_ep_machine_h100(), truth = start, got, again;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    uint64_t s = t_seed + 51;
+    int kind, i, j;
+    for (kind = 0; kind < 3; kind++) {
+        truth.gemm.other_byte_s = kind ? 5e-13 : 0;
+        truth.gemm.other_reached = kind == 2;
+        truth.gemm.t0_s = 15e-6;
+        memset(row, 0, sizeof row);
+        for (i = 0; i < 200; i++) {
+            int64_t each = (int64_t)1 << t_below(&s, 10);
+            row[i].num_slots = 256 >> t_below(&s, 8);
+            row[i].rows_per_slot = (double)each;
+            row[i].num_experts = i % 2 ? 256 : 0; /* 0 = the model's */
+            row[i].top_k = i % 2 ? 8 : 0;
+            for (j = 0; j < row[i].num_slots; j++) slot[j] = each;
+            row[i].seconds = moe_ep_expert_time(&m, &truth, slot, row[i].num_slots, NULL, NULL);
+        }
+        d = of_experts(&start, &m, row, 200);
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(r.experts.median < 0.01 && r.experts.worst < 0.05);
+        CHECK_NEAR(got.gemm.other_byte_s, truth.gemm.other_byte_s, 0.05, 0);
+        CHECK_I64(got.gemm.other_reached, kind == 2);
+        d.start = &truth; /* the error before is that of the constants as given */
+        CHECK(moe_ep_calibrate(&d, &again, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(r.experts.before < 1e-9);
+        CHECK_I64(again.gemm.other_reached, kind == 2);
+        q.num_experts = 16; /* a wrong model: rows that say E and K themselves are not touched by it */
+        q.top_k = 1;
+        for (i = 0; i < 200; i++) row[i].num_experts = 256, row[i].top_k = 8;
+        d = of_experts(&start, &q, row, 200);
+        CHECK(moe_ep_calibrate(&d, &again, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(again.gemm.other_byte_s, got.gemm.other_byte_s, 1e-9, 0);
+    }
+    for (i = 0; i < 200; i++) row[i].product = 1 + i % 2; /* a product by itself sees its own rows only */
+    d = of_experts(&start, &m, row, 200);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(!(got.gemm.other_byte_s > 0.0) && !got.gemm.other_reached);
+    start.gemm.other_byte_s = 3e-13; /* nothing shows it: stays */
+    start.gemm.other_reached = 5;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(got.gemm.other_byte_s, 3e-13, 1e-9, 0);
+    CHECK_I64(got.gemm.other_reached != 0, 1);
+    row[7].num_experts = -1;
+    {
+        moe_ep_error err;
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, &err) == MOE_EP_ERR_SIZE);
+        CHECK_STR(err.arg, "experts");
+        CHECK_I64(err.index, 7);
+        row[7].num_experts = 0;
+        row[7].top_k = -1;
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, &err) == MOE_EP_ERR_SIZE);
+    }
 }
 
 /* Starts and rows off the beaten track: a latency in the norm stays there, a start without latency, a bend at its

@@ -731,6 +731,111 @@ TEST(tiles_of_every_width_past_a_block)
     }
 }
 
+/* Few tokens go along the rows of weights, some past every tile, many in turns of six: the bits are the same, past a
+ * block of the inner dimension and with rows that end anywhere. */
+TEST(a_token_alone_has_the_bits_it_has_among_many)
+{
+    uint64_t s = t_seed + 51;
+    static const int sizes[][2] = {{1100, 37}, {37, 1100}, {2081, 5}};
+    static const int tokens[] = {2, 6, 7, 13, 18, 19, 64, 97, 200};
+    for (int i = 0; i < 12; i++) {
+        int H = sizes[i % 3][0], T = 200, n = T * H;
+        set r = make_set(1, H, sizes[i % 3][1], (moe_ep_dtype)(i / 3), MOE_EP_GATE_SEPARATE, act_of(0), 1, i & 1, 0,
+                         &s);
+        float *x = random_x(n, &s), *alone = t_alloc(sizeof(float) * (size_t)n);
+        float *y = t_alloc(sizeof(float) * (size_t)n);
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)T);
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        memset(ids, 0, sizeof(int32_t) * (size_t)T);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids;
+        for (int c = 0; c < 3 * (int)moe_ep_isa_best(); c++) {
+            d.isa_max = (moe_ep_isa)(1 + c / 3);
+            d.products = (moe_ep_products)(c % 3);
+            if (c % 3 > 0 && r.w.dtype != MOE_EP_BF16) continue;
+            for (int t = 0; t < T; t++)
+                CHECK_I64(moe_ep_forward(&d, x + t * H, 1, alone + t * H, NULL, NULL), MOE_EP_OK);
+            for (size_t k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
+                CHECK_I64(moe_ep_forward(&d, x, tokens[k], y, NULL, NULL), MOE_EP_OK);
+                CHECK(memcmp(y, alone, sizeof(float) * (size_t)(tokens[k] * H)) == 0);
+            }
+        }
+        free(x), free(alone), free(y), free(ids);
+        free_set(&r);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+/* Weights of one diagonal make every rounding to bf16 visible: y = bf16(bf16(x)^2). */
+TEST(activations_round_to_the_nearest_bf16)
+{
+    enum { N = 400 };
+    uint64_t s = t_seed + 52;
+    uint16_t *w = t_alloc(sizeof(uint16_t) * N * N);
+    float *x = t_alloc(sizeof(float) * N), *y = t_alloc(sizeof(float) * N);
+    int32_t id = 0;
+    moe_ep_weights e;
+    moe_ep_forward_desc d;
+    memset(w, 0, sizeof(uint16_t) * N * N);
+    memset(&e, 0, sizeof e);
+    memset(&d, 0, sizeof d);
+    for (int i = 0; i < N; i++) w[i * N + i] = 0x3f80;
+    e.num_experts = 1, e.hidden = e.inter = N, e.dtype = MOE_EP_BF16, e.gate = e.down = w;
+    e.activation.kind = MOE_EP_ACT_RELU2;
+    d.experts = &e, d.top_k = 1, d.ids = &id;
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < N; i++) { /* halves of a step of bf16 and their neighbours among them */
+            uint32_t low = round & 1 ? (uint32_t)t_below(&s, 65536) : 0x8000u + (uint32_t)t_below(&s, 3) - 1u;
+            uint32_t u = ((uint32_t)(90 + t_below(&s, 80)) << 23) | ((uint32_t)t_below(&s, 128) << 16) | low;
+            memcpy(&x[i], &u, 4);
+        }
+        for (int p = 1; p <= 2; p++) {
+            d.products = (moe_ep_products)p;
+            if (strstr(moe_ep_forward_unit(&d), "bf16") == NULL) continue; /* activations stay fp32 */
+            CHECK_I64(moe_ep_forward(&d, x, 1, y, NULL, NULL), MOE_EP_OK);
+            for (int i = 0; i < N; i++) {
+                float v = (float)bf16_value(moe_ep_bf16_from_f32(x[i]));
+                CHECK_NEAR((double)y[i], bf16_value(moe_ep_bf16_from_f32(v * v)), 0, 0);
+            }
+        }
+    }
+    free(w), free(x), free(y);
+}
+
+/* Arrays large enough for all threads: the first of several bad values is named, with threads or without. */
+TEST(the_first_bad_value_of_a_large_input_is_named)
+{
+    enum { T = 300, H = 1000 };
+    uint64_t s = t_seed + 53;
+    set r = make_set(1, H, 3, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+    float *x = random_x(T * H, &s), *y = t_alloc(sizeof(float) * T * H);
+    int32_t ids[T] = {0};
+    moe_ep_forward_desc d;
+    moe_ep_error err;
+    threads_pool *pool = threads_start(3);
+    memset(&d, 0, sizeof d);
+    d.experts = &r.w, d.top_k = 1, d.ids = ids;
+    CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, &err), MOE_EP_OK);
+    for (int i = 0; i < 40; i++) {
+        int64_t a = i == 0 ? 0 : i < 3 ? T * H - i : t_below(&s, T * H), b = i < 3 ? a : t_below(&s, T * H);
+        float at_a = x[a], at_b = x[b];
+        uint32_t bad = i % 3 == 0 ? 0x7f800000u : i % 3 == 1 ? 0xff800000u : 0x7fc00001u;
+        memcpy(&x[a], &bad, 4);
+        memcpy(&x[b], &bad, 4);
+        d.parallel_for = i & 1 ? threads_run : NULL;
+        d.parallel_user = pool;
+        y[0] = 5.0f;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_STR(err.arg, "x");
+        CHECK_I64(err.index, a < b ? a : b);
+        CHECK(y[0] == 5.0f);
+        x[a] = at_a, x[b] = at_b;
+    }
+    threads_stop(pool);
+    free(x), free(y);
+    free_set(&r);
+}
+
 TEST(many_tokens_on_few_experts)
 {
     uint64_t s = t_seed + 4;

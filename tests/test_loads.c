@@ -206,6 +206,31 @@ TEST(layer_loads_layouts)
     }
 }
 
+/* A bad id at every place of every layout is named by its offset. */
+TEST(layer_loads_bad_id_everywhere)
+{
+    enum { T = 3, L = 2, K = 2, E = 4, GAP = 1 };
+    int32_t ids[T * (L * K + GAP)], t, l, k;
+    int64_t loads[L * E];
+    moe_ep_error err;
+    int layout;
+    for (layout = 0; layout < 3; layout++)
+        for (t = 0; t < T; t++)
+            for (l = 0; l < L; l++)
+                for (k = 0; k < K; k++) {
+                    const int64_t at = layout == 0 ? (t * L + l) * K + k : layout == 1 ? t * (L * K + GAP) + l * K + k :
+                        (l * T + t) * K + k;
+                    moe_ep_ids v = layout == 2 ? moe_ep_ids_ltk(ids, T, L, K, E) : moe_ep_ids_tlk(ids, T, L, K, E);
+                    if (layout == 1) v.token_stride = L * K + GAP;
+                    memset(ids, 0, sizeof ids);
+                    memset(loads, 7, sizeof loads);
+                    ids[at] = k ? E : -2;
+                    CHECK_I64(moe_ep_layer_loads(&v, loads, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+                    CHECK_I64(err.index, at);
+                    CHECK_I64(loads[0], 0x0707070707070707);
+                }
+}
+
 TEST(layer_loads_errors)
 {
     int32_t ids[4] = {0, 0, 0, 0};
@@ -829,6 +854,181 @@ TEST(properties_of_many_loads)
     CHECK_I64(round, 100000);
     CHECK(none > 10000 && alone > 10000 && all > 10000 && first > 10000 && unrouted > 10000 && same > 10000);
 }
+
+/* Blocks, chunks and rests of the histogram, and a bad id in each of them; few enough for an emulator. */
+TEST(histogram_pieces)
+{
+    enum { N = 5000, E = 70 };
+    static int32_t ids[N];
+    int64_t loads[E], want[E], skipped, n, i;
+    uint64_t s = t_seed + 91;
+    moe_ep_error err;
+    for (i = 0; i < N; i++) ids[i] = (int32_t)t_below(&s, E + 1) - 1;
+    for (n = 560; n <= N; n += 331) {
+        const int64_t none = naive_loads(ids, n, E, want), at = t_below(&s, n);
+        const int32_t kept = ids[at];
+        CHECK_I64(moe_ep_expert_loads(ids, n, E, loads, &skipped, NULL), MOE_EP_OK);
+        CHECK_I64(skipped, none);
+        check_i64s(loads, want, E);
+        ids[at] = n % 2 ? E : -2;
+        CHECK_I64(moe_ep_expert_loads(ids, n, E, loads, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, at);
+        ids[at] = kept;
+    }
+    ids[0] = E; /* the first block of a long list, and the rest of a short one */
+    CHECK_I64(moe_ep_expert_loads(ids, N, E, loads, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 0);
+    ids[0] = 0;
+    ids[561] = ids[562] = E;
+    CHECK_I64(moe_ep_expert_loads(ids, 564, E, loads, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 561);
+}
+
+TEST(lift_and_recent_with_bad_arguments)
+{
+    const int64_t co[4] = {0, 1, 1, 0}, bad[2] = {1, -1};
+    double lift[4] = {-9.0, -9.0, -9.0, -9.0}, other[4];
+    int64_t loads[2] = {-9, -9};
+    moe_ep_window w;
+    moe_ep_error err;
+    memset(&w, 0, sizeof w);
+    CHECK_I64(moe_ep_lift(co, bad, 4, 2, lift, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_STR(err.arg, "loads");
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_lift(co, NULL, 4, 2, lift, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_lift(co, co + 1, 0, 2, other, &err), MOE_EP_OK); /* no tokens, no lift */
+    CHECK_NEAR(other[0] + other[1] + other[2] + other[3], 0.0, 0.0, 0.0);
+    CHECK_I64(moe_ep_window_recent(NULL, 0, loads, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "w");
+    CHECK_I64(moe_ep_window_recent(&w, 0, loads, &err), MOE_EP_ERR_SIZE);
+    CHECK(lift[0] < -8.0 && lift[3] < -8.0 && loads[0] == -9 && loads[1] == -9);
+}
+
+/* Transitions with gaps, by definition; and a window that took steps in two parts against one that took them all. */
+TEST(transitions_with_gaps)
+{
+    enum { E = 5, K = 3, T = 9 };
+    uint64_t s = t_seed + 92;
+    int round;
+    for (round = 0; round < 300; round++) {
+        int32_t from[T * K], to[T * K], t, i, j;
+        int64_t got[E * E], want[E * E], co[E * E], pairs[E * E], skipped = -1, none = 0;
+        memset(want, 0, sizeof want);
+        memset(pairs, 0, sizeof pairs);
+        for (i = 0; i < T * K; i++) {
+            from[i] = (int32_t)t_below(&s, E + 2) - 2;
+            to[i] = (int32_t)t_below(&s, E + 2) - 2;
+            if (from[i] < 0) from[i] = -1;
+            if (to[i] < 0) to[i] = -1;
+            none += from[i] < 0;
+        }
+        for (t = 0; t < T; t++)
+            for (i = 0; i < K; i++)
+                for (j = 0; j < K; j++)
+                    if (from[t * K + i] >= 0 && to[t * K + j] >= 0) want[from[t * K + i] * E + to[t * K + j]]++;
+        for (t = 0; t < T; t++)
+            for (i = 0; i < E; i++)
+                for (j = 0; j < E; j++) {
+                    int32_t a = 0, b = 0, k;
+                    for (k = 0; k < K; k++) {
+                        a |= from[t * K + k] == i;
+                        b |= from[t * K + k] == j;
+                    }
+                    pairs[i * E + j] += i != j && a && b;
+                }
+        CHECK_I64(moe_ep_transitions(from, to, T, K, E, got, NULL), MOE_EP_OK);
+        check_i64s(got, want, E * E);
+        CHECK_I64(moe_ep_coactivation(from, T, K, E, co, &skipped, NULL), MOE_EP_OK);
+        check_i64s(co, pairs, E * E);
+        CHECK_I64(skipped, none);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(windows_in_two_parts)
+{
+    uint64_t s = t_seed + 93;
+    int round;
+    for (round = 0; round < 400; round++) {
+        const int32_t ring = (int32_t)t_below(&s, 6);
+        const double keep = t_below(&s, 4) ? t_unit(&s) : (double)t_below(&s, 2);
+        const int first = (int)t_below(&s, 7), second = (int)t_below(&s, 7);
+        moe_ep_window all = new_window("", 2, 3, ring, keep), a = new_window("", 2, 3, ring, keep),
+                      b = new_window("", 2, 3, ring, keep);
+        double va[6], vb[6], old[6], weight = 1.0;
+        int i, n, back;
+        for (n = 0; n < first + second; n++) {
+            int64_t loads[6];
+            for (i = 0; i < 6; i++) loads[i] = t_below(&s, 100);
+            CHECK_I64(moe_ep_window_add(&all, loads, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_window_add(n < first ? &a : &b, loads, NULL), MOE_EP_OK);
+        }
+        for (n = 0; n < second; n++) weight *= keep; /* what the later steps leave of the old average */
+        memcpy(old, a.ema, sizeof old);
+        CHECK_I64(moe_ep_window_append(&a, &b, NULL), MOE_EP_OK);
+        CHECK_I64(a.steps, all.steps);
+        check_i64s(a.sum, all.sum, 6);
+        CHECK_I64(moe_ep_window_variance(&a, va, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_window_variance(&all, vb, NULL), MOE_EP_OK);
+        for (i = 0; i < 6; i++) {
+            CHECK_NEAR(a.mean[i], all.mean[i], 1e-12, 1e-12);
+            CHECK_NEAR(va[i], vb[i], 1e-10, 1e-10);
+            CHECK_NEAR(a.ema[i], first == 0 ? b.ema[i] : weight * old[i] + (1.0 - weight) * b.ema[i], 1e-12, 1e-12);
+        }
+        for (back = 0; back < 6; back++) { /* what is still kept of the later part, and of the earlier behind it */
+            const int64_t *x = moe_ep_window_step(&a, back), *y = moe_ep_window_step(&all, back);
+            CHECK((x == NULL) == (y == NULL));
+            if (x && y) check_i64s(x, y, 6);
+        }
+        free(all.sum);
+        free(a.sum);
+        free(b.sum);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* A call that succeeds says so, whatever stood in err before. */
+#define CLEARS(call)                                                                                \
+    do {                                                                                            \
+        memset(&err, 1, sizeof err);                                                                \
+        CHECK((double)(call) >= 0.0);                                                               \
+        CHECK_I64(err.status, MOE_EP_OK);                                                           \
+    } while (0)
+TEST(success_clears_the_error)
+{
+    const int32_t ids[2] = {0, 1};
+    const int64_t ones[4] = {1, 1, 1, 1};
+    int64_t out[8], mem[64], mem2[64];
+    int32_t active[2];
+    double x[4];
+    moe_ep_ids v = moe_ep_ids_tlk(ids, 1, 1, 2, 2);
+    moe_ep_window w, b;
+    moe_ep_error err;
+    CLEARS(moe_ep_expert_loads(ids, 2, 2, out, NULL, &err));
+    CLEARS(moe_ep_expert_loads_add(ids, 2, 2, out, NULL, &err));
+    CLEARS(moe_ep_layer_loads(&v, out, NULL, &err));
+    CLEARS(moe_ep_rank_of_token(0, 2, 2, &err));
+    CLEARS(moe_ep_rank_loads(ids, 1, 2, 2, NULL, 2, out, NULL, &err));
+    CLEARS(moe_ep_loads_by_device(ones, 2, NULL, 2, out, &err));
+    CLEARS(moe_ep_active_experts(ones, 2, &err));
+    CLEARS(moe_ep_active_by_device(ones, 2, NULL, 2, active, &err));
+    CLEARS(moe_ep_expected_distinct(2, 1, 2, &err));
+    CLEARS(moe_ep_expected_groups(1, 2, 2, &err));
+    CLEARS(moe_ep_coactivation(ids, 1, 2, 2, out, NULL, &err));
+    CLEARS(moe_ep_transitions(ids, ids, 1, 2, 2, out, &err));
+    CLEARS(moe_ep_transition_shares(ones, 2, x, &err));
+    CLEARS(moe_ep_lift(ones, ones, 1, 2, x, &err));
+    CLEARS(moe_ep_window_init(&w, "", 1, 2, 2, 0.5, mem, sizeof mem, &err));
+    CLEARS(moe_ep_window_init(&b, "", 1, 2, 2, 0.5, mem2, sizeof mem2, &err));
+    CLEARS(moe_ep_window_add(&w, ones, &err));
+    CLEARS(moe_ep_window_add(&b, ones, &err));
+    CLEARS(moe_ep_window_recent(&w, 1, out, &err));
+    CLEARS(moe_ep_window_variance(&w, x, &err));
+    CLEARS(moe_ep_window_merge_ranks(&w, &b, &err));
+    CLEARS(moe_ep_window_append(&w, &b, &err));
+    CLEARS(moe_ep_window_clear(&w, &err));
+}
+#undef CLEARS
 
 #if CAN_REPEAT
 TEST(expert_loads_of_more_than_2_to_the_31)

@@ -1774,7 +1774,7 @@ TEST(budgets_never_worse_than_even)
 {
     uint64_t s = t_seed;
     int n, l, below = 0;
-    for (n = 0; n < 150; n++) {
+    for (n = 0; n < 50; n++) {
         int D = 2 + (int)t_below(&s, 8), S = 2 + (int)t_below(&s, 5), P = D * S, E = 1 + (int)t_below(&s, P), L = 5;
         int32_t slots[5], even[5], pin[5 * 60];
         double w[5 * 60], speed[10], a, b;
@@ -1798,7 +1798,7 @@ TEST(budgets_never_worse_than_even)
         below += a < b * 0.999;
         STOP_IF_FAILED("case %d", n);
     }
-    CHECK(below > 30);
+    CHECK(below > 10);
 }
 
 /* Pins that crowd a device count against the budget of the layer. */
@@ -2250,6 +2250,698 @@ TEST(other_errors)
     placement_free(&p);
     placement_free(&q);
 }
+
+/* ---- every argument that is refused, one by one ---------------------------------------------------------------- */
+
+#define REFUSED(call, status_, arg_)                                                                \
+    do {                                                                                            \
+        memset(&err, 0, sizeof err);                                                                \
+        CHECK_I64(call, status_);                                                                   \
+        CHECK_STR(err.arg, arg_);                                                                   \
+    } while (0)
+
+TEST(names_of_everything)
+{
+    static const char *const policy[9] = {"given placement", "round robin", "contiguous blocks", "LPT with slots",
+                                          "EPLB, global", "EPLB, hierarchical", "TensorRT-LLM balancer",
+                                          "best placement", "incremental rebalance"};
+    static const char *const bound[3] = {"the mean", "the heaviest replica", "counting slots"};
+    int i;
+    for (i = 0; i < 9; i++) CHECK_STR(moe_ep_place_policy_str((moe_ep_place_policy)i), policy[i]);
+    for (i = 0; i < 3; i++) CHECK_STR(moe_ep_bound_str((moe_ep_bound)i), bound[i]);
+}
+
+TEST(refused_shapes)
+{
+    const int32_t slots[2] = {1, 2}, none[2] = {0, 0}, below[2] = {0, -1}, nodes[2] = {1, 0};
+    moe_ep_shape s = shape_of(2, 4, 1), bad;
+    moe_ep_placement p;
+    moe_ep_error err;
+    unsigned char *mem = (unsigned char *)t_alloc(4096);
+    size_t need = moe_ep_placement_bytes(1, 4, &s);
+#define SHAPE(change, status, arg)                                                                  \
+    bad = s;                                                                                        \
+    change;                                                                                         \
+    REFUSED(moe_ep_placement_init(&p, 1, 4, &bad, mem, 4096, &err), status, arg)
+    SHAPE(bad.num_slots = -1, MOE_EP_ERR_SIZE, "shape.num_slots");
+    SHAPE(bad.num_nodes = -1, MOE_EP_ERR_SIZE, "shape.num_nodes");
+    SHAPE(bad.node_of_device = below, MOE_EP_ERR_RANGE, "shape.node_of_device");
+    SHAPE((bad.slots_per_device = none, bad.num_slots = 0), MOE_EP_ERR_SIZE, "shape.num_slots");
+    SHAPE(bad.num_slots = (1 << 30) + 1, MOE_EP_ERR_SIZE, "shape.num_slots");
+#undef SHAPE
+    REFUSED(moe_ep_placement_init(&p, 1, INT32_MAX, &s, mem, 4096, &err), MOE_EP_ERR_SIZE, "E");
+    CHECK_I64(moe_ep_placement_bytes(INT32_MAX, INT32_MAX / 2, &s), 0);
+    REFUSED(moe_ep_placement_init(&p, INT32_MAX, INT32_MAX / 2, &s, mem, 4096, &err), MOE_EP_ERR_OVERFLOW, "L");
+    REFUSED(moe_ep_placement_init(&p, 1, 4, &s, mem + 4, need, &err), MOE_EP_ERR_CONFIG, "mem");
+    CHECK_NEAR(err.value, 4, 0, 0);
+    bad = s;
+    bad.slots_per_device = slots;
+    bad.num_slots = 3; /* their sum: allowed */
+    bad.num_nodes = 2;
+    bad.node_of_device = nodes;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 3, &bad, mem, 4096, &err), MOE_EP_OK);
+    CHECK(p.device_node[0] == 1 && p.device_node[1] == 0 && p.slot_start[1] == 1 && p.slot_start[2] == 3);
+    free(mem);
+}
+
+/* A placement whose fields were changed by hand, each in turn. */
+TEST(refused_placements)
+{
+    const int32_t slots[8] = {0, 1, 2, 0, 0, 1, 2, 1};
+    const double w[6] = {1, 2, 3, 1, 2, 3};
+    moe_ep_shape s = shape_of(2, 4, 2), uneven = shape_of(2, 0, 2);
+    const int32_t lop[2] = {1, 3};
+    moe_ep_placement p = placement_new(2, 3, &s), q, other;
+    double out[4];
+    moe_ep_error err;
+    moe_ep_moves_result m;
+    moe_ep_rebalance_desc x;
+    int i, k;
+    memset(&x, 0, sizeof x);
+    x.loads = w;
+    memcpy(p.slot_expert, slots, sizeof slots);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    for (i = 0; i < 8; i++) { /* pointers */
+        q = p;
+        if (i == 0) q.slot_start = NULL;
+        if (i == 1) q.slot_device = NULL;
+        if (i == 2) q.device_node = NULL;
+        if (i == 3) q.slot_expert = NULL;
+        if (i == 4) q.replica_start = NULL;
+        if (i == 5) q.replica_slot = NULL;
+        if (i == 6) q.device_speed = NULL;
+        if (i == 7) q.device_inactive = NULL;
+        REFUSED(moe_ep_placement_index(&q, &err), MOE_EP_ERR_NULL, "p");
+        REFUSED(moe_ep_placement_copy(&q, &p, &err), MOE_EP_ERR_NULL, "src");
+        REFUSED(moe_ep_placement_copy(&p, &q, &err), MOE_EP_ERR_NULL, "dst");
+        REFUSED(moe_ep_validate(&q, 0, NULL, &err), MOE_EP_ERR_NULL, "p");
+        REFUSED(moe_ep_device_loads(&q, w, out, &err), MOE_EP_ERR_NULL, "p");
+        REFUSED(moe_ep_node_loads(&q, w, out, &err), MOE_EP_ERR_NULL, "p");
+        REFUSED(moe_ep_max_replicas(&q, &err), MOE_EP_ERR_NULL, "p");
+        REFUSED(moe_ep_eplb_arrays(&q, 3, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "p");
+        REFUSED(moe_ep_placement_from_eplb(slots, NULL, 0, NULL, &q, &err), MOE_EP_ERR_NULL, "out");
+        REFUSED(moe_ep_devices_placement(slots, NULL, &q, &err), MOE_EP_ERR_NULL, "out");
+        REFUSED(moe_ep_plan_moves(&q, &p, 0, NULL, 0, &m, NULL, &err), MOE_EP_ERR_NULL, "from");
+        REFUSED(moe_ep_relabel(&p, &q, 0, NULL, &err), MOE_EP_ERR_NULL, "plan");
+    }
+    for (i = 0; i < 5; i++) { /* sizes */
+        int32_t *field[5];
+        q = p;
+        field[0] = &q.num_layers, field[1] = &q.num_experts, field[2] = &q.num_devices, field[3] = &q.num_nodes;
+        field[4] = &q.num_slots;
+        *field[i] += 1;
+        REFUSED(moe_ep_placement_copy(&p, &q, &err), MOE_EP_ERR_SIZE, "dst");
+        *field[i] = 0;
+        REFUSED(moe_ep_placement_index(&q, &err), MOE_EP_ERR_SIZE, "p");
+    }
+    uneven.slots_per_device = lop;
+    other = placement_new(2, 3, &uneven);
+    REFUSED(moe_ep_placement_copy(&p, &other, &err), MOE_EP_ERR_SIZE, "dst");
+    placement_free(&other);
+    other = placement_new(2, 3, &s);
+    CHECK_I64(moe_ep_placement_copy(&p, &other, NULL), MOE_EP_OK);
+    REFUSED(moe_ep_node_loads(&p, w, NULL, &err), MOE_EP_ERR_NULL, "node_loads");
+#define BROKEN(field, value, status, arg)                                                           \
+    k = field;                                                                                      \
+    field = value;                                                                                  \
+    REFUSED(moe_ep_validate(&p, 0, NULL, &err), status, arg);                                       \
+    REFUSED(moe_ep_device_loads(&p, w, out, &err), status, arg);                                    \
+    x.current = &p;                                                                                 \
+    REFUSED(moe_ep_rebalance(&x, &other, NULL, NULL, &err), status, arg);                           \
+    REFUSED(moe_ep_plan_moves(&other, &p, 0, NULL, 0, &m, NULL, &err), status, arg);                \
+    REFUSED(moe_ep_eplb_arrays(&p, 8, NULL, NULL, NULL, &err), status, arg);                        \
+    field = k
+#define BROKEN_DEVICES(field, value, arg) BROKEN(field, value, MOE_EP_ERR_PLACEMENT, arg)
+    k = p.slot_start[0];
+    p.slot_start[0] = 1;
+    REFUSED(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.slot_start");
+    p.slot_start[0] = k;
+    p.slot_start[2] = 3;
+    REFUSED(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.slot_start");
+    p.slot_start[2] = 4;
+    p.slot_start[1] = -1;
+    REFUSED(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.slot_start");
+    p.slot_start[1] = 2;
+    BROKEN_DEVICES(p.device_node[1], -1, "p.device_node");
+    BROKEN_DEVICES(p.device_node[1], 2, "p.device_node");
+    BROKEN_DEVICES(p.slot_device[1], 1, "p.slot_device");
+    p.device_speed[1] = 0;
+    REFUSED(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.device_speed");
+    p.device_speed[1] = 1;
+    BROKEN(p.slot_expert[6], -2, MOE_EP_ERR_EXPERT_ID, "p.slot_expert");
+    BROKEN_DEVICES(p.replica_start[4], 1, "p.replica_start");
+    BROKEN_DEVICES(p.replica_start[7], 3, "p.replica_start");
+    BROKEN_DEVICES(p.replica_start[5], -1, "p.replica_start");
+    BROKEN_DEVICES(p.replica_start[5], 9, "p.replica_start");
+    BROKEN_DEVICES(p.replica_slot[5], -1, "p.replica_slot");
+    BROKEN_DEVICES(p.replica_slot[5], 4, "p.replica_slot");
+    BROKEN_DEVICES(p.replica_slot[5], 0, "p.replica_slot");
+#undef BROKEN
+#undef BROKEN_DEVICES
+    p.slot_expert[6] = -2;
+    REFUSED(moe_ep_placement_index(&p, &err), MOE_EP_ERR_EXPERT_ID, "p.slot_expert");
+    p.slot_expert[6] = 2;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, NULL), MOE_EP_OK);
+    placement_free(&p);
+    placement_free(&other);
+}
+
+/* An expert without an active copy matters where it has load; a layer behind it is looked at all the same. */
+TEST(lost_experts)
+{
+    const int32_t slots[8] = {0, 1, 0, 2, 0, 1, 0, 2};
+    double w[6] = {4, 0, 2, 4, 1, 2}, out[4];
+    moe_ep_shape s = shape_of(2, 4, 1);
+    moe_ep_placement p = placement_new(2, 3, &s), q = placement_new(2, 3, &s);
+    moe_ep_plan_result r[2];
+    moe_ep_rebalance_desc x;
+    moe_ep_error err;
+    memcpy(p.slot_expert, slots, sizeof slots);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.device_inactive[0] = 1; /* expert 1 is gone */
+    REFUSED(moe_ep_device_loads(&p, w, out, &err), MOE_EP_ERR_LOST_EXPERT, "p");
+    CHECK_I64(err.index, 4);
+    w[4] = 0;
+    CHECK_I64(moe_ep_device_loads(&p, w, out, &err), MOE_EP_OK);
+    CHECK(!(out[0] > 0) && !(out[2] > 0));
+    CHECK_NEAR(out[1], 6, 0, 0);
+    CHECK_I64(moe_ep_node_loads(&p, w, out, &err), MOE_EP_OK);
+    CHECK_NEAR(out[0], 6, 0, 0);
+    CHECK_NEAR(out[1], 6, 0, 0);
+    REFUSED(moe_ep_evaluate(&p, w, 1, r, NULL, &err), MOE_EP_ERR_SLOTS, "p");
+    p.replica_slot[5] = 5;
+    REFUSED(moe_ep_device_loads(&p, w, out, &err), MOE_EP_ERR_PLACEMENT, "p.replica_slot");
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    placement_free(&p);
+    placement_free(&q);
+    { /* back from nowhere: no link carries it */
+        const int32_t one[6] = {0, 1, 2, -1, 3, -1};
+        const double even[4] = {1, 1, 1, 1};
+        int32_t e, found = 0;
+        s = shape_of(3, 6, 1);
+        p = placement_new(1, 4, &s);
+        q = placement_new(1, 4, &s);
+        memcpy(p.slot_expert, one, sizeof one);
+        CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+        p.device_inactive[0] = 1;
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = even;
+        x.max_link_moves = 1;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&q, 0, NULL, NULL), MOE_EP_OK);
+        for (e = 2; e < 6; e++) found += q.slot_expert[e] == 0 || q.slot_expert[e] == 1;
+        CHECK_I64(found, 2);
+        CHECK_I64(r[0].moves, 2);
+        placement_free(&p);
+        placement_free(&q);
+    }
+}
+
+TEST(refused_loads_and_counts)
+{
+    const double w[4] = {1, 2, 3, 4}, most[2] = {0.4e280, 0.4e280}, over[2] = {0.6e280, 0.6e280};
+    const double steps[2] = {0, 0.9e280};
+    const double apart[2] = {0, 1e150};
+    const int32_t big[2] = {(1 << 30) - 1, 2}, two[4] = {2, 0, 1, 1}, minus[4] = {0, -1, 0, 0}, far[4] = {0, 1, 2, 0};
+    const uint8_t dead[2] = {1, 0};
+    const double speed[2] = {1, 2};
+    moe_ep_shape s = shape_of(2, 4, 1), bad = shape_of(0, 4, 1), half = shape_of(2, 8, 1);
+    moe_ep_placement p = placement_new(1, 4, &s);
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_bound_result b;
+    moe_ep_plan_result r;
+    moe_ep_place_desc d;
+    moe_ep_error err;
+    double out[4];
+    int32_t counts[4], device[8];
+    CHECK_I64(moe_ep_replicate(most, 2, 3, 0, counts, NULL, &err), MOE_EP_OK);
+    REFUSED(moe_ep_replicate(over, 2, 3, 0, counts, NULL, &err), MOE_EP_ERR_OVERFLOW, "loads");
+    REFUSED(moe_ep_replicate(NULL, 4, 5, 0, counts, NULL, &err), MOE_EP_ERR_NULL, "loads");
+    REFUSED(moe_ep_replicate(w, 4, 5, 0, NULL, NULL, &err), MOE_EP_ERR_NULL, "counts");
+    REFUSED(moe_ep_replicate(w, 0, 5, 0, counts, NULL, &err), MOE_EP_ERR_SIZE, "E");
+    REFUSED(moe_ep_replicate(w, 4, 5, 0, counts, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    REFUSED(moe_ep_window_loads(NULL, 1, 1, 4, 0, out, &err), MOE_EP_ERR_NULL, "loads");
+    REFUSED(moe_ep_window_loads(w, 1, 1, 4, 0, NULL, &err), MOE_EP_ERR_NULL, "out");
+    REFUSED(moe_ep_window_loads(w, 1, 0, 4, 0, out, &err), MOE_EP_ERR_SIZE, "L");
+    REFUSED(moe_ep_window_loads(w, 1, 1, 0, 0, out, &err), MOE_EP_ERR_SIZE, "E");
+    REFUSED(moe_ep_window_loads(w, 1, 1, 4, NAN, out, &err), MOE_EP_ERR_RANGE, "z");
+    REFUSED(moe_ep_window_loads(steps, 2, 1, 1, 1e100, out, &err), MOE_EP_ERR_OVERFLOW, "loads");
+    d = desc_of(1, 1, shape_of(1, 1, 1), steps);
+    d.num_steps = 2;
+    {
+        moe_ep_placement one = placement_new(1, 1, &d.shape);
+        d.risk_z = 1e100;
+        REFUSED(moe_ep_place_lpt(&d, &one, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW, "loads");
+        d.loads = apart;
+        d.risk_z = 1e131; /* 5e280: a number, but above 1e280 */
+        REFUSED(moe_ep_place_lpt(&d, &one, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW, "loads");
+        d.loads = steps;
+        d.risk_z = 0;
+        CHECK_I64(moe_ep_place_lpt(&d, &one, &r, NULL, &err), MOE_EP_OK);
+        CHECK_NEAR(r.max, 0.45e280, 1e-12, 0);
+        placement_free(&one);
+    }
+    REFUSED(moe_ep_lower_bound(NULL, 4, &s, &b, NULL, &err), MOE_EP_ERR_NULL, "loads");
+    REFUSED(moe_ep_lower_bound(w, 4, NULL, &b, NULL, &err), MOE_EP_ERR_NULL, "shape");
+    REFUSED(moe_ep_lower_bound(w, 4, &s, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    REFUSED(moe_ep_lower_bound(w, 0, &s, &b, NULL, &err), MOE_EP_ERR_SIZE, "E");
+    REFUSED(moe_ep_lower_bound(w, INT32_MAX, &s, &b, NULL, &err), MOE_EP_ERR_SIZE, "E");
+    REFUSED(moe_ep_lower_bound(w, 4, &bad, &b, NULL, &err), MOE_EP_ERR_SIZE, "shape.num_devices");
+    REFUSED(moe_ep_lower_bound(w, 4, &s, &b, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    half.inactive = dead;
+    half.speed = speed;
+    CHECK_I64(moe_ep_lower_bound(w, 4, &half, &b, NULL, &err), MOE_EP_OK); /* all 10 on the device of speed 2 */
+    CHECK_NEAR(b.value, 5, 1e-12, 0);
+    if (t_subnormals()) { /* levels with next to no numbers between them */
+        const double tiny[2] = {3 * 4.9406564584124654e-324, 4.9406564584124654e-324};
+        bad = shape_of(2, 3, 1);
+        CHECK_I64(moe_ep_lower_bound(tiny, 2, &bad, &b, NULL, &err), MOE_EP_OK);
+        CHECK(b.value >= b.mean && b.value <= 3 * 4.9406564584124654e-324);
+    }
+    REFUSED(moe_ep_lpt(w, INT32_MAX, 2, device, NULL, &err), MOE_EP_ERR_SIZE, "E");
+    REFUSED(moe_ep_lpt(w, 4, 2, device, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    REFUSED(moe_ep_lpt_replicas(w, 4, two, 2, device, NULL, &err), MOE_EP_ERR_RANGE, "counts");
+    CHECK_I64(err.index, 1);
+    REFUSED(moe_ep_lpt_replicas(w, 2, big, INT32_MAX, device, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts");
+    CHECK_I64(err.index, 1);
+    REFUSED(moe_ep_devices_placement(NULL, NULL, &p, &err), MOE_EP_ERR_NULL, "device_of_replica");
+    REFUSED(moe_ep_devices_placement(minus, NULL, &p, &err), MOE_EP_ERR_DEVICE_ID, "device_of_replica");
+    REFUSED(moe_ep_devices_placement(far, NULL, &p, &err), MOE_EP_ERR_DEVICE_ID, "device_of_replica");
+    CHECK_I64(err.index, 2);
+    REFUSED(moe_ep_devices_placement(far, two, &p, &err), MOE_EP_ERR_RANGE, "counts");
+    d = desc_of(1, 4, s, w);
+    CHECK_I64(moe_ep_place_lpt(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+    REFUSED(moe_ep_evaluate(NULL, w, 1, &r, NULL, &err), MOE_EP_ERR_NULL, "p");
+    REFUSED(moe_ep_evaluate(&p, w, 1, &r, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    memset(out, 0, sizeof out);
+    CHECK_I64(moe_ep_evaluate(&p, out, 1, &r, NULL, &err), MOE_EP_OK); /* no load: all even */
+    CHECK_NEAR(r.imbalance, 1, 0, 0);
+    CHECK_NEAR(r.node_imbalance, 1, 0, 0);
+    CHECK_NEAR(r.gap, 0, 0, 0);
+    placement_free(&p);
+}
+
+/* out that was laid out for something else, in every way; and shapes that leave devices out. */
+TEST(planners_and_their_output)
+{
+    const double w[6] = {1, 2, 3, 4, 5, 6};
+    const int32_t lop[3] = {1, 3, 2}, want[6] = {-1, -1, -1, -1, -1, -1};
+    const uint8_t dead[3] = {0, 1, 0};
+    moe_ep_place_desc d = desc_of(1, 5, shape_of(3, 6, 1), w);
+    moe_ep_placement p = placement_new(1, 5, &d.shape), q;
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 5; i++) {
+        int32_t *field[5];
+        q = p;
+        field[0] = &q.num_layers, field[1] = &q.num_experts, field[2] = &q.num_devices, field[3] = &q.num_nodes;
+        field[4] = &q.num_slots;
+        *field[i] += 1;
+        REFUSED(moe_ep_place_round_robin(&d, &q, NULL, NULL, &err), MOE_EP_ERR_SIZE, "out");
+        CHECK(memcmp(p.slot_expert, want, sizeof want) == 0);
+    }
+    memset(&q, 0, sizeof q);
+    REFUSED(moe_ep_place_lpt(&d, &q, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    REFUSED(moe_ep_place_lpt(&d, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    REFUSED(moe_ep_place_lpt(NULL, &p, NULL, NULL, &err), MOE_EP_ERR_NULL, "desc");
+    d.shape.slots_per_device = lop;
+    d.shape.num_slots = 0;
+    REFUSED(moe_ep_place_lpt(&d, &p, NULL, NULL, &err), MOE_EP_ERR_SIZE, "out");
+    placement_free(&p);
+    { /* slots 1 3 2: five experts round robin, and blocks floor(e*3/5) = 2 2 1 that do not fit */
+        const int32_t robin[6] = {0, 1, 3, -1, 2, 4}, blocks[6] = {0, 1, 2, -1, 3, 4};
+        p = placement_new(1, 5, &d.shape);
+        CHECK_I64(moe_ep_place_round_robin(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(p.slot_expert, robin, sizeof robin) == 0);
+        CHECK_I64(moe_ep_place_contiguous(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(p.slot_expert, blocks, sizeof blocks) == 0);
+        placement_free(&p);
+    }
+    d = desc_of(1, 4, shape_of(3, 6, 1), w);
+    d.shape.inactive = dead;
+    p = placement_new(1, 4, &d.shape);
+    CHECK_I64(moe_ep_place_round_robin(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+    {
+        const int32_t robin[6] = {0, 2, -1, -1, 1, 3};
+        CHECK(memcmp(p.slot_expert, robin, sizeof robin) == 0);
+    }
+    placement_free(&p);
+    d = desc_of(1, 6, shape_of(3, 6, 2), w);
+    d.num_groups = 2;
+    p = placement_new(1, 6, &d.shape);
+    REFUSED(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG, "desc.shape.num_nodes");
+    placement_free(&p);
+    {
+        const double huge[6] = {1, 4e38, 1, 1, 1, 1};
+        d = desc_of(1, 6, shape_of(3, 6, 1), huge);
+        p = placement_new(1, 6, &d.shape);
+        REFUSED(moe_ep_place_trtllm(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE, "loads");
+        CHECK_I64(err.index, 1);
+        placement_free(&p);
+    }
+}
+
+/* PyTorch's float32 sum of n numbers, strands of blocks of 16 spelled out; n / lanes / 4 below 2^16. */
+static float cascade_sum(const double *x, int n)
+{
+    float part[4][8] = {{0}}, sum = 0;
+    int lanes = n < 8 ? 1 : 8, rows = n / lanes, deep = rows / 4, i, k, lane;
+    for (k = 0; k < 4; k++)
+        for (lane = 0; lane < lanes; lane++) {
+            float a[4] = {0, 0, 0, 0};
+            for (i = 0; i < deep; i++) {
+                a[0] = a[0] + (float)x[(4 * i + k) * lanes + lane];
+                if ((i + 1) % 16 == 0) a[1] = a[1] + a[0], a[0] = 0;
+                if ((i + 1) % 256 == 0) a[2] = a[2] + a[1], a[1] = 0;
+                if ((i + 1) % 4096 == 0) a[3] = a[3] + a[2], a[2] = 0;
+            }
+            part[k][lane] = ((a[0] + a[1]) + a[2]) + a[3];
+        }
+    for (i = 4 * deep; i < rows; i++)
+        for (lane = 0; lane < lanes; lane++) part[0][lane] = part[0][lane] + (float)x[i * lanes + lane];
+    for (i = rows * lanes; i < n; i++) sum = sum + (float)x[i];
+    for (i = 0; i < lanes; i++) sum = sum + (((part[0][i] + part[1][i]) + part[2][i]) + part[3][i]);
+    return sum;
+}
+
+/* Groups of the same loads in another order differ by the rounding of their sums only, which decides their nodes. */
+TEST(sums_of_large_groups)
+{
+    static const int sizes[6] = {5, 7, 600, 2100, 9000, 33000};
+    uint64_t s = t_seed;
+    int k, g, i;
+    for (k = 0; k < 6; k++) {
+        int n = sizes[k], E = 4 * n, pack[4], rank[4];
+        double *w = (double *)t_alloc(sizeof(double) * (size_t)E);
+        float sum[4];
+        moe_ep_place_desc d;
+        moe_ep_placement p;
+        for (i = 0; i < n; i++) w[i] = 1000 * t_unit(&s);
+        for (g = 1; g < 4; g++) {
+            memcpy(w + g * n, w, sizeof(double) * (size_t)n);
+            for (i = n - 1; i > 0; i--) {
+                int j = (int)t_below(&s, i + 1);
+                double keep = w[g * n + i];
+                w[g * n + i] = w[g * n + j];
+                w[g * n + j] = keep;
+            }
+        }
+        for (g = 0; g < 4; g++) sum[g] = cascade_sum(w + g * n, n);
+        naive_pack(sum, 4, 2, pack, rank);
+        d = desc_of(1, E, shape_of(2 * n, E, 2), w);
+        d.num_groups = 4;
+        (void)plan_one(moe_ep_place_eplb, &d, &p, NULL);
+        for (g = 0; g < 4; g++) /* the first expert of each group stands for it */
+            CHECK_I64(p.device_node[p.slot_device[p.replica_slot[p.replica_start[g * n]]]], pack[g]);
+        placement_free(&p);
+        free(w);
+        STOP_IF_FAILED("group of %d", n);
+    }
+}
+
+TEST(refused_eplb_maps)
+{
+    const int32_t map[4] = {0, 1, 0, -1}, cnt[2] = {2, 1}, few[2] = {1, 1};
+    const int32_t wild[4] = {0, 1, -2, 0}, high[4] = {0, 1, 2, 0};
+    const int32_t fine[4] = {2, 0, 1, -1}, same[4] = {2, 2, 1, -1}, one[4] = {2, -1, 1, -1}, none[4] = {2, -3, 1, -1};
+    const int32_t beyond[4] = {2, 4, 1, -1}, other[4] = {2, 1, 1, -1};
+    moe_ep_shape s = shape_of(2, 4, 1);
+    moe_ep_placement p = placement_new(1, 2, &s);
+    int32_t phy[4], log[4], got[2];
+    moe_ep_error err;
+    CHECK_I64(moe_ep_placement_from_eplb(map, fine, 2, cnt, &p, &err), MOE_EP_OK);
+    CHECK(p.replica_slot[0] == 2 && p.replica_slot[1] == 0 && p.replica_slot[2] == 1);
+    REFUSED(moe_ep_placement_from_eplb(wild, NULL, 0, NULL, &p, &err), MOE_EP_ERR_EXPERT_ID, "phy2log");
+    REFUSED(moe_ep_placement_from_eplb(high, NULL, 0, NULL, &p, &err), MOE_EP_ERR_EXPERT_ID, "phy2log");
+    REFUSED(moe_ep_placement_from_eplb(map, fine, 0, NULL, &p, &err), MOE_EP_ERR_SIZE, "X");
+    REFUSED(moe_ep_placement_from_eplb(map, NULL, 0, few, &p, &err), MOE_EP_ERR_PLACEMENT, "logcnt");
+    REFUSED(moe_ep_placement_from_eplb(map, same, 2, cnt, &p, &err), MOE_EP_ERR_PLACEMENT, "log2phy");
+    CHECK_STR(err.what, "names a slot twice");
+    REFUSED(moe_ep_placement_from_eplb(map, one, 2, cnt, &p, &err), MOE_EP_ERR_PLACEMENT, "log2phy");
+    CHECK_STR(err.what, "does not list every replica");
+    REFUSED(moe_ep_placement_from_eplb(map, none, 2, NULL, &p, &err), MOE_EP_ERR_PLACEMENT, "log2phy");
+    REFUSED(moe_ep_placement_from_eplb(map, beyond, 2, NULL, &p, &err), MOE_EP_ERR_PLACEMENT, "log2phy");
+    REFUSED(moe_ep_placement_from_eplb(map, other, 2, NULL, &p, &err), MOE_EP_ERR_PLACEMENT, "log2phy");
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_eplb_arrays(&p, 2, phy, log, got, &err), MOE_EP_OK); /* untouched by all that */
+    CHECK(memcmp(phy, map, sizeof map) == 0 && memcmp(log, fine, sizeof fine) == 0);
+    CHECK(memcmp(got, cnt, sizeof cnt) == 0);
+    REFUSED(moe_ep_eplb_arrays(&p, 1, phy, log, got, &err), MOE_EP_ERR_SIZE, "X");
+    CHECK_I64(moe_ep_placement_from_eplb(map, NULL, 0, NULL, &p, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_from_eplb(map, NULL, 0, cnt, &p, &err), MOE_EP_OK);
+    CHECK(p.replica_slot[0] == 0 && p.replica_slot[1] == 2);
+    placement_free(&p);
+}
+
+/* Experts that change their slot on a device need no transfer; renaming keeps to what the flags and devices allow. */
+TEST(moves_and_names)
+{
+    const int32_t a[8] = {0, 1, 2, 3, 4, 5, 6, 7}, b[8] = {1, 0, 3, 2, 4, -1, 7, 6}, c[8] = {2, 3, 0, 1, 6, 7, 4, 5};
+    const int32_t nodes_kept[8] = {0, 1, 2, 3, 4, 5, 6, 7}, swapped[8] = {1, 0, 3, 2, 5, 4, 7, 6};
+    const int32_t far[8] = {4, 5, 6, 7, 0, 1, 2, 3};
+    moe_ep_shape s = shape_of(4, 8, 2);
+    moe_ep_placement p = placement_new(1, 8, &s), q = placement_new(1, 8, &s);
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0), tight;
+    moe_ep_moves_result m;
+    moe_ep_move move[8];
+    moe_ep_error err;
+    void *buf;
+    int i;
+    memcpy(p.slot_expert, a, sizeof a);
+    memcpy(q.slot_expert, b, sizeof b);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&p, &q, 5, NULL, 0, &m, NULL, &err), MOE_EP_OK);
+    CHECK(m.moves == 0 && m.slot_changes == 6 && m.unchanged == 1 && m.rounds == 0 && m.lost == 0);
+    REFUSED(moe_ep_plan_moves(&p, &q, NAN, NULL, 0, &m, NULL, &err), MOE_EP_ERR_RANGE, "expert_bytes");
+    REFUSED(moe_ep_plan_moves(&p, &q, 0, NULL, -1, &m, NULL, &err), MOE_EP_ERR_SIZE, "capacity");
+    REFUSED(moe_ep_plan_moves(&p, &q, 0, NULL, 0, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    REFUSED(moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    memcpy(q.slot_expert, "\2\0\0\0\2\0\0\0\0\0\0\0\1\0\0\0", 16); /* expert 2 twice on device 0: sent once */
+    CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&p, &q, 5, NULL, 0, &m, NULL, &err), MOE_EP_OK);
+    CHECK(m.moves == 3 && m.slot_changes == 3 && m.max_in == 2 && m.max_out == 2 && m.rounds == 2);
+    CHECK_NEAR(m.bytes, 15, 0, 0);
+    memcpy(q.slot_expert, c, sizeof c);
+    CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&p, &q, 0, move, 8, NULL, NULL, &err), MOE_EP_OK); /* the moves alone */
+    for (i = 0; i < 8; i++) CHECK(move[i].round >= 0 && move[i].round < 2 && move[i].from_device == (i / 2 ^ 1));
+    REFUSED(moe_ep_plan_moves(&p, &q, 0, move, 7, &m, NULL, &err), MOE_EP_ERR_SIZE, "capacity");
+    CHECK_NEAR(err.value, 8, 0, 0);
+    (void)moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, &none, &err);
+    buf = t_alloc(none.need);
+    tight = moe_ep_scratch_fixed(buf, none.need); /* enough to count, not to schedule */
+    CHECK_I64(moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, &tight, &err), MOE_EP_OK);
+    REFUSED(moe_ep_plan_moves(&p, &q, 0, move, 8, &m, &tight, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    free(buf);
+    REFUSED(moe_ep_relabel(&p, &q, 0, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+#define RELABELLED(contents, flags, wanted)                                                         \
+    memcpy(q.slot_expert, contents, sizeof a);                                                      \
+    CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);                                         \
+    CHECK_I64(moe_ep_relabel(&p, &q, flags, NULL, &err), MOE_EP_OK);                                \
+    CHECK(memcmp(q.slot_expert, wanted, sizeof a) == 0)
+    RELABELLED(swapped, MOE_EP_RELABEL_SLOTS_ONLY, a);  /* devices keep theirs, slots stay */
+    RELABELLED(c, MOE_EP_RELABEL_SLOTS_ONLY, c);
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, nodes_kept);
+    RELABELLED(far, MOE_EP_RELABEL_KEEP_NODES, far);    /* across nodes: not allowed */
+    RELABELLED(far, 0, a);
+    q.device_speed[0] = 2; /* no other device is like it */
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    q.device_speed[0] = 1;
+    q.device_speed[1] = 2;
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    q.device_speed[1] = 1;
+    q.device_inactive[0] = 1;
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    q.device_inactive[0] = 0;
+    p.device_inactive[0] = p.device_inactive[1] = 1; /* lost today: nothing can be kept there */
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+#undef RELABELLED
+    placement_free(&p);
+    placement_free(&q);
+}
+
+TEST(refused_copies_and_budgets)
+{
+    const double w[8] = {100, 10, 10, 10, 10, 10, 10, 10};
+    const uint8_t dead[4] = {1, 1, 1, 1}, last[4] = {0, 0, 0, 1};
+    const int32_t layer[1] = {4};
+    const int64_t extra[1] = {1};
+    moe_ep_place_desc d = desc_of(1, 4, shape_of(4, 8, 1), w), bad;
+    moe_ep_copies_desc c, good;
+    moe_ep_copies_point curve[5];
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_error err;
+    int32_t fewest = 7, slots[2];
+    memset(&good, 0, sizeof good);
+    good.place = d;
+    good.max_extra = 4;
+    REFUSED(moe_ep_min_copies(NULL, NULL, &fewest, NULL, &err), MOE_EP_ERR_NULL, "desc");
+    REFUSED(moe_ep_min_copies(&good, NULL, &fewest, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+#define COPIES(change, status, arg)                                                                 \
+    c = good;                                                                                       \
+    change;                                                                                         \
+    REFUSED(moe_ep_min_copies(&c, curve, &fewest, NULL, &err), status, arg)
+    COPIES(c.place.num_experts = 0, MOE_EP_ERR_SIZE, "desc.place.num_experts");
+    COPIES(c.step = -1, MOE_EP_ERR_RANGE, "desc.step");
+    COPIES(c.target = NAN, MOE_EP_ERR_RANGE, "desc.target");
+    COPIES(c.target = -1, MOE_EP_ERR_RANGE, "desc.target");
+    COPIES(c.expert_bytes = NAN, MOE_EP_ERR_RANGE, "desc.expert_bytes");
+    COPIES(c.expert_bytes = -1, MOE_EP_ERR_RANGE, "desc.expert_bytes");
+    COPIES(c.place.layer_slots = layer, MOE_EP_ERR_CONFIG, "desc.place.layer_slots");
+    COPIES(c.place.shape.num_devices = 0, MOE_EP_ERR_SIZE, "shape.num_devices");
+    COPIES(c.place.shape.inactive = dead, MOE_EP_ERR_SLOTS, "desc.place.shape");
+    COPIES(c.place.risk_z = -1, MOE_EP_ERR_RANGE, "desc.risk_z");
+    COPIES(c.place.max_replicas = -1, MOE_EP_ERR_RANGE, "desc.max_replicas"); /* the planner says so */
+    COPIES(c.place.loads = NULL, MOE_EP_ERR_NULL, "desc.loads");
+#undef COPIES
+    CHECK_I64(fewest, 7);
+    c = good; /* three devices are up: 4 experts, then 5 .. 8 slots on them */
+    c.place.shape.inactive = last;
+    c.target = 1.4;
+    c.expert_bytes = 2;
+    CHECK_I64(moe_ep_min_copies(&c, curve, NULL, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(curve[0].worst, 100 / (130.0 / 3), 1e-12, 0);
+    CHECK_NEAR(curve[1].worst, 60 / (130.0 / 3), 1e-12, 0);
+    CHECK_NEAR(curve[4].bytes, 8, 0, 0);
+    CHECK_I64(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK_I64(fewest, 1 + !(curve[1].worst <= 1.4) * (curve[2].worst <= 1.4 ? 1 : 2));
+    c = good; /* EPLB: steps of as many slots as devices; the first layer is the worse one */
+    c.place.num_layers = 2;
+    c.place.loads = w;
+    c.policy = MOE_EP_PLACE_EPLB_GLOBAL;
+    c.target = 4;
+    CHECK_I64(moe_ep_min_copies(&c, curve, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK(curve[0].extra == 0 && curve[1].extra == 4);
+    CHECK_NEAR(curve[0].worst, 100 / 32.5, 1e-12, 0);
+    CHECK_NEAR(curve[0].mean, (100 / 32.5 + 1) / 2, 1e-12, 0);
+    CHECK_NEAR(curve[0].max_sum, 110, 1e-12, 0);
+    CHECK_I64(fewest, 0);
+    c.step = 8; /* beyond max_extra: one point */
+    c.target = 0;
+    CHECK_I64(moe_ep_min_copies(&c, curve + 1, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK_I64(fewest, -1);
+    CHECK(curve[1].extra == 0 && !(curve[1].worst > curve[0].worst) && !(curve[1].worst < curve[0].worst));
+    REFUSED(moe_ep_replica_budget_row(NULL, extra, 1, slots, NULL, &err), MOE_EP_ERR_NULL, "desc");
+    REFUSED(moe_ep_replica_budgets(&d, 1, slots, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+#define BUDGET(change, status, arg)                                                                 \
+    bad = d;                                                                                        \
+    change;                                                                                         \
+    REFUSED(moe_ep_replica_budgets(&bad, 1, slots, NULL, &err), status, arg)
+    BUDGET(bad.num_layers = 0, MOE_EP_ERR_SIZE, "desc.num_layers");
+    BUDGET(bad.num_experts = 0, MOE_EP_ERR_SIZE, "desc.num_experts");
+    BUDGET(bad.layer_slots = layer, MOE_EP_ERR_CONFIG, "desc.layer_slots");
+    BUDGET(bad.shape.num_devices = 0, MOE_EP_ERR_SIZE, "shape.num_devices");
+    BUDGET(bad.loads = NULL, MOE_EP_ERR_NULL, "desc.loads");
+    BUDGET(bad.max_replicas = -1, MOE_EP_ERR_RANGE, "desc.max_replicas");
+    BUDGET((bad.num_steps = 2, bad.risk_z = -1), MOE_EP_ERR_RANGE, "desc.risk_z");
+    BUDGET((bad.num_steps = 2, bad.risk_z = 1e308), MOE_EP_ERR_OVERFLOW, "loads");
+#undef BUDGET
+    bad = d; /* two steps merged into 55 10 10 10; the fourth device is down */
+    bad.num_steps = 2;
+    bad.shape.inactive = last;
+    CHECK_I64(moe_ep_replica_budgets(&bad, 1, slots, NULL, &err), MOE_EP_OK);
+    CHECK_I64(slots[0], 5);
+}
+
+/* What best_placement and rebalance refuse, and options that meet. */
+TEST(refused_options)
+{
+    const double w[6] = {9, 8, 7, 6, 5, 4}, huge[6] = {4e38, 1, 1, 1, 1, 1};
+    const int32_t low[6] = {-1, -2, -1, -1, -1, -1}, high[6] = {-1, 4, -1, -1, -1, -1};
+    const int32_t down[6] = {-1, 3, -1, -1, -1, -1};
+    const int32_t layer[1] = {6}, minus[6] = {0, 0, 0, -1, 1, 1}, beyond[6] = {0, 0, 0, 2, 1, 1};
+    const int32_t fine[6] = {0, 0, 0, 1, 1, 1}, full[6] = {0, 0, 0, 0, 0, 0};
+    const int32_t odd[1] = {7}, stay[6] = {0, 1, 2, 3, -1, -1};
+    const uint8_t dead[4] = {0, 0, 0, 1}, first[4] = {1, 0, 0, 0};
+    int64_t pairs[36] = {0};
+    moe_ep_place_desc d = desc_of(1, 6, shape_of(4, 12, 2), w), bad;
+    moe_ep_placement p = placement_new(1, 6, &d.shape), q = placement_new(1, 6, &d.shape);
+    moe_ep_rebalance_desc x, y;
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    int i;
+#define BEST(change, status, arg)                                                                   \
+    bad = d;                                                                                        \
+    change;                                                                                         \
+    REFUSED(moe_ep_best_placement(&bad, &p, NULL, NULL, &err), status, arg)
+    BEST(bad.pinned = low, MOE_EP_ERR_DEVICE_ID, "desc.pinned");
+    BEST(bad.pinned = high, MOE_EP_ERR_DEVICE_ID, "desc.pinned");
+    BEST((bad.pinned = down, bad.shape.inactive = dead), MOE_EP_ERR_INFEASIBLE, "desc.pinned");
+    d.coactivation = pairs;
+    BEST(bad.coactivation_slack = NAN, MOE_EP_ERR_RANGE, "desc.coactivation_slack");
+    BEST(bad.coactivation_slack = -1, MOE_EP_ERR_RANGE, "desc.coactivation_slack");
+    d.coactivation = NULL;
+    d.node_soft = 1;
+    d.home_node = fine;
+    BEST(bad.max_off_node = NAN, MOE_EP_ERR_RANGE, "desc.max_off_node");
+    BEST(bad.max_off_node = -0.1, MOE_EP_ERR_RANGE, "desc.max_off_node");
+    BEST(bad.max_off_node = 1.1, MOE_EP_ERR_RANGE, "desc.max_off_node");
+    BEST(bad.layer_slots = layer, MOE_EP_ERR_CONFIG, "desc.node_soft");
+    BEST(bad.home_node = minus, MOE_EP_ERR_RANGE, "desc.home_node");
+    BEST(bad.home_node = beyond, MOE_EP_ERR_RANGE, "desc.home_node");
+    BEST((bad.home_node = NULL, bad.num_groups = 0), MOE_EP_ERR_CONFIG, "desc.num_groups");
+    BEST((bad.home_node = NULL, bad.num_groups = 4), MOE_EP_ERR_CONFIG, "desc.num_groups");
+    BEST((bad.home_node = NULL, bad.num_groups = 3), MOE_EP_ERR_CONFIG, "desc.num_groups");
+    BEST((bad.home_node = full, bad.shape.num_slots = 8, bad.shape.num_slots = 12, bad.shape.inactive = dead),
+         MOE_EP_OK, "");
+    CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 36; i++) pairs[i] = i % 7;
+    BEST((bad.coactivation = pairs, bad.coactivation_slack = 0.5), MOE_EP_OK, ""); /* partners stay on their node */
+    for (i = 0; i < 12; i++)
+        if (p.slot_expert[i] >= 0) CHECK_I64(p.device_node[p.slot_device[i]], fine[p.slot_expert[i]]);
+#undef BEST
+    d.node_soft = 0;
+    d.home_node = NULL;
+    bad = d; /* fewer slots than there are, on three devices */
+    bad.shape.inactive = dead;
+    bad.layer_slots = layer;
+    CHECK_I64(moe_ep_best_placement(&bad, &p, &r, NULL, &err), MOE_EP_OK);
+    CHECK_I64(r.slots_used, 6);
+    CHECK_NEAR(r.max, 13, 0, 0); /* 9 4 | 8 5 | 7 6 */
+    bad.shape.inactive = first;
+    bad.layer_slots = odd; /* the odd copy belongs to the first device that is up */
+    CHECK_I64(moe_ep_best_placement(&bad, &p, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.max, 13, 0, 0);
+    CHECK(r.slots_used <= 7 && p.slot_expert[0] < 0 && p.slot_expert[8] < 0 && p.slot_expert[11] < 0);
+    bad = d; /* partners that are pinned stay where they are */
+    bad.pinned = stay;
+    bad.coactivation = pairs;
+    bad.coactivation_slack = 2;
+    CHECK_I64(moe_ep_best_placement(&bad, &p, &r, NULL, &err), MOE_EP_OK);
+    CHECK(r.max <= 39.0 / 4 * 3);
+    for (i = 0; i < 6; i++) {
+        int k, found = stay[i] < 0;
+        for (k = p.replica_start[i]; k < p.replica_start[i + 1]; k++)
+            found |= p.slot_device[p.replica_slot[k]] == stay[i];
+        CHECK(found);
+    }
+    bad = d;
+    bad.loads = huge; /* beyond float32, and so beyond EPLB */
+    CHECK_I64(moe_ep_best_placement(&bad, &p, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.max, 1e38, 1e-3, 0);
+    CHECK_I64(moe_ep_place_lpt(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+    memset(&x, 0, sizeof x);
+    x.current = &p;
+    x.loads = w;
+#define REBALANCE(change, status, arg)                                                              \
+    y = x;                                                                                          \
+    change;                                                                                         \
+    REFUSED(moe_ep_rebalance(&y, &q, NULL, NULL, &err), status, arg)
+    REBALANCE(y.target = -1, MOE_EP_ERR_RANGE, "desc.target");
+    REBALANCE(y.max_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+    REBALANCE(y.max_layer_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+    REBALANCE(y.max_device_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+    REBALANCE(y.max_link_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+#undef REBALANCE
+    REFUSED(moe_ep_rebalance(&x, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
+    REFUSED(moe_ep_rebalance(&x, &q, NULL, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
+    placement_free(&p);
+    placement_free(&q);
+}
+#undef REFUSED
 
 /* A device dies: the expert that lived only there is named, and put back by rebalance. */
 TEST(dead_rank)

@@ -2427,4 +2427,509 @@ TEST(weights_compare_example_and_errors)
     CHECK_NEAR(r.mean_sum_a, 1.0, 1e-7, 0.0);
 }
 
+/* More rows than one pass of the vector kernels takes at a time, and rests of every length. */
+TEST(rows_in_pieces)
+{
+    enum { T = 37, MOST = 1024 };
+    static const int32_t experts[] = {1024, 512, 256, 160, 64};
+    static float logits[T * MOST], bias[MOST], w[2][T * 8];
+    static int32_t ids[2][T * 8];
+    const int best = (int)moe_ep_isa_best();
+    uint64_t s = t_seed + 77;
+    size_t i;
+    int round, isa;
+    for (round = 0; round < 40; round++) {
+        const int32_t E = experts[round % 5];
+        const int64_t rows = round < 10 ? T : 1 + t_below(&s, T);
+        moe_ep_router r = moe_ep_router_megatron_sigmoid(E, 8);
+        for (i = 0; i < (size_t)(rows * E); i++) logits[i] = (float)(6.0 * t_unit(&s) - 3.0);
+        for (i = 0; i < (size_t)E; i++) bias[i] = (float)t_unit(&s) * 0.1f;
+        r.select_bias = round % 2 ? bias : NULL;
+        r.n_group = round % 3 == 0 ? 4 : 0;
+        r.topk_group = 2;
+        r.group_top_m = 2;
+        r.isa_max = MOE_EP_ISA_PORTABLE;
+        CHECK_I64(moe_ep_route(&r, logits, rows, NULL, ids[0], w[0], NULL), MOE_EP_OK);
+        for (isa = (int)MOE_EP_ISA_AVX2; isa <= best; isa++) {
+            r.isa_max = (moe_ep_isa)isa;
+            memset(ids[1], -1, sizeof ids[1]);
+            CHECK_I64(moe_ep_route(&r, logits, rows, NULL, ids[1], w[1], NULL), MOE_EP_OK);
+            CHECK(memcmp(ids[0], ids[1], sizeof(int32_t) * (size_t)rows * 8) == 0);
+            CHECK(memcmp(w[0], w[1], sizeof(float) * (size_t)rows * 8) == 0);
+        }
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* A limit above what the machine has: the best that it has. */
+TEST(kernels_that_are_not_here)
+{
+    enum { E = 48, K = 4, T = 20 };
+    float logits[T * E], w[2][T * K];
+    int32_t ids[2][T * K], i, isa;
+    uint64_t s = t_seed + 78;
+    moe_ep_router r = moe_ep_router_mixtral(E, K);
+    for (i = 0; i < T * E; i++) logits[i] = (float)(6.0 * t_unit(&s) - 3.0);
+    r.isa_max = MOE_EP_ISA_PORTABLE;
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids[0], w[0], NULL), MOE_EP_OK);
+    for (isa = (int)MOE_EP_ISA_AUTO; isa <= (int)MOE_EP_ISA_AVX512; isa++) {
+        r.isa_max = (moe_ep_isa)isa;
+        CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids[1], w[1], NULL), MOE_EP_OK);
+        CHECK(memcmp(ids[0], ids[1], sizeof ids[0]) == 0);
+        CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0);
+    }
+}
+
+/* Two groups of more experts than one block: the weights are the softmax of the chosen logits wherever they stand. */
+TEST(chosen_logits_of_either_block)
+{
+    enum { E = 2400, K = 3 };
+    static float logits[E];
+    float w[K];
+    int32_t ids[K], first, j;
+    uint64_t s = t_seed + 79;
+    int round;
+    for (round = 0; round < 8; round++) {
+        moe_ep_router r = moe_ep_router_mixtral(E, K);
+        double sum = 0.0;
+        for (j = 0; j < E; j++) logits[j] = (float)t_unit(&s);
+        first = round % 2 ? E / 2 + 900 : 10; /* in this group are the best */
+        for (j = 0; j < K; j++) logits[first + 3 * j] = 5.0f - (float)j;
+        r.weight = MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED;
+        r.n_group = round < 4 ? 2 : 0;
+        r.topk_group = 1;
+        r.isa_max = round % 4 < 2 ? MOE_EP_ISA_PORTABLE : MOE_EP_ISA_AUTO;
+        CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        for (j = 0; j < K; j++) sum += exp(-(double)j);
+        for (j = 0; j < K; j++) {
+            CHECK_I64(ids[j], first + 3 * j);
+            CHECK_NEAR(w[j], exp(-(double)j) / sum, 1e-6, 0.0);
+        }
+    }
+}
+
+/* Norms of any order, and factors of either sign, in every kernel. */
+TEST(norms_and_scales_by_hand)
+{
+    static const float orders[] = {0.0f, 1.0f, 0.5f, 2.0f, 3.0f}, scales[] = {0.0f, 2.0f, -1.5f};
+    const float logits[4] = {0.5f, 2.0f, -1.0f, 1.0f};
+    float w[2];
+    int32_t ids[2];
+    int p, f, isa;
+    for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++)
+        for (p = 0; p < 5; p++)
+            for (f = 0; f < 3; f++) {
+                const double total = exp(0.5) + exp(2.0) + exp(-1.0) + exp(1.0), a = exp(2.0) / total,
+                             b = exp(1.0) / total, q = orders[p] > 0.0f ? (double)orders[p] : 1.0,
+                             norm = pow(pow(a, q) + pow(b, q), 1.0 / q), by = f == 0 ? 1.0 : (double)scales[f];
+                moe_ep_router r = moe_ep_router_qwen3(4, 2);
+                r.renorm = 1;
+                r.renorm_p = orders[p];
+                r.scale = scales[f];
+                r.isa_max = (moe_ep_isa)isa;
+                CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+                CHECK(ids[0] == 1 && ids[1] == 3);
+                CHECK_NEAR(w[0], a / norm * by, 2e-6, 0.0);
+                CHECK_NEAR(w[1], b / norm * by, 2e-6, 0.0);
+            }
+}
+
+/* All logits 0: no distance can be told, nothing is masked. */
+TEST(sparsemixer_without_differences)
+{
+    const float zero[4] = {0.0f, 0.0f, 0.0f, 0.0f}, holes[4] = {-INFINITY, 0.0f, -INFINITY, 0.0f};
+    float w[2];
+    int32_t ids[2];
+    moe_ep_router r = moe_ep_router_phimoe(4, 2);
+    CHECK_I64(moe_ep_route(&r, zero, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 1);
+    CHECK_NEAR(w[0], 1.0 / 4.0, 1e-6, 0.0);
+    CHECK_NEAR(w[1], 1.0 / 3.0, 1e-6, 0.0);
+    CHECK_I64(moe_ep_route(&r, holes, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 1 && ids[1] == 3);
+    CHECK_NEAR(w[0], 1.0 / 2.0, 1e-6, 0.0);
+    CHECK_NEAR(w[1], 1.0, 1e-6, 0.0);
+}
+
+TEST(rows_far_apart_and_ids_alone)
+{
+    enum { T = 9 };
+    float logits[T * 3], keys[T * 3], w[2];
+    int32_t table[T * 2], ids[2 * T], one[2], i;
+    uint64_t s = t_seed + 80;
+    moe_ep_router r = moe_ep_router_mixtral(3, 2);
+    moe_ep_error err;
+    for (i = 0; i < T * 3; i++) {
+        logits[i] = (float)t_unit(&s);
+        keys[i] = (float)((i * 7) % 3);
+    }
+    for (i = 0; i < T * 2; i++) table[i] = (int32_t)t_below(&s, 4) - 1;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    r.logits_stride = ((int64_t)1 << 26) + 1; /* one row: nothing is read behind it */
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, one, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == one[0] && ids[1] == one[1]);
+    r = moe_ep_router_hash(3, 2); /* ids from a table need no logits */
+    r.table = table;
+    r.table_rows = T;
+    CHECK_I64(moe_ep_route(&r, NULL, T, NULL, ids, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < 2 * T; i++) CHECK_I64(ids[i], table[i]);
+    r = moe_ep_router_qwen3(3, 2);
+    r.select = MOE_EP_SELECT_KEYS;
+    r.keys = keys;
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < T; i++) CHECK(keys[3 * i + ids[2 * i]] > 1.5f && keys[3 * i + ids[2 * i + 1]] > 0.5f);
+    r.num_null = -1;
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_null");
+}
+
+TEST(names_of_config_files_spelt_otherwise)
+{
+    static const char *const same[][2] = {
+        {"qwen3_vl_moe", "qwen3"}, {"granitemoehybrid", "granite"}, {"step3p5", "step35"}, {"grok", "grok1"},
+        {"mimo_v2_flash", "mimo_v2"}, {"Default", "qwen2"}, {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"},
+        {"deepseek.v3", "deepseek_v3"}, {" _-.llama.cpp ", "llama_cpp"}};
+    moe_ep_router a, b;
+    moe_ep_error err;
+    size_t i;
+    for (i = 0; i < sizeof same / sizeof *same; i++) {
+        memset(&a, 1, sizeof a);
+        CHECK_I64(moe_ep_router_by_name(same[i][0], 64, 4, &a, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_router_by_name(same[i][1], 64, 4, &b, NULL), MOE_EP_OK);
+        CHECK(memcmp(&a, &b, sizeof a) == 0);
+    }
+    CHECK_I64(moe_ep_router_by_name("qwen3,moe", 64, 4, &a, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_router_by_name("qwen3[", 64, 4, &a, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_router_by_name("@", 64, 4, &a, &err), MOE_EP_ERR_RANGE);
+}
+
+/* The rng's next number is the largest below 1: the crumb that rounding leaves goes to the last expert that may be
+ * drawn. */
+TEST(sampled_at_the_end)
+{
+    float logits[40], w[40];
+    int32_t ids[2], e, last;
+    uint64_t s = t_seed + 81, x;
+    moe_ep_rng rng;
+    int round;
+    for (round = 0; round < 60; round++) {
+        const int32_t E = 2 + (int32_t)t_below(&s, 39);
+        for (last = -1, e = 0; e < E; e++) {
+            logits[e] = t_below(&s, 4) == 0 ? -INFINITY : (float)(3.0 * t_unit(&s));
+            if (logits[e] > -1.0f) last = e;
+        }
+        if (last < 0) logits[last = E - 1] = 1.0f;
+        rng = moe_ep_rng_seed((uint64_t)round);
+        x = UINT64_MAX * UINT64_C(0x8E38E38E38E38E39); /* undoes * 9, the rotation and * 5 */
+        x = (x >> 7) | (x << 57);
+        rng.s[1] = x * UINT64_C(0xCCCCCCCCCCCCCCCD);
+        CHECK_I64(moe_ep_route_sample(logits, 1, E, &rng, ids, round % 2 ? w : NULL, NULL), MOE_EP_OK);
+        CHECK_I64(ids[0], last);
+        rng.s[1] = 0; /* and 0 gives the first one */
+        CHECK_I64(moe_ep_route_sample(logits, 1, E, &rng, ids, w, NULL), MOE_EP_OK);
+        for (e = 0; !(logits[e] > -1.0f); e++) {}
+        CHECK_I64(ids[0], e);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(top2_of_nothing)
+{
+    const float logits[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    int32_t ids[4] = {-9, -9, -9, -9};
+    moe_ep_top2 c = moe_ep_top2_nllb(2);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 0, NULL, ids, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_route_top2(&c, logits, INT64_MAX, NULL, ids, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    c = moe_ep_top2_deepspeed(2); /* Gumbel noise */
+    CHECK_I64(moe_ep_route_top2(&c, logits, 2, NULL, ids, NULL, &err), MOE_EP_ERR_CONFIG);
+    c = moe_ep_top2_nllb(2);
+    c.second = MOE_EP_SECOND_RANDOM;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 2, NULL, ids, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "rng");
+    {
+        const float even[2] = {1.5f, 1.5f}; /* a second gate of exactly the threshold is not above it */
+        int32_t two[2];
+        c = moe_ep_top2_nllb(2);
+        c.second = MOE_EP_SECOND_THRESHOLD;
+        c.threshold = 0.5f;
+        CHECK_I64(moe_ep_route_top2(&c, even, 1, NULL, two, NULL, &err), MOE_EP_OK);
+        CHECK(two[0] == 0 && two[1] == -1);
+        c.threshold = 0.49999f;
+        CHECK_I64(moe_ep_route_top2(&c, even, 1, NULL, two, NULL, &err), MOE_EP_OK);
+        CHECK(two[0] == 0 && two[1] == 1);
+    }
+    CHECK_I64(moe_ep_route_sample(logits, INT64_MAX, 2, NULL, ids, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(ids[0], -9);
+}
+
+/* A masked logit has no share; rows and columns still get theirs. */
+TEST(sinkhorn_with_a_hole)
+{
+    const float logits[6] = {-INFINITY, 0.5f, 0.0f, 1.0f, 0.0f, 0.25f};
+    float out[6];
+    int e;
+    CHECK_I64(moe_ep_sinkhorn(logits, 2, 3, 1e-6, 0, out, NULL, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(out[0], 0.0, 0.0, 0.0);
+    CHECK_NEAR((double)out[1] + (double)out[2], 0.5, 1e-5, 0.0);
+    CHECK_NEAR(out[3], 1.0 / 3.0, 1e-5, 0.0);
+    for (e = 0; e < 3; e++) CHECK_NEAR((double)out[e] + (double)out[3 + e], 1.0 / 3.0, 1e-5, 0.0);
+}
+
+/* The losses by their definitions. */
+static double naive_aux(const moe_ep_aux_desc *d)
+{
+    const int32_t E = d->num_experts, K = d->top_k, D = d->num_devices;
+    const int64_t T = d->num_tokens, S = d->kind == MOE_EP_AUX_SEQUENCE && d->num_sequences > 0 ? d->num_sequences : 1;
+    double total = 0.0, all = 0.0;
+    int64_t q, t;
+    int32_t e, j, at;
+    for (e = 0; d->global_loads && e < E; e++) all += (double)d->global_loads[e];
+    for (q = 0; q < S; q++) {
+        double P[8] = {0.0}, c[8] = {0.0}, first[8] = {0.0}, any[8] = {0.0}, sent[8] = {0.0};
+        const double n = (double)(T / S);
+        for (t = 0; t < T; t++) {
+            double sum = 0.0;
+            int used[8] = {0}, reached[8] = {0};
+            if (d->kind == MOE_EP_AUX_SEQUENCE && (d->interleaved ? t % S : t / (T / S)) != q) continue;
+            for (e = 0; e < E; e++) sum += (double)d->scores[t * E + e];
+            for (e = 0; e < E; e++)
+                if (!d->normalize_scores || sum > 0.0)
+                    P[e] += (double)d->scores[t * E + e] / (d->normalize_scores ? sum : 1.0) / n;
+            for (j = 0; j < K; j++) {
+                const int32_t id = d->ids[t * K + j];
+                if (id < 0) continue;
+                c[id] += 1.0;
+                if (j == 0) first[id] += 1.0;
+                used[id] = 1;
+                reached[d->device_of_expert[id]] = 1;
+            }
+            for (e = 0; e < E; e++) any[e] += used[e];
+            for (at = 0; at < D; at++) sent[at] += reached[at];
+        }
+        for (e = 0; e < E; e++) {
+            if (d->kind == MOE_EP_AUX_SWITCH || d->kind == MOE_EP_AUX_SEQUENCE) total += E * P[e] * c[e] / (n * K);
+            if (d->kind == MOE_EP_AUX_GLOBAL) total += E * P[e] * (double)d->global_loads[e] / all;
+            if (d->kind == MOE_EP_AUX_FIRST_CHOICE) total += E * P[e] * first[e] / n;
+            if (d->kind == MOE_EP_AUX_ANY_CHOICE) total += E * P[e] * any[e] / n;
+            if (d->kind == MOE_EP_AUX_EVERY_CHOICE) total += E * P[e] * c[e] / n;
+        }
+        for (at = 0; at < D; at++) {
+            double mean = 0.0, share = 0.0, owned = 0.0;
+            for (e = 0; e < E; e++)
+                if (d->device_of_expert[e] == at) {
+                    mean += E * c[e] / (K * n);
+                    share += P[e];
+                    owned += 1.0;
+                }
+            if (d->kind == MOE_EP_AUX_DEVICE && owned > 0.0) total += mean / owned * share;
+            if (d->kind == MOE_EP_AUX_COMMUNICATION)
+                total += D / ((d->devices_per_token > 0 ? d->devices_per_token : K < D ? K : D) * n) * sent[at] * share;
+        }
+    }
+    return total / (double)S * (d->coefficient > 0.0 ? d->coefficient : 1.0);
+}
+
+TEST(losses_by_definition)
+{
+    uint64_t s = t_seed + 82;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        const int32_t E = 1 + (int32_t)t_below(&s, 8), K = 1 + (int32_t)t_below(&s, 4);
+        const int64_t S = 1 + t_below(&s, 3), T = S * (1 + t_below(&s, 4));
+        float scores[12 * 8];
+        int32_t ids[12 * 4], device[8], i;
+        int64_t loads[8];
+        moe_ep_aux_desc d;
+        memset(&d, 0, sizeof d);
+        d.num_devices = 1 + (int32_t)t_below(&s, 5);
+        for (i = 0; i < T * E; i++) scores[i] = t_below(&s, 3) == 0 ? 0.0f : (float)t_unit(&s);
+        for (i = 0; i < E; i++) scores[i] = t_below(&s, 4) == 0 ? 0.0f : scores[i];
+        for (i = 0; i < T * K; i++) ids[i] = (int32_t)t_below(&s, E + 1) - 1;
+        for (i = 0; i < E; i++) {
+            device[i] = (int32_t)t_below(&s, d.num_devices);
+            loads[i] = 1 + t_below(&s, 50);
+        }
+        d.kind = (moe_ep_aux)t_below(&s, 8);
+        d.num_tokens = T;
+        d.top_k = K;
+        d.num_experts = E;
+        d.scores = scores;
+        d.ids = ids;
+        d.normalize_scores = (int32_t)t_below(&s, 2);
+        d.num_sequences = S == 1 ? 0 : S;
+        d.interleaved = (int32_t)t_below(&s, 2);
+        d.global_loads = loads;
+        d.device_of_expert = device;
+        d.devices_per_token = (int32_t)t_below(&s, 3);
+        d.coefficient = t_below(&s, 2) ? 0.5 : 0.0;
+        CHECK_NEAR(moe_ep_aux_loss(&d, NULL, NULL), naive_aux(&d), 1e-9, 1e-12);
+        STOP_IF_FAILED("round %d", round);
+    }
+    {
+        const float score = 1.0f;
+        const int64_t huge[2] = {INT64_MAX, 1};
+        const float two[2] = {0.5f, 0.5f};
+        const int32_t id = 0;
+        moe_ep_aux_desc d;
+        moe_ep_error err;
+        memset(&d, 0, sizeof d);
+        d.num_tokens = INT64_MAX / 2;
+        d.top_k = 3;
+        d.num_experts = 1;
+        d.scores = &score;
+        d.ids = &id;
+        CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_OVERFLOW, 0.0, 0.0);
+        CHECK_STR(err.arg, "num_tokens");
+        d.num_tokens = d.top_k = 1;
+        d.kind = MOE_EP_AUX_SEQUENCE;
+        d.num_sequences = -1;
+        CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+        CHECK_STR(err.arg, "num_sequences");
+        d.kind = MOE_EP_AUX_GLOBAL;
+        d.num_experts = 2;
+        d.scores = two;
+        d.global_loads = huge;
+        CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_OVERFLOW, 0.0, 0.0);
+        CHECK_I64(err.index, 1);
+    }
+}
+
+TEST(weights_compared_row_by_row)
+{
+    const float a[6] = {0.5f, 0.25f, 1.0f, 0.5f, 0.25f, 0.5f}, b[6] = {0.0f, 0.5f, 0.5f, 1.0f, 0.25f, 0.5f};
+    moe_ep_weights_result r;
+    memset(&r, 0, sizeof r);
+    CHECK_I64(moe_ep_weights_compare(a, b, 3, 2, &r, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.max_abs, 0.5, 0.0, 0.0);
+    CHECK_I64(r.max_abs_at, 0);
+    CHECK_NEAR(r.max_rel, 1.0, 0.0, 0.0); /* of row 1; a reference of 0 has no relative error */
+    CHECK_NEAR(r.mean_l1, (0.75 + 1.0 + 0.0) / 3.0, 1e-12, 0.0);
+    CHECK_NEAR(r.mean_sum_a, (0.75 + 1.5 + 0.75) / 3.0, 1e-12, 0.0);
+    CHECK_NEAR(r.mean_sum_b, (0.5 + 1.5 + 0.75) / 3.0, 1e-12, 0.0);
+    CHECK_NEAR(r.worst_sum_a, 1.5, 0.0, 0.0);
+    CHECK_NEAR(r.worst_sum_b, 0.5, 0.0, 0.0); /* the first of two equally far from 1 */
+}
+
+/* The group whose m best keys add up to most, for every m. */
+TEST(groups_by_their_m_best)
+{
+    enum { G = 3, SIZE = 12, E = G * SIZE };
+    uint64_t s = t_seed + 83;
+    int round, isa;
+    for (round = 0; round < 600; round++) {
+        const int32_t m = 1 + round % SIZE;
+        float logits[E], w[1];
+        double sum[G], best = -1e9, second = -1e9;
+        int32_t ids[1], g, i, j, want = 0, top = 0;
+        for (i = 0; i < E; i++) logits[i] = (float)(t_unit(&s) * (t_below(&s, 6) ? 1.0 : 4.0));
+        for (g = 0; g < G; g++) {
+            float v[SIZE];
+            memcpy(v, logits + g * SIZE, sizeof v);
+            for (i = 0; i < SIZE; i++)
+                for (j = i + 1; j < SIZE; j++)
+                    if (v[j] > v[i]) {
+                        const float kept = v[i];
+                        v[i] = v[j];
+                        v[j] = kept;
+                    }
+            for (sum[g] = 0.0, i = 0; i < m; i++) sum[g] += (double)v[i];
+            if (sum[g] > best) {
+                second = best;
+                best = sum[g];
+                want = g;
+            } else if (sum[g] > second) second = sum[g];
+        }
+        if (best - second < 1e-4) continue;
+        for (top = want * SIZE, i = 1; i < SIZE; i++)
+            if (logits[want * SIZE + i] > logits[top]) top = want * SIZE + i;
+        for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++) {
+            moe_ep_router r = moe_ep_router_mixtral(E, 1);
+            r.score = MOE_EP_SCORE_LOGIT;
+            r.weight = MOE_EP_WEIGHT_SCORE;
+            r.n_group = G;
+            r.topk_group = 1;
+            r.group_top_m = m;
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+            CHECK_I64(ids[0], top);
+        }
+        STOP_IF_FAILED("m %d", m);
+    }
+}
+
+/* A call that succeeds says so, whatever stood in err before. */
+TEST(success_clears_the_error)
+{
+    const float row[2] = {0.25f, 0.75f};
+    const int64_t loads[2] = {3, 1};
+    const int32_t id[1] = {1};
+    float bias[2] = {0.0f, 0.0f}, x[2] = {1.0f, 1.0f}, w[4];
+    int32_t ids[4];
+    int64_t per[2];
+    moe_ep_router r = moe_ep_router_mixtral(2, 1), named;
+    moe_ep_top2 top2 = moe_ep_top2_nllb(2);
+    moe_ep_rng rng = moe_ep_rng_seed(1);
+    moe_ep_weights_result compared;
+    moe_ep_aux_desc d;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = d.top_k = 1;
+    d.num_experts = 2;
+    d.scores = row;
+    d.ids = id;
+#define CLEARS(call)                                                                                \
+    do {                                                                                            \
+        memset(&err, 1, sizeof err);                                                                \
+        CHECK((double)(call) >= 0.0);                                                               \
+        CHECK_I64(err.status, MOE_EP_OK);                                                           \
+    } while (0)
+    CLEARS(moe_ep_router_check(&r, &err));
+    CLEARS(moe_ep_router_by_name("qwen3", 2, 1, &named, &err));
+    CLEARS(moe_ep_route(&r, row, 1, NULL, ids, w, &err));
+    CLEARS(moe_ep_scores(&r, row, 1, w, &err));
+    CLEARS(moe_ep_gate(row, 1, 2, x, NULL, 1, w, &err));
+    CLEARS(moe_ep_expert_choice(row, 1, 2, 1, ids, w, per, &err));
+    CLEARS(moe_ep_route_top2(&top2, row, 1, NULL, ids, w, &err));
+    CLEARS(moe_ep_route_sample(row, 1, 2, &rng, ids, w, &err));
+    CLEARS(moe_ep_jitter(x, 2, 0.1f, &rng, &err));
+    CLEARS(moe_ep_dropout(x, 2, 0.1f, &rng, &err));
+    CLEARS(moe_ep_sinkhorn(row, 1, 2, 0.0, 0, w, NULL, NULL, &err));
+    CLEARS(moe_ep_bias_update(loads, 2, 0.1f, 0, bias, &err));
+    CLEARS(moe_ep_aux_loss(&d, NULL, &err));
+    CLEARS(moe_ep_z_loss(row, 1, 2, &err));
+    CLEARS(moe_ep_append_shared(id, row, 1, 1, 2, 1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err));
+    CLEARS(moe_ep_weights_compare(row, row, 1, 2, &compared, &err));
+#undef CLEARS
+}
+
+/* eps: added to the norm, a lower bound of it, or not looked at. */
+TEST(eps_of_the_norm)
+{
+    static const moe_ep_eps_mode modes[] = {MOE_EP_EPS_NONE, MOE_EP_EPS_ADD, MOE_EP_EPS_CLAMP};
+    static const float eps[] = {0.0f, 0.125f, 5.0f};
+    const float logits[4] = {0.5f, 2.0f, -1.0f, 1.0f};
+    int m, i, isa;
+    for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++)
+        for (m = 0; m < 3; m++)
+            for (i = 0; i < 3; i++) {
+                const double a = 1.0 / (1.0 + exp(-2.0)), b = 1.0 / (1.0 + exp(-1.0)), e = (double)eps[i];
+                const double norm = m == 0 ? a + b : m == 1 ? a + b + e : a + b > e ? a + b : e;
+                moe_ep_router r = moe_ep_router_megatron_sigmoid(4, 2);
+                float w[2];
+                int32_t ids[2];
+                r.renorm = 1;
+                r.scale = 0.0f;
+                r.eps_mode = modes[m];
+                r.eps = eps[i];
+                r.isa_max = (moe_ep_isa)isa;
+                CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+                CHECK(ids[0] == 1 && ids[1] == 3);
+                CHECK_NEAR(w[0], a / norm, 2e-6, 0.0);
+                CHECK_NEAR(w[1], b / norm, 2e-6, 0.0);
+            }
+}
+
 T_MAIN

@@ -34,6 +34,12 @@ static moe_ep_workload workload(moe_ep_workload_kind kind)
 
 static double recorded[64];
 
+static void make_recorded(void)
+{
+    int i;
+    for (i = 0; i < 64; i++) recorded[i] = (double)((i * 37) % 64) * 0.125;
+}
+
 /* Checksums of ids (100,6), layer 1, step 3; hexadecimal, little-endian int32. */
 static const uint64_t golden[13] = {
     0xeb45652e1925cf95u, /* uniform */
@@ -54,8 +60,8 @@ static const uint64_t golden[13] = {
 TEST(golden_bytes)
 {
     int32_t ids[600];
-    int k, i;
-    for (i = 0; i < 64; i++) recorded[i] = (double)((i * 37) % 64) * 0.125;
+    int k;
+    make_recorded();
     for (k = 0; k < 13; k++) {
         moe_ep_workload w = workload((moe_ep_workload_kind)k);
         uint64_t got;
@@ -88,11 +94,12 @@ TEST(every_kind_gives_distinct_ids_in_range)
 {
     int32_t ids[6 * 257];
     int k;
+    make_recorded();
+    recorded[1] = 1e9;
     for (k = 0; k < 13; k++) {
         moe_ep_workload w = workload((moe_ep_workload_kind)k);
         int t, a, b;
         w.popularity = recorded;
-        recorded[1] = 1e9;
         CHECK(moe_ep_simulate(&w, 0, 1, 257, ids, NULL, NULL) == MOE_EP_OK);
         for (t = 0; t < 257; t++)
             for (a = 0; a < 6; a++) {

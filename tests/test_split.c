@@ -578,7 +578,7 @@ TEST(slots_listed_twice)
 {
     uint64_t s = t_seed;
     int n, k, i;
-    for (n = 2; n < 20000; n = n < 12 ? n + 1 : 5 * n) {
+    for (n = 2; n < 40000; n = n < 12 ? n + 1 : 5 * n) {
         int32_t *slots = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)n);
         int64_t *rows = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)n), counts[1] = {7};
         moe_ep_placement p;
@@ -681,6 +681,403 @@ TEST(errors)
         free(buf);
     }
     placement_free(&p);
+}
+
+/* The policies that look at one expert only, written down once more from their definitions. */
+static void plain_split(const moe_ep_placement *p, const moe_ep_split_desc *d, const int64_t *counts, int64_t *rows)
+{
+    moe_ep_rng rng = moe_ep_rng_seed(d->seed);
+    int E = p->num_experts, D = p->num_devices, e, i, from, k;
+    int64_t t;
+    memset(rows, 0, sizeof *rows * (size_t)p->num_slots);
+    for (e = 0; e < E; e++) {
+        int32_t live[64], near[64], n = 0;
+        for (i = p->replica_start[e]; i < p->replica_start[e + 1]; i++)
+            if (!p->device_inactive[p->slot_device[p->replica_slot[i]]]) live[n++] = p->replica_slot[i];
+        if (counts[e] == 0) continue;
+        if (d->policy == MOE_EP_SPLIT_EVEN)
+            for (t = 0; t < counts[e]; t++) rows[live[t % n]]++;
+        if (d->policy == MOE_EP_SPLIT_ROUND_ROBIN)
+            for (t = 0; t < counts[e]; t++) rows[live[(t + (int64_t)(d->seed % (uint64_t)n) + e) % n]]++;
+        if (d->policy == MOE_EP_SPLIT_HASH)
+            for (t = 0; t < counts[e]; t++) rows[moe_ep_pick_slot(p, 0, e, d->seed + (uint64_t)t, NULL)]++;
+        if (d->policy == MOE_EP_SPLIT_RANDOM)
+            for (t = 0; t < counts[e]; t++) rows[live[n > 1 ? moe_ep_rng_below(&rng, (uint64_t)n) : 0]]++;
+        if (d->policy != MOE_EP_SPLIT_LOCAL_FIRST) continue;
+        for (from = 0; from < D; from++) {
+            int64_t here = d->source_counts[from * E + e];
+            int level, m = 0;
+            for (level = 0; level < 3 && m == 0; level++)
+                for (i = 0; i < n; i++) {
+                    int device = p->slot_device[live[i]];
+                    if (level == 2 || device == from ||
+                        (level == 1 && p->device_node[device] == p->device_node[from]))
+                        near[m++] = live[i];
+                }
+            for (k = 0; k < m; k++) rows[near[k]] += here / m + ((k + from) % m < here % m);
+        }
+    }
+}
+
+TEST(simple_policies_by_definition)
+{
+    uint64_t s = t_seed + 3;
+    int n, e, i, d, policy;
+    for (n = 0; n < 1500; n++) {
+        int E, D;
+        moe_ep_placement p = random_table(&s, &E, &D);
+        int64_t counts[8], source[64], rows[64], want[64];
+        for (d = 0; d < D && n % 2; d++) p.device_inactive[d] = (uint8_t)(t_below(&s, 3) == 0);
+        for (e = 0; e < E; e++) {
+            int alive = 0;
+            for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++)
+                alive |= !p.device_inactive[p.slot_device[p.replica_slot[i]]];
+            counts[e] = alive ? t_below(&s, 30) : 0;
+            for (d = 0; d < D; d++) source[d * E + e] = 0;
+            for (i = 0; i < counts[e]; i++) source[t_below(&s, D) * E + e]++;
+        }
+        for (policy = 0; policy < MOE_EP_SPLIT_LEAST_LOADED; policy++) {
+            moe_ep_split_desc desc = split_of((moe_ep_split_policy)policy);
+            desc.source_counts = source;
+            desc.seed = t_u64(&s);
+            CHECK_I64(moe_ep_split(&desc, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+            plain_split(&p, &desc, counts, want);
+            for (i = 0; i < p.num_slots; i++) CHECK_I64(rows[i], want[i]);
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* One pass: experts from heavy to light, each as level as its devices allow; the level found by bisection. */
+TEST(one_pass_by_definition)
+{
+    uint64_t s = t_seed + 4;
+    int n, e, i, d, k;
+    for (n = 0; n < 600; n++) {
+        int E, D;
+        moe_ep_placement p = random_table(&s, &E, &D);
+        double loads[8], share[64], work[8] = {0}, most = 0, worst = 0;
+        int done[8] = {0};
+        for (d = 0; d < D && n % 2; d++) p.device_speed[d] = 0.5 * (double)(1 + t_below(&s, 4));
+        for (e = 0; e < E; e++) loads[e] = (double)(1 + e + 10 * t_below(&s, 100));
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 1, share, &worst, NULL, NULL), MOE_EP_OK);
+        for (k = 0; k < 2; k++) /* what has no choice lies there first */
+            for (i = 0; i < E; i++) {
+                int on[8] = {0}, hosts = 0, best = -1;
+                double low = 0, high = 0;
+                if (k == 0) best = i;
+                for (e = 0; e < E && k == 1; e++)
+                    if (!done[e] && (best < 0 || loads[e] > loads[best])) best = e;
+                if (best < 0) break;
+                e = best;
+                for (d = p.replica_start[e]; d < p.replica_start[e + 1]; d++) on[p.slot_device[p.replica_slot[d]]] = 1;
+                for (d = 0; d < D; d++) hosts += on[d];
+                if (k == 0 && hosts > 1) continue;
+                done[e] = 1;
+                for (d = 0; d < D; d++)
+                    if (on[d] && work[d] / p.device_speed[d] + loads[e] / p.device_speed[d] > high)
+                        high = (work[d] + loads[e]) / p.device_speed[d];
+                for (d = 0; d < 100; d++) {
+                    double middle = 0.5 * (low + high), taken = 0;
+                    int j;
+                    for (j = 0; j < D; j++)
+                        if (on[j] && middle * p.device_speed[j] > work[j])
+                            taken += middle * p.device_speed[j] - work[j];
+                    if (taken < loads[e]) low = middle;
+                    else high = middle;
+                }
+                for (d = 0; d < D; d++)
+                    if (on[d] && high * p.device_speed[d] > work[d]) work[d] = high * p.device_speed[d];
+            }
+        for (d = 0; d < D; d++) {
+            double got = 0;
+            for (i = p.slot_start[d]; i < p.slot_start[d + 1]; i++) got += share[i];
+            CHECK_NEAR(got, work[d], 1e-9, 1e-9);
+            if (work[d] / p.device_speed[d] > most) most = work[d] / p.device_speed[d];
+        }
+        CHECK_NEAR(worst, most, 1e-9, 0);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* A load far below the rounding of its devices' loads is still shared out, and so is one no double can halve. */
+TEST(shares_keep_their_sum)
+{
+    const int32_t slots[6] = {0, 1, 0, 2, 0, 3}, pair[2] = {0, 0};
+    const double loads[4] = {1, 1e20, 1e20, 1e20}, least[1] = {4.9406564584124654e-324};
+    moe_ep_placement p = table(4, 3, 6, 1, slots), q = table(1, 2, 2, 1, pair);
+    double share[6], worst;
+    uint64_t s = t_seed;
+    int n, i, e;
+    CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &worst, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(share[0] + share[2] + share[4], 1, 0, 0);
+    CHECK_NEAR(worst, 1e20, 0, 0);
+    if (t_subnormals()) {
+        CHECK_I64(moe_ep_split_shares(&q, 0, least, 0, share, &worst, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(share[0] + share[1], least[0], 0, 0);
+        CHECK(worst > 0);
+    }
+    placement_free(&p);
+    placement_free(&q);
+    for (n = 0; n < 300; n++) {
+        int E, D;
+        double any[8], part[64], sum;
+        p = random_table(&s, &E, &D);
+        for (e = 0; e < E; e++) any[e] = pow(10, (double)t_below(&s, 40) - 20);
+        CHECK_I64(moe_ep_split_shares(&p, 0, any, n % 3, part, NULL, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) {
+            for (i = p.replica_start[e], sum = 0; i < p.replica_start[e + 1]; i++) {
+                CHECK(part[p.replica_slot[i]] >= 0);
+                sum += part[p.replica_slot[i]];
+            }
+            if (n % 3) CHECK_NEAR(sum, any[e], 1e-12, 0);
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Up to 2^53 rows: sums are kept to the row. */
+TEST(rows_beyond_doubles)
+{
+    const int32_t pair[2] = {0, 0};
+    const int64_t two[1] = {2000000000001};
+    /* shares whose sum has been rounded up: rounded down each, they still are a row more than there are */
+    static const struct {
+        int E, slots[8];
+        double speed[4];
+        int64_t counts[3];
+    } up[2] = {{3, {1, 2, 1, 2, 0, 1}, {0.27, 1.9766666666666668, 0.74333333333333329},
+                {1101690423239615, 172027944185805, 6189859231391392}},
+               {2, {-1, 0, -1, 1, 1, 0}, {0.12666666666666668, 2.9266666666666667, 1.7133333333333334},
+                {2293224123472736, 6591549794423118}}};
+    moe_ep_placement p = table(1, 2, 2, 1, pair);
+    moe_ep_split_desc desc = split_of(MOE_EP_SPLIT_EXACT);
+    int64_t rows[64];
+    uint64_t s = t_seed;
+    int n, i, e, d;
+    CHECK_I64(moe_ep_split(&desc, &p, 0, two, rows, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(rows[0], 1000000000001);
+    CHECK_I64(rows[1], 1000000000000);
+    placement_free(&p);
+    for (n = 0; n < 2; n++) {
+        p = table(up[n].E, 3, 6, 1, up[n].slots);
+        memcpy(p.device_speed, up[n].speed, 3 * sizeof(double));
+        CHECK_I64(moe_ep_split(&desc, &p, 0, up[n].counts, rows, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < 6; i++)
+            if (up[n].slots[i] >= 0) rows[6 + up[n].slots[i]] = 0;
+        for (i = 0; i < 6; i++)
+            if (up[n].slots[i] >= 0) rows[6 + up[n].slots[i]] += rows[i];
+        for (e = 0; e < up[n].E; e++) CHECK_I64(rows[6 + e], up[n].counts[e]);
+        placement_free(&p);
+    }
+    for (n = 0; n < 2000; n++) {
+        int E, D;
+        int64_t counts[8];
+        p = random_table(&s, &E, &D);
+        for (d = 0; d < D && n % 4; d++) p.device_speed[d] = 0.3 + t_unit(&s);
+        for (e = 0; e < E; e++) counts[e] = ((int64_t)1 << 53) / E - t_below(&s, (int64_t)1 << t_below(&s, 50));
+        desc.max_sweeps = n % 2; /* a single pass where it is not the optimum that is asked for */
+        desc.policy = n % 8 ? MOE_EP_SPLIT_LEAST_LOADED : MOE_EP_SPLIT_EXACT;
+        CHECK_I64(moe_ep_split(&desc, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) {
+            int64_t sum = 0;
+            for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++) {
+                CHECK(rows[p.replica_slot[i]] >= 0);
+                sum += rows[p.replica_slot[i]];
+            }
+            CHECK_I64(sum, counts[e]);
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Each bad argument of the functions of this section, one by one; outputs stay as they are. */
+TEST(every_bad_argument)
+{
+    const int32_t slots[4] = {0, 1, 0, 2}, all[4] = {0, 0, 0, 0}, fine[2] = {0, 1}, low[2] = {0, -2}, from[2] = {0, -1};
+    const int32_t empty[4] = {0, -1, 0, 1}, far[2] = {-2, 0}, hole[2] = {0, 1}, here[2] = {0, 3};
+    const int64_t counts[3] = {4, 1, 0}, negative[3] = {4, -1, 0}, many[3] = {INT64_MAX, 1, 1};
+    const int64_t below[12] = {5, 0, 0, -1, 1, 0, 0, 0, 0, 0, 0, 0}, above[12] = {4, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    const int64_t quota[4] = {1, 1, 0, 0}, minus[4] = {1, 1, 0, -1}, most[4] = {3, 1, 0, 0}, lost[4] = {1, 1, 0, 0};
+    const int64_t huge[4] = {INT64_MAX, 0, 1, 0}, kept[4] = {9, 9, 9, 9};
+    const double loads[3] = {4, 1, 0};
+    moe_ep_placement p = table(3, 4, 4, 2, slots), one = table(3, 4, 4, 2, all), gap = table(2, 4, 4, 2, empty);
+    moe_ep_split_desc even = split_of(MOE_EP_SPLIT_EVEN), exact = split_of(MOE_EP_SPLIT_EXACT),
+                      local = split_of(MOE_EP_SPLIT_LOCAL_FIRST), wrong = split_of((moe_ep_split_policy)-1);
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_error err;
+    int64_t rows[4] = {9, 9, 9, 9};
+    int32_t got[2] = {9, 9};
+    double share[4];
+#define REFUSED(call, status_, arg_, index_)                                                        \
+    do {                                                                                            \
+        CHECK_I64(call, status_);                                                                   \
+        CHECK_STR(err.arg, arg_);                                                                   \
+        CHECK_I64(err.index, index_);                                                               \
+        CHECK(memcmp(rows, kept, sizeof rows) == 0 && got[0] == 9 && got[1] == 9);                  \
+    } while (0)
+    REFUSED(moe_ep_split(&even, &p, 0, negative, rows, NULL, &err), MOE_EP_ERR_NEGATIVE, "counts", 1);
+    REFUSED(moe_ep_split(&even, &p, 0, many, rows, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts", 0);
+    REFUSED(moe_ep_split(&wrong, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_RANGE, "desc.policy", -1);
+    local.source_counts = below;
+    REFUSED(moe_ep_split(&local, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG, "desc.source_counts", 0);
+    local.source_counts = below + 3;
+    REFUSED(moe_ep_split(&local, &one, 0, lost, rows, NULL, &err), MOE_EP_ERR_LOST_EXPERT, "p", 1);
+    REFUSED(moe_ep_split(&local, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_NEGATIVE, "desc.source_counts", 0);
+    local.source_counts = above;
+    REFUSED(moe_ep_split(&local, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG, "desc.source_counts", 1);
+    REFUSED(moe_ep_split_shares(&p, 0, loads, 0, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "slot_loads", -1);
+    REFUSED(moe_ep_split_shares(&p, 0, loads, 0, share, NULL, &none, &err), MOE_EP_ERR_SCRATCH, "scratch", -1);
+    REFUSED(moe_ep_device_rows(NULL, quota, rows, &err), MOE_EP_ERR_NULL, "p", -1);
+    REFUSED(moe_ep_device_rows(&p, minus, rows, &err), MOE_EP_ERR_NEGATIVE, "slot_rows", 3);
+    REFUSED(moe_ep_device_rows(&p, huge, rows, &err), MOE_EP_ERR_OVERFLOW, "slot_rows", 2);
+    REFUSED(moe_ep_pick_slot(NULL, 0, 0, 0, &err), MOE_EP_ERR_NULL, "p", -1);
+    REFUSED(moe_ep_pick_slot(&p, 0, -1, 0, &err), MOE_EP_ERR_EXPERT_ID, "expert", -1);
+    REFUSED(moe_ep_assign_slots(&p, 0, low, 2, quota, got, NULL, &err), MOE_EP_ERR_EXPERT_ID, "ids", 1);
+    REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, minus, got, NULL, &err), MOE_EP_ERR_NEGATIVE, "slot_rows", 3);
+    REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, most, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 0);
+    REFUSED(moe_ep_assign_slots(&gap, 0, fine, 2, quota, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 1);
+    REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, quota, got, &none, &err), MOE_EP_ERR_SCRATCH, "scratch", -1);
+    REFUSED(moe_ep_assign_slots_local(&p, 0, fine, 2, from, quota, got, NULL, &err), MOE_EP_ERR_DEVICE_ID,
+            "source_device", 1);
+    REFUSED(moe_ep_reroute_replicas(&p, 0, 1, far, 2, got, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID, "slot_ids",
+            0);
+    REFUSED(moe_ep_reroute_replicas(&gap, 0, 1, hole, 2, got, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID,
+            "slot_ids", 1);
+    one.replica_start[2] = 5; /* the list of expert 1 begins behind the last slot */
+    REFUSED(moe_ep_split(&even, &one, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.replica_start", 1);
+    REFUSED(moe_ep_split(&exact, &one, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.replica_start", 1);
+#undef REFUSED
+    CHECK_I64(moe_ep_assign_slots(&p, 0, NULL, 0, rows, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    memset(rows, 0, sizeof rows);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, NULL, 0, rows, NULL, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_assign_slots_local(&p, 0, NULL, 0, NULL, rows, NULL, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, here, 2, got, NULL, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 3);
+    placement_free(&p);
+    placement_free(&one);
+    placement_free(&gap);
+}
+
+/* What a call says it needs holds at least its working arrays, so that none of them can lie behind the end. */
+TEST(scratch_holds_the_arrays)
+{
+    enum { N = 100 };
+    int32_t slots[N], ids[1] = {0}, to[1];
+    int64_t rows[N] = {0}, counts[N] = {0};
+    double loads[N] = {0}, share[N];
+    moe_ep_split_desc d = split_of(MOE_EP_SPLIT_EXACT);
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_placement p;
+    size_t shares;
+    int i;
+    for (i = 0; i < N; i++) slots[i] = i;
+    p = table(N, N, N, 1, slots);
+    CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 1, rows, to, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= N * (8 + 8 + 4)); /* quotas, rows, cursors */
+    CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, ids, 1, to, NULL, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= N * 8);
+    CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
+    shares = none.need; /* levels, shares, hosts, experts and their order, the search */
+    CHECK(shares >= N * (2 * 8 + 2 * 8 + 24 + 16 + 2 * 16 + 4 * 4));
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= shares + N * (2 * 8 + 8));
+    placement_free(&p);
+}
+
+/* Each layer of a placement of several is split, assigned and picked like that layer alone. */
+TEST(layers_one_by_one)
+{
+    enum { L = 3, E = 5, D = 3, P = 9 };
+    uint64_t s = t_seed + 6;
+    int n, l, e, i, policy;
+    for (n = 0; n < 100; n++) {
+        moe_ep_shape shape;
+        moe_ep_placement all, one[L];
+        memset(&shape, 0, sizeof shape);
+        shape.num_devices = D;
+        shape.num_slots = P;
+        shape.num_nodes = 2;
+        all = placement_new(L, E, &shape);
+        for (l = 0; l < L; l++) {
+            int32_t slots[P];
+            for (i = 0; i < P; i++) slots[i] = i < E ? i : (int32_t)t_below(&s, E + 1) - 1;
+            for (i = P - 1; i > 0; i--) {
+                int j = (int)t_below(&s, i + 1);
+                int32_t keep = slots[i];
+                slots[i] = slots[j];
+                slots[j] = keep;
+            }
+            memcpy(all.slot_expert + l * P, slots, sizeof slots);
+            one[l] = table(E, D, P, 2, slots);
+        }
+        CHECK_I64(moe_ep_placement_index(&all, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            int64_t counts[E], source[D * E], rows[P], want[P], moved[2], lost[2];
+            int32_t ids[40], from[40], got[40], slot[40];
+            double loads[E], share[P], alone[P];
+            memset(counts, 0, sizeof counts);
+            memset(source, 0, sizeof source);
+            for (i = 0; i < 40; i++) {
+                ids[i] = (int32_t)t_below(&s, E);
+                from[i] = (int32_t)t_below(&s, D);
+                counts[ids[i]]++;
+                source[from[i] * E + ids[i]]++;
+            }
+            for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
+                moe_ep_split_desc d = split_of((moe_ep_split_policy)policy);
+                d.source_counts = source;
+                d.seed = (uint64_t)n;
+                CHECK_I64(moe_ep_split(&d, &all, l, counts, rows, NULL, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_split(&d, &one[l], 0, counts, want, NULL, NULL), MOE_EP_OK);
+                CHECK(memcmp(rows, want, sizeof rows) == 0);
+            }
+            for (e = 0; e < E; e++) {
+                loads[e] = (double)counts[e];
+                CHECK_I64(moe_ep_pick_slot(&all, l, e, (uint64_t)n, NULL),
+                          moe_ep_pick_slot(&one[l], 0, e, (uint64_t)n, NULL));
+            }
+            CHECK_I64(moe_ep_split_shares(&all, l, loads, 0, share, NULL, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_split_shares(&one[l], 0, loads, 0, alone, NULL, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(share, alone, sizeof share) == 0);
+            CHECK_I64(moe_ep_assign_slots_local(&all, l, ids, 40, from, rows, got, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_assign_slots_local(&one[l], 0, ids, 40, from, rows, slot, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(got, slot, sizeof got) == 0);
+            CHECK_I64(moe_ep_reroute_replicas(&all, l, 4, slot, 40, got, &moved[0], &lost[0], NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_reroute_replicas(&one[l], 0, 4, slot, 40, ids, &moved[1], &lost[1], NULL, NULL),
+                      MOE_EP_OK);
+            CHECK(memcmp(got, ids, sizeof got) == 0 && moved[0] == moved[1] && lost[0] == lost[1]);
+        }
+        for (l = 0; l < L; l++) placement_free(&one[l]);
+        placement_free(&all);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Shares of 0, 3.5 and 2.5 rows: the odd row goes to the first of the hosts with most room, not to the busy one. */
+TEST(the_odd_row)
+{
+    const int32_t slots[6] = {0, 1, 0, -1, 0, 2};
+    const int64_t counts[3] = {6, 100, 1};
+    moe_ep_placement p = table(3, 3, 6, 1, slots);
+    moe_ep_split_desc d = split_of(MOE_EP_SPLIT_LEAST_LOADED);
+    int64_t rows[6];
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+    CHECK(rows[0] == 0 && rows[2] == 4 && rows[4] == 2 && rows[1] == 100 && rows[5] == 1);
+    placement_free(&p);
+}
+
+TEST(policy_names)
+{
+    static const char *const name[7] = {"even",        "round robin",  "hash", "random",
+                                        "local first", "least loaded", "exact"};
+    int i;
+    for (i = 0; i < 7; i++) CHECK_STR(moe_ep_split_policy_str((moe_ep_split_policy)i), name[i]);
+    CHECK_STR(moe_ep_split_policy_str((moe_ep_split_policy)7), "unknown policy");
 }
 
 T_MAIN

@@ -10,7 +10,8 @@
  * median error on the other nine tenths is taken; a table counts with the median of its draws.  --rows N gives that
  * many rows instead of a tenth, --wild multiplies the time of one of them, --blind leaves rows and peers out,
  * --each prints every table.  Lines: `L intra_bytes inter_bytes rows peers seconds` or
- * `E math H I product slots rows_per_slot weight_bytes in_bytes out_bytes seconds [rows of each slot ...]`. */
+ * `E math H I product slots rows_per_slot weight_bytes in_bytes out_bytes seconds experts top_k [rows of a slot ...]`,
+ * experts and top_k of the layer, 0 = as many as slots, one. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,7 +64,7 @@ static int64_t *slot_rows(char *at, int slots)
 
 static int parse(char *text, int blind, line *l)
 {
-    int math, H, I, product, slots, used = 0;
+    int math, H, I, product, slots, experts, top_k, used = 0;
     memset(l, 0, sizeof *l);
     l->model = moe_ep_model_deepseek_v3();
     if (sscanf(text, "L %lf %lf %lf %lf %lf", &l->link.intra_bytes, &l->link.inter_bytes, &l->link.rows, &l->link.peers,
@@ -72,15 +73,18 @@ static int parse(char *text, int blind, line *l)
         if (blind) l->link.rows = l->link.peers = 0;
         return 1;
     }
-    if (sscanf(text, "E %d %d %d %d %d %lf %lf %lf %lf %lf%n", &math, &H, &I, &product, &slots,
+    if (sscanf(text, "E %d %d %d %d %d %lf %lf %lf %lf %lf %d %d%n", &math, &H, &I, &product, &slots,
                &l->expert.rows_per_slot,
-               &l->model.weight_bytes, &l->model.in_bytes, &l->model.out_bytes, &l->expert.seconds, &used) != 10)
+               &l->model.weight_bytes, &l->model.in_bytes, &l->model.out_bytes, &l->expert.seconds, &experts,
+               &top_k, &used) != 12)
         return 0;
     l->model.math = (moe_ep_math)math;
     l->model.hidden = l->expert.hidden = H;
     l->model.inter = l->expert.inter = I;
     l->expert.product = product;
     l->expert.num_slots = slots;
+    l->expert.num_experts = experts > 0 ? experts : slots;
+    l->expert.top_k = top_k > 0 ? top_k : 1;
     l->expert.slot_rows = slot_rows(text + used, slots);
     return 1;
 }
@@ -96,6 +100,14 @@ static int load(const char *path, int blind)
     free(text);
     fclose(f);
     return n;
+}
+
+/* Rows of other devices' experts per own row. */
+static double others_of(const moe_ep_expert_row *r, const moe_ep_machine *m)
+{
+    double others = (double)r->num_experts / r->num_slots - 1;
+    if (m->gemm.other_reached && others > r->top_k - 1) others = r->top_k - 1;
+    return others > 0 ? others : 0;
 }
 
 /* |model / measured - 1| of a row that was held back: of a fit that may move nothing, from the fitted machine. */
@@ -123,6 +135,7 @@ static double miss_of(const line *l, const moe_ep_machine *m)
         down = flops / (m->flops[l->model.math] * m->gemm.flop_eff);
         fixed += m->gemm.t0_s + act * m->gemm.expert_s;
         seconds += q * m->gemm.row_byte_s;
+        if (!l->expert.product) seconds += q * others_of(&l->expert, m) * m->gemm.other_byte_s;
         seconds += m->gemm.p > 0 ? pow(pow(up, m->gemm.p) + pow(down, m->gemm.p), 1 / m->gemm.p)
                    : up > down ? up : down;
     }

@@ -78,7 +78,7 @@ def moe(row, out):
     if I % tp or E % ep:
         return
     math, weight, read = MATH[row["moe_dtype"]]
-    line = f"E {math} {H} {I // tp} 0 {E // ep} {T * K / E} {weight} {read} 2 {float(row['latency']) * 1e-3}"
+    line = f"E {math} {H} {I // tp} 0 {E // ep} {T * K / E} {weight} {read} 2 {float(row['latency']) * 1e-3} {E} {K}"
     out[f"{row['kernel_source']}_{row['moe_dtype']}_all"].append(line)
     out[f"{row['kernel_source']}_{row['moe_dtype']}_{H}-{I}-{E}-{K}"].append(line)
 
@@ -87,7 +87,7 @@ def gemm(row, out):
     H, I, slots, each = numbers(row, "hidden_size", "intermediate_size", "num_local_experts", "tokens_per_expert")
     for product, name in ((1, "up_proj_us"), (2, "down_proj_us")):
         if each > 0:
-            out["gemm"].append(f"E 1 {H} {I} {product} {slots} {each} 1 1 2 {float(row[name]) * 1e-6}")
+            out["gemm"].append(f"E 1 {H} {I} {product} {slots} {each} 1 1 2 {float(row[name]) * 1e-6} 0 0")
 
 
 KINDS = (("deepep_ll_perf", "ll", low_latency), ("deepep_normal_perf", "normal", normal), ("nccl_perf", "nccl", nccl),

@@ -31,6 +31,15 @@ if [ -e "$folder/failed" ]; then
     echo "deb: dpkg-buildpackage failed, see $folder/build.log" >&2
     exit 1
 fi
+case ${DEB_BUILD_OPTIONS:-} in
+    *nocheck*) ;;
+    *) # a build that left the tests out by itself is no success
+        line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$folder/build.log" | tail -n 1)
+        case $line in
+            [1-9]*" passed, 0 failed"*) echo "  tests: $line" ;;
+            *) echo "deb: the tests did not run, see $folder/build.log" >&2; exit 1 ;;
+        esac ;;
+esac
 ls -l "$folder"/*.deb | awk '{ printf "  %s  %s bytes\n", $NF, $5 }'
 if command -v lintian >/dev/null 2>&1; then
     lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs "$folder"/*.changes

@@ -68,7 +68,7 @@ _moe_ep() {
             --model) _moe_ep_names "$tool" models; list=$REPLY ;;
             --machine) _moe_ep_names "$tool" machines; list=$REPLY ;;
             --router) _moe_ep_names "$tool" routers; list=$REPLY ;;
-            --policy | --overlap | --split | --color | --format | --mode | --type)
+            --policy | --overlap | --split | --kernels | --color | --format | --mode | --type)
                 _moe_ep_choices "$tool" "$command" "$last"; list=$REPLY ;;
             --dispatch | --combine) _moe_ep_choices "$tool" "$command" --combine; list=$REPLY ;;
             --matrix) list="dispatch combine" ;;

@@ -146,7 +146,9 @@ _struct("moe_ep_model", """
     char *name, *source; int32_t num_layers, num_moe_layers, num_experts, top_k, num_groups, top_groups, num_shared,
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
     moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;""")
-_struct("moe_ep_gemm", "double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p;")
+_struct("moe_ep_gemm", """
+    double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p,
+    other_byte_s; int32_t other_reached;""")
 _struct("moe_ep_link", """
     double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p, row_byte_s,
     pair_Bps, crowd_s, short_s, short_Bps;""")
@@ -727,9 +729,9 @@ def plan(loads, num_devices, num_slots=0, policy="best", num_nodes=0, num_groups
          inactive=None, **fields):
     """A placement for loads (L,E), or (steps,L,E): which expert goes into which slot?
 
-    num_slots: over all devices, copies included; 0 = one per expert.  num_nodes: 0 = one node, every link as fast as
-    inside a machine; 32 GPUs in machines of 8 are num_nodes=4 (layer_time and step_time use it).  policy: best, eplb,
-    trtllm, lpt, contiguous, round_robin.  fields sets fields of moe_ep_place_desc (max_replicas, pinned, risk_z,
+    num_slots: over all devices, copies included; 0 = one per expert.  num_nodes: 0 = one node: experts may go
+    anywhere (layer_time and step_time then take as many nodes as the machine has for so many GPUs).  policy: best,
+    eplb, trtllm, lpt, contiguous, round_robin.  fields sets fields of moe_ep_place_desc (max_replicas, pinned, risk_z,
     node_soft, ...)."""
     x, num_devices = np.atleast_2d(_array(loads, np.float64, "loads", (1, 2, 3))), _small(num_devices, "num_devices")
     planner = _PLANNERS.get(str(policy).replace("-", "_"))
@@ -972,11 +974,6 @@ def _nodes(num_devices, machine_):
 
 def _layer_desc(desc, model_, machine_, placement=None, **fields):
     machine_ = _machine(machine_)
-    if placement is not None and placement.num_nodes == 1 and _nodes(placement.num_devices, machine_) > 1:
-        warnings.warn("the placement has %d devices on one node, the machine %d in a node: every link is taken for one "
-                      "inside a machine; num_nodes=%d when the placement is made says otherwise" % (
-                          placement.num_devices, machine_.devices_per_node,
-                          _nodes(placement.num_devices, machine_)), stacklevel=3)
     return _fill(desc, model=model(model_) if isinstance(model_, str) else model_, machine=machine_,
                  placement=None if placement is None else placement._c, **fields)
 

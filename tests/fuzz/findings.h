@@ -46,5 +46,7 @@ static const struct findings_row {
     {"place", "10e6d82d41fac068ee", "rebalance to a target near 1.8e308 did not bring an expert of a dead device back"},
     {"place", "867213decfe81f8761", "copies of a load of 5e-324 weighed nothing: an imbalance of 0"},
     {"cost", "a7cc198e4c2bfa83d0", "a device's time was no number where one of two protocols of a link is of no use"},
+    {"forward", "7ca8c5479928ffb35f", "no defect: sums that cancel, then a square; the oracle allows for what cancels"},
+    {"forward", "ce9d4d61ecad0cda82", "the same"},
     {"readers", "0a0a186c6f616473", "a step of 9e18 in a log was cast to an integer"},
 };
