@@ -443,7 +443,8 @@ static void to_trace(cli_trace **list, cli_rows *r, recording *q, int64_t E)
     for (int64_t l = 0; l < L; l++) {
         const layer_rows *from = hmgetp(q->layer, layers[l]);
         t.layer[l] = (int32_t)layers[l];
-        memcpy(t.loads + l * E, from->sum, (size_t)(from->room < E ? from->room : E) * sizeof *t.loads);
+        if (from->room > 0) /* a layer whose rows are all empty has none */
+            memcpy(t.loads + l * E, from->sum, (size_t)(from->room < E ? from->room : E) * sizeof *t.loads);
         for (int64_t s = 0; s < t.kept_steps; s++) {
             row_key key = {q->kept[s], layers[l]};
             const kept_row *row = hmgetp(q->row, key);

@@ -199,6 +199,7 @@ static const struct {
 int main(int argc, char **argv)
 {
     static char name[64];
+    cli_memory_start();
     if (argc < 2) {
         fputs(main_help, stderr);
         return CLI_USAGE;

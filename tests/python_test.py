@@ -457,7 +457,8 @@ def test_diagnose():
     assert moe_ep.diagnose(loads, None, 4).verdict == "insufficient_evidence"
     kept = moe_ep.diagnose(loads, loads, 4, 12, current=d.plan, policy="eplb-global")
     assert kept.verdict == "not_now" and kept.before_rows == d.after_rows
-    timed = moe_ep.diagnose(loads, loads, 4, 12, model="deepseek-v3", machine="h200", layer={"dispatch_wire": "fp8"},
+    toy = moe_ep.model("deepseek-v3", num_experts=8, num_groups=0, top_groups=0)
+    timed = moe_ep.diagnose(loads, loads, 4, 12, model=toy, machine="h200", layer={"dispatch_wire": "fp8"},
                             pause_s=1.0, horizon_steps=10)
     assert timed.before_s > timed.after_s > 0 and timed.reason == "break_even"
     raises("ERR_SIZE", moe_ep.diagnose, loads, loads[:, :, :4], 4)

@@ -688,6 +688,41 @@ TEST(success_clears_the_error)
 }
 #undef CLEARS
 
+/* K = 1 and any number of experts: T! / E^T times the coefficient of x^T in (sum of x^k / k!, k up to m)^E. */
+TEST(chance_of_any_number_of_experts)
+{
+    static const int32_t experts[] = {3, 6, 7, 11, 13, 14, 15, 23, 31};
+    size_t i;
+    int32_t T;
+    for (i = 0; i < sizeof experts / sizeof *experts; i++)
+        for (T = 5; T <= 40; T += 7) {
+            const int32_t E = experts[i];
+            double mean = 0.0, before = 0.0;
+            moe_ep_chance_result c;
+            int32_t m, e, k, t;
+            for (m = 1; m <= T; m++) {
+                double p[41] = {1.0}, cdf; /* p[t]: chance that t tokens, put on e experts one by one, fit */
+                for (e = 1; e <= E; e++) {
+                    double q[41] = {0.0};
+                    for (t = 0; t <= T; t++) {
+                        double term = 1.0;
+                        for (k = 0; k <= m && k <= t; k++) {
+                            q[t] += p[t - k] * term;
+                            term *= 1.0 / (double)(k + 1);
+                        }
+                    }
+                    memcpy(p, q, sizeof p);
+                }
+                for (cdf = p[T], t = 1; t <= T; t++) cdf *= (double)t / E;
+                mean += (cdf - before) * m;
+                before = cdf;
+            }
+            CHECK_I64(moe_ep_chance(T, 1, E, &c, NULL), MOE_EP_OK);
+            CHECK_NEAR(c.max_over_mean, mean / ((double)T / E), 1e-5, 0);
+            STOP_IF_FAILED("E %d", (int)E);
+        }
+}
+
 TEST(chance_of_no_tokens)
 {
     moe_ep_chance_result c;

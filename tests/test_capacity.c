@@ -1062,6 +1062,11 @@ TEST(capacity_rounding_and_dropless_factors)
         CHECK_I64(moe_ep_capacity(&d, NULL), (rows + 2) / 3 * 3);
         d.multiple = 0;
     }
+    d.rule = MOE_EP_CAPACITY_MEGABLOCKS; /* no world is a world of one rank */
+    d.num_tokens = 40;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 5);
+    d.world = 3;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 15);
     d.rule = MOE_EP_CAPACITY_TUTEL; /* K floor(|cf| ceil(T/E)) */
     d.num_tokens = 20;
     d.top_k = 2;

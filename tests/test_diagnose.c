@@ -373,6 +373,7 @@ static void check_error(moe_ep_diagnose_desc d, moe_ep_status want, const char *
     memset(&before, 0x5a, sizeof before);
     CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, &err), want);
     CHECK_I64(err.status, want);
+    CHECK(err.index >= -1);
     if (arg) CHECK_STR(err.arg, arg);
     CHECK(memcmp(&o, &before, sizeof o) == 0);
     if (t_failed_here) printf("    called from line %d\n", line);

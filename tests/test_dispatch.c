@@ -1458,7 +1458,7 @@ TEST(hot_expert_among_many)
 TEST(sizes_and_memory_at_the_ends)
 {
     int32_t ids[4] = {0, 1, 1, 0}, slot_device[2] = {0, 1}, node[2] = {0, 0}, none[2] = {-1, -1}, a[8], b[8], c[8];
-    int64_t rows[4] = {-9, -9, -9, -9};
+    int64_t rows[4] = {-9, -9, -9, -9}, four[8];
     float x[2] = {1.0f, 2.0f}, out[4] = {9.0f, 9.0f, 9.0f, 9.0f};
     uint8_t map[1] = {0};
     char memory[512];
@@ -1478,6 +1478,10 @@ TEST(sizes_and_memory_at_the_ends)
     CHECK_STR(err.arg, "T");
     CHECK_I64(moe_ep_megatron_permute(NULL, 1, 2, rows, a, 1, &err), MOE_EP_ERR_NULL);
     CHECK_STR(err.arg, "map");
+    CHECK_I64(moe_ep_torchtitan_reorder(ids, 1, 1, 2, rows, NULL, b, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "row_to_flat");
+    CHECK_I64(moe_ep_vllm_permute(NULL, 0, 2, 0, 2, NULL, four, NULL, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(four[0] == 0 && four[2] == 0);
     CHECK_I64(moe_ep_receive_buffer(rows, INT32_MAX, 1, rows, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_STR(err.arg, "D");
     CHECK_I64(moe_ep_deepep_layout(ids, (int64_t)INT32_MAX + 1, 1, 2, 2, 0, NULL, &layout, &err), MOE_EP_ERR_OVERFLOW);

@@ -898,6 +898,8 @@ TEST(lift_and_recent_with_bad_arguments)
     CHECK_I64(moe_ep_lift(co, NULL, 4, 2, lift, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_lift(co, co + 1, 0, 2, other, &err), MOE_EP_OK); /* no tokens, no lift */
     CHECK_NEAR(other[0] + other[1] + other[2] + other[3], 0.0, 0.0, 0.0);
+    CHECK_I64(moe_ep_expert_loads(NULL, 1, 2, loads, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_expert_loads_add(NULL, 1, 2, loads, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_window_recent(NULL, 0, loads, &err), MOE_EP_ERR_NULL);
     CHECK_STR(err.arg, "w");
     CHECK_I64(moe_ep_window_recent(&w, 0, loads, &err), MOE_EP_ERR_SIZE);

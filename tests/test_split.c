@@ -903,7 +903,8 @@ TEST(every_bad_argument)
     const int64_t counts[3] = {4, 1, 0}, negative[3] = {4, -1, 0}, many[3] = {INT64_MAX, 1, 1};
     const int64_t below[12] = {5, 0, 0, -1, 1, 0, 0, 0, 0, 0, 0, 0}, above[12] = {4, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     const int64_t quota[4] = {1, 1, 0, 0}, minus[4] = {1, 1, 0, -1}, most[4] = {3, 1, 0, 0}, lost[4] = {1, 1, 0, 0};
-    const int64_t huge[4] = {INT64_MAX, 0, 1, 0}, kept[4] = {9, 9, 9, 9};
+    const int64_t sum[3] = {(int64_t)1 << 53, 1, 0};
+    const int64_t extra[4] = {1, 1, 0, 1}, huge[4] = {INT64_MAX, 0, 1, 0}, kept[4] = {9, 9, 9, 9};
     const double loads[3] = {4, 1, 0};
     moe_ep_placement p = table(3, 4, 4, 2, slots), one = table(3, 4, 4, 2, all), gap = table(2, 4, 4, 2, empty);
     moe_ep_split_desc even = split_of(MOE_EP_SPLIT_EVEN), exact = split_of(MOE_EP_SPLIT_EXACT),
@@ -922,6 +923,8 @@ TEST(every_bad_argument)
     } while (0)
     REFUSED(moe_ep_split(&even, &p, 0, negative, rows, NULL, &err), MOE_EP_ERR_NEGATIVE, "counts", 1);
     REFUSED(moe_ep_split(&even, &p, 0, many, rows, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts", 0);
+    REFUSED(moe_ep_split(&even, &p, 0, sum, rows, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts", 1);
+    REFUSED(moe_ep_split(&exact, &p, 0, sum, rows, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts", 1);
     REFUSED(moe_ep_split(&wrong, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_RANGE, "desc.policy", -1);
     local.source_counts = below;
     REFUSED(moe_ep_split(&local, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG, "desc.source_counts", 0);
@@ -940,7 +943,14 @@ TEST(every_bad_argument)
     REFUSED(moe_ep_assign_slots(&p, 0, low, 2, quota, got, NULL, &err), MOE_EP_ERR_EXPERT_ID, "ids", 1);
     REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, minus, got, NULL, &err), MOE_EP_ERR_NEGATIVE, "slot_rows", 3);
     REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, most, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 0);
-    REFUSED(moe_ep_assign_slots(&gap, 0, fine, 2, quota, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 1);
+    REFUSED(moe_ep_assign_slots(&gap, 0, fine, 2, extra, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 1);
+    REFUSED(moe_ep_assign_slots(&p, 0, NULL, 1, quota, got, NULL, &err), MOE_EP_ERR_NULL, "ids", -1);
+    REFUSED(moe_ep_assign_slots(&p, 0, fine, 1, quota, NULL, NULL, &err), MOE_EP_ERR_NULL, "slot_ids", -1);
+    REFUSED(moe_ep_assign_slots_local(&p, 0, fine, 1, NULL, quota, got, NULL, &err), MOE_EP_ERR_NULL, "source_device",
+            -1);
+    REFUSED(moe_ep_reroute_replicas(&p, 0, 1, NULL, 1, got, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "slot_ids", -1);
+    REFUSED(moe_ep_reroute_replicas(&p, 0, 1, fine, 1, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "rerouted_ids",
+            -1);
     REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, quota, got, &none, &err), MOE_EP_ERR_SCRATCH, "scratch", -1);
     REFUSED(moe_ep_assign_slots_local(&p, 0, fine, 2, from, quota, got, NULL, &err), MOE_EP_ERR_DEVICE_ID,
             "source_device", 1);
@@ -955,7 +965,17 @@ TEST(every_bad_argument)
     CHECK_I64(moe_ep_assign_slots(&p, 0, NULL, 0, rows, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
     memset(rows, 0, sizeof rows);
     CHECK_I64(moe_ep_assign_slots(&p, 0, NULL, 0, rows, NULL, NULL, &err), MOE_EP_OK);
-    CHECK_I64(moe_ep_assign_slots_local(&p, 0, NULL, 0, NULL, rows, NULL, NULL, &err), MOE_EP_OK);
+#define FINE(call)                                                                                  \
+    memset(&err, 0x55, sizeof err);                                                                 \
+    CHECK_I64(call, MOE_EP_OK);                                                                     \
+    CHECK(err.status == MOE_EP_OK && err.index == -1)
+    FINE(moe_ep_assign_slots(&p, 0, NULL, 0, rows, NULL, NULL, &err));
+    FINE(moe_ep_assign_slots_local(&p, 0, NULL, 0, NULL, rows, NULL, NULL, &err));
+    FINE(moe_ep_split(&even, &p, 0, counts, rows, NULL, &err));
+    FINE(moe_ep_split_shares(&p, 0, loads, 0, share, NULL, NULL, &err));
+    FINE(moe_ep_device_rows(&p, quota, rows, &err));
+    FINE(moe_ep_pick_slot(&p, 0, 0, 0, &err) < 0);
+#undef FINE
     CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, here, 2, got, NULL, NULL, NULL, &err), MOE_EP_OK);
     CHECK(got[0] == 0 && got[1] == 3);
     placement_free(&p);

@@ -147,8 +147,8 @@ _struct("moe_ep_model", """
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
     moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;""")
 _struct("moe_ep_gemm", """
-    double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p,
-    other_byte_s; int32_t other_reached;""")
+    double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p, other_byte_s; int32_t
+    other_reached;""")
 _struct("moe_ep_link", """
     double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p, row_byte_s,
     pair_Bps, crowd_s, short_s, short_Bps;""")
@@ -1035,6 +1035,7 @@ def diagnose(plan_loads, judge_loads, num_devices, num_slots=0, num_nodes=0, pol
         raise MoeEpError("judge_loads has other layers or experts than plan_loads", "ERR_SIZE", "judge_loads")
     num_devices = _small(num_devices, "num_devices")
     machine = _machine(machine)
+    given = num_nodes
     if not num_nodes:
         num_nodes = _nodes(num_devices, machine) if current is None else current.num_nodes
     shape = _shape(num_devices, num_slots, num_nodes)
@@ -1043,7 +1044,7 @@ def diagnose(plan_loads, judge_loads, num_devices, num_slots=0, num_nodes=0, pol
     _lib.moe_ep_diagnose_thresholds(ctypes.addressof(desc))
     cost = None
     if model is not None or machine is not None:
-        cost = _layer_desc(_new("moe_ep_layer_desc"), model, machine, **(layer or {}))
+        cost = _layer_desc(_new("moe_ep_layer_desc"), model, machine, **dict({"num_nodes": given}, **(layer or {})))
     _fill(desc, num_layers=a.shape[1], num_experts=a.shape[2], shape=shape, policy=policy, plan_loads=a,
           plan_steps=a.shape[0], judge_loads=b, judge_steps=0 if b is None else b.size // (a.shape[1] * a.shape[2]),
           current=None if current is None else current._c, cost=cost, **fields)

@@ -48,6 +48,9 @@ build() {
         done
         link="-Wl$wrap -ljansson -lyaml -lm"
         files="$files tests/fuzz/simulate_inside.c" # which includes cli_simulate.c
+        # stb_ds.h hashes bytes with d[3] << 24 in an int, undefined by the letter for 128 and more; it is not ours
+        printf '[shift]\nsrc:*/stb_ds.h\n' >"$tmp/ignored"
+        case $mode in *undefined*) link="$link -fsanitize-ignorelist=$tmp/ignored" ;; esac
         for f in examples/cli_*.c; do
             [ "$f" = examples/cli_simulate.c ] || files="$files $f"
         done
