@@ -9,10 +9,11 @@ implementation that a portable build compiles (-DMOE_EP_NO_SIMD; the kernels of 
 compared with these by test_route and test_forward).  tcc compiles a mutant in a tenth of a second, so that
 hundreds fit into minutes; without tcc it is gcc -O0, which is also taken for the programs that tcc's calling
 convention does not suit (structs by value).  The quick tests of the section run first, each program ends at its
-first failing check (--stop), then its slow tests and the quick ones of the other programs.  Killed = a check
-fails, a crash, or no end.  Tests that fail or are too slow without any change take no part.  Mutants that do not
-compile are replaced by others.  Survivors are printed with their line; tests/mutants.txt explains those that no
-test can see (they change nothing).
+first failing check (--stop), then its slow tests and the quick ones of the other programs.  What none of them sees
+is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers with
+the kernels of this machine, as `make check` runs them.  Killed = a check fails, a crash, or no end.  Tests that
+fail or are too slow without any change take no part.  Mutants that do not compile are replaced by others.  Survivors
+are printed with their line; tests/mutants.txt explains those that no test can see (they change nothing).
 """
 import argparse
 import concurrent.futures
@@ -134,7 +135,7 @@ class Bench:
                 if "libtcc1.a" in files:
                     self.lib = [os.path.join(root, "libtcc1.a")]
                     break
-        self.objects, self.by_gcc, self.quick, self.slow = {}, set(), {}, {}
+        self.objects, self.by_gcc, self.quick, self.slow, self.sane = {}, set(), {}, {}, {}
         for path in sorted(glob.glob("tests/test_*.c")):
             name = os.path.basename(path)[5:-2]
             if name in NOT_HERE:
@@ -217,6 +218,51 @@ class Bench:
         finally:
             os.unlink(program)
 
+    SANITIZERS = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+    def strict_programs(self, section):
+        return SECTIONS[section] + ["oom"] + (["forward_amx"] if section == 9 else [])
+
+    def strict(self, name, d):
+        """Runs the quick tests of a program under sanitizers on d/moe_ep.h; its exit status, or None."""
+        path, program = "tests/test_%s.c" % name, os.path.join(d, name + ".san")
+        own = re.search(r"define MOE_EP_(STATIC|IMPLEMENTATION)", open(path).read())
+        implementation = d + "/san.o"
+        if not own and not os.path.exists(implementation):
+            made = subprocess.run(["gcc", "-w", "-std=gnu99"] + self.SANITIZERS + [
+                "-DMOE_EP_NO_BLAS", "-I" + d, "-c", d + "/i.c", "-o", implementation], capture_output=True)
+            if made.returncode != 0:
+                return None
+        made = subprocess.run(["gcc", "-w", "-std=gnu99"] + self.SANITIZERS + [
+            "-DMOE_EP_NO_BLAS", "-DKERNEL_CASES=200", "-I" + d, "-I.", "-Itests", path] +
+            ([] if own else [implementation]) + ["-o", program, "-lm", "-pthread"], capture_output=True)
+        if made.returncode != 0:
+            return None
+        tests = self.quick.get(name) or []
+        try: # memory is not limited here: the sanitizer's own map is 20 TB
+            return subprocess.run([program, "--stop"] + (["--only", ",".join(n for _, n in tests)] if tests else []),
+                                  capture_output=True, timeout=300).returncode
+        except subprocess.TimeoutExpired:
+            return 124
+        finally:
+            os.unlink(program)
+
+    def strict_notices(self, section, text, changed):
+        with tempfile.TemporaryDirectory(dir=self.work) as d:
+            for name in self.strict_programs(section):
+                with self.lock:
+                    if name not in self.sane: # which programs pass on the header as it is
+                        base = os.path.join(self.work, "base")
+                        self.compile(text, base)
+                        self.sane[name] = self.strict(name, base) == 0
+                if not self.sane[name]:
+                    continue
+                if not os.path.exists(d + "/i.c"):
+                    self.compile(changed, d)
+                if self.strict(name, d) not in (0, None):
+                    return name + ", sanitizers"
+        return ""
+
     def judge(self, text, place):
         """None = does not compile, else the name of the program that noticed, or ''."""
         changed = change(text, place)
@@ -232,7 +278,7 @@ class Bench:
                 for name in first + (others if tests is self.quick else []):
                     if self.notices(name, d, changed, tests[name]):
                         return name
-        return ""
+        return self.strict_notices(place[0], text, changed)
 
 
 def explained():

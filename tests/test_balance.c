@@ -770,6 +770,48 @@ TEST(chance_monte_carlo)
     printf("    %d cases, largest error beyond 3 standard errors %.2f %%\n", cases, 100 * worst_miss);
 }
 
+/* 5 of 8 experts, drawn from the 56 sets there are; counts of 16 bits side by side.  The law is off by 5e-4 at most. */
+TEST(chance_close_to_a_long_simulation)
+{
+    static const struct { int T, trials; double off; } row[] = {{64, 400000, 8e-4}, {1000, 200000, 1.5e-4}};
+    uint64_t low[56], high[56], s = 7;
+    int sets = 0, m, e, i, t, q;
+    for (m = 0; m < 256; m++) {
+        int bits = 0;
+        uint64_t a = 0, b = 0;
+        for (e = 0; e < 8; e++) bits += m >> e & 1;
+        if (bits != 5) continue;
+        for (e = 0; e < 4; e++) {
+            a |= (uint64_t)(m >> e & 1) << 16 * e;
+            b |= (uint64_t)(m >> (e + 4) & 1) << 16 * e;
+        }
+        low[sets] = a;
+        high[sets++] = b;
+    }
+    CHECK_I64(sets, 56);
+    for (q = 0; q < 2; q++) {
+        double sum = 0;
+        moe_ep_chance_result c;
+        for (i = 0; i < row[q].trials; i++) {
+            uint64_t a = 0, b = 0;
+            int most = 0;
+            for (t = 0; t < row[q].T; t++) {
+                int k = (int)((t_u64(&s) >> 32) * 56 >> 32);
+                a += low[k];
+                b += high[k];
+            }
+            for (e = 0; e < 4; e++) {
+                int x = (int)(a >> 16 * e & 0xffff), y = (int)(b >> 16 * e & 0xffff);
+                most = x > most ? x : most;
+                most = y > most ? y : most;
+            }
+            sum += most / (row[q].T * 5 / 8.0);
+        }
+        CHECK_I64(moe_ep_chance(row[q].T, 5, 8, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean, sum / row[q].trials, 0, row[q].off);
+    }
+}
+
 /* D that does not divide E: simulated means of 20,000 draws, contiguous blocks, expert e on device e * D / E. */
 TEST(chance_devices_of_uneven_blocks)
 {

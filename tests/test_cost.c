@@ -135,6 +135,11 @@ TEST(presets_have_names_and_sources)
         CHECK_STR(c.name, moe_ep_machine_preset_name(i));
         CHECK(strlen(c.source) > 10);
         printf("    %-18s %s\n", c.name, c.source);
+        /* products alone: none has the terms of a whole kernel; those of B200 have tiles of 128 rows, others of 64 */
+        CHECK_I64(c.gemm.tile, strstr(c.name, "b200") ? 128 : 64);
+        CHECK(!(c.gemm.expert_s > 0) && !(c.gemm.row_byte_s > 0) && !(c.gemm.t0_p > 0));
+        CHECK(!(c.gemm.other_byte_s > 0) && c.gemm.other_reached == 0);
+        CHECK_NEAR(c.gemm.p, strcmp(c.name, "h20") == 0 ? 6 : 2, 0, 0);
     }
     CHECK_I64(i, 7);
     CHECK_STR(moe_ep_model_preset_name(0), "deepseek-v3");
@@ -299,6 +304,10 @@ TEST(group_gemm_work)
     CHECK_NEAR(w.flops, 1.12743e10, 1e-5, 0);
     CHECK_NEAR(w.weight_bytes, 44040192.0, 0, 0);
     CHECK_NEAR(w.intensity, 256.0, 1e-12, 0);
+    CHECK(moe_ep_group_gemm(&m, rows, 3, 48, &w, NULL) == MOE_EP_OK);
+    CHECK_I64(w.padded_rows, 144 + 48);
+    CHECK(moe_ep_group_gemm(&m, rows, 3, 100, &w, NULL) == MOE_EP_OK);
+    CHECK_I64(w.padded_rows, 200 + 100);
     CHECK(moe_ep_group_gemm(&m, rows, 3, 64, &w, NULL) == MOE_EP_OK);
     CHECK_I64(w.padded_rows, 192);
     CHECK_I64(w.rows, 131);
@@ -1059,6 +1068,55 @@ TEST(layer_with_counted_traffic)
     CHECK(r.no_barrier_s <= r.serial_s);
 }
 
+/* Every sum of a step against its layers one by one. */
+TEST(a_step_is_the_sum_of_its_layers)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    enum { L = 5, E = 256 };
+    int64_t rows[L * E];
+    uint64_t s = t_seed + 77;
+    int overlap, l, i;
+    m.num_moe_layers = L;
+    for (i = 0; i < L * E; i++) rows[i] = t_below(&s, 40 * (1 + i / E));
+    for (overlap = 0; overlap < 3; overlap++) {
+        moe_ep_step_desc d;
+        moe_ep_step_result r;
+        moe_ep_time_result t, sum;
+        double layer[L];
+        memset(&d, 0, sizeof d);
+        memset(&sum, 0, sizeof sum);
+        d.layer = v3_layer(&m, &c, 32);
+        d.layer.overlap = (moe_ep_overlap)overlap;
+        d.layer.tokens = 128;
+        d.num_layers = L;
+        CHECK(moe_ep_step(&d, rows, &r, layer, NULL) == MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK(moe_ep_layer_time(&d.layer, rows + l * E, &t, NULL, NULL) == MOE_EP_OK);
+            CHECK_NEAR(layer[l], t.total_s, 1e-12, 0);
+            sum.total_s += t.total_s;
+            sum.serial_s += t.serial_s;
+            sum.no_barrier_s += t.no_barrier_s;
+            sum.dispatch_s += t.dispatch_s;
+            sum.compute_s += t.compute_s;
+            sum.combine_s += t.combine_s;
+            sum.shared_s += t.shared_s;
+            sum.balanced_s += t.balanced_s;
+            sum.max_rows += t.max_rows;
+        }
+        CHECK(sum.shared_s > 0 && sum.balanced_s > 0 && sum.no_barrier_s > 0);
+        CHECK_NEAR(r.step_s, sum.total_s, 1e-12, 0);
+        CHECK_NEAR(r.serial_s, sum.serial_s, 1e-12, 0);
+        CHECK_NEAR(r.no_barrier_s, sum.no_barrier_s, 1e-12, 0);
+        CHECK_NEAR(r.dispatch_s, sum.dispatch_s, 1e-12, 0);
+        CHECK_NEAR(r.compute_s, sum.compute_s, 1e-12, 0);
+        CHECK_NEAR(r.combine_s, sum.combine_s, 1e-12, 0);
+        CHECK_NEAR(r.shared_s, sum.shared_s, 1e-12, 0);
+        CHECK_NEAR(r.balanced_s, sum.balanced_s, 1e-12, 0);
+        CHECK_I64(r.max_rows, sum.max_rows);
+    }
+}
+
 TEST(step_sums_layers)
 {
     moe_ep_model m = moe_ep_model_mixtral_8x7b();
@@ -1683,6 +1741,18 @@ TEST(ep_against_tp_example_and_errors)
     CHECK_NEAR(1e6 * r.ep_s, 471.1, 0, 0.05);
     CHECK_NEAR(1e6 * r.tp_s, 500.3, 0, 0.05);
     CHECK_NEAR(r.speedup, 1.062, 0, 5e-4);
+    d.mode = MOE_EP_A2A_PADDED; /* bytes follow the capacity, whatever the tokens */
+    d.capacity = 64;
+    CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == MOE_EP_OK);
+    {
+        double bytes = r.ep_sent_bytes;
+        d.capacity = 128;
+        CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == MOE_EP_OK);
+        CHECK(bytes > 0);
+        CHECK_NEAR(r.ep_sent_bytes, 2 * bytes, 1e-12, 0);
+    }
+    d.mode = MOE_EP_A2A_PAIR;
+    d.capacity = 0;
     d.imbalance = 3;
     CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == MOE_EP_OK);
     CHECK_NEAR(1e6 * r.ep_s, 478.1, 0, 0.05);

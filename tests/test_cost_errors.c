@@ -346,6 +346,16 @@ TEST(memory_and_configuration)
     for (i = 0; i < count && i < 8; i++)
         found |= strstr(reason[i].text, "more redundant slots") ? 1 : strstr(reason[i].text, "must divide tp") ? 2 : 0;
     CHECK_I64(found, 3);
+    {
+        int more; /* E (ep - 1) further copies can all stand on other devices, one more cannot */
+        for (more = 0; more < 2; more++) {
+            c.tp = c.dp = 1;
+            c.num_redundant = c.num_experts * (c.ep - 1) + more;
+            CHECK(moe_ep_check_config(&c, reason, 8, &count, NULL, &err) == MOE_EP_OK);
+            for (found = 0, i = 0; i < count && i < 8; i++) found += strstr(reason[i].text, "more redundant slots") != NULL;
+            CHECK_I64(found, more);
+        }
+    }
     CHECK(moe_ep_ll_buffer_bytes(0, 1, 1, 0, &err) == MOE_EP_ERR_SIZE);
     CHECK(moe_ep_ll_buffer_bytes(1, 0, 1, 0, &err) == MOE_EP_ERR_SIZE);
     CHECK(moe_ep_ll_buffer_bytes(1, 1, 0, 0, &err) == MOE_EP_ERR_SIZE);

@@ -658,6 +658,8 @@ TEST(every_other_bad_argument)
     CHECK_I64(moe_ep_expert_loads_add(ids, -1, 2, loads, &sk, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_expert_loads_add(NULL, 4, 2, loads, &sk, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_expert_loads_add(ids, 4, 2, NULL, &sk, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_expert_loads_add(NULL, 0, 2, good, NULL, &err), MOE_EP_OK); /* no ids, nothing to read */
+    CHECK(good[0] == 10 && good[1] == 2);
     v.layer_stride = -1;
     CHECK_I64(moe_ep_layer_loads(&v, loads, &sk, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "view.layer_stride");
