@@ -352,7 +352,8 @@ TEST(memory_and_configuration)
             c.tp = c.dp = 1;
             c.num_redundant = c.num_experts * (c.ep - 1) + more;
             CHECK(moe_ep_check_config(&c, reason, 8, &count, NULL, &err) == MOE_EP_OK);
-            for (found = 0, i = 0; i < count && i < 8; i++) found += strstr(reason[i].text, "more redundant slots") != NULL;
+            for (found = 0, i = 0; i < count && i < 8; i++)
+                found += strstr(reason[i].text, "more redundant slots") != NULL;
             CHECK_I64(found, more);
         }
     }
