@@ -50,7 +50,7 @@ TEST(expert_constants_come_back)
     moe_ep_machine truth = moe_ep_machine_h800(), start = sheet(), got;
     uint64_t s = t_seed;
     int round;
-    for (round = 0; round < 12; round++) {
+    for (round = 0; round < (getenv("MOE_EP_SLOW") ? 2 : 8); round++) {
         static const double p[4] = {0, 1.5, 2, 3};
         moe_ep_calibrate_desc d;
         moe_ep_calibrate_result r;
@@ -789,13 +789,14 @@ TEST(rows_of_other_devices_come_back)
     moe_ep_calibrate_desc d;
     moe_ep_calibrate_result r;
     uint64_t s = t_seed + 51;
+    const int n = getenv("MOE_EP_SLOW") ? 60 : 200;
     int kind, i, j;
     for (kind = 0; kind < 3; kind++) {
         truth.gemm.other_byte_s = kind ? 5e-13 : 0;
         truth.gemm.other_reached = kind == 2;
         truth.gemm.t0_s = 15e-6;
         memset(row, 0, sizeof row);
-        for (i = 0; i < 200; i++) {
+        for (i = 0; i < n; i++) {
             int64_t each = (int64_t)1 << t_below(&s, 10);
             row[i].num_slots = 256 >> t_below(&s, 8);
             row[i].rows_per_slot = (double)each;
@@ -804,7 +805,7 @@ TEST(rows_of_other_devices_come_back)
             for (j = 0; j < row[i].num_slots; j++) slot[j] = each;
             row[i].seconds = moe_ep_expert_time(&m, &truth, slot, row[i].num_slots, NULL, NULL);
         }
-        d = of_experts(&start, &m, row, 200);
+        d = of_experts(&start, &m, row, n);
         CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
         CHECK(r.experts.median < 0.01 && r.experts.worst < 0.05);
         CHECK_NEAR(got.gemm.other_byte_s, truth.gemm.other_byte_s, 0.05, 0);
@@ -815,13 +816,13 @@ TEST(rows_of_other_devices_come_back)
         CHECK_I64(again.gemm.other_reached, kind == 2);
         q.num_experts = 16; /* a wrong model: rows that say E and K themselves are not touched by it */
         q.top_k = 1;
-        for (i = 0; i < 200; i++) row[i].num_experts = 256, row[i].top_k = 8;
-        d = of_experts(&start, &q, row, 200);
+        for (i = 0; i < n; i++) row[i].num_experts = 256, row[i].top_k = 8;
+        d = of_experts(&start, &q, row, n);
         CHECK(moe_ep_calibrate(&d, &again, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
         CHECK_NEAR(again.gemm.other_byte_s, got.gemm.other_byte_s, 1e-9, 0);
     }
-    for (i = 0; i < 200; i++) row[i].product = 1 + i % 2; /* a product by itself sees its own rows only */
-    d = of_experts(&start, &m, row, 200);
+    for (i = 0; i < n; i++) row[i].product = 1 + i % 2; /* a product by itself sees its own rows only */
+    d = of_experts(&start, &m, row, n);
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
     CHECK(!(got.gemm.other_byte_s > 0.0) && !got.gemm.other_reached);
     start.gemm.other_byte_s = 3e-13; /* nothing shows it: stays */
