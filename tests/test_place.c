@@ -2702,6 +2702,7 @@ TEST(moves_and_names)
     const int32_t far[8] = {4, 5, 6, 7, 0, 1, 2, 3};
     moe_ep_shape s = shape_of(4, 8, 2);
     moe_ep_placement p = placement_new(1, 8, &s), q = placement_new(1, 8, &s);
+    static const int32_t twice[4] = {2, 2, 0, 1}, first_kept[8] = {2, 3, 0, 1, 4, 5, 6, 7};
     moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0), tight;
     moe_ep_moves_result m;
     moe_ep_move move[8];
@@ -2718,7 +2719,7 @@ TEST(moves_and_names)
     REFUSED(moe_ep_plan_moves(&p, &q, 0, NULL, -1, &m, NULL, &err), MOE_EP_ERR_SIZE, "capacity");
     REFUSED(moe_ep_plan_moves(&p, &q, 0, NULL, 0, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
     REFUSED(moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
-    memcpy(q.slot_expert, "\2\0\0\0\2\0\0\0\0\0\0\0\1\0\0\0", 16); /* expert 2 twice on device 0: sent once */
+    memcpy(q.slot_expert, twice, sizeof twice); /* expert 2 twice on device 0: sent once */
     CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
     CHECK_I64(moe_ep_plan_moves(&p, &q, 5, NULL, 0, &m, NULL, &err), MOE_EP_OK);
     CHECK(m.moves == 3 && m.slot_changes == 3 && m.max_in == 2 && m.max_out == 2 && m.rounds == 2);
@@ -2747,16 +2748,16 @@ TEST(moves_and_names)
     RELABELLED(far, MOE_EP_RELABEL_KEEP_NODES, far);    /* across nodes: not allowed */
     RELABELLED(far, 0, a);
     q.device_speed[0] = 2; /* no other device is like it */
-    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, first_kept);
     q.device_speed[0] = 1;
     q.device_speed[1] = 2;
-    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, first_kept);
     q.device_speed[1] = 1;
     q.device_inactive[0] = 1;
-    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, first_kept);
     q.device_inactive[0] = 0;
     p.device_inactive[0] = p.device_inactive[1] = 1; /* lost today: nothing can be kept there */
-    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, "\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0\6\0\0\0\7\0\0\0");
+    RELABELLED(c, MOE_EP_RELABEL_KEEP_NODES, first_kept);
 #undef RELABELLED
     placement_free(&p);
     placement_free(&q);
