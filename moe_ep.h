@@ -24387,6 +24387,11 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
 
 
 #undef MOE_EPI_FW_ALONG
+#undef MOE_EPI_FW_L1_HALF
+#undef MOE_EPI_FW_PIECES
+#undef MOE_EPI_FW_CHECK
+#undef MOE_EPI_FW_SCANS
+#undef MOE_EPI_FW_SCAN_MIN
 /* ==================================================================================================
  * 10 HOOKS
  * ================================================================================================== */
