@@ -2475,7 +2475,8 @@ MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *fi
                                  double microbatch_s, moe_ep_error *err);
 
 /* A caller's own tables instead of the formulas; a NULL member keeps the built-in one.  Times in
- * microseconds; a negative or NaN result stops with CONFIG.  Called on the calling thread, nothing is kept.
+ * microseconds; a negative or NaN result stops with CONFIG, whenever it comes.  Called on the calling thread, nothing
+ * is kept; asked again for what goes into `devices` and `layer_s`, at most 32768 of them.
  * For a half batch (TWO_*) slot_rows is NULL, the counts beside it hold. */
 typedef struct moe_ep_cost_hooks {
     size_t size; /* sizeof(moe_ep_cost_hooks) */
@@ -20588,10 +20589,9 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
     return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
 }
 
-/* All devices in one part of the batch; devices may be NULL. */
+/* All devices in one part of the batch. */
 static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part part,
-                                        moe_epi_layer_sum *sum, moe_ep_device_time *devices,
-                                        moe_ep_error *err)
+                                        moe_epi_layer_sum *sum, moe_ep_error *err)
 {
     moe_ep_device_time t;
     int odd = 0;
@@ -20620,7 +20620,6 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->work.rows += t.rows;
         sum->work.padded += t.padded_rows;
         sum->sum_compute += t.compute_s;
-        if (devices) devices[r] = t;
     }
     if (sum->regime != MOE_EP_REGIME_IDLE &&
         sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
@@ -20668,7 +20667,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
 static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part part,
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
-    if (y->net.rows || y->d->hooks) return moe_epi_layer_eval(y, part, sum, NULL, err);
+    if (y->net.rows || y->d->hooks) return moe_epi_layer_eval(y, part, sum, err);
     moe_epi_layer_half(y, part, sum);
     return MOE_EP_OK;
 }
@@ -20685,6 +20684,36 @@ static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer
     return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
 }
 
+/* Results that wait on the stack, and how many of them may when hooks are asked: 32768 devices take 2 MB. */
+enum { MOE_EPI_AHEAD = 32, MOE_EPI_HOOKED = 1 << 15 };
+
+/* With hooks, all that is asked for one at a time must be few enough to wait. */
+static moe_ep_status moe_epi_check_hooked(const moe_ep_layer_desc *d, int32_t n, const char *arg, moe_ep_error *err)
+{
+    if (d->hooks && n > MOE_EPI_HOOKED)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, arg, "with hooks at most 32768 at a time", -1, (double)n);
+    return MOE_EP_OK;
+}
+
+/* Times of the devices from `first` on.  A hook may answer otherwise than when everything was checked: with hooks the
+ * first is written when the last one is there. */
+static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, int32_t first, moe_ep_device_time *devices,
+                                           moe_ep_error *err)
+{
+    moe_ep_device_time ahead[MOE_EPI_AHEAD];
+    int32_t i, next;
+    int odd = 0;
+    for (; first < y->net.D; first = next) {
+        next = y->net.D - first < MOE_EPI_AHEAD ? y->net.D : first + MOE_EPI_AHEAD;
+        for (i = first; i < next; i++)
+            MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &ahead[i - first], err));
+        if (y->d->hooks) MOE_EPI_TRY(moe_epi_layer_devices(y, next, devices, err));
+        memcpy(devices + first, ahead, (size_t)(next - first) * sizeof *ahead);
+        if (y->d->hooks) break;
+    }
+    return MOE_EP_OK;
+}
+
 static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_result *out,
                                        moe_ep_device_time *devices, moe_ep_error *err)
 {
@@ -20694,7 +20723,7 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
         MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_FIRST_HALF, &a, err));
         MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_SECOND_HALF, &b, err));
     }
-    MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, NULL, err));
+    MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, err));
     memset(&r, 0, sizeof r);
     r.serial_s = moe_epi_compose(MOE_EP_OVERLAP_NONE, &whole.stages, &whole.stages, 0.0);
     r.no_barrier_s = whole.stages.attention_s + whole.stages.shared_s + whole.longest_own;
@@ -20714,7 +20743,7 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
     r.balanced_s = moe_epi_layer_balanced(y, &whole);
     MOE_EPI_TRY(moe_epi_fits(r.serial_s + r.total_s + r.no_barrier_s + whole.sum_compute,
                              "attention_s", err));
-    if (devices) MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, devices, err));
+    if (devices) MOE_EPI_TRY(moe_epi_layer_devices(y, 0, devices, err));
     *out = r;
     return MOE_EP_OK;
 }
@@ -20729,6 +20758,7 @@ MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const 
     if (!slot_rows) return moe_epi_null(err, "slot_rows");
     if (!out) return moe_epi_null(err, "out");
     MOE_EPI_TRY(moe_epi_layer_open(desc, slot_rows, &y, err));
+    if (devices) MOE_EPI_TRY(moe_epi_check_hooked(desc, y.net.D, "devices", err));
     return moe_epi_layer_run(&y, out, devices, err);
 }
 
@@ -20764,6 +20794,28 @@ static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t,
     }
 }
 
+/* Times of the layers from `first` on, as moe_epi_layer_devices. */
+static moe_ep_status moe_epi_step_times(const moe_ep_step_desc *d, const int64_t *slot_rows, int32_t first,
+                                        moe_epi_layer *y, double *layer_s, moe_ep_error *err)
+{
+    moe_ep_time_result t;
+    moe_ep_layer_desc layer;
+    double ahead[MOE_EPI_AHEAD];
+    int32_t i, next;
+    for (; first < d->num_layers; first = next) {
+        next = d->num_layers - first < MOE_EPI_AHEAD ? d->num_layers : first + MOE_EPI_AHEAD;
+        for (i = first; i < next; i++) {
+            MOE_EPI_TRY(moe_epi_step_layer(d, slot_rows, i, y, &layer, err));
+            MOE_EPI_TRY(moe_epi_layer_run(y, &t, NULL, err));
+            ahead[i - first] = t.total_s;
+        }
+        if (d->layer.hooks) MOE_EPI_TRY(moe_epi_step_times(d, slot_rows, next, y, layer_s, err));
+        memcpy(layer_s + first, ahead, (size_t)(next - first) * sizeof *ahead);
+        if (d->layer.hooks) break;
+    }
+    return MOE_EP_OK;
+}
+
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows,
                                      moe_ep_step_result *out, double *layer_s, moe_ep_error *err)
 {
@@ -20780,10 +20832,10 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_at_least(desc->num_layers, 1, "num_layers", err));
     MOE_EPI_TRY(moe_epi_amount(desc->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
+    if (layer_s) MOE_EPI_TRY(moe_epi_check_hooked(&desc->layer, desc->num_layers, "layer_s", err));
     memset(&r, 0, sizeof r);
     memset(&y, 0, sizeof y);
-    for (l = 0; l < desc->num_layers;
-         l++) { /* everything is checked before the first output is written */
+    for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
         MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
         moe_epi_step_add(&r, &t, l);
@@ -20804,11 +20856,7 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_fits(r.step_s + r.serial_s + r.no_barrier_s, "other_s", err));
     MOE_EPI_TRY(
         moe_epi_fits(r.tpot_s + r.tokens_per_s_device + r.tokens_per_s_node, "tokens_per_pass", err));
-    for (l = 0; layer_s && l < desc->num_layers; l++) {
-        MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
-        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
-        layer_s[l] = t.total_s;
-    }
+    if (layer_s) MOE_EPI_TRY(moe_epi_step_times(desc, slot_rows, 0, &y, layer_s, err));
     *out = r;
     return MOE_EP_OK;
 }
@@ -21269,39 +21317,94 @@ static int moe_epi_fit_others_input(int others)
     return others == MOE_EPI_FIT_REACHED ? 8 : 7;
 }
 
-static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+/* (a^p + b^p)^(1/p), p = 0: the larger one; which share of its logarithm's growth is a's, and that of p's. */
+typedef struct moe_epi_fit_mix {
+    double s, of_a, of_p;
+} moe_epi_fit_mix;
+
+static moe_epi_fit_mix moe_epi_fit_mixed(double a, double b, double p)
 {
-    double fixed = r->x[5] * v[MOE_EPI_FIT_T0] + r->x[4] * v[MOE_EPI_FIT_EXPERT];
-    double work = moe_epi_pnorm(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p) +
-                  moe_epi_pnorm(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p) +
-                  r->x[6] * (v[MOE_EPI_FIT_ACT_BYTE] +
-                             r->x[moe_epi_fit_others_input(f->others)] * v[MOE_EPI_FIT_OTHER_BYTE]);
-    return moe_epi_bend(fixed, work, moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.6, 16.0));
+    double hi = moe_epi_larger(a, b), lo = a < b ? a : b, of_lo = 0.0, ratio, t, more;
+    moe_epi_fit_mix m;
+    m.s = hi;
+    m.of_p = 0.0;
+    if (p > 0.0 && lo > 1e-200 * hi) {
+        ratio = log(lo / hi);
+        t = exp(p * ratio);
+        more = log1p(t) / p;
+        of_lo = t / (1.0 + t);
+        m.s = hi * exp(more);
+        m.of_p = of_lo * ratio - more;
+    }
+    m.of_a = a > b ? 1.0 - of_lo : of_lo;
+    return m;
 }
 
-static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+/* Seconds of a row's expert kernel; slope: by which share they grow per share of each constant. */
+static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r, double *slope)
 {
-    double share = r->x[3] > 2.0 ? 1.0 / (r->x[3] - 1.0) : 1.0;
-    moe_epi_wire w;
-    w.alpha_s = v[MOE_EPI_FIT_ALPHA];
-    w.extra_s = r->x[3] * v[MOE_EPI_FIT_PEER] + r->x[4] * v[MOE_EPI_FIT_ROW_BYTE];
-    w.intra_s = v[MOE_EPI_FIT_INTRA];
-    w.inter_s = v[MOE_EPI_FIT_INTER] + r->x[3] * v[MOE_EPI_FIT_CROWD];
-    w.pair_s = share * v[MOE_EPI_FIT_PAIR];
-    w.row_s = v[MOE_EPI_FIT_ROW];
-    w.short_alpha_s = v[MOE_EPI_FIT_SHORT] * v[MOE_EPI_FIT_ALPHA];
-    w.short_unit_s = share * v[MOE_EPI_FIT_SHORT_BYTE];
-    w.p = f->p;
-    w.alpha_p = moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0);
-    w.alpha_in_norm = f->alpha_in_norm;
-    return moe_epi_wire_seconds(&w, r->x[0], r->x[1], r->x[2]);
+    double bend = moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.6, 16.0);
+    double launch = r->x[5] * v[MOE_EPI_FIT_T0], each = r->x[4] * v[MOE_EPI_FIT_EXPERT];
+    double beside = r->x[6] * v[MOE_EPI_FIT_ACT_BYTE];
+    double others = r->x[6] * r->x[moe_epi_fit_others_input(f->others)] * v[MOE_EPI_FIT_OTHER_BYTE];
+    moe_epi_fit_mix up = moe_epi_fit_mixed(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p);
+    moe_epi_fit_mix down = moe_epi_fit_mixed(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p);
+    double bytes = up.s * up.of_a + down.s * down.of_a, work = up.s + down.s + beside + others;
+    moe_epi_fit_mix all = moe_epi_fit_mixed(launch + each, work, bend);
+    double per_launch = moe_epi_per(all.of_a, launch + each), per_work = moe_epi_per(1.0 - all.of_a, work);
+    slope[MOE_EPI_FIT_T0] = per_launch * launch;
+    slope[MOE_EPI_FIT_EXPERT] = per_launch * each;
+    slope[MOE_EPI_FIT_BYTE] = per_work * bytes;
+    slope[MOE_EPI_FIT_FLOP] = per_work * (up.s + down.s - bytes);
+    slope[MOE_EPI_FIT_ACT_BYTE] = per_work * beside;
+    slope[MOE_EPI_FIT_OTHER_BYTE] = per_work * others;
+    slope[MOE_EPI_FIT_BEND] = all.of_p;
+    return all.s;
 }
 
-/* log(model / measured) of a row. */
-static double moe_epi_fit_miss(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r)
+/* The same of an exchange: of its first protocol, or of the one for short messages where that is faster. */
+static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r, double *slope)
 {
-    double s = f->is_link ? moe_epi_fit_link(f, v, r) : moe_epi_fit_experts(f, v, r);
-    return log(s < 1e300 ? moe_epi_larger(s, 1e-300) : 1e300) - r->log_s;
+    double bytes = r->x[0] + r->x[1], share = r->x[3] > 2.0 ? 1.0 / (r->x[3] - 1.0) : 1.0;
+    double alpha = v[MOE_EPI_FIT_ALPHA], brief = v[MOE_EPI_FIT_SHORT] * alpha;
+    double peers = r->x[3] * v[MOE_EPI_FIT_PEER], one = r->x[4] * v[MOE_EPI_FIT_ROW_BYTE];
+    double rows = r->x[2] * v[MOE_EPI_FIT_ROW], extra = peers + one + rows;
+    double far = r->x[1] * v[MOE_EPI_FIT_INTER], crowd = r->x[1] * r->x[3] * v[MOE_EPI_FIT_CROWD];
+    double pair = bytes * share * v[MOE_EPI_FIT_PAIR], packed = bytes * share * v[MOE_EPI_FIT_SHORT_BYTE];
+    double norm = f->p > 0.0 && f->p < 1.0 ? 1.0 : f->p;
+    moe_epi_fit_mix wires = moe_epi_fit_mixed(far + crowd, r->x[0] * v[MOE_EPI_FIT_INTRA], norm);
+    moe_epi_fit_mix all = moe_epi_fit_mixed(
+        alpha + extra, wires.s + pair,
+        f->alpha_in_norm ? norm : moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0));
+    double per_alpha = moe_epi_per(all.of_a, alpha + extra), per_byte = moe_epi_per(1.0 - all.of_a, wires.s + pair);
+    double per_far = per_byte * moe_epi_per(wires.s * wires.of_a, far + crowd);
+    int briefly = brief > 0.0 && brief + extra + packed < all.s;
+    if (briefly) {
+        all.s = brief + extra + packed;
+        per_alpha = 1.0 / all.s;
+        per_byte = per_far = all.of_p = 0.0;
+    }
+    slope[MOE_EPI_FIT_ALPHA] = per_alpha * (briefly ? brief : alpha);
+    slope[MOE_EPI_FIT_PEER] = per_alpha * peers;
+    slope[MOE_EPI_FIT_ROW_BYTE] = per_alpha * one;
+    slope[MOE_EPI_FIT_ROW] = per_alpha * rows;
+    slope[MOE_EPI_FIT_INTRA] = per_byte * wires.s * (1.0 - wires.of_a);
+    slope[MOE_EPI_FIT_INTER] = per_far * far;
+    slope[MOE_EPI_FIT_CROWD] = per_far * crowd;
+    slope[MOE_EPI_FIT_PAIR] = per_byte * pair;
+    slope[MOE_EPI_FIT_BEND] = all.of_p;
+    slope[MOE_EPI_FIT_SHORT] = briefly ? per_alpha * brief : 0.0;
+    slope[MOE_EPI_FIT_SHORT_BYTE] = briefly ? per_alpha * packed : 0.0;
+    return all.s;
+}
+
+/* log(model / measured) of a row, and its slopes by the constants' logarithms. */
+static double moe_epi_fit_miss(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r, double *slope)
+{
+    double s = f->is_link ? moe_epi_fit_link(f, v, r, slope) : moe_epi_fit_experts(f, v, r, slope);
+    if (s > 1e-300 && s < 1e300) return log(s) - r->log_s;
+    memset(slope, 0, MOE_EPI_FIT_CONSTANTS * sizeof *slope);
+    return (s < 1.0 ? -690.0 : 690.0) - r->log_s; /* as far off as numbers go, and no way to go */
 }
 
 static void moe_epi_fit_values(const moe_epi_fit *f, double *v)
@@ -21324,57 +21427,48 @@ static double moe_epi_fit_cost(const moe_epi_fit *f, double e, double *weight)
     return f->redescends ? 0.5 * soft * log(1.0 + z * z / soft) : root - 1.0;
 }
 
-static double moe_epi_fit_loss(const moe_epi_fit *f)
-{
-    double v[MOE_EPI_FIT_CONSTANTS], loss = 0.0, e;
-    int64_t i;
-    int k;
-    moe_epi_fit_values(f, v);
-    for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++) {
-        if (!(f->sd[k] > 0.0)) continue;
-        e = (f->c[k] - f->mean[k]) / f->sd[k];
-        loss += 0.5 * e * e;
-    }
-    for (i = 0; i < f->n; i++) loss += moe_epi_fit_cost(f, moe_epi_fit_miss(f, v, &f->rows[i]), &e);
-    return loss;
-}
-
 /* Normal equations of the reweighted squares: a (m,m+1), the last column minus the gradient. */
 typedef struct moe_epi_fit_system {
     double a[MOE_EPI_FIT_CONSTANTS][MOE_EPI_FIT_CONSTANTS + 1];
     int index[MOE_EPI_FIT_CONSTANTS], m;
 } moe_epi_fit_system;
 
-static void moe_epi_fit_assemble(const moe_epi_fit *f, moe_epi_fit_system *s)
+/* The pulls' part; returns their loss. */
+static double moe_epi_fit_pulls(const moe_epi_fit *f, moe_epi_fit_system *s)
 {
-    const double step = 1e-5;
-    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS], e, w, z, kept;
-    int64_t i;
-    int a, b, k;
+    double loss = 0.0, e;
+    int k;
     memset(s, 0, sizeof *s);
-    for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++)
-        if (f->sd[k] > 0.0) s->index[s->m++] = k;
-    for (a = 0; a < s->m; a++) {
-        k = s->index[a];
-        z = 1.0 / (f->sd[k] * f->sd[k]);
-        s->a[a][a] = z;
-        s->a[a][s->m] = -(f->c[k] - f->mean[k]) * z;
+    for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++) {
+        if (!(f->sd[k] > 0.0)) continue;
+        e = (f->c[k] - f->mean[k]) / f->sd[k];
+        s->a[s->m][s->m] = 1.0 / (f->sd[k] * f->sd[k]);
+        s->a[s->m][MOE_EPI_FIT_CONSTANTS] = -e / f->sd[k];
+        s->index[s->m++] = k;
+        loss += 0.5 * e * e;
     }
+    return loss;
+}
+
+/* The equations where f is; returns the loss there. */
+static double moe_epi_fit_assemble(const moe_epi_fit *f, moe_epi_fit_system *s)
+{
+    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS], loss = moe_epi_fit_pulls(f, s), e, w, of_a;
+    int64_t i;
+    int a, b;
     moe_epi_fit_values(f, v);
     for (i = 0; i < f->n; i++) {
-        e = moe_epi_fit_miss(f, v, &f->rows[i]);
+        e = moe_epi_fit_miss(f, v, &f->rows[i], slope);
+        loss += moe_epi_fit_cost(f, e, &w);
         for (a = 0; a < s->m; a++) {
-            kept = v[s->index[a]];
-            v[s->index[a]] = kept * (1.0 + step);
-            slope[a] = (moe_epi_fit_miss(f, v, &f->rows[i]) - e) / step;
-            v[s->index[a]] = kept;
-        }
-        (void)moe_epi_fit_cost(f, e, &w);
-        for (a = 0; a < s->m; a++) {
-            for (b = 0; b < s->m; b++) s->a[a][b] += w * slope[a] * slope[b];
-            s->a[a][s->m] -= w * slope[a] * e;
+            of_a = w * slope[s->index[a]];
+            for (b = a; b < s->m; b++) s->a[a][b] += of_a * slope[s->index[b]];
+            s->a[a][MOE_EPI_FIT_CONSTANTS] -= of_a * e;
         }
     }
+    for (a = 0; a < s->m; a++)
+        for (b = 0; b < a; b++) s->a[a][b] = s->a[b][a];
+    return loss;
 }
 
 /* Solves (A + lambda diag A) x = b by elimination; A is positive definite, its diagonal never 0. */
@@ -21387,10 +21481,11 @@ static void moe_epi_fit_solve(const moe_epi_fit_system *s, double lambda, double
     for (i = 0; i < s->m; i++)
         for (j = i + 1; j < s->m; j++) {
             q = a[j][i] / a[i][i];
-            for (k = i; k <= s->m; k++) a[j][k] -= q * a[i][k];
+            for (k = i; k < s->m; k++) a[j][k] -= q * a[i][k];
+            a[j][MOE_EPI_FIT_CONSTANTS] -= q * a[i][MOE_EPI_FIT_CONSTANTS];
         }
     for (i = s->m - 1; i >= 0; i--) {
-        q = a[i][s->m];
+        q = a[i][MOE_EPI_FIT_CONSTANTS];
         for (k = i + 1; k < s->m; k++) q -= a[i][k] * x[k];
         x[i] = q / a[i][i];
     }
@@ -21399,24 +21494,21 @@ static void moe_epi_fit_solve(const moe_epi_fit_system *s, double lambda, double
 /* Levenberg-Marquardt from where f is; returns the loss reached.  No step changes a constant more than e-fold. */
 static double moe_epi_fit_descend(moe_epi_fit *f)
 {
-    moe_epi_fit_system s;
+    moe_epi_fit_system s, next;
     double x[MOE_EPI_FIT_CONSTANTS], kept[MOE_EPI_FIT_CONSTANTS], lambda = 1e-2, best, loss, gain = 1.0;
     int round, tries, k;
-    best = moe_epi_fit_loss(f);
+    best = moe_epi_fit_assemble(f, &s);
     for (round = 0; round < 40 && gain > 1e-7 * (1.0 + best); round++) {
-        moe_epi_fit_assemble(f, &s);
         memcpy(kept, f->c, sizeof kept);
         gain = 0.0;
         for (tries = 0; tries < 10 && !(gain > 0.0); tries++) {
             moe_epi_fit_solve(&s, lambda, x);
-            for (k = 0; k < s.m; k++) {
-                double step = x[k] > 1.0 ? 1.0 : x[k] < -1.0 ? -1.0 : x[k];
-                f->c[s.index[k]] = kept[s.index[k]] + step;
-            }
-            loss = moe_epi_fit_loss(f);
+            for (k = 0; k < s.m; k++) f->c[s.index[k]] = kept[s.index[k]] + moe_epi_fit_between(x[k], -1.0, 1.0);
+            loss = moe_epi_fit_assemble(f, &next);
             if (loss < best) {
                 gain = best - loss;
                 best = loss;
+                s = next;
                 lambda = lambda > 1e-9 ? lambda * 0.1 : lambda;
             } else {
                 memcpy(f->c, kept, sizeof kept);
@@ -21732,11 +21824,11 @@ static void moe_epi_fit_sort(double *v, int64_t n)
 /* Signed relative errors of a fit's rows into work; where which[i] says, into errors, too. */
 static void moe_epi_fit_errors(const moe_epi_fit *f, const int64_t *which, double *work, double *errors)
 {
-    double v[MOE_EPI_FIT_CONSTANTS];
+    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS];
     int64_t i;
     moe_epi_fit_values(f, v);
     for (i = 0; i < f->n; i++) {
-        work[i] = expm1(moe_epi_fit_miss(f, v, &f->rows[i]));
+        work[i] = expm1(moe_epi_fit_miss(f, v, &f->rows[i], slope));
         if (!(work[i] < 1e300)) work[i] = 1e300;
         if (errors) errors[which[i]] = work[i];
     }
@@ -21755,6 +21847,35 @@ static double moe_epi_fit_before(const moe_epi_fit *f, double *work)
     for (i = 0; i < f->n; i++) work[i] = fabs(work[i]);
     moe_epi_fit_sort(work, f->n);
     return moe_epi_fit_median(work, f->n);
+}
+
+/* Size of the rows' errors: from their median, by the rows that are not used up by constants. */
+static double moe_epi_fit_noise(const moe_epi_fit *f, double *work)
+{
+    double left = (double)f->n;
+    int64_t i;
+    int k;
+    for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++) left -= f->sd[k] > 0.0 ? 1.0 : 0.0;
+    if (!(left > 0.0)) return MOE_EPI_FIT_KNEE;
+    moe_epi_fit_errors(f, NULL, work, NULL);
+    for (i = 0; i < f->n; i++) work[i] = fabs(work[i]);
+    moe_epi_fit_sort(work, f->n);
+    return 1.4826 * moe_epi_fit_median(work, f->n) * sqrt((double)f->n / left); /* a bell curve's width */
+}
+
+/* A pull is weighed against rows that are right within MOE_EPI_FIT_KNEE; rows that turn out better than that pull more,
+ * so that constants which such rows show come out as the rows have them. */
+static void moe_epi_fit_polish(moe_epi_fit *f, double *work)
+{
+    moe_epi_fit kept = *f;
+    double share;
+    int round, k;
+    for (round = 0; round < 3; round++) {
+        share = moe_epi_fit_noise(f, work) / MOE_EPI_FIT_KNEE;
+        if (!(share < 1.0)) break;
+        for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++) f->sd[k] = kept.sd[k] / moe_epi_larger(share, 1e-6);
+        (void)moe_epi_fit_descend(f);
+    }
 }
 
 static void moe_epi_fit_report(const moe_epi_fit *f, const int64_t *which, double before, double *work,
@@ -21800,11 +21921,11 @@ static void moe_epi_fit_as_given(moe_epi_fit *f, int i, double given)
 /* Whether a row is off more than twofold. */
 static int moe_epi_fit_odd(const moe_epi_fit *f)
 {
-    double v[MOE_EPI_FIT_CONSTANTS];
+    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS];
     int64_t i;
     moe_epi_fit_values(f, v);
     for (i = 0; i < f->n; i++)
-        if (fabs(moe_epi_fit_miss(f, v, &f->rows[i])) > 0.7) return 1;
+        if (fabs(moe_epi_fit_miss(f, v, &f->rows[i], slope)) > 0.7) return 1;
     return 0;
 }
 
@@ -21866,6 +21987,7 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
         best = f;
     }
     moe_epi_fit_load_experts(d, tile, room);
+    moe_epi_fit_polish(&best, room->work);
     moe_epi_fit_close_gemm(&best, d->model->math, tile, m);
     moe_epi_fit_report(&best, room->which, before, room->work, errors, left);
 }
@@ -21899,6 +22021,7 @@ static void moe_epi_fit_phase(const moe_ep_link *start, int64_t n, const moe_epi
         loss = moe_epi_fit_norms(&f) + 2.0;
         if (loss < least) best = f;
     }
+    moe_epi_fit_polish(&best, room->work);
     moe_epi_fit_close_link(&best, link);
     moe_epi_fit_report(&best, room->which, before, room->work, errors, left);
 }

@@ -41,13 +41,15 @@ if have "${CXX%% *}"; then
     on_host moe_ep_cuda
     on_host moe_ep_nccl -DPROGRAM_NCCL
 else
-    skip "the CUDA examples on the CPU" "no C++ compiler"
+    for program in moe_ep_cuda moe_ep_nccl; do skip "$program on the CPU" "no C++ compiler (package g++)"; done
 fi
 
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 if [ ! -x "$nvcc" ]; then
-    skip "nvcc compiles the CUDA examples" "no nvcc"
+    for program in moe_ep_cuda moe_ep_nccl; do
+        skip "nvcc compiles $program" "no nvcc (package nvidia-cuda-toolkit, or NVIDIA's cuda-nvcc)"
+    done
 else
     root=$(dirname "$(dirname "$nvcc")")
     libraries=$root/lib64
@@ -55,7 +57,7 @@ else
     if [ -e "$root/include/nccl.h" ] || [ -e /usr/include/nccl.h ]; then
         on_gpu moe_ep_nccl "-lcublas -lnccl" 2
     else
-        skip "nvcc compiles moe_ep_nccl" "no nccl.h"
+        skip "nvcc compiles moe_ep_nccl" "no nccl.h (package libnccl-dev)"
     fi
 fi
-finish 2
+finish 3

@@ -105,6 +105,14 @@ static int t_listed(const char *list, const char *name)
         }                                                                                           \
     } while (0)
 
+/* A call of the library that succeeds says so in `moe_ep_error err`, whatever stood there before. */
+#define CLEARS(call)                                                                                \
+    do {                                                                                            \
+        memset(&err, 1, sizeof err);                                                                \
+        CHECK((double)(call) >= 0.0);                                                               \
+        CHECK_I64(err.status, MOE_EP_OK);                                                           \
+    } while (0)
+
 /* Inside a loop over cases: stop this test when something failed, saying where it stood. */
 #define STOP_IF_FAILED(format, value)                                                               \
     do {                                                                                            \

@@ -432,6 +432,285 @@ static void check_chance(const moe_ep_chance_result *c, const sample *m, double 
     CHECK_NEAR(c->p95, m->p95, 0.01, 1.01 * row + 8 * se);
 }
 
+/* ---- every figure once more from its definition ---- */
+
+T_EXACT_MATH /* equal ratios are looked for */
+
+/* A matrix (rows, n) of small loads, many of them 0, some rows without any, in memory of just that size. */
+static double *small_loads(uint64_t *s, int32_t rows, int32_t n, double unit)
+{
+    double *loads = (double *)t_alloc(sizeof *loads * (size_t)rows * (size_t)n);
+    int32_t l, i;
+    for (l = 0; l < rows; l++) {
+        const int64_t most = t_below(s, 5) ? 1 + t_below(s, 9) : 1;
+        for (i = 0; i < n; i++) loads[l * n + i] = unit * (double)t_below(s, most);
+    }
+    return loads;
+}
+
+/* Working memory full of large numbers: what is read before it is written shows. */
+static moe_ep_scratch dirty_scratch(void)
+{
+    static double memory[512];
+    size_t i;
+    for (i = 0; i < sizeof memory / sizeof memory[0]; i++) memory[i] = 1e300;
+    return moe_ep_scratch_fixed(memory, sizeof memory);
+}
+
+/* Sum and maximum of n loads. */
+static double plain_sum(const double *loads, int32_t n)
+{
+    double sum = 0;
+    while (n-- > 0) sum += *loads++;
+    return sum;
+}
+
+static double plain_max(const double *loads, int32_t n)
+{
+    double max = 0;
+    for (; n-- > 0; loads++) max = *loads > max ? *loads : max;
+    return max;
+}
+
+/* Value at the share q of the way from the least to the greatest of n > 0 values, which it sorts. */
+static double plain_percentile(double *v, int32_t n, double q)
+{
+    int32_t i = 0;
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    if (n == 1) return v[0];
+    while (i + 2 < n && (double)(i + 1) <= q * (n - 1)) i++;
+    return v[i] + (v[i + 1] - v[i]) * (q * (n - 1) - i);
+}
+
+/* Sizes of the rows are powers of two: means are exact, equal ratios are equal. */
+TEST(layers_by_definition)
+{
+    uint64_t s = t_seed + 20;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        const int32_t L = (int32_t)(1 + t_below(&s, round % 4 ? 6 : 40)), n = (int32_t)1 << t_below(&s, 4);
+        const double unit = round % 3 ? 1 : 0.0009765625;
+        double *loads = small_loads(&s, L, n, unit), ratio[40], each[40], columns[8], tops[8];
+        double imbalance = 0, balancedness = 0, sums = 0, maxima = 0, worst = 1;
+        int64_t whole[40 * 8];
+        int32_t l, i, loaded = 0, at = -1;
+        moe_ep_scratch scratch = dirty_scratch();
+        moe_ep_layers_result r, q;
+        for (i = 0; i < L * n; i++) whole[i] = (int64_t)loads[i];
+        for (l = 0; l < L; l++) {
+            const double mean = plain_sum(loads + l * n, n) / n, max = plain_max(loads + l * n, n);
+            sums += mean;
+            maxima += max;
+            each[l] = mean > 0 ? max / mean : 1;
+            if (!(mean > 0)) continue;
+            if (at < 0 || each[l] > worst) worst = each[l], at = l;
+            ratio[loaded++] = each[l];
+            imbalance += each[l];
+            balancedness += mean / max;
+        }
+        for (i = 0; i < n; i++)
+            for (columns[i] = tops[i] = 0, l = 0; l < L; l++) {
+                columns[i] += loads[l * n + i];
+                tops[i] = loads[l * n + i] > tops[i] ? loads[l * n + i] : tops[i];
+            }
+        CHECK_I64(moe_ep_balance_layers_d(loads, L, n, &r, &scratch, NULL), MOE_EP_OK);
+        CHECK(r.num_layers == L && r.loaded_layers == loaded && r.worst_layer == at);
+        CHECK_NEAR(r.worst_imbalance, worst, 0, 0);
+        CHECK_NEAR(r.mean_imbalance, loaded ? imbalance / loaded : 1, 1e-14, 0);
+        CHECK_NEAR(r.p50, loaded ? plain_percentile(ratio, loaded, 0.50) : 1, 1e-13, 0);
+        CHECK_NEAR(r.p90, loaded ? plain_percentile(ratio, loaded, 0.90) : 1, 1e-13, 0);
+        CHECK_NEAR(r.p95, loaded ? plain_percentile(ratio, loaded, 0.95) : 1, 1e-13, 0);
+        CHECK_NEAR(r.p99, loaded ? plain_percentile(ratio, loaded, 0.99) : 1, 1e-13, 0);
+        CHECK_NEAR(r.mean_balancedness, loaded ? balancedness / loaded : 1, 1e-14, 0);
+        CHECK_NEAR(r.mean_of_layer_ratios, balancedness / L, 1e-14, 0);
+        CHECK_NEAR(r.avg_sum, sums, 1e-14, 0);
+        CHECK_NEAR(r.max_sum, maxima, 0, 0);
+        CHECK_NEAR(r.balancedness, loaded ? sums / maxima : 1, 1e-14, 0);
+        CHECK_NEAR(r.imbalance, loaded ? maxima / sums : 1, 1e-14, 0);
+        CHECK_NEAR(r.imbalance_of_sum, loaded ? plain_max(columns, n) * n / plain_sum(columns, n) : 1, 1e-14, 0);
+        CHECK_NEAR(r.balancedness_wrong_axis, loaded ? plain_sum(columns, n) / L / plain_sum(tops, n) : 1, 1e-14, 0);
+        CHECK_I64(moe_ep_balance_layers(whole, L, n, &q, NULL, NULL), MOE_EP_OK);
+        if (round % 3) CHECK(memcmp(&q, &r, sizeof q) == 0);
+        CHECK_I64(moe_ep_layer_imbalances(loads, L, n, ratio, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) CHECK_NEAR(ratio[l], each[l], 0, 0);
+        free(loads);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(run_of_steps_by_definition)
+{
+    uint64_t s = t_seed + 21;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        const int32_t S = (int32_t)(1 + t_below(&s, 5)), L = (int32_t)(1 + t_below(&s, 4)),
+                      n = (int32_t)1 << t_below(&s, 4);
+        double *loads = small_loads(&s, S * L, n, round % 3 ? 1 : 0.0009765625), added[8];
+        double all_max = 0, all_mean = 0, all_added = 0, worst = 1;
+        int32_t t, l, i, at = -1;
+        moe_ep_scratch scratch = dirty_scratch();
+        moe_ep_steps_result r;
+        for (t = 0; t < S; t++) {
+            double max = 0, mean = 0;
+            for (l = 0; l < L; l++) {
+                max += plain_max(loads + (t * L + l) * n, n);
+                mean += plain_sum(loads + (t * L + l) * n, n) / n;
+            }
+            if (mean > 0 && (at < 0 || max / mean > worst)) worst = max / mean, at = t;
+            all_max += max;
+            all_mean += mean;
+        }
+        for (l = 0; l < L; l++) {
+            for (i = 0; i < n; i++)
+                for (added[i] = 0, t = 0; t < S; t++) added[i] += loads[(t * L + l) * n + i];
+            all_added += plain_max(added, n);
+        }
+        CHECK_I64(moe_ep_balance_steps(loads, S, L, n, &r, &scratch, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.max_rows, all_max / S, 1e-14, 0);
+        CHECK_NEAR(r.mean_rows, all_mean / S, 1e-14, 0);
+        CHECK_NEAR(r.imbalance, all_mean > 0 ? all_max / all_mean : 1, 1e-14, 0);
+        CHECK_NEAR(r.imbalance_of_sum, all_mean > 0 ? all_added / all_mean : 1, 1e-14, 0);
+        CHECK_I64(r.worst_step, at);
+        CHECK_NEAR(r.worst_imbalance, worst, 0, 0);
+        free(loads);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* The next index behind `before` from heavy to light, the lower index first; -1 as before: the heaviest. */
+static int32_t plain_next(const double *v, int32_t n, int32_t before)
+{
+    int32_t i, best = -1;
+    for (i = 0; i < n; i++) {
+        if (before >= 0 && !(v[i] < v[before] || (v[i] <= v[before] && i > before))) continue;
+        if (best < 0 || v[i] > v[best]) best = i;
+    }
+    return best;
+}
+
+/* Hot, dead, and how much the heaviest carry, on exact means and shares. */
+TEST(hot_and_dead_by_definition)
+{
+    static const double times[7] = {0, 0.25, 0.5, 1, 1.5, 2, 4};
+    uint64_t s = t_seed + 22;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        const int32_t n = (int32_t)1 << t_below(&s, 6);
+        const double factor = times[t_below(&s, 7)];
+        double *v = small_loads(&s, 1, n, round % 3 ? 1 : 0.0009765625), sum = plain_sum(v, n), so_far = 0;
+        double *curve = (double *)t_alloc(sizeof *v * (size_t)n);
+        int32_t *hot = (int32_t *)t_alloc(sizeof *hot * (size_t)n);
+        int32_t *dead = (int32_t *)t_alloc(sizeof *dead * (size_t)n);
+        int32_t count = -1, none = -1, i, at = -1, found = 0;
+        moe_ep_scratch scratch;
+        CHECK_I64(moe_ep_hot_list(v, n, factor, hot, &count, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_dead_list(v, n, dead, &none, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_coverage(v, n, curve, NULL), MOE_EP_OK);
+        for (i = 0; i < n; i++) {
+            if (v[i] > 0) continue;
+            CHECK(found < none && dead[found] == i);
+            found++;
+        }
+        CHECK_I64(none, found);
+        CHECK_NEAR(moe_ep_top_share(v, n, 0, NULL, NULL), 0, 0, 0);
+        for (i = 0, found = 0; i < n; i++) {
+            at = plain_next(v, n, at);
+            if (v[at] * n > factor * sum) {
+                CHECK(i < count && hot[i] == at);
+                found++;
+            }
+            so_far += v[at];
+            CHECK_NEAR(curve[i], sum > 0 ? so_far / sum : 1, 0, 0);
+            scratch = dirty_scratch();
+            CHECK_NEAR(moe_ep_top_share(v, n, i + 1, &scratch, NULL), curve[i], 0, 0);
+        }
+        CHECK_I64(count, found);
+        for (i = 0; i <= 16; i++) {
+            int32_t fewest = 0;
+            for (at = -1, so_far = 0; so_far < i / 16.0 * sum; fewest++) {
+                at = plain_next(v, n, at);
+                so_far += v[at];
+            }
+            scratch = dirty_scratch();
+            CHECK_I64(moe_ep_experts_for_share(v, n, i / 16.0, &scratch, NULL), fewest);
+        }
+        free(v);
+        free(curve);
+        free(hot);
+        free(dead);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* Pearson from whole sums; loads without spread, whatever their value, have none. */
+TEST(similarity_by_definition)
+{
+    uint64_t s = t_seed + 23;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        const int32_t n = (int32_t)(1 + t_below(&s, 20));
+        int32_t top = (int32_t)t_below(&s, n + 1), wide, i, j, x, y, overlap = 0;
+        const double unit = round % 3 ? 1 : 0.0009765625;
+        double *a = small_loads(&s, 1, n, unit), *b = small_loads(&s, 1, n, unit);
+        double sa, sb, aa = 0, bb = 0, ab = 0, l1 = 0, va, vb;
+        moe_ep_scratch scratch = dirty_scratch();
+        moe_ep_similarity_result r;
+        if (round % 8 == 0) { /* flat ones: a tenth ten times is less than 1 */
+            const double flat = 0.1 * unit * (double)(1 + t_below(&s, 50));
+            for (i = 0; i < n; i++) *(round % 16 ? a + i : b + i) = flat;
+        }
+        sa = plain_sum(a, n);
+        sb = plain_sum(b, n);
+        for (i = 0; i < n; i++) {
+            aa += a[i] * a[i];
+            bb += b[i] * b[i];
+            ab += a[i] * b[i];
+            l1 += fabs((sa > 0 ? a[i] / sa : 1.0 / n) - (sb > 0 ? b[i] / sb : 1.0 / n));
+        }
+        wide = top > 0 ? top : n < 8 ? 1 : n / 8;
+        for (i = 0, x = -1; i < wide; i++)
+            for (x = plain_next(a, n, x), j = 0, y = -1; j < wide; j++) {
+                y = plain_next(b, n, y);
+                overlap += x == y;
+            }
+        CHECK_I64(moe_ep_similarity(a, b, n, top, &r, &scratch, NULL), MOE_EP_OK);
+        CHECK(r.top == wide && r.overlap == overlap);
+        CHECK_NEAR(r.l1, l1, 1e-13, 1e-15);
+        CHECK_NEAR(r.total_variation, l1 / 2, 1e-13, 1e-15);
+        CHECK_NEAR(r.cosine, sa > 0 && sb > 0 ? ab / sqrt(aa * bb) : sa > 0 || sb > 0 ? 0 : 1, 1e-13, 0);
+        va = (n * aa - sa * sa) / (unit * unit); /* whole numbers, but for the flat ones */
+        vb = (n * bb - sb * sb) / (unit * unit);
+        if (va > 0.5 && vb > 0.5) CHECK_NEAR(r.correlation, (n * ab - sa * sb) / (unit * unit) / sqrt(va * vb), 1e-12,
+                                               1e-14);
+        else CHECK_NEAR(r.correlation, l1 > 1e-9 ? 0 : 1, 0, 0);
+        free(a);
+        free(b);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* What a call says it needs holds at least its working arrays, so that none of them can lie behind the end. */
+TEST(scratch_holds_the_arrays)
+{
+    enum { N = 100, L = 70 };
+    static double loads[L * N];
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_balance_result b;
+    moe_ep_layers_result l;
+    moe_ep_steps_result t;
+    moe_ep_similarity_result s;
+    CHECK_I64(moe_ep_balance_d(loads, N, &b, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= N * 8 && none.need < 2 * N * 8);
+    CHECK_I64(moe_ep_balance_layers_d(loads, L, N, &l, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= (L + 2 * N) * 8 && none.need < (L + 3 * N) * 8);
+    CHECK_I64(moe_ep_balance_steps(loads, 1, L, N, &t, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= N * 8 && none.need < 2 * N * 8);
+    CHECK_I64(moe_ep_similarity(loads, loads, N, 0, &s, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= 2 * N * 4 && none.need < 3 * N * 4);
+    CHECK_I64(moe_ep_experts_for_share(loads, N, 0.5, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK(none.need >= N * 8 && none.need < 2 * N * 8);
+}
+
 /* Every size, pointer and share that no other test gets wrong; outputs stay as they were. */
 TEST(balance_bad_arguments)
 {
@@ -575,14 +854,14 @@ TEST(percentiles_of_even_steps)
     }
 }
 
-/* K = 1: the load of one expert is binomial, its percentiles are the lowest loads that reach them. */
+/* The load of one expert is binomial, its percentiles are the lowest loads that reach them. */
 TEST(chance_of_one_expert)
 {
-    int32_t E;
+    int32_t E, K;
     int64_t T, m;
     for (E = 2; E < 40; E += 3)
-        for (T = 1; T < 200; T += 7) {
-            const double p = 1.0 / E, mean = (double)T * p;
+        for (K = 1, T = 1; T < 200; T += 7, K = 1 + K % (E - 1)) {
+            const double p = (double)K / E, mean = (double)T * p;
             double weight = pow(1.0 - p, (double)T), cdf = 0.0;
             int64_t low = -1, high = -1;
             int close = 0;
@@ -595,10 +874,11 @@ TEST(chance_of_one_expert)
                 weight *= (double)(T - m) / (double)(m + 1) * p / (1.0 - p);
             }
             if (close) continue;
-            CHECK_I64(moe_ep_chance(T, 1, E, &c, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
             CHECK_NEAR(c.one_p05 * mean, low, 0, 1e-9);
             CHECK_NEAR(c.one_p95 * mean, high, 0, 1e-9);
             CHECK_NEAR(c.one_sd * mean, sqrt(mean * (1.0 - p)), 1e-12, 0);
+            CHECK_NEAR(c.gauss_bound, 1.0 + c.one_sd * sqrt(2.0 * log(E)), 1e-13, 0);
             STOP_IF_FAILED("T %d", (int)T);
         }
 }
@@ -688,38 +968,221 @@ TEST(success_clears_the_error)
 }
 #undef CLEARS
 
-/* K = 1 and any number of experts: T! / E^T times the coefficient of x^T in (sum of x^k / k!, k up to m)^E. */
+/* The chance that each of E boxes gets low..high of T <= 40 balls: T! / E^T times the coefficient of x^T in
+ * (sum of x^k / k!, k = low..high)^E. */
+static double balls_in_boxes(int32_t T, int32_t E, int32_t low, int32_t high)
+{
+    double p[41] = {1.0}, chance; /* p[t]: of t balls put into e boxes one by one */
+    int32_t e, k, t;
+    for (e = 1; e <= E; e++) {
+        double q[41] = {0.0};
+        for (t = 0; t <= T; t++) {
+            double term = 1.0;
+            for (k = 0; k <= high && k <= t; k++) {
+                if (k >= low) q[t] += p[t - k] * term;
+                term *= 1.0 / (double)(k + 1);
+            }
+        }
+        memcpy(p, q, sizeof p);
+    }
+    for (chance = p[T], t = 1; t <= T; t++) chance *= (double)t / E;
+    return chance;
+}
+
+/* A law of the maximum, cdf[m] = P(max <= m) for m = 0..most, against a result; mean is that of one load. */
+static void check_law(const moe_ep_chance_result *c, const double *cdf, int32_t most, double mean, double off)
+{
+    double sum = 0.0, squares = 0.0, before = 0.0;
+    int32_t m, p05 = -1, p95 = -1, close = 0;
+    for (m = 0; m <= most; m++) {
+        sum += (cdf[m] - before) * m;
+        squares += (cdf[m] - before) * m * m;
+        before = cdf[m];
+        close |= fabs(cdf[m] - 0.05) < off || fabs(cdf[m] - 0.95) < off;
+        if (p05 < 0 && cdf[m] >= 0.05) p05 = m;
+        if (p95 < 0 && cdf[m] >= 0.95) p95 = m;
+    }
+    CHECK_NEAR(c->mean_load, mean, 1e-14, 0);
+    CHECK_NEAR(c->max_over_mean, sum / mean, off, 0);
+    CHECK_NEAR(c->sd, sqrt(fabs(squares - sum * sum)) / mean, off, sqrt(off) / mean);
+    if (close) return;
+    CHECK_NEAR(c->p05, p05 / mean, 1e-12, 0);
+    CHECK_NEAR(c->p95, p95 / mean, 1e-12, 0);
+}
+
+/* One choice a token, or all but one: the choices, or the ones left out, are balls thrown into boxes.  One choice of E
+ * experts on D devices is one of D, T tokens with K choices that may repeat are T * K tokens with one. */
 TEST(chance_of_any_number_of_experts)
 {
-    static const int32_t experts[] = {3, 6, 7, 11, 13, 14, 15, 23, 31};
+    static const int32_t experts[] = {2, 3, 6, 7, 11, 13, 14, 15, 23, 31};
     size_t i;
     int32_t T;
     for (i = 0; i < sizeof experts / sizeof *experts; i++)
-        for (T = 5; T <= 40; T += 7) {
+        for (T = 4; T <= 40; T += 6) {
             const int32_t E = experts[i];
-            double mean = 0.0, before = 0.0;
+            const double mean = (double)T / E, miss = pow(1.0 - 1.0 / E, T);
+            double one[41], but_one[41];
             moe_ep_chance_result c;
-            int32_t m, e, k, t;
-            for (m = 1; m <= T; m++) {
-                double p[41] = {1.0}, cdf; /* p[t]: chance that t tokens, put on e experts one by one, fit */
-                for (e = 1; e <= E; e++) {
-                    double q[41] = {0.0};
-                    for (t = 0; t <= T; t++) {
-                        double term = 1.0;
-                        for (k = 0; k <= m && k <= t; k++) {
-                            q[t] += p[t - k] * term;
-                            term *= 1.0 / (double)(k + 1);
-                        }
-                    }
-                    memcpy(p, q, sizeof p);
-                }
-                for (cdf = p[T], t = 1; t <= T; t++) cdf *= (double)t / E;
-                mean += (cdf - before) * m;
-                before = cdf;
+            int32_t m;
+            for (m = 0; m <= T; m++) {
+                one[m] = balls_in_boxes(T, E, 0, m);
+                but_one[m] = balls_in_boxes(T, E, T - m, T);
             }
             CHECK_I64(moe_ep_chance(T, 1, E, &c, NULL), MOE_EP_OK);
-            CHECK_NEAR(c.max_over_mean, mean / ((double)T / E), 1e-5, 0);
+            check_law(&c, one, T, mean, 1e-5);
+            CHECK_NEAR(c.distinct, E * (1.0 - miss), 1e-12, 0);
+            CHECK_NEAR(c.tokens, mean, 1e-12, 0);
+            CHECK_I64(moe_ep_chance_devices(T, 1, 5 * E, E, &c, NULL), MOE_EP_OK);
+            check_law(&c, one, T, mean, 1e-5);
+            CHECK_NEAR(c.distinct, 5.0 * (1.0 - pow(1.0 - 0.2 / E, T)), 1e-12, 0);
+            CHECK_NEAR(c.tokens, mean, 1e-12, 0);
+            CHECK_I64(moe_ep_chance_with_replacement(T / 2, 2, E, &c, NULL), MOE_EP_OK);
+            check_law(&c, one, T, mean, 1e-5);
+            CHECK_NEAR(c.distinct, E * (1.0 - miss), 1e-12, 0);
+            CHECK_NEAR(c.tokens, T / 2 * (1.0 - pow(1.0 - 1.0 / E, 2)), 1e-12, 0);
+            CHECK_I64(moe_ep_chance(T, E - 1, E, &c, NULL), MOE_EP_OK);
+            check_law(&c, but_one, T, T - mean, 1e-5);
+            CHECK_NEAR(c.tokens, T - mean, 1e-12, 0);
             STOP_IF_FAILED("E %d", (int)E);
+        }
+}
+
+static int bits_of(uint32_t x)
+{
+    int bits = 0;
+    for (; x; x &= x - 1) bits++;
+    return bits;
+}
+
+/* Two and three tokens: all sets of experts that the second and the third can choose beside the first's. */
+TEST(chance_of_few_tokens)
+{
+    int32_t E, K;
+    for (E = 2; E < 9; E++)
+        for (K = 1; K < E; K++) {
+            const uint32_t first = (1u << K) - 1u, end = 1u << E;
+            double seen[4] = {0, 0, 0, 0}, cdf[4] = {0, 0, 0, 0}, two[3] = {0, 0, 1}, sets = 0;
+            moe_ep_chance_result c;
+            uint32_t x, y;
+            int32_t m;
+            for (x = 0; x < end; x++) {
+                if (bits_of(x) != K) continue;
+                sets += 1;
+                two[1] += !(first & x);
+                for (y = 0; y < end; y++)
+                    if (bits_of(y) == K) seen[first & x & y ? 3 : (first & x) | (first & y) | (x & y) ? 2 : 1] += 1;
+            }
+            for (m = 1; m <= 3; m++) cdf[m] = cdf[m - 1] + seen[m] / (sets * sets);
+            two[1] /= sets;
+            CHECK_I64(moe_ep_chance(2, K, E, &c, NULL), MOE_EP_OK);
+            check_law(&c, two, 2, 2.0 * K / E, 1e-12);
+            CHECK_I64(moe_ep_chance(3, K, E, &c, NULL), MOE_EP_OK);
+            check_law(&c, cdf, 3, 3.0 * K / E, 1e-12);
+            STOP_IF_FAILED("E %d", (int)E);
+        }
+}
+
+/* Three tokens and very many experts: the second shares i experts with the first, the third misses these i. */
+TEST(chance_of_three_tokens_among_many)
+{
+    static const int32_t shape[][2] = {{1000, 10}, {1000, 300}, {1000, 334}, {1000, 500}, {1000, 700}, {4096, 8},
+                                       {4096, 1365}, {4096, 2048}, {4096, 3000}, {20000, 10000}, {20000, 600}};
+    size_t k;
+    for (k = 0; k < sizeof shape / sizeof shape[0]; k++) {
+        const double E = shape[k][0], K = shape[k][1];
+        const double all = lgamma(E + 1) - lgamma(K + 1) - lgamma(E - K + 1); /* of the number of sets */
+        double i, cdf[4] = {0, 0, 0, 1};
+        moe_ep_chance_result c;
+        for (i = 2 * K > E ? 2 * K - E : 0; i <= K && i <= E - K; i += 1) {
+            const double share = lgamma(K + 1) - lgamma(i + 1) - lgamma(K - i + 1) + lgamma(E - K + 1) -
+                                 lgamma(K - i + 1) - lgamma(E - 2 * K + i + 1) - all;
+            const double miss = lgamma(E - i + 1) - lgamma(K + 1) - lgamma(E - i - K + 1) - all;
+            cdf[2] += exp(share + miss);
+        }
+        if (3 * K <= E) /* all three apart */
+            cdf[1] = exp(2 * lgamma(E - K + 1) - lgamma(E - 2 * K + 1) - lgamma(E + 1) + lgamma(E - 2 * K + 1) -
+                         lgamma(E - 3 * K + 1) - lgamma(E + 1) + lgamma(E - K + 1));
+        CHECK_I64(moe_ep_chance(3, shape[k][1], shape[k][0], &c, NULL), MOE_EP_OK);
+        check_law(&c, cdf, 3, 3 * K / E, 1e-9);
+        STOP_IF_FAILED("row %d", (int)k);
+    }
+}
+
+/* Large loads are normal: the maximum over devices of any sizes, simulated with the covariances of the real loads.
+ * Where sizes differ the band may be wider than it need be, never narrower. */
+TEST(chance_of_many_tokens)
+{
+    static const int32_t shape[][4] = {{100000, 8, 256, 24}, {1000000, 8, 256, 32}, {300000, 2, 60, 7},
+                                       {1000000, 6, 64, 64}, {50000, 20, 30, 4},    {200000, 50, 64, 64},
+                                       {1000000, 4, 100, 48}, {100000, 1, 11, 2},   {40000, 5, 12, 3},
+                                       {8040, 1, 1005, 10},   {20000, 2, 3006, 12}};
+    enum { DRAWS = 8000 };
+    static double v[DRAWS];
+    uint64_t s = t_seed + 24;
+    size_t k;
+    for (k = 0; k < sizeof shape / sizeof shape[0]; k++) {
+        const int32_t D = shape[k][3];
+        const double T = shape[k][0], K = shape[k][1], E = shape[k][2], mean = T * K / D;
+        const double unit = sqrt(T * K / E * (E - K) / (E - 1)), sd = unit * sqrt(E / D * (1 - 1.0 / D));
+        double sum = 0, squares = 0, spread;
+        moe_ep_chance_result c;
+        int i;
+        for (i = 0; i < DRAWS; i++) {
+            double z[64], size[64], all = 0, most = 0;
+            int32_t d;
+            for (d = 0; d < D; d++) { /* experts d*E/D .. (d+1)*E/D */
+                size[d] = floor((d + 1) * E / D) - floor(d * E / D);
+                z[d] = unit * sqrt(size[d]) * sqrt(-2 * log(1 - t_unit(&s))) * cos(6.283185307179586 * t_unit(&s));
+                all += z[d];
+            }
+            for (d = 0; d < D; d++) { /* what all are off their sum is taken off again */
+                const double load = (T * K - all) * size[d] / E + z[d];
+                most = load > most ? load : most;
+            }
+            v[i] = most;
+            sum += most - mean;
+            squares += (most - mean) * (most - mean);
+        }
+        qsort(v, DRAWS, sizeof *v, by_value);
+        sum /= DRAWS;
+        spread = sqrt(squares / DRAWS - sum * sum);
+        CHECK_I64(moe_ep_chance_devices(shape[k][0], shape[k][1], shape[k][2], D, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR((c.max_over_mean - 1) * mean, sum, 0, 0.03 * sd);
+        CHECK(c.sd * mean > spread - 0.03 * sd);
+        CHECK(c.p05 * mean < v[DRAWS / 20] + 0.04 * sd);
+        CHECK(c.p95 * mean > v[DRAWS - DRAWS / 20] - 0.06 * sd);
+        if (shape[k][2] % D == 0) {
+            CHECK_NEAR(c.sd * mean, spread, 0, 0.03 * sd);
+            CHECK_NEAR(c.p05 * mean, v[DRAWS / 20], 0, 0.04 * sd);
+            CHECK_NEAR(c.p95 * mean, v[DRAWS - DRAWS / 20], 0, 0.06 * sd);
+        }
+        STOP_IF_FAILED("row %d", (int)k);
+    }
+}
+
+/* One expert, one device, or every expert a token's: nothing is left to chance. */
+TEST(chance_without_choice)
+{
+    static const int64_t tokens[5] = {1, 2, 5, 300, 1000000};
+    int i, k;
+    for (i = 0; i < 5; i++)
+        for (k = 0; k < 4; k++) {
+            const int64_t T = tokens[i];
+            moe_ep_chance_result c;
+            moe_ep_status st = k == 0   ? moe_ep_chance(T, 1, 1, &c, NULL)
+                               : k == 1 ? moe_ep_chance_with_replacement(T, 3, 1, &c, NULL)
+                               : k == 2 ? moe_ep_chance_devices(T, 3, 8, 1, &c, NULL)
+                                        : moe_ep_chance_devices(T, 7, 7, 3, &c, NULL);
+            CHECK_I64(st, MOE_EP_OK);
+            CHECK_NEAR(c.mean_load, k == 0 ? (double)T : k == 3 ? (double)T * 7 / 3 : 3 * (double)T, 1e-14, 0);
+            CHECK_NEAR(c.max_over_mean, 1, 0, 0);
+            CHECK_NEAR(c.gauss_bound, 1, 0, 0);
+            CHECK(c.p05 >= 1 && c.p05 <= 1 && c.p95 >= 1 && c.p95 <= 1);
+            CHECK(c.one_p05 >= 1 && c.one_p05 <= 1 && c.one_p95 >= 1 && c.one_p95 <= 1);
+            CHECK_NEAR(c.sd, 0, 0, 0);
+            CHECK_NEAR(c.one_sd, 0, 0, 0);
+            CHECK_NEAR(c.tokens, (double)T, 1e-14, 0);
+            CHECK_NEAR(c.distinct, k < 2 ? 1 : k == 2 ? 8 * (1 - pow(0.625, (double)T)) : 7.0 / 3, 1e-13, 0);
         }
 }
 

@@ -1155,13 +1155,6 @@ TEST(reroute_by_definition)
     }
 }
 
-/* A call that succeeds says so, whatever stood in err before. */
-#define CLEARS(call)                                                                                \
-    do {                                                                                            \
-        memset(&err, 1, sizeof err);                                                                \
-        CHECK((double)(call) >= 0.0);                                                               \
-        CHECK_I64(err.status, MOE_EP_OK);                                                           \
-    } while (0)
 TEST(success_clears_the_error)
 {
     const int32_t ids[2] = {0, 1};
@@ -1185,7 +1178,6 @@ TEST(success_clears_the_error)
     CLEARS(moe_ep_reroute(ids, NULL, kept, 1, 1, 2, 2, 1, out, NULL, NULL, NULL, &err));
     CLEARS(moe_ep_drop_counts(ids, kept, 2, 2, NULL, 1, per, device, &err));
 }
-#undef CLEARS
 
 /* Weights that cancel, or that no float can hold after the norm. */
 TEST(weights_that_cancel)

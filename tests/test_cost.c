@@ -1851,11 +1851,12 @@ TEST(hooks_that_fail_at_every_call)
             want = 6 * (1 + 2 * two + asked); /* experts, dispatch, combine of 2 devices; halves; devices again */
             for (i = 0; i <= want; i++) {
                 f.calls = 0, f.at = i;
-                r.total_s = -7;
+                r.total_s = devices[0].compute_s = -7;
                 CHECK(moe_ep_layer_time(&d, rows, &r, asked ? devices : NULL, &err) ==
                       (i < want ? MOE_EP_ERR_CONFIG : MOE_EP_OK));
                 CHECK_I64(f.calls, i < want ? i + 1 : want);
                 CHECK((r.total_s < 0) == (i < want));
+                CHECK((devices[0].compute_s < 0) == (i < want || !asked));
             }
         }
     memset(&s, 0, sizeof s);
@@ -1869,7 +1870,83 @@ TEST(hooks_that_fail_at_every_call)
         f.calls = 0, f.at = i;
         step.step_s = -7, layer_s[0] = -7;
         CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_ERR_CONFIG);
-        CHECK(step.step_s < 0 && (layer_s[0] < 0 || i >= want / 2)); /* written by the second of two equal passes */
+        CHECK(step.step_s < 0 && layer_s[0] < 0);
+    }
+}
+
+/* A hook that answers otherwise when it is asked again: many devices and layers, none written after an error. */
+TEST(hooks_that_fail_late)
+{
+    enum { MANY = 32768 };
+    static moe_ep_device_time devices[MANY + 1];
+    static double layer_s[MANY + 1];
+    static int64_t rows[MANY + 1];
+    moe_ep_model m;
+    moe_ep_machine c;
+    moe_ep_layer_desc d;
+    moe_ep_step_desc s;
+    moe_ep_time_result r;
+    moe_ep_step_result step;
+    moe_ep_cost_hooks hooks;
+    moe_ep_error err;
+    failing f;
+    int i, n;
+    memset(&m, 0, sizeof m);
+    memset(&c, 0, sizeof c);
+    m.num_moe_layers = m.num_experts = m.top_k = m.hidden = m.inter = 1;
+    memset(&hooks, 0, sizeof hooks);
+    hooks.size = sizeof hooks;
+    hooks.user = &f;
+    hooks.expert_us = failing_expert; /* 10 us for every device */
+    d = v3_layer(&m, &c, 1);
+    d.dispatch_wire = MOE_EP_WIRE_BF16;
+    for (i = 0; i <= MANY; i++) rows[i] = i;
+    for (n = 1; n < 100; n += 7) { /* around multiples of what is kept at a time */
+        memset(&s, 0, sizeof s);
+        s.layer = d;
+        s.layer.num_devices = 1;
+        s.num_layers = n;
+        d.num_devices = n;
+        for (i = n; i <= 2 * n; i++) { /* the second time they are asked; 2 n: never */
+            int k;
+            d.hooks = s.layer.hooks = &hooks;
+            for (k = 0; k < 100; k++) layer_s[k] = devices[k].compute_s = -7;
+            f.calls = 0, f.at = i;
+            CHECK_I64(moe_ep_layer_time(&d, rows, &r, devices, &err), i < 2 * n ? MOE_EP_ERR_CONFIG : MOE_EP_OK);
+            f.calls = 0;
+            CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), i < 2 * n ? MOE_EP_ERR_CONFIG : MOE_EP_OK);
+            for (k = 0; k < 100; k++) {
+                CHECK_NEAR(layer_s[k], i < 2 * n || k >= n ? -7 : 1e-5, 1e-12, 0);
+                CHECK_NEAR(devices[k].compute_s, i < 2 * n || k >= n ? -7 : 1e-5, 1e-12, 0);
+            }
+            STOP_IF_FAILED("%d", n);
+        }
+        d.hooks = s.layer.hooks = NULL;
+        d.num_slots = n;
+        CHECK_I64(moe_ep_layer_time(&d, rows, &r, devices, &err), MOE_EP_OK);
+        d.num_slots = 0;
+        s.layer.attention_s = 0.5;
+        CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), MOE_EP_OK);
+        for (i = 0; i < n; i++) CHECK(devices[i].rows == i && layer_s[i] > 0.4);
+        CHECK(layer_s[n] < 0 && devices[n].compute_s < 0);
+    }
+    f.at = -1;
+    d.hooks = s.layer.hooks = &hooks;
+    for (i = 0; i < 2; i++) { /* as many as can wait, and one more */
+        int want = i ? MOE_EP_ERR_SIZE : MOE_EP_OK;
+        f.calls = 0;
+        d.num_devices = s.num_layers = MANY + i;
+        CHECK_I64(moe_ep_layer_time(&d, rows, &r, devices, &err), want);
+        if (i) CHECK_STR(err.arg, "devices");
+        CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), want);
+        if (i) CHECK_STR(err.arg, "layer_s");
+        CHECK_I64(f.calls, i ? 0 : 4 * MANY);
+        CHECK_I64(moe_ep_layer_time(&d, rows, &r, NULL, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_step(&s, rows, &step, NULL, &err), MOE_EP_OK);
+        d.hooks = s.layer.hooks = NULL;
+        CHECK_I64(moe_ep_layer_time(&d, rows, &r, devices, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), MOE_EP_OK);
+        d.hooks = s.layer.hooks = &hooks;
     }
 }
 
@@ -2106,6 +2183,1058 @@ TEST(huge_numbers_of_devices_and_groups)
     d.num_devices = 1;
     CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
     CHECK_NEAR(r.distinct_devices, 1, 1e-12, 0);
+}
+
+/* ---- everything once more by hand: as the header's comments say it, one device and one slot at a time ---------- */
+
+static double either(double v, double instead) { return v > 0 ? v : instead; }
+static double over(double amount, double per_second) { return per_second > 0 ? amount / per_second : 0; }
+
+/* (a^p + b^p)^(1/p); p = 0: the larger one, or for latencies the sum. */
+static double norm_of(double a, double b, double p) { return p > 0 ? pow(pow(a, p) + pow(b, p), 1 / p) : fmax(a, b); }
+static double sum_of(double a, double b, double p) { return p > 0 ? norm_of(a, b, p) : a + b; }
+
+static double link_by_hand(const moe_ep_link *l, double intra, double inter, double rows, double row_bytes,
+                           double peers)
+{
+    double share = (intra + inter) / fmax(peers - 1, 1), moved, s;
+    double more = rows * l->row_s + peers * l->peer_s + row_bytes * l->row_byte_s;
+    moved = norm_of(over(inter, l->inter_Bps) + inter * peers * l->crowd_s, over(intra, l->intra_Bps), l->p) +
+            over(share, l->pair_Bps);
+    s = l->alpha_in_norm ? norm_of(l->alpha_s + more, moved, l->p) : sum_of(l->alpha_s + more, moved, l->alpha_p);
+    return l->short_s > 0 ? fmin(s, l->short_s + more + over(share, l->short_Bps)) : s;
+}
+
+/* Seconds of both products for experts of inner width I; *memory and *flop if one of the two were all. */
+static double experts_by_hand(const moe_ep_model *m, const moe_ep_machine *c, double I, double active, double rows,
+                              double padded, double batch, double *memory, double *flop)
+{
+    double H = m->hidden, U = m->ungated ? I : 2 * I, weight = either(m->weight_bytes, 2);
+    double in = either(m->in_bytes, 2), out = either(m->out_bytes, 2), others = fmax(batch - rows, 0);
+    double Bps = c->memory_Bps * either(c->gemm.mem_eff, 1), rate = c->flops[m->math] * either(c->gemm.flop_eff, 1);
+    double up_bytes = H * in + U * out, down_bytes = I * in + H * out, mem[2], mul[2];
+    if (c->gemm.other_reached) others = fmin(others, rows * fmax(m->top_k - 1, 0));
+    mem[0] = over(active * H * U * weight + rows * up_bytes, Bps);
+    mem[1] = over(active * I * H * weight + rows * down_bytes, Bps);
+    mul[0] = over(2 * H * U * padded, rate);
+    mul[1] = over(2 * I * H * padded, rate);
+    *memory = rows > 0 ? mem[0] + mem[1] : 0;
+    *flop = rows > 0 ? mul[0] + mul[1] : 0;
+    if (!(rows > 0)) return 0;
+    return sum_of(2 * (c->gemm.t0_s + active * c->gemm.expert_s),
+                  norm_of(mem[0], mul[0], c->gemm.p) + norm_of(mem[1], mul[1], c->gemm.p) +
+                      (up_bytes + down_bytes) * (rows * c->gemm.row_byte_s + others * c->gemm.other_byte_s),
+                  c->gemm.t0_p);
+}
+
+static int64_t padded_by_hand(int64_t rows, int32_t tile)
+{
+    while (tile > 1 && rows % tile != 0) rows++;
+    return rows;
+}
+
+static double row_bytes_by_hand(moe_ep_wire wire, double H, double extra)
+{
+    switch (wire) {
+    case MOE_EP_WIRE_BF16: return 2 * H + extra;
+    case MOE_EP_WIRE_FP32: return 4 * H + extra;
+    case MOE_EP_WIRE_FP8: return H + 4 * ceil(H / 128) + extra;
+    case MOE_EP_WIRE_MXFP8: return H + ceil(H / 32) + extra;
+    case MOE_EP_WIRE_NVFP4: return ceil(H / 2) + ceil(H / 16) + extra;
+    }
+    return -1;
+}
+
+/* Rows a device sends of its T tokens, inside and between nodes, and as libraries count them. */
+static void sent_by_hand(const moe_ep_model *m, moe_ep_a2a_mode mode, double D, double N, double T, double capacity,
+                         double *intra, double *inter, double *logical)
+{
+    moe_ep_expect_desc d;
+    moe_ep_expect_result r;
+    memset(&d, 0, sizeof d);
+    d.tokens = 1;
+    d.num_experts = m->num_experts;
+    d.top_k = m->top_k;
+    d.num_groups = m->num_groups;
+    d.top_groups = m->top_groups;
+    d.num_devices = (int32_t)D;
+    d.num_nodes = (int32_t)N;
+    CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK); /* devices and nodes that a token reaches: counted above */
+    *logical = T * (mode == MOE_EP_A2A_PAIR         ? m->top_k
+                    : mode == MOE_EP_A2A_RANK_DEDUP ? r.distinct_devices
+                    : mode == MOE_EP_A2A_NODE_DEDUP ? (N > 1 ? r.distinct_nodes : r.distinct_devices)
+                                                    : D);
+    if (mode == MOE_EP_A2A_PADDED) *logical = m->num_experts * capacity;
+    *intra = *logical * (D / N - 1) / D;
+    *inter = *logical * (N - 1) / N;
+    if (mode != MOE_EP_A2A_NODE_DEDUP) return;
+    *inter = T * r.distinct_nodes * (N - 1) / N;
+    *intra = T * r.distinct_devices * (D / N - 1) / (D / N); /* forwarded inside the node by one of its devices */
+}
+
+static double compose_by_hand(moe_ep_overlap overlap, const moe_ep_stages *s)
+{
+    double network = s->dispatch_s + s->combine_s, experts = s->compute_s + s->shared_s;
+    switch (overlap) {
+    case MOE_EP_OVERLAP_NONE: return s->attention_s + network + experts;
+    case MOE_EP_OVERLAP_SHARED:
+        return s->attention_s + fmax(s->dispatch_s, s->shared_s) + s->compute_s + s->combine_s;
+    case MOE_EP_OVERLAP_TWO_EXPOSED: return fmax(s->attention_s, experts + network);
+    case MOE_EP_OVERLAP_TWO_HIDDEN: return fmax(s->attention_s + experts, network);
+    case MOE_EP_OVERLAP_TWO_STAGGERED:
+        return fmax(s->attention_s, s->combine_s) + fmax(experts, s->dispatch_s);
+    }
+    return -1;
+}
+
+/* Hooks whose answer depends on everything they are told. */
+static double telling_expert(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded,
+                             const int64_t *slot_rows, int32_t n)
+{
+    double us = *(double *)user + 3 * active + 0.1 * (double)rows + 0.01 * (double)padded + 0.5 * device + 0.25 * n;
+    int32_t i;
+    for (i = 0; slot_rows && i < n; i++) us += 0.001 * (i + 1) * (double)slot_rows[i];
+    return us;
+}
+
+static double telling_a2a(void *user, int32_t phase, int32_t device, double oi, double oo, double ii, double io)
+{
+    return *(double *)user + (phase ? 7 : 5) * 1e-4 * oi + 3e-4 * oo + 2e-4 * ii + 1e-4 * io + 0.3 * device;
+}
+
+/* A layer on D devices, slots start[r] .. start[r+1]-1 on device r, N nodes. */
+typedef struct hand_layer {
+    const moe_ep_layer_desc *d;
+    int32_t D, N, P, start[9];
+    const int32_t *node_of;
+    double tokens;
+} hand_layer;
+
+/* What a device sends and receives in rows, {out intra, out inter, in intra, in inter}. */
+static void volume_by_hand(const hand_layer *y, int32_t r, double device_rows, double total, double *v)
+{
+    const moe_ep_layer_desc *d = y->d;
+    double logical, load = 1;
+    if (d->traffic) {
+        moe_ep_a2a_device dev[8];
+        moe_ep_a2a_desc a;
+        memset(&a, 0, sizeof a);
+        a.num_devices = y->D;
+        a.num_nodes = y->N;
+        a.node_of_device = y->node_of;
+        a.mode = d->mode;
+        a.rows = d->traffic;
+        a.node_rows = d->node_traffic;
+        a.row_bytes = 1;
+        CHECK(moe_ep_a2a_time(&a, dev, NULL) >= 0); /* counted token by token above */
+        v[0] = dev[r].out_intra, v[1] = dev[r].out_inter, v[2] = dev[r].in_intra, v[3] = dev[r].in_inter;
+        return;
+    }
+    sent_by_hand(d->model, d->mode, y->D, y->N, y->tokens, d->capacity, &v[0], &v[1], &logical);
+    if (total > 0 && d->mode != MOE_EP_A2A_PADDED && d->mode != MOE_EP_A2A_ALLGATHER)
+        load = device_rows * y->D / total;
+    v[2] = v[0] * load;
+    v[3] = v[1] * load;
+}
+
+static double wire_by_hand(const hand_layer *y, int combine, int32_t r, const double *v)
+{
+    const moe_ep_layer_desc *d = y->d;
+    const moe_ep_machine *c = d->machine;
+    double peers = d->mode == MOE_EP_A2A_PAIR || d->mode == MOE_EP_A2A_PADDED ? y->P : y->D;
+    double row = combine ? row_bytes_by_hand(d->combine_wire, d->model->hidden, d->combine_extra)
+                         : row_bytes_by_hand(d->dispatch_wire, d->model->hidden, d->dispatch_extra);
+    const moe_ep_link *l = d->high_throughput ? (combine ? &c->normal_combine : &c->normal_dispatch)
+                                              : (combine ? &c->ll_combine : &c->ll_dispatch);
+    if (d->hooks && d->hooks->a2a_us) /* the combine takes the same rows back */
+        return 1e-6 * (combine ? telling_a2a(d->hooks->user, 1, r, v[2] * row, v[3] * row, v[0] * row, v[1] * row)
+                               : telling_a2a(d->hooks->user, 0, r, v[0] * row, v[1] * row, v[2] * row, v[3] * row));
+    return link_by_hand(l, fmax(v[0], v[2]) * row, fmax(v[1], v[3]) * row, fmax(v[0] + v[1], v[2] + v[3]), row, peers);
+}
+
+/* half: 0 = the whole batch, 1 and 2 = its halves; slots with an odd row give it to the halves in turn. */
+static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half, moe_ep_stages *stages,
+                         moe_ep_device_time *dev)
+{
+    const moe_ep_layer_desc *d = y->d;
+    double share = half ? 0.5 : 1, shared_rows, total = 0, v[4], memory, flop;
+    int odd = 0;
+    int32_t r, s, k;
+    memset(stages, 0, sizeof *stages);
+    memset(dev, 0, 8 * sizeof *dev);
+    for (s = 0; s < y->start[y->D]; s++) total += (double)slot_rows[s];
+    for (s = y->start[y->D]; s < y->P; s++) total += (double)slot_rows[s];
+    for (r = 0; r < y->D; r++) {
+        moe_ep_device_time *t = &dev[r];
+        double whole = 0;
+        for (s = y->start[r]; s < y->start[r + 1]; s++) {
+            int64_t n = slot_rows[s];
+            whole += (double)n;
+            if (half) n = n / 2 + (n % 2 && odd++ % 2 == half - 1);
+            t->rows += n;
+            t->padded_rows += padded_by_hand(n, d->machine->gemm.tile);
+            t->active += n > 0;
+        }
+        t->compute_s = experts_by_hand(d->model, d->machine, d->model->inter, t->active, (double)t->rows,
+                                       (double)t->padded_rows, total * share, &t->memory_s, &t->flop_s);
+        if (d->hooks && d->hooks->expert_us)
+            t->compute_s = 1e-6 * telling_expert(d->hooks->user, r, t->active, t->rows, t->padded_rows,
+                                                 half ? NULL : slot_rows + y->start[r],
+                                                 y->start[r + 1] - y->start[r]);
+        if (y->D > 1) {
+            volume_by_hand(y, r, whole, total, v);
+            for (k = 0; k < 4; k++) v[k] *= share;
+            t->dispatch_s = wire_by_hand(y, 0, r, v);
+            t->combine_s = wire_by_hand(y, 1, r, v);
+        }
+        t->regime = t->rows == 0                                ? MOE_EP_REGIME_IDLE
+                    : t->dispatch_s + t->combine_s > t->compute_s ? MOE_EP_REGIME_NETWORK
+                    : t->flop_s > t->memory_s                     ? MOE_EP_REGIME_FLOPS
+                                                                  : MOE_EP_REGIME_WEIGHTS;
+        stages->dispatch_s = fmax(stages->dispatch_s, t->dispatch_s);
+        stages->compute_s = fmax(stages->compute_s, t->compute_s);
+        stages->combine_s = fmax(stages->combine_s, t->combine_s);
+    }
+    shared_rows = ceil(y->tokens * share);
+    if (d->model->num_shared > 0)
+        stages->shared_s = experts_by_hand(
+            d->model, d->machine, (double)d->model->num_shared * either(d->model->shared_inter, d->model->inter), 1,
+            shared_rows, (double)padded_by_hand((int64_t)shared_rows, d->machine->gemm.tile), 0, &memory, &flop);
+    stages->attention_s = half ? d->attention_half_s : d->attention_s;
+}
+
+/* Devices, nodes, slots and tokens of a description. */
+static void shape_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, hand_layer *y)
+{
+    const moe_ep_placement *p = d->placement;
+    int32_t near = d->machine->devices_per_node, r;
+    double total = 0;
+    memset(y, 0, sizeof *y);
+    y->d = d;
+    y->D = p ? p->num_devices : d->num_devices;
+    y->P = p ? p->num_slots : d->num_slots > 0 ? d->num_slots : d->model->num_experts;
+    y->N = d->num_nodes > 0 ? d->num_nodes : near > 0 ? (int32_t)ceil((double)y->D / near) : 1;
+    if (p && p->device_node && p->num_nodes > 1) y->N = p->num_nodes, y->node_of = p->device_node;
+    for (r = 0; r < y->D; r++) y->start[r + 1] = y->start[r] + y->P / y->D + (r < y->P % y->D);
+    for (r = 0; p && r <= y->D; r++) y->start[r] = p->slot_start[r];
+    for (r = 0; r < y->P; r++) total += (double)slot_rows[r];
+    y->tokens = d->tokens > 0 ? (double)d->tokens : ceil(total / (d->model->top_k * y->D));
+}
+
+static void layer_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, moe_ep_time_result *r,
+                          moe_ep_device_time *dev)
+{
+    moe_ep_device_time half_dev[8];
+    moe_ep_stages whole, half;
+    hand_layer y;
+    double own = 0, active = 0, rows = 0, padded = 0, total = 0, memory, flop, fair;
+    int32_t i, k;
+    shape_by_hand(d, slot_rows, &y);
+    part_by_hand(&y, slot_rows, 0, &whole, dev);
+    memset(r, 0, sizeof *r);
+    r->serial_s = compose_by_hand(MOE_EP_OVERLAP_NONE, &whole);
+    r->total_s = compose_by_hand(d->overlap, &whole);
+    if (d->overlap >= MOE_EP_OVERLAP_TWO_EXPOSED) {
+        r->total_s = d->microbatch_s;
+        for (k = 1; k <= 2; k++) {
+            part_by_hand(&y, slot_rows, k, &half, half_dev);
+            r->total_s += compose_by_hand(d->overlap, &half);
+        }
+    }
+    r->dispatch_s = whole.dispatch_s;
+    r->compute_s = whole.compute_s;
+    r->combine_s = whole.combine_s;
+    r->shared_s = whole.shared_s;
+    for (i = 0; i < y.D; i++) {
+        own = fmax(own, dev[i].dispatch_s + dev[i].compute_s + dev[i].combine_s);
+        if (dev[i].compute_s > dev[r->slowest_device].compute_s) r->slowest_device = i;
+        if (dev[i].rows > dev[r->busiest_device].rows) r->busiest_device = i;
+        if (dev[i].active > r->max_active) r->max_active = dev[i].active;
+        r->mean_compute_s += dev[i].compute_s / y.D;
+        active += dev[i].active;
+        rows += (double)dev[i].rows;
+        padded += (double)dev[i].padded_rows;
+    }
+    r->max_rows = dev[r->busiest_device].rows;
+    r->no_barrier_s = whole.attention_s + whole.shared_s + own;
+    i = r->slowest_device;
+    r->regime = dev[i].rows == 0                                        ? MOE_EP_REGIME_IDLE
+                : whole.dispatch_s + whole.combine_s > whole.compute_s ? MOE_EP_REGIME_NETWORK
+                : dev[i].flop_s > dev[i].memory_s                       ? MOE_EP_REGIME_FLOPS
+                                                                        : MOE_EP_REGIME_WEIGHTS;
+    for (i = 0; i < y.P; i++) total += (double)slot_rows[i];
+    fair = experts_by_hand(d->model, d->machine, d->model->inter, active / y.D, rows / y.D, padded / y.D, total,
+                           &memory, &flop);
+    r->balanced_s = y.D > 1 ? fmin(fair, whole.compute_s) : whole.compute_s;
+}
+
+static double drawn(uint64_t *s, double size) { return t_below(s, 4) ? size * (0.2 + t_unit(s)) : 0; }
+
+static double one_of(uint64_t *s, const double *list, int64_t n) { return list[t_below(s, n)]; }
+
+static moe_ep_link drawn_link(uint64_t *s)
+{
+    static const double p[] = {0, 1, 1.5, 2, 6}, q[] = {0, 0.5, 1, 2};
+    moe_ep_link l;
+    memset(&l, 0, sizeof l);
+    l.alpha_s = drawn(s, 1e-5);
+    l.intra_Bps = drawn(s, 2e9);
+    l.inter_Bps = drawn(s, 1e9);
+    l.p = one_of(s, p, 5);
+    l.alpha_in_norm = (int32_t)t_below(s, 3) == 0;
+    l.row_s = drawn(s, 1e-7);
+    l.peer_s = drawn(s, 1e-6);
+    l.alpha_p = one_of(s, q, 4);
+    l.row_byte_s = drawn(s, 1e-8);
+    l.pair_Bps = drawn(s, 1e9);
+    l.crowd_s = drawn(s, 1e-10);
+    if (t_below(s, 3) == 0) l.short_s = drawn(s, 1e-5);
+    l.short_Bps = drawn(s, 1e9);
+    return l;
+}
+
+/* A model and a machine on which every term weighs something. */
+static void drawn_world(uint64_t *s, moe_ep_model *m, moe_ep_machine *c)
+{
+    static const double p[] = {0, 1, 1.5, 2, 6}, q[] = {0, 0.5, 1, 2};
+    memset(m, 0, sizeof *m);
+    memset(c, 0, sizeof *c);
+    m->num_moe_layers = 1 + (int32_t)t_below(s, 6);
+    m->num_layers = t_below(s, 2) ? m->num_moe_layers + (int32_t)t_below(s, 3) : 0;
+    m->num_experts = 4 * (1 + (int32_t)t_below(s, 5));
+    m->top_k = 1 + (int32_t)t_below(s, 4);
+    m->num_groups = (int32_t)t_below(s, 2) * 4;
+    m->top_groups = m->num_groups && m->num_experts > 8 ? 2 + (int32_t)t_below(s, 3) : 0;
+    m->num_shared = (int32_t)t_below(s, 3);
+    m->hidden = 1 + (int32_t)t_below(s, 300);
+    m->inter = 1 + (int32_t)t_below(s, 50);
+    m->shared_inter = (int32_t)t_below(s, 2) * 33;
+    m->dense_inter = (int32_t)t_below(s, 3) * 40;
+    m->ungated = (int32_t)t_below(s, 2);
+    m->vocab = (int32_t)t_below(s, 2) * 1000;
+    m->tied = (int32_t)t_below(s, 2);
+    m->attention_params = (int64_t)t_below(s, 2) * 7000;
+    m->kv_elems = (int32_t)t_below(s, 2) * 20;
+    m->math = (moe_ep_math)t_below(s, 3);
+    m->weight_bytes = drawn(s, 1);
+    m->other_weight_bytes = drawn(s, 1);
+    m->in_bytes = drawn(s, 1);
+    m->out_bytes = drawn(s, 1);
+    m->kv_bytes = drawn(s, 1);
+    c->devices_per_node = (int32_t)t_below(s, 5);
+    c->memory_Bps = drawn(s, 5e9);
+    c->flops[0] = drawn(s, 4e11);
+    c->flops[1] = drawn(s, 6e11);
+    c->flops[2] = drawn(s, 8e11);
+    c->gemm.t0_s = drawn(s, 5e-6);
+    c->gemm.mem_eff = drawn(s, 0.8);
+    c->gemm.flop_eff = drawn(s, 0.8);
+    c->gemm.p = one_of(s, p, 5);
+    c->gemm.tile = t_below(s, 2) ? 1 << t_below(s, 6) : (int32_t)t_below(s, 50);
+    c->gemm.expert_s = drawn(s, 1e-6);
+    c->gemm.row_byte_s = drawn(s, 1e-10);
+    c->gemm.t0_p = one_of(s, q, 4);
+    c->gemm.other_byte_s = t_below(s, 2) ? drawn(s, 1e-10) : 0;
+    c->gemm.other_reached = (int32_t)t_below(s, 2);
+    c->ll_dispatch = drawn_link(s);
+    c->ll_combine = drawn_link(s);
+    c->normal_dispatch = drawn_link(s);
+    c->normal_combine = drawn_link(s);
+}
+
+static int64_t drawn_rows(uint64_t *s)
+{
+    static const int64_t most[] = {1, 2, 3, 40, 200};
+    return t_below(s, most[t_below(s, 5)]);
+}
+
+TEST(experts_and_links_by_hand)
+{
+    uint64_t s = t_seed + 61;
+    int round;
+    for (round = 0; round < 4000; round++) {
+        moe_ep_model m;
+        moe_ep_machine c;
+        moe_ep_device_time t;
+        moe_ep_gemm_work w;
+        int64_t slot[12], sum = 0, padded = 0;
+        int32_t n = (int32_t)t_below(&s, 13), i, active = 0;
+        double memory, flop, seconds, intra, inter, rows, peers, matrices;
+        drawn_world(&s, &m, &c);
+        for (i = 0; i < n; i++) {
+            slot[i] = drawn_rows(&s);
+            sum += slot[i];
+            padded += padded_by_hand(slot[i], c.gemm.tile);
+            active += slot[i] > 0;
+        }
+        seconds = experts_by_hand(&m, &c, m.inter, active, (double)sum, (double)padded,
+                                  n ? (double)sum * m.num_experts / n : 0, &memory, &flop);
+        memset(&t, 0x5a, sizeof t);
+        CHECK_NEAR(moe_ep_expert_time(&m, &c, slot, n, &t, NULL), seconds, 1e-12, 0);
+        CHECK_NEAR(t.compute_s, seconds, 1e-12, 0);
+        CHECK_NEAR(t.memory_s, memory, 1e-12, 0);
+        CHECK_NEAR(t.flop_s, flop, 1e-12, 0);
+        CHECK_NEAR(t.dispatch_s + t.combine_s, 0, 0, 0);
+        CHECK(t.rows == sum && t.padded_rows == padded && t.active == active);
+        CHECK_I64(t.regime, sum == 0 ? MOE_EP_REGIME_IDLE : flop > memory ? MOE_EP_REGIME_FLOPS
+                                                                        : MOE_EP_REGIME_WEIGHTS);
+        matrices = m.ungated ? 2 : 3;
+        CHECK(moe_ep_group_gemm(&m, slot, n, c.gemm.tile, &w, NULL) == MOE_EP_OK);
+        CHECK(w.rows == sum && w.padded_rows == padded && w.active == active);
+        CHECK_NEAR(w.flops, 2 * matrices * m.hidden * m.inter * (double)sum, 1e-12, 0);
+        CHECK_NEAR(w.padded_flops, 2 * matrices * m.hidden * m.inter * (double)padded, 1e-12, 0);
+        CHECK_NEAR(w.weight_bytes, active * matrices * m.hidden * m.inter * either(m.weight_bytes, 2), 1e-12, 0);
+        CHECK_NEAR(w.activation_bytes,
+                   (double)sum * ((m.hidden + m.inter) * either(m.in_bytes, 2) +
+                                  (m.inter * (m.ungated ? 1 : 2) + m.hidden) * either(m.out_bytes, 2)),
+                   1e-12, 0);
+        CHECK_NEAR(w.intensity, over(w.flops, w.weight_bytes), 1e-12, 0);
+        intra = drawn(&s, 2e4);
+        inter = drawn(&s, 1e4);
+        rows = drawn(&s, 100);
+        peers = (double)t_below(&s, 6);
+        CHECK_NEAR(moe_ep_link_time_rows(&c.ll_dispatch, intra, inter, rows, peers, NULL),
+                   link_by_hand(&c.ll_dispatch, intra, inter, rows, over(intra + inter, rows), peers), 1e-12, 0);
+        CHECK_NEAR(moe_ep_link_time(&c.ll_combine, intra, inter, NULL),
+                   link_by_hand(&c.ll_combine, intra, inter, 0, 0, 0), 1e-12, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+    { /* squares that a double cannot hold */
+        moe_ep_link l = link_of(3e-150, 1, 0);
+        l.p = 2;
+        l.alpha_in_norm = 1;
+        CHECK_NEAR(moe_ep_link_time(&l, 4e-150, 0, NULL), 5e-150, 1e-12, 0);
+        l.alpha_s = 3e150;
+        CHECK_NEAR(moe_ep_link_time(&l, 4e150, 0, NULL), 5e150, 1e-12, 0);
+        l.alpha_s = 3e-200;
+        CHECK_NEAR(moe_ep_link_time(&l, 4e-200, 0, NULL), 5e-200, 1e-12, 0);
+        l.alpha_s = 3e200;
+        CHECK_NEAR(moe_ep_link_time(&l, 4e200, 0, NULL), 5e200, 1e-12, 0);
+    }
+}
+
+TEST(exchanges_by_hand)
+{
+    uint64_t s = t_seed + 62;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        moe_ep_model m;
+        moe_ep_machine c;
+        moe_ep_comm_desc d;
+        moe_ep_comm_result r;
+        moe_ep_a2a_desc a;
+        moe_ep_a2a_device dev[6];
+        int64_t rows[36], node_rows[36];
+        double intra, inter, logical, out, back, most = 0, rate = 1e9 * (0.5 + t_unit(&s));
+        int32_t i;
+        drawn_world(&s, &m, &c);
+        memset(&d, 0, sizeof d);
+        d.num_nodes = (int32_t)t_below(&s, 4);
+        d.num_devices = (d.num_nodes > 0 ? d.num_nodes : 1) * (1 + (int32_t)t_below(&s, 4));
+        d.tokens = drawn(&s, 100);
+        d.num_experts = m.num_experts;
+        d.top_k = m.top_k;
+        d.hidden = m.hidden;
+        d.num_groups = m.num_groups;
+        d.top_groups = m.top_groups;
+        d.mode = (moe_ep_a2a_mode)t_below(&s, 5);
+        d.dispatch_wire = (moe_ep_wire)t_below(&s, 5);
+        d.combine_wire = (moe_ep_wire)t_below(&s, 5);
+        d.dispatch_extra = (int32_t)t_below(&s, 20);
+        d.combine_extra = (int32_t)t_below(&s, 20);
+        d.capacity = drawn(&s, 10);
+        sent_by_hand(&m, d.mode, d.num_devices, either(d.num_nodes, 1), d.tokens, d.capacity, &intra, &inter, &logical);
+        out = row_bytes_by_hand(d.dispatch_wire, m.hidden, d.dispatch_extra);
+        back = row_bytes_by_hand(d.combine_wire, m.hidden, d.combine_extra);
+        CHECK(moe_ep_comm_bytes(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.intra_rows, intra, 1e-12, 1e-12);
+        CHECK_NEAR(r.inter_rows, inter, 1e-12, 1e-12);
+        CHECK_NEAR(r.logical_rows, logical, 1e-12, 1e-12);
+        CHECK_NEAR(r.dispatch_row_bytes, out, 0, 0);
+        CHECK_NEAR(r.combine_row_bytes, back, 0, 0);
+        CHECK_NEAR(r.dispatch_intra_bytes, intra * out, 1e-12, 1e-9);
+        CHECK_NEAR(r.dispatch_inter_bytes, inter * out, 1e-12, 1e-9);
+        CHECK_NEAR(r.combine_intra_bytes, intra * back, 1e-12, 1e-9);
+        CHECK_NEAR(r.combine_inter_bytes, inter * back, 1e-12, 1e-9);
+        CHECK_NEAR(r.logical_dispatch_bytes, logical * out, 1e-12, 1e-9);
+        CHECK_NEAR(r.logical_combine_bytes, logical * back, 1e-12, 1e-9);
+        CHECK_NEAR(r.tp_allreduce_bytes, 2.0 * (d.num_devices - 1) * d.tokens * 2 * m.hidden, 1e-12, 0);
+        CHECK_NEAR(moe_ep_logical_time(&d, 0, rate, NULL), logical * out / rate, 1e-12, 1e-20);
+        CHECK_NEAR(moe_ep_logical_time(&d, 1, rate, NULL), logical * back / rate, 1e-12, 1e-20);
+        CHECK_NEAR(moe_ep_logical_Bps(&d, 0, 1e-3, NULL), logical * out * 1e3, 1e-12, 1e-9);
+        CHECK_NEAR(moe_ep_logical_Bps(&d, 1, 1e-3, NULL), logical * back * 1e3, 1e-12, 1e-9);
+        memset(&a, 0, sizeof a); /* the time of counted rows; the rows of a device themselves are counted above */
+        a.num_devices = 1 + (int32_t)t_below(&s, 6);
+        a.num_nodes = (int32_t)t_below(&s, a.num_devices + 1);
+        a.mode = d.mode;
+        a.rows = rows;
+        a.node_rows = node_rows;
+        a.row_bytes = out;
+        a.link = c.normal_combine;
+        a.reverse = (int32_t)t_below(&s, 2);
+        a.num_peers = (int32_t)t_below(&s, 4) * 3;
+        for (i = 0; i < 36; i++) rows[i] = drawn_rows(&s), node_rows[i] = drawn_rows(&s);
+        rate = moe_ep_a2a_time(&a, dev, NULL);
+        for (i = 0; i < a.num_devices; i++) {
+            double leaves = dev[i].out_intra + dev[i].out_inter, comes = dev[i].in_intra + dev[i].in_inter, want;
+            want = link_by_hand(&a.link, fmax(dev[i].out_intra, dev[i].in_intra),
+                                fmax(dev[i].out_inter, dev[i].in_inter), fmax(leaves, comes) / out, out,
+                                either(a.num_peers, a.num_devices));
+            if (a.num_devices == 1) want = 0;
+            CHECK_NEAR(dev[i].time_s, want, 1e-12, 0);
+            most = fmax(most, want);
+        }
+        CHECK_NEAR(rate, most, 1e-12, 0);
+        CHECK_NEAR(moe_ep_a2a_time(&a, NULL, NULL), most, 1e-12, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* A layer of any shape: with a placement or without, with counted traffic, hooks, two batches. */
+typedef struct drawn_case {
+    moe_ep_model model;
+    moe_ep_machine machine;
+    moe_ep_layer_desc d;
+    moe_ep_placement p;
+    moe_ep_cost_hooks hooks;
+    double base;
+    int32_t start[9], node[8], slots;
+    int64_t rows[3 * 32], traffic[3 * 64], node_traffic[3 * 64];
+} drawn_case;
+
+static void drawn_layer(uint64_t *s, drawn_case *x)
+{
+    moe_ep_layer_desc *d = &x->d;
+    hand_layer y;
+    int32_t i, D = 1 + (int32_t)t_below(s, 8);
+    memset(x, 0, sizeof *x);
+    drawn_world(s, &x->model, &x->machine);
+    d->model = &x->model;
+    d->machine = &x->machine;
+    d->num_devices = D;
+    x->slots = x->model.num_experts + (int32_t)t_below(s, 2) * (int32_t)t_below(s, 12);
+    d->num_slots = x->slots > x->model.num_experts ? x->slots : 0;
+    d->num_nodes = (int32_t)t_below(s, D < 4 ? D + 1 : 4);
+    d->tokens = t_below(s, 2) ? t_below(s, 60) : 0;
+    d->high_throughput = (int32_t)t_below(s, 2);
+    d->mode = (moe_ep_a2a_mode)t_below(s, 5);
+    d->dispatch_wire = (moe_ep_wire)t_below(s, 5);
+    d->combine_wire = (moe_ep_wire)t_below(s, 5);
+    d->dispatch_extra = (int32_t)t_below(s, 20);
+    d->combine_extra = (int32_t)t_below(s, 20);
+    d->capacity = drawn(s, 10);
+    d->overlap = (moe_ep_overlap)t_below(s, 5);
+    d->attention_s = drawn(s, 2e-5);
+    d->attention_half_s = 1e-6 + drawn(s, 2e-5);
+    d->microbatch_s = drawn(s, 1e-6);
+    if (t_below(s, 3) == 0) {
+        x->p.num_devices = D;
+        x->p.num_slots = x->slots;
+        x->p.slot_start = x->start;
+        for (i = 1; i < D; i++) x->start[i] = x->start[i - 1] + (int32_t)t_below(s, x->slots - x->start[i - 1] + 1);
+        x->start[D] = x->slots;
+        x->p.num_nodes = t_below(s, 2) ? 1 + (int32_t)t_below(s, D < 3 ? D : 3) : 1;
+        for (i = 1; i < D; i++)
+            x->node[i] = x->node[i - 1] + (x->node[i - 1] + 1 < x->p.num_nodes && t_below(s, 2));
+        x->p.device_node = t_below(s, 3) ? x->node : NULL;
+        d->placement = &x->p;
+        d->num_devices = d->num_slots = 99; /* not looked at */
+    }
+    x->base = 2 + 20 * t_unit(s);
+    x->hooks.size = sizeof x->hooks;
+    x->hooks.user = &x->base;
+    x->hooks.expert_us = t_below(s, 2) ? telling_expert : NULL;
+    x->hooks.a2a_us = t_below(s, 2) ? telling_a2a : NULL;
+    if (t_below(s, 3) == 0) d->hooks = &x->hooks;
+    for (i = 0; i < 3 * 32; i++) x->rows[i] = drawn_rows(s);
+    if (t_below(s, 8) == 0) memset(x->rows, 0, sizeof x->rows);
+    for (i = 0; i < 3 * 64; i++) x->traffic[i] = drawn_rows(s), x->node_traffic[i] = drawn_rows(s);
+    if (t_below(s, 3) == 0) {
+        d->traffic = x->traffic;
+        shape_by_hand(d, x->rows, &y);
+        if (d->mode == MOE_EP_A2A_NODE_DEDUP) d->node_traffic = x->node_traffic;
+        if (d->placement && y.N > 1 && !y.node_of && d->num_nodes == 0) d->num_nodes = y.N; /* must be said */
+    }
+}
+
+static void same_devices(const moe_ep_device_time *got, const moe_ep_device_time *want, int32_t D)
+{
+    int32_t r;
+    for (r = 0; r < D; r++) {
+        CHECK(got[r].rows == want[r].rows && got[r].padded_rows == want[r].padded_rows);
+        CHECK(got[r].active == want[r].active && got[r].regime == want[r].regime);
+        CHECK_NEAR(got[r].dispatch_s, want[r].dispatch_s, 1e-11, 0);
+        CHECK_NEAR(got[r].compute_s, want[r].compute_s, 1e-11, 0);
+        CHECK_NEAR(got[r].combine_s, want[r].combine_s, 1e-11, 0);
+        CHECK_NEAR(got[r].memory_s, want[r].memory_s, 1e-11, 0);
+        CHECK_NEAR(got[r].flop_s, want[r].flop_s, 1e-11, 0);
+    }
+}
+
+TEST(layers_by_hand)
+{
+    uint64_t s = t_seed + 63;
+    int round;
+    for (round = 0; round < 6000; round++) {
+        static drawn_case x;
+        moe_ep_time_result got, want;
+        moe_ep_device_time got_dev[8], want_dev[8];
+        drawn_layer(&s, &x);
+        layer_by_hand(&x.d, x.rows, &want, want_dev);
+        CHECK(moe_ep_layer_time(&x.d, x.rows, &got, got_dev, NULL) == MOE_EP_OK);
+        CHECK_NEAR(got.total_s, want.total_s, 1e-11, 0);
+        CHECK_NEAR(got.serial_s, want.serial_s, 1e-11, 0);
+        CHECK_NEAR(got.no_barrier_s, want.no_barrier_s, 1e-11, 0);
+        CHECK_NEAR(got.dispatch_s, want.dispatch_s, 1e-11, 0);
+        CHECK_NEAR(got.compute_s, want.compute_s, 1e-11, 0);
+        CHECK_NEAR(got.combine_s, want.combine_s, 1e-11, 0);
+        CHECK_NEAR(got.shared_s, want.shared_s, 1e-11, 0);
+        CHECK_NEAR(got.mean_compute_s, want.mean_compute_s, 1e-11, 0);
+        CHECK_NEAR(got.balanced_s, want.balanced_s, 1e-11, 0);
+        CHECK_I64(got.regime, want.regime);
+        CHECK_I64(got.slowest_device, want.slowest_device);
+        CHECK_I64(got.busiest_device, want.busiest_device);
+        CHECK_I64(got.max_rows, want.max_rows);
+        CHECK_I64(got.max_active, want.max_active);
+        same_devices(got_dev, want_dev, x.d.placement ? x.p.num_devices : x.d.num_devices);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(steps_by_hand)
+{
+    uint64_t s = t_seed + 64;
+    int round;
+    for (round = 0; round < 1500; round++) {
+        static drawn_case x;
+        moe_ep_step_desc d;
+        moe_ep_step_result got, want;
+        moe_ep_device_time dev[8];
+        hand_layer y;
+        double layer[3], tokens = 0, scale;
+        int32_t l;
+        drawn_layer(&s, &x);
+        memset(&d, 0, sizeof d);
+        memset(&want, 0, sizeof want);
+        d.layer = x.d;
+        d.num_layers = 1 + (int32_t)t_below(&s, 3);
+        d.other_s = drawn(&s, 1e-5);
+        d.tokens_per_pass = drawn(&s, 2);
+        memset(layer, 0x5a, sizeof layer);
+        CHECK(moe_ep_step(&d, x.rows, &got, layer, NULL) == MOE_EP_OK);
+        scale = (double)x.model.num_moe_layers / d.num_layers;
+        want.slowest_layer = -1;
+        for (l = 0; l < d.num_layers; l++) {
+            moe_ep_layer_desc one = x.d;
+            moe_ep_time_result t;
+            shape_by_hand(&one, x.rows + l * x.slots, &y);
+            if (one.traffic) one.traffic += l * y.D * y.D;
+            if (one.node_traffic) one.node_traffic += l * y.D * y.N;
+            layer_by_hand(&one, x.rows + l * x.slots, &t, dev);
+            CHECK_NEAR(layer[l], t.total_s, 1e-11, 0);
+            want.step_s += t.total_s * scale;
+            want.serial_s += t.serial_s * scale;
+            want.no_barrier_s += t.no_barrier_s * scale;
+            want.dispatch_s += t.dispatch_s * scale;
+            want.compute_s += t.compute_s * scale;
+            want.combine_s += t.combine_s * scale;
+            want.shared_s += t.shared_s * scale;
+            want.balanced_s += t.balanced_s * scale;
+            want.max_rows += t.max_rows;
+            if (want.slowest_layer < 0 || layer[l] > want.slowest_layer_s)
+                want.slowest_layer = l, want.slowest_layer_s = layer[l];
+            tokens += y.tokens / d.num_layers;
+        }
+        CHECK_NEAR(got.step_s, want.step_s + d.other_s, 1e-11, 0);
+        CHECK_NEAR(got.serial_s, want.serial_s + d.other_s, 1e-11, 0);
+        CHECK_NEAR(got.no_barrier_s, want.no_barrier_s + d.other_s, 1e-11, 0);
+        CHECK_NEAR(got.dispatch_s, want.dispatch_s, 1e-11, 0);
+        CHECK_NEAR(got.compute_s, want.compute_s, 1e-11, 0);
+        CHECK_NEAR(got.combine_s, want.combine_s, 1e-11, 0);
+        CHECK_NEAR(got.shared_s, want.shared_s, 1e-11, 0);
+        CHECK_NEAR(got.balanced_s, want.balanced_s, 1e-11, 0);
+        CHECK_I64(got.max_rows, want.max_rows);
+        CHECK_I64(got.slowest_layer, want.slowest_layer);
+        CHECK_NEAR(got.slowest_layer_s, want.slowest_layer_s, 0, 0);
+        CHECK_NEAR(got.tpot_s, got.step_s / either(d.tokens_per_pass, 1), 1e-11, 0);
+        CHECK_NEAR(got.tokens_per_s_device, over(tokens, got.tpot_s), 1e-11, 0);
+        CHECK_NEAR(got.tokens_per_s_node, over(tokens, got.tpot_s) * y.D / y.N, 1e-11, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(ep_against_tp_by_hand)
+{
+    uint64_t s = t_seed + 65;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        moe_ep_model m;
+        moe_ep_machine c;
+        moe_ep_ep_vs_tp_desc d;
+        moe_ep_ep_vs_tp_result r;
+        const moe_ep_link *link[2];
+        double D, N, P, E, K, H, I, T, intra, inter, logical, row, row_back, matrices, active, rows, tile, memory, flop;
+        double ep_comm = 0, tp_comm = 0, ep_s, tp_s, peers;
+        drawn_world(&s, &m, &c);
+        if (!(c.memory_Bps > 0)) c.memory_Bps = 1e9; /* something takes time */
+        memset(&d, 0, sizeof d);
+        d.model = &m;
+        d.machine = &c;
+        d.num_nodes = (int32_t)t_below(&s, 3);
+        d.num_devices = (1 + (int32_t)t_below(&s, 4)) * (d.num_nodes > 0      ? d.num_nodes
+                                                         : c.devices_per_node > 0 ? c.devices_per_node
+                                                                                  : 1);
+        d.num_slots = t_below(&s, 2) ? m.num_experts + (int32_t)t_below(&s, 9) : 0;
+        d.tokens = 1 + 100 * t_unit(&s);
+        d.imbalance = t_below(&s, 2) ? 1 + t_unit(&s) * (d.num_devices - 1) : 0;
+        d.high_throughput = (int32_t)t_below(&s, 2);
+        d.mode = (moe_ep_a2a_mode)t_below(&s, 5);
+        d.dispatch_wire = (moe_ep_wire)t_below(&s, 5);
+        d.combine_wire = (moe_ep_wire)t_below(&s, 5);
+        d.dispatch_extra = (int32_t)t_below(&s, 20);
+        d.combine_extra = (int32_t)t_below(&s, 20);
+        d.capacity = drawn(&s, 10);
+        D = d.num_devices, E = m.num_experts, P = either(d.num_slots, E), K = m.top_k, H = m.hidden, I = m.inter;
+        N = d.num_nodes > 0 ? d.num_nodes : c.devices_per_node > 0 ? ceil(D / c.devices_per_node) : 1;
+        T = d.tokens;
+        matrices = m.ungated ? 2 : 3;
+        tile = c.gemm.tile > 1 ? c.gemm.tile : 1;
+        link[0] = d.high_throughput ? &c.normal_dispatch : &c.ll_dispatch;
+        link[1] = d.high_throughput ? &c.normal_combine : &c.ll_combine;
+        row = row_bytes_by_hand(d.dispatch_wire, H, d.dispatch_extra);
+        row_back = row_bytes_by_hand(d.combine_wire, H, d.combine_extra);
+        CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
+        sent_by_hand(&m, d.mode, D, N, T, d.capacity, &intra, &inter, &logical);
+        peers = d.mode == MOE_EP_A2A_PAIR || d.mode == MOE_EP_A2A_PADDED ? P : D;
+        rows = intra + inter;
+        if (D > 1) /* a byte of a row counts where rows are sent */
+            ep_comm = link_by_hand(link[0], intra * row, inter * row, rows, rows > 0 ? row : 0, peers) +
+                      link_by_hand(link[1], intra * row_back, inter * row_back, rows, rows > 0 ? row_back : 0, peers);
+        CHECK_NEAR(r.ep_sent_bytes, (intra + inter) * (row + row_back), 1e-11, 1e-9);
+        sent_by_hand(&m, MOE_EP_A2A_ALLGATHER, D, N, T, 0, &intra, &inter, &logical);
+        if (D > 1)
+            tp_comm = link_by_hand(link[0], intra * 2 * H, inter * 2 * H, intra + inter, 2 * H, D) +
+                      link_by_hand(link[1], intra * 2 * H, inter * 2 * H, intra + inter, 2 * H, D);
+        CHECK_NEAR(r.tp_sent_bytes, 2 * (D - 1) * T * 2 * H, 1e-11, 0);
+        CHECK_NEAR(r.ep_comm_s, ep_comm, 1e-11, 0);
+        CHECK_NEAR(r.tp_comm_s, tp_comm, 1e-11, 0);
+        CHECK_NEAR(r.ep_weight_bytes, ceil(P / D) * matrices * H * I * either(m.weight_bytes, 2), 1e-11, 0);
+        CHECK_NEAR(r.tp_weight_bytes, E * matrices * H * ceil(I / D) * either(m.weight_bytes, 2), 1e-11, 0);
+        active = P * (1 - pow(1 - K / P, T * D)) / D; /* slots with rows, on one device */
+        rows = T * K * either(d.imbalance, 1);
+        ep_s = experts_by_hand(&m, &c, I, active, rows, tile > 1 ? active * tile * ceil(rows / (active * tile)) : rows,
+                               T * D * K, &memory, &flop);
+        active = E * (1 - pow(1 - K / E, T * D));
+        rows = T * K * D;
+        tp_s = experts_by_hand(&m, &c, ceil(I / D), active, rows,
+                               tile > 1 ? active * tile * ceil(rows / (active * tile)) : rows, T * D * K, &memory,
+                               &flop);
+        CHECK_NEAR(r.ep_compute_s, ep_s, 1e-9, 0);
+        CHECK_NEAR(r.tp_compute_s, tp_s, 1e-9, 0);
+        CHECK_NEAR(r.ep_s, ep_s + ep_comm, 1e-9, 0);
+        CHECK_NEAR(r.tp_s, tp_s + tp_comm, 1e-9, 0);
+        CHECK_NEAR(r.speedup, r.tp_s / r.ep_s, 1e-11, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(parameters_and_memory_by_hand)
+{
+    uint64_t s = t_seed + 66;
+    int round;
+    for (round = 0; round < 4000; round++) {
+        moe_ep_model m;
+        moe_ep_machine c;
+        moe_ep_params_result p;
+        moe_ep_memory_desc d;
+        moe_ep_memory_result r;
+        double matrices, H, I, L, E, layers, shared, weight, other, D, P, tp, cache, expert, rest;
+        drawn_world(&s, &m, &c);
+        matrices = m.ungated ? 2 : 3, H = m.hidden, I = m.inter, L = m.num_moe_layers, E = m.num_experts;
+        layers = either(m.num_layers, L);
+        shared = m.num_shared * either(m.shared_inter, I) * matrices * H * L;
+        CHECK(moe_ep_params(&m, &p, NULL) == MOE_EP_OK);
+        CHECK_NEAR(p.expert, matrices * H * I, 0, 0);
+        CHECK_NEAR(p.layer, E * matrices * H * I, 0, 0);
+        CHECK_NEAR(p.routed, L * E * matrices * H * I, 0, 0);
+        CHECK_NEAR(p.shared, shared, 0, 0);
+        CHECK_NEAR(p.router, H * E * L, 0, 0);
+        CHECK_NEAR(p.dense, (layers - L) * 3 * H * m.dense_inter, 0, 0);
+        CHECK_NEAR(p.attention, layers * (double)m.attention_params, 0, 0);
+        CHECK_NEAR(p.embedding, H * m.vocab * (m.tied ? 1 : 2), 0, 0);
+        rest = (double)(p.shared + p.router + p.dense + p.attention);
+        CHECK_NEAR(p.total, (double)p.routed + rest + (double)p.embedding, 0, 0);
+        CHECK_NEAR(p.active, L * m.top_k * matrices * H * I + rest + H * m.vocab, 0, 0);
+        memset(&d, 0, sizeof d);
+        d.model = &m;
+        d.num_devices = 1 + (int32_t)t_below(&s, 30);
+        d.num_slots = t_below(&s, 2) ? m.num_experts + (int32_t)t_below(&s, 40) : 0;
+        d.tensor_parallel = (int32_t)t_below(&s, 4);
+        d.buffer_bytes = t_below(&s, 2) * 12345;
+        d.reserve_bytes = drawn(&s, 1e5);
+        d.memory_bytes = drawn(&s, 2e6);
+        weight = either(m.weight_bytes, 2), other = either(m.other_weight_bytes, 2);
+        D = d.num_devices, P = either(d.num_slots, E), tp = either(d.tensor_parallel, 1);
+        expert = matrices * H * I * weight * L; /* in every MoE layer */
+        cache = m.kv_elems * either(m.kv_bytes, 2) * layers;
+        CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_I64(r.slots, ceil(P / D));
+        CHECK_NEAR(r.routed_bytes, ceil(P / D) * expert, 1e-12, 0);
+        CHECK_NEAR(r.redundant_bytes, (ceil(P / D) - ceil(E / D)) * expert, 1e-12, 0);
+        CHECK_NEAR(r.shared_bytes, shared * weight, 1e-12, 0);
+        CHECK_NEAR(r.router_bytes, H * E * L * other, 1e-12, 0);
+        CHECK_NEAR(r.other_bytes, (double)(p.attention + p.dense + p.embedding) * other / tp, 1e-12, 0);
+        CHECK_NEAR(r.buffer_bytes, (double)d.buffer_bytes, 0, 0);
+        CHECK_NEAR(r.total_bytes,
+                   r.routed_bytes + r.shared_bytes + r.router_bytes + r.other_bytes + r.buffer_bytes + d.reserve_bytes,
+                   1e-12, 0);
+        CHECK_NEAR(r.kv_room_bytes, d.memory_bytes - r.total_bytes, 1e-12, 1e-6);
+        CHECK_I64(r.fits, d.memory_bytes > 0 && d.memory_bytes >= r.total_bytes);
+        CHECK_I64(r.kv_tokens, r.fits && cache > 0 ? floor(r.kv_room_bytes / cache) : 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+    { /* memory that is just enough */
+        moe_ep_model m;
+        moe_ep_memory_desc d;
+        moe_ep_memory_result r;
+        memset(&m, 0, sizeof m);
+        memset(&d, 0, sizeof d);
+        m.num_moe_layers = m.num_experts = m.top_k = m.hidden = m.inter = m.kv_elems = 1;
+        d.model = &m;
+        d.num_devices = 1;
+        d.memory_bytes = 8; /* three matrices and the router, one weight of two bytes each */
+        CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK);
+        CHECK(r.fits == 1 && r.kv_tokens == 0 && !(fabs(r.kv_room_bytes) > 0));
+        d.memory_bytes = 7.5;
+        CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK && r.fits == 0);
+        d.memory_bytes = 12; /* two cache elements of two bytes */
+        CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK && r.kv_tokens == 2);
+    }
+}
+
+/* DeepEP's layout: per slot and token of a rank, sent and received, twice; 16 bytes of header in front of a message. */
+TEST(low_latency_buffer_by_hand)
+{
+    uint64_t s = t_seed + 67;
+    int round;
+    for (round = 0; round < 500; round++) {
+        int32_t tokens = 1 + (int32_t)t_below(&s, 500), H = 1 + (int32_t)t_below(&s, 8000);
+        int32_t slots = 1 + (int32_t)t_below(&s, 600), scaled = (int32_t)t_below(&s, 2);
+        double scales = 4 * ceil(H / 128.0), out = 16 + fmax(2.0 * H, H + scales);
+        double back = scaled ? 2.0 * H + scales : 2.0 * H + 16, signals = 128 * ceil(4.0 * (slots + 1) / 128);
+        CHECK_NEAR(moe_ep_ll_buffer_bytes(tokens, H, slots, scaled, NULL),
+                   2 * (2.0 * slots * tokens * fmax(out, back) + signals), 0, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+typedef struct reasons {
+    moe_ep_reason list[16];
+    int32_t count;
+} reasons;
+
+static void say(reasons *a, int when, moe_ep_severity severity, const char *text, double have, double need)
+{
+    if (!when) return;
+    a->list[a->count].severity = severity;
+    a->list[a->count].text = text;
+    a->list[a->count].have = have;
+    a->list[a->count++].need = need;
+}
+
+/* Every reason, in order, with its numbers. */
+TEST(configurations_by_hand)
+{
+    uint64_t s = t_seed + 68;
+    int round;
+    for (round = 0; round < 20000; round++) {
+        moe_ep_model m;
+        moe_ep_machine machine;
+        moe_ep_config c;
+        moe_ep_reason got[16];
+        moe_ep_memory_desc d;
+        moe_ep_memory_result memory;
+        reasons want;
+        int32_t E, K, P, span, nodes, count = -1, needed = -1, cap = (int32_t)t_below(&s, 12), i;
+        memset(&c, 0, sizeof c);
+        memset(&want, 0, sizeof want);
+        drawn_world(&s, &m, &machine);
+        if (t_below(&s, 2)) c.model = &m;
+        c.num_experts = 1 + (int32_t)t_below(&s, 20);
+        c.top_k = 1 + (int32_t)t_below(&s, 22);
+        c.ep = 1 + (int32_t)t_below(&s, 12);
+        c.tp = (int32_t)t_below(&s, 5);
+        c.dp = (int32_t)t_below(&s, 5);
+        c.num_redundant = t_below(&s, 2) ? (int32_t)t_below(&s, 60) : 0;
+        c.num_nodes = (int32_t)t_below(&s, 5);
+        c.equal_slots = (int32_t)t_below(&s, 2);
+        c.must_divide = (int32_t)t_below(&s, 2);
+        c.memory_bytes = drawn(&s, 1e6);
+        if (t_below(&s, 8) == 0) m.top_k = m.num_experts + 1;
+        E = c.model ? m.num_experts : c.num_experts, K = c.model ? m.top_k : c.top_k, P = E + c.num_redundant;
+        span = (int32_t)either(c.tp, 1) * (int32_t)either(c.dp, 1), nodes = (int32_t)either(c.num_nodes, 1);
+        say(&want, K > E, MOE_EP_WRONG, "cannot choose more experts", K, E);
+        say(&want, c.tp + c.dp > 0 && c.ep > span, MOE_EP_WRONG, "at most tp * dp", c.ep, span);
+        say(&want, c.tp + c.dp > 0 && c.ep <= span && span % c.ep, MOE_EP_WRONG, "must divide tp * dp", c.ep, span);
+        say(&want, P < c.ep, MOE_EP_WRONG, "more devices than slots", c.ep, P);
+        say(&want, c.must_divide && E % c.ep, MOE_EP_WRONG, "needs ep to divide", E % c.ep, 0);
+        say(&want, c.equal_slots && P % c.ep, MOE_EP_WRONG, "redundant slots needed", c.num_redundant,
+            c.num_redundant + c.ep - P % c.ep);
+        say(&want, !c.equal_slots && P % c.ep && P >= c.ep, MOE_EP_NOTE, "unequal numbers of slots", P / c.ep,
+            P / c.ep + 1);
+        say(&want, c.num_redundant > E * (c.ep - 1), MOE_EP_WARNING, "more redundant slots than copies",
+            c.num_redundant, E * (c.ep - 1));
+        say(&want, c.ep % nodes, MOE_EP_WARNING, "nodes with unequal", c.ep, nodes);
+        say(&want, c.model && nodes > 1 && m.num_groups > 1 && m.num_groups % nodes, MOE_EP_WARNING, "routing groups",
+            m.num_groups, nodes);
+        if (c.model && c.memory_bytes > 0 && K <= E) {
+            memset(&d, 0, sizeof d);
+            d.model = &m;
+            d.num_devices = c.ep;
+            d.num_slots = P;
+            d.tensor_parallel = c.tp;
+            CHECK(moe_ep_memory(&d, &memory, NULL) == MOE_EP_OK); /* checked by hand above */
+            say(&want, memory.total_bytes > c.memory_bytes, MOE_EP_WRONG, "do not fit", c.memory_bytes,
+                memory.total_bytes);
+        }
+        memset(got, 0x5a, sizeof got);
+        CHECK(moe_ep_check_config(&c, got, cap, &count, &needed, NULL) == MOE_EP_OK);
+        CHECK_I64(count, want.count);
+        CHECK_I64(needed, (c.ep - E % c.ep) % c.ep);
+        for (i = 0; i < want.count && i < cap; i++) {
+            CHECK_I64(got[i].severity, want.list[i].severity);
+            CHECK(strstr(got[i].text, want.list[i].text) != NULL);
+            CHECK_NEAR(got[i].have, want.list[i].have, 1e-12, 0);
+            CHECK_NEAR(got[i].need, want.list[i].need, 1e-12, 0);
+            if (t_failed_here) printf("    %d: want %s\n", i, want.list[i].text);
+        }
+        CHECK(((unsigned char *)&got[i])[0] == 0x5a); /* nothing behind them */
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(payback_by_hand)
+{
+    uint64_t s = t_seed + 69;
+    int round;
+    for (round = 0; round < 2000; round++) {
+        moe_ep_payback_desc d;
+        moe_ep_payback_result r;
+        double cost, gain, low, high, need;
+        memset(&d, 0, sizeof d);
+        d.before_s = drawn(&s, 1e-2);
+        d.after_s = 1e-3 + drawn(&s, 1e-2);
+        d.moved_slots = t_below(&s, 50);
+        d.expert_bytes = drawn(&s, 1e7);
+        d.link_Bps = drawn(&s, 1e10);
+        d.pause_s = drawn(&s, 1e-2);
+        d.time_error = drawn(&s, 0.5);
+        d.need_ratio = drawn(&s, 1.5);
+        need = either(d.need_ratio, 1);
+        CHECK(moe_ep_payback(&d, &r, NULL) == MOE_EP_OK);
+        gain = d.before_s - d.after_s;
+        cost = d.pause_s + over((double)d.moved_slots * d.expert_bytes, d.link_Bps);
+        low = d.before_s * (1 - d.time_error) / (d.after_s * (1 + d.time_error));
+        high = d.before_s * (1 + d.time_error) / (d.after_s * (1 - d.time_error));
+        CHECK_NEAR(r.gain_s, gain, 1e-12, 0);
+        CHECK_NEAR(r.ratio, d.before_s / d.after_s, 1e-12, 0);
+        CHECK_NEAR(r.cost_s, cost, 1e-12, 0);
+        CHECK_I64(r.pays, gain > 0);
+        CHECK_NEAR(r.steps, gain > 0 ? cost / gain : 0, 1e-12, 0);
+        CHECK_NEAR(r.ratio_low, low, 1e-12, 0);
+        CHECK_NEAR(r.ratio_high, high, 1e-12, 0);
+        CHECK_I64(r.payoff, low > need ? MOE_EP_PAYOFF_YES : high > need ? MOE_EP_PAYOFF_UNSURE : MOE_EP_PAYOFF_NO);
+        STOP_IF_FAILED("round %d", round);
+    }
+    {
+        moe_ep_payback_desc d;
+        moe_ep_payback_result r;
+        memset(&d, 0, sizeof d);
+        d.before_s = d.after_s = 1; /* nothing gained, nothing paid back; as large as needed is not larger */
+        d.pause_s = 1;
+        CHECK(moe_ep_payback(&d, &r, NULL) == MOE_EP_OK);
+        CHECK(!r.pays && r.payoff == MOE_EP_PAYOFF_NO && !(r.steps > 0));
+    }
+}
+
+/* Chance that a count of the binomial with these moments is at most x: weights by the gamma function. */
+static double binomial_at_most(double mean, double var, double most, double x)
+{
+    double v = fmin(var, mean * 0.9999), odds = (mean - v) / v, n = mean * mean / (mean - v), sum = 0, all = 0, k;
+    if (x >= most) return 1;
+    for (k = 0; k <= ceil(n) && k <= most; k++) {
+        double w = exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(odds) - n * log1p(odds));
+        all += w;
+        if (k <= x) sum += w;
+    }
+    return sum / all;
+}
+
+static double largest_by_hand(const double *n, const double *mean, const double *var, const double *most)
+{
+    double sd = sqrt(fmax(var[0], 0)), x, sum = 0, f;
+    if (!(mean[0] > 0) || !(sd > 1e-6 * mean[0]) || n[0] + n[1] < 1.5) return mean[0];
+    if (sd > 30) { /* normal */
+        const int steps = 20000;
+        int i;
+        for (i = 0; i < steps; i++) {
+            x = mean[0] + sd * (-9 + 18 * (i + 0.5) / steps);
+            f = pow(0.5 * erfc((mean[0] - x) / sd / sqrt(2)), n[0]);
+            if (n[1] > 0) f *= pow(0.5 * erfc((mean[1] - x) / sqrt(var[1]) / sqrt(2)), n[1]);
+            sum += (1 - f) * 18 / steps;
+        }
+        return mean[0] + sd * (sum - 9);
+    }
+    for (x = 0; x < most[0]; x++) {
+        f = pow(binomial_at_most(mean[0], var[0], most[0], x), n[0]);
+        if (n[1] > 0) f *= pow(binomial_at_most(mean[1], var[1], most[1], x), n[1]);
+        if (x > mean[0] && f > 1 - 1e-13) break;
+        sum += 1 - f;
+    }
+    return fmin(sum, most[0]);
+}
+
+/* Moments in closed form; the busiest device as the largest of independent binomials (large counts: normals). */
+TEST(expectations_by_hand)
+{
+    static const int64_t tokens[] = {0, 1, 2, 3, 8, 30, 100, 300, 20000, 1000000};
+    uint64_t s = t_seed + 70;
+    int round;
+    for (round = 0; round < 250; round++) {
+        moe_ep_expect_desc d;
+        moe_ep_expect_result r;
+        double E, K, D, T, one, two, n[2], rows[3][2], active[3][2], most_rows, most_active, row_var;
+        int i;
+        memset(&d, 0, sizeof d);
+        d.num_experts = 1 + (int32_t)t_below(&s, t_below(&s, 2) ? 40 : 5);
+        d.top_k = 1 + (int32_t)t_below(&s, d.num_experts < 8 ? d.num_experts : 8);
+        d.num_devices = (int32_t)t_below(&s, 20);
+        d.tokens = tokens[t_below(&s, 10)];
+        E = d.num_experts, K = d.top_k, D = either(d.num_devices, 1), T = (double)d.tokens;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        one = pow(1 - K / E, T); /* no row for one expert, for two of them */
+        two = E > 1 ? pow((E - K) * (E - K - 1) / (E * (E - 1)), T) : one;
+        row_var = E > 1 ? T * K / E * (E - K) / (E - 1) : 0; /* variance less covariance of two experts */
+        for (i = 0; i < 2; i++) {
+            double larger = fmod(E, D), held = floor(E / D) + (i == 0 && larger > 0);
+            n[i] = held < 0.5 ? 0 : i == 0 ? (larger > 0 ? larger : D) : larger > 0 ? D - larger : 0;
+            rows[0][i] = T * K * held / E, rows[1][i] = row_var * held, rows[2][i] = T * fmin(held, K);
+            active[0][i] = (1 - one) * held, active[1][i] = (one - two) * held, active[2][i] = held;
+        }
+        most_active = fmax(largest_by_hand(n, active[0], active[1], active[2]), T > 0);
+        most_rows = fmax(largest_by_hand(n, rows[0], rows[1], rows[2]), most_active);
+        CHECK_NEAR(r.active_total, E * (1 - one), 1e-12, 0);
+        CHECK_NEAR(r.active_device, E * (1 - one) / D, 1e-12, 0);
+        CHECK_NEAR(r.device_tokens, T * r.distinct_devices / D, 1e-12, 0);
+        CHECK_NEAR(r.rows_mean, T * K / D, 1e-12, 0);
+        CHECK_NEAR(r.rows_sd, sqrt(row_var * E / D * (1 - 1 / D)), 1e-12, 0);
+        CHECK_NEAR(r.busiest_active, most_active, 1e-9, 0);
+        CHECK_NEAR(r.busiest_rows, most_rows, 1e-9, 0);
+        CHECK_NEAR(r.excess, T > 0 ? r.busiest_rows / r.rows_mean - 1 : 0, 1e-12, 1e-14);
+        if (t_failed_here)
+            printf("    E %d K %d D %d T %d\n", d.num_experts, d.top_k, d.num_devices, (int)d.tokens);
+        STOP_IF_FAILED("round %d", round);
+    }
 }
 
 T_MAIN

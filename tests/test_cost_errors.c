@@ -718,4 +718,233 @@ TEST(tables_of_absurd_times)
     CHECK_STR(err.arg, "links");
 }
 
+/* The published config.json of every model: layers, those in front without experts, experts, chosen, groups, chosen
+ * groups, shared experts, hidden, inner, inner of a shared expert, inner of the dense layers, vocabulary; heads, query
+ * rank (0 = none), and rank, rope part of the latent cache (0 = none) or heads and size of keys and values. */
+typedef struct published_model {
+    const char *name;
+    int32_t layers, dense, experts, top_k, groups, top_groups, shared, hidden, inter, shared_inter, dense_inter, vocab;
+    int64_t heads, q_rank, latent, rope, kv_heads, head;
+    moe_ep_math math;
+    double weight, other, in;
+} published_model;
+
+static const published_model published[14] = {
+    /* DeepSeek-V3: heads of 128 + 64 for queries, 128 for values; one byte per weight and activation */
+    {"deepseek-v3", 61, 3, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 129280, 128, 1536, 512, 64, 0, 128,
+     MOE_EP_MATH_FP8, 1, 1, 1},
+    {"deepseek-r1", 61, 3, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 129280, 128, 1536, 512, 64, 0, 128,
+     MOE_EP_MATH_FP8, 1, 1, 1},
+    {"deepseek-v2", 60, 1, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 102400, 128, 1536, 512, 64, 0, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"deepseek-v2-lite", 27, 1, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 102400, 16, 0, 512, 64, 0, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"kimi-k2", 61, 1, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 163840, 64, 1536, 512, 64, 0, 128,
+     MOE_EP_MATH_FP8, 1, 1, 1},
+    {"qwen3-235b-a22b", 94, 0, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 151936, 64, 0, 0, 0, 4, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"qwen3-30b-a3b", 48, 0, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 151936, 32, 0, 0, 0, 4, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"qwen1.5-moe-a2.7b", 24, 0, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 151936, 16, 0, 0, 0, 16, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"mixtral-8x7b", 32, 0, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 32000, 32, 0, 0, 0, 8, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"mixtral-8x22b", 56, 0, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 32768, 48, 0, 0, 0, 8, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    /* MXFP4: 4 bits and an 8-bit scale per 32 */
+    {"gpt-oss-120b", 36, 0, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 201088, 64, 0, 0, 0, 8, 64,
+     MOE_EP_MATH_BF16, 4.25 / 8, 2, 2},
+    {"gpt-oss-20b", 24, 0, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 201088, 64, 0, 0, 0, 8, 64,
+     MOE_EP_MATH_BF16, 4.25 / 8, 2, 2},
+    {"olmoe-1b-7b", 16, 0, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 50304, 16, 0, 0, 0, 16, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2},
+    {"phi-tiny-moe", 32, 0, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 32064, 16, 0, 0, 0, 4, 128,
+     MOE_EP_MATH_BF16, 2, 2, 2}};
+
+/* Weights of the projections: latent attention (DeepSeek-V2) or grouped queries. */
+static int64_t attention_of(const published_model *p)
+{
+    int64_t H = p->hidden, nope = 128, query = p->heads * (nope + p->rope);
+    if (p->latent > 0)
+        return (p->q_rank > 0 ? H * p->q_rank + p->q_rank * query : H * query) + H * (p->latent + p->rope) +
+               p->latent * p->heads * (nope + p->head) + p->heads * p->head * H;
+    return 2 * H * p->heads * p->head + 2 * H * p->kv_heads * p->head;
+}
+
+static void is_published(const moe_ep_model *m, const published_model *p)
+{
+    CHECK_STR(m->name, p->name);
+    CHECK_I64(m->num_layers, p->layers);
+    CHECK_I64(m->num_moe_layers, p->layers - p->dense);
+    CHECK_I64(m->num_experts, p->experts);
+    CHECK_I64(m->top_k, p->top_k);
+    CHECK_I64(m->num_groups, p->groups);
+    CHECK_I64(m->top_groups, p->top_groups);
+    CHECK_I64(m->num_shared, p->shared);
+    CHECK_I64(m->hidden, p->hidden);
+    CHECK_I64(m->inter, p->inter);
+    CHECK_I64(m->shared_inter, p->shared_inter);
+    CHECK_I64(m->dense_inter, p->dense_inter);
+    CHECK_I64(m->ungated, 0);
+    CHECK_I64(m->vocab, p->vocab);
+    CHECK_I64(m->tied, 0);
+    CHECK_I64(m->attention_params, attention_of(p));
+    CHECK_I64(m->kv_elems, p->latent > 0 ? p->latent + p->rope : 2 * p->kv_heads * p->head);
+    CHECK_I64(m->math, p->math);
+    CHECK_NEAR(m->weight_bytes, p->weight, 0, 0);
+    CHECK_NEAR(m->other_weight_bytes, p->other, 0, 0);
+    CHECK_NEAR(m->in_bytes, p->in, 0, 0);
+    CHECK_NEAR(m->out_bytes, 2, 0, 0);
+    CHECK_NEAR(m->kv_bytes, 2, 0, 0);
+    CHECK(strstr(m->source, "20") != NULL); /* the year it was published */
+}
+
+TEST(every_field_of_every_model)
+{
+    moe_ep_model m;
+    int i;
+    for (i = 0; i < 14; i++) {
+        CHECK_STR(moe_ep_model_preset_name(i), published[i].name);
+        CHECK(moe_ep_model_by_name(published[i].name, &m, NULL) == MOE_EP_OK);
+        is_published(&m, &published[i]);
+        STOP_IF_FAILED("%s", published[i].name);
+    }
+    CHECK(moe_ep_model_preset_name(14) == NULL);
+    m = moe_ep_model_deepseek_v3(), is_published(&m, &published[0]);
+    m = moe_ep_model_deepseek_v2(), is_published(&m, &published[2]);
+    m = moe_ep_model_deepseek_v2_lite(), is_published(&m, &published[3]);
+    m = moe_ep_model_kimi_k2(), is_published(&m, &published[4]);
+    m = moe_ep_model_qwen3_235b_a22b(), is_published(&m, &published[5]);
+    m = moe_ep_model_qwen3_30b_a3b(), is_published(&m, &published[6]);
+    m = moe_ep_model_qwen1_5_moe_a2_7b(), is_published(&m, &published[7]);
+    m = moe_ep_model_mixtral_8x7b(), is_published(&m, &published[8]);
+    m = moe_ep_model_mixtral_8x22b(), is_published(&m, &published[9]);
+    m = moe_ep_model_gpt_oss_120b(), is_published(&m, &published[10]);
+    m = moe_ep_model_gpt_oss_20b(), is_published(&m, &published[11]);
+    m = moe_ep_model_olmoe_1b_7b(), is_published(&m, &published[12]);
+    m = moe_ep_model_phi_tiny_moe(), is_published(&m, &published[13]);
+}
+
+/* Data sheets and fits, in the units they are quoted in: devices in reach of the fast links; GB and TB/s; TFLOP/s in
+ * bf16, fp8, fp4; launch us, shares of bandwidth and peak, exponent, tile of the products; then us, GB/s inside and
+ * between nodes, exponent, whether the latency is in the norm: low-latency out and back, normal out and back. */
+static const struct published_machine {
+    const char *name;
+    int32_t near;
+    double GB, TBps, tflops[3], gemm[4];
+    int32_t tile;
+    double link[4][5];
+} machines[7] = {
+    /* aiconfigurator h100_sxm; InferSim's H800 products; aiconfigurator's DeepEP tables */
+    {"h100", 8, 80, 3.35, {989, 1979, 0}, {10, 0.88, 0.62, 2}, 64,
+     {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
+    /* InferSim's H800 products; DeepEP's published tables: 160 GB/s NVLink, 48 of a 50 GB/s NIC */
+    {"h800", 8, 80, 3.35, {989, 1979, 0}, {10, 0.88, 0.62, 2}, 64,
+     {{38, 160, 48, 0, 0}, {38, 160, 48, 0, 0}, {36, 145, 44, 0, 0}, {54, 145, 44, 0, 0}}},
+    /* InferSim's hardware file and H20 products; links of H100 */
+    {"h20", 8, 96, 4.0, {148, 296, 0}, {8, 0.80, 0.80, 6}, 64,
+     {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
+    /* aiconfigurator h200_sxm: H100 with 141 GB at 4.8 TB/s */
+    {"h200", 8, 141, 4.8, {989, 1979, 0}, {10, 0.88, 0.62, 2}, 64,
+     {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
+    /* B200's data sheet; aiconfigurator's NVLink tables, 400 Gb/s NIC */
+    {"b200", 8, 180, 8.0, {2250, 4500, 9000}, {10, 0.88, 0.62, 2}, 128,
+     {{12, 460, 48, 0, 0}, {12, 460, 48, 0, 0}, {36, 460, 46, 2, 0}, {54, 460, 46, 2, 0}}},
+    /* aiconfigurator gb200; TensorRT-LLM blog 18, one-sided: the same kernels for small and large batches */
+    {"gb200", 72, 186, 8.0, {2500, 5000, 10000}, {10, 0.88, 0.62, 2}, 128,
+     {{17, 695, 48, 0, 0}, {31.5, 635, 48, 1.5, 1}, {17, 695, 48, 0, 0}, {31.5, 635, 48, 1.5, 1}}},
+    /* LLMServingSim's cluster file: 96 GB at 1597 GB/s, one link of 16 GB/s and 20000 ns */
+    {"rtxpro6000", 8, 96, 1.597, {500, 1000, 2000}, {10, 0.88, 0.62, 2}, 64,
+     {{20, 16, 16, 0, 0}, {20, 16, 16, 0, 0}, {20, 16, 16, 0, 0}, {20, 16, 16, 0, 0}}}};
+
+static void is_machine(const moe_ep_machine *c, int i)
+{
+    const moe_ep_link *link[4];
+    int k;
+    link[0] = &c->ll_dispatch, link[1] = &c->ll_combine, link[2] = &c->normal_dispatch, link[3] = &c->normal_combine;
+    CHECK_STR(c->name, machines[i].name);
+    CHECK_I64(c->devices_per_node, machines[i].near);
+    CHECK_NEAR(c->memory_bytes, machines[i].GB * 1e9, 1e-15, 0);
+    CHECK_NEAR(c->memory_Bps, machines[i].TBps * 1e12, 1e-15, 0);
+    for (k = 0; k < 3; k++) CHECK_NEAR(c->flops[k], machines[i].tflops[k] * 1e12, 1e-15, 0);
+    CHECK_NEAR(c->gemm.t0_s, machines[i].gemm[0] * 1e-6, 1e-15, 0);
+    CHECK_NEAR(c->gemm.mem_eff, machines[i].gemm[1], 0, 0);
+    CHECK_NEAR(c->gemm.flop_eff, machines[i].gemm[2], 0, 0);
+    CHECK_NEAR(c->gemm.p, machines[i].gemm[3], 0, 0);
+    CHECK_I64(c->gemm.tile, machines[i].tile);
+    /* products alone, by latency and bandwidth alone: none has the terms of a whole kernel */
+    CHECK_NEAR(c->gemm.expert_s + c->gemm.row_byte_s + c->gemm.t0_p + c->gemm.other_byte_s, 0, 0, 0);
+    CHECK_I64(c->gemm.other_reached, 0);
+    for (k = 0; k < 4; k++) {
+        const double *want = machines[i].link[k];
+        CHECK_NEAR(link[k]->alpha_s, want[0] * 1e-6, 1e-15, 0);
+        CHECK_NEAR(link[k]->intra_Bps, want[1] * 1e9, 1e-15, 0);
+        CHECK_NEAR(link[k]->inter_Bps, want[2] * 1e9, 1e-15, 0);
+        CHECK_NEAR(link[k]->p, want[3], 0, 0);
+        CHECK_I64(link[k]->alpha_in_norm, want[4]);
+        CHECK_NEAR(link[k]->row_s + link[k]->peer_s + link[k]->alpha_p + link[k]->row_byte_s, 0, 0, 0);
+        CHECK_NEAR(link[k]->pair_Bps + link[k]->crowd_s + link[k]->short_s + link[k]->short_Bps, 0, 0, 0);
+    }
+    CHECK(strstr(c->source, "fit") || strstr(c->source, "cluster file")); /* says where the numbers are from */
+}
+
+TEST(every_field_of_every_machine)
+{
+    moe_ep_machine c;
+    int i;
+    for (i = 0; i < 7; i++) {
+        CHECK_STR(moe_ep_machine_preset_name(i), machines[i].name);
+        CHECK(moe_ep_machine_by_name(machines[i].name, &c, NULL) == MOE_EP_OK);
+        is_machine(&c, i);
+        STOP_IF_FAILED("%s", machines[i].name);
+    }
+    CHECK(moe_ep_machine_preset_name(7) == NULL);
+    c = moe_ep_machine_h100(), is_machine(&c, 0);
+    c = moe_ep_machine_h800(), is_machine(&c, 1);
+    c = moe_ep_machine_h20(), is_machine(&c, 2);
+    c = moe_ep_machine_h200(), is_machine(&c, 3);
+    c = moe_ep_machine_b200(), is_machine(&c, 4);
+    c = moe_ep_machine_gb200(), is_machine(&c, 5);
+    c = moe_ep_machine_rtxpro6000(), is_machine(&c, 6);
+}
+
+/* Which preset a name means: whatever the case and separators, the longest one that it begins with. */
+TEST(names_of_presets)
+{
+    static const struct { const char *said, *meant; } model[] = {
+        {"DeepSeek V3", "deepseek-v3"}, {"deepseek_v3", "deepseek-v3"}, {"deepseekv3", "deepseek-v3"},
+        {"DEEPSEEK.V3", "deepseek-v3"}, {"--deepseek--v3--", "deepseek-v3"}, {"deepseek-v3-0324", "deepseek-v3"},
+        {"deepseek-v3.1", "deepseek-v3"}, {"deepseek-v3x", "deepseek-v3"}, {"deepseek-v30", NULL},
+        {"deepseek-v39", NULL}, {"deepseek-v31", NULL}, {"deepseek-v", NULL}, {"deepseek", NULL}, {"v3", NULL},
+        {"my-deepseek-v3", NULL}, {"deepseek-ai/DeepSeek-R1", "deepseek-r1"}, {"a/b/DeepSeek-V2", "deepseek-v2"},
+        {"deepseek-v3/", NULL}, {"deepseek-v3/x", NULL}, {"deepseek-v2-li", "deepseek-v2"},
+        {"DeepSeek-V2-Lite-Chat", "deepseek-v2-lite"}, {"QWEN3-235B-A22B-FP8", "qwen3-235b-a22b"},
+        {"qwen3 30b a3b", "qwen3-30b-a3b"}, {"Qwen15-MoE-A27B", "qwen1.5-moe-a2.7b"},
+        {"mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"}, {"mixtral-8x22b", "mixtral-8x22b"},
+        {"mixtral-8x2", NULL}, {"GPT-OSS-20B", "gpt-oss-20b"}, {"gpt-oss-120b", "gpt-oss-120b"},
+        {"Phi-tiny-MoE-instruct", "phi-tiny-moe"}, {"kimi-k2", "kimi-k2"}, {"kimi-k2-0905", "kimi-k2"},
+        {"kimi-k25", NULL}, {"OLMoE-1B-7B-0924", "olmoe-1b-7b"}, {"", NULL}, {"-", NULL}, {"/", NULL}};
+    static const struct { const char *said, *meant; } machine[] = {
+        {"NVIDIA/H100", "h100"}, {"H100 80GB HBM3", "h100"}, {"h1000", NULL}, {"h10", NULL}, {"H20-3e", "h20"},
+        {"h200", "h200"}, {"h2001", NULL}, {"GB200 NVL72", "gb200"}, {"b200", "b200"}, {"B.2.0.0", "b200"},
+        {"RTX PRO 6000", "rtxpro6000"}, {"rtx-pro-60000", NULL}, {"a100", NULL}};
+    size_t i;
+    for (i = 0; i < sizeof model / sizeof model[0]; i++) {
+        moe_ep_model m;
+        m.name = NULL;
+        CHECK_I64(moe_ep_model_by_name(model[i].said, &m, &err), model[i].meant ? MOE_EP_OK : MOE_EP_ERR_CONFIG);
+        if (model[i].meant) CHECK_STR(m.name, model[i].meant);
+        else CHECK(m.name == NULL);
+        STOP_IF_FAILED("%s", model[i].said);
+    }
+    for (i = 0; i < sizeof machine / sizeof machine[0]; i++) {
+        moe_ep_machine c;
+        c.name = NULL;
+        CHECK_I64(moe_ep_machine_by_name(machine[i].said, &c, &err), machine[i].meant ? MOE_EP_OK : MOE_EP_ERR_CONFIG);
+        if (machine[i].meant) CHECK_STR(c.name, machine[i].meant);
+        else CHECK(c.name == NULL);
+        STOP_IF_FAILED("%s", machine[i].said);
+    }
+}
+
 T_MAIN

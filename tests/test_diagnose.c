@@ -5,21 +5,24 @@
 
 static const double hot[8] = {960, 92, 92, 92, 91, 91, 91, 91};
 
-/* A desc for one layer of 8 experts on 4 devices, 12 slots, both windows `hot`. */
-static moe_ep_diagnose_desc hot_desc(void)
+/* A desc for one layer of E experts on D devices with P slots, 0 = one each; a step in either window. */
+static moe_ep_diagnose_desc desc_of(int32_t E, int32_t D, int32_t P, const double *plan, const double *judge)
 {
     moe_ep_diagnose_desc d;
     memset(&d, 0, sizeof d);
     d.num_layers = 1;
-    d.num_experts = 8;
-    d.shape.num_devices = 4;
-    d.shape.num_slots = 12;
-    d.plan_loads = hot;
+    d.num_experts = E;
+    d.shape.num_devices = D;
+    d.shape.num_slots = P;
+    d.plan_loads = plan;
     d.plan_steps = 1;
-    d.judge_loads = hot;
+    d.judge_loads = judge;
     d.judge_steps = 1;
     return d;
 }
+
+/* 8 experts on 4 devices, 12 slots, both windows `hot`. */
+static moe_ep_diagnose_desc hot_desc(void) { return desc_of(8, 4, 12, hot, hot); }
 
 TEST(worked_example)
 {
@@ -161,14 +164,7 @@ TEST(unreliable)
         b[4 * s + 2] = 10;
         b[4 * s + 3] = s % 2 ? 100 : 10;
     }
-    memset(&d, 0, sizeof d);
-    d.num_layers = 1;
-    d.num_experts = 4;
-    d.shape.num_devices = 2;
-    d.shape.num_slots = 4;
-    d.plan_loads = a;
-    d.plan_steps = 1;
-    d.judge_loads = b;
+    d = desc_of(4, 2, 4, a, b);
     d.judge_steps = 4;
     d.min_improved = 0.8;
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
@@ -184,14 +180,8 @@ TEST(unreliable)
 TEST(maximum_per_step_then_mean)
 {
     double w[4] = {100, 0, 0, 100};
-    moe_ep_diagnose_desc d;
+    moe_ep_diagnose_desc d = desc_of(2, 2, 2, w, w);
     moe_ep_diagnosis o;
-    memset(&d, 0, sizeof d);
-    d.num_layers = 1;
-    d.num_experts = 2;
-    d.shape.num_devices = 2;
-    d.shape.num_slots = 2;
-    d.plan_loads = d.judge_loads = w;
     d.plan_steps = d.judge_steps = 2;
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
     CHECK_NEAR(o.imbalance_before, 2.0, 1e-12, 0);
@@ -221,16 +211,8 @@ TEST(seconds_and_regimes)
     memset(&cost, 0, sizeof cost);
     cost.model = &model;
     cost.machine = &machine;
-    memset(&d, 0, sizeof d);
-    d.num_layers = 1;
-    d.num_experts = E;
+    d = desc_of(E, D, 288, a, few);
     d.top_k = 8;
-    d.shape.num_devices = D;
-    d.shape.num_slots = 288;
-    d.plan_loads = a;
-    d.plan_steps = 1;
-    d.judge_loads = few;
-    d.judge_steps = 1;
     d.cost = &cost;
     d.min_gain = 0.05;
     d.move_Bps = 50e9;
@@ -250,6 +232,12 @@ TEST(seconds_and_regimes)
     CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
     CHECK_I64(large.reason, MOE_EP_REASON_BREAK_EVEN);
     CHECK_I64(large.verdict, MOE_EP_NOT_NOW);
+    d.move_Bps *= large.break_even_steps / 0.9; /* repaid in the first step, which never comes */
+    d.horizon_steps = 0.4;
+    CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(large.break_even_steps, 0.9, 1e-9, 0);
+    CHECK_I64(large.reason, MOE_EP_REASON_BREAK_EVEN);
+    CHECK(strstr(large.text, " experts is repaid after 1 steps, but the plan will serve only 0") != NULL);
     d.other_s = 1e6; /* a step of days hides any gain of a layer */
     d.horizon_steps = 0;
     CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
@@ -373,8 +361,9 @@ static void check_error(moe_ep_diagnose_desc d, moe_ep_status want, const char *
     memset(&before, 0x5a, sizeof before);
     CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, &err), want);
     CHECK_I64(err.status, want);
-    CHECK(err.index >= -1);
     if (arg) CHECK_STR(err.arg, arg);
+    if (arg && strncmp(arg, "desc.", 5) == 0) /* the sixth load is the bad one everywhere; the rest are no lists */
+        CHECK_I64(err.index, strstr(arg, "_loads") && want != MOE_EP_ERR_NULL ? 5 : -1);
     CHECK(memcmp(&o, &before, sizeof o) == 0);
     if (t_failed_here) printf("    called from line %d\n", line);
 }
@@ -386,6 +375,7 @@ typedef struct world {
     double a[3 * 3 * 16], b[4 * 3 * 16], speed[6];
     uint8_t inactive[6];
     int32_t slots[6];
+    int64_t traffic[36];
     moe_ep_model model;
     moe_ep_machine machine;
     moe_ep_layer_desc cost;
@@ -427,6 +417,10 @@ static void world_cost(world *w, uint64_t *state)
     memset(&w->cost, 0, sizeof w->cost);
     w->cost.model = &w->model;
     w->cost.machine = &w->machine;
+    if (t_below(state, 2)) { /* of another plan: not looked at */
+        w->cost.tokens = 1 + t_below(state, 5000);
+        w->cost.traffic = w->cost.node_traffic = w->traffic;
+    }
     w->d.cost = &w->cost;
     w->d.other_s = t_below(state, 2) ? 1e-4 : 0;
 }
@@ -434,15 +428,16 @@ static void world_cost(world *w, uint64_t *state)
 static void world_thresholds(moe_ep_diagnose_desc *d, uint64_t *state)
 {
     static const double target[4] = {0, 1.05, 1.3, 4}, gain[4] = {0, 0.02, 0.1, 0.6}, improved[3] = {0, 0.5, 1},
-                        horizon[4] = {0, 3, 40, 1e7}, Bps[3] = {0, 1e8, 1e13}, pause[3] = {0, 0, 0.25};
+                        horizon[5] = {0, 1e-5, 3, 40, 1e7},
+                        bytes[3] = {0, 0.5, 1000}, Bps[3] = {0, 1e8, 1e13}, pause[3] = {0, 0, 0.25};
     d->target_imbalance = target[t_below(state, 4)];
     d->min_gain = gain[t_below(state, 4)];
     d->min_improved = improved[t_below(state, 3)];
     d->min_steps = (int32_t)t_below(state, 5);
-    d->horizon_steps = horizon[t_below(state, 4)];
+    d->horizon_steps = horizon[t_below(state, 5)];
     d->move_Bps = Bps[t_below(state, 3)];
     d->pause_s = pause[t_below(state, 3)];
-    d->expert_bytes = t_below(state, 2) ? 1000 : 0;
+    d->expert_bytes = bytes[t_below(state, 3)];
 }
 
 static void world_make(world *w, uint64_t *state)
@@ -481,6 +476,11 @@ static void world_make(world *w, uint64_t *state)
     else if (!w->d.shape.inactive) w->d.shape.num_slots = w->E + (int32_t)t_below(state, 3);
     else w->d.shape.num_slots = w->D * ((w->E + active - 1) / active);
     if (t_below(state, 3) == 0) world_cost(w, state);
+    else if (t_below(state, 4) == 0) /* less than a row in all */
+        for (i = 0; i < 4 * 3 * 16; i++) {
+            if (i < 3 * 3 * 16) w->a[i] /= 4096;
+            w->b[i] /= 4096;
+        }
     world_placement(w, &w->now, &w->now_mem);
     world_placement(w, &w->plan, &w->plan_mem);
     {
@@ -536,6 +536,8 @@ static double plain_seconds(world *w, const moe_ep_placement *p, int32_t l, cons
     memset(&even, 0, sizeof even);
     for (e = 0; e < w->E; e++) counts[e] = (int64_t)floor(loads[e] + 0.5);
     cost.placement = p;
+    cost.tokens = 0;
+    cost.traffic = cost.node_traffic = NULL;
     CHECK(moe_ep_split(&even, p, l, counts, rows, NULL, NULL) == MOE_EP_OK);
     CHECK(moe_ep_layer_time(&cost, rows, &t, NULL, NULL) == MOE_EP_OK);
     *balanced = t.total_s - t.compute_s + t.balanced_s;
@@ -777,9 +779,12 @@ TEST(every_figure_recomputed)
     int round, seen[9] = {0}, repaid = 0;
     for (round = 0; round < 2500; round++) {
         moe_ep_diagnosis o;
+        moe_ep_error err;
         world w;
         world_make(&w, &state);
-        CHECK_I64(moe_ep_diagnose(&w.d, &w.plan, &o, NULL, NULL), MOE_EP_OK);
+        memset(&err, 1, sizeof err);
+        CHECK_I64(moe_ep_diagnose(&w.d, &w.plan, &o, NULL, &err), MOE_EP_OK);
+        CHECK_I64(err.status, MOE_EP_OK);
         CHECK(moe_ep_validate(&w.plan, 0, NULL, NULL) == MOE_EP_OK);
         check_figures(&w, &o);
         seen[o.reason]++;
@@ -807,13 +812,8 @@ TEST(before_is_contiguous)
     for (uneven = 0; uneven < 2; uneven++) {
         size_t bytes;
         void *mem;
-        memset(&d, 0, sizeof d);
-        d.num_layers = 1;
-        d.num_experts = 10;
-        d.shape.num_devices = 4;
+        d = desc_of(10, 4, 0, loads, loads);
         if (uneven) d.shape.slots_per_device = slots;
-        d.plan_loads = d.judge_loads = loads;
-        d.plan_steps = d.judge_steps = 1;
         memset(&pd, 0, sizeof pd);
         pd.num_layers = 1;
         pd.num_experts = 10;
@@ -954,14 +954,8 @@ TEST(loads_next_to_nothing)
     memset(&cost, 0, sizeof cost);
     cost.model = &model;
     cost.machine = &machine;
-    memset(&d, 0, sizeof d);
-    d.num_layers = 1;
-    d.num_experts = 2;
-    d.shape.num_devices = 2;
+    d = desc_of(2, 2, 0, one, tiny);
     d.shape.speed = speed;
-    d.plan_loads = one;
-    d.judge_loads = tiny;
-    d.plan_steps = d.judge_steps = 1;
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* the mean vanishes, the maximum does not */
     CHECK(o.before_rows > 0 && !(o.mean_rows > 0));
     CHECK_NEAR(o.imbalance_before, 1, 0, 0);
@@ -1023,12 +1017,7 @@ TEST(huge_figures)
     CHECK(strstr(o.text, " experts is never repaid, but the plan will serve only 100") != NULL);
 
     for (e = 0; e < E; e++) many[e] = 9e15;
-    memset(&d, 0, sizeof d);
-    d.num_layers = 1;
-    d.num_experts = E;
-    d.shape.num_devices = 4;
-    d.plan_loads = d.judge_loads = many;
-    d.plan_steps = d.judge_steps = 1;
+    d = desc_of(E, 4, 0, many, many);
     d.policy = MOE_EP_PLACE_CONTIGUOUS;
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* 1.08e19 rows: beyond int64 */
     CHECK_NEAR(o.mean_rows, 2.7e18, 1e-12, 0);

@@ -1505,13 +1505,6 @@ TEST(sizes_and_memory_at_the_ends)
     CHECK_I64(err.index, 0);
 }
 
-/* A call that succeeds says so, whatever stood in err before. */
-#define CLEARS(call)                                                                                \
-    do {                                                                                            \
-        memset(&err, 1, sizeof err);                                                                \
-        CHECK((double)(call) >= 0.0);                                                               \
-        CHECK_I64(err.status, MOE_EP_OK);                                                           \
-    } while (0)
 TEST(success_clears_the_error)
 {
     const int32_t ids[2] = {0, 1}, order[2] = {1, 0};
@@ -1555,7 +1548,6 @@ TEST(success_clears_the_error)
     CLEARS(moe_ep_traffic(&placement, ids, 2, 1, NULL, MOE_EP_COUNT_PAIRS, p, NULL, &err));
     CLEARS(moe_ep_fan_out(&placement, ids, 2, 1, a, NULL, &err));
 }
-#undef CLEARS
 
 /* Columns of any density, larger than bytes of 0 and 1: by definition, and in place. */
 TEST(pad_map_by_definition)

@@ -991,13 +991,284 @@ TEST(windows_in_two_parts)
     }
 }
 
-/* A call that succeeds says so, whatever stood in err before. */
-#define CLEARS(call)                                                                                \
-    do {                                                                                            \
-        memset(&err, 1, sizeof err);                                                                \
-        CHECK((double)(call) >= 0.0);                                                               \
-        CHECK_I64(err.status, MOE_EP_OK);                                                           \
-    } while (0)
+/* ---- the last value that still goes ---- */
+
+TEST(sums_that_just_fit)
+{
+    const int32_t three[3] = {0, 0, -1};
+    const int64_t steps[2] = {INT64_MAX - 7, 3};
+    int64_t full[2] = {INT64_MAX - 3, 5}, out[2], spread[3] = {INT64_MAX - 4, 4, 0}, sk = 0;
+    moe_ep_window w = new_window("", 1, 2, 0, 1.0), x = new_window("", 1, 2, 0, 1.0);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_expert_loads_add(three, 3, 2, full, &sk, &err), MOE_EP_OK);
+    CHECK(full[0] == INT64_MAX - 1 && full[1] == 5 && sk == 1);
+    CHECK_I64(moe_ep_expert_loads_add(three, 2, 2, full, &sk, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_loads_by_device(spread, 3, NULL, 1, out, &err), MOE_EP_OK);
+    CHECK_I64(out[0], INT64_MAX);
+    spread[2] = 1;
+    CHECK_I64(moe_ep_loads_by_device(spread, 3, NULL, 1, out, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_window_add(&w, steps, &err), MOE_EP_OK);
+    x.sum[0] = 7; /* exactly the room that is left */
+    CHECK_I64(moe_ep_window_append(&w, &x, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w, x.sum, &err), MOE_EP_OK);
+    CHECK_I64(w.sum[0], INT64_MAX);
+    CHECK_NEAR(w.ema[0], (double)steps[0], 0, 0); /* keep 1: the first step stays */
+    x.sum[0] = 1;
+    CHECK_I64(moe_ep_window_append(&w, &x, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "src");
+    x.sum[0] = 0;
+    w.steps = INT64_MAX - 1;
+    x.steps = 1;
+    CHECK_I64(moe_ep_window_append(&w, &x, &err), MOE_EP_OK);
+    CHECK_I64(w.steps, INT64_MAX);
+    free(w.sum);
+    free(x.sum);
+}
+
+/* One token, or one layer, whose stride is the largest that may be named. */
+TEST(strides_that_just_fit)
+{
+    const int32_t ids[2] = {1, 0};
+    int64_t loads[2];
+    moe_ep_error err;
+    int which, more;
+    for (which = 0; which < 2; which++)
+        for (more = 0; more < 2; more++) {
+            moe_ep_ids v = moe_ep_ids_tlk(ids, 1, 1, 2, 2);
+            if (which) v.token_stride = INT64_MAX / 4 + more;
+            else v.layer_stride = INT64_MAX / 4 + more;
+            loads[0] = loads[1] = -9;
+            CHECK_I64(moe_ep_layer_loads(&v, loads, NULL, &err), more ? MOE_EP_ERR_OVERFLOW : MOE_EP_OK);
+            CHECK(loads[0] == (more ? -9 : 1) && loads[1] == (more ? -9 : 1));
+        }
+}
+
+/* One token without a pointer is refused everywhere, no token never is; one expert is enough. */
+TEST(one_token_or_none_of_one_expert)
+{
+    const int32_t id[1] = {0};
+    int64_t out[1] = {-9}, sk = -9;
+    moe_ep_ids v = moe_ep_ids_tlk(NULL, 1, 1, 1, 1);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_layer_loads(&v, out, &sk, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_rank_loads(NULL, 1, 1, 1, NULL, 1, out, &sk, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_coactivation(NULL, 1, 1, 1, out, &sk, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_transitions(NULL, id, 1, 1, 1, out, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "ids_from");
+    CHECK_I64(moe_ep_transitions(id, NULL, 1, 1, 1, out, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "ids_to");
+    CHECK(out[0] == -9 && sk == -9);
+    CHECK_I64(moe_ep_expert_loads(NULL, 0, 1, out, &sk, &err), MOE_EP_OK);
+    CHECK(out[0] == 0 && sk == 0);
+    out[0] = sk = -9;
+    CHECK_I64(moe_ep_coactivation(NULL, 0, 1, 1, out, &sk, &err), MOE_EP_OK);
+    CHECK(out[0] == 0 && sk == 0);
+    out[0] = -9;
+    CHECK_I64(moe_ep_transitions(NULL, NULL, 0, 1, 1, out, &err), MOE_EP_OK);
+    CHECK_I64(out[0], 0);
+    out[0] = 4;
+    CHECK_I64(moe_ep_expert_loads_add(NULL, 0, 1, out, &sk, &err), MOE_EP_OK);
+    CHECK(out[0] == 4 && sk == 0);
+    CHECK_I64(moe_ep_transitions(id, id, 1, 1, 1, out, &err), MOE_EP_OK);
+    CHECK_I64(out[0], 1);
+    CHECK_I64(moe_ep_active_experts(out, 1, &err), 1);
+    CHECK_NEAR(moe_ep_expected_distinct(1, 1, 1, &err), 1.0, 0, 0);
+    CHECK_NEAR(moe_ep_expected_groups(1, 1, 1, &err), 1.0, 0, 0);
+}
+
+/* What stands behind an array is not looked at, and what stands behind a result stays. */
+TEST(neighbours_of_the_arrays)
+{
+    const int32_t ids[5] = {0, 1, 1, -1, 7}, to[5] = {1, 0, 0, 1, 7}, rank[3] = {0, 1, 9}, device[3] = {1, 0, 9};
+    const int64_t counts[3] = {3, 5, -1}, co[5] = {0, 2, 2, 0, -1};
+    int64_t out[5], sk = 0;
+    int32_t active[3];
+    double x[5];
+    moe_ep_window w = new_window("", 1, 2, 0, 0.5);
+    moe_ep_ids v = moe_ep_ids_tlk(ids, 2, 1, 2, 2);
+    int round;
+    for (round = 0; round < 12; round++) {
+        moe_ep_status s = MOE_EP_OK;
+        int cells = round == 4 || round == 5 || round == 11 ? 4 : 2, i;
+        for (i = 0; i < 5; i++) {
+            out[i] = i < 2 ? 1 : -77;
+            x[i] = -77.0;
+            if (i < 3) active[i] = -77;
+        }
+        if (round == 0) s = moe_ep_expert_loads(ids, 4, 2, out, &sk, NULL);
+        if (round == 1) s = moe_ep_expert_loads_add(ids, 4, 2, out, &sk, NULL);
+        if (round == 2) s = moe_ep_layer_loads(&v, out, &sk, NULL);
+        if (round == 3) s = moe_ep_loads_by_device(counts, 2, device, 2, out, NULL);
+        if (round == 4) s = moe_ep_coactivation(ids, 2, 2, 2, out, &sk, NULL);
+        if (round == 5) s = moe_ep_transitions(ids, to, 2, 2, 2, out, NULL);
+        if (round == 6) s = moe_ep_active_by_device(counts, 2, device, 2, active, NULL);
+        if (round == 7) s = moe_ep_transition_shares(co, 2, x, NULL);
+        if (round == 8) s = moe_ep_lift(co, counts, 8, 2, x, NULL);
+        if (round == 9) s = moe_ep_window_add(&w, counts, NULL);
+        if (round == 10) s = moe_ep_window_variance(&w, x, NULL);
+        if (round == 11) s = moe_ep_rank_loads(ids, 2, 2, 2, rank, 2, out, &sk, NULL);
+        CHECK_I64(s, MOE_EP_OK);
+        for (i = cells; i < 5; i++) CHECK_I64(out[i], i < 2 ? 1 : -77);
+        CHECK(x[4] < -76.0 && x[4] > -78.0 && active[2] == -77);
+        STOP_IF_FAILED("call %d", round);
+    }
+    CHECK_I64(moe_ep_active_experts(counts, 2, NULL), 2);
+    free(w.sum);
+}
+
+/* Far behind the first piece that is counted at once: every id, and which one is bad. */
+TEST(bad_ids_of_later_pieces)
+{
+    enum { N = 450000, E = 5 };
+    static int32_t ids[N];
+    static const int64_t where[] = {196607, 196608, 196609, 262144, 393215, 393216, N - 1};
+    int64_t loads[E], want[E], skipped, i;
+    moe_ep_error err;
+    for (i = 0; i < N; i++) ids[i] = (int32_t)(i * 7 % 11 % (E + 1)) - 1;
+    CHECK_I64(moe_ep_expert_loads(ids, N, E, loads, &skipped, &err), MOE_EP_OK);
+    CHECK_I64(skipped, naive_loads(ids, N, E, want));
+    check_i64s(loads, want, E);
+    for (i = 0; i < 7; i++) {
+        const int32_t kept = ids[where[i]];
+        ids[where[i]] = i % 2 ? E : -2;
+        CHECK_I64(moe_ep_expert_loads(ids, N, E, loads, &skipped, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, where[i]);
+        ids[where[i]] = kept;
+    }
+    check_i64s(loads, want, E);
+    for (i = 4095; i < 4099; i++) { /* as many experts as are counted on the stack, and one more */
+        static int64_t many[4099], expected[4099];
+        int64_t at, none;
+        for (at = 0; at < N; at++) ids[at] = (int32_t)(at * 31 % (i + 1)) - 1;
+        none = naive_loads(ids, N, (int32_t)i, expected);
+        CHECK_I64(moe_ep_expert_loads(ids, N, (int32_t)i, many, &skipped, &err), MOE_EP_OK);
+        CHECK_I64(skipped, none);
+        check_i64s(many, expected, (int32_t)i);
+    }
+}
+
+/* How many of G groups of E/G experts K distinct experts touch, over all choices there are. */
+static double groups_counted(int K, int E, int G)
+{
+    double touched = 0.0, sets = 0.0;
+    uint32_t set;
+    int g, e;
+    for (set = 0; set < 1u << E; set++) {
+        int chosen = 0;
+        for (e = 0; e < E; e++) chosen += (int)(set >> e & 1u);
+        if (chosen != K) continue;
+        sets += 1.0;
+        for (g = 0; g < G; g++) touched += (set >> (g * (E / G)) & ((1u << (E / G)) - 1u)) != 0;
+    }
+    return touched / sets;
+}
+
+/* Chance that none of K of E experts is one of `size`, a whole number. */
+static double chance_of_none(int K, int E, int size)
+{
+    double none = 1.0;
+    int i;
+    for (i = 0; i < K; i++) none *= fmax((double)(E - size - i) / (double)(E - i), 0.0);
+    return none;
+}
+
+/* Groups that are whole: by counting.  Groups of size and a fraction: the binomial coefficients by the gamma function
+ * when K is at most the size, else between the sizes below and above, by the powers of the two chances. */
+TEST(expected_groups_counted)
+{
+    int E, K, G;
+    for (E = 1; E <= 12; E++)
+        for (K = 1; K <= E; K++)
+            for (G = 1; G <= E; G++) {
+                const double got = moe_ep_expected_groups(K, E, G, NULL), size = (double)E / G;
+                const int whole = E / G;
+                if (E % G == 0) {
+                    CHECK_NEAR(got, groups_counted(K, E, G), 1e-12, 0);
+                } else if (K + size > E) {
+                    CHECK_NEAR(got, G, 0, 0);
+                } else if (K <= size) {
+                    CHECK_NEAR(got, G * (1.0 - exp(lgamma(E - size + 1) - lgamma(E - size - K + 1) - lgamma(E + 1) +
+                                                   lgamma(E - K + 1))), 1e-9, 0);
+                } else {
+                    CHECK_NEAR(got, G * (1.0 - pow(chance_of_none(K, E, whole), 1.0 - (size - whole)) *
+                                         pow(chance_of_none(K, E, whole + 1), size - whole)), 1e-12, 0);
+                }
+                if (t_failed_here) printf("    K %d, E %d, G %d\n", K, E, G);
+                STOP_IF_FAILED("E %d", E);
+            }
+    for (K = 1; K < 40; K += 6) /* tokens one after another: each leaves 1 - K/E of the rest untouched */
+        for (G = 1; G < 60; G += 7) {
+            double left = 1.0;
+            for (E = 0; E < G; E++) left *= 1.0 - K / 40.0;
+            CHECK_NEAR(moe_ep_expected_distinct(G, K, 40, NULL), 40.0 * (1.0 - left), 1e-12, 0);
+        }
+}
+
+/* The five arrays of a window lie in its memory one behind the other, each with all its cells. */
+TEST(arrays_of_a_window)
+{
+    uint64_t s = t_seed + 94;
+    int round;
+    for (round = 0; round < 60; round++) {
+        const int32_t L = 1 + (int32_t)t_below(&s, 4), E = 1 + (int32_t)t_below(&s, 9), ring = (int32_t)t_below(&s, 4);
+        const size_t cells = (size_t)L * (size_t)E, need = moe_ep_window_bytes(L, E, ring);
+        const size_t each = (8 * cells + 63) / 64 * 64, kept = (8 * cells * (size_t)ring + 63) / 64 * 64;
+        unsigned char *mem = (unsigned char *)t_alloc(need + 64);
+        moe_ep_window w;
+        size_t i;
+        CHECK_I64(need, 4 * each + kept);
+        memset(mem, 0x5a, need + 64);
+        memset(&w, 0x5a, sizeof w);
+        CHECK_I64(moe_ep_window_init(&w, "name", L, E, ring, 0.25, mem, need, NULL), MOE_EP_OK);
+        CHECK((unsigned char *)w.sum == mem);
+        CHECK(ring ? (unsigned char *)w.ring == mem + each : w.ring == NULL);
+        CHECK((unsigned char *)w.ema == mem + each + kept);
+        CHECK((unsigned char *)w.mean == mem + 2 * each + kept);
+        CHECK((unsigned char *)w.m2 == mem + 3 * each + kept);
+        CHECK(w.num_layers == L && w.num_experts == E && w.ring_steps == ring && w.steps == 0 && w.has_variance == 1);
+        CHECK_STR(w.label, "name");
+        CHECK_NEAR(w.ema_keep, 0.25, 0, 0);
+        for (i = 0; i < cells; i++) {
+            CHECK(w.sum[i] == 0 && !(fabs(w.ema[i]) + fabs(w.mean[i]) + fabs(w.m2[i]) > 0.0));
+        }
+        for (i = 0; i < cells * (size_t)ring; i++) CHECK_I64(w.ring[i], 0);
+        for (i = need; i < need + 64; i++) CHECK_I64(mem[i], 0x5a);
+        memset(mem, 0x33, need);
+        w.has_variance = 0;
+        CHECK_I64(moe_ep_window_clear(&w, NULL), MOE_EP_OK);
+        for (i = 0; i < cells; i++) {
+            CHECK(w.sum[i] == 0 && !(fabs(w.ema[i]) + fabs(w.mean[i]) + fabs(w.m2[i]) > 0.0));
+        }
+        for (i = 0; i < cells * (size_t)ring; i++) CHECK_I64(w.ring[i], 0);
+        CHECK_I64(w.has_variance, 1);
+        free(mem);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* Nothing behind nothing is nothing. */
+TEST(empty_windows_together)
+{
+    moe_ep_window w = new_window("", 1, 2, 2, 0.5), x = new_window("", 1, 2, 2, 0.5);
+    const int64_t step[2] = {3, 1};
+    double variance[2] = {-9.0, -9.0};
+    CHECK_I64(moe_ep_window_append(&w, &x, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_merge_ranks(&w, &x, NULL), MOE_EP_OK);
+    CHECK(w.steps == 0 && w.has_variance == 1 && w.mean[0] >= 0.0 && w.mean[0] <= 0.0 && w.m2[1] <= 0.0);
+    CHECK_I64(moe_ep_window_variance(&w, variance, NULL), MOE_EP_OK);
+    CHECK(variance[0] >= 0.0 && variance[0] <= 0.0);
+    CHECK_I64(moe_ep_window_add(&w, step, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_append(&w, &x, NULL), MOE_EP_OK); /* and behind one step it changes nothing */
+    CHECK(w.steps == 1 && w.sum[0] == 3 && w.ring[0] == 3 && w.ring[2] == 0);
+    CHECK_NEAR(w.mean[0] + w.ema[1], 4.0, 0, 0);
+    variance[1] = -9.0;
+    CHECK_I64(moe_ep_window_variance(&w, variance, NULL), MOE_EP_OK);
+    CHECK(variance[1] >= 0.0 && variance[1] <= 0.0);
+    free(w.sum);
+    free(x.sum);
+}
+
 TEST(success_clears_the_error)
 {
     const int32_t ids[2] = {0, 1};
@@ -1032,7 +1303,6 @@ TEST(success_clears_the_error)
     CLEARS(moe_ep_window_append(&w, &b, &err));
     CLEARS(moe_ep_window_clear(&w, &err));
 }
-#undef CLEARS
 
 #if CAN_REPEAT
 TEST(expert_loads_of_more_than_2_to_the_31)

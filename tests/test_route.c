@@ -2860,10 +2860,406 @@ TEST(groups_by_their_m_best)
     }
 }
 
-/* A call that succeeds says so, whatever stood in err before. */
+/* ---- the presets as their comments say ---- */
+
+typedef struct preset_row {
+    const char *name;
+    moe_ep_score score;
+    moe_ep_weight weight;
+    int on_logit, renorm;
+    moe_ep_eps_mode eps_mode;
+    double eps, scale;
+    int groups, open, best, mask, skip_k1, scale_only;
+} preset_row;
+
+#define ROW_SOFTMAX MOE_EP_SCORE_SOFTMAX, MOE_EP_WEIGHT_SCORE, 0
+#define ROW_SIGMOID MOE_EP_SCORE_SIGMOID, MOE_EP_WEIGHT_SCORE, 0
+#define ROW_OF_CHOSEN MOE_EP_SCORE_LOGIT, MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED, 1
+#define ROW_OF_LOGIT MOE_EP_SCORE_LOGIT, MOE_EP_WEIGHT_SIGMOID_OF_LOGIT, 1
+#define ROW_ROOT MOE_EP_SCORE_SQRT_SOFTPLUS, MOE_EP_WEIGHT_SCORE, 0
+#define ROW_PLAIN MOE_EP_EPS_NONE, 0.0
+#define ROW_ADD MOE_EP_EPS_ADD, 1e-20
+#define ROW_NO_GROUP 0, 0, 0, 0
+static const preset_row preset_rows[] = {
+    {"mixtral", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"qwen3", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"qwen3_next", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"qwen2", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"olmoe", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"jamba", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"dbrx", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"gpt_oss", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"granite", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"llama4", ROW_OF_LOGIT, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"phimoe", MOE_EP_SCORE_LOGIT, MOE_EP_WEIGHT_SCORE, 0, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"deepseek_v2", ROW_SOFTMAX, 0, ROW_PLAIN, 16.0, 8, 3, 1, 2, 0, 0},
+    {"deepseek_v2_lite", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"deepseek_v2_hub", ROW_SOFTMAX, 1, ROW_ADD, 16.0, 8, 3, 1, 2, 1, 1},
+    {"deepseek_v2_vllm", ROW_SOFTMAX, 1, ROW_PLAIN, 16.0, 8, 3, 1, 0, 0, 0},
+    {"deepseek_v3", ROW_SIGMOID, 1, ROW_PLAIN, 2.5, 8, 4, 2, 0, 0, 0},
+    {"deepseek_v3_hf", ROW_SIGMOID, 1, ROW_ADD, 2.5, 8, 4, 2, 1, 0, 0},
+    {"kimi_k2", ROW_SIGMOID, 1, ROW_ADD, 2.827, ROW_NO_GROUP, 0, 0},
+    {"glm45", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
+    {"dots1", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
+    {"exaone_moe", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
+    {"mimo_v2", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
+    {"solar_open", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
+    {"nemotron_h", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 1, 0},
+    {"minimax_m2", ROW_SIGMOID, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"lfm2", ROW_SIGMOID, 1, MOE_EP_EPS_ADD, 1e-6, 0, ROW_NO_GROUP, 0, 0},
+    {"step35", ROW_SIGMOID, 1, ROW_ADD, 3.0, ROW_NO_GROUP, 0, 0},
+    {"ernie45", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1e-12, 0, ROW_NO_GROUP, 0, 0},
+    {"longcat", ROW_SOFTMAX, 0, ROW_PLAIN, 6.0, ROW_NO_GROUP, 0, 0},
+    {"deepseek_v4", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
+    {"deepseek_v4_hash", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
+    {"grok1", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"grok1_vllm", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"gemma4", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"hunyuan", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 23), 0, ROW_NO_GROUP, 0, 0},
+    {"switch", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"hash", MOE_EP_SCORE_LOGIT, MOE_EP_WEIGHT_ONE, 0, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"megatron_pre_softmax", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"megatron_post_softmax", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"megatron_sigmoid", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 1, 0},
+    {"llama_cpp", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 14), 0, ROW_NO_GROUP, 0, 0},
+    {"llama_cpp_sigmoid", ROW_SIGMOID, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 14), 0, ROW_NO_GROUP, 0, 0},
+    {"base", ROW_OF_LOGIT, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"megablocks", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"sinkhorn", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0}};
+
+TEST(presets_field_by_field)
+{
+    const int n = (int)(sizeof preset_rows / sizeof *preset_rows);
+    int i;
+    moe_ep_top2 c;
+    CHECK_I64(moe_ep_router_count(), n);
+    for (i = 0; i < n; i++) {
+        const preset_row *p = &preset_rows[i];
+        const int table = strcmp(p->name, "hash") == 0 || strcmp(p->name, "deepseek_v4_hash") == 0;
+        const int phi = strcmp(p->name, "phimoe") == 0, cap = strcmp(p->name, "grok1_vllm") == 0;
+        const int norm = strcmp(p->name, "dbrx") == 0 || strcmp(p->name, "megablocks") == 0;
+        moe_ep_router r;
+        memset(&r, 1, sizeof r);
+        CHECK_I64(moe_ep_router_by_name(p->name, 64, 6, &r, NULL), MOE_EP_OK);
+        CHECK(r.num_experts == 64 && r.top_k == 6 && r.score == p->score && r.weight == p->weight);
+        CHECK_I64(r.select, table ? MOE_EP_SELECT_TABLE : phi ? MOE_EP_SELECT_SPARSEMIXER : MOE_EP_SELECT_TOPK);
+        CHECK(r.select_on_logit == p->on_logit && r.renorm == p->renorm && r.eps_mode == p->eps_mode);
+        CHECK_NEAR(r.eps, p->eps, 1e-7, 0.0);
+        CHECK_NEAR(r.scale, p->scale, 1e-7, 0.0);
+        CHECK(r.n_group == p->groups && r.topk_group == p->open && r.group_top_m == p->best);
+        CHECK(r.mask_zero == p->mask && r.renorm_skip_k1 == p->skip_k1);
+        CHECK_I64(r.scale_only_without_renorm, p->scale_only);
+        CHECK_I64(r.weight_on_input, strcmp(p->name, "llama4") == 0);
+        CHECK_NEAR(r.logit_softcap, cap ? 30.0 : 0.0, 0.0, 0.0);
+        CHECK_NEAR(r.sparsemixer_jitter, phi ? 0.01 : 0.0, 1e-7, 0.0);
+        CHECK_NEAR(r.renorm_p, norm ? 1.0 : 0.0, 0.0, 0.0);
+        CHECK(r.num_null == 0 && r.nan_as_masked == 0 && r.logits_stride == 0 && r.table_rows == 0);
+        CHECK(!r.logit_bias && !r.select_bias && !r.per_expert_scale && !r.table && !r.keys);
+        CHECK_I64(r.isa_max, MOE_EP_ISA_AUTO);
+        if (t_failed_here) printf("    %s\n", p->name);
+    }
+    CHECK_I64(moe_ep_router_longcat(64, 6, 5).num_null, 5);
+    c = moe_ep_top2_gshard(8);
+    CHECK(c.num_experts == 8 && c.second == MOE_EP_SECOND_RANDOM && c.renorm == 1 && c.eps_mode == MOE_EP_EPS_ADD);
+    CHECK_NEAR(c.eps, 1e-9, 1e-6, 0.0);
+    CHECK_NEAR(c.threshold, 0.2, 1e-6, 0.0);
+    CHECK(c.sample_second == 0 && c.logits_stride == 0);
+    c = moe_ep_top2_gshard_new(8);
+    CHECK(c.num_experts == 8 && c.second == MOE_EP_SECOND_RANDOM && c.renorm == 0 && c.sample_second == 0);
+    CHECK_NEAR(c.threshold, 0.2, 1e-6, 0.0);
+    c = moe_ep_top2_deepspeed(8);
+    CHECK(c.num_experts == 8 && c.second == MOE_EP_SECOND_ALL && c.renorm == 0 && c.sample_second == 1);
+    c = moe_ep_top2_nllb(8);
+    CHECK(c.num_experts == 8 && c.second == MOE_EP_SECOND_ALL && c.renorm == 0 && c.sample_second == 0);
+}
+
+/* ---- the last value that still goes, and the first that does not ---- */
+
+/* A zero input makes a zero logit, whatever the length; an added bias is the logit then. */
+TEST(gate_of_zeros)
+{
+    static float x[40], w[40];
+    const float bias[1] = {0.375f};
+    int32_t H, h;
+    for (h = 0; h < 40; h++) w[h] = 1.0f + (float)h;
+    for (H = 1; H <= 40; H++) {
+        float out[1] = {5.0f};
+        CHECK_I64(moe_ep_gate(x, 1, H, w, NULL, 1, out, NULL), MOE_EP_OK);
+        CHECK(out[0] >= 0.0f && out[0] <= 0.0f);
+        CHECK_I64(moe_ep_gate(x, 1, H, w, bias, 1, out, NULL), MOE_EP_OK);
+        CHECK_NEAR(out[0], 0.375, 0.0, 0.0);
+    }
+}
+
+/* A generator whose next number is 0. */
+static moe_ep_rng rng_of_zero(void)
+{
+    moe_ep_rng rng = moe_ep_rng_seed(5);
+    rng.s[1] = 0;
+    return rng;
+}
+
+/* A draw of exactly 0 is below every chance but none. */
+TEST(draws_of_zero)
+{
+    const float masked[2] = {1.0f, -INFINITY}, far_off[3] = {-300.0f, 1.0f, 1.0f}, holes[2] = {-INFINITY, -INFINITY};
+    const float none[3] = {-INFINITY, -INFINITY, -INFINITY};
+    float x[1] = {3.0f}, w[2];
+    int32_t ids[2];
+    moe_ep_rng rng = rng_of_zero(), copy = rng;
+    moe_ep_top2 c = moe_ep_top2_gshard_new(2);
+    CHECK_NEAR(moe_ep_rng_f64(&copy), 0.0, 0.0, 0.0);
+    CHECK_I64(moe_ep_dropout(x, 1, 0.0f, &rng, NULL), MOE_EP_OK);
+    CHECK_NEAR(x[0], 3.0, 0.0, 0.0); /* rate 0 drops nothing */
+    rng = rng_of_zero();
+    CHECK_I64(moe_ep_dropout(x, 1, 0.25f, &rng, NULL), MOE_EP_OK);
+    CHECK_NEAR(x[0], 0.0, 0.0, 0.0);
+    x[0] = 3.0f;
+    rng = rng_of_zero();
+    CHECK_I64(moe_ep_jitter(x, 1, 1.0f, &rng, NULL), MOE_EP_OK); /* the lower end of 1 - eps .. 1 + eps */
+    CHECK_NEAR(x[0], 0.0, 0.0, 0.0);
+    rng = rng_of_zero();
+    CHECK_I64(moe_ep_route_top2(&c, masked, 1, &rng, ids, w, NULL), MOE_EP_OK); /* a gate of 0 has no chance */
+    CHECK(ids[0] == 0 && ids[1] == -1 && w[0] >= 1.0f);
+    rng = rng_of_zero();
+    CHECK_I64(moe_ep_route_sample(far_off, 1, 3, &rng, ids, w, NULL), MOE_EP_OK); /* nor has exp(-301) */
+    CHECK_I64(ids[0], 1);
+    CHECK_I64(moe_ep_route_sample(none, 1, 3, &rng, ids, w, NULL), MOE_EP_OK); /* nobody to draw: the first, as ever */
+    CHECK(ids[0] == 0 && w[0] >= 0.0f && w[0] <= 0.0f);
+    CHECK_I64(moe_ep_route_top2(&c, holes, 1, &rng, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == -1);
+}
+
+/* Gumbel noise -log(-log(u)), u = (draw + 1/2) / 2^53, one draw for each expert: which of two wins is told by noise of
+ * our own, with logits that put them within a hundredth of each other, on either side. */
+TEST(gumbel_noise_by_definition)
+{
+    uint64_t s = t_seed + 95;
+    int round;
+    for (round = 0; round < 300; round++) {
+        moe_ep_top2 c = moe_ep_top2_deepspeed(3);
+        moe_ep_rng rng = moe_ep_rng_seed(t_u64(&s)), copy;
+        double noise[3], gap = (round % 2 ? 1.0 : -1.0) * (round < 150 ? 0.01 : 1e-4);
+        float logits[3] = {90.0f, 0.0f, 0.0f}, w[2];
+        int32_t ids[2];
+        int e;
+        if (round % 3 == 0) rng.s[2] = rng.s[0] ^ rng.s[1]; /* then the second draw is 0 */
+        copy = rng;
+        for (e = 0; e < 3; e++) {
+            noise[e] = -log(-log(((double)(moe_ep_rng_u64(&copy) >> 11) + 0.5) / 9007199254740992.0));
+        }
+        logits[2] = (float)(noise[1] - noise[2] + gap); /* third wins by gap */
+        if (fabs(noise[1]) + fabs(noise[2]) > 30.0) continue; /* a float holds them to 1e-5 */
+        CHECK_I64(moe_ep_route_top2(&c, logits, 1, &rng, ids, w, NULL), MOE_EP_OK);
+        CHECK(ids[0] == 0 && ids[1] == (gap > 0.0 ? 2 : 1));
+        CHECK(memcmp(&rng, &copy, sizeof rng) == 0); /* three draws, no more */
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* One group is no group, whatever the other fields of groups say: quick and slow, every kernel. */
+TEST(one_group_is_none)
+{
+    enum { E = 48, T = 5 };
+    static float logits[T * E];
+    float want_w[T * 20], w[T * 20];
+    int32_t want[T * 20], ids[T * 20], i;
+    uint64_t s = t_seed + 96;
+    int n, isa;
+    for (i = 0; i < T * E; i++) logits[i] = (float)t_unit(&s) - 0.5f;
+    for (n = 0; n < 8; n++)
+        for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++) {
+            moe_ep_router r = n & 1 ? moe_ep_router_minimax_m2(E, 20) : moe_ep_router_mixtral(E, 20);
+            if (n & 2) r.top_k = 4;
+            if (n & 4) r.score = MOE_EP_SCORE_SQRT_SOFTPLUS;
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_route(&r, logits, T, NULL, want, want_w, NULL), MOE_EP_OK);
+            r.n_group = 1;
+            r.topk_group = 7;
+            r.group_top_m = n & 1 ? 0 : 2;
+            r.mask_zero = 2;
+            CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, w, NULL), MOE_EP_OK);
+            CHECK(memcmp(ids, want, sizeof *ids * (size_t)(T * r.top_k)) == 0);
+            CHECK(memcmp(w, want_w, sizeof *w * (size_t)(T * r.top_k)) == 0);
+            STOP_IF_FAILED("router %d", n);
+        }
+}
+
+/* Fields of a router at their limits. */
+TEST(router_fields_at_their_limits)
+{
+    moe_ep_router r, ok = moe_ep_router_mixtral(2048, 4);
+    moe_ep_error err;
+#define GOES(field, value)                                                                          \
+    do {                                                                                            \
+        r = ok;                                                                                     \
+        r.field = value;                                                                            \
+        CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_OK);                                        \
+    } while (0)
+#define REFUSED(field, value, status)                                                               \
+    do {                                                                                            \
+        r = ok;                                                                                     \
+        r.field = value;                                                                            \
+        CHECK_I64(moe_ep_router_check(&r, &err), status);                                           \
+        CHECK_STR(err.arg, #field);                                                                 \
+    } while (0)
+    GOES(top_k, 2048);
+    REFUSED(top_k, 2049, MOE_EP_ERR_TOP_K);
+    REFUSED(top_k, 0, MOE_EP_ERR_SIZE);
+    REFUSED(num_experts, 0, MOE_EP_ERR_SIZE);
+    GOES(num_null, 2048);
+    REFUSED(num_null, 2049, MOE_EP_ERR_SIZE);
+    REFUSED(num_null, -1, MOE_EP_ERR_SIZE);
+    GOES(logits_stride, 2048);
+    REFUSED(logits_stride, 2047, MOE_EP_ERR_SIZE);
+    REFUSED(logits_stride, 1, MOE_EP_ERR_SIZE);
+    REFUSED(logits_stride, -1, MOE_EP_ERR_SIZE);
+    GOES(score, (moe_ep_score)3);
+    REFUSED(score, (moe_ep_score)4, MOE_EP_ERR_RANGE);
+    REFUSED(select, (moe_ep_select)4, MOE_EP_ERR_RANGE);
+    GOES(weight, (moe_ep_weight)3);
+    REFUSED(weight, (moe_ep_weight)4, MOE_EP_ERR_RANGE);
+    GOES(isa_max, MOE_EP_ISA_AVX512);
+    REFUSED(isa_max, (moe_ep_isa)4, MOE_EP_ERR_RANGE);
+    GOES(eps_mode, (moe_ep_eps_mode)2);
+    REFUSED(eps_mode, (moe_ep_eps_mode)3, MOE_EP_ERR_RANGE);
+    GOES(renorm_p, (float)INFINITY);
+    REFUSED(renorm_p, -1.0f, MOE_EP_ERR_RANGE);
+    REFUSED(renorm_p, -INFINITY, MOE_EP_ERR_NAN);
+    REFUSED(eps, -1.0f, MOE_EP_ERR_RANGE);
+    REFUSED(eps, (float)INFINITY, MOE_EP_ERR_NAN);
+    REFUSED(logit_softcap, -1.0f, MOE_EP_ERR_RANGE);
+    REFUSED(sparsemixer_jitter, -1.0f, MOE_EP_ERR_RANGE);
+    GOES(scale, -1.0f);
+    REFUSED(scale, (float)INFINITY, MOE_EP_ERR_NAN);
+    REFUSED(n_group, -1, MOE_EP_ERR_SIZE);
+    REFUSED(n_group, 1025, MOE_EP_ERR_SIZE);
+    REFUSED(n_group, 3, MOE_EP_ERR_CONFIG);
+    ok.n_group = 1024; /* of two experts each */
+    ok.topk_group = 2;
+    GOES(top_k, 4);
+    REFUSED(top_k, 5, MOE_EP_ERR_TOP_K);
+    GOES(topk_group, 1024);
+    REFUSED(topk_group, 1025, MOE_EP_ERR_SIZE);
+    REFUSED(topk_group, 0, MOE_EP_ERR_SIZE);
+    ok.top_k = 2;
+    GOES(topk_group, 1);
+    GOES(group_top_m, 2);
+    REFUSED(group_top_m, 3, MOE_EP_ERR_SIZE);
+    REFUSED(group_top_m, -1, MOE_EP_ERR_SIZE);
+    ok.mask_zero = 1; /* then experts of closed groups may be taken */
+    GOES(top_k, 2048);
+#undef GOES
+#undef REFUSED
+}
+
+/* The numbers of tokens and experts at which products cease to fit, and NULL for one token. */
+TEST(sizes_that_just_fit)
+{
+    const float row[2] = {0.5f, 0.25f}, cancel[2] = {0.5f, -0.25f}, full[1] = {3.40282347e38f}, hot[2] = {88.0f, 0.0f};
+    const int32_t one[1] = {0};
+    const int64_t most = INT64_MAX / 16, loads[2] = {3, 1};
+    float w[4] = {-9.0f, -9.0f, -9.0f, -9.0f}, bias[2] = {3.40282347e38f, 0.0f};
+    int32_t ids[2] = {-9, -9}, rounds;
+    moe_ep_router r = moe_ep_router_mixtral(1, 1);
+    moe_ep_top2 c = moe_ep_top2_nllb(2);
+    moe_ep_rng rng = moe_ep_rng_seed(1);
+    moe_ep_aux_desc d;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_route(&r, NULL, most, NULL, ids, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route(&r, NULL, most + 1, NULL, ids, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_route(&r, NULL, 1, NULL, ids, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_route(&r, row, 1, NULL, NULL, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_scores(&r, NULL, most, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_scores(&r, NULL, most + 1, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_gate(NULL, most, 1, row, NULL, 1, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_gate(NULL, most, 2, row, NULL, 1, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_gate(NULL, most, 1, row, NULL, 2, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_expert_choice(NULL, INT32_MAX, 1, 1, ids, w, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_expert_choice(row, 2, 1, 3, ids, w, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_expert_choice(row, 2, 1, 0, ids, w, NULL, &err), MOE_EP_ERR_SIZE);
+    c.eps = -1.0f;
+    CHECK_I64(moe_ep_route_top2(&c, row, 1, NULL, ids, w, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "eps");
+    c = moe_ep_top2_nllb(2);
+    c.eps_mode = (moe_ep_eps_mode)3;
+    CHECK_I64(moe_ep_route_top2(&c, row, 1, NULL, ids, w, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "eps_mode");
+    c = moe_ep_top2_nllb(2);
+    c.second = (moe_ep_second)4;
+    CHECK_I64(moe_ep_route_top2(&c, row, 1, NULL, ids, w, &err), MOE_EP_ERR_RANGE);
+    c.second = MOE_EP_SECOND_ALL;
+    c.threshold = (float)INFINITY;
+    CHECK_I64(moe_ep_route_top2(&c, row, 1, NULL, ids, w, &err), MOE_EP_ERR_NAN);
+    CHECK_STR(err.arg, "threshold");
+    c = moe_ep_top2_nllb(2);
+    c.logits_stride = 1;
+    CHECK_I64(moe_ep_route_top2(&c, row, 1, NULL, ids, w, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "logits_stride");
+    CHECK_I64(moe_ep_dropout(w, 1, 1.0f, &rng, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_dropout(NULL, 1, 0.5f, &rng, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_dropout(w, 1, 0.5f, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_jitter(NULL, 1, 0.5f, &rng, &err), MOE_EP_ERR_NULL);
+    memset(&d, 0, sizeof d);
+    d.top_k = 4;
+    d.num_experts = 1;
+    d.scores = row;
+    d.ids = one;
+    d.num_tokens = INT64_MAX / 4; /* choices fit, scores do not */
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_OVERFLOW, 0.0, 0.0);
+    CHECK_STR(err.arg, "T");
+    d.num_tokens++;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_OVERFLOW, 0.0, 0.0);
+    CHECK_STR(err.arg, "num_tokens");
+    CHECK_I64(moe_ep_append_shared(one, row, 0, 1, 1, INT32_MAX - 1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err),
+              MOE_EP_OK);
+    CHECK_I64(moe_ep_append_shared(one, row, 0, 2, 1, INT32_MAX - 2, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err),
+              MOE_EP_OK);
+    CHECK_I64(moe_ep_append_shared(one, row, 1, 1, 1, -1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_sinkhorn(row, 1, 2, -1.0, 0, w, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_sinkhorn(row, 1, 2, 0.0, -1, w, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK(ids[0] == -9 && w[0] < -8.0f && w[3] < -8.0f);
+    CHECK_I64(moe_ep_append_shared(one, full, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, -1.0f, ids, w, &err),
+              MOE_EP_OK);
+    CHECK(w[0] >= full[0] && w[1] <= -full[0] && ids[1] == 1);
+    CHECK_I64(moe_ep_bias_update(loads, 2, 0.0f, 0, bias, &err), MOE_EP_OK); /* no step: the largest float stays */
+    CHECK(bias[0] >= full[0] && bias[1] >= 0.0f && bias[1] <= 0.0f);
+    CHECK_I64(moe_ep_sinkhorn(hot, 1, 2, 0.0, 0, w, &rounds, NULL, &err), MOE_EP_OK); /* exp(88) is a float */
+    CHECK_NEAR(w[0], 0.5, 1e-3, 0.0);
+    CHECK_NEAR(moe_ep_router_entropy(full, 1, 1, &err), 0.0, 0.0, 0.0); /* -p log p is negative above 1: no entropy */
+    bias[0] = 1.0f;
+    CHECK_NEAR(moe_ep_router_entropy(bias, 1, 2, &err), 0.0, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_router_entropy(cancel, 1, 2, &err), MOE_EP_ERR_NEGATIVE, 0.0, 0.0);
+    CHECK_I64(err.index, 1);
+}
+
+/* Equal differences: the first one is named. */
+TEST(first_of_equal_differences)
+{
+    const float a[6] = {0.5f, 0.25f, 1.0f, 0.75f, 0.5f, 0.75f}, b[6] = {0.25f, 0.5f, 1.0f, 0.5f, 0.0f, 1.0f};
+    moe_ep_weights_result r;
+    CHECK_I64(moe_ep_weights_compare(a, b, 2, 2, &r, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.max_abs, 0.25, 0.0, 0.0);
+    CHECK_I64(r.max_abs_at, 0);
+    CHECK_NEAR(r.max_rel, 1.0, 0.0, 0.0);
+    CHECK_NEAR(r.worst_sum_a, 1.75, 0.0, 0.0);
+    CHECK_NEAR(r.worst_sum_b, 1.5, 0.0, 0.0);
+    CHECK_NEAR(r.mean_l1, (0.25 + 0.25 + 0.0 + 0.25) / 2.0, 0.0, 0.0);
+    CHECK_I64(moe_ep_weights_compare(b, a, 3, 2, &r, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.max_abs, 0.5, 0.0, 0.0);
+    CHECK_I64(r.max_abs_at, 4);
+    {
+        const float even[4] = {0.25f, 0.25f, 0.75f, 0.75f}; /* sums 0.5 and 1.5 are as far from 1 */
+        CHECK_I64(moe_ep_weights_compare(even, even, 2, 2, &r, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.worst_sum_a, 0.5, 0.0, 0.0);
+        CHECK_NEAR(r.worst_sum_b, 0.5, 0.0, 0.0);
+        CHECK(r.max_abs_at == 0 && !(r.max_abs + r.max_rel + r.mean_l1 > 0.0));
+    }
+}
+
 TEST(success_clears_the_error)
 {
-    const float row[2] = {0.25f, 0.75f};
+    const float row[2] = {0.25f, 0.75f}, square[4] = {3.0f, 1.0f, 2.0f, 0.0f};
     const int64_t loads[2] = {3, 1};
     const int32_t id[1] = {1};
     float bias[2] = {0.0f, 0.0f}, x[2] = {1.0f, 1.0f}, w[4];
@@ -2880,12 +3276,6 @@ TEST(success_clears_the_error)
     d.num_experts = 2;
     d.scores = row;
     d.ids = id;
-#define CLEARS(call)                                                                                \
-    do {                                                                                            \
-        memset(&err, 1, sizeof err);                                                                \
-        CHECK((double)(call) >= 0.0);                                                               \
-        CHECK_I64(err.status, MOE_EP_OK);                                                           \
-    } while (0)
     CLEARS(moe_ep_router_check(&r, &err));
     CLEARS(moe_ep_router_by_name("qwen3", 2, 1, &named, &err));
     CLEARS(moe_ep_route(&r, row, 1, NULL, ids, w, &err));
@@ -2902,7 +3292,11 @@ TEST(success_clears_the_error)
     CLEARS(moe_ep_z_loss(row, 1, 2, &err));
     CLEARS(moe_ep_append_shared(id, row, 1, 1, 2, 1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err));
     CLEARS(moe_ep_weights_compare(row, row, 1, 2, &compared, &err));
-#undef CLEARS
+    CLEARS(moe_ep_auction(row, 2, 1, ids, NULL, &err));
+    CLEARS(moe_ep_quantile_update(square, 2, 2, 1, bias, NULL, &err));
+    CLEARS(moe_ep_importance_loss(row, 1, 2, NULL, &err));
+    CLEARS(moe_ep_load_loss(row, row, 1, 2, 1.0, NULL, &err));
+    CLEARS(moe_ep_router_entropy(row, 1, 2, &err));
 }
 
 /* eps: added to the norm, a lower bound of it, or not looked at. */

@@ -40,6 +40,37 @@ static moe_ep_placement table(int32_t E, int32_t D, int32_t P, int32_t N, const 
     return p;
 }
 
+/* The rows of each expert's slots are what it has; those of an empty slot are none. */
+static void check_sums(const moe_ep_placement *p, const int64_t *rows, const int64_t *counts)
+{
+    int32_t e, i;
+    for (e = 0; e < p->num_experts; e++) {
+        int64_t sum = 0;
+        for (i = p->replica_start[e]; i < p->replica_start[e + 1]; i++) {
+            CHECK(rows[p->replica_slot[i]] >= 0);
+            sum += rows[p->replica_slot[i]];
+        }
+        CHECK_I64(sum, counts[e]);
+    }
+    for (i = 0; i < p->num_slots; i++)
+        if (p->slot_expert[i] < 0) CHECK_I64(rows[i], 0);
+}
+
+/* Working memory full of large numbers: what is read before it is written shows. */
+static moe_ep_scratch dirty_scratch(void)
+{
+    static char memory[1 << 14];
+    memset(memory, 0x7e, sizeof memory);
+    return moe_ep_scratch_fixed(memory, sizeof memory);
+}
+
+static void *copy_of(const void *from, size_t bytes)
+{
+    void *to = t_alloc(bytes);
+    memcpy(to, from, bytes);
+    return to;
+}
+
 TEST(even_and_round_robin)
 {
     const int32_t slots[6] = {0, 1, 0, 2, 0, -1};
@@ -159,26 +190,18 @@ TEST(sums_and_optimum)
         int64_t counts[8], source[8 * 8], rows[64], device[8], worst_exact = 0, level;
         double loads[8], share[64], worst = 0;
         for (e = 0; e < E; e++) {
-            counts[e] = t_below(&s, 4) ? t_below(&s, 40) : 0;
+            counts[e] = t_below(&s, 4) ? t_below(&s, n % 3 ? 40 : 4) : 0;
             loads[e] = (double)counts[e];
             for (d = 0; d < D; d++) source[d * E + e] = 0;
             for (i = 0; i < counts[e]; i++) source[t_below(&s, D) * E + e]++;
         }
         for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
             moe_ep_split_desc desc = split_of((moe_ep_split_policy)policy);
+            moe_ep_scratch scratch = dirty_scratch();
             desc.source_counts = source;
             desc.seed = (uint64_t)n;
-            CHECK_I64(moe_ep_split(&desc, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
-            for (e = 0; e < E; e++) {
-                int64_t sum = 0;
-                for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++) {
-                    CHECK(rows[p.replica_slot[i]] >= 0);
-                    sum += rows[p.replica_slot[i]];
-                }
-                CHECK_I64(sum, counts[e]);
-            }
-            for (i = 0; i < p.num_slots; i++)
-                if (p.slot_expert[i] < 0) CHECK_I64(rows[i], 0);
+            CHECK_I64(moe_ep_split(&desc, &p, 0, counts, rows, &scratch, NULL), MOE_EP_OK);
+            check_sums(&p, rows, counts);
         }
         CHECK_I64(moe_ep_device_rows(&p, rows, device, NULL), MOE_EP_OK); /* of the last policy, exact */
         for (d = 0; d < D; d++)
@@ -193,6 +216,80 @@ TEST(sums_and_optimum)
             for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++) sum += share[p.replica_slot[i]];
             CHECK_NEAR(sum, loads[e], 1e-12, 0);
         }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Nothing behind the end of an array is read, or written: every array has just its size (a sanitizer sees it), the
+ * working memory is full of large numbers, and the results are the same. */
+TEST(arrays_of_just_their_size)
+{
+    enum { ROWS = 20 };
+    uint64_t s = t_seed + 8;
+    int n, i, policy;
+    for (n = 0; n < 300; n++) {
+        int E, D;
+        moe_ep_placement p = random_table(&s, &E, &D);
+        int64_t plain_counts[8] = {0}, plain_source[64] = {0}, want[64], moved, lost;
+        int32_t plain_ids[ROWS], plain_from[ROWS], slot[ROWS];
+        const size_t P = (size_t)p.num_slots;
+        int64_t *rows = (int64_t *)t_alloc(8 * P), *device = (int64_t *)t_alloc(8 * (size_t)D), *counts, *source;
+        int32_t *got = (int32_t *)t_alloc(4 * ROWS), *ids, *from;
+        double plain_loads[8], *loads, *share = (double *)t_alloc(8 * P), alone[64], worst = 0, most = 0;
+        moe_ep_scratch scratch;
+        for (i = 0; i < ROWS; i++) {
+            plain_ids[i] = (int32_t)t_below(&s, E);
+            plain_from[i] = (int32_t)t_below(&s, D);
+            plain_counts[plain_ids[i]]++;
+            plain_source[plain_from[i] * E + plain_ids[i]]++;
+        }
+        for (i = 0; i < E; i++) plain_loads[i] = (double)plain_counts[i];
+        ids = (int32_t *)copy_of(plain_ids, sizeof plain_ids);
+        from = (int32_t *)copy_of(plain_from, sizeof plain_from);
+        counts = (int64_t *)copy_of(plain_counts, 8 * (size_t)E);
+        source = (int64_t *)copy_of(plain_source, 8 * (size_t)(E * D));
+        loads = (double *)copy_of(plain_loads, 8 * (size_t)E);
+        for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
+            moe_ep_split_desc d = split_of((moe_ep_split_policy)policy);
+            d.source_counts = plain_source;
+            CHECK_I64(moe_ep_split(&d, &p, 0, plain_counts, want, NULL, NULL), MOE_EP_OK);
+            d.source_counts = source;
+            scratch = dirty_scratch();
+            CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &scratch, NULL), MOE_EP_OK);
+            CHECK(memcmp(rows, want, 8 * P) == 0);
+        }
+        CHECK_I64(moe_ep_device_rows(&p, rows, device, NULL), MOE_EP_OK);
+        for (i = 0; i < D; i++) most = (double)device[i] > most ? (double)device[i] : most;
+        scratch = dirty_scratch();
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &worst, &scratch, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, alone, NULL, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(share, alone, 8 * P) == 0 && worst <= most + 1e-9 && worst > most - 1);
+        for (policy = 0; policy < 2; policy++) {
+            int64_t seen[64] = {0};
+            scratch = dirty_scratch();
+            if (policy) CHECK_I64(moe_ep_assign_slots_local(&p, 0, ids, ROWS, from, rows, got, &scratch, NULL),
+                                  MOE_EP_OK);
+            else CHECK_I64(moe_ep_assign_slots(&p, 0, ids, ROWS, rows, got, &scratch, NULL), MOE_EP_OK);
+            for (i = 0; i < ROWS; i++) {
+                CHECK(got[i] >= 0 && got[i] < p.num_slots && p.slot_expert[got[i]] == ids[i]);
+                seen[got[i]]++;
+            }
+            CHECK(memcmp(seen, rows, 8 * P) == 0);
+        }
+        memcpy(slot, got, sizeof slot);
+        scratch = dirty_scratch();
+        CHECK_I64(moe_ep_reroute_replicas(&p, 0, ROWS, got, ROWS, ids, &moved, &lost, &scratch, NULL), MOE_EP_OK);
+        CHECK(memcmp(ids, slot, sizeof slot) == 0 && moved == 0 && lost == 0); /* there is room for all */
+        free(rows);
+        free(device);
+        free(counts);
+        free(source);
+        free(got);
+        free(ids);
+        free(from);
+        free(loads);
+        free(share);
         placement_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
@@ -409,11 +506,7 @@ TEST(general_placements)
                 time = sum / p.device_speed[d];
                 if (time > worst[policy]) worst[policy] = time;
             }
-            for (e = 0; e < E; e++) {
-                int64_t sum = 0;
-                for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++) sum += rows[p.replica_slot[i]];
-                CHECK_I64(sum, counts[e]);
-            }
+            check_sums(&p, rows, counts);
         }
         for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
             CHECK(worst[MOE_EP_SPLIT_EXACT] <= worst[policy] + 4.0);
@@ -857,7 +950,7 @@ TEST(rows_beyond_doubles)
     moe_ep_split_desc desc = split_of(MOE_EP_SPLIT_EXACT);
     int64_t rows[64];
     uint64_t s = t_seed;
-    int n, i, e, d;
+    int n, e, d;
     CHECK_I64(moe_ep_split(&desc, &p, 0, two, rows, NULL, NULL), MOE_EP_OK);
     CHECK_I64(rows[0], 1000000000001);
     CHECK_I64(rows[1], 1000000000000);
@@ -866,11 +959,7 @@ TEST(rows_beyond_doubles)
         p = table(up[n].E, 3, 6, 1, up[n].slots);
         memcpy(p.device_speed, up[n].speed, 3 * sizeof(double));
         CHECK_I64(moe_ep_split(&desc, &p, 0, up[n].counts, rows, NULL, NULL), MOE_EP_OK);
-        for (i = 0; i < 6; i++)
-            if (up[n].slots[i] >= 0) rows[6 + up[n].slots[i]] = 0;
-        for (i = 0; i < 6; i++)
-            if (up[n].slots[i] >= 0) rows[6 + up[n].slots[i]] += rows[i];
-        for (e = 0; e < up[n].E; e++) CHECK_I64(rows[6 + e], up[n].counts[e]);
+        check_sums(&p, rows, up[n].counts);
         placement_free(&p);
     }
     for (n = 0; n < 2000; n++) {
@@ -882,14 +971,7 @@ TEST(rows_beyond_doubles)
         desc.max_sweeps = n % 2; /* a single pass where it is not the optimum that is asked for */
         desc.policy = n % 8 ? MOE_EP_SPLIT_LEAST_LOADED : MOE_EP_SPLIT_EXACT;
         CHECK_I64(moe_ep_split(&desc, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
-        for (e = 0; e < E; e++) {
-            int64_t sum = 0;
-            for (i = p.replica_start[e]; i < p.replica_start[e + 1]; i++) {
-                CHECK(rows[p.replica_slot[i]] >= 0);
-                sum += rows[p.replica_slot[i]];
-            }
-            CHECK_I64(sum, counts[e]);
-        }
+        check_sums(&p, rows, counts);
         placement_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
@@ -900,13 +982,15 @@ TEST(every_bad_argument)
 {
     const int32_t slots[4] = {0, 1, 0, 2}, all[4] = {0, 0, 0, 0}, fine[2] = {0, 1}, low[2] = {0, -2}, from[2] = {0, -1};
     const int32_t empty[4] = {0, -1, 0, 1}, far[2] = {-2, 0}, hole[2] = {0, 1}, here[2] = {0, 3};
+    const int32_t late[4] = {-1, 0, 1, 0}, begin[2] = {3, 0};
     const int64_t counts[3] = {4, 1, 0}, negative[3] = {4, -1, 0}, many[3] = {INT64_MAX, 1, 1};
     const int64_t below[12] = {5, 0, 0, -1, 1, 0, 0, 0, 0, 0, 0, 0}, above[12] = {4, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     const int64_t quota[4] = {1, 1, 0, 0}, minus[4] = {1, 1, 0, -1}, most[4] = {3, 1, 0, 0}, lost[4] = {1, 1, 0, 0};
     const int64_t sum[3] = {(int64_t)1 << 53, 1, 0};
     const int64_t extra[4] = {1, 1, 0, 1}, huge[4] = {INT64_MAX, 0, 1, 0}, kept[4] = {9, 9, 9, 9};
     const double loads[3] = {4, 1, 0};
-    moe_ep_placement p = table(3, 4, 4, 2, slots), one = table(3, 4, 4, 2, all), gap = table(2, 4, 4, 2, empty);
+    moe_ep_placement p = table(3, 4, 4, 2, slots), one = table(3, 4, 4, 2, all), gap = table(2, 4, 4, 2, empty),
+                     bare = table(2, 4, 4, 2, late);
     moe_ep_split_desc even = split_of(MOE_EP_SPLIT_EVEN), exact = split_of(MOE_EP_SPLIT_EXACT),
                       local = split_of(MOE_EP_SPLIT_LOCAL_FIRST), wrong = split_of((moe_ep_split_policy)-1);
     moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
@@ -958,6 +1042,8 @@ TEST(every_bad_argument)
             0);
     REFUSED(moe_ep_reroute_replicas(&gap, 0, 1, hole, 2, got, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID,
             "slot_ids", 1);
+    REFUSED(moe_ep_reroute_replicas(&bare, 0, 1, begin, 2, got, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID,
+            "slot_ids", 1);
     one.replica_start[2] = 5; /* the list of expert 1 begins behind the last slot */
     REFUSED(moe_ep_split(&even, &one, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.replica_start", 1);
     REFUSED(moe_ep_split(&exact, &one, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT, "p.replica_start", 1);
@@ -981,6 +1067,7 @@ TEST(every_bad_argument)
     placement_free(&p);
     placement_free(&one);
     placement_free(&gap);
+    placement_free(&bare);
 }
 
 /* What a call says it needs holds at least its working arrays, so that none of them can lie behind the end. */
