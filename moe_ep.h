@@ -3057,7 +3057,7 @@ typedef struct moe_ep_hooks {
     size_t size; /* sizeof(moe_ep_hooks)                                                               */
     void *user;
     /* send and recv are (nranks, per_rank): rows for every slot of every rank out, rows for every local
-       slot from every rank in (an all-to-all of per_rank int64 per pair). */
+       slot from every rank in (an all-to-all of per_rank int64 per pair).  recv comes as zeros. */
     int (*counts)(void *user, const int64_t *send, int64_t *recv, int32_t per_rank, void *stream);
     int (*dispatch)(void *user, const moe_ep_plan *plan, const void *x, void *rx, size_t row_bytes,
                     void *stream);
@@ -3811,7 +3811,7 @@ static void moe_epi_putd(moe_epi_text *t, double v)
     digits = moe_epi_six_digits(v, &exponent);
     for (i = 5; i >= 0; i--, digits /= 10) d[i] = (char)('0' + digits % 10);
     point = exponent >= -5 && exponent < 6 ? exponent : 0; /* the point stands behind digit `point` */
-    while (shown > 1 && shown > point + 1 && d[shown - 1] == '0') shown--;
+    while (shown > point + 1 && d[shown - 1] == '0') shown--; /* the first digit is none */
     if (point < 0) moe_epi_puts(t, "0.");
     for (i = point + 1; i < 0; i++) moe_epi_put(t, '0');
     for (i = 0; i < shown; i++) {
@@ -3990,7 +3990,6 @@ MOE_EP_API moe_ep_rng moe_ep_rng_seed(uint64_t seed)
 {
     moe_ep_rng r;
     int i;
-    memset(&r, 0, sizeof r);
     for (i = 0; i < 4; i++) { /* splitmix64, Steele, Lea and Flood 2014 */
         uint64_t z = (seed += 0x9e3779b97f4a7c15u);
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -9876,11 +9875,10 @@ typedef struct moe_epi_bl_nodes {
     double re[MOE_EPI_BL_NODES], im[MOE_EPI_BL_NODES];                  /* phi_m so far                       */
     double turn_re[MOE_EPI_BL_NODES], turn_im[MOE_EPI_BL_NODES];        /* e^{it}                             */
     double here_re[MOE_EPI_BL_NODES], here_im[MOE_EPI_BL_NODES];        /* e^{itk} at the cell to be added    */
-    double back_re[MOE_EPI_BL_NODES], back_im[MOE_EPI_BL_NODES];        /* e^{-it target}                     */
 } moe_epi_bl_nodes;
 
-/* sd of the sum in cells; target = wanted sum in cells, counted from `start` cells each. */
-static void moe_epi_bl_make_nodes(double sum_sd, double groups, double target, double start, moe_epi_bl_nodes *q)
+/* sd of the sum in cells; the first cell is `start` cells from where each load would make the wanted sum, 0. */
+static void moe_epi_bl_make_nodes(double sum_sd, double groups, double start, moe_epi_bl_nodes *q)
 {
     const double two_pi = 6.283185307179586476925;
     const double period = 2.0 * ceil(4.5 * sum_sd + 4.0), widest = groups < 4.0 ? two_pi : 8.0 / sum_sd;
@@ -9896,8 +9894,6 @@ static void moe_epi_bl_make_nodes(double sum_sd, double groups, double target, d
         q->turn_im[i] = sin(t);
         q->here_re[i] = cos(t * start);
         q->here_im[i] = sin(t * start);
-        q->back_re[i] = cos(t * target);
-        q->back_im[i] = -sin(t * target);
     }
 }
 
@@ -9914,13 +9910,13 @@ static void moe_epi_bl_extend(moe_epi_bl_nodes *q, double weight)
     }
 }
 
-/* Sum over the points of phi^groups e^{-it target}: the joint weight up to a constant. */
+/* Sum over the points of phi^groups: the joint weight of the wanted sum up to a constant. */
 static double moe_epi_bl_invert(const moe_epi_bl_nodes *q, int32_t groups)
 {
     double total = 0.0;
     int32_t i, power;
     for (i = 0; i < q->count; i++) {
-        double re = q->re[i], im = q->im[i], out_re = q->back_re[i], out_im = q->back_im[i], old;
+        double re = q->re[i], im = q->im[i], out_re = 1.0, out_im = 0.0, old;
         for (power = groups; power > 0; power >>= 1) {
             if (power & 1) {
                 old = out_re;
@@ -9943,7 +9939,7 @@ static void moe_epi_bl_max_law(const moe_epi_bl_grid *g, double mean, int32_t gr
     const double start = (g->first - mean) / g->step; /* cells counted from the mean: the target is 0 */
     double best = 0.0;
     int32_t i;
-    moe_epi_bl_make_nodes(g->sd / g->step * sqrt((double)groups), (double)groups, 0.0, start, &nodes);
+    moe_epi_bl_make_nodes(g->sd / g->step * sqrt((double)groups), (double)groups, start, &nodes);
     for (i = 0; i < g->cells; i++) {
         moe_epi_bl_extend(&nodes, g->weight[i]);
         cdf[i] = g->first + ((double)i + 1e-9) * g->step < mean ? 0.0 : moe_epi_bl_invert(&nodes, groups);
@@ -9977,18 +9973,19 @@ static void moe_epi_bl_reverse(moe_epi_bl_grid *g, double whole)
     }
 }
 
-/* Expectation, spread and percentiles of the maximum from its cdf over the cells. */
+/* Expectation, spread and percentiles of the maximum from its cdf over the cells.  Moments are taken about the mean
+ * load, so that the spread of very many tokens keeps its digits. */
 static void moe_epi_bl_max_result(const moe_epi_bl_grid *g, const double *cdf, double mean, moe_ep_chance_result *out)
 {
     double sum = 0.0, squares = 0.0, before = 0.0;
     int32_t i;
     for (i = 0; i < g->cells; i++) {
-        const double ratio = (g->first + (double)i * g->step) / mean;
-        sum += ratio * (cdf[i] - before);
-        squares += ratio * ratio * (cdf[i] - before);
+        const double above = (g->first + (double)i * g->step - mean) / mean;
+        sum += above * (cdf[i] - before);
+        squares += above * above * (cdf[i] - before);
         before = cdf[i];
     }
-    out->max_over_mean = fmax(sum, 1.0);
+    out->max_over_mean = 1.0 + fmax(sum, 0.0);
     out->sd = squares > sum * sum ? sqrt(squares - sum * sum) : 0.0;
     out->p05 = moe_epi_bl_quantile(g, cdf, 0.05) / mean;
     out->p95 = moe_epi_bl_quantile(g, cdf, 0.95) / mean;
@@ -10028,7 +10025,7 @@ static void moe_epi_bl_chance_max(const moe_epi_bl_draw *w, double mean, moe_ep_
 static void moe_epi_bl_chance_few(const moe_epi_bl_draw *w, double mean, moe_ep_chance_result *out)
 {
     moe_epi_bl_grid grid;
-    double cdf[3], apart = 1.0, empty = 1.0, common = 0.0, shared = 1.0, i;
+    double cdf[3], apart = 1.0, empty = 1.0, shared = 1.0, i;
     /* shared = P(two tokens share i experts), walked from its largest term; see the loop */
     const double E = w->E, K = w->K, least = 2.0 * K > E ? 2.0 * K - E : 0.0;
     for (i = 0.0; i < K; i += 1.0) { /* P(second token apart), P(third apart from both) */
@@ -10051,8 +10048,7 @@ static void moe_epi_bl_chance_few(const moe_epi_bl_draw *w, double mean, moe_ep_
             miss *= E - K - i > 0.0 ? (E - K - i) / (E - i) : 0.0;
             if (weights > 1e200) { weights *= 1e-200; missed *= 1e-200; shared *= 1e-200; }
         }
-        common = 1.0 - missed / weights;
-        cdf[1] = 1.0 - common;
+        cdf[1] = missed / weights;
     }
     moe_epi_bl_max_result(&grid, cdf, mean, out);
 }
@@ -10117,7 +10113,6 @@ static void moe_epi_bl_chance_uneven(const moe_epi_bl_draw *w, double mean, moe_
     for (i = 0; i < large.cells; i++) cdf[i] /= best;
     moe_epi_bl_max_result(&large, cdf, mean, out);
     out->p05 = fmax(out->p05, 1.0);
-    out->p95 = fmax(out->p95, 1.0);
 }
 
 #undef MOE_EPI_BL_SMOOTH
@@ -14658,7 +14653,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
 
 #define MOE_EPI_EXACT_DEVICES 8
 #define MOE_EPI_EXACT_EXPERTS 24
-#define MOE_EPI_EXACT_NODES 200000 /* of the search tree: a few milliseconds at most */
+#define MOE_EPI_EXACT_NODES 60000 /* of the search tree: some two milliseconds at most */
 
 /* Branch and bound for the smallest layers: expert after expert, every set of devices. */
 typedef struct moe_epi_exact {
@@ -14666,22 +14661,48 @@ typedef struct moe_epi_exact {
     int32_t order[MOE_EPI_EXACT_EXPERTS]; /* heaviest first          */
     uint32_t set[MOE_EPI_EXACT_EXPERTS], best_set[MOE_EPI_EXACT_EXPERTS];
     double load[MOE_EPI_EXACT_DEVICES], rest[MOE_EPI_EXACT_EXPERTS + 1]; /* rest[i]: load of order[i..] */
-    int32_t fill[MOE_EPI_EXACT_DEVICES];
-    double best, enough; /* busiest device so far; stop at enough */
+    int32_t fill[MOE_EPI_EXACT_DEVICES], copies[MOE_EPI_EXACT_EXPERTS];
+    double best, enough, fastest; /* busiest device so far; stop at enough; highest speed    */
+    double ceiling[MOE_EPI_EXACT_DEVICES];      /* load that a device stays below          */
+    int32_t least[MOE_EPI_EXACT_EXPERTS + 1];   /* slots that order[i..] need at least     */
+    uint32_t pinned[MOE_EPI_EXACT_EXPERTS + 1]; /* devices that order[i..] are pinned to   */
     int32_t slots_left, nodes;
     int found;
 } moe_epi_exact;
 
 static double moe_epi_exact_speed(const moe_epi_exact *x, int32_t d) { return x->s->speed ? x->s->speed[d] : 1.0; }
 
-/* Could the loads of order[i..] still fit below the best? */
+/* Is there too little room for order[i..] below the best?  A free cell takes no more than the first of them. */
 static int moe_epi_exact_hopeless(const moe_epi_exact *x, int32_t i)
 {
-    double space = 0.0;
+    double space = 0.0, top = x->s->w[x->order[i]];
     int32_t d;
-    for (d = 0; d < x->s->D; d++)
-        if (x->fill[d] < x->s->cap[d]) space += x->best * moe_epi_exact_speed(x, d) - x->load[d];
-    return space < x->rest[i];
+    for (d = 0; d < x->s->D; d++) {
+        double room = x->ceiling[d] - x->load[d], cells = (x->s->cap[d] - x->fill[d]) * top;
+        if (room <= 0.0) return 1;
+        space += room < cells ? room : cells;
+    }
+    return space < x->rest[i] * (1.0 - 1e-12);
+}
+
+/* What a best as low as this one asks for: loads that devices stay below, slots that order[i..] need at least. */
+static void moe_epi_exact_aim(moe_epi_exact *x)
+{
+    int32_t i;
+    for (i = 0; i < x->s->D; i++) x->ceiling[i] = x->best * moe_epi_exact_speed(x, i);
+    for (i = x->s->E - 1; i >= 0; i--) {
+        double copies = floor(x->s->w[x->order[i]] / (x->best * x->fastest)) + 1.0;
+        x->least[i] = x->least[i + 1] + (copies < MOE_EPI_EXACT_DEVICES ? (int32_t)copies : MOE_EPI_EXACT_DEVICES);
+    }
+}
+
+/* Does it make no difference to order[i..] which of two devices they go to? */
+static int moe_epi_exact_alike(const moe_epi_exact *x, int32_t i, int32_t a, int32_t b)
+{
+    if (x->load[a] < x->load[b] || x->load[a] > x->load[b]) return 0;
+    if (x->ceiling[a] < x->ceiling[b] || x->ceiling[a] > x->ceiling[b]) return 0;
+    if (x->fill[a] != x->fill[b] || x->s->cap[a] != x->s->cap[b]) return 0;
+    return !((x->pinned[i] >> a | x->pinned[i] >> b) & 1u);
 }
 
 static void moe_epi_exact_expert(moe_epi_exact *x, int32_t i);
@@ -14698,17 +14719,16 @@ static void moe_epi_exact_devices(moe_epi_exact *x, int32_t i, const int32_t *so
     }
     for (k = from; k + copies <= n; k++) {
         int32_t d = sorted[k], last = k > from ? sorted[k - 1] : -1;
-        if ((x->load[d] + unit) / moe_epi_exact_speed(x, d) >= x->best) continue;
-        if (last >= 0 && !x->s->pin && !x->s->speed && x->fill[d] == x->fill[last] &&
-            x->s->cap[d] == x->s->cap[last] && !(x->load[d] > x->load[last]))
-            continue; /* the same device under another name, just tried */
+        double before = x->load[d];
+        if (before + unit >= x->ceiling[d]) continue;
+        if (last >= 0 && moe_epi_exact_alike(x, i, d, last)) continue; /* just tried under another name */
         x->load[d] += unit;
         x->fill[d]++;
         x->set[i] |= 1u << d;
         moe_epi_exact_devices(x, i, sorted, n, k + 1, copies - 1, unit);
         x->set[i] &= ~(1u << d);
         x->fill[d]--;
-        x->load[d] -= unit;
+        x->load[d] = before;
     }
 }
 
@@ -14723,6 +14743,7 @@ static void moe_epi_exact_expert(moe_epi_exact *x, int32_t i)
         if (now >= x->best) return;
         x->best = now * (1.0 - 1e-9);
         x->found = 1;
+        moe_epi_exact_aim(x);
         memcpy(x->best_set, x->set, sizeof x->set);
         return;
     }
@@ -14733,14 +14754,17 @@ static void moe_epi_exact_expert(moe_epi_exact *x, int32_t i)
         sorted[k] = d;
     }
     e = x->order[i];
-    most = x->slots_left - (x->s->E - 1 - i);
+    most = x->s->w[e] > 0.0 ? x->slots_left - x->least[i + 1] : 1;
     if (most > n) most = n;
     if (most > x->s->max_count) most = x->s->max_count;
+    if (i > 0 && !x->s->pin && !(x->s->w[e] < x->s->w[x->order[i - 1]]) && most > x->copies[i - 1])
+        most = x->copies[i - 1]; /* alike: the other way round is the same */
     usual = x->s->count[e] < most ? x->s->count[e] : most;
     for (step = 0; step < 2 * MOE_EPI_EXACT_DEVICES; step++) { /* usual, +1, -1, +2, -2 .. */
         int32_t copies = step % 2 ? usual + (step + 1) / 2 : usual - step / 2;
         if (copies < 1 || copies > most) continue;
         x->slots_left -= copies;
+        x->copies[i] = copies;
         x->set[i] = 0;
         moe_epi_exact_devices(x, i, sorted, n, 0, copies, x->s->w[e] / copies);
         x->slots_left += copies;
@@ -14763,8 +14787,15 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
         for (k = i; k > 0 && s->w[x.order[k - 1]] < s->w[i]; k--) x.order[k] = x.order[k - 1];
         x.order[k] = i;
     }
-    for (i = s->E - 1; i >= 0; i--) x.rest[i] = x.rest[i + 1] + s->w[x.order[i]];
-    for (d = 0; d < s->D; d++) slots += s->cap[d];
+    for (i = s->E - 1; i >= 0; i--) {
+        x.rest[i] = x.rest[i + 1] + s->w[x.order[i]];
+        x.pinned[i] = x.pinned[i + 1] | (s->pin && s->pin[x.order[i]] >= 0 ? 1u << s->pin[x.order[i]] : 0u);
+    }
+    for (d = 0; d < s->D; d++) {
+        slots += s->cap[d];
+        if (s->cap[d] > 0 && moe_epi_exact_speed(&x, d) > x.fastest) x.fastest = moe_epi_exact_speed(&x, d);
+    }
+    moe_epi_exact_aim(&x);
     x.slots_left = slots;
     moe_epi_exact_expert(&x, 0);
     *proven = x.nodes <= MOE_EPI_EXACT_NODES;
@@ -19313,13 +19344,11 @@ static double moe_epi_bend(double a, double b, double p)
 
 /* ---- parameters ----------------------------------------------------------------------------------- */
 
-/* a * b * c into *sum, failing on overflow. */
-static int moe_epi_mul_add(int64_t a, int64_t b, int64_t c, int64_t *sum)
+/* a * b * c, failing on overflow. */
+static int moe_epi_mul3(int64_t a, int64_t b, int64_t c, int64_t *product)
 {
-    int64_t ab, abc;
-    if (!moe_epi_mul(a, b, &ab) || !moe_epi_mul(ab, c, &abc) || abc > INT64_MAX - *sum) return 0;
-    *sum += abc;
-    return 1;
+    int64_t ab;
+    return moe_epi_mul(a, b, &ab) && moe_epi_mul(ab, c, product);
 }
 
 static int32_t moe_epi_layers(const moe_ep_model *m)
@@ -19335,32 +19364,30 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
                                        moe_ep_error *err)
 {
     moe_ep_params_result r;
-    int64_t matrices, H, used = 0;
-    int fits = 1;
+    int64_t matrices, H, L, all;
+    int fits;
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_check_model(model, err));
     if (!out) return moe_epi_null(err, "out");
     memset(&r, 0, sizeof r);
     matrices = model->ungated ? 2 : 3;
     H = model->hidden;
-    fits &= moe_epi_mul_add(matrices, H, model->inter, &r.expert);
-    fits &= fits && moe_epi_mul_add(r.expert, model->num_experts, 1, &r.layer);
-    fits &= fits && moe_epi_mul_add(r.layer, model->num_moe_layers, 1, &r.routed);
-    fits &= moe_epi_mul_add(matrices * H, (int64_t)model->num_shared * moe_epi_shared_inter(model),
-                            model->num_moe_layers, &r.shared);
-    fits &= moe_epi_mul_add(H, model->num_experts, model->num_moe_layers, &r.router);
-    fits &= moe_epi_mul_add(3 * H, model->dense_inter,
-                            moe_epi_layers(model) - model->num_moe_layers, &r.dense);
-    fits &= moe_epi_mul_add(model->attention_params, moe_epi_layers(model), 1, &r.attention);
-    fits &= moe_epi_mul_add(H, model->vocab, model->tied ? 1 : 2, &r.embedding);
-    fits &= fits && moe_epi_mul_add(r.expert, model->top_k, model->num_moe_layers, &used);
-    if (!fits || r.attention > INT64_MAX / 8 || r.routed > INT64_MAX / 8 ||
-        r.shared > INT64_MAX / 8 || r.router > INT64_MAX / 8 || r.dense > INT64_MAX / 8 ||
-        r.embedding > INT64_MAX / 8)
+    L = model->num_moe_layers;
+    all = moe_epi_layers(model);
+    fits = moe_epi_mul3(matrices, H, model->inter, &r.expert) &&
+           moe_epi_mul(r.expert, model->num_experts, &r.layer) && moe_epi_mul(r.layer, L, &r.routed) &&
+           moe_epi_mul3(matrices * H, (int64_t)model->num_shared * moe_epi_shared_inter(model), L, &r.shared) &&
+           moe_epi_mul3(H, model->num_experts, L, &r.router) &&
+           moe_epi_mul3(3 * H, model->dense_inter, all - L, &r.dense) &&
+           moe_epi_mul(model->attention_params, all, &r.attention) &&
+           moe_epi_mul3(H, model->vocab, model->tied ? 1 : 2, &r.embedding) &&
+           moe_epi_mul3(r.expert, model->top_k, L, &r.active);
+    if (!fits || r.attention > INT64_MAX / 8 || r.routed > INT64_MAX / 8 || r.shared > INT64_MAX / 8 ||
+        r.dense > INT64_MAX / 8 || r.embedding > INT64_MAX / 8)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "model", "the parameter count does not fit",
                             -1, 0.0);
     r.total = r.routed + r.shared + r.router + r.dense + r.attention + r.embedding;
-    r.active = used + r.shared + r.router + r.dense + r.attention + H * model->vocab;
+    r.active += r.shared + r.router + r.dense + r.attention + H * model->vocab;
     *out = r;
     return MOE_EP_OK;
 }
@@ -19605,7 +19632,6 @@ static double moe_epi_choose(int32_t n, int32_t k)
 {
     double c = 1.0;
     int32_t i;
-    if (k < 0 || k > n) return 0.0;
     for (i = 0; i < k; i++) c *= (double)(n - i) / (double)(i + 1);
     return c;
 }
@@ -19942,7 +19968,6 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
     moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_check_comm(desc, &q, &N, err));
     if (!out) return moe_epi_null(err, "out");
-    memset(&r, 0, sizeof r);
     r.dispatch_row_bytes =
         moe_ep_row_bytes(desc->dispatch_wire, desc->hidden, desc->dispatch_extra, err);
     if (r.dispatch_row_bytes < 0) return (moe_ep_status)r.dispatch_row_bytes;
@@ -22236,15 +22261,16 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 
 #define MOE_EPI_FW_KBLOCK 1024     /* inner dimension per pass: 6 tokens and 4 weight rows fit the L1 cache  */
 #define MOE_EPI_FW_L1 (36 << 10)   /* up to so many bytes, a block of all tokens goes past tile after tile ...  */
-#define MOE_EPI_FW_L1_HALF (48 << 10) /* ... of bf16, whose rows are laid out for the L1 cache              */
+#define MOE_EPI_FW_L1_HALF (26 << 10) /* ... of bf16, which is multiplied twice as fast                     */
 #define MOE_EPI_FW_BYTES_AHEAD (12 << 10) /* the weights that are fetched meanwhile lie at most so far on */
 #define MOE_EPI_FW_COLS 32         /* columns per step of the activation                                     */
 #define MOE_EPI_FW_TOKENS 96       /* tokens per pass over 64 weight rows: both fit a 1 MB L2 cache          */
 #define MOE_EPI_FW_PIECES (MOE_EPI_FW_TOKENS / 3) /* three tokens, or six, meet a tile together             */
-#define MOE_EPI_FW_FEW 24          /* up to so many tokens a task may have 256 weight rows, not only 64 ...  */
+#define MOE_EPI_FW_FEW 12          /* up to so many tokens a task may have 256 weight rows, not only 64 ...  */
 #define MOE_EPI_FW_TASK_BYTES (1 << 20) /* ... as long as they are fewer bytes than this: short streams are slow */
 #define MOE_EPI_FW_ROWS 256
-#define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights   */
+#define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights, ... */
+#define MOE_EPI_FW_MORE_BYTES (4 << 20) /* ... and up to so many bytes when they go past them only once       */
 #define MOE_EPI_FW_ALONG 1024      /* bytes from the weights that are read to those that are fetched, along rows */
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
@@ -22310,16 +22336,16 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value)
 /* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1, as the sum of the
  * dot products of blocks of `block` elements -------------------------------------------------------- */
 
-/* While it computes, a tile asks for the weights `ahead` bytes behind its own, of the rows in the mask (0 = none). */
+/* While it computes, a tile asks for two other rows of weights, from these addresses on, as far as its own go. */
 typedef struct moe_epi_fw_fetch {
-    intptr_t ahead;
-    unsigned rows;
+    uintptr_t of[2];
 } moe_epi_fw_fetch;
 typedef void (*moe_epi_fw_tile)(const void *const *w, const void *const *x, int64_t n, int64_t block, float *out,
                                 int64_t ldc, int add, moe_epi_fw_fetch fetch);
 
 typedef struct moe_epi_fw_kernels {
     moe_epi_fw_tile tile[6]; /* [tokens-1]                                                              */
+    moe_epi_fw_tile along[6]; /* the same; fetches what lies ahead in its own rows, not what it is told  */
     int max_tokens;
     int interleave;       /* 0, or the group in which even elements stand before odd ones            */
     int half;             /* activations are bf16, not float                                         */
@@ -22413,13 +22439,16 @@ static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
 }
 
 #if MOE_EPI_FW_X86
-/* The next weights on their way to the caches; the address may lie outside the array: it is never read from. */
-#define MOE_EPI_FW_FETCH_ONE(p) _mm_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)fetch.ahead), _MM_HINT_T0);
+/* The next weights on their way to the caches; the addresses may lie outside the array: they are never read from. */
+#define MOE_EPI_FW_FETCH_ONE(at) _mm_prefetch((const char *)(at), _MM_HINT_T0);
 #define MOE_EPI_FW_FETCH(k)                                                                           \
-    if (fetch.rows & 1u) { MOE_EPI_FW_FETCH_ONE(p0 + (k)) }                                           \
-    if (fetch.rows & 2u) { MOE_EPI_FW_FETCH_ONE(p1 + (k)) }                                           \
-    if (fetch.rows & 4u) { MOE_EPI_FW_FETCH_ONE(p2 + (k)) }                                           \
-    if (fetch.rows & 8u) { MOE_EPI_FW_FETCH_ONE(p3 + (k)) }
+    MOE_EPI_FW_FETCH_ONE(fetch.of[0] + (uintptr_t)(k) * sizeof *p0)                                   \
+    MOE_EPI_FW_FETCH_ONE(fetch.of[1] + (uintptr_t)(k) * sizeof *p0)
+#define MOE_EPI_FW_AHEAD(k)                                                                           \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p0 + (k)) + MOE_EPI_FW_ALONG)                                    \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p1 + (k)) + MOE_EPI_FW_ALONG)                                    \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p2 + (k)) + MOE_EPI_FW_ALONG)                                    \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p3 + (k)) + MOE_EPI_FW_ALONG)
 
 #define MOE_EPI_FW_NO_FETCH(k)
 
@@ -22547,16 +22576,20 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, float, 8, MOE_EPI_FW_Y_STEPS_F32)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 #define MOE_EPI_FW_Y_STEPS_I8(TN, q0, q1, q2, q3) at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_I8, q0, q1, q2, q3)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 
 /* ---- AVX-512: 4 rows x up to 6 tokens, 24 sums.  Where gcc's unmasked intrinsics start from an
  * undefined register (a warning in C++), the zero-masked form with a full mask takes their place. ---- */
@@ -22711,27 +22744,43 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_4a, MOE_EPI_FW_T4, MOE_EPI_FW_AHEAD, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_4a, MOE_EPI_FW_T4, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4a, MOE_EPI_FW_T4, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_4a, MOE_EPI_FW_T4, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD)
 
 /* ---- AVX-512-BF16: pairs of bf16 on both sides, each with its neighbour into one sum ---- */
 #if MOE_EPI_FW_BF16
@@ -22773,9 +22822,13 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_4a, MOE_EPI_FW_T4, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD)
 #undef MOE_EPI_FW_B
 #undef MOE_EPI_FW_B_DECL
 #undef MOE_EPI_FW_B_DP
@@ -22822,6 +22875,7 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
 #  undef MOE_EPI_FW_Z_END
 #  undef MOE_EPI_FW_Z_MIX
 #  undef MOE_EPI_FW_FETCH
+#  undef MOE_EPI_FW_AHEAD
 #  undef MOE_EPI_FW_NO_FETCH
 #  undef MOE_EPI_FW_FETCH_ONE
 #  undef MOE_EPI_FW_Z_LANES
@@ -22846,6 +22900,9 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
         k.tile[0] = moe_epi_fw_##pre##_##t##_1;                                                       \
         k.tile[1] = moe_epi_fw_##pre##_##t##_2;                                                       \
         k.tile[2] = moe_epi_fw_##pre##_##t##_3;                                                       \
+        k.along[0] = k.tile[0];                                                                       \
+        k.along[1] = k.tile[1];                                                                       \
+        k.along[2] = k.tile[2];                                                                       \
         k.max_tokens = 3;                                                                             \
         k.interleave = (group);                                                                       \
         k.gate_n = moe_epi_fw_##pre##_gate;                                                           \
@@ -22854,6 +22911,10 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH)
     } while (0)
 #define MOE_EPI_FW_FILL_WIDE(t)                                                                       \
     do {                                                                                              \
+        k.along[2] = moe_epi_fw_z_##t##_3a;                                                           \
+        k.along[3] = moe_epi_fw_z_##t##_4a;                                                           \
+        k.along[4] = moe_epi_fw_z_##t##_5a;                                                           \
+        k.along[5] = moe_epi_fw_z_##t##_6a;                                                           \
         k.tile[3] = moe_epi_fw_z_##t##_4;                                                             \
         k.tile[4] = moe_epi_fw_z_##t##_5;                                                             \
         k.tile[5] = moe_epi_fw_z_##t##_6;                                                             \
@@ -22879,10 +22940,10 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
             return k;
         }
         if (best == (int)MOE_EP_ISA_AVX2) {
-            if (dtype == MOE_EP_F32) MOE_EPI_FW_FILL(y, f32, 0);
-            else if (dtype == MOE_EP_BF16) MOE_EPI_FW_FILL(y, bf16, 16);
-            else if (dtype == MOE_EP_I8) MOE_EPI_FW_FILL(y, i8, 0);
-            else MOE_EPI_FW_FILL(y, f16, 0);
+            if (dtype == MOE_EP_F32) { MOE_EPI_FW_FILL(y, f32, 0); k.along[2] = moe_epi_fw_y_f32_3a; }
+            else if (dtype == MOE_EP_BF16) { MOE_EPI_FW_FILL(y, bf16, 16); k.along[2] = moe_epi_fw_y_bf16_3a; }
+            else if (dtype == MOE_EP_I8) { MOE_EPI_FW_FILL(y, i8, 0); k.along[2] = moe_epi_fw_y_i8_3a; }
+            else { MOE_EPI_FW_FILL(y, f16, 0); k.along[2] = moe_epi_fw_y_f16_3a; }
             return k;
         }
     }
@@ -22975,6 +23036,12 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_of(const moe_ep_forward_desc *d, co
         k.tile[3] = moe_epi_fw_b_bf16_4;
         k.tile[4] = moe_epi_fw_b_bf16_5;
         k.tile[5] = moe_epi_fw_b_bf16_6;
+        k.along[0] = moe_epi_fw_b_bf16_1;
+        k.along[1] = moe_epi_fw_b_bf16_2;
+        k.along[2] = moe_epi_fw_b_bf16_3a;
+        k.along[3] = moe_epi_fw_b_bf16_4a;
+        k.along[4] = moe_epi_fw_b_bf16_5a;
+        k.along[5] = moe_epi_fw_b_bf16_6a;
         k.interleave = 0;
         k.half = 1;
     }
@@ -23216,25 +23283,22 @@ static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, 
 /* Results of rows first..first+count-1 out of a token's line of the panel. */
 static void moe_epi_fw_rows_read(const moe_epi_fw_rows *p, const float *line, int first, int count, float *out)
 {
-    int tile = first % p->quarter, lane = first / p->quarter, i;
+    int tile = first % p->quarter, lane = first / p->quarter, i, n;
     if (!p->stream) {
         memcpy(out, line + first, sizeof(float) * (size_t)count);
         return;
     }
-    for (i = 0; i < count; i++) {
-        out[i] = line[4 * tile + lane];
-        if (++tile == p->quarter) {
-            tile = 0;
-            lane++;
-        }
+    for (; count > 0; count -= n, out += n, tile = 0, lane++) { /* a quarter at a time */
+        n = p->quarter - tile < count ? p->quarter - tile : count;
+        for (i = 0; i < n; i++) out[i] = line[4 * (tile + i) + lane];
     }
 }
 
 /* Tokens that meet a tile together, in one block of the inner dimension. */
 typedef struct moe_epi_fw_piece {
     const void *x[6];
-    int first, count;
-    unsigned fetch; /* the rows of a tile whose successors are fetched meanwhile */
+    int first, count, fetches;
+    int fetch[2]; /* the rows of a tile whose successors are fetched meanwhile */
 } moe_epi_fw_piece;
 
 /* Products of a panel with more tokens than a tile takes: the tokens go past the tiles in pieces, one block of the
@@ -23259,46 +23323,46 @@ static void moe_epi_fw_pieces(moe_epi_fw_work *q, int64_t k0)
         moe_epi_fw_piece *s = &q->piece[i];
         s->first = q->tokens * i / q->pieces;
         s->count = q->tokens * (i + 1) / q->pieces - s->first;
-        s->fetch = 0;
+        s->fetches = 0;
         for (j = 0; j < s->count; j++) s->x[j] = q->x[s->first + j] + at;
         for (j = 0; j < 4; j++)
-            if (j * q->pieces / 4 == i) s->fetch |= 1u << j;
+            if (j * q->pieces / 4 == i) s->fetch[s->fetches++] = j;
     }
 }
 
-/* How far behind row r of block k0 lie the weights that are wanted `rows` rows later, in this block, the next one or
- * the next panel; 0 = unknown.  Only an address to fetch from, never one to read. */
-static intptr_t moe_epi_fw_ahead(const moe_epi_fw_work *q, int r, int64_t k0, int rows)
+/* The tile whose weights are wanted `rows` rows after those of row r, block k0: of this block, the next one or the next
+ * panel.  Gives its rows, NULL = unknown, and where in them its block begins. */
+static const unsigned char *const *moe_epi_fw_ahead(const moe_epi_fw_work *q, int r, int64_t k0, int rows,
+                                                    int64_t *from)
 {
     const moe_epi_fw_rows *to = q->p;
-    int64_t block = k0;
     int at = r + rows;
     if (at >= to->rows) {
         at -= to->rows;
-        block += MOE_EPI_FW_KBLOCK;
-        if (block >= q->n) {
-            block = 0;
+        k0 += MOE_EPI_FW_KBLOCK;
+        if (k0 >= q->n) {
+            k0 = 0;
             to = q->next;
         }
     }
-    if (!to || at >= to->rows) return 0;
-    return (intptr_t)((uintptr_t)to->of[at] + (uintptr_t)(block * q->elem) - (uintptr_t)q->p->of[r] -
-                      (uintptr_t)(k0 * q->elem));
+    *from = k0 * q->elem;
+    return !to || at >= to->rows ? NULL : to->of + at;
 }
 
-/* The tile at row r past a piece of the tokens, block k0. */
-static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, const moe_epi_fw_piece *s, int64_t k0, intptr_t ahead)
+/* The tile at row r past a piece of the tokens, block k0.  With nothing to fetch it asks for weights it has. */
+static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, const moe_epi_fw_piece *s, int64_t k0,
+                                 const unsigned char *const *ahead, int64_t from)
 {
     const unsigned char *const *of = q->p->of + r;
     const void *w[4];
     int64_t len = q->n - k0 < MOE_EPI_FW_KBLOCK ? q->n - k0 : MOE_EPI_FW_KBLOCK, at = k0 * q->elem;
     moe_epi_fw_fetch fetch;
-    fetch.ahead = ahead;
-    fetch.rows = ahead != 0 ? s->fetch : 0;
     w[0] = of[0] + at;
     w[1] = of[1] + at;
     w[2] = of[2] + at;
     w[3] = of[3] + at;
+    fetch.of[0] = ahead && s->fetches > 0 ? (uintptr_t)ahead[s->fetch[0]] + (uintptr_t)from : (uintptr_t)w[0];
+    fetch.of[1] = ahead && s->fetches > 1 ? (uintptr_t)ahead[s->fetch[1]] + (uintptr_t)from : (uintptr_t)w[0];
     q->kn->tile[s->count - 1](w, s->x, len, len, q->c + s->first * q->p->rows + r, q->p->rows, k0 > 0, fetch);
 }
 
@@ -23310,12 +23374,11 @@ static void moe_epi_fw_along(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
     const void *xs[6], *w[4];
     moe_epi_fw_fetch fetch;
     int r, j;
-    fetch.ahead = MOE_EPI_FW_ALONG;
-    fetch.rows = 15;
+    fetch.of[0] = fetch.of[1] = 0; /* not looked at */
     for (j = 0; j < tokens; j++) xs[j] = x[j];
     for (r = 0; r < p->rows; r += 4) {
         for (j = 0; j < 4; j++) w[j] = p->of[r + j];
-        kn->tile[tokens - 1](w, xs, n, MOE_EPI_FW_KBLOCK, c + r, p->rows, 0, fetch);
+        kn->along[tokens - 1](w, xs, n, MOE_EPI_FW_KBLOCK, c + r, p->rows, 0, fetch);
     }
 }
 
@@ -23328,6 +23391,8 @@ static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
     int64_t block = n < MOE_EPI_FW_KBLOCK ? n : MOE_EPI_FW_KBLOCK, k0;
     int shallow = tokens * block * (kn->half ? 2 : 4) <= (kn->half ? MOE_EPI_FW_L1_HALF : MOE_EPI_FW_L1);
     int rows = p->rows, r, i;
+    const unsigned char *const *ahead;
+    int64_t from;
     moe_epi_fw_work q;
     if (tokens <= kn->max_tokens) {
         moe_epi_fw_along(kn, p, x, tokens, n, c);
@@ -23351,13 +23416,15 @@ static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
         moe_epi_fw_pieces(&q, k0);
         if (shallow)
             for (r = 0; r < p->rows; r += 4) {
-                intptr_t ahead = moe_epi_fw_ahead(&q, r, k0, rows);
-                for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, &q.piece[i], k0, ahead);
+                ahead = moe_epi_fw_ahead(&q, r, k0, rows, &from);
+                for (i = 0; i < q.pieces; i++) moe_epi_fw_tile_past(&q, r, &q.piece[i], k0, ahead, from);
             }
         else
             for (i = 0; i < q.pieces; i++)
-                for (r = 0; r < p->rows; r += 4)
-                    moe_epi_fw_tile_past(&q, r, &q.piece[i], k0, moe_epi_fw_ahead(&q, r, k0, rows));
+                for (r = 0; r < p->rows; r += 4) {
+                    ahead = moe_epi_fw_ahead(&q, r, k0, rows, &from);
+                    moe_epi_fw_tile_past(&q, r, &q.piece[i], k0, ahead, from);
+                }
     }
 }
 
@@ -23463,8 +23530,7 @@ static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g
     for (i = count; i < MOE_EPI_FW_COLS; i++) gate[i] = up[i] = 0.0f;
     moe_epi_fw_scale_bias(&g->gate, col, count, gate);
     moe_epi_fw_scale_bias(&g->up, col, count, up);
-    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h);
-    for (i = count; i < MOE_EPI_FW_COLS; i++) h[i] = 0.0f;
+    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h); /* 0 of every 0 */
     if (run->kernels.half) {
         uint16_t small[MOE_EPI_FW_COLS];
         run->kernels.narrow(small, h, MOE_EPI_FW_COLS);
@@ -23669,10 +23735,12 @@ static int moe_epi_fw_task_rows(int64_t tokens, int64_t row_bytes)
     return rows;
 }
 
-/* Panels of a task: with few tokens only small ones are put together. */
+/* Panels of a task: with few tokens only small ones are put together; with more, as the first panel finds its weights
+ * in memory and the others theirs in the cache, there should be several. */
 static int moe_epi_fw_panels(int64_t tokens, int64_t panel_bytes)
 {
-    int64_t fit = MOE_EPI_FW_TASK_BYTES / panel_bytes;
+    int64_t fit = (tokens > MOE_EPI_FW_FEW ? MOE_EPI_FW_MORE_BYTES : MOE_EPI_FW_TASK_BYTES) / panel_bytes;
+    if (tokens > MOE_EPI_FW_FEW && tokens <= MOE_EPI_FW_TOKENS && fit > MOE_EPI_FW_PANELS) return (int)fit;
     if (tokens > MOE_EPI_FW_FEW || fit >= MOE_EPI_FW_PANELS) return MOE_EPI_FW_PANELS;
     return fit < 1 ? 1 : (int)fit;
 }
@@ -24510,6 +24578,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
 
 
 #undef MOE_EPI_FW_ALONG
+#undef MOE_EPI_FW_MORE_BYTES
 #undef MOE_EPI_FW_L1_HALF
 #undef MOE_EPI_FW_PIECES
 #undef MOE_EPI_FW_CHECK
@@ -24529,7 +24598,7 @@ typedef struct moe_epi_hk_side {
     size_t row_room;                  /* bytes of rx, and of ry */
     const void *x;
     void *y;
-    int no_plan, ready, done; /* stages done since the plan */
+    int ready, done; /* stages done since the plan */
 } moe_epi_hk_side;
 
 struct moe_epi_rank {
@@ -25037,7 +25106,6 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     memset(&s->plan, 0, sizeof s->plan);
     s->x = b->x;
     s->y = b->y;
-    s->no_plan = b->no_plan;
     s->plan.rank = k->rank;
     s->plan.nranks = k->nranks;
     s->plan.nslots = k->nslots;
@@ -25594,8 +25662,7 @@ static moe_ep_status moe_epi_hk_run_world(moe_epi_hk_world *w, const float *weig
     }
     for (stage = 0; stage < 4; stage++)
         for (r = 0; st == MOE_EP_OK && r < D; r++) st = moe_epi_hk_stage(&w->members[r].handle, stage, err);
-    for (r = 0; r < D; r++) moe_ep_rank_free(&w->members[r].handle);
-    return st;
+    return st; /* all that the ranks hold lies in the scratch */
 }
 
 /* Tokens of each rank; false when tokens_per_rank does not add up to T. */
@@ -25606,7 +25673,6 @@ static int moe_epi_hk_deal(moe_epi_hk_world *w, const int64_t *tokens_per_rank, 
     for (r = 0; r < w->p->num_devices; r++) {
         n = tokens_per_rank ? tokens_per_rank[r] : T / D + (r < T % D);
         if (n < 0 || n > T - at) return 0;
-        memset(&w->members[r], 0, sizeof w->members[r]);
         w->members[r].world = w;
         w->members[r].rank = r;
         w->members[r].token0 = at;
@@ -26513,7 +26579,6 @@ MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_e
             scratch->need = total + 64u + extra;
             return moe_epi_fail(err, MOE_EP_ERR_SCRATCH, "scratch", "bytes needed", -1, (double)scratch->need);
         }
-        moe_epi_ok(err);
     }
 }
 
@@ -26712,16 +26777,53 @@ static moe_ep_status moe_epi_check_popularity(const moe_ep_workload *w, moe_ep_e
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_check_hot(const moe_ep_workload *w, int32_t D, moe_ep_error *err)
+static int64_t moe_epi_devices(const moe_ep_workload *w)
+{
+    return w->num_devices > 0 ? w->num_devices : 1;
+}
+
+/* First expert of device d's block. */
+static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d)
+{
+    return (int32_t)(E * d / D);
+}
+
+/* Experts first .. last-1 are hot; the weights of one of them and of one of the others, Q42. */
+typedef struct moe_epi_heat {
+    int32_t first, last;
+    int64_t hot, cold;
+} moe_epi_heat;
+
+static moe_epi_heat moe_epi_heat_of(const moe_ep_workload *w, int64_t step)
+{
+    int64_t D = moe_epi_devices(w), period = w->period > 0 ? w->period : 1, device = w->hot, n,
+            all = MOE_EPI_ONE * 1024, share = moe_epi_q_of(w->share) * 1024;
+    moe_epi_heat h;
+    h.first = w->hot;
+    h.last = w->hot + 1;
+    if (w->kind == MOE_EP_LOAD_ROTATING) device = (device + step / period % D) % D;
+    if (w->kind == MOE_EP_LOAD_HOT_DEVICE || w->kind == MOE_EP_LOAD_ROTATING) {
+        h.first = moe_epi_deal_start(w->num_experts, D, device);
+        h.last = moe_epi_deal_start(w->num_experts, D, device + 1);
+    }
+    n = h.last - h.first;
+    h.hot = n < w->num_experts ? share / n : all;
+    h.cold = n < w->num_experts ? (all - share) / (w->num_experts - n) : 0;
+    return h;
+}
+
+static moe_ep_status moe_epi_check_hot(const moe_ep_workload *w, int64_t step, moe_ep_error *err)
 {
     int by_expert = w->kind == MOE_EP_LOAD_HOT_EXPERT || w->kind == MOE_EP_LOAD_BURST;
-    int32_t most = by_expert ? w->num_experts : D, first, hot_experts;
+    int64_t most = by_expert ? w->num_experts : moe_epi_devices(w);
+    int32_t weighted;
+    moe_epi_heat h;
     if (w->hot < 0 || w->hot >= most)
         return moe_epi_fail(err, by_expert ? MOE_EP_ERR_EXPERT_ID : MOE_EP_ERR_DEVICE_ID, "hot",
                             "out of range", -1, (double)w->hot);
-    first = (int32_t)((int64_t)w->num_experts * w->hot / D);
-    hot_experts = by_expert ? 1 : (int32_t)((int64_t)w->num_experts * (w->hot + 1) / D) - first;
-    if (!(w->share < 1.0) && !w->with_replacement && hot_experts < w->top_k)
+    h = moe_epi_heat_of(w, step);
+    weighted = (h.hot > 0 ? h.last - h.first : 0) + (h.cold > 0 ? w->num_experts - (h.last - h.first) : 0);
+    if (!w->with_replacement && weighted < w->top_k)
         return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "share", "fewer than K experts have weight",
                             -1, w->share);
     return MOE_EP_OK;
@@ -26730,7 +26832,6 @@ static moe_ep_status moe_epi_check_hot(const moe_ep_workload *w, int32_t D, moe_
 static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t layer, int64_t step,
                                             moe_ep_error *err)
 {
-    int32_t D;
     if (!w) return moe_epi_null(err, "w");
     if ((int)w->kind < 0 || (int)w->kind >= (int)MOE_EPI_LOAD_KINDS)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "kind", "no such workload", -1,
@@ -26767,9 +26868,8 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "target", "must be positive", -1, w->target);
     if (w->kind == MOE_EP_LOAD_TARGET && w->hot < 0)
         return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "hot", "out of range", -1, (double)w->hot);
-    D = w->num_devices > 0 ? w->num_devices : 1;
     if (w->kind == MOE_EP_LOAD_RECORDED) MOE_EPI_TRY(moe_epi_check_popularity(w, err));
-    if (moe_epi_is_hot(w->kind)) MOE_EPI_TRY(moe_epi_check_hot(w, D, err));
+    if (moe_epi_is_hot(w->kind)) MOE_EPI_TRY(moe_epi_check_hot(w, step, err));
     return MOE_EP_OK;
 }
 
@@ -26840,27 +26940,15 @@ static int64_t moe_epi_law_log2(moe_epi_law *y, int32_t e, int32_t rank)
 /* Hot experts of this step and what they and the others weigh. */
 static void moe_epi_law_hot(moe_epi_law *y, int64_t step)
 {
-    const moe_ep_workload *w = y->w;
-    int64_t D = w->num_devices > 0 ? w->num_devices : 1, period = w->period > 0 ? w->period : 1,
-            device = w->hot, share, n;
-    if (!moe_epi_is_hot(w->kind)) return;
-    if (w->kind == MOE_EP_LOAD_BURST && step % period != period - 1) return;
-    if (w->kind == MOE_EP_LOAD_ROTATING) device = (device + step / period % D) % D;
-    y->first = w->hot;
-    y->last = w->hot + 1;
-    if (w->kind == MOE_EP_LOAD_HOT_DEVICE || w->kind == MOE_EP_LOAD_ROTATING) {
-        y->first = (int32_t)(w->num_experts * device / D);
-        y->last = (int32_t)(w->num_experts * (device + 1) / D);
-    }
-    n = y->last - y->first;
-    share = moe_epi_q_of(w->share) * 1024; /* Q42 */
-    y->hot = share / n > 0 ? moe_epi_q_log2((uint64_t)(share / n)) : MOE_EPI_NO_WEIGHT;
-    share = MOE_EPI_ONE * 1024 - share;
-    if (n == w->num_experts)
-        y->hot = 0;
-    else
-        y->cold = share > 0 ? moe_epi_q_log2((uint64_t)share / (uint64_t)(w->num_experts - n))
-                            : MOE_EPI_NO_WEIGHT;
+    int64_t period = y->w->period > 0 ? y->w->period : 1;
+    moe_epi_heat h;
+    if (!moe_epi_is_hot(y->w->kind)) return;
+    if (y->w->kind == MOE_EP_LOAD_BURST && step % period != period - 1) return;
+    h = moe_epi_heat_of(y->w, step);
+    y->first = h.first;
+    y->last = h.last;
+    y->hot = h.hot > 0 ? moe_epi_q_log2((uint64_t)h.hot) : MOE_EPI_NO_WEIGHT;
+    y->cold = h.cold > 0 ? moe_epi_q_log2((uint64_t)h.cold) : MOE_EPI_NO_WEIGHT;
 }
 
 /* Shell sort, largest first; the array holds logarithms as two's complement. */
@@ -26954,7 +27042,6 @@ typedef struct moe_epi_sampler {
     const uint64_t *sum; /* (E+1) */
     const int32_t *guide;
     uint64_t total;
-    int32_t E;
     int shift;
 } moe_epi_sampler;
 
@@ -26975,7 +27062,6 @@ static moe_epi_sampler moe_epi_sampler_make(uint64_t *sum, int32_t E, int32_t *g
     s.sum = sum;
     s.guide = guide;
     s.total = before;
-    s.E = E;
     s.shift = 0;
     while ((before - 1) >> s.shift >= ((uint64_t)1 << MOE_EPI_GUIDE_BITS)) s.shift++;
     for (e = 0, i = 0; i < (1 << MOE_EPI_GUIDE_BITS); i++) {
@@ -27009,22 +27095,20 @@ static int moe_epi_holds(const int32_t *ids, int32_t n, int32_t id)
     return 0;
 }
 
-/* A draw among the experts not yet in ids (n) without trial and error; without weight left, the lowest of them. */
+/* A draw among the experts not yet in ids (n) without trial and error; one of them has weight. */
 static int32_t moe_epi_sample_rest(const moe_epi_sampler *s, const int32_t *ids, int32_t n,
                                    moe_ep_rng *rng)
 {
     uint64_t left = s->total, v, w;
-    int32_t i, e, lowest = -1;
+    int32_t i, e;
     for (i = 0; i < n; i++) left -= s->sum[ids[i] + 1] - s->sum[ids[i]];
     v = moe_ep_rng_below(rng, left);
-    for (e = 0; e < s->E; e++) {
+    for (e = 0;; e++) {
         if (moe_epi_holds(ids, n, e)) continue;
-        if (lowest < 0) lowest = e;
         w = s->sum[e + 1] - s->sum[e];
         if (v < w) return e;
         v -= w;
     }
-    return lowest;
 }
 
 static void moe_epi_draw_tokens(const moe_epi_sampler *s, const moe_ep_workload *w, int64_t T,
@@ -27050,19 +27134,15 @@ static void moe_epi_draw_tokens(const moe_epi_sampler *s, const moe_ep_workload 
 
 /* ---- dealt-out tokens --------------------------------------------------------------------------------- */
 
-static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d)
-{
-    return (int32_t)(E * d / D);
-}
-
 /* order (E): first expert of every device's block, then the second of every block, ... */
-static void moe_epi_deal_order(int32_t E, int32_t D, int32_t *order)
+static void moe_epi_deal_order(int32_t E, int64_t D, int32_t *order)
 {
-    int32_t place, d, n = 0;
+    int64_t d;
+    int32_t place, n = 0;
     for (place = 0; n < E; place++)
         for (d = 0; d < D; d++) {
             int32_t first = moe_epi_deal_start(E, D, d);
-            if (place < moe_epi_deal_start(E, D, (int64_t)d + 1) - first)
+            if (place < moe_epi_deal_start(E, D, d + 1) - first)
                 order[n++] = first + place;
         }
 }
@@ -27082,7 +27162,7 @@ static int moe_epi_deal_counts(int64_t total, int32_t n, int64_t T, int64_t *cou
 static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, int64_t *counts,
                                            moe_ep_error *err)
 {
-    int64_t D = w->num_devices > 0 ? w->num_devices : 1, total = T * w->top_k, hot = w->hot % D, d,
+    int64_t D = moe_epi_devices(w), total = T * w->top_k, hot = w->hot % D, d,
             most, rest, share;
     share = D * moe_epi_q_of(w->target); /* mean / max is at least 1 / D; a half of that is out of the question */
     if (share < (int64_t)1 << 31)
@@ -27224,7 +27304,7 @@ MOE_EP_API moe_ep_status moe_ep_simulate(const moe_ep_workload *w, int32_t layer
             moe_epi_lay_out(counts, w->num_experts, num_tokens, w->top_k, moe_ep_rng_u64(&rng),
                             ids);
     } else if (moe_epi_is_dealt(w->kind)) {
-        moe_epi_deal_order(w->num_experts, w->num_devices > 0 ? w->num_devices : 1, guide);
+        moe_epi_deal_order(w->num_experts, moe_epi_devices(w), guide);
         moe_epi_deal_tokens(w, num_tokens, guide, ids);
     } else {
         moe_epi_popularity_fill(w, layer, step, num_tokens, weights);
@@ -27809,7 +27889,6 @@ static void moe_epi_sweep_step(const moe_epi_sweep *w, const moe_ep_sweep_point 
                     : p->num_nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
                                               : MOE_EP_A2A_RANK_DEDUP;
     s->layer.dispatch_wire = d->model->math == MOE_EP_MATH_BF16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8;
-    s->layer.combine_wire = MOE_EP_WIRE_BF16;
     s->layer.overlap = c->overlap;
     s->layer.attention_s = moe_epi_sweep_attention(w, batch, 0);
     s->layer.attention_half_s = moe_epi_sweep_attention(w, batch, 1);

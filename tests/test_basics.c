@@ -117,6 +117,14 @@ static moe_ep_error error_of(moe_ep_status status, const char *arg, const char *
     return e;
 }
 
+/* Everything an error says but its words. */
+static void error_is(const moe_ep_error *err, const char *arg, int64_t index, double value)
+{
+    CHECK_STR(err->arg, arg);
+    CHECK_I64(err->index, index);
+    CHECK_NEAR(err->value, value, 0, 0);
+}
+
 static const char *text_of(moe_ep_error e)
 {
     static char buf[400];
@@ -169,7 +177,7 @@ TEST(error_text_of_success_is_ok)
     CHECK_I64(moe_epi_fail(NULL, MOE_EP_ERR_SIZE, "n", "w", 0, 0.0), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_epi_null(&e, "loads"), MOE_EP_ERR_NULL);
     CHECK_I64(e.status, MOE_EP_ERR_NULL);
-    CHECK_STR(e.arg, "loads");
+    error_is(&e, "loads", -1, 0.0);
 }
 
 TEST(error_text_is_cut_at_the_buffer_and_always_terminated)
@@ -316,6 +324,11 @@ TEST(needs_are_rounded_up_to_64_and_saturate)
     total = SIZE_MAX - 63u;
     moe_epi_need(&total, 1, 1);
     CHECK(total == SIZE_MAX);
+    total = 0; /* a quarter of what can be addressed, and one element more */
+    moe_epi_need(&total, (int64_t)(SIZE_MAX / 4u / 8u), 8);
+    CHECK(total == (SIZE_MAX / 4u / 8u * 8u + 63u) / 64u * 64u);
+    moe_epi_need(&total, (int64_t)(SIZE_MAX / 4u / 8u) + 1, 8);
+    CHECK(total == SIZE_MAX);
 }
 
 /* Opens room for 10 int64 and 3 bytes, checks that the pieces are aligned, apart and inside. */
@@ -339,6 +352,7 @@ static moe_ep_status use_scratch(moe_ep_scratch *s, moe_ep_error *err)
     memset(bytes, 2, 3);
     if (s) CHECK((char *)numbers >= (char *)s->buf && bytes + 64 <= (char *)s->buf + s->bytes);
     CHECK_I64(a.used, total);
+    CHECK_I64(a.bytes, total);
     moe_epi_arena_close(&a);
     return MOE_EP_OK;
 }
@@ -354,8 +368,7 @@ TEST(null_scratch_allocates_and_frees_inside_the_call)
     CHECK_I64(use_scratch(NULL, &e), MOE_EP_ERR_MEMORY);
     refuse_malloc = 0;
     CHECK_I64(e.status, MOE_EP_ERR_MEMORY);
-    CHECK_STR(e.arg, "scratch");
-    CHECK_NEAR(e.value, 192 + 64, 0, 0);
+    error_is(&e, "scratch", -1, 192 + 64);
     CHECK_I64(live_blocks, 0);
 }
 
@@ -412,8 +425,7 @@ TEST(fixed_scratch_never_allocates_and_tells_what_it_needs)
         CHECK_I64(use_scratch(&s, &e), MOE_EP_ERR_SCRATCH);
         CHECK_I64(s.need, 256);
         CHECK_I64(e.status, MOE_EP_ERR_SCRATCH);
-        CHECK_STR(e.arg, "scratch");
-        CHECK_NEAR(e.value, 256, 0, 0);
+        error_is(&e, "scratch", -1, 256);
         moe_epi_ok(&e);
     }
     s = moe_ep_scratch_fixed(NULL, 1000); /* no buffer, whatever its size says */
@@ -454,6 +466,7 @@ TEST(sizes_beyond_the_address_space_are_an_overflow)
     memset(&s, 0, sizeof s);
     CHECK_I64(moe_epi_arena_open(&a, &s, SIZE_MAX, &e), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(e.status, MOE_EP_ERR_OVERFLOW);
+    error_is(&e, "scratch", -1, 0.0);
     CHECK_I64(moe_epi_arena_open(&a, &s, SIZE_MAX - 63u, &e), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(moe_epi_arena_open(&a, NULL, SIZE_MAX, &e), MOE_EP_ERR_OVERFLOW);
     s = moe_ep_scratch_fixed(memory, sizeof memory);
@@ -518,7 +531,7 @@ TEST(an_allocator_has_both_functions_or_neither)
     s.alloc.user = &h;
     s.alloc.alloc_fn = shelf_take;
     CHECK_I64(use_scratch(&s, &e), MOE_EP_ERR_CONFIG);
-    CHECK_STR(e.arg, "scratch.alloc");
+    error_is(&e, "scratch.alloc", -1, 0.0);
     s.alloc.alloc_fn = NULL;
     s.alloc.free_fn = shelf_give;
     CHECK_I64(use_scratch(&s, &e), MOE_EP_ERR_CONFIG);
@@ -592,6 +605,36 @@ TEST(below_stays_below_and_repeats_its_example)
         for (i = 0; i < 2000; i++) CHECK(moe_ep_rng_below(&r, bounds[k]) < bounds[k]);
     CHECK_I64(moe_ep_rng_below(&r, 0), 0);
     CHECK_I64(moe_ep_rng_below(&r, 1), 0);
+}
+
+/* The next number of a generator is that of a chosen one: its steps are turned round. */
+static moe_ep_rng about_to_give(uint64_t wanted)
+{
+    moe_ep_rng r = {{1, 0, 3, 4}};
+    uint64_t fifth = UINT64_C(0xcccccccccccccccd), ninth = UINT64_C(0x8e38e38e38e38e39), x; /* 1/5 and 1/9 mod 2^64 */
+    CHECK(5 * fifth == 1 && 9 * ninth == 1);
+    x = wanted * ninth;
+    r.s[1] = ((x >> 7) | (x << 57)) * fifth;
+    return r;
+}
+
+TEST(below_refuses_what_is_behind_the_last_whole_multiple)
+{
+    static const uint64_t bounds[] = {3, 6, 7, 1000003, UINT64_C(1) << 63, UINT64_MAX - 1};
+    size_t i;
+    for (i = 0; i < sizeof bounds / sizeof bounds[0]; i++) {
+        const uint64_t n = bounds[i], limit = UINT64_MAX / n * n;
+        uint64_t following;
+        moe_ep_rng r = about_to_give(limit - 1), twin = r;
+        CHECK(moe_ep_rng_u64(&twin) == limit - 1);
+        CHECK(moe_ep_rng_below(&r, n) == n - 1);
+        r = about_to_give(limit);
+        twin = r;
+        CHECK(moe_ep_rng_u64(&twin) == limit);
+        do following = moe_ep_rng_u64(&twin);
+        while (following >= limit);
+        CHECK(moe_ep_rng_below(&r, n) == following % n);
+    }
 }
 
 TEST(below_has_no_bias)

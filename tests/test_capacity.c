@@ -1155,6 +1155,252 @@ TEST(reroute_by_definition)
     }
 }
 
+/* ---- the presets as their comments say, and the last value that still goes ---- */
+
+typedef struct drop_row {
+    moe_ep_drop_policy p;
+    moe_ep_drop_order order;
+    moe_ep_drop_norm norm;
+    moe_ep_eps_mode eps_mode;
+    double eps;
+    int skip_k1, keeps, by_token;
+} drop_row;
+
+TEST(drop_presets_field_by_field)
+{
+    const double step = 1.0 / (1 << 23); /* of float32 above 1 */
+    const drop_row rows[] = {
+        {moe_ep_drop_switch(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_hf_switch(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_gshard_legacy(7), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE, MOE_EP_EPS_ADD, 1e-9, 0, 0, 0},
+        {moe_ep_drop_gshard(7), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_AFTER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_deepspeed_top1(7), MOE_EP_DROP_RANDOM, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 1},
+        {moe_ep_drop_deepspeed_top2(7), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_AFTER, MOE_EP_EPS_CLAMP, step, 0, 0, 0},
+        {moe_ep_drop_deepspeed_position(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_AFTER, MOE_EP_EPS_CLAMP, step, 0, 0,
+         0},
+        {moe_ep_drop_deepspeed_probs(7), MOE_EP_DROP_GATE, MOE_EP_NORM_AFTER, MOE_EP_EPS_CLAMP, step, 0, 0, 1},
+        {moe_ep_drop_megatron_probs(7), MOE_EP_DROP_GATE, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_megatron_position(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_tutel(7, 0), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE, MOE_EP_EPS_CLAMP, step, 1, 1, 0},
+        {moe_ep_drop_tutel(7, 1), MOE_EP_DROP_MAX_GATE, MOE_EP_NORM_BEFORE, MOE_EP_EPS_CLAMP, step, 1, 1, 0},
+        {moe_ep_drop_nllb(7, 0, 0), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_AFTER, MOE_EP_EPS_CLAMP, step, 0, 0, 0},
+        {moe_ep_drop_nllb(7, 1, 1), MOE_EP_DROP_MAX_GATE, MOE_EP_NORM_BEFORE, MOE_EP_EPS_CLAMP, step, 0, 0, 0},
+        {moe_ep_drop_flaxformer(7, 0), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_flaxformer(7, 1), MOE_EP_DROP_MAX_GATE, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_megablocks(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 1, 0},
+        {moe_ep_drop_maxtext(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
+        {moe_ep_drop_hunyuan(7), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE, MOE_EP_EPS_CLAMP, step, 0, 0, 0}};
+    size_t i;
+    for (i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const drop_row *r = &rows[i];
+        CHECK(r->p.capacity == 7 && r->p.order == r->order && r->p.norm == r->norm && r->p.eps_mode == r->eps_mode);
+        CHECK_NEAR(r->p.eps, r->eps, 1e-7, 0.0);
+        CHECK(r->p.norm_skip_k1 == r->skip_k1 && r->p.keep_weights == r->keeps && r->p.slots_by_token == r->by_token);
+        CHECK(r->p.group_tokens == 0 && !r->p.capacities && !r->p.priority && !r->p.rng);
+        STOP_IF_FAILED("preset %d", (int)i);
+    }
+}
+
+/* Nothing is said of no token, one token, one expert or one device that would not be said of more. */
+TEST(one_token_of_one_expert)
+{
+    const int32_t id[3] = {0, 7, 7}, device[3] = {0, 1, 0}, behind[2] = {0, 1};
+    const uint8_t kept[2] = {1, 9}, lost[2] = {0, 9};
+    const int64_t loads[2] = {3, -1}, full[2] = {INT64_MAX - 1, 1};
+    const float w[2] = {0.5f, NAN};
+    int32_t ids[2] = {-9, -9};
+    int64_t per[3] = {-9, -9, -9}, on[3] = {-9, -9, -9}, added = -9, moved = -9, slot[2] = {-9, -9};
+    uint8_t map[2] = {9, 9}, keep[2] = {9, 9};
+    float after[2] = {-9.0f, -9.0f};
+    moe_ep_drop_policy p = moe_ep_drop_switch(1);
+    moe_ep_capacity_desc d;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_drop(&p, NULL, w, 1, 1, 1, keep, slot, NULL, after, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop(&p, id, NULL, 1, 1, 1, keep, slot, NULL, after, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop(&p, id, w, 1, 0, 1, keep, slot, NULL, after, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop(&p, id, w, 1, 1, 0, keep, slot, NULL, after, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_drop(&p, id, w, INT64_MAX / 16 + 1, 1, 1, keep, slot, NULL, after, NULL, NULL, &err),
+              MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_pad_to_capacity(NULL, kept, 1, 1, 1, 1, map, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_pad_to_capacity(id, NULL, 1, 1, 1, 1, map, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 1, 1, NULL, &added, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 0, 1, 1, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "K");
+    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 0, 1, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 1, 0, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "C");
+    CHECK_I64(moe_ep_reroute(NULL, NULL, kept, 1, 1, 1, 1, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute(id, NULL, NULL, 1, 1, 1, 1, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 1, 1, 1, 1, NULL, NULL, &moved, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "ids");
+    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 0, 1, 1, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "K");
+    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 2, 1, 1, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "R");
+    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 1, 1, 0, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 1, 1, 1, 0, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "C");
+    CHECK_I64(moe_ep_drop_counts(NULL, kept, 1, 1, NULL, 1, per, on, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop_counts(id, NULL, 1, 1, NULL, 1, per, on, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop_counts(id, kept, 1, 1, NULL, 1, NULL, on, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_drop_counts(id, kept, 1, 0, NULL, 1, per, on, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "E");
+    CHECK_I64(moe_ep_drop_counts(id, kept, 1, 1, NULL, 0, per, on, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "D");
+    CHECK_I64(moe_ep_drop_counts(id, kept, -1, 1, NULL, 1, per, on, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "n");
+    CHECK_I64(moe_ep_drop_counts(id, lost, 1, 2, device, 1, per, on, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    CHECK(ids[0] == -9 && per[0] == -9 && on[0] == -9 && added == -9 && moved == -9 && map[0] == 9 && keep[0] == 9);
+    CHECK(slot[0] == -9 && after[0] < -8.0f);
+    CHECK_I64(moe_ep_drop(&p, id, w, 1, 1, 1, keep, slot, NULL, after, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(keep[0] == 1 && slot[0] == 0 && after[0] >= 0.5f && keep[1] == 9 && slot[1] == -9 && after[1] < -8.0f);
+    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 1, 1, map, &added, &err), MOE_EP_OK);
+    CHECK(map[0] == 1 && map[1] == 9 && added == 0);
+    CHECK_I64(moe_ep_pad_to_capacity(id, lost, 1, 1, 1, 5, map, &added, &err), MOE_EP_OK);
+    CHECK(map[0] == 1 && map[1] == 9 && added == 1);
+    CHECK_I64(moe_ep_reroute(id, w, kept, 1, 1, 1, 1, 1, ids, after, &moved, NULL, &err), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == -9 && moved == 0 && after[0] >= 0.5f && after[1] < -8.0f);
+    CHECK_I64(moe_ep_drop_counts(id, lost, 1, 1, NULL, 1, per, on, &err), MOE_EP_OK);
+    CHECK(per[0] == 1 && per[1] == -9 && on[0] == 1 && on[1] == -9);
+    CHECK_I64(moe_ep_drop_counts(id, lost, 1, 2, behind, 2, per, on, &err), MOE_EP_OK);
+    CHECK(per[0] == 1 && per[1] == 0 && per[2] == -9 && on[0] == 1 && on[1] == 0 && on[2] == -9);
+    CHECK_I64(moe_ep_dropped_tokens(loads, 1, 1, &err), 2); /* a bad load behind them is not looked at */
+    CHECK_I64(moe_ep_dropped_tokens(loads, 1, 0, &err), 3);
+    CHECK_I64(moe_ep_dropped_tokens(loads, 1, -1, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(moe_ep_dropped_tokens(loads, 0, 1, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_dropped_tokens(full, 2, 0, &err), INT64_MAX);
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(loads, 1, 1, &err), 3.0, 0.0, 0.0);
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(loads, 1, 0, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    memset(&d, 0, sizeof d);
+    d.num_tokens = d.top_k = d.num_experts = 1;
+    d.factor = 1.0;
+    CHECK_I64(moe_ep_capacity(&d, &err), 1);
+    d.num_tokens = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_tokens");
+    d.num_tokens = 1;
+    d.top_k = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "top_k");
+    d.top_k = 1;
+    d.num_experts = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_experts");
+}
+
+/* Every rule at sizes and factors of all kinds, by its line in the header's list, in integers: factors are quarters,
+ * numbers of experts powers of two, so that nothing is rounded on the way. */
+TEST(capacity_rules_by_definition)
+{
+    uint64_t s = t_seed + 98;
+    int round;
+    for (round = 0; round < 6000; round++) {
+        const int rule = round % 12;
+        moe_ep_capacity_desc d;
+        int64_t T, K, E, n, quarters, want = 0, share, world;
+        memset(&d, 0, sizeof d);
+        T = 1 + t_below(&s, round % 5 ? 40 : 100000);
+        K = 1 + t_below(&s, 5);
+        E = (int64_t)1 << t_below(&s, 7); /* a power of two: quotients are exact, in float32 too */
+        quarters = 1 + t_below(&s, 12);
+        world = t_below(&s, 4);
+        n = T * K;
+        share = (T + E - 1) / E;
+        d.rule = (moe_ep_capacity_rule)rule;
+        d.num_tokens = T;
+        d.top_k = (int32_t)K;
+        d.num_experts = (int32_t)E;
+        d.max_load = t_below(&s, 60);
+        d.world = (int32_t)world;
+        if (rule >= 4 && rule <= 6 && t_below(&s, 3) == 0) quarters = 0;
+        if (rule == 4 && t_below(&s, 2)) quarters = -quarters;
+        if (rule == 10 && t_below(&s, 2)) quarters = 0;
+        d.factor = (double)quarters / 4.0;
+        switch (rule) {
+        case 0:
+            d.basis_tokens = (int32_t)t_below(&s, 2);
+            d.in_float32 = (int32_t)t_below(&s, 2);
+            d.rounding = (moe_ep_rounding)t_below(&s, 3);
+            {
+                const int64_t top = (d.basis_tokens ? T : n) * quarters, low = top / (4 * E), rest = top % (4 * E);
+                want = low;
+                if (d.rounding == MOE_EP_ROUND_CEIL) want += rest > 0;
+                if (d.rounding == MOE_EP_ROUND_HALF_EVEN) want += rest > 2 * E || (rest == 2 * E && low % 2 == 1);
+            }
+            break;
+        case 1: want = (n * quarters + 4 * E - 1) / (4 * E); break;
+        case 2: want = (T * quarters + 4 * E - 1) / (4 * E); break;
+        case 3: want = (n * quarters + 4 * E - 1) / (4 * E); break;
+        case 4:
+            want = K * ((quarters < 0 ? -quarters : quarters) * share / 4);
+            if (quarters == 0 || (quarters < 0 && d.max_load > 0 && d.max_load <= want)) want = d.max_load;
+            break;
+        case 5:
+            want = n * (world > 0 ? world : 1) * quarters / (4 * E);
+            if (want == 0) want = d.max_load;
+            break;
+        case 6:
+            want = (n + E - 1) / E * quarters / 4;
+            if (quarters == 0) want = d.max_load;
+            break;
+        case 7: /* half to even */
+            want = T * quarters / (4 * E);
+            want += T * quarters % (4 * E) > 2 * E || (T * quarters % (4 * E) == 2 * E && want % 2 == 1);
+            break;
+        case 8:
+            want = T * quarters / (4 * E);
+            want = want < T ? want : T;
+            break;
+        case 9:
+            want = T * quarters / (4 * E);
+            want = want == 0 ? 4 : (want + 3) / 4 * 4;
+            break;
+        case 10: want = quarters > 0 ? (T * quarters + 3) / 4 : 2 * share; break;
+        default: want = n / E > K ? n / E : K; break;
+        }
+        d.min_capacity = t_below(&s, 3) ? 0 : t_below(&s, 9);
+        d.multiple = t_below(&s, 3) ? 0 : t_below(&s, 9);
+        if (want < d.min_capacity) want = d.min_capacity;
+        if (d.multiple > 0) want = (want + d.multiple - 1) / d.multiple * d.multiple;
+        if (rule == 2 || rule == 3 || (rule == 0 && d.in_float32)) { /* all digits must fit a float */
+            if (n * 12 >= 1 << 24) continue;
+        }
+        CHECK_I64(moe_ep_capacity(&d, NULL), want);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* Scratch is asked for by the arrays that are worked in, each rounded up to 64 bytes, and 64 to align the first. */
+TEST(scratch_is_what_the_arrays_take)
+{
+    enum { T = 30, K = 3, E = 19, GROUP = 7 };
+    static int32_t ids[T * K];
+    static float w[T * K];
+    static uint8_t keep[T * K];
+    int order, grouped, own;
+    moe_ep_rng rng = moe_ep_rng_seed(1);
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    for (order = 0; order < 5; order++)
+        for (grouped = 0; grouped < 3; grouped++)
+            for (own = 0; own < 2; own++) {
+                const size_t tokens = grouped == 1 ? GROUP : T;
+                const size_t ranked = order < 2 ? 0 : order == MOE_EP_DROP_MAX_GATE ? tokens : tokens * K;
+                moe_ep_drop_policy p = moe_ep_drop_switch(2);
+                p.order = (moe_ep_drop_order)order;
+                p.group_tokens = grouped == 1 ? GROUP : grouped == 2 ? T + 1 : 0;
+                p.rng = &rng;
+                CHECK_I64(moe_ep_drop(&p, ids, w, T, K, E, own ? keep : NULL, NULL, NULL, NULL, NULL, &none, NULL),
+                          MOE_EP_ERR_SCRATCH);
+                CHECK_I64(none.need, 64 + (8 * E + 63) / 64 * 64 + (own ? 0 : (T * K + 63) / 64 * 64) +
+                                     (4 * ranked + 63) / 64 * 64 + (8 * ranked + 63) / 64 * 64);
+            }
+    CHECK_I64(moe_ep_reroute(ids, w, keep, T, K, K, E, 1, ids, NULL, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, 64 + (8 * E + 63) / 64 * 64);
+}
+
 TEST(success_clears_the_error)
 {
     const int32_t ids[2] = {0, 1};

@@ -2185,6 +2185,8 @@ TEST(huge_numbers_of_devices_and_groups)
     CHECK_NEAR(r.distinct_devices, 1, 1e-12, 0);
 }
 
+T_EXACT_MATH /* ties and thresholds as the library sees them */
+
 /* ---- everything once more by hand: as the header's comments say it, one device and one slot at a time ---------- */
 
 static double either(double v, double instead) { return v > 0 ? v : instead; }
@@ -3235,6 +3237,48 @@ TEST(expectations_by_hand)
             printf("    E %d K %d D %d T %d\n", d.num_experts, d.top_k, d.num_devices, (int)d.tokens);
         STOP_IF_FAILED("round %d", round);
     }
+}
+
+/* Each count may be 2^60 - 1 = 9 * 25 * 7 * 11 * 13 * 31 * 41 * 61 * 151 * 331 * 1321, and no more. */
+TEST(counts_up_to_a_number)
+{
+    const int32_t a = 225225, b = 77531, c = 151, d = 437251;
+    const int64_t most = INT64_MAX / 8;
+    moe_ep_model base, m;
+    moe_ep_params_result r;
+    int i;
+    memset(&base, 0, sizeof base);
+    base.num_moe_layers = base.num_experts = base.top_k = base.hidden = base.inter = 1;
+    CHECK_I64((int64_t)a * b * c * d, most);
+    for (i = 0; i < 10; i++) {
+        int more = i % 2;
+        m = base;
+        if (i / 2 == 0) m.attention_params = most + more;
+        if (i / 2 == 1) m.hidden = a / 3, m.inter = b, m.num_experts = c, m.num_moe_layers = d + more;
+        if (i / 2 == 2) m.hidden = a / 3, m.shared_inter = b, m.num_shared = c, m.num_moe_layers = d + more;
+        if (i / 2 == 3) m.hidden = a / 3, m.dense_inter = b * c, m.num_layers = d + 1 + more;
+        if (i / 2 == 4) m.hidden = (1 << 30) - 1, m.vocab = (1 << 30) + 1 + more, m.tied = 1;
+        CHECK_I64(moe_ep_params(&m, &r, NULL), more ? MOE_EP_ERR_OVERFLOW : MOE_EP_OK);
+        if (!more)
+            CHECK_I64(i == 0   ? r.attention
+                      : i == 2 ? r.routed
+                      : i == 4 ? r.shared
+                      : i == 6 ? r.dense
+                               : r.embedding,
+                      most);
+    }
+}
+
+TEST(experts_per_device_by_hand)
+{
+    int32_t E, D, lo, hi, n;
+    for (E = 1; E < 30; E++)
+        for (D = 1; D < 30; D++) {
+            CHECK(moe_ep_experts_per_device(E, D, &lo, &hi, &n, NULL) == MOE_EP_OK);
+            CHECK(lo == floor((double)E / D) && hi == ceil((double)E / D)); /* every expert on one device: */
+            CHECK_I64(n * hi + (D - n) * lo, E);
+            CHECK(n > 0 && n <= D);
+        }
 }
 
 T_MAIN

@@ -1505,6 +1505,196 @@ TEST(sizes_and_memory_at_the_ends)
     CHECK_I64(err.index, 0);
 }
 
+/* One token, one row or one expert without its array is refused everywhere, and nothing is written. */
+TEST(one_row_without_its_array)
+{
+    const int32_t id[1] = {0};
+    const int64_t one[1] = {1}, ends[2] = {0, 1};
+    const uint8_t map[1] = {1};
+    int32_t a[2] = {-9, -9}, b[2] = {-9, -9};
+    int64_t w[4] = {-9, -9, -9, -9}, v[2] = {-9, -9};
+    float y[1] = {-9.0f};
+    uint8_t m[1] = {9};
+    int32_t device[1] = {0}, node[1] = {0};
+    moe_ep_placement p = shape_of(1, 1, 1, device, node);
+    moe_ep_align_desc d;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_experts = d.block_size = 1;
+#define LACKS(call, name)                                                                           \
+    do {                                                                                            \
+        CHECK_I64(call, MOE_EP_ERR_NULL);                                                           \
+        CHECK_STR(err.arg, name);                                                                   \
+    } while (0)
+    LACKS(moe_ep_permute(NULL, 1, 1, w, a, b, &err), "ids");
+    LACKS(moe_ep_permute(id, 1, 1, NULL, a, b, &err), "offsets");
+    LACKS(moe_ep_padded_offsets(NULL, 1, 1, 0, w, &err), "counts");
+    LACKS(moe_ep_padded_offsets(one, 1, 1, 0, NULL, &err), "offsets");
+    LACKS(moe_ep_send_counts(NULL, 1, 1, NULL, 1, w, v, &err), "ids");
+    LACKS(moe_ep_send_counts(id, 1, 1, NULL, 1, NULL, v, &err), "counts");
+    LACKS(moe_ep_gather(NULL, 1, 1, 1, id, 1, y, &err), "x");
+    LACKS(moe_ep_gather(y, 1, 1, 1, NULL, 1, y, &err), "row_to_flat");
+    LACKS(moe_ep_gather(y, 1, 1, 1, id, 1, NULL, &err), "rows");
+    LACKS(moe_ep_combine(NULL, 1, id, NULL, 1, 1, 1, y, &err), "rows");
+    LACKS(moe_ep_combine(y, 1, NULL, NULL, 1, 1, 1, y, &err), "flat_to_row");
+    LACKS(moe_ep_combine(y, 1, id, NULL, 1, 1, 1, NULL, &err), "out");
+    LACKS(moe_ep_align_sizes(&d, 1, NULL, v, &err), "sorted_len");
+    LACKS(moe_ep_align_sizes(&d, 1, w, NULL, &err), "num_blocks");
+    LACKS(moe_ep_align_block(&d, NULL, 1, a, b, w, NULL, &err), "ids");
+    LACKS(moe_ep_align_block(&d, id, 1, NULL, b, w, NULL, &err), "sorted_ids");
+    LACKS(moe_ep_align_block(&d, id, 1, a, NULL, w, NULL, &err), "block_experts");
+    LACKS(moe_ep_align_block(&d, id, 1, a, b, NULL, NULL, &err), "padded_rows");
+    LACKS(moe_ep_align_batched(NULL, 1, 1, 1, a, b, w, &err), "counts");
+    LACKS(moe_ep_align_batched(one, 1, 1, 1, NULL, b, w, &err), "sorted_ids");
+    LACKS(moe_ep_align_batched(one, 1, 1, 1, a, NULL, w, &err), "block_experts");
+    LACKS(moe_ep_align_batched(one, 1, 1, 1, a, b, NULL, &err), "padded_rows");
+    LACKS(moe_ep_vllm_permute(NULL, 1, 1, 0, 1, NULL, w, a, b, NULL, &err), "ids");
+    LACKS(moe_ep_vllm_permute(id, 1, 1, 0, 1, NULL, NULL, a, b, NULL, &err), "offsets");
+    LACKS(moe_ep_vllm_permute(id, 1, 1, 0, 1, NULL, w, NULL, b, NULL, &err), "permuted_idx");
+    LACKS(moe_ep_vllm_permute(id, 1, 1, 0, 1, NULL, w, a, NULL, NULL, &err), "inv_permuted_idx");
+    LACKS(moe_ep_sglang_preprocess(NULL, 1, 1, a, b, w, &err), "ids");
+    LACKS(moe_ep_sglang_preprocess(id, 1, 1, NULL, b, w, &err), "sorted_ids");
+    LACKS(moe_ep_sglang_preprocess(id, 1, 1, a, NULL, w, &err), "src2dst");
+    LACKS(moe_ep_sglang_preprocess_keep(id, 1, 1, a, b, NULL, &err), "seg_indptr");
+    LACKS(moe_ep_routing_map(NULL, 1, 1, 1, m, &err), "ids");
+    LACKS(moe_ep_routing_map(id, 1, 1, 1, NULL, &err), "map");
+    LACKS(moe_ep_megatron_permute(NULL, 1, 1, w, a, 1, &err), "map");
+    LACKS(moe_ep_megatron_permute(map, 1, 1, NULL, a, 1, &err), "offsets");
+    LACKS(moe_ep_megatron_permute(map, 1, 1, w, NULL, 1, &err), "token_of_row");
+    LACKS(moe_ep_megatron_drop_and_pad(NULL, 1, 1, 1, a, &err), "map");
+    LACKS(moe_ep_megatron_drop_and_pad(map, 1, 1, 1, NULL, &err), "token_of_row");
+    LACKS(moe_ep_megatron_pad_map(NULL, 1, 1, 1, m, &err), "map");
+    LACKS(moe_ep_megatron_pad_map(map, 1, 1, 1, NULL, &err), "padded");
+    LACKS(moe_ep_sort_chunks(NULL, id, 1, a, 1, w, NULL, &err), "sizes");
+    LACKS(moe_ep_sort_chunks(one, NULL, 1, a, 1, w, NULL, &err), "order");
+    LACKS(moe_ep_sort_chunks(one, id, 1, NULL, 1, w, NULL, &err), "row_from");
+    LACKS(moe_ep_sort_chunks(one, id, 1, a, 1, NULL, NULL, &err), "num_rows");
+    LACKS(moe_ep_maxtext_permute(NULL, 1, 1, 0, w, a, b, &err), "ids");
+    LACKS(moe_ep_maxtext_permute(id, 1, 1, 0, NULL, a, b, &err), "group_sizes");
+    LACKS(moe_ep_maxtext_permute(id, 1, 1, 0, w, NULL, b, &err), "row_to_flat");
+    LACKS(moe_ep_receive_buffer(NULL, 1, 1, w, v, NULL, &err), "rows");
+    LACKS(moe_ep_receive_buffer(one, 1, 1, NULL, v, NULL, &err), "kept");
+    LACKS(moe_ep_torchtitan_reorder(NULL, 1, 1, 1, w, a, b, &err), "ids");
+    LACKS(moe_ep_torchtitan_reorder(id, 1, 1, 1, NULL, a, b, &err), "offsets");
+    LACKS(moe_ep_torchtitan_reorder(id, 1, 1, 1, w, NULL, b, &err), "row_to_flat");
+    LACKS(moe_ep_torchtitan_reorder(id, 1, 1, 1, w, a, NULL, &err), "token_of_row");
+    LACKS(moe_ep_trtllm_permute(NULL, 1, 1, 1, 1, w, a, b, NULL, 1, NULL, &err), "ids");
+    LACKS(moe_ep_trtllm_permute(id, 1, 1, 1, 1, NULL, a, b, NULL, 1, NULL, &err), "padded_offsets");
+    LACKS(moe_ep_trtllm_permute(id, 1, 1, 1, 1, w, NULL, b, NULL, 1, NULL, &err), "expanded_to_permuted");
+    LACKS(moe_ep_megablocks_bins(NULL, 1, 1, 1, a, b, w, v, NULL, &err), "ids");
+    LACKS(moe_ep_megablocks_bins(id, 1, 1, 1, a, b, w, NULL, NULL, &err), "bins");
+    LACKS(moe_ep_binned_rows(NULL, id, 1, 1, a, &err), "offsets");
+    LACKS(moe_ep_binned_rows(ends, NULL, 1, 1, a, &err), "row_to_flat");
+    LACKS(moe_ep_binned_rows(ends, id, 1, 1, NULL, &err), "slot_flat");
+    LACKS(moe_ep_deepep_layout(NULL, 1, 1, 1, 1, 0, NULL, NULL, &err), "ids");
+    LACKS(moe_ep_deepep_layout(id, 1, 1, 1, 1, 0, NULL, NULL, &err), "layout");
+    LACKS(moe_ep_traffic(&p, NULL, 1, 1, NULL, MOE_EP_COUNT_PAIRS, w, NULL, &err), "slot_ids");
+    LACKS(moe_ep_traffic(&p, id, 1, 1, NULL, MOE_EP_COUNT_PAIRS, NULL, NULL, &err), "rank_rows");
+    LACKS(moe_ep_fan_out(&p, NULL, 1, 1, a, b, &err), "slot_ids");
+    LACKS(moe_ep_fan_out(&p, id, 1, 1, NULL, NULL, &err), "ranks");
+#undef LACKS
+    CHECK(a[0] == -9 && b[0] == -9 && w[0] == -9 && v[0] == -9 && y[0] < -8.0f && m[0] == 9);
+}
+
+/* The largest sizes of 32 bits, and one more; nothing is read or written on the way. */
+TEST(sizes_that_just_fit)
+{
+    const int64_t most = INT32_MAX, cells = (int64_t)(SIZE_MAX / sizeof(float)), full[2] = {INT64_MAX - 5, 5};
+    const int64_t pages[2] = {INT32_MAX - 5, 5}, more[2] = {INT32_MAX - 5, 6}, none[6] = {0, 0, 0, 0, 0, 0};
+    const int32_t id[2] = {0, 0}, order[2] = {1, 0};
+    int32_t a[16], b[16], i;
+    int64_t w[8], v[8];
+    float y[2];
+    moe_ep_align_desc d;
+    moe_ep_layout layout;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    memset(&layout, 0, sizeof layout);
+    memset(w, 0, sizeof w);
+    d.num_experts = d.block_size = 1;
+    CHECK_I64(moe_ep_permute(NULL, most + 1, 1, w, a, b, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_permute(NULL, most + 2, 1, w, a, b, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_vllm_permute(id, most, 1, 0, 0, NULL, w, a, b, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_local");
+    CHECK_I64(moe_ep_vllm_permute(id, most + 1, 1, 0, 1, NULL, w, a, b, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_align_sizes(&d, most, w, v, &err), MOE_EP_OK);
+    CHECK(w[0] == most && v[0] == most);
+    CHECK_I64(moe_ep_align_sizes(&d, most + 1, w, v, &err), MOE_EP_ERR_OVERFLOW);
+    d.block_size = INT32_MAX - 1; /* two rows and all but one of a block */
+    CHECK_I64(moe_ep_align_block(&d, id, 2, NULL, b, w, NULL, &err), MOE_EP_ERR_NULL);
+    d.block_size = INT32_MAX;
+    CHECK_I64(moe_ep_align_block(&d, id, 2, NULL, b, w, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_align_batched(NULL, 1, INT32_MAX, 1, a, b, w, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_align_batched(NULL, 1, INT32_MAX, 2, a, b, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_combine(y, 1, id, NULL, cells, 1, 1, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_combine(y, 1, id, NULL, cells + 1, 1, 1, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_combine(y, cells + 1, id, NULL, 1, 1, 1, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "num_rows");
+    CHECK_I64(moe_ep_gather(y, cells, 1, 1, NULL, 0, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_gather(y, cells + 1, 1, 1, NULL, 0, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_gather(y, 1, 1, 1, id, cells + 1, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "num_rows");
+    CHECK_I64(moe_ep_padded_offsets(full, 2, 1, 0, w, &err), MOE_EP_OK);
+    CHECK(w[0] == 0 && w[1] == full[0] && w[2] == INT64_MAX);
+    CHECK_I64(moe_ep_padded_offsets(full, 2, 1, 6, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_padded_offsets(full + 1, 1, INT64_MAX, 0, w, &err), MOE_EP_OK);
+    CHECK_I64(w[1], INT64_MAX);
+    CHECK_I64(moe_ep_padded_offsets(full, 1, 4, 0, w, &err), MOE_EP_OK); /* INT64_MAX is 3 above a multiple of 4 */
+    CHECK_I64(w[1], INT64_MAX - 3);
+    CHECK_I64(moe_ep_padded_offsets(full, 1, INT64_MAX / 2, 0, w, &err), MOE_EP_OK);
+    CHECK_I64(w[1], INT64_MAX - 1);
+    CHECK_I64(moe_ep_padded_offsets(full, 1, INT64_MAX / 2 + 1, 0, w, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_sort_chunks(pages, order, 2, NULL, most - 1, w, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, (double)most, 0, 0);
+    CHECK_I64(moe_ep_sort_chunks(pages, order, 2, NULL, most, w, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_sort_chunks(more, order, 2, NULL, most + 1, w, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(pages, 2, 1, most, 1, NULL, w, v, &err), MOE_EP_ERR_NULL);
+    CHECK_I64(moe_ep_torchtitan_permute_indices(pages, 2, 1, most + 1, 1, NULL, w, v, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "max_len");
+    CHECK_I64(moe_ep_torchtitan_permute_indices(more, 2, 1, most, 1, NULL, w, v, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "counts");
+    CHECK_I64(moe_ep_torchtitan_permute_indices(none, 3, 2, 11, 4, a, w, v, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, 12.0, 0, 0); /* an expert without rows has a group all the same */
+    CHECK_I64(moe_ep_torchtitan_permute_indices(none, 3, 2, 12, 4, a, w, v, &err), MOE_EP_OK);
+    for (i = 0; i < 12; i++) CHECK_I64(a[i], -1);
+    CHECK(w[0] == 4 && w[1] == 4 && w[2] == 4 && v[0] == 4 && v[1] == 8 && v[2] == 12);
+    CHECK_I64(moe_ep_deepep_layout(id, 2, 1, 1, 65536, 0, id, &layout, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_deepep_layout(id, 2, 1, 1, 65537, 0, id, &layout, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "R");
+    CHECK_I64(moe_ep_deepep_layout(id, 2, 1, 1, 0, 0, id, &layout, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_trtllm_permute(id, 2, 1, 1, 1, w, a, NULL, NULL, most + 1, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "max_rows");
+    CHECK_I64(moe_ep_trtllm_permute(id, 2, 1, 1, 4, w, a, NULL, NULL, 3, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_NEAR(err.value, 4.0, 0, 0);
+    CHECK_I64(moe_ep_trtllm_permute(id, 2, 1, 1, 4, w, a, b, NULL, 4, NULL, &err), MOE_EP_OK);
+    CHECK(w[0] == 0 && w[1] == 4 && a[0] == 0 && a[1] == 1 && b[0] == 0 && b[1] == 1 && b[2] == -1 && b[3] == -1);
+}
+
+/* Scratch is asked for by the arrays that are worked in, each rounded up to 64 bytes, and 64 to align the first. */
+TEST(scratch_is_what_the_arrays_take)
+{
+    enum { E = 21 };
+    const int32_t ids[4] = {0, 1, 2, 3}, order[E] = {0};
+    const int64_t sizes[E] = {0};
+    int32_t a[E * 4], b[E * 4];
+    int64_t w[E + 1];
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_align_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_experts = E;
+    d.block_size = 4;
+    CHECK_I64(moe_ep_align_block(&d, ids, 4, a, b, w, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, 64 + (8 * (E + 1) + 63) / 64 * 64);
+    CHECK_I64(moe_ep_vllm_permute(ids, 4, E, 3, 6, NULL, w, a, b, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, 64 + (4 * E + 63) / 64 * 64 + (8 * (6 + E + 2) + 63) / 64 * 64);
+    CHECK_I64(moe_ep_sort_chunks(sizes, order, E, a, 4, w, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, 64 + (8 * E + 63) / 64 * 64);
+    CHECK_I64(moe_ep_trtllm_permute(ids, 4, 1, E, 1, w, a, b, NULL, 4, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, 64 + (8 * (E + 1) + 63) / 64 * 64);
+}
+
 TEST(success_clears_the_error)
 {
     const int32_t ids[2] = {0, 1}, order[2] = {1, 0};

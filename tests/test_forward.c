@@ -394,6 +394,14 @@ static uint32_t bits_of(float v)
     return u;
 }
 
+/* Everything an error says but its words; without an error "", -1 and 0. */
+static void error_is(const moe_ep_error *err, const char *arg, int64_t index, double value)
+{
+    CHECK_STR(err->arg, arg);
+    CHECK_I64(err->index, index);
+    CHECK_NEAR(err->value, value, 0, 0);
+}
+
 /* By its bits: with -ffast-math v != v is never true. */
 static int is_nan(float v) { return (bits_of(v) & 0x7fffffffu) > 0x7f800000u; }
 
@@ -429,15 +437,15 @@ TEST(worked_numbers)
 
 TEST(activations_in_double_equal_their_formulas)
 {
-    static const float alphas[] = {0.0f, 1.0f, 1.702f, -0.7f}, limits[] = {0.0f, 0.5f, 7.0f};
+    static const float alphas[] = {0.0f, 1.0f, 1.702f, -0.7f, 0.5f}, limits[] = {0.0f, 0.5f, 7.0f};
     uint64_t s = t_seed + 32;
     for (int kind = -1; kind <= 7; kind++) {
-        for (int i = 0; i < 12 * 40; i++) {
+        for (int i = 0; i < 15 * 32; i++) {
             moe_ep_activation a;
             double g = 9.0 * draw(&s), u = 9.0 * draw(&s);
             memset(&a, 0, sizeof a);
             a.kind = (moe_ep_activation_kind)kind;
-            a.alpha = alphas[i % 4], a.limit = limits[i / 4 % 3], a.up_offset = i % 5 == 0 ? 1.0f : 0.0f;
+            a.alpha = alphas[i % 5], a.limit = limits[i / 5 % 3], a.up_offset = i % 4 == 0 ? 1.0f : 0.0f;
             CHECK_NEAR(moe_ep_activate(&a, g, u), kind < 0 || kind > 6 ? 0.0 : naive_act(&a, g, u), 1e-12, 1e-15);
         }
     }
@@ -519,12 +527,31 @@ TEST(int8_rows_keep_their_largest_value_and_round_to_the_nearest_step)
     scale = 77.0f;
     CHECK_I64(moe_ep_quantize_rows(bad, MOE_EP_F32, 2, 2, 0, q, &scale, &err), MOE_EP_ERR_NAN);
     CHECK_I64(err.index, 2);
+    for (int i = 0; i < 6; i++) { /* 2 rows of 2 in rows of 3: the gap is not looked at */
+        float gap[6] = {1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f};
+        int8_t kept[4] = {5, 5, 5, 5};
+        float scales[2];
+        gap[i] = (float)NAN;
+        CHECK_I64(moe_ep_quantize_rows(gap, MOE_EP_F32, 2, 2, 3, kept, scales, &err),
+                  i % 3 == 2 ? MOE_EP_OK : MOE_EP_ERR_NAN);
+        error_is(&err, i % 3 == 2 ? "" : "w", i % 3 == 2 ? -1 : i, 0.0);
+        if (i % 3 != 2) CHECK(kept[0] == 5 && kept[3] == 5);
+    }
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_I8, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_quantize_rows(w, (moe_ep_dtype)-1, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_RANGE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 9, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 2, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, -1, 3, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "rows", -1, -1.0);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 0, 0, q, &scale, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "cols", -1, 0.0);
+    /* nothing to do, in as many cells as there may be, and in one more */
+    CHECK_I64(moe_ep_quantize_rows(NULL, MOE_EP_F32, 0, INT64_MAX, 0, NULL, NULL, &err), MOE_EP_OK);
+    error_is(&err, "", -1, 0.0);
+    CHECK_I64(moe_ep_quantize_rows(NULL, MOE_EP_F32, 1, INT64_MAX / 8, 0, q, &scale, &err), MOE_EP_ERR_NULL);
+    error_is(&err, "w", -1, 0.0);
+    CHECK_I64(moe_ep_quantize_rows(NULL, MOE_EP_F32, 1, INT64_MAX / 8 + 1, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
+    error_is(&err, "rows", -1, 1.0);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, 1, 3, 2, q, &scale, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_quantize_rows(w, MOE_EP_F32, INT64_MAX / 4, 3, 0, q, &scale, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_I64(moe_ep_quantize_rows(NULL, MOE_EP_F32, 1, 3, 0, q, &scale, &err), MOE_EP_ERR_NULL);
@@ -955,6 +982,7 @@ TEST(a_router_with_rows_of_its_own_over_two_passes)
         router.keys = select ? keys : NULL;
         router.table = select ? NULL : table;
         router.table_rows = select ? 0 : T;
+        router.logits_stride = 0;
         memset(&routed, 0, sizeof routed);
         routed.experts = &r.w;
         given = routed;
@@ -962,6 +990,7 @@ TEST(a_router_with_rows_of_its_own_over_two_passes)
         CHECK_I64(moe_ep_gate(x, T, H, gate, NULL, E, logits, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_route(&router, logits, T, NULL, ids, w, NULL), MOE_EP_OK);
         given.top_k = K, given.ids = ids, given.choice_weights = w;
+        router.logits_stride = 5 * E; /* of logits that the caller has: these are the layer's own, packed */
         CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_forward(&given, x, T, two, NULL, NULL), MOE_EP_OK);
         CHECK(memcmp(one, two, sizeof(float) * T * H) == 0);
@@ -973,11 +1002,17 @@ TEST(a_router_with_rows_of_its_own_over_two_passes)
             CHECK_STR(err.arg, "keys");
             CHECK_I64(err.index, 4100 * E + 1);
             CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, NULL), MOE_EP_ERR_NAN);
+            keys[4096 * E] = (float)NAN; /* the first of the second pass */
+            CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_NAN);
+            CHECK_I64(err.index, 4096 * E);
         } else {
             table[4150 * K + 1] = E;
             CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_EXPERT_ID);
             CHECK_STR(err.arg, "table");
             CHECK_I64(err.index, 4150 * K + 1);
+            table[4096 * K] = -2;
+            CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+            CHECK_I64(err.index, 4096 * K);
             router.table_rows = 4097; /* runs out in the second pass */
             CHECK_I64(moe_ep_forward(&routed, x, T, one, NULL, &err), MOE_EP_ERR_SIZE);
             CHECK_STR(err.arg, "table_rows");
@@ -1033,6 +1068,13 @@ TEST(sizes_that_do_not_fit_are_refused_before_anything_is_read)
         CHECK_I64(moe_ep_forward(&d, x, 2, y, &none, &err), MOE_EP_ERR_SCRATCH);
         CHECK((double)none.need > (double)router.top_k && (double)none.need < 512.0 * router.top_k);
     }
+    router.top_k = 1 << 28; /* times an inner size of 2^31 - 1 for each choice */
+    router.num_null = d.num_null = router.top_k;
+    router.num_experts = d.num_null + 1;
+    e.inter = INT32_MAX;
+    CHECK_I64(moe_ep_forward(&d, x, 2, y, &none, &err), MOE_EP_ERR_OVERFLOW);
+    error_is(&err, "num_tokens", -1, 2.0 * router.top_k);
+    e.inter = 1;
     d.router = NULL, d.gate = NULL, d.top_k = 1, d.num_null = 0;
     /* 4096 tokens on 2^29 shared experts as wide as can be; and a number that fits, but not with a margin */
     sh = e;
@@ -1221,39 +1263,67 @@ TEST(memory_is_that_of_the_activations)
     }
 }
 
+/* A layer whose work is worth dividing, and its answer by one thread. */
+typedef struct divided {
+    set r, sh;
+    float *x, *one, *many, *w;
+    int32_t *ids;
+    int64_t tokens, bytes; /* of an answer */
+    moe_ep_forward_desc d;
+} divided;
+
+static divided make_divided(moe_ep_dtype dtype, uint64_t *s)
+{
+    divided v;
+    memset(&v, 0, sizeof v);
+    v.r = make_set(7, 130, 90, dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, s);
+    v.sh = make_set(2, 130, 40, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, s);
+    v.tokens = 150;
+    v.bytes = v.tokens * 130 * (int64_t)sizeof(float);
+    v.x = random_x(v.tokens * 130, s);
+    v.one = t_alloc((size_t)v.bytes);
+    v.many = t_alloc((size_t)v.bytes);
+    v.w = t_alloc(sizeof(float) * (size_t)(v.tokens * 3));
+    v.ids = t_alloc(sizeof(int32_t) * (size_t)(v.tokens * 3));
+    random_ids(v.ids, v.w, v.tokens, 3, 7, 1, s);
+    v.d.top_k = 3, v.d.ids = v.ids, v.d.choice_weights = v.w;
+    return v;
+}
+
+/* Three times with the threads given, against one thread alone. */
+static void divide(divided *v, moe_ep_products products, moe_ep_parallel_for by, void *user)
+{
+    v->d.experts = &v->r.w, v->d.shared = &v->sh.w, v->d.products = products;
+    v->d.parallel_for = NULL;
+    CHECK_I64(moe_ep_forward(&v->d, v->x, v->tokens, v->one, NULL, NULL), MOE_EP_OK);
+    v->d.parallel_for = by;
+    v->d.parallel_user = user;
+    for (int again = 0; again < 3; again++) {
+        memset(v->many, 0, (size_t)v->bytes);
+        CHECK_I64(moe_ep_forward(&v->d, v->x, v->tokens, v->many, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(v->one, v->many, (size_t)v->bytes) == 0);
+    }
+}
+
+static void free_divided(divided *v)
+{
+    free(v->x), free(v->one), free(v->many), free(v->w), free(v->ids);
+    free_set(&v->r);
+    free_set(&v->sh);
+}
+
 TEST(one_two_three_and_eight_threads_give_the_same_bits)
 {
+    static const int counts[] = {1, 2, 3, 8};
     uint64_t s = t_seed + 20;
     for (int dtype = 0; dtype < 4; dtype++) {
-        set r = make_set(7, 130, 90, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
-        set sh = make_set(2, 130, 40, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
-        int64_t T = 150, n = T * 130;
-        float *x = random_x(n, &s), *one = t_alloc(sizeof(float) * (size_t)n);
-        float *many = t_alloc(sizeof(float) * (size_t)n);
-        float *w = t_alloc(sizeof(float) * (size_t)(T * 3));
-        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * 3));
-        moe_ep_forward_desc d;
-        random_ids(ids, w, T, 3, 7, 1, &s);
-        memset(&d, 0, sizeof d);
-        d.experts = &r.w, d.shared = &sh.w, d.top_k = 3, d.ids = ids, d.choice_weights = w;
-        static const int counts[] = {1, 2, 3, 8};
+        divided v = make_divided((moe_ep_dtype)dtype, &s);
         for (int i = 0; i < (dtype == MOE_EP_BF16 ? 12 : 4); i++) {
             threads_pool *pool = threads_start(counts[i % 4]);
-            d.products = (moe_ep_products)(i / 4);
-            d.parallel_for = NULL;
-            if (i % 4 == 0) CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
-            d.parallel_for = threads_run;
-            d.parallel_user = pool;
-            for (int again = 0; again < 3; again++) {
-                memset(many, 0, sizeof(float) * (size_t)n);
-                CHECK_I64(moe_ep_forward(&d, x, T, many, NULL, NULL), MOE_EP_OK);
-                CHECK(memcmp(one, many, sizeof(float) * (size_t)n) == 0);
-            }
+            divide(&v, (moe_ep_products)(i / 4), threads_run, pool);
             threads_stop(pool);
         }
-        free(x), free(one), free(many), free(w), free(ids);
-        free_set(&r);
-        free_set(&sh);
+        free_divided(&v);
     }
 }
 
@@ -1275,25 +1345,9 @@ TEST(openmp_threads_give_the_bits_of_one)
     uint64_t s = t_seed + 36;
     gathering all = {0, omp_get_max_threads()};
     for (int dtype = 0; dtype < 4; dtype++) {
-        set r = make_set(7, 130, 90, (moe_ep_dtype)dtype, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
-        int64_t T = 150, n = T * 130;
-        float *x = random_x(n, &s), *one = t_alloc(sizeof(float) * (size_t)n);
-        float *many = t_alloc(sizeof(float) * (size_t)n);
-        float *w = t_alloc(sizeof(float) * (size_t)(T * 3));
-        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * 3));
-        moe_ep_forward_desc d;
-        random_ids(ids, w, T, 3, 7, 1, &s);
-        memset(&d, 0, sizeof d);
-        d.experts = &r.w, d.top_k = 3, d.ids = ids, d.choice_weights = w;
-        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
-        d.parallel_for = threads_openmp;
-        for (int again = 0; again < 3; again++) {
-            memset(many, 0, sizeof(float) * (size_t)n);
-            CHECK_I64(moe_ep_forward(&d, x, T, many, NULL, NULL), MOE_EP_OK);
-            CHECK(memcmp(one, many, sizeof(float) * (size_t)n) == 0);
-        }
-        free(x), free(one), free(many), free(w), free(ids);
-        free_set(&r);
+        divided v = make_divided((moe_ep_dtype)dtype, &s);
+        divide(&v, MOE_EP_PRODUCTS_F32, threads_openmp, NULL);
+        free_divided(&v);
     }
     threads_openmp(NULL, all.wanted, gather, &all);
     CHECK_I64(all.wanted, omp_get_max_threads());
@@ -1552,6 +1606,180 @@ TEST(bad_input_is_named_and_y_stays)
     free_set(&g.sh);
 }
 
+TEST(errors_name_the_value_and_success_leaves_none)
+{
+    static const int32_t sizes[] = {1, 0, -3};
+    float x[6] = {1, 2, 3, 4, 5, 6}, y[6];
+    int64_t start[2] = {0, 1};
+    moe_ep_error err;
+    good g;
+    good_init(&g);
+    for (int i = 1; i < 27; i++) { /* the first of three sizes that is below 1 */
+        int32_t n[3] = {sizes[i % 3], sizes[i / 3 % 3], sizes[i / 9]};
+        moe_ep_weights w = g.r.w;
+        moe_ep_forward_desc d = g.d;
+        w.num_experts = n[0], w.hidden = n[1], w.inter = n[2];
+        d.experts = &w;
+        CHECK_I64(moe_ep_forward(&d, x, 1, y, NULL, &err), MOE_EP_ERR_SIZE);
+        error_is(&err, "experts", -1, n[0] < 1 ? n[0] : n[1] < 1 ? n[1] : n[2]);
+    }
+    CHECK_I64(moe_ep_forward(&g.d, x, -7, y, NULL, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "num_tokens", -1, -7.0);
+    g.d.top_k = 0;
+    CHECK_I64(moe_ep_forward(&g.d, x, 1, y, NULL, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "top_k", -1, 0.0);
+    g.d.top_k = 2;
+    CHECK_I64(moe_ep_forward(&g.d, x, 1, y, NULL, &err), MOE_EP_OK);
+    error_is(&err, "", -1, 0.0);
+    g.d.top_k = 0;
+    CHECK_I64(moe_ep_forward(&g.d, x, 1, y, NULL, &err), MOE_EP_ERR_SIZE);
+    g.d.top_k = 2;
+    CHECK_I64(moe_ep_experts(&g.d, x, start, 1, NULL, y, NULL, &err), MOE_EP_OK);
+    error_is(&err, "", -1, 0.0);
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
+/* The largest number that fits and the next one.  No token comes along, so that nothing is read or written. */
+TEST(sizes_at_the_end_of_their_ranges)
+{
+    const int64_t most = INT64_MAX / 8 / 35 * 35; /* 5 experts of 7 rows; it is INT64_MAX / 8 itself */
+    const void *table[5];
+    float cell = 0.0f;
+    moe_ep_error err;
+    good g;
+    good_init(&g);
+    CHECK_I64(most, INT64_MAX / 8);
+    for (int over = 0; over < 2; over++) {
+        moe_ep_weights w = g.r.w;
+        moe_ep_forward_desc d = g.d;
+        d.experts = &w;
+        w.gate_row_stride = most / 35 + over;
+        CHECK_I64(moe_ep_forward(&d, NULL, 0, NULL, NULL, &err), over ? MOE_EP_ERR_OVERFLOW : MOE_EP_OK);
+        w = g.r.w;
+        w.gate_expert_stride = most / 5 + over;
+        CHECK_I64(moe_ep_forward(&d, NULL, 0, NULL, NULL, &err), over ? MOE_EP_ERR_SIZE : MOE_EP_OK);
+        w = g.r.w;
+        d.num_null = INT32_MAX - 5 + over;
+        CHECK_I64(moe_ep_forward(&d, NULL, 0, NULL, NULL, &err), over ? MOE_EP_ERR_SIZE : MOE_EP_OK);
+        error_is(&err, over ? "num_null" : "", -1, over ? INT32_MAX - 4.0 : 0.0);
+    }
+    for (int bad = 0; bad < 5; bad++) { /* each pointer of a table */
+        for (int e = 0; e < 5; e++) table[e] = e == bad ? NULL : g.r.mem_gate;
+        g.r.w.gate_of = table;
+        CHECK_I64(moe_ep_forward(&g.d, NULL, 0, NULL, NULL, &err), MOE_EP_ERR_NULL);
+        error_is(&err, "gate", bad, 0.0);
+    }
+    g.r.w.gate_of = NULL;
+    moe_ep_weights one;
+    memset(&one, 0, sizeof one);
+    one.num_experts = one.hidden = one.inter = 1;
+    one.gate = one.up = one.down = &cell;
+    g.d.experts = &one, g.d.shared = NULL, g.d.shared_gate = NULL;
+    CHECK_I64(moe_ep_forward(&g.d, NULL, INT64_MAX / 64, &cell, NULL, &err), MOE_EP_ERR_NULL);
+    error_is(&err, "x", -1, 0.0);
+    CHECK_I64(moe_ep_forward(&g.d, NULL, INT64_MAX / 64 + 1, &cell, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
+TEST(input_and_output_may_touch_but_not_overlap)
+{
+    enum { N = 4 * 6 };
+    static float both[3 * N];
+    moe_ep_error err;
+    good g;
+    good_init(&g);
+    for (int at = -N - 1; at <= N + 1; at++) { /* y begins `at` floats behind x */
+        memcpy(both + N, g.x, sizeof g.x);
+        if (N + at < 0 || at > N) continue;
+        CHECK_I64(moe_ep_forward(&g.d, both + N, 4, both + N + at, NULL, &err),
+                  at == N || at == -N ? MOE_EP_OK : MOE_EP_ERR_CONFIG);
+        error_is(&err, at == N || at == -N ? "" : "y", -1, 0.0);
+    }
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
+/* Bytes that moe_ep_experts wants for rows of one group: nothing is read before it says so. */
+static double wanted(moe_ep_forward_desc *d, int64_t rows)
+{
+    static float none[2];
+    const int64_t start[2] = {0, rows};
+    float *x = t_alloc(sizeof(float) * (size_t)(rows * d->experts->hidden));
+    moe_ep_scratch tiny = moe_ep_scratch_fixed(NULL, 0);
+    CHECK_I64(moe_ep_experts(d, x, start, 1, NULL, none, &tiny, NULL), MOE_EP_ERR_SCRATCH);
+    free(x);
+    return (double)tiny.need;
+}
+
+/* Rows of activations are filled up to 32 floats, and with 32 more where neighbours would lie a multiple of 2 KB apart,
+ * which shares few sets of a cache. */
+TEST(a_row_of_activations_takes_what_its_padding_says)
+{
+    static const int widths[] = {1, 31, 32, 33, 64, 65, 480, 511, 512, 513, 1024, 1025, 1500};
+    float cell = 0.0f;
+    for (int i = 0; i < 13 * 13; i++) {
+        int n[2] = {widths[i % 13], widths[i / 13]}, floats = 0;
+        moe_ep_weights w;
+        moe_ep_forward_desc d;
+        memset(&w, 0, sizeof w);
+        memset(&d, 0, sizeof d);
+        w.num_experts = 1, w.hidden = n[0], w.inter = n[1];
+        w.gate = w.up = w.down = &cell;
+        d.experts = &w, d.isa_max = MOE_EP_ISA_PORTABLE;
+        for (int k = 0; k < 2; k++)
+            for (int full = 0; full < n[k] || full % 512 == 0; full += 32) floats += 32;
+        CHECK_NEAR(wanted(&d, 48) - wanted(&d, 16), 32.0 * 4.0 * floats, 0, 0);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+/* Runs the tasks one by one and looks which rows of the answer each has written. */
+typedef struct watch {
+    const float *y;
+    float before[84 * 6];
+    int64_t start[8], written[64];
+    int tasks;
+} watch;
+
+static void watch_tasks(void *user, int64_t count, moe_ep_task task, void *context)
+{
+    watch *v = user;
+    for (int64_t i = 0; i < count; i++) {
+        int group = -1;
+        memcpy(v->before, v->y, sizeof v->before);
+        task(context, i);
+        for (int g = 0; g < 7; g++)
+            if (memcmp(v->y + v->start[g] * 6, v->before + v->start[g] * 6,
+                       sizeof(float) * (size_t)((v->start[g + 1] - v->start[g]) * 6)) != 0) group = g;
+        if (group >= 0 && v->tasks < 64) v->written[v->tasks++] = v->start[group + 1] - v->start[group];
+    }
+}
+
+TEST(tasks_of_larger_groups_come_first)
+{
+    static const int sizes[7] = {3, 0, 17, 5, 17, 1, 41};
+    static const int32_t experts[7] = {0, 1, 2, 3, 4, 0, 1};
+    uint64_t s = t_seed + 41;
+    float x[84 * 6], y[84 * 6];
+    watch v;
+    good g;
+    good_init(&g);
+    memset(&v, 0, sizeof v);
+    memset(y, 0, sizeof y);
+    for (int i = 0; i < 84 * 6; i++) x[i] = (float)draw(&s);
+    for (int i = 0; i < 7; i++) v.start[i + 1] = v.start[i] + sizes[i];
+    v.y = y;
+    g.d.parallel_for = watch_tasks, g.d.parallel_user = &v;
+    CHECK_I64(moe_ep_experts(&g.d, x, v.start, 7, experts, y, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(v.tasks, 6);
+    for (int i = 1; i < v.tasks; i++) CHECK(v.written[i] <= v.written[i - 1]);
+    CHECK_I64(v.written[0], 41);
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
 TEST(experts_alone_checks_its_groups)
 {
     good g;
@@ -1579,7 +1807,9 @@ TEST(experts_alone_checks_its_groups)
     g.d.isa_max = (moe_ep_isa)9;
     CHECK_I64(moe_ep_experts(&g.d, g.x, start, 3, experts, ry, NULL, &err), MOE_EP_ERR_RANGE);
     g.d.isa_max = MOE_EP_ISA_AUTO;
-    int64_t nothing[3] = {0, 0, 0};
+    int64_t nothing[3] = {0, 0, 0}, all[7] = {0, 1, 1, 2, 3, 4, 4};
+    CHECK_I64(moe_ep_experts(&g.d, g.x, all, 6, NULL, ry, NULL, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "num_groups", -1, 6.0);
     CHECK_I64(moe_ep_experts(&g.d, g.x, nothing, 2, NULL, ry, NULL, &err), MOE_EP_OK); /* no rows: nothing to do */
     float infinite[24];
     memcpy(infinite, g.x, sizeof infinite);
@@ -1594,6 +1824,15 @@ TEST(experts_alone_checks_its_groups)
         for (int h = 0; h < 6; h++) in[h] = (double)g.x[row * 6 + h];
         naive_expert(&g.r, 4, in, 1.0, want);
         CHECK(error_of(ry + row * 6, want, 6) <= 1e-5);
+    }
+    CHECK_I64(moe_ep_experts(&g.d, g.x, all, 5, NULL, ry, NULL, &err), MOE_EP_OK); /* group g has expert g */
+    for (int e = 0, row = 0; e < 5; e++) {
+        for (; row < all[e + 1]; row++) {
+            double in[6], want[6] = {0};
+            for (int h = 0; h < 6; h++) in[h] = (double)g.x[row * 6 + h];
+            naive_expert(&g.r, e, in, 1.0, want);
+            CHECK(error_of(ry + row * 6, want, 6) <= 1e-5);
+        }
     }
     free_set(&g.r);
     free_set(&g.sh);

@@ -7,6 +7,33 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* ---- memory of a caller: full of rubbish, with a fence behind it that nobody may have written ---- */
+
+typedef struct counter {
+    int allocs, live, fail_at;
+    size_t bytes[16]; /* of the first blocks */
+} counter;
+enum { FENCE = 256 };
+
+static void *count_alloc(void *user, size_t bytes)
+{
+    counter *c = user;
+    if (++c->allocs == c->fail_at || bytes > (size_t)1 << 30) return NULL;
+    if (c->allocs <= 16) c->bytes[c->allocs - 1] = bytes;
+    c->live++;
+    unsigned char *p = malloc(bytes + FENCE);
+    if (p) memset(p, 0x5b, bytes + FENCE);
+    return p;
+}
+static void count_free(void *user, void *p, size_t bytes)
+{
+    const unsigned char *fence = (const unsigned char *)p + bytes;
+    for (int i = 0; i < FENCE; i++) CHECK(fence[i] == 0x5b);
+    ((counter *)user)->live--;
+    memset(p, 0xdd, bytes);
+    free(p);
+}
+
 /* ---- a small layer ---- */
 
 typedef struct model {
@@ -48,6 +75,14 @@ static void free_model(model *m)
 {
     free(m->gate), free(m->up), free(m->down), free(m->bias);
     for (int i = 0; i < 4; i++) free(m->sg[i]);
+}
+
+/* Everything an error says but its words; without an error "", -1 and 0. */
+static void error_is(const moe_ep_error *err, const char *arg, int64_t index, double value)
+{
+    CHECK_STR(err->arg, arg);
+    CHECK_I64(err->index, index);
+    CHECK_NEAR(err->value, value, 0, 0);
 }
 
 static void draw_ids(int32_t *ids, float *w, int64_t T, int K, int E, int holes, uint64_t *s)
@@ -127,8 +162,8 @@ TEST(in_process_ranks_give_the_bits_of_one_device_under_every_placement)
     for (int i = 0; i < 5 * KINDS * 6; i++) {
         int D = ranks[i % 5], kind = (i / 5) % KINDS, E = D + 2 + (int)t_below(&s, 9), extra = (int)t_below(&s, 7);
         int P = kind == CONTIGUOUS || kind == ROUND_ROBIN ? E : E + extra, H = 1 + (int)t_below(&s, 40);
-        int null = (int)t_below(&s, 2), K = 1 + (int)t_below(&s, 4);
-        int64_t T = t_below(&s, 40), rows = 0;
+        int null = (int)t_below(&s, 4), K = 1 + (int)t_below(&s, 4);
+        int64_t T = t_below(&s, 40), rows = 0, none = 0;
         model m = make_model(E, H, 1 + (int)t_below(&s, 40), &s);
         own_placement o = make_placement(kind, E, D, P, &s);
         float *x = floats(T * H, &s), *one = t_alloc(sizeof(float) * (size_t)(T * H + 1));
@@ -149,9 +184,10 @@ TEST(in_process_ranks_give_the_bits_of_one_device_under_every_placement)
         int64_t *live = i % 3 ? per_rank : NULL;
         CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, live, NULL, x, T, many, &res, NULL, &err), MOE_EP_OK);
         CHECK(memcmp(one, many, sizeof(float) * (size_t)(T * H)) == 0);
-        for (int64_t j = 0; j < T * K; j++) rows += ids[j] >= 0 && ids[j] < E;
+        for (int64_t j = 0; j < T * K; j++) rows += ids[j] >= 0 && ids[j] < E, none += ids[j] < 0;
         CHECK_I64(res.rows, rows);
-        CHECK_I64(res.rows + res.skipped + res.identity, T * K); /* no row is lost or made */
+        CHECK_I64(res.skipped, none);
+        CHECK_I64(res.identity, T * K - rows - none);
         CHECK(res.rows_moved <= rows && res.rows_max <= rows && res.rows_max * D >= rows);
         if (D == 1) CHECK_I64(res.rows_moved, 0);
         free(x), free(one), free(many), free(w), free(ids), free(o.mem);
@@ -257,7 +293,7 @@ TEST(slots_from_every_split_policy_are_used_and_checked)
     for (int i = 0; i < 70; i++) {
         moe_ep_split_policy policy = (moe_ep_split_policy)(i % 7);
         int E = 6, D = 3, P = 9, K = 2, H = 5;
-        int64_t T = 20, tokens[3] = {0}, slot_rows[9], seen[9] = {0}, load[3] = {0};
+        int64_t T = 20, tokens[3] = {0}, slot_rows[9], seen[9] = {0}, load[3] = {0}, away = 0;
         int32_t ids[40], slots[40];
         float w[40], one[100], many[100];
         uint64_t same = t_seed + 100 + (uint64_t)(i / 7); /* the same layer, ids and placement for all policies */
@@ -281,6 +317,10 @@ TEST(slots_from_every_split_policy_are_used_and_checked)
         }
         int64_t most = load[0] > load[1] ? load[0] : load[1];
         CHECK_I64(res.rows_max, most > load[2] ? most : load[2]); /* what the split promised is what the ranks did */
+        for (int dev = 0, j = 0; dev < D; dev++)
+            for (int64_t left = tokens[dev] * K; left > 0; left--, j++)
+                away += slots[j] >= 0 && o.p.slot_device[slots[j]] != dev;
+        CHECK_I64(res.rows_moved, away);
         moved[policy] += res.rows_moved;
         busiest[policy] += res.rows_max;
         int at = 0;
@@ -334,6 +374,145 @@ TEST(replicas_of_an_expert_take_turns)
     CHECK_I64(err.index, 0);
     free(x), free(o.mem);
     free_model(&m);
+}
+
+/* Each layer has a placement of its own; the copies of an expert take turns in token order; the first T mod D ranks
+ * have one token more.  Counted here choice by choice. */
+TEST(ranks_follow_the_layer_the_turns_and_the_tokens)
+{
+    enum { L = 3, E = 5, P = 9, H = 4, K = 2 };
+    uint64_t s = t_seed + 33;
+    for (int i = 0; i < 40; i++) {
+        int D = 1 + i % 4, null = 1 + i % 3;
+        int64_t T = t_below(&s, 23), taken = 0;
+        model m = make_model(E, H, 3, &s);
+        own_placement o;
+        moe_ep_shape shape;
+        memset(&shape, 0, sizeof shape);
+        shape.num_devices = D, shape.num_slots = P;
+        size_t bytes = moe_ep_placement_bytes(L, E, &shape);
+        o.mem = t_alloc(bytes);
+        CHECK_I64(moe_ep_placement_init(&o.p, L, E, &shape, o.mem, bytes, NULL), MOE_EP_OK);
+        for (int l = 0; l < L; l++) /* expert e first in slot e + l, then any */
+            for (int slot = 0; slot < P; slot++)
+                o.p.slot_expert[l * P + slot] = slot >= l && slot < E + l ? slot - l : (int32_t)t_below(&s, E);
+        CHECK_I64(moe_ep_placement_index(&o.p, NULL), MOE_EP_OK);
+        float *x = floats(T * H, &s), one[23 * H], many[23 * H], w[23 * K];
+        int32_t ids[23 * K], slots[23 * K];
+        draw_ids(ids, w, T, K, E + null, 1, &s);
+        moe_ep_forward_desc d = desc_of(&m, K, ids, w);
+        d.num_null = null;
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+        for (int l = 0; l < L; l++) {
+            int64_t moved = 0, load[4] = {0}, most = 0, even = T / D, spare = T % D;
+            int turn[E] = {0};
+            moe_ep_ranks_result res;
+            moe_ep_error err;
+            for (int64_t j = 0; j < T * K; j++) {
+                int64_t t = j / K, long_ones = spare * (even + 1);
+                int64_t at = t < long_ones ? t / (even + 1) : spare + (t - long_ones) / even;
+                int copy[P], copies = 0;
+                slots[j] = ids[j] < 0 ? -1 : P + ids[j] - E;
+                if (ids[j] < 0 || ids[j] >= E) continue;
+                for (int slot = 0; slot < P; slot++)
+                    if (o.p.slot_expert[l * P + slot] == ids[j]) copy[copies++] = slot;
+                slots[j] = copy[turn[ids[j]]++ % copies];
+                moved += o.p.slot_device[slots[j]] != at;
+                load[o.p.slot_device[slots[j]]]++;
+            }
+            for (int r = 0; r < 4; r++) most = load[r] > most ? load[r] : most;
+            for (int given = 0; given < 2; given++) {
+                counter c = {0, 0, 0, {0}};
+                moe_ep_scratch scratch;
+                memset(&scratch, 0, sizeof scratch);
+                scratch.alloc.alloc_fn = count_alloc, scratch.alloc.free_fn = count_free, scratch.alloc.user = &c;
+                memset(many, 0, sizeof many);
+                CHECK_I64(moe_ep_forward_ranks(&d, &o.p, l, NULL, given ? slots : NULL, x, T, many, &res, &scratch,
+                                               &err), MOE_EP_OK);
+                error_is(&err, "", -1, 0.0);
+                CHECK(memcmp(one, many, sizeof(float) * (size_t)(T * H)) == 0);
+                CHECK_I64(res.rows_moved, moved);
+                CHECK_I64(res.rows_max, most);
+                moe_ep_scratch_free(&scratch);
+                CHECK_I64(c.live, 0);
+            }
+            for (int64_t j = 0; j < T * K; j++) { /* any other slot for an identity expert, or for none, is refused */
+                if (ids[j] >= 0 && ids[j] < E) continue;
+                for (int32_t wrong = -1; wrong <= P + null; wrong++) {
+                    int32_t right = slots[j];
+                    if (wrong == right) continue;
+                    slots[j] = wrong;
+                    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, l, NULL, slots, x, T, many, NULL, NULL, &err),
+                              MOE_EP_ERR_PLACEMENT);
+                    error_is(&err, "slot_ids", j, wrong);
+                    slots[j] = right;
+                }
+                if (++taken % 4 == 0) break;
+            }
+        }
+        free(x), free(o.mem);
+        free_model(&m);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+/* More tokens than one pass of the router takes, and identity experts among its choices. */
+TEST(a_router_with_identity_experts_over_two_passes_of_the_ranks)
+{
+    enum { E = 3, NULLS = 2, K = 2, H = 2, T = 4096 + 9 };
+    uint64_t s = t_seed + 34;
+    model m = make_model(E, H, 2, &s);
+    own_placement o = make_placement(CONTIGUOUS, E, 2, E, &s);
+    float *x = floats(T * H, &s), *gate = floats((E + NULLS) * H, &s);
+    float *one = t_alloc(sizeof(float) * T * H), *many = t_alloc(sizeof(float) * T * H);
+    moe_ep_router r = moe_ep_router_longcat(E + NULLS, K, NULLS);
+    moe_ep_forward_desc d = desc_of(&m, 0, NULL, NULL);
+    moe_ep_ranks_result res;
+    d.router = &r, d.gate = gate, d.num_null = NULLS;
+    CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, T, many, &res, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(one, many, sizeof(float) * T * H) == 0);
+    CHECK_I64(res.rows + res.identity, T * K);
+    CHECK(res.identity > 0 && res.rows > 0);
+    free(x), free(gate), free(one), free(many), free(o.mem);
+    free_model(&m);
+}
+
+/* Wide or narrow rows, inner sizes, shared experts, many devices: what the ranks ask for at the start is enough. */
+TEST(memory_of_the_ranks_fits_layers_of_any_shape)
+{
+    uint64_t s = t_seed + 35;
+    for (int i = 0; i < 34; i++) {
+        int many = i >= 32, D = many ? 64 : 1 + i % 3, E = many ? 1024 : 4, K = many ? 1 : 1 + (i & 1);
+        int H = i & 2 ? 150 : 1, I = many ? 1 : i & 4 ? 150 : 1;
+        int64_t T = many ? 3 : 120;
+        model m = make_model(E, H, I, &s);
+        own_placement o = make_placement(CONTIGUOUS, E, D, E, &s);
+        float *x = floats(T * H, &s), *one = floats(T * H, &s), *many_y = floats(T * H, &s);
+        float *wide = floats(2 * 250 * H, &s);
+        int32_t ids[240];
+        float w[240];
+        counter c = {0, 0, 0, {0}};
+        moe_ep_scratch scratch;
+        memset(&scratch, 0, sizeof scratch);
+        scratch.alloc.alloc_fn = count_alloc, scratch.alloc.free_fn = count_free, scratch.alloc.user = &c;
+        draw_ids(ids, w, T, K, E, 0, &s);
+        moe_ep_forward_desc d = desc_of(&m, K, ids, w);
+        if (i & 8) d.shared = &m.shared;
+        if (i & 16) {
+            m.shared.num_experts = 2, m.shared.inter = 250;
+            m.shared.gate = m.shared.up = m.shared.down = wide;
+        }
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, T, many_y, NULL, &scratch, NULL), MOE_EP_OK);
+        CHECK(memcmp(one, many_y, sizeof(float) * (size_t)(T * H)) == 0);
+        CHECK_I64(c.allocs, 1);
+        moe_ep_scratch_free(&scratch);
+        CHECK_I64(c.live, 0);
+        free(x), free(one), free(many_y), free(wide), free(o.mem);
+        free_model(&m);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 TEST(a_router_in_front_of_the_ranks)
@@ -491,6 +670,48 @@ static moe_ep_rank_desc one_rank(const moe_ep_hooks *h, const moe_ep_forward_des
     return d;
 }
 
+/* One rank of four experts, hidden 6, with all that a call takes.  `d` has the layer and no hooks. */
+typedef struct rig {
+    model m;
+    moe_ep_forward_desc layer;
+    recorder r;
+    moe_ep_hooks hooks; /* all of them, of the recorder */
+    moe_ep_rank_desc d;
+    moe_ep_rank rank;
+    moe_ep_batch b;
+    moe_ep_error err;
+    float x[36], y[36], w[12];
+    int32_t ids[12];
+} rig;
+
+static void rig_up(rig *g, uint64_t seed)
+{
+    memset(g, 0, sizeof *g);
+    g->m = make_model(4, 6, 3, &seed);
+    g->layer = desc_of(&g->m, 2, NULL, NULL);
+    g->r.m = &g->m;
+    g->hooks = all_hooks(&g->r);
+    g->d = one_rank(NULL, &g->layer);
+    for (int i = 0; i < 36; i++) g->x[i] = draw(&seed);
+    draw_ids(g->ids, g->w, 6, 2, 4, 0, &seed);
+    g->b.num_tokens = 2, g->b.slot_ids = g->ids, g->b.weights = g->w, g->b.x = g->x, g->b.y = g->y;
+    g->r.x[0] = g->x, g->r.y[0] = g->y;
+}
+
+/* Starts the rank, or says why not; the rank before is given back. */
+static moe_ep_status rig_start(rig *g)
+{
+    moe_ep_rank_free(&g->rank);
+    return moe_ep_rank_init(&g->rank, &g->d, &g->err);
+}
+
+static void rig_down(rig *g)
+{
+    moe_ep_rank_free(&g->rank);
+    CHECK_I64(g->r.allocs, g->r.frees);
+    free_model(&g->m);
+}
+
 /* Runs one or two batches with pointers into nowhere: the library may only hand them on. */
 static moe_ep_status run_recorded(recorder *r, int two, int64_t T1)
 {
@@ -603,47 +824,52 @@ TEST(a_rank_without_hooks_is_the_layer_on_one_device)
     free_model(&m);
 }
 
-/* Stages of one batch, by number, and which of them may come next. */
+static moe_ep_status rig_stage(rig *g, int stage)
+{
+    return stage == 0   ? moe_ep_rank_dispatch(&g->rank, 0, NULL, &g->err)
+           : stage == 1 ? moe_ep_rank_experts(&g->rank, 0, NULL, &g->err)
+           : stage == 2 ? moe_ep_rank_combine(&g->rank, 0, NULL, &g->err)
+                        : moe_ep_rank_finish(&g->rank, 0, NULL, &g->err);
+}
+
+/* Stages of one batch, by number, and which of them may come next; with the CPU's and with hooks. */
 TEST(a_stage_waits_for_its_turn)
 {
     static const char *const want[3] = {"is not dispatched yet", "has no expert results yet", "is not combined yet"};
-    uint64_t s = 5;
-    model m = make_model(4, 6, 3, &s);
-    moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
-    moe_ep_rank_desc d = one_rank(NULL, &layer);
-    moe_ep_rank rank;
-    moe_ep_batch b;
-    moe_ep_error err;
-    float x[12], y[12], w[4] = {.5f, .25f, .125f, 1};
-    int32_t ids[4] = {0, 3, 2, 1};
-    int i, turn, done;
-    for (i = 0; i < 12; i++) x[i] = (float)(i - 5) * .25f;
-    memset(&b, 0, sizeof b);
-    b.num_tokens = 2, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
-    d.elem_bytes = 4;
-    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
-    for (turn = 0; turn < 2; turn++) {
-        CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_OK);
-        for (done = 0; done < 4; done++) {
-            for (i = 3; i > done; i--) {
-                const moe_ep_status st = i == 1 ? moe_ep_rank_experts(&rank, 1, NULL, &err)
-                                         : i == 2 ? moe_ep_rank_combine(&rank, 1, NULL, &err)
-                                                  : moe_ep_rank_finish(&rank, 1, NULL, &err);
-                CHECK_I64(st, MOE_EP_ERR_CONFIG);
-                CHECK_STR(err.arg, "batch");
-                CHECK_STR(err.what, want[done]);
-            }
-            if (done == 0) CHECK_I64(moe_ep_rank_dispatch(&rank, 1, NULL, &err), MOE_EP_OK);
-            if (done == 1) CHECK_I64(moe_ep_rank_experts(&rank, 1, NULL, &err), MOE_EP_OK);
-            if (done == 2) CHECK_I64(moe_ep_rank_combine(&rank, 1, NULL, &err), MOE_EP_OK);
-            if (done == 3) CHECK_I64(moe_ep_rank_finish(&rank, 1, NULL, &err), MOE_EP_OK);
+    for (int hooked = 0; hooked < 2; hooked++) {
+        rig g;
+        rig_up(&g, 5);
+        g.d.elem_bytes = 4;
+        g.d.hooks = hooked ? &g.hooks : NULL;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        for (int stage = 0; stage < 4; stage++) {
+            CHECK_I64(rig_stage(&g, stage), MOE_EP_ERR_CONFIG);
+            CHECK_STR(g.err.what, "has no plan yet");
         }
+        for (int turn = 0; turn < 2; turn++) {
+            CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &g.b, NULL, &g.err), MOE_EP_OK);
+            for (int done = 0; done < 4; done++) {
+                for (int i = 3; i > done; i--) {
+                    CHECK_I64(rig_stage(&g, i), MOE_EP_ERR_CONFIG);
+                    CHECK_STR(g.err.what, want[done]);
+                    error_is(&g.err, "batch", -1, 0.0);
+                }
+                if (hooked) { /* a stage that failed is not done: it may be called again, the next may not */
+                    g.r.calls = 0, g.r.fail_at = 1, g.r.code = 7;
+                    CHECK_I64(rig_stage(&g, done), 7);
+                    error_is(&g.err, done > 0 ? "hooks.wait" : "hooks.dispatch", -1, 7.0);
+                    g.r.fail_at = 0;
+                    if (done < 3) CHECK_I64(rig_stage(&g, done + 1), MOE_EP_ERR_CONFIG);
+                }
+                CHECK_I64(rig_stage(&g, done), MOE_EP_OK);
+                error_is(&g.err, "", -1, 0.0);
+            }
+        }
+        /* dispatched again, the results of before are no longer the batch's */
+        CHECK_I64(rig_stage(&g, 0), MOE_EP_OK);
+        CHECK_I64(rig_stage(&g, 2), MOE_EP_ERR_CONFIG);
+        rig_down(&g);
     }
-    /* dispatched again, the results of before are no longer the batch's */
-    CHECK_I64(moe_ep_rank_dispatch(&rank, 1, NULL, &err), MOE_EP_OK);
-    CHECK_I64(moe_ep_rank_combine(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
-    moe_ep_rank_free(&rank);
-    free_model(&m);
 }
 
 /* ---- the plan of one rank among three, against counts by hand ---- */
@@ -653,6 +879,7 @@ static int three_counts(void *user, const int64_t *send, int64_t *recv, int32_t 
 {
     (void)user, (void)stream;
     CHECK_I64(per_rank, 3);
+    for (int i = 0; i < 9; i++) CHECK_I64(recv[i], 0);
     memcpy(three_send, send, sizeof three_send);
     memcpy(recv, three_recv, sizeof three_recv);
     return 0;
@@ -678,10 +905,12 @@ TEST(the_plan_says_who_sends_what_to_whom)
     moe_ep_batch b;
     moe_ep_error err;
     const moe_ep_plan *p;
+    counter c = {0, 0, 0, {0}};
     memset(&r, 0, sizeof r);
     memset(&d, 0, sizeof d);
     h.counts = three_counts;
     layer.num_null = 1;
+    d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
     d.rank = 1, d.num_ranks = 3, d.slot_start = start, d.top_k = 2, d.hidden = 2, d.hooks = &h, d.layer = &layer;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
     memset(&b, 0, sizeof b);
@@ -708,6 +937,8 @@ TEST(the_plan_says_who_sends_what_to_whom)
         CHECK_I64(p->recv_start[i + 1] - p->recv_start[i], rows_in[i]);
         CHECK_I64(p->slot_start[i + 1] - p->slot_start[i], slot_rows[i]);
     }
+    CHECK_I64(p->send_start[0] + p->recv_start[0] + p->slot_start[0], 0);
+    CHECK_I64(p->weight_on_input, 0);
     for (int i = 0; i < 6; i++) CHECK_I64(p->send_token[i], token[i]);
     for (int i = 0; i < 8; i++) {
         CHECK_I64(p->choice_row[i], choice[i]);
@@ -722,22 +953,36 @@ TEST(the_plan_says_who_sends_what_to_whom)
     CHECK_I64(moe_ep_rank_finish(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
     three_recv[4] = -1; /* what the other ranks say is checked too */
     CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_ERR_NEGATIVE);
-    CHECK_I64(err.index, 4);
+    error_is(&err, "counts", 4, -1.0);
     CHECK(moe_ep_rank_plan_of(&rank, 1) == NULL);
     CHECK_I64(moe_ep_rank_dispatch(&rank, 1, NULL, &err), MOE_EP_ERR_CONFIG);
     three_recv[4] = INT64_MAX / 2;
     CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    /* as many as can be counted are too many for the memory; one more is too many to count */
+    memset(three_recv, 0, sizeof three_recv);
+    for (int at = 0; at < 8; at++) {
+        for (int more = 0; more < 2; more++) {
+            three_recv[at] = INT64_MAX / 64 - at, three_recv[at + 1] = at + more;
+            CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), more ? MOE_EP_ERR_OVERFLOW : MOE_EP_ERR_MEMORY);
+            if (more) error_is(&err, "counts", at + 1, at + 1.0);
+            three_recv[at] = three_recv[at + 1] = 0;
+        }
+    }
+    three_recv[0] = INT64_MAX / 64 + 1;
+    CHECK_I64(moe_ep_rank_plan(&rank, 1, &b, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    error_is(&err, "counts", 0, (double)three_recv[0]);
     moe_ep_rank_free(&rank);
+    CHECK_I64(c.live, 0);
     free_model(&m);
 }
 
 TEST(host_helpers_move_rows_and_sum_them)
 {
-    uint64_t s = t_seed + 6;
     int64_t choice[2] = {0, 1}, to[3] = {2, 0, 1}, token[3] = {1, 1, 0};
     int32_t ids[2] = {0, 1};
     float w[2] = {0.5f, 0.25f}, rows[2] = {2.0f, 4.0f}, x = 1.0f, y = 0.0f, in[4] = {1, 2, 3, 4}, out[6], back[6];
     float sw[3] = {2.0f, 3.0f, 4.0f};
+    moe_ep_error err;
     moe_ep_plan p;
     memset(&p, 0, sizeof p);
     p.ntokens = 1, p.top_k = 2, p.topk_ids = ids, p.topk_weights = w, p.choice_row = choice, p.nsend = 2;
@@ -758,43 +1003,59 @@ TEST(host_helpers_move_rows_and_sum_them)
     CHECK_NEAR(out[0] + 10 * out[4], 13.0, 0, 0);
     p.weight_on_input = 1;
     CHECK_I64(moe_ep_plan_pack(&p, in, out, 8, NULL), MOE_EP_OK);
-    CHECK_NEAR(out[0] + 100 * out[4], 406.0, 0, 0);
-    CHECK_I64(moe_ep_plan_pack(&p, in, out, 7, NULL), MOE_EP_ERR_SIZE);
+    for (int i = 0; i < 6; i++) CHECK_NEAR(out[i], in[2 * token[i / 2] + i % 2] * sw[i / 2], 0, 0);
+    CHECK_I64(moe_ep_plan_pack(&p, in, out, 7, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "row_bytes", -1, 7.0);
     CHECK_I64(moe_ep_plan_pack(NULL, in, out, 8, NULL), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_plan_pack(&p, NULL, out, 8, NULL), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_plan_place(&p, NULL, out, 8, NULL), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_plan_place(NULL, in, out, 8, NULL), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_plan_unplace(&p, in, out, 0, NULL), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_plan_unplace(NULL, in, out, 8, NULL), MOE_EP_ERR_NULL);
-    (void)s;
+    /* one row needs both ends, no row needs none */
+    for (int n = 0; n < 2; n++) {
+        const moe_ep_status want = n ? MOE_EP_ERR_NULL : MOE_EP_OK;
+        const int64_t here[1] = {0};
+        p.ntokens = 1, p.nsend = p.nrecv = n, p.send_token = p.recv_row = here;
+        for (int k = 0; k < 4; k++) { /* nothing from, nothing to, both there; the sum without rows */
+            const void *from = k == 0 ? NULL : in;
+            void *to = k == 1 ? NULL : out;
+            const char *name = !n || k > 1 ? "" : k == 0 ? "input" : "output";
+            CHECK_I64(moe_ep_plan_pack(&p, from, to, 8, &err), k > 1 ? MOE_EP_OK : want);
+            error_is(&err, name, -1, 0.0);
+            CHECK_I64(moe_ep_plan_place(&p, from, to, 8, &err), k > 1 ? MOE_EP_OK : want);
+            error_is(&err, name, -1, 0.0);
+            CHECK_I64(moe_ep_plan_unplace(&p, from, to, 8, &err), k > 1 ? MOE_EP_OK : want);
+            error_is(&err, name, -1, 0.0);
+        }
+        p.ntokens = 0;
+        CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, NULL, &y, NULL, &err), MOE_EP_OK);
+        p.ntokens = 1, choice[0] = choice[1] = -1;
+        CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, NULL, &y, NULL, &err), want);
+        error_is(&err, n ? "rows" : "", -1, 0.0);
+        CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 0, &x, NULL, &y, NULL, &err), MOE_EP_ERR_SIZE);
+        error_is(&err, "hidden", -1, 0.0);
+        CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, rows, &y, NULL, &err), MOE_EP_OK);
+        error_is(&err, "", -1, 0.0);
+        CHECK_NEAR(y, 0.0, 0, 0);
+    }
 }
 
 /* ---- memory ---- */
 
-typedef struct counter {
-    int allocs, live, fail_at;
-} counter;
-static void *count_alloc(void *user, size_t bytes)
-{
-    counter *c = user;
-    if (++c->allocs == c->fail_at) return NULL;
-    c->live++;
-    return malloc(bytes);
-}
-static void count_free(void *user, void *p, size_t bytes)
-{
-    (void)bytes;
-    ((counter *)user)->live--;
-    free(p);
-}
-
 typedef struct row_counter {
     int allocs, frees;
 } row_counter;
+static void *rubbish(size_t bytes)
+{
+    void *p = malloc(bytes);
+    if (p) memset(p, 0x5b, bytes);
+    return p;
+}
 static void *row_alloc(void *user, size_t bytes)
 {
     ((row_counter *)user)->allocs++;
-    return malloc(bytes);
+    return rubbish(bytes);
 }
 static void row_free(void *user, void *p)
 {
@@ -810,7 +1071,7 @@ TEST(no_call_after_reserve_allocates)
         int64_t most = 1 + t_below(&s, 40);
         model m = make_model(4, 6, 1 + (int)t_below(&s, 60), &s);
         moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
-        counter c = {0, 0, 0};
+        counter c = {0, 0, 0, {0}};
         row_counter rows = {0, 0};
         moe_ep_hooks h;
         moe_ep_rank rank;
@@ -858,7 +1119,7 @@ TEST(nothing_is_allocated_after_reserve_and_nothing_leaks_when_memory_runs_out)
     moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
     layer.shared = &m.shared;
     for (int fail = 0, done = 0; !done; fail++) {
-        counter c = {0, 0, fail};
+        counter c = {0, 0, fail, {0}};
         moe_ep_rank_desc d = one_rank(NULL, &layer);
         moe_ep_rank rank;
         moe_ep_batch b;
@@ -891,7 +1152,7 @@ TEST(nothing_is_allocated_after_reserve_and_nothing_leaks_when_memory_runs_out)
     /* and in-process ranks, through the allocator of a scratch */
     own_placement o = make_placement(REPLICATED, 4, 2, 6, &s);
     for (int fail = 1, done = 0; !done; fail++) {
-        counter c = {0, 0, fail};
+        counter c = {0, 0, fail, {0}};
         moe_ep_scratch scratch;
         int32_t ids[16];
         float w[16], y[48], before[48], *x = floats(48, &s);
@@ -1096,6 +1357,119 @@ TEST(routing_that_stays_on_the_device_needs_no_plan)
     CHECK_I64(r.allocs, r.frees);
 }
 
+typedef struct sized {
+    size_t bytes[8];
+    int allocs, frees, fail_at;
+} sized;
+static void *sized_alloc(void *user, size_t bytes)
+{
+    sized *z = user;
+    if (z->allocs + 1 == z->fail_at) return NULL;
+    z->bytes[z->allocs++ & 7] = bytes;
+    return rubbish(bytes);
+}
+static void sized_free(void *user, void *p)
+{
+    ((sized *)user)->frees++;
+    free(p);
+}
+
+TEST(a_batch_without_a_plan_has_the_rows_that_were_reserved)
+{
+    sized z;
+    rig g;
+    rig_up(&g, t_seed + 72);
+    memset(&z, 0, sizeof z);
+    g.hooks.user = &z, g.hooks.alloc_fn = sized_alloc, g.hooks.free_fn = sized_free;
+    g.hooks.counts = NULL, g.hooks.wait = NULL;
+    g.hooks.dispatch = no_plan_stage, g.hooks.combine = no_plan_stage, g.hooks.experts = no_plan_experts;
+    g.d.hooks = &g.hooks;
+    CHECK_I64(rig_start(&g), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_reserve(&g.rank, 5, 10, &g.err), MOE_EP_OK);
+    error_is(&g.err, "", -1, 0.0);
+    CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &g.b, NULL, &g.err), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_plan(&g.rank, 1, &g.b, NULL, &g.err), MOE_EP_OK);
+    CHECK(moe_ep_rank_plan_of(&g.rank, 0) && moe_ep_rank_plan_of(&g.rank, 1) && !moe_ep_rank_plan_of(&g.rank, 2));
+    /* reserve once more: plans made before are void, and what is there suffices */
+    CHECK_I64(moe_ep_rank_reserve(&g.rank, 5, 10, &g.err), MOE_EP_OK);
+    CHECK(!moe_ep_rank_plan_of(&g.rank, 0) && !moe_ep_rank_plan_of(&g.rank, 1));
+    CHECK_I64(z.allocs, 4);
+    /* rows of a plan that do not fit and are refused: the smaller ones are gone */
+    g.b.num_tokens = 6;
+    z.fail_at = 5;
+    CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &g.b, NULL, &g.err), MOE_EP_ERR_MEMORY);
+    error_is(&g.err, "rx", -1, 12.0 * 24.0);
+    z.fail_at = 0;
+    g.b.num_tokens = 5, g.b.no_plan = 1, g.b.call = &device_calls;
+    device_calls = 0;
+    CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+    error_is(&g.err, "", -1, 0.0);
+    CHECK_I64(device_calls, 3);
+    CHECK_I64(z.allocs, 6);
+    for (int i = 0; i < 6; i++) CHECK_I64(z.bytes[i], 240);
+    rig_down(&g);
+    CHECK_I64(z.frees, 6);
+}
+
+/* One token, one choice: the smallest batch has the same checks. */
+TEST(a_batch_of_one_token_is_checked_too)
+{
+    static const moe_ep_status want[6] = {MOE_EP_OK,       MOE_EP_ERR_NULL,      MOE_EP_ERR_NULL,
+                                          MOE_EP_ERR_NULL, MOE_EP_ERR_EXPERT_ID, MOE_EP_ERR_NAN};
+    static const char *const names[6] = {"", "x", "y", "slot_ids", "slot_ids", "weights"};
+    int32_t id, wrong[2] = {-2, 4};
+    float w;
+    rig g;
+    rig_up(&g, t_seed + 73);
+    g.d.top_k = 1;
+    CHECK_I64(rig_start(&g), MOE_EP_OK);
+    for (int bad = 0; bad < 7; bad++) {
+        moe_ep_batch b = g.b;
+        int kind = bad < 5 ? bad : bad - 1;
+        id = kind == 4 ? wrong[bad - 4] : 3, w = kind == 5 ? (float)NAN : 0.5f;
+        b.num_tokens = 1, b.slot_ids = &id, b.weights = &w;
+        if (kind == 1) b.x = NULL;
+        if (kind == 2) b.y = NULL;
+        if (kind == 3) b.slot_ids = NULL;
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &b, NULL, &g.err), want[kind]);
+        CHECK_STR(g.err.arg, names[kind]);
+        CHECK_I64(g.err.index, kind < 4 ? -1 : 0);
+    }
+    rig_down(&g);
+}
+
+/* An empty slot: its rows of tables say nothing, neighbours serve; here it is the second of a single expert. */
+TEST(an_empty_slot_beside_the_only_expert)
+{
+    static const int32_t held[4] = {0, -1, 0, -1};
+    uint64_t s = t_seed + 74;
+    rig g;
+    float want[12];
+    rig_up(&g, s);
+    g.m.w.num_experts = 1;
+    g.d.slot_expert = held;
+    int32_t slots[4] = {0, 2, 2, 0}, same[4] = {0, 0, 0, 0};
+    g.b.slot_ids = slots;
+    CHECK_I64(rig_start(&g), MOE_EP_OK);
+    CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+    g.layer.top_k = 1;
+    for (int t = 0; t < 2; t++) { /* both choices are the one expert: twice with its weights */
+        float part[2][6];
+        for (int k = 0; k < 2; k++) {
+            moe_ep_forward_desc one = desc_of(&g.m, 1, same, g.w + 2 * t + k);
+            CHECK_I64(moe_ep_forward(&one, g.x + 6 * t, 1, part[k], NULL, NULL), MOE_EP_OK);
+        }
+        for (int h = 0; h < 6; h++) want[6 * t + h] = part[0][h] + part[1][h];
+    }
+    for (int i = 0; i < 12; i++) CHECK_NEAR(g.y[i], want[i], 1e-5, 1e-6);
+    for (int wrong = 1; wrong < 4; wrong += 2) {
+        slots[3] = wrong;
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_PLACEMENT);
+        error_is(&g.err, "counts", wrong, 1.0);
+    }
+    rig_down(&g);
+}
+
 TEST(bad_ranks_and_batches_are_named)
 {
     uint64_t s = t_seed + 8;
@@ -1117,6 +1491,7 @@ TEST(bad_ranks_and_batches_are_named)
         change;                                                                                     \
         CHECK_I64(moe_ep_rank_init(&rank, &d, &err), status);                                       \
         CHECK_STR(err.arg, name);                                                                   \
+        if (status == MOE_EP_ERR_CONFIG) CHECK_I64(err.index, -1);                                  \
         CHECK(rank.state == NULL);                                                                  \
     } while (0)
     CHECK_I64(moe_ep_rank_init(NULL, &good, &err), MOE_EP_ERR_NULL);
@@ -1142,7 +1517,20 @@ TEST(bad_ranks_and_batches_are_named)
     BAD((broken.combine = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.combine");
     BAD((broken.experts = NULL, d.layer = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "layer");
     BAD((broken.experts = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
+    BAD((broken.combine = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
+    error_is(&err, "elem_bytes", -1, 2.0);
+    BAD((broken.alloc_fn = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.alloc_fn");
+    error_is(&err, "hooks.alloc_fn", -1, 0.0);
+    BAD(d.alloc.free_fn = count_free, MOE_EP_ERR_CONFIG, "alloc");
+    error_is(&err, "alloc", -1, 0.0);
+    for (int i = 0; i < 4; i++) {
+        int32_t one_wrong[4] = {0, 1, 2, 3};
+        one_wrong[i] = i & 1 ? -2 : 4;
+        BAD(d.slot_expert = one_wrong, MOE_EP_ERR_EXPERT_ID, "slot_expert");
+        error_is(&err, "slot_expert", i, i & 1 ? -2.0 : 4.0);
+    }
     CHECK_I64(moe_ep_rank_init(&rank, &good, &err), MOE_EP_OK);
+    error_is(&err, "", -1, 0.0);
     moe_ep_batch b, bad;
     int32_t ids[4] = {0, 1, 2, 3};
     float w[4] = {1, 1, 1, 1}, x[12] = {0}, y[12];
@@ -1162,7 +1550,9 @@ TEST(bad_ranks_and_batches_are_named)
         ids[2] = 2, w[3] = 1.0f;                                                                    \
     } while (0)
     BAD_BATCH(bad.num_tokens = -1, MOE_EP_ERR_SIZE, "num_tokens", -1);
+    CHECK_NEAR(err.value, -1.0, 0, 0);
     BAD_BATCH(bad.num_tokens = INT64_MAX / 2, MOE_EP_ERR_OVERFLOW, "num_tokens", -1);
+    CHECK_NEAR(err.value, (double)(INT64_MAX / 2), 0, 0);
     BAD_BATCH(bad.x = NULL, MOE_EP_ERR_NULL, "x", -1);
     BAD_BATCH(bad.y = NULL, MOE_EP_ERR_NULL, "y", -1);
     BAD_BATCH(bad.slot_ids = NULL, MOE_EP_ERR_NULL, "slot_ids", -1);
@@ -1263,23 +1653,6 @@ TEST(ranks_name_the_first_value_that_overflows_as_one_device_does)
 
 /* ---- the worked numbers of the declarations, and inputs that must be refused ---- */
 
-typedef struct sized {
-    size_t bytes[8];
-    int allocs, frees, fail_at;
-} sized;
-static void *sized_alloc(void *user, size_t bytes)
-{
-    sized *z = user;
-    if (z->allocs + 1 == z->fail_at) return NULL;
-    z->bytes[z->allocs++ & 7] = bytes;
-    return malloc(bytes);
-}
-static void sized_free(void *user, void *p)
-{
-    ((sized *)user)->frees++;
-    free(p);
-}
-
 TEST(worked_numbers_of_the_rank_functions)
 {
     float gate = 1, up = 2, down = 3, x = 1, w = 0.5f, y = 0, xs[36] = {0}, ys[36];
@@ -1296,6 +1669,7 @@ TEST(worked_numbers_of_the_rank_functions)
     moe_ep_error err;
     moe_ep_hooks h;
     sized z;
+    counter c = {0, 0, 0, {0}};
     memset(&one, 0, sizeof one);
     one.num_experts = one.hidden = one.inter = 1;
     one.gate = &gate, one.up = &up, one.down = &down;
@@ -1303,6 +1677,7 @@ TEST(worked_numbers_of_the_rank_functions)
     layer.experts = &one;
     memset(&d, 0, sizeof d);
     d.num_ranks = 1, d.slot_start = one_slot, d.top_k = 1, d.hidden = 1, d.layer = &layer;
+    d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
     CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
     memset(&b, 0, sizeof b);
     b.num_tokens = 1, b.slot_ids = &id, b.weights = &w, b.x = &x, b.y = &y;
@@ -1387,6 +1762,9 @@ TEST(memory_hooks_that_fail)
         CHECK_I64(st, fail <= 6 ? MOE_EP_ERR_MEMORY : MOE_EP_OK);
         CHECK_STR(err.arg, fail > 6 ? "" : fail % 2 ? "rx" : "ry");
         z.fail_at = 0;
+        b[1].num_tokens = fail & 1 ? 6 : 3;
+        CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, NULL), MOE_EP_OK);
+        b[1].num_tokens = fail & 1 ? 3 : 6;
         CHECK_I64(moe_ep_rank_forward2(&rank, b, NULL, NULL), MOE_EP_OK);
         moe_ep_rank_free(&rank);
         CHECK_I64(z.allocs, z.frees);
@@ -1446,7 +1824,7 @@ TEST(more_bad_ranks_plans_and_placements)
         CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
         b.no_plan = 1;
         CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), MOE_EP_ERR_CONFIG);
-        CHECK_STR(err.arg, "no_plan");
+        error_is(&err, "no_plan", -1, 1.0);
         b.no_plan = 0;
         moe_ep_rank_free(&rank);
     }
@@ -1523,6 +1901,8 @@ TEST(placements_that_are_not_whole_are_named)
     BENT(p.num_slots = 0, MOE_EP_ERR_SIZE, "p");
     d.num_null = 1;
     BENT(p.num_slots = INT32_MAX, MOE_EP_ERR_SIZE, "p->num_slots");
+    error_is(&err, "p->num_slots", -1, INT32_MAX);
+    BENT(p.num_slots = INT32_MAX - 1, MOE_EP_ERR_PLACEMENT, "p.slot_start"); /* that many there may be */
     d.num_null = 0;
     o.p.slot_expert[2] = -2;
     BENT((void)0, MOE_EP_ERR_EXPERT_ID, "p.slot_expert");
@@ -1598,8 +1978,11 @@ TEST(sizes_at_the_end_of_their_ranges)
     d.hidden = d.elem_bytes = INT32_MAX;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
     CHECK_I64(moe_ep_rank_reserve(&rank, 0, 2, &err), MOE_EP_ERR_OVERFLOW);
-    CHECK_STR(err.arg, "rows");
+    error_is(&err, "rows", -1, 2.0);
     CHECK_I64(r.allocs, 0);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 0, 1, &err), MOE_EP_OK); /* a quarter of the address space */
+    error_is(&err, "", -1, 0.0);
+    CHECK_I64(r.allocs, 4);
     moe_ep_rank_free(&rank);
     d.hidden = 1 << 20, d.elem_bytes = 4;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
@@ -1615,41 +1998,114 @@ TEST(sizes_at_the_end_of_their_ranges)
     free_model(&m);
 }
 
-static size_t block_bytes[8];
-static int block_count;
-static void *note_alloc(void *user, size_t bytes)
+/* n elements of some bytes in pieces of 64. */
+static size_t piece(int64_t n, size_t bytes) { return ((size_t)n * bytes + 63u) / 64u * 64u; }
+
+/* What moe_ep_experts and moe_ep_plan_sum want: nothing is read before they say so. */
+static size_t experts_need(const moe_ep_forward_desc *layer, const moe_ep_weights *w, int32_t groups, int64_t rows)
 {
-    (void)user;
-    block_bytes[block_count++ & 7] = bytes;
-    return malloc(bytes);
+    moe_ep_forward_desc d = *layer;
+    moe_ep_scratch tiny = moe_ep_scratch_fixed(NULL, 0);
+    int64_t start[64] = {0};
+    float *x = t_alloc(sizeof(float) * (size_t)(2 * rows * w->hidden));
+    d.experts = w;
+    for (int i = 1; i <= groups; i++) start[i] = rows;
+    CHECK_I64(moe_ep_experts(&d, x, start, groups, NULL, x + rows * w->hidden, &tiny, NULL), MOE_EP_ERR_SCRATCH);
+    free(x);
+    return tiny.need;
 }
-static void note_free(void *user, void *p, size_t bytes)
+static size_t sum_need(const moe_ep_forward_desc *layer, int64_t tokens)
 {
-    (void)user, (void)bytes;
-    free(p);
+    static float cell[1];
+    moe_ep_scratch tiny = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_plan p;
+    memset(&p, 0, sizeof p);
+    p.ntokens = tokens, p.top_k = 1;
+    CHECK_I64(moe_ep_plan_sum(&p, layer, 4, layer->experts->hidden, cell, NULL, cell, &tiny, NULL), MOE_EP_ERR_SCRATCH);
+    return tiny.need;
 }
 
+/* Tables of a rank, arrays of a plan, rows: each in pieces of 64 bytes, and 64 to align the first. */
 TEST(a_rank_takes_no_more_than_its_tables)
 {
-    static const int32_t start[2] = {0, 100}, late[2] = {1, 101};
-    uint64_t s = 12;
+    static const int32_t late[2] = {1, 101};
+    static const int sizes[] = {1, 2, 3, 7, 8, 15, 16, 33, 64, 100};
+    uint64_t s = t_seed + 12;
     model m = make_model(100, 2, 2, &s);
     moe_ep_forward_desc layer = desc_of(&m, 2, NULL, NULL);
-    moe_ep_rank_desc d = one_rank(NULL, &layer);
+    recorder r;
+    moe_ep_hooks h = all_hooks(&r);
+    moe_ep_rank_desc d;
     moe_ep_rank rank;
     moe_ep_error err;
-    d.slot_start = start, d.hidden = 2;
-    d.alloc.alloc_fn = note_alloc, d.alloc.free_fn = note_free;
-    block_count = 0;
-    CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
-    CHECK_I64(block_count, 2);
-    CHECK_I64(block_bytes[1], 64 + 448 + 128 + 64); /* starts, experts and marks of 100 slots in 64s, and alignment */
-    moe_ep_rank_free(&rank);
-    d.slot_start = late;
+    h.alloc_fn = NULL, h.free_fn = NULL;
+    for (int i = 0; i < 100; i++) {
+        int32_t ranks = sizes[i / 10], slots = sizes[i % 10], start[101] = {0}, K = 1 + (int)t_below(&s, 3);
+        int64_t tokens = 1 + t_below(&s, 40), rows = 1 + t_below(&s, 40), n = tokens * K;
+        int64_t pairs = (int64_t)ranks * slots;
+        counter c = {0, 0, 0, {0}};
+        for (int k = 0; k < ranks; k++) start[k + 1] = start[k] + slots;
+        d = one_rank(&h, NULL);
+        d.num_ranks = ranks, d.rank = (int32_t)t_below(&s, ranks), d.slot_start = start, d.top_k = K;
+        d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
+        if (K > pairs) continue;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        CHECK_I64(c.allocs, 2);
+        CHECK_I64(c.bytes[1], piece(ranks + 1, 4) + piece(slots, 4) + piece(slots, 1) + 64);
+        CHECK_I64(moe_ep_rank_reserve(&rank, tokens, rows, &err), MOE_EP_OK);
+        CHECK_I64(c.allocs, 10);
+        for (int k = 0; k < 2; k++) {
+            CHECK_I64(c.bytes[2 + 4 * k], 2 * piece(pairs, 8) + 3 * piece(n, 4) + 2 * piece(n, 8) +
+                                              piece(4 * (ranks + 1), 8) + piece(2 * (slots + 1), 8) + 64);
+            CHECK_I64(c.bytes[3 + 4 * k], piece(rows, 8) + 64);
+            CHECK_I64(c.bytes[4 + 4 * k], rows * 24);
+            CHECK_I64(c.bytes[5 + 4 * k], rows * 24);
+        }
+        moe_ep_rank_free(&rank);
+        CHECK_I64(c.live, 0);
+        STOP_IF_FAILED("case %d", i);
+    }
+    d = one_rank(NULL, &layer);
+    d.hidden = 2, d.slot_start = late;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_RANGE);
-    CHECK_STR(err.arg, "slot_start");
-    CHECK_I64(err.index, 0);
+    error_is(&err, "slot_start", 0, 1.0);
     free_model(&m);
+}
+
+/* The CPU's stages share their memory: that of the experts, or of the rows home and the sum, whichever is more. */
+TEST(the_stages_take_what_the_larger_of_them_wants)
+{
+    uint64_t s = t_seed + 14;
+    for (int i = 0; i < 60; i++) {
+        int64_t tokens = 1 + t_below(&s, 50), rows = 1 + t_below(&s, i % 5 ? 100 : 3);
+        size_t experts, sums;
+        counter c = {0, 0, 0, {0}};
+        rig g;
+        rig_up(&g, t_seed + (uint64_t)i);
+        moe_ep_weights *sh = &g.m.shared;
+        if (i & 1) g.layer.shared = sh;
+        if (i & 4) sh->num_experts = 3, sh->inter = 1;
+        g.d.alloc.alloc_fn = count_alloc, g.d.alloc.free_fn = count_free, g.d.alloc.user = &c;
+        g.hooks.alloc_fn = NULL, g.hooks.free_fn = NULL, g.hooks.combine = NULL;
+        g.d.hooks = i & 2 ? &g.hooks : NULL;
+        experts = i & 2 ? 0 : experts_need(&g.layer, g.layer.experts, 4, rows) - 64;
+        sums = piece(2 * tokens, 24);
+        if (i & 1) {
+            /* the answers of each shared expert, and what the experts alone take but for the copies of the tokens,
+               32 floats each, which all of them read */
+            size_t alone = experts_need(&g.layer, sh, sh->num_experts, sh->num_experts * tokens);
+            alone -= (size_t)((sh->num_experts - 1) * tokens * 32) * sizeof(float);
+            CHECK_I64(sum_need(&g.layer, tokens), piece(tokens * sh->num_experts, 24) + alone);
+            sums += sum_need(&g.layer, tokens) - 64;
+        }
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, tokens, rows, &g.err), MOE_EP_OK);
+        CHECK_I64(c.allocs, 11);
+        CHECK_I64(c.bytes[10], (experts > sums ? experts : sums) + 128); /* two scratches to align, one in the other */
+        rig_down(&g);
+        CHECK_I64(c.live, 0);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 TEST(nothing_is_sent_when_either_of_two_batches_is_unsound)
@@ -1677,6 +2133,28 @@ TEST(nothing_is_sent_when_either_of_two_batches_is_unsound)
     }
     moe_ep_rank_free(&rank);
     CHECK_I64(r.allocs, 0);
+}
+
+TEST(a_rank_that_cannot_start_says_how_much_it_wanted)
+{
+    rig g;
+    counter c = {0, 0, 1, {0}};
+    double first;
+    rig_up(&g, t_seed + 75);
+    g.d.alloc.alloc_fn = count_alloc, g.d.alloc.free_fn = count_free, g.d.alloc.user = &c;
+    CHECK_I64(rig_start(&g), MOE_EP_ERR_MEMORY);
+    first = g.err.value;
+    CHECK(g.rank.state == NULL);
+    c.allocs = c.fail_at = 0;
+    CHECK_I64(rig_start(&g), MOE_EP_OK);
+    CHECK(c.bytes[0] > 0);
+    moe_ep_rank_free(&g.rank);
+    c.allocs = 0, c.fail_at = 1;
+    CHECK_I64(rig_start(&g), MOE_EP_ERR_MEMORY);
+    error_is(&g.err, "alloc", -1, (double)c.bytes[0]);
+    CHECK_NEAR(first, (double)c.bytes[0], 0, 0);
+    rig_down(&g);
+    CHECK_I64(c.live, 0);
 }
 
 static double nowhere[8]; /* what an address space without end would give; never touched */
@@ -1708,6 +2186,31 @@ TEST(rows_times_the_inner_size_that_do_not_fit_are_an_overflow)
     free_model(&m);
 }
 
+/* The most tokens that can be counted, and one more; the plan's arrays are never written. */
+TEST(tokens_at_the_end_of_their_range)
+{
+    static const int32_t hidden[3] = {1, 16, 1 << 20};
+    for (int i = 0; i < 3; i++) {
+        const uint64_t fit = SIZE_MAX / 8u / (uint64_t)hidden[i], count = (uint64_t)INT64_MAX / 64u;
+        const int64_t most = (int64_t)(fit < count ? fit : count);
+        rig g;
+        rig_up(&g, t_seed + 76);
+        g.hooks.alloc_fn = NULL, g.hooks.free_fn = NULL;
+        g.d.alloc.alloc_fn = boundless_alloc, g.d.alloc.free_fn = boundless_free;
+        g.d.hooks = &g.hooks, g.d.layer = NULL;
+        g.d.hidden = hidden[i], g.d.elem_bytes = 1, g.d.top_k = 1;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, most, 0, &g.err), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, most + 1, 0, &g.err), MOE_EP_ERR_OVERFLOW);
+        error_is(&g.err, "num_tokens", -1, (double)(most + 1));
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, -2, 0, &g.err), MOE_EP_ERR_SIZE);
+        error_is(&g.err, "num_tokens", -1, -2.0);
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, 0, -2, &g.err), MOE_EP_ERR_SIZE);
+        error_is(&g.err, "max_rows", -1, -2.0);
+        rig_down(&g);
+    }
+}
+
 TEST(a_rank_without_slots_serves_identity_experts_and_shared_ones)
 {
     static const int32_t none[2] = {0, 0}, beside[3] = {0, 4, 4};
@@ -1728,7 +2231,7 @@ TEST(a_rank_without_slots_serves_identity_experts_and_shared_ones)
     memset(&b, 0, sizeof b);
     b.num_tokens = 2, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
     for (int fail = 0; fail < 5; fail++) { /* also with memory that is refused at each step */
-        counter c = {0, 0, fail};
+        counter c = {0, 0, fail, {0}};
         d.alloc.alloc_fn = count_alloc, d.alloc.free_fn = count_free, d.alloc.user = &c;
         memset(y, 0, sizeof y);
         moe_ep_status st = moe_ep_rank_init(&rank, &d, &err);

@@ -741,6 +741,9 @@ TEST(sizes_at_the_ends)
     CHECK_I64(v.layer_stride, 0);
     CHECK_I64(moe_ep_ids_ltk(some, 2, 1, 0, 2).layer_stride, 0);
     CHECK_I64(moe_ep_ids_ltk(some, INT64_MAX, 1, 2, 2).layer_stride, 0);
+    CHECK_I64(moe_ep_ids_ltk(some, 1, 3, 2, 2).layer_stride, 2);
+    CHECK_I64(moe_ep_ids_ltk(some, 4, 3, 1, 2).layer_stride, 4);
+    CHECK_I64(moe_ep_ids_ltk(some, 4, 3, 2, 2).token_stride, 2);
     for (i = 0; i < 5; i++) {
         v = moe_ep_ids_tlk(some, 2, 2, 2, 2);
         if (i == 0) v.num_tokens = far, v.token_stride = 4;              /* T * stride */
@@ -792,6 +795,10 @@ TEST(windows_with_something_lost)
         CHECK_I64(moe_ep_window_add(&x, step, &err), size ? MOE_EP_ERR_SIZE : MOE_EP_ERR_NULL);
     }
     CHECK_I64(w.sum[0], 0);
+    x = w;
+    x.ring_steps = 1; /* even the ring of one step */
+    x.ring = NULL;
+    CHECK_I64(moe_ep_window_add(&x, step, &err), MOE_EP_ERR_NULL);
     x = new_window("", 1, 2, 2, 0);
     CHECK_I64(moe_ep_window_add(&w, step, NULL), MOE_EP_OK);
     CHECK_I64(moe_ep_window_add(&x, step, NULL), MOE_EP_OK);

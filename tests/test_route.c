@@ -3157,6 +3157,7 @@ TEST(router_fields_at_their_limits)
 TEST(sizes_that_just_fit)
 {
     const float row[2] = {0.5f, 0.25f}, cancel[2] = {0.5f, -0.25f}, full[1] = {3.40282347e38f}, hot[2] = {88.0f, 0.0f};
+    const float hundred[1] = {100.0f};
     const int32_t one[1] = {0};
     const int64_t most = INT64_MAX / 16, loads[2] = {3, 1};
     float w[4] = {-9.0f, -9.0f, -9.0f, -9.0f}, bias[2] = {3.40282347e38f, 0.0f};
@@ -3222,6 +3223,9 @@ TEST(sizes_that_just_fit)
     CHECK_I64(moe_ep_append_shared(one, full, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, -1.0f, ids, w, &err),
               MOE_EP_OK);
     CHECK(w[0] >= full[0] && w[1] <= -full[0] && ids[1] == 1);
+    CHECK_I64(moe_ep_append_shared(one, hundred, 1, 1, 1, 1, MOE_EP_SHARED_SUM_OVER_VALUE, 2.95e-37f, ids, w, &err),
+              MOE_EP_OK); /* 3.39e38 fits, 101 / 2.95e-37 would not */
+    CHECK_NEAR(w[1], 100.0 / 2.95e-37, 1e-6, 0.0);
     CHECK_I64(moe_ep_bias_update(loads, 2, 0.0f, 0, bias, &err), MOE_EP_OK); /* no step: the largest float stays */
     CHECK(bias[0] >= full[0] && bias[1] >= 0.0f && bias[1] <= 0.0f);
     CHECK_I64(moe_ep_sinkhorn(hot, 1, 2, 0.0, 0, w, &rounds, NULL, &err), MOE_EP_OK); /* exp(88) is a float */
@@ -3231,6 +3235,40 @@ TEST(sizes_that_just_fit)
     CHECK_NEAR(moe_ep_router_entropy(bias, 1, 2, &err), 0.0, 0.0, 0.0);
     CHECK_NEAR(moe_ep_router_entropy(cancel, 1, 2, &err), MOE_EP_ERR_NEGATIVE, 0.0, 0.0);
     CHECK_I64(err.index, 1);
+}
+
+/* Rows that are further apart than their logits: scores without what stands between them. */
+TEST(scores_of_rows_apart)
+{
+    const float logits[7] = {0.0f, 0.0f, NAN, 9.0f, NAN, 1.0f, 1.0f}, close[4] = {0.0f, 0.0f, 1.0f, 1.0f};
+    float scores[5] = {-9.0f, -9.0f, -9.0f, -9.0f, -9.0f};
+    moe_ep_router r = moe_ep_router_mixtral(2, 1);
+    moe_ep_error err;
+    int i;
+    r.logits_stride = 5;
+    CHECK_I64(moe_ep_scores(&r, logits, 2, scores, &err), MOE_EP_OK);
+    for (i = 0; i < 4; i++) CHECK_NEAR(scores[i], 0.5, 1e-7, 0.0);
+    CHECK(scores[4] < -8.0f);
+    r.logits_stride = 3;
+    CHECK_I64(moe_ep_scores(&r, logits, 2, scores, &err), MOE_EP_ERR_NAN);
+    CHECK_I64(err.index, 3); /* token 1, expert 1 */
+    r.logits_stride = 1;
+    CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "logits_stride");
+    r.logits_stride = 0;
+    r.isa_max = (moe_ep_isa)4;
+    CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "isa_max");
+    r.isa_max = MOE_EP_ISA_AUTO;
+    r.score = (moe_ep_score)4;
+    CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_RANGE);
+    r.score = MOE_EP_SCORE_SOFTMAX;
+    r.logit_softcap = -1.0f;
+    CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_RANGE);
+    r.logit_softcap = 0.0f;
+    r.num_experts = 0;
+    CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_SIZE);
+    CHECK(scores[0] <= 0.6f && scores[4] < -8.0f);
 }
 
 /* Equal differences: the first one is named. */
@@ -3255,6 +3293,210 @@ TEST(first_of_equal_differences)
         CHECK_NEAR(r.worst_sum_b, 0.5, 0.0, 0.0);
         CHECK(r.max_abs_at == 0 && !(r.max_abs + r.max_rel + r.mean_l1 > 0.0));
     }
+}
+
+/* The auction as it is described: every token in turn, and whoever it puts out at once, takes the place it likes best
+ * and raises the price by how much it likes it better than the next best, plus a fiftieth of the range of the scores.
+ * One place for each expert, so that the best place is never one of several alike. */
+TEST(auction_step_by_step)
+{
+    enum { MOST = 12 };
+    uint64_t s = t_seed + 97;
+    int round;
+    for (round = 0; round < 200; round++) {
+        const int n = 1 + (int)t_below(&s, MOST);
+        const double unit = round % 4 == 0 ? 1e-4 : round % 4 == 1 ? 1e4 : 1.0;
+        float scores[MOST * MOST];
+        double price[MOST], most = -1e30, least = 1e30, step;
+        int holder[MOST], t, e;
+        int32_t got[MOST];
+        for (t = 0; t < n * n; t++) {
+            scores[t] = (float)(unit * (t_unit(&s) - (round % 3 ? 0.0 : 5.0)));
+            most = (double)scores[t] > most ? (double)scores[t] : most;
+            least = (double)scores[t] < least ? (double)scores[t] : least;
+        }
+        step = (most - least) / 50.0 > 1e-4 ? (most - least) / 50.0 : 1e-4;
+        for (e = 0; e < n; e++) {
+            price[e] = 0.0;
+            holder[e] = -1;
+        }
+        for (t = 0; t < n; t++) {
+            int who = t;
+            while (who >= 0) {
+                double best = -1e300, next = -1e300;
+                int at = 0, out;
+                for (e = 0; e < n; e++) {
+                    const double value = (double)scores[who * n + e] - most - price[e];
+                    if (value > best) {
+                        next = best;
+                        best = value;
+                        at = e;
+                    } else if (value > next) {
+                        next = value;
+                    }
+                }
+                price[at] += (n > 1 ? best - next : 0.0) + step;
+                out = holder[at];
+                holder[at] = who;
+                who = out;
+            }
+        }
+        CHECK_I64(moe_ep_auction(scores, n, n, got, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < n; e++) CHECK_I64(got[holder[e]], e);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* No score, or no choice: no loss at all, of any kind. */
+TEST(losses_of_nothing)
+{
+    const float zero[8] = {0.0f}, some[8] = {0.5f, 0.5f, 0.25f, 0.75f, 1.0f, 0.0f, 0.0f, 1.0f};
+    const int32_t ids[4] = {0, 1, 1, 0}, none[4] = {-1, -1, -1, -1}, device[2] = {0, 1};
+    const int64_t loads[2] = {3, 5}, no_loads[2] = {0, 0};
+    int kind, which;
+    for (kind = 0; kind < 8; kind++)
+        for (which = 0; which < 2; which++) {
+            moe_ep_aux_desc d;
+            double loss;
+            memset(&d, 0, sizeof d);
+            d.kind = (moe_ep_aux)kind;
+            d.num_tokens = 4;
+            d.top_k = 1;
+            d.num_experts = 2;
+            d.scores = which ? some : zero;
+            d.ids = which ? none : ids;
+            d.global_loads = which ? no_loads : loads;
+            d.device_of_expert = device;
+            d.num_devices = 2;
+            loss = moe_ep_aux_loss(&d, NULL, NULL);
+            CHECK(loss >= 0.0 && loss <= 0.0);
+            STOP_IF_FAILED("kind %d", kind);
+        }
+}
+
+/* What stands behind an array is not looked at, and what stands behind a result stays: with every weight and way to
+ * select, on every kernel. */
+TEST(neighbours_of_the_rows)
+{
+    const float logits[7] = {0.5f, 0.25f, 2.0f, 1.0f, 3.0f, -1.0f, NAN};
+    const float keys[7] = {1.0f, 2.0f, 0.5f, 3.0f, 2.0f, 1.0f, NAN};
+    const int32_t table[5] = {0, 1, -1, 2, 99}, tokens[3] = {0, 1, 99};
+    int weight, select, isa, i;
+    for (isa = (int)MOE_EP_ISA_PORTABLE; isa <= (int)MOE_EP_ISA_AVX512; isa++)
+        for (select = 0; select < 4; select++)
+            for (weight = 0; weight < 4; weight++) {
+                moe_ep_router r = moe_ep_router_mixtral(3, 2);
+                float w[5] = {-7.0f, -7.0f, -7.0f, -7.0f, -7.0f}, scores[7];
+                int32_t ids[5] = {-7, -7, -7, -7, -7};
+                r.select = (moe_ep_select)select;
+                r.weight = (moe_ep_weight)weight;
+                r.isa_max = (moe_ep_isa)isa;
+                r.table = table;
+                r.table_rows = 2;
+                r.keys = keys;
+                CHECK_I64(moe_ep_route(&r, logits, 2, tokens, ids, w, NULL), MOE_EP_OK);
+                CHECK(ids[4] == -7 && w[4] < -6.0f && w[4] > -8.0f);
+                for (i = 0; i < 4; i++) CHECK(ids[i] >= -1 && ids[i] < 3 && w[i] >= 0.0f && w[i] <= 1.0f);
+                scores[6] = -7.0f;
+                CHECK_I64(moe_ep_scores(&r, logits, 2, scores, NULL), MOE_EP_OK);
+                CHECK(scores[6] < -6.0f && scores[5] >= 0.0f);
+            }
+}
+
+TEST(neighbours_of_the_other_arrays)
+{
+    const float scores[5] = {3.0f, 1.0f, 2.0f, 0.5f, NAN}, at[3] = {0.5f, 1.0f, NAN};
+    const int32_t id[3] = {0, 1, 99};
+    const int64_t loads[3] = {3, 1, -1};
+    float g[5];
+    int32_t k[5];
+    int64_t per[3];
+    moe_ep_rng rng = moe_ep_rng_seed(4);
+    moe_ep_top2 c = moe_ep_top2_nllb(2);
+    moe_ep_weights_result compared;
+    moe_ep_aux_desc d;
+    int call, i;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = d.num_experts = d.num_devices = 2;
+    d.top_k = 1;
+    d.scores = scores;
+    d.ids = d.device_of_expert = id;
+    d.global_loads = loads;
+    for (call = 0; call < 12; call++) {
+        moe_ep_status st = MOE_EP_OK;
+        const int end = call == 0 || call == 2 || call == 4 || call == 8 ? 4 : 2; /* elements of the results */
+        for (i = 0; i < 5; i++) {
+            g[i] = 0.5f;
+            k[i] = -77;
+        }
+        per[2] = -77;
+        if (call == 0) st = moe_ep_gate(scores, 2, 2, scores, at, 2, g, NULL);
+        if (call == 1) st = moe_ep_expert_choice(scores, 2, 2, 1, k, g, per, NULL);
+        if (call == 2) st = moe_ep_route_top2(&c, scores, 2, NULL, k, g, NULL);
+        if (call == 3) st = moe_ep_route_sample(scores, 2, 2, &rng, k, g, NULL);
+        if (call == 4) st = moe_ep_sinkhorn(scores, 2, 2, 0.0, 0, g, NULL, NULL, NULL);
+        if (call == 5) st = moe_ep_auction(scores, 2, 2, k, NULL, NULL);
+        if (call == 6) st = moe_ep_quantile_update(scores, 2, 2, 1, g, NULL, NULL);
+        if (call == 7) st = moe_ep_bias_update(loads, 2, 0.1f, 1, g, NULL);
+        if (call == 8) st = moe_ep_append_shared(id, scores, 2, 1, 2, 1, MOE_EP_SHARED_CONSTANT, 1.0f, k, g, NULL);
+        if (call == 9) st = moe_ep_weights_compare(scores, scores, 2, 2, &compared, NULL);
+        if (call == 10) st = moe_ep_jitter(g, 2, 0.5f, &rng, NULL);
+        if (call == 11) st = moe_ep_dropout(g, 2, 0.5f, &rng, NULL);
+        CHECK_I64(st, MOE_EP_OK);
+        for (i = end; i < 5; i++) CHECK(k[i] == -77 && g[i] >= 0.5f && g[i] <= 0.5f);
+        CHECK_I64(per[2], -77);
+        STOP_IF_FAILED("call %d", call);
+    }
+    for (i = 0; i < 8; i++) {
+        d.kind = (moe_ep_aux)i;
+        CHECK(moe_ep_aux_loss(&d, NULL, NULL) > 0.0);
+    }
+    CHECK(moe_ep_importance_loss(scores, 2, 2, NULL, NULL) > 0.0);
+    CHECK(moe_ep_load_loss(scores, at, 2, 2, 1.0, NULL, NULL) > 0.0);
+    CHECK(moe_ep_z_loss(scores, 2, 2, NULL) > 0.0);
+    CHECK(moe_ep_router_entropy(at, 1, 1, NULL) > 0.0);
+}
+
+/* Scratch is asked for by the arrays that are worked in, each rounded up to 64 bytes, and 64 to align the first. */
+static size_t arrays_of(size_t a, size_t b, size_t c, size_t d)
+{
+    return 64 + (a + 63) / 64 * 64 + (b + 63) / 64 * 64 + (c + 63) / 64 * 64 + (d + 63) / 64 * 64;
+}
+
+TEST(scratch_is_what_the_arrays_take)
+{
+    enum { T = 36, E = 18, D = 40 };
+    static float scores[T * E], beta[E], out[T * E];
+    static int32_t ids[T], device[E];
+    static const int64_t loads[E] = {1};
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+    moe_ep_aux_desc d;
+    memset(&d, 0, sizeof d);
+    CHECK_I64(moe_ep_sinkhorn(scores, T, E, 0.0, 0, out, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, arrays_of(4 * T * E, 8 * T, 8 * E, 8 * E));
+    CHECK_I64(moe_ep_auction(scores, T, E, ids, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, arrays_of(16 * T, 8 * T, 0, 0)); /* price and token of each place, tokens without one */
+    CHECK_I64(moe_ep_quantile_update(scores, T, E, 1, beta, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, arrays_of(4 * T, 4 * T, 0, 0));
+    CHECK_I64(moe_ep_quantile_update(scores, E / 2, E, 2, beta, &none, NULL), MOE_EP_ERR_SCRATCH);
+    CHECK_I64(none.need, arrays_of(4 * (E / 2), 4 * E, 0, 0));
+    CHECK_NEAR(moe_ep_importance_loss(scores, T, E, &none, NULL), MOE_EP_ERR_SCRATCH, 0.0, 0.0);
+    CHECK_I64(none.need, arrays_of(8 * E, 0, 0, 0));
+    CHECK_NEAR(moe_ep_load_loss(scores, scores, T, E, 1.0, &none, NULL), MOE_EP_ERR_SCRATCH, 0.0, 0.0);
+    CHECK_I64(none.need, arrays_of(8 * E, 0, 0, 0));
+    d.num_tokens = T;
+    d.top_k = 1;
+    d.num_experts = E;
+    d.scores = scores;
+    d.ids = ids;
+    d.global_loads = loads;
+    d.device_of_expert = device;
+    CHECK_NEAR(moe_ep_aux_loss(&d, &none, NULL), MOE_EP_ERR_SCRATCH, 0.0, 0.0);
+    CHECK_I64(none.need, arrays_of(8 * E, 8 * E, 3 * 8 * E, 0));
+    d.kind = MOE_EP_AUX_DEVICE;
+    d.num_devices = D; /* more devices than experts */
+    CHECK_NEAR(moe_ep_aux_loss(&d, &none, NULL), MOE_EP_ERR_SCRATCH, 0.0, 0.0);
+    CHECK_I64(none.need, arrays_of(8 * E, 8 * D, 3 * 8 * D, 0));
 }
 
 TEST(success_clears_the_error)

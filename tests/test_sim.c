@@ -514,4 +514,507 @@ TEST(targets_out_of_reach)
     }
 }
 
+T_EXACT_MATH /* thresholds as the library sees them */
+
+/* ---- everything once more in doubles: the same generator, the formulas as the header's comments give them -------- */
+
+enum { FOR_WEIGHTS = 1, FOR_DRIFT = 2, FOR_ORDER = 3, FOR_IDS = 4, FOR_SOURCES = 5 };
+
+/* The generator of one purpose in one layer and step: each number is mixed into a fresh seed. */
+static moe_ep_rng generator(uint64_t seed, uint64_t purpose, uint64_t layer, uint64_t step)
+{
+    const uint64_t mix[3] = {purpose * 0x9e3779b97f4a7c15u, layer * 0xbf58476d1ce4e5b9u, step * 0x94d049bb133111ebu};
+    moe_ep_rng r = moe_ep_rng_seed(seed);
+    int i;
+    for (i = 0; i < 3; i++) {
+        uint64_t next = moe_ep_rng_u64(&r) ^ mix[i];
+        r = moe_ep_rng_seed(next);
+    }
+    return r;
+}
+
+/* Marsaglia's polar method. */
+static double normal_in_doubles(moe_ep_rng *rng)
+{
+    double u, v, s;
+    do {
+        uint64_t bits = moe_ep_rng_u64(rng);
+        u = (double)(bits >> 32) / 2147483648.0 - 1;
+        v = (double)(bits & 0xffffffffu) / 2147483648.0 - 1;
+        s = u * u + v * v;
+    } while (s >= 1 || !(s > 0));
+    return u * sqrt(-2 * log(s) / s);
+}
+
+static int64_t block_start(int64_t E, int64_t D, int64_t d) { return E * d / D; }
+
+/* Largest over smallest of the power law, aiconfigurator's when not given. */
+static double power_law_range(const moe_ep_workload *w, int64_t tokens)
+{
+    return w->x_max > 0 ? w->x_max : tokens > 1 && tokens > w->num_experts / w->top_k ? 0.8 * (double)tokens : 200;
+}
+
+/* Logarithms of the weights, -INFINITY = none; relative to the largest. */
+static void logs_in_doubles(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, double *log_w)
+{
+    int32_t E = w->num_experts, e, rank[512], D = w->num_devices > 0 ? w->num_devices : 1;
+    int64_t period = w->period > 0 ? w->period : 1, first = w->hot, last = w->hot + 1;
+    double X = power_law_range(w, tokens), top = -INFINITY;
+    moe_ep_rng rng;
+    if (w->copy_layers) layer = 0;
+    for (e = 0; e < E; e++) rank[e] = e;
+    rng = generator(w->seed, FOR_ORDER, (uint64_t)layer, 0);
+    for (e = E - 1; e > 0 && !w->in_order; e--) {
+        int32_t i = (int32_t)moe_ep_rng_below(&rng, (uint64_t)e + 1), swap = rank[i];
+        rank[i] = rank[e];
+        rank[e] = swap;
+    }
+    if (w->kind == MOE_EP_LOAD_HOT_DEVICE || w->kind == MOE_EP_LOAD_ROTATING) {
+        int64_t device = w->kind == MOE_EP_LOAD_ROTATING ? (w->hot + step / period) % D : w->hot;
+        first = block_start(E, D, device);
+        last = block_start(E, D, device + 1);
+    }
+    rng = generator(w->seed, FOR_WEIGHTS, (uint64_t)layer, 0);
+    for (e = 0; e < E; e++) {
+        int hot = e >= first && e < last;
+        switch (w->kind) {
+        case MOE_EP_LOAD_ZIPF:
+            log_w[e] = -w->alpha * log(rank[e] + 1.0);
+            break;
+        case MOE_EP_LOAD_POWER_LAW: { /* the inverse of the distribution function */
+            double u = (double)(moe_ep_rng_u64(&rng) >> 32) / 4294967296.0, b = 1 - w->alpha;
+            log_w[e] = fabs(b) < 1e-9 ? u * log(X) : log((pow(X, b) - 1) * u + 1) / b;
+            break;
+        }
+        case MOE_EP_LOAD_LOGNORMAL:
+            log_w[e] = w->sigma * normal_in_doubles(&rng);
+            break;
+        case MOE_EP_LOAD_RECORDED:
+            log_w[e] = log(w->popularity[e]);
+            break;
+        case MOE_EP_LOAD_BURST:
+            if (step % period != period - 1) {
+                log_w[e] = 0;
+                break;
+            } /* fall through */
+        case MOE_EP_LOAD_HOT_EXPERT:
+        case MOE_EP_LOAD_HOT_DEVICE:
+        case MOE_EP_LOAD_ROTATING:
+            log_w[e] = log(hot ? w->share / (double)(last - first) : (1 - w->share) / (double)(E - (last - first)));
+            if (last - first == E) log_w[e] = 0;
+            break;
+        default:
+            log_w[e] = 0;
+            break;
+        }
+    }
+    for (e = 1; e < E && w->kind == MOE_EP_LOAD_POWER_LAW && w->in_order; e++) { /* largest first */
+        double v = log_w[e];
+        int32_t i = e;
+        for (; i > 0 && log_w[i - 1] < v; i--) log_w[i] = log_w[i - 1];
+        log_w[i] = v;
+    }
+    rng = generator(w->seed, FOR_DRIFT, (uint64_t)layer, (uint64_t)step);
+    for (e = 0; e < E && step > 0 && w->drift > 0; e++) log_w[e] += w->drift * normal_in_doubles(&rng);
+    for (e = 0; e < E; e++) top = fmax(top, log_w[e]);
+    for (e = 0; e < E; e++) log_w[e] -= top;
+}
+
+static double one_of(uint64_t *s, const double *list, int64_t n) { return list[t_below(s, n)]; }
+
+/* A workload that can be drawn; popularity (512) is filled for RECORDED. */
+static moe_ep_workload drawn_workload(uint64_t *s, double *popularity)
+{
+    static const double alpha[] = {0, 0.3, 0.5, 0.999, 1, 1.01, 1.5, 2, 3}, x_max[] = {0, 0, 1.5, 20, 1000, 1e9};
+    static const double sigma[] = {0, 0.1, 1.1, 3}, drift[] = {0, 0.1, 2}, share[] = {0, 0.01, 0.3, 0.5, 0.9, 1};
+    static const int32_t most[] = {4, 20, 60, 400};
+    moe_ep_workload w;
+    int i;
+    memset(&w, 0, sizeof w);
+    w.kind = (moe_ep_workload_kind)t_below(s, 9);
+    w.seed = t_u64(s);
+    w.num_experts = 1 + (int32_t)t_below(s, most[t_below(s, 4)]);
+    w.top_k = 1 + (int32_t)t_below(s, w.num_experts < 6 ? w.num_experts : 6);
+    w.num_devices = (int32_t)t_below(s, w.num_experts < 9 ? w.num_experts + 1 : 10);
+    w.alpha = one_of(s, alpha, 9);
+    w.x_max = one_of(s, x_max, 6);
+    w.sigma = one_of(s, sigma, 4);
+    w.drift = one_of(s, drift, 3);
+    w.share = one_of(s, share, 6);
+    w.period = (int32_t)t_below(s, 4);
+    w.in_order = (int32_t)t_below(s, 2);
+    w.copy_layers = t_below(s, 4) == 0;
+    w.with_replacement = t_below(s, 3) == 0;
+    w.hot = (int32_t)t_below(s, w.kind == MOE_EP_LOAD_HOT_EXPERT || w.kind == MOE_EP_LOAD_BURST ? w.num_experts
+                                : w.num_devices > 0                                             ? w.num_devices
+                                                                                                : 1);
+    for (i = 0; i < 512; i++)
+        popularity[i] = t_below(s, 5) || i < 6 ? ldexp(1 + t_unit(s), (int)t_below(s, 12) - 6) : 0;
+    w.popularity = popularity;
+    return w;
+}
+
+TEST(popularity_in_doubles)
+{
+    static const int64_t tokens[] = {0, 1, 2, 7, 60, 5000, 2000000000};
+    uint64_t s = t_seed + 3;
+    int round;
+    for (round = 0; round < 4000; round++) {
+        double popularity[512], log_w[512];
+        uint64_t got[512];
+        moe_ep_workload w = drawn_workload(&s, popularity);
+        int64_t T = tokens[t_below(&s, 7)], step = t_below(&s, 9);
+        int32_t layer = (int32_t)t_below(&s, 3), e, feasible;
+        moe_ep_status status = moe_ep_popularity(&w, layer, step, T, got, NULL);
+        if (T > 1000000000) T = 1000000000; /* as far as weights go */
+        logs_in_doubles(&w, layer, step, T, log_w);
+        for (e = feasible = 0; e < w.num_experts; e++) feasible += log_w[e] > -INFINITY;
+        if (w.kind == MOE_EP_LOAD_BURST) /* whatever the step */
+            feasible = w.num_experts == 1 ? 1 : (w.share > 0) + (w.share < 1) * (w.num_experts - 1);
+        CHECK_I64(status, feasible >= (w.with_replacement ? 1 : w.top_k) ? MOE_EP_OK : MOE_EP_ERR_INFEASIBLE);
+        for (e = 0; e < w.num_experts && status == MOE_EP_OK; e++) {
+            double want = 549755813888.0 * exp(log_w[e]), b = fabs(1 - w.alpha); /* 2^39 is the largest */
+            double slack = 2e-7 + 1e-5 * (w.sigma + w.drift) + 1e-8 * fabs(log_w[e]); /* a normal's 31 bits */
+            if (w.kind == MOE_EP_LOAD_POWER_LAW && b > 1e-9) /* 1 / b is known to 24 bits, u to 32 */
+                slack += 6e-7 / b + 1e-9 / b * pow(power_law_range(&w, T), b);
+            if (!(log_w[e] > -INFINITY)) CHECK(got[e] == 0);
+            else if (slack < 0.05) CHECK_NEAR((double)got[e], fmax(want, 1), slack, 1.5);
+            if (log_w[e] > -INFINITY) CHECK(got[e] >= 1);
+        }
+        if (t_failed_here)
+            printf("    kind %d E %d alpha %g x_max %g sigma %g drift %g T %d\n", (int)w.kind, w.num_experts, w.alpha,
+                   w.x_max, w.sigma, w.drift, (int)T);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* The upper 64 bits of a product, digit by digit. */
+static uint64_t product_high(uint64_t a, uint64_t b)
+{
+    uint64_t digit[8] = {0}, carry;
+    int i, j;
+    for (i = 0; i < 4; i++)
+        for (carry = 0, j = 0; j < 4 || carry; j++) {
+            uint64_t v = digit[i + j] + carry + (j < 4 ? (a >> 16 * i & 0xffff) * (b >> 16 * j & 0xffff) : 0);
+            digit[i + j] = v & 0xffff;
+            carry = v >> 16;
+        }
+    return digit[4] | digit[5] << 16 | digit[6] << 32 | digit[7] << 48;
+}
+
+/* Tokens one number at a time: what is drawn again is drawn again, the 32nd time among those that are left. */
+TEST(draws_one_by_one)
+{
+    uint64_t s = t_seed + 4;
+    int round;
+    for (round = 0; round < 600; round++) {
+        double popularity[512];
+        uint64_t weight[512], left, v;
+        int32_t ids[40 * 6], *id = ids, e, j, k, t, layer = (int32_t)t_below(&s, 3);
+        int64_t step = t_below(&s, 5);
+        moe_ep_workload w = drawn_workload(&s, popularity);
+        moe_ep_rng rng = generator(w.seed, FOR_IDS, w.copy_layers ? 0 : (uint64_t)layer, (uint64_t)step);
+        if (round % 3 == 0) { /* nearly all on one expert */
+            w.kind = MOE_EP_LOAD_RECORDED;
+            for (e = 0; e < 512; e++) popularity[e] = t_below(&s, 8) ? 1e-9 * (1 + t_unit(&s)) : 0;
+            for (e = 0; e < 6; e++) popularity[e] = e == 3 ? 1 : 1e-12;
+            w.num_experts = w.num_experts < 6 ? 6 : w.num_experts;
+        }
+        if (moe_ep_popularity(&w, layer, step, 40, weight, NULL) != MOE_EP_OK) continue;
+        CHECK(moe_ep_simulate(&w, layer, step, 40, ids, NULL, NULL) == MOE_EP_OK);
+        for (t = 0; t < 40; t++, id += w.top_k)
+            for (j = 0; j < w.top_k; j++) {
+                int tries, taken = 1;
+                for (tries = 0; taken && tries < 32; tries++) {
+                    for (left = 0, e = 0; e < w.num_experts; e++) left += weight[e];
+                    v = product_high(moe_ep_rng_u64(&rng), left);
+                    for (e = 0; v >= weight[e]; e++) v -= weight[e];
+                    for (taken = 0, k = 0; k < j && !w.with_replacement; k++) taken |= id[k] == e;
+                }
+                if (taken) {
+                    for (k = 0; k < j; k++) left -= weight[id[k]];
+                    v = moe_ep_rng_below(&rng, left);
+                    for (e = 0; e < w.num_experts; e++) {
+                        for (taken = 0, k = 0; k < j; k++) taken |= id[k] == e;
+                        if (!taken && v < weight[e]) break;
+                        if (!taken) v -= weight[e];
+                    }
+                }
+                CHECK_I64(id[j], e);
+                STOP_IF_FAILED("round %d", round);
+            }
+    }
+}
+
+/* Dealt, not drawn. */
+TEST(dealt_tokens_by_hand)
+{
+    uint64_t s = t_seed + 5;
+    int round;
+    for (round = 0; round < 1500; round++) {
+        moe_ep_workload w;
+        int32_t ids[60 * 40], order[60], n = 0, place, t, j;
+        int64_t T = t_below(&s, 40), E, D, d;
+        memset(&w, 0, sizeof w);
+        w.num_experts = 1 + (int32_t)t_below(&s, 60);
+        w.with_replacement = (int32_t)t_below(&s, 2);
+        w.top_k = 1 + (int32_t)t_below(&s, w.with_replacement ? 60 : w.num_experts);
+        w.num_devices = (int32_t)t_below(&s, w.num_experts + 1);
+        E = w.num_experts, D = w.num_devices > 0 ? w.num_devices : 1;
+        for (place = 0; place < E; place++) /* the first of every block, the second of every block, .. */
+            for (d = 0; d < D; d++)
+                if (block_start(E, D, d) + place < block_start(E, D, d + 1))
+                    order[n++] = (int32_t)block_start(E, D, d) + place;
+        CHECK_I64(n, E);
+        w.kind = MOE_EP_LOAD_BALANCED;
+        CHECK(moe_ep_simulate(&w, 0, 0, T, ids, NULL, NULL) == MOE_EP_OK);
+        for (t = 0; t < T * w.top_k; t++) CHECK_I64(ids[t], order[t % E]);
+        w.kind = MOE_EP_LOAD_ROUND_ROBIN;
+        CHECK(moe_ep_simulate(&w, 0, 0, T, ids, NULL, NULL) == MOE_EP_OK);
+        for (t = 0; t < T; t++)
+            for (j = 0; j < w.top_k; j++) CHECK_I64(ids[t * w.top_k + j], (t + j) % E);
+        w.kind = MOE_EP_LOAD_STUCK_ROUND_ROBIN;
+        CHECK(moe_ep_simulate(&w, 0, 0, T, ids, NULL, NULL) == MOE_EP_OK);
+        for (t = 0; t < T; t++)
+            for (j = 0; j < w.top_k; j++) CHECK_I64(ids[t * w.top_k + j], j % E);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* The hot device has its share of all rows, the others the rest, experts of a device as even as can be. */
+TEST(targets_by_hand)
+{
+    uint64_t s = t_seed + 6;
+    int round, reached = 0;
+    for (round = 0; round < 3000; round++) {
+        moe_ep_workload w;
+        moe_ep_error err;
+        int32_t ids[60 * 40], e;
+        int64_t T = t_below(&s, 40), E, D, d, total, hot, most, rest, place = 0, counts[60] = {0}, want[60];
+        int feasible = 1;
+        double exact;
+        memset(&w, 0, sizeof w);
+        w.kind = MOE_EP_LOAD_TARGET;
+        w.num_experts = 1 + (int32_t)t_below(&s, 60);
+        w.top_k = 1 + (int32_t)t_below(&s, w.num_experts);
+        w.num_devices = (int32_t)t_below(&s, w.num_experts < 8 ? w.num_experts + 1 : 9);
+        w.hot = (int32_t)t_below(&s, 20);
+        w.target = t_below(&s, 8) ? 0.05 + 0.95 * t_unit(&s) : 1;
+        w.seed = t_u64(&s);
+        E = w.num_experts, D = w.num_devices > 0 ? w.num_devices : 1, total = T * w.top_k, hot = w.hot % D;
+        exact = (double)total / ((double)D * w.target);
+        if (fabs(exact - floor(exact + 0.5)) < 1e-5) exact = floor(exact + 0.5); /* a whole number, rounded or not */
+        most = (int64_t)floor(exact + 1e-9);
+        if (most < (total + D - 1) / D) most = (total + D - 1) / D;
+        if (most > total || D == 1) most = total;
+        if (D * w.target < 1 - 1e-6) feasible = 0;
+        rest = total - most;
+        for (d = 0; d < D; d++) {
+            int64_t mine = most, a = block_start(E, D, d), b = block_start(E, D, d + 1), i;
+            if (d != hot) mine = rest / (D - 1) + (place++ < rest % (D - 1));
+            for (i = a; i < b; i++) {
+                want[i] = mine / (b - a) + (i - a < mine % (b - a));
+                feasible = feasible && want[i] <= T;
+            }
+        }
+        CHECK_I64(moe_ep_simulate(&w, 0, 0, T, ids, NULL, &err), feasible ? MOE_EP_OK : MOE_EP_ERR_INFEASIBLE);
+        for (e = 0; feasible && e < total; e++) counts[ids[e]]++;
+        for (e = 0; feasible && e < E; e++) CHECK(llabs(counts[e] - want[e]) <= (exact > floor(exact) ? 0 : 1));
+        for (e = 0; feasible && e < total; e++) {
+            int32_t i;
+            for (i = e - e % w.top_k; i < e; i++) CHECK(ids[i] != ids[e]);
+        }
+        reached += feasible && total > 0;
+        if (t_failed_here)
+            printf("    E %d K %d D %d T %d target %.17g hot %d: %g\n", (int)E, w.top_k, (int)D, (int)T, w.target,
+                   (int)hot, exact);
+        STOP_IF_FAILED("round %d", round);
+    }
+    CHECK(reached > 500);
+}
+
+/* Which workloads there can be: every limit from both sides. */
+TEST(limits_of_workloads)
+{
+    moe_ep_workload w = workload(MOE_EP_LOAD_UNIFORM);
+    moe_ep_error err;
+    int32_t ids[64];
+    int32_t E, D, K, hot;
+    uint64_t weights[64], *many = (uint64_t *)t_alloc(sizeof *many * (1 << 20));
+    double zero[64] = {0}, one[64] = {0};
+    one[5] = 1e-300;
+#define ALLOWED(change)                                                                                                \
+    do {                                                                                                               \
+        w = workload(MOE_EP_LOAD_UNIFORM);                                                                             \
+        change;                                                                                                        \
+        CHECK_I64(moe_ep_popularity(&w, 0, 0, 1, weights, &err), MOE_EP_OK);                                           \
+    } while (0)
+#define REFUSED(change, status, name)                                                                                  \
+    do {                                                                                                               \
+        w = workload(MOE_EP_LOAD_UNIFORM);                                                                             \
+        change;                                                                                                        \
+        CHECK_I64(moe_ep_popularity(&w, 0, 0, 1, weights, &err), status);                                              \
+        CHECK_STR(err.arg, name);                                                                                      \
+    } while (0)
+    ALLOWED(w.share = 1);
+    REFUSED(w.share = nextafter(1, 2), MOE_EP_ERR_RANGE, "share");
+    ALLOWED(w.alpha = 64);
+    REFUSED(w.alpha = nextafter(64, 65), MOE_EP_ERR_RANGE, "alpha");
+    ALLOWED(w.x_max = 1e9);
+    ALLOWED(w.x_max = nextafter(1, 2));
+    REFUSED(w.x_max = 1, MOE_EP_ERR_RANGE, "x_max");
+    REFUSED(w.x_max = nextafter(1e9, 2e9), MOE_EP_ERR_RANGE, "x_max");
+    ALLOWED(w.sigma = 16);
+    REFUSED(w.sigma = nextafter(16, 17), MOE_EP_ERR_RANGE, "sigma");
+    ALLOWED(w.drift = 16);
+    REFUSED(w.drift = nextafter(16, 17), MOE_EP_ERR_RANGE, "drift");
+    ALLOWED(w.target = 1);
+    REFUSED(w.target = nextafter(1, 2), MOE_EP_ERR_RANGE, "target");
+    ALLOWED(w.num_devices = 64);
+    REFUSED(w.num_devices = 65, MOE_EP_ERR_SIZE, "num_devices");
+    ALLOWED(w.period = 0);
+    REFUSED(w.period = -1, MOE_EP_ERR_SIZE, "period");
+    ALLOWED(w.top_k = 64);
+    REFUSED(w.top_k = 65, MOE_EP_ERR_TOP_K, "top_k");
+    ALLOWED((w.top_k = 65, w.with_replacement = 1));
+    REFUSED(w.top_k = 0, MOE_EP_ERR_SIZE, "top_k");
+    ALLOWED((w.num_experts = w.num_devices = w.top_k = 1));
+    REFUSED(w.num_experts = 0, MOE_EP_ERR_SIZE, "num_experts");
+    ALLOWED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot = 63));
+    REFUSED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot = 64), MOE_EP_ERR_EXPERT_ID, "hot");
+    REFUSED((w.kind = MOE_EP_LOAD_BURST, w.hot = 64), MOE_EP_ERR_EXPERT_ID, "hot");
+    ALLOWED((w.kind = MOE_EP_LOAD_ROTATING, w.hot = 7));
+    REFUSED((w.kind = MOE_EP_LOAD_ROTATING, w.hot = 8), MOE_EP_ERR_DEVICE_ID, "hot");
+    REFUSED((w.kind = MOE_EP_LOAD_HOT_DEVICE, w.hot = -1), MOE_EP_ERR_DEVICE_ID, "hot");
+    ALLOWED((w.kind = MOE_EP_LOAD_RECORDED, w.popularity = one, w.top_k = 1));
+    CHECK(weights[5] == 549755813888u && weights[4] == 0);
+    ALLOWED((w.kind = MOE_EP_LOAD_RECORDED, w.popularity = one, w.top_k = 6, w.with_replacement = 1));
+    REFUSED((w.kind = MOE_EP_LOAD_RECORDED, w.popularity = zero, w.with_replacement = 1), MOE_EP_ERR_INFEASIBLE,
+            "popularity");
+    REFUSED((w.kind = MOE_EP_LOAD_RECORDED, w.popularity = one, w.top_k = 2), MOE_EP_ERR_INFEASIBLE, "popularity");
+#undef ALLOWED
+#undef REFUSED
+    for (E = 1; E < 9; E++) /* all on one device: its block must hold K experts */
+        for (D = 1; D <= E; D++)
+            for (hot = 0; hot < D; hot++)
+                for (K = 1; K <= E; K++) {
+                    int64_t held = block_start(E, D, hot + 1) - block_start(E, D, hot);
+                    w.kind = K % 2 ? MOE_EP_LOAD_HOT_DEVICE : MOE_EP_LOAD_ROTATING;
+                    w.num_experts = E, w.num_devices = D, w.hot = hot, w.top_k = K, w.share = 1;
+                    CHECK_I64(moe_ep_popularity(&w, 0, 0, 1, weights, &err),
+                              held >= K ? MOE_EP_OK : MOE_EP_ERR_INFEASIBLE);
+                }
+    for (K = 0; K < 4; K++) { /* shares so close to all or nothing that the rest has no weight */
+        w = workload(K % 2 ? MOE_EP_LOAD_HOT_EXPERT : MOE_EP_LOAD_HOT_DEVICE);
+        w.share = K < 2 ? 1 - 1e-10 : 1e-10;
+        w.num_experts = 4096, w.num_devices = K < 2 ? 4096 : 2, w.hot = 1;
+        w.top_k = K % 2 || K < 2 ? 2 : 2049;
+        CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, many, &err), K == 3 ? MOE_EP_OK : MOE_EP_ERR_INFEASIBLE);
+    }
+    w = workload(MOE_EP_LOAD_UNIFORM);
+    w.num_experts = 1 << 20;
+    CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, many, &err), MOE_EP_OK);
+    w.num_experts++;
+    CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, many, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_experts");
+    free(many);
+    w = workload(MOE_EP_LOAD_UNIFORM);
+    w.num_experts = w.num_devices = w.top_k = 1;
+    CHECK_I64(moe_ep_simulate(&w, 0, 0, 1, ids, NULL, &err), MOE_EP_OK);
+    CHECK_I64(ids[0], 0);
+    CHECK_I64(moe_ep_simulate(&w, 0, 0, INT64_MAX / 4 + 1, ids, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "num_tokens");
+}
+
+/* Ragged sources: lognormal weights, the largest 2^22 and one more for each, shares of what is left rounded down. */
+TEST(ragged_sources_in_doubles)
+{
+    uint64_t s = t_seed + 7;
+    int round, far = 0;
+    for (round = 0; round < 2000; round++) {
+        static const double spread[] = {0, 0.2, 1, 4, 16};
+        int64_t n[9], T = t_below(&s, 2) ? t_below(&s, 1000) : (int64_t)4194306 * 1000, left = T;
+        int32_t D = 1 + (int32_t)t_below(&s, t_below(&s, 2) ? 2 : 9), d;
+        double wide = one_of(&s, spread, 5), z[9], top = -INFINITY, sum = 0, slack = 1.5;
+        uint64_t seed = t_u64(&s);
+        moe_ep_rng rng = generator(seed, FOR_SOURCES, 0, 0);
+        CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_RAGGED, seed, T, D, wide, 0, n, NULL) == MOE_EP_OK);
+        for (d = 0; d < D; d++) {
+            z[d] = wide * normal_in_doubles(&rng);
+            top = fmax(top, z[d]);
+        }
+        for (d = 0; d < D; d++) {
+            z[d] = floor(4194304 * exp(z[d] - top)) + 1;
+            sum += z[d];
+        }
+        for (d = 0; d < D; d++) { /* a weight off by one moves that many tokens */
+            double share = (double)left * z[d] / sum;
+            if (!(wide > 0)) CHECK_I64(n[d], left / (D - d)); /* all alike */
+            CHECK_NEAR(n[d], share, 0, slack + (double)T / 4194304 * (z[d] > 1.5));
+            left -= n[d];
+            sum -= z[d];
+        }
+        CHECK_I64(left, 0);
+        if (D == 2 && T > 1000 && (z[0] < 1.5 || z[1] < 1.5)) { /* 2^22 + 1 against 1 */
+            CHECK_I64(n[z[0] < 1.5 ? 0 : 1], 1000);
+            far++;
+        }
+        STOP_IF_FAILED("round %d", round);
+    }
+    CHECK(far > 5);
+    for (round = 0; round < 500; round++) { /* even, and with one that has none */
+        int64_t n[9], T = t_below(&s, 60), rest;
+        int32_t D = 1 + (int32_t)t_below(&s, 9), empty = (int32_t)t_below(&s, D), d, place = 0;
+        CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_EVEN, 0, T, D, 0, 0, n, NULL) == MOE_EP_OK);
+        for (d = 0; d < D; d++) CHECK_I64(n[d], T / D + (d < T % D));
+        if (D == 1 && T > 0) continue;
+        CHECK(moe_ep_source_tokens(MOE_EP_SOURCE_EMPTY, 0, T, D, 0, empty, n, NULL) == MOE_EP_OK);
+        rest = D > 1 ? D - 1 : 1;
+        for (d = 0; d < D; d++) CHECK_I64(n[d], d == empty ? 0 : T / rest + (place++ < T % rest));
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+TEST(llmservingsim_by_hand)
+{
+    uint64_t s = t_seed + 8;
+    int round;
+    for (round = 0; round < 3000; round++) {
+        int64_t T = t_below(&s, 300);
+        int32_t E = 1 + (int32_t)t_below(&s, 64), K = 1 + (int32_t)t_below(&s, E < 9 ? E : 9);
+        int32_t ep = 1 + (int32_t)t_below(&s, 9);
+        double pairs = (double)(T * K) / ep, local = (double)T * (1 - pow((ep - 1.0) / ep, K));
+        moe_ep_balanced_result r;
+        moe_ep_expect_desc d;
+        moe_ep_expect_result x;
+        memset(&d, 0, sizeof d);
+        d.tokens = T;
+        d.num_experts = E;
+        d.top_k = K;
+        d.num_devices = ep;
+        CHECK(moe_ep_expect(&d, &x, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_llmservingsim_balanced(T, E, K, ep, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.pairs, pairs, 1e-14, 0);
+        if (fabs(local - floor(local) - 0.5) > 1e-9) CHECK_I64(r.local_tokens, rint(local)); /* else below */
+        CHECK_I64(r.activated, fmin(rint(pairs), floor((double)E / ep))); /* rint: half to even */
+        CHECK_NEAR(r.exact_tokens, x.device_tokens, 0, 0);
+        CHECK_NEAR(r.exact_activated, x.active_device, 0, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+    for (round = 1; round < 40; round += 2) { /* halves: T / 2 tokens on each of two devices */
+        moe_ep_balanced_result r;
+        CHECK(moe_ep_llmservingsim_balanced(round, 8, 1, 2, &r, NULL) == MOE_EP_OK);
+        CHECK_I64(r.local_tokens, rint(round * 0.5));
+    }
+    {
+        moe_ep_balanced_result r;
+        moe_ep_error err;
+        CHECK(moe_ep_llmservingsim_balanced(INT64_MAX / 4 / 3, 8, 3, 2, &r, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_llmservingsim_balanced(INT64_MAX / 4 / 3 + 1, 8, 3, 2, &r, &err) == MOE_EP_ERR_OVERFLOW);
+        CHECK_STR(err.arg, "T");
+        CHECK(moe_ep_llmservingsim_balanced(0, 1, 1, 1, &r, NULL) == MOE_EP_OK);
+        CHECK(r.local_tokens == 0 && r.activated == 0);
+    }
+}
+
 T_MAIN

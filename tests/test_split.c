@@ -353,6 +353,91 @@ TEST(assign_random)
     }
 }
 
+/* Near rows first, each in turn: what is on the row's device, then on its node, then anywhere, in replica order. */
+TEST(assign_local_by_definition)
+{
+    uint64_t s = t_seed + 9;
+    int n, i, level;
+    for (n = 0; n < 500; n++) {
+        int E, D, nodes;
+        moe_ep_placement p = random_table(&s, &E, &D);
+        moe_ep_split_desc d = split_of(n % 2 ? MOE_EP_SPLIT_EVEN : MOE_EP_SPLIT_RANDOM);
+        int32_t ids[40], from[40], got[40], want[40], k;
+        int64_t counts[8] = {0}, rows[64], left[64];
+        nodes = p.num_nodes;
+        for (i = 0; i < 40; i++) {
+            ids[i] = (int32_t)t_below(&s, E + 1) - 1;
+            from[i] = (int32_t)t_below(&s, D);
+            if (ids[i] >= 0) counts[ids[i]]++;
+            want[i] = -1;
+        }
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+        memcpy(left, rows, sizeof *rows * (size_t)p.num_slots);
+        for (level = 0; level < 3; level++)
+            for (i = 0; i < 40; i++) {
+                if (ids[i] < 0 || want[i] >= 0) continue;
+                for (k = 0; k < p.num_slots && want[i] < 0; k++) {
+                    const int32_t device = p.slot_device[k];
+                    if (p.slot_expert[k] != ids[i] || left[k] == 0) continue;
+                    if (level == 0 && device != from[i]) continue;
+                    if (level == 1 && device * nodes / D != from[i] * nodes / D) continue;
+                    want[i] = k;
+                    left[k]--;
+                }
+            }
+        CHECK_I64(moe_ep_assign_slots_local(&p, 0, ids, 40, from, rows, got, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < 40; i++) CHECK_I64(got[i], want[i]);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Many experts of few rows on equal devices: whole rows reach the optimum of the shares rounded up, after any number
+ * of sweeps what these reach; least loaded is one sweep rounded down, and what is left. */
+TEST(many_experts_to_the_row)
+{
+    uint64_t s = t_seed + 10;
+    int n, e, i, d, sweeps;
+    for (n = 0; n < 250; n++) {
+        const int D = 2 + (int)t_below(&s, 9), E = D + (int)t_below(&s, 4 * D), P = 8 * D, few = 1 + (int)t_below(&s, 9);
+        int32_t slots[80];
+        int64_t counts[50], rows[80], device[10];
+        double loads[50], share[80];
+        moe_ep_split_desc exact = split_of(MOE_EP_SPLIT_EXACT), least = split_of(MOE_EP_SPLIT_LEAST_LOADED);
+        moe_ep_placement p;
+        for (i = 0; i < P; i++) slots[i] = i < E ? i : t_below(&s, 3) ? (int32_t)t_below(&s, E) : -1;
+        for (i = P - 1; i > 0; i--) {
+            const int j = (int)t_below(&s, i + 1);
+            const int32_t keep = slots[i];
+            slots[i] = slots[j];
+            slots[j] = keep;
+        }
+        p = table(E, D, P, 1, slots);
+        for (e = 0; e < E; e++) {
+            counts[e] = t_below(&s, 1 + few);
+            loads[e] = (double)counts[e];
+        }
+        for (sweeps = 0; sweeps < 4; sweeps++) {
+            double worst = 0;
+            int64_t most = 0;
+            CHECK_I64(moe_ep_split_shares(&p, 0, loads, sweeps, share, &worst, NULL, NULL), MOE_EP_OK);
+            exact.max_sweeps = sweeps;
+            CHECK_I64(moe_ep_split(&exact, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+            check_sums(&p, rows, counts);
+            CHECK_I64(moe_ep_device_rows(&p, rows, device, NULL), MOE_EP_OK);
+            for (d = 0; d < D; d++) most = device[d] > most ? device[d] : most;
+            CHECK((double)most < worst + 1 - 1e-6);
+            if (sweeps == 0) CHECK((double)most > worst - 1e-6);
+            if (sweeps != 1) continue;
+            CHECK_I64(moe_ep_split(&least, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+            check_sums(&p, rows, counts);
+            for (i = 0; i < P; i++) CHECK((double)rows[i] > share[i] - 1);
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
 /* The worked numbers of the header. */
 TEST(assign_examples)
 {
@@ -664,6 +749,50 @@ TEST(inconsistent_placements)
     }
     CHECK_I64(refusals(&p), 0);
     placement_free(&p);
+}
+
+/* What is said about a broken placement: the array and where in it. */
+TEST(broken_placements_are_named)
+{
+    const int32_t slots[4] = {0, 1, 0, 2}; /* replica_start 0 2 3 4, replica_slot 0 2 1 3 */
+    static const struct {
+        int array, at, value;
+        const char *arg;
+        int index;
+    } row[] = {{0, 1, 5, "p.replica_start", 0},  {0, 2, 1, "p.replica_start", 1},
+               {0, 1, -1, "p.replica_start", 0},  {1, 0, -1, "p.replica_slot", 0},  {1, 1, 4, "p.replica_slot", 1},
+               {1, 2, 3, "p.replica_slot", 2},    {1, 1, 0, "p.replica_slot", 0},   {2, 0, -1, "p.slot_device", 0},
+               {2, 2, 2, "p.slot_device", 2},     {2, 3, 3, "p.slot_device", 3},    {1, 3, 1, "p.replica_slot", 3},
+               {3, 1, -1, "p.replica_start", 3},  {0, 3, 3, "p.replica_start", 3},  {0, 0, 1, "p.replica_start", 3}};
+    const int64_t counts[3] = {4, 1, 1}, quota[4] = {2, 1, 2, 1};
+    const double loads[3] = {4, 1, 1};
+    const int32_t ids[6] = {0, 0, 0, 0, 1, 2};
+    size_t k;
+    for (k = 0; k < sizeof row / sizeof row[0]; k++) {
+        moe_ep_placement p = table(3, 2, 4, 1, slots);
+        int32_t *array[4], got[6];
+        int64_t rows[4];
+        double share[4];
+        int call;
+        array[0] = p.replica_start;
+        array[1] = p.replica_slot;
+        array[2] = p.slot_device;
+        array[3] = p.slot_expert;
+        array[row[k].array][row[k].at] = row[k].value;
+        for (call = 0; call < 5; call++) {
+            moe_ep_split_desc d = split_of(call ? MOE_EP_SPLIT_EXACT : MOE_EP_SPLIT_EVEN);
+            moe_ep_error err;
+            CHECK_I64(call < 2    ? moe_ep_split(&d, &p, 0, counts, rows, NULL, &err)
+                      : call == 2 ? moe_ep_split_shares(&p, 0, loads, 0, share, NULL, NULL, &err)
+                      : call == 3 ? moe_ep_assign_slots(&p, 0, ids, 6, quota, got, NULL, &err)
+                                  : moe_ep_reroute_replicas(&p, 0, 9, ids, 6, got, NULL, NULL, NULL, &err),
+                      MOE_EP_ERR_PLACEMENT);
+            CHECK_STR(err.arg, row[k].arg);
+            CHECK_I64(err.index, row[k].index);
+        }
+        placement_free(&p);
+        STOP_IF_FAILED("row %d", (int)k);
+    }
 }
 
 /* One expert in very many slots, listed in any order: a slot listed twice is seen, wherever it is. */
@@ -981,6 +1110,7 @@ TEST(rows_beyond_doubles)
 TEST(every_bad_argument)
 {
     const int32_t slots[4] = {0, 1, 0, 2}, all[4] = {0, 0, 0, 0}, fine[2] = {0, 1}, low[2] = {0, -2}, from[2] = {0, -1};
+    const int32_t nowhere[2] = {-1, 0}, beyond[2] = {4, 0};
     const int32_t empty[4] = {0, -1, 0, 1}, far[2] = {-2, 0}, hole[2] = {0, 1}, here[2] = {0, 3};
     const int32_t late[4] = {-1, 0, 1, 0}, begin[2] = {3, 0};
     const int64_t counts[3] = {4, 1, 0}, negative[3] = {4, -1, 0}, many[3] = {INT64_MAX, 1, 1};
@@ -1010,6 +1140,8 @@ TEST(every_bad_argument)
     REFUSED(moe_ep_split(&even, &p, 0, sum, rows, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts", 1);
     REFUSED(moe_ep_split(&exact, &p, 0, sum, rows, NULL, &err), MOE_EP_ERR_OVERFLOW, "counts", 1);
     REFUSED(moe_ep_split(&wrong, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_RANGE, "desc.policy", -1);
+    REFUSED(moe_ep_split(&local, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG, "desc.source_counts", -1);
+    CHECK_NEAR(err.value, 0, 0, 0); /* there are none */
     local.source_counts = below;
     REFUSED(moe_ep_split(&local, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_CONFIG, "desc.source_counts", 0);
     local.source_counts = below + 3;
@@ -1038,6 +1170,10 @@ TEST(every_bad_argument)
     REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, quota, got, &none, &err), MOE_EP_ERR_SCRATCH, "scratch", -1);
     REFUSED(moe_ep_assign_slots_local(&p, 0, fine, 2, from, quota, got, NULL, &err), MOE_EP_ERR_DEVICE_ID,
             "source_device", 1);
+    REFUSED(moe_ep_assign_slots_local(&p, 0, fine, 2, nowhere, quota, got, NULL, &err), MOE_EP_ERR_DEVICE_ID,
+            "source_device", 0);
+    REFUSED(moe_ep_assign_slots_local(&p, 0, fine, 2, beyond, quota, got, NULL, &err), MOE_EP_ERR_DEVICE_ID,
+            "source_device", 0);
     REFUSED(moe_ep_reroute_replicas(&p, 0, 1, far, 2, got, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID, "slot_ids",
             0);
     REFUSED(moe_ep_reroute_replicas(&gap, 0, 1, hole, 2, got, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID,
@@ -1073,7 +1209,7 @@ TEST(every_bad_argument)
 /* What a call says it needs holds at least its working arrays, so that none of them can lie behind the end. */
 TEST(scratch_holds_the_arrays)
 {
-    enum { N = 100 };
+    enum { N = 128, ALIGN = 64 }; /* every array ends where the next may begin */
     int32_t slots[N], ids[1] = {0}, to[1];
     int64_t rows[N] = {0}, counts[N] = {0};
     double loads[N] = {0}, share[N];
@@ -1085,14 +1221,16 @@ TEST(scratch_holds_the_arrays)
     for (i = 0; i < N; i++) slots[i] = i;
     p = table(N, N, N, 1, slots);
     CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 1, rows, to, &none, NULL), MOE_EP_ERR_SCRATCH);
-    CHECK(none.need >= N * (8 + 8 + 4)); /* quotas, rows, cursors */
+    CHECK(none.need >= N * (8 + 8 + 4) && none.need <= N * (8 + 8 + 4) + ALIGN); /* quotas, rows, cursors */
     CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, ids, 1, to, NULL, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
-    CHECK(none.need >= N * 8);
+    CHECK(none.need >= N * 8 && none.need <= N * 8 + ALIGN);
     CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
     shares = none.need; /* levels, shares, hosts, experts and their order, the search */
     CHECK(shares >= N * (2 * 8 + 2 * 8 + 24 + 16 + 2 * 16 + 4 * 4));
+    CHECK(shares <= N * (2 * 8 + 2 * 8 + 24 + 16 + 2 * 16 + 4 * 4) + ALIGN);
     CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, &none, NULL), MOE_EP_ERR_SCRATCH);
-    CHECK(none.need >= shares + N * (2 * 8 + 8));
+    CHECK(none.need >= shares + N * (2 * 8 + 8) && none.need <= shares + N * (2 * 8 + 8));
+    CHECK_I64(moe_ep_device_rows(&p, rows, rows, NULL), MOE_EP_OK);
     placement_free(&p);
 }
 

@@ -428,4 +428,386 @@ TEST(sweep_in_a_fixed_block)
     moe_ep_scratch_free(&scratch);
 }
 
+/* ---- a whole sweep once more: plain loops over what the library says when it is asked one thing at a time -------- */
+
+T_EXACT_MATH /* ties as the library sees them */
+
+enum { MOST_POINTS = 4096 };
+
+typedef struct drawn_sweep {
+    moe_ep_sweep_desc d;
+    moe_ep_model m;
+    moe_ep_machine c;
+    moe_ep_workload w;
+    int64_t tokens[3];
+    int32_t ep[3], redundant[3];
+    moe_ep_overlap overlaps[3];
+    moe_ep_place_policy policies[2];
+    double plan[4 * 16], serve[4 * 16], attention[3], half[3];
+} drawn_sweep;
+
+static double drawn_size(uint64_t *s, double size) { return t_below(s, 3) ? size * (0.2 + t_unit(s)) : 0; }
+
+static void draw_sweep(uint64_t *s, drawn_sweep *x)
+{
+    static const int32_t devices[6] = {1, 2, 4, 6, 8, 12};
+    moe_ep_sweep_desc *d = &x->d;
+    int i;
+    memset(x, 0, sizeof *x);
+    x->m = moe_ep_model_deepseek_v3();
+    x->m.num_experts = 4 * (1 + (int32_t)t_below(s, 4));
+    x->m.top_k = 1 + (int32_t)t_below(s, 3);
+    x->m.num_groups = (int32_t)t_below(s, 2) * 4;
+    x->m.top_groups = 0;
+    x->m.hidden = 128 + 128 * (int32_t)t_below(s, 8);
+    x->m.inter = 256;
+    x->m.num_moe_layers = 1 + (int32_t)t_below(s, 12);
+    x->m.num_layers = t_below(s, 2) ? x->m.num_moe_layers + (int32_t)t_below(s, 3) : 0;
+    x->m.num_shared = (int32_t)t_below(s, 2);
+    x->m.dense_inter = 512;
+    x->m.vocab = (int32_t)t_below(s, 3) * 1000;
+    x->m.attention_params = t_below(s, 3) * 100000;
+    x->m.kv_elems = (int32_t)t_below(s, 3) * 50;
+    x->m.math = (moe_ep_math)t_below(s, 2);
+    x->m.weight_bytes = drawn_size(s, 2);
+    x->m.other_weight_bytes = drawn_size(s, 2);
+    x->m.kv_bytes = drawn_size(s, 2);
+    x->c = moe_ep_machine_h100();
+    x->c.devices_per_node = (int32_t)t_below(s, 5);
+    x->c.memory_bytes = t_below(s, 4) ? 1e6 * exp(6 * t_unit(s)) : 0;
+    x->c.memory_Bps = drawn_size(s, 1e11);
+    x->c.flops[0] = drawn_size(s, 1e13);
+    x->c.flops[1] = drawn_size(s, 1e13);
+    x->c.gemm.mem_eff = drawn_size(s, 0.8);
+    x->c.gemm.flop_eff = drawn_size(s, 0.8);
+    x->c.gemm.t0_s = drawn_size(s, 3e-6);
+    x->c.ll_dispatch.alpha_s = x->c.ll_combine.alpha_s = drawn_size(s, 1e-5);
+    d->model = &x->m;
+    d->machine = &x->c;
+    d->num_devices = devices[t_below(s, 6)];
+    d->tokens = x->tokens;
+    d->num_tokens = 1 + (int32_t)t_below(s, 3);
+    for (i = 0; i < 3; i++) x->tokens[i] = 1 + t_below(s, t_below(s, 2) ? 20 : 90);
+    for (i = 0; i < 3; i++) {
+        int32_t most = d->num_devices < x->m.num_experts ? d->num_devices : x->m.num_experts;
+        x->ep[i] = 1 + (int32_t)t_below(s, most);
+        x->redundant[i] = (int32_t)t_below(s, 9);
+        x->overlaps[i] = (moe_ep_overlap)t_below(s, 5);
+        x->attention[i] = drawn_size(s, 1e-4) + 1e-9;
+        x->half[i] = drawn_size(s, 1e-4) + 1e-9;
+    }
+    for (i = 0; i < 2; i++) x->policies[i] = (moe_ep_place_policy)(1 + t_below(s, 7));
+    if (t_below(s, 2)) d->ep = x->ep, d->num_ep = 1 + (int32_t)t_below(s, 3);
+    if (t_below(s, 2)) d->redundant = x->redundant, d->num_redundant = 1 + (int32_t)t_below(s, 3);
+    if (t_below(s, 2)) d->overlaps = x->overlaps, d->num_overlaps = 1 + (int32_t)t_below(s, 3);
+    if (t_below(s, 2)) d->policies = x->policies, d->num_policies = 1 + (int32_t)t_below(s, 2);
+    d->split = (moe_ep_split_policy)t_below(s, 4);
+    d->num_layers = (int32_t)t_below(s, 4);
+    if (d->num_layers > x->m.num_moe_layers) d->num_layers = x->m.num_moe_layers;
+    if (t_below(s, 2)) {
+        x->w.kind = t_below(s, 2) ? MOE_EP_LOAD_ZIPF : MOE_EP_LOAD_POWER_LAW; /* whose weights depend on the tokens */
+        x->w.seed = t_u64(s);
+        x->w.num_experts = x->m.num_experts;
+        x->w.top_k = x->m.top_k;
+        x->w.alpha = 1.2;
+        x->w.drift = drawn_size(s, 0.3);
+        d->workload = &x->w;
+    }
+    for (i = 0; i < 4 * 16; i++) x->plan[i] = 0.1 + t_unit(s), x->serve[i] = 0.1 + t_unit(s);
+    if (d->num_layers > 0 && t_below(s, 2)) d->plan_loads = x->plan;
+    if (d->num_layers > 0 && t_below(s, 2)) d->serve_loads = x->serve;
+    d->context = drawn_size(s, 100);
+    if (t_below(s, 2)) d->attention_s = x->attention;
+    if (t_below(s, 2)) d->attention_half_s = x->half;
+    d->other_s = drawn_size(s, 1e-4);
+    d->tokens_per_pass = drawn_size(s, 2);
+    d->microbatch_s = drawn_size(s, 1e-5);
+    d->memory_bytes = drawn_size(s, 1e8);
+    d->reserve_bytes = drawn_size(s, 1e6);
+    d->max_tpot_s = drawn_size(s, 1e-3);
+    d->throughput_from = t_below(s, 3) * 10;
+}
+
+static double or_else(double v, double instead) { return v > 0 ? v : instead; }
+
+/* Seconds for bytes of memory or for FLOPs, whichever takes longer. */
+static double roof(const drawn_sweep *x, double bytes, double flops)
+{
+    double Bps = x->c.memory_Bps * or_else(x->c.gemm.mem_eff, 1), rate;
+    rate = x->c.flops[x->m.math] * or_else(x->c.gemm.flop_eff, 1);
+    return fmax(Bps > 0 ? bytes / Bps : 0, rate > 0 ? flops / rate : 0);
+}
+
+/* Attention of one layer over so many tokens, given or computed. */
+static double attention_by_hand(const drawn_sweep *x, int i, int half)
+{
+    double tokens = (half ? 0.5 : 1) * (double)x->tokens[i], w = (double)x->m.attention_params, context;
+    context = or_else(x->d.context, 4096);
+    if (half && x->d.attention_half_s) return x->half[i];
+    if (x->d.attention_s) return (half ? 0.5 : 1) * x->attention[i];
+    return roof(x, w * or_else(x->m.other_weight_bytes, 2) +
+                       tokens * context * x->m.kv_elems * or_else(x->m.kv_bytes, 2), 2 * tokens * w);
+}
+
+static int32_t sweep_layers(const drawn_sweep *x)
+{
+    int32_t n = x->d.num_layers > 0 ? x->d.num_layers : 8;
+    return n < x->m.num_moe_layers ? n : x->m.num_moe_layers;
+}
+
+/* Loads that a plan is made on, or tokens drawn by: recorded ones do not drift. */
+static moe_ep_workload source_of(const drawn_sweep *x, const double *loads, int32_t l)
+{
+    moe_ep_workload w;
+    memset(&w, 0, sizeof w);
+    w.kind = MOE_EP_LOAD_LOGNORMAL;
+    w.seed = 1;
+    w.num_experts = x->m.num_experts;
+    w.top_k = x->m.top_k;
+    w.sigma = 1.1;
+    w.drift = 0.1;
+    if (x->d.workload) w = x->w;
+    if (!loads) return w;
+    w.kind = MOE_EP_LOAD_RECORDED;
+    w.drift = 0;
+    w.popularity = loads + l * x->m.num_experts;
+    return w;
+}
+
+static moe_ep_status placed(const drawn_sweep *x, const moe_ep_sweep_point *c, double *mem, moe_ep_placement *p)
+{
+    static double loads[8 * 16];
+    moe_ep_place_desc d;
+    uint64_t weight[16];
+    int32_t l, e, L = sweep_layers(x), E = x->m.num_experts;
+    for (l = 0; l < L; l++) {
+        moe_ep_workload w = source_of(x, x->d.plan_loads, l);
+        CHECK(moe_ep_popularity(&w, l, 0, x->tokens[0], weight, NULL) == MOE_EP_OK);
+        for (e = 0; e < E; e++) loads[l * E + e] = (double)weight[e];
+    }
+    memset(&d, 0, sizeof d);
+    d.num_layers = L;
+    d.num_experts = E;
+    d.loads = loads;
+    d.num_groups = x->m.num_groups;
+    d.shape.num_devices = c->ep;
+    d.shape.num_slots = E + c->redundant;
+    d.shape.num_nodes = x->c.devices_per_node > 0 ? (int32_t)ceil((double)c->ep / x->c.devices_per_node) : 1;
+    if (moe_ep_placement_init(p, L, E, &d.shape, mem, 20000 * sizeof *mem, NULL) != MOE_EP_OK) return MOE_EP_ERR_SIZE;
+    switch (c->policy) {
+    case MOE_EP_PLACE_ROUND_ROBIN: return moe_ep_place_round_robin(&d, p, NULL, NULL, NULL);
+    case MOE_EP_PLACE_CONTIGUOUS: return moe_ep_place_contiguous(&d, p, NULL, NULL, NULL);
+    case MOE_EP_PLACE_LPT: return moe_ep_place_lpt(&d, p, NULL, NULL, NULL);
+    case MOE_EP_PLACE_TRTLLM: return moe_ep_place_trtllm(&d, p, NULL, NULL, NULL);
+    case MOE_EP_PLACE_EPLB_GLOBAL: d.eplb_mode = MOE_EP_EPLB_GLOBAL; break;
+    case MOE_EP_PLACE_EPLB_HIERARCHICAL: d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL; break;
+    default: return moe_ep_best_placement(&d, p, NULL, NULL, NULL);
+    }
+    return moe_ep_place_eplb(&d, p, NULL, NULL, NULL);
+}
+
+/* Step, imbalance and limit of a configuration that fits, batch number i. */
+static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_ep_placement *p)
+{
+    static int32_t ids[90 * 12 * 3];
+    static int64_t slot[8 * 32];
+    moe_ep_step_desc s;
+    moe_ep_time_result t;
+    moe_ep_device_time dev[12];
+    moe_ep_split_desc split;
+    double most = 0, mean = 0, dense, weights, network;
+    int32_t l, r, k, L = sweep_layers(x), E = x->m.num_experts;
+    memset(&split, 0, sizeof split);
+    split.policy = x->d.split;
+    for (l = 0; l < L; l++) {
+        moe_ep_workload w = source_of(x, x->d.serve_loads ? x->d.serve_loads : x->d.plan_loads, l);
+        int64_t count[16], top = 0, *at = slot + l * p->num_slots;
+        CHECK(moe_ep_simulate(&w, l, 1, c->tokens * c->ep, ids, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_expert_loads(ids, c->tokens * c->ep * x->m.top_k, E, count, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_split(&split, p, l, count, at, NULL, NULL) == MOE_EP_OK);
+        for (r = 0; r < c->ep; r++) {
+            int64_t rows = 0;
+            for (k = p->slot_start[r]; k < p->slot_start[r + 1]; k++) rows += at[k];
+            top = rows > top ? rows : top;
+        }
+        most += (double)top;
+        mean += (double)(c->tokens * x->m.top_k);
+    }
+    c->imbalance = most / mean;
+    memset(&s, 0, sizeof s);
+    s.layer.model = &x->m;
+    s.layer.machine = &x->c;
+    s.layer.placement = p;
+    s.layer.tokens = c->tokens;
+    s.layer.high_throughput = c->tokens >= or_else((double)x->d.throughput_from, 512);
+    s.layer.mode = MOE_EP_A2A_PAIR;
+    if (s.layer.high_throughput) s.layer.mode = p->num_nodes > 1 ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
+    s.layer.dispatch_wire = x->m.math == MOE_EP_MATH_FP8 ? MOE_EP_WIRE_FP8 : MOE_EP_WIRE_BF16;
+    s.layer.combine_wire = MOE_EP_WIRE_BF16;
+    s.layer.overlap = c->overlap;
+    s.layer.attention_s = attention_by_hand(x, i, 0);
+    s.layer.attention_half_s = attention_by_hand(x, i, 1);
+    s.layer.microbatch_s = x->d.microbatch_s;
+    s.num_layers = L;
+    s.tokens_per_pass = x->d.tokens_per_pass;
+    dense = or_else(x->m.num_layers, x->m.num_moe_layers) - x->m.num_moe_layers;
+    weights = dense * 3 * x->m.hidden * x->m.dense_inter + (double)x->m.vocab * x->m.hidden;
+    s.other_s = x->d.other_s + dense * s.layer.attention_s +
+                roof(x, weights * or_else(x->m.other_weight_bytes, 2), 2 * weights * (double)c->tokens);
+    CHECK(moe_ep_step(&s, slot, &c->step, NULL, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_layer_time(&s.layer, slot, &t, dev, NULL) == MOE_EP_OK);
+    c->attention_s = s.layer.attention_s * x->m.num_moe_layers + s.other_s;
+    network = c->step.dispatch_s + c->step.combine_s;
+    c->limit = dev[t.slowest_device].flop_s > dev[t.slowest_device].memory_s ? MOE_EP_LIMIT_FLOPS
+                                                                             : MOE_EP_LIMIT_WEIGHTS;
+    if (network > c->step.compute_s) c->limit = MOE_EP_LIMIT_NETWORK;
+    if (c->attention_s > network && c->attention_s > c->step.compute_s) c->limit = MOE_EP_LIMIT_ATTENTION;
+}
+
+/* Does it fit into memory, and can it be planned? */
+static void weighed(const drawn_sweep *x, moe_ep_sweep_point *c, moe_ep_status plan)
+{
+    moe_ep_memory_desc d;
+    double budget = or_else(x->d.memory_bytes, x->c.memory_bytes);
+    memset(&d, 0, sizeof d);
+    d.model = &x->m;
+    d.num_devices = c->ep;
+    d.num_slots = x->m.num_experts + c->redundant;
+    d.reserve_bytes = x->d.reserve_bytes;
+    d.memory_bytes = budget;
+    if (c->ep > 1)
+        d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)c->tokens, x->m.hidden, d.num_slots, 1, NULL);
+    CHECK(moe_ep_memory(&d, &c->memory, NULL) == MOE_EP_OK);
+    c->batch_kv_tokens = (double)c->tokens * or_else(x->d.context, 4096);
+    c->fits = 1;
+    if (budget > 0)
+        c->fits = c->memory.fits && (x->m.kv_elems == 0 || c->batch_kv_tokens <= (double)c->memory.kv_tokens);
+    c->limit = MOE_EP_LIMIT_MEMORY;
+    if (c->fits && plan != MOE_EP_OK) c->fits = 0, c->limit = MOE_EP_LIMIT_PLACEMENT;
+}
+
+/* EP sizes and redundant experts as the description says; *n of them. */
+static void shapes_by_hand(const drawn_sweep *x, int32_t (*shape)[2], int32_t *n)
+{
+    int32_t ep, i, k, E = x->m.num_experts;
+    *n = 0;
+    for (i = 0, ep = 1; x->d.ep ? i < x->d.num_ep : ep <= x->d.num_devices && ep <= E; i++, ep *= 2) {
+        int32_t D = x->d.ep ? x->ep[i] : ep, redundant = 0;
+        if (!x->d.ep && x->d.num_devices % ep != 0) continue;
+        if (x->d.redundant) {
+            for (k = 0; k < x->d.num_redundant; k++) shape[*n][0] = D, shape[(*n)++][1] = x->redundant[k];
+            continue;
+        }
+        while ((E + redundant) % D != 0) redundant++; /* the fewest that give equal slots */
+        for (k = 0; k <= 4; k++) /* and 1, 2, 4 more on every device, as long as there are no more than experts */
+            if (k == 0 || (k != 3 && D > 1 && redundant + k * D <= E))
+                shape[*n][0] = D, shape[(*n)++][1] = redundant + k * D;
+    }
+}
+
+/* The front by its definition, and the answer. */
+static void answer_by_hand(const drawn_sweep *x, moe_ep_sweep_point *p, int64_t n, moe_ep_sweep_result *r)
+{
+    double top = 0;
+    int64_t i, j;
+    memset(r, 0, sizeof *r);
+    r->points = n;
+    r->best = -1;
+    for (i = 0; i < n; i++) {
+        p[i].pareto = p[i].fits;
+        for (j = 0; j < n; j++) {
+            double slower = p[i].step.tpot_s - p[j].step.tpot_s;
+            double more = p[j].step.tokens_per_s_device - p[i].step.tokens_per_s_device;
+            if (p[j].fits && j != i && slower >= 0 && more >= 0 && (slower > 0 || more > 0 || j < i)) p[i].pareto = 0;
+        }
+        r->fit += p[i].fits;
+        r->pareto += p[i].pareto;
+    }
+    for (j = 0; j < 2; j++)
+        for (i = 0; i < n; i++) {
+            const moe_ep_sweep_point *b = r->best < 0 ? NULL : &p[r->best];
+            if (!p[i].fits || p[i].tokens != x->tokens[0]) continue;
+            if (x->d.max_tpot_s > 0 && p[i].step.tpot_s > x->d.max_tpot_s) continue;
+            if (j == 0) top = fmax(top, p[i].step.tokens_per_s_device);
+            if (j == 0 || p[i].step.tokens_per_s_device < 0.99 * top) continue;
+            if (!b || p[i].memory.slots < b->memory.slots ||
+                (p[i].memory.slots == b->memory.slots && p[i].redundant < b->redundant))
+                r->best = i;
+        }
+}
+
+TEST(sweeps_by_hand)
+{
+    static const moe_ep_overlap usual[3] = {MOE_EP_OVERLAP_NONE, MOE_EP_OVERLAP_SHARED, MOE_EP_OVERLAP_TWO_EXPOSED};
+    static moe_ep_sweep_point got[MOST_POINTS], want[MOST_POINTS];
+    static double mem[20000];
+    uint64_t s = t_seed + 5;
+    int round, rounds = getenv("MOE_EP_SLOW") ? 20 : 60, seen[6] = {0}, fitted = 0;
+    for (round = 0; round < rounds; round++) {
+        static drawn_sweep x;
+        int32_t shape[64][2], shapes, i, j, k, h;
+        moe_ep_sweep_result r, q;
+        moe_ep_error err;
+        int64_t n = 0, m;
+        draw_sweep(&s, &x);
+        shapes_by_hand(&x, shape, &shapes);
+        for (h = 0; h < shapes; h++)
+            for (k = 0; k < (x.d.policies ? x.d.num_policies : 1); k++) {
+                moe_ep_sweep_point c;
+                moe_ep_placement p;
+                moe_ep_status plan;
+                memset(&c, 0, sizeof c);
+                c.ep = shape[h][0];
+                c.redundant = shape[h][1];
+                c.policy = x.d.policies ? x.policies[k] : MOE_EP_PLACE_BEST;
+                plan = placed(&x, &c, mem, &p);
+                for (i = 0; i < x.d.num_tokens; i++) {
+                    c.tokens = x.tokens[i];
+                    for (j = 0; j < (x.d.overlaps ? x.d.num_overlaps : 3); j++) {
+                        memset(&c.step, 0, sizeof c.step);
+                        c.imbalance = c.attention_s = 0;
+                        c.overlap = x.d.overlaps ? x.overlaps[j] : usual[j];
+                        weighed(&x, &c, plan);
+                        if (c.fits) timed(&x, &c, i, &p);
+                        if (n < MOST_POINTS) want[n] = c;
+                        n++;
+                    }
+                }
+            }
+        CHECK(n <= MOST_POINTS);
+        answer_by_hand(&x, want, n, &q);
+        CHECK_I64(moe_ep_sweep_count(&x.d, NULL), n);
+        memset(got, 0x5a, sizeof got);
+        CHECK_I64(moe_ep_sweep(&x.d, got, n, &r, NULL, &err), MOE_EP_OK);
+        for (m = 0; m < n; m++) {
+            CHECK(got[m].ep == want[m].ep && got[m].redundant == want[m].redundant);
+            CHECK(got[m].policy == want[m].policy && got[m].overlap == want[m].overlap);
+            CHECK_I64(got[m].tokens, want[m].tokens);
+            CHECK_I64(got[m].fits, want[m].fits);
+            CHECK_I64(got[m].limit, want[m].limit);
+            CHECK(memcmp(&got[m].memory, &want[m].memory, sizeof got[m].memory) == 0);
+            CHECK_NEAR(got[m].batch_kv_tokens, want[m].batch_kv_tokens, 1e-12, 0);
+            CHECK_NEAR(got[m].step.tpot_s, want[m].step.tpot_s, 1e-11, 0);
+            CHECK_NEAR(got[m].step.step_s, want[m].step.step_s, 1e-11, 0);
+            CHECK_NEAR(got[m].step.tokens_per_s_device, want[m].step.tokens_per_s_device, 1e-11, 0);
+            CHECK_NEAR(got[m].step.compute_s, want[m].step.compute_s, 1e-11, 0);
+            CHECK_NEAR(got[m].step.dispatch_s, want[m].step.dispatch_s, 1e-11, 0);
+            CHECK_NEAR(got[m].step.combine_s, want[m].step.combine_s, 1e-11, 0);
+            CHECK_NEAR(got[m].attention_s, want[m].attention_s, 1e-11, 0);
+            CHECK_NEAR(got[m].imbalance, want[m].imbalance, 1e-11, 0);
+            CHECK_I64(got[m].pareto, want[m].pareto);
+            if (got[m].limit < 6) seen[got[m].limit]++;
+            fitted += got[m].fits;
+            if (t_failed_here) printf("    point %d\n", (int)m);
+            STOP_IF_FAILED("round %d", round);
+        }
+        CHECK(((unsigned char *)&got[n])[0] == 0x5a); /* nothing behind the last */
+        CHECK(r.points == q.points && r.fit == q.fit && r.pareto == q.pareto);
+        CHECK_I64(r.best, q.best);
+        STOP_IF_FAILED("round %d", round);
+    }
+    CHECK(fitted > rounds);
+    for (round = 0; round < 6 && rounds >= 60; round++) CHECK(seen[round] > 0); /* each limit was met */
+}
+
 T_MAIN
