@@ -2200,6 +2200,12 @@ typedef struct moe_ep_gemm {
     double other_byte_s; /* added per activation byte of rows for other devices' experts: a kernel that is
                           given every token prepares and sums those rows, too, 0 = none           */
     int32_t other_reached; /* not 0: only of tokens with an expert here, top_k rows each          */
+    int32_t other_multiplied; /* not 0: it multiplies those rows, too, as kernels without an expert map do */
+    int32_t small_tokens; /* not 0: a batch of at most so many tokens has a kernel of its own, with smaller
+                          tiles; negative: of at most as many tokens as the device has slots.  Triton
+                          kernels without tuned tiles: slots (SGLang, vLLM to 0.14) or 64 (vLLM 0.19)  */
+    double small_byte;    /* its seconds per byte of memory, as a multiple of the other's, 0 = 1   */
+    double small_t0;      /* its t0_s, as a multiple, 0 = 1                                        */
 } moe_ep_gemm;
 
 /* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p) + share / pair_Bps, where
@@ -2764,16 +2770,17 @@ typedef struct moe_ep_calibrate_result {
     moe_ep_fit_error link[MOE_EP_PHASE_COUNT];
 } moe_ep_calibrate_result;
 
-/* Fits gemm (all of it; other_byte_s where rows differ in the layer's experts per slot) and all constants of the four
- * links to measured rows: least sum of sqrt(0.05^2 + log(model / measured)^2), then of log(0.1^2 +
- * log(model / measured)^2), so that a row that is off tenfold hardly pulls, plus a pull towards `start` that few rows
- * cannot and many rows easily overcome; what the rows do not show stays as in start.  The same rows give the same
- * constants.  out may be desc->start itself.  result, expert_errors (num_experts) and link_errors (num_links), signed
- * model / measured - 1, may be NULL.  Errors on rows that were not fitted are larger than those in result: hold some
- * back to know.
+/* Fits gemm and all constants of the four links to measured rows: least sum of sqrt(0.05^2 + log(model / measured)^2),
+ * then of log(0.1^2 + log(model / measured)^2), so that a row that is off tenfold hardly pulls, plus a pull towards
+ * `start` that few rows cannot and many rows easily overcome, and that fades as the error left falls below 5 %; what
+ * the rows do not show stays as in start: other_byte_s and other_multiplied need rows that differ in the layer's
+ * experts per slot; small_tokens is tried as 0, slots and 64, where at least four rows lie on either side.  The same
+ * rows give the same constants.  out may be desc->start itself.  result, expert_errors (num_experts) and link_errors
+ * (num_links), signed model / measured - 1, may be NULL.  Errors on rows that were not fitted are larger than those in
+ * result: hold some back to know.
  * Errors: NULL, SIZE (num_slots < 1, negative numbers of rows), NEGATIVE, NAN, RANGE (seconds <= 0, spread, product,
  * phase), OVERFLOW, CONFIG (no rows at all), those of moe_ep_comm_bytes, SCRATCH, MEMORY.  O(n) per step, some
- * thousand steps: about 0.7 ms per row.  Scratch O(n).
+ * thousand steps: about 0.3 ms per row.  Scratch O(n).
  * Example: 8 rows made with t0 20 us, 3e12 B/s of memory and 1e15 FLOP/s, start H800: the fit repeats them within
  * 2 %. */
 MOE_EP_API moe_ep_status moe_ep_calibrate(const moe_ep_calibrate_desc *desc, moe_ep_machine *out,
@@ -3988,7 +3995,7 @@ static void moe_epi_arena_close(moe_epi_arena *a)
 
 MOE_EP_API moe_ep_rng moe_ep_rng_seed(uint64_t seed)
 {
-    moe_ep_rng r;
+    moe_ep_rng r = {{0, 0, 0, 0}};
     int i;
     for (i = 0; i < 4; i++) { /* splitmix64, Steele, Lea and Flood 2014 */
         uint64_t z = (seed += 0x9e3779b97f4a7c15u);
@@ -8857,7 +8864,6 @@ MOE_EP_API moe_ep_status moe_ep_window_init(moe_ep_window *w, const char *label,
     if (((uintptr_t)mem & 7u) != 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mem", "must be aligned to 8 bytes", -1,
                             (double)((uintptr_t)mem & 7u));
-    memset(w, 0, sizeof *w);
     w->label = label;
     w->num_layers = L;
     w->num_experts = E;
@@ -11675,16 +11681,14 @@ static int32_t moe_epi_counts_jump(const double *loads, int32_t E, int32_t num_s
     }
     low = total / num_slots;
     if (num_slots - E <= E / 2 || !(low > 1e-300)) return E;
-    for (i = 0; i < MOE_EPI_JUMPS; i++) { /* low takes too many slots, high (0 = not found) does not */
+    for (i = 0; i < MOE_EPI_JUMPS; i++) { /* low takes too many slots, high (0 = not found) does not; the second does */
         double level = high > 0.0 ? 0.5 * (low + high) : i == 0 ? total / (num_slots - 0.5 * E) : 2.0 * low;
         used = moe_epi_counts_at(loads, E, level, num_slots, max_replicas, counts);
         if (used <= num_slots) high = level;
         else low = level;
         if (used <= num_slots && num_slots - used <= E / 16) return (int32_t)used;
     }
-    used = high > 0.0 ? moe_epi_counts_at(loads, E, high, num_slots, max_replicas, counts) : E;
-    for (e = 0; !(high > 0.0) && e < E; e++) counts[e] = 1;
-    return (int32_t)used;
+    return (int32_t)moe_epi_counts_at(loads, E, high, num_slots, max_replicas, counts);
 }
 #undef MOE_EPI_JUMPS
 
@@ -11850,7 +11854,7 @@ static void moe_epi_bound(const double *loads, int32_t E, const moe_epi_room *ro
     } else if (total > 0.0) {
         high = 2.0 * low; /* bisection: low is proven, high is not */
         if (moe_epi_level_possible(items, n, E, room, low * (1.0 - 1e-12))) high = low;
-        for (i = 0; i < 40 && high > low * (1.0 + 1e-9); i++) {
+        for (i = 0; i < 30 && high > low; i++) {
             double middle = 0.5 * (low + high);
             if (moe_epi_level_possible(items, n, E, room, middle)) high = middle;
             else low = middle;
@@ -13646,7 +13650,7 @@ typedef enum moe_epi_change_kind {
 
 typedef struct moe_epi_change {
     moe_epi_change_kind kind;
-    int32_t a, b, g;
+    int32_t a, b, g, m; /* m: rebalance, the device it takes load off */
     double gain; /* decrease of the penalty per cost or move */
     double off;  /* change of the load off its home node */
 } moe_epi_change;
@@ -14606,9 +14610,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     most = slots - E < most ? slots - E : most;
     b.n = moe_epi_budget_grid(most, NULL);
     merge = desc->num_steps > 1 ? (int64_t)L * E : 0;
-    b.one.num_layers = L;
     planner = moe_epi_planner_bytes(&b.one, slots);
-    b.one.num_layers = 1;
     block = moe_ep_placement_bytes(L, E, &desc->shape);
     cells = (int64_t)L * b.n;
     rows = (int64_t)L * num_budgets;
@@ -14692,14 +14694,15 @@ static void moe_epi_exact_aim(moe_epi_exact *x)
     for (i = 0; i < x->s->D; i++) x->ceiling[i] = x->best * moe_epi_exact_speed(x, i);
     for (i = x->s->E - 1; i >= 0; i--) {
         double copies = floor(x->s->w[x->order[i]] / (x->best * x->fastest)) + 1.0;
-        x->least[i] = x->least[i + 1] + (copies < MOE_EPI_EXACT_DEVICES ? (int32_t)copies : MOE_EPI_EXACT_DEVICES);
+        if (!(copies < MOE_EPI_EXACT_DEVICES)) copies = MOE_EPI_EXACT_DEVICES; /* best * fastest may be 0 */
+        x->least[i] = x->least[i + 1] + (int32_t)copies;
     }
 }
 
-/* Does it make no difference to order[i..] which of two devices they go to? */
+/* Does it make no difference to order[i..] which of two devices they go to?  a has b's load or more. */
 static int moe_epi_exact_alike(const moe_epi_exact *x, int32_t i, int32_t a, int32_t b)
 {
-    if (x->load[a] < x->load[b] || x->load[a] > x->load[b]) return 0;
+    if (x->load[a] > x->load[b]) return 0;
     if (x->ceiling[a] < x->ceiling[b] || x->ceiling[a] > x->ceiling[b]) return 0;
     if (x->fill[a] != x->fill[b] || x->s->cap[a] != x->s->cap[b]) return 0;
     return !((x->pinned[i] >> a | x->pinned[i] >> b) & 1u);
@@ -15216,7 +15219,7 @@ static int32_t moe_epi_partner_run(const moe_epi_plan *plan, int32_t l, moe_epi_
     w.node = plan->desc->node_soft ? plan->out->device_node : NULL;
     w.limit = 0.0;
     for (d = 0; d < s->D; d++)
-        if (s->cap[d] > 0 && moe_epi_time(s, d) > w.limit) w.limit = moe_epi_time(s, d);
+        if (moe_epi_time(s, d) > w.limit) w.limit = moe_epi_time(s, d);
     w.limit *= 1.0 + plan->desc->coactivation_slack;
     for (sweep = 0; sweep < MOE_EPI_PARTNER_SWEEPS && done > before; sweep++) {
         before = done;
@@ -15670,14 +15673,15 @@ static void moe_epi_few_berths(moe_epi_few *f)
     }
 }
 
-/* Keeps the better of two changes by gain per move. */
-static void moe_epi_few_offer(const moe_epi_few *f, moe_epi_change *best, moe_epi_change_kind kind, int32_t a,
-                              int32_t b, int32_t g, double gain, int32_t moves)
+/* Keeps the better of two changes by gain per move; m is the device it takes load off. */
+static void moe_epi_few_offer(const moe_epi_few *f, moe_epi_change *best, moe_epi_change_kind kind, int32_t m,
+                              int32_t a, int32_t b, int32_t g, double gain, int32_t moves)
 {
     double worth = gain / (moves > 0 ? moves : MOE_EPI_FREE_CHANGE);
     if (!(worth > best->gain)) return;
     if (f->b->max_moves > 0 && moves > 0 && f->b->moves + moves > f->b->max_moves) return;
     best->kind = kind;
+    best->m = m;
     best->a = a;
     best->b = b;
     best->g = g;
@@ -15733,12 +15737,12 @@ static void moe_epi_few_copies_of(const moe_epi_few *f, const moe_epi_candidate 
         if (!(gain > best->gain * (berth->refund || w->left ? MOE_EPI_FREE_CHANGE : 1.0))) continue;
         if (moe_epi_has_expert(s, berth->g, w->e) || !(square < f->limit * f->limit)) continue;
         if ((moves = moe_epi_arrival_cost(s, f->b, berth->g, w->e)) < 0) continue;
-        moe_epi_few_offer(f, best, MOE_EPI_COPY, w->e, berth->x, berth->g, gain, moves - berth->refund);
+        moe_epi_few_offer(f, best, MOE_EPI_COPY, w->m, w->e, berth->x, berth->g, gain, moves - berth->refund);
     }
 }
 
 /* Copies for the experts of the busiest devices above the level, the most promising first. */
-static void moe_epi_few_copies(moe_epi_few *f, double level, int32_t end, moe_epi_change *best, int32_t *from)
+static void moe_epi_few_copies(moe_epi_few *f, double level, int32_t end, moe_epi_change *best)
 {
     const moe_epi_state *s = f->s;
     int32_t k, i;
@@ -15756,10 +15760,7 @@ static void moe_epi_few_copies(moe_epi_few *f, double level, int32_t end, moe_ep
     }
     for (i = f->top < 0 ? 0 : -1; i < f->num_want; i++) {
         const moe_epi_candidate *w = &f->want[i < 0 ? f->top : i];
-        double before = best->gain;
-        if (!(w->most > before)) continue;
-        moe_epi_few_copies_of(f, w, best);
-        if (best->gain > before) *from = w->m;
+        if (w->most > best->gain) moe_epi_few_copies_of(f, w, best);
     }
 }
 
@@ -15788,7 +15789,7 @@ static void moe_epi_few_swap(const moe_epi_few *f, int32_t m, int32_t g, moe_epi
     if (swap.b >= 0) there -= !moe_epi_was_held(s, f->b, g, s->cell[swap.b]);
     gain = moe_epi_square(s, m, s->load[m]) - moe_epi_square(s, m, s->load[m] - delta) +
            moe_epi_square(s, g, s->load[g]) - moe_epi_square(s, g, s->load[g] + delta);
-    moe_epi_few_offer(f, best, MOE_EPI_SWAP, swap.a, swap.b, g, gain, there);
+    moe_epi_few_offer(f, best, MOE_EPI_SWAP, m, swap.a, swap.b, g, gain, there);
 }
 
 /* Most that levelling m and g could take off the squares. */
@@ -15804,47 +15805,45 @@ static double moe_epi_few_most(const moe_epi_state *s, int32_t m, int32_t g)
 }
 
 /* Swaps of a device above the level with the lightest ones, while one could be better than the best change so far. */
-static void moe_epi_few_swaps(const moe_epi_few *f, int32_t m, moe_epi_change *best, int32_t *from)
+static void moe_epi_few_swaps(const moe_epi_few *f, int32_t m, moe_epi_change *best)
 {
     const moe_epi_state *s = f->s;
     int32_t k, last = s->num_order > MOE_EPI_TAKERS ? s->num_order - MOE_EPI_TAKERS : 0;
     for (k = s->num_order - 1; k >= last && s->order[k] != m; k--) {
         int32_t g = s->order[k];
-        double before = best->gain, most = moe_epi_few_most(s, m, g);
+        double most = moe_epi_few_most(s, m, g);
         if (!(most > best->gain)) break;
         if (!f->touched[m] && !f->touched[g] && s->fill[g] == s->cap[g] && !(0.5 * most > best->gain)) continue;
         moe_epi_few_swap(f, m, g, best);
-        if (best->gain > before) *from = m;
     }
 }
 
 /* Letting a copy go from a device above the level. */
-static void moe_epi_few_drops(const moe_epi_few *f, double level, moe_epi_change *best, int32_t *from)
+static void moe_epi_few_drops(const moe_epi_few *f, double level, moe_epi_change *best)
 {
     const moe_epi_state *s = f->s;
     int32_t i, k;
     for (i = 0; i < f->num_berths; i++) {
         const moe_epi_berth *berth = &f->berth[i];
-        double before = best->gain, gain = berth->bonus - berth->base * berth->base * berth->per;
+        double gain = berth->bonus - berth->base * berth->base * berth->per;
         if (berth->x < 0 || !(moe_epi_time(s, berth->g) > level)) continue;
         if (!(gain > best->gain * MOE_EPI_FREE_CHANGE)) continue;
         for (k = s->slot_start[berth->g]; s->cell[k] != berth->x; k++) {}
-        moe_epi_few_offer(f, best, MOE_EPI_DROP, k, -1, berth->g, gain, -berth->refund);
-        if (best->gain > before) *from = berth->g;
+        moe_epi_few_offer(f, best, MOE_EPI_DROP, berth->g, k, -1, berth->g, gain, -berth->refund);
     }
 }
 
-/* The best change for any of the busiest devices; *from = the device it takes load off. */
-static moe_epi_change moe_epi_few_best(moe_epi_few *f, double level, int32_t *from)
+/* The best change for any of the busiest devices. */
+static moe_epi_change moe_epi_few_best(moe_epi_few *f, double level)
 {
     const moe_epi_state *s = f->s;
     moe_epi_change best;
     int32_t k, end = s->num_order < MOE_EPI_GIVERS ? s->num_order : MOE_EPI_GIVERS;
     memset(&best, 0, sizeof best);
     moe_epi_few_berths(f);
-    if (f->num_berths > 0) moe_epi_few_copies(f, level, end, &best, from);
-    moe_epi_few_drops(f, level, &best, from);
-    for (k = 0; k < end && moe_epi_time(s, s->order[k]) > level; k++) moe_epi_few_swaps(f, s->order[k], &best, from);
+    if (f->num_berths > 0) moe_epi_few_copies(f, level, end, &best);
+    moe_epi_few_drops(f, level, &best);
+    for (k = 0; k < end && moe_epi_time(s, s->order[k]) > level; k++) moe_epi_few_swaps(f, s->order[k], &best);
     return best;
 }
 
@@ -15880,7 +15879,7 @@ static int32_t moe_epi_few_must(moe_epi_few *f)
             best.g = -1;
             moe_epi_few_berths(f);
             f->num_want = 0;
-            for (d = 0; d < s->D && !moe_epi_has_expert(s, d, e); d++) {}
+            for (d = 0; !moe_epi_has_expert(s, d, e); d++) {}
             moe_epi_few_want(f, e, d);
             if (f->num_want > 0) moe_epi_few_copies_of(f, f->want, &best);
             if (best.g < 0) break;
@@ -15895,15 +15894,15 @@ static int32_t moe_epi_few_must(moe_epi_few *f)
 static int32_t moe_epi_few_run(moe_epi_few *f, double level, int32_t most)
 {
     const moe_epi_state *s = f->s;
-    int32_t done = 0, from = 0;
+    int32_t done = 0;
     while (done < most) {
         moe_epi_change best;
         double now = moe_epi_time(s, s->order[0]);
         if (!(now > level)) break;
         f->limit = now * (1.0 - 1e-9);
-        best = moe_epi_few_best(f, level, &from);
+        best = moe_epi_few_best(f, level);
         if (!(best.gain > 1e-12 * now * now)) break;
-        moe_epi_few_apply(f, from, &best);
+        moe_epi_few_apply(f, best.m, &best);
         done++;
     }
     return done;
@@ -16258,7 +16257,7 @@ static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, con
     moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, room, INT32_MAX, work, r);
     r->max_before = before;
     r->policy = MOE_EP_PLACE_REBALANCE;
-    r->reason = relaxed && desc->max_moves > 0
+    r->reason = relaxed
                     ? "few moves; the target was relaxed for all layers alike until max_moves sufficed"
                     : "few moves from the current placement";
 }
@@ -18980,25 +18979,26 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
 
 #define MOE_EPI_LINK(alpha, intra, inter, p, in_norm) {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0), MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 460e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 460e9, 46e9, 2, 0)},
-    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0},
+    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12},
+     {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1),
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1)},
-    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0),
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0)}
 };
@@ -19129,13 +19129,14 @@ static int moe_epi_name_digit(char c)
     return c >= '0' && c <= '9';
 }
 
-/* Letters of `key` that begin `name`, separators aside; 0 = it does not begin with it, or a number goes on. */
+/* Letters of `key`, which has some, that begin `name`, separators aside; 0 = it does not begin with it, or a number
+ * goes on. */
 static int32_t moe_epi_name_match(const char *key, const char *name)
 {
     int32_t matched = 0;
     for (;;) {
         while (moe_epi_name_skip(*key)) key++;
-        if (*key == '\0') return matched > 0 && moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*name) ? 0 : matched;
+        if (*key == '\0') return moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*name) ? 0 : matched;
         while (moe_epi_name_skip(*name)) name++;
         if (moe_epi_lower(*key) != moe_epi_lower(*name)) return 0;
         matched++;
@@ -19305,6 +19306,8 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     MOE_EPI_TRY(moe_epi_amount(m->gemm.expert_s, "machine.gemm.expert_s", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.row_byte_s, "machine.gemm.row_byte_s", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.other_byte_s, "machine.gemm.other_byte_s", err));
+    MOE_EPI_TRY(moe_epi_amount(m->gemm.small_byte, "machine.gemm.small_byte", err));
+    MOE_EPI_TRY(moe_epi_amount(m->gemm.small_t0, "machine.gemm.small_t0", err));
     MOE_EPI_TRY(moe_epi_check_bend(m->gemm.t0_p, "machine.gemm.t0_p", err));
     MOE_EPI_TRY(moe_epi_at_least(m->gemm.tile, 0, "machine.gemm.tile", err));
     return moe_epi_check_p(m->gemm.p, "machine.gemm.p", err);
@@ -19374,20 +19377,19 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
     H = model->hidden;
     L = model->num_moe_layers;
     all = moe_epi_layers(model);
+    r.embedding = H * model->vocab * (model->tied ? 1 : 2); /* below 2^63 */
     fits = moe_epi_mul3(matrices, H, model->inter, &r.expert) &&
            moe_epi_mul(r.expert, model->num_experts, &r.layer) && moe_epi_mul(r.layer, L, &r.routed) &&
            moe_epi_mul3(matrices * H, (int64_t)model->num_shared * moe_epi_shared_inter(model), L, &r.shared) &&
-           moe_epi_mul3(H, model->num_experts, L, &r.router) &&
            moe_epi_mul3(3 * H, model->dense_inter, all - L, &r.dense) &&
-           moe_epi_mul(model->attention_params, all, &r.attention) &&
-           moe_epi_mul3(H, model->vocab, model->tied ? 1 : 2, &r.embedding) &&
-           moe_epi_mul3(r.expert, model->top_k, L, &r.active);
+           moe_epi_mul(model->attention_params, all, &r.attention);
     if (!fits || r.attention > INT64_MAX / 8 || r.routed > INT64_MAX / 8 || r.shared > INT64_MAX / 8 ||
         r.dense > INT64_MAX / 8 || r.embedding > INT64_MAX / 8)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "model", "the parameter count does not fit",
                             -1, 0.0);
+    r.router = H * model->num_experts * L; /* less than the routed experts, as is what a token uses of them */
     r.total = r.routed + r.shared + r.router + r.dense + r.attention + r.embedding;
-    r.active += r.shared + r.router + r.dense + r.attention + H * model->vocab;
+    r.active = r.expert * model->top_k * L + r.shared + r.router + r.dense + r.attention + H * model->vocab;
     *out = r;
     return MOE_EP_OK;
 }
@@ -19412,7 +19414,7 @@ MOE_EP_API const char *moe_ep_regime_str(moe_ep_regime regime)
 /* Rows of one device's slots, added up. */
 typedef struct moe_epi_work {
     int64_t rows, padded;
-    int32_t active;
+    int32_t active, slots;
     double batch; /* rows of all devices, 0 = these */
 } moe_epi_work;
 
@@ -19425,6 +19427,7 @@ static int64_t moe_epi_pad(int64_t rows, int32_t tile)
 
 static void moe_epi_work_add(moe_epi_work *w, int64_t rows, int32_t tile)
 {
+    w->slots++;
     w->active += rows > 0;
     w->rows += rows;
     w->padded += moe_epi_pad(rows, tile);
@@ -19456,6 +19459,8 @@ typedef struct moe_epi_product {
 typedef struct moe_epi_experts {
     double t0_s, expert_s, row_s, p, t0_p;
     double other_s, reach; /* per row of other devices' experts; how many there are per row at most */
+    double top_k, small_tokens, small_byte, small_t0; /* small_tokens: negative = as many as slots */
+    int32_t all_given, other_multiplied;
     moe_epi_product up, down;
 } moe_epi_experts;
 
@@ -19492,6 +19497,12 @@ static moe_epi_experts moe_epi_experts_of(const moe_ep_model *m, const moe_ep_ma
     x.row_s = c->gemm.row_byte_s * row;
     x.other_s = c->gemm.other_byte_s * row;
     x.reach = c->gemm.other_reached ? moe_epi_larger((double)m->top_k - 1.0, 0.0) : 1e300;
+    x.other_multiplied = c->gemm.other_multiplied != 0;
+    x.all_given = !c->gemm.other_reached && (x.other_multiplied || c->gemm.other_byte_s > 0.0);
+    x.top_k = moe_epi_larger((double)m->top_k, 1.0);
+    x.small_tokens = (double)c->gemm.small_tokens;
+    x.small_byte = moe_epi_or(c->gemm.small_byte, 1.0);
+    x.small_t0 = moe_epi_or(c->gemm.small_t0, 1.0);
     x.up = moe_epi_product_of(m, c, H, m->ungated ? I : 2.0 * I);
     x.down = moe_epi_product_of(m, c, I, H);
     return x;
@@ -19504,21 +19515,32 @@ static double moe_epi_other_rows(double batch, double rows, double reach)
     return others < most ? others : most;
 }
 
-/* Rows and active slots of a device, batch: rows of all devices; the two bounds, if memory or FLOPs were all, beside
- * the time. */
-static double moe_epi_experts_seconds(const moe_epi_experts *x, double active, double rows, double padded,
-                                      double batch, double *mem_s, double *flop_s)
+/* Whether a kernel that is given every token, or only those with one of these rows, has a small batch. */
+static int moe_epi_small_batch(double batch_tokens, double rows, int all_given, double limit, double slots)
 {
-    double up_mem, up_flop, down_mem, down_flop;
-    up_mem = active * x->up.expert_mem_s + rows * x->up.row_mem_s;
-    down_mem = active * x->down.expert_mem_s + rows * x->down.row_mem_s;
+    double tokens = all_given || batch_tokens < rows ? batch_tokens : rows;
+    return tokens < (limit < 0.0 ? slots : limit) + 0.5; /* whole numbers but for rounding */
+}
+
+/* Rows and active slots of a device, batch: rows of all devices, 0 = shared experts; the two bounds, if memory or
+ * FLOPs were all, beside the time. */
+static double moe_epi_experts_seconds(const moe_epi_experts *x, double slots, double active, double rows,
+                                      double padded, double batch, double *mem_s, double *flop_s)
+{
+    double up_mem, up_flop, down_mem, down_flop, others = moe_epi_other_rows(batch, rows, x->reach);
+    int small = batch > 0.0 && (x->small_tokens < 0.0 || x->small_tokens > 0.0) &&
+                moe_epi_small_batch(batch / x->top_k, rows, x->all_given, x->small_tokens, slots);
+    double byte = small ? x->small_byte : 1.0, t0 = small ? x->small_t0 : 1.0;
+    up_mem = (active * x->up.expert_mem_s + rows * x->up.row_mem_s) * byte;
+    down_mem = (active * x->down.expert_mem_s + rows * x->down.row_mem_s) * byte;
+    if (x->other_multiplied) padded += others;
     up_flop = padded * x->up.row_flop_s;
     down_flop = padded * x->down.row_flop_s;
     *mem_s = up_mem + down_mem;
     *flop_s = up_flop + down_flop;
-    return moe_epi_bend(2.0 * (x->t0_s + active * x->expert_s),
+    return moe_epi_bend(2.0 * (x->t0_s * t0 + active * x->expert_s),
                         moe_epi_pnorm(up_mem, up_flop, x->p) + moe_epi_pnorm(down_mem, down_flop, x->p) +
-                            rows * x->row_s + moe_epi_other_rows(batch, rows, x->reach) * x->other_s,
+                            rows * x->row_s + others * x->other_s,
                         x->t0_p);
 }
 
@@ -19528,8 +19550,8 @@ static double moe_epi_share_time(const moe_epi_experts *x, const moe_epi_work *w
 {
     *mem_s = *flop_s = 0.0;
     if (w->rows == 0) return 0.0;
-    return moe_epi_experts_seconds(x, (double)w->active / parts, (double)w->rows / parts, (double)w->padded / parts,
-                                   w->batch, mem_s, flop_s);
+    return moe_epi_experts_seconds(x, (double)w->slots / parts, (double)w->active / parts, (double)w->rows / parts,
+                                   (double)w->padded / parts, w->batch, mem_s, flop_s);
 }
 
 static double moe_epi_experts_time(const moe_ep_model *m, const moe_ep_machine *c,
@@ -19809,10 +19831,8 @@ static void moe_epi_expect_busiest(const moe_ep_expect_desc *d, moe_ep_expect_re
     int32_t i;
     row_var = d->num_experts > 1 ? T * K / E * (E - K) / (E - 1.0) : 0.0; /* per expert */
     r->rows_sd = sqrt(row_var * E / (double)D * (1.0 - 1.0 / (double)D));
-    one = d->top_k < d->num_experts ? exp(T * log1p(-K / E)) : T > 0.0 ? 0.0 : 1.0;
-    two = d->top_k < d->num_experts - 1 ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0))))
-          : T > 0.0                     ? 0.0
-                                        : 1.0;
+    one = d->top_k < d->num_experts ? exp(T * log1p(-K / E)) : 0.0; /* without tokens nobody asks */
+    two = d->top_k < d->num_experts - 1 ? exp(T * (log1p(-K / E) + log1p(-K / (E - 1.0)))) : 0.0;
     active_var = one * (1.0 - one) - (d->num_experts > 1 ? two - one * one : 0.0);
     memset(rows, 0, sizeof rows);
     memset(active, 0, sizeof active);
@@ -20609,7 +20629,7 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
     width = (double)y->model->num_shared * (double)inter;
     w.rows = (int64_t)rows;
     w.padded = moe_epi_pad(w.rows, y->machine->gemm.tile);
-    w.active = 1;
+    w.slots = w.active = 1;
     w.batch = 0.0;
     return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
 }
@@ -20682,8 +20702,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
     if (y->net.D > 1) {
         v = moe_epi_layer_volume(y, 0, most, 0.5);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
-        v = moe_epi_volume_back(v);
-        sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v);
+        sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
     }
     sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
     sum->stages.attention_s = y->d->attention_half_s;
@@ -20705,6 +20724,7 @@ static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer
     moe_epi_work all = sum->work;
     if (y->net.D == 1) return sum->stages.compute_s;
     all.batch = (double)y->total;
+    all.slots = moe_epi_slot_begin(y, y->net.D);
     fair = moe_epi_share_time(&y->experts, &all, (double)y->net.D, &mem_s, &flop_s);
     return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
 }
@@ -20859,7 +20879,6 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
     if (layer_s) MOE_EPI_TRY(moe_epi_check_hooked(&desc->layer, desc->num_layers, "layer_s", err));
     memset(&r, 0, sizeof r);
-    memset(&y, 0, sizeof y);
     for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
         MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
@@ -20938,15 +20957,14 @@ static double moe_epi_against_active(double slots, double tokens, double k)
     return k < slots ? -slots * expm1(tokens * log1p(-k / slots)) : slots;
 }
 
-/* Experts of inner width I on one device: its share of those active, with `rows` rows dealt evenly to them. */
-static double moe_epi_against_experts(const moe_ep_ep_vs_tp_desc *d, double I, double share, double active, double rows)
+/* Experts of inner width I on one device with so many slots: those active, with `rows` rows dealt evenly to them. */
+static double moe_epi_against_experts(const moe_ep_ep_vs_tp_desc *d, double I, double slots, double active, double rows)
 {
     double D = (double)d->num_devices, all = d->tokens * D * (double)d->model->top_k, tile, padded, mem_s, flop_s;
     moe_epi_experts x = moe_epi_experts_of(d->model, d->machine, I);
     tile = d->machine->gemm.tile > 1 ? (double)d->machine->gemm.tile : 1.0;
-    active *= share;
     padded = active * tile * ceil(rows / (active * tile));
-    return moe_epi_experts_seconds(&x, active, rows, tile > 1.0 ? padded : rows, all, &mem_s, &flop_s);
+    return moe_epi_experts_seconds(&x, slots, active, rows, tile > 1.0 ? padded : rows, all, &mem_s, &flop_s);
 }
 
 static moe_ep_status moe_epi_against_check(const moe_ep_ep_vs_tp_desc *d, moe_ep_error *err)
@@ -21000,9 +21018,9 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
     r.tp_sent_bytes = moe_epi_against_sent(&tp);
     r.ep_comm_s = moe_epi_against_wire(desc, &ep, pair);
     r.tp_comm_s = moe_epi_against_wire(desc, &tp, D);
-    r.ep_compute_s = moe_epi_against_experts(desc, I, 1.0 / D, moe_epi_against_active(P, desc->tokens * D, K),
+    r.ep_compute_s = moe_epi_against_experts(desc, I, P / D, moe_epi_against_active(P, desc->tokens * D, K) / D,
                                              rows * moe_epi_or(desc->imbalance, 1.0));
-    r.tp_compute_s = moe_epi_against_experts(desc, ceil(I / D), 1.0, moe_epi_against_active(E, desc->tokens * D, K),
+    r.tp_compute_s = moe_epi_against_experts(desc, ceil(I / D), E, moe_epi_against_active(E, desc->tokens * D, K),
                                              rows * D);
     r.ep_s = r.ep_compute_s + r.ep_comm_s;
     r.tp_s = r.tp_compute_s + r.tp_comm_s;
@@ -21057,7 +21075,6 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     layers = moe_epi_layers(desc->model);
     kv = (double)desc->model->kv_elems * moe_epi_or(desc->model->kv_bytes, 2.0) * (double)layers;
     MOE_EPI_TRY(moe_epi_fits(r.total_bytes + fabs(r.redundant_bytes), "model", err));
-    MOE_EPI_TRY(moe_epi_fits(r.kv_room_bytes, "memory_bytes", err));
     MOE_EPI_TRY(moe_epi_fits(kv, "model.kv_bytes", err));
     if (r.fits && kv > 0.0) {
         double tokens = r.kv_room_bytes / kv;
@@ -21278,10 +21295,11 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
   } while (0)
 
 /* A measured row, reduced to the numbers its time depends on, and the logarithm of that time. */
-enum { MOE_EPI_FIT_INPUTS = 9, MOE_EPI_FIT_CONSTANTS = 11 };
+enum { MOE_EPI_FIT_INPUTS = 14, MOE_EPI_FIT_CONSTANTS = 11 };
 typedef struct moe_epi_fit_row {
     double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products, activation bytes,
                                      rows of other devices per row: all, those of tokens reached;
+                                     tokens: all, those reached; slots; FLOPs of up, of down without padding;
                                      links: intra, inter bytes, rows, peers, bytes of one row   */
     double log_s;
 } moe_epi_fit_row;
@@ -21295,6 +21313,8 @@ enum {
     MOE_EPI_FIT_ACT_BYTE,
     MOE_EPI_FIT_BEND, /* of both */
     MOE_EPI_FIT_OTHER_BYTE,
+    MOE_EPI_FIT_SMALL_BYTE, /* of a small batch, as a multiple of the other's */
+    MOE_EPI_FIT_SMALL_T0,
     MOE_EPI_FIT_EXPERTS_END
 };
 enum {
@@ -21317,7 +21337,8 @@ enum { MOE_EPI_FIT_NONE, MOE_EPI_FIT_ALL, MOE_EPI_FIT_REACHED };
 typedef struct moe_epi_fit {
     double c[MOE_EPI_FIT_CONSTANTS], mean[MOE_EPI_FIT_CONSTANTS], sd[MOE_EPI_FIT_CONSTANTS];
     double p; /* 0 = the maximum */
-    int alpha_in_norm, is_link, others;
+    int alpha_in_norm, is_link;
+    int others, multiplied, small; /* of experts; small: as small_tokens of moe_ep_gemm */
     int doubts, redescends; /* doubts: some rows may be plainly wrong; redescends: now counted so */
     const moe_epi_fit_row *rows;
     int64_t n;
@@ -21369,11 +21390,17 @@ static moe_epi_fit_mix moe_epi_fit_mixed(double a, double b, double p)
 static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r, double *slope)
 {
     double bend = moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.6, 16.0);
-    double launch = r->x[5] * v[MOE_EPI_FIT_T0], each = r->x[4] * v[MOE_EPI_FIT_EXPERT];
-    double beside = r->x[6] * v[MOE_EPI_FIT_ACT_BYTE];
-    double others = r->x[6] * r->x[moe_epi_fit_others_input(f->others)] * v[MOE_EPI_FIT_OTHER_BYTE];
-    moe_epi_fit_mix up = moe_epi_fit_mixed(r->x[0] * v[MOE_EPI_FIT_BYTE], r->x[1] * v[MOE_EPI_FIT_FLOP], f->p);
-    moe_epi_fit_mix down = moe_epi_fit_mixed(r->x[2] * v[MOE_EPI_FIT_BYTE], r->x[3] * v[MOE_EPI_FIT_FLOP], f->p);
+    int small = f->small != 0 && moe_epi_small_batch(r->x[9], r->x[10], f->others == MOE_EPI_FIT_ALL,
+                                                     (double)f->small, r->x[11]);
+    double byte_s = v[MOE_EPI_FIT_BYTE] * (small ? v[MOE_EPI_FIT_SMALL_BYTE] : 1.0);
+    double launch = r->x[5] * v[MOE_EPI_FIT_T0] * (small ? v[MOE_EPI_FIT_SMALL_T0] : 1.0);
+    double each = r->x[4] * v[MOE_EPI_FIT_EXPERT], beside = r->x[6] * v[MOE_EPI_FIT_ACT_BYTE];
+    double per_row = r->x[moe_epi_fit_others_input(f->others)], multiplied = f->multiplied ? per_row : 0.0;
+    double others = r->x[6] * per_row * v[MOE_EPI_FIT_OTHER_BYTE];
+    moe_epi_fit_mix up = moe_epi_fit_mixed(
+        r->x[0] * byte_s, (r->x[1] + multiplied * r->x[12]) * v[MOE_EPI_FIT_FLOP], f->p);
+    moe_epi_fit_mix down = moe_epi_fit_mixed(
+        r->x[2] * byte_s, (r->x[3] + multiplied * r->x[13]) * v[MOE_EPI_FIT_FLOP], f->p);
     double bytes = up.s * up.of_a + down.s * down.of_a, work = up.s + down.s + beside + others;
     moe_epi_fit_mix all = moe_epi_fit_mixed(launch + each, work, bend);
     double per_launch = moe_epi_per(all.of_a, launch + each), per_work = moe_epi_per(1.0 - all.of_a, work);
@@ -21384,6 +21411,8 @@ static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const m
     slope[MOE_EPI_FIT_ACT_BYTE] = per_work * beside;
     slope[MOE_EPI_FIT_OTHER_BYTE] = per_work * others;
     slope[MOE_EPI_FIT_BEND] = all.of_p;
+    slope[MOE_EPI_FIT_SMALL_BYTE] = small ? slope[MOE_EPI_FIT_BYTE] : 0.0;
+    slope[MOE_EPI_FIT_SMALL_T0] = small ? slope[MOE_EPI_FIT_T0] : 0.0;
     return all.s;
 }
 
@@ -21555,14 +21584,15 @@ static double moe_epi_fit_run(moe_epi_fit *f)
     return moe_epi_fit_descend(f);
 }
 
-/* Fits with every norm: the one of f first, others must be better by more than a constant is worth. */
-static double moe_epi_fit_norms(moe_epi_fit *f)
+/* Fits with the first n norms: the one of f before them, others must be better by more than a constant is worth. */
+enum { MOE_EPI_FIT_NORMS = 6, MOE_EPI_FIT_FEW = 1 };
+static double moe_epi_fit_norms(moe_epi_fit *f, int n)
 {
-    static const double norms[6] = {0.0, 1.0, 1.5, 2.0, 3.0, 6.0};
+    static const double norms[MOE_EPI_FIT_NORMS] = {1.5, 0.0, 1.0, 2.0, 3.0, 6.0};
     moe_epi_fit best = *f, now;
     double loss, least = moe_epi_fit_run(&best);
     int i;
-    for (i = 0; i < 6; i++) {
+    for (i = 0; i < n; i++) {
         now = *f;
         now.p = norms[i];
         now.alpha_in_norm = 0;
@@ -21631,10 +21661,13 @@ static void moe_epi_fit_product(const moe_ep_model *m, const moe_epi_work *w, do
     *activations += moved;
 }
 
-/* Rows of other devices' experts per own row under even routing; a kernel by itself is given its own rows only. */
-static void moe_epi_fit_others(const moe_ep_model *m, int32_t slots, moe_epi_fit_row *out)
+/* Tokens, and rows of other devices' experts per own row, under even routing; a product by itself is given its own
+ * rows only, and is not asked how small its batch is. */
+static void moe_epi_fit_others(const moe_ep_model *m, int32_t slots, int64_t rows, moe_epi_fit_row *out)
 {
     double n = (double)slots;
+    out->x[9] = (double)rows * (double)m->num_experts / n / moe_epi_larger((double)m->top_k, 1.0);
+    out->x[10] = (double)rows;
     out->x[7] = moe_epi_other_rows((double)m->num_experts, n, 1e300) / n;
     out->x[8] = moe_epi_other_rows((double)m->num_experts, n, moe_epi_larger((double)m->top_k - 1.0, 0.0)) / n;
 }
@@ -21653,7 +21686,11 @@ static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_exper
     if (r->product != 1) moe_epi_fit_product(&m, &w, I, H, &out->x[2], &out->x[6]);
     out->x[5] = r->product == 0 ? 2.0 : 1.0;
     out->x[4] = (double)w.active * out->x[5];
-    if (r->product == 0) moe_epi_fit_others(&m, r->num_slots, out);
+    out->x[9] = out->x[10] = 1e300;
+    if (r->product == 0) moe_epi_fit_others(&m, r->num_slots, w.rows, out);
+    out->x[11] = (double)r->num_slots;
+    out->x[12] = r->product != 2 ? 2.0 * H * (m.ungated ? I : 2.0 * I) * (double)w.rows : 0.0;
+    out->x[13] = r->product != 1 ? 2.0 * H * I * (double)w.rows : 0.0;
     out->log_s = log(r->seconds);
 }
 
@@ -21747,6 +21784,8 @@ static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_e
     moe_epi_fit_constant(f, MOE_EPI_FIT_BEND, m->gemm.t0_p, 1.0, 0.3, 1);
     moe_epi_fit_constant(f, MOE_EPI_FIT_OTHER_BYTE, m->gemm.other_byte_s, 2e-13, 2.0,
                          f->others != MOE_EPI_FIT_NONE && moe_epi_fit_differs(f, f->others));
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SMALL_BYTE, m->gemm.small_byte, 0.8, 0.3, f->small != 0);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SMALL_T0, m->gemm.small_t0, 0.8, 0.3, f->small != 0);
     for (i = MOE_EPI_FIT_EXPERTS_END; i < MOE_EPI_FIT_CONSTANTS; i++)
         moe_epi_fit_constant(f, i, 0.0, 1.0, 0.0, 0);
 }
@@ -21790,6 +21829,10 @@ static void moe_epi_fit_close_gemm(const moe_epi_fit *f, moe_ep_math math, int32
     m->gemm.row_byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_ACT_BYTE);
     m->gemm.other_byte_s = moe_epi_fit_value(f, MOE_EPI_FIT_OTHER_BYTE);
     if (f->others != MOE_EPI_FIT_NONE) m->gemm.other_reached = f->others == MOE_EPI_FIT_REACHED;
+    m->gemm.other_multiplied = f->multiplied;
+    m->gemm.small_tokens = f->small;
+    m->gemm.small_byte = moe_epi_fit_value(f, MOE_EPI_FIT_SMALL_BYTE);
+    m->gemm.small_t0 = moe_epi_fit_value(f, MOE_EPI_FIT_SMALL_T0);
     m->gemm.t0_p = moe_epi_fit_between(moe_epi_fit_value(f, MOE_EPI_FIT_BEND), 0.6, 16.0);
     m->gemm.p = f->p;
     m->gemm.tile = tile;
@@ -21954,21 +21997,59 @@ static int moe_epi_fit_odd(const moe_epi_fit *f)
     return 0;
 }
 
-/* With the tile of start: whether other devices' rows count, and which, where that explains more than two constants
- * are worth. */
+/* With the tile of start and few norms: what a form of the kernel costs, constants and choices that it has beyond
+ * start's included. */
+static double moe_epi_fit_form(moe_epi_fit *f, const moe_epi_fit *start, const moe_ep_calibrate_desc *d)
+{
+    double more = f->others != start->others ? 2.0 : 0.0;
+    if (f->multiplied != start->multiplied) more += 1.0;
+    if (f->small != start->small) more += 3.0;
+    moe_epi_fit_open_gemm(f, d->start, d->model->math);
+    return more + moe_epi_fit_norms(f, MOE_EPI_FIT_FEW);
+}
+
+/* Whether the rows can tell a small batch's kernel from the other: some of both, so that not one odd row makes it. */
+enum { MOE_EPI_FIT_SOME = 4 };
+static int moe_epi_fit_sizes(const moe_epi_fit *f, int small)
+{
+    int64_t i, few = 0;
+    for (i = 0; i < f->n; i++)
+        few += moe_epi_small_batch(f->rows[i].x[9], f->rows[i].x[10], f->others == MOE_EPI_FIT_ALL, (double)small,
+                                   f->rows[i].x[11]);
+    return few >= MOE_EPI_FIT_SOME && f->n - few >= MOE_EPI_FIT_SOME;
+}
+
+/* Which form the rows have: first which other devices' rows count, and how, then from how many tokens on the batch is
+ * no longer small; twice, for one may hide the other. */
 static moe_epi_fit moe_epi_fit_first(const moe_epi_fit *f, const moe_ep_calibrate_desc *d)
 {
-    moe_epi_fit best = *f, now;
-    double loss, least;
-    int others;
-    moe_epi_fit_open_gemm(&best, d->start, d->model->math);
-    least = moe_epi_fit_norms(&best);
-    for (others = MOE_EPI_FIT_ALL; others <= MOE_EPI_FIT_REACHED; others++) {
-        if (others == f->others || !moe_epi_fit_differs(f, others)) continue;
-        now = *f;
-        now.others = others;
-        moe_epi_fit_open_gemm(&now, d->start, d->model->math);
-        loss = moe_epi_fit_norms(&now) + 2.0;
+    static const struct {
+        int others, multiplied;
+    } kind[5] = {{MOE_EPI_FIT_NONE, 0}, {MOE_EPI_FIT_ALL, 0}, {MOE_EPI_FIT_REACHED, 0}, {MOE_EPI_FIT_ALL, 1},
+                 {MOE_EPI_FIT_REACHED, 1}};
+    static const int small[3] = {0, -1, 64};
+    moe_epi_fit best = *f, base = *f, now;
+    double loss, least = moe_epi_fit_form(&best, f, d);
+    int i;
+    if (moe_epi_fit_odd(&best)) { /* a form must not be there for the sake of rows that are plainly wrong */
+        best = *f;
+        best.doubts = 1;
+        least = moe_epi_fit_form(&best, f, d);
+    }
+    for (i = 0; i < 16; i++) {
+        if (i % 8 == 0 || i % 8 == 5) base = best;
+        now = base;
+        if (i % 8 < 5) {
+            now.others = kind[i % 8].others;
+            now.multiplied = kind[i % 8].multiplied;
+            if (now.others == MOE_EPI_FIT_NONE && f->others != now.others) continue; /* a start's term stays */
+            if (now.others != MOE_EPI_FIT_NONE && !moe_epi_fit_differs(f, now.others)) continue;
+        } else {
+            now.small = small[i % 8 - 5];
+            if (now.small != 0 && !moe_epi_fit_sizes(&now, now.small)) continue;
+        }
+        if (now.others == base.others && now.multiplied == base.multiplied && now.small == base.small) continue;
+        loss = moe_epi_fit_form(&now, f, d);
         if (!(loss < least)) continue;
         least = loss;
         best = now;
@@ -21988,7 +22069,11 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
     memset(&f, 0, sizeof f);
     f.rows = room->rows;
     f.n = d->num_experts;
-    f.others = !(g->other_byte_s > 0.0) ? MOE_EPI_FIT_NONE : g->other_reached ? MOE_EPI_FIT_REACHED : MOE_EPI_FIT_ALL;
+    f.multiplied = g->other_multiplied != 0;
+    f.others = !(g->other_byte_s > 0.0) && !f.multiplied ? MOE_EPI_FIT_NONE
+               : g->other_reached                        ? MOE_EPI_FIT_REACHED
+                                                         : MOE_EPI_FIT_ALL;
+    f.small = g->small_tokens;
     for (i = 0; i < f.n; i++) room->which[i] = i;
     moe_epi_fit_load_experts(d, tile, room);
     moe_epi_fit_open_gemm(&f, d->start, d->model->math);
@@ -21996,16 +22081,20 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_EXPERT, g->expert_s);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_ACT_BYTE, g->row_byte_s);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_OTHER_BYTE, g->other_byte_s);
+    if (!(g->small_byte > 0.0)) f.c[MOE_EPI_FIT_SMALL_BYTE] = 0.0; /* a multiple that is not given is 1 */
+    if (!(g->small_t0 > 0.0)) f.c[MOE_EPI_FIT_SMALL_T0] = 0.0;
     before = moe_epi_fit_before(&f, room->work);
     best = moe_epi_fit_first(&f, d);
     f.others = best.others;
+    f.multiplied = best.multiplied;
+    f.small = best.small;
     f.doubts = moe_epi_fit_odd(&best);
     for (i = 0; i < (d->keep_tile ? 1 : 6); i++) {
         int32_t now = i == 0 ? g->tile : tiles[i];
         if (i > 0 && now == g->tile) continue;
         moe_epi_fit_load_experts(d, now, room);
         moe_epi_fit_open_gemm(&f, d->start, d->model->math);
-        loss = moe_epi_fit_norms(&f) + (i > 0 ? 2.0 : 0.0);
+        loss = moe_epi_fit_norms(&f, MOE_EPI_FIT_NORMS) + (i > 0 ? 2.0 : 0.0);
         if (i > 0 && !(loss < least)) continue;
         least = loss;
         tile = now;
@@ -22038,12 +22127,12 @@ static void moe_epi_fit_phase(const moe_ep_link *start, int64_t n, const moe_epi
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_CROWD, start->crowd_s);
     before = moe_epi_fit_before(&f, room->work);
     moe_epi_fit_open_link(&f, start, given);
-    least = moe_epi_fit_norms(&f);
+    least = moe_epi_fit_norms(&f, MOE_EPI_FIT_NORMS);
     best = f;
     for (other = 0; other < 2; other++) { /* the other form must be better by two constants' worth */
         if (other == given) continue;
         moe_epi_fit_open_link(&f, start, other);
-        loss = moe_epi_fit_norms(&f) + 2.0;
+        loss = moe_epi_fit_norms(&f, MOE_EPI_FIT_NORMS) + 2.0;
         if (loss < least) best = f;
     }
     moe_epi_fit_polish(&best, room->work);
@@ -23719,7 +23808,6 @@ static void moe_epi_fw_down_task(void *context, int64_t index)
 static void moe_epi_fw_parallel(const moe_ep_forward_desc *d, int64_t count, moe_ep_task task, void *context)
 {
     int64_t i;
-    if (count <= 0) return;
     if (d->parallel_for && count > 1) {
         d->parallel_for(d->parallel_user, count, task, context);
         return;
@@ -23736,12 +23824,15 @@ static int moe_epi_fw_task_rows(int64_t tokens, int64_t row_bytes)
 }
 
 /* Panels of a task: with few tokens only small ones are put together; with more, as the first panel finds its weights
- * in memory and the others theirs in the cache, there should be several. */
+ * in memory and the others theirs in the cache, there should be several, unless the panel is used many times anyway. */
 static int moe_epi_fw_panels(int64_t tokens, int64_t panel_bytes)
 {
-    int64_t fit = (tokens > MOE_EPI_FW_FEW ? MOE_EPI_FW_MORE_BYTES : MOE_EPI_FW_TASK_BYTES) / panel_bytes;
-    if (tokens > MOE_EPI_FW_FEW && tokens <= MOE_EPI_FW_TOKENS && fit > MOE_EPI_FW_PANELS) return (int)fit;
-    if (tokens > MOE_EPI_FW_FEW || fit >= MOE_EPI_FW_PANELS) return MOE_EPI_FW_PANELS;
+    int64_t fit = MOE_EPI_FW_TASK_BYTES / panel_bytes;
+    if (tokens > MOE_EPI_FW_FEW) {
+        fit = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / panel_bytes : 0;
+        return fit > MOE_EPI_FW_PANELS ? (int)fit : MOE_EPI_FW_PANELS;
+    }
+    if (fit >= MOE_EPI_FW_PANELS) return MOE_EPI_FW_PANELS;
     return fit < 1 ? 1 : (int)fit;
 }
 
@@ -24002,7 +24093,6 @@ static moe_ep_status moe_epi_fw_check_matrix(const void *base, const void *const
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, name, "row stride shorter than a row", -1, (double)row_stride);
     if (!moe_epi_mul(rows, row_stride, &total) || !moe_epi_mul(total, num, &total) || total > INT64_MAX / 8)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, name, "experts * rows * stride does not fit", -1, (double)rows);
-    expert_stride = moe_epi_fw_or(expert_stride, rows * row_stride);
     if (!of && (expert_stride < 0 || !moe_epi_mul(expert_stride, num, &total) || total > INT64_MAX / 8))
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, name, "expert stride out of range", -1, (double)expert_stride);
     return MOE_EP_OK;
@@ -26505,7 +26595,6 @@ static void moe_epi_diag_carve(const moe_ep_diagnose_desc *d, const moe_epi_diag
 {
     void *bare_mem = moe_epi_take(a, z->bare_bytes, 1), *own_mem = moe_epi_take(a, z->own_bytes, 1);
     memset(j, 0, sizeof *j);
-    memset(bare, 0, sizeof *bare);
     j->d = d;
     j->device_loads = (double *)moe_epi_take(a, z->cells, sizeof(double));
     j->pile = (double *)moe_epi_take(a, z->cells, sizeof(double));
@@ -26670,7 +26759,7 @@ static int64_t moe_epi_q_normal(moe_ep_rng *rng)
         u = (int64_t)(bits >> 32) - 2147483648LL; /* Q31, -1 <= u < 1 */
         v = (int64_t)(bits & 0xffffffffu) - 2147483648LL;
         s = (uint64_t)(u * u) + (uint64_t)(v * v); /* Q62 */
-    } while (s == 0 || s >= ((uint64_t)1 << 62));
+    } while (s - 1 >= ((uint64_t)1 << 62) - 1); /* 0 wraps around: 0 < s < 1 */
     log2s = moe_epi_q_log2(s) - 30 * MOE_EPI_ONE;   /* s is Q62, the logarithm took it as Q32 */
     z = moe_epi_q_mul(-log2s, 2 * MOE_EPI_LN2_Q32); /* -2 ln s, < 87 */
     z = (int64_t)moe_epi_isqrt((uint64_t)z << 24);  /* Q28 */
@@ -26894,13 +26983,12 @@ static int64_t moe_epi_power_law_log2(const moe_epi_law *y, uint64_t bits)
     if (t > 0) { /* fall back on the larger end: X ((1 - X^-b) u + X^-b)^(1/b) */
         top = (int64_t)(moe_epi_q40_exp2(-t) >> 8);
         t = moe_epi_q_mul(MOE_EPI_ONE - top, u) + top;
-        if (t < 1) t = 1;
+        t += t == 0;
         t = moe_epi_q_log2((uint64_t)t);
         return y->log_max + moe_epi_q_mul(t, inverse);
     }
     top = (int64_t)(moe_epi_q40_exp2(t) >> 8);
-    t = MOE_EPI_ONE - moe_epi_q_mul(MOE_EPI_ONE - top, u);
-    if (t < 1) t = 1;
+    t = MOE_EPI_ONE - moe_epi_q_mul(MOE_EPI_ONE - top, u); /* above 0, as u is below 1 */
     return moe_epi_q_mul(moe_epi_q_log2((uint64_t)t), inverse);
 }
 
@@ -27172,14 +27260,14 @@ static moe_ep_status moe_epi_target_counts(const moe_ep_workload *w, int64_t T, 
         return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target", "below 1 / num_devices", -1, w->target);
     most = (total >> 30) * share + (((total & (((int64_t)1 << 30) - 1)) * share) >> 30);
     if (most < (total - 1) / D + 1) most = (total - 1) / D + 1;
-    if (D == 1 || total == 0 || most > total) most = total;
+    if (most > total) most = total; /* a single device has all */
     rest = total - most;
     for (d = 0; d < D; d++) {
         int64_t place = d < hot ? d : d - 1, mine = most;
         int32_t first = moe_epi_deal_start(w->num_experts, D, d),
                 last = moe_epi_deal_start(w->num_experts, D, d + 1);
         if (d != hot) mine = rest / (D - 1) + (place < rest % (D - 1));
-        if (mine < 0 || !moe_epi_deal_counts(mine, last - first, T, counts + first))
+        if (!moe_epi_deal_counts(mine, last - first, T, counts + first))
             return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "target",
                                 "no counts of distinct experts reach it", d, w->target);
     }
@@ -27637,7 +27725,7 @@ typedef struct moe_epi_sweep {
     uint64_t *weight;          /* (E)                                       */
     int64_t *rows;             /* (num_tokens,L,E) of the EP size at hand   */
     int32_t *ids;              /* of one layer                              */
-    int64_t *slot, *device;    /* (L,P), (D)                                */
+    int64_t *slot;             /* (L,P)                                     */
     moe_ep_device_time *times; /* (D)                                       */
     unsigned char *place;      /* a placement                               */
     size_t place_bytes;
@@ -27698,7 +27786,6 @@ static moe_ep_status moe_epi_sweep_open(moe_epi_sweep *w, moe_epi_arena *arena, 
     moe_epi_need(&total, rows, sizeof *w->rows);
     moe_epi_need(&total, ids, sizeof *w->ids);
     moe_epi_need(&total, (int64_t)w->L * z.slots, sizeof *w->slot);
-    moe_epi_need(&total, z.devices, sizeof *w->device);
     moe_epi_need(&total, z.devices, sizeof *w->times);
     moe_epi_need(&total, (int64_t)z.place, 1);
     MOE_EPI_TRY(moe_epi_arena_open(arena, scratch, total, err));
@@ -27707,7 +27794,6 @@ static moe_ep_status moe_epi_sweep_open(moe_epi_sweep *w, moe_epi_arena *arena, 
     w->rows = (int64_t *)moe_epi_take(arena, rows, sizeof *w->rows);
     w->ids = (int32_t *)moe_epi_take(arena, ids, sizeof *w->ids);
     w->slot = (int64_t *)moe_epi_take(arena, (int64_t)w->L * z.slots, sizeof *w->slot);
-    w->device = (int64_t *)moe_epi_take(arena, z.devices, sizeof *w->device);
     w->times = (moe_ep_device_time *)moe_epi_take(arena, z.devices, sizeof *w->times);
     w->place = (unsigned char *)moe_epi_take(arena, (int64_t)z.place, 1);
     w->place_bytes = z.place;
@@ -27725,7 +27811,7 @@ static moe_ep_status moe_epi_sweep_inner(const moe_epi_sweep *w, moe_ep_status s
                                          moe_ep_error *err)
 {
     size_t whole = w->outer_bytes + w->inner.need;
-    if (scratch && whole > scratch->need) scratch->need = whole;
+    if (scratch) scratch->need = whole;
     if (status != MOE_EP_ERR_SCRATCH) return status;
     return moe_epi_fail(err, status, "scratch", "bytes needed", -1, (double)whole);
 }
@@ -27762,9 +27848,11 @@ static moe_ep_status moe_epi_sweep_draw(moe_epi_sweep *w, int32_t ep, moe_ep_err
         for (l = 0; l < w->L; l++) {
             moe_ep_workload q = moe_epi_sweep_workload(w, serve, l);
             int64_t tokens = w->d->tokens[i] * ep;
-            MOE_EPI_TRY(moe_ep_simulate(&q, l, 1, tokens, w->ids, &w->inner, err));
-            MOE_EPI_TRY(moe_ep_expert_loads(w->ids, tokens * w->K, w->E,
-                                            w->rows + ((int64_t)i * w->L + l) * w->E, NULL, err));
+            moe_ep_status status = moe_ep_simulate(&q, l, 1, tokens, w->ids, &w->inner, err);
+            if (status == MOE_EP_OK)
+                status = moe_ep_expert_loads(w->ids, tokens * w->K, w->E, w->rows + ((int64_t)i * w->L + l) * w->E,
+                                             NULL, err);
+            if (status != MOE_EP_OK) return status;
         }
     return MOE_EP_OK;
 }
@@ -27817,23 +27905,13 @@ static moe_ep_status moe_epi_sweep_run_policy(moe_ep_place_policy policy, const 
                                               moe_ep_placement *p, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_ep_place_desc q = *d;
-    switch (policy) {
-    case MOE_EP_PLACE_ROUND_ROBIN:
-        return moe_ep_place_round_robin(d, p, NULL, scratch, err);
-    case MOE_EP_PLACE_CONTIGUOUS:
-        return moe_ep_place_contiguous(d, p, NULL, scratch, err);
-    case MOE_EP_PLACE_LPT:
-        return moe_ep_place_lpt(d, p, NULL, scratch, err);
-    case MOE_EP_PLACE_EPLB_GLOBAL:
-    case MOE_EP_PLACE_EPLB_HIERARCHICAL:
+    if (policy == MOE_EP_PLACE_ROUND_ROBIN) return moe_ep_place_round_robin(d, p, NULL, scratch, err);
+    if (policy == MOE_EP_PLACE_CONTIGUOUS) return moe_ep_place_contiguous(d, p, NULL, scratch, err);
+    if (policy == MOE_EP_PLACE_LPT) return moe_ep_place_lpt(d, p, NULL, scratch, err);
+    if (policy == MOE_EP_PLACE_TRTLLM) return moe_ep_place_trtllm(d, p, NULL, scratch, err);
+    if (policy == MOE_EP_PLACE_EPLB_GLOBAL || policy == MOE_EP_PLACE_EPLB_HIERARCHICAL) {
         q.eplb_mode = policy == MOE_EP_PLACE_EPLB_GLOBAL ? MOE_EP_EPLB_GLOBAL : MOE_EP_EPLB_HIERARCHICAL;
         return moe_ep_place_eplb(&q, p, NULL, scratch, err);
-    case MOE_EP_PLACE_TRTLLM:
-        return moe_ep_place_trtllm(d, p, NULL, scratch, err);
-    case MOE_EP_PLACE_BEST:
-    case MOE_EP_PLACE_GIVEN:
-    case MOE_EP_PLACE_REBALANCE:
-        break;
     }
     return moe_ep_best_placement(d, p, NULL, scratch, err);
 }
@@ -27848,7 +27926,7 @@ static moe_ep_status moe_epi_sweep_plan(moe_epi_sweep *w, const moe_ep_sweep_poi
     d.num_groups = w->d->model->num_groups;
     d.loads = w->plan;
     d.shape = moe_epi_sweep_shape(w->d, c->ep, c->redundant);
-    MOE_EPI_TRY(moe_ep_placement_init(p, w->L, w->E, &d.shape, w->place, w->place_bytes, err));
+    moe_ep_placement_init(p, w->L, w->E, &d.shape, w->place, w->place_bytes, err); /* of a shape that was measured */
     return moe_epi_sweep_run_policy(c->policy, &d, p, &w->inner, err);
 }
 
@@ -27858,20 +27936,21 @@ static moe_ep_status moe_epi_sweep_share(moe_epi_sweep *w, const moe_ep_placemen
 {
     moe_ep_split_desc d;
     double most = 0.0, mean = 0.0;
-    int32_t l, r;
+    int32_t l, r, slot;
     memset(&d, 0, sizeof d);
     d.policy = w->d->split;
     for (l = 0; l < w->L; l++) {
-        int64_t *at = w->slot + (int64_t)l * p->num_slots, top = 0;
+        int64_t *at = w->slot + (int64_t)l * p->num_slots, top = 0, all = 0, rows;
         MOE_EPI_TRY(moe_ep_split(&d, p, l, w->rows + ((int64_t)batch * w->L + l) * w->E, at, &w->inner, err));
-        MOE_EPI_TRY(moe_ep_device_rows(p, at, w->device, err));
         for (r = 0; r < p->num_devices; r++) {
-            if (w->device[r] > top) top = w->device[r];
-            mean += (double)w->device[r] / (double)p->num_devices;
+            for (rows = 0, slot = p->slot_start[r]; slot < p->slot_start[r + 1]; slot++) rows += at[slot];
+            if (rows > top) top = rows;
+            all += rows;
         }
+        mean += (double)all / (double)p->num_devices;
         most += (double)top;
     }
-    *imbalance = mean > 0.0 ? most / mean : 1.0;
+    *imbalance = most / mean;
     return MOE_EP_OK;
 }
 
@@ -27912,9 +27991,11 @@ static moe_ep_status moe_epi_sweep_time(moe_epi_sweep *w, moe_ep_sweep_point *c,
 {
     moe_ep_step_desc s;
     moe_ep_time_result layer;
+    moe_ep_status status;
     moe_epi_sweep_step(w, c, p, batch, &s);
-    MOE_EPI_TRY(moe_ep_step(&s, w->slot, &c->step, NULL, err));
-    MOE_EPI_TRY(moe_ep_layer_time(&s.layer, w->slot, &layer, w->times, err));
+    status = moe_ep_step(&s, w->slot, &c->step, NULL, err);
+    if (status == MOE_EP_OK) status = moe_ep_layer_time(&s.layer, w->slot, &layer, w->times, err);
+    if (status != MOE_EP_OK) return status;
     c->attention_s = s.layer.attention_s * (double)w->d->model->num_moe_layers + s.other_s;
     c->limit = moe_epi_sweep_limit(c, &w->times[layer.slowest_device]);
     return MOE_EP_OK;
@@ -27935,7 +28016,7 @@ static moe_ep_status moe_epi_sweep_try(moe_epi_sweep *w, moe_ep_sweep_point c, m
         if (c.fits && planned == 0) {
             moe_ep_status status = moe_epi_sweep_plan(w, &c, &p, err);
             planned = status == MOE_EP_OK ? 1 : -1;
-            if (planned < 0 && status != MOE_EP_ERR_CONFIG && status != MOE_EP_ERR_SIZE) return status;
+            if (planned < 0 && status != MOE_EP_ERR_CONFIG) return status;
             moe_epi_ok(err);
         }
         if (c.fits && planned < 0) {

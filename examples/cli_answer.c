@@ -44,15 +44,9 @@ void cli_bars_text(cli_bar_list *b, FILE *f, const chart_text *t, const char *ti
 void cli_bars_page(cli_bar_list *b, FILE *f, double width, const char *id, const char *title, const char *description)
 {
     chart_hbars c;
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = title;
-    c.description = description;
-    c.n = b->n;
-    c.value = b->value;
-    c.label = (const char *const *)b->label;
-    c.value_label = (const char *const *)b->tail;
-    c.kind = b->kind;
+    c = (chart_hbars){.id = id, .title = title, .description = description, .n = b->n, .value = b->value,
+                      .label = (const char *const *)b->label, .value_label = (const char *const *)b->tail,
+                      .kind = b->kind};
     if (b->n > 0) chart_svg_hbars(f, &c, width);
     free_bars(b);
 }
@@ -157,16 +151,8 @@ chart_lines cli_lines(const char *id, const char *title, const char *description
                       const char *y_title, int n, const chart_series *series, double line)
 {
     chart_lines c;
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = title;
-    c.description = description;
-    c.x_title = x_title;
-    c.y_title = y_title;
-    c.n = n;
-    c.series = series;
-    c.linear_x = c.linear_y = 1;
-    c.line = line;
+    c = (chart_lines){.id = id, .title = title, .description = description, .x_title = x_title,
+                      .y_title = y_title, .n = n, .series = series, .linear_x = 1, .linear_y = 1, .line = line};
     return c;
 }
 
@@ -176,22 +162,8 @@ void cli_points_pair(FILE *f, double width, double height, const char *id, const
 {
     static const chart_kind kind[2] = {CHART_HOT, CHART_BEST};
     chart_points c;
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = title;
-    c.description = description;
-    c.x_title = x_title;
-    c.y_title = y_title;
-    c.n = n;
-    c.series = 2;
-    c.value = value;
-    c.kind = kind;
-    c.label = label;
-    c.line = line;
+    c = (chart_points){.id = id, .title = title, .description = description, .x_title = x_title,
+                       .y_title = y_title, .n = n, .series = 2, .value = value, .kind = kind, .label = label,
+                       .line = line};
     chart_svg_points(f, &c, width, height);
-}
-
-void cli_free_labels(const char **label, int n)
-{
-    for (int i = 0; i < n; i++) free((void *)(uintptr_t)label[i]);
 }

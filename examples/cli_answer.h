@@ -56,7 +56,5 @@ chart_lines cli_lines(const char *id, const char *title, const char *description
 void cli_points_pair(FILE *f, double width, double height, const char *id, const char *title, const char *description,
                      const char *x_title, const char *y_title, int n, const double *value, const char *const *label,
                      double line);
-/* Frees labels that were made with cli_format. */
-void cli_free_labels(const char **label, int n);
 
 #endif

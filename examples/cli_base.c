@@ -327,6 +327,19 @@ ssize_t cli_getline(char **line, size_t *room, FILE *f, const char *path)
     return n;
 }
 
+ptrdiff_t cli_rank(const int64_t *rising, ptrdiff_t n, int64_t v)
+{
+    ptrdiff_t low = 0, high = n;
+    while (low < high) {
+        ptrdiff_t mid = low + (high - low) / 2;
+        if (rising[mid] < v)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
 /* ---- streams into memory ----------------------------------------------------------------------------- */
 
 /* What the C library's own stream does when memory ends is to go on without that part. */

@@ -41,6 +41,9 @@ ssize_t cli_getline(char **line, size_t *room, FILE *f, const char *path);
 /* The exit code for what errno says about an input: it is wrong, or the machine failed. */
 int cli_errno_code(void);
 
+/* How many of n rising numbers are below v: where it is, or would be put in. */
+ptrdiff_t cli_rank(const int64_t *rising, ptrdiff_t n, int64_t v);
+
 /* A stream into memory; text[length] is 0 after the end, and whoever asked for it frees it. */
 typedef struct cli_text {
     FILE *stream; /* write here */

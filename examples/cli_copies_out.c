@@ -229,14 +229,11 @@ static void put_curve_figure(const cli_copies *c, FILE *f)
 {
     cli_page_figure(f, "How many copies does balance take?", c->not_monotone);
     cli_page_draw(c, f, draw_curve, "curve", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, marks_of(c) ? 1 : 2, "worst layer, as many copies in every layer");
-    chart_html_key(f, CHART_GOOD, marks_of(c) ? 1 : 2, "mean over the layers");
-    if (c->needs > 1)
-        chart_html_key(f, CHART_BEST, 1, "worst layer, each layer as many as it needs");
-    if (c->budgets > 1) chart_html_key(f, CHART_COLD, 1, "worst layer, shared out where copies pay");
-    chart_html_key_mean(f, "target");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, marks_of(c) ? 1 : 2, "worst layer, as many copies in every layer"},
+                           {CHART_GOOD, marks_of(c) ? 1 : 2, "mean over the layers"},
+                           {CHART_BEST, 1, c->needs > 1 ? "worst layer, each layer as many as it needs" : NULL},
+                           {CHART_COLD, 1, c->budgets > 1 ? "worst layer, shared out where copies pay" : NULL},
+                           {CLI_KEY_MEAN, 0, "target"}));
     if (c->spread) {
         fputs("<p class=\"below\">", f);
         cli_put_html(f, c->spread);
@@ -269,7 +266,6 @@ static void draw_bytes(const void *data, FILE *f, cli_width w, double width, con
                   "max/mean of the worst layer", 1, s, c->setup.target);
     chart_svg_lines(f, &q, width, w == CLI_NARROW ? 260 : 300);
     cli_free_labels(label, steps);
-    free(label);
     free(x);
     free(worst);
 }

@@ -200,8 +200,8 @@ static void draw_steps(const void *data, FILE *f, cli_width w, double width, con
 {
     const cli_diagnose *g = data;
     double value[2 * MOST_STEPS];
-    const char *label[MOST_STEPS];
     int n = group_steps(g->step_before, g->steps, value);
+    const char **label = cli_alloc((size_t)n, sizeof *label);
     (void)group_steps(g->step_after, g->steps, value + n);
     for (int k = 0; k < n; k++) label[k] = cli_format("%d", (int)((int64_t)g->steps * k / n));
     cli_points_pair(f, width, w == CLI_NARROW ? 250 : 270, id,
@@ -224,11 +224,8 @@ static void put_steps_figure(const cli_diagnose *g, FILE *f)
                       g->steps > MOST_STEPS ? " (neighbours joined)" : "", parts);
     cli_page_figure(f, "Does it help in every step?", text);
     cli_page_draw(g, f, draw_steps, "steps", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 1, "today");
-    chart_html_key(f, CHART_BEST, 1, "with the plan");
-    chart_html_key_mean(f, "good enough");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 1, "today"}, {CHART_BEST, 1, "with the plan"},
+                           {CLI_KEY_MEAN, 0, "good enough"}));
     cli_page_figure_end(f);
     free(text);
     free(parts);
@@ -239,21 +236,11 @@ static void put_device_half(const cli_diagnose *g, FILE *f, const double *v, con
 {
     int32_t D = g->setup.devices, at = 0;
     double total = 0.0;
-    cli_bars b;
+    cli_bars b = cli_device_bars(v, D, title, kind, top);
     for (int32_t d = 0; d < D; d++) {
         total += v[d];
         at = v[d] > v[at] ? d : at;
     }
-    memset(&b, 0, sizeof b);
-    b.n = D;
-    b.value = v;
-    b.title = title;
-    b.x_title = "device";
-    b.y_title = "rows";
-    b.kind = kind;
-    b.marked = kind == CHART_HOT ? at : -1;
-    b.over_mean = 1;
-    b.top = top;
     fprintf(f, "<div><h4><span>%s</span> <b>max/mean %.2f</b></h4>", title,
             total > 0.0 ? v[at] * D / total : 1.0);
     cli_page_draw(&b, f, cli_draw_bars, id, cli_half_width);
@@ -295,14 +282,8 @@ static void draw_break_even(const void *data, FILE *f, cli_width w, double width
                          {2, x, saved, CHART_BEST, 0, NULL},
                          {1, at_x, at_y, CHART_GOOD, 2, label}};
     chart_lines c;
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Time saved against time spent on moving";
-    c.description = g->reason;
-    c.x_title = "steps served with the plan";
-    c.y_title = "milliseconds";
-    c.n = 3;
-    c.series = s;
+    c = (chart_lines){.id = id, .title = "Time saved against time spent on moving", .description = g->reason,
+                      .x_title = "steps served with the plan", .y_title = "milliseconds", .n = 3, .series = s};
     chart_svg_lines(f, &c, width, w == CLI_NARROW ? 260 : 300);
     free(mark);
 }
@@ -314,11 +295,8 @@ static void put_break_even_figure(const cli_diagnose *g, FILE *f)
                     "Moving costs once, the plan saves in every step. Where the lines cross the "
                     "change has paid for itself.");
     cli_page_draw(g, f, draw_break_even, "even", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 2, "spent on moving");
-    chart_html_key(f, CHART_BEST, 2, "saved by the plan");
-    chart_html_key(f, CHART_GOOD, 1, "break-even");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 2, "spent on moving"}, {CHART_BEST, 2, "saved by the plan"},
+                           {CHART_GOOD, 1, "break-even"}));
     cli_page_figure_end(f);
 }
 

@@ -64,10 +64,7 @@ static void draw_panel(const cli_report *r, FILE *f, const panel *p, cli_width w
     int32_t D = r->today.num_devices;
     double mean = sum_of(p->devices, D) / D;
     int32_t busiest = index_of_max(p->devices, D);
-    const char **label = cli_alloc((size_t)D, sizeof *label),
-               **value = cli_alloc((size_t)D, sizeof *value),
-               **tip = cli_alloc((size_t)D, sizeof *tip);
-    chart_kind *kind = cli_alloc((size_t)D, sizeof *kind);
+    cli_marks m = cli_marks_new(D);
     chart_bars c;
     char *title = cli_format("Rows per device, %s, layer %d", p->title, r->layer[r->hot].number);
     char *text = cli_format(
@@ -77,38 +74,17 @@ static void draw_panel(const cli_report *r, FILE *f, const panel *p, cli_width w
     double slot = (width - 48) / D;
     for (int32_t d = 0; d < D; d++) {
         int shown = (slot >= 10 && D <= MOST_LABELLED) || d == busiest;
-        label[d] = cli_format("%d", d);
-        value[d] =
-            shown ? cli_format("%.2f", mean > 0.0 ? p->devices[d] / mean : 1.0) : cli_strdup("");
-        tip[d] = cli_format("device %d: %s rows, %.2f x mean", d, cli_count(p->devices[d]),
+        m.label[d] = cli_format("%d", d);
+        m.value[d] = shown ? cli_format("%.2f", mean > 0.0 ? p->devices[d] / mean : 1.0) : cli_strdup("");
+        m.tip[d] = cli_format("device %d: %s rows, %.2f x mean", d, cli_count(p->devices[d]),
                             mean > 0.0 ? p->devices[d] / mean : 1.0);
-        kind[d] = p->kind == CHART_HOT && d != busiest ? CHART_PLAIN : p->kind;
+        m.kind[d] = p->kind == CHART_HOT && d != busiest ? CHART_PLAIN : p->kind;
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = title;
-    c.description = text;
-    c.y_title = "rows";
-    c.x_title = "device";
-    c.n = D;
-    c.value = p->devices;
-    c.label = label;
-    c.value_label = value;
-    c.tip = tip;
-    c.kind = kind;
-    c.line = mean;
-    c.line_label = line;
-    c.top = p->top;
+    c = (chart_bars){.id = id, .title = title, .description = text, .y_title = "rows", .x_title = "device",
+                     .n = D, .value = p->devices, .label = m.label, .value_label = m.value,
+                     .tip = m.tip, .kind = m.kind, .line = mean, .line_label = line, .top = p->top};
     chart_svg_bars(f, &c, width, w == CLI_WIDE && D <= 12 ? 250 : 186);
-    for (int32_t d = 0; d < D; d++) {
-        free((void *)(uintptr_t)label[d]);
-        free((void *)(uintptr_t)value[d]);
-        free((void *)(uintptr_t)tip[d]);
-    }
-    free(label);
-    free(value);
-    free(tip);
-    free(kind);
+    cli_marks_free(&m);
     free(title);
     free(text);
     free(line);
@@ -161,9 +137,8 @@ void cli_section_devices(const cli_report *r, FILE *f)
         }
         fputs("</div>\n", f);
     }
-    fputs("</div><ul class=\"legend\">", f);
-    chart_html_key_mean(f, "mean over devices: what every device would have in perfect balance");
-    fputs("</ul>", f);
+    fputs("</div>", f);
+    cli_legend(f, CLI_KEYS({CLI_KEY_MEAN, 0, "mean over devices: what every device would have in perfect balance"}));
     cli_page_figure_end(f);
     free(answer);
 }
@@ -191,29 +166,15 @@ static void draw_heatmap(const void *data, FILE *f, cli_width w, double width, c
         peak[l] = r->layer[l].hot_expert;
         shown[l] = 1;
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Load of every expert in every layer, as a multiple of the layer's mean";
-    c.description = text;
-    c.cells = "cells-layers";
-    c.rows = r->L;
-    c.cols = r->E;
-    c.label = label;
-    c.note = note;
-    c.note_title = "max/mean";
-    c.peak = peak;
-    c.note_shown = shown;
-    c.blocks = blocks ? r->today.num_devices : 0;
-    c.block_start = blocks;
-    c.x_title = x_title;
-    c.y_title = blocks ? "layer, devices above" : "layer";
+    c = (chart_heat){.id = id,
+                     .title = "Load of every expert in every layer, as a multiple of the layer's mean",
+                     .description = text, .cells = "cells-layers", .rows = r->L, .cols = r->E, .label = label,
+                     .note = note, .note_title = "max/mean", .peak = peak, .note_shown = shown,
+                     .blocks = blocks ? r->today.num_devices : 0, .block_start = blocks, .x_title = x_title,
+                     .y_title = blocks ? "layer, devices above" : "layer"};
     chart_svg_heatmap(f, &c, width);
-    for (int32_t l = 0; l < r->L; l++) {
-        free((void *)(uintptr_t)label[l]);
-        free((void *)(uintptr_t)note[l]);
-    }
-    free(label);
-    free(note);
+    cli_free_labels(label, r->L);
+    cli_free_labels(note, r->L);
     free(peak);
     free(shown);
     free(blocks);
@@ -285,58 +246,37 @@ static void draw_experts(const void *data, FILE *f, cli_width w, double width, c
     int32_t *order = hottest_first(loads, E);
     double mean = sum_of(loads, E) / E, *value = cli_alloc((size_t)E, sizeof *value),
            slot = (width - 48) / E;
-    const char **label = cli_alloc((size_t)E, sizeof *label),
-               **above = cli_alloc((size_t)E, sizeof *above),
-               **tip = cli_alloc((size_t)E, sizeof *tip);
-    chart_kind *kind = cli_alloc((size_t)E, sizeof *kind);
+    cli_marks m = cli_marks_new(E);
     int hot = 0, cold = 0;
     char *text, *line = cli_format("mean %s rows", cli_count(mean));
     chart_bars c;
     for (int32_t i = 0; i < E; i++) {
         double v = loads[order[i]];
         value[i] = v;
-        kind[i] = v > mean * r->chance.one_p95   ? CHART_HOT
+        m.kind[i] = v > mean * r->chance.one_p95   ? CHART_HOT
                   : v < mean * r->chance.one_p05 ? CHART_COLD
                                                  : CHART_PLAIN;
-        hot += kind[i] == CHART_HOT;
-        cold += kind[i] == CHART_COLD;
-        label[i] = slot >= 13 ? cli_format("%d", order[i]) : cli_strdup("");
-        above[i] = kind[i] == CHART_HOT && (slot >= 11 || i < 1)
+        hot += m.kind[i] == CHART_HOT;
+        cold += m.kind[i] == CHART_COLD;
+        m.label[i] = slot >= 13 ? cli_format("%d", order[i]) : cli_strdup("");
+        m.value[i] = m.kind[i] == CHART_HOT && (slot >= 11 || i < 1)
                        ? cli_format(slot >= 11 ? "%.1f" : "%.1fx", mean > 0.0 ? v / mean : 0.0)
                        : cli_strdup("");
-        tip[i] = cli_format("expert %d: %s rows, %.2f x mean", order[i], cli_count(v),
+        m.tip[i] = cli_format("expert %d: %s rows, %.2f x mean", order[i], cli_count(v),
                             mean > 0.0 ? v / mean : 0.0);
     }
     text = cli_format("%d experts from the most to the least loaded. %d lie above the range that "
                       "uniform routing explains, %d below it. The hottest is expert %d "
                       "with %.1f times the mean.",
                       E, hot, cold, order[0], mean > 0.0 ? value[0] / mean : 0.0);
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Load of each expert, hottest first";
-    c.description = text;
-    c.y_title = "rows per step";
-    c.x_title = slot >= 13 ? "expert number, hottest first" : "experts, hottest first";
-    c.n = E;
-    c.value = value;
-    c.label = label;
-    c.value_label = above;
-    c.tip = tip;
-    c.kind = kind;
-    c.line = mean;
-    c.line_label = line;
-    c.band_low = mean * r->chance.one_p05;
-    c.band_high = mean * r->chance.one_p95;
+    c = (chart_bars){.id = id, .title = "Load of each expert, hottest first", .description = text,
+                     .y_title = "rows per step",
+                     .x_title = slot >= 13 ? "expert number, hottest first" : "experts, hottest first", .n = E,
+                     .value = value, .label = m.label, .value_label = m.value, .tip = m.tip, .kind = m.kind,
+                     .line = mean, .line_label = line, .band_low = mean * r->chance.one_p05,
+                     .band_high = mean * r->chance.one_p95};
     chart_svg_bars(f, &c, width, w == CLI_NARROW ? 220 : 260);
-    for (int32_t i = 0; i < E; i++) {
-        free((void *)(uintptr_t)label[i]);
-        free((void *)(uintptr_t)above[i]);
-        free((void *)(uintptr_t)tip[i]);
-    }
-    free(label);
-    free(above);
-    free(tip);
-    free(kind);
+    cli_marks_free(&m);
     free(value);
     free(order);
     free(text);
@@ -355,16 +295,9 @@ void cli_section_experts(const cli_report *r, FILE *f)
                                                                   : "no more than chance");
     cli_page_figure(f, "Is this skew, or the luck of a small batch?", answer);
     cli_page_draw(r, f, draw_experts, "experts", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 0, "above the chance band");
-    chart_html_key(f, CHART_PLAIN, 0, "within it");
-    chart_html_key(f, CHART_COLD, 0, "below it");
-    fputs(
-        "<li><svg class=\"key\" width=\"22\" height=\"14\" aria-hidden=\"true\"><rect width=\"22\" "
-        "height=\"14\" style=\"fill:var(--band)\"/></svg>chance band, 5 % to 95 %</li>",
-        f);
-    chart_html_key_mean(f, "mean");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 0, "above the chance band"}, {CHART_PLAIN, 0, "within it"},
+                           {CHART_COLD, 0, "below it"}, {CLI_KEY_BAND, 0, "chance band, 5 % to 95 %"},
+                           {CLI_KEY_MEAN, 0, "mean"}));
     cli_page_figure_end(f);
     free(answer);
 }
@@ -391,14 +324,9 @@ static void draw_sweep(const void *data, FILE *f, cli_width w, double width, con
     s[0] = (chart_series){2, slope_x, slope_y, CHART_COLD, 0, NULL};
     s[1] = (chart_series){n, r->sweep_tokens, r->sweep_chance, CHART_GOOD, 1, NULL};
     s[2] = (chart_series){n, r->sweep_tokens, r->sweep_own, CHART_HOT, 1, NULL};
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Expert imbalance against batch size";
-    c.description = text;
-    c.x_title = "tokens in the batch";
-    c.y_title = "max/mean over experts, minus 1";
-    c.n = own ? 3 : 2;
-    c.series = s;
+    c = (chart_lines){.id = id, .title = "Expert imbalance against batch size", .description = text,
+                      .x_title = "tokens in the batch", .y_title = "max/mean over experts, minus 1",
+                      .n = own ? 3 : 2, .series = s};
     chart_svg_lines(f, &c, width, w == CLI_NARROW ? 280 : 330);
     free(text);
 }
@@ -414,11 +342,9 @@ void cli_section_sweep(const cli_report *r, FILE *f)
             : "Small batches are lumpy by arithmetic alone: this is the least that any step of so "
               "few tokens will show, however good the router.");
     cli_page_draw(r, f, draw_sweep, "sweep", cli_half_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_GOOD, 1, "uniform routing, computed");
-    if (own) chart_html_key(f, CHART_HOT, 1, "this recording, same layer");
-    chart_html_key(f, CHART_COLD, 2, "slope -1/2");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_GOOD, 1, "uniform routing, computed"},
+                           {CHART_HOT, 1, own ? "this recording, same layer" : NULL},
+                           {CHART_COLD, 2, "slope -1/2"}));
     cli_page_figure_end(f);
 }
 
@@ -428,33 +354,22 @@ static void draw_ep_sizes(const void *data, FILE *f, cli_width w, double width, 
 {
     const cli_report *r = data;
     double value[16];
-    const char *label[16], *above[16];
-    chart_kind kind[16];
+    cli_marks m = cli_marks_new(r->ep_sizes);
     chart_bars c;
     for (int i = 0; i < r->ep_sizes; i++) {
         int exact = r->E % r->ep_size[i] == 0;
         value[i] = r->ep_experts[i];
-        label[i] = cli_format("%d", r->ep_size[i]);
-        above[i] = exact ? cli_format("%d", r->ep_experts[i])
+        m.label[i] = cli_format("%d", r->ep_size[i]);
+        m.value[i] = exact ? cli_format("%d", r->ep_experts[i])
                          : cli_format("%d-%d", r->E / r->ep_size[i], r->ep_experts[i]);
-        kind[i] = r->ep_size[i] == r->today.num_devices ? CHART_HOT : CHART_PLAIN;
+        m.kind[i] = r->ep_size[i] == r->today.num_devices ? CHART_HOT : CHART_PLAIN;
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Experts per device and layer against the number of devices";
-    c.description = "Each doubling of the devices halves the experts on each of them.";
-    c.y_title = "experts held per layer";
-    c.x_title = "devices (EP size)";
-    c.n = r->ep_sizes;
-    c.value = value;
-    c.label = label;
-    c.value_label = above;
-    c.kind = kind;
+    c = (chart_bars){.id = id, .title = "Experts per device and layer against the number of devices",
+                     .description = "Each doubling of the devices halves the experts on each of them.",
+                     .y_title = "experts held per layer", .x_title = "devices (EP size)", .n = r->ep_sizes,
+                     .value = value, .label = m.label, .value_label = m.value, .kind = m.kind};
     chart_svg_bars(f, &c, width, w == CLI_NARROW ? 280 : 330);
-    for (int i = 0; i < r->ep_sizes; i++) {
-        free((void *)(uintptr_t)label[i]);
-        free((void *)(uintptr_t)above[i]);
-    }
+    cli_marks_free(&m);
 }
 
 void cli_section_ep_sizes(const cli_report *r, FILE *f)
@@ -465,10 +380,7 @@ void cli_section_ep_sizes(const cli_report *r, FILE *f)
                               r->E % r->today.num_devices ? " or one more" : "");
     cli_page_figure(f, "How many experts share a device?", answer);
     cli_page_draw(r, f, draw_ep_sizes, "ep", cli_half_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 0, "this report");
-    chart_html_key(f, CHART_PLAIN, 0, "other sizes");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 0, "this report"}, {CHART_PLAIN, 0, "other sizes"}));
     cli_page_figure_end(f);
     free(answer);
 }
@@ -491,18 +403,9 @@ static void draw_strips(const void *data, FILE *f, cli_width w, double width, co
         for (int k = 0; k < K; k++)
             ids[i * K + k] =
                 t->ids[((size_t)i * (size_t)r->L + (size_t)r->hot) * (size_t)K + (size_t)k];
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Experts chosen by the first tokens";
-    c.description = text;
-    c.x_title = x_title;
-    c.y_title = "token";
-    c.tokens = tokens;
-    c.top_k = K;
-    c.experts = r->E;
-    c.ids = ids;
-    c.blocks = blocks ? r->today.num_devices : 0;
-    c.block_start = blocks;
+    c = (chart_strips){.id = id, .title = "Experts chosen by the first tokens", .description = text,
+                       .x_title = x_title, .y_title = "token", .tokens = tokens, .top_k = K, .experts = r->E,
+                       .ids = ids, .blocks = blocks ? r->today.num_devices : 0, .block_start = blocks};
     if (blocks) {
         c.hot_from = blocks[r->layer[r->hot].hot_device];
         c.hot_to = blocks[r->layer[r->hot].hot_device + 1];
@@ -525,10 +428,7 @@ void cli_section_strips(const cli_report *r, FILE *f)
                         t->name, r->layer[r->hot].number, t->top_k, r->layer[r->hot].hot_device);
     cli_page_figure(f, "What does one token do?", answer);
     cli_page_draw(r, f, draw_strips, "strips", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 0, "on the bottleneck device");
-    chart_html_key(f, CHART_GOOD, 0, "on another device");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 0, "on the bottleneck device"}, {CHART_GOOD, 0, "on another device"}));
     cli_page_figure_end(f);
     free(answer);
 }
@@ -540,35 +440,22 @@ static void draw_strategies(const void *data, FILE *f, cli_width w, double width
     const cli_report *r = data;
     int n = (int)arrlen(r->strategy);
     double *value = cli_alloc((size_t)n, sizeof *value);
-    const char **label = cli_alloc((size_t)n, sizeof *label),
-               **after = cli_alloc((size_t)n, sizeof *after);
-    chart_kind *kind = cli_alloc((size_t)n, sizeof *kind);
+    cli_marks m = cli_marks_new(n);
     chart_hbars c;
     (void)w;
     for (int i = 0; i < n; i++) {
         value[i] = r->strategy[i].tokens_per_s;
-        label[i] = r->strategy[i].name;
-        after[i] = cli_format("%s tokens/s, %.2fx", cli_count(value[i]),
-                              value[i] / r->strategy[0].tokens_per_s);
-        kind[i] = (chart_kind)r->strategy[i].kind;
+        m.label[i] = cli_strdup(r->strategy[i].name);
+        m.value[i] = cli_format("%s tokens/s, %.2fx", cli_count(value[i]), value[i] / r->strategy[0].tokens_per_s);
+        m.kind[i] = (chart_kind)r->strategy[i].kind;
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Predicted throughput of the MoE layers by placement strategy";
-    c.description = "Computed from the recorded loads with the cost model; not measured.";
-    c.n = n;
-    c.value = value;
-    c.label = label;
-    c.value_label = after;
-    c.kind = kind;
-    c.line = value[0];
-    c.line_label = "today";
+    c = (chart_hbars){.id = id, .title = "Predicted throughput of the MoE layers by placement strategy",
+                      .description = "Computed from the recorded loads with the cost model; not measured.",
+                      .n = n, .value = value, .label = m.label, .value_label = m.value, .kind = m.kind,
+                      .line = value[0], .line_label = "today"};
     chart_svg_hbars(f, &c, width);
-    for (int i = 0; i < n; i++) free((void *)(uintptr_t)after[i]);
+    cli_marks_free(&m);
     free(value);
-    free(label);
-    free(after);
-    free(kind);
 }
 
 void cli_section_strategies(const cli_report *r, FILE *f)
@@ -583,13 +470,9 @@ void cli_section_strategies(const cli_report *r, FILE *f)
                    r->self_judged ? "" : " ", r->self_judged ? "" : cli_other_loads);
     cli_page_figure(f, "What would each strategy deliver?", answer);
     cli_page_draw(r, f, draw_strategies, "strategies", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 0, "today");
-    chart_html_key(f, CHART_PLAIN, 0, "other one-copy placements");
-    chart_html_key(f, CHART_GOOD, 0, "best, no copies");
-    chart_html_key(f, CHART_BEST, 0, "with copies");
-    chart_html_key(f, CHART_COLD, 0, "limit: perfect balance");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 0, "today"}, {CHART_PLAIN, 0, "other one-copy placements"},
+                           {CHART_GOOD, 0, "best, no copies"}, {CHART_BEST, 0, "with copies"},
+                           {CHART_COLD, 0, "limit: perfect balance"}));
     cli_page_figure_end(f);
     free(answer);
 }
@@ -614,22 +497,12 @@ static void draw_layers(const void *data, FILE *f, cli_width w, double width, co
         value[2 * r->L + l] = r->layer[l].copies;
         label[l] = cli_format("%d", r->layer[l].number);
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Imbalance over devices in each layer, before and after";
-    c.description = text;
-    c.x_title = "layer";
-    c.y_title = "max/mean over devices";
-    c.n = r->L;
-    c.series = series;
-    c.value = value;
-    c.kind = kind;
-    c.label = label;
-    c.line = 1.0;
+    c = (chart_points){.id = id, .title = "Imbalance over devices in each layer, before and after",
+                       .description = text, .x_title = "layer", .y_title = "max/mean over devices", .n = r->L,
+                       .series = series, .value = value, .kind = kind, .label = label, .line = 1.0};
     chart_svg_points(f, &c, width, w == CLI_NARROW ? 250 : 270);
-    for (int32_t l = 0; l < r->L; l++) free((void *)(uintptr_t)label[l]);
+    cli_free_labels(label, r->L);
     free(value);
-    free(label);
     free(text);
 }
 
@@ -658,11 +531,8 @@ void cli_section_layers(const cli_report *r, FILE *f)
                    r->slots, r->copies.imbalance_bound);
     cli_page_figure(f, "Does the fix work in every layer?", answer);
     cli_page_draw(r, f, draw_layers, "layers", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 1, "today");
-    chart_html_key(f, CHART_GOOD, 1, "best placement, no copies");
-    if (r->slots > r->E) chart_html_key(f, CHART_BEST, 1, "best placement with copies");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 1, "today"}, {CHART_GOOD, 1, "best placement, no copies"},
+                           {CHART_BEST, 1, r->slots > r->E ? "best placement with copies" : NULL}));
     put_layer_table(r, f);
     cli_page_figure_end(f);
     free(answer);
@@ -685,19 +555,11 @@ static void draw_shift(const void *data, FILE *f, cli_width w, double width, con
         label[i] = w == CLI_NARROW && n > 9 ? cli_format("%.8s.", r->trace[i].name)
                                             : cli_strdup(r->trace[i].name);
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "The same experts in each recording";
-    c.description = text;
-    c.cells = "cells-shift";
-    c.rows = r->traces;
-    c.cols = r->E;
-    c.label = label;
-    c.x_title = x_title;
-    c.y_title = "recording";
+    c = (chart_heat){.id = id, .title = "The same experts in each recording", .description = text,
+                     .cells = "cells-shift", .rows = r->traces, .cols = r->E, .label = label,
+                     .x_title = x_title, .y_title = "recording"};
     chart_svg_heatmap(f, &c, width);
-    for (int i = 0; i < r->traces; i++) free((void *)(uintptr_t)label[i]);
-    free(label);
+    cli_free_labels(label, r->traces);
     free(text);
     free(x_title);
 }

@@ -33,30 +33,13 @@ static double largest(const double *v, int32_t n, double top)
     return top;
 }
 
-static int hottest(const double *v, int32_t n)
-{
-    int at = 0;
-    for (int32_t i = 1; i < n; i++) at = v[i] > v[at] ? i : at;
-    return at;
-}
-
 /* One panel in a picture of several. */
 static void put_panel(const cli_report *r, FILE *f, const double *v, chart_kind kind, double top, double y,
                       const char *name)
 {
     int32_t D = r->setup->devices;
     char *title = cli_format("%s: max/mean %.2f", name, ratio_of(v, D)), *id = cli_format("p%.0f", y);
-    cli_bars b;
-    memset(&b, 0, sizeof b);
-    b.n = D;
-    b.value = v;
-    b.title = title;
-    b.x_title = "device";
-    b.y_title = "rows";
-    b.kind = kind;
-    b.marked = kind == CHART_HOT ? hottest(v, D) : -1;
-    b.over_mean = 1;
-    b.top = top;
+    cli_bars b = cli_device_bars(v, D, title, kind, top);
     cli_svg_panel(f, y, title);
     cli_draw_bars(&b, f, CLI_WIDE, 952, id);
     fputs("</svg>\n", f);

@@ -37,6 +37,13 @@ static void put_tiles(const cli_report *r, FILE *f)
     fputs("</dl>\n", f);
 }
 
+static void put_between(FILE *f, const char *before, const char *text, const char *after)
+{
+    fputs(before, f);
+    cli_put_html(f, text);
+    fputs(after, f);
+}
+
 static void put_steps(const cli_report *r, FILE *f)
 {
     fputs("<figure><figcaption><h3>From loads to the verdict</h3><p>Each line uses only the lines "
@@ -44,11 +51,8 @@ static void put_steps(const cli_report *r, FILE *f)
           "<table class=\"steps\"><thead><tr><th>step<th>result<th>what it means</thead><tbody>\n",
           f);
     for (ptrdiff_t i = 0; i < arrlen(r->line); i++) {
-        fputs("<tr><th>", f);
-        cli_put_html(f, r->line[i].name);
-        fputs("<td>", f);
-        cli_put_html(f, r->line[i].value);
-        fputs("<td>", f);
+        put_between(f, "<tr><th>", r->line[i].name, "<td>");
+        put_between(f, "", r->line[i].value, "<td>");
         cli_put_html(f, r->line[i].meaning);
         fputs("\n", f);
     }
@@ -86,9 +90,7 @@ static void put_next(const cli_report *r, FILE *f)
     for (ptrdiff_t i = 0; i < arrlen(r->next); i++) {
         fputs("<li>", f);
         cli_put_prose(f, r->next[i].what);
-        fputs("<br><code style=\"white-space:normal\">", f);
-        cli_put_html(f, r->next[i].command);
-        fputs("</code>\n", f);
+        put_between(f, "<br><code style=\"white-space:normal\">", r->next[i].command, "</code>\n");
     }
     fputs("</ul></figure>\n", f);
 }

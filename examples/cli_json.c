@@ -1,24 +1,19 @@
 /* cli_json.c - the report as one JSON object
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_answer.h"
 #include "cli_report.h"
 
 #include <errno.h>
 #include <jansson.h>
-#include <math.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
 
-static json_t *number(double v)
-{
-    return isfinite(v) ? json_real(v) : json_null();
-}
-
 static json_t *vector(const double *v, int32_t n)
 {
     json_t *list = json_array();
-    for (int32_t i = 0; i < n; i++) json_array_append_new(list, number(v[i]));
+    for (int32_t i = 0; i < n; i++) json_array_append_new(list, cli_json_number(v[i]));
     return list;
 }
 
@@ -46,22 +41,22 @@ static json_t *diagnosis(const cli_report *r, const moe_ep_diagnosis *d, int32_t
     json_object_set_new(o, "verdict", json_string(moe_ep_verdict_str(d->verdict)));
     json_object_set_new(o, "reason", json_text(cli_reason(&limits, d)));
     json_object_set_new(o, "steps", json_integer(d->steps));
-    json_object_set_new(o, "imbalance_before", number(d->imbalance_before));
-    json_object_set_new(o, "imbalance_after", number(d->imbalance_after));
-    json_object_set_new(o, "imbalance_bound", number(d->imbalance_bound));
-    json_object_set_new(o, "imbalance_chance", number(d->chance_imbalance));
-    json_object_set_new(o, "rows_before", number(d->before_rows));
-    json_object_set_new(o, "rows_after", number(d->after_rows));
-    json_object_set_new(o, "rows_balanced", number(d->mean_rows));
-    json_object_set_new(o, "before_s", number(d->before_s));
-    json_object_set_new(o, "after_s", number(d->after_s));
-    json_object_set_new(o, "balanced_s", number(d->balanced_s));
-    json_object_set_new(o, "gain", number(d->gain));
-    json_object_set_new(o, "improved", number(d->improved));
+    json_object_set_new(o, "imbalance_before", cli_json_number(d->imbalance_before));
+    json_object_set_new(o, "imbalance_after", cli_json_number(d->imbalance_after));
+    json_object_set_new(o, "imbalance_bound", cli_json_number(d->imbalance_bound));
+    json_object_set_new(o, "imbalance_chance", cli_json_number(d->chance_imbalance));
+    json_object_set_new(o, "rows_before", cli_json_number(d->before_rows));
+    json_object_set_new(o, "rows_after", cli_json_number(d->after_rows));
+    json_object_set_new(o, "rows_balanced", cli_json_number(d->mean_rows));
+    json_object_set_new(o, "before_s", cli_json_number(d->before_s));
+    json_object_set_new(o, "after_s", cli_json_number(d->after_s));
+    json_object_set_new(o, "balanced_s", cli_json_number(d->balanced_s));
+    json_object_set_new(o, "gain", cli_json_number(d->gain));
+    json_object_set_new(o, "improved", cli_json_number(d->improved));
     json_object_set_new(o, "moves", json_integer(d->moves));
-    json_object_set_new(o, "move_bytes", number(d->move_bytes));
-    json_object_set_new(o, "move_s", number(d->move_s));
-    json_object_set_new(o, "break_even_steps", number(d->break_even_steps));
+    json_object_set_new(o, "move_bytes", cli_json_number(d->move_bytes));
+    json_object_set_new(o, "move_s", cli_json_number(d->move_s));
+    json_object_set_new(o, "break_even_steps", cli_json_number(d->break_even_steps));
     return o;
 }
 
@@ -72,20 +67,13 @@ static json_t *inputs(const cli_report *r)
         const cli_trace *t = &r->trace[i];
         const cli_shift_row *s = &r->shift[i];
         json_t *o = json_object();
-        json_object_set_new(o, "name", json_string(t->name));
-        json_object_set_new(o, "path", json_string(t->path));
-        json_object_set_new(o, "role", json_string(i == 0 ? "planned on" : "judged on"));
-        json_object_set_new(o, "tokens", json_integer(t->tokens));
-        json_object_set_new(o, "skipped", json_integer(t->skipped));
+        cli_json_words(o, "name", t->name, "path", t->path, "role", i == 0 ? "planned on" : "judged on", NULL);
+        cli_json_counts(o, "tokens", (int64_t)t->tokens, "skipped", (int64_t)t->skipped, NULL);
         json_object_set_new(o, "has_ids", json_boolean(t->ids != NULL));
-        json_object_set_new(o, "correlation", number(s->correlation));
-        json_object_set_new(o, "correlation_lowest", number(s->lowest));
-        json_object_set_new(o, "correlation_lowest_layer", json_integer(s->lowest_layer));
-        json_object_set_new(o, "same_hottest", number(s->overlap));
-        json_object_set_new(o, "imbalance_today", number(s->today));
-        json_object_set_new(o, "imbalance_planned", number(s->planned));
-        json_object_set_new(o, "imbalance_own_plan", number(s->own));
-        json_object_set_new(o, "gain_own_plan", number(s->own_gain));
+        cli_json_numbers(o, "correlation", s->correlation, "correlation_lowest", s->lowest, NULL);
+        cli_json_counts(o, "correlation_lowest_layer", (int64_t)s->lowest_layer, NULL);
+        cli_json_numbers(o, "same_hottest", s->overlap, "imbalance_today", s->today, "imbalance_planned", s->planned,
+                         "imbalance_own_plan", s->own, "gain_own_plan", s->own_gain, NULL);
         json_array_append_new(list, o);
     }
     return list;
@@ -97,16 +85,12 @@ static json_t *layers(const cli_report *r)
     for (int32_t l = 0; l < r->L; l++) {
         const cli_layer_row *row = &r->layer[l];
         json_t *o = json_object();
-        json_object_set_new(o, "layer", json_integer(row->number));
-        json_object_set_new(o, "expert_imbalance", number(row->expert_imbalance));
-        json_object_set_new(o, "expert_imbalance_chance_p95", number(row->chance));
-        json_object_set_new(o, "imbalance_today", number(row->before));
-        json_object_set_new(o, "imbalance_no_copies", number(row->one_copy));
-        json_object_set_new(o, "imbalance_copies", number(row->copies));
-        json_object_set_new(o, "imbalance_bound", number(row->bound));
-        json_object_set_new(o, "busiest_device", json_integer(row->hot_device));
-        json_object_set_new(o, "hottest_expert", json_integer(row->hot_expert));
-        json_object_set_new(o, "unused_experts", json_integer(row->dead));
+        cli_json_counts(o, "layer", (int64_t)row->number, NULL);
+        cli_json_numbers(o, "expert_imbalance", row->expert_imbalance, "expert_imbalance_chance_p95", row->chance,
+                         "imbalance_today", row->before, "imbalance_no_copies", row->one_copy, "imbalance_copies",
+                         row->copies, "imbalance_bound", row->bound, NULL);
+        cli_json_counts(o, "busiest_device", (int64_t)row->hot_device, "hottest_expert", (int64_t)row->hot_expert,
+                        "unused_experts", (int64_t)row->dead, NULL);
         json_array_append_new(list, o);
     }
     return list;
@@ -118,35 +102,35 @@ static json_t *lists(const cli_report *r)
     for (ptrdiff_t i = 0; i < arrlen(r->strategy); i++) {
         const cli_strategy *s = &r->strategy[i];
         json_array_append_new(list, json_pack("{s:s,s:i,s:o,s:o,s:o}", "name", s->name, "slots",
-                                              (int)s->slots, "imbalance", number(s->imbalance),
-                                              "step_s", number(s->step_s), "tokens_per_s",
-                                              number(s->tokens_per_s)));
+                                              (int)s->slots, "imbalance", cli_json_number(s->imbalance),
+                                              "step_s", cli_json_number(s->step_s), "tokens_per_s",
+                                              cli_json_number(s->tokens_per_s)));
     }
     json_object_set_new(o, "strategies", list);
     list = json_array();
     for (ptrdiff_t i = 0; i < arrlen(r->what_if); i++) {
         const cli_what_if *w = &r->what_if[i];
         json_array_append_new(list, json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:s}", "case", w->name,
-                                              "imbalance_before", number(w->imbalance_before),
-                                              "imbalance_after", number(w->imbalance_after),
-                                              "before_s", number(w->before_s), "after_s",
-                                              number(w->after_s), "gain", number(w->gain),
+                                              "imbalance_before", cli_json_number(w->imbalance_before),
+                                              "imbalance_after", cli_json_number(w->imbalance_after),
+                                              "before_s", cli_json_number(w->before_s), "after_s",
+                                              cli_json_number(w->after_s), "gain", cli_json_number(w->gain),
                                               "verdict", moe_ep_verdict_str(w->verdict)));
     }
     json_object_set_new(o, "what_if", list);
     list = json_array();
     for (int32_t i = 0; i < r->curve_points; i++)
         json_array_append_new(list, json_pack("{s:i,s:o,s:o,s:o}", "copies", (int)r->curve[i].extra,
-                                              "worst", number(r->curve[i].worst), "mean",
-                                              number(r->curve[i].mean), "bytes",
-                                              number(r->curve[i].bytes)));
+                                              "worst", cli_json_number(r->curve[i].worst), "mean",
+                                              cli_json_number(r->curve[i].mean), "bytes",
+                                              cli_json_number(r->curve[i].bytes)));
     json_object_set_new(o, "copies", list);
     list = json_array();
     for (int i = 0; i < r->sweep; i++)
         json_array_append_new(
-            list, json_pack("{s:o,s:o,s:o}", "tokens", number(r->sweep_tokens[i]), "chance",
-                            number(r->sweep_chance[i] + 1.0), "recorded",
-                            r->sweep_own[i] > 0.0 ? number(r->sweep_own[i] + 1.0) : json_null()));
+            list, json_pack("{s:o,s:o,s:o}", "tokens", cli_json_number(r->sweep_tokens[i]), "chance",
+                            cli_json_number(r->sweep_chance[i] + 1.0), "recorded",
+                            r->sweep_own[i] > 0.0 ? cli_json_number(r->sweep_own[i] + 1.0) : json_null()));
     json_object_set_new(o, "batch_sweep", list);
     list = json_array();
     for (ptrdiff_t i = 0; i < arrlen(r->hint); i++)
@@ -166,11 +150,11 @@ static json_t *timeline(const cli_report *r, const cli_timeline *t)
             json_array_append_new(row, json_integer(t->traffic[(size_t)s * (size_t)D + (size_t)d]));
         json_array_append_new(rows, row);
     }
-    json_object_set_new(o, "dispatch_s", number(t->time.dispatch_s));
-    json_object_set_new(o, "compute_s", number(t->time.compute_s));
-    json_object_set_new(o, "combine_s", number(t->time.combine_s));
+    json_object_set_new(o, "dispatch_s", cli_json_number(t->time.dispatch_s));
+    json_object_set_new(o, "compute_s", cli_json_number(t->time.compute_s));
+    json_object_set_new(o, "combine_s", cli_json_number(t->time.combine_s));
     json_object_set_new(o, "slowest_device", json_integer(t->time.slowest_device));
-    json_object_set_new(o, "waiting", number(cli_timeline_wait(t, D)));
+    json_object_set_new(o, "waiting", cli_json_number(cli_timeline_wait(t, D)));
     json_object_set_new(o, "traffic", rows);
     return o;
 }
@@ -190,10 +174,10 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "bottleneck",
                         json_pack("{s:i,s:i,s:o,s:o}", "device", (int)d->hot_device, "layer",
                                   (int)r->layer[r->hot].number, "imbalance",
-                                  number(d->hot_imbalance), "share_of_steps",
-                                  number(d->hot_share)));
+                                  cli_json_number(d->hot_imbalance), "share_of_steps",
+                                  cli_json_number(d->hot_share)));
     json_object_set_new(root, "regime", json_string(moe_ep_regime_str(r->regime)));
-    json_object_set_new(root, "efficiency", number(1.0 / d->imbalance_before));
+    json_object_set_new(root, "efficiency", cli_json_number(1.0 / d->imbalance_before));
     json_object_set_new(root, "setup",
                         json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:s}", "devices",
                                   (int)s->devices, "slots", (int)r->slots, "nodes", (int)s->nodes,

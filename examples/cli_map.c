@@ -227,19 +227,6 @@ static void set_devices(cli_map *m)
         if (m->device_slots[d] == 0) cli_die(CLI_USAGE, "%s: device %d has no slot", m->path, d);
 }
 
-static int64_t row_of_layer(const int64_t *layers, int64_t layer)
-{
-    ptrdiff_t low = 0, high = arrlen(layers) - 1;
-    while (low < high) {
-        ptrdiff_t mid = low + (high - low) / 2;
-        if (layers[mid] < layer)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low;
-}
-
 static void add_layer(int64_t **layers, int64_t layer)
 {
     ptrdiff_t at = arrlen(*layers);
@@ -265,7 +252,7 @@ static cli_map read_csv_map(const char *path)
     for (int32_t s = 0; s < m.slots; s++) m.slot_device[s] = -1;
     for (ptrdiff_t i = 0; i < arrlen(list); i++) {
         const slot_line *q = &list[i];
-        int64_t at = row_of_layer(layers, q->layer) * slots + q->slot;
+        int64_t at = cli_rank(layers, arrlen(layers), q->layer) * slots + q->slot;
         if (line_of[at] != 0)
             cli_die(CLI_USAGE, "%s:%lld: slot %lld of layer %lld was already given on line %lld",
                     path, (long long)q->line, (long long)q->slot, (long long)q->layer,

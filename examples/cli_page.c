@@ -200,6 +200,22 @@ void cli_page_figure_end(FILE *f)
     fputs("</figure>\n", f);
 }
 
+void cli_legend(FILE *f, const cli_key *key)
+{
+    fputs("<ul class=\"legend\">", f);
+    for (; key->kind != CLI_KEY_END; key++) {
+        if (!key->text) continue;
+        if (key->kind == CLI_KEY_MEAN)
+            chart_html_key_mean(f, key->text);
+        else if (key->kind == CLI_KEY_BAND)
+            fprintf(f, "<li><svg class=\"key\" width=\"22\" height=\"14\" aria-hidden=\"true\"><rect width=\"22\" "
+                       "height=\"14\" style=\"fill:var(--band)\"/></svg>%s</li>", key->text);
+        else
+            chart_html_key(f, (chart_kind)key->kind, key->style, key->text);
+    }
+    fputs("</ul>", f);
+}
+
 const char *const cli_width_name[CLI_WIDTHS] = {"w", "m", "n"};
 const double cli_full_width[CLI_WIDTHS] = {1032, 640, 334};
 const double cli_half_width[CLI_WIDTHS] = {486, 640, 334};
@@ -216,50 +232,55 @@ void cli_page_draw(const void *data, FILE *f, cli_draw draw, const char *id, con
     }
 }
 
+cli_marks cli_marks_new(int n)
+{
+    size_t count = (size_t)n;
+    return (cli_marks){n, cli_alloc(count, sizeof(char *)), cli_alloc(count, sizeof(char *)),
+                       cli_alloc(count, sizeof(char *)), cli_alloc(count, sizeof(chart_kind))};
+}
+
+void cli_free_labels(const char **label, int n)
+{
+    for (int i = 0; i < n; i++) free((void *)(uintptr_t)label[i]);
+    free(label);
+}
+
+void cli_marks_free(cli_marks *m)
+{
+    cli_free_labels(m->label, m->n);
+    cli_free_labels(m->value, m->n);
+    cli_free_labels(m->tip, m->n);
+    free(m->kind);
+}
+
+cli_bars cli_device_bars(const double *v, int n, const char *title, chart_kind kind, double top)
+{
+    int busiest = 0;
+    for (int i = 1; i < n; i++) busiest = v[i] > v[busiest] ? i : busiest;
+    return (cli_bars){n, v, title, "device", "rows", kind, kind == CHART_HOT ? busiest : -1, 1, top};
+}
+
 void cli_draw_bars(const void *data, FILE *f, cli_width w, double width, const char *id)
 {
     const cli_bars *b = data;
     double total = 0.0, slot = (width - 48) / b->n;
-    const char **label = cli_alloc((size_t)b->n, sizeof *label),
-               **above = cli_alloc((size_t)b->n, sizeof *above),
-               **tip = cli_alloc((size_t)b->n, sizeof *tip);
-    chart_kind *kind = cli_alloc((size_t)b->n, sizeof *kind);
+    cli_marks m = cli_marks_new(b->n);
     chart_bars c;
     (void)w;
     for (int i = 0; i < b->n; i++) total += b->value[i];
     for (int i = 0; i < b->n; i++) {
         double v = b->over_mean ? (total > 0.0 ? b->value[i] * b->n / total : 1.0) : b->value[i];
         int shown = (slot >= (b->over_mean ? 24 : 16) && b->n <= MOST_LABELLED) || i == b->marked;
-        label[i] = cli_format("%d", i);
-        above[i] = shown ? cli_format(b->over_mean ? "%.2f" : "%.0f", v) : cli_strdup("");
-        tip[i] = cli_format("%s %d: %s", b->x_title, i, cli_count(b->value[i]));
-        kind[i] = b->marked < 0 || i == b->marked ? b->kind : CHART_PLAIN;
+        m.label[i] = cli_format("%d", i);
+        m.value[i] = shown ? cli_format(b->over_mean ? "%.2f" : "%.0f", v) : cli_strdup("");
+        m.tip[i] = cli_format("%s %d: %s", b->x_title, i, cli_count(b->value[i]));
+        m.kind[i] = b->marked < 0 || i == b->marked ? b->kind : CHART_PLAIN;
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = b->title;
-    c.description = b->title;
-    c.y_title = b->y_title;
-    c.x_title = b->x_title;
-    c.n = b->n;
-    c.value = b->value;
-    c.label = label;
-    c.value_label = above;
-    c.tip = tip;
-    c.kind = kind;
-    c.line = total / b->n;
-    c.line_label = "mean";
-    c.top = b->top;
+    c = (chart_bars){.id = id, .title = b->title, .description = b->title, .y_title = b->y_title,
+                     .x_title = b->x_title, .n = b->n, .value = b->value, .label = m.label, .value_label = m.value,
+                     .tip = m.tip, .kind = m.kind, .line = total / b->n, .line_label = "mean", .top = b->top};
     chart_svg_bars(f, &c, width, 190);
-    for (int i = 0; i < b->n; i++) {
-        free((void *)(uintptr_t)label[i]);
-        free((void *)(uintptr_t)above[i]);
-        free((void *)(uintptr_t)tip[i]);
-    }
-    free(label);
-    free(above);
-    free(tip);
-    free(kind);
+    cli_marks_free(&m);
 }
 
 /* ---- a picture by itself --------------------------------------------------------------------------------- */

@@ -32,6 +32,15 @@ void cli_page_list(FILE *f, const char *text);
 void cli_page_figure(FILE *f, const char *question, const char *answer);
 void cli_page_figure_end(FILE *f);
 
+/* A legend: swatches (style 0), marks (1) or lines (2) of a kind, or one of these; what has no text is left out. */
+enum { CLI_KEY_MEAN = -1, CLI_KEY_BAND = -2, CLI_KEY_END = -3 };
+typedef struct cli_key {
+    int kind, style;
+    const char *text;
+} cli_key;
+#define CLI_KEYS(...) ((const cli_key[]){__VA_ARGS__, {CLI_KEY_END, 0, NULL}})
+void cli_legend(FILE *f, const cli_key *key);
+
 /* Every figure is drawn three times, for a wide page, a tablet or paper, and a phone; CSS shows one of them,
  * so that text keeps its size. */
 typedef enum cli_width { CLI_WIDE = 0, CLI_MEDIUM, CLI_NARROW, CLI_WIDTHS } cli_width;
@@ -46,6 +55,17 @@ void cli_svg_begin(FILE *f, const char *headline, const char *description, const
 /* A panel of 952 x 190 in it at this height; ends with </svg>. */
 void cli_svg_panel(FILE *f, double y, const char *title);
 
+/* What stands at n bars; owns the texts, which cli_format or cli_strdup made. */
+typedef struct cli_marks {
+    int n;
+    const char **label, **value, **tip;
+    chart_kind *kind;
+} cli_marks;
+cli_marks cli_marks_new(int n);
+void cli_marks_free(cli_marks *m);
+/* Frees n such texts and the list of them. */
+void cli_free_labels(const char **label, int n);
+
 /* With more bars than this only the busiest carries its figure. */
 enum { MOST_LABELLED = 16 };
 
@@ -59,6 +79,9 @@ typedef struct cli_bars {
     int over_mean; /* 1: figures are multiples of the mean                           */
     double top;    /* of the axis, 0 = from the values                               */
 } cli_bars;
+
+/* Rows on n devices with max/mean as figures; of the kind CHART_HOT only the busiest device is marked. */
+cli_bars cli_device_bars(const double *v, int n, const char *title, chart_kind kind, double top);
 
 void cli_draw_bars(const void *data, FILE *f, cli_width w, double width, const char *id); /* data: cli_bars */
 

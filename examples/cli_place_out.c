@@ -176,42 +176,24 @@ static void draw_panel(const void *data, FILE *f, cli_width w, double width, con
     const moe_ep_placement *p = &q->r->p;
     int32_t D = p->num_devices;
     double mean = q->r->result[q->r->shown].mean, most = largest(q->value, D, 0.0);
-    const char **label = cli_alloc((size_t)D, sizeof *label), **above = cli_alloc((size_t)D, sizeof *above),
-               **tip = cli_alloc((size_t)D, sizeof *tip);
-    chart_kind *kind = cli_alloc((size_t)D, sizeof *kind);
+    cli_marks m = cli_marks_new(D);
     chart_bars c;
     (void)w;
     for (int32_t d = 0; d < D; d++) {
         int hottest = !(q->value[d] < most), shown = D <= MOST_LABELLED || (hottest && q->kind == CHART_HOT);
-        label[d] = cli_format("%d", d);
-        above[d] = p->device_inactive[d] ? cli_strdup("dead")
-                   : shown               ? cli_format("%.2f", q->value[d] / mean)
-                                         : cli_strdup("");
-        tip[d] = cli_format("device %d: %s", d, p->device_inactive[d] ? "dead" : cli_count(q->value[d]));
-        kind[d] = q->kind == CHART_HOT && !hottest ? CHART_PLAIN : q->kind;
+        m.label[d] = cli_format("%d", d);
+        m.value[d] = p->device_inactive[d] ? cli_strdup("dead")
+                     : shown               ? cli_format("%.2f", q->value[d] / mean)
+                                           : cli_strdup("");
+        m.tip[d] = cli_format("device %d: %s", d, p->device_inactive[d] ? "dead" : cli_count(q->value[d]));
+        m.kind[d] = q->kind == CHART_HOT && !hottest ? CHART_PLAIN : q->kind;
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = c.description = q->title;
-    c.x_title = "device";
-    c.y_title = q->r->speeds ? "load over speed" : "load";
-    c.n = D;
-    c.value = q->value;
-    c.label = label;
-    c.value_label = above;
-    c.tip = tip;
-    c.kind = kind;
-    c.line = mean;
-    c.line_label = "mean";
-    c.top = q->top;
+    c = (chart_bars){.id = id, .title = q->title, .description = q->title, .x_title = "device",
+                     .y_title = q->r->speeds ? "load over speed" : "load", .n = D, .value = q->value,
+                     .label = m.label, .value_label = m.value, .tip = m.tip, .kind = m.kind, .line = mean,
+                     .line_label = "mean", .top = q->top};
     chart_svg_bars(f, &c, width, q->height);
-    cli_free_labels(label, D);
-    cli_free_labels(above, D);
-    cli_free_labels(tip, D);
-    free(label);
-    free(above);
-    free(tip);
-    free(kind);
+    cli_marks_free(&m);
 }
 
 /* Before (0) and after (1) on one scale; the caller frees the title. */
@@ -313,22 +295,12 @@ static void draw_layers(const void *data, FILE *f, cli_width w, double width, co
         value[2 * L + n] = r->result[l].imbalance;
         label[n++] = cli_format("%d", r->trace->layer[l]);
     }
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = "Imbalance over devices in each layer: before, after and the bound";
-    c.description = r->headline;
-    c.x_title = "layer";
-    c.y_title = "max/mean over devices";
-    c.n = r->loaded;
-    c.series = 3;
-    c.value = value;
-    c.kind = kind;
-    c.label = label;
-    c.line = 1.0;
+    c = (chart_points){.id = id, .title = "Imbalance over devices in each layer: before, after and the bound",
+                       .description = r->headline, .x_title = "layer", .y_title = "max/mean over devices",
+                       .n = r->loaded, .series = 3, .value = value, .kind = kind, .label = label, .line = 1.0};
     chart_svg_points(f, &c, width, w == CLI_NARROW ? 250 : 270);
     cli_free_labels(label, r->loaded);
     free(value);
-    free(label);
 }
 
 static void put_layer_table(const cli_place *r, FILE *f)
@@ -354,11 +326,8 @@ static void put_layers_figure(const cli_place *r, FILE *f)
         cli_page_figure(f, "Does it work in every layer?",
                         "Busiest device over the mean device, layer by layer. The dashed line is perfect balance.");
         cli_page_draw(r, f, draw_layers, "layers", cli_full_width);
-        fputs("<ul class=\"legend\">", f);
-        chart_html_key(f, CHART_HOT, 1, "contiguous blocks");
-        chart_html_key(f, CHART_BEST, 1, "with the plan");
-        chart_html_key(f, CHART_COLD, 1, "bound: no plan gets below");
-        fputs("</ul>", f);
+        cli_legend(f, CLI_KEYS({CHART_HOT, 1, "contiguous blocks"}, {CHART_BEST, 1, "with the plan"},
+                               {CHART_COLD, 1, "bound: no plan gets below"}));
     } else {
         cli_page_figure(f, "The numbers", "");
     }

@@ -81,14 +81,8 @@ static void draw_traffic(const void *data, FILE *f, cli_width w, double width, c
     (void)w;
     for (int i = 0; i <= n; i++) start[i] = i;
     for (int i = 0; i < n; i++) label[i] = cli_format("%d", i * ((p->r->setup->devices + n - 1) / n));
-    memset(&c, 0, sizeof c);
-    c.id = id;
-    c.title = p->title;
-    c.description = text;
-    c.cells = p->cells;
-    c.rows = n;
-    c.cols = n;
-    c.label = label;
+    c = (chart_heat){.id = id, .title = p->title, .description = text, .cells = p->cells, .rows = n, .cols = n,
+                     .label = label};
     if (n == p->r->setup->devices) {
         c.blocks = n;
         c.block_start = start;
@@ -96,8 +90,7 @@ static void draw_traffic(const void *data, FILE *f, cli_width w, double width, c
     c.x_title = per;
     c.y_title = "from device";
     chart_svg_heatmap(f, &c, width);
-    for (int i = 0; i < n; i++) free((void *)(uintptr_t)label[i]);
-    free(label);
+    cli_free_labels(label, n);
     free(start);
     free(per);
     free(text);
@@ -257,13 +250,10 @@ void cli_section_gantt(const cli_report *r, FILE *f)
     fputs("<div class=\"two\">", f);
     put_gantt(r, f, &r->now, 0, before > after ? before : after);
     put_gantt(r, f, &r->then, 1, before > after ? before : after);
-    fputs("</div><ul class=\"legend\">", f);
-    chart_html_key(f, CHART_PLAIN, 0, "dispatch");
-    chart_html_key(f, CHART_GOOD, 0, "experts");
-    chart_html_key(f, CHART_HOT, 0, "experts of the slowest device");
-    chart_html_key(f, CHART_BEST, 0, "combine");
-    chart_html_key_mean(f, "everybody waits for the slowest");
-    fputs("</ul>", f);
+    fputs("</div>", f);
+    cli_legend(f, CLI_KEYS({CHART_PLAIN, 0, "dispatch"}, {CHART_GOOD, 0, "experts"},
+                           {CHART_HOT, 0, "experts of the slowest device"}, {CHART_BEST, 0, "combine"},
+                           {CLI_KEY_MEAN, 0, "everybody waits for the slowest"}));
     cli_page_figure_end(f);
     free(answer);
 }

@@ -232,13 +232,10 @@ static void put_frontier_figure(const cli_rebalance *r, FILE *f)
                     "buys the last hundredths by moving nearly everything; renaming its devices to "
                     "fit saves part of that.");
     cli_page_draw(r, f, draw_frontier, "frontier", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 1, "today");
-    chart_html_key(f, CHART_BEST, 1, "rebalanced");
-    chart_html_key(f, CHART_GOOD, 1, "full replan, devices renamed to fit");
-    chart_html_key(f, CHART_PLAIN, 1, "full replan");
-    if (r->target > 0.0) chart_html_key_mean(f, "target");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 1, "today"}, {CHART_BEST, 1, "rebalanced"},
+                           {CHART_GOOD, 1, "full replan, devices renamed to fit"},
+                           {CHART_PLAIN, 1, "full replan"},
+                           {CLI_KEY_MEAN, 0, r->target > 0.0 ? "target" : NULL}));
     cli_page_figure_end(f);
 }
 
@@ -256,9 +253,8 @@ static void draw_layers(const void *data, FILE *f, cli_width w, double width, co
     cli_points_pair(f, width, w == CLI_NARROW ? 250 : 270, id,
                     "Imbalance over devices in each layer, before and after", r->headline, "layer",
                     "max/mean over devices", L, value, label, r->target > 0.0 ? r->target : 1.0);
-    for (int32_t l = 0; l < L; l++) free((void *)(uintptr_t)label[l]);
+    cli_free_labels(label, L);
     free(value);
-    free(label);
 }
 
 static void put_layers_figure(const cli_rebalance *r, FILE *f)
@@ -269,10 +265,8 @@ static void put_layers_figure(const cli_rebalance *r, FILE *f)
                                     : "Busiest device over the mean device, layer by layer. The "
                                       "dashed line is perfect balance.");
     cli_page_draw(r, f, draw_layers, "layers", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 1, r->before ? "today" : "today: experts are lost");
-    chart_html_key(f, CHART_BEST, 1, "rebalanced");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 1, r->before ? "today" : "today: experts are lost"},
+                           {CHART_BEST, 1, "rebalanced"}));
     cli_table(f, "All layers as a table", "layer|today|after|bound|moves|busiest device after");
     for (int32_t i = 0; i < r->trace->layers; i++) {
         int32_t l = r->worst[i];

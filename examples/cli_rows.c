@@ -78,19 +78,6 @@ int cli_same(const char *a, const char *b)
     return strcmp(a, b) == 0;
 }
 
-static int64_t index_of(const int64_t *set, int64_t v)
-{
-    ptrdiff_t low = 0, high = arrlen(set);
-    while (low < high) {
-        ptrdiff_t mid = low + (high - low) / 2;
-        if (set[mid] < v)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low;
-}
-
 /* ---- sets of steps ------------------------------------------------------------------------------------------ */
 
 /* 1 = it is there; *line is where, 0 = not known. */
@@ -248,7 +235,7 @@ static void forget_step(recording *q, int64_t step)
 /* Whether a step is among the first CLI_KEPT_STEPS; makes room for it. */
 static int keep_step(recording *q, int64_t step)
 {
-    int64_t at = index_of(q->kept, step);
+    int64_t at = cli_rank(q->kept, arrlen(q->kept), step);
     if (at < arrlen(q->kept) && q->kept[at] == step) return 1;
     if (at >= CLI_KEPT_STEPS) return 0;
     if (arrlen(q->kept) == CLI_KEPT_STEPS) forget_step(q, arrpop(q->kept));

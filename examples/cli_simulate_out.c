@@ -194,10 +194,7 @@ static void put_time_figures(const cli_simulate *s, FILE *f)
                     "Prompts fill the steps first; then one token of every "
                     "request comes out of each.");
     cli_page_draw(&tokens, f, draw_time, "tokens", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_HOT, 2, "prompt tokens read");
-    chart_html_key(f, CHART_BEST, 2, "further tokens made");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_HOT, 2, "prompt tokens read"}, {CHART_BEST, 2, "further tokens made"}));
     cli_page_figure_end(f);
     fputs("<div class=\"two\">", f);
     cli_page_figure(f, "How full are the steps?", "Requests in a step.");

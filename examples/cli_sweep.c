@@ -95,38 +95,41 @@ static const struct option sweep_long[] = {{"ep", 1, NULL, O_EP},
                                            CLI_COMMON_OPTIONS,
                                            {NULL, 0, NULL, 0}};
 
-static const struct {
+typedef struct named {
     const char *name;
-    moe_ep_overlap overlap;
-} overlaps[] = {{"none", MOE_EP_OVERLAP_NONE},
-                {"shared", MOE_EP_OVERLAP_SHARED},
-                {"two", MOE_EP_OVERLAP_TWO_EXPOSED},
-                {"two-hidden", MOE_EP_OVERLAP_TWO_HIDDEN},
-                {"two-staggered", MOE_EP_OVERLAP_TWO_STAGGERED}};
+    int value;
+} named;
 
-static const struct {
-    const char *name;
-    moe_ep_place_policy policy;
-} policies[] = {{"best", MOE_EP_PLACE_BEST},
-                {"lpt", MOE_EP_PLACE_LPT},
-                {"eplb", MOE_EP_PLACE_EPLB_GLOBAL},
-                {"eplb-nodes", MOE_EP_PLACE_EPLB_HIERARCHICAL},
-                {"trtllm", MOE_EP_PLACE_TRTLLM},
-                {"contiguous", MOE_EP_PLACE_CONTIGUOUS},
-                {"round-robin", MOE_EP_PLACE_ROUND_ROBIN}};
+static const named overlaps[] = {{"none", MOE_EP_OVERLAP_NONE},
+                                 {"shared", MOE_EP_OVERLAP_SHARED},
+                                 {"two", MOE_EP_OVERLAP_TWO_EXPOSED},
+                                 {"two-hidden", MOE_EP_OVERLAP_TWO_HIDDEN},
+                                 {"two-staggered", MOE_EP_OVERLAP_TWO_STAGGERED},
+                                 {NULL, 0}};
+
+static const named policies[] = {{"best", MOE_EP_PLACE_BEST},
+                                 {"lpt", MOE_EP_PLACE_LPT},
+                                 {"eplb", MOE_EP_PLACE_EPLB_GLOBAL},
+                                 {"eplb-nodes", MOE_EP_PLACE_EPLB_HIERARCHICAL},
+                                 {"trtllm", MOE_EP_PLACE_TRTLLM},
+                                 {"contiguous", MOE_EP_PLACE_CONTIGUOUS},
+                                 {"round-robin", MOE_EP_PLACE_ROUND_ROBIN},
+                                 {NULL, 0}};
+
+static const char *name_of(const named *list, int value)
+{
+    while (list->name && list->value != value) list++;
+    return list->name ? list->name : "unknown";
+}
 
 const char *cli_policy_str(moe_ep_place_policy policy)
 {
-    for (size_t i = 0; i < sizeof policies / sizeof policies[0]; i++)
-        if (policies[i].policy == policy) return policies[i].name;
-    return "unknown";
+    return name_of(policies, (int)policy);
 }
 
 const char *cli_overlap_str(moe_ep_overlap overlap)
 {
-    for (size_t i = 0; i < sizeof overlaps / sizeof overlaps[0]; i++)
-        if (overlaps[i].overlap == overlap) return overlaps[i].name;
-    return "unknown";
+    return name_of(overlaps, (int)overlap);
 }
 
 /* ---- options ------------------------------------------------------------------------------------------- */
@@ -150,35 +153,38 @@ static int32_t *narrow(int64_t *list)
     return out;
 }
 
-static void take_overlaps(cli_sweep *s, const char *value)
+/* The values of "name,name,..."; what is said when one is wrong or none is there. */
+static int *take_names(const char *option, const char *value, const named *list, const char *names, const char *none)
 {
     char *copy = cli_strdup(value), *save = NULL;
-    arrfree(s->overlap);
+    int *out = NULL;
     for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save)) {
-        size_t i = 0, n = sizeof overlaps / sizeof overlaps[0];
-        while (i < n && strcmp(at, overlaps[i].name) != 0) i++;
-        if (i == n)
-            cli_die(CLI_USAGE, "--overlap %s: none, shared, two, two-hidden or two-staggered", cli_printable(at));
-        arrput(s->overlap, overlaps[i].overlap);
+        const named *a = list;
+        while (a->name && strcmp(at, a->name) != 0) a++;
+        if (!a->name) cli_die(CLI_USAGE, "--%s %s: %s", option, cli_printable(at), names);
+        arrput(out, a->value);
     }
-    if (!s->overlap) cli_die(CLI_USAGE, "--overlap: none, shared, two, two-hidden or two-staggered");
+    if (!out) cli_die(CLI_USAGE, "--%s: %s", option, none);
     free(copy);
+    return out;
+}
+
+static void take_overlaps(cli_sweep *s, const char *value)
+{
+    const char *names = "none, shared, two, two-hidden or two-staggered";
+    int *list = take_names("overlap", value, overlaps, names, names);
+    arrfree(s->overlap);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) arrput(s->overlap, (moe_ep_overlap)list[i]);
+    arrfree(list);
 }
 
 static void take_policies(cli_sweep *s, const char *value)
 {
-    char *copy = cli_strdup(value), *save = NULL;
+    int *list = take_names("policy", value, policies, "best, lpt, eplb, eplb-nodes, trtllm, contiguous or round-robin",
+                           "a placement policy is needed");
     arrfree(s->policy);
-    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save)) {
-        size_t i = 0, n = sizeof policies / sizeof policies[0];
-        while (i < n && strcmp(at, policies[i].name) != 0) i++;
-        if (i == n)
-            cli_die(CLI_USAGE, "--policy %s: best, lpt, eplb, eplb-nodes, trtllm, contiguous or "
-                               "round-robin", cli_printable(at));
-        arrput(s->policy, policies[i].policy);
-    }
-    if (!s->policy) cli_die(CLI_USAGE, "--policy: a placement policy is needed");
-    free(copy);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) arrput(s->policy, (moe_ep_place_policy)list[i]);
+    arrfree(list);
 }
 
 static const cli_number_option numbers[] = {

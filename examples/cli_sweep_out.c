@@ -243,11 +243,8 @@ static void put_front_figure(const cli_sweep *s, FILE *f)
         "per token and cheaper per token; labels are EP size + redundant experts, tokens "
         "per device.");
     cli_page_draw(s, f, draw_front, "front", cli_full_width);
-    fputs("<ul class=\"legend\">", f);
-    chart_html_key(f, CHART_PLAIN, 1, "fits in memory");
-    chart_html_key(f, CHART_BEST, 1, "Pareto front");
-    if (s->best >= 0) chart_html_key(f, CHART_HOT, 1, "the answer");
-    fputs("</ul>", f);
+    cli_legend(f, CLI_KEYS({CHART_PLAIN, 1, "fits in memory"}, {CHART_BEST, 1, "Pareto front"},
+                           {CHART_HOT, 1, s->best >= 0 ? "the answer" : NULL}));
     cli_page_figure_end(f);
 }
 

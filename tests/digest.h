@@ -260,19 +260,25 @@ static void digest_cost(digest_hash *h, const digest_input *in)
     digest_u64(h, (uint64_t)moe_ep_step_time(in->counts, DIGEST_E, NULL, DIGEST_D, NULL));
 }
 
-/* The layer of section 9: y (DIGEST_T, DIGEST_H). */
-static moe_ep_status digest_layer(const digest_input *in, float *y)
+static moe_ep_weights digest_weights(const digest_input *in)
 {
     moe_ep_weights w;
-    moe_ep_forward_desc f;
     memset(&w, 0, sizeof w);
-    memset(&f, 0, sizeof f);
     w.num_experts = DIGEST_E;
     w.hidden = DIGEST_H;
     w.inter = DIGEST_I;
     w.gate = in->gate;
     w.up = in->up;
     w.down = in->down;
+    return w;
+}
+
+/* The layer of section 9: y (DIGEST_T, DIGEST_H). */
+static moe_ep_status digest_layer(const digest_input *in, float *y)
+{
+    moe_ep_weights w = digest_weights(in);
+    moe_ep_forward_desc f;
+    memset(&f, 0, sizeof f);
     f.experts = &w;
     f.top_k = DIGEST_K;
     f.ids = in->ids;
@@ -289,23 +295,16 @@ static void digest_forward(digest_hash *h, const digest_input *in)
 static void digest_ranks(digest_hash *h, const digest_input *in)
 {
     static const int32_t start[2] = {0, DIGEST_E};
-    moe_ep_weights w;
+    moe_ep_weights w = digest_weights(in);
     moe_ep_forward_desc f;
     moe_ep_rank_desc d;
     moe_ep_rank rank;
     moe_ep_batch b;
     float y[DIGEST_T * DIGEST_H];
-    memset(&w, 0, sizeof w);
     memset(&f, 0, sizeof f);
     memset(&d, 0, sizeof d);
     memset(&rank, 0, sizeof rank);
     memset(&b, 0, sizeof b);
-    w.num_experts = DIGEST_E;
-    w.hidden = DIGEST_H;
-    w.inter = DIGEST_I;
-    w.gate = in->gate;
-    w.up = in->up;
-    w.down = in->down;
     f.experts = &w;
     f.top_k = DIGEST_K;
     d.num_ranks = 1;

@@ -46,6 +46,23 @@ same() {
         END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
 }
 
+# need_tool SOURCE: sets tool, or ends the suite where its source is not there or it was not built
+need_tool() {
+    tool=${TOOL:-$(pwd)/build/moe-ep}
+    if [ ! -e "examples/$1" ]; then skip "the tool" "no examples/$1"; finish 1; exit; fi
+    if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
+}
+# need_json_check: builds $tmp/json_check, which reads JSON, or ends the suite
+need_json_check() {
+    # shellcheck disable=SC2046
+    $CC -std=gnu99 $(pkg-config --cflags jansson 2>/dev/null) tests/json_check.c -o "$tmp/json_check" \
+        $(pkg-config --libs jansson 2>/dev/null || echo -ljansson) >"$tmp/log" 2>&1 || {
+        fail "tests/json_check.c compiles" "$tmp/log"
+        finish 1
+        exit 1
+    }
+}
+
 finish() {
     if [ $((passed + failed + skipped)) -lt "$1" ]; then
         fail "at least $1 checks ran (there were $((passed + failed + skipped)))"

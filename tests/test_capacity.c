@@ -1291,6 +1291,45 @@ TEST(one_token_of_one_expert)
     CHECK_STR(err.arg, "num_experts");
 }
 
+/* The first id is looked at as well, limits behind the last expert are not; capacities end below 9e18. */
+TEST(first_and_last_of_the_lists)
+{
+    const int64_t limits[3] = {1, 0, -1};
+    const int32_t ids[3] = {0, 1, 0}, bad[2][2] = {{-2, 0}, {2, 0}};
+    const uint8_t keep[2] = {1, 1};
+    int32_t out[4];
+    int64_t per[2];
+    uint8_t got[3], map[4];
+    moe_ep_drop_policy p = moe_ep_drop_switch(1);
+    moe_ep_capacity_desc d;
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 2; i++) {
+        CHECK_I64(moe_ep_drop(&p, bad[i], NULL, 2, 1, 2, got, NULL, NULL, NULL, NULL, NULL, &err),
+                  MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 0);
+        CHECK_I64(moe_ep_pad_to_capacity(bad[i], keep, 2, 1, 2, 1, map, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 0);
+        CHECK_I64(moe_ep_reroute(bad[i], NULL, keep, 2, 1, 1, 2, 1, out, NULL, NULL, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 0);
+        CHECK_I64(moe_ep_drop_counts(bad[i], keep, 2, 2, NULL, 1, per, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+        CHECK_I64(err.index, 0);
+    }
+    p.capacities = limits;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 3, 1, 2, got, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(got[0] == 1 && got[1] == 0 && got[2] == 0);
+    memset(&d, 0, sizeof d);
+    d.rule = MOE_EP_CAPACITY_MEGATRON;
+    d.num_tokens = INT64_C(4500000000000000000);
+    d.top_k = 2;
+    d.num_experts = 1;
+    d.factor = 1.0;
+    CHECK_I64(moe_ep_capacity(&d, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "factor");
+    d.num_tokens -= 1024;
+    CHECK_I64(moe_ep_capacity(&d, &err), INT64_C(9000000000000000000) - 2048);
+}
+
 /* Every rule at sizes and factors of all kinds, by its line in the header's list, in integers: factors are quarters,
  * numbers of experts powers of two, so that nothing is rounded on the way. */
 TEST(capacity_rules_by_definition)

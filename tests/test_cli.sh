@@ -2,16 +2,10 @@
 # tests/test_cli.sh - the tool: what it answers, and what it does with every kind of bad input.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-tool=${TOOL:-$(pwd)/build/moe-ep}
+need_tool moe_ep_cli.c
 data=$(pwd)/examples/data
-if [ ! -e examples/moe_ep_cli.c ]; then skip "the tool" "no examples/moe_ep_cli.c"; finish 1; exit; fi
-if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
 
-json_cflags=$(pkg-config --cflags jansson 2>/dev/null)
-json_libs=$(pkg-config --libs jansson 2>/dev/null || echo -ljansson)
-# shellcheck disable=SC2086
-$CC -std=gnu99 $json_cflags tests/json_check.c -o "$tmp/json_check" $json_libs >"$tmp/log" 2>&1 || {
-    fail "tests/json_check.c compiles" "$tmp/log"; finish 1; exit 1; }
+need_json_check
 LC_ALL=C
 export LC_ALL
 

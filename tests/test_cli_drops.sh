@@ -2,9 +2,8 @@
 # tests/test_cli_drops.sh - moe-ep drops against queues filled by hand (awk), with and without weights; bad input.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-cli=${TOOL:-build/moe-ep}
-if [ ! -e examples/cli_drops.c ]; then skip "the tool" "no examples/cli_drops.c"; finish 1; exit; fi
-if [ ! -x "$cli" ]; then fail "the tool was not built"; finish 1; exit; fi
+need_tool cli_drops.c
+cli=$tool
 data=examples/data
 LC_ALL=C
 export LC_ALL

@@ -3,10 +3,8 @@
 # formats, round trips, and what is wrong with a file said with its place.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-tool=${TOOL:-$(pwd)/build/moe-ep}
+need_tool moe_ep_cli.c
 data=examples/data
-if [ ! -e examples/moe_ep_cli.c ]; then skip "the tool" "no examples/moe_ep_cli.c"; finish 1; exit; fi
-if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
 LC_ALL=C
 export LC_ALL
 

@@ -2,13 +2,8 @@
 # tests/test_cli_forward.sh - moe-ep forward: small shapes, every type, every instruction set, bad options.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-tool=${TOOL:-$(pwd)/build/moe-ep}
-if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
-json_cflags=$(pkg-config --cflags jansson 2>/dev/null)
-json_libs=$(pkg-config --libs jansson 2>/dev/null || echo -ljansson)
-# shellcheck disable=SC2086
-$CC -std=gnu99 $json_cflags tests/json_check.c -o "$tmp/json_check" $json_libs >"$tmp/log" 2>&1 || {
-    fail "tests/json_check.c compiles" "$tmp/log"; finish 1; exit 1; }
+need_tool cli_forward.c
+need_json_check
 LC_ALL=C
 export LC_ALL
 small="--hidden 96 --intermediate 80 --experts 6 --topk 2 --seconds 0"

@@ -2,9 +2,8 @@
 # tests/test_cli_input.sh - the tool against every kind of input: what it must refuse, and with which words.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-cli=${TOOL:-build/moe-ep}
-if [ ! -e examples/moe_ep_cli.c ]; then skip "the tool" "no examples/moe_ep_cli.c"; finish 1; exit; fi
-if [ ! -x $cli ]; then fail "the tool was not built"; finish 1; exit; fi
+need_tool moe_ep_cli.c
+cli=$tool
 LC_ALL=C.UTF-8
 export LC_ALL
 

@@ -2,9 +2,8 @@
 # tests/test_cli_traffic.sh - moe-ep traffic against a count by hand (awk), in every form it writes.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-cli=${TOOL:-build/moe-ep}
-if [ ! -e examples/cli_traffic.c ]; then skip "the tool" "no examples/cli_traffic.c"; finish 1; exit; fi
-if [ ! -x $cli ]; then fail "the tool was not built"; finish 1; exit; fi
+need_tool cli_traffic.c
+cli=$tool
 
 # 40 cases: random ids, one layer, tokens in equal blocks over D ranks, E = 4 D experts in contiguous blocks.
 case=0 bad=0

@@ -2,10 +2,8 @@
 # tests/test_cli_watch.sh - moe-ep watch: what it makes of growing, cut, replaced and broken files, and how it ends.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
-tool=${TOOL:-$(pwd)/build/moe-ep}
+need_tool cli_watch.c
 data=examples/data
-if [ ! -e examples/cli_watch.c ]; then skip "the tool" "no examples/cli_watch.c"; finish 1; exit; fi
-if [ ! -x "$tool" ]; then fail "the tool was not built"; finish 1; exit; fi
 LC_ALL=C
 export LC_ALL
 

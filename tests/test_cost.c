@@ -1387,15 +1387,22 @@ TEST(config_reasons)
     CHECK(moe_ep_check_config(NULL, r, 16, &n, NULL, &err) == MOE_EP_ERR_NULL);
 }
 
+static moe_ep_payback_desc from_12_to_10_ms(void)
+{
+    moe_ep_payback_desc d;
+    memset(&d, 0, sizeof d);
+    d.before_s = 12e-3;
+    d.after_s = 10e-3;
+    return d;
+}
+
 TEST(payback_verdict)
 {
     moe_ep_payback_desc d;
     moe_ep_payback_result r;
     moe_ep_error err;
     double before;
-    memset(&d, 0, sizeof d);
-    d.before_s = 12e-3;
-    d.after_s = 10e-3;
+    d = from_12_to_10_ms();
     d.time_error = 0.05;
     CHECK(moe_ep_payback(&d, &r, NULL) == MOE_EP_OK && r.payoff == MOE_EP_PAYOFF_YES);
     CHECK_NEAR(r.ratio_low, 1.0857142857, 1e-9, 0);
@@ -1436,9 +1443,7 @@ TEST(payback_in_steps)
     moe_ep_payback_desc d;
     moe_ep_payback_result r;
     moe_ep_error err;
-    memset(&d, 0, sizeof d);
-    d.before_s = 12e-3;
-    d.after_s = 10e-3;
+    d = from_12_to_10_ms();
     d.moved_slots = 100;
     d.expert_bytes = 44040192;
     d.link_Bps = 50e9;
@@ -1874,6 +1879,21 @@ TEST(hooks_that_fail_at_every_call)
     }
 }
 
+/* A hook that spoils the rows of layer 1 when it is asked again. */
+typedef struct spoiling {
+    int calls, at;
+    int64_t *rows;
+} spoiling;
+
+static double spoiling_expert(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded,
+                              const int64_t *slot_rows, int32_t n)
+{
+    spoiling *f = (spoiling *)user;
+    (void)device, (void)active, (void)rows, (void)padded, (void)slot_rows, (void)n;
+    if (f->calls++ == f->at) f->rows[1] = -1;
+    return 10.0;
+}
+
 /* A hook that answers otherwise when it is asked again: many devices and layers, none written after an error. */
 TEST(hooks_that_fail_late)
 {
@@ -1929,6 +1949,20 @@ TEST(hooks_that_fail_late)
         CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), MOE_EP_OK);
         for (i = 0; i < n; i++) CHECK(devices[i].rows == i && layer_s[i] > 0.4);
         CHECK(layer_s[n] < 0 && devices[n].compute_s < 0);
+    }
+    {
+        spoiling spoil;
+        spoil.calls = 0, spoil.at = 3, spoil.rows = rows;
+        hooks.expert_us = spoiling_expert;
+        hooks.user = &spoil;
+        s.layer.hooks = &hooks;
+        s.num_layers = 3;
+        layer_s[0] = step.step_s = -7;
+        CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), MOE_EP_ERR_NEGATIVE);
+        CHECK(layer_s[0] < 0 && step.step_s < 0);
+        rows[1] = 1;
+        hooks.expert_us = failing_expert;
+        hooks.user = &f;
     }
     f.at = -1;
     d.hooks = s.layer.hooks = &hooks;
@@ -2207,23 +2241,31 @@ static double link_by_hand(const moe_ep_link *l, double intra, double inter, dou
     return l->short_s > 0 ? fmin(s, l->short_s + more + over(share, l->short_Bps)) : s;
 }
 
-/* Seconds of both products for experts of inner width I; *memory and *flop if one of the two were all. */
-static double experts_by_hand(const moe_ep_model *m, const moe_ep_machine *c, double I, double active, double rows,
-                              double padded, double batch, double *memory, double *flop)
+/* Seconds of both products for experts of inner width I in so many slots; batch: rows of all devices, 0 = shared
+ * experts; *memory and *flop if one of the two were all. */
+static double experts_by_hand(const moe_ep_model *m, const moe_ep_machine *c, double I, double slots, double active,
+                              double rows, double padded, double batch, double *memory, double *flop)
 {
+    double K = fmax(m->top_k, 1), tokens = batch / K, limit = c->gemm.small_tokens < 0 ? slots : c->gemm.small_tokens;
+    double slower = 1, later = 1;
+    int sees_all = !c->gemm.other_reached && (c->gemm.other_byte_s > 0 || c->gemm.other_multiplied);
     double H = m->hidden, U = m->ungated ? I : 2 * I, weight = either(m->weight_bytes, 2);
     double in = either(m->in_bytes, 2), out = either(m->out_bytes, 2), others = fmax(batch - rows, 0);
     double Bps = c->memory_Bps * either(c->gemm.mem_eff, 1), rate = c->flops[m->math] * either(c->gemm.flop_eff, 1);
     double up_bytes = H * in + U * out, down_bytes = I * in + H * out, mem[2], mul[2];
     if (c->gemm.other_reached) others = fmin(others, rows * fmax(m->top_k - 1, 0));
-    mem[0] = over(active * H * U * weight + rows * up_bytes, Bps);
-    mem[1] = over(active * I * H * weight + rows * down_bytes, Bps);
+    if (c->gemm.other_multiplied) padded += others;
+    if (!sees_all) tokens = fmin(tokens, rows); /* at most one here for every row */
+    if (batch > 0 && c->gemm.small_tokens != 0 && tokens < limit + 0.5) /* the kernel of small batches */
+        slower = either(c->gemm.small_byte, 1), later = either(c->gemm.small_t0, 1);
+    mem[0] = slower * over(active * H * U * weight + rows * up_bytes, Bps);
+    mem[1] = slower * over(active * I * H * weight + rows * down_bytes, Bps);
     mul[0] = over(2 * H * U * padded, rate);
     mul[1] = over(2 * I * H * padded, rate);
     *memory = rows > 0 ? mem[0] + mem[1] : 0;
     *flop = rows > 0 ? mul[0] + mul[1] : 0;
     if (!(rows > 0)) return 0;
-    return sum_of(2 * (c->gemm.t0_s + active * c->gemm.expert_s),
+    return sum_of(2 * (later * c->gemm.t0_s + active * c->gemm.expert_s),
                   norm_of(mem[0], mul[0], c->gemm.p) + norm_of(mem[1], mul[1], c->gemm.p) +
                       (up_bytes + down_bytes) * (rows * c->gemm.row_byte_s + others * c->gemm.other_byte_s),
                   c->gemm.t0_p);
@@ -2377,8 +2419,9 @@ static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half
             t->padded_rows += padded_by_hand(n, d->machine->gemm.tile);
             t->active += n > 0;
         }
-        t->compute_s = experts_by_hand(d->model, d->machine, d->model->inter, t->active, (double)t->rows,
-                                       (double)t->padded_rows, total * share, &t->memory_s, &t->flop_s);
+        t->compute_s = experts_by_hand(d->model, d->machine, d->model->inter, y->start[r + 1] - y->start[r], t->active,
+                                       (double)t->rows, (double)t->padded_rows, total * share, &t->memory_s,
+                                       &t->flop_s);
         if (d->hooks && d->hooks->expert_us)
             t->compute_s = 1e-6 * telling_expert(d->hooks->user, r, t->active, t->rows, t->padded_rows,
                                                  half ? NULL : slot_rows + y->start[r],
@@ -2400,7 +2443,7 @@ static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half
     shared_rows = ceil(y->tokens * share);
     if (d->model->num_shared > 0)
         stages->shared_s = experts_by_hand(
-            d->model, d->machine, (double)d->model->num_shared * either(d->model->shared_inter, d->model->inter), 1,
+            d->model, d->machine, (double)d->model->num_shared * either(d->model->shared_inter, d->model->inter), 1, 1,
             shared_rows, (double)padded_by_hand((int64_t)shared_rows, d->machine->gemm.tile), 0, &memory, &flop);
     stages->attention_s = half ? d->attention_half_s : d->attention_s;
 }
@@ -2465,8 +2508,8 @@ static void layer_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, 
                 : dev[i].flop_s > dev[i].memory_s                       ? MOE_EP_REGIME_FLOPS
                                                                         : MOE_EP_REGIME_WEIGHTS;
     for (i = 0; i < y.P; i++) total += (double)slot_rows[i];
-    fair = experts_by_hand(d->model, d->machine, d->model->inter, active / y.D, rows / y.D, padded / y.D, total,
-                           &memory, &flop);
+    fair = experts_by_hand(d->model, d->machine, d->model->inter, (double)y.P / y.D, active / y.D, rows / y.D,
+                           padded / y.D, total, &memory, &flop);
     r->balanced_s = y.D > 1 ? fmin(fair, whole.compute_s) : whole.compute_s;
 }
 
@@ -2538,11 +2581,39 @@ static void drawn_world(uint64_t *s, moe_ep_model *m, moe_ep_machine *c)
     c->gemm.t0_p = one_of(s, q, 4);
     c->gemm.other_byte_s = t_below(s, 2) ? drawn(s, 1e-10) : 0;
     c->gemm.other_reached = (int32_t)t_below(s, 2);
+    c->gemm.other_multiplied = t_below(s, 4) == 0;
+    c->gemm.small_tokens = t_below(s, 2) ? (int32_t)t_below(s, 60) - 10 : 0; /* below 0: the slots */
+    c->gemm.small_byte = drawn(s, 1.5);
+    c->gemm.small_t0 = drawn(s, 1.5);
     c->ll_dispatch = drawn_link(s);
     c->ll_combine = drawn_link(s);
     c->normal_dispatch = drawn_link(s);
     c->normal_combine = drawn_link(s);
 }
+
+/* How rows travel, in any of the descriptions that say so. */
+#define DRAWN_EXCHANGE(s, d)                                                                                           \
+    do {                                                                                                               \
+        (d)->mode = (moe_ep_a2a_mode)t_below(s, 5);                                                                    \
+        (d)->dispatch_wire = (moe_ep_wire)t_below(s, 5);                                                               \
+        (d)->combine_wire = (moe_ep_wire)t_below(s, 5);                                                                \
+        (d)->dispatch_extra = (int32_t)t_below(s, 20);                                                                 \
+        (d)->combine_extra = (int32_t)t_below(s, 20);                                                                  \
+        (d)->capacity = drawn(s, 10);                                                                                  \
+    } while (0)
+
+/* Two results in one field; sums of both in all fields of a layer that a step adds up. */
+#define SAME(field) CHECK_NEAR(got.field, want.field, 1e-11, 0)
+#define SAME_STAGES()                                                                                                  \
+    do {                                                                                                               \
+        SAME(serial_s);                                                                                                \
+        SAME(no_barrier_s);                                                                                            \
+        SAME(dispatch_s);                                                                                              \
+        SAME(compute_s);                                                                                               \
+        SAME(combine_s);                                                                                               \
+        SAME(shared_s);                                                                                                \
+        SAME(balanced_s);                                                                                              \
+    } while (0)
 
 static int64_t drawn_rows(uint64_t *s)
 {
@@ -2569,7 +2640,7 @@ TEST(experts_and_links_by_hand)
             padded += padded_by_hand(slot[i], c.gemm.tile);
             active += slot[i] > 0;
         }
-        seconds = experts_by_hand(&m, &c, m.inter, active, (double)sum, (double)padded,
+        seconds = experts_by_hand(&m, &c, m.inter, n, active, (double)sum, (double)padded,
                                   n ? (double)sum * m.num_experts / n : 0, &memory, &flop);
         memset(&t, 0x5a, sizeof t);
         CHECK_NEAR(moe_ep_expert_time(&m, &c, slot, n, &t, NULL), seconds, 1e-12, 0);
@@ -2639,12 +2710,7 @@ TEST(exchanges_by_hand)
         d.hidden = m.hidden;
         d.num_groups = m.num_groups;
         d.top_groups = m.top_groups;
-        d.mode = (moe_ep_a2a_mode)t_below(&s, 5);
-        d.dispatch_wire = (moe_ep_wire)t_below(&s, 5);
-        d.combine_wire = (moe_ep_wire)t_below(&s, 5);
-        d.dispatch_extra = (int32_t)t_below(&s, 20);
-        d.combine_extra = (int32_t)t_below(&s, 20);
-        d.capacity = drawn(&s, 10);
+        DRAWN_EXCHANGE(&s, &d);
         sent_by_hand(&m, d.mode, d.num_devices, either(d.num_nodes, 1), d.tokens, d.capacity, &intra, &inter, &logical);
         out = row_bytes_by_hand(d.dispatch_wire, m.hidden, d.dispatch_extra);
         back = row_bytes_by_hand(d.combine_wire, m.hidden, d.combine_extra);
@@ -2719,12 +2785,7 @@ static void drawn_layer(uint64_t *s, drawn_case *x)
     d->num_nodes = (int32_t)t_below(s, D < 4 ? D + 1 : 4);
     d->tokens = t_below(s, 2) ? t_below(s, 60) : 0;
     d->high_throughput = (int32_t)t_below(s, 2);
-    d->mode = (moe_ep_a2a_mode)t_below(s, 5);
-    d->dispatch_wire = (moe_ep_wire)t_below(s, 5);
-    d->combine_wire = (moe_ep_wire)t_below(s, 5);
-    d->dispatch_extra = (int32_t)t_below(s, 20);
-    d->combine_extra = (int32_t)t_below(s, 20);
-    d->capacity = drawn(s, 10);
+    DRAWN_EXCHANGE(s, d);
     d->overlap = (moe_ep_overlap)t_below(s, 5);
     d->attention_s = drawn(s, 2e-5);
     d->attention_half_s = 1e-6 + drawn(s, 2e-5);
@@ -2784,15 +2845,9 @@ TEST(layers_by_hand)
         drawn_layer(&s, &x);
         layer_by_hand(&x.d, x.rows, &want, want_dev);
         CHECK(moe_ep_layer_time(&x.d, x.rows, &got, got_dev, NULL) == MOE_EP_OK);
-        CHECK_NEAR(got.total_s, want.total_s, 1e-11, 0);
-        CHECK_NEAR(got.serial_s, want.serial_s, 1e-11, 0);
-        CHECK_NEAR(got.no_barrier_s, want.no_barrier_s, 1e-11, 0);
-        CHECK_NEAR(got.dispatch_s, want.dispatch_s, 1e-11, 0);
-        CHECK_NEAR(got.compute_s, want.compute_s, 1e-11, 0);
-        CHECK_NEAR(got.combine_s, want.combine_s, 1e-11, 0);
-        CHECK_NEAR(got.shared_s, want.shared_s, 1e-11, 0);
-        CHECK_NEAR(got.mean_compute_s, want.mean_compute_s, 1e-11, 0);
-        CHECK_NEAR(got.balanced_s, want.balanced_s, 1e-11, 0);
+        SAME_STAGES();
+        SAME(total_s);
+        SAME(mean_compute_s);
         CHECK_I64(got.regime, want.regime);
         CHECK_I64(got.slowest_device, want.slowest_device);
         CHECK_I64(got.busiest_device, want.busiest_device);
@@ -2847,14 +2902,9 @@ TEST(steps_by_hand)
                 want.slowest_layer = l, want.slowest_layer_s = layer[l];
             tokens += y.tokens / d.num_layers;
         }
-        CHECK_NEAR(got.step_s, want.step_s + d.other_s, 1e-11, 0);
-        CHECK_NEAR(got.serial_s, want.serial_s + d.other_s, 1e-11, 0);
-        CHECK_NEAR(got.no_barrier_s, want.no_barrier_s + d.other_s, 1e-11, 0);
-        CHECK_NEAR(got.dispatch_s, want.dispatch_s, 1e-11, 0);
-        CHECK_NEAR(got.compute_s, want.compute_s, 1e-11, 0);
-        CHECK_NEAR(got.combine_s, want.combine_s, 1e-11, 0);
-        CHECK_NEAR(got.shared_s, want.shared_s, 1e-11, 0);
-        CHECK_NEAR(got.balanced_s, want.balanced_s, 1e-11, 0);
+        want.step_s += d.other_s, want.serial_s += d.other_s, want.no_barrier_s += d.other_s;
+        SAME(step_s);
+        SAME_STAGES();
         CHECK_I64(got.max_rows, want.max_rows);
         CHECK_I64(got.slowest_layer, want.slowest_layer);
         CHECK_NEAR(got.slowest_layer_s, want.slowest_layer_s, 0, 0);
@@ -2890,12 +2940,7 @@ TEST(ep_against_tp_by_hand)
         d.tokens = 1 + 100 * t_unit(&s);
         d.imbalance = t_below(&s, 2) ? 1 + t_unit(&s) * (d.num_devices - 1) : 0;
         d.high_throughput = (int32_t)t_below(&s, 2);
-        d.mode = (moe_ep_a2a_mode)t_below(&s, 5);
-        d.dispatch_wire = (moe_ep_wire)t_below(&s, 5);
-        d.combine_wire = (moe_ep_wire)t_below(&s, 5);
-        d.dispatch_extra = (int32_t)t_below(&s, 20);
-        d.combine_extra = (int32_t)t_below(&s, 20);
-        d.capacity = drawn(&s, 10);
+        DRAWN_EXCHANGE(&s, &d);
         D = d.num_devices, E = m.num_experts, P = either(d.num_slots, E), K = m.top_k, H = m.hidden, I = m.inter;
         N = d.num_nodes > 0 ? d.num_nodes : c.devices_per_node > 0 ? ceil(D / c.devices_per_node) : 1;
         T = d.tokens;
@@ -2924,11 +2969,12 @@ TEST(ep_against_tp_by_hand)
         CHECK_NEAR(r.tp_weight_bytes, E * matrices * H * ceil(I / D) * either(m.weight_bytes, 2), 1e-11, 0);
         active = P * (1 - pow(1 - K / P, T * D)) / D; /* slots with rows, on one device */
         rows = T * K * either(d.imbalance, 1);
-        ep_s = experts_by_hand(&m, &c, I, active, rows, tile > 1 ? active * tile * ceil(rows / (active * tile)) : rows,
-                               T * D * K, &memory, &flop);
+        ep_s = experts_by_hand(&m, &c, I, P / D, active, rows,
+                               tile > 1 ? active * tile * ceil(rows / (active * tile)) : rows, T * D * K, &memory,
+                               &flop);
         active = E * (1 - pow(1 - K / E, T * D));
         rows = T * K * D;
-        tp_s = experts_by_hand(&m, &c, ceil(I / D), active, rows,
+        tp_s = experts_by_hand(&m, &c, ceil(I / D), E, active, rows,
                                tile > 1 ? active * tile * ceil(rows / (active * tile)) : rows, T * D * K, &memory,
                                &flop);
         CHECK_NEAR(r.ep_compute_s, ep_s, 1e-9, 0);

@@ -875,6 +875,8 @@ static void is_machine(const moe_ep_machine *c, int i)
     /* products alone, by latency and bandwidth alone: none has the terms of a whole kernel */
     CHECK_NEAR(c->gemm.expert_s + c->gemm.row_byte_s + c->gemm.t0_p + c->gemm.other_byte_s, 0, 0, 0);
     CHECK_I64(c->gemm.other_reached, 0);
+    CHECK(c->gemm.other_multiplied == 0 && c->gemm.small_tokens == 0);
+    CHECK_NEAR(c->gemm.small_byte + c->gemm.small_t0, 0, 0, 0);
     for (k = 0; k < 4; k++) {
         const double *want = machines[i].link[k];
         CHECK_NEAR(link[k]->alpha_s, want[0] * 1e-6, 1e-15, 0);
@@ -945,6 +947,115 @@ TEST(names_of_presets)
         else CHECK(c.name == NULL);
         STOP_IF_FAILED("%s", machine[i].said);
     }
+}
+
+/* The constants that the presets leave at 0, and counts beyond a number. */
+TEST(further_fields_one_at_a_time)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_link l = c.ll_dispatch;
+    moe_ep_gemm_work w;
+    moe_ep_params_result r;
+    int64_t rows[2] = {1, 2};
+#define X moe_ep_expert_time(&m, &c, rows, 2, NULL, &err)
+    BAD(c.gemm.expert_s = -1, c.gemm.expert_s = 0, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.expert_s");
+    BAD(c.gemm.row_byte_s = NAN, c.gemm.row_byte_s = 0, X, MOE_EP_ERR_NAN, "machine.gemm.row_byte_s");
+    BAD(c.gemm.other_byte_s = -1, c.gemm.other_byte_s = 0, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.other_byte_s");
+    BAD(c.gemm.small_byte = -1, c.gemm.small_byte = 0, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.small_byte");
+    BAD(c.gemm.small_t0 = NAN, c.gemm.small_t0 = 0, X, MOE_EP_ERR_NAN, "machine.gemm.small_t0");
+    BAD(c.gemm.t0_p = 0.2, c.gemm.t0_p = 0.25, X, MOE_EP_ERR_RANGE, "machine.gemm.t0_p");
+    BAD(c.gemm.t0_p = -1, c.gemm.t0_p = 0.25, X, MOE_EP_ERR_NEGATIVE, "machine.gemm.t0_p");
+    BAD(c.gemm.p = 0.99, c.gemm.p = 1, X, MOE_EP_ERR_RANGE, "machine.gemm.p");
+    CHECK(X > 0);
+#undef X
+    BAD(m.hidden = 0, m.hidden = 7168, moe_ep_group_gemm(&m, rows, 2, 0, &w, &err), MOE_EP_ERR_SIZE, "model.hidden");
+#define X moe_ep_link_time_rows(&l, 1, 1, 1, 1, &err)
+    BAD(l.row_s = -1, l.row_s = 0, X, MOE_EP_ERR_NEGATIVE, "link.row_s");
+    BAD(l.peer_s = NAN, l.peer_s = 0, X, MOE_EP_ERR_NAN, "link.peer_s");
+    BAD(l.alpha_p = 0.2, l.alpha_p = 0.25, X, MOE_EP_ERR_RANGE, "link.alpha_p");
+    BAD(l.row_byte_s = -1, l.row_byte_s = 0, X, MOE_EP_ERR_NEGATIVE, "link.row_byte_s");
+    BAD(l.pair_Bps = -1, l.pair_Bps = 0, X, MOE_EP_ERR_NEGATIVE, "link.pair_Bps");
+    BAD(l.crowd_s = INFINITY, l.crowd_s = 0, X, MOE_EP_ERR_NAN, "link.crowd_s");
+    BAD(l.short_s = -1, l.short_s = 0, X, MOE_EP_ERR_NEGATIVE, "link.short_s");
+    BAD(l.short_Bps = -1, l.short_Bps = 0, X, MOE_EP_ERR_NEGATIVE, "link.short_Bps");
+    BAD(l.p = 0.99, l.p = 1, X, MOE_EP_ERR_RANGE, "link.p");
+    CHECK(X > 0);
+#undef X
+    BAD((void)0, (void)0, moe_ep_link_time_rows(&l, 1, 1, -1, 1, &err), MOE_EP_ERR_NEGATIVE, "rows");
+    BAD((void)0, (void)0, moe_ep_link_time_rows(&l, 1, 1, 1, NAN, &err), MOE_EP_ERR_NAN, "peers");
+    BAD((void)0, (void)0, moe_ep_link_time_rows(NULL, 1, 1, 1, 1, &err), MOE_EP_ERR_NULL, "link");
+    memset(&m, 0, sizeof m);
+    m.num_moe_layers = m.num_experts = m.top_k = m.hidden = m.inter = 1;
+#define X moe_ep_params(&m, &r, &err)
+    BAD((m.hidden = m.num_shared = m.shared_inter = INT32_MAX), (m.hidden = 1, m.num_shared = 0), X,
+        MOE_EP_ERR_OVERFLOW, "model"); /* 2^31 * 2^62 */
+    BAD((m.num_shared = m.num_moe_layers = m.shared_inter = INT32_MAX), (m.num_shared = 0, m.num_moe_layers = 1), X,
+        MOE_EP_ERR_OVERFLOW, "model"); /* 2^62 * 2^31 */
+    BAD((m.attention_params = INT64_MAX / 4, m.num_layers = 8), (m.attention_params = 0, m.num_layers = 0), X,
+        MOE_EP_ERR_OVERFLOW, "model");
+    BAD((m.ungated = 1, m.hidden = m.inter = 1 << 30, m.num_experts = 8), m.num_experts = 1, X, MOE_EP_ERR_OVERFLOW,
+        "model"); /* an expert of 2^61 */
+    BAD(m.num_moe_layers = 8, (m.num_moe_layers = m.hidden = m.inter = 1), X, MOE_EP_ERR_OVERFLOW, "model");
+    BAD((m.hidden = m.dense_inter = INT32_MAX, m.num_layers = 9), (m.hidden = 1, m.dense_inter = 0), X,
+        MOE_EP_ERR_OVERFLOW, "model");
+    BAD(m.hidden = m.vocab = INT32_MAX, m.hidden = 1, X, MOE_EP_ERR_OVERFLOW, "model");
+    CHECK(X == MOE_EP_OK);
+    CHECK_I64(r.embedding, 2 * (int64_t)INT32_MAX);
+#undef X
+}
+
+/* What an earlier call left in err is gone after one that succeeds. */
+TEST(success_clears_the_error)
+{
+    moe_ep_model m = moe_ep_model_mixtral_8x7b(), found;
+    moe_ep_machine c = moe_ep_machine_h100(), machine;
+    moe_ep_workload w;
+    moe_ep_workload_kind kind;
+    moe_ep_params_result p;
+    moe_ep_gemm_work work;
+    moe_ep_payback_desc pay;
+    moe_ep_payback_result paid;
+    moe_ep_balanced_result even;
+    moe_ep_stages stages = {1, 1, 1, 1, 1};
+    int64_t rows[8] = {1, 2, 3, 4, 5, 6, 7, 8}, tokens[2], counts[2] = {2, 2};
+    double loads[2] = {1, 2};
+    uint64_t weight[8];
+    int32_t ids[16], lo, hi, n;
+    memset(&w, 0, sizeof w);
+    w.num_experts = 8;
+    w.top_k = 2;
+    memset(&pay, 0, sizeof pay);
+    pay.after_s = 1;
+#define CLEARS(call)                                                                                                   \
+    do {                                                                                                               \
+        err.status = MOE_EP_ERR_NAN;                                                                                   \
+        CHECK((double)(call) >= 0);                                                                                    \
+        CHECK_I64(err.status, MOE_EP_OK);                                                                              \
+    } while (0)
+    CLEARS(moe_ep_model_by_name("kimi-k2", &found, &err));
+    CLEARS(moe_ep_machine_by_name("h20", &machine, &err));
+    CLEARS(moe_ep_params(&m, &p, &err));
+    CLEARS(moe_ep_step_time(rows, 8, NULL, 2, &err));
+    CLEARS(moe_ep_efficiency(rows, 8, &err));
+    CLEARS(moe_ep_efficiency_d(loads, 2, &err));
+    CLEARS(moe_ep_expert_time(&m, &c, rows, 8, NULL, &err));
+    CLEARS(moe_ep_group_gemm(&m, rows, 8, 0, &work, &err));
+    CLEARS(moe_ep_row_bytes(MOE_EP_WIRE_BF16, 8, 0, &err));
+    CLEARS(moe_ep_comm_time(1, 1, 1, &err));
+    CLEARS(moe_ep_link_time(&c.ll_combine, 1, 1, &err));
+    CLEARS(moe_ep_compose(MOE_EP_OVERLAP_NONE, &stages, NULL, 0, &err));
+    CLEARS(moe_ep_ll_buffer_bytes(1, 1, 1, 0, &err));
+    CLEARS(moe_ep_experts_per_device(8, 2, &lo, &hi, &n, &err));
+    CLEARS(moe_ep_payback(&pay, &paid, &err));
+    CLEARS(moe_ep_workload_by_name("zipf", &kind, &err));
+    CLEARS(moe_ep_popularity(&w, 0, 0, 0, weight, &err));
+    CLEARS(moe_ep_simulate(&w, 0, 0, 8, ids, NULL, &err));
+    CLEARS(moe_ep_ids_from_counts(counts, 2, 2, 2, 1, ids, &err));
+    CLEARS(moe_ep_source_tokens(MOE_EP_SOURCE_EVEN, 1, 4, 2, 0, 0, tokens, &err));
+    CLEARS(moe_ep_llmservingsim_balanced(4, 8, 2, 2, &even, &err));
+    CLEARS(moe_ep_attention_time(&m, &c, 1, 1, &err));
+#undef CLEARS
 }
 
 T_MAIN

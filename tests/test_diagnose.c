@@ -176,6 +176,75 @@ TEST(unreliable)
     CHECK(strstr(o.text, "50.0 %") != NULL);
 }
 
+/* What is asked for is enough: a gain of just the least one, a step count of just the least, every step improved. */
+TEST(just_what_is_asked_for)
+{
+    static const double loads[4] = {100, 100, 0, 0}, even[4] = {7, 7, 7, 7}, thousand[4] = {500, 500, 0, 0};
+    static const double one[4] = {1, 1, 0, 0};
+    moe_ep_chance_result chance;
+    moe_ep_diagnose_desc d = desc_of(4, 2, 4, loads, loads);
+    moe_ep_diagnosis o;
+    d.min_gain = 0.5; /* 200 rows become 100 */
+    d.min_improved = 1;
+    d.min_steps = 1;
+    d.top_k = 4;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(o.gain, 0.5, 0, 0);
+    CHECK_I64(o.reason, MOE_EP_REASON_PAYS);
+    CHECK(strstr(o.text, "a step goes from 200.0 rows to 100.0 rows (50.0 % less), ") == o.text);
+    d.judge_loads = thousand;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK(strstr(o.text, "a step goes from 1000 rows to 500.0 rows (50.0 % less), ") == o.text);
+    d.judge_loads = one; /* a token of two choices */
+    d.top_k = 2;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(moe_ep_chance_devices(1, 2, 4, 2, &chance, NULL), MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, chance.p95, 1e-12, 0);
+    CHECK(chance.p95 > 1.5);
+    d.judge_loads = loads;
+    d.target_imbalance = 2;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.reason, MOE_EP_REASON_BALANCED);
+    d.target_imbalance = 1;
+    d.judge_loads = even;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.reason, MOE_EP_REASON_BALANCED);
+}
+
+/* What a call says it needs holds at least its working arrays, so that none of them can lie behind the end. */
+TEST(scratch_holds_the_arrays)
+{
+    enum { L = 16, E = 64, D = 16, P = 128, ALIGN = 64 }; /* every array ends where the next may begin */
+    static double loads[L * E];
+    moe_ep_diagnose_desc d = desc_of(E, D, P, loads, loads);
+    const size_t own = sizeof(double) * (3 * L * D + 2 * L + E + D + 2 * P);
+    int with;
+    for (with = 0; with < 2; with++) {
+        moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+        moe_ep_placement now;
+        moe_ep_diagnosis o;
+        size_t bytes, plans;
+        void *mem;
+        d.num_layers = L;
+        bytes = moe_ep_placement_bytes(L, E, &d.shape);
+        plans = (bytes + ALIGN - 1) / ALIGN * ALIGN * (with ? 1 : 2); /* the plan, and what stands for today's */
+        mem = t_alloc(bytes);
+        CHECK(moe_ep_placement_init(&now, L, E, &d.shape, mem, bytes, NULL) == MOE_EP_OK);
+        if (with) {
+            moe_ep_place_desc pd;
+            memset(&pd, 0, sizeof pd);
+            pd.num_layers = L;
+            pd.num_experts = E;
+            pd.shape = d.shape;
+            CHECK(moe_ep_place_round_robin(&pd, &now, NULL, NULL, NULL) == MOE_EP_OK);
+            d.current = &now;
+        }
+        CHECK_I64(moe_ep_diagnose(&d, NULL, &o, &none, NULL), MOE_EP_ERR_SCRATCH);
+        CHECK(none.need >= plans + own && none.need <= plans + own + ALIGN);
+        free(mem);
+    }
+}
+
 /* [100,0] then [0,100]: each step is as uneven as can be, the sum looks perfect. */
 TEST(maximum_per_step_then_mean)
 {
@@ -238,11 +307,24 @@ TEST(seconds_and_regimes)
     CHECK_NEAR(large.break_even_steps, 0.9, 1e-9, 0);
     CHECK_I64(large.reason, MOE_EP_REASON_BREAK_EVEN);
     CHECK(strstr(large.text, " experts is repaid after 1 steps, but the plan will serve only 0") != NULL);
+    d.horizon_steps = 5; /* now it comes */
+    CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(large.reason, MOE_EP_REASON_PAYS);
+    d.horizon_steps = large.break_even_steps; /* just repaid */
+    CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(large.reason, MOE_EP_REASON_PAYS);
+    d.move_Bps = 0; /* nothing to be repaid */
+    CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(large.reason, MOE_EP_REASON_PAYS);
+    CHECK_NEAR(large.break_even_steps, 0, 0, 0);
     d.other_s = 1e6; /* a step of days hides any gain of a layer */
     d.horizon_steps = 0;
     CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
     CHECK_I64(large.reason, MOE_EP_REASON_SMALL_GAIN);
     CHECK(large.before_s > 1.0);
+    d.other_s = 1e10; /* more milliseconds than are written out */
+    CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
+    CHECK(strstr(large.text, "a step goes from 1e13 ms to 1e13 ms (0.0 % less)") != NULL);
 }
 
 /* Sum over layers of the busiest device under a placement, straight from slot_expert. */
@@ -427,10 +509,10 @@ static void world_cost(world *w, uint64_t *state)
 
 static void world_thresholds(moe_ep_diagnose_desc *d, uint64_t *state)
 {
-    static const double target[4] = {0, 1.05, 1.3, 4}, gain[4] = {0, 0.02, 0.1, 0.6}, improved[3] = {0, 0.5, 1},
+    static const double target[5] = {0, 1, 1.05, 1.3, 4}, gain[4] = {0, 0.02, 0.1, 0.6}, improved[3] = {0, 0.5, 1},
                         horizon[5] = {0, 1e-5, 3, 40, 1e7},
                         bytes[3] = {0, 0.5, 1000}, Bps[3] = {0, 1e8, 1e13}, pause[3] = {0, 0, 0.25};
-    d->target_imbalance = target[t_below(state, 4)];
+    d->target_imbalance = target[t_below(state, 5)];
     d->min_gain = gain[t_below(state, 4)];
     d->min_improved = improved[t_below(state, 3)];
     d->min_steps = (int32_t)t_below(state, 5);
@@ -917,6 +999,12 @@ TEST(every_policy)
         free(buf);
         STOP_IF_FAILED("policy %d", (int)i);
     }
+    d.num_groups = pd.num_groups = 3; /* no whole groups a node: the hierarchical one says so, any other way would do */
+    d.policy = MOE_EP_PLACE_EPLB_HIERARCHICAL;
+    pd.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
+    CHECK(moe_ep_place_eplb(&pd, &want, NULL, NULL, NULL) != MOE_EP_OK);
+    CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, NULL), moe_ep_place_eplb(&pd, &want, NULL, NULL, NULL));
+    d.num_groups = pd.num_groups = 4;
     { /* the incremental one begins with what runs today */
         moe_ep_rebalance_desc change;
         memset(&change, 0, sizeof change);
@@ -928,8 +1016,8 @@ TEST(every_policy)
         d.policy = MOE_EP_PLACE_REBALANCE;
         CHECK(moe_ep_diagnose(&d, &got, &o, NULL, NULL) == MOE_EP_OK);
         CHECK(o.moves > 0 && o.imbalance_after < o.imbalance_before);
-        d.plan_steps = S;
-        check_error(d, MOE_EP_ERR_CONFIG, "desc.plan_steps", __LINE__);
+        for (d.plan_steps = 2; d.plan_steps <= S; d.plan_steps++)
+            check_error(d, MOE_EP_ERR_CONFIG, "desc.plan_steps", __LINE__);
         d.plan_steps = 1;
         d.shape.inactive = five; /* the bound is that of the shape, which has too few slots left */
         check_error(d, MOE_EP_ERR_SLOTS, "shape", __LINE__);
@@ -1109,6 +1197,26 @@ TEST(bad_input)
         free(mem);
     }
 #undef BAD
+}
+
+/* Each load of each window is looked at. */
+TEST(every_bad_load)
+{
+    static const double wrong[3] = {NAN, -1, 1e16};
+    static const moe_ep_status want[3] = {MOE_EP_ERR_NAN, MOE_EP_ERR_NEGATIVE, MOE_EP_ERR_OVERFLOW};
+    double bad[8];
+    int at, kind;
+    for (at = 0; at < 8; at++)
+        for (kind = 0; kind < 6; kind++) {
+            moe_ep_diagnose_desc d = kind < 3 ? desc_of(8, 4, 12, bad, hot) : desc_of(8, 4, 12, hot, bad);
+            moe_ep_diagnosis o;
+            moe_ep_error err;
+            memcpy(bad, hot, sizeof bad);
+            bad[at] = wrong[kind % 3];
+            CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, &err), want[kind % 3]);
+            CHECK_STR(err.arg, kind < 3 ? "desc.plan_loads" : "desc.judge_loads");
+            CHECK_I64(err.index, at);
+        }
 }
 
 TEST(scratch)

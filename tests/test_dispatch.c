@@ -1672,6 +1672,113 @@ TEST(sizes_that_just_fit)
     CHECK(w[0] == 0 && w[1] == 4 && a[0] == 0 && a[1] == 1 && b[0] == 0 && b[1] == 1 && b[2] == -1 && b[3] == -1);
 }
 
+/* Rows that nobody asked for have token -1; experts of other ranks stand behind the local ones in the order of ids. */
+TEST(skipped_and_foreign_rows)
+{
+    const int32_t ids[4] = {1, -1, 0, -1}, other[3] = {2, 0, 1};
+    int32_t a[4], b[4];
+    int64_t w[4];
+    CHECK_I64(moe_ep_torchtitan_reorder(ids, 2, 2, 2, w, a, b, NULL), MOE_EP_OK);
+    CHECK(a[0] == 2 && a[1] == 0 && a[2] == -1 && a[3] == -1);
+    CHECK(b[0] == 1 && b[1] == 0 && b[2] == -1 && b[3] == -1);
+    CHECK_I64(moe_ep_vllm_permute(other, 3, 4, 1, 1, NULL, w, a, b, NULL, NULL), MOE_EP_OK);
+    CHECK(w[0] == 0 && w[1] == 1 && a[0] == 2 && a[1] == 3 && a[2] == 3);
+    CHECK(b[2] == 0 && b[1] == 1 && b[0] == 2); /* expert 1, then 0, then 2 */
+}
+
+/* The first number beyond each range is refused, the last one in it is not. */
+TEST(indices_that_just_fit)
+{
+    const int32_t two[2] = {0, 2}, one[2] = {0, 1}, maps[2] = {-1, 1};
+    int32_t devices[2] = {0, 1}, nodes[2] = {0, 0}, a[8], b[8];
+    int64_t w[8], v[8];
+    float y[4] = {1.0f, 2.0f, 3.0f, 4.0f}, out[4];
+    moe_ep_placement p = shape_of(2, 1, 2, devices, nodes);
+    moe_ep_align_desc d;
+    moe_ep_layout layout;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    memset(&layout, 0, sizeof layout);
+    CHECK_I64(moe_ep_gather(y, 2, 1, 1, two, 2, out, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    CHECK_I64(moe_ep_gather(y, 2, 1, 1, one, 2, out, &err), MOE_EP_OK);
+    CHECK(out[0] < 1.5f && out[1] > 1.5f);
+    CHECK_I64(moe_ep_combine(y, 2, two, NULL, 2, 1, 1, out, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_combine(y, 2, one, NULL, 2, 1, 1, out, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_send_counts(one, 2, 2, two, 2, w, v, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(moe_ep_permute(two, 2, 2, w, a, b, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(moe_ep_vllm_permute(one, 2, 2, 0, 1, maps, w, a, b, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "expert_map");
+    CHECK_I64(moe_ep_vllm_permute(one, 2, 2, 0, 2, maps, w, a, b, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_vllm_permute(one, 2, 2, 1, 2, NULL, w, a, b, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "first_expert");
+    CHECK_I64(moe_ep_vllm_permute(one, 2, 2, 1, 1, NULL, w, a, b, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_vllm_permute(one, 2, 2, 0, 3, NULL, w, a, b, NULL, &err), MOE_EP_ERR_SIZE);
+    d.num_experts = 2;
+    d.block_size = 1;
+    d.expert_map = two;
+    CHECK_I64(moe_ep_align_sizes(&d, 2, w, v, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 1);
+    d.expert_map = maps;
+    CHECK_I64(moe_ep_align_sizes(&d, 2, w, v, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_maxtext_permute(one, 2, 2, 2, w, a, b, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_maxtext_permute(one, 2, 2, 1, w, a, b, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_deepep_layout(one, 2, 1, 2, 2, 0, two, &layout, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(moe_ep_deepep_layout(one, 2, 1, 2, 2, 0, one, &layout, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_traffic(&p, two, 2, 1, NULL, MOE_EP_COUNT_PAIRS, w, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(moe_ep_traffic(&p, one, 2, 1, two, MOE_EP_COUNT_PAIRS, w, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(moe_ep_traffic(&p, one, 2, 1, one, MOE_EP_COUNT_PAIRS, w, NULL, &err), MOE_EP_OK);
+    devices[1] = 2;
+    CHECK_I64(moe_ep_fan_out(&p, one, 2, 1, a, b, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "p.slot_device");
+    devices[1] = 1;
+    nodes[1] = 1;
+    CHECK_I64(moe_ep_fan_out(&p, one, 2, 1, a, b, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "p.device_node");
+}
+
+/* What stands behind a result stays, and behind an argument is not looked at. */
+TEST(neighbours_of_the_maps)
+{
+    const int32_t ids[5] = {1, 0, -1, 1, 99}, device[3] = {1, 0, 99};
+    const int64_t ends[4] = {0, 1, 3, -5}, sizes[3] = {2, 1, -1};
+    const int32_t rows[4] = {7, 8, 9, -1}, order[3] = {1, 0, 99};
+    const uint8_t map[5] = {1, 0, 1, 1, 77};
+    int call, i;
+    for (call = 0; call < 12; call++) {
+        int32_t a[6], b[6];
+        int64_t w[6], v[6];
+        uint8_t m[6];
+        moe_ep_status s = MOE_EP_OK;
+        const int an = call == 6 || call == 8 ? 3 : 4;
+        const int wn = call == 1 || call == 9 || call == 10 ? 2 : call == 8 ? 1 : 3;
+        for (i = 0; i < 6; i++) {
+            a[i] = b[i] = -77;
+            w[i] = v[i] = -77;
+            m[i] = 77;
+        }
+        if (call == 0) s = moe_ep_permute(ids, 4, 2, w, a, b, NULL);
+        if (call == 1) s = moe_ep_send_counts(ids, 4, 2, device, 2, w, v, NULL);
+        if (call == 2) s = moe_ep_binned_rows(ends, rows, 2, 2, a, NULL);
+        if (call == 3) s = moe_ep_sglang_preprocess(ids, 4, 2, a, b, w, NULL);
+        if (call == 4) s = moe_ep_sglang_preprocess_keep(ids, 4, 2, a, b, w, NULL);
+        if (call == 5) s = moe_ep_vllm_permute(ids, 4, 2, 0, 2, NULL, w, a, b, NULL, NULL);
+        if (call == 6) s = moe_ep_megatron_permute(map, 2, 2, w, a, 3, NULL);
+        if (call == 7) s = moe_ep_megatron_drop_and_pad(map, 2, 2, 2, a, NULL);
+        if (call == 8) s = moe_ep_sort_chunks(sizes, order, 2, a, 3, w, NULL, NULL);
+        if (call == 9) s = moe_ep_maxtext_permute(ids, 4, 2, 1, w, a, b, NULL);
+        if (call == 10) s = moe_ep_megablocks_bins(ids, 4, 2, 1, a, b, v, w, NULL, NULL);
+        if (call == 11) s = moe_ep_routing_map(ids, 2, 2, 2, m, NULL);
+        CHECK_I64(s, MOE_EP_OK);
+        for (i = an; i < 6; i++) CHECK_I64(a[i], -77);
+        for (i = 4; i < 6; i++) CHECK_I64(b[i], -77);
+        for (i = wn; i < 6; i++) CHECK_I64(w[i], -77);
+        for (i = call == 1 ? 1 : 2; i < 6; i++) CHECK_I64(v[i], -77);
+        CHECK(m[4] == 77 && m[5] == 77);
+        STOP_IF_FAILED("call %d", call);
+    }
+}
+
 /* Scratch is asked for by the arrays that are worked in, each rounded up to 64 bytes, and 64 to align the first. */
 TEST(scratch_is_what_the_arrays_take)
 {

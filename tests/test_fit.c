@@ -419,6 +419,8 @@ TEST(calibrate_errors)
     WITH(start.ll_combine.alpha_p = 0.1, start.ll_combine.alpha_p = 0, MOE_EP_ERR_RANGE, "link.alpha_p", -1);
     WITH(start.normal_dispatch.row_s = -1, start.normal_dispatch.row_s = 0, MOE_EP_ERR_NEGATIVE, "link.row_s", -1);
     WITH(start.normal_combine.peer_s = NAN, start.normal_combine.peer_s = 0, MOE_EP_ERR_NAN, "link.peer_s", -1);
+    WITH(start.gemm.small_byte = -1, start.gemm.small_byte = 0, MOE_EP_ERR_NEGATIVE, "machine.gemm.small_byte", -1);
+    WITH(start.gemm.small_t0 = NAN, start.gemm.small_t0 = 0, MOE_EP_ERR_NAN, "machine.gemm.small_t0", -1);
     WITH(start.gemm.other_byte_s = NAN, start.gemm.other_byte_s = 0, MOE_EP_ERR_NAN, "machine.gemm.other_byte_s", -1);
     WITH(start.gemm.row_byte_s = NAN, start.gemm.row_byte_s = 0, MOE_EP_ERR_NAN, "machine.gemm.row_byte_s", -1);
     WITH(start.gemm.t0_p = 0.1, start.gemm.t0_p = 0, MOE_EP_ERR_RANGE, "machine.gemm.t0_p", -1);
@@ -840,6 +842,277 @@ TEST(rows_of_other_devices_come_back)
         row[7].top_k = -1;
         CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, &err) == MOE_EP_ERR_SIZE);
     }
+}
+
+/* Seconds of a kernel that may be given other devices' rows and may have a small batch, written out. */
+static double kernel_by_hand(const moe_ep_model *m, const moe_ep_machine *c, double slots, double active, double rows,
+                             double padded, double batch)
+{
+    const moe_ep_gemm *g = &c->gemm;
+    double H = m->hidden, I = m->inter, K = fmax(m->top_k, 1), others = fmax(batch - rows, 0), tokens = batch / K;
+    double up, down, byte = 1 / (c->memory_Bps * g->mem_eff), flop = 1 / (c->flops[m->math] * g->flop_eff);
+    double t0 = g->t0_s;
+    if (g->other_reached) others = fmin(others, rows * (K - 1));
+    if (g->other_reached || (!g->other_multiplied && !(g->other_byte_s > 0))) tokens = fmin(tokens, rows);
+    if (g->small_tokens != 0 && floor(tokens + 0.5) <= (g->small_tokens < 0 ? slots : g->small_tokens)) {
+        byte *= g->small_byte > 0 ? g->small_byte : 1;
+        t0 *= g->small_t0 > 0 ? g->small_t0 : 1;
+    }
+    if (g->other_multiplied) padded += others;
+    up = hypot((active * 2 * H * I + rows * (H + 4 * I)) * byte, 4 * H * I * padded * flop);
+    down = hypot((active * H * I + rows * (I + 2 * H)) * byte, 2 * H * I * padded * flop);
+    return 2 * (t0 + active * g->expert_s) + up + down +
+           (H + 4 * I + I + 2 * H) * (rows * g->row_byte_s + others * g->other_byte_s);
+}
+
+static void draw_kernel(moe_ep_machine *c, uint64_t *s)
+{
+    c->gemm.p = 2;
+    c->gemm.t0_p = 0;
+    c->gemm.tile = 64;
+    c->gemm.t0_s = 1e-5 * (1 + t_unit(s));
+    c->gemm.expert_s = 1e-7 * t_unit(s);
+    c->gemm.row_byte_s = 1e-13 * t_unit(s);
+    c->gemm.other_byte_s = t_below(s, 2) ? 1e-12 * t_unit(s) : 0;
+    c->gemm.other_reached = (int32_t)t_below(s, 2);
+    c->gemm.other_multiplied = (int32_t)t_below(s, 2);
+    c->gemm.small_tokens = (int32_t)t_below(s, 3) - 1;
+    if (c->gemm.small_tokens > 0) c->gemm.small_tokens = 1 + (int32_t)t_below(s, 2000);
+    c->gemm.small_byte = t_below(s, 4) ? 0.5 + t_unit(s) : 0;
+    c->gemm.small_t0 = t_below(s, 4) ? 0.5 + t_unit(s) : 0;
+}
+
+/* Kernels without an expert map, and kernels for small batches: alone, in a layer, in halves, against tensors. */
+TEST(forms_of_a_kernel)
+{
+    uint64_t s = t_seed + 61;
+    int round, i, small = 0;
+    for (round = 0; round < 600; round++) {
+        moe_ep_model m = moe_ep_model_deepseek_v3();
+        moe_ep_machine c = moe_ep_machine_h100(), plain;
+        moe_ep_layer_desc d;
+        moe_ep_time_result r, other;
+        moe_ep_device_time dev[4];
+        moe_ep_ep_vs_tp_desc q;
+        moe_ep_ep_vs_tp_result v;
+        double most = 0, want, all = 0, active, tokens = 1 + (double)t_below(&s, 400), P;
+        int64_t rows[64];
+        int k;
+        draw_kernel(&c, &s);
+        m.num_experts = 64;
+        m.num_groups = m.top_groups = 0;
+        m.top_k = 1 + (int32_t)t_below(&s, 8);
+        k = (int)t_below(&s, 9);
+        for (i = 0; i < 64; i++) rows[i] = 2 * (int64_t)t_below(&s, 1u << k);
+        for (i = 0; i < 64; i++) all += (double)rows[i];
+        memset(&d, 0, sizeof d);
+        d.model = &m;
+        d.machine = &c;
+        d.num_devices = 4;
+        CHECK(moe_ep_layer_time(&d, rows, &r, dev, NULL) == MOE_EP_OK);
+        for (k = 0; k < 4; k++) {
+            double here = 0, padded = 0, busy = 0;
+            for (i = 16 * k; i < 16 * k + 16; i++) {
+                here += (double)rows[i];
+                padded += 64 * ceil((double)rows[i] / 64);
+                busy += rows[i] > 0;
+            }
+            if (!(here > 0)) continue;
+            CHECK_NEAR(dev[k].compute_s, kernel_by_hand(&m, &c, 16, busy, here, padded, all), 1e-9, 0);
+            CHECK_NEAR(moe_ep_expert_time(&m, &c, rows + 16 * k, 16, NULL, NULL),
+                       kernel_by_hand(&m, &c, 16, busy, here, padded, 4 * here), 1e-9, 0);
+        }
+        plain = c;
+        plain.gemm.small_tokens = 0;
+        d.machine = &plain;
+        CHECK(moe_ep_layer_time(&d, rows, &other, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.shared_s, other.shared_s, 1e-12, 0); /* not a grouped kernel */
+        small += fabs(r.compute_s - other.compute_s) > 1e-9 * r.compute_s;
+        d.machine = &c; /* halves: twice a layer of half the rows, with as many slots */
+        d.overlap = MOE_EP_OVERLAP_TWO_EXPOSED;
+        CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+        for (i = 0; i < 64; i++) rows[i] /= 2;
+        d.overlap = MOE_EP_OVERLAP_NONE;
+        CHECK(moe_ep_layer_time(&d, rows, &other, dev, NULL) == MOE_EP_OK);
+        for (k = 0; k < 4; k++) most = fmax(most, dev[k].compute_s);
+        CHECK(r.total_s >= 2 * most * (1 - 1e-9));
+        for (i = 1, want = 0; i < 64; i++) want += fabs((double)(rows[i] - rows[0]));
+        if (!(want > 0) && rows[0] > 0) CHECK_NEAR(other.balanced_s, other.compute_s, 1e-9, 0);
+        memset(&q, 0, sizeof q);
+        q.model = &m;
+        q.machine = &c;
+        q.num_devices = 4;
+        q.num_slots = P = 64 + 4 * (double)t_below(&s, 3);
+        q.tokens = tokens;
+        CHECK(moe_ep_ep_vs_tp(&q, &v, NULL) == MOE_EP_OK);
+        active = m.top_k < P ? -P * expm1(4 * tokens * log1p(-m.top_k / P)) / 4 : P / 4;
+        all = 4 * tokens * m.top_k;
+        want = kernel_by_hand(&m, &c, P / 4, active, all / 4, active * 64 * ceil(all / 4 / (active * 64)), all);
+        CHECK_NEAR(v.ep_compute_s, want, 1e-9, 0);
+        active = m.top_k < 64 ? -64 * expm1(4 * tokens * log1p(-m.top_k / 64.0)) : 64;
+        m.inter /= 4;
+        want = kernel_by_hand(&m, &c, 64, active, all, active * 64 * ceil(all / (active * 64)), all);
+        CHECK_NEAR(v.tp_compute_s, want, 1e-9, 0);
+    }
+    CHECK(small > 60);
+}
+
+/* Every form that rows of a kernel can have comes back with its constants. */
+TEST(forms_come_back)
+{
+    static const int reached[5] = {0, 0, 1, 0, 1}, multiplied[5] = {0, 0, 0, 1, 1}, limit[3] = {0, -1, 64};
+    static moe_ep_expert_row row[120];
+    static int64_t slot[256];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine start = moe_ep_machine_h100(), truth, got;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    const int n = getenv("MOE_EP_SLOW") ? 80 : 120;
+    uint64_t s = t_seed + 62;
+    int form, i, j;
+    for (form = 0; form < 15; form++) {
+        int kind = form % 5, few = limit[form / 5];
+        truth = start;
+        truth.gemm.t0_s = 15e-6;
+        truth.gemm.other_byte_s = kind ? 1e-12 : 0;
+        truth.gemm.other_reached = reached[kind];
+        truth.gemm.other_multiplied = multiplied[kind];
+        truth.gemm.small_tokens = few;
+        truth.gemm.small_byte = few ? 0.6 : 0;
+        truth.gemm.small_t0 = few ? 0.5 : 0;
+        memset(row, 0, sizeof row);
+        for (i = 0; i < n; i++) {
+            int64_t each = (int64_t)1 << t_below(&s, 10);
+            row[i].num_slots = 256 >> t_below(&s, 8);
+            row[i].rows_per_slot = (double)each;
+            for (j = 0; j < row[i].num_slots; j++) slot[j] = each;
+            row[i].seconds = moe_ep_expert_time(&m, &truth, slot, row[i].num_slots, NULL, NULL);
+        }
+        d = of_experts(&start, &m, row, n);
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(r.experts.median < 0.005 && r.experts.worst < 0.05);
+        CHECK_I64(got.gemm.small_tokens, few);
+        CHECK_I64(got.gemm.other_multiplied, multiplied[kind]);
+        CHECK_I64(got.gemm.other_reached, reached[kind]);
+        CHECK_NEAR(got.gemm.other_byte_s, truth.gemm.other_byte_s, 0.05, 0);
+        CHECK_NEAR(got.gemm.small_byte, truth.gemm.small_byte, 0.05, 0);
+        CHECK_NEAR(got.gemm.small_t0, truth.gemm.small_t0, 0.05, 0);
+        CHECK_NEAR(got.gemm.t0_s, 15e-6, 0.05, 0);
+        d.start = &truth; /* a start that has it is right before the fit and keeps it */
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(r.experts.before < 1e-9 && r.experts.median < 1e-4);
+        CHECK_I64(got.gemm.small_tokens, few);
+        CHECK_I64(got.gemm.other_multiplied, multiplied[kind]);
+    }
+    truth.gemm.small_tokens = 100; /* neither slots nor 64: where the start says so */
+    truth.gemm.small_byte = truth.gemm.small_t0 = 0;
+    for (i = 0; i < n; i++) row[i].product = 1 + i % 2, row[i].seconds = 1e-4;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK); /* products alone show no batch */
+    CHECK_I64(got.gemm.small_tokens, 100);
+}
+
+static double cost_of(double e, int redescends)
+{
+    double z = e / 0.05;
+    return redescends ? 2 * log(1 + z * z / 4) : sqrt(1 + z * z) - 1;
+}
+
+static double experts_loss(const moe_ep_machine *c, const moe_ep_model *m, const moe_ep_expert_row *row, int n)
+{
+    double loss = 0;
+    int i, j;
+    for (i = 0; i < n; i++) {
+        int64_t slot[256];
+        for (j = 0; j < row[i].num_slots; j++) slot[j] = (int64_t)row[i].rows_per_slot;
+        loss += cost_of(log(moe_ep_expert_time(m, c, slot, row[i].num_slots, NULL, NULL) / row[i].seconds), 0);
+    }
+    return loss;
+}
+
+/* Noisy rows: what comes out is where their loss is least, for no constant can be moved to lower it by more than its
+ * pull allows. */
+TEST(the_loss_is_least)
+{
+    static moe_ep_expert_row row[400];
+    static moe_ep_link_row wire[400];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine truth = moe_ep_machine_h100(), start = truth, got;
+    moe_ep_calibrate_desc d;
+    uint64_t s = t_seed + 63;
+    const int n = getenv("MOE_EP_SLOW") ? 100 : 400;
+    int i, j, k, sign;
+    truth.gemm.t0_s = 15e-6;
+    truth.gemm.expert_s = 4e-7;
+    truth.gemm.row_byte_s = 1e-12;
+    truth.gemm.t0_p = 1.4;
+    truth.gemm.other_byte_s = 1e-12;
+    truth.gemm.other_multiplied = 1;
+    truth.gemm.small_tokens = -1;
+    truth.gemm.small_byte = 0.6;
+    truth.gemm.small_t0 = 0.5;
+    memset(row, 0, sizeof row);
+    for (i = 0; i < n; i++) {
+        int64_t slot[256], each = (int64_t)1 << t_below(&s, 10);
+        row[i].num_slots = 256 >> t_below(&s, 8);
+        row[i].rows_per_slot = (double)each;
+        for (j = 0; j < row[i].num_slots; j++) slot[j] = each;
+        row[i].seconds = moe_ep_expert_time(&m, &truth, slot, row[i].num_slots, NULL, NULL) * (0.85 + 0.3 * t_unit(&s));
+    }
+    d = of_experts(&start, &m, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    for (k = 0; k < 9; k++)
+        for (sign = -1; sign <= 1; sign += 2) {
+            moe_ep_machine c = got;
+            double *v[9], least = experts_loss(&got, &m, row, n);
+            v[0] = &c.gemm.t0_s, v[1] = &c.gemm.mem_eff, v[2] = &c.gemm.flop_eff, v[3] = &c.gemm.expert_s;
+            v[4] = &c.gemm.row_byte_s, v[5] = &c.gemm.t0_p, v[6] = &c.gemm.other_byte_s, v[7] = &c.gemm.small_byte;
+            v[8] = &c.gemm.small_t0;
+            *v[k] *= 1 + 0.02 * sign;
+            CHECK(experts_loss(&c, &m, row, n) > least - 0.1);
+        }
+    {
+        moe_ep_link l = start.ll_combine;
+        l.alpha_s = 14e-6;
+        l.intra_Bps = 400e9;
+        l.inter_Bps = 40e9;
+        l.peer_s = 1e-7;
+        l.row_s = 1e-9;
+        l.row_byte_s = 1e-9;
+        l.pair_Bps = 200e9;
+        l.crowd_s = 4e-13;
+        l.short_s = 8e-6;
+        l.short_Bps = 6e9;
+        l.alpha_p = 1.3;
+        for (i = 0; i < n; i++) {
+            double bytes = exp(6 + 14 * t_unit(&s));
+            wire[i] = link_row(bytes, i % 3 ? 0.0 : bytes * t_unit(&s), bytes / (i % 2 ? 2048 : 14336),
+                               (double)(2 << t_below(&s, 4)), &l);
+            wire[i].seconds *= 0.85 + 0.3 * t_unit(&s);
+        }
+        memset(&d, 0, sizeof d);
+        d.start = &start;
+        d.links = wire;
+        d.num_links = n;
+        CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    }
+    for (k = 0; k < 11; k++)
+        for (sign = -1; sign <= 1; sign += 2) {
+            moe_ep_link c = got.ll_dispatch;
+            double *v[11], least = 0, now = 0;
+            v[0] = &c.alpha_s, v[1] = &c.intra_Bps, v[2] = &c.inter_Bps, v[3] = &c.peer_s, v[4] = &c.row_s;
+            v[5] = &c.row_byte_s, v[6] = &c.pair_Bps, v[7] = &c.crowd_s, v[8] = &c.short_s, v[9] = &c.short_Bps;
+            v[10] = &c.alpha_p;
+            *v[k] *= 1 + 0.02 * sign;
+            for (i = 0; i < n; i++) {
+                const moe_ep_link_row *w = &wire[i];
+                double was = moe_ep_link_time_rows(&got.ll_dispatch, w->intra_bytes, w->inter_bytes, w->rows, w->peers,
+                                                   NULL);
+                least += cost_of(log(was / w->seconds), 1);
+                was = moe_ep_link_time_rows(&c, w->intra_bytes, w->inter_bytes, w->rows, w->peers, NULL);
+                now += cost_of(log(was / w->seconds), 1);
+            }
+            CHECK(now > least - 0.1);
+        }
 }
 
 /* Starts and rows off the beaten track: a latency in the norm stays there, a start without latency, a bend at its

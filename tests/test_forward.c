@@ -712,6 +712,20 @@ TEST(every_activation_layout_and_type_equals_the_naive_layer)
     CHECK(worst > 0.0); /* float against double: an error of exactly 0 would mean nothing was compared */
 }
 
+/* Columns of all places in a block, with limits that most of them reach. */
+TEST(activations_reach_every_column)
+{
+    uint64_t s = t_seed + 42;
+    for (int act = 0; act < 20; act++) {
+        moe_ep_activation a = act_of(act % 10);
+        if (act >= 10) a.limit = 0.05f;
+        set r = make_set(1, 3, 67, MOE_EP_F32, MOE_EP_GATE_SEPARATE, a, act & 1, 0, 0, &s);
+        CHECK(run_case(&r, NULL, NULL, 0, 1, 0, 3, &s) <= 1e-5);
+        free_set(&r);
+        STOP_IF_FAILED("activation %d", act);
+    }
+}
+
 TEST(tails_of_every_length)
 {
     uint64_t s = t_seed + 2;
@@ -1596,6 +1610,13 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.d.ids = NULL, 4, MOE_EP_ERR_NULL, "ids", -1);
     BAD(g.ids[6] = 5, 4, MOE_EP_ERR_EXPERT_ID, "ids", 6);
     BAD(g.ids[2] = -2, 4, MOE_EP_ERR_EXPERT_ID, "ids", 2);
+    BAD(g.ids[0] = 5, 1, MOE_EP_ERR_EXPERT_ID, "ids", 0);
+    BAD(g.ids[7] = -2, 4, MOE_EP_ERR_EXPERT_ID, "ids", 7);
+    BAD(g.w[0] = nan, 1, MOE_EP_ERR_NAN, "choice_weights", 0);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.d.top_k = 1), 4, MOE_EP_ERR_CONFIG, "top_k", -1);
+    g.d.ids = NULL; /* no token reads none */
+    CHECK_I64(moe_ep_forward(&g.d, NULL, 0, NULL, NULL, NULL), MOE_EP_OK);
+    g.d.ids = g.ids;
     BAD(g.w[5] = inf, 4, MOE_EP_ERR_NAN, "choice_weights", 5);
     BAD(g.d.router = &g.router, 4, MOE_EP_ERR_NULL, "gate", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.d.top_k = 3), 4, MOE_EP_ERR_CONFIG, "top_k", -1);

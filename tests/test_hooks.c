@@ -482,16 +482,18 @@ TEST(a_router_with_identity_experts_over_two_passes_of_the_ranks)
 TEST(memory_of_the_ranks_fits_layers_of_any_shape)
 {
     uint64_t s = t_seed + 35;
-    for (int i = 0; i < 34; i++) {
-        int many = i >= 32, D = many ? 64 : 1 + i % 3, E = many ? 1024 : 4, K = many ? 1 : 1 + (i & 1);
-        int H = i & 2 ? 150 : 1, I = many ? 1 : i & 4 ? 150 : 1;
-        int64_t T = many ? 3 : 120;
+    for (int i = 0; i < 35; i++) {
+        static const int devices[3] = {64, 400, 2}, slots[3] = {1024, 400, 1024};
+        int many = i >= 32, D = many ? devices[i - 32] : 1 + i % 3, E = many ? slots[i - 32] : 4;
+        int K = many ? 1 : 1 + (i & 1);
+        int H = i & 2 ? 100 : 1, I = many ? 1 : i & 4 ? 100 : 1;
+        int64_t T = many ? 3 : 40;
         model m = make_model(E, H, I, &s);
         own_placement o = make_placement(CONTIGUOUS, E, D, E, &s);
         float *x = floats(T * H, &s), *one = floats(T * H, &s), *many_y = floats(T * H, &s);
-        float *wide = floats(2 * 250 * H, &s);
-        int32_t ids[240];
-        float w[240];
+        float *wide = floats(8 * 60 * H, &s);
+        int32_t ids[80];
+        float w[80];
         counter c = {0, 0, 0, {0}};
         moe_ep_scratch scratch;
         memset(&scratch, 0, sizeof scratch);
@@ -500,7 +502,7 @@ TEST(memory_of_the_ranks_fits_layers_of_any_shape)
         moe_ep_forward_desc d = desc_of(&m, K, ids, w);
         if (i & 8) d.shared = &m.shared;
         if (i & 16) {
-            m.shared.num_experts = 2, m.shared.inter = 250;
+            m.shared.num_experts = 8, m.shared.inter = i & 4 ? 60 : 1;
             m.shared.gate = m.shared.up = m.shared.down = wide;
         }
         CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
@@ -2077,7 +2079,8 @@ TEST(the_stages_take_what_the_larger_of_them_wants)
 {
     uint64_t s = t_seed + 14;
     for (int i = 0; i < 60; i++) {
-        int64_t tokens = 1 + t_below(&s, 50), rows = 1 + t_below(&s, i % 5 ? 100 : 3);
+        int64_t tokens = 1 + t_below(&s, 50), rows = 1 + t_below(&s, i % 7 ? 100 : 3);
+        int32_t start[2] = {0, i % 5}, slots = start[1];
         size_t experts, sums;
         counter c = {0, 0, 0, {0}};
         rig g;
@@ -2088,7 +2091,8 @@ TEST(the_stages_take_what_the_larger_of_them_wants)
         g.d.alloc.alloc_fn = count_alloc, g.d.alloc.free_fn = count_free, g.d.alloc.user = &c;
         g.hooks.alloc_fn = NULL, g.hooks.free_fn = NULL, g.hooks.combine = NULL;
         g.d.hooks = i & 2 ? &g.hooks : NULL;
-        experts = i & 2 ? 0 : experts_need(&g.layer, g.layer.experts, 4, rows) - 64;
+        g.d.slot_start = start, g.layer.num_null = 2;
+        experts = i & 2 || slots == 0 ? 0 : experts_need(&g.layer, g.layer.experts, slots, rows) - 64;
         sums = piece(2 * tokens, 24);
         if (i & 1) {
             /* the answers of each shared expert, and what the experts alone take but for the copies of the tokens,

@@ -2959,6 +2959,11 @@ TEST(presets_field_by_field)
         if (t_failed_here) printf("    %s\n", p->name);
     }
     CHECK_I64(moe_ep_router_longcat(64, 6, 5).num_null, 5);
+    {
+        moe_ep_router one; /* one expert is enough */
+        CHECK_I64(moe_ep_router_by_name("qwen3", 1, 1, &one, NULL), MOE_EP_OK);
+        CHECK(one.num_experts == 1 && one.top_k == 1);
+    }
     c = moe_ep_top2_gshard(8);
     CHECK(c.num_experts == 8 && c.second == MOE_EP_SECOND_RANDOM && c.renorm == 1 && c.eps_mode == MOE_EP_EPS_ADD);
     CHECK_NEAR(c.eps, 1e-9, 1e-6, 0.0);
@@ -3158,7 +3163,7 @@ TEST(sizes_that_just_fit)
 {
     const float row[2] = {0.5f, 0.25f}, cancel[2] = {0.5f, -0.25f}, full[1] = {3.40282347e38f}, hot[2] = {88.0f, 0.0f};
     const float hundred[1] = {100.0f};
-    const int32_t one[1] = {0};
+    const int32_t one[1] = {0}, beyond[2] = {0, 1};
     const int64_t most = INT64_MAX / 16, loads[2] = {3, 1};
     float w[4] = {-9.0f, -9.0f, -9.0f, -9.0f}, bias[2] = {3.40282347e38f, 0.0f};
     int32_t ids[2] = {-9, -9}, rounds;
@@ -3212,6 +3217,15 @@ TEST(sizes_that_just_fit)
     d.num_tokens++;
     CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_OVERFLOW, 0.0, 0.0);
     CHECK_STR(err.arg, "num_tokens");
+    d.num_tokens = d.top_k = 1;
+    d.kind = MOE_EP_AUX_DEVICE;
+    d.device_of_expert = one;
+    d.num_devices = 1;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), 0.5, 1e-12, 0.0);
+    d.num_experts = 2;
+    d.device_of_expert = beyond; /* the number of devices is not one of them */
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_DEVICE_ID, 0.0, 0.0);
+    CHECK_I64(err.index, 1);
     CHECK_I64(moe_ep_append_shared(one, row, 0, 1, 1, INT32_MAX - 1, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err),
               MOE_EP_OK);
     CHECK_I64(moe_ep_append_shared(one, row, 0, 2, 1, INT32_MAX - 2, MOE_EP_SHARED_CONSTANT, 1.0f, ids, w, &err),
@@ -3269,6 +3283,41 @@ TEST(scores_of_rows_apart)
     r.num_experts = 0;
     CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_SIZE);
     CHECK(scores[0] <= 0.6f && scores[4] < -8.0f);
+}
+
+/* More experts than are looked at in one go: the softmax is over all of them, in weights and in scores. */
+TEST(softmax_of_very_many)
+{
+    static const int32_t sizes[] = {1023, 1024, 1025, 1040, 2048, 2400};
+    static float logits[2400], scores[2400], bias[2400];
+    uint64_t s = t_seed + 99;
+    int n, shifted;
+    for (n = 0; n < 6; n++)
+        for (shifted = 0; shifted < 2; shifted++) {
+            const int32_t E = sizes[n];
+            double most = -1e30, sum = 0.0, got = 0.0;
+            moe_ep_router r = moe_ep_router_qwen2(E, 3);
+            float w[3];
+            int32_t ids[3], e;
+            for (e = 0; e < E; e++) {
+                logits[e] = (float)(4.0 * t_unit(&s));
+                bias[e] = (float)(t_unit(&s) - 0.5);
+            }
+            r.logit_bias = shifted ? bias : NULL;
+            for (e = 0; e < E; e++) most = fmax(most, (double)logits[e] + (shifted ? (double)bias[e] : 0.0));
+            for (e = 0; e < E; e++) sum += exp((double)logits[e] + (shifted ? (double)bias[e] : 0.0) - most);
+            CHECK_I64(moe_ep_scores(&r, logits, 1, scores, NULL), MOE_EP_OK);
+            for (e = 0; e < E; e++) {
+                const double l = (double)logits[e] + (shifted ? (double)bias[e] : 0.0);
+                CHECK_NEAR(scores[e], exp(l - most) / sum, 1e-5, 0.0);
+                got += (double)scores[e];
+            }
+            CHECK_NEAR(got, 1.0, 1e-5, 0.0);
+            CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+            CHECK_NEAR(w[0], 1.0 / sum, 1e-5, 0.0);
+            for (e = 0; e < 3; e++) CHECK_NEAR(w[e], scores[ids[e]], 1e-6, 0.0);
+            STOP_IF_FAILED("size %d", n);
+        }
 }
 
 /* Equal differences: the first one is named. */

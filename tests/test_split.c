@@ -162,6 +162,28 @@ static int flow_fits(const moe_ep_placement *p, const int64_t *counts, int64_t l
     return 1;
 }
 
+/* Least busiest device over all splits into shares: the experts that can only go to the devices of a set fill at least
+ * that set, and the fullest set is the bound (maximum flow, minimum cut). */
+static double best_level(const moe_ep_placement *p, const double *loads)
+{
+    double best = 0;
+    int set, d, e, i;
+    for (set = 1; set < 1 << p->num_devices; set++) {
+        double load = 0, speed = 0;
+        for (d = 0; d < p->num_devices; d++) speed += (set >> d & 1) && !p->device_inactive[d] ? p->device_speed[d] : 0;
+        for (e = 0; e < p->num_experts; e++) {
+            int inside = 1;
+            for (i = p->replica_start[e]; i < p->replica_start[e + 1]; i++) {
+                d = p->slot_device[p->replica_slot[i]];
+                inside &= (set >> d & 1) || p->device_inactive[d];
+            }
+            load += inside ? loads[e] : 0;
+        }
+        if (speed > 0 && load / speed > best) best = load / speed;
+    }
+    return best;
+}
+
 static moe_ep_placement random_table(uint64_t *s, int *pE, int *pD)
 {
     int E = 1 + (int)t_below(s, 6), D = 1 + (int)t_below(s, 5), S = 1 + (int)t_below(s, 4), P, i;
@@ -188,7 +210,7 @@ TEST(sums_and_optimum)
         int E, D;
         moe_ep_placement p = random_table(&s, &E, &D);
         int64_t counts[8], source[8 * 8], rows[64], device[8], worst_exact = 0, level;
-        double loads[8], share[64], worst = 0;
+        double loads[8], share[64], small[64], worst = 0, least = 0;
         for (e = 0; e < E; e++) {
             counts[e] = t_below(&s, 4) ? t_below(&s, n % 3 ? 40 : 4) : 0;
             loads[e] = (double)counts[e];
@@ -209,6 +231,12 @@ TEST(sums_and_optimum)
         for (level = 0; !flow_fits(&p, counts, level); level++) {}
         CHECK_I64(worst_exact, level);
         CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &worst, NULL, NULL), MOE_EP_OK);
+        for (e = 0; e < E; e++) loads[e] /= 1048576; /* fractions of a row are shared out alike */
+        CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, small, &least, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < p.num_slots; i++) CHECK_NEAR(1048576 * small[i], share[i], 0, 0);
+        CHECK_NEAR(1048576 * least, worst, 0, 0);
+        for (e = 0; e < E; e++) loads[e] *= 1048576;
+        CHECK_NEAR(worst, best_level(&p, loads), 1e-11, 0);
         CHECK(worst <= (double)level + 1e-6);
         CHECK(worst > (double)level - 1.0);
         for (e = 0; e < E; e++) {
@@ -399,7 +427,8 @@ TEST(many_experts_to_the_row)
     uint64_t s = t_seed + 10;
     int n, e, i, d, sweeps;
     for (n = 0; n < 250; n++) {
-        const int D = 2 + (int)t_below(&s, 9), E = D + (int)t_below(&s, 4 * D), P = 8 * D, few = 1 + (int)t_below(&s, 9);
+        const int D = 2 + (int)t_below(&s, 9), E = D + (int)t_below(&s, 4 * D), P = 8 * D;
+        const int64_t few = 1 + t_below(&s, 9);
         int32_t slots[80];
         int64_t counts[50], rows[80], device[10];
         double loads[50], share[80];
@@ -579,6 +608,8 @@ TEST(general_placements)
             for (d = 0; d < D; d++) source[d * E + e] = d == 0 ? counts[e] : 0;
         }
         CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &level, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(level, best_level(&p, loads), 1e-9, 0);
+        for (d = 0; d < p.num_slots; d++) CHECK(share[d] >= 0);
         for (policy = 0; policy <= MOE_EP_SPLIT_EXACT; policy++) {
             moe_ep_split_desc desc = split_of((moe_ep_split_policy)policy);
             desc.source_counts = source;
@@ -710,6 +741,9 @@ TEST(inconsistent_placements)
             p.slot_start[i] = keep;
         }
     }
+    p.slot_start[0] = 1; /* slot 0 would be nobody's */
+    CHECK_I64(refusals(&p), 1);
+    p.slot_start[0] = 0;
     p.replica_slot[1] = p.replica_slot[0]; /* a slot listed twice: its quota would run out */
     CHECK_I64(refusals(&p), 11);
     CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
@@ -795,6 +829,32 @@ TEST(broken_placements_are_named)
     }
 }
 
+/* Slot P of a layer would be slot 0 of the next, which holds the very expert: refused all the same. */
+TEST(a_slot_of_the_next_layer)
+{
+    enum { E = 16, P = 16 };
+    moe_ep_split_desc even = split_of(MOE_EP_SPLIT_EVEN), exact = split_of(MOE_EP_SPLIT_EXACT);
+    int64_t counts[E], rows[P];
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    moe_ep_error err;
+    int i;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 4;
+    shape.num_slots = P;
+    p = placement_new(2, E, &shape);
+    for (i = 0; i < P; i++) p.slot_expert[i] = p.slot_expert[P + i] = i;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    for (i = 0; i < E; i++) counts[i] = i;
+    CHECK_I64(moe_ep_split(&even, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+    p.replica_slot[0] = P;
+    CHECK_I64(moe_ep_split(&even, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "p.replica_slot");
+    CHECK_I64(moe_ep_split(&exact, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "p.replica_slot");
+    placement_free(&p);
+}
+
 /* One expert in very many slots, listed in any order: a slot listed twice is seen, wherever it is. */
 TEST(slots_listed_twice)
 {
@@ -821,6 +881,14 @@ TEST(slots_listed_twice)
             p.replica_slot[i] = p.replica_slot[(i + 1 + (int)t_below(&s, n - 1)) % n];
             CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
             CHECK_STR(err.arg, "p.replica_slot");
+            p.replica_slot[i] = slots[0];
+        }
+        for (k = 0; k < 2; k++) { /* the first slot and the last */
+            const int32_t twice = k ? n - 1 : 0;
+            for (i = 0; p.replica_slot[i] == twice; i++) {}
+            slots[0] = p.replica_slot[i];
+            p.replica_slot[i] = twice;
+            CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, &err), MOE_EP_ERR_PLACEMENT);
             p.replica_slot[i] = slots[0];
         }
         placement_free(&p);
@@ -1029,6 +1097,7 @@ TEST(shares_keep_their_sum)
 {
     const int32_t slots[6] = {0, 1, 0, 2, 0, 3}, pair[2] = {0, 0};
     const double loads[4] = {1, 1e20, 1e20, 1e20}, least[1] = {4.9406564584124654e-324};
+    const double apart[4] = {1, 1e20, 1e20, 1e20 + 32768};
     moe_ep_placement p = table(4, 3, 6, 1, slots), q = table(1, 2, 2, 1, pair);
     double share[6], worst;
     uint64_t s = t_seed;
@@ -1036,6 +1105,11 @@ TEST(shares_keep_their_sum)
     CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, &worst, NULL, NULL), MOE_EP_OK);
     CHECK_NEAR(share[0] + share[2] + share[4], 1, 0, 0);
     CHECK_NEAR(worst, 1e20, 0, 0);
+    for (n = 0; n < 3; n++) { /* the level of the three rounds up, by 16384 times what is to be shared */
+        CHECK_I64(moe_ep_split_shares(&p, 0, apart, n, share, &worst, NULL, NULL), MOE_EP_OK);
+        CHECK(share[0] >= 0 && share[2] >= 0 && share[4] >= 0);
+        CHECK_NEAR(share[0] + share[2] + share[4], 1, 0, 0);
+    }
     if (t_subnormals()) {
         CHECK_I64(moe_ep_split_shares(&q, 0, least, 0, share, &worst, NULL, NULL), MOE_EP_OK);
         CHECK_NEAR(share[0] + share[1], least[0], 0, 0);
@@ -1110,6 +1184,7 @@ TEST(rows_beyond_doubles)
 TEST(every_bad_argument)
 {
     const int32_t slots[4] = {0, 1, 0, 2}, all[4] = {0, 0, 0, 0}, fine[2] = {0, 1}, low[2] = {0, -2}, from[2] = {0, -1};
+    const int32_t high[2] = {3, 0};
     const int32_t nowhere[2] = {-1, 0}, beyond[2] = {4, 0};
     const int32_t empty[4] = {0, -1, 0, 1}, far[2] = {-2, 0}, hole[2] = {0, 1}, here[2] = {0, 3};
     const int32_t late[4] = {-1, 0, 1, 0}, begin[2] = {3, 0};
@@ -1157,6 +1232,7 @@ TEST(every_bad_argument)
     REFUSED(moe_ep_pick_slot(NULL, 0, 0, 0, &err), MOE_EP_ERR_NULL, "p", -1);
     REFUSED(moe_ep_pick_slot(&p, 0, -1, 0, &err), MOE_EP_ERR_EXPERT_ID, "expert", -1);
     REFUSED(moe_ep_assign_slots(&p, 0, low, 2, quota, got, NULL, &err), MOE_EP_ERR_EXPERT_ID, "ids", 1);
+    REFUSED(moe_ep_assign_slots(&p, 0, high, 2, quota, got, NULL, &err), MOE_EP_ERR_EXPERT_ID, "ids", 0);
     REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, minus, got, NULL, &err), MOE_EP_ERR_NEGATIVE, "slot_rows", 3);
     REFUSED(moe_ep_assign_slots(&p, 0, fine, 2, most, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 0);
     REFUSED(moe_ep_assign_slots(&gap, 0, fine, 2, extra, got, NULL, &err), MOE_EP_ERR_CONFIG, "slot_rows", 1);
@@ -1197,6 +1273,7 @@ TEST(every_bad_argument)
     FINE(moe_ep_split_shares(&p, 0, loads, 0, share, NULL, NULL, &err));
     FINE(moe_ep_device_rows(&p, quota, rows, &err));
     FINE(moe_ep_pick_slot(&p, 0, 0, 0, &err) < 0);
+    FINE(moe_ep_reroute_replicas(&p, 0, 1, NULL, 0, NULL, NULL, NULL, NULL, &err));
 #undef FINE
     CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, here, 2, got, NULL, NULL, NULL, &err), MOE_EP_OK);
     CHECK(got[0] == 0 && got[1] == 3);

@@ -736,6 +736,8 @@ static void answer_by_hand(const drawn_sweep *x, moe_ep_sweep_point *p, int64_t 
         }
 }
 
+#define SAME(field) CHECK_NEAR(got[m].field, want[m].field, 1e-11, 0)
+
 TEST(sweeps_by_hand)
 {
     static const moe_ep_overlap usual[3] = {MOE_EP_OVERLAP_NONE, MOE_EP_OVERLAP_SHARED, MOE_EP_OVERLAP_TWO_EXPOSED};
@@ -787,14 +789,14 @@ TEST(sweeps_by_hand)
             CHECK_I64(got[m].limit, want[m].limit);
             CHECK(memcmp(&got[m].memory, &want[m].memory, sizeof got[m].memory) == 0);
             CHECK_NEAR(got[m].batch_kv_tokens, want[m].batch_kv_tokens, 1e-12, 0);
-            CHECK_NEAR(got[m].step.tpot_s, want[m].step.tpot_s, 1e-11, 0);
-            CHECK_NEAR(got[m].step.step_s, want[m].step.step_s, 1e-11, 0);
-            CHECK_NEAR(got[m].step.tokens_per_s_device, want[m].step.tokens_per_s_device, 1e-11, 0);
-            CHECK_NEAR(got[m].step.compute_s, want[m].step.compute_s, 1e-11, 0);
-            CHECK_NEAR(got[m].step.dispatch_s, want[m].step.dispatch_s, 1e-11, 0);
-            CHECK_NEAR(got[m].step.combine_s, want[m].step.combine_s, 1e-11, 0);
-            CHECK_NEAR(got[m].attention_s, want[m].attention_s, 1e-11, 0);
-            CHECK_NEAR(got[m].imbalance, want[m].imbalance, 1e-11, 0);
+            SAME(step.tpot_s);
+            SAME(step.step_s);
+            SAME(step.tokens_per_s_device);
+            SAME(step.compute_s);
+            SAME(step.dispatch_s);
+            SAME(step.combine_s);
+            SAME(attention_s);
+            SAME(imbalance);
             CHECK_I64(got[m].pareto, want[m].pareto);
             if (got[m].limit < 6) seen[got[m].limit]++;
             fitted += got[m].fits;
@@ -808,6 +810,155 @@ TEST(sweeps_by_hand)
     }
     CHECK(fitted > rounds);
     for (round = 0; round < 6 && rounds >= 60; round++) CHECK(seen[round] > 0); /* each limit was met */
+}
+
+TEST(sweeps_that_fail_on_the_way)
+{
+    static moe_ep_sweep_point p[4];
+    static const int64_t few[1] = {4}, many[1] = {1 << 16};
+    static const int32_t ep[1] = {2}, spare[1] = {4400};
+    static const moe_ep_overlap none[1] = {MOE_EP_OVERLAP_NONE};
+    static const moe_ep_place_policy policy[1] = {MOE_EP_PLACE_CONTIGUOUS};
+    double huge[1] = {1e308}, plan[8], serve[8] = {1, 0, 0, 0, 0, 0, 0, 0};
+    moe_ep_model m = moe_ep_model_mixtral_8x7b(), wide = m;
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_sweep_desc d = v3_on(&m, &c, few, 1), good;
+    moe_ep_sweep_result r;
+    moe_ep_workload w;
+    moe_ep_scratch scratch;
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 8; i++) plan[i] = 1 + i;
+    d.num_devices = 2;
+    d.ep = ep;
+    d.num_ep = 1;
+    d.overlaps = none;
+    d.num_overlaps = 1;
+    d.policies = policy;
+    d.num_policies = 1;
+    d.num_layers = 1;
+    d.memory_bytes = 1e12;
+    good = d;
+    CHECK_I64(moe_ep_sweep(&d, p, 4, &r, NULL, &err), MOE_EP_OK);
+    CHECK(r.fit == r.points && r.best >= 0);
+#define STOPS(change, status, name)                                                                                    \
+    do {                                                                                                               \
+        change;                                                                                                        \
+        CHECK_I64(moe_ep_sweep(&d, p, 4, &r, NULL, &err), status);                                                     \
+        CHECK_STR(err.arg, name);                                                                                      \
+        d = good;                                                                                                      \
+    } while (0)
+    STOPS(d.split = (moe_ep_split_policy)99, MOE_EP_ERR_RANGE, "desc.policy");
+    STOPS(d.attention_s = huge, MOE_EP_ERR_OVERFLOW, "attention_s");
+    STOPS(d.memory_bytes = 1e300, MOE_EP_ERR_OVERFLOW, "memory_bytes");
+    STOPS((d.plan_loads = plan, d.serve_loads = serve), MOE_EP_ERR_INFEASIBLE, "popularity"); /* one for two choices */
+    STOPS((d.plan_loads = serve, d.serve_loads = plan), MOE_EP_ERR_INFEASIBLE, "popularity");
+    wide.hidden = INT32_MAX; /* a buffer beyond 2^62 bytes */
+    wide.num_experts = 260;
+    STOPS((d.model = &wide, d.tokens = many, d.redundant = spare, d.num_redundant = 1), MOE_EP_ERR_OVERFLOW,
+          "num_slots");
+#undef STOPS
+    memset(&w, 0, sizeof w);
+    w.num_experts = 8;
+    w.top_k = 2;
+    w.kind = MOE_EP_LOAD_BALANCED; /* has no popularity to plan on */
+    d.workload = &w;
+    memset(&scratch, 0, sizeof scratch);
+    CHECK_I64(moe_ep_sweep(&d, p, 4, &r, &scratch, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "kind");
+    CHECK(scratch.need > 0 && scratch.need <= scratch.bytes);
+    moe_ep_scratch_free(&scratch);
+}
+
+TEST(lists_up_to_their_limits)
+{
+    static const int64_t tokens[1] = {4};
+    int64_t t[1] = {INT32_MAX};
+    int32_t ep[1] = {8}, spare[1] = {INT32_MAX / 2 - 8};
+    moe_ep_place_policy policy[1] = {MOE_EP_PLACE_BEST};
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c = moe_ep_machine_h100();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 1);
+    moe_ep_workload w;
+    moe_ep_error err;
+    memset(&w, 0, sizeof w);
+    w.num_experts = 8;
+    w.top_k = 2;
+#define LIMIT(given, change, status, name)                                                                             \
+    do {                                                                                                               \
+        d = v3_on(&m, &c, tokens, 1);                                                                                  \
+        given;                                                                                                         \
+        CHECK(moe_ep_sweep_count(&d, &err) > 0);                                                                       \
+        change;                                                                                                        \
+        CHECK_I64(moe_ep_sweep_count(&d, &err), status);                                                               \
+        CHECK_STR(err.arg, name);                                                                                      \
+    } while (0)
+    LIMIT(d.tokens = t, t[0]++, MOE_EP_ERR_SIZE, "tokens");
+    LIMIT((d.ep = ep, d.num_ep = 1), ep[0] = 9, MOE_EP_ERR_SIZE, "ep");
+    LIMIT((d.ep = ep, d.num_ep = 1, ep[0] = 8), d.num_devices = 7, MOE_EP_ERR_SIZE, "ep");
+    LIMIT((d.redundant = spare, d.num_redundant = 1), spare[0]++, MOE_EP_ERR_SLOTS, "redundant");
+    LIMIT((d.policies = policy, d.num_policies = 1), policy[0] = MOE_EP_PLACE_REBALANCE, MOE_EP_ERR_RANGE, "policies");
+    LIMIT((d.policies = policy, policy[0] = MOE_EP_PLACE_ROUND_ROBIN, d.num_policies = 1),
+          policy[0] = MOE_EP_PLACE_GIVEN, MOE_EP_ERR_RANGE, "policies");
+    LIMIT(d.workload = &w, w.top_k = 3, MOE_EP_ERR_CONFIG, "workload");
+    LIMIT((d.workload = &w, w.top_k = 2), w.num_experts = 9, MOE_EP_ERR_CONFIG, "workload");
+    LIMIT((d.plan_loads = NULL, d.num_layers = 33), (d.plan_loads = &c.memory_bytes), MOE_EP_ERR_SIZE, "num_layers");
+    LIMIT((d.serve_loads = &c.memory_bytes, d.num_layers = 32), d.num_layers = 33, MOE_EP_ERR_SIZE, "num_layers");
+#undef LIMIT
+    m.num_experts = 1 << 20;
+    d = v3_on(&m, &c, tokens, 1);
+    d.num_devices = 1;
+    CHECK_I64(moe_ep_sweep_count(&d, &err), 3);
+    m.num_experts++;
+    CHECK_I64(moe_ep_sweep_count(&d, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "model.num_experts");
+}
+
+TEST(attention_by_hand_alone)
+{
+    uint64_t s = t_seed + 6;
+    int round;
+    for (round = 0; round < 1000; round++) {
+        static drawn_sweep x;
+        double tokens, context, w;
+        draw_sweep(&s, &x);
+        tokens = drawn_size(&s, 100);
+        context = drawn_size(&s, 100);
+        w = (double)x.m.attention_params;
+        CHECK_NEAR(moe_ep_attention_time(&x.m, &x.c, tokens, context, NULL),
+                   roof(&x, w * or_else(x.m.other_weight_bytes, 2) +
+                                tokens * context * x.m.kv_elems * or_else(x.m.kv_bytes, 2), 2 * tokens * w), 1e-12, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* Nothing takes time but attention, which does not grow: twice the tokens in the same time are better, copies not. */
+TEST(front_of_equal_times)
+{
+    static moe_ep_sweep_point p[4];
+    static const int64_t tokens[2] = {4, 8};
+    static const int32_t ep[1] = {1};
+    static const moe_ep_overlap twice[2] = {MOE_EP_OVERLAP_NONE, MOE_EP_OVERLAP_NONE};
+    double attention[2] = {1e-3, 1e-3};
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c;
+    moe_ep_sweep_desc d;
+    moe_ep_sweep_result r;
+    int i;
+    memset(&c, 0, sizeof c);
+    d = v3_on(&m, &c, tokens, 2);
+    d.num_devices = 1;
+    d.ep = ep;
+    d.num_ep = 1;
+    d.overlaps = twice;
+    d.num_overlaps = 2;
+    d.attention_s = attention;
+    CHECK_I64(moe_ep_sweep(&d, p, 4, &r, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 4; i++) {
+        CHECK_NEAR(p[i].step.tpot_s, 32e-3, 1e-12, 0);
+        CHECK_I64(p[i].pareto, i == 2);
+    }
+    CHECK(r.fit == 4 && r.pareto == 1 && r.best == 0);
 }
 
 T_MAIN

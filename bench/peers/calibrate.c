@@ -110,11 +110,21 @@ static double others_of(const moe_ep_expert_row *r, const moe_ep_machine *m)
     return others > 0 ? others : 0;
 }
 
+/* Whether a batch is small: its tokens, all of them or those with an expert here, against a number or the slots. */
+static int is_small(const line *l, double rows, const moe_ep_machine *m)
+{
+    double tokens = rows * l->expert.num_experts / l->expert.num_slots / l->expert.top_k;
+    int all = !m->gemm.other_reached && (m->gemm.other_multiplied || m->gemm.other_byte_s > 0);
+    if (l->expert.product || m->gemm.small_tokens == 0) return 0;
+    if (!all && tokens > rows) tokens = rows;
+    return tokens < (m->gemm.small_tokens < 0 ? l->expert.num_slots : m->gemm.small_tokens) + 0.5;
+}
+
 /* |model / measured - 1| of a row that was held back: of a fit that may move nothing, from the fitted machine. */
 static double miss_of(const line *l, const moe_ep_machine *m)
 {
     double seconds, fixed = 0, up, down, bytes, flops, act = 0, rows = 0, padded = 0, K, N, q;
-    int tile = m->gemm.tile > 0 ? m->gemm.tile : 1, i;
+    int tile = m->gemm.tile > 0 ? m->gemm.tile : 1, i, small;
     if (l->is_link)
         return fabs(moe_ep_link_time_rows(&m->ll_dispatch, l->link.intra_bytes, l->link.inter_bytes, l->link.rows,
                                           l->link.peers, NULL) / l->link.seconds - 1);
@@ -124,16 +134,17 @@ static double miss_of(const line *l, const moe_ep_machine *m)
                                        : floor(all * (i + 1.0) / each) - floor(all * i / each);
         act += r > 0, rows += r, padded += ceil(r / tile) * tile;
     }
+    small = is_small(l, rows, m);
     for (seconds = 0, i = 1; i <= 2; i++) {
         if (l->expert.product && l->expert.product != i) continue;
         K = i == 1 ? l->expert.hidden : l->expert.inter;
         N = i == 1 ? 2.0 * l->expert.inter : l->expert.hidden;
         q = rows * (K * l->model.in_bytes + N * l->model.out_bytes);
         bytes = act * K * N * l->model.weight_bytes + q;
-        flops = 2 * K * N * padded;
-        up = bytes / (m->memory_Bps * m->gemm.mem_eff);
+        flops = 2 * K * N * (padded + (m->gemm.other_multiplied ? rows * others_of(&l->expert, m) : 0));
+        up = bytes / (m->memory_Bps * m->gemm.mem_eff) * (small ? m->gemm.small_byte : 1);
         down = flops / (m->flops[l->model.math] * m->gemm.flop_eff);
-        fixed += m->gemm.t0_s + act * m->gemm.expert_s;
+        fixed += m->gemm.t0_s * (small ? m->gemm.small_t0 : 1) + act * m->gemm.expert_s;
         seconds += q * m->gemm.row_byte_s;
         if (!l->expert.product) seconds += q * others_of(&l->expert, m) * m->gemm.other_byte_s;
         seconds += m->gemm.p > 0 ? pow(pow(up, m->gemm.p) + pow(down, m->gemm.p), 1 / m->gemm.p)

@@ -148,7 +148,7 @@ _struct("moe_ep_model", """
     moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;""")
 _struct("moe_ep_gemm", """
     double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p, other_byte_s; int32_t
-    other_reached;""")
+    other_reached, other_multiplied, small_tokens; double small_byte, small_t0;""")
 _struct("moe_ep_link", """
     double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p, row_byte_s,
     pair_Bps, crowd_s, short_s, short_Bps;""")

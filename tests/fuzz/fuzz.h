@@ -350,6 +350,14 @@ static inline void fz_error(moe_ep_status status, const moe_ep_error *err)
     if (status < 0) moe_ep_error_text(err, line, sizeof line);
 }
 
+/* After a call whose results nobody reads: both, and its outputs are given back. */
+static inline void fz_end(moe_ep_status status, const moe_ep_error *err)
+{
+    fz_error(status, err);
+    fz_untouched(status);
+    fz_release();
+}
+
 static inline void fz_finite(const char *name, const double *x, int n)
 {
     int i;

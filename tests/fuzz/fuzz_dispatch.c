@@ -94,9 +94,7 @@ static void dispatch_case(void)
         int32_t *a = fz_out(4 * n), *b = fz_out(4 * n);
         s = moe_ep_vllm_permute(ids, n, E, fe, nl, fz_chance(.3) ? mp : NULL, o, a, b, fz_scratch(), &e);
         fz_scratch_done();
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "sglang";
     {
@@ -104,9 +102,7 @@ static void dispatch_case(void)
         int64_t *g = fz_out(8 * (E + 1));
         s = fz_chance(.5) ? moe_ep_sglang_preprocess(ids, n, E, a, b, g, &e)
                           : moe_ep_sglang_preprocess_keep(ids, n, E, a, b, g, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "trtllm";
     {
@@ -116,18 +112,14 @@ static void dispatch_case(void)
         int32_t *a = fz_out(4 * n), *b = fz_out(4 * mr), *c = fz_out(4 * mr);
         s = moe_ep_trtllm_permute(ids, T, K, E, pd, o, a, b, c, mr, fz_scratch(), &e);
         fz_scratch_done();
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "megablocks";
     {
         int32_t *a = fz_out(4 * n), *b = fz_out(4 * n);
         int64_t *c = fz_out(8 * E), *bi = fz_out(8 * E), *pb = fz_out(8 * E);
         s = moe_ep_megablocks_bins(ids, n, E, fz_chance(.2) ? fz_bad_i32() : 128, a, b, c, bi, pb, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "megatron";
     {
@@ -142,21 +134,15 @@ static void dispatch_case(void)
         int64_t *o = fz_out(8 * (E + 1));
         int32_t *t = fz_out(4 * mr);
         s = moe_ep_megatron_permute(mm, T, E, o, t, mr, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
         int C = fz_chance(.1) ? fz_bad_i32() : fz_int(1, T > 0 ? T : 1);
         int Ca = C < 1 || C > T ? 1 : C;
         t = fz_out(4 * E * Ca);
         s = moe_ep_megatron_drop_and_pad(mm, T, E, C, t, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
         uint8_t *pm = fz_out(T * E);
         s = moe_ep_megatron_pad_map(mm, T, E, fz_chance(.2) ? fz_bad_i32() : fz_int(1, 4), pm, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "sort_chunks";
     {
@@ -184,9 +170,7 @@ static void dispatch_case(void)
         int64_t *nr = fz_out(8);
         s = moe_ep_sort_chunks(sz, or, k, rf2, mr, nr, fz_scratch(), &e);
         fz_scratch_done();
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "tt_idx";
     {
@@ -198,9 +182,7 @@ static void dispatch_case(void)
         int64_t *ms = fz_out(8 * ee), *mo = fz_out(8 * ee);
         s = moe_ep_torchtitan_permute_indices(c, ee, R, ml, fz_chance(.1) ? fz_bad_i32() : fz_int(1, 8), rf2,
                                               ms, mo, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "align_batched";
     {
@@ -227,9 +209,7 @@ static void dispatch_case(void)
         int64_t *o = fz_out(8 * (E + 1));
         s = moe_ep_padded_offsets(c, E, fz_chance(.3) ? fz_bad_i64() : fz_int(1, 5),
                                   fz_chance(.2) ? fz_bad_i64() : 0, o, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
     fz_where = "deepep";
     {
@@ -293,9 +273,7 @@ static void dispatch_case(void)
         int D = fz_int(1, 4);
         int64_t *c = fz_out(8 * D), *k = fz_out(8);
         s = moe_ep_send_counts(ids, n, E, NULL, D, c, k, &e);
-        fz_error(s, &e);
-        fz_untouched(s);
-        fz_release();
+        fz_end(s, &e);
     }
 }
 

@@ -36,9 +36,7 @@ static void loads_case(void)
     ld = fz_out(8 * D * E);
     sk = fz_out(8);
     s = moe_ep_rank_loads(ids, T, K, E, fz_chance(.5) ? src : NULL, D, ld, sk, &e);
-    fz_error(s, &e);
-    fz_untouched(s);
-    fz_release();
+    fz_end(s, &e);
     fz_where = "coact";
     ld = fz_out(8 * E * E);
     sk = fz_out(8);
@@ -84,9 +82,7 @@ static void loads_case(void)
     ld = fz_out(8 * L * E);
     sk = fz_out(8);
     s = moe_ep_layer_loads(&v, ld, sk, &e);
-    fz_error(s, &e);
-    fz_untouched(s);
-    fz_release();
+    fz_end(s, &e);
     fz_where = "expected";
     double x = moe_ep_expected_distinct(fz_bad_i64(), fz_bad_i32(), fz_bad_i32(), &e);
     if (fz_wild(x)) fz_fail("distinct %g", x);
@@ -113,14 +109,10 @@ static void loads_case(void)
     for (int i = 0; i < E; i++) dv[i] = fz_chance(.03) ? fz_bad_i32() : fz_int(0, D - 1);
     int64_t *dl = fz_out(8 * D);
     s = moe_ep_loads_by_device(l2, E, fz_chance(.5) ? dv : NULL, D, dl, &e);
-    fz_error(s, &e);
-    fz_untouched(s);
-    fz_release();
+    fz_end(s, &e);
     int32_t *ac = fz_out(4 * D);
     s = moe_ep_active_by_device(l2, E, fz_chance(.5) ? dv : NULL, D, ac, &e);
-    fz_error(s, &e);
-    fz_untouched(s);
-    fz_release();
+    fz_end(s, &e);
     {
         int64_t r = moe_ep_step_time(l2, E, fz_chance(.5) ? dv : NULL, D, &e);
         if (r < 0 && e.status != r) fz_fail("step st");

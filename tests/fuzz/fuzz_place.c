@@ -334,9 +334,7 @@ static void lab_sized(void)
     int32_t *o = fz_out(4 * E);
     s = moe_ep_lpt(ld, E, fz_chance(.05) ? fz_bad_i32() % 100 : D, o, fz_scratch(), &e);
     fz_scratch_done();
-    fz_error(s, &e);
-    fz_untouched(s);
-    fz_release();
+    fz_end(s, &e);
     int n = 0, ok = 1;
     for (int i = 0; i < E; i++) {
         if (c[i] < 1 || c[i] > D) ok = 0;

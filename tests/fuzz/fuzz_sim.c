@@ -43,6 +43,7 @@ static void sim_sweep(void)
     int64_t n = moe_ep_sweep_count(&d, &e);
     if (n < 0 && n != e.status) fz_fail("count %lld, status %d", (long long)n, e.status);
     s = moe_ep_sweep(&d, points, 64, r, fz_chance(.5) ? NULL : fz_scratch(), &e);
+    fz_scratch_done(); /* frees nothing twice */
     fz_error(s, &e);
     fz_untouched(s);
     if (s == 0) {
