@@ -2481,8 +2481,8 @@ MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *fi
                                  double microbatch_s, moe_ep_error *err);
 
 /* A caller's own tables instead of the formulas; a NULL member keeps the built-in one.  Times in
- * microseconds; a negative or NaN result stops with CONFIG, whenever it comes.  Called on the calling thread, nothing
- * is kept; asked again for what goes into `devices` and `layer_s`, at most 32768 of them.
+ * microseconds; a negative or NaN result stops with CONFIG.  Called on the calling thread, nothing is kept: asked
+ * again for what goes into `devices` and `layer_s`, which a hook that then refuses leaves written in part.
  * For a half batch (TWO_*) slot_rows is NULL, the counts beside it hold. */
 typedef struct moe_ep_cost_hooks {
     size_t size; /* sizeof(moe_ep_cost_hooks) */
@@ -20729,32 +20729,14 @@ static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer
     return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
 }
 
-/* Results that wait on the stack, and how many of them may when hooks are asked: 32768 devices take 2 MB. */
-enum { MOE_EPI_AHEAD = 32, MOE_EPI_HOOKED = 1 << 15 };
-
-/* With hooks, all that is asked for one at a time must be few enough to wait. */
-static moe_ep_status moe_epi_check_hooked(const moe_ep_layer_desc *d, int32_t n, const char *arg, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device_time *devices, moe_ep_error *err)
 {
-    if (d->hooks && n > MOE_EPI_HOOKED)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, arg, "with hooks at most 32768 at a time", -1, (double)n);
-    return MOE_EP_OK;
-}
-
-/* Times of the devices from `first` on.  A hook may answer otherwise than when everything was checked: with hooks the
- * first is written when the last one is there. */
-static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, int32_t first, moe_ep_device_time *devices,
-                                           moe_ep_error *err)
-{
-    moe_ep_device_time ahead[MOE_EPI_AHEAD];
-    int32_t i, next;
+    moe_ep_device_time one;
+    int32_t i;
     int odd = 0;
-    for (; first < y->net.D; first = next) {
-        next = y->net.D - first < MOE_EPI_AHEAD ? y->net.D : first + MOE_EPI_AHEAD;
-        for (i = first; i < next; i++)
-            MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &ahead[i - first], err));
-        if (y->d->hooks) MOE_EPI_TRY(moe_epi_layer_devices(y, next, devices, err));
-        memcpy(devices + first, ahead, (size_t)(next - first) * sizeof *ahead);
-        if (y->d->hooks) break;
+    for (i = 0; i < y->net.D; i++) {
+        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, err));
+        devices[i] = one;
     }
     return MOE_EP_OK;
 }
@@ -20788,7 +20770,7 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
     r.balanced_s = moe_epi_layer_balanced(y, &whole);
     MOE_EPI_TRY(moe_epi_fits(r.serial_s + r.total_s + r.no_barrier_s + whole.sum_compute,
                              "attention_s", err));
-    if (devices) MOE_EPI_TRY(moe_epi_layer_devices(y, 0, devices, err));
+    if (devices) MOE_EPI_TRY(moe_epi_layer_devices(y, devices, err));
     *out = r;
     return MOE_EP_OK;
 }
@@ -20803,7 +20785,6 @@ MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const 
     if (!slot_rows) return moe_epi_null(err, "slot_rows");
     if (!out) return moe_epi_null(err, "out");
     MOE_EPI_TRY(moe_epi_layer_open(desc, slot_rows, &y, err));
-    if (devices) MOE_EPI_TRY(moe_epi_check_hooked(desc, y.net.D, "devices", err));
     return moe_epi_layer_run(&y, out, devices, err);
 }
 
@@ -20839,28 +20820,6 @@ static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t,
     }
 }
 
-/* Times of the layers from `first` on, as moe_epi_layer_devices. */
-static moe_ep_status moe_epi_step_times(const moe_ep_step_desc *d, const int64_t *slot_rows, int32_t first,
-                                        moe_epi_layer *y, double *layer_s, moe_ep_error *err)
-{
-    moe_ep_time_result t;
-    moe_ep_layer_desc layer;
-    double ahead[MOE_EPI_AHEAD];
-    int32_t i, next;
-    for (; first < d->num_layers; first = next) {
-        next = d->num_layers - first < MOE_EPI_AHEAD ? d->num_layers : first + MOE_EPI_AHEAD;
-        for (i = first; i < next; i++) {
-            MOE_EPI_TRY(moe_epi_step_layer(d, slot_rows, i, y, &layer, err));
-            MOE_EPI_TRY(moe_epi_layer_run(y, &t, NULL, err));
-            ahead[i - first] = t.total_s;
-        }
-        if (d->layer.hooks) MOE_EPI_TRY(moe_epi_step_times(d, slot_rows, next, y, layer_s, err));
-        memcpy(layer_s + first, ahead, (size_t)(next - first) * sizeof *ahead);
-        if (d->layer.hooks) break;
-    }
-    return MOE_EP_OK;
-}
-
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows,
                                      moe_ep_step_result *out, double *layer_s, moe_ep_error *err)
 {
@@ -20877,7 +20836,6 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_at_least(desc->num_layers, 1, "num_layers", err));
     MOE_EPI_TRY(moe_epi_amount(desc->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
-    if (layer_s) MOE_EPI_TRY(moe_epi_check_hooked(&desc->layer, desc->num_layers, "layer_s", err));
     memset(&r, 0, sizeof r);
     for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
@@ -20900,7 +20858,11 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_fits(r.step_s + r.serial_s + r.no_barrier_s, "other_s", err));
     MOE_EPI_TRY(
         moe_epi_fits(r.tpot_s + r.tokens_per_s_device + r.tokens_per_s_node, "tokens_per_pass", err));
-    if (layer_s) MOE_EPI_TRY(moe_epi_step_times(desc, slot_rows, 0, &y, layer_s, err));
+    for (l = 0; layer_s && l < desc->num_layers; l++) {
+        MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
+        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
+        layer_s[l] = t.total_s;
+    }
     *out = r;
     return MOE_EP_OK;
 }
