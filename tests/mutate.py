@@ -135,7 +135,7 @@ class Bench:
     """Compiles mutants and runs test programs on them."""
 
     def __init__(self, work, jobs, own):
-        self.work, self.lock = work, threading.Lock()
+        self.work, self.lock, self.known = work, threading.Lock(), explained()
         self.tcc = shutil.which("tcc")
         self.lib = []
         if self.tcc:
@@ -295,7 +295,7 @@ class Bench:
     def judge(self, text, place):
         """None = does not compile, else the name of the program that noticed, or ''."""
         changed = change(text, place)
-        if changed is None:
+        if changed is None or (text[place[1]].strip(), changed[place[1]].strip()) in self.known:
             return None
         with tempfile.TemporaryDirectory(dir=self.work) as d:
             first = [n for n in SECTIONS[place[0]] if n in self.objects]
@@ -335,7 +335,6 @@ def main():
     text = open("moe_ep.h").read().split("\n")
     where = section_ranges(text)
     everywhere = places(text, compiled_lines("moe_ep.h"), where)
-    known = explained()
     killed = survived = 0
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(work, o.jobs, SECTIONS[o.section] if o.own and o.section is not None else None)
@@ -363,8 +362,6 @@ def main():
                         if verdict is None:
                             continue
                         after = change(text, p)[p[1]].strip()
-                        if verdict == "" and (text[p[1]].strip(), after) in known:
-                            continue
                         results.append((p, verdict))
                         if verdict == "":
                             print("  survived  section %d, line %d: %s" % (section, p[1] + 1, text[p[1]].strip()))

@@ -671,8 +671,10 @@ TEST(every_other_bad_argument)
     CHECK_I64(moe_ep_expert_loads_add(NULL, 0, 2, good, NULL, &err), MOE_EP_OK); /* no ids, nothing to read */
     CHECK(good[0] == 10 && good[1] == 2);
     v.layer_stride = -1;
+    v.token_stride = 0;
     CHECK_I64(moe_ep_layer_loads(&v, loads, &sk, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "view.layer_stride");
+    CHECK_NEAR(err.value, -1.0, 0, 0);
     v.layer_stride = 0;
     v.ids = NULL;
     CHECK_I64(moe_ep_layer_loads(&v, loads, &sk, &err), MOE_EP_ERR_NULL);
