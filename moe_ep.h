@@ -2185,7 +2185,8 @@ MOE_EP_API moe_ep_status moe_ep_params(const moe_ep_model *model, moe_ep_params_
 /* ---- what is modelled: a machine ---------------------------------------------------------------------- */
 
 /* Constants of a grouped matrix product: time = t0 + active * expert_s + (mem^p + flop^p)^(1/p) + activation bytes *
- * row_byte_s + activation bytes of other devices' rows * other_byte_s. */
+ * row_byte_s + activation bytes of other devices' rows * other_byte_s.  With other_multiplied their rows are in flop,
+ * too; in a small batch (small_tokens) t0 is t0_s * small_t0 and mem that of small_byte times the bytes. */
 typedef struct moe_ep_gemm {
     double t0_s;       /* launch and tail of one product                                          */
     double mem_eff;    /* share of the memory bandwidth reached, 0 = 1                            */
@@ -2202,7 +2203,9 @@ typedef struct moe_ep_gemm {
     int32_t other_reached; /* not 0: only of tokens with an expert here, top_k rows each          */
     int32_t other_multiplied; /* not 0: it multiplies those rows, too, as kernels without an expert map do */
     int32_t small_tokens; /* not 0: a batch of at most so many tokens has a kernel of its own, with smaller
-                          tiles; negative: of at most as many tokens as the device has slots.  Triton
+                          tiles; negative: of at most as many tokens as the device has slots.  Counted are
+                          the tokens that the kernel sees: all of the layer's with other_byte_s or
+                          other_multiplied, else no more than rows on the device.  Triton
                           kernels without tuned tiles: slots (SGLang, vLLM to 0.14) or 64 (vLLM 0.19)  */
     double small_byte;    /* its seconds per byte of memory, as a multiple of the other's, 0 = 1   */
     double small_t0;      /* its t0_s, as a multiple, 0 = 1                                        */
@@ -2284,8 +2287,9 @@ typedef struct moe_ep_device_time {
 } moe_ep_device_time;
 
 /* Seconds one device's routed experts take for slot_rows (n) rows per slot, n = 0 allowed.  Weight bytes
- * of active slots only, activations, FLOPs of padded rows, two products (up, down).  With gemm.other_byte_s the
- * layer's rows are taken for rows * E / n, as under even routing.  No rows at all takes 0 s.  out may be NULL; its
+ * of active slots only, activations, FLOPs of padded rows, two products (up, down).  With gemm.other_byte_s,
+ * other_multiplied or small_tokens the layer's rows are taken for rows * E / n, as under even routing.  No rows at all
+ * takes 0 s.  out may be NULL; its
  * dispatch and combine are 0.  Errors (negative results): NULL, SIZE, NEGATIVE, RANGE (a constant outside its range),
  * NAN, OVERFLOW.  O(n).  Source: roofline with active experts and tiles, fitted to InferSim's grouped GEMM tables:
  * median error 4 % on H800, 9 % on H20.
@@ -7655,7 +7659,8 @@ MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, flo
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
     if (!loads) return moe_epi_null(err, "loads");
     if (!bias) return moe_epi_null(err, "bias");
-    if ((s = moe_epi_check_floats(&rate, 1, "rate", err)) != MOE_EP_OK) return s;
+    if (moe_epi_float_kind(rate) != 0)
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "rate", "must be finite", 0, (double)rate);
     if ((s = moe_epi_check_floats(bias, E, "bias", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_sum_loads(loads, E, "loads", &sum, err)) != MOE_EP_OK) return s;
     for (e = 0; e < E; e++) {
@@ -13780,6 +13785,7 @@ static void moe_epi_offer_cell(const moe_epi_state *s, moe_epi_budget *b, int32_
         c.a = y->e;
         c.b = x;
         c.g = g;
+        c.m = -1;
         c.off = off;
         if (b->home)
             c.off += moe_epi_off_load(s, b, y->e, 1, moe_epi_is_off(b, g, y->e)) - moe_epi_off_load(s, b, y->e, 0, 0);
@@ -22322,6 +22328,7 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #define MOE_EPI_FW_ROWS 256
 #define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights, ... */
 #define MOE_EPI_FW_MORE_BYTES (4 << 20) /* ... and up to so many bytes when they go past them only once       */
+#define MOE_EPI_FW_TASKS 32        /* ... as long as a stage still has so many tasks                          */
 #define MOE_EPI_FW_ALONG 1024      /* bytes from the weights that are read to those that are fetched, along rows */
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
@@ -23785,20 +23792,22 @@ static int moe_epi_fw_task_rows(int64_t tokens, int64_t row_bytes)
     return rows;
 }
 
-/* Panels of a task: with few tokens only small ones are put together; with more, as the first panel finds its weights
- * in memory and the others theirs in the cache, there should be several, unless the panel is used many times anyway. */
-static int moe_epi_fw_panels(int64_t tokens, int64_t panel_bytes)
+/* Panels of a task: small ones are put together.  Beyond few tokens, as the first panel finds its weights in memory and
+ * the others theirs in the cache, more of them are, unless a panel is used many times anyway, and at most `share` of
+ * them: one expert alone still has tasks for many threads. */
+static int moe_epi_fw_panels(int64_t tokens, int64_t panel_bytes, int64_t share)
 {
-    int64_t fit = MOE_EPI_FW_TASK_BYTES / panel_bytes;
-    if (tokens > MOE_EPI_FW_FEW) {
-        fit = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / panel_bytes : 0;
-        return fit > MOE_EPI_FW_PANELS ? (int)fit : MOE_EPI_FW_PANELS;
-    }
-    if (fit >= MOE_EPI_FW_PANELS) return MOE_EPI_FW_PANELS;
-    return fit < 1 ? 1 : (int)fit;
+    int64_t least = MOE_EPI_FW_TASK_BYTES / panel_bytes, most;
+    if (least > MOE_EPI_FW_PANELS) least = MOE_EPI_FW_PANELS;
+    if (least < 1) least = 1;
+    if (tokens <= MOE_EPI_FW_FEW) return (int)least;
+    most = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / panel_bytes : 0;
+    if (most < MOE_EPI_FW_PANELS) most = MOE_EPI_FW_PANELS;
+    if (share < most) most = share;
+    return (int)(most > least ? most : least);
 }
 
-/* Sorts groups by falling rows (ties: lower first row first) and numbers their tasks. */
+/* Sorts groups by falling rows (the order of equal ones is kept) and numbers their tasks. */
 static void moe_epi_fw_schedule(moe_epi_fw_run *run)
 {
     int32_t i, j, n = 0;
@@ -23817,8 +23826,8 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
             int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
             int rows = moe_epi_fw_task_rows(g->rows, stage == 0 ? g->gate.stride : g->down.stride);
             g->cols[stage] = stage == 0 ? rows / 2 : rows;
-            g->task_cols[stage] = moe_epi_fw_panels(g->rows, rows * (stage == 0 ? g->gate.stride : g->down.stride)) *
-                                  g->cols[stage];
+            g->task_cols[stage] = moe_epi_fw_panels(g->rows, rows * (stage == 0 ? g->gate.stride : g->down.stride),
+                                                    width / g->cols[stage] * n / MOE_EPI_FW_TASKS) * g->cols[stage];
             if (g->blas) g->task_cols[stage] = MOE_EPI_FW_BLAS_COLS;
             run->first[stage][i + 1] = run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
         }
@@ -24631,6 +24640,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
 
 #undef MOE_EPI_FW_ALONG
 #undef MOE_EPI_FW_MORE_BYTES
+#undef MOE_EPI_FW_TASKS
 #undef MOE_EPI_FW_L1_HALF
 #undef MOE_EPI_FW_PIECES
 #undef MOE_EPI_FW_CHECK

@@ -15,11 +15,12 @@ first failing check (--stop), then its slow tests and the quick ones of the othe
 is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers with
 the kernels of this machine, as `make check` runs them.  Killed = a check fails, a crash, or no end.  Tests that
 fail or are too slow without any change take no part.  Mutants that do not compile are replaced by others, and so are
-survivors that gcc -O2 and gcc -O1 make the same machine code of as the header itself: nothing was changed (trivial
+survivors that gcc -O2 or gcc -O1 makes the same machine code of as of the header itself: nothing was changed (trivial
 compiler equivalence, Papadakis and others, ICSE 2015).  Survivors are printed with their line; tests/mutants.txt
 explains those that no test can see.
 """
 import argparse
+import collections
 import concurrent.futures
 import glob
 import os
@@ -51,6 +52,9 @@ STATEMENT = re.compile(r"^(\s*)(?!return|if|for|while|else|do|case|default|break
                        r"([A-Za-z_][\w\->.\[\] +*()&,]*(=|\+=|-=|\+\+|--|\().*;)\s*$")
 DECLARATION = re.compile(r"^\s*(const |static |unsigned |u?int\d*_t|int|size_t|double|float|char|void|moe_ep\w*|"
                          r"moe_epi_\w+|struct|enum|FILE)\b[ *]+\w+[^(]*[;,=]")
+
+
+FUNCTION = re.compile(r"^(?:static|MOE_EP_API)\b.*?(\w+)\(")
 
 
 def compiled_lines(header):
@@ -144,7 +148,7 @@ class Bench:
                     self.lib = [os.path.join(root, "libtcc1.a")]
                     break
         self.objects, self.by_gcc, self.quick, self.slow, self.sane = {}, set(), {}, {}, {}
-        self.original = []
+        self.original, self.times = [], None
         for path in sorted(glob.glob("tests/test_*.c")):
             name = os.path.basename(path)[5:-2]
             if name in NOT_HERE or (own and name not in own):
@@ -292,10 +296,20 @@ class Bench:
             self.compile(changed, d)
             return any(was and was == self.machine_code(d, level) for was, level in zip(self.original, ("-O2", "-O1")))
 
+    def is_explained(self, text, i, after):
+        """A row that does not name the function speaks of a line that stands only once."""
+        line = text[i].strip()
+        if not self.times:
+            self.times = collections.Counter(l.strip() for l in text)
+        if self.times[line] == 1:
+            return (line, after) in self.known
+        functions = (FUNCTION.match(text[k]) for k in range(i, -1, -1))
+        return ("%s: %s" % (next(m.group(1) for m in functions if m), line), after) in self.known
+
     def judge(self, text, place):
         """None = does not compile, else the name of the program that noticed, or ''."""
         changed = change(text, place)
-        if changed is None or (text[place[1]].strip(), changed[place[1]].strip()) in self.known:
+        if changed is None or self.is_explained(text, place[1], changed[place[1]].strip()):
             return None
         with tempfile.TemporaryDirectory(dir=self.work) as d:
             first = [n for n in SECTIONS[place[0]] if n in self.objects]

@@ -378,6 +378,30 @@ static void cost_case(void)
         if (s == 0) fz_finite("pb", (double *)r, 4);
         fz_release();
     }
+    fz_where = "ep_vs_tp";
+    {
+        moe_ep_ep_vs_tp_desc d;
+        moe_ep_ep_vs_tp_result *r = fz_out(sizeof *r);
+        memset(&d, 0, sizeof d);
+        d.model = &m;
+        d.machine = &h;
+        d.num_devices = fz_chance(.1) ? fz_bad_i32() : fz_int(1, 40);
+        d.num_nodes = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 4);
+        d.num_slots = fz_chance(.1) ? fz_bad_i32() : fz_chance(.5) ? 0 : fz_int(1, 300);
+        d.tokens = fz_chance(.1) ? fz_bad_double() : fz_int(1, 4096);
+        d.imbalance = fz_chance(.1) ? fz_bad_double() : fz_chance(.5) ? 0 : 1 + fz_unit();
+        d.high_throughput = fz_int(0, 1);
+        d.mode = (moe_ep_a2a_mode)fz_int(-1, 5);
+        d.dispatch_wire = (moe_ep_wire)fz_int(-1, 5);
+        d.combine_wire = (moe_ep_wire)fz_int(-1, 5);
+        d.dispatch_extra = fz_chance(.1) ? fz_bad_i32() : 0;
+        d.capacity = fz_chance(.2) ? fz_bad_double() : fz_int(0, 64);
+        s = moe_ep_ep_vs_tp(&d, r, &e);
+        fz_error(s, &e);
+        fz_untouched(s);
+        if (s == 0) fz_finite("ep_vs_tp", (double *)r, (int)(sizeof *r / sizeof(double)));
+        fz_release();
+    }
 }
 
 FUZZ_TARGET(cost)

@@ -315,6 +315,15 @@ static void plan_and_change(void)
         if (s == 0)
             for (int l = 0; l < L; l++)
                 if (bl[l] < E || bl[l] > PL.num_slots) fz_fail("budget %d E %d P %d", bl[l], E, PL.num_slots);
+        fz_where = "budget row";
+        int64_t extra[2] = {fz_chance(.1) ? fz_bad_i64() : fz_int(0, 9), fz_int(0, 9)};
+        int32_t both[4] = {-7, -7, -7, -7};
+        s = moe_ep_replica_budget_row(&d, extra, fz_chance(.05) ? fz_bad_i32() % 3 : 2, both, fz_scratch(), &e);
+        fz_scratch_done();
+        fz_error(s, &e);
+        for (int l = 0; s == 0 && l < L; l++)
+            if (both[L + l] != -7 && (both[L + l] < E || both[L + l] > PL.num_slots))
+                fz_fail("budget row %d E %d P %d", both[L + l], E, PL.num_slots);
     }
     fz_release();
 }
