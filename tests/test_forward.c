@@ -1801,6 +1801,43 @@ TEST(tasks_of_larger_groups_come_first)
     free_set(&g.sh);
 }
 
+static void most_tasks(void *user, int64_t count, moe_ep_task task, void *context)
+{
+    int64_t *most = (int64_t *)user;
+    if (count > *most) *most = count;
+    for (int64_t i = 0; i < count; i++) task(context, i);
+}
+
+/* A shared expert or a dense layer is one group: its columns still are tasks for many threads. */
+TEST(one_expert_alone_has_many_tasks)
+{
+    enum { H = 512, I = 1408, MOST = 128 };
+    float *w = (float *)t_alloc(sizeof *w * H * I), *x = (float *)t_alloc(sizeof *x * MOST * H);
+    float *y = (float *)t_alloc(sizeof *y * MOST * H), weight[MOST];
+    int32_t ids[MOST];
+    moe_ep_weights experts;
+    moe_ep_forward_desc d;
+    uint64_t s = t_seed + 61;
+    memset(&experts, 0, sizeof experts);
+    memset(&d, 0, sizeof d);
+    for (int i = 0; i < H * I; i++) w[i] = (float)draw(&s) * 0.01f;
+    for (int i = 0; i < MOST * H; i++) x[i] = (float)draw(&s);
+    for (int i = 0; i < MOST; i++) ids[i] = 0, weight[i] = 1;
+    experts.num_experts = 1, experts.hidden = H, experts.inter = I;
+    experts.gate = experts.up = experts.down = w;
+    d.experts = &experts, d.top_k = 1, d.ids = ids, d.choice_weights = weight;
+    d.parallel_for = most_tasks;
+    for (int tokens = 13; tokens <= MOST; tokens += 23) {
+        int64_t most = 0;
+        d.parallel_user = &most;
+        CHECK_I64(moe_ep_forward(&d, x, tokens, y, NULL, NULL), MOE_EP_OK);
+        CHECK(most >= 8);
+    }
+    free(w);
+    free(x);
+    free(y);
+}
+
 TEST(experts_alone_checks_its_groups)
 {
     good g;

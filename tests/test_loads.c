@@ -481,6 +481,24 @@ TEST(window_examples)
     free(b.sum);
 }
 
+/* Loads that never change have no variance at all, also after two ranks were merged. */
+TEST(constant_loads_do_not_vary)
+{
+    static const int64_t step[2] = {0, 5};
+    moe_ep_window a = new_window("", 1, 2, 4, 0), b = new_window("", 1, 2, 4, 0);
+    double variance[2] = {-1, -1};
+    int i;
+    for (i = 0; i < 3; i++) {
+        CHECK_I64(moe_ep_window_add(&a, step, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_window_add(&b, step, NULL), MOE_EP_OK);
+    }
+    CHECK_I64(moe_ep_window_merge_ranks(&a, &b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_variance(&a, variance, NULL), MOE_EP_OK);
+    CHECK(variance[0] == 0.0 && variance[1] == 0.0);
+    free(a.sum);
+    free(b.sum);
+}
+
 /* Window statistics against the plain list of steps, for plain adding, merging ranks and appending. */
 TEST(window_random)
 {
