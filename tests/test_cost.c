@@ -1932,6 +1932,50 @@ TEST(hooks_that_refuse_when_asked_again)
     }
 }
 
+/* A hook that spoils the caller's rows while they are used: said as the rows of a second look would be. */
+typedef struct spoiling {
+    int calls, at;
+    int64_t *rows;
+} spoiling;
+
+static double spoiling_expert(void *user, int32_t device, int32_t active, int64_t rows, int64_t padded,
+                              const int64_t *slot_rows, int32_t n)
+{
+    spoiling *f = (spoiling *)user;
+    (void)device, (void)active, (void)rows, (void)padded, (void)slot_rows, (void)n;
+    if (f->calls++ == f->at) f->rows[1] = -1;
+    return 10.0;
+}
+
+TEST(rows_spoiled_by_a_hook)
+{
+    int64_t rows[3] = {1, 1, 1};
+    double layer_s[3] = {-7, -7, -7};
+    moe_ep_model m;
+    moe_ep_machine c;
+    moe_ep_step_desc s;
+    moe_ep_step_result step;
+    moe_ep_cost_hooks hooks;
+    moe_ep_error err;
+    spoiling spoil = {0, 3, NULL}; /* three layers, then the first one again */
+    memset(&m, 0, sizeof m);
+    memset(&c, 0, sizeof c);
+    m.num_moe_layers = m.num_experts = m.top_k = m.hidden = m.inter = 1;
+    memset(&hooks, 0, sizeof hooks);
+    hooks.size = sizeof hooks;
+    hooks.user = &spoil;
+    hooks.expert_us = spoiling_expert;
+    spoil.rows = rows;
+    memset(&s, 0, sizeof s);
+    s.layer = v3_layer(&m, &c, 1);
+    s.layer.dispatch_wire = MOE_EP_WIRE_BF16;
+    s.layer.hooks = &hooks;
+    s.num_layers = 3;
+    step.step_s = -7;
+    CHECK_I64(moe_ep_step(&s, rows, &step, layer_s, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK(step.step_s < 0 && layer_s[0] > 0 && layer_s[1] < 0);
+}
+
 /* Counts beyond a number, one weight at a time: each of the sums alone can be too much. */
 TEST(counts_beyond_a_number)
 {
