@@ -1078,7 +1078,7 @@ TEST(fuzzed_plans_are_valid)
 
 TEST(window_and_evaluate)
 {
-    const double steps[4] = {1, 5, 3, 5}, swing[4] = {100, 0, 0, 100};
+    const double steps[4] = {1, 5, 3, 5}, swing[4] = {100, 0, 0, 100}, later[4] = {1, 1, 1, -1};
     moe_ep_place_desc d = desc_of(1, 2, shape_of(2, 2, 0), swing);
     moe_ep_placement p;
     moe_ep_plan_result r;
@@ -1089,6 +1089,10 @@ TEST(window_and_evaluate)
     CHECK_NEAR(out[1], 5, 1e-12, 0);
     d.num_steps = 2;
     p = placement_new(1, 2, &d.shape);
+    d.loads = later; /* each step is looked at */
+    CHECK_I64(moe_ep_best_placement(&d, &p, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 3);
+    d.loads = swing;
     CHECK_I64(moe_ep_best_placement(&d, &p, &r, NULL, &err), MOE_EP_OK);
     CHECK_NEAR(r.imbalance, 1, 1e-12, 0); /* the mean of both steps is even */
     CHECK_I64(moe_ep_evaluate(&p, swing, 2, &r, NULL, &err), MOE_EP_OK);
