@@ -50,7 +50,7 @@ TEST(expert_constants_come_back)
     moe_ep_machine truth = moe_ep_machine_h800(), start = sheet(), got;
     uint64_t s = t_seed;
     int round;
-    for (round = 0; round < (getenv("MOE_EP_SLOW") ? 4 : 12); round++) {
+    for (round = 0; round < 12; round++) {
         static const double p[4] = {0, 1.5, 2, 3};
         moe_ep_calibrate_desc d;
         moe_ep_calibrate_result r;
@@ -791,7 +791,7 @@ TEST(rows_of_other_devices_come_back)
     moe_ep_calibrate_desc d;
     moe_ep_calibrate_result r;
     uint64_t s = t_seed + 51;
-    const int n = getenv("MOE_EP_SLOW") ? 60 : 200;
+    const int n = 200;
     int kind, i, j;
     for (kind = 0; kind < 3; kind++) {
         truth.gemm.other_byte_s = kind ? 5e-13 : 0;
@@ -967,7 +967,7 @@ TEST(forms_come_back)
     moe_ep_machine start = moe_ep_machine_h100(), truth, got;
     moe_ep_calibrate_desc d;
     moe_ep_calibrate_result r;
-    const int n = getenv("MOE_EP_SLOW") ? 80 : 120;
+    const int n = 120;
     uint64_t s = t_seed + 62;
     int form, i, j;
     for (form = 0; form < 15; form++) {
@@ -1039,7 +1039,7 @@ TEST(the_loss_is_least)
     moe_ep_machine truth = moe_ep_machine_h100(), start = truth, got;
     moe_ep_calibrate_desc d;
     uint64_t s = t_seed + 63;
-    const int n = getenv("MOE_EP_SLOW") ? 100 : 400;
+    const int n = 400;
     int i, j, k, sign;
     truth.gemm.t0_s = 15e-6;
     truth.gemm.expert_s = 4e-7;
