@@ -446,6 +446,7 @@ static void check_error(moe_ep_diagnose_desc d, moe_ep_status want, const char *
     if (arg) CHECK_STR(err.arg, arg);
     if (arg && strncmp(arg, "desc.", 5) == 0) /* the sixth load is the bad one everywhere; the rest are no lists */
         CHECK_I64(err.index, strstr(arg, "_loads") && want != MOE_EP_ERR_NULL ? 5 : -1);
+    CHECK(err.index >= -1);
     CHECK(memcmp(&o, &before, sizeof o) == 0);
     if (t_failed_here) printf("    called from line %d\n", line);
 }

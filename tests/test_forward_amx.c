@@ -14,6 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC push_options /* the model takes most of the time, above all where the rest is built for a debugger */
+#  pragma GCC optimize("O3")
+#endif
 static __thread struct {
     int live;
     unsigned char tile[8][16][64];
@@ -96,6 +100,9 @@ static void model_dp(int c, int a, int b)
         }
     }
 }
+#if defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC pop_options
+#endif
 #define MOE_EPI_FW_TILE_ZERO(t) model_zero(t)
 #define MOE_EPI_FW_TILE_LOAD(t, from, stride) model_load(t, from, stride)
 #define MOE_EPI_FW_TILE_STORE(t, to, stride) model_store(t, to, stride)

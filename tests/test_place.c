@@ -1789,7 +1789,7 @@ static double planned_sum(moe_ep_place_desc d, const int32_t *slots)
 TEST(budgets_never_worse_than_even)
 {
     uint64_t s = t_seed;
-    const int cases = getenv("MOE_EP_SLOW") ? 50 : 150;
+    const int cases = 150;
     int n, l, below = 0;
     for (n = 0; n < cases; n++) {
         int D = 2 + (int)t_below(&s, 8), S = 2 + (int)t_below(&s, 5), P = D * S, E = 1 + (int)t_below(&s, P), L = 5;
