@@ -247,17 +247,19 @@ MOE_EP_API double moe_ep_rng_f64(moe_ep_rng *rng);
  * Example: seed 1 and n = 6 give 1, 4, 2, 5, 5, 4. */
 MOE_EP_API uint64_t moe_ep_rng_below(moe_ep_rng *rng, uint64_t n);
 
-/* Instruction sets of the fast kernels (sections 1 and 9), chosen at run time. */
+/* Instruction sets of the fast kernels (sections 1 and 9), chosen at run time.  As a limit (isa_max) PORTABLE means
+ * plain C everywhere, one of another processor's sets no limit. */
 typedef enum moe_ep_isa {
     MOE_EP_ISA_AUTO = 0,     /* the best this build and this machine have */
     MOE_EP_ISA_PORTABLE = 1, /* plain C                                   */
     MOE_EP_ISA_AVX2 = 2,     /* AVX2 + FMA + F16C                         */
-    MOE_EP_ISA_AVX512 = 3    /* AVX-512 F, BW, VL, DQ                     */
+    MOE_EP_ISA_AVX512 = 3,   /* AVX-512 F, BW, VL, DQ                     */
+    MOE_EP_ISA_NEON = 4      /* 64-bit Arm: section 9; section 1 is plain C there */
 } moe_ep_isa;
 
 /* The best instruction set here; never AUTO.  Asks the CPU each time, costs about a microsecond. */
 MOE_EP_API moe_ep_isa moe_ep_isa_best(void);
-/* "portable", "avx2", "avx512", "auto".  Never NULL. */
+/* "portable", "avx2", "avx512", "neon", "auto".  Never NULL. */
 MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa);
 
 /* ==================================================================================================
@@ -2984,7 +2986,7 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
                                         moe_ep_error *err);
 
 /* Which unit would multiply desc->experts on this machine: "portable", "avx2", "avx512", "avx512-bf16" or
- * "amx-bf16"; "none" when desc or its experts is NULL.  Reads isa_max, products and the weight type.
+ * "amx-bf16", "neon"; "none" when desc or its experts is NULL.  Reads isa_max, products and the weight type.
  * Errors: none.  Constant time. Example: isa_max PORTABLE gives "portable" everywhere. */
 MOE_EP_API const char *moe_ep_forward_unit(const moe_ep_forward_desc *desc);
 
@@ -3688,6 +3690,18 @@ extern "C" {
 #else
 #  define MOE_EPI_X86 0
 #endif
+#if !defined(MOE_EP_NO_SIMD) && defined(__aarch64__) && !defined(__AARCH64EB__) && defined(__GNUC__)
+#  define MOE_EPI_NEON 1
+#  ifdef __cplusplus
+} /* this header is C++ in C++ */
+#  endif
+#  include <arm_neon.h>
+#  ifdef __cplusplus
+extern "C" {
+#  endif
+#else
+#  define MOE_EPI_NEON 0
+#endif
 
 MOE_EP_API const char *moe_ep_version(void) { return MOE_EP_VERSION_STRING; }
 
@@ -4077,7 +4091,7 @@ MOE_EP_API moe_ep_isa moe_ep_isa_best(void)
     (void)__get_cpuid_count(7, 0, &a, &b, &c, &d);
     return moe_epi_isa_of(leaf1, b, saved);
 #else
-    return MOE_EP_ISA_PORTABLE;
+    return MOE_EPI_NEON ? MOE_EP_ISA_NEON : MOE_EP_ISA_PORTABLE;
 #endif
 }
 
@@ -4086,6 +4100,7 @@ MOE_EP_API const char *moe_ep_isa_name(moe_ep_isa isa)
     if (isa == MOE_EP_ISA_PORTABLE) return "portable";
     if (isa == MOE_EP_ISA_AVX2) return "avx2";
     if (isa == MOE_EP_ISA_AVX512) return "avx512";
+    if (isa == MOE_EP_ISA_NEON) return "neon";
     return "auto";
 }
 
@@ -6354,7 +6369,7 @@ static moe_ep_status moe_epi_router_check_sizes(const moe_ep_router *r, moe_ep_e
     if ((s = moe_epi_check_enum((int)r->score, 3, "score", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_enum((int)r->select, 3, "select", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_enum((int)r->weight, 3, "weight", err)) != MOE_EP_OK) return s;
-    if ((s = moe_epi_check_enum((int)r->isa_max, 3, "isa_max", err)) != MOE_EP_OK) return s;
+    if ((s = moe_epi_check_enum((int)r->isa_max, 4, "isa_max", err)) != MOE_EP_OK) return s;
     return moe_epi_check_enum((int)r->eps_mode, 2, "eps_mode", err);
 }
 
@@ -21305,6 +21320,7 @@ enum { MOE_EPI_FIT_NONE, MOE_EPI_FIT_ALL, MOE_EPI_FIT_REACHED };
 typedef struct moe_epi_fit {
     double c[MOE_EPI_FIT_CONSTANTS], mean[MOE_EPI_FIT_CONSTANTS], sd[MOE_EPI_FIT_CONSTANTS];
     double p; /* 0 = the maximum */
+    double knee; /* size of an error from which on a row no longer counts by its square */
     int alpha_in_norm, is_link;
     int others, multiplied, small; /* of experts; small: as small_tokens of moe_ep_gemm */
     int doubts, redescends; /* doubts: some rows may be plainly wrong; redescends: now counted so */
@@ -21444,7 +21460,7 @@ static void moe_epi_fit_values(const moe_epi_fit *f, double *v)
 static double moe_epi_fit_cost(const moe_epi_fit *f, double e, double *weight)
 {
     const double soft = MOE_EPI_FIT_SOFT * MOE_EPI_FIT_SOFT;
-    double z = e / MOE_EPI_FIT_KNEE, root = sqrt(1.0 + z * z), unit = MOE_EPI_FIT_KNEE * MOE_EPI_FIT_KNEE;
+    double z = e / f->knee, root = sqrt(1.0 + z * z), unit = f->knee * f->knee;
     *weight = f->redescends ? 1.0 / (unit * (1.0 + z * z / soft)) : 1.0 / (unit * root);
     return f->redescends ? 0.5 * soft * log(1.0 + z * z / soft) : root - 1.0;
 }
@@ -21541,15 +21557,41 @@ static double moe_epi_fit_descend(moe_epi_fit *f)
     return best;
 }
 
+/* Two fits with the same pulls: their loss where rows off more than twofold are all equally wrong, so that it does not
+ * take most of them for right that meets the wildest one half way. */
+#define MOE_EPI_FIT_ODD 0.7
+static double moe_epi_fit_judged(const moe_epi_fit *f)
+{
+    moe_epi_fit_system s;
+    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS], loss = moe_epi_fit_pulls(f, &s), e, w;
+    moe_epi_fit judge = *f;
+    int64_t i;
+    judge.redescends = 1;
+    moe_epi_fit_values(f, v);
+    for (i = 0; i < f->n; i++) {
+        e = moe_epi_fit_miss(f, v, &f->rows[i], slope);
+        loss += moe_epi_fit_cost(&judge, moe_epi_fit_between(e, -MOE_EPI_FIT_ODD, MOE_EPI_FIT_ODD), &w);
+    }
+    return loss;
+}
+
+/* Least loss from the start; in doubt from where the sum of the errors is least, and from the start once more: a row by
+ * itself, and wrong, takes that sum with it. */
 static double moe_epi_fit_run(moe_epi_fit *f)
 {
-    double loss;
+    moe_epi_fit again;
+    double loss, least;
     memcpy(f->c, f->mean, sizeof f->c);
+    again = *f;
     f->redescends = 0;
     loss = moe_epi_fit_descend(f);
     if (!f->doubts) return loss;
-    f->redescends = 1;
-    return moe_epi_fit_descend(f);
+    f->redescends = again.redescends = 1;
+    loss = moe_epi_fit_descend(f);
+    least = moe_epi_fit_descend(&again);
+    if (!(moe_epi_fit_judged(&again) < moe_epi_fit_judged(f))) return loss;
+    *f = again;
+    return least;
 }
 
 /* Fits with the first n norms: the one of f before them, others must be better by more than a constant is worth. */
@@ -21742,6 +21784,7 @@ static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_e
     double memory = m->memory_Bps * moe_epi_or(m->gemm.mem_eff, 1.0);
     double flops = m->flops[math] * moe_epi_or(m->gemm.flop_eff, 1.0);
     f->is_link = f->alpha_in_norm = 0;
+    f->knee = MOE_EPI_FIT_KNEE;
     f->p = m->gemm.p;
     int i;
     moe_epi_fit_constant(f, MOE_EPI_FIT_T0, m->gemm.t0_s, 1e-5, 1.0, 1);
@@ -21764,6 +21807,7 @@ static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l, int with
     int inter = moe_epi_fit_shows(f, 1), rows = moe_epi_fit_shows(f, 2), peers = moe_epi_fit_shows(f, 3);
     double share = l->alpha_s > 0.0 ? l->short_s / l->alpha_s : 0.0;
     f->is_link = 1;
+    f->knee = MOE_EPI_FIT_KNEE;
     f->alpha_in_norm = l->alpha_in_norm;
     f->p = l->p;
     moe_epi_fit_constant(f, MOE_EPI_FIT_ALPHA, l->alpha_s, 2e-5, 1.0, 1);
@@ -21903,13 +21947,12 @@ static double moe_epi_fit_noise(const moe_epi_fit *f, double *work)
  * so that constants which such rows show come out as the rows have them. */
 static void moe_epi_fit_polish(moe_epi_fit *f, double *work)
 {
-    moe_epi_fit kept = *f;
     double share;
-    int round, k;
+    int round;
     for (round = 0; round < 3; round++) {
         share = moe_epi_fit_noise(f, work) / MOE_EPI_FIT_KNEE;
         if (!(share < 1.0)) break;
-        for (k = 0; k < MOE_EPI_FIT_CONSTANTS; k++) f->sd[k] = kept.sd[k] / moe_epi_larger(share, 1e-6);
+        f->knee = MOE_EPI_FIT_KNEE * moe_epi_larger(share, 1e-6);
         (void)moe_epi_fit_descend(f);
     }
 }
@@ -21961,7 +22004,7 @@ static int moe_epi_fit_odd(const moe_epi_fit *f)
     int64_t i;
     moe_epi_fit_values(f, v);
     for (i = 0; i < f->n; i++)
-        if (fabs(moe_epi_fit_miss(f, v, &f->rows[i], slope)) > 0.7) return 1;
+        if (fabs(moe_epi_fit_miss(f, v, &f->rows[i], slope)) > MOE_EPI_FIT_ODD) return 1;
     return 0;
 }
 
@@ -21999,10 +22042,12 @@ static moe_epi_fit moe_epi_fit_first(const moe_epi_fit *f, const moe_ep_calibrat
     moe_epi_fit best = *f, base = *f, now;
     double loss, least = moe_epi_fit_form(&best, f, d);
     int i;
-    if (moe_epi_fit_odd(&best)) { /* a form must not be there for the sake of rows that are plainly wrong */
-        best = *f;
-        best.doubts = 1;
-        least = moe_epi_fit_form(&best, f, d);
+    now = *f;
+    now.doubts = 1;
+    loss = moe_epi_fit_form(&now, f, d);
+    if (moe_epi_fit_odd(&best) || (moe_epi_fit_odd(&now) && moe_epi_fit_judged(&now) < moe_epi_fit_judged(&best))) {
+        best = now; /* a form must not be there for the sake of rows that are plainly wrong */
+        least = loss;
     }
     for (i = 0; i < 16; i++) {
         if (i % 8 == 0 || i % 8 == 5) base = best;
@@ -22287,6 +22332,7 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 }
 
 #undef MOE_EPI_FIT_KNEE
+#undef MOE_EPI_FIT_ODD
 #undef MOE_EPI_FIT_SOFT
 #undef MOE_EPI_FIT_NOTHING
 #undef MOE_EPI_TRY
@@ -22496,20 +22542,7 @@ static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
     }
 }
 
-#if MOE_EPI_FW_X86
-/* The next weights on their way to the caches; the addresses may lie outside the array: they are never read from. */
-#define MOE_EPI_FW_FETCH_ONE(at) _mm_prefetch((const char *)(at), _MM_HINT_T0);
-#define MOE_EPI_FW_FETCH(k)                                                                           \
-    MOE_EPI_FW_FETCH_ONE(fetch.of[0] + (uintptr_t)(k) * sizeof *p0)                                   \
-    MOE_EPI_FW_FETCH_ONE(fetch.of[1] + (uintptr_t)(k) * sizeof *p0)
-#define MOE_EPI_FW_AHEAD(k)                                                                           \
-    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p0 + (k)) + MOE_EPI_FW_ALONG)                                    \
-    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p1 + (k)) + MOE_EPI_FW_ALONG)                                    \
-    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p2 + (k)) + MOE_EPI_FW_ALONG)                                    \
-    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p3 + (k)) + MOE_EPI_FW_ALONG)
-
-#define MOE_EPI_FW_NO_FETCH(k)
-
+#if MOE_EPI_FW_X86 || MOE_EPI_NEON
 /* Lists of tokens: the arrays of a tile must be named scalars to stay in registers in every compiler. */
 #define MOE_EPI_FW_T1(M) M(0)
 #define MOE_EPI_FW_T2(M) M(0) M(1)
@@ -22528,6 +22561,21 @@ static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
     p = FMA(p, r, SET(4.1665795894e-2f));                                                             \
     p = FMA(p, r, SET(1.6666665459e-1f));                                                             \
     p = FMA(p, r, SET(5.0000001201e-1f))
+#endif
+
+#if MOE_EPI_FW_X86
+/* The next weights on their way to the caches; the addresses may lie outside the array: they are never read from. */
+#define MOE_EPI_FW_FETCH_ONE(at) _mm_prefetch((const char *)(at), _MM_HINT_T0);
+#define MOE_EPI_FW_FETCH(k)                                                                           \
+    MOE_EPI_FW_FETCH_ONE(fetch.of[0] + (uintptr_t)(k) * sizeof *p0)                                   \
+    MOE_EPI_FW_FETCH_ONE(fetch.of[1] + (uintptr_t)(k) * sizeof *p0)
+#define MOE_EPI_FW_AHEAD(k)                                                                           \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p0 + (k)) + MOE_EPI_FW_ALONG)                                    \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p1 + (k)) + MOE_EPI_FW_ALONG)                                    \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p2 + (k)) + MOE_EPI_FW_ALONG)                                    \
+    MOE_EPI_FW_FETCH_ONE((uintptr_t)(p3 + (k)) + MOE_EPI_FW_ALONG)
+
+#define MOE_EPI_FW_NO_FETCH(k)
 
 /* ---- AVX2 + FMA + F16C: 4 rows x up to 3 tokens, 12 sums ---- */
 #define MOE_EPI_FW_Y __attribute__((target("avx2,fma,f16c")))
@@ -22893,15 +22941,6 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD)
 #undef MOE_EPI_FW_B_KERNEL
 #endif
 /* kernel macros end here */
-#  undef MOE_EPI_FW_T1
-#  undef MOE_EPI_FW_T2
-#  undef MOE_EPI_FW_T3
-#  undef MOE_EPI_FW_T4
-#  undef MOE_EPI_FW_T5
-#  undef MOE_EPI_FW_T6
-#  undef MOE_EPI_FW_EXP_LO
-#  undef MOE_EPI_FW_EXP_HI
-#  undef MOE_EPI_FW_EXP_P
 #  undef MOE_EPI_FW_Y
 #  undef MOE_EPI_FW_Y_DECL
 #  undef MOE_EPI_FW_Y_SUMS
@@ -22950,6 +22989,157 @@ MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD)
 #  undef MOE_EPI_FW_Z_I8M
 #  undef MOE_EPI_FW_Z_FROM_I8
 #endif /* MOE_EPI_FW_X86 */
+
+#if MOE_EPI_NEON
+/* ---- 64-bit Arm: 4 rows x up to 3 tokens, a sum in two registers: nearly all 32 are in use, and for fp32, fp16 and
+ * int8 weights the sums are those of AVX2, lane by lane ---- */
+
+#define MOE_EPI_FW_N_FMA(a, b, c) vfmaq_f32(c, a, b)
+static void moe_epi_fw_n_gate(float *v, const float *g, int n)
+{
+    int i;
+    for (i = 0; i < n; i += 4) {
+        float32x4_t x = vld1q_f32(v + i), q, r, p; /* the two below take the number where the other is NaN */
+        x = vminnmq_f32(vmaxnmq_f32(x, vdupq_n_f32(MOE_EPI_FW_EXP_LO)), vdupq_n_f32(MOE_EPI_FW_EXP_HI));
+        q = vrndnq_f32(vmulq_f32(x, vdupq_n_f32(1.44269504f)));
+        r = vfmsq_f32(x, q, vdupq_n_f32(0.693359375f));
+        r = vfmsq_f32(r, q, vdupq_n_f32(-2.12194440e-4f));
+        MOE_EPI_FW_EXP_P(MOE_EPI_FW_N_FMA, vdupq_n_f32, p, r);
+        p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0f));
+        p = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtnq_s32_f32(q), 23)));
+        vst1q_f32(v + i, vdivq_f32(vld1q_f32(g + i), vaddq_f32(vdupq_n_f32(1.0f), p)));
+    }
+}
+
+static void moe_epi_fw_n_axpy(float *y, const float *row, float w, int64_t n, int first)
+{
+    int64_t i = 0;
+    if (first)
+        for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vmulq_n_f32(vld1q_f32(row + i), w));
+    else
+        for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vfmaq_n_f32(vld1q_f32(y + i), vld1q_f32(row + i), w));
+    moe_epi_fw_c_axpy(y + i, row + i, w, n - i, first);
+}
+
+static uint64_t moe_epi_fw_n_four(const int8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return four;
+}
+
+#define MOE_EPI_FW_N_DECL(j) const float *x##j = (const float *)x[j];
+#define MOE_EPI_FW_N_SUMS(j)                                                                          \
+    float32x4_t a##j = zero, b##j = zero, c##j = zero, d##j = zero;                                   \
+    float32x4_t e##j = zero, f##j = zero, g##j = zero, h##j = zero, v##j;
+#define MOE_EPI_FW_N_LOW(j) v##j = vld1q_f32(x##j + k);
+#define MOE_EPI_FW_N_A(j) a##j = vfmaq_f32(a##j, w, v##j);
+#define MOE_EPI_FW_N_B(j) b##j = vfmaq_f32(b##j, w, v##j);
+#define MOE_EPI_FW_N_C(j) c##j = vfmaq_f32(c##j, w, v##j);
+#define MOE_EPI_FW_N_D(j) d##j = vfmaq_f32(d##j, w, v##j);
+#define MOE_EPI_FW_N_HIGH(j) v##j = vld1q_f32(x##j + k + 4);
+#define MOE_EPI_FW_N_E(j) e##j = vfmaq_f32(e##j, w, v##j);
+#define MOE_EPI_FW_N_F(j) f##j = vfmaq_f32(f##j, w, v##j);
+#define MOE_EPI_FW_N_G(j) g##j = vfmaq_f32(g##j, w, v##j);
+#define MOE_EPI_FW_N_H(j) h##j = vfmaq_f32(h##j, w, v##j);
+#define MOE_EPI_FW_N_STORE(j)                                                                         \
+    {                                                                                                 \
+        float32x4_t s = vaddq_f32(vpaddq_f32(vpaddq_f32(a##j, b##j), vpaddq_f32(c##j, d##j)),         \
+                                  vpaddq_f32(vpaddq_f32(e##j, f##j), vpaddq_f32(g##j, h##j)));        \
+        vst1q_f32(out + j * ldc, add ? vaddq_f32(vld1q_f32(out + j * ldc), s) : s);                   \
+    }
+/* One step of all rows and tokens; WIDEN(p) gives the 4 weights at p. */
+#define MOE_EPI_FW_N_STEP(TN, WIDEN, q0, q1, q2, q3)                                                  \
+    TN(MOE_EPI_FW_N_LOW)                                                                              \
+    w = WIDEN(q0); TN(MOE_EPI_FW_N_A)                                                                 \
+    w = WIDEN(q1); TN(MOE_EPI_FW_N_B)                                                                 \
+    w = WIDEN(q2); TN(MOE_EPI_FW_N_C)                                                                 \
+    w = WIDEN(q3); TN(MOE_EPI_FW_N_D)                                                                 \
+    __asm__("" : : : "memory"); /* loads stay behind it, or there are more than 32 registers' worth */ \
+    TN(MOE_EPI_FW_N_HIGH)                                                                             \
+    w = WIDEN((q0) + 4); TN(MOE_EPI_FW_N_E)                                                           \
+    w = WIDEN((q1) + 4); TN(MOE_EPI_FW_N_F)                                                           \
+    w = WIDEN((q2) + 4); TN(MOE_EPI_FW_N_G)                                                           \
+    w = WIDEN((q3) + 4); TN(MOE_EPI_FW_N_H)
+#define MOE_EPI_FW_N_KERNEL(NAME, TN, TYPE, WIDEN)                                                    \
+    static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, float *out, \
+                     int64_t ldc, int add, moe_epi_fw_fetch fetch)                                    \
+    {                                                                                                 \
+        const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
+        const TYPE *p2 = (const TYPE *)rows[2], *p3 = (const TYPE *)rows[3];                          \
+        const float32x4_t zero = vdupq_n_f32(0.0f);                                                   \
+        float32x4_t w;                                                                                \
+        int64_t k = 0;                                                                                \
+        (void)fetch;                                                                                  \
+        TN(MOE_EPI_FW_N_DECL)                                                                         \
+        for (; k < n; add = 1) {                                                                      \
+            const int64_t stop = n - k < block ? n : k + block;                                       \
+            TN(MOE_EPI_FW_N_SUMS)                                                                     \
+            for (; k + 8 <= stop; k += 8) { MOE_EPI_FW_N_STEP(TN, WIDEN, p0 + k, p1 + k, p2 + k, p3 + k) } \
+            if (k < stop) {                                                                           \
+                TYPE tail[4][8];                                                                      \
+                size_t bytes = (size_t)(stop - k) * sizeof(TYPE);                                     \
+                memset(tail, 0, sizeof tail);                                                         \
+                memcpy(tail[0], p0 + k, bytes);                                                       \
+                memcpy(tail[1], p1 + k, bytes);                                                       \
+                memcpy(tail[2], p2 + k, bytes);                                                       \
+                memcpy(tail[3], p3 + k, bytes);                                                       \
+                MOE_EPI_FW_N_STEP(TN, WIDEN, tail[0], tail[1], tail[2], tail[3])                      \
+                k = stop;                                                                             \
+            }                                                                                         \
+            TN(MOE_EPI_FW_N_STORE)                                                                    \
+        }                                                                                             \
+    }
+#define MOE_EPI_FW_N_F32(p) vld1q_f32(p)
+#define MOE_EPI_FW_N_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
+#define MOE_EPI_FW_N_F16(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+/* four bytes by way of an integer: a load of eight would read beyond the last four */
+#define MOE_EPI_FW_N_I8(p) vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(moe_epi_fw_n_four(p))))))
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_f32_1, MOE_EPI_FW_T1, float, MOE_EPI_FW_N_F32)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_f32_2, MOE_EPI_FW_T2, float, MOE_EPI_FW_N_F32)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_f32_3, MOE_EPI_FW_T3, float, MOE_EPI_FW_N_F32)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_bf16_1, MOE_EPI_FW_T1, uint16_t, MOE_EPI_FW_N_BF16)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_bf16_2, MOE_EPI_FW_T2, uint16_t, MOE_EPI_FW_N_BF16)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_bf16_3, MOE_EPI_FW_T3, uint16_t, MOE_EPI_FW_N_BF16)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_f16_1, MOE_EPI_FW_T1, uint16_t, MOE_EPI_FW_N_F16)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_f16_2, MOE_EPI_FW_T2, uint16_t, MOE_EPI_FW_N_F16)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_f16_3, MOE_EPI_FW_T3, uint16_t, MOE_EPI_FW_N_F16)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_i8_1, MOE_EPI_FW_T1, int8_t, MOE_EPI_FW_N_I8)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_i8_2, MOE_EPI_FW_T2, int8_t, MOE_EPI_FW_N_I8)
+MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_i8_3, MOE_EPI_FW_T3, int8_t, MOE_EPI_FW_N_I8)
+#  undef MOE_EPI_FW_N_DECL
+#  undef MOE_EPI_FW_N_SUMS
+#  undef MOE_EPI_FW_N_LOW
+#  undef MOE_EPI_FW_N_HIGH
+#  undef MOE_EPI_FW_N_A
+#  undef MOE_EPI_FW_N_B
+#  undef MOE_EPI_FW_N_C
+#  undef MOE_EPI_FW_N_D
+#  undef MOE_EPI_FW_N_E
+#  undef MOE_EPI_FW_N_F
+#  undef MOE_EPI_FW_N_G
+#  undef MOE_EPI_FW_N_H
+#  undef MOE_EPI_FW_N_STORE
+#  undef MOE_EPI_FW_N_STEP
+#  undef MOE_EPI_FW_N_KERNEL
+#  undef MOE_EPI_FW_N_FMA
+#  undef MOE_EPI_FW_N_F32
+#  undef MOE_EPI_FW_N_BF16
+#  undef MOE_EPI_FW_N_F16
+#  undef MOE_EPI_FW_N_I8
+#endif /* MOE_EPI_NEON */
+
+#if MOE_EPI_FW_X86 || MOE_EPI_NEON
+#  undef MOE_EPI_FW_T1
+#  undef MOE_EPI_FW_T2
+#  undef MOE_EPI_FW_T3
+#  undef MOE_EPI_FW_T4
+#  undef MOE_EPI_FW_T5
+#  undef MOE_EPI_FW_T6
+#  undef MOE_EPI_FW_EXP_LO
+#  undef MOE_EPI_FW_EXP_HI
+#  undef MOE_EPI_FW_EXP_P
+#endif
 
 /* Fills k from the kernels of one instruction set (pre) and weight type (t); no table, so that a position-
  * independent build has nothing to relocate. */
@@ -23004,6 +23194,14 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
             else { MOE_EPI_FW_FILL(y, f16, 0); k.along[2] = moe_epi_fw_y_f16_3a; }
             return k;
         }
+    }
+#elif MOE_EPI_NEON
+    if (isa_max != MOE_EP_ISA_PORTABLE) {
+        if (dtype == MOE_EP_F32) MOE_EPI_FW_FILL(n, f32, 0);
+        else if (dtype == MOE_EP_BF16) MOE_EPI_FW_FILL(n, bf16, 0);
+        else if (dtype == MOE_EP_I8) MOE_EPI_FW_FILL(n, i8, 0);
+        else MOE_EPI_FW_FILL(n, f16, 0);
+        return k;
     }
 #else
     (void)isa_max;
@@ -23123,7 +23321,8 @@ MOE_EP_API const char *moe_ep_forward_unit(const moe_ep_forward_desc *desc)
     if (k.amx) return "amx-bf16";
     if (k.half) return "avx512-bf16";
     if (k.max_tokens == 6) return "avx512";
-    return k.gate_n == moe_epi_fw_c_gate ? "portable" : "avx2";
+    if (k.gate_n == moe_epi_fw_c_gate) return "portable";
+    return MOE_EPI_NEON ? "neon" : "avx2";
 }
 
 /* ---- activations ------------------------------------------------------------------------------------ */
@@ -24125,7 +24324,7 @@ static moe_ep_status moe_epi_fw_check_options(const moe_ep_forward_desc *d, moe_
 {
     moe_ep_status st = moe_epi_fw_check_weights(d->experts, "experts", err);
     if (st != MOE_EP_OK) return st;
-    if ((int)d->isa_max < 0 || (int)d->isa_max > (int)MOE_EP_ISA_AVX512)
+    if ((int)d->isa_max < 0 || (int)d->isa_max > (int)MOE_EP_ISA_NEON)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "isa_max", "no such instruction set", -1, (double)(int)d->isa_max);
     if ((int)d->products < 0 || (int)d->products > (int)MOE_EP_PRODUCTS_BF16_VECTOR)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "products", "no such kind of products", -1,
@@ -28109,6 +28308,7 @@ MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_swee
 #undef MOE_EPI_TRY
 /* Helper macros of more than one section. */
 #undef MOE_EPI_X86
+#undef MOE_EPI_NEON
 
 /* The caller's macros again. */
 #pragma pop_macro("B")

@@ -1,7 +1,7 @@
 /* bench/bench_forward.c - how far is the CPU expert layer from the limits of this machine, and from OpenBLAS?
  * SPDX-License-Identifier: MIT
  *
- * usage: bench_forward [--quick] [--threads N] [--shape NAME] [--tokens N] [--isa 1|2|3] [--type f32|bf16|f16|int8]
+ * usage: bench_forward [--quick] [--threads N] [--shape NAME] [--tokens N] [--isa 1|2|3|4] [--type f32|bf16|f16|int8]
  *                      [--exact] [--hot] [--peer LIBRARY]... [--repack] [--hogs N] [--seconds S]
  * bound = max(bytes of the active experts / stream bandwidth, flops / peak of the unit used), both limits measured
  * here, in this process.  Weights are cold: every repetition routes anew over more weights than the caches hold.

@@ -25,7 +25,7 @@ static const char forward_help[] =
     "  --type NAME       of the weights: bf16 (default), f32, f16, int8 (with a float for each row)\n"
     "  --exact           bf16 weights: activations stay fp32 (otherwise they are rounded to bf16)\n"
     "  --threads N       1 to 64; default: one for each processor, at most 16\n"
-    "  --isa NAME        not better than portable, avx2 or avx512\n"
+    "  --isa NAME        not better than portable, avx2, avx512 or neon\n"
     "  --seconds S       time spent on each batch size (1)   --check N   rows to check (2)   --seed N\n"
     "  --json            prints one JSON object instead of text\n"
     "  --width W         --ascii   --color auto|always|never\n"
@@ -112,12 +112,12 @@ static void take_type(forward *f, const char *value)
 
 static void take_isa(forward *f, const char *value)
 {
-    for (int i = MOE_EP_ISA_PORTABLE; i <= MOE_EP_ISA_AVX512; i++)
+    for (int i = MOE_EP_ISA_PORTABLE; i <= MOE_EP_ISA_NEON; i++)
         if (strcasecmp(value, moe_ep_isa_name((moe_ep_isa)i)) == 0) {
             f->desc.isa_max = (moe_ep_isa)i;
             return;
         }
-    cli_die(CLI_USAGE, "--isa %s: portable, avx2 or avx512", cli_printable(value));
+    cli_die(CLI_USAGE, "--isa %s: portable, avx2, avx512 or neon", cli_printable(value));
 }
 
 static void take_option(forward *f, cli_common *common, int option, const char *value)

@@ -75,7 +75,7 @@ static double limits_read_GBps(threads_pool *pool, const void *data, size_t byte
     double start;
     d.words = (const uint64_t *)data;
     d.count = bytes / 8;
-    d.avx2 = moe_ep_isa_best() >= MOE_EP_ISA_AVX2;
+    d.avx2 = moe_ep_isa_best() == MOE_EP_ISA_AVX2 || moe_ep_isa_best() == MOE_EP_ISA_AVX512;
     limits_run(pool, LIMITS_PIECES, limits_nothing, NULL);
     start = limits_now();
     limits_run(pool, LIMITS_PIECES, limits_read_task, &d);

@@ -58,11 +58,16 @@ on() {
 
 wanted=" ${*:-m32 aarch64 armv7 riscv64 ppc64le s390x musl tcc fastmath lto} "
 want() { case $wanted in *" $1 "*) return 0 ;; *) return 1 ;; esac }
-cross() { # cross NAME TRIPLET LIBC-PACKAGE QEMU
+cross() { # cross NAME TRIPLET LIBC-PACKAGE QEMU [MORE PROGRAMS]
+    usual=$programs
+    # shellcheck disable=SC2086
+    programs=$(printf '%s ' $programs) # one line
+    case " $programs " in *" ${5:-} "*) ;; *) programs="$programs $5" ;; esac
     want "$1" && on "$1" "gcc-$2 $3 qemu-user" "$2-gcc -O1 -static" "$4"
+    programs=$usual
 }
 want m32 && on m32 "gcc-multilib, or gcc-12-multilib beside cross compilers" "gcc -m32 -O1 -msse2 -mfpmath=sse" env
-cross aarch64 aarch64-linux-gnu libc6-dev-arm64-cross qemu-aarch64
+cross aarch64 aarch64-linux-gnu libc6-dev-arm64-cross qemu-aarch64 test_forward # it has kernels of its own
 cross armv7 arm-linux-gnueabihf libc6-dev-armhf-cross qemu-arm
 cross riscv64 riscv64-linux-gnu libc6-dev-riscv64-cross qemu-riscv64
 cross ppc64le powerpc64le-linux-gnu libc6-dev-ppc64el-cross qemu-ppc64le

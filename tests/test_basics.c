@@ -707,6 +707,12 @@ TEST(names_of_instruction_sets)
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_PORTABLE), "portable");
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX2), "avx2");
     CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_AVX512), "avx512");
+    CHECK_STR(moe_ep_isa_name(MOE_EP_ISA_NEON), "neon");
+#if !defined(MOE_EP_NO_SIMD) && defined(__aarch64__) && !defined(__AARCH64EB__) && defined(__GNUC__)
+    CHECK_I64(moe_ep_isa_best(), MOE_EP_ISA_NEON);
+#else
+    CHECK(moe_ep_isa_best() != MOE_EP_ISA_NEON);
+#endif
     CHECK_STR(moe_ep_isa_name((moe_ep_isa)77), "auto");
 }
 

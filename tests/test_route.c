@@ -717,7 +717,7 @@ TEST(kernels_name_the_bad_logit)
                 CHECK(e / 4 < t / 70 ? ids[e] >= 0 && ids[e] < 70 : ids[e] == -7 && w[e] == 0.25f);
         }
     }
-    r.isa_max = (moe_ep_isa)4;
+    r.isa_max = (moe_ep_isa)5;
     CHECK_I64(moe_ep_route(&r, logits, 7, NULL, ids, w, &err), MOE_EP_ERR_RANGE);
     CHECK_STR(err.arg, "isa_max");
     r.isa_max = (moe_ep_isa)-1;
@@ -3124,8 +3124,8 @@ TEST(router_fields_at_their_limits)
     REFUSED(select, (moe_ep_select)4, MOE_EP_ERR_RANGE);
     GOES(weight, (moe_ep_weight)3);
     REFUSED(weight, (moe_ep_weight)4, MOE_EP_ERR_RANGE);
-    GOES(isa_max, MOE_EP_ISA_AVX512);
-    REFUSED(isa_max, (moe_ep_isa)4, MOE_EP_ERR_RANGE);
+    GOES(isa_max, MOE_EP_ISA_NEON);
+    REFUSED(isa_max, (moe_ep_isa)5, MOE_EP_ERR_RANGE);
     GOES(eps_mode, (moe_ep_eps_mode)2);
     REFUSED(eps_mode, (moe_ep_eps_mode)3, MOE_EP_ERR_RANGE);
     GOES(renorm_p, (float)INFINITY);
@@ -3270,7 +3270,7 @@ TEST(scores_of_rows_apart)
     CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "logits_stride");
     r.logits_stride = 0;
-    r.isa_max = (moe_ep_isa)4;
+    r.isa_max = (moe_ep_isa)5;
     CHECK_I64(moe_ep_scores(&r, close, 2, scores, &err), MOE_EP_ERR_RANGE);
     CHECK_STR(err.arg, "isa_max");
     r.isa_max = MOE_EP_ISA_AUTO;

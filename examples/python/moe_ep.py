@@ -81,7 +81,7 @@ def _struct(name, declarations):
 _enum("moe_ep_status", "MOE_EP_", "OK ERR_NULL ERR_SIZE ERR_RANGE ERR_EXPERT_ID ERR_DEVICE_ID ERR_TOP_K ERR_NAN "
       "ERR_NEGATIVE ERR_OVERFLOW ERR_SCRATCH ERR_MEMORY ERR_SLOTS ERR_CONFIG ERR_PLACEMENT ERR_LOST_EXPERT "
       "ERR_INFEASIBLE ERR_UNSUPPORTED", -1)
-_enum("moe_ep_isa", "MOE_EP_ISA_", "auto portable avx2 avx512")
+_enum("moe_ep_isa", "MOE_EP_ISA_", "auto portable avx2 avx512 neon")
 _enum("moe_ep_score", "MOE_EP_SCORE_", "logit softmax sigmoid sqrt_softplus")
 _enum("moe_ep_select", "MOE_EP_SELECT_", "topk sparsemixer table keys")
 _enum("moe_ep_weight", "MOE_EP_WEIGHT_", "score softmax_of_selected sigmoid_of_logit one")
