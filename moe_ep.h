@@ -1066,9 +1066,12 @@ MOE_EP_API moe_ep_status moe_ep_chance_with_replacement(int64_t T, int32_t K, in
                                                         moe_ep_error *err);
 
 /* The same for the rows of D devices owning E/D experts each: below this no placement can go by balancing alone.
- * Where D does not divide E, E mod D devices own one expert more: max_over_mean then within 1 % (2.5 % for fewer than
- * 20 rows), its band somewhat wide.  Errors: also ERR_SIZE for D < 1 or D > E.  O(1).
- * Example: T = 16, K = 8, E = 256, D = 8: busiest device 21.8 rows = 1.36 x mean 16. */
+ * Where D does not divide E, E mod D devices own one expert more; both kinds of load share one sum (the law itself for
+ * K = 1, K = E-1 and T = 1).  Against Monte Carlo: mean within 1 %, sd within 5 %, p05 and p95 as above; one_sd,
+ * one_p05, one_p95 and gauss_bound are those of a device of E/D experts.  Errors: also ERR_SIZE for D < 1 or D > E.
+ * O(log D), below 100 us.
+ * Example: T = 16, K = 8, E = 256, D = 8: busiest device 21.8 rows = 1.36 x mean 16.  T = 3, K = 1, E = 3, D = 2: the
+ * busier of a device of two experts and one of one has 3, 2, 2 or 3 rows with chances 8, 12, 6 and 1 of 27: 2 1/3. */
 MOE_EP_API moe_ep_status moe_ep_chance_devices(int64_t T, int32_t K, int32_t E, int32_t D,
                                                moe_ep_chance_result *out, moe_ep_error *err);
 
@@ -2213,9 +2216,14 @@ typedef struct moe_ep_gemm {
     double small_t0;      /* its t0_s, as a multiple, 0 = 1                                        */
 } moe_ep_gemm;
 
+/* How many counts of peers a link may know by themselves. */
+enum { MOE_EP_LINK_LEVELS = 8 };
+
 /* Constants of one all-to-all phase: time = a + (inter^p + intra^p)^(1/p) + share / pair_Bps, where
  * a = alpha + rows * row_s + peers * peer_s + bytes of one row * row_byte_s, share = bytes / (peers - 1), and inter
  * bytes also pay peers * crowd_s each; or short_s + (a - alpha) + share / short_Bps where that is less.
+ * Fabrics are not that smooth: level_a and level_bytes put right what the formula misses at counts of peers that were
+ * measured, in between by the logarithm of peers, beyond as at the nearest; they do not count where peers is 0.
  * peers: how many a device signals, experts' slots in PAIR and PADDED (a counter each), devices in the others. */
 typedef struct moe_ep_link {
     double alpha_s;       /* latency                                                              */
@@ -2234,6 +2242,11 @@ typedef struct moe_ep_link {
     double crowd_s;       /* per inter-node byte and peer: the fabric gets crowded, 0 = none      */
     double short_s;       /* not 0: latency of a second protocol for short messages               */
     double short_Bps;     /* its bytes per second to one peer, 0 = infinitely fast                */
+    int32_t num_levels;   /* of the next three, 0 = none                                          */
+    double level_peers[MOE_EP_LINK_LEVELS]; /* ascending, > 0                                     */
+    double level_a[MOE_EP_LINK_LEVELS];     /* multiple of a and of short_s, > 0                  */
+    double level_bytes[MOE_EP_LINK_LEVELS]; /* multiple of what the bytes take by intra, inter, crowd and
+                                               pair, > 0                                          */
 } moe_ep_link;
 
 /* One kind of device and its links. */
@@ -2780,7 +2793,8 @@ typedef struct moe_ep_calibrate_result {
  * then of log(0.1^2 + log(model / measured)^2), so that a row that is off tenfold hardly pulls, plus a pull towards
  * `start` that few rows cannot and many rows easily overcome, and that fades as the error left falls below 5 %; what
  * the rows do not show stays as in start: other_byte_s and other_multiplied need rows that differ in the layer's
- * experts per slot; small_tokens is tried as 0, slots and 64, where at least four rows lie on either side.  The same
+ * experts per slot; small_tokens is tried as 0, slots and 64, where at least four rows lie on either side.  Rows of 2
+ * to MOE_EP_LINK_LEVELS numbers of peers give the link levels, too, close to 1 where few rows speak for them.  The same
  * rows give the same constants.  out may be desc->start itself.  result, expert_errors (num_experts) and link_errors
  * (num_links), signed model / measured - 1, may be NULL.  Errors on rows that were not fitted are larger than those in
  * result: hold some back to know.
@@ -9806,30 +9820,35 @@ MOE_EP_API moe_ep_status moe_ep_similarity(const double *a, const double *b, int
 
 /* ---- chance -------------------------------------------------------------------------------------------
  *
- * Every load is a binomial draw from a pool of `pool` tickets, the loads of all groups conditioned on their
- * sum N = T*K: a multivariate hypergeometric law with M = groups*pool tickets.  With
+ * Every load is a binomial draw from a pool of tickets, equally many per expert, the loads of all groups conditioned
+ * on their sum N = T*K: a multivariate hypergeometric law with M tickets.  With
  *     M = (T K (E-1) - (E-K)) / (K-1)
  * its variance and correlations are exactly those of T tokens choosing K distinct of E experts; it is the
  * very law for K = 1 (M infinite: multinomial), K = E (M = N) and T = 1 (one ticket per expert).
  *     P(max <= m) = P(sum = N, all <= m) / P(sum = N)
- * Both by inverting the characteristic function phi_m(t)^groups of the sum on a small set of points, where
- * phi_m grows with m one term at a time.  Above a standard deviation of MOE_EPI_BL_SMOOTH the loads are
- * looked at in steps of sd/MOE_EPI_BL_SMOOTH rows, which changes nothing that 1 % could see. */
+ * Both by inverting the characteristic function of the sum on a small set of points: phi_m(t)^groups, or, where
+ * E mod D devices own one expert more than the others, phi_m(t)^more psi_m(t)^(groups-more); phi_m and psi_m grow
+ * with m one term at a time.  Above a standard deviation of MOE_EPI_BL_SMOOTH the loads are looked at in steps of
+ * sd/MOE_EPI_BL_SMOOTH rows, which changes nothing that 1 % could see. */
 
 #define MOE_EPI_BL_SMOOTH 12.0
-#define MOE_EPI_BL_CELLS 400
-#define MOE_EPI_BL_NODES 160
+#define MOE_EPI_BL_CELLS 256
+#define MOE_EPI_BL_NODES 80
 
-/* Weights of one load at first, first+step, ... */
+/* Weights of one load at base+first, base+first+step, ...  Loads are kept as what they are off `base`, a whole number
+ * near the mean or the mean itself, so that the spread of very many tokens keeps its digits.  step 1: whole loads. */
 typedef struct moe_epi_bl_grid {
-    double first, step, sd;
+    double base, first, step, sd;
     int32_t cells;
     double weight[MOE_EPI_BL_CELLS];
 } moe_epi_bl_grid;
 
-/* ln Gamma(x) but for a constant, by Stirling.  A smooth grid stays 36 rows away from both ends, where the next term,
- * 1 / (12 x), moves a mean by less than 1e-4 of its standard deviation. */
+/* ln Gamma(x) but for a constant, by Stirling.  A smooth grid's mean is 72 rows or more away from both ends: the
+ * next term, 1 / (12 x), moves it by less than 2e-4 of its standard deviation. */
 static double moe_epi_bl_lgamma(double x) { return (x - 0.5) * log(x) - x; }
+
+/* Standard deviation of one load with this mean out of pool tickets (0 = infinitely many). */
+static double moe_epi_bl_sd(double mean, double pool) { return sqrt(pool > 0.0 ? mean * (1.0 - mean / pool) : mean); }
 
 /* Ratio of the weights of load+1 and load.  pool 0 = infinite. */
 static double moe_epi_bl_growth(double load, double mean, double pool)
@@ -9838,23 +9857,22 @@ static double moe_epi_bl_growth(double load, double mean, double pool)
     return mean / (load + 1.0);
 }
 
-/* Every whole load around the mean, weights relative to that of the mean. */
+/* Every whole load around the mean, weights relative to that of the mean: up to 95 below and 115 above it. */
 static void moe_epi_bl_grid_whole(double mean, double pool, double most, moe_epi_bl_grid *g)
 {
-    const double lowest = fmax(floor(mean) - MOE_EPI_BL_CELLS / 2, 0.0);
     double load = floor(mean), weight = 1.0, last;
     int32_t i;
-    while (load > lowest && weight > 1e-19) {
+    while (load > 0.0 && weight > 1e-16) {
         load -= 1.0;
         weight /= moe_epi_bl_growth(load, mean, pool);
     }
-    g->first = load;
-    g->step = 1.0;
+    g->base = floor(mean);
+    g->first = load - g->base;
     last = fmin(most, load + (MOE_EPI_BL_CELLS - 1));
     for (i = 0; load <= last; i++, load += 1.0) {
         g->weight[i] = weight;
         weight *= moe_epi_bl_growth(load, mean, pool);
-        if (load > mean && weight < 1e-19) { i++; break; }
+        if (load > mean && weight < 1e-16) { i++; break; }
     }
     g->cells = i;
 }
@@ -9862,113 +9880,205 @@ static void moe_epi_bl_grid_whole(double mean, double pool, double most, moe_epi
 /* Logarithm of an unnormalised weight at a real load. */
 static double moe_epi_bl_log_weight(double load, double mean, double pool)
 {
-    const double sd = sqrt(pool > 0.0 ? mean * (1.0 - mean / pool) : mean);
+    const double sd = moe_epi_bl_sd(mean, pool);
     if (sd > 3000.0) return -0.5 * (load - mean) / sd * ((load - mean) / sd); /* skewness is long gone */
     if (!(pool > 0.0)) return load * log(mean) - moe_epi_bl_lgamma(load + 1.0);
     return load * log(mean / (pool - mean)) - moe_epi_bl_lgamma(load + 1.0) - moe_epi_bl_lgamma(pool - load + 1.0);
 }
 
-/* Steps of sd/SMOOTH through the mean, nine sd to each side.  The squared sd is at most 4/3 of the rows between the
- * mean and either end (0 and the most that a load can be), so that above 12 rows nine of them fit. */
+/* Steps through the mean, 7.5 sd to each side.  The squared sd is at most the rows between the mean and either end
+ * (0 and the pool), so that above 8.4 rows 7.5 of them fit. */
 static void moe_epi_bl_grid_smooth(double mean, double pool, moe_epi_bl_grid *g)
 {
-    const double centre = moe_epi_bl_log_weight(mean, mean, pool);
+    const double centre = moe_epi_bl_log_weight(mean, mean, pool), half = floor(7.5 * g->sd / g->step + 0.5);
     int32_t k;
-    g->step = g->sd / MOE_EPI_BL_SMOOTH;
-    g->first = mean - 108.0 * g->step;
-    g->cells = 217;
-    for (k = 0; k < 217; k++)
-        g->weight[k] = exp(moe_epi_bl_log_weight(mean + ((double)k - 108.0) * g->step, mean, pool) - centre);
+    g->base = mean;
+    g->first = -half * g->step;
+    g->cells = 2 * (int32_t)half + 1;
+    for (k = 0; k < g->cells; k++)
+        g->weight[k] = exp(moe_epi_bl_log_weight(mean + ((double)k - half) * g->step, mean, pool) - centre);
 }
 
-/* Law of one load with this mean out of pool tickets (0 = infinitely many), at most `most`. */
-static void moe_epi_bl_make_grid(double mean, double pool, double most, moe_epi_bl_grid *g)
+/* Law of one load, at most `most`; in steps when largest_sd, that of the loads of the largest group, is large.  The
+ * smallest group's is at least 0.7 of it. */
+static void moe_epi_bl_make_grid(double mean, double pool, double most, double largest_sd, moe_epi_bl_grid *g)
 {
     double sum = 0.0;
     int32_t i;
-    g->sd = sqrt(pool > 0.0 ? mean * (1.0 - mean / pool) : mean);
-    if (g->sd > MOE_EPI_BL_SMOOTH) moe_epi_bl_grid_smooth(mean, pool, g);
+    g->sd = moe_epi_bl_sd(mean, pool);
+    g->step = fmax(largest_sd / MOE_EPI_BL_SMOOTH, 1.0);
+    if (g->step > 1.0) moe_epi_bl_grid_smooth(mean, pool, g);
     else moe_epi_bl_grid_whole(mean, pool, most, g);
     MOE_EP_ASSERT(g->cells > 0);
     for (i = 0; i < g->cells; i++) sum += g->weight[i];
     for (i = 0; i < g->cells; i++) g->weight[i] /= sum;
 }
 
-/* Points on the circle at which phi_m is kept. */
+/* The grid of `whole` - load. */
+static void moe_epi_bl_reverse(moe_epi_bl_grid *g, double whole)
+{
+    int32_t i;
+    g->base = whole - g->base;
+    g->first = -(g->first + (double)(g->cells - 1) * g->step);
+    for (i = 0; i < g->cells / 2; i++) {
+        const double weight = g->weight[i];
+        g->weight[i] = g->weight[g->cells - 1 - i];
+        g->weight[g->cells - 1 - i] = weight;
+    }
+}
+
+/* T tokens choosing K of E, loads of `groups` sets of `size` experts; where size is no whole number, of `more` sets of
+ * one expert more than the others. */
+typedef struct moe_epi_bl_draw {
+    double T, K, E, size;
+    int32_t groups, more;
+} moe_epi_bl_draw;
+
+/* Tickets of one expert, 0 = infinitely many (K = 1). */
+static double moe_epi_bl_tickets(const moe_epi_bl_draw *w, double K)
+{
+    if (!(K > 1.0)) return 0.0;
+    return (w->T * K * (w->E - 1.0) - (w->E - K)) / (K - 1.0) / w->E;
+}
+
+/* `count` groups of one size. */
+typedef struct moe_epi_bl_kind {
+    moe_epi_bl_grid grid;
+    double mean;
+    int32_t count;
+} moe_epi_bl_kind;
+
+static void moe_epi_bl_make_kind(const moe_epi_bl_draw *w, double size, int32_t count, moe_epi_bl_kind *k)
+{
+    const double left_out = w->E - w->K; /* experts a token does NOT choose: the smaller set is the better model */
+    const double K = w->K > left_out ? left_out : w->K, tickets = moe_epi_bl_tickets(w, K);
+    const double mean = w->T * K * size / w->E, largest = ceil(w->size);
+    k->count = count;
+    k->mean = w->T * w->K * size / w->E;
+    moe_epi_bl_make_grid(mean, tickets * size, w->T * (K < size ? K : size),
+                         moe_epi_bl_sd(w->T * K * largest / w->E, tickets * largest), &k->grid);
+    if (w->K > left_out) moe_epi_bl_reverse(&k->grid, w->T * size);
+}
+
+/* Points on the circle. */
 typedef struct moe_epi_bl_nodes {
     int32_t count;
-    double share[MOE_EPI_BL_NODES];                                     /* weight in the inversion            */
-    double re[MOE_EPI_BL_NODES], im[MOE_EPI_BL_NODES];                  /* phi_m so far                       */
-    double turn_re[MOE_EPI_BL_NODES], turn_im[MOE_EPI_BL_NODES];        /* e^{it}                             */
-    double here_re[MOE_EPI_BL_NODES], here_im[MOE_EPI_BL_NODES];        /* e^{itk} at the cell to be added    */
+    double share[MOE_EPI_BL_NODES];                                     /* weight in the inversion             */
+    double t[MOE_EPI_BL_NODES];
+    double turn_re[MOE_EPI_BL_NODES], turn_im[MOE_EPI_BL_NODES];        /* e^{it}                              */
 } moe_epi_bl_nodes;
 
-/* sd of the sum in cells; the first cell is `start` cells from where each load would make the wanted sum, 0. */
-static void moe_epi_bl_make_nodes(double sum_sd, double groups, double start, moe_epi_bl_nodes *q)
+/* Characteristic function of one kind of load up to a threshold, at these points. */
+typedef struct moe_epi_bl_phi {
+    int32_t added;                                                      /* cells in it                         */
+    double re[MOE_EPI_BL_NODES], im[MOE_EPI_BL_NODES];                  /* so far                              */
+    double here_re[MOE_EPI_BL_NODES], here_im[MOE_EPI_BL_NODES];        /* e^{itk} at the cell to be added     */
+} moe_epi_bl_phi;
+
+/* sd of the sum of all groups in cells. */
+static void moe_epi_bl_make_nodes(double sum_sd, double groups, moe_epi_bl_nodes *q)
 {
     const double two_pi = 6.283185307179586476925;
-    const double period = 2.0 * ceil(4.5 * sum_sd + 4.0), widest = groups < 4.0 ? two_pi : 8.0 / sum_sd;
-    /* at most 99 points: sum_sd is below 21 for up to three groups, and for more the widest ends them at 18 */
+    const double period = 2.0 * ceil(3.5 * sum_sd + 4.0), widest = groups < 4.0 ? two_pi : 10.0 / sum_sd;
+    /* at most 78 points: sum_sd is at most 20.8 for up to three groups, and for more the widest ends them at 18 */
     const double last = fmin(fmin(period / 2.0, widest * period / two_pi), MOE_EPI_BL_NODES - 1);
     int32_t i;
     q->count = (int32_t)last + 1;
     for (i = 0; i < q->count; i++) {
-        const double t = two_pi * (double)i / period;
         q->share[i] = i == 0 || !(2.0 * (double)i < period) ? 1.0 : 2.0;
-        q->re[i] = q->im[i] = 0.0;
-        q->turn_re[i] = cos(t);
-        q->turn_im[i] = sin(t);
-        q->here_re[i] = cos(t * start);
-        q->here_im[i] = sin(t * start);
+        q->t[i] = two_pi * (double)i / period;
+        q->turn_re[i] = cos(q->t[i]);
+        q->turn_im[i] = sin(q->t[i]);
     }
 }
 
-/* Adds one cell's weight to every phi and moves on to the next cell. */
-static void moe_epi_bl_extend(moe_epi_bl_nodes *q, double weight)
+/* No cell yet.  Cells are counted from the mean load of each kind: the wanted sum is 0. */
+static void moe_epi_bl_begin(const moe_epi_bl_nodes *q, const moe_epi_bl_kind *k, moe_epi_bl_phi *f)
+{
+    const double start = (k->grid.base - k->mean + k->grid.first) / k->grid.step;
+    int32_t i;
+    f->added = 0;
+    for (i = 0; i < q->count; i++) {
+        f->re[i] = f->im[i] = 0.0;
+        f->here_re[i] = cos(q->t[i] * start);
+        f->here_im[i] = sin(q->t[i] * start);
+    }
+}
+
+/* Adds one cell's weight at every point and moves on to the next cell. */
+static void moe_epi_bl_extend(const moe_epi_bl_nodes *q, double weight, moe_epi_bl_phi *f)
 {
     int32_t i;
+    f->added++;
     for (i = 0; i < q->count; i++) {
-        const double re = q->here_re[i], im = q->here_im[i];
-        q->re[i] += weight * re;
-        q->im[i] += weight * im;
-        q->here_re[i] = re * q->turn_re[i] - im * q->turn_im[i];
-        q->here_im[i] = re * q->turn_im[i] + im * q->turn_re[i];
+        const double re = f->here_re[i], im = f->here_im[i];
+        f->re[i] += weight * re;
+        f->im[i] += weight * im;
+        f->here_re[i] = re * q->turn_re[i] - im * q->turn_im[i];
+        f->here_im[i] = re * q->turn_im[i] + im * q->turn_re[i];
     }
 }
 
-/* Sum over the points of phi^groups: the joint weight of the wanted sum up to a constant. */
-static double moe_epi_bl_invert(const moe_epi_bl_nodes *q, int32_t groups)
+/* (out_re + i out_im) *= (re + i im)^power */
+static void moe_epi_bl_times(double re, double im, int32_t power, double *out_re, double *out_im)
+{
+    double old;
+    for (;;) {
+        if (power & 1) {
+            old = *out_re;
+            *out_re = old * re - *out_im * im;
+            *out_im = old * im + *out_im * re;
+        }
+        power >>= 1;
+        if (power < 1) return;
+        old = re;
+        re = old * old - im * im;
+        im = 2.0 * old * im;
+    }
+}
+
+/* Joint weight, up to a constant, of the wanted sum and no load above the threshold: the sum over the points of
+ * phi^count of both kinds, `next` of the weight of the small kind's cell to be added included. */
+static double moe_epi_bl_invert(const moe_epi_bl_nodes *q, const moe_epi_bl_phi *large, int32_t larges,
+                                const moe_epi_bl_phi *small, int32_t smalls, double next)
 {
     double total = 0.0;
-    int32_t i, power;
+    int32_t i;
     for (i = 0; i < q->count; i++) {
-        double re = q->re[i], im = q->im[i], out_re = 1.0, out_im = 0.0, old;
-        for (power = groups; power > 0; power >>= 1) {
-            if (power & 1) {
-                old = out_re;
-                out_re = old * re - out_im * im;
-                out_im = old * im + out_im * re;
-            }
-            old = re;
-            re = old * old - im * im;
-            im = 2.0 * old * im;
-        }
-        total += q->share[i] * out_re;
+        double re = 1.0, im = 0.0;
+        moe_epi_bl_times(large->re[i], large->im[i], larges, &re, &im);
+        if (smalls > 0)
+            moe_epi_bl_times(small->re[i] + next * small->here_re[i], small->im[i] + next * small->here_im[i], smalls,
+                             &re, &im);
+        total += q->share[i] * re;
     }
     return total;
 }
 
-/* Distribution of the maximum: cdf over the cells of g, and its moments and percentiles in loads. */
-static void moe_epi_bl_max_law(const moe_epi_bl_grid *g, double mean, int32_t groups, double *cdf)
+/* Distribution of the maximum of all loads over the cells of the large kind.  A cell of the small kind that a threshold
+ * (the upper end of a large one) cuts is taken in part. */
+static void moe_epi_bl_max_law(const moe_epi_bl_kind *large, const moe_epi_bl_kind *small, double mean, double *cdf)
 {
+    const moe_epi_bl_grid *g = &large->grid, *s = &small->grid;
+    const double above = ((g->base - s->base) + (g->first - s->first)) / g->step + 1.0;
+    const double over = g->base - mean + g->first + (g->step > 1.0 ? 0.5 * g->step : 1e-9);
     moe_epi_bl_nodes nodes;
-    const double start = (g->first - mean) / g->step; /* cells counted from the mean: the target is 0 */
+    moe_epi_bl_phi phi, psi;
     double best = 0.0;
     int32_t i;
-    moe_epi_bl_make_nodes(g->sd / g->step * sqrt((double)groups), (double)groups, start, &nodes);
+    moe_epi_bl_make_nodes(sqrt(g->sd * g->sd * (double)large->count + s->sd * s->sd * (double)small->count) / g->step,
+                          (double)large->count + (double)small->count, &nodes);
+    moe_epi_bl_begin(&nodes, large, &phi);
+    moe_epi_bl_begin(&nodes, small, &psi);
     for (i = 0; i < g->cells; i++) {
-        moe_epi_bl_extend(&nodes, g->weight[i]);
-        cdf[i] = g->first + ((double)i + 1e-9) * g->step < mean ? 0.0 : moe_epi_bl_invert(&nodes, groups);
+        const double below = fmin(fmax(above + (double)i, 0.0), (double)s->cells);
+        double part = below - floor(below);
+        moe_epi_bl_extend(&nodes, g->weight[i], &phi);
+        while (psi.added < (int32_t)below) moe_epi_bl_extend(&nodes, s->weight[psi.added], &psi);
+        if (part > 0.0) part *= s->weight[psi.added];
+        cdf[i] = 0.0;
+        if (over + (double)i * g->step >= 0.0) /* the largest load is no less than the mean */
+            cdf[i] = moe_epi_bl_invert(&nodes, &phi, large->count, &psi, small->count, part);
     }
     for (i = 0; i < g->cells; i++) { /* rounding may go below zero or back */
         if (cdf[i] > best) best = cdf[i];
@@ -9983,67 +10093,41 @@ static double moe_epi_bl_quantile(const moe_epi_bl_grid *g, const double *cdf, d
     double below = 0.0;
     int32_t i;
     for (i = 0; i + 1 < g->cells && cdf[i] < q; i++) below = cdf[i];
-    if (g->sd <= MOE_EPI_BL_SMOOTH) return g->first + (double)i;
-    return g->first + ((double)i - 0.5 + (q - below) / (cdf[i] - below)) * g->step;
+    if (!(g->step > 1.0)) return g->base + (g->first + (double)i);
+    return g->base + (g->first + ((double)i - 0.5 + (q - below) / (cdf[i] - below)) * g->step);
 }
 
-/* The grid of `whole` - load. */
-static void moe_epi_bl_reverse(moe_epi_bl_grid *g, double whole)
-{
-    int32_t i;
-    g->first = whole - (g->first + (double)(g->cells - 1) * g->step);
-    for (i = 0; i < g->cells / 2; i++) {
-        const double weight = g->weight[i];
-        g->weight[i] = g->weight[g->cells - 1 - i];
-        g->weight[g->cells - 1 - i] = weight;
-    }
-}
-
-/* Expectation, spread and percentiles of the maximum from its cdf over the cells.  Moments are taken about the mean
- * load, so that the spread of very many tokens keeps its digits. */
+/* Expectation, spread and percentiles of the maximum from its cdf over the cells.  Moments are taken about the base. */
 static void moe_epi_bl_max_result(const moe_epi_bl_grid *g, const double *cdf, double mean, moe_ep_chance_result *out)
 {
     double sum = 0.0, squares = 0.0, before = 0.0;
     int32_t i;
     for (i = 0; i < g->cells; i++) {
-        const double above = (g->first + (double)i * g->step - mean) / mean;
-        sum += above * (cdf[i] - before);
-        squares += above * above * (cdf[i] - before);
+        const double off = g->first + (double)i * g->step;
+        sum += off * (cdf[i] - before);
+        squares += off * off * (cdf[i] - before);
         before = cdf[i];
     }
-    out->max_over_mean = 1.0 + fmax(sum, 0.0);
-    out->sd = squares > sum * sum ? sqrt(squares - sum * sum) : 0.0;
-    out->p05 = moe_epi_bl_quantile(g, cdf, 0.05) / mean;
+    out->max_over_mean = fmax((g->base + sum) / mean, 1.0);
+    out->sd = squares > sum * sum ? sqrt(squares - sum * sum) / mean : 0.0;
+    out->p05 = fmax(moe_epi_bl_quantile(g, cdf, 0.05) / mean, 1.0);
     out->p95 = moe_epi_bl_quantile(g, cdf, 0.95) / mean;
-}
-
-/* T tokens choosing K of E, loads of `groups` equal sets of `size` experts. */
-typedef struct moe_epi_bl_draw {
-    double T, K, E, size;
-    int32_t groups;
-} moe_epi_bl_draw;
-
-/* Tickets of one group, 0 = infinitely many (K = 1). */
-static double moe_epi_bl_tickets(const moe_epi_bl_draw *w, double K)
-{
-    if (!(K > 1.0)) return 0.0;
-    return (w->T * K * (w->E - 1.0) - (w->E - K)) / (K - 1.0) / (double)w->groups;
 }
 
 static void moe_epi_bl_chance_max(const moe_epi_bl_draw *w, double mean, moe_ep_chance_result *out)
 {
-    moe_epi_bl_grid grid;
+    moe_epi_bl_kind large, small;
     double cdf[MOE_EPI_BL_CELLS];
-    const double left_out = w->E - w->K; /* experts a token does NOT choose: the smaller set is the better model */
-    if (w->K > left_out) {
-        moe_epi_bl_make_grid(w->T * w->size - mean, moe_epi_bl_tickets(w, left_out),
-                             w->T * (left_out < w->size ? left_out : w->size), &grid);
-        moe_epi_bl_reverse(&grid, w->T * w->size);
+    if (w->more > 0) {
+        moe_epi_bl_make_kind(w, floor(w->size) + 1.0, w->more, &large);
+        moe_epi_bl_make_kind(w, floor(w->size), w->groups - w->more, &small);
     } else {
-        moe_epi_bl_make_grid(mean, moe_epi_bl_tickets(w, w->K), w->T * (w->K < w->size ? w->K : w->size), &grid);
+        moe_epi_bl_make_kind(w, w->size, w->groups, &large);
+        small = large;
+        small.count = small.grid.cells = 0;
     }
-    moe_epi_bl_max_law(&grid, mean, w->groups, cdf);
-    moe_epi_bl_max_result(&grid, cdf, mean, out);
+    moe_epi_bl_max_law(&large, &small, mean, cdf);
+    moe_epi_bl_max_result(&large.grid, cdf, mean, out);
 }
 
 /* Three tokens or fewer, one expert per group: the maximum is at most 3 and its law a short sum.
@@ -10058,8 +10142,8 @@ static void moe_epi_bl_chance_few(const moe_epi_bl_draw *w, double mean, moe_ep_
         apart *= 2.0 * K > E ? 0.0 : (E - K - i) / (E - i);
         empty *= 3.0 * K > E ? 0.0 : (E - 2.0 * K - i) / (E - i);
     }
+    grid.base = 0.0;
     grid.first = grid.step = 1.0;
-    grid.sd = 0.0;
     grid.cells = (int32_t)w->T;
     cdf[0] = cdf[1] = cdf[2] = 1.0;
     if (w->T > 1.0) cdf[0] = apart;
@@ -10086,59 +10170,13 @@ static void moe_epi_bl_chance_one(const moe_epi_bl_draw *w, double mean, moe_ep_
     double cdf[MOE_EPI_BL_CELLS], so_far = 0.0;
     const double variance = mean * (1.0 - 1.0 / (double)w->groups) * (w->E - w->K) / (w->E - 1.0);
     int32_t i;
-    moe_epi_bl_make_grid(mean, mean / (1.0 - variance / mean), w->T * (w->K < w->size ? w->K : ceil(w->size)), &grid);
+    moe_epi_bl_make_grid(mean, mean / (1.0 - variance / mean), w->T * (w->K < w->size ? w->K : ceil(w->size)),
+                         sqrt(variance), &grid);
     for (i = 0; i < grid.cells; i++) cdf[i] = so_far += grid.weight[i];
     out->one_sd = sqrt(variance) / mean;
     out->gauss_bound = 1.0 + out->one_sd * sqrt(2.0 * log((double)w->groups));
     out->one_p05 = moe_epi_bl_quantile(&grid, cdf, 0.05) / mean;
     out->one_p95 = moe_epi_bl_quantile(&grid, cdf, 0.95) / mean;
-}
-
-/* P(load <= x) over the cells of a grid; smooth grids are joined by straight lines. */
-static double moe_epi_bl_below(const moe_epi_bl_grid *g, const double *cdf, double x)
-{
-    const double at = (x - g->first) / g->step + (g->sd <= MOE_EPI_BL_SMOOTH ? 1e-9 : 0.5);
-    const double cell = fmin(at, (double)(g->cells - 1)), before = fmax(cell - 1.0, 0.0);
-    const int32_t i = (int32_t)cell;
-    double low;
-    if (at < 0.0) return 0.0;
-    if (g->sd <= MOE_EPI_BL_SMOOTH) return cdf[i];
-    low = cdf[(int32_t)before];
-    return low + (cdf[i] - low) * (at - floor(at));
-}
-
-/* The law of one load of `size` experts among `groups` that share a sum: equally correlated loads have the maximum of
- * independent ones whose variance is groups / (groups - 1) times as large. */
-static void moe_epi_bl_kind(const moe_epi_bl_draw *w, double size, moe_epi_bl_grid *grid, double *cdf)
-{
-    const double mean = w->T * w->K * size / w->E;
-    double part = (1.0 - size / w->E) * (w->E - w->K) / (w->E - 1.0) * (double)w->groups / ((double)w->groups - 1.0);
-    double so_far = 0.0;
-    int32_t i;
-    if (part > 0.999) part = 0.999;
-    moe_epi_bl_make_grid(mean, mean / (1.0 - part), w->T * (w->K < size ? w->K : size), grid);
-    for (i = 0; i < grid->cells; i++) cdf[i] = so_far += grid->weight[i];
-    for (i = 0; i < grid->cells; i++) cdf[i] /= so_far;
-}
-
-/* E is no multiple of D: E mod D devices have one expert more than the others. */
-static void moe_epi_bl_chance_uneven(const moe_epi_bl_draw *w, double mean, moe_ep_chance_result *out)
-{
-    moe_epi_bl_grid large, small;
-    double cdf[MOE_EPI_BL_CELLS], few[MOE_EPI_BL_CELLS], best = 0.0;
-    const double size = floor(w->size), more = w->E - size * (double)w->groups;
-    int32_t i;
-    moe_epi_bl_kind(w, size + 1.0, &large, cdf);
-    moe_epi_bl_kind(w, size, &small, few);
-    for (i = 0; i < large.cells; i++) {
-        const double x = large.first + ((double)i + (large.sd <= MOE_EPI_BL_SMOOTH ? 0.0 : 0.5)) * large.step;
-        cdf[i] = pow(cdf[i], more) * pow(moe_epi_bl_below(&small, few, x), (double)w->groups - more);
-        if (cdf[i] > best) best = cdf[i];
-        cdf[i] = best;
-    }
-    for (i = 0; i < large.cells; i++) cdf[i] /= best;
-    moe_epi_bl_max_result(&large, cdf, mean, out);
-    out->p05 = fmax(out->p05, 1.0);
 }
 
 #undef MOE_EPI_BL_SMOOTH
@@ -10155,6 +10193,7 @@ static void moe_epi_bl_chance(double T, double K, double E, int32_t groups, moe_
     draw.E = E;
     draw.size = E / (double)groups;
     draw.groups = groups;
+    draw.more = (int32_t)(E - floor(draw.size) * (double)groups);
     memset(out, 0, sizeof *out);
     out->mean_load = mean;
     out->tokens = T * moe_epi_ld_reach(K, E, draw.size);
@@ -10162,8 +10201,7 @@ static void moe_epi_bl_chance(double T, double K, double E, int32_t groups, moe_
     out->max_over_mean = out->p05 = out->p95 = out->one_p05 = out->one_p95 = out->gauss_bound = 1.0;
     if (groups == 1 || K >= E) return;
     moe_epi_bl_chance_one(&draw, mean, out);
-    if (draw.size > floor(draw.size)) moe_epi_bl_chance_uneven(&draw, mean, out);
-    else if (T <= 3.0 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
+    if (T <= 3.0 && !(draw.size > 1.0)) moe_epi_bl_chance_few(&draw, mean, out);
     else moe_epi_bl_chance_max(&draw, mean, out);
 }
 
@@ -18998,7 +19036,9 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
      "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); "
      "vendor FLOP/s"}};
 
-#define MOE_EPI_LINK(alpha, intra, inter, p, in_norm) {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MOE_EPI_LEVELS {0, 0, 0, 0, 0, 0, 0, 0}
+#define MOE_EPI_LINK(alpha, intra, inter, p, in_norm)                                              \
+    {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0, 0, MOE_EPI_LEVELS, MOE_EPI_LEVELS, MOE_EPI_LEVELS}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
     {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
@@ -19024,6 +19064,7 @@ static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0)}
 };
 #undef MOE_EPI_LINK
+#undef MOE_EPI_LEVELS
 
 /* clang-format on */
 
@@ -19297,6 +19338,25 @@ static moe_ep_status moe_epi_check_bend(double q, const char *arg, moe_ep_error 
     return MOE_EP_OK;
 }
 
+static moe_ep_status moe_epi_check_levels(const moe_ep_link *l, moe_ep_error *err)
+{
+    int32_t i;
+    if (l->num_levels < 0 || l->num_levels > (int32_t)MOE_EP_LINK_LEVELS)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.num_levels", "0..MOE_EP_LINK_LEVELS", -1,
+                            (double)l->num_levels);
+    for (i = 0; i < l->num_levels; i++) {
+        MOE_EPI_TRY(moe_epi_amount(l->level_peers[i], "link.level_peers", err));
+        MOE_EPI_TRY(moe_epi_amount(l->level_a[i], "link.level_a", err));
+        MOE_EPI_TRY(moe_epi_amount(l->level_bytes[i], "link.level_bytes", err));
+        if (!(l->level_peers[i] > (i > 0 ? l->level_peers[i - 1] : 0.0)))
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.level_peers", "must be positive and ascending", i,
+                                l->level_peers[i]);
+        if (!(l->level_a[i] > 0.0) || !(l->level_bytes[i] > 0.0))
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.level_a", "multiples must be positive", i, l->level_a[i]);
+    }
+    return MOE_EP_OK;
+}
+
 static moe_ep_status moe_epi_check_link(const moe_ep_link *l, moe_ep_error *err)
 {
     MOE_EPI_TRY(moe_epi_amount(l->alpha_s, "link.alpha_s", err));
@@ -19310,6 +19370,7 @@ static moe_ep_status moe_epi_check_link(const moe_ep_link *l, moe_ep_error *err)
     MOE_EPI_TRY(moe_epi_amount(l->crowd_s, "link.crowd_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->short_s, "link.short_s", err));
     MOE_EPI_TRY(moe_epi_amount(l->short_Bps, "link.short_Bps", err));
+    MOE_EPI_TRY(moe_epi_check_levels(l, err));
     return moe_epi_check_p(l->p, "link.p", err);
 }
 
@@ -20064,18 +20125,39 @@ static double moe_epi_per(double amount, double per_second)
     return per_second > 0.0 ? amount / per_second : 0.0;
 }
 
+/* What a link's levels make of a formula's two parts at so many peers. */
+typedef struct moe_epi_level {
+    double a, bytes;
+} moe_epi_level;
+
+static moe_epi_level moe_epi_level_at(const moe_ep_link *l, double peers)
+{
+    int32_t below = 0, above;
+    double share = 0.0;
+    moe_epi_level at;
+    at.a = at.bytes = 1.0;
+    if (l->num_levels < 1 || !(peers > 0.0)) return at;
+    while (below + 1 < l->num_levels && l->level_peers[below + 1] <= peers) below++;
+    above = below + 1 < l->num_levels && peers > l->level_peers[below] ? below + 1 : below;
+    if (above > below) share = log(peers / l->level_peers[below]) / log(l->level_peers[above] / l->level_peers[below]);
+    at.a = l->level_a[below] + share * (l->level_a[above] - l->level_a[below]);
+    at.bytes = l->level_bytes[below] + share * (l->level_bytes[above] - l->level_bytes[below]);
+    return at;
+}
+
 /* unit: bytes that intra and inter of moe_epi_wire_seconds count. */
 static moe_epi_wire moe_epi_wire_of(const moe_ep_link *l, double unit, double row_bytes, double peers)
 {
     double share = peers > 2.0 ? unit / (peers - 1.0) : unit;
+    moe_epi_level at = moe_epi_level_at(l, peers);
     moe_epi_wire w;
-    w.alpha_s = l->alpha_s;
-    w.extra_s = peers * l->peer_s + (l->row_byte_s > 0.0 ? row_bytes * l->row_byte_s : 0.0);
-    w.intra_s = moe_epi_per(unit, l->intra_Bps);
-    w.inter_s = moe_epi_per(unit, l->inter_Bps) + unit * peers * l->crowd_s;
-    w.pair_s = moe_epi_per(share, l->pair_Bps);
-    w.row_s = l->row_s;
-    w.short_alpha_s = l->short_s;
+    w.alpha_s = at.a * l->alpha_s;
+    w.extra_s = at.a * (peers * l->peer_s + (l->row_byte_s > 0.0 ? row_bytes * l->row_byte_s : 0.0));
+    w.intra_s = at.bytes * moe_epi_per(unit, l->intra_Bps);
+    w.inter_s = at.bytes * (moe_epi_per(unit, l->inter_Bps) + unit * peers * l->crowd_s);
+    w.pair_s = at.bytes * moe_epi_per(share, l->pair_Bps);
+    w.row_s = at.a * l->row_s;
+    w.short_alpha_s = at.a * l->short_s;
     w.short_unit_s = moe_epi_per(share, l->short_Bps);
     w.p = l->p;
     w.alpha_p = l->alpha_p;
@@ -21278,12 +21360,13 @@ MOE_EP_API moe_ep_status moe_ep_payback(const moe_ep_payback_desc *desc, moe_ep_
   } while (0)
 
 /* A measured row, reduced to the numbers its time depends on, and the logarithm of that time. */
-enum { MOE_EPI_FIT_INPUTS = 14, MOE_EPI_FIT_CONSTANTS = 11 };
+enum { MOE_EPI_FIT_INPUTS = 14, MOE_EPI_FIT_CONSTANTS = 11 + 2 * MOE_EP_LINK_LEVELS };
 typedef struct moe_epi_fit_row {
     double x[MOE_EPI_FIT_INPUTS]; /* experts: bytes and FLOPs of up, of down, experts, products, activation bytes,
                                      rows of other devices per row: all, those of tokens reached;
                                      tokens: all, those reached; slots; FLOPs of up, of down without padding;
-                                     links: intra, inter bytes, rows, peers, bytes of one row   */
+                                     links: intra, inter bytes, rows, peers, bytes of one row,
+                                     start's two multiples at so many peers, which level or -1  */
     double log_s;
 } moe_epi_fit_row;
 
@@ -21310,7 +21393,9 @@ enum {
     MOE_EPI_FIT_PAIR,
     MOE_EPI_FIT_CROWD,
     MOE_EPI_FIT_SHORT, /* latency of the short protocol as a share of alpha */
-    MOE_EPI_FIT_SHORT_BYTE
+    MOE_EPI_FIT_SHORT_BYTE,
+    MOE_EPI_FIT_LEVEL_A, /* what the levels are multiples of start's */
+    MOE_EPI_FIT_LEVEL_BYTES = MOE_EPI_FIT_LEVEL_A + MOE_EP_LINK_LEVELS
 };
 
 /* Rows of other devices' experts that a kernel handles. */
@@ -21324,6 +21409,8 @@ typedef struct moe_epi_fit {
     int alpha_in_norm, is_link;
     int others, multiplied, small; /* of experts; small: as small_tokens of moe_ep_gemm */
     int doubts, redescends; /* doubts: some rows may be plainly wrong; redescends: now counted so */
+    int levels;                              /* of a link: counts of peers that are fitted, 0 = none */
+    double level_peers[MOE_EP_LINK_LEVELS];  /* ascending                                          */
     const moe_epi_fit_row *rows;
     int64_t n;
 } moe_epi_fit;
@@ -21403,14 +21490,18 @@ static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const m
 /* The same of an exchange: of its first protocol, or of the one for short messages where that is faster. */
 static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r, double *slope)
 {
+    int level = f->levels > 0 ? (int)r->x[7] : -1;
+    double of_a = r->x[5] * (level < 0 ? 1.0 : v[MOE_EPI_FIT_LEVEL_A + level]);
+    double of_bytes = r->x[6] * (level < 0 ? 1.0 : v[MOE_EPI_FIT_LEVEL_BYTES + level]);
     double bytes = r->x[0] + r->x[1], share = r->x[3] > 2.0 ? 1.0 / (r->x[3] - 1.0) : 1.0;
-    double alpha = v[MOE_EPI_FIT_ALPHA], brief = v[MOE_EPI_FIT_SHORT] * alpha;
-    double peers = r->x[3] * v[MOE_EPI_FIT_PEER], one = r->x[4] * v[MOE_EPI_FIT_ROW_BYTE];
-    double rows = r->x[2] * v[MOE_EPI_FIT_ROW], extra = peers + one + rows;
-    double far = r->x[1] * v[MOE_EPI_FIT_INTER], crowd = r->x[1] * r->x[3] * v[MOE_EPI_FIT_CROWD];
-    double pair = bytes * share * v[MOE_EPI_FIT_PAIR], packed = bytes * share * v[MOE_EPI_FIT_SHORT_BYTE];
+    double alpha = of_a * v[MOE_EPI_FIT_ALPHA], brief = v[MOE_EPI_FIT_SHORT] * alpha;
+    double peers = of_a * r->x[3] * v[MOE_EPI_FIT_PEER], one = of_a * r->x[4] * v[MOE_EPI_FIT_ROW_BYTE];
+    double rows = of_a * r->x[2] * v[MOE_EPI_FIT_ROW], extra = peers + one + rows;
+    double near = of_bytes * r->x[0] * v[MOE_EPI_FIT_INTRA], far = of_bytes * r->x[1] * v[MOE_EPI_FIT_INTER];
+    double crowd = of_bytes * r->x[1] * r->x[3] * v[MOE_EPI_FIT_CROWD];
+    double pair = of_bytes * bytes * share * v[MOE_EPI_FIT_PAIR], packed = bytes * share * v[MOE_EPI_FIT_SHORT_BYTE];
     double norm = f->p > 0.0 && f->p < 1.0 ? 1.0 : f->p;
-    moe_epi_fit_mix wires = moe_epi_fit_mixed(far + crowd, r->x[0] * v[MOE_EPI_FIT_INTRA], norm);
+    moe_epi_fit_mix wires = moe_epi_fit_mixed(far + crowd, near, norm);
     moe_epi_fit_mix all = moe_epi_fit_mixed(
         alpha + extra, wires.s + pair,
         f->alpha_in_norm ? norm : moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0));
@@ -21433,6 +21524,10 @@ static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_
     slope[MOE_EPI_FIT_BEND] = all.of_p;
     slope[MOE_EPI_FIT_SHORT] = briefly ? per_alpha * brief : 0.0;
     slope[MOE_EPI_FIT_SHORT_BYTE] = briefly ? per_alpha * packed : 0.0;
+    memset(slope + MOE_EPI_FIT_LEVEL_A, 0, 2 * MOE_EP_LINK_LEVELS * sizeof *slope);
+    if (level < 0) return all.s;
+    slope[MOE_EPI_FIT_LEVEL_A + level] = per_alpha * ((briefly ? brief : alpha) + extra);
+    slope[MOE_EPI_FIT_LEVEL_BYTES + level] = per_byte * (wires.s + pair);
     return all.s;
 }
 
@@ -21801,11 +21896,53 @@ static void moe_epi_fit_open_gemm(moe_epi_fit *f, const moe_ep_machine *m, moe_e
         moe_epi_fit_constant(f, i, 0.0, 1.0, 0.0, 0);
 }
 
+/* One more count of peers, unless it is there; one more than there is room for makes too many of them. */
+static void moe_epi_fit_level_add(moe_epi_fit *f, double peers)
+{
+    int at = 0, i;
+    if (f->levels > (int)MOE_EP_LINK_LEVELS || !(peers > 0.0)) return;
+    while (at < f->levels && f->level_peers[at] < peers) at++;
+    if (at < f->levels && !(f->level_peers[at] > peers)) return;
+    if (f->levels++ == (int)MOE_EP_LINK_LEVELS) return;
+    for (i = f->levels - 1; i > at; i--) f->level_peers[i] = f->level_peers[i - 1];
+    f->level_peers[at] = peers;
+}
+
+/* The rows' counts of peers, and start's as far as there is room; one count alone is the formula itself. */
+static void moe_epi_fit_levels(moe_epi_fit *f, const moe_ep_link *start, moe_epi_fit_row *rows)
+{
+    moe_epi_level at;
+    int64_t i;
+    int k;
+    for (i = 0; i < f->n; i++) moe_epi_fit_level_add(f, rows[i].x[3]);
+    if (f->levels < 2 || f->levels > (int)MOE_EP_LINK_LEVELS) f->levels = 0;
+    for (k = 0; k < start->num_levels; k++)
+        if (f->levels > 0 && f->levels < (int)MOE_EP_LINK_LEVELS) moe_epi_fit_level_add(f, start->level_peers[k]);
+    for (i = 0; i < f->n; i++) {
+        at = moe_epi_level_at(start, rows[i].x[3]);
+        rows[i].x[5] = at.a;
+        rows[i].x[6] = at.bytes;
+        rows[i].x[7] = -1.0;
+        for (k = 0; k < f->levels; k++)
+            if (rows[i].x[3] >= f->level_peers[k]) rows[i].x[7] = (double)k;
+    }
+}
+
+/* Whether rows have that level: for others there is nothing to fit. */
+static int moe_epi_fit_at_level(const moe_epi_fit *f, int level)
+{
+    int64_t i;
+    for (i = 0; level < f->levels && i < f->n; i++)
+        if ((int)f->rows[i].x[7] == level) return 1;
+    return 0;
+}
+
 /* with_short: a second protocol is fitted, too. */
 static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l, int with_short)
 {
     int inter = moe_epi_fit_shows(f, 1), rows = moe_epi_fit_shows(f, 2), peers = moe_epi_fit_shows(f, 3);
     double share = l->alpha_s > 0.0 ? l->short_s / l->alpha_s : 0.0;
+    int k;
     f->is_link = 1;
     f->knee = MOE_EPI_FIT_KNEE;
     f->alpha_in_norm = l->alpha_in_norm;
@@ -21819,9 +21956,13 @@ static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l, int with
     moe_epi_fit_constant(f, MOE_EPI_FIT_ROW_BYTE, l->row_byte_s, 1e-10, 2.0, rows);
     moe_epi_fit_constant(f, MOE_EPI_FIT_PAIR, moe_epi_inverse(l->pair_Bps), 3e-13, 2.0, peers);
     moe_epi_fit_constant(f, MOE_EPI_FIT_CROWD, l->crowd_s, 3e-14, 2.0, inter && peers);
-    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT, with_short ? share : 0.0, 0.55, 0.4, with_short);
-    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT_BYTE, with_short ? moe_epi_inverse(l->short_Bps) : 0.0, 1.5e-10, 0.5,
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT, with_short ? share : 0.0, 0.55, 0.12, with_short);
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT_BYTE, with_short ? moe_epi_inverse(l->short_Bps) : 0.0, 1.5e-10, 0.15,
                          with_short);
+    for (k = 0; k < (int)MOE_EP_LINK_LEVELS; k++) { /* a fabric between nodes is less even than links inside one */
+        moe_epi_fit_constant(f, MOE_EPI_FIT_LEVEL_A + k, 1.0, 1.0, 0.03, moe_epi_fit_at_level(f, k));
+        moe_epi_fit_constant(f, MOE_EPI_FIT_LEVEL_BYTES + k, 1.0, 1.0, inter ? 0.2 : 0.05, moe_epi_fit_at_level(f, k));
+    }
 }
 
 /* Share of a peak that this many seconds per unit are; a number even where the peak is absurd. */
@@ -21856,8 +21997,25 @@ static void moe_epi_fit_rate(const moe_epi_fit *f, int i, double *Bps)
     if (f->sd[i] > 0.0) *Bps = 1.0 / moe_epi_fit_value(f, i);
 }
 
+/* Levels as multiples of those in l, which has start's. */
+static void moe_epi_fit_close_levels(const moe_epi_fit *f, moe_ep_link *l)
+{
+    moe_ep_link start = *l;
+    moe_epi_level at;
+    int k;
+    if (f->levels == 0) return;
+    l->num_levels = f->levels;
+    for (k = 0; k < f->levels; k++) {
+        at = moe_epi_level_at(&start, f->level_peers[k]);
+        l->level_peers[k] = f->level_peers[k];
+        l->level_a[k] = at.a * moe_epi_fit_value(f, MOE_EPI_FIT_LEVEL_A + k);
+        l->level_bytes[k] = at.bytes * moe_epi_fit_value(f, MOE_EPI_FIT_LEVEL_BYTES + k);
+    }
+}
+
 static void moe_epi_fit_close_link(const moe_epi_fit *f, moe_ep_link *l)
 {
+    moe_epi_fit_close_levels(f, l);
     l->alpha_s = moe_epi_fit_value(f, MOE_EPI_FIT_ALPHA);
     moe_epi_fit_rate(f, MOE_EPI_FIT_INTRA, &l->intra_Bps);
     moe_epi_fit_rate(f, MOE_EPI_FIT_INTER, &l->inter_Bps);
@@ -21944,15 +22102,18 @@ static double moe_epi_fit_noise(const moe_epi_fit *f, double *work)
 }
 
 /* A pull is weighed against rows that are right within MOE_EPI_FIT_KNEE; rows that turn out better than that pull more,
- * so that constants which such rows show come out as the rows have them. */
+ * so that constants which such rows show come out as the rows have them; levels only where the formula cannot. */
 static void moe_epi_fit_polish(moe_epi_fit *f, double *work)
 {
+    moe_epi_fit kept = *f;
     double share;
-    int round;
+    int round, k;
     for (round = 0; round < 3; round++) {
         share = moe_epi_fit_noise(f, work) / MOE_EPI_FIT_KNEE;
         if (!(share < 1.0)) break;
-        f->knee = MOE_EPI_FIT_KNEE * moe_epi_larger(share, 1e-6);
+        share = moe_epi_larger(share, 1e-6);
+        f->knee = MOE_EPI_FIT_KNEE * share;
+        for (k = MOE_EPI_FIT_LEVEL_A; f->is_link && k < MOE_EPI_FIT_CONSTANTS; k++) f->sd[k] = kept.sd[k] * share;
         (void)moe_epi_fit_descend(f);
     }
 }
@@ -22122,13 +22283,14 @@ static void moe_epi_fit_gemm(const moe_ep_calibrate_desc *d, const moe_epi_fit_r
 static void moe_epi_fit_phase(const moe_ep_link *start, int64_t n, const moe_epi_fit_room *room, moe_ep_link *link,
                               moe_ep_fit_error *left, double *errors)
 {
-    int given = start->short_s > 0.0, other;
+    int given = start->short_s > 0.0;
     moe_epi_fit f, best;
     double before, least, loss;
     memset(&f, 0, sizeof f);
     f.rows = room->rows;
     f.n = n;
     f.doubts = 1;
+    moe_epi_fit_levels(&f, start, room->rows);
     moe_epi_fit_open_link(&f, start, given);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_ALPHA, start->alpha_s);
     moe_epi_fit_as_given(&f, MOE_EPI_FIT_INTRA, start->intra_Bps);
@@ -22142,12 +22304,9 @@ static void moe_epi_fit_phase(const moe_ep_link *start, int64_t n, const moe_epi
     moe_epi_fit_open_link(&f, start, given);
     least = moe_epi_fit_norms(&f, MOE_EPI_FIT_NORMS);
     best = f;
-    for (other = 0; other < 2; other++) { /* the other form must be better by two constants' worth */
-        if (other == given) continue;
-        moe_epi_fit_open_link(&f, start, other);
-        loss = moe_epi_fit_norms(&f, MOE_EPI_FIT_NORMS) + 2.0;
-        if (loss < least) best = f;
-    }
+    moe_epi_fit_open_link(&f, start, !given); /* the other form must be better by two constants' worth */
+    loss = moe_epi_fit_norms(&f, MOE_EPI_FIT_NORMS) + 2.0;
+    if (loss < least) best = f;
     moe_epi_fit_polish(&best, room->work);
     moe_epi_fit_close_link(&best, link);
     moe_epi_fit_report(&best, room->which, before, room->work, errors, left);
@@ -22438,13 +22597,13 @@ MOE_EP_API float moe_ep_f32_from_f16(uint16_t value)
 }
 
 /* ---- kernels: out[j*ldc + r] (+)= dot(w[r][0..n-1], x[j][0..n-1]), r = 0..3, j = 0..tokens-1, as the sum of the
- * dot products of blocks of `block` elements -------------------------------------------------------- */
+ * dot products of blocks of MOE_EPI_FW_KBLOCK elements -------------------------------------------------------- */
 
 /* While it computes, a tile asks for two other rows of weights, from these addresses on, as far as its own go. */
 typedef struct moe_epi_fw_fetch {
     uintptr_t of[2];
 } moe_epi_fw_fetch;
-typedef void (*moe_epi_fw_tile)(const void *const *w, const void *const *x, int64_t n, int64_t block, float *out,
+typedef void (*moe_epi_fw_tile)(const void *const *w, const void *const *x, int64_t n, float *out,
                                 int64_t ldc, int add, moe_epi_fw_fetch fetch);
 
 typedef struct moe_epi_fw_kernels {
@@ -22482,7 +22641,7 @@ static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const void *co
 }
 
 #define MOE_EPI_FW_PORTABLE(NAME, TYPE, WIDEN, TOKENS)                                                   \
-    static void NAME(const void *const *w, const void *const *x, int64_t n, int64_t block, float *out, \
+    static void NAME(const void *const *w, const void *const *x, int64_t n, float *out,               \
                      int64_t ldc, int add, moe_epi_fw_fetch fetch)                                    \
     {                                                                                                 \
         float wide[4 * MOE_EPI_FW_KBLOCK];                                                            \
@@ -22490,7 +22649,7 @@ static void moe_epi_fw_dot_rows(const float *w, int64_t w_stride, const void *co
         int r;                                                                                        \
         (void)fetch;                                                                                  \
         for (at = 0; at < n; at += len, add = 1) {                                                    \
-            len = n - at < block ? n - at : block;                                                    \
+            len = n - at < MOE_EPI_FW_KBLOCK ? n - at : MOE_EPI_FW_KBLOCK;                            \
             for (r = 0; r < 4; r++) {                                                                 \
                 const TYPE *row = (const TYPE *)w[r] + at;                                            \
                 for (k = 0; k < len; k++) wide[r * MOE_EPI_FW_KBLOCK + k] = WIDEN(row[k]);            \
@@ -22643,7 +22802,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 
 #define MOE_EPI_FW_Y_KERNEL(NAME, TN, FETCH, TYPE, GROUP, STEPS)                                                \
-    MOE_EPI_FW_Y static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, \
+    MOE_EPI_FW_Y static void NAME(const void *const *rows, const void *const *x, int64_t n,           \
                                   float *out, int64_t ldc, int add, moe_epi_fw_fetch fetch)           \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
@@ -22654,7 +22813,7 @@ MOE_EPI_FW_Y static void moe_epi_fw_y_store(float *out, __m256 a, __m256 b, __m2
         (void)fetch;                                                                                  \
         TN(MOE_EPI_FW_Y_DECL)                                                                         \
         for (; k < n; add = 1) {                                                                      \
-            const int64_t stop = n - k < block ? n : k + block;                                       \
+            const int64_t stop = n - k < MOE_EPI_FW_KBLOCK ? n : k + MOE_EPI_FW_KBLOCK;               \
             TN(MOE_EPI_FW_Y_SUMS)                                                                     \
             for (; k + (GROUP) <= stop; k += (GROUP)) {                                               \
                 if (k * (int64_t)sizeof(TYPE) % 64 == 0) { FETCH(k) }                                 \
@@ -22777,7 +22936,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
     d##j = _mm512_fmadd_ps(w3, v, d##j);
 #define MOE_EPI_FW_Z_STORE(j) moe_epi_fw_z_store(out + j * ldc, a##j, b##j, c##j, d##j, add);
 #define MOE_EPI_FW_Z_BEGIN(NAME, TN, TYPE)                                                            \
-    MOE_EPI_FW_Z static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, \
+    MOE_EPI_FW_Z static void NAME(const void *const *rows, const void *const *x, int64_t n,           \
                                   float *out, int64_t ldc, int add, moe_epi_fw_fetch fetch)           \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
@@ -22789,7 +22948,7 @@ moe_epi_fw_z_store(float *out, __m512 a, __m512 b, __m512 c, __m512 d, int add)
         TN(MOE_EPI_FW_Z_DECL)
 #define MOE_EPI_FW_Z_BLOCK(TN)                                                                        \
         for (; at < n; add = 1) {                                                                     \
-            const int64_t stop = n - at < block ? n : at + block;                                     \
+            const int64_t stop = n - at < MOE_EPI_FW_KBLOCK ? n : at + MOE_EPI_FW_KBLOCK;             \
             TN(MOE_EPI_FW_Z_SUMS)
 #define MOE_EPI_FW_Z_END(TN)                                                                          \
             TN(MOE_EPI_FW_Z_STORE)                                                                    \
@@ -22899,7 +23058,7 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD)
     c##j = _mm512_dpbf16_ps(c##j, (__m512bh)r2, v);                                                   \
     d##j = _mm512_dpbf16_ps(d##j, (__m512bh)r3, v);
 #define MOE_EPI_FW_B_KERNEL(NAME, TN, FETCH)                                                                 \
-    MOE_EPI_FW_B static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, \
+    MOE_EPI_FW_B static void NAME(const void *const *rows, const void *const *x, int64_t n,           \
                                   float *out, int64_t ldc, int add, moe_epi_fw_fetch fetch)           \
     {                                                                                                 \
         const uint16_t *p0 = (const uint16_t *)rows[0], *p1 = (const uint16_t *)rows[1];              \
@@ -23062,7 +23221,7 @@ static uint64_t moe_epi_fw_n_four(const int8_t *p)
     w = WIDEN((q2) + 4); TN(MOE_EPI_FW_N_G)                                                           \
     w = WIDEN((q3) + 4); TN(MOE_EPI_FW_N_H)
 #define MOE_EPI_FW_N_KERNEL(NAME, TN, TYPE, WIDEN)                                                    \
-    static void NAME(const void *const *rows, const void *const *x, int64_t n, int64_t block, float *out, \
+    static void NAME(const void *const *rows, const void *const *x, int64_t n, float *out,            \
                      int64_t ldc, int add, moe_epi_fw_fetch fetch)                                    \
     {                                                                                                 \
         const TYPE *p0 = (const TYPE *)rows[0], *p1 = (const TYPE *)rows[1];                          \
@@ -23073,7 +23232,7 @@ static uint64_t moe_epi_fw_n_four(const int8_t *p)
         (void)fetch;                                                                                  \
         TN(MOE_EPI_FW_N_DECL)                                                                         \
         for (; k < n; add = 1) {                                                                      \
-            const int64_t stop = n - k < block ? n : k + block;                                       \
+            const int64_t stop = n - k < MOE_EPI_FW_KBLOCK ? n : k + MOE_EPI_FW_KBLOCK;               \
             TN(MOE_EPI_FW_N_SUMS)                                                                     \
             for (; k + 8 <= stop; k += 8) { MOE_EPI_FW_N_STEP(TN, WIDEN, p0 + k, p1 + k, p2 + k, p3 + k) } \
             if (k < stop) {                                                                           \
@@ -23620,7 +23779,7 @@ static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, const moe_epi_
     w[3] = of[3] + at;
     fetch.of[0] = ahead && s->fetches > 0 ? (uintptr_t)ahead[s->fetch[0]] + (uintptr_t)from : (uintptr_t)w[0];
     fetch.of[1] = ahead && s->fetches > 1 ? (uintptr_t)ahead[s->fetch[1]] + (uintptr_t)from : (uintptr_t)w[0];
-    q->kn->tile[s->count - 1](w, s->x, len, len, q->c + s->first * q->p->rows + r, q->p->rows, k0 > 0, fetch);
+    q->kn->tile[s->count - 1](w, s->x, len, q->c + s->first * q->p->rows + r, q->p->rows, k0 > 0, fetch);
 }
 
 /* All tokens in one piece: every tile goes along its rows from end to end, and what it fetches lies ahead in these
@@ -23635,7 +23794,7 @@ static void moe_epi_fw_along(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
     for (j = 0; j < tokens; j++) xs[j] = x[j];
     for (r = 0; r < p->rows; r += 4) {
         for (j = 0; j < 4; j++) w[j] = p->of[r + j];
-        kn->along[tokens - 1](w, xs, n, MOE_EPI_FW_KBLOCK, c + r, p->rows, 0, fetch);
+        kn->along[tokens - 1](w, xs, n, c + r, p->rows, 0, fetch);
     }
 }
 

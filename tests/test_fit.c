@@ -380,6 +380,7 @@ TEST(calibrate_errors)
     moe_ep_scratch scratch;
     moe_ep_error err;
     static double buffer[4096];
+    int i;
     int64_t negative[2] = {1, -1};
     memset(row, 0, sizeof row);
     row[0].num_slots = row[1].num_slots = 2;
@@ -417,6 +418,27 @@ TEST(calibrate_errors)
     WITH(row[1].slot_rows = negative, row[1].slot_rows = NULL, MOE_EP_ERR_NEGATIVE, "experts.slot_rows", 1);
     WITH(start.ll_dispatch.p = 0.5, start.ll_dispatch.p = 0, MOE_EP_ERR_RANGE, "link.p", -1);
     WITH(start.ll_combine.alpha_p = 0.1, start.ll_combine.alpha_p = 0, MOE_EP_ERR_RANGE, "link.alpha_p", -1);
+    start.ll_dispatch.num_levels = 2;
+    for (i = 0; i < 2; i++) {
+        start.ll_dispatch.level_peers[i] = 8 << i;
+        start.ll_dispatch.level_a[i] = start.ll_dispatch.level_bytes[i] = 1;
+    }
+    WITH(start.ll_dispatch.num_levels = -1, start.ll_dispatch.num_levels = 2, MOE_EP_ERR_RANGE, "link.num_levels", -1);
+    WITH(start.ll_dispatch.num_levels = 9, start.ll_dispatch.num_levels = 2, MOE_EP_ERR_RANGE, "link.num_levels", -1);
+#define LEVEL(field, at, bad_value, good, status, arg, index)                                                          \
+    WITH(start.ll_dispatch.field[at] = bad_value, start.ll_dispatch.field[at] = good, status, arg, index)
+    LEVEL(level_peers, 0, 0, 8, MOE_EP_ERR_RANGE, "link.level_peers", 0);
+    LEVEL(level_peers, 1, 8, 16, MOE_EP_ERR_RANGE, "link.level_peers", 1);
+    LEVEL(level_peers, 1, NAN, 16, MOE_EP_ERR_NAN, "link.level_peers", -1);
+    LEVEL(level_peers, 0, -1, 8, MOE_EP_ERR_NEGATIVE, "link.level_peers", -1);
+    LEVEL(level_a, 1, 0, 1, MOE_EP_ERR_RANGE, "link.level_a", 1);
+    LEVEL(level_a, 0, -1, 1, MOE_EP_ERR_NEGATIVE, "link.level_a", -1);
+    LEVEL(level_a, 0, INFINITY, 1, MOE_EP_ERR_NAN, "link.level_a", -1);
+    LEVEL(level_bytes, 1, 0, 1, MOE_EP_ERR_RANGE, "link.level_a", 1);
+    LEVEL(level_bytes, 1, -1, 1, MOE_EP_ERR_NEGATIVE, "link.level_bytes", -1);
+    LEVEL(level_bytes, 0, NAN, 1, MOE_EP_ERR_NAN, "link.level_bytes", -1);
+#undef LEVEL
+    start.ll_dispatch.num_levels = 0;
     WITH(start.normal_dispatch.row_s = -1, start.normal_dispatch.row_s = 0, MOE_EP_ERR_NEGATIVE, "link.row_s", -1);
     WITH(start.normal_combine.peer_s = NAN, start.normal_combine.peer_s = 0, MOE_EP_ERR_NAN, "link.peer_s", -1);
     WITH(start.gemm.small_byte = -1, start.gemm.small_byte = 0, MOE_EP_ERR_NEGATIVE, "machine.gemm.small_byte", -1);
@@ -648,10 +670,9 @@ TEST(two_protocols_come_back)
 }
 
 /* One row of 8, 10 or 12 off tenfold, either way: the others are still met. */
-TEST(one_wild_row_does_not_pull)
+static void one_wild_row(uint64_t s)
 {
     static const double off[2] = {10, 0.1};
-    uint64_t s = t_seed + 23;
     double sum = 0, most = 0;
     int round, n, i;
     for (round = 0; round < 60; round++) {
@@ -697,16 +718,53 @@ TEST(one_wild_row_does_not_pull)
     CHECK(sum / 60 < 0.03 && most < 0.25);
 }
 
+/* The four others have a row that alone shows the launch time, and is wrong. */
+TEST(one_wild_row_does_not_pull)
+{
+    static const uint64_t alone[4] = {10, 17, 38, 51};
+    int i;
+    one_wild_row(t_seed + 23);
+    for (i = 0; i < 4; i++) one_wild_row(alone[i] + 23);
+}
+
+/* Up to 8 counts of peers, 3 to some more apart, with multiples from 0.5 to 2. */
+static void draw_levels(moe_ep_link *l, uint64_t *s)
+{
+    int i;
+    l->num_levels = (int32_t)t_below(s, 9);
+    for (i = 0; i < l->num_levels; i++) {
+        l->level_peers[i] = (i > 0 ? l->level_peers[i - 1] : 1) + 1 + (double)t_below(s, 6);
+        l->level_a[i] = 0.5 + 1.5 * t_unit(s);
+        l->level_bytes[i] = 0.5 + 1.5 * t_unit(s);
+    }
+}
+
+/* The multiple at so many peers: one level's, or a straight line over the logarithm of peers between two. */
+static double level_by_hand(const moe_ep_link *l, const double *v, double peers)
+{
+    const double *at = l->level_peers;
+    int n = l->num_levels, i;
+    if (n == 0 || peers <= 0) return 1;
+    if (peers <= at[0]) return v[0];
+    if (peers >= at[n - 1]) return v[n - 1];
+    for (i = 0; peers > at[i + 1]; i++) continue;
+    return (v[i] * log(at[i + 1] / peers) + v[i + 1] * log(peers / at[i])) / log(at[i + 1] / at[i]);
+}
+
 /* Each term of a link against the formula written out. */
 TEST(every_term_of_a_link)
 {
     uint64_t s = t_seed + 22;
     int round;
-    for (round = 0; round < 400; round++) {
+    for (round = 0; round < 1000; round++) {
         moe_ep_link l;
         double x = 1e7 * t_unit(&s), y = round % 3 ? 1e7 * t_unit(&s) : 0, rows = 1 + (double)t_below(&s, 5000);
         double peers = (double)t_below(&s, 40), share = peers > 2 ? (x + y) / (peers - 1) : x + y, a, b, want, brief;
+        double of_a, of_bytes;
         memset(&l, 0, sizeof l);
+        if (round >= 100) draw_levels(&l, &s);
+        of_a = level_by_hand(&l, l.level_a, peers);
+        of_bytes = level_by_hand(&l, l.level_bytes, peers);
         l.alpha_s = 1e-5 * t_unit(&s);
         l.intra_Bps = 1e11 * (1 + t_unit(&s));
         l.inter_Bps = 1e10 * (1 + t_unit(&s));
@@ -720,15 +778,151 @@ TEST(every_term_of_a_link)
             l.short_s = 5e-6 * t_unit(&s);
             l.short_Bps = 1e10 * (1 + t_unit(&s));
         }
-        a = l.alpha_s + rows * l.row_s + peers * l.peer_s + (x + y) / rows * l.row_byte_s;
+        a = of_a * (l.alpha_s + rows * l.row_s + peers * l.peer_s + (x + y) / rows * l.row_byte_s);
         b = x / l.intra_Bps > y / l.inter_Bps + y * peers * l.crowd_s ? x / l.intra_Bps
                                                                      : y / l.inter_Bps + y * peers * l.crowd_s;
-        b += share / l.pair_Bps;
+        b = of_bytes * (b + share / l.pair_Bps);
         want = round % 2 ? a + b : pow(pow(a, 0.8) + pow(b, 0.8), 1.25);
-        brief = l.short_s + a - l.alpha_s + share / l.short_Bps;
+        brief = of_a * (l.short_s - l.alpha_s) + a + share / l.short_Bps;
         if (round % 4 == 1 && brief < want) want = brief;
         CHECK_NEAR(moe_ep_link_time_rows(&l, x, y, rows, peers, NULL), want, 1e-9, 0);
     }
+}
+
+/* Links whose counts of peers are no formula: n rows of each, times off by up to `noise`, into row. */
+static int make_levels(const moe_ep_link *l, const double *peers, int counts, int each, double noise, uint64_t *s,
+                       moe_ep_link_row *row)
+{
+    int i, n = 0;
+    for (i = 0; i < counts * each; i++) {
+        double rows = exp(2 + 11 * t_unit(s)), bytes = rows * 7168, far = peers[i % counts] > 8 ? 0.6 : 0;
+        row[n] = link_row(bytes * (1 - far), bytes * far, rows, peers[i % counts], l);
+        row[n++].seconds *= 1 + noise * (2 * t_unit(s) - 1);
+    }
+    return n;
+}
+
+static moe_ep_calibrate_desc of_links(const moe_ep_machine *start, const moe_ep_link_row *row, int n)
+{
+    moe_ep_calibrate_desc d;
+    memset(&d, 0, sizeof d);
+    d.start = start;
+    d.links = row;
+    d.num_links = n;
+    return d;
+}
+
+static double worst_of(const moe_ep_link *got, const moe_ep_link *truth, double peers)
+{
+    double worst = 0, rows;
+    for (rows = 10; rows < 4e5; rows *= 1.7) {
+        double bytes = rows * 7168, far = peers > 8 ? 0.6 : 0;
+        double a = moe_ep_link_time_rows(got, bytes * (1 - far), bytes * far, rows, peers, NULL);
+        double b = moe_ep_link_time_rows(truth, bytes * (1 - far), bytes * far, rows, peers, NULL);
+        worst = fmax(worst, fabs(a / b - 1));
+    }
+    return worst;
+}
+
+/* A fabric that is slow at one count of peers and fast at the next: the rows' times come back, also where only few
+ * tell of a count, and rows of the plain formula leave every multiple at 1. */
+TEST(levels_of_a_link)
+{
+    static const double peers[10] = {4, 8, 16, 32, 64, 96, 128, 160, 192, 256};
+    static const double bytes[4] = {1, 1.5, 0.8, 2}, latency[4] = {1, 1.1, 0.95, 1};
+    static moe_ep_link_row row[400];
+    moe_ep_machine start = moe_ep_machine_h100(), got, kept;
+    moe_ep_link truth = start.ll_dispatch;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    uint64_t s = t_seed + 71;
+    int k, n;
+    truth.alpha_s = 30e-6;
+    truth.intra_Bps = 200e9;
+    n = make_levels(&truth, peers, 4, 60, 0.0, &s, row);
+    d = of_links(&start, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(got.ll_dispatch.num_levels, 4);
+    for (k = 0; k < 4; k++) {
+        CHECK_NEAR(got.ll_dispatch.level_peers[k], peers[k], 0, 1e-12);
+        CHECK_NEAR(got.ll_dispatch.level_a[k], 1, 0.001, 0);
+        CHECK_NEAR(got.ll_dispatch.level_bytes[k], 1, 0.001, 0);
+        CHECK(worst_of(&got.ll_dispatch, &truth, peers[k]) < 0.001);
+    }
+    truth.num_levels = 4;
+    for (k = 0; k < 4; k++) {
+        truth.level_peers[k] = peers[k];
+        truth.level_a[k] = latency[k];
+        truth.level_bytes[k] = bytes[k];
+    }
+    n = make_levels(&truth, peers, 4, 60, 0.02, &s, row);
+    d = of_links(&start, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    for (k = 0; k < 4; k++) CHECK(worst_of(&got.ll_dispatch, &truth, peers[k]) < 0.06);
+    CHECK(r.link[0].median < 0.02);
+    n = make_levels(&truth, peers, 4, 5, 0.0, &s, row);
+    d = of_links(&start, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.link[0].median < 0.05);
+    kept = start; /* a start that knows them is right before the fit, and keeps what no row shows */
+    kept.ll_dispatch = truth;
+    n = make_levels(&truth, peers + 1, 2, 20, 0.0, &s, row);
+    row[0] = link_row(1e6, 0, 0, 0, &truth); /* peers not known: no level */
+    d = of_links(&kept, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.link[0].before < 1e-9 && r.link[0].worst < 1e-3);
+    CHECK_I64(got.ll_dispatch.num_levels, 4);
+    for (k = 0; k < 4; k++) {
+        CHECK_NEAR(got.ll_dispatch.level_peers[k], peers[k], 0, 1e-12);
+        CHECK_NEAR(got.ll_dispatch.level_a[k], latency[k], 0.001, 0);
+        CHECK_NEAR(got.ll_dispatch.level_bytes[k], bytes[k], 0.001, 0);
+    }
+    n = make_levels(&truth, peers + 3, 1, 30, 0.0, &s, row); /* one count of peers: no more than start had */
+    d = of_links(&kept, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.link[0].before < 1e-9 && r.link[0].worst < 1e-3);
+    CHECK(memcmp(&got.ll_dispatch.num_levels, &truth.num_levels, sizeof truth.num_levels) == 0);
+    CHECK(memcmp(got.ll_dispatch.level_bytes, truth.level_bytes, sizeof truth.level_bytes) == 0);
+    for (k = 8; k <= 10; k++) { /* as many counts as there is room for, and more */
+        n = make_levels(&truth, peers, k, 8, 0.0, &s, row);
+        d = of_links(&kept, row, n);
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(r.link[0].before < 1e-9 && r.link[0].worst < 1e-3);
+        CHECK_I64(got.ll_dispatch.num_levels, k == 8 ? 8 : 4);
+        if (k == 8) CHECK_NEAR(got.ll_dispatch.level_bytes[7], bytes[3], 0.001, 0);
+    }
+    kept.ll_dispatch.level_peers[0] = 5; /* rows of 7 counts and one of start's: room for one more, not for two */
+    kept.ll_dispatch.level_peers[1] = 6;
+    n = make_levels(&kept.ll_dispatch, peers, 7, 8, 0.0, &s, row);
+    d = of_links(&kept, row, n);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.link[0].before < 1e-9 && r.link[0].worst < 1e-3);
+    CHECK_I64(got.ll_dispatch.num_levels, 8);
+    CHECK_NEAR(got.ll_dispatch.level_peers[1], 5, 0, 1e-12);
+    CHECK_NEAR(got.ll_dispatch.level_bytes[1], bytes[0], 0, 1e-12);
+    CHECK_NEAR(got.ll_dispatch.level_peers[2], 8, 0, 1e-12);
+}
+
+/* A start with a protocol for short messages that the rows do not have, and the other way round. */
+TEST(a_second_protocol_comes_and_goes)
+{
+    static moe_ep_link_row row[60];
+    moe_ep_machine with = moe_ep_machine_h100(), without = with, got;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    int i;
+    with.ll_dispatch.short_s = 7e-6;
+    with.ll_dispatch.short_Bps = 8e9;
+    for (i = 0; i < 60; i++) row[i] = link_row(100 * pow(1.35, i), 0, 0, 8, &without.ll_dispatch);
+    d = of_links(&with, row, 60);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(!(got.ll_dispatch.short_s > 0) && !(got.ll_dispatch.short_Bps > 0));
+    CHECK(r.link[0].before > 0.02 && r.link[0].worst < 1e-3);
+    for (i = 0; i < 60; i++) row[i] = link_row(100 * pow(1.35, i), 0, 0, 8, &with.ll_dispatch);
+    d = of_links(&without, row, 60);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(got.ll_dispatch.short_s, 7e-6, 0.02, 0);
+    CHECK_NEAR(got.ll_dispatch.short_Bps, 8e9, 0.05, 0);
 }
 
 /* A whole kernel: bytes beside the products and a bent launch time come back, and the formula is the one described. */

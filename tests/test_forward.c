@@ -510,6 +510,17 @@ TEST(int8_rows_keep_their_largest_value_and_round_to_the_nearest_step)
             CHECK_NEAR(scales[r], top / 127.0, 1e-6, 0);
         }
     }
+    for (int i = 0; i < 4; i++) { /* rows of one number: it is the largest */
+        static const float numbers[4] = {0.75f, -3.5f, 0.0f, -127.0f};
+        static const int sign[4] = {1, -1, 0, -1};
+        int8_t one[4] = {9, 9, 9, 9};
+        float scales[4] = {9, 9, 9, 9};
+        CHECK_I64(moe_ep_quantize_rows(numbers, MOE_EP_F32, i, 1, 0, one, scales, &err), MOE_EP_OK);
+        for (int k = 0; k < 4; k++) {
+            CHECK_I64(one[k], k < i ? sign[k] * 127 : 9);
+            CHECK_NEAR(scales[k], k < i ? fabs((double)numbers[k]) / 127.0 : 9.0, 1e-7, 0);
+        }
+    }
     /* a scale so small that it has few digits: what lies beyond 127 steps is cut there */
     float tiny[4] = {0.0f, 0.0f, 0.0f, 0.0f}, least = ldexpf(1.0f, -149);
     tiny[0] = 190.0f * least, tiny[1] = -190.0f * least, tiny[2] = least, tiny[3] = -3.0f * least;
@@ -605,8 +616,15 @@ TEST(bf16_products_keep_large_values_finite)
     e.num_experts = e.hidden = e.inter = 1, e.dtype = MOE_EP_BF16, e.activation.kind = MOE_EP_ACT_SILU;
     e.gate = &one, e.down = &one;
     d.experts = &e, d.top_k = 1, d.ids = &id, d.products = MOE_EP_PRODUCTS_BF16;
-    CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
-    CHECK_NEAR((double)y * 1e-38, 3.4, 0, 0.034);
+    for (int i = 0; i < 2 * 2 * ((int)moe_ep_isa_best() + 1); i++) { /* the sign goes through the rounding of x */
+        d.isa_max = (moe_ep_isa)(i / 4);
+        d.products = i & 2 ? MOE_EP_PRODUCTS_BF16_VECTOR : MOE_EP_PRODUCTS_BF16;
+        x = i & 1 ? -3.4e38f : 3.4e38f;
+        one = i & 1 ? 0xbf80 : 0x3f80;
+        y = 0.0f;
+        CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR((double)y * 1e-38, i & 1 ? -3.4 : 3.4, 0, 0.034); /* down turns it once more */
+    }
     d.isa_max = MOE_EP_ISA_PORTABLE;
     CHECK_STR(moe_ep_forward_unit(NULL), "none");
     e.dtype = MOE_EP_F32;
@@ -1477,6 +1495,57 @@ TEST(memory_grows_once_and_a_fixed_buffer_is_enough_to_the_byte)
     free_set(&r), free_set(&sh);
 }
 
+/* The bytes that are asked for, the last of them before a page that nobody may touch, with NaN in all of them. */
+static void in_exactly_its_memory(moe_ep_forward_desc d, const float *x, int64_t T)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), cells = (size_t)T * (size_t)d.experts->hidden;
+    float *want = t_alloc(sizeof(float) * cells), *y = t_alloc(sizeof(float) * cells);
+    moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0), fixed;
+    CHECK_I64(moe_ep_forward(&d, x, T, want, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward(&d, x, T, y, &none, NULL), MOE_EP_ERR_SCRATCH);
+    size_t room = (none.need + 127 + page - 1) / page * page;
+    unsigned char *map = mmap(NULL, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) abort();
+    mprotect(map + room, page, PROT_NONE);
+    memset(map, 0xff, room);
+    /* 64 bytes are for the alignment: here 63 of them are left out in front, and the last is in the closed page */
+    fixed = moe_ep_scratch_fixed(map + room + 1 - none.need, none.need);
+    CHECK_I64(moe_ep_forward(&d, x, T, y, &fixed, NULL), MOE_EP_OK);
+    CHECK(memcmp(y, want, sizeof(float) * cells) == 0);
+    munmap(map, room + page);
+    free(want), free(y);
+}
+
+/* Every part of a layer in turn is what needs the most memory: routed experts, one shared expert or more, the logits
+ * of many experts. */
+TEST(a_layer_stays_within_the_bytes_it_asks_for)
+{
+    uint64_t s = t_seed + 71;
+    for (int i = 0; i < 96; i++) {
+        int shared = i % 4, wide = i / 4 % 2, E = i / 8 % 2 ? 40 : 3, H = 20, T = 1 + (int)t_below(&s, 20), K = 2;
+        set r = make_set(E, H, wide ? 9 : 200, (moe_ep_dtype)(i / 16 % 2), MOE_EP_GATE_FIRST, act_of(0), 0, 0, 0, &s);
+        set sh = make_set(shared ? shared : 1, H, wide ? 300 : 7, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0,
+                          &s);
+        float *x = random_x(T * H, &s), *gate = random_x((E + 1) * H, &s);
+        float *w = t_alloc(sizeof(float) * (size_t)(T * K));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K));
+        moe_ep_router router = moe_ep_router_mixtral(E + 1, K);
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        random_ids(ids, w, T, K, E + 1, 1, &s);
+        d.experts = &r.w, d.shared = shared ? &sh.w : NULL, d.num_null = 1;
+        d.weight_on_input = i / 48, d.products = (moe_ep_products)(i / 16 % 3);
+        d.top_k = K, d.ids = ids, d.choice_weights = w;
+        in_exactly_its_memory(d, x, T);
+        router.num_null = 1;
+        d.router = &router, d.gate = gate, d.top_k = 0, d.ids = NULL, d.choice_weights = NULL;
+        in_exactly_its_memory(d, x, T);
+        free(x), free(gate), free(w), free(ids);
+        free_set(&r), free_set(&sh);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 /* ---- bad input: every case changes one thing of a good call ---- */
 
 typedef struct good {
@@ -1831,6 +1900,33 @@ TEST(one_expert_alone_has_many_tasks)
     free(w);
     free(x);
     free(y);
+}
+
+/* Up to four small panels of 32 columns are put together for speed, and more of them only while a stage has 32 tasks. */
+TEST(stages_keep_tasks_for_many_threads)
+{
+    static const int cases[][3] = {{1, 128, 14}, {3, 512, 14}, {31, 40, 13}, {41, 128, 14}, {70, 128, 13},
+                                   {1, 4200, 14}, {1, 4200, 100}, {3, 2000, 97}, {1, 1000, 200}}; /* E, I, tokens each */
+    uint64_t s = t_seed + 62;
+    for (int i = 0; i < 9; i++) {
+        int E = cases[i][0], H = 7, I = cases[i][1], T = E * cases[i][2];
+        int64_t most = 1, panels = E * (int64_t)((I + 31) / 32), tasks = (panels + 3) / 4;
+        set r = make_set(E, H, I, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+        float *x = random_x(T * H, &s), *y = t_alloc(sizeof(float) * (size_t)(T * H));
+        double *want = t_alloc(sizeof(double) * (size_t)(T * H));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)T);
+        moe_ep_forward_desc d;
+        for (int t = 0; t < T; t++) ids[t] = t % E;
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids, d.parallel_for = most_tasks, d.parallel_user = &most;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+        CHECK(most >= (tasks < 32 ? tasks : 32) && most < panels);
+        naive_layer(&r, NULL, NULL, ids, NULL, 1, 0, x, T, want);
+        CHECK(error_of(y, want, T * H) <= 1e-5);
+        free(x), free(y), free(want), free(ids);
+        free_set(&r);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 TEST(experts_alone_checks_its_groups)

@@ -158,7 +158,11 @@ static void model_dp(int c, int a, int b)
 #define MOE_EPI_FW_TILE_DP(c, a, b) model_dp(c, a, b)
 
 #if defined(__GNUC__) && !defined(__clang__)
-#  pragma GCC optimize("O2") /* the portable kernels take most of the rest */
+#  pragma GCC pop_options
+#  pragma GCC push_options
+#  if defined(__OPTIMIZE__)
+#    pragma GCC optimize("O2") /* the portable kernels take most of the rest */
+#  endif
 #endif
 #include "moe_ep.h"
 #if defined(__GNUC__) && !defined(__clang__)

@@ -293,6 +293,15 @@ TEST(attention_example)
     CHECK(!(moe_ep_attention_time(&m, &c, 64, 4096, NULL) > 0));
 }
 
+/* Whole: what is wrong, where, and how much it is. */
+static void names(const moe_ep_error *err, const char *arg, int64_t index, double value)
+{
+    CHECK_STR(err->arg, arg);
+    CHECK_I64(err->index, index);
+    if (value < 0 || value >= 0) CHECK_NEAR(err->value, value, 0, 0);
+    else CHECK(!(err->value < 0 || err->value >= 0));
+}
+
 TEST(sweep_errors)
 {
     static moe_ep_sweep_point p[400];
@@ -313,46 +322,46 @@ TEST(sweep_errors)
     CHECK(moe_ep_sweep(&d, p, 400, NULL, NULL, NULL) == MOE_EP_ERR_NULL);
     CHECK(moe_ep_sweep(&d, p, 5, &r, NULL, &err) == MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "capacity");
-#define WITH(change, restore, status, name)                                                                            \
+#define WITH(change, restore, status, name, index_, value_)                                                            \
     change;                                                                                                            \
     CHECK_I64(moe_ep_sweep_count(&d, &err), status);                                                                   \
-    CHECK_STR(err.arg, name);                                                                                          \
+    names(&err, name, index_, value_);                                                                                 \
     restore
-    WITH(d.model = NULL, d.model = &m, MOE_EP_ERR_NULL, "model");
-    WITH(d.machine = NULL, d.machine = &c, MOE_EP_ERR_NULL, "machine");
-    WITH(c.devices_per_node = -1, c.devices_per_node = 8, MOE_EP_ERR_SIZE, "machine.devices_per_node");
-    WITH(c.memory_bytes = -1, c.memory_bytes = 8e10, MOE_EP_ERR_NEGATIVE, "machine.memory_bytes");
-    WITH(d.num_devices = 0, d.num_devices = 64, MOE_EP_ERR_SIZE, "num_devices");
-    WITH(d.num_tokens = 0, d.num_tokens = 2, MOE_EP_ERR_SIZE, "num_tokens");
-    WITH(d.tokens = NULL, d.tokens = tokens, MOE_EP_ERR_NULL, "tokens");
-    WITH(tokens[1] = 0, tokens[1] = 16, MOE_EP_ERR_SIZE, "tokens");
-    WITH(d.num_layers = -1, d.num_layers = 0, MOE_EP_ERR_SIZE, "num_layers");
-    WITH(d.throughput_from = -1, d.throughput_from = 0, MOE_EP_ERR_SIZE, "throughput_from");
-    WITH(d.context = -1, d.context = 0, MOE_EP_ERR_NEGATIVE, "context");
-    WITH(d.other_s = NAN, d.other_s = 0, MOE_EP_ERR_NAN, "other_s");
-    WITH(d.tokens_per_pass = -1, d.tokens_per_pass = 0, MOE_EP_ERR_NEGATIVE, "tokens_per_pass");
-    WITH(d.microbatch_s = -1, d.microbatch_s = 0, MOE_EP_ERR_NEGATIVE, "microbatch_s");
-    WITH(d.memory_bytes = -1, d.memory_bytes = 0, MOE_EP_ERR_NEGATIVE, "memory_bytes");
-    WITH(d.reserve_bytes = -1, d.reserve_bytes = 0, MOE_EP_ERR_NEGATIVE, "reserve_bytes");
-    WITH(d.max_tpot_s = -1, d.max_tpot_s = 0, MOE_EP_ERR_NEGATIVE, "max_tpot_s");
-    WITH(d.split = MOE_EP_SPLIT_LOCAL_FIRST, d.split = MOE_EP_SPLIT_EVEN, MOE_EP_ERR_CONFIG, "split");
+    WITH(d.model = NULL, d.model = &m, MOE_EP_ERR_NULL, "model", -1, 0);
+    WITH(d.machine = NULL, d.machine = &c, MOE_EP_ERR_NULL, "machine", -1, 0);
+    WITH(c.devices_per_node = -1, c.devices_per_node = 8, MOE_EP_ERR_SIZE, "machine.devices_per_node", -1, -1);
+    WITH(c.memory_bytes = -1, c.memory_bytes = 8e10, MOE_EP_ERR_NEGATIVE, "machine.memory_bytes", -1, -1);
+    WITH(d.num_devices = 0, d.num_devices = 64, MOE_EP_ERR_SIZE, "num_devices", -1, 0);
+    WITH(d.num_tokens = 0, d.num_tokens = 2, MOE_EP_ERR_SIZE, "num_tokens", -1, 0);
+    WITH(d.tokens = NULL, d.tokens = tokens, MOE_EP_ERR_NULL, "tokens", -1, 0);
+    WITH(tokens[1] = 0, tokens[1] = 16, MOE_EP_ERR_SIZE, "tokens", 1, 0);
+    WITH(d.num_layers = -1, d.num_layers = 0, MOE_EP_ERR_SIZE, "num_layers", -1, -1);
+    WITH(d.throughput_from = -1, d.throughput_from = 0, MOE_EP_ERR_SIZE, "throughput_from", -1, -1);
+    WITH(d.context = -1, d.context = 0, MOE_EP_ERR_NEGATIVE, "context", -1, -1);
+    WITH(d.other_s = NAN, d.other_s = 0, MOE_EP_ERR_NAN, "other_s", -1, NAN);
+    WITH(d.tokens_per_pass = -1, d.tokens_per_pass = 0, MOE_EP_ERR_NEGATIVE, "tokens_per_pass", -1, -1);
+    WITH(d.microbatch_s = -1, d.microbatch_s = 0, MOE_EP_ERR_NEGATIVE, "microbatch_s", -1, -1);
+    WITH(d.memory_bytes = -1, d.memory_bytes = 0, MOE_EP_ERR_NEGATIVE, "memory_bytes", -1, -1);
+    WITH(d.reserve_bytes = -1, d.reserve_bytes = 0, MOE_EP_ERR_NEGATIVE, "reserve_bytes", -1, -1);
+    WITH(d.max_tpot_s = -1, d.max_tpot_s = 0, MOE_EP_ERR_NEGATIVE, "max_tpot_s", -1, -1);
+    WITH(d.split = MOE_EP_SPLIT_LOCAL_FIRST, d.split = MOE_EP_SPLIT_EVEN, MOE_EP_ERR_CONFIG, "split", -1, 0);
     WITH((d.plan_loads = loads, d.num_layers = 999), (d.plan_loads = NULL, d.num_layers = 0), MOE_EP_ERR_SIZE,
-         "num_layers");
+         "num_layers", -1, 999);
     d.ep = ep;
-    WITH(d.num_ep = 0, d.num_ep = 2, MOE_EP_ERR_SIZE, "num_ep");
-    WITH(ep[1] = 65, ep[1] = 16, MOE_EP_ERR_SIZE, "ep");
-    WITH(ep[1] = 0, ep[1] = 16, MOE_EP_ERR_SIZE, "ep");
+    WITH(d.num_ep = 0, d.num_ep = 2, MOE_EP_ERR_SIZE, "num_ep", -1, 0);
+    WITH(ep[1] = 65, ep[1] = 16, MOE_EP_ERR_SIZE, "ep", 1, 65);
+    WITH(ep[1] = 0, ep[1] = 16, MOE_EP_ERR_SIZE, "ep", 1, 0);
     d.redundant = redundant;
-    WITH(d.num_redundant = -1, d.num_redundant = 2, MOE_EP_ERR_SIZE, "num_redundant");
-    WITH(redundant[1] = -1, redundant[1] = 8, MOE_EP_ERR_SLOTS, "redundant");
-    WITH((d.overlaps = bad_overlap, d.num_overlaps = 0), d.num_overlaps = 1, MOE_EP_ERR_SIZE, "num_overlaps");
-    WITH((void)0, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlap");
-    WITH((d.policies = given, d.num_policies = 0), d.num_policies = 1, MOE_EP_ERR_SIZE, "num_policies");
-    WITH((void)0, d.policies = NULL, MOE_EP_ERR_RANGE, "policies");
-    WITH(d.attention_s = attention, d.attention_s = NULL, MOE_EP_ERR_NAN, "attention_s");
-    WITH(d.attention_half_s = attention, d.attention_half_s = NULL, MOE_EP_ERR_NAN, "attention_half_s");
+    WITH(d.num_redundant = -1, d.num_redundant = 2, MOE_EP_ERR_SIZE, "num_redundant", -1, -1);
+    WITH(redundant[1] = -1, redundant[1] = 8, MOE_EP_ERR_SLOTS, "redundant", 1, -1);
+    WITH((d.overlaps = bad_overlap, d.num_overlaps = 0), d.num_overlaps = 1, MOE_EP_ERR_SIZE, "num_overlaps", -1, 0);
+    WITH((void)0, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlap", -1, 99);
+    WITH((d.policies = given, d.num_policies = 0), d.num_policies = 1, MOE_EP_ERR_SIZE, "num_policies", -1, 0);
+    WITH((void)0, d.policies = NULL, MOE_EP_ERR_RANGE, "policies", 0, MOE_EP_PLACE_GIVEN);
+    WITH(d.attention_s = attention, d.attention_s = NULL, MOE_EP_ERR_NAN, "attention_s", -1, NAN);
+    WITH(d.attention_half_s = attention, d.attention_half_s = NULL, MOE_EP_ERR_NAN, "attention_half_s", -1, NAN);
     memset(&w, 0, sizeof w);
-    WITH(d.workload = &w, d.workload = NULL, MOE_EP_ERR_CONFIG, "workload");
+    WITH(d.workload = &w, d.workload = NULL, MOE_EP_ERR_CONFIG, "workload", -1, 0);
 #undef WITH
     w.num_experts = 128; /* a workload without a popularity, found out on the way */
     w.top_k = 8;
@@ -884,26 +893,29 @@ TEST(lists_up_to_their_limits)
     memset(&w, 0, sizeof w);
     w.num_experts = 8;
     w.top_k = 2;
-#define LIMIT(given, change, status, name)                                                                             \
+#define LIMIT(given, change, status, name, index_, value_)                                                             \
     do {                                                                                                               \
         d = v3_on(&m, &c, tokens, 1);                                                                                  \
         given;                                                                                                         \
         CHECK(moe_ep_sweep_count(&d, &err) > 0);                                                                       \
         change;                                                                                                        \
         CHECK_I64(moe_ep_sweep_count(&d, &err), status);                                                               \
-        CHECK_STR(err.arg, name);                                                                                      \
+        names(&err, name, index_, value_);                                                                             \
     } while (0)
-    LIMIT(d.tokens = t, t[0]++, MOE_EP_ERR_SIZE, "tokens");
-    LIMIT((d.ep = ep, d.num_ep = 1), ep[0] = 9, MOE_EP_ERR_SIZE, "ep");
-    LIMIT((d.ep = ep, d.num_ep = 1, ep[0] = 8), d.num_devices = 7, MOE_EP_ERR_SIZE, "ep");
-    LIMIT((d.redundant = spare, d.num_redundant = 1), spare[0]++, MOE_EP_ERR_SLOTS, "redundant");
-    LIMIT((d.policies = policy, d.num_policies = 1), policy[0] = MOE_EP_PLACE_REBALANCE, MOE_EP_ERR_RANGE, "policies");
+    LIMIT(d.tokens = t, t[0]++, MOE_EP_ERR_SIZE, "tokens", 0, 2147483648.0);
+    LIMIT((d.ep = ep, d.num_ep = 1), ep[0] = 9, MOE_EP_ERR_SIZE, "ep", 0, 9);
+    LIMIT((d.ep = ep, d.num_ep = 1, ep[0] = 8), d.num_devices = 7, MOE_EP_ERR_SIZE, "ep", 0, 8);
+    LIMIT((d.redundant = spare, d.num_redundant = 1), spare[0]++, MOE_EP_ERR_SLOTS, "redundant", 0, INT32_MAX / 2 - 7);
+    LIMIT((d.policies = policy, d.num_policies = 1), policy[0] = MOE_EP_PLACE_REBALANCE,
+          MOE_EP_ERR_RANGE, "policies", 0, MOE_EP_PLACE_REBALANCE);
     LIMIT((d.policies = policy, policy[0] = MOE_EP_PLACE_ROUND_ROBIN, d.num_policies = 1),
-          policy[0] = MOE_EP_PLACE_GIVEN, MOE_EP_ERR_RANGE, "policies");
-    LIMIT(d.workload = &w, w.top_k = 3, MOE_EP_ERR_CONFIG, "workload");
-    LIMIT((d.workload = &w, w.top_k = 2), w.num_experts = 9, MOE_EP_ERR_CONFIG, "workload");
-    LIMIT((d.plan_loads = NULL, d.num_layers = 33), (d.plan_loads = &c.memory_bytes), MOE_EP_ERR_SIZE, "num_layers");
-    LIMIT((d.serve_loads = &c.memory_bytes, d.num_layers = 32), d.num_layers = 33, MOE_EP_ERR_SIZE, "num_layers");
+          policy[0] = MOE_EP_PLACE_GIVEN, MOE_EP_ERR_RANGE, "policies", 0, MOE_EP_PLACE_GIVEN);
+    LIMIT(d.workload = &w, w.top_k = 3, MOE_EP_ERR_CONFIG, "workload", -1, 8);
+    LIMIT((d.workload = &w, w.top_k = 2), w.num_experts = 9, MOE_EP_ERR_CONFIG, "workload", -1, 9);
+    LIMIT((d.plan_loads = NULL, d.num_layers = 33), (d.plan_loads = &c.memory_bytes),
+          MOE_EP_ERR_SIZE, "num_layers", -1, 33);
+    LIMIT((d.serve_loads = &c.memory_bytes, d.num_layers = 32), d.num_layers = 33,
+          MOE_EP_ERR_SIZE, "num_layers", -1, 33);
 #undef LIMIT
     m.num_experts = 1 << 20;
     d = v3_on(&m, &c, tokens, 1);

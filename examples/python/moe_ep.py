@@ -151,7 +151,7 @@ _struct("moe_ep_gemm", """
     other_reached, other_multiplied, small_tokens; double small_byte, small_t0;""")
 _struct("moe_ep_link", """
     double alpha_s, intra_Bps, inter_Bps, p; int32_t alpha_in_norm; double row_s, peer_s, alpha_p, row_byte_s,
-    pair_Bps, crowd_s, short_s, short_Bps;""")
+    pair_Bps, crowd_s, short_s, short_Bps; int32_t num_levels; double level_peers[8], level_a[8], level_bytes[8];""")
 _struct("moe_ep_machine", """
     char *name, *source; int32_t devices_per_node; double memory_bytes, memory_Bps, flops[3]; moe_ep_gemm gemm;
     moe_ep_link ll_dispatch, ll_combine, normal_dispatch, normal_combine;""")
