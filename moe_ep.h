@@ -11989,7 +11989,6 @@ typedef struct moe_epi_plan {
     moe_epi_room room;
     moe_epi_bound_work work;
     moe_epi_arena arena;
-    moe_ep_rebalance_desc no_limits; /* best_placement only: zeroed */
     int32_t *hosts, *off_hosts;      /* (D)                         */
     double *price;                   /* (D)                         */
     struct moe_epi_gain *gains;      /* (P)                         */
@@ -13621,7 +13620,7 @@ static void moe_epi_state_write(const moe_epi_state *s, moe_ep_placement *p, int
 
 /* What a change costs, what it may cost, and what it has cost so far in this layer. */
 typedef struct moe_epi_budget {
-    const moe_ep_rebalance_desc *desc; /* limits; zeroed = none                                */
+    const moe_ep_rebalance_desc *desc; /* limits; NULL in a fresh plan                         */
     const moe_ep_placement *from;
     const uint64_t *held;   /* (E, words) who held what at the start of the layer; NULL = a fresh plan */
     int64_t *arrivals;      /* (D) over all layers; NULL in a fresh plan                       */
@@ -13630,7 +13629,7 @@ typedef struct moe_epi_budget {
     const int32_t *node;    /* (D)                                                             */
     double off, max_off;    /* load off its home node, and the most that is allowed            */
     int32_t *hosts;         /* (D) list                                                        */
-    int32_t *off_hosts;     /* (D) list                                                        */
+    int32_t *off_hosts;     /* (D) list, NULL where nodes do not matter                       */
     double *price;          /* (D) by place in hosts                                           */
     moe_epi_gain *gains;    /* (P) list                                                        */
     double most_gain, least_unit; /* over that list                                            */
@@ -14893,8 +14892,7 @@ static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *
             deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / room->slots);
             left -= deal->cap[d];
         }
-        for (i = 0, d = (int32_t)((int64_t)l * left % p->num_devices); left > 0;
-             i++, d = d + 1 < p->num_devices ? d + 1 : 0) {
+        for (d = (int32_t)((int64_t)l * left % p->num_devices); left > 0; d = d + 1 < p->num_devices ? d + 1 : 0) {
             if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
             deal->cap[d]++;
             left--;
@@ -15110,10 +15108,8 @@ static int32_t moe_epi_improve(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
     }
     if (moe_epi_time(s, s->order[0]) <= goal * 1.0005) return done;
     memset(&budget, 0, sizeof budget);
-    budget.desc = &plan->no_limits;
     budget.evenness = MOE_EPI_EVENNESS_FRESH;
     budget.hosts = plan->hosts;
-    budget.off_hosts = plan->off_hosts;
     budget.price = plan->price;
     budget.gains = plan->gains;
     most = MOE_EPI_CHANGE_WORK / s->slot_start[s->D] + 4;
@@ -15434,7 +15430,6 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     moe_epi_soft_start(plan, home, s, deal);
     moe_epi_order(s, deal->heap, deal->held);
     memset(&budget, 0, sizeof budget);
-    budget.desc = &plan->no_limits;
     budget.evenness = MOE_EPI_EVENNESS_FRESH;
     budget.hosts = plan->hosts;
     budget.off_hosts = plan->off_hosts;

@@ -46,6 +46,8 @@ done
 # shellcheck disable=SC2086
 works "avx2" $small --isa avx2 --tokens 3
 # shellcheck disable=SC2086
+works "neon" $small --isa neon --tokens 3
+# shellcheck disable=SC2086
 works "--check 0" $small --check 0 --tokens 3 --width 100 --ascii --color never
 has "the columns" "tokens/s +GB/s +read +GFLOP/s +limit +of it"
 has "the limit of the multipliers" "at most [0-9,]+ GFLOP/s"
@@ -73,7 +75,7 @@ refuses "tokens" --tokens 0
 refuses "tokens" --tokens ,
 refuses "batch sizes" --tokens 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1
 refuses "type" --type fp4
-refuses "isa" --isa neon
+refuses "isa" --isa altivec
 refuses "threads" --threads 65
 refuses "seconds" --seconds -1
 refuses "reads no input" ids.npy

@@ -1902,11 +1902,12 @@ TEST(one_expert_alone_has_many_tasks)
     free(y);
 }
 
-/* Up to four small panels of 32 columns are put together for speed, and more of them only while a stage has 32 tasks. */
+/* Up to four small panels of 32 columns are put together for speed, and more of them only while a stage has 32
+ * tasks. */
 TEST(stages_keep_tasks_for_many_threads)
 {
     static const int cases[][3] = {{1, 128, 14}, {3, 512, 14}, {31, 40, 13}, {41, 128, 14}, {70, 128, 13},
-                                   {1, 4200, 14}, {1, 4200, 100}, {3, 2000, 97}, {1, 1000, 200}}; /* E, I, tokens each */
+                                   {1, 4200, 14}, {1, 4200, 100}, {3, 2000, 97}, {1, 1000, 200}}; /* E, I, T each */
     uint64_t s = t_seed + 62;
     for (int i = 0; i < 9; i++) {
         int E = cases[i][0], H = 7, I = cases[i][1], T = E * cases[i][2];

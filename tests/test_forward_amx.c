@@ -16,6 +16,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+static int moe_epi_fw_tile_permit(void);
+static void moe_epi_fw_tile_begin(void);
+static void moe_epi_fw_tile_end(void);
+static void model_zero(int t);
+static void model_load(int t, const void *from, intptr_t stride);
+static void model_store(int t, void *to, intptr_t stride);
+static void model_dp(int c, int a, int b);
+#define MOE_EPI_FW_TILE_ZERO(t) model_zero(t)
+#define MOE_EPI_FW_TILE_LOAD(t, from, stride) model_load(t, from, stride)
+#define MOE_EPI_FW_TILE_STORE(t, to, stride) model_store(t, to, stride)
+#define MOE_EPI_FW_TILE_DP(c, a, b) model_dp(c, a, b)
+
+/* The header first: the pragma below defines __OPTIMIZE__, its end does not take that back, and the compiler's own
+ * headers look at it. */
+#if defined(__OPTIMIZE__) && defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC push_options
+#  pragma GCC optimize("O2") /* the portable kernels take most of the time that the model leaves */
+#endif
+#include "moe_ep.h"
+#if defined(__OPTIMIZE__) && defined(__GNUC__) && !defined(__clang__)
+#  pragma GCC pop_options
+#endif
+
 #if defined(__GNUC__) && !defined(__clang__)
 #  pragma GCC push_options /* the model takes most of the time, above all where the rest is built for a debugger */
 #  pragma GCC optimize("O3")
@@ -152,19 +175,6 @@ static void model_dp(int c, int a, int b)
         for (int n = unit.tile[b].columns; n < 16; n++) unit.tile[c].word[m][n] = -1; /* NaN */
     }
 }
-#define MOE_EPI_FW_TILE_ZERO(t) model_zero(t)
-#define MOE_EPI_FW_TILE_LOAD(t, from, stride) model_load(t, from, stride)
-#define MOE_EPI_FW_TILE_STORE(t, to, stride) model_store(t, to, stride)
-#define MOE_EPI_FW_TILE_DP(c, a, b) model_dp(c, a, b)
-
-#if defined(__GNUC__) && !defined(__clang__)
-#  pragma GCC pop_options
-#  pragma GCC push_options
-#  if defined(__OPTIMIZE__)
-#    pragma GCC optimize("O2") /* the portable kernels take most of the rest */
-#  endif
-#endif
-#include "moe_ep.h"
 #if defined(__GNUC__) && !defined(__clang__)
 #  pragma GCC pop_options
 #endif

@@ -973,4 +973,40 @@ TEST(front_of_equal_times)
     CHECK(r.fit == 4 && r.pareto == 1 && r.best == 0);
 }
 
+/* All points take the same time: the answer has the fewest slots per device, then the fewest redundant experts, and is
+ * the first of those. */
+TEST(the_answer_among_equal_times)
+{
+    static moe_ep_sweep_point p[100];
+    static const int64_t tokens[1] = {4};
+    static const moe_ep_overlap none[1] = {MOE_EP_OVERLAP_NONE};
+    double attention[1] = {1e-3};
+    uint64_t s = t_seed + 9;
+    moe_ep_model m = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine c;
+    memset(&c, 0, sizeof c);
+    for (int round = 0; round < 60; round++) {
+        int32_t ep[3], redundant[4], best = -1, slots = 0, spare = 0;
+        moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 1);
+        moe_ep_sweep_result r;
+        d.num_ep = 1 + (int32_t)t_below(&s, 3);
+        d.num_redundant = 1 + (int32_t)t_below(&s, 4);
+        for (int i = 0; i < d.num_ep; i++) ep[i] = 1 + (int32_t)t_below(&s, 8);
+        for (int i = 0; i < d.num_redundant; i++) redundant[i] = (int32_t)t_below(&s, 9);
+        d.num_devices = 8, d.num_layers = 1;
+        d.ep = ep, d.redundant = redundant;
+        d.overlaps = none, d.num_overlaps = 1;
+        d.attention_s = attention;
+        CHECK_I64(moe_ep_sweep(&d, p, 100, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(r.fit, d.num_ep * d.num_redundant);
+        for (int i = 0; i < d.num_ep * d.num_redundant; i++) {
+            int32_t e = ep[i / d.num_redundant], more = redundant[i % d.num_redundant], has = (8 + more + e - 1) / e;
+            CHECK_I64(p[i].memory.slots, has);
+            if (best < 0 || has < slots || (has == slots && more < spare)) best = i, slots = has, spare = more;
+        }
+        CHECK_I64(r.best, best);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
 T_MAIN
