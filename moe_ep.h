@@ -21495,11 +21495,10 @@ static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_
     double near = of_bytes * r->x[0] * v[MOE_EPI_FIT_INTRA], far = of_bytes * r->x[1] * v[MOE_EPI_FIT_INTER];
     double crowd = of_bytes * r->x[1] * r->x[3] * v[MOE_EPI_FIT_CROWD];
     double pair = of_bytes * bytes * share * v[MOE_EPI_FIT_PAIR], packed = bytes * share * v[MOE_EPI_FIT_SHORT_BYTE];
-    double norm = f->p > 0.0 && f->p < 1.0 ? 1.0 : f->p;
-    moe_epi_fit_mix wires = moe_epi_fit_mixed(far + crowd, near, norm);
+    moe_epi_fit_mix wires = moe_epi_fit_mixed(far + crowd, near, f->p);
     moe_epi_fit_mix all = moe_epi_fit_mixed(
         alpha + extra, wires.s + pair,
-        f->alpha_in_norm ? norm : moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0));
+        f->alpha_in_norm ? f->p : moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0));
     double per_alpha = moe_epi_per(all.of_a, alpha + extra), per_byte = moe_epi_per(1.0 - all.of_a, wires.s + pair);
     double per_far = per_byte * moe_epi_per(wires.s * wires.of_a, far + crowd);
     int briefly = brief > 0.0 && brief + extra + packed < all.s;
@@ -21952,7 +21951,7 @@ static void moe_epi_fit_open_link(moe_epi_fit *f, const moe_ep_link *l, int with
     moe_epi_fit_constant(f, MOE_EPI_FIT_PAIR, moe_epi_inverse(l->pair_Bps), 3e-13, 2.0, peers);
     moe_epi_fit_constant(f, MOE_EPI_FIT_CROWD, l->crowd_s, 3e-14, 2.0, inter && peers);
     moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT, with_short ? share : 0.0, 0.55, 0.12, with_short);
-    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT_BYTE, with_short ? moe_epi_inverse(l->short_Bps) : 0.0, 1.5e-10, 0.15,
+    moe_epi_fit_constant(f, MOE_EPI_FIT_SHORT_BYTE, with_short ? moe_epi_inverse(l->short_Bps) : 0.0, 1.5e-10, 0.25,
                          with_short);
     for (k = 0; k < (int)MOE_EP_LINK_LEVELS; k++) { /* a fabric between nodes is less even than links inside one */
         moe_epi_fit_constant(f, MOE_EPI_FIT_LEVEL_A + k, 1.0, 1.0, 0.03, moe_epi_fit_at_level(f, k));
@@ -22201,7 +22200,7 @@ static moe_epi_fit moe_epi_fit_first(const moe_epi_fit *f, const moe_ep_calibrat
     now = *f;
     now.doubts = 1;
     loss = moe_epi_fit_form(&now, f, d);
-    if (moe_epi_fit_odd(&best) || (moe_epi_fit_odd(&now) && moe_epi_fit_judged(&now) < moe_epi_fit_judged(&best))) {
+    if (moe_epi_fit_odd(&best) || moe_epi_fit_odd(&now)) {
         best = now; /* a form must not be there for the sake of rows that are plainly wrong */
         least = loss;
     }

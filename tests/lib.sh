@@ -46,6 +46,31 @@ same() {
         END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
 }
 
+# implementation NAME COMPILER FLAGS...: sets object to tests/compile/implementation.c compiled so, once for all suites:
+# it lies in build/objects under a sum of everything that went into it.  What the compiler says goes to $tmp/cc.log.
+implementation() {
+    implementation_name=$1
+    shift
+    object=$({
+        printf '%s\n' "$*"
+        "$1" --version 2>/dev/null
+        cat moe_ep.h tests/compile/implementation.c
+    } | cksum | tr ' ' '-')
+    object=build/objects/$implementation_name-$object.o
+    : >"$tmp/cc.log"
+    [ ! -e "$object" ] || return 0
+    mkdir -p build/objects
+    for other in "build/objects/$implementation_name-"*.o; do [ "$other" = "$object" ] || rm -f "$other"; done
+    "$@" -I. -c tests/compile/implementation.c -o "$tmp/implementation.o" >"$tmp/cc.log" 2>&1 || return
+    cp "$tmp/implementation.o" "$object.$$" && mv "$object.$$" "$object"
+}
+# built_library: whether build/lib/moe_ep_lib.o is $CC's of this header, at -O2 or what CFLAGS says, without a sanitizer
+built_library() {
+    case ${CFLAGS:-} in *sanitize* | *coverage*) return 1 ;; esac
+    [ -n "$(find build/lib/moe_ep_lib.o -newer moe_ep.h 2>/dev/null)" ] &&
+        case $(cat build/lib/flags) in "$CC  ${CFLAGS:-} "*-DMOE_EP_NO_BLAS*) return 0 ;; *) return 1 ;; esac
+}
+
 # need_tool SOURCE: sets tool, or ends the suite where its source is not there or it was not built
 need_tool() {
     tool=${TOOL:-$(pwd)/build/moe-ep}

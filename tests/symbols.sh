@@ -12,8 +12,9 @@ NM=${NM:-nm}
 object() { # object NAME DEFINES...
     name=$1
     shift
-    $CC -std=c99 -O0 -I. "$@" -c tests/compile/implementation.c -o "$tmp/$name.o" >"$tmp/cc.log" 2>&1 ||
-        fail "$name compiles" "$tmp/cc.log"
+    # shellcheck disable=SC2086
+    if implementation "$name" $CC -std=c99 -O0 "$@"; then cp "$object" "$tmp/$name.o"
+    else fail "$name compiles" "$tmp/cc.log"; fi
 }
 # nothing NAME: passes when $tmp/found is empty
 nothing() {
@@ -25,8 +26,10 @@ undefined() { $NM -u "$1" | awk '{ print $NF }'; }
 not_for_a_library='v?f?printf|puts|putchar|fopen|fwrite|_?exit|abort|__assert_fail|getenv|setlocale|system|s?rand|time'
 math='exp|log|pow|sqrt|floor|ceil|tanh|erf|gamma|fabs|fmin|fmax|round|rint|cos|sin|hypot|ldexp|frexp|fmod|trunc'
 
-object plain -O1
-object unoptimised # the optimiser would hide private functions and globals that are only written
+# what the optimiser makes of it: the library, where it is built
+if built_library; then cp build/lib/moe_ep_lib.o "$tmp/plain.o"; else object plain -O1; fi
+# the optimiser would hide private functions and globals that are only written
+object unoptimised -Wall -Wextra -Werror
 object no_malloc -DMOE_EP_NO_MALLOC
 object no_forward -DMOE_EP_NO_FORWARD
 object static -O1 -DMOE_EP_STATIC

@@ -423,6 +423,8 @@ TEST(calibrate_errors)
         start.ll_dispatch.level_peers[i] = 8 << i;
         start.ll_dispatch.level_a[i] = start.ll_dispatch.level_bytes[i] = 1;
     }
+    WITH(link[1].phase = (moe_ep_phase)-1; d.links = link; d.num_links = 2, link[1].phase = MOE_EP_PHASE_LL_DISPATCH;
+         d.links = NULL; d.num_links = 0, MOE_EP_ERR_RANGE, "links", 1);
     WITH(start.ll_dispatch.num_levels = -1, start.ll_dispatch.num_levels = 2, MOE_EP_ERR_RANGE, "link.num_levels", -1);
     WITH(start.ll_dispatch.num_levels = 9, start.ll_dispatch.num_levels = 2, MOE_EP_ERR_RANGE, "link.num_levels", -1);
 #define LEVEL(field, at, bad_value, good, status, arg, index)                                                          \
@@ -605,6 +607,10 @@ TEST(tables_drive_a_layer)
     bytes[1] = 4e6;
     wire[1] = NAN;
     CHECK(moe_ep_table_a2a_us(&a, 0, 0, 1, 1, 1, 1) < 0);
+    wire[1] = 1e308; /* beyond the last in proportion, and beyond a double */
+    CHECK(moe_ep_table_a2a_us(&a, 0, 0, 1, 1, 1, 1) > 0);
+    CHECK(moe_ep_table_a2a_us(&a, 0, 0, 1, 4e9, 1, 1) < 0);
+    CHECK(moe_ep_table_a2a_us(&a, 0, 0, 4e9, 1, 1, 1) < 0);
     wire[1] = 40;
     memset(&hooks, 0, sizeof hooks);
     hooks.size = sizeof hooks;
@@ -903,6 +909,72 @@ TEST(levels_of_a_link)
     CHECK_NEAR(got.ll_dispatch.level_peers[2], 8, 0, 1e-12);
 }
 
+/* Rows described by an exchange are those of its bytes, rows and peers. */
+TEST(rows_of_every_mode)
+{
+    static moe_ep_link_row by_comm[40], by_hand[40];
+    static moe_ep_comm_desc c[40];
+    moe_ep_machine start = moe_ep_machine_h100(), one, two;
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r, q;
+    uint64_t s = t_seed + 73;
+    int i;
+    memset(c, 0, sizeof c);
+    memset(by_comm, 0, sizeof by_comm);
+    for (i = 0; i < 40; i++) {
+        moe_ep_comm_result w;
+        int combine = i / 5 % 2;
+        c[i].tokens = 1 + (double)t_below(&s, 4096);
+        c[i].num_experts = 64;
+        c[i].top_k = 4;
+        c[i].hidden = 4096;
+        c[i].num_devices = 8 << t_below(&s, 3);
+        c[i].num_nodes = c[i].num_devices / 8;
+        c[i].mode = (moe_ep_a2a_mode)(i % 5);
+        c[i].dispatch_wire = MOE_EP_WIRE_FP8;
+        c[i].capacity = 16;
+        CHECK(moe_ep_comm_bytes(&c[i], &w, NULL) == MOE_EP_OK);
+        by_comm[i].phase = combine ? MOE_EP_PHASE_NORMAL_COMBINE : MOE_EP_PHASE_LL_DISPATCH;
+        by_comm[i].seconds = 1e-5 * (1 + 9 * t_unit(&s));
+        by_hand[i] = by_comm[i];
+        by_comm[i].comm = &c[i];
+        by_hand[i].intra_bytes = combine ? w.combine_intra_bytes : w.dispatch_intra_bytes;
+        by_hand[i].inter_bytes = combine ? w.combine_inter_bytes : w.dispatch_inter_bytes;
+        by_hand[i].rows = w.intra_rows + w.inter_rows;
+        by_hand[i].peers = c[i].mode == MOE_EP_A2A_PAIR || c[i].mode == MOE_EP_A2A_PADDED ? 64 : c[i].num_devices;
+    }
+    d = of_links(&start, by_comm, 40);
+    CHECK(moe_ep_calibrate(&d, &one, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    d.links = by_hand;
+    CHECK(moe_ep_calibrate(&d, &two, &q, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.link[MOE_EP_PHASE_LL_DISPATCH].before, q.link[MOE_EP_PHASE_LL_DISPATCH].before, 1e-9, 0);
+    CHECK_NEAR(r.link[MOE_EP_PHASE_NORMAL_COMBINE].before, q.link[MOE_EP_PHASE_NORMAL_COMBINE].before, 1e-9, 0);
+    CHECK_NEAR(one.ll_dispatch.alpha_s, two.ll_dispatch.alpha_s, 1e-5, 0);
+    CHECK_NEAR(one.normal_combine.alpha_s, two.normal_combine.alpha_s, 1e-5, 0);
+}
+
+/* Numbers no model reaches: as far off as numbers go, and still an answer. */
+TEST(absurd_rows)
+{
+    moe_ep_machine start = moe_ep_machine_h100(), got;
+    moe_ep_link_row row[4];
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result r;
+    int i;
+    memset(row, 0, sizeof row);
+    for (i = 0; i < 4; i++) {
+        row[i].intra_bytes = 1e305;
+        row[i].seconds = 1e-5;
+    }
+    start.ll_dispatch.intra_Bps = 1;
+    d = of_links(&start, row, 4);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(r.link[0].before > 1e290 && r.link[0].before <= 1e300 && isfinite(r.link[0].worst));
+    memset(&start.ll_dispatch, 0, sizeof start.ll_dispatch); /* no time at all */
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.link[0].before, 1, 1e-9, 0);
+}
+
 /* A start with a protocol for short messages that the rows do not have, and the other way round. */
 TEST(a_second_protocol_comes_and_goes)
 {
@@ -918,6 +990,9 @@ TEST(a_second_protocol_comes_and_goes)
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
     CHECK(!(got.ll_dispatch.short_s > 0) && !(got.ll_dispatch.short_Bps > 0));
     CHECK(r.link[0].before > 0.02 && r.link[0].worst < 1e-3);
+    d.start = &without; /* nothing to gain: none */
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(!(got.ll_dispatch.short_s > 0));
     for (i = 0; i < 60; i++) row[i] = link_row(100 * pow(1.35, i), 0, 0, 8, &with.ll_dispatch);
     d = of_links(&without, row, 60);
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
@@ -1197,6 +1272,20 @@ TEST(forms_come_back)
         CHECK(r.experts.before < 1e-9 && r.experts.median < 1e-4);
         CHECK_I64(got.gemm.small_tokens, few);
         CHECK_I64(got.gemm.other_multiplied, multiplied[kind]);
+    }
+    truth = start; /* rows that are multiplied, and take no other time */
+    truth.gemm.other_multiplied = 1;
+    for (form = 0; form < 2; form++) {
+        truth.gemm.other_reached = form;
+        for (i = 0; i < n; i++) {
+            for (j = 0; j < row[i].num_slots; j++) slot[j] = (int64_t)row[i].rows_per_slot;
+            row[i].seconds = moe_ep_expert_time(&m, &truth, slot, row[i].num_slots, NULL, NULL);
+        }
+        d.start = &truth;
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(r.experts.before < 1e-9 && r.experts.median < 1e-3);
+        CHECK_I64(got.gemm.other_multiplied, 1);
+        CHECK_I64(got.gemm.other_reached, form);
     }
     truth.gemm.small_tokens = 100; /* neither slots nor 64: where the start says so */
     truth.gemm.small_byte = truth.gemm.small_t0 = 0;

@@ -517,6 +517,34 @@ TEST(memory_of_the_ranks_fits_layers_of_any_shape)
     }
 }
 
+/* Many experts for rows of one number: the logits are most of the memory.  300 tokens, and more than one pass takes. */
+TEST(logits_of_many_experts_have_memory_of_their_own)
+{
+    uint64_t s = t_seed + 36;
+    for (int i = 0; i < 4; i++) {
+        int E = i & 1 ? 300 : 600, nulls = i & 2 ? 7 : 0;
+        int64_t T = i & 1 ? 4100 : 300;
+        model m = make_model(E, 1, 1, &s);
+        own_placement o = make_placement(CONTIGUOUS, E, 1, E, &s);
+        float *x = floats(T, &s), *gate = floats(E + nulls, &s), *one = floats(T, &s), *many = floats(T, &s);
+        moe_ep_router r = nulls ? moe_ep_router_longcat(E + nulls, 1, nulls) : moe_ep_router_mixtral(E, 1);
+        moe_ep_forward_desc d = desc_of(&m, 0, NULL, NULL);
+        counter c = {0, 0, 0, {0}};
+        moe_ep_scratch scratch;
+        memset(&scratch, 0, sizeof scratch);
+        scratch.alloc.alloc_fn = count_alloc, scratch.alloc.free_fn = count_free, scratch.alloc.user = &c;
+        d.router = &r, d.gate = gate, d.num_null = nulls;
+        CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, T, many, NULL, &scratch, NULL), MOE_EP_OK);
+        CHECK(memcmp(one, many, sizeof(float) * (size_t)T) == 0);
+        CHECK((double)scratch.need >= 4.0 * (double)((T < 4096 ? T : 4096) * (E + nulls)));
+        moe_ep_scratch_free(&scratch);
+        free(x), free(gate), free(one), free(many), free(o.mem);
+        free_model(&m);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 TEST(a_router_in_front_of_the_ranks)
 {
     uint64_t s = t_seed + 2;
@@ -2325,22 +2353,29 @@ TEST(in_process_ranks_with_fewer_slots_than_choices_or_too_many_devices)
     CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, NULL, &err), MOE_EP_ERR_TOP_K);
     d.top_k = 2;
     CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, NULL, &err), MOE_EP_OK);
-    /* 2^19 devices of which one has 2^19 slots: a table of 2^57 counts */
-    int32_t D = 1 << 19, *per = t_alloc(sizeof(int32_t) * (size_t)D);
-    memset(per, 0, sizeof(int32_t) * (size_t)D);
-    per[7] = D;
-    memset(&shape, 0, sizeof shape);
-    shape.num_devices = D, shape.num_slots = D, shape.slots_per_device = per;
-    bytes = moe_ep_placement_bytes(1, 4, &shape);
-    CHECK(bytes > 0);
-    free(few.mem);
-    few.mem = t_alloc(bytes + 1);
-    CHECK_I64(moe_ep_placement_init(&few.p, 1, 4, &shape, few.mem, bytes, &err), MOE_EP_OK);
-    for (int e = 0; e < 4; e++) few.p.slot_expert[e] = e;
-    CHECK_I64(moe_ep_placement_index(&few.p, &err), MOE_EP_OK);
-    CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
-    CHECK_STR(err.arg, "p");
-    free(per), free(few.mem), free(o.mem);
+    /* One device has all slots.  2^19 devices and slots: a table of 2^57 counts, one too many.  336387^2 * 1273595 is
+     * 726317 less than that, and no table of these devices lies between: 2^60 bytes are only not to be had. */
+    static const int32_t tables[3][2] = {{1 << 19, 1 << 19}, {336387, 1273596}, {336387, 1273595}};
+    for (int i = 0; i < 3; i++) {
+        int32_t D = tables[i][0], *per = t_alloc(sizeof(int32_t) * (size_t)D);
+        moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+        per[7] = tables[i][1];
+        memset(&shape, 0, sizeof shape);
+        shape.num_devices = D, shape.num_slots = tables[i][1], shape.slots_per_device = per;
+        bytes = moe_ep_placement_bytes(1, 4, &shape);
+        CHECK(bytes > 0);
+        free(few.mem);
+        few.mem = t_alloc(bytes + 1);
+        CHECK_I64(moe_ep_placement_init(&few.p, 1, 4, &shape, few.mem, bytes, &err), MOE_EP_OK);
+        for (int e = 0; e < 4; e++) few.p.slot_expert[e] = e;
+        CHECK_I64(moe_ep_placement_index(&few.p, &err), MOE_EP_OK);
+        CHECK_I64(moe_ep_forward_ranks(&d, &few.p, 0, NULL, NULL, x, 2, y, NULL, &none, &err),
+                  i < 2 ? MOE_EP_ERR_OVERFLOW : MOE_EP_ERR_SCRATCH);
+        error_is(&err, i < 2 ? "p" : "scratch", -1, i < 2 ? (double)D : (double)none.need);
+        if (i == 2) CHECK((double)none.need >= 8.0 * 336387.0 * 336387.0 * 1273595.0);
+        free(per);
+    }
+    free(few.mem), free(o.mem);
     free_model(&m);
 }
 

@@ -5514,6 +5514,7 @@ TEST(best_placement_told_plainly)
         E = P - 1 - (int)t_below(&s, D);
         if (kind == 0) E = P;
         if (E < 25 && !wide && !tiny) E = 25;
+        if (E > PLAIN_E) E = PLAIN_E;
         for (i = 0; i < E; i++) {
             x.w[i] = i == 3 && n % 5 == 2 ? 0 : exp((n % 3 ? 1.5 : 3.0) * t_unit(&s));
             x.pin[i] = pin[i] = kind == 3 && i % 4 == 0 ? i / 4 % D : -1;
@@ -6983,6 +6984,53 @@ TEST(rebalance_with_nothing_to_copy)
     CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
     placement_free(&p);
     placement_free(&q);
+}
+
+/* One step is no step: the loads stand as they are, and no memory is asked for to merge them. */
+TEST(one_step_needs_no_memory)
+{
+    static const planner all[6] = {moe_ep_place_round_robin, moe_ep_place_contiguous, moe_ep_place_lpt,
+                                   moe_ep_place_eplb, moe_ep_place_trtllm, moe_ep_best_placement};
+    double w[2 * 16 * 2], need[3];
+    int k, i;
+    for (i = 0; i < 64; i++) w[i] = 1 + i % 7;
+    for (k = 0; k < 6; k++) {
+        moe_ep_place_desc d = desc_of(2, 16, shape_of(4, 20, 1), w);
+        moe_ep_placement p = placement_new(2, 16, &d.shape);
+        moe_ep_scratch none = moe_ep_scratch_fixed(NULL, 0);
+        moe_ep_error err;
+        d.risk_z = 2;
+        for (i = 0; i < 3; i++) {
+            d.num_steps = i;
+            CHECK_I64(all[k](&d, &p, NULL, &none, &err), MOE_EP_ERR_SCRATCH);
+            need[i] = err.value;
+        }
+        CHECK_NEAR(need[0], need[1], 0, 0);
+        CHECK_NEAR(need[2] - need[1], (double)lines_of(2 * 16, sizeof(double)), 0, 0);
+        placement_free(&p);
+    }
+}
+
+/* A double in any layer is named by its slot and expert. */
+TEST(doubles_in_any_layer)
+{
+    int l, i;
+    for (l = 0; l < 4; l++) {
+        moe_ep_shape shape = shape_of(2, 6, 1);
+        moe_ep_placement p = placement_new(4, 4, &shape);
+        moe_ep_check_result c;
+        moe_ep_error err;
+        for (i = 0; i < 24; i++) p.slot_expert[i] = i % 6 < 4 ? i % 6 : i % 6 - 4; /* 0 1 2 | 3 0 1 */
+        p.slot_expert[6 * l + 4] = 3;
+        CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, &c, &err), MOE_EP_ERR_PLACEMENT);
+        CHECK_I64(err.index, 6 * l + 4);
+        CHECK_NEAR(err.value, 3, 0, 0);
+        CHECK_I64(moe_ep_validate(&p, 0, &c, &err), MOE_EP_OK);
+        CHECK(c.duplicates == 1 && c.slots_used == 24 && c.slots_empty == 0);
+        CHECK_I64(c.single_copies, 8); /* 2 and 3 in three layers, 0 and 2 in this one */
+        placement_free(&p);
+    }
 }
 
 /* ---- small layers where swaps are not enough --------------------------------------------------------- */

@@ -2,6 +2,7 @@
 # tests/compile/include.sh - every way of including the header that a program may choose.
 # SPDX-License-Identifier: MIT
 . tests/lib.sh
+. tests/compile/strict.sh
 dir=tests/compile
 flags="-I. -I$dir -Wall -Wextra -Werror"
 stb=${STB_CFLAGS:--isystem /usr/include/stb}
@@ -21,13 +22,20 @@ run_it() { # shellcheck disable=SC2086
 # reads all of it and at -O1 generates only what the program calls, which takes a third of the time.
 private="-O1 -DMOE_EP_STATIC"
 # shellcheck disable=SC2086
-$CC -std=c99 $flags -c $dir/implementation.c -o "$tmp/impl.o" 2>"$tmp/log" || {
-    fail "the implementation compiles" "$tmp/log"
+implementation unoptimised $CC -std=c99 -O0 -Wall -Wextra -Werror || {
+    fail "the implementation compiles" "$tmp/cc.log"
     finish 1
     exit 1
 }
+cp "$object" "$tmp/impl.o"
 # shellcheck disable=SC2086
 $CC -std=c99 $flags -c $dir/main.c -o "$tmp/main.o" || exit 2
+# shellcheck disable=SC2086
+$CC -std=c99 $flags -O1 -c $dir/static_a.c -o "$tmp/static_a.o" 2>"$tmp/log" || {
+    fail "a static copy compiles" "$tmp/log"
+    finish 1
+    exit 1
+}
 
 c="$CC -std=c99 $flags $tmp/main.o"
 # shellcheck disable=SC2086
@@ -37,8 +45,8 @@ c="$CC -std=c99 $flags $tmp/main.o"
     builds "implementation twice in one file" $c $private $dir/impl_twice.c
     builds "declarations before the implementation" $c $dir/decl_then_impl.c
     builds "two files and one implementation" $c $dir/alone.c $dir/two_units.c "$tmp/impl.o"
-    builds "static copies in two files" $c -O1 $dir/static_a.c $dir/static_b.c
-    builds "a static copy beside the implementation" $c -O1 $dir/static_a.c $dir/two_units.c "$tmp/impl.o"
+    builds "static copies in two files" $c -O1 "$tmp/static_a.o" $dir/static_b.c
+    builds "a static copy beside the implementation" $c "$tmp/static_a.o" $dir/two_units.c "$tmp/impl.o"
     builds "after <complex.h>" $c $private $dir/complex_before.c
     builds "before <complex.h>" $c $private $dir/complex_after.c
     builds "the declarations include no other header" $c $dir/no_includes.c "$tmp/impl.o"
@@ -62,7 +70,8 @@ if have "$CXX"; then
     # shellcheck disable=SC2086
     {
         builds "from C++, implementation in C" $cxx -x c++ $dir/alone.c -x none "$tmp/impl.o"
-        $CXX -std=c++11 $flags -x c++ -c $dir/implementation.c -o "$tmp/impl_cxx.o"
+        implementation c++17 $CXX -x c++ -std=c++17 -O0 $STRICT || cat "$tmp/cc.log"
+        cp "$object" "$tmp/impl_cxx.o"
         builds "from C++, implementation in C++" $cxx -x c++ $dir/alone.c -x none "$tmp/impl_cxx.o"
         builds "declarations before the implementation in C++" $cxx $private -x c++ $dir/decl_then_impl.c -x none
         $CC -std=c99 $flags -c $dir/alone.c -o "$tmp/alone.o"

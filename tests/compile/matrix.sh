@@ -7,14 +7,10 @@
 #        matrix.sh --full   each compiled at -O0 -O2 -O3 -Os, GNU dialects too, and every gcc and clang installed
 # One check = one compiler, standard and level: the declarations alone, then the implementation.
 . tests/lib.sh
+. tests/compile/strict.sh
 full=
 if [ "${1:-}" = --full ]; then full=-O2; fi
 
-STRICT="-pedantic-errors -Wall -Wextra -Werror -Wconversion -Wsign-conversion -Wshadow -Wundef -Wcast-qual
- -Wcast-align -Wdouble-promotion -Wfloat-equal -Wswitch-enum -Wwrite-strings -Wvla -Wformat=2
- -Wredundant-decls -Wnull-dereference"
-STRICT_C="-Wstrict-prototypes -Wmissing-prototypes"
-STRICT_GCC="-Wduplicated-cond -Wlogical-op -Warith-conversion"
 # What -Weverything says beyond that and why it is not wanted: struct padding is not an error, C99 allows
 # declarations between statements, pointers are how C passes arrays, C++98 is no target, and a C header
 # writes NULL and casts the C way.
@@ -31,10 +27,23 @@ try() {
     check "$name" both "$@"
 }
 both() {
-    "$@" -I. -c tests/compile/declarations.c -o "$tmp/d.o" && "$@" -I. -c tests/compile/implementation.c -o "$tmp/i.o"
+    "$@" -I. -c tests/compile/declarations.c -o "$tmp/d.o" || return
+    case "$*" in
+        *-fsyntax-only*) "$@" -I. -c tests/compile/implementation.c ;;
+        "gcc -std=c99 -O2 "*) in_library || "$@" -I. -c tests/compile/implementation.c -o "$tmp/i.o" ;;
+        *std=c++17*) implementation c++17 "$@" || { cat "$tmp/cc.log"; return 1; } ;; # include.sh links it
+        *) "$@" -I. -c tests/compile/implementation.c -o "$tmp/i.o" ;;
+    esac
 }
-
-is_clang() { "$1" --version 2>/dev/null | grep -qi clang; }
+# in_library: whether the library was compiled by gcc at -O2 with all these warnings, and none was given
+in_library() {
+    # shellcheck disable=SC2086
+    [ -z "$full" ] && built_library && is_gcc gcc && [ "$(readlink -f "$(command -v "${CC%% *}")")" = \
+        "$(readlink -f "$(command -v gcc)")" ] && [ "$CC" = "${CC%% *}" ] &&
+        sed 1q build/lib/moe_ep_lib.log | grep -qE -- '-std=c99 (.* )?-O2 ' &&
+        sed 1q build/lib/moe_ep_lib.log | grep -qF -- "$(as_warnings $STRICT $STRICT_C $STRICT_GCC)" &&
+        [ "$(wc -l <build/lib/moe_ep_lib.log)" = 1 ]
+}
 
 c_compiler() { # c_compiler COMMAND PACKAGE
     if ! have "$1"; then
