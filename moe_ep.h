@@ -11217,7 +11217,7 @@ static moe_ep_status moe_epi_shape_check(const moe_ep_shape *s, int32_t E, int32
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "shape.num_slots", "differs from the sum of slots_per_device", -1,
                             s->num_slots);
     if (sum < 1 || sum > INT32_MAX / 2)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "shape.num_slots", "must lie in 1..2^30", -1, (double)sum);
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "shape.num_slots", "must lie in 1..2^30-1", -1, (double)sum);
     *num_slots = (int32_t)sum;
     return MOE_EP_OK;
 }
@@ -11263,7 +11263,7 @@ static moe_ep_status moe_epi_placement_sizes(moe_ep_placement *p, int32_t L, int
     memset(p, 0, sizeof *p);
     if (!shape) return moe_epi_null(err, "shape");
     if (L < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "L", "must be at least 1", -1, L);
-    if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30", -1, E);
+    if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30-1", -1, E);
     status = moe_epi_shape_check(shape, E, &slots, err);
     if (status != MOE_EP_OK) return status;
     p->num_layers = L;
@@ -11960,7 +11960,7 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
     if (!loads) return moe_epi_null(err, "loads");
     if (!shape) return moe_epi_null(err, "shape");
     if (!out) return moe_epi_null(err, "out");
-    if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30", -1, E);
+    if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30-1", -1, E);
     if ((status = moe_epi_shape_check(shape, E, &slots, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_loads_check(loads, 1, E, err)) != MOE_EP_OK) return status;
     room = moe_epi_room_of_shape(shape, slots);
@@ -12528,14 +12528,14 @@ static moe_ep_status moe_epi_lpt(const double *loads, int32_t E, const int32_t *
     moe_ep_status status;
     if (!loads) return moe_epi_null(err, "loads");
     if (!device) return moe_epi_null(err, output);
-    if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30", -1, E);
+    if (E < 1 || E > INT32_MAX / 2) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must lie in 1..2^30-1", -1, E);
     if (D < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "must be at least 1", -1, D);
     for (e = 0; counts && e < E; e++) {
         if (counts[e] < 1 || counts[e] > D)
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "counts", "must lie in 1..D", e, counts[e]);
         at += counts[e];
         if (at > INT32_MAX / 2)
-            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "counts", "the sum is above 2^30", e, (double)at);
+            return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "counts", "the sum is above 2^30-1", e, (double)at);
     }
     if ((status = moe_epi_loads_check(loads, 1, E, err)) != MOE_EP_OK) return status;
     moe_epi_deal_need(&total, E, D);

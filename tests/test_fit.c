@@ -43,6 +43,51 @@ static moe_ep_calibrate_desc of_experts(const moe_ep_machine *start, const moe_e
     return d;
 }
 
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* |predicted / measured - 1| of every row, ascending. */
+static void errors_by_hand(const moe_ep_machine *c, const moe_ep_expert_row *row, int n, double *error)
+{
+    int i, j;
+    for (i = 0; i < n; i++) {
+        moe_ep_model m = moe_ep_model_deepseek_v3();
+        int64_t slot[64];
+        m.hidden = row[i].hidden;
+        m.inter = row[i].inter;
+        for (j = 0; j < row[i].num_slots; j++) slot[j] = row[i].rows_per_slot;
+        error[i] = fabs(moe_ep_expert_time(&m, c, slot, row[i].num_slots, NULL, NULL) / row[i].seconds - 1);
+    }
+    qsort(error, (size_t)n, sizeof *error, by_value);
+}
+
+TEST(errors_before_and_after_by_hand)
+{
+    static const int count[] = {1, 2, 3, 10, 11, 60};
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine start = moe_ep_machine_h800(), got;
+    uint64_t s = t_seed + 77;
+    for (int round = 0; round < 24; round++) { /* the start is right but for errors of up to 40 %, in no order */
+        moe_ep_expert_row row[60];
+        double error[60];
+        int n = count[round % 6];
+        moe_ep_calibrate_desc d;
+        moe_ep_calibrate_result r;
+        make_experts(&start, row, n, 0.4, &s);
+        errors_by_hand(&start, row, n, error);
+        d = of_experts(&start, &m, row, n);
+        CHECK_I64(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.experts.before, 0.5 * (error[(n - 1) / 2] + error[n / 2]), 1e-9, 1e-12);
+        errors_by_hand(&got, row, n, error);
+        CHECK_NEAR(r.experts.median, 0.5 * (error[(n - 1) / 2] + error[n / 2]), 1e-6, 1e-9);
+        CHECK_NEAR(r.experts.p90, error[(int)(0.9 * (n - 1) + 0.5)], 1e-6, 1e-9);
+        CHECK_NEAR(r.experts.worst, error[n - 1], 1e-6, 1e-9);
+    }
+}
+
 TEST(expert_constants_come_back)
 {
     static moe_ep_expert_row row[400];

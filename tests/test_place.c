@@ -3007,6 +3007,18 @@ TEST(refused_loads_and_counts)
         CHECK(b.value >= b.mean && b.value <= 3 * 4.9406564584124654e-324);
     }
     REFUSED(moe_ep_lpt(w, INT32_MAX, 2, device, NULL, &err), MOE_EP_ERR_SIZE, "E");
+    { /* the largest number of experts, 2^30 - 1, reaches the next check, one more does not */
+        const int32_t none_of_it = 0, limit = INT32_MAX / 2;
+        moe_ep_placement q;
+        double mem[8];
+        bad = shape_of(0, 3, 1);
+        REFUSED(moe_ep_lpt_replicas(w, limit, &none_of_it, 2, device, NULL, &err), MOE_EP_ERR_RANGE, "counts");
+        REFUSED(moe_ep_lpt_replicas(w, limit + 1, &none_of_it, 2, device, NULL, &err), MOE_EP_ERR_SIZE, "E");
+        REFUSED(moe_ep_lower_bound(w, limit, &bad, &b, NULL, &err), MOE_EP_ERR_SIZE, "shape.num_devices");
+        REFUSED(moe_ep_lower_bound(w, limit + 1, &bad, &b, NULL, &err), MOE_EP_ERR_SIZE, "E");
+        REFUSED(moe_ep_placement_init(&q, 1, limit, &bad, mem, sizeof mem, &err), MOE_EP_ERR_SIZE, "shape.num_devices");
+        REFUSED(moe_ep_placement_init(&q, 1, limit + 1, &bad, mem, sizeof mem, &err), MOE_EP_ERR_SIZE, "E");
+    }
     REFUSED(moe_ep_lpt(w, 4, 2, device, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
     REFUSED(moe_ep_lpt_replicas(w, 4, two, 2, device, NULL, &err), MOE_EP_ERR_RANGE, "counts");
     CHECK_I64(err.index, 1);
