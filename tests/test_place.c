@@ -4532,7 +4532,12 @@ TEST(quality_of_soft_nodes_by_share)
 
 /* ---- nothing is kept ------------------------------------------------------------------------------- */
 
-#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
+#if defined(__has_feature)
+#  if __has_feature(memory_sanitizer)
+#    define OWN_ALLOCATOR 1 /* the C library's figures say nothing of the sanitizer's */
+#  endif
+#endif
+#if !defined(OWN_ALLOCATOR) && defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 #  include <malloc.h>
 #  define BYTES_IN_USE() ((int64_t)mallinfo2().uordblks + (int64_t)mallinfo2().hblkhd)
 #else

@@ -476,8 +476,16 @@ TEST(simulate_errors)
         uint64_t weights[64];
         w.kind = MOE_EP_LOAD_BALANCED;
         CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, weights, &err), MOE_EP_ERR_CONFIG);
+        CHECK_STR(err.arg, "kind");
+        CHECK_I64(err.index, -1);
+        CHECK_NEAR(err.value, (double)MOE_EP_LOAD_BALANCED, 0, 1e-12);
         CHECK_I64(moe_ep_popularity(&z, 0, 0, 0, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_STR(err.arg, "weights");
+        CHECK_I64(err.index, -1);
         CHECK_I64(moe_ep_popularity(&z, 0, 0, -1, weights, &err), MOE_EP_ERR_SIZE);
+        CHECK_STR(err.arg, "tokens");
+        CHECK_I64(err.index, -1);
+        CHECK_NEAR(err.value, -1, 0, 1e-12);
     }
 }
 

@@ -166,7 +166,11 @@ TEST(points_are_the_library_step_by_step)
 static int64_t best_of(moe_ep_sweep_desc *d, moe_ep_sweep_point *p, int64_t cap)
 {
     moe_ep_sweep_result r;
-    CHECK_I64(moe_ep_sweep(d, p, cap, &r, NULL, NULL), MOE_EP_OK);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_sweep(d, p, cap, &r, NULL, &err), MOE_EP_OK);
+    CHECK_I64(err.status, MOE_EP_OK); /* a plan that failed on the way is told by its point, not by the error */
+    CHECK_STR(err.arg, "");
+    CHECK_I64(err.index, -1);
     return r.best;
 }
 
