@@ -10142,7 +10142,7 @@ static void moe_epi_bl_chance_few(const moe_epi_bl_draw *w, double mean, moe_ep_
         apart *= 2.0 * K > E ? 0.0 : (E - K - i) / (E - i);
         empty *= 3.0 * K > E ? 0.0 : (E - 2.0 * K - i) / (E - i);
     }
-    grid.base = 0.0;
+    memset(&grid, 0, sizeof grid);
     grid.first = grid.step = 1.0;
     grid.cells = (int32_t)w->T;
     cdf[0] = cdf[1] = cdf[2] = 1.0;
