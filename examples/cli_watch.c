@@ -131,12 +131,15 @@ static void screen_size(const cli_screen *s, chart_text *t, int *height)
     if (size.ws_col > 20 && s->width == 0) t->width = size.ws_col < 160 ? size.ws_col : 160;
 }
 
+/* Nobody reads any more: a pipe that is closed, or a terminal that is gone, of which SIGHUP may come only after. */
+static void cannot_write(void) { stopped = errno == EIO ? SIGHUP : SIGPIPE; }
+
 static void put_all(const char *text, size_t n)
 {
     for (size_t done = 0; done < n;) {
         ssize_t wrote = write(STDOUT_FILENO, text + done, n - done);
         if (wrote < 0 && errno != EINTR && errno != EAGAIN) {
-            stopped = SIGPIPE;
+            cannot_write();
             return;
         }
         if (wrote > 0) done += (size_t)wrote;
@@ -179,7 +182,7 @@ static void put_change(const watching *o)
         cli_watch_json(&o->w, stdout);
     else
         cli_watch_plain(&o->w, stdout);
-    if (fflush(stdout) != 0) stopped = SIGPIPE;
+    if (fflush(stdout) != 0) cannot_write();
 }
 
 static void follow(watching *o)
