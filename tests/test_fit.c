@@ -476,14 +476,14 @@ TEST(calibrate_errors)
     WITH(start.ll_dispatch.field[at] = bad_value, start.ll_dispatch.field[at] = good, status, arg, index)
     LEVEL(level_peers, 0, 0, 8, MOE_EP_ERR_RANGE, "link.level_peers", 0);
     LEVEL(level_peers, 1, 8, 16, MOE_EP_ERR_RANGE, "link.level_peers", 1);
-    LEVEL(level_peers, 1, NAN, 16, MOE_EP_ERR_NAN, "link.level_peers", -1);
-    LEVEL(level_peers, 0, -1, 8, MOE_EP_ERR_NEGATIVE, "link.level_peers", -1);
+    LEVEL(level_peers, 1, NAN, 16, MOE_EP_ERR_NAN, "link.level_peers", 1);
+    LEVEL(level_peers, 0, -1, 8, MOE_EP_ERR_NEGATIVE, "link.level_peers", 0);
     LEVEL(level_a, 1, 0, 1, MOE_EP_ERR_RANGE, "link.level_a", 1);
-    LEVEL(level_a, 0, -1, 1, MOE_EP_ERR_NEGATIVE, "link.level_a", -1);
-    LEVEL(level_a, 0, INFINITY, 1, MOE_EP_ERR_NAN, "link.level_a", -1);
-    LEVEL(level_bytes, 1, 0, 1, MOE_EP_ERR_RANGE, "link.level_a", 1);
-    LEVEL(level_bytes, 1, -1, 1, MOE_EP_ERR_NEGATIVE, "link.level_bytes", -1);
-    LEVEL(level_bytes, 0, NAN, 1, MOE_EP_ERR_NAN, "link.level_bytes", -1);
+    LEVEL(level_a, 0, -1, 1, MOE_EP_ERR_NEGATIVE, "link.level_a", 0);
+    LEVEL(level_a, 0, INFINITY, 1, MOE_EP_ERR_NAN, "link.level_a", 0);
+    LEVEL(level_bytes, 1, 0, 1, MOE_EP_ERR_RANGE, "link.level_bytes", 1);
+    LEVEL(level_bytes, 1, -1, 1, MOE_EP_ERR_NEGATIVE, "link.level_bytes", 1);
+    LEVEL(level_bytes, 0, NAN, 1, MOE_EP_ERR_NAN, "link.level_bytes", 0);
 #undef LEVEL
     start.ll_dispatch.num_levels = 0;
     WITH(start.normal_dispatch.row_s = -1, start.normal_dispatch.row_s = 0, MOE_EP_ERR_NEGATIVE, "link.row_s", -1);
