@@ -694,7 +694,7 @@ TEST(other_sides_of_the_workload_checks)
 /* Times of a table that are further apart than a double can divide. */
 TEST(tables_of_absurd_times)
 {
-    static const double rows[2] = {1, 100}, active[1] = {1}, us[2] = {1e-200, 1e200};
+    static const double rows[2] = {1, 100}, active[1] = {1}, us[2] = {1e-200, 1e200}, falling[2] = {1e200, 1e-196};
     moe_ep_time_table t;
     moe_ep_link_row row;
     moe_ep_calibrate_desc d;
@@ -707,6 +707,10 @@ TEST(tables_of_absurd_times)
     t.active = active;
     t.us = us;
     CHECK_NEAR(moe_ep_table_us(&t, 10, 1, NULL), 1.0, 1e-9, 0);
+    t.us = falling;
+    CHECK_NEAR(moe_ep_table_us(&t, 10, 1, NULL), 1e2, 1e-9, 0);
+    CHECK_NEAR(moe_ep_table_us(&t, pow(10.0, 0.5), 1, NULL), 1e101, 1e-9, 0); /* a quarter of the way */
+    CHECK_NEAR(moe_ep_table_us(&t, 100, 1, NULL), 1e-196, 1e-9, 0);
     memset(&row, 0, sizeof row);
     memset(&d, 0, sizeof d);
     row.phase = (moe_ep_phase)-1;

@@ -1045,6 +1045,32 @@ TEST(a_second_protocol_comes_and_goes)
     CHECK_NEAR(got.ll_dispatch.short_Bps, 8e9, 0.05, 0);
 }
 
+/* Messages too long for a second protocol say nothing of one: whatever start has, one or none, stays. */
+TEST(rows_without_short_messages)
+{
+    static moe_ep_link_row row[60];
+    moe_ep_machine with = moe_ep_machine_h100(), without = with, got;
+    moe_ep_calibrate_desc d;
+    uint64_t s = t_seed + 2;
+    int i, round;
+    with.ll_dispatch.short_s = 7e-6;
+    with.ll_dispatch.short_Bps = 8e9;
+    for (round = 0; round < 3; round++) { /* exact, and off by up to 4 % */
+        for (i = 0; i < 60; i++) {
+            row[i] = link_row(1e7 * pow(1.1, i), 0, 0, 8, &without.ll_dispatch);
+            row[i].seconds *= 1 + 0.02 * round * (2 * t_unit(&s) - 1);
+        }
+        d = of_links(&without, row, 60);
+        CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(!(got.ll_dispatch.short_s > 0) && !(got.ll_dispatch.short_Bps > 0));
+        d.start = &with;
+        CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(got.ll_dispatch.short_s / got.ll_dispatch.alpha_s, with.ll_dispatch.short_s / with.ll_dispatch.alpha_s,
+                   1e-6, 0);
+        CHECK_NEAR(got.ll_dispatch.short_Bps, 8e9, 1e-6, 0);
+    }
+}
+
 /* A whole kernel: bytes beside the products and a bent launch time come back, and the formula is the one described. */
 TEST(whole_kernels)
 {

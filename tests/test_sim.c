@@ -554,6 +554,128 @@ static double normal_in_doubles(moe_ep_rng *rng)
     return u * sqrt(-2 * log(s) / s);
 }
 
+/* ---- normals to the last bit -------------------------------------------------------------------------------- */
+
+static uint64_t inverse_of_odd(uint64_t a)
+{
+    uint64_t x = a;
+    int i;
+    for (i = 0; i < 6; i++) x *= 2 - a * x; /* modulo 2^64; each round doubles the bits that are right */
+    return x;
+}
+
+static uint64_t undo_shift(uint64_t z, int k)
+{
+    uint64_t v = z;
+    for (; k < 64; k *= 2) v ^= v >> k;
+    return v;
+}
+
+/* The seed with which moe_ep_rng_u64 begins with `first`: splitmix64's second word alone makes it. */
+static uint64_t seed_that_gives(uint64_t first)
+{
+    uint64_t z = first * inverse_of_odd(9);
+    z = (z >> 7 | z << 57) * inverse_of_odd(5);
+    z = undo_shift(z, 31) * inverse_of_odd(0x94d049bb133111ebu);
+    z = undo_shift(z, 27) * inverse_of_odd(0xbf58476d1ce4e5b9u);
+    return undo_shift(z, 30) - 2 * 0x9e3779b97f4a7c15u;
+}
+
+/* The workload's seed with which the weights of layer 0 begin with those bits. */
+static uint64_t seed_of_weights(uint64_t bits)
+{
+    return seed_that_gives(seed_that_gives(seed_that_gives(seed_that_gives(bits))) ^
+                           FOR_WEIGHTS * 0x9e3779b97f4a7c15u);
+}
+
+/* log2 of v / 2^32, 32 digits behind the point: the mantissa's 32 bits squared once for each. */
+static int64_t log2_by_squares(uint64_t v)
+{
+    uint64_t m = v, whole = 31, digit, result = 0;
+    for (; !(m >> 63); m *= 2) whole--;
+    for (m >>= 32, digit = (uint64_t)1 << 31; digit; digit /= 2) {
+        m = m * m / 2147483648u;
+        if (m < 4294967296u) continue;
+        m /= 2;
+        result += digit;
+    }
+    return (int64_t)(whole * 4294967296u + result);
+}
+
+static uint64_t root_below(uint64_t v) /* v < 2^62 */
+{
+    uint64_t r = (uint64_t)sqrt((double)v);
+    while (r * r > v) r--;
+    while ((r + 1) * (r + 1) <= v) r++;
+    return r;
+}
+
+/* Marsaglia's polar method in integers, each step rounded down: u and v have 31 bits behind the point, -2 ln s has
+ * 32, its root and the result 28. */
+static double normal_in_integers(moe_ep_rng *rng)
+{
+    const int64_t one = (int64_t)1 << 31, two_ln2 = 5954088944;
+    int64_t u, v, log2s, z;
+    uint64_t s;
+    do {
+        uint64_t bits = moe_ep_rng_u64(rng);
+        u = (int64_t)(bits / 4294967296u) - one;
+        v = (int64_t)(bits % 4294967296u) - one;
+        s = (uint64_t)(u * u) + (uint64_t)(v * v);
+    } while (s == 0 || s >= (uint64_t)1 << 62);
+    log2s = 30 * 2 * one - log2_by_squares(s);
+    z = log2s / (2 * one) * two_ln2 + log2s % (2 * one) * (two_ln2 / 16) / (2 * one / 16);
+    z = (int64_t)root_below((uint64_t)z << 24);
+    return (double)(u * z / (int64_t)root_below(s)) / 268435456.0;
+}
+
+/* Two weights whose logarithms are sigma times a normal: the smaller one as a share of 2^39, which the largest is. */
+static void check_two_normals(uint64_t seed, double sigma)
+{
+    moe_ep_rng rng = generator(seed, FOR_WEIGHTS, 0, 0);
+    const double a = normal_in_integers(&rng), b = normal_in_integers(&rng);
+    const double want = 549755813888.0 * exp(-sigma * fabs(a - b));
+    moe_ep_workload w;
+    uint64_t got[2];
+    memset(&w, 0, sizeof w);
+    w.kind = MOE_EP_LOAD_LOGNORMAL;
+    w.num_experts = 2;
+    w.top_k = 1;
+    w.sigma = sigma;
+    w.seed = seed;
+    CHECK_I64(moe_ep_popularity(&w, 0, 0, 1, got, NULL), MOE_EP_OK);
+    CHECK((got[0] < got[1]) == (a < b));
+    CHECK_NEAR((double)(a < b ? got[1] : got[0]), 549755813888.0, 0, 0);
+    if (want > 1) CHECK_NEAR((double)(a < b ? got[0] : got[1]), want, 4e-9, 1.5);
+}
+
+TEST(normals_to_the_last_bit)
+{
+    /* bits of u and v, each 2^31 above its number: outside the circle by nothing, by a little, its middle, next to it,
+     * just inside */
+    static const uint64_t edge[][2] = {{0, 2147483648u}, {2147483648u, 0}, {0, 2147483649u}, {0, 2147483647u},
+                                       {0, 0}, {2147483648u, 2147483648u}, {2147483649u, 2147483648u},
+                                       {2147483647u, 2147483648u}, {2147483648u, 2147483649u},
+                                       {2147483649u, 2147483649u}, {1, 2147483648u}, {4294967295u, 2147483648u},
+                                       {2147483648u, 1}, {2147483648u, 4294967295u}, {4294967295u, 4294967295u}};
+    /* -2 ln s is a square here, whose root nothing rounds: of one normal in half a million */
+    static const uint64_t square[] = {172260, 789870, 1208801, 1406939, 1603694, 1727143};
+    uint64_t s = t_seed + 12;
+    int i;
+    for (i = 0; i < (int)(sizeof edge / sizeof edge[0]); i++) {
+        const uint64_t bits = edge[i][0] << 32 | edge[i][1], seed = seed_of_weights(bits);
+        moe_ep_rng rng = generator(seed, FOR_WEIGHTS, 0, 0);
+        CHECK(moe_ep_rng_u64(&rng) == bits);
+        check_two_normals(seed, 1);
+        STOP_IF_FAILED("edge %d", i);
+    }
+    for (i = 0; i < (int)(sizeof square / sizeof square[0]); i++) check_two_normals(square[i], 16);
+    for (i = 0; i < 20000; i++) {
+        check_two_normals(t_u64(&s), i % 2 ? 16 : 0.5);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 static int64_t block_start(int64_t E, int64_t D, int64_t d) { return E * d / D; }
 
 /* Largest over smallest of the power law, aiconfigurator's when not given. */
