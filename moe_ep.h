@@ -43,8 +43,9 @@
  * ERRORS       A function that can fail returns moe_ep_status (0 = OK, negative = error), or a number
  *              whose negative values are a moe_ep_status.  The last argument, moe_ep_error *err, may be
  *              NULL; otherwise it receives which argument, which element and which value was wrong.
- *              On error no output is touched.  The library never prints, exits, aborts or reads the
- *              environment.
+ *              On error no output is touched, but where the function's comment says so (moe_ep_route
+ *              stops in the middle; moe_ep_forward writes what leaves the range of float).  The library
+ *              never prints, exits, aborts or reads the environment.
  * ZERO         A zeroed struct is always safe to pass.  A required field left 0 is an error; an optional
  *              one left 0 (or NULL) means the simplest thing, said at the field.
  * MEMORY       Hot paths take no memory at all.  Functions that need some take a moe_ep_scratch:
@@ -1384,7 +1385,8 @@ typedef struct moe_ep_place_desc {
     double max_off_node;        /* node_soft: largest share (0..1) of the load (all layers together) that is served
                                    off its home node; 0 = strictly at home                             */
     const int32_t *home_node;   /* (L,E) or NULL = groups packed to nodes as eplb does                 */
-    const int64_t *coactivation; /* (L,E,E) tokens that chose both experts, or NULL                    */
+    const int64_t *coactivation; /* (L,E,E) tokens that chose both experts, or NULL; where [a][b] and [b][a] differ
+                                   their mean counts                                                  */
     double coactivation_slack;  /* share by which the maximum may grow to put partners together        */
     int32_t allow_duplicates;   /* not 0: take EPLB's plan where it is lower, even if it puts an expert twice on a
                                    device (a copy that saves no weights there, but makes the expert's shares on
@@ -1662,10 +1664,14 @@ typedef struct moe_ep_rebalance_desc {
  * active copy is gone are first put back (that costs a move each, whatever the limits).
  * A layer that meets the target, or that no changes within the limits make less busy, stays as it was, so that no
  * layer ends busier than it began unless an expert was lost.  A changed layer holds no expert twice on a device; copies
- * on inactive devices are let go in every layer.
+ * on inactive devices are let go in every layer.  Heavy experts get more copies, or fewer on faster devices where that
+ * is less (where layers share max_moves, max_device_moves or max_link_moves: only if no layer ends busier for it).
+ * One change follows the other: what only several at once would better is not found, so a layer may end above the best
+ * plan for its slots (with up to 9 slots 1 to 2.5 % on average); moe_ep_best_placement looks further, and moves more.
  * out is laid out like current (it may be current itself).
  * Example: expert 1 in 5 slots and expert 0 in one, 2 slots on each of 3 devices, loads 169 985, target 1.1: the
- * busiest device has 394 of 384.67 on average, so nothing moves.
+ * busiest device has 394 of 384.67 on average, so nothing moves.  Load 12 with a copy on each of two devices of speeds
+ * 1 and 3: 6 and 2; alone on the fast one it is 4.
  * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots), ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW,
  * ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + E) + changes*E*(slots per device + replicas)). */
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
@@ -13637,6 +13643,9 @@ typedef struct moe_epi_budget {
     int32_t max_moves;      /* of a layer, 0 = no limit                                        */
     double level;           /* load / speed above which a device is too busy                   */
     double evenness;        /* weight of evenness below the level                              */
+    double *reached;        /* (L) busiest device of each layer without lone copies; NULL where layers share no limit */
+    int alone;              /* not 0: rebalance also tries fewer copies of heavy experts       */
+    int wished, worse;      /* a layer would have tried them; a layer ended busier with them   */
 } moe_epi_budget;
 
 static int moe_epi_was_held(const moe_epi_state *s, const moe_epi_budget *b, int32_t d, int32_t e)
@@ -15217,13 +15226,18 @@ typedef struct moe_epi_partners {
     double limit;         /* busiest device allowed               */
 } moe_epi_partners;
 
-/* Tokens that find e beside the experts of device d (apart from cell `apart`), if each picks replicas at random. */
+/* Tokens that find e beside the experts of device d (apart from cell `apart`), if each picks replicas at random.
+ * Counts that differ by the side they are looked at from count with their mean: a swap then gains exactly what the sum
+ * over all devices grows by, and swaps cannot go round in circles. */
 static double moe_epi_company(const moe_epi_state *s, const moe_epi_partners *w, int32_t e, int32_t d, int32_t apart)
 {
     double sum = 0.0;
     int32_t i;
-    for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++)
-        if (i != apart) sum += (double)w->pairs[(int64_t)e * s->E + s->cell[i]] / s->count[s->cell[i]];
+    for (i = s->slot_start[d]; i < s->slot_start[d] + s->fill[d]; i++) {
+        int64_t x = s->cell[i];
+        double both = (double)w->pairs[e * (int64_t)s->E + x] + (double)w->pairs[x * s->E + e];
+        if (i != apart) sum += 0.5 * both / s->count[x];
+    }
     return sum / s->count[e];
 }
 
@@ -15944,6 +15958,51 @@ static int32_t moe_epi_few_must(moe_epi_few *f)
     return done;
 }
 
+/* The hosts of e, fastest first, into list; returns how many. */
+static int32_t moe_epi_few_fastest(const moe_epi_state *s, int32_t e, int32_t *list)
+{
+    int32_t i, k, n = moe_epi_hosts(s, e, list);
+    for (i = 1; i < n; i++) {
+        int32_t d = list[i];
+        for (k = i; k > 0 && s->speed[list[k - 1]] < s->speed[d]; k--) list[k] = list[k - 1];
+        list[k] = d;
+    }
+    return n;
+}
+
+/* Lets all copies of e go but those on `keep` of its hosts, the fastest. */
+static int32_t moe_epi_few_keep(moe_epi_few *f, int32_t e, int32_t keep)
+{
+    moe_epi_state *s = f->s;
+    int32_t done = 0, *hosts = f->b->hosts;
+    while (s->count[e] > keep) {
+        moe_epi_change c;
+        memset(&c, 0, sizeof c);
+        c.kind = MOE_EPI_DROP;
+        c.g = hosts[moe_epi_few_fastest(s, e, hosts) - 1];
+        for (c.a = s->slot_start[c.g]; s->cell[c.a] != e; c.a++) {}
+        moe_epi_few_apply(f, c.g, &c);
+        done++;
+    }
+    return done;
+}
+
+/* An expert of which one copy makes a slow device too busy keeps the copies on its fastest hosts, as many as are best:
+ * of n of them the slowest has load / (n * its speed) for that expert. */
+static int32_t moe_epi_few_fewer(moe_epi_few *f, double level)
+{
+    const moe_epi_state *s = f->s;
+    int32_t e, i, done = 0, *hosts = f->b->hosts;
+    for (e = 0; e < s->E; e++) {
+        int32_t n = moe_epi_few_fastest(s, e, hosts), keep = n;
+        if (!(s->unit[e] > level * s->speed[hosts[n - 1]])) continue;
+        for (i = n - 1; i > 0; i--)
+            if (i * s->speed[hosts[i - 1]] > keep * s->speed[hosts[keep - 1]]) keep = i;
+        done += moe_epi_few_keep(f, e, keep);
+    }
+    return done;
+}
+
 /* Changes until every device is at or below the level or none helps; at most `most`. */
 static int32_t moe_epi_few_run(moe_epi_few *f, double level, int32_t most)
 {
@@ -16100,9 +16159,11 @@ static void moe_epi_state_revive(moe_epi_state *s, moe_epi_budget *b, moe_epi_de
     }
 }
 
-/* One layer down to the level or as far as the limits allow; experts of which a copy is above `heaviest` get more
- * copies first.  *now = busiest device afterwards.  Returns the changes made. */
-static int32_t moe_epi_rebalance_layer(moe_epi_few *f, moe_epi_deal *deal, double level, double heaviest, double *now)
+/* One layer down to the level or as far as the limits allow; fewer: experts leave devices too slow for them first.
+ * Experts of which a copy is above `heaviest` get more copies.  *now = busiest device afterwards.  Returns the changes
+ * made. */
+static int32_t moe_epi_rebalance_layer(moe_epi_few *f, moe_epi_deal *deal, double level, double heaviest, int fewer,
+                                       double *now)
 {
     moe_epi_state *s = f->s;
     int32_t done, d;
@@ -16115,7 +16176,8 @@ static int32_t moe_epi_rebalance_layer(moe_epi_few *f, moe_epi_deal *deal, doubl
     f->width = f->heaviest / (2 * MOE_EPI_BANDS);
     f->per_band = f->width > 0.0 ? 1.0 / f->width : 0.0;
     moe_epi_few_copied(f);
-    done = moe_epi_few_must(f);
+    done = fewer ? moe_epi_few_fewer(f, level) : 0;
+    done += moe_epi_few_must(f);
     done += moe_epi_few_run(f, level, 4 * s->slot_start[s->D] + 16);
     moe_epi_undo(f, level);
     *now = 0.0;
@@ -16197,47 +16259,72 @@ static void moe_epi_rebalance_reload(moe_epi_few *f, uint64_t *held)
     moe_epi_state_load(f->s, f->b->from, f->b->layer, held);
 }
 
-#define MOE_EPI_ATTEMPTS 3
-#define MOE_EPI_FAR 1.02 /* a layer that ends so far above the level begins again, heavy experts copied more */
+#define MOE_EPI_SPLITS 3 /* attempts in which heavy experts are copied first, more and more */
+#define MOE_EPI_FAR 1.02 /* a layer that ends so far above the level begins again            */
+
+/* Attempts at one loaded layer, while none comes near to the level: heavy experts copied more and more; then, where
+ * that is asked for, not copied first at all, and last taken off the devices that are too slow for them: one copy
+ * alone on a fast device can be less than equal shares on slow ones.  Where layers share a limit these two must not
+ * cost more moves.  Returns the changes; *least = busiest device. */
+static int32_t moe_epi_rebalance_attempts(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, double level,
+                                          double fastest, double *least)
+{
+    static const double share[MOE_EPI_SPLITS] = {1.0, 0.6, 0.35};
+    moe_epi_budget *b = f->b;
+    double now = 0.0, top = 0.0, heaviest = 0.0, best_heaviest = 0.0;
+    int32_t e, k, last = 0, best = 0, changes = 0, moves = 0;
+    for (e = 0; e < f->s->E; e++)
+        if (f->s->w[e] > top) top = f->s->w[e];
+    *least = HUGE_VAL;
+    for (k = 0; k < MOE_EPI_SPLITS + 2 && (k == 0 || *least > level * MOE_EPI_FAR); k++) {
+        if (k == MOE_EPI_SPLITS && !(top > level * fastest)) continue; /* was so the first time */
+        if (k > MOE_EPI_SPLITS && !f->s->speed) break;
+        if (k >= MOE_EPI_SPLITS && !b->alone) {
+            b->wished = 1;
+            break;
+        }
+        if (k > 0) moe_epi_rebalance_reload(f, held);
+        heaviest = k < MOE_EPI_SPLITS ? share[k] * level * fastest : top;
+        changes = moe_epi_rebalance_layer(f, deal, level, heaviest, k > MOE_EPI_SPLITS, &now);
+        last = k;
+        if (!(now < *least) || (k >= MOE_EPI_SPLITS && b->reached && b->moves > moves)) continue;
+        *least = now;
+        moves = b->moves;
+        best_heaviest = heaviest;
+        best = k;
+    }
+    if (best == last) return changes;
+    moe_epi_rebalance_reload(f, held);
+    return moe_epi_rebalance_layer(f, deal, level, best_heaviest, best > MOE_EPI_SPLITS, least);
+}
+#undef MOE_EPI_SPLITS
+#undef MOE_EPI_FAR
 
 /* One loaded layer: changed where that makes its busiest device less busy and it is above the target, or where an
- * expert was lost.  *keep: the layer stays as it was (duplicates, which the state lets go, can hold it lower). */
+ * expert was lost.  *now = busiest device afterwards.  *keep: the layer stays as it was (duplicates, which the state
+ * lets go, can hold it lower). */
 static int32_t moe_epi_rebalance_try(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, double target,
-                                     const moe_epi_room *room, int *keep)
+                                     const moe_epi_room *room, double *now, int *keep)
 {
-    static const double share[MOE_EPI_ATTEMPTS] = {1.0, 0.6, 0.35};
     moe_epi_state *s = f->s;
     moe_epi_budget *b = f->b;
     double mean = 0.0, before = moe_epi_layer_max(b->from, b->layer, s->w, b->price);
-    double now = 0.0, least = HUGE_VAL, level;
-    int32_t e, k, last = 0, best = 0, changes = 0, lost = 0;
+    int32_t e, changes, lost = 0;
     for (e = 0; e < s->E; e++) {
         mean += s->w[e];
         lost += s->count[e] == 0;
     }
     mean /= room->speed_sum;
+    *now = before;
     *keep = lost == 0 && before <= mean * target;
     if (*keep) return 0;
-    level = mean * target;
-    for (k = 0; k < MOE_EPI_ATTEMPTS && (k == 0 || least > level * MOE_EPI_FAR); k++) {
-        if (k > 0) moe_epi_rebalance_reload(f, held);
-        changes = moe_epi_rebalance_layer(f, deal, level, share[k] * level * room->speed_max, &now);
-        last = k;
-        if (!(now < least)) continue;
-        least = now;
-        best = k;
-    }
-    if (best != last) {
-        moe_epi_rebalance_reload(f, held);
-        changes = moe_epi_rebalance_layer(f, deal, level, share[best] * level * room->speed_max, &now);
-    }
-    *keep = lost == 0 && !(now < before * (1.0 - 1e-9));
+    changes = moe_epi_rebalance_attempts(f, deal, held, mean * target, room->speed_max, now);
+    *keep = lost == 0 && !(*now < before * (1.0 - 1e-9));
     if (!*keep) return changes;
+    *now = before;
     moe_epi_unbook(s, b);
     return 0;
 }
-#undef MOE_EPI_ATTEMPTS
-#undef MOE_EPI_FAR
 
 /* A layer as it was, without its copies on inactive devices. */
 static void moe_epi_keep_layer(const moe_ep_placement *p, const int32_t *before, int32_t *after)
@@ -16260,14 +16347,17 @@ static int64_t moe_epi_rebalance_pass(moe_epi_few *f, moe_epi_deal *deal, uint64
     if (b->links) memset(b->links, 0, sizeof(int32_t) * (size_t)s->D * (size_t)s->D);
     for (l = 0; l < p->num_layers; l++) {
         const int32_t *before = p->slot_expert + (int64_t)l * p->num_slots;
+        double now;
         int32_t changes;
         int keep = 0;
         s->w = b->desc->loads + (int64_t)l * s->E;
         b->layer = l;
         b->moves = 0;
         moe_epi_state_load(s, p, l, held);
-        changes = moe_epi_rebalance_try(f, deal, held, target, room, &keep);
+        changes = moe_epi_rebalance_try(f, deal, held, target, room, &now, &keep);
         moves += b->moves;
+        if (b->reached && !b->alone) b->reached[l] = now;
+        else if (b->reached && now > b->reached[l]) b->worse = 1;
         if (!write) continue;
         if (keep) moe_epi_keep_layer(p, before, after);
         else moe_epi_keep_slots(s, b, before, after);
@@ -16301,6 +16391,27 @@ static double moe_epi_relax(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, 
 }
 #undef MOE_EPI_RELAX_STEPS
 
+/* The target, and whether heavy experts may keep fewer copies: where layers share a limit what one does can be taken
+ * from another, so only when no layer ends busier for it. */
+static double moe_epi_rebalance_choose(moe_epi_few *f, moe_epi_deal *deal, uint64_t *held, int32_t *after,
+                                       double target, const moe_epi_room *room)
+{
+    moe_epi_budget *b = f->b;
+    double usual, other;
+    b->alone = b->reached == NULL;
+    usual = moe_epi_relax(f, deal, held, after, target, room);
+    if (!b->reached) return usual;
+    b->wished = 0;
+    (void)moe_epi_rebalance_pass(f, deal, held, after, usual, 0, NULL, NULL, room);
+    if (!b->wished) return usual;
+    b->alone = 1;
+    other = moe_epi_relax(f, deal, held, after, target, room);
+    b->worse = 0;
+    (void)moe_epi_rebalance_pass(f, deal, held, after, other, 0, NULL, NULL, room);
+    b->alone = !b->worse;
+    return b->alone ? other : usual;
+}
+
 /* The result of a layer after the changes; keeps what was counted meanwhile. */
 static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, const moe_ep_rebalance_desc *desc,
                                      int relaxed, const moe_epi_room *room, const moe_epi_bound_work *work,
@@ -16314,6 +16425,12 @@ static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, con
     r->reason = relaxed
                     ? "few moves; the target was relaxed for all layers alike until max_moves sufficed"
                     : "few moves from the current placement";
+}
+
+/* Can one layer use up what another may? */
+static int moe_epi_limits_shared(const moe_ep_rebalance_desc *desc)
+{
+    return desc->max_moves > 0 || desc->max_device_moves > 0 || desc->max_link_moves > 0;
 }
 
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
@@ -16347,6 +16464,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     moe_epi_need(&total, D, sizeof(int32_t));
     moe_epi_need(&total, D, sizeof(double));
     moe_epi_few_need(&total, E, P, D);
+    moe_epi_need(&total, moe_epi_limits_shared(desc) ? p->num_layers : 0, sizeof(double));
     moe_epi_need(&total, desc->max_link_moves > 0 ? (int64_t)D * D : 0, sizeof(int32_t));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_deal_take(&arena, &deal, E, D);
@@ -16368,9 +16486,10 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     few.s = &state;
     few.b = &budget;
     moe_epi_few_take(&arena, &few, E, P, D);
+    if (moe_epi_limits_shared(desc)) budget.reached = (double *)moe_epi_take(&arena, p->num_layers, sizeof(double));
     if (desc->max_link_moves > 0) budget.links = (int32_t *)moe_epi_take(&arena, (int64_t)D * D, sizeof(int32_t));
     room = moe_epi_room_of(p);
-    target = moe_epi_relax(&few, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
+    target = moe_epi_rebalance_choose(&few, &deal, held, after, desc->target > 1.0 ? desc->target : 1.0, &room);
     for (l = 0; result && l < p->num_layers; l++) { /* before out, which may be current, changes */
         memset(&result[l], 0, sizeof result[l]);
         result[l].max_before = moe_epi_layer_max(p, l, desc->loads + (int64_t)l * E, work.device);
@@ -22532,9 +22651,11 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #define MOE_EPI_FW_COLS 32         /* columns per step of the activation                                     */
 #define MOE_EPI_FW_TOKENS 96       /* tokens per pass over 64 weight rows: both fit a 1 MB L2 cache          */
 #define MOE_EPI_FW_PIECES (MOE_EPI_FW_TOKENS / 3) /* three tokens, or six, meet a tile together             */
-#define MOE_EPI_FW_FEW 12          /* up to so many tokens a task may have 256 weight rows, not only 64 ...  */
-#define MOE_EPI_FW_TASK_BYTES (1 << 20) /* ... as long as they are fewer bytes than this: short streams are slow */
-#define MOE_EPI_FW_ROWS 256
+#define MOE_EPI_FW_FEW 12          /* up to so many tokens a panel may have 256 weight rows, not only 64, ... */
+#define MOE_EPI_FW_FEW_ROWS 256
+#define MOE_EPI_FW_ROWS 1024       /* ... or even these, if the sums of the tokens have room ...           */
+#define MOE_EPI_FW_SUMS (MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS)
+#define MOE_EPI_FW_TASK_BYTES (1 << 20) /* ... and they are not more bytes than this: short streams are slow */
 #define MOE_EPI_FW_PANELS 4        /* panels per task with many tokens: each fetches the next one's weights, ... */
 #define MOE_EPI_FW_MORE_BYTES (4 << 20) /* ... and up to so many bytes when they go past them only once       */
 #define MOE_EPI_FW_TASKS 32        /* ... as long as a stage still has so many tasks                          */
@@ -22846,17 +22967,20 @@ MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, floa
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, float, 8, MOE_EPI_FW_Y_STEPS_F32)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f32_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, float, 8, MOE_EPI_FW_Y_STEPS_F32)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_2a, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_f16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, uint16_t, 8, MOE_EPI_FW_Y_STEPS_F16)
 #define MOE_EPI_FW_Y_STEPS_I8(TN, q0, q1, q2, q3) at = k; MOE_EPI_FW_Y_STEP(TN, MOE_EPI_FW_Y_I8, q0, q1, q2, q3)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_2a, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_i8_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, int8_t, 8, MOE_EPI_FW_Y_STEPS_I8)
-MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
+MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_2a, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 MOE_EPI_FW_Y_KERNEL(moe_epi_fw_y_bf16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, uint16_t, 16, MOE_EPI_FW_Y_STEPS_BF16)
 
@@ -23020,8 +23144,8 @@ MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, float, MO
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f32_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD, float, MOE_EPI_FW_Z_F32, MOE_EPI_FW_Z_F32M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_2, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
@@ -23030,16 +23154,16 @@ MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH, uint16_t,
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_6, MOE_EPI_FW_T6, MOE_EPI_FW_FETCH, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_f16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD, uint16_t, MOE_EPI_FW_Z_F16, MOE_EPI_FW_Z_F16M)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH)
-MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD)
+MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_4a, MOE_EPI_FW_T4, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5, MOE_EPI_FW_T5, MOE_EPI_FW_FETCH)
 MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_5a, MOE_EPI_FW_T5, MOE_EPI_FW_AHEAD)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
-MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
+MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_2, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
 MOE_EPI_FW_Z_WIDE(moe_epi_fw_z_i8_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH, int8_t, MOE_EPI_FW_Z_I8, MOE_EPI_FW_Z_I8M)
@@ -23088,8 +23212,8 @@ MOE_EPI_FW_Z_BF16(moe_epi_fw_z_bf16_6a, MOE_EPI_FW_T6, MOE_EPI_FW_AHEAD)
                 at = stop;                                                                            \
             }                                                                                         \
         MOE_EPI_FW_Z_END(TN)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_NO_FETCH)
-MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_NO_FETCH)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_1, MOE_EPI_FW_T1, MOE_EPI_FW_AHEAD)
+MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_2, MOE_EPI_FW_T2, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3, MOE_EPI_FW_T3, MOE_EPI_FW_FETCH)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_3a, MOE_EPI_FW_T3, MOE_EPI_FW_AHEAD)
 MOE_EPI_FW_B_KERNEL(moe_epi_fw_b_bf16_4, MOE_EPI_FW_T4, MOE_EPI_FW_FETCH)
@@ -23333,6 +23457,12 @@ MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_i8_3, MOE_EPI_FW_T3, int8_t, MOE_EPI_FW_N_I8)
         k.narrow = moe_epi_fw_z_narrow;                                                               \
     } while (0)
 
+#define MOE_EPI_FW_ALONG_Y(t)                                                                         \
+    do {                                                                                              \
+        k.along[1] = moe_epi_fw_y_##t##_2a;                                                           \
+        k.along[2] = moe_epi_fw_y_##t##_3a;                                                           \
+    } while (0)
+
 /* The kernels for a weight type, not better than isa_max.  Only fp16 needs the question for F16C. */
 static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtype dtype)
 {
@@ -23352,9 +23482,9 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
         }
         if (best == (int)MOE_EP_ISA_AVX2) {
             if (dtype == MOE_EP_F32) { MOE_EPI_FW_FILL(y, f32, 0); k.along[2] = moe_epi_fw_y_f32_3a; }
-            else if (dtype == MOE_EP_BF16) { MOE_EPI_FW_FILL(y, bf16, 16); k.along[2] = moe_epi_fw_y_bf16_3a; }
-            else if (dtype == MOE_EP_I8) { MOE_EPI_FW_FILL(y, i8, 0); k.along[2] = moe_epi_fw_y_i8_3a; }
-            else { MOE_EPI_FW_FILL(y, f16, 0); k.along[2] = moe_epi_fw_y_f16_3a; }
+            else if (dtype == MOE_EP_BF16) { MOE_EPI_FW_FILL(y, bf16, 16); MOE_EPI_FW_ALONG_Y(bf16); }
+            else if (dtype == MOE_EP_I8) { MOE_EPI_FW_FILL(y, i8, 0); MOE_EPI_FW_ALONG_Y(i8); }
+            else { MOE_EPI_FW_FILL(y, f16, 0); MOE_EPI_FW_ALONG_Y(f16); }
             return k;
         }
     }
@@ -23377,6 +23507,7 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
 }
 #undef MOE_EPI_FW_FILL
 #undef MOE_EPI_FW_FILL_WIDE
+#undef MOE_EPI_FW_ALONG_Y
 
 /* ---- the matrix unit (AMX-BF16) -------------------------------------------------------------------
  * A tile of weights is 16 rows by 32 elements of the matrix as it lies; tokens are the other operand, packed as
@@ -23687,15 +23818,16 @@ typedef struct moe_epi_fw_rows {
 static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, const moe_epi_fw_matrix *b,
                                 int64_t from, int count, int unit, int stream)
 {
-    int half = (count + unit - 1) / unit * unit, i;
+    int half = (count + unit - 1) / unit * unit, i, at = 0;
     p->rows = b ? 2 * half : half;
     p->quarter = p->rows / 4;
     p->stream = stream;
     for (i = 0; i < p->rows; i++) {
         const moe_epi_fw_matrix *m = i < half ? a : b;
         int r = i < half ? i : i - half;
-        p->of[stream ? 4 * (i % p->quarter) + i / p->quarter : i] =
-            m->base + (from + (r < count ? r : count - 1)) * m->stride;
+        p->of[at] = m->base + (from + (r < count ? r : count - 1)) * m->stride;
+        at += stream ? 4 : 1;
+        if (at >= p->rows) at -= p->rows - 1; /* the next stream */
     }
     return half;
 }
@@ -23787,7 +23919,8 @@ static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, const moe_epi_
 }
 
 /* All tokens in one piece: every tile goes along its rows from end to end, and what it fetches lies ahead in these
- * rows, or in those that follow.  Tiles of one or two tokens fetch nothing: the machine alone does it better. */
+ * rows, or in those that follow.  Tiles of one or two tokens and fp32 fetch nothing: the machine alone does it better;
+ * narrower weights come to the end of a block, where the sums are added, twice and four times as often. */
 static void moe_epi_fw_along(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const unsigned char *const *x,
                              int tokens, int64_t n, float *c)
 {
@@ -24086,7 +24219,7 @@ static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t 
     int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
     int64_t col = (index - run->first[stage][gi]) * g->task_cols[stage], end = col + g->task_cols[stage], done;
     moe_epi_fw_rows panel[2];
-    float c[MOE_EPI_FW_TOKENS * 2 * MOE_EPI_FW_COLS];
+    float c[MOE_EPI_FW_SUMS];
     int half, next_half = 0, now = 0, tokens, j;
     if (end > width) end = width;
 #if MOE_EPI_FW_AMX
@@ -24146,24 +24279,27 @@ static void moe_epi_fw_parallel(const moe_ep_forward_desc *d, int64_t count, moe
     for (i = 0; i < count; i++) task(context, i);
 }
 
-/* Weight rows of a task. */
-static int moe_epi_fw_task_rows(int64_t tokens, int64_t row_bytes)
+/* Weight rows of a panel. */
+static int moe_epi_fw_panel_rows(int64_t tokens, int64_t row_bytes)
 {
-    int rows = 2 * MOE_EPI_FW_COLS;
-    while (tokens <= MOE_EPI_FW_FEW && rows < MOE_EPI_FW_ROWS && rows * row_bytes < MOE_EPI_FW_TASK_BYTES) rows *= 2;
+    int rows = 2 * MOE_EPI_FW_COLS, most = rows;
+    if (tokens <= MOE_EPI_FW_FEW) most = MOE_EPI_FW_FEW_ROWS;
+    if (tokens <= MOE_EPI_FW_SUMS / MOE_EPI_FW_ROWS) most = MOE_EPI_FW_ROWS;
+    while (rows < most && 2 * rows * row_bytes <= MOE_EPI_FW_TASK_BYTES) rows *= 2;
     return rows;
 }
 
 /* Panels of a task: small ones are put together.  Beyond few tokens, as the first panel finds its weights in memory and
  * the others theirs in the cache, more of them are, unless a panel is used many times anyway, and at most `share` of
  * them: one expert alone still has tasks for many threads. */
-static int moe_epi_fw_panels(int64_t tokens, int64_t panel_bytes, int64_t share)
+static int moe_epi_fw_panels(int64_t tokens, int rows, int64_t row_bytes, int64_t share)
 {
-    int64_t least = MOE_EPI_FW_TASK_BYTES / panel_bytes, most;
+    int64_t least = MOE_EPI_FW_TASK_BYTES / (rows * row_bytes), most;
     if (least > MOE_EPI_FW_PANELS) least = MOE_EPI_FW_PANELS;
+    if (least > MOE_EPI_FW_ROWS / rows) least = MOE_EPI_FW_ROWS / rows;
     if (least < 1) least = 1;
     if (tokens <= MOE_EPI_FW_FEW) return (int)least;
-    most = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / panel_bytes : 0;
+    most = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / (rows * row_bytes) : 0;
     if (most < MOE_EPI_FW_PANELS) most = MOE_EPI_FW_PANELS;
     if (share < most) most = share;
     return (int)(most > least ? most : least);
@@ -24186,10 +24322,11 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
         int stage;
         for (stage = 0; stage < 2; stage++) {
             int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
-            int rows = moe_epi_fw_task_rows(g->rows, stage == 0 ? g->gate.stride : g->down.stride);
+            int64_t row_bytes = stage == 0 ? g->gate.stride : g->down.stride;
+            int rows = moe_epi_fw_panel_rows(g->rows, row_bytes);
             g->cols[stage] = stage == 0 ? rows / 2 : rows;
-            g->task_cols[stage] = moe_epi_fw_panels(g->rows, rows * (stage == 0 ? g->gate.stride : g->down.stride),
-                                                    width / g->cols[stage] * n / MOE_EPI_FW_TASKS) * g->cols[stage];
+            g->task_cols[stage] = g->cols[stage] * moe_epi_fw_panels(g->rows, rows, row_bytes,
+                                                                     width / g->cols[stage] * n / MOE_EPI_FW_TASKS);
             if (g->blas) g->task_cols[stage] = MOE_EPI_FW_BLAS_COLS;
             run->first[stage][i + 1] = run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
         }
