@@ -24289,17 +24289,17 @@ static int moe_epi_fw_panel_rows(int64_t tokens, int64_t row_bytes)
     return rows;
 }
 
-/* Panels of a task: small ones are put together.  Beyond few tokens, as the first panel finds its weights in memory and
- * the others theirs in the cache, more of them are, unless a panel is used many times anyway, and at most `share` of
- * them: one expert alone still has tasks for many threads. */
-static int moe_epi_fw_panels(int64_t tokens, int rows, int64_t row_bytes, int64_t share)
+/* Panels of a task, of `rows` rows each: small ones are put together.  Beyond few tokens, as the first panel finds its
+ * weights in memory and the others theirs in the cache, more of them are, unless a panel is used many times anyway, and
+ * at most `share` of them: one expert alone still has tasks for many threads. */
+static int moe_epi_fw_panels(int64_t tokens, int rows, int64_t panel_bytes, int64_t share)
 {
-    int64_t least = MOE_EPI_FW_TASK_BYTES / (rows * row_bytes), most;
+    int64_t least = MOE_EPI_FW_TASK_BYTES / panel_bytes, most;
     if (least > MOE_EPI_FW_PANELS) least = MOE_EPI_FW_PANELS;
     if (least > MOE_EPI_FW_ROWS / rows) least = MOE_EPI_FW_ROWS / rows;
     if (least < 1) least = 1;
     if (tokens <= MOE_EPI_FW_FEW) return (int)least;
-    most = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / (rows * row_bytes) : 0;
+    most = tokens <= MOE_EPI_FW_TOKENS ? MOE_EPI_FW_MORE_BYTES / panel_bytes : 0;
     if (most < MOE_EPI_FW_PANELS) most = MOE_EPI_FW_PANELS;
     if (share < most) most = share;
     return (int)(most > least ? most : least);
@@ -24323,9 +24323,11 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
         for (stage = 0; stage < 2; stage++) {
             int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
             int64_t row_bytes = stage == 0 ? g->gate.stride : g->down.stride;
-            int rows = moe_epi_fw_panel_rows(g->rows, row_bytes);
+            int rows;
+            if (row_bytes > MOE_EPI_FW_TASK_BYTES) row_bytes = MOE_EPI_FW_TASK_BYTES; /* its multiples fit */
+            rows = moe_epi_fw_panel_rows(g->rows, row_bytes);
             g->cols[stage] = stage == 0 ? rows / 2 : rows;
-            g->task_cols[stage] = g->cols[stage] * moe_epi_fw_panels(g->rows, rows, row_bytes,
+            g->task_cols[stage] = g->cols[stage] * moe_epi_fw_panels(g->rows, rows, rows * row_bytes,
                                                                      width / g->cols[stage] * n / MOE_EPI_FW_TASKS);
             if (g->blas) g->task_cols[stage] = MOE_EPI_FW_BLAS_COLS;
             run->first[stage][i + 1] = run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
@@ -25139,6 +25141,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
 
 #undef MOE_EPI_FW_ALONG
 #undef MOE_EPI_FW_MORE_BYTES
+#undef MOE_EPI_FW_FEW_ROWS
+#undef MOE_EPI_FW_SUMS
 #undef MOE_EPI_FW_TASKS
 #undef MOE_EPI_FW_L1_HALF
 #undef MOE_EPI_FW_PIECES

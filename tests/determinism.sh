@@ -20,7 +20,13 @@ digest() {
     shift 2
     # shellcheck disable=SC2086
     "$@" $flags tests/digest.c $impl -o "$dir/$name" -lm >"$tmp/log" 2>&1 &&
-        $runner "$dir/$name" >"$dir/$name.txt" 2>"$tmp/log" && $runner "$dir/$name" layer >"$dir/$name.y"
+        $runner "$dir/$name" >"$dir/$name.txt" 2>"$tmp/log" && $runner "$dir/$name" layer >"$dir/$name.y" 2>"$tmp/log"
+}
+works() { # works RUNNER COMPILER...: whether this compiler and what it builds are there at all
+    runner=$1
+    shift
+    printf '#include <stdio.h>\nint main(void) { return printf("x\\n") < 0; }\n' >"$tmp/works.c"
+    "$@" "$tmp/works.c" -o "$tmp/works" >/dev/null 2>&1 && $runner "$tmp/works" >/dev/null 2>&1
 }
 near() { # near NAME: the layer's numbers against those of the first build
     paste "$dir/base.y" "$dir/$1.y" | awk 'NF == 2 { d = $1 - $2; d = d < 0 ? -d : d; v = $1 < 0 ? -$1 : $1
@@ -40,8 +46,9 @@ build() {
     name=$1 runner=$2 sections=$3 package=$4
     shift 4
     if ! have "$1" || ! have "${runner:-env}"; then skip "$name" "no $1 or ${runner:-env} (package $package)"
+    elif ! works "${runner:-env}" "$@"; then skip "$name" "builds no programs that run here (package $package)"
     elif digest "$name" "${runner:-env}" "$@"; then same "$name" "$sections"; near "$name"
-    else skip "$name" "does not build or run here (package $package)"; fi
+    else fail "$name: tests/digest.c builds and runs" "$tmp/log"; fi
 }
 
 every='0|1|2|3|4|5|6|7|8|9|10|11|12'
@@ -55,10 +62,10 @@ same again "$every"
 build gcc-O0 "" "$all" gcc gcc -O0
 build gcc-O3 "" "$all" gcc gcc -O3
 build gcc-portable "" "$all" gcc gcc -O2 -DMOE_EP_NO_SIMD
-build gcc-asan "" "$all" gcc gcc -O1 -fsanitize=address,undefined
+build gcc-asan "" "$all" gcc gcc -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 build clang-O2 "" "$all" clang clang -O2
 build clang-O0 "" "$all" clang clang -O0
-build clang-ubsan "" "$all" libclang-rt-14-dev clang -O1 -fsanitize=undefined
+build clang-ubsan "" "$all" libclang-rt-14-dev clang -O1 -fsanitize=undefined -fno-sanitize-recover=all
 build m32 "" "$exact" gcc-multilib gcc -m32 -msse2 -mfpmath=sse -O2
 build musl "" "$exact" musl-tools musl-gcc -O2 -static
 build aarch64 qemu-aarch64 "$exact" gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc -O2 -static

@@ -33,9 +33,9 @@ import tempfile
 import threading
 import time
 
-SECTIONS = {0: ["basics"], 1: ["route"], 2: ["loads"], 3: ["balance"], 4: ["capacity"], 5: ["place"], 6: ["split"],
-            7: ["dispatch"], 8: ["cost", "cost_errors", "fit"], 9: ["forward"], 10: ["hooks"], 11: ["diagnose"],
-            12: ["sim", "sweep"]}
+SECTIONS = {0: ["basics"], 1: ["route"], 2: ["loads"], 3: ["balance"], 4: ["capacity"], 5: ["place", "place_plain"],
+            6: ["split"], 7: ["dispatch"], 8: ["cost", "cost_errors", "fit"], 9: ["forward"], 10: ["hooks"],
+            11: ["diagnose"], 12: ["sim", "sweep"]}
 NAMES = {n: programs[0] for n, programs in SECTIONS.items()}
 NOT_HERE = ["threads", "loads_portable", "forward_amx", "place_lp"]  # other kernels, GLPK, the same tests
 QUICK, SLOW = 2.0, 90.0  # seconds of one test without any change: beyond QUICK it runs later, beyond SLOW not at all

@@ -245,7 +245,8 @@ TEST(layers_and_steps)
 {
     static const double swing[] = {100, 0, 0, 100}, log_[] = {100, 0, 0, 0, 100, 0, 0, 0}, part[] = {3, 1, 0, 0};
     static const int64_t whole[] = {100, 0, 0, 0, 100, 0, 0, 0};
-    double ratio[2], none[4] = {0, 0, 0, 0}, bad[4] = {0, 0, -1, 0};
+    double ratio[2], none[4] = {0, 0, 0, 0}, bad[4] = {0, 0, -1, 0}, tiny[4];
+    int i;
     moe_ep_layers_result r, q;
     moe_ep_steps_result st;
     moe_ep_error err;
@@ -283,6 +284,12 @@ TEST(layers_and_steps)
     CHECK_I64(moe_ep_balance_steps(none, 1, 2, 2, &st, NULL, NULL), MOE_EP_OK);
     CHECK_I64(st.worst_step, -1);
     CHECK_NEAR(st.imbalance, 1, 0, 0);
+    for (i = 0; i < 4; i++) tiny[i] = swing[i] * 1e-306; /* a ratio does not know how large the loads are */
+    CHECK_I64(moe_ep_balance_steps(tiny, 2, 1, 2, &st, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(st.imbalance, 2, 1e-12, 0);
+    CHECK_NEAR(st.imbalance_of_sum, 1, 1e-12, 0);
+    CHECK_I64(moe_ep_balance_steps(tiny, 1, 1, 4, &st, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(st.imbalance_of_sum, 2, 1e-12, 0);
     CHECK_I64(moe_ep_balance_layers_d(bad, 2, 2, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
     CHECK_I64(err.index, 2);
     CHECK_I64(moe_ep_balance_layers_d(bad, 0, 2, &r, NULL, &err), MOE_EP_ERR_SIZE);

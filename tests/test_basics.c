@@ -716,4 +716,207 @@ TEST(names_of_instruction_sets)
     CHECK_STR(moe_ep_isa_name((moe_ep_isa)77), "auto");
 }
 
+/* ---- what a call that succeeds leaves in err: nothing of an earlier failure -------------------------------------- */
+
+enum { C_L = 2, C_E = 6, C_D = 3, C_P = 9 };
+
+static const double c_loads[C_L * C_E] = {9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5};
+
+static moe_ep_shape c_shape(void)
+{
+    moe_ep_shape s;
+    memset(&s, 0, sizeof s);
+    s.num_devices = C_D;
+    s.num_slots = C_P;
+    return s;
+}
+
+static moe_ep_place_desc c_place(void)
+{
+    moe_ep_place_desc d;
+    memset(&d, 0, sizeof d);
+    d.num_layers = C_L;
+    d.num_experts = C_E;
+    d.shape = c_shape();
+    d.loads = c_loads;
+    return d;
+}
+
+/* An empty placement, and one by lpt. */
+static void c_placements(moe_ep_placement *empty, moe_ep_placement *plan, double memory[2][512])
+{
+    const moe_ep_shape shape = c_shape();
+    const moe_ep_place_desc d = c_place();
+    moe_ep_error err;
+    CLEARS(moe_ep_placement_init(empty, C_L, C_E, &shape, memory[0], sizeof memory[0], &err));
+    CLEARS(moe_ep_placement_init(plan, C_L, C_E, &shape, memory[1], sizeof memory[1], &err));
+    CLEARS(moe_ep_place_lpt(&d, plan, NULL, NULL, &err));
+}
+
+TEST(success_clears_err_placements)
+{
+    static double memory[2][512];
+    double sums[C_L * C_D];
+    int32_t phy2log[C_L * C_P], log2phy[C_L * C_E * C_P], logcnt[C_L * C_E], device[C_L * C_P], at[C_L * C_E];
+    int32_t rows[C_L], fewest = 0, l, e, k, i;
+    int64_t extra[1] = {6};
+    moe_ep_placement empty, plan;
+    moe_ep_place_desc d = c_place();
+    moe_ep_plan_result result[C_L];
+    moe_ep_check_result check;
+    moe_ep_moves_result moves;
+    moe_ep_rebalance_desc change;
+    moe_ep_copies_desc copies;
+    moe_ep_copies_point points[16];
+    moe_ep_error err;
+    c_placements(&empty, &plan, memory);
+    CLEARS(moe_ep_validate(&plan, 0, &check, &err));
+    CLEARS(moe_ep_placement_index(&plan, &err));
+    CLEARS(moe_ep_device_loads(&plan, c_loads, sums, &err));
+    CLEARS(moe_ep_node_loads(&plan, c_loads, sums, &err));
+    CLEARS(moe_ep_evaluate(&plan, c_loads, 1, result, NULL, &err));
+    CLEARS(moe_ep_max_replicas(&plan, &err));
+    CLEARS(moe_ep_eplb_arrays(&plan, C_P, phy2log, log2phy, logcnt, &err));
+    CLEARS(moe_ep_placement_from_eplb(phy2log, log2phy, C_P, logcnt, &empty, &err));
+    CHECK(memcmp(empty.slot_expert, plan.slot_expert, C_L * C_P * sizeof(int32_t)) == 0);
+    CLEARS(moe_ep_placement_copy(&plan, &empty, &err));
+    for (i = l = 0; l < C_L; l++)
+        for (e = 0; e < C_E; e++) {
+            const int32_t *start = plan.replica_start + l * (C_E + 1) + e;
+            at[l * C_E + e] = start[1] - start[0];
+            for (k = start[0]; k < start[1]; k++) device[i++] = plan.slot_device[plan.replica_slot[l * C_P + k]];
+        }
+    CLEARS(moe_ep_devices_placement(device, at, &empty, &err));
+    memset(&moves, 1, sizeof moves);
+    CLEARS(moe_ep_plan_moves(&plan, &empty, 1.0, NULL, 0, &moves, NULL, &err));
+    CHECK_I64(moves.moves, 0);
+    CLEARS(moe_ep_pick_slot(&plan, 1, 2, 77, &err));
+    memset(&change, 0, sizeof change);
+    change.current = &plan;
+    change.loads = c_loads;
+    CLEARS(moe_ep_rebalance(&change, &empty, NULL, NULL, &err));
+    CLEARS(moe_ep_replica_budget_row(&d, extra, 1, rows, NULL, &err));
+    memset(&copies, 0, sizeof copies);
+    copies.place = d;
+    copies.place.shape.num_slots = 0;
+    copies.max_extra = 3;
+    copies.target = 9;
+    CLEARS(moe_ep_min_copies(&copies, points, &fewest, NULL, &err));
+}
+
+TEST(success_clears_err_times)
+{
+    static int64_t slot_rows[64];
+    static const int64_t traffic[C_D * C_D] = {0, 1, 2, 3, 0, 4, 5, 6, 0};
+    static const double one[1] = {1};
+    const moe_ep_model model = moe_ep_model_olmoe_1b_7b();
+    const moe_ep_machine machine = moe_ep_machine_h100();
+    moe_ep_machine fitted;
+    moe_ep_comm_desc comm;
+    moe_ep_comm_result bytes;
+    moe_ep_a2a_desc a2a;
+    moe_ep_a2a_device devices[C_D];
+    moe_ep_step_desc step;
+    moe_ep_time_result time;
+    moe_ep_step_result whole;
+    moe_ep_ep_vs_tp_desc choice;
+    moe_ep_ep_vs_tp_result chosen;
+    moe_ep_memory_desc memory;
+    moe_ep_memory_result room;
+    moe_ep_link_row row;
+    moe_ep_calibrate_desc fit;
+    moe_ep_time_table table;
+    moe_ep_error err;
+    int i;
+    memset(&comm, 0, sizeof comm);
+    comm.tokens = 64;
+    comm.num_experts = 64;
+    comm.top_k = 8;
+    comm.hidden = 2048;
+    comm.num_devices = 8;
+    CLEARS(moe_ep_comm_bytes(&comm, &bytes, &err));
+    CLEARS(moe_ep_link_time_rows(&machine.ll_dispatch, 1e6, 0, 10, 8, &err));
+    CLEARS(moe_ep_logical_time(&comm, 0, 1e9, &err));
+    CLEARS(moe_ep_logical_Bps(&comm, 0, 1e-3, &err));
+    memset(&a2a, 0, sizeof a2a);
+    a2a.num_devices = C_D;
+    a2a.rows = traffic;
+    a2a.row_bytes = 100;
+    a2a.link = machine.ll_dispatch;
+    CLEARS(moe_ep_a2a_time(&a2a, devices, &err));
+    memset(&step, 0, sizeof step);
+    step.layer.model = &model;
+    step.layer.machine = &machine;
+    step.layer.num_devices = 8;
+    step.num_layers = 1;
+    for (i = 0; i < 64; i++) slot_rows[i] = 16;
+    CLEARS(moe_ep_layer_time(&step.layer, slot_rows, &time, NULL, &err));
+    CLEARS(moe_ep_step(&step, slot_rows, &whole, NULL, &err));
+    step.layer.num_devices = 1; /* no exchange */
+    CLEARS(moe_ep_layer_time(&step.layer, slot_rows, &time, NULL, &err));
+    CLEARS(moe_ep_step(&step, slot_rows, &whole, NULL, &err));
+    memset(&choice, 0, sizeof choice);
+    choice.model = &model;
+    choice.machine = &machine;
+    choice.num_devices = 8;
+    choice.tokens = 64;
+    CLEARS(moe_ep_ep_vs_tp(&choice, &chosen, &err));
+    memset(&memory, 0, sizeof memory);
+    memory.model = &model;
+    memory.num_devices = 8;
+    CLEARS(moe_ep_memory(&memory, &room, &err));
+    memset(&row, 0, sizeof row);
+    row.intra_bytes = 1e6;
+    row.peers = 8;
+    row.seconds = 1e-4;
+    memset(&fit, 0, sizeof fit);
+    fit.start = &machine;
+    fit.links = &row;
+    fit.num_links = 1;
+    CLEARS(moe_ep_calibrate(&fit, &fitted, NULL, NULL, NULL, NULL, &err));
+    memset(&table, 0, sizeof table);
+    table.num_rows = table.num_active = 1;
+    table.rows = table.active = table.us = one;
+    CLEARS(moe_ep_table_us(&table, 1, 1, &err));
+}
+
+/* A policy that cannot place the last shape is a point that says so, not an error that stays. */
+TEST(success_clears_err_verdicts)
+{
+    static const int64_t tokens[1] = {16};
+    static const int32_t ep[1] = {8}, redundant[1] = {3};
+    static const moe_ep_place_policy policy[1] = {MOE_EP_PLACE_EPLB_GLOBAL};
+    static moe_ep_sweep_point points[8];
+    const moe_ep_model model = moe_ep_model_olmoe_1b_7b();
+    const moe_ep_machine machine = moe_ep_machine_h100();
+    moe_ep_diagnose_desc d;
+    moe_ep_diagnosis out;
+    moe_ep_sweep_desc sweep;
+    moe_ep_sweep_result result;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_layers = C_L;
+    d.num_experts = C_E;
+    d.top_k = 1;
+    d.shape = c_shape();
+    d.plan_loads = d.judge_loads = c_loads;
+    d.plan_steps = d.judge_steps = 1;
+    CLEARS(moe_ep_diagnose(&d, NULL, &out, NULL, &err));
+    memset(&sweep, 0, sizeof sweep);
+    sweep.model = &model;
+    sweep.machine = &machine;
+    sweep.num_devices = 8;
+    sweep.tokens = tokens;
+    sweep.num_tokens = 1;
+    sweep.ep = ep;
+    sweep.num_ep = 1;
+    CLEARS(moe_ep_sweep_count(&sweep, &err));
+    sweep.redundant = redundant;
+    sweep.num_redundant = 1;
+    sweep.policies = policy;
+    sweep.num_policies = 1;
+    CLEARS(moe_ep_sweep(&sweep, points, 8, &result, NULL, &err));
+    CHECK(result.points > 0 && result.fit == 0 && points[0].limit == MOE_EP_LIMIT_PLACEMENT);
+}
+
 T_MAIN

@@ -691,6 +691,17 @@ TEST(other_sides_of_the_workload_checks)
     CHECK(moe_ep_simulate(&w, 5, 0, 4, copy, NULL, NULL) == MOE_EP_OK && memcmp(ids, copy, sizeof ids) == 0);
 }
 
+/* More bytes a row than a double counts: nothing where the link asks nothing for them. */
+TEST(rows_of_too_many_bytes)
+{
+    moe_ep_link l;
+    memset(&l, 0, sizeof l);
+    l.alpha_s = 2e-6;
+    l.intra_Bps = 1e300;
+    CHECK_NEAR(moe_ep_link_time_rows(&l, 1e300, 0, 1e-300, 8, NULL), moe_ep_link_time(&l, 1e300, 0, NULL), 1e-12, 0);
+    CHECK_NEAR(moe_ep_link_time_rows(&l, 1e300, 0, 1, 8, NULL), moe_ep_link_time(&l, 1e300, 0, NULL), 1e-12, 0);
+}
+
 /* Times of a table that are further apart than a double can divide. */
 TEST(tables_of_absurd_times)
 {

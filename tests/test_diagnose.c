@@ -1062,6 +1062,12 @@ TEST(loads_next_to_nothing)
     CHECK_NEAR(o.speedup, 1, 0, 0);
     CHECK_NEAR(o.before_s, 0, 0, 0);
     CHECK_I64(o.reason, MOE_EP_REASON_CHANCE);
+    one[1] = 4.9406564584124654e-323; /* the least load and ten times it: the second device is the hot one */
+    one[0] = 4.9406564584124654e-324;
+    d = desc_of(2, 2, 0, one, one);
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.hot_device, 1);
+    CHECK_NEAR(o.hot_share, 1, 0, 0);
 }
 
 /* The other end: as many rows as a double counts, costs that a double does not hold. */

@@ -795,11 +795,11 @@ TEST(tiles_of_every_width_past_a_block)
 TEST(a_token_alone_has_the_bits_it_has_among_many)
 {
     uint64_t s = t_seed + 51;
-    static const int sizes[][2] = {{1100, 37}, {37, 1100}, {2081, 5}};
-    static const int tokens[] = {2, 6, 7, 13, 18, 19, 64, 97, 200};
-    for (int i = 0; i < 12; i++) {
-        int H = sizes[i % 3][0], T = 200, n = T * H;
-        set r = make_set(1, H, sizes[i % 3][1], (moe_ep_dtype)(i / 3), MOE_EP_GATE_SEPARATE, act_of(0), 1, i & 1, 0,
+    static const int sizes[][2] = {{1100, 37}, {37, 1100}, {2081, 5}, {5, 1547}};
+    static const int tokens[] = {2, 3, 6, 7, 12, 13, 18, 19, 64, 97, 200};
+    for (int i = 0; i < 16; i++) {
+        int H = sizes[i % 4][0], T = 200, n = T * H;
+        set r = make_set(1, H, sizes[i % 4][1], (moe_ep_dtype)(i / 4), MOE_EP_GATE_SEPARATE, act_of(0), 1, i & 1, 0,
                          &s);
         float *x = random_x(n, &s), *alone = t_alloc(sizeof(float) * (size_t)n);
         float *y = t_alloc(sizeof(float) * (size_t)n);
@@ -1900,6 +1900,67 @@ TEST(one_expert_alone_has_many_tasks)
     free(w);
     free(x);
     free(y);
+}
+
+/* The distance to the next row does not matter where there is none. */
+TEST(a_single_row_may_have_any_stride)
+{
+    static const int shifts[] = {20, 50, 55, 56, 57, 58};
+    const uint16_t one = moe_ep_bf16_from_f32(1.0f);
+    const float x[20] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const int32_t ids[20] = {0};
+    for (int i = 0; i < 12; i++) {
+        moe_ep_weights w;
+        moe_ep_forward_desc d;
+        float y[20];
+        memset(&w, 0, sizeof w);
+        memset(&d, 0, sizeof d);
+        w.num_experts = w.hidden = w.inter = 1;
+        w.dtype = MOE_EP_BF16;
+        w.activation.kind = MOE_EP_ACT_RELU2;
+        w.gate = w.down = &one;
+        w.gate_row_stride = w.down_row_stride = (int64_t)1 << shifts[i % 6];
+        d.experts = &w, d.top_k = 1, d.ids = ids;
+        CHECK_I64(moe_ep_forward(&d, x, i < 6 ? 1 : 20, y, NULL, NULL), MOE_EP_OK);
+        for (int t = 0; t < (i < 6 ? 1 : 20); t++) CHECK_NEAR((double)y[t], 1.0, 1e-6, 0.0);
+    }
+}
+
+/* With few tokens a task has 1024 rows of weights, or as many, down to 64, as are 1 MB; half of them are up rows. */
+static int64_t tasks_of_few(int64_t width, int64_t row_bytes, int halves)
+{
+    int64_t rows = 1024;
+    while (rows > 64 && rows * row_bytes > 1 << 20) rows /= 2;
+    rows /= halves;
+    return (width + rows - 1) / rows;
+}
+
+TEST(few_tokens_meet_up_to_a_thousand_rows_a_task)
+{
+    static const int cases[][2] = {{4096, 8}, {4097, 8}, {8, 4096}, {3, 4097}, {1300, 300}, {600, 1300}, {512, 512},
+                                   {513, 513}, {2300, 150}, {150, 2300}, {5000, 70}, {1024, 1024}}; /* H, I */
+    uint64_t s = t_seed + 63;
+    for (int i = 0; i < 24; i++) {
+        int H = cases[i / 2][0], I = cases[i / 2][1], T = 1 + i % 6;
+        moe_ep_dtype dtype = (moe_ep_dtype)((i + i / 4) % 4);
+        int64_t most = 1, up, down;
+        set r = make_set(1, H, I, dtype, (moe_ep_gate_layout)(i * 3 % 4), act_of(0), 1, 0, 0, &s);
+        float *x = random_x(T * H, &s), *y = t_alloc(sizeof(float) * (size_t)(T * H));
+        double *want = t_alloc(sizeof(double) * (size_t)(T * H));
+        int32_t ids[6] = {0};
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids, d.parallel_for = most_tasks, d.parallel_user = &most;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+        up = tasks_of_few(I, (int64_t)elem_of(dtype) * H * (r.w.layout == MOE_EP_GATE_INTERLEAVED ? 2 : 1), 2);
+        down = tasks_of_few(H, (int64_t)elem_of(dtype) * I, 1);
+        CHECK_I64(most, up > down ? up : down);
+        naive_layer(&r, NULL, NULL, ids, NULL, 1, 0, x, T, want);
+        CHECK(error_of(y, want, T * H) <= 1e-5);
+        free(x), free(y), free(want);
+        free_set(&r);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 /* Up to four small panels of 32 columns are put together for speed, and more of them only while a stage has 32

@@ -419,22 +419,35 @@ TEST(sweep_in_a_fixed_block)
     moe_ep_sweep_result r, q;
     moe_ep_scratch scratch;
     moe_ep_error err;
-    size_t bytes = 64;
-    int tries;
+    size_t bytes;
+    int tries, split;
     d.num_devices = 8;
     d.ep = ep;
     d.num_ep = 2;
-    CHECK_I64(moe_ep_sweep(&d, a, 100, &r, NULL, &err), MOE_EP_OK);
-    for (tries = 0; tries < 60; tries++) {
-        scratch = moe_ep_scratch_fixed(block, bytes);
-        if (moe_ep_sweep(&d, b, 100, &q, &scratch, &err) == MOE_EP_OK) break;
-        CHECK_I64(err.status, MOE_EP_ERR_SCRATCH);
-        CHECK(err.value > (double)bytes && err.value <= (double)sizeof block);
-        bytes = (size_t)err.value;
+    for (split = (int)MOE_EP_SPLIT_EVEN; split <= (int)MOE_EP_SPLIT_EXACT; split++) {
+        if (split == (int)MOE_EP_SPLIT_LOCAL_FIRST) continue; /* asks for a device */
+        d.split = (moe_ep_split_policy)split;
+        bytes = 64;
+        CHECK_I64(moe_ep_sweep(&d, a, 100, &r, NULL, &err), MOE_EP_OK);
+        for (tries = 0; tries < 60; tries++) {
+            scratch = moe_ep_scratch_fixed(block, bytes);
+            if (moe_ep_sweep(&d, b, 100, &q, &scratch, &err) == MOE_EP_OK) break;
+            CHECK_I64(err.status, MOE_EP_ERR_SCRATCH);
+            CHECK(err.value > (double)bytes && err.value <= (double)sizeof block);
+            bytes = (size_t)err.value;
+        }
+        CHECK(tries > 0 && tries < 60);
+        CHECK(r.best == q.best && r.points == q.points);
+        CHECK(memcmp(a, b, sizeof a[0] * (size_t)r.points) == 0);
+        for (tries = 0; tries < 64; tries += 13) { /* wherever it begins, whatever stands in it; nothing behind it */
+            memset(block, 0x80 + tries, sizeof block);
+            scratch = moe_ep_scratch_fixed(block + tries, bytes);
+            CHECK_I64(moe_ep_sweep(&d, b, 100, &q, &scratch, &err), MOE_EP_OK);
+            CHECK(r.best == q.best && r.points == q.points && memcmp(a, b, sizeof a[0] * (size_t)r.points) == 0);
+            CHECK(block[tries + bytes] == 0x80 + tries && (tries == 0 || block[tries - 1] == 0x80 + tries));
+            STOP_IF_FAILED("shift %d", tries);
+        }
     }
-    CHECK(tries > 0 && tries < 60);
-    CHECK(r.best == q.best && r.points == q.points);
-    CHECK(memcmp(a, b, sizeof a[0] * (size_t)r.points) == 0);
     memset(&scratch, 0, sizeof scratch); /* a growing one */
     CHECK_I64(moe_ep_sweep(&d, b, 100, &q, &scratch, &err), MOE_EP_OK);
     CHECK(scratch.bytes > 0);

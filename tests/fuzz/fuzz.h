@@ -338,8 +338,11 @@ static inline void fz_untouched(moe_ep_status status)
                 fz_fail("output %d was touched at byte %zu although: %s", i, j, moe_ep_status_str(status));
 }
 
-/* The error record agrees with the status and names an argument. */
-static inline void fz_error(moe_ep_status status, const moe_ep_error *err)
+/* What no call leaves behind: a call that succeeds must clear it like any other error. */
+static const moe_ep_error fz_stale = {(moe_ep_status)-99, NULL, NULL, -99, -99.0};
+
+/* The error record agrees with the status and names an argument; afterwards it is stale again, or that of a failure. */
+static inline void fz_error(moe_ep_status status, moe_ep_error *err)
 {
     char line[300];
     if ((int)status > 0 || (int)status < -17) fz_fail("status %d", (int)status);
@@ -348,10 +351,14 @@ static inline void fz_error(moe_ep_status status, const moe_ep_error *err)
     if (!err->arg || !err->what) fz_fail("err.arg or err.what is NULL");
     if (status < 0 && !*err->arg) fz_fail("err.arg is empty with %s", moe_ep_status_str(status));
     if (status < 0) moe_ep_error_text(err, line, sizeof line);
+    if (status < 0) return;
+    if (*err->arg || strcmp(err->what, "ok") != 0 || err->index != -1 || err->value < 0.0 || err->value > 0.0)
+        fz_fail("success, but err says %s, %s", err->arg, err->what);
+    *err = fz_stale;
 }
 
 /* After a call whose results nobody reads: both, and its outputs are given back. */
-static inline void fz_end(moe_ep_status status, const moe_ep_error *err)
+static inline void fz_end(moe_ep_status status, moe_ep_error *err)
 {
     fz_error(status, err);
     fz_untouched(status);

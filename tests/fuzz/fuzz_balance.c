@@ -18,7 +18,7 @@ static void balance_case(void)
         if (fz_grows && n > 12 && (y[i] < 0 || y[i] > 9)) y[i] = i; /* or every large case is refused */
     }
     fz_seal();
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     moe_ep_balance_result *b = fz_out(sizeof *b);
     fz_where = "balance_d";

@@ -5,7 +5,7 @@
 static void basics_case(void)
 {
     static const char *const words[] = {"", "ids", "a rather long name of an argument that fills the line", NULL};
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_rng r = moe_ep_rng_seed(fz_u64()), twin = r;
     size_t size = (size_t)fz_int(0, 120), written;
     char *text = (char *)fz_out(size);

@@ -4,7 +4,7 @@
 
 static void capacity_case(void)
 {
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     moe_ep_capacity_desc d;
     memset(&d, 0, sizeof d);

@@ -11,7 +11,7 @@ static void fz_finite1(const char *n, double x)
 /* Tables, attention, calibration: what takes longer or is asked for less often. */
 static void cost_more(const moe_ep_model *m, const moe_ep_machine *h)
 {
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     int R = fz_int(1, 5), A = fz_int(1, 4), n = fz_int(1, 6);
     double *rows = fz_in(8 * R), *active = fz_in(8 * A), *us = fz_in(8 * R * A), x, y;
@@ -101,7 +101,7 @@ static void cost_more(const moe_ep_model *m, const moe_ep_machine *h)
 
 static void cost_case(void)
 {
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     moe_ep_model m = any_model();
     moe_ep_machine h = any_machine();

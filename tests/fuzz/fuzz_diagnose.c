@@ -52,7 +52,7 @@ static void diagnose_case(void)
     if (fz_chance(.1)) d.min_steps = fz_bad_i32();
     if (fz_calm && d.min_gain >= 1.0) d.min_gain = 0.05;
     if (fz_calm && d.min_improved > 1.0) d.min_improved = 0.8;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_shape shape = d.shape;
     moe_ep_placement plan, *want = NULL;
     unsigned char *memory = NULL;

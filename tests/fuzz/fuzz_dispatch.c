@@ -15,7 +15,7 @@ static void dispatch_case(void)
             bad = 1;
         }
     }
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     int64_t *of = fz_out(8 * (E + 1));
     int32_t *rf = fz_out(4 * n), *fr = fz_out(4 * n);

@@ -15,7 +15,7 @@ static float bits(uint32_t u)
 /* Small functions of the section: conversions, int8 rows. */
 static void forward_parts(void)
 {
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     int rows = fz_int(0, 4), cols = fz_grow(fz_int(1, 20), 200);
     moe_ep_dtype type = (moe_ep_dtype)(fz_chance(.05) ? fz_bad_i32() : fz_int(0, 1));
@@ -55,7 +55,7 @@ static void forward_case(void)
     int E = fz_int(1, 8), K = fz_int(1, E < 4 ? E : 4), H = fz_grow(fz_int(1, 9), 80), I = fz_grow(fz_int(1, 9), 80);
     int64_t T = fz_grow(fz_int(0, 12), 40);
     if (fz_seldom(4) && T > 2) T = T % 3; /* the check by plain loops takes most of the time */
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     moe_ep_weights w;
     memset(&w, 0, sizeof w);

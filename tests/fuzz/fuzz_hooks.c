@@ -69,7 +69,7 @@ static void hooks_case(void)
     moe_ep_rank_desc d;
     moe_ep_rank rank;
     moe_ep_batch b;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     memset(&backend, 0, sizeof backend);
     memset(&h, 0, sizeof h);

@@ -7,7 +7,7 @@ static void loads_case(void)
     int E = fz_grow(fz_int(1, 9), 70), K = fz_int(1, 5);
     int64_t T = fz_grow(fz_int(0, 9), 60);
     int bad;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     int32_t *ids = fz_ids(T * K, E, fz_chance(.15), &bad);
     int64_t *ld = fz_out(8 * E);

@@ -45,7 +45,7 @@ static moe_ep_model any_model(void)
     while (moe_ep_model_preset_name(c)) c++;
     n = moe_ep_model_preset_name(fz_int(0, c - 1));
     moe_ep_model m;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_model_by_name(n, &m, &e);
     if (fz_chance(.3)) {
         m.num_experts = fz_int(1, 8);
@@ -60,7 +60,7 @@ static moe_ep_machine any_machine(void)
     int c = 0;
     while (moe_ep_machine_preset_name(c)) c++;
     moe_ep_machine m;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_machine_by_name(moe_ep_machine_preset_name(fz_int(0, c - 1)), &m, &e);
     if (fz_chance(.1)) memset(&m, 0, sizeof m);
     if (fz_chance(.3)) mutate(&m, sizeof m, two_pointers, 2, 0);

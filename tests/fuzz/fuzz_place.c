@@ -30,7 +30,7 @@ static void plan_and_change(void)
     d.risk_z = fz_chance(.2) ? (fz_chance(.3) ? fz_bad_double() : .674) : 0;
     d.num_groups = fz_chance(.3) ? fz_int(0, 4) : 0;
     d.eplb_mode = fz_int(0, 2);
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s = 0;
     if (!make_placement(L, E, &d.shape)) return;
     int32_t *lsl = fz_in(4 * L), none, *put;
@@ -87,7 +87,7 @@ static void plan_and_change(void)
         fz_scratch_kind = 9;
         bb = fz_work(need + 1);
         moe_ep_scratch f = moe_ep_scratch_fixed(bb + 1, need);
-        moe_ep_error e2;
+        moe_ep_error e2 = fz_stale;
         if (fz_chance(.5)) f = moe_ep_scratch_fixed(bb, need);
         moe_ep_plan_result r2[2];
         moe_ep_status s2 = w == 0   ? moe_ep_place_round_robin(&d, &PL, r2, &f, &e2)
@@ -236,7 +236,7 @@ static void plan_and_change(void)
             double *nl = fz_out(8 * L * PL.num_nodes), *wl = fz_out(8 * L * E);
             unsigned char *m3 = fz_work(pb);
             moe_ep_placement P3;
-            moe_ep_error e3;
+            moe_ep_error e3 = fz_stale;
             fz_where = "node_loads";
             fz_error(moe_ep_node_loads(&PL, ld, nl, &e3), &e3);
             if (e3.status == 0) fz_finite("node", nl, L * PL.num_nodes);
@@ -333,7 +333,7 @@ static void lab_sized(void)
     int E = fz_int(1, 10), D = fz_int(1, 5);
     double ld[10];
     int32_t c[10], dv[100];
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     for (int i = 0; i < E; i++) {
         ld[i] = fz_chance(.03) ? fz_bad_double() : fz_int(0, 100);

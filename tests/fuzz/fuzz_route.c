@@ -25,7 +25,7 @@ static void per_token(void)
     if (E > 20 && K > 14 && fz_more() % 8) K = 1 + K % 14;
     if (E > 200 && T > 16) T = 16 + T % 4;
     moe_ep_router c;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     int np = moe_ep_router_count();
     moe_ep_status s = moe_ep_router_by_name(moe_ep_router_name(fz_int(0, np - 1)), E, K, &c, &e);
     if (s < 0 || fz_chance(.3)) {
@@ -168,7 +168,7 @@ static void per_batch(void)
         L[i] = q == 0                        ? (float)fz_int(-1, 1)
                : fz_chance(q == 1 ? .02 : 0) ? fz_bad_float()
                                              : (float)(fz_unit() * 8 - 4);
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     fz_seal();
     {

@@ -47,7 +47,7 @@ static int make_placement(int L, int E, const moe_ep_shape *s)
     size_t b = moe_ep_placement_bytes(L, E, s);
     if (!b || b > 1e8) return 0;
     memory = fz_work(b);
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     fz_where = "placement_init";
     moe_ep_status t = moe_ep_placement_init(&PL, L, E, s, memory, b, &e);
     fz_error(t, &e);

@@ -11,7 +11,7 @@ static void sim_sweep(void)
     moe_ep_sweep_desc d;
     moe_ep_sweep_point points[64];
     moe_ep_sweep_result *r = fz_out(sizeof *r);
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     moe_ep_model m = any_model();
     moe_ep_machine h = any_machine();
@@ -105,7 +105,7 @@ static void sim_case(void)
     int64_t T = fz_grow(fz_int(0, 40), 300);
     int K = w.top_k > 0 && w.top_k <= 16 ? w.top_k : 1;
     int32_t *ids = fz_out(4 * T * K);
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     fz_where = "simulate";
     moe_ep_status s;
     int64_t step = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 5);

@@ -7,7 +7,7 @@ enum { FZ_EXPERTS = 100 };
 
 static void split_one(const moe_ep_placement *pl, int E)
 {
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     moe_ep_status s;
     int P = pl->num_slots, D = pl->num_devices, N = pl->num_nodes, L = pl->num_layers;
     int layer = fz_chance(.05) ? fz_bad_i32() : fz_int(0, L - 1);
@@ -180,7 +180,7 @@ static void split_case(void)
     double speed[FZ_DEVICES];
     uint8_t inactive[FZ_DEVICES];
     moe_ep_shape shape;
-    moe_ep_error e;
+    moe_ep_error e = fz_stale;
     make_shape(&shape, E, per_device, nodes, speed, inactive);
     if (!make_placement(L, E, &shape)) return;
     int P = PL.num_slots;
