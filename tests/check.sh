@@ -10,7 +10,8 @@ mkdir -p "$dir"
 gate() { case $1 in *"$only"*) return 0 ;; *) return 1 ;; esac }
 flags="-std=gnu99 -g -I. -Itests -Wall -Wextra"
 programs=$(ls tests/test_*.c)
-# a build under a sanitizer or Valgrind is slow on purpose: tests that measure time skip
+# a build under a sanitizer or Valgrind is slow on purpose: tests that measure time skip; with 2 the slowest tests have
+# fewer cases of a kind
 export MOE_EP_SLOW=1
 
 # The object of a test program that is compiled once for all gates that only exchange the implementation.
@@ -76,7 +77,8 @@ for compiler in gcc clang; do
 done
 share=1
 if have valgrind; then
-    all_tests "Valgrind" "$CC -O1" valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite
+    all_tests "Valgrind" "$CC -O2" env MOE_EP_SLOW=2 valgrind -q --error-exitcode=9 --leak-check=full \
+        --errors-for-leak-kinds=definite
 else skip "Valgrind" "not installed (package valgrind)"; fi
 for level in -O0 -O3 -Os; do all_tests "level $level, $CC" "$CC $level" env; done
 

@@ -5,8 +5,10 @@
 # Fuzzing (test_fuzz) is left out, so is what only MOE_EP_ASSERT would do.  gcc's branches count the two sides of
 # every comparison, && and || of a condition.  Kernels of all instruction sets this machine has are in.
 # A line or branch that no input can reach is listed in tests/coverage.txt: code, a tab, the reason.
-# The level that was reached is what the gate demands: LINES and BRANCHES below, in percent.
-LINES=${LINES_LEAST:-99} BRANCHES=${BRANCHES_LEAST:-99}
+# All that gcc 12 counts is demanded; other versions divide some conditions into other branches: 99 percent there.
+least=99
+case $(gcc -dumpversion 2>/dev/null) in 12*) least=100 ;; esac
+LINES=${LINES_LEAST:-$least} BRANCHES=${BRANCHES_LEAST:-$least}
 . tests/lib.sh
 if ! have gcc || ! have gcov || ! have python3; then
     skip "coverage" "gcc, gcov or python3 is not installed (packages gcc, python3)"
@@ -22,7 +24,9 @@ objects=
 # Each private static copy of the header (test_oom, test_basics, ..) is an object of its own; gcov adds them up.
 printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >$dir/impl.c
 # shellcheck disable=SC2086
-(cd $dir && gcc $flags --coverage -c impl.c -o impl.o) || exit 2
+(cd $dir && gcc $flags --coverage -c impl.c -o impl.o &&
+    # threads that count at the same time lose counts, which can make a branch's negative
+    cp impl.c threads.c && gcc $flags --coverage -fprofile-update=atomic -c threads.c -o threads.o) || exit 2
 MOE_EP_SLOW=1
 export MOE_EP_SLOW
 run=0
@@ -31,8 +35,11 @@ for source in tests/test_*.c; do
     case $name in test_fuzz) continue ;; esac
     libs=
     grep -q 'needs: glpk' "$source" && libs=${GLPK_LIBS:-}
+    implementation=impl.o
+    grep -q 'pthread_create' "$source" && implementation=threads.o
     # shellcheck disable=SC2086
-    if (cd $dir && gcc $flags --coverage "$root/$source" impl.o -o "$name" $libs -lm -pthread) >"$tmp/log" 2>&1 &&
+    if (cd $dir && gcc $flags --coverage "$root/$source" $implementation -o "$name" $libs -lm -pthread) \
+        >"$tmp/log" 2>&1 &&
         timeout 900 "$dir/$name" >"$tmp/log" 2>&1; then
         run=$((run + 1))
     else tail -n 5 "$tmp/log" >"$tmp/tail"; fail "$name runs with coverage" "$tmp/tail"; fi
@@ -45,7 +52,7 @@ if [ "${BLAS:-0}" = 1 ]; then
         gcc ${flags% *} "$root/tests/test_forward.c" blas.o -o blas --coverage ${BLAS_LIBS:--lopenblas} -lm -pthread) \
         >"$tmp/log" 2>&1 && $dir/blas >>"$tmp/log" 2>&1
     result $? "experts with BLAS" "$tmp/log"
-fi
+else skip "experts with BLAS" "BLAS=0"; fi
 # the choice of kernels on machines without AVX, and without half floats
 if have qemu-x86_64; then
     for cpu in Nehalem Haswell,-f16c; do
@@ -54,13 +61,13 @@ if have qemu-x86_64; then
             qemu-x86_64 -cpu $cpu $dir/test_route --only kernels_that_are_not_here; } >"$tmp/log" 2>&1
         result $? "kernels chosen on a $cpu" "$tmp/log"
     done
-fi
+else skip "kernels of other machines" "no qemu-x86_64 (package qemu-user)"; fi
 (cd $dir && gcov --json-format --stdout --branch-probabilities ./*.gcda 2>/dev/null) >$dir/gcov.json
 # shellcheck disable=SC2086
 python3 tests/coverage.py $dir/gcov.json ${1:+"$@"} >$dir/table.txt
 cat $dir/table.txt
 lines=$(awk '/^all/ { print $4 }' $dir/table.txt) branches=$(awk '/^all/ { print $7 }' $dir/table.txt)
-[ "$run" -ge 15 ]
+[ "$run" -ge 22 ]
 result $? "$run test programs ran"
 awk "BEGIN { exit !(${lines:-0} >= $LINES) }"
 result $? "lines ${lines:-0} %, at least $LINES"

@@ -1,7 +1,8 @@
 #!/bin/sh
 # tests/gates.sh - the table "gate | count | command" from build/logs/*.sum, into build/gates.md and on the screen.
 # SPDX-License-Identifier: MIT
-# A gate that ran fewer checks than tests/gates.txt demands, without saying what it skipped, has failed.
+# A gate that ran fewer checks than tests/gates.txt demands, without saying what it skipped, has failed; so has one of
+# which no suite ran, and a suite that no gate counts.
 for f in build/logs/*.sum; do printf '%s %s\n' "$(basename "$f" .sum)" "$(cat "$f")"; done >build/gates.sums
 awk -F'\t' '
     FILENAME != "tests/gates.txt" {
@@ -14,12 +15,22 @@ awk -F'\t' '
     }
     {
         P = F = S = T = ran = 0
-        for (i = 1; i <= n; i++) if (name[i] ~ $1) { P += p[i]; F += f[i]; S += s[i]; T += t[i]; ran++ }
-        if (!ran) { printf "| %s | - | - | - | - | `%s` |\n", $2, $4; next }
+        for (i = 1; i <= n; i++)
+            if (name[i] ~ $1) { P += p[i]; F += f[i]; S += s[i]; T += t[i]; ran++; counted[i] = 1 }
+        if (!ran) {
+            printf "| %s | - | - | - | - | `%s` |\n", $2, $4
+            printf "%s: none of its suites ran\n", $2 > "/dev/stderr"
+            bad = 1
+            next
+        }
         printf "| %s | %d | %d | %d | %d | `%s` |\n", $2, P, F, S, T, $4
         if (P < $3 && S == 0) { printf "%s: %d checks, at least %d are wanted\n", $2, P, $3 > "/dev/stderr"; bad = 1 }
     }
-    END { exit bad }' build/gates.sums tests/gates.txt >build/gates.md
+    END {
+        for (i = 1; i <= n; i++)
+            if (!counted[i]) { printf "%s: no gate counts it\n", name[i] > "/dev/stderr"; bad = 1 }
+        exit bad
+    }' build/gates.sums tests/gates.txt >build/gates.md
 code=$?
 cat build/gates.md
 exit $code

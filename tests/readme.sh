@@ -30,12 +30,9 @@ blocks_of() { # blocks_of FILE: each block into a file of its own; a list of num
 
 compile() { # compile LANG SOURCE PROGRAM
     case $1 in c) set -- "$CC" -std=gnu99 "$2" "$3" ;; *) set -- "$CXX" -std=c++11 "$2" "$3" ;; esac
-    # Whether it compiles and what it prints is asked.  With private functions the compiler reads the whole
-    # implementation and generates what the program calls; "cc program.c" of the shell blocks makes all of it public.
+    # whether it compiles and what it prints is asked: a whole implementation takes half the time without optimiser
     level=-O1
-    grep -q 'define MOE_EP_IMPLEMENTATION' "$work/$3" && ! grep -q 'define MOE_EP_STATIC' "$work/$3" &&
-        level="-O1 -DMOE_EP_STATIC"
-    # shellcheck disable=SC2086
+    grep -q 'define MOE_EP_IMPLEMENTATION' "$work/$3" && ! grep -q 'define MOE_EP_STATIC' "$work/$3" && level=-O0
     (cd "$work" && $1 "$2" $level -Wall -Wextra -Werror -I. "$3" -o "$4" -lm)
 }
 
