@@ -78,9 +78,15 @@ static json_t *next_count(va_list *list)
     return json_integer(va_arg(*list, int64_t));
 }
 
+/* A name that is no text in UTF-8 is none in JSON: what can be said of it is. */
 static json_t *next_word(va_list *list)
 {
-    return json_string(va_arg(*list, const char *));
+    const char *word = va_arg(*list, const char *);
+    json_t *text = json_string(word);
+    char *clean = text || !word ? NULL : cli_printable(word);
+    if (clean) text = json_string(clean);
+    free(clean);
+    return text;
 }
 
 /* The rest of the list, which ends with NULL, into the object. */

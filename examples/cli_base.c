@@ -43,7 +43,7 @@ static void on_signal(int number)
 
 static int remember(char *path)
 {
-    static const int caught[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int caught[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGXCPU};
     for (size_t i = 0; i < sizeof caught / sizeof caught[0]; i++) {
         struct sigaction now;
         if (sigaction(caught[i], NULL, &now) == 0 && now.sa_handler == SIG_DFL)
@@ -69,14 +69,15 @@ static int progress_shown;
 
 void cli_die(int code, const char *format, ...)
 {
+    static char text[1 << 14]; /* no memory is asked for: there may be none */
     va_list args;
     remove_unfinished();
     cli_progress_end();
-    fputs("moe-ep: ", stderr);
     va_start(args, format);
-    (void)vfprintf(stderr, format, args);
+    (void)vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    fputc('\n', stderr);
+    cli_clean(text); /* names of files are whatever somebody made them */
+    fprintf(stderr, "moe-ep: %s\n", text);
     exit(code);
 }
 
@@ -122,9 +123,10 @@ static void *take(size_t bytes)
     return resize(NULL, bytes);
 }
 
-void cli_memory_start(void)
+void cli_start(void)
 {
     json_set_alloc_funcs(take, free);
+    (void)signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of write */
 }
 
 void *cli_alloc(size_t count, size_t size)
@@ -271,12 +273,46 @@ void cli_put_html(FILE *f, const char *text)
     }
 }
 
+/* Bytes of the UTF-8 character that begins here; 0 = none does. */
+static size_t character(const unsigned char *p)
+{
+    size_t n = *p < 0x80u                 ? 1
+               : *p < 0xc2u || *p > 0xf4u ? 0
+               : *p < 0xe0u               ? 2
+               : *p < 0xf0u               ? 3
+                                          : 4;
+    for (size_t i = 1; i < n; i++)
+        if ((p[i] & 0xc0u) != 0x80u) return 0;
+    if (n == 3 && ((*p == 0xe0u && p[1] < 0xa0u) || (*p == 0xedu && p[1] >= 0xa0u))) return 0;
+    if (n == 4 && ((*p == 0xf0u && p[1] < 0x90u) || (*p == 0xf4u && p[1] >= 0x90u))) return 0;
+    return n;
+}
+
+/* Whether a terminal would act on the character of n bytes: control characters, ends of lines, turns of direction. */
+static int acts(const unsigned char *p, size_t n)
+{
+    if (n == 1) return *p < 32u || *p == 127u;
+    if (n == 2) return *p == 0xc2u && p[1] < 0xa0u;
+    return n == 3 && *p == 0xe2u && ((p[1] == 0x80u && p[2] >= 0xa8u && p[2] <= 0xaeu) ||
+                                     (p[1] == 0x81u && p[2] >= 0xa6u && p[2] <= 0xa9u));
+}
+
+char *cli_clean(char *text)
+{
+    for (unsigned char *p = (unsigned char *)text; *p;) {
+        size_t n = character(p);
+        if (n == 0 || acts(p, n)) {
+            memset(p, '?', n > 0 ? n : 1);
+            n += n == 0;
+        }
+        p += n;
+    }
+    return text;
+}
+
 char *cli_printable(const char *text)
 {
-    char *copy = cli_strdup(text);
-    for (char *p = copy; *p; p++)
-        if ((unsigned char)*p < 32u || *p == 127) *p = '?';
-    return copy;
+    return cli_clean(cli_strdup(text));
 }
 
 char *cli_shell_word(const char *text)
@@ -304,6 +340,8 @@ int cli_errno_code(void)
     return errno == ENOMEM || errno == EMFILE || errno == ENFILE || errno == EIO ? CLI_INTERNAL : CLI_USAGE;
 }
 
+static void claim_input(const char *path, const struct stat *file);
+
 FILE *cli_open_input(const char *path)
 {
     struct stat info;
@@ -317,6 +355,7 @@ FILE *cli_open_input(const char *path)
         cli_die(CLI_USAGE, "%s: is not an ordinary file; inputs must be files, not pipes or devices", path);
     f = fopen(path, "rb");
     if (!f) cli_die(cli_errno_code(), "%s: %s", path, strerror(errno));
+    claim_input(path, &info);
     return f;
 }
 
@@ -376,6 +415,93 @@ void cli_text_end(cli_text *t)
         cli_die(CLI_INTERNAL, "out of memory (a text of %zu bytes)", t->length);
 }
 
+/* ---- files that are read, files that are written ------------------------------------------------------- */
+
+/* A file by what it is, and by the folder and the name in it, which also a file has that is not there yet. */
+typedef struct file_identity {
+    struct stat file, folder;
+    int is_there;
+    char name[256]; /* in its folder */
+} file_identity;
+
+enum { MOST_INPUTS = 4096 }; /* are remembered; nobody names as many by hand */
+static struct { dev_t dev; ino_t ino; } inputs[MOST_INPUTS];
+static file_identity outputs[CLI_MAX_TEMP];
+static int input_count, output_count;
+
+static file_identity identity_of(const char *path)
+{
+    file_identity id;
+    char *copy = cli_strdup(path), *again = cli_strdup(path);
+    memset(&id, 0, sizeof id);
+    id.is_there = stat(path, &id.file) == 0;
+    if (stat(dirname(copy), &id.folder) != 0) memset(&id.folder, 0, sizeof id.folder);
+    (void)snprintf(id.name, sizeof id.name, "%s", basename(again));
+    free(copy);
+    free(again);
+    return id;
+}
+
+static int same_node(const struct stat *a, dev_t dev, ino_t ino)
+{
+    return a->st_dev == dev && a->st_ino == ino;
+}
+
+static int same_file(const file_identity *a, const file_identity *b)
+{
+    if (a->is_there && b->is_there && same_node(&a->file, b->file.st_dev, b->file.st_ino)) return 1;
+    return same_node(&a->folder, b->folder.st_dev, b->folder.st_ino) && strcmp(a->name, b->name) == 0;
+}
+
+/* Writing over what is being read, or over another answer, is a slip of the hand. */
+static void claim_output(const char *path, const char *target)
+{
+    file_identity id = identity_of(target);
+    struct stat out;
+    for (int i = 0; i < input_count && id.is_there; i++)
+        if (same_node(&id.file, inputs[i].dev, inputs[i].ino))
+            cli_die(CLI_USAGE, "%s: is an input; it would be overwritten", path);
+    for (int i = 0; i < output_count; i++)
+        if (same_file(&id, &outputs[i]))
+            cli_die(CLI_USAGE, "%s: two outputs cannot go to one file; one would overwrite the other", path);
+    if (id.is_there && fstat(STDOUT_FILENO, &out) == 0 && same_node(&id.file, out.st_dev, out.st_ino))
+        cli_die(CLI_USAGE, "%s: is standard output, which holds the answer", path);
+    if (output_count == CLI_MAX_TEMP) cli_die(CLI_USAGE, "%s: more than %d files to write", path, CLI_MAX_TEMP);
+    outputs[output_count++] = id;
+}
+
+static void claim_input(const char *path, const struct stat *file)
+{
+    for (int i = 0; i < output_count; i++)
+        if (outputs[i].is_there && same_node(file, outputs[i].file.st_dev, outputs[i].file.st_ino))
+            cli_die(CLI_USAGE, "%s: is an input; it would be overwritten", path);
+    for (int i = 0; i < input_count; i++)
+        if (same_node(file, inputs[i].dev, inputs[i].ino)) return;
+    if (input_count == MOST_INPUTS) return;
+    inputs[input_count].dev = file->st_dev;
+    inputs[input_count++].ino = file->st_ino;
+}
+
+/* Where a path leads: a symbolic link is written through, not replaced. */
+static char *target_of(const char *path)
+{
+    char *at = cli_strdup(path);
+    struct stat info;
+    for (int links = 0; lstat(at, &info) == 0 && S_ISLNK(info.st_mode); links++) {
+        char to[4096], *copy, *next;
+        ssize_t n = readlink(at, to, sizeof to - 1);
+        if (n < 0 || links == 40)
+            cli_die(CLI_USAGE, "%s: cannot be written: %s", path, strerror(n < 0 ? errno : ELOOP));
+        to[n] = '\0';
+        copy = cli_strdup(at);
+        next = *to == '/' ? cli_strdup(to) : cli_format("%s/%s", dirname(copy), to);
+        free(copy);
+        free(at);
+        at = next;
+    }
+    return at;
+}
+
 /* ---- output files ------------------------------------------------------------------------------------ */
 
 void cli_out_open(cli_out *out, const char *path)
@@ -399,7 +525,9 @@ void cli_out_open(cli_out *out, const char *path)
         }
     }
     if (out->fd < 0) {
-        out->temp = cli_format("%s.XXXXXX", path);
+        out->target = cli_keep(target_of(path));
+        claim_output(path, out->target);
+        out->temp = cli_format("%s.XXXXXX", out->target);
         out->fd = mkostemp(out->temp, O_CLOEXEC);
         if (out->fd < 0) {
             const char *why = strerror(errno);
@@ -435,12 +563,23 @@ static void sync_folder(const char *path)
     free(copy);
 }
 
+void cli_flush(void)
+{
+    if (fflush(stdout) != 0 || ferror(stdout)) cli_die(CLI_INTERNAL, "standard output: %s", strerror(errno));
+}
+
+void cli_help(const char *text)
+{
+    fputs(text, stdout);
+    cli_flush();
+    exit(CLI_OK);
+}
+
 void cli_out_commit(cli_out *out)
 {
     mode_t mask;
     if (out->stream == stdout) {
-        if (fflush(stdout) != 0 || ferror(stdout))
-            cli_die(CLI_INTERNAL, "standard output: %s", strerror(errno));
+        cli_flush();
         return;
     }
     cli_text_end(&out->text);
@@ -453,9 +592,8 @@ void cli_out_commit(cli_out *out)
     }
     if (close(out->fd) != 0) cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
     if (out->temp) {
-        if (rename(out->temp, out->path) != 0)
-            cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
-        sync_folder(out->path);
+        if (rename(out->temp, out->target) != 0) cli_die(CLI_INTERNAL, "%s: %s", out->path, strerror(errno));
+        sync_folder(out->target);
         forget(out->temp);
         free(out->temp);
     }

@@ -12,14 +12,14 @@
 
 enum { CLI_OK = 0, CLI_INTERNAL = 1, CLI_USAGE = 2 }; /* exit codes */
 
-/* Prints "moe-ep: ..." on stderr, removes unfinished output files and leaves with the exit code. */
+/* Prints "moe-ep: ..." as one clean line on stderr, removes unfinished output files and leaves with the exit code. */
 void cli_die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 
 /* Leaves unless the status is OK; what names the thing that was being worked out. */
 void cli_check(moe_ep_status status, const moe_ep_error *err, const char *what);
 
 /* Memory that is refused ends the program with one line: what it would have left out of an answer is not shown. */
-void cli_memory_start(void); /* the same for jansson; first of all */
+void cli_start(void); /* the same for jansson, and signals; first of all */
 void *cli_alloc(size_t count, size_t size); /* zeroed; never NULL */
 char *cli_strdup(const char *s);
 char *cli_keep(char *text); /* frees the text at the end of the program; returns it */
@@ -56,9 +56,11 @@ void cli_text_open(cli_text *t);
 void cli_text_end(cli_text *t); /* leaves unless all that was written is there */
 
 /* An output that appears whole or not at all: written in memory, then to a temporary file beside the
- * target, synced and renamed.  Opening checks that the target can be written before long work starts. */
+ * target, synced and renamed.  Opening checks that the target can be written before long work starts, and that it is
+ * neither an input nor another output. */
 typedef struct cli_out {
     const char *path;
+    const char *target; /* where the path leads */
     char *temp;
     FILE *stream; /* write here */
     cli_text text;
@@ -67,10 +69,16 @@ typedef struct cli_out {
 
 void cli_out_open(cli_out *out, const char *path); /* "-" is stdout */
 void cli_out_commit(cli_out *out);
+/* Ends what goes to standard output; leaves with a message where it cannot be written. */
+void cli_flush(void);
+/* Prints a help text and leaves. */
+void cli_help(const char *text) __attribute__((noreturn));
 
 /* Writes text with &, <, > and quotes made safe for HTML, control characters dropped. */
 void cli_put_html(FILE *f, const char *text);
-/* Copy of a file name or label that is safe to print on a terminal: no control characters. */
+/* Puts question marks for what is no text in UTF-8 and for what a terminal would act on; returns the text. */
+char *cli_clean(char *text);
+/* Clean copy of a file name or label. */
 char *cli_printable(const char *text);
 
 /* Text as one word of a shell command; malloc'd. */

@@ -374,7 +374,7 @@ int cli_copies_main(int argc, char **argv)
     common.screen.color = "auto";
     c.policy = MOE_EP_PLACE_BEST;
     c.setup.target = 1.05;
-    while ((option = getopt_long(argc, argv, "", copies_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, copies_long, NULL)) != -1)
         take_option(&c, &common, option, optarg);
     if (c.setup.devices == 0 && optind < argc) cli_die(CLI_USAGE, "--devices is needed");
     cli_open_page(&common, &page, argc, argv, optind);

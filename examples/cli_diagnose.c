@@ -353,7 +353,7 @@ int cli_diagnose_main(int argc, char **argv)
     moe_ep_diagnose_thresholds(&g.desc);
     g.setup.target = g.desc.target_imbalance;
     g.setup.min_gain = g.desc.min_gain;
-    while ((option = getopt_long(argc, argv, "", diagnose_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, diagnose_long, NULL)) != -1)
         take_option(&g, &common, &exit_code, option, optarg);
     cli_open_page(&common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);

@@ -354,23 +354,25 @@ int cli_drops_main(int argc, char **argv)
     char *left_out;
     const char *weights = NULL;
     int64_t step = 0, capacity = 0;
+    double factor = 0.0;
     int option;
     memset(&o, 0, sizeof o);
     memset(&d, 0, sizeof d);
     o.screen.color = "auto";
-    d.factor = 1.25;
-    while ((option = getopt_long(argc, argv, "", drops_long, NULL)) != -1) {
+    while ((option = cli_option(argc, argv, drops_long, NULL)) != -1) {
         if (option == O_FACTOR)
-            d.factor = cli_option_number("capacity-factor", optarg, 1e-6, 1e6);
+            factor = cli_option_number("capacity-factor", optarg, 1e-6, 1e6);
         else if (option == O_CAPACITY)
             capacity = cli_option_count("capacity", optarg, 1, INT32_MAX);
         else if (option == O_WEIGHTS)
             weights = optarg;
         else if (option == O_STEP)
             step = cli_option_count("tokens", optarg, 1, 1 << 30);
-        else if (!cli_common_option(&o, option, optarg, drops_help))
-            cli_bad_option();
+        else
+            (void)cli_common_option(&o, option, optarg, drops_help);
     }
+    if (capacity > 0 && factor > 0.0) cli_die(CLI_USAGE, "--capacity and --capacity-factor: one of them");
+    d.factor = factor > 0.0 ? factor : 1.25;
     refuse_page(&o);
     cli_open_page(&o, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &o.read, 0, &left_out);

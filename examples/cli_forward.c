@@ -8,6 +8,7 @@
 
 #include <getopt.h>
 #include <math.h>
+#include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -88,14 +89,11 @@ typedef struct forward {
 
 static void take_tokens(forward *f, const char *value)
 {
-    char *copy = cli_strdup(value), *rest = NULL;
-    f->batches = 0;
-    for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
-        if (f->batches == MOST_BATCHES) cli_die(CLI_USAGE, "--tokens: at most %d batch sizes", MOST_BATCHES);
-        f->tokens[f->batches++] = cli_option_count("tokens", word, 1, MOST_TOKENS);
-    }
-    free(copy);
-    if (f->batches == 0) cli_die(CLI_USAGE, "--tokens: no number");
+    char **list = cli_list("tokens", value);
+    if (arrlen(list) > MOST_BATCHES) cli_die(CLI_USAGE, "--tokens: at most %d batch sizes", MOST_BATCHES);
+    f->batches = (int)arrlen(list);
+    for (int i = 0; i < f->batches; i++) f->tokens[i] = cli_option_count("tokens", list[i], 1, MOST_TOKENS);
+    arrfree(list);
 }
 
 static void take_type(forward *f, const char *value)
@@ -448,10 +446,7 @@ int cli_forward_main(int argc, char **argv)
     f.check = 2;
     f.seed = 42;
     for (int64_t t = 1; t <= 256; t *= t < 16 ? 16 : 4) f.tokens[f.batches++] = t;
-    while ((option = getopt_long(argc, argv, "h", forward_long, NULL)) != -1) {
-        if (option == '?') cli_bad_option();
-        take_option(&f, &common, option == 'h' ? CLI_O_HELP : option, optarg);
-    }
+    while ((option = cli_option(argc, argv, forward_long, NULL)) != -1) take_option(&f, &common, option, optarg);
     if (optind < argc) cli_die(CLI_USAGE, "forward reads no input: %s", cli_printable(argv[optind]));
     if (common.html || common.read.only || common.read.as_counts || common.read.layers_first)
         cli_die(CLI_USAGE, "forward has no --html, --only, --counts or --layers-first");

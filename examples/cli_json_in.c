@@ -21,7 +21,7 @@ static double *load_list(const char *path, int64_t line, json_t *array, const ch
         if (!json_is_number(item) || !cli_is_load(json_number_value(item))) {
             char *place = line > 0 ? cli_format("%s:%lld: %s[%zu]", path, (long long)line, where, i)
                                    : cli_format("%s: %s[%zu]", path, where, i);
-            if (!json_is_number(item)) cli_die(CLI_USAGE, "%s is not a number", place);
+            if (!json_is_number(item)) cli_die(CLI_USAGE, "%s is not a number: %s", place, cli_json_shown(item));
             cli_check_load(json_number_value(item), place);
         }
         arrput(loads, json_number_value(item));
@@ -131,7 +131,7 @@ void cli_read_json(cli_trace **list, const char *path, const cli_read_options *o
             if (!cli_stream_find(s, key[i])) continue;
             found = 1;
             read_matrix(s, key[i], rows);
-            cli_stream_rest(s);
+            cli_stream_rest(s, key[i]);
         }
         numbered = !found;
         if (numbered) read_layers(s, rows);
@@ -162,7 +162,8 @@ static int64_t line_integer(const line_reader *r, json_t *object, const char *ke
     json_t *v = json_object_get(object, key);
     if (!v) return 0;
     if (!json_is_integer(v) || json_integer_value(v) < 0)
-        cli_die(CLI_USAGE, "%s:%lld: \"%s\" is not a whole number from 0", r->path, (long long)r->line, key);
+        cli_die(CLI_USAGE, "%s:%lld: \"%s\" is not a whole number from 0: %s", r->path, (long long)r->line, key,
+                cli_json_shown(v));
     return json_integer_value(v);
 }
 
@@ -178,8 +179,8 @@ static void take_id(line_reader *r, json_t *item, size_t token, size_t choice)
     json_int_t v = json_is_integer(item) ? json_integer_value(item) : -2;
     int32_t experts = r->options->experts;
     if (v < -1 || v >= MAX_EXPERTS)
-        cli_die(CLI_USAGE, "%s:%lld: ids[%zu][%zu] is no expert id (0.. or -1 for none)", r->path,
-                (long long)r->line, token, choice);
+        cli_die(CLI_USAGE, "%s:%lld: ids[%zu][%zu] is no expert id: %s (0 to %d, or -1 for none)", r->path,
+                (long long)r->line, token, choice, cli_json_shown(item), MAX_EXPERTS - 1);
     if (experts > 0 && v >= experts)
         cli_die(CLI_USAGE, "%s:%lld: expert id %lld, but there are %d experts", r->path, (long long)r->line,
                 (long long)v, experts);
@@ -212,6 +213,10 @@ static void take_line(line_reader *r, json_t *object)
                    0};
     if (!ids && !counts)
         cli_die(CLI_USAGE, "%s:%lld: neither \"ids\" nor \"counts\"", r->path, (long long)r->line);
+    if (ids && counts)
+        cli_die(CLI_USAGE, "%s:%lld: both \"ids\" and \"counts\": one of them", r->path, (long long)r->line);
+    if (json_object_get(object, "ids") && json_object_get(object, "topk_ids"))
+        cli_die(CLI_USAGE, "%s:%lld: both \"ids\" and \"topk_ids\": one of them", r->path, (long long)r->line);
     if (ids ? r->any_counts : r->any_ids)
         cli_die(CLI_USAGE, "%s: some lines hold ids and others counts", r->path);
     if (!r->rows) r->rows = cli_rows_new(r->path, r->options, ids ? CLI_ROWS_GROW : CLI_ROWS_EQUAL);
@@ -236,16 +241,11 @@ static void take_line(line_reader *r, json_t *object)
 /* The next line that is not blank; NULL = the end. */
 static json_t *next_line(FILE *f, char **text, size_t *room, const char *path, int64_t *line)
 {
-    json_error_t e;
-    json_t *object;
-    while (cli_getline(text, room, f, path) >= 0) {
-        ++*line;
-        if ((*text)[strspn(*text, " \t\r\n")] == '\0') continue;
-        object = json_loads(*text, 0, &e);
-        if (!object) cli_die(CLI_USAGE, "%s:%lld: %s", path, (long long)*line, cli_printable(e.text));
-        return object;
-    }
-    return NULL;
+    json_t *object = NULL;
+    ssize_t n;
+    while (!object && (n = cli_getline(text, room, f, path)) >= 0)
+        object = cli_json_line(path, ++*line, *text, (size_t)n);
+    return object;
 }
 
 /* Reads again for the first line whose step has another number of tokens elsewhere, and leaves. */

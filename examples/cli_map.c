@@ -103,7 +103,7 @@ static void add_map_row(cli_stream *s, cli_map *m, int32_t **slots)
     json_array_foreach(row, i, item)
     {
         char *where = cli_format("%s: %s[%d][%zu]", s->path, map_key, m->layers, i);
-        if (!json_is_integer(item)) cli_die(CLI_USAGE, "%s is not a whole number", where);
+        if (!json_is_integer(item)) cli_die(CLI_USAGE, "%s is not a whole number: %s", where, cli_json_shown(item));
         arrput(*slots, expert_id(json_integer_value(item), where));
         free(where);
     }
@@ -128,7 +128,7 @@ static cli_map read_json_map(const char *path)
             cli_die(CLI_USAGE, "%s: has no \"%s\": [layer][slot]", path, map_key);
         add_map_row(s, &read, &slots);
     }
-    cli_stream_rest(s);
+    cli_stream_rest(s, map_key);
     cli_stream_close(s);
     free(s);
     (void)fclose(f);
@@ -150,9 +150,12 @@ static const char *const column_name[COLUMNS] = {"layer", "device", "slot", "exp
 /* Splits a line at commas; blanks around a field do not count. */
 static char **split(char *line)
 {
-    char **fields = NULL, *save = NULL;
-    for (char *at = strtok_r(line, ",", &save); at; at = strtok_r(NULL, ",", &save)) {
-        char *end = at + strlen(at);
+    char **fields = NULL;
+    for (char *at = line, *rest; at; at = rest) {
+        char *end;
+        rest = strchr(at, ',');
+        if (rest) *rest++ = '\0';
+        end = at + strlen(at);
         at += strspn(at, " \t\r\n\"");
         while (end > at && strchr(" \t\r\n\"", end[-1])) *--end = '\0';
         arrput(fields, at);
@@ -182,8 +185,8 @@ static slot_line read_slot_line(const char *path, int64_t line, char **fields, c
         const char *text = at[c] < arrlen(fields) ? fields[at[c]] : "";
         int64_t most = c == SLOT ? MOST_SLOTS - 1 : MOST_LAYERS - 1;
         if (!cli_parse_i64(text, &v[c]) || v[c] < (c == EXPERT ? -1 : 0) || v[c] > most)
-            cli_die(CLI_USAGE, "%s:%lld: %s \"%s\" is not a whole number from %d", path,
-                    (long long)line, column_name[c], cli_printable(text), c == EXPERT ? -1 : 0);
+            cli_die(CLI_USAGE, "%s:%lld: %s \"%.40s\" is not a whole number from %d to %lld", path, (long long)line,
+                    column_name[c], text, c == EXPERT ? -1 : 0, (long long)most);
     }
     return (slot_line){v[LAYER], v[DEVICE], v[SLOT], v[EXPERT], line};
 }
@@ -195,8 +198,11 @@ static slot_line *read_slot_lines(const char *path)
     size_t room = 0;
     ptrdiff_t at[COLUMNS];
     FILE *f = cli_open_input(path);
-    for (int64_t line = 1; cli_getline(&text, &room, f, path) >= 0; line++) {
+    ssize_t n;
+    for (int64_t line = 1; (n = cli_getline(&text, &room, f, path)) >= 0; line++) {
         char **fields;
+        if (strlen(text) != (size_t)n)
+            cli_die(CLI_USAGE, "%s:%lld: holds a zero byte: not a text file", path, (long long)line);
         if (text[strspn(text, " \t\r\n")] == '\0') continue;
         fields = split(text);
         if (line == 1)

@@ -13,23 +13,28 @@
 
 enum { MAX_HEADER = 65536, BATCH = 65536 };
 
-/* Text after 'key': in the header dictionary, or NULL. */
-static const char *dict_value(const char *dict, const char *key)
+/* Where "'key':" ends in the text, blanks behind it skipped; NULL = it is not there. */
+static const char *after_key(const char *dict, const char *key)
 {
-    char quoted[40];
-    const char *at;
-    for (int q = 0; q < 2; q++) {
-        (void)snprintf(quoted, sizeof quoted, "%c%s%c", q ? '"' : '\'', key, q ? '"' : '\'');
-        at = strstr(dict, quoted);
-        if (!at) continue;
-        at += strlen(quoted);
-        while (isspace((unsigned char)*at)) at++;
-        if (*at != ':') return NULL;
-        at++;
-        while (isspace((unsigned char)*at)) at++;
-        return at;
+    for (const char *at = dict; (at = strpbrk(at, "'\"")); at++) {
+        const char *end = at + 1 + strlen(key);
+        if (strncmp(at + 1, key, strlen(key)) != 0 || *end != *at) continue;
+        end++;
+        while (isspace((unsigned char)*end)) end++;
+        if (*end != ':') continue;
+        end++;
+        while (isspace((unsigned char)*end)) end++;
+        return end;
     }
     return NULL;
+}
+
+/* Text after 'key': in the header dictionary, or NULL. */
+static const char *dict_value(const cli_npy *a, const char *dict, const char *key)
+{
+    const char *at = after_key(dict, key);
+    if (at && after_key(at, key)) cli_die(CLI_USAGE, "%s: the .npy header has '%s' twice", a->path, key);
+    return at;
 }
 
 static void read_descr(cli_npy *a, const char *at)
@@ -130,9 +135,10 @@ void cli_npy_open(cli_npy *a, const char *path)
     dict = cli_alloc(header_bytes + 1, 1);
     if (fread(dict, 1, header_bytes, a->file) != header_bytes)
         cli_die(CLI_USAGE, "%s: truncated inside the .npy header", path);
-    read_descr(a, dict_value(dict, "descr"));
-    read_shape(a, dict_value(dict, "shape"));
-    read_order(a, dict_value(dict, "fortran_order"));
+    if (memchr(dict, '\0', header_bytes)) cli_die(CLI_USAGE, "%s: the .npy header holds a zero byte", path);
+    read_descr(a, dict_value(a, dict, "descr"));
+    read_shape(a, dict_value(a, dict, "shape"));
+    read_order(a, dict_value(a, dict, "fortran_order"));
     free(dict);
     have = (int64_t)info.st_size - (int64_t)(lead_bytes + header_bytes);
     want = a->count * a->size;
@@ -270,8 +276,7 @@ void cli_npy_read_double(cli_npy *a, double *out, int64_t n)
     free(buf);
 }
 
-void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, const void *data,
-                   size_t bytes)
+void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, const void *data, size_t n_elements)
 {
     char dict[256];
     size_t n = (size_t)snprintf(dict, sizeof dict,
@@ -286,5 +291,9 @@ void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, c
     fputc((int)(n & 255u), f);
     fputc((int)(n >> 8), f);
     (void)fwrite(dict, 1, n, f);
-    (void)fwrite(data, 1, bytes, f);
+    for (size_t i = 0; i < n_elements; i++) { /* the lowest byte first, whatever this machine does */
+        uint32_t v;
+        memcpy(&v, (const unsigned char *)data + 4 * i, 4);
+        for (int shift = 0; shift < 32; shift += 8) fputc((int)(v >> shift & 255u), f);
+    }
 }

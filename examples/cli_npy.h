@@ -31,7 +31,7 @@ void cli_npy_read_i32(cli_npy *a, int32_t *out, int64_t n);
 /* Next n elements as numbers. */
 void cli_npy_read_double(cli_npy *a, double *out, int64_t n);
 
-/* Writes a whole C-order array; descr "<i4" or "<f4" and data in this machine's order. */
-void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, const void *data, size_t bytes);
+/* Writes a whole C-order array of n elements; descr "<i4" or "<f4", the data int32_t or float. */
+void cli_npy_write(FILE *f, const char *descr, int ndim, const int64_t *shape, const void *data, size_t n_elements);
 
 #endif

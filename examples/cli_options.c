@@ -10,10 +10,45 @@
 
 const char *cli_command = "";
 
-void cli_bad_option(void)
+enum { MOST_OPTIONS = 64 }; /* of one command */
+
+static const char *name_of(const struct option *list, int value)
 {
-    fprintf(stderr, "moe-ep %s --help lists the options\n", cli_command);
-    exit(CLI_USAGE);
+    while (list->name && list->val != value) list++;
+    return list->name;
+}
+
+/* What getopt found wrong, in one line. */
+static void refuse_option(int option, const char *word, const struct option *list)
+{
+    const char *name = optopt >= 256 ? name_of(list, optopt) : NULL;
+    int alike = 0;
+    for (const struct option *o = list; o->name && !name && strncmp(word, "--", 2) == 0; o++)
+        alike += strncmp(o->name, word + 2, strcspn(word + 2, "=")) == 0;
+    if (name && option == ':')
+        cli_die(CLI_USAGE, "%s: option '--%s' needs a value; moe-ep %s --help lists the options", cli_command, name,
+                cli_command);
+    if (name)
+        cli_die(CLI_USAGE, "%s: option '--%s' takes no value; moe-ep %s --help lists the options", cli_command, name,
+                cli_command);
+    if (optopt > 0 && strncmp(word, "--", 2) != 0)
+        cli_die(CLI_USAGE, "%s: unrecognized option '-%c'; moe-ep %s --help lists the options", cli_command, optopt,
+                cli_command);
+    cli_die(CLI_USAGE, "%s: %s option '%s'; moe-ep %s --help lists the options", cli_command,
+            alike > 1 ? "ambiguous" : "unrecognized", word, cli_command);
+}
+
+int cli_option(int argc, char **argv, const struct option *list, const char *several)
+{
+    static unsigned char given[MOST_OPTIONS];
+    int at = -1, option;
+    opterr = 0;
+    option = getopt_long(argc, argv, ":h", list, &at);
+    if (option == '?' || option == ':') refuse_option(option, argv[optind - 1], list);
+    if (option == 'h') return optarg = NULL, CLI_O_HELP;
+    if (option == -1 || list[at].has_arg == 0 || (several && strcmp(list[at].name, several) == 0)) return option;
+    if (given[at]++) cli_die(CLI_USAGE, "--%s is given twice; it takes one value", list[at].name);
+    return option;
 }
 
 void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots)
@@ -71,7 +106,7 @@ cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options 
     return list;
 }
 
-/* Writing over what is being read is a slip of the hand. */
+/* cli_out_open and cli_open_input see it too, but later. */
 void cli_refuse_overwriting(const char *output, int argc, char **argv, int from)
 {
     struct stat out, in;
@@ -79,6 +114,26 @@ void cli_refuse_overwriting(const char *output, int argc, char **argv, int from)
     for (int i = from; i < argc; i++)
         if (stat(argv[i], &in) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
             cli_die(CLI_USAGE, "%s: is an input; it would be overwritten", output);
+}
+
+void cli_refuse_stdout(const char *option, const char *path)
+{
+    if (path && strcmp(path, "-") == 0)
+        cli_die(CLI_USAGE, "--%s -: a file is needed; standard output holds the answer", option);
+}
+
+char **cli_list(const char *option, const char *text)
+{
+    char **list = NULL, *at = cli_keep(cli_strdup(text));
+    if (!*text) cli_die(CLI_USAGE, "--%s: a value is needed", option);
+    while (at) {
+        char *end = strchr(at, ',');
+        if (end) *end++ = '\0';
+        arrput(list, at);
+        if (!*at) cli_die(CLI_USAGE, "--%s %s: nothing stands %s a comma", option, text, end ? "before" : "behind");
+        at = end;
+    }
+    return list;
 }
 
 int cli_take_number(const cli_number_option *list, size_t n, void *target, int option, const char *value)
@@ -144,17 +199,21 @@ static void refuse_two_on_stdout(const cli_common *o)
 {
     if (o->json && o->html && strcmp(o->html, "-") == 0)
         cli_die(CLI_USAGE, "--html - and --json cannot both go to standard output");
+    if (o->json && o->form && strcmp(o->form, "json") != 0)
+        cli_die(CLI_USAGE, "--json and --format %s: one of them", o->form);
+    if (o->form && o->html && strcmp(o->html, "-") == 0 && strcmp(o->form, "html") != 0)
+        cli_die(CLI_USAGE, "--html - and --format %s cannot both go to standard output", o->form);
 }
 
 /* text, json and html are other names for what there was before. */
 static void take_format(cli_common *o, const char *value)
 {
-    o->format = NULL;
-    o->json = strcmp(value, "json") == 0;
+    o->form = value;
+    o->json |= strcmp(value, "json") == 0;
     if (strcmp(value, "html") == 0 && !o->html) o->html = "-";
     if (strcmp(value, "csv") == 0 || strcmp(value, "svg") == 0)
         o->format = value;
-    else if (!o->json && strcmp(value, "html") != 0 && strcmp(value, "text") != 0)
+    else if (strcmp(value, "json") != 0 && strcmp(value, "html") != 0 && strcmp(value, "text") != 0)
         cli_die(CLI_USAGE, "--format %s: text, json, csv, html or svg", cli_printable(value));
     refuse_two_on_stdout(o);
 }
@@ -198,10 +257,7 @@ int cli_common_option(cli_common *o, int option, const char *value, const char *
         o->screen.color = value;
         return 1;
     case CLI_O_HELP:
-        fputs(help, stdout);
-        exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
-    case '?':
-        cli_bad_option();
+        cli_help(help);
     default:
         return 0;
     }

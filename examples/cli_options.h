@@ -8,6 +8,8 @@
 #include "cli_screen.h"
 #include "cli_setup.h"
 
+#include <getopt.h>
+
 /* Values from 1024 on; a command numbers its own options from 256. */
 enum {
     CLI_O_EXPERTS = 1024,
@@ -65,6 +67,7 @@ typedef struct cli_common {
     const char *html;
     int json;
     const char *format; /* "csv" or "svg", NULL = what the others say */
+    const char *form;   /* what --format was given, NULL = nothing    */
 } cli_common;
 
 /* Takes an option that all commands, or all that know a machine, share.  0 = it is none of them. */
@@ -73,8 +76,11 @@ int cli_setup_option(cli_setup *s, int option, const char *value);
 
 /* The command that runs, for messages. */
 extern const char *cli_command;
-/* Leaves after getopt has said which option is wrong. */
-void cli_bad_option(void) __attribute__((noreturn));
+/* The next option of the table as getopt_long gives it, -h as --help; -1 = the last is taken.  Leaves at one that is
+ * none, and at a second value of any but the one that may have several (NULL = none may). */
+int cli_option(int argc, char **argv, const struct option *list, const char *several);
+/* The texts between the commas, stb_ds, kept to the end of the program; leaves where there is none. */
+char **cli_list(const char *option, const char *text);
 
 /* Leaves when the planner wants as many slots on every device and the shape has not. */
 void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots);
@@ -101,6 +107,8 @@ cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options 
 
 /* Leaves when the output is one of the inputs. */
 void cli_refuse_overwriting(const char *output, int argc, char **argv, int from);
+/* Leaves when a further output is to go where the answer goes; the path may be NULL. */
+void cli_refuse_stdout(const char *option, const char *path);
 
 /* The three forms of an answer. */
 typedef struct cli_writers {

@@ -98,21 +98,18 @@ static const policy *find_policy(const char *name)
 
 static void take_dead(cli_place *r, const char *value)
 {
-    char *copy = cli_strdup(value), *save = NULL;
-    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save))
-        arrput(r->dead, (int32_t)cli_option_count("dead", at, 0, 65535));
-    if (!r->dead) cli_die(CLI_USAGE, "--dead: numbers of devices are needed");
-    free(copy);
+    char **list = cli_list("dead", value);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++)
+        arrput(r->dead, (int32_t)cli_option_count("dead", list[i], 0, 65535));
+    arrfree(list);
 }
 
 static void take_speeds(cli_place *r, const char *value)
 {
-    char *copy = cli_strdup(value), *save = NULL;
-    arrsetlen(r->speeds, 0);
-    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save))
-        arrput(r->speeds, cli_option_number("speeds", at, 1e-6, 1e6));
-    if (arrlen(r->speeds) == 0) cli_die(CLI_USAGE, "--speeds: a number for each device is needed");
-    free(copy);
+    char **list = cli_list("speeds", value);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++)
+        arrput(r->speeds, cli_option_number("speeds", list[i], 1e-6, 1e6));
+    arrfree(list);
 }
 
 static void take_option(cli_place *r, place_options *o, int option, const char *value)
@@ -168,9 +165,6 @@ static void check_options(const cli_place *r, const place_options *o)
         if (r->dead[i] >= r->setup.devices)
             cli_die(CLI_USAGE, "--dead %d: there are only %d devices (0..%d)", r->dead[i], r->setup.devices,
                     r->setup.devices - 1);
-    for (ptrdiff_t i = 0; i < arrlen(r->out); i++)
-        if (o->common.html && strcmp(o->common.html, r->out[i]) == 0)
-            cli_die(CLI_USAGE, "--html and --out both name %s", cli_keep(cli_printable(r->out[i])));
 }
 
 /* ---- what is planned ----------------------------------------------------------------------------------- */
@@ -252,6 +246,7 @@ static void settle(cli_place *r, const policy *by)
 {
     int32_t E = r->d.num_experts, D = r->setup.devices, groups = r->setup.groups > 0 ? r->setup.groups : 1;
     cli_setup_layout(&r->setup);
+    cli_setup_groups(&r->setup, E);
     r->d.num_groups = r->setup.groups;
     r->d.eplb_mode = by->mode;
     if (by->mode == MOE_EP_EPLB_HIERARCHICAL && groups % r->setup.nodes != 0)
@@ -536,7 +531,7 @@ int cli_place_main(int argc, char **argv)
     r.off_node = -1.0;
     o.policy = &policies[0];
     o.common.screen.color = "auto";
-    while ((option = getopt_long(argc, argv, "", place_long, NULL)) != -1) take_option(&r, &o, option, optarg);
+    while ((option = cli_option(argc, argv, place_long, "out")) != -1) take_option(&r, &o, option, optarg);
     check_options(&r, &o);
     open_maps(&r, argc, argv);
     cli_open_page(&o.common, &page, argc, argv, optind);

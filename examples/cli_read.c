@@ -69,7 +69,7 @@ cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t lay
     memset(&t, 0, sizeof t);
     check_sizes(path, steps, layers, experts);
     t.path = cli_strdup(path);
-    t.name = name;
+    t.name = cli_clean(name);
     t.steps = (int32_t)steps;
     t.layers = (int32_t)layers;
     t.experts = (int32_t)experts;

@@ -69,11 +69,10 @@ typedef struct rebalance_files {
 
 static void take_dead(cli_rebalance *r, const char *value)
 {
-    char *copy = cli_strdup(value), *save = NULL;
-    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save))
-        arrput(r->dead, (int32_t)cli_option_count("dead", at, 0, 65535));
-    if (!r->dead) cli_die(CLI_USAGE, "--dead: numbers of devices are needed");
-    free(copy);
+    char **list = cli_list("dead", value);
+    for (ptrdiff_t i = 0; i < arrlen(list); i++)
+        arrput(r->dead, (int32_t)cli_option_count("dead", list[i], 0, 65535));
+    arrfree(list);
 }
 
 static void take_option(cli_rebalance *r, cli_common *common, rebalance_files *files, int option,
@@ -571,8 +570,9 @@ int cli_rebalance_main(int argc, char **argv)
     memset(&common, 0, sizeof common);
     memset(&files, 0, sizeof files);
     common.screen.color = "auto";
-    while ((option = getopt_long(argc, argv, "", rebalance_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, rebalance_long, "out")) != -1)
         take_option(&r, &common, &files, option, optarg);
+    cli_refuse_stdout("moves-out", files.moves);
     from = optind;
     if (from < argc && cli_map_is(argv[from])) r.current = argv[from++];
     list = cli_read_all(argc, argv, from, &common.read, 0, &left_out);

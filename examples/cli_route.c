@@ -31,14 +31,14 @@ typedef struct route_options {
     int32_t top_k, layer;
 } route_options;
 
-enum { O_ROUTER = 256, O_TOPK, O_GATE, O_BIAS, O_IDS, O_WEIGHTS, O_COMPARE, O_LAYER, O_HELP };
+enum { O_ROUTER = 256, O_TOPK, O_GATE, O_BIAS, O_IDS, O_WEIGHTS, O_COMPARE, O_LAYER };
 
 static const struct option route_long[] = {
     {"router", 1, NULL, O_ROUTER},   {"topk", 1, NULL, O_TOPK},
     {"gate", 1, NULL, O_GATE},       {"bias", 1, NULL, O_BIAS},
     {"ids", 1, NULL, O_IDS},         {"weights", 1, NULL, O_WEIGHTS},
     {"compare", 1, NULL, O_COMPARE}, {"layer", 1, NULL, O_LAYER},
-    {"help", 0, NULL, O_HELP},       {NULL, 0, NULL, 0}};
+    {"help", 0, NULL, CLI_O_HELP},   {NULL, 0, NULL, 0}};
 
 static void take_option(route_options *o, int option, const char *value)
 {
@@ -67,11 +67,8 @@ static void take_option(route_options *o, int option, const char *value)
     case O_LAYER:
         o->layer = (int32_t)cli_option_count("layer", value, 0, 65535);
         break;
-    case O_HELP:
-        fputs(route_help, stdout);
-        exit(fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL);
     default:
-        cli_bad_option();
+        cli_help(route_help);
     }
 }
 
@@ -131,26 +128,23 @@ static table read_logits(const route_options *o, const char *input)
 }
 
 /* Writes (rows, K) numbers as .npy or .csv. */
-static void write_table(const char *path, int64_t rows, int32_t K, const int32_t *ids,
-                        const float *weights)
+static void write_table(cli_out *out, int64_t rows, int32_t K, const int32_t *ids, const float *weights)
 {
-    cli_out out;
     int64_t shape[2] = {rows, K};
-    size_t n = strlen(path);
-    cli_out_open(&out, path);
-    if (n > 4 && strcasecmp(path + n - 4, ".csv") == 0) {
+    size_t n = strlen(out->path);
+    if (n > 4 && strcasecmp(out->path + n - 4, ".csv") == 0) {
         for (int64_t i = 0; i < rows * K; i++) {
             if (ids)
-                fprintf(out.stream, "%d", ids[i]);
+                fprintf(out->stream, "%d", ids[i]);
             else
-                fprintf(out.stream, "%.9g", (double)weights[i]);
-            fputc(i % K == K - 1 ? '\n' : ',', out.stream);
+                fprintf(out->stream, "%.9g", (double)weights[i]);
+            fputc(i % K == K - 1 ? '\n' : ',', out->stream);
         }
     } else {
-        cli_npy_write(out.stream, ids ? "<i4" : "<f4", 2, shape,
-                      ids ? (const void *)ids : (const void *)weights, (size_t)(rows * K) * 4);
+        cli_npy_write(out->stream, ids ? "<i4" : "<f4", 2, shape, ids ? (const void *)ids : (const void *)weights,
+                      (size_t)(rows * K));
     }
-    cli_out_commit(&out);
+    cli_out_commit(out);
 }
 
 static int is_in(const int32_t *list, int32_t n, int32_t id)
@@ -198,17 +192,21 @@ int cli_route_main(int argc, char **argv)
     moe_ep_router router;
     moe_ep_error err;
     table logits, bias = {NULL, 0, 0};
-    cli_out text;
+    cli_out text, ids_file, weights_file;
     int64_t *loads;
     int32_t *ids, E;
     float *weights;
     int option;
     memset(&o, 0, sizeof o);
-    while ((option = getopt_long(argc, argv, "", route_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, route_long, NULL)) != -1)
         take_option(&o, option, optarg);
     if (optind + 1 != argc)
         cli_die(CLI_USAGE, "route takes one input; moe-ep route --help tells more");
     if (!o.router || o.top_k == 0) cli_die(CLI_USAGE, "--router and --topk are needed");
+    cli_refuse_stdout("ids", o.ids);
+    cli_refuse_stdout("weights", o.weights);
+    if (o.ids) cli_out_open(&ids_file, o.ids);
+    if (o.weights) cli_out_open(&weights_file, o.weights);
     logits = read_logits(&o, argv[optind]);
     E = (int32_t)logits.columns;
     if (moe_ep_router_by_name(o.router, E, o.top_k, &router, &err) != MOE_EP_OK) {
@@ -231,12 +229,12 @@ int cli_route_main(int argc, char **argv)
               argv[optind]);
     cli_check(moe_ep_expert_loads(ids, logits.rows * o.top_k, E, loads, NULL, &err), &err,
               argv[optind]);
-    if (o.ids) write_table(o.ids, logits.rows, o.top_k, ids, NULL);
-    if (o.weights) write_table(o.weights, logits.rows, o.top_k, NULL, weights);
     cli_out_open(&text, "-");
     fprintf(text.stream, "%s tokens, %d experts, top-%d, router %s: expert max/mean %.3f\n",
             cli_count((double)logits.rows), E, o.top_k, o.router, moe_ep_imbalance(loads, E, &err));
     if (o.compare) compare(&o, ids, logits.rows, text.stream);
+    if (o.ids) write_table(&ids_file, logits.rows, o.top_k, ids, NULL);
+    if (o.weights) write_table(&weights_file, logits.rows, o.top_k, NULL, weights);
     cli_out_commit(&text);
     free(logits.value);
     free(bias.value);

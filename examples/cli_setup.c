@@ -14,6 +14,7 @@ void cli_note(cli_setup *s, const char *format, ...)
     va_start(args, format);
     if (vasprintf(&line, format, args) < 0) cli_die(CLI_INTERNAL, "out of memory");
     va_end(args);
+    cli_clean(line);
     all = cli_format("%s%s%s", s->assumed ? s->assumed : "", s->assumed ? "\n" : "", line);
     free(line);
     free(s->assumed);
@@ -66,8 +67,15 @@ void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
     if (s->intermediate > 0) s->model.inter = s->intermediate;
 }
 
+void cli_setup_groups(const cli_setup *s, int32_t E)
+{
+    if (s->groups > 0 && E % s->groups != 0)
+        cli_die(CLI_USAGE, "--groups %d: %d experts do not divide into %d groups of one size", s->groups, E, s->groups);
+}
+
 void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
 {
+    cli_setup_groups(s, E);
     cli_setup_sizes(s, L, E, *K);
     if (*K == 0) {
         *K = s->model.num_experts == E ? s->model.top_k : 1;

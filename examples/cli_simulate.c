@@ -4,6 +4,7 @@
 #include "cli_simulate.h"
 
 #include "cli_commands.h"
+#include "cli_stream.h"
 
 #include <getopt.h>
 #include <jansson.h>
@@ -59,7 +60,13 @@ enum {
     O_CSV,
     O_LOG
 };
-enum { MOST_STEPS = 1000000, MOST_REQUESTS = 1000000, MOST_BATCH = 1 << 16, MOST_TOKENS = 1 << 17 };
+enum {
+    MOST_STEPS = 1000000,
+    MOST_REQUESTS = 1000000,
+    MOST_BATCH = 1 << 16,
+    MOST_TOKENS = 1 << 17,
+    MOST_LENGTH = 1 << 24 /* tokens of one request */
+};
 
 static const struct option simulate_long[] = {{"config", 1, NULL, O_CONFIG},
                                               {"trace", 1, NULL, O_TRACE},
@@ -176,23 +183,29 @@ static double json_figure(const char *path, json_t *object, const char *key, dou
 {
     json_t *v = json_object_get(object, key);
     if (!v && !isnan(fallback)) return fallback;
+    if (!v) cli_die(CLI_USAGE, "%s: \"%s\" is missing", path, key);
     if (!json_is_number(v) || !(json_number_value(v) >= least) || json_number_value(v) > most_figure)
-        cli_die(CLI_USAGE, "%s: \"%s\" is missing or no number from %g to %g", path, key, least, most_figure);
+        cli_die(CLI_USAGE, "%s: \"%s\" is %s; a number from %g to %g is needed", path, key, cli_json_shown(v), least,
+                most_figure);
     return json_number_value(v);
 }
 
 static int32_t json_size(const char *path, json_t *object, const char *key, int32_t least, int32_t fallback)
 {
-    double v = json_figure(path, object, key, least, fallback);
-    if (v > 65536.0 || v > floor(v))
-        cli_die(CLI_USAGE, "%s: \"%s\" is no whole number up to 65536", path, key);
-    return (int32_t)v;
+    json_t *v = json_object_get(object, key);
+    double size = json_is_number(v) ? json_number_value(v) : -1.0;
+    if (!v) return fallback;
+    if (!(size >= least) || size > 65536.0 || size > floor(size))
+        cli_die(CLI_USAGE, "%s: \"%s\" is %s; a whole number from %d to 65536 is needed", path, key, cli_json_shown(v),
+                least);
+    return (int32_t)size;
 }
 
 static char *json_word(const char *path, json_t *object, const char *key)
 {
     json_t *v = json_object_get(object, key);
-    if (!json_is_string(v)) cli_die(CLI_USAGE, "%s: \"%s\" is missing or no text", path, key);
+    if (!v) cli_die(CLI_USAGE, "%s: \"%s\" is missing", path, key);
+    if (!json_is_string(v)) cli_die(CLI_USAGE, "%s: \"%s\" is %s; a text is needed", path, key, cli_json_shown(v));
     return cli_keep(cli_printable(json_string_value(v)));
 }
 
@@ -324,7 +337,8 @@ static void read_cluster(cli_simulate *s)
     if (moe_ep_machine_by_name(c->hardware, m, &err) != MOE_EP_OK)
         cli_die(CLI_USAGE, "%s: hardware %s: no such preset; moe-ep presets lists them", c->path,
                 c->hardware);
-    if (memory && !json_is_object(memory)) cli_die(CLI_USAGE, "%s: \"npu_mem\" is no object", c->path);
+    if (memory && !json_is_object(memory)) cli_die(CLI_USAGE, "%s: \"npu_mem\" is %s; an object is needed", c->path,
+                                                  cli_json_shown(memory));
     read_devices(s, instance);
     read_limits(s, instance);
     m->memory_bytes = 1e9 * json_figure(c->path, memory, "mem_size", 1e-3, 1e-9 * m->memory_bytes);
@@ -334,19 +348,23 @@ static void read_cluster(cli_simulate *s)
     json_decref(root);
 }
 
-/* The first of these keys that the object has. */
-static json_t *any_key(json_t *object, const char *const *key)
+/* The number of tokens under the one of these keys that the object has. */
+static int32_t request_tokens(const cli_simulate *s, json_t *object, int64_t line, const char *const *key)
 {
-    json_t *v = NULL;
-    for (; *key && !v; key++) v = json_object_get(object, *key);
-    return v;
-}
-
-static int32_t request_tokens(const cli_simulate *s, json_t *v, int64_t line, const char *what)
-{
-    if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > 1 << 24)
-        cli_die(CLI_USAGE, "%s:%lld: the number of %s tokens is missing or none from 1", s->trace,
-                (long long)line, what);
+    const char *found = NULL, *wanted = *key;
+    json_t *v;
+    for (; *key; key++) {
+        if (!json_object_get(object, *key)) continue;
+        if (found)
+            cli_die(CLI_USAGE, "%s:%lld: both \"%s\" and \"%s\": one of them", s->trace, (long long)line, found,
+                    *key);
+        found = *key;
+    }
+    if (!found) cli_die(CLI_USAGE, "%s:%lld: \"%s\" is missing", s->trace, (long long)line, wanted);
+    v = json_object_get(object, found);
+    if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > MOST_LENGTH)
+        cli_die(CLI_USAGE, "%s:%lld: \"%s\" is %s; a whole number from 1 to %d is needed", s->trace, (long long)line,
+                found, cli_json_shown(v), MOST_LENGTH);
     return (int32_t)json_integer_value(v);
 }
 
@@ -364,13 +382,16 @@ static cli_request read_request(const cli_simulate *s, json_t *object, int64_t l
         cli_die(CLI_USAGE, "%s:%lld: sessions (\"sub_requests\") are not simulated, only single requests", s->trace,
                 (long long)line);
     q.line = line;
-    q.input = request_tokens(s, any_key(object, input), line, "input");
-    q.output = request_tokens(s, any_key(object, output), line, "output");
+    q.input = request_tokens(s, object, line, input);
+    q.output = request_tokens(s, object, line, output);
+    if (ns && json_object_get(object, "arrival_s"))
+        cli_die(CLI_USAGE, "%s:%lld: both \"arrival_time_ns\" and \"arrival_s\": one of them", s->trace,
+                (long long)line);
     if (!at) return q;
     q.arrival_s = json_number_value(at) * (ns ? 1e-9 : 1.0);
     if (!json_is_number(at) || !(q.arrival_s >= 0.0 && q.arrival_s <= most_arrival_s))
-        cli_die(CLI_USAGE, "%s:%lld: the arrival is no number from 0 to %g seconds", s->trace, (long long)line,
-                most_arrival_s);
+        cli_die(CLI_USAGE, "%s:%lld: \"%s\" is %s; a number from 0 to %g is needed", s->trace, (long long)line,
+                ns ? "arrival_time_ns" : "arrival_s", cli_json_shown(at), ns ? 1e9 * most_arrival_s : most_arrival_s);
     return q;
 }
 
@@ -387,13 +408,10 @@ static void read_requests(cli_simulate *s)
     char *text = NULL;
     size_t room = 0;
     FILE *f = cli_open_input(s->trace);
-    for (int64_t line = 1; cli_getline(&text, &room, f, s->trace) >= 0; line++) {
-        json_error_t e;
-        json_t *object;
-        if (text[strspn(text, " \t\r\n")] == '\0') continue;
-        object = json_loads(text, 0, &e);
-        if (!object)
-            cli_die(CLI_USAGE, "%s:%lld: %s", s->trace, (long long)line, cli_printable(e.text));
+    ssize_t n;
+    for (int64_t line = 1; (n = cli_getline(&text, &room, f, s->trace)) >= 0; line++) {
+        json_t *object = cli_json_line(s->trace, line, text, (size_t)n);
+        if (!object) continue;
         arrput(s->request, read_request(s, object, line));
         json_decref(object);
     }
@@ -407,6 +425,9 @@ static void read_requests(cli_simulate *s)
 
 static void make_requests(cli_simulate *s)
 {
+    if (s->rate > 0.0 && (s->requests - 1) / s->rate > most_arrival_s)
+        cli_die(CLI_USAGE, "--rate %g with --requests %d: the last would arrive after more than %g seconds", s->rate,
+                s->requests, most_arrival_s);
     for (int32_t i = 0; i < s->requests; i++) {
         cli_request q;
         memset(&q, 0, sizeof q);
@@ -820,8 +841,11 @@ int cli_simulate_main(int argc, char **argv)
     s.output = 128;
     s.reserve_bytes = 4e9;
     s.workload.seed = 42;
-    while ((option = getopt_long(argc, argv, "", simulate_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, simulate_long, NULL)) != -1)
         take_option(&s, &common, &files, option, optarg);
+    cli_refuse_stdout("csv", files.csv);
+    if (files.log && (common.json || (common.html && strcmp(common.html, "-") == 0)))
+        cli_die(CLI_USAGE, "--log and %s cannot both go to standard output", common.json ? "--json" : "--html -");
     read_cluster(&s);
     if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
     settle(&s, list);

@@ -220,15 +220,16 @@ void cli_simulate_html(const void *data, FILE *f)
 {
     const cli_simulate *s = data;
     parts p = parts_of(s);
+    const char *path = cli_keep(cli_printable(s->cluster.path));
     cli_page_head head = {"Simulation of a cluster file",
-                          s->cluster.path,
+                          path,
                           s->headline,
                           "",
                           "yes",
                           "Predicted",
                           s->reason};
     char *note = cli_format("%s \xc2\xb7 %s on %d x %s \xc2\xb7 TP %d, EP %d \xc2\xb7 routing %s",
-                            s->cluster.path, s->setup.model.name, s->cluster.devices,
+                            path, s->setup.model.name, s->cluster.devices,
                             s->setup.machine.name, s->cluster.tp, s->cluster.ep, s->policy);
     cli_page_begin(f, &head);
     put_tiles(s, f);

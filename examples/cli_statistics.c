@@ -49,7 +49,8 @@ static int64_t meta_number(const char *path, json_t *root, const char *key)
 {
     json_t *v = json_object_get(root, key);
     if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > MAX_EXPERTS)
-        cli_die(CLI_USAGE, "%s: \"%s\" is not a whole number from 1 to %d", path, key, MAX_EXPERTS);
+        cli_die(CLI_USAGE, "%s: \"%s\" is not a whole number from 1 to %d: %s", path, key, MAX_EXPERTS,
+                cli_json_shown(v));
     return json_integer_value(v);
 }
 
@@ -58,7 +59,7 @@ static void read_meta(statistics *s, const char *folder)
     char *path = join(folder, "meta_info.json");
     json_error_t e;
     FILE *f = cli_open_input(path);
-    json_t *root = json_loadf(f, 0, &e);
+    json_t *root = json_loadf(f, JSON_REJECT_DUPLICATES, &e);
     (void)fclose(f);
     if (!root) cli_die(CLI_USAGE, "%s:%d:%d: %s", path, e.line, e.column, cli_printable(e.text));
     s->experts = meta_number(path, root, "num_experts");

@@ -211,6 +211,27 @@ void cli_stream_done(cli_stream *s)
     if (cli_stream_peek(s) >= 0) wrong(s, "end of file expected");
 }
 
+json_t *cli_json_line(const char *path, int64_t line, const char *text, size_t n)
+{
+    json_error_t e;
+    json_t *value;
+    if (memchr(text, '\0', n))
+        cli_die(CLI_USAGE, "%s:%lld: holds a zero byte: not a text file", path, (long long)line);
+    if (text[strspn(text, " \t\r\n")] == '\0') return NULL;
+    value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    if (!value) cli_die(CLI_USAGE, "%s:%lld: %s", path, (long long)line, e.text);
+    return value;
+}
+
+const char *cli_json_shown(const json_t *value)
+{
+    char *all = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL, *shown;
+    if (!all) return "nothing";
+    shown = cli_format("%.40s%s", all, strlen(all) > 40 ? "..." : "");
+    free(all);
+    return cli_keep(shown);
+}
+
 int cli_stream_find(cli_stream *s, const char *key)
 {
     int first = 1;
@@ -228,11 +249,14 @@ int cli_stream_find(cli_stream *s, const char *key)
     return 0;
 }
 
-void cli_stream_rest(cli_stream *s)
+void cli_stream_rest(cli_stream *s, const char *key)
 {
     int first = 0;
     while (cli_stream_more(s, '}', &first)) {
-        free(cli_stream_key(s));
+        char *name = cli_stream_key(s);
+        int again = strcmp(name, key) == 0;
+        free(name);
+        if (again) cli_die(CLI_USAGE, "%s:%lld: \"%s\" for the second time", s->path, (long long)s->line, key);
         cli_stream_skip(s);
     }
     cli_stream_done(s);

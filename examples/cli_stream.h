@@ -45,9 +45,14 @@ void cli_stream_skip(cli_stream *s);
 /* Nothing but blanks may follow. */
 void cli_stream_done(cli_stream *s);
 
+/* What stands on a line of n bytes of JSON lines; NULL = it is blank.  Leaves where it is no JSON. */
+json_t *cli_json_line(const char *path, int64_t line, const char *text, size_t n);
+/* A value as it stands in a file, short enough for a message; "nothing" for NULL.  Kept to the end of the program. */
+const char *cli_json_shown(const json_t *value);
+
 /* From the beginning: is the root an object with this key?  Then the stream stands before its value. */
 int cli_stream_find(cli_stream *s, const char *key);
 /* What follows that value, for its faults: the other keys, then nothing. */
-void cli_stream_rest(cli_stream *s);
+void cli_stream_rest(cli_stream *s, const char *key);
 
 #endif

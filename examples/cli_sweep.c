@@ -136,12 +136,10 @@ const char *cli_overlap_str(moe_ep_overlap overlap)
 
 static int64_t *take_counts(const char *option, const char *value, int64_t least, int64_t most)
 {
-    char *copy = cli_strdup(value), *save = NULL;
+    char **text = cli_list(option, value);
     int64_t *list = NULL;
-    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save))
-        arrput(list, cli_option_count(option, at, least, most));
-    if (!list) cli_die(CLI_USAGE, "--%s: a number is needed", option);
-    free(copy);
+    for (ptrdiff_t i = 0; i < arrlen(text); i++) arrput(list, cli_option_count(option, text[i], least, most));
+    arrfree(text);
     return list;
 }
 
@@ -153,26 +151,25 @@ static int32_t *narrow(int64_t *list)
     return out;
 }
 
-/* The values of "name,name,..."; what is said when one is wrong or none is there. */
-static int *take_names(const char *option, const char *value, const named *list, const char *names, const char *none)
+/* The values of "name,name,..."; what is said when one is wrong. */
+static int *take_names(const char *option, const char *value, const named *list, const char *names)
 {
-    char *copy = cli_strdup(value), *save = NULL;
+    char **text = cli_list(option, value);
     int *out = NULL;
-    for (char *at = strtok_r(copy, ",", &save); at; at = strtok_r(NULL, ",", &save)) {
+    for (ptrdiff_t i = 0; i < arrlen(text); i++) {
         const named *a = list;
-        while (a->name && strcmp(at, a->name) != 0) a++;
-        if (!a->name) cli_die(CLI_USAGE, "--%s %s: %s", option, cli_printable(at), names);
+        while (a->name && strcmp(text[i], a->name) != 0) a++;
+        if (!a->name) cli_die(CLI_USAGE, "--%s %s: %s", option, text[i], names);
         arrput(out, a->value);
     }
-    if (!out) cli_die(CLI_USAGE, "--%s: %s", option, none);
-    free(copy);
+    arrfree(text);
     return out;
 }
 
 static void take_overlaps(cli_sweep *s, const char *value)
 {
     const char *names = "none, shared, two, two-hidden or two-staggered";
-    int *list = take_names("overlap", value, overlaps, names, names);
+    int *list = take_names("overlap", value, overlaps, names);
     arrfree(s->overlap);
     for (ptrdiff_t i = 0; i < arrlen(list); i++) arrput(s->overlap, (moe_ep_overlap)list[i]);
     arrfree(list);
@@ -180,8 +177,7 @@ static void take_overlaps(cli_sweep *s, const char *value)
 
 static void take_policies(cli_sweep *s, const char *value)
 {
-    int *list = take_names("policy", value, policies, "best, lpt, eplb, eplb-nodes, trtllm, contiguous or round-robin",
-                           "a placement policy is needed");
+    int *list = take_names("policy", value, policies, "best, lpt, eplb, eplb-nodes, trtllm, contiguous or round-robin");
     arrfree(s->policy);
     for (ptrdiff_t i = 0; i < arrlen(list); i++) arrput(s->policy, (moe_ep_place_policy)list[i]);
     arrfree(list);
@@ -550,7 +546,7 @@ int cli_sweep_main(int argc, char **argv)
     s.sigma = 1.1;
     s.drift = 0.1;
     s.seed = 1;
-    while ((option = getopt_long(argc, argv, "", sweep_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, sweep_long, NULL)) != -1)
         take_option(&s, &common, option, optarg);
     if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
     if (arrlen(list) > 2)

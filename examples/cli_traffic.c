@@ -347,7 +347,7 @@ int cli_traffic_main(int argc, char **argv)
     x.layer = -1;
     x.wire[0] = MOE_EP_WIRE_FP8;
     x.common.screen.color = "auto";
-    while ((option = getopt_long(argc, argv, "", traffic_long, NULL)) != -1)
+    while ((option = cli_option(argc, argv, traffic_long, NULL)) != -1)
         take_option(&x, option, optarg);
     with_map = argc - optind == 2 && cli_map_is(argv[argc - 1]);
     if (with_map) map = cli_map_read(argv[argc - 1]);

@@ -176,12 +176,13 @@ static int wait_for(double seconds)
     return key;
 }
 
-static void put_change(const watching *o)
+static void put_change(watching *o)
 {
     if (o->common.json)
         cli_watch_json(&o->w, stdout);
     else
         cli_watch_plain(&o->w, stdout);
+    o->w.news = NULL;
     if (fflush(stdout) != 0) cannot_write();
 }
 
@@ -200,7 +201,6 @@ static void follow(watching *o)
         else if (o->w.seen != seen && o->w.seen > 0)
             put_change(o);
         seen = o->w.seen;
-        if (changed && !live) o->w.news = NULL;
         resized = 0;
         key = wait_for(o->interval);
         if (key == 'q' || key == 'Q' || key == 4) return;
@@ -275,7 +275,7 @@ int cli_watch_main(int argc, char **argv)
     o.w.fd = -1;
     o.w.hot_layer = -1;
     o.w.setup = &o.setup;
-    while ((option = getopt_long(argc, argv, "", watch_long, NULL)) != -1) take_option(&o, option, optarg);
+    while ((option = cli_option(argc, argv, watch_long, NULL)) != -1) take_option(&o, option, optarg);
     if (argc - optind != 1) cli_die(CLI_USAGE, "one FILE is needed; moe-ep watch --help tells what can be read");
     if (o.common.format) cli_die(CLI_USAGE, "--format %s: text or json", o.common.format);
     if (o.common.html) cli_die(CLI_USAGE, "--html: moe-ep report writes pages");

@@ -73,7 +73,7 @@ static void complain(cli_watch *w, const char *what)
 {
     w->bad++;
     free(w->complaint);
-    w->complaint = cli_format("line %lld: %s", (long long)w->line, what);
+    w->complaint = cli_clean(cli_format("line %lld: %s", (long long)w->line, what));
 }
 
 /* ---- JSON lines --------------------------------------------------------------------------------------- */
@@ -132,7 +132,7 @@ static double *copy_counts(json_t *list, int32_t *n)
 static void json_line(cli_watch *w, const char *text)
 {
     json_error_t e;
-    json_t *o = json_loads(text, 0, &e), *ids, *step, *layer;
+    json_t *o = json_loads(text, JSON_REJECT_DUPLICATES, &e), *ids, *step, *layer;
     double *loads = NULL;
     int32_t n = 0;
     if (!o) {
@@ -146,6 +146,8 @@ static void json_line(cli_watch *w, const char *text)
     if ((step && !json_is_integer(step)) || (layer && !json_is_integer(layer)) || json_integer_value(layer) < 0 ||
         json_integer_value(layer) > INT32_MAX) {
         complain(w, "\"step\" or \"layer\" is no whole number");
+    } else if (ids && json_object_get(o, "counts")) {
+        complain(w, "both \"ids\" and \"counts\"");
     } else {
         loads = ids ? count_ids(w, ids, &n) : copy_counts(json_object_get(o, "counts"), &n);
         if (loads)
@@ -340,6 +342,7 @@ int cli_watch_read(cli_watch *w)
     struct stat info;
     int changed;
     if (w->fd < 0) {
+        w->news = NULL;
         open_file(w);
         if (w->fd < 0) {
             w->news = errno == ENOENT ? "the file is not there; waiting for it" : strerror(errno);

@@ -101,7 +101,10 @@ void cli_map_put_yaml(FILE *f, int32_t layers, int32_t slots, const int32_t *exp
 
 /* ---- reading ------------------------------------------------------------------------------------------ */
 
+enum { MOST_DEPTH = 64 }; /* what libyaml takes for deeper nesting grows with its square */
+
 typedef struct yaml_in {
+    int depth;
     yaml_parser_t parser;
     yaml_event_t event;
     const char *path;
@@ -118,7 +121,13 @@ static long long line_of(const yaml_in *y)
 static yaml_event_type_t next(yaml_in *y)
 {
     yaml_event_delete(&y->event);
-    if (yaml_parser_parse(&y->parser, &y->event)) return y->event.type;
+    if (yaml_parser_parse(&y->parser, &y->event)) {
+        yaml_event_type_t t = y->event.type;
+        y->depth += t == YAML_MAPPING_START_EVENT || t == YAML_SEQUENCE_START_EVENT;
+        y->depth -= t == YAML_MAPPING_END_EVENT || t == YAML_SEQUENCE_END_EVENT;
+        if (y->depth > MOST_DEPTH) cli_die(CLI_USAGE, "%s:%lld: nested too deep", y->path, line_of(y));
+        return t;
+    }
     if (y->parser.error == YAML_MEMORY_ERROR) cli_die(CLI_INTERNAL, "%s: out of memory", y->path);
     cli_die(CLI_USAGE, "%s:%zu: %s", y->path, y->parser.problem_mark.line + 1,
             y->parser.problem ? y->parser.problem : "is no YAML");

@@ -164,7 +164,7 @@ int cli_report_main(int argc, char **argv)
     setup.target = 1.05;
     setup.min_gain = 0.05;
     r.common.screen.color = "auto";
-    while ((option = getopt_long(argc, argv, "", report_long, NULL)) != -1) {
+    while ((option = cli_option(argc, argv, report_long, NULL)) != -1) {
         if (option == O_CHARTS)
             r.charts = 1;
         else if (option == O_CURRENT)
@@ -196,34 +196,45 @@ static const struct {
                 {"watch", cli_watch_main},       {"traffic", cli_traffic_main},
                 {"drops", cli_drops_main}};
 
+static const char presets_help[] =
+    "usage: moe-ep presets\n"
+    "\n"
+    "Lists the models, machines and routers that are known by name, with their sources.  No inputs, no options.\n";
+
+/* For what stands by itself on the command line. */
+static void refuse_more(int argc, char **argv)
+{
+    if (argc > 2) cli_die(CLI_USAGE, "%s: nothing can follow moe-ep %s", argv[2], argv[1]);
+}
+
 int main(int argc, char **argv)
 {
-    static char name[64];
-    cli_memory_start();
+    cli_start();
     if (argc < 2) {
         fputs(main_help, stderr);
         return CLI_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0) {
-        fputs(main_help, stdout);
-        return fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL;
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        refuse_more(argc, argv);
+        cli_help(main_help);
     }
     if (strcmp(argv[1], "--version") == 0) {
+        refuse_more(argc, argv);
         printf("moe-ep %s\n", moe_ep_version());
-        return fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL;
+        cli_flush();
+        return CLI_OK;
     }
     if (strcmp(argv[1], "presets") == 0) {
+        if (argc == 3 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0)) cli_help(presets_help);
+        refuse_more(argc, argv);
         cli_presets(stdout);
-        return fflush(stdout) == 0 ? CLI_OK : CLI_INTERNAL;
+        cli_flush();
+        return CLI_OK;
     }
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         if (strcmp(argv[1], commands[i].name) == 0) {
-            (void)snprintf(name, sizeof name, "moe-ep: %.40s", commands[i].name);
-            argv[1] = name; /* what getopt begins its messages with */
             cli_command = commands[i].name;
             return commands[i].run(argc - 1, argv + 1);
         }
-    (void)snprintf(name, sizeof name, "%.60s", argv[1]);
-    cli_die(CLI_USAGE, "%s: no such command; moe-ep --help lists them", cli_printable(name));
+    cli_die(CLI_USAGE, "%.60s: no such command; moe-ep --help lists them", argv[1]);
 }

@@ -1,8 +1,8 @@
 #!/bin/sh
 # tests/gates.sh - the table "gate | count | command" from build/logs/*.sum, into build/gates.md and on the screen.
 # SPDX-License-Identifier: MIT
-# A gate that ran fewer checks than tests/gates.txt demands, without saying what it skipped, has failed; so has one of
-# which no suite ran, and a suite that no gate counts.
+# A gate that ran fewer checks than tests/gates.txt demands, without saying what it skipped, has failed; with skips its
+# row says how many are wanted.  A gate of which no suite ran, and a suite that no gate counts, have failed, too.
 for f in build/logs/*.sum; do printf '%s %s\n' "$(basename "$f" .sum)" "$(cat "$f")"; done >build/gates.sums
 awk -F'\t' '
     FILENAME != "tests/gates.txt" {
@@ -23,7 +23,8 @@ awk -F'\t' '
             bad = 1
             next
         }
-        printf "| %s | %d | %d | %d | %d | `%s` |\n", $2, P, F, S, T, $4
+        wanted = P < $3 ? " of " $3 " wanted" : ""
+        printf "| %s | %d%s | %d | %d | %d | `%s` |\n", $2, P, wanted, F, S, T, $4
         if (P < $3 && S == 0) { printf "%s: %d checks, at least %d are wanted\n", $2, P, $3 > "/dev/stderr"; bad = 1 }
     }
     END {

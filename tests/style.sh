@@ -111,7 +111,7 @@ none "every public function says its errors, its cost and an example"
 # ---- what explains a surviving mutant speaks of a line that is there ----
 sed 's/^[[:space:]]*//; s/[[:space:]]*$//' $header | sort -u >"$tmp/lines"
 grep -v '^#' tests/mutants.txt | awk -F '\t' 'NF != 3 || $1 == $2 { print "not three fields: " $0 }' >"$tmp/found"
-grep -v '^#' tests/mutants.txt | cut -f 1 | sed 's/^moe_epi\{0,1\}_[a-z0-9_]*: //' | sort -u |
+grep -v '^#' tests/mutants.txt | cut -f 1 | sed 's/^moe_epi\{0,1\}_[A-Za-z0-9_]*: //' | sort -u |
     comm -23 - "$tmp/lines" >>"$tmp/found"
 none "every row of tests/mutants.txt names a line of $header"
 

@@ -76,7 +76,7 @@ refuses "an unknown command" "bogus" bogus
 refuses "no input" "no input" report
 refuses "an unknown option" "bogus" report --bogus
 has "in the tool's own name" '^moe-ep: report: ' "$tmp/err"
-has "with a hint at the help" '^moe-ep report --help lists' "$tmp/err"
+has "with a hint at the help" '; moe-ep report --help lists the options$' "$tmp/err"
 refuses "place: an unknown option" "moe-ep place --help" place --bogus
 refuses "an option without its value" "devices" report --devices
 for pair in devices:0 devices:-1 devices:x devices:99999999999 slots:1.5 target:0.5 target:nan min-gain:2 width:5 \
@@ -380,7 +380,7 @@ while IFS='|' read -r name text options; do
 done <<'EOF_OPTIONS'
 a dead device that there is not|only 8 devices|--dead 8
 a dead device that is no number|dead x|--dead x
-no dead device|numbers of devices|--dead ,
+no dead device|nothing stands before a comma|--dead ,
 all devices dead|no device is left|--dead 0,1,2,3,4,5,6,7
 too few slots without the dead|--slots 80 is enough|--dead 3 --slots 72
 a dead device in SGLang's map|device 3 empty|--dead 3 --out plan.json
@@ -394,7 +394,7 @@ groups that do not divide|3 groups|--off-node 0.1 --nodes 2 --groups 3
 nodes that do not divide|--nodes 3: 8 devices do not divide|--off-node 0.1 --nodes 3
 a format that there is not|pdf|--format pdf
 a page into a folder that is not there|nowhere|--html nowhere/r.html
-page and plan in one file|both name p.csv|--html p.csv --out p.csv
+page and plan in one file|two outputs|--html p.csv --out p.csv
 two answers on standard output|standard output|--html - --json
 EOF_OPTIONS
 [ ! -e examples/packaging/moe-ep.bash ] || ! have bash ||

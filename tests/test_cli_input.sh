@@ -15,7 +15,7 @@ bad() {
         case "$*" in *--html*) ;; *) set -- "$@" --html "$tmp/out.html" ;; esac
     fi
     rc=0
-    "$cli" "$@" >"$tmp/o" 2>"$tmp/e" </dev/null || rc=$?
+    timeout 100 "$cli" "$@" >"$tmp/o" 2>"$tmp/e" </dev/null || rc=$?
     if [ $rc -eq 2 ] && [ ! -s "$tmp/o" ] && grep -qF -- "$text" "$tmp/e" && ! ls "$tmp"/out.html* >/dev/null 2>&1
     then pass "$name"
     else
@@ -218,4 +218,266 @@ result $? "colour when asked" "$tmp/o"
 result $? "no colour in a pipe" "$tmp/o"
 "$cli" report $ids --json >"$tmp/j1" && "$cli" report $ids --json >"$tmp/j2" && cmp -s "$tmp/j1" "$tmp/j2"
 result $? "the same input gives the same bytes" "$tmp/j1"
-finish 75
+
+# --- numbers of every type and byte order, through every reader of .npy
+hex() { # hex TYPE V: the bytes of one element, highest first
+    case $1 in
+        ?i2 | ?u2) printf '%04x' "$2" ;;
+        ?i4 | ?u4) printf '%08x' "$2" ;;
+        ?i8 | ?u8) printf '%016x' "$2" ;;
+        ?f2) case $2 in 0) echo 0000 ;; 1) echo 3c00 ;; 2) echo 4000 ;; 3) echo 4200 ;; *) echo 4400 ;; esac ;;
+        ?f4) case $2 in 0) echo 00000000 ;; 1) echo 3f800000 ;; 2) echo 40000000 ;; 3) echo 40400000 ;;
+            *) echo 40800000 ;; esac ;;
+        *) case $2 in 0) echo 0000000000000000 ;; 1) echo 3ff0000000000000 ;; 2) echo 4000000000000000 ;;
+            3) echo 4008000000000000 ;; *) echo 4010000000000000 ;; esac ;;
+    esac
+}
+array() { # array FILE TYPE SHAPE N...
+    array_file=$1 array_type=$2
+    npy "$2" False "$3" >"$1"
+    shift 3
+    for v in "$@"; do
+        h=$(hex "$array_type" "$v")
+        h=$(printf '%s\n' "$h" | sed 's/\(..\)/\1 /g')
+        case $array_type in '<'*) h=$(printf '%s\n' "$h" | awk '{ for (i = NF; i; i--) printf "%s ", $i }') ;; esac
+        for b in $h; do
+            # shellcheck disable=SC2059
+            printf "\\$(printf '%03o' "0x$b")"
+        done
+    done >>"$array_file"
+}
+ids_of='0 1 2 3 0 2 1 3 3 0 2 1 0 3 1 2'
+counts_of='4 1 2 3 0 2 4 1'
+logits_of='0 1 2 3 4 2 1 0 1 3 0 2'
+one() { "$cli" "$@" 2>&1 | sed "s|$tmp||g"; }
+for t in '<i2' '>i2' '<i4' '>i4' '<i8' '>i8' '<u2' '>u2' '<u4' '>u4' '<u8' '>u8'; do
+    # shellcheck disable=SC2086
+    { array "$tmp/n.npy" "$t" '(8, 2)' $ids_of; array "$tmp/c.npy" "$t" '(2, 4)' $counts_of
+      array "$tmp/logits.npy" '<f4' '(3, 4)' $logits_of; array "$tmp/k.npy" "$t" '(3, 2)' 3 2 0 1 1 3; }
+    { one report "$tmp/n.npy" --devices 2 --json; one report "$tmp/c.npy" --counts --devices 2 --json
+      one drops "$tmp/n.npy" --tokens 4 --capacity 2; one traffic "$tmp/n.npy" --devices 2
+      one route "$tmp/logits.npy" --router mixtral --topk 2 --compare "$tmp/k.npy"; } >"$tmp/got_$t"
+    cmp "$tmp/got_$t" "$tmp/got_<i2" >"$tmp/why" 2>&1
+    result $? "whole numbers as $t" "$tmp/why"
+done
+grep -q '3 of 3 tokens have the recorded experts' "$tmp/got_<i2" && grep -q '"max_over_mean\|"imbalance' "$tmp/got_<i2"
+result $? "and they are read as what they are" "$tmp/got_<i2"
+for t in '<f2' '>f2' '<f4' '>f4' '<f8' '>f8'; do
+    # shellcheck disable=SC2086
+    { array "$tmp/c.npy" "$t" '(2, 4)' $counts_of; array "$tmp/logits.npy" "$t" '(3, 4)' $logits_of
+      array "$tmp/gate.npy" "$t" '(4, 4)' 1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1; array "$tmp/bias.npy" "$t" '(4)' 4 0 0 0
+      array "$tmp/n.npy" '<i4' '(8, 2)' $ids_of
+      array "$tmp/w.npy" "$t" '(8, 2)' 1 2 3 4 1 1 2 2 3 3 4 4 1 2 3 4; }
+    { one report "$tmp/c.npy" --devices 2 --json; one drops "$tmp/n.npy" --weights "$tmp/w.npy" --tokens 4 --capacity 2
+      one route "$tmp/logits.npy" --gate "$tmp/gate.npy" --bias "$tmp/bias.npy" --router deepseek-v3 --topk 2
+      one route "$tmp/logits.npy" --gate "$tmp/gate.npy" --router mixtral --topk 2 --ids "$tmp/i.csv" \
+          --weights "$tmp/x.csv"
+      cat "$tmp/i.csv" "$tmp/x.csv"; } >"$tmp/got_$t"
+    cmp "$tmp/got_$t" "$tmp/got_<f2" >"$tmp/why" 2>&1
+    result $? "fractions as $t" "$tmp/why"
+done
+[ "$(cat "$tmp/i.csv")" = "$(printf '3,2\n0,1\n1,3')" ]
+result $? "and the largest are chosen" "$tmp/i.csv"
+# softmax over two choices that differ by 1, 2 and 1: 0.731058598 0.268941432 and 0.880797029 0.119202919
+"$cli" route "$tmp/logits.npy" --router mixtral --topk 2 --ids "$tmp/i.npy" >"$tmp/o" 2>&1
+array "$tmp/want.npy" '<i4' '(3, 2)' 3 2 0 1 1 3
+[ "$(tail -c 24 "$tmp/i.npy" | od -An -tx1)" = "$(tail -c 24 "$tmp/want.npy" | od -An -tx1)" ]
+result $? "ids are written lowest byte first" "$tmp/o"
+{ npy '<i4' False "(2, 2), 'shape': (1, 4)"; head -c 16 /dev/zero; } >"$tmp/twice.npy"
+bad "a shape twice in a .npy header" "has 'shape' twice" report "$tmp/twice.npy"
+{ npy '<i4' False '(2, 2)' | tr '}' '\000'; head -c 16 /dev/zero; } >"$tmp/zero.npy"
+bad "a zero byte in a .npy header" "header holds a zero byte" report "$tmp/zero.npy"
+
+# --- a zero byte does not hide the rest of a line; what is given twice is not guessed at
+line='{"step":4,"layer":0,"ids":[[0,1],[2,3]]}'
+raw() { printf "$1" >"$tmp/t.$2"; echo "$tmp/t.$2"; }
+bad "a zero byte before a line" "t.jsonl:1: holds a zero byte" report "$(raw '\000'"$line\n$line\n" jsonl)"
+bad "a zero byte behind a line" "t.jsonl:1: holds a zero byte" report "$(raw "$line"'\000 garbage\n' jsonl)"
+{ echo "$line"; head -c 4096 /dev/zero; } >"$tmp/t.jsonl"
+bad "zero bytes at the end" "t.jsonl:2: holds a zero byte" report "$tmp/t.jsonl"
+bad "a zero byte in a map" "t.csv:3: holds a zero byte" \
+    report $ids --devices 2 --current "$(raw 'layer,device,slot,expert\n0,0,0,0\n\00000,0,1,1\n' csv)"
+bad "an empty field in a map" "t.csv:2: expert \"\" is not a whole number from -1 to 65535" \
+    report $ids --devices 2 --current "$(raw 'layer,device,slot,expert,note\n0,0,0,,7\n' csv)"
+bad "ids and counts on one line" 't.jsonl:1: both "ids" and "counts"' \
+    report "$(jsonl '{"ids":[[0,1]],"counts":[1,1]}')"
+bad "two names for ids" 'both "ids" and "topk_ids"' report "$(jsonl '{"ids":[[0,1]],"topk_ids":[[0,1]]}')"
+bad "a key twice on a line" 't.jsonl:1: duplicate object key' report "$(jsonl '{"step":1,"step":2,"ids":[[0,1]]}')"
+bad "a key twice in a dump" 't.json:1: "logical_count" for the second time' \
+    report "$(json '{"logical_count":[[1,2]],"logical_count":[[3,4]]}')"
+bad "an id that is none, by value" 'ids[0][0] is no expert id: 99999999999 (0 to 65535' \
+    report "$(jsonl '{"ids":[[99999999999,1]]}')"
+bad "a step that is none, by value" '"step" is not a whole number from 0: -7' \
+    report "$(jsonl '{"step":-7,"ids":[[0,1]]}')"
+map='"physical_to_logical_map":[[0,1]]'
+printf '{%s,%s}' "$map" "$map" >"$tmp/map.json"
+bad "a key twice in a map" "\"physical_to_logical_map\" for the second time" \
+    rebalance "$tmp/map.json" "$(csv '5,3\n')" --devices 2
+for word in '[' '- ' '{a: '; do
+    awk -v w="$word" 'BEGIN { for (i = 0; i < 100000; i++) printf "%s", w }' >"$tmp/deep.yaml"
+    timeout 5 "$cli" rebalance "$tmp/deep.yaml" "$tmp/t.csv" --devices 2 >"$tmp/o" 2>"$tmp/e"
+    [ $? -eq 2 ] && grep -q 'deep.yaml:1: nested too deep' "$tmp/e"
+    result $? "YAML: 100,000 times \"$word\"" "$tmp/e"
+done
+
+# --- requests and clusters
+config=$data/cluster/single_node_moe_single_instance.json
+sim() { bad_name=$1 bad_text=$2; shift 2; bad "$bad_name" "$bad_text" simulate --config $config --layers 1 "$@"; }
+for rate in 1e-310 1e-300 1e-09; do
+    sim "--rate $rate" "--rate $rate with --requests 3: the last would arrive after more than 1e+09 seconds" \
+        --requests 3 --rate $rate
+done
+sim "a zero byte in requests" "t.jsonl:1: holds a zero byte" \
+    --trace "$(raw '\000{"input_toks":3,"output_toks":3}\n{"input_toks":3,"output_toks":3}\n' jsonl)"
+sim "too many tokens in" '"input_toks" is 2147483648; a whole number from 1 to 16777216 is needed' \
+    --trace "$(jsonl '{"input_toks":2147483648,"output_toks":3}')"
+sim "too many tokens out" '"output_toks" is 1000000000.0; a whole number from 1 to 16777216 is needed' \
+    --trace "$(jsonl '{"input_toks":3,"output_toks":1e9}')"
+sim "no tokens out" '"output_toks" is missing' --trace "$(jsonl '{"input_toks":3}')"
+sim "tokens in by two names" 'both "input_toks" and "input_tokens"' \
+    --trace "$(jsonl '{"input_toks":3,"input_tokens":4,"output_toks":3}')"
+sim "an arrival that is none" '"arrival_s" is -1; a number from 0 to 1e+09 is needed' \
+    --trace "$(jsonl '{"input_toks":3,"output_toks":3,"arrival_s":-1}')"
+sim "a request with a key twice" "duplicate object key" \
+    --trace "$(jsonl '{"input_toks":3,"input_toks":4,"output_toks":3}')"
+cluster() { sed "$1" $config >"$tmp/cluster.json"; echo "$tmp/cluster.json"; }
+bad "half a device" '"num_npus" is 2.5; a whole number from 1 to 65536 is needed' \
+    simulate --config "$(cluster 's/"num_npus": *[0-9]*/"num_npus": 2.5/')"
+bad "a bandwidth in words" '"link_bw" is "fast"; a number from 1e-06 to 1e+12 is needed' \
+    simulate --config "$(cluster 's/"link_bw": *[0-9.]*/"link_bw": "fast"/')"
+bad "hardware by number" '"hardware" is 7; a text is needed' \
+    simulate --config "$(cluster 's/"hardware": *"[^"]*"/"hardware": 7/')"
+sim "a log inside JSON" "--log and --json cannot both" --log --json --requests 1
+
+# --- two outputs in one file, an output that is the answer's, options twice
+mkdir "$tmp/two"
+two() { # two NAME FILE ARGS...: refused, and the file is as it was
+    two_name=$1 two_file=$2
+    shift 2
+    echo before >"$tmp/two/$two_file"
+    ln -f "$tmp/two/$two_file" "$tmp/two/hard"
+    ln -sf "$two_file" "$tmp/two/soft"
+    (cd "$tmp/two" && "$cli" "$@") >"$tmp/o" 2>"$tmp/e" </dev/null
+    [ $? -eq 2 ] && grep -q 'two outputs cannot go to one file' "$tmp/e" &&
+        [ "$(cat "$tmp/two/$two_file")" = before ] && [ "$(find "$tmp/two" | wc -l)" -eq 4 ]
+    result $? "two outputs: $two_name" "$tmp/e"
+    rm -f "$tmp/two"/*
+}
+here=$(pwd)
+printf '{"physical_to_logical_map":[[0,1]]}' >"$tmp/map.json"
+csv '5,3\n' >"$tmp/o"
+array "$tmp/logits.npy" '<f4' '(2, 4)' 0 1 2 3 4 3 2 1
+two "rebalance --out and --moves-out" x.json rebalance "$tmp/map.json" "$tmp/t.csv" --devices 2 --out x.json \
+    --moves-out ./x.json
+two "rebalance --out twice" x.json rebalance "$tmp/map.json" "$tmp/t.csv" --devices 2 --out x.json --out x.json
+two "rebalance --html" x.json rebalance "$tmp/map.json" "$tmp/t.csv" --devices 2 --out x.json --html hard
+two "simulate" z simulate --config "$here/$config" --layers 1 --requests 1 --csv z --html ../two/z
+two "simulate, by a link" z simulate --config "$here/$config" --layers 1 --requests 1 --csv soft --html z
+two "route" w.npy route "$tmp/logits.npy" --router mixtral --topk 2 --ids w.npy --weights ./w.npy
+two "place" p.csv place "$tmp/t.csv" --devices 2 --out p.csv --html soft
+(cd "$tmp/two" && "$cli" simulate --config "$here/$config" --layers 1 --requests 1 --csv new --html ./new) \
+    >"$tmp/o" 2>"$tmp/e"
+[ $? -eq 2 ] && grep -q 'two outputs' "$tmp/e" && [ -z "$(ls -A "$tmp/two")" ]
+result $? "two outputs: a file that is not there yet" "$tmp/e"
+"$cli" report $ids --html "$tmp/two/r" >"$tmp/two/r" 2>"$tmp/e"
+[ $? -eq 2 ] && grep -q 'is standard output' "$tmp/e"
+result $? "a page into the file of standard output" "$tmp/e"
+cp "$tmp/logits.npy" "$tmp/two/l.npy"
+"$cli" route "$tmp/two/l.npy" --router mixtral --topk 2 --ids "$tmp/two/l.npy" >"$tmp/o" 2>"$tmp/e"
+[ $? -eq 2 ] && grep -q 'is an input' "$tmp/e" && cmp -s "$tmp/logits.npy" "$tmp/two/l.npy"
+result $? "route does not write over its input" "$tmp/e"
+cp $config "$tmp/two/c.json"
+"$cli" simulate --config "$tmp/two/c.json" --layers 1 --requests 1 --csv "$tmp/two/c.json" >"$tmp/o" 2>"$tmp/e"
+[ $? -eq 2 ] && grep -q 'is an input' "$tmp/e" && cmp -s $config "$tmp/two/c.json"
+result $? "simulate does not write over its cluster" "$tmp/e"
+bad "a table into the answer" "--csv -: a file is needed" simulate --config $config --csv -
+bad "ids into the answer" "--ids -: a file is needed" route "$tmp/logits.npy" --router mixtral --topk 2 --ids -
+rm -f "$tmp/two"/*
+"$cli" report $ids --html "$tmp/two/a" --html "$tmp/two/b" >"$tmp/o" 2>"$tmp/e"
+[ $? -eq 2 ] && grep -qF -- '--html is given twice' "$tmp/e" && [ -z "$(ls -A "$tmp/two")" ]
+result $? "an option with two values" "$tmp/e"
+bad "devices twice" "--devices is given twice; it takes one value" place $ids --devices 2 --devices 4
+bad "an abbreviation is the same option" "--devices is given twice" place $ids --devices 2 --dev 4
+bad "two forms of the answer" "--json and --format csv: one of them" report $ids --json --format csv
+good "the same form by two names" '"moe_ep"' report $ids --json --format json
+ln -s real "$tmp/two/link"
+"$cli" report $ids --html "$tmp/two/link" >"$tmp/o" 2>"$tmp/e" && [ -L "$tmp/two/link" ] &&
+    grep -q '</html>' "$tmp/two/real"
+result $? "a page through a symbolic link, which stays" "$tmp/e"
+rm -f "$tmp/two"/*
+(trap - XFSZ; ulimit -f 8; "$cli" report $ids --html "$tmp/two/g.html") >/dev/null 2>"$tmp/e"
+[ $? -eq 1 ] && grep -q 'g.html: File too large' "$tmp/e" && [ -z "$(ls -A "$tmp/two")" ]
+result $? "a file that may not grow is an error, and leaves nothing" "$tmp/e"
+
+# --- names are whatever somebody made them
+esc=$(printf '\033')
+ugly=$(printf 'n\033[31m\302\233\nx')
+tame() { # tame NAME ARGS...: no escape character in what is said, and one line of it at most on stderr
+    tame_name=$1
+    shift
+    "$cli" "$@" >"$tmp/o" 2>"$tmp/e" </dev/null
+    ! cat "$tmp/o" "$tmp/e" | LC_ALL=C grep -q "$esc\|$(printf '\302\233')" && [ "$(wc -l <"$tmp/e")" -le 1 ]
+    result $? "a name with an escape sequence: $tame_name" "$tmp/e"
+}
+printf '5,3\n' >"$tmp/$ugly.csv"; printf '5,z\n' >"$tmp/${ugly}_bad.csv"; cp $config "$tmp/$ugly.json"
+printf '%s\n' "$line" >"$tmp/$ugly.jsonl"; printf '[[' >"$tmp/$ugly.yaml"; printf 'no' >"$tmp/$ugly.npy"
+for form in text csv svg html; do
+    tame "report --format $form" report "$tmp/$ugly.csv" --devices 2 --format $form
+done
+"$cli" report "$tmp/$ugly.csv" --devices 2 --json >"$tmp/o" 2>"$tmp/e" && ! grep -q "$esc" "$tmp/o"
+result $? "a name with an escape sequence: JSON escapes it" "$tmp/e"
+tame "bad content" report "$tmp/${ugly}_bad.csv" --devices 2
+tame "no .npy" report "$tmp/$ugly.npy" --devices 2
+tame "a file that is not there" report "$tmp/$ugly" --devices 2
+tame "no cluster" simulate --config "$tmp/$ugly.jsonl"
+tame "a cluster" simulate --config "$tmp/$ugly.json" --layers 1 --requests 1
+tame "a page of a cluster" simulate --config "$tmp/$ugly.json" --layers 1 --requests 1 --html -
+tame "no map" rebalance "$tmp/$ugly.yaml" "$tmp/t.csv" --devices 2
+tame "plans" place "$tmp/$ugly.csv" --devices 2 --out "$tmp/$ugly.plan.csv" --html "$tmp/$ugly.html"
+! LC_ALL=C grep -q "$esc" "$tmp/$ugly.html"
+result $? "nor in the page"
+tame "a folder that is not there" place "$tmp/t.csv" --devices 2 --out "$tmp/nowhere/$ugly.json"
+tame "watch" watch "$tmp/$ugly.jsonl" --once
+tame "watch --only" watch "$tmp/$ugly.none" --once
+tame "a label" report $data/expert_counts.csv --only "$ugly"
+tame "an option" report $ids "--$ugly"
+tame "a command" "$ugly"
+tame "a model" report $ids --model "$ugly"
+printf '{"step": 1, "ids": %s[31m\n' "$esc" >"$tmp/esc.jsonl"
+tame "content" watch "$tmp/esc.jsonl" --once
+rm -f "$tmp/$ugly"*
+
+# --- what is nonsense is not taken
+bad "presets with an option" "nothing can follow moe-ep presets" presets --json
+bad "presets with a word" "nothing can follow moe-ep presets" presets foo --nonsense
+good "presets --help" "usage: moe-ep presets" presets --help
+good "-h" "usage: moe-ep report" report -h
+bad "--version with more" "nothing can follow moe-ep --version" --version --bogus
+bad "--help with more" "nothing can follow moe-ep --help" --help report
+sweep='sweep --model qwen3-30b-a3b --machine h200 --devices 2'
+# shellcheck disable=SC2086
+{
+    bad "a hole in a list" "--tokens 2,,2,: nothing stands before a comma" $sweep --tokens 2,,2,
+    bad "a comma at the end" "--ep 1,: nothing stands behind a comma" $sweep --ep 1,
+    bad "a comma at the beginning" "--redundant ,1: nothing stands before a comma" $sweep --redundant ,1
+    bad "a list of nothing" "--overlap: a value is needed" $sweep --overlap ''
+}
+bad "a hole in --dead" "--dead 1,,: nothing stands" place $ids --devices 8 --slots 80 --dead 1,,
+bad "a hole in --speeds" "--speeds 1,,1: nothing stands" place $ids --devices 2 --speeds 1,,1
+bad "forward: a hole" "--tokens 1,,2: nothing stands" forward --tokens 1,,2
+bad "a capacity twice" "--capacity and --capacity-factor: one of them" drops $ids --capacity 1 --capacity-factor 1
+bad "groups that do not divide" "--groups 3: 64 experts do not divide" report $ids --groups 3
+bad "diagnose: groups that do not divide" "--groups 3: 64 experts do not divide" diagnose $ids $ids --groups 3
+bad "place: groups that do not divide" "--groups 3: 64 experts do not divide" place $ids --devices 8 --groups 3
+for word in --banana --devices --json=3 -x --co; do
+    "$cli" report $ids $word >"$tmp/o" 2>"$tmp/e"
+    [ $? -eq 2 ] && [ "$(wc -l <"$tmp/e")" -eq 1 ] && grep -qF -- "${word%%=*}" "$tmp/e" && [ ! -s "$tmp/o" ]
+    result $? "one line about $word" "$tmp/e"
+done
+for command in --help --version presets 'report --help' 'route --help' 'watch --help'; do
+    # shellcheck disable=SC2086
+    "$cli" $command >/dev/full 2>"$tmp/e"
+    [ $? -eq 1 ] && grep -q 'standard output: No space left on device' "$tmp/e"
+    result $? "$command on a full disk says why" "$tmp/e"
+done
+finish 190

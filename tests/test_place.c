@@ -5421,4 +5421,178 @@ TEST(doubles_in_any_layer)
     }
 }
 
+/* ---- layers whose optimum is known because they were made from it ---------------------------------------------- */
+
+typedef struct perfect {
+    int32_t kind, D, E, slots[8], pin[24], most;
+    uint8_t down[8];
+    double w[24], speed[8];
+    int level, room[8], cells[8], home[24]; /* while it is made: load and cells still free, a device of each expert */
+} perfect;
+
+enum {
+    PERFECT_LONE,       /* one copy of each                            */
+    PERFECT_ROOM,       /* more slots than the plan needs              */
+    PERFECT_SPEEDS,     /* of three kinds                              */
+    PERFECT_ALIKE,      /* light experts, many of the same load        */
+    PERFECT_PINS,       /* and more slots                              */
+    PERFECT_IDLE,       /* experts without load, and more slots        */
+    PERFECT_DOWN,       /* heavy experts, and a fast device is down    */
+    PERFECT_FEW_COPIES, /* at most three                               */
+    PERFECT_KINDS
+};
+
+/* Fills `n` cells of a device with whole numbers that sum to `rest`, as unlike as `spread` says. */
+static void perfect_cells(uint64_t *s, int n, int rest, int spread, int *piece)
+{
+    int i;
+    for (i = 0; i < n; i++) {
+        int left = n - i - 1, usual = rest / (left + 1), low = usual - spread, high = usual + spread;
+        if (low < 1) low = 1;
+        if (high > rest - left) high = rest - left;
+        if (low > high) low = high;
+        piece[i] = left == 0 ? rest : low + (int)t_below(s, high - low + 1);
+        rest -= piece[i];
+    }
+}
+
+/* An expert with the same whole number on several devices, where so many have room for one. */
+static void perfect_copies(perfect *c, uint64_t *s)
+{
+    int copies = 2 + (int)t_below(s, c->kind == PERFECT_FEW_COPIES ? 2 : c->D - 1), fits = 0, d, n = 0;
+    int unit = 1 + (int)t_below(s, c->level / 2);
+    uint32_t on = 0;
+    if (c->kind == PERFECT_DOWN && c->D > 3) {
+        copies = 4 + (int)t_below(s, c->D - 3);
+        unit += c->level / 4;
+    }
+    for (d = 0; d < c->D; d++) fits += c->room[d] - unit >= c->cells[d] - 1 && c->cells[d] > 1;
+    if (fits < copies || c->E == 24) return;
+    while (n < copies) {
+        d = (int)t_below(s, c->D);
+        if ((on >> d & 1u) || c->room[d] - unit < c->cells[d] - 1 || c->cells[d] < 2) continue;
+        on |= 1u << d;
+        c->room[d] -= unit;
+        c->cells[d]--;
+        c->home[c->E] = d;
+        n++;
+    }
+    c->w[c->E++] = unit * copies;
+}
+
+/* What the experts are called is drawn by lot. */
+static void perfect_shuffle(perfect *c, uint64_t *s)
+{
+    int e;
+    for (e = c->E - 1; e > 0; e--) {
+        int other = (int)t_below(s, e + 1), home = c->home[e];
+        double w = c->w[e];
+        c->w[e] = c->w[other];
+        c->w[other] = w;
+        c->home[e] = c->home[other];
+        c->home[other] = home;
+    }
+}
+
+/* One device is down, which was the fastest; the one that it stands before is the last now. */
+static void perfect_down(perfect *c, uint64_t *s)
+{
+    int d = (int)t_below(s, c->D + 1);
+    c->slots[c->D] = c->slots[d];
+    c->speed[c->D] = c->speed[d];
+    c->slots[d] = 2 + (int32_t)t_below(s, 3);
+    c->speed[d] = 4.0;
+    c->down[d] = 1;
+    c->D++;
+}
+
+/* Devices are filled first, each to exactly level * speed, and then the experts get their numbers by lot: no plan can
+ * be below the mean, and one plan reaches it.  0 = more than 24 experts. */
+static int perfect_case(perfect *c, int number)
+{
+    uint64_t s = (uint64_t)number;
+    int kind = number % PERFECT_KINDS, d, e, i, copied, spread, usual, extra;
+    memset(c, 0, sizeof *c);
+    c->kind = kind;
+    c->D = 3 + (int)t_below(&s, 6);
+    c->level = 4 * (int)(kind == PERFECT_ALIKE ? 3 + t_below(&s, 8) : 12 + t_below(&s, 40));
+    spread = 1 + (int)t_below(&s, kind == PERFECT_ALIKE ? 3 : c->level / 2);
+    usual = 3 + (int)t_below(&s, 4);
+    for (d = 0; d < c->D; d++) {
+        c->speed[d] = kind == PERFECT_DOWN && d % 2 ? 1.5 : 1.0;
+        if (kind == PERFECT_SPEEDS) c->speed[d] = 0.5 * (double)(2 + t_below(&s, 3));
+        c->room[d] = (int)(c->level * c->speed[d]);
+        c->cells[d] = usual + (kind == PERFECT_IDLE || kind == PERFECT_DOWN ? (int)t_below(&s, 2) : 0);
+        c->slots[d] = c->cells[d];
+    }
+    copied = kind == PERFECT_LONE ? 0 : (int)t_below(&s, c->D + 1);
+    for (i = 0; i < copied; i++) perfect_copies(c, &s);
+    for (d = 0; d < c->D; d++) {
+        int piece[8] = {0}, idle = kind == PERFECT_IDLE && c->cells[d] > 3 ? (int)t_below(&s, 3) : 0;
+        perfect_cells(&s, c->cells[d] - idle, c->room[d], spread, piece);
+        for (i = 0; i < c->cells[d]; i++, c->E++) {
+            if (c->E == 24) return 0;
+            c->w[c->E] = piece[i];
+            c->home[c->E] = d;
+        }
+    }
+    if (kind == PERFECT_FEW_COPIES) c->most = 3;
+    extra = kind == PERFECT_ROOM || kind == PERFECT_PINS || kind == PERFECT_IDLE ? (int)t_below(&s, 3) : 0;
+    for (d = 0; d < c->D; d++) c->slots[d] += extra > 0 && (extra == 2 || d % 2 == 0); /* not needed by the plan */
+    perfect_shuffle(c, &s);
+    for (e = 0; e < c->E; e++) c->pin[e] = kind == PERFECT_PINS && t_below(&s, 6) == 0 ? c->home[e] : -1;
+    if (kind == PERFECT_DOWN && c->D < 8) perfect_down(c, &s);
+    return 1;
+}
+
+static moe_ep_plan_result perfect_plan(const perfect *c, moe_ep_placement *p)
+{
+    moe_ep_place_desc d = desc_of(1, c->E, shape_of(c->D, 0, 1), c->w);
+    d.shape.slots_per_device = c->slots;
+    if (c->kind == PERFECT_SPEEDS || c->kind == PERFECT_DOWN) d.shape.speed = c->speed;
+    d.shape.inactive = c->down;
+    if (c->kind == PERFECT_PINS) d.pinned = c->pin;
+    d.max_replicas = c->most;
+    return plan_one(moe_ep_best_placement, &d, p, NULL);
+}
+
+/* Swaps, changes and kicks leave the devices of each of these layers uneven: only the search through all plans comes to
+ * the even one, and within its nodes only as long as it passes over all that it may pass over. */
+TEST(made_even_and_found_even)
+{
+    static const int32_t numbers[] = {
+        58, 79, 82, 138, 151, 167, 215, 217, 247, 274, 298, 362, 373, 455, 471, 477, 542, 562, 745, 771,
+        808, 833, 834, 844, 894, 940, 949, 994, 1073, 1077, 1106, 1158, 1199, 1207, 1228, 1250, 1260,
+        1302, 1337, 1367, 1379, 1403, 1412, 1413, 1415, 1433, 1481, 1509, 1513, 1594, 1627, 1633, 1673,
+        1711, 1769, 1786, 1813, 1819, 1836, 1840, 1846, 1853, 1897, 1912, 1913, 1939, 1982, 1984, 2011,
+        2015, 2040, 2062, 2075, 2468, 2470, 2566, 2620, 2796, 2891, 2899, 2907, 2949, 3011, 3024, 3091,
+        3102, 3236, 3394, 3421, 3486, 3496, 3570, 3664, 3668, 3694, 3700, 3720, 3756, 3758, 3784, 3821,
+        4077, 4152, 4605, 5057, 6008, 6816, 8477, 8671, 10499, 11364, 12036, 13165, 15035, 15564, 16212,
+        17721, 19170, 19180, 23010, 24458, 24670, 26086, 27298, 28052, 30668, 33164, 41058, 41074,
+        93297, 93594, 99159, 99406, 99685, 99723, 99850, 99937, 99944, 99988};
+    int n, i, kinds[PERFECT_KINDS] = {0};
+    for (n = 0; n < (int)(sizeof numbers / sizeof numbers[0]); n++) {
+        perfect c;
+        moe_ep_placement p;
+        moe_ep_plan_result r;
+        double load = 0, speed = 0;
+        CHECK(perfect_case(&c, numbers[n]));
+        for (i = 0; i < c.E; i++) load += c.w[i];
+        for (i = 0; i < c.D; i++) speed += c.down[i] ? 0 : c.speed[i];
+        CHECK_NEAR(load / speed, c.level, 1e-12, 0);
+        r = perfect_plan(&c, &p);
+        CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.max, c.level, 1e-9, 0);
+        CHECK_NEAR(busiest(&p, 0, c.w), c.level, 1e-9, 0);
+        for (i = 0; i < c.E; i++) {
+            CHECK(c.most == 0 || p.replica_start[i + 1] - p.replica_start[i] <= c.most);
+            CHECK(c.pin[i] < 0 || on_device(&p, c.pin[i], i));
+        }
+        kinds[c.kind]++;
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", numbers[n]);
+    }
+    for (i = 0; i < PERFECT_KINDS; i++) CHECK(kinds[i] >= 14);
+}
+
 T_MAIN
