@@ -75,8 +75,8 @@ result $? "1,000,000 plans: $(cat "$tmp/log")" "$tmp/log"
 
 # ---- killed at random moments: the output is whole or not there ----
 data=examples/data/prose_topk_ids.npy
-# killed NAME ENDING COMMAND...: the command, which writes $tmp/outputENDING, killed 40 times between its start and its end and a
-# little later.  Whole is what is equal to the output of a run that nobody killed.
+# killed NAME ENDING COMMAND...: the command, which writes $tmp/outputENDING, killed 40 times between its start and its
+# end and a little later.  Whole is what is equal to the output of a run that nobody killed.
 killed() {
     name=$1 output=$tmp/output$2 whole=0 absent=0 torn=0 n=0
     shift 2

@@ -246,13 +246,13 @@ array() { # array FILE TYPE SHAPE N...
         done
     done >>"$array_file"
 }
-ids_of='0 1 2 3 0 2 1 3 3 0 2 1 0 3 1 2'
+ids_of='0 1 2 258 0 2 1 258 3 0 2 1 0 258 1 2' # 258 has two bytes that are not 0
 counts_of='4 1 2 3 0 2 4 1'
 logits_of='0 1 2 3 4 2 1 0 1 3 0 2'
 one() { "$cli" "$@" 2>&1 | sed "s|$tmp||g"; }
 for t in '<i2' '>i2' '<i4' '>i4' '<i8' '>i8' '<u2' '>u2' '<u4' '>u4' '<u8' '>u8'; do
     # shellcheck disable=SC2086
-    { array "$tmp/n.npy" "$t" '(8, 2)' $ids_of; array "$tmp/c.npy" "$t" '(2, 4)' $counts_of
+    { array "$tmp/n.npy" "$t" '(8, 2)' $ids_of; array "$tmp/c.npy" "$t" '(2, 4)' 4 1 2 770 0 2 258 1
       array "$tmp/logits.npy" '<f4' '(3, 4)' $logits_of; array "$tmp/k.npy" "$t" '(3, 2)' 3 2 0 1 1 3; }
     { one report "$tmp/n.npy" --devices 2 --json; one report "$tmp/c.npy" --counts --devices 2 --json
       one drops "$tmp/n.npy" --tokens 4 --capacity 2; one traffic "$tmp/n.npy" --devices 2
