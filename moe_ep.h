@@ -19461,7 +19461,6 @@ static moe_ep_status moe_epi_check_bend(double q, const char *arg, moe_ep_error 
 
 static moe_ep_status moe_epi_check_levels(const moe_ep_link *l, moe_ep_error *err)
 {
-    static const char *const multiple[2] = {"link.level_a", "link.level_bytes"};
     int32_t i, k;
     if (l->num_levels < 0 || l->num_levels > (int32_t)MOE_EP_LINK_LEVELS)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.num_levels", "0..MOE_EP_LINK_LEVELS", -1,
@@ -19473,9 +19472,10 @@ static moe_ep_status moe_epi_check_levels(const moe_ep_link *l, moe_ep_error *er
                                 l->level_peers[i]);
         for (k = 0; k < 2; k++) {
             const double *of = k == 0 ? l->level_a : l->level_bytes;
-            MOE_EPI_TRY(moe_epi_amount_at(of, i, multiple[k], err));
+            const char *arg = k == 0 ? "link.level_a" : "link.level_bytes";
+            MOE_EPI_TRY(moe_epi_amount_at(of, i, arg, err));
             if (!(of[i] > 0.0))
-                return moe_epi_fail(err, MOE_EP_ERR_RANGE, multiple[k], "a multiple must be positive", i, of[i]);
+                return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "a multiple must be positive", i, of[i]);
         }
     }
     return MOE_EP_OK;

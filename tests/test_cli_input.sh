@@ -468,6 +468,8 @@ bad "forward: a hole" "--tokens 1,,2: nothing stands" forward --tokens 1,,2
 bad "a capacity twice" "--capacity and --capacity-factor: one of them" drops $ids --capacity 1 --capacity-factor 1
 bad "groups that do not divide" "--groups 3: 64 experts do not divide" report $ids --groups 3
 bad "diagnose: groups that do not divide" "--groups 3: 64 experts do not divide" diagnose $ids $ids --groups 3
+bad "diagnose: two placements of today" "--current and --round-robin: one of them" \
+    diagnose $ids $ids --current $data/sglang_map.json --devices 8 --round-robin
 bad "place: groups that do not divide" "--groups 3: 64 experts do not divide" place $ids --devices 8 --groups 3
 for word in --banana --devices --json=3 -x --co; do
     "$cli" report $ids $word >"$tmp/o" 2>"$tmp/e"
