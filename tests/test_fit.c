@@ -964,6 +964,35 @@ TEST(levels_of_a_link)
     CHECK_NEAR(got.ll_dispatch.level_peers[2], 8, 0, 1e-12);
 }
 
+/* Twice the same formula but for one count of peers of two, slow by a factor: which of both is the odd one nobody can
+ * tell.  Levels are drawn to 1 alike, so each takes the root of the factor, one up and one down. */
+TEST(two_levels_share_what_lies_between_them)
+{
+    static const double peers[4] = {4, 8, 16, 32}; /* two inside a node, two between nodes */
+    static moe_ep_link_row row[240];
+    moe_ep_machine start = moe_ep_machine_h100(), got;
+    moe_ep_calibrate_desc d;
+    uint64_t s = t_seed + 75;
+    int slow, k, n;
+    for (slow = 1; slow < 3; slow++) {
+        moe_ep_link truth = start.ll_dispatch;
+        const double *bytes = got.ll_dispatch.level_bytes + slow / 2 * 2;
+        truth.num_levels = 4;
+        for (k = 0; k < 4; k++) {
+            truth.level_peers[k] = peers[k];
+            truth.level_a[k] = 1;
+            truth.level_bytes[k] = k == slow ? 1.4 : 1;
+        }
+        n = make_levels(&truth, peers, 4, 60, 0.01, &s, row);
+        d = of_links(&start, row, n);
+        CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK_I64(got.ll_dispatch.num_levels, 4);
+        for (k = 0; k < 4; k++) CHECK(worst_of(&got.ll_dispatch, &truth, peers[k]) < 0.01);
+        CHECK_NEAR(bytes[0] * bytes[1], 1, 0.03, 0);
+        CHECK_NEAR(slow == 1 ? bytes[1] / bytes[0] : bytes[0] / bytes[1], 1.4, 0.03, 0);
+    }
+}
+
 /* Rows described by an exchange are those of its bytes, rows and peers. */
 TEST(rows_of_every_mode)
 {
