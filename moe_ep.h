@@ -22224,19 +22224,37 @@ static double moe_epi_fit_noise(const moe_epi_fit *f, double *work)
     return 1.4826 * moe_epi_fit_median(work, f->n) * sqrt((double)f->n / left); /* a bell curve's width */
 }
 
+/* What the rows' errors cost at the knee that every fit begins with: how well two fits meet the rows. */
+static double moe_epi_fit_unmet(const moe_epi_fit *f)
+{
+    moe_epi_fit judge = *f;
+    double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS], loss = 0.0, w;
+    int64_t i;
+    judge.knee = MOE_EPI_FIT_KNEE;
+    moe_epi_fit_values(f, v);
+    for (i = 0; i < f->n; i++) loss += moe_epi_fit_cost(&judge, moe_epi_fit_miss(f, v, &f->rows[i], slope), &w);
+    return loss;
+}
+
 /* A pull is weighed against rows that are right within MOE_EPI_FIT_KNEE; rows that turn out better than that pull more,
- * so that constants which such rows show come out as the rows have them; levels only where the formula cannot. */
+ * so that constants which such rows show come out as the rows have them; levels only where the formula cannot.  When
+ * all rows of a level would rather be wrong than pull it any harder, its pull stays as it was. */
 static void moe_epi_fit_polish(moe_epi_fit *f, double *work)
 {
-    moe_epi_fit kept = *f;
+    moe_epi_fit kept = *f, before;
     double share;
     int round, k;
     for (round = 0; round < 3; round++) {
         share = moe_epi_fit_noise(f, work) / MOE_EPI_FIT_KNEE;
         if (!(share < 1.0)) break;
         share = moe_epi_larger(share, 1e-6);
+        before = *f;
         f->knee = MOE_EPI_FIT_KNEE * share;
         for (k = MOE_EPI_FIT_LEVEL_A; f->is_link && k < MOE_EPI_FIT_CONSTANTS; k++) f->sd[k] = kept.sd[k] * share;
+        (void)moe_epi_fit_descend(f);
+        if (!f->is_link || moe_epi_fit_unmet(f) <= moe_epi_fit_unmet(&before) + 2.0) continue;
+        memcpy(f->c, before.c, sizeof f->c);
+        memcpy(f->sd, before.sd, sizeof f->sd);
         (void)moe_epi_fit_descend(f);
     }
 }

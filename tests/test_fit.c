@@ -964,30 +964,54 @@ TEST(levels_of_a_link)
     CHECK_NEAR(got.ll_dispatch.level_peers[2], 8, 0, 1e-12);
 }
 
-/* Twice the same formula but for one count of peers of two, slow by a factor: which of both is the odd one nobody can
- * tell.  Levels are drawn to 1 alike, so each takes the root of the factor, one up and one down. */
-TEST(two_levels_share_what_lies_between_them)
+/* Rows of four counts of peers, two inside a node and two between nodes; at the slow one bytes and latency take as many
+ * times what the formula says. */
+static const double four_peers[4] = {4, 8, 16, 32};
+static int one_slow(int slow, double of_bytes, double of_a, double noise, uint64_t *s, moe_ep_link *truth,
+                    moe_ep_link_row *row)
 {
-    static const double peers[4] = {4, 8, 16, 32}; /* two inside a node, two between nodes */
+    int k;
+    truth->num_levels = 4;
+    for (k = 0; k < 4; k++) {
+        truth->level_peers[k] = four_peers[k];
+        truth->level_a[k] = k == slow ? of_a : 1;
+        truth->level_bytes[k] = k == slow ? of_bytes : 1;
+    }
+    return make_levels(truth, four_peers, 4, 60, noise, s, row);
+}
+
+/* Rows without any error are all met: none of a slow count of peers is left out because those of the others are. */
+TEST(one_slow_count_of_peers)
+{
     static moe_ep_link_row row[240];
     moe_ep_machine start = moe_ep_machine_h100(), got;
-    moe_ep_calibrate_desc d;
+    uint64_t s = t_seed + 76;
+    int i, k;
+    for (i = 0; i < 8; i++) {
+        moe_ep_link truth = start.ll_dispatch;
+        int n = one_slow(i % 4, i < 4 ? 1.4 : 2, i < 4 ? 1 : 1.5, 0.0, &s, &truth, row);
+        moe_ep_calibrate_desc d = of_links(&start, row, n);
+        CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        for (k = 0; k < 4; k++) CHECK(worst_of(&got.ll_dispatch, &truth, four_peers[k]) < 0.003);
+    }
+}
+
+/* Of two counts of peers of a kind one is slow by a factor: which of both is the odd one nobody can tell.  Levels are
+ * drawn to 1 alike, so each takes the root of the factor, one up and one down. */
+TEST(two_levels_share_what_lies_between_them)
+{
+    static moe_ep_link_row row[240];
+    moe_ep_machine start = moe_ep_machine_h100(), got;
     uint64_t s = t_seed + 75;
-    int slow, k, n;
+    int slow, k;
     for (slow = 1; slow < 3; slow++) {
         moe_ep_link truth = start.ll_dispatch;
         const double *bytes = got.ll_dispatch.level_bytes + slow / 2 * 2;
-        truth.num_levels = 4;
-        for (k = 0; k < 4; k++) {
-            truth.level_peers[k] = peers[k];
-            truth.level_a[k] = 1;
-            truth.level_bytes[k] = k == slow ? 1.4 : 1;
-        }
-        n = make_levels(&truth, peers, 4, 60, 0.01, &s, row);
-        d = of_links(&start, row, n);
+        int n = one_slow(slow, 1.4, 1, 0.01, &s, &truth, row);
+        moe_ep_calibrate_desc d = of_links(&start, row, n);
         CHECK(moe_ep_calibrate(&d, &got, NULL, NULL, NULL, NULL, NULL) == MOE_EP_OK);
         CHECK_I64(got.ll_dispatch.num_levels, 4);
-        for (k = 0; k < 4; k++) CHECK(worst_of(&got.ll_dispatch, &truth, peers[k]) < 0.01);
+        for (k = 0; k < 4; k++) CHECK(worst_of(&got.ll_dispatch, &truth, four_peers[k]) < 0.01);
         CHECK_NEAR(bytes[0] * bytes[1], 1, 0.03, 0);
         CHECK_NEAR(slow == 1 ? bytes[1] / bytes[0] : bytes[0] / bytes[1], 1.4, 0.03, 0);
     }
