@@ -19369,10 +19369,9 @@ MOE_EP_API moe_ep_status moe_ep_machine_by_name(const char *name, moe_ep_machine
 
 /* ---- checks shared by the section -------------------------------------------------------------------- */
 
-/* values[i], or *value with i = -1. */
-static moe_ep_status moe_epi_amount_at(const double *values, int32_t i, const char *arg, moe_ep_error *err)
+/* i: which element of arg, -1 where it is a single number. */
+static moe_ep_status moe_epi_amount_at(double v, int32_t i, const char *arg, moe_ep_error *err)
 {
-    double v = values[i < 0 ? 0 : i];
     if (!moe_epi_finite(v))
         return moe_epi_fail(err, MOE_EP_ERR_NAN, arg, "not a finite number", i, v);
     if (v < 0.0) return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, arg, "must not be negative", i, v);
@@ -19381,7 +19380,7 @@ static moe_ep_status moe_epi_amount_at(const double *values, int32_t i, const ch
 
 static moe_ep_status moe_epi_amount(double v, const char *arg, moe_ep_error *err)
 {
-    return moe_epi_amount_at(&v, -1, arg, err);
+    return moe_epi_amount_at(v, -1, arg, err);
 }
 
 static moe_ep_status moe_epi_at_least(int64_t v, int64_t least, const char *arg, moe_ep_error *err)
@@ -19466,16 +19465,16 @@ static moe_ep_status moe_epi_check_levels(const moe_ep_link *l, moe_ep_error *er
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.num_levels", "0..MOE_EP_LINK_LEVELS", -1,
                             (double)l->num_levels);
     for (i = 0; i < l->num_levels; i++) {
-        MOE_EPI_TRY(moe_epi_amount_at(l->level_peers, i, "link.level_peers", err));
+        MOE_EPI_TRY(moe_epi_amount_at(l->level_peers[i], i, "link.level_peers", err));
         if (!(l->level_peers[i] > (i > 0 ? l->level_peers[i - 1] : 0.0)))
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "link.level_peers", "must be positive and ascending", i,
                                 l->level_peers[i]);
         for (k = 0; k < 2; k++) {
-            const double *of = k == 0 ? l->level_a : l->level_bytes;
+            const double multiple = k == 0 ? l->level_a[i] : l->level_bytes[i];
             const char *arg = k == 0 ? "link.level_a" : "link.level_bytes";
-            MOE_EPI_TRY(moe_epi_amount_at(of, i, arg, err));
-            if (!(of[i] > 0.0))
-                return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "a multiple must be positive", i, of[i]);
+            MOE_EPI_TRY(moe_epi_amount_at(multiple, i, arg, err));
+            if (!(multiple > 0.0))
+                return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "a multiple must be positive", i, multiple);
         }
     }
     return MOE_EP_OK;
@@ -22236,6 +22235,8 @@ static double moe_epi_fit_unmet(const moe_epi_fit *f)
     return loss;
 }
 
+#define MOE_EPI_FIT_WORTH 2.0 /* loss: two constants' worth, or one row that is given up as wrong */
+
 /* A pull is weighed against rows that are right within MOE_EPI_FIT_KNEE; rows that turn out better than that pull more,
  * so that constants which such rows show come out as the rows have them; levels only where the formula cannot.  When
  * all rows of a level would rather be wrong than pull it any harder, its pull stays as it was. */
@@ -22252,12 +22253,13 @@ static void moe_epi_fit_polish(moe_epi_fit *f, double *work)
         f->knee = MOE_EPI_FIT_KNEE * share;
         for (k = MOE_EPI_FIT_LEVEL_A; f->is_link && k < MOE_EPI_FIT_CONSTANTS; k++) f->sd[k] = kept.sd[k] * share;
         (void)moe_epi_fit_descend(f);
-        if (!f->is_link || moe_epi_fit_unmet(f) <= moe_epi_fit_unmet(&before) + 2.0) continue;
+        if (!f->is_link || moe_epi_fit_unmet(f) <= moe_epi_fit_unmet(&before) + MOE_EPI_FIT_WORTH) continue;
         memcpy(f->c, before.c, sizeof f->c);
         memcpy(f->sd, before.sd, sizeof f->sd);
         (void)moe_epi_fit_descend(f);
     }
 }
+#undef MOE_EPI_FIT_WORTH
 
 static void moe_epi_fit_report(const moe_epi_fit *f, const int64_t *which, double before, double *work,
                                double *errors, moe_ep_fit_error *out)
@@ -23937,8 +23939,8 @@ static void moe_epi_fw_tile_past(const moe_epi_fw_work *q, int r, const moe_epi_
 }
 
 /* All tokens in one piece: every tile goes along its rows from end to end, and what it fetches lies ahead in these
- * rows, or in those that follow.  Tiles of one or two tokens and fp32 fetch nothing: the machine alone does it better;
- * narrower weights come to the end of a block, where the sums are added, twice and four times as often. */
+ * rows, or in those that follow.  With fp32 weights tiles of one or two tokens fetch nothing: the machine alone does it
+ * better.  Narrower weights come to the end of a block, where the sums are added, twice and four times as often. */
 static void moe_epi_fw_along(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows *p, const unsigned char *const *x,
                              int tokens, int64_t n, float *c)
 {
