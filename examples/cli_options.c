@@ -136,6 +136,20 @@ char **cli_list(const char *option, const char *text)
     return list;
 }
 
+int32_t *cli_device_list(const char *option, const char *text)
+{
+    char **list = cli_list(option, text);
+    int32_t *devices = NULL;
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) {
+        int32_t device = (int32_t)cli_option_count(option, list[i], 0, 65535);
+        for (ptrdiff_t j = 0; j < i; j++)
+            if (devices[j] == device) cli_die(CLI_USAGE, "--%s %s: device %d twice", option, text, device);
+        arrput(devices, device);
+    }
+    arrfree(list);
+    return devices;
+}
+
 int cli_take_number(const cli_number_option *list, size_t n, void *target, int option, const char *value)
 {
     for (size_t i = 0; i < n; i++) {

@@ -81,6 +81,8 @@ extern const char *cli_command;
 int cli_option(int argc, char **argv, const struct option *list, const char *several);
 /* The texts between the commas, stb_ds, kept to the end of the program; leaves where there is none. */
 char **cli_list(const char *option, const char *text);
+/* Such a list of devices, each named once; stb_ds. */
+int32_t *cli_device_list(const char *option, const char *text);
 
 /* Leaves when the planner wants as many slots on every device and the shape has not. */
 void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots);

@@ -96,14 +96,6 @@ static const policy *find_policy(const char *name)
             cli_printable(name));
 }
 
-static void take_dead(cli_place *r, const char *value)
-{
-    char **list = cli_list("dead", value);
-    for (ptrdiff_t i = 0; i < arrlen(list); i++)
-        arrput(r->dead, (int32_t)cli_option_count("dead", list[i], 0, 65535));
-    arrfree(list);
-}
-
 static void take_speeds(cli_place *r, const char *value)
 {
     char **list = cli_list("speeds", value);
@@ -126,7 +118,7 @@ static void take_option(cli_place *r, place_options *o, int option, const char *
         r->off_node = cli_option_number("off-node", value, 0, 1);
         return;
     case O_DEAD:
-        take_dead(r, value);
+        r->dead = cli_device_list("dead", value);
         return;
     case O_SPEEDS:
         take_speeds(r, value);

@@ -67,14 +67,6 @@ typedef struct rebalance_files {
 
 /* ---- options ------------------------------------------------------------------------------------------- */
 
-static void take_dead(cli_rebalance *r, const char *value)
-{
-    char **list = cli_list("dead", value);
-    for (ptrdiff_t i = 0; i < arrlen(list); i++)
-        arrput(r->dead, (int32_t)cli_option_count("dead", list[i], 0, 65535));
-    arrfree(list);
-}
-
 static void take_option(cli_rebalance *r, cli_common *common, rebalance_files *files, int option,
                         const char *value)
 {
@@ -92,7 +84,7 @@ static void take_option(cli_rebalance *r, cli_common *common, rebalance_files *f
         r->link_moves = (int32_t)cli_option_count("link-moves", value, 1, 1 << 30);
         return;
     case O_DEAD:
-        take_dead(r, value);
+        r->dead = cli_device_list("dead", value);
         return;
     case O_OUT:
         cli_map_check_name(value);

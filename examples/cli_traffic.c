@@ -357,6 +357,8 @@ int cli_traffic_main(int argc, char **argv)
     settle(&x, with_map ? &map : NULL);
     as_json = x.out ? cli_has_suffix(x.out, ".json") : x.common.json;
     if (as_json && x.matrix) cli_die(CLI_USAGE, "--matrix is CSV; without it JSON holds every matrix");
+    if (x.common.json && !as_json)
+        cli_die(CLI_USAGE, "--json: --out %s is CSV; a name that ends in .json is JSON", cli_printable(x.out));
     if (x.out) cli_refuse_overwriting(x.out, argc, argv, optind);
     cli_out_open(&out, x.out ? x.out : "-");
     put_all(&x, out.stream, as_json);

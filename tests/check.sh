@@ -10,8 +10,7 @@ mkdir -p "$dir"
 gate() { case $1 in *"$only"*) return 0 ;; *) return 1 ;; esac }
 flags="-std=gnu99 -g -I. -Itests -Wall -Wextra"
 programs=$(ls tests/test_*.c)
-# a build under a sanitizer or Valgrind is slow on purpose: tests that measure time skip; with 2 the slowest tests have
-# fewer cases of a kind
+# a build under a sanitizer or Valgrind is slow on purpose, see t_slow in t.h
 export MOE_EP_SLOW=1
 
 # The object of a test program that is compiled once for all gates that only exchange the implementation.

@@ -29,18 +29,21 @@ on_host() {
     result $code "$1 on the CPU: $(grep -c '^  ok' "$tmp/log") checks" "$tmp/bad"
 }
 
-# One program for the GPU: on_gpu NAME LIBRARIES GPUS_NEEDED [WITHOUT_THE_IMPLEMENTATION].
+# The command that examples/README.md prints for one program, its words behind nvcc.
+printed() { sed -n "s|^nvcc \\(.*/$1\\.cu .*\\) && .*|\\1|p" examples/README.md; }
+
+# One program for the GPU: on_gpu NAME GPUS_NEEDED [WITHOUT_THE_IMPLEMENTATION].
 on_gpu() {
-    how=-O2
-    [ "$gpus" -ge "$3" ] || how="-O0 ${4:-}" # it is not going to run
+    build=$(printed "$1" | sed "s|-o [^ ]*|-o $tmp/$1|")
+    [ "$gpus" -ge "$2" ] || build=$(echo "$build" | sed "s|-O3|-O0 ${3:-}|") # it is not going to run
     # shellcheck disable=SC2086
-    if ! "$nvcc" $how -I. "examples/cuda/$1.cu" -o "$tmp/$1" $2 >"$tmp/log" 2>&1; then
+    if [ -z "$build" ] || ! "$nvcc" $build >"$tmp/log" 2>&1 || [ ! -x "$tmp/$1" ]; then
         fail "nvcc compiles $1" "$tmp/log"
         return
     fi
     pass "nvcc compiles $1"
-    if [ "$gpus" -lt "$3" ]; then
-        skip "$1 on a GPU" "it needs $3, nvidia-smi lists $gpus"
+    if [ "$gpus" -lt "$2" ]; then
+        skip "$1 on a GPU" "it needs $2, nvidia-smi lists $gpus"
         return
     fi
     LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} timeout 300 "$tmp/$1" --check >"$tmp/log" 2>&1
@@ -54,6 +57,13 @@ else
     for program in moe_ep_cuda moe_ep_nccl; do skip "$program on the CPU" "no C++ compiler (package g++)"; done
 fi
 
+for program in moe_ep_cuda moe_ep_nccl; do
+    case $(printed $program) in
+        "-O3 -I. examples/cuda/$program.cu -o $program -lcublas"*) true ;;
+        *) false ;;
+    esac
+    result $? "examples/README.md prints the command for $program"
+done
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 if [ ! -x "$nvcc" ]; then
@@ -63,11 +73,11 @@ if [ ! -x "$nvcc" ]; then
 else
     root=$(dirname "$(dirname "$nvcc")")
     libraries=$root/lib64
-    on_gpu moe_ep_cuda -lcublas 1
+    on_gpu moe_ep_cuda 1
     if [ -e "$root/include/nccl.h" ] || [ -e /usr/include/nccl.h ]; then
-        on_gpu moe_ep_nccl "-lcublas -lnccl" 2 "${archive:+$own $archive}"
+        on_gpu moe_ep_nccl 2 "${archive:+$own $archive}"
     else
         skip "nvcc compiles moe_ep_nccl" "no nccl.h (package libnccl-dev)"
     fi
 fi
-finish 3
+finish 5

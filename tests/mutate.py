@@ -12,12 +12,12 @@ compared with these by test_route and test_forward).  tcc compiles a mutant in a
 hundreds fit into minutes; without tcc it is gcc -O0, which is also taken for the programs that tcc's calling
 convention does not suit (structs by value).  The quick tests of the section run first, each program ends at its
 first failing check (--stop), then its slow tests and the quick ones of the other programs.  What none of them sees
-is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers with
-the kernels of this machine, as `make check` runs them.  Killed = a check fails, a crash, or no end.  Tests that
-fail or are too slow without any change take no part.  Mutants that do not compile are replaced by others, and so are
-survivors that gcc -O2 or gcc -O1 makes the same machine code of as of the header itself: nothing was changed (trivial
-compiler equivalence, Papadakis and others, ICSE 2015).  Survivors are printed with their line; tests/mutants.txt
-explains those that no test can see.
+is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers
+and clang's memory sanitizer with the kernels of this machine, as `make check` runs them.  Killed = a check fails,
+a crash, or no end.  Tests that fail or are too slow without any change take no part.  Mutants that do not compile
+are replaced by others, and so are survivors that gcc -O2 or gcc -O1 makes the same machine code of as of the
+header itself: nothing was changed (trivial compiler equivalence, Papadakis and others, ICSE 2015).  Survivors are
+printed with their line; tests/mutants.txt explains those that no test can see.
 """
 import argparse
 import collections
@@ -231,24 +231,25 @@ class Bench:
         finally:
             os.unlink(program)
 
-    SANITIZERS = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    SANITIZERS = [[compiler, "-w", "-std=gnu99", "-O0", "-fsanitize=" + kind, "-fno-sanitize-recover=all"]
+                  for compiler, kind in (("gcc", "address,undefined"), ("clang", "memory")) if shutil.which(compiler)]
 
     def strict_programs(self, section):
         return SECTIONS[section] + ["oom"] + (["forward_amx"] if section == 9 else [])
 
-    def strict(self, name, d):
-        """Runs the quick tests of a program under sanitizers on d/moe_ep.h; its exit status, or None."""
+    def strict(self, name, d, build):
+        """Runs the quick tests of a program under a sanitizer on d/moe_ep.h; its exit status, or None."""
         path, program = "tests/test_%s.c" % name, os.path.join(d, name + ".san")
         own = re.search(r"define MOE_EP_(STATIC|IMPLEMENTATION)", open(path).read())
-        implementation = d + "/san.o"
+        implementation = os.path.join(d, build[0] + ".san.o")
         if not own and not os.path.exists(implementation):
-            made = subprocess.run(["gcc", "-w", "-std=gnu99"] + self.SANITIZERS + [
-                "-DMOE_EP_NO_BLAS", "-I" + d, "-c", d + "/i.c", "-o", implementation], capture_output=True)
+            made = subprocess.run(build + ["-DMOE_EP_NO_BLAS", "-I" + d, "-c", d + "/i.c", "-o", implementation],
+                                  capture_output=True)
             if made.returncode != 0:
                 return None
-        made = subprocess.run(["gcc", "-w", "-std=gnu99"] + self.SANITIZERS + [
-            "-DMOE_EP_NO_BLAS", "-DKERNEL_CASES=200", "-I" + d, "-I.", "-Itests", path] +
-            ([] if own else [implementation]) + ["-o", program, "-lm", "-pthread"], capture_output=True)
+        made = subprocess.run(build + ["-DMOE_EP_NO_BLAS", "-DKERNEL_CASES=200", "-I" + d, "-I.", "-Itests", path] +
+                              ([] if own else [implementation]) + ["-o", program, "-lm", "-pthread"],
+                              capture_output=True)
         if made.returncode != 0:
             return None
         tests = self.quick.get(name) or []
@@ -262,17 +263,17 @@ class Bench:
 
     def strict_notices(self, section, text, changed):
         with tempfile.TemporaryDirectory(dir=self.work) as d:
-            for name in self.strict_programs(section):
+            for build, name in [(b, n) for b in self.SANITIZERS for n in self.strict_programs(section)]:
                 with self.lock:
-                    if name not in self.sane: # which programs pass on the header as it is
+                    if (build[0], name) not in self.sane: # which programs pass on the header as it is
                         base = os.path.join(self.work, "base")
                         self.compile(text, base)
-                        self.sane[name] = self.strict(name, base) == 0
-                if not self.sane[name]:
+                        self.sane[build[0], name] = self.strict(name, base, build) == 0
+                if not self.sane[build[0], name]:
                     continue
                 if not os.path.exists(d + "/i.c"):
                     self.compile(changed, d)
-                if self.strict(name, d) not in (0, None):
+                if self.strict(name, d, build) not in (0, None):
                     return name + ", sanitizers"
         return ""
 
@@ -395,4 +396,5 @@ def main():
     sys.exit(0 if ok else 1)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,7 @@
 #ifndef PLACE_H
 #define PLACE_H
 
-#include "moe_ep.h"
-#include "t.h"
+#include "placement.h"
 
 T_EXACT_MATH /* the plain versions below divide as upstream does */
 
@@ -28,21 +27,6 @@ static moe_ep_place_desc desc_of(int32_t L, int32_t E, moe_ep_shape shape, const
     d.loads = loads;
     return d;
 }
-
-/* A placement in its own memory; free with placement_free. */
-static moe_ep_placement placement_new(int32_t L, int32_t E, const moe_ep_shape *shape)
-{
-    moe_ep_placement p;
-    size_t bytes = moe_ep_placement_bytes(L, E, shape);
-    memset(&p, 0, sizeof p);
-    if (bytes == 0 || moe_ep_placement_init(&p, L, E, shape, t_alloc(bytes), bytes, NULL) != MOE_EP_OK) {
-        fprintf(stderr, "placement_new failed\n");
-        exit(2);
-    }
-    return p;
-}
-
-static void placement_free(moe_ep_placement *p) { free(p->device_speed); } /* first in its block */
 
 typedef moe_ep_status (*planner)(const moe_ep_place_desc *, moe_ep_placement *, moe_ep_plan_result *,
                                  moe_ep_scratch *, moe_ep_error *);

@@ -63,7 +63,7 @@ cross() { # cross NAME TRIPLET LIBC-PACKAGE QEMU [MORE PROGRAMS]
     # shellcheck disable=SC2086
     programs=$(printf '%s ' $programs) # one line
     case " $programs " in *" ${5:-} "*) ;; *) programs="$programs $5" ;; esac
-    want "$1" && on "$1" "gcc-$2 $3 qemu-user" "$2-gcc -O1 -static" "$4"
+    want "$1" && MOE_EP_SLOW=2 on "$1" "gcc-$2 $3 qemu-user" "$2-gcc -O1 -static" "$4"
     programs=$usual
 }
 want m32 && on m32 "gcc-multilib, or gcc-12-multilib beside cross compilers" "gcc -m32 -O1 -msse2 -mfpmath=sse" env

@@ -138,6 +138,13 @@ static inline uint64_t t_u64(uint64_t *state)
     return z ^ (z >> 31);
 }
 static inline int64_t t_below(uint64_t *state, int64_t n) { return n <= 0 ? 0 : (int64_t)(t_u64(state) % (uint64_t)n); }
+/* How slow this build or machine is, by MOE_EP_SLOW: 1 under a sanitizer, where what measures time skips; 2 under
+ * Valgrind or an emulator, which take a hundred times as long: fewer cases of a kind, each kind all the same. */
+static inline int t_slow(void)
+{
+    const char *slow = getenv("MOE_EP_SLOW");
+    return slow ? atoi(slow) : 0;
+}
 static inline double t_unit(uint64_t *state) { return (double)(t_u64(state) >> 11) / 9007199254740992.0; }
 
 /* False in a program linked with -ffast-math, whose start-up code makes the CPU take subnormal numbers for 0. */

@@ -20,7 +20,7 @@ static void *repeated(size_t bytes, size_t piece, int fd)
     char *base;
     size_t at;
     if (fd < 0 || ftruncate(fd, (off_t)piece) != 0) return NULL;
-    if (getenv("MOE_EP_SLOW")) return NULL; /* minutes under an emulator or a sanitizer */
+    if (t_slow()) return NULL; /* minutes under an emulator or a sanitizer */
     base = (char *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == (char *)MAP_FAILED) return NULL;
     for (at = 0; at < bytes; at += piece)

@@ -1527,6 +1527,7 @@ TEST(chance_monte_carlo)
                 moe_ep_chance_result c;
                 sample m;
                 if (K > E || (choices[j] < 0 && E > 300) || trials < 60) continue;
+                if (t_slow() > 1 && (i + j + k) % 4) continue;
                 trials = trials > 8000 ? 8000 : trials;
                 m = simulate(&s, T, K, E, E, 0, (int)trials);
                 CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
@@ -1619,6 +1620,7 @@ TEST(chance_devices_monte_carlo)
             int64_t trials = 1500000 / (tokens[k] * K + E);
             moe_ep_chance_result c;
             sample m;
+            if (t_slow() > 1 && (i + k) % 4) continue;
             trials = trials > 8000 ? 8000 : trials;
             m = simulate(&s, tokens[k], K, E, D, 0, (int)trials);
             CHECK_I64(moe_ep_chance_devices(tokens[k], K, E, D, &c, NULL), MOE_EP_OK);
@@ -1734,7 +1736,7 @@ TEST(chance_speed)
     moe_ep_chance_result c;
     double each;
     int i;
-    if (getenv("MOE_EP_SLOW")) SKIP("this build or machine is slow on purpose");
+    if (t_slow()) SKIP("this build or machine is slow on purpose");
     clock_gettime(CLOCK_MONOTONIC, &a);
     for (i = 0; i < 200; i++) moe_ep_chance(100000 + i, 8, 256, &c, NULL);
     clock_gettime(CLOCK_MONOTONIC, &b);

@@ -380,6 +380,7 @@ while IFS='|' read -r name text options; do
 done <<'EOF_OPTIONS'
 a dead device that there is not|only 8 devices|--dead 8
 a dead device that is no number|dead x|--dead x
+a dead device twice|device 5 twice|--dead 5,3,5
 no dead device|nothing stands before a comma|--dead ,
 all devices dead|no device is left|--dead 0,1,2,3,4,5,6,7
 too few slots without the dead|--slots 80 is enough|--dead 3 --slots 72
@@ -497,6 +498,7 @@ refuses "a map of other devices" "8 devices" rebalance "$maps/plan.csv" "$data/e
 printf 'layer,device,slot,expert\n0,4000,0,0\n0,0,1,1\n' >"$bad/falling.csv"
 refuses "a map whose devices fall" "device after device" rebalance "$bad/falling.csv" "$data/expert_counts.csv" --only c
 refuses "a dead device that is none" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 8
+refuses "a dead device twice" "twice" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 1,1
 refuses "too many dead devices" "dead" rebalance "$maps/plan.csv" "$data/expert_counts.csv" --only c --dead 0,1,2,3
 refuses "a map of another model" "holds expert" rebalance "$maps/plan.csv" "$bad/three_experts.json"
 refuses "a map of other layers" "fit together" rebalance "$maps/other_layers.csv" "$data/expert_counts.csv" --only c

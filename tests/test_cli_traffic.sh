@@ -41,9 +41,9 @@ result $? "what is dispatched comes back" "$tmp/m.csv"
 $cli traffic "$tmp/t.jsonl" --devices "$D" --experts "$E" --hidden 7168 --out "$tmp/m.json" >/dev/null 2>&1 &&
     grep -q "\"ranks\":$D" "$tmp/m.json"
 result $? "--out .json"
-for wrong in "--mode odd" "--dispatch odd" "--matrix odd" "--out x.txt" "--layer 99"; do
+for wrong in "--mode odd" "--dispatch odd" "--matrix odd" "--out x.txt" "--layer 99" "--json --out x.csv"; do
     # shellcheck disable=SC2086
     $cli traffic "$tmp/t.jsonl" --devices "$D" --experts "$E" $wrong >"$tmp/o" 2>"$tmp/e"
     [ $? -eq 2 ] && [ ! -s "$tmp/o" ]; result $? "refuses $wrong" "$tmp/e"
 done
-finish 9
+finish 10

@@ -3,13 +3,6 @@
 #include "t.h"
 #include "moe_ep.h"
 
-/* MOE_EP_SLOW=2 is Valgrind, which takes a hundred times as long: fewer cases of a kind, each kind all the same. */
-static int very_slow(void)
-{
-    const char *slow = getenv("MOE_EP_SLOW");
-    return slow && strcmp(slow, "2") == 0;
-}
-
 static moe_ep_machine sheet(void) /* what a data sheet says, nothing fitted */
 {
     moe_ep_machine m = moe_ep_machine_h800();
@@ -105,7 +98,7 @@ TEST(expert_constants_come_back)
     moe_ep_machine truth = moe_ep_machine_h800(), start = sheet(), got;
     uint64_t s = t_seed;
     int round;
-    for (round = 0; round < (very_slow() ? 4 : 12); round++) {
+    for (round = 0; round < (t_slow() > 1 ? 4 : 12); round++) {
         static const double p[4] = {0, 1.5, 2, 3};
         moe_ep_calibrate_desc d;
         moe_ep_calibrate_result r;
@@ -229,7 +222,7 @@ TEST(link_constants_come_back)
     moe_ep_machine start = moe_ep_machine_h100(), got;
     uint64_t s = t_seed + 2;
     int round, i;
-    for (round = 0; round < (very_slow() ? 4 : 8); round++) {
+    for (round = 0; round < (t_slow() > 1 ? 4 : 8); round++) {
         static moe_ep_link_row row[300];
         moe_ep_link l;
         moe_ep_calibrate_desc d;
@@ -785,7 +778,7 @@ TEST(one_wild_row_does_not_pull)
     static const uint64_t alone[4] = {10, 17, 38, 51};
     int i;
     one_wild_row(t_seed + 23);
-    for (i = 0; i < (very_slow() ? 1 : 4); i++) one_wild_row(alone[i] + 23);
+    for (i = 0; i < (t_slow() > 1 ? 1 : 4); i++) one_wild_row(alone[i] + 23);
 }
 
 /* Up to 8 counts of peers, 3 to some more apart, with multiples from 0.5 to 2. */
@@ -1193,7 +1186,7 @@ TEST(rows_of_other_devices_come_back)
     moe_ep_calibrate_desc d;
     moe_ep_calibrate_result r;
     uint64_t s = t_seed + 51;
-    const int n = very_slow() ? 100 : 200;
+    const int n = t_slow() > 1 ? 100 : 200;
     int kind, i, j;
     for (kind = 0; kind < 3; kind++) {
         truth.gemm.other_byte_s = kind ? 5e-13 : 0;
@@ -1369,7 +1362,7 @@ TEST(forms_come_back)
     moe_ep_machine start = moe_ep_machine_h100(), truth, got;
     moe_ep_calibrate_desc d;
     moe_ep_calibrate_result r;
-    const int n = very_slow() ? 60 : 120;
+    const int n = t_slow() > 1 ? 60 : 120;
     uint64_t s = t_seed + 62;
     int form, i, j;
     for (form = 0; form < 15; form++) {

@@ -1564,7 +1564,7 @@ TEST(layer_budgets_are_kept)
 {
     uint64_t s = t_seed;
     int n, l;
-    for (n = 0; n < 100; n++) {
+    for (n = 0; n < (t_slow() > 1 ? 25 : 100); n++) {
         int D = 2 + (int)t_below(&s, 5), S = 2 + (int)t_below(&s, 4), P = D * S, E = 1 + (int)t_below(&s, P), d;
         int32_t slots[4];
         double w[4 * 36];
@@ -1615,7 +1615,7 @@ static double planned_sum(moe_ep_place_desc d, const int32_t *slots)
 TEST(budgets_never_worse_than_even)
 {
     uint64_t s = t_seed;
-    const int cases = 150;
+    const int cases = t_slow() > 1 ? 30 : 150;
     int n, l, below = 0;
     for (n = 0; n < cases; n++) {
         int D = 2 + (int)t_below(&s, 8), S = 2 + (int)t_below(&s, 5), P = D * S, E = 1 + (int)t_below(&s, P), L = 5;

@@ -1,8 +1,7 @@
 /* tests/test_place_lp.c - sections 5 and 6 against a solver of linear and integer programs. */
 /* needs: glpk */
 /* SPDX-License-Identifier: MIT */
-#include "t.h"
-#include "moe_ep.h"
+#include "placement.h"
 
 #if defined(__has_include)
 #if __has_include(<glpk.h>)
@@ -12,20 +11,6 @@
 #endif
 
 #ifdef HAVE_GLPK
-
-static moe_ep_placement placement_new(int32_t E, const moe_ep_shape *shape)
-{
-    moe_ep_placement p;
-    size_t bytes = moe_ep_placement_bytes(1, E, shape);
-    memset(&p, 0, sizeof p);
-    if (bytes == 0 || moe_ep_placement_init(&p, 1, E, shape, t_alloc(bytes), bytes, NULL) != MOE_EP_OK) {
-        fprintf(stderr, "placement_new failed\n");
-        exit(2);
-    }
-    return p;
-}
-
-static void placement_free(moe_ep_placement *p) { free(p->device_speed); } /* first in its block */
 
 static void random_loads(uint64_t *s, double *w, int n)
 {
@@ -144,7 +129,7 @@ TEST(exact_split_is_the_lp_optimum)
         memset(&shape, 0, sizeof shape);
         shape.num_devices = D;
         shape.num_slots = P;
-        p = placement_new(E, &shape);
+        p = placement_new(1, E, &shape);
         for (i = 0; i < P; i++) p.slot_expert[i] = i < E ? i : (int32_t)t_below(&s, E + 1) - 1;
         for (i = P - 1; i > 0; i--) {
             int j = (int)t_below(&s, i + 1);
@@ -246,7 +231,7 @@ TEST(best_within_half_a_percent_of_the_mip)
         d.shape.num_devices = D;
         d.shape.num_slots = D * S;
         d.loads = w;
-        p = placement_new(E, &d.shape);
+        p = placement_new(1, E, &d.shape);
         CHECK_I64(moe_ep_best_placement(&d, &p, &r, NULL, NULL), MOE_EP_OK);
         placement_free(&p);
         if (!(r.max > 0)) continue;

@@ -969,7 +969,7 @@ TEST(properties_of_many_small_routers)
     static prop_case c;
     uint64_t s = t_seed + 11;
     const int best = (int)moe_ep_isa_best(); /* asked once: on a virtual machine that takes microseconds */
-    int n, cases = getenv("MOE_EP_SLOW") ? 4000 : 100000, none = 0, one = 0, all = 0;
+    int n, cases = t_slow() ? 4000 : 100000, none = 0, one = 0, all = 0;
     for (n = 0; n < cases; n++) {
         prop_router(&s, &c);
         prop_logits(&s, &c);
@@ -1080,7 +1080,7 @@ TEST(ids_beyond_2_to_the_31)
     int fd = memfd_create("ids", 0), mapped = 0, t;
     int32_t *ids, *tokens, *table, *last, k;
     moe_ep_router r = moe_ep_router_hash(K, K);
-    if (getenv("MOE_EP_SLOW") || fd < 0 || ftruncate(fd, (off_t)(2 * row)) != 0) SKIP("slow here, or no memory file");
+    if (t_slow() || fd < 0 || ftruncate(fd, (off_t)(2 * row)) != 0) SKIP("slow here, or no memory file");
     ids = (int32_t *)mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (ids == (int32_t *)MAP_FAILED) SKIP("8 GiB of addresses cannot be mapped here");
     last = ids + (int64_t)(T - 1) * K;

@@ -1,21 +1,6 @@
 /* tests/test_split.c - section 6: rows over replicas, rows to slots.
  * SPDX-License-Identifier: MIT */
-#include "t.h"
-#include "moe_ep.h"
-
-static moe_ep_placement placement_new(int32_t L, int32_t E, const moe_ep_shape *shape)
-{
-    moe_ep_placement p;
-    size_t bytes = moe_ep_placement_bytes(L, E, shape);
-    memset(&p, 0, sizeof p);
-    if (bytes == 0 || moe_ep_placement_init(&p, L, E, shape, t_alloc(bytes), bytes, NULL) != MOE_EP_OK) {
-        fprintf(stderr, "placement_new failed\n");
-        exit(2);
-    }
-    return p;
-}
-
-static void placement_free(moe_ep_placement *p) { free(p->device_speed); } /* first in its block */
+#include "placement.h"
 
 static moe_ep_split_desc split_of(moe_ep_split_policy policy)
 {

@@ -770,7 +770,7 @@ TEST(sweeps_by_hand)
     static moe_ep_sweep_point got[MOST_POINTS], want[MOST_POINTS];
     static double mem[20000];
     uint64_t s = t_seed + 5;
-    int round, rounds = getenv("MOE_EP_SLOW") ? 20 : 60, seen[6] = {0}, fitted = 0;
+    int round, rounds = t_slow() ? 20 : 60, seen[6] = {0}, fitted = 0;
     for (round = 0; round < rounds; round++) {
         static drawn_sweep x;
         int32_t shape[64][2], shapes, i, j, k, h;
