@@ -26,11 +26,11 @@
  *      5 PLACE      experts and replicas -> slots on devices; bounds, plans, moves
  *      6 SPLIT      tokens over the replicas of an expert
  *      7 DISPATCH   permutations, layouts, traffic, combine
- *      8 COST       step time, communication, memory, configuration check
+ *      8 COST       step time, communication, memory, configuration check, calibration
  *      9 FORWARD    the expert layer on the CPU
  *     10 HOOKS      the same layer over many ranks; where CUDA, MPI, ... plug in
  *     11 DIAGNOSE   is rebalancing worth it?
- *     12 SIMULATE   reproducible workloads
+ *     12 SIMULATE   reproducible workloads; sweeps over configurations
  *
  * SYMBOLS      T tokens, K experts per token (top-k), E experts, L MoE layers, D devices (ranks),
  *              N nodes, P slots (places for an expert's weights; P >= E), H hidden, I intermediate.
@@ -60,7 +60,7 @@
  * COMPILE-TIME OPTIONS (define before the include that has MOE_EP_IMPLEMENTATION)
  *     MOE_EP_STATIC           everything static; implies the implementation
  *     MOE_EP_API              linkage of public functions (default extern)
- *     MOE_EP_USE_BLAS         section 9 calls cblas_sgemm for large fp32 products (link -lopenblas)
+ *     MOE_EP_USE_BLAS         section 9 may call cblas_sgemm, where blas_min_rows > 0 (link -lopenblas)
  *     MOE_EP_NO_BLAS          never BLAS, whatever else is defined
  *     MOE_EP_CBLAS_HEADER     default <cblas.h>; seen by the implementation only
  *     MOE_EP_NO_MALLOC        no malloc/free: scratch and allocators must be the caller's

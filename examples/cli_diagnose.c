@@ -14,7 +14,7 @@
 #include <string.h>
 
 static const char diagnose_help[] =
-    "usage: moe-ep diagnose A B... [options]\n"
+    "usage: moe-ep diagnose A [B...] [options]\n"
     "\n"
     "Plans on the first input and judges the plan on every step of the others: recommend, not now, "
     "or\n"

@@ -19,7 +19,7 @@ static const char main_help[] =
     "or as CSV\n"
     "  rebalance [MAP] INPUT...   from the placement that runs now to a better one, with few "
     "moves\n"
-    "  diagnose A B...   plan on A, judge on B: recommend, not now or insufficient evidence, and "
+    "  diagnose A [B...] plan on A, judge on B: recommend, not now or insufficient evidence, and "
     "why\n"
     "  copies INPUT      how many copies of experts reach a balance, and what they cost\n"
     "  sweep             which EP size, how many redundant experts and which batch for a model on "

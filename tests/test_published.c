@@ -594,8 +594,8 @@ static void print_table(int markdown)
         if (rows[i].kind == ROW_CHECK) error[n++] = fabs(e);
     }
     qsort(error, (size_t)n, sizeof error[0], ascending);
-    printf("\n%d checks: median error %.1f %%, 90 %% within %.1f %%, largest %.1f %%.\n", n, 100 * error[n / 2],
-           100 * error[n * 9 / 10], 100 * error[n - 1]);
+    printf("\n%d checks: median error %.1f %%, 90 %% within %.1f %%, largest %.1f %%.\n", n,
+           50 * (error[(n - 1) / 2] + error[n / 2]), 100 * error[n * 9 / 10], 100 * error[n - 1]);
 }
 
 int main(int argc, char **argv)
