@@ -525,7 +525,8 @@ typedef struct moe_ep_top2 {
     int64_t logits_stride;   /* 0 = E                                                                  */
 } moe_ep_top2;
 
-/* Policy random with threshold 0.2, g / (g1 + g2 + 1e-9) first.  Mesh TensorFlow (legacy), lingvo. */
+/* Policy random with threshold 0.2, g / (g1 + g2 + 1e-9) first: drop with norm MOE_EP_NORM_NEVER.  Mesh TensorFlow
+ * (legacy), lingvo. */
 MOE_EP_API moe_ep_top2 moe_ep_top2_gshard(int32_t E);
 /* Raw gates; normalise after the drop (moe_ep_drop_gshard).  Mesh TensorFlow, new. */
 MOE_EP_API moe_ep_top2 moe_ep_top2_gshard_new(int32_t E);
@@ -579,7 +580,7 @@ MOE_EP_API moe_ep_status moe_ep_auction(const float *scores, int64_t T, int32_t 
 
 /* Quantile balancing: one update of beta (E) in place, so that the top-k of (score - beta) sends each
  * expert about T*K/E tokens: beta_e = the (T*K/E + 1)-th largest over tokens of score - alpha_t, alpha_t =
- * the (K+1)-th largest of score - beta (Megatron-LM).  K < E; T*K must be a multiple of E.  Route with
+ * the (K+1)-th largest of score - beta (Megatron-LM); T*K/E is rounded down.  K < E.  Route with
  * select_bias = -beta.  Errors: NULL, SIZE, TOP_K, NAN.  Scratch T + max(T,E) floats.  O(T*E) on average.
  * Example: scores 3,1 | 2,0 with K = 1 and beta 0,0 give beta 2,0. */
 MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, int32_t E, int32_t K,
@@ -1124,7 +1125,8 @@ typedef struct moe_ep_capacity_desc {
 } moe_ep_capacity_desc;
 
 /* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when
- * max_load is not known.  Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
+ * max_load is not known; with a factor > 0, a formula that truncates to 0: no row fits (`capacities` of 0 in a
+ * drop policy).  Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
  * Example: T = 64, K = 2, E = 8, factor 1, MEGATRON: 16.  T = 45, K = 1, E = 2, factor 1.2: MEGATRON 27,
  * DEEPSPEED_TOP1 28. */
 MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_error *err);
@@ -1215,7 +1217,9 @@ MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_switch(int64_t C);
 /* As switch.  transformers switch_transformers. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hf_switch(int64_t C);
-/* Choice-major, g / (g1+g2+1e-9) before the drop.  Mesh TensorFlow (legacy), lingvo. */
+/* Choice-major, g / (g1+g2+1e-9) before the drop.  Mesh TensorFlow (legacy), lingvo.  For raw gates with both choices:
+ * weights of moe_ep_top2_gshard are divided already, by a sum with the second gate also where its policy removes that
+ * choice; for them set norm = MOE_EP_NORM_NEVER. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_gshard_legacy(int64_t C);
 /* Choice-major, divided by the kept sum.  Mesh TensorFlow, new. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_gshard(int64_t C);
@@ -1233,7 +1237,8 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_megatron_probs(int64_t C);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megatron_position(int64_t C);
 /* Choice-major, or max gate first when bpr; normalised before when K > 1, never masked.  Tutel. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_tutel(int64_t C, int32_t bpr);
-/* Choice-major, or max gate first when bpr; normalised before or after.  transformers nllb_moe. */
+/* Choice-major, or max gate first when bpr; normalised before (raw gates with both choices) or after.  transformers
+ * nllb_moe. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_nllb(int64_t C, int32_t norm_before, int32_t bpr);
 /* Choice-major, or max gate first when bpr; raw.  flaxformer tokens-choose routers. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_flaxformer(int64_t C, int32_t bpr);
@@ -1456,9 +1461,10 @@ MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_
 /* DeepSeek's EPLB (deepseek-ai/EPLB eplb.py, commit d52c72d), bit for bit with a stable sort: float32 loads,
  * ratios and running sums, groups added up in PyTorch's order, ties to the lowest index, replicas in creation
  * order.  Modes as in eplb_mode; the result says which ran and why.  Needs equal slots on all devices, no
- * inactive device, no speeds, D divisible by nodes, E by groups (ERR_CONFIG or ERR_SIZE otherwise).  It may put
- * an expert twice on a device (duplicates). Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E +
- * P*log(P*D))). Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
+ * inactive device, no speeds, and where it is hierarchical D divisible by nodes, E by groups (ERR_CONFIG or ERR_SIZE
+ * otherwise).  It may put an expert twice on a device (duplicates).
+ * Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E + P*log(P*D))).
+ * Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
  * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1. */
 MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                            moe_ep_plan_result *result, moe_ep_scratch *scratch,
@@ -5115,6 +5121,12 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_top_lane(__m512 v)
     return MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0xb1));
 }
 
+/* -0 becomes 0: less 0 it would be a distance of -0, whose bits lie behind all others. */
+MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_no_minus(__m512 v)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ), v);
+}
+
 /* `count` rows as the plan says, n apart: whole lanes, shifted, masked. */
 MOE_EPI_RT_Z static void moe_epi_rt_z_copy(const float *x, int64_t stride, int64_t ahead, const moe_epi_rt_plan *p,
                                            float *to, int count)
@@ -5141,7 +5153,7 @@ MOE_EPI_RT_Z static void moe_epi_rt_z_copy(const float *x, int64_t stride, int64
 MOE_EPI_RT_ZIN static void moe_epi_rt_z_row_as(const float *x, const moe_epi_rt_plan *p, moe_epi_rt_rows *b, int r,
                                                int sums)
 {
-    const __m512 top = moe_epi_rt_z_top_lane(moe_epi_rt_z_lanes(x, p->n));
+    const __m512 top = moe_epi_rt_z_no_minus(moe_epi_rt_z_top_lane(moe_epi_rt_z_lanes(x, p->n)));
     const __m512i low = _mm512_set1_epi32((int)p->low), eighths = moe_epi_rt_z_eighths(), step = _mm512_set1_epi32(16);
     moe_epi_rt_three m = moe_epi_rt_z_none();
     __m512i e = moe_epi_rt_z_count(), e1, e2, e3;
@@ -7647,8 +7659,6 @@ MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, 
     if ((s = moe_epi_check_floats(beta, E, "beta", err)) != MOE_EP_OK) return s;
     if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "must be at least 1", -1, (double)K);
     if (K >= E) return moe_epi_fail(err, MOE_EP_ERR_TOP_K, "K", "must be less than E", -1, (double)K);
-    if ((T * K) % E != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "T", "T*K must be a multiple of E", -1, (double)T);
     n = T > E ? T : E;
     moe_epi_need(&need, T, sizeof *alpha);
     moe_epi_need(&need, n, sizeof *work);
@@ -12891,10 +12901,6 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
     int divide = groups % nodes == 0;
     if (desc->num_groups < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_groups", "must not be negative", -1, desc->num_groups);
-    if (desc->num_experts % groups != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "does not divide the experts", -1, groups);
-    if (out->num_devices % nodes != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.num_nodes", "does not divide the devices", -1, nodes);
     if (desc->eplb_mode != MOE_EP_EPLB_AUTO && desc->eplb_mode != MOE_EP_EPLB_GLOBAL &&
         desc->eplb_mode != MOE_EP_EPLB_HIERARCHICAL)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.eplb_mode", "is not a mode", -1, (double)desc->eplb_mode);
@@ -12904,6 +12910,10 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
                             "divide over the nodes",
                             -1, groups);
     *hierarchical = divide && desc->eplb_mode != MOE_EP_EPLB_GLOBAL;
+    if (*hierarchical && desc->num_experts % groups != 0) /* global knows neither groups nor nodes */
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "does not divide the experts", -1, groups);
+    if (*hierarchical && out->num_devices % nodes != 0)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.num_nodes", "does not divide the devices", -1, nodes);
     if (desc->eplb_mode == MOE_EP_EPLB_GLOBAL) *reason = "global: asked for";
     else if (desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL) *reason = "hierarchical: asked for";
     else if (divide && nodes == 1)

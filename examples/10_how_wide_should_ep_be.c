@@ -50,8 +50,9 @@ int main(void)
     double first = 0.0;
     model = moe_ep_model_deepseek_v3(), machine = moe_ep_machine_gb200();
 
-    printf("GPUs  experts per GPU and layer              rows per   FLOP per      weights read per GPU and layer\n"
-           "                                             expert     weight byte\n");
+    printf("%s, decode, a batch of %d tokens on each GPU\n\n"
+           "GPUs  experts per GPU and layer              rows per   FLOP per      weights read per GPU and layer\n"
+           "                                             expert     weight byte\n", model.name, T);
     for (int i = 0; i < 5; i++) {
         int32_t low, high, with_high;
         int64_t rows = (int64_t)gpus[i] * T * K / E;
@@ -66,7 +67,7 @@ int main(void)
     }
     printf("\n256 experts do not fill 72 GPUs: 32 copies make 288 slots, 4 on each GPU and %d in all 58 layers.\n\n",
            model.num_moe_layers * 288 / 72);
-    printf("predicted tokens/s per GPU, %s\n", machine.name);
+    printf("predicted tokens/s per GPU, %s, %d tokens on each, MoE layers only\n", machine.name, T);
     for (int i = 0; i < 4; i++) {
         double rate = throughput(d[i], p[i]);
         first = i ? first : rate;

@@ -381,9 +381,29 @@ TEST(eplb_modes)
     CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
     CHECK_STR(err.arg, "desc.num_groups");
     d.eplb_mode = MOE_EP_EPLB_AUTO;
-    d.num_groups = 3;
+    d.num_groups = 6; /* three for each node, but not equally many experts in each */
     CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "desc.num_groups");
     placement_free(&p);
+}
+
+/* The global plan knows neither groups nor nodes: where eplb.py falls back to it, they need not divide anything.  Slots
+ * as eplb.py gives them for both shapes. */
+TEST(eplb_falls_back_whatever_the_groups)
+{
+    const double w[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+    const int32_t slots[12] = {7, 0, 6, 1, 5, 2, 4, 8, 9, 8, 9, 3};
+    static const int32_t shapes[3][2] = {{3, 2}, {5, 4}, {5, 2}}; /* groups, nodes */
+    int c, i;
+    for (c = 0; c < 6; c++) {
+        moe_ep_place_desc d = desc_of(1, 10, shape_of(6, 12, shapes[c % 3][1]), w);
+        moe_ep_placement p;
+        d.num_groups = shapes[c % 3][0];
+        d.eplb_mode = c < 3 ? MOE_EP_EPLB_AUTO : MOE_EP_EPLB_GLOBAL;
+        CHECK_I64(plan_one(moe_ep_place_eplb, &d, &p, NULL).policy, MOE_EP_PLACE_EPLB_GLOBAL);
+        for (i = 0; i < 12; i++) CHECK_I64(p.slot_expert[i], slots[i]);
+        placement_free(&p);
+    }
 }
 
 /* Random loads of several characters, with ties and zeros and values that float32 cannot hold. */
