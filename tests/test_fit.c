@@ -1420,6 +1420,67 @@ TEST(forms_come_back)
     CHECK_I64(got.gemm.small_tokens, 100);
 }
 
+/* Rows of a kernel that has another time per byte and launch time up to 64 tokens: `few` of them with 32 tokens, the
+ * others with many. */
+static int rows_at_a_limit(moe_ep_expert_row *row, int few, int n, const moe_ep_model *m, moe_ep_machine truth)
+{
+    int64_t slot[256];
+    int i, j;
+    truth.gemm.t0_s = 15e-6;
+    truth.gemm.small_tokens = 64;
+    truth.gemm.small_byte = 0.6;
+    truth.gemm.small_t0 = 0.5;
+    memset(row, 0, sizeof *row * (size_t)n);
+    for (i = 0; i < n; i++) {
+        row[i].num_slots = i < few ? 256 : 256 >> i % 4;
+        row[i].rows_per_slot = i < few ? 1 : (double)(64 << i % 6);
+        for (j = 0; j < row[i].num_slots; j++) slot[j] = (int64_t)row[i].rows_per_slot;
+        row[i].seconds = moe_ep_expert_time(m, &truth, slot, row[i].num_slots, NULL, NULL) * (1 + 0.001 * (i % 3));
+    }
+    return n;
+}
+
+/* Three rows on one side of a limit do not make a form, however much they would gain by it; more of them do. */
+TEST(a_limit_needs_four_rows_on_either_side)
+{
+    static moe_ep_expert_row row[40];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine start = moe_ep_machine_h100(), got;
+    moe_ep_calibrate_result r;
+    int few;
+    for (few = 1; few < 40; few++) {
+        moe_ep_calibrate_desc d;
+        if (few > 8 && few < 35) continue;
+        d = of_experts(&start, &m, row, rows_at_a_limit(row, few, 40, &m, start));
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK_I64(got.gemm.small_tokens != 0, few >= 4 && few <= 36);
+    }
+}
+
+/* Where the row that is off tenfold stands does not matter. */
+TEST(a_wild_row_may_stand_anywhere)
+{
+    static moe_ep_expert_row row[40];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine start = moe_ep_machine_h100(), got[3];
+    moe_ep_calibrate_result r;
+    int i, few;
+    for (few = 4; few < 24; few += 8)
+        for (i = 0; i < 3; i++) {
+            moe_ep_calibrate_desc d = of_experts(&start, &m, row, rows_at_a_limit(row, few, 40, &m, start));
+            moe_ep_expert_row wild = row[few + 1];
+            wild.seconds *= 10;
+            row[few + 1] = row[i * 19];
+            row[i * 19] = wild;
+            CHECK(moe_ep_calibrate(&d, &got[i], &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+            CHECK(got[i].gemm.small_tokens != 0);
+            CHECK_NEAR(got[i].gemm.small_byte, 0.6, 0.02, 0);
+            CHECK_NEAR(got[i].gemm.small_byte, got[0].gemm.small_byte, 1e-6, 0);
+            CHECK_NEAR(got[i].gemm.small_t0, got[0].gemm.small_t0, 1e-6, 0);
+            CHECK_NEAR(got[i].gemm.t0_s, got[0].gemm.t0_s, 1e-6, 0);
+        }
+}
+
 static double cost_of(double e, int redescends)
 {
     double z = e / 0.05;
