@@ -1367,6 +1367,7 @@ TEST(forms_come_back)
     int form, i, j;
     for (form = 0; form < 15; form++) {
         int kind = form % 5, few = limit[form / 5];
+        if (t_slow() > 1 && form / 5 != kind % 3) continue;
         truth = start;
         truth.gemm.t0_s = 15e-6;
         truth.gemm.other_byte_s = kind ? 1e-12 : 0;
