@@ -25,9 +25,12 @@ static const char sweep_help[] =
     "  --tokens T,...    tokens per device and step; the first is the one that is asked about, "
     "without a list its\n"
     "                    quarter, half, double and fourfold are tried, too (64)\n"
-    "  --ep D,...        EP sizes (powers of two that divide the devices); more devices serve "
-    "several copies\n"
-    "  --redundant R,... redundant experts per layer (0, 1, 2 and 4 more slots on each device)\n"
+    "  --ep D,...        EP sizes; more devices serve several copies (all that divide the devices and lie evenly on "
+    "nodes,\n"
+    "                    up to the experts, at most 16 of them with the largest)\n"
+    "  --redundant R,... redundant experts per layer (the fewest that give all devices equally many slots; 1, 2 and 4 "
+    "more\n"
+    "                    slots on each)\n"
     "  --overlap X,...   none, shared (expert under dispatch), two (batches, attention hides the "
     "other's experts),\n"
     "                    two-hidden (communication under all compute), two-staggered (attention "
@@ -257,6 +260,43 @@ static void settle_shapes(cli_sweep *s)
     if (K > E) cli_die(CLI_USAGE, "%s: top-%d of %d experts", s->setup.model.name, K, E);
 }
 
+/* Whether every group of this many devices has a part of one node or whole nodes; the library computes the others as
+ * if they had equal parts of as few nodes as hold them. */
+static int lies_evenly(const cli_sweep *s, int32_t ep)
+{
+    int32_t per = s->setup.machine.devices_per_node;
+    return per < 1 || s->devices <= per || per % ep == 0 || ep % per == 0;
+}
+
+/* Leaves out sizes until there are few enough, each time the one that leaves the smallest gap; never the two ends. */
+static void thin_sizes(cli_sweep *s)
+{
+    while (arrlen(s->ep) > CLI_SWEEP_SIZES) {
+        ptrdiff_t least = 1;
+        for (ptrdiff_t i = 2; i + 1 < arrlen(s->ep); i++)
+            if ((int64_t)s->ep[i + 1] * s->ep[least - 1] < (int64_t)s->ep[least + 1] * s->ep[i - 1]) least = i;
+        arrput(s->close, s->ep[least]);
+        arrdel(s->ep, least);
+    }
+}
+
+static int by_size(const void *a, const void *b)
+{
+    return *(const int32_t *)a - *(const int32_t *)b;
+}
+
+/* Without a list: what shares all devices out, so that no size is missed for not being a power of two. */
+static void settle_sizes(cli_sweep *s)
+{
+    for (int32_t ep = 1; ep <= s->devices && ep <= s->setup.model.num_experts; ep++)
+        if (s->devices % ep == 0) {
+            if (lies_evenly(s, ep)) arrput(s->ep, ep);
+            else arrput(s->uneven, ep);
+        }
+    thin_sizes(s);
+    if (s->close) qsort(s->close, (size_t)arrlen(s->close), sizeof *s->close, by_size);
+}
+
 static void settle_lists(cli_sweep *s)
 {
     int32_t E = s->setup.model.num_experts;
@@ -276,6 +316,8 @@ static void settle_lists(cli_sweep *s)
                     s->devices % s->ep[i], s->devices);
         if (s->ep[i] > E) cli_die(CLI_USAGE, "--ep %d: there are only %d experts", s->ep[i], E);
     }
+    s->ep_given = s->ep != NULL;
+    if (!s->ep) settle_sizes(s);
 }
 
 /* ---- loads ---------------------------------------------------------------------------------------------- */
@@ -432,39 +474,138 @@ static const char *rivals(const cli_sweep *s)
     return count > 0 ? cli_keep(cli_format("%s.", text)) : text;
 }
 
-/* No configuration is the answer: too slow, not to be planned, or too large. */
-static void write_refusal(cli_sweep *s, int fit)
+/* "EP 1, 2 and 4"; a long list is cut and says so. */
+static const char *sizes_text(const int32_t *list)
 {
-    int tried = (int)arrlen(s->config), unplanned = 0, asked = 0, hopeless = 0; /* of those asked about */
-    char *tokens = cli_format("%s token%s per device", cli_count((double)s->tokens[0]), s->tokens[0] == 1 ? "" : "s");
+    ptrdiff_t n = arrlen(list), shown = n > CLI_SWEEP_SIZES ? CLI_SWEEP_SIZES : n;
+    cli_text t;
+    cli_text_open(&t);
+    fputs("EP ", t.stream);
+    for (ptrdiff_t i = 0; i < shown; i++)
+        fprintf(t.stream, "%s%d", i == 0 ? "" : i + 1 < n ? ", " : " and ", list[i]);
+    if (n > shown) fprintf(t.stream, " and %td more up to %d", n - shown, list[n - 1]);
+    cli_text_end(&t);
+    return cli_keep(t.text);
+}
+
+/* Which sizes would share the devices out, too, and why they were not tried; each sentence with a space in front. */
+static const char *untried_text(const cli_sweep *s)
+{
+    int32_t E = s->setup.model.num_experts;
+    char *text = cli_strdup("");
+    if (s->uneven)
+        text = cli_format("%s %s would lie unevenly on nodes of %d and %s not tried; --ep tries %s.", cli_keep(text),
+                          sizes_text(s->uneven), s->setup.machine.devices_per_node,
+                          arrlen(s->uneven) > 1 ? "were" : "was", arrlen(s->uneven) > 1 ? "them" : "it");
+    if (s->close)
+        text = cli_format("%s %s, between others that were tried, %s left out; --ep tries %s.", cli_keep(text),
+                          sizes_text(s->close), arrlen(s->close) > 1 ? "were" : "was",
+                          arrlen(s->close) > 1 ? "them" : "it");
+    if (!s->ep_given && s->devices > E)
+        text = cli_format("%s No EP size above the %d experts of %s can be tried.", cli_keep(text), E,
+                          s->setup.model.name);
+    return cli_keep(text);
+}
+
+const char *cli_sweep_no_plan(const cli_sweep *s, const cli_config *c)
+{
+    int32_t per = s->setup.machine.devices_per_node, nodes = per > 0 ? (c->ep - 1) / per + 1 : 1;
+    if ((s->setup.model.num_experts + c->redundant) % c->ep != 0) return "unequal slots";
+    if (c->ep % nodes != 0) return "unequal nodes";
+    return "the nodes do not divide the expert groups";
+}
+
+/* What keeps an EP size from being the answer, from the configuration of the asked batch that is nearest to it: the
+ * fastest, else one that has room and no plan, else the one with the most room. */
+static char *lack_of(const cli_sweep *s, int32_t ep)
+{
+    const cli_config *closest = NULL;
+    const char *who;
+    for (ptrdiff_t i = 0; i < arrlen(s->config); i++) {
+        const cli_config *c = &s->config[i];
+        int better;
+        if (c->ep != ep || c->tokens != s->tokens[0]) continue;
+        if (!closest || c->fits != closest->fits) better = !closest || c->fits;
+        else if (c->fits) better = c->step.tpot_s < closest->step.tpot_s;
+        else if (c->limit != closest->limit) better = c->limit == MOE_EP_LIMIT_PLACEMENT;
+        else better = c->memory.kv_room_bytes > closest->memory.kv_room_bytes;
+        if (better) closest = c;
+    }
+    who = cli_keep(closest->redundant > 0 ? cli_format("EP %d with %d redundant expert%s", ep, closest->redundant,
+                                                       closest->redundant == 1 ? "" : "s")
+                                          : cli_format("EP %d", ep));
+    if (closest->fits) return cli_format("%s takes %s", who, cli_seconds(closest->step.tpot_s));
+    if (closest->limit == MOE_EP_LIMIT_PLACEMENT)
+        return cli_format("%s has no plan by %s: %s", who, cli_policy_str(closest->policy),
+                          cli_sweep_no_plan(s, closest));
+    if (!closest->memory.fits)
+        return cli_format("%s lacks %s for weights and buffers", who, cli_bytes(-closest->memory.kv_room_bytes));
+    return cli_format("%s has room for %s of %s cache tokens", who, cli_count((double)closest->memory.kv_tokens),
+                      cli_count(closest->batch_kv_tokens));
+}
+
+/* Every size that was tried and what it lacks. */
+static const char *lacks_text(const cli_sweep *s)
+{
+    cli_text t;
+    cli_text_open(&t);
+    for (ptrdiff_t i = 0; i < arrlen(s->ep); i++) {
+        char *lack = lack_of(s, s->ep[i]);
+        fprintf(t.stream, "%s%s", i > 0 ? "; " : "", lack);
+        free(lack);
+    }
+    cli_text_end(&t);
+    return cli_keep(t.text);
+}
+
+/* "9 of 60 configurations fit in memory": there is room for those, too, that cannot be planned. */
+static const char *counts_text(const cli_sweep *s)
+{
+    int tried = (int)arrlen(s->config), fit = 0, unplanned = 0;
     for (int i = 0; i < tried; i++) {
+        fit += s->config[i].fits;
+        unplanned += s->config[i].limit == MOE_EP_LIMIT_PLACEMENT;
+    }
+    return cli_keep(unplanned > 0 ? cli_format("%d of %d configurations fit in memory, %d of these cannot be planned",
+                                               fit + unplanned, tried, unplanned)
+                                  : cli_format("%d of %d configurations fit in memory", fit, tried));
+}
+
+/* No configuration is the answer: too slow, not to be planned, or too large.  What was not tried might be one. */
+static void write_refusal(cli_sweep *s)
+{
+    int asked = 0, hopeless = 0, unequal = 0, room = 0; /* of those asked about */
+    int32_t E = s->setup.model.num_experts;
+    char *tokens = cli_format("%s token%s per device", cli_count((double)s->tokens[0]), s->tokens[0] == 1 ? "" : "s");
+    for (ptrdiff_t i = 0; i < arrlen(s->config); i++) {
         int here = s->config[i].tokens == s->tokens[0], no_plan = s->config[i].limit == MOE_EP_LIMIT_PLACEMENT;
-        unplanned += no_plan;
+        unequal += here && no_plan && (E + s->config[i].redundant) % s->config[i].ep != 0;
         asked += here;
         hopeless += here && no_plan;
+        room += here && s->config[i].fits;
     }
-    s->badge = hopeless == asked ? "No plan" : "Nothing fits";
+    s->badge = hopeless == asked ? "No plan" : room > 0 ? "Too slow" : "Nothing tried fits";
     s->state = "open";
     if (hopeless == asked)
-        s->headline = cli_format("No plan: %s needs the same number of slots on every device",
+        s->headline = cli_format(unequal == hopeless ? "No plan: %s needs the same number of slots on every device"
+                                                     : "No plan: %s has none for the EP sizes tried",
                                  cli_policy_str(s->config[0].policy));
-    else if (fit > 0 && s->tpot_s > 0.0)
-        s->headline = cli_format("No configuration with %s stays within %s per token", tokens, cli_seconds(s->tpot_s));
+    else if (room > 0)
+        s->headline = cli_format("No configuration tried with %s stays within %s per token", tokens,
+                                 cli_seconds(s->tpot_s));
     else
-        s->headline = cli_format("%s with %s does not fit on %d device%s of %s", s->setup.model.name, tokens,
-                                 s->devices, s->devices == 1 ? "" : "s", s->setup.machine.name);
-    s->reason = cli_format("%d of %d configurations fit in memory at all%s.", fit, tried,
-                           unplanned > 0 ? cli_keep(cli_format("; %d cannot be planned", unplanned)) : "");
+        s->headline = cli_format("Nothing tried fits%s: %s with %s on %d device%s of %s",
+                                 hopeless > 0 ? " and can be planned" : "", s->setup.model.name, tokens, s->devices,
+                                 s->devices == 1 ? "" : "s", s->setup.machine.name);
+    s->reason = cli_format("%s.%s %s.", lacks_text(s), untried_text(s), counts_text(s));
     free(tokens);
 }
 
 static void write_verdict(cli_sweep *s)
 {
     const cli_config *c, *plain;
-    int tried = (int)arrlen(s->config), fit = 0;
-    for (int i = 0; i < tried; i++) fit += s->config[i].fits;
     if (s->best < 0) {
-        write_refusal(s, fit);
+        write_refusal(s);
         return;
     }
     s->badge = "Recommended";
@@ -477,15 +618,38 @@ static void write_verdict(cli_sweep *s)
                              cli_count(c->step.tokens_per_s_device));
     s->reason = cli_format(
         "Overlap: %s. Limited by %s. %d slot%s per device, %s of %s used, max/mean over devices "
-        "%.2f.%s%s Of all within 1 %% of the fastest the one with the fewest slots per device is named. %d of "
-        "%d "
-        "configurations fit in memory.",
+        "%.2f.%s%s Of all within 1 %% of the fastest the one with the fewest slots per device is named. %s %s "
+        "tried; %s.",
         cli_overlap_str(c->overlap), moe_ep_limit_str(c->limit), c->memory.slots, c->memory.slots == 1 ? "" : "s",
         cli_bytes(c->memory.total_bytes), cli_bytes(s->setup.machine.memory_bytes), c->imbalance,
         plain ? cli_keep(cli_format(" With %d redundant experts it would be %s.", plain->redundant,
                                     cli_seconds(plain->step.tpot_s)))
               : "",
-        rivals(s), fit, tried);
+        rivals(s), sizes_text(s->ep), arrlen(s->ep) > 1 ? "were" : "was", counts_text(s));
+}
+
+/* Sizes that were not tried (a refusal has said so already), and those that are computed as what they are not. */
+static void note_sizes(cli_sweep *s)
+{
+    const char *untried = untried_text(s);
+    int32_t *uneven = NULL, E = s->setup.model.num_experts;
+    int filled = 0;
+    if (*untried && s->best >= 0) cli_note(&s->setup, "%s", untried + 1);
+    for (ptrdiff_t i = 0; i < arrlen(s->ep); i++) {
+        filled |= !s->redundant && E % s->ep[i] != 0;
+        if (!lies_evenly(s, s->ep[i])) arrput(uneven, s->ep[i]);
+    }
+    if (filled)
+        cli_note(&s->setup,
+                 "Where EP does not divide the %d experts, redundant ones give all devices equally many slots, as EPLB "
+                 "needs them; --redundant 0 tries none.",
+                 E);
+    if (uneven)
+        cli_note(&s->setup,
+                 "%s would lie unevenly on nodes of %d and %s computed as if each group had equal parts of as few "
+                 "nodes as hold it: where groups cross more nodes the network takes longer.",
+                 sizes_text(uneven), s->setup.machine.devices_per_node, arrlen(uneven) > 1 ? "are" : "is");
+    arrfree(uneven);
 }
 
 static void note_assumptions(cli_sweep *s)
@@ -511,11 +675,14 @@ static void note_assumptions(cli_sweep *s)
              "own sequences. %s of memory are kept for activations and the runtime.",
              cli_bytes(s->reserve_bytes));
     cli_note(&s->setup, "Rows are split %s over copies.", s->exact ? "exactly" : "evenly");
+    note_sizes(s);
 }
 
 static void free_sweep(cli_sweep *s)
 {
     arrfree(s->ep);
+    arrfree(s->uneven);
+    arrfree(s->close);
     arrfree(s->redundant);
     arrfree(s->tokens);
     arrfree(s->overlap);

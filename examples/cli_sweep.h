@@ -8,13 +8,19 @@
 #include "cli_read.h"
 #include "cli_setup.h"
 
+enum { CLI_SWEEP_SIZES = 16 }; /* most EP sizes without a list of them */
+
 /* One configuration, as the library tries it. */
 typedef moe_ep_sweep_point cli_config;
 
 typedef struct cli_sweep {
     cli_setup setup;
     int32_t devices, layers, context;
-    int32_t *ep, *redundant; /* stb_ds; redundant NULL = 0, 1, 2 and 4 more slots per device */
+    int32_t *ep, *redundant; /* stb_ds; redundant NULL = the fewest that give all devices equally
+                                many slots, and 1, 2 and 4 more slots on each                */
+    int32_t *uneven, *close; /* stb_ds, divide the devices and are not tried: no part of a node
+                                and no whole nodes; between others                           */
+    int ep_given;            /* --ep was there                                               */
     int64_t *tokens;         /* stb_ds, the first is the one that was asked about            */
     moe_ep_overlap *overlap; /* stb_ds, NULL = the library's choice                          */
     moe_ep_place_policy *policy; /* stb_ds, NULL = best                                      */
@@ -34,6 +40,8 @@ typedef struct cli_sweep {
 
 const char *cli_overlap_str(moe_ep_overlap overlap);
 const char *cli_policy_str(moe_ep_place_policy policy);
+/* Why the policy of a configuration has no plan for it. */
+const char *cli_sweep_no_plan(const cli_sweep *s, const cli_config *c);
 
 void cli_sweep_text(const void *data, FILE *f, const chart_text *t);
 void cli_sweep_json(const void *data, FILE *f);

@@ -36,10 +36,10 @@ static int is_best_shape(const cli_sweep *s, const cli_config *c)
 }
 
 /* Why a configuration does not fit. */
-static char *misfit(const cli_config *c)
+static char *misfit(const cli_sweep *s, const cli_config *c)
 {
     if (c->limit == MOE_EP_LIMIT_PLACEMENT)
-        return cli_format("cannot be planned by %s: unequal slots", cli_policy_str(c->policy));
+        return cli_format("cannot be planned by %s: %s", cli_policy_str(c->policy), cli_sweep_no_plan(s, c));
     if (!c->memory.fits)
         return cli_format("does not fit: %s of weights and buffers",
                           cli_bytes(c->memory.total_bytes));
@@ -67,7 +67,7 @@ static void put_shapes(const cli_sweep *s, FILE *f, const chart_text *t)
                 c->fits ? cli_format("%6s  %8s/token  max/mean %.2f  %-14s  %s%s",
                                      cli_count(c->step.tokens_per_s_device), cli_seconds(c->step.tpot_s), c->imbalance,
                                      moe_ep_limit_str(c->limit), cli_overlap_str(c->overlap), best ? " <-" : "")
-                        : misfit(c));
+                        : misfit(s, c));
     }
     cli_bars_text(&b, f, t, title);
     free(title);
@@ -145,13 +145,24 @@ static json_t *config(const cli_config *c)
     return o;
 }
 
+/* EP sizes as a list. */
+static json_t *sizes(const int32_t *list)
+{
+    json_t *o = json_array();
+    for (ptrdiff_t i = 0; i < arrlen(list); i++) json_array_append_new(o, json_integer(list[i]));
+    return o;
+}
+
 void cli_sweep_json(const void *data, FILE *f)
 {
     const cli_sweep *s = data;
-    json_t *root = json_object(), *all = json_array(), *front = json_array();
+    json_t *root = json_object(), *all = json_array(), *front = json_array(), *untried = sizes(s->uneven);
     cli_json_words(root, "moe_ep", moe_ep_version(), "headline", s->headline, "reason", s->reason,
                    "model", s->setup.model.name, "machine", s->setup.machine.name, NULL);
     json_object_set_new(root, "devices", json_integer(s->devices));
+    json_object_set_new(root, "ep_tried", sizes(s->ep));
+    for (ptrdiff_t i = 0; i < arrlen(s->close); i++) json_array_append_new(untried, json_integer(s->close[i]));
+    json_object_set_new(root, "ep_untried", untried);
     json_object_set_new(root, "best", s->best < 0 ? json_null() : config(&s->config[s->best]));
     for (ptrdiff_t i = 0; i < arrlen(s->front); i++)
         json_array_append_new(front, json_integer(s->front[i]));
@@ -281,7 +292,7 @@ static void put_shapes_figure(const cli_sweep *s, FILE *f)
         const cli_config *c = &s->config[list[i]];
         char *why;
         if (c->fits) continue;
-        why = misfit(c);
+        why = misfit(s, c);
         fprintf(f, "<li>EP %d %s.", c->ep, why);
         free(why);
     }

@@ -650,6 +650,109 @@ has "sweep: which nothing keeps" '^No configuration' "$tmp/out"
 works "sweep: a recording as popularity" sweep "$data/expert_counts.csv" --only prose --model olmoe-1b-7b \
     --machine h100 --devices 8 --tokens 128 --json
 equal "sweep: on 8 devices" "$(json "$tmp/out" devices)" 8
+# Without a list: all sizes that divide the devices, up to the experts, in parts of a node or whole nodes.
+numbers() { # numbers KEY FILE: a list of JSON on one line
+    awk -v key="\"$1\": [" 'index($0, key) { on = 1; next } on && /\]/ { exit }
+        on { gsub(/[ ,]/, ""); printf "%s%s", sep, $0; sep = " " }' "$2"
+}
+divisors() { # divisors DEVICES EXPERTS NODE EVEN: those that lie evenly on nodes (EVEN 1) or that do not (0)
+    awk -v D="$1" -v E="$2" -v N="$3" -v even="$4" 'BEGIN {
+        for (d = 1; d <= D && d <= E; d++)
+            if (D % d == 0 && (D <= N || N % d == 0 || d % N == 0) == even) { printf "%s%d", sep, d; sep = " " }
+    }'
+}
+least_copies() { # least_copies EXPERTS FILE: every configuration has equal slots, every EP size also the fewest such
+    awk -v E="$1" '/"configurations"/ { on = 1 } !on { next }
+        /"ep":/ { ep = $2 + 0 }
+        /"redundant":/ {
+            seen[ep] = 1
+            if ((E + $2) % ep) print "EP " ep " with " $2 + 0 ": unequal slots"
+            if ($2 + 0 == ep * int((E + ep - 1) / ep) - E) least[ep] = 1
+        }
+        END { for (ep in seen) if (!(ep in least)) print "EP " ep ": not with the fewest" }' "$2"
+}
+rack="--model deepseek-v3 --machine gb200 --nodes 1"
+# shellcheck disable=SC2086
+works "sweep: a rack of 72" sweep $rack --json
+cp "$tmp/out" "$tmp/rack.json"
+equal "sweep: all that divides 72 is tried" "$(numbers ep_tried "$tmp/rack.json")" "$(divisors 72 256 72 1)"
+equal "sweep: and nothing left out" "$(json "$tmp/rack.json" ep_untried length)" 0
+equal "sweep: equal slots everywhere, and the fewest" "$(least_copies 256 "$tmp/rack.json")" ""
+has "sweep: the answer names what was tried" \
+    '"reason": .* EP 1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36 and 72 were tried; ' "$tmp/rack.json"
+# shellcheck disable=SC2086
+works "sweep: the same from lists" sweep $rack --ep 8,24,36,72 --redundant 0,16,32,48,64 --json
+less "sweep: lists find nothing that is 2 % faster" \
+    "$(awk -v v="$(json "$tmp/out" best tokens_per_s_device)" 'BEGIN { print v / 1.02 }')" \
+    "$(json "$tmp/rack.json" best tokens_per_s_device)"
+works "sweep: eight experts on six devices as text" sweep --model mixtral-8x7b --machine h100 --devices 6
+has "sweep: why there are copies at least" '^  \* Where EP does not divide the 8 experts, redundant ones ' "$tmp/out"
+works "sweep: eight experts on eight devices" sweep --model mixtral-8x7b --machine h100 --devices 8
+! grep -q 'does not divide' "$tmp/out"
+result $? "sweep: no need for them there" "$tmp/out"
+works "sweep: eight experts on six devices" sweep --model mixtral-8x7b --machine h100 --devices 6 --json
+equal "sweep: two slots each" "$(json "$tmp/out" best ep) $(json "$tmp/out" best redundant)" "6 4"
+works "sweep: three nodes" sweep --model deepseek-v3 --machine h200 --devices 24 --json
+equal "sweep: parts of a node and whole nodes" "$(numbers ep_tried "$tmp/out")" "$(divisors 24 256 8 1)"
+equal "sweep: the others are named" "$(numbers ep_untried "$tmp/out")" "$(divisors 24 256 8 0)"
+equal "sweep: all three nodes" "$(json "$tmp/out" best ep)" 24
+works "sweep: three nodes as text" sweep --model deepseek-v3 --machine h200 --devices 24
+has "sweep: what was not tried is said" \
+    '^  \* EP 3, 6 and 12 would lie unevenly on nodes of 8 and were not tried' "$tmp/out"
+works "sweep: sizes that lie unevenly" sweep --model deepseek-v3 --machine h200 --devices 24 --ep 12,24
+has "sweep: and how they are computed" '^  \* EP 12 would lie unevenly on nodes of 8 and is computed as if' "$tmp/out"
+works "sweep: more devices than experts" sweep --model mixtral-8x7b --machine h100 --devices 16
+has "sweep: where the sizes end" '^  \* No EP size above the 8 experts of mixtral-8x7b can be tried' "$tmp/out"
+works "sweep: many sizes" sweep --model kimi-k2 --machine h200 --devices 20160 --tokens 1,1 --layers 1 \
+    --overlap none --json
+equal "sweep: sixteen of them" "$(json "$tmp/out" ep_tried length)" 16
+divisors 20160 384 8 1 | tr ' ' '\n' >"$tmp/even"
+equal "sweep: from the smallest to the largest" "$(numbers ep_tried "$tmp/out" | tr ' ' '\n' | sed -n '1p;$p')" \
+    "$(sed -n '1p;$p' "$tmp/even")"
+equal "sweep: what was left out is named" \
+    "$(echo "$(numbers ep_tried "$tmp/out") $(numbers ep_untried "$tmp/out")" | tr ' ' '\n' | sort -n)" \
+    "$(divisors 20160 384 10000000 1 | tr ' ' '\n' | sort -n)"
+less "sweep: no gap between neighbours is wider than two" \
+    "$(numbers ep_tried "$tmp/out" | tr ' ' '\n' | awk 'NR > 1 && $1 / last > most { most = $1 / last }
+        { last = $1 } END { print most }')" 2
+
+# Where nothing is recommended: what was tried, and what each size lacked.
+works "sweep: nothing fits" sweep --model mixtral-8x22b --machine h200 --devices 6 --json
+cp "$tmp/out" "$tmp/small.json"
+has "sweep: of what was tried" \
+    '"headline": "Nothing tried fits: mixtral-8x22b with 64 tokens per device on 6 ' "$tmp/out"
+# 56 layers of 8 experts of 3 matrices, attention with 8 of 48 heads as keys and values, embeddings; bf16, 8 GB kept
+weights() { # weights SLOTS: GB of one device, without router and buffers
+    awk -v P="$1" -v H=6144 'BEGIN {
+        layer = P * 3 * H * 16384 + 2 * H * H + 2 * H * 1024
+        print (2 * (56 * layer + 2 * 32768 * H) + 8e9) / 1e9
+    }'
+}
+for lack in "1 8" "2 4"; do
+    got=$(sed -n "s/.*EP ${lack% *} lacks \([0-9.]*\) GB for weights and buffers.*/\1/p" "$tmp/small.json")
+    less "sweep: EP ${lack% *} lacks what its weights have above 141 GB" \
+        "$(awk -v w="$(weights "${lack#* }")" -v g="$got" 'BEGIN { d = g - (w - 141); print (d < 0 ? -d : d) }')" 0.6
+done
+has "sweep: EP 3 and 6 lack cache" \
+    'EP 3 with 1 redundant expert has room for [0-9,]+ of 262,144 cache tokens; EP 6 with 4 redundant experts has ' \
+    "$tmp/small.json"
+works "sweep: nothing is fast enough" sweep --model deepseek-v3 --machine h200 --devices 24 --tpot-ms 20 --json
+has "sweep: how fast what was tried is" \
+    'EP 4 lacks [0-9.]+ GB for [a-z ]+; EP 8 takes [0-9.]+ ms; EP 24 with 8 redundant experts takes [0-9.]+ ms\.' \
+    "$tmp/out"
+has "sweep: and what was not tried" 'EP 3, 6 and 12 would lie unevenly on nodes of 8 and were not tried' "$tmp/out"
+works "sweep: too slow with 16 tokens, too large with 64" sweep --model mixtral-8x22b --machine h200 --devices 6 \
+    --tpot-ms 1
+has "sweep: the batch that is asked about does not fit" '^Nothing tried fits' "$tmp/out"
+works "sweep: eight expert groups on three nodes" sweep --model deepseek-v3 --machine h200 --devices 24 --ep 24 \
+    --policy eplb-nodes
+has "sweep: it is not the slots" '^No plan: eplb-nodes has none for the EP sizes tried' "$tmp/out"
+has "sweep: it is the nodes" 'EP 24 +\+8 .* the nodes do not divide the expert groups' "$tmp/out"
+has "sweep: there is room for them" '[1-9][0-9]* of 60 configurations fit in memory, [1-9][0-9]* of these' \
+    "$tmp/out"
+works "sweep: or no room" sweep --model deepseek-v3 --machine h200 --devices 24 --ep 4,24 --policy eplb-nodes
+has "sweep: both are said" '^Nothing tried fits and can be planned: deepseek-v3 ' "$tmp/out"
+
 refuses "sweep without --model" "model" sweep --machine h200 --nodes 8
 refuses "sweep without --nodes" "nodes" sweep --model deepseek-v3 --machine h200
 refuses "sweep: an unknown machine" "machine" sweep --model deepseek-v3 --machine abacus --nodes 8
