@@ -580,7 +580,8 @@ MOE_EP_API moe_ep_status moe_ep_auction(const float *scores, int64_t T, int32_t 
 
 /* Quantile balancing: one update of beta (E) in place, so that the top-k of (score - beta) sends each
  * expert about T*K/E tokens: beta_e = the (T*K/E + 1)-th largest over tokens of score - alpha_t, alpha_t =
- * the (K+1)-th largest of score - beta (Megatron-LM); T*K/E is rounded down.  K < E.  Route with
+ * the (K+1)-th largest of score - beta (Megatron-LM); T*K/E is rounded down, and a difference that
+ * float cannot hold counts as its largest number.  K < E.  Route with
  * select_bias = -beta.  Errors: NULL, SIZE, TOP_K, NAN.  Scratch T + max(T,E) floats.  O(T*E) on average.
  * Example: scores 3,1 | 2,0 with K = 1 and beta 0,0 give beta 2,0. */
 MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, int32_t E, int32_t K,
@@ -6209,7 +6210,7 @@ static void moe_epi_route_score_chosen(const moe_epi_token *t, moe_ep_score scor
     }
 }
 
-/* A weight that float cannot hold counts as its largest number. */
+/* What float cannot hold counts as its largest number. */
 static float moe_epi_route_fit(float v)
 {
     const float most = 3.4028234663852886e38f;
@@ -7667,11 +7668,11 @@ MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, 
     work = (float *)moe_epi_take(&arena, n, sizeof *work);
     share = T * K / E;
     for (t = 0; t < T; t++) { /* what an expert must beat to be among the token's K best */
-        for (e = 0; e < E; e++) work[e] = scores[t * E + e] - beta[e];
+        for (e = 0; e < E; e++) work[e] = moe_epi_route_fit(scores[t * E + e] - beta[e]);
         alpha[t] = moe_epi_nth_largest(work, E, K);
     }
     for (e = 0; e < E; e++) {
-        for (t = 0; t < T; t++) work[t] = scores[t * E + e] - alpha[t];
+        for (t = 0; t < T; t++) work[t] = moe_epi_route_fit(scores[t * E + e] - alpha[t]);
         beta[e] = moe_epi_nth_largest(work, T, share);
     }
     moe_epi_arena_close(&arena);

@@ -79,14 +79,25 @@ static json_t *next_count(va_list *list)
 }
 
 /* A name that is no text in UTF-8 is none in JSON: what can be said of it is. */
-static json_t *next_word(va_list *list)
+static json_t *word_of(const char *word)
 {
-    const char *word = va_arg(*list, const char *);
     json_t *text = json_string(word);
     char *clean = text || !word ? NULL : cli_printable(word);
     if (clean) text = json_string(clean);
     free(clean);
     return text;
+}
+
+static json_t *next_word(va_list *list)
+{
+    return word_of(va_arg(*list, const char *));
+}
+
+json_t *cli_json_names(const cli_trace *t, int n)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(list, word_of(t[i].name));
+    return list;
 }
 
 /* The rest of the list, which ends with NULL, into the object. */
@@ -108,6 +119,11 @@ JSON_FIELDS(cli_json_numbers, next_number)
 JSON_FIELDS(cli_json_counts, next_count)
 JSON_FIELDS(cli_json_words, next_word)
 #undef JSON_FIELDS
+
+void cli_json_assumed(json_t *o, const char *assumed)
+{
+    cli_json_words(o, "assumed", assumed ? assumed : "", NULL);
+}
 
 void cli_json_write(json_t *root, FILE *f)
 {

@@ -4,6 +4,7 @@
 #define CLI_ANSWER_H
 
 #include "cli_page.h"
+#include "cli_read.h"
 #include "cli_screen.h"
 
 #include <jansson.h>
@@ -37,6 +38,10 @@ json_t *cli_json_number(double v);
 void cli_json_numbers(json_t *o, ...);
 void cli_json_counts(json_t *o, ...);
 void cli_json_words(json_t *o, ...);
+/* What was taken for granted, one sentence a line, "" = nothing. */
+void cli_json_assumed(json_t *o, const char *assumed);
+/* The names of n recordings. */
+json_t *cli_json_names(const cli_trace *t, int n);
 /* Writes the object and frees it. */
 void cli_json_write(json_t *root, FILE *f);
 

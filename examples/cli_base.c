@@ -366,6 +366,20 @@ ssize_t cli_getline(char **line, size_t *room, FILE *f, const char *path)
     return n;
 }
 
+char *cli_ranges(const int32_t *number, ptrdiff_t n)
+{
+    char *text = cli_strdup("");
+    for (ptrdiff_t i = 0, end; i < n; i = end + 1) {
+        char *longer;
+        for (end = i; end + 1 < n && number[end + 1] == number[end] + 1;) end++;
+        longer = end > i ? cli_format("%s%s%d-%d", text, i > 0 ? ", " : "", number[i], number[end])
+                         : cli_format("%s%s%d", text, i > 0 ? ", " : "", number[i]);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
 ptrdiff_t cli_rank(const int64_t *rising, ptrdiff_t n, int64_t v)
 {
     ptrdiff_t low = 0, high = n;

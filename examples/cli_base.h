@@ -41,6 +41,8 @@ ssize_t cli_getline(char **line, size_t *room, FILE *f, const char *path);
 /* The exit code for what errno says about an input: it is wrong, or the machine failed. */
 int cli_errno_code(void);
 
+/* Rising numbers as text, "3, 8-15"; malloc'd. */
+char *cli_ranges(const int32_t *number, ptrdiff_t n);
 /* How many of n rising numbers are below v: where it is, or would be put in. */
 ptrdiff_t cli_rank(const int64_t *rising, ptrdiff_t n, int64_t v);
 

@@ -15,6 +15,7 @@ int cli_copies_main(int argc, char **argv);
 int cli_sweep_main(int argc, char **argv);
 int cli_simulate_main(int argc, char **argv);
 int cli_forward_main(int argc, char **argv);
+int cli_inspect_main(int argc, char **argv);
 int cli_watch_main(int argc, char **argv);
 int cli_traffic_main(int argc, char **argv);
 int cli_drops_main(int argc, char **argv);

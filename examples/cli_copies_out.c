@@ -145,6 +145,7 @@ void cli_copies_json(const void *data, FILE *f)
     json_object_set_new(root, "needs", needs);
     json_object_set_new(root, "target_need",
                         c->target_need.extra < 0 ? json_null() : need(&c->target_need));
+    cli_json_assumed(root, c->setup.assumed);
     cli_json_write(root, f);
 }
 

@@ -299,6 +299,13 @@ static void csv_line(csv_reader *c, char **fields)
     arrfree(loads);
 }
 
+static int has_layers(const csv_reader *c)
+{
+    for (ptrdiff_t i = 0; i < arrlen(c->role); i++)
+        if (c->role[i] == ROLE_LAYER) return 1;
+    return 0;
+}
+
 /* The first kind of separator that stands outside quotes. */
 static char guess_separator(const char *line)
 {
@@ -318,7 +325,8 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     char *line = NULL;
     size_t room = 0;
     ssize_t n;
-    int started = 0;
+    ptrdiff_t at = arrlen(*list);
+    int started = 0, numbered;
     memset(&c, 0, sizeof c);
     c.path = path;
     while ((n = cli_getline(&line, &room, f, path)) >= 0) {
@@ -347,6 +355,7 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
         arrfree(fields);
     }
     free(line);
+    numbered = has_layers(&c);
     arrfree(c.role);
     if (!c.rows) c.rows = cli_rows_new(path, o, CLI_ROWS_EQUAL);
     close_rows(&c, INT64_MAX);
@@ -354,4 +363,5 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     for (ptrdiff_t i = 0; i < arrlen(c.label); i++) free(c.label[i]);
     arrfree(c.label);
     cli_rows_end(c.rows, list);
+    for (; !numbered && at < arrlen(*list); at++) (*list)[at].unnumbered = (*list)[at].layers;
 }

@@ -20,7 +20,8 @@ static const char diagnose_help[] =
     "or\n"
     "insufficient evidence, with the reason.  A single input of four steps or more is planned on "
     "its first half\n"
-    "and judged on its second.  Inputs as in moe-ep report.\n"
+    "and judged on its second.  Without --slots two plans are judged, without and with copies, and the better one is\n"
+    "the answer.  Inputs as in moe-ep report.\n"
     "\n"
     "what runs, and what would\n"
     "  --current MAP     placement that runs (SGLang's physical_to_logical_map, or CSV "
@@ -138,6 +139,14 @@ static moe_ep_diagnosis ask(const cli_diagnose *g, const cli_window *judge, moe_
     return out;
 }
 
+/* Whether the planner has a plan without copies: EPLB wants as many slots on every device. */
+static int can_do_without(const cli_diagnose *g)
+{
+    int equal = g->desc.policy == MOE_EP_PLACE_EPLB_GLOBAL || g->desc.policy == MOE_EP_PLACE_EPLB_HIERARCHICAL ||
+                g->desc.policy == MOE_EP_PLACE_TRTLLM;
+    return !equal || g->r.E % g->setup.devices == 0;
+}
+
 static void fill_desc(cli_diagnose *g)
 {
     const cli_report *r = &g->r;
@@ -237,15 +246,59 @@ static double *device_rows(const cli_diagnose *g, const moe_ep_placement *p)
     return one;
 }
 
-static void look(cli_diagnose *g)
+/* One of the plans that may be the answer. */
+typedef struct candidate {
+    moe_ep_placement plan;
+    moe_ep_diagnosis d;
+    moe_ep_diagnosis trial; /* d, or where there is nothing to judge on, what its own loads say: only to choose by */
+} candidate;
+
+static candidate make_candidate(const cli_diagnose *g, int32_t slots, int compared)
 {
     cli_window nothing = {0, NULL};
-    moe_ep_shape shape = g->desc.shape;
+    cli_diagnose with = *g;
+    candidate c;
     void *mem;
-    g->window_judged = !g->r.self_judged;
-    g->plan = cli_report_placement(&g->r, &shape, &mem);
+    with.desc.shape.num_slots = slots;
+    c.plan = cli_report_placement(&g->r, &with.desc.shape, &mem);
     (void)cli_keep_block(mem);
-    g->d = ask(g, g->window_judged ? &g->r.judge : &nothing, &g->plan);
+    c.d = c.trial = ask(&with, g->window_judged ? &g->r.judge : &nothing, &c.plan);
+    if (g->window_judged || !compared) return c;
+    with.desc.min_steps = 1; /* as the report has it */
+    c.trial = ask(&with, &g->r.judge, NULL);
+    return c;
+}
+
+/* The plan that was asked for, or the better one of those without and with copies. */
+static void choose_plan(cli_diagnose *g)
+{
+    int both = !g->slots_given && g->setup.slots > g->r.E, two = both && can_do_without(g);
+    candidate with = make_candidate(g, g->setup.slots, two), without;
+    g->slots = g->setup.slots;
+    g->plan = with.plan;
+    g->d = with.d;
+    if (both && !two)
+        cli_note(&g->setup, "Only the plan with %d slots was judged: without copies %d devices cannot have as many "
+                            "slots each, as --policy %s wants.", g->slots, g->setup.devices, g->policy);
+    if (!two) return;
+    without = make_candidate(g, g->r.E, two);
+    g->other = without.d;
+    g->other_slots = g->r.E;
+    cli_note(&g->setup, "Two plans were judged, without copies (%d slots) and with them (%d slots); --slots judges "
+                        "one.  The answer is the one that is worth it; of two such the one without copies, unless "
+                        "copies save 1 %% of a step more; of none such the one that saves more.", g->r.E, g->slots);
+    if (cli_report_copies_pay(&without.trial, &with.trial)) return;
+    g->other_slots = g->slots;
+    g->other = with.d;
+    g->slots = g->desc.shape.num_slots = g->r.E;
+    g->plan = without.plan;
+    g->d = without.d;
+}
+
+static void look(cli_diagnose *g)
+{
+    g->window_judged = !g->r.self_judged;
+    choose_plan(g);
     if (g->window_judged) {
         judge_each(g);
         judge_steps(g);
@@ -290,6 +343,32 @@ static void write_checks(cli_diagnose *g)
                                         : -1);
 }
 
+/* "without copies (64 slots)", "with 8 copies per layer (72 slots)"; malloc'd. */
+static char *copies_of(const cli_diagnose *g, int32_t slots)
+{
+    int32_t copies = slots - g->r.E;
+    if (copies == 0) return cli_format("without copies (%d slots)", slots);
+    return cli_format("with %d cop%s per layer (%d slots)", copies, copies == 1 ? "y" : "ies", slots);
+}
+
+/* What the plan is, and what the other one gives. */
+static char *write_beside(const cli_diagnose *g)
+{
+    char *this, *that, *change, *text;
+    double gain = 100.0 * g->other.gain;
+    if (g->other_slots == 0) return cli_strdup("");
+    this = copies_of(g, g->slots);
+    that = copies_of(g, g->other_slots);
+    *that = (char)toupper((unsigned char)*that);
+    change = gain > -0.05 ? cli_format("%.1f %% of a step saved", fmax(gain, 0.0))
+                          : cli_format("a step takes %.1f %% more", -gain);
+    text = cli_format("This is the plan %s. %s: %s, %s.", this, that, moe_ep_verdict_str(g->other.verdict), change);
+    free(change);
+    free(this);
+    free(that);
+    return text;
+}
+
 static void write_verdict(cli_diagnose *g)
 {
     const moe_ep_diagnosis *d = &g->d;
@@ -321,8 +400,9 @@ static void write_verdict(cli_diagnose *g)
         g->headline = cli_strdup("Insufficient evidence: a window holds no tokens");
     }
     why = cli_reason(&g->desc, d);
-    g->reason = cli_format("%c%s.", toupper((unsigned char)*why), why + 1);
+    g->reason = cli_format("%c%s.%s", toupper((unsigned char)*why), why + 1, cli_report_alone(&g->r));
     free(why);
+    g->beside = write_beside(g);
     write_checks(g);
 }
 
@@ -358,11 +438,12 @@ int cli_diagnose_main(int argc, char **argv)
     if (g.current && g.setup.round_robin) cli_die(CLI_USAGE, "--current and --round-robin: one of them");
     cli_open_page(&common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
+    g.slots_given = g.setup.slots > 0;
     if (g.current) map = read_current(&g);
     cli_report_settle(&g.r, list, (int)arrlen(list), left_out, &g.setup);
     if (g.current)
-        g.r.today =
-            cli_map_placement(&map, list, cli_keep_block(cli_map_rows(&map, list)), g.setup.devices, g.setup.nodes);
+        g.r.today = cli_map_placement(&map, list, cli_keep_block(cli_map_rows(&map, list, &g.setup)), g.setup.devices,
+                                      g.setup.nodes);
     fill_desc(&g);
     note_windows(&g);
     look(&g);
@@ -376,6 +457,7 @@ int cli_diagnose_main(int argc, char **argv)
     arrfree(g.check);
     free(g.headline);
     free(g.reason);
+    free(g.beside);
     free(g.setup.assumed);
     if (!exit_code) return CLI_OK;
     return g.d.verdict == MOE_EP_NOT_NOW                 ? EXIT_NOT_NOW

@@ -29,13 +29,16 @@ typedef struct cli_diagnose {
     int window_judged;         /* 0: there is nothing to judge on */
 
     moe_ep_placement plan;
-    moe_ep_diagnosis d;
+    moe_ep_diagnosis d;        /* of the plan that is the answer */
+    moe_ep_diagnosis other;    /* of the other one, without copies where d has them or the other way round */
+    int32_t slots, other_slots; /* of these; other_slots 0 = only one was judged */
+    int slots_given;           /* --slots was there: only what it asks for is judged */
     cli_judged *judged;        /* stb_ds */
     int32_t steps;
     double *step_before, *step_after;     /* (steps) max/mean, all layers together */
     double *device_before, *device_after; /* (D) rows of the bottleneck layer, mean over the judged steps */
     cli_check_line *check;     /* stb_ds */
-    char *headline, *reason;
+    char *headline, *reason, *beside; /* beside: what the other plan gives, "" = there is none */
     const char *badge, *state;
     int min_steps_given;
 } cli_diagnose;

@@ -71,6 +71,10 @@ void cli_diagnose_text(const void *data, FILE *f, const chart_text *t)
 {
     const cli_diagnose *g = data;
     cli_put_headline(f, t, g->headline, g->reason);
+    if (*g->beside) {
+        fputs("  ", f);
+        cli_put_wrapped(f, g->beside, t->width, 2, 2);
+    }
     put_checks(g, f, t);
     put_figures(g, f, t);
     put_windows(g, f, t);
@@ -118,8 +122,13 @@ static json_t *setup(const cli_diagnose *g)
 void cli_diagnose_json(const void *data, FILE *f)
 {
     const cli_diagnose *g = data;
-    json_t *root = diagnosis(g, &g->d), *list = json_array(), *steps = json_array();
+    json_t *root = diagnosis(g, &g->d), *list = json_array(), *steps = json_array(),
+           *other = g->other_slots > 0 ? diagnosis(g, &g->other) : json_null();
     cli_json_words(root, "moe_ep", moe_ep_version(), "headline", g->headline, NULL);
+    json_object_set_new(root, "slots", json_integer(g->slots));
+    if (g->other_slots > 0) json_object_set_new(other, "slots", json_integer(g->other_slots));
+    json_object_set_new(root, "other", other);
+    json_object_set_new(root, "equal_recordings", cli_json_names(g->r.trace + g->r.traces, g->r.equals));
     json_object_set_new(root, "setup", setup(g));
     json_object_set_new(root, "bottleneck",
                         json_pack("{s:i,s:i,s:o,s:o}", "device", (int)g->d.hot_device, "layer",
@@ -136,6 +145,7 @@ void cli_diagnose_json(const void *data, FILE *f)
         json_array_append_new(steps, json_pack("{s:o,s:o}", "before", cli_json_number(g->step_before[s]),
                                                "after", cli_json_number(g->step_after[s])));
     json_object_set_new(root, "step_imbalance", steps);
+    cli_json_assumed(root, g->setup.assumed);
     cli_json_write(root, f);
 }
 
@@ -329,14 +339,16 @@ void cli_diagnose_html(const void *data, FILE *f)
                           "",
                           g->state,
                           g->badge,
-                          g->reason};
+                          NULL};
+    char *reason = cli_format("%s %s", g->reason, g->beside);
     char *note =
         cli_format("planned on %s, judged on %s \xc2\xb7 %d MoE layers \xc2\xb7 %d experts, "
                    "top-%d \xc2\xb7 %d devices, %d slots \xc2\xb7 %s tokens per step \xc2\xb7 "
                    "%s on %s",
                    g->r.trace[0].name, g->window_judged ? g->r.judged_on : "nothing", g->r.L,
-                   g->r.E, g->r.K, g->setup.devices, g->setup.slots, cli_count((double)g->r.tokens),
+                   g->r.E, g->r.K, g->setup.devices, g->slots, cli_count((double)g->r.tokens),
                    g->setup.model.name, g->setup.machine.name);
+    head.reason = reason;
     cli_page_begin(f, &head);
     put_tiles(g, f);
     cli_page_note(f, note);
@@ -351,4 +363,5 @@ void cli_diagnose_html(const void *data, FILE *f)
                     "matrices and a latency-bandwidth model for dispatch and combine, never "
                     "measured.");
     free(note);
+    free(reason);
 }

@@ -191,6 +191,7 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "copies_needed",
                         r->fewest_copies < 0 ? json_null() : json_integer(r->fewest_copies));
     json_object_set_new(root, "inputs", inputs(r));
+    json_object_set_new(root, "equal_recordings", cli_json_names(r->trace + r->traces, r->equals));
     json_object_set_new(root, "layers", layers(r));
     json_object_set_new(root, "expert_loads", matrix(r->shown_loads, r->L, r->E));
     json_object_set_new(root, "device_loads_today", matrix(r->today_devices, r->L, s->devices));
@@ -200,6 +201,7 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "hot_layer_today", timeline(r, &r->now));
     json_object_set_new(root, "hot_layer_planned", timeline(r, &r->then));
     json_object_set_new(root, "curves", more);
+    cli_json_assumed(root, s->assumed);
     if (json_dumpf(root, f, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) != 0)
         cli_die(CLI_INTERNAL, "cannot write the JSON report: %s", strerror(errno));
     fputc('\n', f);

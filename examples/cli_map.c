@@ -10,7 +10,7 @@
 #include <strings.h>
 #include <sys/stat.h>
 
-enum { MOST_SLOTS = 1 << 20, MOST_LAYERS = 65536, MOST_EXPERTS = 65536 };
+enum { MOST_SLOTS = 1 << 20, MOST_LAYERS = 65536, MOST_EXPERTS = 65536, MOST_PARTS = 12 };
 
 static const char map_key[] = "physical_to_logical_map";
 
@@ -327,21 +327,94 @@ static int32_t find_number(const cli_map *m, int32_t number)
     return -1;
 }
 
-int32_t *cli_map_rows(const cli_map *m, const cli_trace *t)
+/* Rows by number, -1 where the map has none; returns how many it has. */
+static int32_t rows_by_number(const cli_map *m, const cli_trace *t, int32_t *rows)
 {
-    int32_t *rows = cli_alloc((size_t)t->layers, sizeof *rows);
-    int by_number = m->numbered || t->unnumbered == 0 || t->unnumbered == m->layers;
+    int32_t found = 0;
     for (int32_t l = 0; l < t->layers; l++) {
         rows[l] = find_number(m, t->layer[l]);
-        by_number &= rows[l] >= 0;
+        found += rows[l] >= 0;
     }
-    if (by_number) return rows;
-    if (m->layers != t->layers) {
-        free(rows);
-        cli_die(CLI_USAGE, "%s has %d layers, %s has %d (%d to %d): they do not fit together",
-                m->path, m->layers, t->path, t->layers, t->layer[0], t->layer[t->layers - 1]);
+    return found;
+}
+
+/* The numbers of layers in a sentence. */
+static char *layer_numbers(const int32_t *number, int32_t n)
+{
+    int32_t parts = 1;
+    for (int32_t l = 1; l < n; l++) parts += number[l] != number[l - 1] + 1;
+    if (parts <= MOST_PARTS) return cli_ranges(number, n);
+    return cli_format("%d to %d, %d of them", number[0], number[n - 1], n);
+}
+
+/* Numbers on both sides, of which only some are the same: nothing says which layers are. */
+static char *say_some(const cli_map *m, const cli_trace *t, const int32_t *rows)
+{
+    int32_t *both = cli_alloc((size_t)t->layers, sizeof *both), n = 0;
+    char *theirs = layer_numbers(m->number, m->layers), *ours = layer_numbers(t->layer, t->layers), *common, *text;
+    for (int32_t l = 0; l < t->layers; l++)
+        if (rows[l] >= 0) both[n++] = t->layer[l];
+    common = layer_numbers(both, n);
+    text = cli_format("%s has layers %s, %s has layers %s, and of these both have only %s: they do not fit together",
+                      m->path, theirs, t->path, ours, common);
+    free(common);
+    free(ours);
+    free(theirs);
+    free(both);
+    return text;
+}
+
+/* How layers that stand in order were matched; NULL where the numbers are the same. */
+static char *say_order(const cli_map *m, const cli_trace *t)
+{
+    char *theirs, *ours, *text;
+    if (memcmp(m->number, t->layer, (size_t)t->layers * sizeof *t->layer) == 0) return NULL;
+    theirs = layer_numbers(m->number, m->layers);
+    ours = layer_numbers(t->layer, t->layers);
+    if (!m->numbered)
+        text = cli_format("The map has no layer numbers: its layers stand for the recording's %s, in order.", ours);
+    else if (t->unnumbered > 0)
+        text = cli_format("The recording has no layer numbers: its layers stand for the map's %s, in order.", theirs);
+    else
+        text = cli_format("Map and recording have no layer number in common: the map's layers %s stand for the "
+                          "recording's %s, in order.", theirs, ours);
+    free(theirs);
+    free(ours);
+    return text;
+}
+
+int32_t *cli_map_match(const cli_map *m, const cli_trace *t, char **words)
+{
+    int32_t *rows = cli_alloc((size_t)t->layers, sizeof *rows), found = rows_by_number(m, t, rows);
+    int numbers = m->numbered || t->unnumbered == 0 || t->unnumbered == m->layers;
+    *words = NULL;
+    if (numbers && found == t->layers) {
+        if (m->numbered && t->unnumbered > 0 && m->layers != t->layers)
+            *words = cli_format("The recording has no layer numbers: counted from 0, its layers are taken for those of "
+                                "the map.");
+        return rows;
     }
-    for (int32_t l = 0; l < t->layers; l++) rows[l] = l;
+    if (m->numbered && t->unnumbered == 0 && found > 0) {
+        *words = say_some(m, t, rows);
+    } else if (m->layers != t->layers) {
+        *words = cli_format("%s has %d layers, %s has %d (%d to %d): they do not fit together", m->path, m->layers,
+                            t->path, t->layers, t->layer[0], t->layer[t->layers - 1]);
+    } else {
+        for (int32_t l = 0; l < t->layers; l++) rows[l] = l;
+        *words = say_order(m, t);
+        return rows;
+    }
+    free(rows);
+    return NULL;
+}
+
+int32_t *cli_map_rows(const cli_map *m, const cli_trace *t, cli_setup *s)
+{
+    char *words;
+    int32_t *rows = cli_map_match(m, t, &words);
+    if (!rows) cli_die(CLI_USAGE, "%s", cli_keep(words));
+    if (words && s) cli_note(s, "%s", words);
+    free(words);
     return rows;
 }
 

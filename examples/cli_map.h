@@ -5,6 +5,7 @@
 
 #include "cli_base.h"
 #include "cli_read.h"
+#include "cli_setup.h"
 
 /* Which expert stands in which slot, as a file says it. */
 typedef struct cli_map {
@@ -25,8 +26,12 @@ cli_map cli_map_read(const char *path);
 
 void cli_map_free(cli_map *m);
 
-/* The row of the map that belongs to each of the L layers of a recording, (L); leaves when they do not fit. */
-int32_t *cli_map_rows(const cli_map *m, const cli_trace *t);
+/* The row of the map that belongs to each of the L layers of a recording, (L): by number, or, when nothing of the
+ * numbers is in both or one of the two has none, in order.  NULL when they do not fit.  *words = why not, or a sentence
+ * about what is taken for granted; malloc'd, NULL = nothing. */
+int32_t *cli_map_match(const cli_map *m, const cli_trace *t, char **words);
+/* The same; leaves when they do not fit.  The sentence goes to the setup, if it is not NULL. */
+int32_t *cli_map_rows(const cli_map *m, const cli_trace *t, cli_setup *s);
 /* The map as a placement of t's layers; devices 0 = what the map says.  Every expert must have a slot.  Its memory
  * lives to the end of the program. */
 moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const int32_t *rows, int32_t devices,

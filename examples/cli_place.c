@@ -372,21 +372,6 @@ static void sum_up(cli_place *r)
 
 /* ---- sentences ----------------------------------------------------------------------------------------- */
 
-/* "3, 8-15"; the numbers ascend. */
-static char *ranges(const int32_t *number, ptrdiff_t n)
-{
-    char *text = cli_strdup("");
-    for (ptrdiff_t i = 0, end; i < n; i = end + 1) {
-        char *longer;
-        for (end = i; end + 1 < n && number[end + 1] == number[end] + 1;) end++;
-        longer = end > i ? cli_format("%s%s%d-%d", text, i > 0 ? ", " : "", number[i], number[end])
-                         : cli_format("%s%s%d", text, i > 0 ? ", " : "", number[i]);
-        free(text);
-        text = longer;
-    }
-    return text;
-}
-
 /* Experts that only the dead devices held, when contiguous blocks ran on all of them. */
 static void note_lost(cli_place *r)
 {
@@ -402,7 +387,7 @@ static void note_lost(cli_place *r)
             left += !r->inactive[blocks.slot_device[blocks.replica_slot[i]]];
         if (left == 0) arrput(lost, e);
     }
-    text = ranges(lost, arrlen(lost));
+    text = cli_ranges(lost, arrlen(lost));
     if (arrlen(lost) > 0)
         cli_note(&r->setup,
                  "As contiguous blocks, expert%s %s had the only copy on a dead device: the weights come from disk. "

@@ -131,6 +131,7 @@ void cli_place_json(const void *data, FILE *f)
                     NULL);
     for (int32_t l = 0; l < p->num_layers; l++) json_array_append_new(layers, layer(r, l));
     json_object_set_new(root, "layers", layers);
+    cli_json_assumed(root, r->setup.assumed);
     cli_json_write(root, f);
 }
 

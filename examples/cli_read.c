@@ -234,6 +234,7 @@ static void read_npy_ids(cli_trace **list, const char *path, cli_npy *a, const c
         cli_die(CLI_USAGE, "%s: shape %s means top-%lld of %lld experts; for counts say --counts",
                 path, a->shape_text, (long long)s.top_k, (long long)experts);
     t = cli_new_trace(path, cli_short_name(path), 1, s.layers, experts);
+    t.unnumbered = t.layers;
     t.inferred = o->experts == 0;
     t.tokens = s.tokens;
     t.top_k = (int32_t)s.top_k;
@@ -295,6 +296,7 @@ static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
     L = a->ndim >= 2 ? a->shape[a->ndim - 2] : 1;
     S = a->ndim == 3 ? a->shape[0] : 1;
     t = cli_new_trace(path, cli_short_name(path), S, L, E);
+    t.unnumbered = t.layers;
     some = 65536 / E > 0 ? 65536 / E : 1;
     row = cli_alloc((size_t)(some * E), sizeof *row);
     for (int64_t r = 0; r < S * L; r++) {

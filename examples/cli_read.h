@@ -22,7 +22,7 @@ typedef struct cli_trace {
     int32_t *ids;       /* (kept, layers, top_k) or NULL                                        */
     int64_t kept;       /* tokens whose ids are kept: all, up to a limit of memory               */
     int inferred;       /* 1: experts was taken from the largest id                             */
-    int32_t unnumbered; /* layers of a JSON list, which has no layer numbers; else 0            */
+    int32_t unnumbered; /* layers of a file that does not number them (.npy, a JSON list); else 0 */
 } cli_trace;
 
 typedef struct cli_read_options {

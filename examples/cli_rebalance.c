@@ -20,9 +20,13 @@ static const char rebalance_help[] =
     "\n"
     "  CURRENT           what runs today: {\"physical_to_logical_map\": [layer][slot]}, as SGLang "
     "dumps it and\n"
-    "                    moe-ep place --out writes it, or a CSV layer,device,slot,expert.  Without "
-    "it: contiguous\n"
-    "                    blocks on --devices D, in --slots P (the spare ones empty)\n"
+    "                    moe-ep place --out writes it, TensorRT-LLM's YAML, or a CSV "
+    "layer,device,\n"
+    "                    slot,expert.  Without it: contiguous blocks on --devices D, in --slots P (the spare ones "
+    "empty).\n"
+    "                    Layers are matched by number; in order, which is said, where no number is in both files "
+    "or\n"
+    "                    one has none (.json, .npy); files with only some in common are refused\n"
     "  INPUT             recorded loads or ids, see moe-ep report --help\n"
     "\n"
     "  --target R        stop a layer when its max/mean is at most R (1.05; with --moves alone: as "
@@ -165,7 +169,7 @@ static void read_current(cli_rebalance *r)
                     "if the first %d do have one more, --slots %d says so",
                     r->current, r->map.slots, r->setup.devices, r->map.slots % r->setup.devices,
                     r->map.slots);
-        r->rows = cli_keep_block(cli_map_rows(&r->map, r->trace));
+        r->rows = cli_keep_block(cli_map_rows(&r->map, r->trace, &r->setup));
         r->today = cli_map_placement(&r->map, r->trace, r->rows, r->setup.devices, r->setup.nodes);
     }
     for (ptrdiff_t i = 0; i < arrlen(r->dead); i++) {
@@ -461,7 +465,7 @@ static void write_map(const cli_rebalance *r, const char *path, FILE *f)
                    (size_t)P * sizeof *expert);
         L = r->map.layers;
         expert = r->map.expert;
-        number = r->map.number;
+        if (r->map.numbered || L != r->trace->layers) number = r->map.number;
     }
     cli_map_put(f, path, L, P, expert, r->plan.slot_device, number, NULL);
 }

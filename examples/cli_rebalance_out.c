@@ -167,6 +167,7 @@ void cli_rebalance_json(const void *data, FILE *f)
                                         "share", r->point_share[i], "imbalance_worst",
                                         r->point_worst[i], "imbalance", r->point_overall[i]));
     json_object_set_new(root, "frontier", list);
+    cli_json_assumed(root, r->setup.assumed);
     cli_json_write(root, f);
 }
 

@@ -169,6 +169,47 @@ static int32_t recorded_steps(const cli_report *r)
     return all.steps;
 }
 
+/* Whether two recordings have the same loads in every layer and expert, up to one factor (to six digits, for files that
+ * round): a plan made on the one has then seen the other. */
+static int same_loads(const cli_report *r, const cli_trace *a, const cli_trace *b)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    double all_a = total_of(a->loads, n), all_b = total_of(b->loads, n);
+    if (!(all_a > 0.0) || !(all_b > 0.0) || !isfinite(all_a) || !isfinite(all_b)) return 0;
+    for (size_t i = 0; i < n; i++) {
+        double x = a->loads[i] / all_a, y = b->loads[i] / all_b;
+        if (fabs(x - y) > 1e-6 * fmax(x, y)) return 0;
+    }
+    return 1;
+}
+
+/* Judges on nothing that is the first recording again.  Those go behind the others, where they are freed. */
+static void leave_out_equal(cli_report *r, cli_setup *s)
+{
+    char *names = NULL;
+    int kept = 1, count;
+    for (int i = 1; i < r->traces; i++) {
+        cli_trace t = r->trace[i];
+        char *more;
+        if (!same_loads(r, &r->trace[0], &t)) {
+            r->trace[i] = r->trace[kept];
+            r->trace[kept++] = t;
+            continue;
+        }
+        more = cli_format("%s%s%s", names ? names : "", names ? ", " : "", t.name);
+        free(names);
+        names = more;
+    }
+    count = r->equals = r->traces - kept;
+    r->traces = kept;
+    if (!names) return;
+    r->equal = cli_format("%s ha%s the same loads as %s and %s left out.", names, count == 1 ? "s" : "ve",
+                          r->trace[0].name, count == 1 ? "was" : "were");
+    cli_note(s, "%s  The same means: in every layer and expert, up to one factor. A plan made on the one has seen the "
+                "other.", r->equal);
+    free(names);
+}
+
 static void describe_windows(cli_report *r, cli_setup *s)
 {
     const cli_trace *last = &r->trace[r->traces - 1];
@@ -258,7 +299,7 @@ static moe_ep_placement make_today(const cli_report *r, int32_t devices, int32_t
     moe_ep_placement p;
     moe_ep_error err;
     if (r->setup->map && devices == r->setup->devices) {
-        int32_t *rows = cli_map_rows(r->setup->map, &r->trace[0]);
+        int32_t *rows = cli_map_rows(r->setup->map, &r->trace[0], NULL);
         p = cli_map_placement_in(r->setup->map, &r->trace[0], rows, devices, nodes, mem);
         free(rows);
         return p;
@@ -365,18 +406,17 @@ static question main_question(const cli_report *r, int32_t slots)
 }
 
 /* Without copies first: if they add nothing, the cheaper plan is the answer. */
+int cli_report_copies_pay(const moe_ep_diagnosis *without, const moe_ep_diagnosis *with)
+{
+    int one = without->verdict == MOE_EP_RECOMMEND, copies = with->verdict == MOE_EP_RECOMMEND;
+    if (one != copies) return copies;
+    return one ? with->gain - without->gain >= 0.01 : with->gain > without->gain;
+}
+
 static void choose(cli_report *r)
 {
-    int one = r->one.verdict == MOE_EP_RECOMMEND, copies = r->copies.verdict == MOE_EP_RECOMMEND;
-    if (r->slots <= r->E)
-        r->chosen = &r->one;
-    else if (one && (!copies || r->copies.gain - r->one.gain < 0.01))
-        r->chosen = &r->one;
-    else if (copies)
-        r->chosen = &r->copies;
-    else
-        r->chosen = r->copies.gain > r->one.gain ? &r->copies : &r->one;
-    r->recommend = one || copies;
+    r->chosen = r->slots > r->E && cli_report_copies_pay(&r->one, &r->copies) ? &r->copies : &r->one;
+    r->recommend = r->one.verdict == MOE_EP_RECOMMEND || r->copies.verdict == MOE_EP_RECOMMEND;
 }
 
 static void diagnose_all(cli_report *r)
@@ -805,12 +845,14 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
     cli_setup_devices(setup, r->E);
     settle_tokens(r, setup);
     r->slots = setup->slots;
+    leave_out_equal(r, setup);
     make_windows(r, r->tokens, &r->plan, &r->judge);
     describe_windows(r, setup);
     r->plan_loads = mean_of(r, &r->plan);
     r->expert_bytes = cli_expert_bytes(&setup->model);
     r->copy_bytes = r->expert_bytes * r->L * ceil((double)(r->slots - r->E) / setup->devices);
     note_timing(r, setup);
+    if (setup->map) free(cli_map_rows(setup->map, &traces[0], setup));
     r->today = make_today(r, setup->devices, setup->nodes, &r->memory[0]);
 }
 
@@ -857,7 +899,7 @@ void cli_report_free(cli_report *r)
 {
     void *list[] = {r->plan.loads,     r->judge.loads,    r->plan_loads, r->shown_loads, r->today_devices,
                     r->one_devices,    r->copies_devices, r->layer,      r->worst,       r->curve,
-                    r->headline,       r->verdict,        r->reason,     r->input_line,  r->judged_on,
+                    r->headline,       r->verdict,        r->reason,     r->input_line,  r->judged_on,  r->equal,
                     r->memory[0],      r->memory[1],      r->memory[2],  r->left_out,
                     r->now.traffic,    r->now.device,     r->then.traffic, r->then.device};
     free_lists(r);

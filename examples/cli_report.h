@@ -75,6 +75,8 @@ typedef struct cli_report {
     char *left_out;             /* layers without load                                             */
     char *input_line;           /* what was read, in words                                         */
     char *judged_on;            /* "c, python"; how the judged steps came about                    */
+    int equals;                 /* recordings that are the first one again, behind the others in trace */
+    char *equal;                /* says which they are; NULL = none                                */
     int self_judged;            /* 1: only one window: judged on what it was planned on            */
     int sums;                   /* 1: judged on recordings that are sums over many steps            */
     cli_window plan, judge;
@@ -152,6 +154,8 @@ const char *cli_report_kernels(const cli_report *r);
 
 /* Judged steps that a verdict needs: fewer where the recordings are sums over many steps. */
 int32_t cli_report_min_steps(const cli_report *r);
+/* 1: of two judged plans the one with copies is the answer. */
+int cli_report_copies_pay(const moe_ep_diagnosis *without, const moe_ep_diagnosis *with);
 /* What the verdict was decided by. */
 moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r);
 /* Why the verdict is what it is, without capital and full stop; malloc'd. */
@@ -171,6 +175,9 @@ void cli_report_html(const cli_report *r, FILE *f);
 void cli_report_json(const cli_report *r, FILE *f);
 void cli_report_csv(const cli_report *r, FILE *f); /* a line per layer */
 void cli_report_svg(const cli_report *r, FILE *f); /* the devices before and after */
+
+/* Why the recordings that are left are fewer than were given, for the end of a reason: " X has ..." or "". */
+const char *cli_report_alone(const cli_report *r);
 
 /* Names of the presets for --help, one per line with source. */
 void cli_presets(FILE *f);

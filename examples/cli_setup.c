@@ -41,6 +41,24 @@ static int32_t matching_model(int32_t E, int32_t K, int32_t L)
     return best;
 }
 
+/* A model that was named for a recording of another one: its shapes may be wanted all the same. */
+static void note_other_model(cli_setup *s, int32_t E, int32_t K)
+{
+    const moe_ep_model *m = &s->model;
+    if (m->num_experts == E && (K == 0 || m->top_k == K)) return;
+    cli_note(s, "Matrix shapes of %s (%d experts%s) for a recording of %d experts%s: of that model the shapes alone "
+                "are taken.", m->name, m->num_experts, K > 0 ? cli_keep(cli_format(", top-%d", m->top_k)) : "", E,
+             K > 0 ? cli_keep(cli_format(", top-%d", K)) : "");
+}
+
+/* What a recording of few layers says of the times of the model. */
+static void note_layers(cli_setup *s, int32_t L)
+{
+    if (s->stands_in || L >= s->model.num_moe_layers) return;
+    cli_note(s, "Times of a step, and tokens/s from them, cover the %d recorded layer%s alone; %s has %d "
+                "with experts.", L, L == 1 ? "" : "s", s->model.name, s->model.num_moe_layers);
+}
+
 void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
 {
     moe_ep_error err;
@@ -55,6 +73,7 @@ void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
     }
     if (!name) {
         name = moe_ep_model_preset_name(0);
+        s->stands_in = 1;
         cli_note(s,
                  "No preset has %d experts%s: matrix shapes of %s stand in; --hidden and "
                  "--intermediate give the real ones.",
@@ -63,6 +82,7 @@ void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
     if (moe_ep_model_by_name(name, &s->model, &err) != MOE_EP_OK)
         cli_die(CLI_USAGE, "--model %s: no such preset; moe-ep presets lists them",
                 cli_printable(name));
+    if (s->model_name && E > 0) note_other_model(s, E, K);
     if (s->hidden > 0) s->model.hidden = s->hidden;
     if (s->intermediate > 0) s->model.inter = s->intermediate;
 }
@@ -85,6 +105,7 @@ void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
                  *K, s->model.num_experts == E ? s->model.name : "no source at all");
     }
     if (*K > E) cli_die(CLI_USAGE, "--topk %d: there are only %d experts", *K, E);
+    note_layers(s, L);
     s->model.num_experts = E;
     s->model.top_k = *K;
     s->model.num_moe_layers = s->model.num_layers = L;

@@ -24,6 +24,7 @@ typedef struct cli_setup {
     int round_robin;           /* today's placement: expert e on device e mod D                   */
     const struct cli_map *map; /* today's placement, NULL = blocks or round robin                 */
     moe_ep_model model;        /* filled by cli_setup_model                                       */
+    int stands_in;             /* 1: no preset fits, the model is any                             */
     moe_ep_machine machine;
     char *assumed;             /* sentences about what was found out, one per line                */
 } cli_setup;
@@ -31,9 +32,10 @@ typedef struct cli_setup {
 /* Adds a sentence to what was assumed. */
 void cli_note(cli_setup *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* The model by name, or the preset that fits E experts, *K choices (0 = not known, then filled) and L layers. */
+/* The model by name, or the preset that fits E experts, *K choices (0 = not known, then filled) and L layers.  Notes
+ * where the named one has others, and where it has more layers, which the times do not cover. */
 void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K);
-/* Only for the size of an expert: K choices are used when they are known (not 0). */
+/* Only for the size of an expert: K choices are used when they are known (not 0); E 0 = there is no recording. */
 void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K);
 void cli_setup_machine(cli_setup *s);
 /* Devices, slots and nodes; wants the machine. */

@@ -133,6 +133,7 @@ void cli_simulate_json(const void *data, FILE *f)
                      "peak_bytes", s->peak_bytes, "cache_tokens", s->kv_capacity, NULL);
     for (int i = 0; i < 4; i++) json_object_set_new(spent, part_name[i], json_real(p.value[i]));
     json_object_set_new(root, "spent_s", spent);
+    cli_json_assumed(root, s->setup.assumed);
     cli_json_write(root, f);
 }
 

@@ -170,6 +170,7 @@ void cli_sweep_json(const void *data, FILE *f)
         json_array_append_new(all, config(&s->config[i]));
     json_object_set_new(root, "front", front);
     json_object_set_new(root, "configurations", all);
+    cli_json_assumed(root, s->setup.assumed);
     cli_json_write(root, f);
 }
 

@@ -1,6 +1,7 @@
 /* cli_traffic.c - moe-ep traffic: the rank x rank matrix of rows and bytes, for simulators of networks
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_answer.h"
 #include "cli_commands.h"
 #include "cli_map.h"
 #include "cli_options.h"
@@ -293,7 +294,7 @@ static void put_all(traffic *x, FILE *f, int as_json)
     json_object_set_new(root, "recording", json_string(x->t->name));
     json_object_set_new(root, "ranks", json_integer(x->D));
     json_object_set_new(root, "nodes", json_integer(x->setup.nodes));
-    json_object_set_new(root, "assumed", json_string(x->setup.assumed ? x->setup.assumed : ""));
+    cli_json_assumed(root, x->setup.assumed);
     json_object_set_new(root, "tokens", json_integer((json_int_t)x->t->kept));
     json_object_set_new(root, "counting", json_string(mode[x->mode]));
     json_object_set_new(root, "exact", json_boolean(x->t->ids != NULL));
@@ -328,7 +329,7 @@ static void settle(traffic *x, const cli_map *map)
         if (x->row_bytes[phase] < 0) cli_check(err.status, &err, "row");
     }
     if (map)
-        x->p = cli_map_placement(map, x->t, cli_keep_block(cli_map_rows(map, x->t)), x->D, x->setup.nodes);
+        x->p = cli_map_placement(map, x->t, cli_keep_block(cli_map_rows(map, x->t, &x->setup)), x->D, x->setup.nodes);
     else
         place_contiguous(x);
     x->rows = cli_alloc((size_t)x->D * (size_t)x->D, sizeof *x->rows);

@@ -183,6 +183,7 @@ static void put_change(watching *o)
     else
         cli_watch_plain(&o->w, stdout);
     o->w.news = NULL;
+    o->w.map_news = 0;
     if (fflush(stdout) != 0) cannot_write();
 }
 

@@ -31,6 +31,10 @@ typedef struct cli_watch {
     int32_t devices, experts, top_k; /* experts and top_k grow as they are seen                      */
     int window;                      /* steps that the verdict looks at                              */
     const cli_map *map;              /* placement that runs, NULL = contiguous or round robin        */
+    int32_t *map_layer;              /* stb_ds, the layers that were seen, and the row of the map of */
+    int32_t *map_row;                /* each; NULL = they do not fit, or not yet                     */
+    char *map_words;                 /* why not, or what is taken for granted in it; NULL = nothing  */
+    int map_news;                    /* 1: that is new                                               */
 
     /* the file */
     int fd;                 /* -1 = not there now                                                    */
@@ -72,6 +76,9 @@ void cli_watch_close(cli_watch *w);
 void cli_watch_line(cli_watch *w, char *text);
 /* A step is complete: into the history and the window. */
 void cli_watch_complete(cli_watch *w);
+
+/* The layers of a step against the map, with all that were seen before. */
+void cli_watch_match(cli_watch *w, const cli_watch_step *s);
 
 /* Rows per device of one layer, (devices). */
 void cli_watch_devices(const cli_watch *w, const cli_watch_row *row, double *out);

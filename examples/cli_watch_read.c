@@ -29,6 +29,7 @@ static void free_step(cli_watch_step *s)
 void cli_watch_complete(cli_watch *w)
 {
     double *devices = cli_alloc((size_t)w->devices, sizeof *devices), most = 0.0, rows = 0.0;
+    cli_watch_match(w, &w->now);
     for (ptrdiff_t i = 0; i < arrlen(w->now.row); i++) {
         double top = 0.0;
         cli_watch_devices(w, &w->now.row[i], devices);
@@ -392,6 +393,9 @@ void cli_watch_close(cli_watch *w)
     arrfree(w->partial);
     arrfree(w->role);
     free(w->complaint);
+    arrfree(w->map_layer);
+    free(w->map_row);
+    free(w->map_words);
     free(w->device_rows);
     free(w->reason);
 }

@@ -1,6 +1,7 @@
 /* cli_watch_view.c - what the last steps say: figures, verdict, the picture
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_answer.h"
 #include "cli_report.h"
 #include "cli_screen.h"
 #include "cli_watch.h"
@@ -21,16 +22,44 @@ static int32_t device_of(const cli_watch *w, int32_t e)
     return e < more * (few + 1) ? e / (few + 1) : few > 0 ? more + (e - more * (few + 1)) / few : D - 1;
 }
 
-static const int32_t *map_row(const cli_map *m, int32_t layer)
+/* Where a layer is, or would be, among those that were seen. */
+static ptrdiff_t place_of(const cli_watch *w, int32_t layer)
 {
-    for (int32_t l = 0; l < m->layers; l++)
-        if (m->number[l] == layer) return m->expert + (size_t)l * (size_t)m->slots;
-    return NULL;
+    ptrdiff_t at = 0;
+    while (at < arrlen(w->map_layer) && w->map_layer[at] < layer) at++;
+    return at;
+}
+
+void cli_watch_match(cli_watch *w, const cli_watch_step *s)
+{
+    cli_trace t;
+    char *before = w->map_words;
+    ptrdiff_t known = arrlen(w->map_layer);
+    for (ptrdiff_t i = 0; w->map && i < arrlen(s->row); i++) {
+        ptrdiff_t at = place_of(w, s->row[i].layer);
+        if (at < arrlen(w->map_layer) && w->map_layer[at] == s->row[i].layer) continue;
+        arrins(w->map_layer, (size_t)at, s->row[i].layer);
+    }
+    if (arrlen(w->map_layer) == known) return;
+    memset(&t, 0, sizeof t);
+    t.path = (char *)(uintptr_t)w->path;
+    t.layers = (int32_t)arrlen(w->map_layer);
+    t.layer = w->map_layer;
+    free(w->map_row);
+    w->map_row = cli_map_match(w->map, &t, &w->map_words);
+    w->map_news = w->map_row && w->map_words && (!before || strcmp(before, w->map_words) != 0);
+    free(before);
+}
+
+/* The slots of a layer in the map; NULL where they are not known. */
+static const int32_t *slots_of(const cli_watch *w, int32_t layer)
+{
+    return w->map_row ? w->map->expert + (size_t)w->map_row[place_of(w, layer)] * (size_t)w->map->slots : NULL;
 }
 
 void cli_watch_devices(const cli_watch *w, const cli_watch_row *row, double *out)
 {
-    const int32_t *slot = w->map ? map_row(w->map, row->layer) : NULL;
+    const int32_t *slot = slots_of(w, row->layer);
     int32_t *copies;
     memset(out, 0, (size_t)w->devices * sizeof *out);
     if (!slot) {
@@ -125,12 +154,14 @@ static moe_ep_placement placement_now(const cli_watch *w, int32_t *layers, void 
     size_t bytes;
     if (w->map) {
         int32_t *rows;
+        if (!w->map_row) cli_die(CLI_USAGE, "%s", w->map_words);
+        rows = cli_alloc((size_t)arrlen(layers), sizeof *rows);
+        for (ptrdiff_t l = 0; l < arrlen(layers); l++) rows[l] = w->map_row[place_of(w, layers[l])];
         memset(&t, 0, sizeof t);
         t.path = (char *)(uintptr_t)w->path;
         t.layers = (int32_t)arrlen(layers);
         t.experts = w->experts;
         t.layer = layers;
-        rows = cli_map_rows(w->map, &t);
         p = cli_map_placement_in(w->map, &t, rows, w->devices, 1, mem);
         free(rows);
         return p;
@@ -225,7 +256,7 @@ void cli_watch_judge(cli_watch *w)
         return;
     }
     w->state = "waiting";
-    w->reason = cli_strdup("a verdict needs four complete steps");
+    w->reason = cli_strdup(w->map && !w->map_row ? w->map_words : "a verdict needs four complete steps");
 }
 
 /* ---- picture -------------------------------------------------------------------------------------------- */
@@ -339,6 +370,7 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     fprintf(o->f, "  %s%s%s", chart_ansi(t, kind), w->state, chart_ansi_end(t));
     end_line(o);
     put_words(o, w->reason, t->width, 3);
+    if (w->map_row && w->map_words) put_words(o, w->map_words, t->width, 3);
     if (w->hot_layer < 0) return;
     text = cli_format(
         "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
@@ -372,6 +404,7 @@ void cli_watch_plain(const cli_watch *w, FILE *f)
             w->seen > 0 ? recent(w, 0) : 1.0, w->imbalance, w->worst);
     if (w->hot_layer >= 0) fprintf(f, "  device %d busiest in layer %d", w->hot_device, w->hot_layer);
     fprintf(f, "  %s: %s\n", w->state, w->reason);
+    if (w->map_news) fprintf(f, "(%s)\n", w->map_words);
     if (w->news) fprintf(f, "(%s)\n", w->news);
 }
 
@@ -393,6 +426,7 @@ void cli_watch_json(const cli_watch *w, FILE *f)
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
     }
     json_object_set_new(o, "lines_not_understood", json_integer(w->bad));
+    cli_json_assumed(o, w->map_row ? w->map_words : NULL);
     if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0)
         cli_die(CLI_INTERNAL, "cannot write JSON: %s", strerror(errno));
     fputc('\n', f);

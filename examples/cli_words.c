@@ -180,6 +180,11 @@ static char *best_placement(const cli_report *r)
     return text;
 }
 
+const char *cli_report_alone(const cli_report *r)
+{
+    return r->equal && r->traces == 1 ? cli_keep(cli_format(" %s", r->equal)) : "";
+}
+
 static void write_verdict(cli_report *r)
 {
     const moe_ep_diagnosis *d = r->chosen;
@@ -202,10 +207,11 @@ static void write_verdict(cli_report *r)
                                                             : "Not now";
     why = sentence(cli_reason(&limits, d));
     r->reason = cli_format(
-        "%s.%s", why,
+        "%s.%s%s", why,
         r->self_judged
             ? " Judged on the window it was planned on; give a second recording to make it firm."
-            : "");
+            : "",
+        cli_report_alone(r));
     free(why);
 }
 

@@ -24,6 +24,7 @@ static const char main_help[] =
     "  copies INPUT      how many copies of experts reach a balance, and what they cost\n"
     "  sweep             which EP size, how many redundant experts and which batch for a model on "
     "a machine\n"
+    "  inspect           parameters, memory, legality and EP against TP of a model on a machine, without a recording\n"
     "  simulate          requests through an instance of a cluster file, step by step\n"
     "  forward           runs an MoE layer on this machine: checked, and against what the machine allows\n"
     "  traffic INPUT     the rank x rank matrix of bytes, as CSV or JSON for network simulators\n"
@@ -35,7 +36,7 @@ static const char main_help[] =
     "\n"
     "moe-ep COMMAND --help tells more; moe-ep --version the version.\n"
     "Exit codes: 0 done, 1 the machine failed (disk, memory), 2 bad usage or bad input;\n"
-    "diagnose --exit-code also 3 and 4.\n";
+    "diagnose --exit-code also 3 and 4, inspect --exit-code also 3.\n";
 
 static const char report_help[] =
     "usage: moe-ep report INPUT... [options]\n"
@@ -61,7 +62,9 @@ static const char report_help[] =
     "  --groups G        expert groups of the router\n"
     "  --tokens T        tokens per step over all devices\n"
     "  --topk K          --experts E   where the input does not say\n"
-    "  --model NAME      --machine NAME   shapes and speeds for the step time (moe-ep presets)\n"
+    "  --model NAME      --machine NAME   shapes and speeds for the step time (moe-ep presets); of a model\n"
+    "                    with other experts or choices than the recording the shapes alone are taken, and the answer "
+    "says so\n"
     "  --hidden H        --intermediate I   matrix shapes instead of the model's\n"
     "  --kernels NAME    of dispatch and combine: auto (normal from 512 tokens per device on), normal or low-latency\n"
     "  --other-ms X      attention and the rest of a step, in milliseconds\n"
@@ -193,6 +196,7 @@ static const struct {
                 {"route", cli_route_main},       {"rebalance", cli_rebalance_main},
                 {"diagnose", cli_diagnose_main}, {"copies", cli_copies_main},
                 {"sweep", cli_sweep_main},       {"simulate", cli_simulate_main}, {"forward", cli_forward_main},
+                {"inspect", cli_inspect_main},
                 {"watch", cli_watch_main},       {"traffic", cli_traffic_main},
                 {"drops", cli_drops_main}};
 

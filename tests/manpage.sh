@@ -98,10 +98,13 @@ result $? "simulate --policy completes the routings"
 [ "$(completes 'report --format ')" = "text json html csv svg" ] &&
     [ "$(completes 'traffic --combine ')" = "bf16 fp32 fp8 mxfp8 nvfp4" ]
 result $? "formats and wires are completed"
+[ "$(completes 'inspect --weights ')" = "bf16 f16 f32 fp8 int8 mxfp4 nvfp4" ] &&
+    [ -z "$(completes 'drops --weights ')" ]
+result $? "inspect --weights completes formats, drops --weights files"
 [ "$(completes 'report --model deepseek-v2')" = "deepseek-v2 deepseek-v2-lite" ]
 result $? "report --model completes the presets"
 [ "$(completes 'report --machine h2')" = "h20 h200" ] && [ "$(completes 'route --router mixt')" = mixtral ]
 result $? "machines and routers are completed"
 [ -z "$(completes 'report examples/')" ]
 result $? "where a file is wanted bash completes files"
-finish 13
+finish 14

@@ -78,6 +78,7 @@ step,layer,0,1,2,3
 2,0,5,3,1,4
 3,0,5,2,2,4
 EOF_C
+sed 's/,4$/,3/' "$tmp/wide.csv" >"$tmp/other.csv"
 printf 'initial_global_assignments:\n  0: [0,1,2,3,4,5,6,7]\n  1: [7,6,5,4,3,2,1,0]\nnum_slots: 8\n' >"$tmp/map.yaml"
 printf 'layer,device,slot,expert\n0,0,0,0\n0,0,1,1\n0,1,2,2\n0,1,3,3\n' >"$tmp/map.csv"
 printf '{"input_toks": 8, "output_toks": 4, "arrival_time_ns": 0}\n' >"$tmp/requests.jsonl"
@@ -128,6 +129,7 @@ survives "rebalance: YAML, moves out" -- rebalance "$tmp/map.yaml" "$tmp/counts.
     --moves 4 --moves-out "$o/m.csv" --out "$o/m.json"
 survives "rebalance: CSV map" -- rebalance "$tmp/map.csv" "$tmp/stat/rank0.safetensors" --html "$o/r.html" --json
 survives "diagnose" -- diagnose "$tmp/wide.csv" "$tmp/wide.csv" --devices 2 --html "$o/d.html"
+survives "diagnose: two recordings" -- diagnose "$tmp/wide.csv" "$tmp/other.csv" --devices 2 --html "$o/d.html"
 survives "diagnose: JSON" -- diagnose "$tmp/wide.csv" --devices 2 --current "$tmp/map.csv" --json
 survives "copies" -- copies "$tmp/counts.json" --devices 4 --max-copies 2 --html "$o/c.html"
 survives "copies: JSON" -- copies "$tmp/counts.json" --devices 4 --max-copies 2 --json
@@ -135,6 +137,9 @@ survives "sweep" -- sweep --model mixtral-8x7b --machine h100 --nodes 1 --layers
     --overlap none,two --policy best,lpt --html "$o/s.html"
 survives "sweep: popularity, JSON" -- sweep "$tmp/counts.json" --model mixtral-8x7b --machine h100 --nodes 1 \
     --layers 1 --ep 4 --redundant 0 --tokens 64 --overlap none --json
+survives "inspect" -- inspect --model deepseek-v3 --machine h200 --devices 24
+survives "inspect: shapes, JSON" -- inspect --layers 2 --experts 8 --topk 2 --hidden 64 --intermediate 32 \
+    --devices 4 --json
 set -- $data/cluster/*.json
 cluster=$1
 survives "simulate" -- simulate --config "$cluster" --trace "$tmp/requests.jsonl" --layers 1 --csv "$o/s.csv" \
@@ -155,4 +160,4 @@ survives "watch: CSV, JSON out" -- watch "$tmp/wide.csv" --once --devices 2 --js
 head -n 12 $data/vllm.log >"$tmp/vllm.log"
 survives "watch: log" -- watch "$tmp/vllm.log" --once
 pass "$runs runs in all"
-finish 30
+finish 32

@@ -547,6 +547,144 @@ equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots
 refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5
 refuses "diagnose: an unknown policy" "policy" diagnose "$data/c_topk_ids.npy" --policy magic
 
+# Without --slots two plans are judged.  What each gives by itself is asked for with --slots; which of them is the
+# answer is worked out here.
+two_plans() { # two_plans NAME SLOTS ARGS...: diagnose ARGS judges 64 slots and SLOTS; leaves $answer
+    name=$1 slots=$2
+    shift 2
+    for n in 64 "$slots"; do
+        run 0 diagnose "$@" --slots "$n"
+        for key in verdict gain imbalance_after moves other; do json "$tmp/out" $key >"$tmp/$key.$n"; done
+    done
+    # one that is worth it; of two the one without copies unless copies save 0.01 more; of none the larger gain
+    answer=$(awk -v a="$(cat "$tmp/verdict.64")" -v b="$(cat "$tmp/verdict.$slots")" -v E=64 -v P="$slots" \
+        -v with="$(cat "$tmp/gain.$slots")" -v without="$(cat "$tmp/gain.64")" '
+        BEGIN { one = a == "recommend"; copies = b == "recommend"; more = with - without
+            pays = one != copies ? copies : one ? more >= 0.01 : more > 0
+            print pays ? P : E }')
+    other=$((64 + slots - answer))
+    {
+        cat "$tmp/verdict.$answer" "$tmp/gain.$answer" "$tmp/imbalance_after.$answer" "$tmp/moves.$answer" \
+            "$tmp/verdict.$other" "$tmp/gain.$other" "$tmp/moves.$other"
+        printf '%d\n%d\nnull\nnull\n' "$answer" "$other"
+    } >"$tmp/want"
+    run 0 diagnose "$@"
+    cp "$tmp/out" "$tmp/two.json"
+    for key in verdict gain imbalance_after moves "other verdict" "other gain" "other moves" slots "other slots"; do
+        # shellcheck disable=SC2086
+        json "$tmp/two.json" $key
+    done >"$tmp/got"
+    cat "$tmp/other.64" "$tmp/other.$slots" >>"$tmp/got"
+    cmp "$tmp/got" "$tmp/want" >"$tmp/log" 2>&1
+    result $? "diagnose $name: the better of two plans, $answer slots" "$tmp/log"
+}
+for devices in 8 16; do
+    for pair in prose:c prose:python c:prose c:python python:prose python:c; do
+        set -- "$data/${pair%:*}_topk_ids.npy" "$data/${pair#*:}_topk_ids.npy" --devices $devices --json
+        two_plans "$pair on $devices" $((64 + devices)) "$@"
+        run 0 report "$@"
+        chosen=$(json "$tmp/out" chosen)
+        equal "report $pair on $devices says the same" \
+            "$(json "$tmp/out" verdict), $chosen, $(printf '%.6f' "$(json "$tmp/out" "$chosen" gain)")" \
+            "$(json "$tmp/two.json" verdict), $([ "$answer" = 64 ] && echo no_copies || echo copies), $(
+            printf '%.6f' "$(json "$tmp/two.json" gain)")"
+    done
+done
+two_plans "with copies that save 0.5 % more" 80 "$data/prose_topk_ids.npy" "$data/python_topk_ids.npy" --devices 16 \
+    --policy eplb --json
+equal "they are not worth their memory" "$answer, $(cat "$tmp/verdict.64"), $(cat "$tmp/verdict.80")" \
+    "64, recommend, recommend"
+less "though more is saved" "$(cat "$tmp/gain.64")" "$(cat "$tmp/gain.80")"
+# Nothing to judge on: what the loads that were planned on say decides which plan is described, as in the report.
+for shape in "c_topk_ids.npy --tokens 2048 --devices 8" "python_topk_ids.npy --tokens 4096 --devices 14"; do
+    # shellcheck disable=SC2086
+    run 0 diagnose "$data/"$shape --nodes 1 --json
+    cp "$tmp/out" "$tmp/two.json"
+    # shellcheck disable=SC2086
+    run 0 report "$data/"$shape --nodes 1 --json
+    gain=$(printf '%.6f' "$(json "$tmp/two.json" gain)")
+    equal "one window, $shape: the report's plan" \
+        "$(json "$tmp/two.json" verdict), $(json "$tmp/two.json" slots), $gain" \
+        "insufficient evidence, 64, $(printf '%.6f' "$(json "$tmp/out" no_copies gain)")"
+    less "with copies more would be saved, not 1 %" "$(json "$tmp/two.json" gain)" "$(json "$tmp/two.json" other gain)"
+done
+# Loads of which the plans are known: these need no copies, the second ones gain nothing without.
+steps() { # steps LOADS: eight steps of one layer
+    printf 'step,layer,0,1,2,3,4,5,6,7\n'
+    for s in 0 1 2 3 4 5 6 7; do printf '%d,0,%s\n' $s "$1"; done
+}
+steps 20000,20000,1000,1000,10500,10500,10500,10500 >"$tmp/no_copies.csv"
+steps 100000,2000,2000,2000,2000,2000,2000,2000 >"$tmp/copies.csv"
+small="--topk 1 --devices 4 --model mixtral-8x7b"
+# shellcheck disable=SC2086
+works "diagnose: loads that need no copies" diagnose "$tmp/no_copies.csv" $small --json
+equal "are planned without: 21000 on each device instead of 40000 on one" \
+    "$(printf '%s %.5f %.5f' "$(json "$tmp/out" slots)" "$(json "$tmp/out" imbalance_before)" \
+        "$(json "$tmp/out" imbalance_after)")" "8 $(awk 'BEGIN { printf "%.5f", 40000 / 21000 }') 1.00000"
+# shellcheck disable=SC2086
+works "diagnose: one hot expert" diagnose "$tmp/copies.csv" $small --json
+equal "is copied: a quarter and two others on the busiest device" \
+    "$(printf '%s %.5f' "$(json "$tmp/out" slots)" "$(json "$tmp/out" imbalance_after)")" \
+    "12 $(awk 'BEGIN { printf "%.5f", (100000 / 4 + 2 * 2000) / (114000 / 4) }')"
+equal "because without copies nothing is saved" \
+    "$(json "$tmp/out" other slots) $(json "$tmp/out" other verdict) $(printf '%.4f' "$(json "$tmp/out" other gain)")" \
+    "8 not now 0.0000"
+# shellcheck disable=SC2086
+works "diagnose: one hot expert, in words" diagnose "$tmp/copies.csv" $small --html r.html
+page "diagnose --html with two plans" "$tmp/cwd/r.html"
+says='This is the plan with 4 copies per layer (12 slots). Without copies (8 slots): not now, 0.0 % of a step saved.'
+tr -s ' \n' ' ' <"$tmp/out" | grep -qF "$says"
+result $? "the other plan is named" "$tmp/out"
+sed 's/&nbsp;/ /g' "$tmp/cwd/r.html" | grep -qF "$says"
+result $? "on the page, too" "$tmp/cwd/r.html"
+# shellcheck disable=SC2086
+works "diagnose --slots" diagnose "$tmp/copies.csv" $small --slots 12
+! grep -qE 'This is the plan|Two plans' "$tmp/out"
+result $? "judges one plan" "$tmp/out"
+works "diagnose: EPLB where no plan without copies has equal slots" diagnose "$data/c_topk_ids.npy" --policy eplb \
+    --devices 12 --nodes 1
+has "judges one plan and says so" 'Only the plan with 84 slots was judged' "$tmp/out"
+
+# A recording that is given twice, whole or times three, is one recording; one with other loads in it is another.
+twin() { sed -E 's/"equal_recordings": \[\],?//; /"equal_recordings": \[$/,/\]/d; /^ *"assumed": /d; /^ *$/d' "$1"; }
+cp "$data/prose_topk_ids.npy" "$tmp/prose_again.npy"
+sed -n '1p; /^prose,/p' "$data/expert_counts.csv" >"$tmp/sums.csv"
+awk -F, -v OFS=, 'NR > 1 { for (i = 3; i <= NF; i++) $i *= 3 } 1' "$tmp/sums.csv" >"$tmp/sums_x3.csv"
+awk -F, -v OFS=, 'NR == 3 { $7++ } 1' "$tmp/sums.csv" >"$tmp/sums_other.csv"
+for twins in "$data/prose_topk_ids.npy $tmp/prose_again.npy" "$tmp/sums.csv $tmp/sums_x3.csv"; do
+    for command in diagnose report; do
+        # shellcheck disable=SC2086
+        works "$command: one recording twice" $command $twins --devices 8 --json
+        equal "is noticed" "$(json "$tmp/out" equal_recordings length)" 1
+        twin "$tmp/out" >"$tmp/twice.json"
+        works "$command: the same once" $command "${twins% *}" --devices 8 --json
+        twin "$tmp/out" >"$tmp/once.json"
+        cmp "$tmp/twice.json" "$tmp/once.json" >"$tmp/log" 2>&1
+        result $? "gives the same answer" "$tmp/log"
+        # shellcheck disable=SC2086
+        works "$command: one recording twice, in words" $command $twins --devices 8
+        tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+        has "it is said" 'has the same loads as .* and was left out' "$tmp/flat.txt"
+        ! grep -q 'has not seen' "$tmp/flat.txt"
+        result $? "and not called unseen" "$tmp/flat.txt"
+    done
+done
+run 4 diagnose "$tmp/sums.csv" "$tmp/sums_x3.csv" --devices 8 --exit-code && pass "twice the same sum is no evidence" ||
+    fail "twice the same sum is no evidence" "$tmp/err"
+for command in diagnose report; do
+    works "$command: one load differs by one row" $command "$tmp/sums.csv" "$tmp/sums_other.csv" --devices 8
+    tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+    has "is another recording" 'which the plan has not seen' "$tmp/flat.txt"
+done
+works "diagnose: the first again between others" diagnose "$data/prose_topk_ids.npy" "$tmp/prose_again.npy" \
+    "$data/c_topk_ids.npy" "$data/python_topk_ids.npy" --devices 8 --json
+twin "$tmp/out" >"$tmp/twice.json"
+# shellcheck disable=SC2086
+works "diagnose: the others alone" diagnose $ids --devices 8 --json
+twin "$tmp/out" >"$tmp/once.json"
+cmp "$tmp/twice.json" "$tmp/once.json" >"$tmp/log" 2>&1
+result $? "judge alike" "$tmp/log"
+
 # Recordings that are sums: report and diagnose count them alike, and say so in the same words.
 awk 'BEGIN { printf "{\"logical_count\": ["; for (l = 0; l < 4; l++) { printf "%s[", l ? ", " : "";
     for (e = 0; e < 64; e++) printf "%s%d", e ? ", " : "", e < 8 ? 900000 - 50000 * e : 40000 + 100 * e + l;

@@ -213,6 +213,163 @@ yaml "other layers" "they do not fit together" 'initial_global_assignments: {9: 
 sed 's/^num_slots/other: {a: [1, {b: 2}]}\nnum_slots/' $data/trtllm_balancer.yaml >"$tmp/more.yaml"
 works "keys that do not matter" rebalance "$tmp/more.yaml" $data/sglang_counts.json --devices 8
 
+# ---- layers of a map and of a recording ----
+# Two layers of 8 rows on 2 devices.  The map's rows P = 0 1 | 2 3 and Q = 0 3 | 1 2 give the loads A = 4 3 1 0 and
+# B = 4 0 1 3 seven rows on one device where A meets P and B meets Q, max/mean 7/4, and four on each where they cross.
+map_of() { # map_of "NUMBER LETTER ...": layer numbers and rows as a CSV map
+    echo "$1" | awk 'BEGIN { print "layer,device,slot,expert"; row["P"] = "0123"; row["Q"] = "0312" }
+        { for (i = 1; i < NF; i += 2) for (s = 0; s < 4; s++)
+            print $i "," int(s / 2) "," s "," substr(row[$(i + 1)], s + 1, 1) }'
+}
+loads_of() { printf 'layer,0,1,2,3\n%d,4,3,1,0\n%d,4,0,1,3\n' "$1" "$2"; }
+# today MAP RECORDING: today's max/mean in report (input and both layers), diagnose, rebalance and traffic: six values,
+# how often which; what is taken for granted about layers in $tmp/said, a line for each command
+today() {
+    "$tool" report "$2" --current "$1" --devices 2 --slots 4 --topk 1 --json >"$tmp/r.json" 2>&1 </dev/null
+    "$tool" diagnose "$2" --current "$1" --devices 2 --slots 4 --topk 1 --json >"$tmp/d.json" 2>&1 </dev/null
+    "$tool" rebalance "$1" "$2" --devices 2 --json >"$tmp/b.json" 2>&1 </dev/null
+    "$tool" traffic "$2" "$1" --devices 2 --matrix dispatch >"$tmp/t.csv" 2>"$tmp/t.json" </dev/null
+    {
+        sed -n 's/.*"imbalance_today": *\([0-9.]*\).*/\1/p' "$tmp/r.json"
+        sed -n '/"imbalance_before"/{s/.*: *\([0-9.]*\).*/\1/p;q;}' "$tmp/d.json"
+        sed -n '/"today": {/,/}/s/.*"imbalance_worst": *\([0-9.]*\).*/\1/p' "$tmp/b.json"
+        awk -F, '{ to[0] += $1; to[1] += $2 }
+            END { if (NR > 0) print 2 * (to[0] > to[1] ? to[0] : to[1]) / (to[0] + to[1]) }' "$tmp/t.csv"
+    } | awk '{ print $1 + 0 }' | sort | uniq -c | awk '{ print $1 " x " $2 }'
+    for one in r d b t; do awk '{ gsub(/\\n/, "\n"); print }' "$tmp/$one.json"; done |
+        grep 'stand for\|taken for those\|fit together' >"$tmp/said"
+}
+# meets NAME WANTED SENTENCE MAP RECORDING: SENTENCE in each of the four, or in none when it is empty
+meets() {
+    got=$(today "$4" "$5")
+    n=$(wc -l <"$tmp/said")
+    if [ -z "$3" ]; then [ "$n" -eq 0 ]; else [ "$n" -eq 4 ] && [ "$(grep -cF -- "$3" "$tmp/said")" -eq 4 ]; fi &&
+        [ "$got" = "${2:+6 x $2}" ]
+    result $? "$1 (max/mean $got, $n sentences)" "$tmp/said"
+}
+loads_of 3 4 >"$tmp/l34.csv"; loads_of 100 101 >"$tmp/l100.csv"; loads_of 1 2 >"$tmp/l12.csv"
+printf '4,3,1,0\n4,0,1,3\n' >"$tmp/plain.csv"
+printf '[[4, 3, 1, 0], [4, 0, 1, 3]]\n' >"$tmp/list.json"
+map_of "3 P 4 Q" >"$tmp/m34.csv"; map_of "4 P 3 Q" >"$tmp/m43.csv"; map_of "0 P 1 Q" >"$tmp/m01.csv"
+map_of "1 P 2 Q" >"$tmp/m12.csv"; map_of "0 P 1 Q 2 P" >"$tmp/m012.csv"; map_of "0 P 1 Q 7 P" >"$tmp/m017.csv"
+echo '{"physical_to_logical_map": [[0, 1, 2, 3], [0, 3, 1, 2]]}' >"$tmp/m.json"
+meets "the same numbers" 1.75 "" "$tmp/m34.csv" "$tmp/l34.csv"
+meets "the same numbers, in another order of the file" 1 "" "$tmp/m43.csv" "$tmp/l34.csv"
+meets "numbers of a larger map" 1 "" "$tmp/m012.csv" "$tmp/l12.csv"
+meets "no number in common: in order" 1.75 "the map's layers 0-1 stand for the recording's 100-101, in order." \
+    "$tmp/m01.csv" "$tmp/l100.csv"
+meets "a map without numbers" 1.75 \
+    "The map has no layer numbers: its layers stand for the recording's 100-101, in order." \
+    "$tmp/m.json" "$tmp/l100.csv"
+for input in list.json plain.csv; do
+    meets "a recording without numbers: $input" 1.75 \
+        "The recording has no layer numbers: its layers stand for the map's 3-4, in order." \
+        "$tmp/m34.csv" "$tmp/$input"
+    meets "nor are places numbers: $input" 1.75 \
+        "The recording has no layer numbers: its layers stand for the map's 1-2, in order." \
+        "$tmp/m12.csv" "$tmp/$input"
+    meets "unless the map is larger: $input" 1.75 "counted from 0, its layers are taken for those of the map." \
+        "$tmp/m012.csv" "$tmp/$input"
+    meets "neither has numbers: $input" 1.75 "" "$tmp/m.json" "$tmp/$input"
+done
+some="m01.csv has layers 0-1, $tmp/l12.csv has layers 1-2, and of these both have only 1: they do not fit together"
+meets "some numbers in common: refused" "" "$some" "$tmp/m01.csv" "$tmp/l12.csv"
+some="m017.csv has layers 0-1, 7, $tmp/l12.csv has layers 1-2, and of these both have only 1: they do not fit together"
+meets "also of a larger map" "" "$some" "$tmp/m017.csv" "$tmp/l12.csv"
+refuses "some numbers in common: status 2" "both have only 1" rebalance "$tmp/m01.csv" "$tmp/l12.csv"
+refuses "report, too" "both have only 1" report "$tmp/l12.csv" --current "$tmp/m01.csv" --topk 1
+refuses "more layers than the map, no number in common" "they do not fit together" \
+    rebalance "$tmp/m012.csv" "$tmp/l100.csv"
+
+# the bundled pair of TensorRT-LLM's files
+# shellcheck disable=SC2086
+works "the plan of the statistics" place $data/trtllm_statistic $shape --out "$tmp/plan.yaml"
+same "is the bundled file, layer numbers and all" $data/trtllm_balancer.yaml "$tmp/plan.yaml"
+works "and fits them" report $data/trtllm_statistic --current $data/trtllm_balancer.yaml --devices 8 --json
+[ "$(grep -c 'stand for' "$tmp/out")" = 0 ]
+result $? "by number" "$tmp/out"
+works "a map without numbers becomes TensorRT-LLM's file" rebalance $data/sglang_map.json $data/trtllm_statistic \
+    --devices 8 --out "$tmp/numbers.yaml"
+[ "$(sed -n 's/^  \([0-9]*\): .*/\1/p' "$tmp/numbers.yaml" | tr '\n' ' ')" = "3 4 5 6 " ]
+result $? "with the numbers of the recording" "$tmp/numbers.yaml"
+works "arrays have no layer numbers" report $data/expert_loads.npy --current $data/trtllm_balancer.yaml --devices 8
+has "which is said" "The recording has no layer numbers: its layers stand for the map's 3-6, in order." "$tmp/squeezed"
+
+# ---- a model that is not the recording's ----
+"$tool" presets >"$tmp/presets"
+preset() { # preset NAME: number of layers, experts and choices
+    sed -n "s/^  $1  *\([0-9]*\) layers, *\([0-9]*\) experts, top-\([0-9]*\),.*/\1 \2 \3/p" "$tmp/presets"
+}
+preset deepseek-v3 >"$tmp/numbers"
+read -r layers experts choices <"$tmp/numbers"
+other="Matrix shapes of deepseek-v3 ($experts experts, top-$choices) for a recording of 64 experts, top-8:"
+few="cover the 4 recorded layers alone; deepseek-v3 has $layers with experts."
+for command in report diagnose copies "rebalance $data/sglang_map.json"; do
+    # shellcheck disable=SC2086
+    works "$command --model" $command $data/trtllm_statistic --devices 8 --model deepseek-v3
+    has "names it and the recording" "$other" "$tmp/squeezed"
+    case $command in report | diagnose) has "and what times cover" "$few" "$tmp/squeezed" ;; esac
+    # shellcheck disable=SC2086
+    works "$command --model, as JSON" $command $data/trtllm_statistic --devices 8 --model deepseek-v3 --json
+    grep '"assumed"' "$tmp/out" | grep -qF "$other"
+    result $? "has it among what is assumed" "$tmp/out"
+    case $command in report | diagnose) has "and what times cover" "$few" "$tmp/out" ;; esac
+    # shellcheck disable=SC2086
+    works "$command --model, its own" $command $data/trtllm_statistic --devices 8 --model olmoe-1b-7b
+    grep -q 'Matrix shapes' "$tmp/out"
+    [ $? -ne 0 ]
+    result $? "says nothing" "$tmp/out"
+done
+"$tool" traffic $data/prose_topk_ids.npy --devices 8 --model deepseek-v3 >"$tmp/out" 2>"$tmp/err"
+has "traffic --model names it and the recording" "$other" "$tmp/err"
+"$tool" traffic $data/prose_topk_ids.npy --devices 8 --model deepseek-v3 --json >"$tmp/out" 2>"$tmp/err"
+has "in JSON, too" "$other" "$tmp/out"
+preset deepseek-v2-lite >"$tmp/numbers"
+read -r layers experts choices <"$tmp/numbers"
+[ "$experts $choices" = "64 6" ]
+result $? "a preset of as many experts and other choices" "$tmp/numbers"
+works "is another model, too" copies $data/prose_topk_ids.npy --devices 8 --model deepseek-v2-lite
+has "which is said" "(64 experts, top-6) for a recording of 64 experts, top-8:" "$tmp/squeezed"
+works "where the choices are not known" copies $data/sglang_counts.json --devices 8 --model deepseek-v2-lite
+grep -q 'Matrix shapes' "$tmp/out"
+[ $? -ne 0 ]
+result $? "they are not asked for" "$tmp/out"
+works "nor named" copies $data/sglang_counts.json --devices 8 --model deepseek-v3
+has "beside the experts" "deepseek-v3 (256 experts) for a recording of 64 experts:" "$tmp/squeezed"
+preset olmoe-1b-7b >"$tmp/numbers"
+read -r layers experts choices <"$tmp/numbers"
+for n in $((layers - 1)) "$layers"; do
+    awk -v L="$n" -v E="$experts" 'BEGIN {
+        for (l = 0; l < L; l++) for (e = 0; e < E; e++) printf "%d%s", 10 + (e * 7 + l) % 5, e + 1 < E ? "," : "\n" }' \
+        >"$tmp/layers.csv"
+    works "$n layers" report "$tmp/layers.csv" --devices 8 --topk "$choices"
+    found=$(grep -o "cover the $n recorded layers alone; olmoe-1b-7b has $layers with experts." "$tmp/squeezed" | wc -l)
+    [ "$found" -eq $((n < layers)) ]
+    result $? "times cover the recorded layers: said $found times" "$tmp/squeezed"
+done
+works "shapes that only stand in" report "$tmp/pair.json" --devices 2 --topk 1
+grep -q 'recorded layer' "$tmp/squeezed"
+[ $? -ne 0 ]
+result $? "have no layers" "$tmp/squeezed"
+
+# ---- what is taken for granted is the same in the text and in JSON ----
+config=$data/cluster/single_node_moe_single_instance.json
+for command in "report $data/prose_topk_ids.npy" "diagnose $data/prose_topk_ids.npy" "copies $data/prose_topk_ids.npy" \
+    "rebalance $data/sglang_map.json $data/sglang_counts.json" "place $data/sglang_counts.json --dead 1" \
+    "sweep --model mixtral-8x7b --machine h100 --tokens 64 --ep 8" "simulate --config $config --requests 2"; do
+    case $command in simulate*) devices= ;; *) devices='--devices 8' ;; esac
+    # shellcheck disable=SC2086
+    "$tool" $command $devices >"$tmp/out" 2>"$tmp/err" </dev/null
+    awk '/^$/ { on = 0 } on { sub(/^ *\*/, "*"); print } /^Taken for granted/ { on = 1 }' "$tmp/out" |
+        tr -s ' \n' '  ' >"$tmp/want"
+    # shellcheck disable=SC2086
+    "$tool" $command $devices --format json >"$tmp/out" 2>"$tmp/err" </dev/null
+    sed -n 's/^ *"assumed": "\(.*\)",*$/\1/p' "$tmp/out" |
+        awk '{ gsub(/\\n/, " * "); gsub(/\\"/, "\""); if ($0 != "") print "* " $0 }' | tr -s ' \n' '  ' >"$tmp/found"
+    grep -q '^ *"assumed": ' "$tmp/out" && cmp -s "$tmp/want" "$tmp/found"
+    result $? "${command%% *}: $(wc -w <"$tmp/want") words" "$tmp/found"
+done
+
 # ---- other files ----
 refuses "a server's log as loads" "moe-ep watch" report $data/vllm.log --devices 8
 printf '{"logical_count": [[], [1, 2]]}' >"$tmp/empty.json"

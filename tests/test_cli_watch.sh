@@ -59,6 +59,38 @@ printf 'step,layer,0,1,2,3\n0,0,2,1,1,0\n0,1,1,1,1,1\n1,0,2,1,1,0\n1,1,1,1,1,1\n
 once "$tmp/t.csv" --devices 2 --json
 has "CSV: two layers, (3 + 2) / (2 + 2)" '"imbalance":1.25' "$tmp/out"
 
+# The layers of a map: with rows 0 1 | 2 3 for the first of two layers and 0 3 | 1 2 for the second, seven of eight rows
+# are on one device; with the rows of each other's layer, four.
+awk 'BEGIN { print "layer,device,slot,expert"; row[0] = "0123"; row[1] = "0312"
+    for (l = 0; l < 2; l++) for (s = 0; s < 4; s++) print l "," int(s / 2) "," s "," substr(row[l], s + 1, 1) }' \
+    >"$tmp/m01.csv"
+lines() { # lines STEPS FIRST SECOND: a step has two layers, of these numbers
+    awk -v steps="$1" -v a="$2" -v b="$3" 'BEGIN { for (s = 0; s < steps; s++) {
+        printf "{\"step\": %d, \"layer\": %d, \"counts\": [4, 3, 1, 0]}\n", s, a
+        printf "{\"step\": %d, \"layer\": %d, \"counts\": [4, 0, 1, 3]}\n", s, b } }'
+}
+order="Map and recording have no layer number in common: the map's layers 0-1 stand for the recording's 5-6, in order."
+lines 5 0 1 >"$tmp/l01.jsonl"; lines 5 1 0 >"$tmp/l10.jsonl"
+lines 5 5 6 >"$tmp/l56.jsonl"; lines 5 1 2 >"$tmp/l12.jsonl"
+once "$tmp/l01.jsonl" --current "$tmp/m01.csv" --json
+has "layers of a map by number: 2 * 7 / 8" '"imbalance":1.75' "$tmp/out"
+has "the rows of both layers" '"device_rows":[14.0,2.0]' "$tmp/out"
+has "nothing is assumed" '"assumed":""' "$tmp/out"
+once "$tmp/l10.jsonl" --current "$tmp/m01.csv" --json
+has "whatever their order in the file" '"imbalance":1.0,' "$tmp/out"
+once "$tmp/l56.jsonl" --current "$tmp/m01.csv" --json
+has "no number in common: in order" '"imbalance":1.75' "$tmp/out"
+has "in the rows of the devices, too" '"device_rows":[14.0,2.0]' "$tmp/out"
+has "and in the verdict" '"hot_layer":5' "$tmp/out"
+has "which is said in JSON" "\"assumed\":\"$order\"" "$tmp/out"
+once "$tmp/l56.jsonl" --current "$tmp/m01.csv" --width 160
+has "and in the picture" "$order" "$tmp/out"
+refuses "some numbers in common" "has layers 1-2, and of these both have only 1: they do not fit together" \
+    "$tmp/l12.jsonl" --once --current "$tmp/m01.csv"
+lines 2 1 2 >"$tmp/short.jsonl"
+once "$tmp/short.jsonl" --current "$tmp/m01.csv" --json
+has "before there can be a verdict, a reason" '"verdict":"waiting","reason":"'"$tmp/m01.csv has layers 0-1, " "$tmp/out"
+
 # ---- lines that are broken ----
 { cat "$tmp/t.jsonl"; printf '{"step": 5, "layer": 0, "counts": [9, 0'; } >"$tmp/half.jsonl"
 once "$tmp/half.jsonl" --devices 2 --json
@@ -112,6 +144,21 @@ result $? "SIGTERM ends it (status $code)" "$tmp/live.err"
 grep -q "$(printf '\033')" "$tmp/live"
 [ $? -ne 0 ]
 result $? "no escape sequences without a terminal" "$tmp/live"
+
+# A step of one layer where the map has two: it fits when the other has come, which is said once.
+: >"$tmp/late.jsonl"
+"$tool" watch "$tmp/late.jsonl" --current "$tmp/m01.csv" --interval 0.05 >"$tmp/live" 2>"$tmp/live.err" </dev/null &
+pid=$!
+{ sed -n 1p "$tmp/l56.jsonl"; sed -n '3,$p' "$tmp/l56.jsonl"; } >>"$tmp/late.jsonl"
+until_has "step 3 " "$tmp/live"
+result $? "a first step that lacks a layer" "$tmp/live.err"
+has "max/mean of the others" "step 3  max/mean 1.75" "$tmp/live"
+lines 9 5 6 | sed -n '11,$p' >>"$tmp/late.jsonl"
+until_has "step 7 " "$tmp/live"
+kill -TERM $pid
+wait $pid
+[ "$(grep -cF "($order)" "$tmp/live")" = 1 ]
+result $? "what is taken for granted is said once" "$tmp/live"
 
 # A reader that goes away: SIGPIPE ends it with the next line, and not before.
 # shellcheck disable=SC2094

@@ -2094,6 +2094,7 @@ TEST(quantile_example_and_errors)
     char memory[1024];
     moe_ep_scratch small = moe_ep_scratch_fixed(memory, 3);
     moe_ep_error err;
+    int e, i;
     CHECK_I64(moe_ep_quantile_update(NULL, 2, 2, 1, beta, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 1, NULL, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_quantile_update(scores, 0, 2, 1, beta, NULL, &err), MOE_EP_ERR_SIZE);
@@ -2106,6 +2107,12 @@ TEST(quantile_example_and_errors)
     CHECK_NEAR(beta[1], 0.0, 0.0, 0.0);
     beta[1] = NAN;
     CHECK_I64(moe_ep_quantile_update(scores, 2, 2, 1, beta, NULL, &err), MOE_EP_ERR_NAN);
+    for (e = 0; e < 8; e++) { /* 3e38 less -3e38 is no float: scores at the ends, and betas */
+        for (i = 0; i < 4; i++) scores[i] = (e >> i & 1) ? 3e38f : -3e38f;
+        beta[0] = e & 4 ? -3e38f : 0.0f, beta[1] = e & 2 ? 3e38f : 0.0f;
+        CHECK_I64(moe_ep_quantile_update(scores, 1 + e % 2, 2, 1, beta, NULL, &err), MOE_EP_OK);
+        CHECK(isfinite(beta[0]) && isfinite(beta[1]));
+    }
 }
 
 /* ---- bias update ---------------------------------------------------------------------------------------- */

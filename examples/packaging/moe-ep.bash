@@ -70,6 +70,8 @@ _moe_ep() {
             --router) _moe_ep_names "$tool" routers; list=$REPLY ;;
             --policy | --overlap | --split | --kernels | --color | --format | --mode | --type)
                 _moe_ep_choices "$tool" "$command" "$last"; list=$REPLY ;;
+            --weights) # of drops and route it is a file
+                if [ "$command" = inspect ]; then _moe_ep_choices "$tool" "$command" "$last"; list=$REPLY; fi ;;
             --dispatch | --combine) _moe_ep_choices "$tool" "$command" --combine; list=$REPLY ;;
             --matrix) list="dispatch combine" ;;
             --isa) list="portable avx2 avx512" ;;

@@ -43,6 +43,7 @@ static const struct findings_row {
     {"route", "6b4a06fff64435825c", "AVX-512, tokens together: a logit of -FLT_MAX with a bias was not masked"},
     {"route", "a489116ecbeb38eced", "the same, by the bias of a logit"},
     {"route", "3dd0f98ce552b94f30", "AVX-512, tokens together: a weight beyond float by per_expert_scale"},
+    {"route", "99201ca3e7b70a1bd3", "a quantile of differences beyond float was infinite"},
     {"place", "10e6d82d41fac068ee", "rebalance to a target near 1.8e308 did not bring an expert of a dead device back"},
     {"place", "867213decfe81f8761", "copies of a load of 5e-324 weighed nothing: an imbalance of 0"},
     {"cost", "a7cc198e4c2bfa83d0", "a device's time was no number where one of two protocols of a link is of no use"},

@@ -1,0 +1,247 @@
+#!/bin/sh
+# tests/test_cli_inspect.sh - moe-ep inspect against closed forms (awk): parameters, memory, legality, EP against TP;
+# bad input.
+# SPDX-License-Identifier: MIT
+. tests/lib.sh
+need_tool cli_inspect.c
+need_json_check
+cli=$tool
+LC_ALL=C
+export LC_ALL
+
+inspect() { "$cli" inspect "$@" --json >"$tmp/out" 2>"$tmp/err" </dev/null; }
+at() { "$tmp/json_check" "$tmp/out" "$@" 2>&1; }
+# are NAME "KEY... WANT" ...: the values there, within 1e-9 of a number, or the very word
+are() {
+    name=$1 wrong=
+    shift
+    for line in "$@"; do
+        want=${line##* }
+        # shellcheck disable=SC2086
+        got=$(at ${line% *})
+        awk -v g="$got" -v w="$want" 'BEGIN {
+            d = g - w; if (d < 0) d = -d
+            if (w !~ /^-?[0-9]/) exit g != w
+            exit !(g ~ /^-?[0-9]/ && d <= 1e-9 * (w < 0 ? -w : w)) }' || wrong="$wrong${line% *}: $got, not $want
+"
+    done
+    printf '%s' "$wrong" >"$tmp/why"
+    [ -z "$wrong" ] && [ ! -s "$tmp/err" ]
+    result $? "$name" "$tmp/why"
+}
+# calc EXPRESSION: by awk, in full
+calc() { awk "BEGIN { printf \"%.17g\", $1 }"; }
+
+# ---- parameters and memory ----------------------------------------------------------------------------------------
+# DeepSeek-V3's config.json: 61 layers, 3 of them dense, 256 experts of 3 matrices of 7168 x 2048 and a shared one;
+# multi-head latent attention with ranks 1536 and 512, 128 heads of 128 + 64 and 128.
+expert=$(calc '3 * 7168 * 2048') shared=$(calc '58 * 3 * 7168 * 2048') router=$(calc '58 * 256 * 7168')
+attention=$(calc '61 * (7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168)')
+dense=$(calc '3 * 3 * 7168 * 18432') embedding=$(calc '2 * 129280 * 7168')
+rest=$(calc "$attention + $dense + $embedding")
+inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32
+are "DeepSeek-V3's parameters are those of its config" "parameters expert $expert" \
+    "parameters layer $(calc "256 * $expert")" "parameters routed $(calc "58 * 256 * $expert")" \
+    "parameters shared $shared" "parameters router $router" "parameters attention $attention" \
+    "parameters dense $dense" "parameters embedding $embedding" \
+    "parameters total $(calc "58 * 256 * $expert + $shared + $router + $rest")" \
+    "parameters active $(calc "58 * 8 * $expert + $shared + $router + $attention + $dense + 129280 * 7168")"
+are "a redundant slot takes 2.554 GB in fp8, over 58 layers" "bytes redundant_slot 2554331136"
+# DeepEP's buffer: 4 T P rows of the longest message, 2 H and a scale of 4 bytes for every 128, and the signals
+buffer=$(calc '4 * 64 * 288 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 289 + 127) / 128)')
+total=$(calc "9 * 58 * $expert + $shared + $router + $rest + $buffer + 8e9")
+are "288 slots on 32 H200: every part of the memory" "slots_per_device 9" \
+    "memory routed_bytes $(calc "9 * 58 * $expert")" "memory redundant_bytes $(calc "58 * $expert")" \
+    "memory shared_bytes $shared" "memory router_bytes $router" "memory other_bytes $rest" \
+    "memory buffer_bytes $buffer" "memory reserve_bytes 8e9" "memory total_bytes $total" "memory_bytes 141e9" \
+    "memory kv_room_bytes $(calc "141e9 - $total")" "fits true" "legal true" \
+    "kv_tokens $(calc "int((141e9 - $total) / (61 * 576 * 2))")"
+smallest=$(awk -v rest="$(calc "$total - 9 * 58 * $expert")" -v slot="$(calc "58 * $expert")" 'BEGIN {
+    for (ep = 1; 288 % ep != 0 || rest + 288 / ep * slot > 141e9; ep++) continue
+    print ep }')
+are "the smallest EP that fits divides the slots and fits" "smallest_ep $smallest"
+
+inspect --model deepseek-v3 --machine h200 --devices 32 --slots 288 --tp 8 --memory 80 --reserve-gb 20
+are "TP 8 shares the attention, --memory and --reserve-gb count" "tp 8" "dp 4" "redundant 32" \
+    "memory other_bytes $(calc "$rest / 8")" "memory_bytes 80e9" \
+    "memory total_bytes $(calc "$total - 7 * $rest / 8 + 12e9")"
+inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32 --weights bf16
+are "bf16 doubles what is weights" "memory total_bytes $(calc "2 * ($total - $buffer - 8e9) + $buffer + 8e9")" \
+    "bytes expert $(calc "2 * $expert")"
+inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32 --weights mxfp4
+are "mxfp4: experts of 17 / 32 bytes, the rest bf16" "memory routed_bytes $(calc "9 * 58 * $expert * 17 / 32")" \
+    "memory other_bytes $(calc "2 * $rest")"
+inspect --model deepseek-v3 --machine h200 --devices 32 --tokens 512
+are "the normal kernels have no low-latency buffers" "memory buffer_bytes 0" "tokens_per_device 512"
+inspect --model qwen3-30b-a3b --machine h100 --devices 1
+are "Qwen3-30B-A3B in bf16: experts of 57.98 GB" "memory routed_bytes $(calc '2 * 48 * 128 * 3 * 2048 * 768')" \
+    "memory routed_bytes 57982058496"
+[ "$(at ep_vs_tp not_compared)" = "one device has nothing to share" ]
+result $? "one device is not compared"
+inspect --model qwen3-30b-a3b --machine h100 --devices 2
+are "28.99 GB on each of 2 devices" "memory routed_bytes 28991029248" "smallest_ep 1"
+cp "$tmp/out" "$tmp/named"
+inspect --layers 48 --experts 128 --topk 8 --hidden 2048 --intermediate 768 --vocab 151936 --kv-elems 1024 \
+    --attention-params 18874368 --machine h100 --devices 2
+for f in named out; do sed '/"model"/d; /"headline"/d; /"assumed"/d' "$tmp/$f" >"$tmp/$f.rest"; done
+diff "$tmp/named.rest" "$tmp/out.rest" >"$tmp/diff" && [ "$(wc -l <"$tmp/out.rest")" -gt 60 ]
+result $? "the same from its shapes" "$tmp/diff"
+inspect --layers 4 --experts 8 --topk 2 --hidden 1024 --intermediate 512 --shared 2 --dense-layers 1 \
+    --dense-intermediate 4096 --devices 1
+are "without more: plain attention, no embeddings" "parameters attention $(calc '5 * 4 * 1024 ^ 2')" \
+    "parameters embedding 0" "parameters shared $(calc '4 * 2 * 3 * 1024 * 512')" \
+    "parameters dense $(calc '3 * 1024 * 4096')" "kv_tokens $(at kv_tokens)" \
+    "kv_tokens $(calc "int($(at memory kv_room_bytes) / (5 * 2 * 1024 * 2))")"
+grep -q 'Attention is plain multi-head' "$tmp/out" && grep -q 'Machine h100; --machine changes it' "$tmp/out"
+result $? "and it says so" "$tmp/out"
+
+# ---- legality ------------------------------------------------------------------------------------------------------
+bad=0 cases=0
+for D in 3 5 6 7 8 12 24 32 40 48 64 72 100; do
+    need=$(((D - 256 % D) % D))
+    inspect --model deepseek-v3 --machine gb200 --nodes 1 --devices $D
+    if [ $need = 0 ]; then [ "$(at legal)" = true ] || bad=$D
+    else
+        [ "$(at legal)" = false ] && [ "$(at reasons 0 severity)" = wrong ] && [ "$(at reasons 0 need)" = $need ] &&
+            grep -qF -- "--redundant $need makes it $((256 + need)) slots, $(((256 + need) / D)) on each" "$tmp/out" ||
+            bad=$D
+    fi
+    inspect --model deepseek-v3 --machine gb200 --nodes 1 --devices $D --redundant $need
+    [ "$(at legal)" = true ] && [ "$(at slots_per_device)" = $(((256 + need) / D)) ] || bad=$D
+    inspect --model deepseek-v3 --machine gb200 --nodes 1 --devices $D --uneven
+    [ "$(at legal)" = true ] || bad=$D
+    cases=$((cases + 1))
+done
+[ $bad = 0 ] && [ $cases = 13 ]
+result $? "redundant experts that make slots equal, on 3 to 100 devices (wrong: $bad)" "$tmp/out"
+inspect --model qwen3-30b-a3b --machine h100 --devices 8 --ep 3 --redundant 1
+[ "$(at legal)" = false ] && [ "$(at reasons length)" = 1 ] && at reasons 0 text | grep -q 'ep must divide tp \* dp'
+result $? "EP 3 does not divide 8 devices" "$tmp/out"
+inspect --model qwen3-30b-a3b --machine h100 --devices 8 --ep 16
+at reasons 0 text | grep -q 'ep spans at most tp \* dp devices' && [ "$(at legal)" = false ]
+result $? "EP 16 on 8 devices" "$tmp/out"
+inspect --model mixtral-8x7b --machine h100 --devices 16
+at reasons 0 text | grep -q 'more devices than slots' && [ "$(at legal)" = false ]
+result $? "16 devices for 8 experts" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 24 --redundant 8
+[ "$(at legal)" = true ] && at reasons 0 text | grep -q 'do not divide the routing groups' &&
+    [ "$(at reasons 0 severity)" = warning ]
+result $? "8 groups on 3 nodes are a warning" "$tmp/out"
+
+status() { # status NAME CODE ARGS...
+    name=$1 code=$2
+    shift 2
+    "$cli" inspect "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    [ $? -eq "$code" ] && [ -s "$tmp/out" ] && [ ! -s "$tmp/err" ]
+    result $? "exit status $code: $name" "$tmp/out"
+}
+status "legal and fits" 0 --model deepseek-v3 --machine h200 --devices 32 --exit-code
+status "not legal" 3 --model deepseek-v3 --machine h200 --devices 24 --exit-code
+status "not legal, not asked" 0 --model deepseek-v3 --machine h200 --devices 24
+status "does not fit, not asked" 0 --model deepseek-v3 --machine h100 --devices 8
+status "does not fit" 3 --model deepseek-v3 --machine h100 --devices 8 --exit-code
+buffer=$(calc '4 * 64 * 256 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 257 + 127) / 128)')
+lack=$(calc "(32 * 58 * $expert + $shared + $router + $rest + $buffer + 8e9 - 80e9) / 1e9")
+grep -qF "$(printf '%.1f GB too much' "$lack")" "$tmp/out" && grep -q 'The smallest EP that fits: 16' "$tmp/out"
+result $? "it says how much is lacking" "$tmp/out"
+inspect --model deepseek-v3 --machine h100 --devices 8 --memory 20
+are "nothing fits where the rest alone does not" "smallest_ep null" "fits false"
+
+# ---- EP against TP -------------------------------------------------------------------------------------------------
+# Bytes: a row to 7 of 8 devices for each choice, FP8 with a scale for every 128 out, bf16 back; under TP 7 others'
+# rows in bf16 both ways.  Seconds on 8 H200: 22 us + bytes / 250 GB/s for each phase, and for each product 10 us +
+# the root of the squares of weights and rows at 88 % of 4.8 TB/s and of tiles of 64 rows at 62 % of 1979 TFLOP/s.
+inspect --model deepseek-v3 --machine h200 --devices 8
+set -- "$(awk 'function product(K, N, active, rows, tiles, mem, flop) {
+        mem = (active * K * N + rows * (K + 2 * N)) / (0.88 * 4.8e12)
+        flop = 2 * K * N * tiles / (0.62 * 1979e12)
+        return 10e-6 + sqrt(mem * mem + flop * flop)
+    }
+    function experts(I, active, rows, tiles, x) {
+        x = rows / (active * 64)
+        tiles = active * 64 * (x == int(x) ? x : int(x) + 1)
+        return product(7168, 2 * I, active, rows, tiles) + product(I, 7168, active, rows, tiles)
+    }
+    BEGIN {
+        active = 256 * (1 - (1 - 8 / 256) ^ 512)
+        sent[0] = 64 * 8 * 7 / 8 * (7168 + 224 + 14336); sent[1] = 64 * 7 * 2 * 14336
+        compute[0] = experts(2048, active / 8, 512); compute[1] = experts(256, active, 4096)
+        for (i = 0; i < 2; i++) printf "%.17g %.17g %.17g ", sent[i], compute[i], 44e-6 + sent[i] / 250e9
+    }')"
+# shellcheck disable=SC2086
+set -- $1
+are "8 H200, 64 tokens each: weights, bytes and seconds of both" "ep_vs_tp ep weight_bytes $(calc "32 * $expert")" \
+    "ep_vs_tp tp weight_bytes $(calc '256 * 3 * 7168 * 256')" "ep_vs_tp ep sent_bytes $1" "ep_vs_tp ep compute_s $2" \
+    "ep_vs_tp ep comm_s $3" "ep_vs_tp tp sent_bytes $4" "ep_vs_tp tp compute_s $5" "ep_vs_tp tp comm_s $6" \
+    "ep_vs_tp ep total_s $(calc "$2 + $3")" "ep_vs_tp speedup $(calc "($5 + $6) / ($2 + $3)")"
+faster=$(printf %.2f "$(calc "($5 + $6) / ($2 + $3)")")
+at reason | grep -qF "EP is $faster times as fast as TP"
+result $? "and which is faster" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 16 --weights bf16
+are "bf16 weights send bf16 rows, between nodes, too" \
+    "ep_vs_tp ep sent_bytes $(calc '64 * 8 * 15 / 16 * 2 * 14336')"
+inspect --model deepseek-v3 --machine h200 --devices 8 --kernels normal
+# each of the 7 others gets a token once if any of its 32 experts is among the 8, which lie in 4 of 8 groups
+are "normal kernels send a row once per device" \
+    "ep_vs_tp ep sent_bytes $(calc "64 * 7 * $(awk 'BEGIN {
+        # P(device has none) = 1/2 (group not chosen) + 1/2 P(none of 8 from 32 of 128)
+        none = 1; for (i = 0; i < 8; i++) none *= (96 - i) / (128 - i)
+        printf "%.17g", 1 - 0.5 - 0.5 * none }') * (7168 + 224 + 14336)")"
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+"$cli" inspect --model deepseek-v3 --machine h200 --devices 24 --width 80 >"$tmp/text" 2>&1
+awk 'length > 80 || / $/' "$tmp/text" >"$tmp/why"
+[ ! -s "$tmp/why" ] && [ "$(wc -l <"$tmp/text")" -gt 40 ]
+result $? "the text keeps to 80 columns" "$tmp/why"
+grep -qE '^  one redundant slot +2,554,331,136    2.55 GB$' "$tmp/text" && grep -qE '^  total +54.2 GB$' "$tmp/text" &&
+    grep -qE '^  wrong: .* \(0, 8\)$' "$tmp/text" && grep -q '^Taken for granted$' "$tmp/text"
+result $? "figures, reasons and what is taken for granted" "$tmp/text"
+"$cli" inspect --help | grep -q '^usage: moe-ep inspect' && "$cli" --help | grep -q '^  inspect '
+result $? "help"
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+refuses() { # refuses NAME TEXT ARGS...
+    name=$1 text=$2
+    shift 2
+    "$cli" inspect "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    [ $? -eq 2 ] && [ ! -s "$tmp/out" ] && [ "$(wc -l <"$tmp/err")" -eq 1 ] && grep -qF -- "$text" "$tmp/err"
+    result $? "refused: $name" "$tmp/err"
+}
+v3="--model deepseek-v3 --devices 8"
+shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
+# shellcheck disable=SC2086
+{
+    refuses "no model" "there is no --layers" --devices 8
+    refuses "a shape is missing" "there is no --intermediate" $shapes --devices 8
+    refuses "a model that is not known" "--model abacus: no such preset" --model abacus --devices 8
+    refuses "a machine that is not known" "--machine abacus: no such preset" $v3 --machine abacus
+    refuses "no devices" "--devices is needed" --model deepseek-v3
+    refuses "devices that make no nodes" "not a whole number of nodes" --model deepseek-v3 --devices 12
+    refuses "no devices at all" "--devices 0" --model deepseek-v3 --devices 0
+    refuses "TP that does not divide" "--tp 3: does not divide the 8 of --devices" $v3 --tp 3
+    refuses "DP that does not divide" "--dp 3: does not divide the 8 of --devices" $v3 --dp 3
+    refuses "TP x DP of others" "--tp 4 --dp 4: that is not the 8 of --devices" $v3 --tp 4 --dp 4
+    refuses "slots and redundant" "--slots and --redundant: one of them" $v3 --slots 288 --redundant 32
+    refuses "fewer slots than experts" "--slots 200: fewer than the 256 experts" $v3 --slots 200
+    refuses "a negative number of copies" "--redundant -1" $v3 --redundant -1
+    refuses "an unknown format" "--weights fp5: bf16" $v3 --weights fp5
+    refuses "more choices than experts" "--topk 2: there are only 1 experts" --layers 4 --experts 1 --topk 2 \
+        --hidden 64 --intermediate 8 --devices 1
+    refuses "top-k beyond the experts" "--topk 8: there are only 4 experts" $v3 --experts 4
+    refuses "dense layers of no size" "--dense-layers: only with --dense-intermediate" $shapes --intermediate 8 \
+        --devices 1 --dense-layers 2
+    refuses "a size of no dense layers" "--dense-intermediate: only with --dense-layers" $shapes --intermediate 8 \
+        --devices 1 --dense-intermediate 2
+    refuses "no memory" "--memory 0" $v3 --memory 0
+    refuses "memory that is no number" "--memory lots" $v3 --memory lots
+    refuses "no tokens" "--tokens 0" $v3 --tokens 0
+    refuses "kernels that are not known" "--kernels odd" $v3 --kernels odd
+    refuses "more parameters than are counted" "at most 1e15" --layers 4096 --experts 65536 --topk 2 --hidden 16384 \
+        --intermediate 8192 --devices 1
+    refuses "more than fit a number" "does not fit" --layers 4096 --experts 65536 --topk 2 --hidden 1048576 \
+        --intermediate 1048576 --devices 1
+    refuses "an input" "inspect reads no input: x" x $v3
+    refuses "a page" "unrecognized option '--html'" $v3 --html x
+    refuses "a value twice" "--ep is given twice" $v3 --ep 2 --ep 4
+}
+finish 58
