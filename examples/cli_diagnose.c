@@ -373,18 +373,19 @@ static void write_verdict(cli_diagnose *g)
 {
     const moe_ep_diagnosis *d = &g->d;
     double saved = 100.0 * d->gain;
+    const char *large = cli_large_step(&g->r);
     char *why;
     switch (d->verdict) {
     case MOE_EP_RECOMMEND:
         g->badge = "Recommend";
         g->state = "yes";
-        g->headline = cli_format("Recommend: a new placement saves %.1f %% of a step", saved);
+        g->headline = cli_format("Recommend: a new placement saves %.1f %% of a step%s", saved, large);
         break;
     case MOE_EP_NOT_NOW:
         g->badge = "Not now";
         g->state = "no";
         g->headline =
-            saved > 0.0 ? cli_format("Not now: a new placement would save %.1f %% of a step", saved)
+            saved > 0.0 ? cli_format("Not now: a new placement would save %.1f %% of a step%s", saved, large)
                         : cli_strdup("Not now: a new placement would save nothing");
         break;
     case MOE_EP_INSUFFICIENT_EVIDENCE:

@@ -7,6 +7,7 @@
 #include <getopt.h>
 #include <jansson.h>
 #include <math.h>
+#include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +23,8 @@ static const char drops_help[] =
     "\n"
     "  --capacity-factor F   C = ceil(tokens * K / experts * F) (1.25)\n"
     "  --capacity C          rows per expert and step\n"
-    "  --tokens N            tokens of a step or group that shares the capacity (4096, or all there are)\n"
+    "  --tokens N            tokens of a step or group that shares the capacity (the steps as recorded; without steps\n"
+    "                        4096, or all there are)\n"
     "  --weights FILE        .npy (tokens, layers, choices) like the ids: the weight of every choice\n"
     "  --experts E           --layers-first   (see moe-ep report --help)\n"
     "  --format FORM         text, json or csv (a line per layer); --json is short for --format json\n"
@@ -57,7 +59,11 @@ typedef struct drops {
     const cli_trace *t;
     const char *weights_name;
     float *weights; /* (kept, layers, top_k) or NULL */
-    int64_t step, capacity, steps;
+    int64_t *start;      /* stb_ds: first tokens of the steps as recorded, and the end; NULL = all have `step` tokens */
+    int64_t step, steps; /* step: tokens of one, as recorded the mean */
+    int64_t tokens;      /* of all steps */
+    int64_t fixed;       /* capacity of every step, 0 = by the factor */
+    int64_t size[2], capacity[2]; /* tokens and capacity of the smallest step and of the largest */
     double factor;
     int orders;          /* those that need no weights, or all */
     layer_drops *layer;  /* (layers)                           */
@@ -109,7 +115,7 @@ static void look_at_experts(const drops *d, int32_t l, layer_drops *out)
     const cli_trace *t = d->t;
     int64_t K = t->top_k, L = t->layers, E = t->experts;
     double *rows = cli_alloc((size_t)E, sizeof *rows), *mass = cli_alloc((size_t)E, sizeof *mass), total = 0.0;
-    for (int64_t i = 0; i < d->steps * d->step; i++)
+    for (int64_t i = 0; i < d->tokens; i++)
         for (int64_t k = 0; k < K; k++) {
             int64_t at = (i * L + l) * K + k;
             if (t->ids[at] < 0) continue;
@@ -128,20 +134,43 @@ static void look_at_experts(const drops *d, int32_t l, layer_drops *out)
     free(mass);
 }
 
-static void drop_step(const drops *d, const int32_t *ids, const float *weights, layer_drops *out)
+/* Rows that an expert takes in a step of so many tokens. */
+static int64_t capacity_of(const drops *d, int64_t tokens)
+{
+    moe_ep_capacity_desc desc;
+    moe_ep_error err;
+    int64_t capacity;
+    if (d->fixed > 0) return d->fixed;
+    memset(&desc, 0, sizeof desc);
+    desc.rule = MOE_EP_CAPACITY_MEGATRON;
+    desc.num_tokens = tokens;
+    desc.top_k = d->t->top_k;
+    desc.num_experts = d->t->experts;
+    desc.factor = d->factor;
+    capacity = moe_ep_capacity(&desc, &err);
+    if (capacity < 1) cli_check((moe_ep_status)capacity, &err, "capacity");
+    return capacity;
+}
+
+static int64_t first_of(const drops *d, int64_t step)
+{
+    return d->start ? d->start[step] : step * d->step;
+}
+
+static void drop_step(const drops *d, const int32_t *ids, const float *weights, int64_t tokens, layer_drops *out)
 {
     const cli_trace *t = d->t;
     double mass = 0.0;
-    for (int64_t i = 0; i < d->step * t->top_k && weights; i++)
+    for (int64_t i = 0; i < tokens * t->top_k && weights; i++)
         if (ids[i] >= 0) mass += (double)weights[i];
     for (int k = 0; k < d->orders; k++) {
         moe_ep_drop_policy policy;
         moe_ep_drop_result r;
         moe_ep_error err;
         memset(&policy, 0, sizeof policy);
-        policy.capacity = d->capacity;
+        policy.capacity = capacity_of(d, tokens);
         policy.order = order_of[k];
-        cli_check(moe_ep_drop(&policy, ids, weights, d->step, t->top_k, t->experts, NULL, NULL, NULL, NULL, &r, NULL,
+        cli_check(moe_ep_drop(&policy, ids, weights, tokens, t->top_k, t->experts, NULL, NULL, NULL, NULL, &r, NULL,
                               &err),
                   &err, "drops");
         out->hit[k] += (double)r.tokens_hit;
@@ -156,16 +185,17 @@ static void drop_step(const drops *d, const int32_t *ids, const float *weights, 
 static void count_layer(drops *d, int32_t l)
 {
     const cli_trace *t = d->t;
-    size_t K = (size_t)t->top_k, L = (size_t)t->layers, n = (size_t)d->step;
-    int32_t *ids = cli_alloc(n * K, sizeof *ids);
-    float *weights = d->weights ? cli_alloc(n * K, sizeof *weights) : NULL;
+    size_t K = (size_t)t->top_k, L = (size_t)t->layers, most = (size_t)d->size[1];
+    int32_t *ids = cli_alloc(most * K, sizeof *ids);
+    float *weights = d->weights ? cli_alloc(most * K, sizeof *weights) : NULL;
     for (int64_t s = 0; s < d->steps; s++) {
+        size_t first = (size_t)first_of(d, s), n = (size_t)first_of(d, s + 1) - first;
         for (size_t i = 0; i < n; i++) {
-            size_t from = (((size_t)s * n + i) * L + (size_t)l) * K;
+            size_t from = ((first + i) * L + (size_t)l) * K;
             memcpy(ids + i * K, t->ids + from, K * sizeof *ids);
             if (weights) memcpy(weights + i * K, d->weights + from, K * sizeof *weights);
         }
-        drop_step(d, ids, weights, &d->layer[l]);
+        drop_step(d, ids, weights, (int64_t)n, &d->layer[l]);
     }
     free(ids);
     free(weights);
@@ -194,11 +224,18 @@ static double percent(double part, double whole)
 
 /* ---- writing ----------------------------------------------------------------------------------------------- */
 
+/* "16", or of steps that differ "3 to 16". */
+static const char *range_of(const int64_t *v)
+{
+    return v[0] == v[1] ? cli_count((double)v[0])
+                        : cli_keep(cli_format("%s to %s", cli_count((double)v[0]), cli_count((double)v[1])));
+}
+
 static char *headline(const drops *d)
 {
-    double tokens = (double)(d->steps * d->step) * d->t->layers;
+    double tokens = (double)d->tokens * d->t->layers;
     char *rows = cli_format("A capacity of %s rows drops %.2f %% of all rows; %.2f %% of the tokens lose a choice",
-                            cli_count((double)d->capacity), percent(d->all.dropped, d->all.assigned),
+                            range_of(d->capacity), percent(d->all.dropped, d->all.assigned),
                             percent(d->all.hit[0], tokens));
     char *text = d->weights ? cli_format("%s, and %.2f %% of the routing weight goes (%.2f %% when the largest weights "
                                          "come first)",
@@ -209,16 +246,29 @@ static char *headline(const drops *d)
     return text;
 }
 
+/* What the steps are, where the recording says it. */
+static void put_steps(const drops *d, FILE *f, int width)
+{
+    if (d->start)
+        cli_put_wrapped(f, "Steps as recorded; --tokens cuts others from the recording in order.", width, 0, 0);
+    if (d->t->kept < d->t->tokens) {
+        char *text = cli_format("The first %s of %s tokens are counted; the ids of the others are not kept.",
+                                cli_count((double)d->t->kept), cli_count((double)d->t->tokens));
+        cli_put_wrapped(f, text, width, 0, 0);
+        free(text);
+    }
+}
+
 static void put_text(const void *data, FILE *f, const chart_text *t)
 {
     const drops *d = data;
     char *head = headline(d);
-    double tokens = (double)(d->steps * d->step);
+    double tokens = (double)d->tokens;
     cli_put_wrapped(f, head, chart_width(t), 0, 0);
     fprintf(f, "\n%s: %s step%s of %s tokens, %d layer%s, top-%d of %d experts, capacity %s rows (factor %.3g)\n",
-            d->t->name, cli_count((double)d->steps), d->steps == 1 ? "" : "s", cli_count((double)d->step),
-            d->t->layers, d->t->layers == 1 ? "" : "s", d->t->top_k, d->t->experts, cli_count((double)d->capacity),
-            d->factor);
+            d->t->name, cli_count((double)d->steps), d->steps == 1 ? "" : "s", range_of(d->size),
+            d->t->layers, d->t->layers == 1 ? "" : "s", d->t->top_k, d->t->experts, range_of(d->capacity), d->factor);
+    put_steps(d, f, chart_width(t));
     cli_put_title(f, t, "Tokens that lose a choice, by who comes first");
     fputs("  layer  rows dropped", f);
     for (int k = 0; k < d->orders; k++) fprintf(f, "  %12s", order_name[k]);
@@ -255,7 +305,7 @@ static json_t *per_order(const drops *d, const double *value, double whole)
 static json_t *layer_json(const drops *d, int32_t l)
 {
     const layer_drops *q = &d->layer[l];
-    double tokens = (double)(d->steps * d->step);
+    double tokens = (double)d->tokens;
     json_t *o = json_object();
     json_object_set_new(o, "layer", json_integer(d->t->layer[l]));
     json_object_set_new(o, "rows", json_real(q->assigned));
@@ -280,7 +330,13 @@ static void put_json(const void *data, FILE *f)
     json_object_set_new(o, "headline", json_string(head));
     json_object_set_new(o, "tokens_per_step", json_integer(d->step));
     json_object_set_new(o, "steps", json_integer(d->steps));
-    json_object_set_new(o, "capacity", json_integer(d->capacity));
+    json_object_set_new(o, "steps_as_recorded", json_boolean(d->start != NULL));
+    json_object_set_new(o, "tokens", json_integer(d->tokens));
+    json_object_set_new(o, "tokens_recorded", json_integer(d->t->tokens));
+    json_object_set_new(o, "smallest_step", json_integer(d->size[0]));
+    json_object_set_new(o, "largest_step", json_integer(d->size[1]));
+    json_object_set_new(o, "capacity", json_integer(d->capacity[1]));
+    json_object_set_new(o, "capacity_smallest", json_integer(d->capacity[0]));
     json_object_set_new(o, "capacity_factor", json_real(d->factor));
     json_object_set_new(o, "rows", json_real(d->all.assigned));
     json_object_set_new(o, "rows_dropped", json_real(d->all.dropped));
@@ -296,7 +352,7 @@ static void put_json(const void *data, FILE *f)
 static void put_csv(const void *data, FILE *f)
 {
     const drops *d = data;
-    double tokens = (double)(d->steps * d->step);
+    double tokens = (double)d->tokens;
     fputs("layer,rows,rows_dropped", f);
     for (int k = 0; k < d->orders; k++) fprintf(f, ",tokens_hit_%s", order_key[k]);
     for (int k = 0; k < d->orders && d->weights; k++) fprintf(f, ",weight_kept_%s", order_key[k]);
@@ -313,11 +369,23 @@ static void put_csv(const void *data, FILE *f)
 
 /* ---- the command ------------------------------------------------------------------------------------------- */
 
-static void settle(drops *d, int64_t step, int64_t capacity)
+/* The steps as recorded, those whose ids are kept. */
+static void settle_recorded(drops *d)
 {
-    moe_ep_capacity_desc desc;
-    moe_ep_error err;
-    double even;
+    d->start = cli_step_starts(d->t);
+    d->steps = arrlen(d->start) - 1;
+    d->tokens = d->t->kept;
+    d->step = (d->tokens + d->steps / 2) / d->steps;
+    d->size[0] = d->size[1] = d->start[1];
+    for (int64_t s = 1; s < d->steps; s++) {
+        int64_t n = d->start[s + 1] - d->start[s];
+        if (n < d->size[0]) d->size[0] = n;
+        if (n > d->size[1]) d->size[1] = n;
+    }
+}
+
+static void settle_cut(drops *d, int64_t step)
+{
     d->step = step > 0 ? step : DEFAULT_STEP;
     if (d->step > d->t->kept) {
         if (step > 0)
@@ -326,16 +394,19 @@ static void settle(drops *d, int64_t step, int64_t capacity)
         d->step = d->t->kept;
     }
     d->steps = d->t->kept / d->step;
-    memset(&desc, 0, sizeof desc);
-    desc.rule = MOE_EP_CAPACITY_MEGATRON;
-    desc.num_tokens = d->step;
-    desc.top_k = d->t->top_k;
-    desc.num_experts = d->t->experts;
-    desc.factor = d->factor;
-    d->capacity = capacity > 0 ? capacity : moe_ep_capacity(&desc, &err);
-    if (d->capacity < 1) cli_check((moe_ep_status)d->capacity, &err, "capacity");
-    even = (double)d->step * d->t->top_k / d->t->experts;
-    if (capacity > 0) d->factor = (double)capacity / even;
+    d->tokens = d->steps * d->step;
+    d->size[0] = d->size[1] = d->step;
+}
+
+static void settle(drops *d, int64_t step)
+{
+    if (step == 0 && d->t->step_tokens)
+        settle_recorded(d);
+    else
+        settle_cut(d, step);
+    for (int i = 0; i < 2; i++) d->capacity[i] = capacity_of(d, d->size[i]);
+    if (d->fixed > 0)
+        d->factor = (double)d->fixed * d->t->experts * (double)d->steps / ((double)d->tokens * d->t->top_k);
 }
 
 static void refuse_page(const cli_common *o)
@@ -353,7 +424,7 @@ int cli_drops_main(int argc, char **argv)
     drops d;
     char *left_out;
     const char *weights = NULL;
-    int64_t step = 0, capacity = 0;
+    int64_t step = 0;
     double factor = 0.0;
     int option;
     memset(&o, 0, sizeof o);
@@ -363,7 +434,7 @@ int cli_drops_main(int argc, char **argv)
         if (option == O_FACTOR)
             factor = cli_option_number("capacity-factor", optarg, 1e-6, 1e6);
         else if (option == O_CAPACITY)
-            capacity = cli_option_count("capacity", optarg, 1, INT32_MAX);
+            d.fixed = cli_option_count("capacity", optarg, 1, INT32_MAX);
         else if (option == O_WEIGHTS)
             weights = optarg;
         else if (option == O_STEP)
@@ -371,7 +442,7 @@ int cli_drops_main(int argc, char **argv)
         else
             (void)cli_common_option(&o, option, optarg, drops_help);
     }
-    if (capacity > 0 && factor > 0.0) cli_die(CLI_USAGE, "--capacity and --capacity-factor: one of them");
+    if (d.fixed > 0 && factor > 0.0) cli_die(CLI_USAGE, "--capacity and --capacity-factor: one of them");
     d.factor = factor > 0.0 ? factor : 1.25;
     refuse_page(&o);
     cli_open_page(&o, &page, argc, argv, optind);
@@ -379,7 +450,7 @@ int cli_drops_main(int argc, char **argv)
     if (argc - optind != 1) cli_die(CLI_USAGE, "moe-ep drops reads one recording");
     d.t = &list[0];
     if (!d.t->ids) cli_die(CLI_USAGE, "%s: holds counts; drops are counted token by token, from ids", d.t->path);
-    settle(&d, step, capacity);
+    settle(&d, step);
     if (weights) d.weights = read_weights(d.t, weights, o.read.layers_first);
     d.orders = weights ? ORDERS : 2;
     d.layer = cli_keep_block(cli_alloc((size_t)d.t->layers, sizeof *d.layer));
@@ -387,6 +458,7 @@ int cli_drops_main(int argc, char **argv)
     add_up(&d);
     cli_progress_end();
     cli_write_forms(&o, &page, &d, &writers, &more);
+    arrfree(d.start);
     cli_traces_free(list);
     free(left_out);
     return CLI_OK;

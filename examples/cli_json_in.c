@@ -224,6 +224,7 @@ static void take_line(line_reader *r, json_t *object)
     arrsetlen(r->loads, 0);
     if (ids) {
         r->any_ids = 1;
+        if (json_object_get(object, "step")) cli_rows_stepped(r->rows);
         take_ids(r, ids);
         row.ids = r->ids;
         row.top_k = r->top_k;

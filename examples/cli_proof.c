@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "cli_report.h"
 
+#include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,8 +15,15 @@ static int32_t *step_ids(const cli_report *r, int64_t *T)
     int64_t first;
     int32_t *ids;
     if (!t->ids || t->kept < 1) return NULL;
-    *T = r->tokens < t->kept ? r->tokens : t->kept;
-    first = (t->kept / *T - 1) * *T;
+    if (cli_report_as_recorded(r, t, r->tokens)) {
+        int64_t *start = cli_step_starts(t);
+        first = start[arrlen(start) - 2];
+        *T = arrlast(start) - first;
+        arrfree(start);
+    } else {
+        *T = r->tokens < t->kept ? r->tokens : t->kept;
+        first = (t->kept / *T - 1) * *T;
+    }
     ids = cli_alloc((size_t)*T * K, sizeof *ids);
     for (int64_t i = 0; i < *T; i++)
         memcpy(ids + (size_t)i * K, t->ids + ((size_t)(first + i) * (size_t)r->L + (size_t)r->hot) * K,

@@ -90,8 +90,32 @@ void cli_traces_free(cli_trace *list)
         free(list[i].loads);
         free(list[i].layer);
         free(list[i].ids);
+        free(list[i].step_tokens);
     }
     arrfree(list);
+}
+
+int64_t cli_recorded_step(const cli_trace *t, int32_t top_k)
+{
+    double rows = 0.0;
+    int64_t tokens;
+    if (!t->step_tokens && (t->ids || t->steps < 2)) return 0;
+    for (size_t i = 0; i < (size_t)t->layers * (size_t)t->experts; i++) rows += t->loads[i];
+    tokens = t->step_tokens ? (t->tokens + t->steps / 2) / t->steps
+                            : (int64_t)(rows / t->steps / t->layers / top_k + 0.5);
+    return tokens < 1 ? 1 : tokens;
+}
+
+int64_t *cli_step_starts(const cli_trace *t)
+{
+    int64_t *start = NULL, at = 0;
+    arrput(start, at);
+    for (int32_t s = 0; at < t->kept; s++) {
+        int64_t tokens = t->step_tokens ? t->step_tokens[s] : t->kept;
+        at += tokens;
+        if (tokens > 0) arrput(start, at);
+    }
+    return start;
 }
 
 void cli_append(cli_trace **list, cli_trace t, const cli_read_options *o)

@@ -21,6 +21,7 @@ typedef struct cli_trace {
     int32_t *layer;     /* (layers) number of the layer in the file                             */
     int32_t *ids;       /* (kept, layers, top_k) or NULL                                        */
     int64_t kept;       /* tokens whose ids are kept: all, up to a limit of memory               */
+    int64_t *step_tokens; /* (kept_steps) where a recording of ids says its steps, else NULL     */
     int inferred;       /* 1: experts was taken from the largest id                             */
     int32_t unnumbered; /* layers of a file that does not number them (.npy, a JSON list); else 0 */
 } cli_trace;
@@ -35,6 +36,13 @@ typedef struct cli_read_options {
 /* Reads one file; appends one trace per recording in it (a CSV may hold several).  *list is an stb_ds
  * array.  Any fault ends the program with exit code 2 and a message that names the place. */
 void cli_read(cli_trace **list, const char *path, const cli_read_options *options);
+
+/* Tokens of a step as recorded, on average; 0 = the recording does not say what a step is. */
+int64_t cli_recorded_step(const cli_trace *t, int32_t top_k);
+
+/* The first kept token of every step as recorded and, behind them, the end of the last; steps of no token are left out.
+ * Without recorded steps all tokens are one.  stb_ds. */
+int64_t *cli_step_starts(const cli_trace *t);
 
 /* Frees an stb_ds array of recordings. */
 void cli_traces_free(cli_trace *list);

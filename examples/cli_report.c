@@ -14,36 +14,36 @@
 enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128 };
 enum { MOST_TOKENS = 65536, MAX_STEPS = CLI_KEPT_STEPS, MAX_FINE = 128, NORMAL_KERNELS = 512 };
 
-/* Tokens per step: what the caller says, a quarter of the recorded ids, or a prefill batch for counts. */
+/* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or a prefill batch for
+ * counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
 {
     const cli_trace *t = &r->trace[0];
-    double rows = 0.0;
+    int64_t recorded = cli_recorded_step(t, r->K);
     r->tokens = s->tokens;
     if (r->tokens > 0) return;
-    for (int32_t e = 0; e < r->E * r->L; e++) rows += t->loads[e];
-    if (t->ids) {
+    r->rescaled = recorded > (int64_t)MOST_TOKENS * s->devices;
+    if (recorded > 0 && !r->rescaled) {
+        r->tokens = recorded;
+        cli_note(s, "Steps as recorded, %s tokens on average%s.", cli_count((double)r->tokens),
+                 t->ids ? "; --tokens cuts others from the recording in order" : "");
+    } else if (t->ids) {
         r->tokens = t->kept / 4 > 0 ? t->kept / 4 : 1;
         if (r->tokens > (int64_t)PREFILL_TOKENS * s->devices)
             r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
+        if (r->rescaled)
+            cli_note(s, "The recorded steps hold %s tokens each, more than one step can.", cli_count((double)recorded));
         cli_note(s,
                  "Steps of %s tokens over all devices, cut from the recording in order; --tokens "
                  "changes it.",
                  cli_count((double)r->tokens));
-    } else if (t->steps > 1) {
-        r->tokens = (int64_t)(rows / t->steps / r->L / r->K + 0.5);
-        if (r->tokens < 1) r->tokens = 1;
-        if (r->tokens > (int64_t)MOST_TOKENS * s->devices) {
-            int64_t recorded = r->tokens;
-            r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
-            r->rescaled = r->prefill_sized = 1;
-            cli_note(s,
-                     "The recorded steps hold %s tokens each, more than one step can: taken as sums over many steps "
-                     "and scaled to %s tokens, %s per device.  That is prefill-sized; for decode give --tokens.",
-                     cli_count((double)recorded), cli_count((double)r->tokens), cli_count(PREFILL_TOKENS));
-            return;
-        }
-        cli_note(s, "Steps as recorded, %s tokens on average.", cli_count((double)r->tokens));
+    } else if (r->rescaled) {
+        r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
+        r->prefill_sized = 1;
+        cli_note(s,
+                 "The recorded steps hold %s tokens each, more than one step can: taken as sums over many steps "
+                 "and scaled to %s tokens, %s per device.  That is prefill-sized; for decode give --tokens.",
+                 cli_count((double)recorded), cli_count((double)r->tokens), cli_count(PREFILL_TOKENS));
     } else {
         r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
         cli_note(s,
@@ -83,13 +83,26 @@ static double total_of(const double *v, size_t n)
     return total;
 }
 
-/* Steps of a recording for a batch of `tokens`: cut from ids, or scaled counts. */
+int cli_report_as_recorded(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    int64_t recorded = cli_recorded_step(t, r->K);
+    return r->setup->tokens == 0 && !r->rescaled && tokens == r->tokens && recorded > 0 &&
+           recorded <= (int64_t)MOST_TOKENS * r->setup->devices;
+}
+
+const char *cli_large_step(const cli_report *r)
+{
+    int64_t tokens = r->tokens / r->setup->devices;
+    return tokens < NORMAL_KERNELS ? "" : cli_keep(cli_format(" of %s tokens per device", cli_count((double)tokens)));
+}
+
+/* Steps of a recording for a batch of `tokens`: as recorded, cut from ids, or scaled counts. */
 cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens)
 {
     cli_window w;
     size_t n = (size_t)r->L * (size_t)r->E;
-    int keep = t->steps > 1 && r->setup->tokens == 0 && !r->rescaled && tokens == r->tokens;
-    if (t->ids && t->kept >= tokens) return cut_ids(r, t, tokens);
+    int keep = cli_report_as_recorded(r, t, tokens);
+    if (t->ids && t->kept >= tokens && !keep) return cut_ids(r, t, tokens);
     w.steps = t->kept_steps;
     w.loads = cli_alloc((size_t)w.steps * n, sizeof *w.loads);
     for (int32_t s = 0; s < w.steps; s++) {
@@ -156,9 +169,11 @@ static double *mean_of(const cli_report *r, const cli_window *w)
 /* Tokens behind the loads of a window: what the luck of the draw is measured by. */
 static int64_t shown_tokens(const cli_report *r, const cli_trace *t, const cli_window *w)
 {
+    size_t n = (size_t)r->L * (size_t)r->E;
     int64_t tokens;
-    if (t->ids && t->kept >= r->tokens) return w->steps * r->tokens;
-    tokens = (int64_t)(total_of(t->loads, (size_t)r->L * (size_t)r->E) / r->L / r->K + 0.5);
+    int keep = cli_report_as_recorded(r, t, r->tokens);
+    if (t->ids && t->kept >= r->tokens && !keep) return w->steps * r->tokens;
+    tokens = (int64_t)((keep ? total_of(w->loads, (size_t)w->steps * n) : total_of(t->loads, n)) / r->L / r->K + 0.5);
     return tokens < 1 ? 1 : tokens;
 }
 
@@ -213,10 +228,15 @@ static void leave_out_equal(cli_report *r, cli_setup *s)
 static void describe_windows(cli_report *r, cli_setup *s)
 {
     const cli_trace *last = &r->trace[r->traces - 1];
-    for (int i = 0; i < r->traces; i++)
-        if (r->trace[i].kept_steps < r->trace[i].steps)
-            cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.",
-                     r->trace[i].name, r->trace[i].kept_steps, cli_count(r->trace[i].steps));
+    for (int i = 0; i < r->traces; i++) {
+        const cli_trace *t = &r->trace[i];
+        int64_t recorded = cli_recorded_step(t, r->K);
+        if (t->kept_steps < t->steps)
+            cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
+                     t->kept_steps, cli_count(t->steps));
+        if (i > 0 && recorded != r->tokens && cli_report_as_recorded(r, t, r->tokens))
+            cli_note(s, "%s: steps as recorded, %s tokens on average.", t->name, cli_count((double)recorded));
+    }
     r->sums = !last->ids && last->steps == 1 && r->traces > 1;
     if (r->traces > 1) {
         char *names = cli_strdup(r->trace[1].name);

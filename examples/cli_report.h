@@ -71,7 +71,7 @@ typedef struct cli_report {
     int32_t L, E, K;
     int64_t tokens;             /* per step                                                        */
     int prefill_sized;          /* 1: tokens is a guess, the size of a prefill step                */
-    int rescaled;               /* 1: recorded steps too large for one step, scaled to tokens      */
+    int rescaled;               /* 1: recorded steps too large for one step, scaled or cut to tokens */
     char *left_out;             /* layers without load                                             */
     char *input_line;           /* what was read, in words                                         */
     char *judged_on;            /* "c, python"; how the judged steps came about                    */
@@ -140,6 +140,10 @@ void cli_report_free(cli_report *r);
 /* Only the first part: shapes, windows, today's placement. */
 void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
 
+/* 1: for a batch of `tokens` the steps of this recording are taken as they were recorded. */
+int cli_report_as_recorded(const cli_report *r, const cli_trace *t, int64_t tokens);
+/* " of 4,096 tokens per device", behind "a step" where one is large; else empty. */
+const char *cli_large_step(const cli_report *r);
 /* Steps of one recording for a batch of `tokens`. */
 cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens);
 /* Slots dealt evenly, nodes of neighbours. */

@@ -69,6 +69,7 @@ struct cli_rows {
     recording *list; /* stb_ds, in the order of the file */
     ptrdiff_t last;  /* the one used last                */
     int any;         /* a row came, whatever its label   */
+    int stepped;     /* the ids came with their steps    */
 };
 
 /* ---- small things ----------------------------------------------------------------------------------------- */
@@ -393,13 +394,18 @@ static void check_steps(const cli_rows *r, recording *q, const int64_t *layers)
 }
 
 /* The ids that are held, step after step. */
-static void ids_to_trace(cli_trace *t, recording *q, const int64_t *layers)
+static void ids_to_trace(cli_trace *t, recording *q, const int64_t *layers, int stepped)
 {
     int64_t K = q->top_k, L = t->layers, first = 0, line;
     row_key key = {0, layers[0]};
     t->top_k = (int32_t)K;
     t->skipped = q->skipped;
     t->tokens = hmgetp(q->layer, layers[0])->tokens;
+    if (stepped) t->step_tokens = cli_alloc((size_t)t->kept_steps, sizeof *t->step_tokens);
+    for (int64_t s = 0; s < t->kept_steps && stepped; s++) {
+        key.step = q->kept[s];
+        t->step_tokens[s] = hmgetp(q->row, key)->tokens;
+    }
     for (int64_t s = 0; s < t->kept_steps && q->kept[s] < q->ids_end; s++) {
         key.step = q->kept[s];
         t->kept += hmgetp(q->row, key)->tokens;
@@ -438,7 +444,7 @@ static void to_trace(cli_trace **list, cli_rows *r, recording *q, int64_t E)
             memcpy(t.step_loads + (s * L + l) * E, row->loads, (size_t)row->n * sizeof *t.step_loads);
         }
     }
-    if (q->top_k > 0) ids_to_trace(&t, q, layers);
+    if (q->top_k > 0) ids_to_trace(&t, q, layers, r->stepped);
     t.inferred = r->kind == CLI_ROWS_GROW && q->top_k > 0 && r->options->experts == 0;
     arrfree(layers);
     cli_append(list, t, r->options);
@@ -469,6 +475,11 @@ int cli_rows_even(cli_rows *r)
                 r->list[i].layer[l].mark != r->list[i].layer[0].mark)
                 return 0;
     return 1;
+}
+
+void cli_rows_stepped(cli_rows *r)
+{
+    r->stepped = 1;
 }
 
 void cli_rows_free(cli_rows *r)

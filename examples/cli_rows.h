@@ -35,6 +35,8 @@ int64_t cli_rows_count(cli_rows *r, const char *label, int64_t step);
 int cli_rows_has(cli_rows *r, const cli_row *row);
 /* Whether every step has as many tokens in all layers. */
 int cli_rows_even(cli_rows *r);
+/* The file says of its ids which step they belong to. */
+void cli_rows_stepped(cli_rows *r);
 /* One trace per label; every step must have the same layers.  Frees the rows. */
 void cli_rows_end(cli_rows *r, cli_trace **list);
 void cli_rows_free(cli_rows *r);

@@ -20,8 +20,8 @@ static const char traffic_help[] =
     "as CSV or JSON:\n"
     "an alltoallv for ASTRA-sim, Chakra or any other simulator of networks.  With recorded ids the "
     "matrix is exact,\n"
-    "tokens starting on the ranks in equal blocks; with counts every rank sends an equal part of "
-    "each expert's rows.\n"
+    "the tokens of each recorded step (without steps, all) starting on the ranks in equal blocks; with counts every\n"
+    "rank sends an equal part of each expert's rows.\n"
     "MAP is a placement as moe-ep place writes it; without, contiguous blocks.\n"
     "\n"
     "  --devices D       --nodes N   nodes of equal size; else one for every 8 devices, or as --machine has them\n"
@@ -158,29 +158,43 @@ static void place_contiguous(traffic *x)
     cli_check(moe_ep_place_contiguous(&d, &x->p, NULL, NULL, &err), &err, "contiguous blocks");
 }
 
-/* Slots of one layer's recorded choices, exact. */
-static void count_ids(const traffic *x, int32_t l)
+/* Slots of the choices of one step, exact. */
+static void assign_step(const traffic *x, int32_t l, const int32_t *ids, int64_t n, int32_t *slots)
 {
-    const cli_trace *t = x->t;
-    size_t n = (size_t)t->kept * (size_t)t->top_k;
-    int32_t *ids = cli_alloc(n, sizeof *ids), *slots = cli_alloc(n, sizeof *slots);
-    int64_t *counts = cli_alloc((size_t)t->experts, sizeof *counts);
+    int64_t *counts = cli_alloc((size_t)x->t->experts, sizeof *counts);
     int64_t *quota = cli_alloc((size_t)x->p.num_slots, sizeof *quota);
     moe_ep_split_desc even;
     moe_ep_error err;
     memset(&even, 0, sizeof even);
-    for (int64_t i = 0; i < t->kept; i++)
-        memcpy(ids + i * t->top_k, t->ids + (i * t->layers + l) * t->top_k,
-               (size_t)t->top_k * sizeof *ids);
-    cli_check(moe_ep_expert_loads(ids, (int64_t)n, t->experts, counts, NULL, &err), &err, "loads");
+    cli_check(moe_ep_expert_loads(ids, n, x->t->experts, counts, NULL, &err), &err, "loads");
     cli_check(moe_ep_split(&even, &x->p, l, counts, quota, NULL, &err), &err, "split");
-    cli_check(moe_ep_assign_slots(&x->p, l, ids, (int64_t)n, quota, slots, NULL, &err), &err, "slots");
-    cli_check(moe_ep_traffic(&x->p, slots, t->kept, t->top_k, NULL, x->mode, x->rows, NULL, &err),
-              &err, "traffic");
-    free(ids);
-    free(slots);
+    cli_check(moe_ep_assign_slots(&x->p, l, ids, n, quota, slots, NULL, &err), &err, "slots");
     free(counts);
     free(quota);
+}
+
+/* One layer's recorded choices step after step; the tokens of each start on the ranks in blocks. */
+static void count_ids(const traffic *x, int32_t l)
+{
+    const cli_trace *t = x->t;
+    int64_t K = t->top_k, *start = cli_step_starts(t);
+    size_t n = (size_t)(t->kept * K);
+    int32_t *ids = cli_alloc(n, sizeof *ids), *slots = cli_alloc(n, sizeof *slots);
+    int32_t *source = cli_alloc((size_t)t->kept, sizeof *source);
+    moe_ep_error err;
+    for (int64_t i = 0; i < t->kept; i++)
+        memcpy(ids + i * K, t->ids + (i * t->layers + l) * K, (size_t)K * sizeof *ids);
+    for (ptrdiff_t s = 0; s + 1 < arrlen(start); s++) {
+        int64_t first = start[s], T = start[s + 1] - first;
+        for (int64_t i = 0; i < T; i++)
+            source[first + i] = (int32_t)moe_ep_rank_of_token(i, T, x->D, &err);
+        assign_step(x, l, ids + first * K, T * K, slots + first * K);
+    }
+    cli_check(moe_ep_traffic(&x->p, slots, t->kept, t->top_k, source, x->mode, x->rows, NULL, &err), &err, "traffic");
+    arrfree(start);
+    free(source);
+    free(ids);
+    free(slots);
 }
 
 /* Rows of every slot dealt over the sending ranks, what is left over to the ranks from the slot's number on. */
@@ -322,6 +336,8 @@ static void settle(traffic *x, const cli_map *map)
     if (x->t->ids && x->t->kept < x->t->tokens)
         cli_note(&x->setup, "The first %s of %s tokens are counted; the ids of the others are not kept.",
                  cli_count((double)x->t->kept), cli_count((double)x->t->tokens));
+    if (x->t->ids && x->t->step_tokens)
+        cli_note(&x->setup, "Steps as recorded: the tokens of each start on the ranks in equal blocks.");
     if (!map) cli_note(&x->setup, "Contiguous blocks of experts; a placement as second file changes it.");
     cli_setup_sizes(&x->setup, x->t->layers, x->t->experts, x->t->top_k);
     for (int phase = 0; phase < 2; phase++) {

@@ -17,6 +17,7 @@
 enum { CHUNK = 1 << 16, MOST_EXPERTS = 65536, MOST_LINE = 1 << 26 };
 enum { COLUMN_IGNORED = -1, COLUMN_STEP = -2, COLUMN_LAYER = -3 };
 enum { FROM_THE_END = 1 << 26 }; /* of a longer file only so many bytes are read */
+enum { MAGIC = 6 };              /* bytes that an .npy file begins with          */
 
 /* ---- steps -------------------------------------------------------------------------------------------- */
 
@@ -304,9 +305,12 @@ static void take(cli_watch *w, const char *bytes, ssize_t n)
 static void open_file(cli_watch *w)
 {
     struct stat info;
+    char head[MAGIC];
     w->fd = open(w->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (w->fd < 0) return;
     if (fstat(w->fd, &info) != 0 || !S_ISREG(info.st_mode)) cli_die(CLI_USAGE, "%s: is no ordinary file", w->path);
+    if (pread(w->fd, head, MAGIC, 0) == MAGIC && memcmp(head, "\x93NUMPY", MAGIC) == 0)
+        cli_die(CLI_USAGE, "%s: is .npy, which has no lines to follow; moe-ep report reads it", w->path);
     w->device = info.st_dev;
     w->inode = info.st_ino;
     w->offset = 0;

@@ -142,25 +142,26 @@ static char *headline(const cli_report *r)
     const cli_shift_row *far = furthest(r);
     int runs = r->one.moves == 0 || r->copies.moves == 0; /* what would be planned is there */
     double saved = d->gain > 0.0 ? 100.0 * d->gain : 0.0;
+    const char *large = cli_large_step(r);
     if (r->recommend)
-        return cli_format("Device %d holds everybody up; a new placement %s %.0f %% of every step",
-                          d->hot_device, r->self_judged ? "should save" : "saves", saved);
+        return cli_format("Device %d holds everybody up; a new placement %s %.0f %% of %s step%s", d->hot_device,
+                          r->self_judged ? "should save" : "saves", saved, *large ? "a" : "every", large);
     if (d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE)
         return cli_format(
-            "Device %d holds everybody up; a new placement might save %.0f %%, on thin evidence",
-            d->hot_device, saved);
+            "Device %d holds everybody up; a new placement might save %.0f %%%s%s, on thin evidence",
+            d->hot_device, saved, *large ? " of a step" : "", large);
     if (runs && far)
         return cli_format("The plan made on %s is what runs; it does not carry over to %s", r->trace[0].name,
                           r->judged_on);
     if (runs) return cli_strdup("Leave the placement as it is: it is the plan that these loads give");
     if (far && d->gain < r->setup->min_gain)
         return cli_format(
-            "A plan made on %s does not carry over to %s: it would save %.1f %% of a step",
-            r->trace[0].name, r->judged_on, saved);
+            "A plan made on %s does not carry over to %s: it would save %.1f %% of a step%s",
+            r->trace[0].name, r->judged_on, saved, large);
     if (d->gain < 0.005)
         return cli_strdup("Leave the placement as it is: a new one would save nothing that counts");
-    return cli_format("Leave the placement as it is: a new one would save %.1f %% of a step",
-                      saved);
+    return cli_format("Leave the placement as it is: a new one would save %.1f %% of a step%s",
+                      saved, large);
 }
 
 /* "The best placement brings max/mean over devices from 2.88 to 1.41 without copies and to 1.36 with 32 ..." */

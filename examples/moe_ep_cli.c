@@ -60,7 +60,7 @@ static const char report_help[] =
     "  --slots P         places for experts over all devices, copies included\n"
     "  --nodes N         nodes, of equal size (one for every 8 devices, or as many as a node of the machine has)\n"
     "  --groups G        expert groups of the router\n"
-    "  --tokens T        tokens per step over all devices\n"
+    "  --tokens T        tokens per step over all devices (as recorded; ids without steps: a quarter)\n"
     "  --topk K          --experts E   where the input does not say\n"
     "  --model NAME      --machine NAME   shapes and speeds for the step time (moe-ep presets); of a model\n"
     "                    with other experts or choices than the recording the shapes alone are taken, and the answer "

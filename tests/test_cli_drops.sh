@@ -66,6 +66,54 @@ refuses() { # refuses NAME TEXT ARGS...
     [ $? -eq 2 ] && [ ! -s "$tmp/out" ] && grep -qF -- "$text" "$tmp/err"
     result $? "refused: $name" "$tmp/err"
 }
+# Steps as recorded: 20 cases of several steps of different sizes, each with the capacity of its own tokens and with
+# queues filled anew.
+case=0 bad=0
+while [ $case -lt 20 ]; do
+    awk -v seed=$case -v ids="$tmp/s.jsonl" -v want="$tmp/want" 'BEGIN {
+        srand(seed + 1); E = 4 * (1 + seed % 3); F = 0.5 + rand()
+        for (s = 0; s < 6; s++) {
+            T = int(30 * rand()); C = int(T * 2 / E * F); C += C < T * 2 / E * F
+            all += T
+            split("", n)
+            printf "{\"step\": %d, \"ids\": [", s > ids
+            for (t = 0; t < T; t++) {
+                a = int(E * rand() * rand()); b = (a + 1) % E
+                printf "%s[%d, %d]", t ? ", " : "", a, b > ids
+                lost = (n[a]++ >= C) + (n[b]++ >= C); dropped += lost; hit += lost > 0
+            }
+            print "]}" > ids
+        }
+        printf "0,%d,%d,%.6g\n", 2 * all, dropped, hit / all > want
+        printf "%.17g %d\n", F, E
+    }' >"$tmp/shape"
+    read -r F E <"$tmp/shape"
+    "$cli" drops "$tmp/s.jsonl" --experts "$E" --capacity-factor "$F" --format csv >"$tmp/all" 2>&1
+    tail -n 1 "$tmp/all" | cut -d, -f1-4 >"$tmp/got"
+    cmp -s "$tmp/got" "$tmp/want" || { bad=1; paste "$tmp/want" "$tmp/got" >"$tmp/why"; break; }
+    case=$((case + 1))
+done
+[ $bad = 0 ] && [ $case = 20 ]
+result $? "20 cases of recorded steps: queues filled by hand" "$tmp/why"
+printf '{"step": %d, "ids": [[0, 1], [0, 1], [0, 2], [0, 3]]}\n' 0 1 >"$tmp/two.jsonl"
+printf '{"step": 2, "ids": []}\n{"step": 3, "ids": [[0, 3]]}\n' >>"$tmp/two.jsonl"
+works "sizes and capacities" "3 steps of 1 to 4 tokens, 1 layer, top-2 of 4 experts, capacity 1 to 2 rows (factor 1)" \
+    "$tmp/two.jsonl" --capacity-factor 1
+grep -qF "Steps as recorded; --tokens cuts others" "$tmp/out"
+result $? "that steps are as recorded is said" "$tmp/out"
+# 9 tokens have 18 rows: of two steps with 4, 4 and 1, 2 rows on expert 0 are too many in each of the first two.
+works "in JSON" '"rows_dropped": 4.0' "$tmp/two.jsonl" --capacity-factor 1 --json
+for word in '"steps": 3' '"steps_as_recorded": true' '"tokens": 9' '"smallest_step": 1' '"largest_step": 4' \
+    '"capacity": 2' '"capacity_smallest": 1' '"rows": 18.0'; do
+    grep -qF "$word" "$tmp/out"
+    result $? "with $word" "$tmp/out"
+done
+works "--tokens cuts others" '"steps": 4' "$tmp/two.jsonl" --tokens 2 --json
+works "a recording that has them" "12 steps of 16 tokens, 2 layers" $data/routing.jsonl
+works "what is not kept is said" "The first 512 of 600 tokens are counted" "$(
+    awk 'BEGIN { for (s = 0; s < 600; s++) printf "{\"step\": %d, \"ids\": [[%d]]}\n", s, s % 4 }' \
+        >"$tmp/long.jsonl"
+    echo "$tmp/long.jsonl")"
 ids=$data/prose_topk_ids.npy weights=$data/prose_topk_weights.npy
 works "the recording with its weights" "15.18 % when the largest weights come first" $ids --weights $weights
 works "without weights two orders" "tokens_hit_choice" $ids --format csv
@@ -87,4 +135,4 @@ refuses "more tokens than there are" "holds 4,096" $ids --tokens 5000
 refuses "no capacity" "--capacity 0" $ids --capacity 0
 refuses "a page" "writes no page" $ids --format html
 refuses "a picture" "has none" $ids --format svg
-finish 18
+finish 33

@@ -608,6 +608,109 @@ if $CC -std=gnu99 -I. -Iexamples "$tmp/axis.c" -o "$tmp/axis" -lm 2>"$tmp/log"; 
     done
 else fail "a program that draws a line" "$tmp/log"; fi
 
+# ---- steps as recorded: the same routing as ids and as counts ----
+# ids in $tmp/ids.jsonl, counts in $tmp/counts.jsonl; printed: max/mean of four devices over the second half of the
+# first 512 steps, what the busiest devices of all layers have over what the mean ones have.  even: 32 tokens a step,
+# all on one device, the next one in every step.
+routing() { # routing STEPS LAYERS even|uneven
+    awk -v S="$1" -v L="$2" -v uneven="$3" -v ids="$tmp/ids.jsonl" -v counts="$tmp/counts.jsonl" 'BEGIN {
+        srand(S + L); E = 16; kept = S < 512 ? S : 512; uneven = uneven == "uneven"
+        for (s = 0; s < S; s++) {
+            T = uneven ? int(40 * rand()) : 32
+            for (l = 0; l < L; l++) {
+                for (e = 0; e < E; e++) n[e] = d[e] = 0
+                printf "{\"step\": %d, \"layer\": %d, \"ids\": [", s, l >ids
+                for (t = 0; t < T; t++) {
+                    a = uneven ? int(E * rand() * rand()) : 4 * (s % 4) + t % 4
+                    b = uneven ? (a + 1 + int(3 * rand())) % E : 4 * (s % 4) + (a + 1) % 4
+                    printf "%s[%d, %d]", t ? ", " : "", a, b >ids
+                    n[a]++; n[b]++
+                }
+                print "]}" >ids
+                printf "{\"step\": %d, \"layer\": %d, \"counts\": [", s, l >counts
+                for (e = top = 0; e < E; e++) {
+                    printf "%s%d", e ? ", " : "", n[e] >counts
+                    d[int(e / 4)] += n[e]
+                    if (d[int(e / 4)] > top) top = d[int(e / 4)]
+                }
+                print "]}" >counts
+                if (s >= int(kept / 2) && s < kept) { tops += top; rows += 2 * T }
+            }
+        }
+        printf "%.6f\n", tops / (rows / 4)
+    }'
+}
+before() { # before FILE: max/mean today
+    awk '/"imbalance_before"/ { printf "%.6f\n", $2; exit }' "$1"
+}
+what_counts() { # the lines of a JSON answer that must not depend on how the routing is written; other batches may
+    sed '/"what_if": \[/,/^ *\]/d' "$1" |
+        grep -E '"(verdict|reason|tokens_per|steps"|imbalance|gain|improved|moves|break_even|[a-z]*_s")'
+}
+as='--devices 4 --experts 16 --topk 2'
+for case in '40 1 even' '40 3 uneven' '9 2 uneven' '600 1 uneven'; do
+    # shellcheck disable=SC2086
+    want=$(routing $case)
+    for command in report diagnose; do
+        # shellcheck disable=SC2086
+        works "$command: $case steps as ids" $command "$tmp/ids.jsonl" $as --json
+        cp "$tmp/out" "$tmp/of_ids"
+        # shellcheck disable=SC2086
+        works "$command: $case steps as counts" $command "$tmp/counts.jsonl" $as --json
+        [ "$(before "$tmp/of_ids")" = "$want" ] && [ "$(before "$tmp/out")" = "$want" ]
+        result $? "$command: max/mean of both as counted by hand, $want" "$tmp/of_ids"
+        what_counts "$tmp/of_ids" >"$tmp/a" && what_counts "$tmp/out" >"$tmp/b" && [ "$(wc -l <"$tmp/a")" -gt 10 ]
+        result $? "$command: there is something to compare" "$tmp/a"
+        same "$command: the same verdict and figures" "$tmp/a" "$tmp/b"
+    done
+done
+# shellcheck disable=SC2086
+works "more steps than are kept" report "$tmp/ids.jsonl" $as
+has "are named" "ids: the first 512 of its 600 steps are looked at one by one" "$tmp/squeezed"
+mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / NR }' "$tmp/ids.jsonl")
+has "the tokens of a step" "Steps as recorded, $mean tokens on average; --tokens cuts others" "$tmp/squeezed"
+cp "$tmp/ids.jsonl" "$tmp/other.jsonl"
+[ "$(routing 40 1 even)" = 4.000000 ]
+result $? "all rows of a step on one of four devices"
+# shellcheck disable=SC2086
+works "a device that is hot for a step" report "$tmp/ids.jsonl" $as --json
+grep -qxF ' "verdict": "recommend",' "$tmp/out"
+result $? "is worth a new placement" "$tmp/out"
+# Five steps of 32 tokens: two on one device, 2 * 64 rows where the mean is 5 * 64 / 4.
+# shellcheck disable=SC2086
+works "--tokens" report "$tmp/ids.jsonl" $as --tokens 160 --json
+[ "$(before "$tmp/out")" = 1.600000 ] && grep -qF '"steps_as_recorded": false' "$tmp/out"
+result $? "cuts others: 1.6" "$tmp/out"
+# shellcheck disable=SC2086
+works "another recording" report "$tmp/ids.jsonl" "$tmp/other.jsonl" $as
+has "keeps its steps" "other: steps as recorded, $mean tokens on average" "$tmp/squeezed"
+{ printf '{"step": 7, "ids": ['; sed 's/.*"ids": \[//; s/\]}$/,/' "$tmp/ids.jsonl" | tr -d '\n' | sed 's/,$//'
+    echo ']}'; } >"$tmp/one.jsonl"
+sed 's/"step": 7, //' "$tmp/one.jsonl" >"$tmp/none.jsonl"
+# shellcheck disable=SC2086
+works "one step" report "$tmp/one.jsonl" $as
+has "is taken as one" "Steps as recorded, 1,280 tokens on average" "$tmp/squeezed"
+# shellcheck disable=SC2086
+works "lines that say no step" report "$tmp/none.jsonl" $as
+has "are cut" "Steps of 320 tokens over all devices, cut from the recording in order" "$tmp/squeezed"
+awk 'BEGIN { for (s = 0; s < 2; s++) { printf "{\"step\": %d, \"ids\": [[0]", s
+    for (t = 1; t < 70000; t++) printf ",[%d]", t % 4; print "]}" } }' >"$tmp/huge.jsonl"
+works "a step that no device can hold" report "$tmp/huge.jsonl" --devices 1
+has "is cut" "hold 70,000 tokens each, more than one step can. * Steps of 4,096 tokens over" "$tmp/squeezed"
+
+# ---- the batch that a headline is for ----
+for each in "4096 512" "32768 4,096"; do
+    for command in report "diagnose --min-steps 1"; do
+        # shellcheck disable=SC2086
+        works "$command: ${each% *} tokens on 8 devices" $command $data/prose_topk_ids.npy $data/python_topk_ids.npy \
+            --devices 8 --tokens "${each% *}"
+        has "are named" " of a step of ${each#* } tokens per device" "$tmp/squeezed"
+    done
+done
+works "tokens of a small batch" report $data/prose_topk_ids.npy --devices 8 --tokens 4095
+! head -n 2 "$tmp/out" | grep -qF "tokens per device"
+result $? "are not" "$tmp/out"
+
 # ---- the forms of the report ----
 works "--format csv" report $data/sglang_counts.json --devices 8 --format csv
 [ "$(wc -l <"$tmp/out")" = 5 ] && grep -q '^layer,experts_max_over_mean,' "$tmp/out" && grep -q '^3,3.23633,' "$tmp/out"
@@ -636,4 +739,4 @@ has "an object" '"headline"' "$tmp/out"
 works "--format text" report $data/sglang_counts.json --devices 8 --format text
 refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
 refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
-finish 130
+finish 180

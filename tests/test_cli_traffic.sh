@@ -46,4 +46,30 @@ for wrong in "--mode odd" "--dispatch odd" "--matrix odd" "--out x.txt" "--layer
     $cli traffic "$tmp/t.jsonl" --devices "$D" --experts "$E" $wrong >"$tmp/o" 2>"$tmp/e"
     [ $? -eq 2 ] && [ ! -s "$tmp/o" ]; result $? "refuses $wrong" "$tmp/e"
 done
-finish 10
+# The same over several steps: the tokens of each start on the ranks in blocks, the first T mod D ranks one more.
+case=0 bad=0
+while [ $case -lt 20 ]; do
+    awk -v seed=$case -v ids="$tmp/s.jsonl" -v want="$tmp/want" 'BEGIN {
+        srand(seed + 1); D = 2 + seed % 4; E = 4 * D
+        for (s = 0; s < 5; s++) {
+            T = int(4 * D * rand())
+            printf "{\"step\": %d, \"ids\": [", 3 * s > ids
+            for (r = t = 0; r < D; r++) for (i = 0; i < int(T / D) + (r < T % D); i++) {
+                a = int(E * rand()); b = (a + 5) % E
+                printf "%s[%d, %d]", t++ ? ", " : "", a, b > ids
+                n[r, int(a / 4)]++; n[r, int(b / 4)]++
+            }
+            print "]}" > ids
+        }
+        for (s = 0; s < D; s++) for (d = 0; d < D; d++) printf "%d%s", 14336 * n[s, d], d + 1 < D ? "," : "\n" > want
+        print D, E > "/dev/stdout"
+    }' >"$tmp/shape"
+    read -r D E <"$tmp/shape"
+    $cli traffic "$tmp/s.jsonl" --devices "$D" --experts "$E" --hidden 7168 --dispatch bf16 --matrix dispatch \
+        >"$tmp/got" 2>"$tmp/e" || cp "$tmp/e" "$tmp/why"
+    if ! cmp -s "$tmp/want" "$tmp/got"; then bad=$((bad + 1)); cat "$tmp/e" "$tmp/want" "$tmp/got" >"$tmp/why"; fi
+    case=$((case + 1))
+done
+[ $bad -eq 0 ]; result $? "step after step as recorded, 20 cases" "$tmp/why"
+grep -qF "Steps as recorded" "$tmp/e"; result $? "and says so" "$tmp/e"
+finish 12

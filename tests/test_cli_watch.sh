@@ -102,6 +102,11 @@ has "and leave the rest alone" '"steps":5,"imbalance":1.5' "$tmp/out"
 refuses "a file that is not there" "No such file" "$tmp/missing.jsonl" --once
 refuses "a folder" "is no ordinary file" $data --once
 refuses "no step at all" "holds no complete step" "$tmp/map.json" --once
+refuses "a dump" "moe-ep report reads a dump" $data/sglang_counts.json --once
+refuses "an array" "is .npy, which has no lines to follow; moe-ep report reads it" $data/prose_topk_ids.npy --once
+timeout 20 "$tool" watch $data/prose_topk_ids.npy >"$tmp/out" 2>"$tmp/err" </dev/null
+[ $? -eq 2 ] && grep -qF "is .npy, which has no lines to follow" "$tmp/err"
+result $? "refused: an array, live" "$tmp/err"
 printf 'a,b\n1,2\n' >"$tmp/other.csv"
 refuses "a CSV without experts" "no header with columns step, layer" "$tmp/other.csv" --once
 refuses "two files" "one FILE is needed" a b
