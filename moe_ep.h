@@ -1462,8 +1462,8 @@ MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_
 /* DeepSeek's EPLB (deepseek-ai/EPLB eplb.py, commit d52c72d), bit for bit with a stable sort: float32 loads,
  * ratios and running sums, groups added up in PyTorch's order, ties to the lowest index, replicas in creation
  * order.  Modes as in eplb_mode; the result says which ran and why.  Needs equal slots on all devices, no
- * inactive device, no speeds, and where it is hierarchical D divisible by nodes, E by groups (ERR_CONFIG or ERR_SIZE
- * otherwise).  It may put an expert twice on a device (duplicates).
+ * inactive device, no speeds and, only when the plan is hierarchical, D divisible by nodes and E by groups (else
+ * ERR_CONFIG or ERR_SIZE).  It may put an expert twice on a device (duplicates).
  * Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E + P*log(P*D))).
  * Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
  * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1. */
@@ -2662,7 +2662,7 @@ typedef struct moe_ep_memory_result {
     double buffer_bytes;
     double total_bytes;       /* everything above and the reserve                                     */
     double kv_room_bytes;     /* memory_bytes - total_bytes, negative when it does not fit            */
-    int64_t kv_tokens;        /* cache tokens that fit in there, 0 when unknown                       */
+    int64_t kv_tokens;        /* cache tokens that fit in there, each whole (not cut over TP); 0 = unknown */
     int32_t fits;
 } moe_ep_memory_result;
 
@@ -5122,7 +5122,7 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_top_lane(__m512 v)
     return MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0xb1));
 }
 
-/* -0 becomes 0: less 0 it would be a distance of -0, whose bits lie behind all others. */
+/* -0 becomes 0: (-0) - (+0) is -0, and as an unsigned number that distance would be larger than all others. */
 MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_no_minus(__m512 v)
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ), v);

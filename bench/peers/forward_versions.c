@@ -1,9 +1,9 @@
 /* bench/peers/forward_versions.c - builds of moe_ep.h against each other: the expert layer, by turns in one process.
  * SPDX-License-Identifier: MIT
  *
- *   git show v0:moe_ep.h >old/moe_ep.h     (any other version, or a change that is on trial)
- *   for d in old .; do echo '#define MOE_EP_IMPLEMENTATION
- *   #include "moe_ep.h"' | cc -O2 -shared -fPIC -I$d -x c - -o $d/version.so -lm; done
+ *   mkdir old && git show COMMIT:moe_ep.h >old/moe_ep.h     (any other version, or a change that is on trial)
+ *   for d in old .; do printf '#define MOE_EP_IMPLEMENTATION\n#include <moe_ep.h>\n' |
+ *     cc -O2 -shared -fPIC -I$d -x c - -o $d/version.so -lm; done
  *   cc -O2 -I. -Iexamples -Ibench bench/peers/forward_versions.c -o forward_versions -ldl -lm -lpthread
  *   chrt -f 1 ./forward_versions SHAPE TYPE TOKENS ROUNDS old/version.so ./version.so
  * SHAPE qwen, phi, deepseek or mixtral (sizes as in bench_forward, but 16 and 4 experts of the last two); TYPE f32,
