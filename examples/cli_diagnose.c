@@ -151,7 +151,7 @@ static void fill_desc(cli_diagnose *g)
 {
     const cli_report *r = &g->r;
     moe_ep_diagnose_desc *d = &g->desc;
-    g->layer = cli_report_layer(r, r->tokens, g->setup.devices, g->setup.nodes);
+    g->layer = cli_report_layer(r, cli_report_batch(r), g->setup.devices, g->setup.nodes);
     if (d->policy == MOE_EP_PLACE_EPLB_GLOBAL || d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL ||
         d->policy == MOE_EP_PLACE_TRTLLM)
         cli_check_slots(d->policy == MOE_EP_PLACE_TRTLLM ? "trtllm" : "EPLB", r->E, g->setup.devices, g->setup.slots);
@@ -184,8 +184,11 @@ static void judge_each(cli_diagnose *g)
         cli_judged q;
         cli_window w = r->judge;
         if (r->traces > 1) {
-            w = cli_report_window(r, &r->trace[i], r->tokens);
-            free(w.loads);
+            int32_t steps;
+            w = cli_report_window(r, &r->trace[i], 0);
+            steps = w.steps;
+            cli_window_free(&w);
+            w.steps = steps;
             w.loads = r->judge.loads + (size_t)first * n;
         }
         memset(&q, 0, sizeof q);
@@ -255,7 +258,7 @@ typedef struct candidate {
 
 static candidate make_candidate(const cli_diagnose *g, int32_t slots, int compared)
 {
-    cli_window nothing = {0, NULL};
+    cli_window nothing = {0, NULL, NULL, NULL};
     cli_diagnose with = *g;
     candidate c;
     void *mem;

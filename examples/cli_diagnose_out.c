@@ -108,7 +108,7 @@ static json_t *setup(const cli_diagnose *g)
     json_t *o = json_object();
     cli_json_counts(o, "devices", (int64_t)s->devices, "slots", (int64_t)s->slots, "nodes", (int64_t)s->nodes,
                     "layers", (int64_t)g->r.L, "experts", (int64_t)g->r.E, "top_k", (int64_t)g->r.K,
-                    "tokens_per_step", (int64_t)g->r.tokens, NULL);
+                    "tokens_per_step", cli_report_batch(&g->r), NULL);
     cli_json_words(o, "model", s->model.name, "machine", s->machine.name,
                    "kernels", cli_report_kernels(&g->r), "policy", moe_ep_place_policy_str(g->d.policy), NULL);
     cli_json_numbers(o, "target", g->desc.target_imbalance, "min_gain", g->desc.min_gain,
@@ -346,7 +346,7 @@ void cli_diagnose_html(const void *data, FILE *f)
                    "top-%d \xc2\xb7 %d devices, %d slots \xc2\xb7 %s tokens per step \xc2\xb7 "
                    "%s on %s",
                    g->r.trace[0].name, g->window_judged ? g->r.judged_on : "nothing", g->r.L,
-                   g->r.E, g->r.K, g->setup.devices, g->slots, cli_count((double)g->r.tokens),
+                   g->r.E, g->r.K, g->setup.devices, g->slots, cli_count((double)cli_report_batch(&g->r)),
                    g->setup.model.name, g->setup.machine.name);
     head.reason = reason;
     cli_page_begin(f, &head);

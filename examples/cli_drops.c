@@ -234,15 +234,19 @@ static const char *range_of(const int64_t *v)
 static char *headline(const drops *d)
 {
     double tokens = (double)d->tokens * d->t->layers;
-    char *rows = cli_format("A capacity of %s rows drops %.2f %% of all rows; %.2f %% of the tokens lose a choice",
-                            range_of(d->capacity), percent(d->all.dropped, d->all.assigned),
-                            percent(d->all.hit[0], tokens));
+    char *of = *cli_kept_ids(d->t) ? cli_format("the rows of the first %s of %s tokens", cli_count((double)d->t->kept),
+                                                cli_count((double)d->t->tokens))
+                                   : cli_strdup("all rows");
+    char *rows = cli_format("A capacity of %s row%s drops %.2f %% of %s; %.2f %% of the tokens lose a choice",
+                            range_of(d->capacity), d->capacity[1] == 1 ? "" : "s",
+                            percent(d->all.dropped, d->all.assigned), of, percent(d->all.hit[0], tokens));
     char *text = d->weights ? cli_format("%s, and %.2f %% of the routing weight goes (%.2f %% when the largest weights "
                                          "come first)",
                                          rows, 100.0 - percent(d->all.kept[0], d->all.mass),
                                          100.0 - percent(d->all.kept[2], d->all.mass))
                             : cli_strdup(rows);
     free(rows);
+    free(of);
     return text;
 }
 
@@ -251,12 +255,6 @@ static void put_steps(const drops *d, FILE *f, int width)
 {
     if (d->start)
         cli_put_wrapped(f, "Steps as recorded; --tokens cuts others from the recording in order.", width, 0, 0);
-    if (d->t->kept < d->t->tokens) {
-        char *text = cli_format("The first %s of %s tokens are counted; the ids of the others are not kept.",
-                                cli_count((double)d->t->kept), cli_count((double)d->t->tokens));
-        cli_put_wrapped(f, text, width, 0, 0);
-        free(text);
-    }
 }
 
 static void put_text(const void *data, FILE *f, const chart_text *t)
@@ -265,9 +263,12 @@ static void put_text(const void *data, FILE *f, const chart_text *t)
     char *head = headline(d);
     double tokens = (double)d->tokens;
     cli_put_wrapped(f, head, chart_width(t), 0, 0);
-    fprintf(f, "\n%s: %s step%s of %s tokens, %d layer%s, top-%d of %d experts, capacity %s rows (factor %.3g)\n",
+    if (*cli_kept_ids(d->t)) cli_put_wrapped(f, cli_kept_ids(d->t), chart_width(t), 0, 0);
+    fprintf(f, "\n%s: %s step%s of %s token%s, %d layer%s, top-%d of %d experts, capacity %s row%s "
+               "(factor %.3g)\n",
             d->t->name, cli_count((double)d->steps), d->steps == 1 ? "" : "s", range_of(d->size),
-            d->t->layers, d->t->layers == 1 ? "" : "s", d->t->top_k, d->t->experts, range_of(d->capacity), d->factor);
+            d->size[1] == 1 ? "" : "s", d->t->layers, d->t->layers == 1 ? "" : "s", d->t->top_k, d->t->experts,
+            range_of(d->capacity), d->capacity[1] == 1 ? "" : "s", d->factor);
     put_steps(d, f, chart_width(t));
     cli_put_title(f, t, "Tokens that lose a choice, by who comes first");
     fputs("  layer  rows dropped", f);
@@ -333,6 +334,7 @@ static void put_json(const void *data, FILE *f)
     json_object_set_new(o, "steps_as_recorded", json_boolean(d->start != NULL));
     json_object_set_new(o, "tokens", json_integer(d->tokens));
     json_object_set_new(o, "tokens_recorded", json_integer(d->t->tokens));
+    if (*cli_kept_ids(d->t)) json_object_set_new(o, "counted", json_string(cli_kept_ids(d->t)));
     json_object_set_new(o, "smallest_step", json_integer(d->size[0]));
     json_object_set_new(o, "largest_step", json_integer(d->size[1]));
     json_object_set_new(o, "capacity", json_integer(d->capacity[1]));
@@ -384,13 +386,20 @@ static void settle_recorded(drops *d)
     }
 }
 
+/* ", the ids of the first 512 are kept", where not all are. */
+static const char *ids_kept(const cli_trace *t)
+{
+    if (!*cli_kept_ids(t)) return "";
+    return cli_keep(cli_format(", the ids of the first %s are kept", cli_count((double)t->kept)));
+}
+
 static void settle_cut(drops *d, int64_t step)
 {
     d->step = step > 0 ? step : DEFAULT_STEP;
     if (d->step > d->t->kept) {
         if (step > 0)
-            cli_die(CLI_USAGE, "--tokens %lld: %s holds %s", (long long)step, d->t->path,
-                    cli_count((double)d->t->kept));
+            cli_die(CLI_USAGE, "--tokens %lld: %s holds %s%s", (long long)step, d->t->path,
+                    cli_count((double)d->t->tokens), ids_kept(d->t));
         d->step = d->t->kept;
     }
     d->steps = d->t->kept / d->step;

@@ -463,7 +463,7 @@ void cli_section_strategies(const cli_report *r, FILE *f)
     char *answer =
         cli_format("Predicted, not measured: %s on %s, a step of %s tokens, MoE layers only%s; "
                    "each strategy %s.%s%s",
-                   r->setup->model.name, r->setup->machine.name, cli_count((double)r->tokens),
+                   r->setup->model.name, r->setup->machine.name, cli_count((double)cli_report_batch(r)),
                    r->setup->other_s > 0.0 ? " plus the rest of the step as given" : "",
                    r->self_judged ? "judged on the window it was planned on"
                                   : "planned on the first window and judged on the second",

@@ -71,7 +71,7 @@ static json_t *inputs(const cli_report *r)
         cli_json_counts(o, "tokens", (int64_t)t->tokens, "skipped", (int64_t)t->skipped, NULL);
         json_object_set_new(o, "has_ids", json_boolean(t->ids != NULL));
         cli_json_counts(o, "steps", (int64_t)t->steps, NULL);
-        json_object_set_new(o, "steps_as_recorded", json_boolean(cli_report_as_recorded(r, t, r->tokens)));
+        json_object_set_new(o, "steps_as_recorded", json_boolean(cli_report_as_recorded(r, t)));
         cli_json_numbers(o, "correlation", s->correlation, "correlation_lowest", s->lowest, NULL);
         cli_json_counts(o, "correlation_lowest_layer", (int64_t)s->lowest_layer, NULL);
         cli_json_numbers(o, "same_hottest", s->overlap, "imbalance_today", s->today, "imbalance_planned", s->planned,
@@ -184,7 +184,7 @@ void cli_report_json(const cli_report *r, FILE *f)
                         json_pack("{s:i,s:i,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:s}", "devices",
                                   (int)s->devices, "slots", (int)r->slots, "nodes", (int)s->nodes,
                                   "layers", (int)r->L, "experts", (int)r->E, "top_k", (int)r->K,
-                                  "tokens_per_step", (json_int_t)r->tokens, "model", s->model.name,
+                                  "tokens_per_step", (json_int_t)cli_report_batch(r), "model", s->model.name,
                                   "machine", s->machine.name, "kernels", cli_report_kernels(r),
                                   "layers_left_out", r->left_out));
     json_object_set_new(root, "no_copies", diagnosis(r, &r->one, r->E));

@@ -15,7 +15,7 @@ static int32_t *step_ids(const cli_report *r, int64_t *T)
     int64_t first;
     int32_t *ids;
     if (!t->ids || t->kept < 1) return NULL;
-    if (cli_report_as_recorded(r, t, r->tokens)) {
+    if (cli_report_as_recorded(r, t)) {
         int64_t *start = cli_step_starts(t);
         first = start[arrlen(start) - 2];
         *T = arrlast(start) - first;
@@ -47,7 +47,7 @@ static void count_traffic(const cli_report *r, const moe_ep_placement *p, const 
 {
     int32_t K = r->trace[r->shown].top_k, *slots = cli_alloc((size_t)T * (size_t)K, sizeof *slots);
     int64_t *counts = cli_alloc((size_t)r->E, sizeof *counts), *rows;
-    moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, r->setup->devices, r->setup->nodes);
+    moe_ep_layer_desc layer = cli_report_layer(r, cli_report_batch(r), r->setup->devices, r->setup->nodes);
     moe_ep_count_mode mode = layer.mode == MOE_EP_A2A_PAIR ? MOE_EP_COUNT_PAIRS : MOE_EP_COUNT_RANKS;
     moe_ep_error err;
     cli_check(moe_ep_expert_loads(ids, T * K, r->E, counts, NULL, &err), &err, "loads");
@@ -72,7 +72,7 @@ static void make_timeline(const cli_report *r, const moe_ep_placement *p, const 
     size_t D = (size_t)p->num_devices;
     int64_t *counts = cli_alloc((size_t)r->E, sizeof *counts), *rows, T = 0;
     int32_t *ids = step_ids(r, &T);
-    moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, r->setup->devices, r->setup->nodes);
+    moe_ep_layer_desc layer = cli_report_layer(r, cli_report_batch(r), r->setup->devices, r->setup->nodes);
     moe_ep_error err;
     out->traffic = cli_alloc(D * D, sizeof *out->traffic);
     out->device = cli_alloc(D, sizeof *out->device);

@@ -118,6 +118,27 @@ int64_t *cli_step_starts(const cli_trace *t)
     return start;
 }
 
+/* Whether the ids of all kept steps are kept, too. */
+static int kept_whole(const cli_trace *t)
+{
+    int64_t tokens = 0;
+    for (int32_t s = 0; t->step_tokens && s < t->kept_steps; s++) tokens += t->step_tokens[s];
+    return tokens == t->kept;
+}
+
+const char *cli_kept_ids(const cli_trace *t)
+{
+    const char *counted;
+    if (!t->ids || t->kept >= t->tokens) return "";
+    counted = cli_keep(cli_format("The first %s of %s tokens are counted", cli_count((double)t->kept),
+                                  cli_count((double)t->tokens)));
+    if (t->kept_steps < t->steps && kept_whole(t))
+        return cli_keep(cli_format("%s, those of the first %d of %s steps: of the others the ids are not kept.",
+                                   counted, t->kept_steps, cli_count(t->steps)));
+    return cli_keep(cli_format("%s: the ids of the others are not kept, %s at most are.", counted,
+                               cli_count(MAX_KEPT_IDS)));
+}
+
 void cli_append(cli_trace **list, cli_trace t, const cli_read_options *o)
 {
     if (o->experts > 0 && o->experts != t.experts && !t.inferred)

@@ -44,6 +44,9 @@ int64_t cli_recorded_step(const cli_trace *t, int32_t top_k);
  * Without recorded steps all tokens are one.  stb_ds. */
 int64_t *cli_step_starts(const cli_trace *t);
 
+/* How many tokens are counted of how many and why, where not all ids are kept: a sentence; "" = all are. */
+const char *cli_kept_ids(const cli_trace *t);
+
 /* Frees an stb_ds array of recordings. */
 void cli_traces_free(cli_trace *list);
 

@@ -56,6 +56,24 @@ static void settle_tokens(cli_report *r, cli_setup *s)
 
 /* ---- recordings -> steps --------------------------------------------------------------------- */
 
+static cli_window new_window(const cli_report *r, int64_t steps)
+{
+    cli_window w;
+    w.steps = (int32_t)steps;
+    w.loads = cli_alloc((size_t)steps * (size_t)r->L * (size_t)r->E, sizeof *w.loads);
+    w.tokens = cli_alloc((size_t)steps, sizeof *w.tokens);
+    w.recorded = cli_alloc((size_t)steps, sizeof *w.recorded);
+    return w;
+}
+
+void cli_window_free(cli_window *w)
+{
+    free(w->loads);
+    free(w->tokens);
+    free(w->recorded);
+    memset(w, 0, sizeof *w);
+}
+
 /* Steps of `tokens` tokens from kept ids, in order; what does not fill a step at the end is left out. */
 static cli_window cut_ids(const cli_report *r, const cli_trace *t, int64_t tokens)
 {
@@ -64,13 +82,13 @@ static cli_window cut_ids(const cli_report *r, const cli_trace *t, int64_t token
     int64_t steps = t->kept / tokens, *counts = cli_alloc(n, sizeof *counts);
     moe_ep_error err;
     if (steps > MAX_STEPS) steps = MAX_STEPS;
-    w.steps = (int32_t)steps;
-    w.loads = cli_alloc((size_t)steps * n, sizeof *w.loads);
+    w = new_window(r, steps);
     for (int64_t s = 0; s < steps; s++) {
         moe_ep_ids view =
             moe_ep_ids_tlk(t->ids + s * tokens * r->L * t->top_k, tokens, r->L, t->top_k, r->E);
         cli_check(moe_ep_layer_loads(&view, counts, NULL, &err), &err, t->path);
         for (size_t i = 0; i < n; i++) w.loads[(size_t)s * n + i] = (double)counts[i];
+        w.tokens[s] = w.recorded[s] = (double)tokens;
     }
     free(counts);
     return w;
@@ -83,57 +101,122 @@ static double total_of(const double *v, size_t n)
     return total;
 }
 
-int cli_report_as_recorded(const cli_report *r, const cli_trace *t, int64_t tokens)
+int cli_report_as_recorded(const cli_report *r, const cli_trace *t)
 {
     int64_t recorded = cli_recorded_step(t, r->K);
-    return r->setup->tokens == 0 && !r->rescaled && tokens == r->tokens && recorded > 0 &&
+    return r->setup->tokens == 0 && !r->rescaled && recorded > 0 &&
            recorded <= (int64_t)MOST_TOKENS * r->setup->devices;
+}
+
+int64_t cli_report_batch(const cli_report *r)
+{
+    return (int64_t)(r->batch + 0.5);
 }
 
 const char *cli_large_step(const cli_report *r)
 {
-    int64_t tokens = r->tokens / r->setup->devices;
+    int64_t tokens = cli_report_batch(r) / r->setup->devices;
     return tokens < NORMAL_KERNELS ? "" : cli_keep(cli_format(" of %s tokens per device", cli_count((double)tokens)));
 }
 
-/* Steps of a recording for a batch of `tokens`: as recorded, cut from ids, or scaled counts. */
-cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens)
+/* Tokens behind rows of all layers. */
+static double tokens_of(const cli_report *r, double rows)
 {
-    cli_window w;
+    return rows / r->L / r->K;
+}
+
+/* Every step as it was recorded. */
+static cli_window keep_steps(const cli_report *r, const cli_trace *t)
+{
+    cli_window w = new_window(r, t->kept_steps);
     size_t n = (size_t)r->L * (size_t)r->E;
-    int keep = cli_report_as_recorded(r, t, tokens);
-    if (t->ids && t->kept >= tokens && !keep) return cut_ids(r, t, tokens);
-    w.steps = t->kept_steps;
-    w.loads = cli_alloc((size_t)w.steps * n, sizeof *w.loads);
+    memcpy(w.loads, t->step_loads, (size_t)w.steps * n * sizeof *w.loads);
     for (int32_t s = 0; s < w.steps; s++) {
-        const double *from = t->step_loads + (size_t)s * n;
-        double rows = total_of(from, n),
-               factor = rows > 0.0 && !keep ? (double)tokens * r->K * r->L / rows : 1.0;
-        for (size_t i = 0; i < n; i++) w.loads[(size_t)s * n + i] = from[i] * factor;
+        w.recorded[s] = tokens_of(r, total_of(w.loads + (size_t)s * n, n));
+        w.tokens[s] = t->step_tokens ? (double)t->step_tokens[s] : w.recorded[s];
     }
     return w;
 }
 
-static void append_window(const cli_report *r, cli_window *to, const cli_window *from)
+/* Whether so many tokens are a whole step; counts of a file may be rounded. */
+static int fills(double recorded, int64_t tokens)
+{
+    return recorded >= (1.0 - 1e-6) * (double)tokens;
+}
+
+/* Whether the steps hold parts of a whole instead of counts: those have no tokens to join. */
+static int are_shares(const cli_report *r, const cli_trace *t)
 {
     size_t n = (size_t)r->L * (size_t)r->E;
-    double *both = cli_alloc((size_t)(to->steps + from->steps) * n, sizeof *both);
-    if (to->steps > 0) memcpy(both, to->loads, (size_t)to->steps * n * sizeof *both);
-    memcpy(both + (size_t)to->steps * n, from->loads, (size_t)from->steps * n * sizeof *both);
-    free(to->loads);
-    to->loads = both;
-    to->steps += from->steps;
+    if (tokens_of(r, total_of(t->loads, n)) > 1.001 * t->steps) return 0;
+    for (size_t i = 0; i < (size_t)t->kept_steps * n; i++)
+        if (t->step_loads[i] > 0.0 && t->step_loads[i] < 1.0) return 1;
+    return 0;
+}
+
+/* Steps of `tokens` tokens from loads, without their ids: recorded steps are joined in order until they hold so many,
+ * and the sum is scaled.  One small step scaled would be as uneven as few tokens are.  What does not fill a step at the
+ * end is left out; where nothing fills one, the whole recording is one. */
+static cli_window join_steps(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    cli_window w = new_window(r, t->kept_steps > 0 ? t->kept_steps : 1);
+    size_t n = (size_t)r->L * (size_t)r->E;
+    int32_t at = 0;
+    int shares = are_shares(r, t);
+    for (int32_t s = 0; s < t->kept_steps; s++) {
+        double *sum = w.loads + (size_t)at * n;
+        for (size_t i = 0; i < n; i++) sum[i] += t->step_loads[(size_t)s * n + i];
+        w.recorded[at] = tokens_of(r, total_of(sum, n));
+        at += shares || fills(w.recorded[at], tokens);
+    }
+    if (at == 0) {
+        memcpy(w.loads, t->loads, n * sizeof *w.loads);
+        w.recorded[at++] = tokens_of(r, total_of(t->loads, n));
+    }
+    w.steps = at;
+    for (int32_t s = 0; s < w.steps; s++) {
+        double factor = w.recorded[s] > 0.0 ? (double)tokens / w.recorded[s] : 1.0;
+        for (size_t i = 0; i < n; i++) w.loads[(size_t)s * n + i] *= factor;
+        w.tokens[s] = (double)tokens;
+    }
+    return w;
+}
+
+cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    if (tokens == 0 && cli_report_as_recorded(r, t)) return keep_steps(r, t);
+    if (tokens == 0) tokens = r->tokens;
+    return t->ids && t->kept >= tokens ? cut_ids(r, t, tokens) : join_steps(r, t, tokens);
+}
+
+/* Steps of a window to the place `at` of another one. */
+static void copy_steps(const cli_report *r, cli_window *to, int32_t at, const cli_window *from, int32_t first,
+                       int32_t count)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    if (count == 0) return;
+    memcpy(to->loads + (size_t)at * n, from->loads + (size_t)first * n, (size_t)count * n * sizeof *to->loads);
+    memcpy(to->tokens + at, from->tokens + first, (size_t)count * sizeof *to->tokens);
+    memcpy(to->recorded + at, from->recorded + first, (size_t)count * sizeof *to->recorded);
+}
+
+static void append_window(const cli_report *r, cli_window *to, const cli_window *from)
+{
+    cli_window both = new_window(r, to->steps + from->steps);
+    copy_steps(r, &both, 0, to, 0, to->steps);
+    copy_steps(r, &both, to->steps, from, 0, from->steps);
+    cli_window_free(to);
+    *to = both;
 }
 
 static cli_window part_of(const cli_report *r, const cli_window *w, int32_t first, int32_t count)
 {
-    size_t n = (size_t)r->L * (size_t)r->E;
-    cli_window part = {count, cli_alloc((size_t)count * n, sizeof(double))};
-    memcpy(part.loads, w->loads + (size_t)first * n, (size_t)count * n * sizeof *part.loads);
+    cli_window part = new_window(r, count);
+    copy_steps(r, &part, 0, w, first, count);
     return part;
 }
 
-/* Window A to plan on and window B to judge on, for steps of `tokens`. */
+/* Window A to plan on and window B to judge on; tokens as in cli_report_window. */
 static void make_windows(const cli_report *r, int64_t tokens, cli_window *plan, cli_window *judge)
 {
     cli_window all = cli_report_window(r, &r->trace[0], tokens);
@@ -143,7 +226,7 @@ static void make_windows(const cli_report *r, int64_t tokens, cli_window *plan, 
         for (int i = 1; i < r->traces; i++) {
             cli_window w = cli_report_window(r, &r->trace[i], tokens);
             append_window(r, judge, &w);
-            free(w.loads);
+            cli_window_free(&w);
         }
         return;
     }
@@ -154,7 +237,7 @@ static void make_windows(const cli_report *r, int64_t tokens, cli_window *plan, 
     }
     *plan = part_of(r, &all, 0, all.steps / 2);
     *judge = part_of(r, &all, all.steps / 2, all.steps - all.steps / 2);
-    free(all.loads);
+    cli_window_free(&all);
 }
 
 static double *mean_of(const cli_report *r, const cli_window *w)
@@ -167,21 +250,45 @@ static double *mean_of(const cli_report *r, const cli_window *w)
 }
 
 /* Tokens behind the loads of a window: what the luck of the draw is measured by. */
-static int64_t shown_tokens(const cli_report *r, const cli_trace *t, const cli_window *w)
+static int64_t shown_tokens(const cli_window *w)
 {
-    size_t n = (size_t)r->L * (size_t)r->E;
-    int64_t tokens;
-    int keep = cli_report_as_recorded(r, t, r->tokens);
-    if (t->ids && t->kept >= r->tokens && !keep) return w->steps * r->tokens;
-    tokens = (int64_t)((keep ? total_of(w->loads, (size_t)w->steps * n) : total_of(t->loads, n)) / r->L / r->K + 0.5);
+    int64_t tokens = (int64_t)(total_of(w->recorded, (size_t)w->steps) + 0.5);
     return tokens < 1 ? 1 : tokens;
 }
 
 static int32_t recorded_steps(const cli_report *r)
 {
-    cli_window all = cli_report_window(r, &r->trace[0], r->tokens);
-    free(all.loads);
-    return all.steps;
+    cli_window all = cli_report_window(r, &r->trace[0], 0);
+    int32_t steps = all.steps;
+    cli_window_free(&all);
+    return steps;
+}
+
+/* How a recording came to steps of so many tokens: 1 = its own were joined, 2 = all of it is less than one, else 0.  Of
+ * a sum of counts nobody knows how many steps are in it. */
+static int how_joined(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    cli_window w;
+    int how;
+    if ((t->ids && t->kept >= tokens) || (!t->ids && t->steps == 1) || are_shares(r, t)) return 0;
+    w = cli_report_window(r, t, tokens);
+    how = !fills(w.recorded[0], tokens) ? 2 : w.steps < t->kept_steps;
+    cli_window_free(&w);
+    return how;
+}
+
+/* What was made of steps that are too small for what was asked. */
+static void note_joined(const cli_report *r, const cli_trace *t, cli_setup *s)
+{
+    int how = cli_report_as_recorded(r, t) ? 0 : how_joined(r, t, r->tokens);
+    double all = tokens_of(r, total_of(t->loads, (size_t)r->L * (size_t)r->E));
+    if (how == 1)
+        cli_note(s, "%s: recorded steps are joined in order until they hold %s tokens.", t->name,
+                 cli_count((double)r->tokens));
+    if (how == 2)
+        cli_note(s, "%s holds %s tokens in all, less than one step of %s: its sum is taken once and scaled, and stays "
+                    "as uneven as so few tokens are.", t->name, cli_count(floor(all + 0.5)),
+                 cli_count((double)r->tokens));
 }
 
 /* Whether two recordings have the same loads in every layer and expert, up to one factor (to six digits, for files that
@@ -234,9 +341,13 @@ static void describe_windows(cli_report *r, cli_setup *s)
         if (t->kept_steps < t->steps)
             cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
                      t->kept_steps, cli_count(t->steps));
-        if (i > 0 && recorded != r->tokens && cli_report_as_recorded(r, t, r->tokens))
+        if (i > 0 && recorded != r->tokens && cli_report_as_recorded(r, t))
             cli_note(s, "%s: steps as recorded, %s tokens on average.", t->name, cli_count((double)recorded));
+        note_joined(r, t, s);
     }
+    if (cli_report_batch(r) != r->tokens)
+        cli_note(s, "The judged steps hold %s tokens on average: times, tokens/s and kernels are those of such a step.",
+                 cli_count((double)cli_report_batch(r)));
     r->sums = !last->ids && last->steps == 1 && r->traces > 1;
     if (r->traces > 1) {
         char *names = cli_strdup(r->trace[1].name);
@@ -355,7 +466,7 @@ moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t 
 
 const char *cli_report_kernels(const cli_report *r)
 {
-    int normal = cli_report_layer(r, r->tokens, r->setup->devices, r->setup->nodes).high_throughput;
+    int normal = cli_report_layer(r, cli_report_batch(r), r->setup->devices, r->setup->nodes).high_throughput;
     return cli_kernels_name(normal ? CLI_KERNELS_NORMAL : CLI_KERNELS_LOW_LATENCY);
 }
 
@@ -420,7 +531,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
 
 static question main_question(const cli_report *r, int32_t slots)
 {
-    question q = {r->setup->devices, slots,    r->setup->nodes, r->tokens,
+    question q = {r->setup->devices, slots,    r->setup->nodes, cli_report_batch(r),
                   MOE_EP_PLACE_BEST, &r->plan, &r->judge};
     return q;
 }
@@ -468,7 +579,7 @@ static void pick_shown(cli_report *r)
     int32_t D = r->setup->devices;
     double worst = -1.0;
     for (int i = r->traces > 1; i < r->traces; i++) {
-        cli_window w = i > 0 ? cli_report_window(r, &r->trace[i], r->tokens)
+        cli_window w = i > 0 ? cli_report_window(r, &r->trace[i], 0)
                              : part_of(r, &r->judge, 0, r->judge.steps);
         double *mean = mean_of(r, &w), *devices = device_loads(r, &r->today, mean), total = 0.0,
                share;
@@ -479,12 +590,12 @@ static void pick_shown(cli_report *r)
             free(r->shown_loads);
             r->shown_loads = mean;
             r->shown = i;
-            r->shown_tokens = shown_tokens(r, &r->trace[i], &w);
+            r->shown_tokens = shown_tokens(&w);
         } else {
             free(mean);
         }
         free(devices);
-        free(w.loads);
+        cli_window_free(&w);
     }
 }
 
@@ -565,7 +676,7 @@ static moe_ep_regime todays_regime(const cli_report *r)
 {
     int64_t *counts = cli_alloc((size_t)r->E, sizeof *counts);
     int64_t *rows = cli_alloc((size_t)r->today.num_slots, sizeof *rows);
-    moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, r->setup->devices, r->setup->nodes);
+    moe_ep_layer_desc layer = cli_report_layer(r, cli_report_batch(r), r->setup->devices, r->setup->nodes);
     moe_ep_split_desc even;
     moe_ep_time_result time;
     moe_ep_error err;
@@ -604,7 +715,7 @@ static void look_at_shift(cli_report *r)
     r->shift = cli_alloc((size_t)r->traces, sizeof *r->shift);
     for (int i = 0; i < r->traces; i++) {
         cli_shift_row *s = &r->shift[i];
-        cli_window own = cli_report_window(r, &r->trace[i], r->tokens);
+        cli_window own = cli_report_window(r, &r->trace[i], 0);
         question q = main_question(r, r->slots);
         moe_ep_diagnosis d;
         s->name = r->trace[i].name;
@@ -635,7 +746,7 @@ static void look_at_shift(cli_report *r)
         (void)ask(r, &q, NULL, &d);
         s->own = d.imbalance_after;
         s->own_gain = d.gain;
-        free(own.loads);
+        cli_window_free(&own);
         cli_progress("judging", i + 1.0, r->traces);
     }
     for (int i = 0; i < r->traces; i++)
@@ -652,7 +763,7 @@ static void add_strategy(cli_report *r, const char *name, int32_t slots, double 
                       slots,
                       imbalance_after,
                       step_s,
-                      step_s > 0.0 ? (double)r->tokens / step_s : 0.0,
+                      step_s > 0.0 ? r->batch / step_s : 0.0,
                       (int)kind};
     arrput(r->strategy, s);
 }
@@ -735,45 +846,60 @@ static void count_copies(cli_report *r)
     free(fine);
 }
 
+/* tokens 0: the steps of the report. */
 static void what_if(cli_report *r, const char *name, int32_t devices, int32_t slots, int64_t tokens)
 {
     cli_window plan, judge;
     moe_ep_diagnosis d;
     int32_t per = r->setup->devices / r->setup->nodes;
-    question q = {devices, slots, (devices + per - 1) / per, tokens, MOE_EP_PLACE_BEST,
-                  &plan,   &judge};
+    question q = {devices, slots, (devices + per - 1) / per, tokens > 0 ? tokens : cli_report_batch(r),
+                  MOE_EP_PLACE_BEST, &plan, &judge};
     make_windows(r, tokens, &plan, &judge);
     (void)ask(r, &q, NULL, &d);
     cli_what_if w = {cli_strdup(name),   d.before_s,        d.after_s, d.gain,
                      d.imbalance_before, d.imbalance_after, d.verdict};
     arrput(r->what_if, w);
-    free(plan.loads);
-    free(judge.loads);
+    cli_window_free(&plan);
+    cli_window_free(&judge);
 }
 
-static void ask_what_if(cli_report *r)
+/* A batch that may be larger than what a recorded step, or all of a recording, holds: then that is said. */
+static void what_if_batch(cli_report *r, cli_setup *s, const char *kind, int64_t each)
+{
+    int64_t tokens = each * r->setup->devices;
+    int how = 0;
+    char *name;
+    if (tokens == cli_report_batch(r)) return;
+    name = cli_format("%s, %lld tokens per device", kind, (long long)each);
+    for (int i = 0; i < r->traces; i++) {
+        int one = how_joined(r, &r->trace[i], tokens);
+        if (one > how) how = one;
+    }
+    if (how > 0)
+        cli_note(s, "What if, %s: %s.", name,
+                 how == 1 ? "recorded steps are joined in order until they hold as many"
+                          : "a recording of fewer tokens than one such step is taken once and scaled, and stays as "
+                            "uneven as so few tokens are");
+    what_if(r, name, r->setup->devices, r->slots, tokens);
+    free(name);
+}
+
+static void ask_what_if(cli_report *r, cli_setup *s)
 {
     int32_t D = r->setup->devices, extra = r->slots - r->E;
-    char *name = cli_format("decode, %d tokens per device", DECODE_TOKENS);
-    what_if(r, r->slots > r->E ? "this report, with copies" : "this report", D, r->slots,
-            r->tokens);
-    if (r->tokens != (int64_t)DECODE_TOKENS * D)
-        what_if(r, name, D, r->slots, (int64_t)DECODE_TOKENS * D);
-    free(name);
-    name = cli_format("prefill, %d tokens per device", PREFILL_TOKENS);
-    if (r->tokens != (int64_t)PREFILL_TOKENS * D)
-        what_if(r, name, D, r->slots, (int64_t)PREFILL_TOKENS * D);
-    free(name);
+    char *name;
+    what_if(r, r->slots > r->E ? "this report, with copies" : "this report", D, r->slots, 0);
+    what_if_batch(r, s, "decode", DECODE_TOKENS);
+    what_if_batch(r, s, "prefill", PREFILL_TOKENS);
     if (D % 2 == 0 && D > 2 && (D / 2 <= D / r->setup->nodes || r->setup->nodes % 2 == 0)) {
         name = cli_format("%d devices, same step", D / 2);
-        what_if(r, name, D / 2, r->E + extra, r->tokens);
+        what_if(r, name, D / 2, r->E + extra, 0);
         free(name);
     }
     if (D * 2 <= r->E) {
         name = cli_format("%d devices, same step", D * 2);
         what_if(r, name, D * 2,
-                r->E + extra > r->E + 2 * D ? r->E + extra : r->E + (extra > 0 ? 2 * D : 0),
-                r->tokens);
+                r->E + extra > r->E + 2 * D ? r->E + extra : r->E + (extra > 0 ? 2 * D : 0), 0);
         free(name);
     }
 }
@@ -834,7 +960,7 @@ static void size_groups(cli_report *r)
 /* What the step times take for granted; see cli_report_layer. */
 static void note_timing(const cli_report *r, cli_setup *s)
 {
-    moe_ep_layer_desc layer = cli_report_layer(r, r->tokens, s->devices, s->nodes);
+    moe_ep_layer_desc layer = cli_report_layer(r, cli_report_batch(r), s->devices, s->nodes);
     const char *wire = layer.dispatch_wire == MOE_EP_WIRE_BF16 ? "bf16" : "FP8", *kernels = cli_report_kernels(r);
     char *which = s->kernels != CLI_KERNELS_AUTO
                       ? cli_format("%s kernels at every batch, as --kernels says", kernels)
@@ -866,7 +992,8 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
     settle_tokens(r, setup);
     r->slots = setup->slots;
     leave_out_equal(r, setup);
-    make_windows(r, r->tokens, &r->plan, &r->judge);
+    make_windows(r, 0, &r->plan, &r->judge);
+    r->batch = total_of(r->judge.tokens, (size_t)r->judge.steps) / r->judge.steps;
     describe_windows(r, setup);
     r->plan_loads = mean_of(r, &r->plan);
     r->expert_bytes = cli_expert_bytes(&setup->model);
@@ -886,7 +1013,7 @@ void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out
     look_at_shift(r);
     compare_strategies(r);
     count_copies(r);
-    ask_what_if(r);
+    ask_what_if(r, setup);
     sweep_batches(r);
     size_groups(r);
     cli_report_words(r);
@@ -917,12 +1044,14 @@ static void free_lists(cli_report *r)
 
 void cli_report_free(cli_report *r)
 {
-    void *list[] = {r->plan.loads,     r->judge.loads,    r->plan_loads, r->shown_loads, r->today_devices,
+    void *list[] = {r->plan_loads,     r->shown_loads,    r->today_devices,
                     r->one_devices,    r->copies_devices, r->layer,      r->worst,       r->curve,
                     r->headline,       r->verdict,        r->reason,     r->input_line,  r->judged_on,  r->equal,
                     r->memory[0],      r->memory[1],      r->memory[2],  r->left_out,
                     r->now.traffic,    r->now.device,     r->then.traffic, r->then.device};
     free_lists(r);
+    cli_window_free(&r->plan);
+    cli_window_free(&r->judge);
     free(r->shift);
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) free(list[i]);
 }

@@ -11,6 +11,8 @@
 typedef struct cli_window {
     int32_t steps;
     double *loads;             /* (steps, L, E) rows                                              */
+    double *tokens;            /* (steps) that they stand for                                     */
+    double *recorded;          /* (steps) tokens behind them: what luck there is in them           */
 } cli_window;
 
 typedef struct cli_layer_row {
@@ -69,7 +71,8 @@ typedef struct cli_report {
     cli_trace *trace;
     int traces;
     int32_t L, E, K;
-    int64_t tokens;             /* per step                                                        */
+    int64_t tokens;             /* per step of the first recording, and where steps are cut or scaled */
+    double batch;               /* tokens of a judged step, the mean: what times and rates are for */
     int prefill_sized;          /* 1: tokens is a guess, the size of a prefill step                */
     int rescaled;               /* 1: recorded steps too large for one step, scaled or cut to tokens */
     char *left_out;             /* layers without load                                             */
@@ -140,12 +143,15 @@ void cli_report_free(cli_report *r);
 /* Only the first part: shapes, windows, today's placement. */
 void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup);
 
-/* 1: for a batch of `tokens` the steps of this recording are taken as they were recorded. */
-int cli_report_as_recorded(const cli_report *r, const cli_trace *t, int64_t tokens);
+/* 1: the steps of this recording are taken as they were recorded. */
+int cli_report_as_recorded(const cli_report *r, const cli_trace *t);
+/* batch, rounded. */
+int64_t cli_report_batch(const cli_report *r);
 /* " of 4,096 tokens per device", behind "a step" where one is large; else empty. */
 const char *cli_large_step(const cli_report *r);
-/* Steps of one recording for a batch of `tokens`. */
+/* Steps of one recording: those of the report, or with `tokens` above 0 others of so many. */
 cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens);
+void cli_window_free(cli_window *w);
 /* Slots dealt evenly, nodes of neighbours. */
 moe_ep_shape cli_shape(int32_t devices, int32_t slots, int32_t nodes);
 /* An empty placement; *mem is its memory, to be freed. */

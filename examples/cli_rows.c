@@ -58,7 +58,7 @@ typedef struct recording {
     int64_t *kept;     /* stb_ds, sorted: the first steps                          */
     int64_t ids;       /* that are held                                            */
     int64_t skipped;   /* choices that were none                                   */
-    int64_t ids_end;   /* of the steps from here on none are held                  */
+    int64_t ids_last;  /* of the steps behind this one none are held               */
     int64_t asked_step, asked_count; /* the last answer of cli_rows_count          */
 } recording;
 
@@ -203,7 +203,7 @@ static recording *recording_of(cli_rows *r, const char *label)
     memset(&fresh, 0, sizeof fresh);
     fresh.label = cli_strdup(label);
     fresh.experts = -1;
-    fresh.ids_end = INT64_MAX;
+    fresh.ids_last = INT64_MAX;
     fresh.asked_step = -1;
     arrput(r->list, fresh);
     return &arrlast(r->list);
@@ -292,7 +292,7 @@ static void limit_ids(recording *q)
 {
     for (ptrdiff_t i = arrlen(q->kept); i-- > 0 && q->ids > MOST_IDS;) {
         drop_ids(q, q->kept[i]);
-        q->ids_end = q->kept[i];
+        q->ids_last = q->kept[i] - 1; /* steps count from 0 */
     }
 }
 
@@ -304,7 +304,7 @@ static void keep_row(recording *q, const cli_row *row)
         kept_row fresh = {key, cli_alloc((size_t)row->n + 1, sizeof(double)), NULL, row->n, row->tokens};
         hmputs(q->row, fresh);
         at = hmgeti(q->row, key);
-        if (row->ids && row->tokens > 0 && row->step < q->ids_end) {
+        if (row->ids && row->tokens > 0 && row->step <= q->ids_last) {
             q->row[at].ids = cli_alloc((size_t)(row->tokens * row->top_k), sizeof *row->ids);
             memcpy(q->row[at].ids, row->ids, (size_t)(row->tokens * row->top_k) * sizeof *row->ids);
             q->ids += row->tokens * row->top_k;
@@ -406,13 +406,13 @@ static void ids_to_trace(cli_trace *t, recording *q, const int64_t *layers, int 
         key.step = q->kept[s];
         t->step_tokens[s] = hmgetp(q->row, key)->tokens;
     }
-    for (int64_t s = 0; s < t->kept_steps && q->kept[s] < q->ids_end; s++) {
+    for (int64_t s = 0; s < t->kept_steps && q->kept[s] <= q->ids_last; s++) {
         key.step = q->kept[s];
         t->kept += hmgetp(q->row, key)->tokens;
     }
     if (t->kept == 0) return;
     t->ids = cli_alloc((size_t)(t->kept * L * K), sizeof *t->ids);
-    for (int64_t s = 0; s < t->kept_steps && q->kept[s] < q->ids_end; s++) {
+    for (int64_t s = 0; s < t->kept_steps && q->kept[s] <= q->ids_last; s++) {
         for (int64_t l = 0; l < L; l++) {
             const kept_row *row;
             key.step = q->kept[s];

@@ -222,13 +222,14 @@ static void write_lines(cli_report *r)
     const cli_trace *t = &r->trace[0];
     const cli_layer_row *hot = &r->layer[r->hot];
     const moe_ep_diagnosis *d = r->chosen;
+    int64_t batch = cli_report_batch(r);
     moe_ep_balance_result b;
     moe_ep_error err;
     cli_check(
         moe_ep_balance_d(r->shown_loads + (size_t)r->hot * (size_t)r->E, r->E, &b, NULL, &err),
         &err, "balance");
     add_line(
-        r, "loads", cli_format("%s rows in %d layers", cli_count(rows_of(r, t)), r->L),
+        r, "loads", cli_format("%s rows in %d layer%s", cli_count(rows_of(r, t)), r->L, r->L == 1 ? "" : "s"),
         cli_format(
             "%s, %d experts, top-%d%s%s", t->name, r->E, r->K,
             t->skipped > 0
@@ -264,11 +265,12 @@ static void write_lines(cli_report *r)
                                            : ""));
     add_line(r, "step time",
              cli_format("%s -> %s", cli_seconds(d->before_s), cli_seconds(d->after_s)),
-             cli_format("predicted, %s on %s, %s tokens; balanced %s%s", s->model.name,
-                        s->machine.name, cli_count((double)r->tokens), cli_seconds(d->balanced_s),
+             cli_format("predicted, %s on %s, %s token%s; balanced %s%s", s->model.name,
+                        s->machine.name, cli_count((double)batch), batch == 1 ? "" : "s",
+                        cli_seconds(d->balanced_s),
                         r->prefill_sized ? cli_keep(cli_format("; %s tokens per device is prefill-sized; for "
                                                                "decode give --tokens",
-                                                               cli_count((double)r->tokens / s->devices)))
+                                                               cli_count((double)batch / s->devices)))
                                          : ""));
     add_line(r, "switching",
              cli_format("%s moves, %s", cli_count((double)d->moves), cli_bytes(d->move_bytes)),
@@ -409,6 +411,20 @@ static void next_change(cli_report *r, const char *input, const char *shape)
     free(redundant);
 }
 
+/* What else the report was asked for: the steps and what they are judged by. */
+static char *judge_args(const cli_setup *s)
+{
+    moe_ep_diagnose_desc d;
+    char *tokens = s->tokens > 0 ? cli_format(" --tokens %lld", (long long)s->tokens) : cli_strdup(""), *gain, *text;
+    memset(&d, 0, sizeof d);
+    moe_ep_diagnose_thresholds(&d);
+    gain = s->min_gain != d.min_gain ? cli_format(" --min-gain %.15g", s->min_gain) : cli_strdup("");
+    text = cli_format("%s%s%s", s->round_robin ? " --round-robin" : "", tokens, gain);
+    free(tokens);
+    free(gain);
+    return text;
+}
+
 static void write_next(cli_report *r)
 {
     const cli_setup *s = r->setup;
@@ -416,9 +432,10 @@ static void write_next(cli_report *r)
     char *machine = cli_shell_word(s->machine.name);
     char *map = s->map ? cli_shell_word(s->map->path) : NULL;
     char *nodes = s->nodes_given ? nodes_args(s) : cli_strdup("");
-    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s --machine %s%s", input,
+    char *judge = judge_args(s);
+    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s --machine %s%s%s", input,
                               s->devices, r->slots, nodes, map ? " --current " : "", map ? map : "", model, machine,
-                              cli_kernels_args(s));
+                              cli_kernels_args(s), judge);
     if (r->self_judged)
         add_next(r, cli_strdup("Judge the plan on a second recording, NEW:"), cli_strdup(report));
     if (r->recommend)
@@ -429,6 +446,7 @@ static void write_next(cli_report *r)
                             "NEW:"),
                  cli_strdup(report));
     free(report);
+    free(judge);
     free(nodes);
     free(map);
     free(machine);
@@ -440,6 +458,7 @@ static void write_next(cli_report *r)
 static void write_input_line(cli_report *r)
 {
     const cli_setup *s = r->setup;
+    int64_t batch = cli_report_batch(r);
     char *names = cli_strdup(r->trace[0].name);
     if (r->traces > 1) {
         char *more = cli_format("%s (planned on), %s (judged on)", names, r->judged_on);
@@ -447,11 +466,11 @@ static void write_input_line(cli_report *r)
         names = more;
     }
     r->input_line = cli_format(
-        "%s \xc2\xb7 %d MoE layers%s%s%s \xc2\xb7 %d experts, top-%d \xc2\xb7 %d devices, %d "
-        "slots, %d node%s \xc2\xb7 %s tokens per step \xc2\xb7 %s on %s",
-        names, r->L, *r->left_out ? " (without load and left out: " : "", r->left_out,
+        "%s \xc2\xb7 %d MoE layer%s%s%s%s \xc2\xb7 %d experts, top-%d \xc2\xb7 %d devices, %d "
+        "slots, %d node%s \xc2\xb7 %s token%s per step \xc2\xb7 %s on %s",
+        names, r->L, r->L == 1 ? "" : "s", *r->left_out ? " (without load and left out: " : "", r->left_out,
         *r->left_out ? ")" : "", r->E, r->K, s->devices, r->slots, s->nodes,
-        s->nodes == 1 ? "" : "s", cli_count((double)r->tokens), s->model.name, s->machine.name);
+        s->nodes == 1 ? "" : "s", cli_count((double)batch), batch == 1 ? "" : "s", s->model.name, s->machine.name);
     free(names);
 }
 

@@ -114,6 +114,33 @@ works "what is not kept is said" "The first 512 of 600 tokens are counted" "$(
     awk 'BEGIN { for (s = 0; s < 600; s++) printf "{\"step\": %d, \"ids\": [[%d]]}\n", s, s % 4 }' \
         >"$tmp/long.jsonl"
     echo "$tmp/long.jsonl")"
+# 512 steps of a token, then 88 of nine: of 1,304 tokens the ids of 512 are kept.
+awk 'BEGIN { for (s = 0; s < 600; s++) { printf "{\"step\": %d, \"ids\": [[0]", s
+    for (t = 1; t < (s < 512 ? 1 : 9); t++) printf ", [%d]", t % 4; print "]}" } }' >"$tmp/grows.jsonl"
+works "a headline of what is counted" "of the rows of the first 512 of 1,304 tokens" "$tmp/grows.jsonl"
+tr '\n' ' ' <"$tmp/out" | grep -qF "The first 512 of 1,304 tokens are counted, those of the first 512 of 600 steps: \
+of the others the ids are not kept."
+result $? "and why" "$tmp/out"
+works "in JSON" '"counted": "The first 512 of 1,304 tokens' "$tmp/grows.jsonl" --json
+refuses "--tokens above what is kept" "grows.jsonl holds 1,304, the ids of the first 512 are kept" "$tmp/grows.jsonl" \
+    --tokens 1000
+refuses "--tokens above what there is" "two.jsonl holds 9" "$tmp/two.jsonl" --tokens 10
+works "everything is all rows" "of all rows; " "$tmp/two.jsonl"
+! grep -q "are counted" "$tmp/out"
+result $? "and needs no reason" "$tmp/out"
+"$cli" traffic "$tmp/grows.jsonl" --devices 2 --hidden 64 --json >"$tmp/out" 2>"$tmp/why"
+grep -qF "those of the first 512 of 600 steps: of the others" "$tmp/why"
+result $? "traffic says it, too" "$tmp/why"
+# One row more than fits in each step.
+for step in 0 9223372036854775806; do
+    printf '{"step": %s, "ids": [[0, 1], [0, 2]]}\n' $step 9223372036854775807 >"$tmp/last.jsonl"
+    works "the last step number after $step" '"rows_dropped": 2.0' "$tmp/last.jsonl" --capacity 1 --json
+    grep -qF '"steps": 2' "$tmp/out" && grep -qF '"rows": 8.0' "$tmp/out"
+    result $? "both steps with their ids" "$tmp/out"
+done
+printf '{"step": 9223372036854775807, "ids": [[0, 1], [0, 2]]}\n' >"$tmp/last.jsonl"
+works "the last step number alone" '"rows_dropped": 1.0' "$tmp/last.jsonl" --capacity 1 --json
+works "a capacity of one" "A capacity of 1 row drops 25.00 % of all rows" "$tmp/last.jsonl" --capacity 1
 ids=$data/prose_topk_ids.npy weights=$data/prose_topk_weights.npy
 works "the recording with its weights" "15.18 % when the largest weights come first" $ids --weights $weights
 works "without weights two orders" "tokens_hit_choice" $ids --format csv
@@ -135,4 +162,4 @@ refuses "more tokens than there are" "holds 4,096" $ids --tokens 5000
 refuses "no capacity" "--capacity 0" $ids --capacity 0
 refuses "a page" "writes no page" $ids --format html
 refuses "a picture" "has none" $ids --format svg
-finish 33
+finish 47

@@ -711,6 +711,131 @@ works "tokens of a small batch" report $data/prose_topk_ids.npy --devices 8 --to
 ! head -n 2 "$tmp/out" | grep -qF "tokens per device"
 result $? "are not" "$tmp/out"
 
+# ---- times, rates and kernels are those of the judged steps ----
+# steps FILE ids|counts T...: a step of so many tokens each, one layer, top-2 of 16; small steps leave two experts out,
+# for recordings with the same loads are not judged on
+steps() {
+    to=$1 form=$2
+    shift 2
+    echo "$*" | tr ' ' '\n' | awk -v form="$form" '{
+        for (e = 0; e < 16; e++) n[e] = 0
+        printf "{\"step\": %d, \"layer\": 0, \"%s\": [", NR - 1, form
+        for (t = 0; t < $1; t++) {
+            a = 2 * t % ($1 < 100 ? 14 : 16)
+            if (form == "ids") printf "%s[%d, %d]", t ? ", " : "", a, a + 1
+            n[a]++; n[a + 1]++
+        }
+        for (e = 0; e < 16 && form == "counts"; e++) printf "%s%d", e ? ", " : "", n[e]
+        print "]}"
+    }' >"$to"
+}
+rates() { # rates TOKENS: every strategy of the report in $tmp/out delivers so many tokens in a step
+    awk -v want="$1" '/"step_s":/ { step = $2 + 0 }
+        /"tokens_per_s":/ { n++; x = step * $2 - want; if (x > 1e-6 * want || x < -1e-6 * want) bad = 1 }
+        END { exit !(n >= 5 && !bad) }' "$tmp/out"
+}
+for form in ids counts; do
+    steps "$tmp/large.jsonl" $form 400 400 400 400
+    steps "$tmp/little.jsonl" $form 16 16 16 16
+    steps "$tmp/falls.jsonl" $form 400 400 400 400 16 16 16 16
+    steps "$tmp/odd.jsonl" $form 400 400 400 400 8 16 24 10 # the judged ones 14.5 on average
+    for case in "large.jsonl $tmp/little.jsonl:16:16" "little.jsonl $tmp/large.jsonl:400:400" falls.jsonl:16:16 \
+        odd.jsonl:14.5:15; do
+        files=${case%%:*} shown=${case##*:} mean=${case#*:}
+        # shellcheck disable=SC2086
+        works "$form: ${files%%.*}" report "$tmp"/$files $as --json
+        rates "${mean%:*}" && grep -qF "\"tokens_per_step\": $shown," "$tmp/out"
+        result $? "tokens/s are ${mean%:*} by the time of a judged step" "$tmp/out"
+        # shellcheck disable=SC2086
+        works "$form: in words" report "$tmp"/$files $as
+        grep -qE "on h100, $shown tokens; bal" "$tmp/squeezed" &&
+            grep -qF "The judged steps hold $shown tokens on average" "$tmp/squeezed"
+        result $? "the time names its tokens" "$tmp/squeezed"
+    done
+    steps "$tmp/large.jsonl" $form 4096 4096 4096 4096
+    steps "$tmp/little.jsonl" $form 64 64 64 64
+    for case in large:little:low-latency little:large:normal; do
+        two=${case%:*} kernels=${case##*:}
+        for command in report "diagnose --min-steps 1"; do
+            # shellcheck disable=SC2086
+            works "$form: $command, $two" $command "$tmp/${two%:*}.jsonl" "$tmp/${two#*:}.jsonl" $as
+            has "takes the kernels of what is judged" "kernels from 512 tokens per device on, low-latency kernels \
+below: here $kernels;" "$tmp/squeezed"
+            # shellcheck disable=SC2086
+            works "$form: $command, $two, JSON" $command "$tmp/${two%:*}.jsonl" "$tmp/${two#*:}.jsonl" $as --json
+            has "the same" "\"kernels\": \"$kernels\"" "$tmp/out"
+        done
+    done
+done
+# A headline that saves something: all rows on the first of two devices.
+hot() { # hot TOKENS
+    awk -v T="$1" 'BEGIN { for (s = 0; s < 4; s++)
+        printf "{\"step\": %d, \"layer\": 0, \"counts\": [%d, %d, 0, 0]}\n", s, T, T }'
+}
+hot 4096 >"$tmp/large.jsonl" && hot 64 >"$tmp/little.jsonl" && hot 4095 | sed 's/, 0, 0/, 1, 1/' >"$tmp/large2.jsonl"
+sed 's/, 0, 0/, 1, 1/' "$tmp/little.jsonl" >"$tmp/little2.jsonl"
+as='--devices 2 --experts 4 --topk 2 --model mixtral-8x7b'
+for command in report diagnose; do
+    # shellcheck disable=SC2086
+    works "$command: judged on small steps" $command "$tmp/large.jsonl" "$tmp/little2.jsonl" $as
+    ! head -n 2 "$tmp/out" | grep -qF "tokens per device"
+    result $? "the headline names no large one" "$tmp/out"
+    # shellcheck disable=SC2086
+    works "$command: judged on large steps" $command "$tmp/little.jsonl" "$tmp/large2.jsonl" $as
+    has "the headline names them" " of a step of 2,048 tokens per device" "$tmp/squeezed"
+done
+
+# ---- batches larger than a recorded step: joined ----
+# 40 steps of 32 tokens, all on one device, the next one in every step: any four in a row are even, five are 1.6.
+as='--devices 4 --experts 16 --topk 2'
+[ "$(routing 40 1 even)" = 4.000000 ]
+result $? "steps that are uneven one by one"
+case_of() { # case_of NAME: max/mean today in a what-if row
+    awk -v name="\"$1" 'index($0, name) { on = 1 } on && /"imbalance_before"/ { printf "%.6f\n", $2; exit }' "$tmp/out"
+}
+for form in ids counts; do
+    for case in 160:1.600000 128:1.000000 16384:1.000000 32:4.000000; do
+        for command in report diagnose; do
+            # shellcheck disable=SC2086
+            works "$command $form --tokens ${case%:*}" $command "$tmp/$form.jsonl" $as --tokens "${case%:*}" --json
+            [ "$(before "$tmp/out")" = "${case#*:}" ]
+            result $? "is max/mean ${case#*:}" "$tmp/out"
+        done
+    done
+    # shellcheck disable=SC2086
+    works "$form: what if" report "$tmp/$form.jsonl" $as --json
+    [ "$(case_of 'decode, 128')" = 1.000000 ] && [ "$(case_of 'prefill, 4096')" = 1.000000 ]
+    result $? "larger batches of a router that is even are even" "$tmp/out"
+    has "what there is too little of is said" "What if, prefill, 4096 tokens per device: a recording of fewer tokens \
+than one such step is taken once and scaled" "$tmp/out"
+    # shellcheck disable=SC2086
+    works "$form: less than one step" diagnose "$tmp/$form.jsonl" $as --tokens 16384
+    has "is said" "$form holds 1,280 tokens in all, less than one step of 16,384: its sum is taken once" "$tmp/squeezed"
+done
+# shellcheck disable=SC2086
+works "counts of several steps" report "$tmp/counts.jsonl" $as --tokens 128
+has "are joined, which is said" "counts: recorded steps are joined in order until they hold 128 tokens." "$tmp/squeezed"
+has "and leave ten" "first half of the recording (5 steps), judged on the second (5 steps)" "$tmp/squeezed"
+awk 'BEGIN { for (s = 0; s < 8; s++)
+    printf "{\"step\": %d, \"layer\": 0, \"counts\": [0.5, 0.25, 0.125, 0.125]}\n", s }' >"$tmp/shares.jsonl"
+works "shares instead of counts" report "$tmp/shares.jsonl" --devices 2 --topk 1 --tokens 512
+has "are no tokens to join" "first half of the recording (4 steps), judged on the second (4 steps)" "$tmp/squeezed"
+
+# ---- the command for the next report ----
+for options in '--tokens 64 --min-gain 0.25' '--round-robin --tokens 160' '--min-gain 0.375'; do
+    # shellcheck disable=SC2086
+    works "report $options" report "$tmp/counts.jsonl" $as $options
+    has "its next command has them" " --machine h100 $options" "$tmp/squeezed"
+done
+# shellcheck disable=SC2086
+works "a report without them" report "$tmp/counts.jsonl" $as
+! grep -qE -e 'NEW .*--(tokens|min-gain|round-robin)' "$tmp/out"
+result $? "its next command has none of them" "$tmp/squeezed"
+steps "$tmp/single.jsonl" ids 1 1 1 1
+works "steps of one token" report "$tmp/single.jsonl" --devices 4
+has "one token, one layer" "8 rows in 1 layer " "$tmp/squeezed"
+has "and a time for it" "on h100, 1 token; balanced" "$tmp/squeezed"
+
 # ---- the forms of the report ----
 works "--format csv" report $data/sglang_counts.json --devices 8 --format csv
 [ "$(wc -l <"$tmp/out")" = 5 ] && grep -q '^layer,experts_max_over_mean,' "$tmp/out" && grep -q '^3,3.23633,' "$tmp/out"
@@ -739,4 +864,4 @@ has "an object" '"headline"' "$tmp/out"
 works "--format text" report $data/sglang_counts.json --devices 8 --format text
 refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
 refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
-finish 180
+finish 300

@@ -2138,38 +2138,47 @@ static double misses(int n, int b, int K)
 }
 
 /* Every choice of groups and every device, one by one. */
+static void check_blocks(int G, int size, int M, int K, int D)
+{
+    int drawn, ways = 0, i, e;
+    double sum = 0;
+    moe_ep_expect_desc d;
+    moe_ep_expect_result r;
+    memset(&d, 0, sizeof d);
+    d.tokens = 1;
+    d.num_experts = G * size;
+    d.top_k = K;
+    d.num_devices = D;
+    d.num_groups = G;
+    d.top_groups = M;
+    CHECK_I64(moe_ep_expect(&d, &r, NULL), MOE_EP_OK);
+    for (drawn = 0; drawn < 1 << G; drawn++) {
+        for (i = e = 0; i < G; i++) e += drawn >> i & 1;
+        if (e != M) continue;
+        ways++;
+        for (i = 0; i < D; i++) {
+            int inside = 0;
+            for (e = G * size * i / D; e < G * size * (i + 1) / D; e++) inside += drawn >> (e / size) & 1;
+            sum += 1 - misses(M * size, inside, K);
+        }
+    }
+    CHECK_NEAR(r.distinct_devices, sum / ways, 1e-11, 1e-11);
+}
+
 TEST(blocks_and_groups_one_by_one)
 {
     uint64_t s = t_seed + 40;
-    int round;
-    for (round = 0; round < 2000; round++) {
-        int G = 1 + (int)t_below(&s, 7), size = 1 + (int)t_below(&s, 7), M = 1 + (int)t_below(&s, (uint64_t)G);
-        int K = 1 + (int)t_below(&s, (uint64_t)(M * size)), D = 1 + (int)t_below(&s, (uint64_t)(2 * G * size));
-        int drawn, ways = 0, i, e;
-        double sum = 0;
-        moe_ep_expect_desc d;
-        moe_ep_expect_result r;
-        memset(&d, 0, sizeof d);
-        d.tokens = 1;
-        d.num_experts = G * size;
-        d.top_k = K;
-        d.num_devices = D;
-        d.num_groups = G;
-        d.top_groups = M;
-        CHECK_I64(moe_ep_expect(&d, &r, NULL), MOE_EP_OK);
-        for (drawn = 0; drawn < 1 << G; drawn++) {
-            for (i = e = 0; i < G; i++) e += drawn >> i & 1;
-            if (e != M) continue;
-            ways++;
-            for (i = 0; i < D; i++) {
-                int inside = 0;
-                for (e = G * size * i / D; e < G * size * (i + 1) / D; e++) inside += drawn >> (e / size) & 1;
-                sum += 1 - misses(M * size, inside, K);
-            }
-        }
-        CHECK_NEAR(r.distinct_devices, sum / ways, 1e-11, 1e-11);
-        if (t_failed_here) return;
+    int round, G, size, M, K, D;
+    for (round = 0; round < 2000 && !t_failed_here; round++) {
+        G = 1 + (int)t_below(&s, 7), size = 1 + (int)t_below(&s, 7), M = 1 + (int)t_below(&s, (uint64_t)G);
+        K = 1 + (int)t_below(&s, (uint64_t)(M * size)), D = 1 + (int)t_below(&s, (uint64_t)(2 * G * size));
+        check_blocks(G, size, M, K, D);
     }
+    for (G = 2; G <= 7; G++) /* devices with parts of two groups and whole ones between them */
+        for (size = 1; size <= 7; size += 1 + (t_slow() > 1))
+            for (M = 1; M < G; M++)
+                for (K = 1; K <= 2 && K <= M * size; K++)
+                    for (D = 2; D <= G && !t_failed_here; D++) check_blocks(G, size, M, K, D);
 }
 
 /* As many devices as there can be, and as many groups, are counted at once; beyond that they are refused. */
