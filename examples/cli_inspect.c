@@ -1,6 +1,8 @@
 /* cli_inspect.c - moe-ep inspect: does a model fit, is it legal, expert or tensor parallelism?  From numbers alone.
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_inspect.h"
+
 #include "cli_answer.h"
 #include "cli_commands.h"
 
@@ -19,6 +21,7 @@ static const char inspect_help[] =
     "                    model without a name, or instead of the model's\n"
     "  --shared N        shared experts   --dense-layers N   without experts   --dense-intermediate I   --vocab V\n"
     "  --attention-params N   weights of a layer's attention   --kv-elems N   cache elements per token and layer\n"
+    "  --kv-heads N      heads over which --tp shares these (from the model; 1 = whole on each device, as MLA's)\n"
     "  --weights NAME    bf16, f16, f32, fp8, int8, mxfp4 or nvfp4; the last two of experts, the rest is bf16\n"
     "  --devices D       --nodes N   devices in all, nodes they are on\n"
     "  --ep N            devices that share the experts (all)\n"
@@ -30,31 +33,10 @@ static const char inspect_help[] =
     "  --exit-code       exit code 3 when it is not legal or does not fit; 0 without\n"
     "  --json            --width W   --ascii   --color auto|always|never\n";
 
-enum { O_WEIGHTS = 256, O_UNEVEN, O_EXIT, O_NUMBER, MOST_REASONS = 16 /* there are ten */, MOST_DEVICES = 65536 };
+enum { O_WEIGHTS = 256, O_UNEVEN, O_EXIT, O_NUMBER, MOST_DEVICES = 65536 };
 
-typedef struct inspect {
-    cli_setup setup;
-    moe_ep_model given;   /* instead of the model's; -1 = not given, and num_layers are the dense ones */
-    const char *weights;  /* NULL = as published, or bf16                                              */
-    int32_t ep, tp, dp, redundant; /* redundant -1 = not given, until it is settled                    */
-    int32_t ep_nodes;     /* nodes that ep devices are on                                              */
-    int64_t tokens;       /* per device                                                                */
-    double memory_bytes, reserve_bytes;
-    int uneven, exit_code, normal; /* normal: the kernels                                              */
-
-    moe_ep_params_result params;
-    moe_ep_memory_result memory;
-    int32_t smallest_ep;  /* 0 = none fits                                                             */
-    moe_ep_reason reason[MOST_REASONS];
-    int32_t reasons;
-    int legal;
-    moe_ep_ep_vs_tp_result against;
-    const char *not_compared; /* why there is no `against`; NULL = there is                            */
-    const char *headline, *why;
-} inspect;
-
-#define GIVEN(field) offsetof(inspect, given.field)
-#define FIELD(field) offsetof(inspect, field)
+#define GIVEN(field) offsetof(cli_inspect, given.field)
+#define FIELD(field) offsetof(cli_inspect, field)
 enum { SHAPES_NEEDED = 5, SHAPES = 10 };
 static const cli_number_option numbers[] = {
     {0, "layers", CLI_INT32, GIVEN(num_moe_layers), 1, 4096, 0}, /* the first five: no model is without them */
@@ -72,6 +54,7 @@ static const cli_number_option numbers[] = {
     {0, "tp", CLI_INT32, FIELD(tp), 1, MOST_DEVICES, 0},
     {0, "dp", CLI_INT32, FIELD(dp), 1, MOST_DEVICES, 0},
     {0, "redundant", CLI_INT32, FIELD(redundant), 0, 1 << 20, 0},
+    {0, "kv-heads", CLI_INT32, FIELD(kv_heads), 1, 1 << 22, 0},
     {0, "memory", CLI_DOUBLE, FIELD(memory_bytes), 0.001, 1e6, 1e9},
     {0, "reserve-gb", CLI_DOUBLE, FIELD(reserve_bytes), 0, 1e6, 1e9},
     {0, "tokens", CLI_INT64, FIELD(tokens), 1, 65536, 0}};
@@ -86,7 +69,7 @@ static const struct option other_options[] = {
 
 /* ---- what is asked for ----------------------------------------------------------------------------------- */
 
-static void take_options(inspect *x, cli_common *common, int argc, char **argv)
+static void take_options(cli_inspect *x, cli_common *common, int argc, char **argv)
 {
     struct option list[NUMBERS + sizeof other_options / sizeof other_options[0]];
     int option;
@@ -109,11 +92,11 @@ static void take_options(inspect *x, cli_common *common, int argc, char **argv)
 /* One of the SHAPES, in `given` or in the model. */
 static int32_t *shape(moe_ep_model *m, int i)
 {
-    return (int32_t *)(void *)((char *)m + numbers[i].offset - offsetof(inspect, given));
+    return (int32_t *)(void *)((char *)m + numbers[i].offset - offsetof(cli_inspect, given));
 }
 
 /* What a model without a name has where nothing is said. */
-static void start_nameless(inspect *x)
+static void start_nameless(cli_inspect *x)
 {
     moe_ep_model *m = &x->setup.model, *given = &x->given;
     for (int i = 0; i < SHAPES_NEEDED; i++)
@@ -123,6 +106,7 @@ static void start_nameless(inspect *x)
     m->name = "the model";
     m->attention_params = 4 * (int64_t)given->hidden * given->hidden;
     m->kv_elems = 2 * given->hidden;
+    m->kv_bytes = 2.0;
     if (given->attention_params < 0 || given->kv_elems < 0)
         cli_note(&x->setup, "Attention is plain multi-head: 4 x hidden x hidden weights and, per token, 2 x hidden "
                             "elements of cache in a layer, unless --attention-params and --kv-elems say otherwise.");
@@ -130,7 +114,7 @@ static void start_nameless(inspect *x)
                         "as far as --shared, --dense-layers and --vocab say.");
 }
 
-static void settle_shapes(inspect *x)
+static void settle_shapes(cli_inspect *x)
 {
     moe_ep_model *m = &x->setup.model;
     int32_t dense;
@@ -158,7 +142,7 @@ static void settle_shapes(inspect *x)
     }
 }
 
-static void settle_weights(inspect *x)
+static void settle_weights(cli_inspect *x)
 {
     static const struct { const char *name; double bytes; } format[] = {
         {"bf16", 2}, {"f16", 2}, {"f32", 4}, {"fp8", 1}, {"int8", 1}, {"mxfp4", 0.53125}, {"nvfp4", 0.5625}};
@@ -182,7 +166,12 @@ static void settle_weights(inspect *x)
         cli_die(CLI_USAGE, "these shapes make %.3g parameters; at most 1e15 are counted", (double)x->params.total);
 }
 
-static void settle_devices(inspect *x)
+static int32_t nodes_of(const cli_inspect *x, int32_t devices)
+{
+    return (devices - 1) / (x->setup.devices / x->setup.nodes) + 1;
+}
+
+static void settle_devices(cli_inspect *x)
 {
     cli_setup *s = &x->setup;
     int64_t span = (int64_t)(x->tp > 0 ? x->tp : 1) * (x->dp > 0 ? x->dp : 1);
@@ -198,10 +187,40 @@ static void settle_devices(inspect *x)
     x->dp = s->devices / x->tp;
     cli_setup_nodes(s);
     x->ep = x->ep > 0 ? x->ep : s->devices;
-    x->ep_nodes = (x->ep - 1) / (s->devices / s->nodes) + 1;
+    x->ep_nodes = nodes_of(x, x->ep);
 }
 
-static void settle_slots(inspect *x)
+/* How many KV heads the cache has: the presets' are of 2 x 128 elements, those of gpt-oss of 2 x 64; latent attention,
+ * which is no multiple of that, has one cache for all heads. */
+static int32_t presumed_heads(const moe_ep_model *m)
+{
+    int32_t head = strncmp(m->name, "gpt-oss", 7) == 0 ? 128 : 256;
+    return m->kv_elems > 0 && m->kv_elems % head == 0 ? m->kv_elems / head : 1;
+}
+
+static void settle_cache(cli_inspect *x)
+{
+    const moe_ep_model *m = &x->setup.model;
+    int given = x->kv_heads > 0;
+    int32_t held;
+    if (!given) x->kv_heads = presumed_heads(m);
+    if (m->kv_elems % x->kv_heads != 0)
+        cli_die(CLI_USAGE, "--kv-heads %d: does not divide the %d cache elements of a token and layer", x->kv_heads,
+                m->kv_elems);
+    held = (x->kv_heads - 1) / x->tp + 1;
+    x->kv_on_device = m->kv_elems / x->kv_heads * held;
+    x->sequences = x->tokens * x->tp;
+    if (x->tp == 1 || m->kv_elems == 0) return;
+    cli_note(&x->setup, "The %d devices of TP have the tokens of all of them, %s sequences. Of their cache %s%s", x->tp,
+             cli_count((double)x->sequences),
+             x->kv_heads == 1
+                 ? "each holds the whole: one head for all, as in latent attention (MLA)"
+                 : cli_keep(cli_format("each holds %d of %d KV heads of %d elements%s", held, x->kv_heads,
+                                       m->kv_elems / x->kv_heads, x->tp > x->kv_heads ? ", some the same" : "")),
+             given ? "." : "; --kv-heads changes that.");
+}
+
+static void settle_slots(cli_inspect *x)
 {
     int32_t E = x->setup.model.num_experts;
     int32_t *slots = &x->setup.slots;
@@ -217,13 +236,15 @@ static void settle_slots(inspect *x)
 
 /* ---- the figures --------------------------------------------------------------------------------------- */
 
-static moe_ep_memory_result weigh(const inspect *x, int32_t ep)
+static moe_ep_memory_result weigh(const cli_inspect *x, int32_t ep)
 {
-    moe_ep_memory_desc d = {.model = &x->setup.model, .num_devices = ep, .num_slots = x->setup.slots,
+    moe_ep_model on_device = x->setup.model;
+    moe_ep_memory_desc d = {.model = &on_device, .num_devices = ep, .num_slots = x->setup.slots,
                             .tensor_parallel = x->tp, .reserve_bytes = x->reserve_bytes,
                             .memory_bytes = x->memory_bytes};
     moe_ep_memory_result r;
     moe_ep_error err;
+    on_device.kv_elems = x->kv_on_device;
     if (ep > 1 && !x->normal)
         d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)x->tokens, d.model->hidden, d.num_slots, 1, &err);
     if (d.buffer_bytes < 0) cli_check((moe_ep_status)d.buffer_bytes, &err, "buffers");
@@ -231,27 +252,71 @@ static moe_ep_memory_result weigh(const inspect *x, int32_t ep)
     return r;
 }
 
-static void weigh_all(inspect *x)
+/* Whether ep of so many devices may share the experts, and what is said of it. */
+static int is_legal(const cli_inspect *x, int32_t ep, int32_t devices, moe_ep_reason *reason, int32_t *reasons)
+{
+    moe_ep_config c = {.model = &x->setup.model, .ep = ep, .tp = x->tp, .dp = devices / x->tp,
+                       .num_redundant = x->redundant, .num_nodes = nodes_of(x, ep),
+                       .equal_slots = !x->uneven}; /* weigh() knows more of memory */
+    moe_ep_error err;
+    int legal = 1;
+    cli_check(moe_ep_check_config(&c, reason, CLI_REASONS, reasons, NULL, &err), &err, "configuration");
+    for (int32_t i = 0; i < *reasons; i++) legal &= reason[i].severity != MOE_EP_WRONG;
+    return legal;
+}
+
+static int legal_and_fits(const cli_inspect *x, int32_t ep, int32_t devices)
+{
+    moe_ep_reason reason[CLI_REASONS];
+    int32_t reasons;
+    return is_legal(x, ep, devices, reason, &reasons) && weigh(x, ep).fits;
+}
+
+static int64_t common_multiple(int64_t a, int64_t b)
+{
+    int64_t x = a, y = b;
+    while (y > 0) {
+        int64_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
+
+/* The fewest devices of this kind that groups of ep and of tp divide: a part of one node or whole nodes. */
+static int64_t devices_for(const cli_inspect *x, int32_t ep)
+{
+    int32_t per = x->setup.machine.devices_per_node;
+    int64_t least = common_multiple(ep, x->tp);
+    if (x->setup.nodes_given || x->setup.nodes > 1) per = x->setup.devices / x->setup.nodes;
+    return per > 0 && least > per ? common_multiple(least, per) : least;
+}
+
+static void search_sizes(cli_inspect *x)
+{
+    for (int32_t ep = 1; ep <= x->setup.devices && x->smallest_ep == 0; ep++)
+        if (x->setup.devices % ep == 0 && legal_and_fits(x, ep, x->setup.devices)) x->smallest_ep = ep;
+    if (x->smallest_ep > 0) return;
+    for (int32_t ep = 1; ep <= x->setup.slots && ep <= MOST_DEVICES; ep++) {
+        int64_t devices = devices_for(x, ep);
+        if (devices > MOST_DEVICES || (x->needed > 0 && devices >= x->needed)) continue;
+        if (!legal_and_fits(x, ep, (int32_t)devices)) continue;
+        x->needed = (int32_t)devices;
+        x->needed_ep = ep;
+    }
+}
+
+static void weigh_all(cli_inspect *x)
 {
     x->memory = weigh(x, x->ep);
-    for (int32_t ep = 1; ep <= x->setup.slots && ep <= MOST_DEVICES && x->smallest_ep == 0; ep++)
-        if ((x->uneven || x->setup.slots % ep == 0) && weigh(x, ep).fits) x->smallest_ep = ep;
+    x->legal = is_legal(x, x->ep, x->setup.devices, x->reason, &x->reasons);
+    search_sizes(x);
     cli_note(&x->setup, "%s of memory are kept for activations and the runtime%s; --reserve-gb changes it.%s",
              cli_bytes(x->reserve_bytes), x->normal ? ", buffers of the normal kernels among them" : "",
              x->ep > 1 && !x->normal ? " Buffers are those of DeepEP's low-latency kernels for this batch." : "");
 }
 
-static void judge(inspect *x)
-{
-    moe_ep_config c = {.model = &x->setup.model, .ep = x->ep, .tp = x->tp, .dp = x->dp, .num_redundant = x->redundant,
-                       .num_nodes = x->ep_nodes, .equal_slots = !x->uneven}; /* weigh() knows more of memory */
-    moe_ep_error err;
-    cli_check(moe_ep_check_config(&c, x->reason, MOST_REASONS, &x->reasons, NULL, &err), &err, "configuration");
-    x->legal = 1;
-    for (int32_t i = 0; i < x->reasons; i++) x->legal &= x->reason[i].severity != MOE_EP_WRONG;
-}
-
-static void compare(inspect *x)
+static void compare(cli_inspect *x)
 {
     int bf16 = x->setup.model.math == MOE_EP_MATH_BF16;
     moe_ep_a2a_mode far = x->ep_nodes > 1 ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
@@ -270,13 +335,22 @@ static void compare(inspect *x)
                  bf16 ? "bf16" : "FP8", x->normal ? "normal" : "low-latency");
 }
 
-static void write_verdict(inspect *x)
+static const char *smallest(const cli_inspect *x)
+{
+    int32_t devices = x->setup.devices;
+    const char *none = devices == 1 ? "none on this device" : cli_keep(cli_format("none on these %d devices", devices));
+    if (x->smallest_ep > 0) return cli_keep(cli_format("%d", x->smallest_ep));
+    if (x->needed == 0) return cli_keep(cli_format("%s, nor on more of them", none));
+    return cli_keep(cli_format("%s; %d such device%s would do, at EP %d", none, x->needed, x->needed == 1 ? "" : "s",
+                               x->needed_ep));
+}
+
+static void write_verdict(cli_inspect *x)
 {
     const moe_ep_memory_result *r = &x->memory;
     double speedup = x->against.speedup;
     int32_t slots = x->setup.slots, add = (x->ep - slots % x->ep) % x->ep;
-    const char *size = "none", *equal = "", *faster = "", *lack = "";
-    if (x->smallest_ep > 0) size = cli_keep(cli_format("%d", x->smallest_ep));
+    const char *equal = "", *faster = "", *lack = "";
     if (add > 0 && !x->uneven)
         equal = cli_keep(cli_format(" --redundant %d makes it %d slots, %d on each device.", x->redundant + add,
                                     slots + add, (slots + add) / x->ep));
@@ -289,148 +363,13 @@ static void write_verdict(inspect *x)
                                       !x->legal ? "is not legal" : r->fits ? "fits" : "does not fit",
                                       x->setup.devices, x->setup.machine.name, x->ep, cli_bytes(r->total_bytes),
                                       cli_bytes(x->memory_bytes), lack));
-    x->why = cli_keep(cli_format("The smallest EP that fits: %s.%s%s", size, equal, faster));
-}
-
-/* ---- the answer ---------------------------------------------------------------------------------------- */
-
-/* Numbers by their names in JSON and in the text, in three tables. */
-enum { PARAMS, MEMORY, SIDES, FIGURES = 25 };
-typedef struct figure {
-    int table;
-    const char *key, *label;
-    double value, other; /* other: bytes of so many parameters; under tensor parallelism */
-} figure;
-
-static void list_figures(const inspect *x, figure *list)
-{
-    const moe_ep_params_result *p = &x->params;
-    const moe_ep_memory_result *r = &x->memory;
-    const moe_ep_ep_vs_tp_result *a = &x->against;
-    double w = x->setup.model.weight_bytes, o = x->setup.model.other_weight_bytes, expert = (double)p->expert;
-    double slot = expert * x->setup.model.num_moe_layers, experts = (double)(p->routed + p->shared);
-    const figure all[FIGURES] = {
-        {PARAMS, "expert", "one expert", expert, expert * w},
-        {PARAMS, "layer", "experts of a layer", (double)p->layer, (double)p->layer * w},
-        {PARAMS, "routed", "routed experts", (double)p->routed, (double)p->routed * w},
-        {PARAMS, "shared", "shared experts", (double)p->shared, (double)p->shared * w},
-        {PARAMS, "router", "router", (double)p->router, (double)p->router * o},
-        {PARAMS, "dense", "dense layers", (double)p->dense, (double)p->dense * o},
-        {PARAMS, "attention", "attention", (double)p->attention, (double)p->attention * o},
-        {PARAMS, "embedding", "embeddings", (double)p->embedding, (double)p->embedding * o},
-        {PARAMS, "total", "total", (double)p->total, experts * w + ((double)p->total - experts) * o},
-        {PARAMS, "redundant_slot", "one redundant slot", slot, slot * w},
-        {PARAMS, "active", "active for a token", (double)p->active, -1.0},
-        {MEMORY, "routed_bytes", "experts", r->routed_bytes, 0.0},
-        {MEMORY, "redundant_bytes", "  redundant of them", r->redundant_bytes, 0.0},
-        {MEMORY, "shared_bytes", "shared experts", r->shared_bytes, 0.0},
-        {MEMORY, "router_bytes", "router", r->router_bytes, 0.0},
-        {MEMORY, "other_bytes", "other weights", r->other_bytes, 0.0},
-        {MEMORY, "buffer_bytes", "buffers", r->buffer_bytes, 0.0},
-        {MEMORY, "reserve_bytes", "reserve", x->reserve_bytes, 0.0},
-        {MEMORY, "total_bytes", "total", r->total_bytes, 0.0},
-        {MEMORY, "kv_room_bytes", "left for cache", r->kv_room_bytes, 0.0},
-        {SIDES, "weight_bytes", "weights on a device", a->ep_weight_bytes, a->tp_weight_bytes},
-        {SIDES, "sent_bytes", "sent by a device", a->ep_sent_bytes, a->tp_sent_bytes},
-        {SIDES, "compute_s", "experts compute", a->ep_compute_s, a->tp_compute_s},
-        {SIDES, "comm_s", "communication", a->ep_comm_s, a->tp_comm_s},
-        {SIDES, "total_s", "together", a->ep_s, a->tp_s}};
-    memcpy(list, all, sizeof all);
-}
-
-static const char *severity(const moe_ep_reason *r)
-{
-    return r->severity == MOE_EP_WRONG ? "wrong" : r->severity == MOE_EP_WARNING ? "warning" : "note";
-}
-
-/* A heading, which it takes over, and the table below it. */
-static void put_table(const inspect *x, FILE *f, const chart_text *t, char *title, int table)
-{
-    figure list[FIGURES];
-    list_figures(x, list);
-    cli_put_title(f, t, title);
-    for (const figure *g = list; g < list + FIGURES; g++) {
-        const char *(*text)(double v) = table == SIDES && !strstr(g->key, "bytes") ? cli_seconds : cli_bytes;
-        if (g->table != table || !(g->value > 0.0)) continue;
-        fprintf(f, "  %-19s ", g->label);
-        if (table == PARAMS) fprintf(f, "%19s", cli_count(g->value));
-        else fprintf(f, "%10s", text(g->value));
-        if (table != MEMORY && g->other >= 0.0) fprintf(f, " %10s", text(g->other));
-        fputc('\n', f);
-    }
-    free(title);
-}
-
-static void inspect_text(const void *data, FILE *f, const chart_text *t)
-{
-    const inspect *x = data;
-    const moe_ep_model *m = &x->setup.model;
-    const moe_ep_memory_result *r = &x->memory;
-    cli_put_headline(f, t, x->headline, x->why);
-    put_table(x, f, t, cli_format("Parameters: %d of %d layers with %d experts of %d x %d x %d, top-%d",
-                                  m->num_moe_layers, m->num_layers, m->num_experts, m->ungated ? 2 : 3, m->hidden,
-                                  m->inter, m->top_k), PARAMS);
-    put_table(x, f, t, cli_format("Memory of the fullest device, slots: %d", r->slots), MEMORY);
-    if (r->fits && m->kv_elems > 0)
-        fprintf(f, "  that is a cache of %s tokens, %s for each of %s\n", cli_count((double)r->kv_tokens),
-                cli_count((double)(r->kv_tokens / x->tokens)), cli_count((double)x->tokens));
-    put_table(x, f, t, cli_format("Configuration: EP %d, TP %d, DP %d, %d slots for %d experts: %s", x->ep, x->tp,
-                                  x->dp, x->setup.slots, m->num_experts, x->legal ? "legal" : "not legal"), FIGURES);
-    for (const moe_ep_reason *w = x->reason; w < x->reason + x->reasons; w++) {
-        fprintf(f, "  %s:", severity(w));
-        cli_put_wrapped(f, cli_keep(cli_format("%s (%s, %s)", w->text, cli_count(w->have), cli_count(w->need))),
-                        t->width, 4, 3 + cli_columns(severity(w)));
-    }
-    if (x->not_compared) put_table(x, f, t, cli_format("EP and TP are not compared: %s", x->not_compared), FIGURES);
-    else put_table(x, f, t, cli_strdup("Experts of one layer          EP         TP"), SIDES);
-    cli_put_assumed(f, t, x->setup.assumed);
-}
-
-static void inspect_json(const void *data, FILE *f)
-{
-    static const char *const name[] = {"parameters", "memory", "ep"}, *const other[] = {"bytes", NULL, "tp"};
-    const inspect *x = data;
-    const cli_setup *s = &x->setup;
-    json_t *root = json_object(), *against = json_object(), *reasons = json_array();
-    figure list[FIGURES];
-    list_figures(x, list);
-    cli_json_words(root, "moe_ep", moe_ep_version(), "headline", x->headline, "reason", x->why, "model", s->model.name,
-                   "machine", s->machine.name, "assumed", s->assumed, NULL);
-    cli_json_counts(root, "devices", (int64_t)s->devices, "nodes", (int64_t)s->nodes, "ep", (int64_t)x->ep, "tp",
-                    (int64_t)x->tp, "dp", (int64_t)x->dp, "slots", (int64_t)s->slots, "redundant",
-                    (int64_t)x->redundant, "slots_per_device", (int64_t)x->memory.slots, "tokens_per_device",
-                    x->tokens, "smallest_ep", (int64_t)x->smallest_ep, "kv_tokens", x->memory.kv_tokens, NULL);
-    cli_json_numbers(root, "memory_bytes", x->memory_bytes, NULL);
-    if (x->smallest_ep == 0) json_object_set_new(root, "smallest_ep", json_null());
-    json_object_set_new(root, "legal", json_boolean(x->legal));
-    json_object_set_new(root, "fits", json_boolean(x->memory.fits));
-    for (const moe_ep_reason *w = x->reason; w < x->reason + x->reasons; w++)
-        json_array_append_new(reasons, json_pack("{s:s, s:s, s:I, s:I}", "severity", severity(w), "text", w->text,
-                                                 "have", (json_int_t)w->have, "need", (json_int_t)w->need));
-    json_object_set_new(root, "reasons", reasons);
-    for (int table = PARAMS; table <= SIDES; table++) {
-        json_t *a = json_object(), *b = json_object();
-        for (const figure *g = list; g < list + FIGURES; g++) {
-            if (g->table != table) continue;
-            if (table == PARAMS) cli_json_counts(a, g->key, (int64_t)g->value, NULL);
-            else cli_json_numbers(a, g->key, g->value, NULL);
-            if (g->other >= 0.0) cli_json_numbers(b, g->key, g->other, NULL);
-        }
-        json_object_set_new(table == SIDES ? against : root, name[table], a);
-        if (other[table]) json_object_set(table == SIDES ? against : root, other[table], b);
-        json_decref(b);
-    }
-    if (x->not_compared) json_object_clear(against);
-    if (x->not_compared) cli_json_words(against, "not_compared", x->not_compared, NULL);
-    else cli_json_numbers(against, "speedup", x->against.speedup, NULL);
-    json_object_set_new(root, "ep_vs_tp", against);
-    cli_json_write(root, f);
+    x->why = cli_keep(cli_format("The smallest EP that fits: %s.%s%s", smallest(x), equal, faster));
 }
 
 int cli_inspect_main(int argc, char **argv)
 {
-    static const cli_writers writers = {.text = inspect_text, .json = inspect_json};
-    static inspect x = {.redundant = -1, .tokens = 64, .reserve_bytes = 8e9, .given.attention_params = -1};
+    static const cli_writers writers = {.text = cli_inspect_text, .json = cli_inspect_json};
+    static cli_inspect x = {.redundant = -1, .tokens = 64, .reserve_bytes = 8e9, .given.attention_params = -1};
     static cli_common common = {.screen.color = "auto"};
     static cli_out page;
     for (int i = 0; i < SHAPES; i++) *shape(&x.given, i) = -1;
@@ -440,10 +379,10 @@ int cli_inspect_main(int argc, char **argv)
     cli_setup_machine(&x.setup);
     settle_devices(&x);
     settle_slots(&x);
+    settle_cache(&x);
     x.normal = x.setup.kernels == CLI_KERNELS_AUTO ? x.tokens >= 512 : x.setup.kernels == CLI_KERNELS_NORMAL;
     if (!(x.memory_bytes > 0.0)) x.memory_bytes = x.setup.machine.memory_bytes;
     weigh_all(&x);
-    judge(&x);
     compare(&x);
     write_verdict(&x);
     cli_write_all(&common, &page, &x, &writers);

@@ -291,15 +291,21 @@ static void note_joined(const cli_report *r, const cli_trace *t, cli_setup *s)
                  cli_count((double)r->tokens));
 }
 
-/* Whether two recordings have the same loads in every layer and expert, up to one factor (to six digits, for files that
- * round): a plan made on the one has then seen the other. */
+/* Whether two recordings have the same loads in every layer and expert, up to one factor in each layer (to six digits,
+ * for files that round): layers are planned one by one, so a plan made on the one has then seen the other. */
 static int same_loads(const cli_report *r, const cli_trace *a, const cli_trace *b)
 {
-    size_t n = (size_t)r->L * (size_t)r->E;
+    size_t E = (size_t)r->E, n = (size_t)r->L * E;
     double all_a = total_of(a->loads, n), all_b = total_of(b->loads, n);
     if (!(all_a > 0.0) || !(all_b > 0.0) || !isfinite(all_a) || !isfinite(all_b)) return 0;
     for (size_t i = 0; i < n; i++) {
-        double x = a->loads[i] / all_a, y = b->loads[i] / all_b;
+        double x, y;
+        if (i % E == 0) { /* of the layer that begins here, 0 of one without loads */
+            all_a = total_of(a->loads + i, E);
+            all_b = total_of(b->loads + i, E);
+        }
+        x = all_a > 0.0 ? a->loads[i] / all_a : 0.0;
+        y = all_b > 0.0 ? b->loads[i] / all_b : 0.0;
         if (fabs(x - y) > 1e-6 * fmax(x, y)) return 0;
     }
     return 1;
@@ -327,8 +333,8 @@ static void leave_out_equal(cli_report *r, cli_setup *s)
     if (!names) return;
     r->equal = cli_format("%s ha%s the same loads as %s and %s left out.", names, count == 1 ? "s" : "ve",
                           r->trace[0].name, count == 1 ? "was" : "were");
-    cli_note(s, "%s  The same means: in every layer and expert, up to one factor. A plan made on the one has seen the "
-                "other.", r->equal);
+    cli_note(s, "%s  The same means: in every layer and expert, up to one factor a layer. A plan made on the one has "
+                "seen the other.", r->equal);
     free(names);
 }
 

@@ -51,12 +51,17 @@ static void note_other_model(cli_setup *s, int32_t E, int32_t K)
              K > 0 ? cli_keep(cli_format(", top-%d", K)) : "");
 }
 
-/* What a recording of few layers says of the times of the model. */
+/* What a recording of fewer layers says of the times of the model, and that one of more is another model's. */
 static void note_layers(cli_setup *s, int32_t L)
 {
-    if (s->stands_in || L >= s->model.num_moe_layers) return;
-    cli_note(s, "Times of a step, and tokens/s from them, cover the %d recorded layer%s alone; %s has %d "
-                "with experts.", L, L == 1 ? "" : "s", s->model.name, s->model.num_moe_layers);
+    if (s->stands_in || L == s->model.num_moe_layers) return;
+    if (L > s->model.num_moe_layers)
+        cli_note(s, "The recording has %d layers with experts, more than the %d of %s: of that model the shapes alone "
+                    "are taken, and times of a step cover all that were recorded.", L, s->model.num_moe_layers,
+                 s->model.name);
+    else
+        cli_note(s, "Times of a step, and tokens/s from them, cover the %d recorded layer%s alone; %s has %d "
+                    "with experts.", L, L == 1 ? "" : "s", s->model.name, s->model.num_moe_layers);
 }
 
 void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)

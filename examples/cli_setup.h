@@ -33,7 +33,7 @@ typedef struct cli_setup {
 void cli_note(cli_setup *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The model by name, or the preset that fits E experts, *K choices (0 = not known, then filled) and L layers.  Notes
- * where the named one has others, and where it has more layers, which the times do not cover. */
+ * where the named one has others, and where it has more layers, which the times do not cover, or fewer. */
 void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K);
 /* Only for the size of an expert: K choices are used when they are known (not 0); E 0 = there is no recording. */
 void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K);

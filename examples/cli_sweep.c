@@ -141,7 +141,12 @@ static int64_t *take_counts(const char *option, const char *value, int64_t least
 {
     char **text = cli_list(option, value);
     int64_t *list = NULL;
-    for (ptrdiff_t i = 0; i < arrlen(text); i++) arrput(list, cli_option_count(option, text[i], least, most));
+    for (ptrdiff_t i = 0; i < arrlen(text); i++) {
+        int64_t count = cli_option_count(option, text[i], least, most);
+        for (ptrdiff_t j = 0; j < i; j++)
+            if (list[j] == count) cli_die(CLI_USAGE, "--%s %s: %lld twice", option, value, (long long)count);
+        arrput(list, count);
+    }
     arrfree(text);
     return list;
 }
@@ -163,6 +168,8 @@ static int *take_names(const char *option, const char *value, const named *list,
         const named *a = list;
         while (a->name && strcmp(text[i], a->name) != 0) a++;
         if (!a->name) cli_die(CLI_USAGE, "--%s %s: %s", option, text[i], names);
+        for (ptrdiff_t j = 0; j < i; j++)
+            if (out[j] == a->value) cli_die(CLI_USAGE, "--%s %s: %s twice", option, value, a->name);
         arrput(out, a->value);
     }
     arrfree(text);

@@ -650,8 +650,12 @@ twin() { sed -E 's/"equal_recordings": \[\],?//; /"equal_recordings": \[$/,/\]/d
 cp "$data/prose_topk_ids.npy" "$tmp/prose_again.npy"
 sed -n '1p; /^prose,/p' "$data/expert_counts.csv" >"$tmp/sums.csv"
 awk -F, -v OFS=, 'NR > 1 { for (i = 3; i <= NF; i++) $i *= 3 } 1' "$tmp/sums.csv" >"$tmp/sums_x3.csv"
+awk -F, -v OFS=, 'NR > 1 { for (i = 3; i <= NF; i++) $i *= NR } 1' "$tmp/sums.csv" >"$tmp/sums_each.csv"
 awk -F, -v OFS=, 'NR == 3 { $7++ } 1' "$tmp/sums.csv" >"$tmp/sums_other.csv"
-for twins in "$data/prose_topk_ids.npy $tmp/prose_again.npy" "$tmp/sums.csv $tmp/sums_x3.csv"; do
+awk -F, -v OFS=, 'NR > 1 { for (i = 3; i <= NF; i++) $i *= NR } NR == 3 { $7 += NR } 1' "$tmp/sums.csv" \
+    >"$tmp/sums_each_other.csv"
+for twins in "$data/prose_topk_ids.npy $tmp/prose_again.npy" "$tmp/sums.csv $tmp/sums_x3.csv" \
+    "$tmp/sums.csv $tmp/sums_each.csv"; do
     for command in diagnose report; do
         # shellcheck disable=SC2086
         works "$command: one recording twice" $command $twins --devices 8 --json
@@ -672,9 +676,12 @@ done
 run 4 diagnose "$tmp/sums.csv" "$tmp/sums_x3.csv" --devices 8 --exit-code && pass "twice the same sum is no evidence" ||
     fail "twice the same sum is no evidence" "$tmp/err"
 for command in diagnose report; do
-    works "$command: one load differs by one row" $command "$tmp/sums.csv" "$tmp/sums_other.csv" --devices 8
-    tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
-    has "is another recording" 'which the plan has not seen' "$tmp/flat.txt"
+    for other in other each_other; do
+        works "$command: one load differs by one row" $command "$tmp/sums.csv" \
+            "$tmp/sums_$other.csv" --devices 8
+        tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+        has "is another recording" 'which the plan has not seen' "$tmp/flat.txt"
+    done
 done
 works "diagnose: the first again between others" diagnose "$data/prose_topk_ids.npy" "$tmp/prose_again.npy" \
     "$data/c_topk_ids.npy" "$data/python_topk_ids.npy" --devices 8 --json
@@ -684,6 +691,22 @@ works "diagnose: the others alone" diagnose $ids --devices 8 --json
 twin "$tmp/out" >"$tmp/once.json"
 cmp "$tmp/twice.json" "$tmp/once.json" >"$tmp/log" 2>&1
 result $? "judge alike" "$tmp/log"
+
+# A recording of more layers than the model has, or of fewer, is noted; one of as many is not.
+for layers in 31 32 40; do
+    awk -v L=$layers 'BEGIN {
+        for (l = 0; l < L; l++) for (e = 0; e < 16; e++) printf "%d%s", 10 + (e * 7 + l) % 5, e < 15 ? "," : "\n" }' \
+        >"$tmp/layers.csv"
+    for command in report diagnose; do
+        works "$command: $layers layers" $command "$tmp/layers.csv" --devices 8 --topk 2 --model phi-tiny-moe
+        tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+        equal "more than the 32 of phi-tiny-moe" "$(grep -oE \
+            "recording has $layers layers with experts, more than the 32 of phi-tiny-moe: .* the shapes alone" \
+            "$tmp/flat.txt" | wc -l)" $((layers > 32))
+        equal "or fewer" "$(grep -oF "cover the $layers recorded layers alone; phi-tiny-moe has 32 with experts" \
+            "$tmp/flat.txt" | wc -l)" $((layers < 32))
+    done
+done
 
 # Recordings that are sums: report and diagnose count them alike, and say so in the same words.
 awk 'BEGIN { printf "{\"logical_count\": ["; for (l = 0; l < 4; l++) { printf "%s[", l ? ", " : "";
@@ -841,7 +864,7 @@ works "sweep: sizes that lie unevenly" sweep --model deepseek-v3 --machine h200 
 has "sweep: and how they are computed" '^  \* EP 12 would lie unevenly on nodes of 8 and is computed as if' "$tmp/out"
 works "sweep: more devices than experts" sweep --model mixtral-8x7b --machine h100 --devices 16
 has "sweep: where the sizes end" '^  \* No EP size above the 8 experts of mixtral-8x7b can be tried' "$tmp/out"
-works "sweep: many sizes" sweep --model kimi-k2 --machine h200 --devices 20160 --tokens 1,1 --layers 1 \
+works "sweep: many sizes" sweep --model kimi-k2 --machine h200 --devices 20160 --tokens 1,2 --layers 1 \
     --overlap none --json
 equal "sweep: sixteen of them" "$(json "$tmp/out" ep_tried length)" 16
 divisors 20160 384 8 1 | tr ' ' '\n' >"$tmp/even"
@@ -895,6 +918,17 @@ refuses "sweep without --model" "model" sweep --machine h200 --nodes 8
 refuses "sweep without --nodes" "nodes" sweep --model deepseek-v3 --machine h200
 refuses "sweep: an unknown machine" "machine" sweep --model deepseek-v3 --machine abacus --nodes 8
 refuses "sweep: an unknown overlap" "overlap" sweep --model deepseek-v3 --machine h200 --nodes 8 --overlap magic
+while IFS='|' read -r option list what; do
+    # shellcheck disable=SC2086
+    refuses "sweep: $option with a value twice" "$option $list: $what twice" sweep --model deepseek-v3 --machine h200 \
+        --nodes 1 $option $list
+done <<'TWICE'
+--ep|4,8,4|4
+--redundant|0,0|0
+--tokens|64,16,064|64
+--overlap|two,none,two|two
+--policy|eplb,eplb|eplb
+TWICE
 refuses "sweep: more EP than devices" "ep" sweep --model deepseek-v3 --machine h200 --nodes 1 --ep 16
 refuses "sweep: EP that leaves devices over" "left" sweep --model deepseek-v3 --machine h200 --nodes 1 --ep 3
 works "sweep: EPLB cannot plan nine slots on eight devices" sweep --model mixtral-8x7b --machine h100 --nodes 1 \

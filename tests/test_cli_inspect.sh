@@ -57,9 +57,9 @@ are "288 slots on 32 H200: every part of the memory" "slots_per_device 9" \
     "memory kv_room_bytes $(calc "141e9 - $total")" "fits true" "legal true" \
     "kv_tokens $(calc "int((141e9 - $total) / (61 * 576 * 2))")"
 smallest=$(awk -v rest="$(calc "$total - 9 * 58 * $expert")" -v slot="$(calc "58 * $expert")" 'BEGIN {
-    for (ep = 1; 288 % ep != 0 || rest + 288 / ep * slot > 141e9; ep++) continue
+    for (ep = 1; 288 % ep != 0 || 32 % ep != 0 || rest + 288 / ep * slot > 141e9; ep++) continue
     print ep }')
-are "the smallest EP that fits divides the slots and fits" "smallest_ep $smallest"
+are "the smallest EP that fits divides slots and devices and fits" "smallest_ep $smallest" "devices_needed null"
 
 inspect --model deepseek-v3 --machine h200 --devices 32 --slots 288 --tp 8 --memory 80 --reserve-gb 20
 are "TP 8 shares the attention, --memory and --reserve-gb count" "tp 8" "dp 4" "redundant 32" \
@@ -142,10 +142,131 @@ status "does not fit, not asked" 0 --model deepseek-v3 --machine h100 --devices 
 status "does not fit" 3 --model deepseek-v3 --machine h100 --devices 8 --exit-code
 buffer=$(calc '4 * 64 * 256 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 257 + 127) / 128)')
 lack=$(calc "(32 * 58 * $expert + $shared + $router + $rest + $buffer + 8e9 - 80e9) / 1e9")
-grep -qF "$(printf '%.1f GB too much' "$lack")" "$tmp/out" && grep -q 'The smallest EP that fits: 16' "$tmp/out"
+grep -qF "$(printf '%.1f GB too much' "$lack")" "$tmp/out" && tr -s ' \n' ' ' <"$tmp/out" |
+    grep -q 'The smallest EP that fits: none on these 8 devices; 16 such devices would do, at EP 16\.'
 result $? "it says how much is lacking" "$tmp/out"
 inspect --model deepseek-v3 --machine h100 --devices 8 --memory 20
-are "nothing fits where the rest alone does not" "smallest_ep null" "fits false"
+are "nothing fits where the rest alone does not" "smallest_ep null" "fits false" "devices_needed null" \
+    "devices_needed_ep null"
+at reason | grep -q 'The smallest EP that fits: none on these 8 devices, nor on more of them\.'
+result $? "and no number of devices is enough" "$tmp/out"
+
+# ---- the smallest EP -------------------------------------------------------------------------------------------------
+# What --ep asks for is legal and fits at the size that is named, at no smaller one, and where none is named at none.
+exits() { # exits ARGS...: prints the exit status of --exit-code
+    "$cli" inspect "$@" --exit-code >"$tmp/ep" 2>"$tmp/err" </dev/null
+    echo $?
+}
+: >"$tmp/why"
+sizes=0 none=0
+for model in deepseek-v3 deepseek-v2 kimi-k2 qwen3-235b-a22b mixtral-8x22b; do
+    for question in "h100 8" "h200 6" "h200 7" "h200 8" "h200 16" "h200 24" "h200 8 --uneven" "gb200 10 --tp 2" \
+        "h200 8 --memory 80 --reserve-gb 0" "h200 8 --redundant 8 --tp 4"; do
+        # shellcheck disable=SC2086
+        set -- --model $model --machine $question
+        machine=$4 devices=$5
+        shift 5
+        set -- --model "$model" --machine "$machine" "$@"
+        inspect "$@" --devices "$devices"
+        size=$(at smallest_ep) needed=$(at devices_needed) needed_ep=$(at devices_needed_ep)
+        if [ "$size" = null ]; then
+            none=$((none + 1)) past=$((devices + 1))
+            [ "$needed" = null ] || [ "$(exits "$@" --devices "$needed" --ep "$needed_ep")" = 0 ] ||
+                echo "$model $question: not $needed_ep on $needed" >>"$tmp/why"
+        else
+            sizes=$((sizes + 1)) past=$size
+            [ "$(exits "$@" --devices "$devices" --ep "$size")" = 0 ] && [ "$needed" = null ] ||
+                echo "$model $question: not $size" >>"$tmp/why"
+        fi
+        ep=1
+        while [ "$ep" -lt "$past" ]; do
+            [ "$(exits "$@" --devices "$devices" --ep $ep)" = 3 ] || echo "$model $question: $ep, too" >>"$tmp/why"
+            ep=$((ep + 1))
+        done
+    done
+done
+[ ! -s "$tmp/why" ] && [ $sizes -ge 20 ] && [ $none -ge 5 ]
+result $? "the smallest EP is legal and fits, smaller ones are not or do not ($sizes, $none times none)" "$tmp/why"
+# By hand, in 141 GB: DeepSeek-V2 at EP 4 has 40 experts of 2.784 GB in 59 layers and 34.5 GB beside them; Kimi-K2 at
+# EP 8 48 of 2.642 and 21 GB; DeepSeek-V3 at EP 4 64 of 2.554 GB.  Next of the divisors are 8, 16 and 8.
+inspect --model deepseek-v2 --machine h200 --devices 8
+are "8 devices are not shared out by fives" "smallest_ep 8"
+inspect --model kimi-k2 --machine h200 --devices 16
+are "16 devices are not shared out by twelves" "smallest_ep 16"
+inspect --model deepseek-v3 --machine h200 --devices 8 --uneven
+are "nor 8 by sixes where slots may be unequal" "smallest_ep 8"
+inspect --model deepseek-v3 --machine h200 --devices 8 --memory 80 --reserve-gb 0
+are "what 8 devices do not hold, 16 do" "smallest_ep null" "devices_needed 16" "devices_needed_ep 16"
+# 160 experts on 7 devices: EP 7 leaves slots over; EP 4 is too few, see above, and EP 5 holds 32 x 2.784 + 34.5 GB
+inspect --model deepseek-v2 --machine h200 --devices 7
+are "what 7 devices cannot share, 5 can" "smallest_ep null" "devices_needed 5" "devices_needed_ep 5"
+# --tp 3: 9 devices are no whole nodes of 8, EP 8 wants 24
+inspect --model deepseek-v3 --machine h200 --devices 3 --tp 3
+are "groups of 3 and of 8 on nodes of 8" "smallest_ep null" "devices_needed 24" "devices_needed_ep 8"
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+# KV heads and their size of the published configurations, 0 heads: latent attention of 512 + 64; bytes of a token in
+# all layers on one device, bf16, where tp devices share the heads as far as they go.
+: >"$tmp/why"
+cases=0
+while read -r model layers heads head; do
+    for tp in 1 2 4 8; do
+        inspect --model "$model" --machine h200 --devices 8 --tp $tp --memory 2000 --tokens 48
+        awk -v layers="$layers" -v heads="$heads" -v head="$head" -v tp=$tp -v room="$(at memory kv_room_bytes)" \
+            -v bytes="$(at memory kv_token_bytes)" -v tokens="$(at kv_tokens)" -v sequences="$(at sequences)" \
+            -v each="$(at kv_tokens_sequence)" 'BEGIN {
+                held = heads > tp ? heads / tp : 1
+                token = 2 * layers * (heads > 0 ? 2 * head * held : 576)
+                exit !(bytes == token && tokens == int(room / token) && sequences == 48 * tp &&
+                       each == int(tokens / (48 * tp)) && each > 0)
+            }' || echo "$model, TP $tp" >>"$tmp/why"
+        cases=$((cases + 1))
+    done
+done <<'MODELS'
+deepseek-v3 61 0 0
+deepseek-r1 61 0 0
+deepseek-v2 60 0 0
+deepseek-v2-lite 27 0 0
+kimi-k2 61 0 0
+qwen3-235b-a22b 94 4 128
+qwen3-30b-a3b 48 4 128
+qwen1.5-moe-a2.7b 24 16 128
+mixtral-8x7b 32 8 128
+mixtral-8x22b 56 8 128
+gpt-oss-120b 36 8 64
+gpt-oss-20b 24 8 64
+olmoe-1b-7b 16 16 128
+phi-tiny-moe 32 4 128
+MODELS
+[ ! -s "$tmp/why" ] && [ $cases = 56 ]
+result $? "the cache of a sequence, of every model under TP 1 to 8" "$tmp/why"
+presets=$("$cli" presets | grep -c ' experts, top-')
+[ "$presets" -eq $((cases / 4)) ]
+result $? "which are all presets ($presets)"
+# DeepSeek-V3, TP 8: the cache stands whole on each, 512 sequences are in it
+buffer=$(calc '4 * 64 * 256 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 257 + 127) / 128)')
+room=$(calc "141e9 - (32 * 58 * $expert + $shared + $router + $rest / 8 + $buffer + 8e9)")
+inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8
+are "TP 8: a cache for 512 sequences" "kv_tokens $(calc "int($room / (61 * 576 * 2))")" "sequences 512" \
+    "kv_tokens_sequence $(calc "int($room / (61 * 576 * 2) / 512)")" "kv_heads 1"
+at assumed | tr '\n' ' ' | grep -q 'each holds the whole: one head for all, as in latent attention (MLA); --kv-heads'
+result $? "and why is said" "$tmp/out"
+each=$(at kv_tokens_sequence | sed 's/\(...\)$/,\1/')
+"$cli" inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8 >"$tmp/text"
+grep -qE "^  that is a cache of [0-9,]+ tokens, $each for each of 512 sequences\$" "$tmp/text" &&
+    grep -qE '^  cache of a token       70.3 kB$' "$tmp/text"
+result $? "in the text, too" "$tmp/text"
+inspect --model qwen3-235b-a22b --machine h200 --devices 8 --tp 8
+at assumed | tr '\n' ' ' | grep -q 'each holds 1 of 4 KV heads of 256 elements, some the same; --kv-heads changes'
+result $? "heads that are repeated" "$tmp/out"
+inspect --model qwen3-235b-a22b --machine h200 --devices 8 --tp 8 --kv-heads 16
+are "other heads" "memory kv_token_bytes $(calc '94 * 1024 / 16 * 2 * 2')" "kv_heads 16"
+! at assumed | grep -q -- --kv-heads
+result $? "are not presumed" "$tmp/out"
+inspect --model qwen3-235b-a22b --machine h200 --devices 6 --tp 3
+are "4 heads on 3 devices: 2 on the fullest" "memory kv_token_bytes $(calc '94 * 1024 / 2 * 2')"
+inspect --layers 4 --experts 8 --topk 2 --hidden 1024 --intermediate 512 --devices 8 --tp 2
+are "plain attention has heads of 128" "kv_heads 8" "memory kv_token_bytes $(calc '4 * 2048 / 2 * 2')"
 
 # ---- EP against TP -------------------------------------------------------------------------------------------------
 # Bytes: a row to 7 of 8 devices for each choice, FP8 with a scale for every 128 out, bf16 back; under TP 7 others'
@@ -232,6 +353,7 @@ shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
         --devices 1 --dense-layers 2
     refuses "a size of no dense layers" "--dense-intermediate: only with --dense-layers" $shapes --intermediate 8 \
         --devices 1 --dense-intermediate 2
+    refuses "heads that do not divide the cache" "--kv-heads 5: does not divide the 576 cache" $v3 --kv-heads 5
     refuses "no memory" "--memory 0" $v3 --memory 0
     refuses "memory that is no number" "--memory lots" $v3 --memory lots
     refuses "no tokens" "--tokens 0" $v3 --tokens 0
@@ -244,4 +366,4 @@ shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
     refuses "a page" "unrecognized option '--html'" $v3 --html x
     refuses "a value twice" "--ep is given twice" $v3 --ep 2 --ep 4
 }
-finish 58
+finish 76

@@ -152,6 +152,7 @@ result $? "no escape sequences without a terminal" "$tmp/live"
 
 # A step of one layer where the map has two: it fits when the other has come, which is said once.
 : >"$tmp/late.jsonl"
+: >"$tmp/live" # before the other process may get to it: the lines of the run before are no answer
 "$tool" watch "$tmp/late.jsonl" --current "$tmp/m01.csv" --interval 0.05 >"$tmp/live" 2>"$tmp/live.err" </dev/null &
 pid=$!
 { sed -n 1p "$tmp/l56.jsonl"; sed -n '3,$p' "$tmp/l56.jsonl"; } >>"$tmp/late.jsonl"
