@@ -244,6 +244,7 @@ void __wrap_cli_die(int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    cli_clean(text); /* as the one behind it does */
     for (i = 0; text[i]; i++)
         if (((unsigned char)text[i] < 32 && text[i] != '\n') || text[i] == 127)
             fz_fail("the message has a control character, %d at %zu", text[i], i);
