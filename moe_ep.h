@@ -5122,8 +5122,8 @@ MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_top_lane(__m512 v)
     return MOE_EPI_RT_ZMAX(v, _mm512_maskz_permute_ps(MOE_EPI_RT_ZI, v, 0xb1));
 }
 
-/* -0 becomes 0: (-0) - (+0) is -0, and as an unsigned number that distance would be larger than all others.  By the bits:
- * -ffast-math does not know -0. */
+/* -0 becomes 0: (-0) - (+0) is -0, and as an unsigned number that distance would be larger than all others.  By the
+ * bits: -ffast-math does not know -0. */
 MOE_EPI_RT_ZIN static __m512 moe_epi_rt_z_no_minus(__m512 v)
 {
     const __m512i bits = _mm512_castps_si512(v), minus = _mm512_set1_epi32((int)0x80000000u);
