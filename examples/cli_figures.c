@@ -446,7 +446,7 @@ static void draw_strategies(const void *data, FILE *f, cli_width w, double width
     for (int i = 0; i < n; i++) {
         value[i] = r->strategy[i].tokens_per_s;
         m.label[i] = cli_strdup(r->strategy[i].name);
-        m.value[i] = cli_format("%s tokens/s, %.2fx", cli_count(value[i]), value[i] / r->strategy[0].tokens_per_s);
+        m.value[i] = cli_format("%s tokens/s, %.2fx", cli_count(value[i]), cli_against_today(r, i));
         m.kind[i] = (chart_kind)r->strategy[i].kind;
     }
     c = (chart_hbars){.id = id, .title = "Predicted throughput of the MoE layers by placement strategy",

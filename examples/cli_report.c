@@ -113,6 +113,12 @@ int64_t cli_report_batch(const cli_report *r)
     return (int64_t)(r->batch + 0.5);
 }
 
+double cli_against_today(const cli_report *r, ptrdiff_t strategy)
+{
+    double today = r->strategy[0].tokens_per_s;
+    return today > 0.0 ? r->strategy[strategy].tokens_per_s / today : 1.0;
+}
+
 const char *cli_large_step(const cli_report *r)
 {
     int64_t tokens = cli_report_batch(r) / r->setup->devices;

@@ -147,6 +147,8 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
 int cli_report_as_recorded(const cli_report *r, const cli_trace *t);
 /* batch, rounded. */
 int64_t cli_report_batch(const cli_report *r);
+/* How many times as many tokens a second a strategy makes as today's; 1 where the judged steps hold none. */
+double cli_against_today(const cli_report *r, ptrdiff_t strategy);
 /* " of 4,096 tokens per device", behind "a step" where one is large; else empty. */
 const char *cli_large_step(const cli_report *r);
 /* Steps of one recording: those of the report, or with `tokens` above 0 others of so many. */

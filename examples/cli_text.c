@@ -165,8 +165,7 @@ static void put_strategies(const cli_report *r, FILE *f, const chart_text *t)
         value[i] = r->strategy[i].tokens_per_s;
         kind[i] = (chart_kind)r->strategy[i].kind;
         label[i] = r->strategy[i].name;
-        tail[i] = cli_format("%12s tokens/s  %.2fx", cli_count(value[i]),
-                             value[i] / r->strategy[0].tokens_per_s);
+        tail[i] = cli_format("%12s tokens/s  %.2fx", cli_count(value[i]), cli_against_today(r, i));
     }
     chart_text_bars(f, t, (int)n, (const char *const *)label, value, (const char *const *)tail,
                     kind);

@@ -143,6 +143,7 @@ static char *headline(const cli_report *r)
     int runs = r->one.moves == 0 || r->copies.moves == 0; /* what would be planned is there */
     double saved = d->gain > 0.0 ? 100.0 * d->gain : 0.0;
     const char *large = cli_large_step(r);
+    if (!(r->batch > 0.0)) return cli_strdup("The judged steps hold no tokens: nothing can be said of a placement");
     if (r->recommend)
         return cli_format("Device %d holds everybody up; a new placement %s %.0f %% of %s step%s", d->hot_device,
                           r->self_judged ? "should save" : "saves", saved, *large ? "a" : "every", large);
@@ -186,22 +187,33 @@ const char *cli_report_alone(const cli_report *r)
     return r->equal && r->traces == 1 ? cli_keep(cli_format(" %s", r->equal)) : "";
 }
 
+/* What holds the steps up, what that costs, and what could be done; malloc'd. */
+static char *verdict(const cli_report *r)
+{
+    const moe_ep_diagnosis *d = r->chosen;
+    char *best, *text;
+    double cost = d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0;
+    if (!(r->batch > 0.0))
+        return cli_strdup("Where no tokens are, no device is the bottleneck and no step takes time: the figures below "
+                          "are those of nothing. Judge on steps that hold tokens.");
+    best = best_placement(r);
+    text = cli_format("Device %d is the bottleneck: in layer %d it carries %.2f times its share. "
+                      "Uneven load costs %.1f %% of each step (balance efficiency %.0f %%). "
+                      "%s; with %s the step goes from %s to %s, %.1f %% %s.",
+                      d->hot_device, r->layer[r->hot].number, d->hot_imbalance, cost, 100.0 / d->imbalance_before,
+                      best, and_copies(r), cli_seconds(d->before_s), cli_seconds(d->after_s), fabs(100.0 * d->gain),
+                      d->gain < 0.0 ? "more" : "less");
+    free(best);
+    return text;
+}
+
 static void write_verdict(cli_report *r)
 {
     const moe_ep_diagnosis *d = r->chosen;
     moe_ep_diagnose_desc limits = cli_report_thresholds(r);
-    char *why, *best = best_placement(r);
-    double cost = d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0;
+    char *why;
     r->headline = headline(r);
-    r->verdict =
-        cli_format("Device %d is the bottleneck: in layer %d it carries %.2f times its share. "
-                   "Uneven load costs %.1f %% of each step (balance efficiency %.0f %%). "
-                   "%s; with %s the step goes from %s to %s, %.1f %% %s.",
-                   d->hot_device, r->layer[r->hot].number, d->hot_imbalance, cost,
-                   100.0 / d->imbalance_before, best,
-                   and_copies(r), cli_seconds(d->before_s), cli_seconds(d->after_s),
-                   fabs(100.0 * d->gain), d->gain < 0.0 ? "more" : "less");
-    free(best);
+    r->verdict = verdict(r);
     r->badge = r->recommend ? (r->self_judged ? "Worth a trial, if a second recording agrees"
                                               : "Recommended")
                : d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE ? "Not enough evidence"

@@ -119,12 +119,14 @@ EOF_C
     san="-fsanitize=address,undefined -fno-sanitize-recover=all -O1"
     libs="$(pkg-config --cflags --libs jansson yaml-0.1 2>/dev/null || echo '-ljansson -lyaml') -lm -pthread"
     flags="$flags -DMOE_EP_NO_BLAS -Iexamples ${STB_CFLAGS:--isystem /usr/include/stb}"
+    # stb_ds.h hashes bytes with d[3] << 24 in an int, undefined by the letter for 128 and more; it is not ours: its
+    # bodies, which stand in cli_base.c, get a file of their own.
     others=$(for f in examples/cli_*.c; do [ "$f" = examples/cli_base.c ] || echo "$f"; done)
-    # stb_ds.h, whose bodies stand in cli_base.c, hashes bytes with d[3] << 24 in an int, undefined by the letter for
-    # 128 and more; it is not ours.
+    sed '/^#define STB_DS_IMPLEMENTATION/d' examples/cli_base.c >"$tmp/cli_base.c"
+    printf '#define STB_DS_IMPLEMENTATION\n#include <stb_ds.h>\n' >"$tmp/stb.c"
     # shellcheck disable=SC2086
-    if ! { gcc $san -fno-sanitize=shift $flags -c examples/cli_base.c -o "$dir/cli_base.o" &&
-        gcc $san $flags examples/moe_ep_cli.c $others "$dir/cli_base.o" tests/compile/implementation.c \
+    if ! { gcc $san -fno-sanitize=shift $flags -c "$tmp/stb.c" -o "$dir/stb.o" &&
+        gcc $san $flags examples/moe_ep_cli.c "$tmp/cli_base.c" $others "$dir/stb.o" tests/compile/implementation.c \
             "$tmp/refusal.c" -o "$dir/moe-ep" $libs; } >"$tmp/log" 2>&1; then
         fail "tool: compiles" "$tmp/log"
         return

@@ -864,4 +864,23 @@ has "an object" '"headline"' "$tmp/out"
 works "--format text" report $data/sglang_counts.json --devices 8 --format text
 refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
 refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
-finish 300
+# Judged steps without a token: that is said, and no figure is made of it.
+for kind in ids counts; do
+    awk -v kind=$kind 'BEGIN { for (s = 0; s < 8; s++) {
+        printf "{\"step\": %d, \"layer\": 0, \"%s\": [", s, kind
+        for (i = 0; i < (kind == "counts" ? 8 : s < 4 ? 16 : 0); i++)
+            if (kind == "counts") printf "%s%d", i ? ", " : "", s < 4 ? 1 + i : 0
+            else printf "%s[%d, %d]", i ? ", " : "", i % 4, 4 + i % 4
+        print "]}" } }' >"$tmp/empty.jsonl"
+    for form in text html csv json; do
+        works "report: judged steps without tokens, $kind as $form" report "$tmp/empty.jsonl" --devices 4 --experts 8 \
+            --topk 2 --format $form
+        ! grep -qiE '[^a-z](-?nan|inf)[^a-z]' "$tmp/out"
+        result $? "no figure that is none" "$tmp/out"
+    done
+    works "and in words" report "$tmp/empty.jsonl" --devices 4 --experts 8 --topk 2
+    has "and in words: nothing is said of a placement" 'hold no tokens: nothing can be said' "$tmp/out"
+    ! grep -q 'holds everybody up' "$tmp/out"
+    result $? "and no device is blamed" "$tmp/out"
+done
+finish 450

@@ -5,6 +5,14 @@
 need_tool cli_traffic.c
 cli=$tool
 
+# by_hand FILE: its matrix on D ranks against the one in want; counts the cases and those that differ
+by_hand() {
+    $cli traffic "$1" --devices "$D" --experts "$E" --hidden 7168 --dispatch bf16 --matrix dispatch \
+        >"$tmp/got" 2>"$tmp/e" || cp "$tmp/e" "$tmp/why"
+    if ! cmp -s "$tmp/want" "$tmp/got"; then bad=$((bad + 1)); cat "$tmp/e" "$tmp/want" "$tmp/got" >"$tmp/why"; fi
+    case=$((case + 1))
+}
+
 # 40 cases: random ids, one layer, tokens in equal blocks over D ranks, E = 4 D experts in contiguous blocks.
 case=0 bad=0
 while [ $case -lt 40 ]; do
@@ -26,10 +34,7 @@ while [ $case -lt 40 ]; do
         print D, E > "/dev/stdout"
     }' >"$tmp/shape"
     read -r D E <"$tmp/shape"
-    $cli traffic "$tmp/t.jsonl" --devices "$D" --experts "$E" --hidden 7168 --dispatch bf16 --matrix dispatch \
-        >"$tmp/got" 2>"$tmp/e" || cp "$tmp/e" "$tmp/why"
-    if ! cmp -s "$tmp/want" "$tmp/got"; then bad=$((bad + 1)); cat "$tmp/e" "$tmp/want" "$tmp/got" >"$tmp/why"; fi
-    case=$((case + 1))
+    by_hand "$tmp/t.jsonl"
 done
 [ $bad -eq 0 ]; result $? "dispatch in bytes is the count by hand, 40 cases" "$tmp/why"
 
@@ -65,10 +70,7 @@ while [ $case -lt 20 ]; do
         print D, E > "/dev/stdout"
     }' >"$tmp/shape"
     read -r D E <"$tmp/shape"
-    $cli traffic "$tmp/s.jsonl" --devices "$D" --experts "$E" --hidden 7168 --dispatch bf16 --matrix dispatch \
-        >"$tmp/got" 2>"$tmp/e" || cp "$tmp/e" "$tmp/why"
-    if ! cmp -s "$tmp/want" "$tmp/got"; then bad=$((bad + 1)); cat "$tmp/e" "$tmp/want" "$tmp/got" >"$tmp/why"; fi
-    case=$((case + 1))
+    by_hand "$tmp/s.jsonl"
 done
 [ $bad -eq 0 ]; result $? "step after step as recorded, 20 cases" "$tmp/why"
 grep -qF "Steps as recorded" "$tmp/e"; result $? "and says so" "$tmp/e"
