@@ -22774,6 +22774,7 @@ typedef struct moe_epi_fw_kernels {
     void (*gate_n)(float *v, const float *g, int n); /* v[i] = g[i] / (1 + exp(v[i])), n a multiple of 16; never NaN */
     void (*narrow)(uint16_t *out, const float *v, int64_t n); /* v as bf16, n a multiple of 16        */
     void (*axpy)(float *y, const float *row, float w, int64_t n, int first); /* y (+)= w * row        */
+    void (*turn)(const void *const *in, unsigned char *out, int64_t stride, int rows, int lanes, int past); /* below */
 } moe_epi_fw_kernels;
 
 /* Portable: sixteen partial sums, weights widened to float first. */
@@ -22857,6 +22858,16 @@ static void moe_epi_fw_narrow(uint16_t *out, const float *v, int64_t n)
         else if (a >= 0x7f7f8000u) r = ((u >> 31) << 15) | 0x7f7fu;
         out[i] = (uint16_t)r;
     }
+}
+
+/* A square of 16 x 16 words turned over: word i of row j of out, `stride` bytes from row to row, is word j of in[i];
+ * the first `lanes` words of the first `rows` rows.  past: whole rows may be written past the caches. */
+static void moe_epi_fw_c_turn(const void *const *in, unsigned char *out, int64_t stride, int rows, int lanes, int past)
+{
+    int i, j;
+    (void)past;
+    for (j = 0; j < rows; j++)
+        for (i = 0; i < lanes; i++) memcpy(out + j * stride + 4 * i, (const unsigned char *)in[i] + 4 * j, 4);
 }
 
 #if MOE_EPI_FW_X86 || MOE_EPI_NEON
@@ -23056,6 +23067,57 @@ MOE_EPI_FW_Z static void moe_epi_fw_z_narrow(uint16_t *out, const float *v, int6
         _mm256_storeu_si256((__m256i *)(void *)(out + i), _mm512_maskz_cvtepi32_epi16(0xffff, r));
     }
 }
+
+/* Pairs of words, then pairs of pairs, then quarters of the registers change places. */
+/* with a mask of all: the plain ones begin with a value that gcc 12 warns of */
+#define MOE_EPI_FW_Z_OF(what, ...) _mm512_maskz_##what((__mmask16)-1, __VA_ARGS__)
+#define MOE_EPI_FW_Z_FOUR(a, b, c, d)                                                                 \
+    p = MOE_EPI_FW_Z_OF(unpacklo_epi32, a, b);                                                        \
+    q = MOE_EPI_FW_Z_OF(unpackhi_epi32, a, b);                                                        \
+    r = MOE_EPI_FW_Z_OF(unpacklo_epi32, c, d);                                                        \
+    s = MOE_EPI_FW_Z_OF(unpackhi_epi32, c, d);                                                        \
+    a = _mm512_maskz_unpacklo_epi64((__mmask8)-1, p, r);                                              \
+    b = _mm512_maskz_unpackhi_epi64((__mmask8)-1, p, r);                                              \
+    c = _mm512_maskz_unpacklo_epi64((__mmask8)-1, q, s);                                              \
+    d = _mm512_maskz_unpackhi_epi64((__mmask8)-1, q, s);
+#define MOE_EPI_FW_Z_PUT(row, v)                                                                      \
+    if ((row) < rows) {                                                                               \
+        if (past) _mm512_stream_si512((__m512i *)(void *)(out + (row) * stride), v);                  \
+        else _mm512_mask_storeu_epi32(out + (row) * stride, mask, v);                                 \
+    }
+#define MOE_EPI_FW_Z_QUARTERS(row, a, b, c, d)                                                        \
+    p = MOE_EPI_FW_Z_OF(shuffle_i32x4, a, b, 0x88);                                                   \
+    q = MOE_EPI_FW_Z_OF(shuffle_i32x4, a, b, 0xdd);                                                   \
+    r = MOE_EPI_FW_Z_OF(shuffle_i32x4, c, d, 0x88);                                                   \
+    s = MOE_EPI_FW_Z_OF(shuffle_i32x4, c, d, 0xdd);                                                   \
+    MOE_EPI_FW_Z_PUT(row, MOE_EPI_FW_Z_OF(shuffle_i32x4, p, r, 0x88))                                 \
+    MOE_EPI_FW_Z_PUT((row) + 4, MOE_EPI_FW_Z_OF(shuffle_i32x4, q, s, 0x88))                           \
+    MOE_EPI_FW_Z_PUT((row) + 8, MOE_EPI_FW_Z_OF(shuffle_i32x4, p, r, 0xdd))                           \
+    MOE_EPI_FW_Z_PUT((row) + 12, MOE_EPI_FW_Z_OF(shuffle_i32x4, q, s, 0xdd))
+MOE_EPI_FW_Z static void moe_epi_fw_z_turn(const void *const *in, unsigned char *out, int64_t stride, int rows,
+                                           int lanes, int past)
+{
+    const __mmask16 mask = (__mmask16)((1u << lanes) - 1u);
+    __m512i v0 = _mm512_loadu_si512(in[0]), v1 = _mm512_loadu_si512(in[1]), v2 = _mm512_loadu_si512(in[2]);
+    __m512i v3 = _mm512_loadu_si512(in[3]), v4 = _mm512_loadu_si512(in[4]), v5 = _mm512_loadu_si512(in[5]);
+    __m512i v6 = _mm512_loadu_si512(in[6]), v7 = _mm512_loadu_si512(in[7]), v8 = _mm512_loadu_si512(in[8]);
+    __m512i v9 = _mm512_loadu_si512(in[9]), va = _mm512_loadu_si512(in[10]), vb = _mm512_loadu_si512(in[11]);
+    __m512i vc = _mm512_loadu_si512(in[12]), vd = _mm512_loadu_si512(in[13]), ve = _mm512_loadu_si512(in[14]);
+    __m512i vf = _mm512_loadu_si512(in[15]), p, q, r, s;
+    if (lanes < 16 || ((uintptr_t)out | (uintptr_t)stride) % 64 != 0) past = 0;
+    MOE_EPI_FW_Z_FOUR(v0, v1, v2, v3)
+    MOE_EPI_FW_Z_FOUR(v4, v5, v6, v7)
+    MOE_EPI_FW_Z_FOUR(v8, v9, va, vb)
+    MOE_EPI_FW_Z_FOUR(vc, vd, ve, vf)
+    MOE_EPI_FW_Z_QUARTERS(0, v0, v4, v8, vc)
+    MOE_EPI_FW_Z_QUARTERS(1, v1, v5, v9, vd)
+    MOE_EPI_FW_Z_QUARTERS(2, v2, v6, va, ve)
+    MOE_EPI_FW_Z_QUARTERS(3, v3, v7, vb, vf)
+}
+#undef MOE_EPI_FW_Z_OF
+#undef MOE_EPI_FW_Z_FOUR
+#undef MOE_EPI_FW_Z_PUT
+#undef MOE_EPI_FW_Z_QUARTERS
 
 MOE_EPI_FW_Z static void moe_epi_fw_z_axpy(float *y, const float *row, float w, int64_t n, int first)
 {
@@ -23476,6 +23538,7 @@ MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_i8_3, MOE_EPI_FW_T3, int8_t, MOE_EPI_FW_N_I8)
         k.gate_n = moe_epi_fw_##pre##_gate;                                                           \
         k.narrow = moe_epi_fw_narrow;                                                                 \
         k.axpy = moe_epi_fw_##pre##_axpy;                                                             \
+        k.turn = moe_epi_fw_c_turn;                                                                   \
     } while (0)
 #define MOE_EPI_FW_FILL_WIDE(t)                                                                       \
     do {                                                                                              \
@@ -23488,6 +23551,7 @@ MOE_EPI_FW_N_KERNEL(moe_epi_fw_n_i8_3, MOE_EPI_FW_T3, int8_t, MOE_EPI_FW_N_I8)
         k.tile[5] = moe_epi_fw_z_##t##_6;                                                             \
         k.max_tokens = 6;                                                                             \
         k.narrow = moe_epi_fw_z_narrow;                                                               \
+        k.turn = moe_epi_fw_z_turn;                                                                   \
     } while (0)
 
 #define MOE_EPI_FW_ALONG_Y(t)                                                                         \
@@ -23548,9 +23612,14 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
  * read once and steadily.  The sums run over the whole inner dimension, pair by pair.  The six operations are a thin
  * layer of their own: a test can put a model of the unit in their place (MOE_EPI_FW_EMULATE_AMX). */
 
+#if defined(__has_feature)
+#  if __has_feature(memory_sanitizer)
+#    define MOE_EPI_FW_BLIND 1 /* it would not see what the tiles write */
+#  endif
+#endif
 #if defined(MOE_EPI_FW_EMULATE_AMX)
 #  define MOE_EPI_FW_AMX 1
-#elif MOE_EPI_FW_BF16 && defined(__x86_64__) && defined(__linux__)
+#elif !defined(MOE_EPI_FW_BLIND) && MOE_EPI_FW_BF16 && defined(__x86_64__) && defined(__linux__)
 #  define MOE_EPI_FW_AMX 1
 typedef struct moe_epi_fw_tile_shape {
     uint8_t palette, start_row, reserved[14];
@@ -23591,7 +23660,7 @@ static void moe_epi_fw_tile_begin(void)
     __asm__ volatile("ldtilecfg %0" : : "m"(shape));
 }
 
-static void moe_epi_fw_tile_end(void) { __asm__ volatile("tilerelease" : : : "memory"); }
+static void moe_epi_fw_tile_end(void) { __asm__ volatile("sfence\n\ttilerelease" : : : "memory"); }
 #define MOE_EPI_FW_TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : : : "memory")
 #define MOE_EPI_FW_TILE_LOAD(t, from, stride)                                                         \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(from), "r"(stride) : "memory")
@@ -23603,6 +23672,25 @@ static void moe_epi_fw_tile_end(void) { __asm__ volatile("tilerelease" : : : "me
 #endif
 #define MOE_EPI_FW_TILE 16 /* rows of a tile, and tokens */
 #define MOE_EPI_FW_TILE_K 32
+#define MOE_EPI_FW_NARROW 3          /* up to so many tiles of tokens, weights are all that counts ... */
+#define MOE_EPI_FW_WIDE 16           /* ... and so many tiles go past the weights together */
+#define MOE_EPI_FW_PAST (1 << 20)    /* floats of results that no cache keeps */
+#define MOE_EPI_FW_SQUARES 64        /* tiles of sums, all together */
+#define MOE_EPI_FW_STREAM (8 << 10)  /* bytes from which on a stream is long */
+#if defined(MOE_EPI_FW_EMULATE_AMX)
+#  define MOE_EPI_FW_TILE_AHEAD(at, stride)
+#else
+#  define MOE_EPI_FW_TILE_FOUR(at, stride)                                                            \
+    _mm_prefetch((const char *)(at), _MM_HINT_T0);                                                    \
+    _mm_prefetch((const char *)(at) + (stride), _MM_HINT_T0);                                         \
+    _mm_prefetch((const char *)(at) + 2 * (stride), _MM_HINT_T0);                                     \
+    _mm_prefetch((const char *)(at) + 3 * (stride), _MM_HINT_T0);
+#  define MOE_EPI_FW_TILE_AHEAD(at, stride)                                                           \
+    MOE_EPI_FW_TILE_FOUR((at) + 512, stride)                                                          \
+    MOE_EPI_FW_TILE_FOUR((at) + 512 + 4 * (stride), stride)                                           \
+    MOE_EPI_FW_TILE_FOUR((at) + 512 + 8 * (stride), stride)                                           \
+    MOE_EPI_FW_TILE_FOUR((at) + 512 + 12 * (stride), stride)
+#endif
 
 /* ---- the choice of kernels ---- */
 
@@ -23697,33 +23785,33 @@ MOE_EP_API double moe_ep_activate(const moe_ep_activation *activation, double g,
     return moe_epi_fw_gated(activation->kind) ? s * (u + (double)activation->up_offset) : s;
 }
 
-/* One token's block of columns: g, u (MOE_EPI_FW_COLS) -> h; u is not read by plain kinds.  tanh is taken
- * through the same exponential as SiLU: (1 + tanh z) / 2 = 1 / (1 + exp(-2 z)). */
+/* Activation of n values, a multiple of 16: g, u -> h.  tanh is taken through the same exponential as SiLU:
+ * (1 + tanh z) / 2 = 1 / (1 + exp(-2 z)). */
 static void moe_epi_fw_activate_block(const moe_ep_activation *a, const moe_epi_fw_kernels *kn, float *g, float *u,
-                                   float *h)
+                                   float *h, int n)
 {
     float alpha = a->alpha > 0.0f || a->alpha < 0.0f ? a->alpha : 1.0f;
     int i;
     if (a->limit > 0.0f) {
-        for (i = 0; i < MOE_EPI_FW_COLS; i++) {
+        for (i = 0; i < n; i++) {
             g[i] = g[i] > a->limit ? a->limit : g[i];
             u[i] = u[i] > a->limit ? a->limit : u[i] < -a->limit ? -a->limit : u[i];
         }
     }
     if (a->kind == MOE_EP_ACT_RELU2) {
-        for (i = 0; i < MOE_EPI_FW_COLS; i++) h[i] = g[i] > 0.0f ? g[i] * g[i] : 0.0f;
+        for (i = 0; i < n; i++) h[i] = g[i] > 0.0f ? g[i] * g[i] : 0.0f;
     } else if (a->kind == MOE_EP_ACT_GEGLU_ERF || a->kind == MOE_EP_ACT_GELU_ERF) {
-        for (i = 0; i < MOE_EPI_FW_COLS; i++) h[i] = 0.5f * g[i] * (1.0f + erff(g[i] * 0.70710678f));
+        for (i = 0; i < n; i++) h[i] = 0.5f * g[i] * (1.0f + erff(g[i] * 0.70710678f));
     } else {
         if (a->kind == MOE_EP_ACT_SWIGLU || a->kind == MOE_EP_ACT_SILU)
-            for (i = 0; i < MOE_EPI_FW_COLS; i++) h[i] = -alpha * g[i];
+            for (i = 0; i < n; i++) h[i] = -alpha * g[i];
         else
-            for (i = 0; i < MOE_EPI_FW_COLS; i++)
+            for (i = 0; i < n; i++)
                 h[i] = (float)(-2.0 * MOE_EPI_FW_GELU_C) * (g[i] + (float)MOE_EPI_FW_GELU_A * g[i] * g[i] * g[i]);
-        kn->gate_n(h, g, MOE_EPI_FW_COLS);
+        kn->gate_n(h, g, n);
     }
     if (moe_epi_fw_gated(a->kind))
-        for (i = 0; i < MOE_EPI_FW_COLS; i++) h[i] *= u[i] + a->up_offset;
+        for (i = 0; i < n; i++) h[i] *= u[i] + a->up_offset;
 }
 
 /* ---- a set of experts over grouped rows --------------------------------------------------------------- */
@@ -23759,6 +23847,7 @@ typedef struct moe_epi_fw_run {
     int64_t h_stride;      /* bytes */
     float *h2;             /* (rows) of h_stride bytes, for BLAS only */
     float *o;              /* (rows, H) */
+    int past;              /* it is too large for the caches */
 } moe_epi_fw_run;
 
 static int64_t moe_epi_fw_dtype_bytes(moe_ep_dtype dtype)
@@ -24014,71 +24103,6 @@ static void moe_epi_fw_panel(const moe_epi_fw_kernels *kn, const moe_epi_fw_rows
     }
 }
 
-#if MOE_EPI_FW_AMX
-/* Loads rows r..r+15 of the panel, elements k..k+31, into the tile of weights; what a tile would read behind the last
- * element, or rows that do not lie evenly, goes through a block of zeros. */
-static void moe_epi_fw_tile_weights(const moe_epi_fw_rows *p, int r, int even, int64_t k, int64_t n)
-{
-    uint16_t edge[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K];
-    size_t bytes = (size_t)(n - k < MOE_EPI_FW_TILE_K ? n - k : MOE_EPI_FW_TILE_K) * 2u;
-    int i;
-    if (even && n - k >= MOE_EPI_FW_TILE_K) {
-        MOE_EPI_FW_TILE_LOAD(6, p->of[r] + 2 * k, (intptr_t)(p->of[r + 1] - p->of[r]));
-        return;
-    }
-    memset(edge, 0, sizeof edge);
-    for (i = 0; i < MOE_EPI_FW_TILE; i++) memcpy(edge + i * MOE_EPI_FW_TILE_K, p->of[r + i] + 2 * k, bytes);
-    MOE_EPI_FW_TILE_LOAD(6, edge, (intptr_t)(2 * MOE_EPI_FW_TILE_K));
-}
-
-/* c[token][row] of one tile of sums, which lie [row][token]. */
-static void moe_epi_fw_tile_out(const float *sums, int tokens, float *c, int64_t ldc)
-{
-    int i, j;
-    for (j = 0; j < tokens; j++)
-        for (i = 0; i < MOE_EPI_FW_TILE; i++) c[j * ldc + i] = sums[i * MOE_EPI_FW_TILE + j];
-}
-
-/* As moe_epi_fw_panel; x holds tiles of 16 tokens, the last one narrower, `stride` bytes for a token. */
-static void moe_epi_fw_tile_panel(const moe_epi_fw_rows *p, const unsigned char *x, int64_t stride, int tokens,
-                                  int64_t n, float *c)
-{
-    int tiles = (tokens + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE, width[MOE_EPI_FW_TOKENS / MOE_EPI_FW_TILE], r, i;
-    float sums[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE];
-    int64_t k;
-#define MOE_EPI_FW_TILE_EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
-#define MOE_EPI_FW_TILE_CLEAR(t) MOE_EPI_FW_TILE_ZERO(t);
-#define MOE_EPI_FW_TILE_STEP(t)                                                                       \
-    if (t == 0 || t < tiles) {                                                                        \
-        const intptr_t row = 4 * width[t];                                                            \
-        MOE_EPI_FW_TILE_LOAD(7, x + t * MOE_EPI_FW_TILE * stride + k / 2 * row, row);                 \
-        MOE_EPI_FW_TILE_DP(t, 6, 7);                                                                  \
-    }
-#define MOE_EPI_FW_TILE_PUT(t)                                                                        \
-    if (t == 0 || t < tiles) {                                                                        \
-        MOE_EPI_FW_TILE_STORE(t, sums, (intptr_t)sizeof(float) * MOE_EPI_FW_TILE);                    \
-        moe_epi_fw_tile_out(sums, width[t], c + (int64_t)t * MOE_EPI_FW_TILE * p->rows + r, p->rows); \
-    }
-    for (i = 0; i < tiles; i++) width[i] = MOE_EPI_FW_TILE;
-    width[tiles - 1] = tokens - (tiles - 1) * MOE_EPI_FW_TILE;
-    for (r = 0; r < p->rows; r += MOE_EPI_FW_TILE) {
-        int even = 1;
-        for (i = 2; i < MOE_EPI_FW_TILE; i++)
-            even = even && p->of[r + i] - p->of[r + i - 1] == p->of[r + 1] - p->of[r];
-        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_CLEAR)
-        for (k = 0; k < n; k += MOE_EPI_FW_TILE_K) {
-            moe_epi_fw_tile_weights(p, r, even, k, n);
-            MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_STEP)
-        }
-        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_PUT)
-    }
-#undef MOE_EPI_FW_TILE_EACH
-#undef MOE_EPI_FW_TILE_CLEAR
-#undef MOE_EPI_FW_TILE_STEP
-#undef MOE_EPI_FW_TILE_PUT
-}
-#endif
-
 /* Sums of rows from..from+count-1 times their scales, plus their biases. */
 static void moe_epi_fw_scale_bias(const moe_epi_fw_matrix *m, int64_t from, int count, float *v)
 {
@@ -24097,16 +24121,6 @@ static int moe_epi_fw_place_of(int interleave, int i)
     return base + (in & 1 ? interleave / 2 : 0) + in / 2;
 }
 
-/* Writes `count` bf16 values, an even number, as columns col.. of row `at` of `rows` rows in tile form. */
-static void moe_epi_fw_tile_write(unsigned char *rows_at, int64_t stride, int64_t rows, int64_t at, int64_t col,
-                                  const uint16_t *v, int64_t count)
-{
-    int64_t first = at - at % MOE_EPI_FW_TILE, tokens = rows - first, i;
-    unsigned char *to = rows_at + first * stride;
-    if (tokens > MOE_EPI_FW_TILE) tokens = MOE_EPI_FW_TILE;
-    for (i = 0; i < count; i += 2) memcpy(to + ((col + i) / 2 * tokens + at - first) * 4, v + i, 4);
-}
-
 /* Activation of the columns of one token, a row of the run; zeros behind the last column. */
 static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t col, int count, float *gate,
                          float *up, int64_t row)
@@ -24116,15 +24130,11 @@ static void moe_epi_fw_emit(const moe_epi_fw_run *run, const moe_epi_fw_group *g
     for (i = count; i < MOE_EPI_FW_COLS; i++) gate[i] = up[i] = 0.0f;
     moe_epi_fw_scale_bias(&g->gate, col, count, gate);
     moe_epi_fw_scale_bias(&g->up, col, count, up);
-    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h); /* 0 of every 0 */
+    moe_epi_fw_activate_block(&run->w->activation, &run->kernels, gate, up, h, MOE_EPI_FW_COLS); /* 0 of every 0 */
     if (run->kernels.half) {
         uint16_t small[MOE_EPI_FW_COLS];
         run->kernels.narrow(small, h, MOE_EPI_FW_COLS);
-        if (run->kernels.amx)
-            moe_epi_fw_tile_write(run->h + g->row0 * run->h_stride, run->h_stride, g->rows, row - g->row0, col, small,
-                                  MOE_EPI_FW_COLS);
-        else
-            memcpy(run->h + row * run->h_stride + 2 * col, small, sizeof small);
+        memcpy(run->h + row * run->h_stride + 2 * col, small, sizeof small);
         return;
     }
     for (i = 0; i < MOE_EPI_FW_COLS; i++) out[col + moe_epi_fw_place_of(run->kernels.interleave, i)] = h[i];
@@ -24199,9 +24209,8 @@ static int moe_epi_fw_block(const moe_epi_fw_run *run, const moe_epi_fw_group *g
 {
     int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
     int count = (int)(width - col < g->cols[stage] ? width - col : g->cols[stage]);
-    int amx = run->kernels.amx;
     return moe_epi_fw_rows_init(panel, stage == 0 ? &g->gate : &g->down, stage == 0 && g->up.base ? &g->up : NULL, col,
-                                count, amx ? MOE_EPI_FW_TILE : 4, !amx && g->rows <= 2 * run->kernels.max_tokens);
+                                count, 4, g->rows <= 2 * run->kernels.max_tokens);
 }
 
 /* One token's results of a block into h (activated) or o. */
@@ -24232,17 +24241,336 @@ static void moe_epi_fw_products(const moe_epi_fw_run *run, const moe_epi_fw_grou
     const unsigned char *x[MOE_EPI_FW_TOKENS];
     int64_t n = stage == 0 ? run->w->hidden : run->w->inter;
     int j;
-#if MOE_EPI_FW_AMX
-    if (run->kernels.amx) {
-        const unsigned char *from = stage == 0 ? moe_epi_fw_x(run, g, row) : run->h + row * run->h_stride;
-        moe_epi_fw_tile_panel(panel, from, stage == 0 ? run->x_stride : run->h_stride, tokens, n, c);
-        return;
-    }
-#endif
     for (j = 0; j < tokens; j++)
         x[j] = stage == 0 ? moe_epi_fw_x(run, g, row + j) : run->h + (row + j) * run->h_stride;
     moe_epi_fw_panel(&run->kernels, panel, next, x, tokens, n, moe_epi_fw_dtype_bytes(run->w->dtype), c);
 }
+
+#if MOE_EPI_FW_AMX
+/* Tiles of 16 tokens; the last one may be narrower. */
+typedef struct moe_epi_fw_columns {
+    const unsigned char *at[MOE_EPI_FW_WIDE];
+    int width[MOE_EPI_FW_WIDE];
+    int tiles;
+} moe_epi_fw_columns;
+
+/* Sixteen rows of a matrix: from, from + step, ... below `rows`; the last one stands in for what is not there. */
+typedef struct moe_epi_fw_sixteen {
+    const unsigned char *of[MOE_EPI_FW_TILE];
+    int even; /* they lie evenly */
+} moe_epi_fw_sixteen;
+
+static void moe_epi_fw_sixteen_init(moe_epi_fw_sixteen *s, const moe_epi_fw_matrix *m, int64_t from, int step,
+                                    int64_t rows)
+{
+    int i;
+    s->even = from + (MOE_EPI_FW_TILE - 1) * (int64_t)step < rows;
+    for (i = 0; i < MOE_EPI_FW_TILE; i++, from += step)
+        s->of[i] = m->base + (from < rows ? from : rows - 1) * m->stride;
+}
+
+/* Elements k..k+31 of sixteen rows, zeros behind the last one, where a tile would read behind it or the rows do not
+ * lie evenly. */
+static void moe_epi_fw_tile_edge(const moe_epi_fw_sixteen *w, int64_t k, int64_t n,
+                                 uint16_t edge[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K])
+{
+    size_t bytes = (size_t)(n - k < MOE_EPI_FW_TILE_K ? n - k : MOE_EPI_FW_TILE_K) * 2u;
+    int i;
+    memset(edge, 0, sizeof(uint16_t) * MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K);
+    for (i = 0; i < MOE_EPI_FW_TILE; i++) memcpy(edge + i * MOE_EPI_FW_TILE_K, w->of[i] + 2 * k, bytes);
+}
+
+#define MOE_EPI_FW_SQUARE (MOE_EPI_FW_TILE * MOE_EPI_FW_TILE) /* floats of a tile of sums */
+#define MOE_EPI_FW_TILE_READ(t, at) MOE_EPI_FW_TILE_LOAD(t, at, (intptr_t)sizeof(float) * MOE_EPI_FW_TILE)
+#define MOE_EPI_FW_TILE_KEEP(t, at) MOE_EPI_FW_TILE_STORE(t, at, (intptr_t)sizeof(float) * MOE_EPI_FW_TILE)
+/* Pairs from k on of tile t of the tokens. */
+#define MOE_EPI_FW_TILE_TOKENS(t)                                                                     \
+    MOE_EPI_FW_TILE_LOAD(7, x->at[t] + k * 2 * x->width[t], (intptr_t)(4 * x->width[t]))
+
+/* Few tokens: c[tile of tokens][row][token] of sixteen rows with up to six tiles of tokens.  The weights come from
+ * memory, and what lies ahead in the rows is asked for. */
+static void moe_epi_fw_tile_one(const moe_epi_fw_sixteen *w, const moe_epi_fw_columns *x, int64_t n, float *c)
+{
+    uint16_t edge[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K];
+    const unsigned char *at = w->of[0];
+    const intptr_t stride = (intptr_t)(w->of[1] - w->of[0]);
+    const int tiles = x->tiles;
+    int64_t k, whole = w->even ? n / MOE_EPI_FW_TILE_K * MOE_EPI_FW_TILE_K : 0;
+#define MOE_EPI_FW_TILE_EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
+#define MOE_EPI_FW_TILE_CLEAR(t) MOE_EPI_FW_TILE_ZERO(t);
+#define MOE_EPI_FW_TILE_STEP(t)                                                                       \
+    if (t == 0 || t < tiles) {                                                                        \
+        MOE_EPI_FW_TILE_TOKENS(t);                                                                    \
+        MOE_EPI_FW_TILE_DP(t, 6, 7);                                                                  \
+    }
+#define MOE_EPI_FW_TILE_PUT(t)                                                                        \
+    if (t == 0 || t < tiles) MOE_EPI_FW_TILE_KEEP(t, c + t * MOE_EPI_FW_SQUARE);
+    MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_CLEAR)
+    for (k = 0; k < whole; k += MOE_EPI_FW_TILE_K) {
+        MOE_EPI_FW_TILE_AHEAD(at + 2 * k, stride)
+        MOE_EPI_FW_TILE_LOAD(6, at + 2 * k, stride);
+        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_STEP)
+    }
+    for (; k < n; k += MOE_EPI_FW_TILE_K) {
+        moe_epi_fw_tile_edge(w, k, n, edge);
+        MOE_EPI_FW_TILE_LOAD(6, edge, (intptr_t)(2 * MOE_EPI_FW_TILE_K));
+        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_STEP)
+    }
+    MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_PUT)
+#undef MOE_EPI_FW_TILE_EACH
+#undef MOE_EPI_FW_TILE_CLEAR
+#undef MOE_EPI_FW_TILE_STEP
+#undef MOE_EPI_FW_TILE_PUT
+}
+
+/* Many tokens: elements from..end-1 of two times sixteen rows with tiles t.. of the tokens, two or three of them; the
+ * sums go on from those in c when from > 0. */
+static void moe_epi_fw_tile_two(const moe_epi_fw_sixteen *w, const moe_epi_fw_sixteen *v, const moe_epi_fw_columns *x,
+                                int t, int tiles, int64_t from, int64_t end, int64_t n, float *c, float *d)
+{
+    uint16_t edge[2][MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K];
+    const unsigned char *at = w->of[0], *too = v->of[0];
+    intptr_t stride = (intptr_t)(w->of[1] - w->of[0]), stride_too = (intptr_t)(v->of[1] - v->of[0]);
+    int64_t k, whole = w->even && v->even ? n / MOE_EPI_FW_TILE_K * MOE_EPI_FW_TILE_K : 0;
+    if (from == 0) {
+        MOE_EPI_FW_TILE_ZERO(0);
+        MOE_EPI_FW_TILE_ZERO(1);
+        MOE_EPI_FW_TILE_ZERO(2);
+        MOE_EPI_FW_TILE_ZERO(3);
+        MOE_EPI_FW_TILE_ZERO(4);
+        MOE_EPI_FW_TILE_ZERO(5);
+    } else {
+        MOE_EPI_FW_TILE_READ(0, c);
+        MOE_EPI_FW_TILE_READ(3, d);
+        if (tiles > 1) {
+            MOE_EPI_FW_TILE_READ(1, c + MOE_EPI_FW_SQUARE);
+            MOE_EPI_FW_TILE_READ(4, d + MOE_EPI_FW_SQUARE);
+        }
+        if (tiles > 2) {
+            MOE_EPI_FW_TILE_READ(2, c + 2 * MOE_EPI_FW_SQUARE);
+            MOE_EPI_FW_TILE_READ(5, d + 2 * MOE_EPI_FW_SQUARE);
+        }
+    }
+    for (k = from; k < end; k += MOE_EPI_FW_TILE_K) {
+        const unsigned char *a = at + 2 * k, *b = too + 2 * k;
+        if (k >= whole) {
+            moe_epi_fw_tile_edge(w, k, n, edge[0]);
+            moe_epi_fw_tile_edge(v, k, n, edge[1]);
+            a = (const unsigned char *)edge[0];
+            b = (const unsigned char *)edge[1];
+            stride = stride_too = 2 * MOE_EPI_FW_TILE_K;
+        }
+        MOE_EPI_FW_TILE_LOAD(6, a, stride);
+        MOE_EPI_FW_TILE_TOKENS(t);
+        MOE_EPI_FW_TILE_DP(0, 6, 7);
+        if (tiles > 1) {
+            MOE_EPI_FW_TILE_TOKENS(t + 1);
+            MOE_EPI_FW_TILE_DP(1, 6, 7);
+        }
+        if (tiles > 2) {
+            MOE_EPI_FW_TILE_TOKENS(t + 2);
+            MOE_EPI_FW_TILE_DP(2, 6, 7);
+        }
+        MOE_EPI_FW_TILE_LOAD(6, b, stride_too); /* the tokens once more, the last ones first: they are still there */
+        if (tiles > 2) {
+            MOE_EPI_FW_TILE_DP(5, 6, 7);
+            MOE_EPI_FW_TILE_TOKENS(t + 1);
+        }
+        if (tiles > 1) {
+            MOE_EPI_FW_TILE_DP(4, 6, 7);
+            MOE_EPI_FW_TILE_TOKENS(t);
+        }
+        MOE_EPI_FW_TILE_DP(3, 6, 7);
+    }
+    MOE_EPI_FW_TILE_KEEP(0, c);
+    MOE_EPI_FW_TILE_KEEP(3, d);
+    if (tiles > 1) {
+        MOE_EPI_FW_TILE_KEEP(1, c + MOE_EPI_FW_SQUARE);
+        MOE_EPI_FW_TILE_KEEP(4, d + MOE_EPI_FW_SQUARE);
+    }
+    if (tiles > 2) {
+        MOE_EPI_FW_TILE_KEEP(2, c + 2 * MOE_EPI_FW_SQUARE);
+        MOE_EPI_FW_TILE_KEEP(5, d + 2 * MOE_EPI_FW_SQUARE);
+    }
+}
+
+/* A block of columns of one group with up to 256 tokens.  Its q tiles take every q-th row: column i of it is row i / q
+ * of tile i % q, and a tile reads sixteen streams that the next one goes on with. */
+typedef struct moe_epi_fw_square {
+    const moe_epi_fw_run *run;
+    const moe_epi_fw_group *g;
+    int64_t row, col;
+    int count, shift; /* columns that are there, of 16 q; q = 2^shift */
+    int sixteens;     /* tiles of rows: q of the gate, then q of up */
+    moe_epi_fw_sixteen w[MOE_EPI_FW_TILE * 2];
+    moe_epi_fw_columns x;
+    float *c;         /* [tile of rows][tile of tokens][row][token] */
+} moe_epi_fw_square;
+
+/* Where the sums of column i with tile t of the tokens begin. */
+static int moe_epi_fw_square_line(const moe_epi_fw_square *s, int i, int t)
+{
+    return ((i & ((1 << s->shift) - 1)) * s->x.tiles + t) * MOE_EPI_FW_SQUARE + (i >> s->shift) * MOE_EPI_FW_TILE;
+}
+
+static void moe_epi_fw_square_rows(moe_epi_fw_square *s, const moe_epi_fw_matrix *m, int64_t rows)
+{
+    int i;
+    for (i = 0; i < 1 << s->shift; i++)
+        moe_epi_fw_sixteen_init(&s->w[s->sixteens++], m, s->col + i, 1 << s->shift, rows);
+}
+
+static void moe_epi_fw_square_products(const moe_epi_fw_square *s, int64_t n)
+{
+    const int line = s->x.tiles * MOE_EPI_FW_SQUARE, pairs = s->sixteens / 2;
+    int64_t from, end;
+    int i, t, tiles;
+    if (s->x.tiles <= MOE_EPI_FW_NARROW) {
+        for (i = 0; i < s->sixteens; i++)
+            moe_epi_fw_tile_one(&s->w[i], &s->x, n, s->c + i * line);
+        return;
+    }
+    for (from = 0; from < n; from = end) {
+        end = n - from < MOE_EPI_FW_KBLOCK ? n : from + MOE_EPI_FW_KBLOCK;
+        for (i = 0; i < pairs; i++)
+            for (t = 0; t < s->x.tiles; t += tiles) {
+                int left = s->x.tiles - t;
+                tiles = left == 3 || left > 4 ? 3 : left < 2 ? left : 2; /* not three and one for four */
+                moe_epi_fw_tile_two(&s->w[i], &s->w[pairs + i], &s->x, t, tiles, from, end, n,
+                                    s->c + i * line + t * MOE_EPI_FW_SQUARE,
+                                    s->c + (pairs + i) * line + t * MOE_EPI_FW_SQUARE);
+            }
+    }
+}
+
+/* Adds the biases of the columns to the sums from c on. */
+static void moe_epi_fw_square_bias(const moe_epi_fw_square *s, const moe_epi_fw_matrix *m, float *c)
+{
+    int i, j, t;
+    for (i = 0; m->bias && i < s->count; i++)
+        for (t = 0; t < s->x.tiles; t++) {
+            float *line = c + moe_epi_fw_square_line(s, i, t);
+            for (j = 0; j < MOE_EPI_FW_TILE; j++) line[j] += m->bias[(s->col + i) * m->bias_stride];
+        }
+}
+
+/* Activates the columns and writes them as pairs, zeros behind the last one. */
+static void moe_epi_fw_square_up(const moe_epi_fw_square *s)
+{
+    const int tiles = s->x.tiles, q = 1 << s->shift;
+    const moe_epi_fw_kernels *kn = &s->run->kernels;
+    int64_t inter = s->run->w->inter, padded = (inter + MOE_EPI_FW_PAD - 1) / MOE_EPI_FW_PAD * MOE_EPI_FW_PAD;
+    int i, j, t, end = s->col + s->count < inter ? s->count : (int)(padded - s->col);
+    uint16_t half[MOE_EPI_FW_TILE * MOE_EPI_FW_SQUARE];
+    float *up = s->c + q * tiles * MOE_EPI_FW_SQUARE, none[MOE_EPI_FW_SQUARE];
+    memset(none, 0, sizeof none);
+    moe_epi_fw_square_bias(s, &s->g->gate, s->c);
+    if (s->g->up.base) moe_epi_fw_square_bias(s, &s->g->up, up);
+    for (t = 0; t < tiles; t++) {
+        const int width = s->x.width[t];
+        unsigned char *to = s->run->h + (s->row + t * MOE_EPI_FW_TILE) * s->run->h_stride + s->col * 2 * width;
+        for (i = 0; i < q; i++) {
+            float h[MOE_EPI_FW_SQUARE];
+            int at = (i * tiles + t) * MOE_EPI_FW_SQUARE;
+            moe_epi_fw_activate_block(&s->run->w->activation, kn, s->c + at, s->g->up.base ? up + at : none, h,
+                                      MOE_EPI_FW_SQUARE);
+            kn->narrow(half + i * MOE_EPI_FW_SQUARE, h, MOE_EPI_FW_SQUARE);
+        }
+        for (i = 0; i < end; i += 2, to += 4 * width) {
+            uint32_t pairs[MOE_EPI_FW_TILE];
+            uint16_t a[MOE_EPI_FW_TILE], b[MOE_EPI_FW_TILE];
+            memset(a, 0, sizeof a);
+            memset(b, 0, sizeof b);
+            if (i < s->count)
+                memcpy(a, half + (i & (q - 1)) * MOE_EPI_FW_SQUARE + (i >> s->shift) * MOE_EPI_FW_TILE, sizeof a);
+            if (i + 1 < s->count)
+                memcpy(b, half + ((i + 1) & (q - 1)) * MOE_EPI_FW_SQUARE + ((i + 1) >> s->shift) * MOE_EPI_FW_TILE,
+                       sizeof b);
+            for (j = 0; j < MOE_EPI_FW_TILE; j++) pairs[j] = a[j] | (uint32_t)b[j] << 16;
+            memcpy(to, pairs, 4u * (size_t)width);
+        }
+    }
+}
+
+/* Rows of o out of the columns. */
+static void moe_epi_fw_square_down(const moe_epi_fw_square *s)
+{
+    int64_t H = s->run->w->hidden;
+    int i, j, t, line[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE];
+    for (i = 0; i < MOE_EPI_FW_TILE << s->shift; i++) line[i] = moe_epi_fw_square_line(s, i, 0);
+    for (t = 0; t < s->x.tiles; t++)
+        for (i = 0; i < s->count; i += MOE_EPI_FW_TILE) {
+            float *to = s->run->o + (s->row + t * MOE_EPI_FW_TILE) * H + s->col + i;
+            const void *in[MOE_EPI_FW_TILE];
+            int lanes = s->count - i < MOE_EPI_FW_TILE ? s->count - i : MOE_EPI_FW_TILE;
+            for (j = 0; j < MOE_EPI_FW_TILE; j++) in[j] = s->c + line[i + j] + t * MOE_EPI_FW_SQUARE;
+            s->run->kernels.turn(in, (unsigned char *)to, H * (int64_t)sizeof(float), s->x.width[t], lanes,
+                                 s->run->past && !s->g->down.bias);
+            for (j = 0; s->g->down.bias && j < s->x.width[t]; j++)
+                moe_epi_fw_scale_bias(&s->g->down, s->col + i, lanes, to + j * H);
+        }
+}
+
+/* Tokens of the block that begins behind `done` of a group's rows: as many as all its blocks can have alike. */
+static int64_t moe_epi_fw_tile_tokens(int64_t rows, int64_t done)
+{
+    const int64_t most = MOE_EPI_FW_WIDE * MOE_EPI_FW_TILE, blocks = (rows + most - 1) / most;
+    int64_t each = ((rows + blocks - 1) / blocks + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE * MOE_EPI_FW_TILE;
+    return rows - done < each ? rows - done : each;
+}
+
+static void moe_epi_fw_tile_task(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t col,
+                                 int64_t end)
+{
+    float room[MOE_EPI_FW_SQUARES * MOE_EPI_FW_SQUARE + MOE_EPI_FW_TILE];
+    moe_epi_fw_square s;
+    int64_t stride = stage == 0 ? run->x_stride : run->h_stride, done, tokens;
+    int t;
+    s.run = run;
+    s.g = g;
+    for (s.shift = 0; MOE_EPI_FW_TILE << s.shift < g->cols[stage];) s.shift++;
+    s.c = room + (64 - (uintptr_t)room % 64) % 64 / sizeof(float);
+    moe_epi_fw_tile_begin();
+    for (s.col = col; s.col < end; s.col += g->cols[stage]) {
+        s.count = (int)(end - s.col < g->cols[stage] ? end - s.col : g->cols[stage]);
+        s.sixteens = 0;
+        moe_epi_fw_square_rows(&s, stage == 0 ? &g->gate : &g->down, stage == 0 ? run->w->inter : run->w->hidden);
+        if (stage == 0 && g->up.base) moe_epi_fw_square_rows(&s, &g->up, run->w->inter);
+        for (done = 0; done < g->rows; done += tokens) {
+            const unsigned char *from;
+            tokens = moe_epi_fw_tile_tokens(g->rows, done);
+            s.row = g->row0 + done;
+            from = stage == 0 ? moe_epi_fw_x(run, g, s.row) : run->h + s.row * stride;
+            s.x.tiles = (int)((tokens + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE);
+            for (t = 0; t < s.x.tiles; t++, from += MOE_EPI_FW_TILE * stride) {
+                int64_t left = tokens - t * MOE_EPI_FW_TILE;
+                s.x.at[t] = from;
+                s.x.width[t] = (int)(left < MOE_EPI_FW_TILE ? left : MOE_EPI_FW_TILE);
+            }
+            moe_epi_fw_square_products(&s, stage == 0 ? run->w->hidden : run->w->inter);
+            if (stage == 0) moe_epi_fw_square_up(&s);
+            else moe_epi_fw_square_down(&s);
+        }
+    }
+    moe_epi_fw_tile_end();
+}
+
+/* Columns of a block and of a task. */
+static void moe_epi_fw_tile_schedule(moe_epi_fw_group *g, int stage, int64_t row_bytes, int64_t width, int32_t groups)
+{
+    int64_t tiles = (moe_epi_fw_tile_tokens(g->rows, 0) + MOE_EPI_FW_TILE - 1) / MOE_EPI_FW_TILE, most;
+    int both = stage == 0 && g->up.base ? 2 : 1, q = tiles > MOE_EPI_FW_NARROW ? 4 / both : 1, cols, n;
+    while (2 * q * both * tiles <= MOE_EPI_FW_SQUARES && q < MOE_EPI_FW_TILE && q * row_bytes < MOE_EPI_FW_STREAM)
+        q *= 2;
+    cols = q * MOE_EPI_FW_TILE;
+    n = (int)(MOE_EPI_FW_TASK_BYTES / (both * cols * row_bytes));
+    most = width / cols * groups / MOE_EPI_FW_TASKS;
+    if (n > most) n = (int)most;
+    if (n < 1) n = 1;
+    g->cols[stage] = cols;
+    g->task_cols[stage] = n * cols;
+}
+#endif
 
 /* Task of a stage: one group, some columns, all its rows. */
 static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t index)
@@ -24256,7 +24584,10 @@ static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t 
     int half, next_half = 0, now = 0, tokens, j;
     if (end > width) end = width;
 #if MOE_EPI_FW_AMX
-    if (run->kernels.amx) moe_epi_fw_tile_begin();
+    if (run->kernels.amx) {
+        moe_epi_fw_tile_task(run, g, stage, col, end);
+        return;
+    }
 #endif
     half = moe_epi_fw_block(run, g, stage, col, &panel[0]);
     for (; col < end; col += g->cols[stage], half = next_half, now = !now) {
@@ -24271,9 +24602,6 @@ static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t 
                 moe_epi_fw_write(run, g, stage, col, count, &panel[now], half, c + j * panel[now].rows, row + j);
         }
     }
-#if MOE_EPI_FW_AMX
-    if (run->kernels.amx) moe_epi_fw_tile_end();
-#endif
 }
 
 static void moe_epi_fw_up_task(void *context, int64_t index)
@@ -24358,6 +24686,14 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
             int64_t row_bytes = stage == 0 ? g->gate.stride : g->down.stride;
             int rows;
             if (row_bytes > MOE_EPI_FW_TASK_BYTES) row_bytes = MOE_EPI_FW_TASK_BYTES; /* its multiples fit */
+#if MOE_EPI_FW_AMX
+            if (run->kernels.amx) {
+                moe_epi_fw_tile_schedule(g, stage, row_bytes, width, n);
+                run->first[stage][i + 1] =
+                    run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
+                continue;
+            }
+#endif
             rows = moe_epi_fw_panel_rows(g->rows, row_bytes);
             g->cols[stage] = stage == 0 ? rows / 2 : rows;
             g->task_cols[stage] = g->cols[stage] * moe_epi_fw_panels(g->rows, rows, rows * row_bytes,
@@ -24371,6 +24707,10 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
 /* Both expert stages of a scheduled run. */
 static void moe_epi_fw_run_experts(const moe_ep_forward_desc *d, moe_epi_fw_run *run)
 {
+    int64_t rows = 0;
+    int32_t i;
+    for (i = 0; i < run->num_groups; i++) rows += run->groups[i].rows;
+    run->past = rows * run->w->hidden > MOE_EPI_FW_PAST;
     moe_epi_fw_parallel(d, run->first[0][run->num_groups], moe_epi_fw_up_task, run);
     moe_epi_fw_parallel(d, run->first[1][run->num_groups], moe_epi_fw_down_task, run);
 }
@@ -24393,10 +24733,44 @@ typedef struct moe_epi_fw_pack {
     int32_t num_groups;
 } moe_epi_fw_pack;
 
-/* Rounds a row to bf16 in blocks, and puts it where the kernels want it. */
-static void moe_epi_fw_pack_half(const moe_epi_fw_pack *p, const float *in, int64_t row)
+/* Elements i.. of a row, n of them, a multiple of 16 and at most 256, as bf16; zeros behind the last one. */
+static void moe_epi_fw_pack_narrow(const moe_epi_fw_pack *p, int64_t row, int64_t i, int64_t n, uint16_t *out)
 {
-    int64_t i, j, width = (p->H + MOE_EPI_FW_PAD - 1) / MOE_EPI_FW_PAD * MOE_EPI_FW_PAD, row0 = 0, rows = p->rows;
+    const float *in = p->x + (p->row_of ? (int64_t)p->row_of[row] : row) * p->H + i;
+    int64_t j, have = p->H - i < n ? p->H - i : n;
+    float block[256];
+    if (p->scale || have < n) {
+        memset(block, 0, sizeof block);
+        for (j = 0; j < have; j++) block[j] = p->scale ? in[j] * p->scale[row] : in[j];
+        in = block;
+    }
+    p->kernels->narrow(out, in, n);
+}
+
+static int64_t moe_epi_fw_pack_width(const moe_epi_fw_pack *p)
+{
+    return (p->H + MOE_EPI_FW_PAD - 1) / MOE_EPI_FW_PAD * MOE_EPI_FW_PAD;
+}
+
+/* Rounds a row to bf16 in blocks. */
+static void moe_epi_fw_pack_half(const moe_epi_fw_pack *p, int64_t row)
+{
+    int64_t i, width = moe_epi_fw_pack_width(p);
+    for (i = 0; i < width; i += 256) {
+        uint16_t small[256];
+        int64_t n = width - i < 256 ? width - i : 256;
+        moe_epi_fw_pack_narrow(p, row, i, n, small);
+        memcpy(p->out + row * p->stride + 2 * i, small, (size_t)n * 2u);
+    }
+}
+
+#if MOE_EPI_FW_AMX
+/* Rows from `row` on, below `last`, that lie in one tile of 16 tokens of their group, as pairs side by side.  Returns
+ * how many. */
+static int64_t moe_epi_fw_pack_tile(const moe_epi_fw_pack *p, int64_t row, int64_t last)
+{
+    int64_t i, j, width = moe_epi_fw_pack_width(p), row0 = 0, rows = p->rows, first, tokens, count;
+    unsigned char *to;
     if (p->groups) {
         int32_t lo = 0, hi = p->num_groups - 1;
         while (lo < hi) { /* the last group that begins here or before: empty ones stand before it */
@@ -24407,32 +24781,40 @@ static void moe_epi_fw_pack_half(const moe_epi_fw_pack *p, const float *in, int6
         row0 = p->groups[lo].row0;
         rows = p->groups[lo].rows;
     }
+    first = row0 + (row - row0) / MOE_EPI_FW_TILE * MOE_EPI_FW_TILE;
+    tokens = row0 + rows - first < MOE_EPI_FW_TILE ? row0 + rows - first : MOE_EPI_FW_TILE;
+    count = (last < first + tokens ? last : first + tokens) - row;
+    to = p->out + first * p->stride + (row - first) * 4;
     for (i = 0; i < width; i += 256) {
-        float block[256];
-        uint16_t small[256];
-        int64_t n = width - i < 256 ? width - i : 256, have = p->H - i < n ? p->H - i : n;
-        if (p->scale || have < n) {
-            memset(block, 0, sizeof block);
-            for (j = 0; j < have; j++) block[j] = p->scale ? in[i + j] * p->scale[row] : in[i + j];
+        uint16_t small[MOE_EPI_FW_TILE][256];
+        const void *in[MOE_EPI_FW_TILE];
+        int64_t n = width - i < 256 ? width - i : 256, at;
+        for (j = 0; j < count; j++) moe_epi_fw_pack_narrow(p, row + j, i, n, small[j]);
+        for (at = 0; at < n; at += 2 * MOE_EPI_FW_TILE) {
+            for (j = 0; j < MOE_EPI_FW_TILE; j++) in[j] = small[j < count ? j : 0] + at;
+            p->kernels->turn(in, to + (i + at) / 2 * tokens * 4, tokens * 4, MOE_EPI_FW_TILE, (int)count, 0);
         }
-        p->kernels->narrow(small, p->scale || have < n ? block : in + i, n);
-        if (p->kernels->amx)
-            moe_epi_fw_tile_write(p->out + row0 * p->stride, p->stride, rows, row - row0, i, small, n);
-        else
-            memcpy(p->out + row * p->stride + 2 * i, small, (size_t)n * 2u);
     }
+    return count;
 }
+#endif
 
 static void moe_epi_fw_pack_task(void *context, int64_t index)
 {
     const moe_epi_fw_pack *p = (const moe_epi_fw_pack *)context;
     int64_t row = index * MOE_EPI_FW_PACK_ROWS, last = row + MOE_EPI_FW_PACK_ROWS, stride = p->stride / 4, i, b;
     int group = p->kernels->interleave;
+#if MOE_EPI_FW_AMX
+    if (p->kernels->amx) {
+        while (row < last && row < p->rows) row += moe_epi_fw_pack_tile(p, row, last < p->rows ? last : p->rows);
+        return;
+    }
+#endif
     for (; row < last && row < p->rows; row++) {
         const float *in = p->x + (p->row_of ? (int64_t)p->row_of[row] : row) * p->H;
         float *out = (float *)(void *)(p->out + row * p->stride);
         if (p->kernels->half) {
-            moe_epi_fw_pack_half(p, in, row);
+            moe_epi_fw_pack_half(p, row);
             continue;
         }
         if (group == 0) {
@@ -26430,6 +26812,18 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
 #undef MOE_EPI_FW_TILE_LOAD
 #undef MOE_EPI_FW_TILE_STORE
 #undef MOE_EPI_FW_TILE_ZERO
+#undef MOE_EPI_FW_TILE_FOUR
+#undef MOE_EPI_FW_TILE_AHEAD
+#undef MOE_EPI_FW_TILE_READ
+#undef MOE_EPI_FW_TILE_KEEP
+#undef MOE_EPI_FW_TILE_TOKENS
+#undef MOE_EPI_FW_BLIND
+#undef MOE_EPI_FW_NARROW
+#undef MOE_EPI_FW_WIDE
+#undef MOE_EPI_FW_PAST
+#undef MOE_EPI_FW_SQUARES
+#undef MOE_EPI_FW_SQUARE
+#undef MOE_EPI_FW_STREAM
 #undef MOE_EPI_FW_COLS
 #undef MOE_EPI_FW_TOKENS
 #undef MOE_EPI_FW_BLAS_COLS
