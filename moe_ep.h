@@ -2991,7 +2991,7 @@ typedef struct moe_ep_forward_desc {
  * A finite input can leave the range of float as in any product: y is written all the same and the status is
  * ERR_OVERFLOW with arg "y" and the first element of y that is infinite or NaN (token * H + h) as its index.
  * Memory: activations only: about 4 T (H + K (H + I)) bytes for T up to 4096 and no more beyond (the
- * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task.
+ * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task, 96 KiB with AMX.
  * Cost: 6 T K H I flops for gated experts; reads the weights of the active experts once per 4096 tokens.
  * O(T K H I).  Accuracy: with fp32 products, within 1e-5 of max |y| of the exact result on data of ordinary scale; with
  * bf16 products within 1e-2.  Intermediate values beyond the range of float are outside this promise.
@@ -23676,7 +23676,7 @@ static void moe_epi_fw_tile_end(void) { __asm__ volatile("sfence\n\ttilerelease"
 #define MOE_EPI_FW_WIDE 16           /* ... and so many tiles go past the weights together */
 #define MOE_EPI_FW_PAST (1 << 20)    /* floats of results that no cache keeps */
 #define MOE_EPI_FW_SQUARES 64        /* tiles of sums, all together */
-#define MOE_EPI_FW_STREAM (8 << 10)  /* bytes from which on a stream is long */
+#define MOE_EPI_FW_STREAM (32 << 10) /* bytes from which on a stream is long */
 #if defined(MOE_EPI_FW_EMULATE_AMX)
 #  define MOE_EPI_FW_TILE_AHEAD(at, stride)
 #else
@@ -23686,10 +23686,10 @@ static void moe_epi_fw_tile_end(void) { __asm__ volatile("sfence\n\ttilerelease"
     _mm_prefetch((const char *)(at) + 2 * (stride), _MM_HINT_T0);                                     \
     _mm_prefetch((const char *)(at) + 3 * (stride), _MM_HINT_T0);
 #  define MOE_EPI_FW_TILE_AHEAD(at, stride)                                                           \
-    MOE_EPI_FW_TILE_FOUR((at) + 512, stride)                                                          \
-    MOE_EPI_FW_TILE_FOUR((at) + 512 + 4 * (stride), stride)                                           \
-    MOE_EPI_FW_TILE_FOUR((at) + 512 + 8 * (stride), stride)                                           \
-    MOE_EPI_FW_TILE_FOUR((at) + 512 + 12 * (stride), stride)
+    MOE_EPI_FW_TILE_FOUR((at) + 256, stride)                                                          \
+    MOE_EPI_FW_TILE_FOUR((at) + 256 + 4 * (stride), stride)                                           \
+    MOE_EPI_FW_TILE_FOUR((at) + 256 + 8 * (stride), stride)                                           \
+    MOE_EPI_FW_TILE_FOUR((at) + 256 + 12 * (stride), stride)
 #endif
 
 /* ---- the choice of kernels ---- */
@@ -24287,40 +24287,39 @@ static void moe_epi_fw_tile_edge(const moe_epi_fw_sixteen *w, int64_t k, int64_t
 #define MOE_EPI_FW_TILE_TOKENS(t)                                                                     \
     MOE_EPI_FW_TILE_LOAD(7, x->at[t] + k * 2 * x->width[t], (intptr_t)(4 * x->width[t]))
 
-/* Few tokens: c[tile of tokens][row][token] of sixteen rows with up to six tiles of tokens.  The weights come from
+/* Few tokens: c[tile of tokens][row][token] of sixteen rows with up to three tiles of tokens.  The weights come from
  * memory, and what lies ahead in the rows is asked for. */
 static void moe_epi_fw_tile_one(const moe_epi_fw_sixteen *w, const moe_epi_fw_columns *x, int64_t n, float *c)
 {
     uint16_t edge[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE_K];
     const unsigned char *at = w->of[0];
-    const intptr_t stride = (intptr_t)(w->of[1] - w->of[0]);
-    const int tiles = x->tiles;
+    intptr_t stride = (intptr_t)(w->of[1] - w->of[0]);
     int64_t k, whole = w->even ? n / MOE_EPI_FW_TILE_K * MOE_EPI_FW_TILE_K : 0;
-#define MOE_EPI_FW_TILE_EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
-#define MOE_EPI_FW_TILE_CLEAR(t) MOE_EPI_FW_TILE_ZERO(t);
-#define MOE_EPI_FW_TILE_STEP(t)                                                                       \
-    if (t == 0 || t < tiles) {                                                                        \
-        MOE_EPI_FW_TILE_TOKENS(t);                                                                    \
-        MOE_EPI_FW_TILE_DP(t, 6, 7);                                                                  \
+    MOE_EPI_FW_TILE_ZERO(0);
+    MOE_EPI_FW_TILE_ZERO(1);
+    MOE_EPI_FW_TILE_ZERO(2);
+    for (k = 0; k < n; k += MOE_EPI_FW_TILE_K) {
+        if (k < whole) {
+            MOE_EPI_FW_TILE_AHEAD(at + 2 * k, stride)
+            MOE_EPI_FW_TILE_LOAD(6, at + 2 * k, stride);
+        } else {
+            moe_epi_fw_tile_edge(w, k, n, edge);
+            MOE_EPI_FW_TILE_LOAD(6, edge, (intptr_t)(2 * MOE_EPI_FW_TILE_K));
+        }
+        MOE_EPI_FW_TILE_TOKENS(0);
+        MOE_EPI_FW_TILE_DP(0, 6, 7);
+        if (x->tiles > 1) {
+            MOE_EPI_FW_TILE_TOKENS(1);
+            MOE_EPI_FW_TILE_DP(1, 6, 7);
+        }
+        if (x->tiles > 2) {
+            MOE_EPI_FW_TILE_TOKENS(2);
+            MOE_EPI_FW_TILE_DP(2, 6, 7);
+        }
     }
-#define MOE_EPI_FW_TILE_PUT(t)                                                                        \
-    if (t == 0 || t < tiles) MOE_EPI_FW_TILE_KEEP(t, c + t * MOE_EPI_FW_SQUARE);
-    MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_CLEAR)
-    for (k = 0; k < whole; k += MOE_EPI_FW_TILE_K) {
-        MOE_EPI_FW_TILE_AHEAD(at + 2 * k, stride)
-        MOE_EPI_FW_TILE_LOAD(6, at + 2 * k, stride);
-        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_STEP)
-    }
-    for (; k < n; k += MOE_EPI_FW_TILE_K) {
-        moe_epi_fw_tile_edge(w, k, n, edge);
-        MOE_EPI_FW_TILE_LOAD(6, edge, (intptr_t)(2 * MOE_EPI_FW_TILE_K));
-        MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_STEP)
-    }
-    MOE_EPI_FW_TILE_EACH(MOE_EPI_FW_TILE_PUT)
-#undef MOE_EPI_FW_TILE_EACH
-#undef MOE_EPI_FW_TILE_CLEAR
-#undef MOE_EPI_FW_TILE_STEP
-#undef MOE_EPI_FW_TILE_PUT
+    MOE_EPI_FW_TILE_KEEP(0, c);
+    if (x->tiles > 1) MOE_EPI_FW_TILE_KEEP(1, c + MOE_EPI_FW_SQUARE);
+    if (x->tiles > 2) MOE_EPI_FW_TILE_KEEP(2, c + 2 * MOE_EPI_FW_SQUARE);
 }
 
 /* Many tokens: elements from..end-1 of two times sixteen rows with tiles t.. of the tokens, two or three of them; the

@@ -2,11 +2,12 @@
  * SPDX-License-Identifier: MIT
  *
  * usage: bench_forward [--quick] [--threads N] [--shape NAME] [--tokens N] [--isa 1|2|3|4] [--type f32|bf16|f16|int8]
- *                      [--exact] [--hot] [--peer LIBRARY]... [--repack] [--hogs N] [--seconds S]
+ *                      [--exact|--vector] [--hot] [--peer LIBRARY]... [--repack] [--hogs N] [--seconds S]
  * bound = max(bytes of the active experts / stream bandwidth, flops / peak of the unit used), both limits measured
- * here, in this process.  Weights are cold: every repetition routes anew over more weights than the caches hold.
+ * here, in this process, in turn with the layer: medians.  Weights are cold: every repetition routes anew over more
+ * weights than the caches hold.
  * Ours, the per-expert OpenBLAS loop and the peers (bench/peers/ggml_forward.c) are timed in turn; medians.
- * --exact: bf16 weights with fp32 activations.  --hogs: the same once more with N busy processes beside it. */
+ * --exact: bf16 weights with fp32 activations; --vector: no AMX.  --hogs: the same once more with N busy processes beside it. */
 #include <dlfcn.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -35,7 +36,8 @@ static const shape shapes[] = {{"qwen3-30b", 128, 8, 2048, 768},
                                {"deepseek-v3/8", 32, 8, 7168, 2048}};
 
 typedef struct options {
-    int quick, threads, hot, isa, tokens, exact, hogs, repack, peers;
+    int quick, threads, hot, isa, tokens, hogs, repack, peers;
+    moe_ep_products products;
     double seconds;
     const char *shape, *type, *peer[4];
 } options;
@@ -279,7 +281,7 @@ static void hogs_stop(int n)
 /* ---- measuring ---- */
 
 typedef struct result {
-    double ours, blas, peer[PEERS], GBps, bytes;
+    double ours, blas, peer[PEERS], GBps, bytes, peak;
 } result;
 
 /* Reads 400 MB: a third of the weights, or where these are smaller, memory of its own. */
@@ -305,7 +307,7 @@ static void cool(const options *o, layer *l, int64_t tokens, threads_pool *pool,
 static result times(const options *o, layer *l, int64_t tokens, moe_ep_forward_desc *d, peer *peers, threads_pool *pool,
                     double *diff)
 {
-    double mine[RUNS], blas[RUNS], other[PEERS][RUNS], limit[RUNS], spent = 0.0;
+    double mine[RUNS], blas[RUNS], other[PEERS][RUNS], limit[RUNS], peak[RUNS], spent = 0.0;
     int i, k, runs = 0, active, with_blas = cblas_sgemm != NULL && l->w.dtype == MOE_EP_F32;
     double per = 3.0 * l->s->hidden * l->s->inter * (double)bytes_of(l->w.dtype);
     const char *third[] = {l->gate, l->up, l->down};
@@ -326,6 +328,7 @@ static result times(const options *o, layer *l, int64_t tokens, moe_ep_forward_d
     }
     for (i = 0; i < RUNS && (i < 3 || spent < o->seconds); i++, runs++) {
         if (!o->hot) active = route(l, tokens);
+        peak[i] = limits_peak_once(pool, moe_ep_forward_unit(d));
         limit[i] = stream_GBps(pool, third[i % 3], size);
         mine[i] = ours(l, d, &scratch);
         r.bytes += active * per;
@@ -341,6 +344,7 @@ static result times(const options *o, layer *l, int64_t tokens, moe_ep_forward_d
     }
     r.bytes /= runs;
     r.GBps = bench_median(limit, runs);
+    r.peak = bench_median(peak, runs);
     r.ours = bench_median(mine, runs);
     if (with_blas) r.blas = bench_median(blas, runs);
     for (k = 0; k < o->peers; k++) r.peer[k] = bench_median(other[k], runs);
@@ -348,7 +352,7 @@ static result times(const options *o, layer *l, int64_t tokens, moe_ep_forward_d
     return r;
 }
 
-static void measure(const options *o, layer *l, int64_t tokens, double peak, peer *peers, threads_pool *pool)
+static void measure(const options *o, layer *l, int64_t tokens, peer *peers, threads_pool *pool)
 {
     moe_ep_forward_desc d;
     double diff[1 + PEERS] = {0}, bound, flops = 6.0 * l->s->hidden * l->s->inter * (double)tokens * l->s->top_k;
@@ -361,13 +365,13 @@ static void measure(const options *o, layer *l, int64_t tokens, double peak, pee
     d.ids = l->ids;
     d.choice_weights = l->weights;
     d.isa_max = (moe_ep_isa)o->isa;
-    d.products = o->exact ? MOE_EP_PRODUCTS_F32 : MOE_EP_PRODUCTS_BF16;
+    d.products = o->products;
     d.parallel_for = pool ? threads_run : NULL;
     d.parallel_user = pool;
     for (k = 0; k < o->peers; k++) peers[k].prepare(peers[k].layer, tokens);
     r = times(o, l, tokens, &d, peers, pool, diff);
     bound = r.bytes * 1e-9 / r.GBps;
-    if (peak > 0.0 && flops * 1e-9 / peak > bound) bound = flops * 1e-9 / peak;
+    if (r.peak > 0.0 && flops * 1e-9 / r.peak > bound) bound = flops * 1e-9 / r.peak;
     printf("%-14s %-5s %6lld %10.3f %10.3f %6.1f%% %6.1f %8.1f %9.1f", l->s->name, o->type, (long long)tokens,
            1e3 * bound, 1e3 * r.ours, 100.0 * bound / r.ours, r.GBps, r.bytes * 1e-9 / r.ours, flops * 1e-9 / r.ours);
     if (r.blas > 0.0) printf(" %10.3f %6.2fx  %.0e", 1e3 * r.blas, r.blas / r.ours, diff[0]);
@@ -398,11 +402,13 @@ int main(int argc, char **argv)
     int t, a, p;
     memset(&o, 0, sizeof o);
     o.threads = 2;
+    o.products = MOE_EP_PRODUCTS_BF16;
     for (a = 1; a < argc; a++) {
         int more = a + 1 < argc;
         if (strcmp(argv[a], "--quick") == 0) o.quick = 1;
         else if (strcmp(argv[a], "--hot") == 0) o.hot = 1;
-        else if (strcmp(argv[a], "--exact") == 0) o.exact = 1;
+        else if (strcmp(argv[a], "--exact") == 0) o.products = MOE_EP_PRODUCTS_F32;
+        else if (strcmp(argv[a], "--vector") == 0) o.products = MOE_EP_PRODUCTS_BF16_VECTOR;
         else if (strcmp(argv[a], "--repack") == 0) o.repack = 1;
         else if (strcmp(argv[a], "--threads") == 0 && more) o.threads = atoi(argv[++a]);
         else if (strcmp(argv[a], "--hogs") == 0 && more) o.hogs = atoi(argv[++a]);
@@ -443,7 +449,7 @@ int main(int argc, char **argv)
             memset(&d, 0, sizeof d);
             d.experts = &l.w;
             d.isa_max = (moe_ep_isa)o.isa;
-            d.products = o.exact ? MOE_EP_PRODUCTS_F32 : MOE_EP_PRODUCTS_BF16;
+            d.products = o.products;
             peak = limits_peak_GFLOPs(pool, moe_ep_forward_unit(&d));
             printf("unit %s, at most %.0f GFLOP/s\n", moe_ep_forward_unit(&d), peak);
             if (t == 3) o.peers = 0;
@@ -454,7 +460,7 @@ int main(int argc, char **argv)
             for (k = 0; k < sizeof all_tokens / sizeof all_tokens[0]; k++) {
                 if (o.tokens && o.tokens != all_tokens[k]) continue;
                 if (!o.tokens && (k == 1 || (o.quick && k == 5))) continue;
-                measure(&o, &l, all_tokens[k], peak, peers, pool);
+                measure(&o, &l, all_tokens[k], peers, pool);
             }
             for (p = 0; p < o.peers; p++) peers[p].close(peers[p].layer);
             o.peers = peers_here;

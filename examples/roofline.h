@@ -149,13 +149,12 @@ static void limits_amx(void *context, int64_t index)
 #endif
 #endif
 
-/* GFLOP/s of a unit by its name (moe_ep_forward_unit); 0 = not known. */
-static double limits_peak_GFLOPs(threads_pool *pool, const char *unit)
+/* GFLOP/s of a unit by its name (moe_ep_forward_unit), of one short reading; 0 = not known. */
+static double limits_peak_once(threads_pool *pool, const char *unit)
 {
     moe_ep_task task = NULL;
-    double flops = 0.0, best = 0.0, t;
+    double flops = 0.0, t;
     int64_t count = 4 * (pool ? pool->threads : 1);
-    int i;
 #if defined(__x86_64__) && defined(__GNUC__)
     if (strcmp(unit, "avx2") == 0) task = limits_fma_256, flops = 12.0 * 16.0 * LIMITS_ROUNDS;
     if (strcmp(unit, "avx512") == 0) task = limits_fma_512, flops = 24.0 * 32.0 * LIMITS_ROUNDS;
@@ -166,11 +165,20 @@ static double limits_peak_GFLOPs(threads_pool *pool, const char *unit)
 #else
     (void)unit;
 #endif
-    for (i = 0; task && i < 15; i++) {
-        t = limits_now();
-        limits_run(pool, count, task, NULL);
-        t = (double)count * flops * 1e-9 / (limits_now() - t);
-        if (t > best) best = t; /* the limit is the best one */
+    if (!task) return 0.0;
+    t = limits_now();
+    limits_run(pool, count, task, NULL);
+    return (double)count * flops * 1e-9 / (limits_now() - t);
+}
+
+/* The best of fifteen of them. */
+static double limits_peak_GFLOPs(threads_pool *pool, const char *unit)
+{
+    double best = 0.0;
+    int i;
+    for (i = 0; i < 15; i++) {
+        double now = limits_peak_once(pool, unit);
+        if (now > best) best = now; /* the limit is the best one */
     }
     return best;
 }
