@@ -137,6 +137,9 @@ TEST_O1 := test_balance test_basics test_forward test_forward_amx test_loads_por
 test_level = $(if $(filter $(TEST_O1),$(notdir $@)),-O1,-O0 -U_FORTIFY_SOURCE)
 
 # ---- tests, examples, benchmarks: one source each, linked with the implementation -----------------
+# tests that are others once more
+$(B)/tests/test_forward_amx $(B)/noblas/test_forward_amx: tests/test_forward.c
+$(B)/tests/test_loads_portable: tests/test_loads.c
 $(B)/tests/%: tests/%.c $(HEADERS) $(B)/moe_ep.o
 	@mkdir -p $(@D) && rm -f $@
 	$(call say,CC,$@)

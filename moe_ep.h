@@ -24359,6 +24359,10 @@ static void moe_epi_fw_tile_two(const moe_epi_fw_sixteen *w, const moe_epi_fw_si
             b = (const unsigned char *)edge[1];
             stride = stride_too = 2 * MOE_EPI_FW_TILE_K;
         }
+        if (t == 0) { /* the first tokens find the weights in memory */
+            MOE_EPI_FW_TILE_AHEAD(a, stride)
+            MOE_EPI_FW_TILE_AHEAD(b, stride_too)
+        }
         MOE_EPI_FW_TILE_LOAD(6, a, stride);
         MOE_EPI_FW_TILE_TOKENS(t);
         MOE_EPI_FW_TILE_DP(0, 6, 7);

@@ -5,9 +5,9 @@
  *                      [--exact|--vector] [--hot] [--peer LIBRARY]... [--repack] [--hogs N] [--seconds S]
  * bound = max(bytes of the active experts / stream bandwidth, flops / peak of the unit used), both limits measured
  * here, in this process, in turn with the layer: medians.  Weights are cold: every repetition routes anew over more
- * weights than the caches hold.
- * Ours, the per-expert OpenBLAS loop and the peers (bench/peers/ggml_forward.c) are timed in turn; medians.
- * --exact: bf16 weights with fp32 activations; --vector: no AMX.  --hogs: the same once more with N busy processes beside it. */
+ * weights than the caches hold.  Ours, the per-expert OpenBLAS loop and the peers (bench/peers/ggml_forward.c) are
+ * timed in turn; medians.  --exact: bf16 weights with fp32 activations; --vector: no AMX.  --hogs: the same once more
+ * with N busy processes beside it. */
 #include <dlfcn.h>
 #include <signal.h>
 #include <sys/wait.h>

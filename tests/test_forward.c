@@ -828,6 +828,33 @@ TEST(a_token_alone_has_the_bits_it_has_among_many)
     }
 }
 
+/* Results of a megabyte of floats and more are written past the caches where the matrix unit made them, in more than one
+ * turn of 256 tokens: a token alone has the same bits.  The second set has rows that do not end at a cache line, the
+ * third a bias that is added behind. */
+TEST(many_results_have_the_bits_of_few)
+{
+    uint64_t s = t_seed + 52;
+    for (int i = 0; i < 3; i++) {
+        int H = i == 1 ? 4099 : 4112, T = 260, n = T * H;
+        set r = make_set(1, H, 3, MOE_EP_BF16, MOE_EP_GATE_SEPARATE, act_of(0), i == 2, 0, 0, &s);
+        float *x = random_x(n, &s), *y = t_alloc(sizeof(float) * (size_t)n);
+        float *alone = t_alloc(sizeof(float) * (size_t)H);
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)T);
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        memset(ids, 0, sizeof(int32_t) * (size_t)T);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids, d.products = MOE_EP_PRODUCTS_BF16;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+        for (int t = 0; t < T; t += 37) {
+            CHECK_I64(moe_ep_forward(&d, x + t * H, 1, alone, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(alone, y + t * H, sizeof(float) * (size_t)H) == 0);
+        }
+        free(x), free(y), free(alone), free(ids);
+        free_set(&r);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 /* Weights of one diagonal make every rounding to bf16 visible: y = bf16(bf16(x)^2). */
 TEST(activations_round_to_the_nearest_bf16)
 {
