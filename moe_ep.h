@@ -23608,9 +23608,10 @@ static moe_epi_fw_kernels moe_epi_fw_kernels_for(moe_ep_isa isa_max, moe_ep_dtyp
 
 /* ---- the matrix unit (AMX-BF16) -------------------------------------------------------------------
  * A tile of weights is 16 rows by 32 elements of the matrix as it lies; tokens are the other operand, packed as
- * [pair][token][2] for 16 tokens at a time.  One tile of weights meets up to six of tokens, so that the weights are
- * read once and steadily.  The sums run over the whole inner dimension, pair by pair.  The six operations are a thin
- * layer of their own: a test can put a model of the unit in their place (MOE_EPI_FW_EMULATE_AMX). */
+ * [pair][token][2] for 16 tokens at a time.  Weights that are read once meet up to three tiles of tokens; with more
+ * tokens two tiles of weights meet two or three of them at a time.  The sums run over the whole inner dimension, pair
+ * by pair.  The six operations are a thin layer of their own: a test can put a model of the unit in their place
+ * (MOE_EPI_FW_EMULATE_AMX). */
 
 #if defined(__has_feature)
 #  if __has_feature(memory_sanitizer)
@@ -23936,11 +23937,11 @@ typedef struct moe_epi_fw_rows {
 } moe_epi_fw_rows;
 
 /* Rows from..from+count-1 of a, then the same of b (NULL = only a); each part is filled up to a multiple of
- * `unit` with its last row.  Returns where b begins. */
+ * four with its last row.  Returns where b begins. */
 static int moe_epi_fw_rows_init(moe_epi_fw_rows *p, const moe_epi_fw_matrix *a, const moe_epi_fw_matrix *b,
-                                int64_t from, int count, int unit, int stream)
+                                int64_t from, int count, int stream)
 {
-    int half = (count + unit - 1) / unit * unit, i, at = 0;
+    int half = (count + 3) / 4 * 4, i, at = 0;
     p->rows = b ? 2 * half : half;
     p->quarter = p->rows / 4;
     p->stream = stream;
@@ -24210,7 +24211,7 @@ static int moe_epi_fw_block(const moe_epi_fw_run *run, const moe_epi_fw_group *g
     int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
     int count = (int)(width - col < g->cols[stage] ? width - col : g->cols[stage]);
     return moe_epi_fw_rows_init(panel, stage == 0 ? &g->gate : &g->down, stage == 0 && g->up.base ? &g->up : NULL, col,
-                                count, 4, g->rows <= 2 * run->kernels.max_tokens);
+                                count, g->rows <= 2 * run->kernels.max_tokens);
 }
 
 /* One token's results of a block into h (activated) or o. */
@@ -24245,6 +24246,13 @@ static void moe_epi_fw_products(const moe_epi_fw_run *run, const moe_epi_fw_grou
         x[j] = stage == 0 ? moe_epi_fw_x(run, g, row + j) : run->h + (row + j) * run->h_stride;
     moe_epi_fw_panel(&run->kernels, panel, next, x, tokens, n, moe_epi_fw_dtype_bytes(run->w->dtype), c);
 }
+
+/* The two that do a task have large arrays on the stack: one frame must not hold both. */
+#if defined(__GNUC__) || defined(__clang__)
+#  define MOE_EPI_FW_APART __attribute__((noinline))
+#else
+#  define MOE_EPI_FW_APART
+#endif
 
 #if MOE_EPI_FW_AMX
 /* Tiles of 16 tokens; the last one may be narrower. */
@@ -24341,10 +24349,8 @@ static void moe_epi_fw_tile_two(const moe_epi_fw_sixteen *w, const moe_epi_fw_si
     } else {
         MOE_EPI_FW_TILE_READ(0, c);
         MOE_EPI_FW_TILE_READ(3, d);
-        if (tiles > 1) {
-            MOE_EPI_FW_TILE_READ(1, c + MOE_EPI_FW_SQUARE);
-            MOE_EPI_FW_TILE_READ(4, d + MOE_EPI_FW_SQUARE);
-        }
+        MOE_EPI_FW_TILE_READ(1, c + MOE_EPI_FW_SQUARE);
+        MOE_EPI_FW_TILE_READ(4, d + MOE_EPI_FW_SQUARE);
         if (tiles > 2) {
             MOE_EPI_FW_TILE_READ(2, c + 2 * MOE_EPI_FW_SQUARE);
             MOE_EPI_FW_TILE_READ(5, d + 2 * MOE_EPI_FW_SQUARE);
@@ -24366,10 +24372,8 @@ static void moe_epi_fw_tile_two(const moe_epi_fw_sixteen *w, const moe_epi_fw_si
         MOE_EPI_FW_TILE_LOAD(6, a, stride);
         MOE_EPI_FW_TILE_TOKENS(t);
         MOE_EPI_FW_TILE_DP(0, 6, 7);
-        if (tiles > 1) {
-            MOE_EPI_FW_TILE_TOKENS(t + 1);
-            MOE_EPI_FW_TILE_DP(1, 6, 7);
-        }
+        MOE_EPI_FW_TILE_TOKENS(t + 1);
+        MOE_EPI_FW_TILE_DP(1, 6, 7);
         if (tiles > 2) {
             MOE_EPI_FW_TILE_TOKENS(t + 2);
             MOE_EPI_FW_TILE_DP(2, 6, 7);
@@ -24379,18 +24383,14 @@ static void moe_epi_fw_tile_two(const moe_epi_fw_sixteen *w, const moe_epi_fw_si
             MOE_EPI_FW_TILE_DP(5, 6, 7);
             MOE_EPI_FW_TILE_TOKENS(t + 1);
         }
-        if (tiles > 1) {
-            MOE_EPI_FW_TILE_DP(4, 6, 7);
-            MOE_EPI_FW_TILE_TOKENS(t);
-        }
+        MOE_EPI_FW_TILE_DP(4, 6, 7);
+        MOE_EPI_FW_TILE_TOKENS(t);
         MOE_EPI_FW_TILE_DP(3, 6, 7);
     }
     MOE_EPI_FW_TILE_KEEP(0, c);
     MOE_EPI_FW_TILE_KEEP(3, d);
-    if (tiles > 1) {
-        MOE_EPI_FW_TILE_KEEP(1, c + MOE_EPI_FW_SQUARE);
-        MOE_EPI_FW_TILE_KEEP(4, d + MOE_EPI_FW_SQUARE);
-    }
+    MOE_EPI_FW_TILE_KEEP(1, c + MOE_EPI_FW_SQUARE);
+    MOE_EPI_FW_TILE_KEEP(4, d + MOE_EPI_FW_SQUARE);
     if (tiles > 2) {
         MOE_EPI_FW_TILE_KEEP(2, c + 2 * MOE_EPI_FW_SQUARE);
         MOE_EPI_FW_TILE_KEEP(5, d + 2 * MOE_EPI_FW_SQUARE);
@@ -24438,7 +24438,7 @@ static void moe_epi_fw_square_products(const moe_epi_fw_square *s, int64_t n)
         for (i = 0; i < pairs; i++)
             for (t = 0; t < s->x.tiles; t += tiles) {
                 int left = s->x.tiles - t;
-                tiles = left == 3 || left > 4 ? 3 : left < 2 ? left : 2; /* not three and one for four */
+                tiles = left == 3 || left > 4 ? 3 : 2; /* four or more: never one alone */
                 moe_epi_fw_tile_two(&s->w[i], &s->w[pairs + i], &s->x, t, tiles, from, end, n,
                                     s->c + i * line + t * MOE_EPI_FW_SQUARE,
                                     s->c + (pairs + i) * line + t * MOE_EPI_FW_SQUARE);
@@ -24522,20 +24522,21 @@ static int64_t moe_epi_fw_tile_tokens(int64_t rows, int64_t done)
     return rows - done < each ? rows - done : each;
 }
 
-static void moe_epi_fw_tile_task(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t col,
-                                 int64_t end)
+static MOE_EPI_FW_APART void moe_epi_fw_tile_task(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage,
+                                                  int64_t col, int64_t end)
 {
     float room[MOE_EPI_FW_SQUARES * MOE_EPI_FW_SQUARE + MOE_EPI_FW_TILE];
     moe_epi_fw_square s;
     int64_t stride = stage == 0 ? run->x_stride : run->h_stride, done, tokens;
-    int t;
+    int t, least = g->rows > MOE_EPI_FW_NARROW * MOE_EPI_FW_TILE && (stage == 1 || !g->up.base); /* tiles in pairs */
     s.run = run;
     s.g = g;
-    for (s.shift = 0; MOE_EPI_FW_TILE << s.shift < g->cols[stage];) s.shift++;
     s.c = room + (64 - (uintptr_t)room % 64) % 64 / sizeof(float);
     moe_epi_fw_tile_begin();
-    for (s.col = col; s.col < end; s.col += g->cols[stage]) {
-        s.count = (int)(end - s.col < g->cols[stage] ? end - s.col : g->cols[stage]);
+    for (s.col = col; s.col < end; s.col += s.count) { /* the last ones in smaller blocks: whole tiles, if they can */
+        int most = (int)(end - s.col < g->cols[stage] ? end - s.col : g->cols[stage]);
+        for (s.shift = least; MOE_EPI_FW_TILE << (s.shift + 1) <= most;) s.shift++;
+        s.count = most < MOE_EPI_FW_TILE << s.shift ? most : MOE_EPI_FW_TILE << s.shift;
         s.sixteens = 0;
         moe_epi_fw_square_rows(&s, stage == 0 ? &g->gate : &g->down, stage == 0 ? run->w->inter : run->w->hidden);
         if (stage == 0 && g->up.base) moe_epi_fw_square_rows(&s, &g->up, run->w->inter);
@@ -24575,23 +24576,14 @@ static void moe_epi_fw_tile_schedule(moe_epi_fw_group *g, int stage, int64_t row
 }
 #endif
 
-/* Task of a stage: one group, some columns, all its rows. */
-static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t index)
+/* Columns col..end-1 of a stage of one group, all its rows. */
+static MOE_EPI_FW_APART void moe_epi_fw_panel_task(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage,
+                                                   int64_t col, int64_t end)
 {
-    int32_t gi = moe_epi_fw_group_of(run->first[stage], run->num_groups, index);
-    const moe_epi_fw_group *g = &run->groups[gi];
-    int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
-    int64_t col = (index - run->first[stage][gi]) * g->task_cols[stage], end = col + g->task_cols[stage], done;
     moe_epi_fw_rows panel[2];
     float c[MOE_EPI_FW_SUMS];
+    int64_t done;
     int half, next_half = 0, now = 0, tokens, j;
-    if (end > width) end = width;
-#if MOE_EPI_FW_AMX
-    if (run->kernels.amx) {
-        moe_epi_fw_tile_task(run, g, stage, col, end);
-        return;
-    }
-#endif
     half = moe_epi_fw_block(run, g, stage, col, &panel[0]);
     for (; col < end; col += g->cols[stage], half = next_half, now = !now) {
         int last = col + g->cols[stage] >= end, count = (int)(end - col < g->cols[stage] ? end - col : g->cols[stage]);
@@ -24605,6 +24597,23 @@ static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t 
                 moe_epi_fw_write(run, g, stage, col, count, &panel[now], half, c + j * panel[now].rows, row + j);
         }
     }
+}
+
+/* Task of a stage: one group, some columns, all its rows. */
+static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t index)
+{
+    int32_t gi = moe_epi_fw_group_of(run->first[stage], run->num_groups, index);
+    const moe_epi_fw_group *g = &run->groups[gi];
+    int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
+    int64_t col = (index - run->first[stage][gi]) * g->task_cols[stage], end = col + g->task_cols[stage];
+    if (end > width) end = width;
+#if MOE_EPI_FW_AMX
+    if (run->kernels.amx) {
+        moe_epi_fw_tile_task(run, g, stage, col, end);
+        return;
+    }
+#endif
+    moe_epi_fw_panel_task(run, g, stage, col, end);
 }
 
 static void moe_epi_fw_up_task(void *context, int64_t index)
@@ -26826,6 +26835,7 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
 #undef MOE_EPI_FW_PAST
 #undef MOE_EPI_FW_SQUARES
 #undef MOE_EPI_FW_SQUARE
+#undef MOE_EPI_FW_APART
 #undef MOE_EPI_FW_STREAM
 #undef MOE_EPI_FW_COLS
 #undef MOE_EPI_FW_TOKENS

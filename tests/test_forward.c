@@ -828,7 +828,7 @@ TEST(a_token_alone_has_the_bits_it_has_among_many)
     }
 }
 
-/* Results of a megabyte of floats and more are written past the caches where the matrix unit made them, in more than one
+/* Results of a million floats and more are written past the caches where the matrix unit made them, in more than one
  * turn of 256 tokens: a token alone has the same bits.  The second set has rows that do not end at a cache line, the
  * third a bias that is added behind. */
 TEST(many_results_have_the_bits_of_few)
