@@ -2991,7 +2991,8 @@ typedef struct moe_ep_forward_desc {
  * A finite input can leave the range of float as in any product: y is written all the same and the status is
  * ERR_OVERFLOW with arg "y" and the first element of y that is infinite or NaN (token * H + h) as its index.
  * Memory: activations only: about 4 T (H + K (H + I)) bytes for T up to 4096 and no more beyond (the
- * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task, 96 KiB with AMX.
+ * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task, 96 KiB with AMX,
+ * in an optimised build.
  * Cost: 6 T K H I flops for gated experts; reads the weights of the active experts once per 4096 tokens.
  * O(T K H I).  Accuracy: with fp32 products, within 1e-5 of max |y| of the exact result on data of ordinary scale; with
  * bf16 products within 1e-2.  Intermediate values beyond the range of float are outside this promise.
@@ -23068,8 +23069,8 @@ MOE_EPI_FW_Z static void moe_epi_fw_z_narrow(uint16_t *out, const float *v, int6
     }
 }
 
-/* Pairs of words, then pairs of pairs, then quarters of the registers change places. */
-/* with a mask of all: the plain ones begin with a value that gcc 12 warns of */
+/* Pairs of words, then pairs of pairs, then quarters of the registers change places; with a mask of all, for gcc 12
+ * warns of the value that the plain ones begin with. */
 #define MOE_EPI_FW_Z_OF(what, ...) _mm512_maskz_##what((__mmask16)-1, __VA_ARGS__)
 #define MOE_EPI_FW_Z_FOUR(a, b, c, d)                                                                 \
     p = MOE_EPI_FW_Z_OF(unpacklo_epi32, a, b);                                                        \
@@ -23675,22 +23676,22 @@ static void moe_epi_fw_tile_end(void) { __asm__ volatile("sfence\n\ttilerelease"
 #define MOE_EPI_FW_TILE_K 32
 #define MOE_EPI_FW_NARROW 3          /* up to so many tiles of tokens, weights are all that counts ... */
 #define MOE_EPI_FW_WIDE 16           /* ... and so many tiles go past the weights together */
-#define MOE_EPI_FW_PAST (1 << 20)    /* floats of results that no cache keeps */
+#define MOE_EPI_FW_PAST (1 << 20)    /* floats of results: more than an L2 cache keeps */
 #define MOE_EPI_FW_SQUARES 64        /* tiles of sums, all together */
 #define MOE_EPI_FW_STREAM (32 << 10) /* bytes from which on a stream is long */
 #if defined(MOE_EPI_FW_EMULATE_AMX)
 #  define MOE_EPI_FW_TILE_AHEAD(at, stride)
 #else
-#  define MOE_EPI_FW_TILE_FOUR(at, stride)                                                            \
+#  define MOE_EPI_FW_TILE_FOUR(at, stride) /* addresses as numbers: they may lie behind the matrix */ \
     _mm_prefetch((const char *)(at), _MM_HINT_T0);                                                    \
-    _mm_prefetch((const char *)(at) + (stride), _MM_HINT_T0);                                         \
-    _mm_prefetch((const char *)(at) + 2 * (stride), _MM_HINT_T0);                                     \
-    _mm_prefetch((const char *)(at) + 3 * (stride), _MM_HINT_T0);
+    _mm_prefetch((const char *)((at) + (stride)), _MM_HINT_T0);                                       \
+    _mm_prefetch((const char *)((at) + 2 * (stride)), _MM_HINT_T0);                                   \
+    _mm_prefetch((const char *)((at) + 3 * (stride)), _MM_HINT_T0);
 #  define MOE_EPI_FW_TILE_AHEAD(at, stride)                                                           \
-    MOE_EPI_FW_TILE_FOUR((at) + 256, stride)                                                          \
-    MOE_EPI_FW_TILE_FOUR((at) + 256 + 4 * (stride), stride)                                           \
-    MOE_EPI_FW_TILE_FOUR((at) + 256 + 8 * (stride), stride)                                           \
-    MOE_EPI_FW_TILE_FOUR((at) + 256 + 12 * (stride), stride)
+    MOE_EPI_FW_TILE_FOUR((uintptr_t)(at) + 256, (uintptr_t)(stride))                                  \
+    MOE_EPI_FW_TILE_FOUR((uintptr_t)(at) + 256 + 4 * (uintptr_t)(stride), (uintptr_t)(stride))        \
+    MOE_EPI_FW_TILE_FOUR((uintptr_t)(at) + 256 + 8 * (uintptr_t)(stride), (uintptr_t)(stride))        \
+    MOE_EPI_FW_TILE_FOUR((uintptr_t)(at) + 256 + 12 * (uintptr_t)(stride), (uintptr_t)(stride))
 #endif
 
 /* ---- the choice of kernels ---- */
@@ -24365,7 +24366,7 @@ static void moe_epi_fw_tile_two(const moe_epi_fw_sixteen *w, const moe_epi_fw_si
             b = (const unsigned char *)edge[1];
             stride = stride_too = 2 * MOE_EPI_FW_TILE_K;
         }
-        if (t == 0) { /* the first tokens find the weights in memory */
+        if (t == 0 && k < whole) { /* the first tokens find the weights in memory */
             MOE_EPI_FW_TILE_AHEAD(a, stride)
             MOE_EPI_FW_TILE_AHEAD(b, stride_too)
         }
