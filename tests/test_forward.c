@@ -855,6 +855,87 @@ TEST(many_results_have_the_bits_of_few)
     }
 }
 
+/* The stack of a task, each by a thread whose stack was filled before: the header promises less than 64 KiB, 96 with
+ * AMX. */
+typedef struct deep {
+    moe_ep_task task;
+    void *context;
+    int64_t index;
+} deep;
+enum { DEEP_ROOM = 1 << 18 };
+typedef struct deepest {
+    unsigned char *room;
+    int bytes, failed;
+} deepest;
+
+static void *go_deep(void *user)
+{
+    const deep *one = user;
+    one->task(one->context, one->index);
+    return user;
+}
+
+static void each_goes_deep(void *user, int64_t count, moe_ep_task task, void *context)
+{
+    deepest *all = user;
+    for (int64_t i = 0; i < count; i++) {
+        deep one = {task, context, i};
+        pthread_attr_t attr;
+        pthread_t thread;
+        int free_bytes = 0;
+        memset(all->room, 0xa5, DEEP_ROOM);
+        pthread_attr_init(&attr);
+        if (pthread_attr_setstack(&attr, all->room, DEEP_ROOM) || pthread_create(&thread, &attr, go_deep, &one) ||
+            pthread_join(thread, NULL))
+            all->failed = 1;
+        pthread_attr_destroy(&attr);
+        while (free_bytes < DEEP_ROOM && all->room[free_bytes] == 0xa5) free_bytes++;
+        if (DEEP_ROOM - free_bytes > all->bytes) all->bytes = DEEP_ROOM - free_bytes;
+    }
+}
+
+static void goes_nowhere(void *context, int64_t index)
+{
+    (void)context;
+    (void)index;
+}
+
+TEST(a_task_takes_no_more_stack_than_the_header_says)
+{
+    uint64_t s = t_seed + 53;
+    deepest all = {NULL, 0, 0};
+    void *room = NULL;
+    int optimised = 0, none;
+#if defined(__OPTIMIZE__)
+    optimised = t_slow() == 0;
+#endif
+    if (!optimised) SKIP("an optimised build is meant");
+    CHECK(posix_memalign(&room, 4096, DEEP_ROOM) == 0);
+    all.room = room;
+    each_goes_deep(&all, 1, goes_nowhere, NULL); /* a thread and what libraries keep for each of them */
+    none = all.bytes;
+    for (int i = -1; i < 6; i++) { /* once before: what is linked when it is first called does not count */
+        int H = 600, T = i < 3 ? 300 : 5;
+        set r = make_set(2, H, 700, i % 3 ? MOE_EP_BF16 : MOE_EP_F32, MOE_EP_GATE_FIRST, act_of(0), 1, 0, 0, &s);
+        float *x = random_x((int64_t)T * H, &s), *y = t_alloc(sizeof(float) * (size_t)(T * H));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)T);
+        moe_ep_forward_desc d;
+        memset(&d, 0, sizeof d);
+        memset(ids, 0, sizeof(int32_t) * (size_t)T);
+        d.experts = &r.w, d.top_k = 1, d.ids = ids;
+        d.products = i % 3 == 2 ? MOE_EP_PRODUCTS_BF16 : MOE_EP_PRODUCTS_F32; /* -1 % 3 is -1 */
+        d.parallel_for = each_goes_deep, d.parallel_user = &all;
+        all.bytes = 0;
+        CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, NULL), MOE_EP_OK);
+        CHECK(!all.failed && all.bytes > 0);
+        if (i >= 0) CHECK(all.bytes - none < (strcmp(moe_ep_forward_unit(&d), "amx-bf16") == 0 ? 96 : 64) * 1024);
+        free(x), free(y), free(ids);
+        free_set(&r);
+        STOP_IF_FAILED("%d bytes", all.bytes - none);
+    }
+    free(room);
+}
+
 /* Weights of one diagonal make every rounding to bf16 visible: y = bf16(bf16(x)^2). */
 TEST(activations_round_to_the_nearest_bf16)
 {
