@@ -2990,9 +2990,10 @@ typedef struct moe_ep_forward_desc {
  * choices), ERR_CONFIG, ERR_OVERFLOW, ERR_SCRATCH.  Non-finite expert weights are not looked for.
  * A finite input can leave the range of float as in any product: y is written all the same and the status is
  * ERR_OVERFLOW with arg "y" and the first element of y that is infinite or NaN (token * H + h) as its index.
- * Memory: activations only: about 4 T (H + K (H + I)) bytes for T up to 4096 and no more beyond (the
- * tokens are taken 4096 at a time); scratch.need has the number.  Stack: below 64 KiB per task, 96 KiB with AMX,
- * in an optimised build.
+ * Memory: activations only, for T up to 4096 and no more beyond (the tokens are taken 4096 at a time): 4 T (H + K I)
+ * bytes of them, 4 T K H of results but at most 16 MB or 2 KB a choice, 4 T S H of S shared experts; with AMX 2 T K H
+ * more and results of at most 64 MB or 4 KB a choice, with BLAS or weight_on_input 4 T K H more; scratch.need has the
+ * number.  Stack: below 64 KiB per task, 96 KiB with AMX, in an optimised build.
  * Cost: 6 T K H I flops for gated experts; reads the weights of the active experts once per 4096 tokens.
  * O(T K H I).  Accuracy: with fp32 products, within 1e-5 of max |y| of the exact result on data of ordinary scale; with
  * bf16 products within 1e-2.  Intermediate values beyond the range of float are outside this promise.
@@ -22696,6 +22697,11 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #define MOE_EPI_FW_ALONG 1024      /* bytes from the weights that are read to those that are fetched, along rows */
 #define MOE_EPI_FW_BLAS_COLS 256   /* columns per BLAS task                                                  */
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
+#ifndef MOE_EPI_FW_AT_ONCE         /* (the tests have a copy that comes to the end of it)                      */
+#define MOE_EPI_FW_AT_ONCE (1 << 22) /* results at a time (four times as many with AMX), ...                  */
+#define MOE_EPI_FW_LEAST_COLS 512  /* ... but no fewer columns of them than these (twice as many with AMX)      */
+#endif
+#define MOE_EPI_FW_BEHIND 64       /* bytes behind the rows: a tile of few tokens is read to its full width   */
 #define MOE_EPI_FW_CHECK 256       /* floats that are looked at together for infinity and NaN                 */
 #define MOE_EPI_FW_SCANS 64        /* parts of an array that all threads look at ...                          */
 #define MOE_EPI_FW_SCAN_MIN (1 << 17) /* ... when it has so many floats                                       */
@@ -23848,9 +23854,23 @@ typedef struct moe_epi_fw_run {
     unsigned char *h;      /* (rows) between the stages, in the same form */
     int64_t h_stride;      /* bytes */
     float *h2;             /* (rows) of h_stride bytes, for BLAS only */
-    float *o;              /* (rows, H) */
-    int past;              /* it is too large for the caches */
+    float *o;              /* (rows, o_stride) results: columns o_from..o_end-1 */
+    int64_t o_stride, o_from, o_end;
+    int past;              /* they are too many for the caches */
 } moe_epi_fw_run;
+
+/* Where column col of a row's results lies. */
+static float *moe_epi_fw_out(const moe_epi_fw_run *run, int64_t row, int64_t col)
+{
+    return run->o + row * run->o_stride + (col - run->o_from);
+}
+
+/* Columns of a stage that are computed together. */
+static int64_t moe_epi_fw_from(const moe_epi_fw_run *run, int stage) { return stage == 0 ? 0 : run->o_from; }
+static int64_t moe_epi_fw_end(const moe_epi_fw_run *run, int stage)
+{
+    return stage == 0 ? run->w->inter : run->o_end;
+}
 
 static int64_t moe_epi_fw_dtype_bytes(moe_ep_dtype dtype)
 {
@@ -24195,22 +24215,20 @@ static void moe_epi_fw_up_blas(const moe_epi_fw_run *run, const moe_epi_fw_group
 
 static void moe_epi_fw_down_blas(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int64_t block)
 {
-    int64_t col = block * MOE_EPI_FW_BLAS_COLS, H = run->w->hidden, cols = H - col, row;
+    int64_t col = run->o_from + block * MOE_EPI_FW_BLAS_COLS, cols = run->o_end - col, row;
     if (cols > MOE_EPI_FW_BLAS_COLS) cols = MOE_EPI_FW_BLAS_COLS;
     moe_epi_fw_gemm(&g->down, col, cols, (const float *)(const void *)(run->h + g->row0 * run->h_stride),
-                 run->h_stride / 4, g->rows, run->w->inter,
-                 run->o + g->row0 * H + col, H);
+                 run->h_stride / 4, g->rows, run->w->inter, moe_epi_fw_out(run, g->row0, col), run->o_stride);
     for (row = g->row0; row < g->row0 + g->rows; row++)
-        moe_epi_fw_scale_bias(&g->down, col, (int)cols, run->o + row * H + col);
+        moe_epi_fw_scale_bias(&g->down, col, (int)cols, moe_epi_fw_out(run, row, col));
 }
 #endif
 
-/* Rows of one block of columns of a stage.  Returns where the up rows begin. */
-static int moe_epi_fw_block(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t col,
+/* Rows of one block of columns of a stage, col.. but below end.  Returns where the up rows begin. */
+static int moe_epi_fw_block(const moe_epi_fw_run *run, const moe_epi_fw_group *g, int stage, int64_t col, int64_t end,
                             moe_epi_fw_rows *panel)
 {
-    int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
-    int count = (int)(width - col < g->cols[stage] ? width - col : g->cols[stage]);
+    int count = (int)(end - col < g->cols[stage] ? end - col : g->cols[stage]);
     return moe_epi_fw_rows_init(panel, stage == 0 ? &g->gate : &g->down, stage == 0 && g->up.base ? &g->up : NULL, col,
                                 count, g->rows <= 2 * run->kernels.max_tokens);
 }
@@ -24221,7 +24239,7 @@ static void moe_epi_fw_write(const moe_epi_fw_run *run, const moe_epi_fw_group *
 {
     int i, n;
     if (stage == 1) {
-        float *out = run->o + row * run->w->hidden + col;
+        float *out = moe_epi_fw_out(run, row, col);
         moe_epi_fw_rows_read(panel, line, 0, count, out);
         moe_epi_fw_scale_bias(&g->down, col, count, out);
         return;
@@ -24499,19 +24517,19 @@ static void moe_epi_fw_square_up(const moe_epi_fw_square *s)
 /* Rows of o out of the columns. */
 static void moe_epi_fw_square_down(const moe_epi_fw_square *s)
 {
-    int64_t H = s->run->w->hidden;
+    int64_t stride = s->run->o_stride;
     int i, j, t, line[MOE_EPI_FW_TILE * MOE_EPI_FW_TILE];
     for (i = 0; i < MOE_EPI_FW_TILE << s->shift; i++) line[i] = moe_epi_fw_square_line(s, i, 0);
     for (t = 0; t < s->x.tiles; t++)
         for (i = 0; i < s->count; i += MOE_EPI_FW_TILE) {
-            float *to = s->run->o + (s->row + t * MOE_EPI_FW_TILE) * H + s->col + i;
+            float *to = moe_epi_fw_out(s->run, s->row + t * MOE_EPI_FW_TILE, s->col + i);
             const void *in[MOE_EPI_FW_TILE];
             int lanes = s->count - i < MOE_EPI_FW_TILE ? s->count - i : MOE_EPI_FW_TILE;
             for (j = 0; j < MOE_EPI_FW_TILE; j++) in[j] = s->c + line[i + j] + t * MOE_EPI_FW_SQUARE;
-            s->run->kernels.turn(in, (unsigned char *)to, H * (int64_t)sizeof(float), s->x.width[t], lanes,
+            s->run->kernels.turn(in, (unsigned char *)to, stride * (int64_t)sizeof(float), s->x.width[t], lanes,
                                  s->run->past && !s->g->down.bias);
             for (j = 0; s->g->down.bias && j < s->x.width[t]; j++)
-                moe_epi_fw_scale_bias(&s->g->down, s->col + i, lanes, to + j * H);
+                moe_epi_fw_scale_bias(&s->g->down, s->col + i, lanes, to + j * stride);
         }
 }
 
@@ -24585,10 +24603,10 @@ static MOE_EPI_FW_APART void moe_epi_fw_panel_task(const moe_epi_fw_run *run, co
     float c[MOE_EPI_FW_SUMS];
     int64_t done;
     int half, next_half = 0, now = 0, tokens, j;
-    half = moe_epi_fw_block(run, g, stage, col, &panel[0]);
+    half = moe_epi_fw_block(run, g, stage, col, end, &panel[0]);
     for (; col < end; col += g->cols[stage], half = next_half, now = !now) {
         int last = col + g->cols[stage] >= end, count = (int)(end - col < g->cols[stage] ? end - col : g->cols[stage]);
-        if (!last) next_half = moe_epi_fw_block(run, g, stage, col + g->cols[stage], &panel[!now]);
+        if (!last) next_half = moe_epi_fw_block(run, g, stage, col + g->cols[stage], end, &panel[!now]);
         for (done = 0; done < g->rows; done += tokens) {
             int64_t row = g->row0 + done;
             const moe_epi_fw_rows *next = last || done + MOE_EPI_FW_TOKENS < g->rows ? NULL : &panel[!now];
@@ -24605,9 +24623,9 @@ static void moe_epi_fw_stage_task(const moe_epi_fw_run *run, int stage, int64_t 
 {
     int32_t gi = moe_epi_fw_group_of(run->first[stage], run->num_groups, index);
     const moe_epi_fw_group *g = &run->groups[gi];
-    int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
-    int64_t col = (index - run->first[stage][gi]) * g->task_cols[stage], end = col + g->task_cols[stage];
-    if (end > width) end = width;
+    int64_t col = moe_epi_fw_from(run, stage) + (index - run->first[stage][gi]) * g->task_cols[stage];
+    int64_t end = col + g->task_cols[stage], last = moe_epi_fw_end(run, stage);
+    if (end > last) end = last;
 #if MOE_EPI_FW_AMX
     if (run->kernels.amx) {
         moe_epi_fw_tile_task(run, g, stage, col, end);
@@ -24690,20 +24708,17 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
         run->groups[j] = g;
     }
     run->num_groups = n;
-    run->first[0][0] = run->first[1][0] = 0;
     for (i = 0; i < n; i++) {
         moe_epi_fw_group *g = &run->groups[i];
         int stage;
         for (stage = 0; stage < 2; stage++) {
-            int64_t width = stage == 0 ? run->w->inter : run->w->hidden;
+            int64_t width = stage == 0 ? run->w->inter : run->o_stride;
             int64_t row_bytes = stage == 0 ? g->gate.stride : g->down.stride;
             int rows;
             if (row_bytes > MOE_EPI_FW_TASK_BYTES) row_bytes = MOE_EPI_FW_TASK_BYTES; /* its multiples fit */
 #if MOE_EPI_FW_AMX
             if (run->kernels.amx) {
                 moe_epi_fw_tile_schedule(g, stage, row_bytes, width, n);
-                run->first[stage][i + 1] =
-                    run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
                 continue;
             }
 #endif
@@ -24712,20 +24727,39 @@ static void moe_epi_fw_schedule(moe_epi_fw_run *run)
             g->task_cols[stage] = g->cols[stage] * moe_epi_fw_panels(g->rows, rows, rows * row_bytes,
                                                                      width / g->cols[stage] * n / MOE_EPI_FW_TASKS);
             if (g->blas) g->task_cols[stage] = MOE_EPI_FW_BLAS_COLS;
-            run->first[stage][i + 1] = run->first[stage][i] + (width + g->task_cols[stage] - 1) / g->task_cols[stage];
         }
     }
 }
 
-/* Both expert stages of a scheduled run. */
+/* One stage of a scheduled run. */
+static void moe_epi_fw_stage(const moe_ep_forward_desc *d, moe_epi_fw_run *run, int stage)
+{
+    int64_t *first = run->first[stage], width = moe_epi_fw_end(run, stage) - moe_epi_fw_from(run, stage);
+    int32_t i;
+    first[0] = 0;
+    for (i = 0; i < run->num_groups; i++) {
+        int64_t cols = run->groups[i].task_cols[stage];
+        first[i + 1] = first[i] + (width + cols - 1) / cols;
+    }
+    moe_epi_fw_parallel(d, first[run->num_groups], stage == 0 ? moe_epi_fw_up_task : moe_epi_fw_down_task, run);
+}
+
+/* Results of `rows` rows into o, `cols` columns at a time. */
+static void moe_epi_fw_into(moe_epi_fw_run *run, float *o, int64_t rows, int64_t cols)
+{
+    run->o = o;
+    run->o_stride = cols;
+    run->o_from = 0;
+    run->o_end = cols;
+    run->past = rows * cols > MOE_EPI_FW_PAST;
+}
+
+/* Both stages, all columns of the results together. */
 static void moe_epi_fw_run_experts(const moe_ep_forward_desc *d, moe_epi_fw_run *run)
 {
-    int64_t rows = 0;
-    int32_t i;
-    for (i = 0; i < run->num_groups; i++) rows += run->groups[i].rows;
-    run->past = rows * run->w->hidden > MOE_EPI_FW_PAST;
-    moe_epi_fw_parallel(d, run->first[0][run->num_groups], moe_epi_fw_up_task, run);
-    moe_epi_fw_parallel(d, run->first[1][run->num_groups], moe_epi_fw_down_task, run);
+    moe_epi_fw_schedule(run);
+    moe_epi_fw_stage(d, run, 0);
+    moe_epi_fw_stage(d, run, 1);
 }
 
 /* ---- rows in -------------------------------------------------------------------------------------------- */
@@ -24861,8 +24895,10 @@ typedef struct moe_epi_fw_combine {
     int64_t T, H;
     const int32_t *row32;      /* (T,K) row of o, -1 = none; or */
     const int64_t *row64;
-    const float *o;            /* rows */
+    const float *o;            /* (rows, o_stride) from column `from` on */
+    int64_t o_stride, from, cols; /* columns of y that are written */
     const float *shared_o;     /* (S*T, H) or NULL */
+    float *shared_weight;      /* (T) of the shared experts, kept from the first columns for the others; NULL = alone */
     moe_epi_fw_kernels kernels;
     int weight_on_input;
     float *y;
@@ -24876,33 +24912,49 @@ static float moe_epi_fw_sigmoid_dot(const float *a, const float *b, int64_t n)
     return (float)(1.0 / (1.0 + exp(-s)));
 }
 
+/* Weight of the shared experts of token t. */
+static float moe_epi_fw_shared_weight(const moe_epi_fw_combine *c, int64_t t)
+{
+    float w;
+    if (!c->d->shared_gate) return 1.0f;
+    if (c->shared_weight && c->from > 0) return c->shared_weight[t];
+    w = moe_epi_fw_sigmoid_dot(c->x + t * c->H, c->d->shared_gate, c->H);
+    if (c->shared_weight) c->shared_weight[t] = w;
+    return w;
+}
+
 static void moe_epi_fw_combine_task(void *context, int64_t index)
 {
     const moe_epi_fw_combine *c = (const moe_epi_fw_combine *)context;
     int64_t t = index * MOE_EPI_FW_PACK_ROWS, last = t + MOE_EPI_FW_PACK_ROWS, at, row;
     int32_t k, s, S = c->shared_o ? c->d->shared->num_experts : 0;
     for (; t < last && t < c->T; t++) {
-        float *y = c->y + t * c->H;
+        float *y = c->y + t * c->H + c->from;
         int first = 1;
         for (k = 0; k < c->K; k++) {
             float w = c->weights ? c->weights[t * c->K + k] : 1.0f;
             at = t * c->K + k;
             if (c->ids[at] >= c->first_null) {
-                c->kernels.axpy(y, c->x + t * c->H, w, c->H, first);
+                c->kernels.axpy(y, c->x + t * c->H + c->from, w, c->cols, first);
             } else {
                 row = c->row32 ? (int64_t)c->row32[at] : c->row64[at];
                 if (row < 0) continue;
-                c->kernels.axpy(y, c->o + row * c->H, c->weight_on_input ? 1.0f : w, c->H, first);
+                c->kernels.axpy(y, c->o + row * c->o_stride, c->weight_on_input ? 1.0f : w, c->cols, first);
             }
             first = 0;
         }
         if (S > 0) {
-            float w = c->d->shared_gate ? moe_epi_fw_sigmoid_dot(c->x + t * c->H, c->d->shared_gate, c->H) : 1.0f;
+            float w = moe_epi_fw_shared_weight(c, t);
             for (s = 0; s < S; s++, first = 0)
-                c->kernels.axpy(y, c->shared_o + ((int64_t)s * c->T + t) * c->H, w, c->H, first);
+                c->kernels.axpy(y, c->shared_o + ((int64_t)s * c->T + t) * c->H + c->from, w, c->cols, first);
         }
-        if (first) memset(y, 0, sizeof(float) * (size_t)c->H);
+        if (first) memset(y, 0, sizeof(float) * (size_t)c->cols);
     }
+}
+
+static void moe_epi_fw_combine_all(moe_epi_fw_combine *c)
+{
+    moe_epi_fw_parallel(c->d, (c->T + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_combine_task, c);
 }
 
 /* ---- checks --------------------------------------------------------------------------------------------- */
@@ -25148,29 +25200,28 @@ static int moe_epi_fw_wants_blas(const moe_ep_forward_desc *d, const moe_ep_weig
            moe_epi_fw_or(w->down_row_stride, w->inter) <= INT32_MAX;
 }
 
-/* x_rows and rows times hidden are known to fit. */
 static void moe_epi_fw_run_need(size_t *total, const moe_ep_forward_desc *d, const moe_ep_weights *w,
                              int32_t groups, int64_t x_rows, int64_t rows)
 {
-    int64_t h = 0;
-    if (!moe_epi_mul(rows, moe_epi_fw_pad(w->inter), &h)) {
+    moe_epi_fw_kernels kernels = moe_epi_fw_kernels_of(d, w);
+    int64_t x = 0, h = 0;
+    if (!moe_epi_mul(x_rows, moe_epi_fw_stride(&kernels, w->hidden), &x) ||
+        !moe_epi_mul(rows, moe_epi_fw_stride(&kernels, w->inter), &h) || x > INT64_MAX / 2 || h > INT64_MAX / 2) {
         *total = SIZE_MAX;
         return;
     }
     moe_epi_need(total, groups, sizeof(moe_epi_fw_group));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
-    /* 16 floats more: a tile of few tokens is read to its full width */
-    moe_epi_need(total, x_rows * moe_epi_fw_pad(w->hidden) + 16, sizeof(float));
-    moe_epi_need(total, h + 16, sizeof(float)); /* h is a multiple of 32 */
-    moe_epi_need(total, moe_epi_fw_wants_blas(d, w) ? h : 0, sizeof(float));
+    moe_epi_need(total, x + MOE_EPI_FW_BEHIND, 1);
+    moe_epi_need(total, h + MOE_EPI_FW_BEHIND, 1);
+    moe_epi_need(total, moe_epi_fw_wants_blas(d, w) ? h : 0, 1);
 }
 
 /* Takes the pieces; returns the activation rows to be packed. */
 static unsigned char *moe_epi_fw_run_take(moe_epi_fw_run *run, moe_epi_arena *a, const moe_ep_forward_desc *d,
                                const moe_ep_weights *w, int32_t groups, int64_t x_rows, int64_t rows)
 {
-    int64_t x_width = moe_epi_fw_pad(w->hidden), h_width = moe_epi_fw_pad(w->inter);
     unsigned char *x;
     memset(run, 0, sizeof *run);
     run->w = w;
@@ -25181,10 +25232,10 @@ static unsigned char *moe_epi_fw_run_take(moe_epi_fw_run *run, moe_epi_arena *a,
     run->groups = (moe_epi_fw_group *)moe_epi_take(a, groups, sizeof(moe_epi_fw_group));
     run->first[0] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
     run->first[1] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
-    x = (unsigned char *)moe_epi_take(a, x_rows * x_width + 16, sizeof(float));
+    x = (unsigned char *)moe_epi_take(a, x_rows * run->x_stride + MOE_EPI_FW_BEHIND, 1);
     run->x = x;
-    run->h = (unsigned char *)moe_epi_take(a, rows * h_width + 16, sizeof(float));
-    run->h2 = (float *)moe_epi_take(a, moe_epi_fw_wants_blas(d, w) ? rows * h_width : 0, sizeof(float));
+    run->h = (unsigned char *)moe_epi_take(a, rows * run->h_stride + MOE_EPI_FW_BEHIND, 1);
+    run->h2 = (float *)moe_epi_take(a, moe_epi_fw_wants_blas(d, w) ? rows * run->h_stride : 0, 1);
     return x;
 }
 
@@ -25313,12 +25364,11 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     st = moe_epi_arena_open(&arena, scratch, total, err);
     if (st != MOE_EP_OK) return st;
     x = moe_epi_fw_run_take(&run, &arena, desc, desc->experts, num_groups, rows, rows);
-    run.o = ry;
+    moe_epi_fw_into(&run, ry, rows, desc->experts->hidden);
     for (g = 0; g < num_groups; g++)
         moe_epi_fw_set_group(desc, &run, g, expert_of_group ? expert_of_group[g] : g, row_start[g],
                           row_start[g + 1] - row_start[g]);
     moe_epi_fw_pack_rows(desc, &run, rx, 1, NULL, NULL, rows, x);
-    moe_epi_fw_schedule(&run);
     moe_epi_fw_run_experts(desc, &run);
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
@@ -25331,7 +25381,7 @@ typedef struct moe_epi_fw_layer {
     const moe_ep_forward_desc *d;
     const float *x;
     float *y;
-    int64_t T, chunk;
+    int64_t T, chunk, cols;   /* cols: columns of the results at a time */
     int32_t K, E, groups_all; /* groups_all: experts and identity experts */
     int on_input, own_rows;   /* own_rows: every row has its own activation copy */
     int32_t *ids;             /* (T,K), or the caller's */
@@ -25341,7 +25391,7 @@ typedef struct moe_epi_fw_layer {
     float *logits;            /* (chunk, groups_all) */
     int64_t *offsets;
     int32_t *row_to_flat, *flat_to_row, *x_row;
-    float *row_scale, *o, *shared_o;
+    float *row_scale, *o, *shared_o, *shared_weight;
 } moe_epi_fw_layer;
 
 typedef struct moe_epi_fw_gate_work {
@@ -25409,8 +25459,9 @@ static void moe_epi_fw_layer_need(size_t *total, const moe_epi_fw_layer *l)
     moe_epi_need(total, R, sizeof(int32_t));
     moe_epi_need(total, R, sizeof(int32_t));
     moe_epi_need(total, l->on_input ? R : 0, sizeof(float));
-    moe_epi_need(total, R * H, sizeof(float));
+    moe_epi_need(total, R * l->cols, sizeof(float));
     moe_epi_need(total, S * C * H, sizeof(float));
+    moe_epi_need(total, d->shared_gate ? C : 0, sizeof(float));
     moe_epi_fw_run_need(&routed, d, d->experts, l->E, l->own_rows ? R : C, R);
     if (S > 0) moe_epi_fw_run_need(&shared, d, d->shared, (int32_t)S, C, S * C);
     if (shared > routed) routed = shared; /* one after the other in the same memory */
@@ -25429,14 +25480,15 @@ static void moe_epi_fw_layer_take(moe_epi_fw_layer *l, moe_epi_arena *a)
     l->flat_to_row = (int32_t *)moe_epi_take(a, R, sizeof(int32_t));
     l->x_row = (int32_t *)moe_epi_take(a, R, sizeof(int32_t));
     l->row_scale = (float *)moe_epi_take(a, l->on_input ? R : 0, sizeof(float));
-    l->o = (float *)moe_epi_take(a, R * H, sizeof(float));
+    l->o = (float *)moe_epi_take(a, R * l->cols, sizeof(float));
     l->shared_o = (float *)moe_epi_take(a, S * C * H, sizeof(float));
+    l->shared_weight = (float *)moe_epi_take(a, d->shared_gate ? C : 0, sizeof(float));
     l->use_ids = d->router ? l->ids : d->ids;
     l->use_weights = d->router ? l->weights : d->choice_weights;
 }
 
-/* Routed experts of tokens t0 .. t0+n-1 into l->o. */
-static void moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_epi_arena arena)
+/* Routed experts of tokens t0 .. t0+n-1: their results by columns into l->o and from there into y. */
+static void moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_epi_arena arena, moe_epi_fw_combine *c)
 {
     const moe_ep_forward_desc *d = l->d;
     const float *w = l->use_weights ? l->use_weights + t0 * l->K : NULL;
@@ -25462,9 +25514,16 @@ static void moe_epi_fw_routed(moe_epi_fw_layer *l, int64_t t0, int64_t n, moe_ep
         moe_epi_fw_pack_rows(d, &run, x, 0, NULL, NULL, n, packed);
         run.x_row = l->x_row;
     }
-    run.o = l->o;
+    moe_epi_fw_into(&run, l->o, R, l->cols);
     moe_epi_fw_schedule(&run);
-    moe_epi_fw_run_experts(d, &run);
+    moe_epi_fw_stage(d, &run, 0);
+    for (; run.o_from < c->H; run.o_from = run.o_end) {
+        run.o_end = c->H - run.o_from < l->cols ? c->H : run.o_from + l->cols;
+        moe_epi_fw_stage(d, &run, 1);
+        c->from = run.o_from;
+        c->cols = run.o_end - run.o_from;
+        moe_epi_fw_combine_all(c);
+    }
 }
 
 /* Shared experts of n tokens into out (S*n,H); rows of expert s are s*n .. s*n+n-1.  room >= n. */
@@ -25475,12 +25534,11 @@ static void moe_epi_fw_shared(const moe_ep_forward_desc *d, const float *x, int6
     moe_epi_fw_run run;
     unsigned char *packed = moe_epi_fw_run_take(&run, &arena, d, d->shared, S, room, S * room);
     moe_epi_fw_pack_rows(d, &run, x, 0, NULL, NULL, n, packed);
-    run.o = out;
+    moe_epi_fw_into(&run, out, S * n, d->shared->hidden);
     for (s = 0; s < S; s++) {
         moe_epi_fw_set_group(d, &run, s, s, (int64_t)s * n, n);
         run.groups[s].x_shift = (int64_t)s * n;
     }
-    moe_epi_fw_schedule(&run);
     moe_epi_fw_run_experts(d, &run);
 }
 
@@ -25488,7 +25546,6 @@ static void moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int64_t n, c
 {
     int64_t H = l->d->experts->hidden;
     moe_epi_fw_combine c;
-    moe_epi_fw_routed(l, t0, n, *arena);
     if (l->d->shared) moe_epi_fw_shared(l->d, l->x + t0 * H, n, l->chunk, l->shared_o, *arena);
     memset(&c, 0, sizeof c);
     c.d = l->d;
@@ -25502,10 +25559,25 @@ static void moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int64_t n, c
     c.H = H;
     c.row32 = l->flat_to_row;
     c.o = l->o;
+    c.o_stride = l->cols;
     c.shared_o = l->d->shared ? l->shared_o : NULL;
+    c.shared_weight = l->d->shared_gate ? l->shared_weight : NULL;
     c.weight_on_input = l->on_input;
     c.y = l->y + t0 * H;
-    moe_epi_fw_parallel(l->d, (n + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_combine_task, &c);
+    moe_epi_fw_routed(l, t0, n, *arena, &c);
+}
+
+/* Columns of the results of `rows` rows that are computed and summed up together: what bounds their memory, and while
+ * they wait for the sum the caches keep much of them.  AMX comes back to a group's rows faster than the caches fill. */
+static int64_t moe_epi_fw_columns_at_once(const moe_ep_forward_desc *d, int64_t rows)
+{
+    int amx = moe_epi_fw_kernels_of(d, d->experts).amx;
+    int64_t least = MOE_EPI_FW_LEAST_COLS << amx, most = (MOE_EPI_FW_AT_ONCE << 2 * amx) / rows / least * least;
+    int64_t width = d->experts->hidden, times, even;
+    if (most < least) most = least;
+    times = (width + most - 1) / most;
+    even = ((width + times - 1) / times + least - 1) / least * least;
+    return even < width ? even : width;
 }
 
 /* Chunk length, and whether all products of sizes fit. */
@@ -25521,6 +25593,7 @@ static moe_ep_status moe_epi_fw_layer_sizes(moe_epi_fw_layer *l, moe_ep_error *e
     rows = l->chunk * (S > l->K ? S : l->K);
     if (!moe_epi_mul(rows, widest + MOE_EPI_FW_PAD, &n) || n > INT64_MAX / 64)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "num_tokens", "rows * width does not fit", -1, (double)rows);
+    l->cols = moe_epi_fw_columns_at_once(d, l->chunk * l->K);
     return MOE_EP_OK;
 }
 
@@ -26212,6 +26285,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     c.H = hidden;
     c.row64 = plan->choice_row;
     c.o = rows;
+    c.o_stride = c.cols = hidden;
     c.weight_on_input = plan->weight_on_input;
     c.y = y;
     if (S > 0) {
@@ -26219,7 +26293,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
         moe_epi_fw_shared(layer, x, T, T, out, a);
         c.shared_o = out;
     }
-    moe_epi_fw_parallel(c.d, (T + MOE_EPI_FW_PACK_ROWS - 1) / MOE_EPI_FW_PACK_ROWS, moe_epi_fw_combine_task, &c);
+    moe_epi_fw_combine_all(&c);
     moe_epi_arena_close(&a);
     return MOE_EP_OK;
 }
@@ -26842,6 +26916,9 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
 #undef MOE_EPI_FW_TOKENS
 #undef MOE_EPI_FW_BLAS_COLS
 #undef MOE_EPI_FW_CHUNK
+#undef MOE_EPI_FW_AT_ONCE
+#undef MOE_EPI_FW_BEHIND
+#undef MOE_EPI_FW_LEAST_COLS
 #undef MOE_EPI_FW_PAD
 #undef MOE_EPI_FW_PACK_ROWS
 #undef MOE_EPI_FW_GELU_C

@@ -9,6 +9,9 @@
  * rows belongs to the next row, and the model takes it for NaN. */
 #define MOE_EP_STATIC
 #define MOE_EPI_FW_EMULATE_AMX
+/* results come in ranges of columns already where there are fewer of them */
+#define MOE_EPI_FW_AT_ONCE (1 << 15)
+#define MOE_EPI_FW_LEAST_COLS 16
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
