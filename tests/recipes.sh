@@ -1,6 +1,8 @@
 #!/bin/sh
 # tests/recipes.sh - every recipe of examples/recipes.md, built and run as it stands there.
 # SPDX-License-Identifier: MIT
+# usage: recipes.sh          without the optimiser (-O0 behind what is printed), nothing else changed
+#        recipes.sh --full   at the printed level
 # Each "## " section gets a folder of its own with moe_ep.h and the tarball in it, and an installed copy in the paths
 # that compilers, pkg-config, CMake and the loader look in.  A block whose first line is a comment with a file name is
 # that file; ```sh blocks are run; a ```text block is what they must print ("..." stands for any lines).
@@ -15,6 +17,23 @@ check "make install-header install-lib" "$MAKE" --no-print-directory install-hea
 export PKG_CONFIG_PATH="$prefix/lib/pkgconfig:$prefix/share/pkgconfig" CMAKE_PREFIX_PATH="$prefix"
 export LD_LIBRARY_PATH="$prefix/lib" LIBRARY_PATH="$prefix/lib" C_INCLUDE_PATH="$prefix/include" CFLAGS='' LDFLAGS=''
 sh examples/packaging/dist.sh "$version" "$tmp/moe_ep-$version.tar.gz" >/dev/null 2>&1 # needed by one recipe only
+
+# without_optimiser NAME COMPILER DEFINES...: a compiler that is the other one with a closing -O0.  A private copy
+# (-DMOE_EP_STATIC), of which the optimiser leaves what is called, takes less time as it is printed.
+without_optimiser() {
+    name=$1 real=$2
+    shift 2
+    printf '#!/bin/sh\ncase " $* " in *" -DMOE_EP_STATIC "*) ;; *) set -- "$@" %s ;; esac\nexec %s "$@"\n' \
+        "-O0 $*" "$real" >"$tmp/$name"
+    chmod +x "$tmp/$name"
+}
+level=
+if [ "${1:-}" != --full ]; then
+    level=' at -O0'
+    without_optimiser cc "$CC"
+    ! have "${CXX%% *}" || without_optimiser c++ "$CXX" -DMOE_EP_NO_SIMD # include.sh compiles the kernels as C++
+    CC=$tmp/cc CXX=$tmp/c++
+fi
 
 awk -v dir="$tmp" '
     /^## / { section++; title = substr($0, 4); printf "%d %s\n", section, title > (dir "/sections") }
@@ -60,7 +79,7 @@ while read -r section title; do
                 sed "s|^cc |$CC |; s|^c++ |$CXX |" "$block" >"$work/.run"
                 output=$tmp/output
                 (cd "$work" && CC="$CC" timeout 300 sh -e ./.run) >"$output" 2>&1 </dev/null
-                result $? "$title: builds and runs" "$output"
+                result $? "$title: builds and runs$level" "$output"
                 ran=$((ran + 1)) ;;
             text)
                 [ -z "$why" ] || continue

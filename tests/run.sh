@@ -74,6 +74,7 @@ rm -f "$logs"/*.sum "$logs"/*.out
     fi
     echo "sh tests/compile/matrix.sh${gates:+ --full}"
     echo "sh tests/oom_tool.sh${gates:+ --full}"
+    echo "sh tests/recipes.sh${gates:+ --full}"
     if [ -n "$gates" ]; then
         for gate in level TSan tool cppcheck clang-tidy examples; do echo "sh tests/check.sh $gate"; done
         for target in s390x armv7 aarch64 riscv64 ppc64le m32 tcc musl fastmath lto; do
@@ -84,7 +85,7 @@ rm -f "$logs"/*.sum "$logs"/*.out
             [ -e "tests/$gate.sh" ] && echo "sh tests/$gate.sh"
         done
     fi
-    early="tests/cuda.sh tests/compile/include.sh tests/readme.sh tests/manpage.sh tests/recipes.sh tests/dist.sh"
+    early="tests/cuda.sh tests/compile/include.sh tests/readme.sh tests/manpage.sh tests/dist.sh"
     early="$early tests/symbols.sh tests/cmake.sh"
     for script in $early; do [ -e "$script" ] && echo "sh $script"; done
     for program in "$@"; do echo "$program"; done
