@@ -10,8 +10,14 @@ fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_mpi_yield_when_idle=1
 program=$tmp/moe_ep_mpi
-# built as examples/README.md says, but for the time that the optimiser takes
+# Read as examples/README.md says, then built without the optimiser and with the library, or where that was not built
+# with an implementation of its own.
 build=$(sed -n 's|^\(mpicc .*\) && mpirun .*|\1|p' examples/README.md | sed "s|-O2|-O0|; s|-o [^ ]*|-o $program|")
+if built_library; then
+    read=$(printf '%s' "$build" | sed 's|-O0|-fsyntax-only|; s| -o [^ ]*||')
+    link=$(printf '%s' "$build" | sed 's|-I\.|& -DMOE_EP_IMPLEMENTATION_DONE|; s|\.c |&build/lib/moe_ep_lib.o |')
+    build=${build:+$read && $link}
+fi
 if ! { [ -n "$build" ] && eval "$build"; } >"$tmp/log" 2>&1 || [ ! -x "$program" ]; then
     fail "the MPI example compiles" "$tmp/log"
 else

@@ -10,6 +10,8 @@
 #include "moe_ep.h"
 #include <mpi.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 enum { E = 16, K = 2, H = 96, I = 40, EXPERT = 3 * H * I }; /* floats of one expert: gate, up, down in a row */
 
