@@ -27,7 +27,7 @@ if have pkg-config; then
     flags=$(pkg-config --cflags --libs moe_ep)
     # shellcheck disable=SC2086
     check "a program builds through pkg-config" sh -c 'cd "$1" && shift && "$@"' sh "$tmp" \
-        $CC -O0 -o consumer consumer.c consumer_impl.c $flags
+        $CC -O0 -DMOE_EP_NO_SIMD -o consumer consumer.c consumer_impl.c $flags
     [ "$("$tmp/consumer")" = "$version" ]
     result $? "and prints the version"
     check "pkg-config --modversion is $version" [ "$(pkg-config --modversion moe_ep)" = "$version" ]
