@@ -216,8 +216,9 @@ static int placement_optimum(const double *w, int E, int D, int S, double most, 
 TEST(best_within_half_a_percent_of_the_mip)
 {
     uint64_t s = t_seed;
+    const int cases = t_slow() > 1 ? 250 : 1000;
     int n, open = 0, solved = 0;
-    for (n = 0; n < 1000; n++) {
+    for (n = 0; n < cases; n++) {
         int D = 2 + (int)t_below(&s, 3), S = 1 + (int)t_below(&s, 3), E = 2 + (int)t_below(&s, D * S - 1), found;
         double w[8], value = -1;
         moe_ep_place_desc d;
@@ -245,9 +246,9 @@ TEST(best_within_half_a_percent_of_the_mip)
         }
         STOP_IF_FAILED("case %d", n);
     }
-    CHECK(open <= 200);
-    CHECK(solved > 30);
-    printf("    1000 placements, %d not decided within 0.15 s; %d optima solved in full\n", open, solved);
+    CHECK(open <= cases / 5);
+    CHECK(solved > cases * 3 / 100);
+    printf("    %d placements, %d not decided within 0.15 s; %d optima solved in full\n", cases, open, solved);
 }
 
 #else
