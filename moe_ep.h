@@ -22699,7 +22699,8 @@ MOE_EP_API double moe_ep_table_a2a_us(void *user, int32_t phase, int32_t device,
 #define MOE_EPI_FW_CHUNK 4096      /* tokens per pass over the weights, bounds the memory                    */
 #ifndef MOE_EPI_FW_AT_ONCE         /* (the tests have a copy that comes to the end of it)                      */
 #define MOE_EPI_FW_AT_ONCE (1 << 22) /* results at a time (four times as many with AMX), ...                  */
-#define MOE_EPI_FW_LEAST_COLS 512  /* ... but no fewer columns of them than these (twice as many with AMX)      */
+#define MOE_EPI_FW_LEAST_COLS 512  /* ... in whole blocks of so many columns (twice as many with AMX), which are
+                                      whole BLAS tasks and whole vectors: the bits are those of one range   */
 #endif
 #define MOE_EPI_FW_BEHIND 64       /* bytes behind the rows: a tile of few tokens is read to its full width   */
 #define MOE_EPI_FW_CHECK 256       /* floats that are looked at together for infinity and NaN                 */
