@@ -160,7 +160,7 @@ TEST(balance_random)
 {
     uint64_t s = t_seed;
     int round;
-    for (round = 0; round < 100000; round++) {
+    for (round = 0; round < (t_slow() > 1 ? 20000 : 100000); round++) {
         int32_t n = (int32_t)(1 + t_below(&s, round % 8 ? 12 : 40)), i, j;
         int64_t loads[40], scaled[40], mixed[40];
         double real[40], gini = 0, sum = 0, square = 0, max = 0, above = 0;
@@ -1127,7 +1127,7 @@ TEST(chance_of_many_tokens)
     static double v[DRAWS];
     uint64_t s = t_seed + 24;
     size_t k;
-    for (k = 0; k < sizeof shape / sizeof shape[0]; k++) {
+    for (k = 0; k < sizeof shape / sizeof shape[0]; k += t_slow() > 1 ? 5 : 1) {
         const int32_t D = shape[k][3];
         const double T = shape[k][0], K = shape[k][1], E = shape[k][2], mean = T * K / D;
         const double unit = sqrt(T * K / E * (E - K) / (E - 1)), sd = unit * sqrt(E / D * (1 - 1.0 / D));
@@ -1550,6 +1550,7 @@ TEST(chance_close_to_a_long_simulation)
     static const struct { int T, trials; double off; } row[] = {{64, 400000, 8e-4}, {1000, 200000, 1.5e-4}};
     uint64_t low[56], high[56], s = 7;
     int sets = 0, m, e, i, t, q;
+    if (t_slow() > 1) SKIP("half a billion draws take long here");
     for (m = 0; m < 256; m++) {
         int bits = 0;
         uint64_t a = 0, b = 0;
