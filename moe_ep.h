@@ -25201,22 +25201,24 @@ static int moe_epi_fw_wants_blas(const moe_ep_forward_desc *d, const moe_ep_weig
            moe_epi_fw_or(w->down_row_stride, w->inter) <= INT32_MAX;
 }
 
+/* x_rows <= rows. */
 static void moe_epi_fw_run_need(size_t *total, const moe_ep_forward_desc *d, const moe_ep_weights *w,
                              int32_t groups, int64_t x_rows, int64_t rows)
 {
     moe_epi_fw_kernels kernels = moe_epi_fw_kernels_of(d, w);
-    int64_t x = 0, h = 0;
-    if (!moe_epi_mul(x_rows, moe_epi_fw_stride(&kernels, w->hidden), &x) ||
-        !moe_epi_mul(rows, moe_epi_fw_stride(&kernels, w->inter), &h) || x > INT64_MAX / 2 || h > INT64_MAX / 2) {
+    int64_t x_stride = moe_epi_fw_stride(&kernels, w->hidden), h_stride = moe_epi_fw_stride(&kernels, w->inter), most;
+    if (!moe_epi_mul(rows, x_stride > h_stride ? x_stride : h_stride, &most)) {
         *total = SIZE_MAX;
         return;
     }
     moe_epi_need(total, groups, sizeof(moe_epi_fw_group));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
     moe_epi_need(total, (int64_t)groups + 1, sizeof(int64_t));
-    moe_epi_need(total, x + MOE_EPI_FW_BEHIND, 1);
-    moe_epi_need(total, h + MOE_EPI_FW_BEHIND, 1);
-    moe_epi_need(total, moe_epi_fw_wants_blas(d, w) ? h : 0, 1);
+    moe_epi_need(total, x_rows * x_stride, 1);
+    moe_epi_need(total, MOE_EPI_FW_BEHIND, 1);
+    moe_epi_need(total, rows * h_stride, 1);
+    moe_epi_need(total, MOE_EPI_FW_BEHIND, 1);
+    moe_epi_need(total, moe_epi_fw_wants_blas(d, w) ? rows * h_stride : 0, 1);
 }
 
 /* Takes the pieces; returns the activation rows to be packed. */
@@ -25233,9 +25235,11 @@ static unsigned char *moe_epi_fw_run_take(moe_epi_fw_run *run, moe_epi_arena *a,
     run->groups = (moe_epi_fw_group *)moe_epi_take(a, groups, sizeof(moe_epi_fw_group));
     run->first[0] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
     run->first[1] = (int64_t *)moe_epi_take(a, (int64_t)groups + 1, sizeof(int64_t));
-    x = (unsigned char *)moe_epi_take(a, x_rows * run->x_stride + MOE_EPI_FW_BEHIND, 1);
+    x = (unsigned char *)moe_epi_take(a, x_rows * run->x_stride, 1);
+    (void)moe_epi_take(a, MOE_EPI_FW_BEHIND, 1);
     run->x = x;
-    run->h = (unsigned char *)moe_epi_take(a, rows * run->h_stride + MOE_EPI_FW_BEHIND, 1);
+    run->h = (unsigned char *)moe_epi_take(a, rows * run->h_stride, 1);
+    (void)moe_epi_take(a, MOE_EPI_FW_BEHIND, 1);
     run->h2 = (float *)moe_epi_take(a, moe_epi_fw_wants_blas(d, w) ? rows * run->h_stride : 0, 1);
     return x;
 }
@@ -25568,8 +25572,8 @@ static void moe_epi_fw_layer_chunk(moe_epi_fw_layer *l, int64_t t0, int64_t n, c
     moe_epi_fw_routed(l, t0, n, *arena, &c);
 }
 
-/* Columns of the results of `rows` rows that are computed and summed up together: what bounds their memory, and while
- * they wait for the sum the caches keep much of them.  AMX comes back to a group's rows faster than the caches fill. */
+/* Columns of the results of `rows` rows that are computed and summed up together, which bounds their memory.  The rows
+ * are read again for each such range, which AMX, quick at products, feels more: it has fewer and wider ones. */
 static int64_t moe_epi_fw_columns_at_once(const moe_ep_forward_desc *d, int64_t rows)
 {
     int amx = moe_epi_fw_kernels_of(d, d->experts).amx;
