@@ -14,6 +14,8 @@
 enum { PREFILL_TOKENS = 4096, DECODE_TOKENS = 128 };
 enum { MOST_TOKENS = 65536, MAX_STEPS = CLI_KEPT_STEPS, MAX_FINE = 128, NORMAL_KERNELS = 512 };
 
+static const char *tokens_word(int64_t n) { return n == 1 ? "token" : "tokens"; }
+
 /* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or a prefill batch for
  * counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
@@ -25,7 +27,7 @@ static void settle_tokens(cli_report *r, cli_setup *s)
     r->rescaled = recorded > (int64_t)MOST_TOKENS * s->devices;
     if (recorded > 0 && !r->rescaled) {
         r->tokens = recorded;
-        cli_note(s, "Steps as recorded, %s tokens on average%s.", cli_count((double)r->tokens),
+        cli_note(s, "Steps as recorded, %s %s on average%s.", cli_count((double)r->tokens), tokens_word(r->tokens),
                  t->ids ? "; --tokens cuts others from the recording in order" : "");
     } else if (t->ids) {
         r->tokens = t->kept / 4 > 0 ? t->kept / 4 : 1;
@@ -354,12 +356,13 @@ static void describe_windows(cli_report *r, cli_setup *s)
             cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
                      t->kept_steps, cli_count(t->steps));
         if (i > 0 && recorded != r->tokens && cli_report_as_recorded(r, t))
-            cli_note(s, "%s: steps as recorded, %s tokens on average.", t->name, cli_count((double)recorded));
+            cli_note(s, "%s: steps as recorded, %s %s on average.", t->name, cli_count((double)recorded),
+                     tokens_word(recorded));
         note_joined(r, t, s);
     }
     if (cli_report_batch(r) != r->tokens)
-        cli_note(s, "The judged steps hold %s tokens on average: times, tokens/s and kernels are those of such a step.",
-                 cli_count((double)cli_report_batch(r)));
+        cli_note(s, "The judged steps hold %s %s on average: times, tokens/s and kernels are those of such a step.",
+                 cli_count((double)cli_report_batch(r)), tokens_word(cli_report_batch(r)));
     r->sums = !last->ids && last->steps == 1 && r->traces > 1;
     if (r->traces > 1) {
         char *names = cli_strdup(r->trace[1].name);

@@ -669,6 +669,10 @@ works "more steps than are kept" report "$tmp/ids.jsonl" $as
 has "are named" "ids: the first 512 of its 600 steps are looked at one by one" "$tmp/squeezed"
 mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / NR }' "$tmp/ids.jsonl")
 has "the tokens of a step" "Steps as recorded, $mean tokens on average; --tokens cuts others" "$tmp/squeezed"
+printf '{"step": %d, "layer": 0, "ids": [[0, 1]]}\n' 0 1 2 >"$tmp/one.jsonl"
+# shellcheck disable=SC2086
+works "steps of one token" report "$tmp/one.jsonl" $as
+has "are counted in words" "Steps as recorded, 1 token on average" "$tmp/squeezed"
 cp "$tmp/ids.jsonl" "$tmp/other.jsonl"
 [ "$(routing 40 1 even)" = 4.000000 ]
 result $? "all rows of a step on one of four devices"
