@@ -377,14 +377,24 @@ static char *shape_args(const cli_report *r)
     return text;
 }
 
+/* The sizes that were given instead of the model's. */
+static char *size_args(const cli_setup *s)
+{
+    char *hidden = s->hidden > 0 ? cli_format(" --hidden %d", s->hidden) : cli_strdup(""), *text;
+    text = s->intermediate > 0 ? cli_format("%s --intermediate %d", hidden, s->intermediate) : cli_strdup(hidden);
+    free(hidden);
+    return text;
+}
+
 /* The options that rebalance needs for the report's bytes and times. */
 static char *cost_args(const cli_setup *s)
 {
-    char *model = s->model_name ? cli_shell_word(s->model_name) : NULL;
+    char *model = s->model_name ? cli_shell_word(s->model_name) : NULL, *sizes = size_args(s);
     char *machine = strcmp(s->machine_name, moe_ep_machine_preset_name(0)) ? cli_shell_word(s->machine_name) : NULL;
-    char *text = cli_format("%s%s%s%s", model ? " --model " : "", model ? model : "", machine ? " --machine " : "",
-                            machine ? machine : "");
+    char *text = cli_format("%s%s%s%s%s", model ? " --model " : "", model ? model : "", sizes,
+                            machine ? " --machine " : "", machine ? machine : "");
     free(model);
+    free(sizes);
     free(machine);
     return text;
 }
@@ -396,13 +406,14 @@ static void next_change(cli_report *r, const char *input, const char *shape)
     int32_t copies = r->chosen == &r->one ? 0 : r->slots - r->E;
     char *map = r->setup->map ? cli_shell_word(r->setup->map->path) : NULL;
     char *nodes = nodes_args(r->setup), *devices = cli_format("--devices %d%s", r->setup->devices, nodes);
+    char *groups = r->setup->groups > 0 ? cli_format(" --groups %d", r->setup->groups) : cli_strdup("");
     char *redundant = copies > 0 ? cli_format(" with --ep-num-redundant-experts %d", copies) : cli_strdup("");
     if (trtllm)
         add_next(r, cli_strdup("Write the plan; TensorRT-LLM loads it as moe_config: load_balancer: plan.yaml:"),
-                 cli_format("moe-ep place %s %s --out plan.yaml", input, shape));
+                 cli_format("moe-ep place %s %s%s --out plan.yaml", input, shape, groups));
     else
         add_next(r, cli_format("Write the plan; SGLang loads it as --init-expert-location plan.json%s:", redundant),
-                 cli_format("moe-ep place %s %s --out plan.json", input, shape));
+                 cli_format("moe-ep place %s %s%s --out plan.json", input, shape, groups));
     if (r->setup->round_robin)
         add_next(r, cli_strdup("What runs today as a map, for the next line:"),
                  cli_format("moe-ep place %s --devices %d --policy round-robin --out today.csv", input,
@@ -421,20 +432,32 @@ static void next_change(cli_report *r, const char *input, const char *shape)
     free(nodes);
     free(devices);
     free(redundant);
+    free(groups);
+}
+
+/* " NAME VALUE" appended to text, which is freed, unless the value is the one that holds without it. */
+static char *with_option(char *text, const char *name, double value, double otherwise)
+{
+    char *longer;
+    if (!(value != otherwise)) return text;
+    longer = cli_format("%s %s %.15g", text, name, value);
+    free(text);
+    return longer;
 }
 
 /* What else the report was asked for: the steps and what they are judged by. */
 static char *judge_args(const cli_setup *s)
 {
     moe_ep_diagnose_desc d;
-    char *tokens = s->tokens > 0 ? cli_format(" --tokens %lld", (long long)s->tokens) : cli_strdup(""), *gain, *text;
+    char *text = cli_strdup(s->round_robin ? " --round-robin" : "");
     memset(&d, 0, sizeof d);
     moe_ep_diagnose_thresholds(&d);
-    gain = s->min_gain != d.min_gain ? cli_format(" --min-gain %.15g", s->min_gain) : cli_strdup("");
-    text = cli_format("%s%s%s", s->round_robin ? " --round-robin" : "", tokens, gain);
-    free(tokens);
-    free(gain);
-    return text;
+    text = with_option(text, "--groups", s->groups, 0);
+    text = with_option(text, "--tokens", (double)s->tokens, 0);
+    text = with_option(text, "--min-gain", s->min_gain, d.min_gain);
+    text = with_option(text, "--other-ms", 1e3 * s->other_s, 0);
+    text = with_option(text, "--target", s->target, d.target_imbalance);
+    return with_option(text, "--horizon", s->horizon_steps, 0);
 }
 
 static void write_next(cli_report *r)
@@ -445,9 +468,10 @@ static void write_next(cli_report *r)
     char *map = s->map ? cli_shell_word(s->map->path) : NULL;
     char *nodes = s->nodes_given ? nodes_args(s) : cli_strdup("");
     char *judge = judge_args(s);
-    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s --machine %s%s%s", input,
-                              s->devices, r->slots, nodes, map ? " --current " : "", map ? map : "", model, machine,
-                              cli_kernels_args(s), judge);
+    char *sizes = size_args(s);
+    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s%s --machine %s%s%s", input,
+                              s->devices, r->slots, nodes, map ? " --current " : "", map ? map : "", model, sizes,
+                              machine, cli_kernels_args(s), judge);
     if (r->self_judged)
         add_next(r, cli_strdup("Judge the plan on a second recording, NEW:"), cli_strdup(report));
     if (r->recommend)
@@ -458,6 +482,7 @@ static void write_next(cli_report *r)
                             "NEW:"),
                  cli_strdup(report));
     free(report);
+    free(sizes);
     free(judge);
     free(nodes);
     free(map);

@@ -826,15 +826,26 @@ works "shares instead of counts" report "$tmp/shares.jsonl" --devices 2 --topk 1
 has "are no tokens to join" "first half of the recording (4 steps), judged on the second (4 steps)" "$tmp/squeezed"
 
 # ---- the command for the next report ----
-for options in '--tokens 64 --min-gain 0.25' '--round-robin --tokens 160' '--min-gain 0.375'; do
+for options in '--tokens 64 --min-gain 0.25' '--round-robin --tokens 160' '--min-gain 0.375' \
+    '--groups 4 --other-ms 12.5' '--other-ms 12.5 --target 1.25' '--other-ms 30 --horizon 1e+15'; do
     # shellcheck disable=SC2086
     works "report $options" report "$tmp/counts.jsonl" $as $options
-    has "its next command has them" " --machine h100 $options" "$tmp/squeezed"
+    sed 's/ \\ / /g' "$tmp/squeezed" >"$tmp/command"
+    has "its next command has them" " --machine h100 $options" "$tmp/command"
 done
 # shellcheck disable=SC2086
+works "a report of groups that is worth a plan" report "$tmp/counts.jsonl" $as --groups 4 --tokens 64
+sed 's/ \\ / /g' "$tmp/squeezed" >"$tmp/command"
+grep -q 'moe-ep place .* --groups 4 --out plan.json' "$tmp/command"
+result $? "its plan has them" "$tmp/command"
+# shellcheck disable=SC2086
 works "a report without them" report "$tmp/counts.jsonl" $as
-! grep -qE -e 'NEW .*--(tokens|min-gain|round-robin)' "$tmp/out"
+! grep -qE -e 'NEW .*--(tokens|min-gain|round-robin|groups|other-ms|target|horizon|hidden|intermediate)' "$tmp/out"
 result $? "its next command has none of them" "$tmp/squeezed"
+# shellcheck disable=SC2086
+works "report with sizes" report "$tmp/counts.jsonl" $as --hidden 512 --intermediate 96
+sed 's/ \\ / /g' "$tmp/squeezed" >"$tmp/command"
+has "its next command has them behind the model" " --hidden 512 --intermediate 96 --machine h100" "$tmp/command"
 steps "$tmp/single.jsonl" ids 1 1 1 1
 works "steps of one token" report "$tmp/single.jsonl" --devices 4
 has "one token, one layer" "8 rows in 1 layer " "$tmp/squeezed"
