@@ -25769,6 +25769,13 @@ static moe_ep_status moe_epi_hk_check(const moe_ep_rank_desc *d, moe_ep_error *e
     return MOE_EP_OK;
 }
 
+/* Bytes of a row; what a size_t cannot hold is its largest number, of which no memory holds one. */
+static size_t moe_epi_hk_row_bytes(int32_t hidden, int32_t elem_bytes)
+{
+    uint64_t bytes = (uint64_t)hidden * (uint64_t)(elem_bytes != 0 ? elem_bytes : 4);
+    return (size_t)bytes == bytes ? (size_t)bytes : SIZE_MAX;
+}
+
 static void moe_epi_hk_init_arrays(moe_epi_hk_rank *k, const moe_ep_rank_desc *d, moe_epi_arena *a)
 {
     int32_t s, n;
@@ -25814,7 +25821,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_d
     k->P = desc->slot_start[desc->num_ranks];
     k->nslots = desc->slot_start[desc->rank + 1] - desc->slot_start[desc->rank];
     k->num_null = desc->layer ? desc->layer->num_null : 0;
-    k->row_bytes = (size_t)desc->hidden * (size_t)(desc->elem_bytes != 0 ? desc->elem_bytes : 4);
+    k->row_bytes = moe_epi_hk_row_bytes(desc->hidden, desc->elem_bytes);
     moe_epi_need(&total, (int64_t)k->nranks + 1, sizeof(int32_t));
     moe_epi_need(&total, k->nslots, sizeof(int32_t));
     moe_epi_need(&total, k->nslots, 1);

@@ -525,8 +525,10 @@ TEST(int8_rows_keep_their_largest_value_and_round_to_the_nearest_step)
     float tiny[4] = {0.0f, 0.0f, 0.0f, 0.0f}, least = ldexpf(1.0f, -149);
     tiny[0] = 190.0f * least, tiny[1] = -190.0f * least, tiny[2] = least, tiny[3] = -3.0f * least;
     CHECK_I64(moe_ep_quantize_rows(tiny, MOE_EP_F32, 1, 4, 0, q, &scale, NULL), MOE_EP_OK);
-    CHECK(q[0] == 127 && q[1] == -127 && q[2] == 1 && q[3] == -3);
-    CHECK_NEAR(scale, least, 0, 0);
+    if (t_subnormals()) {
+        CHECK(q[0] == 127 && q[1] == -127 && q[2] == 1 && q[3] == -3);
+        CHECK_NEAR(scale, least, 0, 0);
+    }
     /* ties go to the even step, on both sides of zero */
     float ties[9] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 3.75f, -3.25f};
     int8_t even[9];
@@ -1256,6 +1258,10 @@ TEST(sizes_that_do_not_fit_are_refused_before_anything_is_read)
         router.num_null = d.num_null = router.top_k;
         router.num_experts = d.num_null + 1;
         none.need = 0;
+        if (sizeof(size_t) < 8) {
+            CHECK_I64(moe_ep_forward(&d, x, 2, y, &none, &err), MOE_EP_ERR_OVERFLOW);
+            continue;
+        }
         CHECK_I64(moe_ep_forward(&d, x, 2, y, &none, &err), MOE_EP_ERR_SCRATCH);
         CHECK((double)none.need > (double)router.top_k && (double)none.need < 512.0 * router.top_k);
     }
