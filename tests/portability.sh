@@ -66,7 +66,13 @@ cross() { # cross NAME TRIPLET LIBC-PACKAGE QEMU [MORE PROGRAMS]
     want "$1" && MOE_EP_SLOW=2 on "$1" "gcc-$2 $3 qemu-user" "$2-gcc -O1 -static" "$4"
     programs=$usual
 }
+also() { # also PROGRAM...: on the next machine, too
+    usual=$programs
+    programs=$(printf '%s\n' $programs "$@" | sort -u)
+}
+also test_forward test_hooks # sizes beyond 32 bits
 want m32 && on m32 "gcc-multilib, or gcc-12-multilib beside cross compilers" "gcc -m32 -O1 -msse2 -mfpmath=sse" env
+programs=$usual
 cross aarch64 aarch64-linux-gnu libc6-dev-arm64-cross qemu-aarch64 test_forward # it has kernels of its own
 cross armv7 arm-linux-gnueabihf libc6-dev-armhf-cross qemu-arm
 cross riscv64 riscv64-linux-gnu libc6-dev-riscv64-cross qemu-riscv64
@@ -78,7 +84,9 @@ libs=$(find /usr/lib /usr/local/lib -name libtcc1.a 2>/dev/null | head -n 1) lin
 want tcc && on tcc "tcc gcc" "tcc -DMOE_EP_NO_SIMD" env
 libs='' link=''
 # A host may be built with fast-math, the implementation in it: results stay the same bits all the same.
+also test_forward test_hooks # start-up code that takes subnormal numbers for 0
 want fastmath && on fastmath gcc "gcc -O3 -ffast-math" env
 want fastmath && on fastmath-clang clang "clang -O3 -ffast-math" env
+programs=$usual
 want lto && on lto gcc "gcc -O2 -flto" env
 finish 1
