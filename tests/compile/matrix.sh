@@ -118,8 +118,6 @@ c_compiler() { # c_compiler COMMAND PACKAGE
         done
     done
     level=${full:--fsyntax-only} # symbols.sh compiles some of them, too
-    # clang's optimiser speaks of loops that are to be unrolled and of attributes, of which the header has none
-    if [ -n "$full" ] && is_clang "$1"; then level=-O0; fi
     for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
         # shellcheck disable=SC2086
         try "$1 -std=c11 -D$define" "$1" -std=c11 $level -D$define $STRICT $STRICT_C $more
@@ -157,10 +155,8 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
     # shellcheck disable=SC2086
     try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 ${full:--fsyntax-only} -DMOE_EP_STATIC $STRICT
     if is_clang "$1"; then
-        level=${full:+-O0}
-        level=${level:--fsyntax-only}
         # shellcheck disable=SC2086
-        try "$1 -Weverything" "$1" -x c++ -std=c++17 $level $STRICT $EVERYTHING_CXX
+        try "$1 -Weverything" "$1" -x c++ -std=c++17 ${full:--fsyntax-only} $STRICT $EVERYTHING_CXX
     fi
 }
 
