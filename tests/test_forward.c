@@ -894,7 +894,7 @@ TEST(results_in_ranges_of_columns)
         if (i == 2) d.shared = &sh.w, d.shared_gate = gate;
         if (i == 3) d.blas_min_rows = 1;
         CHECK_I64(moe_ep_forward(&d, x, T, y, &scratch, NULL), MOE_EP_OK);
-        /* results of 512 columns, or of 1024 with AMX, and not of 1040; rows of tokens, or with AMX and BLAS of choices */
+        /* results of 512 columns, or 1024 with AMX, and not of 1040; rows of tokens, or with AMX and BLAS of choices */
         CHECK((double)scratch.need < 4.0 * T * (K * (i == 1 ? 1024 : 512) + (i == 2 ? H : 0) + K * 128 +
                                                 (i % 2 ? K : 1) * (H + 128)));
         for (int t = 0; t < T; t += 61) {
