@@ -5,7 +5,8 @@
 #        deps.sh install   installs it on Debian and Ubuntu; elsewhere names the packages, exit 1
 #        deps.sh install --all   also the compilers that only widen the test matrix, GLPK, Open MPI and numpy
 #        deps.sh install --check   also what only `make check` uses: sanitizer runtimes, analysers, AFL++, cross
-#                         compilers and qemu (about 1.5 GB); a gate whose tool is missing skips and names it
+#                         compilers and qemu (about 1.5 GB), and where apt-get has them more compilers and BLAS
+#                         builds (1 GB); a gate whose tool is missing skips and names it
 # environment: CC, BLAS (0: no OpenBLAS wanted), STB_CFLAGS
 # Each thing is looked for by using it, not by asking a package manager; with nothing missing, nothing
 # is run that needs a network.
@@ -143,17 +144,39 @@ tell() {
     esac
 }
 
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as_root="sudo -n"; else as_root=no; fi
+fi
+apt() {
+    # shellcheck disable=SC2086
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" </dev/null >"$tmp/apt.log" 2>&1
+}
+# widen: what only gives a gate more rows, one by one, where the distribution has it
+widen() {
+    [ "$mode $all" = "install --check" ] && [ "$as_root" != no ] && command -v apt-cache >/dev/null 2>&1 || return 0
+    while read -r file thing; do
+        # shellcheck disable=SC2086
+        ls $file >/dev/null 2>&1 && continue
+        apt-cache show "$thing" >/dev/null 2>&1 || continue
+        apt install --no-install-recommends "$thing" || echo "  ($thing could not be installed)"
+    done <<END
+$(for compiler in gcc-11 g++-11 clang-13 clang-15 clang-16 clang-19 meson; do echo "/usr/bin/$compiler $compiler"; done)
+/usr/bin/ninja ninja-build
+$(for variant in serial openmp; do echo "/usr/lib/*/openblas-$variant/*.so.0 libopenblas0-$variant"; done)
+$(for variant in serial openmp pthread; do echo "/usr/lib/*/blis-$variant/*.so.4 libblis4-$variant"; done)
+END
+}
+
 probe
-[ -z "$missing" ] && exit 0
+if [ -z "$missing" ]; then
+    widen
+    exit 0
+fi
 if [ "$mode" != install ]; then
     tell >&2
     echo "  (on Debian and Ubuntu \`make deps\` does it)" >&2
     exit 1
-fi
-
-as_root=
-if [ "$(id -u)" != 0 ]; then
-    if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as_root="sudo -n"; else as_root=no; fi
 fi
 list=$(packages apt)
 if ! command -v apt-get >/dev/null 2>&1; then
@@ -166,10 +189,6 @@ if [ "$as_root" = no ]; then
     exit 1
 fi
 echo "installing what is missing: $list"
-apt() {
-    # shellcheck disable=SC2086
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" </dev/null >"$tmp/apt.log" 2>&1
-}
 # shellcheck disable=SC2086
 if ! apt install --no-install-recommends $list; then
     echo "  (updating the package lists first)"
@@ -182,3 +201,4 @@ if [ -n "$missing" ]; then
     tell >&2
     exit 1
 fi
+widen
