@@ -140,6 +140,7 @@ class Bench:
 
     def __init__(self, work, jobs, own):
         self.work, self.lock, self.known = work, threading.Lock(), explained()
+        self.slow_lock = threading.Lock()
         self.tcc = shutil.which("tcc")
         self.lib = []
         if self.tcc:
@@ -148,6 +149,7 @@ class Bench:
                     self.lib = [os.path.join(root, "libtcc1.a")]
                     break
         self.objects, self.by_gcc, self.quick, self.slow, self.sane = {}, set(), {}, {}, {}
+        self.pending = {}  # tests beyond QUICK of each program, whose time nobody has asked for yet
         self.original, self.times = [], None
         for path in sorted(glob.glob("tests/test_*.c")):
             name = os.path.basename(path)[5:-2]
@@ -189,29 +191,50 @@ class Bench:
         return subprocess.run(["sh", "-c", 'ulimit -v 8000000; exec "$@"', "sh", program] + arguments,
                               capture_output=True, timeout=limit)
 
+    def passes(self, program, test, limit):
+        """Seconds of one test and its exit status, None when it takes longer than the limit."""
+        start = time.time()
+        try:
+            code = self.run(program, ["--only", test], limit).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        return time.time() - start, code
+
     def baseline(self, name, d, text):
-        """Times every test of a program without any change; says which take no part."""
+        """Times the quick tests of a program without any change; says which take no part."""
         program = self.link(name, d)
         if not program:
-            self.quick[name] = self.slow[name] = []
+            self.quick[name] = self.pending[name] = []
             return "it does not build"
         listed = subprocess.run([program, "--list"], capture_output=True, text=True).stdout.split()
-        quick, slow, failing = [], [], []
+        quick, pending, failing = [], [], []
         for test in listed:
-            start = time.time()
-            try:
-                code = self.run(program, ["--only", test], SLOW).returncode
-            except subprocess.TimeoutExpired:
-                code = None
-            took = time.time() - start
-            (failing if code != 0 else quick if took < QUICK else slow).append((took, test))
+            took, code = self.passes(program, test, 2 * QUICK)
             if code and self.tcc and self.objects[name] and name not in self.by_gcc:
                 self.by_gcc.add(name)
                 with self.lock:
                     built = os.path.exists(d + "/gcc.o") or self.compile(text, d, True)
                 return self.baseline(name, d, text) if built else "gcc does not build it"
-        self.quick[name], self.slow[name] = sorted(quick), sorted(slow)
-        return "without " + " ".join(t for _, t in failing) if failing else ""
+            if code:
+                failing.append(test)
+            elif code is None or took >= QUICK:
+                pending.append(test)
+            else:
+                quick.append((took, test))
+        self.quick[name], self.pending[name] = sorted(quick), pending
+        return "without " + " ".join(failing) if failing else ""
+
+    def slow_tests(self, name):
+        """(seconds, name) of the slow tests of a program that pass without any change."""
+        with self.slow_lock:
+            if name not in self.slow:
+                program = self.link(name, os.path.join(self.work, "base")) if self.pending[name] else None
+                timed = [(self.passes(program, test, SLOW), test) for test in self.pending[name]]
+                self.slow[name] = sorted((took, test) for (took, code), test in timed if code == 0)
+                for (took, code), test in timed:
+                    if code:
+                        print("  (test_%s, with nothing changed: without %s)" % (name, test))
+            return self.slow[name]
 
     def notices(self, name, d, changed, tests):
         """Does a program, or its tests of a list of (seconds, name), fail on this mutant?"""
@@ -292,10 +315,10 @@ class Bench:
             if not self.original:
                 base = os.path.join(self.work, "base")
                 self.compile(text, base)
-                self.original = [self.machine_code(base, level) for level in ("-O2", "-O1")]
+                self.original = [self.machine_code(base, level) for level in ("-O1", "-O2")]
         with tempfile.TemporaryDirectory(dir=self.work) as d:
             self.compile(changed, d)
-            return any(was and was == self.machine_code(d, level) for was, level in zip(self.original, ("-O2", "-O1")))
+            return any(was and was == self.machine_code(d, level) for was, level in zip(self.original, ("-O1", "-O2")))
 
     def is_explained(self, text, i, after):
         """A row that does not name the function speaks of a line that stands only once."""
@@ -318,10 +341,12 @@ class Bench:
                 return None
             others = sorted((n for n in self.objects if n not in first),
                             key=lambda n: sum(t for t, _ in self.quick[n]))
-            for tests in self.quick, self.slow:
-                for name in first + (others if tests is self.quick else []):
-                    if self.notices(name, d, changed, tests[name]):
-                        return name
+            for name in first + others:
+                if self.notices(name, d, changed, self.quick[name]):
+                    return name
+            for name in first:
+                if self.notices(name, d, changed, self.slow_tests(name)):
+                    return name
         if self.same_code(text, changed):
             return None
         return self.strict_notices(place[0], text, changed)
