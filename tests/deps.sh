@@ -144,21 +144,26 @@ tell() {
     esac
 }
 
-as_root=
-if [ "$(id -u)" != 0 ]; then
+# root: how to become root, into as_root; "no" when there is no way without a password
+root() {
+    as_root=
+    [ "$(id -u)" = 0 ] && return
     if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as_root="sudo -n"; else as_root=no; fi
-fi
+}
 apt() {
     # shellcheck disable=SC2086
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" </dev/null >"$tmp/apt.log" 2>&1
 }
 # widen: what only gives a gate more rows, one by one, where the distribution has it
 widen() {
-    [ "$mode $all" = "install --check" ] && [ "$as_root" != no ] && command -v apt-cache >/dev/null 2>&1 || return 0
+    [ "$mode $all" = "install --check" ] && command -v apt-cache >/dev/null 2>&1 || return 0
+    root
+    [ "$as_root" != no ] || return 0
     while read -r file thing; do
         # shellcheck disable=SC2086
         ls $file >/dev/null 2>&1 && continue
         apt-cache show "$thing" >/dev/null 2>&1 || continue
+        echo "installing $thing"
         apt install --no-install-recommends "$thing" || echo "  ($thing could not be installed)"
     done <<END
 $(for compiler in gcc-11 g++-11 clang-13 clang-15 clang-16 clang-19 meson; do echo "/usr/bin/$compiler $compiler"; done)
@@ -178,6 +183,7 @@ if [ "$mode" != install ]; then
     echo "  (on Debian and Ubuntu \`make deps\` does it)" >&2
     exit 1
 fi
+root
 list=$(packages apt)
 if ! command -v apt-get >/dev/null 2>&1; then
     tell >&2
