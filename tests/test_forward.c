@@ -1460,7 +1460,7 @@ TEST(memory_is_that_of_the_activations)
         weights = 3.0 * E * H * I * (double)elem_of(w.dtype);
         need = 4.0 * (double)T * (H + K * I) + results + (amx ? 2 * rows * H : 0.0);
         CHECK((double)none.need < need + 0.01 * weights + 0.05 * need); /* the rows are padded */
-        if (w.dtype == MOE_EP_F32) { /* a router's choices, weights and logits come on top, and nothing else */
+        if (w.dtype == MOE_EP_F32) { /* a router's choices, weights and logits on top, each in whole 64 bytes */
             moe_ep_scratch more = moe_ep_scratch_fixed(NULL, 0);
             moe_ep_router router = moe_ep_router_mixtral(E, K);
             moe_ep_forward_desc routed = d;
