@@ -8,7 +8,7 @@ only=${1:-}
 dir=build/check/${only:-all}
 mkdir -p "$dir"
 gate() { case $1 in *"$only"*) return 0 ;; *) return 1 ;; esac }
-flags="-std=gnu99 -g -I. -Itests -Wall -Wextra"
+flags=$TEST_FLAGS
 programs=$(ls tests/test_*.c)
 # A build under a sanitizer or Valgrind is slow on purpose, see t_slow in t.h.  Simulations that gcc's sanitizers have
 # watched are fewer under clang's.
@@ -20,33 +20,38 @@ shared() { # shared SOURCE
     mkdir -p build/check/shared
     # shellcheck disable=SC2086
     if [ ! -e "$o" ] || [ -n "$(find moe_ep.h "$1" tests/*.h -newer "$o")" ]; then
-        $CC $flags -O1 -c "$1" -o "$o.$$" && mv "$o.$$" "$o"
+        $CC $flags ${at:--O1} -c "$1" -o "$o.$$" && mv "$o.$$" "$o"
     fi
 }
 
-# all_tests GATE COMPILER_AND_FLAGS RUNNER...: builds each test program that way and runs it; with share=1 only the
-# implementation, and the programs that have a copy of it of their own; with quick=-O0 two that hardly compute with
-# theirs are not optimised, which takes a minute less each
+# all_tests GATE NAME COMPILER_AND_FLAGS RUNNER...: builds each test program that way and runs it; with share=1 only the
+# implementation, and the programs that have a copy of it of their own, unless own=skip leaves those out.  Programs that
+# hardly compute are not optimised, which takes a minute less where they have a copy of the header.
+# NAME is the implementation's among the objects that suites share.
 all_tests() {
-    gate=$1 build=$2
-    shift 2
+    gate=$1 build=$3 kept=$2
+    shift 3
     gate "$gate" || return 0
     # shellcheck disable=SC2086
-    if ! $build $flags ${of_header:-} -DMOE_EP_NO_BLAS -c tests/compile/implementation.c -o "$dir/impl.o" \
-        >"$tmp/log" 2>&1; then
-        fail "$gate: the implementation compiles" "$tmp/log"
+    if ! implementation "$kept" $build $flags -DMOE_EP_NO_BLAS ${of_header:-}; then
+        fail "$gate: the implementation compiles" "$tmp/cc.log"
         return
     fi
+    impl=$object
     for source in $programs; do
         name=$(basename "$source" .c)
-        libs="-lm -pthread" object=$source own=
+        libs="-lm -pthread" object=$source at=-O0
         grep -q 'needs: glpk' "$source" && libs="$libs ${GLPK_LIBS:-}"
-        case $name in test_basics | test_oom) own=${quick:-} ;; esac
-        if [ "${share:-0}" = 1 ] && ! grep -qE 'define MOE_EP_(STATIC|IMPLEMENTATION)' "$source" &&
-            shared "$source" >"$tmp/log" 2>&1; then object=$o; fi
+        case $name in test_forward* | test_loads_portable | test_balance | test_place_plain) at= ;; esac
+        if [ "${share:-0}" = 1 ]; then
+            if ! grep -qE 'define MOE_EP_(STATIC|IMPLEMENTATION)' "$source"; then
+                shared "$source" >"$tmp/log" 2>&1 && object=$o
+            elif [ "${own:-}" = skip ]; then continue
+            fi
+        fi
         start=$(date +%s)
         # shellcheck disable=SC2086
-        if ! $build $flags $own "$object" "$dir/impl.o" -o "$dir/$name" $libs >"$tmp/log" 2>&1; then
+        if ! $build $flags $at "$object" "$impl" -o "$dir/$name" $libs >"$tmp/log" 2>&1; then
             fail "$gate: $name compiles" "$tmp/log"
         elif timeout 1200 "$@" "$dir/$name" >"$tmp/log" 2>&1; then pass "$gate: $name, $(($(date +%s) - start)) s"
         else tail -n 25 "$tmp/log" >"$tmp/tail"; fail "$gate: $name" "$tmp/tail"; fi
@@ -58,49 +63,43 @@ sanitizer_works() { # sanitizer_works COMPILER FLAGS
     "$1" $2 "$tmp/san.c" -o "$tmp/san" >/dev/null 2>&1 && "$tmp/san"
 }
 
-quick=-O0
 for compiler in gcc clang; do
-    san="-fsanitize=address,undefined -fno-sanitize-recover=all -O1"
-    # clang's bounds and floats that no integer holds; in the header, which uses no number without looking at its type,
-    # every implicit conversion that changes a value, too (the tests hand wrong numbers to enums).  Of its group
-    # "integer" that leaves out unsigned sums that wrap: they are defined, and random numbers are made of them.
-    of_header='' slow=1
-    if [ $compiler = clang ]; then
-        slow=2
-        san="$san -fsanitize=bounds,float-cast-overflow,implicit-signed-integer-truncation"
-        of_header=-fsanitize=implicit-conversion,local-bounds
-    fi
+    sanitizers $compiler
+    if [ $compiler = gcc ]; then slow=1; else slow=2; fi
     if ! have $compiler; then skip "ASan and UBSan with $compiler" "not installed (package $compiler)"
     elif sanitizer_works $compiler "$san"; then
-        all_tests "ASan and UBSan, $compiler" "$compiler $san" env MOE_EP_SLOW=$slow
+        all_tests "ASan and UBSan, $compiler" asan-$compiler "$compiler $san" env MOE_EP_SLOW=$slow
     else skip "ASan and UBSan with $compiler" "its runtime is missing (package libgcc-12-dev or libclang-rt-dev)"; fi
 done
 of_header=
 if ! have clang; then skip "MSan" "clang is not installed (package clang)"
 elif sanitizer_works clang -fsanitize=memory; then
-    all_tests "MSan, clang" "clang -fsanitize=memory -fno-sanitize-recover=all -O1" env MOE_EP_SLOW=2
+    all_tests "MSan, clang" msan "clang -fsanitize=memory -fno-sanitize-recover=all -O1" env MOE_EP_SLOW=2
 else skip "MSan" "its runtime is missing (package libclang-rt-dev)"; fi
 # The expert forward with a caller's threads, and every section on shared inputs.
 for compiler in gcc clang; do
     if have $compiler && sanitizer_works $compiler -fsanitize=thread; then
         saved=$programs programs="tests/test_threads.c tests/test_forward.c tests/test_hooks.c"
-        all_tests "TSan, $compiler" "$compiler -fsanitize=thread -fno-sanitize-recover=all -O1" env
+        all_tests "TSan, $compiler" tsan-$compiler "$compiler -fsanitize=thread -fno-sanitize-recover=all -O1" \
+            env MOE_EP_SLOW=2
         programs=$saved
     else skip "TSan with $compiler" "its runtime is missing (package libgcc-12-dev or libclang-rt-dev)"; fi
 done
 share=1
 if have valgrind; then
-    all_tests "Valgrind" "$CC -O2" env MOE_EP_SLOW=2 valgrind -q --error-exitcode=9 --leak-check=full \
+    all_tests "Valgrind" cc-O2 "$CC -O2" env MOE_EP_SLOW=2 valgrind -q --error-exitcode=9 --leak-check=full \
         --errors-for-leak-kinds=definite
 else skip "Valgrind" "not installed (package valgrind)"; fi
-quick=
-for level in -O0 -O3 -Os; do all_tests "level $level, $CC" "$CC $level" env; done
+for level in -O0 -O3 -Os; do
+    if [ $level = -O0 ]; then own=; else own=skip; fi # what those programs have a copy for is not the optimiser's
+    all_tests "level $level, $CC" cc$level "$CC $level" env MOE_EP_SLOW=2
+done
 
 # The tool and the examples, too.
 if gate "examples" && have gcc && sanitizer_works gcc "-fsanitize=address,undefined"; then
-    san="-fsanitize=address,undefined -fno-sanitize-recover=all -O1"
+    sanitizers gcc
     # shellcheck disable=SC2086
-    gcc $san $flags -DMOE_EP_NO_BLAS -c tests/compile/implementation.c -o "$dir/impl.o" || exit 2
+    implementation asan-gcc gcc $san $flags -DMOE_EP_NO_BLAS || exit 2
     for source in examples/[0-9]*.c; do
         [ -e "$source" ] || break
         # shellcheck disable=SC2086
@@ -109,7 +108,7 @@ if gate "examples" && have gcc && sanitizer_works gcc "-fsanitize=address,undefi
         # shellcheck disable=SC2086
         check "ASan and UBSan, example $(basename "$source" .c)" sh -c \
             'libs=$1 dir=$2; shift 2; gcc "$@" $libs -o "$dir/example" -lm && "$dir/example"' sh \
-            "$libs" "$dir" $san $flags -Iexamples "$source" "$dir/impl.o"
+            "$libs" "$dir" $san $flags -Iexamples "$source" "$object"
     done
 fi
 
@@ -123,7 +122,12 @@ static void note(int status, void *unused) { (void)unused; left_with = status; }
 __attribute__((constructor)) static void begin(void) { (void)on_exit(note, NULL); }
 int __lsan_is_turned_off(void) { return left_with == 2; }
 EOF_C
-    san="-fsanitize=address,undefined -fno-sanitize-recover=all -O1"
+    sanitizers gcc
+    # shellcheck disable=SC2086
+    if ! implementation asan-gcc gcc $san $flags -DMOE_EP_NO_BLAS; then
+        fail "tool: the implementation compiles" "$tmp/cc.log"
+        return
+    fi
     libs="$(pkg-config --cflags --libs jansson yaml-0.1 2>/dev/null || echo '-ljansson -lyaml') -lm -pthread"
     flags="$flags -DMOE_EP_NO_BLAS -Iexamples ${STB_CFLAGS:--isystem /usr/include/stb}"
     # stb_ds.h hashes bytes with d[3] << 24 in an int, undefined by the letter for 128 and more; it is not ours: its
@@ -133,8 +137,8 @@ EOF_C
     printf '#define STB_DS_IMPLEMENTATION\n#include <stb_ds.h>\n' >"$tmp/stb.c"
     # shellcheck disable=SC2086
     if ! { gcc $san -fno-sanitize=shift $flags -c "$tmp/stb.c" -o "$dir/stb.o" &&
-        gcc $san $flags examples/moe_ep_cli.c "$tmp/cli_base.c" $others "$dir/stb.o" tests/compile/implementation.c \
-            "$tmp/refusal.c" -o "$dir/moe-ep" $libs; } >"$tmp/log" 2>&1; then
+        gcc $san $flags examples/moe_ep_cli.c "$tmp/cli_base.c" $others "$dir/stb.o" "$object" "$tmp/refusal.c" \
+            -o "$dir/moe-ep" $libs; } >"$tmp/log" 2>&1; then
         fail "tool: compiles" "$tmp/log"
         return
     fi

@@ -11,15 +11,17 @@
 . tests/lib.sh
 dir=build/determinism
 mkdir -p $dir
-flags="-std=gnu99 -w -I. -Itests -DMOE_EP_NO_BLAS"
-impl=tests/compile/implementation.c
+flags="$TEST_FLAGS -DMOE_EP_NO_BLAS"
 
-# digest NAME RUNNER COMPILER...: builds the program and keeps what it prints
+# digest NAME OBJECT RUNNER COMPILER...: builds the program and keeps what it prints.  OBJECT is the implementation's
+# name among those that suites share: check.sh and portability.sh compile most of them.
 digest() {
-    name=$1 runner=$2
-    shift 2
+    name=$1 kept=$2 runner=$3
+    shift 3
     # shellcheck disable=SC2086
-    "$@" $flags tests/digest.c $impl -o "$dir/$name" -lm >"$tmp/log" 2>&1 &&
+    implementation "$kept" "$@" $flags ${of_header:-} || { cp "$tmp/cc.log" "$tmp/log"; return 1; }
+    # shellcheck disable=SC2086
+    "$@" $flags tests/digest.c "$object" -o "$dir/$name" -lm >"$tmp/log" 2>&1 &&
         $runner "$dir/$name" >"$dir/$name.txt" 2>"$tmp/log" && $runner "$dir/$name" layer >"$dir/$name.y" 2>"$tmp/log"
 }
 works() { # works RUNNER COMPILER...: whether this compiler and what it builds are there at all
@@ -41,36 +43,41 @@ same() { # same NAME SECTIONS-REGEX
     if [ -s "$tmp/want" ] && cmp -s "$tmp/want" "$tmp/got"; then pass "$1: sections $2"
     else diff "$tmp/want" "$tmp/got" >"$tmp/diff"; fail "$1: sections $2" "$tmp/diff"; fi
 }
-# build NAME RUNNER SECTIONS PACKAGE COMPILER...
+# build NAME OBJECT RUNNER SECTIONS PACKAGE COMPILER...
 build() {
-    name=$1 runner=$2 sections=$3 package=$4
-    shift 4
+    name=$1 kept=$2 runner=$3 sections=$4 package=$5
+    shift 5
     if ! have "$1" || ! have "${runner:-env}"; then skip "$name" "no $1 or ${runner:-env} (package $package)"
     elif ! works "${runner:-env}" "$@"; then skip "$name" "builds no programs that run here (package $package)"
-    elif digest "$name" "${runner:-env}" "$@"; then same "$name" "$sections"; near "$name"
+    elif digest "$name" "$kept" "${runner:-env}" "$@"; then same "$name" "$sections"; near "$name"
     else fail "$name: tests/digest.c builds and runs" "$tmp/log"; fi
 }
 
 every='0|1|2|3|4|5|6|7|8|9|10|11|12'
 all='0|1|2|3|4|5|6|7|8|11|12'
 exact='0|2|4|6|7|12'
-digest base env "$CC" -O2 || { fail "tests/digest.c builds" "$tmp/log"; finish 1; exit; }
+digest base cc-O2 env "$CC" -O2 || { fail "tests/digest.c builds" "$tmp/log"; finish 1; exit; }
 [ "$(wc -l <$dir/base.txt)" -eq 13 ]
 result $? "13 sections have a digest"
 $dir/base >"$dir/again.txt"
 same again "$every"
-build gcc-O0 "" "$all" gcc gcc -O0
-build gcc-O3 "" "$all" gcc gcc -O3
-build gcc-portable "" "$all" gcc gcc -O2 -DMOE_EP_NO_SIMD
-build gcc-asan "" "$all" gcc gcc -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-build clang-O2 "" "$all" clang clang -O2
-build clang-O0 "" "$all" clang clang -O0
-build clang-ubsan "" "$all" libclang-rt-14-dev clang -O1 -fsanitize=undefined -fno-sanitize-recover=all
-build m32 "" "$exact" gcc-multilib gcc -m32 -msse2 -mfpmath=sse -O2
-build musl "" "$exact" musl-tools musl-gcc -O2 -static
-build aarch64 qemu-aarch64 "$exact" gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc -O2 -static
-build armv7 qemu-arm "$exact" gcc-arm-linux-gnueabihf arm-linux-gnueabihf-gcc -O2 -static
-build riscv64 qemu-riscv64 "$exact" gcc-riscv64-linux-gnu riscv64-linux-gnu-gcc -O2 -static
-build ppc64le qemu-ppc64le "$exact" gcc-powerpc64le-linux-gnu powerpc64le-linux-gnu-gcc -O2 -static
-build s390x qemu-s390x "$exact" gcc-s390x-linux-gnu s390x-linux-gnu-gcc -O2 -static
+build "$CC-O0" cc-O0 "" "$all" gcc "$CC" -O0
+build "$CC-O3" cc-O3 "" "$all" gcc "$CC" -O3
+build gcc-portable portable "" "$all" gcc gcc -O2 -DMOE_EP_NO_SIMD
+sanitizers gcc
+# shellcheck disable=SC2086
+build gcc-asan asan-gcc "" "$all" gcc gcc $san
+build clang-O2 clang-O2 "" "$all" clang clang -O2
+build clang-O0 clang-O0 "" "$all" clang clang -O0
+sanitizers clang
+# shellcheck disable=SC2086
+build clang-asan asan-clang "" "$all" libclang-rt-14-dev clang $san
+of_header=
+build m32 m32 "" "$exact" gcc-multilib gcc -m32 -O1 -msse2 -mfpmath=sse
+build musl musl "" "$exact" musl-tools musl-gcc -O1 -static
+build aarch64 aarch64 qemu-aarch64 "$exact" gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc -O1 -static
+build armv7 armv7 qemu-arm "$exact" gcc-arm-linux-gnueabihf arm-linux-gnueabihf-gcc -O1 -static
+build riscv64 riscv64 qemu-riscv64 "$exact" gcc-riscv64-linux-gnu riscv64-linux-gnu-gcc -O1 -static
+build ppc64le ppc64le qemu-ppc64le "$exact" gcc-powerpc64le-linux-gnu powerpc64le-linux-gnu-gcc -O1 -static
+build s390x s390x qemu-s390x "$exact" gcc-s390x-linux-gnu s390x-linux-gnu-gcc -O1 -static
 finish 14

@@ -46,6 +46,22 @@ same() {
         END { exit match_from(1, 1) ? 0 : 1 }' "$1" "$2"
 }
 
+# How the suites that run the test programs compile: the same words mean the same object of the implementation.
+# shellcheck disable=SC2034
+TEST_FLAGS="-std=gnu99 -g -I. -Itests -Wall -Wextra"
+# sanitizers COMPILER: sets san, for every source, and of_header, for the implementation.
+# clang's bounds and floats that no integer holds; in the header, which uses no number without looking at its type,
+# every implicit conversion that changes a value, too (the tests hand wrong numbers to enums).  Of its group
+# "integer" that leaves out unsigned sums that wrap: they are defined, and random numbers are made of them.
+# shellcheck disable=SC2034
+sanitizers() {
+    of_header='' san="-fsanitize=address,undefined -fno-sanitize-recover=all -O1"
+    [ "$1" != clang ] || {
+        san="$san -fsanitize=bounds,float-cast-overflow,implicit-signed-integer-truncation"
+        of_header=-fsanitize=implicit-conversion,local-bounds
+    }
+}
+
 # implementation NAME COMPILER FLAGS...: sets object to tests/compile/implementation.c compiled so, once for all suites:
 # it lies in build/objects under a sum of everything that went into it.  What the compiler says goes to $tmp/cc.log.
 implementation() {

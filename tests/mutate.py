@@ -247,7 +247,7 @@ class Bench:
         if not program:
             return True
         try:
-            limit = sum(t for t, _ in tests) * 6 + 20
+            limit = sum(t for t, _ in tests) * 4 + 12
             return self.run(program, ["--stop", "--only", ",".join(n for _, n in tests)], limit).returncode != 0
         except subprocess.TimeoutExpired:
             return True

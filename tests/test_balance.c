@@ -1263,7 +1263,7 @@ TEST(chance_devices_of_one_choice)
                                        {9, 5}, {23, 7}, {13, 12}, {60, 7}, {31, 16}, {40, 33}};
     size_t i;
     int32_t T;
-    for (i = 0; i < sizeof shape / sizeof *shape; i++)
+    for (i = 0; i < sizeof shape / sizeof *shape; i += t_slow() > 1 ? 4 : 1)
         for (T = 1; T <= 40; T += T < 5 ? 1 : 7) {
             const int32_t E = shape[i][0], D = shape[i][1], size = (E + D - 1) / D;
             const double mean = (double)T / D;
@@ -1347,7 +1347,7 @@ TEST(chance_of_two_and_three_devices)
                                        {5, 2, 3}, {7, 2, 3}, {8, 3, 3}, {8, 5, 3}, {10, 4, 3}, {100, 3, 3},
                                        {8, 2, 2}, {12, 4, 3}};
     size_t k;
-    for (k = 0; k < sizeof shape / sizeof shape[0]; k++) {
+    for (k = 0; k < sizeof shape / sizeof shape[0]; k += t_slow() > 1 ? 4 : 1) {
         const int32_t E = shape[k][0], K = shape[k][1], D = shape[k][2], last = D == 2 ? 40 : 8;
         int32_t T;
         for (T = 2; T <= last; T += D == 2 && T > 4 ? 12 : 2) {
@@ -1527,7 +1527,7 @@ TEST(chance_monte_carlo)
                 moe_ep_chance_result c;
                 sample m;
                 if (K > E || (choices[j] < 0 && E > 300) || trials < 60) continue;
-                if (t_slow() > 1 && (i + j + k) % 4) continue;
+                if (t_slow() > 1 && (i + j + k) % 10) continue;
                 trials = trials > 8000 ? 8000 : trials;
                 m = simulate(&s, T, K, E, E, 0, (int)trials);
                 CHECK_I64(moe_ep_chance(T, K, E, &c, NULL), MOE_EP_OK);
@@ -1621,7 +1621,7 @@ TEST(chance_devices_monte_carlo)
             int64_t trials = 1500000 / (tokens[k] * K + E);
             moe_ep_chance_result c;
             sample m;
-            if (t_slow() > 1 && (i + k) % 4) continue;
+            if (t_slow() > 1 && (i + k) % 8) continue;
             trials = trials > 8000 ? 8000 : trials;
             m = simulate(&s, tokens[k], K, E, D, 0, (int)trials);
             CHECK_I64(moe_ep_chance_devices(tokens[k], K, E, D, &c, NULL), MOE_EP_OK);
@@ -1714,7 +1714,7 @@ TEST(chance_is_finite_everywhere)
 {
     uint64_t s = t_seed + 12;
     int round;
-    for (round = 0; round < 2000; round++) {
+    for (round = 0; round < (t_slow() > 1 ? 300 : 2000); round++) {
         int32_t E = (int32_t)(1 + t_below(&s, t_below(&s, 2) ? 20 : 4096)), K = (int32_t)(1 + t_below(&s, E)),
             D = (int32_t)(1 + t_below(&s, E));
         int64_t T = 1 + t_below(&s, (int64_t)1 << t_below(&s, 40));

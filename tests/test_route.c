@@ -513,7 +513,7 @@ TEST(random_routers_equal_the_long_way)
     int32_t got[3 * 96];
     float w[3 * 96];
     double want[96], worst;
-    for (n = 0; n < 20000; n++) {
+    for (n = 0; n < (t_slow() > 1 ? 3000 : 20000); n++) {
         random_router(&s, &c);
         CHECK_I64(moe_ep_route(&c.r, c.logits, c.T, NULL, got, w, NULL), MOE_EP_OK);
         for (t = 0; t < c.T; t++) {
@@ -1185,7 +1185,7 @@ TEST(near_ties_are_ties_of_the_scores)
     int32_t ids[5 * 16], want[16], E, K, t, e, j, at;
     uint64_t s = t_seed + 17;
     int n, isa;
-    for (n = 0; n < 4000; n++) {
+    for (n = 0; n < (t_slow() > 1 ? 400 : 4000); n++) {
         moe_ep_router r;
         const float middle = (float)(t_unit(&s) * 8.0), step = t_below(&s, 2) ? 1e-7f : 2e-5f;
         E = 1 + (int32_t)t_below(&s, 96);
@@ -1219,7 +1219,7 @@ TEST(the_lowest_float_is_masked)
     int32_t ids[2][20 * 4], e;
     uint64_t s = t_seed + 19;
     int n, isa;
-    for (n = 0; n < 2000; n++) {
+    for (n = 0; n < (t_slow() > 1 ? 500 : 2000); n++) {
         moe_ep_router r = moe_ep_router_mixtral(n % 3 ? 16 * (1 + n % 3) : 4 + (int32_t)t_below(&s, 44), 4);
         const int all = t_below(&s, 4) == 0;
         r.score = (moe_ep_score)t_below(&s, 4);
