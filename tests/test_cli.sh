@@ -730,6 +730,11 @@ works "steps that are sums" report "$tmp/sum_steps.json" --devices 8 --topk 8 --
 equal "are scaled to a step" "$(json "$tmp/out" setup tokens_per_step)" 32768
 has "report ends with what to do" '^ +moe-ep place .*sum_a.json --devices 8' "$tmp/sums.txt"
 has "and with the cheaper change" '^ +moe-ep rebalance .*sum_a.json' "$tmp/sums.txt"
+# shellcheck disable=SC2086
+works "report on sums with sizes of its own" report $sums --hidden 512 --intermediate 96
+tr -s ' \\\n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+has "its cheaper change is told them" \
+    'moe-ep rebalance [^:]* --model olmoe-1b-7b --hidden 512 --intermediate 96 --out plan.json' "$tmp/flat.txt"
 # The command that the report names runs as it stands.
 awk '/^ +moe-ep place / { on = 1 } on { print; if (!/\\$/) exit }' "$tmp/sums.txt" |
     sed "s|moe-ep place|\"$tool\" place|" >"$tmp/next.sh"
