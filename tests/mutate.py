@@ -11,7 +11,8 @@ implementation that a portable build compiles (-DMOE_EP_NO_SIMD; the kernels of 
 compared with these by test_route and test_forward).  tcc compiles a mutant in a tenth of a second, so that
 hundreds fit into minutes; without tcc it is gcc -O0, which is also taken for the programs that tcc's calling
 convention does not suit (structs by value).  The quick tests of the section run first, each program ends at its
-first failing check (--stop), then its slow tests and the quick ones of the other programs.  What none of them sees
+first failing check (--stop), then the quick ones of the four quickest other programs, the section's slow ones, and
+the quick ones of the rest.  What none of them sees
 is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers
 and clang's memory sanitizer with the kernels of this machine, as `make check` runs them.  Killed = a check fails,
 a crash, or no end.  Tests that fail or are too slow without any change take no part.  Mutants that do not compile
@@ -341,11 +342,10 @@ class Bench:
                 return None
             others = sorted((n for n in self.objects if n not in first),
                             key=lambda n: sum(t for t, _ in self.quick[n]))
-            for name in first + others:
-                if self.notices(name, d, changed, self.quick[name]):
-                    return name
-            for name in first:
-                if self.notices(name, d, changed, self.slow_tests(name)):
+            for name, tests in ([(n, self.quick.get) for n in first + others[:4]] +
+                                [(n, self.slow_tests) for n in first] +
+                                [(n, self.quick.get) for n in others[4:]]):
+                if self.notices(name, d, changed, tests(name)):
                     return name
         if self.same_code(text, changed):
             return None
