@@ -25,7 +25,7 @@ shared() { # shared SOURCE
 }
 
 # all_tests GATE NAME COMPILER_AND_FLAGS RUNNER...: builds each test program that way and runs it; with share=1 only the
-# implementation, and the programs that have a copy of it of their own, unless own=skip leaves those out.  Programs that
+# implementation, and the programs that have a copy of it of their own, at the gate's level.  Otherwise programs that
 # hardly compute are not optimised, which takes a minute less where they have a copy of the header.
 # NAME is the implementation's among the objects that suites share.
 all_tests() {
@@ -44,9 +44,8 @@ all_tests() {
         grep -q 'needs: glpk' "$source" && libs="$libs ${GLPK_LIBS:-}"
         case $name in test_forward* | test_loads_portable | test_balance | test_place_plain) at= ;; esac
         if [ "${share:-0}" = 1 ]; then
-            if ! grep -qE 'define MOE_EP_(STATIC|IMPLEMENTATION)' "$source"; then
-                shared "$source" >"$tmp/log" 2>&1 && object=$o
-            elif [ "${own:-}" = skip ]; then continue
+            if grep -qE 'define MOE_EP_(STATIC|IMPLEMENTATION)' "$source"; then at=
+            elif shared "$source" >"$tmp/log" 2>&1; then object=$o
             fi
         fi
         start=$(date +%s)
@@ -80,8 +79,7 @@ else skip "MSan" "its runtime is missing (package libclang-rt-dev)"; fi
 for compiler in gcc clang; do
     if have $compiler && sanitizer_works $compiler -fsanitize=thread; then
         saved=$programs programs="tests/test_threads.c tests/test_forward.c tests/test_hooks.c"
-        all_tests "TSan, $compiler" tsan-$compiler "$compiler -fsanitize=thread -fno-sanitize-recover=all -O1" \
-            env MOE_EP_SLOW=2
+        all_tests "TSan, $compiler" tsan-$compiler "$compiler -fsanitize=thread -fno-sanitize-recover=all -O1" env
         programs=$saved
     else skip "TSan with $compiler" "its runtime is missing (package libgcc-12-dev or libclang-rt-dev)"; fi
 done
@@ -90,10 +88,7 @@ if have valgrind; then
     all_tests "Valgrind" cc-O2 "$CC -O2" env MOE_EP_SLOW=2 valgrind -q --error-exitcode=9 --leak-check=full \
         --errors-for-leak-kinds=definite
 else skip "Valgrind" "not installed (package valgrind)"; fi
-for level in -O0 -O3 -Os; do
-    if [ $level = -O0 ]; then own=; else own=skip; fi # what those programs have a copy for is not the optimiser's
-    all_tests "level $level, $CC" cc$level "$CC $level" env MOE_EP_SLOW=2
-done
+for level in -O0 -O3 -Os; do all_tests "level $level, $CC" cc$level "$CC $level" env; done
 
 # The tool and the examples, too.
 if gate "examples" && have gcc && sanitizer_works gcc "-fsanitize=address,undefined"; then

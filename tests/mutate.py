@@ -248,7 +248,7 @@ class Bench:
         if not program:
             return True
         try:
-            limit = sum(t for t, _ in tests) * 4 + 12
+            limit = sum(t for t, _ in tests) * 6 + 20
             return self.run(program, ["--stop", "--only", ",".join(n for _, n in tests)], limit).returncode != 0
         except subprocess.TimeoutExpired:
             return True

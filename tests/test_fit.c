@@ -982,7 +982,7 @@ TEST(one_slow_count_of_peers)
     moe_ep_machine start = moe_ep_machine_h100(), got;
     uint64_t s = t_seed + 76;
     int i, k;
-    for (i = 0; i < 8; i += t_slow() > 1 ? 5 : 1) {
+    for (i = 0; i < 8; i += t_slow() > 1 ? 3 : 1) {
         moe_ep_link truth = start.ll_dispatch;
         int n = one_slow(i % 4, i < 4 ? 1.4 : 2, i < 4 ? 1 : 1.5, 0.0, &s, &truth, row);
         moe_ep_calibrate_desc d = of_links(&start, row, n);

@@ -1555,7 +1555,7 @@ TEST(best_never_above_eplb)
         STOP_IF_FAILED("case %d", n);
     }
     CHECK(compared > small / 5 * 2);
-    CHECK(lower < 50);
+    CHECK(lower < small / 100);
     printf("    %d plans of EPLB without doubles, none lower; %d with doubles lower\n", compared, lower);
 }
 
@@ -1832,7 +1832,7 @@ TEST(quality_of_larger_layers)
             STOP_IF_FAILED("case %d", 100 * k + n);
         }
         printf("    %s: %.6f above the bound after %.1f changes\n", kind[k], gap[k], steps[k]);
-        CHECK(cases < 60 || (gap[k] <= most_gap[k] && steps[k] <= most_steps[k]));
+        if (cases == 60) CHECK(gap[k] <= most_gap[k] && steps[k] <= most_steps[k]);
     }
 }
 
@@ -1885,7 +1885,7 @@ TEST(quality_of_rebalance)
             STOP_IF_FAILED("case %d", 100 * k + n);
         }
         printf("    %s: %.6f above the mean with %.2f moves, %.2f changes\n", kind[k], gap, moves, steps);
-        CHECK(cases < 60 || (gap <= most_gap[k] && moves <= most_moves[k] && steps <= most_steps[k]));
+        if (cases == 60) CHECK(gap <= most_gap[k] && moves <= most_moves[k] && steps <= most_steps[k]);
     }
 }
 
@@ -2963,7 +2963,7 @@ TEST(sums_of_large_groups)
     static const int sizes[7] = {5, 7, 600, 2100, 9000, 33000, 132000};
     uint64_t s = t_seed;
     int k, g, i;
-    for (k = 0; k < (t_slow() > 1 ? 6 : 7); k++) {
+    for (k = 0; k < 7; k++) {
         int n = sizes[k], E = 4 * n, pack[4], rank[4];
         double *w = (double *)t_alloc(sizeof(double) * (size_t)E);
         float sum[4];

@@ -4,7 +4,7 @@
 # usage: matrix.sh          every compiler x standard; the first standard of a compiler is compiled (gcc: -O2, whose
 #                           warnings need the optimiser), the others are read only (-fsyntax-only), which is all
 #                           that a standard changes and where clang gives its warnings
-#        matrix.sh --full   each compiled at -O0 -O2 -O3 -Os, GNU dialects at -O0 -O2, and every gcc and clang installed
+#        matrix.sh --full   each compiled at -O0 -O2 -O3 -Os, GNU dialects too, and every gcc and clang installed
 #                           (where two standards hand the optimiser the same code, see `known`, it runs once for both)
 # One check = one compiler, standard and level: the declarations alone, then the implementation.
 . tests/lib.sh
@@ -108,7 +108,6 @@ c_compiler() { # c_compiler COMMAND PACKAGE
     is_clang "$1" && more=
     for std in c99 c11 c17 c2x ${full:+gnu99 gnu17}; do
         levels="-O0 -O2 -O3 -Os"
-        case $std in gnu*) levels="-O0 -O2" ;; esac
         [ -n "$full" ] || case $std in
             c99) if is_clang "$1"; then levels=-O0; else levels=-O2; fi ;;
             *) levels=-fsyntax-only ;;
@@ -118,11 +117,7 @@ c_compiler() { # c_compiler COMMAND PACKAGE
             try "$1 -std=$std $level" "$1" -std=$std $level $STRICT $STRICT_C $more
         done
     done
-    # symbols.sh compiles some of them, too.  What gcc's optimiser warns of it finds at -O1; clang's warns of nothing,
-    # see known.
-    level=-fsyntax-only
-    if [ -n "$full" ]; then level=-O1; fi
-    if [ -n "$full" ] && is_clang "$1"; then level=-O0; fi
+    level=${full:--fsyntax-only} # symbols.sh compiles some of them, too
     for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
         # shellcheck disable=SC2086
         try "$1 -std=c11 -D$define" "$1" -std=c11 $level -D$define $STRICT $STRICT_C $more
@@ -145,7 +140,6 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
     fi
     for std in c++11 c++14 c++17 c++20 ${full:+gnu++17}; do
         levels="-O0 -O2 -O3 -Os"
-        case $std in gnu*) levels="-O0 -O2" ;; esac
         [ -n "$full" ] || case $std in
             c++17) if is_clang "$1"; then levels=-fsyntax-only; else levels=-O0; fi ;;
             *) levels=-fsyntax-only ;;
@@ -155,17 +149,14 @@ cxx_compiler() { # cxx_compiler COMMAND PACKAGE
             try "$1 -std=$std $level" "$1" -x c++ -std=$std $level $STRICT
         done
     done
-    level=-fsyntax-only
-    if [ -n "$full" ]; then level=-O1; fi
-    if [ -n "$full" ] && is_clang "$1"; then level=-O0; fi
     # shellcheck disable=SC2086
     check "$1 declarations -Wold-style-cast" "$1" -x c++ -std=c++11 $STRICT -Wold-style-cast -I. \
         -c tests/compile/declarations.c -o "$tmp/d.o"
     # shellcheck disable=SC2086
-    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 $level -DMOE_EP_STATIC $STRICT
+    try "$1 -std=c++11 -DMOE_EP_STATIC" "$1" -x c++ -std=c++11 ${full:--fsyntax-only} -DMOE_EP_STATIC $STRICT
     if is_clang "$1"; then
         # shellcheck disable=SC2086
-        try "$1 -Weverything" "$1" -x c++ -std=c++17 $level $STRICT $EVERYTHING_CXX
+        try "$1 -Weverything" "$1" -x c++ -std=c++17 ${full:--fsyntax-only} $STRICT $EVERYTHING_CXX
     fi
 }
 
@@ -185,9 +176,7 @@ if [ -n "$full" ]; then
         more=$STRICT_GCC std=c99 lang=c
         if is_clang "$other"; then more=; fi
         case $other in *++*) more='' std=c++11 lang=c++ ;; *) more="$STRICT_C $more" ;; esac
-        # what a clang makes at -O2 of C++ it makes of C
-        case $other in clang++*) levels=-O0 ;; *) levels="-O0 -O2" ;; esac
-        for level in $levels; do
+        for level in -O0 -O2; do
             # shellcheck disable=SC2086
             try "$other -std=$std $level" "$other" -x $lang -std=$std $level $STRICT $more
         done
