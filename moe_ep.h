@@ -1663,7 +1663,8 @@ typedef struct moe_ep_rebalance_desc {
     int64_t max_moves;     /* over all layers; the target is relaxed for all alike until they suffice; 0 = no limit */
     int32_t max_layer_moves;  /* per layer; 0 = no limit                                                */
     int32_t max_device_moves; /* arrivals per device, all layers together; 0 = no limit                 */
-    int32_t max_link_moves;   /* per (source device, destination device) pair; 0 = no limit             */
+    int32_t max_link_moves;   /* per (source device, destination device) pair, with the senders of
+                                 moe_ep_plan_moves; 0 = no limit                                        */
 } moe_ep_rebalance_desc;
 
 /* From the current placement to a better one with few moves: swaps two replicas, or overwrites a spare replica with a
@@ -1687,11 +1688,11 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
 /* One weight transfer.  All other holders of the expert are in `from`'s replica lists. */
 typedef struct moe_ep_move {
     int32_t layer, expert;
-    int32_t from_slot;   /* a holder before the change: same node when there is one, least used; -1 = no active
-                            holder (load it from disk or host memory)                                       */
+    int32_t from_slot;   /* a holder before the change: on the same node when there is one, see moe_ep_plan_moves;
+                            -1 = no active holder (load it from disk or host memory)                        */
     int32_t to_slot;
     int32_t from_device, to_device; /* from_device -1 when from_slot is                                     */
-    int32_t round;       /* in one round a device sends at most one and receives at most one                */
+    int32_t round;       /* in one round a device sends at most one and receives at most one; of one layer  */
 } moe_ep_move;
 
 typedef struct moe_ep_moves_result {
@@ -1700,15 +1701,28 @@ typedef struct moe_ep_moves_result {
     int64_t cross_node;  /* of moves                                                                        */
     int64_t lost;        /* of moves: without an active holder                                              */
     int64_t unchanged;   /* slots that keep their expert                                                    */
-    int64_t rounds;      /* in the schedule                                                                 */
+    int64_t rounds;      /* in the schedule, those of all layers added up; with memory for max_in arrivals on every
+                            device all layers could travel together, in as many as max_in or max_out, the larger */
     int64_t max_in, max_out; /* of one device                                                               */
     double bytes;        /* moves * expert_bytes                                                            */
+    int64_t staging;     /* most experts that arrive on a device in one layer: with expert_bytes each, the memory a
+                            device needs beside its slots to carry out the list                             */
 } moe_ep_moves_result;
 
 /* The transfers that turn `from` into `to` (same sizes).  moves (capacity) may be NULL to count only.
- * expert_bytes: of one replica in one layer, 0 = unknown.  Errors: ERR_NULL, ERR_PLACEMENT, ERR_RANGE (expert_bytes),
- * ERR_SIZE (other sizes; or capacity too small, value = number of moves), ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.
- * O(L*P + moves*rounds).  Example: two experts swapped between two devices are 2 moves in 1 round. */
+ * expert_bytes: of one replica in one layer, 0 = unknown.  The list goes layer by layer, in a layer by to_slot.  So do
+ * the rounds: a layer takes as many as its busiest device sends or receives, then come those of the next.
+ * To carry it out: until the last round of their layer slots keep their old experts, which is what is sent, and
+ * arrivals wait in memory of their own (staging experts).  Then every device copies what only changes its slot (not in
+ * the list: experts of `to` that it had in another slot; a ring of them takes room for one expert more), and last the
+ * arrivals into all slots that `to` gives them.
+ * Senders: the holders by turns, as max_link_moves of moe_ep_rebalance counts them; then sends go over to holders that
+ * send at least two fewer in the layer (same node first, in the order of the lists), as long as no link between two
+ * devices carries more than the fullest did.
+ * Errors: ERR_NULL, ERR_PLACEMENT, ERR_RANGE (expert_bytes), ERR_SIZE (other sizes; or capacity too small, value =
+ * number of moves), ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + D) + (moves + D)*rounds).
+ * Example: two experts swapped between two devices are 2 moves in 1 round, staging 1; in two layers 4 moves in 2
+ * rounds, staging 1. */
 MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
                                            double expert_bytes, moe_ep_move *moves, int64_t capacity,
                                            moe_ep_moves_result *out, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -13670,7 +13684,8 @@ static int moe_epi_was_held(const moe_epi_state *s, const moe_epi_budget *b, int
 }
 
 /* The device that sends expert e to `to`: an active holder in p, on the same node when there is one, spread by the
- * numbers so that every caller picks the same.  Writes the slot; -1 = nobody has it. */
+ * numbers so that every caller picks the same, whatever else moves; plan_moves evens the sends out from there.  Writes
+ * the slot; -1 = nobody has it. */
 static int32_t moe_epi_source(const moe_ep_placement *p, int32_t l, int32_t e, int32_t to, int32_t *from_slot)
 {
     const int32_t *start = p->replica_start + (int64_t)l * (p->num_experts + 1);
@@ -14034,19 +14049,6 @@ static int moe_epi_is_arrival(const moe_ep_placement *from, const moe_ep_placeme
     return 1;
 }
 
-
-static moe_ep_move moe_epi_make_move(const moe_ep_placement *from, int32_t l, int32_t e, int32_t s, int32_t d)
-{
-    moe_ep_move m;
-    m.layer = l;
-    m.expert = e;
-    m.to_slot = s;
-    m.to_device = d;
-    m.from_device = moe_epi_source(from, l, e, d, &m.from_slot);
-    m.round = 0;
-    return m;
-}
-
 /* Frees round a at the receiver of moves[first] by exchanging rounds a and b along the chain of moves that begins
  * there. Tables (D, rounds) name the move of a device in a round, -1 = none. */
 static void moe_epi_exchange(moe_ep_move *moves, int64_t first, int32_t a, int32_t b, int32_t rounds, int64_t *sends,
@@ -14074,13 +14076,11 @@ static void moe_epi_exchange(moe_ep_move *moves, int64_t first, int32_t a, int32
     }
 }
 
-/* Rounds by edge colouring of a bipartite graph: never more than the largest number of transfers of a device
- * (Koenig 1916). */
-static void moe_epi_colour(moe_ep_move *moves, int64_t n, int32_t D, int32_t rounds, int64_t *sends,
-                           int64_t *receives)
+/* Rounds of one layer by edge colouring of a bipartite graph: never more than the largest number of transfers of a
+ * device (Koenig 1916).  Tables are empty. */
+static void moe_epi_colour(moe_ep_move *moves, int64_t n, int32_t rounds, int64_t *sends, int64_t *receives)
 {
-    int64_t i, cells = (int64_t)D * rounds;
-    for (i = 0; i < cells; i++) sends[i] = receives[i] = -1;
+    int64_t i;
     for (i = 0; i < n; i++) {
         moe_ep_move *m = &moves[i];
         int64_t *from, *to = receives + (int64_t)m->to_device * rounds;
@@ -14100,39 +14100,198 @@ static void moe_epi_colour(moe_ep_move *moves, int64_t n, int32_t D, int32_t rou
     }
 }
 
-/* First pass: counts, and the moves when there is room for them. */
+/* First pass: counts what changes, and lists the moves with the senders of moe_epi_source when there is room. */
 static void moe_epi_collect_moves(const moe_ep_placement *from, const moe_ep_placement *to, moe_ep_move *moves,
-                                  int64_t *in, int64_t *out, moe_ep_moves_result *r)
+                                  moe_ep_moves_result *r)
 {
-    int32_t l, s, D = from->num_devices, P = from->num_slots;
+    int32_t l, s, P = from->num_slots;
     memset(r, 0, sizeof *r);
-    memset(in, 0, sizeof *in * (size_t)D);
-    memset(out, 0, sizeof *out * (size_t)D);
     for (l = 0; l < from->num_layers; l++) {
         const int32_t *old = from->slot_expert + (int64_t)l * P, *now = to->slot_expert + (int64_t)l * P;
         for (s = 0; s < P; s++) {
-            moe_ep_move m;
             r->unchanged += old[s] == now[s];
             if (now[s] < 0 || old[s] == now[s]) continue;
             if (!moe_epi_is_arrival(from, to, l, s)) {
                 r->slot_changes++;
                 continue;
             }
-            m = moe_epi_make_move(from, l, now[s], s, to->slot_device[s]);
-            if (moves) moves[r->moves] = m;
-            r->moves++;
-            in[m.to_device]++;
-            if (in[m.to_device] > r->max_in) r->max_in = in[m.to_device];
-            if (m.from_device < 0) {
-                r->lost++;
-                continue;
+            if (moves) {
+                moe_ep_move *m = &moves[r->moves];
+                m->layer = l;
+                m->expert = now[s];
+                m->to_slot = s;
+                m->to_device = to->slot_device[s];
+                m->from_device = moe_epi_source(from, l, now[s], m->to_device, &m->from_slot);
+                m->round = 0;
             }
-            out[m.from_device]++;
-            if (out[m.from_device] > r->max_out) r->max_out = out[m.from_device];
-            r->cross_node += from->device_node[m.from_device] != from->device_node[m.to_device];
+            r->moves++;
         }
     }
-    r->rounds = r->max_in > r->max_out ? r->max_in : r->max_out;
+}
+
+/* What plan_moves counts of the devices. */
+typedef struct moe_epi_flow {
+    int64_t *in, *out;       /* (D) over all layers                                       */
+    int32_t *gets, *sends;   /* (D) in one layer                                          */
+    int64_t *last, *before;  /* (D), (moves): the moves to a device as a chain, -1 = none */
+    int64_t most;            /* on one link with the senders of moe_epi_source            */
+} moe_epi_flow;
+
+static void moe_epi_flow_need(size_t *total, int32_t D, int64_t n)
+{
+    int i;
+    for (i = 0; i < 3; i++) moe_epi_need(total, D, sizeof(int64_t));
+    for (i = 0; i < 2; i++) moe_epi_need(total, D, sizeof(int32_t));
+    moe_epi_need(total, n, sizeof(int64_t));
+}
+
+static void moe_epi_flow_take(moe_epi_arena *a, moe_epi_flow *f, int32_t D, int64_t n)
+{
+    f->in = (int64_t *)moe_epi_take(a, D, sizeof(int64_t));
+    f->out = (int64_t *)moe_epi_take(a, D, sizeof(int64_t));
+    f->last = (int64_t *)moe_epi_take(a, D, sizeof(int64_t));
+    f->gets = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
+    f->sends = (int32_t *)moe_epi_take(a, D, sizeof(int32_t));
+    f->before = (int64_t *)moe_epi_take(a, n, sizeof(int64_t));
+}
+
+/* The chains of moves to each device, and the most moves on one link. */
+static void moe_epi_flow_links(moe_epi_flow *f, const moe_ep_move *moves, int64_t n, int32_t D)
+{
+    int64_t i;
+    int32_t d;
+    f->most = 0;
+    memset(f->sends, 0, sizeof *f->sends * (size_t)D);
+    for (d = 0; d < D; d++) f->last[d] = -1;
+    for (i = 0; i < n; i++) {
+        f->before[i] = f->last[moves[i].to_device];
+        f->last[moves[i].to_device] = i;
+    }
+    for (d = 0; d < D; d++) {
+        for (i = f->last[d]; i >= 0; i = f->before[i])
+            if (moves[i].from_device >= 0 && ++f->sends[moves[i].from_device] > f->most)
+                f->most = f->sends[moves[i].from_device];
+        for (i = f->last[d]; i >= 0; i = f->before[i])
+            if (moves[i].from_device >= 0) f->sends[moves[i].from_device] = 0;
+    }
+}
+
+/* Has the link from device d to the receiver of move m room for one more? */
+static int moe_epi_link_free(const moe_epi_flow *f, const moe_ep_move *moves, const moe_ep_move *m, int32_t d)
+{
+    int64_t i, used = 0;
+    for (i = f->last[m->to_device]; i >= 0; i = f->before[i]) used += moves[i].from_device == d;
+    return used < f->most;
+}
+
+/* Gives move m of layer l to the holder that sends least in the layer, if that sends at least two fewer.  Returns
+ * whether one was found. */
+static int moe_epi_flow_shift(const moe_ep_placement *p, moe_epi_flow *f, const moe_ep_move *moves, moe_ep_move *m)
+{
+    const int32_t *start = p->replica_start + (int64_t)m->layer * (p->num_experts + 1);
+    const int32_t *slot = p->replica_slot + (int64_t)m->layer * p->num_slots, *node = p->device_node;
+    int32_t i, best = -1, least = f->sends[m->from_device] - 1;
+    int near_by = node[m->from_device] == node[m->to_device];
+    for (i = start[m->expert]; i < start[m->expert + 1]; i++) {
+        int32_t d = p->slot_device[slot[i]];
+        if (f->sends[d] >= least || p->device_inactive[d]) continue;
+        if (near_by && node[d] != node[m->to_device]) continue;
+        if (!moe_epi_link_free(f, moves, m, d)) continue;
+        best = slot[i];
+        least = f->sends[d];
+    }
+    if (best < 0) return 0;
+    f->sends[m->from_device]--;
+    m->from_slot = best;
+    m->from_device = p->slot_device[best];
+    f->sends[m->from_device]++;
+    return 1;
+}
+
+/* Spreads the sends of one layer over the holders, and counts its moves; returns its rounds. */
+static int32_t moe_epi_flow_layer(const moe_ep_placement *p, moe_epi_flow *f, moe_ep_move *moves, int64_t first,
+                                  int64_t end, moe_ep_moves_result *r)
+{
+    int32_t d, D = p->num_devices, rounds = 0;
+    int64_t i;
+    int found = 1;
+    memset(f->gets, 0, sizeof *f->gets * (size_t)D);
+    memset(f->sends, 0, sizeof *f->sends * (size_t)D);
+    for (i = first; i < end; i++) {
+        f->gets[moves[i].to_device]++;
+        if (moves[i].from_device >= 0) f->sends[moves[i].from_device]++;
+    }
+    while (found) {
+        found = 0;
+        for (i = first; i < end; i++)
+            if (moves[i].from_device >= 0) found |= moe_epi_flow_shift(p, f, moves, &moves[i]);
+    }
+    for (i = first; i < end; i++) {
+        if (moves[i].from_device < 0) r->lost++;
+        else r->cross_node += p->device_node[moves[i].from_device] != p->device_node[moves[i].to_device];
+    }
+    for (d = 0; d < D; d++) {
+        f->in[d] += f->gets[d];
+        f->out[d] += f->sends[d];
+        if (f->gets[d] > r->staging) r->staging = f->gets[d];
+        if (f->gets[d] > rounds) rounds = f->gets[d];
+        if (f->sends[d] > rounds) rounds = f->sends[d];
+    }
+    return rounds;
+}
+
+/* The end of the moves of the layer of moves[first]. */
+static int64_t moe_epi_layer_end(const moe_ep_move *moves, int64_t first, int64_t n)
+{
+    int64_t end = first;
+    while (end < n && moves[end].layer == moves[first].layer) end++;
+    return end;
+}
+
+/* Lists the moves, chooses their senders and counts.  Returns the most rounds of a layer. */
+static int32_t moe_epi_flow_run(const moe_ep_placement *from, const moe_ep_placement *to, moe_epi_flow *f,
+                                moe_ep_move *moves, moe_ep_moves_result *r)
+{
+    int32_t d, D = from->num_devices, most = 0;
+    int64_t first, end;
+    moe_epi_collect_moves(from, to, moves, r);
+    moe_epi_flow_links(f, moves, r->moves, D);
+    memset(f->in, 0, sizeof *f->in * (size_t)D);
+    memset(f->out, 0, sizeof *f->out * (size_t)D);
+    for (first = 0; first < r->moves; first = end) {
+        int32_t rounds;
+        end = moe_epi_layer_end(moves, first, r->moves);
+        rounds = moe_epi_flow_layer(from, f, moves, first, end, r);
+        r->rounds += rounds;
+        if (rounds > most) most = rounds;
+    }
+    for (d = 0; d < D; d++) {
+        if (f->in[d] > r->max_in) r->max_in = f->in[d];
+        if (f->out[d] > r->max_out) r->max_out = f->out[d];
+    }
+    return most;
+}
+
+/* Rounds of all layers, one layer after the other; tables (D, most rounds of a layer). */
+static void moe_epi_flow_rounds(moe_ep_move *moves, int64_t n, int32_t D, int32_t most, int64_t *sends,
+                                int64_t *receives)
+{
+    int64_t i, first, end, cells = (int64_t)D * most;
+    int32_t before = 0;
+    for (i = 0; i < cells; i++) sends[i] = receives[i] = -1;
+    for (first = 0; first < n; first = end) {
+        int32_t rounds = 0;
+        end = moe_epi_layer_end(moves, first, n);
+        moe_epi_colour(moves + first, end - first, most, sends, receives);
+        for (i = first; i < end; i++) {
+            moe_ep_move *m = &moves[i];
+            receives[(int64_t)m->to_device * most + m->round] = -1;
+            if (m->from_device >= 0) sends[(int64_t)m->from_device * most + m->round] = -1;
+            if (m->round >= rounds) rounds = m->round + 1;
+            m->round += before;
+        }
+        before += rounds;
+    }
 }
 
 MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
@@ -14140,8 +14299,11 @@ MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const m
                                            moe_ep_moves_result *out, moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_arena arena;
+    moe_epi_flow flow;
     moe_ep_moves_result r;
-    int64_t *in, *sent, cells = 0;
+    moe_ep_move *list;
+    int64_t *sends, *receives, cells;
+    int32_t most;
     size_t total = 0;
     moe_ep_status status;
     moe_epi_ok(err);
@@ -14152,35 +14314,31 @@ MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const m
     if (capacity < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "must not be negative", -1, (double)capacity);
     if (!moves && !out) return moe_epi_null(err, "out");
-    moe_epi_need(&total, from->num_devices, sizeof(int64_t));
-    moe_epi_need(&total, from->num_devices, sizeof(int64_t));
+    moe_epi_collect_moves(from, to, NULL, &r);
+    if (moves && capacity < r.moves)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "moves needed", -1, (double)r.moves);
+    moe_epi_flow_need(&total, from->num_devices, r.moves);
+    moe_epi_need(&total, r.moves, sizeof(moe_ep_move));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
-    in = (int64_t *)moe_epi_take(&arena, from->num_devices, sizeof(int64_t));
-    sent = (int64_t *)moe_epi_take(&arena, from->num_devices, sizeof(int64_t));
-    moe_epi_collect_moves(from, to, NULL, in, sent, &r);
-    r.bytes = (double)r.moves * expert_bytes;
-    if (moves) {
-        if (capacity < r.moves)
-            status = moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "moves needed", -1, (double)r.moves);
-        else if (r.rounds > INT32_MAX || !moe_epi_mul(from->num_devices, r.rounds, &cells))
-            status = moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "moves", "too many for a schedule", -1, (double)r.moves);
-        else {
-            moe_epi_need(&total, cells, sizeof(int64_t));
-            moe_epi_need(&total, cells, sizeof(int64_t));
-            moe_epi_arena_close(&arena);
-            if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
-            in = (int64_t *)moe_epi_take(&arena, from->num_devices, sizeof(int64_t));
-            sent = (int64_t *)moe_epi_take(&arena, from->num_devices, sizeof(int64_t));
-            moe_epi_collect_moves(from, to, moves, in, sent, &r);
-            r.bytes = (double)r.moves * expert_bytes;
-            {
-                int64_t *sends = (int64_t *)moe_epi_take(&arena, cells, sizeof(int64_t));
-                int64_t *receives = (int64_t *)moe_epi_take(&arena, cells, sizeof(int64_t));
-                moe_epi_colour(moves, r.moves, from->num_devices, (int32_t)r.rounds, sends, receives);
-            }
-        }
+    moe_epi_flow_take(&arena, &flow, from->num_devices, r.moves);
+    list = (moe_ep_move *)moe_epi_take(&arena, r.moves, sizeof(moe_ep_move));
+    most = moe_epi_flow_run(from, to, &flow, list, &r);
+    if (moves && r.rounds > INT32_MAX)
+        status = moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "moves", "too many for a schedule", -1, (double)r.moves);
+    else if (moves) {
+        cells = (int64_t)from->num_devices * most;
+        moe_epi_need(&total, cells, sizeof(int64_t));
+        moe_epi_need(&total, cells, sizeof(int64_t));
+        moe_epi_arena_close(&arena);
+        if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
+        moe_epi_flow_take(&arena, &flow, from->num_devices, r.moves);
+        sends = (int64_t *)moe_epi_take(&arena, cells, sizeof(int64_t));
+        receives = (int64_t *)moe_epi_take(&arena, cells, sizeof(int64_t));
+        (void)moe_epi_flow_run(from, to, &flow, moves, &r);
+        moe_epi_flow_rounds(moves, r.moves, from->num_devices, most, sends, receives);
     }
     moe_epi_arena_close(&arena);
+    r.bytes = (double)r.moves * expert_bytes;
     if (status == MOE_EP_OK && out) *out = r;
     return status;
 }

@@ -950,15 +950,35 @@ TEST(window_and_evaluate)
 /* ---- changes
  * ---------------------------------------------------------------------------------------------------------------- */
 
-/* Replays a move list on a set of held experts and checks the schedule. */
+/* What the slots of layer l hold once its arrivals are there: stays and copies within a device first, then arrivals.
+ * memory (P): contents before, and after; arrived (D,E). */
+static void settle_layer(const moe_ep_placement *from, const moe_ep_placement *to, int l, int32_t *memory,
+                         const char *arrived)
+{
+    int E = from->num_experts, P = from->num_slots, i, j;
+    int32_t *old = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)P);
+    memcpy(old, memory, sizeof(int32_t) * (size_t)P);
+    for (i = 0; i < P; i++) {
+        int32_t e = to->slot_expert[l * P + i], d = to->slot_device[i];
+        memory[i] = -1;
+        for (j = from->slot_start[d]; e >= 0 && j < from->slot_start[d + 1]; j++)
+            if (old[j] == e) memory[i] = e;
+        if (e >= 0 && arrived[d * E + e]) memory[i] = e;
+        CHECK_I64(memory[i], e);
+    }
+    free(old);
+}
+
+/* Carries out a move list round by round, arrivals staged until their layer's last one, and checks the schedule. */
 static void check_moves(const moe_ep_placement *from, const moe_ep_placement *to)
 {
-    int D = from->num_devices, E = from->num_experts, L = from->num_layers, P = from->num_slots, l, i, e;
+    int D = from->num_devices, E = from->num_experts, L = from->num_layers, P = from->num_slots, l, i;
     moe_ep_moves_result r, again;
     moe_ep_error err;
     moe_ep_move *m;
-    char *has = (char *)t_alloc((size_t)L * (size_t)D * (size_t)E), *busy;
-    int64_t k;
+    char *arrived = (char *)t_alloc((size_t)L * (size_t)D * (size_t)E), *settled = (char *)t_alloc((size_t)L);
+    int32_t *memory = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(L * P));
+    int64_t k, round, staged = 0;
     CHECK_I64(moe_ep_plan_moves(from, to, 10.0, NULL, 0, &r, NULL, &err), MOE_EP_OK);
     m = (moe_ep_move *)t_alloc(sizeof *m * (size_t)(r.moves + 1));
     if (r.moves > 0)
@@ -966,33 +986,52 @@ static void check_moves(const moe_ep_placement *from, const moe_ep_placement *to
     CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves, &again, NULL, &err), MOE_EP_OK);
     CHECK(memcmp(&r, &again, sizeof r) == 0);
     CHECK_NEAR(r.bytes, 10.0 * (double)r.moves, 0, 0);
-    for (l = 0; l < L; l++)
-        for (i = 0; i < P; i++)
-            if ((e = from->slot_expert[l * P + i]) >= 0) has[(l * D + from->slot_device[i]) * E + e] = 1;
-    busy = (char *)t_alloc((size_t)(2 * D) * (size_t)(r.rounds + 1));
-    for (k = 0; k < r.moves; k++) {
-        char *in = busy + m[k].round * 2 * D + m[k].to_device, *out;
-        CHECK(m[k].round >= 0 && m[k].round < r.rounds);
-        CHECK_I64(*in, 0);
-        *in = 1;
-        if (m[k].from_device >= 0) {
-            out = busy + m[k].round * 2 * D + D + m[k].from_device;
-            CHECK_I64(*out, 0);
-            *out = 1;
-            CHECK_I64(from->slot_expert[m[k].layer * P + m[k].from_slot], m[k].expert);
-            CHECK_I64(from->slot_device[m[k].from_slot], m[k].from_device);
-            CHECK(!from->device_inactive[m[k].from_device]);
+    for (i = 0; i < L * P; i++) memory[i] = from->slot_expert[i];
+    for (round = 0; round < r.rounds; round++) {
+        uint64_t sends[4] = {0}, gets[4] = {0};
+        int layer = -1, last = 1;
+        for (k = 0; k < r.moves; k++) {
+            const moe_ep_move *x = &m[k];
+            int64_t waiting = 0;
+            if (k > 0) CHECK(m[k - 1].layer <= x->layer);
+            CHECK(x->round >= 0 && x->round < r.rounds);
+            if (layer >= 0 && x->layer == layer && x->round > round) last = 0;
+            if (x->round != round) continue;
+            if (layer < 0) { /* the moves before are of the layers before, or of this one in another round */
+                layer = x->layer;
+                CHECK(!settled[layer]);
+                for (i = 0; i < k; i++)
+                    if (m[i].layer == layer && m[i].round > round) last = 0;
+            }
+            CHECK_I64(x->layer, layer);
+            CHECK(!(gets[x->to_device / 64] >> x->to_device % 64 & 1));
+            gets[x->to_device / 64] |= (uint64_t)1 << x->to_device % 64;
+            CHECK_I64(to->slot_device[x->to_slot], x->to_device);
+            if (x->from_device >= 0) {
+                CHECK(!(sends[x->from_device / 64] >> x->from_device % 64 & 1));
+                sends[x->from_device / 64] |= (uint64_t)1 << x->from_device % 64;
+                CHECK_I64(memory[layer * P + x->from_slot], x->expert);
+                CHECK_I64(from->slot_device[x->from_slot], x->from_device);
+                CHECK(!from->device_inactive[x->from_device]);
+            }
+            CHECK(!arrived[(layer * D + x->to_device) * E + x->expert]);
+            arrived[(layer * D + x->to_device) * E + x->expert] = 1;
+            for (i = 0; i < E; i++) waiting += arrived[(layer * D + x->to_device) * E + i];
+            if (waiting > staged) staged = waiting;
         }
-        CHECK_I64(to->slot_expert[m[k].layer * P + m[k].to_slot], m[k].expert);
-        CHECK_I64(has[(m[k].layer * D + m[k].to_device) * E + m[k].expert], 0);
-        has[(m[k].layer * D + m[k].to_device) * E + m[k].expert] = 2;
+        CHECK(layer >= 0);
+        if (layer < 0 || !last) continue;
+        settle_layer(from, to, layer, memory + layer * P, arrived + layer * D * E);
+        settled[layer] = 1;
     }
-    for (l = 0; l < L; l++) /* with the moves every device can fill its new slots */
-        for (i = 0; i < P; i++)
-            if ((e = to->slot_expert[l * P + i]) >= 0) CHECK(has[(l * D + to->slot_device[i]) * E + e] > 0);
+    for (l = 0; l < L; l++)
+        if (!settled[l]) settle_layer(from, to, l, memory + l * P, arrived + l * D * E);
+    CHECK_I64(r.staging, staged);
+    CHECK(memcmp(memory, to->slot_expert, sizeof(int32_t) * (size_t)(L * P)) == 0);
     free(m);
-    free(has);
-    free(busy);
+    free(arrived);
+    free(settled);
+    free(memory);
 }
 
 static int64_t count_moves(const moe_ep_placement *from, const moe_ep_placement *to)
@@ -1022,6 +1061,87 @@ TEST(moves_example)
     CHECK_I64(m[0].from_slot, 2);
     CHECK_I64(m[0].to_slot, 1);
     CHECK_I64(m[1].from_device, 0);
+    CHECK_I64(r.staging, 1);
+    placement_free(&a);
+    placement_free(&b);
+    a = placement_new(2, 4, &s);
+    b = placement_new(2, 4, &s);
+    memcpy(a.slot_expert, x, sizeof x);
+    memcpy(a.slot_expert + 4, x, sizeof x);
+    memcpy(b.slot_expert, y, sizeof y);
+    memcpy(b.slot_expert + 4, y, sizeof y);
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 3, NULL, 0, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 4 && r.rounds == 2 && r.staging == 1 && r.max_in == 2 && r.max_out == 2);
+    placement_free(&a);
+    placement_free(&b);
+}
+
+/* A slot is written when its layer's sends are done, and no holder sends two more than another that could. */
+TEST(moves_one_layer_after_the_other)
+{
+    const int32_t x[4] = {0, 1, 1, 1}, y[4] = {1, 0, 0, 1};
+    const int32_t held[6] = {0, 0, 1, 1, 1, 1}, wanted[6] = {0, 0, 0, 1, 0, 1};
+    moe_ep_shape s = shape_of(4, 4, 0);
+    moe_ep_placement a = placement_new(1, 2, &s), b = placement_new(1, 2, &s);
+    moe_ep_move m[4];
+    moe_ep_moves_result r;
+    memcpy(a.slot_expert, x, sizeof x);
+    memcpy(b.slot_expert, y, sizeof y);
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 0, m, 4, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 3 && r.rounds == 2 && r.staging == 1); /* 0 sends twice: its slot 0 waits for that */
+    check_moves(&a, &b);
+    placement_free(&a);
+    placement_free(&b);
+    s = shape_of(6, 6, 0);
+    a = placement_new(1, 2, &s);
+    b = placement_new(1, 2, &s);
+    memcpy(a.slot_expert, held, sizeof held);
+    memcpy(b.slot_expert, wanted, sizeof wanted);
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 0, m, 4, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 2 && r.rounds == 1 && r.max_out == 1);
+    CHECK(m[0].from_device == 1 && m[0].to_device == 2 && m[1].from_device == 0 && m[1].to_device == 4);
+    check_moves(&a, &b);
+    placement_free(&a);
+    placement_free(&b);
+}
+
+/* From busy senders to the least busy, the first of them on ties, until nothing changes. */
+TEST(moves_spread_over_senders)
+{
+    const int32_t held[9] = {0, 2, -1, 0, 1, 3, 1, -1, -1};
+    moe_ep_shape s = shape_of(10, 10, 0);
+    moe_ep_placement a = placement_new(1, 2, &s), b = placement_new(1, 2, &s);
+    moe_ep_move m[5];
+    moe_ep_moves_result r;
+    int i;
+    for (i = 0; i < 10; i++) a.slot_expert[i] = b.slot_expert[i] = i < 3 ? 0 : 1;
+    b.slot_expert[3] = b.slot_expert[6] = b.slot_expert[9] = 0; /* by turns all from device 0 */
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 0, m, 5, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 3 && r.rounds == 1);
+    CHECK(m[0].from_device == 1 && m[1].from_device == 2 && m[2].from_device == 0);
+    placement_free(&a);
+    placement_free(&b);
+    s = shape_of(8, 24, 0); /* expert 0 to device 4: only when 1 has gone from device 1 to 2 has device 1 two fewer */
+    a = placement_new(1, 4, &s);
+    b = placement_new(1, 4, &s);
+    for (i = 0; i < 24; i++) a.slot_expert[i] = b.slot_expert[i] = i < 9 ? held[i] : -1;
+    b.slot_expert[9] = b.slot_expert[18] = 2;
+    b.slot_expert[12] = 0;
+    b.slot_expert[15] = 1;
+    b.slot_expert[21] = 3;
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 0, m, 5, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 5 && r.rounds == 2 && r.max_out == 2);
+    CHECK(m[1].expert == 0 && m[1].from_device == 1 && m[2].expert == 1 && m[2].from_device == 2);
     placement_free(&a);
     placement_free(&b);
 }
@@ -3060,6 +3180,7 @@ TEST(moves_and_names)
     CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
     CHECK_I64(moe_ep_plan_moves(&p, &q, 0, move, 8, NULL, NULL, &err), MOE_EP_OK); /* the moves alone */
     for (i = 0; i < 8; i++) CHECK(move[i].round >= 0 && move[i].round < 2 && move[i].from_device == (i / 2 ^ 1));
+    check_moves(&p, &q);
     REFUSED(moe_ep_plan_moves(&p, &q, 0, move, 7, &m, NULL, &err), MOE_EP_ERR_SIZE, "capacity");
     CHECK_NEAR(err.value, 8, 0, 0);
     (void)moe_ep_plan_moves(&p, &q, 0, NULL, 0, &m, &none, &err);
@@ -4686,6 +4807,55 @@ TEST(relabel_of_unlike_devices)
     }
 }
 
+/* The link of every move with the senders that max_link_moves knows: holders by turns, on the receiver's node when
+ * there are any. */
+static int turn_of(const moe_ep_placement *p, const moe_ep_move *x)
+{
+    int holder[64], n = 0, pass, j;
+    for (pass = 0; pass < 2 && n == 0; pass++)
+        for (j = 0; j < p->num_slots; j++) {
+            int d = p->slot_device[j];
+            if (p->slot_expert[x->layer * p->num_slots + j] != x->expert || p->device_inactive[d]) continue;
+            if (pass == 1 || p->device_node[d] == p->device_node[x->to_device]) holder[n++] = d;
+        }
+    return n > 0 ? holder[(x->to_device + x->expert) % n] : -1;
+}
+
+/* Senders: no link above the fullest with senders by turns, and none sends two more in a layer than another holder near
+ * by whose link has room.  A layer is judged by the links as they were when it was its turn. */
+static void check_senders(const moe_ep_placement *p, const moe_ep_move *m, int64_t n)
+{
+    int D = p->num_devices, most = 0, d, j;
+    int *link = (int *)t_alloc(sizeof(int) * (size_t)(D * D)), *sends = (int *)t_alloc(sizeof(int) * (size_t)D);
+    int64_t i, first, end;
+    for (i = 0; i < n; i++)
+        if ((d = turn_of(p, &m[i])) >= 0 && ++link[d * D + m[i].to_device] > most) most = link[d * D + m[i].to_device];
+    for (first = 0; first < n; first = end) {
+        memset(sends, 0, sizeof(int) * (size_t)D);
+        for (end = first; end < n && m[end].layer == m[first].layer; end++) {
+            if (m[end].from_device < 0) continue;
+            sends[m[end].from_device]++;
+            link[turn_of(p, &m[end]) * D + m[end].to_device]--;
+            link[m[end].from_device * D + m[end].to_device]++;
+        }
+        for (i = first; i < end; i++) {
+            const moe_ep_move *x = &m[i];
+            if (x->from_device < 0) continue;
+            CHECK(link[x->from_device * D + x->to_device] <= most);
+            for (j = 0; j < p->num_slots; j++) {
+                d = p->slot_device[j];
+                if (p->slot_expert[x->layer * p->num_slots + j] != x->expert || p->device_inactive[d]) continue;
+                if (p->device_node[x->from_device] == p->device_node[x->to_device] &&
+                    p->device_node[d] != p->device_node[x->to_device])
+                    continue;
+                CHECK(sends[d] + 2 > sends[x->from_device] || link[d * D + x->to_device] >= most);
+            }
+        }
+    }
+    free(link);
+    free(sends);
+}
+
 /* All counts of a change of placement, counted again, and senders on the receiver's node where there is one. */
 TEST(moves_counted_again)
 {
@@ -4693,7 +4863,7 @@ TEST(moves_counted_again)
     int n, i, j, l, d;
     for (n = 0; n < 400; n++) {
         int D = 1 + (int)t_below(&s, 6), S = 1 + (int)t_below(&s, 3), E = 2 + (int)t_below(&s, 6), L = 1 + n % 3, N;
-        int64_t in[6] = {0}, out[6] = {0}, most = 0;
+        int64_t in[6] = {0}, out[6] = {0};
         moe_ep_moves_result want, got;
         moe_ep_move m[54];
         moe_ep_shape shape = shape_of(D, D * S, N = 1 + (int)t_below(&s, D));
@@ -4707,7 +4877,8 @@ TEST(moves_counted_again)
         CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_plan_moves(&p, &q, 0.5, m, 54, &got, NULL, NULL), MOE_EP_OK);
-        for (l = 0; l < L; l++)
+        for (l = 0; l < L; l++) {
+            int64_t layer_in[6] = {0}, layer_out[6] = {0}, most = 0; /* Koenig: the moves of the busiest */
             for (i = 0; i < p.num_slots; i++) {
                 const int32_t *old = p.slot_expert + l * p.num_slots, *now = q.slot_expert + l * p.num_slots;
                 int has = 0, holders = 0, near_by = 0;
@@ -4724,8 +4895,9 @@ TEST(moves_counted_again)
                 want.slot_changes += has;
                 if (has) continue;
                 want.moves++;
-                in[d]++;
+                layer_in[d]++;
                 CHECK(x->layer == l && x->expert == now[i] && x->to_slot == i && x->to_device == d);
+                CHECK(x->round >= want.rounds);
                 if (holders == 0) {
                     want.lost++;
                     CHECK(x->from_slot == -1 && x->from_device == -1);
@@ -4733,16 +4905,25 @@ TEST(moves_counted_again)
                 }
                 CHECK(x->from_device >= 0 && x->from_slot / S == x->from_device && old[x->from_slot] == now[i]);
                 if (x->from_device < 0) continue;
-                out[x->from_device]++;
+                layer_out[x->from_device]++;
                 CHECK(!p.device_inactive[x->from_device]);
                 CHECK((p.device_node[x->from_device] == p.device_node[d]) == (near_by > 0));
                 want.cross_node += near_by == 0;
             }
+            for (d = 0; d < D; d++) {
+                in[d] += layer_in[d];
+                out[d] += layer_out[d];
+                if (layer_in[d] > want.staging) want.staging = layer_in[d];
+                if (layer_in[d] > most) most = layer_in[d];
+                if (layer_out[d] > most) most = layer_out[d];
+            }
+            want.rounds += most;
+            for (i = 0; i < want.moves; i++) CHECK(m[i].round < want.rounds);
+        }
         for (d = 0; d < D; d++) {
             if (in[d] > want.max_in) want.max_in = in[d];
             if (out[d] > want.max_out) want.max_out = out[d];
         }
-        most = want.max_in > want.max_out ? want.max_in : want.max_out; /* Koenig */
         CHECK_I64(got.moves, want.moves);
         CHECK_I64(got.slot_changes, want.slot_changes);
         CHECK_I64(got.cross_node, want.cross_node);
@@ -4750,8 +4931,11 @@ TEST(moves_counted_again)
         CHECK_I64(got.unchanged, want.unchanged);
         CHECK_I64(got.max_in, want.max_in);
         CHECK_I64(got.max_out, want.max_out);
-        CHECK_I64(got.rounds, most);
+        CHECK_I64(got.rounds, want.rounds);
+        CHECK_I64(got.staging, want.staging);
         CHECK_NEAR(got.bytes, 0.5 * (double)want.moves, 0, 0);
+        check_senders(&p, m, got.moves);
+        check_moves(&p, &q);
         placement_free(&p);
         placement_free(&q);
         STOP_IF_FAILED("case %d", n);

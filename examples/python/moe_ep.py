@@ -141,7 +141,8 @@ _struct("moe_ep_rebalance_desc", """
     max_link_moves;""")
 _struct("moe_ep_move", "int32_t layer, expert, from_slot, to_slot, from_device, to_device, round;")
 _struct("moe_ep_moves_result", """
-    int64_t moves, slot_changes, cross_node, lost, unchanged, rounds, max_in, max_out; double bytes;""")
+    int64_t moves, slot_changes, cross_node, lost, unchanged, rounds, max_in, max_out; double bytes; int64_t
+    staging;""")
 _struct("moe_ep_model", """
     char *name, *source; int32_t num_layers, num_moe_layers, num_experts, top_k, num_groups, top_groups, num_shared,
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
