@@ -14122,7 +14122,6 @@ static void moe_epi_collect_moves(const moe_ep_placement *from, const moe_ep_pla
                 m->to_slot = s;
                 m->to_device = to->slot_device[s];
                 m->from_device = moe_epi_source(from, l, now[s], m->to_device, &m->from_slot);
-                m->round = 0;
             }
             r->moves++;
         }
@@ -14139,9 +14138,11 @@ typedef struct moe_epi_flow {
 
 static void moe_epi_flow_need(size_t *total, int32_t D, int64_t n)
 {
-    int i;
-    for (i = 0; i < 3; i++) moe_epi_need(total, D, sizeof(int64_t));
-    for (i = 0; i < 2; i++) moe_epi_need(total, D, sizeof(int32_t));
+    moe_epi_need(total, D, sizeof(int64_t));
+    moe_epi_need(total, D, sizeof(int64_t));
+    moe_epi_need(total, D, sizeof(int64_t));
+    moe_epi_need(total, D, sizeof(int32_t));
+    moe_epi_need(total, D, sizeof(int32_t));
     moe_epi_need(total, n, sizeof(int64_t));
 }
 

@@ -46,7 +46,9 @@ static const char rebalance_help[] =
     "  --out FILE        writes the new map, .json, .yaml or .csv; may be given several times\n"
     "  --moves-out FILE  writes layer,expert,from_device,from_slot,to_device,to_slot,round as CSV; "
     "in one round a\n"
-    "                    device sends at most one expert and receives at most one\n"
+    "                    device sends at most one expert and receives at most one, all of one layer; arrivals "
+    "wait in\n"
+    "                    memory of their own until their layer's last round, and only then go to their slots\n"
     "  --experts E       --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
     "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
 

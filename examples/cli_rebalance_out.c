@@ -122,7 +122,8 @@ static json_t *change(const cli_change *c)
     json_object_set_new(o, "moves", json_integer(c->moves.moves));
     cli_json_numbers(o, "share", c->share, "bytes", c->moves.bytes, NULL);
     cli_json_counts(o, "rounds", (int64_t)c->moves.rounds, "cross_node", (int64_t)c->moves.cross_node,
-                    "lost", (int64_t)c->moves.lost, "slot_changes", (int64_t)c->moves.slot_changes, NULL);
+                    "lost", (int64_t)c->moves.lost, "slot_changes", (int64_t)c->moves.slot_changes, "staging",
+                    (int64_t)c->moves.staging, NULL);
     return o;
 }
 
@@ -309,8 +310,8 @@ static void put_traffic_figure(const cli_rebalance *r, FILE *f)
     out.title = "Experts that each device sends";
     out.kind = CHART_GOOD;
     cli_page_figure(f, "Which devices are busy moving?",
-                    "Arrivals and sendings over all layers. The schedule needs at least as many "
-                    "rounds as the tallest bar.");
+                    "Arrivals and sendings over all layers. The rounds of each layer end before those of the next "
+                    "begin, so that the schedule needs at least as many as the tallest bar.");
     fputs("<div class=\"two\">", f);
     put_traffic_half(r, f, r->arrivals, &in, "in");
     put_traffic_half(r, f, r->departures, &out, "out");
@@ -342,7 +343,12 @@ static void put_move_table(const cli_rebalance *r, FILE *f)
 {
     int64_t n = r->change[CLI_REBALANCED].moves.moves;
     char *summary;
-    cli_page_figure(f, "The moves", "Experts of one round can travel at the same time.");
+    char *text = cli_format("Experts of one round can travel at the same time, one layer after the other. Arrivals wait "
+                            "in memory of their own, at most %s on a device, until the last round of their layer, and "
+                            "only then go to their slots.",
+                            cli_bytes((double)r->change[CLI_REBALANCED].moves.staging * r->expert_bytes));
+    cli_page_figure(f, "The moves", text);
+    free(text);
     summary = n > MOST_PAGE_MOVES ? cli_format("The first %d of %s moves; --moves-out writes all", MOST_PAGE_MOVES,
                                                cli_count((double)n))
                                   : cli_strdup("All moves");

@@ -433,7 +433,7 @@ for e in $(seq 0 63); do grep -cE "^2,[0-9]+,[0-9]+,$e\$" "$maps/new.csv"; done 
 equal "rebalance: every expert keeps a slot" "$(cat "$tmp/lost")" 0
 # The move list turns the old map into the new one: every arrival it names is there, and no other device
 # gained an expert.
-awk -F, -v moves="$maps/moves.csv" '
+awk -F, -v staging="$tmp/staging" '
     FNR == 1 { file++; next }
     file == 1 { held[$1, $2, $4] = 1; next }
     file == 2 && $4 >= 0 && !(($1, $2, $4) in held) { gained[$1, $4, $2] = 1; n++; next }
@@ -441,11 +441,19 @@ awk -F, -v moves="$maps/moves.csv" '
         if (!(($1, $2, $5) in gained)) print "not in the new map: " $0
         m++
         if (out[$7, $3]++ || in_[$7, $5]++) print "two at once: " $0
+        if (!($7 in layer)) layer[$7] = $1
+        if (layer[$7] != $1) print "two layers in a round: " $0
+        if ((waits[$1, $5] += 1) > staged) staged = waits[$1, $5]
     }
-    END { if (n != m) print n " arrivals, " m " moves" }' "$maps/plan.csv" "$maps/new.csv" "$maps/moves.csv" >"$tmp/log"
+    END {
+        if (n != m) print n " arrivals, " m " moves"
+        print staged >staging
+    }' "$maps/plan.csv" "$maps/new.csv" "$maps/moves.csv" >"$tmp/log"
 [ -s "$tmp/log" ] && fail "rebalance: the moves make the new map, one sent and received per device and round" \
     "$tmp/log" ||
     pass "rebalance: the moves make the new map, one sent and received per device and round"
+equal "rebalance: staging is the most that arrive on a device in a layer" "$(json "$tmp/rb.json" rebalanced staging)" \
+    "$(cat "$tmp/staging")"
 # shellcheck disable=SC2086
 works "rebalance from the new JSON map" rebalance "$maps/new.json" $python --devices 8 --json
 equal "rebalance: it carries the loads of the CSV map" "$(json "$tmp/out" today imbalance_worst)" \

@@ -221,6 +221,9 @@ static void plan_and_change(void)
                                     ((m[j].from_device == m[i].from_device && m[i].from_device >= 0) ||
                                      m[j].to_device == m[i].to_device))
                                     fz_fail("round clash");
+                            for (int64_t j = 0; j < i; j++)
+                                if (m[j].round == m[i].round && m[j].layer != m[i].layer)
+                                    fz_fail("two layers in a round");
                         }
                 }
                 fz_where = "relabel";
