@@ -1719,10 +1719,11 @@ typedef struct moe_ep_moves_result {
  * Senders: the holders by turns, as max_link_moves of moe_ep_rebalance counts them; then sends go over to holders that
  * send at least two fewer in the layer (same node first, in the order of the lists), as long as no link between two
  * devices carries more than the fullest did.
+ * A device that is inactive in `from` and active in `to` has been replaced: it begins with empty slots.
  * Errors: ERR_NULL, ERR_PLACEMENT, ERR_RANGE (expert_bytes), ERR_SIZE (other sizes; or capacity too small, value =
  * number of moves), ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + D) + (moves + D)*rounds).
  * Example: two experts swapped between two devices are 2 moves in 1 round, staging 1; in two layers 4 moves in 2
- * rounds, staging 1. */
+ * rounds, staging 1.  Experts 0 1 | 2 3, device 1 replaced, to the same map: 2 moves, both lost, and 2 unchanged. */
 MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
                                            double expert_bytes, moe_ep_move *moves, int64_t capacity,
                                            moe_ep_moves_result *out, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -14037,6 +14038,12 @@ static moe_ep_status moe_epi_pair_check(const moe_ep_placement *from, const moe_
     return MOE_EP_OK;
 }
 
+/* Was device d away (dead or drained) and is it back?  Then it begins with empty slots, whatever `from` says. */
+static int moe_epi_is_back(const moe_ep_placement *from, const moe_ep_placement *to, int32_t d)
+{
+    return from->device_inactive[d] && !to->device_inactive[d];
+}
+
 /* Is the expert that slot s of layer l in `to` gets new on its device?  Several copies on one device
  * need one transfer: the first such slot. */
 static int moe_epi_is_arrival(const moe_ep_placement *from, const moe_ep_placement *to, int32_t l, int32_t s)
@@ -14044,8 +14051,9 @@ static int moe_epi_is_arrival(const moe_ep_placement *from, const moe_ep_placeme
     const int32_t *old = from->slot_expert + (int64_t)l * from->num_slots;
     const int32_t *now = to->slot_expert + (int64_t)l * to->num_slots;
     int32_t d = to->slot_device[s], i, e = now[s];
+    int back = moe_epi_is_back(from, to, d);
     for (i = from->slot_start[d]; i < from->slot_start[d + 1]; i++)
-        if (old[i] == e || (i < s && now[i] == e)) return 0;
+        if ((old[i] == e && !back) || (i < s && now[i] == e)) return 0;
     return 1;
 }
 
@@ -14109,8 +14117,9 @@ static void moe_epi_collect_moves(const moe_ep_placement *from, const moe_ep_pla
     for (l = 0; l < from->num_layers; l++) {
         const int32_t *old = from->slot_expert + (int64_t)l * P, *now = to->slot_expert + (int64_t)l * P;
         for (s = 0; s < P; s++) {
-            r->unchanged += old[s] == now[s];
-            if (now[s] < 0 || old[s] == now[s]) continue;
+            int32_t was = moe_epi_is_back(from, to, to->slot_device[s]) ? -1 : old[s];
+            r->unchanged += was == now[s];
+            if (now[s] < 0 || was == now[s]) continue;
             if (!moe_epi_is_arrival(from, to, l, s)) {
                 r->slot_changes++;
                 continue;

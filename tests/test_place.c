@@ -986,7 +986,10 @@ static void check_moves(const moe_ep_placement *from, const moe_ep_placement *to
     CHECK_I64(moe_ep_plan_moves(from, to, 10.0, m, r.moves, &again, NULL, &err), MOE_EP_OK);
     CHECK(memcmp(&r, &again, sizeof r) == 0);
     CHECK_NEAR(r.bytes, 10.0 * (double)r.moves, 0, 0);
-    for (i = 0; i < L * P; i++) memory[i] = from->slot_expert[i];
+    for (i = 0; i < L * P; i++) {
+        int32_t d = from->slot_device[i % P];
+        memory[i] = from->device_inactive[d] && !to->device_inactive[d] ? -1 : from->slot_expert[i];
+    }
     for (round = 0; round < r.rounds; round++) {
         uint64_t sends[4] = {0}, gets[4] = {0};
         int layer = -1, last = 1;
@@ -1107,6 +1110,40 @@ TEST(moves_one_layer_after_the_other)
     CHECK(r.moves == 2 && r.rounds == 1 && r.max_out == 1);
     CHECK(m[0].from_device == 1 && m[0].to_device == 2 && m[1].from_device == 0 && m[1].to_device == 4);
     check_moves(&a, &b);
+    placement_free(&a);
+    placement_free(&b);
+}
+
+/* A device that was away holds nothing when it is back; one that stays away gets nothing that it is said to have. */
+TEST(moves_to_a_replaced_device)
+{
+    moe_ep_shape s = shape_of(2, 6, 0);
+    moe_ep_placement a = placement_new(1, 4, &s), b = placement_new(1, 4, &s);
+    const int32_t x[6] = {0, 1, -1, 2, 3, -1};
+    moe_ep_move m[4];
+    moe_ep_moves_result r;
+    memcpy(a.slot_expert, x, sizeof x);
+    memcpy(b.slot_expert, x, sizeof x);
+    CHECK_I64(moe_ep_placement_index(&a, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    a.device_inactive[1] = 1;
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 1, m, 4, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 2 && r.lost == 2 && r.unchanged == 4 && r.slot_changes == 0 && r.bytes >= 2 && r.rounds == 2);
+    CHECK(m[0].from_device == -1 && m[0].to_slot == 3 && m[1].from_slot == -1 && m[1].to_slot == 4);
+    check_moves(&a, &b);
+    b.slot_expert[5] = 2; /* twice on the device: one transfer */
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 1, NULL, 0, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 2 && r.slot_changes == 1 && r.unchanged == 3);
+    check_moves(&a, &b);
+    b.slot_expert[5] = -1;
+    CHECK_I64(moe_ep_placement_index(&b, NULL), MOE_EP_OK);
+    b.device_inactive[1] = 1;
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 1, NULL, 0, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 0 && r.unchanged == 6);
+    a.device_inactive[1] = 0;
+    CHECK_I64(moe_ep_plan_moves(&a, &b, 1, NULL, 0, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.moves == 0 && r.unchanged == 6);
     placement_free(&a);
     placement_free(&b);
 }
@@ -4874,6 +4911,7 @@ TEST(moves_counted_again)
             q.slot_expert[i] = t_below(&s, 3) ? (int32_t)t_below(&s, E + 1) - 1 : p.slot_expert[i];
         }
         for (i = 0; i < D; i++) p.device_inactive[i] = (uint8_t)(t_below(&s, 5) == 0);
+        for (i = 0; i < D; i++) q.device_inactive[i] = (uint8_t)(t_below(&s, 5) == 0);
         CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_plan_moves(&p, &q, 0.5, m, 54, &got, NULL, NULL), MOE_EP_OK);
@@ -4881,13 +4919,14 @@ TEST(moves_counted_again)
             int64_t layer_in[6] = {0}, layer_out[6] = {0}, most = 0; /* Koenig: the moves of the busiest */
             for (i = 0; i < p.num_slots; i++) {
                 const int32_t *old = p.slot_expert + l * p.num_slots, *now = q.slot_expert + l * p.num_slots;
-                int has = 0, holders = 0, near_by = 0;
+                int has = 0, holders = 0, near_by = 0, empty;
                 const moe_ep_move *x = &m[want.moves];
-                want.unchanged += old[i] == now[i];
-                if (now[i] < 0 || old[i] == now[i]) continue;
                 d = i / S;
+                empty = p.device_inactive[d] > q.device_inactive[d];
+                want.unchanged += (empty ? -1 : old[i]) == now[i];
+                if (now[i] < 0 || (!empty && old[i] == now[i])) continue;
                 for (j = 0; j < p.num_slots; j++) {
-                    has |= j / S == d && (old[j] == now[i] || (j < i && now[j] == now[i]));
+                    has |= j / S == d && ((!empty && old[j] == now[i]) || (j < i && now[j] == now[i]));
                     if (old[j] != now[i] || p.device_inactive[j / S]) continue;
                     holders++;
                     near_by += p.device_node[j / S] == p.device_node[d];
