@@ -1418,7 +1418,8 @@ typedef struct moe_ep_plan_result {
                                    placement it began with, where an expert without an active copy counts nothing
                                    (so only then can max be above it)                                 */
     double max;                 /* busiest device under this plan                                     */
-    double lower_bound;         /* no plan with these slots gets below it (equal shares)              */
+    double lower_bound;         /* no plan with these slots (best_placement: with its layer_slots and max_replicas)
+                                   gets below it (equal shares)                                       */
     double gap;                 /* max / lower_bound - 1; 0 with zero load                            */
     double imbalance;           /* max / mean; 1 with zero load                                       */
     double node_imbalance;      /* the same over nodes                                                */
@@ -12246,16 +12247,31 @@ static void moe_epi_result(const moe_ep_placement *p, int32_t l, const double *l
     moe_epi_result_counts(p, l, r);
 }
 
+/* Narrows the room to what best_placement may fill in layer l; returns the most copies of an expert.  The slots that
+ * stay empty may all be those of one device. */
+static int32_t moe_epi_room_limit(const moe_ep_place_desc *desc, int32_t l, moe_epi_room *room)
+{
+    int32_t most = desc->max_replicas > 0 ? desc->max_replicas : INT32_MAX;
+    int32_t slots = desc->layer_slots ? desc->layer_slots[l] : room->slots;
+    if ((int64_t)desc->num_experts * most < slots) slots = desc->num_experts * most;
+    room->least_slots -= room->slots - slots;
+    room->slots = slots;
+    return most;
+}
+
 /* Result of a fresh plan of layer l. */
 static void moe_epi_plan_result(moe_epi_plan *plan, int32_t l, moe_ep_place_policy policy, const char *reason,
                                 moe_ep_plan_result *result)
 {
+    moe_epi_room room = plan->room;
+    int32_t most = INT32_MAX;
     if (!result) return;
+    if (policy == MOE_EP_PLACE_BEST) most = moe_epi_room_limit(plan->desc, l, &room);
     memset(&result[l], 0, sizeof result[l]);
     result[l].policy = policy;
     result[l].reason = reason;
-    moe_epi_result(plan->out, l, plan->loads + (int64_t)l * plan->desc->num_experts, &plan->room, INT32_MAX,
-                   &plan->work, &result[l]);
+    moe_epi_result(plan->out, l, plan->loads + (int64_t)l * plan->desc->num_experts, &room, most, &plan->work,
+                   &result[l]);
 }
 
 MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double *loads, int32_t num_steps,

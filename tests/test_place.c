@@ -796,6 +796,115 @@ TEST(best_against_optimum)
     CHECK(better > 100);
 }
 
+/* Every plan of a layer within limits, also with several copies on a device. */
+typedef struct limited {
+    const double *w;
+    const int32_t *cap;
+    int E, D, most, slots, copies[5][4], fill[4];
+    double best;
+} limited;
+
+static void limited_try(limited *x, int e, int d, int left)
+{
+    int i, k;
+    if (d == x->D) { /* the copies of e are placed */
+        for (i = k = 0; i < x->D; i++) k += x->copies[e][i];
+        if (k == 0) return;
+        if (e + 1 < x->E) {
+            limited_try(x, e + 1, 0, x->most);
+            return;
+        }
+        {
+            double worst = 0;
+            for (d = 0; d < x->D; d++) {
+                double load = 0;
+                for (e = 0; e < x->E; e++) {
+                    for (i = k = 0; i < x->D; i++) k += x->copies[e][i];
+                    load += x->w[e] * x->copies[e][d] / k;
+                }
+                if (load > worst) worst = load;
+            }
+            if (worst < x->best) x->best = worst;
+        }
+        return;
+    }
+    for (k = 0; k <= left && k <= x->slots && x->fill[d] + k <= x->cap[d]; k++) {
+        x->copies[e][d] = k;
+        x->fill[d] += k;
+        x->slots -= k;
+        limited_try(x, e, d + 1, left - k);
+        x->fill[d] -= k;
+        x->slots += k;
+    }
+    x->copies[e][d] = 0;
+}
+
+/* The bound of a plan knows layer_slots and max_replicas, and stays below the best plan within them. */
+TEST(bound_of_a_limited_plan)
+{
+    const double w[8] = {10, 10, 10, 10, 100, 10, 10, 10}, three[3] = {4, 4, 4};
+    const int32_t budget[2] = {4, 5};
+    moe_ep_place_desc d = desc_of(2, 4, shape_of(4, 8, 0), w);
+    moe_ep_placement p = placement_new(2, 4, &d.shape);
+    moe_ep_plan_result r[2];
+    uint64_t s = t_seed;
+    int n, i, sharp = 0, one_copy = 0;
+    d.layer_slots = budget;
+    CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r[0].lower_bound, 10, 1e-12, 0);
+    CHECK_NEAR(r[1].lower_bound, 50, 1e-12, 0);
+    CHECK(r[1].bound == MOE_EP_BOUND_REPLICA && r[1].gap < 1e-12);
+    d.max_replicas = 1;
+    d.layer_slots = NULL;
+    CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r[1].lower_bound, 100, 1e-12, 0);
+    CHECK(r[1].gap < 1e-12);
+    d.layer_slots = budget;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, r, NULL, NULL), MOE_EP_OK); /* knows no such limits */
+    CHECK_NEAR(r[1].lower_bound, 32.5, 1e-12, 0);
+    placement_free(&p);
+    d = desc_of(1, 3, shape_of(2, 4, 0), three);
+    d.max_replicas = 1; /* the fourth slot stays empty: two of the three share a device */
+    r[0] = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r[0].lower_bound, 8, 1e-12, 0);
+    CHECK(r[0].bound == MOE_EP_BOUND_SLOTS && r[0].gap < 1e-12);
+    placement_free(&p);
+    for (n = 0; n < 600; n++) {
+        int D = 1 + (int)t_below(&s, 3), E, slots = 0;
+        int32_t cap[3], given[1];
+        double load[5];
+        limited x;
+        for (i = 0; i < D; i++) slots += cap[i] = 1 + (int32_t)t_below(&s, 3);
+        E = 1 + (int)t_below(&s, slots < 5 ? slots : 5);
+        if (slots > 7) continue;
+        for (i = 0; i < E; i++) load[i] = t_below(&s, 6) == 0 ? 0 : (double)(1 + t_below(&s, t_below(&s, 2) ? 9 : 99));
+        d = desc_of(1, E, shape_of(D, 0, 1), load);
+        d.shape.slots_per_device = cap;
+        given[0] = E + (int32_t)t_below(&s, slots - E + 1);
+        if (t_below(&s, 3)) d.layer_slots = given;
+        d.max_replicas = (int32_t)t_below(&s, 4);
+        d.max_refinements = -(int32_t)t_below(&s, 2); /* a bound above the optimum shows where the plan is not it */
+        memset(&x, 0, sizeof x);
+        x.w = load;
+        x.cap = cap;
+        x.E = E;
+        x.D = D;
+        x.slots = d.layer_slots ? given[0] : slots;
+        x.most = d.max_replicas ? d.max_replicas : slots;
+        x.best = 1e300;
+        limited_try(&x, 0, 0, x.most);
+        r[0] = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK(r[0].lower_bound <= x.best * (1 + 1e-9));
+        CHECK(r[0].max >= x.best * (1 - 1e-9));
+        if (d.max_replicas == 1 && r[0].bound == MOE_EP_BOUND_SLOTS) one_copy++;
+        sharp += r[0].lower_bound >= x.best * (1 - 1e-9);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    printf("    %d at the optimum, %d by counting slots with one copy each\n", sharp, one_copy);
+    CHECK(sharp > 300 && one_copy > 3);
+}
+
 /* Small layers whose optimum was found by trying every plan: copies other than the greedy ones are needed. */
 TEST(best_of_uneven_slots)
 {
