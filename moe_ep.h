@@ -1563,10 +1563,12 @@ MOE_EP_API moe_ep_status moe_ep_node_loads(const moe_ep_placement *p, const doub
                                            moe_ep_error *err);
 
 /* Fills result (L) for any placement and any loads (num_steps,L,E), also ones it was not planned for: per layer the
- * sums over the steps, with max the sum of the per-step maxima (a step waits for its busiest device).
+ * sums over the steps, with max the sum of the per-step maxima (a step waits for its busiest device), busiest_device
+ * the one with most time over all steps and bound the argument that gave most of lower_bound.
  * num_steps 0 = 1.  policy is GIVEN.  Errors: as moe_ep_device_loads, and ERR_RANGE (num_steps), ERR_PLACEMENT,
  * ERR_SCRATCH, ERR_MEMORY.  O(steps*L*P + bounds).
- * Example, the picture above with loads 4 2 1 6: max 7 of mean 13/3, imbalance 1.615. */
+ * Example, the picture above with loads 4 2 1 6: max 7 of mean 13/3, imbalance 1.615.  Two devices with loads 100 0 |
+ * 100 0 | 1 2 in three steps: max 202, busiest device 0 (it has 201). */
 MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double *loads, int32_t num_steps,
                                          moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -12274,6 +12276,22 @@ static void moe_epi_plan_result(moe_epi_plan *plan, int32_t l, moe_ep_place_poli
                    &result[l]);
 }
 
+/* What a layer says of several steps together: the device that worked longest, and the argument that gave most of the
+ * lower bound.  spent (D), part by moe_ep_bound; the first on ties. */
+static void moe_epi_of_all_steps(const moe_ep_placement *p, const double *spent, const double *part,
+                                 moe_ep_plan_result *r)
+{
+    int32_t d;
+    int i, bound = 0;
+    r->busiest_device = -1;
+    for (d = 0; d < p->num_devices; d++)
+        if (!p->device_inactive[d] && (r->busiest_device < 0 || spent[d] > spent[r->busiest_device]))
+            r->busiest_device = d;
+    for (i = 1; i <= MOE_EP_BOUND_SLOTS; i++)
+        if (part[i] > part[bound]) bound = i;
+    r->bound = (moe_ep_bound)bound;
+}
+
 MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double *loads, int32_t num_steps,
                                          moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err)
 {
@@ -12281,7 +12299,8 @@ MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double
     moe_epi_arena arena;
     moe_epi_room room;
     size_t total = 0;
-    int32_t l, t, steps = num_steps > 0 ? num_steps : 1;
+    double *spent; /* (D) time over all steps */
+    int32_t l, t, d, steps = num_steps > 0 ? num_steps : 1;
     moe_ep_status status;
     moe_epi_ok(err);
     if ((status = moe_epi_placement_check(p, "p", err)) != MOE_EP_OK) return status;
@@ -12292,15 +12311,22 @@ MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double
     if (room.slots < p->num_experts)
         return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "p", "fewer active slots than experts", -1, room.slots);
     moe_epi_bound_need(&total, p->num_experts, p->num_devices, p->num_nodes);
+    moe_epi_need(&total, p->num_devices, sizeof(double));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_bound_take(&arena, &work, p->num_experts, p->num_devices, p->num_nodes);
+    spent = (double *)moe_epi_take(&arena, p->num_devices, sizeof(double));
     for (l = 0; l < p->num_layers; l++) {
         moe_ep_plan_result sum, one;
+        double part[MOE_EP_BOUND_SLOTS + 1];
         memset(&sum, 0, sizeof sum);
+        memset(part, 0, sizeof part);
+        memset(spent, 0, sizeof *spent * (size_t)p->num_devices);
         for (t = 0; t < steps; t++) {
             memset(&one, 0, sizeof one);
             moe_epi_result(p, l, loads + ((int64_t)t * p->num_layers + l) * p->num_experts, &room, INT32_MAX, &work,
                            &one);
+            for (d = 0; d < p->num_devices; d++) spent[d] += work.device[d] / p->device_speed[d];
+            part[one.bound] += one.lower_bound;
             one.total += sum.total;
             one.mean += sum.mean;
             one.node_imbalance =
@@ -12310,6 +12336,7 @@ MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double
             one.lower_bound += sum.lower_bound;
             sum = one;
         }
+        moe_epi_of_all_steps(p, spent, part, &sum);
         sum.gap = sum.lower_bound > 0.0 ? sum.max / sum.lower_bound - 1.0 : 0.0;
         sum.imbalance = sum.mean > 0.0 ? sum.max / sum.mean : 1.0;
         sum.node_imbalance = sum.mean > 0.0 ? sum.node_imbalance / sum.mean : 1.0;

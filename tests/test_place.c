@@ -1034,6 +1034,7 @@ TEST(fuzzed_plans_are_valid)
 TEST(window_and_evaluate)
 {
     const double steps[4] = {1, 5, 3, 5}, swing[4] = {100, 0, 0, 100}, later[4] = {1, 1, 1, -1};
+    const double hot[6] = {100, 0, 100, 0, 1, 2};
     moe_ep_place_desc d = desc_of(1, 2, shape_of(2, 2, 0), swing);
     moe_ep_placement p;
     moe_ep_plan_result r;
@@ -1053,6 +1054,24 @@ TEST(window_and_evaluate)
     CHECK_I64(moe_ep_evaluate(&p, swing, 2, &r, NULL, &err), MOE_EP_OK);
     CHECK_NEAR(r.imbalance, 2, 1e-12, 0); /* but each step waits for one device */
     CHECK_NEAR(r.max, 200, 1e-12, 0);
+    placement_free(&p);
+    d.loads = swing;
+    p = placement_new(1, 2, &d.shape);
+    p.slot_expert[0] = 0;
+    p.slot_expert[1] = 1;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_evaluate(&p, hot, 3, &r, NULL, &err), MOE_EP_OK);
+    CHECK_NEAR(r.max, 202, 1e-12, 0);
+    CHECK(r.busiest_device == 0 && r.bound == MOE_EP_BOUND_REPLICA); /* not those of the last step */
+    CHECK_I64(moe_ep_evaluate(&p, hot + 4, 1, &r, NULL, &err), MOE_EP_OK);
+    CHECK(r.busiest_device == 1);
+    placement_free(&p);
+    p = placement_new(1, 1, &d.shape);
+    p.slot_expert[1] = 0;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.device_inactive[0] = 1; /* not the busiest, even where nobody has work */
+    CHECK_I64(moe_ep_evaluate(&p, hot + 1, 1, &r, NULL, &err), MOE_EP_OK);
+    CHECK(r.busiest_device == 1 && r.max <= 0);
     placement_free(&p);
 }
 
@@ -5633,9 +5652,8 @@ TEST(evaluate_told_plainly)
         CHECK_I64(moe_ep_device_loads(&p, w, device, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_node_loads(&p, w, node, NULL), MOE_EP_OK);
         for (l = 0; l < L; l++) {
-            double total = 0, mean = 0, max = 0, before = 0, low = 0, uneven = 0, fast = 0;
-            int used = 0, twice = 0, most = 0, busy = -1;
-            moe_ep_bound bound = MOE_EP_BOUND_MEAN;
+            double total = 0, mean = 0, max = 0, before = 0, low = 0, uneven = 0, fast = 0, spent[5] = {0}, by[3] = {0};
+            int used = 0, twice = 0, most = 0, busy = -1, bound = MOE_EP_BOUND_MEAN;
             for (d = 0; d < D; d++) fast += down[d] ? 0 : speed[d];
             for (t = 0; t < steps; t++) {
                 const double *x = w + (t * L + l) * E;
@@ -5648,12 +5666,13 @@ TEST(evaluate_told_plainly)
                     for (i = 0; i < P; i++)
                         if (p.slot_expert[l * P + i] == e && !down[i / S]) load[i / S] += x[e] / alive;
                 }
-                for (d = 0, busy = -1; d < D; d++) {
+                for (d = 0; d < D; d++) {
                     if (t == 0) CHECK_NEAR(device[l * D + d], load[d], 1e-12, 1e-12);
                     if (down[d]) continue;
                     of_node[node_of[d]] += load[d];
                     node_fast[node_of[d]] += speed[d];
-                    if (busy < 0 || load[d] / speed[d] > top) top = load[d] / speed[d], busy = d;
+                    if (load[d] / speed[d] > top) top = load[d] / speed[d];
+                    spent[d] += load[d] / speed[d];
                 }
                 for (d = 0; d < N; d++) {
                     if (t == 0) CHECK_NEAR(node[l * N + d], of_node[d], 1e-12, 1e-12);
@@ -5667,9 +5686,13 @@ TEST(evaluate_told_plainly)
                 max += top;
                 before += line[l].max;
                 low += b.value < top ? b.value : top;
-                bound = b.bound;
+                by[b.bound] += b.value < top ? b.value : top;
                 uneven += top_node; /* weighed by load */
             }
+            for (d = D - 1; d >= 0; d--) /* the first of the devices that worked longest */
+                if (!down[d] && (busy < 0 || spent[d] >= spent[busy])) busy = d;
+            for (i = 2; i >= 0; i--)
+                if (by[i] >= by[bound]) bound = i;
             for (e = 0; e < E; e++) {
                 int copies = 0, on[5] = {0};
                 for (i = 0; i < P; i++) {
