@@ -1381,9 +1381,11 @@ typedef struct moe_ep_place_desc {
     double risk_z;     /* 0 = the mean; 0.674 covers 75 % of the steps of a normal load                */
 
     /* best_placement only */
-    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P.  Which devices
-                                   take what does not divide over them rotates with the layer's index, so that no
-                                   device holds the odd copies of all layers                          */
+    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P.  What does not
+                                   divide goes round the active devices, each layer beginning behind the last
+                                   device of the layer before: of all layers together no device takes two odd
+                                   slots more than another, pins apart (4 experts on 4 devices, 5 4 6 4 slots:
+                                   an odd one on devices 0, 1 and 2)                                  */
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
     int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
@@ -12016,6 +12018,7 @@ typedef struct moe_epi_plan {
     struct moe_epi_eplb *eplb;       /* best_placement only: NULL when EPLB cannot plan this */
     moe_epi_snap snap;
     int32_t *home;                   /* (L,E) with node_soft        */
+    int32_t odd;                     /* device that takes the next odd copy of a layer's budget */
 } moe_epi_plan;
 
 static moe_ep_status moe_epi_desc_loads(const moe_ep_place_desc *d, int need_loads, moe_ep_error *err)
@@ -14903,10 +14906,11 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
 #undef MOE_EPI_EXACT_EXPERTS
 #undef MOE_EPI_EXACT_NODES
 
-/* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide rotates from layer
- * to layer.  Never fewer than its pinned experts (at most E of them, and every budget is E or more). */
+/* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide goes round the
+ * devices from layer to layer: *odd is the device that is next.  Never fewer than its pinned experts (at most E of
+ * them, and every budget is E or more). */
 static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l,
-                         const moe_epi_room *room, moe_epi_deal *deal)
+                         const moe_epi_room *room, int32_t *odd, moe_epi_deal *deal)
 {
     int32_t d, i, left, given = desc->layer_slots ? desc->layer_slots[l] : room->slots;
     moe_epi_deal_reset(deal, p);
@@ -14916,7 +14920,8 @@ static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *
             deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / room->slots);
             left -= deal->cap[d];
         }
-        for (d = (int32_t)((int64_t)l * left % p->num_devices); left > 0; d = d + 1 < p->num_devices ? d + 1 : 0) {
+        for (; left > 0; *odd = *odd + 1 < p->num_devices ? *odd + 1 : 0) {
+            d = *odd;
             if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
             deal->cap[d]++;
             left--;
@@ -15172,7 +15177,7 @@ static int32_t moe_epi_best_open(moe_epi_plan *plan, int32_t l, moe_epi_state *s
 {
     const moe_ep_place_desc *desc = plan->desc;
     int32_t d, hosts = 0, slots = 0;
-    moe_epi_caps(desc, plan->out, l, &plan->room, deal);
+    moe_epi_caps(desc, plan->out, l, &plan->room, &plan->odd, deal);
     for (d = 0; d < s->D; d++) {
         hosts += deal->cap[d] > 0;
         slots += deal->cap[d];

@@ -3955,6 +3955,65 @@ TEST(shares_rotate_over_the_layers)
     }
 }
 
+/* Layers with other budgets, and dead devices: each layer begins behind the device that took the last odd slot. */
+TEST(odd_slots_go_round_over_all_layers)
+{
+    const double ten[16] = {10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10};
+    const int32_t example[4] = {5, 4, 6, 4}, has[4][4] = {{2, 1, 1, 1}, {1, 1, 1, 1}, {1, 2, 2, 1}, {1, 1, 1, 1}};
+    uint64_t s = t_seed;
+    int n, i, l, e, odd = 0;
+    moe_ep_shape shape = shape_of(4, 8, 1);
+    moe_ep_place_desc d = desc_of(4, 4, shape, ten);
+    moe_ep_placement p = placement_new(4, 4, &shape);
+    d.layer_slots = example;
+    d.max_refinements = -1;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+    for (l = 0; l < 4; l++)
+        for (i = 0; i < 4; i++)
+            CHECK_I64((p.slot_expert[l * 8 + 2 * i] >= 0) + (p.slot_expert[l * 8 + 2 * i + 1] >= 0), has[l][i]);
+    placement_free(&p);
+    for (n = 0; n < 200; n++) {
+        int D = 3 + (int)t_below(&s, 10), live = D - (n % 3 == 0), dead = (int)t_below(&s, D), next = 0, full = 1;
+        int E = live + (int)t_below(&s, live), L = 7, total[13] = {0}, least = 1 << 30, most = 0;
+        double w[7 * 26];
+        int32_t slots[7];
+        uint8_t down[13] = {0};
+        down[dead] = live < D;
+        for (i = 0; i < L * E; i++) w[i] = 1 + 3 * t_unit(&s);
+        for (l = 0; l < L; l++) slots[l] = E + (int32_t)t_below(&s, 4 * live - E);
+        shape = shape_of(D, 4 * D, 1);
+        shape.inactive = down;
+        d = desc_of(L, E, shape, w);
+        d.layer_slots = slots;
+        d.max_refinements = -1;
+        p = placement_in_rubbish(L, E, &shape, 0x7f);
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            int want[13], used, all = 0;
+            for (i = 0; i < D; i++) want[i] = down[i] ? 0 : slots[l] / live;
+            for (i = slots[l] % live; i > 0; next = (next + 1) % D)
+                if (!down[next]) want[next]++, i--;
+            for (e = 0; e < 4 * D; e++) all += p.slot_expert[l * 4 * D + e] >= 0;
+            full &= all == slots[l];
+            for (i = 0; i < D; i++) {
+                for (used = 0, e = 4 * i; e < 4 * i + 4; e++) used += p.slot_expert[l * 4 * D + e] >= 0;
+                CHECK(used <= want[i] && (all < slots[l] || used == want[i]));
+                total[i] += used - slots[l] / live;
+            }
+        }
+        for (i = 0; i < D; i++) {
+            if (down[i]) continue;
+            if (total[i] < least) least = total[i];
+            if (total[i] > most) most = total[i];
+        }
+        CHECK(!full || most - least <= 1);
+        odd += full && most > least;
+        rubbish_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(odd > 100);
+}
+
 /* Pins above a device's share: the device takes them all, and another gives a slot for each, those with most to give
  * first (lowest index on ties).  Dead devices take no part. */
 TEST(shares_with_pins_above_them)

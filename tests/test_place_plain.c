@@ -1353,15 +1353,15 @@ static int plain_partners(plain *x, const int64_t *pairs, double slack, int by_n
     return done;
 }
 
-/* Cells that a layer with a budget may fill on each device. */
-static void plain_caps(plain *x, const moe_ep_shape *shape, const int32_t *slots, int given, int layer)
+/* Cells that a layer with a budget may fill on each device; *next takes the next odd one of all layers. */
+static void plain_caps(plain *x, const moe_ep_shape *shape, const int32_t *slots, int given, int *next)
 {
     int d, e, all = 0, left = given, held[PLAIN_D] = {0}, give;
     for (d = 0; d < x->D; d++) all += x->cap[d] = shape->inactive && shape->inactive[d] ? 0 : slots[d];
     if (given < all) {
         for (d = 0; d < x->D; d++) left -= x->cap[d] = x->cap[d] * given / all;
-        for (d = layer * left % x->D; left > 0; d = (d + 1) % x->D)
-            if (!(shape->inactive && shape->inactive[d]) && x->cap[d] < slots[d]) x->cap[d]++, left--;
+        for (; left > 0; *next = (*next + 1) % x->D)
+            if (!(shape->inactive && shape->inactive[*next]) && x->cap[*next] < slots[*next]) x->cap[*next]++, left--;
     }
     for (e = 0; e < x->E; e++)
         if (x->pin[e] >= 0) held[x->pin[e]]++;
@@ -1383,7 +1383,7 @@ TEST(options_told_plainly)
     uint64_t s = 20240607u;
     int n, i, j, l, compared = 0, near_by = 0;
     for (n = 0; n < 150; n++) {
-        int D = 9 + (int)t_below(&s, 4), E, P = 0, alive = 0, soft = n % 6 == 5;
+        int D = 9 + (int)t_below(&s, 4), E, P = 0, alive = 0, soft = n % 6 == 5, next = 0;
         double w[2 * PLAIN_E], speed[PLAIN_D];
         int32_t slots[PLAIN_D], pin[2 * PLAIN_E], budget[2], home[2 * PLAIN_E];
         uint8_t down[PLAIN_D] = {0};
@@ -1451,7 +1451,7 @@ TEST(options_told_plainly)
                 x[l].speed[i] = speed[i];
                 x[l].node[i] = i * 3 / D;
             }
-            plain_caps(&x[l], &shape, slots, d.layer_slots ? budget[l] : alive, l);
+            plain_caps(&x[l], &shape, slots, d.layer_slots ? budget[l] : alive, &next);
             if (d.max_replicas < x[l].most) x[l].most = d.max_replicas;
             changes = soft ? plain_soft_layer(&x[l], 2.0 * D, &off)
                            : plain_best(&x[l], &shape, d.max_refinements ? d.max_refinements : 1 << 30, 0);
