@@ -1666,6 +1666,10 @@ typedef struct moe_ep_rebalance_desc {
     int32_t max_layer_moves;  /* per layer; 0 = no limit                                                */
     int32_t max_device_moves; /* arrivals per device, all layers together; 0 = no limit                 */
     int32_t max_link_moves;   /* per (source device, destination device) pair; 0 = no limit             */
+    int32_t max_replicas;     /* of one expert; 0 = no limit.  Who has more keeps them                  */
+    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, shared out over the active devices as
+                                   best_placement does; NULL = all.  A device (layer) that fills more than its
+                                   share (slots) keeps them and takes no more                           */
 } moe_ep_rebalance_desc;
 
 /* From the current placement to a better one with few moves: swaps two replicas, or overwrites a spare replica with a
@@ -1677,12 +1681,15 @@ typedef struct moe_ep_rebalance_desc {
  * is less (where layers share max_moves, max_device_moves or max_link_moves: only if no layer ends busier for it).
  * One change follows the other: what only several at once would better is not found, so a layer may end above the best
  * plan for its slots (with up to 9 slots 1 to 2.5 % on average); moe_ep_best_placement looks further, and moves more.
+ * Empty slots take copies, too: a plan made with layer_slots or max_replicas keeps them when it is given them again.
  * out is laid out like current (it may be current itself).
  * Example: expert 1 in 5 slots and expert 0 in one, 2 slots on each of 3 devices, loads 169 985, target 1.1: the
  * busiest device has 394 of 384.67 on average, so nothing moves.  Load 12 with a copy on each of two devices of speeds
- * 1 and 3: 6 and 2; alone on the fast one it is 4.
- * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots), ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW,
- * ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + E) + changes*E*(slots per device + replicas)). */
+ * 1 and 3: 6 and 2; alone on the fast one it is 4.  One copy each of loads 10 10 10 100 on 4 devices of 2 slots, target
+ * 0: 35 in all 8 slots; 50 with layer_slots 5, of which it fills 5, or with max_replicas 2.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots; layer_slots, index = layer), ERR_NAN,
+ * ERR_NEGATIVE, ERR_OVERFLOW, ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.
+ * O(L*(P + E) + changes*E*(slots per device + replicas)). */
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -14906,40 +14913,54 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
 #undef MOE_EPI_EXACT_EXPERTS
 #undef MOE_EPI_EXACT_NODES
 
-/* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide goes round the
- * devices from layer to layer: *odd is the device that is next.  Never fewer than its pinned experts (at most E of
- * them, and every budget is E or more). */
+/* Shares out `given` of the `slots` active ones; what does not divide goes round the devices from layer to layer: *odd
+ * is the device that is next. */
+static void moe_epi_caps_share(const moe_ep_placement *p, int32_t given, int32_t slots, int32_t *odd,
+                               moe_epi_deal *deal)
+{
+    int32_t d, left = given;
+    if (given >= slots) return;
+    for (d = 0; d < p->num_devices; d++) {
+        deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / slots);
+        left -= deal->cap[d];
+    }
+    for (; left > 0; *odd = *odd + 1 < p->num_devices ? *odd + 1 : 0) {
+        d = *odd;
+        if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
+        deal->cap[d]++;
+        left--;
+    }
+}
+
+/* No device has fewer cells than it must hold (deal->fill, at most `given` in all): others give, those with most to
+ * give. */
+static void moe_epi_caps_hold(int32_t D, int32_t given, moe_epi_deal *deal)
+{
+    int32_t d, i, left = -given;
+    for (d = 0; d < D; d++) {
+        if (deal->fill[d] > deal->cap[d]) deal->cap[d] = deal->fill[d];
+        left += deal->cap[d];
+    }
+    for (; left > 0; left--) {
+        for (d = 1, i = 0; d < D; d++)
+            if (deal->cap[d] - deal->fill[d] > deal->cap[i] - deal->fill[i]) i = d;
+        deal->cap[i]--;
+    }
+}
+
+/* Cells each device may fill in layer l: all, or its share of layer_slots[l], but never fewer than its pinned experts
+ * (at most E of them, and every budget is E or more). */
 static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l,
                          const moe_epi_room *room, int32_t *odd, moe_epi_deal *deal)
 {
-    int32_t d, i, left, given = desc->layer_slots ? desc->layer_slots[l] : room->slots;
+    int32_t d, i, given = desc->layer_slots ? desc->layer_slots[l] : room->slots;
     moe_epi_deal_reset(deal, p);
-    if (given < room->slots) {
-        left = given;
-        for (d = 0; d < p->num_devices; d++) {
-            deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / room->slots);
-            left -= deal->cap[d];
-        }
-        for (; left > 0; *odd = *odd + 1 < p->num_devices ? *odd + 1 : 0) {
-            d = *odd;
-            if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
-            deal->cap[d]++;
-            left--;
-        }
-    }
+    moe_epi_caps_share(p, given, room->slots, odd, deal);
     for (i = 0; desc->pinned && i < p->num_experts; i++) {
         d = desc->pinned[(int64_t)l * p->num_experts + i];
         if (d >= 0) deal->fill[d]++;
     }
-    for (d = 0, left = 0; d < p->num_devices; d++) {
-        if (deal->fill[d] > deal->cap[d]) deal->cap[d] = deal->fill[d];
-        left += deal->cap[d];
-    }
-    for (left -= given; left > 0; left--) { /* pins above a device's share: others give, those with most to give */
-        for (d = 1, i = 0; d < p->num_devices; d++)
-            if (deal->cap[d] - deal->fill[d] > deal->cap[i] - deal->fill[i]) i = d;
-        deal->cap[i]--;
-    }
+    moe_epi_caps_hold(p->num_devices, given, deal);
     for (d = 0; d < p->num_devices; d++) deal->fill[d] = 0;
 }
 
@@ -16116,6 +16137,20 @@ static void moe_epi_undo(moe_epi_few *f, double level)
         while (f->touched[d] && moe_epi_undo_one(f, d, level)) {}
 }
 
+/* Cells each device may fill in layer l, which is loaded: all, or its share of layer_slots[l], but never fewer than it
+ * fills. */
+static void moe_epi_rebalance_caps(const moe_ep_rebalance_desc *desc, int32_t l, const moe_epi_room *room,
+                                   int32_t *odd, moe_epi_deal *deal)
+{
+    const moe_ep_placement *p = desc->current;
+    int32_t d, given = desc->layer_slots ? desc->layer_slots[l] : room->slots, used = 0;
+    moe_epi_deal_caps(deal, p);
+    if (given >= room->slots) return;
+    for (d = 0; d < p->num_devices; d++) used += deal->fill[d];
+    moe_epi_caps_share(p, given, room->slots, odd, deal);
+    moe_epi_caps_hold(p->num_devices, used > given ? used : given, deal);
+}
+
 /* The current layer as a state: duplicates and copies on inactive devices are let go. */
 static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int32_t l, uint64_t *held)
 {
@@ -16126,8 +16161,7 @@ static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int3
     for (d = 0; d < s->D; d++) {
         s->fill[d] = 0;
         s->load[d] = 0.0;
-        s->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
-        for (i = p->slot_start[d]; s->cap[d] > 0 && i < p->slot_start[d + 1]; i++) {
+        for (i = p->slot_start[d]; !p->device_inactive[d] && i < p->slot_start[d + 1]; i++) {
             if (expert[i] < 0 || moe_epi_has_expert(s, d, expert[i])) continue;
             s->cell[s->slot_start[d] + s->fill[d]++] = expert[i];
             moe_epi_flip(s, d, expert[i]);
@@ -16250,6 +16284,13 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
                             desc->target);
     if (desc->max_moves < 0 || desc->max_layer_moves < 0 || desc->max_device_moves < 0 || desc->max_link_moves < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_moves", "limits must not be negative", -1, 0.0);
+    if (desc->max_replicas < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_replicas", "must not be negative", -1,
+                            desc->max_replicas);
+    for (l = 0; desc->layer_slots && l < p->num_layers; l++)
+        if (desc->layer_slots[l] < p->num_experts || desc->layer_slots[l] > p->num_slots)
+            return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.layer_slots", "must lie between E and P", l,
+                                desc->layer_slots[l]);
     return MOE_EP_OK;
 }
 
@@ -16361,7 +16402,7 @@ static int64_t moe_epi_rebalance_pass(moe_epi_few *f, moe_epi_deal *deal, uint64
     moe_epi_state *s = f->s;
     moe_epi_budget *b = f->b;
     const moe_ep_placement *p = b->from;
-    int32_t l, d;
+    int32_t l, d, odd = 0;
     int64_t moves = 0;
     for (d = 0; d < s->D; d++) b->arrivals[d] = 0;
     if (b->links) memset(b->links, 0, sizeof(int32_t) * (size_t)s->D * (size_t)s->D);
@@ -16374,6 +16415,7 @@ static int64_t moe_epi_rebalance_pass(moe_epi_few *f, moe_epi_deal *deal, uint64
         b->layer = l;
         b->moves = 0;
         moe_epi_state_load(s, p, l, held);
+        moe_epi_rebalance_caps(b->desc, l, room, &odd, deal);
         changes = moe_epi_rebalance_try(f, deal, held, target, room, &now, &keep);
         moves += b->moves;
         if (b->reached && !b->alone) b->reached[l] = now;
@@ -16438,8 +16480,15 @@ static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, con
                                      moe_ep_plan_result *r)
 {
     double before = r->max_before;
+    int32_t used = out->replica_start[(int64_t)l * (out->num_experts + 1) + out->num_experts];
+    moe_epi_room own = *room;
+    if (desc->layer_slots && desc->layer_slots[l] < room->slots) {
+        own.slots = used > desc->layer_slots[l] ? used : desc->layer_slots[l];
+        own.least_slots = 0; /* a device may fill fewer than it has */
+    }
     r->duplicates = r->max_replicas = 0;
-    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, room, INT32_MAX, work, r);
+    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, &own,
+                   desc->max_replicas > 0 ? desc->max_replicas : INT32_MAX, work, r);
     r->max_before = before;
     r->policy = MOE_EP_PLACE_REBALANCE;
     r->reason = relaxed
@@ -16496,7 +16545,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     memset(&budget, 0, sizeof budget);
     budget.desc = desc;
     budget.max_moves = desc->max_layer_moves;
-    state.max_count = D;
+    state.max_count = desc->max_replicas > 0 && desc->max_replicas < D ? desc->max_replicas : D;
     budget.from = p;
     budget.held = held;
     budget.arrivals = (int64_t *)moe_epi_take(&arena, D, sizeof(int64_t));

@@ -3186,7 +3186,7 @@ TEST(refused_options)
     const int32_t down[6] = {-1, 3, -1, -1, -1, -1};
     const int32_t layer[1] = {6}, minus[6] = {0, 0, 0, -1, 1, 1}, beyond[6] = {0, 0, 0, 2, 1, 1};
     const int32_t fine[6] = {0, 0, 0, 1, 1, 1}, full[6] = {0, 0, 0, 0, 0, 0};
-    const int32_t odd[1] = {7}, stay[6] = {0, 1, 2, 3, -1, -1};
+    const int32_t odd[1] = {7}, stay[6] = {0, 1, 2, 3, -1, -1}, few[1] = {5}, twelve[1] = {12}, many[1] = {13};
     const uint8_t dead[4] = {0, 0, 0, 1}, first[4] = {1, 0, 0, 0};
     int64_t pairs[36] = {0};
     moe_ep_place_desc d = desc_of(1, 6, shape_of(4, 12, 2), w), bad;
@@ -3268,6 +3268,12 @@ TEST(refused_options)
     REBALANCE(y.max_layer_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
     REBALANCE(y.max_device_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
     REBALANCE(y.max_link_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+    REBALANCE(y.max_replicas = -1, MOE_EP_ERR_RANGE, "desc.max_replicas");
+    REBALANCE(y.layer_slots = few, MOE_EP_ERR_SLOTS, "desc.layer_slots");
+    CHECK(err.index == 0 && err.value == 5);
+    REBALANCE(y.layer_slots = many, MOE_EP_ERR_SLOTS, "desc.layer_slots");
+    REBALANCE(y.layer_slots = layer, MOE_EP_OK, "");
+    REBALANCE(y.layer_slots = twelve, MOE_EP_OK, "");
 #undef REBALANCE
     REFUSED(moe_ep_rebalance(&x, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
     REFUSED(moe_ep_rebalance(&x, &q, NULL, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
@@ -3953,6 +3959,98 @@ TEST(shares_rotate_over_the_layers)
         rubbish_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
+}
+
+/* Rebalanced with the budgets it was planned with, no layer grows beyond them and no device beyond its share; without
+ * them layers grow. */
+TEST(rebalance_keeps_budgets)
+{
+    const double one_hot[4] = {10, 10, 10, 100};
+    const int32_t singles[8] = {0, -1, 1, -1, 2, -1, 3, -1}, five[1] = {5};
+    uint64_t s = t_seed;
+    int n, i, l, e, grown = 0, changed = 0, above = 0;
+    moe_ep_rebalance_desc x;
+    moe_ep_plan_result r[4], best[4];
+    moe_ep_shape shape = shape_of(4, 8, 1);
+    moe_ep_placement p = placement_new(1, 4, &shape), q = placement_new(1, 4, &shape);
+    memcpy(p.slot_expert, singles, sizeof singles);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    memset(&x, 0, sizeof x);
+    x.current = &p;
+    x.loads = one_hot;
+    for (n = 0; n < 3; n++) {
+        x.layer_slots = n == 1 ? five : NULL;
+        x.max_replicas = n == 2 ? 2 : 0;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r[0].max, n == 0 ? 35 : 50, 1e-12, 0);
+        CHECK_NEAR(r[0].lower_bound, n == 0 ? 32.5 : 50, 1e-9, 0);
+        CHECK_I64(r[0].slots_used, n == 0 ? 8 : 5);
+    }
+    placement_free(&p);
+    placement_free(&q);
+    for (n = 0; n < 300; n++) {
+        int D = 2 + (int)t_below(&s, 6), S = 2 + (int)t_below(&s, 3), P = D * S, L = 4;
+        int dead = n % 3 == 2 && D > 2, E = 1 + (int)t_below(&s, P - dead * S), next = 0, alive = (D - dead) * S;
+        double a[4 * 40], b[4 * 40], speed[7];
+        int32_t slots[4];
+        moe_ep_place_desc d;
+        for (l = 0; l < L; l++) slots[l] = E + (int32_t)t_below(&s, alive - E + 1);
+        for (i = 0; i < L * E; i++) {
+            a[i] = exp(2 * t_unit(&s));
+            b[i] = exp(2 * t_unit(&s));
+        }
+        for (i = 0; i < D; i++) speed[i] = n % 4 == 3 ? 0.5 + t_unit(&s) : 1;
+        shape = shape_of(D, P, 1);
+        shape.speed = speed;
+        d = desc_of(L, E, shape, a);
+        d.layer_slots = slots;
+        d.max_replicas = n % 5 == 4 ? 2 : 0;
+        p = placement_new(L, E, &shape);
+        q = placement_new(L, E, &shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+        if (dead) p.device_inactive[D - 1] = 1;
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = b;
+        x.max_moves = n % 2 ? 3 : 0;
+        x.max_replicas = d.max_replicas;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) grown += r[l].slots_used > slots[l];
+        x.layer_slots = slots;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        d.loads = b;
+        d.shape.inactive = p.device_inactive;
+        for (l = 0; l < L; l++) {
+            int want[7], used, room = D - dead;
+            for (i = 0; i < D; i++) want[i] = i < room ? slots[l] / room : 0;
+            for (i = slots[l] % room; i > 0 && slots[l] < alive; i--, next = (next + 1) % room) want[next]++;
+            if (slots[l] >= alive)
+                for (i = 0; i < room; i++) want[i] = S;
+            CHECK(r[l].slots_used <= slots[l]);
+            CHECK(d.max_replicas == 0 || r[l].max_replicas <= 2);
+            for (i = 0; i < D; i++) {
+                int before = 0;
+                for (used = 0, e = i * S; e < i * S + S; e++) {
+                    used += q.slot_expert[l * P + e] >= 0;
+                    before += p.slot_expert[l * P + e] >= 0;
+                }
+                if (i < room) CHECK(used <= (before > want[i] ? before : want[i]));
+                else CHECK_I64(used, 0);
+            }
+            changed += r[l].refinements > 0;
+        }
+        CHECK_I64(moe_ep_best_placement(&d, &q, best, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK(r[l].lower_bound <= best[l].max * (1 + 1e-9));
+            above += r[l].max > best[l].max * 1.05;
+        }
+        placement_free(&p);
+        placement_free(&q);
+        STOP_IF_FAILED("case %d", n);
+    }
+    printf("    %d layers would have grown, %d changed, %d end 5 %% above the best plan\n", grown, changed, above);
+    CHECK(grown > 150 && changed > 300);
 }
 
 /* Layers with other budgets, and dead devices: each layer begins behind the device that took the last odd slot. */
