@@ -1615,9 +1615,10 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
 
 typedef struct moe_ep_copies_desc {
     moe_ep_place_desc place;    /* shape: num_devices, nodes, speed, inactive; its slot numbers are ignored */
-    moe_ep_place_policy policy; /* MOE_EP_PLACE_BEST, or _EPLB_GLOBAL (num_slots multiples of D); 0 = BEST  */
+    moe_ep_place_policy policy; /* MOE_EP_PLACE_BEST, or _EPLB_GLOBAL (as many slots on every device); 0 = BEST */
     int32_t max_extra;          /* most extra slots per layer to try, over all devices together             */
-    int32_t step;               /* tried: 0, step, 2*step ..; 0 = 1 (EPLB: D)                               */
+    int32_t step;               /* tried: 0, step, 2*step .. (EPLB: those that fill E up to a multiple of D, and step
+                                   more at a time, which must be a multiple of D); 0 = 1 (EPLB: D)           */
     double target;              /* max/mean wanted in the worst layer; 0 = only the curve                   */
     double expert_bytes;        /* weights of one replica in one layer, for the bytes column; 0 = unknown   */
 } moe_ep_copies_desc;
@@ -1630,9 +1631,12 @@ typedef struct moe_ep_copies_point {
 } moe_ep_copies_point;
 
 /* The gain curve over extra copies, and the fewest that reach the target: *fewest, -1 = none of those tried.  The
- * curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be NULL.
- * Errors: those of the planner, and ERR_RANGE, ERR_CONFIG (policy; layer_slots given).  O(points) plans.
- * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337. */
+ * curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be NULL.  Where EPLB
+ * begins above 0 there can be one point less; the last then has extra -1.
+ * Errors: those of the planner, and ERR_RANGE (EPLB: max_extra below the fewest, value), ERR_CONFIG (policy; step;
+ * layer_slots given).  O(points) plans.
+ * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337; the same
+ * on 3 devices: 1, 4, 7 extra. */
 MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_ep_copies_point *points,
                                            int32_t *fewest, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -14412,6 +14416,23 @@ static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const 
     return moe_epi_desc_loads(&desc->place, 1, err);
 }
 
+/* The first number of extra slots of the curve, and the step.  EPLB needs as many slots on every device. */
+static moe_ep_status moe_epi_copies_range(const moe_ep_copies_desc *desc, int32_t active, int32_t *first,
+                                          int32_t *step, moe_ep_error *err)
+{
+    *first = 0;
+    *step = desc->step > 0 ? desc->step : 1;
+    if (desc->policy != MOE_EP_PLACE_EPLB_GLOBAL) return MOE_EP_OK;
+    *first = (active - desc->place.num_experts % active) % active;
+    if (desc->step == 0) *step = active;
+    if (*first > desc->max_extra)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_extra",
+                            "EPLB needs more, to fill the experts up to a multiple of the devices", -1, *first);
+    if (*step % active != 0 && *step <= desc->max_extra - *first)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.step", "EPLB needs a multiple of the devices", -1, *step);
+    return MOE_EP_OK;
+}
+
 /* Memory of a planner for the largest number of slots. */
 static size_t moe_epi_planner_bytes(const moe_ep_place_desc *d, int32_t P)
 {
@@ -14451,33 +14472,34 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
     moe_ep_place_desc place;
     moe_ep_plan_result *result;
     size_t total = 0, planner, block;
-    int32_t *slots, extra, active = 0, d, n = 0, found = -1, step;
+    int32_t *slots, extra, active = 0, d, n = 0, found = -1, first, step, most;
     unsigned char *memory, *buffer;
     moe_ep_copies_point *made;
     moe_ep_status status;
     moe_epi_ok(err);
     if ((status = moe_epi_copies_check(desc, points, fewest, &active, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_copies_range(desc, active, &first, &step, err)) != MOE_EP_OK) return status;
     place = desc->place;
-    step = desc->step > 0 ? desc->step : desc->policy == MOE_EP_PLACE_EPLB_GLOBAL ? active : 1;
+    most = desc->max_extra / step + 1;
     place.shape.slots_per_device = NULL;
     place.shape.num_slots = place.num_experts + desc->max_extra + place.shape.num_devices;
     planner = moe_epi_planner_bytes(&place, place.shape.num_slots);
     block = moe_ep_placement_bytes(place.num_layers, place.num_experts, &place.shape);
     moe_epi_need(&total, place.shape.num_devices, sizeof(int32_t));
     moe_epi_need(&total, place.num_layers, sizeof(moe_ep_plan_result));
-    moe_epi_need(&total, desc->max_extra / step + 1, sizeof(moe_ep_copies_point));
+    moe_epi_need(&total, most, sizeof(moe_ep_copies_point));
     moe_epi_need(&total, 1, planner);
     moe_epi_need(&total, 1, block - 1u); /* a multiple of 64, or 0 = too large */
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     slots = (int32_t *)moe_epi_take(&arena, place.shape.num_devices, sizeof(int32_t));
     result = (moe_ep_plan_result *)moe_epi_take(&arena, place.num_layers, sizeof(moe_ep_plan_result));
-    made = (moe_ep_copies_point *)moe_epi_take(&arena, desc->max_extra / step + 1, sizeof(moe_ep_copies_point));
+    made = (moe_ep_copies_point *)moe_epi_take(&arena, most, sizeof(moe_ep_copies_point));
     buffer = (unsigned char *)moe_epi_take(&arena, 1, planner);
     memory = (unsigned char *)moe_epi_take(&arena, 1, block - 1u);
     place.shape.slots_per_device = slots;
     place.shape.num_slots = 0;
     place.eplb_mode = MOE_EP_EPLB_GLOBAL;
-    for (extra = 0;; extra += step) {
+    for (extra = first;; extra += step) {
         moe_ep_placement p;
         moe_ep_scratch inner = moe_ep_scratch_fixed(buffer, planner);
         int32_t number = 0, all = place.num_experts + extra;
@@ -14496,7 +14518,11 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
         if (extra > desc->max_extra - step) break;
     }
     if (status == MOE_EP_OK) {
-        if (points) memcpy(points, made, sizeof *made * (size_t)n);
+        if (n < most) {
+            memset(&made[n], 0, sizeof *made);
+            made[n].extra = -1;
+        }
+        if (points) memcpy(points, made, sizeof *made * (size_t)most);
         if (fewest) *fewest = found;
     }
     moe_epi_arena_close(&arena);

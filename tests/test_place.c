@@ -1293,6 +1293,11 @@ TEST(copies_curve)
     CHECK_NEAR(point[4].worst, 1.0337, 0, 5e-5);
     CHECK_NEAR(point[4].bytes, 3200, 0, 0);
     CHECK(fewest == 24 || fewest == 32);
+    c.place.shape.num_devices = 3; /* 8 experts: 9, 12, 15 slots */
+    c.max_extra = 8;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < 3; i++) CHECK_I64(point[i].extra, 1 + 3 * i);
+    c.place.shape.num_devices = 8;
     c.policy = MOE_EP_PLACE_BEST;
     c.max_extra = 12;
     CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
@@ -3176,6 +3181,49 @@ TEST(refused_copies_and_budgets)
     bad.shape.inactive = last;
     CHECK_I64(moe_ep_replica_budgets(&bad, 1, slots, NULL, &err), MOE_EP_OK);
     CHECK_I64(slots[0], 5);
+}
+
+/* 256 experts on 144 devices, DeepSeek's decoding: 32 copies fill two slots everywhere. */
+TEST(copies_on_devices_that_do_not_divide)
+{
+    double w[256];
+    moe_ep_copies_desc c;
+    moe_ep_copies_point point[3];
+    moe_ep_place_desc d;
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    int32_t fewest = 7;
+    int i;
+    for (i = 0; i < 256; i++) w[i] = 1 + i % 7;
+    memset(&c, 0, sizeof c);
+    c.place = desc_of(1, 256, shape_of(144, 0, 0), w);
+    c.policy = MOE_EP_PLACE_EPLB_GLOBAL;
+    c.max_extra = 32;
+    d = desc_of(1, 256, shape_of(144, 288, 0), w);
+    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    placement_free(&p);
+    c.target = r.imbalance;
+    for (c.step = 0; c.step <= 64; c.step += 32) { /* with one point the step does not matter */
+        memset(point, 0, sizeof point);
+        CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+        CHECK(point[0].extra == 32 && fewest == 32);
+        CHECK_NEAR(point[0].worst, r.imbalance, 0, 0);
+        CHECK_I64(point[1].extra, c.step == 32 ? -1 : 0); /* 32 / 32 + 1 points, of which there is one */
+    }
+    c.max_extra = 31;
+    REFUSED(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_ERR_RANGE, "desc.max_extra");
+    CHECK_NEAR(err.value, 32, 0, 0);
+    c.max_extra = 32 + 145;
+    c.step = 145;
+    REFUSED(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_ERR_CONFIG, "desc.step");
+    c.max_extra = 32 + 144;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK(point[0].extra == 32 && point[1].extra == -1);
+    c.step = 144;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK(point[0].extra == 32 && point[1].extra == 176 && fewest == 32);
 }
 
 /* What best_placement and rebalance refuse, and options that meet. */

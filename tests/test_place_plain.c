@@ -1651,14 +1651,14 @@ TEST(budgets_told_plainly)
     CHECK(compared > 80 && uneven > 80);
 }
 
-/* Every point of the curve is a plan on as many slots, the odd ones on the first active devices. */
+/* Every point of the curve is a plan on as many slots, the odd ones on the first active devices; EPLB's have none. */
 TEST(curves_told_plainly)
 {
     uint64_t s = 20240607u;
-    int n, i, l, found = 0;
+    int n, i, l, found = 0, filled = 0, shorter = 0;
     for (n = 0; n < 80; n++) {
         int eplb = n % 2, L = 1 + n % 3, D = 2 + (int)t_below(&s, 3), E = 3 + (int)t_below(&s, 5), extra, k = 0;
-        int step, active = 0, want = -1;
+        int step, active = 0, want = -1, first = 0, most;
         double w[3 * 8], speed[4];
         uint8_t down[4] = {0};
         int32_t fewest = 77;
@@ -1666,7 +1666,8 @@ TEST(curves_told_plainly)
         moe_ep_copies_point got[16];
         for (i = 0; i < L * E; i++) w[i] = exp(2 * t_unit(&s));
         for (i = 0; i < D; i++) speed[i] = n % 6 == 2 ? 0.5 + t_unit(&s) : 1;
-        if (eplb) E = D * (1 + E / D) <= 8 ? D * (1 + E / D) : D;
+        if (eplb && n % 4 == 3) E = D * (1 + E / D) <= 8 ? D * (1 + E / D) : D;
+        while (eplb && (E + first) % D) first++;
         if (!eplb && D > 2) down[n % 3] = n % 4 == 0;
         for (i = 0; i < D; i++) active += !down[i];
         memset(&c, 0, sizeof c);
@@ -1676,7 +1677,7 @@ TEST(curves_told_plainly)
         c.place.shape.speed = speed;
         if (!eplb) c.place.shape.inactive = down;
         c.policy = eplb ? MOE_EP_PLACE_EPLB_GLOBAL : n % 4 ? MOE_EP_PLACE_BEST : MOE_EP_PLACE_GIVEN;
-        c.max_extra = eplb ? D * 4 : 1 + (int32_t)t_below(&s, 10);
+        c.max_extra = eplb ? D * 4 + n / 4 % 4 : 1 + (int32_t)t_below(&s, 10);
         c.step = eplb ? D * (n % 4 == 1) : (int32_t)t_below(&s, 4);
         if (eplb && n % 6 == 5) c.place.shape.speed = NULL;
         if (eplb)
@@ -1684,9 +1685,10 @@ TEST(curves_told_plainly)
         c.expert_bytes = 1000;
         c.target = n % 5 ? 1.0 + 0.3 * t_unit(&s) : 0;
         step = c.step ? c.step : eplb ? D : 1;
+        most = c.max_extra / step + 1;
         memset(got, 0, sizeof got);
         CHECK_I64(moe_ep_min_copies(&c, got, &fewest, NULL, NULL), MOE_EP_OK);
-        for (extra = 0; extra <= c.max_extra; extra += step, k++) {
+        for (extra = first; extra <= c.max_extra; extra += step, k++) {
             int32_t slots[4], number = 0;
             double worst = 0, mean = 0, sum = 0;
             moe_ep_place_desc d = c.place;
@@ -1714,13 +1716,18 @@ TEST(curves_told_plainly)
             if (want < 0 && c.target > 0 && worst <= c.target) want = extra;
             placement_free(&p);
         }
-        CHECK_I64(got[k].extra, 0); /* and none behind them */
-        CHECK_NEAR(got[k].worst, 0, 0, 0);
+        CHECK(k == most || (k == most - 1 && first > 0));
+        for (i = k; i <= most; i++) { /* a point that there is not, and nothing written behind them */
+            CHECK_I64(got[i].extra, i < most ? -1 : 0);
+            CHECK_NEAR(got[i].worst + got[i].mean + got[i].max_sum + got[i].bytes, 0, 0, 0);
+        }
         CHECK_I64(fewest, want);
         found += want > 0;
+        filled += first > 0;
+        shorter += k < most;
         STOP_IF_FAILED("case %d", n);
     }
-    CHECK(found > 10);
+    CHECK(found > 10 && filled > 8 && shorter > 4 && shorter < filled);
 }
 
 /* ---- small layers where swaps are not enough --------------------------------------------------------- */
