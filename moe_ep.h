@@ -1363,7 +1363,8 @@ typedef enum moe_ep_place_policy {
 MOE_EP_API const char *moe_ep_place_policy_str(moe_ep_place_policy policy);
 
 typedef enum moe_ep_eplb_mode {
-    MOE_EP_EPLB_AUTO = 0,    /* hierarchical when num_groups divides over the nodes, else global */
+    MOE_EP_EPLB_AUTO = 0,    /* hierarchical when num_groups divides over the nodes and these have as many devices
+                                each, else global */
     MOE_EP_EPLB_GLOBAL,      /* nodes ignored                                                    */
     MOE_EP_EPLB_HIERARCHICAL /* groups packed to nodes first; an error when they do not divide   */
 } moe_ep_eplb_mode;
@@ -1464,11 +1465,13 @@ MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_
 /* DeepSeek's EPLB (deepseek-ai/EPLB eplb.py, commit d52c72d), bit for bit with a stable sort: float32 loads,
  * ratios and running sums, groups added up in PyTorch's order, ties to the lowest index, replicas in creation
  * order.  Modes as in eplb_mode; the result says which ran and why.  Needs equal slots on all devices, no
- * inactive device, no speeds and, only when the plan is hierarchical, D divisible by nodes and E by groups (else
- * ERR_CONFIG or ERR_SIZE).  It may put an expert twice on a device (duplicates).
+ * inactive device, no speeds and, only when the plan is hierarchical, D divisible by nodes, as many devices on each
+ * and E divisible by groups (else ERR_CONFIG or ERR_SIZE).  Nodes as in node_of_device: what upstream gives the i-th
+ * device of a node goes to the i-th of it there.  It may put an expert twice on a device (duplicates).
  * Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E + P*log(P*D))).
  * Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
- * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1. */
+ * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1; with node_of_device 0 1 0 1 0 1 0 1 the slots
+ * 5 6 10 9 5 7 10 2 8 4 0 1 3 4 11 1. */
 MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                            moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                            moe_ep_error *err);
@@ -12695,6 +12698,7 @@ typedef struct moe_epi_eplb {
     int32_t *order;                      /* E: mlog2log                                          */
     int32_t *phy, *phy_rank, *count;     /* P, P, E: replicas in creation order                  */
     int32_t *pack, *rank, *fill;         /* P, P, G                                              */
+    int32_t *device;                     /* G: devices, node after node                          */
     int32_t *spare_rank;                 /* P: replica rank by slot                              */
 } moe_epi_eplb;
 
@@ -12709,7 +12713,7 @@ static void moe_epi_eplb_need(size_t *total, int32_t E, int32_t P, int32_t G)
     moe_epi_need(total, 4 * (int64_t)G, sizeof(uint64_t));
     for (i = 0; i < 2; i++) moe_epi_need(total, E, sizeof(int32_t));
     for (i = 0; i < 5; i++) moe_epi_need(total, P, sizeof(int32_t));
-    moe_epi_need(total, G, sizeof(int32_t));
+    for (i = 0; i < 2; i++) moe_epi_need(total, G, sizeof(int32_t));
 }
 
 static void moe_epi_eplb_take(moe_epi_arena *a, moe_epi_eplb *w, int32_t E, int32_t P, int32_t G)
@@ -12728,6 +12732,7 @@ static void moe_epi_eplb_take(moe_epi_arena *a, moe_epi_eplb *w, int32_t E, int3
     w->rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->spare_rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->fill = (int32_t *)moe_epi_take(a, G, sizeof(int32_t));
+    w->device = (int32_t *)moe_epi_take(a, G, sizeof(int32_t));
 }
 
 /* EPLB balanced_packing for `parts` equal ranges of items at once, each into its own m/parts packs of n/m items
@@ -12863,6 +12868,29 @@ static void moe_epi_eplb_groups(moe_epi_eplb *w, const double *loads, int32_t E,
         for (i = 0; i < size; i++) w->order[(w->pack[g] * each + w->rank[g]) * size + i] = g * size + i;
 }
 
+/* Have all nodes as many devices? */
+static int moe_epi_equal_nodes(const moe_ep_placement *p)
+{
+    int32_t n, d, i, each = p->num_devices / p->num_nodes;
+    if (p->num_devices % p->num_nodes != 0) return 0;
+    for (d = 0; d < p->num_devices && p->device_node[d] == d / each; d++) {}
+    for (n = 0; d < p->num_devices && n < p->num_nodes; n++) { /* not in order: counted */
+        int32_t left = each;
+        for (i = 0; i < p->num_devices; i++) left -= p->device_node[i] == n;
+        if (left != 0) return 0;
+    }
+    return 1;
+}
+
+/* Step 3 packs onto the devices of one node after the other: which are these?  nodes: equal ones, or 1 = they do not
+ * matter. */
+static void moe_epi_eplb_devices(moe_epi_eplb *w, const moe_ep_placement *p, int32_t nodes)
+{
+    int32_t d, n, each = p->num_devices / nodes;
+    for (n = 0; n < nodes; n++) w->fill[n] = n * each;
+    for (d = 0; d < p->num_devices; d++) w->device[w->fill[nodes > 1 ? p->device_node[d] : 0]++] = d;
+}
+
 static void moe_epi_eplb_layer(moe_ep_placement *p, int32_t l, const double *loads, int32_t groups, int32_t nodes,
                                moe_epi_eplb *w)
 {
@@ -12882,8 +12910,9 @@ static void moe_epi_eplb_layer(moe_ep_placement *p, int32_t l, const double *loa
         }
     }
     moe_epi_eplb_pack(w, w->slot_weight, P, D, nodes);
+    moe_epi_eplb_devices(w, p, nodes);
     for (i = 0; i < P; i++) {
-        int32_t s = w->pack[i] * each + w->rank[i];
+        int32_t s = w->device[w->pack[i]] * each + w->rank[i];
         expert[s] = w->phy[i];
         w->spare_rank[s] = w->phy_rank[i];
     }
@@ -12917,7 +12946,7 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
                                          int *hierarchical, const char **reason, moe_ep_error *err)
 {
     int32_t groups = desc->num_groups > 0 ? desc->num_groups : 1, nodes = out->num_nodes;
-    int divide = groups % nodes == 0;
+    int divide = groups % nodes == 0, equal = 1;
     if (desc->num_groups < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_groups", "must not be negative", -1, desc->num_groups);
     if (desc->eplb_mode != MOE_EP_EPLB_AUTO && desc->eplb_mode != MOE_EP_EPLB_GLOBAL &&
@@ -12929,12 +12958,17 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
                             "divide over the nodes",
                             -1, groups);
     *hierarchical = divide && desc->eplb_mode != MOE_EP_EPLB_GLOBAL;
+    if (*hierarchical && out->num_devices % nodes == 0) *hierarchical = equal = moe_epi_equal_nodes(out);
+    if (!equal && desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.node_of_device",
+                            "hierarchical was asked for, but the nodes have unlike numbers of devices", -1, nodes);
     if (*hierarchical && desc->num_experts % groups != 0) /* global knows neither groups nor nodes */
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "does not divide the experts", -1, groups);
     if (*hierarchical && out->num_devices % nodes != 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.num_nodes", "does not divide the devices", -1, nodes);
     if (desc->eplb_mode == MOE_EP_EPLB_GLOBAL) *reason = "global: asked for";
     else if (desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL) *reason = "hierarchical: asked for";
+    else if (!equal) *reason = "global: the nodes have unlike numbers of devices";
     else if (divide && nodes == 1)
         *reason = "hierarchical: one node holds all groups, which is global up to the order of slots";
     else if (divide) *reason = "hierarchical: the groups divide over the nodes";
@@ -15591,7 +15625,8 @@ static int moe_epi_eplb_lower(moe_epi_plan *plan, int32_t l, const moe_epi_state
     nodes[1] = plan->out->num_nodes;
     for (mode = 0; mode < 2; mode++) {
         double worst = 0.0;
-        if (groups[mode] % nodes[mode] != 0 || s->E % groups[mode] != 0 || s->D % nodes[mode] != 0) continue;
+        if (groups[mode] % nodes[mode] != 0 || s->E % groups[mode] != 0) continue;
+        if (mode == 1 && !moe_epi_equal_nodes(plan->out)) continue;
         moe_epi_eplb_layer(plan->out, l, s->w, groups[mode], nodes[mode], plan->eplb);
         moe_epi_layer_device_loads(plan->out, l, s->w, plan->work.device);
         for (d = 0; d < s->D; d++)

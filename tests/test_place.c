@@ -450,6 +450,101 @@ TEST(eplb_against_naive)
     }
 }
 
+/* Nodes in any order: what the plan gives the i-th device of a node in order goes to its i-th device here.  Nodes of
+ * unlike sizes have no hierarchical plan. */
+TEST(eplb_on_nodes_in_any_order)
+{
+    const double loads[12] = {90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86};
+    const int32_t turn[8] = {0, 1, 0, 1, 0, 1, 0, 1}, odd[8] = {0, 0, 0, 0, 0, 1, 1, 1};
+    const int32_t want[16] = {5, 6, 10, 9, 5, 7, 10, 2, 8, 4, 0, 1, 3, 4, 11, 1};
+    uint64_t s = t_seed;
+    int n, i, l, k, mixed = 0, lower = 0;
+    moe_ep_place_desc d = desc_of(1, 12, shape_of(8, 16, 2), loads);
+    moe_ep_placement p, q;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    d.num_groups = 4;
+    d.shape.node_of_device = turn;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_HIERARCHICAL);
+    for (i = 0; i < 16; i++) CHECK_I64(p.slot_expert[i], want[i]);
+    placement_free(&p);
+    d.shape.node_of_device = odd;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_GLOBAL);
+    CHECK_STR(r.reason, "global: the nodes have unlike numbers of devices");
+    d.shape.node_of_device = NULL;
+    d.num_groups = 1;
+    r = plan_one(moe_ep_place_eplb, &d, &q, NULL);
+    CHECK(memcmp(p.slot_expert, q.slot_expert, 16 * sizeof(int32_t)) == 0);
+    d.shape.node_of_device = odd;
+    d.num_groups = 5 * 2; /* does not divide the experts, which the global plan does not ask */
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+    d.num_groups = 4;
+    d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "desc.shape.node_of_device");
+    placement_free(&p);
+    placement_free(&q);
+    for (n = 0; n < 300; n++) {
+        int nodes = 1 + (int)t_below(&s, 4), each = 1 + (int)t_below(&s, 4), D = nodes * each, L = 1 + n % 2;
+        int E = nodes * (1 + (int)t_below(&s, 3)) * (1 + (int)t_below(&s, 4));
+        int S = (E + D - 1) / D + (int)t_below(&s, 3);
+        int32_t node[16], device[16], seen[4] = {0};
+        double w[2 * 48];
+        moe_ep_plan_result a[2], b[2];
+        random_loads(&s, w, L * E);
+        for (i = 0; i < D; i++) node[i] = i / each;
+        for (i = D - 1; i > 0; i--) {
+            int j = (int)t_below(&s, i + 1);
+            int32_t keep = node[i];
+            node[i] = node[j];
+            node[j] = keep;
+        }
+        for (i = 0; i < D; i++) device[node[i] * each + seen[node[i]]++] = i;
+        d = desc_of(L, E, shape_of(D, D * S, nodes), w);
+        d.num_groups = nodes;
+        q = placement_new(L, E, &d.shape);
+        CHECK_I64(moe_ep_place_eplb(&d, &q, a, NULL, NULL), MOE_EP_OK);
+        d.shape.node_of_device = node;
+        p = placement_new(L, E, &d.shape);
+        CHECK_I64(moe_ep_place_eplb(&d, &p, b, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, 0, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK_I64(b[l].policy, MOE_EP_PLACE_EPLB_HIERARCHICAL);
+            CHECK_NEAR(b[l].max, a[l].max, 0, 0);
+            CHECK_NEAR(b[l].node_imbalance, a[l].node_imbalance, 1e-12, 0);
+            for (i = 0; i < D; i++) {
+                mixed += device[i] != i;
+                for (k = 0; k < S; k++)
+                    CHECK_I64(p.slot_expert[(l * D + device[i]) * S + k], q.slot_expert[(l * D + i) * S + k]);
+            }
+            for (i = 0; i < E; i++) /* copies in the order in which they were made */
+                for (k = q.replica_start[l * (E + 1) + i]; k < q.replica_start[l * (E + 1) + i + 1]; k++) {
+                    int32_t slot = q.replica_slot[l * D * S + k];
+                    CHECK_I64(p.replica_slot[l * D * S + k], device[slot / S] * S + slot % S);
+                }
+        }
+        d.max_refinements = 1; /* best_placement: never above it without doubles, doubled where that is allowed */
+        d.allow_duplicates = 1;
+        CHECK_I64(moe_ep_best_placement(&d, &p, b, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK(b[l].max <= a[l].max * (1 + 1e-9));
+            lower += b[l].max < a[l].max;
+        }
+        if (D > nodes && nodes > 1) {
+            node[0] = (node[0] + 1) % nodes; /* one node has one more: its hierarchical plan is not looked at */
+            memcpy(p.device_node, node, sizeof(int32_t) * (size_t)D);
+            CHECK_I64(moe_ep_best_placement(&d, &p, b, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_validate(&p, 0, NULL, NULL), MOE_EP_OK);
+        }
+        placement_free(&p);
+        placement_free(&q);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(mixed > 200 && lower > 50);
+}
+
 /* ---- TensorRT-LLM -------------------------------------------------------------------------------------------------
  */
 
