@@ -15578,16 +15578,23 @@ static double moe_epi_soft_off(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
 
 #define MOE_EPI_SOFT_STEPS 8
 
-/* The lowest target whose load off home nodes fits max_off_node. */
+/* The lowest target whose load off home nodes fits max_off_node.  No layer is above half of `highest`, so that it takes
+ * nothing off. */
 static double moe_epi_soft_target(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal *deal)
 {
     double low = 1.0005, high = 2.0 * (double)plan->room.devices, allowed = 0.0;
+    double highest = 2.0 * plan->room.speed_sum / plan->room.speed_min;
     int64_t i, cells = (int64_t)plan->desc->num_layers * s->E;
-    int step;
+    int step = 0;
     for (i = 0; i < cells; i++) allowed += plan->loads[i] * plan->desc->max_off_node;
-    if (!(allowed > 0.0)) return high;
+    if (!(allowed > 0.0)) return highest;
     if (moe_epi_soft_off(plan, s, deal, low) <= allowed) return low;
-    for (step = 0; step < MOE_EPI_SOFT_STEPS; step++) {
+    if (highest > high && moe_epi_soft_off(plan, s, deal, high) > allowed) { /* speeds far apart */
+        low = high;
+        high = highest;
+        step = 2;
+    }
+    for (; step < MOE_EPI_SOFT_STEPS; step++) {
         double middle = 1.0 + sqrt((low - 1.0) * (high - 1.0)); /* imbalance spans decades */
         if (step == 0) middle = 1.03;
         else if (step == 1) middle = high > 1.03 ? 1.5 : 1.01;

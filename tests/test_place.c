@@ -1517,6 +1517,52 @@ static double off_home(const moe_ep_placement *p, const double *w, const int32_t
     return off;
 }
 
+/* Speeds far apart put a layer at home above twice D times the mean: it stays at home all the same. */
+TEST(soft_nodes_on_slow_devices)
+{
+    const double ten[4] = {10, 10, 10, 10};
+    const int32_t home[4] = {0, 0, 1, 1};
+    double tenth[2] = {1, 0.1}, w[40], speed[8], total;
+    uint64_t s = t_seed;
+    int n, i, far = 0;
+    moe_ep_place_desc d = desc_of(1, 4, shape_of(2, 8, 2), ten);
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    d.node_soft = 1;
+    d.home_node = home;
+    d.shape.speed = tenth;
+    r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r.off_node, 0, 0, 0);
+    CHECK_NEAR(r.max, 200, 1e-12, 0);
+    placement_free(&p);
+    for (n = 0; n < 200; n++) {
+        int N = 2 + (int)t_below(&s, 2), D = N * (1 + (int)t_below(&s, 2)), S = 2 + (int)t_below(&s, 3);
+        int E = N * (1 + (int)t_below(&s, D / N * S));
+        int32_t at[40];
+        for (i = 0; i < D; i++) speed[i] = exp(6 * t_unit(&s) - 6);
+        for (i = 0, total = 0; i < E; i++) {
+            at[i] = i * N / E;
+            total += w[i] = exp(3 * t_unit(&s));
+        }
+        d = desc_of(1, E, shape_of(D, D * S, N), w);
+        d.shape.speed = speed;
+        d.node_soft = 1;
+        d.home_node = at;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_NEAR(r.off_node, 0, 0, 0);
+        CHECK_NEAR(off_home(&p, w, at), 0, 0, 0);
+        far += r.imbalance > 2 * D;
+        placement_free(&p);
+        d.max_off_node = 0.1;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK(off_home(&p, w, at) <= 0.1 * total * (1 + 1e-9));
+        CHECK_NEAR(r.off_node * total, off_home(&p, w, at), 1e-9, 1e-9);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(far > 10);
+}
+
 TEST(soft_nodes_random)
 {
     uint64_t s = t_seed;

@@ -576,16 +576,30 @@ static int plain_soft_layer(plain *x, double target, double *off)
     return done;
 }
 
+/* A target that every layer meets, whatever is on its devices. */
+static double plain_highest(const plain *x)
+{
+    double fast = 0, slowest = HUGE_VAL;
+    int d;
+    for (d = 0; d < x->D; d++) {
+        fast += x->speed[d];
+        if (x->speed[d] < slowest) slowest = x->speed[d];
+    }
+    return 2 * fast / slowest;
+}
+
 /* The target for all layers: eight halvings, in the ratio of what is above the mean. */
 static double plain_soft_target(const plain *x, int L, double share)
 {
-    double low = 1.0005, high = 2.0 * x->D, allowed = 0, middle = low;
+    double low = 1.0005, high = 2.0 * x->D, highest = plain_highest(x), allowed = 0, middle = low;
     int step, l, e;
     for (l = 0; l < L; l++)
         for (e = 0; e < x->E; e++) allowed += share * x[l].w[e];
-    if (!(allowed > 0)) return high;
-    for (step = -1; step < 8; step++) {
+    if (!(allowed > 0)) return highest;
+    for (step = -2; step < 8; step++) { /* at 1.0005 first, then at 2 D */
         double sum = 0, off;
+        if (step == -1) middle = high;
+        if (step == -1 && !(highest > high)) continue;
         if (step == 0) middle = 1.03;
         if (step == 1) middle = high > 1.03 ? 1.5 : 1.01;
         if (step > 1) middle = 1 + sqrt((low - 1) * (high - 1));
@@ -594,9 +608,10 @@ static double plain_soft_target(const plain *x, int L, double share)
             (void)plain_soft_layer(&y, middle, &off);
             sum += off;
         }
-        if (sum <= allowed && step < 0) return low;
+        if (sum <= allowed && step == -2) return low;
         if (sum <= allowed) high = middle;
         else low = middle;
+        if (step == -1 && sum > allowed) high = highest, step = 1; /* speeds far apart: beyond 2 D */
     }
     return high;
 }
@@ -604,7 +619,7 @@ static double plain_soft_target(const plain *x, int L, double share)
 TEST(soft_nodes_told_plainly)
 {
     uint64_t s = 20240607u;
-    int n, i, l, compared = 0, away = 0;
+    int n, i, l, compared = 0, away = 0, far = 0;
     for (n = 0; n < 240; n++) {
         static const double shares[5] = {0, 0.03, 0.1, 0.3, 1};
         int N = 2 + n % 2, D = N * (2 + n / 2 % 2), S = 3 + 2 * (n % 3), P = D * S, groups = 2 * N, kind = n % 4;
@@ -635,6 +650,7 @@ TEST(soft_nodes_told_plainly)
         if (kind == 3) d.num_groups = groups;
         else d.home_node = home;
         for (i = 0; i < D; i++) speed[i] = kind == 2 ? 0.8 + 0.4 * t_unit(&s) : 1;
+        for (i = 0; i < D && n % 8 == 6; i++) speed[i] = exp(20 * speed[i] - 24); /* far apart */
         if (kind == 2) d.shape.speed = speed;
         for (l = 0; l < 2; l++) {
             x[l].E = E;
@@ -665,12 +681,13 @@ TEST(soft_nodes_told_plainly)
             CHECK_NEAR(r[l].off_node, off / total, 1e-9, 1e-12);
             compared++;
             away += off > 0;
+            far += target > 2 * D;
         }
         placement_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
-    printf("    %d compared, %d with load off its home node\n", compared, away);
-    CHECK(compared > 200 && away > 100);
+    printf("    %d compared, %d with load off its home node, %d with targets beyond 2 D\n", compared, away, far);
+    CHECK(compared > 200 && away > 100 && far > 10);
 }
 
 /* Cells that a layer with `given` slots may fill on each device, of its own: equal shares, the odd ones in turn over
@@ -1498,7 +1515,7 @@ TEST(options_told_plainly)
             }
             plain_caps(&x[l], &shape, slots, d.layer_slots ? budget[l] : alive, &next);
             if (d.max_replicas < x[l].most) x[l].most = d.max_replicas;
-            changes = soft ? plain_soft_layer(&x[l], 2.0 * D, &off)
+            changes = soft ? plain_soft_layer(&x[l], plain_highest(&x[l]), &off)
                            : plain_best(&x[l], &shape, d.max_refinements ? d.max_refinements : 1 << 30, 0);
             if (d.coactivation) swaps = plain_partners(&x[l], pairs + l * E * E, d.coactivation_slack, soft);
             if (plain_ties) continue;
