@@ -1363,7 +1363,8 @@ typedef enum moe_ep_place_policy {
 MOE_EP_API const char *moe_ep_place_policy_str(moe_ep_place_policy policy);
 
 typedef enum moe_ep_eplb_mode {
-    MOE_EP_EPLB_AUTO = 0,    /* hierarchical when num_groups divides over the nodes, else global */
+    MOE_EP_EPLB_AUTO = 0,    /* hierarchical when num_groups divides over the nodes and these have as many devices
+                                each, else global */
     MOE_EP_EPLB_GLOBAL,      /* nodes ignored                                                    */
     MOE_EP_EPLB_HIERARCHICAL /* groups packed to nodes first; an error when they do not divide   */
 } moe_ep_eplb_mode;
@@ -1381,9 +1382,11 @@ typedef struct moe_ep_place_desc {
     double risk_z;     /* 0 = the mean; 0.674 covers 75 % of the steps of a normal load                */
 
     /* best_placement only */
-    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P.  Which devices
-                                   take what does not divide over them rotates with the layer's index, so that no
-                                   device holds the odd copies of all layers                          */
+    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, pins included; NULL = all P.  What does not
+                                   divide goes round the active devices, each layer beginning behind the last
+                                   device of the layer before: of all layers together no device takes two odd
+                                   slots more than another, pins apart (4 experts on 4 devices, 5 4 6 4 slots:
+                                   an odd one on devices 0, 1 and 2)                                  */
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
     int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
@@ -1463,11 +1466,13 @@ MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_
 /* DeepSeek's EPLB (deepseek-ai/EPLB eplb.py, commit d52c72d), bit for bit with a stable sort: float32 loads,
  * ratios and running sums, groups added up in PyTorch's order, ties to the lowest index, replicas in creation
  * order.  Modes as in eplb_mode; the result says which ran and why.  Needs equal slots on all devices, no
- * inactive device, no speeds and, only when the plan is hierarchical, D divisible by nodes and E by groups (else
- * ERR_CONFIG or ERR_SIZE).  It may put an expert twice on a device (duplicates).
+ * inactive device, no speeds and, only when the plan is hierarchical, D divisible by nodes, as many devices on each
+ * and E divisible by groups (else ERR_CONFIG or ERR_SIZE).  Nodes as in node_of_device: what upstream gives the i-th
+ * device of a node goes to the i-th of it there.  It may put an expert twice on a device (duplicates).
  * Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E + P*log(P*D))).
  * Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
- * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1. */
+ * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1; with node_of_device 0 1 0 1 0 1 0 1 the slots
+ * 5 6 10 9 5 7 10 2 8 4 0 1 3 4 11 1. */
 MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                            moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                            moe_ep_error *err);
@@ -1616,9 +1621,10 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
 
 typedef struct moe_ep_copies_desc {
     moe_ep_place_desc place;    /* shape: num_devices, nodes, speed, inactive; its slot numbers are ignored */
-    moe_ep_place_policy policy; /* MOE_EP_PLACE_BEST, or _EPLB_GLOBAL (num_slots multiples of D); 0 = BEST  */
+    moe_ep_place_policy policy; /* MOE_EP_PLACE_BEST, or _EPLB_GLOBAL (as many slots on every device); 0 = BEST */
     int32_t max_extra;          /* most extra slots per layer to try, over all devices together             */
-    int32_t step;               /* tried: 0, step, 2*step ..; 0 = 1 (EPLB: D)                               */
+    int32_t step;               /* tried: 0, step, 2*step .. (EPLB: those that fill E up to a multiple of D, and step
+                                   more at a time, which must be a multiple of D); 0 = 1 (EPLB: D)           */
     double target;              /* max/mean wanted in the worst layer; 0 = only the curve                   */
     double expert_bytes;        /* weights of one replica in one layer, for the bytes column; 0 = unknown   */
 } moe_ep_copies_desc;
@@ -1631,9 +1637,12 @@ typedef struct moe_ep_copies_point {
 } moe_ep_copies_point;
 
 /* The gain curve over extra copies, and the fewest that reach the target: *fewest, -1 = none of those tried.  The
- * curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be NULL.
- * Errors: those of the planner, and ERR_RANGE, ERR_CONFIG (policy; layer_slots given).  O(points) plans.
- * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337. */
+ * curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be NULL.  Where EPLB
+ * begins above 0 there can be one point less; the last then has extra -1.
+ * Errors: those of the planner, and ERR_RANGE (EPLB: max_extra below the fewest, value), ERR_CONFIG (policy; step;
+ * layer_slots given).  O(points) plans.
+ * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337; the same
+ * on 3 devices: 1, 4, 7 extra. */
 MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_ep_copies_point *points,
                                            int32_t *fewest, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -1668,6 +1677,10 @@ typedef struct moe_ep_rebalance_desc {
     int32_t max_device_moves; /* arrivals per device, all layers together; 0 = no limit                 */
     int32_t max_link_moves;   /* per (source device, destination device) pair, with the senders of
                                  moe_ep_plan_moves; 0 = no limit                                        */
+    int32_t max_replicas;     /* of one expert; 0 = no limit.  Who has more keeps them                  */
+    const int32_t *layer_slots; /* (L) slots the layer may fill, E..P, shared out over the active devices as
+                                   best_placement does; NULL = all.  A device (layer) that fills more than its
+                                   share (slots) keeps them and takes no more                           */
 } moe_ep_rebalance_desc;
 
 /* From the current placement to a better one with few moves: swaps two replicas, or overwrites a spare replica with a
@@ -1679,12 +1692,15 @@ typedef struct moe_ep_rebalance_desc {
  * is less (where layers share max_moves, max_device_moves or max_link_moves: only if no layer ends busier for it).
  * One change follows the other: what only several at once would better is not found, so a layer may end above the best
  * plan for its slots (with up to 9 slots 1 to 2.5 % on average); moe_ep_best_placement looks further, and moves more.
+ * Empty slots take copies, too: a plan made with layer_slots or max_replicas keeps them when it is given them again.
  * out is laid out like current (it may be current itself).
  * Example: expert 1 in 5 slots and expert 0 in one, 2 slots on each of 3 devices, loads 169 985, target 1.1: the
  * busiest device has 394 of 384.67 on average, so nothing moves.  Load 12 with a copy on each of two devices of speeds
- * 1 and 3: 6 and 2; alone on the fast one it is 4.
- * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots), ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW,
- * ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + E) + changes*E*(slots per device + replicas)). */
+ * 1 and 3: 6 and 2; alone on the fast one it is 4.  One copy each of loads 10 10 10 100 on 4 devices of 2 slots, target
+ * 0: 35 in all 8 slots; 50 with layer_slots 5, of which it fills 5, or with max_replicas 2.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots; layer_slots, index = layer), ERR_NAN,
+ * ERR_NEGATIVE, ERR_OVERFLOW, ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.
+ * O(L*(P + E) + changes*E*(slots per device + replicas)). */
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -12034,6 +12050,7 @@ typedef struct moe_epi_plan {
     struct moe_epi_eplb *eplb;       /* best_placement only: NULL when EPLB cannot plan this */
     moe_epi_snap snap;
     int32_t *home;                   /* (L,E) with node_soft        */
+    int32_t odd;                     /* device that takes the next odd copy of a layer's budget */
 } moe_epi_plan;
 
 static moe_ep_status moe_epi_desc_loads(const moe_ep_place_desc *d, int need_loads, moe_ep_error *err)
@@ -12739,6 +12756,7 @@ typedef struct moe_epi_eplb {
     int32_t *order;                      /* E: mlog2log                                          */
     int32_t *phy, *phy_rank, *count;     /* P, P, E: replicas in creation order                  */
     int32_t *pack, *rank, *fill;         /* P, P, G                                              */
+    int32_t *device;                     /* G: devices, node after node                          */
     int32_t *spare_rank;                 /* P: replica rank by slot                              */
 } moe_epi_eplb;
 
@@ -12753,7 +12771,7 @@ static void moe_epi_eplb_need(size_t *total, int32_t E, int32_t P, int32_t G)
     moe_epi_need(total, 4 * (int64_t)G, sizeof(uint64_t));
     for (i = 0; i < 2; i++) moe_epi_need(total, E, sizeof(int32_t));
     for (i = 0; i < 5; i++) moe_epi_need(total, P, sizeof(int32_t));
-    moe_epi_need(total, G, sizeof(int32_t));
+    for (i = 0; i < 2; i++) moe_epi_need(total, G, sizeof(int32_t));
 }
 
 static void moe_epi_eplb_take(moe_epi_arena *a, moe_epi_eplb *w, int32_t E, int32_t P, int32_t G)
@@ -12772,6 +12790,7 @@ static void moe_epi_eplb_take(moe_epi_arena *a, moe_epi_eplb *w, int32_t E, int3
     w->rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->spare_rank = (int32_t *)moe_epi_take(a, P, sizeof(int32_t));
     w->fill = (int32_t *)moe_epi_take(a, G, sizeof(int32_t));
+    w->device = (int32_t *)moe_epi_take(a, G, sizeof(int32_t));
 }
 
 /* EPLB balanced_packing for `parts` equal ranges of items at once, each into its own m/parts packs of n/m items
@@ -12907,6 +12926,29 @@ static void moe_epi_eplb_groups(moe_epi_eplb *w, const double *loads, int32_t E,
         for (i = 0; i < size; i++) w->order[(w->pack[g] * each + w->rank[g]) * size + i] = g * size + i;
 }
 
+/* Have all nodes as many devices? */
+static int moe_epi_equal_nodes(const moe_ep_placement *p)
+{
+    int32_t n, d, i, each = p->num_devices / p->num_nodes;
+    if (p->num_devices % p->num_nodes != 0) return 0;
+    for (d = 0; d < p->num_devices && p->device_node[d] == d / each; d++) {}
+    for (n = 0; d < p->num_devices && n < p->num_nodes; n++) { /* not in order: counted */
+        int32_t left = each;
+        for (i = 0; i < p->num_devices; i++) left -= p->device_node[i] == n;
+        if (left != 0) return 0;
+    }
+    return 1;
+}
+
+/* Step 3 packs onto the devices of one node after the other: which are these?  nodes: equal ones, or 1 = they do not
+ * matter. */
+static void moe_epi_eplb_devices(moe_epi_eplb *w, const moe_ep_placement *p, int32_t nodes)
+{
+    int32_t d, n, each = p->num_devices / nodes;
+    for (n = 0; n < nodes; n++) w->fill[n] = n * each;
+    for (d = 0; d < p->num_devices; d++) w->device[w->fill[nodes > 1 ? p->device_node[d] : 0]++] = d;
+}
+
 static void moe_epi_eplb_layer(moe_ep_placement *p, int32_t l, const double *loads, int32_t groups, int32_t nodes,
                                moe_epi_eplb *w)
 {
@@ -12926,8 +12968,9 @@ static void moe_epi_eplb_layer(moe_ep_placement *p, int32_t l, const double *loa
         }
     }
     moe_epi_eplb_pack(w, w->slot_weight, P, D, nodes);
+    moe_epi_eplb_devices(w, p, nodes);
     for (i = 0; i < P; i++) {
-        int32_t s = w->pack[i] * each + w->rank[i];
+        int32_t s = w->device[w->pack[i]] * each + w->rank[i];
         expert[s] = w->phy[i];
         w->spare_rank[s] = w->phy_rank[i];
     }
@@ -12961,7 +13004,7 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
                                          int *hierarchical, const char **reason, moe_ep_error *err)
 {
     int32_t groups = desc->num_groups > 0 ? desc->num_groups : 1, nodes = out->num_nodes;
-    int divide = groups % nodes == 0;
+    int divide = groups % nodes == 0, equal = 1;
     if (desc->num_groups < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "desc.num_groups", "must not be negative", -1, desc->num_groups);
     if (desc->eplb_mode != MOE_EP_EPLB_AUTO && desc->eplb_mode != MOE_EP_EPLB_GLOBAL &&
@@ -12973,12 +13016,17 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
                             "divide over the nodes",
                             -1, groups);
     *hierarchical = divide && desc->eplb_mode != MOE_EP_EPLB_GLOBAL;
+    if (*hierarchical && out->num_devices % nodes == 0) *hierarchical = equal = moe_epi_equal_nodes(out);
+    if (!equal && desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.node_of_device",
+                            "hierarchical was asked for, but the nodes have unlike numbers of devices", -1, nodes);
     if (*hierarchical && desc->num_experts % groups != 0) /* global knows neither groups nor nodes */
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.num_groups", "does not divide the experts", -1, groups);
     if (*hierarchical && out->num_devices % nodes != 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.shape.num_nodes", "does not divide the devices", -1, nodes);
     if (desc->eplb_mode == MOE_EP_EPLB_GLOBAL) *reason = "global: asked for";
     else if (desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL) *reason = "hierarchical: asked for";
+    else if (!equal) *reason = "global: the nodes have unlike numbers of devices";
     else if (divide && nodes == 1)
         *reason = "hierarchical: one node holds all groups, which is global up to the order of slots";
     else if (divide) *reason = "hierarchical: the groups divide over the nodes";
@@ -14613,6 +14661,23 @@ static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const 
     return moe_epi_desc_loads(&desc->place, 1, err);
 }
 
+/* The first number of extra slots of the curve, and the step.  EPLB needs as many slots on every device. */
+static moe_ep_status moe_epi_copies_range(const moe_ep_copies_desc *desc, int32_t active, int32_t *first,
+                                          int32_t *step, moe_ep_error *err)
+{
+    *first = 0;
+    *step = desc->step > 0 ? desc->step : 1;
+    if (desc->policy != MOE_EP_PLACE_EPLB_GLOBAL) return MOE_EP_OK;
+    *first = (active - desc->place.num_experts % active) % active;
+    if (desc->step == 0) *step = active;
+    if (*first > desc->max_extra)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_extra",
+                            "EPLB needs more, to fill the experts up to a multiple of the devices", -1, *first);
+    if (*step % active != 0 && *step <= desc->max_extra - *first)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.step", "EPLB needs a multiple of the devices", -1, *step);
+    return MOE_EP_OK;
+}
+
 /* Memory of a planner for the largest number of slots. */
 static size_t moe_epi_planner_bytes(const moe_ep_place_desc *d, int32_t P)
 {
@@ -14652,33 +14717,34 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
     moe_ep_place_desc place;
     moe_ep_plan_result *result;
     size_t total = 0, planner, block;
-    int32_t *slots, extra, active = 0, d, n = 0, found = -1, step;
+    int32_t *slots, extra, active = 0, d, n = 0, found = -1, first, step, most;
     unsigned char *memory, *buffer;
     moe_ep_copies_point *made;
     moe_ep_status status;
     moe_epi_ok(err);
     if ((status = moe_epi_copies_check(desc, points, fewest, &active, err)) != MOE_EP_OK) return status;
+    if ((status = moe_epi_copies_range(desc, active, &first, &step, err)) != MOE_EP_OK) return status;
     place = desc->place;
-    step = desc->step > 0 ? desc->step : desc->policy == MOE_EP_PLACE_EPLB_GLOBAL ? active : 1;
+    most = desc->max_extra / step + 1;
     place.shape.slots_per_device = NULL;
     place.shape.num_slots = place.num_experts + desc->max_extra + place.shape.num_devices;
     planner = moe_epi_planner_bytes(&place, place.shape.num_slots);
     block = moe_ep_placement_bytes(place.num_layers, place.num_experts, &place.shape);
     moe_epi_need(&total, place.shape.num_devices, sizeof(int32_t));
     moe_epi_need(&total, place.num_layers, sizeof(moe_ep_plan_result));
-    moe_epi_need(&total, desc->max_extra / step + 1, sizeof(moe_ep_copies_point));
+    moe_epi_need(&total, most, sizeof(moe_ep_copies_point));
     moe_epi_need(&total, 1, planner);
     moe_epi_need(&total, 1, block - 1u); /* a multiple of 64, or 0 = too large */
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     slots = (int32_t *)moe_epi_take(&arena, place.shape.num_devices, sizeof(int32_t));
     result = (moe_ep_plan_result *)moe_epi_take(&arena, place.num_layers, sizeof(moe_ep_plan_result));
-    made = (moe_ep_copies_point *)moe_epi_take(&arena, desc->max_extra / step + 1, sizeof(moe_ep_copies_point));
+    made = (moe_ep_copies_point *)moe_epi_take(&arena, most, sizeof(moe_ep_copies_point));
     buffer = (unsigned char *)moe_epi_take(&arena, 1, planner);
     memory = (unsigned char *)moe_epi_take(&arena, 1, block - 1u);
     place.shape.slots_per_device = slots;
     place.shape.num_slots = 0;
     place.eplb_mode = MOE_EP_EPLB_GLOBAL;
-    for (extra = 0;; extra += step) {
+    for (extra = first;; extra += step) {
         moe_ep_placement p;
         moe_ep_scratch inner = moe_ep_scratch_fixed(buffer, planner);
         int32_t number = 0, all = place.num_experts + extra;
@@ -14697,7 +14763,11 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
         if (extra > desc->max_extra - step) break;
     }
     if (status == MOE_EP_OK) {
-        if (points) memcpy(points, made, sizeof *made * (size_t)n);
+        if (n < most) {
+            memset(&made[n], 0, sizeof *made);
+            made[n].extra = -1;
+        }
+        if (points) memcpy(points, made, sizeof *made * (size_t)most);
         if (fewest) *fewest = found;
     }
     moe_epi_arena_close(&arena);
@@ -15114,38 +15184,54 @@ static int moe_epi_exact_search(moe_epi_state *s, double now, double enough, int
 #undef MOE_EPI_EXACT_EXPERTS
 #undef MOE_EPI_EXACT_NODES
 
-/* Cells each device may fill in layer l: all, or its share of layer_slots[l]; what does not divide rotates from layer
- * to layer.  Never fewer than its pinned experts (at most E of them, and every budget is E or more). */
-static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l,
-                         const moe_epi_room *room, moe_epi_deal *deal)
+/* Shares out `given` of the `slots` active ones; what does not divide goes round the devices from layer to layer: *odd
+ * is the device that is next. */
+static void moe_epi_caps_share(const moe_ep_placement *p, int32_t given, int32_t slots, int32_t *odd,
+                               moe_epi_deal *deal)
 {
-    int32_t d, i, left, given = desc->layer_slots ? desc->layer_slots[l] : room->slots;
-    moe_epi_deal_reset(deal, p);
-    if (given < room->slots) {
-        left = given;
-        for (d = 0; d < p->num_devices; d++) {
-            deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / room->slots);
-            left -= deal->cap[d];
-        }
-        for (d = (int32_t)((int64_t)l * left % p->num_devices); left > 0; d = d + 1 < p->num_devices ? d + 1 : 0) {
-            if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
-            deal->cap[d]++;
-            left--;
-        }
+    int32_t d, left = given;
+    if (given >= slots) return;
+    for (d = 0; d < p->num_devices; d++) {
+        deal->cap[d] = (int32_t)((int64_t)deal->cap[d] * given / slots);
+        left -= deal->cap[d];
     }
+    for (; left > 0; *odd = *odd + 1 < p->num_devices ? *odd + 1 : 0) {
+        d = *odd;
+        if (p->device_inactive[d] || deal->cap[d] >= p->slot_start[d + 1] - p->slot_start[d]) continue;
+        deal->cap[d]++;
+        left--;
+    }
+}
+
+/* No device has fewer cells than it must hold (deal->fill, at most `given` in all): others give, those with most to
+ * give. */
+static void moe_epi_caps_hold(int32_t D, int32_t given, moe_epi_deal *deal)
+{
+    int32_t d, i, left = -given;
+    for (d = 0; d < D; d++) {
+        if (deal->fill[d] > deal->cap[d]) deal->cap[d] = deal->fill[d];
+        left += deal->cap[d];
+    }
+    for (; left > 0; left--) {
+        for (d = 1, i = 0; d < D; d++)
+            if (deal->cap[d] - deal->fill[d] > deal->cap[i] - deal->fill[i]) i = d;
+        deal->cap[i]--;
+    }
+}
+
+/* Cells each device may fill in layer l: all, or its share of layer_slots[l], but never fewer than its pinned experts
+ * (at most E of them, and every budget is E or more). */
+static void moe_epi_caps(const moe_ep_place_desc *desc, const moe_ep_placement *p, int32_t l,
+                         const moe_epi_room *room, int32_t *odd, moe_epi_deal *deal)
+{
+    int32_t d, i, given = desc->layer_slots ? desc->layer_slots[l] : room->slots;
+    moe_epi_deal_reset(deal, p);
+    moe_epi_caps_share(p, given, room->slots, odd, deal);
     for (i = 0; desc->pinned && i < p->num_experts; i++) {
         d = desc->pinned[(int64_t)l * p->num_experts + i];
         if (d >= 0) deal->fill[d]++;
     }
-    for (d = 0, left = 0; d < p->num_devices; d++) {
-        if (deal->fill[d] > deal->cap[d]) deal->cap[d] = deal->fill[d];
-        left += deal->cap[d];
-    }
-    for (left -= given; left > 0; left--) { /* pins above a device's share: others give, those with most to give */
-        for (d = 1, i = 0; d < p->num_devices; d++)
-            if (deal->cap[d] - deal->fill[d] > deal->cap[i] - deal->fill[i]) i = d;
-        deal->cap[i]--;
-    }
+    moe_epi_caps_hold(p->num_devices, given, deal);
     for (d = 0; d < p->num_devices; d++) deal->fill[d] = 0;
 }
 
@@ -15383,7 +15469,7 @@ static int32_t moe_epi_best_open(moe_epi_plan *plan, int32_t l, moe_epi_state *s
 {
     const moe_ep_place_desc *desc = plan->desc;
     int32_t d, hosts = 0, slots = 0;
-    moe_epi_caps(desc, plan->out, l, &plan->room, deal);
+    moe_epi_caps(desc, plan->out, l, &plan->room, &plan->odd, deal);
     for (d = 0; d < s->D; d++) {
         hosts += deal->cap[d] > 0;
         slots += deal->cap[d];
@@ -15703,16 +15789,23 @@ static double moe_epi_soft_off(moe_epi_plan *plan, moe_epi_state *s, moe_epi_dea
 
 #define MOE_EPI_SOFT_STEPS 8
 
-/* The lowest target whose load off home nodes fits max_off_node. */
+/* The lowest target whose load off home nodes fits max_off_node.  No layer is above half of `highest`, so that it takes
+ * nothing off. */
 static double moe_epi_soft_target(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal *deal)
 {
     double low = 1.0005, high = 2.0 * (double)plan->room.devices, allowed = 0.0;
+    double highest = 2.0 * plan->room.speed_sum / plan->room.speed_min;
     int64_t i, cells = (int64_t)plan->desc->num_layers * s->E;
-    int step;
+    int step = 0;
     for (i = 0; i < cells; i++) allowed += plan->loads[i] * plan->desc->max_off_node;
-    if (!(allowed > 0.0)) return high;
+    if (!(allowed > 0.0)) return highest;
     if (moe_epi_soft_off(plan, s, deal, low) <= allowed) return low;
-    for (step = 0; step < MOE_EPI_SOFT_STEPS; step++) {
+    if (highest > high && moe_epi_soft_off(plan, s, deal, high) > allowed) { /* speeds far apart */
+        low = high;
+        high = highest;
+        step = 2;
+    }
+    for (; step < MOE_EPI_SOFT_STEPS; step++) {
         double middle = 1.0 + sqrt((low - 1.0) * (high - 1.0)); /* imbalance spans decades */
         if (step == 0) middle = 1.03;
         else if (step == 1) middle = high > 1.03 ? 1.5 : 1.01;
@@ -15750,7 +15843,8 @@ static int moe_epi_eplb_lower(moe_epi_plan *plan, int32_t l, const moe_epi_state
     nodes[1] = plan->out->num_nodes;
     for (mode = 0; mode < 2; mode++) {
         double worst = 0.0;
-        if (groups[mode] % nodes[mode] != 0 || s->E % groups[mode] != 0 || s->D % nodes[mode] != 0) continue;
+        if (groups[mode] % nodes[mode] != 0 || s->E % groups[mode] != 0) continue;
+        if (mode == 1 && !moe_epi_equal_nodes(plan->out)) continue;
         moe_epi_eplb_layer(plan->out, l, s->w, groups[mode], nodes[mode], plan->eplb);
         moe_epi_layer_device_loads(plan->out, l, s->w, plan->work.device);
         for (d = 0; d < s->D; d++)
@@ -16322,6 +16416,20 @@ static void moe_epi_undo(moe_epi_few *f, double level)
         while (f->touched[d] && moe_epi_undo_one(f, d, level)) {}
 }
 
+/* Cells each device may fill in layer l, which is loaded: all, or its share of layer_slots[l], but never fewer than it
+ * fills. */
+static void moe_epi_rebalance_caps(const moe_ep_rebalance_desc *desc, int32_t l, const moe_epi_room *room,
+                                   int32_t *odd, moe_epi_deal *deal)
+{
+    const moe_ep_placement *p = desc->current;
+    int32_t d, given = desc->layer_slots ? desc->layer_slots[l] : room->slots, used = 0;
+    moe_epi_deal_caps(deal, p);
+    if (given >= room->slots) return;
+    for (d = 0; d < p->num_devices; d++) used += deal->fill[d];
+    moe_epi_caps_share(p, given, room->slots, odd, deal);
+    moe_epi_caps_hold(p->num_devices, used > given ? used : given, deal);
+}
+
 /* The current layer as a state: duplicates and copies on inactive devices are let go. */
 static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int32_t l, uint64_t *held)
 {
@@ -16332,8 +16440,7 @@ static void moe_epi_state_load(moe_epi_state *s, const moe_ep_placement *p, int3
     for (d = 0; d < s->D; d++) {
         s->fill[d] = 0;
         s->load[d] = 0.0;
-        s->cap[d] = p->device_inactive[d] ? 0 : p->slot_start[d + 1] - p->slot_start[d];
-        for (i = p->slot_start[d]; s->cap[d] > 0 && i < p->slot_start[d + 1]; i++) {
+        for (i = p->slot_start[d]; !p->device_inactive[d] && i < p->slot_start[d + 1]; i++) {
             if (expert[i] < 0 || moe_epi_has_expert(s, d, expert[i])) continue;
             s->cell[s->slot_start[d] + s->fill[d]++] = expert[i];
             moe_epi_flip(s, d, expert[i]);
@@ -16456,6 +16563,13 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
                             desc->target);
     if (desc->max_moves < 0 || desc->max_layer_moves < 0 || desc->max_device_moves < 0 || desc->max_link_moves < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_moves", "limits must not be negative", -1, 0.0);
+    if (desc->max_replicas < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_replicas", "must not be negative", -1,
+                            desc->max_replicas);
+    for (l = 0; desc->layer_slots && l < p->num_layers; l++)
+        if (desc->layer_slots[l] < p->num_experts || desc->layer_slots[l] > p->num_slots)
+            return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "desc.layer_slots", "must lie between E and P", l,
+                                desc->layer_slots[l]);
     return MOE_EP_OK;
 }
 
@@ -16567,7 +16681,7 @@ static int64_t moe_epi_rebalance_pass(moe_epi_few *f, moe_epi_deal *deal, uint64
     moe_epi_state *s = f->s;
     moe_epi_budget *b = f->b;
     const moe_ep_placement *p = b->from;
-    int32_t l, d;
+    int32_t l, d, odd = 0;
     int64_t moves = 0;
     for (d = 0; d < s->D; d++) b->arrivals[d] = 0;
     if (b->links) memset(b->links, 0, sizeof(int32_t) * (size_t)s->D * (size_t)s->D);
@@ -16580,6 +16694,7 @@ static int64_t moe_epi_rebalance_pass(moe_epi_few *f, moe_epi_deal *deal, uint64
         b->layer = l;
         b->moves = 0;
         moe_epi_state_load(s, p, l, held);
+        moe_epi_rebalance_caps(b->desc, l, room, &odd, deal);
         changes = moe_epi_rebalance_try(f, deal, held, target, room, &now, &keep);
         moves += b->moves;
         if (b->reached && !b->alone) b->reached[l] = now;
@@ -16644,8 +16759,15 @@ static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, con
                                      moe_ep_plan_result *r)
 {
     double before = r->max_before;
+    int32_t used = out->replica_start[(int64_t)l * (out->num_experts + 1) + out->num_experts];
+    moe_epi_room own = *room;
+    if (desc->layer_slots && desc->layer_slots[l] < room->slots) {
+        own.slots = used > desc->layer_slots[l] ? used : desc->layer_slots[l];
+        own.least_slots = 0; /* a device may fill fewer than it has */
+    }
     r->duplicates = r->max_replicas = 0;
-    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, room, INT32_MAX, work, r);
+    moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, &own,
+                   desc->max_replicas > 0 ? desc->max_replicas : INT32_MAX, work, r);
     r->max_before = before;
     r->policy = MOE_EP_PLACE_REBALANCE;
     r->reason = relaxed
@@ -16702,7 +16824,7 @@ MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe
     memset(&budget, 0, sizeof budget);
     budget.desc = desc;
     budget.max_moves = desc->max_layer_moves;
-    state.max_count = D;
+    state.max_count = desc->max_replicas > 0 && desc->max_replicas < D ? desc->max_replicas : D;
     budget.from = p;
     budget.held = held;
     budget.arrivals = (int64_t *)moe_epi_take(&arena, D, sizeof(int64_t));

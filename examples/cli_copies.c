@@ -24,9 +24,10 @@ static const char copies_help[] =
     "  --target R        max/mean wanted in the worst layer (1.05)\n"
     "  --devices D       --nodes N   nodes of equal size; else one for every 8 devices, or as --machine has them\n"
     "  --machine NAME    whose nodes\n"
-    "  --policy NAME     best (default) or eplb (multiples of D copies only)\n"
+    "  --policy NAME     best (default) or eplb (as many slots on every device: the copies that fill the\n"
+    "                    experts up to a multiple of D, then D more at a time)\n"
     "  --max-copies N    most copies per layer to try (4 per device)\n"
-    "  --step N          tried: 0, N, 2 N, ... (so that there are at most 129; eplb: D)\n"
+    "  --step N          tried: 0, N, 2 N, ... (so that there are at most 129; eplb: a multiple of D)\n"
     "  --model NAME      --hidden H   --intermediate I   size of an expert\n"
     "  --experts E       --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
     "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
@@ -88,8 +89,14 @@ static void settle(cli_copies *c)
                  c->setup.slots);
     cli_setup_layout(&c->setup);
     c->D = c->setup.devices;
-    if (c->policy != MOE_EP_PLACE_BEST && c->E % c->D != 0)
-        cli_die(CLI_USAGE, "--policy eplb: %d devices do not divide the %d experts", c->D, c->E);
+    if (c->policy != MOE_EP_PLACE_BEST) c->first = (c->D - c->E % c->D) % c->D;
+    if (c->first > 0)
+        cli_note(&c->setup,
+                 "EPLB needs as many slots on every device: %d experts on %d devices take %d cop%s at least.", c->E,
+                 c->D, c->first, c->first == 1 ? "y" : "ies");
+    if (c->max_extra > 0 && c->max_extra < c->first)
+        cli_die(CLI_USAGE, "--max-copies %d: eplb needs as many slots on every device, and %d experts on %d devices "
+                           "take %d copies at least", c->max_extra, c->E, c->D, c->first);
     if (c->max_extra == 0) {
         int64_t most = (int64_t)c->E * (c->D - 1);
         c->max_extra = (int32_t)(most < 4 * (int64_t)c->D ? most : 4 * (int64_t)c->D);
@@ -159,14 +166,14 @@ static moe_ep_copies_point plan_point(cli_copies *c, int32_t extra, double *laye
 
 static void draw_curve(cli_copies *c)
 {
-    c->points = c->max_extra / c->step + 1;
+    c->points = (c->max_extra - c->first) / c->step + 1;
     c->point = cli_keep_block(cli_alloc((size_t)c->points, sizeof *c->point));
     c->device_bytes = cli_keep_block(cli_alloc((size_t)c->points, sizeof *c->device_bytes));
     c->layer_worst = cli_keep_block(cli_alloc((size_t)c->points * (size_t)c->L, sizeof *c->layer_worst));
     c->fewest = c->fewest_equal = -1;
     for (int32_t i = 0; i < c->points; i++) {
         const moe_ep_copies_point *p = &c->point[i];
-        c->point[i] = plan_point(c, i * c->step, c->layer_worst + (size_t)i * (size_t)c->L);
+        c->point[i] = plan_point(c, c->first + i * c->step, c->layer_worst + (size_t)i * (size_t)c->L);
         cli_progress("plans", i + 1.0, c->points);
         c->device_bytes[i] = fullest_bytes(c, p->extra);
         if (c->fewest < 0 && p->worst <= c->setup.target) c->fewest = i;
@@ -297,10 +304,20 @@ static void write_headline(cli_copies *c)
     const moe_ep_copies_point *none = &c->point[0], *best = &c->point[c->best];
     double target = c->setup.target;
     c->state = c->fewest >= 0 ? "yes" : "open";
-    if (c->fewest == 0) {
+    if (c->fewest == 0 && c->first == 0) {
         c->badge = "No copies needed";
         c->headline = cli_format("No copies needed: the worst layer has max/mean %.3f without any",
                                  none->worst);
+    } else if (c->fewest == 0) {
+        c->badge = "Target reached";
+        c->headline = cli_format("%d cop%s per layer, the fewest that give every device as many slots, reach%s "
+                                 "max/mean %.2f: the worst layer has %.3f", c->first, c->first == 1 ? "y" : "ies",
+                                 c->first == 1 ? "es" : "", target, none->worst);
+    } else if (c->fewest > 0 && c->first > 0) {
+        c->badge = "Target reached";
+        c->headline = cli_format("%d copies per layer reach max/mean %.2f; with %d, the fewest that give every device "
+                                 "as many slots, the worst layer has %.2f",
+                                 c->point[c->fewest].extra, target, c->first, none->worst);
     } else if (c->fewest > 0) {
         c->badge = "Target reached";
         c->headline = cli_format("%d cop%s per layer reach max/mean %.2f; without copies the worst "
@@ -318,7 +335,7 @@ static void write_headline(cli_copies *c)
 static void write_verdict(cli_copies *c)
 {
     write_headline(c);
-    if (c->fewest > 0)
+    if (c->fewest > 0 || (c->fewest == 0 && c->first > 0))
         c->reason = cli_format(
             "That is %s over all devices, %s on the fullest one.%s",
             cli_bytes(c->point[c->fewest].bytes), cli_bytes(c->device_bytes[c->fewest]),
@@ -328,6 +345,9 @@ static void write_verdict(cli_copies *c)
                                       "%d.",
                                       c->point[c->fewest_equal].extra))
                 : " None of those tried gives every device the same number of slots.");
+    else if (c->first > 0)
+        c->reason = cli_format("With %d, the fewest that give every device as many slots, the worst layer has %.3f and "
+                               "the mean over layers is %.3f.", c->first, c->point[0].worst, c->point[0].mean);
     else
         c->reason =
             cli_format("Placing the %d experts well, one copy each, already brings the worst "
@@ -353,7 +373,7 @@ static void write_verdict(cli_copies *c)
                        "%s over all devices instead of %s.",
                        c->target_need.per_layer, c->target_need.least, c->target_need.most,
                        cli_bytes(c->target_need.bytes), cli_bytes(c->point[c->fewest].bytes));
-    else if (c->needs > 0 && c->target_need.extra > 0)
+    else if (c->needs > 0 && c->target_need.extra > 0 && c->fewest < 0)
         c->spread =
             cli_format("With its own number of copies each layer does reach the target, with "
                        "%.1f per layer on average (%d to %d), %s over all devices.",

@@ -32,6 +32,7 @@ typedef struct cli_copies {
     cli_setup setup;
     moe_ep_place_policy policy;
     int32_t max_extra, step;
+    int32_t first;             /* copies of the first plan: eplb needs as many slots on every device */
     int32_t L, E, D;
     const cli_trace *trace;
     char *names, *left_out;

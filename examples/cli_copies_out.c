@@ -151,6 +151,12 @@ void cli_copies_json(const void *data, FILE *f)
 
 /* ---- page ------------------------------------------------------------------------------------------------- */
 
+static char *fewer(const cli_copies *c)
+{
+    if (c->first == 0) return cli_strdup("without and with these copies");
+    return cli_format("with %d, the fewest on equal slots, and with these", c->first);
+}
+
 static void put_tiles(const cli_copies *c, FILE *f)
 {
     int32_t at = c->fewest >= 0 ? c->fewest : c->best;
@@ -159,10 +165,8 @@ static void put_tiles(const cli_copies *c, FILE *f)
     cli_tile(f, "Copies per layer", cli_format("%d", p->extra), NULL,
              c->fewest >= 0 ? cli_format("fewest that reach max/mean %.2f", c->setup.target)
                             : cli_format("come closest; %.2f is out of reach", c->setup.target));
-    cli_tile(f, "Worst layer, max/mean", cli_format("%.3f", none->worst), cli_format("%.3f", p->worst),
-             cli_strdup("without and with these copies"));
-    cli_tile(f, "Mean over layers", cli_format("%.3f", none->mean), cli_format("%.3f", p->mean),
-             cli_strdup("without and with these copies"));
+    cli_tile(f, "Worst layer, max/mean", cli_format("%.3f", none->worst), cli_format("%.3f", p->worst), fewer(c));
+    cli_tile(f, "Mean over layers", cli_format("%.3f", none->mean), cli_format("%.3f", p->mean), fewer(c));
     cli_tile(f, "Memory", cli_strdup(cli_bytes(c->device_bytes[at])), NULL,
              cli_format("more on the fullest device; %s over all devices", cli_bytes(p->bytes)));
     fputs("</dl>\n", f);

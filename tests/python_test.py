@@ -412,6 +412,9 @@ def test_rebalance_and_moves():
     before, after = ([r.max for r in q.evaluate(loads[:, ::-1])] for q in (p, new))
     assert all(a <= b for a, b in zip(after, before)) and sum(after) < sum(before)
     roomy = moe_ep.plan(loads, 4, 48)
+    budget = {"layer_slots": [36, 32, 35], "max_replicas": 2}
+    new = moe_ep.plan(loads, 4, 48, **budget).rebalance(loads[:, ::-1], **budget)
+    assert all(r.max_replicas <= 2 and r.slots_used <= n for r, n in zip(new.results, budget["layer_slots"]))
     dead = roomy.rebalance(loads, dead=[2])
     assert (dead.slot_expert[:, 24:36] == -1).all() and set(dead.slot_expert[0]) - {-1} == set(range(32))
     raises("ERR_SLOTS", p.rebalance, loads, dead=[2])

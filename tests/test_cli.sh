@@ -785,7 +785,24 @@ works "copies: the best placement" copies "$data/expert_counts.csv" --only prose
 less "copies: what each layer needs is no more than as many for all" "$(json "$tmp/out" target_need per_layer)" \
     "$(json "$tmp/out" fewest)"
 refuses "copies without --devices" "devices" copies "$tmp/hot.csv"
-refuses "copies: eplb on devices that do not divide" "divide" copies "$tmp/hot.csv" --devices 3 --policy eplb
+works "copies: eplb on devices that do not divide" copies "$tmp/hot.csv" --devices 3 --policy eplb --html r.html
+page "copies --html, eplb on devices that do not divide" "$tmp/cwd/r.html"
+has "begins with the copies that fill every device" \
+    '^7 copies per layer reach max/mean 1.05; with 1, the fewest that give every device as many slots,' "$tmp/out"
+has "and says why" 'EPLB needs as many slots on every device: 8 experts on 3 devices take 1 copy at least' "$tmp/out"
+works "copies: the first of them suffices" copies "$tmp/hot.csv" --devices 3 --policy eplb --target 1.3
+has "and that is said" '^1 copy per layer, the fewest that give every device as many slots, reaches max/mean 1.30' \
+    "$tmp/out"
+works "copies: none of them suffices" copies "$tmp/hot.csv" --devices 5 --policy eplb --target 1.01 --max-copies 2
+has "what the fewest give" 'With 2, the fewest that give every device as many slots, the worst layer has 1.284 and' \
+    "$tmp/out"
+works "copies --json, eplb" copies "$tmp/hot.csv" --devices 3 --policy eplb --json
+equal "copies: eplb on 3 devices: 1, 4, 7 .. copies" \
+    "$(json "$tmp/out" curve 0 copies) $(json "$tmp/out" curve 1 copies) $(json "$tmp/out" fewest)" "1 4 7"
+refuses "copies: fewer than eplb needs" "take 2 copies at least" \
+    copies "$tmp/hot.csv" --devices 5 --policy eplb --max-copies 1
+refuses "copies: eplb in other steps" "multiples of the 3 devices" \
+    copies "$tmp/hot.csv" --devices 3 --policy eplb --step 2
 works "copies: --slots" copies "$tmp/hot.csv" --devices 4 --slots 12
 has "is named as not used" '[-]-slots 12 was not used' "$tmp/out"
 

@@ -450,6 +450,101 @@ TEST(eplb_against_naive)
     }
 }
 
+/* Nodes in any order: what the plan gives the i-th device of a node in order goes to its i-th device here.  Nodes of
+ * unlike sizes have no hierarchical plan. */
+TEST(eplb_on_nodes_in_any_order)
+{
+    const double loads[12] = {90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86};
+    const int32_t turn[8] = {0, 1, 0, 1, 0, 1, 0, 1}, odd[8] = {0, 0, 0, 0, 0, 1, 1, 1};
+    const int32_t want[16] = {5, 6, 10, 9, 5, 7, 10, 2, 8, 4, 0, 1, 3, 4, 11, 1};
+    uint64_t s = t_seed;
+    int n, i, l, k, mixed = 0, lower = 0;
+    moe_ep_place_desc d = desc_of(1, 12, shape_of(8, 16, 2), loads);
+    moe_ep_placement p, q;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    d.num_groups = 4;
+    d.shape.node_of_device = turn;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_HIERARCHICAL);
+    for (i = 0; i < 16; i++) CHECK_I64(p.slot_expert[i], want[i]);
+    placement_free(&p);
+    d.shape.node_of_device = odd;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_GLOBAL);
+    CHECK_STR(r.reason, "global: the nodes have unlike numbers of devices");
+    d.shape.node_of_device = NULL;
+    d.num_groups = 1;
+    r = plan_one(moe_ep_place_eplb, &d, &q, NULL);
+    CHECK(memcmp(p.slot_expert, q.slot_expert, 16 * sizeof(int32_t)) == 0);
+    d.shape.node_of_device = odd;
+    d.num_groups = 5 * 2; /* does not divide the experts, which the global plan does not ask */
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_OK);
+    d.num_groups = 4;
+    d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "desc.shape.node_of_device");
+    placement_free(&p);
+    placement_free(&q);
+    for (n = 0; n < 300; n++) {
+        int nodes = 1 + (int)t_below(&s, 4), each = 1 + (int)t_below(&s, 4), D = nodes * each, L = 1 + n % 2;
+        int E = nodes * (1 + (int)t_below(&s, 3)) * (1 + (int)t_below(&s, 4));
+        int S = (E + D - 1) / D + (int)t_below(&s, 3);
+        int32_t node[16], device[16], seen[4] = {0};
+        double w[2 * 48];
+        moe_ep_plan_result a[2], b[2];
+        random_loads(&s, w, L * E);
+        for (i = 0; i < D; i++) node[i] = i / each;
+        for (i = D - 1; i > 0; i--) {
+            int j = (int)t_below(&s, i + 1);
+            int32_t keep = node[i];
+            node[i] = node[j];
+            node[j] = keep;
+        }
+        for (i = 0; i < D; i++) device[node[i] * each + seen[node[i]]++] = i;
+        d = desc_of(L, E, shape_of(D, D * S, nodes), w);
+        d.num_groups = nodes;
+        q = placement_new(L, E, &d.shape);
+        CHECK_I64(moe_ep_place_eplb(&d, &q, a, NULL, NULL), MOE_EP_OK);
+        d.shape.node_of_device = node;
+        p = placement_new(L, E, &d.shape);
+        CHECK_I64(moe_ep_place_eplb(&d, &p, b, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&p, 0, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK_I64(b[l].policy, MOE_EP_PLACE_EPLB_HIERARCHICAL);
+            CHECK_NEAR(b[l].max, a[l].max, 0, 0);
+            CHECK_NEAR(b[l].node_imbalance, a[l].node_imbalance, 1e-12, 0);
+            for (i = 0; i < D; i++) {
+                mixed += device[i] != i;
+                for (k = 0; k < S; k++)
+                    CHECK_I64(p.slot_expert[(l * D + device[i]) * S + k], q.slot_expert[(l * D + i) * S + k]);
+            }
+            for (i = 0; i < E; i++) /* copies in the order in which they were made */
+                for (k = q.replica_start[l * (E + 1) + i]; k < q.replica_start[l * (E + 1) + i + 1]; k++) {
+                    int32_t slot = q.replica_slot[l * D * S + k];
+                    CHECK_I64(p.replica_slot[l * D * S + k], device[slot / S] * S + slot % S);
+                }
+        }
+        d.max_refinements = 1; /* best_placement: never above it without doubles, doubled where that is allowed */
+        d.allow_duplicates = 1;
+        CHECK_I64(moe_ep_best_placement(&d, &p, b, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK(b[l].max <= a[l].max * (1 + 1e-9));
+            lower += b[l].max < a[l].max;
+        }
+        if (D > nodes && nodes > 1) {
+            node[0] = (node[0] + 1) % nodes; /* one node has one more: its hierarchical plan is not looked at */
+            memcpy(p.device_node, node, sizeof(int32_t) * (size_t)D);
+            CHECK_I64(moe_ep_best_placement(&d, &p, b, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_validate(&p, 0, NULL, NULL), MOE_EP_OK);
+        }
+        placement_free(&p);
+        placement_free(&q);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(mixed > 200 && lower > 50);
+}
+
 /* ---- TensorRT-LLM -------------------------------------------------------------------------------------------------
  */
 
@@ -1578,6 +1673,11 @@ TEST(copies_curve)
     CHECK_NEAR(point[4].worst, 1.0337, 0, 5e-5);
     CHECK_NEAR(point[4].bytes, 3200, 0, 0);
     CHECK(fewest == 24 || fewest == 32);
+    c.place.shape.num_devices = 3; /* 8 experts: 9, 12, 15 slots */
+    c.max_extra = 8;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    for (i = 0; i < 3; i++) CHECK_I64(point[i].extra, 1 + 3 * i);
+    c.place.shape.num_devices = 8;
     c.policy = MOE_EP_PLACE_BEST;
     c.max_extra = 12;
     CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
@@ -1700,6 +1800,52 @@ static double off_home(const moe_ep_placement *p, const double *w, const int32_t
             if (p->device_node[p->slot_device[p->replica_slot[i]]] != home[e]) off += w[e] / n;
     }
     return off;
+}
+
+/* Speeds far apart put a layer at home above twice D times the mean: it stays at home all the same. */
+TEST(soft_nodes_on_slow_devices)
+{
+    const double ten[4] = {10, 10, 10, 10};
+    const int32_t home[4] = {0, 0, 1, 1};
+    double tenth[2] = {1, 0.1}, w[40], speed[8], total;
+    uint64_t s = t_seed;
+    int n, i, far = 0;
+    moe_ep_place_desc d = desc_of(1, 4, shape_of(2, 8, 2), ten);
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    d.node_soft = 1;
+    d.home_node = home;
+    d.shape.speed = tenth;
+    r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r.off_node, 0, 0, 0);
+    CHECK_NEAR(r.max, 200, 1e-12, 0);
+    placement_free(&p);
+    for (n = 0; n < 200; n++) {
+        int N = 2 + (int)t_below(&s, 2), D = N * (1 + (int)t_below(&s, 2)), S = 2 + (int)t_below(&s, 3);
+        int E = N * (1 + (int)t_below(&s, D / N * S));
+        int32_t at[40];
+        for (i = 0; i < D; i++) speed[i] = exp(6 * t_unit(&s) - 6);
+        for (i = 0, total = 0; i < E; i++) {
+            at[i] = i * N / E;
+            total += w[i] = exp(3 * t_unit(&s));
+        }
+        d = desc_of(1, E, shape_of(D, D * S, N), w);
+        d.shape.speed = speed;
+        d.node_soft = 1;
+        d.home_node = at;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK_NEAR(r.off_node, 0, 0, 0);
+        CHECK_NEAR(off_home(&p, w, at), 0, 0, 0);
+        far += r.imbalance > 2 * D;
+        placement_free(&p);
+        d.max_off_node = 0.1;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        CHECK(off_home(&p, w, at) <= 0.1 * total * (1 + 1e-9));
+        CHECK_NEAR(r.off_node * total, off_home(&p, w, at), 1e-9, 1e-9);
+        placement_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(far > 10);
 }
 
 TEST(soft_nodes_random)
@@ -3464,6 +3610,49 @@ TEST(refused_copies_and_budgets)
     CHECK_I64(slots[0], 5);
 }
 
+/* 256 experts on 144 devices, DeepSeek's decoding: 32 copies fill two slots everywhere. */
+TEST(copies_on_devices_that_do_not_divide)
+{
+    double w[256];
+    moe_ep_copies_desc c;
+    moe_ep_copies_point point[3];
+    moe_ep_place_desc d;
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    moe_ep_error err;
+    int32_t fewest = 7;
+    int i;
+    for (i = 0; i < 256; i++) w[i] = 1 + i % 7;
+    memset(&c, 0, sizeof c);
+    c.place = desc_of(1, 256, shape_of(144, 0, 0), w);
+    c.policy = MOE_EP_PLACE_EPLB_GLOBAL;
+    c.max_extra = 32;
+    d = desc_of(1, 256, shape_of(144, 288, 0), w);
+    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    placement_free(&p);
+    c.target = r.imbalance;
+    for (c.step = 0; c.step <= 64; c.step += 32) { /* with one point the step does not matter */
+        memset(point, 0, sizeof point);
+        CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+        CHECK(point[0].extra == 32 && fewest == 32);
+        CHECK_NEAR(point[0].worst, r.imbalance, 0, 0);
+        CHECK_I64(point[1].extra, c.step == 32 ? -1 : 0); /* 32 / 32 + 1 points, of which there is one */
+    }
+    c.max_extra = 31;
+    REFUSED(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_ERR_RANGE, "desc.max_extra");
+    CHECK_NEAR(err.value, 32, 0, 0);
+    c.max_extra = 32 + 145;
+    c.step = 145;
+    REFUSED(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_ERR_CONFIG, "desc.step");
+    c.max_extra = 32 + 144;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK(point[0].extra == 32 && point[1].extra == -1);
+    c.step = 144;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_OK);
+    CHECK(point[0].extra == 32 && point[1].extra == 176 && fewest == 32);
+}
+
 /* What best_placement and rebalance refuse, and options that meet. */
 TEST(refused_options)
 {
@@ -3472,7 +3661,7 @@ TEST(refused_options)
     const int32_t down[6] = {-1, 3, -1, -1, -1, -1};
     const int32_t layer[1] = {6}, minus[6] = {0, 0, 0, -1, 1, 1}, beyond[6] = {0, 0, 0, 2, 1, 1};
     const int32_t fine[6] = {0, 0, 0, 1, 1, 1}, full[6] = {0, 0, 0, 0, 0, 0};
-    const int32_t odd[1] = {7}, stay[6] = {0, 1, 2, 3, -1, -1};
+    const int32_t odd[1] = {7}, stay[6] = {0, 1, 2, 3, -1, -1}, few[1] = {5}, twelve[1] = {12}, many[1] = {13};
     const uint8_t dead[4] = {0, 0, 0, 1}, first[4] = {1, 0, 0, 0};
     int64_t pairs[36] = {0};
     moe_ep_place_desc d = desc_of(1, 6, shape_of(4, 12, 2), w), bad;
@@ -3554,6 +3743,12 @@ TEST(refused_options)
     REBALANCE(y.max_layer_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
     REBALANCE(y.max_device_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
     REBALANCE(y.max_link_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+    REBALANCE(y.max_replicas = -1, MOE_EP_ERR_RANGE, "desc.max_replicas");
+    REBALANCE(y.layer_slots = few, MOE_EP_ERR_SLOTS, "desc.layer_slots");
+    CHECK(err.index == 0 && err.value == 5);
+    REBALANCE(y.layer_slots = many, MOE_EP_ERR_SLOTS, "desc.layer_slots");
+    REBALANCE(y.layer_slots = layer, MOE_EP_OK, "");
+    REBALANCE(y.layer_slots = twelve, MOE_EP_OK, "");
 #undef REBALANCE
     REFUSED(moe_ep_rebalance(&x, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL, "out");
     REFUSED(moe_ep_rebalance(&x, &q, NULL, &none, &err), MOE_EP_ERR_SCRATCH, "scratch");
@@ -4239,6 +4434,157 @@ TEST(shares_rotate_over_the_layers)
         rubbish_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
+}
+
+/* Rebalanced with the budgets it was planned with, no layer grows beyond them and no device beyond its share; without
+ * them layers grow. */
+TEST(rebalance_keeps_budgets)
+{
+    const double one_hot[4] = {10, 10, 10, 100};
+    const int32_t singles[8] = {0, -1, 1, -1, 2, -1, 3, -1}, five[1] = {5};
+    uint64_t s = t_seed;
+    int n, i, l, e, grown = 0, changed = 0, above = 0;
+    moe_ep_rebalance_desc x;
+    moe_ep_plan_result r[4], best[4];
+    moe_ep_shape shape = shape_of(4, 8, 1);
+    moe_ep_placement p = placement_new(1, 4, &shape), q = placement_new(1, 4, &shape);
+    memcpy(p.slot_expert, singles, sizeof singles);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    memset(&x, 0, sizeof x);
+    x.current = &p;
+    x.loads = one_hot;
+    for (n = 0; n < 3; n++) {
+        x.layer_slots = n == 1 ? five : NULL;
+        x.max_replicas = n == 2 ? 2 : 0;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r[0].max, n == 0 ? 35 : 50, 1e-12, 0);
+        CHECK_NEAR(r[0].lower_bound, n == 0 ? 32.5 : 50, 1e-9, 0);
+        CHECK_I64(r[0].slots_used, n == 0 ? 8 : 5);
+    }
+    placement_free(&p);
+    placement_free(&q);
+    for (n = 0; n < 300; n++) {
+        int D = 2 + (int)t_below(&s, 6), S = 2 + (int)t_below(&s, 3), P = D * S, L = 4;
+        int dead = n % 3 == 2 && D > 2, E = 1 + (int)t_below(&s, P - dead * S), next = 0, alive = (D - dead) * S;
+        double a[4 * 40], b[4 * 40], speed[7];
+        int32_t slots[4];
+        moe_ep_place_desc d;
+        for (l = 0; l < L; l++) slots[l] = E + (int32_t)t_below(&s, alive - E + 1);
+        for (i = 0; i < L * E; i++) {
+            a[i] = exp(2 * t_unit(&s));
+            b[i] = exp(2 * t_unit(&s));
+        }
+        for (i = 0; i < D; i++) speed[i] = n % 4 == 3 ? 0.5 + t_unit(&s) : 1;
+        shape = shape_of(D, P, 1);
+        shape.speed = speed;
+        d = desc_of(L, E, shape, a);
+        d.layer_slots = slots;
+        d.max_replicas = n % 5 == 4 ? 2 : 0;
+        p = placement_new(L, E, &shape);
+        q = placement_new(L, E, &shape);
+        CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
+        if (dead) p.device_inactive[D - 1] = 1;
+        memset(&x, 0, sizeof x);
+        x.current = &p;
+        x.loads = b;
+        x.max_moves = n % 2 ? 3 : 0;
+        x.max_replicas = d.max_replicas;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) grown += r[l].slots_used > slots[l];
+        x.layer_slots = slots;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_validate(&q, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
+        d.loads = b;
+        d.shape.inactive = p.device_inactive;
+        for (l = 0; l < L; l++) {
+            int want[7], used, room = D - dead;
+            for (i = 0; i < D; i++) want[i] = i < room ? slots[l] / room : 0;
+            for (i = slots[l] % room; i > 0 && slots[l] < alive; i--, next = (next + 1) % room) want[next]++;
+            if (slots[l] >= alive)
+                for (i = 0; i < room; i++) want[i] = S;
+            CHECK(r[l].slots_used <= slots[l]);
+            CHECK(d.max_replicas == 0 || r[l].max_replicas <= 2);
+            for (i = 0; i < D; i++) {
+                int before = 0;
+                for (used = 0, e = i * S; e < i * S + S; e++) {
+                    used += q.slot_expert[l * P + e] >= 0;
+                    before += p.slot_expert[l * P + e] >= 0;
+                }
+                if (i < room) CHECK(used <= (before > want[i] ? before : want[i]));
+                else CHECK_I64(used, 0);
+            }
+            changed += r[l].refinements > 0;
+        }
+        CHECK_I64(moe_ep_best_placement(&d, &q, best, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            CHECK(r[l].lower_bound <= best[l].max * (1 + 1e-9));
+            above += r[l].max > best[l].max * 1.05;
+        }
+        placement_free(&p);
+        placement_free(&q);
+        STOP_IF_FAILED("case %d", n);
+    }
+    printf("    %d layers would have grown, %d changed, %d end 5 %% above the best plan\n", grown, changed, above);
+    CHECK(grown > 150 && changed > 300);
+}
+
+/* Layers with other budgets, and dead devices: each layer begins behind the device that took the last odd slot. */
+TEST(odd_slots_go_round_over_all_layers)
+{
+    const double ten[16] = {10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10};
+    const int32_t example[4] = {5, 4, 6, 4}, has[4][4] = {{2, 1, 1, 1}, {1, 1, 1, 1}, {1, 2, 2, 1}, {1, 1, 1, 1}};
+    uint64_t s = t_seed;
+    int n, i, l, e, odd = 0;
+    moe_ep_shape shape = shape_of(4, 8, 1);
+    moe_ep_place_desc d = desc_of(4, 4, shape, ten);
+    moe_ep_placement p = placement_new(4, 4, &shape);
+    d.layer_slots = example;
+    d.max_refinements = -1;
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+    for (l = 0; l < 4; l++)
+        for (i = 0; i < 4; i++)
+            CHECK_I64((p.slot_expert[l * 8 + 2 * i] >= 0) + (p.slot_expert[l * 8 + 2 * i + 1] >= 0), has[l][i]);
+    placement_free(&p);
+    for (n = 0; n < 200; n++) {
+        int D = 3 + (int)t_below(&s, 10), live = D - (n % 3 == 0), dead = (int)t_below(&s, D), next = 0, full = 1;
+        int E = live + (int)t_below(&s, live), L = 7, total[13] = {0}, least = 1 << 30, most = 0;
+        double w[7 * 26];
+        int32_t slots[7];
+        uint8_t down[13] = {0};
+        down[dead] = live < D;
+        for (i = 0; i < L * E; i++) w[i] = 1 + 3 * t_unit(&s);
+        for (l = 0; l < L; l++) slots[l] = E + (int32_t)t_below(&s, 4 * live - E);
+        shape = shape_of(D, 4 * D, 1);
+        shape.inactive = down;
+        d = desc_of(L, E, shape, w);
+        d.layer_slots = slots;
+        d.max_refinements = -1;
+        p = placement_in_rubbish(L, E, &shape, 0x7f);
+        CHECK_I64(moe_ep_best_placement(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
+        for (l = 0; l < L; l++) {
+            int want[13], used, all = 0;
+            for (i = 0; i < D; i++) want[i] = down[i] ? 0 : slots[l] / live;
+            for (i = slots[l] % live; i > 0; next = (next + 1) % D)
+                if (!down[next]) want[next]++, i--;
+            for (e = 0; e < 4 * D; e++) all += p.slot_expert[l * 4 * D + e] >= 0;
+            full &= all == slots[l];
+            for (i = 0; i < D; i++) {
+                for (used = 0, e = 4 * i; e < 4 * i + 4; e++) used += p.slot_expert[l * 4 * D + e] >= 0;
+                CHECK(used <= want[i] && (all < slots[l] || used == want[i]));
+                total[i] += used - slots[l] / live;
+            }
+        }
+        for (i = 0; i < D; i++) {
+            if (down[i]) continue;
+            if (total[i] < least) least = total[i];
+            if (total[i] > most) most = total[i];
+        }
+        CHECK(!full || most - least <= 1);
+        odd += full && most > least;
+        rubbish_free(&p);
+        STOP_IF_FAILED("case %d", n);
+    }
+    CHECK(odd > 100);
 }
 
 /* Pins above a device's share: the device takes them all, and another gives a slot for each, those with most to give

@@ -576,16 +576,30 @@ static int plain_soft_layer(plain *x, double target, double *off)
     return done;
 }
 
+/* A target that every layer meets, whatever is on its devices. */
+static double plain_highest(const plain *x)
+{
+    double fast = 0, slowest = HUGE_VAL;
+    int d;
+    for (d = 0; d < x->D; d++) {
+        fast += x->speed[d];
+        if (x->speed[d] < slowest) slowest = x->speed[d];
+    }
+    return 2 * fast / slowest;
+}
+
 /* The target for all layers: eight halvings, in the ratio of what is above the mean. */
 static double plain_soft_target(const plain *x, int L, double share)
 {
-    double low = 1.0005, high = 2.0 * x->D, allowed = 0, middle = low;
+    double low = 1.0005, high = 2.0 * x->D, highest = plain_highest(x), allowed = 0, middle = low;
     int step, l, e;
     for (l = 0; l < L; l++)
         for (e = 0; e < x->E; e++) allowed += share * x[l].w[e];
-    if (!(allowed > 0)) return high;
-    for (step = -1; step < 8; step++) {
+    if (!(allowed > 0)) return highest;
+    for (step = -2; step < 8; step++) { /* at 1.0005 first, then at 2 D */
         double sum = 0, off;
+        if (step == -1) middle = high;
+        if (step == -1 && !(highest > high)) continue;
         if (step == 0) middle = 1.03;
         if (step == 1) middle = high > 1.03 ? 1.5 : 1.01;
         if (step > 1) middle = 1 + sqrt((low - 1) * (high - 1));
@@ -594,9 +608,10 @@ static double plain_soft_target(const plain *x, int L, double share)
             (void)plain_soft_layer(&y, middle, &off);
             sum += off;
         }
-        if (sum <= allowed && step < 0) return low;
+        if (sum <= allowed && step == -2) return low;
         if (sum <= allowed) high = middle;
         else low = middle;
+        if (step == -1 && sum > allowed) high = highest, step = 1; /* speeds far apart: beyond 2 D */
     }
     return high;
 }
@@ -604,7 +619,7 @@ static double plain_soft_target(const plain *x, int L, double share)
 TEST(soft_nodes_told_plainly)
 {
     uint64_t s = 20240607u;
-    int n, i, l, compared = 0, away = 0;
+    int n, i, l, compared = 0, away = 0, far = 0;
     for (n = 0; n < 240; n++) {
         static const double shares[5] = {0, 0.03, 0.1, 0.3, 1};
         int N = 2 + n % 2, D = N * (2 + n / 2 % 2), S = 3 + 2 * (n % 3), P = D * S, groups = 2 * N, kind = n % 4;
@@ -635,6 +650,7 @@ TEST(soft_nodes_told_plainly)
         if (kind == 3) d.num_groups = groups;
         else d.home_node = home;
         for (i = 0; i < D; i++) speed[i] = kind == 2 ? 0.8 + 0.4 * t_unit(&s) : 1;
+        for (i = 0; i < D && n % 8 == 6; i++) speed[i] = exp(20 * speed[i] - 24); /* far apart */
         if (kind == 2) d.shape.speed = speed;
         for (l = 0; l < 2; l++) {
             x[l].E = E;
@@ -665,12 +681,35 @@ TEST(soft_nodes_told_plainly)
             CHECK_NEAR(r[l].off_node, off / total, 1e-9, 1e-12);
             compared++;
             away += off > 0;
+            far += target > 2 * D;
         }
         placement_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
-    printf("    %d compared, %d with load off its home node\n", compared, away);
-    CHECK(compared > 200 && away > 100);
+    printf("    %d compared, %d with load off its home node, %d with targets beyond 2 D\n", compared, away, far);
+    CHECK(compared > 200 && away > 100 && far > 10);
+}
+
+/* Cells that a layer with `given` slots may fill on each device, of its own: equal shares, the odd ones in turn over
+ * all layers (*next), but what a device must hold; who can give most gives for that. */
+static void plain_share_out(plain *x, const int32_t *own, int given, const int *held, int *next)
+{
+    int d, all = 0, left = given, give;
+    for (d = 0; d < x->D; d++) all += x->cap[d] = own[d];
+    if (given < all) {
+        for (d = 0; d < x->D; d++) left -= x->cap[d] = x->cap[d] * given / all;
+        for (; left > 0; *next = (*next + 1) % x->D)
+            if (x->cap[*next] < own[*next]) x->cap[*next]++, left--;
+    }
+    for (d = 0, all = 0; d < x->D; d++) {
+        if (held[d] > x->cap[d]) x->cap[d] = held[d];
+        all += x->cap[d];
+    }
+    for (; all > given; all--) {
+        for (d = 1, give = 0; d < x->D; d++)
+            if (x->cap[d] - held[d] > x->cap[give] - held[give]) give = d;
+        x->cap[give]--;
+    }
 }
 
 /* ---- rebalance told plainly ------------------------------------------------------------------------ */
@@ -685,6 +724,7 @@ typedef struct slow {
     double limit, heaviest, level;
     int alone, shared; /* heavy experts may also lose copies first; layers share a limit */
     int wished;        /* a layer would have liked that and must not                     */
+    int next;          /* device that takes the next odd slot of a budget                */
     double now[3];     /* the busiest device of each layer afterwards                    */
 } slow;
 
@@ -790,7 +830,7 @@ static void slow_copies(const slow *f, int e, int m, slow_change *best)
     const plain *x = &f->x;
     double unit = x->w[e] / (x->count[e] + 1), fall = 0, price;
     int d, k, o, left = 0;
-    if (x->count[e] >= x->D || !(x->w[e] > 0)) return;
+    if (x->count[e] >= x->most || !(x->w[e] > 0)) return;
     for (d = 0; d < x->D; d++) {
         if (x->has[d][e]) fall += slow_fall(x, d, unit - plain_share(x, e));
         left |= f->held[d][e] && !x->has[d][e];
@@ -988,6 +1028,26 @@ static void slow_load(slow *f)
     }
 }
 
+/* The slots that the layer may fill; what the devices hold now (each expert once) they keep. */
+static void slow_caps(slow *f)
+{
+    const moe_ep_placement *p = f->desc->current;
+    int d, i, j, used = 0, given = f->desc->layer_slots[f->layer], held[PLAIN_D] = {0};
+    int32_t own[PLAIN_D] = {0};
+    for (d = 0; d < f->x.D; d++) {
+        int32_t first = p->slot_start[d], end = p->slot_start[d + 1];
+        const int32_t *expert = p->slot_expert + f->layer * p->num_slots;
+        if (p->device_inactive[d]) continue;
+        own[d] = end - first;
+        for (i = first; i < end; i++) {
+            for (j = first; j < i && expert[j] != expert[i]; j++) {}
+            held[d] += expert[i] >= 0 && j == i;
+        }
+        used += held[d];
+    }
+    plain_share_out(&f->x, own, given > used ? given : used, held, &f->next);
+}
+
 static void slow_unbook(slow *f)
 {
     int d, e;
@@ -1030,6 +1090,7 @@ static int slow_layer(slow *f, double target)
         if (x->cap[d] > 0 && plain_time(x, d, 0) > before) before = plain_time(x, d, 0);
     f->level = total / fast * target;
     f->now[f->layer] = before;
+    if (f->desc->layer_slots) slow_caps(f);
     if (lost == 0 && before <= f->level) {
         memset(x->has, 0, sizeof x->has);
         slow_load(f);
@@ -1074,6 +1135,7 @@ static int64_t slow_pass(slow *f, const plain *layers, int L, double target, pla
     int l;
     memset(f->arrivals, 0, sizeof f->arrivals);
     memset(f->links, 0, sizeof f->links);
+    f->next = 0;
     for (l = 0; l < L; l++) {
         f->x = layers[l];
         f->layer = l;
@@ -1129,15 +1191,16 @@ TEST(rebalance_told_plainly)
     static slow f;
     static plain layers[3], after[3];
     static const int rare[] = {14212}; /* one layer would take from the other what it needs for fewer copies */
-    int at, i, l, compared = 0, moved = 0, kept = 0, relaxed = 0, lone = 0, refused = 0;
+    int at, i, l, compared = 0, moved = 0, kept = 0, relaxed = 0, lone = 0, refused = 0, budgeted = 0;
     for (at = 0; at < 2400 + (int)(sizeof rare / sizeof *rare); at++) {
         int n = at < 2400 ? at : rare[at - 2400], wide = n >= 1900; /* wide: speeds far apart, every kind of limit */
-        uint64_t own = 977 * (uint64_t)n, *state = wide ? &own : &s;
+        uint64_t own = 977 * (uint64_t)n, *state = wide ? &own : &s, other = 331 * (uint64_t)n;
         int tiny = n >= 400, kind = n % 10, L = wide ? 3 : 1 + n % 2, P, E;
         int D = tiny ? 3 + (int)t_below(state, 2) : 3 + (int)t_below(state, n % 3 ? 6 : 18);
         int S = tiny ? 2 + n / 3 % 2 : 3 + 2 * (int)t_below(state, 2);
         double a[3 * PLAIN_E], b[3 * PLAIN_E], speed[PLAIN_D], target, low, fast = 0, slowest = HUGE_VAL;
         int changes[3], moves[3], limited;
+        int32_t budget[3];
         moe_ep_place_desc d;
         moe_ep_placement p, q;
         moe_ep_plan_result r[3];
@@ -1178,6 +1241,16 @@ TEST(rebalance_told_plainly)
         if (kind == 2 || kind == 8) y.max_device_moves = 1 + (int32_t)t_below(state, 3);
         if (kind == 3 || kind == 9) y.max_link_moves = 1 + (int32_t)t_below(state, 2);
         if (kind == 6 || kind == 7) y.max_moves = 1 + (int32_t)t_below(state, 12);
+        for (l = 0; l < L; l++) budget[l] = E + (int32_t)t_below(&other, P - E + 1);
+        if (n % 7 == 5) y.layer_slots = budget; /* the plans fill all slots; who begins with more keeps them */
+        if (n % 14 == 5) /* every other time plans that leave some free */
+            for (i = 0; i < L * P; i++) {
+                int32_t *start = p.replica_start + i / P * (E + 1), e = p.slot_expert[i];
+                if (e < 0 || start[e + 1] - start[e] < 2 || t_below(&other, 2)) continue;
+                p.slot_expert[i] = -1;
+                CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+            }
+        if (n % 13 == 6) y.max_replicas = 1 + (int32_t)t_below(&other, D);
         CHECK_I64(moe_ep_rebalance(&y, &q, r, NULL, NULL), MOE_EP_OK);
         plain_ties = 0;
         memset(layers, 0, sizeof layers);
@@ -1185,7 +1258,7 @@ TEST(rebalance_told_plainly)
             layers[l].E = E;
             layers[l].D = D;
             layers[l].P = P;
-            layers[l].most = D;
+            layers[l].most = y.max_replicas && y.max_replicas < D ? y.max_replicas : D;
             for (i = 0; i < E; i++) layers[l].w[i] = b[l * E + i], layers[l].pin[i] = -1;
             for (i = 0; i < D; i++) layers[l].speed[i] = speed[i];
         }
@@ -1211,6 +1284,7 @@ TEST(rebalance_told_plainly)
             moved += moves[l] > 0;
             kept += changes[l] == 0;
             relaxed += limited;
+            budgeted += y.layer_slots && changes[l] > 0;
             lone += f.wished && f.alone;
             refused += f.wished && !f.alone;
         }
@@ -1218,9 +1292,9 @@ TEST(rebalance_told_plainly)
         placement_free(&q);
         STOP_IF_FAILED("case %d", n);
     }
-    printf("    %d compared: %d with moves, %d as they were, %d relaxed, %d tried fewer copies, %d must not\n",
-           compared, moved, kept, relaxed, lone, refused);
-    CHECK(compared > 1000 && moved > 700 && kept > 150 && relaxed > 70 && lone > 100 && refused > 0);
+    printf("    %d compared: %d with moves, %d as they were, %d relaxed, %d tried fewer copies, %d must not, "
+           "%d changed within a budget\n", compared, moved, kept, relaxed, lone, refused, budgeted);
+    CHECK(compared > 1000 && moved > 700 && kept > 150 && relaxed > 70 && lone > 100 && refused > 0 && budgeted > 90);
 }
 
 /* ---- EPLB's plan, partners, budgets, numbers of copies: told plainly -------------------------------------- */
@@ -1353,27 +1427,15 @@ static int plain_partners(plain *x, const int64_t *pairs, double slack, int by_n
     return done;
 }
 
-/* Cells that a layer with a budget may fill on each device. */
-static void plain_caps(plain *x, const moe_ep_shape *shape, const int32_t *slots, int given, int layer)
+/* Cells that a layer with a budget may fill on each device; pins are held. */
+static void plain_caps(plain *x, const moe_ep_shape *shape, const int32_t *slots, int given, int *next)
 {
-    int d, e, all = 0, left = given, held[PLAIN_D] = {0}, give;
-    for (d = 0; d < x->D; d++) all += x->cap[d] = shape->inactive && shape->inactive[d] ? 0 : slots[d];
-    if (given < all) {
-        for (d = 0; d < x->D; d++) left -= x->cap[d] = x->cap[d] * given / all;
-        for (d = layer * left % x->D; left > 0; d = (d + 1) % x->D)
-            if (!(shape->inactive && shape->inactive[d]) && x->cap[d] < slots[d]) x->cap[d]++, left--;
-    }
+    int32_t own[PLAIN_D];
+    int d, e, held[PLAIN_D] = {0};
+    for (d = 0; d < x->D; d++) own[d] = shape->inactive && shape->inactive[d] ? 0 : slots[d];
     for (e = 0; e < x->E; e++)
         if (x->pin[e] >= 0) held[x->pin[e]]++;
-    for (d = 0, all = 0; d < x->D; d++) {
-        if (held[d] > x->cap[d]) x->cap[d] = held[d];
-        all += x->cap[d];
-    }
-    for (; all > given; all--) {
-        for (d = 1, give = 0; d < x->D; d++)
-            if (x->cap[d] - held[d] > x->cap[give] - held[give]) give = d;
-        x->cap[give]--;
-    }
+    plain_share_out(x, own, given, held, next);
     for (d = 0, x->most = 0; d < x->D; d++) x->most += x->cap[d] > 0;
 }
 
@@ -1383,7 +1445,7 @@ TEST(options_told_plainly)
     uint64_t s = 20240607u;
     int n, i, j, l, compared = 0, near_by = 0;
     for (n = 0; n < 150; n++) {
-        int D = 9 + (int)t_below(&s, 4), E, P = 0, alive = 0, soft = n % 6 == 5;
+        int D = 9 + (int)t_below(&s, 4), E, P = 0, alive = 0, soft = n % 6 == 5, next = 0;
         double w[2 * PLAIN_E], speed[PLAIN_D];
         int32_t slots[PLAIN_D], pin[2 * PLAIN_E], budget[2], home[2 * PLAIN_E];
         uint8_t down[PLAIN_D] = {0};
@@ -1451,9 +1513,9 @@ TEST(options_told_plainly)
                 x[l].speed[i] = speed[i];
                 x[l].node[i] = i * 3 / D;
             }
-            plain_caps(&x[l], &shape, slots, d.layer_slots ? budget[l] : alive, l);
+            plain_caps(&x[l], &shape, slots, d.layer_slots ? budget[l] : alive, &next);
             if (d.max_replicas < x[l].most) x[l].most = d.max_replicas;
-            changes = soft ? plain_soft_layer(&x[l], 2.0 * D, &off)
+            changes = soft ? plain_soft_layer(&x[l], plain_highest(&x[l]), &off)
                            : plain_best(&x[l], &shape, d.max_refinements ? d.max_refinements : 1 << 30, 0);
             if (d.coactivation) swaps = plain_partners(&x[l], pairs + l * E * E, d.coactivation_slack, soft);
             if (plain_ties) continue;
@@ -1606,14 +1668,14 @@ TEST(budgets_told_plainly)
     CHECK(compared > 80 && uneven > 80);
 }
 
-/* Every point of the curve is a plan on as many slots, the odd ones on the first active devices. */
+/* Every point of the curve is a plan on as many slots, the odd ones on the first active devices; EPLB's have none. */
 TEST(curves_told_plainly)
 {
     uint64_t s = 20240607u;
-    int n, i, l, found = 0;
+    int n, i, l, found = 0, filled = 0, shorter = 0;
     for (n = 0; n < 80; n++) {
         int eplb = n % 2, L = 1 + n % 3, D = 2 + (int)t_below(&s, 3), E = 3 + (int)t_below(&s, 5), extra, k = 0;
-        int step, active = 0, want = -1;
+        int step, active = 0, want = -1, first = 0, most;
         double w[3 * 8], speed[4];
         uint8_t down[4] = {0};
         int32_t fewest = 77;
@@ -1621,7 +1683,8 @@ TEST(curves_told_plainly)
         moe_ep_copies_point got[16];
         for (i = 0; i < L * E; i++) w[i] = exp(2 * t_unit(&s));
         for (i = 0; i < D; i++) speed[i] = n % 6 == 2 ? 0.5 + t_unit(&s) : 1;
-        if (eplb) E = D * (1 + E / D) <= 8 ? D * (1 + E / D) : D;
+        if (eplb && n % 4 == 3) E = D * (1 + E / D) <= 8 ? D * (1 + E / D) : D;
+        while (eplb && (E + first) % D) first++;
         if (!eplb && D > 2) down[n % 3] = n % 4 == 0;
         for (i = 0; i < D; i++) active += !down[i];
         memset(&c, 0, sizeof c);
@@ -1631,7 +1694,7 @@ TEST(curves_told_plainly)
         c.place.shape.speed = speed;
         if (!eplb) c.place.shape.inactive = down;
         c.policy = eplb ? MOE_EP_PLACE_EPLB_GLOBAL : n % 4 ? MOE_EP_PLACE_BEST : MOE_EP_PLACE_GIVEN;
-        c.max_extra = eplb ? D * 4 : 1 + (int32_t)t_below(&s, 10);
+        c.max_extra = eplb ? D * 4 + n / 4 % 4 : 1 + (int32_t)t_below(&s, 10);
         c.step = eplb ? D * (n % 4 == 1) : (int32_t)t_below(&s, 4);
         if (eplb && n % 6 == 5) c.place.shape.speed = NULL;
         if (eplb)
@@ -1639,9 +1702,10 @@ TEST(curves_told_plainly)
         c.expert_bytes = 1000;
         c.target = n % 5 ? 1.0 + 0.3 * t_unit(&s) : 0;
         step = c.step ? c.step : eplb ? D : 1;
+        most = c.max_extra / step + 1;
         memset(got, 0, sizeof got);
         CHECK_I64(moe_ep_min_copies(&c, got, &fewest, NULL, NULL), MOE_EP_OK);
-        for (extra = 0; extra <= c.max_extra; extra += step, k++) {
+        for (extra = first; extra <= c.max_extra; extra += step, k++) {
             int32_t slots[4], number = 0;
             double worst = 0, mean = 0, sum = 0;
             moe_ep_place_desc d = c.place;
@@ -1669,13 +1733,18 @@ TEST(curves_told_plainly)
             if (want < 0 && c.target > 0 && worst <= c.target) want = extra;
             placement_free(&p);
         }
-        CHECK_I64(got[k].extra, 0); /* and none behind them */
-        CHECK_NEAR(got[k].worst, 0, 0, 0);
+        CHECK(k == most || (k == most - 1 && first > 0));
+        for (i = k; i <= most; i++) { /* a point that there is not, and nothing written behind them */
+            CHECK_I64(got[i].extra, i < most ? -1 : 0);
+            CHECK_NEAR(got[i].worst + got[i].mean + got[i].max_sum + got[i].bytes, 0, 0, 0);
+        }
         CHECK_I64(fewest, want);
         found += want > 0;
+        filled += first > 0;
+        shorter += k < most;
         STOP_IF_FAILED("case %d", n);
     }
-    CHECK(found > 10);
+    CHECK(found > 10 && filled > 8 && shorter > 4 && shorter < filled);
 }
 
 /* ---- small layers where swaps are not enough --------------------------------------------------------- */

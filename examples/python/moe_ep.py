@@ -138,7 +138,7 @@ _struct("moe_ep_split_desc", """
     moe_ep_split_policy policy; uint64_t seed; int64_t *source_counts; int32_t max_sweeps;""")
 _struct("moe_ep_rebalance_desc", """
     moe_ep_placement *current; double *loads, target; int64_t max_moves; int32_t max_layer_moves, max_device_moves,
-    max_link_moves;""")
+    max_link_moves, max_replicas, *layer_slots;""")
 _struct("moe_ep_move", "int32_t layer, expert, from_slot, to_slot, from_device, to_device, round;")
 _struct("moe_ep_moves_result", """
     int64_t moves, slot_changes, cross_node, lost, unchanged, rounds, max_in, max_out; double bytes; int64_t

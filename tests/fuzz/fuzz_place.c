@@ -163,6 +163,11 @@ static void plan_and_change(void)
             rb.max_layer_moves = fz_chance(.1) ? fz_bad_i32() : 0;
             rb.max_device_moves = fz_chance(.1) ? fz_bad_i32() : 0;
             rb.max_link_moves = fz_chance(.1) ? fz_bad_i32() : 0;
+            if (fz_seldom(8)) rb.max_replicas = (int32_t)(fz_more() % 5) - 1;
+            int32_t *slots = fz_in(4 * L), spare = PL.num_slots > E ? PL.num_slots - E : 0;
+            for (int i = 0; i < L; i++)
+                slots[i] = fz_seldom(100) ? E - 1 : E + (int32_t)(fz_more() % ((uint64_t)spare + 1));
+            if (fz_seldom(6)) rb.layer_slots = slots;
             if (fz_chance(.3)) PL.device_inactive[fz_int(0, PL.num_devices - 1)] = 1;
             unsigned char *m2 = fz_work(pb);
             moe_ep_placement P2;
@@ -184,6 +189,9 @@ static void plan_and_change(void)
                 for (int l = 0; l < L; l++) {
                     mv += r2[l].moves;
                     if (fz_wild(r2[l].max) || fz_wild(r2[l].gap)) fz_fail("nan");
+                    if (rb.layer_slots && r2[l].slots_used > slots[l] &&
+                        r2[l].slots_used > PL.replica_start[l * (E + 1) + E])
+                        fz_fail("%d slots used of %d", r2[l].slots_used, slots[l]);
                     if (r2[l].lower_bound > r2[l].max * (1 + 1e-9))
                         fz_fail("bound %g > %g", r2[l].lower_bound, r2[l].max);
                     if (r2[l].max > r2[l].max_before * (1 + 1e-9) &&
