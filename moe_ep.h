@@ -938,7 +938,7 @@ MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_e
 /* ---- many layers, many steps --------------------------------------------------------------------- */
 
 /* Over the rows of a matrix (L,n); a row is a layer, or a step of one layer.  Rows without load are left out of the
- * means, percentiles and the worst, as they have no balance. */
+ * means, percentiles and the worst, as they have no balance; the two fields that count them say so. */
 typedef struct moe_ep_layers_result {
     int32_t num_layers, loaded_layers; /* all rows, rows with load                                       */
     int32_t worst_layer;               /* highest imbalance, lowest index on ties; -1 when none is loaded */
@@ -946,18 +946,24 @@ typedef struct moe_ep_layers_result {
     double mean_imbalance;             /* mean over rows of max/mean ("per step maximum, then mean")     */
     double p50, p90, p95, p99;         /* percentiles over rows of max/mean                              */
     double mean_balancedness;          /* mean over loaded rows of mean/max                              */
-    double mean_of_layer_ratios;       /* the same, a row without load counted as 0                      */
+    double mean_of_layer_ratios;       /* the same, a row without load counted as 0: no server's, a lower
+                                          bound when rows may be missing                                 */
     double avg_sum, max_sum;           /* sums over rows of mean and of max                              */
     double balancedness;               /* avg_sum/max_sum: vLLM's log_balancedness; 1 without load       */
     double imbalance;                  /* max_sum/avg_sum: what a step of all layers really loses        */
     double imbalance_of_sum;           /* rows added first, then max/mean: hides what alternates         */
     double balancedness_wrong_axis;    /* vLLM before its fix: mean and max over rows, for old logs      */
+    double sglang_balancedness;        /* current_pass_balancedness of SGLang's log: mean over all rows of
+                                          (mean+1e-5)/(max+1e-5) in float32, a row without load counted as
+                                          1; its rows are all layers of the model, dense ones included   */
 } moe_ep_layers_result;
 
 /* loads (L,n) -> *out.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_NEGATIVE, ERR_NAN (index = flat).
  * O(L*n + L log L), L + 2n doubles of scratch.
  * Example: {100,0, 0,100} as (2,2): mean_balancedness 0.5, imbalance_of_sum 1.
- * Example: {100,0,0,0, 100,0,0,0}: avg_sum 50, max_sum 200, balancedness 0.25, balancedness_wrong_axis 1. */
+ * Example: {100,0,0,0, 100,0,0,0}: avg_sum 50, max_sum 200, balancedness 0.25, balancedness_wrong_axis 1.
+ * Example: {0,0, 60,20} as (2,2), a dense layer first: mean_balancedness 0.667, mean_of_layer_ratios 0.333,
+ * sglang_balancedness 0.833. */
 MOE_EP_API moe_ep_status moe_ep_balance_layers(const int64_t *loads, int32_t L, int32_t n, moe_ep_layers_result *out,
                                                moe_ep_scratch *scratch, moe_ep_error *err);
 MOE_EP_API moe_ep_status moe_ep_balance_layers_d(const double *loads, int32_t L, int32_t n,
@@ -9386,12 +9392,18 @@ static void moe_epi_bl_ranked(const double *sorted, moe_ep_balance_result *r)
     r->gini = weighted > 0.0 ? weighted / n : 0.0;
 }
 
+/* SGLang's utilization rate of one row, in float32 as there. */
+static double moe_epi_bl_utilization(double mean, double max)
+{
+    const float m = (float)mean + 1e-5f, most = (float)max + 1e-5f;
+    return moe_epi_finite((double)most) ? (double)(m / most) : mean / max;
+}
+
 static void moe_epi_bl_ratios(moe_ep_balance_result *r)
 {
-    const float mean = (float)r->mean + 1e-5f, max = (float)r->max + 1e-5f;
     r->imbalance = r->zero_load ? 1.0 : r->max / r->mean;
     r->balancedness = r->zero_load ? 1.0 : r->mean / r->max;
-    r->sglang_utilization = moe_epi_finite((double)max) ? (double)(mean / max) : r->balancedness;
+    r->sglang_utilization = moe_epi_bl_utilization(r->mean, r->max);
     r->maxvio = r->imbalance - 1.0;
     r->minvio = r->zero_load ? 0.0 : 1.0 - r->min / r->mean;
     r->max_minus_mean = r->max - r->mean;
@@ -9471,7 +9483,7 @@ MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_e
 /* Sums over the rows; ratios (L) receives max/mean of the loaded ones, in row order. */
 static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_result *r, double *ratios)
 {
-    double balancedness = 0.0, imbalance = 0.0;
+    double balancedness = 0.0, imbalance = 0.0, utilization = 0.0;
     int32_t l;
     for (l = 0; l < r->num_layers; l++) {
         const moe_epi_bl_loads row = moe_epi_bl_from(v, (int64_t)l * n);
@@ -9479,6 +9491,7 @@ static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_
         const double mean = x.sum / (double)n;
         r->avg_sum += mean;
         r->max_sum += x.max;
+        utilization += moe_epi_bl_utilization(mean, x.max);
         if (!(mean > 0.0)) continue;
         ratios[r->loaded_layers] = x.max / mean;
         if (r->worst_layer < 0 || ratios[r->loaded_layers] > r->worst_imbalance) {
@@ -9489,6 +9502,7 @@ static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_
         balancedness += mean / x.max;
     }
     r->mean_of_layer_ratios = balancedness / (double)r->num_layers;
+    r->sglang_balancedness = utilization / (double)r->num_layers;
     if (r->loaded_layers > 0) {
         r->mean_imbalance = imbalance / (double)r->loaded_layers;
         r->mean_balancedness = balancedness / (double)r->loaded_layers;

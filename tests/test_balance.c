@@ -243,7 +243,8 @@ TEST(convert_families)
 
 TEST(layers_and_steps)
 {
-    static const double swing[] = {100, 0, 0, 100}, log_[] = {100, 0, 0, 0, 100, 0, 0, 0}, part[] = {3, 1, 0, 0};
+    static const double swing[] = {100, 0, 0, 100}, log_[] = {100, 0, 0, 0, 100, 0, 0, 0}, part[] = {3, 1, 0, 0},
+                        dense[] = {0, 0, 60, 20}, vast[] = {1e300, 0, 2, 1};
     static const int64_t whole[] = {100, 0, 0, 0, 100, 0, 0, 0};
     double ratio[2], none[4] = {0, 0, 0, 0}, bad[4] = {0, 0, -1, 0}, tiny[4];
     int i;
@@ -270,6 +271,12 @@ TEST(layers_and_steps)
     CHECK_I64(r.loaded_layers, 1);
     CHECK_NEAR(r.mean_imbalance, 1.5, 0, 0);
     CHECK_NEAR(r.mean_of_layer_ratios, (1 / 1.5) / 2, 1e-15, 0);
+    CHECK_I64(moe_ep_balance_layers_d(dense, 2, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.mean_balancedness, 2.0 / 3, 1e-15, 0);
+    CHECK_NEAR(r.mean_of_layer_ratios, 1.0 / 3, 1e-15, 0);
+    CHECK_NEAR(r.sglang_balancedness, (1 + 40.00001 / 60.00001) / 2, 2e-7, 0);
+    CHECK_I64(moe_ep_balance_layers_d(vast, 2, 2, &r, NULL, NULL), MOE_EP_OK); /* beyond float32 */
+    CHECK_NEAR(r.sglang_balancedness, (0.5 + 0.75) / 2, 2e-6, 0);
     CHECK_I64(moe_ep_balance_layers_d(none, 2, 2, &r, NULL, NULL), MOE_EP_OK);
     CHECK_I64(r.worst_layer, -1);
     CHECK_NEAR(r.imbalance * r.balancedness * r.mean_imbalance * r.p50, 1, 0, 0);
@@ -505,7 +512,7 @@ TEST(layers_by_definition)
         const int32_t L = (int32_t)(1 + t_below(&s, round % 4 ? 6 : 40)), n = (int32_t)1 << t_below(&s, 4);
         const double unit = round % 3 ? 1 : 0.0009765625;
         double *loads = small_loads(&s, L, n, unit), ratio[40], each[40], columns[8], tops[8];
-        double imbalance = 0, balancedness = 0, sums = 0, maxima = 0, worst = 1;
+        double imbalance = 0, balancedness = 0, sums = 0, maxima = 0, worst = 1, served = L;
         int64_t whole[40 * 8];
         int32_t l, i, loaded = 0, at = -1;
         moe_ep_scratch scratch = dirty_scratch();
@@ -521,6 +528,7 @@ TEST(layers_by_definition)
             ratio[loaded++] = each[l];
             imbalance += each[l];
             balancedness += mean / max;
+            served += ((float)mean + 1e-5f) / ((float)max + 1e-5f) - 1; /* a row without load is 1 */
         }
         for (i = 0; i < n; i++)
             for (columns[i] = tops[i] = 0, l = 0; l < L; l++) {
@@ -537,6 +545,7 @@ TEST(layers_by_definition)
         CHECK_NEAR(r.p99, loaded ? plain_percentile(ratio, loaded, 0.99) : 1, 1e-13, 0);
         CHECK_NEAR(r.mean_balancedness, loaded ? balancedness / loaded : 1, 1e-14, 0);
         CHECK_NEAR(r.mean_of_layer_ratios, balancedness / L, 1e-14, 0);
+        CHECK_NEAR(r.sglang_balancedness, served / L, 2e-7, 0);
         CHECK_NEAR(r.avg_sum, sums, 1e-14, 0);
         CHECK_NEAR(r.max_sum, maxima, 0, 0);
         CHECK_NEAR(r.balancedness, loaded ? sums / maxima : 1, 1e-14, 0);

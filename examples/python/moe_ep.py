@@ -117,7 +117,7 @@ _struct("moe_ep_balance_result", """
 _struct("moe_ep_layers_result", """
     int32_t num_layers, loaded_layers, worst_layer; double worst_imbalance, mean_imbalance, p50, p90, p95, p99,
     mean_balancedness, mean_of_layer_ratios, avg_sum, max_sum, balancedness, imbalance, imbalance_of_sum,
-    balancedness_wrong_axis;""")
+    balancedness_wrong_axis, sglang_balancedness;""")
 _struct("moe_ep_chance_result", """
     double mean_load, max_over_mean, sd, p05, p95, one_sd, one_p05, one_p95, distinct, tokens, gauss_bound;""")
 _struct("moe_ep_shape", """
