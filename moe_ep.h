@@ -792,9 +792,11 @@ MOE_EP_API moe_ep_status moe_ep_transitions(const int32_t *ids_from, const int32
 MOE_EP_API moe_ep_status moe_ep_transition_shares(const int64_t *transitions, int32_t E, double *share,
                                                   moe_ep_error *err);
 
-/* How much more often than by chance are two experts used together?  co (E,E), loads (E), T tokens -> lift (E,E)
- * = co*T / (load_i*load_j), 1 = independent; 0 where a load is 0.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  O(E*E).  Example: co 10, loads 20 and 10, T = 40: lift 2. */
+/* How much more often than independent choices are two experts used together?  co (E,E), loads (E), T tokens ->
+ * lift (E,E) = co*T / (load_i*load_j), 1 = independent; 0 where a load is 0.  K distinct experts of a token are not
+ * independent: drawn uniformly they give each pair E(K-1) / (K(E-1)); divide by that for how many times as many as by
+ * chance.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  O(E*E).
+ * Example: co 10, loads 20 and 10, T = 40: lift 2.  All 28 pairs of E = 8 once each: lift 0.571 = 8 * 1 / (2 * 7). */
 MOE_EP_API moe_ep_status moe_ep_lift(const int64_t *co, const int64_t *loads, int64_t T, int32_t E, double *lift,
                                      moe_ep_error *err);
 
