@@ -3313,7 +3313,8 @@ typedef enum moe_ep_verdict_reason {
     MOE_EP_REASON_NO_LOAD,             /* a window holds no tokens at all                          */
     MOE_EP_REASON_FEW_STEPS,           /* fewer judged steps than asked for                        */
     MOE_EP_REASON_BALANCED,            /* already as balanced as asked for                         */
-    MOE_EP_REASON_CHANCE,              /* no worse than uniform routing of so few tokens would be  */
+    MOE_EP_REASON_CHANCE,              /* saves too little, and no worse than uniform routing of so
+                                          few tokens would be (imbalance_before <= chance_imbalance) */
     MOE_EP_REASON_SMALL_GAIN,          /* the plan saves less than asked for                       */
     MOE_EP_REASON_UNRELIABLE,          /* it helps in too few of the judged steps                  */
     MOE_EP_REASON_BREAK_EVEN,          /* moving the weights costs more than is saved in time      */
@@ -3325,7 +3326,8 @@ typedef struct moe_ep_diagnose_desc {
     int32_t num_layers;              /* L >= 1                                                     */
     int32_t num_experts;             /* E >= 1                                                     */
     int32_t top_k;                   /* K, for the chance baseline and the token counts; 0 = 1     */
-    int32_t num_groups;              /* groups of the router, for the hierarchical EPLB policy     */
+    int32_t num_groups;              /* groups of the router, for the hierarchical EPLB policy and
+                                        with top_groups for the chance baseline                    */
     moe_ep_shape shape;              /* devices and slots of the plan                              */
     moe_ep_place_policy policy;      /* planner; 0 = MOE_EP_PLACE_BEST                             */
     const moe_ep_placement *current; /* what runs today; NULL = contiguous, one copy per expert    */
@@ -3350,6 +3352,10 @@ typedef struct moe_ep_diagnose_desc {
     double min_gain;                 /* least share of the step saved, e.g. 0.05                    */
     double min_improved;             /* least share of judged steps that get faster, e.g. 0.8       */
     int32_t min_steps;               /* least number of judged steps                                */
+
+    /* Routing that draws groups first (DeepSeek-V2, V3), for the chance baseline alone. */
+    int32_t top_groups;              /* groups a token may use; 0 = all                             */
+    int32_t router_groups;           /* of so many; 0 = num_groups                                  */
 } moe_ep_diagnose_desc;
 
 /* All figures are of window B when there is one, else of window A.  *_rows are sums over layers of the
@@ -3371,7 +3377,13 @@ typedef struct moe_ep_diagnosis {
     double bound_rows;             /* proven: no plan in these slots gets below it, even one made for
                                       each judged step                                              */
     double imbalance_before, imbalance_after, imbalance_bound; /* the above over mean_rows, >= 1    */
-    double chance_imbalance;       /* what uniform routing of as many tokens would give, p95        */
+    double chance_imbalance;       /* what uniform routing of as many tokens would give in place of
+                                      imbalance_before, which is a mean over all judged layers and
+                                      steps: the 95 % point of such a mean, max_over_mean +
+                                      1.645 sd / sqrt(layers * steps) of moe_ep_chance_devices or
+                                      _grouped, no more than p95, which it is for one layer and step;
+                                      0 = not known: more devices than experts, or less than half a
+                                      token per layer and step                                      */
 
     double before_s, after_s;      /* a step, other_s included                                      */
     double balanced_s;             /* the same if every device had its fair share of rows           */
@@ -3397,11 +3409,12 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
  * plan receives the new placement when it is not NULL: a placement initialised for L, E and the shape.
  * Zero-load layers and steps are left out; they never give NaN.
  * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_RANGE, ERR_SLOTS, ERR_PLACEMENT, ERR_OVERFLOW, and those
- * of the planner and of moe_ep_layer_time.  O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
+ * of the planner and of moe_ep_layer_time; ERR_CONFIG for top_groups that moe_ep_chance_grouped refuses.
+ * O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
  * too small scratch->need may grow once more on the next try, when the planner says what it needs.
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
- * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND. */
+ * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10.  Over 20 such steps it is 1.06. */
 MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
                                          moe_ep_diagnosis *out, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -27234,9 +27247,18 @@ static moe_ep_status moe_epi_diag_window(const double *loads, int64_t n, const c
     return MOE_EP_OK;
 }
 
+/* The groups that limit the routing; without top_groups none. */
+static moe_ep_status moe_epi_diag_routing(const moe_ep_diagnose_desc *d, moe_epi_routing *q)
+{
+    const int32_t groups = d->router_groups != 0 ? d->router_groups : d->num_groups;
+    return moe_epi_check_routing(d->num_experts, d->top_k > 0 ? d->top_k : 1, d->top_groups != 0 ? groups : 0,
+                                 d->top_groups, q, NULL);
+}
+
 /* Every check of moe_ep_diagnose that needs no memory. */
 static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_error *err)
 {
+    moe_epi_routing routing;
     int64_t layer, window, judged = 0;
     moe_ep_status st;
     if (d->num_layers < 1)
@@ -27278,6 +27300,10 @@ static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_er
     }
     if (d->cost && (!d->cost->model || !d->cost->machine))
         return moe_epi_null(err, d->cost->model ? "desc.cost.machine" : "desc.cost.model");
+    if (d->top_groups != 0 && moe_epi_diag_routing(d, &routing) != MOE_EP_OK)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.top_groups",
+                            "must name groups that hold top_k experts, of groups that divide num_experts", -1,
+                            (double)d->top_groups);
     return moe_epi_diag_numbers(d, err);
 }
 
@@ -27607,8 +27633,11 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_put_fixed(&t, o->imbalance_before, 2);
         moe_epi_puts(&t, " times the mean, no more than the ");
         moe_epi_put_fixed(&t, o->chance_imbalance, 2);
-        moe_epi_puts(&t, " that even routing of so few tokens gives by chance; larger batches "
-                         "help, a plan does not");
+        moe_epi_puts(&t, " that even routing of so few tokens gives by chance; larger batches help, ");
+        if (o->gain > 0.0) {
+            moe_epi_puts(&t, "the plan saves only ");
+            moe_epi_put_percent(&t, o->gain);
+        } else moe_epi_puts(&t, "a plan does not");
     } else if (o->reason == MOE_EP_REASON_SMALL_GAIN) {
         moe_epi_puts(&t, "the plan saves too little: ");
         moe_epi_put_change(&t, o);
@@ -27677,20 +27706,20 @@ static double moe_epi_diag_total(const double *loads, int64_t n)
     return total;
 }
 
-/* The 95 % point of the busiest device's max/mean when routing is uniform, at the mean number of tokens. */
+/* The 95 % point of the mean over layers and steps of the busiest device's max/mean when routing is uniform, at the
+ * mean number of tokens: noise of different layers and steps is independent.  0 = not known. */
 static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
                                   const moe_ep_diagnosis *o)
 {
     moe_ep_chance_result chance;
+    moe_epi_routing routing;
     double passes = (double)o->layers_loaded * (double)j->steps;
-    int32_t K = d->top_k > 0 ? d->top_k : 1;
-    double rows = passes > 0.0 ? j->total / passes : 0.0;
-    int64_t tokens = (int64_t)((rows < 9.0e15 ? rows : 9.0e15) / (double)K + 0.5);
-    if (tokens < 1) return 1.0;
-    if (moe_ep_chance_devices(tokens, K, d->num_experts, d->shape.num_devices, &chance, NULL) !=
-        MOE_EP_OK)
-        return 1.0;
-    return chance.p95;
+    double rows = passes > 0.0 ? j->total / passes : 0.0, tokens;
+    (void)moe_epi_diag_routing(d, &routing); /* was checked */
+    tokens = floor((rows < 9.0e15 ? rows : 9.0e15) / (double)routing.K + 0.5);
+    if (tokens < 1.0 || d->shape.num_devices > d->num_experts) return 0.0;
+    moe_epi_chance_routed(&routing, tokens, d->shape.num_devices, &chance);
+    return passes > 1.0 ? fmin(chance.p95, chance.max_over_mean + 1.645 * chance.sd / sqrt(passes)) : chance.p95;
 }
 
 static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
