@@ -375,7 +375,7 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     chance = cli_chance_words("chance alone gives up to", w->chance, 2);
     text = cli_format(
         "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
-        "%.2f times the mean there; %s over all layers",
+        "%.2f times the mean there; over all layers %s",
         w->hot_device, w->hot_layer, 100.0 * w->hot_share, w->hot_times, chance);
     put_words(o, text, t->width, 3);
     free(chance);
