@@ -792,9 +792,11 @@ MOE_EP_API moe_ep_status moe_ep_transitions(const int32_t *ids_from, const int32
 MOE_EP_API moe_ep_status moe_ep_transition_shares(const int64_t *transitions, int32_t E, double *share,
                                                   moe_ep_error *err);
 
-/* How much more often than by chance are two experts used together?  co (E,E), loads (E), T tokens -> lift (E,E)
- * = co*T / (load_i*load_j), 1 = independent; 0 where a load is 0.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  O(E*E).  Example: co 10, loads 20 and 10, T = 40: lift 2. */
+/* How much more often than independent choices are two experts used together?  co (E,E), loads (E), T tokens ->
+ * lift (E,E) = co*T / (load_i*load_j), 1 = independent; 0 where a load is 0.  K distinct experts of a token are not
+ * independent: drawn uniformly they give each pair E(K-1) / (K(E-1)); divide by that for how many times as many as by
+ * chance.  Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE.  O(E*E).
+ * Example: co 10, loads 20 and 10, T = 40: lift 2.  All 28 pairs of E = 8 once each: lift 0.571 = 8 * 1 / (2 * 7). */
 MOE_EP_API moe_ep_status moe_ep_lift(const int64_t *co, const int64_t *loads, int64_t T, int32_t E, double *lift,
                                      moe_ep_error *err);
 
@@ -938,7 +940,7 @@ MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_e
 /* ---- many layers, many steps --------------------------------------------------------------------- */
 
 /* Over the rows of a matrix (L,n); a row is a layer, or a step of one layer.  Rows without load are left out of the
- * means, percentiles and the worst, as they have no balance. */
+ * means, percentiles and the worst, as they have no balance; the two fields that count them say so. */
 typedef struct moe_ep_layers_result {
     int32_t num_layers, loaded_layers; /* all rows, rows with load                                       */
     int32_t worst_layer;               /* highest imbalance, lowest index on ties; -1 when none is loaded */
@@ -946,18 +948,24 @@ typedef struct moe_ep_layers_result {
     double mean_imbalance;             /* mean over rows of max/mean ("per step maximum, then mean")     */
     double p50, p90, p95, p99;         /* percentiles over rows of max/mean                              */
     double mean_balancedness;          /* mean over loaded rows of mean/max                              */
-    double mean_of_layer_ratios;       /* the same, a row without load counted as 0                      */
+    double mean_of_layer_ratios;       /* the same, a row without load counted as 0: no server's, a lower
+                                          bound when rows may be missing                                 */
     double avg_sum, max_sum;           /* sums over rows of mean and of max                              */
     double balancedness;               /* avg_sum/max_sum: vLLM's log_balancedness; 1 without load       */
     double imbalance;                  /* max_sum/avg_sum: what a step of all layers really loses        */
     double imbalance_of_sum;           /* rows added first, then max/mean: hides what alternates         */
     double balancedness_wrong_axis;    /* vLLM before its fix: mean and max over rows, for old logs      */
+    double sglang_balancedness;        /* current_pass_balancedness of SGLang's log: mean over all rows of
+                                          (mean+1e-5)/(max+1e-5) in float32, a row without load counted as
+                                          1; its rows are all layers of the model, dense ones included   */
 } moe_ep_layers_result;
 
 /* loads (L,n) -> *out.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_NEGATIVE, ERR_NAN (index = flat).
  * O(L*n + L log L), L + 2n doubles of scratch.
  * Example: {100,0, 0,100} as (2,2): mean_balancedness 0.5, imbalance_of_sum 1.
- * Example: {100,0,0,0, 100,0,0,0}: avg_sum 50, max_sum 200, balancedness 0.25, balancedness_wrong_axis 1. */
+ * Example: {100,0,0,0, 100,0,0,0}: avg_sum 50, max_sum 200, balancedness 0.25, balancedness_wrong_axis 1.
+ * Example: {0,0, 60,20} as (2,2), a dense layer first: mean_balancedness 0.667, mean_of_layer_ratios 0.333,
+ * sglang_balancedness 0.833. */
 MOE_EP_API moe_ep_status moe_ep_balance_layers(const int64_t *loads, int32_t L, int32_t n, moe_ep_layers_result *out,
                                                moe_ep_scratch *scratch, moe_ep_error *err);
 MOE_EP_API moe_ep_status moe_ep_balance_layers_d(const double *loads, int32_t L, int32_t n,
@@ -1077,6 +1085,22 @@ MOE_EP_API moe_ep_status moe_ep_chance_with_replacement(int64_t T, int32_t K, in
  * busier of a device of two experts and one of one has 3, 2, 2 or 3 rows with chances 8, 12, 6 and 1 of 27: 2 1/3. */
 MOE_EP_API moe_ep_status moe_ep_chance_devices(int64_t T, int32_t K, int32_t E, int32_t D,
                                                moe_ep_chance_result *out, moe_ep_error *err);
+
+/* The same when a token first draws top_groups of num_groups groups of E/num_groups neighbours, then its K experts
+ * inside them (DeepSeek-V2 3 of 8, V3 4 of 8): fewer devices share more of its rows, and the busiest has more.  D = E:
+ * of experts.  num_groups 0 or 1, top_groups 0 or all: moe_ep_chance_devices.
+ * A model: one_sd, tokens and distinct are exact (one_sd of the mean variance of a device); the maximum is that of rows
+ * dealt in bundles of the same variance, less what devices of one group have in common.  Mean against Monte Carlo:
+ * within 1 % from 16 tokens on, 3 % from 4; 3 % and 6 % where one group is drawn, or most experts of the drawn groups
+ * are taken; with fewer tokens up to 25 % off.  sd within 20 % from 16 tokens, 10 % from 64.  p05 and p95 may sit a
+ * bundle (some rows) beside the simulation's; one_p05 and one_p95 are of bundles, too.
+ * Errors: those of moe_ep_chance_devices and, with arg num_groups or top_groups, ERR_SIZE (negative), ERR_CONFIG (not
+ * a divisor of E; more than 1024 groups or 2^20 experts), ERR_TOP_K (the drawn groups hold fewer than K).  About
+ * O(D + groups^2), milliseconds where D is above num_groups; no memory.
+ * Example: T = 64, K = 8, E = 256, D = 8: 1.18 and a 95 % point of 1.30 by moe_ep_chance_devices, 1.25 and 1.43 when
+ * the experts come from 4 of 8 groups (simulated 1.25 and 1.42). */
+MOE_EP_API moe_ep_status moe_ep_chance_grouped(int64_t T, int32_t K, int32_t E, int32_t D, int32_t num_groups,
+                                               int32_t top_groups, moe_ep_chance_result *out, moe_ep_error *err);
 
 /* ==================================================================================================
  * 4 CAPACITY: how many rows an expert may take, and which are dropped
@@ -2506,8 +2530,8 @@ typedef struct moe_ep_expect_result {
     double active_total;      /* experts with at least one row                                    */
     double active_device;     /* the same on one device (mean over devices)                       */
     double rows_mean;         /* rows on a device                                                 */
-    double rows_sd;           /* its standard deviation at E / D experts (without groups; 0 with) */
-    double busiest_rows;      /* expected rows of the fullest device (without groups)             */
+    double rows_sd;           /* its standard deviation at E / D experts                          */
+    double busiest_rows;      /* expected rows of the fullest device                              */
     double busiest_active;    /* expected active experts of the device with most of them          */
     double excess;            /* busiest_rows / rows_mean - 1: no balancer gets below it          */
 } moe_ep_expect_result;
@@ -2515,7 +2539,8 @@ typedef struct moe_ep_expect_result {
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
  * TOP_K, NEGATIVE, CONFIG (groups, as in moe_ep_comm_bytes).  O(K), with groups O(groups * (groups + K)).
  * All but the two busiest_ fields are exact; those treat the devices as independent: within 1 % of simulation from 32
- * choices (T K) on, 4 % from 8, 10 % below, also when D does not divide E.
+ * choices (T K) on, 4 % from 8, 10 % below, also when D does not divide E.  With groups busiest_rows is that of
+ * moe_ep_chance_grouped; busiest_active within 4 % from 4 tokens on, 7 % where one group is drawn.
  * Example: T = 4096, K = 8, E = 256, D = 32: 7.27 devices per token, sd 31.06 rows, excess 0.064. */
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out, moe_ep_error *err);
 
@@ -3322,7 +3347,8 @@ typedef enum moe_ep_verdict_reason {
     MOE_EP_REASON_NO_LOAD,             /* a window holds no tokens at all                          */
     MOE_EP_REASON_FEW_STEPS,           /* fewer judged steps than asked for                        */
     MOE_EP_REASON_BALANCED,            /* already as balanced as asked for                         */
-    MOE_EP_REASON_CHANCE,              /* no worse than uniform routing of so few tokens would be  */
+    MOE_EP_REASON_CHANCE,              /* saves too little, and no worse than uniform routing of so
+                                          few tokens would be (imbalance_before <= chance_imbalance) */
     MOE_EP_REASON_SMALL_GAIN,          /* the plan saves less than asked for                       */
     MOE_EP_REASON_UNRELIABLE,          /* it helps in too few of the judged steps                  */
     MOE_EP_REASON_BREAK_EVEN,          /* moving the weights costs more than is saved in time      */
@@ -3334,7 +3360,8 @@ typedef struct moe_ep_diagnose_desc {
     int32_t num_layers;              /* L >= 1                                                     */
     int32_t num_experts;             /* E >= 1                                                     */
     int32_t top_k;                   /* K, for the chance baseline and the token counts; 0 = 1     */
-    int32_t num_groups;              /* groups of the router, for the hierarchical EPLB policy     */
+    int32_t num_groups;              /* groups of the router, for the hierarchical EPLB policy and
+                                        with top_groups for the chance baseline                    */
     moe_ep_shape shape;              /* devices and slots of the plan                              */
     moe_ep_place_policy policy;      /* planner; 0 = MOE_EP_PLACE_BEST                             */
     const moe_ep_placement *current; /* what runs today; NULL = contiguous, one copy per expert    */
@@ -3359,6 +3386,10 @@ typedef struct moe_ep_diagnose_desc {
     double min_gain;                 /* least share of the step saved, e.g. 0.05                    */
     double min_improved;             /* least share of judged steps that get faster, e.g. 0.8       */
     int32_t min_steps;               /* least number of judged steps                                */
+
+    /* Routing that draws groups first (DeepSeek-V2, V3), for the chance baseline alone. */
+    int32_t top_groups;              /* groups a token may use; 0 = all                             */
+    int32_t router_groups;           /* of so many; 0 = num_groups                                  */
 } moe_ep_diagnose_desc;
 
 /* All figures are of window B when there is one, else of window A.  *_rows are sums over layers of the
@@ -3380,7 +3411,13 @@ typedef struct moe_ep_diagnosis {
     double bound_rows;             /* proven: no plan in these slots gets below it, even one made for
                                       each judged step                                              */
     double imbalance_before, imbalance_after, imbalance_bound; /* the above over mean_rows, >= 1    */
-    double chance_imbalance;       /* what uniform routing of as many tokens would give, p95        */
+    double chance_imbalance;       /* what uniform routing of as many tokens would give in place of
+                                      imbalance_before, which is a mean over all judged layers and
+                                      steps: the 95 % point of such a mean, max_over_mean +
+                                      1.645 sd / sqrt(layers * steps) of moe_ep_chance_devices or
+                                      _grouped, no more than p95, which it is for one layer and step;
+                                      0 = not known: more devices than experts, or less than half a
+                                      token per layer and step                                      */
 
     double before_s, after_s;      /* a step, other_s included                                      */
     double balanced_s;             /* the same if every device had its fair share of rows           */
@@ -3406,11 +3443,12 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
  * plan receives the new placement when it is not NULL: a placement initialised for L, E and the shape.
  * Zero-load layers and steps are left out; they never give NaN.
  * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_RANGE, ERR_SLOTS, ERR_PLACEMENT, ERR_OVERFLOW, and those
- * of the planner and of moe_ep_layer_time.  O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
+ * of the planner and of moe_ep_layer_time; ERR_CONFIG for top_groups that moe_ep_chance_grouped refuses.
+ * O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
  * too small scratch->need may grow once more on the next try, when the planner says what it needs.
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
- * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND. */
+ * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10.  Over 20 such steps it is 1.06. */
 MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
                                          moe_ep_diagnosis *out, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -9420,12 +9458,18 @@ static void moe_epi_bl_ranked(const double *sorted, moe_ep_balance_result *r)
     r->gini = weighted > 0.0 ? weighted / n : 0.0;
 }
 
+/* SGLang's utilization rate of one row, in float32 as there. */
+static double moe_epi_bl_utilization(double mean, double max)
+{
+    const float m = (float)mean + 1e-5f, most = (float)max + 1e-5f;
+    return moe_epi_finite((double)most) ? (double)(m / most) : mean / max;
+}
+
 static void moe_epi_bl_ratios(moe_ep_balance_result *r)
 {
-    const float mean = (float)r->mean + 1e-5f, max = (float)r->max + 1e-5f;
     r->imbalance = r->zero_load ? 1.0 : r->max / r->mean;
     r->balancedness = r->zero_load ? 1.0 : r->mean / r->max;
-    r->sglang_utilization = moe_epi_finite((double)max) ? (double)(mean / max) : r->balancedness;
+    r->sglang_utilization = moe_epi_bl_utilization(r->mean, r->max);
     r->maxvio = r->imbalance - 1.0;
     r->minvio = r->zero_load ? 0.0 : 1.0 - r->min / r->mean;
     r->max_minus_mean = r->max - r->mean;
@@ -9505,7 +9549,7 @@ MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_e
 /* Sums over the rows; ratios (L) receives max/mean of the loaded ones, in row order. */
 static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_result *r, double *ratios)
 {
-    double balancedness = 0.0, imbalance = 0.0;
+    double balancedness = 0.0, imbalance = 0.0, utilization = 0.0;
     int32_t l;
     for (l = 0; l < r->num_layers; l++) {
         const moe_epi_bl_loads row = moe_epi_bl_from(v, (int64_t)l * n);
@@ -9513,6 +9557,7 @@ static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_
         const double mean = x.sum / (double)n;
         r->avg_sum += mean;
         r->max_sum += x.max;
+        utilization += moe_epi_bl_utilization(mean, x.max);
         if (!(mean > 0.0)) continue;
         ratios[r->loaded_layers] = x.max / mean;
         if (r->worst_layer < 0 || ratios[r->loaded_layers] > r->worst_imbalance) {
@@ -9523,6 +9568,7 @@ static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_
         balancedness += mean / x.max;
     }
     r->mean_of_layer_ratios = balancedness / (double)r->num_layers;
+    r->sglang_balancedness = utilization / (double)r->num_layers;
     if (r->loaded_layers > 0) {
         r->mean_imbalance = imbalance / (double)r->loaded_layers;
         r->mean_balancedness = balancedness / (double)r->loaded_layers;
@@ -20189,7 +20235,7 @@ MOE_EP_API moe_ep_status moe_ep_group_gemm(const moe_ep_model *model, const int6
     return MOE_EP_OK;
 }
 
-/* ---- expectations ------------------------------------------------------------------------------------ */
+/* ---- expectations, and chance under groups ------------------------------------------------------------- */
 
 /* Chance that K distinct experts out of n miss all of b given ones: C(n-b,K) / C(n,K), the same with K and b exchanged.
  * Only 1 minus it is ever used: the product ends where that is 1, after some hundred thousand factors for any n. */
@@ -20302,6 +20348,157 @@ static moe_ep_status moe_epi_check_routing(int32_t E, int32_t K, int32_t groups,
     return MOE_EP_OK;
 }
 
+/* Pairs of experts, ordered and each with itself: on one device, and of these in one group.  Of more devices than there
+ * are experts as many count. */
+typedef struct moe_epi_mates {
+    int32_t devices;
+    double together, alike;
+} moe_epi_mates;
+
+static moe_epi_mates moe_epi_count_mates(const moe_epi_routing *q, int32_t D)
+{
+    moe_epi_mates p;
+    const int32_t size = q->E / q->G;
+    int32_t d;
+    p.devices = D < q->E ? D : q->E;
+    p.together = p.alike = 0.0;
+    for (d = 0; d < p.devices; d++) {
+        const int32_t first = (int32_t)((int64_t)q->E * d / p.devices);
+        const int32_t last = (int32_t)((int64_t)q->E * (d + 1) / p.devices);
+        const double n = (double)(last - first), head = (double)(size - first % size);
+        const double tail = (double)((last - 1) % size + 1), inside = (n - head - tail) * (double)size;
+        p.together += n * n;
+        p.alike += first / size == (last - 1) / size ? n * n : head * head + tail * tail + inside;
+    }
+    return p;
+}
+
+/* Chance that a token takes two given experts, of one group and of two; K > 1 and groups that limit. */
+static void moe_epi_pair_chances(const moe_epi_routing *q, double *same, double *other)
+{
+    const double K = (double)q->K, G = (double)q->G, M = (double)q->M, n = M * (double)(q->E / q->G);
+    const double inside = K * (K - 1.0) / (n * (n - 1.0)); /* of the drawn groups' experts */
+    *same = inside * M / G;
+    *other = inside * M * (M - 1.0) / (G * (G - 1.0));
+}
+
+/* Mean and variance of the largest of groups * each normals of variance 1, of which the `each` of a group have `shared`
+ * in common. */
+static void moe_epi_normal_groups(double shared, double each, double groups, double *mean, double *var)
+{
+    const double step = 0.1, own = fmax(1.0 - shared, 1e-6);
+    double before = 0.0, sum = 0.0, squares = 0.0;
+    int32_t i, j;
+    for (i = -90; i <= 90; i++) {
+        const double x = (double)i * step, off = x - 0.5 * step;
+        double f = 0.0;
+        for (j = -32; j <= 32; j++) { /* what a group has in common, in quarters of its deviation */
+            const double y = 0.25 * (double)j;
+            f += 0.25 * 0.39894228040143268 * exp(-0.5 * y * y) *
+                 pow(0.5 * erfc((y * sqrt(shared) - x) * sqrt(0.5 / own)), each);
+        }
+        f = pow(f, groups);
+        sum += off * (f - before);
+        squares += off * off * (f - before);
+        before = f;
+    }
+    *mean = sum;
+    *var = squares - sum * sum;
+}
+
+/* w of a and the rest of b: everything that is read off a law. */
+static void moe_epi_chance_mix(double w, const moe_ep_chance_result *a, const moe_ep_chance_result *b,
+                               moe_ep_chance_result *out)
+{
+    const double rest = 1.0 - w;
+    out->max_over_mean = w * a->max_over_mean + rest * b->max_over_mean;
+    out->sd = w * a->sd + rest * b->sd;
+    out->p05 = w * a->p05 + rest * b->p05;
+    out->p95 = w * a->p95 + rest * b->p95;
+    out->one_p05 = w * a->one_p05 + rest * b->one_p05;
+    out->one_p95 = w * a->one_p95 + rest * b->one_p95;
+}
+
+/* Rows dealt to D devices with `over` times the variance of T*K independent ones: in T*K/over bundles, the law between
+ * two whole numbers of them; below 1 between independent rows and the K distinct experts in *out. */
+static void moe_epi_chance_bundles(const moe_epi_routing *q, double T, int32_t D, double over,
+                                   moe_ep_chance_result *out)
+{
+    const double rows = T * (double)q->K, E = (double)q->E, flat = (E - (double)q->K) / (E - 1.0);
+    moe_ep_chance_result few = *out, more;
+    double w = (1.0 - over) / (1.0 - flat), bundles = rows;
+    if (over > 1.0) {
+        bundles = fmax(floor(rows / over + 1e-9), 1.0);
+        w = (over / rows * (bundles + 1.0) - 1.0) * bundles;
+        moe_epi_bl_chance(bundles, 1.0, E, D, &few);
+        bundles += 1.0;
+    }
+    moe_epi_bl_chance(bundles, 1.0, E, D, &more);
+    moe_epi_chance_mix(fmin(fmax(w, 0.0), 1.0), &few, &more, out);
+}
+
+/* Variance of the rows that one token brings a device, the mean over the devices. */
+static double moe_epi_rows_variance(const moe_epi_routing *q, const moe_epi_mates *p)
+{
+    const double E = (double)q->E, K = (double)q->K;
+    double same, other;
+    if (p->devices == 1) return 0.0;
+    moe_epi_pair_chances(q, &same, &other);
+    return (K - same * E + (same - other) * p->alike + (other - K / E * (K / E)) * p->together) / (double)p->devices;
+}
+
+/* More devices than groups, normal loads of variance var: how far above the mean the largest is, and its deviation,
+ * compared with devices that have nothing in common but the fixed sum. */
+static void moe_epi_chance_in_common(const moe_epi_routing *q, double var, double D, double *mean, double *sd)
+{
+    const double each = D / (double)q->G, size = (double)q->E / D, alone = var / (1.0 - 1.0 / D);
+    double same, other, shared, own, all, some_mean, some_var, free_mean, free_var;
+    moe_epi_pair_chances(q, &same, &other);
+    shared = (same - other) * size * size; /* before the sum is held fixed, a group's devices and one for itself */
+    own = fmax((var - shared * (1.0 - each / D)) / (1.0 - 1.0 / D), 0.0);
+    all = own + shared;
+    moe_epi_normal_groups(shared / all, each, (double)q->G, &some_mean, &some_var);
+    moe_epi_normal_groups(0.0, D, 1.0, &free_mean, &free_var);
+    *mean = some_mean / free_mean * sqrt(all / alone);
+    *sd = sqrt((some_var * all - (own + shared * each) / D) / ((free_var - 1.0 / D) * alone));
+}
+
+/* Draws of M of G groups; D in 1..E devices. */
+static void moe_epi_chance_routed(const moe_epi_routing *q, double T, int32_t D, moe_ep_chance_result *out)
+{
+    const double E = (double)q->E, K = (double)q->K, devices = (double)D, mean = K / devices;
+    const double most = fmin(K, ceil(E / devices)) / mean;
+    double var, middle, less = 1.0, wider = 1.0;
+    moe_epi_mates p;
+    moe_epi_bl_chance(T, K, E, D, out);
+    if (D == 1 || q->M >= q->G || q->K < 2) return;
+    out->tokens = T * moe_epi_distinct(q, D) / devices;
+    p = moe_epi_count_mates(q, D);
+    var = moe_epi_rows_variance(q, &p);
+    moe_epi_chance_bundles(q, T, D, var / (mean * (1.0 - 1.0 / devices)), out);
+    if (D > q->G) moe_epi_chance_in_common(q, var, devices, &less, &wider);
+    middle = 1.0 + (out->max_over_mean - 1.0) * less;
+    out->p05 = fmin(fmax(middle + (out->p05 - out->max_over_mean) * wider, 1.0), most);
+    out->p95 = fmin(middle + (out->p95 - out->max_over_mean) * wider, most);
+    out->max_over_mean = fmin(middle, most);
+    out->sd *= wider;
+    out->one_sd = sqrt(var / T) / mean;
+    out->gauss_bound = 1.0 + out->one_sd * sqrt(2.0 * log(devices));
+}
+
+MOE_EP_API moe_ep_status moe_ep_chance_grouped(int64_t T, int32_t K, int32_t E, int32_t D, int32_t num_groups,
+                                               int32_t top_groups, moe_ep_chance_result *out, moe_ep_error *err)
+{
+    moe_epi_routing q;
+    moe_epi_ok(err);
+    MOE_EPI_TRY(moe_epi_ld_check_uniform(T, K, E, err));
+    if (D < 1 || D > E) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "D", "must lie in 1..E", -1, (double)D);
+    MOE_EPI_TRY(moe_epi_check_routing(E, K, num_groups, top_groups, &q, err));
+    if (!out) return moe_epi_null(err, "out");
+    moe_epi_chance_routed(&q, (double)T, D, out);
+    return MOE_EP_OK;
+}
+
 /* Devices with equally many experts: how many, and mean and variance of what is counted on one of them; none counts
  * more than `most`.  While counts are small, a binomial of the same moments, walked up count by count. */
 typedef struct moe_epi_count {
@@ -20406,6 +20603,38 @@ static void moe_epi_expect_busiest(const moe_ep_expect_desc *d, moe_ep_expect_re
     r->busiest_rows = fmax(r->busiest_rows, r->busiest_active); /* every active expert has a row */
 }
 
+/* The same under groups that limit, K > 1: active experts as above, with their mean covariance between two devices. */
+static void moe_epi_expect_grouped(const moe_epi_routing *q, double T, int32_t D, moe_ep_expect_result *r)
+{
+    const moe_epi_mates p = moe_epi_count_mates(q, D);
+    const double E = (double)q->E, K = (double)q->K, n = (double)p.devices, in_group = E * E / (double)q->G;
+    const double one = exp(T * log1p(-K / E)); /* nobody asks for an expert */
+    const int32_t more = q->E % p.devices;
+    double same, other, both, apart, var, cov, most;
+    moe_epi_count active[2];
+    moe_ep_chance_result c;
+    int32_t i;
+    moe_epi_pair_chances(q, &same, &other);
+    both = exp(T * log1p(-fmin(2.0 * K / E - same, 1.0))) - one * one;
+    apart = exp(T * log1p(-fmin(2.0 * K / E - other, 1.0))) - one * one;
+    var = (E * one * (1.0 - one) + both * (p.alike - E) + apart * (p.together - p.alike)) / n;
+    cov = (both * (in_group - p.alike) + apart * (E * E - in_group - p.together + p.alike)) / (n * fmax(n - 1.0, 1.0));
+    memset(active, 0, sizeof active);
+    active[0].n = more > 0 ? more : p.devices;
+    active[1].n = p.devices - active[0].n;
+    for (i = 0; i < 2; i++) { /* devices with one expert more, or all; then the others */
+        active[i].most = (double)(q->E / p.devices + (i == 0 && more > 0));
+        active[i].mean = active[i].most * (1.0 - one);
+        active[i].var = (var - cov) * active[i].most * n / E;
+    }
+    moe_epi_chance_routed(q, T, p.devices, &c);
+    r->rows_sd = sqrt(T * moe_epi_rows_variance(q, &p) * n / (double)D);
+    most = moe_epi_count_max(&active[0], &active[1]) - active[0].mean; /* of binomials: variance at most the mean */
+    most = active[0].mean + most * sqrt(fmax(active[0].var / active[0].mean, 1.0));
+    r->busiest_active = fmax(fmin(most, active[0].most), 1.0);
+    r->busiest_rows = fmax(c.max_over_mean * T * K / n, r->busiest_active);
+}
+
 MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_expect_result *out,
                                        moe_ep_error *err)
 {
@@ -20435,10 +20664,9 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
                                         : 0.0;
     r.active_device = r.active_total / (double)D;
     r.rows_mean = T * (double)q.K / (double)D;
-    if (q.M >= q.G) {
-        moe_epi_expect_busiest(desc, &r, D);
-        if (r.rows_mean > 0.0) r.excess = r.busiest_rows / r.rows_mean - 1.0;
-    }
+    if (q.M >= q.G || q.K == 1) moe_epi_expect_busiest(desc, &r, D);
+    else if (desc->tokens > 0) moe_epi_expect_grouped(&q, T, D, &r);
+    if (desc->tokens > 0) r.excess = r.busiest_rows / r.rows_mean - 1.0;
     *out = r;
     return MOE_EP_OK;
 }
@@ -27352,9 +27580,18 @@ static moe_ep_status moe_epi_diag_window(const double *loads, int64_t n, const c
     return MOE_EP_OK;
 }
 
+/* The groups that limit the routing; without top_groups none. */
+static moe_ep_status moe_epi_diag_routing(const moe_ep_diagnose_desc *d, moe_epi_routing *q)
+{
+    const int32_t groups = d->router_groups != 0 ? d->router_groups : d->num_groups;
+    return moe_epi_check_routing(d->num_experts, d->top_k > 0 ? d->top_k : 1, d->top_groups != 0 ? groups : 0,
+                                 d->top_groups, q, NULL);
+}
+
 /* Every check of moe_ep_diagnose that needs no memory. */
 static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_error *err)
 {
+    moe_epi_routing routing;
     int64_t layer, window, judged = 0;
     moe_ep_status st;
     if (d->num_layers < 1)
@@ -27396,6 +27633,10 @@ static moe_ep_status moe_epi_diag_check(const moe_ep_diagnose_desc *d, moe_ep_er
     }
     if (d->cost && (!d->cost->model || !d->cost->machine))
         return moe_epi_null(err, d->cost->model ? "desc.cost.machine" : "desc.cost.model");
+    if (d->top_groups != 0 && moe_epi_diag_routing(d, &routing) != MOE_EP_OK)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.top_groups",
+                            "must name groups that hold top_k experts, of groups that divide num_experts", -1,
+                            (double)d->top_groups);
     return moe_epi_diag_numbers(d, err);
 }
 
@@ -27725,8 +27966,11 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_put_fixed(&t, o->imbalance_before, 2);
         moe_epi_puts(&t, " times the mean, no more than the ");
         moe_epi_put_fixed(&t, o->chance_imbalance, 2);
-        moe_epi_puts(&t, " that even routing of so few tokens gives by chance; larger batches "
-                         "help, a plan does not");
+        moe_epi_puts(&t, " that even routing of so few tokens gives by chance; larger batches help, ");
+        if (o->gain > 0.0) {
+            moe_epi_puts(&t, "the plan saves only ");
+            moe_epi_put_percent(&t, o->gain);
+        } else moe_epi_puts(&t, "a plan does not");
     } else if (o->reason == MOE_EP_REASON_SMALL_GAIN) {
         moe_epi_puts(&t, "the plan saves too little: ");
         moe_epi_put_change(&t, o);
@@ -27795,20 +28039,20 @@ static double moe_epi_diag_total(const double *loads, int64_t n)
     return total;
 }
 
-/* The 95 % point of the busiest device's max/mean when routing is uniform, at the mean number of tokens. */
+/* The 95 % point of the mean over layers and steps of the busiest device's max/mean when routing is uniform, at the
+ * mean number of tokens: noise of different layers and steps is independent.  0 = not known. */
 static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
                                   const moe_ep_diagnosis *o)
 {
     moe_ep_chance_result chance;
+    moe_epi_routing routing;
     double passes = (double)o->layers_loaded * (double)j->steps;
-    int32_t K = d->top_k > 0 ? d->top_k : 1;
-    double rows = passes > 0.0 ? j->total / passes : 0.0;
-    int64_t tokens = (int64_t)((rows < 9.0e15 ? rows : 9.0e15) / (double)K + 0.5);
-    if (tokens < 1) return 1.0;
-    if (moe_ep_chance_devices(tokens, K, d->num_experts, d->shape.num_devices, &chance, NULL) !=
-        MOE_EP_OK)
-        return 1.0;
-    return chance.p95;
+    double rows = passes > 0.0 ? j->total / passes : 0.0, tokens;
+    (void)moe_epi_diag_routing(d, &routing); /* was checked */
+    tokens = floor((rows < 9.0e15 ? rows : 9.0e15) / (double)routing.K + 0.5);
+    if (tokens < 1.0 || d->shape.num_devices > d->num_experts) return 0.0;
+    moe_epi_chance_routed(&routing, tokens, d->shape.num_devices, &chance);
+    return passes > 1.0 ? fmin(chance.p95, chance.max_over_mean + 1.645 * chance.sd / sqrt(passes)) : chance.p95;
 }
 
 static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,

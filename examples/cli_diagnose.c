@@ -159,6 +159,8 @@ static void fill_desc(cli_diagnose *g)
     d->num_experts = r->E;
     d->top_k = r->K;
     d->num_groups = g->setup.groups;
+    d->router_groups = g->setup.router_groups;
+    d->top_groups = g->setup.top_groups;
     d->shape = cli_shape(g->setup.devices, g->setup.slots, g->setup.nodes);
     d->current = &r->today;
     d->plan_loads = r->plan.loads;
@@ -327,9 +329,10 @@ static void write_checks(cli_diagnose *g)
     add_check(g, "max/mean today", cli_format("%.3f", d->imbalance_before),
               cli_format("above %.3f", q->target_imbalance),
               d->imbalance_before > q->target_imbalance);
-    add_check(g, "against chance", cli_format("%.3f", d->imbalance_before),
-              cli_format("above %.3f or a gain", d->chance_imbalance),
-              d->imbalance_before > d->chance_imbalance ? 1 : -1);
+    if (d->chance_imbalance > 0.0) /* known */
+        add_check(g, "against chance", cli_format("%.3f", d->imbalance_before),
+                  cli_format("above %.3f or a gain", d->chance_imbalance),
+                  d->imbalance_before > d->chance_imbalance ? 1 : -1);
     add_check(g, "share of a step saved", cli_format("%.1f %%", 100.0 * d->gain),
               cli_format("%.1f %% or more", 100.0 * q->min_gain), d->gain >= q->min_gain);
     add_check(g, "steps that get faster",

@@ -31,6 +31,7 @@ static void put_checks(const cli_diagnose *g, FILE *f, const chart_text *t)
 static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
 {
     const moe_ep_diagnosis *d = &g->d;
+    char *chance = cli_chance_words("chance up to", d->chance_imbalance, 3);
     cli_put_title(f, t, "Figures");
     fprintf(f,
             "  bottleneck        device %d in layer %d: %.2f times its share, the busiest in %.0f "
@@ -40,8 +41,9 @@ static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
             100.0 * d->hot_share);
     fprintf(
         f,
-        "  max/mean          %.3f -> %.3f over all layers; proven bound %.3f, chance up to %.3f\n",
-        d->imbalance_before, d->imbalance_after, d->imbalance_bound, d->chance_imbalance);
+        "  max/mean          %.3f -> %.3f over all layers; proven bound %.3f, %s\n",
+        d->imbalance_before, d->imbalance_after, d->imbalance_bound, chance);
+    free(chance);
     fprintf(
         f, "  rows              %s -> %s of the busiest devices, summed over layers; balanced %s\n",
         cli_count(d->before_rows), cli_count(d->after_rows), cli_count(d->mean_rows));
@@ -91,7 +93,7 @@ static json_t *diagnosis(const cli_diagnose *g, const moe_ep_diagnosis *d)
     free(why);
     cli_json_counts(o, "steps", (int64_t)d->steps, "layers_loaded", (int64_t)d->layers_loaded, NULL);
     cli_json_numbers(o, "imbalance_before", d->imbalance_before, "imbalance_after", d->imbalance_after,
-                     "imbalance_bound", d->imbalance_bound, "imbalance_chance", d->chance_imbalance,
+                     "imbalance_bound", d->imbalance_bound, "imbalance_chance", cli_chance_number(d),
                      "rows_before", d->before_rows, "rows_after", d->after_rows, "rows_bound", d->bound_rows,
                      "rows_balanced", d->mean_rows, "before_s", d->before_s, "after_s", d->after_s,
                      "balanced_s", d->balanced_s, "gain", d->gain, "speedup", d->speedup,

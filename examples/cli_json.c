@@ -44,7 +44,7 @@ static json_t *diagnosis(const cli_report *r, const moe_ep_diagnosis *d, int32_t
     json_object_set_new(o, "imbalance_before", cli_json_number(d->imbalance_before));
     json_object_set_new(o, "imbalance_after", cli_json_number(d->imbalance_after));
     json_object_set_new(o, "imbalance_bound", cli_json_number(d->imbalance_bound));
-    json_object_set_new(o, "imbalance_chance", cli_json_number(d->chance_imbalance));
+    json_object_set_new(o, "imbalance_chance", cli_json_number(cli_chance_number(d)));
     json_object_set_new(o, "rows_before", cli_json_number(d->before_rows));
     json_object_set_new(o, "rows_after", cli_json_number(d->after_rows));
     json_object_set_new(o, "rows_balanced", cli_json_number(d->mean_rows));

@@ -523,6 +523,8 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
     d.num_experts = r->E;
     d.top_k = r->K;
     d.num_groups = s->groups;
+    d.router_groups = s->router_groups;
+    d.top_groups = s->top_groups;
     d.shape = cli_shape(q->devices, q->slots, q->nodes);
     d.policy = q->policy;
     d.current = &today;

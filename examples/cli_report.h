@@ -172,6 +172,10 @@ int cli_report_copies_pay(const moe_ep_diagnosis *without, const moe_ep_diagnosi
 moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r);
 /* Why the verdict is what it is, without capital and full stop; malloc'd. */
 char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o);
+/* "chance up to 1.10"; "chance not known" for 0; malloc'd. */
+char *cli_chance_words(const char *words, double chance, int decimals);
+/* What chance gives; NaN, null in JSON, where it is not known. */
+double cli_chance_number(const moe_ep_diagnosis *d);
 /* "within the first step", "after 12 steps"; malloc'd. */
 char *cli_after_steps(double steps);
 

@@ -111,6 +111,13 @@ void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
     }
     if (*K > E) cli_die(CLI_USAGE, "--topk %d: there are only %d experts", *K, E);
     note_layers(s, L);
+    if (s->model_name && s->model.num_experts == E && s->model.top_k == *K && s->model.top_groups > 0 &&
+        s->model.top_groups < s->model.num_groups) {
+        s->router_groups = s->model.num_groups;
+        s->top_groups = s->model.top_groups;
+        cli_note(s, "Chance is that of the router of %s: a token's experts come from %d of %d groups.", s->model.name,
+                 s->top_groups, s->router_groups);
+    }
     s->model.num_experts = E;
     s->model.top_k = *K;
     s->model.num_moe_layers = s->model.num_layers = L;

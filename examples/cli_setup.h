@@ -25,6 +25,7 @@ typedef struct cli_setup {
     const struct cli_map *map; /* today's placement, NULL = blocks or round robin                 */
     moe_ep_model model;        /* filled by cli_setup_model                                       */
     int stands_in;             /* 1: no preset fits, the model is any                             */
+    int32_t router_groups, top_groups; /* of a named model that limits a token's groups, else 0   */
     moe_ep_machine machine;
     char *assumed;             /* sentences about what was found out, one per line                */
 } cli_setup;

@@ -356,7 +356,7 @@ static void put_bars(const cli_watch *w, frame *o, const chart_text *t)
 
 static void put_head(const cli_watch *w, frame *o, const chart_text *t)
 {
-    char *name = cli_printable(w->path), *text;
+    char *name = cli_printable(w->path), *chance, *text;
     chart_kind kind = strcmp(w->state, "recommend") == 0 || strcmp(w->state, "uneven") == 0 ? CHART_HOT : CHART_GOOD;
     fprintf(o->f, "%smoe-ep watch %s%s  step %lld", t->color ? "\033[1m" : "", name, t->color ? "\033[0m" : "",
             (long long)w->last_step);
@@ -372,11 +372,13 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     put_words(o, w->reason, t->width, 3);
     if (w->map_row && w->map_words) put_words(o, w->map_words, t->width, 3);
     if (w->hot_layer < 0) return;
+    chance = cli_chance_words("chance alone gives up to", w->chance, 2);
     text = cli_format(
         "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
-        "%.2f times the mean there; chance alone gives up to %.2f over all layers",
-        w->hot_device, w->hot_layer, 100.0 * w->hot_share, w->hot_times, w->chance);
+        "%.2f times the mean there; over all layers %s",
+        w->hot_device, w->hot_layer, 100.0 * w->hot_share, w->hot_times, chance);
     put_words(o, text, t->width, 3);
+    free(chance);
     free(text);
 }
 

@@ -62,6 +62,16 @@ static char *pays(const moe_ep_diagnosis *o, const char *change)
     return text;
 }
 
+char *cli_chance_words(const char *words, double chance, int decimals)
+{
+    return chance > 0.0 ? cli_format("%s %.*f", words, decimals, chance) : cli_strdup("chance not known");
+}
+
+double cli_chance_number(const moe_ep_diagnosis *d)
+{
+    return d->chance_imbalance > 0.0 ? d->chance_imbalance : (double)NAN;
+}
+
 char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
     char *change = step_change(o), *text = NULL, *when;
@@ -84,8 +94,10 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
         break;
     case MOE_EP_REASON_CHANCE:
         text = cli_format("the busiest device has %.2f times the mean, no more than the %.2f that even routing of so "
-                          "few tokens gives by chance; larger batches help, a plan does not",
-                          o->imbalance_before, o->chance_imbalance);
+                          "few tokens gives by chance; larger batches help, %s",
+                          o->imbalance_before, o->chance_imbalance,
+                          o->gain > 0.0 ? cli_keep(cli_format("the plan saves only %.1f %%", 100.0 * o->gain))
+                                        : "a plan does not");
         break;
     case MOE_EP_REASON_SMALL_GAIN:
         text = cli_format("the plan saves too little: %s, wanted at least %.1f %%", change, 100.0 * d->min_gain);
@@ -255,9 +267,9 @@ static void write_lines(cli_report *r)
                    hot->dead == 1 ? "" : "s"));
     add_line(r, "devices",
              cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
-             cli_format("mean over layers; chance alone up to %.2f; device %d is the busiest of "
-                        "layer %d in %.0f %% of the steps",
-                        d->chance_imbalance, d->hot_device, hot->number, 100.0 * d->hot_share));
+             cli_format("mean over layers; %s; device %d is the busiest of layer %d in %.0f %% of the steps",
+                        cli_keep(cli_chance_words("chance alone up to", d->chance_imbalance, 2)), d->hot_device,
+                        hot->number, 100.0 * d->hot_share));
     add_line(r, "bound", cli_format("%.3f with %d slots", r->one.imbalance_bound, r->E),
              cli_format("no placement gets below; %.3f with %d slots", r->copies.imbalance_bound,
                         r->slots));

@@ -335,8 +335,13 @@ def test_balance_and_chance():
     assert abs(b.imbalance - 4.8) < 1e-12 and b["argmax"] == 0 and abs(b.efficiency - 1 / 4.8) < 1e-12
     layers = moe_ep.balance_layers([[100, 0, 0, 0], [100, 0, 0, 0]])
     assert layers.avg_sum == 50 and layers.max_sum == 200 and layers.balancedness == 0.25
+    dense_first = moe_ep.balance_layers([[0, 0], [60, 20]])
+    assert abs(dense_first.sglang_balancedness - 5 / 6) < 1e-6 and abs(dense_first.mean_balancedness - 2 / 3) < 1e-12
     assert abs(moe_ep.chance(64, 2, 64).max_over_mean - 2.96) < 0.01
     assert abs(moe_ep.chance(16, 8, 256, 8).max_over_mean - 1.36) < 0.01
+    assert abs(moe_ep.chance(64, 8, 256, 8, num_groups=8, top_groups=4).max_over_mean - 1.25) < 0.01
+    assert abs(moe_ep.chance(64, 8, 256, num_groups=8, top_groups=4).max_over_mean - 3.43) < 0.02
+    raises("ERR_CONFIG", moe_ep.chance, 64, 8, 256, 8, num_groups=7, top_groups=4)
     assert abs(moe_ep.efficiency([1800, 1100, 500, 150]) - 3550 / 7200) < 1e-12
     labs = [1000, 800, 600, 500, 300, 200, 100, 50]
     assert moe_ep.step_rows(labs, 4, [0, 0, 1, 1, 2, 2, 3, 3]) == 1800 and moe_ep.step_rows(labs, 4) == 1300

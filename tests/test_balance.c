@@ -243,7 +243,8 @@ TEST(convert_families)
 
 TEST(layers_and_steps)
 {
-    static const double swing[] = {100, 0, 0, 100}, log_[] = {100, 0, 0, 0, 100, 0, 0, 0}, part[] = {3, 1, 0, 0};
+    static const double swing[] = {100, 0, 0, 100}, log_[] = {100, 0, 0, 0, 100, 0, 0, 0}, part[] = {3, 1, 0, 0},
+                        dense[] = {0, 0, 60, 20}, vast[] = {1e300, 0, 2, 1};
     static const int64_t whole[] = {100, 0, 0, 0, 100, 0, 0, 0};
     double ratio[2], none[4] = {0, 0, 0, 0}, bad[4] = {0, 0, -1, 0}, tiny[4];
     int i;
@@ -270,6 +271,12 @@ TEST(layers_and_steps)
     CHECK_I64(r.loaded_layers, 1);
     CHECK_NEAR(r.mean_imbalance, 1.5, 0, 0);
     CHECK_NEAR(r.mean_of_layer_ratios, (1 / 1.5) / 2, 1e-15, 0);
+    CHECK_I64(moe_ep_balance_layers_d(dense, 2, 2, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.mean_balancedness, 2.0 / 3, 1e-15, 0);
+    CHECK_NEAR(r.mean_of_layer_ratios, 1.0 / 3, 1e-15, 0);
+    CHECK_NEAR(r.sglang_balancedness, (1 + 40.00001 / 60.00001) / 2, 2e-7, 0);
+    CHECK_I64(moe_ep_balance_layers_d(vast, 2, 2, &r, NULL, NULL), MOE_EP_OK); /* beyond float32 */
+    CHECK_NEAR(r.sglang_balancedness, (0.5 + 0.75) / 2, 2e-6, 0);
     CHECK_I64(moe_ep_balance_layers_d(none, 2, 2, &r, NULL, NULL), MOE_EP_OK);
     CHECK_I64(r.worst_layer, -1);
     CHECK_NEAR(r.imbalance * r.balancedness * r.mean_imbalance * r.p50, 1, 0, 0);
@@ -505,7 +512,7 @@ TEST(layers_by_definition)
         const int32_t L = (int32_t)(1 + t_below(&s, round % 4 ? 6 : 40)), n = (int32_t)1 << t_below(&s, 4);
         const double unit = round % 3 ? 1 : 0.0009765625;
         double *loads = small_loads(&s, L, n, unit), ratio[40], each[40], columns[8], tops[8];
-        double imbalance = 0, balancedness = 0, sums = 0, maxima = 0, worst = 1;
+        double imbalance = 0, balancedness = 0, sums = 0, maxima = 0, worst = 1, served = L;
         int64_t whole[40 * 8];
         int32_t l, i, loaded = 0, at = -1;
         moe_ep_scratch scratch = dirty_scratch();
@@ -521,6 +528,7 @@ TEST(layers_by_definition)
             ratio[loaded++] = each[l];
             imbalance += each[l];
             balancedness += mean / max;
+            served += ((float)mean + 1e-5f) / ((float)max + 1e-5f) - 1; /* a row without load is 1 */
         }
         for (i = 0; i < n; i++)
             for (columns[i] = tops[i] = 0, l = 0; l < L; l++) {
@@ -537,6 +545,7 @@ TEST(layers_by_definition)
         CHECK_NEAR(r.p99, loaded ? plain_percentile(ratio, loaded, 0.99) : 1, 1e-13, 0);
         CHECK_NEAR(r.mean_balancedness, loaded ? balancedness / loaded : 1, 1e-14, 0);
         CHECK_NEAR(r.mean_of_layer_ratios, balancedness / L, 1e-14, 0);
+        CHECK_NEAR(r.sglang_balancedness, served / L, 2e-7, 0);
         CHECK_NEAR(r.avg_sum, sums, 1e-14, 0);
         CHECK_NEAR(r.max_sum, maxima, 0, 0);
         CHECK_NEAR(r.balancedness, loaded ? sums / maxima : 1, 1e-14, 0);
@@ -1637,6 +1646,198 @@ TEST(chance_devices_monte_carlo)
     printf("    largest error beyond 3 standard errors %.2f %%\n", 100 * worst_miss);
 }
 
+/* ---- groups: M of G are drawn, K experts inside them ---- */
+
+/* One token, by partial shuffles; adds its rows to the devices, expert e on device of_expert[e]. */
+static void grouped_token(uint64_t *s, int32_t E, int32_t K, int32_t G, int32_t M, const int32_t *of_expert,
+                          int64_t *rows)
+{
+    int32_t group[32], pool[256], i, e, n = 0;
+    for (i = 0; i < G; i++) group[i] = i;
+    for (i = 0; i < M; i++) {
+        const int32_t j = i + (int32_t)t_below(s, G - i), swap = group[i];
+        group[i] = group[j];
+        group[j] = swap;
+        for (e = 0; e < E / G; e++) pool[n++] = group[i] * (E / G) + e;
+    }
+    for (i = 0; i < K; i++) {
+        const int32_t j = i + (int32_t)t_below(s, n - i), swap = pool[i];
+        pool[i] = pool[j];
+        pool[j] = swap;
+        rows[of_expert[pool[i]]]++;
+    }
+}
+
+static void devices_of(int32_t E, int32_t D, int32_t *of_expert)
+{
+    int32_t d, e;
+    for (d = 0; d < D; d++)
+        for (e = (int32_t)((int64_t)E * d / D); e < (int32_t)((int64_t)E * (d + 1) / D); e++) of_expert[e] = d;
+}
+
+TEST(chance_grouped_monte_carlo)
+{
+    /* mean: largest relative error of max_over_mean from 16 tokens on; twice that with 4 */
+    static const struct { int32_t K, E, D, G, M; double mean; } row[] = {
+        {8, 256, 8, 8, 4, 0.01},  {6, 160, 8, 8, 3, 0.01},  {8, 256, 32, 8, 4, 0.013}, {8, 256, 64, 8, 4, 0.013},
+        {8, 256, 4, 8, 4, 0.01},  {8, 256, 3, 8, 4, 0.01},  {8, 256, 12, 8, 4, 0.013}, {8, 256, 256, 8, 4, 0.01},
+        {8, 64, 8, 16, 2, 0.01},  {8, 96, 6, 12, 2, 0.01},  {16, 64, 16, 4, 2, 0.01},  {8, 256, 8, 8, 1, 0.01},
+        {8, 256, 32, 8, 1, 0.03}, {32, 256, 64, 4, 1, 0.013}, {60, 120, 8, 4, 3, 0.016}, {16, 32, 16, 4, 2, 0.03}};
+    static const int64_t tokens[] = {4, 16, 64, 512};
+    uint64_t s = t_seed + 30;
+    size_t i, k;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++)
+        for (k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
+            const int32_t K = row[i].K, E = row[i].E, D = row[i].D;
+            const int64_t T = tokens[k];
+            const double mean = (double)(T * K) / D;
+            int32_t of_expert[256], trials = (int32_t)(1200000 / (T * (K + row[i].M * E / row[i].G) + D)), r, d;
+            double sum = 0, squares = 0, one = 0, se, sd;
+            int above = 0, below = 0;
+            moe_ep_chance_result c;
+            if (t_slow() > 1 && (i + k) % 4) continue;
+            if (t_slow() > 1) trials /= 4;
+            trials = trials > 3000 ? 3000 : trials < 200 ? 200 : trials;
+            devices_of(E, D, of_expert);
+            CHECK_I64(moe_ep_chance_grouped(T, K, E, D, row[i].G, row[i].M, &c, NULL), MOE_EP_OK);
+            for (r = 0; r < trials; r++) {
+                int64_t rows[256] = {0}, most = 0, t;
+                for (t = 0; t < T; t++) grouped_token(&s, E, K, row[i].G, row[i].M, of_expert, rows);
+                for (d = 0; d < D; d++) {
+                    const double even = (double)(T * K) / E * (E * (d + 1) / D - E * d / D);
+                    one += ((double)rows[d] - even) * ((double)rows[d] - even);
+                    most = rows[d] > most ? rows[d] : most;
+                }
+                sum += (double)most / mean;
+                squares += (double)most / mean * (double)most / mean;
+                above += (double)most / mean > c.p95 + 1.5 * fmax(1, c.one_sd * c.one_sd * mean) / mean;
+                below += (double)most / mean < c.p05 - 1.5 * fmax(1, c.one_sd * c.one_sd * mean) / mean;
+            }
+            sum /= trials;
+            sd = sqrt(fmax(squares / trials - sum * sum, 0));
+            se = sd / sqrt(trials);
+            CHECK_NEAR(c.max_over_mean, sum, row[i].mean * (T < 16 ? 3 : 1), 4 * se);
+            CHECK_NEAR(c.one_sd, sqrt(one / trials / D) / mean,
+                       0.01 + 5 / sqrt(2.0 * trials * (D > 16 ? 16 : D - 1)), 0);
+            if (T >= 16) CHECK_NEAR(c.sd, sd, (T < 64 ? 0.2 : 0.1) + 4 / sqrt(2.0 * trials), 0);
+            CHECK(c.p05 >= 1 && c.p05 <= c.max_over_mean && c.max_over_mean <= c.p95);
+            CHECK(above <= 0.05 * trials + 4 * sqrt(0.05 * trials)); /* a bundle beyond them there is no more */
+            CHECK(below <= 0.05 * trials + 4 * sqrt(0.05 * trials));
+            if (t_failed_here)
+                printf("    T=%d K=%d E=%d D=%d, %d of %d groups: got %.4f sd %.4f %.3f..%.3f, simulated %.4f+-%.4f sd "
+                       "%.4f\n", (int)T, K, E, D, row[i].M, row[i].G, c.max_over_mean, c.sd, c.p05, c.p95, sum, se, sd);
+            STOP_IF_FAILED("row %d", (int)i);
+        }
+}
+
+/* What one token does, over every choice of groups and of experts inside them, whatever devices cut the groups. */
+TEST(chance_grouped_one_token_by_enumeration)
+{
+    static const int32_t shape[][3] = {{2, 6, 1}, {3, 4, 2}, {4, 3, 2}, {4, 3, 3}, {6, 2, 1}, {6, 2, 3}, {12, 1, 5},
+                                       {3, 4, 1}, {2, 5, 1}, {5, 2, 4}};
+    size_t i;
+    int32_t K, D;
+    for (i = 0; i < sizeof shape / sizeof shape[0]; i++) {
+        const int32_t G = shape[i][0], size = shape[i][1], M = shape[i][2], E = G * size;
+        for (K = 1; K <= M * size; K++)
+            for (D = 1; D <= E; D++) {
+                int32_t of_expert[12], groups, m, e, d;
+                double square = 0, reached = 0, ways = 0;
+                moe_ep_chance_result c;
+                devices_of(E, D, of_expert);
+                for (groups = 0; groups < 1 << G; groups++) {
+                    for (d = e = 0; e < G; e++) d += groups >> e & 1;
+                    if (d != M) continue;
+                    for (m = 0; m < 1 << E; m++) {
+                        int32_t rows[12] = {0}, outside = 0, n = 0;
+                        for (e = 0; e < E; e++)
+                            if (m >> e & 1) n++, outside += !(groups >> (e / size) & 1), rows[of_expert[e]]++;
+                        if (n != K || outside > 0) continue;
+                        for (d = 0; d < D; d++) {
+                            const double even = (double)K / E * (E * (d + 1) / D - E * d / D);
+                            square += (rows[d] - even) * (rows[d] - even);
+                            reached += rows[d] > 0;
+                        }
+                        ways += 1;
+                    }
+                }
+                CHECK_I64(moe_ep_chance_grouped(9, K, E, D, G, M, &c, NULL), MOE_EP_OK);
+                if (E % D == 0 || K > 1) { /* K = 1: moe_ep_chance_devices, of a device of E/D experts */
+                    CHECK_NEAR(c.one_sd, sqrt(9 * square / ways / D) / (9.0 * K / D), 1e-12, 1e-12);
+                    CHECK_NEAR(c.tokens, 9 * reached / ways / D, 1e-12, 0);
+                }
+                CHECK_NEAR(c.distinct, (double)E / (D < E ? D : 1) * (1 - pow(1 - (double)K / E, 9)), 1e-12, 0);
+                CHECK(c.max_over_mean >= 1 && c.p05 >= 1 && c.p05 <= c.p95 && c.one_p05 <= c.one_p95 && c.sd >= 0);
+                CHECK(c.max_over_mean <= (double)D / K * (K < (E + D - 1) / D ? K : (E + D - 1) / D) * (1 + 1e-12));
+            }
+        STOP_IF_FAILED("shape %d", (int)i);
+    }
+}
+
+/* Where the law is known: nothing is limited, one choice, or one group of all choices on a device of its own. */
+TEST(chance_grouped_closed_forms)
+{
+    moe_ep_chance_result c, r;
+    moe_ep_error err;
+    int64_t T;
+    int32_t i;
+    CHECK_I64(moe_ep_chance_grouped(64, 8, 256, 8, 8, 4, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(c.max_over_mean, 1.25, 0, 0.006);
+    CHECK_NEAR(c.p95, 1.43, 0, 0.006);
+    CHECK_NEAR(c.tokens, 64 * 3.63 / 8, 0.002, 0);
+    CHECK_NEAR(c.mean_load, 64, 0, 0);
+    CHECK_NEAR(c.gauss_bound, 1 + c.one_sd * sqrt(2 * log(8)), 1e-14, 0);
+    CHECK_I64(moe_ep_chance_devices(64, 8, 256, 8, &r, NULL), MOE_EP_OK);
+    CHECK_NEAR(r.max_over_mean, 1.18, 0, 0.005);
+    CHECK_NEAR(r.p95, 1.30, 0, 0.005);
+    for (T = 1; T <= 1000000000000; T *= 100) {
+        static const int32_t unlimited[4][2] = {{0, 0}, {1, 1}, {8, 0}, {8, 9}};
+        CHECK_I64(moe_ep_chance_devices(T, 6, 160, 12, &r, NULL), MOE_EP_OK);
+        for (i = 0; i < 4; i++) {
+            CHECK_I64(moe_ep_chance_grouped(T, 6, 160, 12, unlimited[i][0], unlimited[i][1], &c, NULL), MOE_EP_OK);
+            CHECK(memcmp(&c, &r, sizeof c) == 0);
+        }
+        CHECK_I64(moe_ep_chance_grouped(T, 1, 160, 12, 8, 3, &c, NULL), MOE_EP_OK); /* any expert alike */
+        CHECK_I64(moe_ep_chance_devices(T, 1, 160, 12, &r, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean, r.max_over_mean, 0, 0);
+        CHECK_NEAR(c.one_sd, r.one_sd, 0, 0);
+        CHECK_I64(moe_ep_chance_grouped(T, 5, 160, 1, 8, 3, &c, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean + c.p05 + c.p95 + c.sd + c.one_sd, 3, 0, 0);
+        CHECK_I64(moe_ep_chance_grouped(T, 6, 160, 8, 8, 1, &c, NULL), MOE_EP_OK); /* T bundles of 6 rows */
+        CHECK_I64(moe_ep_chance(T, 1, 8, &r, NULL), MOE_EP_OK);
+        CHECK_NEAR(c.max_over_mean - 1, r.max_over_mean - 1, 1e-6, 1e-12);
+        CHECK_NEAR(c.sd, r.sd, 1e-6, 1e-12);
+        CHECK_NEAR(c.p05, r.p05, 1e-9, 0);
+        CHECK_NEAR(c.p95, r.p95, 1e-9, 0);
+        CHECK_NEAR(c.one_sd, r.one_sd, 1e-12, 0);
+        STOP_IF_FAILED("T %.0f", (double)T);
+    }
+    for (T = 1000000; T <= 1000000000000000; T *= 10) { /* as 1/sqrt(T) in the end, in groups of devices as well */
+        CHECK_I64(moe_ep_chance_grouped(T, 8, 256, 32, 8, 1, &c, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_chance_grouped(100 * T, 8, 256, 32, 8, 1, &r, NULL), MOE_EP_OK);
+        CHECK_NEAR((c.max_over_mean - 1) / (r.max_over_mean - 1), 10, 0.01, 0);
+        CHECK_NEAR((c.p95 - 1) / (r.p95 - 1), 10, 0.01, 0);
+        CHECK_NEAR(c.sd / r.sd, 10, 0.01, 0);
+    }
+    CHECK_I64(moe_ep_chance_grouped(0, 8, 256, 8, 8, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "T");
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 257, 8, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "D");
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 0, 8, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "D");
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 8, 7, 4, &c, &err), MOE_EP_ERR_CONFIG);
+    CHECK_STR(err.arg, "num_groups");
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 8, -8, 4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 8, 8, -4, &c, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "top_groups");
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 8, 64, 1, &c, &err), MOE_EP_ERR_TOP_K);
+    CHECK_STR(err.arg, "top_groups");
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 8, 8, 4, NULL, &err), MOE_EP_ERR_NULL);
+    memset(&err, 1, sizeof err);
+    CHECK_I64(moe_ep_chance_grouped(1, 8, 256, 8, 8, 4, &c, &err), MOE_EP_OK);
+    CHECK_I64(err.status, MOE_EP_OK);
+}
+
 TEST(chance_closed_forms)
 {
     moe_ep_chance_result c, r;
@@ -1727,6 +1928,14 @@ TEST(chance_is_finite_everywhere)
         CHECK_I64(moe_ep_chance_devices(T, K, E, D, &c, NULL), MOE_EP_OK);
         CHECK(c.max_over_mean >= 1 && c.max_over_mean <= D && c.sd >= 0 && c.p05 <= c.p95 &&
               c.tokens <= (double)T * (1 + 1e-12));
+        {
+            const int32_t G = (int32_t)(1 + t_below(&s, 12)), size = (E + G - 1) / G;
+            const int32_t least = (K + size - 1) / size, M = least + (int32_t)t_below(&s, G - least + 1);
+            CHECK_I64(moe_ep_chance_grouped(T, K, G * size, D, G, M, &c, NULL), MOE_EP_OK);
+            CHECK(c.max_over_mean >= 1 && c.max_over_mean <= D * (1 + 1e-12) && c.sd >= 0 && c.sd < D);
+            CHECK(c.p05 >= 1 && c.p05 <= c.p95 && c.p95 <= D * (1 + 1e-12) && c.one_sd >= 0 && c.gauss_bound >= 1);
+            CHECK(c.tokens > 0 && c.tokens <= (double)T * (1 + 1e-12) && c.one_p05 >= 0 && c.one_p05 <= c.one_p95);
+        }
         STOP_IF_FAILED("round %d", round);
     }
 }

@@ -550,6 +550,30 @@ run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-
     pass "diagnose --min-gain" || fail "diagnose --min-gain" "$tmp/err"
 run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --target 4 &&
     pass "diagnose --target" || fail "diagnose --target" "$tmp/err"
+# A device with 1.315 times its share in batches of 64 tokens: more than chance, unless routing is by groups.
+awk 'BEGIN { for (s = -1; s < 4; s++) { printf s < 0 ? "step,layer" : s ",0"; for (e = 0; e < 256; e++)
+    printf ",%d", s < 0 ? e : e < 20 ? 3 : e < 32 || e % 32 < 29 ? 2 : 1; print "" } }' >"$tmp/lumpy.csv"
+works "diagnose: more than chance" diagnose "$tmp/lumpy.csv" --topk 8 --devices 8 --min-gain 0.9
+has "diagnose: the plan saves too little" 'The plan saves too little' "$tmp/out"
+has "diagnose: the mean of two steps is held against chance" 'against chance +1\.315 +wanted above 1\.254 .* met$' \
+    "$tmp/out"
+works "diagnose: no more than chance under groups" diagnose "$tmp/lumpy.csv" --topk 8 --devices 8 --min-gain 0.9 \
+    --model deepseek-v3
+tr -s ' \n' '  ' <"$tmp/out" >"$tmp/flat"
+has "diagnose: what little the plan saves is said" \
+    'no more than the 1\.36 that .* by chance; larger batches help, the plan saves only [0-9.]+ %' "$tmp/flat"
+has "diagnose: whose groups" "router of deepseek-v3: a token's experts come from 4 of 8 groups" "$tmp/flat"
+works "diagnose: more devices than experts" diagnose "$tmp/steady.csv" --topk 1 --devices 16 --slots 16
+has "diagnose: chance is not known then" 'proven bound 1\.580, chance not known$' "$tmp/out"
+if grep -q 'against chance' "$tmp/out"; then fail "diagnose: no line against chance" "$tmp/out"
+else pass "diagnose: no line against chance"; fi
+works "diagnose --json of them" diagnose "$tmp/steady.csv" --topk 1 --devices 16 --slots 16 --json
+equal "diagnose --json: chance is null" "$(json "$tmp/out" imbalance_chance)" null
+works "report: more devices than experts" report "$tmp/steady.csv" --topk 1 --devices 16 --slots 16
+has "report: chance is not known then" 'mean over layers; chance not known; device 0' "$tmp/out"
+works "watch: more devices than experts" watch "$tmp/steady.csv" --topk 1 --devices 16 --once
+tr -s ' \n' '  ' <"$tmp/out" >"$tmp/flat"
+has "watch: chance is not known then" 'times the mean there; over all layers chance not known' "$tmp/flat"
 works "diagnose --current" diagnose "$data/c_topk_ids.npy" --current "$maps/plan.csv" --json
 equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots)" 72
 refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5

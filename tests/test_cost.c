@@ -787,13 +787,15 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
                  {16, 1, 1, 1, 7, 2048, 200, 0.01},   {160, 6, 1, 1, 64, 128, 500, 0.01},
                  {12, 3, 1, 1, 16, 64, 2000, 0.01},   {60, 4, 1, 1, 7, 6000, 60, 0.01},
                  {16, 1, 1, 1, 2, 4, 30000, 0.10},
-                 {32, 4, 1, 1, 16, 2, 20000, 0.04},   {256, 8, 8, 4, 32, 16, 3000, 0},
-                 {160, 6, 8, 3, 12, 64, 1000, 0},     {64, 8, 4, 2, 5, 1, 20000, 0}};
+                 {32, 4, 1, 1, 16, 2, 20000, 0.04},   {256, 8, 8, 4, 32, 16, 3000, 0.03},
+                 {160, 6, 8, 3, 12, 64, 1000, 0.015}, {64, 8, 4, 2, 5, 4, 8000, 0.04},
+                 {256, 8, 8, 4, 8, 4, 8000, 0.03},    {256, 8, 8, 1, 8, 16, 3000, 0.05},
+                 {64, 8, 8, 2, 4, 32, 2000, 0.015},   {64, 4, 8, 2, 64, 8, 4000, 0.02}};
     uint64_t s = t_seed;
     size_t i;
     for (i = 0; i < sizeof shape / sizeof shape[0]; i += t_slow() > 1 ? 4 : 1) {
         int32_t E = shape[i].E, K = shape[i].K, D = shape[i].D, b, k;
-        double active = 0, arrived = 0, most = 0, most_active = 0, n = shape[i].trials;
+        double active = 0, arrived = 0, most = 0, most_active = 0, off = 0, n = shape[i].trials;
         moe_ep_expect_desc d;
         moe_ep_expect_result r;
         int trial;
@@ -822,6 +824,8 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
                 }
             }
             for (b = 0; b < D; b++) {
+                const double even = (double)shape[i].T * K * (E * (b + 1) / D - E * b / D) / E;
+                off += (rows[b] - even) * (rows[b] - even) / D;
                 active += act[b];
                 big = rows[b] > big ? rows[b] : big;
                 biga = act[b] > biga ? act[b] : biga;
@@ -833,13 +837,10 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
         CHECK_NEAR(r.active_device, active / n / D, 0.01, 0);
         CHECK_NEAR(r.device_tokens, arrived / n / D, 0.01, 0);
         CHECK_NEAR(r.rows_mean, (double)shape[i].T * K / D, 1e-12, 0);
-        if (shape[i].error > 0.0) {
-            CHECK_NEAR(r.busiest_rows, most / n, shape[i].error, 0);
-            CHECK_NEAR(r.busiest_active, most_active / n, shape[i].error, 0);
-            CHECK_NEAR(r.excess, r.busiest_rows / r.rows_mean - 1, 1e-12, 1e-12);
-        } else {
-            CHECK_NEAR(r.busiest_rows + r.busiest_active + r.excess, 0, 0, 0);
-        }
+        CHECK_NEAR(r.busiest_rows, most / n, shape[i].error, 0);
+        CHECK_NEAR(r.busiest_active, most_active / n, shape[i].error, 0);
+        CHECK_NEAR(r.excess, r.busiest_rows / r.rows_mean - 1, 1e-12, 1e-12);
+        if (shape[i].G > 1) CHECK_NEAR(r.rows_sd, sqrt(off / n), 0.03 + 5 / sqrt(2 * n * (D > 8 ? 8 : D - 1)), 0);
         STOP_IF_FAILED("shape %d", (int)i);
     }
     { /* every token takes all 8 experts: 3 of them on a device of 3 */
@@ -858,6 +859,45 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
         CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
         CHECK_NEAR(r.busiest_rows, 1.0012, 0.01, 0);
         CHECK_NEAR(r.busiest_active, 1, 1e-9, 0);
+    }
+    { /* one choice is uniform whatever the groups; no tokens; more devices than experts are as many as have one */
+        moe_ep_expect_desc d;
+        moe_ep_expect_result r, flat;
+        moe_ep_chance_result c;
+        memset(&d, 0, sizeof d);
+        d.tokens = 40;
+        d.num_experts = 24;
+        d.top_k = 1;
+        d.num_devices = 7;
+        CHECK(moe_ep_expect(&d, &flat, NULL) == MOE_EP_OK);
+        d.num_groups = 4;
+        d.top_groups = 2;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_rows, flat.busiest_rows, 0, 0);
+        CHECK_NEAR(r.busiest_active, flat.busiest_active, 0, 0);
+        CHECK_NEAR(r.rows_sd, flat.rows_sd, 0, 0);
+        d.top_k = 3;
+        CHECK_I64(moe_ep_chance_grouped(40, 3, 24, 7, 4, 2, &c, NULL), MOE_EP_OK);
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_rows, c.max_over_mean * 120 / 7, 1e-12, 0);
+        CHECK_NEAR(r.excess, c.max_over_mean - 1, 1e-12, 0);
+        CHECK_NEAR(r.rows_sd, c.one_sd * 120 / 7, 1e-12, 0);
+        d.num_devices = 60;
+        CHECK_I64(moe_ep_chance_grouped(40, 3, 24, 24, 4, 2, &c, NULL), MOE_EP_OK);
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_rows, c.max_over_mean * 5, 1e-12, 0);
+        CHECK_NEAR(r.rows_sd, sqrt(40 * 0.125 * 0.875 * 24 / 60), 1e-12, 0);
+        CHECK_NEAR(r.excess, r.busiest_rows / 2 - 1, 1e-12, 0);
+        CHECK_NEAR(r.busiest_active, 1, 0, 0);
+        d.num_devices = 1;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_rows, 120, 0, 0);
+        CHECK_NEAR(r.rows_sd + r.excess, 0, 0, 0);
+        CHECK_NEAR(r.busiest_active, r.active_total, 1e-9, 0);
+        d.tokens = 0;
+        d.num_devices = 7;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.busiest_rows + r.busiest_active + r.rows_sd + r.excess, 0, 0, 0);
     }
 }
 

@@ -46,6 +46,16 @@ TEST(worked_example)
     CHECK(strstr(o.text, "1052 rows") != NULL);
     CHECK(strstr(o.text, "1 judged step,") != NULL);
     CHECK_I64(o.policy, MOE_EP_PLACE_BEST);
+    CHECK_NEAR(o.chance_imbalance, 1.10, 0, 0.005);
+    {
+        double many[20 * 8];
+        int i;
+        for (i = 0; i < 20 * 8; i++) many[i] = hot[i % 8];
+        d.judge_loads = many;
+        d.judge_steps = 20;
+        CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(o.chance_imbalance, 1.06, 0, 0.005);
+    }
 }
 
 TEST(names_and_thresholds)
@@ -149,6 +159,102 @@ TEST(every_reason)
     CHECK(o.moves > 0 && o.move_s > 0.0);
     CHECK_NEAR(o.break_even_steps, -1, 0, 0); /* no seconds, so nothing to weigh the moves against */
     CHECK_I64(o.verdict, MOE_EP_RECOMMEND);
+}
+
+/* One row of the load of so many tokens of 2 distinct of 16 experts, expert 0 `times` as likely as the others. */
+static void skewed_step(uint64_t *state, int32_t tokens, double times, double *loads)
+{
+    int32_t t, e, first;
+    for (e = 0; e < 16; e++) loads[e] = 0;
+    for (t = 0; t < tokens; t++)
+        for (first = -1;;) {
+            e = (int32_t)(t_unit(state) * (15 + times) - times + 1);
+            e = e < 0 ? 0 : e > 15 ? 15 : e;
+            if (e == first) continue;
+            loads[e]++;
+            if (first >= 0) break;
+            first = e;
+        }
+}
+
+/* What is said to be chance: the mean of many layers' and steps' maxima strays less than one of them. */
+TEST(chance_of_many_layers_and_steps)
+{
+    enum { L = 8, S = 20, E = 16, D = 4, T = 64 };
+    static double a[S * L * E], b[S * L * E];
+    uint64_t state = t_seed + 60;
+    moe_ep_chance_result c;
+    moe_ep_diagnose_desc d = desc_of(E, D, E + D, a, b);
+    moe_ep_diagnosis o;
+    int round, i, above = 0;
+    CHECK_I64(moe_ep_chance_devices(T, 2, E, D, &c, NULL), MOE_EP_OK);
+    d.num_layers = L;
+    d.plan_steps = d.judge_steps = S;
+    d.top_k = 2;
+    d.min_gain = 0.05;
+    for (round = 0; round < 40; round++) { /* even routing: one in twenty above the threshold */
+        for (i = 0; i < S * L; i++) {
+            if (round == 0) skewed_step(&state, T, 1, a + i * E);
+            skewed_step(&state, T, 1, b + i * E);
+        }
+        CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(o.chance_imbalance, c.max_over_mean + 1.645 * c.sd / sqrt(S * L), 1e-12, 0);
+        above += o.imbalance_before > o.chance_imbalance;
+        if (o.imbalance_before > o.chance_imbalance) continue;
+        CHECK_I64(o.reason, MOE_EP_REASON_CHANCE);
+        CHECK(strstr(o.text, o.gain > 0 ? "help, the plan saves only " : "help, a plan does not") != NULL);
+    }
+    CHECK(above <= 8);
+    for (i = 0; i < S * L; i++) { /* an expert that is a little too popular, always the same: below one step's p95 */
+        skewed_step(&state, T, 2, a + i * E);
+        skewed_step(&state, T, 2, b + i * E);
+    }
+    d.min_gain = 0.5;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK(o.imbalance_before < c.p95 && o.imbalance_before > o.chance_imbalance && o.gain > 0 && o.improved > 0.5);
+    CHECK_I64(o.reason, MOE_EP_REASON_SMALL_GAIN);
+    CHECK_I64(o.verdict, MOE_EP_NOT_NOW);
+    d.num_layers = d.plan_steps = d.judge_steps = 1; /* one maximum */
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, c.p95, 1e-12, 0);
+}
+
+/* Routing by groups, and where nothing is known of chance. */
+TEST(chance_of_other_routing)
+{
+    static double loads[64];
+    moe_ep_chance_result c;
+    moe_ep_diagnose_desc d = desc_of(64, 8, 64, loads, loads);
+    moe_ep_diagnosis o;
+    int32_t e;
+    for (e = 0; e < 64; e++) loads[e] = e < 8 ? 6.5 : 4; /* 276 rows, 69 tokens; device 0 has 1.51 times its share */
+    d.top_k = 4;
+    d.min_gain = 0.9;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(moe_ep_chance_devices(69, 4, 64, 8, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, c.p95, 1e-12, 0);
+    CHECK_I64(o.reason, MOE_EP_REASON_SMALL_GAIN);
+    d.top_groups = 2;
+    d.router_groups = 8;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(moe_ep_chance_grouped(69, 4, 64, 8, 8, 2, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, c.p95, 1e-12, 0);
+    CHECK_I64(o.reason, MOE_EP_REASON_CHANCE);
+    d.router_groups = 0;
+    d.num_groups = 8;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, c.p95, 1e-12, 0);
+    d.top_groups = d.num_groups = 0; /* more devices than experts */
+    d.shape.num_devices = d.shape.num_slots = 80;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, 0, 0, 0);
+    CHECK_I64(o.reason, MOE_EP_REASON_SMALL_GAIN);
+    d.shape.num_devices = 8;
+    d.shape.num_slots = 64;
+    for (e = 0; e < 64; e++) loads[e] = e == 0; /* a row, a quarter of a token */
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, 0, 0, 0);
+    CHECK_I64(o.reason, MOE_EP_REASON_SMALL_GAIN);
 }
 
 /* The plan helps in half of the steps only. */
@@ -545,6 +651,14 @@ static void world_make(world *w, uint64_t *state)
     w->d.judge_loads = w->SB > 0 ? w->b : NULL;
     w->d.judge_steps = w->SB;
     w->d.policy = policies[t_below(state, 4)];
+    if (t_below(state, 3) == 0) { /* groups of `each` experts, so many that they hold top_k */
+        const int32_t each = 1 + (int32_t)t_below(state, (uint64_t)w->E), K = w->d.top_k > 0 ? w->d.top_k : 1;
+        if (w->E % each == 0) {
+            w->d.num_groups = t_below(state, 2) ? w->E / each : 0;
+            w->d.router_groups = w->d.num_groups && t_below(state, 2) ? 0 : w->E / each;
+            w->d.top_groups = (K + each - 1) / each + (int32_t)t_below(state, 3);
+        }
+    }
     w->d.shape.num_devices = w->D;
     for (i = 0; i < w->D; i++) {
         w->inactive[i] = t_below(state, 4) == 0;
@@ -754,7 +868,9 @@ static void sentence(char *at, const moe_ep_diagnose_desc *d, const moe_ep_diagn
         number(part[1], o->imbalance_before, 2);
         number(part[2], o->chance_imbalance, 2);
         sprintf(at, "the busiest device has %s times the mean, no more than the %s that even routing of so few tokens "
-                "gives by chance; larger batches help, a plan does not", part[1], part[2]);
+                "gives by chance; larger batches help, ", part[1], part[2]);
+        number(part[3], o->gain * 100, 1);
+        sprintf(at + strlen(at), o->gain > 0 ? "the plan saves only %s %%" : "a plan does not", part[3]);
         break;
     case MOE_EP_REASON_SMALL_GAIN:
         number(part[1], d->min_gain * 100, 1);
@@ -843,10 +959,18 @@ static void check_figures(world *w, const moe_ep_diagnosis *o)
     CHECK_NEAR(o->break_even_steps, !(o->move_s > 0) || !p.steps ? 0 : saved > 0 ? o->move_s / saved : -1, 1e-9, 0);
     {
         moe_ep_chance_result chance;
-        int32_t K = d->top_k > 0 ? d->top_k : 1;
-        int64_t tokens = p.steps ? (int64_t)(p.total / (steps * p.layers_loaded) / K + 0.5) : 0;
-        if (tokens < 1 || moe_ep_chance_devices(tokens, K, w->E, w->D, &chance, NULL) != MOE_EP_OK) chance.p95 = 1;
-        CHECK_NEAR(o->chance_imbalance, chance.p95, 1e-12, 0);
+        int32_t K = d->top_k > 0 ? d->top_k : 1, G = d->router_groups ? d->router_groups : d->num_groups;
+        const double passes = steps * p.layers_loaded;
+        int64_t tokens = p.steps ? (int64_t)(p.total / passes / K + 0.5) : 0;
+        double want = p.steps ? 0 : 1; /* not known */
+        if (tokens > 0 && w->D <= w->E) {
+            if (d->top_groups)
+                CHECK_I64(moe_ep_chance_grouped(tokens, K, w->E, w->D, G, d->top_groups, &chance, NULL), MOE_EP_OK);
+            else CHECK_I64(moe_ep_chance_devices(tokens, K, w->E, w->D, &chance, NULL), MOE_EP_OK);
+            want = chance.p95;
+            if (passes > 1) want = fmin(want, chance.max_over_mean + 1.645 * chance.sd / sqrt(passes));
+        }
+        CHECK_NEAR(o->chance_imbalance, want, 1e-12, 0);
     }
     CHECK_I64(o->reason, reason_of(d, &p, o));
     CHECK_I64(o->verdict, o->reason == MOE_EP_REASON_PAYS         ? MOE_EP_RECOMMEND
@@ -1167,6 +1291,10 @@ TEST(bad_input)
     BAD(d.other_s = NAN, MOE_EP_ERR_NAN, "desc.other_s");
     BAD(d.move_Bps = INFINITY, MOE_EP_ERR_NAN, "desc.move_Bps");
     BAD(d.min_steps = -1, MOE_EP_ERR_NEGATIVE, "desc.min_steps");
+    BAD(d.top_groups = -1, MOE_EP_ERR_CONFIG, "desc.top_groups");
+    BAD((d.top_groups = 1, d.router_groups = 3), MOE_EP_ERR_CONFIG, "desc.top_groups");
+    BAD((d.top_groups = 1, d.num_groups = -1), MOE_EP_ERR_CONFIG, "desc.top_groups");
+    BAD((d.top_k = 3, d.top_groups = 1, d.router_groups = 4), MOE_EP_ERR_CONFIG, "desc.top_groups");
     memcpy(bad, hot, sizeof bad);
     bad[5] = NAN;
     BAD(d.judge_loads = bad, MOE_EP_ERR_NAN, "desc.judge_loads");

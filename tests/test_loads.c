@@ -365,6 +365,29 @@ TEST(coactivation_and_transitions)
         CHECK_I64(moe_ep_lift(together, loads, -1, 2, lift, &err), MOE_EP_ERR_SIZE);
         CHECK_I64(moe_ep_lift(NULL, loads, 1, 2, lift, &err), MOE_EP_ERR_NULL);
     }
+    { /* every set of K of E experts once: what uniform draws of distinct experts give */
+        enum { E = 8 };
+        static int32_t sets[70 * 4];
+        int32_t K, e;
+        for (K = 2; K <= 4; K++) {
+            int64_t all[E * E], load[E];
+            double of_pair[E * E];
+            int32_t m, n = 0, T = 0;
+            for (m = 0; m < 1 << E; m++) {
+                int32_t bits = 0;
+                for (e = 0; e < E; e++) bits += m >> e & 1;
+                if (bits != K) continue;
+                for (e = 0; e < E; e++)
+                    if (m >> e & 1) sets[n++] = e;
+                T++;
+            }
+            CHECK_I64(moe_ep_expert_loads(sets, n, E, load, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_coactivation(sets, T, K, E, all, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_lift(all, load, T, E, of_pair, NULL), MOE_EP_OK);
+            for (e = 1; e < E; e++) CHECK_NEAR(of_pair[e], E * (K - 1.0) / (K * (E - 1.0)), 1e-14, 0);
+            if (K == 2) CHECK_NEAR(of_pair[1], 0.571, 0, 5e-4);
+        }
+    }
     for (round = 0; round < 200; round++) {
         enum { E = 7, K = 3, T = 11 };
         int32_t a[T * K], b[T * K], t, k, j;

@@ -117,7 +117,7 @@ _struct("moe_ep_balance_result", """
 _struct("moe_ep_layers_result", """
     int32_t num_layers, loaded_layers, worst_layer; double worst_imbalance, mean_imbalance, p50, p90, p95, p99,
     mean_balancedness, mean_of_layer_ratios, avg_sum, max_sum, balancedness, imbalance, imbalance_of_sum,
-    balancedness_wrong_axis;""")
+    balancedness_wrong_axis, sglang_balancedness;""")
 _struct("moe_ep_chance_result", """
     double mean_load, max_over_mean, sd, p05, p95, one_sd, one_p05, one_p95, distinct, tokens, gauss_bound;""")
 _struct("moe_ep_shape", """
@@ -175,7 +175,7 @@ _struct("moe_ep_diagnose_desc", """
     int32_t num_layers, num_experts, top_k, num_groups; moe_ep_shape shape; moe_ep_place_policy policy;
     moe_ep_placement *current; double *plan_loads; int32_t plan_steps; double *judge_loads; int32_t judge_steps;
     moe_ep_layer_desc *cost; double other_s, expert_bytes, move_Bps, pause_s, horizon_steps, target_imbalance,
-    min_gain, min_improved; int32_t min_steps;""")
+    min_gain, min_improved; int32_t min_steps, top_groups, router_groups;""")
 _struct("moe_ep_diagnosis", """
     moe_ep_verdict verdict; moe_ep_verdict_reason reason; char text[320]; moe_ep_place_policy policy; int32_t steps,
     layers_loaded, hot_device, hot_layer; double hot_share, hot_imbalance, mean_rows, before_rows, after_rows,
@@ -196,6 +196,7 @@ _CALLS = {name: (letters[0], letters[1:]) for name, letters in (line.split() for
     moe_ep_balance_layers_d ipiippp
     moe_ep_chance iqiipp
     moe_ep_chance_devices iqiiipp
+    moe_ep_chance_grouped iqiiiiipp
     moe_ep_placement_bytes Qiip
     moe_ep_placement_init ipiippQp
     moe_ep_placement_copy ippp
@@ -544,11 +545,17 @@ def balance_layers(loads):
     return _result(out)
 
 
-def chance(num_tokens, top_k, num_experts, num_devices=None):
-    """What max/mean does pure chance give?  Of experts, or, with num_devices, of devices: max_over_mean, p05, p95."""
+def chance(num_tokens, top_k, num_experts, num_devices=None, num_groups=0, top_groups=0):
+    """What max/mean does pure chance give?  Of experts, or, with num_devices, of devices: max_over_mean, p05, p95.
+
+    num_groups, top_groups: a token draws its experts from top_groups of num_groups groups, as in DeepSeek-V3 4 of 8."""
     out = _new("moe_ep_chance_result")
     batch = _whole(num_tokens, "num_tokens"), _small(top_k, "top_k", None), _small(num_experts, "num_experts", None)
-    if num_devices is None:
+    if num_groups or top_groups:
+        devices = batch[2] if num_devices is None else _small(num_devices, "num_devices", None)
+        _call("moe_ep_chance_grouped", *batch, devices, _small(num_groups, "num_groups"),
+              _small(top_groups, "top_groups"), out)
+    elif num_devices is None:
         _call("moe_ep_chance", *batch, out)
     else:
         _call("moe_ep_chance_devices", *batch, _small(num_devices, "num_devices", None), out)

@@ -207,6 +207,19 @@ static void balance_case(void)
             fz_fail("max %g T %lld K %d E %d D %d", cr->max_over_mean, (long long)T, K, E, D);
     }
     fz_release();
+    cr = fz_out(sizeof *cr);
+    fz_where = "chance_grouped";
+    int G = fz_chance(.2) ? fz_bad_i32() : fz_int(1, 12), M = fz_chance(.2) ? fz_bad_i32() : fz_int(1, G > 0 ? G : 1);
+    if (fz_chance(.7) && G > 0 && E > 0) E -= E % G;
+    s = moe_ep_chance_grouped(T, K, E, D, G, M, cr, &e);
+    fz_error(s, &e);
+    fz_untouched(s);
+    if (s == 0) {
+        fz_finite("c", (double *)cr, (int)(sizeof *cr / 8));
+        if (cr->max_over_mean < 1 - 1e-9 || cr->p05 > cr->p95)
+            fz_fail("max %g T %lld K %d E %d D %d, %d of %d", cr->max_over_mean, (long long)T, K, E, D, M, G);
+    }
+    fz_release();
 }
 
 FUZZ_TARGET(balance)

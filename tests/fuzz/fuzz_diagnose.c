@@ -62,6 +62,10 @@ static void diagnose_case(void)
         fz_where = "placement_init";
         if (moe_ep_placement_init(&plan, L, E, &shape, memory, bytes, &e) == MOE_EP_OK) want = &plan;
     }
+    if (fz_more() % 4 == 1) {
+        d.top_groups = fz_chance(.2) ? fz_bad_i32() : fz_int(0, 4);
+        d.router_groups = fz_chance(.2) ? fz_bad_i32() : fz_int(0, E);
+    }
     fz_seal();
     moe_ep_diagnosis *o = fz_out(sizeof *o);
     fz_where = "diagnose";
