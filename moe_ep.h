@@ -415,7 +415,8 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_lite(int32_t E, int32_t K);
 /* As deepseek_v2, but masked with 0, normalised (+1e-20) when K > 1, and then not scaled.  Hub code,
  * norm_topk_prob = true. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_hub(int32_t E, int32_t K);
-/* As deepseek_v2, divided by the sum, then x scale.  vLLM grouped_topk with renormalize. */
+/* As deepseek_v2, but groups are closed with -Inf: x 16, not divided by the sum.  vLLM deepseek_v2 (commit 002d6073),
+ * whose renormalize is norm_topk_prob, false for DeepSeek-V2; where it is true set renorm = 1. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_vllm(int32_t E, int32_t K);
 /* sigmoid + bias, 8 groups by their two best, 4 chosen, divided by the sum, x 2.5; set select_bias, or without
  * one group_top_m = 1.  DeepSeek-V3 inference/model.py. */
@@ -432,7 +433,7 @@ MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K);
 /* As Kimi-K2, x 1; set scale.  MiMo-V2 and Solar-Open route alike (transformers). */
 MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K);
-/* As Kimi-K2, x 2.5, no norm when K is 1.  transformers nemotron_h. */
+/* As Kimi-K2, x 2.5, also when K is 1.  transformers nemotron_h (the routing of its deepseek_v3; commit 008d9e95). */
 MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K);
 /* sigmoid + bias, divided by the sum; set select_bias.  transformers minimax_m2. */
 MOE_EP_API moe_ep_router moe_ep_router_minimax_m2(int32_t E, int32_t K);
@@ -451,8 +452,10 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v4(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v4_hash(int32_t E, int32_t K);
 /* softmax, top-k, no norm.  xai grok-1. */
 MOE_EP_API moe_ep_router moe_ep_router_grok1(int32_t E, int32_t K);
-/* As grok1 after l = 30 tanh(l/30).  vLLM grok1. */
+/* As grok1 after l = 30 tanh(l/30), divided by their sum.  vLLM grok1 (renormalize=True; commit 02082de9). */
 MOE_EP_API moe_ep_router moe_ep_router_grok1_vllm(int32_t E, int32_t K);
+/* As grok1 after l = 30 tanh(l/30), no norm.  SGLang grok (renormalize=False; commit 031ad4ce). */
+MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K);
 /* top-k of the logits, softmax of the chosen; set per_expert_scale.  mlx-lm gemma4. */
 MOE_EP_API moe_ep_router moe_ep_router_gemma4(int32_t E, int32_t K);
 /* softmax, / max(sum, 2^-23); drops follow, see section 4.  transformers hunyuan_v1_moe. */
@@ -6857,7 +6860,7 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_hub(int32_t E, int32_t K)
 
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_vllm(int32_t E, int32_t K)
 {
-    moe_ep_router r = moe_epi_router_normed(moe_ep_router_deepseek_v2(E, K), MOE_EP_EPS_NONE, 0.0f, 16.0f);
+    moe_ep_router r = moe_ep_router_deepseek_v2(E, K);
     r.mask_zero = 0;
     return r;
 }
@@ -6895,12 +6898,7 @@ MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K)
     return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 0.0f);
 }
 
-MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K)
-{
-    moe_ep_router r = moe_ep_router_glm45(E, K);
-    r.renorm_skip_k1 = 1;
-    return r;
-}
+MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
 
 MOE_EP_API moe_ep_router moe_ep_router_minimax_m2(int32_t E, int32_t K)
 {
@@ -6944,6 +6942,13 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v4_hash(int32_t E, int32_t K)
 }
 
 MOE_EP_API moe_ep_router moe_ep_router_grok1_vllm(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_ep_router_mixtral(E, K);
+    r.logit_softcap = 30.0f;
+    return r;
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K)
 {
     moe_ep_router r = moe_ep_router_grok1(E, K);
     r.logit_softcap = 30.0f;
@@ -7027,7 +7032,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("deepseek_v2", moe_ep_router_deepseek_v2, "transformers deepseek_v2")                         \
     X("deepseek_v2_lite", moe_ep_router_deepseek_v2_lite, "transformers deepseek_v2")               \
     X("deepseek_v2_hub", moe_ep_router_deepseek_v2_hub, "DeepSeek-V2 hub code")                     \
-    X("deepseek_v2_vllm", moe_ep_router_deepseek_v2_vllm, "vLLM grouped_topk")                      \
+    X("deepseek_v2_vllm", moe_ep_router_deepseek_v2_vllm, "vLLM deepseek_v2")                       \
     X("deepseek_v3", moe_ep_router_deepseek_v3, "DeepSeek-V3 inference/model.py")                   \
     X("deepseek_v3_hf", moe_ep_router_deepseek_v3_hf, "transformers deepseek_v3")                   \
     X("kimi_k2", moe_ep_router_kimi_k2, "Kimi-K2 configuration")                                    \
@@ -7046,6 +7051,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("deepseek_v4_hash", moe_ep_router_deepseek_v4_hash, "transformers deepseek_v4 hash layers")   \
     X("grok1", moe_ep_router_grok1, "xai grok-1")                                                   \
     X("grok1_vllm", moe_ep_router_grok1_vllm, "vLLM grok1")                                         \
+    X("grok1_sglang", moe_ep_router_grok1_sglang, "SGLang grok")                                    \
     X("gemma4", moe_ep_router_gemma4, "mlx-lm gemma4")                                              \
     X("hunyuan", moe_ep_router_hunyuan, "transformers hunyuan_v1_moe")                              \
     X("switch", moe_ep_router_switch, "Mesh TensorFlow, Switch Transformer")                        \

@@ -2947,7 +2947,7 @@ static const preset_row preset_rows[] = {
     {"deepseek_v2", ROW_SOFTMAX, 0, ROW_PLAIN, 16.0, 8, 3, 1, 2, 0, 0},
     {"deepseek_v2_lite", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v2_hub", ROW_SOFTMAX, 1, ROW_ADD, 16.0, 8, 3, 1, 2, 1, 1},
-    {"deepseek_v2_vllm", ROW_SOFTMAX, 1, ROW_PLAIN, 16.0, 8, 3, 1, 0, 0, 0},
+    {"deepseek_v2_vllm", ROW_SOFTMAX, 0, ROW_PLAIN, 16.0, 8, 3, 1, 0, 0, 0},
     {"deepseek_v3", ROW_SIGMOID, 1, ROW_PLAIN, 2.5, 8, 4, 2, 0, 0, 0},
     {"deepseek_v3_hf", ROW_SIGMOID, 1, ROW_ADD, 2.5, 8, 4, 2, 1, 0, 0},
     {"kimi_k2", ROW_SIGMOID, 1, ROW_ADD, 2.827, ROW_NO_GROUP, 0, 0},
@@ -2956,7 +2956,7 @@ static const preset_row preset_rows[] = {
     {"exaone_moe", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"mimo_v2", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"solar_open", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
-    {"nemotron_h", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 1, 0},
+    {"nemotron_h", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"minimax_m2", ROW_SIGMOID, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"lfm2", ROW_SIGMOID, 1, MOE_EP_EPS_ADD, 1e-6, 0, ROW_NO_GROUP, 0, 0},
     {"step35", ROW_SIGMOID, 1, ROW_ADD, 3.0, ROW_NO_GROUP, 0, 0},
@@ -2965,7 +2965,8 @@ static const preset_row preset_rows[] = {
     {"deepseek_v4", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v4_hash", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"grok1", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
-    {"grok1_vllm", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"grok1_vllm", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"grok1_sglang", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"gemma4", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"hunyuan", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 23), 0, ROW_NO_GROUP, 0, 0},
     {"switch", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
@@ -2979,6 +2980,35 @@ static const preset_row preset_rows[] = {
     {"megablocks", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"sinkhorn", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0}};
 
+/* Weights of the presets whose sources differ only in the norm, worked out by hand. */
+TEST(presets_of_one_model_in_several_servers)
+{
+    const float logits[4] = {0.0f, 1.0f, 2.0f, -1.0f};
+    const double a = exp(30.0 * tanh(2.0 / 30.0)), b = exp(30.0 * tanh(1.0 / 30.0));
+    const double all = a + b + 1.0 + exp(30.0 * tanh(-1.0 / 30.0));
+    const double plain = exp(2.0) + exp(1.0) + 1.0 + exp(-1.0);
+    moe_ep_router r = moe_ep_router_grok1_vllm(4, 2);
+    float w[2];
+    int32_t ids[2];
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 1);
+    CHECK_NEAR(w[0], a / (a + b), 1e-6, 0.0);
+    r = moe_ep_router_grok1_sglang(4, 2);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK_NEAR(w[0], a / all, 1e-6, 0.0);
+    CHECK_NEAR(w[1], b / all, 1e-6, 0.0);
+    r = moe_ep_router_deepseek_v2_vllm(4, 2);
+    r.n_group = 2;
+    r.topk_group = 1;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 3); /* never outside the open group; mask 2 gives expert 0 with weight 0 */
+    CHECK_NEAR(w[0], 16.0 * exp(2.0) / plain, 1e-6, 0.0);
+    CHECK_NEAR(w[1], 16.0 * exp(-1.0) / plain, 1e-6, 0.0);
+    r = moe_ep_router_nemotron_h(4, 1);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK_NEAR(w[0], 2.5, 1e-6, 0.0); /* transformers divides a single weight, too */
+}
+
 TEST(presets_field_by_field)
 {
     const int n = (int)(sizeof preset_rows / sizeof *preset_rows);
@@ -2988,7 +3018,7 @@ TEST(presets_field_by_field)
     for (i = 0; i < n; i++) {
         const preset_row *p = &preset_rows[i];
         const int table = strcmp(p->name, "hash") == 0 || strcmp(p->name, "deepseek_v4_hash") == 0;
-        const int phi = strcmp(p->name, "phimoe") == 0, cap = strcmp(p->name, "grok1_vllm") == 0;
+        const int phi = strcmp(p->name, "phimoe") == 0, cap = strncmp(p->name, "grok1_", 6) == 0;
         const int norm = strcmp(p->name, "dbrx") == 0 || strcmp(p->name, "megablocks") == 0;
         moe_ep_router r;
         memset(&r, 1, sizeof r);
