@@ -597,13 +597,16 @@ MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, 
 MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, float rate, int32_t centred,
                                             float *bias, moe_ep_error *err);
 
-/* Auxiliary losses.  P_e = mean score of expert e, c_e = its assignments, value at balance in brackets. */
+/* Auxiliary losses.  P_e = mean score of expert e, c_e = its assignments, value at balance in brackets.  A token whose
+ * K ids are all -1 is padding: it counts neither in P nor in T, as under the masks of Megatron and transformers (for
+ * SEQUENCE Megatron divides by the mean tokens of a sequence, here each by its own; one without any is left out). */
 typedef enum moe_ep_aux {
     MOE_EP_AUX_SWITCH = 0,   /* E sum P_e c_e/(T K): Switch, Megatron, MegaBlocks, DeepSpeed top-k [1]    */
     MOE_EP_AUX_SEQUENCE,     /* the same inside each sequence, averaged: Megatron seq, DeepSeek-V3 [1]    */
     MOE_EP_AUX_GLOBAL,       /* c from global_loads, P local: Megatron global, Qwen global batch [1]      */
     MOE_EP_AUX_FIRST_CHOICE, /* E sum P_e (first choices of e)/T: DeepSpeed top-1/2, Tutel [1]            */
-    MOE_EP_AUX_ANY_CHOICE,   /* E sum P_e (tokens that use e)/T: flaxformer, HF Switch, NLLB, MaxText [K] */
+    MOE_EP_AUX_ANY_CHOICE,   /* E sum P_e (tokens that use e)/T: NLLB; inside each sequence or group, averaged:
+                                flaxformer, HF Switch 4.x, MaxText [K]                                     */
     MOE_EP_AUX_EVERY_CHOICE, /* E sum P_e c_e/T: transformers Mixtral style [K]                           */
     MOE_EP_AUX_DEVICE,       /* sum over devices (mean f of its experts)(sum P), f = E c_e/(K T):
                                 DeepSeek-V2 device loss [1]                                               */
@@ -616,11 +619,13 @@ typedef struct moe_ep_aux_desc {
     int64_t num_tokens;            /* T >= 1                                                              */
     int32_t top_k, num_experts;    /* K, E                                                                */
     const float *scores;           /* (T,E) router probabilities, none negative                           */
-    const int32_t *ids;            /* (T,K), -1 skipped; may be NULL for GLOBAL                           */
+    const int32_t *ids;            /* (T,K) from before any drop, -1 skipped; GLOBAL: may be NULL, then no
+                                      token is padding                                                    */
     int32_t normalize_scores;      /* 1 = each token's scores divided by their sum (sigmoid routers)      */
-    int64_t num_sequences;         /* SEQUENCE: 0 = 1; must divide T                                      */
-    int32_t interleaved;           /* SEQUENCE: 0 = sequences one after another, 1 = token t belongs to
-                                      sequence t % num_sequences (Megatron's (S,B) order)                 */
+    int64_t num_sequences;         /* SEQUENCE, ANY_CHOICE: 0 = 1; must divide T.  Other kinds look at all
+                                      tokens together, whatever it is                                     */
+    int32_t interleaved;           /* SEQUENCE, ANY_CHOICE: 0 = sequences one after another, 1 = token t
+                                      belongs to sequence t % num_sequences (Megatron's (S,B) order)      */
     const int64_t *global_loads;   /* GLOBAL: (E) assignments of the whole batch                          */
     const int32_t *device_of_expert; /* DEVICE, COMMUNICATION: (E) values 0..num_devices-1                */
     int32_t num_devices;
@@ -630,7 +635,8 @@ typedef struct moe_ep_aux_desc {
 
 /* The loss of kind desc->kind; negative = a moe_ep_status (NULL, SIZE, RANGE, NAN, EXPERT_ID, DEVICE_ID,
  * NEGATIVE, OVERFLOW, SCRATCH).  Scratch E + 4 max(E,D) doubles.  O(T (E + K^2)).
- * Example: T = 2, K = 1, E = 2, scores all 0.5, ids 0,1: SWITCH gives 1. */
+ * Example: T = 2, K = 1, E = 2, scores all 0.5, ids 0,1: SWITCH gives 1, also with a third token of id -1.  T = 4,
+ * scores 0.9,0.1 | 0.9,0.1 | 0.1,0.9 | 0.1,0.9, ids 0,0,1,1: ANY_CHOICE gives 1, with num_sequences 2 it gives 1.8. */
 MOE_EP_API double moe_ep_aux_loss(const moe_ep_aux_desc *desc, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* z-loss: mean over tokens of logsumexp(l)^2 (ST-MoE; Megatron, MegaBlocks, flaxformer); negative = status.
@@ -7788,7 +7794,7 @@ static moe_ep_status moe_epi_aux_check(const moe_ep_aux_desc *d, moe_ep_error *e
             return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "scores", "probabilities must not be negative", i,
                                 (double)d->scores[i]);
     if ((s = moe_epi_aux_check_ids(d, err)) != MOE_EP_OK) return s;
-    if (d->kind == MOE_EP_AUX_SEQUENCE &&
+    if ((d->kind == MOE_EP_AUX_SEQUENCE || d->kind == MOE_EP_AUX_ANY_CHOICE) &&
         (d->num_sequences < 0 || (d->num_sequences > 0 && d->num_tokens % d->num_sequences != 0)))
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_sequences", "must divide num_tokens", -1,
                             (double)d->num_sequences);
@@ -7833,6 +7839,19 @@ static void moe_epi_aux_add_choices(const moe_ep_aux_desc *d, int64_t t, double 
     }
 }
 
+/* Adds token t to prob and count; 1 = done, 0 = it is padding, none of its ids is an expert. */
+static double moe_epi_aux_add_token(const moe_ep_aux_desc *d, int64_t t, double *prob, double *count)
+{
+    int32_t j = 0;
+    if (d->ids) {
+        while (j < d->top_k && d->ids[t * d->top_k + j] < 0) j++;
+        if (j == d->top_k) return 0.0;
+    }
+    moe_epi_aux_add_scores(d, t, prob);
+    if (d->kind != MOE_EP_AUX_GLOBAL) moe_epi_aux_add_choices(d, t, count);
+    return 1.0;
+}
+
 /* E * sum over experts of mean score times count / basis, over `tokens` tokens. */
 static double moe_epi_aux_dot(const moe_ep_aux_desc *d, const double *prob, const double *count,
                               double tokens, double basis)
@@ -7843,29 +7862,31 @@ static double moe_epi_aux_dot(const moe_ep_aux_desc *d, const double *prob, cons
     return total * (double)d->num_experts;
 }
 
+/* The mean over the sequences that have tokens. */
 static double moe_epi_aux_sequences(const moe_ep_aux_desc *d, double *prob, double *count)
 {
-    int64_t n = d->num_sequences > 0 ? d->num_sequences : 1, length = d->num_tokens / n, q, i, t;
-    double total = 0.0;
+    int64_t n = d->num_sequences > 0 ? d->num_sequences : 1, length = d->num_tokens / n, q, i;
+    double total = 0.0, used = 0.0, tokens;
     for (q = 0; q < n; q++) {
         memset(prob, 0, sizeof *prob * (size_t)d->num_experts);
         memset(count, 0, sizeof *count * (size_t)d->num_experts);
-        for (i = 0; i < length; i++) {
-            t = d->interleaved ? i * n + q : q * length + i;
-            moe_epi_aux_add_scores(d, t, prob);
-            moe_epi_aux_add_choices(d, t, count);
-        }
-        total += moe_epi_aux_dot(d, prob, count, (double)length, (double)length * (double)d->top_k);
+        tokens = 0.0;
+        for (i = 0; i < length; i++)
+            tokens += moe_epi_aux_add_token(d, d->interleaved ? i * n + q : q * length + i, prob, count);
+        if (!(tokens > 0.0)) continue;
+        used += 1.0;
+        total += moe_epi_aux_dot(d, prob, count, tokens,
+                                 d->kind == MOE_EP_AUX_SEQUENCE ? tokens * (double)d->top_k : tokens);
     }
-    return total / (double)n;
+    return used > 0.0 ? total / used : 0.0;
 }
 
 /* DeepSeek-V2 device and communication losses; device (3,D): sum of P, sum of f or tokens, experts. */
-static double moe_epi_aux_devices(const moe_ep_aux_desc *d, const double *prob, const double *count,
+static double moe_epi_aux_devices(const moe_ep_aux_desc *d, const double *prob, const double *count, double T,
                                   double *device)
 {
     int32_t e, q, D = d->num_devices, M = d->devices_per_token;
-    double *p = device, *f = device + D, *n = device + 2 * (int64_t)D, T = (double)d->num_tokens, total = 0.0;
+    double *p = device, *f = device + D, *n = device + 2 * (int64_t)D, total = 0.0;
     memset(device, 0, sizeof *device * 3u * (size_t)D);
     if (M == 0) M = d->top_k < D ? d->top_k : D;
     for (e = 0; e < d->num_experts; e++) {
@@ -7884,16 +7905,15 @@ static double moe_epi_aux_devices(const moe_ep_aux_desc *d, const double *prob, 
 
 static double moe_epi_aux_value(const moe_ep_aux_desc *d, double *prob, double *count, double *device)
 {
-    double T = (double)d->num_tokens, basis = T;
+    double T = 0.0, basis;
     int64_t t, e;
-    if (d->kind == MOE_EP_AUX_SEQUENCE) return moe_epi_aux_sequences(d, prob, count);
-    for (t = 0; t < d->num_tokens; t++) {
-        moe_epi_aux_add_scores(d, t, prob);
-        if (d->kind != MOE_EP_AUX_GLOBAL) moe_epi_aux_add_choices(d, t, count);
-    }
+    if (d->kind == MOE_EP_AUX_SEQUENCE || d->kind == MOE_EP_AUX_ANY_CHOICE)
+        return moe_epi_aux_sequences(d, prob, count);
+    for (t = 0; t < d->num_tokens; t++) T += moe_epi_aux_add_token(d, t, prob, count);
+    if (!(T > 0.0)) return 0.0; /* nothing but padding */
     if (d->kind == MOE_EP_AUX_DEVICE || d->kind == MOE_EP_AUX_COMMUNICATION)
-        return moe_epi_aux_devices(d, prob, count, device);
-    if (d->kind == MOE_EP_AUX_SWITCH) basis = T * (double)d->top_k;
+        return moe_epi_aux_devices(d, prob, count, T, device);
+    basis = d->kind == MOE_EP_AUX_SWITCH ? T * (double)d->top_k : T;
     if (d->kind == MOE_EP_AUX_GLOBAL) {
         basis = 0.0;
         for (e = 0; e < d->num_experts; e++) {

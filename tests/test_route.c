@@ -2217,8 +2217,78 @@ TEST(losses_at_collapse)
     CHECK_NEAR(aux_of(d, MOE_EP_AUX_GLOBAL), 3.0, 1e-6, 0.0);
     CHECK_NEAR(aux_of(d, MOE_EP_AUX_DEVICE), 2.0, 1e-6, 0.0);
     CHECK_NEAR(aux_of(d, MOE_EP_AUX_COMMUNICATION), 2.0, 1e-6, 0.0);
-    ids[1] = -1; /* a padded token counts in the mean, not in the load */
-    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 3.0, 1e-6, 0.0);
+    ids[1] = -1; /* a padded token counts nowhere */
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 4.0, 1e-6, 0.0);
+}
+
+/* Padding behind a batch at balance, or a whole sequence of it, changes no loss; the ids that are left of a token count
+ * as before.  Megatron multiplies the scores by its mask and takes the tokens for T that have choices. */
+TEST(losses_with_padding)
+{
+    static const float scores[16] = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f,
+                                     0.9f, 0.1f, 0.7f, 0.3f, 0.9f, 0.1f, 0.2f, 0.8f};
+    static const int32_t ids[8] = {0, 1, 1, 0, -1, -1, -1, -1}, device[2] = {0, 1}, half[4] = {0, -1, -1, 1};
+    static const int64_t loads[2] = {5, 5};
+    moe_ep_aux_desc d;
+    int kind;
+    memset(&d, 0, sizeof d);
+    d.top_k = 1;
+    d.num_experts = 2;
+    d.scores = scores;
+    d.ids = ids;
+    d.global_loads = loads;
+    d.device_of_expert = device;
+    d.num_devices = 2;
+    for (kind = 0; kind < 8; kind++) {
+        d.num_tokens = 8;
+        d.num_sequences = 0;
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.num_sequences = 2; /* the second one is empty */
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.num_sequences = 4;
+        d.interleaved = 1; /* each has a token and padding */
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.interleaved = 0;
+        d.num_sequences = 0;
+        d.ids = ids + 2;
+        d.num_tokens = 2;
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.num_tokens = 3; /* the example: both experts and a padded token */
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.ids = ids;
+    }
+    d.ids = NULL; /* GLOBAL without ids: all tokens count */
+    d.num_tokens = 8;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_GLOBAL), 1.0, 1e-6, 0.0);
+    d.ids = half; /* one choice of two is left: two tokens, not one */
+    d.num_tokens = d.top_k = 2;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_EVERY_CHOICE), 1.0, 1e-12, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_FIRST_CHOICE), 0.5, 1e-12, 0.0);
+}
+
+/* flaxformer, transformers' Switch 4.x and MaxText multiply inside each group or sequence and take the mean. */
+TEST(any_choice_by_sequence)
+{
+    static const float scores[8] = {0.9f, 0.1f, 0.9f, 0.1f, 0.1f, 0.9f, 0.1f, 0.9f};
+    static const int32_t ids[4] = {0, 0, 1, 1};
+    moe_ep_aux_desc d;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = 4;
+    d.top_k = 1;
+    d.num_experts = 2;
+    d.scores = scores;
+    d.ids = ids;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_ANY_CHOICE), 1.0, 1e-6, 0.0);
+    d.num_sequences = 2;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_ANY_CHOICE), 1.8, 1e-6, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_EVERY_CHOICE), 1.0, 1e-6, 0.0); /* all tokens together */
+    d.interleaved = 1;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_ANY_CHOICE), 1.0, 1e-6, 0.0);
+    d.num_sequences = 3;
+    d.kind = MOE_EP_AUX_ANY_CHOICE;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_STR(err.arg, "num_sequences");
 }
 
 TEST(aux_loss_example_and_errors)
@@ -2734,18 +2804,27 @@ TEST(sinkhorn_with_a_hole)
 static double naive_aux(const moe_ep_aux_desc *d)
 {
     const int32_t E = d->num_experts, K = d->top_k, D = d->num_devices;
-    const int64_t T = d->num_tokens, S = d->kind == MOE_EP_AUX_SEQUENCE && d->num_sequences > 0 ? d->num_sequences : 1;
-    double total = 0.0, all = 0.0;
+    const int parts = d->kind == MOE_EP_AUX_SEQUENCE || d->kind == MOE_EP_AUX_ANY_CHOICE;
+    const int64_t T = d->num_tokens, S = parts && d->num_sequences > 0 ? d->num_sequences : 1;
+    double total = 0.0, all = 0.0, counted = 0.0;
     int64_t q, t;
     int32_t e, j, at;
     for (e = 0; d->global_loads && e < E; e++) all += (double)d->global_loads[e];
     for (q = 0; q < S; q++) {
         double P[8] = {0.0}, c[8] = {0.0}, first[8] = {0.0}, any[8] = {0.0}, sent[8] = {0.0};
-        const double n = (double)(T / S);
+        double n = 0.0;
+        int valid[12] = {0};
+        for (t = 0; t < T; t++) {
+            for (j = 0; j < K; j++) valid[t] |= d->ids[t * K + j] >= 0;
+            valid[t] &= (d->interleaved ? t % S : t / (T / S)) == q;
+            n += valid[t];
+        }
+        if (n < 0.5) continue;
+        counted += 1.0;
         for (t = 0; t < T; t++) {
             double sum = 0.0;
             int used[8] = {0}, reached[8] = {0};
-            if (d->kind == MOE_EP_AUX_SEQUENCE && (d->interleaved ? t % S : t / (T / S)) != q) continue;
+            if (!valid[t]) continue;
             for (e = 0; e < E; e++) sum += (double)d->scores[t * E + e];
             for (e = 0; e < E; e++)
                 if (!d->normalize_scores || sum > 0.0)
@@ -2781,7 +2860,7 @@ static double naive_aux(const moe_ep_aux_desc *d)
                 total += D / ((d->devices_per_token > 0 ? d->devices_per_token : K < D ? K : D) * n) * sent[at] * share;
         }
     }
-    return total / (double)S * (d->coefficient > 0.0 ? d->coefficient : 1.0);
+    return counted > 0.0 ? total / counted * (d->coefficient > 0.0 ? d->coefficient : 1.0) : 0.0;
 }
 
 TEST(losses_by_definition)
