@@ -324,6 +324,8 @@ typedef struct moe_ep_router {
     int32_t mask_zero;            /* experts outside the chosen groups: 0 = never chosen, 1 = their key
                                      becomes 0, which beats negative keys, 2 = and so does the weight
                                      (DeepSeek-V2)                                                   */
+    int32_t group_top_k;          /* not 0: so many experts of each chosen group, their best keys; top_k =
+                                     topk_group * group_top_k, mask_zero 0 (grouped experts: Pangu Pro) */
     int32_t renorm;               /* 1 = divide by the norm of the K weights                          */
     float renorm_p;               /* 0 or 1 = their sum; p = (sum |w|^p)^(1/p), +Inf = the largest    */
     int32_t renorm_skip_k1;       /* 1 = no norm when K is 1                                          */
@@ -354,7 +356,7 @@ typedef struct moe_ep_router {
  * T = 0 is allowed.  Rows are routed in order: NaN or +Inf among the logits stops at its row, which is left
  * alone like all rows behind it, while rows before it have been written; every other error leaves the outputs
  * untouched.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
- * groups hold); CONFIG (groups do not divide E, sparsemixer with groups); RANGE (an enum or option,
+ * groups hold); CONFIG (groups do not divide E, sparsemixer with groups, group_top_k); RANGE (an enum or option,
  * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (54 KB of stack).
  * Time O(T*E).  Kernels for AVX2 and AVX-512 are chosen at run time (isa_max limits them); ids and weights are
  * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and
@@ -443,6 +445,9 @@ MOE_EP_API moe_ep_router moe_ep_router_lfm2(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_step35(int32_t E, int32_t K);
 /* softmax + bias, / max(sum, 1e-12); set select_bias.  transformers ernie4_5_moe. */
 MOE_EP_API moe_ep_router moe_ep_router_ernie45(int32_t E, int32_t K);
+/* softmax, the best expert of each of K groups, no norm; set per_expert_scale (router_scale).  K divides E.
+ * vLLM-Ascend pangu_moe (commit e225de5f; taken out in 88d4e47b). */
+MOE_EP_API moe_ep_router moe_ep_router_pangu_pro(int32_t E, int32_t K);
 /* softmax over E experts of which the last Z are identity, + bias, no norm, x 6.  transformers
  * longcat_flash. */
 MOE_EP_API moe_ep_router moe_ep_router_longcat(int32_t E, int32_t K, int32_t Z);
@@ -592,7 +597,9 @@ MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, 
 
 /* Loss-free balancing: bias[e] += rate * sign(mean - loads[e]), sign(0) = 0, in place (Wang et al. 2024;
  * DeepSeek-V3 uses rate 0.001).  centred 1: the mean of the step is taken off first (torchtitan), so that
- * sum(bias) stays.  Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.  O(E).
+ * sum(bias) stays.  Null experts (num_null) are driven to the same load as the others: where they shall take more or
+ * fewer, give the loads of the real experts alone with their E, and set the biases of the null ones apart.
+ * Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.  O(E).
  * Example: loads 3,1 with rate 0.5 and bias 0,0 give -0.5, 0.5. */
 MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, float rate, int32_t centred,
                                             float *bias, moe_ep_error *err);
@@ -6045,6 +6052,36 @@ static void moe_epi_route_open_groups(moe_epi_token *t)
     }
 }
 
+/* The m best keys of group g: the last of them is the last in b. */
+static void moe_epi_route_best_of_group(moe_epi_token *t, int32_t g, int32_t size, int32_t m, moe_epi_best *b)
+{
+    int32_t e, done;
+    for (done = 0; done < m; done += b->have) {
+        if (done == 0) moe_epi_best_start(b, m);
+        else moe_epi_best_next(b, m - done);
+        for (e = g * size; e < (g + 1) * size; e++) moe_epi_best_offer(b, moe_epi_route_key(t, e), e);
+    }
+}
+
+/* Offers the group_top_k best experts of each open group. */
+static void moe_epi_route_scan_each(moe_epi_token *t, moe_epi_best *b)
+{
+    const moe_ep_router *r = t->r;
+    moe_epi_best of;
+    int32_t e, g, last_id, size = r->num_experts / r->n_group;
+    float key, last;
+    for (g = 0; g < r->n_group; g++) {
+        if (!t->group_open[g]) continue;
+        moe_epi_route_best_of_group(t, g, size, r->group_top_k, &of);
+        last = of.key[of.have - 1];
+        last_id = of.id[of.have - 1];
+        for (e = g * size; e < (g + 1) * size; e++) {
+            key = moe_epi_route_key(t, e);
+            if (key > last || (!(key < last) && e <= last_id)) moe_epi_best_offer(b, key, e);
+        }
+    }
+}
+
 /* Offers every expert that may be chosen. */
 static void moe_epi_route_scan(moe_epi_token *t, moe_epi_best *b)
 {
@@ -6142,7 +6179,8 @@ static void moe_epi_route_topk(moe_epi_token *t, int32_t *ids)
     for (done = 0; done < K; done += b.have) {
         if (done == 0) moe_epi_best_start(&b, K);
         else moe_epi_best_next(&b, K - done);
-        moe_epi_route_scan(t, &b);
+        if (t->r->n_group > 1 && t->r->group_top_k > 0) moe_epi_route_scan_each(t, &b);
+        else moe_epi_route_scan(t, &b);
         for (i = 0; i < b.have; i++) ids[done + i] = b.id[i];
     }
 }
@@ -6332,6 +6370,7 @@ static void moe_epi_route_begin(moe_epi_token *t, const moe_ep_router *r)
     t->zeroed = 0;
     t->raw = E % MOE_EPI_LANES == 0 && !(r->logit_softcap > 0.0f) && !r->logit_bias && !r->nan_as_masked;
     t->quick = E <= MOE_EPI_ROUTE_BLOCK && r->top_k <= MOE_EPI_LANES && r->group_top_m <= 2 && r->n_group <= 32;
+    if (r->group_top_k > 0) t->quick = 0;
     t->bias = r->select_bias;
     if (r->select_bias && t->quick) {
         for (e = 0; e < E; e++) bound = fabsf(r->select_bias[e]) > bound ? fabsf(r->select_bias[e]) : bound;
@@ -6375,7 +6414,14 @@ static moe_ep_status moe_epi_router_check_groups(const moe_ep_router *r, moe_ep_
     int64_t size;
     if (r->n_group < 0 || r->n_group > MOE_EPI_ROUTE_GROUPS)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n_group", "must be 0..1024", -1, (double)r->n_group);
-    if (r->n_group <= 1) return MOE_EP_OK;
+    if (r->group_top_k < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "group_top_k", "must not be negative", -1, (double)r->group_top_k);
+    if (r->n_group <= 1) {
+        if (r->group_top_k > 0 && r->group_top_k != r->top_k)
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "group_top_k", "must be top_k when there are no groups", -1,
+                                (double)r->group_top_k);
+        return MOE_EP_OK;
+    }
     if (r->num_experts % r->n_group != 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "n_group", "must divide num_experts", -1,
                             (double)r->n_group);
@@ -6392,6 +6438,13 @@ static moe_ep_status moe_epi_router_check_groups(const moe_ep_router *r, moe_ep_
     if (r->select == MOE_EP_SELECT_SPARSEMIXER)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "n_group", "sparsemixer has no groups", -1,
                             (double)r->n_group);
+    if (r->group_top_k == 0) return MOE_EP_OK;
+    if (r->mask_zero)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "mask_zero", "must be 0 with group_top_k", -1,
+                            (double)r->mask_zero);
+    if ((int64_t)r->group_top_k * r->topk_group != r->top_k)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "group_top_k", "times topk_group must be top_k", -1,
+                            (double)r->group_top_k);
     return MOE_EP_OK;
 }
 
@@ -6926,6 +6979,13 @@ MOE_EP_API moe_ep_router moe_ep_router_ernie45(int32_t E, int32_t K)
     return moe_epi_router_normed(moe_epi_router_softmax(E, K), MOE_EP_EPS_CLAMP, 1e-12f, 0.0f);
 }
 
+MOE_EP_API moe_ep_router moe_ep_router_pangu_pro(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_epi_router_grouped(moe_epi_router_softmax(E, K), K, K, 1);
+    r.group_top_k = 1;
+    return r;
+}
+
 MOE_EP_API moe_ep_router moe_ep_router_longcat(int32_t E, int32_t K, int32_t Z)
 {
     moe_ep_router r = moe_epi_router_softmax(E, K);
@@ -7052,6 +7112,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("lfm2", moe_ep_router_lfm2, "transformers lfm2_moe")                                          \
     X("step35", moe_ep_router_step35, "Step-3.5 hub code")                                          \
     X("ernie45", moe_ep_router_ernie45, "transformers ernie4_5_moe")                                \
+    X("pangu_pro", moe_ep_router_pangu_pro, "vLLM-Ascend pangu_moe")                                \
     X("longcat", moe_epi_router_longcat0, "transformers longcat_flash, no null experts")            \
     X("deepseek_v4", moe_ep_router_deepseek_v4, "transformers deepseek_v4")                         \
     X("deepseek_v4_hash", moe_ep_router_deepseek_v4_hash, "transformers deepseek_v4 hash layers")   \
@@ -7084,6 +7145,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("step3p5", "step35")                                                                          \
     X("ernie4_5_moe", "ernie45")                                                                    \
     X("longcat_flash", "longcat")                                                                   \
+    X("PanguProMoE", "pangu_pro")                                                                   \
     X("hunyuan_v1_moe", "hunyuan")                                                                  \
     X("switch_transformers", "switch")                                                              \
     X("grok", "grok1")                                                                              \

@@ -400,6 +400,10 @@ static void oracle_groups(oracle *o)
         if (group[g] < -1e29f) group[g] = -1e30f; /* one masked expert or two: -Inf */
     }
     oracle_sort(group, order, r->n_group);
+    for (g = 0; r->group_top_k > 0 && g < r->n_group; g++) { /* the best of each group only */
+        oracle_sort(o->key + g * size, within, size);
+        for (m = r->group_top_k; m < size; m++) o->usable[g * size + within[m]] = 0;
+    }
     for (g = r->topk_group; g < r->n_group; g++)
         for (e = order[g] * size; e < (order[g] + 1) * size; e++) {
             if (!r->mask_zero) o->usable[e] = 0;
@@ -478,6 +482,10 @@ static void random_router(uint64_t *s, random_case *c)
     r->mask_zero = (int32_t)t_below(s, 3);
     room = r->n_group > 1 && !r->mask_zero ? r->topk_group * size : r->num_experts;
     r->top_k = 1 + (int32_t)t_below(s, t_below(s, 3) ? (room < 8 ? room : 8) : room);
+    if (!r->mask_zero && t_below(s, 3) == 0) { /* the best of each chosen group */
+        r->group_top_k = r->n_group > 1 ? 1 + (int32_t)t_below(s, size) : r->top_k;
+        if (r->n_group > 1) r->top_k = r->topk_group * r->group_top_k;
+    }
     r->score = (moe_ep_score)t_below(s, 4);
     r->weight = (moe_ep_weight)t_below(s, 4);
     r->select_on_logit = (int32_t)t_below(s, 2);
@@ -1289,7 +1297,7 @@ TEST(masked_experts_and_bad_logits)
         int32_t j;
         CHECK_I64(moe_ep_router_by_name(moe_ep_router_name(i), 6, 2, &r, &err), MOE_EP_OK);
         if (r.select == MOE_EP_SELECT_TABLE) continue;
-        if (r.n_group > 1) r.n_group = 2, r.topk_group = 1;
+        if (r.n_group > 1) r.n_group = 2, r.topk_group = 1, r.group_top_k = 0;
         CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, &err), MOE_EP_OK);
         for (j = 0; j < 2; j++) CHECK(ids[j] == j && w[j] >= 0.0f && w[j] <= 0.0f);
         if (t_failed_here) printf("    router %s\n", moe_ep_router_name(i));
@@ -1323,6 +1331,61 @@ TEST(masked_experts_in_groups)
     r.group_top_m = 1; /* the best one: now group 1 is in */
     CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
     CHECK(ids[0] == 2 && ids[1] == 5 && ids[2] == 4);
+}
+
+/* Pangu Pro: one expert of each group whatever the others hold, in the order of the keys, times router_scale. */
+TEST(best_of_every_group)
+{
+    static oracle o;
+    static float logits[2048];
+    static int ids[2048];
+    static double want[2048];
+    static int32_t got[2048];
+    static float w[2048];
+    const float scale[6] = {1.0f, 2.0f, 0.5f, 1.0f, 1.0f, 4.0f};
+    float few[6] = {3.0f, 2.9f, 2.8f, 0.0f, 1.0f, 1.0f}, total = 0.0f;
+    uint64_t s = t_seed + 20;
+    moe_ep_router r = moe_ep_router_pangu_pro(6, 2);
+    int i, j, isa;
+    r.per_expert_scale = scale;
+    few[1] = 3.0f; /* a tie inside a group: its lowest */
+    for (i = 0; i < 6; i++) total += expf(few[i]);
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 4);
+    CHECK_NEAR(w[0], expf(3.0f) / total, 1e-6, 0.0);
+    CHECK_NEAR(w[1], expf(1.0f) / total, 1e-6, 0.0);
+    r = moe_ep_router_pangu_pro(6, 3);
+    r.topk_group = 2, r.top_k = 4, r.group_top_k = 2; /* two groups of three, whole */
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 1 && got[2] == 2 && got[3] == 3);
+    for (i = 0; i < 4; i++) few[i] = -INFINITY; /* masked ones of a group come last, and still one of each */
+    r = moe_ep_router_pangu_pro(6, 2);
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK(got[0] == 4 && got[1] == 0 && !(w[1] > 0.0f));
+    r = moe_ep_router_pangu_pro(6, 1); /* one group is none */
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK_I64(got[0], 4);
+    for (i = 0; i < 12; i++) { /* the model's shape, more than one list holds, and more experts than one block */
+        r = moe_ep_router_pangu_pro(i < 6 ? 64 : 2048, 8);
+        if (i >= 6) {
+            r.n_group = 4, r.topk_group = 3, r.group_top_k = i < 9 ? 300 : 5;
+            r.top_k = 3 * r.group_top_k;
+        }
+        for (j = 0; j < r.num_experts; j++) logits[j] = coarse_logit(&s, 3) / (i % 2 ? 16.0f : 1.0f);
+        for (j = 0; i % 3 == 2 && j < 3 * r.num_experts / 4; j++) logits[j] = -INFINITY;
+        o.r = &r;
+        o.logits = logits;
+        oracle_token(&o, ids, want);
+        for (isa = MOE_EP_ISA_PORTABLE; isa <= MOE_EP_ISA_AVX512; isa++) {
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_route(&r, logits, 1, NULL, got, w, NULL), MOE_EP_OK);
+            for (j = 0; j < r.top_k && !t_failed_here; j++) {
+                CHECK_I64(got[j], ids[j]);
+                CHECK_NEAR(w[j], want[j], 2e-5, 1e-30);
+            }
+        }
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 /* DeepSeek-V2 takes keys and weights from the scores masked with 0; DeepSeek-V3 in transformers only the keys. */
@@ -1618,6 +1681,19 @@ TEST(route_errors)
     r.top_k = 2;
     r.select = MOE_EP_SELECT_SPARSEMIXER;
     expect_route_error(&r, MOE_EP_ERR_CONFIG, "n_group");
+    r = good;
+    r.group_top_k = -1;
+    expect_route_error(&r, MOE_EP_ERR_SIZE, "group_top_k");
+    r.group_top_k = 1; /* no groups: it must be K */
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "group_top_k");
+    r.n_group = 4;
+    r.topk_group = 2;
+    CHECK_I64(moe_ep_router_check(&r, NULL), MOE_EP_OK);
+    r.mask_zero = 1;
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "mask_zero");
+    r.mask_zero = 0;
+    r.group_top_k = 2;
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "group_top_k");
     r = good;
     r.select = MOE_EP_SELECT_TABLE;
     expect_route_error(&r, MOE_EP_ERR_NULL, "table");
@@ -2709,7 +2785,8 @@ TEST(names_of_config_files_spelt_otherwise)
 {
     static const char *const same[][2] = {
         {"qwen3_vl_moe", "qwen3"}, {"granitemoehybrid", "granite"}, {"step3p5", "step35"}, {"grok", "grok1"},
-        {"mimo_v2_flash", "mimo_v2"}, {"Default", "qwen2"}, {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"},
+        {"mimo_v2_flash", "mimo_v2"}, {"PanguProMoE", "pangu_pro"}, {"Default", "qwen2"},
+        {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"},
         {"deepseek.v3", "deepseek_v3"}, {" _-.llama.cpp ", "llama_cpp"}};
     moe_ep_router a, b;
     moe_ep_error err;
@@ -3040,6 +3117,7 @@ static const preset_row preset_rows[] = {
     {"lfm2", ROW_SIGMOID, 1, MOE_EP_EPS_ADD, 1e-6, 0, ROW_NO_GROUP, 0, 0},
     {"step35", ROW_SIGMOID, 1, ROW_ADD, 3.0, ROW_NO_GROUP, 0, 0},
     {"ernie45", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1e-12, 0, ROW_NO_GROUP, 0, 0},
+    {"pangu_pro", ROW_SOFTMAX, 0, ROW_PLAIN, 0, 6, 6, 1, 0, 0, 0}, /* a group for each choice */
     {"longcat", ROW_SOFTMAX, 0, ROW_PLAIN, 6.0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v4", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v4_hash", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
@@ -3110,6 +3188,7 @@ TEST(presets_field_by_field)
         CHECK(r.n_group == p->groups && r.topk_group == p->open && r.group_top_m == p->best);
         CHECK(r.mask_zero == p->mask && r.renorm_skip_k1 == p->skip_k1);
         CHECK_I64(r.scale_only_without_renorm, p->scale_only);
+        CHECK_I64(r.group_top_k, strcmp(p->name, "pangu_pro") == 0);
         CHECK_I64(r.weight_on_input, strcmp(p->name, "llama4") == 0);
         CHECK_NEAR(r.logit_softcap, cap ? 30.0 : 0.0, 0.0, 0.0);
         CHECK_NEAR(r.sparsemixer_jitter, phi ? 0.01 : 0.0, 1e-7, 0.0);
