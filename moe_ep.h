@@ -359,8 +359,8 @@ typedef struct moe_ep_router {
  * groups hold); CONFIG (groups do not divide E, sparsemixer with groups, group_top_k); RANGE (an enum or option,
  * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (54 KB of stack).
  * Time O(T*E).  Kernels for AVX2 and AVX-512 are chosen at run time (isa_max limits them); ids and weights are
- * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and
- * tokens whose best keys are neither masked nor equal in great number; anything else takes a slower scan.
+ * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and no
+ * group_top_k, and tokens whose best keys are neither masked nor equal in great number; the rest takes a slower scan.
  * Quickest (AVX-512, sixteen tokens together) for K <= 14, no p-norm and no cap, with keys that are logits or their
  * softmax (any E <= 256, or a multiple of 16 without logit_bias), or sigmoid + select_bias (E a multiple of 16, at
  * most 8 groups of a multiple of 16).
@@ -1109,7 +1109,7 @@ typedef enum moe_ep_capacity_rule {
     MOE_EP_CAPACITY_DEEPSPEED_TOPK, /* ceil((T/E) * (cf*K)) in float32; also top-2                          */
     MOE_EP_CAPACITY_TUTEL,          /* K * int(cf * ceil(T/E)); cf = 0: max_load; cf < 0: the smaller of
                                        max_load and K * int(-cf * ceil(T/E))                               */
-    MOE_EP_CAPACITY_MEGABLOCKS,     /* int(cf * (K*T*world/E)); 0: max_load                                */
+    MOE_EP_CAPACITY_MEGABLOCKS,     /* int(cf * (K*T*world/E)); where that is 0: max_load                   */
     MOE_EP_CAPACITY_MAXTEXT,        /* int(max(ceil(T*K/E) * cf, cf)), T per sequence; cf <= 0: max_load   */
     MOE_EP_CAPACITY_FLAXFORMER,     /* int(round(cf * T / E)), half to even (T5X)                          */
     MOE_EP_CAPACITY_MESH_TF,        /* min(T, int(T*cf/E)): Switch Transformer                             */
@@ -1141,11 +1141,12 @@ typedef struct moe_ep_capacity_desc {
     int32_t in_float32;       /* GENERAL: 1 = computed in float32                                           */
 } moe_ep_capacity_desc;
 
-/* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when
- * max_load is not known; with a factor > 0, a formula that truncates to 0: no row fits (`capacities` of 0 in a
- * drop policy).  Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
+/* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when max_load is not
+ * known, whatever min_capacity and multiple say; MEGABLOCKS allows it wherever its formula truncates to 0.  With the
+ * other rules and a factor > 0 such a 0 says: no row fits (`capacities` of 0 in a drop policy).
+ * Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
  * Example: T = 64, K = 2, E = 8, factor 1, MEGATRON: 16.  T = 45, K = 1, E = 2, factor 1.2: MEGATRON 27,
- * DEEPSPEED_TOP1 28. */
+ * DEEPSPEED_TOP1 28.  MAXTEXT with factor 0 and min_capacity 4: 0, and with max_load 3 it is 4. */
 MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_error *err);
 
 /* Text of a rule; NULL outside the list.  The first is 0, so a loop can list them.
@@ -10405,12 +10406,18 @@ static double moe_epi_capacity_general(const moe_ep_capacity_desc *d, double T, 
                          d->rounding);
 }
 
+/* Dropless: the largest load; -1 = it is not known. */
+static double moe_epi_capacity_dropless(const moe_ep_capacity_desc *d)
+{
+    return d->max_load > 0 ? (double)d->max_load : -1.0;
+}
+
 static double moe_epi_capacity_tutel(const moe_ep_capacity_desc *d)
 {
-    double share = moe_epi_ceil_div(d->num_tokens, d->num_experts), load = (double)d->max_load;
+    double share = moe_epi_ceil_div(d->num_tokens, d->num_experts);
     double rows = (double)d->top_k * floor(moe_epi_times(fabs(d->factor), share));
     if (d->factor > 0.0) return rows;
-    return d->factor < 0.0 && (d->max_load == 0 || rows < load) ? rows : load;
+    return d->factor < 0.0 && (d->max_load == 0 || rows < (double)d->max_load) ? rows : moe_epi_capacity_dropless(d);
 }
 
 static double moe_epi_capacity_lingvo(double T, double E, double factor)
@@ -10420,7 +10427,7 @@ static double moe_epi_capacity_lingvo(double T, double E, double factor)
     return 4.0 * ceil(rows / 4.0);
 }
 
-/* The formula of the rule, before min_capacity and multiple. */
+/* The formula of the rule, before min_capacity and multiple; -1 = dropless, largest load not known. */
 static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t assignments)
 {
     double T = (double)d->num_tokens, E = (double)d->num_experts, K = (double)d->top_k;
@@ -10435,9 +10442,9 @@ static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t as
     case MOE_EP_CAPACITY_TUTEL: return moe_epi_capacity_tutel(d);
     case MOE_EP_CAPACITY_MEGABLOCKS:
         rows = floor(moe_epi_times(f, moe_epi_over(moe_epi_times(N, d->world > 0 ? (double)d->world : 1.0), E)));
-        return rows > 0.0 ? rows : (double)d->max_load;
+        return rows > 0.0 ? rows : moe_epi_capacity_dropless(d);
     case MOE_EP_CAPACITY_MAXTEXT:
-        if (!(f > 0.0)) return (double)d->max_load;
+        if (!(f > 0.0)) return moe_epi_capacity_dropless(d);
         rows = moe_epi_times(moe_epi_ceil_div(assignments, d->num_experts), f);
         return floor(rows > f ? rows : f);
     case MOE_EP_CAPACITY_FLAXFORMER:
@@ -10506,6 +10513,7 @@ MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_erro
     value = moe_epi_capacity_formula(desc, assignments);
     if (!(value < 9.0e18))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "factor", "the capacity does not fit", -1, value);
+    if (value < 0.0) return 0;
     rows = (int64_t)value;
     if (rows < desc->min_capacity) rows = desc->min_capacity;
     if (desc->multiple > 1 && rows % desc->multiple != 0) {
