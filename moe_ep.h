@@ -475,6 +475,9 @@ MOE_EP_API moe_ep_router moe_ep_router_megatron_pre_softmax(int32_t E, int32_t K
 MOE_EP_API moe_ep_router moe_ep_router_megatron_post_softmax(int32_t E, int32_t K);
 /* sigmoid + bias, / (sum + 1e-20), no norm when K is 1; set select_bias, scale.  Megatron-LM sigmoid. */
 MOE_EP_API moe_ep_router moe_ep_router_megatron_sigmoid(int32_t E, int32_t K);
+/* As megatron_sigmoid, chosen by logit + bias; set select_bias = -beta of moe_ep_quantile_update, scale.  Megatron-LM
+ * quantile_balancing (commit d98e8a64) with scores of sigmoid; with its softmax it is megatron_post_softmax. */
+MOE_EP_API moe_ep_router moe_ep_router_megatron_quantile(int32_t E, int32_t K);
 /* As megatron_sigmoid with groups that are scored by their K / topk_group best; K a multiple of topk_group.
  * Megatron-LM group_limited_topk. */
 MOE_EP_API moe_ep_router moe_ep_router_megatron_groups(int32_t E, int32_t K, int32_t n_group,
@@ -589,8 +592,12 @@ MOE_EP_API moe_ep_status moe_ep_auction(const float *scores, int64_t T, int32_t 
 /* Quantile balancing: one update of beta (E) in place, so that the top-k of (score - beta) sends each
  * expert about T*K/E tokens: beta_e = the (T*K/E + 1)-th largest over tokens of score - alpha_t, alpha_t =
  * the (K+1)-th largest of score - beta (Megatron-LM); T*K/E is rounded down, and a difference that
- * float cannot hold counts as its largest number.  K < E.  Route with
- * select_bias = -beta.  Errors: NULL, SIZE, TOP_K, NAN.  Scratch T + max(T,E) floats.  O(T*E) on average.
+ * float cannot hold counts as its largest number.  K < E.  `scores` must be what the router adds the bias to: Megatron
+ * gives the logits, whatever its score function, and chooses by logit - beta; do so with select_bias = -beta in
+ * moe_ep_router_megatron_quantile (sigmoid), _megatron_post_softmax, or another with select_on_logit = 1.  Where
+ * select_on_logit is 0 give the output of moe_ep_scores: a beta of logits added to sigmoids or a softmax unbalances.
+ * Megatron takes the mean of beta over ranks and micro-batches, then less its mean over experts, which chooses alike.
+ * Errors: NULL, SIZE, TOP_K, NAN.  Scratch T + max(T,E) floats.  O(T*E) on average.
  * Example: scores 3,1 | 2,0 with K = 1 and beta 0,0 give beta 2,0. */
 MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, int32_t E, int32_t K,
                                                 float *beta, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -7051,6 +7058,13 @@ MOE_EP_API moe_ep_router moe_ep_router_megatron_sigmoid(int32_t E, int32_t K)
     return r;
 }
 
+MOE_EP_API moe_ep_router moe_ep_router_megatron_quantile(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_ep_router_megatron_sigmoid(E, K);
+    r.select_on_logit = 1;
+    return r;
+}
+
 MOE_EP_API moe_ep_router moe_ep_router_megatron_groups(int32_t E, int32_t K, int32_t n_group,
                                                        int32_t topk_group)
 {
@@ -7127,6 +7141,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("megatron_pre_softmax", moe_ep_router_megatron_pre_softmax, "Megatron-LM")                    \
     X("megatron_post_softmax", moe_ep_router_megatron_post_softmax, "Megatron-LM")                  \
     X("megatron_sigmoid", moe_ep_router_megatron_sigmoid, "Megatron-LM")                            \
+    X("megatron_quantile", moe_ep_router_megatron_quantile, "Megatron-LM quantile_balancing")       \
     X("llama_cpp", moe_ep_router_llama_cpp, "llama.cpp build_moe_ffn")                              \
     X("llama_cpp_sigmoid", moe_ep_router_llama_cpp_sigmoid, "llama.cpp build_moe_ffn")              \
     X("base", moe_ep_router_base, "fairseq BASE layer, inference")                                  \

@@ -2164,6 +2164,49 @@ TEST(quantile_against_sorting)
     }
 }
 
+/* Six updates as the comment says, then the batch is routed: max/mean. */
+static double quantile_balance(moe_ep_router r, const float *logits, int scored)
+{
+    enum { T = 1024, E = 16, K = 2 };
+    static float scores[T * E];
+    static int32_t ids[T * K];
+    float beta[E] = {0.0f}, minus[E];
+    int64_t loads[E] = {0}, most = 0;
+    int i, step;
+    memcpy(scores, logits, sizeof scores);
+    if (scored) CHECK_I64(moe_ep_scores(&r, logits, T, scores, NULL), MOE_EP_OK);
+    for (step = 0; step < 6; step++) CHECK_I64(moe_ep_quantile_update(scores, T, E, K, beta, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < E; i++) minus[i] = -beta[i];
+    r.select_bias = minus;
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < T * K; i++) loads[ids[i]]++;
+    for (i = 0; i < E; i++) most = loads[i] > most ? loads[i] : most;
+    return (double)most * E / (T * K);
+}
+
+TEST(quantile_by_its_recipe)
+{
+    static float logits[1024 * 16];
+    uint64_t s = t_seed;
+    const float four[4] = {1.0f, 3.0f, 2.0f, 0.0f}, bias[4] = {0.0f, -2.5f, 0.0f, 0.0f};
+    moe_ep_router r = moe_ep_router_megatron_sigmoid(16, 2);
+    float w[2];
+    int32_t ids[2];
+    int i;
+    for (i = 0; i < 1024 * 16; i++) /* the last experts are the best liked */
+        logits[i] = (float)(4.0 * (t_unit(&s) + t_unit(&s) + t_unit(&s) - 1.5)) + 0.4f * (float)(i % 16);
+    CHECK(quantile_balance(moe_ep_router_megatron_quantile(16, 2), logits, 0) < 1.1);
+    CHECK(quantile_balance(moe_ep_router_megatron_post_softmax(16, 2), logits, 0) < 1.1);
+    CHECK(quantile_balance(r, logits, 1) < 1.3);
+    CHECK(quantile_balance(r, logits, 0) > 2.0); /* beta of logits, choice by sigmoids */
+    r = moe_ep_router_megatron_quantile(4, 2); /* chosen by 1, 0.5, 2, 0; weights of the sigmoids without the bias */
+    r.select_bias = bias;
+    CHECK_I64(moe_ep_route(&r, four, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 0);
+    CHECK_NEAR(w[0], 0.880797 / (0.880797 + 0.731059), 1e-6, 0.0);
+    CHECK_NEAR(w[1], 0.731059 / (0.880797 + 0.731059), 1e-6, 0.0);
+}
+
 TEST(quantile_example_and_errors)
 {
     float scores[4] = {3.0f, 1.0f, 2.0f, 0.0f}, beta[2] = {0.0f, 0.0f};
@@ -3131,6 +3174,7 @@ static const preset_row preset_rows[] = {
     {"megatron_pre_softmax", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"megatron_post_softmax", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"megatron_sigmoid", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 1, 0},
+    {"megatron_quantile", MOE_EP_SCORE_SIGMOID, MOE_EP_WEIGHT_SCORE, 1, 1, ROW_ADD, 0, ROW_NO_GROUP, 1, 0},
     {"llama_cpp", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 14), 0, ROW_NO_GROUP, 0, 0},
     {"llama_cpp_sigmoid", ROW_SIGMOID, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 14), 0, ROW_NO_GROUP, 0, 0},
     {"base", ROW_OF_LOGIT, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
