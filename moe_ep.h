@@ -317,7 +317,8 @@ typedef struct moe_ep_router {
     float logit_softcap;          /* 0 = off; otherwise l = cap * tanh(l / cap), first of all          */
     const float *logit_bias;      /* (E) or NULL, added to the logits: changes ids and weights; a sum
                                      above FLT_MAX counts as FLT_MAX, one below -FLT_MAX as masked    */
-    const float *select_bias;     /* (E) or NULL, added to the key only: changes ids, not weights     */
+    const float *select_bias;     /* (E) or NULL, added to the key only: changes ids, not weights; not read
+                                     by TABLE and SPARSEMIXER.  A gate's bias (gpt-oss) is logit_bias */
     int32_t n_group, topk_group;  /* E in n_group (at most 1024) equal groups, experts of topk_group of
                                      them may be chosen; n_group 0 or 1 = no groups                   */
     int32_t group_top_m;          /* group score = sum of its m best keys; 0 or 1 = the best one      */
