@@ -464,7 +464,8 @@ MOE_EP_API moe_ep_router moe_ep_router_grok1_vllm(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K);
 /* top-k of the logits, softmax of the chosen; set per_expert_scale.  mlx-lm gemma4. */
 MOE_EP_API moe_ep_router moe_ep_router_gemma4(int32_t E, int32_t K);
-/* softmax, / max(sum, 2^-23); drops follow, see section 4.  transformers hunyuan_v1_moe. */
+/* softmax, / max(sum, 2^-23); drops follow, see section 4.  transformers hunyuan_v1_moe with topkgating (commit
+ * 05bf8f64); without (3404f51e, and the newest) it is mixtral, and nothing is dropped. */
 MOE_EP_API moe_ep_router moe_ep_router_hunyuan(int32_t E, int32_t K);
 /* softmax, no norm (K is 1 in the paper).  Switch Transformer, Mesh TensorFlow. */
 MOE_EP_API moe_ep_router moe_ep_router_switch(int32_t E, int32_t K);
@@ -1123,7 +1124,7 @@ typedef enum moe_ep_capacity_rule {
     MOE_EP_CAPACITY_MESH_TF,        /* min(T, int(T*cf/E)): Switch Transformer                             */
     MOE_EP_CAPACITY_LINGVO,         /* int(T*cf/E), 0 becomes 4, then up to a multiple of 4: GShard        */
     MOE_EP_CAPACITY_NLLB,           /* 2*ceil(T/E); with cf > 0 it is the eval fraction: ceil(cf*T)         */
-    MOE_EP_CAPACITY_HUNYUAN         /* max(K, K*T // E), at inference                                      */
+    MOE_EP_CAPACITY_HUNYUAN         /* max(K, K*T // E), at inference; see moe_ep_drop_hunyuan              */
 } moe_ep_capacity_rule;
 
 typedef enum moe_ep_rounding {
@@ -1241,7 +1242,9 @@ MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int
 
 /* Token order, raw probability.  Switch Transformer in Mesh TensorFlow. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_switch(int64_t C);
-/* As switch.  transformers switch_transformers. */
+/* As switch, but in each sequence: set group_tokens to the sequence length.  transformers 4.x switch_transformers
+ * (commit 00dcc6dd).  Its 5.x (0481e927) counts along an axis of length 1 and drops nothing: no policy is needed.
+ * Example: experts 0,0,1,1,0,0,1,1, C = 2: 4 are dropped, with group_tokens 4 none. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hf_switch(int64_t C);
 /* Choice-major, g / (g1+g2+1e-9) before the drop.  Mesh TensorFlow (legacy), lingvo.  For raw gates with both choices:
  * weights of moe_ep_top2_gshard are divided already, by a sum with the second gate also where its policy removes that
@@ -1255,7 +1258,8 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_top1(int64_t C);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_top2(int64_t C);
 /* Token order, divided by max(kept sum, 2^-23).  DeepSpeed topkgating, policy position. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_position(int64_t C);
-/* Largest gates, divided by max(kept sum, 2^-23), slots in token order.  DeepSpeed topkgating, probs. */
+/* Largest gates, divided by max(kept sum, 2^-23), slots in token order.  DeepSpeed topkgating, probs, since 0.19.0;
+ * before, it compared logits, and the 0 of tokens that had not chosen the expert came before a negative one. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_probs(int64_t C);
 /* Largest gates, raw.  Megatron-LM, policy probs; moe_ep_pad_to_capacity adds its padding. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megatron_probs(int64_t C);
@@ -1272,7 +1276,8 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_flaxformer(int64_t C, int32_t bpr);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megablocks(int64_t C);
 /* Token order in each sequence, weights masked; set group_tokens to the sequence length.  MaxText. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_maxtext(int64_t C);
-/* Choice-major, / max(sum, 2^-23) before the drop.  transformers hunyuan_v1_moe. */
+/* Choice-major, / max(sum, 2^-23) before the drop.  transformers hunyuan_v1_moe with topkgating (commit 05bf8f64);
+ * without (3404f51e, and the newest) it drops nothing. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hunyuan(int64_t C);
 
 /* Fills every expert up to min(C,T) tokens: map (T,E) out, 1 = token t has a row at e.  Kept assignments

@@ -483,6 +483,19 @@ TEST(capacity_options)
     CHECK_I64(moe_ep_capacity(&d, NULL), 36);
 }
 
+/* transformers 4.x counts the queue of an expert in each sequence. */
+TEST(hf_switch_by_sequence)
+{
+    static const int32_t ids[8] = {0, 0, 1, 1, 0, 0, 1, 1};
+    moe_ep_drop_policy p = moe_ep_drop_hf_switch(2);
+    moe_ep_drop_result r;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 8, 1, 2, NULL, NULL, NULL, NULL, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.dropped, 4);
+    p.group_tokens = 4;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 8, 1, 2, NULL, NULL, NULL, NULL, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.dropped, 0);
+}
+
 /* 0 = dropless stays 0: a drop policy would enforce what min_capacity or multiple made of it. */
 TEST(dropless_has_no_least_capacity)
 {
