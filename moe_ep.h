@@ -428,13 +428,19 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v3(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v3_hf(int32_t E, int32_t K);
 /* sigmoid + bias, one group, / (sum + 1e-20), x 2.827; set select_bias.  Kimi-K2 configuration. */
 MOE_EP_API moe_ep_router moe_ep_router_kimi_k2(int32_t E, int32_t K);
+/* As Kimi-K2, x 2.446.  Kimi-Linear configuration (48B). */
+MOE_EP_API moe_ep_router moe_ep_router_kimi_linear(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers glm4_moe (355B configuration). */
 MOE_EP_API moe_ep_router moe_ep_router_glm45(int32_t E, int32_t K);
+/* As Kimi-K2, x 1.8.  transformers glm4_moe_lite (GLM-4.7-Flash configuration). */
+MOE_EP_API moe_ep_router moe_ep_router_glm4_lite(int32_t E, int32_t K);
+/* As deepseek_v3 with + 1e-20, no norm when K is 1; set select_bias.  Ling 2.0 hub code (bailing_moe_v2). */
+MOE_EP_API moe_ep_router moe_ep_router_bailing_v2(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers dots1. */
 MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers exaone_moe. */
 MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K);
-/* As Kimi-K2, x 1; set scale.  MiMo-V2 and Solar-Open route alike (transformers). */
+/* As Kimi-K2, x 1; set scale.  MiMo-V2, Solar-Open and AFMoE (route_scale) route alike (transformers). */
 MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5, also when K is 1.  transformers nemotron_h (the routing of its deepseek_v3; commit 008d9e95). */
 MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K);
@@ -3905,10 +3911,10 @@ static void moe_epi_putd(moe_epi_text *t, double v)
     if (point != exponent) { moe_epi_put(t, 'e'); moe_epi_puti(t, exponent); }
 }
 
-/* A NULL has no value; nor has a product that did not fit, when nothing was filled in. */
+/* A NULL has no value, nor has a name; nor has a product that did not fit, when nothing was filled in. */
 static int moe_epi_has_value(const moe_ep_error *err)
 {
-    if (err->status == MOE_EP_ERR_NULL) return 0;
+    if (err->status == MOE_EP_ERR_NULL || (err->arg && strcmp(err->arg, "name") == 0)) return 0;
     if (err->value > 0.0 || err->value < 0.0 || err->index >= 0) return 1;
     return err->status != MOE_EP_ERR_OVERFLOW && err->status != MOE_EP_ERR_CONFIG;
 }
@@ -6962,6 +6968,24 @@ MOE_EP_API moe_ep_router moe_ep_router_glm45(int32_t E, int32_t K)
     return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 2.5f);
 }
 
+MOE_EP_API moe_ep_router moe_ep_router_kimi_linear(int32_t E, int32_t K)
+{
+    return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 2.446f);
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_glm4_lite(int32_t E, int32_t K)
+{
+    return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 1.8f);
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_bailing_v2(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_ep_router_deepseek_v3_hf(E, K);
+    r.mask_zero = 0;
+    r.renorm_skip_k1 = 1;
+    return r;
+}
+
 MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
 
 MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
@@ -7123,7 +7147,10 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("deepseek_v3", moe_ep_router_deepseek_v3, "DeepSeek-V3 inference/model.py")                   \
     X("deepseek_v3_hf", moe_ep_router_deepseek_v3_hf, "transformers deepseek_v3")                   \
     X("kimi_k2", moe_ep_router_kimi_k2, "Kimi-K2 configuration")                                    \
+    X("kimi_linear", moe_ep_router_kimi_linear, "Kimi-Linear configuration")                        \
     X("glm45", moe_ep_router_glm45, "transformers glm4_moe")                                        \
+    X("glm4_moe_lite", moe_ep_router_glm4_lite, "transformers glm4_moe_lite")                       \
+    X("bailing_moe_v2", moe_ep_router_bailing_v2, "Ling 2.0 hub code")                              \
     X("dots1", moe_ep_router_dots1, "transformers dots1")                                           \
     X("mimo_v2", moe_ep_router_mimo_v2, "transformers mimo_v2")                                     \
     X("exaone_moe", moe_ep_router_exaone_moe, "transformers exaone_moe")                              \
@@ -7160,6 +7187,15 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("qwen2_moe", "qwen2")                                                                         \
     X("qwen3_moe", "qwen3")                                                                         \
     X("qwen3_vl_moe", "qwen3")                                                                      \
+    X("qwen3_omni_moe", "qwen3")                                                                    \
+    X("qwen3_5_moe", "qwen3")                                                                       \
+    X("llama4_text", "llama4")                                                                      \
+    X("gemma4_text", "gemma4")                                                                      \
+    X("deepseek_v32", "deepseek_v3")                                                                \
+    X("kimi_k25", "kimi_k2")                                                                        \
+    X("glm_moe_dsa", "glm45")                                                                       \
+    X("afmoe", "mimo_v2")                                                                           \
+    X("minimax", "mixtral")                                                                         \
     X("granitemoe", "granite")                                                                      \
     X("granitemoehybrid", "granite")                                                                \
     X("glm4_moe", "glm45")                                                                          \

@@ -1554,6 +1554,11 @@ TEST(presets_and_names)
     CHECK(r.weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED);
     r.top_k = 55;
     CHECK_I64(moe_ep_router_by_name("nobody", 8, 2, &r, &err), MOE_EP_ERR_RANGE);
+    {
+        char text[60];
+        moe_ep_error_text(&err, text, sizeof text);
+        CHECK_STR(text, "name: no router has this name; see moe_ep_router_name (a va"); /* a name has no value */
+    }
     CHECK_I64(moe_ep_router_by_name("mixtral", 0, 2, &r, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_router_by_name("mixtral", 8, 0, &r, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_router_by_name("mixtral", 8, 9, &r, &err), MOE_EP_ERR_TOP_K);
@@ -2829,8 +2834,10 @@ TEST(names_of_config_files_spelt_otherwise)
     static const char *const same[][2] = {
         {"qwen3_vl_moe", "qwen3"}, {"granitemoehybrid", "granite"}, {"step3p5", "step35"}, {"grok", "grok1"},
         {"mimo_v2_flash", "mimo_v2"}, {"PanguProMoE", "pangu_pro"}, {"Default", "qwen2"},
-        {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"},
-        {"deepseek.v3", "deepseek_v3"}, {" _-.llama.cpp ", "llama_cpp"}};
+        {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"}, {"deepseek.v3", "deepseek_v3"},
+        {" _-.llama.cpp ", "llama_cpp"}, {"qwen3_omni_moe", "qwen3"}, {"qwen3_5_moe", "qwen3"},
+        {"llama4_text", "llama4"}, {"gemma4_text", "gemma4"}, {"deepseek_v32", "deepseek_v3"},
+        {"kimi_k25", "kimi_k2"}, {"glm_moe_dsa", "glm45"}, {"afmoe", "mimo_v2"}, {"minimax", "mixtral"}};
     moe_ep_router a, b;
     moe_ep_error err;
     size_t i;
@@ -3150,7 +3157,10 @@ static const preset_row preset_rows[] = {
     {"deepseek_v3", ROW_SIGMOID, 1, ROW_PLAIN, 2.5, 8, 4, 2, 0, 0, 0},
     {"deepseek_v3_hf", ROW_SIGMOID, 1, ROW_ADD, 2.5, 8, 4, 2, 1, 0, 0},
     {"kimi_k2", ROW_SIGMOID, 1, ROW_ADD, 2.827, ROW_NO_GROUP, 0, 0},
+    {"kimi_linear", ROW_SIGMOID, 1, ROW_ADD, 2.446, ROW_NO_GROUP, 0, 0},
     {"glm45", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
+    {"glm4_moe_lite", ROW_SIGMOID, 1, ROW_ADD, 1.8, ROW_NO_GROUP, 0, 0},
+    {"bailing_moe_v2", ROW_SIGMOID, 1, ROW_ADD, 2.5, 8, 4, 2, 0, 1, 0},
     {"dots1", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"exaone_moe", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"mimo_v2", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
