@@ -317,13 +317,16 @@ typedef struct moe_ep_router {
     float logit_softcap;          /* 0 = off; otherwise l = cap * tanh(l / cap), first of all          */
     const float *logit_bias;      /* (E) or NULL, added to the logits: changes ids and weights; a sum
                                      above FLT_MAX counts as FLT_MAX, one below -FLT_MAX as masked    */
-    const float *select_bias;     /* (E) or NULL, added to the key only: changes ids, not weights     */
+    const float *select_bias;     /* (E) or NULL, added to the key only: changes ids, not weights; not read
+                                     by TABLE and SPARSEMIXER.  A gate's bias (gpt-oss) is logit_bias */
     int32_t n_group, topk_group;  /* E in n_group (at most 1024) equal groups, experts of topk_group of
                                      them may be chosen; n_group 0 or 1 = no groups                   */
     int32_t group_top_m;          /* group score = sum of its m best keys; 0 or 1 = the best one      */
     int32_t mask_zero;            /* experts outside the chosen groups: 0 = never chosen, 1 = their key
                                      becomes 0, which beats negative keys, 2 = and so does the weight
                                      (DeepSeek-V2)                                                   */
+    int32_t group_top_k;          /* not 0: so many experts of each chosen group, their best keys; top_k =
+                                     topk_group * group_top_k, mask_zero 0 (grouped experts: Pangu Pro) */
     int32_t renorm;               /* 1 = divide by the norm of the K weights                          */
     float renorm_p;               /* 0 or 1 = their sum; p = (sum |w|^p)^(1/p), +Inf = the largest    */
     int32_t renorm_skip_k1;       /* 1 = no norm when K is 1                                          */
@@ -354,11 +357,11 @@ typedef struct moe_ep_router {
  * T = 0 is allowed.  Rows are routed in order: NaN or +Inf among the logits stops at its row, which is left
  * alone like all rows behind it, while rows before it have been written; every other error leaves the outputs
  * untouched.  Errors: NULL; SIZE (T, E, stride, table_rows); TOP_K (K > E or more than the chosen
- * groups hold); CONFIG (groups do not divide E, sparsemixer with groups); RANGE (an enum or option,
+ * groups hold); CONFIG (groups do not divide E, sparsemixer with groups, group_top_k); RANGE (an enum or option,
  * token_ids); NAN (logits or a bias; index is token*E + expert); EXPERT_ID (table).  Memory: none (54 KB of stack).
  * Time O(T*E).  Kernels for AVX2 and AVX-512 are chosen at run time (isa_max limits them); ids and weights are
- * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and
- * tokens whose best keys are neither masked nor equal in great number; anything else takes a slower scan.
+ * the same bits with all of them.  Quick for E <= 1024, K <= 16, at most 32 groups with group_top_m <= 2 and no
+ * group_top_k, and tokens whose best keys are neither masked nor equal in great number; the rest takes a slower scan.
  * Quickest (AVX-512, sixteen tokens together) for K <= 14, no p-norm and no cap, with keys that are logits or their
  * softmax (any E <= 256, or a multiple of 16 without logit_bias), or sigmoid + select_bias (E a multiple of 16, at
  * most 8 groups of a multiple of 16).
@@ -415,7 +418,8 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_lite(int32_t E, int32_t K);
 /* As deepseek_v2, but masked with 0, normalised (+1e-20) when K > 1, and then not scaled.  Hub code,
  * norm_topk_prob = true. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_hub(int32_t E, int32_t K);
-/* As deepseek_v2, divided by the sum, then x scale.  vLLM grouped_topk with renormalize. */
+/* As deepseek_v2, but groups are closed with -Inf: x 16, not divided by the sum.  vLLM deepseek_v2 (commit 002d6073),
+ * whose renormalize is norm_topk_prob, false for DeepSeek-V2; where it is true set renorm = 1. */
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_vllm(int32_t E, int32_t K);
 /* sigmoid + bias, 8 groups by their two best, 4 chosen, divided by the sum, x 2.5; set select_bias, or without
  * one group_top_m = 1.  DeepSeek-V3 inference/model.py. */
@@ -424,15 +428,21 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v3(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v3_hf(int32_t E, int32_t K);
 /* sigmoid + bias, one group, / (sum + 1e-20), x 2.827; set select_bias.  Kimi-K2 configuration. */
 MOE_EP_API moe_ep_router moe_ep_router_kimi_k2(int32_t E, int32_t K);
+/* As Kimi-K2, x 2.446.  Kimi-Linear configuration (48B). */
+MOE_EP_API moe_ep_router moe_ep_router_kimi_linear(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers glm4_moe (355B configuration). */
 MOE_EP_API moe_ep_router moe_ep_router_glm45(int32_t E, int32_t K);
+/* As Kimi-K2, x 1.8.  transformers glm4_moe_lite (GLM-4.7-Flash configuration). */
+MOE_EP_API moe_ep_router moe_ep_router_glm4_lite(int32_t E, int32_t K);
+/* As deepseek_v3 with + 1e-20, no norm when K is 1; set select_bias.  Ling 2.0 hub code (bailing_moe_v2). */
+MOE_EP_API moe_ep_router moe_ep_router_bailing_v2(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers dots1. */
 MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K);
 /* As Kimi-K2, x 2.5.  transformers exaone_moe. */
 MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K);
-/* As Kimi-K2, x 1; set scale.  MiMo-V2 and Solar-Open route alike (transformers). */
+/* As Kimi-K2, x 1; set scale.  MiMo-V2, Solar-Open and AFMoE (route_scale) route alike (transformers). */
 MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K);
-/* As Kimi-K2, x 2.5, no norm when K is 1.  transformers nemotron_h. */
+/* As Kimi-K2, x 2.5, also when K is 1.  transformers nemotron_h (the routing of its deepseek_v3; commit 008d9e95). */
 MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K);
 /* sigmoid + bias, divided by the sum; set select_bias.  transformers minimax_m2. */
 MOE_EP_API moe_ep_router moe_ep_router_minimax_m2(int32_t E, int32_t K);
@@ -442,6 +452,9 @@ MOE_EP_API moe_ep_router moe_ep_router_lfm2(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_step35(int32_t E, int32_t K);
 /* softmax + bias, / max(sum, 1e-12); set select_bias.  transformers ernie4_5_moe. */
 MOE_EP_API moe_ep_router moe_ep_router_ernie45(int32_t E, int32_t K);
+/* softmax, the best expert of each of K groups, no norm; set per_expert_scale (router_scale).  K divides E.
+ * vLLM-Ascend pangu_moe (commit e225de5f; taken out in 88d4e47b). */
+MOE_EP_API moe_ep_router moe_ep_router_pangu_pro(int32_t E, int32_t K);
 /* softmax over E experts of which the last Z are identity, + bias, no norm, x 6.  transformers
  * longcat_flash. */
 MOE_EP_API moe_ep_router moe_ep_router_longcat(int32_t E, int32_t K, int32_t Z);
@@ -451,11 +464,14 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v4(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v4_hash(int32_t E, int32_t K);
 /* softmax, top-k, no norm.  xai grok-1. */
 MOE_EP_API moe_ep_router moe_ep_router_grok1(int32_t E, int32_t K);
-/* As grok1 after l = 30 tanh(l/30).  vLLM grok1. */
+/* As grok1 after l = 30 tanh(l/30), divided by their sum.  vLLM grok1 (renormalize=True; commit 02082de9). */
 MOE_EP_API moe_ep_router moe_ep_router_grok1_vllm(int32_t E, int32_t K);
+/* As grok1 after l = 30 tanh(l/30), no norm.  SGLang grok (renormalize=False; commit 031ad4ce). */
+MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K);
 /* top-k of the logits, softmax of the chosen; set per_expert_scale.  mlx-lm gemma4. */
 MOE_EP_API moe_ep_router moe_ep_router_gemma4(int32_t E, int32_t K);
-/* softmax, / max(sum, 2^-23); drops follow, see section 4.  transformers hunyuan_v1_moe. */
+/* softmax, / max(sum, 2^-23); drops follow, see section 4.  transformers hunyuan_v1_moe with topkgating (commit
+ * 05bf8f64); without (3404f51e, and the newest) it is mixtral, and nothing is dropped. */
 MOE_EP_API moe_ep_router moe_ep_router_hunyuan(int32_t E, int32_t K);
 /* softmax, no norm (K is 1 in the paper).  Switch Transformer, Mesh TensorFlow. */
 MOE_EP_API moe_ep_router moe_ep_router_switch(int32_t E, int32_t K);
@@ -467,6 +483,9 @@ MOE_EP_API moe_ep_router moe_ep_router_megatron_pre_softmax(int32_t E, int32_t K
 MOE_EP_API moe_ep_router moe_ep_router_megatron_post_softmax(int32_t E, int32_t K);
 /* sigmoid + bias, / (sum + 1e-20), no norm when K is 1; set select_bias, scale.  Megatron-LM sigmoid. */
 MOE_EP_API moe_ep_router moe_ep_router_megatron_sigmoid(int32_t E, int32_t K);
+/* As megatron_sigmoid, chosen by logit + bias; set select_bias = -beta of moe_ep_quantile_update, scale.  Megatron-LM
+ * quantile_balancing (commit d98e8a64) with scores of sigmoid; with its softmax it is megatron_post_softmax. */
+MOE_EP_API moe_ep_router moe_ep_router_megatron_quantile(int32_t E, int32_t K);
 /* As megatron_sigmoid with groups that are scored by their K / topk_group best; K a multiple of topk_group.
  * Megatron-LM group_limited_topk. */
 MOE_EP_API moe_ep_router moe_ep_router_megatron_groups(int32_t E, int32_t K, int32_t n_group,
@@ -581,26 +600,35 @@ MOE_EP_API moe_ep_status moe_ep_auction(const float *scores, int64_t T, int32_t 
 /* Quantile balancing: one update of beta (E) in place, so that the top-k of (score - beta) sends each
  * expert about T*K/E tokens: beta_e = the (T*K/E + 1)-th largest over tokens of score - alpha_t, alpha_t =
  * the (K+1)-th largest of score - beta (Megatron-LM); T*K/E is rounded down, and a difference that
- * float cannot hold counts as its largest number.  K < E.  Route with
- * select_bias = -beta.  Errors: NULL, SIZE, TOP_K, NAN.  Scratch T + max(T,E) floats.  O(T*E) on average.
+ * float cannot hold counts as its largest number.  K < E.  `scores` must be what the router adds the bias to: Megatron
+ * gives the logits, whatever its score function, and chooses by logit - beta; do so with select_bias = -beta in
+ * moe_ep_router_megatron_quantile (sigmoid), _megatron_post_softmax, or another with select_on_logit = 1.  Where
+ * select_on_logit is 0 give the output of moe_ep_scores: a beta of logits added to sigmoids or a softmax unbalances.
+ * Megatron takes the mean of beta over ranks and micro-batches, then less its mean over experts, which chooses alike.
+ * Errors: NULL, SIZE, TOP_K, NAN.  Scratch T + max(T,E) floats.  O(T*E) on average.
  * Example: scores 3,1 | 2,0 with K = 1 and beta 0,0 give beta 2,0. */
 MOE_EP_API moe_ep_status moe_ep_quantile_update(const float *scores, int64_t T, int32_t E, int32_t K,
                                                 float *beta, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* Loss-free balancing: bias[e] += rate * sign(mean - loads[e]), sign(0) = 0, in place (Wang et al. 2024;
  * DeepSeek-V3 uses rate 0.001).  centred 1: the mean of the step is taken off first (torchtitan), so that
- * sum(bias) stays.  Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.  O(E).
+ * sum(bias) stays.  Null experts (num_null) are driven to the same load as the others: where they shall take more or
+ * fewer, give the loads of the real experts alone with their E, and set the biases of the null ones apart.
+ * Errors: NULL, SIZE, NAN, NEGATIVE, OVERFLOW.  O(E).
  * Example: loads 3,1 with rate 0.5 and bias 0,0 give -0.5, 0.5. */
 MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, float rate, int32_t centred,
                                             float *bias, moe_ep_error *err);
 
-/* Auxiliary losses.  P_e = mean score of expert e, c_e = its assignments, value at balance in brackets. */
+/* Auxiliary losses.  P_e = mean score of expert e, c_e = its assignments, value at balance in brackets.  A token whose
+ * K ids are all -1 is padding: it counts neither in P nor in T, as under the masks of Megatron and transformers (for
+ * SEQUENCE Megatron divides by the mean tokens of a sequence, here each by its own; one without any is left out). */
 typedef enum moe_ep_aux {
     MOE_EP_AUX_SWITCH = 0,   /* E sum P_e c_e/(T K): Switch, Megatron, MegaBlocks, DeepSpeed top-k [1]    */
     MOE_EP_AUX_SEQUENCE,     /* the same inside each sequence, averaged: Megatron seq, DeepSeek-V3 [1]    */
     MOE_EP_AUX_GLOBAL,       /* c from global_loads, P local: Megatron global, Qwen global batch [1]      */
     MOE_EP_AUX_FIRST_CHOICE, /* E sum P_e (first choices of e)/T: DeepSpeed top-1/2, Tutel [1]            */
-    MOE_EP_AUX_ANY_CHOICE,   /* E sum P_e (tokens that use e)/T: flaxformer, HF Switch, NLLB, MaxText [K] */
+    MOE_EP_AUX_ANY_CHOICE,   /* E sum P_e (tokens that use e)/T: NLLB; inside each sequence or group, averaged:
+                                flaxformer, HF Switch 4.x, MaxText [K]                                     */
     MOE_EP_AUX_EVERY_CHOICE, /* E sum P_e c_e/T: transformers Mixtral style [K]                           */
     MOE_EP_AUX_DEVICE,       /* sum over devices (mean f of its experts)(sum P), f = E c_e/(K T):
                                 DeepSeek-V2 device loss [1]                                               */
@@ -613,11 +641,13 @@ typedef struct moe_ep_aux_desc {
     int64_t num_tokens;            /* T >= 1                                                              */
     int32_t top_k, num_experts;    /* K, E                                                                */
     const float *scores;           /* (T,E) router probabilities, none negative                           */
-    const int32_t *ids;            /* (T,K), -1 skipped; may be NULL for GLOBAL                           */
+    const int32_t *ids;            /* (T,K) from before any drop, -1 skipped; GLOBAL: may be NULL, then no
+                                      token is padding                                                    */
     int32_t normalize_scores;      /* 1 = each token's scores divided by their sum (sigmoid routers)      */
-    int64_t num_sequences;         /* SEQUENCE: 0 = 1; must divide T                                      */
-    int32_t interleaved;           /* SEQUENCE: 0 = sequences one after another, 1 = token t belongs to
-                                      sequence t % num_sequences (Megatron's (S,B) order)                 */
+    int64_t num_sequences;         /* SEQUENCE, ANY_CHOICE: 0 = 1; must divide T.  Other kinds look at all
+                                      tokens together, whatever it is                                     */
+    int32_t interleaved;           /* SEQUENCE, ANY_CHOICE: 0 = sequences one after another, 1 = token t
+                                      belongs to sequence t % num_sequences (Megatron's (S,B) order)      */
     const int64_t *global_loads;   /* GLOBAL: (E) assignments of the whole batch                          */
     const int32_t *device_of_expert; /* DEVICE, COMMUNICATION: (E) values 0..num_devices-1                */
     int32_t num_devices;
@@ -627,7 +657,8 @@ typedef struct moe_ep_aux_desc {
 
 /* The loss of kind desc->kind; negative = a moe_ep_status (NULL, SIZE, RANGE, NAN, EXPERT_ID, DEVICE_ID,
  * NEGATIVE, OVERFLOW, SCRATCH).  Scratch E + 4 max(E,D) doubles.  O(T (E + K^2)).
- * Example: T = 2, K = 1, E = 2, scores all 0.5, ids 0,1: SWITCH gives 1. */
+ * Example: T = 2, K = 1, E = 2, scores all 0.5, ids 0,1: SWITCH gives 1, also with a third token of id -1.  T = 4,
+ * scores 0.9,0.1 | 0.9,0.1 | 0.1,0.9 | 0.1,0.9, ids 0,0,1,1: ANY_CHOICE gives 1, with num_sequences 2 it gives 1.8. */
 MOE_EP_API double moe_ep_aux_loss(const moe_ep_aux_desc *desc, moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* z-loss: mean over tokens of logsumexp(l)^2 (ST-MoE; Megatron, MegaBlocks, flaxformer); negative = status.
@@ -1117,13 +1148,13 @@ typedef enum moe_ep_capacity_rule {
     MOE_EP_CAPACITY_DEEPSPEED_TOPK, /* ceil((T/E) * (cf*K)) in float32; also top-2                          */
     MOE_EP_CAPACITY_TUTEL,          /* K * int(cf * ceil(T/E)); cf = 0: max_load; cf < 0: the smaller of
                                        max_load and K * int(-cf * ceil(T/E))                               */
-    MOE_EP_CAPACITY_MEGABLOCKS,     /* int(cf * (K*T*world/E)); 0: max_load                                */
+    MOE_EP_CAPACITY_MEGABLOCKS,     /* int(cf * (K*T*world/E)); where that is 0: max_load                   */
     MOE_EP_CAPACITY_MAXTEXT,        /* int(max(ceil(T*K/E) * cf, cf)), T per sequence; cf <= 0: max_load   */
     MOE_EP_CAPACITY_FLAXFORMER,     /* int(round(cf * T / E)), half to even (T5X)                          */
     MOE_EP_CAPACITY_MESH_TF,        /* min(T, int(T*cf/E)): Switch Transformer                             */
     MOE_EP_CAPACITY_LINGVO,         /* int(T*cf/E), 0 becomes 4, then up to a multiple of 4: GShard        */
     MOE_EP_CAPACITY_NLLB,           /* 2*ceil(T/E); with cf > 0 it is the eval fraction: ceil(cf*T)         */
-    MOE_EP_CAPACITY_HUNYUAN         /* max(K, K*T // E), at inference                                      */
+    MOE_EP_CAPACITY_HUNYUAN         /* max(K, K*T // E), at inference; see moe_ep_drop_hunyuan              */
 } moe_ep_capacity_rule;
 
 typedef enum moe_ep_rounding {
@@ -1149,11 +1180,12 @@ typedef struct moe_ep_capacity_desc {
     int32_t in_float32;       /* GENERAL: 1 = computed in float32                                           */
 } moe_ep_capacity_desc;
 
-/* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when
- * max_load is not known; with a factor > 0, a formula that truncates to 0: no row fits (`capacities` of 0 in a
- * drop policy).  Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
+/* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when max_load is not
+ * known, whatever min_capacity and multiple say; MEGABLOCKS allows it wherever its formula truncates to 0.  With the
+ * other rules and a factor > 0 such a 0 says: no row fits (`capacities` of 0 in a drop policy).
+ * Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
  * Example: T = 64, K = 2, E = 8, factor 1, MEGATRON: 16.  T = 45, K = 1, E = 2, factor 1.2: MEGATRON 27,
- * DEEPSPEED_TOP1 28. */
+ * DEEPSPEED_TOP1 28.  MAXTEXT with factor 0 and min_capacity 4: 0, and with max_load 3 it is 4. */
 MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_error *err);
 
 /* Text of a rule; NULL outside the list.  The first is 0, so a loop can list them.
@@ -1240,7 +1272,9 @@ MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int
 
 /* Token order, raw probability.  Switch Transformer in Mesh TensorFlow. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_switch(int64_t C);
-/* As switch.  transformers switch_transformers. */
+/* As switch, but in each sequence: set group_tokens to the sequence length.  transformers 4.x switch_transformers
+ * (commit 00dcc6dd).  Its 5.x (0481e927) counts along an axis of length 1 and drops nothing: no policy is needed.
+ * Example: experts 0,0,1,1,0,0,1,1, C = 2: 4 are dropped, with group_tokens 4 none. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hf_switch(int64_t C);
 /* Choice-major, g / (g1+g2+1e-9) before the drop.  Mesh TensorFlow (legacy), lingvo.  For raw gates with both choices:
  * weights of moe_ep_top2_gshard are divided already, by a sum with the second gate also where its policy removes that
@@ -1254,7 +1288,8 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_top1(int64_t C);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_top2(int64_t C);
 /* Token order, divided by max(kept sum, 2^-23).  DeepSpeed topkgating, policy position. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_position(int64_t C);
-/* Largest gates, divided by max(kept sum, 2^-23), slots in token order.  DeepSpeed topkgating, probs. */
+/* Largest gates, divided by max(kept sum, 2^-23), slots in token order.  DeepSpeed topkgating, probs, since 0.19.0;
+ * before, it compared logits, and the 0 of tokens that had not chosen the expert came before a negative one. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_probs(int64_t C);
 /* Largest gates, raw.  Megatron-LM, policy probs; moe_ep_pad_to_capacity adds its padding. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megatron_probs(int64_t C);
@@ -1271,7 +1306,8 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_flaxformer(int64_t C, int32_t bpr);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megablocks(int64_t C);
 /* Token order in each sequence, weights masked; set group_tokens to the sequence length.  MaxText. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_maxtext(int64_t C);
-/* Choice-major, / max(sum, 2^-23) before the drop.  transformers hunyuan_v1_moe. */
+/* Choice-major, / max(sum, 2^-23) before the drop.  transformers hunyuan_v1_moe with topkgating (commit 05bf8f64);
+ * without (3404f51e, and the newest) it drops nothing. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hunyuan(int64_t C);
 
 /* Fills every expert up to min(C,T) tokens: map (T,E) out, 1 = token t has a row at e.  Kept assignments
@@ -3947,10 +3983,10 @@ static void moe_epi_putd(moe_epi_text *t, double v)
     if (point != exponent) { moe_epi_put(t, 'e'); moe_epi_puti(t, exponent); }
 }
 
-/* A NULL has no value; nor has a product that did not fit, when nothing was filled in. */
+/* A NULL has no value, nor has a name; nor has a product that did not fit, when nothing was filled in. */
 static int moe_epi_has_value(const moe_ep_error *err)
 {
-    if (err->status == MOE_EP_ERR_NULL) return 0;
+    if (err->status == MOE_EP_ERR_NULL || (err->arg && strcmp(err->arg, "name") == 0)) return 0;
     if (err->value > 0.0 || err->value < 0.0 || err->index >= 0) return 1;
     return err->status != MOE_EP_ERR_OVERFLOW && err->status != MOE_EP_ERR_CONFIG;
 }
@@ -6108,6 +6144,36 @@ static void moe_epi_route_open_groups(moe_epi_token *t)
     }
 }
 
+/* The m best keys of group g: the last of them is the last in b. */
+static void moe_epi_route_best_of_group(moe_epi_token *t, int32_t g, int32_t size, int32_t m, moe_epi_best *b)
+{
+    int32_t e, done;
+    for (done = 0; done < m; done += b->have) {
+        if (done == 0) moe_epi_best_start(b, m);
+        else moe_epi_best_next(b, m - done);
+        for (e = g * size; e < (g + 1) * size; e++) moe_epi_best_offer(b, moe_epi_route_key(t, e), e);
+    }
+}
+
+/* Offers the group_top_k best experts of each open group. */
+static void moe_epi_route_scan_each(moe_epi_token *t, moe_epi_best *b)
+{
+    const moe_ep_router *r = t->r;
+    moe_epi_best of;
+    int32_t e, g, last_id, size = r->num_experts / r->n_group;
+    float key, last;
+    for (g = 0; g < r->n_group; g++) {
+        if (!t->group_open[g]) continue;
+        moe_epi_route_best_of_group(t, g, size, r->group_top_k, &of);
+        last = of.key[of.have - 1];
+        last_id = of.id[of.have - 1];
+        for (e = g * size; e < (g + 1) * size; e++) {
+            key = moe_epi_route_key(t, e);
+            if (key > last || (!(key < last) && e <= last_id)) moe_epi_best_offer(b, key, e);
+        }
+    }
+}
+
 /* Offers every expert that may be chosen. */
 static void moe_epi_route_scan(moe_epi_token *t, moe_epi_best *b)
 {
@@ -6205,7 +6271,8 @@ static void moe_epi_route_topk(moe_epi_token *t, int32_t *ids)
     for (done = 0; done < K; done += b.have) {
         if (done == 0) moe_epi_best_start(&b, K);
         else moe_epi_best_next(&b, K - done);
-        moe_epi_route_scan(t, &b);
+        if (t->r->n_group > 1 && t->r->group_top_k > 0) moe_epi_route_scan_each(t, &b);
+        else moe_epi_route_scan(t, &b);
         for (i = 0; i < b.have; i++) ids[done + i] = b.id[i];
     }
 }
@@ -6395,6 +6462,7 @@ static void moe_epi_route_begin(moe_epi_token *t, const moe_ep_router *r)
     t->zeroed = 0;
     t->raw = E % MOE_EPI_LANES == 0 && !(r->logit_softcap > 0.0f) && !r->logit_bias && !r->nan_as_masked;
     t->quick = E <= MOE_EPI_ROUTE_BLOCK && r->top_k <= MOE_EPI_LANES && r->group_top_m <= 2 && r->n_group <= 32;
+    if (r->group_top_k > 0) t->quick = 0;
     t->bias = r->select_bias;
     if (r->select_bias && t->quick) {
         for (e = 0; e < E; e++) bound = fabsf(r->select_bias[e]) > bound ? fabsf(r->select_bias[e]) : bound;
@@ -6438,7 +6506,14 @@ static moe_ep_status moe_epi_router_check_groups(const moe_ep_router *r, moe_ep_
     int64_t size;
     if (r->n_group < 0 || r->n_group > MOE_EPI_ROUTE_GROUPS)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "n_group", "must be 0..1024", -1, (double)r->n_group);
-    if (r->n_group <= 1) return MOE_EP_OK;
+    if (r->group_top_k < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "group_top_k", "must not be negative", -1, (double)r->group_top_k);
+    if (r->n_group <= 1) {
+        if (r->group_top_k > 0 && r->group_top_k != r->top_k)
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "group_top_k", "must be top_k when there are no groups", -1,
+                                (double)r->group_top_k);
+        return MOE_EP_OK;
+    }
     if (r->num_experts % r->n_group != 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "n_group", "must divide num_experts", -1,
                             (double)r->n_group);
@@ -6455,6 +6530,13 @@ static moe_ep_status moe_epi_router_check_groups(const moe_ep_router *r, moe_ep_
     if (r->select == MOE_EP_SELECT_SPARSEMIXER)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "n_group", "sparsemixer has no groups", -1,
                             (double)r->n_group);
+    if (r->group_top_k == 0) return MOE_EP_OK;
+    if (r->mask_zero)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "mask_zero", "must be 0 with group_top_k", -1,
+                            (double)r->mask_zero);
+    if ((int64_t)r->group_top_k * r->topk_group != r->top_k)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "group_top_k", "times topk_group must be top_k", -1,
+                            (double)r->group_top_k);
     return MOE_EP_OK;
 }
 
@@ -6929,7 +7011,7 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_hub(int32_t E, int32_t K)
 
 MOE_EP_API moe_ep_router moe_ep_router_deepseek_v2_vllm(int32_t E, int32_t K)
 {
-    moe_ep_router r = moe_epi_router_normed(moe_ep_router_deepseek_v2(E, K), MOE_EP_EPS_NONE, 0.0f, 16.0f);
+    moe_ep_router r = moe_ep_router_deepseek_v2(E, K);
     r.mask_zero = 0;
     return r;
 }
@@ -6958,6 +7040,24 @@ MOE_EP_API moe_ep_router moe_ep_router_glm45(int32_t E, int32_t K)
     return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 2.5f);
 }
 
+MOE_EP_API moe_ep_router moe_ep_router_kimi_linear(int32_t E, int32_t K)
+{
+    return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 2.446f);
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_glm4_lite(int32_t E, int32_t K)
+{
+    return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 1.8f);
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_bailing_v2(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_ep_router_deepseek_v3_hf(E, K);
+    r.mask_zero = 0;
+    r.renorm_skip_k1 = 1;
+    return r;
+}
+
 MOE_EP_API moe_ep_router moe_ep_router_dots1(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
 
 MOE_EP_API moe_ep_router moe_ep_router_exaone_moe(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
@@ -6967,12 +7067,7 @@ MOE_EP_API moe_ep_router moe_ep_router_mimo_v2(int32_t E, int32_t K)
     return moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 0.0f);
 }
 
-MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K)
-{
-    moe_ep_router r = moe_ep_router_glm45(E, K);
-    r.renorm_skip_k1 = 1;
-    return r;
-}
+MOE_EP_API moe_ep_router moe_ep_router_nemotron_h(int32_t E, int32_t K) { return moe_ep_router_glm45(E, K); }
 
 MOE_EP_API moe_ep_router moe_ep_router_minimax_m2(int32_t E, int32_t K)
 {
@@ -6992,6 +7087,13 @@ MOE_EP_API moe_ep_router moe_ep_router_step35(int32_t E, int32_t K)
 MOE_EP_API moe_ep_router moe_ep_router_ernie45(int32_t E, int32_t K)
 {
     return moe_epi_router_normed(moe_epi_router_softmax(E, K), MOE_EP_EPS_CLAMP, 1e-12f, 0.0f);
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_pangu_pro(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_epi_router_grouped(moe_epi_router_softmax(E, K), K, K, 1);
+    r.group_top_k = 1;
+    return r;
 }
 
 MOE_EP_API moe_ep_router moe_ep_router_longcat(int32_t E, int32_t K, int32_t Z)
@@ -7016,6 +7118,13 @@ MOE_EP_API moe_ep_router moe_ep_router_deepseek_v4_hash(int32_t E, int32_t K)
 }
 
 MOE_EP_API moe_ep_router moe_ep_router_grok1_vllm(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_ep_router_mixtral(E, K);
+    r.logit_softcap = 30.0f;
+    return r;
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K)
 {
     moe_ep_router r = moe_ep_router_grok1(E, K);
     r.logit_softcap = 30.0f;
@@ -7048,6 +7157,13 @@ MOE_EP_API moe_ep_router moe_ep_router_megatron_sigmoid(int32_t E, int32_t K)
 {
     moe_ep_router r = moe_epi_router_sigmoid(E, K, MOE_EP_EPS_ADD, 1e-20f, 0.0f);
     r.renorm_skip_k1 = 1;
+    return r;
+}
+
+MOE_EP_API moe_ep_router moe_ep_router_megatron_quantile(int32_t E, int32_t K)
+{
+    moe_ep_router r = moe_ep_router_megatron_sigmoid(E, K);
+    r.select_on_logit = 1;
     return r;
 }
 
@@ -7099,11 +7215,14 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("deepseek_v2", moe_ep_router_deepseek_v2, "transformers deepseek_v2")                         \
     X("deepseek_v2_lite", moe_ep_router_deepseek_v2_lite, "transformers deepseek_v2")               \
     X("deepseek_v2_hub", moe_ep_router_deepseek_v2_hub, "DeepSeek-V2 hub code")                     \
-    X("deepseek_v2_vllm", moe_ep_router_deepseek_v2_vllm, "vLLM grouped_topk")                      \
+    X("deepseek_v2_vllm", moe_ep_router_deepseek_v2_vllm, "vLLM deepseek_v2")                       \
     X("deepseek_v3", moe_ep_router_deepseek_v3, "DeepSeek-V3 inference/model.py")                   \
     X("deepseek_v3_hf", moe_ep_router_deepseek_v3_hf, "transformers deepseek_v3")                   \
     X("kimi_k2", moe_ep_router_kimi_k2, "Kimi-K2 configuration")                                    \
+    X("kimi_linear", moe_ep_router_kimi_linear, "Kimi-Linear configuration")                        \
     X("glm45", moe_ep_router_glm45, "transformers glm4_moe")                                        \
+    X("glm4_moe_lite", moe_ep_router_glm4_lite, "transformers glm4_moe_lite")                       \
+    X("bailing_moe_v2", moe_ep_router_bailing_v2, "Ling 2.0 hub code")                              \
     X("dots1", moe_ep_router_dots1, "transformers dots1")                                           \
     X("mimo_v2", moe_ep_router_mimo_v2, "transformers mimo_v2")                                     \
     X("exaone_moe", moe_ep_router_exaone_moe, "transformers exaone_moe")                              \
@@ -7113,11 +7232,13 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("lfm2", moe_ep_router_lfm2, "transformers lfm2_moe")                                          \
     X("step35", moe_ep_router_step35, "Step-3.5 hub code")                                          \
     X("ernie45", moe_ep_router_ernie45, "transformers ernie4_5_moe")                                \
+    X("pangu_pro", moe_ep_router_pangu_pro, "vLLM-Ascend pangu_moe")                                \
     X("longcat", moe_epi_router_longcat0, "transformers longcat_flash, no null experts")            \
     X("deepseek_v4", moe_ep_router_deepseek_v4, "transformers deepseek_v4")                         \
     X("deepseek_v4_hash", moe_ep_router_deepseek_v4_hash, "transformers deepseek_v4 hash layers")   \
     X("grok1", moe_ep_router_grok1, "xai grok-1")                                                   \
     X("grok1_vllm", moe_ep_router_grok1_vllm, "vLLM grok1")                                         \
+    X("grok1_sglang", moe_ep_router_grok1_sglang, "SGLang grok")                                    \
     X("gemma4", moe_ep_router_gemma4, "mlx-lm gemma4")                                              \
     X("hunyuan", moe_ep_router_hunyuan, "transformers hunyuan_v1_moe")                              \
     X("switch", moe_ep_router_switch, "Mesh TensorFlow, Switch Transformer")                        \
@@ -7125,6 +7246,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("megatron_pre_softmax", moe_ep_router_megatron_pre_softmax, "Megatron-LM")                    \
     X("megatron_post_softmax", moe_ep_router_megatron_post_softmax, "Megatron-LM")                  \
     X("megatron_sigmoid", moe_ep_router_megatron_sigmoid, "Megatron-LM")                            \
+    X("megatron_quantile", moe_ep_router_megatron_quantile, "Megatron-LM quantile_balancing")       \
     X("llama_cpp", moe_ep_router_llama_cpp, "llama.cpp build_moe_ffn")                              \
     X("llama_cpp_sigmoid", moe_ep_router_llama_cpp_sigmoid, "llama.cpp build_moe_ffn")              \
     X("base", moe_ep_router_base, "fairseq BASE layer, inference")                                  \
@@ -7137,6 +7259,15 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("qwen2_moe", "qwen2")                                                                         \
     X("qwen3_moe", "qwen3")                                                                         \
     X("qwen3_vl_moe", "qwen3")                                                                      \
+    X("qwen3_omni_moe", "qwen3")                                                                    \
+    X("qwen3_5_moe", "qwen3")                                                                       \
+    X("llama4_text", "llama4")                                                                      \
+    X("gemma4_text", "gemma4")                                                                      \
+    X("deepseek_v32", "deepseek_v3")                                                                \
+    X("kimi_k25", "kimi_k2")                                                                        \
+    X("glm_moe_dsa", "glm45")                                                                       \
+    X("afmoe", "mimo_v2")                                                                           \
+    X("minimax", "mixtral")                                                                         \
     X("granitemoe", "granite")                                                                      \
     X("granitemoehybrid", "granite")                                                                \
     X("glm4_moe", "glm45")                                                                          \
@@ -7144,6 +7275,7 @@ static moe_ep_router moe_epi_router_longcat0(int32_t E, int32_t K) { return moe_
     X("step3p5", "step35")                                                                          \
     X("ernie4_5_moe", "ernie45")                                                                    \
     X("longcat_flash", "longcat")                                                                   \
+    X("PanguProMoE", "pangu_pro")                                                                   \
     X("hunyuan_v1_moe", "hunyuan")                                                                  \
     X("switch_transformers", "switch")                                                              \
     X("grok", "grok1")                                                                              \
@@ -7854,7 +7986,7 @@ static moe_ep_status moe_epi_aux_check(const moe_ep_aux_desc *d, moe_ep_error *e
             return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "scores", "probabilities must not be negative", i,
                                 (double)d->scores[i]);
     if ((s = moe_epi_aux_check_ids(d, err)) != MOE_EP_OK) return s;
-    if (d->kind == MOE_EP_AUX_SEQUENCE &&
+    if ((d->kind == MOE_EP_AUX_SEQUENCE || d->kind == MOE_EP_AUX_ANY_CHOICE) &&
         (d->num_sequences < 0 || (d->num_sequences > 0 && d->num_tokens % d->num_sequences != 0)))
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_sequences", "must divide num_tokens", -1,
                             (double)d->num_sequences);
@@ -7899,6 +8031,19 @@ static void moe_epi_aux_add_choices(const moe_ep_aux_desc *d, int64_t t, double 
     }
 }
 
+/* Adds token t to prob and count; 1 = done, 0 = it is padding, none of its ids is an expert. */
+static double moe_epi_aux_add_token(const moe_ep_aux_desc *d, int64_t t, double *prob, double *count)
+{
+    int32_t j = 0;
+    if (d->ids) {
+        while (j < d->top_k && d->ids[t * d->top_k + j] < 0) j++;
+        if (j == d->top_k) return 0.0;
+    }
+    moe_epi_aux_add_scores(d, t, prob);
+    if (d->kind != MOE_EP_AUX_GLOBAL) moe_epi_aux_add_choices(d, t, count);
+    return 1.0;
+}
+
 /* E * sum over experts of mean score times count / basis, over `tokens` tokens. */
 static double moe_epi_aux_dot(const moe_ep_aux_desc *d, const double *prob, const double *count,
                               double tokens, double basis)
@@ -7909,29 +8054,31 @@ static double moe_epi_aux_dot(const moe_ep_aux_desc *d, const double *prob, cons
     return total * (double)d->num_experts;
 }
 
+/* The mean over the sequences that have tokens. */
 static double moe_epi_aux_sequences(const moe_ep_aux_desc *d, double *prob, double *count)
 {
-    int64_t n = d->num_sequences > 0 ? d->num_sequences : 1, length = d->num_tokens / n, q, i, t;
-    double total = 0.0;
+    int64_t n = d->num_sequences > 0 ? d->num_sequences : 1, length = d->num_tokens / n, q, i;
+    double total = 0.0, used = 0.0, tokens;
     for (q = 0; q < n; q++) {
         memset(prob, 0, sizeof *prob * (size_t)d->num_experts);
         memset(count, 0, sizeof *count * (size_t)d->num_experts);
-        for (i = 0; i < length; i++) {
-            t = d->interleaved ? i * n + q : q * length + i;
-            moe_epi_aux_add_scores(d, t, prob);
-            moe_epi_aux_add_choices(d, t, count);
-        }
-        total += moe_epi_aux_dot(d, prob, count, (double)length, (double)length * (double)d->top_k);
+        tokens = 0.0;
+        for (i = 0; i < length; i++)
+            tokens += moe_epi_aux_add_token(d, d->interleaved ? i * n + q : q * length + i, prob, count);
+        if (!(tokens > 0.0)) continue;
+        used += 1.0;
+        total += moe_epi_aux_dot(d, prob, count, tokens,
+                                 d->kind == MOE_EP_AUX_SEQUENCE ? tokens * (double)d->top_k : tokens);
     }
-    return total / (double)n;
+    return used > 0.0 ? total / used : 0.0;
 }
 
 /* DeepSeek-V2 device and communication losses; device (3,D): sum of P, sum of f or tokens, experts. */
-static double moe_epi_aux_devices(const moe_ep_aux_desc *d, const double *prob, const double *count,
+static double moe_epi_aux_devices(const moe_ep_aux_desc *d, const double *prob, const double *count, double T,
                                   double *device)
 {
     int32_t e, q, D = d->num_devices, M = d->devices_per_token;
-    double *p = device, *f = device + D, *n = device + 2 * (int64_t)D, T = (double)d->num_tokens, total = 0.0;
+    double *p = device, *f = device + D, *n = device + 2 * (int64_t)D, total = 0.0;
     memset(device, 0, sizeof *device * 3u * (size_t)D);
     if (M == 0) M = d->top_k < D ? d->top_k : D;
     for (e = 0; e < d->num_experts; e++) {
@@ -7950,16 +8097,15 @@ static double moe_epi_aux_devices(const moe_ep_aux_desc *d, const double *prob, 
 
 static double moe_epi_aux_value(const moe_ep_aux_desc *d, double *prob, double *count, double *device)
 {
-    double T = (double)d->num_tokens, basis = T;
+    double T = 0.0, basis;
     int64_t t, e;
-    if (d->kind == MOE_EP_AUX_SEQUENCE) return moe_epi_aux_sequences(d, prob, count);
-    for (t = 0; t < d->num_tokens; t++) {
-        moe_epi_aux_add_scores(d, t, prob);
-        if (d->kind != MOE_EP_AUX_GLOBAL) moe_epi_aux_add_choices(d, t, count);
-    }
+    if (d->kind == MOE_EP_AUX_SEQUENCE || d->kind == MOE_EP_AUX_ANY_CHOICE)
+        return moe_epi_aux_sequences(d, prob, count);
+    for (t = 0; t < d->num_tokens; t++) T += moe_epi_aux_add_token(d, t, prob, count);
+    if (!(T > 0.0)) return 0.0; /* nothing but padding */
     if (d->kind == MOE_EP_AUX_DEVICE || d->kind == MOE_EP_AUX_COMMUNICATION)
-        return moe_epi_aux_devices(d, prob, count, device);
-    if (d->kind == MOE_EP_AUX_SWITCH) basis = T * (double)d->top_k;
+        return moe_epi_aux_devices(d, prob, count, T, device);
+    basis = d->kind == MOE_EP_AUX_SWITCH ? T * (double)d->top_k : T;
     if (d->kind == MOE_EP_AUX_GLOBAL) {
         basis = 0.0;
         for (e = 0; e < d->num_experts; e++) {
@@ -10397,12 +10543,18 @@ static double moe_epi_capacity_general(const moe_ep_capacity_desc *d, double T, 
                          d->rounding);
 }
 
+/* Dropless: the largest load; -1 = it is not known. */
+static double moe_epi_capacity_dropless(const moe_ep_capacity_desc *d)
+{
+    return d->max_load > 0 ? (double)d->max_load : -1.0;
+}
+
 static double moe_epi_capacity_tutel(const moe_ep_capacity_desc *d)
 {
-    double share = moe_epi_ceil_div(d->num_tokens, d->num_experts), load = (double)d->max_load;
+    double share = moe_epi_ceil_div(d->num_tokens, d->num_experts);
     double rows = (double)d->top_k * floor(moe_epi_times(fabs(d->factor), share));
     if (d->factor > 0.0) return rows;
-    return d->factor < 0.0 && (d->max_load == 0 || rows < load) ? rows : load;
+    return d->factor < 0.0 && (d->max_load == 0 || rows < (double)d->max_load) ? rows : moe_epi_capacity_dropless(d);
 }
 
 static double moe_epi_capacity_lingvo(double T, double E, double factor)
@@ -10412,7 +10564,7 @@ static double moe_epi_capacity_lingvo(double T, double E, double factor)
     return 4.0 * ceil(rows / 4.0);
 }
 
-/* The formula of the rule, before min_capacity and multiple. */
+/* The formula of the rule, before min_capacity and multiple; -1 = dropless, largest load not known. */
 static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t assignments)
 {
     double T = (double)d->num_tokens, E = (double)d->num_experts, K = (double)d->top_k;
@@ -10427,9 +10579,9 @@ static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t as
     case MOE_EP_CAPACITY_TUTEL: return moe_epi_capacity_tutel(d);
     case MOE_EP_CAPACITY_MEGABLOCKS:
         rows = floor(moe_epi_times(f, moe_epi_over(moe_epi_times(N, d->world > 0 ? (double)d->world : 1.0), E)));
-        return rows > 0.0 ? rows : (double)d->max_load;
+        return rows > 0.0 ? rows : moe_epi_capacity_dropless(d);
     case MOE_EP_CAPACITY_MAXTEXT:
-        if (!(f > 0.0)) return (double)d->max_load;
+        if (!(f > 0.0)) return moe_epi_capacity_dropless(d);
         rows = moe_epi_times(moe_epi_ceil_div(assignments, d->num_experts), f);
         return floor(rows > f ? rows : f);
     case MOE_EP_CAPACITY_FLAXFORMER:
@@ -10498,6 +10650,7 @@ MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_erro
     value = moe_epi_capacity_formula(desc, assignments);
     if (!(value < 9.0e18))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "factor", "the capacity does not fit", -1, value);
+    if (value < 0.0) return 0;
     rows = (int64_t)value;
     if (rows < desc->min_capacity) rows = desc->min_capacity;
     if (desc->multiple > 1 && rows % desc->multiple != 0) {

@@ -19,7 +19,8 @@ static const char route_help[] =
     "them)\n"
     "  --topk K          experts per token\n"
     "  --gate W.npy      router weight (experts, hidden)\n"
-    "  --bias B.npy      selection bias (experts)\n"
+    "  --gate-bias B.npy bias of the gate (experts), added to the logits: changes ids and weights\n"
+    "  --bias B.npy      selection bias (experts), as DeepSeek-V3 has one: changes ids, not weights\n"
     "  --ids FILE        writes the ids, .npy (tokens, K) int32 or .csv\n"
     "  --weights FILE    writes the weights, .npy (tokens, K) float32 or .csv\n"
     "  --compare I.npy   recorded ids (tokens, K) or, with --layer N, (tokens, layers, K): how "
@@ -27,18 +28,19 @@ static const char route_help[] =
     "  --layer N         layer of --compare, from 0\n";
 
 typedef struct route_options {
-    const char *router, *gate, *bias, *ids, *weights, *compare;
+    const char *router, *gate, *gate_bias, *bias, *ids, *weights, *compare;
     int32_t top_k, layer;
 } route_options;
 
-enum { O_ROUTER = 256, O_TOPK, O_GATE, O_BIAS, O_IDS, O_WEIGHTS, O_COMPARE, O_LAYER };
+enum { O_ROUTER = 256, O_TOPK, O_GATE, O_GATE_BIAS, O_BIAS, O_IDS, O_WEIGHTS, O_COMPARE, O_LAYER };
 
 static const struct option route_long[] = {
     {"router", 1, NULL, O_ROUTER},   {"topk", 1, NULL, O_TOPK},
-    {"gate", 1, NULL, O_GATE},       {"bias", 1, NULL, O_BIAS},
-    {"ids", 1, NULL, O_IDS},         {"weights", 1, NULL, O_WEIGHTS},
-    {"compare", 1, NULL, O_COMPARE}, {"layer", 1, NULL, O_LAYER},
-    {"help", 0, NULL, CLI_O_HELP},   {NULL, 0, NULL, 0}};
+    {"gate", 1, NULL, O_GATE},       {"gate-bias", 1, NULL, O_GATE_BIAS},
+    {"bias", 1, NULL, O_BIAS},       {"ids", 1, NULL, O_IDS},
+    {"weights", 1, NULL, O_WEIGHTS}, {"compare", 1, NULL, O_COMPARE},
+    {"layer", 1, NULL, O_LAYER},     {"help", 0, NULL, CLI_O_HELP},
+    {NULL, 0, NULL, 0}};
 
 static void take_option(route_options *o, int option, const char *value)
 {
@@ -51,6 +53,9 @@ static void take_option(route_options *o, int option, const char *value)
         break;
     case O_GATE:
         o->gate = value;
+        break;
+    case O_GATE_BIAS:
+        o->gate_bias = value;
         break;
     case O_BIAS:
         o->bias = value;
@@ -105,6 +110,43 @@ static table read_table(const char *path, const char *what)
     free(wide);
     cli_npy_close(&a);
     return t;
+}
+
+/* One number for each of E experts. */
+static table read_bias(const char *path, int64_t E)
+{
+    table bias = read_table(path, "biases");
+    if (bias.rows * bias.columns != E)
+        cli_die(CLI_USAGE, "%s: %lld values for %lld experts", path, (long long)(bias.rows * bias.columns),
+                (long long)E);
+    return bias;
+}
+
+/* Has the model family of this router a selection bias?  Those with sigmoid or sqrt(softplus) scores that are
+ * divided by their sum have one; of the softmax routers only these. */
+static int has_selection_bias(const moe_ep_router *r)
+{
+    static const char *const softmax[] = {"ernie45", "longcat"};
+    moe_ep_router known;
+    moe_ep_error err;
+    if (r->select != MOE_EP_SELECT_TOPK) return 0;
+    if (r->score == MOE_EP_SCORE_SIGMOID || r->score == MOE_EP_SCORE_SQRT_SOFTPLUS) return r->renorm;
+    for (size_t i = 0; i < sizeof softmax / sizeof *softmax; i++) {
+        cli_check(moe_ep_router_by_name(softmax[i], r->num_experts, r->top_k, &known, &err), &err, softmax[i]);
+        if (r->score == known.score && r->renorm == known.renorm && memcmp(&r->eps, &known.eps, sizeof r->eps) == 0 &&
+            memcmp(&r->scale, &known.scale, sizeof r->scale) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* Adds the bias of the gate to the logits, before a router's soft-cap. */
+static void add_bias(const route_options *o, const table *logits)
+{
+    table bias = read_bias(o->gate_bias, logits->columns);
+    for (int64_t i = 0; i < logits->rows * logits->columns; i++)
+        logits->value[i] += bias.value[i % logits->columns];
+    free(bias.value);
 }
 
 static table read_logits(const route_options *o, const char *input)
@@ -209,6 +251,7 @@ int cli_route_main(int argc, char **argv)
     if (o.weights) cli_out_open(&weights_file, o.weights);
     logits = read_logits(&o, argv[optind]);
     E = (int32_t)logits.columns;
+    if (o.gate_bias) add_bias(&o, &logits);
     if (moe_ep_router_by_name(o.router, E, o.top_k, &router, &err) != MOE_EP_OK) {
         if (err.status == MOE_EP_ERR_RANGE)
             cli_die(CLI_USAGE, "--router %s: no such router; moe-ep presets lists them",
@@ -216,10 +259,10 @@ int cli_route_main(int argc, char **argv)
         cli_check(err.status, &err, o.router);
     }
     if (o.bias) {
-        bias = read_table(o.bias, "biases");
-        if (bias.rows * bias.columns != E)
-            cli_die(CLI_USAGE, "%s: %lld values for %d experts", o.bias,
-                    (long long)(bias.rows * bias.columns), E);
+        if (!has_selection_bias(&router))
+            cli_die(CLI_USAGE, "--bias: router %s has no selection bias; --gate-bias adds one to the logits",
+                    cli_printable(o.router));
+        bias = read_bias(o.bias, E);
         router.select_bias = bias.value;
     }
     ids = cli_alloc((size_t)(logits.rows * o.top_k), sizeof *ids);

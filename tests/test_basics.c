@@ -155,6 +155,8 @@ TEST(error_text_names_argument_element_value_and_status)
               "up: must be NULL here (the options contradict each other)");
     CHECK_STR(text_of(error_of(MOE_EP_ERR_CONFIG, "slots", "differs", 0, 0.0)), /* an element has one, 0 included */
               "slots[0] = 0: differs (the options contradict each other)");
+    CHECK_STR(text_of(error_of(MOE_EP_ERR_RANGE, "name", "nobody has it", -1, 0.0)), /* a name is no number */
+              "name: nobody has it (a value lies outside its allowed range)");
     CHECK_STR(text_of(error_of((moe_ep_status)-99, NULL, NULL, 0, 1.0)), "?[0] = 1: ? (unknown status)");
 }
 

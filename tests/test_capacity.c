@@ -483,6 +483,60 @@ TEST(capacity_options)
     CHECK_I64(moe_ep_capacity(&d, NULL), 36);
 }
 
+/* transformers 4.x counts the queue of an expert in each sequence. */
+TEST(hf_switch_by_sequence)
+{
+    static const int32_t ids[8] = {0, 0, 1, 1, 0, 0, 1, 1};
+    moe_ep_drop_policy p = moe_ep_drop_hf_switch(2);
+    moe_ep_drop_result r;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 8, 1, 2, NULL, NULL, NULL, NULL, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.dropped, 4);
+    p.group_tokens = 4;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 8, 1, 2, NULL, NULL, NULL, NULL, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r.dropped, 0);
+}
+
+/* 0 = dropless stays 0: a drop policy would enforce what min_capacity or multiple made of it. */
+TEST(dropless_has_no_least_capacity)
+{
+    static const moe_ep_capacity_rule rules[3] = {MOE_EP_CAPACITY_TUTEL, MOE_EP_CAPACITY_MEGABLOCKS,
+                                                  MOE_EP_CAPACITY_MAXTEXT};
+    moe_ep_capacity_desc d;
+    moe_ep_error err;
+    int i;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = 1024;
+    d.top_k = 8;
+    d.num_experts = 64;
+    for (i = 0; i < 3; i++) {
+        d.rule = rules[i];
+        d.min_capacity = 4;
+        d.multiple = i == 2 ? 0 : 8;
+        d.max_load = 0;
+        CHECK_I64(moe_ep_capacity(&d, &err), 0);
+        CHECK_I64(err.status, MOE_EP_OK);
+        d.max_load = 3;
+        CHECK_I64(moe_ep_capacity(&d, &err), i == 2 ? 4 : 8);
+    }
+    d.factor = -1.0; /* MaxText: 0 or less */
+    d.max_load = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), 0);
+    d.rule = MOE_EP_CAPACITY_TUTEL; /* but there a bound, also without the load */
+    CHECK_I64(moe_ep_capacity(&d, &err), 128);
+    d.rule = MOE_EP_CAPACITY_MEGABLOCKS; /* 4 / 64 rows truncate to 0: the largest load */
+    d.factor = d.top_k = 1;
+    d.num_tokens = 4;
+    CHECK_I64(moe_ep_capacity(&d, &err), 0);
+    d.max_load = 3;
+    d.min_capacity = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), 3);
+    d.rule = MOE_EP_CAPACITY_MESH_TF; /* no row fits, and min_capacity gives some */
+    d.max_load = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), 0);
+    d.min_capacity = 4;
+    CHECK_I64(moe_ep_capacity(&d, &err), 4);
+}
+
 TEST(capacity_errors)
 {
     moe_ep_capacity_desc good, d;
@@ -1402,6 +1456,10 @@ TEST(capacity_rules_by_definition)
         }
         d.min_capacity = t_below(&s, 3) ? 0 : t_below(&s, 9);
         d.multiple = t_below(&s, 3) ? 0 : t_below(&s, 9);
+        if (d.max_load == 0 && (rule == 5 ? want == 0 : (rule == 4 || rule == 6) && quarters == 0)) {
+            CHECK_I64(moe_ep_capacity(&d, NULL), 0); /* dropless, whatever the least is */
+            continue;
+        }
         if (want < d.min_capacity) want = d.min_capacity;
         if (d.multiple > 0) want = (want + d.multiple - 1) / d.multiple * d.multiple;
         if (rule == 2 || rule == 3 || (rule == 0 && d.in_float32)) { /* all digits must fit a float */

@@ -174,9 +174,11 @@ bad "folder that is not there" "cannot be written" report $ids --html "$tmp/nowh
 bad "output is a directory" "is a directory" report $ids --html "$tmp"
 bad "unknown router" "no such router" \
     route $data/prose_layer2_hidden.npy --gate $data/layer2_gate.npy --router banana --topk 8
-bad "biases of another size" "values for 256 experts" \
-    route $data/prose_layer2_hidden.npy --gate $data/prose_layer2_hidden.npy --router mixtral --topk 8 --bias \
-        $data/layer2_gate.npy
+for o in --bias --gate-bias; do
+    bad "$o of another size" "values for 256 experts" \
+        route $data/prose_layer2_hidden.npy --gate $data/prose_layer2_hidden.npy --router kimi_k2 --topk 8 $o \
+            $data/layer2_gate.npy
+done
 bad "plan name without format" "must end in .json (SGLang), .yaml (TensorRT-LLM) or .csv" \
     place $ids --devices 8 --out "$tmp/plan.txt"
 rc=0; "$cli" report $ids >/dev/full 2>"$tmp/e" || rc=$?; [ $rc -eq 1 ]
@@ -283,6 +285,37 @@ result $? "and the largest are chosen" "$tmp/i.csv"
 array "$tmp/want.npy" '<i4' '(3, 2)' 3 2 0 1 1 3
 [ "$(tail -c 24 "$tmp/i.npy" | od -An -tx1)" = "$(tail -c 24 "$tmp/want.npy" | od -An -tx1)" ]
 result $? "ids are written lowest byte first" "$tmp/o"
+# A bias of the gate belongs to the logits: softmax of 1 + 4 and 3.  One for the choice alone leaves the weights.
+array "$tmp/l.npy" '<f4' '(1, 4)' 1 3 2 0
+array "$tmp/b.npy" '<f4' '(4)' 4 0 0 0
+array "$tmp/eye.npy" '<f4' '(4, 4)' 1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1
+biased() { # biased NAME IDS WEIGHTS OPTION...: weights to four digits
+    biased_name=$1 biased_ids=$2 biased_weights=$3
+    shift 3
+    "$cli" route "$tmp/l.npy" --topk 2 --ids "$tmp/i.csv" --weights "$tmp/x.csv" "$@" >"$tmp/o" 2>&1 &&
+        [ "$(cat "$tmp/i.csv")" = "$biased_ids" ] &&
+        [ "$(awk -F, '{ printf "%.4f,%.4f", $1, $2 }' "$tmp/x.csv")" = "$biased_weights" ]
+    result $? "$biased_name" "$tmp/o"
+}
+biased "gpt-oss without its gate's bias" 1,2 0.7311,0.2689 --router gpt_oss
+biased "gpt-oss with its gate's bias" 0,1 0.8808,0.1192 --router gpt_oss --gate-bias "$tmp/b.npy"
+biased "and with the gate" 0,1 0.8808,0.1192 --router gpt_oss --gate "$tmp/eye.npy" --gate-bias "$tmp/b.npy"
+biased "a soft-cap comes behind it" 0,1 0.8770,0.1230 --router grok1_vllm --gate-bias "$tmp/b.npy"
+for r in kimi_k2 glm4_moe nemotron_h minimax_m2 lfm2 deepseek_v4 megatron_sigmoid; do
+    "$cli" route "$tmp/l.npy" --topk 2 --ids "$tmp/i.csv" --router $r --bias "$tmp/b.npy" >"$tmp/o" 2>&1 &&
+        [ "$(cat "$tmp/i.csv")" = 0,1 ]
+    result $? "a selection bias: $r" "$tmp/o"
+done
+# sigmoid 0.731059 and 0.952574, divided by their sum; softmax 0.087144 and 0.643914, and times 6
+biased "it leaves the weights" 0,1 0.4342,0.5658 --router minimax_m2 --bias "$tmp/b.npy"
+biased "and those of softmax" 0,1 0.1192,0.8808 --router ernie45 --bias "$tmp/b.npy"
+biased "and of LongCat" 0,1 0.5229,3.8635 --router longcat_flash --bias "$tmp/b.npy"
+for r in gpt_oss granite mixtral qwen2_moe llama4 phimoe grok1_vllm megatron_post_softmax hunyuan llama_cpp sinkhorn \
+    deepseek_v4_hash; do
+    bad "no selection bias: $r" "--bias: router $r has no selection bias; --gate-bias adds one to the logits" \
+        route "$tmp/l.npy" --router $r --topk 2 --bias "$tmp/b.npy"
+done
+bad "nor Sinkhorn's sigmoid" "has no selection bias" route "$tmp/l.npy" --router sinkhorn --topk 1 --bias "$tmp/b.npy"
 { npy '<i4' False "(2, 2), 'shape': (1, 4)"; head -c 16 /dev/zero; } >"$tmp/twice.npy"
 bad "a shape twice in a .npy header" "has 'shape' twice" report "$tmp/twice.npy"
 { npy '<i4' False '(2, 2)' | tr '}' '\000'; head -c 16 /dev/zero; } >"$tmp/zero.npy"

@@ -400,6 +400,10 @@ static void oracle_groups(oracle *o)
         if (group[g] < -1e29f) group[g] = -1e30f; /* one masked expert or two: -Inf */
     }
     oracle_sort(group, order, r->n_group);
+    for (g = 0; r->group_top_k > 0 && g < r->n_group; g++) { /* the best of each group only */
+        oracle_sort(o->key + g * size, within, size);
+        for (m = r->group_top_k; m < size; m++) o->usable[g * size + within[m]] = 0;
+    }
     for (g = r->topk_group; g < r->n_group; g++)
         for (e = order[g] * size; e < (order[g] + 1) * size; e++) {
             if (!r->mask_zero) o->usable[e] = 0;
@@ -478,6 +482,10 @@ static void random_router(uint64_t *s, random_case *c)
     r->mask_zero = (int32_t)t_below(s, 3);
     room = r->n_group > 1 && !r->mask_zero ? r->topk_group * size : r->num_experts;
     r->top_k = 1 + (int32_t)t_below(s, t_below(s, 3) ? (room < 8 ? room : 8) : room);
+    if (!r->mask_zero && t_below(s, 3) == 0) { /* the best of each chosen group */
+        r->group_top_k = r->n_group > 1 ? 1 + (int32_t)t_below(s, size) : r->top_k;
+        if (r->n_group > 1) r->top_k = r->topk_group * r->group_top_k;
+    }
     r->score = (moe_ep_score)t_below(s, 4);
     r->weight = (moe_ep_weight)t_below(s, 4);
     r->select_on_logit = (int32_t)t_below(s, 2);
@@ -1289,7 +1297,7 @@ TEST(masked_experts_and_bad_logits)
         int32_t j;
         CHECK_I64(moe_ep_router_by_name(moe_ep_router_name(i), 6, 2, &r, &err), MOE_EP_OK);
         if (r.select == MOE_EP_SELECT_TABLE) continue;
-        if (r.n_group > 1) r.n_group = 2, r.topk_group = 1;
+        if (r.n_group > 1) r.n_group = 2, r.topk_group = 1, r.group_top_k = 0;
         CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, &err), MOE_EP_OK);
         for (j = 0; j < 2; j++) CHECK(ids[j] == j && w[j] >= 0.0f && w[j] <= 0.0f);
         if (t_failed_here) printf("    router %s\n", moe_ep_router_name(i));
@@ -1323,6 +1331,61 @@ TEST(masked_experts_in_groups)
     r.group_top_m = 1; /* the best one: now group 1 is in */
     CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
     CHECK(ids[0] == 2 && ids[1] == 5 && ids[2] == 4);
+}
+
+/* Pangu Pro: one expert of each group whatever the others hold, in the order of the keys, times router_scale. */
+TEST(best_of_every_group)
+{
+    static oracle o;
+    static float logits[2048];
+    static int ids[2048];
+    static double want[2048];
+    static int32_t got[2048];
+    static float w[2048];
+    const float scale[6] = {1.0f, 2.0f, 0.5f, 1.0f, 1.0f, 4.0f};
+    float few[6] = {3.0f, 2.9f, 2.8f, 0.0f, 1.0f, 1.0f}, total = 0.0f;
+    uint64_t s = t_seed + 20;
+    moe_ep_router r = moe_ep_router_pangu_pro(6, 2);
+    int i, j, isa;
+    r.per_expert_scale = scale;
+    few[1] = 3.0f; /* a tie inside a group: its lowest */
+    for (i = 0; i < 6; i++) total += expf(few[i]);
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 4);
+    CHECK_NEAR(w[0], expf(3.0f) / total, 1e-6, 0.0);
+    CHECK_NEAR(w[1], expf(1.0f) / total, 1e-6, 0.0);
+    r = moe_ep_router_pangu_pro(6, 3);
+    r.topk_group = 2, r.top_k = 4, r.group_top_k = 2; /* two groups of three, whole */
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 1 && got[2] == 2 && got[3] == 3);
+    for (i = 0; i < 4; i++) few[i] = -INFINITY; /* masked ones of a group come last, and still one of each */
+    r = moe_ep_router_pangu_pro(6, 2);
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK(got[0] == 4 && got[1] == 0 && !(w[1] > 0.0f));
+    r = moe_ep_router_pangu_pro(6, 1); /* one group is none */
+    CHECK_I64(moe_ep_route(&r, few, 1, NULL, got, w, NULL), MOE_EP_OK);
+    CHECK_I64(got[0], 4);
+    for (i = 0; i < 12; i++) { /* the model's shape, more than one list holds, and more experts than one block */
+        r = moe_ep_router_pangu_pro(i < 6 ? 64 : 2048, 8);
+        if (i >= 6) {
+            r.n_group = 4, r.topk_group = 3, r.group_top_k = i < 9 ? 300 : 5;
+            r.top_k = 3 * r.group_top_k;
+        }
+        for (j = 0; j < r.num_experts; j++) logits[j] = coarse_logit(&s, 3) / (i % 2 ? 16.0f : 1.0f);
+        for (j = 0; i % 3 == 2 && j < 3 * r.num_experts / 4; j++) logits[j] = -INFINITY;
+        o.r = &r;
+        o.logits = logits;
+        oracle_token(&o, ids, want);
+        for (isa = MOE_EP_ISA_PORTABLE; isa <= MOE_EP_ISA_AVX512; isa++) {
+            r.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_route(&r, logits, 1, NULL, got, w, NULL), MOE_EP_OK);
+            for (j = 0; j < r.top_k && !t_failed_here; j++) {
+                CHECK_I64(got[j], ids[j]);
+                CHECK_NEAR(w[j], want[j], 2e-5, 1e-30);
+            }
+        }
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 /* DeepSeek-V2 takes keys and weights from the scores masked with 0; DeepSeek-V3 in transformers only the keys. */
@@ -1491,6 +1554,11 @@ TEST(presets_and_names)
     CHECK(r.weight == MOE_EP_WEIGHT_SOFTMAX_OF_SELECTED);
     r.top_k = 55;
     CHECK_I64(moe_ep_router_by_name("nobody", 8, 2, &r, &err), MOE_EP_ERR_RANGE);
+    {
+        char text[60];
+        moe_ep_error_text(&err, text, sizeof text);
+        CHECK_STR(text, "name: no router has this name; see moe_ep_router_name (a va"); /* a name has no value */
+    }
     CHECK_I64(moe_ep_router_by_name("mixtral", 0, 2, &r, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_router_by_name("mixtral", 8, 0, &r, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_router_by_name("mixtral", 8, 9, &r, &err), MOE_EP_ERR_TOP_K);
@@ -1618,6 +1686,19 @@ TEST(route_errors)
     r.top_k = 2;
     r.select = MOE_EP_SELECT_SPARSEMIXER;
     expect_route_error(&r, MOE_EP_ERR_CONFIG, "n_group");
+    r = good;
+    r.group_top_k = -1;
+    expect_route_error(&r, MOE_EP_ERR_SIZE, "group_top_k");
+    r.group_top_k = 1; /* no groups: it must be K */
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "group_top_k");
+    r.n_group = 4;
+    r.topk_group = 2;
+    CHECK_I64(moe_ep_router_check(&r, NULL), MOE_EP_OK);
+    r.mask_zero = 1;
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "mask_zero");
+    r.mask_zero = 0;
+    r.group_top_k = 2;
+    expect_route_error(&r, MOE_EP_ERR_CONFIG, "group_top_k");
     r = good;
     r.select = MOE_EP_SELECT_TABLE;
     expect_route_error(&r, MOE_EP_ERR_NULL, "table");
@@ -2088,6 +2169,49 @@ TEST(quantile_against_sorting)
     }
 }
 
+/* Six updates as the comment says, then the batch is routed: max/mean. */
+static double quantile_balance(moe_ep_router r, const float *logits, int scored)
+{
+    enum { T = 1024, E = 16, K = 2 };
+    static float scores[T * E];
+    static int32_t ids[T * K];
+    float beta[E] = {0.0f}, minus[E];
+    int64_t loads[E] = {0}, most = 0;
+    int i, step;
+    memcpy(scores, logits, sizeof scores);
+    if (scored) CHECK_I64(moe_ep_scores(&r, logits, T, scores, NULL), MOE_EP_OK);
+    for (step = 0; step < 6; step++) CHECK_I64(moe_ep_quantile_update(scores, T, E, K, beta, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < E; i++) minus[i] = -beta[i];
+    r.select_bias = minus;
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < T * K; i++) loads[ids[i]]++;
+    for (i = 0; i < E; i++) most = loads[i] > most ? loads[i] : most;
+    return (double)most * E / (T * K);
+}
+
+TEST(quantile_by_its_recipe)
+{
+    static float logits[1024 * 16];
+    uint64_t s = t_seed;
+    const float four[4] = {1.0f, 3.0f, 2.0f, 0.0f}, bias[4] = {0.0f, -2.5f, 0.0f, 0.0f};
+    moe_ep_router r = moe_ep_router_megatron_sigmoid(16, 2);
+    float w[2];
+    int32_t ids[2];
+    int i;
+    for (i = 0; i < 1024 * 16; i++) /* the last experts are the best liked */
+        logits[i] = (float)(4.0 * (t_unit(&s) + t_unit(&s) + t_unit(&s) - 1.5)) + 0.4f * (float)(i % 16);
+    CHECK(quantile_balance(moe_ep_router_megatron_quantile(16, 2), logits, 0) < 1.1);
+    CHECK(quantile_balance(moe_ep_router_megatron_post_softmax(16, 2), logits, 0) < 1.1);
+    CHECK(quantile_balance(r, logits, 1) < 1.3);
+    CHECK(quantile_balance(r, logits, 0) > 2.0); /* beta of logits, choice by sigmoids */
+    r = moe_ep_router_megatron_quantile(4, 2); /* chosen by 1, 0.5, 2, 0; weights of the sigmoids without the bias */
+    r.select_bias = bias;
+    CHECK_I64(moe_ep_route(&r, four, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 0);
+    CHECK_NEAR(w[0], 0.880797 / (0.880797 + 0.731059), 1e-6, 0.0);
+    CHECK_NEAR(w[1], 0.731059 / (0.880797 + 0.731059), 1e-6, 0.0);
+}
+
 TEST(quantile_example_and_errors)
 {
     float scores[4] = {3.0f, 1.0f, 2.0f, 0.0f}, beta[2] = {0.0f, 0.0f};
@@ -2217,8 +2341,78 @@ TEST(losses_at_collapse)
     CHECK_NEAR(aux_of(d, MOE_EP_AUX_GLOBAL), 3.0, 1e-6, 0.0);
     CHECK_NEAR(aux_of(d, MOE_EP_AUX_DEVICE), 2.0, 1e-6, 0.0);
     CHECK_NEAR(aux_of(d, MOE_EP_AUX_COMMUNICATION), 2.0, 1e-6, 0.0);
-    ids[1] = -1; /* a padded token counts in the mean, not in the load */
-    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 3.0, 1e-6, 0.0);
+    ids[1] = -1; /* a padded token counts nowhere */
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_SWITCH), 4.0, 1e-6, 0.0);
+}
+
+/* Padding behind a batch at balance, or a whole sequence of it, changes no loss; the ids that are left of a token count
+ * as before.  Megatron multiplies the scores by its mask and takes the tokens for T that have choices. */
+TEST(losses_with_padding)
+{
+    static const float scores[16] = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f,
+                                     0.9f, 0.1f, 0.7f, 0.3f, 0.9f, 0.1f, 0.2f, 0.8f};
+    static const int32_t ids[8] = {0, 1, 1, 0, -1, -1, -1, -1}, device[2] = {0, 1}, half[4] = {0, -1, -1, 1};
+    static const int64_t loads[2] = {5, 5};
+    moe_ep_aux_desc d;
+    int kind;
+    memset(&d, 0, sizeof d);
+    d.top_k = 1;
+    d.num_experts = 2;
+    d.scores = scores;
+    d.ids = ids;
+    d.global_loads = loads;
+    d.device_of_expert = device;
+    d.num_devices = 2;
+    for (kind = 0; kind < 8; kind++) {
+        d.num_tokens = 8;
+        d.num_sequences = 0;
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.num_sequences = 2; /* the second one is empty */
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.num_sequences = 4;
+        d.interleaved = 1; /* each has a token and padding */
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.interleaved = 0;
+        d.num_sequences = 0;
+        d.ids = ids + 2;
+        d.num_tokens = 2;
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.num_tokens = 3; /* the example: both experts and a padded token */
+        CHECK_NEAR(aux_of(d, (moe_ep_aux)kind), 1.0, 1e-12, 0.0);
+        d.ids = ids;
+    }
+    d.ids = NULL; /* GLOBAL without ids: all tokens count */
+    d.num_tokens = 8;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_GLOBAL), 1.0, 1e-6, 0.0);
+    d.ids = half; /* one choice of two is left: two tokens, not one */
+    d.num_tokens = d.top_k = 2;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_EVERY_CHOICE), 1.0, 1e-12, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_FIRST_CHOICE), 0.5, 1e-12, 0.0);
+}
+
+/* flaxformer, transformers' Switch 4.x and MaxText multiply inside each group or sequence and take the mean. */
+TEST(any_choice_by_sequence)
+{
+    static const float scores[8] = {0.9f, 0.1f, 0.9f, 0.1f, 0.1f, 0.9f, 0.1f, 0.9f};
+    static const int32_t ids[4] = {0, 0, 1, 1};
+    moe_ep_aux_desc d;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_tokens = 4;
+    d.top_k = 1;
+    d.num_experts = 2;
+    d.scores = scores;
+    d.ids = ids;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_ANY_CHOICE), 1.0, 1e-6, 0.0);
+    d.num_sequences = 2;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_ANY_CHOICE), 1.8, 1e-6, 0.0);
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_EVERY_CHOICE), 1.0, 1e-6, 0.0); /* all tokens together */
+    d.interleaved = 1;
+    CHECK_NEAR(aux_of(d, MOE_EP_AUX_ANY_CHOICE), 1.0, 1e-6, 0.0);
+    d.num_sequences = 3;
+    d.kind = MOE_EP_AUX_ANY_CHOICE;
+    CHECK_NEAR(moe_ep_aux_loss(&d, NULL, &err), MOE_EP_ERR_SIZE, 0.0, 0.0);
+    CHECK_STR(err.arg, "num_sequences");
 }
 
 TEST(aux_loss_example_and_errors)
@@ -2639,8 +2833,11 @@ TEST(names_of_config_files_spelt_otherwise)
 {
     static const char *const same[][2] = {
         {"qwen3_vl_moe", "qwen3"}, {"granitemoehybrid", "granite"}, {"step3p5", "step35"}, {"grok", "grok1"},
-        {"mimo_v2_flash", "mimo_v2"}, {"Default", "qwen2"}, {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"},
-        {"deepseek.v3", "deepseek_v3"}, {" _-.llama.cpp ", "llama_cpp"}};
+        {"mimo_v2_flash", "mimo_v2"}, {"PanguProMoE", "pangu_pro"}, {"Default", "qwen2"},
+        {"Qwen3-MoE", "qwen3"}, {"DeepSeek V3", "deepseek_v3"}, {"deepseek.v3", "deepseek_v3"},
+        {" _-.llama.cpp ", "llama_cpp"}, {"qwen3_omni_moe", "qwen3"}, {"qwen3_5_moe", "qwen3"},
+        {"llama4_text", "llama4"}, {"gemma4_text", "gemma4"}, {"deepseek_v32", "deepseek_v3"},
+        {"kimi_k25", "kimi_k2"}, {"glm_moe_dsa", "glm45"}, {"afmoe", "mimo_v2"}, {"minimax", "mixtral"}};
     moe_ep_router a, b;
     moe_ep_error err;
     size_t i;
@@ -2734,18 +2931,27 @@ TEST(sinkhorn_with_a_hole)
 static double naive_aux(const moe_ep_aux_desc *d)
 {
     const int32_t E = d->num_experts, K = d->top_k, D = d->num_devices;
-    const int64_t T = d->num_tokens, S = d->kind == MOE_EP_AUX_SEQUENCE && d->num_sequences > 0 ? d->num_sequences : 1;
-    double total = 0.0, all = 0.0;
+    const int parts = d->kind == MOE_EP_AUX_SEQUENCE || d->kind == MOE_EP_AUX_ANY_CHOICE;
+    const int64_t T = d->num_tokens, S = parts && d->num_sequences > 0 ? d->num_sequences : 1;
+    double total = 0.0, all = 0.0, counted = 0.0;
     int64_t q, t;
     int32_t e, j, at;
     for (e = 0; d->global_loads && e < E; e++) all += (double)d->global_loads[e];
     for (q = 0; q < S; q++) {
         double P[8] = {0.0}, c[8] = {0.0}, first[8] = {0.0}, any[8] = {0.0}, sent[8] = {0.0};
-        const double n = (double)(T / S);
+        double n = 0.0;
+        int valid[12] = {0};
+        for (t = 0; t < T; t++) {
+            for (j = 0; j < K; j++) valid[t] |= d->ids[t * K + j] >= 0;
+            valid[t] &= (d->interleaved ? t % S : t / (T / S)) == q;
+            n += valid[t];
+        }
+        if (n < 0.5) continue;
+        counted += 1.0;
         for (t = 0; t < T; t++) {
             double sum = 0.0;
             int used[8] = {0}, reached[8] = {0};
-            if (d->kind == MOE_EP_AUX_SEQUENCE && (d->interleaved ? t % S : t / (T / S)) != q) continue;
+            if (!valid[t]) continue;
             for (e = 0; e < E; e++) sum += (double)d->scores[t * E + e];
             for (e = 0; e < E; e++)
                 if (!d->normalize_scores || sum > 0.0)
@@ -2781,7 +2987,7 @@ static double naive_aux(const moe_ep_aux_desc *d)
                 total += D / ((d->devices_per_token > 0 ? d->devices_per_token : K < D ? K : D) * n) * sent[at] * share;
         }
     }
-    return total / (double)S * (d->coefficient > 0.0 ? d->coefficient : 1.0);
+    return counted > 0.0 ? total / counted * (d->coefficient > 0.0 ? d->coefficient : 1.0) : 0.0;
 }
 
 TEST(losses_by_definition)
@@ -2947,25 +3153,30 @@ static const preset_row preset_rows[] = {
     {"deepseek_v2", ROW_SOFTMAX, 0, ROW_PLAIN, 16.0, 8, 3, 1, 2, 0, 0},
     {"deepseek_v2_lite", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v2_hub", ROW_SOFTMAX, 1, ROW_ADD, 16.0, 8, 3, 1, 2, 1, 1},
-    {"deepseek_v2_vllm", ROW_SOFTMAX, 1, ROW_PLAIN, 16.0, 8, 3, 1, 0, 0, 0},
+    {"deepseek_v2_vllm", ROW_SOFTMAX, 0, ROW_PLAIN, 16.0, 8, 3, 1, 0, 0, 0},
     {"deepseek_v3", ROW_SIGMOID, 1, ROW_PLAIN, 2.5, 8, 4, 2, 0, 0, 0},
     {"deepseek_v3_hf", ROW_SIGMOID, 1, ROW_ADD, 2.5, 8, 4, 2, 1, 0, 0},
     {"kimi_k2", ROW_SIGMOID, 1, ROW_ADD, 2.827, ROW_NO_GROUP, 0, 0},
+    {"kimi_linear", ROW_SIGMOID, 1, ROW_ADD, 2.446, ROW_NO_GROUP, 0, 0},
     {"glm45", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
+    {"glm4_moe_lite", ROW_SIGMOID, 1, ROW_ADD, 1.8, ROW_NO_GROUP, 0, 0},
+    {"bailing_moe_v2", ROW_SIGMOID, 1, ROW_ADD, 2.5, 8, 4, 2, 0, 1, 0},
     {"dots1", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"exaone_moe", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"mimo_v2", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"solar_open", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
-    {"nemotron_h", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 1, 0},
+    {"nemotron_h", ROW_SIGMOID, 1, ROW_ADD, 2.5, ROW_NO_GROUP, 0, 0},
     {"minimax_m2", ROW_SIGMOID, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"lfm2", ROW_SIGMOID, 1, MOE_EP_EPS_ADD, 1e-6, 0, ROW_NO_GROUP, 0, 0},
     {"step35", ROW_SIGMOID, 1, ROW_ADD, 3.0, ROW_NO_GROUP, 0, 0},
     {"ernie45", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1e-12, 0, ROW_NO_GROUP, 0, 0},
+    {"pangu_pro", ROW_SOFTMAX, 0, ROW_PLAIN, 0, 6, 6, 1, 0, 0, 0}, /* a group for each choice */
     {"longcat", ROW_SOFTMAX, 0, ROW_PLAIN, 6.0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v4", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"deepseek_v4_hash", ROW_ROOT, 1, ROW_ADD, 0, ROW_NO_GROUP, 0, 0},
     {"grok1", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
-    {"grok1_vllm", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"grok1_vllm", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
+    {"grok1_sglang", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"gemma4", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"hunyuan", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 23), 0, ROW_NO_GROUP, 0, 0},
     {"switch", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
@@ -2973,11 +3184,41 @@ static const preset_row preset_rows[] = {
     {"megatron_pre_softmax", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"megatron_post_softmax", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"megatron_sigmoid", ROW_SIGMOID, 1, ROW_ADD, 0, ROW_NO_GROUP, 1, 0},
+    {"megatron_quantile", MOE_EP_SCORE_SIGMOID, MOE_EP_WEIGHT_SCORE, 1, 1, ROW_ADD, 0, ROW_NO_GROUP, 1, 0},
     {"llama_cpp", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 14), 0, ROW_NO_GROUP, 0, 0},
     {"llama_cpp_sigmoid", ROW_SIGMOID, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 14), 0, ROW_NO_GROUP, 0, 0},
     {"base", ROW_OF_LOGIT, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"megablocks", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"sinkhorn", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0}};
+
+/* Weights of the presets whose sources differ only in the norm, worked out by hand. */
+TEST(presets_of_one_model_in_several_servers)
+{
+    const float logits[4] = {0.0f, 1.0f, 2.0f, -1.0f};
+    const double a = exp(30.0 * tanh(2.0 / 30.0)), b = exp(30.0 * tanh(1.0 / 30.0));
+    const double all = a + b + 1.0 + exp(30.0 * tanh(-1.0 / 30.0));
+    const double plain = exp(2.0) + exp(1.0) + 1.0 + exp(-1.0);
+    moe_ep_router r = moe_ep_router_grok1_vllm(4, 2);
+    float w[2];
+    int32_t ids[2];
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 1);
+    CHECK_NEAR(w[0], a / (a + b), 1e-6, 0.0);
+    r = moe_ep_router_grok1_sglang(4, 2);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK_NEAR(w[0], a / all, 1e-6, 0.0);
+    CHECK_NEAR(w[1], b / all, 1e-6, 0.0);
+    r = moe_ep_router_deepseek_v2_vllm(4, 2);
+    r.n_group = 2;
+    r.topk_group = 1;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 2 && ids[1] == 3); /* never outside the open group; mask 2 gives expert 0 with weight 0 */
+    CHECK_NEAR(w[0], 16.0 * exp(2.0) / plain, 1e-6, 0.0);
+    CHECK_NEAR(w[1], 16.0 * exp(-1.0) / plain, 1e-6, 0.0);
+    r = moe_ep_router_nemotron_h(4, 1);
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK_NEAR(w[0], 2.5, 1e-6, 0.0); /* transformers divides a single weight, too */
+}
 
 TEST(presets_field_by_field)
 {
@@ -2988,7 +3229,7 @@ TEST(presets_field_by_field)
     for (i = 0; i < n; i++) {
         const preset_row *p = &preset_rows[i];
         const int table = strcmp(p->name, "hash") == 0 || strcmp(p->name, "deepseek_v4_hash") == 0;
-        const int phi = strcmp(p->name, "phimoe") == 0, cap = strcmp(p->name, "grok1_vllm") == 0;
+        const int phi = strcmp(p->name, "phimoe") == 0, cap = strncmp(p->name, "grok1_", 6) == 0;
         const int norm = strcmp(p->name, "dbrx") == 0 || strcmp(p->name, "megablocks") == 0;
         moe_ep_router r;
         memset(&r, 1, sizeof r);
@@ -3001,6 +3242,7 @@ TEST(presets_field_by_field)
         CHECK(r.n_group == p->groups && r.topk_group == p->open && r.group_top_m == p->best);
         CHECK(r.mask_zero == p->mask && r.renorm_skip_k1 == p->skip_k1);
         CHECK_I64(r.scale_only_without_renorm, p->scale_only);
+        CHECK_I64(r.group_top_k, strcmp(p->name, "pangu_pro") == 0);
         CHECK_I64(r.weight_on_input, strcmp(p->name, "llama4") == 0);
         CHECK_NEAR(r.logit_softcap, cap ? 30.0 : 0.0, 0.0, 0.0);
         CHECK_NEAR(r.sparsemixer_jitter, phi ? 0.01 : 0.0, 1e-7, 0.0);
