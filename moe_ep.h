@@ -1901,10 +1901,10 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
                                             moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* batched_moe_align_block_size: counts (E) tokens per expert, already grouped in rows e*max_tokens + j ->
- * sorted_ids (E * max_tokens rounded up to B, padding E*max_tokens), block_experts (that / B, unused -1),
+ * sorted_ids (L), L = E * (max_tokens rounded up to B), padding E*max_tokens; block_experts (L/B, unused -1);
  * *padded_rows.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.  O(E * max_tokens).
- * Example: {2,3,0,6,8}, max 8, B = 4: blocks 0 1 3 3 4 4 -1 -1 -1 -1, padded_rows 24. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.  O(L).
+ * Example: {2,3,0,6,7}, max 7, B = 4: L = 5 * 8 = 40, blocks 0 1 3 3 4 4 -1 -1 -1 -1, padded_rows 24. */
 MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens,
                                               int32_t block_size,
                                               int32_t *sorted_ids, int32_t *block_experts, int64_t *padded_rows,
