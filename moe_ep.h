@@ -2968,7 +2968,8 @@ typedef struct moe_ep_forward_desc {
     const moe_ep_router *router;   /* section 1; NULL = ids and choice_weights are given                */
     const float *gate;             /* (E+num_null, H) router weight; a gate bias is router.logit_bias   */
     const int32_t *ids;            /* (T,K), -1 = no expert; read when router is NULL                   */
-    const float *choice_weights;   /* (T,K); read when router is NULL; NULL = all 1                     */
+    const float *choice_weights;   /* (T,K); read when router is NULL; NULL = all 1.  What stands where the
+                                      id is -1 is not looked at: it may be NaN                          */
     int weight_on_input;           /* not 0: the weight multiplies the token going in, not the row
                                       coming out (Llama-4); identity experts return weight * token too.
                                       With a router, its own weight_on_input switches this on as well   */
@@ -2985,6 +2986,8 @@ typedef struct moe_ep_forward_desc {
 
 /* What does this MoE layer answer?  x (T,H) and y (T,H) float, packed; y must not overlap x.
  * T = 0 is allowed and does nothing.
+ * A token whose ids are all -1 (padding) is 0 in y, and its x, which may be NaN, is not looked at; with a router or
+ * shared experts every token is.
  * Errors: NULL, ERR_SIZE (sizes that do not fit each other, strides shorter than a row), ERR_RANGE
  * (enum values), ERR_TOP_K, ERR_EXPERT_ID (index is the flat position), ERR_NAN (x, weights of the
  * choices), ERR_CONFIG, ERR_OVERFLOW, ERR_SCRATCH.  Non-finite expert weights are not looked for.
@@ -3068,7 +3071,7 @@ typedef struct moe_ep_plan {
     int32_t batch;             /* 0 or 1: which micro-batch; index handles and buffers by it            */
     int64_t ntokens;           /* T of this rank                                                        */
     const int32_t *topk_ids;   /* (T,K) global slot; -1 = none; >= P = identity expert (stays here)      */
-    const float *topk_weights; /* (T,K)                                                                 */
+    const float *topk_weights; /* (T,K); 0 where the id is -1                                           */
     int64_t nsend, nrecv;      /* rows out, rows in                                                     */
     const int64_t *send_rows;  /* (nranks)   rows for each rank                                         */
     const int64_t *send_start; /* (nranks+1) where they begin in the send order                         */
@@ -3133,7 +3136,7 @@ typedef struct moe_ep_batch {
     int64_t num_tokens;       /* T of this rank, 0 is fine                                              */
     const int32_t *slot_ids;  /* (T,K) global slots, see moe_ep_assign_slots; -1 = none; P ..
                                  P+num_null-1 = identity                                                */
-    const float *weights;     /* (T,K); NULL = all 1                                                    */
+    const float *weights;     /* (T,K); NULL = all 1.  What stands where the id is -1 is not looked at  */
     const void *x;            /* (T,H)                                                                  */
     void *y;                  /* (T,H), must not overlap x                                              */
     void *call;               /* handed to the hooks in plan->call                                      */
@@ -25019,6 +25022,32 @@ static moe_ep_status moe_epi_fw_check_finite(const float *v, int64_t n, const ch
     return moe_epi_fw_bad_input(moe_epi_fw_first_nonfinite(v, n), v, name, err);
 }
 
+/* Weights (n) of choices that name an expert; what stands beside -1 is nobody's. */
+static moe_ep_status moe_epi_fw_check_choices(const float *w, const int32_t *ids, int64_t n, const char *name,
+                                              moe_ep_error *err)
+{
+    int64_t i = moe_epi_fw_first_nonfinite(w, n);
+    for (; i >= 0 && i < n; i++)
+        if (ids[i] >= 0 && !moe_epi_finite((double)w[i])) return moe_epi_fw_bad_input(i, w, name, err);
+    return MOE_EP_OK;
+}
+
+/* Index of the first non-finite element of x (T,H), -1 = none.  ids (T,K): tokens with nothing but -1 are passed over;
+ * NULL = none is. */
+static int64_t moe_epi_fw_bad_token(const moe_ep_forward_desc *d, const float *x, int64_t T, int64_t H,
+                                    const int32_t *ids, int32_t K)
+{
+    int64_t at = moe_epi_fw_scan_all(d, x, T * H), t, found;
+    int32_t k;
+    if (at < 0 || !ids) return at;
+    for (t = at / H; t < T; t++) {
+        for (k = 0; k < K && ids[t * K + k] < 0; k++) continue;
+        found = k < K ? moe_epi_fw_first_nonfinite(x + t * H, H) : -1;
+        if (found >= 0) return t * H + found;
+    }
+    return -1;
+}
+
 /* The result, written whole: a value that left the range of float on the way is named. */
 static moe_ep_status moe_epi_fw_bad_result(int64_t at, const float *y, moe_ep_error *err)
 {
@@ -25157,8 +25186,16 @@ static moe_ep_status moe_epi_fw_check_routing(const moe_ep_forward_desc *d, int6
     for (i = 0; i < n; i++)
         if (d->ids[i] < -1 || d->ids[i] >= E)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "ids", "neither -1 nor in 0..E-1", i, (double)d->ids[i]);
-    if (d->choice_weights) return moe_epi_fw_check_finite(d->choice_weights, n, "choice_weights", err);
+    if (d->choice_weights) return moe_epi_fw_check_choices(d->choice_weights, d->ids, n, "choice_weights", err);
     return MOE_EP_OK;
+}
+
+/* Values of x (T,H), once the routing is known to be sound. */
+static moe_ep_status moe_epi_fw_check_x(const moe_ep_forward_desc *d, const float *x, int64_t T, int32_t K,
+                                        moe_ep_error *err)
+{
+    const int32_t *ids = d->router || d->shared ? NULL : d->ids;
+    return moe_epi_fw_bad_input(moe_epi_fw_bad_token(d, x, T, d->experts->hidden, ids, K), x, "x", err);
 }
 
 static int moe_epi_fw_overlap(const void *a, const void *b, int64_t bytes)
@@ -25182,13 +25219,6 @@ static moe_ep_status moe_epi_fw_check_shapes(const float *x, const float *y, int
     if (moe_epi_fw_overlap(x, y, n * 4))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, yname, "must not overlap the input", -1, 0.0);
     return MOE_EP_OK;
-}
-
-static moe_ep_status moe_epi_fw_check_xy(const float *x, const float *y, int64_t rows, int32_t H, const char *xname,
-                                         const char *yname, moe_ep_error *err)
-{
-    moe_ep_status st = moe_epi_fw_check_shapes(x, y, rows, H, xname, yname, err);
-    return st == MOE_EP_OK ? moe_epi_fw_check_finite(x, rows * H, xname, err) : st;
 }
 
 /* ---- scratch of one set of experts: sizes and pieces -------------------------------------------------------- */
@@ -25619,9 +25649,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     l.T = num_tokens;
     st = moe_epi_fw_check_options(desc, err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_shapes(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
-    if (st == MOE_EP_OK)
-        st = moe_epi_fw_bad_input(moe_epi_fw_scan_all(desc, x, num_tokens * desc->experts->hidden), x, "x", err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_routing(desc, num_tokens, &l.K, err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_x(desc, x, num_tokens, l.K, err);
     if (st != MOE_EP_OK || num_tokens == 0) return st;
     l.E = desc->experts->num_experts;
     l.groups_all = l.E + desc->num_null;
@@ -25996,7 +26025,7 @@ static moe_ep_status moe_epi_hk_check_batch(const moe_epi_hk_rank *k, const moe_
         if (b->slot_ids[i] < -1 || b->slot_ids[i] >= k->P + k->num_null)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_ids", "neither -1 nor a slot",
                                 i, (double)b->slot_ids[i]);
-    if (n > 0 && b->weights) return moe_epi_fw_check_finite(b->weights, n, "weights", err);
+    if (n > 0 && b->weights) return moe_epi_fw_check_choices(b->weights, b->slot_ids, n, "weights", err);
     return MOE_EP_OK;
 }
 
@@ -26027,7 +26056,7 @@ static void moe_epi_hk_plan_out(moe_epi_hk_rank *k, moe_epi_hk_side *s, const mo
     if (pairs > 0) memset(s->recv_slots, 0, sizeof(int64_t) * (size_t)pairs);
     for (i = 0; i < n; i++) {
         int32_t slot = ids[i] = b->slot_ids[i], r;
-        w[i] = b->weights ? b->weights[i] : 1.0f;
+        w[i] = slot < 0 ? 0.0f : b->weights ? b->weights[i] : 1.0f;
         if (slot < 0 || slot >= k->P) continue;
         r = moe_epi_hk_rank_of_slot(k, slot);
         s->send_slots[(int64_t)r * k->per_rank + slot - k->slot_start[r]]++;
@@ -26876,8 +26905,9 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     memset(&res, 0, sizeof res);
     memset(&w, 0, sizeof w);
     st = moe_epi_fw_check_options(desc, err);
-    if (st == MOE_EP_OK) st = moe_epi_fw_check_xy(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_shapes(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_routing(desc, num_tokens, &K, err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_x(desc, x, num_tokens, K, err);
     if (st == MOE_EP_OK) st = moe_epi_hk_check_placement(desc, p, layer, err);
     if (st != MOE_EP_OK) return st;
     if (slot_ids && desc->router)

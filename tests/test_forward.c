@@ -1874,6 +1874,62 @@ TEST(bad_input_is_named_and_y_stays)
     free_set(&g.sh);
 }
 
+/* Padded tokens: ids -1, weights and x whatever lay there. */
+TEST(what_stands_beside_masked_choices_is_not_looked_at)
+{
+    static const int32_t ids[8] = {0, 1, -1, -1, 2, -1, -1, 5}; /* 5: identity */
+    static const float rubbish[3] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
+    uint64_t s = 6;
+    for (int i = 0; i < 12; i++) {
+        good g;
+        float clean[24], want[24];
+        moe_ep_error err;
+        good_init(&g);
+        free_set(&g.r);
+        g.r = make_set(5, 6, 7, i & 1 ? MOE_EP_BF16 : MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 1, 0, 0, &s);
+        g.d.experts = &g.r.w, g.d.shared = NULL, g.d.shared_gate = NULL, g.d.num_null = 1;
+        g.d.weight_on_input = i >> 1 & 1, g.d.products = (moe_ep_products)(i / 4);
+        memcpy(g.ids, ids, sizeof ids);
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, want, NULL, NULL), MOE_EP_OK);
+        memcpy(clean, g.x, sizeof clean);
+        for (int k = 0; k < 8; k++)
+            if (ids[k] < 0) g.w[k] = rubbish[(i + k) % 3];
+        for (int h = 0; h < 6; h++) g.x[6 + h] = rubbish[(i + h) % 3];
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_OK);
+        CHECK(memcmp(want, g.y, sizeof want) == 0);
+        for (int h = 6; h < 12; h++) CHECK(g.y[h] == 0.0f);
+        for (int t = 3; t >= 0; t--) { /* a token with a choice is looked at, identity or not, whatever stands before */
+            if (t == 1) continue;
+            g.x[6 * t + (i + t) % 6] = rubbish[i % 3];
+            CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, "x");
+            CHECK_I64(err.index, 6 * t + (i + t) % 6);
+        }
+        for (int k = 0; k < 8; k++) { /* and so is the weight of every choice that is one */
+            if (ids[k] < 0) continue;
+            float w = g.w[k];
+            g.w[k] = rubbish[i % 3];
+            CHECK_I64(moe_ep_forward(&g.d, clean, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, "choice_weights");
+            CHECK_I64(err.index, k);
+            g.w[k] = w;
+        }
+        memcpy(g.x, clean, sizeof clean);
+        g.x[7] = rubbish[i % 3];
+        g.d.shared = &g.sh.w; /* shared experts see every token, and so does a router */
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_I64(err.index, 7);
+        g.d.shared = NULL, g.d.num_null = 0;
+        g.d.router = &g.router, g.d.gate = g.gate;
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_STR(err.arg, "x");
+        CHECK_I64(err.index, 7);
+        free_set(&g.r);
+        free_set(&g.sh);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 TEST(errors_name_the_value_and_success_leaves_none)
 {
     static const int32_t sizes[] = {1, 0, -3};

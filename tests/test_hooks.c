@@ -855,6 +855,55 @@ TEST(a_rank_without_hooks_is_the_layer_on_one_device)
     free_model(&m);
 }
 
+/* Padded tokens, as servers leave them: ids -1, weights and x whatever lay there. */
+TEST(what_stands_beside_masked_choices_is_not_looked_at_by_ranks)
+{
+    uint64_t s = t_seed + 77;
+    for (int i = 0; i < 12; i++) {
+        enum { T = 6, H = 6, K = 2 };
+        rig g;
+        own_placement o = make_placement(CONTIGUOUS, 4, 1 + i % 3, 4, &s);
+        float want[T * H];
+        rig_up(&g, t_seed + (uint64_t)i);
+        g.layer.num_null = 1;
+        g.ids[3] = 4;
+        g.b.num_tokens = T;
+        for (int k = 0; k < T * K; k++)
+            if (i >> (k / K) & 1) g.ids[k] = -1;
+        g.ids[5] = -1;
+        g.layer.ids = g.ids, g.layer.choice_weights = g.w;
+        CHECK_I64(moe_ep_forward(&g.layer, g.x, T, want, NULL, NULL), MOE_EP_OK);
+        for (int k = 0; k < T * K; k++)
+            if (g.ids[k] < 0) g.w[k] = (float)NAN;
+        for (int t = 0; t < T; t++)
+            for (int h = 0; h < H && g.ids[K * t] < 0 && g.ids[K * t + 1] < 0; h++) g.x[H * t + h] = (float)INFINITY;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+        CHECK(memcmp(want, g.y, sizeof want) == 0);
+        for (int k = 0; k < T * K; k++)
+            CHECK(moe_ep_rank_plan_of(&g.rank, 0)->topk_weights[k] == (g.ids[k] < 0 ? 0.0f : g.w[k]));
+        memset(g.y, 0x77, sizeof g.y);
+        CHECK_I64(moe_ep_forward_ranks(&g.layer, &o.p, 0, NULL, NULL, g.x, T, g.y, NULL, NULL, &g.err), MOE_EP_OK);
+        CHECK(memcmp(want, g.y, sizeof want) == 0);
+        g.w[8] = (float)NAN; /* a choice that is one */
+        g.ids[8] = 0;
+        CHECK_I64(moe_ep_forward_ranks(&g.layer, &o.p, 0, NULL, NULL, g.x, T, g.y, NULL, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "choice_weights");
+        CHECK_I64(g.err.index, 8);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "weights");
+        CHECK_I64(g.err.index, 8);
+        g.w[8] = 1.0f, g.x[27] = (float)NAN;
+        for (int h = 24; h < 27; h++) g.x[h] = 1.0f;
+        CHECK_I64(moe_ep_forward_ranks(&g.layer, &o.p, 0, NULL, NULL, g.x, T, g.y, NULL, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "x");
+        CHECK_I64(g.err.index, 27);
+        rig_down(&g);
+        free(o.mem);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 static moe_ep_status rig_stage(rig *g, int stage)
 {
     return stage == 0   ? moe_ep_rank_dispatch(&g->rank, 0, NULL, &g->err)
