@@ -2919,7 +2919,9 @@ typedef enum moe_ep_gate_layout {
 
 /* The weights of a set of experts over the caller's arrays, as a checkpoint holds them:
  * gate = w1 = gate_proj.weight (I,H), up = w3 = up_proj.weight (I,H), down = w2 = down_proj.weight (H,I).
- * Either one array with a stride from expert to expert, or a table with one pointer per expert. */
+ * Either one array with a stride from expert to expert, or a table with one pointer per expert.  The elements of
+ * a row lie side by side: the (E,H,2I) and (E,I,H) arrays that transformers' Llama4TextExperts and GptOssExperts hold
+ * must be transposed first. */
 typedef struct moe_ep_weights {
     int32_t num_experts; /* experts held here, >= 1                                                     */
     int32_t hidden;      /* H >= 1                                                                      */
@@ -25939,11 +25941,11 @@ static moe_ep_status moe_epi_hk_room(moe_epi_hk_rank *k, moe_epi_hk_side *s, int
 static size_t moe_epi_hk_compute_need(const moe_epi_hk_rank *k, int64_t T, int64_t rows)
 {
     size_t experts = 0, combine = 0;
-    if (!k->layer) return 0;
+    if (!k->layer && k->hooks.dispatch) return 0;
     if (!k->hooks.experts && k->nslots > 0)
         moe_epi_fw_run_need(&experts, k->layer, k->layer->experts, k->nslots, rows, rows);
-    moe_epi_need(&combine, T * k->K, k->row_bytes);
-    if (k->layer->shared) {
+    moe_epi_need(&combine, T * k->K, k->row_bytes); /* rows that go out, and rows that come home */
+    if (k->layer && k->layer->shared) {
         moe_epi_need(&combine, T * k->layer->shared->num_experts, k->row_bytes);
         moe_epi_fw_run_need(&combine, k->layer, k->layer->shared, k->layer->shared->num_experts, T,
                             T * k->layer->shared->num_experts);

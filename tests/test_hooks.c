@@ -1262,6 +1262,57 @@ TEST(nothing_is_allocated_after_reserve_and_nothing_leaks_when_memory_runs_out)
     free_model(&m);
 }
 
+static int copy_experts(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    (void)user, (void)stream;
+    memcpy(ry, rx, (size_t)p->nrecv * 24);
+    return 0;
+}
+static int first_choices(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    (void)user, (void)stream;
+    for (int64_t t = 0; t < p->ntokens; t++)
+        memcpy((char *)y + (size_t)t * row_bytes,
+               (const char *)ry + (size_t)p->recv_row[p->choice_row[t * p->top_k]] * row_bytes, row_bytes);
+    return 0;
+}
+
+/* The dispatch without a hook takes memory of its own, with a layer and without one. */
+TEST(a_dispatch_without_a_hook_lives_on_what_was_reserved)
+{
+    uint64_t s = t_seed + 78;
+    for (int i = 0; i < 8; i++) {
+        int64_t most = 1 + t_below(&s, 40);
+        counter c = {0, 0, 0, {0}};
+        rig g;
+        rig_up(&g, t_seed + (uint64_t)i);
+        float *x = floats(most * 6, &s), *y = floats(most * 6, &s);
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(2 * most));
+        float *w = t_alloc(sizeof(float) * (size_t)(2 * most));
+        memset(&g.hooks, 0, sizeof g.hooks);
+        g.hooks.size = sizeof g.hooks, g.hooks.experts = copy_experts, g.hooks.combine = first_choices;
+        g.d.hooks = &g.hooks;
+        if (i & 1) g.d.layer = NULL;
+        g.d.alloc.alloc_fn = count_alloc, g.d.alloc.free_fn = count_free, g.d.alloc.user = &c;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, most, 2 * most, &g.err), MOE_EP_OK);
+        CHECK_I64(c.allocs, 11); /* the last one for the rows that go out: 24 bytes each, and room to align them */
+        CHECK_I64(c.bytes[10], (2 * most * 24 + 63) / 64 * 64 + 128);
+        for (int call = 0; call < 3; call++) {
+            g.b.num_tokens = call == 0 ? most : t_below(&s, most + 1);
+            draw_ids(ids, w, g.b.num_tokens, 2, 4, 0, &s);
+            g.b.slot_ids = ids, g.b.weights = w, g.b.x = x, g.b.y = y;
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+            CHECK(memcmp(x, y, sizeof(float) * (size_t)(6 * g.b.num_tokens)) == 0);
+        }
+        CHECK_I64(c.allocs, 11);
+        rig_down(&g);
+        CHECK_I64(c.live, 0);
+        free(x), free(y), free(ids), free(w);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 static int device_calls;
 static int no_plan_stage(void *user, const moe_ep_plan *p, const void *in, void *out, size_t row_bytes, void *stream)
 {
