@@ -3087,7 +3087,10 @@ typedef struct moe_ep_plan {
     const int64_t *slot_start; /* (nslots+1): rx is grouped by local slot, inside it by source rank, then
                                   in the order of the source: reproducible                              */
     void *call;                /* the caller's pointer of this call                                     */
-    int32_t weight_on_input;   /* not 0: rows go out already multiplied by send_weight                  */
+    int32_t weight_on_input;   /* not 0: dispatch multiplies the rows by send_weight, combine adds what comes
+                                  back as it is; identity experts have their weight all the same         */
+    int32_t elem_bytes;        /* of moe_ep_rank_desc; 0 = 4                                            */
+    moe_ep_dtype elem_type;    /* of moe_ep_rank_desc                                                   */
 } moe_ep_plan;
 
 /* Stages, as the wait hook sees them. */
@@ -3131,6 +3134,9 @@ typedef struct moe_ep_rank_desc {
     const int32_t *slot_expert; /* (slots of this rank) index into layer->experts, -1 = empty slot;
                                    NULL = local slot number; copied                                     */
     moe_ep_allocator alloc;     /* host memory of plans and CPU stages; zeroed = malloc and free        */
+    moe_ep_dtype elem_type;     /* what an element of x is, for moe_ep_plan_pack with weight_on_input: F32 (0),
+                                   BF16 or F16; with elem_bytes other than 4, F32 says that it is none of
+                                   them, and nothing can be multiplied                                  */
 } moe_ep_rank_desc;
 
 /* One micro-batch. */
@@ -3156,8 +3162,8 @@ typedef struct moe_ep_rank {
 /* Starts a rank: copies the hooks and the slot tables of desc, keeps desc->layer by pointer.
  * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_OVERFLOW
  * (these together exceed 2^31 - 1), ERR_CONFIG (hooks.size wrong, one of alloc and free, a stage without hook and
- * without
- * layer, elements that are not float for a CPU stage, missing counts, dispatch or combine with more than one rank),
+ * without layer, elements that are not float for a CPU stage, elem_type of another size than elem_bytes, missing
+ * counts, dispatch or combine with more than one rank),
  * ERR_MEMORY, those of moe_ep_forward for the layer.
  * O(num_ranks + slots of this rank).
  * Example: num_ranks 2 with hooks that lack counts: ERR_CONFIG, arg "hooks.counts". */
@@ -3216,9 +3222,11 @@ MOE_EP_API const moe_ep_plan *moe_ep_rank_plan_of(const moe_ep_rank *rank, int32
 
 /* ---- the host side of an adapter: what a dispatch and a combine hook over send and receive buffers need */
 
-/* rows (nsend, row_bytes) in send order <- x (T, row_bytes); float rows times send_weight when
- * plan->weight_on_input.  Errors: NULL, ERR_SIZE (row_bytes 0, or not whole floats there).  O(nsend * row_bytes).
- * Example: send_token 2 0, x rows A B C: C A. */
+/* rows (nsend, row_bytes) in send order <- x (T, row_bytes); times send_weight when plan->weight_on_input: elements of
+ * plan->elem_type, bf16 and f16 rounded to nearest even.  elem_bytes and elem_type are read then only.
+ * Errors: NULL, ERR_SIZE (row_bytes 0, or not whole elements there), ERR_CONFIG (weight_on_input and elements that are
+ * not F32, BF16 or F16 by type and size: rows are not written).  O(nsend * row_bytes).
+ * Example: send_token 2 0, x rows A B C: C A.  bf16 3 (0x4040) with weight 0.3: 0.8984375 (0x3f66). */
 MOE_EP_API moe_ep_status moe_ep_plan_pack(const moe_ep_plan *plan, const void *x, void *rows,
                                           size_t row_bytes, moe_ep_error *err);
 /* rx grouped by slot <- rows (nrecv, row_bytes) in the order of arrival: by source rank, slot, token.
@@ -25707,7 +25715,8 @@ struct moe_epi_rank {
     moe_ep_hooks hooks;
     const moe_ep_forward_desc *layer;
     moe_ep_allocator alloc;
-    int32_t rank, nranks, K, H, nslots, P, per_rank, num_null;
+    int32_t rank, nranks, K, H, nslots, P, per_rank, num_null, elem_bytes;
+    moe_ep_dtype elem_type;
     int64_t max_rows; /* of moe_ep_rank_reserve */
     size_t row_bytes;
     int32_t *slot_start;  /* (nranks+1) */
@@ -25741,9 +25750,18 @@ static moe_ep_status moe_epi_hk_check_hooks(const moe_ep_rank_desc *d, moe_ep_er
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.combine", "needed with more than one rank", -1, 0.0);
     if (!d->layer && (!h->experts || !h->combine))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "layer", "needed where experts or combine has no hook", -1, 0.0);
-    if ((!h->experts || !h->combine || (!h->dispatch && d->layer && d->layer->weight_on_input)) &&
-        d->elem_bytes != 0 && d->elem_bytes != 4)
+    if ((int)d->elem_type < 0 || (int)d->elem_type >= (int)MOE_EP_I8)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "elem_type", "must be F32, BF16 or F16", -1,
+                            (double)(int)d->elem_type);
+    if (d->elem_type != MOE_EP_F32 && d->elem_bytes != 2)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "must be 2 for BF16 and F16", -1,
+                            (double)d->elem_bytes);
+    if (d->elem_bytes == 0 || d->elem_bytes == 4) return MOE_EP_OK;
+    if (!h->experts || !h->combine)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "the CPU stages work on float", -1,
+                            (double)d->elem_bytes);
+    if (!h->dispatch && d->layer && d->layer->weight_on_input && d->elem_type == MOE_EP_F32)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "weight_on_input wants an elem_type of this size", -1,
                             (double)d->elem_bytes);
     return MOE_EP_OK;
 }
@@ -25852,6 +25870,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_d
     k->P = desc->slot_start[desc->num_ranks];
     k->nslots = desc->slot_start[desc->rank + 1] - desc->slot_start[desc->rank];
     k->num_null = desc->layer ? desc->layer->num_null : 0;
+    k->elem_bytes = desc->elem_bytes;
+    k->elem_type = desc->elem_type;
     k->row_bytes = moe_epi_hk_row_bytes(desc->hidden, desc->elem_bytes);
     moe_epi_need(&total, (int64_t)k->nranks + 1, sizeof(int32_t));
     moe_epi_need(&total, k->nslots, sizeof(int32_t));
@@ -26223,6 +26243,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     s->plan.ntokens = b->num_tokens;
     s->plan.call = b->call;
     s->plan.weight_on_input = k->layer && k->layer->weight_on_input;
+    s->plan.elem_bytes = k->elem_bytes;
+    s->plan.elem_type = k->elem_type;
     if (b->no_plan) st = moe_epi_hk_room(k, s, k->max_rows, err);
     else st = moe_epi_hk_plan_full(k, s, b, stream, err);
     s->ready = st == MOE_EP_OK;
@@ -26250,23 +26272,43 @@ static moe_ep_status moe_epi_hk_move(const void *src, const int64_t *from, void 
     return MOE_EP_OK;
 }
 
+/* n elements times w. */
+static void moe_epi_hk_times(void *row, moe_ep_dtype type, size_t n, float w)
+{
+    float *wide = (float *)row;
+    uint16_t *half = (uint16_t *)row;
+    size_t j;
+    if (type == MOE_EP_F32)
+        for (j = 0; j < n; j++) wide[j] *= w;
+    else if (type == MOE_EP_BF16)
+        for (j = 0; j < n; j++) half[j] = moe_ep_bf16_from_f32(moe_ep_f32_from_bf16(half[j]) * w);
+    else
+        for (j = 0; j < n; j++) half[j] = moe_ep_f16_from_f32(moe_ep_f32_from_f16(half[j]) * w);
+}
+
 MOE_EP_API moe_ep_status moe_ep_plan_pack(const moe_ep_plan *plan, const void *x, void *rows, size_t row_bytes,
                                           moe_ep_error *err)
 {
     moe_ep_status st;
     int64_t i;
-    size_t j;
+    size_t each;
     moe_epi_ok(err);
     if (!plan) return moe_epi_null(err, "plan");
-    if (plan->weight_on_input && row_bytes % sizeof(float) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_bytes", "weights multiply float rows only",
-                            -1, (double)row_bytes);
+    each = plan->elem_type == MOE_EP_F32 ? 4u : 2u;
+    if (plan->weight_on_input) {
+        if ((int)plan->elem_type < 0 || (int)plan->elem_type >= (int)MOE_EP_I8 ||
+            (plan->elem_bytes != (int32_t)each && (plan->elem_bytes != 0 || each != 4u)))
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "plan->elem_type",
+                                "weights multiply F32, BF16 or F16, which moe_ep_rank_desc must name", -1,
+                                (double)(int)plan->elem_type);
+        if (row_bytes % each != 0)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_bytes", "not whole elements", -1, (double)row_bytes);
+    }
     st = moe_epi_hk_move(x, plan->send_token, rows, NULL, plan->nsend, row_bytes, err);
     if (st != MOE_EP_OK || !plan->weight_on_input) return st;
-    for (i = 0; i < plan->nsend; i++) {
-        float *row = (float *)rows + (size_t)i * (row_bytes / sizeof(float));
-        for (j = 0; j < row_bytes / sizeof(float); j++) row[j] *= plan->send_weight[i];
-    }
+    for (i = 0; i < plan->nsend; i++)
+        moe_epi_hk_times((unsigned char *)rows + (size_t)i * row_bytes, plan->elem_type, row_bytes / each,
+                         plan->send_weight[i]);
     return MOE_EP_OK;
 }
 
@@ -26395,8 +26437,9 @@ MOE_EP_API moe_ep_status moe_ep_rank_dispatch(moe_ep_rank *rank, int32_t batch, 
     st = moe_epi_arena_open(&a, &k->compute, total, err);
     if (st != MOE_EP_OK) return st;
     rows = moe_epi_take(&a, s->plan.nsend, k->row_bytes);
-    (void)moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err); /* sizes and buffers are known to be sound */
-    return moe_epi_hk_done(s, 1, moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err));
+    st = moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err);
+    if (st == MOE_EP_OK) st = moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err);
+    return moe_epi_hk_done(s, 1, st);
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_experts(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)

@@ -1122,6 +1122,128 @@ TEST(host_helpers_move_rows_and_sum_them)
     }
 }
 
+/* Rows of 16 bits times their weight, against the rounding of <math.h> in double; what cannot be multiplied is said. */
+TEST(packed_rows_of_every_type_times_their_weight)
+{
+    static const int64_t token[5] = {2, 0, 1, 1, 2};
+    uint64_t s = t_seed + 79;
+    moe_ep_error err;
+    moe_ep_plan p;
+    memset(&p, 0, sizeof p);
+    p.nsend = 5, p.send_token = token, p.weight_on_input = 1;
+    for (int i = 0; i < 60; i++) {
+        int bf16 = i & 1, H = 1 + (int)t_below(&s, 19), digits = bf16 ? 8 : 11;
+        uint16_t x[3 * 19], rows[5 * 19];
+        float w[5];
+        for (int j = 0; j < 3 * H; j++)
+            x[j] = bf16 ? moe_ep_bf16_from_f32(4 * draw(&s)) : moe_ep_f16_from_f32(4 * draw(&s));
+        for (int j = 0; j < 5; j++) w[j] = i % 3 ? (float)(0.1 + t_unit(&s)) : 1.5f; /* 1.5: ties */
+        p.send_weight = w, p.elem_bytes = 2, p.elem_type = bf16 ? MOE_EP_BF16 : MOE_EP_F16;
+        CLEARS(moe_ep_plan_pack(&p, x, rows, (size_t)(2 * H), &err));
+        for (int r = 0; r < 5; r++)
+            for (int j = 0; j < H; j++) {
+                int exponent;
+                uint16_t from = x[token[r] * H + j];
+                float v = bf16 ? moe_ep_f32_from_bf16(from) : moe_ep_f32_from_f16(from);
+                double exact = (double)(v * w[r]), part = frexp(exact, &exponent);
+                if (!bf16 && exponent < -13) continue; /* subnormal */
+                double want = ldexp(nearbyint(ldexp(part, digits)), exponent - digits);
+                uint16_t got = rows[r * H + j];
+                CHECK((bf16 ? moe_ep_f32_from_bf16(got) : moe_ep_f32_from_f16(got)) == (float)want);
+            }
+        STOP_IF_FAILED("case %d", i);
+    }
+    /* the worked number */
+    const uint16_t three = 0x4040;
+    static const int64_t first[1] = {0};
+    uint16_t out = 0;
+    float w = 0.3f;
+    p.nsend = 1, p.send_token = first, p.send_weight = &w, p.elem_bytes = 2, p.elem_type = MOE_EP_BF16;
+    CHECK_I64(moe_ep_plan_pack(&p, &three, &out, 2, NULL), MOE_EP_OK);
+    CHECK_I64(out, 0x3f66);
+    CHECK(moe_ep_f32_from_bf16(out) == 0.8984375f);
+    /* elements of which nobody said what they are, and types that are none */
+    static const struct { int32_t bytes; int type; moe_ep_status st; } cases[] = {
+        {0, MOE_EP_F32, MOE_EP_OK},          {4, MOE_EP_F32, MOE_EP_OK},          {2, MOE_EP_F32, MOE_EP_ERR_CONFIG},
+        {1, MOE_EP_F32, MOE_EP_ERR_CONFIG},  {8, MOE_EP_F32, MOE_EP_ERR_CONFIG},  {0, MOE_EP_BF16, MOE_EP_ERR_CONFIG},
+        {2, MOE_EP_BF16, MOE_EP_OK},         {4, MOE_EP_F16, MOE_EP_ERR_CONFIG},  {2, MOE_EP_F16, MOE_EP_OK},
+        {2, MOE_EP_I8, MOE_EP_ERR_CONFIG},   {2, -1, MOE_EP_ERR_CONFIG},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float x = 2.0f, to = 7.0f;
+        p.elem_bytes = cases[i].bytes, p.elem_type = (moe_ep_dtype)cases[i].type, p.weight_on_input = 1;
+        CHECK_I64(moe_ep_plan_pack(&p, &x, &to, 4, &err), cases[i].st);
+        error_is(&err, cases[i].st ? "plan->elem_type" : "", -1, cases[i].st ? (double)cases[i].type : 0.0);
+        if (cases[i].st) CHECK(to == 7.0f);
+        p.weight_on_input = 0; /* copies do not ask */
+        CHECK_I64(moe_ep_plan_pack(&p, &x, &to, 4, &err), MOE_EP_OK);
+        CHECK(to == 2.0f);
+    }
+    p.elem_bytes = 2, p.elem_type = MOE_EP_BF16, p.weight_on_input = 1;
+    CHECK_I64(moe_ep_plan_pack(&p, &three, &out, 3, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "row_bytes", -1, 3.0);
+}
+
+/* Llama-4 in bf16: the dispatch without a hook, and one that packs by itself, put weight * token before the experts. */
+static int rows_seen(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    (void)stream, (void)ry;
+    memcpy(user, rx, (size_t)p->nrecv * 12);
+    return 0;
+}
+static int pack_and_place(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
+{
+    uint16_t rows[12 * 6];
+    (void)user, (void)stream;
+    int code = (int)moe_ep_plan_pack(p, x, rows, row_bytes, NULL);
+    return code ? code : (int)moe_ep_plan_place(p, rows, rx, row_bytes, NULL);
+}
+static int combine_nothing(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    (void)user, (void)p, (void)ry, (void)y, (void)row_bytes, (void)stream;
+    return 0;
+}
+TEST(weights_on_the_input_reach_bf16_rows)
+{
+    for (int i = 0; i < 4; i++) {
+        uint16_t x[36], seen[12 * 6];
+        rig g;
+        rig_up(&g, t_seed + 80);
+        memset(&g.hooks, 0, sizeof g.hooks);
+        g.hooks.size = sizeof g.hooks, g.hooks.user = seen, g.hooks.experts = rows_seen;
+        g.hooks.combine = combine_nothing;
+        if (i == 1 || i == 2) g.hooks.dispatch = pack_and_place;
+        g.layer.weight_on_input = i < 3;
+        g.d.hooks = &g.hooks, g.d.elem_bytes = 2, g.d.elem_type = i < 2 ? MOE_EP_BF16 : MOE_EP_F32;
+        for (int j = 0; j < 36; j++) x[j] = moe_ep_bf16_from_f32(g.x[j]);
+        g.b.num_tokens = 6, g.b.x = x;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        if (i == 2) { /* nobody said what two bytes are: the dispatch that packs says so */
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_CONFIG);
+            CHECK_STR(g.err.arg, "hooks.dispatch");
+            rig_down(&g);
+            continue;
+        }
+        if (i == 3) { /* switched on behind the back of moe_ep_rank_init */
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+            g.layer.weight_on_input = 1;
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_CONFIG);
+            CHECK_STR(g.err.arg, "plan->elem_type");
+            rig_down(&g);
+            continue;
+        }
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+        const moe_ep_plan *p = moe_ep_rank_plan_of(&g.rank, 0);
+        CHECK_I64(p->elem_bytes, 2);
+        CHECK_I64(p->elem_type, MOE_EP_BF16);
+        for (int k = 0; k < 12; k++)
+            for (int h = 0; h < 6; h++)
+                CHECK_I64(seen[p->recv_row[p->choice_row[k]] * 6 + h],
+                          moe_ep_bf16_from_f32(moe_ep_f32_from_bf16(x[k / 2 * 6 + h]) * g.w[k]));
+        rig_down(&g);
+    }
+}
+
 /* ---- memory ---- */
 
 typedef struct row_counter {
@@ -1651,6 +1773,12 @@ TEST(bad_ranks_and_batches_are_named)
     BAD((broken.experts = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     BAD((broken.combine = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     error_is(&err, "elem_bytes", -1, 2.0);
+    BAD(d.elem_type = MOE_EP_I8, MOE_EP_ERR_RANGE, "elem_type");
+    BAD(d.elem_type = (moe_ep_dtype)-1, MOE_EP_ERR_RANGE, "elem_type");
+    error_is(&err, "elem_type", -1, -1.0);
+    BAD(d.elem_type = MOE_EP_BF16, MOE_EP_ERR_CONFIG, "elem_bytes");
+    BAD((d.elem_type = MOE_EP_F16, d.elem_bytes = 4), MOE_EP_ERR_CONFIG, "elem_bytes");
+    error_is(&err, "elem_bytes", -1, 4.0);
     BAD((broken.alloc_fn = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.alloc_fn");
     error_is(&err, "hooks.alloc_fn", -1, 0.0);
     BAD(d.alloc.free_fn = count_free, MOE_EP_ERR_CONFIG, "alloc");
@@ -2088,7 +2216,7 @@ TEST(sizes_at_the_end_of_their_ranges)
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_STR(err.arg, "layer->num_null");
     layer.num_null = 0;
-    /* weights multiply floats: elements of another size need a dispatch of their own for that */
+    /* weights multiply what elem_type names: elements of another size need a dispatch of their own for that */
     part = h, part.dispatch = NULL;
     d = one_rank(&part, &layer);
     d.elem_bytes = 2;
@@ -2097,6 +2225,12 @@ TEST(sizes_at_the_end_of_their_ranges)
     layer.weight_on_input = 1;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_CONFIG);
     CHECK_STR(err.arg, "elem_bytes");
+    for (int type = MOE_EP_BF16; type <= MOE_EP_F16; type++) {
+        d.elem_type = (moe_ep_dtype)type;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        moe_ep_rank_free(&rank);
+    }
+    d.elem_type = MOE_EP_F32;
     d.hooks = &h;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
     moe_ep_rank_free(&rank);
