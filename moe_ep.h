@@ -3091,6 +3091,8 @@ typedef struct moe_ep_plan {
                                   back as it is; identity experts have their weight all the same         */
     int32_t elem_bytes;        /* of moe_ep_rank_desc; 0 = 4                                            */
     moe_ep_dtype elem_type;    /* of moe_ep_rank_desc                                                   */
+    int64_t room_rows;         /* rows that rx, and ry, have memory for: >= nrecv, and with no_plan >= max_rows
+                                  of moe_ep_rank_reserve; a hook must not write more                    */
 } moe_ep_plan;
 
 /* Stages, as the wait hook sees them. */
@@ -3149,9 +3151,9 @@ typedef struct moe_ep_batch {
     void *y;                  /* (T,H), must not overlap x                                              */
     void *call;               /* handed to the hooks in plan->call                                      */
     int no_plan;              /* not 0: slot_ids are not read, no counts are exchanged, the arrays of the
-                                 plan are NULL and its sizes 0; rx and ry have max_rows of
-                                 moe_ep_rank_reserve.  For backends that keep routing on the device;
-                                 needs dispatch, experts and combine hooks                              */
+                                 plan are NULL and its sizes 0; rx and ry have plan->room_rows rows.  For
+                                 backends that keep routing on the device; needs dispatch, experts and
+                                 combine hooks, and moe_ep_rank_reserve before                          */
 } moe_ep_batch;
 
 /* The state of one rank: opaque, zero it or hand it to moe_ep_rank_init; free with moe_ep_rank_free. */
@@ -3186,8 +3188,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_toke
 
 /* The layer on this rank: counts, dispatch, wait D, experts, wait E, combine, wait C.
  * Returns 0, a negative moe_ep_status, or the code of the hook that failed, unchanged.
- * Errors: NULL, ERR_SIZE, ERR_CONFIG (no_plan without hooks), ERR_EXPERT_ID (slot id, flat index), ERR_NAN (weight),
- * ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot), ERR_OVERFLOW, ERR_MEMORY.
+ * Errors: NULL, ERR_SIZE, ERR_CONFIG (no_plan without hooks or reserve), ERR_EXPERT_ID (slot id, flat index), ERR_NAN
+ * (weight), ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot), ERR_OVERFLOW, ERR_MEMORY.
  * O(T K log(num_ranks) + rows + num_ranks * slots) on the host, beside the stages.
  * Example: one rank, H = I = 1, one expert with gate 1, up 2, down 3, x = 1, weight 0.5: y = 2.193176. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_batch *batch, void *stream,
@@ -25717,7 +25719,7 @@ struct moe_epi_rank {
     moe_ep_allocator alloc;
     int32_t rank, nranks, K, H, nslots, P, per_rank, num_null, elem_bytes;
     moe_ep_dtype elem_type;
-    int64_t max_rows; /* of moe_ep_rank_reserve */
+    int64_t max_rows; /* of moe_ep_rank_reserve; -1 before */
     size_t row_bytes;
     int32_t *slot_start;  /* (nranks+1) */
     int32_t *slot_expert; /* (nslots), empty slots hold 0 */
@@ -25870,6 +25872,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_d
     k->P = desc->slot_start[desc->num_ranks];
     k->nslots = desc->slot_start[desc->rank + 1] - desc->slot_start[desc->rank];
     k->num_null = desc->layer ? desc->layer->num_null : 0;
+    k->max_rows = -1;
     k->elem_bytes = desc->elem_bytes;
     k->elem_type = desc->elem_type;
     k->row_bytes = moe_epi_hk_row_bytes(desc->hidden, desc->elem_bytes);
@@ -26040,6 +26043,8 @@ static moe_ep_status moe_epi_hk_check_batch(const moe_epi_hk_rank *k, const moe_
         if (!k->hooks.dispatch || !k->hooks.experts || !k->hooks.combine)
             return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "no_plan", "needs dispatch, experts and combine hooks",
                                 -1, 1.0);
+        if (k->max_rows < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "no_plan", "needs moe_ep_rank_reserve before", -1, 1.0);
         return MOE_EP_OK;
     }
     if (n > 0 && !b->slot_ids) return moe_epi_null(err, "slot_ids");
@@ -26247,6 +26252,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     s->plan.elem_type = k->elem_type;
     if (b->no_plan) st = moe_epi_hk_room(k, s, k->max_rows, err);
     else st = moe_epi_hk_plan_full(k, s, b, stream, err);
+    s->plan.room_rows = (int64_t)(s->row_room / k->row_bytes);
     s->ready = st == MOE_EP_OK;
     return st;
 }

@@ -1436,11 +1436,13 @@ TEST(a_dispatch_without_a_hook_lives_on_what_was_reserved)
 }
 
 static int device_calls;
+static int64_t device_room;
 static int no_plan_stage(void *user, const moe_ep_plan *p, const void *in, void *out, size_t row_bytes, void *stream)
 {
     (void)user, (void)in, (void)out, (void)row_bytes, (void)stream;
     CHECK(p->topk_ids == NULL && p->send_token == NULL && p->slot_start == NULL && p->nsend == 0);
     CHECK(p->call == (void *)&device_calls && p->ntokens == 5);
+    CHECK_I64(p->room_rows, device_room);
     device_calls++;
     return 0;
 }
@@ -1601,8 +1603,18 @@ TEST(routing_that_stays_on_the_device_needs_no_plan)
     void *hidden = mmap(NULL, pages(1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     b.slot_ids = hidden, b.weights = hidden; /* not read either */
     CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
-    CHECK_I64(moe_ep_rank_reserve(&rank, 5, 10, NULL), MOE_EP_OK);
     device_calls = 0;
+    for (int i = 0; i < 2; i++) { /* nobody has said how many rows there are: no hook is called */
+        moe_ep_batch two[2] = {b, b};
+        moe_ep_error err;
+        CHECK_I64(moe_ep_rank_forward2(&rank, two, NULL, &err), MOE_EP_ERR_CONFIG);
+        error_is(&err, "no_plan", -1, 1.0);
+        CHECK_STR(err.what, "needs moe_ep_rank_reserve before");
+        CHECK_I64(moe_ep_rank_reserve(&rank, 5, -1, NULL), MOE_EP_ERR_SIZE); /* a refused one does not count */
+    }
+    CHECK_I64(device_calls, 0);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 5, 10, NULL), MOE_EP_OK);
+    device_room = 10;
     CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, NULL), MOE_EP_OK);
     CHECK_I64(device_calls, 3);
     CHECK_STR(r.log, "");
@@ -1644,6 +1656,8 @@ TEST(a_batch_without_a_plan_has_the_rows_that_were_reserved)
     CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &g.b, NULL, &g.err), MOE_EP_OK);
     CHECK_I64(moe_ep_rank_plan(&g.rank, 1, &g.b, NULL, &g.err), MOE_EP_OK);
     CHECK(moe_ep_rank_plan_of(&g.rank, 0) && moe_ep_rank_plan_of(&g.rank, 1) && !moe_ep_rank_plan_of(&g.rank, 2));
+    CHECK_I64(moe_ep_rank_plan_of(&g.rank, 0)->room_rows, 10);
+    CHECK_I64(moe_ep_rank_plan_of(&g.rank, 0)->nrecv, 4);
     /* reserve once more: plans made before are void, and what is there suffices */
     CHECK_I64(moe_ep_rank_reserve(&g.rank, 5, 10, &g.err), MOE_EP_OK);
     CHECK(!moe_ep_rank_plan_of(&g.rank, 0) && !moe_ep_rank_plan_of(&g.rank, 1));
@@ -1655,7 +1669,7 @@ TEST(a_batch_without_a_plan_has_the_rows_that_were_reserved)
     error_is(&g.err, "rx", -1, 12.0 * 24.0);
     z.fail_at = 0;
     g.b.num_tokens = 5, g.b.no_plan = 1, g.b.call = &device_calls;
-    device_calls = 0;
+    device_calls = 0, device_room = 10;
     CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
     error_is(&g.err, "", -1, 0.0);
     CHECK_I64(device_calls, 3);
