@@ -3102,6 +3102,9 @@ enum { MOE_EP_STAGE_DISPATCH = 1, MOE_EP_STAGE_EXPERTS = 2, MOE_EP_STAGE_COMBINE
  * A hook returns 0 or a code; the first non-zero stops the layer, no further hook but free_fn is called,
  * and the code comes back unchanged (use positive ones: the library's are negative).  A collective that
  * failed on one rank leaves its peers waiting: the backend must tell them (MPI_Abort, NCCL async error).
+ * What falls to them: when plan->weight_on_input dispatch multiplies the rows (moe_ep_plan_pack does) and combine adds
+ * what comes back as it is, else times topk_weights.  Combine also adds weight * token of identity experts, the choices
+ * with topk_ids >= 0 and choice_row -1, and the layer's shared experts (moe_ep_plan_sum does all of this).
  * Hooks are called on the thread that called the library, `stream` is passed through untouched, and may
  * enqueue and return.  Without wait the results must be usable in stream order when a hook returns; with
  * it dispatch, experts and combine need only have started, and wait(stage) comes before the first use. */
@@ -3119,6 +3122,8 @@ typedef struct moe_ep_hooks {
     int (*wait)(void *user, const moe_ep_plan *plan, int stage, void *stream);
     void *(*alloc_fn)(void *user, size_t bytes); /* memory of rx and ry; both or neither; NULL = malloc */
     void (*free_fn)(void *user, void *ptr);
+    int adds_shared; /* not 0: combine (or its wait) adds the layer's shared experts, weighted by shared_gate.
+                        A layer that has some and a combine hook without this word for it are refused   */
 } moe_ep_hooks;
 
 /* What a rank is.  Required: num_ranks, slot_start, top_k, hidden; hooks or layer. */
@@ -3165,7 +3170,7 @@ typedef struct moe_ep_rank {
  * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_OVERFLOW
  * (these together exceed 2^31 - 1), ERR_CONFIG (hooks.size wrong, one of alloc and free, a stage without hook and
  * without layer, elements that are not float for a CPU stage, elem_type of another size than elem_bytes, missing
- * counts, dispatch or combine with more than one rank),
+ * counts, dispatch or combine with more than one rank, layer->shared and a combine hook without adds_shared),
  * ERR_MEMORY, those of moe_ep_forward for the layer.
  * O(num_ranks + slots of this rank).
  * Example: num_ranks 2 with hooks that lack counts: ERR_CONFIG, arg "hooks.counts". */
@@ -25752,6 +25757,9 @@ static moe_ep_status moe_epi_hk_check_hooks(const moe_ep_rank_desc *d, moe_ep_er
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.combine", "needed with more than one rank", -1, 0.0);
     if (!d->layer && (!h->experts || !h->combine))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "layer", "needed where experts or combine has no hook", -1, 0.0);
+    if (h->combine && !h->adds_shared && d->layer && d->layer->shared)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.adds_shared", "a combine hook must add the shared experts",
+                            -1, 0.0);
     if ((int)d->elem_type < 0 || (int)d->elem_type >= (int)MOE_EP_I8)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "elem_type", "must be F32, BF16 or F16", -1,
                             (double)(int)d->elem_type);
@@ -26774,6 +26782,7 @@ static moe_ep_status moe_epi_hk_start_member(moe_epi_hk_world *w, int32_t r, con
     hooks.counts = moe_epi_hk_world_counts;
     hooks.dispatch = moe_epi_hk_world_dispatch;
     hooks.combine = moe_epi_hk_world_combine;
+    hooks.adds_shared = 1;
     memset(&rd, 0, sizeof rd);
     rd.rank = r;
     rd.num_ranks = w->p->num_devices;

@@ -682,6 +682,7 @@ static moe_ep_hooks all_hooks(recorder *r)
     h.user = r;
     h.counts = hook_counts, h.dispatch = hook_dispatch, h.experts = hook_experts, h.combine = hook_combine;
     h.wait = hook_wait, h.alloc_fn = hook_alloc, h.free_fn = hook_free;
+    h.adds_shared = 1;
     return h;
 }
 
@@ -1556,7 +1557,7 @@ TEST(memory_of_stages_with_a_hook_is_never_touched)
         h.size = sizeof h, h.user = &v, h.alloc_fn = device_rows, h.free_fn = device_free;
         if (hooked & 1) h.dispatch = device_dispatch;
         if (hooked & 2) h.experts = device_experts;
-        if (hooked & 4) h.combine = device_combine;
+        if (hooked & 4) h.combine = device_combine, h.adds_shared = 1;
         d = one_rank(&h, &layer);
         for (int i = 0; i < 2; i++) {
             float *x = floats(T * H, &s);
@@ -1787,6 +1788,17 @@ TEST(bad_ranks_and_batches_are_named)
     BAD((broken.experts = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     BAD((broken.combine = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     error_is(&err, "elem_bytes", -1, 2.0);
+    layer.shared = &m.shared; /* of which only a combine hook that says so is sure to think */
+    BAD((broken.adds_shared = 0, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.adds_shared");
+    for (int i = 0; i < 4; i++) {
+        broken = h, d = good, d.hooks = &broken;
+        broken.adds_shared = i == 0, layer.shared = i == 1 ? NULL : &m.shared;
+        if (i == 2) broken.combine = NULL;
+        if (i == 3) d.layer = NULL;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        moe_ep_rank_free(&rank);
+    }
+    layer.shared = NULL;
     BAD(d.elem_type = MOE_EP_I8, MOE_EP_ERR_RANGE, "elem_type");
     BAD(d.elem_type = (moe_ep_dtype)-1, MOE_EP_ERR_RANGE, "elem_type");
     error_is(&err, "elem_type", -1, -1.0);
