@@ -3011,7 +3011,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
  * Group g has rows row_start[g] .. row_start[g+1]-1 of rx and ry (both (rows,H) float, packed, not
  * overlapping) and uses expert expert_of_group[g] of desc->experts (NULL = expert g; two groups may use
  * the same one: replicas).  Of desc only experts, parallel_for, isa_max, products and blas_min_rows are
- * read.  Errors as moe_ep_forward; row_start must begin at 0 and never fall.  O(rows H I).
+ * read.  Errors as moe_ep_forward, ERR_NAN of rx; row_start must begin at 0 and never fall.  O(rows H I).
  * Example: two groups of one row each, H = I = 1, gate 1, up 2, down 3 for both: each row 1 gives
  * 6 * silu(1) = 4.386351. */
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -3093,6 +3093,9 @@ typedef struct moe_ep_plan {
     moe_ep_dtype elem_type;    /* of moe_ep_rank_desc                                                   */
     int64_t room_rows;         /* rows that rx, and ry, have memory for: >= nrecv, and with no_plan >= max_rows
                                   of moe_ep_rank_reserve; a hook must not write more                    */
+    moe_ep_error *late;        /* where moe_ep_plan_sum puts ERR_NAN of x and ERR_OVERFLOW of y, for the end
+                                  of the layer to return; a combine of another kind may, too.  NULL in a
+                                  plan of the caller's own: then nobody looks                           */
 } moe_ep_plan;
 
 /* Stages, as the wait hook sees them. */
@@ -3101,7 +3104,8 @@ enum { MOE_EP_STAGE_DISPATCH = 1, MOE_EP_STAGE_EXPERTS = 2, MOE_EP_STAGE_COMBINE
 /* The caller's stages.  Copied by moe_ep_rank_init; `user` must outlive the rank.
  * A hook returns 0 or a code; the first non-zero stops the layer, no further hook but free_fn is called,
  * and the code comes back unchanged (use positive ones: the library's are negative).  A collective that
- * failed on one rank leaves its peers waiting: the backend must tell them (MPI_Abort, NCCL async error).
+ * failed on one rank leaves its peers waiting: the backend must tell them (MPI_Abort, NCCL async error).  So must the
+ * caller when the library itself stops before the end, see moe_ep_rank_forward.
  * What falls to them: when plan->weight_on_input dispatch multiplies the rows (moe_ep_plan_pack does) and combine adds
  * what comes back as it is, else times topk_weights.  Combine also adds weight * token of identity experts, the choices
  * with topk_ids >= 0 and choice_row -1, and the layer's shared experts (moe_ep_plan_sum does all of this).
@@ -3193,8 +3197,15 @@ MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_toke
 
 /* The layer on this rank: counts, dispatch, wait D, experts, wait E, combine, wait C.
  * Returns 0, a negative moe_ep_status, or the code of the hook that failed, unchanged.
+ * NaN and infinity in x stay in the rows of their token, on whatever rank these are computed, and are no error there.
+ * The rank of the token names them, when all stages of all batches are done and y is written: ERR_NAN with arg "x", or
+ * ERR_OVERFLOW with arg "y" where x is finite, and the flat index.  They are seen by the combine of the CPU and by
+ * moe_ep_plan_sum in a hook; x of tokens whose ids are all -1 is passed over, unless there are shared experts.
+ * Every other error stops this rank on the spot, and its peers go on to wait for it in the next collective: the caller
+ * must end them, as after a hook that failed.
  * Errors: NULL, ERR_SIZE, ERR_CONFIG (no_plan without hooks or reserve), ERR_EXPERT_ID (slot id, flat index), ERR_NAN
- * (weight), ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot), ERR_OVERFLOW, ERR_MEMORY.
+ * (weight; x, see above), ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot),
+ * ERR_OVERFLOW (sizes; y, see above), ERR_MEMORY.
  * O(T K log(num_ranks) + rows + num_ranks * slots) on the host, beside the stages.
  * Example: one rank, H = I = 1, one expert with gate 1, up 2, down 3, x = 1, weight 0.5: y = 2.193176. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_batch *batch, void *stream,
@@ -3203,15 +3214,15 @@ MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_bat
 /* Two micro-batches in flight: counts and dispatch of both, then wait D, experts, wait E, combine of the
  * first, the same of the second, then wait C of both.  batches (2).  Both are checked before anything is sent;
  * an empty one still takes part in every stage, as a collective needs it.
- * Errors: as moe_ep_rank_forward.  O() as two calls of it.
+ * Errors: as moe_ep_rank_forward; x and y are named of the first batch that gives cause.  O() as two calls of it.
  * Example: the hooks see  counts D0 counts D1 | wD0 E0 wE0 C0 | wD1 E1 wE1 C1 | wC0 wC1. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward2(moe_ep_rank *rank, const moe_ep_batch *batches, void *stream,
                                               moe_ep_error *err);
 
 /* The stages one by one, for callers with an order of their own.  Call them in this order for each batch
- * (0 or 1); finish waits for the combine.  plan reads *b at once, which need not outlive the call; x and y
- * must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before, and for a batch that is
- * neither 0 nor 1).
+ * (0 or 1); finish waits for the combine, and then says what is wrong with x or y.  plan reads *b at once, which need
+ * not outlive the call; x and y must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before,
+ * and for a batch that is neither 0 nor 1).
  * Errors: as moe_ep_rank_forward; ERR_RANGE (batch neither 0 nor 1), ERR_CONFIG (a stage before its turn).
  * O() as there: plan has the host's part, the others what their stage costs.
  * Example: slots 0 3, 1 -1, 2 0 of three tokens: nsend 5, send_token 0 2 1 2 0, choice_row 0 4 2 -1 3 1. */
@@ -3247,7 +3258,8 @@ MOE_EP_API moe_ep_status moe_ep_plan_place(const moe_ep_plan *plan, const void *
 MOE_EP_API moe_ep_status moe_ep_plan_unplace(const moe_ep_plan *plan, const void *ry, void *rows,
                                              size_t row_bytes, moe_ep_error *err);
 /* y (T,H) <- rows (nsend,H) float that came back, in send order: weighted sum in choice order, identity
- * experts from x (T,H) with ids >= first_null, then the shared experts of layer (NULL = none).
+ * experts from x (T,H) with ids >= first_null, then the shared experts of layer (NULL = none).  With plan->late, which
+ * the library's own plans have, x and y are then looked through: what is not finite is said there, not here.
  * Errors: NULL, ERR_SIZE (hidden), ERR_SCRATCH, ERR_MEMORY, those of moe_ep_forward for the shared experts.
  * O(T K H), and the shared experts.  Scratch only for those.
  * Example: one token, two choices with weights 0.5 and 0.25 and rows 2 and 4: y = 2. */
@@ -3274,8 +3286,8 @@ typedef struct moe_ep_ranks_result {
  * y equals moe_ep_forward bit for bit under every placement (BLAS off).
  * Errors: as moe_ep_forward and moe_ep_rank_forward; ERR_SIZE (tokens_per_rank do not sum to T), ERR_CONFIG (slot_ids
  * and a router), ERR_PLACEMENT and ERR_EXPERT_ID (as moe_ep_validate, of this layer; a slot of another expert than the
- * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot), ERR_NAN of rx (weight_on_input that takes a
- * token out of the range of float).  After ERR_OVERFLOW of y, y and result are written.  result may be NULL.
+ * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot).  After ERR_OVERFLOW of y, y and result are
+ * written.  result may be NULL.
  * O() of moe_ep_forward plus D*D*slots.
  * Example: 4 tokens, ids 3 7 | 1 12 | 3 9 | 7 15 of 16 experts on 4 contiguous ranks, one token on each:
  * 8 rows, 5 moved, the busiest rank has 3. */
@@ -25378,10 +25390,10 @@ MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype,
 
 /* ---- the experts alone --------------------------------------------------------------------------------------- */
 
-MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
-                                        const int64_t *row_start, int32_t num_groups,
-                                        const int32_t *expert_of_group, float *ry, moe_ep_scratch *scratch,
-                                        moe_ep_error *err)
+/* moe_ep_experts; rx is looked through for what is not finite, or is not. */
+static moe_ep_status moe_epi_fw_experts(const moe_ep_forward_desc *desc, const float *rx, const int64_t *row_start,
+                                        int32_t num_groups, const int32_t *expert_of_group, float *ry, int look,
+                                        moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_arena arena;
     moe_epi_fw_run run;
@@ -25409,7 +25421,7 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     }
     rows = row_start[num_groups];
     st = moe_epi_fw_check_shapes(rx, ry, rows, desc->experts->hidden, "rx", "ry", err);
-    if (st == MOE_EP_OK)
+    if (st == MOE_EP_OK && look)
         st = moe_epi_fw_bad_input(moe_epi_fw_scan_all(desc, rx, rows * desc->experts->hidden), rx, "rx", err);
     if (st != MOE_EP_OK || rows == 0) return st;
     moe_epi_fw_run_need(&total, desc, desc->experts, num_groups, rows, rows);
@@ -25424,6 +25436,14 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     moe_epi_fw_run_experts(desc, &run);
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
+                                        const int64_t *row_start, int32_t num_groups,
+                                        const int32_t *expert_of_group, float *ry, moe_ep_scratch *scratch,
+                                        moe_ep_error *err)
+{
+    return moe_epi_fw_experts(desc, rx, row_start, num_groups, expert_of_group, ry, 1, scratch, err);
 }
 
 /* ---- the layer -------------------------------------------------------------------------------------------------- */
@@ -25715,6 +25735,7 @@ typedef struct moe_epi_hk_side {
     size_t row_room;                  /* bytes of rx, and of ry */
     const void *x;
     void *y;
+    moe_ep_error late; /* of x and y, for the end */
     int ready, done; /* stages done since the plan */
 } moe_epi_hk_side;
 
@@ -26256,6 +26277,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     s->plan.ntokens = b->num_tokens;
     s->plan.call = b->call;
     s->plan.weight_on_input = k->layer && k->layer->weight_on_input;
+    s->plan.late = &s->late;
+    moe_epi_ok(&s->late);
     s->plan.elem_bytes = k->elem_bytes;
     s->plan.elem_type = k->elem_type;
     if (b->no_plan) st = moe_epi_hk_room(k, s, k->max_rows, err);
@@ -26354,6 +26377,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     int64_t T, S;
     moe_epi_ok(err);
     if (!plan) return moe_epi_null(err, "plan");
+    moe_epi_ok(plan->late);
     T = plan->ntokens;
     if (T == 0) return MOE_EP_OK;
     if (hidden < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "hidden", "must be at least 1", -1, (double)hidden);
@@ -26394,6 +26418,10 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     }
     moe_epi_fw_combine_all(&c);
     moe_epi_arena_close(&a);
+    if (!plan->late) return MOE_EP_OK;
+    if (moe_epi_fw_bad_input(moe_epi_fw_bad_token(c.d, x, T, hidden, S > 0 ? NULL : plan->topk_ids, plan->top_k), x,
+                             "x", plan->late) == MOE_EP_OK)
+        (void)moe_epi_fw_bad_result(moe_epi_fw_scan_all(c.d, y, T * hidden), y, plan->late);
     return MOE_EP_OK;
 }
 
@@ -26468,8 +26496,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_experts(moe_ep_rank *rank, int32_t batch, v
     if (k->hooks.experts)
         st = moe_epi_hk_code(k->hooks.experts(k->hooks.user, &s->plan, s->rx, s->ry, stream), "hooks.experts", err);
     else if (s->plan.nrecv > 0)
-        st = moe_ep_experts(k->layer, (const float *)s->rx, s->plan.slot_start, k->nslots, k->slot_expert,
-                            (float *)s->ry, &k->compute, err);
+        st = moe_epi_fw_experts(k->layer, (const float *)s->rx, s->plan.slot_start, k->nslots, k->slot_expert,
+                                (float *)s->ry, 0, &k->compute, err); /* a token's own rank looks at its numbers */
     return moe_epi_hk_done(s, 2, st);
 }
 
@@ -26497,6 +26525,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_combine(moe_ep_rank *rank, int32_t batch, v
     k = rank->state;
     st = moe_epi_hk_wait(k, s, MOE_EP_STAGE_EXPERTS, stream, err);
     if (st != MOE_EP_OK) return st;
+    moe_epi_ok(&s->late);
     if (k->hooks.combine)
         st = moe_epi_hk_code(k->hooks.combine(k->hooks.user, &s->plan, s->ry, s->y, k->row_bytes, stream),
                              "hooks.combine", err);
@@ -26504,12 +26533,26 @@ MOE_EP_API moe_ep_status moe_ep_rank_combine(moe_ep_rank *rank, int32_t batch, v
     return moe_epi_hk_done(s, 3, st);
 }
 
-MOE_EP_API moe_ep_status moe_ep_rank_finish(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
+/* The last wait, without a look at the numbers. */
+static moe_ep_status moe_epi_hk_end(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
 {
     moe_epi_hk_side *s;
     moe_ep_status st = moe_epi_hk_side_of(rank, batch, 3, &s, err);
     if (st != MOE_EP_OK) return st;
     return moe_epi_hk_wait(rank->state, s, MOE_EP_STAGE_COMBINE, stream, err);
+}
+
+static moe_ep_status moe_epi_hk_late(const moe_ep_rank *rank, int32_t batch, moe_ep_error *err)
+{
+    const moe_ep_error *late = &rank->state->side[batch].late;
+    if (late->status != MOE_EP_OK && err) *err = *late;
+    return late->status;
+}
+
+MOE_EP_API moe_ep_status moe_ep_rank_finish(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
+{
+    moe_ep_status st = moe_epi_hk_end(rank, batch, stream, err);
+    return st == MOE_EP_OK ? moe_epi_hk_late(rank, batch, err) : st;
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_batch *batch, void *stream,
@@ -26543,7 +26586,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_forward2(moe_ep_rank *rank, const moe_ep_ba
         st = moe_ep_rank_experts(rank, b, stream, err);
         if (st == MOE_EP_OK) st = moe_ep_rank_combine(rank, b, stream, err);
     }
-    for (b = 0; st == MOE_EP_OK && b < 2; b++) st = moe_ep_rank_finish(rank, b, stream, err);
+    for (b = 0; st == MOE_EP_OK && b < 2; b++) st = moe_epi_hk_end(rank, b, stream, err);
+    for (b = 0; st == MOE_EP_OK && b < 2; b++) st = moe_epi_hk_late(rank, b, err);
     return st;
 }
 
@@ -26827,6 +26871,7 @@ static moe_ep_status moe_epi_hk_run_world(moe_epi_hk_world *w, const float *weig
         b.y = w->y + m->token0 * H;
         st = moe_epi_hk_start_member(w, r, alloc, err);
         if (st == MOE_EP_OK) st = moe_ep_rank_plan(&m->handle, 0, &b, NULL, err);
+        if (st == MOE_EP_OK) m->handle.state->side[0].plan.late = NULL; /* the caller looks at y of all ranks */
     }
     for (stage = 0; stage < 4; stage++)
         for (r = 0; st == MOE_EP_OK && r < D; r++) st = moe_epi_hk_stage(&w->members[r].handle, stage, err);

@@ -1928,13 +1928,203 @@ TEST(ranks_name_the_first_value_that_overflows_as_one_device_does)
     CHECK_I64(res.rows, 6);
     CHECK_I64(res.identity, 2);
     ids[4] = 0, weights[4] = 4.0f, d.weight_on_input = 1; /* 4 * -1e38 on its way in */
+    CHECK_I64(moe_ep_forward(&d, x, 4, want, NULL, &a), MOE_EP_ERR_OVERFLOW);
     memset(y, 0x5a, sizeof y);
-    memcpy(want, y, sizeof y);
-    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &b), MOE_EP_ERR_NAN);
-    CHECK_STR(b.arg, "rx");
-    CHECK(memcmp(y, want, sizeof y) == 0);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &b), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(b.arg, "y");
+    CHECK_I64(b.index, a.index);
+    for (int i = 0; i < 20; i++) CHECK(i / 5 == 2 || memcmp(&y[i], &want[i], sizeof y[i]) == 0);
     free(o.mem);
     free_model(&m);
+}
+
+/* ---- numbers that are not finite: their token's own affair ---- */
+
+/* Ranks of one process that hand each other rows through plain memory, driven in step as a collective drives them. */
+enum { W = 3, W_SLOTS = 2, W_T = 5, W_K = 2, W_H = 6 };
+typedef struct world {
+    int64_t board[W][W][W_SLOTS]; /* rows from rank to slot of rank */
+    float rows[W][W_T * W_K * W_H], back[W][W * W_T * W_K * W_H], *rx[W];
+    const float *x[W];
+    const moe_ep_plan *plan[W];
+    const moe_ep_forward_desc *layer;
+    int own_sum; /* the hook adds up by itself, and says so in plan->late or does not look */
+} world;
+typedef struct member {
+    world *w;
+    int rank;
+} member;
+
+static int world_counts(void *user, const int64_t *send, int64_t *recv, int32_t per_rank, void *stream)
+{
+    const member *m = user;
+    (void)stream;
+    for (int r = 0; r < W; r++)
+        for (int l = 0; l < per_rank; l++) {
+            CHECK_I64(send[r * per_rank + l], m->w->board[m->rank][r][l]);
+            recv[r * per_rank + l] = m->w->board[r][m->rank][l];
+        }
+    return 0;
+}
+static int world_dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
+{
+    const member *m = user;
+    (void)stream;
+    m->w->x[m->rank] = x, m->w->rx[m->rank] = rx, m->w->plan[m->rank] = p;
+    return (int)moe_ep_plan_pack(p, x, m->w->rows[m->rank], row_bytes, NULL);
+}
+static int world_combine(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    const member *m = user;
+    (void)stream, (void)y;
+    return (int)moe_ep_plan_unplace(p, ry, m->w->back[m->rank], row_bytes, NULL);
+}
+/* Rows have arrived: by source, from where the source's own order has them. */
+static void world_move(world *w, int to, int home, float *out)
+{
+    for (int from = 0; from < W; from++) {
+        const moe_ep_plan *here = w->plan[to], *there = w->plan[from];
+        const int64_t rows = home ? here->send_rows[from] : here->recv_rows[from];
+        memcpy(out + W_H * (home ? here->send_start[from] : here->recv_start[from]),
+               (home ? w->back[from] : w->rows[from]) + W_H * (home ? there->recv_start[to] : there->send_start[to]),
+               sizeof(float) * W_H * (size_t)rows);
+    }
+}
+static float *world_y[W];
+static int world_wait(void *user, const moe_ep_plan *p, int stage, void *stream)
+{
+    const member *m = user;
+    world *w = m->w;
+    float rows[W * W_T * W_K * W_H];
+    moe_ep_plan blind = *p;
+    (void)stream;
+    if (stage == MOE_EP_STAGE_EXPERTS) return 0;
+    world_move(w, m->rank, stage == MOE_EP_STAGE_COMBINE, rows);
+    if (stage == MOE_EP_STAGE_DISPATCH) return (int)moe_ep_plan_place(p, rows, w->rx[m->rank], 4 * W_H, NULL);
+    blind.late = NULL;
+    return (int)moe_ep_plan_sum(w->own_sum ? &blind : p, w->layer, W * W_SLOTS, W_H, w->x[m->rank], rows,
+                                world_y[m->rank], NULL, NULL);
+}
+
+/* One token of one rank is not finite, in x or on its way to y: every rank goes through all stages, the one that has
+ * the token names it at the end, and all other tokens have the bits of a layer without it. */
+TEST(a_number_that_is_not_finite_stops_no_rank_and_is_named_by_its_own)
+{
+    uint64_t s = t_seed + 81;
+    for (int i = 0; i < 36; i++) {
+        static const int32_t start[W + 1] = {0, 2, 4, 6};
+        static const float rubbish[3] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
+        int shared = i & 1, hot = i % W, kind = i / 3 % 4, token = (int)t_below(&s, W_T), E = W * W_SLOTS;
+        world w;
+        member m[W];
+        moe_ep_hooks h;
+        moe_ep_rank rank[W];
+        float x[W][W_T * W_H], y[W][W_T * W_H], want[W_T * W_H], weights[W][W_T * W_K];
+        int32_t ids[W][W_T * W_K];
+        model all = make_model(E, W_H, 7, &s);
+        moe_ep_forward_desc layer = desc_of(&all, W_K, NULL, NULL);
+        if (shared) layer.shared = &all.shared, layer.shared_gate = all.sg[3];
+        layer.num_null = 1;
+        memset(&w, 0, sizeof w);
+        w.layer = &layer;
+        w.own_sum = kind == 3;
+        for (int r = 0; r < W; r++) {
+            for (int j = 0; j < W_T * W_H; j++) x[r][j] = draw(&s);
+            draw_ids(ids[r], weights[r], W_T, W_K, E + 1, 1, &s);
+        }
+        int bad = token * W_H + (int)t_below(&s, W_H), beside = ids[hot][token * W_K] < 0;
+        beside = beside && ids[hot][token * W_K + 1] < 0 && !shared;
+        if (kind == 2) { /* finite here, beyond float in y: an identity expert with the weight 1e30 */
+            ids[hot][token * W_K] = E, weights[hot][token * W_K] = 1e30f;
+            x[hot][bad] = 1e10f, beside = 0;
+        } else {
+            x[hot][bad] = rubbish[i % 3];
+        }
+        for (int r = 0; r < W; r++)
+            for (int j = 0; j < W_T * W_K; j++)
+                if (ids[r][j] >= 0 && ids[r][j] < E) w.board[r][ids[r][j] / W_SLOTS][ids[r][j] % W_SLOTS]++;
+        for (int r = 0; r < W; r++) {
+            moe_ep_rank_desc d;
+            moe_ep_batch b;
+            int32_t held[W_SLOTS] = {W_SLOTS * r, W_SLOTS * r + 1};
+            memset(&d, 0, sizeof d);
+            memset(&b, 0, sizeof b);
+            memset(&h, 0, sizeof h);
+            m[r].w = &w, m[r].rank = r, world_y[r] = y[r];
+            h.size = sizeof h, h.user = &m[r], h.counts = world_counts, h.dispatch = world_dispatch;
+            h.combine = world_combine, h.wait = world_wait, h.adds_shared = 1;
+            d.rank = r, d.num_ranks = W, d.slot_start = start, d.slot_expert = held, d.top_k = W_K, d.hidden = W_H;
+            d.hooks = &h, d.layer = &layer;
+            CHECK_I64(moe_ep_rank_init(&rank[r], &d, NULL), MOE_EP_OK);
+            b.num_tokens = W_T, b.slot_ids = ids[r], b.weights = weights[r], b.x = x[r], b.y = y[r];
+            CHECK_I64(moe_ep_rank_plan(&rank[r], 0, &b, NULL, NULL), MOE_EP_OK);
+        }
+        for (int r = 0; r < W; r++) CHECK_I64(moe_ep_rank_dispatch(&rank[r], 0, NULL, NULL), MOE_EP_OK);
+        for (int r = 0; r < W; r++) CHECK_I64(moe_ep_rank_experts(&rank[r], 0, NULL, NULL), MOE_EP_OK);
+        for (int r = 0; r < W; r++) CHECK_I64(moe_ep_rank_combine(&rank[r], 0, NULL, NULL), MOE_EP_OK);
+        for (int r = 0; r < W; r++) {
+            moe_ep_error err;
+            int named = r == hot && !beside && kind != 3;
+            CHECK_I64(moe_ep_rank_finish(&rank[r], 0, NULL, &err),
+                      !named ? MOE_EP_OK : kind == 2 ? MOE_EP_ERR_OVERFLOW : MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, !named ? "" : kind == 2 ? "y" : "x");
+            CHECK_I64(err.index, named ? bad : -1);
+            if (r == hot) x[r][bad] = 0.25f;
+            layer.ids = ids[r], layer.choice_weights = weights[r];
+            CHECK_I64(moe_ep_forward(&layer, x[r], W_T, want, NULL, NULL), MOE_EP_OK);
+            for (int t = 0; t < W_T; t++)
+                if (r != hot || t != token || beside)
+                    CHECK(memcmp(want + t * W_H, y[r] + t * W_H, sizeof(float) * W_H) == 0);
+        }
+        for (int r = 0; r < W; r++) moe_ep_rank_free(&rank[r]);
+        free_model(&all);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+/* Two batches, the first with a NaN: both are finished, the second is right, and the next call starts clean. */
+TEST(a_batch_with_a_nan_does_not_stop_the_other)
+{
+    for (int first = 0; first < 2; first++) {
+        recorder r;
+        rig g;
+        float x[2][12], y[2][12], want[12];
+        moe_ep_batch b[2];
+        rig_up(&g, t_seed + 82);
+        memset(&r, 0, sizeof r);
+        memset(&g.hooks, 0, sizeof g.hooks);
+        g.hooks.size = sizeof g.hooks, g.hooks.user = &r, g.hooks.wait = hook_wait;
+        g.d.hooks = &g.hooks;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        for (int i = 0; i < 2; i++) {
+            b[i] = g.b;
+            memcpy(x[i], g.x + 12 * i, sizeof x[i]);
+            b[i].x = x[i], b[i].y = y[i];
+        }
+        x[first][7] = (float)NAN, x[first][9] = (float)INFINITY;
+        CHECK_I64(moe_ep_rank_forward2(&g.rank, b, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_I64(g.err.status, MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "x");
+        CHECK_I64(g.err.index, 7);
+        CHECK_I64(moe_ep_rank_forward2(&g.rank, b, NULL, NULL), MOE_EP_ERR_NAN);
+        CHECK_STR(r.log, "wD0 wE0 wD1 wE1 wC0 wC1 wD0 wE0 wD1 wE1 wC0 wC1 ");
+        g.layer.ids = g.ids, g.layer.choice_weights = g.w;
+        CHECK_I64(moe_ep_forward(&g.layer, x[1 - first], 2, want, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(want, y[1 - first], sizeof want) == 0);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &b[first], NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &b[1 - first], NULL, &g.err), MOE_EP_OK);
+        error_is(&g.err, "", -1, 0.0);
+        /* a hook that adds up by itself may say what it found; the next combine begins anew */
+        CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &b[1 - first], NULL, NULL), MOE_EP_OK);
+        moe_ep_error *late = moe_ep_rank_plan_of(&g.rank, 0)->late;
+        for (int stage = 0; stage < 3; stage++) CHECK_I64(rig_stage(&g, stage), MOE_EP_OK);
+        late->status = MOE_EP_ERR_OVERFLOW, late->arg = "y", late->index = 4;
+        CHECK_I64(moe_ep_rank_finish(&g.rank, 0, NULL, &g.err), MOE_EP_ERR_OVERFLOW);
+        error_is(&g.err, "y", 4, 0.0);
+        CHECK_I64(rig_stage(&g, 2), MOE_EP_OK);
+        CHECK_I64(rig_stage(&g, 3), MOE_EP_OK);
+        rig_down(&g);
+    }
 }
 
 /* ---- the worked numbers of the declarations, and inputs that must be refused ---- */
