@@ -1995,10 +1995,10 @@ MOE_EP_API moe_ep_status moe_ep_align_block(const moe_ep_align_desc *desc, const
                                             moe_ep_scratch *scratch, moe_ep_error *err);
 
 /* batched_moe_align_block_size: counts (E) tokens per expert, already grouped in rows e*max_tokens + j ->
- * sorted_ids (E * max_tokens rounded up to B, padding E*max_tokens), block_experts (that / B, unused -1),
+ * sorted_ids (L), L = E * (max_tokens rounded up to B), padding E*max_tokens; block_experts (L/B, unused -1);
  * *padded_rows.
- * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.  O(E * max_tokens).
- * Example: {2,3,0,6,8}, max 8, B = 4: blocks 0 1 3 3 4 4 -1 -1 -1 -1, padded_rows 24. */
+ * Errors: ERR_NULL, ERR_SIZE, ERR_NEGATIVE, ERR_RANGE (count > max_tokens), ERR_OVERFLOW.  O(L).
+ * Example: {2,3,0,6,7}, max 7, B = 4: L = 5 * 8 = 40, blocks 0 1 3 3 4 4 -1 -1 -1 -1, padded_rows 24. */
 MOE_EP_API moe_ep_status moe_ep_align_batched(const int64_t *counts, int32_t E, int32_t max_tokens,
                                               int32_t block_size,
                                               int32_t *sorted_ids, int32_t *block_experts, int64_t *padded_rows,
@@ -3014,7 +3014,9 @@ typedef enum moe_ep_gate_layout {
 
 /* The weights of a set of experts over the caller's arrays, as a checkpoint holds them:
  * gate = w1 = gate_proj.weight (I,H), up = w3 = up_proj.weight (I,H), down = w2 = down_proj.weight (H,I).
- * Either one array with a stride from expert to expert, or a table with one pointer per expert. */
+ * Either one array with a stride from expert to expert, or a table with one pointer per expert.  The elements of
+ * a row lie side by side: the (E,H,2I) and (E,I,H) arrays that transformers' Llama4TextExperts and GptOssExperts hold
+ * must be transposed first. */
 typedef struct moe_ep_weights {
     int32_t num_experts; /* experts held here, >= 1                                                     */
     int32_t hidden;      /* H >= 1                                                                      */
@@ -3063,7 +3065,8 @@ typedef struct moe_ep_forward_desc {
     const moe_ep_router *router;   /* section 1; NULL = ids and choice_weights are given                */
     const float *gate;             /* (E+num_null, H) router weight; a gate bias is router.logit_bias   */
     const int32_t *ids;            /* (T,K), -1 = no expert; read when router is NULL                   */
-    const float *choice_weights;   /* (T,K); read when router is NULL; NULL = all 1                     */
+    const float *choice_weights;   /* (T,K); read when router is NULL; NULL = all 1.  What stands where the
+                                      id is -1 is not looked at: it may be NaN                          */
     int weight_on_input;           /* not 0: the weight multiplies the token going in, not the row
                                       coming out (Llama-4); identity experts return weight * token too.
                                       With a router, its own weight_on_input switches this on as well   */
@@ -3080,6 +3083,8 @@ typedef struct moe_ep_forward_desc {
 
 /* What does this MoE layer answer?  x (T,H) and y (T,H) float, packed; y must not overlap x.
  * T = 0 is allowed and does nothing.
+ * A token whose ids are all -1 (padding) is 0 in y, and its x, which may be NaN, is not looked at; with a router or
+ * shared experts every token is.
  * Errors: NULL, ERR_SIZE (sizes that do not fit each other, strides shorter than a row), ERR_RANGE
  * (enum values), ERR_TOP_K, ERR_EXPERT_ID (index is the flat position), ERR_NAN (x, weights of the
  * choices), ERR_CONFIG, ERR_OVERFLOW, ERR_SCRATCH.  Non-finite expert weights are not looked for.
@@ -3101,7 +3106,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
  * Group g has rows row_start[g] .. row_start[g+1]-1 of rx and ry (both (rows,H) float, packed, not
  * overlapping) and uses expert expert_of_group[g] of desc->experts (NULL = expert g; two groups may use
  * the same one: replicas).  Of desc only experts, parallel_for, isa_max, products and blas_min_rows are
- * read.  Errors as moe_ep_forward; row_start must begin at 0 and never fall.  O(rows H I).
+ * read.  Errors as moe_ep_forward, ERR_NAN of rx; row_start must begin at 0 and never fall.  O(rows H I).
  * Example: two groups of one row each, H = I = 1, gate 1, up 2, down 3 for both: each row 1 gives
  * 6 * silu(1) = 4.386351. */
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -3163,7 +3168,7 @@ typedef struct moe_ep_plan {
     int32_t batch;             /* 0 or 1: which micro-batch; index handles and buffers by it            */
     int64_t ntokens;           /* T of this rank                                                        */
     const int32_t *topk_ids;   /* (T,K) global slot; -1 = none; >= P = identity expert (stays here)      */
-    const float *topk_weights; /* (T,K)                                                                 */
+    const float *topk_weights; /* (T,K); 0 where the id is -1                                           */
     int64_t nsend, nrecv;      /* rows out, rows in                                                     */
     const int64_t *send_rows;  /* (nranks)   rows for each rank                                         */
     const int64_t *send_start; /* (nranks+1) where they begin in the send order                         */
@@ -3177,7 +3182,15 @@ typedef struct moe_ep_plan {
     const int64_t *slot_start; /* (nslots+1): rx is grouped by local slot, inside it by source rank, then
                                   in the order of the source: reproducible                              */
     void *call;                /* the caller's pointer of this call                                     */
-    int32_t weight_on_input;   /* not 0: rows go out already multiplied by send_weight                  */
+    int32_t weight_on_input;   /* not 0: dispatch multiplies the rows by send_weight, combine adds what comes
+                                  back as it is; identity experts have their weight all the same         */
+    int32_t elem_bytes;        /* of moe_ep_rank_desc; 0 = 4                                            */
+    moe_ep_dtype elem_type;    /* of moe_ep_rank_desc                                                   */
+    int64_t room_rows;         /* rows that rx, and ry, have memory for: >= nrecv, and with no_plan >= max_rows
+                                  of moe_ep_rank_reserve; a hook must not write more                    */
+    moe_ep_error *late;        /* where moe_ep_plan_sum puts ERR_NAN of x and ERR_OVERFLOW of y, for the end
+                                  of the layer to return; a combine of another kind may, too.  NULL in a
+                                  plan of the caller's own: then nobody looks                           */
 } moe_ep_plan;
 
 /* Stages, as the wait hook sees them. */
@@ -3186,7 +3199,11 @@ enum { MOE_EP_STAGE_DISPATCH = 1, MOE_EP_STAGE_EXPERTS = 2, MOE_EP_STAGE_COMBINE
 /* The caller's stages.  Copied by moe_ep_rank_init; `user` must outlive the rank.
  * A hook returns 0 or a code; the first non-zero stops the layer, no further hook but free_fn is called,
  * and the code comes back unchanged (use positive ones: the library's are negative).  A collective that
- * failed on one rank leaves its peers waiting: the backend must tell them (MPI_Abort, NCCL async error).
+ * failed on one rank leaves its peers waiting: the backend must tell them (MPI_Abort, NCCL async error).  So must the
+ * caller when the library itself stops before the end, see moe_ep_rank_forward.
+ * What falls to them: when plan->weight_on_input dispatch multiplies the rows (moe_ep_plan_pack does) and combine adds
+ * what comes back as it is, else times topk_weights.  Combine also adds weight * token of identity experts, the choices
+ * with topk_ids >= 0 and choice_row -1, and the layer's shared experts (moe_ep_plan_sum does all of this).
  * Hooks are called on the thread that called the library, `stream` is passed through untouched, and may
  * enqueue and return.  Without wait the results must be usable in stream order when a hook returns; with
  * it dispatch, experts and combine need only have started, and wait(stage) comes before the first use. */
@@ -3204,6 +3221,8 @@ typedef struct moe_ep_hooks {
     int (*wait)(void *user, const moe_ep_plan *plan, int stage, void *stream);
     void *(*alloc_fn)(void *user, size_t bytes); /* memory of rx and ry; both or neither; NULL = malloc */
     void (*free_fn)(void *user, void *ptr);
+    int adds_shared; /* not 0: combine (or its wait) adds the layer's shared experts, weighted by shared_gate.
+                        A layer that has some and a combine hook without this word for it are refused   */
 } moe_ep_hooks;
 
 /* What a rank is.  Required: num_ranks, slot_start, top_k, hidden; hooks or layer. */
@@ -3221,6 +3240,9 @@ typedef struct moe_ep_rank_desc {
     const int32_t *slot_expert; /* (slots of this rank) index into layer->experts, -1 = empty slot;
                                    NULL = local slot number; copied                                     */
     moe_ep_allocator alloc;     /* host memory of plans and CPU stages; zeroed = malloc and free        */
+    moe_ep_dtype elem_type;     /* what an element of x is, for moe_ep_plan_pack with weight_on_input: F32 (0),
+                                   BF16 or F16; with elem_bytes other than 4, F32 says that it is none of
+                                   them, and nothing can be multiplied                                  */
 } moe_ep_rank_desc;
 
 /* One micro-batch. */
@@ -3228,14 +3250,14 @@ typedef struct moe_ep_batch {
     int64_t num_tokens;       /* T of this rank, 0 is fine                                              */
     const int32_t *slot_ids;  /* (T,K) global slots, see moe_ep_assign_slots; -1 = none; P ..
                                  P+num_null-1 = identity                                                */
-    const float *weights;     /* (T,K); NULL = all 1                                                    */
+    const float *weights;     /* (T,K); NULL = all 1.  What stands where the id is -1 is not looked at  */
     const void *x;            /* (T,H)                                                                  */
     void *y;                  /* (T,H), must not overlap x                                              */
     void *call;               /* handed to the hooks in plan->call                                      */
     int no_plan;              /* not 0: slot_ids are not read, no counts are exchanged, the arrays of the
-                                 plan are NULL and its sizes 0; rx and ry have max_rows of
-                                 moe_ep_rank_reserve.  For backends that keep routing on the device;
-                                 needs dispatch, experts and combine hooks                              */
+                                 plan are NULL and its sizes 0; rx and ry have plan->room_rows rows.  For
+                                 backends that keep routing on the device; needs dispatch, experts and
+                                 combine hooks, and moe_ep_rank_reserve before                          */
 } moe_ep_batch;
 
 /* The state of one rank: opaque, zero it or hand it to moe_ep_rank_init; free with moe_ep_rank_free. */
@@ -3246,8 +3268,8 @@ typedef struct moe_ep_rank {
 /* Starts a rank: copies the hooks and the slot tables of desc, keeps desc->layer by pointer.
  * Errors: NULL, ERR_SIZE, ERR_RANGE, ERR_EXPERT_ID (slot_expert), ERR_TOP_K (K > P + identity experts), ERR_OVERFLOW
  * (these together exceed 2^31 - 1), ERR_CONFIG (hooks.size wrong, one of alloc and free, a stage without hook and
- * without
- * layer, elements that are not float for a CPU stage, missing counts, dispatch or combine with more than one rank),
+ * without layer, elements that are not float for a CPU stage, elem_type of another size than elem_bytes, missing
+ * counts, dispatch or combine with more than one rank, layer->shared and a combine hook without adds_shared),
  * ERR_MEMORY, those of moe_ep_forward for the layer.
  * O(num_ranks + slots of this rank).
  * Example: num_ranks 2 with hooks that lack counts: ERR_CONFIG, arg "hooks.counts". */
@@ -3270,8 +3292,15 @@ MOE_EP_API moe_ep_status moe_ep_rank_reserve(moe_ep_rank *rank, int64_t max_toke
 
 /* The layer on this rank: counts, dispatch, wait D, experts, wait E, combine, wait C.
  * Returns 0, a negative moe_ep_status, or the code of the hook that failed, unchanged.
- * Errors: NULL, ERR_SIZE, ERR_CONFIG (no_plan without hooks), ERR_EXPERT_ID (slot id, flat index), ERR_NAN (weight),
- * ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot), ERR_OVERFLOW, ERR_MEMORY.
+ * NaN and infinity in x stay in the rows of their token, on whatever rank these are computed, and are no error there.
+ * The rank of the token names them, when all stages of all batches are done and y is written: ERR_NAN with arg "x", or
+ * ERR_OVERFLOW with arg "y" where x is finite, and the flat index.  They are seen by the combine of the CPU and by
+ * moe_ep_plan_sum in a hook; x of tokens whose ids are all -1 is passed over, unless there are shared experts.
+ * Every other error stops this rank on the spot, and its peers go on to wait for it in the next collective: the caller
+ * must end them, as after a hook that failed.
+ * Errors: NULL, ERR_SIZE, ERR_CONFIG (no_plan without hooks or reserve), ERR_EXPERT_ID (slot id, flat index), ERR_NAN
+ * (weight; x, see above), ERR_NEGATIVE (a count received), ERR_PLACEMENT (rows received for an empty slot),
+ * ERR_OVERFLOW (sizes; y, see above), ERR_MEMORY.
  * O(T K log(num_ranks) + rows + num_ranks * slots) on the host, beside the stages.
  * Example: one rank, H = I = 1, one expert with gate 1, up 2, down 3, x = 1, weight 0.5: y = 2.193176. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_batch *batch, void *stream,
@@ -3280,15 +3309,15 @@ MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_bat
 /* Two micro-batches in flight: counts and dispatch of both, then wait D, experts, wait E, combine of the
  * first, the same of the second, then wait C of both.  batches (2).  Both are checked before anything is sent;
  * an empty one still takes part in every stage, as a collective needs it.
- * Errors: as moe_ep_rank_forward.  O() as two calls of it.
+ * Errors: as moe_ep_rank_forward; x and y are named of the first batch that gives cause.  O() as two calls of it.
  * Example: the hooks see  counts D0 counts D1 | wD0 E0 wE0 C0 | wD1 E1 wE1 C1 | wC0 wC1. */
 MOE_EP_API moe_ep_status moe_ep_rank_forward2(moe_ep_rank *rank, const moe_ep_batch *batches, void *stream,
                                               moe_ep_error *err);
 
 /* The stages one by one, for callers with an order of their own.  Call them in this order for each batch
- * (0 or 1); finish waits for the combine.  plan reads *b at once, which need not outlive the call; x and y
- * must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before, and for a batch that is
- * neither 0 nor 1).
+ * (0 or 1); finish waits for the combine, and then says what is wrong with x or y.  plan reads *b at once, which need
+ * not outlive the call; x and y must live until finish.  moe_ep_rank_plan_of gives the plan from then on (NULL before,
+ * and for a batch that is neither 0 nor 1).
  * Errors: as moe_ep_rank_forward; ERR_RANGE (batch neither 0 nor 1), ERR_CONFIG (a stage before its turn).
  * O() as there: plan has the host's part, the others what their stage costs.
  * Example: slots 0 3, 1 -1, 2 0 of three tokens: nsend 5, send_token 0 2 1 2 0, choice_row 0 4 2 -1 3 1. */
@@ -3306,9 +3335,11 @@ MOE_EP_API const moe_ep_plan *moe_ep_rank_plan_of(const moe_ep_rank *rank, int32
 
 /* ---- the host side of an adapter: what a dispatch and a combine hook over send and receive buffers need */
 
-/* rows (nsend, row_bytes) in send order <- x (T, row_bytes); float rows times send_weight when
- * plan->weight_on_input.  Errors: NULL, ERR_SIZE (row_bytes 0, or not whole floats there).  O(nsend * row_bytes).
- * Example: send_token 2 0, x rows A B C: C A. */
+/* rows (nsend, row_bytes) in send order <- x (T, row_bytes); times send_weight when plan->weight_on_input: elements of
+ * plan->elem_type, bf16 and f16 rounded to nearest even.  elem_bytes and elem_type are read then only.
+ * Errors: NULL, ERR_SIZE (row_bytes 0, or not whole elements there), ERR_CONFIG (weight_on_input and elements that are
+ * not F32, BF16 or F16 by type and size: rows are not written).  O(nsend * row_bytes).
+ * Example: send_token 2 0, x rows A B C: C A.  bf16 3 (0x4040) with weight 0.3: 0.8984375 (0x3f66). */
 MOE_EP_API moe_ep_status moe_ep_plan_pack(const moe_ep_plan *plan, const void *x, void *rows,
                                           size_t row_bytes, moe_ep_error *err);
 /* rx grouped by slot <- rows (nrecv, row_bytes) in the order of arrival: by source rank, slot, token.
@@ -3322,7 +3353,8 @@ MOE_EP_API moe_ep_status moe_ep_plan_place(const moe_ep_plan *plan, const void *
 MOE_EP_API moe_ep_status moe_ep_plan_unplace(const moe_ep_plan *plan, const void *ry, void *rows,
                                              size_t row_bytes, moe_ep_error *err);
 /* y (T,H) <- rows (nsend,H) float that came back, in send order: weighted sum in choice order, identity
- * experts from x (T,H) with ids >= first_null, then the shared experts of layer (NULL = none).
+ * experts from x (T,H) with ids >= first_null, then the shared experts of layer (NULL = none).  With plan->late, which
+ * the library's own plans have, x and y are then looked through: what is not finite is said there, not here.
  * Errors: NULL, ERR_SIZE (hidden), ERR_SCRATCH, ERR_MEMORY, those of moe_ep_forward for the shared experts.
  * O(T K H), and the shared experts.  Scratch only for those.
  * Example: one token, two choices with weights 0.5 and 0.25 and rows 2 and 4: y = 2. */
@@ -3349,8 +3381,8 @@ typedef struct moe_ep_ranks_result {
  * y equals moe_ep_forward bit for bit under every placement (BLAS off).
  * Errors: as moe_ep_forward and moe_ep_rank_forward; ERR_SIZE (tokens_per_rank do not sum to T), ERR_CONFIG (slot_ids
  * and a router), ERR_PLACEMENT and ERR_EXPERT_ID (as moe_ep_validate, of this layer; a slot of another expert than the
- * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot), ERR_NAN of rx (weight_on_input that takes a
- * token out of the range of float).  After ERR_OVERFLOW of y, y and result are written.  result may be NULL.
+ * id says), ERR_LOST_EXPERT (an expert with tokens and no active slot).  After ERR_OVERFLOW of y, y and result are
+ * written.  result may be NULL.
  * O() of moe_ep_forward plus D*D*slots.
  * Example: 4 tokens, ids 3 7 | 1 12 | 3 9 | 7 15 of 16 experts on 4 contiguous ranks, one token on each:
  * 8 rows, 5 moved, the busiest rank has 3. */
@@ -25733,6 +25765,32 @@ static moe_ep_status moe_epi_fw_check_finite(const float *v, int64_t n, const ch
     return moe_epi_fw_bad_input(moe_epi_fw_first_nonfinite(v, n), v, name, err);
 }
 
+/* Weights (n) of choices that name an expert; what stands beside -1 is nobody's. */
+static moe_ep_status moe_epi_fw_check_choices(const float *w, const int32_t *ids, int64_t n, const char *name,
+                                              moe_ep_error *err)
+{
+    int64_t i = moe_epi_fw_first_nonfinite(w, n);
+    for (; i >= 0 && i < n; i++)
+        if (ids[i] >= 0 && !moe_epi_finite((double)w[i])) return moe_epi_fw_bad_input(i, w, name, err);
+    return MOE_EP_OK;
+}
+
+/* Index of the first non-finite element of x (T,H), -1 = none.  ids (T,K): tokens with nothing but -1 are passed over;
+ * NULL = none is. */
+static int64_t moe_epi_fw_bad_token(const moe_ep_forward_desc *d, const float *x, int64_t T, int64_t H,
+                                    const int32_t *ids, int32_t K)
+{
+    int64_t at = moe_epi_fw_scan_all(d, x, T * H), t, found;
+    int32_t k;
+    if (at < 0 || !ids) return at;
+    for (t = at / H; t < T; t++) {
+        for (k = 0; k < K && ids[t * K + k] < 0; k++) continue;
+        found = k < K ? moe_epi_fw_first_nonfinite(x + t * H, H) : -1;
+        if (found >= 0) return t * H + found;
+    }
+    return -1;
+}
+
 /* The result, written whole: a value that left the range of float on the way is named. */
 static moe_ep_status moe_epi_fw_bad_result(int64_t at, const float *y, moe_ep_error *err)
 {
@@ -25871,8 +25929,16 @@ static moe_ep_status moe_epi_fw_check_routing(const moe_ep_forward_desc *d, int6
     for (i = 0; i < n; i++)
         if (d->ids[i] < -1 || d->ids[i] >= E)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "ids", "neither -1 nor in 0..E-1", i, (double)d->ids[i]);
-    if (d->choice_weights) return moe_epi_fw_check_finite(d->choice_weights, n, "choice_weights", err);
+    if (d->choice_weights) return moe_epi_fw_check_choices(d->choice_weights, d->ids, n, "choice_weights", err);
     return MOE_EP_OK;
+}
+
+/* Values of x (T,H), once the routing is known to be sound. */
+static moe_ep_status moe_epi_fw_check_x(const moe_ep_forward_desc *d, const float *x, int64_t T, int32_t K,
+                                        moe_ep_error *err)
+{
+    const int32_t *ids = d->router || d->shared ? NULL : d->ids;
+    return moe_epi_fw_bad_input(moe_epi_fw_bad_token(d, x, T, d->experts->hidden, ids, K), x, "x", err);
 }
 
 static int moe_epi_fw_overlap(const void *a, const void *b, int64_t bytes)
@@ -25896,13 +25962,6 @@ static moe_ep_status moe_epi_fw_check_shapes(const float *x, const float *y, int
     if (moe_epi_fw_overlap(x, y, n * 4))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, yname, "must not overlap the input", -1, 0.0);
     return MOE_EP_OK;
-}
-
-static moe_ep_status moe_epi_fw_check_xy(const float *x, const float *y, int64_t rows, int32_t H, const char *xname,
-                                         const char *yname, moe_ep_error *err)
-{
-    moe_ep_status st = moe_epi_fw_check_shapes(x, y, rows, H, xname, yname, err);
-    return st == MOE_EP_OK ? moe_epi_fw_check_finite(x, rows * H, xname, err) : st;
 }
 
 /* ---- scratch of one set of experts: sizes and pieces -------------------------------------------------------- */
@@ -26045,10 +26104,10 @@ MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype,
 
 /* ---- the experts alone --------------------------------------------------------------------------------------- */
 
-MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
-                                        const int64_t *row_start, int32_t num_groups,
-                                        const int32_t *expert_of_group, float *ry, moe_ep_scratch *scratch,
-                                        moe_ep_error *err)
+/* moe_ep_experts; rx is looked through for what is not finite, or is not. */
+static moe_ep_status moe_epi_fw_experts(const moe_ep_forward_desc *desc, const float *rx, const int64_t *row_start,
+                                        int32_t num_groups, const int32_t *expert_of_group, float *ry, int look,
+                                        moe_ep_scratch *scratch, moe_ep_error *err)
 {
     moe_epi_arena arena;
     moe_epi_fw_run run;
@@ -26076,7 +26135,7 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     }
     rows = row_start[num_groups];
     st = moe_epi_fw_check_shapes(rx, ry, rows, desc->experts->hidden, "rx", "ry", err);
-    if (st == MOE_EP_OK)
+    if (st == MOE_EP_OK && look)
         st = moe_epi_fw_bad_input(moe_epi_fw_scan_all(desc, rx, rows * desc->experts->hidden), rx, "rx", err);
     if (st != MOE_EP_OK || rows == 0) return st;
     moe_epi_fw_run_need(&total, desc, desc->experts, num_groups, rows, rows);
@@ -26091,6 +26150,14 @@ MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const f
     moe_epi_fw_run_experts(desc, &run);
     moe_epi_arena_close(&arena);
     return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
+                                        const int64_t *row_start, int32_t num_groups,
+                                        const int32_t *expert_of_group, float *ry, moe_ep_scratch *scratch,
+                                        moe_ep_error *err)
+{
+    return moe_epi_fw_experts(desc, rx, row_start, num_groups, expert_of_group, ry, 1, scratch, err);
 }
 
 /* ---- the layer -------------------------------------------------------------------------------------------------- */
@@ -26333,9 +26400,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
     l.T = num_tokens;
     st = moe_epi_fw_check_options(desc, err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_shapes(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
-    if (st == MOE_EP_OK)
-        st = moe_epi_fw_bad_input(moe_epi_fw_scan_all(desc, x, num_tokens * desc->experts->hidden), x, "x", err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_routing(desc, num_tokens, &l.K, err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_x(desc, x, num_tokens, l.K, err);
     if (st != MOE_EP_OK || num_tokens == 0) return st;
     l.E = desc->experts->num_experts;
     l.groups_all = l.E + desc->num_null;
@@ -26383,6 +26449,7 @@ typedef struct moe_epi_hk_side {
     size_t row_room;                  /* bytes of rx, and of ry */
     const void *x;
     void *y;
+    moe_ep_error late; /* of x and y, for the end */
     int ready, done; /* stages done since the plan */
 } moe_epi_hk_side;
 
@@ -26390,8 +26457,9 @@ struct moe_epi_rank {
     moe_ep_hooks hooks;
     const moe_ep_forward_desc *layer;
     moe_ep_allocator alloc;
-    int32_t rank, nranks, K, H, nslots, P, per_rank, num_null;
-    int64_t max_rows; /* of moe_ep_rank_reserve */
+    int32_t rank, nranks, K, H, nslots, P, per_rank, num_null, elem_bytes;
+    moe_ep_dtype elem_type;
+    int64_t max_rows; /* of moe_ep_rank_reserve; -1 before */
     size_t row_bytes;
     int32_t *slot_start;  /* (nranks+1) */
     int32_t *slot_expert; /* (nslots), empty slots hold 0 */
@@ -26424,9 +26492,21 @@ static moe_ep_status moe_epi_hk_check_hooks(const moe_ep_rank_desc *d, moe_ep_er
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.combine", "needed with more than one rank", -1, 0.0);
     if (!d->layer && (!h->experts || !h->combine))
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "layer", "needed where experts or combine has no hook", -1, 0.0);
-    if ((!h->experts || !h->combine || (!h->dispatch && d->layer && d->layer->weight_on_input)) &&
-        d->elem_bytes != 0 && d->elem_bytes != 4)
+    if (h->combine && !h->adds_shared && d->layer && d->layer->shared)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "hooks.adds_shared", "a combine hook must add the shared experts",
+                            -1, 0.0);
+    if ((int)d->elem_type < 0 || (int)d->elem_type >= (int)MOE_EP_I8)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "elem_type", "must be F32, BF16 or F16", -1,
+                            (double)(int)d->elem_type);
+    if (d->elem_type != MOE_EP_F32 && d->elem_bytes != 2)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "must be 2 for BF16 and F16", -1,
+                            (double)d->elem_bytes);
+    if (d->elem_bytes == 0 || d->elem_bytes == 4) return MOE_EP_OK;
+    if (!h->experts || !h->combine)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "the CPU stages work on float", -1,
+                            (double)d->elem_bytes);
+    if (!h->dispatch && d->layer && d->layer->weight_on_input && d->elem_type == MOE_EP_F32)
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "elem_bytes", "weight_on_input wants an elem_type of this size", -1,
                             (double)d->elem_bytes);
     return MOE_EP_OK;
 }
@@ -26535,6 +26615,9 @@ MOE_EP_API moe_ep_status moe_ep_rank_init(moe_ep_rank *rank, const moe_ep_rank_d
     k->P = desc->slot_start[desc->num_ranks];
     k->nslots = desc->slot_start[desc->rank + 1] - desc->slot_start[desc->rank];
     k->num_null = desc->layer ? desc->layer->num_null : 0;
+    k->max_rows = -1;
+    k->elem_bytes = desc->elem_bytes;
+    k->elem_type = desc->elem_type;
     k->row_bytes = moe_epi_hk_row_bytes(desc->hidden, desc->elem_bytes);
     moe_epi_need(&total, (int64_t)k->nranks + 1, sizeof(int32_t));
     moe_epi_need(&total, k->nslots, sizeof(int32_t));
@@ -26624,11 +26707,11 @@ static moe_ep_status moe_epi_hk_room(moe_epi_hk_rank *k, moe_epi_hk_side *s, int
 static size_t moe_epi_hk_compute_need(const moe_epi_hk_rank *k, int64_t T, int64_t rows)
 {
     size_t experts = 0, combine = 0;
-    if (!k->layer) return 0;
+    if (!k->layer && k->hooks.dispatch) return 0;
     if (!k->hooks.experts && k->nslots > 0)
         moe_epi_fw_run_need(&experts, k->layer, k->layer->experts, k->nslots, rows, rows);
-    moe_epi_need(&combine, T * k->K, k->row_bytes);
-    if (k->layer->shared) {
+    moe_epi_need(&combine, T * k->K, k->row_bytes); /* rows that go out, and rows that come home */
+    if (k->layer && k->layer->shared) {
         moe_epi_need(&combine, T * k->layer->shared->num_experts, k->row_bytes);
         moe_epi_fw_run_need(&combine, k->layer, k->layer->shared, k->layer->shared->num_experts, T,
                             T * k->layer->shared->num_experts);
@@ -26703,6 +26786,8 @@ static moe_ep_status moe_epi_hk_check_batch(const moe_epi_hk_rank *k, const moe_
         if (!k->hooks.dispatch || !k->hooks.experts || !k->hooks.combine)
             return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "no_plan", "needs dispatch, experts and combine hooks",
                                 -1, 1.0);
+        if (k->max_rows < 0)
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "no_plan", "needs moe_ep_rank_reserve before", -1, 1.0);
         return MOE_EP_OK;
     }
     if (n > 0 && !b->slot_ids) return moe_epi_null(err, "slot_ids");
@@ -26710,7 +26795,7 @@ static moe_ep_status moe_epi_hk_check_batch(const moe_epi_hk_rank *k, const moe_
         if (b->slot_ids[i] < -1 || b->slot_ids[i] >= k->P + k->num_null)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "slot_ids", "neither -1 nor a slot",
                                 i, (double)b->slot_ids[i]);
-    if (n > 0 && b->weights) return moe_epi_fw_check_finite(b->weights, n, "weights", err);
+    if (n > 0 && b->weights) return moe_epi_fw_check_choices(b->weights, b->slot_ids, n, "weights", err);
     return MOE_EP_OK;
 }
 
@@ -26741,7 +26826,7 @@ static void moe_epi_hk_plan_out(moe_epi_hk_rank *k, moe_epi_hk_side *s, const mo
     if (pairs > 0) memset(s->recv_slots, 0, sizeof(int64_t) * (size_t)pairs);
     for (i = 0; i < n; i++) {
         int32_t slot = ids[i] = b->slot_ids[i], r;
-        w[i] = b->weights ? b->weights[i] : 1.0f;
+        w[i] = slot < 0 ? 0.0f : b->weights ? b->weights[i] : 1.0f;
         if (slot < 0 || slot >= k->P) continue;
         r = moe_epi_hk_rank_of_slot(k, slot);
         s->send_slots[(int64_t)r * k->per_rank + slot - k->slot_start[r]]++;
@@ -26906,8 +26991,13 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     s->plan.ntokens = b->num_tokens;
     s->plan.call = b->call;
     s->plan.weight_on_input = k->layer && k->layer->weight_on_input;
+    s->plan.late = &s->late;
+    moe_epi_ok(&s->late);
+    s->plan.elem_bytes = k->elem_bytes;
+    s->plan.elem_type = k->elem_type;
     if (b->no_plan) st = moe_epi_hk_room(k, s, k->max_rows, err);
     else st = moe_epi_hk_plan_full(k, s, b, stream, err);
+    s->plan.room_rows = (int64_t)(s->row_room / k->row_bytes);
     s->ready = st == MOE_EP_OK;
     return st;
 }
@@ -26933,23 +27023,43 @@ static moe_ep_status moe_epi_hk_move(const void *src, const int64_t *from, void 
     return MOE_EP_OK;
 }
 
+/* n elements times w. */
+static void moe_epi_hk_times(void *row, moe_ep_dtype type, size_t n, float w)
+{
+    float *wide = (float *)row;
+    uint16_t *half = (uint16_t *)row;
+    size_t j;
+    if (type == MOE_EP_F32)
+        for (j = 0; j < n; j++) wide[j] *= w;
+    else if (type == MOE_EP_BF16)
+        for (j = 0; j < n; j++) half[j] = moe_ep_bf16_from_f32(moe_ep_f32_from_bf16(half[j]) * w);
+    else
+        for (j = 0; j < n; j++) half[j] = moe_ep_f16_from_f32(moe_ep_f32_from_f16(half[j]) * w);
+}
+
 MOE_EP_API moe_ep_status moe_ep_plan_pack(const moe_ep_plan *plan, const void *x, void *rows, size_t row_bytes,
                                           moe_ep_error *err)
 {
     moe_ep_status st;
     int64_t i;
-    size_t j;
+    size_t each;
     moe_epi_ok(err);
     if (!plan) return moe_epi_null(err, "plan");
-    if (plan->weight_on_input && row_bytes % sizeof(float) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_bytes", "weights multiply float rows only",
-                            -1, (double)row_bytes);
+    each = plan->elem_type == MOE_EP_F32 ? 4u : 2u;
+    if (plan->weight_on_input) {
+        if ((int)plan->elem_type < 0 || (int)plan->elem_type >= (int)MOE_EP_I8 ||
+            (plan->elem_bytes != (int32_t)each && (plan->elem_bytes != 0 || each != 4u)))
+            return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "plan->elem_type",
+                                "weights multiply F32, BF16 or F16, which moe_ep_rank_desc must name", -1,
+                                (double)(int)plan->elem_type);
+        if (row_bytes % each != 0)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "row_bytes", "not whole elements", -1, (double)row_bytes);
+    }
     st = moe_epi_hk_move(x, plan->send_token, rows, NULL, plan->nsend, row_bytes, err);
     if (st != MOE_EP_OK || !plan->weight_on_input) return st;
-    for (i = 0; i < plan->nsend; i++) {
-        float *row = (float *)rows + (size_t)i * (row_bytes / sizeof(float));
-        for (j = 0; j < row_bytes / sizeof(float); j++) row[j] *= plan->send_weight[i];
-    }
+    for (i = 0; i < plan->nsend; i++)
+        moe_epi_hk_times((unsigned char *)rows + (size_t)i * row_bytes, plan->elem_type, row_bytes / each,
+                         plan->send_weight[i]);
     return MOE_EP_OK;
 }
 
@@ -26981,6 +27091,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     int64_t T, S;
     moe_epi_ok(err);
     if (!plan) return moe_epi_null(err, "plan");
+    moe_epi_ok(plan->late);
     T = plan->ntokens;
     if (T == 0) return MOE_EP_OK;
     if (hidden < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "hidden", "must be at least 1", -1, (double)hidden);
@@ -27021,6 +27132,10 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     }
     moe_epi_fw_combine_all(&c);
     moe_epi_arena_close(&a);
+    if (!plan->late) return MOE_EP_OK;
+    if (moe_epi_fw_bad_input(moe_epi_fw_bad_token(c.d, x, T, hidden, S > 0 ? NULL : plan->topk_ids, plan->top_k), x,
+                             "x", plan->late) == MOE_EP_OK)
+        (void)moe_epi_fw_bad_result(moe_epi_fw_scan_all(c.d, y, T * hidden), y, plan->late);
     return MOE_EP_OK;
 }
 
@@ -27078,8 +27193,9 @@ MOE_EP_API moe_ep_status moe_ep_rank_dispatch(moe_ep_rank *rank, int32_t batch, 
     st = moe_epi_arena_open(&a, &k->compute, total, err);
     if (st != MOE_EP_OK) return st;
     rows = moe_epi_take(&a, s->plan.nsend, k->row_bytes);
-    (void)moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err); /* sizes and buffers are known to be sound */
-    return moe_epi_hk_done(s, 1, moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err));
+    st = moe_ep_plan_pack(&s->plan, s->x, rows, k->row_bytes, err);
+    if (st == MOE_EP_OK) st = moe_ep_plan_place(&s->plan, rows, s->rx, k->row_bytes, err);
+    return moe_epi_hk_done(s, 1, st);
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_experts(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
@@ -27094,8 +27210,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_experts(moe_ep_rank *rank, int32_t batch, v
     if (k->hooks.experts)
         st = moe_epi_hk_code(k->hooks.experts(k->hooks.user, &s->plan, s->rx, s->ry, stream), "hooks.experts", err);
     else if (s->plan.nrecv > 0)
-        st = moe_ep_experts(k->layer, (const float *)s->rx, s->plan.slot_start, k->nslots, k->slot_expert,
-                            (float *)s->ry, &k->compute, err);
+        st = moe_epi_fw_experts(k->layer, (const float *)s->rx, s->plan.slot_start, k->nslots, k->slot_expert,
+                                (float *)s->ry, 0, &k->compute, err); /* a token's own rank looks at its numbers */
     return moe_epi_hk_done(s, 2, st);
 }
 
@@ -27123,6 +27239,7 @@ MOE_EP_API moe_ep_status moe_ep_rank_combine(moe_ep_rank *rank, int32_t batch, v
     k = rank->state;
     st = moe_epi_hk_wait(k, s, MOE_EP_STAGE_EXPERTS, stream, err);
     if (st != MOE_EP_OK) return st;
+    moe_epi_ok(&s->late);
     if (k->hooks.combine)
         st = moe_epi_hk_code(k->hooks.combine(k->hooks.user, &s->plan, s->ry, s->y, k->row_bytes, stream),
                              "hooks.combine", err);
@@ -27130,12 +27247,26 @@ MOE_EP_API moe_ep_status moe_ep_rank_combine(moe_ep_rank *rank, int32_t batch, v
     return moe_epi_hk_done(s, 3, st);
 }
 
-MOE_EP_API moe_ep_status moe_ep_rank_finish(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
+/* The last wait, without a look at the numbers. */
+static moe_ep_status moe_epi_hk_end(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
 {
     moe_epi_hk_side *s;
     moe_ep_status st = moe_epi_hk_side_of(rank, batch, 3, &s, err);
     if (st != MOE_EP_OK) return st;
     return moe_epi_hk_wait(rank->state, s, MOE_EP_STAGE_COMBINE, stream, err);
+}
+
+static moe_ep_status moe_epi_hk_late(const moe_ep_rank *rank, int32_t batch, moe_ep_error *err)
+{
+    const moe_ep_error *late = &rank->state->side[batch].late;
+    if (late->status != MOE_EP_OK && err) *err = *late;
+    return late->status;
+}
+
+MOE_EP_API moe_ep_status moe_ep_rank_finish(moe_ep_rank *rank, int32_t batch, void *stream, moe_ep_error *err)
+{
+    moe_ep_status st = moe_epi_hk_end(rank, batch, stream, err);
+    return st == MOE_EP_OK ? moe_epi_hk_late(rank, batch, err) : st;
 }
 
 MOE_EP_API moe_ep_status moe_ep_rank_forward(moe_ep_rank *rank, const moe_ep_batch *batch, void *stream,
@@ -27169,7 +27300,8 @@ MOE_EP_API moe_ep_status moe_ep_rank_forward2(moe_ep_rank *rank, const moe_ep_ba
         st = moe_ep_rank_experts(rank, b, stream, err);
         if (st == MOE_EP_OK) st = moe_ep_rank_combine(rank, b, stream, err);
     }
-    for (b = 0; st == MOE_EP_OK && b < 2; b++) st = moe_ep_rank_finish(rank, b, stream, err);
+    for (b = 0; st == MOE_EP_OK && b < 2; b++) st = moe_epi_hk_end(rank, b, stream, err);
+    for (b = 0; st == MOE_EP_OK && b < 2; b++) st = moe_epi_hk_late(rank, b, err);
     return st;
 }
 
@@ -27408,6 +27540,7 @@ static moe_ep_status moe_epi_hk_start_member(moe_epi_hk_world *w, int32_t r, con
     hooks.counts = moe_epi_hk_world_counts;
     hooks.dispatch = moe_epi_hk_world_dispatch;
     hooks.combine = moe_epi_hk_world_combine;
+    hooks.adds_shared = 1;
     memset(&rd, 0, sizeof rd);
     rd.rank = r;
     rd.num_ranks = w->p->num_devices;
@@ -27452,6 +27585,7 @@ static moe_ep_status moe_epi_hk_run_world(moe_epi_hk_world *w, const float *weig
         b.y = w->y + m->token0 * H;
         st = moe_epi_hk_start_member(w, r, alloc, err);
         if (st == MOE_EP_OK) st = moe_ep_rank_plan(&m->handle, 0, &b, NULL, err);
+        if (st == MOE_EP_OK) m->handle.state->side[0].plan.late = NULL; /* the caller looks at y of all ranks */
     }
     for (stage = 0; stage < 4; stage++)
         for (r = 0; st == MOE_EP_OK && r < D; r++) st = moe_epi_hk_stage(&w->members[r].handle, stage, err);
@@ -27590,8 +27724,9 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     memset(&res, 0, sizeof res);
     memset(&w, 0, sizeof w);
     st = moe_epi_fw_check_options(desc, err);
-    if (st == MOE_EP_OK) st = moe_epi_fw_check_xy(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_shapes(x, y, num_tokens, desc->experts->hidden, "x", "y", err);
     if (st == MOE_EP_OK) st = moe_epi_fw_check_routing(desc, num_tokens, &K, err);
+    if (st == MOE_EP_OK) st = moe_epi_fw_check_x(desc, x, num_tokens, K, err);
     if (st == MOE_EP_OK) st = moe_epi_hk_check_placement(desc, p, layer, err);
     if (st != MOE_EP_OK) return st;
     if (slot_ids && desc->router)

@@ -55,6 +55,9 @@ static void fail_calls_of(const trial *t)
         host_all().fail_at = host_all().calls + f;
         code = try_layer(t, NULL);
         host_all().fail_at = 0;
+        expect((code != cudaErrorMemoryAllocation && code != MOE_EP_ERR_MEMORY) || host_last == cudaSuccess,
+               "memory that ran out is not reported by the next launch, too", (long long)f);
+        host_last = cudaSuccess; /* what is left of other errors is the caller's, who has seen the code */
         expect(code == 0 || code == cudaErrorUnknown || code == cudaErrorMemoryAllocation ||
                    code == MC_BLAS + CUBLAS_STATUS_EXECUTION_FAILED || code == MOE_EP_ERR_MEMORY,
                "the code of a failing call comes back", code);

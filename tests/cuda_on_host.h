@@ -4,7 +4,9 @@
  *
  * Strict means: work on streams is deferred and happens in an order drawn from a seed among all orders that streams
  * and events allow, so that a missing event gives a wrong answer.  Device memory is not accessible to the host
- * while no kernel runs, ends at a page that must stay as it is, and begins as NaN.  Threads of a block run one after
+ * while no kernel runs, ends at a page that must stay as it is, and begins as NaN.  A cudaMemcpy to the device or on it
+ * returns before its work is done, as it may for pageable memory, and other streams do not wait for it.  An error stays
+ * until cudaGetLastError takes it.  Threads of a block run one after
  * the other in an order drawn from the seed, as fibers, so that barriers work and a missing one shows.  Every API call
  * can be made to fail.  What is still alive is counted. */
 #ifndef CUDA_ON_HOST_H
@@ -113,14 +115,15 @@ static inline size_t host_pages(size_t bytes) { return (bytes + HOST_PAGE - 1) /
 
 /* ---- the scheduler ---- */
 
-/* Lets some stream do its next piece of work; false when none can. */
+/* Lets some stream do its next piece of work; false when none can.  The NULL stream, whose copies others must not count
+ * on, comes last. */
 static inline bool host_progress(void)
 {
     host_state &s = host_all();
     const size_t n = s.streams.size(), first = (size_t)(host_random() % n);
-    for (size_t i = 0; i < n; i++) {
-        host_stream *q = s.streams[(first + i) % n];
-        if (q->queue.empty()) continue;
+    for (size_t i = 0; i <= n; i++) {
+        host_stream *q = i < n ? s.streams[(first + i) % n] : &s.null_stream;
+        if (q->queue.empty() || (i < n && q == &s.null_stream)) continue;
         host_enter();
         const bool done = q->queue.front()();
         host_leave();
@@ -277,7 +280,7 @@ static inline float __fmul_rn(float a, float b) { return a * b; }
 typedef int cudaError_t;
 typedef host_stream *cudaStream_t;
 typedef host_event *cudaEvent_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorUnknown = 999 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorUnknown = 999 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 typedef enum cudaMemcpyKind {
     cudaMemcpyHostToDevice = 1,
@@ -289,15 +292,23 @@ typedef struct cudaDeviceProp {
     int multiProcessorCount, major, minor;
 } cudaDeviceProp;
 
+static thread_local cudaError_t host_last; /* what went wrong last on this thread, until somebody asks */
+static inline cudaError_t host_error(cudaError_t e)
+{
+    if (e != cudaSuccess) host_last = e;
+    return e;
+}
 #define HOST_CALL()                           \
     HOST_LOCK();                              \
-    if (host_fails(__func__)) return cudaErrorUnknown
+    if (host_fails(__func__)) return host_error(cudaErrorUnknown)
 
 static inline const char *cudaGetErrorString(cudaError_t e) { return e == 0 ? "no error" : "an error made on purpose"; }
 static inline cudaError_t cudaGetLastError(void)
 {
-    HOST_CALL();
-    return cudaSuccess;
+    HOST_LOCK();
+    const cudaError_t e = host_fails(__func__) ? (cudaError_t)cudaErrorUnknown : host_last;
+    host_last = cudaSuccess;
+    return e;
 }
 static inline cudaError_t cudaGetDeviceCount(int *n)
 {
@@ -341,11 +352,12 @@ static inline cudaError_t cudaMalloc(void **p, size_t bytes)
     host_state &s = host_all();
     const size_t used = (bytes + 15) / 16 * 16, pages = host_pages(used);
     HOST_LOCK();
-    if (host_fails(__func__) || bytes > host_arena_bytes / 4) return cudaErrorMemoryAllocation;
+    if (host_fails(__func__) || bytes > host_arena_bytes / 4) return host_error(cudaErrorMemoryAllocation);
     if (!s.arena)
         s.arena = (unsigned char *)mmap(NULL, host_arena_bytes, PROT_NONE,
                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (s.arena == MAP_FAILED || pages + HOST_PAGE > host_arena_bytes - s.used) return cudaErrorMemoryAllocation;
+    if (s.arena == MAP_FAILED || pages + HOST_PAGE > host_arena_bytes - s.used)
+        return host_error(cudaErrorMemoryAllocation);
     *p = s.arena + s.used + pages - used; /* its end is the end of a page */
     s.used += pages + HOST_PAGE;
     s.device[*p] = used;
@@ -379,26 +391,26 @@ static inline cudaError_t cudaFree(void *p)
     s.device.erase(at);
     s.live--;
     if (s.device.empty()) s.used = 0;
-    return host_fails(__func__) ? cudaErrorUnknown : cudaSuccess;
+    return host_error(host_fails(__func__) ? cudaErrorUnknown : cudaSuccess);
 }
 static inline cudaError_t cudaMallocHost(void **p, size_t bytes)
 {
     HOST_LOCK();
-    if (host_fails(__func__)) return cudaErrorMemoryAllocation;
+    if (host_fails(__func__)) return host_error(cudaErrorMemoryAllocation);
     *p = malloc(bytes ? bytes : 1);
-    if (!*p) return cudaErrorMemoryAllocation;
+    if (!*p) return host_error(cudaErrorMemoryAllocation);
     memset(*p, 0xff, bytes);
     host_all().live++;
     return cudaSuccess;
 }
 static inline cudaError_t cudaFreeHost(void *p)
 {
-    if (!p) return cudaSuccess;
+    if (!p) return host_error(cudaErrorInvalidValue); /* unlike cudaFree, not said to be fine */
     host_until(host_idle);
     HOST_LOCK();
     free(p);
     host_all().live--;
-    return host_fails(__func__) ? cudaErrorUnknown : cudaSuccess;
+    return host_error(host_fails(__func__) ? cudaErrorUnknown : cudaSuccess);
 }
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
@@ -485,12 +497,19 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t byt
     host_push(stream, [=]() { return memcpy(to, from, bytes) != NULL; });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind)
+/* On the NULL stream: what comes from the host has left it when the call returns, and may not have arrived. */
+static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
 {
-    HOST_CALL();
-    host_enter();
-    memcpy(to, from, bytes);
-    host_leave();
+    {
+        HOST_CALL();
+        if (kind == cudaMemcpyHostToDevice) {
+            const std::vector<char> staged((const char *)from, (const char *)from + bytes);
+            host_push(NULL, [=]() { return bytes == 0 || memcpy(to, staged.data(), bytes) != NULL; });
+            return cudaSuccess;
+        }
+        host_push(NULL, [=]() { return memcpy(to, from, bytes) != NULL; });
+    }
+    if (kind == cudaMemcpyDeviceToHost) host_until([]() { return host_all().null_stream.queue.empty(); });
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream)
@@ -501,11 +520,7 @@ static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cud
 }
 static inline cudaError_t cudaMemset(void *to, int value, size_t bytes)
 {
-    HOST_CALL();
-    host_enter();
-    memset(to, value, bytes);
-    host_leave();
-    return cudaSuccess;
+    return cudaMemsetAsync(to, value, bytes, NULL);
 }
 
 /* ---- cuBLAS: bf16 in and out, float sums ---- */

@@ -557,6 +557,21 @@ TEST(receive_buffer)
     }
 }
 
+/* The documented lengths, no element more: max_tokens is rounded up for each expert, not once for all. */
+TEST(align_batched_writes_the_documented_length)
+{
+    static const int64_t counts[5] = {2, 3, 0, 6, 7};
+    static const int32_t blocks[10] = {0, 1, 3, 3, 4, 4, -1, -1, -1, -1};
+    int32_t *sorted = new32(40), *experts = new32(10), i;
+    int64_t used = 0;
+    CHECK_I64(moe_ep_align_batched(counts, 5, 7, 4, sorted, experts, &used, NULL), MOE_EP_OK);
+    CHECK_I64(used, 24);
+    check_i32s(experts, blocks, 10);
+    for (i = 0; i < 40; i++) CHECK(sorted[i] <= 35);
+    for (i = 24; i < 40; i++) CHECK_I64(sorted[i], 35);
+    free(sorted); free(experts);
+}
+
 /* The batched form is the plain one on the ids that its counts stand for. */
 TEST(align_batched_random)
 {

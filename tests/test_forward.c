@@ -1729,6 +1729,62 @@ TEST(a_layer_stays_within_the_bytes_it_asks_for)
     }
 }
 
+/* Through the rank functions, which do not look at rows: some tokens of NaN or infinity, and every other token has the
+ * bits of a layer in which they are 0.  All units, types and kinds of products, few rows and many for an expert. */
+TEST(a_token_that_is_not_finite_leaves_the_others_their_bits)
+{
+    static const float rubbish[3] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
+    uint64_t s = t_seed + 72;
+    for (int i = 0; i < 96; i++) {
+        int E = i % 5 ? 4 : 1, H = 1 + (int)t_below(&s, 70), I = 1 + (int)t_below(&s, 70), K = i % 5 ? 2 : 1;
+        int T = 1 + (int)t_below(&s, i & 16 ? 60 : 9), first = -1;
+        moe_ep_activation act = act_of(i % 7);
+        set r = make_set(E, H, I, (moe_ep_dtype)(i % 4), MOE_EP_GATE_SEPARATE, act, i & 1, 0, 0, &s);
+        set sh = make_set(2, H, 5, MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 0, 0, 0, &s);
+        float *x = random_x(T * H, &s), *want = random_x(T * H, &s), *y = random_x(T * H, &s);
+        float *w = t_alloc(sizeof(float) * (size_t)(T * K));
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(T * K)), start[2] = {0, E};
+        char *bad = t_alloc((size_t)T);
+        moe_ep_forward_desc d;
+        moe_ep_rank_desc rd;
+        moe_ep_rank rank;
+        moe_ep_batch b;
+        moe_ep_error err;
+        memset(&d, 0, sizeof d);
+        random_ids(ids, w, T, K, E + 1, 1, &s);
+        d.experts = &r.w, d.shared = i & 8 ? &sh.w : NULL, d.num_null = 1;
+        d.weight_on_input = i / 3 % 2, d.products = (moe_ep_products)(i / 4 % 3), d.isa_max = (moe_ep_isa)(i / 24);
+        d.top_k = K, d.ids = ids, d.choice_weights = w;
+        for (int t = 0; t < T; t++) {
+            int seen = d.shared != NULL;
+            for (int k = 0; k < K; k++) seen |= ids[t * K + k] >= 0;
+            bad[t] = (char)(t_below(&s, 4) == 0);
+            for (int h = 0; bad[t] && h < H; h++) x[t * H + h] = 0.0f;
+            if (bad[t] && seen && first < 0) first = t;
+        }
+        CHECK_I64(moe_ep_forward(&d, x, T, want, NULL, NULL), MOE_EP_OK);
+        for (int t = 0; t < T; t++) {
+            for (int h = 0; bad[t] && h < H; h++) x[t * H + h] = 1.0f;
+            if (bad[t]) x[t * H + H / 2] = rubbish[i % 3];
+            for (int h = 0; bad[t] && i % 2 && h < H; h++) x[t * H + h] = rubbish[(i + h) % 3];
+        }
+        memset(&rd, 0, sizeof rd);
+        memset(&b, 0, sizeof b);
+        rd.num_ranks = 1, rd.slot_start = start, rd.top_k = K, rd.hidden = H, rd.layer = &d;
+        b.num_tokens = T, b.slot_ids = ids, b.weights = w, b.x = x, b.y = y;
+        CHECK_I64(moe_ep_rank_init(&rank, &rd, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, &err), first < 0 ? MOE_EP_OK : MOE_EP_ERR_NAN);
+        CHECK_STR(err.arg, first < 0 ? "" : "x");
+        CHECK_I64(err.index, first < 0 ? -1 : (int64_t)first * H + (i % 2 ? 0 : H / 2));
+        for (int t = 0; t < T; t++)
+            CHECK(bad[t] || memcmp(y + t * H, want + t * H, sizeof(float) * (size_t)H) == 0);
+        moe_ep_rank_free(&rank);
+        free(x), free(want), free(y), free(w), free(ids), free(bad);
+        free_set(&r), free_set(&sh);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 /* ---- bad input: every case changes one thing of a good call ---- */
 
 typedef struct good {
@@ -1872,6 +1928,62 @@ TEST(bad_input_is_named_and_y_stays)
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.gate[7] = nan), 4, MOE_EP_ERR_NAN, "logits", 1);
     free_set(&g.r);
     free_set(&g.sh);
+}
+
+/* Padded tokens: ids -1, weights and x whatever lay there. */
+TEST(what_stands_beside_masked_choices_is_not_looked_at)
+{
+    static const int32_t ids[8] = {0, 1, -1, -1, 2, -1, -1, 5}; /* 5: identity */
+    static const float rubbish[3] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
+    uint64_t s = 6;
+    for (int i = 0; i < 12; i++) {
+        good g;
+        float clean[24], want[24];
+        moe_ep_error err;
+        good_init(&g);
+        free_set(&g.r);
+        g.r = make_set(5, 6, 7, i & 1 ? MOE_EP_BF16 : MOE_EP_F32, MOE_EP_GATE_SEPARATE, act_of(0), 1, 0, 0, &s);
+        g.d.experts = &g.r.w, g.d.shared = NULL, g.d.shared_gate = NULL, g.d.num_null = 1;
+        g.d.weight_on_input = i >> 1 & 1, g.d.products = (moe_ep_products)(i / 4);
+        memcpy(g.ids, ids, sizeof ids);
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, want, NULL, NULL), MOE_EP_OK);
+        memcpy(clean, g.x, sizeof clean);
+        for (int k = 0; k < 8; k++)
+            if (ids[k] < 0) g.w[k] = rubbish[(i + k) % 3];
+        for (int h = 0; h < 6; h++) g.x[6 + h] = rubbish[(i + h) % 3];
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_OK);
+        CHECK(memcmp(want, g.y, sizeof want) == 0);
+        for (int h = 6; h < 12; h++) CHECK(g.y[h] == 0.0f);
+        for (int t = 3; t >= 0; t--) { /* a token with a choice is looked at, identity or not, whatever stands before */
+            if (t == 1) continue;
+            g.x[6 * t + (i + t) % 6] = rubbish[i % 3];
+            CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, "x");
+            CHECK_I64(err.index, 6 * t + (i + t) % 6);
+        }
+        for (int k = 0; k < 8; k++) { /* and so is the weight of every choice that is one */
+            if (ids[k] < 0) continue;
+            float w = g.w[k];
+            g.w[k] = rubbish[i % 3];
+            CHECK_I64(moe_ep_forward(&g.d, clean, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, "choice_weights");
+            CHECK_I64(err.index, k);
+            g.w[k] = w;
+        }
+        memcpy(g.x, clean, sizeof clean);
+        g.x[7] = rubbish[i % 3];
+        g.d.shared = &g.sh.w; /* shared experts see every token, and so does a router */
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_I64(err.index, 7);
+        g.d.shared = NULL, g.d.num_null = 0;
+        g.d.router = &g.router, g.d.gate = g.gate;
+        CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_ERR_NAN);
+        CHECK_STR(err.arg, "x");
+        CHECK_I64(err.index, 7);
+        free_set(&g.r);
+        free_set(&g.sh);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 TEST(errors_name_the_value_and_success_leaves_none)

@@ -682,6 +682,7 @@ static moe_ep_hooks all_hooks(recorder *r)
     h.user = r;
     h.counts = hook_counts, h.dispatch = hook_dispatch, h.experts = hook_experts, h.combine = hook_combine;
     h.wait = hook_wait, h.alloc_fn = hook_alloc, h.free_fn = hook_free;
+    h.adds_shared = 1;
     return h;
 }
 
@@ -853,6 +854,55 @@ TEST(a_rank_without_hooks_is_the_layer_on_one_device)
         STOP_IF_FAILED("case %d", i);
     }
     free_model(&m);
+}
+
+/* Padded tokens, as servers leave them: ids -1, weights and x whatever lay there. */
+TEST(what_stands_beside_masked_choices_is_not_looked_at_by_ranks)
+{
+    uint64_t s = t_seed + 77;
+    for (int i = 0; i < 12; i++) {
+        enum { T = 6, H = 6, K = 2 };
+        rig g;
+        own_placement o = make_placement(CONTIGUOUS, 4, 1 + i % 3, 4, &s);
+        float want[T * H];
+        rig_up(&g, t_seed + (uint64_t)i);
+        g.layer.num_null = 1;
+        g.ids[3] = 4;
+        g.b.num_tokens = T;
+        for (int k = 0; k < T * K; k++)
+            if (i >> (k / K) & 1) g.ids[k] = -1;
+        g.ids[5] = -1;
+        g.layer.ids = g.ids, g.layer.choice_weights = g.w;
+        CHECK_I64(moe_ep_forward(&g.layer, g.x, T, want, NULL, NULL), MOE_EP_OK);
+        for (int k = 0; k < T * K; k++)
+            if (g.ids[k] < 0) g.w[k] = (float)NAN;
+        for (int t = 0; t < T; t++)
+            for (int h = 0; h < H && g.ids[K * t] < 0 && g.ids[K * t + 1] < 0; h++) g.x[H * t + h] = (float)INFINITY;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+        CHECK(memcmp(want, g.y, sizeof want) == 0);
+        for (int k = 0; k < T * K; k++)
+            CHECK(moe_ep_rank_plan_of(&g.rank, 0)->topk_weights[k] == (g.ids[k] < 0 ? 0.0f : g.w[k]));
+        memset(g.y, 0x77, sizeof g.y);
+        CHECK_I64(moe_ep_forward_ranks(&g.layer, &o.p, 0, NULL, NULL, g.x, T, g.y, NULL, NULL, &g.err), MOE_EP_OK);
+        CHECK(memcmp(want, g.y, sizeof want) == 0);
+        g.w[8] = (float)NAN; /* a choice that is one */
+        g.ids[8] = 0;
+        CHECK_I64(moe_ep_forward_ranks(&g.layer, &o.p, 0, NULL, NULL, g.x, T, g.y, NULL, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "choice_weights");
+        CHECK_I64(g.err.index, 8);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "weights");
+        CHECK_I64(g.err.index, 8);
+        g.w[8] = 1.0f, g.x[27] = (float)NAN;
+        for (int h = 24; h < 27; h++) g.x[h] = 1.0f;
+        CHECK_I64(moe_ep_forward_ranks(&g.layer, &o.p, 0, NULL, NULL, g.x, T, g.y, NULL, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "x");
+        CHECK_I64(g.err.index, 27);
+        rig_down(&g);
+        free(o.mem);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 static moe_ep_status rig_stage(rig *g, int stage)
@@ -1073,6 +1123,128 @@ TEST(host_helpers_move_rows_and_sum_them)
     }
 }
 
+/* Rows of 16 bits times their weight, against the rounding of <math.h> in double; what cannot be multiplied is said. */
+TEST(packed_rows_of_every_type_times_their_weight)
+{
+    static const int64_t token[5] = {2, 0, 1, 1, 2};
+    uint64_t s = t_seed + 79;
+    moe_ep_error err;
+    moe_ep_plan p;
+    memset(&p, 0, sizeof p);
+    p.nsend = 5, p.send_token = token, p.weight_on_input = 1;
+    for (int i = 0; i < 60; i++) {
+        int bf16 = i & 1, H = 1 + (int)t_below(&s, 19), digits = bf16 ? 8 : 11;
+        uint16_t x[3 * 19], rows[5 * 19];
+        float w[5];
+        for (int j = 0; j < 3 * H; j++)
+            x[j] = bf16 ? moe_ep_bf16_from_f32(4 * draw(&s)) : moe_ep_f16_from_f32(4 * draw(&s));
+        for (int j = 0; j < 5; j++) w[j] = i % 3 ? (float)(0.1 + t_unit(&s)) : 1.5f; /* 1.5: ties */
+        p.send_weight = w, p.elem_bytes = 2, p.elem_type = bf16 ? MOE_EP_BF16 : MOE_EP_F16;
+        CLEARS(moe_ep_plan_pack(&p, x, rows, (size_t)(2 * H), &err));
+        for (int r = 0; r < 5; r++)
+            for (int j = 0; j < H; j++) {
+                int exponent;
+                uint16_t from = x[token[r] * H + j];
+                float v = bf16 ? moe_ep_f32_from_bf16(from) : moe_ep_f32_from_f16(from);
+                double exact = (double)(v * w[r]), part = frexp(exact, &exponent);
+                if (!bf16 && exponent < -13) continue; /* subnormal */
+                double want = ldexp(nearbyint(ldexp(part, digits)), exponent - digits);
+                uint16_t got = rows[r * H + j];
+                CHECK((bf16 ? moe_ep_f32_from_bf16(got) : moe_ep_f32_from_f16(got)) == (float)want);
+            }
+        STOP_IF_FAILED("case %d", i);
+    }
+    /* the worked number */
+    const uint16_t three = 0x4040;
+    static const int64_t first[1] = {0};
+    uint16_t out = 0;
+    float w = 0.3f;
+    p.nsend = 1, p.send_token = first, p.send_weight = &w, p.elem_bytes = 2, p.elem_type = MOE_EP_BF16;
+    CHECK_I64(moe_ep_plan_pack(&p, &three, &out, 2, NULL), MOE_EP_OK);
+    CHECK_I64(out, 0x3f66);
+    CHECK(moe_ep_f32_from_bf16(out) == 0.8984375f);
+    /* elements of which nobody said what they are, and types that are none */
+    static const struct { int32_t bytes; int type; moe_ep_status st; } cases[] = {
+        {0, MOE_EP_F32, MOE_EP_OK},          {4, MOE_EP_F32, MOE_EP_OK},          {2, MOE_EP_F32, MOE_EP_ERR_CONFIG},
+        {1, MOE_EP_F32, MOE_EP_ERR_CONFIG},  {8, MOE_EP_F32, MOE_EP_ERR_CONFIG},  {0, MOE_EP_BF16, MOE_EP_ERR_CONFIG},
+        {2, MOE_EP_BF16, MOE_EP_OK},         {4, MOE_EP_F16, MOE_EP_ERR_CONFIG},  {2, MOE_EP_F16, MOE_EP_OK},
+        {2, MOE_EP_I8, MOE_EP_ERR_CONFIG},   {2, -1, MOE_EP_ERR_CONFIG},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float x = 2.0f, to = 7.0f;
+        p.elem_bytes = cases[i].bytes, p.elem_type = (moe_ep_dtype)cases[i].type, p.weight_on_input = 1;
+        CHECK_I64(moe_ep_plan_pack(&p, &x, &to, 4, &err), cases[i].st);
+        error_is(&err, cases[i].st ? "plan->elem_type" : "", -1, cases[i].st ? (double)cases[i].type : 0.0);
+        if (cases[i].st) CHECK(to == 7.0f);
+        p.weight_on_input = 0; /* copies do not ask */
+        CHECK_I64(moe_ep_plan_pack(&p, &x, &to, 4, &err), MOE_EP_OK);
+        CHECK(to == 2.0f);
+    }
+    p.elem_bytes = 2, p.elem_type = MOE_EP_BF16, p.weight_on_input = 1;
+    CHECK_I64(moe_ep_plan_pack(&p, &three, &out, 3, &err), MOE_EP_ERR_SIZE);
+    error_is(&err, "row_bytes", -1, 3.0);
+}
+
+/* Llama-4 in bf16: the dispatch without a hook, and one that packs by itself, put weight * token before the experts. */
+static int rows_seen(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    (void)stream, (void)ry;
+    memcpy(user, rx, (size_t)p->nrecv * 12);
+    return 0;
+}
+static int pack_and_place(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
+{
+    uint16_t rows[12 * 6];
+    (void)user, (void)stream;
+    int code = (int)moe_ep_plan_pack(p, x, rows, row_bytes, NULL);
+    return code ? code : (int)moe_ep_plan_place(p, rows, rx, row_bytes, NULL);
+}
+static int combine_nothing(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    (void)user, (void)p, (void)ry, (void)y, (void)row_bytes, (void)stream;
+    return 0;
+}
+TEST(weights_on_the_input_reach_bf16_rows)
+{
+    for (int i = 0; i < 4; i++) {
+        uint16_t x[36], seen[12 * 6];
+        rig g;
+        rig_up(&g, t_seed + 80);
+        memset(&g.hooks, 0, sizeof g.hooks);
+        g.hooks.size = sizeof g.hooks, g.hooks.user = seen, g.hooks.experts = rows_seen;
+        g.hooks.combine = combine_nothing;
+        if (i == 1 || i == 2) g.hooks.dispatch = pack_and_place;
+        g.layer.weight_on_input = i < 3;
+        g.d.hooks = &g.hooks, g.d.elem_bytes = 2, g.d.elem_type = i < 2 ? MOE_EP_BF16 : MOE_EP_F32;
+        for (int j = 0; j < 36; j++) x[j] = moe_ep_bf16_from_f32(g.x[j]);
+        g.b.num_tokens = 6, g.b.x = x;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        if (i == 2) { /* nobody said what two bytes are: the dispatch that packs says so */
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_CONFIG);
+            CHECK_STR(g.err.arg, "hooks.dispatch");
+            rig_down(&g);
+            continue;
+        }
+        if (i == 3) { /* switched on behind the back of moe_ep_rank_init */
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+            g.layer.weight_on_input = 1;
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_ERR_CONFIG);
+            CHECK_STR(g.err.arg, "plan->elem_type");
+            rig_down(&g);
+            continue;
+        }
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+        const moe_ep_plan *p = moe_ep_rank_plan_of(&g.rank, 0);
+        CHECK_I64(p->elem_bytes, 2);
+        CHECK_I64(p->elem_type, MOE_EP_BF16);
+        for (int k = 0; k < 12; k++)
+            for (int h = 0; h < 6; h++)
+                CHECK_I64(seen[p->recv_row[p->choice_row[k]] * 6 + h],
+                          moe_ep_bf16_from_f32(moe_ep_f32_from_bf16(x[k / 2 * 6 + h]) * g.w[k]));
+        rig_down(&g);
+    }
+}
+
 /* ---- memory ---- */
 
 typedef struct row_counter {
@@ -1213,12 +1385,65 @@ TEST(nothing_is_allocated_after_reserve_and_nothing_leaks_when_memory_runs_out)
     free_model(&m);
 }
 
+static int copy_experts(void *user, const moe_ep_plan *p, const void *rx, void *ry, void *stream)
+{
+    (void)user, (void)stream;
+    memcpy(ry, rx, (size_t)p->nrecv * 24);
+    return 0;
+}
+static int first_choices(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    (void)user, (void)stream;
+    for (int64_t t = 0; t < p->ntokens; t++)
+        memcpy((char *)y + (size_t)t * row_bytes,
+               (const char *)ry + (size_t)p->recv_row[p->choice_row[t * p->top_k]] * row_bytes, row_bytes);
+    return 0;
+}
+
+/* The dispatch without a hook takes memory of its own, with a layer and without one. */
+TEST(a_dispatch_without_a_hook_lives_on_what_was_reserved)
+{
+    uint64_t s = t_seed + 78;
+    for (int i = 0; i < 8; i++) {
+        int64_t most = 1 + t_below(&s, 40);
+        counter c = {0, 0, 0, {0}};
+        rig g;
+        rig_up(&g, t_seed + (uint64_t)i);
+        float *x = floats(most * 6, &s), *y = floats(most * 6, &s);
+        int32_t *ids = t_alloc(sizeof(int32_t) * (size_t)(2 * most));
+        float *w = t_alloc(sizeof(float) * (size_t)(2 * most));
+        memset(&g.hooks, 0, sizeof g.hooks);
+        g.hooks.size = sizeof g.hooks, g.hooks.experts = copy_experts, g.hooks.combine = first_choices;
+        g.d.hooks = &g.hooks;
+        if (i & 1) g.d.layer = NULL;
+        g.d.alloc.alloc_fn = count_alloc, g.d.alloc.free_fn = count_free, g.d.alloc.user = &c;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        CHECK_I64(moe_ep_rank_reserve(&g.rank, most, 2 * most, &g.err), MOE_EP_OK);
+        CHECK_I64(c.allocs, 11); /* the last one for the rows that go out: 24 bytes each, and room to align them */
+        CHECK_I64(c.bytes[10], (2 * most * 24 + 63) / 64 * 64 + 128);
+        for (int call = 0; call < 3; call++) {
+            g.b.num_tokens = call == 0 ? most : t_below(&s, most + 1);
+            draw_ids(ids, w, g.b.num_tokens, 2, 4, 0, &s);
+            g.b.slot_ids = ids, g.b.weights = w, g.b.x = x, g.b.y = y;
+            CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
+            CHECK(memcmp(x, y, sizeof(float) * (size_t)(6 * g.b.num_tokens)) == 0);
+        }
+        CHECK_I64(c.allocs, 11);
+        rig_down(&g);
+        CHECK_I64(c.live, 0);
+        free(x), free(y), free(ids), free(w);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 static int device_calls;
+static int64_t device_room;
 static int no_plan_stage(void *user, const moe_ep_plan *p, const void *in, void *out, size_t row_bytes, void *stream)
 {
     (void)user, (void)in, (void)out, (void)row_bytes, (void)stream;
     CHECK(p->topk_ids == NULL && p->send_token == NULL && p->slot_start == NULL && p->nsend == 0);
     CHECK(p->call == (void *)&device_calls && p->ntokens == 5);
+    CHECK_I64(p->room_rows, device_room);
     device_calls++;
     return 0;
 }
@@ -1332,7 +1557,7 @@ TEST(memory_of_stages_with_a_hook_is_never_touched)
         h.size = sizeof h, h.user = &v, h.alloc_fn = device_rows, h.free_fn = device_free;
         if (hooked & 1) h.dispatch = device_dispatch;
         if (hooked & 2) h.experts = device_experts;
-        if (hooked & 4) h.combine = device_combine;
+        if (hooked & 4) h.combine = device_combine, h.adds_shared = 1;
         d = one_rank(&h, &layer);
         for (int i = 0; i < 2; i++) {
             float *x = floats(T * H, &s);
@@ -1379,8 +1604,18 @@ TEST(routing_that_stays_on_the_device_needs_no_plan)
     void *hidden = mmap(NULL, pages(1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     b.slot_ids = hidden, b.weights = hidden; /* not read either */
     CHECK_I64(moe_ep_rank_init(&rank, &d, NULL), MOE_EP_OK);
-    CHECK_I64(moe_ep_rank_reserve(&rank, 5, 10, NULL), MOE_EP_OK);
     device_calls = 0;
+    for (int i = 0; i < 2; i++) { /* nobody has said how many rows there are: no hook is called */
+        moe_ep_batch two[2] = {b, b};
+        moe_ep_error err;
+        CHECK_I64(moe_ep_rank_forward2(&rank, two, NULL, &err), MOE_EP_ERR_CONFIG);
+        error_is(&err, "no_plan", -1, 1.0);
+        CHECK_STR(err.what, "needs moe_ep_rank_reserve before");
+        CHECK_I64(moe_ep_rank_reserve(&rank, 5, -1, NULL), MOE_EP_ERR_SIZE); /* a refused one does not count */
+    }
+    CHECK_I64(device_calls, 0);
+    CHECK_I64(moe_ep_rank_reserve(&rank, 5, 10, NULL), MOE_EP_OK);
+    device_room = 10;
     CHECK_I64(moe_ep_rank_forward(&rank, &b, NULL, NULL), MOE_EP_OK);
     CHECK_I64(device_calls, 3);
     CHECK_STR(r.log, "");
@@ -1422,6 +1657,8 @@ TEST(a_batch_without_a_plan_has_the_rows_that_were_reserved)
     CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &g.b, NULL, &g.err), MOE_EP_OK);
     CHECK_I64(moe_ep_rank_plan(&g.rank, 1, &g.b, NULL, &g.err), MOE_EP_OK);
     CHECK(moe_ep_rank_plan_of(&g.rank, 0) && moe_ep_rank_plan_of(&g.rank, 1) && !moe_ep_rank_plan_of(&g.rank, 2));
+    CHECK_I64(moe_ep_rank_plan_of(&g.rank, 0)->room_rows, 10);
+    CHECK_I64(moe_ep_rank_plan_of(&g.rank, 0)->nrecv, 4);
     /* reserve once more: plans made before are void, and what is there suffices */
     CHECK_I64(moe_ep_rank_reserve(&g.rank, 5, 10, &g.err), MOE_EP_OK);
     CHECK(!moe_ep_rank_plan_of(&g.rank, 0) && !moe_ep_rank_plan_of(&g.rank, 1));
@@ -1433,7 +1670,7 @@ TEST(a_batch_without_a_plan_has_the_rows_that_were_reserved)
     error_is(&g.err, "rx", -1, 12.0 * 24.0);
     z.fail_at = 0;
     g.b.num_tokens = 5, g.b.no_plan = 1, g.b.call = &device_calls;
-    device_calls = 0;
+    device_calls = 0, device_room = 10;
     CHECK_I64(moe_ep_rank_forward(&g.rank, &g.b, NULL, &g.err), MOE_EP_OK);
     error_is(&g.err, "", -1, 0.0);
     CHECK_I64(device_calls, 3);
@@ -1551,6 +1788,23 @@ TEST(bad_ranks_and_batches_are_named)
     BAD((broken.experts = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     BAD((broken.combine = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     error_is(&err, "elem_bytes", -1, 2.0);
+    layer.shared = &m.shared; /* of which only a combine hook that says so is sure to think */
+    BAD((broken.adds_shared = 0, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.adds_shared");
+    for (int i = 0; i < 4; i++) {
+        broken = h, d = good, d.hooks = &broken;
+        broken.adds_shared = i == 0, layer.shared = i == 1 ? NULL : &m.shared;
+        if (i == 2) broken.combine = NULL;
+        if (i == 3) d.layer = NULL;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        moe_ep_rank_free(&rank);
+    }
+    layer.shared = NULL;
+    BAD(d.elem_type = MOE_EP_I8, MOE_EP_ERR_RANGE, "elem_type");
+    BAD(d.elem_type = (moe_ep_dtype)-1, MOE_EP_ERR_RANGE, "elem_type");
+    error_is(&err, "elem_type", -1, -1.0);
+    BAD(d.elem_type = MOE_EP_BF16, MOE_EP_ERR_CONFIG, "elem_bytes");
+    BAD((d.elem_type = MOE_EP_F16, d.elem_bytes = 4), MOE_EP_ERR_CONFIG, "elem_bytes");
+    error_is(&err, "elem_bytes", -1, 4.0);
     BAD((broken.alloc_fn = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.alloc_fn");
     error_is(&err, "hooks.alloc_fn", -1, 0.0);
     BAD(d.alloc.free_fn = count_free, MOE_EP_ERR_CONFIG, "alloc");
@@ -1674,13 +1928,203 @@ TEST(ranks_name_the_first_value_that_overflows_as_one_device_does)
     CHECK_I64(res.rows, 6);
     CHECK_I64(res.identity, 2);
     ids[4] = 0, weights[4] = 4.0f, d.weight_on_input = 1; /* 4 * -1e38 on its way in */
+    CHECK_I64(moe_ep_forward(&d, x, 4, want, NULL, &a), MOE_EP_ERR_OVERFLOW);
     memset(y, 0x5a, sizeof y);
-    memcpy(want, y, sizeof y);
-    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &b), MOE_EP_ERR_NAN);
-    CHECK_STR(b.arg, "rx");
-    CHECK(memcmp(y, want, sizeof y) == 0);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 4, y, NULL, NULL, &b), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(b.arg, "y");
+    CHECK_I64(b.index, a.index);
+    for (int i = 0; i < 20; i++) CHECK(i / 5 == 2 || memcmp(&y[i], &want[i], sizeof y[i]) == 0);
     free(o.mem);
     free_model(&m);
+}
+
+/* ---- numbers that are not finite: their token's own affair ---- */
+
+/* Ranks of one process that hand each other rows through plain memory, driven in step as a collective drives them. */
+enum { W = 3, W_SLOTS = 2, W_T = 5, W_K = 2, W_H = 6 };
+typedef struct world {
+    int64_t board[W][W][W_SLOTS]; /* rows from rank to slot of rank */
+    float rows[W][W_T * W_K * W_H], back[W][W * W_T * W_K * W_H], *rx[W];
+    const float *x[W];
+    const moe_ep_plan *plan[W];
+    const moe_ep_forward_desc *layer;
+    int own_sum; /* the hook adds up by itself, and says so in plan->late or does not look */
+} world;
+typedef struct member {
+    world *w;
+    int rank;
+} member;
+
+static int world_counts(void *user, const int64_t *send, int64_t *recv, int32_t per_rank, void *stream)
+{
+    const member *m = user;
+    (void)stream;
+    for (int r = 0; r < W; r++)
+        for (int l = 0; l < per_rank; l++) {
+            CHECK_I64(send[r * per_rank + l], m->w->board[m->rank][r][l]);
+            recv[r * per_rank + l] = m->w->board[r][m->rank][l];
+        }
+    return 0;
+}
+static int world_dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
+{
+    const member *m = user;
+    (void)stream;
+    m->w->x[m->rank] = x, m->w->rx[m->rank] = rx, m->w->plan[m->rank] = p;
+    return (int)moe_ep_plan_pack(p, x, m->w->rows[m->rank], row_bytes, NULL);
+}
+static int world_combine(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)
+{
+    const member *m = user;
+    (void)stream, (void)y;
+    return (int)moe_ep_plan_unplace(p, ry, m->w->back[m->rank], row_bytes, NULL);
+}
+/* Rows have arrived: by source, from where the source's own order has them. */
+static void world_move(world *w, int to, int home, float *out)
+{
+    for (int from = 0; from < W; from++) {
+        const moe_ep_plan *here = w->plan[to], *there = w->plan[from];
+        const int64_t rows = home ? here->send_rows[from] : here->recv_rows[from];
+        memcpy(out + W_H * (home ? here->send_start[from] : here->recv_start[from]),
+               (home ? w->back[from] : w->rows[from]) + W_H * (home ? there->recv_start[to] : there->send_start[to]),
+               sizeof(float) * W_H * (size_t)rows);
+    }
+}
+static float *world_y[W];
+static int world_wait(void *user, const moe_ep_plan *p, int stage, void *stream)
+{
+    const member *m = user;
+    world *w = m->w;
+    float rows[W * W_T * W_K * W_H];
+    moe_ep_plan blind = *p;
+    (void)stream;
+    if (stage == MOE_EP_STAGE_EXPERTS) return 0;
+    world_move(w, m->rank, stage == MOE_EP_STAGE_COMBINE, rows);
+    if (stage == MOE_EP_STAGE_DISPATCH) return (int)moe_ep_plan_place(p, rows, w->rx[m->rank], 4 * W_H, NULL);
+    blind.late = NULL;
+    return (int)moe_ep_plan_sum(w->own_sum ? &blind : p, w->layer, W * W_SLOTS, W_H, w->x[m->rank], rows,
+                                world_y[m->rank], NULL, NULL);
+}
+
+/* One token of one rank is not finite, in x or on its way to y: every rank goes through all stages, the one that has
+ * the token names it at the end, and all other tokens have the bits of a layer without it. */
+TEST(a_number_that_is_not_finite_stops_no_rank_and_is_named_by_its_own)
+{
+    uint64_t s = t_seed + 81;
+    for (int i = 0; i < 36; i++) {
+        static const int32_t start[W + 1] = {0, 2, 4, 6};
+        static const float rubbish[3] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
+        int shared = i & 1, hot = i % W, kind = i / 3 % 4, token = (int)t_below(&s, W_T), E = W * W_SLOTS;
+        world w;
+        member m[W];
+        moe_ep_hooks h;
+        moe_ep_rank rank[W];
+        float x[W][W_T * W_H], y[W][W_T * W_H], want[W_T * W_H], weights[W][W_T * W_K];
+        int32_t ids[W][W_T * W_K];
+        model all = make_model(E, W_H, 7, &s);
+        moe_ep_forward_desc layer = desc_of(&all, W_K, NULL, NULL);
+        if (shared) layer.shared = &all.shared, layer.shared_gate = all.sg[3];
+        layer.num_null = 1;
+        memset(&w, 0, sizeof w);
+        w.layer = &layer;
+        w.own_sum = kind == 3;
+        for (int r = 0; r < W; r++) {
+            for (int j = 0; j < W_T * W_H; j++) x[r][j] = draw(&s);
+            draw_ids(ids[r], weights[r], W_T, W_K, E + 1, 1, &s);
+        }
+        int bad = token * W_H + (int)t_below(&s, W_H), beside = ids[hot][token * W_K] < 0;
+        beside = beside && ids[hot][token * W_K + 1] < 0 && !shared;
+        if (kind == 2) { /* finite here, beyond float in y: an identity expert with the weight 1e30 */
+            ids[hot][token * W_K] = E, weights[hot][token * W_K] = 1e30f;
+            x[hot][bad] = 1e10f, beside = 0;
+        } else {
+            x[hot][bad] = rubbish[i % 3];
+        }
+        for (int r = 0; r < W; r++)
+            for (int j = 0; j < W_T * W_K; j++)
+                if (ids[r][j] >= 0 && ids[r][j] < E) w.board[r][ids[r][j] / W_SLOTS][ids[r][j] % W_SLOTS]++;
+        for (int r = 0; r < W; r++) {
+            moe_ep_rank_desc d;
+            moe_ep_batch b;
+            int32_t held[W_SLOTS] = {W_SLOTS * r, W_SLOTS * r + 1};
+            memset(&d, 0, sizeof d);
+            memset(&b, 0, sizeof b);
+            memset(&h, 0, sizeof h);
+            m[r].w = &w, m[r].rank = r, world_y[r] = y[r];
+            h.size = sizeof h, h.user = &m[r], h.counts = world_counts, h.dispatch = world_dispatch;
+            h.combine = world_combine, h.wait = world_wait, h.adds_shared = 1;
+            d.rank = r, d.num_ranks = W, d.slot_start = start, d.slot_expert = held, d.top_k = W_K, d.hidden = W_H;
+            d.hooks = &h, d.layer = &layer;
+            CHECK_I64(moe_ep_rank_init(&rank[r], &d, NULL), MOE_EP_OK);
+            b.num_tokens = W_T, b.slot_ids = ids[r], b.weights = weights[r], b.x = x[r], b.y = y[r];
+            CHECK_I64(moe_ep_rank_plan(&rank[r], 0, &b, NULL, NULL), MOE_EP_OK);
+        }
+        for (int r = 0; r < W; r++) CHECK_I64(moe_ep_rank_dispatch(&rank[r], 0, NULL, NULL), MOE_EP_OK);
+        for (int r = 0; r < W; r++) CHECK_I64(moe_ep_rank_experts(&rank[r], 0, NULL, NULL), MOE_EP_OK);
+        for (int r = 0; r < W; r++) CHECK_I64(moe_ep_rank_combine(&rank[r], 0, NULL, NULL), MOE_EP_OK);
+        for (int r = 0; r < W; r++) {
+            moe_ep_error err;
+            int named = r == hot && !beside && kind != 3;
+            CHECK_I64(moe_ep_rank_finish(&rank[r], 0, NULL, &err),
+                      !named ? MOE_EP_OK : kind == 2 ? MOE_EP_ERR_OVERFLOW : MOE_EP_ERR_NAN);
+            CHECK_STR(err.arg, !named ? "" : kind == 2 ? "y" : "x");
+            CHECK_I64(err.index, named ? bad : -1);
+            if (r == hot) x[r][bad] = 0.25f;
+            layer.ids = ids[r], layer.choice_weights = weights[r];
+            CHECK_I64(moe_ep_forward(&layer, x[r], W_T, want, NULL, NULL), MOE_EP_OK);
+            for (int t = 0; t < W_T; t++)
+                if (r != hot || t != token || beside)
+                    CHECK(memcmp(want + t * W_H, y[r] + t * W_H, sizeof(float) * W_H) == 0);
+        }
+        for (int r = 0; r < W; r++) moe_ep_rank_free(&rank[r]);
+        free_model(&all);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
+/* Two batches, the first with a NaN: both are finished, the second is right, and the next call starts clean. */
+TEST(a_batch_with_a_nan_does_not_stop_the_other)
+{
+    for (int first = 0; first < 2; first++) {
+        recorder r;
+        rig g;
+        float x[2][12], y[2][12], want[12];
+        moe_ep_batch b[2];
+        rig_up(&g, t_seed + 82);
+        memset(&r, 0, sizeof r);
+        memset(&g.hooks, 0, sizeof g.hooks);
+        g.hooks.size = sizeof g.hooks, g.hooks.user = &r, g.hooks.wait = hook_wait;
+        g.d.hooks = &g.hooks;
+        CHECK_I64(rig_start(&g), MOE_EP_OK);
+        for (int i = 0; i < 2; i++) {
+            b[i] = g.b;
+            memcpy(x[i], g.x + 12 * i, sizeof x[i]);
+            b[i].x = x[i], b[i].y = y[i];
+        }
+        x[first][7] = (float)NAN, x[first][9] = (float)INFINITY;
+        CHECK_I64(moe_ep_rank_forward2(&g.rank, b, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_I64(g.err.status, MOE_EP_ERR_NAN);
+        CHECK_STR(g.err.arg, "x");
+        CHECK_I64(g.err.index, 7);
+        CHECK_I64(moe_ep_rank_forward2(&g.rank, b, NULL, NULL), MOE_EP_ERR_NAN);
+        CHECK_STR(r.log, "wD0 wE0 wD1 wE1 wC0 wC1 wD0 wE0 wD1 wE1 wC0 wC1 ");
+        g.layer.ids = g.ids, g.layer.choice_weights = g.w;
+        CHECK_I64(moe_ep_forward(&g.layer, x[1 - first], 2, want, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(want, y[1 - first], sizeof want) == 0);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &b[first], NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_I64(moe_ep_rank_forward(&g.rank, &b[1 - first], NULL, &g.err), MOE_EP_OK);
+        error_is(&g.err, "", -1, 0.0);
+        /* a hook that adds up by itself may say what it found; the next combine begins anew */
+        CHECK_I64(moe_ep_rank_plan(&g.rank, 0, &b[1 - first], NULL, NULL), MOE_EP_OK);
+        moe_ep_error *late = moe_ep_rank_plan_of(&g.rank, 0)->late;
+        for (int stage = 0; stage < 3; stage++) CHECK_I64(rig_stage(&g, stage), MOE_EP_OK);
+        late->status = MOE_EP_ERR_OVERFLOW, late->arg = "y", late->index = 4;
+        CHECK_I64(moe_ep_rank_finish(&g.rank, 0, NULL, &g.err), MOE_EP_ERR_OVERFLOW);
+        error_is(&g.err, "y", 4, 0.0);
+        CHECK_I64(rig_stage(&g, 2), MOE_EP_OK);
+        CHECK_I64(rig_stage(&g, 3), MOE_EP_OK);
+        rig_down(&g);
+    }
 }
 
 /* ---- the worked numbers of the declarations, and inputs that must be refused ---- */
@@ -1988,7 +2432,7 @@ TEST(sizes_at_the_end_of_their_ranges)
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_STR(err.arg, "layer->num_null");
     layer.num_null = 0;
-    /* weights multiply floats: elements of another size need a dispatch of their own for that */
+    /* weights multiply what elem_type names: elements of another size need a dispatch of their own for that */
     part = h, part.dispatch = NULL;
     d = one_rank(&part, &layer);
     d.elem_bytes = 2;
@@ -1997,6 +2441,12 @@ TEST(sizes_at_the_end_of_their_ranges)
     layer.weight_on_input = 1;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_CONFIG);
     CHECK_STR(err.arg, "elem_bytes");
+    for (int type = MOE_EP_BF16; type <= MOE_EP_F16; type++) {
+        d.elem_type = (moe_ep_dtype)type;
+        CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
+        moe_ep_rank_free(&rank);
+    }
+    d.elem_type = MOE_EP_F32;
     d.hooks = &h;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_OK);
     moe_ep_rank_free(&rank);

@@ -183,11 +183,14 @@ static void deal(const moe_ep_placement *p, batch *b)
          "moe_ep_assign_slots");
 }
 
-/* Device memory of `bytes` with a copy of what lies at host (NULL = uninitialised). */
+/* Device memory of `bytes` with a copy of what lies at host (NULL = uninitialised).  A copy from pageable memory may
+ * return before it has arrived, and streams made with cudaStreamNonBlocking do not wait for it. */
 static int upload(void **device, const void *host, size_t bytes)
 {
-    MC_TRY(cudaMalloc(device, bytes ? bytes : 1));
-    return bytes && host ? (int)cudaMemcpy(*device, host, bytes, cudaMemcpyHostToDevice) : 0;
+    MC_TRY(mc_take(device, bytes ? bytes : 1, 0));
+    if (!bytes || !host) return 0;
+    MC_TRY(cudaMemcpy(*device, host, bytes, cudaMemcpyHostToDevice));
+    return (int)cudaStreamSynchronize(NULL);
 }
 
 /* A rank on its device: weights of its slots, backend, library state, and the device's copies of two batches. */

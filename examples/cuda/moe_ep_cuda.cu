@@ -252,7 +252,8 @@ static void check_layers(void)
     }
 }
 
-/* Three calls in a row without a look at the stream in between: what one still reads must not be overwritten. */
+/* Three calls in a row without a look at the stream in between: what one still reads must not be overwritten.  The
+ * second finds its memory there, so that nothing but upload() itself makes its kernels wait for x. */
 static int check_calls_in_a_row(void)
 {
     const layer l = make_layer(6, 64, 32, 3, 4);
@@ -270,8 +271,9 @@ static int check_calls_in_a_row(void)
     for (i = 0; i < 6; i++) where.p.slot_expert[i] = i;
     MC_TRY(rank_open(&r, &l, &where.p, 0, 1, NULL, 0));
     second.stream = r.stream;
-    for (i = 0; i < 4; i++) MC_TRY(rank_load(i < 2 ? &r : &second, &b[(size_t)i], i % 2, &calls[i]));
+    for (i = 0; i < 2; i++) MC_TRY(rank_load(&r, &b[(size_t)i], i, &calls[i]));
     MC_TRY(moe_ep_rank_forward2(&r.handle, calls, r.stream, NULL));
+    for (i = 2; i < 4; i++) MC_TRY(rank_load(&second, &b[(size_t)i], i - 2, &calls[i]));
     MC_TRY(moe_ep_rank_forward2(&r.handle, calls + 2, r.stream, NULL));
     MC_TRY(moe_ep_rank_forward2(&r.handle, calls, r.stream, NULL));
     for (i = 0; i < 4; i++) {
@@ -295,18 +297,31 @@ static int check_codes(void)
     device_rank r;
     moe_ep_batch call;
     moe_ep_error err;
+    mc_memory none;
+    mc_routing enough = {NULL, NULL};
     int st;
     memset(&r, 0, sizeof r);
     place(&l, 1, 4, b, &where);
     for (st = 0; st < 4; st++) where.p.slot_expert[st] = st;
     MC_TRY(rank_open(&r, &l, &where.p, 0, 1, NULL, 0));
     MC_TRY(rank_load(&r, &b[0], 0, &call));
-    call.no_plan = 1; /* and no routing in call.call: the hook must refuse */
+    call.no_plan = 1;
+    st = (int)moe_ep_rank_forward(&r.handle, &call, r.stream, &err);
+    report(st == MOE_EP_ERR_CONFIG && strcmp(err.arg, "no_plan") == 0, "no plan and no rows reserved are refused", "");
+    MC_TRY(moe_ep_rank_reserve(&r.handle, 6, 11, NULL)); /* one row less than 6 tokens may bring */
+    call.call = &enough;
+    st = (int)moe_ep_rank_forward(&r.handle, &call, r.stream, &err);
+    report(st == MC_SHAPE && strcmp(err.arg, "hooks.dispatch") == 0, "more rows than were reserved are refused", "");
+    MC_TRY(moe_ep_rank_reserve(&r.handle, 6, 12, NULL));
+    call.call = NULL; /* no routing: the hook must refuse */
     st = (int)moe_ep_rank_forward(&r.handle, &call, r.stream, &err);
     report(st == MC_SHAPE && strcmp(err.arg, "hooks.dispatch") == 0, "the code of a hook comes back unchanged",
            err.arg);
     st = (int)moe_ep_rank_reserve(&r.handle, 1, (int64_t)1 << 42, &err);
     report(st == MOE_EP_ERR_MEMORY, "more memory than the card has is refused", moe_ep_status_str((moe_ep_status)st));
+    memset(&none, 0, sizeof none);
+    st = mc_room(&none, (size_t)1 << 42);
+    report(st == (int)cudaErrorMemoryAllocation && cudaGetLastError() == cudaSuccess, "and is reported once", "");
     call.no_plan = 0;
     MC_TRY(moe_ep_rank_forward(&r.handle, &call, r.stream, NULL));
     MC_TRY(rank_unload(&r, &b[0], 0));
@@ -382,7 +397,7 @@ static int random_halves(void **p, size_t count)
     MC_TRY(cudaMemcpy(*p, host.data(), 2 * block, cudaMemcpyHostToDevice));
     for (have = block; have < count; have += std::min(have, count - have))
         MC_TRY(cudaMemcpy((uint16_t *)*p + have, *p, 2 * std::min(have, count - have), cudaMemcpyDeviceToDevice));
-    return 0;
+    return (int)cudaStreamSynchronize(NULL); /* other streams do not wait for these */
 }
 
 static int measure_limits(int small, cudaStream_t stream, limits *out)
@@ -425,6 +440,7 @@ static int time_permute(int64_t n, int E, const limits *most, cudaStream_t strea
     MC_TRY(cudaMalloc(&mem, 4 * words));
     at = (int32_t *)mem;
     MC_TRY(cudaMemcpy(at, ids.data(), 4 * (size_t)n, cudaMemcpyHostToDevice));
+    MC_TRY(cudaStreamSynchronize(NULL));
     MC_TRY(seconds_of(
         [=] { return mc_permute(at, n, E, at + n, at + n + E + 1, at + 2 * n + E + 1, at + 3 * n + E + 1, stream); },
         stream, &s));

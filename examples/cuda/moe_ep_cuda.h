@@ -208,9 +208,19 @@ typedef struct mc_memory {
     int pinned; /* host memory that the GPU can read */
 } mc_memory;
 
+/* "Out of memory" is reported here or by the library, not by the next launch, too. */
+static int mc_take(void **p, size_t bytes, int pinned)
+{
+    const int code = (int)(pinned ? cudaMallocHost(p, bytes) : cudaMalloc(p, bytes));
+    if (code != 0) (void)cudaGetLastError();
+    return code;
+}
+
 static int mc_release(mc_memory *m)
 {
-    const int code = (int)(m->pinned ? cudaFreeHost(m->ptr) : cudaFree(m->ptr));
+    int code;
+    if (!m->ptr) return 0;
+    code = (int)(m->pinned ? cudaFreeHost(m->ptr) : cudaFree(m->ptr));
     m->ptr = NULL;
     m->bytes = 0;
     return code;
@@ -222,14 +232,15 @@ static int mc_room(mc_memory *m, size_t bytes)
     if (bytes <= m->bytes) return 0;
     MC_TRY(cudaDeviceSynchronize());
     MC_TRY(mc_release(m));
-    MC_TRY(m->pinned ? cudaMallocHost(&m->ptr, bytes) : cudaMalloc(&m->ptr, bytes));
+    MC_TRY(mc_take(&m->ptr, bytes, m->pinned));
     m->bytes = bytes;
     return 0;
 }
 
 /* ---- the backend -------------------------------------------------------------------------------------- */
 
-/* Top-k that never leaves the device: put it in moe_ep_batch.call with no_plan = 1; one rank, ids are slots. */
+/* Top-k that never leaves the device: put it in moe_ep_batch.call with no_plan = 1; one rank, ids are slots.  As the
+ * host does not see how many are -1, moe_ep_rank_reserve must have made room for T*K rows. */
 typedef struct mc_routing {
     const int32_t *ids;   /* (T,K) on the device, -1 = none */
     const float *weights; /* (T,K) on the device            */
@@ -432,7 +443,7 @@ static int mc_dispatch_routed(mc_backend *m, mc_batch *b, const moe_ep_plan *p, 
     const mc_routing *r = (const mc_routing *)p->call;
     const int64_t n = p->ntokens * p->top_k;
     int32_t *offsets;
-    if (m->nranks != 1 || !r || n > INT32_MAX) return MC_SHAPE;
+    if (m->nranks != 1 || !r || n > INT32_MAX || n > p->room_rows) return MC_SHAPE; /* rows: n at most */
     MC_TRY(mc_room(&b->sort, sizeof(int32_t) * (size_t)(m->slots + 1 + 2 * n + mc_permute_work(n, m->slots))));
     MC_TRY(mc_room(&b->offsets_host, sizeof(int32_t) * (size_t)(m->slots + 1)));
     offsets = (int32_t *)b->sort.ptr;
@@ -647,9 +658,7 @@ static void *mc_alloc(void *user, size_t bytes)
 {
     void *p = NULL;
     (void)user;
-    if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
-    (void)cudaGetLastError(); /* "out of memory" is reported by the library, not by the next launch */
-    return NULL;
+    return mc_take(&p, bytes, 0) == 0 ? p : NULL;
 }
 
 static void mc_free(void *user, void *ptr)
