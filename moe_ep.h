@@ -2069,15 +2069,25 @@ typedef enum moe_ep_count_mode {
  * source_rank (T) or NULL = blocks as in moe_ep_rank_of_token ->
  *     rank_rows (D,D) [source][destination] rows the destination receives: assignments for PAIRS, distinct
  *                     (token, rank) for RANKS and NODES; the diagonal stays at home
- *     node_rows (N,N) [source][destination] rows crossing nodes: rank_rows added up for PAIRS and RANKS,
+ *     node_pair_rows (N,N) [source][destination] rows crossing nodes: rank_rows added up for PAIRS and RANKS,
  *                     distinct (token, node) for NODES
- * Either may be NULL.  Times row bytes = bytes.
+ * Either may be NULL.  Times row bytes = bytes.  The (D,N) rows that MOE_EP_A2A_NODE_DEDUP wants are another array:
+ * moe_ep_node_traffic.
  * Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_RANGE (mode; slot id, index = position), ERR_DEVICE_ID (source),
  * ERR_PLACEMENT.  O(T*K + D*D), no memory; D and N <= 65536 (ERR_SIZE).
  * Example: D = 2, one slot each, T = 2, K = 2, slots 0 1, 1 1: PAIRS {1,1, 0,2}, RANKS {1,1, 0,1}. */
 MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         const int32_t *source_rank, moe_ep_count_mode mode, int64_t *rank_rows,
-                                        int64_t *node_rows, moe_ep_error *err);
+                                        int64_t *node_pair_rows, moe_ep_error *err);
+
+/* How many tokens does each device send to each node?  slot_ids and source_rank as in moe_ep_traffic ->
+ * node_rows (D,N) [source device][destination node] rows, a token once per node, its own included (what stays there is
+ * free): what MOE_EP_A2A_NODE_DEDUP wants beside rank_rows of MOE_EP_COUNT_NODES, as moe_ep_a2a_desc.node_rows and
+ * moe_ep_layer_desc.node_traffic.  Row r is tokens_per_node of moe_ep_deepep_layout for the tokens of rank r.
+ * Errors: as moe_ep_traffic, ERR_NULL (node_rows).  O(T*K + D*N), no memory.
+ * Example: D = 4, one slot each, N = 2, T = 2, K = 3, slots 0 1 2, 2 3 3 from devices 0 and 3: {1,1, 0,0, 0,0, 0,1}. */
+MOE_EP_API moe_ep_status moe_ep_node_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
+                                             const int32_t *source_rank, int64_t *node_rows, moe_ep_error *err);
 
 /* Distinct ranks and nodes of each token: slot_ids (T,K) -> ranks (T), nodes (T); either may be NULL.  Their
  * sums, not T*K, are the dispatch traffic.  Errors: as moe_ep_traffic.  O(T*K + P + D).
@@ -2433,7 +2443,8 @@ typedef struct moe_ep_a2a_desc {
     moe_ep_a2a_mode mode;           /* NODE_DEDUP needs node_rows; the others only say how `rows`
                                        was counted                                                  */
     const int64_t *rows;            /* (D,D) from source device to destination device               */
-    const int64_t *node_rows;       /* (D,N) distinct tokens from source device to node, NODE_DEDUP */
+    const int64_t *node_rows;       /* (D,N) distinct tokens from source device to node, NODE_DEDUP:
+                                       moe_ep_node_traffic (node_pair_rows of moe_ep_traffic is not) */
     double row_bytes;
     moe_ep_link link;
     int32_t reverse;                /* not 0: the same rows travel back (combine)                   */
@@ -2542,7 +2553,8 @@ typedef struct moe_ep_layer_desc {
     double capacity;           /* PADDED: rows per expert and source device                               */
     const int64_t *traffic;    /* (D,D) rows, NULL = expected under uniform sources, arrivals in
                                   proportion to the device's rows                                         */
-    const int64_t *node_traffic; /* (D,N) distinct tokens, with traffic in mode NODE_DEDUP                */
+    const int64_t *node_traffic; /* (D,N) distinct tokens, with traffic in mode NODE_DEDUP:
+                                    moe_ep_node_traffic                                                   */
     moe_ep_overlap overlap;
     double attention_s;        /* the caller's attention and the rest of the layer                        */
     double attention_half_s;   /* the same at half the batch; needed for TWO_* when attention_s > 0       */
@@ -18865,7 +18877,7 @@ static void moe_epi_dp_token_rows(const moe_ep_placement *p, const int32_t *slot
     }
 }
 
-/* node_rows of one token when they follow from its ranks: one per distinct rank. */
+/* node_pair_rows of one token when they follow from its ranks: one per distinct rank. */
 static void moe_epi_dp_token_rank_nodes(const moe_ep_placement *p, const int32_t *slots, int32_t K,
                                         moe_epi_dp_marks *marks, int64_t *rows)
 {
@@ -18881,7 +18893,7 @@ static void moe_epi_dp_token_rank_nodes(const moe_ep_placement *p, const int32_t
 
 MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         const int32_t *source_rank, moe_ep_count_mode mode, int64_t *rank_rows,
-                                        int64_t *node_rows, moe_ep_error *err)
+                                        int64_t *node_pair_rows, moe_ep_error *err)
 {
     moe_ep_status status;
     moe_epi_dp_marks marks;
@@ -18894,20 +18906,41 @@ MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mode", "not a counting mode", -1, (double)(int)mode);
     if (source_rank) status = moe_epi_ld_check_devices(source_rank, T, p->num_devices, "source_rank", err);
     if (status != MOE_EP_OK) return status;
-    if (!rank_rows && !node_rows) return moe_epi_null(err, "rank_rows");
+    if (!rank_rows && !node_pair_rows) return moe_epi_null(err, "rank_rows");
     memset(&marks, 0, sizeof marks);
     if (rank_rows) memset(rank_rows, 0, (size_t)p->num_devices * (size_t)p->num_devices * sizeof *rank_rows);
-    if (node_rows) memset(node_rows, 0, (size_t)p->num_nodes * (size_t)p->num_nodes * sizeof *node_rows);
+    if (node_pair_rows) memset(node_pair_rows, 0, (size_t)p->num_nodes * (size_t)p->num_nodes * sizeof *node_pair_rows);
     for (t = 0; t < T; t++) {
         const int32_t *slots = slot_ids + t * K;
         const int32_t source = source_rank ? source_rank[t] : moe_epi_ld_block_rank(t, T, p->num_devices);
         if (rank_rows)
             moe_epi_dp_token_rows(p, slots, K, 0, pairs, &marks, rank_rows + (int64_t)source * p->num_devices);
-        if (node_rows) {
-            int64_t *row = node_rows + (int64_t)p->device_node[source] * p->num_nodes;
+        if (node_pair_rows) {
+            int64_t *row = node_pair_rows + (int64_t)p->device_node[source] * p->num_nodes;
             if (mode == MOE_EP_COUNT_RANKS) moe_epi_dp_token_rank_nodes(p, slots, K, &marks, row);
             else moe_epi_dp_token_rows(p, slots, K, 1, pairs, &marks, row);
         }
+    }
+    return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_node_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
+                                             const int32_t *source_rank, int64_t *node_rows, moe_ep_error *err)
+{
+    moe_ep_status status;
+    moe_epi_dp_marks marks;
+    int64_t t;
+    moe_epi_ok(err);
+    status = moe_epi_dp_check_slots(p, slot_ids, T, K, err);
+    if (status != MOE_EP_OK) return status;
+    if (source_rank) status = moe_epi_ld_check_devices(source_rank, T, p->num_devices, "source_rank", err);
+    if (status != MOE_EP_OK) return status;
+    if (!node_rows) return moe_epi_null(err, "node_rows");
+    memset(&marks, 0, sizeof marks);
+    memset(node_rows, 0, (size_t)p->num_devices * (size_t)p->num_nodes * sizeof *node_rows);
+    for (t = 0; t < T; t++) {
+        const int64_t source = source_rank ? source_rank[t] : moe_epi_ld_block_rank(t, T, p->num_devices);
+        moe_epi_dp_token_rows(p, slot_ids + t * K, K, 1, 0, &marks, node_rows + source * p->num_nodes);
     }
     return MOE_EP_OK;
 }

@@ -526,6 +526,9 @@ TEST(matrix_against_tokens)
         double oi[12], ii[12], oo[12], io[12], most = 0.0, got;
         moe_ep_a2a_device dev[12];
         moe_ep_a2a_desc d;
+        moe_ep_placement p;
+        int64_t counted[48], rank_rows[144];
+        int32_t slots[160], source[40], device[12] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
         int dedup = (int)t_below(&s, 2), t, T = (int)t_below(&s, 40);
         int32_t r, x;
         memset(rows, 0, sizeof rows);
@@ -549,8 +552,10 @@ TEST(matrix_against_tokens)
         for (t = 0; t < T; t++) {
             int32_t src = (int32_t)t_below(&s, D);
             int hit[12] = {0}, near[4] = {0}, k;
+            source[t] = src;
             for (k = 0; k < 4; k++) {
                 x = (int32_t)t_below(&s, D);
+                slots[4 * t + k] = x;
                 if (dedup && hit[x]) continue;
                 hit[x] = 1;
                 rows[src * D + x]++;
@@ -567,6 +572,16 @@ TEST(matrix_against_tokens)
                 near[node[x]] = 1;
             }
         }
+        memset(&p, 0, sizeof p); /* one slot on every device: both functions count what was counted here */
+        p.num_devices = p.num_slots = D;
+        p.num_nodes = N;
+        p.slot_device = device;
+        p.device_node = node;
+        CHECK(moe_ep_node_traffic(&p, slots, T, 4, source, counted, NULL) == MOE_EP_OK);
+        CHECK(memcmp(counted, node_rows, sizeof(int64_t) * (size_t)(D * N)) == 0);
+        CHECK(moe_ep_traffic(&p, slots, T, 4, source, dedup ? MOE_EP_COUNT_NODES : MOE_EP_COUNT_PAIRS, rank_rows, NULL,
+                             NULL) == MOE_EP_OK);
+        CHECK(memcmp(rank_rows, rows, sizeof(int64_t) * (size_t)(D * D)) == 0);
         memset(&d, 0, sizeof d);
         d.num_devices = D;
         d.num_nodes = N;
