@@ -2609,9 +2609,12 @@ typedef struct moe_ep_step_result {
     int64_t max_rows;               /* summed over the layers: the labs' step time                  */
 } moe_ep_step_result;
 
-/* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  When fewer
- * layers are given than the model has, the sum is scaled by num_moe_layers / L.  layer_s (L) or NULL.  Errors as
- * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100. */
+/* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  A layer without
+ * rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no MoE layers, they belong in
+ * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
+ * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
+ * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, whether or not an empty
+ * one stands before them. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -21077,7 +21080,7 @@ static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t
     return moe_epi_layer_open(layer, slot_rows, y, err);
 }
 
-static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t, int32_t l)
+static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t, int32_t l, int32_t added)
 {
     r->step_s += t->total_s;
     r->serial_s += t->serial_s;
@@ -21088,10 +21091,28 @@ static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t,
     r->shared_s += t->shared_s;
     r->balanced_s += t->balanced_s;
     r->max_rows += t->max_rows;
-    if (l == 0 || t->total_s > r->slowest_layer_s) {
+    if (added == 0 || t->total_s > r->slowest_layer_s) {
         r->slowest_layer_s = t->total_s;
         r->slowest_layer = l;
     }
+}
+
+/* Adds up the layers: those with rows, or with `empty` all.  *added = how many, *tokens = of one device in all. */
+static moe_ep_status moe_epi_step_sum(const moe_ep_step_desc *d, const int64_t *slot_rows, int empty, moe_epi_layer *y,
+                                      moe_ep_step_result *r, int32_t *added, double *tokens, moe_ep_error *err)
+{
+    moe_ep_time_result t;
+    moe_ep_layer_desc layer;
+    int32_t l;
+    for (l = 0; l < d->num_layers; l++) {
+        MOE_EPI_TRY(moe_epi_step_layer(d, slot_rows, l, y, &layer, err));
+        if (y->total == 0 && !empty) continue;
+        MOE_EPI_TRY(moe_epi_layer_run(y, &t, NULL, err));
+        moe_epi_step_add(r, &t, l, *added);
+        *tokens += y->tokens;
+        *added += 1;
+    }
+    return MOE_EP_OK;
 }
 
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows,
@@ -21102,7 +21123,8 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     moe_ep_layer_desc layer;
     moe_epi_layer y;
     double scale, tokens = 0.0;
-    int32_t l;
+    int32_t l, added = 0;
+    int empty;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!slot_rows) return moe_epi_null(err, "slot_rows");
@@ -21110,14 +21132,12 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_at_least(desc->num_layers, 1, "num_layers", err));
     MOE_EPI_TRY(moe_epi_amount(desc->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
-    memset(&r, 0, sizeof r);
-    for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
-        MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
-        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
-        moe_epi_step_add(&r, &t, l);
-        tokens += y.tokens / (double)desc->num_layers;
-    }
-    scale = (double)desc->layer.model->num_moe_layers / (double)desc->num_layers;
+    memset(&r, 0, sizeof r); /* everything is checked before the first output is written */
+    MOE_EPI_TRY(moe_epi_step_sum(desc, slot_rows, 0, &y, &r, &added, &tokens, err));
+    empty = added == 0;
+    if (empty) MOE_EPI_TRY(moe_epi_step_sum(desc, slot_rows, 1, &y, &r, &added, &tokens, err));
+    tokens /= (double)added;
+    scale = (double)desc->layer.model->num_moe_layers / (double)added;
     r.step_s = r.step_s * scale + desc->other_s;
     r.serial_s = r.serial_s * scale + desc->other_s;
     r.no_barrier_s = r.no_barrier_s * scale + desc->other_s;
@@ -21134,7 +21154,8 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
         moe_epi_fits(r.tpot_s + r.tokens_per_s_device + r.tokens_per_s_node, "tokens_per_pass", err));
     for (l = 0; layer_s && l < desc->num_layers; l++) {
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
-        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
+        t.total_s = 0.0;
+        if (y.total > 0 || empty) MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
         layer_s[l] = t.total_s;
     }
     *out = r;

@@ -1167,6 +1167,38 @@ TEST(step_sums_layers)
     CHECK_NEAR(r.tpot_s, r.step_s / 2, 1e-14, 0);
     CHECK_NEAR(r.tokens_per_s_device, 50 / r.tpot_s, 1e-12, 0);
     CHECK_NEAR(r.tokens_per_s_node, 8 * r.tokens_per_s_device, 1e-12, 0);
+    {   /* dense layers without rows, before and between: the same step */
+        moe_ep_step_result sparse;
+        int64_t dump[32] = {0};
+        double each[4];
+        memcpy(dump + 8, rows, 8 * sizeof *rows);
+        memcpy(dump + 24, rows + 8, 8 * sizeof *rows);
+        d.num_layers = 4;
+        CHECK(moe_ep_step(&d, dump, &sparse, each, NULL) == MOE_EP_OK);
+        CHECK_I64(sparse.slowest_layer, 3);
+        CHECK(us(each[0]) < 1e-9 && us(each[2]) < 1e-9);
+        CHECK_NEAR(us(each[1]), 100, 1e-12, 0);
+        CHECK_NEAR(us(each[3]), 300, 1e-12, 0);
+        CHECK_NEAR(sparse.step_s, r.step_s, 0, 0);
+        CHECK_NEAR(sparse.compute_s, r.compute_s, 0, 0);
+        CHECK_NEAR(sparse.tokens_per_s_device, r.tokens_per_s_device, 0, 0);
+        CHECK_I64(sparse.max_rows, r.max_rows);
+        d.layer.tokens = 0; /* those of the two loaded layers, ceil(800 / 2 / 8) and ceil(300 / 2 / 8), not of four */
+        CHECK(moe_ep_step(&d, dump, &sparse, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(sparse.tokens_per_s_device, 0.5 * (50 + 19) / sparse.tpot_s, 1e-12, 0);
+        memset(dump, 0, sizeof dump); /* nothing at all: 32 empty layers */
+        c.ll_dispatch.alpha_s = 1e-5;
+        d.layer.tokens = 50;
+        CHECK(moe_ep_step(&d, dump, &sparse, each, NULL) == MOE_EP_OK);
+        CHECK_NEAR(us(sparse.step_s), 32 * 10 + 1000, 1e-12, 0);
+        CHECK_NEAR(us(each[3]), 10, 1e-12, 0);
+        CHECK_I64(sparse.slowest_layer, 0);
+        dump[31] = -1; /* looked at all the same */
+        dump[0] = 8;
+        CHECK(moe_ep_step(&d, dump, &sparse, each, &err) == MOE_EP_ERR_NEGATIVE);
+        c.ll_dispatch.alpha_s = 0;
+        d.num_layers = 2;
+    }
     rows[12] = -1;
     layer[0] = 7;
     CHECK(moe_ep_step(&d, rows, &r, layer, &err) == MOE_EP_ERR_NEGATIVE);
@@ -2886,7 +2918,7 @@ TEST(steps_by_hand)
         moe_ep_device_time dev[8];
         hand_layer y;
         double layer[3], tokens = 0, scale;
-        int32_t l;
+        int32_t l, i, loaded[3] = {0}, n = 0;
         drawn_layer(&s, &x);
         memset(&d, 0, sizeof d);
         memset(&want, 0, sizeof want);
@@ -2895,8 +2927,15 @@ TEST(steps_by_hand)
         d.other_s = drawn(&s, 1e-5);
         d.tokens_per_pass = drawn(&s, 2);
         memset(layer, 0x5a, sizeof layer);
+        if (t_below(&s, 2) == 0) memset(x.rows + t_below(&s, 3) * x.slots, 0, (size_t)x.slots * sizeof *x.rows);
         CHECK(moe_ep_step(&d, x.rows, &got, layer, NULL) == MOE_EP_OK);
-        scale = (double)x.model.num_moe_layers / d.num_layers;
+        for (l = 0; l < d.num_layers; l++) {
+            for (i = 0; i < x.slots; i++) loaded[l] |= x.rows[l * x.slots + i] > 0;
+            n += loaded[l];
+        }
+        for (l = 0; n == 0 && l < d.num_layers; l++) loaded[l] = 1; /* all or none */
+        n = loaded[0] + loaded[1] + loaded[2];
+        scale = (double)x.model.num_moe_layers / n;
         want.slowest_layer = -1;
         for (l = 0; l < d.num_layers; l++) {
             moe_ep_layer_desc one = x.d;
@@ -2905,7 +2944,9 @@ TEST(steps_by_hand)
             if (one.traffic) one.traffic += l * y.D * y.D;
             if (one.node_traffic) one.node_traffic += l * y.D * y.N;
             layer_by_hand(&one, x.rows + l * x.slots, &t, dev);
+            if (!loaded[l]) t.total_s = 0;
             CHECK_NEAR(layer[l], t.total_s, 1e-11, 0);
+            if (!loaded[l]) continue;
             want.step_s += t.total_s * scale;
             want.serial_s += t.serial_s * scale;
             want.no_barrier_s += t.no_barrier_s * scale;
@@ -2917,7 +2958,7 @@ TEST(steps_by_hand)
             want.max_rows += t.max_rows;
             if (want.slowest_layer < 0 || layer[l] > want.slowest_layer_s)
                 want.slowest_layer = l, want.slowest_layer_s = layer[l];
-            tokens += y.tokens / d.num_layers;
+            tokens += y.tokens / n;
         }
         want.step_s += d.other_s, want.serial_s += d.other_s, want.no_barrier_s += d.other_s;
         SAME(step_s);
