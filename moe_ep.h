@@ -2613,8 +2613,8 @@ typedef struct moe_ep_step_result {
  * rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no MoE layers, they belong in
  * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
  * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
- * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, whether or not an empty
- * one stands before them. */
+ * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, with an empty one
+ * before them as well. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -3441,14 +3441,19 @@ typedef struct moe_ep_workload {
     double alpha;             /* ZIPF >= 0, POWER_LAW >= 0                                              */
     double x_max;             /* POWER_LAW > 1, 0 = 0.8 * tokens as aiconfigurator does                 */
     double sigma;             /* LOGNORMAL >= 0                                                         */
-    double drift;             /* each step > 0 multiplies every weight by exp(drift * normal) of its own;
-                                 step 0 is the undisturbed popularity (the calibration)                 */
+    double drift;             /* each step > 0 multiplies every weight by exp(drift * normal) of its own, independent
+                                 of the other steps: noise around step 0, the undisturbed popularity (the calibration),
+                                 as far from it at step 1 as at step 10000; what adds up is walk below   */
     double target;            /* TARGET: mean / max of the device loads, 0 < target <= 1                */
     int32_t period;           /* ROTATING, BURST: steps, 0 = 1                                          */
     int32_t in_order;         /* ZIPF, POWER_LAW: not 0 = expert 0 hottest; 0 = shuffled by the seed    */
     int32_t with_replacement; /* not 0: a token may draw an expert twice                                */
     int32_t copy_layers;      /* not 0: every layer repeats layer 0                                     */
     const double *popularity; /* (E) >= 0, RECORDED; loads of any scale                                 */
+    double walk;              /* a random walk: every step changes every log weight by walk * normal, and it stays: at
+                                 step s the sd is walk * sqrt(s), the covariance with step t walk^2 * min(s, t).  Any
+                                 step by itself, from the seed alone, with up to 2 log2(s) normals for each expert; at
+                                 most 16, step then at most 2^32 (RANGE); 0 = none.  A plan of step 0 grows stale    */
 } moe_ep_workload;
 
 /* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
@@ -3543,7 +3548,7 @@ typedef struct moe_ep_sweep_desc {
     int32_t num_policies;
     moe_ep_split_policy split;       /* of rows over copies, EVEN, ROUND_ROBIN, HASH, RANDOM, LEAST_LOADED, EXACT */
     int32_t num_layers;              /* that are drawn; the step is scaled to the model's; 0 = 8 (at most all)  */
-    const moe_ep_workload *workload; /* popularity and tokens; plans see step 0, tokens are drawn at step 1;
+    const moe_ep_workload *workload; /* popularity and tokens; plans see step 0, tokens are drawn at serve_step;
                                         NULL = lognormal, sigma 1.1, drift 0.1, seed 1                         */
     const double *plan_loads;        /* (num_layers,E) the plans are made on, NULL = of the workload           */
     const double *serve_loads;       /* (num_layers,E) tokens are drawn by, NULL = plan_loads or the workload   */
@@ -3560,6 +3565,8 @@ typedef struct moe_ep_sweep_desc {
     int64_t throughput_from;         /* tokens per device from which the normal kernels are used, 0 = 512      */
     void (*progress)(void *user, int64_t done, int64_t total); /* after every shape, or NULL                  */
     void *user;
+    int64_t serve_step;              /* step at which tokens are drawn, 0 = 1: how old the plans are, which counts
+                                        with workload->walk                                                   */
 } moe_ep_sweep_desc;
 
 /* One configuration. */
@@ -27849,7 +27856,8 @@ enum {
     MOE_EPI_USE_DRIFT = 2,
     MOE_EPI_USE_ORDER = 3,
     MOE_EPI_USE_IDS = 4,
-    MOE_EPI_USE_SOURCE = 5
+    MOE_EPI_USE_SOURCE = 5,
+    MOE_EPI_USE_WALK = 6
 };
 
 /* ---- names and checks --------------------------------------------------------------------------------- */
@@ -28009,6 +28017,9 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
     MOE_EPI_TRY(moe_epi_check_parameter(w->x_max, 1e9, "x_max", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->sigma, 16.0, "sigma", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->drift, 16.0, "drift", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->walk, 16.0, "walk", err));
+    if (w->walk > 0.0 && step > (int64_t)1 << 32)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "step", "a walk has at most 2^32 steps", -1, (double)step);
     MOE_EPI_TRY(moe_epi_check_parameter(w->target, 1.0, "target", err));
     if (w->x_max > 0.0 && w->x_max <= 1.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "x_max", "must be larger than 1", -1, w->x_max);
@@ -28110,6 +28121,47 @@ static void moe_epi_sort_down(uint64_t *v, int32_t n)
         }
 }
 
+/* Adds `much` (Q32, natural logarithm) times the normals that belong to one point of the walk. */
+static void moe_epi_walk_add(const moe_ep_workload *w, int32_t layer, int64_t point, int64_t much, uint64_t *logs)
+{
+    moe_ep_rng rng = moe_epi_stream(w->seed, MOE_EPI_USE_WALK, (uint64_t)layer, (uint64_t)point);
+    int32_t e;
+    for (e = 0; e < w->num_experts; e++) {
+        int64_t move = moe_epi_q_mul(moe_epi_q_mul(much, moe_epi_q_normal(&rng)), MOE_EPI_LOG2E_Q32);
+        if ((int64_t)logs[e] != MOE_EPI_NO_WEIGHT) logs[e] = (uint64_t)((int64_t)logs[e] + move);
+    }
+}
+
+/* sqrt(2^k) in Q32, 0 <= k < 32. */
+static int64_t moe_epi_walk_root(int k)
+{
+    return (k % 2 ? (int64_t)6074001000 : MOE_EPI_ONE) * ((int64_t)1 << k / 2);
+}
+
+/* A Brownian path at step > 0 (Levy, Ciesielski): the ends 1, 2, 4, 8, ... first, each a normal beyond the one before;
+ * then the middles of the interval that holds the step, each a normal of half the interval's deviation beyond the mean
+ * of its ends.  A point's normals are its own, so that the steps of one path agree; between the points is a straight
+ * line, of which the step has a share. */
+static void moe_epi_walk(const moe_ep_workload *w, int32_t layer, int64_t step, uint64_t *logs)
+{
+    int64_t walk = moe_epi_q_of(w->walk), from, middle, inside;
+    int k = 0;
+    moe_epi_walk_add(w, layer, 1, walk, logs);
+    for (from = 1; from < step; from *= 2, k++) {
+        inside = (step < 2 * from ? step : 2 * from) - from;
+        inside *= (int64_t)1 << (32 - k); /* of 2^k, Q32 */
+        moe_epi_walk_add(w, layer, 2 * from, moe_epi_q_mul(walk, moe_epi_q_mul(moe_epi_walk_root(k), inside)), logs);
+    }
+    for (middle = from, from /= 2, k--; middle != step; k--) { /* from < step < from + 2^k */
+        middle = from + ((int64_t)1 << (k - 1));
+        inside = step < middle ? step - from : middle + ((int64_t)1 << (k - 1)) - step;
+        inside *= (int64_t)1 << (33 - k); /* of 2^(k-1), Q32 */
+        inside = moe_epi_q_mul(walk, moe_epi_q_mul(moe_epi_walk_root(k) / 2, inside));
+        moe_epi_walk_add(w, layer, middle, inside, logs);
+        if (step > middle) from = middle;
+    }
+}
+
 /* Logarithms of all weights of a layer at a step, in place of the weights. */
 static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int64_t step,
                                     int64_t tokens, uint64_t *logs)
@@ -28138,6 +28190,7 @@ static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int
     }
     for (e = 0; e < E; e++) logs[e] = (uint64_t)moe_epi_law_log2(&y, e, (int32_t)logs[e]);
     if (w->kind == MOE_EP_LOAD_POWER_LAW && w->in_order) moe_epi_sort_down(logs, E);
+    if (step > 0 && w->walk > 0.0) moe_epi_walk(w, layer, step, logs);
     if (step == 0 || !(w->drift > 0.0)) return;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_DRIFT, (uint64_t)layer, (uint64_t)step);
     for (e = 0; e < E; e++) {
@@ -28745,6 +28798,7 @@ static moe_ep_status moe_epi_sweep_check(const moe_ep_sweep_desc *d, moe_ep_erro
     if (!d->tokens) return moe_epi_null(err, "tokens");
     MOE_EPI_TRY(moe_epi_at_least(d->num_layers, 0, "num_layers", err));
     MOE_EPI_TRY(moe_epi_at_least(d->throughput_from, 0, "throughput_from", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->serve_step, 0, "serve_step", err));
     MOE_EPI_TRY(moe_epi_amount(d->context, "context", err));
     MOE_EPI_TRY(moe_epi_amount(d->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->tokens_per_pass, "tokens_per_pass", err));
@@ -28882,7 +28936,7 @@ static moe_ep_workload moe_epi_sweep_workload(const moe_epi_sweep *w, const doub
     moe_ep_workload q = w->workload;
     if (!loads) return q;
     q.kind = MOE_EP_LOAD_RECORDED;
-    q.drift = 0.0;
+    q.drift = q.walk = 0.0;
     q.popularity = loads + (int64_t)l * w->E;
     return q;
 }
@@ -28902,12 +28956,13 @@ static moe_ep_status moe_epi_sweep_plan_loads(moe_epi_sweep *w, moe_ep_error *er
 static moe_ep_status moe_epi_sweep_draw(moe_epi_sweep *w, int32_t ep, moe_ep_error *err)
 {
     const double *serve = w->d->serve_loads ? w->d->serve_loads : w->d->plan_loads;
+    const int64_t step = w->d->serve_step > 0 ? w->d->serve_step : 1;
     int32_t i, l;
     for (i = 0; i < w->d->num_tokens; i++)
         for (l = 0; l < w->L; l++) {
             moe_ep_workload q = moe_epi_sweep_workload(w, serve, l);
             int64_t tokens = w->d->tokens[i] * ep;
-            moe_ep_status status = moe_ep_simulate(&q, l, 1, tokens, w->ids, &w->inner, err);
+            moe_ep_status status = moe_ep_simulate(&q, l, step, tokens, w->ids, &w->inner, err);
             if (status == MOE_EP_OK)
                 status = moe_ep_expert_loads(w->ids, tokens * w->K, w->E, w->rows + ((int64_t)i * w->L + l) * w->E,
                                              NULL, err);
