@@ -2573,9 +2573,14 @@ typedef struct moe_ep_time_result {
     int64_t max_rows;         /* the labs' step time of this layer                                     */
     int32_t max_active;
     double mean_compute_s;    /* mean over devices                                                     */
-    double balanced_s;        /* compute_s if every device had an equal share of all rows, padding and
-                                 active slots: compute_s - balanced_s is what balance can still gain,
-                                 at most; compute_s for one device                                     */
+    double balanced_s;        /* compute_s alone if every device had an equal share of all rows, padding and active
+                                 slots (with hooks.expert_us the mean of its times); compute_s for one device        */
+    double balanced_total_s;  /* total_s if rows were even, dispatch and combine, too: each stage of each batch takes as
+                                 long as on a device with the mean over all devices (inactive ones as well) of rows,
+                                 padding, active slots and of what it sends and receives, inside and between nodes,
+                                 deduplicated as it is; a stage with a hook takes the mean of the hook's times, none
+                                 more than without balance.  total_s - balanced_total_s is what balance can still gain;
+                                 total_s for one device, and when the devices are alike                            */
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
@@ -2585,7 +2590,8 @@ typedef struct moe_ep_time_result {
  * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
- * experts 71.05, combine 181.4 us. */
+ * experts 71.05, combine 181.4 us.  On 32 with three times its share on device 0: 828.9 us, balanced_s 44.2 us below
+ * compute_s, but balanced_total_s 437.1 us: the network waits for the hot device, too. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -2603,10 +2609,11 @@ typedef struct moe_ep_step_result {
     double tokens_per_s_node;
     double serial_s, no_barrier_s;  /* the same sums without overlap, without barriers             */
     double dispatch_s, compute_s, combine_s, shared_s; /* summed over the layers                    */
-    double balanced_s;              /* summed fair-share compute                                    */
+    double balanced_s;              /* summed fair-share compute: of compute_s alone                */
     int32_t slowest_layer;
     double slowest_layer_s;
     int64_t max_rows;               /* summed over the layers: the labs' step time                  */
+    double balanced_step_s;         /* step_s if every layer took its balanced_total_s: the whole gain of balance */
 } moe_ep_step_result;
 
 /* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  A layer without
@@ -3364,7 +3371,9 @@ typedef struct moe_ep_diagnosis {
     double chance_imbalance;       /* what uniform routing of as many tokens would give, p95        */
 
     double before_s, after_s;      /* a step, other_s included                                      */
-    double balanced_s;             /* the same if every device had its fair share of rows           */
+    double balanced_s;             /* the same if today's rows, active slots and bytes were even over all devices:
+                                      moe_ep_time_result.balanced_total_s of `current`, whatever the planner;
+                                      1 - balanced_s/before_s is what uneven load costs               */
     double gain;                   /* 1 - after/before, in seconds if known, else in rows           */
     double speedup;                /* before/after                                                  */
     double improved;               /* share of steps in which the plan is faster                    */
@@ -20678,8 +20687,9 @@ typedef enum moe_epi_part {
 /* Largest stages over the devices. */
 typedef struct moe_epi_layer_sum {
     moe_ep_stages stages;
-    double longest_own, sum_compute;
-    moe_epi_work work; /* of all devices together */
+    double longest_own, sum_compute, sum_dispatch, sum_combine;
+    moe_epi_work work;    /* of all devices together */
+    moe_epi_volume moved; /* mean over the devices   */
     int32_t slowest, busiest, max_active;
     int64_t max_rows;
     moe_ep_regime regime;
@@ -20850,13 +20860,15 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                        double share, moe_ep_device_time *t, moe_ep_error *err)
+/* *moved = the rows that the device sends and receives. */
+static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
+                                        moe_ep_device_time *t, moe_epi_volume *moved, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_volume v, b;
+    memset(moved, 0, sizeof *moved);
     if (y->net.D == 1) return MOE_EP_OK;
-    v = moe_epi_layer_volume(y, r, whole_rows, share);
+    v = *moved = moe_epi_layer_volume(y, r, whole_rows, share);
     b = moe_epi_volume_back(v);
     if (h && h->a2a_us) {
         double row = y->dispatch_row, back = y->combine_row;
@@ -20874,8 +20886,8 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
 }
 
 /* One device in one part of the batch. */
-static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
-                                          int *odd, moe_ep_device_time *t, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part, int *odd,
+                                          moe_ep_device_time *t, moe_epi_volume *moved, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_work w;
@@ -20895,7 +20907,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
             h->expert_us(h->user, r, w.active, w.rows, w.padded,
                          part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
             "hooks.expert_us", r, &t->compute_s, err));
-    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, err));
+    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, moved, err));
     MOE_EPI_TRY(moe_epi_fits(t->memory_s + t->flop_s + t->compute_s + t->dispatch_s + t->combine_s,
                              "machine", err));
     if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s)
@@ -20923,12 +20935,14 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
     moe_ep_device_time t;
+    moe_epi_volume v;
+    const double D = (double)y->net.D;
     int odd = 0;
     int32_t r;
     memset(sum, 0, sizeof *sum);
     for (r = 0; r < y->net.D; r++) {
         double own;
-        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &odd, &t, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &odd, &t, &v, err));
         own = t.dispatch_s + t.compute_s + t.combine_s;
         if (own > sum->longest_own) sum->longest_own = own;
         if (t.dispatch_s > sum->stages.dispatch_s) sum->stages.dispatch_s = t.dispatch_s;
@@ -20949,6 +20963,12 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->work.rows += t.rows;
         sum->work.padded += t.padded_rows;
         sum->sum_compute += t.compute_s;
+        sum->sum_dispatch += t.dispatch_s;
+        sum->sum_combine += t.combine_s;
+        sum->moved.out_intra += v.out_intra / D;
+        sum->moved.in_intra += v.in_intra / D;
+        sum->moved.out_inter += v.out_inter / D;
+        sum->moved.in_inter += v.in_inter / D;
     }
     if (sum->regime != MOE_EP_REGIME_IDLE &&
         sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
@@ -20982,11 +21002,17 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         w.batch = 0.5 * (double)y->total;
         seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
         if (seconds > sum->stages.compute_s) sum->stages.compute_s = seconds;
+        sum->work.active += w.active;
+        sum->work.rows += w.rows;
+        sum->work.padded += w.padded;
     }
     if (y->net.D > 1) {
         v = moe_epi_layer_volume(y, 0, most, 0.5);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
+        v.in_intra = v.out_intra; /* what arrives adds up to what leaves */
+        v.in_inter = v.out_inter;
+        sum->moved = v;
     }
     sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
     sum->stages.attention_s = y->d->attention_half_s;
@@ -21000,26 +21026,42 @@ static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part par
     return MOE_EP_OK;
 }
 
-/* Compute of a device with an equal share of all devices' rows, padding and active slots.  The time is convex in
- * the three, so the slowest device takes no less; a hook's times need not be. */
-static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer_sum *sum)
+/* Stages of a part of the batch if every device had the mean of all devices' rows, padding, active slots and bytes.
+ * Compute is convex in the first three, so that the slowest device takes no less; what a link or a hook makes of its
+ * numbers need not be. */
+static moe_ep_stages moe_epi_layer_even(const moe_epi_layer *y, const moe_epi_layer_sum *sum, double share)
 {
-    double mem_s, flop_s, fair;
+    const moe_ep_cost_hooks *h = y->d->hooks;
+    const double D = (double)y->net.D;
+    const moe_epi_volume back = moe_epi_volume_back(sum->moved);
+    moe_ep_stages even = sum->stages;
     moe_epi_work all = sum->work;
-    if (y->net.D == 1) return sum->stages.compute_s;
-    all.batch = (double)y->total;
+    double compute_s, dispatch_s, combine_s, mem_s, flop_s;
+    if (y->net.D == 1) return even;
+    all.batch = share * (double)y->total;
     all.slots = moe_epi_slot_begin(y, y->net.D);
-    fair = moe_epi_share_time(&y->experts, &all, (double)y->net.D, &mem_s, &flop_s);
-    return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
+    compute_s = moe_epi_share_time(&y->experts, &all, D, &mem_s, &flop_s);
+    dispatch_s = moe_epi_wire_time(&y->dispatch, &sum->moved);
+    combine_s = moe_epi_wire_time(&y->combine, &back);
+    if (h && h->expert_us) compute_s = sum->sum_compute / D;
+    if (h && h->a2a_us) {
+        dispatch_s = sum->sum_dispatch / D;
+        combine_s = sum->sum_combine / D;
+    }
+    if (compute_s < even.compute_s) even.compute_s = compute_s;
+    if (dispatch_s < even.dispatch_s) even.dispatch_s = dispatch_s;
+    if (combine_s < even.combine_s) even.combine_s = combine_s;
+    return even;
 }
 
 static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_ep_device_time one;
+    moe_epi_volume moved;
     int32_t i;
     int odd = 0;
     for (i = 0; i < y->net.D; i++) {
-        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, &moved, err));
         devices[i] = one;
     }
     return MOE_EP_OK;
@@ -21029,13 +21071,20 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
                                        moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_epi_layer_sum whole, a, b;
+    moe_ep_stages even, even_b;
     moe_ep_time_result r;
+    memset(&r, 0, sizeof r);
     if (moe_epi_two_batches(y->d->overlap)) {
         MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_FIRST_HALF, &a, err));
         MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_SECOND_HALF, &b, err));
+        even = moe_epi_layer_even(y, &a, 0.5);
+        even_b = moe_epi_layer_even(y, &b, 0.5);
+        r.balanced_total_s = moe_epi_compose(y->d->overlap, &even, &even_b, y->d->microbatch_s);
     }
     MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, err));
-    memset(&r, 0, sizeof r);
+    even = moe_epi_layer_even(y, &whole, 1.0);
+    if (!moe_epi_two_batches(y->d->overlap))
+        r.balanced_total_s = moe_epi_compose(y->d->overlap, &even, &even, 0.0);
     r.serial_s = moe_epi_compose(MOE_EP_OVERLAP_NONE, &whole.stages, &whole.stages, 0.0);
     r.no_barrier_s = whole.stages.attention_s + whole.stages.shared_s + whole.longest_own;
     r.total_s = moe_epi_two_batches(y->d->overlap)
@@ -21051,7 +21100,7 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
     r.max_rows = whole.max_rows;
     r.max_active = whole.max_active;
     r.mean_compute_s = whole.sum_compute / (double)y->net.D;
-    r.balanced_s = moe_epi_layer_balanced(y, &whole);
+    r.balanced_s = even.compute_s;
     MOE_EPI_TRY(moe_epi_fits(r.serial_s + r.total_s + r.no_barrier_s + whole.sum_compute,
                              "attention_s", err));
     if (devices) MOE_EPI_TRY(moe_epi_layer_devices(y, devices, err));
@@ -21097,6 +21146,7 @@ static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t,
     r->combine_s += t->combine_s;
     r->shared_s += t->shared_s;
     r->balanced_s += t->balanced_s;
+    r->balanced_step_s += t->balanced_total_s;
     r->max_rows += t->max_rows;
     if (added == 0 || t->total_s > r->slowest_layer_s) {
         r->slowest_layer_s = t->total_s;
@@ -21148,6 +21198,7 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     r.step_s = r.step_s * scale + desc->other_s;
     r.serial_s = r.serial_s * scale + desc->other_s;
     r.no_barrier_s = r.no_barrier_s * scale + desc->other_s;
+    r.balanced_step_s = r.balanced_step_s * scale + desc->other_s;
     r.dispatch_s *= scale;
     r.compute_s *= scale;
     r.combine_s *= scale;
@@ -27273,7 +27324,7 @@ static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
                 st = moe_epi_diag_seconds(j, which, l, layer_loads, &time, err);
                 if (st != MOE_EP_OK) return st;
                 step_s[which] += time.total_s;
-                if (which == 1) j->balanced_s += time.total_s - time.compute_s + time.balanced_s;
+                if (which == 0) j->balanced_s += time.balanced_total_s;
             }
             if (which == 0) {
                 moe_ep_bound_result bound;
