@@ -1008,7 +1008,7 @@ def layer_time(slot_rows, model, machine, placement=None, **fields):
 
 def step_time(slot_rows, model, machine, placement=None, other_s=0.0, tokens_per_pass=0.0, **fields):
     """Seconds of a whole step from the rows of every layer (L,P): step_s, tpot_s, tokens_per_s_device, ...; layer_s is
-    an array (L).  With fewer layers than the model has, the sum is scaled up."""
+    an array (L).  Layers without rows are left out; with fewer others than the model has, the sum is scaled up."""
     rows = _slot_rows(slot_rows, placement, fields, 2)
     desc = _fill(_new("moe_ep_step_desc"), num_layers=rows.shape[0], other_s=other_s, tokens_per_pass=tokens_per_pass)
     layer = _layer_desc(_new("moe_ep_layer_desc"), model, machine, placement, **fields)
