@@ -3468,7 +3468,7 @@ typedef struct moe_ep_workload {
 /* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
  * 2^39; 0 = never chosen.  tokens is used by POWER_LAW with x_max 0 only.  TARGET, BALANCED and the round robins have
  * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts with
- * weight than K).  O(E).  Example: UNIFORM gives 549755813888 for each expert. */
+ * weight than K).  O(E), with walk O(E log step).  Example: UNIFORM gives 549755813888 for each expert. */
 MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
                                            uint64_t *weights, moe_ep_error *err);
 
