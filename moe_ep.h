@@ -3373,7 +3373,8 @@ typedef struct moe_ep_diagnosis {
     double before_s, after_s;      /* a step, other_s included                                      */
     double balanced_s;             /* the same if today's rows, active slots and bytes were even over all devices:
                                       moe_ep_time_result.balanced_total_s of `current`, whatever the planner;
-                                      1 - balanced_s/before_s is what uneven load costs               */
+                                      1 - balanced_s/before_s is what uneven load costs.  after_s can be
+                                      less where the plan has fewer copies whose weights are read     */
     double gain;                   /* 1 - after/before, in seconds if known, else in rows           */
     double speedup;                /* before/after                                                  */
     double improved;               /* share of steps in which the plan is faster                    */
