@@ -2163,15 +2163,25 @@ typedef enum moe_ep_count_mode {
  * source_rank (T) or NULL = blocks as in moe_ep_rank_of_token ->
  *     rank_rows (D,D) [source][destination] rows the destination receives: assignments for PAIRS, distinct
  *                     (token, rank) for RANKS and NODES; the diagonal stays at home
- *     node_rows (N,N) [source][destination] rows crossing nodes: rank_rows added up for PAIRS and RANKS,
+ *     node_pair_rows (N,N) [source][destination] rows crossing nodes: rank_rows added up for PAIRS and RANKS,
  *                     distinct (token, node) for NODES
- * Either may be NULL.  Times row bytes = bytes.
+ * Either may be NULL.  Times row bytes = bytes.  The (D,N) rows that MOE_EP_A2A_NODE_DEDUP wants are another array:
+ * moe_ep_node_traffic.
  * Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_RANGE (mode; slot id, index = position), ERR_DEVICE_ID (source),
  * ERR_PLACEMENT.  O(T*K + D*D), no memory; D and N <= 65536 (ERR_SIZE).
  * Example: D = 2, one slot each, T = 2, K = 2, slots 0 1, 1 1: PAIRS {1,1, 0,2}, RANKS {1,1, 0,1}. */
 MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         const int32_t *source_rank, moe_ep_count_mode mode, int64_t *rank_rows,
-                                        int64_t *node_rows, moe_ep_error *err);
+                                        int64_t *node_pair_rows, moe_ep_error *err);
+
+/* How many tokens does each device send to each node?  slot_ids and source_rank as in moe_ep_traffic ->
+ * node_rows (D,N) [source device][destination node] rows, a token once per node, its own included (what stays there is
+ * free): what MOE_EP_A2A_NODE_DEDUP wants beside rank_rows of MOE_EP_COUNT_NODES, as moe_ep_a2a_desc.node_rows and
+ * moe_ep_layer_desc.node_traffic.  Row r is tokens_per_node of moe_ep_deepep_layout for the tokens of rank r.
+ * Errors: as moe_ep_traffic, ERR_NULL (node_rows).  O(T*K + D*N), no memory.
+ * Example: D = 4, one slot each, N = 2, T = 2, K = 3, slots 0 1 2, 2 3 3 from devices 0 and 3: {1,1, 0,0, 0,0, 0,1}. */
+MOE_EP_API moe_ep_status moe_ep_node_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
+                                             const int32_t *source_rank, int64_t *node_rows, moe_ep_error *err);
 
 /* Distinct ranks and nodes of each token: slot_ids (T,K) -> ranks (T), nodes (T); either may be NULL.  Their
  * sums, not T*K, are the dispatch traffic.  Errors: as moe_ep_traffic.  O(T*K + P + D).
@@ -2527,7 +2537,8 @@ typedef struct moe_ep_a2a_desc {
     moe_ep_a2a_mode mode;           /* NODE_DEDUP needs node_rows; the others only say how `rows`
                                        was counted                                                  */
     const int64_t *rows;            /* (D,D) from source device to destination device               */
-    const int64_t *node_rows;       /* (D,N) distinct tokens from source device to node, NODE_DEDUP */
+    const int64_t *node_rows;       /* (D,N) distinct tokens from source device to node, NODE_DEDUP:
+                                       moe_ep_node_traffic (node_pair_rows of moe_ep_traffic is not) */
     double row_bytes;
     moe_ep_link link;
     int32_t reverse;                /* not 0: the same rows travel back (combine)                   */
@@ -2637,7 +2648,8 @@ typedef struct moe_ep_layer_desc {
     double capacity;           /* PADDED: rows per expert and source device                               */
     const int64_t *traffic;    /* (D,D) rows, NULL = expected under uniform sources, arrivals in
                                   proportion to the device's rows                                         */
-    const int64_t *node_traffic; /* (D,N) distinct tokens, with traffic in mode NODE_DEDUP                */
+    const int64_t *node_traffic; /* (D,N) distinct tokens, with traffic in mode NODE_DEDUP:
+                                    moe_ep_node_traffic                                                   */
     moe_ep_overlap overlap;
     double attention_s;        /* the caller's attention and the rest of the layer                        */
     double attention_half_s;   /* the same at half the batch; needed for TWO_* when attention_s > 0       */
@@ -2656,9 +2668,14 @@ typedef struct moe_ep_time_result {
     int64_t max_rows;         /* the labs' step time of this layer                                     */
     int32_t max_active;
     double mean_compute_s;    /* mean over devices                                                     */
-    double balanced_s;        /* compute_s if every device had an equal share of all rows, padding and
-                                 active slots: compute_s - balanced_s is what balance can still gain,
-                                 at most; compute_s for one device                                     */
+    double balanced_s;        /* compute_s alone if every device had an equal share of all rows, padding and active
+                                 slots (with hooks.expert_us the mean of its times); compute_s for one device        */
+    double balanced_total_s;  /* total_s if rows were even, dispatch and combine, too: each stage of each batch takes as
+                                 long as on a device with the mean over all devices (inactive ones as well) of rows,
+                                 padding, active slots and of what it sends and receives, inside and between nodes,
+                                 deduplicated as it is; a stage with a hook takes the mean of the hook's times, none
+                                 more than without balance.  total_s - balanced_total_s is what balance can still gain;
+                                 total_s for one device, and when the devices are alike                            */
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
@@ -2668,7 +2685,8 @@ typedef struct moe_ep_time_result {
  * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
- * experts 71.05, combine 181.4 us. */
+ * experts 71.05, combine 181.4 us.  On 32 with three times its share on device 0: 828.9 us, balanced_s 44.2 us below
+ * compute_s, but balanced_total_s 437.1 us: the network waits for the hot device, too. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -2686,15 +2704,19 @@ typedef struct moe_ep_step_result {
     double tokens_per_s_node;
     double serial_s, no_barrier_s;  /* the same sums without overlap, without barriers             */
     double dispatch_s, compute_s, combine_s, shared_s; /* summed over the layers                    */
-    double balanced_s;              /* summed fair-share compute                                    */
+    double balanced_s;              /* summed fair-share compute: of compute_s alone                */
     int32_t slowest_layer;
     double slowest_layer_s;
     int64_t max_rows;               /* summed over the layers: the labs' step time                  */
+    double balanced_step_s;         /* step_s if every layer took its balanced_total_s: the whole gain of balance */
 } moe_ep_step_result;
 
-/* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  When fewer
- * layers are given than the model has, the sum is scaled by num_moe_layers / L.  layer_s (L) or NULL.  Errors as
- * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100. */
+/* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  A layer without
+ * rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no MoE layers, they belong in
+ * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
+ * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
+ * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, with an empty one
+ * before them as well. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -3488,7 +3510,10 @@ typedef struct moe_ep_diagnosis {
                                       token per layer and step                                      */
 
     double before_s, after_s;      /* a step, other_s included                                      */
-    double balanced_s;             /* the same if every device had its fair share of rows           */
+    double balanced_s;             /* the same if today's rows, active slots and bytes were even over all devices:
+                                      moe_ep_time_result.balanced_total_s of `current`, whatever the planner;
+                                      1 - balanced_s/before_s is what uneven load costs.  after_s can be
+                                      less where the plan has fewer copies whose weights are read     */
     double gain;                   /* 1 - after/before, in seconds if known, else in rows           */
     double speedup;                /* before/after                                                  */
     double improved;               /* share of steps in which the plan is faster                    */
@@ -3566,20 +3591,25 @@ typedef struct moe_ep_workload {
     double alpha;             /* ZIPF >= 0, POWER_LAW >= 0                                              */
     double x_max;             /* POWER_LAW > 1, 0 = 0.8 * tokens as aiconfigurator does                 */
     double sigma;             /* LOGNORMAL >= 0                                                         */
-    double drift;             /* each step > 0 multiplies every weight by exp(drift * normal) of its own;
-                                 step 0 is the undisturbed popularity (the calibration)                 */
+    double drift;             /* each step > 0 multiplies every weight by exp(drift * normal) of its own, independent
+                                 of the other steps: noise around step 0, the undisturbed popularity (the calibration),
+                                 as far from it at step 1 as at step 10000; what adds up is walk below   */
     double target;            /* TARGET: mean / max of the device loads, 0 < target <= 1                */
     int32_t period;           /* ROTATING, BURST: steps, 0 = 1                                          */
     int32_t in_order;         /* ZIPF, POWER_LAW: not 0 = expert 0 hottest; 0 = shuffled by the seed    */
     int32_t with_replacement; /* not 0: a token may draw an expert twice                                */
     int32_t copy_layers;      /* not 0: every layer repeats layer 0                                     */
     const double *popularity; /* (E) >= 0, RECORDED; loads of any scale                                 */
+    double walk;              /* a random walk: every step changes every log weight by walk * normal, and it stays: at
+                                 step s the sd is walk * sqrt(s), the covariance with step t walk^2 * min(s, t).  Any
+                                 step by itself, from the seed alone, with up to 2 log2(s) normals for each expert; at
+                                 most 16, step then at most 2^32 (RANGE); 0 = none.  A plan of step 0 grows stale    */
 } moe_ep_workload;
 
 /* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
  * 2^39; 0 = never chosen.  tokens is used by POWER_LAW with x_max 0 only.  TARGET, BALANCED and the round robins have
  * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts with
- * weight than K).  O(E).  Example: UNIFORM gives 549755813888 for each expert. */
+ * weight than K).  O(E), with walk O(E log step).  Example: UNIFORM gives 549755813888 for each expert. */
 MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
                                            uint64_t *weights, moe_ep_error *err);
 
@@ -3668,7 +3698,7 @@ typedef struct moe_ep_sweep_desc {
     int32_t num_policies;
     moe_ep_split_policy split;       /* of rows over copies, EVEN, ROUND_ROBIN, HASH, RANDOM, LEAST_LOADED, EXACT */
     int32_t num_layers;              /* that are drawn; the step is scaled to the model's; 0 = 8 (at most all)  */
-    const moe_ep_workload *workload; /* popularity and tokens; plans see step 0, tokens are drawn at step 1;
+    const moe_ep_workload *workload; /* popularity and tokens; plans see step 0, tokens are drawn at serve_step;
                                         NULL = lognormal, sigma 1.1, drift 0.1, seed 1                         */
     const double *plan_loads;        /* (num_layers,E) the plans are made on, NULL = of the workload           */
     const double *serve_loads;       /* (num_layers,E) tokens are drawn by, NULL = plan_loads or the workload   */
@@ -3685,6 +3715,8 @@ typedef struct moe_ep_sweep_desc {
     int64_t throughput_from;         /* tokens per device from which the normal kernels are used, 0 = 512      */
     void (*progress)(void *user, int64_t done, int64_t total); /* after every shape, or NULL                  */
     void *user;
+    int64_t serve_step;              /* step at which tokens are drawn, 0 = 1: how old the plans are, which counts
+                                        with workload->walk                                                   */
 } moe_ep_sweep_desc;
 
 /* One configuration. */
@@ -19429,7 +19461,7 @@ static void moe_epi_dp_token_rows(const moe_ep_placement *p, const int32_t *slot
     }
 }
 
-/* node_rows of one token when they follow from its ranks: one per distinct rank. */
+/* node_pair_rows of one token when they follow from its ranks: one per distinct rank. */
 static void moe_epi_dp_token_rank_nodes(const moe_ep_placement *p, const int32_t *slots, int32_t K,
                                         moe_epi_dp_marks *marks, int64_t *rows)
 {
@@ -19445,7 +19477,7 @@ static void moe_epi_dp_token_rank_nodes(const moe_ep_placement *p, const int32_t
 
 MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
                                         const int32_t *source_rank, moe_ep_count_mode mode, int64_t *rank_rows,
-                                        int64_t *node_rows, moe_ep_error *err)
+                                        int64_t *node_pair_rows, moe_ep_error *err)
 {
     moe_ep_status status;
     moe_epi_dp_marks marks;
@@ -19458,20 +19490,41 @@ MOE_EP_API moe_ep_status moe_ep_traffic(const moe_ep_placement *p, const int32_t
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "mode", "not a counting mode", -1, (double)(int)mode);
     if (source_rank) status = moe_epi_ld_check_devices(source_rank, T, p->num_devices, "source_rank", err);
     if (status != MOE_EP_OK) return status;
-    if (!rank_rows && !node_rows) return moe_epi_null(err, "rank_rows");
+    if (!rank_rows && !node_pair_rows) return moe_epi_null(err, "rank_rows");
     memset(&marks, 0, sizeof marks);
     if (rank_rows) memset(rank_rows, 0, (size_t)p->num_devices * (size_t)p->num_devices * sizeof *rank_rows);
-    if (node_rows) memset(node_rows, 0, (size_t)p->num_nodes * (size_t)p->num_nodes * sizeof *node_rows);
+    if (node_pair_rows) memset(node_pair_rows, 0, (size_t)p->num_nodes * (size_t)p->num_nodes * sizeof *node_pair_rows);
     for (t = 0; t < T; t++) {
         const int32_t *slots = slot_ids + t * K;
         const int32_t source = source_rank ? source_rank[t] : moe_epi_ld_block_rank(t, T, p->num_devices);
         if (rank_rows)
             moe_epi_dp_token_rows(p, slots, K, 0, pairs, &marks, rank_rows + (int64_t)source * p->num_devices);
-        if (node_rows) {
-            int64_t *row = node_rows + (int64_t)p->device_node[source] * p->num_nodes;
+        if (node_pair_rows) {
+            int64_t *row = node_pair_rows + (int64_t)p->device_node[source] * p->num_nodes;
             if (mode == MOE_EP_COUNT_RANKS) moe_epi_dp_token_rank_nodes(p, slots, K, &marks, row);
             else moe_epi_dp_token_rows(p, slots, K, 1, pairs, &marks, row);
         }
+    }
+    return MOE_EP_OK;
+}
+
+MOE_EP_API moe_ep_status moe_ep_node_traffic(const moe_ep_placement *p, const int32_t *slot_ids, int64_t T, int32_t K,
+                                             const int32_t *source_rank, int64_t *node_rows, moe_ep_error *err)
+{
+    moe_ep_status status;
+    moe_epi_dp_marks marks;
+    int64_t t;
+    moe_epi_ok(err);
+    status = moe_epi_dp_check_slots(p, slot_ids, T, K, err);
+    if (status != MOE_EP_OK) return status;
+    if (source_rank) status = moe_epi_ld_check_devices(source_rank, T, p->num_devices, "source_rank", err);
+    if (status != MOE_EP_OK) return status;
+    if (!node_rows) return moe_epi_null(err, "node_rows");
+    memset(&marks, 0, sizeof marks);
+    memset(node_rows, 0, (size_t)p->num_devices * (size_t)p->num_nodes * sizeof *node_rows);
+    for (t = 0; t < T; t++) {
+        const int64_t source = source_rank ? source_rank[t] : moe_epi_ld_block_rank(t, T, p->num_devices);
+        moe_epi_dp_token_rows(p, slot_ids + t * K, K, 1, 0, &marks, node_rows + source * p->num_nodes);
     }
     return MOE_EP_OK;
 }
@@ -21381,8 +21434,9 @@ typedef enum moe_epi_part {
 /* Largest stages over the devices. */
 typedef struct moe_epi_layer_sum {
     moe_ep_stages stages;
-    double longest_own, sum_compute;
-    moe_epi_work work; /* of all devices together */
+    double longest_own, sum_compute, sum_dispatch, sum_combine;
+    moe_epi_work work;    /* of all devices together */
+    moe_epi_volume moved; /* mean over the devices   */
     int32_t slowest, busiest, max_active;
     int64_t max_rows;
     moe_ep_regime regime;
@@ -21553,13 +21607,15 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                        double share, moe_ep_device_time *t, moe_ep_error *err)
+/* *moved = the rows that the device sends and receives. */
+static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
+                                        moe_ep_device_time *t, moe_epi_volume *moved, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_volume v, b;
+    memset(moved, 0, sizeof *moved);
     if (y->net.D == 1) return MOE_EP_OK;
-    v = moe_epi_layer_volume(y, r, whole_rows, share);
+    v = *moved = moe_epi_layer_volume(y, r, whole_rows, share);
     b = moe_epi_volume_back(v);
     if (h && h->a2a_us) {
         double row = y->dispatch_row, back = y->combine_row;
@@ -21577,8 +21633,8 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
 }
 
 /* One device in one part of the batch. */
-static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
-                                          int *odd, moe_ep_device_time *t, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part, int *odd,
+                                          moe_ep_device_time *t, moe_epi_volume *moved, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_work w;
@@ -21598,7 +21654,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
             h->expert_us(h->user, r, w.active, w.rows, w.padded,
                          part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
             "hooks.expert_us", r, &t->compute_s, err));
-    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, err));
+    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, moved, err));
     MOE_EPI_TRY(moe_epi_fits(t->memory_s + t->flop_s + t->compute_s + t->dispatch_s + t->combine_s,
                              "machine", err));
     if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s)
@@ -21626,12 +21682,14 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
     moe_ep_device_time t;
+    moe_epi_volume v;
+    const double D = (double)y->net.D;
     int odd = 0;
     int32_t r;
     memset(sum, 0, sizeof *sum);
     for (r = 0; r < y->net.D; r++) {
         double own;
-        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &odd, &t, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &odd, &t, &v, err));
         own = t.dispatch_s + t.compute_s + t.combine_s;
         if (own > sum->longest_own) sum->longest_own = own;
         if (t.dispatch_s > sum->stages.dispatch_s) sum->stages.dispatch_s = t.dispatch_s;
@@ -21652,6 +21710,12 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->work.rows += t.rows;
         sum->work.padded += t.padded_rows;
         sum->sum_compute += t.compute_s;
+        sum->sum_dispatch += t.dispatch_s;
+        sum->sum_combine += t.combine_s;
+        sum->moved.out_intra += v.out_intra / D;
+        sum->moved.in_intra += v.in_intra / D;
+        sum->moved.out_inter += v.out_inter / D;
+        sum->moved.in_inter += v.in_inter / D;
     }
     if (sum->regime != MOE_EP_REGIME_IDLE &&
         sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
@@ -21685,11 +21749,17 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         w.batch = 0.5 * (double)y->total;
         seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
         if (seconds > sum->stages.compute_s) sum->stages.compute_s = seconds;
+        sum->work.active += w.active;
+        sum->work.rows += w.rows;
+        sum->work.padded += w.padded;
     }
     if (y->net.D > 1) {
         v = moe_epi_layer_volume(y, 0, most, 0.5);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
+        v.in_intra = v.out_intra; /* what arrives adds up to what leaves */
+        v.in_inter = v.out_inter;
+        sum->moved = v;
     }
     sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
     sum->stages.attention_s = y->d->attention_half_s;
@@ -21703,26 +21773,42 @@ static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part par
     return MOE_EP_OK;
 }
 
-/* Compute of a device with an equal share of all devices' rows, padding and active slots.  The time is convex in
- * the three, so the slowest device takes no less; a hook's times need not be. */
-static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer_sum *sum)
+/* Stages of a part of the batch if every device had the mean of all devices' rows, padding, active slots and bytes.
+ * Compute is convex in the first three, so that the slowest device takes no less; what a link or a hook makes of its
+ * numbers need not be. */
+static moe_ep_stages moe_epi_layer_even(const moe_epi_layer *y, const moe_epi_layer_sum *sum, double share)
 {
-    double mem_s, flop_s, fair;
+    const moe_ep_cost_hooks *h = y->d->hooks;
+    const double D = (double)y->net.D;
+    const moe_epi_volume back = moe_epi_volume_back(sum->moved);
+    moe_ep_stages even = sum->stages;
     moe_epi_work all = sum->work;
-    if (y->net.D == 1) return sum->stages.compute_s;
-    all.batch = (double)y->total;
+    double compute_s, dispatch_s, combine_s, mem_s, flop_s;
+    if (y->net.D == 1) return even;
+    all.batch = share * (double)y->total;
     all.slots = moe_epi_slot_begin(y, y->net.D);
-    fair = moe_epi_share_time(&y->experts, &all, (double)y->net.D, &mem_s, &flop_s);
-    return fair < sum->stages.compute_s ? fair : sum->stages.compute_s;
+    compute_s = moe_epi_share_time(&y->experts, &all, D, &mem_s, &flop_s);
+    dispatch_s = moe_epi_wire_time(&y->dispatch, &sum->moved);
+    combine_s = moe_epi_wire_time(&y->combine, &back);
+    if (h && h->expert_us) compute_s = sum->sum_compute / D;
+    if (h && h->a2a_us) {
+        dispatch_s = sum->sum_dispatch / D;
+        combine_s = sum->sum_combine / D;
+    }
+    if (compute_s < even.compute_s) even.compute_s = compute_s;
+    if (dispatch_s < even.dispatch_s) even.dispatch_s = dispatch_s;
+    if (combine_s < even.combine_s) even.combine_s = combine_s;
+    return even;
 }
 
 static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_ep_device_time one;
+    moe_epi_volume moved;
     int32_t i;
     int odd = 0;
     for (i = 0; i < y->net.D; i++) {
-        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, &moved, err));
         devices[i] = one;
     }
     return MOE_EP_OK;
@@ -21732,13 +21818,20 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
                                        moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_epi_layer_sum whole, a, b;
+    moe_ep_stages even, even_b;
     moe_ep_time_result r;
+    memset(&r, 0, sizeof r);
     if (moe_epi_two_batches(y->d->overlap)) {
         MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_FIRST_HALF, &a, err));
         MOE_EPI_TRY(moe_epi_layer_part(y, MOE_EPI_SECOND_HALF, &b, err));
+        even = moe_epi_layer_even(y, &a, 0.5);
+        even_b = moe_epi_layer_even(y, &b, 0.5);
+        r.balanced_total_s = moe_epi_compose(y->d->overlap, &even, &even_b, y->d->microbatch_s);
     }
     MOE_EPI_TRY(moe_epi_layer_eval(y, MOE_EPI_WHOLE, &whole, err));
-    memset(&r, 0, sizeof r);
+    even = moe_epi_layer_even(y, &whole, 1.0);
+    if (!moe_epi_two_batches(y->d->overlap))
+        r.balanced_total_s = moe_epi_compose(y->d->overlap, &even, &even, 0.0);
     r.serial_s = moe_epi_compose(MOE_EP_OVERLAP_NONE, &whole.stages, &whole.stages, 0.0);
     r.no_barrier_s = whole.stages.attention_s + whole.stages.shared_s + whole.longest_own;
     r.total_s = moe_epi_two_batches(y->d->overlap)
@@ -21754,7 +21847,7 @@ static moe_ep_status moe_epi_layer_run(const moe_epi_layer *y, moe_ep_time_resul
     r.max_rows = whole.max_rows;
     r.max_active = whole.max_active;
     r.mean_compute_s = whole.sum_compute / (double)y->net.D;
-    r.balanced_s = moe_epi_layer_balanced(y, &whole);
+    r.balanced_s = even.compute_s;
     MOE_EPI_TRY(moe_epi_fits(r.serial_s + r.total_s + r.no_barrier_s + whole.sum_compute,
                              "attention_s", err));
     if (devices) MOE_EPI_TRY(moe_epi_layer_devices(y, devices, err));
@@ -21790,7 +21883,7 @@ static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t
     return moe_epi_layer_open(layer, slot_rows, y, err);
 }
 
-static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t, int32_t l)
+static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t, int32_t l, int32_t added)
 {
     r->step_s += t->total_s;
     r->serial_s += t->serial_s;
@@ -21800,11 +21893,30 @@ static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t,
     r->combine_s += t->combine_s;
     r->shared_s += t->shared_s;
     r->balanced_s += t->balanced_s;
+    r->balanced_step_s += t->balanced_total_s;
     r->max_rows += t->max_rows;
-    if (l == 0 || t->total_s > r->slowest_layer_s) {
+    if (added == 0 || t->total_s > r->slowest_layer_s) {
         r->slowest_layer_s = t->total_s;
         r->slowest_layer = l;
     }
+}
+
+/* Adds up the layers: those with rows, or with `empty` all.  *added = how many, *tokens = of one device in all. */
+static moe_ep_status moe_epi_step_sum(const moe_ep_step_desc *d, const int64_t *slot_rows, int empty, moe_epi_layer *y,
+                                      moe_ep_step_result *r, int32_t *added, double *tokens, moe_ep_error *err)
+{
+    moe_ep_time_result t;
+    moe_ep_layer_desc layer;
+    int32_t l;
+    for (l = 0; l < d->num_layers; l++) {
+        MOE_EPI_TRY(moe_epi_step_layer(d, slot_rows, l, y, &layer, err));
+        if (y->total == 0 && !empty) continue;
+        MOE_EPI_TRY(moe_epi_layer_run(y, &t, NULL, err));
+        moe_epi_step_add(r, &t, l, *added);
+        *tokens += y->tokens;
+        *added += 1;
+    }
+    return MOE_EP_OK;
 }
 
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows,
@@ -21815,7 +21927,8 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     moe_ep_layer_desc layer;
     moe_epi_layer y;
     double scale, tokens = 0.0;
-    int32_t l;
+    int32_t l, added = 0;
+    int empty;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!slot_rows) return moe_epi_null(err, "slot_rows");
@@ -21823,17 +21936,16 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_at_least(desc->num_layers, 1, "num_layers", err));
     MOE_EPI_TRY(moe_epi_amount(desc->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
-    memset(&r, 0, sizeof r);
-    for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
-        MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
-        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
-        moe_epi_step_add(&r, &t, l);
-        tokens += y.tokens / (double)desc->num_layers;
-    }
-    scale = (double)desc->layer.model->num_moe_layers / (double)desc->num_layers;
+    memset(&r, 0, sizeof r); /* everything is checked before the first output is written */
+    MOE_EPI_TRY(moe_epi_step_sum(desc, slot_rows, 0, &y, &r, &added, &tokens, err));
+    empty = added == 0;
+    if (empty) MOE_EPI_TRY(moe_epi_step_sum(desc, slot_rows, 1, &y, &r, &added, &tokens, err));
+    tokens /= (double)added;
+    scale = (double)desc->layer.model->num_moe_layers / (double)added;
     r.step_s = r.step_s * scale + desc->other_s;
     r.serial_s = r.serial_s * scale + desc->other_s;
     r.no_barrier_s = r.no_barrier_s * scale + desc->other_s;
+    r.balanced_step_s = r.balanced_step_s * scale + desc->other_s;
     r.dispatch_s *= scale;
     r.compute_s *= scale;
     r.combine_s *= scale;
@@ -21847,7 +21959,8 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
         moe_epi_fits(r.tpot_s + r.tokens_per_s_device + r.tokens_per_s_node, "tokens_per_pass", err));
     for (l = 0; layer_s && l < desc->num_layers; l++) {
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
-        MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
+        t.total_s = 0.0;
+        if (y.total > 0 || empty) MOE_EPI_TRY(moe_epi_layer_run(&y, &t, NULL, err));
         layer_s[l] = t.total_s;
     }
     *out = r;
@@ -28074,7 +28187,7 @@ static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
                 st = moe_epi_diag_seconds(j, which, l, layer_loads, &time, err);
                 if (st != MOE_EP_OK) return st;
                 step_s[which] += time.total_s;
-                if (which == 1) j->balanced_s += time.total_s - time.compute_s + time.balanced_s;
+                if (which == 0) j->balanced_s += time.balanced_total_s;
             }
             if (which == 0) {
                 moe_ep_bound_result bound;
@@ -28660,7 +28773,8 @@ enum {
     MOE_EPI_USE_DRIFT = 2,
     MOE_EPI_USE_ORDER = 3,
     MOE_EPI_USE_IDS = 4,
-    MOE_EPI_USE_SOURCE = 5
+    MOE_EPI_USE_SOURCE = 5,
+    MOE_EPI_USE_WALK = 6
 };
 
 /* ---- names and checks --------------------------------------------------------------------------------- */
@@ -28820,6 +28934,9 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
     MOE_EPI_TRY(moe_epi_check_parameter(w->x_max, 1e9, "x_max", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->sigma, 16.0, "sigma", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->drift, 16.0, "drift", err));
+    MOE_EPI_TRY(moe_epi_check_parameter(w->walk, 16.0, "walk", err));
+    if (w->walk > 0.0 && step > (int64_t)1 << 32)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "step", "a walk has at most 2^32 steps", -1, (double)step);
     MOE_EPI_TRY(moe_epi_check_parameter(w->target, 1.0, "target", err));
     if (w->x_max > 0.0 && w->x_max <= 1.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "x_max", "must be larger than 1", -1, w->x_max);
@@ -28921,6 +29038,47 @@ static void moe_epi_sort_down(uint64_t *v, int32_t n)
         }
 }
 
+/* Adds `much` (Q32, natural logarithm) times the normals that belong to one point of the walk. */
+static void moe_epi_walk_add(const moe_ep_workload *w, int32_t layer, int64_t point, int64_t much, uint64_t *logs)
+{
+    moe_ep_rng rng = moe_epi_stream(w->seed, MOE_EPI_USE_WALK, (uint64_t)layer, (uint64_t)point);
+    int32_t e;
+    for (e = 0; e < w->num_experts; e++) {
+        int64_t move = moe_epi_q_mul(moe_epi_q_mul(much, moe_epi_q_normal(&rng)), MOE_EPI_LOG2E_Q32);
+        if ((int64_t)logs[e] != MOE_EPI_NO_WEIGHT) logs[e] = (uint64_t)((int64_t)logs[e] + move);
+    }
+}
+
+/* sqrt(2^k) in Q32, 0 <= k < 32. */
+static int64_t moe_epi_walk_root(int k)
+{
+    return (k % 2 ? (int64_t)6074001000 : MOE_EPI_ONE) * ((int64_t)1 << k / 2);
+}
+
+/* A Brownian path at step > 0 (Levy, Ciesielski): the ends 1, 2, 4, 8, ... first, each a normal beyond the one before;
+ * then the middles of the interval that holds the step, each a normal of half the interval's deviation beyond the mean
+ * of its ends.  A point's normals are its own, so that the steps of one path agree; between the points is a straight
+ * line, of which the step has a share. */
+static void moe_epi_walk(const moe_ep_workload *w, int32_t layer, int64_t step, uint64_t *logs)
+{
+    int64_t walk = moe_epi_q_of(w->walk), from, middle, inside;
+    int k = 0;
+    moe_epi_walk_add(w, layer, 1, walk, logs);
+    for (from = 1; from < step; from *= 2, k++) {
+        inside = (step < 2 * from ? step : 2 * from) - from;
+        inside *= (int64_t)1 << (32 - k); /* of 2^k, Q32 */
+        moe_epi_walk_add(w, layer, 2 * from, moe_epi_q_mul(walk, moe_epi_q_mul(moe_epi_walk_root(k), inside)), logs);
+    }
+    for (middle = from, from /= 2, k--; middle != step; k--) { /* from < step < from + 2^k */
+        middle = from + ((int64_t)1 << (k - 1));
+        inside = step < middle ? step - from : middle + ((int64_t)1 << (k - 1)) - step;
+        inside *= (int64_t)1 << (33 - k); /* of 2^(k-1), Q32 */
+        inside = moe_epi_q_mul(walk, moe_epi_q_mul(moe_epi_walk_root(k) / 2, inside));
+        moe_epi_walk_add(w, layer, middle, inside, logs);
+        if (step > middle) from = middle;
+    }
+}
+
 /* Logarithms of all weights of a layer at a step, in place of the weights. */
 static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int64_t step,
                                     int64_t tokens, uint64_t *logs)
@@ -28949,6 +29107,7 @@ static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int
     }
     for (e = 0; e < E; e++) logs[e] = (uint64_t)moe_epi_law_log2(&y, e, (int32_t)logs[e]);
     if (w->kind == MOE_EP_LOAD_POWER_LAW && w->in_order) moe_epi_sort_down(logs, E);
+    if (step > 0 && w->walk > 0.0) moe_epi_walk(w, layer, step, logs);
     if (step == 0 || !(w->drift > 0.0)) return;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_DRIFT, (uint64_t)layer, (uint64_t)step);
     for (e = 0; e < E; e++) {
@@ -29556,6 +29715,7 @@ static moe_ep_status moe_epi_sweep_check(const moe_ep_sweep_desc *d, moe_ep_erro
     if (!d->tokens) return moe_epi_null(err, "tokens");
     MOE_EPI_TRY(moe_epi_at_least(d->num_layers, 0, "num_layers", err));
     MOE_EPI_TRY(moe_epi_at_least(d->throughput_from, 0, "throughput_from", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->serve_step, 0, "serve_step", err));
     MOE_EPI_TRY(moe_epi_amount(d->context, "context", err));
     MOE_EPI_TRY(moe_epi_amount(d->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->tokens_per_pass, "tokens_per_pass", err));
@@ -29693,7 +29853,7 @@ static moe_ep_workload moe_epi_sweep_workload(const moe_epi_sweep *w, const doub
     moe_ep_workload q = w->workload;
     if (!loads) return q;
     q.kind = MOE_EP_LOAD_RECORDED;
-    q.drift = 0.0;
+    q.drift = q.walk = 0.0;
     q.popularity = loads + (int64_t)l * w->E;
     return q;
 }
@@ -29713,12 +29873,13 @@ static moe_ep_status moe_epi_sweep_plan_loads(moe_epi_sweep *w, moe_ep_error *er
 static moe_ep_status moe_epi_sweep_draw(moe_epi_sweep *w, int32_t ep, moe_ep_error *err)
 {
     const double *serve = w->d->serve_loads ? w->d->serve_loads : w->d->plan_loads;
+    const int64_t step = w->d->serve_step > 0 ? w->d->serve_step : 1;
     int32_t i, l;
     for (i = 0; i < w->d->num_tokens; i++)
         for (l = 0; l < w->L; l++) {
             moe_ep_workload q = moe_epi_sweep_workload(w, serve, l);
             int64_t tokens = w->d->tokens[i] * ep;
-            moe_ep_status status = moe_ep_simulate(&q, l, 1, tokens, w->ids, &w->inner, err);
+            moe_ep_status status = moe_ep_simulate(&q, l, step, tokens, w->ids, &w->inner, err);
             if (status == MOE_EP_OK)
                 status = moe_ep_expert_loads(w->ids, tokens * w->K, w->E, w->rows + ((int64_t)i * w->L + l) * w->E,
                                              NULL, err);

@@ -162,7 +162,7 @@ static void put_tiles(const cli_diagnose *g, FILE *f)
              cli_format("busiest over mean device, all layers; %.2f is the proven limit here", d->imbalance_bound));
     cli_tile(f, "Step time, predicted", cli_strdup(cli_seconds(d->before_s)), cli_strdup(cli_seconds(d->after_s)),
              cli_format("%.1f %% %s; at best %.1f %% less", fabs(100.0 * d->gain), d->gain < 0.0 ? "more" : "less",
-                        d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0));
+                        d->before_s > 0.0 ? 100.0 * (1.0 - fmin(d->balanced_s, d->after_s) / d->before_s) : 0.0));
     cli_tile(f, "Steps that get faster",
              g->window_judged ? cli_format("%.0f<small> %%</small>", 100.0 * d->improved) : cli_strdup("unknown"), NULL,
              g->window_judged ? cli_format("of %d judged step%s", d->steps, d->steps == 1 ? "" : "s")

@@ -4,6 +4,7 @@
 #include "cli_figures.h"
 #include "cli_page.h"
 
+#include <math.h>
 #include <stb_ds.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ static void put_tiles(const cli_report *r, FILE *f)
     free(a), free(b);
     a = cli_strdup(cli_seconds(d->before_s)), b = cli_strdup(cli_seconds(d->after_s));
     n = cli_format("%.1f %% of the step saved; at best %.1f %%%s", 100.0 * d->gain,
-                   d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0,
+                   d->before_s > 0.0 ? 100.0 * (1.0 - fmin(d->balanced_s, d->after_s) / d->before_s) : 0.0,
                    r->prefill_sized ? "; the size of a step is a guess, prefill-sized: for decode give --tokens" : "");
     cli_page_tile(f, "Step time, predicted", a, b, n);
     free(a), free(b), free(n);

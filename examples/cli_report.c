@@ -830,7 +830,8 @@ static void compare_strategies(cli_report *r)
         free(name);
     }
     add_strategy(r, "Perfect balance (limit)", r->E, 1.0,
-                 fmin(r->one.balanced_s, r->copies.balanced_s), CHART_COLD);
+                 fmin(fmin(r->one.balanced_s, r->copies.balanced_s), fmin(r->one.after_s, r->copies.after_s)),
+                 CHART_COLD);
 }
 
 static void count_copies(cli_report *r)

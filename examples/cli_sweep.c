@@ -49,6 +49,8 @@ static const char sweep_help[] =
     "the second\n"
     "                    (or the first).  Without: lognormal, --sigma S (1.1), drifted by --drift "
     "S (0.1)\n"
+    "  --walk S          the logarithm of each weight walks by S in every step (0)\n"
+    "  --age N           steps since the plan was made (1): with --walk it is off by S sqrt(N)\n"
     "  --split NAME      rows over copies: even (default) or exact      --layers N   layers drawn "
     "(8)\n"
     "  --seed N          of the draws (1)\n"
@@ -67,6 +69,8 @@ enum {
     O_TPOT,
     O_SIGMA,
     O_DRIFT,
+    O_WALK,
+    O_AGE,
     O_SPLIT,
     O_LAYERS,
     O_SEED
@@ -84,6 +88,8 @@ static const struct option sweep_long[] = {{"ep", 1, NULL, O_EP},
                                            {"tpot-ms", 1, NULL, O_TPOT},
                                            {"sigma", 1, NULL, O_SIGMA},
                                            {"drift", 1, NULL, O_DRIFT},
+                                           {"walk", 1, NULL, O_WALK},
+                                           {"age", 1, NULL, O_AGE},
                                            {"split", 1, NULL, O_SPLIT},
                                            {"layers", 1, NULL, O_LAYERS},
                                            {"seed", 1, NULL, O_SEED},
@@ -200,6 +206,7 @@ static const cli_number_option numbers[] = {
     {O_TPOT, "tpot-ms", CLI_DOUBLE, offsetof(cli_sweep, tpot_s), 1e-6, 1e9, 1e-3},
     {O_SIGMA, "sigma", CLI_DOUBLE, offsetof(cli_sweep, sigma), 0, 5, 0},
     {O_DRIFT, "drift", CLI_DOUBLE, offsetof(cli_sweep, drift), 0, 5, 0},
+    {O_WALK, "walk", CLI_DOUBLE, offsetof(cli_sweep, walk), 0, 5, 0},
     {O_LAYERS, "layers", CLI_INT32, offsetof(cli_sweep, layers), 1, 4096, 0}};
 
 static void take_option(cli_sweep *s, cli_common *common, int option, const char *value)
@@ -208,6 +215,9 @@ static void take_option(cli_sweep *s, cli_common *common, int option, const char
     switch (option) {
     case O_SEED:
         s->seed = (uint64_t)cli_option_count("seed", value, 0, INT64_MAX);
+        return;
+    case O_AGE:
+        s->age = cli_option_count("age", value, 1, (int64_t)1 << 32);
         return;
     case O_EP:
         arrfree(s->ep);
@@ -382,6 +392,7 @@ static moe_ep_sweep_desc sweep_desc(const cli_sweep *s)
     d.other_s = s->setup.other_s;
     d.reserve_bytes = s->reserve_bytes;
     d.max_tpot_s = s->tpot_s;
+    d.serve_step = s->age;
     d.progress = show_progress;
     return d;
 }
@@ -403,6 +414,7 @@ static void try_all(cli_sweep *s)
     w.top_k = s->setup.model.top_k;
     w.sigma = s->sigma;
     w.drift = s->drift;
+    w.walk = s->walk;
     d.workload = &w;
     d.plan_loads = plan;
     d.serve_loads = serve;
@@ -670,6 +682,9 @@ static void note_assumptions(cli_sweep *s)
             "Expert popularity is lognormal with sigma %.2g, drifted by %.2g since the plan was "
             "made (fits published imbalance of DeepSeek-V3); a recording as INPUT replaces it.",
             s->sigma, s->drift);
+    if (!s->plan_on && s->walk > 0.0)
+        cli_note(&s->setup, "The logarithm of each weight walks by %.2g in every step; the plan is %s step%s old.",
+                 s->walk, cli_count((double)s->age), s->age == 1 ? "" : "s");
     cli_note(&s->setup, "%d layers were drawn and scaled to %d.", s->layers,
              s->setup.model.num_moe_layers);
     if (s->attention_us < 0.0)
@@ -719,6 +734,7 @@ int cli_sweep_main(int argc, char **argv)
     s.reserve_bytes = 8e9;
     s.sigma = 1.1;
     s.drift = 0.1;
+    s.age = 1;
     s.seed = 1;
     while ((option = cli_option(argc, argv, sweep_long, NULL)) != -1)
         take_option(&s, &common, option, optarg);

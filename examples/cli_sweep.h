@@ -26,7 +26,8 @@ typedef struct cli_sweep {
     moe_ep_place_policy *policy; /* stb_ds, NULL = best                                      */
     double attention_us;     /* per layer, < 0 = from the model's weights and cache          */
     double reserve_bytes, tpot_s;
-    double sigma, drift;
+    double sigma, drift, walk;
+    int64_t age;             /* steps since the plan was made                                */
     uint64_t seed;
     int exact;               /* split rows over copies exactly, not evenly                   */
     const cli_trace *plan_on, *serve; /* NULL = lognormal popularity                         */

@@ -140,7 +140,7 @@ static json_t *config(const cli_config *c)
                      "tokens_per_s_node", c->step.tokens_per_s_node, "attention_s", c->attention_s,
                      "dispatch_s", c->step.dispatch_s, "compute_s", c->step.compute_s,
                      "combine_s", c->step.combine_s, "shared_s", c->step.shared_s,
-                     "balanced_s", c->step.balanced_s, NULL);
+                     "balanced_s", c->step.balanced_s, "balanced_step_s", c->step.balanced_step_s, NULL);
     json_object_set_new(o, "pareto", json_boolean(c->pareto));
     return o;
 }
@@ -318,8 +318,10 @@ static void put_parts_figure(const cli_sweep *s, FILE *f)
     if (s->best < 0) return;
     c = &s->config[s->best];
     text = cli_format("The stages of the recommended configuration, summed over the layers, before "
-                      "overlap. With perfect balance the experts would take %s.",
-                      cli_seconds(c->step.balanced_s));
+                      "overlap. With perfect balance the experts would take %s, and the whole step, dispatch and "
+                      "combine included, %s instead of %s.",
+                      cli_seconds(c->step.balanced_s), cli_seconds(c->step.balanced_step_s),
+                      cli_seconds(c->step.step_s));
     cli_page_figure(f, "Where does the time go?", text);
     cli_page_draw(c, f, draw_parts, "parts", cli_full_width);
     cli_page_figure_end(f);

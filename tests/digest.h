@@ -359,10 +359,11 @@ static void digest_sim(digest_hash *h, const digest_input *in)
         w.alpha = 1.1;
         w.sigma = 0.8;
         w.drift = 0.1;
+        w.walk = 0.05;
         w.target = 0.7;
         w.period = 3;
         w.popularity = in->loads;
-        if (moe_ep_simulate(&w, 1, 2, DIGEST_T, ids, NULL, NULL) == MOE_EP_OK) digest_i32(h, ids, DIGEST_T * DIGEST_K);
+        if (moe_ep_simulate(&w, 1, 11, DIGEST_T, ids, NULL, NULL) == MOE_EP_OK) digest_i32(h, ids, DIGEST_T * DIGEST_K);
         else digest_u64(h, 1);
     }
 }

@@ -859,6 +859,14 @@ works "sweep: perfectly even experts need no copies" sweep $question --sigma 0 -
 equal "sweep: none then" "$(json "$tmp/out" best redundant)" 0
 equal "sweep: one overlap, one EP size, four numbers of copies, five batches" \
     "$(json "$tmp/out" configurations length)" 20
+# A plan that popularity walks away from: fresh, then a thousand steps old.
+set -- --model deepseek-v3 --machine h200 --nodes 4 --tokens 64 --ep 32 --redundant 32 --overlap none --walk 0.05 --json
+works "sweep --walk: a fresh plan" sweep "$@"
+fresh=$(json "$tmp/out" best imbalance)
+works "sweep --walk --age" sweep "$@" --age 1000
+less "sweep: an old plan is less even than a fresh one" "$fresh" "$(json "$tmp/out" best imbalance)"
+has "sweep: which its assumptions say" 'walks by 0.05 in every step; the plan is 1,000 steps old' "$tmp/out"
+refuses "sweep: a plan of the future" "age 0: a whole number from 1" sweep "$@" --age 0
 # shellcheck disable=SC2086
 works "sweep: no time at all" sweep $question --tpot-ms 0.001
 has "sweep: which nothing keeps" '^No configuration' "$tmp/out"

@@ -526,6 +526,9 @@ TEST(matrix_against_tokens)
         double oi[12], ii[12], oo[12], io[12], most = 0.0, got;
         moe_ep_a2a_device dev[12];
         moe_ep_a2a_desc d;
+        moe_ep_placement p;
+        int64_t counted[48], rank_rows[144];
+        int32_t slots[160], source[40], device[12] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
         int dedup = (int)t_below(&s, 2), t, T = (int)t_below(&s, 40);
         int32_t r, x;
         memset(rows, 0, sizeof rows);
@@ -549,8 +552,10 @@ TEST(matrix_against_tokens)
         for (t = 0; t < T; t++) {
             int32_t src = (int32_t)t_below(&s, D);
             int hit[12] = {0}, near[4] = {0}, k;
+            source[t] = src;
             for (k = 0; k < 4; k++) {
                 x = (int32_t)t_below(&s, D);
+                slots[4 * t + k] = x;
                 if (dedup && hit[x]) continue;
                 hit[x] = 1;
                 rows[src * D + x]++;
@@ -567,6 +572,16 @@ TEST(matrix_against_tokens)
                 near[node[x]] = 1;
             }
         }
+        memset(&p, 0, sizeof p); /* one slot on every device: both functions count what was counted here */
+        p.num_devices = p.num_slots = D;
+        p.num_nodes = N;
+        p.slot_device = device;
+        p.device_node = node;
+        CHECK(moe_ep_node_traffic(&p, slots, T, 4, source, counted, NULL) == MOE_EP_OK);
+        CHECK(memcmp(counted, node_rows, sizeof(int64_t) * (size_t)(D * N)) == 0);
+        CHECK(moe_ep_traffic(&p, slots, T, 4, source, dedup ? MOE_EP_COUNT_NODES : MOE_EP_COUNT_PAIRS, rank_rows, NULL,
+                             NULL) == MOE_EP_OK);
+        CHECK(memcmp(rank_rows, rows, sizeof(int64_t) * (size_t)(D * D)) == 0);
         memset(&d, 0, sizeof d);
         d.num_devices = D;
         d.num_nodes = N;
@@ -1143,6 +1158,7 @@ TEST(a_step_is_the_sum_of_its_layers)
             sum.combine_s += t.combine_s;
             sum.shared_s += t.shared_s;
             sum.balanced_s += t.balanced_s;
+            sum.balanced_total_s += t.balanced_total_s;
             sum.max_rows += t.max_rows;
         }
         CHECK(sum.shared_s > 0 && sum.balanced_s > 0 && sum.no_barrier_s > 0);
@@ -1154,6 +1170,7 @@ TEST(a_step_is_the_sum_of_its_layers)
         CHECK_NEAR(r.combine_s, sum.combine_s, 1e-12, 0);
         CHECK_NEAR(r.shared_s, sum.shared_s, 1e-12, 0);
         CHECK_NEAR(r.balanced_s, sum.balanced_s, 1e-12, 0);
+        CHECK_NEAR(r.balanced_step_s, sum.balanced_total_s, 1e-12, 0);
         CHECK_I64(r.max_rows, sum.max_rows);
     }
 }
@@ -1192,6 +1209,38 @@ TEST(step_sums_layers)
     CHECK_NEAR(r.tpot_s, r.step_s / 2, 1e-14, 0);
     CHECK_NEAR(r.tokens_per_s_device, 50 / r.tpot_s, 1e-12, 0);
     CHECK_NEAR(r.tokens_per_s_node, 8 * r.tokens_per_s_device, 1e-12, 0);
+    {   /* dense layers without rows, before and between: the same step */
+        moe_ep_step_result sparse;
+        int64_t dump[32] = {0};
+        double each[4];
+        memcpy(dump + 8, rows, 8 * sizeof *rows);
+        memcpy(dump + 24, rows + 8, 8 * sizeof *rows);
+        d.num_layers = 4;
+        CHECK(moe_ep_step(&d, dump, &sparse, each, NULL) == MOE_EP_OK);
+        CHECK_I64(sparse.slowest_layer, 3);
+        CHECK(us(each[0]) < 1e-9 && us(each[2]) < 1e-9);
+        CHECK_NEAR(us(each[1]), 100, 1e-12, 0);
+        CHECK_NEAR(us(each[3]), 300, 1e-12, 0);
+        CHECK_NEAR(sparse.step_s, r.step_s, 0, 0);
+        CHECK_NEAR(sparse.compute_s, r.compute_s, 0, 0);
+        CHECK_NEAR(sparse.tokens_per_s_device, r.tokens_per_s_device, 0, 0);
+        CHECK_I64(sparse.max_rows, r.max_rows);
+        d.layer.tokens = 0; /* those of the two loaded layers, ceil(800 / 2 / 8) and ceil(300 / 2 / 8), not of four */
+        CHECK(moe_ep_step(&d, dump, &sparse, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(sparse.tokens_per_s_device, 0.5 * (50 + 19) / sparse.tpot_s, 1e-12, 0);
+        memset(dump, 0, sizeof dump); /* nothing at all: 32 empty layers */
+        c.ll_dispatch.alpha_s = 1e-5;
+        d.layer.tokens = 50;
+        CHECK(moe_ep_step(&d, dump, &sparse, each, NULL) == MOE_EP_OK);
+        CHECK_NEAR(us(sparse.step_s), 32 * 10 + 1000, 1e-12, 0);
+        CHECK_NEAR(us(each[3]), 10, 1e-12, 0);
+        CHECK_I64(sparse.slowest_layer, 0);
+        dump[31] = -1; /* looked at all the same */
+        dump[0] = 8;
+        CHECK(moe_ep_step(&d, dump, &sparse, each, &err) == MOE_EP_ERR_NEGATIVE);
+        c.ll_dispatch.alpha_s = 0;
+        d.num_layers = 2;
+    }
     rows[12] = -1;
     layer[0] = 7;
     CHECK(moe_ep_step(&d, rows, &r, layer, &err) == MOE_EP_ERR_NEGATIVE);
@@ -1535,6 +1584,73 @@ TEST(balance_can_gain_nothing_on_one_device)
         CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
         CHECK(r.balanced_s > 0.0 && r.balanced_s <= r.compute_s);
         STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* balanced_total_s is the layer with even rows, whatever the rows are; of one device, and of even rows, the layer. */
+TEST(what_balance_can_gain_of_a_layer)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 32);
+    moe_ep_time_result hot, even;
+    int64_t rows[256], level[256], traffic[16] = {0, 40, 40, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    int64_t nodes[8] = {40, 80, 0, 0, 0, 0, 0, 0};
+    uint64_t s = t_seed;
+    int i, overlap, mode;
+    for (i = 0; i < 256; i++) rows[i] = i < 8 ? 192 : 60, level[i] = 64;
+    rows[255] -= 32; /* 256 x 64 in all: device 0 has three times its share */
+    d.tokens = 64;
+    d.overlap = MOE_EP_OVERLAP_NONE;
+    d.dispatch_wire = MOE_EP_WIRE_FP8;
+    CHECK(moe_ep_layer_time(&d, rows, &hot, NULL, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_layer_time(&d, level, &even, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(us(hot.total_s), 828.9, 0, 0.06); /* 215.4 + 195.2 + 382.1, of which even rows leave little: */
+    CHECK_NEAR(us(even.total_s), 436.4, 0, 0.06);
+    CHECK_NEAR(us(hot.balanced_total_s), 437.1, 0, 0.06); /* tiles of 60 and of 192 rows */
+    CHECK_NEAR(us(hot.compute_s - hot.balanced_s), 44.2, 0, 0.06); /* compute alone is a ninth of the gain */
+    for (overlap = 0; overlap < 5; overlap++)
+        for (mode = 0; mode < 5; mode++) {
+            d.overlap = (moe_ep_overlap)overlap;
+            d.mode = (moe_ep_a2a_mode)mode;
+            d.capacity = 10;
+            CHECK(moe_ep_layer_time(&d, rows, &hot, NULL, NULL) == MOE_EP_OK);
+            CHECK(moe_ep_layer_time(&d, level, &even, NULL, NULL) == MOE_EP_OK);
+            CHECK_NEAR(even.balanced_total_s, even.total_s, 1e-12, 0);
+            CHECK_NEAR(hot.balanced_total_s, even.total_s, 0.005, 0);
+            CHECK(hot.balanced_total_s <= hot.total_s);
+        }
+    d.num_devices = 1;
+    CHECK(moe_ep_layer_time(&d, rows, &hot, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(hot.balanced_total_s, hot.total_s, 0, 0);
+    d = v3_layer(&m, &c, 4); /* counted rows: one of four devices sends 120, the mean sends 30 and receives 30 */
+    d.num_nodes = 2;
+    for (mode = 0; mode < 2; mode++) {
+        double intra, inter;
+        d.mode = mode ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_PAIR;
+        d.traffic = traffic;
+        d.node_traffic = nodes;
+        intra = mode ? 20 : 10; /* 40 inside node 0, and 40 on the one that lands there for both, or none */
+        inter = 20;             /* 80 between the nodes */
+        CHECK(moe_ep_layer_time(&d, level, &hot, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(hot.balanced_total_s - hot.compute_s - hot.shared_s,
+                   moe_ep_link_time_rows(&c.ll_dispatch, intra * 7392, inter * 7392, intra + inter,
+                                         mode ? 4 : 256, NULL) +
+                       moe_ep_link_time_rows(&c.ll_combine, intra * 14336, inter * 14336, intra + inter,
+                                             mode ? 4 : 256, NULL),
+                   1e-9, 0);
+        CHECK(hot.balanced_total_s < hot.total_s);
+    }
+    m.num_experts = 64;
+    for (i = 0; i < 400; i++) { /* never more than without balance */
+        int e;
+        d = v3_layer(&m, &c, 1 + (int32_t)t_below(&s, 16));
+        d.num_slots = 64;
+        d.overlap = (moe_ep_overlap)t_below(&s, 5);
+        for (e = 0; e < 64; e++) rows[e] = t_below(&s, 3) ? (int64_t)t_below(&s, 400) : 0;
+        CHECK(moe_ep_layer_time(&d, rows, &hot, NULL, NULL) == MOE_EP_OK);
+        CHECK(hot.balanced_total_s > 0.0 && hot.balanced_total_s <= hot.total_s);
+        STOP_IF_FAILED("case %d", i);
     }
 }
 
@@ -1909,16 +2025,18 @@ TEST(hooks_that_fail_at_every_call)
     memset(&s, 0, sizeof s);
     s.layer = d;
     s.num_layers = 2;
-    f.calls = 0, f.at = -1;
-    CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_OK);
-    want = f.calls;
-    CHECK(want >= 36); /* two layers, whole and in halves */
-    for (i = 0; i < want; i++) {
-        f.calls = 0, f.at = i;
-        step.step_s = -7, layer_s[0] = -7;
-        CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_ERR_CONFIG);
-        CHECK(step.step_s < 0);
-        CHECK((layer_s[0] < 0) == (i < want / 4 * 3)); /* both layers, then the first one again */
+    for (two = 0; two < 2; two++, memset(rows, 0, sizeof rows)) { /* the same where nothing is loaded */
+        f.calls = 0, f.at = -1;
+        CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_OK);
+        want = f.calls;
+        CHECK(want >= 36); /* two layers, whole and in halves */
+        for (i = 0; i < want; i++) {
+            f.calls = 0, f.at = i;
+            step.step_s = -7, layer_s[0] = -7;
+            CHECK(moe_ep_step(&s, rows, &step, layer_s, &err) == MOE_EP_ERR_CONFIG);
+            CHECK(step.step_s < 0);
+            CHECK((layer_s[0] < 0) == (i < want / 4 * 3)); /* both layers, then the first one again */
+        }
     }
 }
 
@@ -2438,12 +2556,14 @@ static double wire_by_hand(const hand_layer *y, int combine, int32_t r, const do
     return link_by_hand(l, fmax(v[0], v[2]) * row, fmax(v[1], v[3]) * row, fmax(v[0] + v[1], v[2] + v[3]), row, peers);
 }
 
-/* half: 0 = the whole batch, 1 and 2 = its halves; slots with an odd row give it to the halves in turn. */
+/* half: 0 = the whole batch, 1 and 2 = its halves; slots with an odd row give it to the halves in turn.
+ * *even: the stages of devices that all have the mean. */
 static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half, moe_ep_stages *stages,
-                         moe_ep_device_time *dev)
+                         moe_ep_stages *even, moe_ep_device_time *dev)
 {
     const moe_ep_layer_desc *d = y->d;
-    double share = half ? 0.5 : 1, shared_rows, total = 0, v[4], memory, flop;
+    double share = half ? 0.5 : 1, shared_rows, total = 0, v[4], mean[4] = {0}, memory, flop, rows = 0, padded = 0;
+    double active = 0, compute = 0, dispatch = 0, combine = 0;
     int odd = 0;
     int32_t r, s, k;
     memset(stages, 0, sizeof *stages);
@@ -2470,10 +2590,12 @@ static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half
                                                  y->start[r + 1] - y->start[r]);
         if (y->D > 1) {
             volume_by_hand(y, r, whole, total, v);
-            for (k = 0; k < 4; k++) v[k] *= share;
+            for (k = 0; k < 4; k++) v[k] *= share, mean[k] += v[k] / y->D;
             t->dispatch_s = wire_by_hand(y, 0, r, v);
             t->combine_s = wire_by_hand(y, 1, r, v);
         }
+        rows += (double)t->rows / y->D, padded += (double)t->padded_rows / y->D, active += (double)t->active / y->D;
+        compute += t->compute_s / y->D, dispatch += t->dispatch_s / y->D, combine += t->combine_s / y->D;
         t->regime = t->rows == 0                                ? MOE_EP_REGIME_IDLE
                     : t->dispatch_s + t->combine_s > t->compute_s ? MOE_EP_REGIME_NETWORK
                     : t->flop_s > t->memory_s                     ? MOE_EP_REGIME_FLOPS
@@ -2488,6 +2610,18 @@ static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half
             d->model, d->machine, (double)d->model->num_shared * either(d->model->shared_inter, d->model->inter), 1, 1,
             shared_rows, (double)padded_by_hand((int64_t)shared_rows, d->machine->gemm.tile), 0, &memory, &flop);
     stages->attention_s = half ? d->attention_half_s : d->attention_s;
+    *even = *stages;
+    if (y->D == 1) return;
+    if (!d->hooks || !d->hooks->expert_us) /* a hook speaks of one device: the mean of what it says */
+        compute = experts_by_hand(d->model, d->machine, d->model->inter, (double)y->start[y->D] / y->D, active, rows,
+                                  padded, total * share, &memory, &flop);
+    if (!d->hooks || !d->hooks->a2a_us) {
+        dispatch = wire_by_hand(y, 0, 0, mean);
+        combine = wire_by_hand(y, 1, 0, mean);
+    }
+    even->compute_s = fmin(compute, stages->compute_s);
+    even->dispatch_s = fmin(dispatch, stages->dispatch_s);
+    even->combine_s = fmin(combine, stages->combine_s);
 }
 
 /* Devices, nodes, slots and tokens of a description. */
@@ -2512,20 +2646,23 @@ static void layer_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, 
                           moe_ep_device_time *dev)
 {
     moe_ep_device_time half_dev[8];
-    moe_ep_stages whole, half;
+    moe_ep_stages whole, half, even;
     hand_layer y;
-    double own = 0, active = 0, rows = 0, padded = 0, total = 0, memory, flop, fair;
+    double own = 0;
     int32_t i, k;
     shape_by_hand(d, slot_rows, &y);
-    part_by_hand(&y, slot_rows, 0, &whole, dev);
+    part_by_hand(&y, slot_rows, 0, &whole, &even, dev);
     memset(r, 0, sizeof *r);
+    r->balanced_s = even.compute_s;
+    r->balanced_total_s = compose_by_hand(d->overlap, &even);
     r->serial_s = compose_by_hand(MOE_EP_OVERLAP_NONE, &whole);
     r->total_s = compose_by_hand(d->overlap, &whole);
     if (d->overlap >= MOE_EP_OVERLAP_TWO_EXPOSED) {
-        r->total_s = d->microbatch_s;
+        r->total_s = r->balanced_total_s = d->microbatch_s;
         for (k = 1; k <= 2; k++) {
-            part_by_hand(&y, slot_rows, k, &half, half_dev);
+            part_by_hand(&y, slot_rows, k, &half, &even, half_dev);
             r->total_s += compose_by_hand(d->overlap, &half);
+            r->balanced_total_s += compose_by_hand(d->overlap, &even);
         }
     }
     r->dispatch_s = whole.dispatch_s;
@@ -2538,9 +2675,6 @@ static void layer_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, 
         if (dev[i].rows > dev[r->busiest_device].rows) r->busiest_device = i;
         if (dev[i].active > r->max_active) r->max_active = dev[i].active;
         r->mean_compute_s += dev[i].compute_s / y.D;
-        active += dev[i].active;
-        rows += (double)dev[i].rows;
-        padded += (double)dev[i].padded_rows;
     }
     r->max_rows = dev[r->busiest_device].rows;
     r->no_barrier_s = whole.attention_s + whole.shared_s + own;
@@ -2549,10 +2683,6 @@ static void layer_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, 
                 : whole.dispatch_s + whole.combine_s > whole.compute_s ? MOE_EP_REGIME_NETWORK
                 : dev[i].flop_s > dev[i].memory_s                       ? MOE_EP_REGIME_FLOPS
                                                                         : MOE_EP_REGIME_WEIGHTS;
-    for (i = 0; i < y.P; i++) total += (double)slot_rows[i];
-    fair = experts_by_hand(d->model, d->machine, d->model->inter, (double)y.P / y.D, active / y.D, rows / y.D,
-                           padded / y.D, total, &memory, &flop);
-    r->balanced_s = y.D > 1 ? fmin(fair, whole.compute_s) : whole.compute_s;
 }
 
 static double drawn(uint64_t *s, double size) { return t_below(s, 4) ? size * (0.2 + t_unit(s)) : 0; }
@@ -2889,6 +3019,8 @@ TEST(layers_by_hand)
         CHECK(moe_ep_layer_time(&x.d, x.rows, &got, got_dev, NULL) == MOE_EP_OK);
         SAME_STAGES();
         SAME(total_s);
+        SAME(balanced_total_s);
+        CHECK(got.balanced_total_s <= got.total_s);
         SAME(mean_compute_s);
         CHECK_I64(got.regime, want.regime);
         CHECK_I64(got.slowest_device, want.slowest_device);
@@ -2911,7 +3043,7 @@ TEST(steps_by_hand)
         moe_ep_device_time dev[8];
         hand_layer y;
         double layer[3], tokens = 0, scale;
-        int32_t l;
+        int32_t l, i, loaded[3] = {0}, n = 0;
         drawn_layer(&s, &x);
         memset(&d, 0, sizeof d);
         memset(&want, 0, sizeof want);
@@ -2920,8 +3052,15 @@ TEST(steps_by_hand)
         d.other_s = drawn(&s, 1e-5);
         d.tokens_per_pass = drawn(&s, 2);
         memset(layer, 0x5a, sizeof layer);
+        if (t_below(&s, 2) == 0) memset(x.rows + t_below(&s, 3) * x.slots, 0, (size_t)x.slots * sizeof *x.rows);
         CHECK(moe_ep_step(&d, x.rows, &got, layer, NULL) == MOE_EP_OK);
-        scale = (double)x.model.num_moe_layers / d.num_layers;
+        for (l = 0; l < d.num_layers; l++) {
+            for (i = 0; i < x.slots; i++) loaded[l] |= x.rows[l * x.slots + i] > 0;
+            n += loaded[l];
+        }
+        for (l = 0; n == 0 && l < d.num_layers; l++) loaded[l] = 1; /* all or none */
+        n = loaded[0] + loaded[1] + loaded[2];
+        scale = (double)x.model.num_moe_layers / n;
         want.slowest_layer = -1;
         for (l = 0; l < d.num_layers; l++) {
             moe_ep_layer_desc one = x.d;
@@ -2930,7 +3069,9 @@ TEST(steps_by_hand)
             if (one.traffic) one.traffic += l * y.D * y.D;
             if (one.node_traffic) one.node_traffic += l * y.D * y.N;
             layer_by_hand(&one, x.rows + l * x.slots, &t, dev);
+            if (!loaded[l]) t.total_s = 0;
             CHECK_NEAR(layer[l], t.total_s, 1e-11, 0);
+            if (!loaded[l]) continue;
             want.step_s += t.total_s * scale;
             want.serial_s += t.serial_s * scale;
             want.no_barrier_s += t.no_barrier_s * scale;
@@ -2939,13 +3080,16 @@ TEST(steps_by_hand)
             want.combine_s += t.combine_s * scale;
             want.shared_s += t.shared_s * scale;
             want.balanced_s += t.balanced_s * scale;
+            want.balanced_step_s += t.balanced_total_s * scale;
             want.max_rows += t.max_rows;
             if (want.slowest_layer < 0 || layer[l] > want.slowest_layer_s)
                 want.slowest_layer = l, want.slowest_layer_s = layer[l];
-            tokens += y.tokens / d.num_layers;
+            tokens += y.tokens / n;
         }
         want.step_s += d.other_s, want.serial_s += d.other_s, want.no_barrier_s += d.other_s;
+        want.balanced_step_s += d.other_s;
         SAME(step_s);
+        SAME(balanced_step_s);
         SAME_STAGES();
         CHECK_I64(got.max_rows, want.max_rows);
         CHECK_I64(got.slowest_layer, want.slowest_layer);

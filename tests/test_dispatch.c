@@ -804,6 +804,19 @@ TEST(traffic_random)
             free(br);
             free(bn);
         }
+        {
+            int64_t *got = new64(D * N), *want = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)(D * N));
+            for (t = 0; t < T; t++)
+                for (d = 0; d < N; d++) { /* is any choice on node d? */
+                    for (k = 0; k < K; k++)
+                        if (slots[t * K + k] >= 0 && node[slot_device[slots[t * K + k]]] == d) break;
+                    want[source[t] * N + d] += k < K;
+                }
+            CHECK_I64(moe_ep_node_traffic(&p, slots, T, K, given ? source : NULL, got, NULL), MOE_EP_OK);
+            check_i64s(got, want, (int64_t)D * N);
+            free(got);
+            free(want);
+        }
         CHECK_I64(moe_ep_fan_out(&p, slots, T, K, fr, fn, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_traffic(&p, slots, T, K, NULL, MOE_EP_COUNT_NODES, rank, nodes, NULL), MOE_EP_OK);
         {
@@ -856,6 +869,42 @@ TEST(traffic_example_and_errors)
     node[1] = 0;
     CHECK_I64(moe_ep_fan_out(&p, slots, 2, 2, NULL, NULL, &err), MOE_EP_ERR_NULL);
     check_i64s(rank, once, 4);
+}
+
+/* What each device sends to each node: the example, and DeepEP's layout of the tokens that are there. */
+TEST(node_traffic_is_the_layout_of_each_rank)
+{
+    enum { T = 48, K = 3, E = 24, R = 6, N = 3 };
+    int32_t slot_device[E], node[R] = {0, 0, 1, 1, 2, 2}, ids[T * K], source[T], few[6] = {0, 1, 2, 2, 3, 3};
+    int32_t near[4] = {0, 0, 1, 1}, four[4] = {0, 1, 2, 3}, from[2] = {0, 3}, i, r;
+    static const int64_t example[] = {1, 1, 0, 0, 0, 0, 0, 1};
+    int64_t rows[R * N], per_node[N];
+    uint64_t s = t_seed + 40;
+    moe_ep_placement p = shape_of(4, 2, 4, four, near);
+    moe_ep_layout layout;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_node_traffic(&p, few, 2, 3, from, rows, &err), MOE_EP_OK);
+    check_i64s(rows, example, 8);
+    from[1] = 4;
+    CHECK_I64(moe_ep_node_traffic(&p, few, 2, 3, from, rows, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 1);
+    few[2] = 4;
+    CHECK_I64(moe_ep_node_traffic(&p, few, 2, 3, NULL, rows, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "slot_ids");
+    check_i64s(rows, example, 8);
+    for (i = 0; i < E; i++) slot_device[i] = i / (E / R);
+    p = shape_of(R, N, E, slot_device, node);
+    for (i = 0; i < T * K; i++) ids[i] = (int32_t)t_below(&s, E + 2) - 2 < 0 ? -1 : (int32_t)t_below(&s, E);
+    for (i = 0; i < T; i++) source[i] = i / (T / R); /* blocks: what no source_rank means */
+    CHECK_I64(moe_ep_node_traffic(&p, ids, T, K, NULL, rows, NULL), MOE_EP_OK);
+    memset(&layout, 0, sizeof layout);
+    layout.tokens_per_node = per_node;
+    for (r = 0; r < R; r++) {
+        CHECK_I64(moe_ep_deepep_layout(ids + r * (T / R) * K, T / R, K, E, R, R / N, NULL, &layout, NULL), MOE_EP_OK);
+        check_i64s(rows + r * N, per_node, N);
+    }
+    CHECK_I64(moe_ep_node_traffic(&p, ids, T, K, source, rows, NULL), MOE_EP_OK);
+    check_i64s(rows + (R - 1) * N, per_node, N);
 }
 
 /* Lists in which one expert, or "no expert", is met again and again: the same maps as the naive sort makes. */
@@ -1605,6 +1654,8 @@ TEST(one_row_without_its_array)
     LACKS(moe_ep_deepep_layout(id, 1, 1, 1, 1, 0, NULL, NULL, &err), "layout");
     LACKS(moe_ep_traffic(&p, NULL, 1, 1, NULL, MOE_EP_COUNT_PAIRS, w, NULL, &err), "slot_ids");
     LACKS(moe_ep_traffic(&p, id, 1, 1, NULL, MOE_EP_COUNT_PAIRS, NULL, NULL, &err), "rank_rows");
+    LACKS(moe_ep_node_traffic(&p, NULL, 1, 1, NULL, w, &err), "slot_ids");
+    LACKS(moe_ep_node_traffic(&p, id, 1, 1, NULL, NULL, &err), "node_rows");
     LACKS(moe_ep_fan_out(&p, NULL, 1, 1, a, b, &err), "slot_ids");
     LACKS(moe_ep_fan_out(&p, id, 1, 1, NULL, NULL, &err), "ranks");
 #undef LACKS
@@ -1858,6 +1909,7 @@ TEST(success_clears_the_error)
     CLEARS(moe_ep_binned_rows(starts, ids, 2, 1, a, &err));
     CLEARS(moe_ep_deepep_layout(ids, 2, 1, 2, 2, 0, NULL, &layout, &err));
     CLEARS(moe_ep_traffic(&placement, ids, 2, 1, NULL, MOE_EP_COUNT_PAIRS, p, NULL, &err));
+    CLEARS(moe_ep_node_traffic(&placement, ids, 2, 1, NULL, p, &err));
     CLEARS(moe_ep_fan_out(&placement, ids, 2, 1, a, NULL, &err));
 }
 

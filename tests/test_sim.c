@@ -73,6 +73,12 @@ TEST(golden_bytes)
             printf("    0x%016llxu, /* %s */\n", (unsigned long long)got,
                    moe_ep_workload_str((moe_ep_workload_kind)k));
     }
+    {
+        moe_ep_workload w = workload(MOE_EP_LOAD_LOGNORMAL);
+        w.walk = 0.03;
+        CHECK(moe_ep_simulate(&w, 1, 777, 100, ids, NULL, NULL) == MOE_EP_OK);
+        CHECK(fnv(ids, 600) == 0xae422aa9e8b75e99u);
+    }
 }
 
 TEST(names)
@@ -193,6 +199,62 @@ TEST(integer_powers_are_accurate)
                                       : log((pow(1000, b) - 1) / 201 + 1) / b); /* less the smallest of 200 */
         CHECK_NEAR(have, want, 0.05, 0.02);
         CHECK(top <= log(1000.0) * 1.0001);
+    }
+}
+
+/* A random walk: at steps s and t the covariance of the changes is walk^2 min(s, t), between the experts 0. */
+TEST(a_walk_adds_up)
+{
+    enum { E = 512, LAYERS = 24, STEPS = 11 };
+    static const int64_t step[STEPS] = {1, 2, 3, 7, 8, 100, 101, 1000, 4095, 4096, 10000};
+    static double moved[STEPS][E];
+    static uint64_t start[E], got[E], again[E];
+    const double walk = 0.01, n = (double)(E - 1) * LAYERS;
+    double sum[STEPS][STEPS] = {{0}}, beside = 0;
+    moe_ep_workload w = workload(MOE_EP_LOAD_LOGNORMAL);
+    int layer, i, j, e;
+    w.seed = t_seed;
+    w.num_experts = E;
+    w.drift = 0;
+    w.walk = walk;
+    for (layer = 0; layer < LAYERS; layer++) {
+        CHECK(moe_ep_popularity(&w, layer, 0, 0, start, NULL) == MOE_EP_OK);
+        for (i = 0; i < STEPS; i++) {
+            double mean = 0;
+            CHECK(moe_ep_popularity(&w, layer, step[i], 0, got, NULL) == MOE_EP_OK);
+            for (e = 0; e < E; e++) mean += (moved[i][e] = log((double)got[e] / (double)start[e])) / E;
+            for (e = 0; e < E; e++) moved[i][e] -= mean; /* weights have no scale */
+        }
+        for (i = 0; i < STEPS; i++)
+            for (j = 0; j < STEPS; j++)
+                for (e = 0; e < E; e++) sum[i][j] += moved[i][e] * moved[j][e] / (walk * walk * n);
+        for (e = 0; e < E; e += 2) beside += moved[7][e] * moved[7][e + 1] / (walk * walk * 1000 * n / 2);
+    }
+    for (i = 0; i < STEPS; i++)
+        for (j = 0; j < STEPS; j++) {
+            double s = (double)step[i], t = (double)step[j], less = fmin(s, t);
+            CHECK_NEAR(sum[i][j], less, 0, 5 * sqrt((s * t + less * less) / n));
+            if (i < j) /* what happens between two steps knows nothing of what was before */
+                CHECK_NEAR(sum[j][j] - 2 * sum[i][j] + sum[i][i], t - s, 0, 5 * sqrt(2 / n) * (t - s));
+        }
+    CHECK_NEAR(beside, 0, 0, 5 * sqrt(2 / n));
+    CHECK(moe_ep_popularity(&w, 0, 10000, 0, got, NULL) == MOE_EP_OK); /* the same whatever was asked before */
+    CHECK(moe_ep_popularity(&w, 0, 3, 0, again, NULL) == MOE_EP_OK);
+    CHECK(moe_ep_popularity(&w, 0, 10000, 0, again, NULL) == MOE_EP_OK && memcmp(got, again, sizeof got) == 0);
+    w.copy_layers = 1;
+    CHECK(moe_ep_popularity(&w, 5, 10000, 0, again, NULL) == MOE_EP_OK && memcmp(got, again, sizeof got) == 0);
+    w.copy_layers = 0;
+    CHECK(moe_ep_popularity(&w, 5, 10000, 0, again, NULL) == MOE_EP_OK && memcmp(got, again, sizeof got) != 0);
+    CHECK(moe_ep_popularity(&w, 0, 0, 0, got, NULL) == MOE_EP_OK);
+    w.walk = 0; /* step 0 is the calibration, as for drift, which alone is as far away at every step */
+    CHECK(moe_ep_popularity(&w, 0, 0, 0, again, NULL) == MOE_EP_OK && memcmp(got, again, sizeof got) == 0);
+    w.drift = 0.1;
+    for (i = 0; i < STEPS; i++) {
+        double square = 0, mean = 0;
+        CHECK(moe_ep_popularity(&w, 0, step[i], 0, again, NULL) == MOE_EP_OK);
+        for (e = 0; e < E; e++) mean += (moved[0][e] = log((double)again[e] / (double)got[e])) / E;
+        for (e = 0; e < E; e++) square += (moved[0][e] - mean) * (moved[0][e] - mean) / (E - 1);
+        CHECK_NEAR(sqrt(square), 0.1, 0, 5 * 0.1 / sqrt(2.0 * E));
     }
 }
 
@@ -526,7 +588,7 @@ T_EXACT_MATH /* thresholds as the library sees them */
 
 /* ---- everything once more in doubles: the same generator, the formulas as the header's comments give them -------- */
 
-enum { FOR_WEIGHTS = 1, FOR_DRIFT = 2, FOR_ORDER = 3, FOR_IDS = 4, FOR_SOURCES = 5 };
+enum { FOR_WEIGHTS = 1, FOR_DRIFT = 2, FOR_ORDER = 3, FOR_IDS = 4, FOR_SOURCES = 5, FOR_WALK = 6 };
 
 /* The generator of one purpose in one layer and step: each number is mixed into a fresh seed. */
 static moe_ep_rng generator(uint64_t seed, uint64_t purpose, uint64_t layer, uint64_t step)
@@ -684,6 +746,33 @@ static double power_law_range(const moe_ep_workload *w, int64_t tokens)
     return w->x_max > 0 ? w->x_max : tokens > 1 && tokens > w->num_experts / w->top_k ? 0.8 * (double)tokens : 200;
 }
 
+/* The walk of expert e at a step: the next power of two up from the last, then by halves between two ends. */
+static double walk_in_doubles(const moe_ep_workload *w, int32_t layer, int32_t e, int64_t step)
+{
+    int64_t low = 0, high = 1, point;
+    double at_low = 0, at_high = 0, length = 1, deviation = 1;
+    for (point = 1;;) {
+        moe_ep_rng rng = generator(w->seed, FOR_WALK, (uint64_t)layer, (uint64_t)point);
+        double z = 0, at;
+        int32_t i;
+        for (i = 0; i <= e; i++) z = normal_in_doubles(&rng);
+        at = deviation * z + (point == high ? at_low : 0.5 * (at_low + at_high));
+        if (point == high) at_high = at;
+        else if (point < step) low = point, at_low = at;
+        else high = point, at_high = at;
+        if (point == step) return w->walk * at;
+        if (step > high) { /* an increment over as much again */
+            low = high, at_low = at_high;
+            length = (double)low;
+            point = high = 2 * low;
+            deviation = sqrt(length);
+        } else { /* a bridge: the variance of the middle is a quarter of the length */
+            point = low + (high - low) / 2;
+            deviation = sqrt((double)(high - low)) / 2;
+        }
+    }
+}
+
 /* Logarithms of the weights, -INFINITY = none; relative to the largest. */
 static void logs_in_doubles(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, double *log_w)
 {
@@ -744,6 +833,7 @@ static void logs_in_doubles(const moe_ep_workload *w, int32_t layer, int64_t ste
         for (; i > 0 && log_w[i - 1] < v; i--) log_w[i] = log_w[i - 1];
         log_w[i] = v;
     }
+    for (e = 0; e < E && step > 0 && w->walk > 0; e++) log_w[e] += walk_in_doubles(w, layer, e, step);
     rng = generator(w->seed, FOR_DRIFT, (uint64_t)layer, (uint64_t)step);
     for (e = 0; e < E && step > 0 && w->drift > 0; e++) log_w[e] += w->drift * normal_in_doubles(&rng);
     for (e = 0; e < E; e++) top = fmax(top, log_w[e]);
@@ -770,6 +860,7 @@ static moe_ep_workload drawn_workload(uint64_t *s, double *popularity)
     w.x_max = one_of(s, x_max, 6);
     w.sigma = one_of(s, sigma, 4);
     w.drift = one_of(s, drift, 3);
+    w.walk = w.num_experts > 60 ? 0 : one_of(s, drift, 3) * 0.1;
     w.share = one_of(s, share, 6);
     w.period = (int32_t)t_below(s, 4);
     w.in_order = (int32_t)t_below(s, 2);
@@ -793,7 +884,8 @@ TEST(popularity_in_doubles)
         double popularity[512], log_w[512];
         uint64_t got[512];
         moe_ep_workload w = drawn_workload(&s, popularity);
-        int64_t T = tokens[t_below(&s, 7)], step = t_below(&s, 9);
+        int64_t T = tokens[t_below(&s, 7)], step = t_below(&s, 4) || w.num_experts > 20 ? t_below(&s, 9)
+                                                                                        : t_below(&s, 1 << 20);
         int32_t layer = (int32_t)t_below(&s, 3), e, feasible;
         moe_ep_status status = moe_ep_popularity(&w, layer, step, T, got, NULL);
         if (T > 1000000000) T = 1000000000; /* as far as weights go */
@@ -805,6 +897,7 @@ TEST(popularity_in_doubles)
         for (e = 0; e < w.num_experts && status == MOE_EP_OK; e++) {
             double want = 549755813888.0 * exp(log_w[e]), b = fabs(1 - w.alpha); /* 2^39 is the largest */
             double slack = 2e-7 + 1e-5 * (w.sigma + w.drift) + 1e-8 * fabs(log_w[e]); /* a normal's 31 bits */
+            slack += 1e-5 * w.walk * sqrt((double)step);
             if (w.kind == MOE_EP_LOAD_POWER_LAW && b > 1e-9) /* 1 / b is known to 24 bits, u to 32 */
                 slack += 6e-7 / b + 1e-9 / b * pow(power_law_range(&w, T), b);
             if (!(log_w[e] > -INFINITY)) CHECK(got[e] == 0);
@@ -812,8 +905,8 @@ TEST(popularity_in_doubles)
             if (log_w[e] > -INFINITY) CHECK(got[e] >= 1);
         }
         if (t_failed_here)
-            printf("    kind %d E %d alpha %g x_max %g sigma %g drift %g T %d\n", (int)w.kind, w.num_experts, w.alpha,
-                   w.x_max, w.sigma, w.drift, (int)T);
+            printf("    kind %d E %d alpha %g x_max %g sigma %g drift %g walk %g step %d T %d\n", (int)w.kind,
+                   w.num_experts, w.alpha, w.x_max, w.sigma, w.drift, w.walk, (int)step, (int)T);
         STOP_IF_FAILED("round %d", round);
     }
 }
@@ -998,6 +1091,19 @@ TEST(limits_of_workloads)
     REFUSED(w.sigma = nextafter(16, 17), MOE_EP_ERR_RANGE, "sigma");
     ALLOWED(w.drift = 16);
     REFUSED(w.drift = nextafter(16, 17), MOE_EP_ERR_RANGE, "drift");
+    ALLOWED(w.walk = 16);
+    REFUSED(w.walk = nextafter(16, 17), MOE_EP_ERR_RANGE, "walk");
+    w = workload(MOE_EP_LOAD_LOGNORMAL); /* as far as a walk goes: weights, if far apart ones */
+    w.sigma = w.drift = 16;
+    w.walk = 16;
+    CHECK_I64(moe_ep_popularity(&w, 0, (int64_t)1 << 32, 1, weights, &err), MOE_EP_OK);
+    for (E = D = 0; E < 64; E++) D += weights[E] == 549755813888u;
+    CHECK_I64(D, 1);
+    CHECK_I64(moe_ep_popularity(&w, 0, ((int64_t)1 << 32) - 1, 1, weights, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_popularity(&w, 0, ((int64_t)1 << 32) + 1, 1, weights, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "step");
+    w.walk = 0;
+    CHECK_I64(moe_ep_popularity(&w, 0, INT64_MAX, 1, weights, &err), MOE_EP_OK);
     ALLOWED(w.target = 1);
     REFUSED(w.target = nextafter(1, 2), MOE_EP_ERR_RANGE, "target");
     ALLOWED(w.num_devices = 64);

@@ -341,6 +341,7 @@ TEST(sweep_errors)
     WITH(tokens[1] = 0, tokens[1] = 16, MOE_EP_ERR_SIZE, "tokens", 1, 0);
     WITH(d.num_layers = -1, d.num_layers = 0, MOE_EP_ERR_SIZE, "num_layers", -1, -1);
     WITH(d.throughput_from = -1, d.throughput_from = 0, MOE_EP_ERR_SIZE, "throughput_from", -1, -1);
+    WITH(d.serve_step = -1, d.serve_step = 0, MOE_EP_ERR_SIZE, "serve_step", -1, -1);
     WITH(d.context = -1, d.context = 0, MOE_EP_ERR_NEGATIVE, "context", -1, -1);
     WITH(d.other_s = NAN, d.other_s = 0, MOE_EP_ERR_NAN, "other_s", -1, NAN);
     WITH(d.tokens_per_pass = -1, d.tokens_per_pass = 0, MOE_EP_ERR_NEGATIVE, "tokens_per_pass", -1, -1);
@@ -537,6 +538,7 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
         x->w.top_k = x->m.top_k;
         x->w.alpha = 1.2;
         x->w.drift = drawn_size(s, 0.3);
+        x->w.walk = drawn_size(s, 0.1);
         d->workload = &x->w;
     }
     for (i = 0; i < 4 * 16; i++) x->plan[i] = 0.1 + t_unit(s), x->serve[i] = 0.1 + t_unit(s);
@@ -552,6 +554,7 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
     d->reserve_bytes = drawn_size(s, 1e6);
     d->max_tpot_s = drawn_size(s, 1e-3);
     d->throughput_from = t_below(s, 3) * 10;
+    d->serve_step = t_below(s, 4);
 }
 
 static double or_else(double v, double instead) { return v > 0 ? v : instead; }
@@ -595,7 +598,7 @@ static moe_ep_workload source_of(const drawn_sweep *x, const double *loads, int3
     if (x->d.workload) w = x->w;
     if (!loads) return w;
     w.kind = MOE_EP_LOAD_RECORDED;
-    w.drift = 0;
+    w.drift = w.walk = 0;
     w.popularity = loads + l * x->m.num_experts;
     return w;
 }
@@ -648,7 +651,8 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     for (l = 0; l < L; l++) {
         moe_ep_workload w = source_of(x, x->d.serve_loads ? x->d.serve_loads : x->d.plan_loads, l);
         int64_t count[16], top = 0, *at = slot + l * p->num_slots;
-        CHECK(moe_ep_simulate(&w, l, 1, c->tokens * c->ep, ids, NULL, NULL) == MOE_EP_OK);
+        CHECK(moe_ep_simulate(&w, l, x->d.serve_step > 0 ? x->d.serve_step : 1, c->tokens * c->ep, ids, NULL, NULL) ==
+              MOE_EP_OK);
         CHECK(moe_ep_expert_loads(ids, c->tokens * c->ep * x->m.top_k, E, count, NULL, NULL) == MOE_EP_OK);
         CHECK(moe_ep_split(&split, p, l, count, at, NULL, NULL) == MOE_EP_OK);
         for (r = 0; r < c->ep; r++) {

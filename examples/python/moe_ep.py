@@ -166,11 +166,13 @@ _struct("moe_ep_layer_desc", """
     moe_ep_overlap overlap; double attention_s, attention_half_s, microbatch_s; void *hooks;""")
 _struct("moe_ep_time_result", """
     double total_s, serial_s, no_barrier_s, dispatch_s, compute_s, combine_s, shared_s; moe_ep_regime regime;
-    int32_t slowest_device, busiest_device; int64_t max_rows; int32_t max_active; double mean_compute_s, balanced_s;""")
+    int32_t slowest_device, busiest_device; int64_t max_rows; int32_t max_active; double mean_compute_s, balanced_s,
+    balanced_total_s;""")
 _struct("moe_ep_step_desc", "moe_ep_layer_desc layer; int32_t num_layers; double other_s, tokens_per_pass;")
 _struct("moe_ep_step_result", """
     double step_s, tpot_s, tokens_per_s_device, tokens_per_s_node, serial_s, no_barrier_s, dispatch_s, compute_s,
-    combine_s, shared_s, balanced_s; int32_t slowest_layer; double slowest_layer_s; int64_t max_rows;""")
+    combine_s, shared_s, balanced_s; int32_t slowest_layer; double slowest_layer_s; int64_t max_rows; double
+    balanced_step_s;""")
 _struct("moe_ep_diagnose_desc", """
     int32_t num_layers, num_experts, top_k, num_groups; moe_ep_shape shape; moe_ep_place_policy policy;
     moe_ep_placement *current; double *plan_loads; int32_t plan_steps; double *judge_loads; int32_t judge_steps;
@@ -1014,7 +1016,7 @@ def layer_time(slot_rows, model, machine, placement=None, **fields):
 
 def step_time(slot_rows, model, machine, placement=None, other_s=0.0, tokens_per_pass=0.0, **fields):
     """Seconds of a whole step from the rows of every layer (L,P): step_s, tpot_s, tokens_per_s_device, ...; layer_s is
-    an array (L).  With fewer layers than the model has, the sum is scaled up."""
+    an array (L).  Layers without rows are left out; with fewer others than the model has, the sum is scaled up."""
     rows = _slot_rows(slot_rows, placement, fields, 2)
     desc = _fill(_new("moe_ep_step_desc"), num_layers=rows.shape[0], other_s=other_s, tokens_per_pass=tokens_per_pass)
     layer = _layer_desc(_new("moe_ep_layer_desc"), model, machine, placement, **fields)

@@ -286,6 +286,9 @@ static void cost_case(void)
             if (r->balanced_s > r->compute_s * (1 + 1e-9)) {
                 fz_fail("balanced %g > compute %g", r->balanced_s, r->compute_s);
             };
+            fz_finite1("bal_total", r->balanced_total_s);
+            if (r->balanced_total_s > r->total_s * (1 + 1e-9))
+                fz_fail("balanced %g > total %g", r->balanced_total_s, r->total_s);
             if (r->total_s < 0) fz_fail("neg");
             for (int i = 0; i < D; i++) fz_finite("device", &dv[i].dispatch_s, 5);
         }

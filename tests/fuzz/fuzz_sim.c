@@ -78,6 +78,7 @@ static void sim_case(void)
     w.x_max = fz_chance(.5) ? 0 : 50;
     w.sigma = fz_unit();
     w.drift = fz_chance(.5) ? 0 : fz_unit();
+    w.walk = fz_chance(.5) ? 0 : fz_unit();
     w.target = fz_unit();
     w.period = fz_int(0, 3);
     w.in_order = fz_int(0, 1);
@@ -86,7 +87,7 @@ static void sim_case(void)
     if (fz_grows && w.top_k > 16) w.top_k = 1 + w.top_k % 16;
     fz_seal();
     if (fz_chance(.4)) {
-        int k = fz_int(0, 9);
+        int k = fz_int(0, 10);
         switch (k) {
         case 0: w.kind = fz_bad_i32(); break;
         case 1: w.top_k = fz_bad_i32(); break;
@@ -98,6 +99,7 @@ static void sim_case(void)
         case 7: w.sigma = fz_bad_double(); break;
         case 8: w.drift = fz_bad_double(); break;
         case 9: w.target = fz_bad_double(); break;
+        case 10: w.walk = fz_bad_double(); break;
         }
     }
     if (fz_chance(.05)) w.period = fz_bad_i32();

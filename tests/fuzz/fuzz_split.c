@@ -124,6 +124,18 @@ static void split_one(const moe_ep_placement *pl, int E)
                 if (s2 == 0 && (rows > T * K || (mode == 0 && !memchr(so, 0xff, 4 * n) && rows != T * K)))
                     fz_fail("%lld rows of %lld, mode %d", (long long)rows, (long long)(T * K), mode);
                 fz_release();
+                fz_where = "node_traffic";
+                nr = fz_out(8 * D * N);
+                s2 = moe_ep_node_traffic(pl, so, T, K, fz_chance(.5) ? sd : NULL, nr, &e);
+                fz_error(s2, &e);
+                fz_untouched(s2);
+                rows = 0;
+                for (int i = 0; s2 == 0 && i < D * N; i++) {
+                    if (nr[i] < 0) fz_fail("%lld rows to a node", (long long)nr[i]);
+                    rows += nr[i];
+                }
+                if (s2 == 0 && rows > T * (K < N ? K : N)) fz_fail("%lld rows to nodes", (long long)rows);
+                fz_release();
                 fz_where = "fan_out";
                 int32_t *rk = fz_out(4 * T), *nk = fz_out(4 * T);
                 s2 = moe_ep_fan_out(pl, so, T, K, rk, nk, &e);
