@@ -2154,6 +2154,9 @@ typedef struct moe_ep_model {
     double in_bytes;            /* per activation read by an expert product, 0 = 2                    */
     double out_bytes;           /* per activation written, 0 = 2                                      */
     double kv_bytes;            /* per cache element, 0 = 2                                           */
+    int64_t attention_flops;    /* per token and token of its context, in one layer: scores and sums of values.
+                                   4 * heads * head size; latent attention 2 * heads * (2 * latent + rope);
+                                   0 = left out                                                       */
 } moe_ep_model;
 
 /* Published shapes; `source` names where they are from.  Constant time, no errors.
@@ -3502,11 +3505,14 @@ typedef enum moe_ep_limit {
 /* "memory", "attention", "network", "expert weights", "expert FLOPs", "placement"; anything else "unknown". */
 MOE_EP_API const char *moe_ep_limit_str(moe_ep_limit limit);
 
-/* Attention of one layer on one device, data parallel, as the planner assumes it when not told: its weights and
- * tokens * context cache elements read once, or 2 FLOPs per weight and token, whichever takes longer, by the
- * machine's mem_eff and flop_eff.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
- * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).
- * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 115.8 us. */
+/* Attention of one layer on one device, data parallel, as the planner assumes it when not told: the projections (their
+ * weights read once, or 2 FLOPs per weight and token, whichever takes longer), then the kernel (tokens * context cache
+ * elements read once, or attention_flops for each pair in bf16, whichever takes longer), by the machine's mem_eff and
+ * flop_eff.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
+ * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).  Source: roofline of absorbed
+ * latent attention; the kernel alone, 64 tokens of context 4096, was measured at 690 us on H20 (here 617) and 155 on
+ * H800 (here 119; InferSim's tables).
+ * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 163.4 us. */
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine, double tokens,
                                         double context, moe_ep_error *err);
 
@@ -19109,33 +19115,33 @@ static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
 
 static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528},
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528},
     {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 278528},
     {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 34816},
     {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 139264},
     {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 32768},
     {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384},
     {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192},
     {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384},
     {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 24576},
     {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384},
     {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384},
     {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192},
     {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2}
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192}
 };
 
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
@@ -19450,6 +19456,7 @@ static moe_ep_status moe_epi_check_model(const moe_ep_model *m, moe_ep_error *er
     MOE_EPI_TRY(moe_epi_at_least(m->vocab, 0, "model.vocab", err));
     MOE_EPI_TRY(moe_epi_at_least(m->attention_params, 0, "model.attention_params", err));
     MOE_EPI_TRY(moe_epi_at_least(m->kv_elems, 0, "model.kv_elems", err));
+    MOE_EPI_TRY(moe_epi_at_least(m->attention_flops, 0, "model.attention_flops", err));
     MOE_EPI_TRY(moe_epi_amount(m->other_weight_bytes, "model.other_weight_bytes", err));
     return moe_epi_amount(m->kv_bytes, "model.kv_bytes", err);
 }
@@ -28554,11 +28561,10 @@ static double moe_epi_roof(const moe_ep_machine *c, moe_ep_math math, double byt
 static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens,
                                 double context)
 {
-    double weights = (double)m->attention_params;
-    return moe_epi_roof(c, m->math,
-                        weights * moe_epi_or(m->other_weight_bytes, 2.0) +
-                            tokens * context * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
-                        2.0 * tokens * weights);
+    double weights = (double)m->attention_params, cached = tokens * context;
+    return moe_epi_roof(c, m->math, weights * moe_epi_or(m->other_weight_bytes, 2.0), 2.0 * tokens * weights) +
+           moe_epi_roof(c, MOE_EP_MATH_BF16, cached * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
+                        cached * (double)m->attention_flops);
 }
 
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine,

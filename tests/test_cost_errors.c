@@ -84,6 +84,7 @@ TEST(models_one_field_at_a_time)
     BAD(m.vocab = -1, m.vocab = 129280, P, MOE_EP_ERR_SIZE, "model.vocab");
     BAD(m.attention_params = -1, m.attention_params = 1, P, MOE_EP_ERR_SIZE, "model.attention_params");
     BAD(m.kv_elems = -1, m.kv_elems = 576, P, MOE_EP_ERR_SIZE, "model.kv_elems");
+    BAD(m.attention_flops = -1, m.attention_flops = 278528, P, MOE_EP_ERR_SIZE, "model.attention_flops");
     BAD(m.weight_bytes = NAN, m.weight_bytes = 1, P, MOE_EP_ERR_NAN, "model.weight_bytes");
     BAD(m.other_weight_bytes = -1, m.other_weight_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.other_weight_bytes");
     BAD(m.in_bytes = -1, m.in_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.in_bytes");
@@ -805,6 +806,7 @@ static void is_published(const moe_ep_model *m, const published_model *p)
     CHECK_I64(m->tied, 0);
     CHECK_I64(m->attention_params, attention_of(p));
     CHECK_I64(m->kv_elems, p->latent > 0 ? p->latent + p->rope : 2 * p->kv_heads * p->head);
+    CHECK_I64(m->attention_flops, p->heads * (p->latent > 0 ? 2 * (2 * p->latent + p->rope) : 4 * p->head));
     CHECK_I64(m->math, p->math);
     CHECK_NEAR(m->weight_bytes, p->weight, 0, 0);
     CHECK_NEAR(m->other_weight_bytes, p->other, 0, 0);
