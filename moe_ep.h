@@ -2585,12 +2585,13 @@ typedef struct moe_ep_step_desc {
     int32_t num_layers;             /* layers in slot_rows and traffic, required                   */
     double other_s;                 /* per step: dense layers, sampling, launch                    */
     double tokens_per_pass;         /* accepted per sequence and step (speculation), 0 = 1         */
+    int32_t rows_per_sequence;      /* of layer.tokens, drafts + 1 (speculation), 0 = 1             */
 } moe_ep_step_desc;
 
 typedef struct moe_ep_step_result {
     double step_s;                  /* all MoE layers of the model and other_s                     */
     double tpot_s;                  /* time per output token: step_s / tokens_per_pass             */
-    double tokens_per_s_device;     /* throughput of one device                                    */
+    double tokens_per_s_device;     /* accepted by one device: its sequences / tpot_s              */
     double tokens_per_s_node;
     double serial_s, no_barrier_s;  /* the same sums without overlap, without barriers             */
     double dispatch_s, compute_s, combine_s, shared_s; /* summed over the layers                    */
@@ -2602,7 +2603,8 @@ typedef struct moe_ep_step_result {
 
 /* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  When fewer
  * layers are given than the model has, the sum is scaled by num_moe_layers / L.  layer_s (L) or NULL.  Errors as
- * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100. */
+ * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100; with 128 tokens, 2
+ * rows_per_sequence and 1.85 tokens_per_pass 64 * 1.85 tokens in these 400 us. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -3543,7 +3545,7 @@ typedef struct moe_ep_sweep_desc {
     const double *attention_half_s;  /* (num_tokens) at half the batch, NULL = half of attention_s, or
                                         moe_ep_attention_time                                                 */
     double other_s;                  /* per step, besides dense layers and output matrix                      */
-    double tokens_per_pass;          /* speculation, 0 = 1                                                    */
+    double tokens_per_pass;          /* accepted per sequence and step (speculation), 0 = 1                   */
     double microbatch_s;             /* per layer, cost of handling two micro-batches                         */
     double memory_bytes;             /* budget of a device, 0 = the machine's                                 */
     double reserve_bytes;            /* of it for activations and runtime                                     */
@@ -3551,6 +3553,8 @@ typedef struct moe_ep_sweep_desc {
     int64_t throughput_from;         /* tokens per device from which the normal kernels are used, 0 = 512      */
     void (*progress)(void *user, int64_t done, int64_t total); /* after every shape, or NULL                  */
     void *user;
+    int32_t rows_per_sequence;       /* of the tokens, drafts + 1 (speculation), 0 = 1; what drafting takes is
+                                        in other_s                                                            */
 } moe_ep_sweep_desc;
 
 /* One configuration. */
@@ -3562,7 +3566,7 @@ typedef struct moe_ep_sweep_point {
     int32_t fits;                    /* 0: see limit; step and imbalance are zero                              */
     moe_ep_limit limit;
     moe_ep_memory_result memory;     /* of the fullest device                                                 */
-    double batch_kv_tokens;          /* cache tokens the batch needs                                          */
+    double batch_kv_tokens;          /* cache tokens that the batch's sequences need                          */
     moe_ep_step_result step;
     double attention_s;              /* of a whole step: attention, dense layers, output, other_s             */
     double imbalance;                /* max / mean rows over devices, all layers together                     */
@@ -3583,8 +3587,9 @@ MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_erro
 /* Predicts a decode step for every combination of EP size, redundant experts, placement policy, tokens per device and
  * overlap (in this order, the last fastest), drops what does not fit in memory, and marks the Pareto front of
  * tokens per second and device against time per token.  points (capacity >= moe_ep_sweep_count).  Attention is data
- * parallel; buffers are moe_ep_ll_buffer_bytes.  Decode uses PAIR counting with FP8 rows out (bf16 for a bf16 model),
- * from throughput_from on NODE_DEDUP (RANK_DEDUP in one node).
+ * parallel.  Decode, with buffers of moe_ep_ll_buffer_bytes, uses PAIR counting with FP8 rows out (bf16 for a bf16 model),
+ * from throughput_from on NODE_DEDUP (RANK_DEDUP in one node), with buffers that do not grow with the experts: they are
+ * for reserve_bytes.
  * Errors: as moe_ep_sweep_count, SIZE (capacity), those of moe_ep_simulate, the planners, moe_ep_step, SCRATCH,
  * MEMORY; points are undefined then.  A fixed scratch that is too small for a planner says how much that one needs;
  * larger shapes behind it may need more.  O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
@@ -21084,6 +21089,7 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_at_least(desc->num_layers, 1, "num_layers", err));
     MOE_EPI_TRY(moe_epi_amount(desc->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
+    MOE_EPI_TRY(moe_epi_at_least(desc->rows_per_sequence, 0, "rows_per_sequence", err));
     memset(&r, 0, sizeof r);
     for (l = 0; l < desc->num_layers; l++) { /* everything is checked before the first output is written */
         MOE_EPI_TRY(moe_epi_step_layer(desc, slot_rows, l, &y, &layer, err));
@@ -21101,6 +21107,7 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     r.shared_s *= scale;
     r.balanced_s *= scale;
     r.tpot_s = r.step_s / moe_epi_or(desc->tokens_per_pass, 1.0);
+    if (desc->rows_per_sequence > 0) tokens /= (double)desc->rows_per_sequence;
     r.tokens_per_s_device = r.tpot_s > 0.0 ? tokens / r.tpot_s : 0.0;
     r.tokens_per_s_node = r.tokens_per_s_device * (double)y.net.D / (double)y.net.N;
     MOE_EPI_TRY(moe_epi_fits(r.step_s + r.serial_s + r.no_barrier_s, "other_s", err));
@@ -28558,13 +28565,14 @@ static double moe_epi_roof(const moe_ep_machine *c, moe_ep_math math, double byt
     return moe_epi_larger(memory, multiply);
 }
 
-static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens,
+/* tokens of so many sequences, whose cache is read once for all of a sequence's. */
+static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens, double sequences,
                                 double context)
 {
-    double weights = (double)m->attention_params, cached = tokens * context;
+    double weights = (double)m->attention_params, cached = sequences * context;
     return moe_epi_roof(c, m->math, weights * moe_epi_or(m->other_weight_bytes, 2.0), 2.0 * tokens * weights) +
            moe_epi_roof(c, MOE_EP_MATH_BF16, cached * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
-                        cached * (double)m->attention_flops);
+                        tokens * context * (double)m->attention_flops);
 }
 
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine,
@@ -28576,7 +28584,7 @@ MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_
     MOE_EPI_TRY(moe_epi_check_gemm(machine, err));
     MOE_EPI_TRY(moe_epi_amount(tokens, "tokens", err));
     MOE_EPI_TRY(moe_epi_amount(context, "context", err));
-    seconds = moe_epi_attention(model, machine, tokens, context);
+    seconds = moe_epi_attention(model, machine, tokens, tokens, context);
     MOE_EPI_TRY(moe_epi_fits(seconds, "tokens", err));
     return seconds;
 }
@@ -28700,6 +28708,7 @@ static moe_ep_status moe_epi_sweep_check(const moe_ep_sweep_desc *d, moe_ep_erro
     MOE_EPI_TRY(moe_epi_amount(d->context, "context", err));
     MOE_EPI_TRY(moe_epi_amount(d->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->tokens_per_pass, "tokens_per_pass", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->rows_per_sequence, 0, "rows_per_sequence", err));
     MOE_EPI_TRY(moe_epi_amount(d->microbatch_s, "microbatch_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->memory_bytes, "memory_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(d->machine->memory_bytes, "machine.memory_bytes", err));
@@ -28870,13 +28879,20 @@ static moe_ep_status moe_epi_sweep_draw(moe_epi_sweep *w, int32_t ep, moe_ep_err
 
 /* ---- one configuration ------------------------------------------------------------------------------------------ */
 
+/* Rows of tokens that each sequence brings. */
+static double moe_epi_sweep_rows(const moe_ep_sweep_desc *d)
+{
+    return d->rows_per_sequence > 0 ? (double)d->rows_per_sequence : 1.0;
+}
+
 static double moe_epi_sweep_attention(const moe_epi_sweep *w, int32_t i, int half)
 {
     const moe_ep_sweep_desc *d = w->d;
     double tokens = (double)d->tokens[i];
     if (half && d->attention_half_s) return d->attention_half_s[i];
     if (d->attention_s) return half ? 0.5 * d->attention_s[i] : d->attention_s[i];
-    return moe_epi_attention(d->model, d->machine, half ? 0.5 * tokens : tokens, w->context);
+    if (half) tokens *= 0.5;
+    return moe_epi_attention(d->model, d->machine, tokens, tokens / moe_epi_sweep_rows(d), w->context);
 }
 
 /* Dense layers and the output matrix, read once, and what the caller adds. */
@@ -28890,6 +28906,12 @@ static double moe_epi_sweep_other(const moe_epi_sweep *w, int32_t i)
                         2.0 * weights * (double)w->d->tokens[i]);
 }
 
+/* Kernels of high throughput, whose buffers do not grow with tokens times experts. */
+static int moe_epi_sweep_is_normal(const moe_ep_sweep_desc *d, int64_t tokens)
+{
+    return tokens >= (d->throughput_from > 0 ? d->throughput_from : 512);
+}
+
 static moe_ep_status moe_epi_sweep_weigh(const moe_epi_sweep *w, moe_ep_sweep_point *c, moe_ep_error *err)
 {
     moe_ep_memory_desc d;
@@ -28899,12 +28921,12 @@ static moe_ep_status moe_epi_sweep_weigh(const moe_epi_sweep *w, moe_ep_sweep_po
     d.num_slots = w->E + c->redundant;
     d.reserve_bytes = w->d->reserve_bytes;
     d.memory_bytes = w->memory_bytes;
-    if (c->ep > 1) {
+    if (c->ep > 1 && !moe_epi_sweep_is_normal(w->d, c->tokens)) {
         d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)c->tokens, d.model->hidden, d.num_slots, 1, err);
         if (d.buffer_bytes < 0) return (moe_ep_status)d.buffer_bytes;
     }
     MOE_EPI_TRY(moe_ep_memory(&d, &c->memory, err));
-    c->batch_kv_tokens = (double)c->tokens * w->context;
+    c->batch_kv_tokens = (double)c->tokens / moe_epi_sweep_rows(w->d) * w->context;
     c->fits = !(w->memory_bytes > 0.0) ||
               (c->memory.fits &&
                (d.model->kv_elems == 0 || c->batch_kv_tokens <= (double)c->memory.kv_tokens));
@@ -28974,7 +28996,7 @@ static void moe_epi_sweep_step(const moe_epi_sweep *w, const moe_ep_sweep_point 
     s->layer.machine = d->machine;
     s->layer.placement = p;
     s->layer.tokens = c->tokens;
-    s->layer.high_throughput = c->tokens >= (d->throughput_from > 0 ? d->throughput_from : 512);
+    s->layer.high_throughput = moe_epi_sweep_is_normal(d, c->tokens);
     s->layer.mode = !s->layer.high_throughput ? MOE_EP_A2A_PAIR
                     : p->num_nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
                                               : MOE_EP_A2A_RANK_DEDUP;
@@ -28986,6 +29008,7 @@ static void moe_epi_sweep_step(const moe_epi_sweep *w, const moe_ep_sweep_point 
     s->num_layers = w->L;
     s->other_s = moe_epi_sweep_other(w, batch);
     s->tokens_per_pass = d->tokens_per_pass;
+    s->rows_per_sequence = d->rows_per_sequence;
 }
 
 /* The longest part of the step; experts are split into weights and FLOPs by the slowest device of the first layer. */

@@ -436,6 +436,7 @@ TEST(layers_one_field_at_a_time)
 #define S moe_ep_step(&s, rows, &q, layer_s, &err)
     BAD(s.num_layers = 0, s.num_layers = 2, S, MOE_EP_ERR_SIZE, "num_layers");
     BAD(s.other_s = -1, s.other_s = 0, S, MOE_EP_ERR_NEGATIVE, "other_s");
+    BAD(s.rows_per_sequence = -1, s.rows_per_sequence = 0, S, MOE_EP_ERR_SIZE, "rows_per_sequence");
     BAD(s.tokens_per_pass = NAN, s.tokens_per_pass = 0, S, MOE_EP_ERR_NAN, "tokens_per_pass");
     BAD(s.tokens_per_pass = 1e-320, s.tokens_per_pass = 0, S, MOE_EP_ERR_OVERFLOW, "tokens_per_pass");
     BAD(s.other_s = 1.7e308, s.other_s = 0, S, MOE_EP_ERR_OVERFLOW, "other_s");

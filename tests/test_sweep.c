@@ -352,6 +352,7 @@ TEST(sweep_errors)
     WITH(d.throughput_from = -1, d.throughput_from = 0, MOE_EP_ERR_SIZE, "throughput_from", -1, -1);
     WITH(d.context = -1, d.context = 0, MOE_EP_ERR_NEGATIVE, "context", -1, -1);
     WITH(d.other_s = NAN, d.other_s = 0, MOE_EP_ERR_NAN, "other_s", -1, NAN);
+    WITH(d.rows_per_sequence = -1, d.rows_per_sequence = 0, MOE_EP_ERR_SIZE, "rows_per_sequence", -1, -1);
     WITH(d.tokens_per_pass = -1, d.tokens_per_pass = 0, MOE_EP_ERR_NEGATIVE, "tokens_per_pass", -1, -1);
     WITH(d.microbatch_s = -1, d.microbatch_s = 0, MOE_EP_ERR_NEGATIVE, "microbatch_s", -1, -1);
     WITH(d.memory_bytes = -1, d.memory_bytes = 0, MOE_EP_ERR_NEGATIVE, "memory_bytes", -1, -1);
@@ -557,6 +558,7 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
     if (t_below(s, 2)) d->attention_half_s = x->half;
     d->other_s = drawn_size(s, 1e-4);
     d->tokens_per_pass = drawn_size(s, 2);
+    d->rows_per_sequence = (int32_t)t_below(s, 3);
     d->microbatch_s = drawn_size(s, 1e-5);
     d->memory_bytes = drawn_size(s, 1e8);
     d->reserve_bytes = drawn_size(s, 1e6);
@@ -580,11 +582,11 @@ static double roof(const drawn_sweep *x, double bytes, double flops)
 }
 
 /* Projections, then the kernel. */
-static double attention_of(const drawn_sweep *x, double tokens, double context)
+static double attention_of(const drawn_sweep *x, double tokens, double rows, double context)
 {
     double w = (double)x->m.attention_params, pairs = tokens * context;
     return roof(x, w * or_else(x->m.other_weight_bytes, 2), 2 * tokens * w) +
-           roof_of(x, MOE_EP_MATH_BF16, pairs * x->m.kv_elems * or_else(x->m.kv_bytes, 2),
+           roof_of(x, MOE_EP_MATH_BF16, pairs / rows * x->m.kv_elems * or_else(x->m.kv_bytes, 2),
                    pairs * (double)x->m.attention_flops);
 }
 
@@ -594,7 +596,7 @@ static double attention_by_hand(const drawn_sweep *x, int i, int half)
     double tokens = (half ? 0.5 : 1) * (double)x->tokens[i];
     if (half && x->d.attention_half_s) return x->half[i];
     if (x->d.attention_s) return (half ? 0.5 : 1) * x->attention[i];
-    return attention_of(x, tokens, or_else(x->d.context, 4096));
+    return attention_of(x, tokens, or_else((double)x->d.rows_per_sequence, 1), or_else(x->d.context, 4096));
 }
 
 static int32_t sweep_layers(const drawn_sweep *x)
@@ -698,6 +700,7 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     s.layer.microbatch_s = x->d.microbatch_s;
     s.num_layers = L;
     s.tokens_per_pass = x->d.tokens_per_pass;
+    s.rows_per_sequence = x->d.rows_per_sequence;
     dense = or_else(x->m.num_layers, x->m.num_moe_layers) - x->m.num_moe_layers;
     weights = dense * 3 * x->m.hidden * x->m.dense_inter + (double)x->m.vocab * x->m.hidden;
     s.other_s = x->d.other_s + dense * s.layer.attention_s +
@@ -723,10 +726,10 @@ static void weighed(const drawn_sweep *x, moe_ep_sweep_point *c, moe_ep_status p
     d.num_slots = x->m.num_experts + c->redundant;
     d.reserve_bytes = x->d.reserve_bytes;
     d.memory_bytes = budget;
-    if (c->ep > 1)
+    if (c->ep > 1 && c->tokens < or_else((double)x->d.throughput_from, 512))
         d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)c->tokens, x->m.hidden, d.num_slots, 1, NULL);
     CHECK(moe_ep_memory(&d, &c->memory, NULL) == MOE_EP_OK);
-    c->batch_kv_tokens = (double)c->tokens * or_else(x->d.context, 4096);
+    c->batch_kv_tokens = (double)c->tokens / or_else((double)x->d.rows_per_sequence, 1) * or_else(x->d.context, 4096);
     c->fits = 1;
     if (budget > 0)
         c->fits = c->memory.fits && (x->m.kv_elems == 0 || c->batch_kv_tokens <= (double)c->memory.kv_tokens);
@@ -903,8 +906,8 @@ TEST(sweeps_that_fail_on_the_way)
     STOPS((d.plan_loads = serve, d.serve_loads = plan), MOE_EP_ERR_INFEASIBLE, "popularity");
     wide.hidden = INT32_MAX; /* a buffer beyond 2^62 bytes */
     wide.num_experts = 260;
-    STOPS((d.model = &wide, d.tokens = many, d.redundant = spare, d.num_redundant = 1), MOE_EP_ERR_OVERFLOW,
-          "num_slots");
+    STOPS((d.model = &wide, d.tokens = many, d.redundant = spare, d.num_redundant = 1, d.throughput_from = INT64_MAX),
+          MOE_EP_ERR_OVERFLOW, "num_slots");
 #undef STOPS
     memset(&w, 0, sizeof w);
     w.num_experts = 8;
@@ -975,7 +978,7 @@ TEST(attention_by_hand_alone)
         draw_sweep(&s, &x);
         tokens = drawn_size(&s, 100);
         context = drawn_size(&s, 100);
-        CHECK_NEAR(moe_ep_attention_time(&x.m, &x.c, tokens, context, NULL), attention_of(&x, tokens, context), 1e-12, 0);
+        CHECK_NEAR(moe_ep_attention_time(&x.m, &x.c, tokens, context, NULL), attention_of(&x, tokens, 1, context), 1e-12, 0);
         STOP_IF_FAILED("round %d", round);
     }
 }

@@ -167,7 +167,8 @@ _struct("moe_ep_layer_desc", """
 _struct("moe_ep_time_result", """
     double total_s, serial_s, no_barrier_s, dispatch_s, compute_s, combine_s, shared_s; moe_ep_regime regime;
     int32_t slowest_device, busiest_device; int64_t max_rows; int32_t max_active; double mean_compute_s, balanced_s;""")
-_struct("moe_ep_step_desc", "moe_ep_layer_desc layer; int32_t num_layers; double other_s, tokens_per_pass;")
+_struct("moe_ep_step_desc", """
+    moe_ep_layer_desc layer; int32_t num_layers; double other_s, tokens_per_pass; int32_t rows_per_sequence;""")
 _struct("moe_ep_step_result", """
     double step_s, tpot_s, tokens_per_s_device, tokens_per_s_node, serial_s, no_barrier_s, dispatch_s, compute_s,
     combine_s, shared_s, balanced_s; int32_t slowest_layer; double slowest_layer_s; int64_t max_rows;""")
