@@ -2181,8 +2181,10 @@ MOE_EP_API const char *moe_ep_model_preset_name(int32_t i);
 
 /* Finds a preset by name: the longest preset name that `name` begins with, whatever the case, '-', '_', '.' and
  * blanks, and whatever stands before the last '/'.  A number must end where the preset's does: "v30" is not "v3".
- * Errors: NULL, CONFIG (no such name).  O(presets).
- * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507" gives E = 128, K = 8. */
+ * Words behind it name the number format: BF16, FP8, INT8 and W8A8, FP4 and NVFP4, MXFP4, AWQ, GPTQ and INT4 (weights
+ * of 4 bits, products in bf16; so are those of Kimi-K2-Thinking).
+ * Errors: NULL, CONFIG (no such name; Distill: that is another model).  O(presets).
+ * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8" gives E = 128, K = 8, 1 byte a weight. */
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err);
 
 /* How many weights, in numbers of parameters. */
@@ -2278,7 +2280,8 @@ typedef struct moe_ep_machine {
     moe_ep_link normal_dispatch, normal_combine; /* high-throughput kernels (prefill)             */
 } moe_ep_machine;
 
-/* Fitted machines; `source` names the tables.  Constant time, no errors.
+/* Fitted machines; `source` names the tables.  Without units for FP4 (H20, H100, H200, H800) its products take bf16's
+ * time: weights are widened on the way.  Constant time, no errors.
  * Example: moe_ep_machine_h20().memory_Bps is 4e12. */
 MOE_EP_API moe_ep_machine moe_ep_machine_h100(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_h800(void);
@@ -19180,16 +19183,16 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
 #define MOE_EPI_LINK(alpha, intra, inter, p, in_norm)                                              \
     {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0, 0, MOE_EPI_LEVELS, MOE_EPI_LEVELS, MOE_EPI_LEVELS}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 148e12}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
     {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
@@ -19363,6 +19366,53 @@ static int32_t moe_epi_name_find(const char *name, const char *(*name_of)(int32_
     return best;
 }
 
+/* Does a word of the name behind its last '/' equal `word`, whatever the case? */
+static int moe_epi_name_has(const char *name, const char *word)
+{
+    const char *slash = strrchr(name, '/');
+    int32_t i;
+    if (slash) name = slash + 1;
+    while (*name != '\0') {
+        for (i = 0; word[i] != '\0' && moe_epi_lower(name[i]) == word[i];) i++;
+        if (word[i] == '\0' && (name[i] == '\0' || moe_epi_name_skip(name[i]))) return 1;
+        while (*name != '\0' && !moe_epi_name_skip(*name)) name++;
+        while (moe_epi_name_skip(*name)) name++;
+    }
+    return 0;
+}
+
+/* Bytes that a checkpoint's name tells of; 0 = as in the preset.  4 bits have a scale for each 128 (AWQ, GPTQ: 16 bits
+ * and a zero of 4), 16 (NVFP4: 8 bits) or 32 weights (MXFP4: 8 bits; Kimi-K2-Thinking: 16). */
+typedef struct moe_epi_format {
+    const char *word;
+    int32_t only; /* of this preset, -1 = of all */
+    moe_ep_math math;
+    double weight, other, in;
+} moe_epi_format;
+
+static void moe_epi_name_format(const char *name, int32_t preset, moe_ep_model *m)
+{
+    static const moe_epi_format formats[11] = {{"bf16", -1, MOE_EP_MATH_BF16, 2.0, 2.0, 2.0},
+                                               {"fp8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0},
+                                               {"w8a8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0},
+                                               {"awq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
+                                               {"gptq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
+                                               {"int4", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
+                                               {"thinking", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0},
+                                               {"fp4", -1, MOE_EP_MATH_FP4, 0.5625, 0.0, 0.5625},
+                                               {"nvfp4", -1, MOE_EP_MATH_FP4, 0.5625, 0.0, 0.5625},
+                                               {"mxfp4", -1, MOE_EP_MATH_BF16, 0.53125, 0.0, 2.0},
+                                               {"int8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0}};
+    int32_t i;
+    for (i = 0; i < 11; i++) { /* GPTQ-Int8: the later row */
+        if ((formats[i].only >= 0 && formats[i].only != preset) || !moe_epi_name_has(name, formats[i].word)) continue;
+        m->math = formats[i].math;
+        m->weight_bytes = formats[i].weight;
+        m->in_bytes = formats[i].in;
+        if (formats[i].other > 0.0) m->other_weight_bytes = formats[i].other;
+    }
+}
+
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out,
                                               moe_ep_error *err)
 {
@@ -19374,7 +19424,10 @@ MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *ou
     if (i < 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no model preset has this name", -1,
                             0.0);
+    if (moe_epi_name_has(name, "distill"))
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "distilled: the shapes are of another model", -1, 0.0);
     *out = moe_epi_model_at(i);
+    moe_epi_name_format(name, i, out);
     return MOE_EP_OK;
 }
 
