@@ -2258,6 +2258,9 @@ typedef struct moe_ep_model {
     double in_bytes;            /* per activation read by an expert product, 0 = 2                    */
     double out_bytes;           /* per activation written, 0 = 2                                      */
     double kv_bytes;            /* per cache element, 0 = 2                                           */
+    int64_t attention_flops;    /* per token and token of its context, in one layer: scores and sums of values.
+                                   4 * heads * head size; latent attention 2 * heads * (2 * latent + rope);
+                                   0 = left out                                                       */
 } moe_ep_model;
 
 /* Published shapes; `source` names where they are from.  Constant time, no errors.
@@ -2282,8 +2285,10 @@ MOE_EP_API const char *moe_ep_model_preset_name(int32_t i);
 
 /* Finds a preset by name: the longest preset name that `name` begins with, whatever the case, '-', '_', '.' and
  * blanks, and whatever stands before the last '/'.  A number must end where the preset's does: "v30" is not "v3".
- * Errors: NULL, CONFIG (no such name).  O(presets).
- * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507" gives E = 128, K = 8. */
+ * Words behind it name the number format: BF16, FP8, INT8 and W8A8, FP4 and NVFP4, MXFP4, AWQ, GPTQ and INT4 (weights
+ * of 4 bits, products in bf16; so are those of Kimi-K2-Thinking).
+ * Errors: NULL, CONFIG (no such name; Distill: that is another model).  O(presets).
+ * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8" gives E = 128, K = 8, 1 byte a weight. */
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err);
 
 /* How many weights, in numbers of parameters. */
@@ -2379,7 +2384,8 @@ typedef struct moe_ep_machine {
     moe_ep_link normal_dispatch, normal_combine; /* high-throughput kernels (prefill)             */
 } moe_ep_machine;
 
-/* Fitted machines; `source` names the tables.  Constant time, no errors.
+/* Fitted machines; `source` names the tables.  Without units for FP4 (H20, H100, H200, H800) its products take bf16's
+ * time: weights are widened on the way.  Constant time, no errors.
  * Example: moe_ep_machine_h20().memory_Bps is 4e12. */
 MOE_EP_API moe_ep_machine moe_ep_machine_h100(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_h800(void);
@@ -2695,12 +2701,13 @@ typedef struct moe_ep_step_desc {
     int32_t num_layers;             /* layers in slot_rows and traffic, required                   */
     double other_s;                 /* per step: dense layers, sampling, launch                    */
     double tokens_per_pass;         /* accepted per sequence and step (speculation), 0 = 1         */
+    int32_t rows_per_sequence;      /* of layer.tokens, drafts + 1 (speculation), 0 = 1             */
 } moe_ep_step_desc;
 
 typedef struct moe_ep_step_result {
     double step_s;                  /* all MoE layers of the model and other_s                     */
     double tpot_s;                  /* time per output token: step_s / tokens_per_pass             */
-    double tokens_per_s_device;     /* throughput of one device                                    */
+    double tokens_per_s_device;     /* accepted by one device: its sequences / tpot_s              */
     double tokens_per_s_node;
     double serial_s, no_barrier_s;  /* the same sums without overlap, without barriers             */
     double dispatch_s, compute_s, combine_s, shared_s; /* summed over the layers                    */
@@ -2716,7 +2723,7 @@ typedef struct moe_ep_step_result {
  * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
  * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
  * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, with an empty one
- * before them as well. */
+ * before them as well; with 128 tokens, 2 rows_per_sequence and 1.85 tokens_per_pass 64 * 1.85 tokens in these 400 us. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -3672,11 +3679,14 @@ typedef enum moe_ep_limit {
 /* "memory", "attention", "network", "expert weights", "expert FLOPs", "placement"; anything else "unknown". */
 MOE_EP_API const char *moe_ep_limit_str(moe_ep_limit limit);
 
-/* Attention of one layer on one device, data parallel, as the planner assumes it when not told: its weights and
- * tokens * context cache elements read once, or 2 FLOPs per weight and token, whichever takes longer, by the
- * machine's mem_eff and flop_eff.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
- * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).
- * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 115.8 us. */
+/* Attention of one layer on one device, data parallel, as the planner assumes it when not told: the projections (their
+ * weights read once, or 2 FLOPs per weight and token, whichever takes longer), then the kernel (tokens * context cache
+ * elements read once, or attention_flops for each pair in bf16, whichever takes longer), by the machine's mem_eff and
+ * flop_eff.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
+ * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).  Source: roofline of absorbed
+ * latent attention; the kernel alone, 64 tokens of context 4096, was measured at 690 us on H20 (here 617) and 155 on
+ * H800 (here 119; InferSim's tables).
+ * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 163.4 us. */
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine, double tokens,
                                         double context, moe_ep_error *err);
 
@@ -3707,7 +3717,7 @@ typedef struct moe_ep_sweep_desc {
     const double *attention_half_s;  /* (num_tokens) at half the batch, NULL = half of attention_s, or
                                         moe_ep_attention_time                                                 */
     double other_s;                  /* per step, besides dense layers and output matrix                      */
-    double tokens_per_pass;          /* speculation, 0 = 1                                                    */
+    double tokens_per_pass;          /* accepted per sequence and step (speculation), 0 = 1                   */
     double microbatch_s;             /* per layer, cost of handling two micro-batches                         */
     double memory_bytes;             /* budget of a device, 0 = the machine's                                 */
     double reserve_bytes;            /* of it for activations and runtime                                     */
@@ -3717,6 +3727,8 @@ typedef struct moe_ep_sweep_desc {
     void *user;
     int64_t serve_step;              /* step at which tokens are drawn, 0 = 1: how old the plans are, which counts
                                         with workload->walk                                                   */
+    int32_t rows_per_sequence;       /* of the tokens, drafts + 1 (speculation), 0 = 1; what drafting takes is
+                                        in other_s                                                            */
 } moe_ep_sweep_desc;
 
 /* One configuration. */
@@ -3728,7 +3740,7 @@ typedef struct moe_ep_sweep_point {
     int32_t fits;                    /* 0: see limit; step and imbalance are zero                              */
     moe_ep_limit limit;
     moe_ep_memory_result memory;     /* of the fullest device                                                 */
-    double batch_kv_tokens;          /* cache tokens the batch needs                                          */
+    double batch_kv_tokens;          /* cache tokens that the batch's sequences need                          */
     moe_ep_step_result step;
     double attention_s;              /* of a whole step: attention, dense layers, output, other_s             */
     double imbalance;                /* max / mean rows over devices, all layers together                     */
@@ -3749,8 +3761,9 @@ MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_erro
 /* Predicts a decode step for every combination of EP size, redundant experts, placement policy, tokens per device and
  * overlap (in this order, the last fastest), drops what does not fit in memory, and marks the Pareto front of
  * tokens per second and device against time per token.  points (capacity >= moe_ep_sweep_count).  Attention is data
- * parallel; buffers are moe_ep_ll_buffer_bytes.  Decode uses PAIR counting with FP8 rows out (bf16 for a bf16 model),
- * from throughput_from on NODE_DEDUP (RANK_DEDUP in one node).
+ * parallel.  Decode, with buffers of moe_ep_ll_buffer_bytes, uses PAIR counting with FP8 rows out (bf16 for a bf16 model),
+ * from throughput_from on NODE_DEDUP (RANK_DEDUP in one node), with buffers that do not grow with the experts: they are
+ * for reserve_bytes.
  * Errors: as moe_ep_sweep_count, SIZE (capacity), those of moe_ep_simulate, the planners, moe_ep_step, SCRATCH,
  * MEMORY; points are undefined then.  A fixed scratch that is too small for a planner says how much that one needs;
  * larger shapes behind it may need more.  O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
@@ -19726,33 +19739,33 @@ static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
 
 static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528},
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528},
     {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 278528},
     {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 34816},
     {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 139264},
     {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 32768},
     {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384},
     {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192},
     {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384},
     {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 24576},
     {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384},
     {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384},
     {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192},
     {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2}
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192}
 };
 
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
@@ -19786,16 +19799,16 @@ static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
 #define MOE_EPI_LINK(alpha, intra, inter, p, in_norm)                                              \
     {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0, 0, MOE_EPI_LEVELS, MOE_EPI_LEVELS, MOE_EPI_LEVELS}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 0}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 148e12}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 0}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
     {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
@@ -19969,6 +19982,53 @@ static int32_t moe_epi_name_find(const char *name, const char *(*name_of)(int32_
     return best;
 }
 
+/* Does a word of the name behind its last '/' equal `word`, whatever the case? */
+static int moe_epi_name_has(const char *name, const char *word)
+{
+    const char *slash = strrchr(name, '/');
+    int32_t i;
+    if (slash) name = slash + 1;
+    while (*name != '\0') {
+        for (i = 0; word[i] != '\0' && moe_epi_lower(name[i]) == word[i];) i++;
+        if (word[i] == '\0' && (name[i] == '\0' || moe_epi_name_skip(name[i]))) return 1;
+        while (*name != '\0' && !moe_epi_name_skip(*name)) name++;
+        while (moe_epi_name_skip(*name)) name++;
+    }
+    return 0;
+}
+
+/* Bytes that a checkpoint's name tells of; 0 = as in the preset.  4 bits have a scale for each 128 (AWQ, GPTQ: 16 bits
+ * and a zero of 4), 16 (NVFP4: 8 bits) or 32 weights (MXFP4: 8 bits; Kimi-K2-Thinking: 16). */
+typedef struct moe_epi_format {
+    const char *word;
+    int32_t only; /* of this preset, -1 = of all */
+    moe_ep_math math;
+    double weight, other, in;
+} moe_epi_format;
+
+static void moe_epi_name_format(const char *name, int32_t preset, moe_ep_model *m)
+{
+    static const moe_epi_format formats[11] = {{"bf16", -1, MOE_EP_MATH_BF16, 2.0, 2.0, 2.0},
+                                               {"fp8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0},
+                                               {"w8a8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0},
+                                               {"awq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
+                                               {"gptq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
+                                               {"int4", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
+                                               {"thinking", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0},
+                                               {"fp4", -1, MOE_EP_MATH_FP4, 0.5625, 0.0, 0.5625},
+                                               {"nvfp4", -1, MOE_EP_MATH_FP4, 0.5625, 0.0, 0.5625},
+                                               {"mxfp4", -1, MOE_EP_MATH_BF16, 0.53125, 0.0, 2.0},
+                                               {"int8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0}};
+    int32_t i;
+    for (i = 0; i < 11; i++) { /* GPTQ-Int8: the later row */
+        if ((formats[i].only >= 0 && formats[i].only != preset) || !moe_epi_name_has(name, formats[i].word)) continue;
+        m->math = formats[i].math;
+        m->weight_bytes = formats[i].weight;
+        m->in_bytes = formats[i].in;
+        if (formats[i].other > 0.0) m->other_weight_bytes = formats[i].other;
+    }
+}
+
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out,
                                               moe_ep_error *err)
 {
@@ -19980,7 +20040,10 @@ MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *ou
     if (i < 0)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "no model preset has this name", -1,
                             0.0);
+    if (moe_epi_name_has(name, "distill"))
+        return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "name", "distilled: the shapes are of another model", -1, 0.0);
     *out = moe_epi_model_at(i);
+    moe_epi_name_format(name, i, out);
     return MOE_EP_OK;
 }
 
@@ -20067,6 +20130,7 @@ static moe_ep_status moe_epi_check_model(const moe_ep_model *m, moe_ep_error *er
     MOE_EPI_TRY(moe_epi_at_least(m->vocab, 0, "model.vocab", err));
     MOE_EPI_TRY(moe_epi_at_least(m->attention_params, 0, "model.attention_params", err));
     MOE_EPI_TRY(moe_epi_at_least(m->kv_elems, 0, "model.kv_elems", err));
+    MOE_EPI_TRY(moe_epi_at_least(m->attention_flops, 0, "model.attention_flops", err));
     MOE_EPI_TRY(moe_epi_amount(m->other_weight_bytes, "model.other_weight_bytes", err));
     return moe_epi_amount(m->kv_bytes, "model.kv_bytes", err);
 }
@@ -21936,6 +22000,7 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     MOE_EPI_TRY(moe_epi_at_least(desc->num_layers, 1, "num_layers", err));
     MOE_EPI_TRY(moe_epi_amount(desc->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(desc->tokens_per_pass, "tokens_per_pass", err));
+    MOE_EPI_TRY(moe_epi_at_least(desc->rows_per_sequence, 0, "rows_per_sequence", err));
     memset(&r, 0, sizeof r); /* everything is checked before the first output is written */
     MOE_EPI_TRY(moe_epi_step_sum(desc, slot_rows, 0, &y, &r, &added, &tokens, err));
     empty = added == 0;
@@ -21952,6 +22017,7 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
     r.shared_s *= scale;
     r.balanced_s *= scale;
     r.tpot_s = r.step_s / moe_epi_or(desc->tokens_per_pass, 1.0);
+    if (desc->rows_per_sequence > 0) tokens /= (double)desc->rows_per_sequence;
     r.tokens_per_s_device = r.tpot_s > 0.0 ? tokens / r.tpot_s : 0.0;
     r.tokens_per_s_node = r.tokens_per_s_device * (double)y.net.D / (double)y.net.N;
     MOE_EPI_TRY(moe_epi_fits(r.step_s + r.serial_s + r.no_barrier_s, "other_s", err));
@@ -29575,14 +29641,14 @@ static double moe_epi_roof(const moe_ep_machine *c, moe_ep_math math, double byt
     return moe_epi_larger(memory, multiply);
 }
 
-static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens,
+/* tokens of so many sequences, whose cache is read once for all of a sequence's. */
+static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens, double sequences,
                                 double context)
 {
-    double weights = (double)m->attention_params;
-    return moe_epi_roof(c, m->math,
-                        weights * moe_epi_or(m->other_weight_bytes, 2.0) +
-                            tokens * context * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
-                        2.0 * tokens * weights);
+    double weights = (double)m->attention_params, cached = sequences * context;
+    return moe_epi_roof(c, m->math, weights * moe_epi_or(m->other_weight_bytes, 2.0), 2.0 * tokens * weights) +
+           moe_epi_roof(c, MOE_EP_MATH_BF16, cached * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
+                        tokens * context * (double)m->attention_flops);
 }
 
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine,
@@ -29594,7 +29660,7 @@ MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_
     MOE_EPI_TRY(moe_epi_check_gemm(machine, err));
     MOE_EPI_TRY(moe_epi_amount(tokens, "tokens", err));
     MOE_EPI_TRY(moe_epi_amount(context, "context", err));
-    seconds = moe_epi_attention(model, machine, tokens, context);
+    seconds = moe_epi_attention(model, machine, tokens, tokens, context);
     MOE_EPI_TRY(moe_epi_fits(seconds, "tokens", err));
     return seconds;
 }
@@ -29719,6 +29785,7 @@ static moe_ep_status moe_epi_sweep_check(const moe_ep_sweep_desc *d, moe_ep_erro
     MOE_EPI_TRY(moe_epi_amount(d->context, "context", err));
     MOE_EPI_TRY(moe_epi_amount(d->other_s, "other_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->tokens_per_pass, "tokens_per_pass", err));
+    MOE_EPI_TRY(moe_epi_at_least(d->rows_per_sequence, 0, "rows_per_sequence", err));
     MOE_EPI_TRY(moe_epi_amount(d->microbatch_s, "microbatch_s", err));
     MOE_EPI_TRY(moe_epi_amount(d->memory_bytes, "memory_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(d->machine->memory_bytes, "machine.memory_bytes", err));
@@ -29890,13 +29957,20 @@ static moe_ep_status moe_epi_sweep_draw(moe_epi_sweep *w, int32_t ep, moe_ep_err
 
 /* ---- one configuration ------------------------------------------------------------------------------------------ */
 
+/* Rows of tokens that each sequence brings. */
+static double moe_epi_sweep_rows(const moe_ep_sweep_desc *d)
+{
+    return d->rows_per_sequence > 0 ? (double)d->rows_per_sequence : 1.0;
+}
+
 static double moe_epi_sweep_attention(const moe_epi_sweep *w, int32_t i, int half)
 {
     const moe_ep_sweep_desc *d = w->d;
     double tokens = (double)d->tokens[i];
     if (half && d->attention_half_s) return d->attention_half_s[i];
     if (d->attention_s) return half ? 0.5 * d->attention_s[i] : d->attention_s[i];
-    return moe_epi_attention(d->model, d->machine, half ? 0.5 * tokens : tokens, w->context);
+    if (half) tokens *= 0.5;
+    return moe_epi_attention(d->model, d->machine, tokens, tokens / moe_epi_sweep_rows(d), w->context);
 }
 
 /* Dense layers and the output matrix, read once, and what the caller adds. */
@@ -29910,6 +29984,12 @@ static double moe_epi_sweep_other(const moe_epi_sweep *w, int32_t i)
                         2.0 * weights * (double)w->d->tokens[i]);
 }
 
+/* Kernels of high throughput, whose buffers do not grow with tokens times experts. */
+static int moe_epi_sweep_is_normal(const moe_ep_sweep_desc *d, int64_t tokens)
+{
+    return tokens >= (d->throughput_from > 0 ? d->throughput_from : 512);
+}
+
 static moe_ep_status moe_epi_sweep_weigh(const moe_epi_sweep *w, moe_ep_sweep_point *c, moe_ep_error *err)
 {
     moe_ep_memory_desc d;
@@ -29919,12 +29999,12 @@ static moe_ep_status moe_epi_sweep_weigh(const moe_epi_sweep *w, moe_ep_sweep_po
     d.num_slots = w->E + c->redundant;
     d.reserve_bytes = w->d->reserve_bytes;
     d.memory_bytes = w->memory_bytes;
-    if (c->ep > 1) {
+    if (c->ep > 1 && !moe_epi_sweep_is_normal(w->d, c->tokens)) {
         d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)c->tokens, d.model->hidden, d.num_slots, 1, err);
         if (d.buffer_bytes < 0) return (moe_ep_status)d.buffer_bytes;
     }
     MOE_EPI_TRY(moe_ep_memory(&d, &c->memory, err));
-    c->batch_kv_tokens = (double)c->tokens * w->context;
+    c->batch_kv_tokens = (double)c->tokens / moe_epi_sweep_rows(w->d) * w->context;
     c->fits = !(w->memory_bytes > 0.0) ||
               (c->memory.fits &&
                (d.model->kv_elems == 0 || c->batch_kv_tokens <= (double)c->memory.kv_tokens));
@@ -29994,7 +30074,7 @@ static void moe_epi_sweep_step(const moe_epi_sweep *w, const moe_ep_sweep_point 
     s->layer.machine = d->machine;
     s->layer.placement = p;
     s->layer.tokens = c->tokens;
-    s->layer.high_throughput = c->tokens >= (d->throughput_from > 0 ? d->throughput_from : 512);
+    s->layer.high_throughput = moe_epi_sweep_is_normal(d, c->tokens);
     s->layer.mode = !s->layer.high_throughput ? MOE_EP_A2A_PAIR
                     : p->num_nodes > 1        ? MOE_EP_A2A_NODE_DEDUP
                                               : MOE_EP_A2A_RANK_DEDUP;
@@ -30006,6 +30086,7 @@ static void moe_epi_sweep_step(const moe_epi_sweep *w, const moe_ep_sweep_point 
     s->num_layers = w->L;
     s->other_s = moe_epi_sweep_other(w, batch);
     s->tokens_per_pass = d->tokens_per_pass;
+    s->rows_per_sequence = d->rows_per_sequence;
 }
 
 /* The longest part of the step; experts are split into weights and FLOPs by the slowest device of the first layer. */

@@ -106,6 +106,7 @@ static void start_nameless(cli_inspect *x)
     m->name = "the model";
     m->attention_params = 4 * (int64_t)given->hidden * given->hidden;
     m->kv_elems = 2 * given->hidden;
+    m->attention_flops = 4 * (int64_t)given->hidden;
     m->kv_bytes = 2.0;
     if (given->attention_params < 0 || given->kv_elems < 0)
         cli_note(&x->setup, "Attention is plain multi-head: 4 x hidden x hidden weights and, per token, 2 x hidden "

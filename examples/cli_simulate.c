@@ -543,24 +543,34 @@ static double sum_s(const cli_simulate *s, double tokens, int32_t devices)
     return seconds;
 }
 
-/* Attention of a layer on one of tp devices of an instance: weights and cache read once or the multiplications, then
- * the sum over the devices on the links. */
-static double attention_s(const cli_simulate *s, double tokens, double cached)
+/* What the requests of a step have in their caches, and how many pairs of a token and one of its context it computes. */
+typedef struct context {
+    double cached, pairs;
+} context;
+
+/* Seconds to read these bytes or to do these multiplications, whichever is longer. */
+static double longer_s(const moe_ep_machine *h, double bytes, double flops, moe_ep_math math)
+{
+    double read = bytes / h->memory_Bps / (h->gemm.mem_eff > 0.0 ? h->gemm.mem_eff : 1.0);
+    double rate = h->flops[math] * (h->gemm.flop_eff > 0.0 ? h->gemm.flop_eff : 1.0);
+    return rate > 0.0 ? fmax(read, flops / rate) : read;
+}
+
+/* Attention of a layer on one of tp devices of an instance: projections, then the kernel, prompts as decoded tokens are
+ * (latent attention can take a third for them), then the sum over the devices on the links. */
+static double attention_s(const cli_simulate *s, double tokens, context c)
 {
     const moe_ep_model *m = &s->setup.model;
     const moe_ep_machine *h = &s->setup.machine;
-    double weights = (double)m->attention_params / s->cluster.tp, time, flops;
-    double bytes = weights * (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0) +
-                   cached * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / s->cluster.tp;
-    time = bytes / h->memory_Bps / (h->gemm.mem_eff > 0.0 ? h->gemm.mem_eff : 1.0);
-    flops = h->flops[m->math] > 0.0 ? 2.0 * tokens * weights / h->flops[m->math] /
-                                          (h->gemm.flop_eff > 0.0 ? h->gemm.flop_eff : 1.0)
-                                    : 0.0;
-    return fmax(time, flops) + sum_s(s, tokens, s->cluster.tp);
+    double tp = s->cluster.tp, weights = (double)m->attention_params / tp;
+    return longer_s(h, weights * (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0), 2.0 * tokens * weights,
+                    m->math) +
+           longer_s(h, c.cached * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / tp,
+                    c.pairs * (double)m->attention_flops / tp, MOE_EP_MATH_BF16) +
+           sum_s(s, tokens, s->cluster.tp);
 }
 
-static void time_step(const cli_simulate *s, engine *g, int64_t number, double cached,
-                      cli_step_row *row)
+static void time_step(const cli_simulate *s, engine *g, int64_t number, context c, cli_step_row *row)
 {
     const moe_ep_model *m = &s->setup.model;
     int64_t tokens = row->prompt + row->decode;
@@ -577,7 +587,8 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, double c
     d.layer.placement = &g->p;
     d.layer.tokens = (tokens + s->cluster.ep - 1) / s->cluster.ep;
     d.layer.mode = MOE_EP_A2A_RANK_DEDUP;
-    d.layer.attention_s = attention_s(s, each, cached / s->cluster.dp);
+    d.layer.attention_s =
+        attention_s(s, each, (context){c.cached / s->cluster.dp, c.pairs / s->cluster.dp});
     d.num_layers = s->layers;
     d.other_s = s->setup.other_s;
     cli_check(moe_ep_step(&d, g->rows, &out, NULL, &err), &err, "step time");
@@ -587,7 +598,7 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, double c
     row->dispatch_s = out.dispatch_s;
     row->compute_s = out.compute_s;
     row->combine_s = out.combine_s + joined;
-    row->memory_bytes = s->memory.total_bytes + cached * token_bytes / s->cluster.devices;
+    row->memory_bytes = s->memory.total_bytes + c.cached * token_bytes / s->cluster.devices;
 }
 
 /* ---- serving ----------------------------------------------------------------------------------------------- */
@@ -613,13 +624,13 @@ static void admit(const cli_simulate *s, server *v)
 }
 
 /* Plans a step: one token of every request that has read its prompt, prompts with what is left of the limit. */
-static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *take, double *cached)
+static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *take, context *c)
 {
     cli_step_row row;
     memset(&row, 0, sizeof row);
     row.start_s = v->now;
     row.batch = (int32_t)arrlen(v->running);
-    *cached = 0.0;
+    *c = (context){0.0, 0.0};
     for (ptrdiff_t i = 0; i < arrlen(v->running); i++) {
         const cli_request *q = &s->request[v->running[i]];
         take[i] = q->filled == q->input;
@@ -632,7 +643,8 @@ static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *t
             take[i] = q->input - q->filled < room ? q->input - q->filled : (int32_t)room;
             row.prompt += take[i];
         }
-        *cached += (double)q->filled + q->made + take[i];
+        c->cached += (double)q->filled + q->made + take[i];
+        c->pairs += take[i] * ((double)q->filled + q->made + (take[i] + 1) / 2.0);
     }
     row.waiting = (int32_t)(v->arrived - v->next);
     return row;
@@ -671,7 +683,7 @@ static void serve(cli_simulate *s, const simulate_files *files)
     memset(&v, 0, sizeof v);
     while (v.next < arrlen(s->request) || arrlen(v.running) > 0) {
         cli_step_row row;
-        double cached;
+        context c;
         admit(s, &v);
         if (arrlen(v.running) == 0) {
             v.now = s->request[v.next].arrival_s;
@@ -680,8 +692,8 @@ static void serve(cli_simulate *s, const simulate_files *files)
         if (arrlen(s->row) >= MOST_STEPS)
             cli_die(CLI_USAGE, "more than %s steps; fewer or shorter requests, or a larger batch",
                     cli_count(MOST_STEPS));
-        row = plan_step(s, &v, take, &cached);
-        time_step(s, &g, arrlen(s->row), cached, &row);
+        row = plan_step(s, &v, take, &c);
+        time_step(s, &g, arrlen(s->row), c, &row);
         arrput(s->row, row);
         v.now += row.length_s;
         finish_step(s, &v, take);

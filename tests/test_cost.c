@@ -1241,6 +1241,13 @@ TEST(step_sums_layers)
         c.ll_dispatch.alpha_s = 0;
         d.num_layers = 2;
     }
+    m.num_moe_layers = m.num_layers = 2;
+    d.other_s = 0;
+    d.tokens_per_pass = 1.85;
+    d.layer.tokens = 128;
+    d.rows_per_sequence = 2;
+    CHECK(moe_ep_step(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(r.tokens_per_s_device, 64 * 1.85 / 400e-6, 1e-12, 0);
     rows[12] = -1;
     layer[0] = 7;
     CHECK(moe_ep_step(&d, rows, &r, layer, &err) == MOE_EP_ERR_NEGATIVE);
@@ -3051,6 +3058,7 @@ TEST(steps_by_hand)
         d.num_layers = 1 + (int32_t)t_below(&s, 3);
         d.other_s = drawn(&s, 1e-5);
         d.tokens_per_pass = drawn(&s, 2);
+        d.rows_per_sequence = (int32_t)t_below(&s, 4);
         memset(layer, 0x5a, sizeof layer);
         if (t_below(&s, 2) == 0) memset(x.rows + t_below(&s, 3) * x.slots, 0, (size_t)x.slots * sizeof *x.rows);
         CHECK(moe_ep_step(&d, x.rows, &got, layer, NULL) == MOE_EP_OK);
@@ -3095,6 +3103,7 @@ TEST(steps_by_hand)
         CHECK_I64(got.slowest_layer, want.slowest_layer);
         CHECK_NEAR(got.slowest_layer_s, want.slowest_layer_s, 0, 0);
         CHECK_NEAR(got.tpot_s, got.step_s / either(d.tokens_per_pass, 1), 1e-11, 0);
+        if (d.rows_per_sequence > 0) tokens /= d.rows_per_sequence;
         CHECK_NEAR(got.tokens_per_s_device, over(tokens, got.tpot_s), 1e-11, 0);
         CHECK_NEAR(got.tokens_per_s_node, over(tokens, got.tpot_s) * y.D / y.N, 1e-11, 0);
         STOP_IF_FAILED("round %d", round);

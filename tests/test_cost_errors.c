@@ -84,6 +84,7 @@ TEST(models_one_field_at_a_time)
     BAD(m.vocab = -1, m.vocab = 129280, P, MOE_EP_ERR_SIZE, "model.vocab");
     BAD(m.attention_params = -1, m.attention_params = 1, P, MOE_EP_ERR_SIZE, "model.attention_params");
     BAD(m.kv_elems = -1, m.kv_elems = 576, P, MOE_EP_ERR_SIZE, "model.kv_elems");
+    BAD(m.attention_flops = -1, m.attention_flops = 278528, P, MOE_EP_ERR_SIZE, "model.attention_flops");
     BAD(m.weight_bytes = NAN, m.weight_bytes = 1, P, MOE_EP_ERR_NAN, "model.weight_bytes");
     BAD(m.other_weight_bytes = -1, m.other_weight_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.other_weight_bytes");
     BAD(m.in_bytes = -1, m.in_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.in_bytes");
@@ -435,6 +436,7 @@ TEST(layers_one_field_at_a_time)
 #define S moe_ep_step(&s, rows, &q, layer_s, &err)
     BAD(s.num_layers = 0, s.num_layers = 2, S, MOE_EP_ERR_SIZE, "num_layers");
     BAD(s.other_s = -1, s.other_s = 0, S, MOE_EP_ERR_NEGATIVE, "other_s");
+    BAD(s.rows_per_sequence = -1, s.rows_per_sequence = 0, S, MOE_EP_ERR_SIZE, "rows_per_sequence");
     BAD(s.tokens_per_pass = NAN, s.tokens_per_pass = 0, S, MOE_EP_ERR_NAN, "tokens_per_pass");
     BAD(s.tokens_per_pass = 1e-320, s.tokens_per_pass = 0, S, MOE_EP_ERR_OVERFLOW, "tokens_per_pass");
     BAD(s.other_s = 1.7e308, s.other_s = 0, S, MOE_EP_ERR_OVERFLOW, "other_s");
@@ -805,6 +807,7 @@ static void is_published(const moe_ep_model *m, const published_model *p)
     CHECK_I64(m->tied, 0);
     CHECK_I64(m->attention_params, attention_of(p));
     CHECK_I64(m->kv_elems, p->latent > 0 ? p->latent + p->rope : 2 * p->kv_heads * p->head);
+    CHECK_I64(m->attention_flops, p->heads * (p->latent > 0 ? 2 * (2 * p->latent + p->rope) : 4 * p->head));
     CHECK_I64(m->math, p->math);
     CHECK_NEAR(m->weight_bytes, p->weight, 0, 0);
     CHECK_NEAR(m->other_weight_bytes, p->other, 0, 0);
@@ -851,16 +854,16 @@ static const struct published_machine {
     double link[4][5];
 } machines[7] = {
     /* aiconfigurator h100_sxm; InferSim's H800 products; aiconfigurator's DeepEP tables */
-    {"h100", 8, 80, 3.35, {989, 1979, 0}, {10, 0.88, 0.62, 2}, 64,
+    {"h100", 8, 80, 3.35, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
      {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
     /* InferSim's H800 products; DeepEP's published tables: 160 GB/s NVLink, 48 of a 50 GB/s NIC */
-    {"h800", 8, 80, 3.35, {989, 1979, 0}, {10, 0.88, 0.62, 2}, 64,
+    {"h800", 8, 80, 3.35, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
      {{38, 160, 48, 0, 0}, {38, 160, 48, 0, 0}, {36, 145, 44, 0, 0}, {54, 145, 44, 0, 0}}},
     /* InferSim's hardware file and H20 products; links of H100 */
-    {"h20", 8, 96, 4.0, {148, 296, 0}, {8, 0.80, 0.80, 6}, 64,
+    {"h20", 8, 96, 4.0, {148, 296, 148}, {8, 0.80, 0.80, 6}, 64,
      {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
     /* aiconfigurator h200_sxm: H100 with 141 GB at 4.8 TB/s */
-    {"h200", 8, 141, 4.8, {989, 1979, 0}, {10, 0.88, 0.62, 2}, 64,
+    {"h200", 8, 141, 4.8, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
      {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
     /* B200's data sheet; aiconfigurator's NVLink tables, 400 Gb/s NIC */
     {"b200", 8, 180, 8.0, {2250, 4500, 9000}, {10, 0.88, 0.62, 2}, 128,
@@ -962,6 +965,44 @@ TEST(names_of_presets)
         else CHECK(c.name == NULL);
         STOP_IF_FAILED("%s", machine[i].said);
     }
+}
+
+/* What a checkpoint's name says of its numbers. */
+TEST(formats_in_names)
+{
+    static const struct {
+        const char *said;
+        moe_ep_math math;
+        double weight, other, in;
+    } name[] = {{"deepseek-v3", MOE_EP_MATH_FP8, 1, 1, 1},
+                {"unsloth/DeepSeek-V3-0324-BF16", MOE_EP_MATH_BF16, 2, 2, 2},
+                {"Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", MOE_EP_MATH_FP8, 1, 1, 1},
+                {"qwen3-30b-a3b_w8a8", MOE_EP_MATH_FP8, 1, 1, 1},
+                {"Qwen3-30B-A3B-GPTQ-Int8", MOE_EP_MATH_FP8, 1, 1, 1},
+                {"Qwen3-30B-A3B-GPTQ-Int4", MOE_EP_MATH_BF16, (4 + (16 + 4) / 128.) / 8, 2, 2},
+                {"TheBloke/Mixtral-8x7B-v0.1-AWQ", MOE_EP_MATH_BF16, (4 + 20 / 128.) / 8, 2, 2},
+                {"nvidia/DeepSeek-R1-FP4", MOE_EP_MATH_FP4, 4.5 / 8, 1, 4.5 / 8},
+                {"DeepSeek-R1-0528-NVFP4-v2", MOE_EP_MATH_FP4, 4.5 / 8, 1, 4.5 / 8},
+                {"deepseek-r1-mxfp4", MOE_EP_MATH_BF16, 4.25 / 8, 1, 2},
+                {"moonshotai/Kimi-K2-Thinking", MOE_EP_MATH_BF16, 4.5 / 8, 2, 2},
+                {"Qwen3-30B-A3B-Thinking-2507", MOE_EP_MATH_BF16, 2, 2, 2},
+                {"fp8/qwen3-30b-a3b", MOE_EP_MATH_BF16, 2, 2, 2},
+                {"qwen3-30b-a3b-fp8x", MOE_EP_MATH_BF16, 2, 2, 2},
+                {"qwen3-30b-a3b-xfp8-fp", MOE_EP_MATH_BF16, 2, 2, 2}};
+    moe_ep_model m;
+    size_t i;
+    for (i = 0; i < sizeof name / sizeof name[0]; i++) {
+        CHECK_I64(moe_ep_model_by_name(name[i].said, &m, &err), MOE_EP_OK);
+        CHECK_I64(m.math, name[i].math);
+        CHECK_NEAR(m.weight_bytes, name[i].weight, 0, 0);
+        CHECK_NEAR(m.other_weight_bytes, name[i].other, 0, 0);
+        CHECK_NEAR(m.in_bytes, name[i].in, 0, 0);
+        STOP_IF_FAILED("%s", name[i].said);
+    }
+    m.name = NULL;
+    CHECK_I64(moe_ep_model_by_name("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", &m, &err), MOE_EP_ERR_CONFIG);
+    CHECK(strstr(err.what, "distilled") != NULL && m.name == NULL);
+    CHECK_I64(moe_ep_model_by_name("deepseek-r1-distilled", &m, &err), MOE_EP_OK);
 }
 
 /* The constants that the presets leave at 0, and counts beyond a number. */

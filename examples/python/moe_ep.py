@@ -146,7 +146,8 @@ _struct("moe_ep_moves_result", """
 _struct("moe_ep_model", """
     char *name, *source; int32_t num_layers, num_moe_layers, num_experts, top_k, num_groups, top_groups, num_shared,
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
-    moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;""")
+    moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;
+    int64_t attention_flops;""")
 _struct("moe_ep_gemm", """
     double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p, other_byte_s; int32_t
     other_reached, other_multiplied, small_tokens; double small_byte, small_t0;""")
@@ -168,7 +169,8 @@ _struct("moe_ep_time_result", """
     double total_s, serial_s, no_barrier_s, dispatch_s, compute_s, combine_s, shared_s; moe_ep_regime regime;
     int32_t slowest_device, busiest_device; int64_t max_rows; int32_t max_active; double mean_compute_s, balanced_s,
     balanced_total_s;""")
-_struct("moe_ep_step_desc", "moe_ep_layer_desc layer; int32_t num_layers; double other_s, tokens_per_pass;")
+_struct("moe_ep_step_desc", """
+    moe_ep_layer_desc layer; int32_t num_layers; double other_s, tokens_per_pass; int32_t rows_per_sequence;""")
 _struct("moe_ep_step_result", """
     double step_s, tpot_s, tokens_per_s_device, tokens_per_s_node, serial_s, no_barrier_s, dispatch_s, compute_s,
     combine_s, shared_s, balanced_s; int32_t slowest_layer; double slowest_layer_s; int64_t max_rows; double
