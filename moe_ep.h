@@ -2540,8 +2540,7 @@ typedef struct moe_ep_layer_desc {
     moe_ep_wire dispatch_wire, combine_wire;
     int32_t dispatch_extra, combine_extra; /* bytes added to each row                                     */
     double capacity;           /* PADDED: rows per expert and source device                               */
-    const int64_t *traffic;    /* (D,D) rows, NULL = expected under uniform sources, arrivals in
-                                  proportion to the device's rows                                         */
+    const int64_t *traffic;    /* (D,D) rows, NULL = expected from slot_rows, see moe_ep_layer_time       */
     const int64_t *node_traffic; /* (D,N) distinct tokens, with traffic in mode NODE_DEDUP                */
     moe_ep_overlap overlap;
     double attention_s;        /* the caller's attention and the rest of the layer                        */
@@ -2567,13 +2566,19 @@ typedef struct moe_ep_time_result {
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
- * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN,
+ * re-evaluates every stage at half the rows, never halves a time.  Without traffic every source's tokens are alike:
+ * in PAIR what arrives is in proportion to the device's rows.  In RANK_DEDUP and NODE_DEDUP a token arrives once,
+ * however many rows it has there: at a device with the chance 1 - (product of 1 - K rows / all rows over its slots),
+ * at a node the same over its devices, the product to the power that makes even rows those of moe_ep_comm_bytes
+ * (choices are distinct, and perhaps of few groups); within 4 % of counted tokens of a lognormal popularity (sigma 1.1)
+ * or one device with 40 % of the rows, no routing groups.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN,
  * RANGE, OVERFLOW, PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes: node_traffic with a placement of one node
  * on a machine of several wants num_nodes).  O(P + D), with traffic O(P + D^2).
  * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
- * experts 71.05, combine 181.4 us. */
+ * experts 71.05, combine 181.4 us.  On 8, normal links, RANK_DEDUP, 2048 tokens each, 1638 rows on each expert of
+ * device 0, 351 on each other: dispatch 668.5 us; all remote tokens once would take 767.3. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -3309,8 +3314,9 @@ typedef struct moe_ep_diagnose_desc {
     const double *judge_loads;       /* (SB,L,E) window B; NULL = only describe, no verdict        */
     int32_t judge_steps;             /* SB                                                         */
 
-    /* How a layer is priced (section 8): model, machine, wire, overlap; its placement, traffic and
-     * tokens are filled in here.  NULL = no seconds, gains are in rows of the busiest device. */
+    /* How a layer is priced (section 8): model, machine, wire, overlap; its placement and tokens are
+     * filled in here, and what travels is expected from the loads, since nobody has counted the plan's
+     * traffic.  NULL = no seconds, gains are in rows of the busiest device. */
     const moe_ep_layer_desc *cost;
     double other_s;                  /* rest of a step that no plan changes, >= 0                  */
 
@@ -20155,6 +20161,7 @@ static moe_ep_status moe_epi_check_mode(moe_ep_a2a_mode mode, moe_ep_error *err)
 /* Rows one source device sends per token (per device for ALLGATHER's receive side), split by link, expected. */
 typedef struct moe_epi_expected {
     double intra, inter, logical;
+    double devices, nodes; /* that a token reaches, in the modes that count rows by them */
 } moe_epi_expected;
 
 static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a2a_mode mode,
@@ -20163,15 +20170,17 @@ static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a
     moe_epi_expected x;
     double devices = (double)D, nodes = (double)N, per_node = devices / nodes, reach;
     double intra = (per_node - 1.0) / devices, inter = 1.0 - 1.0 / nodes;
+    x.devices = x.nodes = 0.0;
     if (mode == MOE_EP_A2A_NODE_DEDUP) {
-        reach = moe_epi_distinct(q, N);
-        x.inter = tokens * reach * inter;
-        x.logical = N > 1 ? tokens * reach : tokens * moe_epi_distinct(q, D);
-        x.intra = tokens * moe_epi_distinct(q, D) * (per_node - 1.0) / per_node;
+        x.nodes = moe_epi_distinct(q, N);
+        x.devices = moe_epi_distinct(q, D);
+        x.inter = tokens * x.nodes * inter;
+        x.logical = N > 1 ? tokens * x.nodes : tokens * x.devices;
+        x.intra = tokens * x.devices * (per_node - 1.0) / per_node;
         return x;
     }
     reach = (double)q->K;
-    if (mode == MOE_EP_A2A_RANK_DEDUP) reach = moe_epi_distinct(q, D);
+    if (mode == MOE_EP_A2A_RANK_DEDUP) reach = x.devices = moe_epi_distinct(q, D);
     if (mode == MOE_EP_A2A_ALLGATHER) reach = devices;
     x.logical = tokens * reach;
     if (mode == MOE_EP_A2A_PADDED) x.logical = (double)q->E * capacity;
@@ -20619,6 +20628,8 @@ typedef struct moe_epi_layer {
     int32_t P, each, more;     /* dealt evenly: slots per device, devices with one more */
     int64_t total;             /* rows */
     double fair;               /* 1 / rows of a device with its fair share, 0 = arrivals do not follow rows */
+    double pick;               /* choices of a token / rows of all, 0 = rows are not counted once per token */
+    double device_power, node_power, sum_hits; /* with pick: see moe_epi_device_hit, moe_epi_volume_hit */
     double tokens;             /* per device */
     moe_epi_expected expected; /* per device, when no traffic is given */
     double dispatch_row, combine_row;
@@ -20646,6 +20657,74 @@ static int32_t moe_epi_slot_begin(const moe_epi_layer *y, int32_t device)
 {
     if (y->slot_start) return y->slot_start[device];
     return device * y->each + (device < y->more ? device : y->more);
+}
+
+/* Where a walk over the devices is: what tokens do on the node it has reached. */
+typedef struct moe_epi_walk {
+    int odd;           /* deals left-over rows, see moe_epi_part_rows */
+    int32_t last;      /* the node's last device, and one */
+    double size, hits; /* devices; sum over them of the chance that a token has a row there */
+    double hit;        /* the chance that it has one on any of them */
+} moe_epi_walk;
+
+/* The power of the product of 1 - share over even slots that is the chance to miss a block, of which a token reaches
+ * so many. */
+static double moe_epi_hit_power(double reached, double blocks, double slots, double k)
+{
+    double misses = fmax(log1p(-fmin(reached / blocks, 1.0)), -700.0); /* e^-700 for never */
+    return misses / (slots / blocks * fmax(log1p(-k / slots), -700.0));
+}
+
+/* A token has a row here at least as often as in the fullest part, and at most as often as in all of them by turns. */
+static double moe_epi_hit_bounded(double miss, double power, double fullest, double sum)
+{
+    return fmin(fmax(1.0 - pow(miss, power), fullest), fmin(sum, 1.0));
+}
+
+/* Chance that a token has a row on device r: its slots are chosen independently, but for a power that makes even rows
+ * what moe_epi_expected_rows has; *miss is multiplied by the chance of none before it is taken to a power. */
+static double moe_epi_device_hit(const moe_epi_layer *y, int32_t r, double *miss)
+{
+    int32_t s, end = moe_epi_slot_begin(y, r + 1);
+    double fullest = 0.0, sum = 0.0, none = 1.0;
+    for (s = moe_epi_slot_begin(y, r); s < end; s++) {
+        double share = fmin((double)y->slot_rows[s] * y->pick, 1.0);
+        fullest = fmax(fullest, share);
+        sum += share;
+        none *= 1.0 - share;
+    }
+    *miss *= none;
+    return moe_epi_hit_bounded(none, y->device_power, fullest, sum);
+}
+
+/* The node that begins with device r. */
+static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_walk *w)
+{
+    int32_t node = moe_epi_node(&y->net, r);
+    double miss = 1.0, fullest = 0.0, hit;
+    w->size = w->hits = 0.0;
+    for (; r < y->net.D && moe_epi_node(&y->net, r) == node; r++) {
+        hit = moe_epi_device_hit(y, r, &miss);
+        fullest = fmax(fullest, hit);
+        w->hits += hit;
+        w->size += 1.0;
+    }
+    w->last = r;
+    w->hit = moe_epi_hit_bounded(miss, y->node_power, fullest, w->hits);
+}
+
+/* Rows that a token sends once to a device, or once to a node. */
+static void moe_epi_layer_hits(moe_epi_layer *y)
+{
+    double K = (double)y->model->top_k, P = (double)y->P;
+    moe_epi_walk w;
+    y->pick = K / (double)y->total;
+    y->device_power = moe_epi_hit_power(y->expected.devices, (double)y->net.D, P, K);
+    y->node_power = moe_epi_hit_power(y->expected.nodes, (double)y->net.N, P, K);
+    for (w.last = 0; w.last < y->net.D;) {
+        moe_epi_walk_node(y, w.last, &w);
+        y->sum_hits += y->net.mode == MOE_EP_A2A_NODE_DEDUP ? w.hit : w.hits;
+    }
 }
 
 /* Devices, nodes and slots from the placement or from the plain numbers. */
@@ -20752,10 +20831,10 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
             moe_epi_expected_rows(&q, d->mode, y->net.D, y->net.N, y->tokens, d->capacity);
     peers = d->mode == MOE_EP_A2A_PAIR || d->mode == MOE_EP_A2A_PADDED ? (double)y->P
                                                                        : (double)y->net.D;
-    if (y->total > 0 && d->mode != MOE_EP_A2A_PADDED && d->mode != MOE_EP_A2A_ALLGATHER)
-        y->fair = (double)y->net.D / (double)y->total;
     y->each = y->P / y->net.D;
     y->more = y->P % y->net.D;
+    if (y->total > 0 && d->mode == MOE_EP_A2A_PAIR) y->fair = (double)y->net.D / (double)y->total;
+    if (y->total > 0 && y->expected.devices > 0.0) moe_epi_layer_hits(y);
     y->experts = moe_epi_experts_of(d->model, d->machine, (double)d->model->inter);
     y->dispatch = moe_epi_wire_of(
         d->high_throughput ? &d->machine->normal_dispatch : &d->machine->ll_dispatch,
@@ -20775,15 +20854,39 @@ static int64_t moe_epi_part_rows(int64_t rows, moe_epi_part part, int *odd)
     return rows / 2 + (left & (*odd == (part == MOE_EPI_FIRST_HALF)));
 }
 
+/* Device r where a token travels once to a device, or once to a node and on from its device of the same place, one of
+ * `landed` whose tokens land there. */
+static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, const moe_epi_walk *w)
+{
+    moe_epi_volume v;
+    double miss = 1.0, hit = moe_epi_device_hit(y, r, &miss), all = (double)y->net.D, landed = all / w->size;
+    if (y->net.mode == MOE_EP_A2A_RANK_DEDUP) {
+        v.out_intra = y->tokens * (w->hits - hit);
+        v.in_intra = y->tokens * (w->size - 1.0) * hit;
+        v.out_inter = y->tokens * (y->sum_hits - w->hits);
+        v.in_inter = y->tokens * (all - w->size) * hit;
+    } else {
+        v.out_intra = y->tokens * landed * (w->hits - hit);
+        v.in_intra = y->tokens * (all - landed) * hit;
+        v.out_inter = y->tokens * (y->sum_hits - w->hit);
+        v.in_inter = y->tokens * (landed - 1.0) * w->hit;
+    }
+    return v;
+}
+
 /* What a device sends and receives.  Without counted traffic the sources are even, and what arrives is in
- * proportion to the device's rows, except where a mode moves the same bytes whatever the routing. */
+ * proportion to the device's rows, or to the tokens that have some there, except where a mode moves the same bytes
+ * whatever the routing. */
 static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                           double share)
+                                           double share, moe_epi_walk *w)
 {
     moe_epi_volume v;
     double load = 1.0;
     if (y->net.rows) {
         v = moe_epi_volume_counted(&y->net, r);
+    } else if (y->pick > 0.0) {
+        if (r >= w->last) moe_epi_walk_node(y, r, w);
+        v = moe_epi_volume_hit(y, r, w);
     } else {
         if (y->fair > 0.0) load = (double)whole_rows * y->fair;
         v.out_intra = y->expected.intra;
@@ -20807,13 +20910,13 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
     return MOE_EP_OK;
 }
 
-static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                        double share, moe_ep_device_time *t, moe_ep_error *err)
+static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
+                                        moe_epi_walk *walk, moe_ep_device_time *t, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_volume v, b;
     if (y->net.D == 1) return MOE_EP_OK;
-    v = moe_epi_layer_volume(y, r, whole_rows, share);
+    v = moe_epi_layer_volume(y, r, whole_rows, share, walk);
     b = moe_epi_volume_back(v);
     if (h && h->a2a_us) {
         double row = y->dispatch_row, back = y->combine_row;
@@ -20830,9 +20933,9 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
     return MOE_EP_OK;
 }
 
-/* One device in one part of the batch. */
+/* One device in one part of the batch; devices are asked for in turn, from a walk of zeros on. */
 static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
-                                          int *odd, moe_ep_device_time *t, moe_ep_error *err)
+                                          moe_epi_walk *walk, moe_ep_device_time *t, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_work w;
@@ -20842,7 +20945,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
     memset(&w, 0, sizeof w);
     for (s = begin; s < end; s++) {
         whole += y->slot_rows[s];
-        moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, odd), y->machine->gemm.tile);
+        moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, &walk->odd), y->machine->gemm.tile);
     }
     w.batch = (double)y->total * (part == MOE_EPI_WHOLE ? 1.0 : 0.5);
     seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
@@ -20852,7 +20955,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
             h->expert_us(h->user, r, w.active, w.rows, w.padded,
                          part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
             "hooks.expert_us", r, &t->compute_s, err));
-    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, err));
+    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, walk, t, err));
     MOE_EPI_TRY(moe_epi_fits(t->memory_s + t->flop_s + t->compute_s + t->dispatch_s + t->combine_s,
                              "machine", err));
     if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s)
@@ -20880,12 +20983,13 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
     moe_ep_device_time t;
-    int odd = 0;
+    moe_epi_walk walk;
     int32_t r;
     memset(sum, 0, sizeof *sum);
+    memset(&walk, 0, sizeof walk);
     for (r = 0; r < y->net.D; r++) {
         double own;
-        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &odd, &t, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &walk, &t, err));
         own = t.dispatch_s + t.compute_s + t.combine_s;
         if (own > sum->longest_own) sum->longest_own = own;
         if (t.dispatch_s > sum->stages.dispatch_s) sum->stages.dispatch_s = t.dispatch_s;
@@ -20915,8 +21019,9 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     return MOE_EP_OK;
 }
 
-/* Half a batch without hooks and counted traffic.  Wire times grow with a device's rows, so only the device with most
- * rows is asked for them; the whole batch, which takes no less, has its numbers checked. */
+/* Half a batch without hooks and counted traffic, and no token counted once for several rows.  Wire times grow with a
+ * device's rows, so only the device with most rows is asked for them; the whole batch, which takes no less, has its
+ * numbers checked. */
 static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_epi_layer_sum *sum)
 {
     moe_epi_work w;
@@ -20941,7 +21046,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         if (seconds > sum->stages.compute_s) sum->stages.compute_s = seconds;
     }
     if (y->net.D > 1) {
-        v = moe_epi_layer_volume(y, 0, most, 0.5);
+        v = moe_epi_layer_volume(y, 0, most, 0.5, NULL);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
     }
@@ -20952,7 +21057,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
 static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part part,
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
-    if (y->net.rows || y->d->hooks) return moe_epi_layer_eval(y, part, sum, err);
+    if (y->net.rows || y->d->hooks || y->pick > 0.0) return moe_epi_layer_eval(y, part, sum, err);
     moe_epi_layer_half(y, part, sum);
     return MOE_EP_OK;
 }
@@ -20973,10 +21078,11 @@ static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer
 static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_ep_device_time one;
+    moe_epi_walk walk;
     int32_t i;
-    int odd = 0;
+    memset(&walk, 0, sizeof walk);
     for (i = 0; i < y->net.D; i++) {
-        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &walk, &one, err));
         devices[i] = one;
     }
     return MOE_EP_OK;
