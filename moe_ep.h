@@ -2618,7 +2618,8 @@ typedef struct moe_ep_ep_vs_tp_desc {
     int32_t num_nodes;         /* 0 = ceil(D / machine.devices_per_node)                                  */
     int32_t num_slots;         /* P of expert parallelism, 0 = E                                          */
     double tokens;             /* per device                                                              */
-    double imbalance;          /* max over mean rows of the devices under expert parallelism, 0 = 1       */
+    double imbalance;          /* max over mean rows of the devices under expert parallelism, 0 = 1: one
+                                  device with so many, the others alike                                   */
     int32_t high_throughput;   /* 0 = the machine's low-latency links, not 0 = its normal ones            */
     moe_ep_a2a_mode mode;      /* of expert parallelism, as the next five                                 */
     moe_ep_wire dispatch_wire, combine_wire;
@@ -2638,11 +2639,12 @@ typedef struct moe_ep_ep_vs_tp_result {
 /* Should the devices share the experts (EP: whole experts, tokens travel) or cut every expert in D slices (TP: each
  * device works on all tokens with ceil(I / D) columns, bf16 rows gathered before and summed after)?  Bytes and seconds
  * of both under uniform routing; sent bytes inside and between nodes together, both over the links chosen by
- * high_throughput.  Active experts as expected, their rows even, imbalance on the rows of EP only: TP has none.
- * Shared experts are left out.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, RANGE (tokens 0, imbalance outside
- * 1..D, constants), OVERFLOW, those of moe_ep_comm_bytes.  O(K), with groups O(groups * (groups + K)).
+ * high_throughput.  Active experts as expected, their rows even.  The imbalance is on EP's rows and on what its busiest
+ * device receives, as in moe_ep_layer_time (not in PADDED and ALLGATHER, nor in the bytes sent); TP has none.  Shared
+ * experts are left out.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, RANGE (tokens 0, imbalance outside 1..D,
+ * constants), OVERFLOW, those of moe_ep_comm_bytes.  O(K), with groups O(groups * (groups + K)).
  * Example: DeepSeek-V3 on 8 H200, 64 tokens each, fp8 out and bf16 back: 9734144 and 12845056 bytes sent, 471.1 us with
- * EP and 500.3 with TP, 1.062 times as fast; with an imbalance of 3: 478.1 us, 1.046. */
+ * EP and 500.3 with TP, 1.062 times as fast; with an imbalance of 3: 556.0 us, 0.8999. */
 MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_ep_ep_vs_tp_result *out,
                                          moe_ep_error *err);
 
@@ -21216,10 +21218,15 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
 
 /* ---- expert against tensor parallelism --------------------------------------------------------------- */
 
+static int32_t moe_epi_against_nodes(const moe_ep_ep_vs_tp_desc *d)
+{
+    int32_t near = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
+    return d->num_nodes > 0 ? d->num_nodes : (d->num_devices - 1) / near + 1;
+}
+
 static moe_ep_status moe_epi_against_comm(const moe_ep_ep_vs_tp_desc *d, moe_ep_comm_result *ep, moe_ep_comm_result *tp,
                                           moe_ep_error *err)
 {
-    int32_t near = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
     moe_ep_comm_desc c;
     memset(&c, 0, sizeof c);
     c.tokens = d->tokens;
@@ -21229,7 +21236,7 @@ static moe_ep_status moe_epi_against_comm(const moe_ep_ep_vs_tp_desc *d, moe_ep_
     c.num_groups = d->model->num_groups;
     c.top_groups = d->model->top_groups;
     c.num_devices = d->num_devices;
-    c.num_nodes = d->num_nodes > 0 ? d->num_nodes : (d->num_devices - 1) / near + 1;
+    c.num_nodes = moe_epi_against_nodes(d);
     c.mode = d->mode;
     c.dispatch_wire = d->dispatch_wire;
     c.combine_wire = d->combine_wire;
@@ -21248,16 +21255,58 @@ static double moe_epi_against_sent(const moe_ep_comm_result *c)
     return c->dispatch_intra_bytes + c->dispatch_inter_bytes + c->combine_intra_bytes + c->combine_inter_bytes;
 }
 
-/* Both phases; peers as in moe_ep_link. */
-static double moe_epi_against_wire(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double peers)
+/* Rows that reach the busiest device, the slots of a device being alike: what moe_epi_volume_hit has for a device with
+ * `imbalance` times the mean, when the other devices are alike, too. */
+static void moe_epi_against_busiest(const moe_ep_ep_vs_tp_desc *d, const moe_epi_expected *even, double P,
+                                    double *intra, double *inter)
+{
+    double D = (double)d->num_devices, N = (double)moe_epi_against_nodes(d), K = (double)d->model->top_k, near = D / N;
+    double power = moe_epi_hit_power(even->devices, D, P, K), slots = P / D, share, rest, miss, others, hit, other;
+    share = fmin(d->imbalance * K / P, 1.0);
+    rest = (D - d->imbalance) / (D - 1.0) * K / P;
+    miss = pow(1.0 - share, slots);
+    others = pow(1.0 - rest, slots);
+    hit = moe_epi_hit_bounded(miss, power, share, share * slots);
+    other = moe_epi_hit_bounded(others, power, rest, rest * slots);
+    *intra = d->tokens * (near - 1.0) * hit;
+    *inter = d->tokens * (D - near) * hit;
+    if (d->mode == MOE_EP_A2A_RANK_DEDUP) return;
+    *intra = d->tokens * (D - N) * hit;
+    *inter = d->tokens * (N - 1.0) *
+             moe_epi_hit_bounded(miss * pow(others, near - 1.0), moe_epi_hit_power(even->nodes, N, P, K), hit,
+                                 hit + (near - 1.0) * other);
+}
+
+/* Rows of the busiest device under expert parallelism; c = what a device sends when all are alike. */
+static void moe_epi_against_rows(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double P, double *intra,
+                                 double *inter)
+{
+    moe_epi_routing q;
+    moe_epi_expected even;
+    *intra = c->intra_rows;
+    *inter = c->inter_rows;
+    if (!(d->imbalance > 1.0)) return;
+    if (d->mode == MOE_EP_A2A_PAIR) {
+        *intra *= d->imbalance;
+        *inter *= d->imbalance;
+    }
+    (void)moe_epi_check_routing(d->model->num_experts, d->model->top_k, d->model->num_groups, d->model->top_groups,
+                                &q, NULL); /* checked before */
+    even = moe_epi_expected_rows(&q, d->mode, d->num_devices, moe_epi_against_nodes(d), d->tokens, d->capacity);
+    if (even.devices > 0.0) moe_epi_against_busiest(d, &even, P, intra, inter);
+}
+
+/* Both phases of a device with so many rows; peers as in moe_ep_link. */
+static double moe_epi_against_wire(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double intra,
+                                   double inter, double peers)
 {
     const moe_ep_machine *m = d->machine;
-    double rows = c->intra_rows + c->inter_rows;
+    double row = (double)c->dispatch_row_bytes, back = (double)c->combine_row_bytes;
     if (d->num_devices == 1) return 0.0;
-    return moe_epi_link_seconds(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, c->dispatch_intra_bytes,
-                                c->dispatch_inter_bytes, rows, peers) +
-           moe_epi_link_seconds(d->high_throughput ? &m->normal_combine : &m->ll_combine, c->combine_intra_bytes,
-                                c->combine_inter_bytes, rows, peers);
+    return moe_epi_link_seconds(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, intra * row, inter * row,
+                                intra + inter, peers) +
+           moe_epi_link_seconds(d->high_throughput ? &m->normal_combine : &m->ll_combine, intra * back, inter * back,
+                                intra + inter, peers);
 }
 
 /* Slots with rows among `slots`, when every one is as likely and each of `tokens` picks k of them. */
@@ -21304,7 +21353,7 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
 {
     moe_ep_comm_result ep, tp;
     moe_ep_ep_vs_tp_result r;
-    double D, P, E, K, H, I, rows, expert, matrices, pair;
+    double D, P, E, K, H, I, rows, expert, matrices, pair, intra = 0.0, inter = 0.0;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
@@ -21325,8 +21374,9 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
     r.tp_weight_bytes = E * expert * ceil(I / D);
     r.ep_sent_bytes = moe_epi_against_sent(&ep);
     r.tp_sent_bytes = moe_epi_against_sent(&tp);
-    r.ep_comm_s = moe_epi_against_wire(desc, &ep, pair);
-    r.tp_comm_s = moe_epi_against_wire(desc, &tp, D);
+    moe_epi_against_rows(desc, &ep, P, &intra, &inter);
+    r.ep_comm_s = moe_epi_against_wire(desc, &ep, intra, inter, pair);
+    r.tp_comm_s = moe_epi_against_wire(desc, &tp, tp.intra_rows, tp.inter_rows, D);
     r.ep_compute_s = moe_epi_against_experts(desc, I, P / D, moe_epi_against_active(P, desc->tokens * D, K) / D,
                                              rows * moe_epi_or(desc->imbalance, 1.0));
     r.tp_compute_s = moe_epi_against_experts(desc, ceil(I / D), E, moe_epi_against_active(E, desc->tokens * D, K),
