@@ -3320,12 +3320,12 @@ typedef struct moe_ep_diagnose_desc {
      * filled in here, and what travels is expected from the loads, since nobody has counted the plan's
      * traffic.  NULL = no seconds, gains are in rows of the busiest device. */
     const moe_ep_layer_desc *cost;
-    double other_s;                  /* rest of a step that no plan changes, >= 0                  */
+    double other_s;                  /* rest of a whole step that no plan changes, >= 0; see below */
 
     /* Cost of switching.  All zero = moving is free. */
     double expert_bytes;             /* one expert's weights in one layer; 0 = from cost->model     */
     double move_Bps;                 /* link speed for moving weights, per device; 0 = free         */
-    double pause_s;                  /* serving stops for so long per rebalance                     */
+    double pause_s;                  /* serving stops for so long per rebalance of all layers       */
     double horizon_steps;            /* steps the new plan will serve; 0 = no limit                 */
 
     /* What counts as worth it; see moe_ep_diagnose_thresholds.  0 = any improvement counts. */
@@ -3356,7 +3356,7 @@ typedef struct moe_ep_diagnosis {
     double imbalance_before, imbalance_after, imbalance_bound; /* the above over mean_rows, >= 1    */
     double chance_imbalance;       /* what uniform routing of as many tokens would give, p95        */
 
-    double before_s, after_s;      /* a step, other_s included                                      */
+    double before_s, after_s;      /* a step's loaded layers, with their share of other_s           */
     double balanced_s;             /* the same if every device had its fair share of rows           */
     double gain;                   /* 1 - after/before, in seconds if known, else in rows           */
     double speedup;                /* before/after                                                  */
@@ -3364,7 +3364,7 @@ typedef struct moe_ep_diagnosis {
 
     int64_t moves;                 /* slots that receive an expert their device does not hold       */
     double move_bytes;
-    double move_s;                 /* busiest device's share of move_bytes / move_Bps + pause_s     */
+    double move_s;                 /* busiest device's share of move_bytes / move_Bps + pause_s (its share) */
     double break_even_steps;       /* move_s / seconds saved per step; 0 = free; -1 = never, or unknown
                                       without cost                                                  */
 } moe_ep_diagnosis;
@@ -3378,13 +3378,15 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
 /* Is a new placement worth it?  Plans on window A (sum of its steps), judges current and new placement
  * on every step of window B (equal split over replicas), and weighs the gain against moving.
  * plan receives the new placement when it is not NULL: a placement initialised for L, E and the shape.
- * Zero-load layers and steps are left out; they never give NaN.
+ * Zero-load layers and steps are left out; they never give NaN.  Where fewer layers are loaded than cost->model has
+ * with experts, seconds are of these layers alone, as are the moves: other_s and pause_s, which are of the whole model,
+ * count by their share, so that gain and break-even are those of a step of all layers.
  * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_RANGE, ERR_SLOTS, ERR_PLACEMENT, ERR_OVERFLOW, and those
  * of the planner and of moe_ep_layer_time.  O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
  * too small scratch->need may grow once more on the next try, when the planner says what it needs.
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
- * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND. */
+ * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND.  1 of 58 layers and other_s 0.0058: 0.1 ms of it count. */
 MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
                                          moe_ep_diagnosis *out, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -27411,6 +27413,13 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
     for (i = 0; i < L; i++) out->layers_loaded += j->layer_steps[i] > 0;
 }
 
+/* What the loaded layers are of those of the model, 1 where it is not known or they are no fewer. */
+static double moe_epi_diag_share(const moe_ep_diagnose_desc *d, int32_t layers_loaded)
+{
+    if (!d->cost || layers_loaded == 0 || layers_loaded >= d->cost->model->num_moe_layers) return 1.0;
+    return (double)layers_loaded / (double)d->cost->model->num_moe_layers;
+}
+
 /* v >= 0, at most the largest double. */
 static double moe_epi_diag_fit(double v)
 {
@@ -27490,10 +27499,17 @@ static void moe_epi_put_step(moe_epi_text *t, const moe_ep_diagnosis *o, double 
     }
 }
 
-/* "a step goes from 9.1 ms to 6.2 ms (31.9 % less)" */
-static void moe_epi_put_change(moe_epi_text *t, const moe_ep_diagnosis *o)
+/* "a step goes from 9.1 ms to 6.2 ms (31.9 % less)", "4 of a step's 58 layers go from ..." */
+static void moe_epi_put_change(moe_epi_text *t, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
-    moe_epi_puts(t, "a step goes from ");
+    if (moe_epi_diag_share(d, o->layers_loaded) < 1.0) {
+        moe_epi_puti(t, o->layers_loaded);
+        moe_epi_puts(t, " of a step's ");
+        moe_epi_puti(t, d->cost->model->num_moe_layers);
+        moe_epi_puts(t, o->layers_loaded == 1 ? " layers goes from " : " layers go from ");
+    } else {
+        moe_epi_puts(t, "a step goes from ");
+    }
     moe_epi_put_step(t, o, o->before_rows, o->before_s);
     moe_epi_puts(t, " to ");
     moe_epi_put_step(t, o, o->after_rows, o->after_s);
@@ -27502,9 +27518,9 @@ static void moe_epi_put_change(moe_epi_text *t, const moe_ep_diagnosis *o)
     moe_epi_puts(t, o->gain < 0.0 ? " more)" : " less)");
 }
 
-static void moe_epi_put_pays(moe_epi_text *t, const moe_ep_diagnosis *o)
+static void moe_epi_put_pays(moe_epi_text *t, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
-    moe_epi_put_change(t, o);
+    moe_epi_put_change(t, d, o);
     moe_epi_puts(t, ", faster in ");
     moe_epi_put_percent(t, o->improved);
     moe_epi_puts(t, " of ");
@@ -27528,7 +27544,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
     if (o->reason == MOE_EP_REASON_NO_JUDGE_WINDOW) {
         moe_epi_puts(&t, "there is no second window: a plan must be judged on loads it was not "
                          "made from; on its own window ");
-        moe_epi_put_change(&t, o);
+        moe_epi_put_change(&t, d, o);
     } else if (o->reason == MOE_EP_REASON_NO_LOAD) {
         moe_epi_puts(&t, "a window holds no tokens, so nothing can be said");
     } else if (o->reason == MOE_EP_REASON_FEW_STEPS) {
@@ -27536,7 +27552,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_puts(&t, o->steps == 1 ? " judged step is fewer than the " : " judged steps are fewer than the ");
         moe_epi_puti(&t, d->min_steps);
         moe_epi_puts(&t, " asked for; on them ");
-        moe_epi_put_change(&t, o);
+        moe_epi_put_change(&t, d, o);
     } else if (o->reason == MOE_EP_REASON_BALANCED) {
         moe_epi_puts(&t, "the busiest device has ");
         moe_epi_put_fixed(&t, o->imbalance_before, 3);
@@ -27552,7 +27568,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
                          "help, a plan does not");
     } else if (o->reason == MOE_EP_REASON_SMALL_GAIN) {
         moe_epi_puts(&t, "the plan saves too little: ");
-        moe_epi_put_change(&t, o);
+        moe_epi_put_change(&t, d, o);
         moe_epi_puts(&t, ", wanted at least ");
         moe_epi_put_percent(&t, d->min_gain);
     } else if (o->reason == MOE_EP_REASON_UNRELIABLE) {
@@ -27573,7 +27589,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_puts(&t, ", but the plan will serve only ");
         moe_epi_put_fixed(&t, d->horizon_steps, 0);
     } else {
-        moe_epi_put_pays(&t, o);
+        moe_epi_put_pays(&t, d, o);
     }
     MOE_EP_ASSERT(t.len < t.bytes); /* no sentence is longer than 250 characters, its numbers included */
     o->text[t.len] = '\0';
@@ -27637,8 +27653,7 @@ static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_j
 static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
                                 moe_ep_diagnosis *o)
 {
-    double steps = (double)j->steps;
-    moe_epi_diag_bottleneck(j, o);
+    double steps = (double)j->steps, other = d->other_s * moe_epi_diag_share(d, o->layers_loaded);
     o->steps = (int32_t)j->steps;
     o->mean_rows = j->mean / steps;
     o->before_rows = j->rows[0] / steps;
@@ -27654,9 +27669,9 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
     o->gain = o->before_rows > 0.0 ? 1.0 - moe_epi_diag_fit(o->after_rows / o->before_rows) : 0.0;
     o->speedup = o->after_rows > 0.0 ? moe_epi_diag_fit(o->before_rows / o->after_rows) : 1.0;
     if (d->cost && j->seconds[0] > 0.0) {
-        o->before_s = moe_epi_diag_fit(j->seconds[0] / steps + d->other_s);
-        o->after_s = moe_epi_diag_fit(j->seconds[1] / steps + d->other_s);
-        o->balanced_s = moe_epi_diag_fit(j->balanced_s / steps + d->other_s);
+        o->before_s = moe_epi_diag_fit(j->seconds[0] / steps + other);
+        o->after_s = moe_epi_diag_fit(j->seconds[1] / steps + other);
+        o->balanced_s = moe_epi_diag_fit(j->balanced_s / steps + other);
         o->gain = 1.0 - moe_epi_diag_fit(o->after_s / o->before_s);
         o->speedup = moe_epi_diag_fit(o->before_s / o->after_s);
     }
@@ -27704,7 +27719,9 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
         expert_bytes = (m->ungated ? 2.0 : 3.0) * (double)m->hidden * (double)m->inter *
                        (m->weight_bytes > 0.0 ? m->weight_bytes : 2.0);
     }
-    moe_epi_diag_moves(j->p[0], plan, arrivals, out, expert_bytes, d->move_Bps, d->pause_s);
+    if (j->steps > 0) moe_epi_diag_bottleneck(j, out);
+    moe_epi_diag_moves(j->p[0], plan, arrivals, out, expert_bytes, d->move_Bps,
+                       d->pause_s * moe_epi_diag_share(d, out->layers_loaded));
     if (j->steps > 0) moe_epi_diag_result(d, j, out);
     moe_epi_diag_decide(d, moe_epi_diag_total(d->plan_loads, per_step * d->plan_steps), j->total,
                         out);
