@@ -27591,7 +27591,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
     } else {
         moe_epi_put_pays(&t, d, o);
     }
-    MOE_EP_ASSERT(t.len < t.bytes); /* no sentence is longer than 250 characters, its numbers included */
+    MOE_EP_ASSERT(t.len < t.bytes); /* no sentence is longer than 290 characters, its numbers included */
     o->text[t.len] = '\0';
 }
 
