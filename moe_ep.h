@@ -2652,8 +2652,7 @@ typedef struct moe_ep_layer_desc {
     moe_ep_wire dispatch_wire, combine_wire;
     int32_t dispatch_extra, combine_extra; /* bytes added to each row                                     */
     double capacity;           /* PADDED: rows per expert and source device                               */
-    const int64_t *traffic;    /* (D,D) rows, NULL = expected under uniform sources, arrivals in
-                                  proportion to the device's rows                                         */
+    const int64_t *traffic;    /* (D,D) rows, NULL = expected from slot_rows, see moe_ep_layer_time       */
     const int64_t *node_traffic; /* (D,N) distinct tokens, with traffic in mode NODE_DEDUP:
                                     moe_ep_node_traffic                                                   */
     moe_ep_overlap overlap;
@@ -2685,14 +2684,20 @@ typedef struct moe_ep_time_result {
 } moe_ep_time_result;
 
 /* Seconds of one MoE layer for slot_rows (P) rows per slot.  devices (D) or NULL.  Nothing is allocated.  TWO_*
- * re-evaluates every stage at half the rows, never halves a time.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN,
+ * re-evaluates every stage at half the rows, never halves a time.  Without traffic every source's tokens are alike:
+ * in PAIR what arrives is in proportion to the device's rows.  In RANK_DEDUP and NODE_DEDUP a token arrives once,
+ * however many rows it has there: at a device with the chance 1 - (product of 1 - K rows / all rows over its slots),
+ * at a node the same over its devices, the product to the power that makes even rows those of moe_ep_comm_bytes
+ * (choices are distinct, and perhaps of few groups); within 4 % of counted tokens of a lognormal popularity (sigma 1.1)
+ * or one device with 40 % of the rows, no routing groups.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN,
  * RANGE, OVERFLOW, PLACEMENT, CONFIG (hooks, attention_half_s missing, nodes: node_traffic with a placement of one node
  * on a machine of several wants num_nodes).  O(P + D), with traffic O(P + D^2).
  * slot_rows come from moe_ep_split (counts per expert -> rows per slot).  A zeroed desc means bf16 on the wire both
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
  * experts 71.05, combine 181.4 us.  On 32 with three times its share on device 0: 828.9 us, balanced_s 44.2 us below
- * compute_s, but balanced_total_s 437.1 us: the network waits for the hot device, too. */
+ * compute_s, but balanced_total_s 437.1 us: the network waits for the hot device, too.  On 8, normal links, RANK_DEDUP, 2048 tokens each, 1638 rows on each expert of
+ * device 0, 351 on each other: dispatch 668.5 us; all remote tokens once would take 767.3. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -2737,7 +2742,8 @@ typedef struct moe_ep_ep_vs_tp_desc {
     int32_t num_nodes;         /* 0 = ceil(D / machine.devices_per_node)                                  */
     int32_t num_slots;         /* P of expert parallelism, 0 = E                                          */
     double tokens;             /* per device                                                              */
-    double imbalance;          /* max over mean rows of the devices under expert parallelism, 0 = 1       */
+    double imbalance;          /* max over mean rows of the devices under expert parallelism, 0 = 1: one
+                                  device with so many, the others alike                                   */
     int32_t high_throughput;   /* 0 = the machine's low-latency links, not 0 = its normal ones            */
     moe_ep_a2a_mode mode;      /* of expert parallelism, as the next five                                 */
     moe_ep_wire dispatch_wire, combine_wire;
@@ -2757,11 +2763,12 @@ typedef struct moe_ep_ep_vs_tp_result {
 /* Should the devices share the experts (EP: whole experts, tokens travel) or cut every expert in D slices (TP: each
  * device works on all tokens with ceil(I / D) columns, bf16 rows gathered before and summed after)?  Bytes and seconds
  * of both under uniform routing; sent bytes inside and between nodes together, both over the links chosen by
- * high_throughput.  Active experts as expected, their rows even, imbalance on the rows of EP only: TP has none.
- * Shared experts are left out.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, RANGE (tokens 0, imbalance outside
- * 1..D, constants), OVERFLOW, those of moe_ep_comm_bytes.  O(K), with groups O(groups * (groups + K)).
+ * high_throughput.  Active experts as expected, their rows even.  The imbalance is on EP's rows and on what its busiest
+ * device receives, as in moe_ep_layer_time (not in PADDED and ALLGATHER, nor in the bytes sent); TP has none.  Shared
+ * experts are left out.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, RANGE (tokens 0, imbalance outside 1..D,
+ * constants), OVERFLOW, those of moe_ep_comm_bytes.  O(K), with groups O(groups * (groups + K)).
  * Example: DeepSeek-V3 on 8 H200, 64 tokens each, fp8 out and bf16 back: 9734144 and 12845056 bytes sent, 471.1 us with
- * EP and 500.3 with TP, 1.062 times as fast; with an imbalance of 3: 478.1 us, 1.046. */
+ * EP and 500.3 with TP, 1.062 times as fast; with an imbalance of 3: 556.0 us, 0.8999. */
 MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_ep_ep_vs_tp_result *out,
                                          moe_ep_error *err);
 
@@ -3467,15 +3474,16 @@ typedef struct moe_ep_diagnose_desc {
     const double *judge_loads;       /* (SB,L,E) window B; NULL = only describe, no verdict        */
     int32_t judge_steps;             /* SB                                                         */
 
-    /* How a layer is priced (section 8): model, machine, wire, overlap; its placement, traffic and
-     * tokens are filled in here.  NULL = no seconds, gains are in rows of the busiest device. */
+    /* How a layer is priced (section 8): model, machine, wire, overlap; its placement and tokens are
+     * filled in here, and what travels is expected from the loads, since nobody has counted the plan's
+     * traffic.  NULL = no seconds, gains are in rows of the busiest device. */
     const moe_ep_layer_desc *cost;
-    double other_s;                  /* rest of a step that no plan changes, >= 0                  */
+    double other_s;                  /* rest of a whole step that no plan changes, >= 0; see below */
 
     /* Cost of switching.  All zero = moving is free. */
     double expert_bytes;             /* one expert's weights in one layer; 0 = from cost->model     */
     double move_Bps;                 /* link speed for moving weights, per device; 0 = free         */
-    double pause_s;                  /* serving stops for so long per rebalance                     */
+    double pause_s;                  /* serving stops for so long per rebalance of all layers       */
     double horizon_steps;            /* steps the new plan will serve; 0 = no limit                 */
 
     /* What counts as worth it; see moe_ep_diagnose_thresholds.  0 = any improvement counts. */
@@ -3516,7 +3524,7 @@ typedef struct moe_ep_diagnosis {
                                       0 = not known: more devices than experts, or less than half a
                                       token per layer and step                                      */
 
-    double before_s, after_s;      /* a step, other_s included                                      */
+    double before_s, after_s;      /* a step's loaded layers, with their share of other_s           */
     double balanced_s;             /* the same if today's rows, active slots and bytes were even over all devices:
                                       moe_ep_time_result.balanced_total_s of `current`, whatever the planner;
                                       1 - balanced_s/before_s is what uneven load costs.  after_s can be
@@ -3527,7 +3535,7 @@ typedef struct moe_ep_diagnosis {
 
     int64_t moves;                 /* slots that receive an expert their device does not hold       */
     double move_bytes;
-    double move_s;                 /* busiest device's share of move_bytes / move_Bps + pause_s     */
+    double move_s;                 /* busiest device's share of move_bytes / move_Bps + pause_s (its share) */
     double break_even_steps;       /* move_s / seconds saved per step; 0 = free; -1 = never, or unknown
                                       without cost                                                  */
 } moe_ep_diagnosis;
@@ -3541,14 +3549,17 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
 /* Is a new placement worth it?  Plans on window A (sum of its steps), judges current and new placement
  * on every step of window B (equal split over replicas), and weighs the gain against moving.
  * plan receives the new placement when it is not NULL: a placement initialised for L, E and the shape.
- * Zero-load layers and steps are left out; they never give NaN.
+ * Zero-load layers and steps are left out; they never give NaN.  Where fewer layers are loaded than cost->model has
+ * with experts, seconds are of these layers alone, as are the moves: other_s and pause_s, which are of the whole model,
+ * count by their share, so that gain and break-even are those of a step of all layers.
  * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_RANGE, ERR_SLOTS, ERR_PLACEMENT, ERR_OVERFLOW, and those
  * of the planner and of moe_ep_layer_time; ERR_CONFIG for top_groups that moe_ep_chance_grouped refuses.
  * O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
  * too small scratch->need may grow once more on the next try, when the planner says what it needs.
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
- * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10.  Over 20 such steps it is 1.06. */
+ * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10.  Over 20 such steps it is 1.06.
+ * 1 of 58 layers and other_s 0.0058: 0.1 ms of it count. */
 MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
                                          moe_ep_diagnosis *out, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -21018,6 +21029,7 @@ static moe_ep_status moe_epi_check_mode(moe_ep_a2a_mode mode, moe_ep_error *err)
 /* Rows one source device sends per token (per device for ALLGATHER's receive side), split by link, expected. */
 typedef struct moe_epi_expected {
     double intra, inter, logical;
+    double devices, nodes; /* that a token reaches, in the modes that count rows by them */
 } moe_epi_expected;
 
 static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a2a_mode mode,
@@ -21026,15 +21038,17 @@ static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a
     moe_epi_expected x;
     double devices = (double)D, nodes = (double)N, per_node = devices / nodes, reach;
     double intra = (per_node - 1.0) / devices, inter = 1.0 - 1.0 / nodes;
+    x.devices = x.nodes = 0.0;
     if (mode == MOE_EP_A2A_NODE_DEDUP) {
-        reach = moe_epi_distinct(q, N);
-        x.inter = tokens * reach * inter;
-        x.logical = N > 1 ? tokens * reach : tokens * moe_epi_distinct(q, D);
-        x.intra = tokens * moe_epi_distinct(q, D) * (per_node - 1.0) / per_node;
+        x.nodes = moe_epi_distinct(q, N);
+        x.devices = moe_epi_distinct(q, D);
+        x.inter = tokens * x.nodes * inter;
+        x.logical = N > 1 ? tokens * x.nodes : tokens * x.devices;
+        x.intra = tokens * x.devices * (per_node - 1.0) / per_node;
         return x;
     }
     reach = (double)q->K;
-    if (mode == MOE_EP_A2A_RANK_DEDUP) reach = moe_epi_distinct(q, D);
+    if (mode == MOE_EP_A2A_RANK_DEDUP) reach = x.devices = moe_epi_distinct(q, D);
     if (mode == MOE_EP_A2A_ALLGATHER) reach = devices;
     x.logical = tokens * reach;
     if (mode == MOE_EP_A2A_PADDED) x.logical = (double)q->E * capacity;
@@ -21482,6 +21496,8 @@ typedef struct moe_epi_layer {
     int32_t P, each, more;     /* dealt evenly: slots per device, devices with one more */
     int64_t total;             /* rows */
     double fair;               /* 1 / rows of a device with its fair share, 0 = arrivals do not follow rows */
+    double pick;               /* choices of a token / rows of all, 0 = rows are not counted once per token */
+    double device_power, node_power, sum_hits; /* with pick: see moe_epi_device_hit, moe_epi_volume_hit */
     double tokens;             /* per device */
     moe_epi_expected expected; /* per device, when no traffic is given */
     double dispatch_row, combine_row;
@@ -21510,6 +21526,74 @@ static int32_t moe_epi_slot_begin(const moe_epi_layer *y, int32_t device)
 {
     if (y->slot_start) return y->slot_start[device];
     return device * y->each + (device < y->more ? device : y->more);
+}
+
+/* Where a walk over the devices is: what tokens do on the node it has reached. */
+typedef struct moe_epi_walk {
+    int odd;           /* deals left-over rows, see moe_epi_part_rows */
+    int32_t last;      /* the node's last device, and one */
+    double size, hits; /* devices; sum over them of the chance that a token has a row there */
+    double hit;        /* the chance that it has one on any of them */
+} moe_epi_walk;
+
+/* The power of the product of 1 - share over even slots that is the chance to miss a block, of which a token reaches
+ * so many. */
+static double moe_epi_hit_power(double reached, double blocks, double slots, double k)
+{
+    double misses = fmax(log1p(-fmin(reached / blocks, 1.0)), -700.0); /* e^-700 for never */
+    return misses / (slots / blocks * fmax(log1p(-k / slots), -700.0));
+}
+
+/* A token has a row here at least as often as in the fullest part, and at most as often as in all of them by turns. */
+static double moe_epi_hit_bounded(double miss, double power, double fullest, double sum)
+{
+    return fmin(fmax(1.0 - pow(miss, power), fullest), fmin(sum, 1.0));
+}
+
+/* Chance that a token has a row on device r: its slots are chosen independently, but for a power that makes even rows
+ * what moe_epi_expected_rows has; *miss is multiplied by the chance of none before it is taken to a power. */
+static double moe_epi_device_hit(const moe_epi_layer *y, int32_t r, double *miss)
+{
+    int32_t s, end = moe_epi_slot_begin(y, r + 1);
+    double fullest = 0.0, sum = 0.0, none = 1.0;
+    for (s = moe_epi_slot_begin(y, r); s < end; s++) {
+        double share = fmin((double)y->slot_rows[s] * y->pick, 1.0);
+        fullest = fmax(fullest, share);
+        sum += share;
+        none *= 1.0 - share;
+    }
+    *miss *= none;
+    return moe_epi_hit_bounded(none, y->device_power, fullest, sum);
+}
+
+/* The node that begins with device r. */
+static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_walk *w)
+{
+    int32_t node = moe_epi_node(&y->net, r);
+    double miss = 1.0, fullest = 0.0, hit;
+    w->size = w->hits = 0.0;
+    for (; r < y->net.D && moe_epi_node(&y->net, r) == node; r++) {
+        hit = moe_epi_device_hit(y, r, &miss);
+        fullest = fmax(fullest, hit);
+        w->hits += hit;
+        w->size += 1.0;
+    }
+    w->last = r;
+    w->hit = moe_epi_hit_bounded(miss, y->node_power, fullest, w->hits);
+}
+
+/* Rows that a token sends once to a device, or once to a node. */
+static void moe_epi_layer_hits(moe_epi_layer *y)
+{
+    double K = (double)y->model->top_k, P = (double)y->P;
+    moe_epi_walk w;
+    y->pick = K / (double)y->total;
+    y->device_power = moe_epi_hit_power(y->expected.devices, (double)y->net.D, P, K);
+    y->node_power = moe_epi_hit_power(y->expected.nodes, (double)y->net.N, P, K);
+    for (w.last = 0; w.last < y->net.D;) {
+        moe_epi_walk_node(y, w.last, &w);
+        y->sum_hits += y->net.mode == MOE_EP_A2A_NODE_DEDUP ? w.hit : w.hits;
+    }
 }
 
 /* Devices, nodes and slots from the placement or from the plain numbers. */
@@ -21616,10 +21700,10 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
             moe_epi_expected_rows(&q, d->mode, y->net.D, y->net.N, y->tokens, d->capacity);
     peers = d->mode == MOE_EP_A2A_PAIR || d->mode == MOE_EP_A2A_PADDED ? (double)y->P
                                                                        : (double)y->net.D;
-    if (y->total > 0 && d->mode != MOE_EP_A2A_PADDED && d->mode != MOE_EP_A2A_ALLGATHER)
-        y->fair = (double)y->net.D / (double)y->total;
     y->each = y->P / y->net.D;
     y->more = y->P % y->net.D;
+    if (y->total > 0 && d->mode == MOE_EP_A2A_PAIR) y->fair = (double)y->net.D / (double)y->total;
+    if (y->total > 0 && y->expected.devices > 0.0) moe_epi_layer_hits(y);
     y->experts = moe_epi_experts_of(d->model, d->machine, (double)d->model->inter);
     y->dispatch = moe_epi_wire_of(
         d->high_throughput ? &d->machine->normal_dispatch : &d->machine->ll_dispatch,
@@ -21639,15 +21723,39 @@ static int64_t moe_epi_part_rows(int64_t rows, moe_epi_part part, int *odd)
     return rows / 2 + (left & (*odd == (part == MOE_EPI_FIRST_HALF)));
 }
 
+/* Device r where a token travels once to a device, or once to a node and on from its device of the same place, one of
+ * `landed` whose tokens land there. */
+static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, const moe_epi_walk *w)
+{
+    moe_epi_volume v;
+    double miss = 1.0, hit = moe_epi_device_hit(y, r, &miss), all = (double)y->net.D, landed = all / w->size;
+    if (y->net.mode == MOE_EP_A2A_RANK_DEDUP) {
+        v.out_intra = y->tokens * (w->hits - hit);
+        v.in_intra = y->tokens * (w->size - 1.0) * hit;
+        v.out_inter = y->tokens * (y->sum_hits - w->hits);
+        v.in_inter = y->tokens * (all - w->size) * hit;
+    } else {
+        v.out_intra = y->tokens * landed * (w->hits - hit);
+        v.in_intra = y->tokens * (all - landed) * hit;
+        v.out_inter = y->tokens * (y->sum_hits - w->hit);
+        v.in_inter = y->tokens * (landed - 1.0) * w->hit;
+    }
+    return v;
+}
+
 /* What a device sends and receives.  Without counted traffic the sources are even, and what arrives is in
- * proportion to the device's rows, except where a mode moves the same bytes whatever the routing. */
+ * proportion to the device's rows, or to the tokens that have some there, except where a mode moves the same bytes
+ * whatever the routing. */
 static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                           double share)
+                                           double share, moe_epi_walk *w)
 {
     moe_epi_volume v;
     double load = 1.0;
     if (y->net.rows) {
         v = moe_epi_volume_counted(&y->net, r);
+    } else if (y->pick > 0.0) {
+        if (r >= w->last) moe_epi_walk_node(y, r, w);
+        v = moe_epi_volume_hit(y, r, w);
     } else {
         if (y->fair > 0.0) load = (double)whole_rows * y->fair;
         v.out_intra = y->expected.intra;
@@ -21671,15 +21779,15 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
     return MOE_EP_OK;
 }
 
-/* *moved = the rows that the device sends and receives. */
 static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
-                                        moe_ep_device_time *t, moe_epi_volume *moved, moe_ep_error *err)
+                                        moe_epi_walk *walk, moe_ep_device_time *t, moe_epi_volume *moved,
+                                        moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_volume v, b;
     memset(moved, 0, sizeof *moved);
     if (y->net.D == 1) return MOE_EP_OK;
-    v = *moved = moe_epi_layer_volume(y, r, whole_rows, share);
+    v = *moved = moe_epi_layer_volume(y, r, whole_rows, share, walk);
     b = moe_epi_volume_back(v);
     if (h && h->a2a_us) {
         double row = y->dispatch_row, back = y->combine_row;
@@ -21696,9 +21804,10 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
     return MOE_EP_OK;
 }
 
-/* One device in one part of the batch. */
-static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part, int *odd,
-                                          moe_ep_device_time *t, moe_epi_volume *moved, moe_ep_error *err)
+/* One device in one part of the batch; devices are asked for in turn, from a walk of zeros on. */
+static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
+                                          moe_epi_walk *walk, moe_ep_device_time *t, moe_epi_volume *moved,
+                                          moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_work w;
@@ -21708,7 +21817,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
     memset(&w, 0, sizeof w);
     for (s = begin; s < end; s++) {
         whole += y->slot_rows[s];
-        moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, odd), y->machine->gemm.tile);
+        moe_epi_work_add(&w, moe_epi_part_rows(y->slot_rows[s], part, &walk->odd), y->machine->gemm.tile);
     }
     w.batch = (double)y->total * (part == MOE_EPI_WHOLE ? 1.0 : 0.5);
     seconds = moe_epi_share_time(&y->experts, &w, 1.0, &mem_s, &flop_s);
@@ -21718,7 +21827,7 @@ static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe
             h->expert_us(h->user, r, w.active, w.rows, w.padded,
                          part == MOE_EPI_WHOLE ? y->slot_rows + begin : NULL, end - begin),
             "hooks.expert_us", r, &t->compute_s, err));
-    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, t, moved, err));
+    MOE_EPI_TRY(moe_epi_layer_wire(y, r, whole, part == MOE_EPI_WHOLE ? 1.0 : 0.5, walk, t, moved, err));
     MOE_EPI_TRY(moe_epi_fits(t->memory_s + t->flop_s + t->compute_s + t->dispatch_s + t->combine_s,
                              "machine", err));
     if (t->rows > 0 && t->dispatch_s + t->combine_s > t->compute_s)
@@ -21748,12 +21857,13 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     moe_ep_device_time t;
     moe_epi_volume v;
     const double D = (double)y->net.D;
-    int odd = 0;
+    moe_epi_walk walk;
     int32_t r;
     memset(sum, 0, sizeof *sum);
+    memset(&walk, 0, sizeof walk);
     for (r = 0; r < y->net.D; r++) {
         double own;
-        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &odd, &t, &v, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, r, part, &walk, &t, &v, err));
         own = t.dispatch_s + t.compute_s + t.combine_s;
         if (own > sum->longest_own) sum->longest_own = own;
         if (t.dispatch_s > sum->stages.dispatch_s) sum->stages.dispatch_s = t.dispatch_s;
@@ -21789,8 +21899,9 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     return MOE_EP_OK;
 }
 
-/* Half a batch without hooks and counted traffic.  Wire times grow with a device's rows, so only the device with most
- * rows is asked for them; the whole batch, which takes no less, has its numbers checked. */
+/* Half a batch without hooks and counted traffic, and no token counted once for several rows.  Wire times grow with a
+ * device's rows, so only the device with most rows is asked for them; the whole batch, which takes no less, has its
+ * numbers checked. */
 static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_epi_layer_sum *sum)
 {
     moe_epi_work w;
@@ -21818,7 +21929,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         sum->work.padded += w.padded;
     }
     if (y->net.D > 1) {
-        v = moe_epi_layer_volume(y, 0, most, 0.5);
+        v = moe_epi_layer_volume(y, 0, most, 0.5, NULL);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
         v.in_intra = v.out_intra; /* what arrives adds up to what leaves */
@@ -21832,7 +21943,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
 static moe_ep_status moe_epi_layer_part(const moe_epi_layer *y, moe_epi_part part,
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
-    if (y->net.rows || y->d->hooks) return moe_epi_layer_eval(y, part, sum, err);
+    if (y->net.rows || y->d->hooks || y->pick > 0.0) return moe_epi_layer_eval(y, part, sum, err);
     moe_epi_layer_half(y, part, sum);
     return MOE_EP_OK;
 }
@@ -21869,10 +21980,11 @@ static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device
 {
     moe_ep_device_time one;
     moe_epi_volume moved;
+    moe_epi_walk walk;
     int32_t i;
-    int odd = 0;
+    memset(&walk, 0, sizeof walk);
     for (i = 0; i < y->net.D; i++) {
-        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &odd, &one, &moved, err));
+        MOE_EPI_TRY(moe_epi_layer_device(y, i, MOE_EPI_WHOLE, &walk, &one, &moved, err));
         devices[i] = one;
     }
     return MOE_EP_OK;
@@ -22035,10 +22147,15 @@ MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t
 
 /* ---- expert against tensor parallelism --------------------------------------------------------------- */
 
+static int32_t moe_epi_against_nodes(const moe_ep_ep_vs_tp_desc *d)
+{
+    int32_t near = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
+    return d->num_nodes > 0 ? d->num_nodes : (d->num_devices - 1) / near + 1;
+}
+
 static moe_ep_status moe_epi_against_comm(const moe_ep_ep_vs_tp_desc *d, moe_ep_comm_result *ep, moe_ep_comm_result *tp,
                                           moe_ep_error *err)
 {
-    int32_t near = d->machine->devices_per_node > 0 ? d->machine->devices_per_node : d->num_devices;
     moe_ep_comm_desc c;
     memset(&c, 0, sizeof c);
     c.tokens = d->tokens;
@@ -22048,7 +22165,7 @@ static moe_ep_status moe_epi_against_comm(const moe_ep_ep_vs_tp_desc *d, moe_ep_
     c.num_groups = d->model->num_groups;
     c.top_groups = d->model->top_groups;
     c.num_devices = d->num_devices;
-    c.num_nodes = d->num_nodes > 0 ? d->num_nodes : (d->num_devices - 1) / near + 1;
+    c.num_nodes = moe_epi_against_nodes(d);
     c.mode = d->mode;
     c.dispatch_wire = d->dispatch_wire;
     c.combine_wire = d->combine_wire;
@@ -22067,16 +22184,58 @@ static double moe_epi_against_sent(const moe_ep_comm_result *c)
     return c->dispatch_intra_bytes + c->dispatch_inter_bytes + c->combine_intra_bytes + c->combine_inter_bytes;
 }
 
-/* Both phases; peers as in moe_ep_link. */
-static double moe_epi_against_wire(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double peers)
+/* Rows that reach the busiest device, the slots of a device being alike: what moe_epi_volume_hit has for a device with
+ * `imbalance` times the mean, when the other devices are alike, too. */
+static void moe_epi_against_busiest(const moe_ep_ep_vs_tp_desc *d, const moe_epi_expected *even, double P,
+                                    double *intra, double *inter)
+{
+    double D = (double)d->num_devices, N = (double)moe_epi_against_nodes(d), K = (double)d->model->top_k, near = D / N;
+    double power = moe_epi_hit_power(even->devices, D, P, K), slots = P / D, share, rest, miss, others, hit, other;
+    share = fmin(d->imbalance * K / P, 1.0);
+    rest = (D - d->imbalance) / (D - 1.0) * K / P;
+    miss = pow(1.0 - share, slots);
+    others = pow(1.0 - rest, slots);
+    hit = moe_epi_hit_bounded(miss, power, share, share * slots);
+    other = moe_epi_hit_bounded(others, power, rest, rest * slots);
+    *intra = d->tokens * (near - 1.0) * hit;
+    *inter = d->tokens * (D - near) * hit;
+    if (d->mode == MOE_EP_A2A_RANK_DEDUP) return;
+    *intra = d->tokens * (D - N) * hit;
+    *inter = d->tokens * (N - 1.0) *
+             moe_epi_hit_bounded(miss * pow(others, near - 1.0), moe_epi_hit_power(even->nodes, N, P, K), hit,
+                                 hit + (near - 1.0) * other);
+}
+
+/* Rows of the busiest device under expert parallelism; c = what a device sends when all are alike. */
+static void moe_epi_against_rows(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double P, double *intra,
+                                 double *inter)
+{
+    moe_epi_routing q;
+    moe_epi_expected even;
+    *intra = c->intra_rows;
+    *inter = c->inter_rows;
+    if (!(d->imbalance > 1.0)) return;
+    if (d->mode == MOE_EP_A2A_PAIR) {
+        *intra *= d->imbalance;
+        *inter *= d->imbalance;
+    }
+    (void)moe_epi_check_routing(d->model->num_experts, d->model->top_k, d->model->num_groups, d->model->top_groups,
+                                &q, NULL); /* checked before */
+    even = moe_epi_expected_rows(&q, d->mode, d->num_devices, moe_epi_against_nodes(d), d->tokens, d->capacity);
+    if (even.devices > 0.0) moe_epi_against_busiest(d, &even, P, intra, inter);
+}
+
+/* Both phases of a device with so many rows; peers as in moe_ep_link. */
+static double moe_epi_against_wire(const moe_ep_ep_vs_tp_desc *d, const moe_ep_comm_result *c, double intra,
+                                   double inter, double peers)
 {
     const moe_ep_machine *m = d->machine;
-    double rows = c->intra_rows + c->inter_rows;
+    double row = (double)c->dispatch_row_bytes, back = (double)c->combine_row_bytes;
     if (d->num_devices == 1) return 0.0;
-    return moe_epi_link_seconds(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, c->dispatch_intra_bytes,
-                                c->dispatch_inter_bytes, rows, peers) +
-           moe_epi_link_seconds(d->high_throughput ? &m->normal_combine : &m->ll_combine, c->combine_intra_bytes,
-                                c->combine_inter_bytes, rows, peers);
+    return moe_epi_link_seconds(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, intra * row, inter * row,
+                                intra + inter, peers) +
+           moe_epi_link_seconds(d->high_throughput ? &m->normal_combine : &m->ll_combine, intra * back, inter * back,
+                                intra + inter, peers);
 }
 
 /* Slots with rows among `slots`, when every one is as likely and each of `tokens` picks k of them. */
@@ -22123,7 +22282,7 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
 {
     moe_ep_comm_result ep, tp;
     moe_ep_ep_vs_tp_result r;
-    double D, P, E, K, H, I, rows, expert, matrices, pair;
+    double D, P, E, K, H, I, rows, expert, matrices, pair, intra = 0.0, inter = 0.0;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
@@ -22144,8 +22303,9 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
     r.tp_weight_bytes = E * expert * ceil(I / D);
     r.ep_sent_bytes = moe_epi_against_sent(&ep);
     r.tp_sent_bytes = moe_epi_against_sent(&tp);
-    r.ep_comm_s = moe_epi_against_wire(desc, &ep, pair);
-    r.tp_comm_s = moe_epi_against_wire(desc, &tp, D);
+    moe_epi_against_rows(desc, &ep, P, &intra, &inter);
+    r.ep_comm_s = moe_epi_against_wire(desc, &ep, intra, inter, pair);
+    r.tp_comm_s = moe_epi_against_wire(desc, &tp, tp.intra_rows, tp.inter_rows, D);
     r.ep_compute_s = moe_epi_against_experts(desc, I, P / D, moe_epi_against_active(P, desc->tokens * D, K) / D,
                                              rows * moe_epi_or(desc->imbalance, 1.0));
     r.tp_compute_s = moe_epi_against_experts(desc, ceil(I / D), E, moe_epi_against_active(E, desc->tokens * D, K),
@@ -28296,6 +28456,13 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
     for (i = 0; i < L; i++) out->layers_loaded += j->layer_steps[i] > 0;
 }
 
+/* What the loaded layers are of those of the model, 1 where it is not known or they are no fewer. */
+static double moe_epi_diag_share(const moe_ep_diagnose_desc *d, int32_t layers_loaded)
+{
+    if (!d->cost || layers_loaded == 0 || layers_loaded >= d->cost->model->num_moe_layers) return 1.0;
+    return (double)layers_loaded / (double)d->cost->model->num_moe_layers;
+}
+
 /* v >= 0, at most the largest double. */
 static double moe_epi_diag_fit(double v)
 {
@@ -28375,10 +28542,17 @@ static void moe_epi_put_step(moe_epi_text *t, const moe_ep_diagnosis *o, double 
     }
 }
 
-/* "a step goes from 9.1 ms to 6.2 ms (31.9 % less)" */
-static void moe_epi_put_change(moe_epi_text *t, const moe_ep_diagnosis *o)
+/* "a step goes from 9.1 ms to 6.2 ms (31.9 % less)", "4 of a step's 58 layers go from ..." */
+static void moe_epi_put_change(moe_epi_text *t, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
-    moe_epi_puts(t, "a step goes from ");
+    if (moe_epi_diag_share(d, o->layers_loaded) < 1.0) {
+        moe_epi_puti(t, o->layers_loaded);
+        moe_epi_puts(t, " of a step's ");
+        moe_epi_puti(t, d->cost->model->num_moe_layers);
+        moe_epi_puts(t, o->layers_loaded == 1 ? " layers goes from " : " layers go from ");
+    } else {
+        moe_epi_puts(t, "a step goes from ");
+    }
     moe_epi_put_step(t, o, o->before_rows, o->before_s);
     moe_epi_puts(t, " to ");
     moe_epi_put_step(t, o, o->after_rows, o->after_s);
@@ -28387,9 +28561,9 @@ static void moe_epi_put_change(moe_epi_text *t, const moe_ep_diagnosis *o)
     moe_epi_puts(t, o->gain < 0.0 ? " more)" : " less)");
 }
 
-static void moe_epi_put_pays(moe_epi_text *t, const moe_ep_diagnosis *o)
+static void moe_epi_put_pays(moe_epi_text *t, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
-    moe_epi_put_change(t, o);
+    moe_epi_put_change(t, d, o);
     moe_epi_puts(t, ", faster in ");
     moe_epi_put_percent(t, o->improved);
     moe_epi_puts(t, " of ");
@@ -28413,7 +28587,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
     if (o->reason == MOE_EP_REASON_NO_JUDGE_WINDOW) {
         moe_epi_puts(&t, "there is no second window: a plan must be judged on loads it was not "
                          "made from; on its own window ");
-        moe_epi_put_change(&t, o);
+        moe_epi_put_change(&t, d, o);
     } else if (o->reason == MOE_EP_REASON_NO_LOAD) {
         moe_epi_puts(&t, "a window holds no tokens, so nothing can be said");
     } else if (o->reason == MOE_EP_REASON_FEW_STEPS) {
@@ -28421,7 +28595,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_puts(&t, o->steps == 1 ? " judged step is fewer than the " : " judged steps are fewer than the ");
         moe_epi_puti(&t, d->min_steps);
         moe_epi_puts(&t, " asked for; on them ");
-        moe_epi_put_change(&t, o);
+        moe_epi_put_change(&t, d, o);
     } else if (o->reason == MOE_EP_REASON_BALANCED) {
         moe_epi_puts(&t, "the busiest device has ");
         moe_epi_put_fixed(&t, o->imbalance_before, 3);
@@ -28440,7 +28614,7 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         } else moe_epi_puts(&t, "a plan does not");
     } else if (o->reason == MOE_EP_REASON_SMALL_GAIN) {
         moe_epi_puts(&t, "the plan saves too little: ");
-        moe_epi_put_change(&t, o);
+        moe_epi_put_change(&t, d, o);
         moe_epi_puts(&t, ", wanted at least ");
         moe_epi_put_percent(&t, d->min_gain);
     } else if (o->reason == MOE_EP_REASON_UNRELIABLE) {
@@ -28461,9 +28635,9 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_puts(&t, ", but the plan will serve only ");
         moe_epi_put_fixed(&t, d->horizon_steps, 0);
     } else {
-        moe_epi_put_pays(&t, o);
+        moe_epi_put_pays(&t, d, o);
     }
-    MOE_EP_ASSERT(t.len < t.bytes); /* no sentence is longer than 250 characters, its numbers included */
+    MOE_EP_ASSERT(t.len < t.bytes); /* no sentence is longer than 290 characters, its numbers included */
     o->text[t.len] = '\0';
 }
 
@@ -28525,8 +28699,7 @@ static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_j
 static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
                                 moe_ep_diagnosis *o)
 {
-    double steps = (double)j->steps;
-    moe_epi_diag_bottleneck(j, o);
+    double steps = (double)j->steps, other = d->other_s * moe_epi_diag_share(d, o->layers_loaded);
     o->steps = (int32_t)j->steps;
     o->mean_rows = j->mean / steps;
     o->before_rows = j->rows[0] / steps;
@@ -28542,9 +28715,9 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
     o->gain = o->before_rows > 0.0 ? 1.0 - moe_epi_diag_fit(o->after_rows / o->before_rows) : 0.0;
     o->speedup = o->after_rows > 0.0 ? moe_epi_diag_fit(o->before_rows / o->after_rows) : 1.0;
     if (d->cost && j->seconds[0] > 0.0) {
-        o->before_s = moe_epi_diag_fit(j->seconds[0] / steps + d->other_s);
-        o->after_s = moe_epi_diag_fit(j->seconds[1] / steps + d->other_s);
-        o->balanced_s = moe_epi_diag_fit(j->balanced_s / steps + d->other_s);
+        o->before_s = moe_epi_diag_fit(j->seconds[0] / steps + other);
+        o->after_s = moe_epi_diag_fit(j->seconds[1] / steps + other);
+        o->balanced_s = moe_epi_diag_fit(j->balanced_s / steps + other);
         o->gain = 1.0 - moe_epi_diag_fit(o->after_s / o->before_s);
         o->speedup = moe_epi_diag_fit(o->before_s / o->after_s);
     }
@@ -28592,7 +28765,9 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
         expert_bytes = (m->ungated ? 2.0 : 3.0) * (double)m->hidden * (double)m->inter *
                        (m->weight_bytes > 0.0 ? m->weight_bytes : 2.0);
     }
-    moe_epi_diag_moves(j->p[0], plan, arrivals, out, expert_bytes, d->move_Bps, d->pause_s);
+    if (j->steps > 0) moe_epi_diag_bottleneck(j, out);
+    moe_epi_diag_moves(j->p[0], plan, arrivals, out, expert_bytes, d->move_Bps,
+                       d->pause_s * moe_epi_diag_share(d, out->layers_loaded));
     if (j->steps > 0) moe_epi_diag_result(d, j, out);
     moe_epi_diag_decide(d, moe_epi_diag_total(d->plan_loads, per_step * d->plan_steps), j->total,
                         out);
@@ -29125,7 +29300,7 @@ static int64_t moe_epi_walk_root(int k)
  * then the middles of the interval that holds the step, each a normal of half the interval's deviation beyond the mean
  * of its ends.  A point's normals are its own, so that the steps of one path agree; between the points is a straight
  * line, of which the step has a share. */
-static void moe_epi_walk(const moe_ep_workload *w, int32_t layer, int64_t step, uint64_t *logs)
+static void moe_epi_wander(const moe_ep_workload *w, int32_t layer, int64_t step, uint64_t *logs)
 {
     int64_t walk = moe_epi_q_of(w->walk), from, middle, inside;
     int k = 0;
@@ -29173,7 +29348,7 @@ static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int
     }
     for (e = 0; e < E; e++) logs[e] = (uint64_t)moe_epi_law_log2(&y, e, (int32_t)logs[e]);
     if (w->kind == MOE_EP_LOAD_POWER_LAW && w->in_order) moe_epi_sort_down(logs, E);
-    if (step > 0 && w->walk > 0.0) moe_epi_walk(w, layer, step, logs);
+    if (step > 0 && w->walk > 0.0) moe_epi_wander(w, layer, step, logs);
     if (step == 0 || !(w->drift > 0.0)) return;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_DRIFT, (uint64_t)layer, (uint64_t)step);
     for (e = 0; e < E; e++) {

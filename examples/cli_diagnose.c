@@ -152,6 +152,7 @@ static void fill_desc(cli_diagnose *g)
     const cli_report *r = &g->r;
     moe_ep_diagnose_desc *d = &g->desc;
     g->layer = cli_report_layer(r, cli_report_batch(r), g->setup.devices, g->setup.nodes);
+    g->layer.model = &g->setup.whole;
     if (d->policy == MOE_EP_PLACE_EPLB_GLOBAL || d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL ||
         d->policy == MOE_EP_PLACE_TRTLLM)
         cli_check_slots(d->policy == MOE_EP_PLACE_TRTLLM ? "trtllm" : "EPLB", r->E, g->setup.devices, g->setup.slots);
@@ -422,6 +423,9 @@ static void note_windows(cli_diagnose *g)
     if (!(g->setup.other_s > 0.0))
         cli_note(&g->setup, "Attention and the rest of a step are not counted; --other-ms adds "
                             "them, and every share shrinks accordingly.");
+    if (g->desc.pause_s > 0.0 && g->r.L < g->setup.whole.num_moe_layers)
+        cli_note(&g->setup, "Of the pause, which is for all %d layers, the share of the %d recorded counts.",
+                 g->setup.whole.num_moe_layers, g->r.L);
 }
 
 int cli_diagnose_main(int argc, char **argv)

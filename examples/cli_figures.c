@@ -464,7 +464,9 @@ void cli_section_strategies(const cli_report *r, FILE *f)
         cli_format("Predicted, not measured: %s on %s, a step of %s tokens, MoE layers only%s; "
                    "each strategy %s.%s%s",
                    r->setup->model.name, r->setup->machine.name, cli_count((double)cli_report_batch(r)),
-                   r->setup->other_s > 0.0 ? " plus the rest of the step as given" : "",
+                   !(r->setup->other_s > 0.0)                   ? ""
+                   : r->L < r->setup->whole.num_moe_layers ? " plus their share of the rest of the step"
+                                                           : " plus the rest of the step as given",
                    r->self_judged ? "judged on the window it was planned on"
                                   : "planned on the first window and judged on the second",
                    r->self_judged ? "" : " ", r->self_judged ? "" : cli_other_loads);

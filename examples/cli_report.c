@@ -517,6 +517,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
     moe_ep_placement today = make_today(r, q->devices, q->nodes, &mem);
     moe_ep_layer_desc layer = cli_report_layer(r, q->tokens, q->devices, q->nodes);
     moe_ep_status status;
+    layer.model = &s->whole;
     memset(&d, 0, sizeof d);
     moe_ep_diagnose_thresholds(&d);
     d.num_layers = r->L;

@@ -62,6 +62,9 @@ static void note_layers(cli_setup *s, int32_t L)
     else
         cli_note(s, "Times of a step, and tokens/s from them, cover the %d recorded layer%s alone; %s has %d "
                     "with experts.", L, L == 1 ? "" : "s", s->model.name, s->model.num_moe_layers);
+    if (L < s->model.num_moe_layers && s->other_s > 0.0)
+        cli_note(s, "Of the %s of --other-ms, which are of a whole step, the recorded layers' share counts.",
+                 cli_seconds(s->other_s));
 }
 
 void cli_setup_sizes(cli_setup *s, int32_t L, int32_t E, int32_t K)
@@ -100,6 +103,7 @@ void cli_setup_groups(const cli_setup *s, int32_t E)
 
 void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
 {
+    int32_t layers;
     cli_setup_groups(s, E);
     cli_setup_sizes(s, L, E, *K);
     if (*K == 0) {
@@ -118,11 +122,14 @@ void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
         cli_note(s, "Chance is that of the router of %s: a token's experts come from %d of %d groups.", s->model.name,
                  s->top_groups, s->router_groups);
     }
+    layers = s->stands_in ? 1 : s->model.num_moe_layers; /* nobody knows: a step is what was recorded */
     s->model.num_experts = E;
     s->model.top_k = *K;
     s->model.num_moe_layers = s->model.num_layers = L;
     if (s->model.num_groups > 0 && E % s->model.num_groups != 0)
         s->model.num_groups = s->model.top_groups = 0;
+    s->whole = s->model;
+    s->whole.num_moe_layers = s->whole.num_layers = layers;
 }
 
 void cli_setup_machine(cli_setup *s)

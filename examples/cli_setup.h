@@ -23,7 +23,8 @@ typedef struct cli_setup {
     int nodes_given;           /* --nodes was there                                               */
     int round_robin;           /* today's placement: expert e on device e mod D                   */
     const struct cli_map *map; /* today's placement, NULL = blocks or round robin                 */
-    moe_ep_model model;        /* filled by cli_setup_model                                       */
+    moe_ep_model model;        /* filled by cli_setup_model, with the layers of the recording     */
+    moe_ep_model whole;        /* the same with its own layers: what other_s is the rest of       */
     int stands_in;             /* 1: no preset fits, the model is any                             */
     int32_t router_groups, top_groups; /* of a named model that limits a token's groups, else 0   */
     moe_ep_machine machine;

@@ -347,6 +347,42 @@ for n in $((layers - 1)) "$layers"; do
     [ "$found" -eq $((n < layers)) ]
     result $? "times cover the recorded layers: said $found times" "$tmp/squeezed"
 done
+# What is given for a whole step counts by the layers that were recorded: one says what all of the same loads say.
+whole=$layers
+for n in 1 "$whole"; do
+    awk -v L="$n" -v E="$experts" 'BEGIN {
+        printf "step,layer"
+        for (e = 0; e < E; e++) printf ",%d", e
+        print ""
+        for (s = 0; s < 4; s++) for (l = 0; l < L; l++) {
+            printf "%d,%d", s, l
+            for (e = 0; e < E; e++) printf ",%d", 4000 / (1 + e)
+            print "" } }' >"$tmp/layers.csv"
+    for command in report diagnose; do
+        pause=
+        [ $command = report ] || pause="--pause-ms 40"
+        # shellcheck disable=SC2086
+        works "$command of $n layers" $command "$tmp/layers.csv" --devices 8 --topk "$choices" --other-ms 3 $pause
+        grep -c "Of the 3.00 ms of --other-ms, which are of a whole step, the recorded layers' share counts" \
+            "$tmp/squeezed" >"$tmp/said"
+        [ "$(cat "$tmp/said")" = $((n < whole)) ]
+        result $? "--other-ms is of a whole step: said $(cat "$tmp/said") times" "$tmp/squeezed"
+        [ $command = report ] || {
+            grep -c "Of the pause, which is for all $whole layers, the share of the $n recorded counts" \
+                "$tmp/squeezed" >"$tmp/said"
+            [ "$(cat "$tmp/said")" = $((n < whole)) ]
+            result $? "the pause is for all layers: said $(cat "$tmp/said") times" "$tmp/squeezed"
+        }
+        # shellcheck disable=SC2086
+        works "$command of $n layers, as JSON" $command "$tmp/layers.csv" --devices 8 --topk "$choices" --other-ms 3 \
+            $pause --json
+        grep -E '"(gain|break_even_steps)"' "$tmp/out" | sed 's/\(\.[0-9]\{6\}\)[0-9]*/\1/' >"$tmp/$command.$n"
+    done
+done
+for command in report diagnose; do
+    [ "$(wc -l <"$tmp/$command.1")" -ge 2 ] && cmp -s "$tmp/$command.1" "$tmp/$command.$whole"
+    result $? "$command: one of $whole layers gains and pays back as all of them" "$tmp/$command.1"
+done
 works "shapes that only stand in" report "$tmp/pair.json" --devices 2 --topk 1
 grep -q 'recorded layer' "$tmp/squeezed"
 [ $? -ne 0 ]

@@ -1844,7 +1844,14 @@ TEST(ep_against_tp_in_closed_form)
         d.imbalance = 2.5;
         CHECK(moe_ep_ep_vs_tp(&d, &skewed, NULL) == MOE_EP_OK);
         CHECK_NEAR(skewed.ep_compute_s - r.ep_compute_s, 1.5 * rows * 2 * (H + up * I + I + H) / 1e6, 1e-9, 0);
+        CHECK_NEAR(skewed.ep_comm_s, 2.5 * r.ep_comm_s, 1e-12, 0); /* a row per choice: as many more arrive */
+        CHECK_NEAR(skewed.ep_sent_bytes, r.ep_sent_bytes, 1e-12, 0);
         CHECK_NEAR(skewed.tp_s, r.tp_s, 1e-12, 0);
+        d.mode = MOE_EP_A2A_RANK_DEDUP; /* 4 slots of 2.5 * 2 / 16; even ones reach 1 - C(12,2) / C(16,2) = 0.45 */
+        CHECK(moe_ep_ep_vs_tp(&d, &skewed, NULL) == MOE_EP_OK);
+        near = 1 - pow(1 - 0.3125, 4 * log(0.55) / (4 * log(1 - 0.125)));
+        CHECK_NEAR(skewed.ep_comm_s, 2 * 6 * 3 * near * H * 2 / 1e6, 1e-12, 0);
+        d.mode = MOE_EP_A2A_PAIR;
         d.imbalance = 0;
         c.memory_Bps = 0; /* products only, in tiles of 16: rows of an active expert are rounded up */
         c.gemm.tile = 16;
@@ -1924,8 +1931,8 @@ TEST(ep_against_tp_example_and_errors)
     d.capacity = 0;
     d.imbalance = 3;
     CHECK(moe_ep_ep_vs_tp(&d, &r, &err) == MOE_EP_OK);
-    CHECK_NEAR(1e6 * r.ep_s, 478.1, 0, 0.05);
-    CHECK_NEAR(r.speedup, 1.046, 0, 5e-4);
+    CHECK_NEAR(1e6 * r.ep_s, 556.0, 0, 0.05);
+    CHECK_NEAR(r.speedup, 0.8999, 0, 5e-5);
     good = d;
     memset(&r, 0x5a, sizeof r);
 #define WRONG(change, code, name)                                                                  \
@@ -2519,7 +2526,80 @@ typedef struct hand_layer {
     int32_t D, N, P, start[9];
     const int32_t *node_of;
     double tokens;
+    const int64_t *slot_rows;
 } hand_layer;
+
+static int32_t node_by_hand(const hand_layer *y, int32_t r) { return y->node_of ? y->node_of[r] : r * y->N / y->D; }
+
+/* Chance that a token has a row on one of the devices of `node` (-1 = any node), or on device r alone (not -1). */
+static double hit_by_hand(const hand_layer *y, int32_t node, int32_t r, double total)
+{
+    const moe_ep_model *m = y->d->model;
+    double K = m->top_k, blocks = r >= 0 ? y->D : y->N, even, want, miss = 1, fullest = 0, sum = 0, hit;
+    moe_ep_expect_desc d;
+    moe_ep_expect_result x;
+    int32_t i;
+    memset(&d, 0, sizeof d);
+    d.num_experts = m->num_experts;
+    d.top_k = m->top_k;
+    d.num_groups = m->num_groups;
+    d.top_groups = m->top_groups;
+    d.num_devices = y->D;
+    d.num_nodes = y->N;
+    CHECK(moe_ep_expect(&d, &x, NULL) == MOE_EP_OK);
+    for (i = 0; i < y->P; i++) {
+        int32_t on = 0;
+        double share = fmin(1, K * (double)y->slot_rows[i] / total);
+        if (i < y->start[0] || i >= y->start[y->D]) continue;
+        while (i >= y->start[on + 1]) on++;
+        if (r >= 0 ? on != r : node_by_hand(y, on) != node) continue;
+        miss *= 1 - share;
+        if (r < 0) continue;
+        sum += share;
+        fullest = fmax(fullest, share);
+    }
+    for (i = 0; r < 0 && i < y->D; i++) {
+        if (node_by_hand(y, i) != node) continue;
+        hit = hit_by_hand(y, -1, i, total);
+        sum += hit;
+        fullest = fmax(fullest, hit);
+    }
+    want = 1 - (r >= 0 ? x.distinct_devices : x.distinct_nodes) / blocks; /* missed where rows are even */
+    even = pow(1 - K / y->P, y->P / blocks);
+    want = want > 1e-12 ? log(want) : -700;
+    even = even > 1e-12 ? log(even) : -700 * y->P / blocks;
+    hit = 1 - pow(miss, want / even);
+    return fmin(1, fmin(sum, fmax(fullest, hit)));
+}
+
+/* Every source's tokens, device by device: the share of them that a token lands on in a foreign node is 1 / devices. */
+static void hits_by_hand(const hand_layer *y, int32_t r, double total, double *v)
+{
+    double T = y->tokens, hit[8], size[8], landed;
+    int32_t s, q, node, mine = node_by_hand(y, r);
+    memset(size, 0, sizeof size);
+    for (q = 0; q < y->D; q++) hit[q] = hit_by_hand(y, -1, q, total), size[node_by_hand(y, q)] += 1;
+    v[0] = v[1] = v[2] = v[3] = 0;
+    if (y->d->mode == MOE_EP_A2A_RANK_DEDUP) {
+        for (q = 0; q < y->D; q++) {
+            int far = node_by_hand(y, q) != mine;
+            if (q == r) continue;
+            v[far] += T * hit[q];
+            v[2 + far] += T * hit[r];
+        }
+        return;
+    }
+    for (node = 0; node < y->N; node++)
+        if (node != mine && size[node] > 0) v[1] += T * hit_by_hand(y, node, -1, total);
+    for (s = 0; s < y->D; s++) /* each source's tokens for this node land, then are handed to its other devices */
+        for (q = 0; q < y->D; q++) {
+            if (node_by_hand(y, q) != mine) continue;
+            landed = node_by_hand(y, s) != mine ? T / size[mine] : s == q ? T : 0;
+            if (q == r && node_by_hand(y, s) != mine) v[3] += landed * hit_by_hand(y, mine, -1, total);
+            if (q != r) v[2] += landed * hit[r];
+            if (q != r) v[0] += (node_by_hand(y, s) != mine ? T / size[mine] : s == r ? T : 0) * hit[q];
+        }
+}
 
 /* What a device sends and receives in rows, {out intra, out inter, in intra, in inter}. */
 static void volume_by_hand(const hand_layer *y, int32_t r, double device_rows, double total, double *v)
@@ -2539,6 +2619,10 @@ static void volume_by_hand(const hand_layer *y, int32_t r, double device_rows, d
         a.row_bytes = 1;
         CHECK(moe_ep_a2a_time(&a, dev, NULL) >= 0); /* counted token by token above */
         v[0] = dev[r].out_intra, v[1] = dev[r].out_inter, v[2] = dev[r].in_intra, v[3] = dev[r].in_inter;
+        return;
+    }
+    if (total > 0 && (d->mode == MOE_EP_A2A_RANK_DEDUP || d->mode == MOE_EP_A2A_NODE_DEDUP)) {
+        hits_by_hand(y, r, total, v);
         return;
     }
     sent_by_hand(d->model, d->mode, y->D, y->N, y->tokens, d->capacity, &v[0], &v[1], &logical);
@@ -2639,6 +2723,7 @@ static void shape_by_hand(const moe_ep_layer_desc *d, const int64_t *slot_rows, 
     double total = 0;
     memset(y, 0, sizeof *y);
     y->d = d;
+    y->slot_rows = slot_rows;
     y->D = p ? p->num_devices : d->num_devices;
     y->P = p ? p->num_slots : d->num_slots > 0 ? d->num_slots : d->model->num_experts;
     y->N = d->num_nodes > 0 ? d->num_nodes : near > 0 ? (int32_t)ceil((double)y->D / near) : 1;
@@ -3013,6 +3098,194 @@ static void same_devices(const moe_ep_device_time *got, const moe_ep_device_time
     }
 }
 
+/* What each device sends and receives of the dispatch, in bytes. */
+typedef struct seen_volumes {
+    double v[32][4];
+} seen_volumes;
+
+static double seeing_a2a(void *user, int32_t phase, int32_t device, double oi, double oo, double ii, double io)
+{
+    double *v = ((seen_volumes *)user)->v[device];
+    if (phase == 0) v[0] = oi, v[1] = oo, v[2] = ii, v[3] = io;
+    return 1;
+}
+
+static void see_volumes(moe_ep_layer_desc d, const int64_t *slot_rows, seen_volumes *seen)
+{
+    moe_ep_cost_hooks h;
+    moe_ep_time_result r;
+    memset(&h, 0, sizeof h);
+    memset(seen, 0, sizeof *seen);
+    h.size = sizeof h;
+    h.user = seen;
+    h.a2a_us = seeing_a2a;
+    d.hooks = &h;
+    CHECK(moe_ep_layer_time(&d, slot_rows, &r, NULL, NULL) == MOE_EP_OK);
+}
+
+/* A row per token and device, or node: even rows are what the closed forms say, what is sent arrives, and nothing
+ * arrives twice. */
+TEST(a_token_arrives_once)
+{
+    uint64_t s = t_seed + 70;
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    int round, i, k;
+    for (round = 0; round < 400; round++) {
+        static const int32_t nodes[6] = {1, 2, 4, 8, 3, 5};
+        moe_ep_layer_desc d = v3_layer(&m, &c, 16);
+        moe_ep_comm_desc even;
+        moe_ep_comm_result flow;
+        seen_volumes seen;
+        int64_t rows[320], T = 512, total = 0, most = 0;
+        double sum[4] = {0, 0, 0, 0}, tokens, all;
+        int32_t N = nodes[round % 6], P = round % 12 < 6 ? 256 : 320;
+        m.num_groups = round % 2 ? 8 : 0;
+        m.top_groups = round % 2 ? 4 : 0;
+        d.num_nodes = N;
+        d.num_slots = P;
+        d.mode = round / 12 % 2 ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
+        d.dispatch_wire = MOE_EP_WIRE_BF16;
+        d.tokens = T;
+        if (16 % N == 0) {
+            memset(&even, 0, sizeof even);
+            even.tokens = (double)T;
+            even.num_experts = 256;
+            even.top_k = 8;
+            even.hidden = m.hidden;
+            even.num_devices = 16;
+            even.num_nodes = N;
+            even.num_groups = m.num_groups;
+            even.top_groups = m.top_groups;
+            even.mode = d.mode;
+            CHECK(moe_ep_comm_bytes(&even, &flow, NULL) == MOE_EP_OK);
+            for (i = 0; i < P; i++) rows[i] = 1000;
+            see_volumes(d, rows, &seen);
+            for (i = 0; i < 16; i++)
+                for (k = 0; k < 4; k++)
+                    CHECK_NEAR(seen.v[i][k], k % 2 ? flow.dispatch_inter_bytes : flow.dispatch_intra_bytes, 1e-12, 0);
+        }
+        for (i = 0; i < P; i++) total += rows[i] = t_below(&s, 4) ? t_below(&s, 30) : t_below(&s, 1000);
+        if (t_below(&s, 2)) /* a crowded device: nearly every token has rows there */
+            for (i = 0; i < P / 16; i++) total += 400, rows[i] += 400;
+        see_volumes(d, rows, &seen);
+        tokens = (double)T * 2.0 * m.hidden;
+        for (i = 0; i < 16; i++) {
+            double near = 0, far = 0;
+            for (k = 0; k < 4; k++) sum[k] += seen.v[i][k];
+            for (k = 0, most = 0; k < P / 16; k++) most += rows[i * (P / 16) + k];
+            all = fmin(1, 8.0 * (double)most / (double)total);
+            for (k = 0; k < 16; k++) near += k * N / 16 == i * N / 16, far += k * N / 16 != i * N / 16;
+            if (d.mode == MOE_EP_A2A_RANK_DEDUP) {
+                CHECK(seen.v[i][2] <= tokens * (near - 1) * all * (1 + 1e-12));
+                CHECK(seen.v[i][3] <= tokens * far * all * (1 + 1e-12));
+            } else {
+                CHECK(seen.v[i][2] <= tokens * 16 * (near - 1) / near * all * (1 + 1e-12));
+                CHECK(seen.v[i][3] <= tokens * far / near * (1 + 1e-12));
+            }
+            for (k = 0; k < 4; k++) CHECK(seen.v[i][k] > -1e-9 * tokens);
+        }
+        CHECK_NEAR(sum[0], sum[2], 1e-12, 0);
+        CHECK_NEAR(sum[1], sum[3], 1e-12, 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+    { /* a slot that all tokens choose: every one arrives; a device with one slot: as many as that has rows */
+        moe_ep_layer_desc d = v3_layer(&m, &c, 4);
+        int64_t rows[256];
+        seen_volumes seen, even;
+        memset(rows, 0, sizeof rows);
+        m.num_groups = m.top_groups = 0;
+        rows[0] = rows[1] = rows[2] = rows[3] = rows[4] = rows[5] = rows[6] = 4000, rows[64] = 3000, rows[128] = 1000;
+        d.mode = MOE_EP_A2A_RANK_DEDUP;
+        d.num_nodes = 1;
+        see_volumes(d, rows, &seen);
+        CHECK_NEAR(seen.v[0][2], 1000 * 3 * 7392.0, 1e-12, 0);
+        CHECK_NEAR(seen.v[1][2], 750 * 3 * 7392.0, 1e-12, 0);
+        CHECK_NEAR(seen.v[2][2], 250 * 3 * 7392.0, 1e-12, 0);
+        CHECK_NEAR(seen.v[3][2], 0, 0, 0);
+        CHECK_NEAR(seen.v[3][0], 2000 * 7392.0, 1e-12, 0);
+        memset(rows, 0, sizeof rows); /* no rows: as if they were even */
+        d.tokens = 100;
+        see_volumes(d, rows, &seen);
+        for (i = 0; i < 256; i++) rows[i] = 100;
+        see_volumes(d, rows, &even);
+        CHECK(seen.v[0][0] > 0);
+        for (i = 0; i < 16; i++) CHECK_NEAR(seen.v[i / 4][i % 4], even.v[i / 4][i % 4], 1e-12, 0);
+    }
+    { /* the worked number */
+        moe_ep_layer_desc d = v3_layer(&m, &c, 8);
+        moe_ep_time_result r;
+        int64_t rows[256];
+        m = moe_ep_model_deepseek_v3();
+        for (i = 0; i < 256; i++) rows[i] = i < 32 ? 1638 : 351;
+        d.tokens = 2048;
+        d.high_throughput = 1;
+        d.mode = MOE_EP_A2A_RANK_DEDUP;
+        CHECK(moe_ep_layer_time(&d, rows, &r, NULL, NULL) == MOE_EP_OK);
+        CHECK_I64(r.max_rows, 52416);
+        CHECK_NEAR(us(r.dispatch_s), 668.5, 0, 0.05);
+        CHECK_NEAR(us(moe_ep_link_time(&c.normal_dispatch, 7 * 2048 * 7392.0, 0, NULL)), 767.3, 0, 0.5);
+    }
+}
+
+/* Drawn tokens, counted device by device, against what their loads alone tell. */
+TEST(estimated_arrivals_against_drawn_tokens)
+{
+    enum { E = 256, K = 8 };
+    static const struct {
+        int32_t D, N, T;
+        moe_ep_a2a_mode mode;
+        moe_ep_workload_kind kind;
+        double sigma, share;
+    } on[6] = {{32, 4, 512, MOE_EP_A2A_NODE_DEDUP, MOE_EP_LOAD_LOGNORMAL, 0.35, 0},
+               {32, 4, 512, MOE_EP_A2A_NODE_DEDUP, MOE_EP_LOAD_LOGNORMAL, 1.1, 0},
+               {32, 4, 512, MOE_EP_A2A_NODE_DEDUP, MOE_EP_LOAD_HOT_DEVICE, 0, 0.1},
+               {8, 1, 1024, MOE_EP_A2A_RANK_DEDUP, MOE_EP_LOAD_HOT_DEVICE, 0, 0.4},
+               {8, 1, 1024, MOE_EP_A2A_RANK_DEDUP, MOE_EP_LOAD_LOGNORMAL, 1.1, 0},
+               {16, 2, 512, MOE_EP_A2A_RANK_DEDUP, MOE_EP_LOAD_HOT_DEVICE, 0, 0.2}};
+    static int32_t ids[32 * 512 * K];
+    int i;
+    for (i = 0; i < 6; i += t_slow() > 1 ? 2 : 1) {
+        int32_t D = on[i].D, N = on[i].N, T = on[i].T * D, t, k;
+        int64_t rows[E] = {0}, traffic[32 * 32] = {0}, node_traffic[32 * 4] = {0};
+        moe_ep_model m = moe_ep_model_deepseek_v3();
+        moe_ep_machine c = moe_ep_machine_h800();
+        moe_ep_layer_desc d = v3_layer(&m, &c, D);
+        moe_ep_time_result told, counted;
+        moe_ep_workload w;
+        m.num_groups = m.top_groups = 0; /* as moe_ep_simulate draws */
+        memset(&w, 0, sizeof w);
+        w.kind = on[i].kind;
+        w.seed = 7;
+        w.num_experts = E;
+        w.top_k = K;
+        w.sigma = on[i].sigma;
+        w.num_devices = D;
+        w.share = on[i].share;
+        CHECK(moe_ep_simulate(&w, 0, 1, T, ids, NULL, NULL) == MOE_EP_OK);
+        for (t = 0; t < T; t++) {
+            int at[32] = {0}, near[4] = {0};
+            for (k = 0; k < K; k++) {
+                int32_t e = ids[t * K + k], to = e * D / E, node = to * N / D;
+                rows[e]++;
+                traffic[t / on[i].T * D + to] += !at[to]++;
+                node_traffic[t / on[i].T * N + node] += !near[node]++;
+            }
+        }
+        d.tokens = on[i].T;
+        d.num_nodes = N;
+        d.high_throughput = 1;
+        d.mode = on[i].mode;
+        CHECK(moe_ep_layer_time(&d, rows, &told, NULL, NULL) == MOE_EP_OK);
+        d.traffic = traffic;
+        d.node_traffic = node_traffic;
+        CHECK(moe_ep_layer_time(&d, rows, &counted, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(told.dispatch_s, counted.dispatch_s, 0.04, 0);
+        CHECK_NEAR(told.combine_s, counted.combine_s, 0.04, 0);
+        STOP_IF_FAILED("case %d", i);
+    }
+}
+
 TEST(layers_by_hand)
 {
     uint64_t s = t_seed + 63;
@@ -3110,6 +3383,85 @@ TEST(steps_by_hand)
     }
 }
 
+static double log_of(double chance) { return chance > 1e-12 ? log(chance) : -700; }
+
+/* Chance to reach a block of slots, n[i] of which take share[i] of the tokens each; even rows reach `even` of them. */
+static double reached_by_hand(const double *share, const double *n, int kinds, double even, double P, double K,
+                              double blocks, double fullest, double sum)
+{
+    double miss = 1;
+    int i;
+    for (i = 0; i < kinds; i++) miss *= pow(1 - fmin(1, share[i]), n[i]);
+    return fmin(fmin(1, sum), fmax(fullest, 1 - pow(miss, log_of(1 - even) / (P / blocks * log_of(1 - K / P)))));
+}
+
+/* Rows into a device with `times` the mean, all other devices alike. */
+static void crowded_by_hand(const moe_ep_model *m, moe_ep_a2a_mode mode, double D, double N, double P, double T,
+                            double times, double *intra, double *inter)
+{
+    double K = m->top_k, g = D / N, share[2], n[2], hit, other;
+    moe_ep_expect_desc d;
+    moe_ep_expect_result x;
+    if (mode == MOE_EP_A2A_PAIR) *intra *= times, *inter *= times;
+    if (mode != MOE_EP_A2A_RANK_DEDUP && mode != MOE_EP_A2A_NODE_DEDUP) return;
+    memset(&d, 0, sizeof d);
+    d.num_experts = m->num_experts;
+    d.top_k = m->top_k;
+    d.num_groups = m->num_groups;
+    d.top_groups = m->top_groups;
+    d.num_devices = (int32_t)D;
+    d.num_nodes = (int32_t)N;
+    CHECK(moe_ep_expect(&d, &x, NULL) == MOE_EP_OK);
+    share[0] = fmin(1, times * K / P);
+    share[1] = (D - times) / (D - 1) * K / P;
+    n[0] = P / D;
+    n[1] = (g - 1) * P / D;
+    hit = reached_by_hand(share, n, 1, x.distinct_devices / D, P, K, D, share[0], share[0] * n[0]);
+    other = reached_by_hand(share + 1, n, 1, x.distinct_devices / D, P, K, D, share[1], share[1] * n[0]);
+    *intra = hit * T * (mode == MOE_EP_A2A_RANK_DEDUP ? g - 1 : D - N);
+    *inter = hit * T * (D - g);
+    if (mode == MOE_EP_A2A_NODE_DEDUP)
+        *inter = T * (N - 1) * reached_by_hand(share, n, 2, x.distinct_nodes / N, P, K, N, hit, hit + (g - 1) * other);
+}
+
+/* The same device in the layer's own words: every mode, one and several nodes, with and without routing groups. */
+TEST(ep_against_tp_like_a_layer)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    int i, k, mode, times;
+    for (i = 0; i < 8; i++)
+        for (mode = MOE_EP_A2A_PAIR; mode <= MOE_EP_A2A_ALLGATHER; mode++)
+            for (times = 1; times <= 16; times *= 2) {
+                moe_ep_layer_desc d = v3_layer(&m, &c, i % 2 ? 32 : 16);
+                int32_t D = d.num_devices;
+                moe_ep_ep_vs_tp_desc e;
+                moe_ep_ep_vs_tp_result r;
+                moe_ep_time_result t;
+                int64_t rows[320];
+                m.num_groups = i & 2 ? 8 : 0;
+                m.top_groups = i & 2 ? 4 : 0;
+                memset(&e, 0, sizeof e);
+                e.model = &m;
+                e.machine = &c;
+                d.num_nodes = e.num_nodes = i & 4 ? 1 : 0;
+                d.num_slots = e.num_slots = 320;
+                d.tokens = 1024;
+                e.tokens = 1024;
+                e.num_devices = D;
+                e.imbalance = times;
+                d.mode = e.mode = (moe_ep_a2a_mode)mode;
+                d.high_throughput = e.high_throughput = mode == MOE_EP_A2A_NODE_DEDUP;
+                d.capacity = e.capacity = 8;
+                e.dispatch_wire = d.dispatch_wire;
+                for (k = 0; k < 320; k++) rows[k] = k < 320 / D ? 1000 * times * (D - 1) : 1000 * (D - times);
+                CHECK(moe_ep_layer_time(&d, rows, &t, NULL, NULL) == MOE_EP_OK);
+                CHECK(moe_ep_ep_vs_tp(&e, &r, NULL) == MOE_EP_OK);
+                CHECK_NEAR(r.ep_comm_s, t.dispatch_s + t.combine_s, 1e-11, 0);
+                STOP_IF_FAILED("mode %d", mode);
+            }
+}
+
 TEST(ep_against_tp_by_hand)
 {
     uint64_t s = t_seed + 65;
@@ -3148,11 +3500,12 @@ TEST(ep_against_tp_by_hand)
         CHECK(moe_ep_ep_vs_tp(&d, &r, NULL) == MOE_EP_OK);
         sent_by_hand(&m, d.mode, D, N, T, d.capacity, &intra, &inter, &logical);
         peers = d.mode == MOE_EP_A2A_PAIR || d.mode == MOE_EP_A2A_PADDED ? P : D;
+        CHECK_NEAR(r.ep_sent_bytes, (intra + inter) * (row + row_back), 1e-11, 1e-9);
+        if (d.imbalance > 1) crowded_by_hand(&m, d.mode, D, N, P, T, d.imbalance, &intra, &inter);
         rows = intra + inter;
         if (D > 1) /* a byte of a row counts where rows are sent */
             ep_comm = link_by_hand(link[0], intra * row, inter * row, rows, rows > 0 ? row : 0, peers) +
                       link_by_hand(link[1], intra * row_back, inter * row_back, rows, rows > 0 ? row_back : 0, peers);
-        CHECK_NEAR(r.ep_sent_bytes, (intra + inter) * (row + row_back), 1e-11, 1e-9);
         sent_by_hand(&m, MOE_EP_A2A_ALLGATHER, D, N, T, 0, &intra, &inter, &logical);
         if (D > 1)
             tp_comm = link_by_hand(link[0], intra * 2 * H, inter * 2 * H, intra + inter, 2 * H, D) +

@@ -434,6 +434,7 @@ TEST(seconds_and_regimes)
         many[e] = floor(1e5 * popularity);
     }
     memset(&cost, 0, sizeof cost);
+    model.num_moe_layers = model.num_layers = 1; /* all that the model has */
     cost.model = &model;
     cost.machine = &machine;
     d = desc_of(E, D, 288, a, few);
@@ -481,6 +482,68 @@ TEST(seconds_and_regimes)
     d.other_s = 1e10; /* more milliseconds than are written out */
     CHECK(moe_ep_diagnose(&d, NULL, &large, NULL, NULL) == MOE_EP_OK);
     CHECK(strstr(large.text, "a step goes from 1e13 ms to 1e13 ms (0.0 % less)") != NULL);
+}
+
+/* A recording of a few of a model's layers says of it what a recording of all of them says. */
+TEST(some_layers_of_a_model)
+{
+    enum { E = 256, D = 32, L = 6 };
+    moe_ep_model model = moe_ep_model_deepseek_v3();
+    moe_ep_machine machine = moe_ep_machine_h100();
+    moe_ep_layer_desc cost;
+    moe_ep_diagnose_desc d;
+    moe_ep_diagnosis all, one, two, none;
+    static double loads[L * E];
+    int e, l;
+    for (l = 0; l < L; l++)
+        for (e = 0; e < E; e++) loads[l * E + e] = floor(1e5 / (1.0 + (double)((e * 37) % E)));
+    memset(&cost, 0, sizeof cost);
+    model.num_moe_layers = model.num_layers = L;
+    cost.model = &model;
+    cost.machine = &machine;
+    d = desc_of(E, D, 288, loads, loads);
+    d.num_layers = L;
+    d.top_k = 8;
+    d.cost = &cost;
+    d.other_s = 0.4;
+    d.pause_s = 4;
+    d.move_Bps = 50e9;
+    CHECK(moe_ep_diagnose(&d, NULL, &all, NULL, NULL) == MOE_EP_OK);
+    CHECK(strncmp(all.text, "a step goes from ", 17) == 0);
+    d.num_layers = 1;
+    CHECK(moe_ep_diagnose(&d, NULL, &one, NULL, NULL) == MOE_EP_OK);
+    CHECK(strncmp(one.text, "1 of a step's 6 layers goes from ", 33) == 0);
+    d.num_layers = 2;
+    CHECK(moe_ep_diagnose(&d, NULL, &two, NULL, NULL) == MOE_EP_OK);
+    CHECK(strncmp(two.text, "2 of a step's 6 layers go from ", 31) == 0);
+    d.cost = NULL; /* of how many is not known */
+    CHECK(moe_ep_diagnose(&d, NULL, &none, NULL, NULL) == MOE_EP_OK);
+    CHECK(strncmp(none.text, "a step goes from ", 17) == 0);
+    CHECK(none.move_s >= 4);
+    CHECK(all.gain > 0.1 && all.gain < 0.6 && all.break_even_steps > 5);
+    CHECK_NEAR(one.gain, all.gain, 1e-12, 0);
+    CHECK_NEAR(two.gain, all.gain, 1e-12, 0);
+    CHECK_NEAR(one.break_even_steps, all.break_even_steps, 1e-12, 0);
+    CHECK_NEAR(two.break_even_steps, all.break_even_steps, 1e-12, 0);
+    CHECK_NEAR(6 * one.before_s, all.before_s, 1e-12, 0);
+    CHECK_NEAR(3 * two.after_s, all.after_s, 1e-12, 0);
+    CHECK_NEAR(6 * one.balanced_s, all.balanced_s, 1e-12, 0);
+    CHECK_NEAR(6 * one.move_s, all.move_s, 1e-12, 0);
+    CHECK_I64(6 * one.moves, all.moves);
+    CHECK_I64(one.verdict, all.verdict);
+    d.cost = &cost;
+    model.num_moe_layers = model.num_layers = 58; /* the worked number */
+    d.num_layers = 1;
+    d.other_s = 0;
+    CHECK(moe_ep_diagnose(&d, NULL, &none, NULL, NULL) == MOE_EP_OK);
+    d.other_s = 0.0058;
+    CHECK(moe_ep_diagnose(&d, NULL, &one, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(one.before_s - none.before_s, 1e-4, 1e-9, 0);
+    model.num_moe_layers = model.num_layers = 1;
+    d.num_layers = 2; /* more than it has: all of them are a step */
+    CHECK(moe_ep_diagnose(&d, NULL, &two, NULL, NULL) == MOE_EP_OK);
+    CHECK(strncmp(two.text, "a step goes from ", 17) == 0);
+    CHECK_NEAR(two.before_s, 2 * none.before_s + 0.0058, 1e-12, 0);
 }
 
 /* Sum over layers of the busiest device under a placement, straight from slot_expert. */
@@ -650,6 +713,7 @@ static void world_cost(world *w, uint64_t *state)
     w->model.num_experts = w->E;
     w->model.top_k = 1;
     w->model.num_groups = w->model.top_groups = 0;
+    w->model.num_moe_layers = 1 + (int32_t)t_below(state, 5);
     w->model.ungated = (int32_t)t_below(state, 2);
     if (t_below(state, 2)) w->model.weight_bytes = 0;
     w->machine = moe_ep_machine_h100();
@@ -877,13 +941,17 @@ static double half_up(double v, int decimals)
 static int number(char *to, double v, int decimals) { return sprintf(to, "%.*f", decimals, half_up(v, decimals)); }
 
 /* "a step goes from .. to .. (.. % less)" */
-static int change_text(char *to, const moe_ep_diagnosis *o)
+static int change_text(char *to, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
     char *at = to;
-    int which;
+    int which, of = d->cost && o->layers_loaded ? d->cost->model->num_moe_layers : 0;
     for (which = 0; which < 2; which++) {
         double rows = which ? o->after_rows : o->before_rows, s = which ? o->after_s : o->before_s;
-        at += sprintf(at, which ? " to " : "a step goes from ");
+        if (which == 0 && o->layers_loaded < of)
+            at += sprintf(at, "%d of a step's %d layers %s from ", o->layers_loaded, of,
+                          o->layers_loaded == 1 ? "goes" : "go");
+        else
+            at += sprintf(at, which ? " to " : "a step goes from ");
         if (o->before_s > 0) at += number(at, s * 1e3, 3), at += sprintf(at, " ms");
         else at += number(at, rows, rows < 1000 ? 1 : 0), at += sprintf(at, " rows");
     }
@@ -896,8 +964,8 @@ static int change_text(char *to, const moe_ep_diagnosis *o)
 /* The sentence of a diagnosis, by printf. */
 static void sentence(char *at, const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
-    char part[4][80];
-    change_text(part[0], o);
+    char part[4][100];
+    change_text(part[0], d, o);
     part[1][0] = part[2][0] = '\0';
     switch (o->reason) {
     case MOE_EP_REASON_NO_LOAD: strcpy(at, "a window holds no tokens, so nothing can be said"); break;
@@ -967,10 +1035,14 @@ static moe_ep_verdict_reason reason_of(const moe_ep_diagnose_desc *d, const plai
 static void check_figures(world *w, const moe_ep_diagnosis *o)
 {
     const moe_ep_diagnose_desc *d = &w->d;
-    double steps, bytes, saved;
+    double steps, bytes, saved, other = d->other_s, pause = d->pause_s;
     char text[400];
     plain p;
     plain_diagnosis(w, &p);
+    if (d->cost && p.layers_loaded > 0 && p.layers_loaded < w->model.num_moe_layers) {
+        other *= (double)p.layers_loaded / w->model.num_moe_layers;
+        pause *= (double)p.layers_loaded / w->model.num_moe_layers;
+    }
     steps = p.steps > 0 ? p.steps : 1;
     CHECK_I64(o->policy, d->policy == MOE_EP_PLACE_GIVEN ? MOE_EP_PLACE_BEST : d->policy);
     CHECK_I64(o->steps, p.steps);
@@ -987,9 +1059,9 @@ static void check_figures(world *w, const moe_ep_diagnosis *o)
     CHECK_NEAR(o->hot_share, p.share, 1e-12, 0);
     CHECK_NEAR(o->hot_imbalance, p.ratio, 1e-12, 0);
     CHECK_NEAR(o->improved, p.improved / steps, 1e-12, 0);
-    CHECK_NEAR(o->before_s, d->cost && p.steps ? p.before_s / steps + d->other_s : 0, 1e-12, 0);
-    CHECK_NEAR(o->after_s, d->cost && p.steps ? p.after_s / steps + d->other_s : 0, 1e-12, 0);
-    CHECK_NEAR(o->balanced_s, d->cost && p.steps ? p.balanced_s / steps + d->other_s : 0, 1e-12, 0);
+    CHECK_NEAR(o->before_s, d->cost && p.steps ? p.before_s / steps + other : 0, 1e-12, 0);
+    CHECK_NEAR(o->after_s, d->cost && p.steps ? p.after_s / steps + other : 0, 1e-12, 0);
+    CHECK_NEAR(o->balanced_s, d->cost && p.steps ? p.balanced_s / steps + other : 0, 1e-12, 0);
     if (d->cost && p.steps) {
         CHECK_NEAR(o->gain, 1 - o->after_s / o->before_s, 0, 1e-12);
         CHECK_NEAR(o->speedup, o->before_s / o->after_s, 1e-12, 0);
@@ -1004,7 +1076,7 @@ static void check_figures(world *w, const moe_ep_diagnosis *o)
     CHECK_I64(o->moves, p.moves);
     CHECK_NEAR(o->move_bytes, bytes * (double)p.moves, 1e-12, 0);
     CHECK_NEAR(o->move_s,
-               p.moves ? d->pause_s + (d->move_Bps > 0 ? (double)p.most * bytes / d->move_Bps : 0) : 0, 1e-12, 0);
+               p.moves ? pause + (d->move_Bps > 0 ? (double)p.most * bytes / d->move_Bps : 0) : 0, 1e-12, 0);
     saved = o->before_s - o->after_s;
     CHECK_NEAR(o->break_even_steps, !(o->move_s > 0) || !p.steps ? 0 : saved > 0 ? o->move_s / saved : -1, 1e-9, 0);
     {
