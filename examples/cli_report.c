@@ -352,6 +352,7 @@ static void describe_windows(cli_report *r, cli_setup *s)
     for (int i = 0; i < r->traces; i++) {
         const cli_trace *t = &r->trace[i];
         int64_t recorded = cli_recorded_step(t, r->K);
+        if (*cli_idle_steps(t)) cli_note(s, "%s", cli_idle_steps(t));
         if (t->kept_steps < t->steps)
             cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
                      t->kept_steps, cli_count(t->steps));

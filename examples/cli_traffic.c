@@ -334,6 +334,7 @@ static void settle(traffic *x, const cli_map *map)
         cli_die(CLI_USAGE, "--mode: counts do not say which choices belong to one token; pairs only");
     cli_setup_layout(&x->setup);
     if (*cli_kept_ids(x->t)) cli_note(&x->setup, "%s", cli_kept_ids(x->t));
+    if (*cli_idle_steps(x->t)) cli_note(&x->setup, "%s", cli_idle_steps(x->t));
     if (x->t->ids && x->t->step_tokens)
         cli_note(&x->setup, "Steps as recorded: the tokens of each start on the ranks in equal blocks.");
     if (!map) cli_note(&x->setup, "Contiguous blocks of experts; a placement as second file changes it.");
