@@ -610,11 +610,11 @@ else fail "a program that draws a line" "$tmp/log"; fi
 
 # ---- steps as recorded: the same routing as ids and as counts ----
 # ids in $tmp/ids.jsonl, counts in $tmp/counts.jsonl; printed: max/mean of four devices over the second half of the
-# first 512 steps, what the busiest devices of all layers have over what the mean ones have.  even: 32 tokens a step,
+# first 512 steps that hold tokens, what the busiest devices of all layers have over what the mean ones have.  even: 32 tokens a step,
 # all on one device, the next one in every step.
 routing() { # routing STEPS LAYERS even|uneven
     awk -v S="$1" -v L="$2" -v uneven="$3" -v ids="$tmp/ids.jsonl" -v counts="$tmp/counts.jsonl" 'BEGIN {
-        srand(S + L); E = 16; kept = S < 512 ? S : 512; uneven = uneven == "uneven"
+        srand(S + L); E = 16; uneven = uneven == "uneven"
         for (s = 0; s < S; s++) {
             T = uneven ? int(40 * rand()) : 32
             for (l = 0; l < L; l++) {
@@ -634,9 +634,12 @@ routing() { # routing STEPS LAYERS even|uneven
                     if (d[int(e / 4)] > top) top = d[int(e / 4)]
                 }
                 print "]}" >counts
-                if (s >= int(kept / 2) && s < kept) { tops += top; rows += 2 * T }
+                most[full + 0] += top; of[full + 0] += 2 * T
             }
+            full += T > 0
         }
+        if (full > 512) full = 512
+        for (s = int(full / 2); s < full; s++) { tops += most[s]; rows += of[s] }
         printf "%.6f\n", tops / (rows / 4)
     }'
 }
@@ -666,8 +669,10 @@ for case in '40 1 even' '40 3 uneven' '9 2 uneven' '600 1 uneven'; do
 done
 # shellcheck disable=SC2086
 works "more steps than are kept" report "$tmp/ids.jsonl" $as
-has "are named" "ids: the first 512 of its 600 steps are looked at one by one" "$tmp/squeezed"
-mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / NR }' "$tmp/ids.jsonl")
+full=$(grep -cF '[[' "$tmp/ids.jsonl")
+has "are named" "ids: the first 512 of its $full steps are looked at one by one" "$tmp/squeezed"
+has "those without tokens, too" "ids: $((600 - full)) of 600 steps hold no tokens and are left out" "$tmp/squeezed"
+mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / '"$full"' }' "$tmp/ids.jsonl")
 has "the tokens of a step" "Steps as recorded, $mean tokens on average; --tokens cuts others" "$tmp/squeezed"
 printf '{"step": %d, "layer": 0, "ids": [[0, 1]]}\n' 0 1 2 >"$tmp/one.jsonl"
 # shellcheck disable=SC2086
@@ -824,6 +829,34 @@ awk 'BEGIN { for (s = 0; s < 8; s++)
     printf "{\"step\": %d, \"layer\": 0, \"counts\": [0.5, 0.25, 0.125, 0.125]}\n", s }' >"$tmp/shares.jsonl"
 works "shares instead of counts" report "$tmp/shares.jsonl" --devices 2 --topk 1 --tokens 512
 has "are no tokens to join" "first half of the recording (4 steps), judged on the second (4 steps)" "$tmp/squeezed"
+
+# What if never judges on what it planned on: with fewer than four larger steps each half is joined for itself.
+# 12 steps: the best pairs for the first six are {0, 3} and {1, 2}, and in the others all rows are those of 0 and 3, which
+# today's pairs part.
+halves() { # halves A B C D N: rows of the experts in the first six steps, and of 0 and 3 in the others
+    awk -v first="$1, $2, $3, $4" -v n="$5" 'BEGIN { for (s = 0; s < 12; s++)
+        printf "{\"step\": %d, \"layer\": 0, \"counts\": [%s]}\n", s, s < 6 ? first : n ", 0, 0, " n }' \
+        >"$tmp/halves.jsonl"
+    works "two halves of other traffic, $5" report "$tmp/halves.jsonl" --devices 2 --topk 2 --slots 4 --json
+}
+what_of() { # what_of NAME KEY: of a what-if row
+    awk -v name="\"$1" -v key="\"$2\"" 'index($0, name) { on = 1 }
+        on && index($0, key) { sub(/.*: /, ""); gsub(/[",]/, ""); print; exit }' "$tmp/out"
+}
+halves 60 34 22 12 64
+for row in decode prefill; do
+    [ "$(what_of $row imbalance_before) $(what_of $row imbalance_after)" = "1.0 2.0" ] &&
+        [ "$(what_of $row verdict)" = "insufficient evidence" ]
+    result $? "$row: judged on the second half, which is less than two such steps" "$tmp/out"
+    has "is said" "What if, $row, $([ $row = decode ] && echo 128 || echo 4096) tokens per device: planned on the \
+first half of the recording, joined for itself, and judged on the second" "$tmp/out"
+done
+halves 40 20 13 7 96
+[ "$(what_of decode imbalance_after) $(what_of decode verdict)" = "2.0 not now" ]
+result $? "two such steps in the second half are enough for a verdict" "$tmp/out"
+works "four such steps and more" report "$tmp/counts.jsonl" --devices 2 --topk 2 --json
+! grep -qF "What if, decode, 128 tokens per device: planned on the first half" "$tmp/out"
+result $? "are judged as they come" "$tmp/out"
 
 # ---- the command for the next report ----
 for options in '--tokens 64 --min-gain 0.25' '--round-robin --tokens 160' '--min-gain 0.375' \
