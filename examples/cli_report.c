@@ -16,6 +16,11 @@ enum { MOST_TOKENS = 65536, MAX_STEPS = CLI_KEPT_STEPS, MAX_FINE = 128, NORMAL_K
 
 static const char *tokens_word(int64_t n) { return n == 1 ? "token" : "tokens"; }
 
+double cli_step_scale(double tokens, int32_t devices)
+{
+    return tokens > (double)MOST_TOKENS * devices ? (double)PREFILL_TOKENS * devices / tokens : 1.0;
+}
+
 /* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or a prefill batch for
  * counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)

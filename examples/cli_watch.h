@@ -59,6 +59,9 @@ typedef struct cli_watch {
     /* worked out */
     double *device_rows;    /* (devices) per step, mean over the window, summed over layers          */
     double imbalance, worst;
+    cli_setup cost;         /* setup with what was found out for the shape below: what steps are priced by */
+    int32_t cost_layers, cost_experts, cost_k; /* 0 = nothing yet                                    */
+    const char *kernels;
     int32_t layers, hot_device, hot_layer;
     double hot_times, hot_share, chance;
     moe_ep_verdict verdict;

@@ -87,14 +87,18 @@ static double *count_ids(cli_watch *w, json_t *list, int32_t *n)
     json_t *token, *item;
     size_t t, k;
     int32_t top_k = w->top_k;
-    int fine = json_is_array(list);
+    int fine = json_is_array(list), differ = 0;
     json_array_foreach(list, t, token)
     {
+        json_int_t first = -2;
         top_k = (int32_t)json_array_size(token);
         fine &= json_is_array(token);
+        differ |= top_k < 2;
         json_array_foreach(token, k, item)
         {
             json_int_t e = json_is_integer(item) ? json_integer_value(item) : -2;
+            if (k == 0) first = e;
+            differ |= e != first;
             if (e < -1 || e >= MOST_EXPERTS) fine = 0;
             if (!fine || e < 0) continue;
             while (arrlen(loads) <= e) arrput(loads, 0.0);
@@ -108,7 +112,7 @@ static double *count_ids(cli_watch *w, json_t *list, int32_t *n)
     w->top_k = top_k;
     *n = (int32_t)arrlen(loads);
     double *copy = cli_alloc((size_t)*n, sizeof *copy);
-    if (*n > 0) memcpy(copy, loads, (size_t)*n * sizeof *copy);
+    if (*n > 0 && differ) memcpy(copy, loads, (size_t)*n * sizeof *copy); /* else a layer without experts */
     arrfree(loads);
     return copy;
 }
@@ -402,4 +406,5 @@ void cli_watch_close(cli_watch *w)
     free(w->map_words);
     free(w->device_rows);
     free(w->reason);
+    free(w->cost.assumed);
 }

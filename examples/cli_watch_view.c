@@ -162,14 +162,15 @@ static moe_ep_placement placement_now(const cli_watch *w, int32_t *layers, void 
         t.layers = (int32_t)arrlen(layers);
         t.experts = w->experts;
         t.layer = layers;
-        p = cli_map_placement_in(w->map, &t, rows, w->devices, 1, mem);
+        p = cli_map_placement_in(w->map, &t, rows, w->devices, w->cost.nodes, mem);
         free(rows);
         return p;
     }
     memset(&d, 0, sizeof d);
     d.num_layers = (int32_t)arrlen(layers);
     d.num_experts = w->experts;
-    d.shape = cli_shape(w->devices, w->setup->round_robin || w->experts % w->devices == 0 ? w->experts : 0, 1);
+    d.shape = cli_shape(w->devices, w->setup->round_robin || w->experts % w->devices == 0 ? w->experts : 0,
+                        w->cost.nodes);
     bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
     *mem = cli_alloc(bytes, 1);
     cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, *mem, bytes, &err), &err, w->path);
@@ -178,24 +179,83 @@ static moe_ep_placement placement_now(const cli_watch *w, int32_t *layers, void 
     return p;
 }
 
+/* Model, machine and nodes as moe-ep diagnose takes them for L layers of which E experts were seen. */
+static void settle_cost(cli_watch *w, int32_t L)
+{
+    int32_t E = w->experts, K = w->setup->top_k > 0 ? w->setup->top_k : w->top_k;
+    if (K > E) K = E; /* not all have been seen yet */
+    if (w->cost_layers == L && w->cost_experts == E && w->cost_k == K) return;
+    w->cost_layers = L;
+    w->cost_experts = E;
+    w->cost_k = K;
+    free(w->cost.assumed);
+    w->cost = *w->setup;
+    w->cost.devices = w->devices;
+    cli_setup_model(&w->cost, L, E, &K);
+    cli_setup_machine(&w->cost);
+    cli_setup_nodes(&w->cost);
+}
+
+/* Layers with loads. */
+static int32_t loaded_layers(const double *loads, int32_t steps, int32_t L, int32_t E)
+{
+    int32_t with = 0;
+    for (int64_t l = 0; l < L; l++) {
+        int any = 0;
+        for (int64_t s = 0; s < steps; s++)
+            for (int64_t e = 0; e < E; e++) any |= loads[(s * L + l) * E + e] > 0.0;
+        with += any;
+    }
+    return with;
+}
+
+/* How a layer of steps of these loads is priced; loads of more than one step can hold are scaled. */
+static moe_ep_layer_desc price(cli_watch *w, double *loads, int32_t steps, int32_t L)
+{
+    cli_report r;
+    size_t n = (size_t)steps * (size_t)L * (size_t)w->experts, judged = n / (size_t)steps * (size_t)(steps / 2);
+    int32_t with = loaded_layers(loads, steps, L, w->experts);
+    double all = 0.0, tokens = 0.0, scale;
+    moe_ep_layer_desc layer;
+    settle_cost(w, with);
+    for (size_t i = 0; i < n; i++) {
+        all += loads[i];
+        if (i >= judged) tokens += loads[i];
+    }
+    all /= (double)steps * with * w->cost.model.top_k;
+    tokens /= (double)(steps - steps / 2) * with * w->cost.model.top_k;
+    scale = cli_step_scale(all, w->devices);
+    for (size_t i = 0; i < n; i++) loads[i] *= scale;
+    memset(&r, 0, sizeof r);
+    r.setup = &w->cost;
+    layer = cli_report_layer(&r, (int64_t)(tokens * scale + 0.5), w->devices, w->cost.nodes);
+    w->kernels = cli_kernels_name(layer.high_throughput ? CLI_KERNELS_NORMAL : CLI_KERNELS_LOW_LATENCY);
+    return layer;
+}
+
 /* Plans on the first half of the window and judges on the second. */
 static void diagnose(cli_watch *w)
 {
     int32_t *layers = layers_of(w), steps = (int32_t)arrlen(w->steps);
     double *loads = dense(w, layers);
     void *mem;
+    moe_ep_layer_desc layer = price(w, loads, steps, (int32_t)arrlen(layers));
     moe_ep_placement now = placement_now(w, layers, &mem);
     moe_ep_diagnose_desc d;
     moe_ep_diagnosis out;
     moe_ep_status status;
     moe_ep_error err;
     size_t half = (size_t)(steps / 2) * (size_t)arrlen(layers) * (size_t)w->experts;
+    const moe_ep_link *links = &w->cost.machine.normal_dispatch;
     memset(&d, 0, sizeof d);
     moe_ep_diagnose_thresholds(&d);
     d.num_layers = (int32_t)arrlen(layers);
     d.num_experts = w->experts;
-    d.top_k = w->top_k > 0 ? w->top_k : w->setup->top_k;
-    d.shape = now.num_slots >= w->experts ? cli_shape(w->devices, now.num_slots, 1) : cli_shape(w->devices, 0, 1);
+    d.top_k = w->cost.model.top_k;
+    d.shape = cli_shape(w->devices, now.num_slots >= w->experts ? now.num_slots : 0, w->cost.nodes);
+    d.cost = &layer;
+    d.other_s = w->setup->other_s;
+    d.move_Bps = w->cost.nodes > 1 ? links->inter_Bps : links->intra_Bps;
     d.current = &now;
     d.plan_loads = loads;
     d.plan_steps = steps / 2;
@@ -372,6 +432,11 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     put_words(o, w->reason, t->width, 3);
     if (w->map_row && w->map_words) put_words(o, w->map_words, t->width, 3);
     if (w->hot_layer < 0) return;
+    text = cli_format("times: %s on %s, %d node%s, %s kernels; --model, --machine, --nodes and --kernels change them",
+                      w->cost.model.name, w->cost.machine.name, w->cost.nodes, w->cost.nodes == 1 ? "" : "s",
+                      w->kernels);
+    put_words(o, text, t->width, 2);
+    free(text);
     text = cli_format(
         "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
         "%.2f times the mean there; chance alone gives up to %.2f over all layers",
@@ -411,6 +476,7 @@ void cli_watch_plain(const cli_watch *w, FILE *f)
 void cli_watch_json(const cli_watch *w, FILE *f)
 {
     json_t *o = json_object(), *list = json_array();
+    char *assumed;
     json_object_set_new(o, "step", json_integer(w->last_step));
     json_object_set_new(o, "steps", json_integer(shown_steps(w)));
     json_object_set_new(o, "imbalance", json_real(w->seen > 0 ? recent(w, 0) : 1.0));
@@ -425,8 +491,17 @@ void cli_watch_json(const cli_watch *w, FILE *f)
         json_object_set_new(o, "hot_device", json_integer(w->hot_device));
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
     }
+    if (w->hot_layer >= 0) {
+        json_object_set_new(o, "model", json_string(w->cost.model.name));
+        json_object_set_new(o, "machine", json_string(w->cost.machine.name));
+        json_object_set_new(o, "nodes", json_integer(w->cost.nodes));
+        json_object_set_new(o, "kernels", json_string(w->kernels));
+    }
     json_object_set_new(o, "lines_not_understood", json_integer(w->bad));
-    cli_json_assumed(o, w->map_row ? w->map_words : NULL);
+    assumed = cli_format("%s%s%s", w->map_row && w->map_words ? w->map_words : "",
+                         w->map_row && w->map_words && w->cost.assumed ? "\n" : "", w->cost.assumed ? w->cost.assumed : "");
+    cli_json_assumed(o, assumed);
+    free(assumed);
     if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0)
         cli_die(CLI_INTERNAL, "cannot write JSON: %s", strerror(errno));
     fputc('\n', f);
