@@ -16,9 +16,9 @@ enum { MOST_TOKENS = 65536, MAX_STEPS = CLI_KEPT_STEPS, MAX_FINE = 128, NORMAL_K
 
 static const char *tokens_word(int64_t n) { return n == 1 ? "token" : "tokens"; }
 
-double cli_step_scale(double tokens, int32_t devices)
+double cli_scaled_tokens(double recorded, int32_t devices)
 {
-    return tokens > (double)MOST_TOKENS * devices ? (double)PREFILL_TOKENS * devices / tokens : 1.0;
+    return recorded > (double)MOST_TOKENS * devices ? (double)PREFILL_TOKENS * devices : 0.0;
 }
 
 /* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or a prefill batch for
@@ -169,7 +169,7 @@ static int are_shares(const cli_report *r, const cli_trace *t)
 
 /* Steps of `tokens` tokens from loads (steps, L, E), without their ids: recorded steps are joined in order until they
  * hold so many, and the sum is scaled.  One small step scaled would be as uneven as few tokens are.  What does not fill
- * a step at the end is left out; where nothing fills one, all of it is one: `all` (L, E), NULL = the sum of the steps. */
+ * a step at the end is left out; where nothing fills one, all of it is one: `all` (L, E), NULL = the sum of these. */
 static cli_window join_loads(const cli_report *r, const double *loads, int32_t steps, const double *all, int shares,
                              int64_t tokens)
 {

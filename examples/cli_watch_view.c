@@ -104,6 +104,18 @@ static int64_t shown_steps(const cli_watch *w)
     return n < CLI_HISTORY ? n : CLI_HISTORY;
 }
 
+double cli_watch_of_model(const cli_watch *w, const cli_watch_model *m)
+{
+    double mean = 0.0, most = 0.0;
+    for (int64_t i = 0; i < shown_steps(w); i++)
+        for (ptrdiff_t k = 0; k < arrlen(w->model); k++) {
+            if (m && m != &w->model[k]) continue;
+            mean += w->model[k].mean[(w->seen - 1 - i) % CLI_HISTORY];
+            most += w->model[k].most[(w->seen - 1 - i) % CLI_HISTORY];
+        }
+    return mean > 0.0 ? most / mean : 1.0;
+}
+
 static void average(cli_watch *w)
 {
     int64_t n = shown_steps(w);
@@ -112,6 +124,7 @@ static void average(cli_watch *w)
         w->imbalance += recent(w, i) / (double)n;
         w->worst = recent(w, i) > w->worst ? recent(w, i) : w->worst;
     }
+    if (w->kind == CLI_WATCH_LOG) w->imbalance = cli_watch_of_model(w, NULL);
 }
 
 /* Mean rows per device and step. */
@@ -209,27 +222,29 @@ static int32_t loaded_layers(const double *loads, int32_t steps, int32_t L, int3
     return with;
 }
 
-/* How a layer of steps of these loads is priced; loads of more than one step can hold are scaled. */
+/* How a layer of steps of these loads is priced, by the judged ones; steps of more than one can hold are scaled. */
 static moe_ep_layer_desc price(cli_watch *w, double *loads, int32_t steps, int32_t L)
 {
-    cli_report r;
-    size_t n = (size_t)steps * (size_t)L * (size_t)w->experts, judged = n / (size_t)steps * (size_t)(steps / 2);
     int32_t with = loaded_layers(loads, steps, L, w->experts);
-    double all = 0.0, tokens = 0.0, scale;
+    size_t n = (size_t)L * (size_t)w->experts;
+    double *tokens = cli_alloc((size_t)steps, sizeof *tokens), all = 0.0, judged = 0.0, scaled;
     moe_ep_layer_desc layer;
+    cli_report r;
     settle_cost(w, with);
-    for (size_t i = 0; i < n; i++) {
-        all += loads[i];
-        if (i >= judged) tokens += loads[i];
+    for (int32_t s = 0; s < steps; s++) {
+        for (size_t i = 0; i < n; i++) tokens[s] += loads[(size_t)s * n + i];
+        tokens[s] /= (double)with * w->cost.model.top_k;
+        all += tokens[s] / steps;
+        if (s >= steps / 2) judged += tokens[s] / (steps - steps / 2);
     }
-    all /= (double)steps * with * w->cost.model.top_k;
-    tokens /= (double)(steps - steps / 2) * with * w->cost.model.top_k;
-    scale = cli_step_scale(all, w->devices);
-    for (size_t i = 0; i < n; i++) loads[i] *= scale;
+    scaled = cli_scaled_tokens(all, w->devices);
+    for (int32_t s = 0; s < steps && scaled > 0.0; s++)
+        for (size_t i = 0; i < n; i++) loads[(size_t)s * n + i] *= scaled / tokens[s];
     memset(&r, 0, sizeof r);
     r.setup = &w->cost;
-    layer = cli_report_layer(&r, (int64_t)(tokens * scale + 0.5), w->devices, w->cost.nodes);
+    layer = cli_report_layer(&r, (int64_t)((scaled > 0.0 ? scaled : judged) + 0.5), w->devices, w->cost.nodes);
     w->kernels = cli_kernels_name(layer.high_throughput ? CLI_KERNELS_NORMAL : CLI_KERNELS_LOW_LATENCY);
+    free(tokens);
     return layer;
 }
 
@@ -285,14 +300,23 @@ static void diagnose(cli_watch *w)
     arrfree(layers);
 }
 
+static double waits(double imbalance) { return 100.0 * (1.0 - 1.0 / imbalance); }
+
 static void judge_log(cli_watch *w)
 {
-    double waits = 100.0 * (1.0 - 1.0 / w->imbalance);
+    cli_text each;
+    cli_text_open(&each);
+    for (ptrdiff_t i = 0; i < arrlen(w->model) && arrlen(w->model) > 1; i++)
+        fprintf(each.stream, "%s%s %.0f %%", i > 0 ? ", " : ": ", *w->model[i].name ? w->model[i].name : "(no name)",
+                waits(cli_watch_of_model(w, &w->model[i])));
+    cli_text_end(&each);
     w->state = w->imbalance <= 1.05 ? "balanced" : "uneven";
     w->reason =
         cli_format("the ranks wait %.0f %% of the time of the expert layers for the busiest one (balancedness "
-                   "%.2f); which experts are hot a log does not say: record counts or ids",
-                   waits, 1.0 / w->imbalance);
+                   "%.2f)%s; vLLM before pull request 51813 logs this over layers, not over ranks: then it says "
+                   "nothing of ranks; which experts are hot a log does not say: record counts or ids",
+                   waits(w->imbalance), 1.0 / w->imbalance, each.text);
+    free(each.text);
 }
 
 void cli_watch_judge(cli_watch *w)
@@ -429,10 +453,10 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     free(name);
     fprintf(o->f, "  %s%s%s", chart_ansi(t, kind), w->state, chart_ansi_end(t));
     end_line(o);
-    put_words(o, w->reason, t->width, 3);
+    put_words(o, w->reason, t->width, 5);
     if (w->map_row && w->map_words) put_words(o, w->map_words, t->width, 3);
     if (w->hot_layer < 0) return;
-    text = cli_format("times: %s on %s, %d node%s, %s kernels; --model, --machine, --nodes and --kernels change them",
+    text = cli_format("times: %s on %s, %d node%s, %s kernels (--model, --machine, --nodes, --kernels)",
                       w->cost.model.name, w->cost.machine.name, w->cost.nodes, w->cost.nodes == 1 ? "" : "s",
                       w->kernels);
     put_words(o, text, t->width, 2);
@@ -477,6 +501,7 @@ void cli_watch_json(const cli_watch *w, FILE *f)
 {
     json_t *o = json_object(), *list = json_array();
     char *assumed;
+    const char *map;
     json_object_set_new(o, "step", json_integer(w->last_step));
     json_object_set_new(o, "steps", json_integer(shown_steps(w)));
     json_object_set_new(o, "imbalance", json_real(w->seen > 0 ? recent(w, 0) : 1.0));
@@ -487,6 +512,11 @@ void cli_watch_json(const cli_watch *w, FILE *f)
     for (int32_t d = 0; w->device_rows && d < w->devices; d++)
         json_array_append_new(list, json_real(w->device_rows[d]));
     json_object_set_new(o, "device_rows", list);
+    list = json_array();
+    for (ptrdiff_t i = 0; i < arrlen(w->model); i++)
+        json_array_append_new(list, json_pack("{s:s,s:f}", "name", w->model[i].name, "imbalance_mean",
+                                              cli_watch_of_model(w, &w->model[i])));
+    json_object_set_new(o, "models", list);
     if (w->hot_layer >= 0) {
         json_object_set_new(o, "hot_device", json_integer(w->hot_device));
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
@@ -498,8 +528,8 @@ void cli_watch_json(const cli_watch *w, FILE *f)
         json_object_set_new(o, "kernels", json_string(w->kernels));
     }
     json_object_set_new(o, "lines_not_understood", json_integer(w->bad));
-    assumed = cli_format("%s%s%s", w->map_row && w->map_words ? w->map_words : "",
-                         w->map_row && w->map_words && w->cost.assumed ? "\n" : "", w->cost.assumed ? w->cost.assumed : "");
+    map = w->map_row && w->map_words ? w->map_words : "";
+    assumed = cli_format("%s%s%s", map, *map && w->cost.assumed ? "\n" : "", w->cost.assumed ? w->cost.assumed : "");
     cli_json_assumed(o, assumed);
     free(assumed);
     if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0)

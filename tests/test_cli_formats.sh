@@ -610,8 +610,8 @@ else fail "a program that draws a line" "$tmp/log"; fi
 
 # ---- steps as recorded: the same routing as ids and as counts ----
 # ids in $tmp/ids.jsonl, counts in $tmp/counts.jsonl; printed: max/mean of four devices over the second half of the
-# first 512 steps that hold tokens, what the busiest devices of all layers have over what the mean ones have.  even: 32 tokens a step,
-# all on one device, the next one in every step.
+# first 512 steps that hold tokens, what the busiest devices of all layers have over what the mean ones have.  even: 32
+# tokens a step, all on one device, the next one in every step.
 routing() { # routing STEPS LAYERS even|uneven
     awk -v S="$1" -v L="$2" -v uneven="$3" -v ids="$tmp/ids.jsonl" -v counts="$tmp/counts.jsonl" 'BEGIN {
         srand(S + L); E = 16; uneven = uneven == "uneven"
@@ -831,8 +831,8 @@ works "shares instead of counts" report "$tmp/shares.jsonl" --devices 2 --topk 1
 has "are no tokens to join" "first half of the recording (4 steps), judged on the second (4 steps)" "$tmp/squeezed"
 
 # What if never judges on what it planned on: with fewer than four larger steps each half is joined for itself.
-# 12 steps: the best pairs for the first six are {0, 3} and {1, 2}, and in the others all rows are those of 0 and 3, which
-# today's pairs part.
+# 12 steps: the best pairs for the first six are {0, 3} and {1, 2}, and in the others all rows are those of 0 and 3,
+# which today's pairs part.
 halves() { # halves A B C D N: rows of the experts in the first six steps, and of 0 and 3 in the others
     awk -v first="$1, $2, $3, $4" -v n="$5" 'BEGIN { for (s = 0; s < 12; s++)
         printf "{\"step\": %d, \"layer\": 0, \"counts\": [%s]}\n", s, s < 6 ? first : n ", 0, 0, " n }' \
