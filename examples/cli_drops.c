@@ -57,6 +57,7 @@ typedef struct layer_drops {
 
 typedef struct drops {
     const cli_trace *t;
+    char *left_out; /* layers without load */
     const char *weights_name;
     float *weights; /* (kept, layers, top_k) or NULL */
     int64_t *start;      /* stb_ds: first tokens of the steps as recorded, and the end; NULL = all have `step` tokens */
@@ -264,11 +265,13 @@ static void put_text(const void *data, FILE *f, const chart_text *t)
     double tokens = (double)d->tokens;
     cli_put_wrapped(f, head, chart_width(t), 0, 0);
     if (*cli_kept_ids(d->t)) cli_put_wrapped(f, cli_kept_ids(d->t), chart_width(t), 0, 0);
-    fprintf(f, "\n%s: %s step%s of %s token%s, %d layer%s, top-%d of %d experts, capacity %s row%s "
+    if (*cli_idle_steps(d->t)) cli_put_wrapped(f, cli_idle_steps(d->t), chart_width(t), 0, 0);
+    fprintf(f, "\n%s: %s step%s of %s token%s, %d layer%s%s%s%s, top-%d of %d experts, capacity %s row%s "
                "(factor %.3g)\n",
             d->t->name, cli_count((double)d->steps), d->steps == 1 ? "" : "s", range_of(d->size),
-            d->size[1] == 1 ? "" : "s", d->t->layers, d->t->layers == 1 ? "" : "s", d->t->top_k, d->t->experts,
-            range_of(d->capacity), d->capacity[1] == 1 ? "" : "s", d->factor);
+            d->size[1] == 1 ? "" : "s", d->t->layers, d->t->layers == 1 ? "" : "s",
+            *d->left_out ? " (without load and left out: " : "", d->left_out, *d->left_out ? ")" : "", d->t->top_k,
+            d->t->experts, range_of(d->capacity), d->capacity[1] == 1 ? "" : "s", d->factor);
     put_steps(d, f, chart_width(t));
     cli_put_title(f, t, "Tokens that lose a choice, by who comes first");
     fputs("  layer  rows dropped", f);
@@ -332,6 +335,8 @@ static void put_json(const void *data, FILE *f)
     json_object_set_new(o, "tokens_per_step", json_integer(d->step));
     json_object_set_new(o, "steps", json_integer(d->steps));
     json_object_set_new(o, "steps_as_recorded", json_boolean(d->start != NULL));
+    json_object_set_new(o, "steps_left_out", json_integer(d->t->idle));
+    json_object_set_new(o, "layers_left_out", json_string(d->left_out));
     json_object_set_new(o, "tokens", json_integer(d->tokens));
     json_object_set_new(o, "tokens_recorded", json_integer(d->t->tokens));
     if (*cli_kept_ids(d->t)) json_object_set_new(o, "counted", json_string(cli_kept_ids(d->t)));
@@ -370,6 +375,24 @@ static void put_csv(const void *data, FILE *f)
 }
 
 /* ---- the command ------------------------------------------------------------------------------------------- */
+
+/* Leaves out layers without load, and their weights with them. */
+static void leave_out(drops *d, cli_trace *list)
+{
+    int32_t had = list->layers, *number = cli_alloc((size_t)had, sizeof *number);
+    size_t K = (size_t)list->top_k, at = 0;
+    memcpy(number, list->layer, (size_t)had * sizeof *number);
+    d->left_out = cli_read_align(list, 1, 1);
+    for (int64_t token = 0; d->weights && token < list->kept; token++)
+        for (int32_t l = 0, with = 0; l < had && with < list->layers; l++) {
+            if (number[l] != list->layer[with]) continue;
+            memmove(d->weights + at * K, d->weights + ((size_t)token * (size_t)had + (size_t)l) * K,
+                    K * sizeof *d->weights);
+            at++;
+            with++;
+        }
+    free(number);
+}
 
 /* The steps as recorded, those whose ids are kept. */
 static void settle_recorded(drops *d)
@@ -461,6 +484,7 @@ int cli_drops_main(int argc, char **argv)
     if (!d.t->ids) cli_die(CLI_USAGE, "%s: holds counts; drops are counted token by token, from ids", d.t->path);
     settle(&d, step);
     if (weights) d.weights = read_weights(d.t, weights, o.read.layers_first);
+    leave_out(&d, list);
     d.orders = weights ? ORDERS : 2;
     d.layer = cli_keep_block(cli_alloc((size_t)d.t->layers, sizeof *d.layer));
     for (int32_t l = 0; l < d.t->layers; l++) count_layer(&d, l);
@@ -470,5 +494,6 @@ int cli_drops_main(int argc, char **argv)
     arrfree(d.start);
     cli_traces_free(list);
     free(left_out);
+    free(d.left_out);
     return CLI_OK;
 }

@@ -70,7 +70,7 @@ static json_t *inputs(const cli_report *r)
         cli_json_words(o, "name", t->name, "path", t->path, "role", i == 0 ? "planned on" : "judged on", NULL);
         cli_json_counts(o, "tokens", (int64_t)t->tokens, "skipped", (int64_t)t->skipped, NULL);
         json_object_set_new(o, "has_ids", json_boolean(t->ids != NULL));
-        cli_json_counts(o, "steps", (int64_t)t->steps, NULL);
+        cli_json_counts(o, "steps", (int64_t)t->steps, "steps_left_out", t->idle, NULL);
         json_object_set_new(o, "steps_as_recorded", json_boolean(cli_report_as_recorded(r, t)));
         cli_json_numbers(o, "correlation", s->correlation, "correlation_lowest", s->lowest, NULL);
         cli_json_counts(o, "correlation_lowest_layer", (int64_t)s->lowest_layer, NULL);

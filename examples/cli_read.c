@@ -126,6 +126,13 @@ static int kept_whole(const cli_trace *t)
     return tokens == t->kept;
 }
 
+const char *cli_idle_steps(const cli_trace *t)
+{
+    if (t->idle == 0) return "";
+    return cli_keep(cli_format("%s: %s of %s steps hold no tokens and are left out.", t->name,
+                               cli_count((double)t->idle), cli_count((double)t->idle + t->steps)));
+}
+
 const char *cli_kept_ids(const cli_trace *t)
 {
     const char *counted;
@@ -218,16 +225,32 @@ static int32_t largest_id(const char *path)
     return top;
 }
 
-/* Where ids [first, first + n) of the file go: kept tokens into the trace. */
-static void keep_ids(cli_trace *t, const int32_t *ids, int64_t first, int64_t n, int layers_first)
+/* Where ids [first, first + n) of the file go: kept tokens into the trace; in which layers some token took two
+ * different experts. */
+static void keep_ids(cli_trace *t, const int32_t *ids, int64_t first, int64_t n, int layers_first, char *differ)
 {
     int64_t K = t->top_k, row = first / K;
     for (int64_t i = 0; i < n; i += K, row++) {
         int64_t token = layers_first ? row % t->tokens : row / t->layers;
         int64_t layer = layers_first ? row / t->tokens : row % t->layers;
+        if (!differ[layer]) differ[layer] = (char)cli_choices_differ(ids + i, K);
         if (token < t->kept)
             memcpy(t->ids + (token * t->layers + layer) * K, ids + i, (size_t)K * sizeof *ids);
     }
+}
+
+/* Servers write an array over all layers and leave that of a layer without experts as it was, one id top_k times: such
+ * a layer has no loads.  Of top-1 it cannot be told. */
+static void clear_alike(cli_trace *t, const char *differ)
+{
+    int64_t L = t->layers, E = t->experts, K = t->top_k, with = 0;
+    for (int64_t l = 0; l < L; l++) {
+        with += differ[l] || K < 2;
+        if (differ[l] || K < 2) continue;
+        memset(t->step_loads + l * E, 0, (size_t)E * sizeof *t->step_loads);
+        for (int64_t i = 0; i < t->kept * K; i++) t->ids[(i / K * L + l) * K + i % K] = -1;
+    }
+    if (with == 0) cli_refuse_alike(t->path, K);
 }
 
 /* The file in pieces of whole tokens (or of one layer, when layers come first) -> counts per layer and the kept ids,
@@ -239,6 +262,7 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
     int64_t per_layer = layers_first ? t->tokens * K : a->count;
     int32_t *buf = cli_alloc((size_t)most, sizeof *buf);
     int64_t *counts = cli_alloc((size_t)t->layers * (size_t)t->experts, sizeof *counts);
+    char *differ = cli_alloc((size_t)t->layers, 1);
     moe_ep_error err;
     for (int64_t done = 0; done < a->count;) {
         int64_t left = per_layer - done % per_layer, part = left < most ? left : most, skipped = 0;
@@ -249,6 +273,7 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
             const char *value;
             if (err.status != MOE_EP_ERR_EXPERT_ID) cli_check(err.status, &err, a->path);
             value = id_value(a, done + err.index, buf[err.index]);
+            free(differ);
             free(counts);
             free(buf);
             cli_die(CLI_USAGE, "%s: %s = %s, but there are %d experts (0..%d)", a->path,
@@ -257,10 +282,12 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
         t->skipped += skipped;
         for (int64_t i = 0; i < layers * t->experts; i++)
             t->step_loads[first * t->experts + i] += (double)counts[i];
-        keep_ids(t, buf, done, part, layers_first);
+        keep_ids(t, buf, done, part, layers_first, differ);
         done += part;
         cli_progress("reading", (double)(a->count + done), 2.0 * (double)a->count);
     }
+    clear_alike(t, differ);
+    free(differ);
     free(counts);
     free(buf);
 }
@@ -310,10 +337,12 @@ static void test_weights(weights_test *w, const double *row, int64_t choices)
     if (fabs(sum - 1.0) > 0.01) w->no = 1;
 }
 
-/* Row r of the file, r counted over steps and layers, into the trace. */
-static void add_counts(cli_trace *t, int64_t r, const double *row)
+/* Row r of the file, r counted over steps and layers, into the trace; kept: the steps before it that hold loads.
+ * Returns its load. */
+static double add_counts(cli_trace *t, int64_t r, int64_t kept, const double *row)
 {
     int64_t E = t->experts, step = r / t->layers, layer = r % t->layers;
+    double load = 0.0;
     for (int64_t e = 0; e < E; e++) {
         if (!cli_is_load(row[e])) {
             char *where = cli_format("%s: counts[%lld, %lld, %lld]", t->path, (long long)step, (long long)layer,
@@ -322,16 +351,18 @@ static void add_counts(cli_trace *t, int64_t r, const double *row)
             free(where);
         }
         t->loads[layer * E + e] += row[e];
+        load += row[e];
     }
-    if (step < t->kept_steps) memcpy(t->step_loads + r * E, row, (size_t)E * sizeof *row);
+    if (kept < t->kept_steps) memcpy(t->step_loads + (kept * t->layers + layer) * E, row, (size_t)E * sizeof *row);
+    return load;
 }
 
 static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
                             const cli_read_options *o)
 {
-    int64_t E, L, S, some;
+    int64_t E, L, S, some, kept = 0;
     weights_test w = {0, 0, 0};
-    double *row;
+    double *row, load = 0.0;
     cli_trace t;
     if (a->ndim < 1 || a->ndim > 3)
         cli_die(CLI_USAGE,
@@ -347,9 +378,17 @@ static void read_npy_counts(cli_trace **list, const char *path, cli_npy *a,
     for (int64_t r = 0; r < S * L; r++) {
         if (r % some == 0) cli_npy_read_double(a, row, (S * L - r < some ? S * L - r : some) * E);
         test_weights(&w, row + r % some * E, E);
-        add_counts(&t, r, row + r % some * E);
+        load += add_counts(&t, r, kept, row + r % some * E);
+        if ((r + 1) % L != 0) continue;
+        kept += load > 0.0; /* an empty step gives its place to the next */
+        load = 0.0;
     }
     free(row);
+    if (kept > 0) {
+        t.idle = S - kept;
+        t.steps = (int32_t)kept;
+        if (kept < t.kept_steps) t.kept_steps = t.steps;
+    }
     if (!o->as_counts && a->ndim == 3 && E <= 32 && w.rows >= 16 && !w.no && w.fractions)
         cli_die(CLI_USAGE,
                 "%s: every row of shape %s sums to 1: these are routing weights, which say nothing of loads; "

@@ -14,7 +14,8 @@ typedef struct cli_trace {
     int32_t layers, experts, top_k; /* top_k 0 = the file does not say                           */
     int64_t tokens;     /* recorded tokens, 0 = the file does not say                           */
     int64_t skipped;    /* choices that were -1                                                 */
-    int32_t steps;      /* windows recorded one after the other, >= 1                           */
+    int32_t steps;      /* windows recorded one after the other, >= 1; those without loads left out */
+    int64_t idle;       /* steps without loads that were left out                               */
     int32_t kept_steps; /* of them whose loads are kept one by one: all, up to CLI_KEPT_STEPS   */
     double *step_loads; /* (kept_steps, layers, experts)                                        */
     double *loads;      /* (layers, experts), the sum over all steps                            */
@@ -43,6 +44,9 @@ int64_t cli_recorded_step(const cli_trace *t, int32_t top_k);
 /* The first kept token of every step as recorded and, behind them, the end of the last; steps of no token are left out.
  * Without recorded steps all tokens are one.  stb_ds. */
 int64_t *cli_step_starts(const cli_trace *t);
+
+/* How many steps of a recording were left out because they hold no tokens: a sentence; "" = none. */
+const char *cli_idle_steps(const cli_trace *t);
 
 /* How many tokens are counted of how many and why, where not all ids are kept: a sentence; "" = all are. */
 const char *cli_kept_ids(const cli_trace *t);

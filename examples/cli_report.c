@@ -16,6 +16,11 @@ enum { MOST_TOKENS = 65536, MAX_STEPS = CLI_KEPT_STEPS, MAX_FINE = 128, NORMAL_K
 
 static const char *tokens_word(int64_t n) { return n == 1 ? "token" : "tokens"; }
 
+double cli_scaled_tokens(double recorded, int32_t devices)
+{
+    return recorded > (double)MOST_TOKENS * devices ? (double)PREFILL_TOKENS * devices : 0.0;
+}
+
 /* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or a prefill batch for
  * counts. */
 static void settle_tokens(cli_report *r, cli_setup *s)
@@ -162,24 +167,24 @@ static int are_shares(const cli_report *r, const cli_trace *t)
     return 0;
 }
 
-/* Steps of `tokens` tokens from loads, without their ids: recorded steps are joined in order until they hold so many,
- * and the sum is scaled.  One small step scaled would be as uneven as few tokens are.  What does not fill a step at the
- * end is left out; where nothing fills one, the whole recording is one. */
-static cli_window join_steps(const cli_report *r, const cli_trace *t, int64_t tokens)
+/* Steps of `tokens` tokens from loads (steps, L, E), without their ids: recorded steps are joined in order until they
+ * hold so many, and the sum is scaled.  One small step scaled would be as uneven as few tokens are.  What does not fill
+ * a step at the end is left out; where nothing fills one, all of it is one: `all` (L, E), NULL = the sum of these. */
+static cli_window join_loads(const cli_report *r, const double *loads, int32_t steps, const double *all, int shares,
+                             int64_t tokens)
 {
-    cli_window w = new_window(r, t->kept_steps > 0 ? t->kept_steps : 1);
+    cli_window w = new_window(r, steps);
     size_t n = (size_t)r->L * (size_t)r->E;
     int32_t at = 0;
-    int shares = are_shares(r, t);
-    for (int32_t s = 0; s < t->kept_steps; s++) {
+    for (int32_t s = 0; s < steps; s++) {
         double *sum = w.loads + (size_t)at * n;
-        for (size_t i = 0; i < n; i++) sum[i] += t->step_loads[(size_t)s * n + i];
+        for (size_t i = 0; i < n; i++) sum[i] += loads[(size_t)s * n + i];
         w.recorded[at] = tokens_of(r, total_of(sum, n));
         at += shares || fills(w.recorded[at], tokens);
     }
     if (at == 0) {
-        memcpy(w.loads, t->loads, n * sizeof *w.loads);
-        w.recorded[at++] = tokens_of(r, total_of(t->loads, n));
+        if (all) memcpy(w.loads, all, n * sizeof *w.loads);
+        w.recorded[at++] = tokens_of(r, total_of(w.loads, n));
     }
     w.steps = at;
     for (int32_t s = 0; s < w.steps; s++) {
@@ -188,6 +193,11 @@ static cli_window join_steps(const cli_report *r, const cli_trace *t, int64_t to
         w.tokens[s] = (double)tokens;
     }
     return w;
+}
+
+static cli_window join_steps(const cli_report *r, const cli_trace *t, int64_t tokens)
+{
+    return join_loads(r, t->step_loads, t->kept_steps, t->loads, are_shares(r, t), tokens);
 }
 
 cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens)
@@ -352,6 +362,7 @@ static void describe_windows(cli_report *r, cli_setup *s)
     for (int i = 0; i < r->traces; i++) {
         const cli_trace *t = &r->trace[i];
         int64_t recorded = cli_recorded_step(t, r->K);
+        if (*cli_idle_steps(t)) cli_note(s, "%s", cli_idle_steps(t));
         if (t->kept_steps < t->steps)
             cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
                      t->kept_steps, cli_count(t->steps));
@@ -865,6 +876,19 @@ static void count_copies(cli_report *r)
     free(fine);
 }
 
+/* Whether one recording has too few steps of so many tokens to plan on some and judge on others, while this report,
+ * of smaller steps, does: then its halves are joined, each for itself. */
+static int halves(const cli_report *r, int64_t tokens)
+{
+    cli_window all;
+    int few;
+    if (tokens == 0 || r->traces > 1 || r->self_judged) return 0;
+    all = cli_report_window(r, &r->trace[0], tokens);
+    few = all.steps < 4;
+    cli_window_free(&all);
+    return few;
+}
+
 /* tokens 0: the steps of the report. */
 static void what_if(cli_report *r, const char *name, int32_t devices, int32_t slots, int64_t tokens)
 {
@@ -873,7 +897,12 @@ static void what_if(cli_report *r, const char *name, int32_t devices, int32_t sl
     int32_t per = r->setup->devices / r->setup->nodes;
     question q = {devices, slots, (devices + per - 1) / per, tokens > 0 ? tokens : cli_report_batch(r),
                   MOE_EP_PLACE_BEST, &plan, &judge};
-    make_windows(r, tokens, &plan, &judge);
+    if (halves(r, tokens)) {
+        plan = join_loads(r, r->plan.loads, r->plan.steps, NULL, 0, tokens);
+        judge = join_loads(r, r->judge.loads, r->judge.steps, NULL, 0, tokens);
+    } else {
+        make_windows(r, tokens, &plan, &judge);
+    }
     (void)ask(r, &q, NULL, &d);
     cli_what_if w = {cli_strdup(name),   d.before_s,        d.after_s, d.gain,
                      d.imbalance_before, d.imbalance_after, d.verdict};
@@ -899,6 +928,9 @@ static void what_if_batch(cli_report *r, cli_setup *s, const char *kind, int64_t
                  how == 1 ? "recorded steps are joined in order until they hold as many"
                           : "a recording of fewer tokens than one such step is taken once and scaled, and stays as "
                             "uneven as so few tokens are");
+    if (halves(r, tokens))
+        cli_note(s, "What if, %s: planned on the first half of the recording, joined for itself, and judged on the "
+                    "second; a verdict needs two judged steps.", name);
     what_if(r, name, r->setup->devices, r->slots, tokens);
     free(name);
 }

@@ -161,6 +161,9 @@ moe_ep_placement cli_report_placement(const cli_report *r, const moe_ep_shape *s
 /* How a layer of the model is priced on the machine. */
 moe_ep_layer_desc cli_report_layer(const cli_report *r, int64_t tokens, int32_t devices, int32_t nodes);
 
+/* Tokens that steps are scaled to which hold so many on average: 0 = they stay as recorded; steps of more than one can
+ * hold are taken as sums over many and made prefill-sized. */
+double cli_scaled_tokens(double recorded, int32_t devices);
 /* The kernels of its all-to-all, "normal" or "low-latency". */
 const char *cli_report_kernels(const cli_report *r);
 

@@ -33,6 +33,7 @@ typedef struct layer_rows {
     double *sum;          /* (room), the sum over all steps                          */
     int64_t room, tokens; /* tokens: of all steps                                    */
     uint64_t mark;        /* the same in all layers when their steps have as many    */
+    int differ;           /* 1: some token took two different experts                */
     int64_t source;       /* with adds: where the last row came from                 */
     step_set seen, of_source;
 } layer_rows;
@@ -54,8 +55,10 @@ typedef struct recording {
     char *label;
     int64_t experts, top_k;
     layer_rows *layer; /* stb_ds hash map                                          */
-    kept_row *row;     /* stb_ds hash map                                          */
-    int64_t *kept;     /* stb_ds, sorted: the first steps                          */
+    kept_row *row;     /* stb_ds hash map; rows without loads are not kept         */
+    int64_t *kept;     /* stb_ds, sorted: the first steps that hold loads          */
+    step_set loaded;   /* all that do                                              */
+    late_step *idle;   /* stb_ds hash map: tokens of those that do not, so far     */
     int64_t ids;       /* that are held                                            */
     int64_t skipped;   /* choices that were none                                   */
     int64_t ids_last;  /* of the steps behind this one none are held               */
@@ -77,6 +80,19 @@ struct cli_rows {
 int cli_same(const char *a, const char *b)
 {
     return strcmp(a, b) == 0;
+}
+
+int cli_choices_differ(const int32_t *ids, int64_t top_k)
+{
+    for (int64_t k = 1; k < top_k; k++)
+        if (ids[k] != ids[0]) return 1;
+    return 0;
+}
+
+void cli_refuse_alike(const char *path, int64_t top_k)
+{
+    cli_die(CLI_USAGE, "%s: in every layer each token holds one id %lld times, as where there are no experts: no "
+                       "routing was recorded", path, (long long)top_k);
 }
 
 /* ---- sets of steps ------------------------------------------------------------------------------------------ */
@@ -314,6 +330,22 @@ static void keep_row(recording *q, const cli_row *row)
     limit_ids(q);
 }
 
+/* Whether the row has a load; its step has one from then on. */
+static int note_load(recording *q, const cli_row *row)
+{
+    int64_t e = 0, line;
+    int known = has_step(&q->loaded, row->step, &line);
+    while (e < row->n && !(row->loads[e] > 0.0)) e++;
+    if (e == row->n) {
+        if (!known && row->tokens > 0) hmput(q->idle, row->step, row->tokens);
+        return 0;
+    }
+    if (known) return 1;
+    add_step(&q->loaded, row->step, 0);
+    if (q->idle) (void)hmdel(q->idle, row->step);
+    return 1;
+}
+
 void cli_rows_add(cli_rows *r, const cli_row *row)
 {
     recording *q = recording_of(r, row->label ? row->label : "");
@@ -331,9 +363,11 @@ void cli_rows_add(cli_rows *r, const cli_row *row)
     note_row(r, q, l, row);
     for (int64_t e = 0; e < row->n; e++) l->sum[e] += row->loads[e];
     for (int64_t i = 0; row->ids && i < row->tokens * row->top_k; i++) q->skipped += row->ids[i] < 0;
+    for (int64_t i = 0; row->ids && i < row->tokens && !l->differ; i++)
+        l->differ = cli_choices_differ(row->ids + i * row->top_k, row->top_k);
     l->tokens += row->tokens;
     l->mark += mixed(row->step, row->tokens);
-    if (keep_step(q, row->step)) keep_row(q, row);
+    if (note_load(q, row) && keep_step(q, row->step)) keep_row(q, row);
 }
 
 int64_t cli_rows_count(cli_rows *r, const char *label, int64_t step)
@@ -393,57 +427,79 @@ static void check_steps(const cli_rows *r, recording *q, const int64_t *layers)
         if (!same_steps(first, &hmgetp(q->layer, layers[l])->seen)) name_missing(r, q, layers);
 }
 
-/* The ids that are held, step after step. */
+/* A row of one of the first steps; NULL = it has no loads. */
+static const kept_row *row_of(recording *q, int64_t step, int64_t layer)
+{
+    row_key key = {step, layer};
+    ptrdiff_t at = hmgeti(q->row, key);
+    return at < 0 ? NULL : &q->row[at];
+}
+
+/* Tokens of one of the first steps: as many in all layers. */
+static int64_t tokens_of(recording *q, int64_t step, const int64_t *layers)
+{
+    const kept_row *row = NULL;
+    for (ptrdiff_t l = 0; l < arrlen(layers) && !row; l++) row = row_of(q, step, layers[l]);
+    return row ? row->tokens : 0;
+}
+
+/* Whether the layer has experts: of ids, whether some token took two. */
+static int has_experts(const recording *q, const layer_rows *l)
+{
+    return q->top_k < 2 || l->differ;
+}
+
+/* The ids that are held, step after step; -1 where a layer has none. */
 static void ids_to_trace(cli_trace *t, recording *q, const int64_t *layers, int stepped)
 {
     int64_t K = q->top_k, L = t->layers, first = 0, line;
-    row_key key = {0, layers[0]};
     t->top_k = (int32_t)K;
     t->skipped = q->skipped;
     t->tokens = hmgetp(q->layer, layers[0])->tokens;
+    for (ptrdiff_t i = 0; i < hmlen(q->idle); i++) {
+        t->tokens -= q->idle[i].value;
+        t->skipped -= q->idle[i].value * L * K;
+    }
     if (stepped) t->step_tokens = cli_alloc((size_t)t->kept_steps, sizeof *t->step_tokens);
-    for (int64_t s = 0; s < t->kept_steps && stepped; s++) {
-        key.step = q->kept[s];
-        t->step_tokens[s] = hmgetp(q->row, key)->tokens;
-    }
-    for (int64_t s = 0; s < t->kept_steps && q->kept[s] <= q->ids_last; s++) {
-        key.step = q->kept[s];
-        t->kept += hmgetp(q->row, key)->tokens;
-    }
+    for (int64_t s = 0; s < t->kept_steps && stepped; s++) t->step_tokens[s] = tokens_of(q, q->kept[s], layers);
+    for (int64_t s = 0; s < t->kept_steps && q->kept[s] <= q->ids_last; s++)
+        t->kept += tokens_of(q, q->kept[s], layers);
     if (t->kept == 0) return;
     t->ids = cli_alloc((size_t)(t->kept * L * K), sizeof *t->ids);
     for (int64_t s = 0; s < t->kept_steps && q->kept[s] <= q->ids_last; s++) {
+        int64_t tokens = tokens_of(q, q->kept[s], layers);
         for (int64_t l = 0; l < L; l++) {
-            const kept_row *row;
-            key.step = q->kept[s];
-            key.layer = layers[l];
-            row = hmgetp(q->row, key);
-            for (line = 0; line < row->tokens; line++)
-                memcpy(t->ids + ((first + line) * L + l) * K, row->ids + line * K, (size_t)K * sizeof *t->ids);
+            const kept_row *row = row_of(q, q->kept[s], layers[l]);
+            if (!has_experts(q, hmgetp(q->layer, layers[l]))) row = NULL;
+            for (line = 0; line < tokens * K; line++)
+                t->ids[((first + line / K) * L + l) * K + line % K] = row ? row->ids[line] : -1;
         }
-        key.layer = layers[0];
-        first += hmgetp(q->row, key)->tokens;
+        first += tokens;
     }
 }
 
 static void to_trace(cli_trace **list, cli_rows *r, recording *q, int64_t E)
 {
-    int64_t *layers = layers_of(q), L = arrlen(layers);
+    int64_t *layers = layers_of(q), L = arrlen(layers), all = hmgetp(q->layer, layers[0])->seen.count, with = 0;
+    int64_t steps = q->loaded.count > 0 ? q->loaded.count : all;
     cli_trace t;
     check_steps(r, q, layers);
-    t = cli_new_trace(r->path, *q->label ? cli_printable(q->label) : cli_short_name(r->path),
-                      hmgetp(q->layer, layers[0])->seen.count, L, E);
+    t = cli_new_trace(r->path, *q->label ? cli_printable(q->label) : cli_short_name(r->path), steps, L, E);
+    t.idle = all - steps;
     for (int64_t l = 0; l < L; l++) {
         const layer_rows *from = hmgetp(q->layer, layers[l]);
         t.layer[l] = (int32_t)layers[l];
+        with += has_experts(q, from);
+        if (!has_experts(q, from)) continue;
         if (from->room > 0) /* a layer whose rows are all empty has none */
             memcpy(t.loads + l * E, from->sum, (size_t)(from->room < E ? from->room : E) * sizeof *t.loads);
-        for (int64_t s = 0; s < t.kept_steps; s++) {
-            row_key key = {q->kept[s], layers[l]};
-            const kept_row *row = hmgetp(q->row, key);
-            memcpy(t.step_loads + (s * L + l) * E, row->loads, (size_t)row->n * sizeof *t.step_loads);
+        for (int64_t s = 0; s < arrlen(q->kept); s++) {
+            const kept_row *row = row_of(q, q->kept[s], layers[l]);
+            if (row) memcpy(t.step_loads + (s * L + l) * E, row->loads, (size_t)row->n * sizeof *t.step_loads);
         }
     }
+    if (q->top_k > 0 && q->loaded.count == 0) cli_die(CLI_USAGE, "%s: holds no loads", r->path);
+    if (with == 0) cli_refuse_alike(r->path, q->top_k);
     if (q->top_k > 0) ids_to_trace(&t, q, layers, r->stepped);
     t.inferred = r->kind == CLI_ROWS_GROW && q->top_k > 0 && r->options->experts == 0;
     arrfree(layers);
@@ -463,6 +519,8 @@ static void free_recording(recording *q)
     }
     hmfree(q->layer);
     hmfree(q->row);
+    hmfree(q->idle);
+    clear_steps(&q->loaded);
     arrfree(q->kept);
     free(q->label);
 }

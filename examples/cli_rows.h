@@ -8,7 +8,8 @@
 enum { MAX_EXPERTS = 65536 };
 
 /* Rows of loads as a file gives them, in any order.  What is held of them does not grow with the number of steps as
- * long as the steps of a layer ascend, in equal distances; else by some bytes per row. */
+ * long as the steps of a layer ascend, in equal distances; else by some bytes per row.  A step without loads in all
+ * layers is none: only how many there are is kept. */
 typedef struct cli_rows cli_rows;
 
 typedef enum cli_rows_kind {
@@ -40,6 +41,12 @@ void cli_rows_stepped(cli_rows *r);
 /* One trace per label; every step must have the same layers.  Frees the rows. */
 void cli_rows_end(cli_rows *r, cli_trace **list);
 void cli_rows_free(cli_rows *r);
+
+/* Whether two of a token's choices differ: an array that says nothing of a layer, as those of servers do of layers
+ * without experts, holds one id top_k times. */
+int cli_choices_differ(const int32_t *ids, int64_t top_k);
+/* Leaves: no layer has a token whose choices differ. */
+void cli_refuse_alike(const char *path, int64_t top_k) __attribute__((noreturn));
 
 /* Parts of a trace: an empty one, into the list when it fits --experts. */
 cli_trace cli_new_trace(const char *path, char *name, int64_t steps, int64_t layers, int64_t experts);

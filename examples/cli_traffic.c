@@ -27,14 +27,16 @@ static const char traffic_help[] =
     "  --devices D       --nodes N   nodes of equal size; else one for every 8 devices, or as --machine has them\n"
     "  --machine NAME    whose nodes\n"
     "  --mode NAME       pairs (a row per choice, default), ranks (a token once per rank), nodes "
-    "(once per node,\n"
-    "                    then once per rank); counts have pairs only\n"
+    "(once per node, to the\n"
+    "                    rank in the sender's place there, which forwards it once per rank: DeepEP's normal kernels); "
+    "counts\n"
+    "                    have pairs only\n"
     "  --dispatch WIRE   --combine WIRE   bf16, fp32, fp8, mxfp8 or nvfp4 (fp8, bf16)\n"
     "  --model NAME      --hidden H   length of a row\n"
     "  --layer N         only this layer of the recording\n"
     "  --matrix PHASE    dispatch or combine: nothing but that matrix in bytes, a line per sending "
     "rank, summed over\n"
-    "                    the layers\n"
+    "                    the layers; with --mode nodes both hops: between nodes the first, inside them the second\n"
     "  --out FILE        .csv or .json instead of standard output      --json   JSON on standard "
     "output\n"
     "  --experts E       --only TEXT   --layers-first   --counts   (see moe-ep report --help)\n"
@@ -43,8 +45,9 @@ static const char traffic_help[] =
     "{\"ranks\": D, \"layers\": [\n"
     "{\"layer\": 0, \"dispatch\": {\"row_bytes\": b, \"rows\": [[...]], \"bytes\": [[...]]}, "
     "\"combine\": ...}]}; the diagonal\n"
-    "is what stays on the rank.  What was assumed (one node, contiguous blocks, the model) is said on standard error "
-    "and in the JSON.\n";
+    "is what stays on the rank.  With --mode nodes dispatch_node and combine_node are the hop between nodes,\n"
+    "dispatch and combine what is left for the one inside them, and JSON has node_rows, from node to node.\n"
+    "What was assumed (one node, contiguous blocks, the model) is said on standard error and in the JSON.\n";
 
 enum { O_MODE = 256, O_DISPATCH, O_COMBINE, O_LAYER, O_MATRIX, O_OUT };
 
@@ -78,8 +81,10 @@ typedef struct traffic {
     int64_t row_bytes[2];
     int matrix;               /* 0 = no, 1 = dispatch, 2 = combine */
     const char *out;
-    int64_t *rows;            /* (D,D) of the layer at hand */
-    int64_t *sum;             /* (D,D) over the layers      */
+    int64_t *rows;            /* (D,D) of the layer at hand; with nodes the hop inside them */
+    int64_t *hop;             /* (D,D) with nodes the hop between them, else NULL */
+    int64_t *node_rows;       /* (N,N) the same as the library counts it          */
+    int64_t *sum;             /* (D,D) over the layers, both hops                 */
 } traffic;
 
 static const char *const phase_name[2] = {"dispatch", "combine"};
@@ -173,6 +178,31 @@ static void assign_step(const traffic *x, int32_t l, const int32_t *ids, int64_t
     free(quota);
 }
 
+/* The rank in the place of s on the node of d: s itself on its own. */
+static int32_t relay(const traffic *x, int32_t s, int32_t d)
+{
+    int32_t per = x->D / x->setup.nodes;
+    return d / per * per + s % per;
+}
+
+/* The two hops of a token that starts on rank s: once to each node, then once to each rank. */
+static void count_hops(const traffic *x, const int32_t *slots, int32_t s)
+{
+    for (int32_t k = 0; k < x->t->top_k; k++) {
+        int32_t d, at, rank_seen = 0, node_seen = 0;
+        if (slots[k] < 0) continue;
+        d = x->p.slot_device[slots[k]];
+        at = relay(x, s, d);
+        for (int32_t j = 0; j < k; j++) {
+            if (slots[j] < 0) continue;
+            rank_seen |= x->p.slot_device[slots[j]] == d;
+            node_seen |= relay(x, s, x->p.slot_device[slots[j]]) == at;
+        }
+        if (!rank_seen) x->rows[(size_t)at * (size_t)x->D + (size_t)d]++;
+        if (!node_seen && at != s) x->hop[(size_t)s * (size_t)x->D + (size_t)at]++;
+    }
+}
+
 /* One layer's recorded choices step after step; the tokens of each start on the ranks in blocks. */
 static void count_ids(const traffic *x, int32_t l)
 {
@@ -190,7 +220,13 @@ static void count_ids(const traffic *x, int32_t l)
             source[first + i] = (int32_t)moe_ep_rank_of_token(i, T, x->D, &err);
         assign_step(x, l, ids + first * K, T * K, slots + first * K);
     }
-    cli_check(moe_ep_traffic(&x->p, slots, t->kept, t->top_k, source, x->mode, x->rows, NULL, &err), &err, "traffic");
+    cli_check(moe_ep_traffic(&x->p, slots, t->kept, t->top_k, source, x->mode, x->hop ? NULL : x->rows, x->node_rows,
+                             &err), &err, "traffic");
+    if (x->hop) {
+        memset(x->rows, 0, (size_t)x->D * (size_t)x->D * sizeof *x->rows);
+        memset(x->hop, 0, (size_t)x->D * (size_t)x->D * sizeof *x->hop);
+        for (int64_t i = 0; i < t->kept; i++) count_hops(x, slots + i * K, source[i]);
+    }
     arrfree(start);
     free(source);
     free(ids);
@@ -224,7 +260,7 @@ static void count_layer(traffic *x, int32_t l)
         count_ids(x, l);
     else
         count_loads(x, l);
-    for (size_t i = 0; i < (size_t)x->D * (size_t)x->D; i++) x->sum[i] += x->rows[i];
+    for (size_t i = 0; i < (size_t)x->D * (size_t)x->D; i++) x->sum[i] += x->rows[i] + (x->hop ? x->hop[i] : 0);
 }
 
 /* Rows from s to d in a phase: combine sends back what came. */
@@ -236,25 +272,55 @@ static int64_t cell(const traffic *x, const int64_t *rows, int phase, int32_t s,
 
 /* ---- output ---------------------------------------------------------------------------------------------------- */
 
-static void put_csv_layer(const traffic *x, FILE *f, int32_t l)
+static void put_csv_phase(const traffic *x, FILE *f, int32_t l, int phase, const int64_t *rows, const char *hop)
 {
-    for (int phase = 0; phase < 2; phase++)
-        for (int32_t s = 0; s < x->D; s++)
-            for (int32_t d = 0; d < x->D; d++) {
-                int64_t n = cell(x, x->rows, phase, s, d);
-                if (n > 0)
-                    fprintf(f, "%d,%s,%d,%d,%lld,%lld\n", x->t->layer[l], phase_name[phase], s, d,
-                            (long long)n, (long long)(n * x->row_bytes[phase]));
-            }
+    for (int32_t s = 0; s < x->D; s++)
+        for (int32_t d = 0; d < x->D; d++) {
+            int64_t n = cell(x, rows, phase, s, d);
+            if (n > 0)
+                fprintf(f, "%d,%s%s,%d,%d,%lld,%lld\n", x->t->layer[l], phase_name[phase], hop, s, d, (long long)n,
+                        (long long)(n * x->row_bytes[phase]));
+        }
 }
 
-static json_t *json_cells(const traffic *x, int phase, int64_t unit)
+/* In the order in which they happen: what goes out crosses nodes first, what comes back last. */
+static void put_csv_layer(const traffic *x, FILE *f, int32_t l)
+{
+    if (x->hop) put_csv_phase(x, f, l, 0, x->hop, "_node");
+    put_csv_phase(x, f, l, 0, x->rows, "");
+    put_csv_phase(x, f, l, 1, x->rows, "");
+    if (x->hop) put_csv_phase(x, f, l, 1, x->hop, "_node");
+}
+
+static json_t *json_cells(const traffic *x, const int64_t *rows, int phase, int64_t unit)
 {
     json_t *all = json_array();
     for (int32_t s = 0; s < x->D; s++) {
         json_t *line = json_array();
         for (int32_t d = 0; d < x->D; d++)
-            json_array_append_new(line, json_integer((json_int_t)(cell(x, x->rows, phase, s, d) * unit)));
+            json_array_append_new(line, json_integer((json_int_t)(cell(x, rows, phase, s, d) * unit)));
+        json_array_append_new(all, line);
+    }
+    return all;
+}
+
+static json_t *json_phase(const traffic *x, const int64_t *rows, int phase)
+{
+    json_t *p = json_object();
+    json_object_set_new(p, "row_bytes", json_integer((json_int_t)x->row_bytes[phase]));
+    json_object_set_new(p, "rows", json_cells(x, rows, phase, 1));
+    json_object_set_new(p, "bytes", json_cells(x, rows, phase, x->row_bytes[phase]));
+    return p;
+}
+
+/* Rows that cross from node to node in dispatch; the diagonal is what finds an expert where it starts. */
+static json_t *json_nodes(const traffic *x)
+{
+    json_t *all = json_array();
+    for (int32_t s = 0; s < x->setup.nodes; s++) {
+        json_t *line = json_array();
+        for (int32_t d = 0; d < x->setup.nodes; d++)
+            json_array_append_new(line, json_integer((json_int_t)x->node_rows[s * x->setup.nodes + d]));
         json_array_append_new(all, line);
     }
     return all;
@@ -264,13 +330,10 @@ static json_t *json_layer(const traffic *x, int32_t l)
 {
     json_t *o = json_object();
     json_object_set_new(o, "layer", json_integer(x->t->layer[l]));
-    for (int phase = 0; phase < 2; phase++) {
-        json_t *p = json_object();
-        json_object_set_new(p, "row_bytes", json_integer((json_int_t)x->row_bytes[phase]));
-        json_object_set_new(p, "rows", json_cells(x, phase, 1));
-        json_object_set_new(p, "bytes", json_cells(x, phase, x->row_bytes[phase]));
-        json_object_set_new(o, phase_name[phase], p);
-    }
+    if (x->hop) json_object_set_new(o, "node_rows", json_nodes(x));
+    if (x->hop) json_object_set_new(o, "dispatch_node", json_phase(x, x->hop, 0));
+    for (int phase = 0; phase < 2; phase++) json_object_set_new(o, phase_name[phase], json_phase(x, x->rows, phase));
+    if (x->hop) json_object_set_new(o, "combine_node", json_phase(x, x->hop, 1));
     return o;
 }
 
@@ -334,6 +397,7 @@ static void settle(traffic *x, const cli_map *map)
         cli_die(CLI_USAGE, "--mode: counts do not say which choices belong to one token; pairs only");
     cli_setup_layout(&x->setup);
     if (*cli_kept_ids(x->t)) cli_note(&x->setup, "%s", cli_kept_ids(x->t));
+    if (*cli_idle_steps(x->t)) cli_note(&x->setup, "%s", cli_idle_steps(x->t));
     if (x->t->ids && x->t->step_tokens)
         cli_note(&x->setup, "Steps as recorded: the tokens of each start on the ranks in equal blocks.");
     if (!map) cli_note(&x->setup, "Contiguous blocks of experts; a placement as second file changes it.");
@@ -348,6 +412,9 @@ static void settle(traffic *x, const cli_map *map)
         place_contiguous(x);
     x->rows = cli_alloc((size_t)x->D * (size_t)x->D, sizeof *x->rows);
     x->sum = cli_alloc((size_t)x->D * (size_t)x->D, sizeof *x->sum);
+    if (x->mode != MOE_EP_COUNT_NODES) return;
+    x->hop = cli_alloc((size_t)x->D * (size_t)x->D, sizeof *x->hop);
+    x->node_rows = cli_alloc((size_t)x->setup.nodes * (size_t)x->setup.nodes, sizeof *x->node_rows);
 }
 
 int cli_traffic_main(int argc, char **argv)
@@ -380,6 +447,8 @@ int cli_traffic_main(int argc, char **argv)
     cli_out_commit(&out);
     if (x.setup.assumed) fprintf(stderr, "moe-ep traffic: assumed:\n%s\n", x.setup.assumed);
     free(x.rows);
+    free(x.hop);
+    free(x.node_rows);
     free(x.sum);
     free(x.setup.assumed);
     free(left_out);

@@ -39,6 +39,11 @@ static const char watch_help[] =
     "  --interval S      seconds between two looks at the file (1)\n"
     "  --once            reads what is there, prints one picture and ends\n"
     "  --min-gain S      least share of a step that makes a new placement worth while (0.05)\n"
+    "what a step costs, as in moe-ep diagnose\n"
+    "  --model NAME      --machine NAME   --nodes N   --hidden H   --intermediate I   --other-ms X   (see "
+    "moe-ep report --help)\n"
+    "  --kernels NAME    of dispatch and combine: auto (normal from 512 tokens per device on), normal or low-latency\n"
+    "\n"
     "  --json            a JSON object per change instead of text    --experts E   --topk K\n"
     "  --width W         --ascii   --color auto|always|never         (NO_COLOR is respected)\n";
 
@@ -49,6 +54,13 @@ static const struct option watch_long[] = {CLI_COMMON_OPTIONS,
                                            {"topk", 1, NULL, CLI_O_TOPK},
                                            {"min-gain", 1, NULL, CLI_O_GAIN},
                                            {"round-robin", 0, NULL, CLI_O_ROUND_ROBIN},
+                                           {"model", 1, NULL, CLI_O_MODEL},
+                                           {"machine", 1, NULL, CLI_O_MACHINE},
+                                           {"nodes", 1, NULL, CLI_O_NODES},
+                                           {"hidden", 1, NULL, CLI_O_HIDDEN},
+                                           {"intermediate", 1, NULL, CLI_O_INTER},
+                                           {"other-ms", 1, NULL, CLI_O_OTHER},
+                                           {"kernels", 1, NULL, CLI_O_KERNELS},
                                            {"once", 0, NULL, O_ONCE},
                                            {"interval", 1, NULL, O_INTERVAL},
                                            {"window", 1, NULL, O_WINDOW},
@@ -264,6 +276,17 @@ static void use_map(watching *o)
         if (o->map.expert[i] >= o->w.experts) o->w.experts = o->map.expert[i] + 1;
 }
 
+/* Says now what else a verdict would end on: no such preset, devices that are no whole number of nodes. */
+static void check_cost(const watching *o)
+{
+    cli_setup s = o->setup;
+    s.devices = o->w.devices;
+    if (s.model_name) cli_setup_sizes(&s, 0, 0, 0);
+    cli_setup_machine(&s);
+    cli_setup_nodes(&s);
+    free(s.assumed);
+}
+
 int cli_watch_main(int argc, char **argv)
 {
     watching o;
@@ -284,6 +307,7 @@ int cli_watch_main(int argc, char **argv)
     o.w.devices = o.setup.devices > 0 ? o.setup.devices : 8;
     o.w.experts = o.common.read.experts;
     use_map(&o);
+    check_cost(&o);
     if (o.once)
         code = once(&o);
     else

@@ -25,6 +25,13 @@ typedef struct cli_watch_step {
 
 typedef enum cli_watch_kind { CLI_WATCH_UNKNOWN, CLI_WATCH_JSON, CLI_WATCH_CSV, CLI_WATCH_LOG } cli_watch_kind;
 
+/* What a log says of one model: of each step of the history, with its index, the mean tokens of a rank and those of the
+ * busiest, both summed over layers; 0 = it has no line for that step. */
+typedef struct cli_watch_model {
+    char *name;
+    double mean[CLI_HISTORY], most[CLI_HISTORY];
+} cli_watch_model;
+
 typedef struct cli_watch {
     const char *path;
     cli_setup *setup;
@@ -55,10 +62,14 @@ typedef struct cli_watch {
     cli_watch_step *steps;  /* stb_ds, the last `window` complete ones                               */
     int64_t seen, last_step;
     double history[CLI_HISTORY]; /* max/mean of step seen - 1 - i at [(seen - 1 - i) % CLI_HISTORY]  */
+    cli_watch_model *model; /* stb_ds, of a log: a step has a line for each (a drafter is one)       */
 
     /* worked out */
     double *device_rows;    /* (devices) per step, mean over the window, summed over layers          */
-    double imbalance, worst;
+    double imbalance, worst; /* mean over the steps shown; of a log weighted with their time         */
+    cli_setup cost;         /* setup with what was found out for the shape below: what steps are priced by */
+    int32_t cost_layers, cost_experts, cost_k; /* 0 = nothing yet                                    */
+    const char *kernels;
     int32_t layers, hot_device, hot_layer;
     double hot_times, hot_share, chance;
     moe_ep_verdict verdict;
@@ -79,6 +90,9 @@ void cli_watch_complete(cli_watch *w);
 
 /* The layers of a step against the map, with all that were seen before. */
 void cli_watch_match(cli_watch *w, const cli_watch_step *s);
+
+/* Max/mean over the steps shown that a log has of one model, weighted with their time; NULL = of all; 1 without any. */
+double cli_watch_of_model(const cli_watch *w, const cli_watch_model *m);
 
 /* Rows per device of one layer, (devices). */
 void cli_watch_devices(const cli_watch *w, const cli_watch_row *row, double *out);

@@ -17,6 +17,7 @@
 enum { CHUNK = 1 << 16, MOST_EXPERTS = 65536, MOST_LINE = 1 << 26 };
 enum { COLUMN_IGNORED = -1, COLUMN_STEP = -2, COLUMN_LAYER = -3 };
 enum { FROM_THE_END = 1 << 26 }; /* of a longer file only so many bytes are read */
+enum { MOST_MODELS = 16 };      /* of a log                                      */
 enum { MAGIC = 6 };              /* bytes that an .npy file begins with          */
 
 /* ---- steps -------------------------------------------------------------------------------------------- */
@@ -87,14 +88,18 @@ static double *count_ids(cli_watch *w, json_t *list, int32_t *n)
     json_t *token, *item;
     size_t t, k;
     int32_t top_k = w->top_k;
-    int fine = json_is_array(list);
+    int fine = json_is_array(list), differ = 0;
     json_array_foreach(list, t, token)
     {
+        json_int_t first = -2;
         top_k = (int32_t)json_array_size(token);
         fine &= json_is_array(token);
+        differ |= top_k < 2;
         json_array_foreach(token, k, item)
         {
             json_int_t e = json_is_integer(item) ? json_integer_value(item) : -2;
+            if (k == 0) first = e;
+            differ |= e != first;
             if (e < -1 || e >= MOST_EXPERTS) fine = 0;
             if (!fine || e < 0) continue;
             while (arrlen(loads) <= e) arrput(loads, 0.0);
@@ -108,7 +113,7 @@ static double *count_ids(cli_watch *w, json_t *list, int32_t *n)
     w->top_k = top_k;
     *n = (int32_t)arrlen(loads);
     double *copy = cli_alloc((size_t)*n, sizeof *copy);
-    if (*n > 0) memcpy(copy, loads, (size_t)*n * sizeof *copy);
+    if (*n > 0 && differ) memcpy(copy, loads, (size_t)*n * sizeof *copy); /* else a layer without experts */
     arrfree(loads);
     return copy;
 }
@@ -247,10 +252,32 @@ static int log_number(const char *line, const char *key, double *out)
     return end > at && isfinite(*out);
 }
 
-/* "EPLB step: 960 for model NAME: avg_tokens=96.00, max_tokens=132, balancedness=0.7273": both sums over layers. */
+/* The model that the line names, "" where it names none; more than MOST_MODELS are one. */
+static cli_watch_model *model_of(cli_watch *w, const char *line)
+{
+    const char *from = strstr(line, " for model "), *to = from ? strstr(from, ": avg_tokens=") : NULL;
+    ptrdiff_t at = 0, length = to ? to - from - 11 : 0;
+    char *name = cli_format("%.*s", (int)(length < 200 ? length : 200), to ? from + 11 : "");
+    (void)cli_clean(name);
+    while (at < arrlen(w->model) && strcmp(w->model[at].name, name) != 0) at++;
+    if (at == arrlen(w->model) && at < MOST_MODELS) {
+        cli_watch_model fresh;
+        memset(&fresh, 0, sizeof fresh);
+        fresh.name = cli_strdup(name);
+        arrput(w->model, fresh);
+    }
+    free(name);
+    return &w->model[at < MOST_MODELS ? at : MOST_MODELS - 1];
+}
+
+/* "EPLB step: 960 for model NAME: avg_tokens=96.00, max_tokens=132, balancedness=0.7273": both sums over layers.  The
+ * lines of one step for several models are one step, and add up: the models run one after the other. */
 static int log_line(cli_watch *w, const char *line)
 {
-    double mean, most, step;
+    double mean, most, step, all_mean = 0.0, all_most = 0.0;
+    cli_watch_model *m;
+    size_t at = (size_t)((w->seen + CLI_HISTORY - 1) % CLI_HISTORY);
+    int known;
     if (!strstr(line, "EPLB step")) return 0;
     if (!log_number(line, "avg_tokens=", &mean) || !log_number(line, "max_tokens=", &most) || mean < 0.0 ||
         most < mean * (1.0 - 1e-9) - 1.0) {
@@ -258,8 +285,20 @@ static int log_line(cli_watch *w, const char *line)
         return 0;
     }
     if (!(mean > 0.0)) return 0; /* an idle step */
-    w->history[w->seen++ % CLI_HISTORY] = most > mean ? most / mean : 1.0;
-    w->last_step = log_number(line, "EPLB step: ", &step) && fabs(step) < 9e15 ? (int64_t)step : w->seen - 1;
+    m = model_of(w, line);
+    known = log_number(line, "EPLB step: ", &step) && fabs(step) < 9e15;
+    if (w->seen == 0 || !known || (int64_t)step != w->last_step || m->most[at] > 0.0) {
+        at = (size_t)(w->seen++ % CLI_HISTORY);
+        for (ptrdiff_t i = 0; i < arrlen(w->model); i++) w->model[i].mean[at] = w->model[i].most[at] = 0.0;
+        w->last_step = known ? (int64_t)step : w->seen - 1;
+    }
+    m->mean[at] = mean;
+    m->most[at] = most > mean ? most : mean;
+    for (ptrdiff_t i = 0; i < arrlen(w->model); i++) {
+        all_mean += w->model[i].mean[at];
+        all_most += w->model[i].most[at];
+    }
+    w->history[at] = all_most / all_mean;
     return 1;
 }
 
@@ -400,6 +439,9 @@ void cli_watch_close(cli_watch *w)
     arrfree(w->map_layer);
     free(w->map_row);
     free(w->map_words);
+    for (ptrdiff_t i = 0; i < arrlen(w->model); i++) free(w->model[i].name);
+    arrfree(w->model);
     free(w->device_rows);
     free(w->reason);
+    free(w->cost.assumed);
 }

@@ -104,6 +104,18 @@ static int64_t shown_steps(const cli_watch *w)
     return n < CLI_HISTORY ? n : CLI_HISTORY;
 }
 
+double cli_watch_of_model(const cli_watch *w, const cli_watch_model *m)
+{
+    double mean = 0.0, most = 0.0;
+    for (int64_t i = 0; i < shown_steps(w); i++)
+        for (ptrdiff_t k = 0; k < arrlen(w->model); k++) {
+            if (m && m != &w->model[k]) continue;
+            mean += w->model[k].mean[(w->seen - 1 - i) % CLI_HISTORY];
+            most += w->model[k].most[(w->seen - 1 - i) % CLI_HISTORY];
+        }
+    return mean > 0.0 ? most / mean : 1.0;
+}
+
 static void average(cli_watch *w)
 {
     int64_t n = shown_steps(w);
@@ -112,6 +124,7 @@ static void average(cli_watch *w)
         w->imbalance += recent(w, i) / (double)n;
         w->worst = recent(w, i) > w->worst ? recent(w, i) : w->worst;
     }
+    if (w->kind == CLI_WATCH_LOG) w->imbalance = cli_watch_of_model(w, NULL);
 }
 
 /* Mean rows per device and step. */
@@ -162,14 +175,15 @@ static moe_ep_placement placement_now(const cli_watch *w, int32_t *layers, void 
         t.layers = (int32_t)arrlen(layers);
         t.experts = w->experts;
         t.layer = layers;
-        p = cli_map_placement_in(w->map, &t, rows, w->devices, 1, mem);
+        p = cli_map_placement_in(w->map, &t, rows, w->devices, w->cost.nodes, mem);
         free(rows);
         return p;
     }
     memset(&d, 0, sizeof d);
     d.num_layers = (int32_t)arrlen(layers);
     d.num_experts = w->experts;
-    d.shape = cli_shape(w->devices, w->setup->round_robin || w->experts % w->devices == 0 ? w->experts : 0, 1);
+    d.shape = cli_shape(w->devices, w->setup->round_robin || w->experts % w->devices == 0 ? w->experts : 0,
+                        w->cost.nodes);
     bytes = moe_ep_placement_bytes(d.num_layers, d.num_experts, &d.shape);
     *mem = cli_alloc(bytes, 1);
     cli_check(moe_ep_placement_init(&p, d.num_layers, d.num_experts, &d.shape, *mem, bytes, &err), &err, w->path);
@@ -178,24 +192,85 @@ static moe_ep_placement placement_now(const cli_watch *w, int32_t *layers, void 
     return p;
 }
 
+/* Model, machine and nodes as moe-ep diagnose takes them for L layers of which E experts were seen. */
+static void settle_cost(cli_watch *w, int32_t L)
+{
+    int32_t E = w->experts, K = w->setup->top_k > 0 ? w->setup->top_k : w->top_k;
+    if (K > E) K = E; /* not all have been seen yet */
+    if (w->cost_layers == L && w->cost_experts == E && w->cost_k == K) return;
+    w->cost_layers = L;
+    w->cost_experts = E;
+    w->cost_k = K;
+    free(w->cost.assumed);
+    w->cost = *w->setup;
+    w->cost.devices = w->devices;
+    cli_setup_model(&w->cost, L, E, &K);
+    cli_setup_machine(&w->cost);
+    cli_setup_nodes(&w->cost);
+}
+
+/* Layers with loads. */
+static int32_t loaded_layers(const double *loads, int32_t steps, int32_t L, int32_t E)
+{
+    int32_t with = 0;
+    for (int64_t l = 0; l < L; l++) {
+        int any = 0;
+        for (int64_t s = 0; s < steps; s++)
+            for (int64_t e = 0; e < E; e++) any |= loads[(s * L + l) * E + e] > 0.0;
+        with += any;
+    }
+    return with;
+}
+
+/* How a layer of steps of these loads is priced, by the judged ones; steps of more than one can hold are scaled. */
+static moe_ep_layer_desc price(cli_watch *w, double *loads, int32_t steps, int32_t L)
+{
+    int32_t with = loaded_layers(loads, steps, L, w->experts);
+    size_t n = (size_t)L * (size_t)w->experts;
+    double *tokens = cli_alloc((size_t)steps, sizeof *tokens), all = 0.0, judged = 0.0, scaled;
+    moe_ep_layer_desc layer;
+    cli_report r;
+    settle_cost(w, with);
+    for (int32_t s = 0; s < steps; s++) {
+        for (size_t i = 0; i < n; i++) tokens[s] += loads[(size_t)s * n + i];
+        tokens[s] /= (double)with * w->cost.model.top_k;
+        all += tokens[s] / steps;
+        if (s >= steps / 2) judged += tokens[s] / (steps - steps / 2);
+    }
+    scaled = cli_scaled_tokens(all, w->devices);
+    for (int32_t s = 0; s < steps && scaled > 0.0; s++)
+        for (size_t i = 0; i < n; i++) loads[(size_t)s * n + i] *= scaled / tokens[s];
+    memset(&r, 0, sizeof r);
+    r.setup = &w->cost;
+    layer = cli_report_layer(&r, (int64_t)((scaled > 0.0 ? scaled : judged) + 0.5), w->devices, w->cost.nodes);
+    w->kernels = cli_kernels_name(layer.high_throughput ? CLI_KERNELS_NORMAL : CLI_KERNELS_LOW_LATENCY);
+    free(tokens);
+    return layer;
+}
+
 /* Plans on the first half of the window and judges on the second. */
 static void diagnose(cli_watch *w)
 {
     int32_t *layers = layers_of(w), steps = (int32_t)arrlen(w->steps);
     double *loads = dense(w, layers);
     void *mem;
+    moe_ep_layer_desc layer = price(w, loads, steps, (int32_t)arrlen(layers));
     moe_ep_placement now = placement_now(w, layers, &mem);
     moe_ep_diagnose_desc d;
     moe_ep_diagnosis out;
     moe_ep_status status;
     moe_ep_error err;
     size_t half = (size_t)(steps / 2) * (size_t)arrlen(layers) * (size_t)w->experts;
+    const moe_ep_link *links = &w->cost.machine.normal_dispatch;
     memset(&d, 0, sizeof d);
     moe_ep_diagnose_thresholds(&d);
     d.num_layers = (int32_t)arrlen(layers);
     d.num_experts = w->experts;
-    d.top_k = w->top_k > 0 ? w->top_k : w->setup->top_k;
-    d.shape = now.num_slots >= w->experts ? cli_shape(w->devices, now.num_slots, 1) : cli_shape(w->devices, 0, 1);
+    d.top_k = w->cost.model.top_k;
+    d.shape = cli_shape(w->devices, now.num_slots >= w->experts ? now.num_slots : 0, w->cost.nodes);
+    d.cost = &layer;
+    d.other_s = w->setup->other_s;
+    d.move_Bps = w->cost.nodes > 1 ? links->inter_Bps : links->intra_Bps;
     d.current = &now;
     d.plan_loads = loads;
     d.plan_steps = steps / 2;
@@ -225,14 +300,23 @@ static void diagnose(cli_watch *w)
     arrfree(layers);
 }
 
+static double waits(double imbalance) { return 100.0 * (1.0 - 1.0 / imbalance); }
+
 static void judge_log(cli_watch *w)
 {
-    double waits = 100.0 * (1.0 - 1.0 / w->imbalance);
+    cli_text each;
+    cli_text_open(&each);
+    for (ptrdiff_t i = 0; i < arrlen(w->model) && arrlen(w->model) > 1; i++)
+        fprintf(each.stream, "%s%s %.0f %%", i > 0 ? ", " : ": ", *w->model[i].name ? w->model[i].name : "(no name)",
+                waits(cli_watch_of_model(w, &w->model[i])));
+    cli_text_end(&each);
     w->state = w->imbalance <= 1.05 ? "balanced" : "uneven";
     w->reason =
         cli_format("the ranks wait %.0f %% of the time of the expert layers for the busiest one (balancedness "
-                   "%.2f); which experts are hot a log does not say: record counts or ids",
-                   waits, 1.0 / w->imbalance);
+                   "%.2f)%s; vLLM before pull request 51813 logs this over layers, not over ranks: then it says "
+                   "nothing of ranks; which experts are hot a log does not say: record counts or ids",
+                   waits(w->imbalance), 1.0 / w->imbalance, each.text);
+    free(each.text);
 }
 
 void cli_watch_judge(cli_watch *w)
@@ -369,10 +453,15 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     free(name);
     fprintf(o->f, "  %s%s%s", chart_ansi(t, kind), w->state, chart_ansi_end(t));
     end_line(o);
-    put_words(o, w->reason, t->width, 3);
+    put_words(o, w->reason, t->width, 5);
     if (w->map_row && w->map_words) put_words(o, w->map_words, t->width, 3);
     if (w->hot_layer < 0) return;
     chance = cli_chance_words("chance alone gives up to", w->chance, 2);
+    text = cli_format("times: %s on %s, %d node%s, %s kernels (--model, --machine, --nodes, --kernels)",
+                      w->cost.model.name, w->cost.machine.name, w->cost.nodes, w->cost.nodes == 1 ? "" : "s",
+                      w->kernels);
+    put_words(o, text, t->width, 2);
+    free(text);
     text = cli_format(
         "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
         "%.2f times the mean there; over all layers %s",
@@ -413,6 +502,8 @@ void cli_watch_plain(const cli_watch *w, FILE *f)
 void cli_watch_json(const cli_watch *w, FILE *f)
 {
     json_t *o = json_object(), *list = json_array();
+    char *assumed;
+    const char *map;
     json_object_set_new(o, "step", json_integer(w->last_step));
     json_object_set_new(o, "steps", json_integer(shown_steps(w)));
     json_object_set_new(o, "imbalance", json_real(w->seen > 0 ? recent(w, 0) : 1.0));
@@ -423,12 +514,26 @@ void cli_watch_json(const cli_watch *w, FILE *f)
     for (int32_t d = 0; w->device_rows && d < w->devices; d++)
         json_array_append_new(list, json_real(w->device_rows[d]));
     json_object_set_new(o, "device_rows", list);
+    list = json_array();
+    for (ptrdiff_t i = 0; i < arrlen(w->model); i++)
+        json_array_append_new(list, json_pack("{s:s,s:f}", "name", w->model[i].name, "imbalance_mean",
+                                              cli_watch_of_model(w, &w->model[i])));
+    json_object_set_new(o, "models", list);
     if (w->hot_layer >= 0) {
         json_object_set_new(o, "hot_device", json_integer(w->hot_device));
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
     }
+    if (w->hot_layer >= 0) {
+        json_object_set_new(o, "model", json_string(w->cost.model.name));
+        json_object_set_new(o, "machine", json_string(w->cost.machine.name));
+        json_object_set_new(o, "nodes", json_integer(w->cost.nodes));
+        json_object_set_new(o, "kernels", json_string(w->kernels));
+    }
     json_object_set_new(o, "lines_not_understood", json_integer(w->bad));
-    cli_json_assumed(o, w->map_row ? w->map_words : NULL);
+    map = w->map_row && w->map_words ? w->map_words : "";
+    assumed = cli_format("%s%s%s", map, *map && w->cost.assumed ? "\n" : "", w->cost.assumed ? w->cost.assumed : "");
+    cli_json_assumed(o, assumed);
+    free(assumed);
     if (json_dumpf(o, f, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0)
         cli_die(CLI_INTERNAL, "cannot write JSON: %s", strerror(errno));
     fputc('\n', f);

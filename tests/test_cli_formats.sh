@@ -646,11 +646,11 @@ else fail "a program that draws a line" "$tmp/log"; fi
 
 # ---- steps as recorded: the same routing as ids and as counts ----
 # ids in $tmp/ids.jsonl, counts in $tmp/counts.jsonl; printed: max/mean of four devices over the second half of the
-# first 512 steps, what the busiest devices of all layers have over what the mean ones have.  even: 32 tokens a step,
-# all on one device, the next one in every step.
+# first 512 steps that hold tokens, what the busiest devices of all layers have over what the mean ones have.  even: 32
+# tokens a step, all on one device, the next one in every step.
 routing() { # routing STEPS LAYERS even|uneven
     awk -v S="$1" -v L="$2" -v uneven="$3" -v ids="$tmp/ids.jsonl" -v counts="$tmp/counts.jsonl" 'BEGIN {
-        srand(S + L); E = 16; kept = S < 512 ? S : 512; uneven = uneven == "uneven"
+        srand(S + L); E = 16; uneven = uneven == "uneven"
         for (s = 0; s < S; s++) {
             T = uneven ? int(40 * rand()) : 32
             for (l = 0; l < L; l++) {
@@ -670,9 +670,12 @@ routing() { # routing STEPS LAYERS even|uneven
                     if (d[int(e / 4)] > top) top = d[int(e / 4)]
                 }
                 print "]}" >counts
-                if (s >= int(kept / 2) && s < kept) { tops += top; rows += 2 * T }
+                most[full + 0] += top; of[full + 0] += 2 * T
             }
+            full += T > 0
         }
+        if (full > 512) full = 512
+        for (s = int(full / 2); s < full; s++) { tops += most[s]; rows += of[s] }
         printf "%.6f\n", tops / (rows / 4)
     }'
 }
@@ -702,8 +705,10 @@ for case in '40 1 even' '40 3 uneven' '9 2 uneven' '600 1 uneven'; do
 done
 # shellcheck disable=SC2086
 works "more steps than are kept" report "$tmp/ids.jsonl" $as
-has "are named" "ids: the first 512 of its 600 steps are looked at one by one" "$tmp/squeezed"
-mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / NR }' "$tmp/ids.jsonl")
+full=$(grep -cF '[[' "$tmp/ids.jsonl")
+has "are named" "ids: the first 512 of its $full steps are looked at one by one" "$tmp/squeezed"
+has "those without tokens, too" "ids: $((600 - full)) of 600 steps hold no tokens and are left out" "$tmp/squeezed"
+mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / '"$full"' }' "$tmp/ids.jsonl")
 has "the tokens of a step" "Steps as recorded, $mean tokens on average; --tokens cuts others" "$tmp/squeezed"
 printf '{"step": %d, "layer": 0, "ids": [[0, 1]]}\n' 0 1 2 >"$tmp/one.jsonl"
 # shellcheck disable=SC2086
@@ -861,6 +866,34 @@ awk 'BEGIN { for (s = 0; s < 8; s++)
 works "shares instead of counts" report "$tmp/shares.jsonl" --devices 2 --topk 1 --tokens 512
 has "are no tokens to join" "first half of the recording (4 steps), judged on the second (4 steps)" "$tmp/squeezed"
 
+# What if never judges on what it planned on: with fewer than four larger steps each half is joined for itself.
+# 12 steps: the best pairs for the first six are {0, 3} and {1, 2}, and in the others all rows are those of 0 and 3,
+# which today's pairs part.
+halves() { # halves A B C D N: rows of the experts in the first six steps, and of 0 and 3 in the others
+    awk -v first="$1, $2, $3, $4" -v n="$5" 'BEGIN { for (s = 0; s < 12; s++)
+        printf "{\"step\": %d, \"layer\": 0, \"counts\": [%s]}\n", s, s < 6 ? first : n ", 0, 0, " n }' \
+        >"$tmp/halves.jsonl"
+    works "two halves of other traffic, $5" report "$tmp/halves.jsonl" --devices 2 --topk 2 --slots 4 --json
+}
+what_of() { # what_of NAME KEY: of a what-if row
+    awk -v name="\"$1" -v key="\"$2\"" 'index($0, name) { on = 1 }
+        on && index($0, key) { sub(/.*: /, ""); gsub(/[",]/, ""); print; exit }' "$tmp/out"
+}
+halves 60 34 22 12 64
+for row in decode prefill; do
+    [ "$(what_of $row imbalance_before) $(what_of $row imbalance_after)" = "1.0 2.0" ] &&
+        [ "$(what_of $row verdict)" = "insufficient evidence" ]
+    result $? "$row: judged on the second half, which is less than two such steps" "$tmp/out"
+    has "is said" "What if, $row, $([ $row = decode ] && echo 128 || echo 4096) tokens per device: planned on the \
+first half of the recording, joined for itself, and judged on the second" "$tmp/out"
+done
+halves 40 20 13 7 96
+[ "$(what_of decode imbalance_after) $(what_of decode verdict)" = "2.0 not now" ]
+result $? "two such steps in the second half are enough for a verdict" "$tmp/out"
+works "four such steps and more" report "$tmp/counts.jsonl" --devices 2 --topk 2 --json
+! grep -qF "What if, decode, 128 tokens per device: planned on the first half" "$tmp/out"
+result $? "are judged as they come" "$tmp/out"
+
 # ---- the command for the next report ----
 for options in '--tokens 64 --min-gain 0.25' '--round-robin --tokens 160' '--min-gain 0.375' \
     '--groups 4 --other-ms 12.5' '--other-ms 12.5 --target 1.25' '--other-ms 30 --horizon 1e+15'; do
@@ -916,22 +949,128 @@ works "--format text" report $data/sglang_counts.json --devices 8 --format text
 refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
 refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
 # Judged steps without a token: that is said, and no figure is made of it.
-for kind in ids counts; do
-    awk -v kind=$kind 'BEGIN { for (s = 0; s < 8; s++) {
-        printf "{\"step\": %d, \"layer\": 0, \"%s\": [", s, kind
-        for (i = 0; i < (kind == "counts" ? 8 : s < 4 ? 16 : 0); i++)
-            if (kind == "counts") printf "%s%d", i ? ", " : "", s < 4 ? 1 + i : 0
-            else printf "%s[%d, %d]", i ? ", " : "", i % 4, 4 + i % 4
-        print "]}" } }' >"$tmp/empty.jsonl"
-    for form in text html csv json; do
-        works "report: judged steps without tokens, $kind as $form" report "$tmp/empty.jsonl" --devices 4 --experts 8 \
-            --topk 2 --format $form
-        ! grep -qiE '[^a-z](-?nan|inf)[^a-z]' "$tmp/out"
-        result $? "no figure that is none" "$tmp/out"
-    done
-    works "and in words" report "$tmp/empty.jsonl" --devices 4 --experts 8 --topk 2
-    has "and in words: nothing is said of a placement" 'hold no tokens: nothing can be said' "$tmp/out"
-    ! grep -q 'holds everybody up' "$tmp/out"
-    result $? "and no device is blamed" "$tmp/out"
+# The one recording has nothing in layer 0, which is left out; the other has nothing else in the steps that are kept.
+row='{"step": %d, "layer": %d, "counts": [%d, 0, %d, 0, 0, 0, 0, %d]}\n'
+awk -v row="$row" 'BEGIN { for (s = 0; s < 4; s++) for (l = 0; l < 2; l++) printf row, s, l, l, 2 * l, l }' \
+    >"$tmp/full.jsonl"
+awk -v row="$row" 'BEGIN { for (s = 0; s < 520; s++) for (l = 0; l < 2; l++) {
+    n = l == 0 || s > 514
+    printf row, s, l, n, n, n } }' >"$tmp/empty.jsonl"
+as="$tmp/full.jsonl $tmp/empty.jsonl --devices 4 --topk 2"
+for form in text html csv json; do
+    # shellcheck disable=SC2086
+    works "report: judged steps without tokens, as $form" report $as --format $form
+    ! grep -qiE '[^a-z](-?nan|inf)[^a-z]' "$tmp/out"
+    result $? "no figure that is none" "$tmp/out"
 done
+# shellcheck disable=SC2086
+works "and in words" report $as
+has "and in words: nothing is said of a placement" 'hold no tokens: nothing can be said' "$tmp/out"
+! grep -q 'holds everybody up' "$tmp/out"
+result $? "and no device is blamed" "$tmp/out"
+
+# ---- steps that hold no tokens ----
+# A ring buffer that a server dumps whole: 8 steps among rows of zeros say what the 8 steps say, in every format.
+# padded FORMAT BEFORE BEHIND: 8 steps of two layers, BEFORE and BEHIND empty ones around them
+padded() {
+    awk -v form="$1" -v before="$2" -v behind="$3" 'BEGIN { srand(5); all = before + 8 + behind
+        if (form == "json") printf "{\"logical_count\": ["
+        if (form == "csv") { printf "step,layer"; for (e = 0; e < 8; e++) printf ",%d", e; print "" }
+        for (s = 0; s < all; s++) { full = s >= before && s < before + 8
+            if (form == "json") printf "%s[", s ? ", " : ""
+            for (l = 0; l < 2; l++) {
+                for (e = 0; e < 8; e++) n[e] = 0
+                for (t = 0; t < 32 && full; t++) { id[t] = int(8 * rand() * rand()); n[id[t]]++; n[(id[t] + 3) % 8]++ }
+                if (form == "json") printf "%s[", l ? ", " : ""
+                else if (form == "csv") printf "%d,%d,", s, l
+                else printf "{\"step\": %d, \"layer\": %d, \"%s\": [", s, l, form
+                if (form == "ids" || form == "none")
+                    for (t = 0; t < (full || form == "none" ? 32 : 0); t++)
+                        printf full ? "%s[%d, %d]" : "%s[-1, -1]", t ? ", " : "", id[t], (id[t] + 3) % 8
+                else
+                    for (e = 0; e < 8; e++) printf "%s%d", e ? "," : "", n[e]
+                print form == "json" ? "]" : form == "csv" ? "" : "]}"
+            }
+            if (form == "json") print "]"
+        }
+        if (form == "json") print "]}" }' | sed 's/"none"/"ids"/'
+}
+# what_remains: the answer without the lines that say how many steps the file has
+what_remains() { grep -v '"steps_left_out"\|"assumed"\|hold no tokens' "$tmp/out"; }
+for form in json csv counts ids none; do
+    kind=jsonl
+    case $form in json | csv) kind=$form ;; esac
+    for around in "0 0" "0 5" "520 9" "3 1"; do
+        mkdir -p "$tmp/ring"
+        # shellcheck disable=SC2086
+        padded $form $around >"$tmp/ring/ring.$kind"
+        for command in report diagnose; do
+            works "$command: 8 steps as $form, empty ones around them: $around" $command "$tmp/ring/ring.$kind" \
+                --devices 4 --experts 8 --topk 2 --json
+            [ "$around" != "0 0" ] || what_remains >"$tmp/ring/$command"
+            what_remains >"$tmp/ring/got"
+            cmp "$tmp/ring/$command" "$tmp/ring/got" >"$tmp/log" 2>&1
+            result $? "say the same" "$tmp/log"
+        done
+        left=$((${around% *} + ${around#* }))
+        [ $left = 0 ] ||
+            has "and that is noted" "$left of $((8 + left)) steps hold no tokens and are left out" "$tmp/out"
+    done
+done
+printf '[[[1,2],[0,0]],[[0,0],[0,0]],[[0,0],[3,1]]]' >"$tmp/rows.json"
+works "an empty row is no empty step" report "$tmp/rows.json" --devices 2 --topk 1 --json
+grep -qF '"steps": 2,' "$tmp/out" && grep -qF '"steps_left_out": 1' "$tmp/out"
+result $? "a step counts as soon as one layer has loads" "$tmp/out"
+np() { printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '$1', 'fortran_order': False, 'shape': $2, }"; }
+{ np '<u1' '(5, 1, 4)'; printf '\0\0\0\0\3\1\2\2\0\0\0\0\1\1\1\5\0\0\0\0'; } | sed "1s/'<u1'/'|u1'/" >"$tmp/ring.npy"
+works "counts as .npy" report "$tmp/ring.npy" --counts --devices 2 --topk 1 --json
+grep -qF '"steps": 2,' "$tmp/out" && grep -qF '"steps_left_out": 3' "$tmp/out" &&
+    grep -qF "ring: 3 of 5 steps hold no tokens and are left out" "$tmp/out"
+result $? "two of five steps hold some" "$tmp/out"
+printf '{"step": %d, "ids": [[-1, -1]]}\n{"step": %d, "ids": [[0, 1], [2, 3]]}\n' 0 1 2 3 >"$tmp/idle.jsonl"
+works "drops: steps in which no token has an expert" drops "$tmp/idle.jsonl" --json
+grep -qF '"steps": 2,' "$tmp/out" && grep -qF '"tokens_recorded": 4,' "$tmp/out" &&
+    grep -qF '"steps_left_out": 2' "$tmp/out"
+result $? "are none" "$tmp/out"
+works "and in words" drops "$tmp/idle.jsonl"
+has "that is said" "idle: 2 of 4 steps hold no tokens and are left out." "$tmp/out"
+"$tool" traffic "$tmp/idle.jsonl" --devices 2 --hidden 64 >"$tmp/out" 2>"$tmp/err"
+has "in traffic, too" "idle: 2 of 4 steps hold no tokens and are left out." "$tmp/err"
+
+# ---- layers without experts in an array of ids ----
+# Servers return (tokens, layers, choices) for all layers, zeros where a layer has no experts.
+{ np '|u1' '(4, 3, 2)'; printf '\0\0\0\1\2\3\0\0\1\2\0\3\0\0\3\0\1\2\0\0\0\2\1\3'; } >"$tmp/three.npy"
+{ np '|u1' '(4, 2, 2)'; printf '\0\1\2\3\1\2\0\3\3\0\1\2\0\2\1\3'; } >"$tmp/moe.npy"
+{ np '|u1' '(3, 4, 2)'; printf '\0\0\0\0\0\0\0\0\0\1\1\2\3\0\0\2\2\3\0\3\1\2\1\3'; } >"$tmp/first.npy"
+awk 'BEGIN { split("0 0 0 1 2 3 0 0 1 2 0 3 0 0 3 0 1 2 0 0 0 2 1 3", v, " ")
+    for (l = 0; l < 3; l++) { printf "{\"step\": 0, \"layer\": %d, \"ids\": [", l
+        for (t = 0; t < 4; t++) printf "%s[%d, %d]", t ? ", " : "", v[t * 6 + l * 2 + 1], v[t * 6 + l * 2 + 2]
+        print "]}" } }' >"$tmp/three.jsonl"
+for file in three.npy three.jsonl first.npy; do
+    first=
+    [ $file != first.npy ] || first=--layers-first
+    # shellcheck disable=SC2086
+    works "a layer in which every token holds one id twice, $file" report "$tmp/$file" --devices 2 $first
+    has "has no experts" "layers without load, left out: 0" "$tmp/squeezed"
+    # shellcheck disable=SC2086
+    works "drops leaves it out, $file" drops "$tmp/$file" --capacity 1 --format csv $first
+    awk -F, '{ print $2 "," $3 "," $4 }' "$tmp/out" >"$tmp/got"
+    # shellcheck disable=SC2086
+    "$tool" drops "$tmp/moe.npy" --capacity 1 --format csv 2>&1 | awk -F, '{ print $2 "," $3 "," $4 }' >"$tmp/want"
+    cmp "$tmp/want" "$tmp/got" >"$tmp/log" 2>&1
+    result $? "and says of the others what it says without it" "$tmp/log"
+    # shellcheck disable=SC2086
+    "$tool" traffic "$tmp/$file" --devices 2 --hidden 64 $first 2>"$tmp/err" | awk -F, '$1 == 0' >"$tmp/out"
+    [ ! -s "$tmp/out" ]
+    result $? "nothing is sent in it, $file" "$tmp/out"
+done
+works "drops names it" drops "$tmp/three.npy"
+has "in words" "2 layers (without load and left out: 0)" "$tmp/out"
+{ np '|u1' '(2, 2, 2)'; printf '\0\0\1\1\2\2\1\1'; } >"$tmp/alike.npy"
+refuses "every layer alike" "in every layer each token holds one id 2 times" report "$tmp/alike.npy" --devices 2
+printf '{"layer": 0, "ids": [[1, 1], [2, 2]]}\n' >"$tmp/alike.jsonl"
+refuses "the same as JSON lines" "in every layer each token holds one id 2 times" report "$tmp/alike.jsonl" --devices 2
+{ np '|u1' '(4, 2, 1)'; printf '\0\0\0\1\0\2\0\3'; } >"$tmp/top1.npy"
+works "of top-1 it cannot be told" report "$tmp/top1.npy" --devices 2
+has "both layers count" "8 rows in 2 layers" "$tmp/out"
 finish 450

@@ -74,4 +74,77 @@ while [ $case -lt 20 ]; do
 done
 [ $bad -eq 0 ]; result $? "step after step as recorded, 20 cases" "$tmp/why"
 grep -qF "Steps as recorded" "$tmp/e"; result $? "and says so" "$tmp/e"
-finish 12
+# --mode nodes: a token crosses once to each node, to the rank in its sender's place there, and from there once to each
+# rank; by hand, with the nodes and ranks of every token gone through.  20 cases of 2 or 3 nodes of 2 or 3 ranks.
+case=0 bad=0
+while [ $case -lt 20 ]; do
+    awk -v seed=$case -v ids="$tmp/n.jsonl" -v csv="$tmp/want.csv" \
+        -v matrix="$tmp/want" -v nodes="$tmp/want.nodes" '
+    function put(phase, of, back, s, d, n) {
+        for (s = 0; s < D; s++) for (d = 0; d < D; d++) {
+            n = back ? of[d, s] : of[s, d]
+            if (n) print "7," phase "," s "," d "," n "," 128 * n > csv
+        }
+    }
+    BEGIN {
+        srand(seed + 1); N = 2 + seed % 2; P = 2 + int(seed / 2) % 2; D = N * P; E = 2 * D; K = 1 + seed % 4
+        T = D * (1 + int(5 * rand()))
+        printf "{\"step\": 0, \"layer\": 7, \"ids\": [" > ids
+        for (t = 0; t < T; t++) {
+            printf "%s[", t ? ", " : "" > ids
+            source = int(t / (T / D)); split("", node); split("", rank)
+            first = int(E * rand())
+            for (k = 0; k < K; k++) {
+                e = (first + k * (1 + seed % 3)) % E
+                if (seed % 5 == 0 && k == 1) e = -1
+                printf "%s%d", k ? ", " : "", e > ids
+                if (e >= 0) { rank[int(e / 2)] = 1; node[int(int(e / 2) / P)] = 1 }
+            }
+            printf "]" > ids
+            for (n in node) {
+                crossed[int(source / P), n]++
+                if (n != int(source / P)) hop[source, n * P + source % P]++
+            }
+            for (r in rank) rows[int(r / P) * P + source % P, r]++
+        }
+        print "]}" > ids
+        print "layer,phase,source,destination,rows,bytes" > csv
+        put("dispatch_node", hop, 0)
+        put("dispatch", rows, 0)
+        put("combine", rows, 1)
+        put("combine_node", hop, 1)
+        for (s = 0; s < D; s++) for (d = 0; d < D; d++)
+            printf "%d%s", 128 * (hop[s, d] + rows[s, d]), d + 1 < D ? "," : "\n" > matrix
+        printf "\"node_rows\":[" > nodes
+        for (s = 0; s < N; s++) for (d = 0; d < N; d++)
+            printf "%s%d%s", d ? "," : s ? ",[" : "[", crossed[s, d], d + 1 < N ? "" : "]" > nodes
+        print "]" > nodes
+        print D, E, N > "/dev/stdout"
+    }' >"$tmp/shape"
+    read -r D E N <"$tmp/shape"
+    as="--devices $D --experts $E --nodes $N --hidden 64 --dispatch bf16 --combine bf16 --mode nodes"
+    # shellcheck disable=SC2086
+    {
+        $cli traffic "$tmp/n.jsonl" $as --out "$tmp/got.csv"
+        $cli traffic "$tmp/n.jsonl" $as --matrix dispatch >"$tmp/got"
+        $cli traffic "$tmp/n.jsonl" $as --json >"$tmp/got.json"
+    } >"$tmp/e" 2>&1
+    if ! cmp -s "$tmp/want.csv" "$tmp/got.csv" || ! cmp -s "$tmp/want" "$tmp/got" ||
+        ! grep -qF "$(cat "$tmp/want.nodes")" "$tmp/got.json"; then
+        bad=$((bad + 1))
+        diff "$tmp/want.csv" "$tmp/got.csv" >"$tmp/why" 2>&1
+        cat "$tmp/e" "$tmp/want.nodes" >>"$tmp/why"
+    fi
+    case=$((case + 1))
+done
+[ $bad -eq 0 ]; result $? "once per node, then once per rank, 20 cases" "$tmp/why"
+# Two nodes of two ranks, an expert and a token on each: rank 0 has a token of experts 2 and 3, rank 1 one of 0 and 3,
+# rank 2 one of 2.
+printf '{"step": 0, "ids": [[2, 3], [0, 3], [2, -1], [-1, -1]]}\n' >"$tmp/four.jsonl"
+$cli traffic "$tmp/four.jsonl" --devices 4 --nodes 2 --hidden 64 --mode nodes 2>/dev/null | cut -d, -f2-5 >"$tmp/got"
+for line in phase,source,destination,rows dispatch_node,0,2,1 dispatch_node,1,3,1 dispatch,1,0,1 dispatch,2,2,2 \
+    dispatch,2,3,1 dispatch,3,3,1 combine,0,1,1 combine,2,2,2 combine,3,2,1 combine,3,3,1 combine_node,2,0,1 \
+    combine_node,3,1,1; do echo $line; done >"$tmp/want"
+cmp "$tmp/want" "$tmp/got" >"$tmp/why" 2>&1
+result $? "four tokens by hand" "$tmp/got"
+finish 14
