@@ -21850,6 +21850,13 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
     return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
 }
 
+/* The mean of all devices where v is what one of them moves: sources are even, what arrives adds up to what leaves. */
+static void moe_epi_moved_evenly(const moe_epi_volume *v, moe_epi_volume *mean)
+{
+    mean->out_intra = mean->in_intra = v->out_intra;
+    mean->out_inter = mean->in_inter = v->out_inter;
+}
+
 /* All devices in one part of the batch. */
 static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part part,
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
@@ -21891,6 +21898,7 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->moved.out_inter += v.out_inter / D;
         sum->moved.in_inter += v.in_inter / D;
     }
+    if (!y->net.rows && !(y->pick > 0.0)) moe_epi_moved_evenly(&v, &sum->moved);
     if (sum->regime != MOE_EP_REGIME_IDLE &&
         sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
         sum->regime = MOE_EP_REGIME_NETWORK;
@@ -21932,9 +21940,7 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         v = moe_epi_layer_volume(y, 0, most, 0.5, NULL);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
-        v.in_intra = v.out_intra; /* what arrives adds up to what leaves */
-        v.in_inter = v.out_inter;
-        sum->moved = v;
+        moe_epi_moved_evenly(&v, &sum->moved);
     }
     sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
     sum->stages.attention_s = y->d->attention_half_s;
