@@ -14720,10 +14720,12 @@ MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const m
         moe_epi_arena_close(&arena);
         if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
         moe_epi_flow_take(&arena, &flow, from->num_devices, r.moves);
+        list = (moe_ep_move *)moe_epi_take(&arena, r.moves, sizeof(moe_ep_move));
         sends = (int64_t *)moe_epi_take(&arena, cells, sizeof(int64_t));
         receives = (int64_t *)moe_epi_take(&arena, cells, sizeof(int64_t));
-        (void)moe_epi_flow_run(from, to, &flow, moves, &r);
-        moe_epi_flow_rounds(moves, r.moves, from->num_devices, most, sends, receives);
+        (void)moe_epi_flow_run(from, to, &flow, list, &r);
+        moe_epi_flow_rounds(list, r.moves, from->num_devices, most, sends, receives);
+        memcpy(moves, list, (size_t)r.moves * sizeof *moves);
     }
     moe_epi_arena_close(&arena);
     r.bytes = (double)r.moves * expert_bytes;

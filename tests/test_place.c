@@ -937,7 +937,7 @@ static void limited_try(limited *x, int e, int d, int left)
 /* The bound of a plan knows layer_slots and max_replicas, and stays below the best plan within them. */
 TEST(bound_of_a_limited_plan)
 {
-    const double w[8] = {10, 10, 10, 10, 100, 10, 10, 10}, three[3] = {4, 4, 4};
+    const double w[8] = {10, 10, 10, 10, 100, 10, 10, 10}, three[3] = {4, 4, 4}, full[4] = {10, 1, 1, 1};
     const int32_t budget[2] = {4, 5};
     moe_ep_place_desc d = desc_of(2, 4, shape_of(4, 8, 0), w);
     moe_ep_placement p = placement_new(2, 4, &d.shape);
@@ -963,6 +963,15 @@ TEST(bound_of_a_limited_plan)
     r[0] = plan_one(moe_ep_best_placement, &d, &p, NULL);
     CHECK_NEAR(r[0].lower_bound, 8, 1e-12, 0);
     CHECK(r[0].bound == MOE_EP_BOUND_SLOTS && r[0].gap < 1e-12);
+    placement_free(&p);
+    d = desc_of(1, 4, shape_of(2, 4, 0), full);
+    r[0] = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r[0].lower_bound, 11, 1e-12, 0); /* every slot is filled, also beside the heaviest */
+    placement_free(&p);
+    d = desc_of(1, 4, shape_of(2, 6, 0), full);
+    d.layer_slots = budget;
+    r[0] = plan_one(moe_ep_best_placement, &d, &p, NULL);
+    CHECK_NEAR(r[0].lower_bound, 10, 1e-12, 0); /* 10 | 1 1 1 fits: 3 slots a device, of which two stay empty */
     placement_free(&p);
     for (n = 0; n < 600; n++) {
         int D = 1 + (int)t_below(&s, 3), E, slots = 0;
@@ -1129,7 +1138,7 @@ TEST(fuzzed_plans_are_valid)
 TEST(window_and_evaluate)
 {
     const double steps[4] = {1, 5, 3, 5}, swing[4] = {100, 0, 0, 100}, later[4] = {1, 1, 1, -1};
-    const double hot[6] = {100, 0, 100, 0, 1, 2};
+    const double hot[6] = {100, 0, 100, 0, 1, 2}, tied[4] = {2, 1, 1, 2};
     moe_ep_place_desc d = desc_of(1, 2, shape_of(2, 2, 0), swing);
     moe_ep_placement p;
     moe_ep_plan_result r;
@@ -1160,6 +1169,8 @@ TEST(window_and_evaluate)
     CHECK(r.busiest_device == 0 && r.bound == MOE_EP_BOUND_REPLICA); /* not those of the last step */
     CHECK_I64(moe_ep_evaluate(&p, hot + 4, 1, &r, NULL, &err), MOE_EP_OK);
     CHECK(r.busiest_device == 1);
+    CHECK_I64(moe_ep_evaluate(&p, tied, 2, &r, NULL, &err), MOE_EP_OK);
+    CHECK(r.busiest_device == 0 && r.max >= 4); /* 3 each */
     placement_free(&p);
     p = placement_new(1, 1, &d.shape);
     p.slot_expert[1] = 0;
