@@ -1389,7 +1389,8 @@ typedef struct moe_ep_place_desc {
                                    an odd one on devices 0, 1 and 2)                                  */
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
-    int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
+    int32_t max_refinements;    /* accepted swaps and moves per layer, those of node_soft included; 0 = until none
+                                   helps, -1 = none.  Swaps for coactivation come on top              */
     int32_t node_soft;          /* not 0: keep load on its home node, see max_off_node                 */
     double max_off_node;        /* node_soft: largest share (0..1) of the load (all layers together) that is served
                                    off its home node; 0 = strictly at home                             */
@@ -1431,7 +1432,7 @@ typedef struct moe_ep_plan_result {
     int32_t slots_used;         /* replicas in the layer                                              */
     int32_t duplicates;         /* replicas sharing a device with an earlier one of the same expert   */
     int32_t max_replicas;       /* of one expert                                                      */
-    int32_t refinements;        /* swaps and moves accepted                                           */
+    int32_t refinements;        /* swaps and moves accepted, those for coactivation included          */
     int32_t moves;              /* rebalance: experts arriving on a device that did not hold them     */
 } moe_ep_plan_result;
 
@@ -15305,15 +15306,22 @@ static int moe_epi_eplb_start(moe_epi_plan *plan, int32_t l, moe_epi_state *s)
 }
 #undef MOE_EPI_EPLB_START_SLOTS
 
+/* Most swaps and moves of a layer. */
+static int32_t moe_epi_most_changes(const moe_ep_place_desc *desc)
+{
+    if (desc->max_refinements == 0) return INT32_MAX;
+    return desc->max_refinements > 0 ? desc->max_refinements : 0;
+}
+
 static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
 {
-    int32_t limit = plan->desc->max_refinements > 0 ? plan->desc->max_refinements : INT32_MAX;
+    int32_t limit = moe_epi_most_changes(plan->desc);
     int32_t slots = moe_epi_best_open(plan, l, s, deal);
     if (!moe_epi_eplb_start(plan, l, s)) {
         (void)moe_epi_replicate(s->w, s->E, slots, s->max_count, s->count, deal->items);
         moe_epi_state_deal(s, deal);
     }
-    if (plan->desc->max_refinements < 0) return 0;
+    if (limit == 0) return 0;
     moe_epi_order(s, deal->heap, deal->held);
     return moe_epi_improve(plan, s, deal, slots, limit);
 }
@@ -15536,7 +15544,7 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
                                   double *off)
 {
     moe_epi_budget budget;
-    int32_t done, most = 4 * s->slot_start[s->D] + 16, e;
+    int32_t done, most = 4 * s->slot_start[s->D] + 16, limit = moe_epi_most_changes(plan->desc), e;
     const int32_t *home = plan->home + (int64_t)l * s->E;
     double mean = 0.0, goal;
     (void)moe_epi_best_open(plan, l, s, deal);
@@ -15554,11 +15562,11 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     budget.node = plan->out->device_node;
     goal = mean * 1.0005;
     done = moe_epi_change_run(s, &budget, mean * target > goal ? mean * target : goal,
-                              most); /* free changes inside nodes */
+                              most < limit ? most : limit); /* free changes inside nodes */
     budget.max_off = HUGE_VAL;
-    done += moe_epi_change_run(s, &budget, mean * target, most);
+    done += moe_epi_change_run(s, &budget, mean * target, most < limit - done ? most : limit - done);
     budget.max_off = budget.off;
-    done += moe_epi_change_run(s, &budget, goal, most);
+    done += moe_epi_change_run(s, &budget, goal, most < limit - done ? most : limit - done);
     *off = 0.0;
     for (e = 0; e < s->E; e++) *off += moe_epi_off_load(s, &budget, e, 0, 0);
     return done;

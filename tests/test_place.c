@@ -1563,6 +1563,37 @@ TEST(soft_nodes_on_slow_devices)
     CHECK(far > 10);
 }
 
+/* max_refinements holds for soft nodes, too; partners are swapped on top. */
+TEST(soft_nodes_with_few_changes)
+{
+    double w[64];
+    int64_t pairs[64 * 64];
+    uint64_t s = t_seed;
+    int i, most, on_top = 0, before = 0;
+    moe_ep_place_desc d = desc_of(1, 64, shape_of(8, 72, 2), w);
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    for (i = 0; i < 64; i++) w[i] = exp(2 * t_unit(&s));
+    for (i = 0; i < 64 * 64; i++) pairs[i] = t_below(&s, 100);
+    d.node_soft = 1;
+    d.num_groups = 4;
+    d.max_off_node = 0.1;
+    for (most = 6; most >= -1; most--) {
+        d.max_refinements = most;
+        d.coactivation = NULL;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        placement_free(&p);
+        if (most > 0) CHECK_I64(r.refinements, most);
+        else CHECK(most < 0 ? r.refinements == 0 : r.refinements > 6);
+        before = r.refinements;
+        d.coactivation = pairs;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        placement_free(&p);
+        on_top += r.refinements > before;
+    }
+    CHECK_I64(on_top, 8);
+}
+
 TEST(soft_nodes_random)
 {
     uint64_t s = t_seed;
