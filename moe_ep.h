@@ -1449,9 +1449,10 @@ MOE_EP_API moe_ep_status moe_ep_place_round_robin(const moe_ep_place_desc *desc,
                                                   moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                   moe_ep_error *err);
 
-/* Blocks of neighbours: expert e on active device number floor(e*D/E) (vLLM's linear placement), or, where a device has
- * too few slots for that, blocks as even as the slots allow (the reason says which).  Errors: as all.  O(L*E).
- * Example: the loads above give 1800 1100 500 150. */
+/* Blocks of neighbours: floor(E/D) experts on each of D active devices and one more on the first E mod D of them
+ * (vLLM's linear placement, determine_expert_map), or, where a device has too few slots for that, blocks as even as the
+ * slots allow (the reason says which).  Errors: as all.  O(L*E).
+ * Example: the loads above give 1800 1100 500 150; 60 experts on 8 devices are blocks of 8 8 8 8 7 7 7 7. */
 MOE_EP_API moe_ep_status moe_ep_place_contiguous(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                  moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                  moe_ep_error *err);
@@ -12123,19 +12124,12 @@ static void moe_epi_plan_begin(moe_epi_plan *plan)
     plan->room = moe_epi_room_of(plan->out);
 }
 
-/* Sizes of contiguous blocks, device by device: floor(e*D/E) over the active devices where that fits the slots, else as
- * even as the slots allow. */
+/* Sizes of contiguous blocks, device by device: as even as the slots of the active devices allow, larger ones first. */
 typedef struct moe_epi_blocks {
-    int fits;
+    int fits;               /* the first E mod D have one more than the others, as vLLM has it */
     int32_t active, number; /* active devices, those before this one              */
     int32_t experts, room;  /* not dealt yet; slots of this device and behind it  */
 } moe_epi_blocks;
-
-/* How many e have floor(e*active/E) == number. */
-static int32_t moe_epi_linear_block(int64_t E, int64_t active, int64_t number)
-{
-    return (int32_t)(((number + 1) * E + active - 1) / active - (number * E + active - 1) / active);
-}
 
 static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
 {
@@ -12148,9 +12142,8 @@ static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
     for (d = 0; d < p->num_devices; d++) {
         if (p->device_inactive[d]) continue;
         own = p->slot_start[d + 1] - p->slot_start[d];
-        if (moe_epi_linear_block(p->num_experts, b.active, number) > own) b.fits = 0;
+        if (b.experts / b.active + (number++ < b.experts % b.active) > own) b.fits = 0;
         b.room += own;
-        number++;
     }
     return b;
 }
@@ -12160,7 +12153,6 @@ static int32_t moe_epi_blocks_next(moe_epi_blocks *b, const moe_ep_placement *p,
 {
     int32_t own = p->slot_start[d + 1] - p->slot_start[d], left = b->active - b->number, take;
     if (p->device_inactive[d]) return 0;
-    if (b->fits) return moe_epi_linear_block(p->num_experts, b->active, b->number++);
     b->number++;
     b->room -= own;
     take = (b->experts + left - 1) / left;
@@ -12502,7 +12494,7 @@ static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_
         } else if (kind == MOE_EPI_CONTIGUOUS) {
             policy = MOE_EP_PLACE_CONTIGUOUS;
             reason = moe_epi_contiguous_layer(out, l, deal.fill)
-                         ? "blocks of neighbours, expert e on active device floor(e*D/E)"
+                         ? "blocks of neighbours, one expert more on the first E mod D active devices"
                          : "blocks of neighbours, as even as the slots of the devices allow";
         } else {
             moe_epi_slot_writer writer;
