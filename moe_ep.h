@@ -3438,7 +3438,7 @@ typedef struct moe_ep_workload {
     moe_ep_workload_kind kind;
     uint64_t seed;
     int32_t num_experts, top_k;
-    int32_t num_devices;      /* for kinds that speak of devices: contiguous blocks; 0 = 1              */
+    int32_t num_devices;      /* for kinds that speak of devices: blocks as of moe_ep_place_contiguous; 0 = 1 */
     int32_t hot;              /* hot expert or device                                                   */
     double share;             /* of the weight, 0..1                                                    */
     double alpha;             /* ZIPF >= 0, POWER_LAW >= 0                                              */
@@ -27998,10 +27998,10 @@ static int64_t moe_epi_devices(const moe_ep_workload *w)
     return w->num_devices > 0 ? w->num_devices : 1;
 }
 
-/* First expert of device d's block. */
+/* First expert of device d's block, as moe_ep_place_contiguous has it. */
 static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d)
 {
-    return (int32_t)(E * d / D);
+    return (int32_t)(E / D * d + (d < E % D ? d : E % D));
 }
 
 /* Experts first .. last-1 are hot; the weights of one of them and of one of the others, Q42. */
