@@ -1754,7 +1754,8 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
 typedef enum moe_ep_split_policy {
     MOE_EP_SPLIT_EVEN = 0,     /* equal parts, the remainder to the first replicas                      */
     MOE_EP_SPLIT_ROUND_ROBIN,  /* equal parts, the remainder from replica (seed + expert) on            */
-    MOE_EP_SPLIT_HASH,         /* row i by the high bits of a hash of (seed, expert, i)                 */
+    MOE_EP_SPLIT_HASH,         /* row i by the high bits of a hash of (seed, expert, i): moe_ep_pick_slot's with
+                                  key i + the seed mixed (splitmix64's finish, which leaves 0 as it is)  */
     MOE_EP_SPLIT_RANDOM,       /* row i by the generator seeded with seed                               */
     MOE_EP_SPLIT_LOCAL_FIRST,  /* a replica on the row's own device, else its node, else even           */
     MOE_EP_SPLIT_LEAST_LOADED, /* one pass, heavy experts first, each levelled over its devices         */
@@ -16857,12 +16858,17 @@ static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int32_t n
     }
 }
 
+/* splitmix64's finish; 0 stays 0. */
+static uint64_t moe_epi_mix64(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
 static int32_t moe_epi_hash_replica(uint64_t key, int32_t expert, int32_t n)
 {
-    uint64_t z = key + 0x9e3779b97f4a7c15u * ((uint64_t)(uint32_t)expert + 1u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u; /* splitmix64's finish */
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    z ^= z >> 31;
+    uint64_t z = moe_epi_mix64(key + 0x9e3779b97f4a7c15u * ((uint64_t)(uint32_t)expert + 1u));
     return (int32_t)(((z >> 32) * (uint64_t)(uint32_t)n) >> 32);
 }
 
@@ -17414,6 +17420,7 @@ static void moe_epi_split_simple(const moe_ep_split_desc *desc, const moe_epi_sp
                                  int64_t *slot_rows)
 {
     moe_ep_rng rng = moe_ep_rng_seed(desc->seed);
+    uint64_t key = moe_epi_mix64(desc->seed); /* neighbouring seeds would share all keys but one */
     int32_t e, d, n, E = v->p->num_experts;
     int64_t i;
     for (i = 0; i < v->p->num_slots; i++) slot_rows[i] = 0;
@@ -17432,7 +17439,7 @@ static void moe_epi_split_simple(const moe_ep_split_desc *desc, const moe_epi_sp
         } else {
             for (i = 0; i < counts[e]; i++) {
                 int32_t replica = desc->policy == MOE_EP_SPLIT_HASH
-                                      ? moe_epi_hash_replica(desc->seed + (uint64_t)i, e, n)
+                                      ? moe_epi_hash_replica(key + (uint64_t)i, e, n)
                                       : (int32_t)moe_ep_rng_below(&rng, (uint64_t)n);
                 slot_rows[moe_epi_active_slot(v, e, replica)]++;
             }
