@@ -16553,7 +16553,7 @@ static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, con
     moe_epi_room own = *room;
     if (desc->layer_slots && desc->layer_slots[l] < room->slots) {
         own.slots = used > desc->layer_slots[l] ? used : desc->layer_slots[l];
-        own.least_slots = 0; /* a device may fill fewer than it has */
+        own.least_slots -= room->slots - own.slots; /* those that stay empty may all be of one device */
     }
     r->duplicates = r->max_replicas = 0;
     moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, &own,
