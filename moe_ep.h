@@ -1449,7 +1449,8 @@ typedef struct moe_ep_place_desc {
                                    an odd one on devices 0, 1 and 2)                                  */
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
-    int32_t max_refinements;    /* accepted swaps and moves per layer; 0 = until none helps, -1 = none */
+    int32_t max_refinements;    /* accepted swaps and moves per layer, those of node_soft included; 0 = until none
+                                   helps, -1 = none.  Swaps for coactivation come on top              */
     int32_t node_soft;          /* not 0: keep load on its home node, see max_off_node                 */
     double max_off_node;        /* node_soft: largest share (0..1) of the load (all layers together) that is served
                                    off its home node; 0 = strictly at home                             */
@@ -1492,7 +1493,7 @@ typedef struct moe_ep_plan_result {
     int32_t slots_used;         /* replicas in the layer                                              */
     int32_t duplicates;         /* replicas sharing a device with an earlier one of the same expert   */
     int32_t max_replicas;       /* of one expert                                                      */
-    int32_t refinements;        /* swaps and moves accepted                                           */
+    int32_t refinements;        /* swaps and moves accepted, those for coactivation included          */
     int32_t moves;              /* rebalance: experts arriving on a device that did not hold them     */
 } moe_ep_plan_result;
 
@@ -1509,9 +1510,10 @@ MOE_EP_API moe_ep_status moe_ep_place_round_robin(const moe_ep_place_desc *desc,
                                                   moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                   moe_ep_error *err);
 
-/* Blocks of neighbours: expert e on active device number floor(e*D/E) (vLLM's linear placement), or, where a device has
- * too few slots for that, blocks as even as the slots allow (the reason says which).  Errors: as all.  O(L*E).
- * Example: the loads above give 1800 1100 500 150. */
+/* Blocks of neighbours: floor(E/D) experts on each of D active devices and one more on the first E mod D of them
+ * (vLLM's linear placement, determine_expert_map), or, where a device has too few slots for that, blocks as even as the
+ * slots allow (the reason says which).  Errors: as all.  O(L*E).
+ * Example: the loads above give 1800 1100 500 150; 60 experts on 8 devices are blocks of 8 8 8 8 7 7 7 7. */
 MOE_EP_API moe_ep_status moe_ep_place_contiguous(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                  moe_ep_plan_result *result, moe_ep_scratch *scratch,
                                                  moe_ep_error *err);
@@ -1830,7 +1832,8 @@ MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_
 typedef enum moe_ep_split_policy {
     MOE_EP_SPLIT_EVEN = 0,     /* equal parts, the remainder to the first replicas                      */
     MOE_EP_SPLIT_ROUND_ROBIN,  /* equal parts, the remainder from replica (seed + expert) on            */
-    MOE_EP_SPLIT_HASH,         /* row i by the high bits of a hash of (seed, expert, i)                 */
+    MOE_EP_SPLIT_HASH,         /* row i by the high bits of a hash of (seed, expert, i): moe_ep_pick_slot's with
+                                  key i + the seed mixed (splitmix64's finish, which leaves 0 as it is)  */
     MOE_EP_SPLIT_RANDOM,       /* row i by the generator seeded with seed                               */
     MOE_EP_SPLIT_LOCAL_FIRST,  /* a replica on the row's own device, else its node, else even           */
     MOE_EP_SPLIT_LEAST_LOADED, /* one pass, heavy experts first, each levelled over its devices         */
@@ -3603,7 +3606,7 @@ typedef struct moe_ep_workload {
     moe_ep_workload_kind kind;
     uint64_t seed;
     int32_t num_experts, top_k;
-    int32_t num_devices;      /* for kinds that speak of devices: contiguous blocks; 0 = 1              */
+    int32_t num_devices;      /* for kinds that speak of devices: blocks as of moe_ep_place_contiguous; 0 = 1 */
     int32_t hot;              /* hot expert or device                                                   */
     double share;             /* of the weight, 0..1                                                    */
     double alpha;             /* ZIPF >= 0, POWER_LAW >= 0                                              */
@@ -12427,19 +12430,12 @@ static void moe_epi_plan_begin(moe_epi_plan *plan)
     plan->room = moe_epi_room_of(plan->out);
 }
 
-/* Sizes of contiguous blocks, device by device: floor(e*D/E) over the active devices where that fits the slots, else as
- * even as the slots allow. */
+/* Sizes of contiguous blocks, device by device: as even as the slots of the active devices allow, larger ones first. */
 typedef struct moe_epi_blocks {
-    int fits;
+    int fits;               /* the first E mod D have one more than the others, as vLLM has it */
     int32_t active, number; /* active devices, those before this one              */
     int32_t experts, room;  /* not dealt yet; slots of this device and behind it  */
 } moe_epi_blocks;
-
-/* How many e have floor(e*active/E) == number. */
-static int32_t moe_epi_linear_block(int64_t E, int64_t active, int64_t number)
-{
-    return (int32_t)(((number + 1) * E + active - 1) / active - (number * E + active - 1) / active);
-}
 
 static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
 {
@@ -12452,9 +12448,8 @@ static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
     for (d = 0; d < p->num_devices; d++) {
         if (p->device_inactive[d]) continue;
         own = p->slot_start[d + 1] - p->slot_start[d];
-        if (moe_epi_linear_block(p->num_experts, b.active, number) > own) b.fits = 0;
+        if (b.experts / b.active + (number++ < b.experts % b.active) > own) b.fits = 0;
         b.room += own;
-        number++;
     }
     return b;
 }
@@ -12464,7 +12459,6 @@ static int32_t moe_epi_blocks_next(moe_epi_blocks *b, const moe_ep_placement *p,
 {
     int32_t own = p->slot_start[d + 1] - p->slot_start[d], left = b->active - b->number, take;
     if (p->device_inactive[d]) return 0;
-    if (b->fits) return moe_epi_linear_block(p->num_experts, b->active, b->number++);
     b->number++;
     b->room -= own;
     take = (b->experts + left - 1) / left;
@@ -12846,7 +12840,7 @@ static moe_ep_status moe_epi_baseline_place(moe_epi_baseline kind, const moe_ep_
         } else if (kind == MOE_EPI_CONTIGUOUS) {
             policy = MOE_EP_PLACE_CONTIGUOUS;
             reason = moe_epi_contiguous_layer(out, l, deal.fill)
-                         ? "blocks of neighbours, expert e on active device floor(e*D/E)"
+                         ? "blocks of neighbours, one expert more on the first E mod D active devices"
                          : "blocks of neighbours, as even as the slots of the devices allow";
         } else {
             moe_epi_slot_writer writer;
@@ -15805,15 +15799,22 @@ static int moe_epi_eplb_start(moe_epi_plan *plan, int32_t l, moe_epi_state *s)
 }
 #undef MOE_EPI_EPLB_START_SLOTS
 
+/* Most swaps and moves of a layer. */
+static int32_t moe_epi_most_changes(const moe_ep_place_desc *desc)
+{
+    if (desc->max_refinements == 0) return INT32_MAX;
+    return desc->max_refinements > 0 ? desc->max_refinements : 0;
+}
+
 static int32_t moe_epi_best_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
 {
-    int32_t limit = plan->desc->max_refinements > 0 ? plan->desc->max_refinements : INT32_MAX;
+    int32_t limit = moe_epi_most_changes(plan->desc);
     int32_t slots = moe_epi_best_open(plan, l, s, deal);
     if (!moe_epi_eplb_start(plan, l, s)) {
         (void)moe_epi_replicate(s->w, s->E, slots, s->max_count, s->count, deal->items);
         moe_epi_state_deal(s, deal);
     }
-    if (plan->desc->max_refinements < 0) return 0;
+    if (limit == 0) return 0;
     moe_epi_order(s, deal->heap, deal->held);
     return moe_epi_improve(plan, s, deal, slots, limit);
 }
@@ -16036,7 +16037,7 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
                                   double *off)
 {
     moe_epi_budget budget;
-    int32_t done, most = 4 * s->slot_start[s->D] + 16, e;
+    int32_t done, most = 4 * s->slot_start[s->D] + 16, limit = moe_epi_most_changes(plan->desc), e;
     const int32_t *home = plan->home + (int64_t)l * s->E;
     double mean = 0.0, goal;
     (void)moe_epi_best_open(plan, l, s, deal);
@@ -16054,11 +16055,11 @@ static int32_t moe_epi_soft_layer(moe_epi_plan *plan, int32_t l, moe_epi_state *
     budget.node = plan->out->device_node;
     goal = mean * 1.0005;
     done = moe_epi_change_run(s, &budget, mean * target > goal ? mean * target : goal,
-                              most); /* free changes inside nodes */
+                              most < limit ? most : limit); /* free changes inside nodes */
     budget.max_off = HUGE_VAL;
-    done += moe_epi_change_run(s, &budget, mean * target, most);
+    done += moe_epi_change_run(s, &budget, mean * target, most < limit - done ? most : limit - done);
     budget.max_off = budget.off;
-    done += moe_epi_change_run(s, &budget, goal, most);
+    done += moe_epi_change_run(s, &budget, goal, most < limit - done ? most : limit - done);
     *off = 0.0;
     for (e = 0; e < s->E; e++) *off += moe_epi_off_load(s, &budget, e, 0, 0);
     return done;
@@ -17052,7 +17053,7 @@ static void moe_epi_rebalance_result(const moe_ep_placement *out, int32_t l, con
     moe_epi_room own = *room;
     if (desc->layer_slots && desc->layer_slots[l] < room->slots) {
         own.slots = used > desc->layer_slots[l] ? used : desc->layer_slots[l];
-        own.least_slots = 0; /* a device may fill fewer than it has */
+        own.least_slots -= room->slots - own.slots; /* those that stay empty may all be of one device */
     }
     r->duplicates = r->max_replicas = 0;
     moe_epi_result(out, l, desc->loads + (int64_t)l * out->num_experts, &own,
@@ -17357,12 +17358,17 @@ static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int32_t n
     }
 }
 
+/* splitmix64's finish; 0 stays 0. */
+static uint64_t moe_epi_mix64(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
 static int32_t moe_epi_hash_replica(uint64_t key, int32_t expert, int32_t n)
 {
-    uint64_t z = key + 0x9e3779b97f4a7c15u * ((uint64_t)(uint32_t)expert + 1u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u; /* splitmix64's finish */
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    z ^= z >> 31;
+    uint64_t z = moe_epi_mix64(key + 0x9e3779b97f4a7c15u * ((uint64_t)(uint32_t)expert + 1u));
     return (int32_t)(((z >> 32) * (uint64_t)(uint32_t)n) >> 32);
 }
 
@@ -17914,6 +17920,7 @@ static void moe_epi_split_simple(const moe_ep_split_desc *desc, const moe_epi_sp
                                  int64_t *slot_rows)
 {
     moe_ep_rng rng = moe_ep_rng_seed(desc->seed);
+    uint64_t key = moe_epi_mix64(desc->seed); /* neighbouring seeds would share all keys but one */
     int32_t e, d, n, E = v->p->num_experts;
     int64_t i;
     for (i = 0; i < v->p->num_slots; i++) slot_rows[i] = 0;
@@ -17932,7 +17939,7 @@ static void moe_epi_split_simple(const moe_ep_split_desc *desc, const moe_epi_sp
         } else {
             for (i = 0; i < counts[e]; i++) {
                 int32_t replica = desc->policy == MOE_EP_SPLIT_HASH
-                                      ? moe_epi_hash_replica(desc->seed + (uint64_t)i, e, n)
+                                      ? moe_epi_hash_replica(key + (uint64_t)i, e, n)
                                       : (int32_t)moe_ep_rng_below(&rng, (uint64_t)n);
                 slot_rows[moe_epi_active_slot(v, e, replica)]++;
             }
@@ -29104,10 +29111,10 @@ static int64_t moe_epi_devices(const moe_ep_workload *w)
     return w->num_devices > 0 ? w->num_devices : 1;
 }
 
-/* First expert of device d's block. */
+/* First expert of device d's block, as moe_ep_place_contiguous has it. */
 static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d)
 {
-    return (int32_t)(E * d / D);
+    return (int32_t)(E / D * d + (d < E % D ? d : E % D));
 }
 
 /* Experts first .. last-1 are hot; the weights of one of them and of one of the others, Q42. */

@@ -1126,8 +1126,8 @@ TEST(every_figure_recomputed)
     CHECK(repaid > 0);
 }
 
-/* NULL for current stands for moe_ep_place_contiguous on the shape of the plan, also where floor(e*D/E) experts do not
- * fit: ten experts on devices of 3 3 2 2 slots are blocks of 3 3 2 2, not 3 2 3 2. */
+/* NULL for current stands for moe_ep_place_contiguous on the shape of the plan, also where a device has too few slots
+ * for as many as the others: ten experts on devices of 3 3 2 2 slots are blocks of 3 3 2 2. */
 TEST(before_is_contiguous)
 {
     static const double loads[10] = {1, 1, 8, 2, 2, 4, 4, 4, 1, 1};

@@ -1859,6 +1859,37 @@ TEST(soft_nodes_on_slow_devices)
     CHECK(far > 10);
 }
 
+/* max_refinements holds for soft nodes, too; partners are swapped on top. */
+TEST(soft_nodes_with_few_changes)
+{
+    double w[64];
+    int64_t pairs[64 * 64];
+    uint64_t s = t_seed;
+    int i, most, on_top = 0, before = 0;
+    moe_ep_place_desc d = desc_of(1, 64, shape_of(8, 72, 2), w);
+    moe_ep_placement p;
+    moe_ep_plan_result r;
+    for (i = 0; i < 64; i++) w[i] = exp(2 * t_unit(&s));
+    for (i = 0; i < 64 * 64; i++) pairs[i] = t_below(&s, 100);
+    d.node_soft = 1;
+    d.num_groups = 4;
+    d.max_off_node = 0.1;
+    for (most = 6; most >= -1; most--) {
+        d.max_refinements = most;
+        d.coactivation = NULL;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        placement_free(&p);
+        if (most > 0) CHECK_I64(r.refinements, most);
+        else CHECK(most < 0 ? r.refinements == 0 : r.refinements > 6);
+        before = r.refinements;
+        d.coactivation = pairs;
+        r = plan_one(moe_ep_best_placement, &d, &p, NULL);
+        placement_free(&p);
+        on_top += r.refinements > before;
+    }
+    CHECK_I64(on_top, 8);
+}
+
 TEST(soft_nodes_random)
 {
     uint64_t s = t_seed;
@@ -2331,15 +2362,33 @@ TEST(quality_of_rebalance)
     }
 }
 
+/* 60 experts on 8 devices as vLLM has them, whether each device has room for 8 or not. */
+TEST(contiguous_as_in_vllm)
+{
+    int slots, i;
+    double w[60];
+    for (i = 0; i < 60; i++) w[i] = 1;
+    for (slots = 60; slots <= 64; slots += 4) {
+        moe_ep_place_desc d = desc_of(1, 60, shape_of(8, slots, 1), w);
+        moe_ep_placement p;
+        moe_ep_plan_result r = plan_one(moe_ep_place_contiguous, &d, &p, NULL);
+        CHECK_STR(r.reason, "blocks of neighbours, one expert more on the first E mod D active devices");
+        for (i = 0; i < 60; i++)
+            CHECK_I64(p.slot_device[p.replica_slot[p.replica_start[i]]], i < 32 ? i / 8 : 4 + (i - 32) / 7);
+        placement_free(&p);
+    }
+}
+
 /* Blocks by their definition, on devices of any number of slots of which some are down. */
 TEST(contiguous_by_definition)
 {
     uint64_t s = 20240607u;
-    int n, d, e, i, linear = 0;
+    int n, d, e, linear = 0;
     for (n = 0; n < 400; n++) {
         int D = 1 + (int)t_below(&s, 6), room = 0, active = 0, E, fits = 1, number = 0, count[6] = {0}, last = 0;
         int32_t slots[6];
         uint8_t down[6];
+        int vllm[6], owner[30];
         double w[30], load[6] = {0}, speed[6], worst = 0;
         moe_ep_shape shape = shape_of(D, 0, 1);
         moe_ep_place_desc desc;
@@ -2366,22 +2415,23 @@ TEST(contiguous_by_definition)
             load[last = d] += w[e];
             count[d]++;
         }
-        for (d = 0; d < D; d++) { /* number: of the active devices before d */
-            int want = 0;
+        for (d = 0; d < D; d++) { /* number: of the active devices before d, which is vLLM's rank */
+            int start = number * (E / active) + (number < E % active ? number : E % active);
+            int local = E / active + (number < E % active);
             if (down[d]) continue;
-            for (e = 0; e < E; e++) want += e * active / E == number;
-            fits &= want <= slots[d];
+            vllm[d] = local;
+            fits &= local <= slots[d];
+            for (e = start; e < start + local; e++) owner[e] = d;
             number++;
         }
-        for (d = 0, number = 0; d < D; d++) {
+        for (d = 0; d < D; d++) {
             if (down[d]) continue;
-            for (e = 0, i = 0; e < E; e++) i += e * active / E == number;
-            if (fits) CHECK_I64(count[d], i);
+            if (fits) CHECK_I64(count[d], vllm[d]);
             CHECK(count[d] <= slots[d]);
             if (load[d] / speed[d] > worst) worst = load[d] / speed[d];
-            number++;
         }
-        CHECK_STR(r.reason, fits ? "blocks of neighbours, expert e on active device floor(e*D/E)"
+        for (e = 0; fits && e < E; e++) CHECK_I64(p.slot_device[p.replica_slot[p.replica_start[e]]], owner[e]);
+        CHECK_STR(r.reason, fits ? "blocks of neighbours, one expert more on the first E mod D active devices"
                                  : "blocks of neighbours, as even as the slots of the devices allow");
         CHECK_NEAR(r.max, worst, 1e-12, 0);
         CHECK_NEAR(r.max_before, worst, 1e-12, 0);
@@ -3343,7 +3393,7 @@ TEST(planners_and_their_output)
     d.shape.num_slots = 0;
     REFUSED(moe_ep_place_lpt(&d, &p, NULL, NULL, &err), MOE_EP_ERR_SIZE, "out");
     placement_free(&p);
-    { /* slots 1 3 2: five experts round robin, and blocks floor(e*3/5) = 2 2 1 that do not fit */
+    { /* slots 1 3 2: five experts round robin, and blocks of 2 2 1 that do not fit */
         const int32_t robin[6] = {0, 1, 3, -1, 2, 4}, blocks[6] = {0, 1, 2, -1, 3, 4};
         p = placement_new(1, 5, &d.shape);
         CHECK_I64(moe_ep_place_round_robin(&d, &p, NULL, NULL, NULL), MOE_EP_OK);
@@ -5853,7 +5903,7 @@ TEST(planners_say_what_ran)
     static const struct { planner f; moe_ep_place_policy policy; const char *reason; } row[6] = {
         {moe_ep_place_round_robin, MOE_EP_PLACE_ROUND_ROBIN, "expert e on active device e mod D, full devices skipped"},
         {moe_ep_place_contiguous, MOE_EP_PLACE_CONTIGUOUS,
-         "blocks of neighbours, expert e on active device floor(e*D/E)"},
+         "blocks of neighbours, one expert more on the first E mod D active devices"},
         {moe_ep_place_lpt, MOE_EP_PLACE_LPT, "heaviest expert first, lightest device with a free slot"},
         {moe_ep_place_eplb, MOE_EP_PLACE_EPLB_HIERARCHICAL,
          "hierarchical: one node holds all groups, which is global up to the order of slots"},

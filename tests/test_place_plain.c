@@ -541,8 +541,8 @@ TEST(best_placement_told_plainly)
     CHECK(compared > 300 && searched > 10 && short_of > 10);
 }
 
-/* One layer with soft nodes for one target.  Returns the changes; *off: the load off its home node. */
-static int plain_soft_layer(plain *x, double target, double *off)
+/* One layer with soft nodes for one target.  Returns the changes, at most limit; *off: the load off its home node. */
+static int plain_soft_layer(plain *x, double target, int limit, double *off)
 {
     double total = 0, fast = 0, mean;
     int32_t counts[PLAIN_E];
@@ -567,11 +567,11 @@ static int plain_soft_layer(plain *x, double target, double *off)
     plain_sum(x);
     x->use_home = 1;
     x->off = x->max_off = 0;
-    done = plain_change_run(x, mean * (target > 1.0005 ? target : 1.0005), most);
+    done = plain_change_run(x, mean * (target > 1.0005 ? target : 1.0005), most < limit ? most : limit);
     x->max_off = HUGE_VAL;
-    done += plain_change_run(x, mean * target, most);
+    done += plain_change_run(x, mean * target, most < limit - done ? most : limit - done);
     x->max_off = x->off;
-    done += plain_change_run(x, mean * 1.0005, most);
+    done += plain_change_run(x, mean * 1.0005, most < limit - done ? most : limit - done);
     for (e = 0, *off = 0; e < x->E; e++) *off += plain_off(x, e, 0, 0);
     return done;
 }
@@ -589,7 +589,7 @@ static double plain_highest(const plain *x)
 }
 
 /* The target for all layers: eight halvings, in the ratio of what is above the mean. */
-static double plain_soft_target(const plain *x, int L, double share)
+static double plain_soft_target(const plain *x, int L, double share, int limit)
 {
     double low = 1.0005, high = 2.0 * x->D, highest = plain_highest(x), allowed = 0, middle = low;
     int step, l, e;
@@ -605,7 +605,7 @@ static double plain_soft_target(const plain *x, int L, double share)
         if (step > 1) middle = 1 + sqrt((low - 1) * (high - 1));
         for (l = 0; l < L; l++) {
             plain y = x[l];
-            (void)plain_soft_layer(&y, middle, &off);
+            (void)plain_soft_layer(&y, middle, limit, &off);
             sum += off;
         }
         if (sum <= allowed && step == -2) return low;
@@ -623,7 +623,7 @@ TEST(soft_nodes_told_plainly)
     for (n = 0; n < 240; n++) {
         static const double shares[5] = {0, 0.03, 0.1, 0.3, 1};
         int N = 2 + n % 2, D = N * (2 + n / 2 % 2), S = 3 + 2 * (n % 3), P = D * S, groups = 2 * N, kind = n % 4;
-        int size = (P / N - 1) / 2 - (int)t_below(&s, 2), E = groups * size;
+        int size = (P / N - 1) / 2 - (int)t_below(&s, 2), E = groups * size, limit;
         double w[2 * PLAIN_E], speed[PLAIN_D], target;
         int32_t home[2 * PLAIN_E];
         static plain x[2];
@@ -647,6 +647,8 @@ TEST(soft_nodes_told_plainly)
         d.node_soft = 1;
         d.max_off_node = shares[n / 4 % 5];
         d.max_replicas = n % 5 == 4 ? 2 : 0;
+        d.max_refinements = n % 6 == 5 ? n / 6 % 5 * 4 - 1 : 0; /* none, 3, 7, 11, 15 */
+        limit = d.max_refinements > 0 ? d.max_refinements : d.max_refinements < 0 ? 0 : 1 << 30;
         if (kind == 3) d.num_groups = groups;
         else d.home_node = home;
         for (i = 0; i < D; i++) speed[i] = kind == 2 ? 0.8 + 0.4 * t_unit(&s) : 1;
@@ -669,11 +671,11 @@ TEST(soft_nodes_told_plainly)
         }
         p = placement_new(2, E, &d.shape);
         CHECK_I64(moe_ep_best_placement(&d, &p, r, NULL, NULL), MOE_EP_OK);
-        target = plain_soft_target(x, 2, d.max_off_node);
+        target = plain_soft_target(x, 2, d.max_off_node, limit);
         plain_ties = 0;
         for (l = 0; l < 2; l++) {
             double off, total = 0;
-            int changes = plain_soft_layer(&x[l], target, &off);
+            int changes = plain_soft_layer(&x[l], target, limit, &off);
             if (plain_ties) continue;
             for (i = 0; i < E; i++) total += x[l].w[i];
             CHECK(plain_same(&x[l], &p, l));
@@ -1498,7 +1500,7 @@ TEST(options_told_plainly)
         CHECK_I64(moe_ep_validate(&p, MOE_EP_CHECK_NO_DUPLICATES, NULL, NULL), MOE_EP_OK);
         for (l = 0; l < 2; l++) {
             double off;
-            int changes, swaps = 0;
+            int changes, swaps = 0, most = d.max_refinements ? d.max_refinements : 1 << 30;
             memset(&x[l], 0, sizeof x[l]);
             plain_ties = 0;
             x[l].E = E;
@@ -1515,8 +1517,8 @@ TEST(options_told_plainly)
             }
             plain_caps(&x[l], &shape, slots, d.layer_slots ? budget[l] : alive, &next);
             if (d.max_replicas < x[l].most) x[l].most = d.max_replicas;
-            changes = soft ? plain_soft_layer(&x[l], plain_highest(&x[l]), &off)
-                           : plain_best(&x[l], &shape, d.max_refinements ? d.max_refinements : 1 << 30, 0);
+            changes = soft ? plain_soft_layer(&x[l], plain_highest(&x[l]), most, &off)
+                           : plain_best(&x[l], &shape, most, 0);
             if (d.coactivation) swaps = plain_partners(&x[l], pairs + l * E * E, d.coactivation_slack, soft);
             if (plain_ties) continue;
             CHECK(plain_same(&x[l], &p, l));

@@ -738,7 +738,44 @@ TEST(normals_to_the_last_bit)
     }
 }
 
-static int64_t block_start(int64_t E, int64_t D, int64_t d) { return E * d / D; }
+static int64_t block_start(int64_t E, int64_t D, int64_t d) { return d * (E / D) + (d < E % D ? d : E % D); }
+
+/* The experts of a device are those that moe_ep_place_contiguous puts there. */
+TEST(blocks_are_those_of_place_contiguous)
+{
+    int32_t E, D, d, e;
+    for (E = 1; E <= 40; E += 3)
+        for (D = 1; D <= E; D += 2)
+            for (d = 0; d < D; d++) {
+                uint64_t weight[40];
+                double loads[40] = {0};
+                moe_ep_workload w;
+                moe_ep_place_desc desc;
+                moe_ep_placement p;
+                size_t bytes;
+                void *memory;
+                memset(&w, 0, sizeof w);
+                w.kind = MOE_EP_LOAD_HOT_DEVICE;
+                w.num_experts = E;
+                w.top_k = 1;
+                w.num_devices = D;
+                w.hot = d;
+                w.share = 1; /* nobody else has any weight */
+                CHECK(moe_ep_popularity(&w, 0, 0, 0, weight, NULL) == MOE_EP_OK);
+                memset(&desc, 0, sizeof desc);
+                desc.num_layers = 1;
+                desc.num_experts = E;
+                desc.shape.num_devices = D;
+                desc.loads = loads;
+                bytes = moe_ep_placement_bytes(1, E, &desc.shape);
+                memory = t_alloc(bytes);
+                CHECK(moe_ep_placement_init(&p, 1, E, &desc.shape, memory, bytes, NULL) == MOE_EP_OK);
+                CHECK(moe_ep_place_contiguous(&desc, &p, NULL, NULL, NULL) == MOE_EP_OK);
+                for (e = 0; e < E; e++)
+                    CHECK((weight[e] > 0) == (p.slot_device[p.replica_slot[p.replica_start[e]]] == d));
+                free(memory);
+            }
+}
 
 /* Largest over smallest of the power law, aiconfigurator's when not given. */
 static double power_law_range(const moe_ep_workload *w, int64_t tokens)

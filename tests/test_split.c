@@ -569,6 +569,37 @@ TEST(hash_bits)
     placement_free(&p);
 }
 
+/* Seeds beside each other give splits that have nothing to do with each other: as far apart as those of any two. */
+TEST(hash_seeds)
+{
+    const int32_t slots[2] = {0, 0};
+    moe_ep_placement p = table(1, 2, 2, 1, slots);
+    const int64_t counts[1] = {1000};
+    int64_t rows[2], first = 0, before = 0;
+    double mean = 0, squares = 0, steps = 0;
+    moe_ep_split_desc d;
+    int seed, key;
+    memset(&d, 0, sizeof d);
+    d.policy = MOE_EP_SPLIT_HASH;
+    for (seed = 0; seed < 400; seed++) {
+        d.seed = (uint64_t)seed;
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+        if (seed == 0) {
+            for (key = 0; key < 1000; key++) first += moe_ep_pick_slot(&p, 0, 0, (uint64_t)key, NULL) == 0;
+            CHECK_I64(rows[0], first);
+        } else {
+            steps += (double)((rows[0] - before) * (rows[0] - before)) / 399;
+        }
+        before = rows[0];
+        mean += (double)rows[0] / 400;
+        squares += (double)(rows[0] * rows[0]) / 400;
+    }
+    CHECK_NEAR(mean, 500, 0, 4); /* sd sqrt(250 / 400) = 0.8 */
+    CHECK_NEAR(squares - mean * mean, 250, 0, 75);
+    CHECK_NEAR(steps, 500, 0, 150);
+    placement_free(&p);
+}
+
 /* Speeds, dead devices and duplicates: sums hold, dead devices get nothing, exact is no worse than any other policy.
  */
 TEST(general_placements)
@@ -958,6 +989,16 @@ TEST(errors)
     placement_free(&p);
 }
 
+/* The finish of splitmix64 (Steele, Lea and Flood 2014). */
+static uint64_t finish(uint64_t z)
+{
+    z ^= z >> 30;
+    z *= UINT64_C(0xbf58476d1ce4e5b9);
+    z ^= z >> 27;
+    z *= UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
 /* The policies that look at one expert only, written down once more from their definitions. */
 static void plain_split(const moe_ep_placement *p, const moe_ep_split_desc *d, const int64_t *counts, int64_t *rows)
 {
@@ -975,7 +1016,7 @@ static void plain_split(const moe_ep_placement *p, const moe_ep_split_desc *d, c
         if (d->policy == MOE_EP_SPLIT_ROUND_ROBIN)
             for (t = 0; t < counts[e]; t++) rows[live[(t + (int64_t)(d->seed % (uint64_t)n) + e) % n]]++;
         if (d->policy == MOE_EP_SPLIT_HASH)
-            for (t = 0; t < counts[e]; t++) rows[moe_ep_pick_slot(p, 0, e, d->seed + (uint64_t)t, NULL)]++;
+            for (t = 0; t < counts[e]; t++) rows[moe_ep_pick_slot(p, 0, e, finish(d->seed) + (uint64_t)t, NULL)]++;
         if (d->policy == MOE_EP_SPLIT_RANDOM)
             for (t = 0; t < counts[e]; t++) rows[live[n > 1 ? moe_ep_rng_below(&rng, (uint64_t)n) : 0]]++;
         if (d->policy != MOE_EP_SPLIT_LOCAL_FIRST) continue;

@@ -695,7 +695,8 @@ class Placement:
         return out
 
     def rebalance(self, loads, target=1.05, max_moves=0, dead=(), **fields):
-        """A better placement for loads (L,E) with few moves.  dead: devices that are gone."""
+        """A better placement for loads (L,E) with few moves.  dead: devices that are gone.  fields sets fields of
+        moe_ep_rebalance_desc (layer_slots, max_replicas, max_device_moves, ...)."""
         now, out, x = self._copy(), self._copy(), self._loads(loads)
         for device in (_whole(d, "dead") for d in dead):
             if not 0 <= device < self.num_devices:
