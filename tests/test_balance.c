@@ -1741,25 +1741,24 @@ TEST(chance_grouped_one_token_by_enumeration)
         const int32_t G = shape[i][0], size = shape[i][1], M = shape[i][2], E = G * size;
         for (K = 1; K <= M * size; K++)
             for (D = 1; D <= E; D++) {
-                int32_t of_expert[12], groups, m, e, d;
+                int32_t of_expert[12], m, e, d;
                 double square = 0, reached = 0, ways = 0;
                 moe_ep_chance_result c;
                 devices_of(E, D, of_expert);
-                for (groups = 0; groups < 1 << G; groups++) {
-                    for (d = e = 0; e < G; e++) d += groups >> e & 1;
-                    if (d != M) continue;
-                    for (m = 0; m < 1 << E; m++) {
-                        int32_t rows[12] = {0}, outside = 0, n = 0;
-                        for (e = 0; e < E; e++)
-                            if (m >> e & 1) n++, outside += !(groups >> (e / size) & 1), rows[of_expert[e]]++;
-                        if (n != K || outside > 0) continue;
-                        for (d = 0; d < D; d++) {
-                            const double even = (double)K / E * (E * (d + 1) / D - E * d / D);
-                            square += (rows[d] - even) * (rows[d] - even);
-                            reached += rows[d] > 0;
-                        }
-                        ways += 1;
+                for (m = 0; m < 1 << E; m++) {
+                    int32_t rows[12] = {0}, groups = 0, used = 0, n = 0;
+                    double alike = 1; /* draws of groups that hold these experts */
+                    for (e = 0; e < E; e++)
+                        if (m >> e & 1) n++, groups |= 1 << e / size, rows[of_expert[e]]++;
+                    for (e = 0; e < G; e++) used += groups >> e & 1;
+                    if (n != K || used > M) continue;
+                    for (e = 0; e < M - used; e++) alike *= (double)(G - used - e) / (e + 1);
+                    for (d = 0; d < D; d++) {
+                        const double even = (double)K / E * (E * (d + 1) / D - E * d / D);
+                        square += alike * (rows[d] - even) * (rows[d] - even);
+                        reached += alike * (rows[d] > 0);
                     }
+                    ways += alike;
                 }
                 CHECK_I64(moe_ep_chance_grouped(9, K, E, D, G, M, &c, NULL), MOE_EP_OK);
                 if (E % D == 0 || K > 1) { /* K = 1: moe_ep_chance_devices, of a device of E/D experts */
