@@ -1773,6 +1773,56 @@ TEST(chance_grouped_one_token_by_enumeration)
     }
 }
 
+static void check_mix(const moe_ep_chance_result *c, double w, const moe_ep_chance_result *a,
+                      const moe_ep_chance_result *b)
+{
+    CHECK_NEAR(c->max_over_mean, w * a->max_over_mean + (1 - w) * b->max_over_mean, 1e-9, 0);
+    CHECK_NEAR(c->sd, w * a->sd + (1 - w) * b->sd, 1e-9, 0);
+    CHECK_NEAR(c->p05, w * a->p05 + (1 - w) * b->p05, 1e-9, 0);
+    CHECK_NEAR(c->p95, w * a->p95 + (1 - w) * b->p95, 1e-9, 0);
+    CHECK_NEAR(c->one_p05, w * a->one_p05 + (1 - w) * b->one_p05, 1e-9, 1e-9);
+    CHECK_NEAR(c->one_p95, w * a->one_p95 + (1 - w) * b->one_p95, 1e-9, 0);
+}
+
+/* What the header says of it, where devices have nothing in common but the sum: bundles of rows with the variance of
+ * one_sd, between two whole numbers of them as 1 / bundles lies; less than independent rows vary, between these and
+ * distinct experts. */
+TEST(chance_grouped_in_bundles)
+{
+    static const int32_t row[][5] = {{8, 256, 8, 8, 4}, {6, 160, 8, 8, 3}, {8, 256, 4, 8, 4}, {5, 60, 3, 6, 2},
+                                     {48, 64, 2, 8, 7}, {60, 120, 4, 4, 3}, {40, 64, 8, 8, 7}, {12, 16, 2, 8, 7}};
+    static const int64_t tokens[] = {1, 2, 3, 7, 20, 333};
+    int bundled = 0, distinct = 0;
+    size_t i, k;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++)
+        for (k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
+            const int32_t K = row[i][0], E = row[i][1], D = row[i][2];
+            const double T = (double)tokens[k], mean = (double)K / D, flat = (E - K) / (E - 1.0);
+            const double most = (K < (E + D - 1) / D ? K : (E + D - 1) / D) / mean;
+            moe_ep_chance_result c, a, b;
+            double over;
+            CHECK_I64(moe_ep_chance_grouped(tokens[k], K, E, D, row[i][3], row[i][4], &c, NULL), MOE_EP_OK);
+            over = c.one_sd * c.one_sd * T * mean * D / (D - 1);
+            if (over > 1) {
+                const double n = T * K / over, low = floor(n);
+                CHECK_I64(moe_ep_chance_devices((int64_t)low, 1, E, D, &a, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_chance_devices((int64_t)low + 1, 1, E, D, &b, NULL), MOE_EP_OK);
+                if (a.p95 < most && b.p95 < most)
+                    check_mix(&c, (1 / n - 1 / (low + 1)) / (1 / low - 1 / (low + 1)), &a, &b);
+                bundled++;
+            } else {
+                CHECK(over > flat);
+                CHECK_I64(moe_ep_chance_devices(tokens[k], K, E, D, &a, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_chance_devices(tokens[k] * K, 1, E, D, &b, NULL), MOE_EP_OK);
+                if (a.p95 < most && b.p95 < most) check_mix(&c, (1 - over) / (1 - flat), &a, &b);
+                distinct++;
+            }
+            STOP_IF_FAILED("row %d", (int)i);
+        }
+    printf("    %d in bundles, %d below independent rows\n", bundled, distinct);
+    CHECK(bundled > 5 && distinct > 5);
+}
+
 /* Where the law is known: nothing is limited, one choice, or one group of all choices on a device of its own. */
 TEST(chance_grouped_closed_forms)
 {

@@ -889,11 +889,14 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
         CHECK_NEAR(r.rows_sd, sqrt(40 * 0.125 * 0.875 * 24 / 60), 1e-12, 0);
         CHECK_NEAR(r.excess, r.busiest_rows / 2 - 1, 1e-12, 0);
         CHECK_NEAR(r.busiest_active, 1, 0, 0);
-        d.num_devices = 1;
-        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
-        CHECK_NEAR(r.busiest_rows, 120, 0, 0);
-        CHECK_NEAR(r.rows_sd + r.excess, 0, 0, 0);
-        CHECK_NEAR(r.busiest_active, r.active_total, 1e-9, 0);
+        d.num_devices = 1; /* has every row, whatever the shape */
+        for (d.num_experts = 20; d.num_experts < 200; d.num_experts += 4)
+            for (d.top_k = 3; d.top_k < 10; d.top_k++) {
+                CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+                CHECK_NEAR(r.busiest_rows, 40 * d.top_k, 0, 0);
+                CHECK_NEAR(r.rows_sd + r.excess, 0, 0, 0);
+                CHECK_NEAR(r.busiest_active, r.active_total, 1e-9, 0);
+            }
         d.tokens = 0;
         d.num_devices = 7;
         CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
