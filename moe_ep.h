@@ -2503,7 +2503,7 @@ typedef struct moe_ep_expect_result {
 } moe_ep_expect_result;
 
 /* What chance alone gives when every expert is equally likely, without drawing a token.  Errors: NULL, SIZE,
- * TOP_K, NEGATIVE, CONFIG (groups, as in moe_ep_comm_bytes).  O(K), with groups O(groups * (groups + K)).
+ * TOP_K, NEGATIVE, CONFIG (groups, as in moe_ep_comm_bytes).  O(K), with groups O(D + groups * (groups + K)).
  * All but the two busiest_ fields are exact; those treat the devices as independent: within 1 % of simulation from 32
  * choices (T K) on, 4 % from 8, 10 % below, also when D does not divide E.  With groups busiest_rows is that of
  * moe_ep_chance_grouped; busiest_active within 4 % from 4 tokens on, 7 % where one group is drawn.
