@@ -1861,6 +1861,12 @@ TEST(chance_grouped_closed_forms)
         CHECK_NEAR(c.one_sd, r.one_sd, 1e-12, 0);
         STOP_IF_FAILED("T %.0f", (double)T);
     }
+    CHECK_I64(moe_ep_chance_grouped(1, 32, 256, 64, 4, 1, &c, NULL), MOE_EP_OK); /* 4 rows at most */
+    CHECK_NEAR(c.p95, 8, 0, 0);
+    CHECK_I64(moe_ep_chance_grouped(1, 16, 32, 16, 4, 2, &c, NULL), MOE_EP_OK); /* takes both experts of a device */
+    CHECK_NEAR(c.max_over_mean + c.p95, 4, 0, 0);
+    CHECK_I64(moe_ep_chance_grouped(1, 2, 64, 4, 8, 1, &c, NULL), MOE_EP_OK); /* both choices */
+    CHECK_NEAR(c.p95, 4, 0, 0);
     for (T = 1000000; T <= 1000000000000000; T *= 10) { /* as 1/sqrt(T) in the end, in groups of devices as well */
         CHECK_I64(moe_ep_chance_grouped(T, 8, 256, 32, 8, 1, &c, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_chance_grouped(100 * T, 8, 256, 32, 8, 1, &r, NULL), MOE_EP_OK);

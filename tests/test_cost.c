@@ -752,6 +752,13 @@ TEST(batch_expectations_against_monte_carlo)
         CHECK_NEAR(r.rows_sd, 31.06, 0, 0.01);
         CHECK_NEAR(r.excess, 0.064, 0, 0.0005);
         CHECK_NEAR(r.distinct_devices, 7.27, 0, 0.01);
+        d.num_groups = 8;
+        d.top_groups = 4;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.rows_sd, 34.10, 0, 0.01);
+        CHECK_NEAR(r.excess, 0.070, 0, 0.0005);
+        CHECK_NEAR(r.distinct_devices, 6.60, 0, 0.01);
+        d.num_groups = d.top_groups = 0;
         d.tokens = 4;
         CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
         CHECK_NEAR(r.busiest_active, 3.18, 0.03, 0); /* published for batch 4 on 32 chips */
