@@ -1773,6 +1773,46 @@ TEST(chance_grouped_one_token_by_enumeration)
     }
 }
 
+/* One of 4 groups of 16 devices for all 32 choices: the groups' tokens are normal with a fixed sum, and so are the rows
+ * of a group's devices, dealt from its tokens. */
+TEST(chance_grouped_of_countless_tokens)
+{
+    enum { DRAWS = 20000, G = 4, EACH = 16, K = 32 };
+    static double v[DRAWS];
+    uint64_t s = t_seed + 31;
+    /* per token: of a group's tokens, of a device's rows of one of them (4 of 64 experts) */
+    const double tokens = sqrt(1.0 / G), rows = sqrt(K * (1.0 / 16) * (15.0 / 16) * 32 / 63 * 16 / 15 / G);
+    double sum = 0, squares = 0, spread;
+    moe_ep_chance_result c;
+    int i, g, d;
+    for (i = 0; i < DRAWS; i++) {
+        double of_group[G], all = 0, most = -1e9;
+        for (g = 0; g < G; g++) {
+            of_group[g] = tokens * sqrt(-2 * log(1 - t_unit(&s))) * cos(6.283185307179586 * t_unit(&s));
+            all += of_group[g] / G;
+        }
+        for (g = 0; g < G; g++) {
+            double z[EACH], mean = 0, largest = -1e9;
+            for (d = 0; d < EACH; d++) {
+                z[d] = rows * sqrt(-2 * log(1 - t_unit(&s))) * cos(6.283185307179586 * t_unit(&s));
+                mean += z[d] / EACH;
+                largest = fmax(largest, z[d]);
+            }
+            most = fmax(most, (of_group[g] - all) * K / EACH + largest - mean);
+        }
+        v[i] = most / (K / 64.0);
+        sum += v[i] / DRAWS;
+        squares += v[i] * v[i] / DRAWS;
+    }
+    qsort(v, DRAWS, sizeof *v, by_value);
+    spread = sqrt(squares - sum * sum);
+    CHECK_I64(moe_ep_chance_grouped(10000000000, K, 256, 64, G, 1, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR((c.max_over_mean - 1) * 1e5, sum, 0.01, 0);
+    CHECK_NEAR(c.sd * 1e5, spread, 0.02, 0);
+    CHECK_NEAR((c.p05 - 1) * 1e5, v[DRAWS / 20], 0, 0.1 * spread);
+    CHECK_NEAR((c.p95 - 1) * 1e5, v[DRAWS - DRAWS / 20], 0, 0.1 * spread);
+}
+
 static void check_mix(const moe_ep_chance_result *c, double w, const moe_ep_chance_result *a,
                       const moe_ep_chance_result *b)
 {
