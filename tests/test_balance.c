@@ -1741,25 +1741,24 @@ TEST(chance_grouped_one_token_by_enumeration)
         const int32_t G = shape[i][0], size = shape[i][1], M = shape[i][2], E = G * size;
         for (K = 1; K <= M * size; K++)
             for (D = 1; D <= E; D++) {
-                int32_t of_expert[12], groups, m, e, d;
+                int32_t of_expert[12], m, e, d;
                 double square = 0, reached = 0, ways = 0;
                 moe_ep_chance_result c;
                 devices_of(E, D, of_expert);
-                for (groups = 0; groups < 1 << G; groups++) {
-                    for (d = e = 0; e < G; e++) d += groups >> e & 1;
-                    if (d != M) continue;
-                    for (m = 0; m < 1 << E; m++) {
-                        int32_t rows[12] = {0}, outside = 0, n = 0;
-                        for (e = 0; e < E; e++)
-                            if (m >> e & 1) n++, outside += !(groups >> (e / size) & 1), rows[of_expert[e]]++;
-                        if (n != K || outside > 0) continue;
-                        for (d = 0; d < D; d++) {
-                            const double even = (double)K / E * (E * (d + 1) / D - E * d / D);
-                            square += (rows[d] - even) * (rows[d] - even);
-                            reached += rows[d] > 0;
-                        }
-                        ways += 1;
+                for (m = 0; m < 1 << E; m++) {
+                    int32_t rows[12] = {0}, groups = 0, used = 0, n = 0;
+                    double alike = 1; /* draws of groups that hold these experts */
+                    for (e = 0; e < E; e++)
+                        if (m >> e & 1) n++, groups |= 1 << e / size, rows[of_expert[e]]++;
+                    for (e = 0; e < G; e++) used += groups >> e & 1;
+                    if (n != K || used > M) continue;
+                    for (e = 0; e < M - used; e++) alike *= (double)(G - used - e) / (e + 1);
+                    for (d = 0; d < D; d++) {
+                        const double even = (double)K / E * (E * (d + 1) / D - E * d / D);
+                        square += alike * (rows[d] - even) * (rows[d] - even);
+                        reached += alike * (rows[d] > 0);
                     }
+                    ways += alike;
                 }
                 CHECK_I64(moe_ep_chance_grouped(9, K, E, D, G, M, &c, NULL), MOE_EP_OK);
                 if (E % D == 0 || K > 1) { /* K = 1: moe_ep_chance_devices, of a device of E/D experts */
@@ -1772,6 +1771,96 @@ TEST(chance_grouped_one_token_by_enumeration)
             }
         STOP_IF_FAILED("shape %d", (int)i);
     }
+}
+
+/* One of 4 groups of 16 devices for all 32 choices: the groups' tokens are normal with a fixed sum, and so are the rows
+ * of a group's devices, dealt from its tokens. */
+TEST(chance_grouped_of_countless_tokens)
+{
+    enum { DRAWS = 20000, G = 4, EACH = 16, K = 32 };
+    static double v[DRAWS];
+    uint64_t s = t_seed + 31;
+    /* per token: of a group's tokens, of a device's rows of one of them (4 of 64 experts) */
+    const double tokens = sqrt(1.0 / G), rows = sqrt(K * (1.0 / 16) * (15.0 / 16) * 32 / 63 * 16 / 15 / G);
+    double sum = 0, squares = 0, spread;
+    moe_ep_chance_result c;
+    int i, g, d;
+    for (i = 0; i < DRAWS; i++) {
+        double of_group[G], all = 0, most = -1e9;
+        for (g = 0; g < G; g++) {
+            of_group[g] = tokens * sqrt(-2 * log(1 - t_unit(&s))) * cos(6.283185307179586 * t_unit(&s));
+            all += of_group[g] / G;
+        }
+        for (g = 0; g < G; g++) {
+            double z[EACH], mean = 0, largest = -1e9;
+            for (d = 0; d < EACH; d++) {
+                z[d] = rows * sqrt(-2 * log(1 - t_unit(&s))) * cos(6.283185307179586 * t_unit(&s));
+                mean += z[d] / EACH;
+                largest = fmax(largest, z[d]);
+            }
+            most = fmax(most, (of_group[g] - all) * K / EACH + largest - mean);
+        }
+        v[i] = most / (K / 64.0);
+        sum += v[i] / DRAWS;
+        squares += v[i] * v[i] / DRAWS;
+    }
+    qsort(v, DRAWS, sizeof *v, by_value);
+    spread = sqrt(squares - sum * sum);
+    CHECK_I64(moe_ep_chance_grouped(10000000000, K, 256, 64, G, 1, &c, NULL), MOE_EP_OK);
+    CHECK_NEAR((c.max_over_mean - 1) * 1e5, sum, 0.01, 0);
+    CHECK_NEAR(c.sd * 1e5, spread, 0.02, 0);
+    CHECK_NEAR((c.p05 - 1) * 1e5, v[DRAWS / 20], 0, 0.1 * spread);
+    CHECK_NEAR((c.p95 - 1) * 1e5, v[DRAWS - DRAWS / 20], 0, 0.1 * spread);
+}
+
+static void check_mix(const moe_ep_chance_result *c, double w, const moe_ep_chance_result *a,
+                      const moe_ep_chance_result *b)
+{
+    CHECK_NEAR(c->max_over_mean, w * a->max_over_mean + (1 - w) * b->max_over_mean, 1e-9, 0);
+    CHECK_NEAR(c->sd, w * a->sd + (1 - w) * b->sd, 1e-9, 0);
+    CHECK_NEAR(c->p05, w * a->p05 + (1 - w) * b->p05, 1e-9, 0);
+    CHECK_NEAR(c->p95, w * a->p95 + (1 - w) * b->p95, 1e-9, 0);
+    CHECK_NEAR(c->one_p05, w * a->one_p05 + (1 - w) * b->one_p05, 1e-9, 1e-9);
+    CHECK_NEAR(c->one_p95, w * a->one_p95 + (1 - w) * b->one_p95, 1e-9, 0);
+}
+
+/* What the header says of it, where devices have nothing in common but the sum: bundles of rows with the variance of
+ * one_sd, between two whole numbers of them as 1 / bundles lies; less than independent rows vary, between these and
+ * distinct experts. */
+TEST(chance_grouped_in_bundles)
+{
+    static const int32_t row[][5] = {{8, 256, 8, 8, 4}, {6, 160, 8, 8, 3}, {8, 256, 4, 8, 4}, {5, 60, 3, 6, 2},
+                                     {48, 64, 2, 8, 7}, {60, 120, 4, 4, 3}, {40, 64, 8, 8, 7}, {12, 16, 2, 8, 7}};
+    static const int64_t tokens[] = {1, 2, 3, 7, 20, 333};
+    int bundled = 0, distinct = 0;
+    size_t i, k;
+    for (i = 0; i < sizeof row / sizeof row[0]; i++)
+        for (k = 0; k < sizeof tokens / sizeof tokens[0]; k++) {
+            const int32_t K = row[i][0], E = row[i][1], D = row[i][2];
+            const double T = (double)tokens[k], mean = (double)K / D, flat = (E - K) / (E - 1.0);
+            const double most = (K < (E + D - 1) / D ? K : (E + D - 1) / D) / mean;
+            moe_ep_chance_result c, a, b;
+            double over;
+            CHECK_I64(moe_ep_chance_grouped(tokens[k], K, E, D, row[i][3], row[i][4], &c, NULL), MOE_EP_OK);
+            over = c.one_sd * c.one_sd * T * mean * D / (D - 1);
+            if (over > 1) {
+                const double n = T * K / over, low = floor(n);
+                CHECK_I64(moe_ep_chance_devices((int64_t)low, 1, E, D, &a, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_chance_devices((int64_t)low + 1, 1, E, D, &b, NULL), MOE_EP_OK);
+                if (a.p95 < most && b.p95 < most)
+                    check_mix(&c, (1 / n - 1 / (low + 1)) / (1 / low - 1 / (low + 1)), &a, &b);
+                bundled++;
+            } else {
+                CHECK(over > flat);
+                CHECK_I64(moe_ep_chance_devices(tokens[k], K, E, D, &a, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_chance_devices(tokens[k] * K, 1, E, D, &b, NULL), MOE_EP_OK);
+                if (a.p95 < most && b.p95 < most) check_mix(&c, (1 - over) / (1 - flat), &a, &b);
+                distinct++;
+            }
+            STOP_IF_FAILED("row %d", (int)i);
+        }
+    printf("    %d in bundles, %d below independent rows\n", bundled, distinct);
+    CHECK(bundled > 5 && distinct > 5);
 }
 
 /* Where the law is known: nothing is limited, one choice, or one group of all choices on a device of its own. */
@@ -1812,6 +1901,12 @@ TEST(chance_grouped_closed_forms)
         CHECK_NEAR(c.one_sd, r.one_sd, 1e-12, 0);
         STOP_IF_FAILED("T %.0f", (double)T);
     }
+    CHECK_I64(moe_ep_chance_grouped(1, 32, 256, 64, 4, 1, &c, NULL), MOE_EP_OK); /* 4 rows at most */
+    CHECK_NEAR(c.p95, 8, 0, 0);
+    CHECK_I64(moe_ep_chance_grouped(1, 16, 32, 16, 4, 2, &c, NULL), MOE_EP_OK); /* takes both experts of a device */
+    CHECK_NEAR(c.max_over_mean + c.p95, 4, 0, 0);
+    CHECK_I64(moe_ep_chance_grouped(1, 2, 64, 4, 8, 1, &c, NULL), MOE_EP_OK); /* both choices */
+    CHECK_NEAR(c.p95, 4, 0, 0);
     for (T = 1000000; T <= 1000000000000000; T *= 10) { /* as 1/sqrt(T) in the end, in groups of devices as well */
         CHECK_I64(moe_ep_chance_grouped(T, 8, 256, 32, 8, 1, &c, NULL), MOE_EP_OK);
         CHECK_I64(moe_ep_chance_grouped(100 * T, 8, 256, 32, 8, 1, &r, NULL), MOE_EP_OK);

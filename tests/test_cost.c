@@ -767,6 +767,13 @@ TEST(batch_expectations_against_monte_carlo)
         CHECK_NEAR(r.rows_sd, 31.06, 0, 0.01);
         CHECK_NEAR(r.excess, 0.064, 0, 0.0005);
         CHECK_NEAR(r.distinct_devices, 7.27, 0, 0.01);
+        d.num_groups = 8;
+        d.top_groups = 4;
+        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+        CHECK_NEAR(r.rows_sd, 34.10, 0, 0.01);
+        CHECK_NEAR(r.excess, 0.070, 0, 0.0005);
+        CHECK_NEAR(r.distinct_devices, 6.60, 0, 0.01);
+        d.num_groups = d.top_groups = 0;
         d.tokens = 4;
         CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
         CHECK_NEAR(r.busiest_active, 3.18, 0.03, 0); /* published for batch 4 on 32 chips */
@@ -805,7 +812,9 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
                  {32, 4, 1, 1, 16, 2, 20000, 0.04},   {256, 8, 8, 4, 32, 16, 3000, 0.03},
                  {160, 6, 8, 3, 12, 64, 1000, 0.015}, {64, 8, 4, 2, 5, 4, 8000, 0.04},
                  {256, 8, 8, 4, 8, 4, 8000, 0.03},    {256, 8, 8, 1, 8, 16, 3000, 0.05},
-                 {64, 8, 8, 2, 4, 32, 2000, 0.015},   {64, 4, 8, 2, 64, 8, 4000, 0.02}};
+                 {64, 8, 8, 2, 4, 32, 2000, 0.015},   {64, 4, 8, 2, 64, 8, 4000, 0.02},
+                 {64, 8, 8, 4, 2, 6, 20000, 0.006},   {256, 8, 8, 4, 2, 8, 20000, 0.006},
+                 {56, 6, 8, 4, 9, 6, 8000, 0.015}};
     uint64_t s = t_seed;
     size_t i;
     for (i = 0; i < sizeof shape / sizeof shape[0]; i += t_slow() > 1 ? 4 : 1) {
@@ -904,11 +913,14 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
         CHECK_NEAR(r.rows_sd, sqrt(40 * 0.125 * 0.875 * 24 / 60), 1e-12, 0);
         CHECK_NEAR(r.excess, r.busiest_rows / 2 - 1, 1e-12, 0);
         CHECK_NEAR(r.busiest_active, 1, 0, 0);
-        d.num_devices = 1;
-        CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
-        CHECK_NEAR(r.busiest_rows, 120, 0, 0);
-        CHECK_NEAR(r.rows_sd + r.excess, 0, 0, 0);
-        CHECK_NEAR(r.busiest_active, r.active_total, 1e-9, 0);
+        d.num_devices = 1; /* has every row, whatever the shape */
+        for (d.num_experts = 20; d.num_experts < 200; d.num_experts += 4)
+            for (d.top_k = 3; d.top_k < 10; d.top_k++) {
+                CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);
+                CHECK_NEAR(r.busiest_rows, 40 * d.top_k, 0, 0);
+                CHECK_NEAR(r.rows_sd + r.excess, 0, 0, 0);
+                CHECK_NEAR(r.busiest_active, r.active_total, 1e-9, 0);
+            }
         d.tokens = 0;
         d.num_devices = 7;
         CHECK(moe_ep_expect(&d, &r, NULL) == MOE_EP_OK);

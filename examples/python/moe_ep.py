@@ -557,8 +557,8 @@ def chance(num_tokens, top_k, num_experts, num_devices=None, num_groups=0, top_g
     batch = _whole(num_tokens, "num_tokens"), _small(top_k, "top_k", None), _small(num_experts, "num_experts", None)
     if num_groups or top_groups:
         devices = batch[2] if num_devices is None else _small(num_devices, "num_devices", None)
-        _call("moe_ep_chance_grouped", *batch, devices, _small(num_groups, "num_groups"),
-              _small(top_groups, "top_groups"), out)
+        _call("moe_ep_chance_grouped", *batch, devices, _small(num_groups, "num_groups", 0),
+              _small(top_groups, "top_groups", 0), out)
     elif num_devices is None:
         _call("moe_ep_chance", *batch, out)
     else:
