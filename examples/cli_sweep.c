@@ -40,8 +40,9 @@ static const char sweep_help[] =
     "(best)\n"
     "  --kernels NAME    of dispatch and combine: auto (normal from 512 tokens per device on), normal or low-latency\n"
     "  --context C       tokens of cache per sequence (4096)\n"
-    "  --attention-us X  attention of a layer at these tokens (from its weights and the cache, "
-    "read once)\n"
+    "  --drafts N        tokens drafted for each sequence and step: N + 1 of the tokens are one sequence's (0)\n"
+    "  --accepted X      tokens of them, its own included, that are accepted on average (1)\n"
+    "  --attention-us X  attention of a layer at these tokens (from its weights, the cache and what it multiplies)\n"
     "  --other-ms X      the rest of a step      --reserve-gb X   memory for activations and "
     "runtime (8)\n"
     "  --tpot-ms X       longest time per token that is allowed (no limit)\n"
@@ -68,6 +69,8 @@ enum {
     O_RESERVE,
     O_TPOT,
     O_SIGMA,
+    O_DRAFTS,
+    O_ACCEPTED,
     O_DRIFT,
     O_WALK,
     O_AGE,
@@ -87,6 +90,8 @@ static const struct option sweep_long[] = {{"ep", 1, NULL, O_EP},
                                            {"reserve-gb", 1, NULL, O_RESERVE},
                                            {"tpot-ms", 1, NULL, O_TPOT},
                                            {"sigma", 1, NULL, O_SIGMA},
+                                           {"drafts", 1, NULL, O_DRAFTS},
+                                           {"accepted", 1, NULL, O_ACCEPTED},
                                            {"drift", 1, NULL, O_DRIFT},
                                            {"walk", 1, NULL, O_WALK},
                                            {"age", 1, NULL, O_AGE},
@@ -205,6 +210,8 @@ static const cli_number_option numbers[] = {
     {O_RESERVE, "reserve-gb", CLI_DOUBLE, offsetof(cli_sweep, reserve_bytes), 0, 1e6, 1e9},
     {O_TPOT, "tpot-ms", CLI_DOUBLE, offsetof(cli_sweep, tpot_s), 1e-6, 1e9, 1e-3},
     {O_SIGMA, "sigma", CLI_DOUBLE, offsetof(cli_sweep, sigma), 0, 5, 0},
+    {O_DRAFTS, "drafts", CLI_INT32, offsetof(cli_sweep, drafts), 0, 64, 0},
+    {O_ACCEPTED, "accepted", CLI_DOUBLE, offsetof(cli_sweep, accepted), 1, 65, 0},
     {O_DRIFT, "drift", CLI_DOUBLE, offsetof(cli_sweep, drift), 0, 5, 0},
     {O_WALK, "walk", CLI_DOUBLE, offsetof(cli_sweep, walk), 0, 5, 0},
     {O_LAYERS, "layers", CLI_INT32, offsetof(cli_sweep, layers), 1, 4096, 0}};
@@ -389,6 +396,8 @@ static moe_ep_sweep_desc sweep_desc(const cli_sweep *s)
     d.split = s->exact ? MOE_EP_SPLIT_EXACT : MOE_EP_SPLIT_EVEN;
     d.num_layers = s->layers;
     d.context = (double)s->context;
+    d.rows_per_sequence = s->drafts + 1;
+    d.tokens_per_pass = s->accepted;
     d.other_s = s->setup.other_s;
     d.reserve_bytes = s->reserve_bytes;
     d.max_tpot_s = s->tpot_s;
@@ -689,13 +698,16 @@ static void note_assumptions(cli_sweep *s)
              s->setup.model.num_moe_layers);
     if (s->attention_us < 0.0)
         cli_note(&s->setup,
-                 "Attention reads its weights and %s tokens of cache per sequence once, or "
-                 "multiplies if that takes longer; --attention-us replaces it.",
+                 "Attention is two kernels, its weights and %s tokens of cache per sequence: each takes what reading "
+                 "once takes, or multiplying if that takes longer; --attention-us replaces it.",
                  cli_count(s->context));
     cli_note(&s->setup,
              "Attention is data parallel: each device holds all of it and the cache of its "
              "own sequences. %s of memory are kept for activations and the runtime.",
              cli_bytes(s->reserve_bytes));
+    if (s->drafts > 0)
+        cli_note(&s->setup, "Tokens per device are %d of each sequence, of which %.3g are accepted in a step; what drafting "
+                            "takes is for --other-ms.", s->drafts + 1, s->accepted);
     cli_note(&s->setup, "Rows are split %s over copies.", s->exact ? "exactly" : "evenly");
     note_sizes(s);
 }
@@ -730,6 +742,7 @@ int cli_sweep_main(int argc, char **argv)
     common.screen.color = "auto";
     s.layers = 8;
     s.context = 4096;
+    s.accepted = 1.0;
     s.attention_us = -1.0;
     s.reserve_bytes = 8e9;
     s.sigma = 1.1;
@@ -738,6 +751,9 @@ int cli_sweep_main(int argc, char **argv)
     s.seed = 1;
     while ((option = cli_option(argc, argv, sweep_long, NULL)) != -1)
         take_option(&s, &common, option, optarg);
+    if (s.accepted > s.drafts + 1.0)
+        cli_die(CLI_USAGE, "--accepted %g: of %d drafted tokens and its own no more than %d can be", s.accepted, s.drafts,
+                s.drafts + 1);
     if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
     if (arrlen(list) > 2)
         cli_die(CLI_USAGE, "%td recordings: at most one to plan on and one to serve", arrlen(list));

@@ -26,6 +26,8 @@ typedef struct cli_sweep {
     moe_ep_place_policy *policy; /* stb_ds, NULL = best                                      */
     double attention_us;     /* per layer, < 0 = from the model's weights and cache          */
     double reserve_bytes, tpot_s;
+    int32_t drafts;          /* per sequence and step                                        */
+    double accepted;         /* of these and its own                                         */
     double sigma, drift, walk;
     int64_t age;             /* steps since the plan was made                                */
     uint64_t seed;

@@ -868,6 +868,18 @@ less "sweep: an old plan is less even than a fresh one" "$fresh" "$(json "$tmp/o
 has "sweep: which its assumptions say" 'walks by 0.05 in every step; the plan is 1,000 steps old' "$tmp/out"
 refuses "sweep: a plan of the future" "age 0: a whole number from 1" sweep "$@" --age 0
 # shellcheck disable=SC2086
+set -- $question --ep 32 --redundant 32 --overlap none --attention-us 100 --json
+works "sweep: without drafts" sweep "$@" --tokens 64
+cp "$tmp/out" "$tmp/plain.json"
+works "sweep --drafts --accepted" sweep "$@" --tokens 128 --drafts 1 --accepted 1.85
+equal "sweep: two tokens of a sequence share its cache" "$(json "$tmp/out" best batch_kv_tokens)" \
+    "$(json "$tmp/plain.json" best batch_kv_tokens)"
+step=$(json "$tmp/out" best step_s) tpot=$(json "$tmp/out" best tpot_s) made=$(json "$tmp/out" best tokens_per_s_device)
+equal "sweep: its 64 sequences make what is accepted, 1.85 in a step" \
+    "$(awk "BEGIN { printf \"%.3f %.4f\", $tpot * $made, $step / $tpot }")" "64.000 1.8500"
+has "sweep: which its assumptions say" 'are 2 of each sequence, of which 1.85 are accepted' "$tmp/out"
+refuses "sweep: more accepted than there are" "of 1 drafted tokens and its own no more than 2" sweep "$@" --drafts 1 \
+    --accepted 2.5
 works "sweep: no time at all" sweep $question --tpot-ms 0.001
 has "sweep: which nothing keeps" '^No configuration' "$tmp/out"
 works "sweep: a recording as popularity" sweep "$data/expert_counts.csv" --only prose --model olmoe-1b-7b \
