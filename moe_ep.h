@@ -3455,7 +3455,8 @@ typedef enum moe_ep_verdict_reason {
     MOE_EP_REASON_NO_JUDGE_WINDOW = 0, /* no window that the plan was not computed from            */
     MOE_EP_REASON_NO_LOAD,             /* a window holds no tokens at all                          */
     MOE_EP_REASON_FEW_STEPS,           /* fewer judged steps than asked for                        */
-    MOE_EP_REASON_BALANCED,            /* already as balanced as asked for                         */
+    MOE_EP_REASON_BALANCED,            /* already as balanced as asked for, and no plan saves min_gain of
+                                          balanced_s by having fewer copies                        */
     MOE_EP_REASON_CHANCE,              /* saves too little, and no worse than uniform routing of so
                                           few tokens would be (imbalance_before <= chance_imbalance) */
     MOE_EP_REASON_SMALL_GAIN,          /* the plan saves less than asked for                       */
@@ -28658,6 +28659,13 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
     o->text[t.len] = '\0';
 }
 
+/* Would the plan pay even if today's rows were perfectly even?  Then it is the copies of today that cost, whose weights
+ * are read. */
+static int moe_epi_diag_copies_cost(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
+{
+    return o->balanced_s > 0.0 && 1.0 - o->after_s / o->balanced_s > d->min_gain;
+}
+
 static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total,
                                 double judge_total, moe_ep_diagnosis *o)
 {
@@ -28670,7 +28678,8 @@ static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total
         o->reason = MOE_EP_REASON_FEW_STEPS;
     else {
         o->verdict = MOE_EP_NOT_NOW;
-        if (d->target_imbalance > 0.0 && o->imbalance_before <= d->target_imbalance)
+        if (d->target_imbalance > 0.0 && o->imbalance_before <= d->target_imbalance &&
+            !moe_epi_diag_copies_cost(d, o))
             o->reason = MOE_EP_REASON_BALANCED;
         else if (!(o->gain > 0.0) || o->gain < d->min_gain)
             o->reason = o->imbalance_before <= o->chance_imbalance ? MOE_EP_REASON_CHANCE
