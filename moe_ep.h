@@ -21879,6 +21879,7 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     moe_epi_walk walk;
     int32_t r;
     memset(sum, 0, sizeof *sum);
+    memset(&v, 0, sizeof v);
     memset(&walk, 0, sizeof walk);
     for (r = 0; r < y->net.D; r++) {
         double own;
@@ -22207,7 +22208,8 @@ static double moe_epi_against_sent(const moe_ep_comm_result *c)
 static void moe_epi_against_busiest(const moe_ep_ep_vs_tp_desc *d, const moe_epi_expected *even, double P,
                                     double *intra, double *inter)
 {
-    double D = (double)d->num_devices, N = (double)moe_epi_against_nodes(d), K = (double)d->model->top_k, near = D / N;
+    int32_t nodes = moe_epi_against_nodes(d);
+    double D = (double)d->num_devices, N = (double)nodes, K = (double)d->model->top_k, near = D / N;
     double power = moe_epi_hit_power(even->devices, D, P, K), slots = P / D, share, rest, miss, others, hit, other;
     share = fmin(d->imbalance * K / P, 1.0);
     rest = (D - d->imbalance) / (D - 1.0) * K / P;
