@@ -14702,15 +14702,15 @@ MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const m
     moe_epi_collect_moves(from, to, NULL, &r);
     if (moves && capacity < r.moves)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "moves needed", -1, (double)r.moves);
+    if (moves && r.moves > INT32_MAX) /* there may be as many rounds */
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "moves", "too many for a schedule", -1, (double)r.moves);
     moe_epi_flow_need(&total, from->num_devices, r.moves);
     moe_epi_need(&total, r.moves, sizeof(moe_ep_move));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     moe_epi_flow_take(&arena, &flow, from->num_devices, r.moves);
     list = (moe_ep_move *)moe_epi_take(&arena, r.moves, sizeof(moe_ep_move));
     most = moe_epi_flow_run(from, to, &flow, list, &r);
-    if (moves && r.rounds > INT32_MAX)
-        status = moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "moves", "too many for a schedule", -1, (double)r.moves);
-    else if (moves) {
+    if (moves) {
         cells = (int64_t)from->num_devices * most;
         moe_epi_need(&total, cells, sizeof(int64_t));
         moe_epi_need(&total, cells, sizeof(int64_t));
@@ -14726,8 +14726,8 @@ MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const m
     }
     moe_epi_arena_close(&arena);
     r.bytes = (double)r.moves * expert_bytes;
-    if (status == MOE_EP_OK && out) *out = r;
-    return status;
+    if (out) *out = r;
+    return MOE_EP_OK;
 }
 
 /* ---- relabel: the device names of a full replan ---------------------------------------------------------------- */

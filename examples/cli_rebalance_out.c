@@ -343,9 +343,9 @@ static void put_move_table(const cli_rebalance *r, FILE *f)
 {
     int64_t n = r->change[CLI_REBALANCED].moves.moves;
     char *summary;
-    char *text = cli_format("Experts of one round can travel at the same time, one layer after the other. Arrivals wait "
-                            "in memory of their own, at most %s on a device, until the last round of their layer, and "
-                            "only then go to their slots.",
+    char *text = cli_format("Experts of one round can travel at the same time, one layer after the other. Arrivals "
+                            "wait in memory of their own, at most %s on a device, until the last round of their "
+                            "layer, and only then go to their slots.",
                             cli_bytes((double)r->change[CLI_REBALANCED].moves.staging * r->expert_bytes));
     cli_page_figure(f, "The moves", text);
     free(text);

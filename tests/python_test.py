@@ -414,6 +414,8 @@ def test_rebalance_and_moves():
     phy, arrived = p.slot_expert, new.slot_expert
     for m in moves:
         assert phy[m["layer"], m["from_slot"]] == m["expert"] == arrived[m["layer"], m["to_slot"]]
+    assert totals.staging == max(np.unique(moves["layer"] * 4 + moves["to_device"], return_counts=True)[1])
+    assert (np.diff(moves["layer"]) >= 0).all() and moves["round"].max() == totals.rounds - 1
     before, after = ([r.max for r in q.evaluate(loads[:, ::-1])] for q in (p, new))
     assert all(a <= b for a, b in zip(after, before)) and sum(after) < sum(before)
     roomy = moe_ep.plan(loads, 4, 48)

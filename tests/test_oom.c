@@ -258,7 +258,9 @@ static moe_ep_placement *other_placement(void) /* a plan to compare `current` wi
 CASE(plan_moves)
 {
     const moe_ep_placement *to = other_placement();
-    return moe_ep_plan_moves(&current, to, 1.0, NULL, 0, RESULT(moe_ep_moves_result), scratch, err);
+    moe_ep_move *moves = (moe_ep_move *)(void *)out.n.i64;
+    return moe_ep_plan_moves(&current, to, 1.0, moves, (int64_t)(sizeof out.n.i64 / (sizeof *moves)),
+                             RESULT(moe_ep_moves_result), scratch, err);
 }
 CASE(relabel)
 {

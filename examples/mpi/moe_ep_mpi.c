@@ -238,6 +238,7 @@ static void step(const moe_ep_placement *p, const float *slots, const moe_ep_wei
 
 /* ---- the rebalance: weights travel by the planner's list ------------------------------------------- */
 
+/* fresh is a second set of slots: nothing that others still wait for is overwritten, and all rounds may go at once. */
 static void move_weights(const moe_ep_placement *from, const moe_ep_placement *to, const float *old, float *fresh)
 {
     moe_ep_move moves[4 * E];

@@ -711,7 +711,8 @@ class Placement:
 
     def moves(self, to, expert_bytes=0.0):
         """What must be copied to get from here to the placement `to`: a structured array (layer, expert, from_slot,
-        to_slot, from_device, to_device, round) and a Result with the totals."""
+        to_slot, from_device, to_device, round) and a Result with the totals.  Arrivals of a layer (at most `staging` on
+        a device) wait until its last round, and only then go to their slots."""
         total = _new("moe_ep_moves_result")
         _call("moe_ep_plan_moves", self._c, to._c, expert_bytes, None, 0, total, None)
         out = np.empty(total.moves, np.dtype(_STRUCTS["moe_ep_move"]))
