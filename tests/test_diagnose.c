@@ -1341,7 +1341,7 @@ TEST(loads_next_to_nothing)
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* the mean vanishes, the maximum does not */
     CHECK(o.before_rows > 0 && !(o.mean_rows > 0));
     CHECK_NEAR(o.imbalance_before, 1, 0, 0);
-    CHECK_NEAR(o.chance_imbalance, 0, 0, 0); /* of no token nothing is known */
+    CHECK_NEAR(o.chance_imbalance, 0, 0, 0); /* of less than half a token nothing is known */
     CHECK_I64(o.layers_loaded, 0);
     CHECK_NEAR(o.hot_share, 0, 0, 0);
     CHECK_NEAR(o.hot_imbalance, 0, 0, 0);
