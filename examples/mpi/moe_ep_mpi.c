@@ -75,7 +75,7 @@ static int dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, s
         w->send_n[r] = (int)p->send_rows[r], w->send_at[r] = (int)p->send_start[r];
         w->recv_n[r] = (int)p->recv_rows[r], w->recv_at[r] = (int)p->recv_start[r];
     }
-    moe_ep_plan_pack(p, x, w->out, row_bytes, NULL);
+    check(moe_ep_plan_pack(p, x, w->out, row_bytes, NULL) == MOE_EP_OK, "plan_pack");
     return MPI_Ialltoallv(w->out, w->send_n, w->send_at, b->row, w->in, w->recv_n, w->recv_at, b->row, MPI_COMM_WORLD,
                           &w->request);
 }
@@ -202,6 +202,7 @@ static void step(const moe_ep_placement *p, const float *slots, const moe_ep_wei
     memset(&hooks, 0, sizeof hooks);
     hooks.size = sizeof hooks, hooks.user = &net;
     hooks.counts = counts, hooks.dispatch = dispatch, hooks.combine = combine, hooks.wait = wait_for;
+    hooks.adds_shared = 1; /* moe_ep_plan_sum does */
     memset(&desc, 0, sizeof desc);
     desc.rank = rank, desc.num_ranks = ranks, desc.slot_start = p->slot_start;
     desc.top_k = K, desc.hidden = H, desc.hooks = &hooks, desc.layer = &layer;
