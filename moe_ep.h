@@ -3277,7 +3277,8 @@ typedef struct moe_ep_rank_desc {
     const moe_ep_hooks *hooks;  /* NULL = none                                                          */
     const moe_ep_forward_desc *layer; /* CPU stages: experts (see slot_expert), num_null, shared,
                                    shared_gate, weight_on_input, threads; ids, router and gate are not
-                                   read.  Kept by pointer.  Needed where a hook is missing              */
+                                   read.  Kept by pointer.  Needed where a hook is missing; with hooks for
+                                   all stages it still says num_null, weight_on_input and shared        */
     const int32_t *slot_expert; /* (slots of this rank) index into layer->experts, -1 = empty slot;
                                    NULL = local slot number; copied                                     */
     moe_ep_allocator alloc;     /* host memory of plans and CPU stages; zeroed = malloc and free        */
@@ -27351,7 +27352,6 @@ MOE_EP_API moe_ep_status moe_ep_rank_plan(moe_ep_rank *rank, int32_t batch, cons
     s->plan.call = b->call;
     s->plan.weight_on_input = k->layer && k->layer->weight_on_input;
     s->plan.late = &s->late;
-    moe_epi_ok(&s->late);
     s->plan.elem_bytes = k->elem_bytes;
     s->plan.elem_type = k->elem_type;
     if (b->no_plan) st = moe_epi_hk_room(k, s, k->max_rows, err);

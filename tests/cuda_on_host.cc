@@ -70,9 +70,10 @@ static void fail_calls_of(const trial *t)
 static void fail_every_call(void)
 {
     static const trial small[] = {
-        {"one rank", 3, 8, 8, 2, 1, 3, {2, 3}, HOLES, 0, 0},
-        {"one rank, one product per expert, top-k on the device", 3, 8, 8, 2, 1, 3, {2, 3}, HOLES, 1, 1},
-        {"two ranks", 3, 8, 8, 2, 2, 4, {2, 3}, HOLES, 0, 0},
+        {"one rank", 3, 8, 8, 2, 1, 3, {2, 3}, HOLES, 0, 0, 0, 0},
+        {"one rank, one product per expert, top-k on the device", 3, 8, 8, 2, 1, 3, {2, 3}, HOLES, 1, 1, 0, 0},
+        {"two ranks", 3, 8, 8, 2, 2, 4, {2, 3}, HOLES, 0, 0, 0, 0},
+        {"weights on the input, identity experts", 3, 8, 8, 2, 1, 3, {2, 3}, HOLES, 0, 0, 1, 1},
     };
     size_t i;
     for (i = 0; i < sizeof small / sizeof *small; i++) fail_calls_of(&small[i]);

@@ -24,7 +24,7 @@ else
     for n in 1 2 3 4; do
         timeout 60 mpirun -n $n "$program" >"$tmp/out" 2>"$tmp/log"
         result $? "mpirun -n $n ends with status 0" "$tmp/log"
-        [ "$(grep -c 'the bits of one process' "$tmp/out")" = 3 ]
+        [ "$(grep -c 'the bits of one process' "$tmp/out")" = 4 ]
         result $? "mpirun -n $n: all steps equal one process" "$tmp/out"
         [ $n -gt 1 ] || continue
         moved=$(sed -n 's/^rebalance *\([0-9]*\) experts.*/\1/p' "$tmp/out")

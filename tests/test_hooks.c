@@ -1075,6 +1075,19 @@ TEST(host_helpers_move_rows_and_sum_them)
     CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, NULL, rows, &y, NULL, NULL), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, NULL, &y, NULL, NULL), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x, rows, NULL, NULL, NULL), MOE_EP_ERR_NULL);
+    for (int i = 0; i < 4; i++) { /* what is not finite is said in plan->late: x before y */
+        moe_ep_error late;
+        float x1 = i == 1 ? (float)NAN : 1.0f, home[2] = {i == 2 ? (float)INFINITY : 2.0f, 4.0f};
+        memset(&late, 0x77, sizeof late);
+        p.late = &late, p.ntokens = i < 3;
+        CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x1, home, &y, NULL, &err), MOE_EP_OK);
+        error_is(&err, "", -1, 0.0);
+        CHECK_I64(late.status, i == 1 ? MOE_EP_ERR_NAN : i == 2 ? MOE_EP_ERR_OVERFLOW : MOE_EP_OK);
+        CHECK_STR(late.arg, i == 1 ? "x" : i == 2 ? "y" : "");
+        CHECK_I64(late.index, i == 1 || i == 2 ? 0 : -1);
+        p.late = NULL, p.ntokens = 1;
+        CHECK_I64(moe_ep_plan_sum(&p, NULL, 8, 1, &x1, home, &y, NULL, &err), MOE_EP_OK);
+    }
     p.nsend = p.nrecv = 3, p.send_token = token, p.recv_row = to, p.send_weight = sw;
     CLEARS(moe_ep_plan_pack(&p, in, out, 8, &err)); /* rows (3,4 | 3,4 | 1,2) */
     CHECK_NEAR(out[1] + 10 * out[4], 14.0, 0, 0);

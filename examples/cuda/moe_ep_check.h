@@ -29,6 +29,7 @@ typedef struct layer {
     int E, H, I, K;
     halves gate_up, down; /* (E,2I,H): gate rows, then up rows; (E,H,I) */
     moe_ep_activation act;
+    int on_input, nulls;  /* weights on the input; identity experts, ids E .. E+nulls-1 */
 } layer;
 
 static layer make_layer(int E, int H, int I, int K, uint64_t seed)
@@ -36,7 +37,7 @@ static layer make_layer(int E, int H, int I, int K, uint64_t seed)
     moe_ep_rng g = moe_ep_rng_seed(seed);
     layer l;
     size_t i;
-    l.E = E, l.H = H, l.I = I, l.K = K;
+    l.E = E, l.H = H, l.I = I, l.K = K, l.on_input = l.nulls = 0;
     l.gate_up.resize((size_t)E * 2 * I * H);
     l.down.resize((size_t)E * H * I);
     memset(&l.act, 0, sizeof l.act);
@@ -67,10 +68,11 @@ static batch make_batch(const layer *l, int64_t T, choice how, uint64_t seed)
     b.y.assign((size_t)(T * l->H), 0xffff); /* NaN: every element must be written */
     for (i = 0; i < T * l->H; i++) b.x[(size_t)i] = draw_half(&g, 1.0);
     for (i = 0; i < T * l->K; i++) {
-        int32_t id = how == ONE_EXPERT ? (int32_t)(l->E - 1) : (int32_t)moe_ep_rng_below(&g, (uint64_t)l->E);
+        const int all = l->E + l->nulls;
+        int32_t id = how == ONE_EXPERT ? (int32_t)(l->E - 1) : (int32_t)moe_ep_rng_below(&g, (uint64_t)all);
         if (how == FEW_EXPERTS) id = id % 3 * (l->E / 3);
         for (j = 0; how == ANY && j < i % l->K; j++) /* different experts for each token */
-            if (b.ids[(size_t)(i - 1 - j)] == id) id = (id + 1) % l->E, j = -1;
+            if (b.ids[(size_t)(i - 1 - j)] == id) id = (id + 1) % all, j = -1;
         if (how == HOLES && moe_ep_rng_below(&g, 4) == 0) id = -1;
         b.ids.push_back(id);
         b.weights.push_back((float)(0.1 + moe_ep_rng_f64(&g)));
@@ -79,25 +81,46 @@ static batch make_batch(const layer *l, int64_t T, choice how, uint64_t seed)
     return b;
 }
 
-/* out (H) += weight * expert(x), everything in double from the same bf16 numbers. */
+/* The layer as the library's CPU part has it. */
+static moe_ep_weights weights_of(const layer *l)
+{
+    moe_ep_weights w;
+    memset(&w, 0, sizeof w);
+    w.num_experts = l->E, w.hidden = l->H, w.inter = l->I, w.dtype = MOE_EP_BF16, w.layout = MOE_EP_GATE_FIRST;
+    w.activation = l->act, w.gate = l->gate_up.data(), w.down = l->down.data();
+    return w;
+}
+
+static moe_ep_forward_desc forward_of(const layer *l, const moe_ep_weights *w)
+{
+    moe_ep_forward_desc d;
+    memset(&d, 0, sizeof d);
+    d.experts = w, d.top_k = l->K, d.weight_on_input = l->on_input, d.num_null = l->nulls;
+    return d;
+}
+
+/* out (H) += weight * expert(x), or expert(weight * x), everything in double from the same bf16 numbers. */
 static void add_expert(const layer *l, int e, const uint16_t *x, double weight, std::vector<double> *out)
 {
+    const double before = l->on_input ? weight : 1.0, after = l->on_input ? 1.0 : weight;
     const uint16_t *w = l->gate_up.data() + (size_t)e * 2 * l->I * l->H;
     const uint16_t *down = l->down.data() + (size_t)e * l->H * l->I;
     std::vector<double> mid((size_t)l->I);
     int i, h;
-    for (i = 0; i < l->I; i++) {
+    for (i = 0; i < l->I && e < l->E; i++) {
         double gate = 0, up = 0;
         for (h = 0; h < l->H; h++) {
-            const double v = (double)moe_ep_f32_from_bf16(x[h]);
+            const double v = before * (double)moe_ep_f32_from_bf16(x[h]);
             gate += v * (double)moe_ep_f32_from_bf16(w[(size_t)i * l->H + h]);
             up += v * (double)moe_ep_f32_from_bf16(w[(size_t)(l->I + i) * l->H + h]);
         }
         mid[(size_t)i] = moe_ep_activate(&l->act, gate, up);
     }
-    for (h = 0; h < l->H; h++)
-        for (i = 0; i < l->I; i++)
-            (*out)[(size_t)h] += weight * (double)moe_ep_f32_from_bf16(down[(size_t)h * l->I + i]) * mid[(size_t)i];
+    for (h = 0; h < l->H; h++) {
+        if (e >= l->E) (*out)[(size_t)h] += weight * (double)moe_ep_f32_from_bf16(x[h]);
+        for (i = 0; i < l->I && e < l->E; i++)
+            (*out)[(size_t)h] += after * (double)moe_ep_f32_from_bf16(down[(size_t)h * l->I + i]) * mid[(size_t)i];
+    }
 }
 
 typedef struct distance {
@@ -114,19 +137,15 @@ static distance compare(const layer *l, const batch *b)
 {
     std::vector<float> x(b->x.size() + 1), cpu(b->x.size() + 1);
     std::vector<double> want((size_t)l->H);
-    moe_ep_weights w;
-    moe_ep_forward_desc d;
+    const moe_ep_weights w = weights_of(l);
+    moe_ep_forward_desc d = forward_of(l, &w);
     distance far = {0, 0};
     double most = 1e-30;
     int64_t t;
     int k, h;
     size_t i;
     for (i = 0; i < b->x.size(); i++) x[i] = moe_ep_f32_from_bf16(b->x[i]);
-    memset(&w, 0, sizeof w);
-    w.num_experts = l->E, w.hidden = l->H, w.inter = l->I, w.dtype = MOE_EP_BF16, w.layout = MOE_EP_GATE_FIRST;
-    w.activation = l->act, w.gate = l->gate_up.data(), w.down = l->down.data();
-    memset(&d, 0, sizeof d);
-    d.experts = &w, d.top_k = l->K, d.ids = b->ids.data(), d.choice_weights = b->weights.data();
+    d.ids = b->ids.data(), d.choice_weights = b->weights.data();
     must(moe_ep_forward(&d, x.data(), b->T, cpu.data(), NULL, NULL), "moe_ep_forward");
     for (t = 0; t < b->T; t++) {
         want.assign((size_t)l->H, 0.0);
@@ -161,7 +180,7 @@ static void place(const layer *l, int ranks, int slots, const std::vector<batch>
     size_t i, j;
     for (i = 0; i < batches.size(); i++)
         for (j = 0; j < batches[i].ids.size(); j++)
-            if (batches[i].ids[j] >= 0) loads[(size_t)batches[i].ids[j]] += 1.0;
+            if (batches[i].ids[j] >= 0 && batches[i].ids[j] < l->E) loads[(size_t)batches[i].ids[j]] += 1.0;
     memset(&d, 0, sizeof d);
     d.num_layers = 1, d.num_experts = l->E, d.loads = loads.data();
     d.shape.num_devices = ranks, d.shape.num_slots = slots;
@@ -170,17 +189,22 @@ static void place(const layer *l, int ranks, int slots, const std::vector<batch>
     must(moe_ep_best_placement(&d, &out->p, NULL, NULL, NULL), "moe_ep_best_placement");
 }
 
-/* Slots of the choices: each expert's rows dealt over its copies. */
+/* Slots of the choices: each expert's rows dealt over its copies; identity experts stand behind the last slot. */
 static void deal(const moe_ep_placement *p, batch *b)
 {
     moe_ep_split_desc d;
+    std::vector<int32_t> ids(b->ids);
+    size_t i;
     std::vector<int64_t> loads((size_t)p->num_experts), quota((size_t)p->num_slots);
     const int64_t n = (int64_t)b->ids.size();
     memset(&d, 0, sizeof d);
-    must(moe_ep_expert_loads(b->ids.data(), n, p->num_experts, loads.data(), NULL, NULL), "moe_ep_expert_loads");
+    for (i = 0; i < ids.size(); i++)
+        if (ids[i] >= p->num_experts) ids[i] = -1;
+    must(moe_ep_expert_loads(ids.data(), n, p->num_experts, loads.data(), NULL, NULL), "moe_ep_expert_loads");
     must(moe_ep_split(&d, p, 0, loads.data(), quota.data(), NULL, NULL), "moe_ep_split");
-    must(moe_ep_assign_slots(p, 0, b->ids.data(), n, quota.data(), b->slots.data(), NULL, NULL),
-         "moe_ep_assign_slots");
+    must(moe_ep_assign_slots(p, 0, ids.data(), n, quota.data(), b->slots.data(), NULL, NULL), "moe_ep_assign_slots");
+    for (i = 0; i < ids.size(); i++)
+        if (b->ids[i] >= p->num_experts) b->slots[i] = p->num_slots + b->ids[i] - p->num_experts;
 }
 
 /* Device memory of `bytes` with a copy of what lies at host (NULL = uninitialised).  A copy from pageable memory may
@@ -200,6 +224,8 @@ typedef struct device_rank {
     cudaStream_t stream;
     void *gate_up, *down, *x[2], *y[2], *ids[2], *weights[2];
     mc_routing routing[2];
+    moe_ep_weights host_weights; /* the library hands on what it learns here: weights on the input, identity experts */
+    moe_ep_forward_desc host;
 } device_rank;
 
 static int rank_weights(device_rank *r, const layer *l, const moe_ep_placement *p, int rank)
@@ -235,7 +261,9 @@ static int rank_open(device_rank *r, const layer *l, const moe_ep_placement *p, 
     hooks = mc_hooks(m);
     memset(&d, 0, sizeof d);
     d.rank = rank, d.num_ranks = ranks, d.slot_start = p->slot_start, d.top_k = l->K, d.hidden = l->H;
-    d.elem_bytes = 2, d.hooks = &hooks;
+    d.elem_bytes = 2, d.elem_type = MOE_EP_BF16, d.hooks = &hooks;
+    r->host_weights = weights_of(l), r->host = forward_of(l, &r->host_weights);
+    d.layer = &r->host, d.slot_expert = p->slot_expert + p->slot_start[rank];
     return (int)moe_ep_rank_init(&r->handle, &d, NULL);
 }
 

@@ -62,21 +62,22 @@ static int check_permute(int64_t n, int E, choice how)
     return 0;
 }
 
-/* gather, scatter and the weighted sum against loops on the host, bit for bit. */
-static int check_rows(int64_t rows, int H, int K)
+/* gather, scatter and the weighted sum against loops on the host, bit for bit; on_input: weights in the gather. */
+static int check_rows(int64_t rows, int H, int K, int on_input)
 {
     moe_ep_rng g = moe_ep_rng_seed((uint64_t)rows);
-    halves x((size_t)(rows * H)), got((size_t)(rows * H)), sum((size_t)(rows * H));
+    halves x((size_t)(rows * H)), got((size_t)(rows * H)), sum((size_t)(rows * H)), times((size_t)(rows * H));
     std::vector<int32_t> order((size_t)rows), row_of((size_t)(rows * K));
     std::vector<float> w((size_t)(rows * K));
     void *dx, *dy, *dz, *dorder, *drow, *dw;
+    mc_terms terms;
     int64_t i, j;
     int k, same = 1;
     char name[96];
     for (i = 0; i < rows * H; i++) x[(size_t)i] = draw_half(&g, 3.0);
     for (i = 0; i < rows; i++) order[(size_t)i] = (int32_t)((i * 7 + 3) % rows);
     for (i = 0; i < rows * K; i++) {
-        row_of[(size_t)i] = (int32_t)moe_ep_rng_below(&g, (uint64_t)rows + 1) - 1;
+        row_of[(size_t)i] = (int32_t)moe_ep_rng_below(&g, (uint64_t)rows + 2) - 2; /* MC_IDENTITY, MC_NONE, a row */
         w[(size_t)i] = (float)moe_ep_rng_f64(&g);
     }
     MC_TRY(upload(&dx, x.data(), 2 * x.size()));
@@ -87,7 +88,9 @@ static int check_rows(int64_t rows, int H, int K)
     MC_TRY(upload(&dw, w.data(), 4 * w.size()));
     MC_TRY(mc_run_gather(dy, dx, (const int32_t *)dorder, rows, 1, H, NULL)); /* there and back: y = x, as 7 and rows */
     MC_TRY(mc_run_scatter(dz, dy, (const int32_t *)dorder, rows, H, NULL));   /* have no common divisor */
-    MC_TRY(mc_run_combine(dy, dx, (const int32_t *)drow, (const float *)dw, rows, K, H, NULL));
+    terms.rows = terms.x = dx, terms.row_of = (const int32_t *)drow, terms.weight = (const float *)dw;
+    terms.on_input = on_input;
+    MC_TRY(mc_run_combine(dy, &terms, rows, K, H, NULL));
     MC_TRY(cudaStreamSynchronize(NULL));
     MC_TRY(cudaMemcpy(got.data(), dz, 2 * got.size(), cudaMemcpyDeviceToHost));
     MC_TRY(cudaMemcpy(sum.data(), dy, 2 * sum.size(), cudaMemcpyDeviceToHost));
@@ -96,13 +99,28 @@ static int check_rows(int64_t rows, int H, int K)
             volatile float s = 0.0f, product; /* rounded after every step, as the kernel does */
             for (k = 0; k < K; k++) {
                 const int32_t row = row_of[(size_t)(i * K + k)];
-                if (row < 0) continue;
-                product = w[(size_t)(i * K + k)] * moe_ep_f32_from_bf16(x[(size_t)(row * (int64_t)H + j)]);
+                if (row == MC_NONE) continue;
+                product = (on_input && row >= 0 ? 1.0f : w[(size_t)(i * K + k)]) *
+                          moe_ep_f32_from_bf16(x[(size_t)((row < 0 ? i : row) * (int64_t)H + j)]);
                 s = s + product;
             }
             same &= sum[(size_t)(i * H + j)] == moe_ep_bf16_from_f32(s);
         }
-    snprintf(name, sizeof name, "gather, scatter, sum of %lld rows of %d, top-%d", (long long)rows, H, K);
+    for (k = 0; k < 2; k++) { /* weight of the row; weight of the choice that it comes from, which is its token here */
+        const float *factor = (const float *)dw;
+        MC_TRY(mc_run_gather_times(dy, dx, (const int32_t *)dorder, factor, k, rows, 1, H, NULL));
+        MC_TRY(cudaStreamSynchronize(NULL));
+        MC_TRY(cudaMemcpy(times.data(), dy, 2 * times.size(), cudaMemcpyDeviceToHost));
+        for (i = 0; i < rows; i++)
+            for (j = 0; j < H; j++) {
+                const int32_t from = order[(size_t)i];
+                const volatile float product =
+                    w[(size_t)(k ? from : i)] * moe_ep_f32_from_bf16(x[(size_t)(from * (int64_t)H + j)]);
+                same &= times[(size_t)(i * H + j)] == moe_ep_bf16_from_f32(product);
+            }
+    }
+    snprintf(name, sizeof name, "gather, scatter, sum of %lld rows of %d, top-%d%s", (long long)rows, H, K,
+             on_input ? ", no weights" : "");
     report(same && got == x, name, same && got == x ? "the bits of the host" : "DIFFER");
     MC_TRY(cudaFree(dx));
     MC_TRY(cudaFree(dy));
@@ -120,21 +138,28 @@ typedef struct trial {
     int64_t tokens[2]; /* of rank 0 in each micro-batch; rank r has 3 r more, the last of several none in the first */
     choice how;
     int loop, routed; /* one product per expert; top-k on the device */
+    int on_input, nulls; /* weights on the input; identity experts */
 } trial;
 
 static const trial trials[] = {
-    {"one token", 8, 64, 32, 2, 1, 8, {1, 1}, ANY, 0, 0},
-    {"no token, then some", 8, 64, 32, 2, 1, 8, {0, 5}, ANY, 0, 0},
-    {"empty experts", 12, 64, 40, 3, 1, 12, {17, 33}, FEW_EXPERTS, 0, 0},
-    {"all tokens on one expert", 8, 128, 64, 2, 1, 8, {40, 9}, ONE_EXPERT, 0, 0},
-    {"a quarter of the ids -1", 16, 64, 72, 4, 1, 16, {50, 31}, HOLES, 0, 0},
-    {"one product per expert", 16, 64, 32, 4, 1, 16, {50, 31}, HOLES, 1, 0},
-    {"top-k on the device", 16, 64, 32, 4, 1, 16, {300, 31}, HOLES, 0, 1},
-    {"top-k on the device, all on one expert", 16, 64, 32, 2, 1, 16, {40, 1}, ONE_EXPERT, 0, 1},
-    {"two ranks", 8, 64, 32, 2, 2, 8, {20, 33}, ANY, 0, 0},
-    {"three uneven ranks, holes", 9, 72, 24, 3, 3, 9, {11, 4}, HOLES, 0, 0},
-    {"four ranks, copies of hot experts", 12, 64, 32, 4, 4, 20, {30, 13}, FEW_EXPERTS, 0, 0},
-    {"four ranks, all on one expert", 8, 64, 32, 2, 4, 12, {14, 1}, ONE_EXPERT, 1, 0},
+    {"one token", 8, 64, 32, 2, 1, 8, {1, 1}, ANY, 0, 0, 0, 0},
+    {"no token, then some", 8, 64, 32, 2, 1, 8, {0, 5}, ANY, 0, 0, 0, 0},
+    {"empty experts", 12, 64, 40, 3, 1, 12, {17, 33}, FEW_EXPERTS, 0, 0, 0, 0},
+    {"all tokens on one expert", 8, 128, 64, 2, 1, 8, {40, 9}, ONE_EXPERT, 0, 0, 0, 0},
+    {"a quarter of the ids -1", 16, 64, 72, 4, 1, 16, {50, 31}, HOLES, 0, 0, 0, 0},
+    {"one product per expert", 16, 64, 32, 4, 1, 16, {50, 31}, HOLES, 1, 0, 0, 0},
+    {"top-k on the device", 16, 64, 32, 4, 1, 16, {300, 31}, HOLES, 0, 1, 0, 0},
+    {"top-k on the device, all on one expert", 16, 64, 32, 2, 1, 16, {40, 1}, ONE_EXPERT, 0, 1, 0, 0},
+    {"two ranks", 8, 64, 32, 2, 2, 8, {20, 33}, ANY, 0, 0, 0, 0},
+    {"three uneven ranks, holes", 9, 72, 24, 3, 3, 9, {11, 4}, HOLES, 0, 0, 0, 0},
+    {"four ranks, copies of hot experts", 12, 64, 32, 4, 4, 20, {30, 13}, FEW_EXPERTS, 0, 0, 0, 0},
+    {"four ranks, all on one expert", 8, 64, 32, 2, 4, 12, {14, 1}, ONE_EXPERT, 1, 0, 0, 0},
+    {"weights on the input", 8, 64, 32, 2, 1, 8, {20, 33}, HOLES, 0, 0, 1, 0},
+    {"weights on the input, top-k on the device", 8, 64, 32, 2, 1, 8, {20, 33}, HOLES, 0, 1, 1, 0},
+    {"identity experts", 8, 64, 32, 3, 1, 8, {20, 33}, HOLES, 0, 0, 0, 4},
+    {"identity experts, top-k on the device", 8, 64, 32, 3, 1, 8, {20, 33}, HOLES, 0, 1, 0, 4},
+    {"three ranks, both", 9, 72, 24, 3, 3, 11, {11, 4}, HOLES, 0, 0, 1, 3},
+    {"top-k on the device, both", 9, 72, 24, 3, 1, 9, {11, 4}, ANY, 0, 1, 1, 3},
 };
 
 /* Rows of every rank for every slot, as an all-to-all of counts would give them. */
@@ -148,7 +173,7 @@ static void fill_board(mc_node *node, const moe_ep_placement *p, const std::vect
     for (r = 0; r < node->nranks; r++) {
         const std::vector<int32_t> &slots = b[(size_t)(2 * r + which)].slots;
         for (i = 0; i < slots.size(); i++) {
-            if (slots[i] < 0) continue;
+            if (slots[i] < 0 || slots[i] >= p->num_slots) continue;
             for (d = 0; p->slot_start[d + 1] <= slots[i];) d++;
             (*board)[(size_t)((r * node->nranks + d) * per_rank + slots[i] - p->slot_start[d])]++;
         }
@@ -226,11 +251,12 @@ static int run_trial(const trial *t, const layer *l, mc_node *node, device_rank 
 /* One trial from start to end; far NULL = only run it. */
 static int try_layer(const trial *t, distance *far)
 {
-    const layer l = make_layer(t->E, t->H, t->I, t->K, (uint64_t)(t->E + t->H + t->ranks + (int)t->how));
+    layer l = make_layer(t->E, t->H, t->I, t->K, (uint64_t)(t->E + t->H + t->ranks + (int)t->how));
     std::vector<device_rank> ranks((size_t)t->ranks);
     std::vector<mc_backend *> members((size_t)t->ranks);
     mc_node node;
     int r, code;
+    l.on_input = t->on_input, l.nulls = t->nulls;
     memset(&node, 0, sizeof node);
     memset(ranks.data(), 0, sizeof(device_rank) * ranks.size());
     node.nranks = t->ranks;
@@ -299,6 +325,10 @@ static int check_codes(void)
     moe_ep_error err;
     mc_memory none;
     mc_routing enough = {NULL, NULL};
+    moe_ep_forward_desc with_shared;
+    moe_ep_rank_desc d;
+    moe_ep_hooks hooks;
+    moe_ep_rank refused = {NULL};
     int st;
     memset(&r, 0, sizeof r);
     place(&l, 1, 4, b, &where);
@@ -327,6 +357,13 @@ static int check_codes(void)
     MC_TRY(rank_unload(&r, &b[0], 0));
     report(compare(&l, &b[0]).oracle <= 2e-2, "the same rank works afterwards", "");
     memset(&call, 0, sizeof call);
+    memset(&d, 0, sizeof d);
+    hooks = mc_hooks(&r.backend);
+    with_shared = r.host, with_shared.shared = &r.host_weights;
+    d.num_ranks = 1, d.slot_start = where.p.slot_start, d.top_k = l.K, d.hidden = l.H, d.elem_bytes = 2;
+    d.hooks = &hooks, d.layer = &with_shared;
+    st = (int)moe_ep_rank_init(&refused, &d, &err);
+    report(st == MOE_EP_ERR_CONFIG, "shared experts, which nobody here adds, are refused", err.arg);
     rank_close(&r);
     r.backend.hidden = 20, r.backend.inter = 8;
     report(mc_open(&r.backend) == MC_SHAPE, "sizes that are no multiple of 8 are refused", "");
@@ -342,9 +379,11 @@ static void check_all(void)
     must(check_permute(3000, 300, ANY), "permutation");
     must(check_permute(700, 1, ANY), "permutation");
     must(check_permute(1500, 64, ONE_EXPERT), "permutation");
-    must(check_rows(1, 8, 1), "rows");
-    must(check_rows(100, 264, 3), "rows");
-    must(check_rows(13, 2056, 8), "rows");
+    for (int on_input = 0; on_input < 2; on_input++) {
+        must(check_rows(1, 8, 1, on_input), "rows");
+        must(check_rows(100, 264, 3, on_input), "rows");
+        must(check_rows(13, 2056, 8, on_input), "rows");
+    }
     check_layers();
     must(check_calls_in_a_row(), "calls in a row");
     must(check_codes(), "codes");
@@ -463,6 +502,7 @@ static int time_layer(const preset *q, int64_t T, const limits *most, device_ran
     const int64_t rows = T * q->K;
     double gather, grouped, loop, sum, both, active = 0, bytes, flops = 6.0 * (double)rows * q->H * q->I, bound;
     void *rx, *ry;
+    mc_terms terms;
     int s, fell_back;
     MC_TRY(moe_ep_rank_forward2(&r->handle, calls, r->stream, NULL)); /* memory, plans */
     MC_TRY(cudaStreamSynchronize(r->stream));
@@ -477,8 +517,8 @@ static int time_layer(const preset *q, int64_t T, const limits *most, device_ran
     m->loop = 1;
     MC_TRY(seconds_of([=] { return mc_experts(m, p, rx, ry, r->stream); }, r->stream, &loop));
     m->loop = 0;
-    MC_TRY(seconds_of([=] { return mc_run_combine(r->y[0], ry, b->choice_row, b->weight, T, q->K, q->H, r->stream); },
-                      r->stream, &sum));
+    terms.rows = ry, terms.x = r->x[0], terms.row_of = b->choice_row, terms.weight = b->weight, terms.on_input = 0;
+    MC_TRY(seconds_of([=] { return mc_run_combine(r->y[0], &terms, T, q->K, q->H, r->stream); }, r->stream, &sum));
     MC_TRY(seconds_of([=] { return (int)moe_ep_rank_forward2(&r->handle, calls, r->stream, NULL); }, r->stream, &both));
     bytes = active * 6.0 * q->H * q->I + 2.0 * (double)rows * (2 * q->H + 6 * q->I);
     bound = std::max(bytes / most->bytes, flops / most->flops);
@@ -500,7 +540,7 @@ static int time_preset(const preset *q, const std::vector<int64_t> &tokens, cons
     moe_ep_hooks hooks;
     size_t i;
     int s;
-    l.E = q->E, l.H = q->H, l.I = q->I, l.K = q->K;
+    l.E = q->E, l.H = q->H, l.I = q->I, l.K = q->K, l.on_input = l.nulls = 0;
     memset(&l.act, 0, sizeof l.act);
     memset(&r, 0, sizeof r);
     place(&l, 1, l.E, std::vector<batch>(), &where);

@@ -7,6 +7,7 @@
  * Rows and weights are bf16, sums are float; H and I are multiples of 8, so that every row moves in 16-byte pieces.
  * x, rx, ry, y are device pointers; the library passes them through.  Only indices, not rows, cross the bus: one
  * copy from pinned memory per batch.  No call waits for the GPU, but for a plan on the device (see mc_routing).
+ * Weights on the input and identity experts are done here; shared experts are not: a layer that has some is refused.
  *
  * Streams: experts run on the caller's stream, rows travel on a stream of their own per batch, tied to the caller's
  * by events; so the rows of one micro-batch move while the experts of the other compute.  A hook's code is a
@@ -28,6 +29,7 @@
 
 enum { MC_BLAS = 10000, MC_NCCL = 20000, MC_SHAPE = 30000 }; /* bases of codes, see above */
 enum { MC_CHUNK = 256 };                                     /* ids that one block of the permutation takes */
+enum { MC_NONE = -1, MC_IDENTITY = -2 };                     /* in place of the row of a choice that has none */
 
 #define MC_TRY(call)                            \
     do {                                        \
@@ -66,6 +68,26 @@ static __global__ void mc_gather(uint4 *dst, const uint4 *src, const int32_t *fr
         dst[row * units + u] = src[(int64_t)(at / divisor) * units + u];
 }
 
+/* The same, and times weight[i], or with of_choice weight[from[i]], rounded to bf16. */
+static __global__ void mc_gather_times(uint4 *dst, const uint4 *src, const int32_t *from, const float *weight,
+                                       int of_choice, int divisor, int units)
+{
+    const int64_t row = blockIdx.x;
+    const int32_t at = from[row];
+    float w;
+    int u, j;
+    if (at < 0) return;
+    w = weight[of_choice ? at : row];
+    for (u = (int)threadIdx.x; u < units; u += (int)blockDim.x) {
+        const uint4 in = src[(int64_t)(at / divisor) * units + u];
+        unsigned word[4] = {in.x, in.y, in.z, in.w};
+        uint4 v;
+        for (j = 0; j < 4; j++) word[j] = mc_pair(__fmul_rn(w, mc_low(word[j])), __fmul_rn(w, mc_high(word[j])));
+        v.x = word[0], v.y = word[1], v.z = word[2], v.w = word[3];
+        dst[row * units + u] = v;
+    }
+}
+
 /* dst row to[i] <- src row i. */
 static __global__ void mc_scatter(uint4 *dst, const uint4 *src, const int32_t *to, int units)
 {
@@ -74,10 +96,11 @@ static __global__ void mc_scatter(uint4 *dst, const uint4 *src, const int32_t *t
     for (u = (int)threadIdx.x; u < units; u += (int)blockDim.x) dst[at * units + u] = src[row * units + u];
 }
 
-/* y[t] <- sum over k, in choice order, of weight[t,k] * rows[row_of[t,k]]; one block per token.  Product and sum round
- * separately, so the bits do not depend on what the compiler would contract. */
-static __global__ void mc_combine(uint4 *y, const uint4 *rows, const int32_t *row_of, const float *weight, int top_k,
-                                  int units)
+/* y[t] <- sum over k, in choice order, of weight[t,k] * rows[row_of[t,k]], or x[t] in place of the row for MC_IDENTITY;
+ * with on_input rows have their weight already.  One block per token.  Product and sum round separately, so the bits do
+ * not depend on what the compiler would contract. */
+static __global__ void mc_combine(uint4 *y, const uint4 *rows, const uint4 *x, const int32_t *row_of,
+                                  const float *weight, int on_input, int top_k, int units)
 {
     const int64_t t = blockIdx.x;
     int u, k, j;
@@ -87,10 +110,10 @@ static __global__ void mc_combine(uint4 *y, const uint4 *rows, const int32_t *ro
         for (j = 0; j < 8; j++) sum[j] = 0.0f;
         for (k = 0; k < top_k; k++) {
             const int64_t row = row_of[t * top_k + k];
-            const float w = weight[t * top_k + k];
+            const float w = on_input && row >= 0 ? 1.0f : weight[t * top_k + k];
             unsigned word[4];
-            if (row < 0) continue;
-            v = rows[row * units + u];
+            if (row == MC_NONE) continue;
+            v = row == MC_IDENTITY ? x[t * units + u] : rows[row * units + u];
             word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
             for (j = 0; j < 4; j++) {
                 sum[2 * j] = __fadd_rn(sum[2 * j], __fmul_rn(w, mc_low(word[j])));
@@ -134,7 +157,7 @@ static __global__ void mc_swiglu(uint4 *h, const uint4 *both, int units, float a
 /* ---- the permutation: a stable counting sort without atomics, so that its result never depends on timing ---- */
 
 /* One block per chunk of MC_CHUNK ids: rank of each id among its equals of the chunk, and how many there are:
- * count (E,chunks), zero before.  Ids outside 0..E-1 are nobody's. */
+ * count (E,chunks), zero before.  Ids outside 0..E-1 have no row. */
 static __global__ void mc_rank(const int32_t *ids, int64_t n, int experts, int chunks, int32_t *rank, int32_t *count)
 {
     __shared__ int32_t chunk[MC_CHUNK];
@@ -192,7 +215,7 @@ static __global__ void mc_place(const int32_t *ids, int64_t n, int experts, int 
     if (i >= n) return;
     id = ids[i];
     if (id < 0 || id >= experts) {
-        flat_to_row[i] = -1;
+        flat_to_row[i] = id < 0 ? MC_NONE : MC_IDENTITY;
         return;
     }
     row = offsets[id] + count[(int64_t)id * chunks + blockIdx.x] + rank[i];
@@ -242,7 +265,7 @@ static int mc_room(mc_memory *m, size_t bytes)
 /* Top-k that never leaves the device: put it in moe_ep_batch.call with no_plan = 1; one rank, ids are slots.  As the
  * host does not see how many are -1, moe_ep_rank_reserve must have made room for T*K rows. */
 typedef struct mc_routing {
-    const int32_t *ids;   /* (T,K) on the device, -1 = none */
+    const int32_t *ids;   /* (T,K) on the device, -1 = none, from the number of slots on: identity experts */
     const float *weights; /* (T,K) on the device            */
 } mc_routing;
 
@@ -269,8 +292,9 @@ typedef struct mc_batch {
     mc_memory both, hidden;                 /* (rows,2I), (rows,I) between the two products */
     mc_memory sort, offsets_host;           /* permutation on the device; its offsets (E+1) come back */
     const int32_t *send_token, *recv_row, *choice_row; /* on the device */
-    const float *weight;                    /* on the device */
+    const float *weight, *send_weight;      /* on the device; send_weight when the plan has weight_on_input */
     cudaEvent_t counted, pointers_read;
+    const void *x;
     void *rx, *y;
 } mc_batch;
 
@@ -351,6 +375,16 @@ static int mc_run_gather(void *dst, const void *src, const int32_t *from, int64_
     return (int)cudaGetLastError();
 }
 
+static int mc_run_gather_times(void *dst, const void *src, const int32_t *from, const float *weight, int of_choice,
+                               int64_t rows, int divisor, int hidden, cudaStream_t stream)
+{
+    if (rows == 0) return 0;
+    if (rows > INT32_MAX) return MC_SHAPE;
+    MC_LAUNCH(mc_gather_times, (unsigned)rows, (unsigned)mc_threads(hidden / 8), stream, (uint4 *)dst,
+              (const uint4 *)src, from, weight, of_choice, divisor, hidden / 8);
+    return (int)cudaGetLastError();
+}
+
 static int mc_run_scatter(void *dst, const void *src, const int32_t *to, int64_t rows, int hidden, cudaStream_t stream)
 {
     if (rows == 0) return 0;
@@ -360,12 +394,19 @@ static int mc_run_scatter(void *dst, const void *src, const int32_t *to, int64_t
     return (int)cudaGetLastError();
 }
 
-static int mc_run_combine(void *y, const void *rows, const int32_t *row_of, const float *weight, int64_t tokens,
-                          int top_k, int hidden, cudaStream_t stream)
+/* What a sum reads, see mc_combine. */
+typedef struct mc_terms {
+    const void *rows, *x;
+    const int32_t *row_of;
+    const float *weight;
+    int on_input;
+} mc_terms;
+
+static int mc_run_combine(void *y, const mc_terms *q, int64_t tokens, int top_k, int hidden, cudaStream_t stream)
 {
     if (tokens == 0) return 0;
-    MC_LAUNCH(mc_combine, (unsigned)tokens, (unsigned)mc_threads(hidden / 8), stream, (uint4 *)y, (const uint4 *)rows,
-              row_of, weight, top_k, hidden / 8);
+    MC_LAUNCH(mc_combine, (unsigned)tokens, (unsigned)mc_threads(hidden / 8), stream, (uint4 *)y,
+              (const uint4 *)q->rows, (const uint4 *)q->x, q->row_of, q->weight, q->on_input, top_k, hidden / 8);
     return (int)cudaGetLastError();
 }
 
@@ -413,10 +454,12 @@ static int32_t *mc_narrow(int32_t *to, const int64_t *from, int64_t n)
     return to + n;
 }
 
-/* The plan's indices, as 32-bit numbers, in one copy. */
+/* The plan's indices, as 32-bit numbers, and weights in one copy. */
 static int mc_upload(mc_batch *b, const moe_ep_plan *p)
 {
-    const int64_t n = p->ntokens * p->top_k, words = p->nsend + p->nrecv + 2 * n;
+    const int64_t n = p->ntokens * p->top_k, weights = p->weight_on_input ? p->nsend : 0;
+    const int64_t words = p->nsend + p->nrecv + 2 * n + weights;
+    int64_t i;
     int32_t *at;
     if (p->nsend > INT32_MAX || p->nrecv > INT32_MAX || n > INT32_MAX) return MC_SHAPE;
     if (words == 0) return 0;
@@ -425,8 +468,10 @@ static int mc_upload(mc_batch *b, const moe_ep_plan *p)
     MC_TRY(mc_room(&b->index, sizeof(int32_t) * (size_t)words));
     at = mc_narrow((int32_t *)b->staging.ptr, p->send_token, p->nsend);
     at = mc_narrow(at, p->recv_row, p->nrecv);
-    at = mc_narrow(at, p->choice_row, n);
+    for (i = 0; i < n; i++) /* a choice without a row is none, or an identity expert */
+        *at++ = p->choice_row[i] >= 0 ? (int32_t)p->choice_row[i] : p->topk_ids[i] < 0 ? MC_NONE : MC_IDENTITY;
     if (n > 0) memcpy(at, p->topk_weights, sizeof(float) * (size_t)n);
+    if (weights > 0) memcpy(at + n, p->send_weight, sizeof(float) * (size_t)weights);
     MC_TRY(cudaMemcpyAsync(b->index.ptr, b->staging.ptr, sizeof(int32_t) * (size_t)words, cudaMemcpyHostToDevice,
                            b->wire));
     MC_TRY(cudaEventRecord(b->uploaded, b->wire));
@@ -434,6 +479,7 @@ static int mc_upload(mc_batch *b, const moe_ep_plan *p)
     b->recv_row = b->send_token + p->nsend;
     b->choice_row = b->recv_row + p->nrecv;
     b->weight = (const float *)(const void *)(b->choice_row + n);
+    b->send_weight = b->weight + n;
     return 0;
 }
 
@@ -455,7 +501,17 @@ static int mc_dispatch_routed(mc_backend *m, mc_batch *b, const moe_ep_plan *p, 
     MC_TRY(cudaMemcpyAsync(b->offsets_host.ptr, offsets, sizeof(int32_t) * (size_t)(m->slots + 1),
                            cudaMemcpyDeviceToHost, b->wire));
     MC_TRY(cudaEventRecord(b->counted, b->wire));
+    if (p->weight_on_input)
+        return mc_run_gather_times(rx, x, b->send_token, r->weights, 1, n, p->top_k, m->hidden, b->wire);
     return mc_run_gather(rx, x, b->send_token, n, p->top_k, m->hidden, b->wire);
+}
+
+/* Rows of the plan in the order in which they leave. */
+static int mc_leave(mc_backend *m, mc_batch *b, const moe_ep_plan *p, const void *x, void *out)
+{
+    if (p->weight_on_input)
+        return mc_run_gather_times(out, x, b->send_token, b->send_weight, 0, p->nsend, 1, m->hidden, b->wire);
+    return mc_run_gather(out, x, b->send_token, p->nsend, 1, m->hidden, b->wire);
 }
 
 static int mc_dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, size_t row_bytes, void *stream)
@@ -464,15 +520,16 @@ static int mc_dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx
     mc_batch *b = &m->batch[p->batch];
     if (row_bytes != 2u * (size_t)m->hidden) return MC_SHAPE;
     b->plan = p;
+    b->x = x;
     b->rx = rx;
     MC_TRY(mc_after((cudaStream_t)stream, b->ready, b->wire)); /* x is written by then, rx and ry are free */
     if (!p->topk_ids) return mc_dispatch_routed(m, b, p, x, rx);
     MC_TRY(mc_upload(b, p));
     if (m->nranks == 1) /* rows leave in the order in which they are wanted */
-        return mc_run_gather(rx, x, b->send_token, p->nsend, 1, m->hidden, b->wire);
+        return mc_leave(m, b, p, x, rx);
     MC_TRY(mc_room(&b->out, row_bytes * (size_t)p->nsend));
     MC_TRY(mc_room(&b->in, row_bytes * (size_t)p->nrecv));
-    MC_TRY(mc_run_gather(b->out.ptr, x, b->send_token, p->nsend, 1, m->hidden, b->wire));
+    MC_TRY(mc_leave(m, b, p, x, b->out.ptr));
     MC_TRY(cudaEventRecord(b->posted, b->wire));
     return m->link.begin ? m->link.begin(m, p->batch, 0) : 0;
 }
@@ -625,7 +682,9 @@ static int mc_experts(void *user, const moe_ep_plan *p, const void *rx, void *ry
 static int mc_sum(mc_backend *m, mc_batch *b, const void *rows)
 {
     const moe_ep_plan *p = b->plan;
-    return mc_run_combine(b->y, rows, b->choice_row, b->weight, p->ntokens, p->top_k, m->hidden, b->wire);
+    mc_terms q;
+    q.rows = rows, q.x = b->x, q.row_of = b->choice_row, q.weight = b->weight, q.on_input = p->weight_on_input;
+    return mc_run_combine(b->y, &q, p->ntokens, p->top_k, m->hidden, b->wire);
 }
 
 static int mc_combine_rows(void *user, const moe_ep_plan *p, const void *ry, void *y, size_t row_bytes, void *stream)

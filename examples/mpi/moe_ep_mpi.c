@@ -5,9 +5,11 @@
  * build: mpicc -O2 -I. examples/mpi/moe_ep_mpi.c -o moe_ep_mpi -lm          run: mpirun -n 4 ./moe_ep_mpi
  *
  * Counts travel by MPI_Alltoall, rows by MPI_Ialltoallv.  Ranks have different numbers of tokens: the last of two has
- * none in the first batch, the last of more has none at all, and one batch is nobody's.  Some choices are -1. */
+ * none in the first batch, the last of more has none at all, and one batch is nobody's.  Some choices are -1.  At the
+ * end one token is NaN: its own rank says so, and nobody waits for anybody. */
 #define MOE_EP_IMPLEMENTATION
 #include "moe_ep.h"
+#include <math.h>
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,7 +77,7 @@ static int dispatch(void *user, const moe_ep_plan *p, const void *x, void *rx, s
         w->send_n[r] = (int)p->send_rows[r], w->send_at[r] = (int)p->send_start[r];
         w->recv_n[r] = (int)p->recv_rows[r], w->recv_at[r] = (int)p->recv_start[r];
     }
-    moe_ep_plan_pack(p, x, w->out, row_bytes, NULL);
+    check(moe_ep_plan_pack(p, x, w->out, row_bytes, NULL) == MOE_EP_OK, "plan_pack");
     return MPI_Ialltoallv(w->out, w->send_n, w->send_at, b->row, w->in, w->recv_n, w->recv_at, b->row, MPI_COMM_WORLD,
                           &w->request);
 }
@@ -182,7 +184,9 @@ static batch make_batch(int index)
 
 /* ---- one step: both batches through the ranks, compared with one process --------------------------- */
 
-static void step(const moe_ep_placement *p, const float *slots, const moe_ep_weights *all, batch *b, const char *name)
+/* nan_at: the element of x of rank 0 in the second batch that is NaN, -1 = none. */
+static void step(const moe_ep_placement *p, const float *slots, const moe_ep_weights *all, batch *b, int64_t nan_at,
+                 const char *name)
 {
     moe_ep_weights mine = weights_over(slots, p->slot_start[rank + 1] - p->slot_start[rank]);
     moe_ep_forward_desc layer, one;
@@ -191,6 +195,8 @@ static void step(const moe_ep_placement *p, const float *slots, const moe_ep_wei
     moe_ep_rank handle;
     moe_ep_batch two[2];
     moe_ep_split_desc split;
+    moe_ep_status status;
+    moe_ep_error err;
     backend net;
     int64_t rows = 0, busiest, bad = 0, sum;
     int i;
@@ -202,6 +208,7 @@ static void step(const moe_ep_placement *p, const float *slots, const moe_ep_wei
     memset(&hooks, 0, sizeof hooks);
     hooks.size = sizeof hooks, hooks.user = &net;
     hooks.counts = counts, hooks.dispatch = dispatch, hooks.combine = combine, hooks.wait = wait_for;
+    hooks.adds_shared = 1; /* moe_ep_plan_sum does */
     memset(&desc, 0, sizeof desc);
     desc.rank = rank, desc.num_ranks = ranks, desc.slot_start = p->slot_start;
     desc.top_k = K, desc.hidden = H, desc.hooks = &hooks, desc.layer = &layer;
@@ -217,12 +224,17 @@ static void step(const moe_ep_placement *p, const float *slots, const moe_ep_wei
         two[i].num_tokens = b[i].tokens, two[i].slot_ids = b[i].slots, two[i].weights = b[i].weight;
         two[i].x = b[i].x, two[i].y = b[i].y;
     }
-    check(moe_ep_rank_forward2(&handle, two, NULL, NULL) == MOE_EP_OK, "forward2");
+    status = moe_ep_rank_forward2(&handle, two, NULL, &err);
+    if (rank != 0 || nan_at < 0) check(status == MOE_EP_OK, "forward2");
+    else check(status == MOE_EP_ERR_NAN && err.index == nan_at, "forward2 does not name the NaN");
     for (i = 0; i < 2; i++) {
         rows += moe_ep_rank_plan_of(&handle, i)->nrecv;
         memset(&one, 0, sizeof one);
         one.experts = all, one.top_k = K, one.ids = b[i].ids, one.choice_weights = b[i].weight;
+        if (rank == 0 && i == 1 && nan_at >= 0) b[i].x[nan_at] = 0.0f; /* for a result to compare the others with */
         check(moe_ep_forward(&one, b[i].x, b[i].tokens, b[i].want, NULL, NULL) == MOE_EP_OK, "forward");
+        if (rank == 0 && i == 1 && nan_at >= 0)
+            memcpy(b[i].y + nan_at / H * H, b[i].want + nan_at / H * H, sizeof(float) * H);
         bad += memcmp(b[i].y, b[i].want, sizeof(float) * H * (size_t)b[i].tokens) != 0;
     }
     MPI_Reduce(&rows, &busiest, 1, MPI_INT64_T, MPI_MAX, 0, MPI_COMM_WORLD);
@@ -312,7 +324,7 @@ int main(int argc, char **argv)
             make_expert(now.slot_expert[s], slots + (size_t)(s - now.slot_start[rank]) * EXPERT);
     all = weights_over(every, E);
     for (i = 0; i < 4; i++) b[i] = make_batch(i < 2 ? i : 2);
-    step(&now, slots, &all, b, "contiguous");
+    step(&now, slots, &all, b, -1, "contiguous");
     memset(counted, 0, sizeof counted);
     for (i = 0; i < 2; i++) {
         moe_ep_expert_loads(b[i].ids, K * b[i].tokens, E, once, NULL, NULL);
@@ -323,8 +335,10 @@ int main(int argc, char **argv)
     check(moe_ep_best_placement(&plan, &next, NULL, NULL, NULL) == MOE_EP_OK, "best_placement"); /* same on all ranks */
     check(moe_ep_relabel(&now, &next, 0, NULL, NULL) == MOE_EP_OK, "relabel");
     move_weights(&now, &next, slots, fresh);
-    step(&next, fresh, &all, b, "after rebalancing");
-    step(&next, fresh, &all, b + 2, "nobody has tokens");
+    step(&next, fresh, &all, b, -1, "after rebalancing");
+    step(&next, fresh, &all, b + 2, -1, "nobody has tokens");
+    if (rank == 0) b[1].x[5 * H + 7] = (float)NAN, b[1].ids[5 * K] = E - 1; /* it has a choice */
+    step(&next, fresh, &all, b, 5 * H + 7, "one token is NaN");
     for (i = 0; i < 4; i++) free(b[i].x), free(b[i].weight), free(b[i].ids);
     free(every), free(slots), free(fresh), free(mem_now), free(mem_next);
     MPI_Finalize();
