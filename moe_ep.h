@@ -2701,8 +2701,9 @@ typedef struct moe_ep_time_result {
  * ways, the low-latency links and no overlap; DeepEP's usual setting is dispatch_wire = MOE_EP_WIRE_FP8.
  * Example: DeepSeek-V3 on 128 H800, 64 tokens each, 256 rows per expert, fp8 out and bf16 back: dispatch 111.9,
  * experts 71.05, combine 181.4 us.  On 32 with three times its share on device 0: 828.9 us, balanced_s 44.2 us below
- * compute_s, but balanced_total_s 437.1 us: the network waits for the hot device, too.  On 8, normal links, RANK_DEDUP, 2048 tokens each, 1638 rows on each expert of
- * device 0, 351 on each other: dispatch 668.5 us; all remote tokens once would take 767.3. */
+ * compute_s, but balanced_total_s 437.1 us: the network waits for the hot device, too.  On 8, normal links,
+ * RANK_DEDUP, 2048 tokens each, 1638 rows on each expert of device 0, 351 on each other: dispatch 668.5 us; all remote
+ * tokens once would take 767.3. */
 MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const int64_t *slot_rows,
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
@@ -2733,7 +2734,8 @@ typedef struct moe_ep_step_result {
  * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
  * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
  * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, with an empty one
- * before them as well; with 128 tokens, 2 rows_per_sequence and 1.85 tokens_per_pass 64 * 1.85 tokens in these 400 us. */
+ * before them as well; with 128 tokens, 2 rows_per_sequence and 1.85 tokens_per_pass 64 * 1.85 tokens in these 400
+ * us. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -3779,9 +3781,9 @@ MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_erro
 /* Predicts a decode step for every combination of EP size, redundant experts, placement policy, tokens per device and
  * overlap (in this order, the last fastest), drops what does not fit in memory, and marks the Pareto front of
  * tokens per second and device against time per token.  points (capacity >= moe_ep_sweep_count).  Attention is data
- * parallel.  Decode, with buffers of moe_ep_ll_buffer_bytes, uses PAIR counting with FP8 rows out (bf16 for a bf16 model),
- * from throughput_from on NODE_DEDUP (RANK_DEDUP in one node), with buffers that do not grow with the experts: they are
- * for reserve_bytes.
+ * parallel.  Decode, with buffers of moe_ep_ll_buffer_bytes, uses PAIR counting with FP8 rows out (bf16 for a bf16
+ * model), from throughput_from on NODE_DEDUP (RANK_DEDUP in one node), with buffers that do not grow with the experts:
+ * they are for reserve_bytes.
  * Errors: as moe_ep_sweep_count, SIZE (capacity), those of moe_ep_simulate, the planners, moe_ep_step, SCRATCH,
  * MEMORY; points are undefined then.  A fixed scratch that is too small for a planner says how much that one needs;
  * larger shapes behind it may need more.  O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
@@ -20024,7 +20026,7 @@ static int moe_epi_name_has(const char *name, const char *word)
 /* Bytes that a checkpoint's name tells of; 0 = as in the preset.  4 bits have a scale for each 128 (AWQ, GPTQ: 16 bits
  * and a zero of 4), 16 (NVFP4: 8 bits) or 32 weights (MXFP4: 8 bits; Kimi-K2-Thinking: 16). */
 typedef struct moe_epi_format {
-    const char *word;
+    char word[12];
     int32_t only; /* of this preset, -1 = of all */
     moe_ep_math math;
     double weight, other, in;

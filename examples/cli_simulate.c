@@ -543,7 +543,7 @@ static double sum_s(const cli_simulate *s, double tokens, int32_t devices)
     return seconds;
 }
 
-/* What the requests of a step have in their caches, and how many pairs of a token and one of its context it computes. */
+/* What the requests of a step have in their caches, and pairs of a token and one of its context that it computes. */
 typedef struct context {
     double cached, pairs;
 } context;

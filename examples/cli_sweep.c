@@ -706,8 +706,9 @@ static void note_assumptions(cli_sweep *s)
              "own sequences. %s of memory are kept for activations and the runtime.",
              cli_bytes(s->reserve_bytes));
     if (s->drafts > 0)
-        cli_note(&s->setup, "Tokens per device are %d of each sequence, of which %.3g are accepted in a step; what drafting "
-                            "takes is for --other-ms.", s->drafts + 1, s->accepted);
+        cli_note(&s->setup,
+                 "Tokens per device are %d of each sequence, of which %.3g are accepted in a step; what drafting takes is "
+                 "for --other-ms.", s->drafts + 1, s->accepted);
     cli_note(&s->setup, "Rows are split %s over copies.", s->exact ? "exactly" : "evenly");
     note_sizes(s);
 }
@@ -752,8 +753,8 @@ int cli_sweep_main(int argc, char **argv)
     while ((option = cli_option(argc, argv, sweep_long, NULL)) != -1)
         take_option(&s, &common, option, optarg);
     if (s.accepted > s.drafts + 1.0)
-        cli_die(CLI_USAGE, "--accepted %g: of %d drafted tokens and its own no more than %d can be", s.accepted, s.drafts,
-                s.drafts + 1);
+        cli_die(CLI_USAGE, "--accepted %g: of %d drafted tokens and its own no more than %d can be", s.accepted,
+                s.drafts, s.drafts + 1);
     if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
     if (arrlen(list) > 2)
         cli_die(CLI_USAGE, "%td recordings: at most one to plan on and one to serve", arrlen(list));

@@ -135,8 +135,8 @@ static json_t *config(const cli_config *c)
     cli_json_counts(o, "kv_tokens", (int64_t)c->memory.kv_tokens, "slots_per_device", (int64_t)c->memory.slots,
                     NULL);
     if (!c->fits) return o;
-    cli_json_numbers(o, "imbalance", c->imbalance, "batch_kv_tokens", c->batch_kv_tokens, "step_s", c->step.step_s, "tpot_s",
-                     c->step.tpot_s,
+    cli_json_numbers(o, "imbalance", c->imbalance, "batch_kv_tokens", c->batch_kv_tokens,
+                     "step_s", c->step.step_s, "tpot_s", c->step.tpot_s,
                      "tokens_per_s_device", c->step.tokens_per_s_device,
                      "tokens_per_s_node", c->step.tokens_per_s_node, "attention_s", c->attention_s,
                      "dispatch_s", c->step.dispatch_s, "compute_s", c->step.compute_s,

@@ -243,6 +243,7 @@ static moe_ep_layer_desc price(cli_watch *w, double *loads, int32_t steps, int32
     memset(&r, 0, sizeof r);
     r.setup = &w->cost;
     layer = cli_report_layer(&r, (int64_t)((scaled > 0.0 ? scaled : judged) + 0.5), w->devices, w->cost.nodes);
+    layer.model = &w->cost.whole;
     w->kernels = cli_kernels_name(layer.high_throughput ? CLI_KERNELS_NORMAL : CLI_KERNELS_LOW_LATENCY);
     free(tokens);
     return layer;
