@@ -707,8 +707,8 @@ static void note_assumptions(cli_sweep *s)
              cli_bytes(s->reserve_bytes));
     if (s->drafts > 0)
         cli_note(&s->setup,
-                 "Tokens per device are %d of each sequence, of which %.3g are accepted in a step; what drafting takes is "
-                 "for --other-ms.", s->drafts + 1, s->accepted);
+                 "Tokens per device are %d of each sequence, of which %.3g are accepted in a step; what drafting takes "
+                 "is for --other-ms.", s->drafts + 1, s->accepted);
     cli_note(&s->setup, "Rows are split %s over copies.", s->exact ? "exactly" : "evenly");
     note_sizes(s);
 }
