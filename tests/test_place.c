@@ -4207,7 +4207,7 @@ TEST(rebalance_keeps_budgets)
     const double one_hot[4] = {10, 10, 10, 100};
     const int32_t singles[8] = {0, -1, 1, -1, 2, -1, 3, -1}, five[1] = {5};
     uint64_t s = t_seed;
-    int n, i, l, e, grown = 0, changed = 0, above = 0;
+    int n, i, l, e, grown = 0, changed = 0, above = 0, over = 0;
     moe_ep_rebalance_desc x;
     moe_ep_plan_result r[4], best[4];
     moe_ep_shape shape = shape_of(4, 8, 1);
@@ -4231,7 +4231,7 @@ TEST(rebalance_keeps_budgets)
         int D = 2 + (int)t_below(&s, 6), S = 2 + (int)t_below(&s, 3), P = D * S, L = 4;
         int dead = n % 3 == 2 && D > 2, E = 1 + (int)t_below(&s, P - dead * S), next = 0, alive = (D - dead) * S;
         double a[4 * 40], b[4 * 40], speed[7];
-        int32_t slots[4];
+        int32_t slots[4], few[4], held[4];
         moe_ep_place_desc d;
         for (l = 0; l < L; l++) slots[l] = E + (int32_t)t_below(&s, alive - E + 1);
         for (i = 0; i < L * E; i++) {
@@ -4284,12 +4284,27 @@ TEST(rebalance_keeps_budgets)
             CHECK(r[l].lower_bound <= best[l].max * (1 + 1e-9));
             above += r[l].max > best[l].max * 1.05;
         }
+        for (l = 0; l < L; l++) { /* who fills more than the budget keeps that, as if it were the budget */
+            for (e = 0, held[l] = 0; e < (D - dead) * S; e++) held[l] += p.slot_expert[l * P + e] >= 0;
+            few[l] = E;
+            if (held[l] < E) held[l] = E;
+        }
+        x.layer_slots = few;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        x.layer_slots = held;
+        CHECK_I64(moe_ep_rebalance(&x, &p, best, NULL, NULL), MOE_EP_OK); /* in place */
+        for (l = 0; l < L; l++)
+            if (held[l] > E) {
+                CHECK(memcmp(p.slot_expert + l * P, q.slot_expert + l * P, sizeof(int32_t) * (size_t)P) == 0);
+                CHECK(r[l].slots_used <= held[l] && r[l].moves == best[l].moves);
+                over++;
+            }
         placement_free(&p);
         placement_free(&q);
         STOP_IF_FAILED("case %d", n);
     }
     printf("    %d layers would have grown, %d changed, %d end 5 %% above the best plan\n", grown, changed, above);
-    CHECK(grown > 150 && changed > 300);
+    CHECK(grown > 150 && changed > 300 && over > 300);
 }
 
 /* Layers with other budgets, and dead devices: each layer begins behind the device that took the last odd slot. */
