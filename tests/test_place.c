@@ -484,6 +484,7 @@ TEST(eplb_on_nodes_in_any_order)
     d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
     CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
     CHECK_STR(err.arg, "desc.shape.node_of_device");
+    CHECK(err.index == -1 && err.value >= 2 && err.value <= 2);
     placement_free(&p);
     placement_free(&q);
     for (n = 0; n < 300; n++) {
@@ -3384,6 +3385,8 @@ TEST(copies_on_devices_that_do_not_divide)
     moe_ep_placement p;
     moe_ep_plan_result r;
     moe_ep_error err;
+    moe_ep_scratch scratch = moe_ep_scratch_fixed(NULL, 0);
+    void *memory;
     int32_t fewest = 7;
     int i;
     for (i = 0; i < 256; i++) w[i] = 1 + i % 7;
@@ -3403,6 +3406,14 @@ TEST(copies_on_devices_that_do_not_divide)
         CHECK_NEAR(point[0].worst, r.imbalance, 0, 0);
         CHECK_I64(point[1].extra, c.step == 32 ? -1 : 0); /* 32 / 32 + 1 points, of which there is one */
     }
+    c.step = 32;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, &scratch, &err), MOE_EP_ERR_SCRATCH);
+    memory = t_alloc((size_t)err.value);
+    memset(memory, 0x7f, (size_t)err.value);
+    scratch = moe_ep_scratch_fixed(memory, (size_t)err.value);
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, &scratch, &err), MOE_EP_OK);
+    CHECK(point[1].extra == -1 && point[1].worst + point[1].mean + point[1].max_sum + point[1].bytes <= 0);
+    free(memory);
     c.max_extra = 31;
     REFUSED(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_ERR_RANGE, "desc.max_extra");
     CHECK_NEAR(err.value, 32, 0, 0);
