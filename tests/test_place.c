@@ -484,6 +484,7 @@ TEST(eplb_on_nodes_in_any_order)
     d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
     CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
     CHECK_STR(err.arg, "desc.shape.node_of_device");
+    CHECK(err.index == -1 && err.value >= 2 && err.value <= 2);
     placement_free(&p);
     placement_free(&q);
     for (n = 0; n < 300; n++) {
@@ -3681,6 +3682,8 @@ TEST(copies_on_devices_that_do_not_divide)
     moe_ep_placement p;
     moe_ep_plan_result r;
     moe_ep_error err;
+    moe_ep_scratch scratch = moe_ep_scratch_fixed(NULL, 0);
+    void *memory;
     int32_t fewest = 7;
     int i;
     for (i = 0; i < 256; i++) w[i] = 1 + i % 7;
@@ -3700,6 +3703,14 @@ TEST(copies_on_devices_that_do_not_divide)
         CHECK_NEAR(point[0].worst, r.imbalance, 0, 0);
         CHECK_I64(point[1].extra, c.step == 32 ? -1 : 0); /* 32 / 32 + 1 points, of which there is one */
     }
+    c.step = 32;
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, &scratch, &err), MOE_EP_ERR_SCRATCH);
+    memory = t_alloc((size_t)err.value);
+    memset(memory, 0x7f, (size_t)err.value);
+    scratch = moe_ep_scratch_fixed(memory, (size_t)err.value);
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, &scratch, &err), MOE_EP_OK);
+    CHECK(point[1].extra == -1 && point[1].worst + point[1].mean + point[1].max_sum + point[1].bytes <= 0);
+    free(memory);
     c.max_extra = 31;
     REFUSED(moe_ep_min_copies(&c, point, &fewest, NULL, &err), MOE_EP_ERR_RANGE, "desc.max_extra");
     CHECK_NEAR(err.value, 32, 0, 0);
@@ -4504,7 +4515,7 @@ TEST(rebalance_keeps_budgets)
     const double one_hot[4] = {10, 10, 10, 100};
     const int32_t singles[8] = {0, -1, 1, -1, 2, -1, 3, -1}, five[1] = {5};
     uint64_t s = t_seed;
-    int n, i, l, e, grown = 0, changed = 0, above = 0;
+    int n, i, l, e, grown = 0, changed = 0, above = 0, over = 0;
     moe_ep_rebalance_desc x;
     moe_ep_plan_result r[4], best[4];
     moe_ep_shape shape = shape_of(4, 8, 1);
@@ -4528,7 +4539,7 @@ TEST(rebalance_keeps_budgets)
         int D = 2 + (int)t_below(&s, 6), S = 2 + (int)t_below(&s, 3), P = D * S, L = 4;
         int dead = n % 3 == 2 && D > 2, E = 1 + (int)t_below(&s, P - dead * S), next = 0, alive = (D - dead) * S;
         double a[4 * 40], b[4 * 40], speed[7];
-        int32_t slots[4];
+        int32_t slots[4], few[4], held[4];
         moe_ep_place_desc d;
         for (l = 0; l < L; l++) slots[l] = E + (int32_t)t_below(&s, alive - E + 1);
         for (i = 0; i < L * E; i++) {
@@ -4581,12 +4592,27 @@ TEST(rebalance_keeps_budgets)
             CHECK(r[l].lower_bound <= best[l].max * (1 + 1e-9));
             above += r[l].max > best[l].max * 1.05;
         }
+        for (l = 0; l < L; l++) { /* who fills more than the budget keeps that, as if it were the budget */
+            for (e = 0, held[l] = 0; e < (D - dead) * S; e++) held[l] += p.slot_expert[l * P + e] >= 0;
+            few[l] = E;
+            if (held[l] < E) held[l] = E;
+        }
+        x.layer_slots = few;
+        CHECK_I64(moe_ep_rebalance(&x, &q, r, NULL, NULL), MOE_EP_OK);
+        x.layer_slots = held;
+        CHECK_I64(moe_ep_rebalance(&x, &p, best, NULL, NULL), MOE_EP_OK); /* in place */
+        for (l = 0; l < L; l++)
+            if (held[l] > E) {
+                CHECK(memcmp(p.slot_expert + l * P, q.slot_expert + l * P, sizeof(int32_t) * (size_t)P) == 0);
+                CHECK(r[l].slots_used <= held[l] && r[l].moves == best[l].moves);
+                over++;
+            }
         placement_free(&p);
         placement_free(&q);
         STOP_IF_FAILED("case %d", n);
     }
     printf("    %d layers would have grown, %d changed, %d end 5 %% above the best plan\n", grown, changed, above);
-    CHECK(grown > 150 && changed > 300);
+    CHECK(grown > 150 && changed > 300 && over > 300);
 }
 
 /* Layers with other budgets, and dead devices: each layer begins behind the device that took the last odd slot. */
