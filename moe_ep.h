@@ -20689,8 +20689,8 @@ typedef enum moe_epi_part {
 typedef struct moe_epi_layer_sum {
     moe_ep_stages stages;
     double longest_own, sum_compute, sum_dispatch, sum_combine;
-    moe_epi_work work;    /* of all devices together */
-    moe_epi_volume moved; /* mean over the devices   */
+    moe_epi_work work;    /* of all devices together                   */
+    moe_epi_volume moved; /* mean over the devices, of counted traffic */
     int32_t slowest, busiest, max_active;
     int64_t max_rows;
     moe_ep_regime regime;
@@ -21011,9 +21011,6 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         v = moe_epi_layer_volume(y, 0, most, 0.5);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
-        v.in_intra = v.out_intra; /* what arrives adds up to what leaves */
-        v.in_inter = v.out_inter;
-        sum->moved = v;
     }
     sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
     sum->stages.attention_s = y->d->attention_half_s;
@@ -21034,15 +21031,21 @@ static moe_ep_stages moe_epi_layer_even(const moe_epi_layer *y, const moe_epi_la
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     const double D = (double)y->net.D;
-    const moe_epi_volume back = moe_epi_volume_back(sum->moved);
+    moe_epi_volume moved = sum->moved, back;
     moe_ep_stages even = sum->stages;
     moe_epi_work all = sum->work;
     double compute_s, dispatch_s, combine_s, mem_s, flop_s;
     if (y->net.D == 1) return even;
+    if (!y->net.rows) { /* as much arrives as leaves */
+        moved = moe_epi_layer_volume(y, 0, 0, share);
+        moved.in_intra = moved.out_intra;
+        moved.in_inter = moved.out_inter;
+    }
+    back = moe_epi_volume_back(moved);
     all.batch = share * (double)y->total;
     all.slots = moe_epi_slot_begin(y, y->net.D);
     compute_s = moe_epi_share_time(&y->experts, &all, D, &mem_s, &flop_s);
-    dispatch_s = moe_epi_wire_time(&y->dispatch, &sum->moved);
+    dispatch_s = moe_epi_wire_time(&y->dispatch, &moved);
     combine_s = moe_epi_wire_time(&y->combine, &back);
     if (h && h->expert_us) compute_s = sum->sum_compute / D;
     if (h && h->a2a_us) {

@@ -2032,7 +2032,7 @@ TEST(hooks_that_refuse_when_asked_again)
     s.layer.num_devices = 1;
     s.num_layers = L;
     d.num_devices = D;
-    for (i = 0; i < D * L; i++) rows[i] = i;
+    for (i = 0; i < D * L; i++) rows[i] = 1 + i;
     for (i = 0; i <= 2 * D; i++) { /* 2 D: never */
         for (k = 0; k < D; k++) devices[k].compute_s = -7;
         r.total_s = -7;
