@@ -21530,8 +21530,8 @@ typedef enum moe_epi_part {
 typedef struct moe_epi_layer_sum {
     moe_ep_stages stages;
     double longest_own, sum_compute, sum_dispatch, sum_combine;
-    moe_epi_work work;    /* of all devices together */
-    moe_epi_volume moved; /* mean over the devices   */
+    moe_epi_work work;    /* of all devices together                   */
+    moe_epi_volume moved; /* mean over the devices, where they differ    */
     int32_t slowest, busiest, max_active;
     int64_t max_rows;
     moe_ep_regime regime;
@@ -21865,13 +21865,6 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
     return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
 }
 
-/* The mean of all devices where v is what one of them moves: sources are even, what arrives adds up to what leaves. */
-static void moe_epi_moved_evenly(const moe_epi_volume *v, moe_epi_volume *mean)
-{
-    mean->out_intra = mean->in_intra = v->out_intra;
-    mean->out_inter = mean->in_inter = v->out_inter;
-}
-
 /* All devices in one part of the batch. */
 static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part part,
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
@@ -21882,7 +21875,6 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     moe_epi_walk walk;
     int32_t r;
     memset(sum, 0, sizeof *sum);
-    memset(&v, 0, sizeof v);
     memset(&walk, 0, sizeof walk);
     for (r = 0; r < y->net.D; r++) {
         double own;
@@ -21914,7 +21906,6 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->moved.out_inter += v.out_inter / D;
         sum->moved.in_inter += v.in_inter / D;
     }
-    if (!y->net.rows && !(y->pick > 0.0)) moe_epi_moved_evenly(&v, &sum->moved);
     if (sum->regime != MOE_EP_REGIME_IDLE &&
         sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
         sum->regime = MOE_EP_REGIME_NETWORK;
@@ -21956,7 +21947,6 @@ static void moe_epi_layer_half(const moe_epi_layer *y, moe_epi_part part, moe_ep
         v = moe_epi_layer_volume(y, 0, most, 0.5, NULL);
         sum->stages.dispatch_s = moe_epi_wire_time(&y->dispatch, &v);
         sum->stages.combine_s = moe_epi_wire_time(&y->combine, &v); /* the same either way */
-        moe_epi_moved_evenly(&v, &sum->moved);
     }
     sum->stages.shared_s = moe_epi_layer_shared(y, 0.5);
     sum->stages.attention_s = y->d->attention_half_s;
@@ -21977,15 +21967,21 @@ static moe_ep_stages moe_epi_layer_even(const moe_epi_layer *y, const moe_epi_la
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     const double D = (double)y->net.D;
-    const moe_epi_volume back = moe_epi_volume_back(sum->moved);
+    moe_epi_volume moved = sum->moved, back;
     moe_ep_stages even = sum->stages;
     moe_epi_work all = sum->work;
     double compute_s, dispatch_s, combine_s, mem_s, flop_s;
     if (y->net.D == 1) return even;
+    if (!y->net.rows && !(y->pick > 0.0)) { /* as much arrives as leaves */
+        moved = moe_epi_layer_volume(y, 0, 0, share, NULL);
+        moved.in_intra = moved.out_intra;
+        moved.in_inter = moved.out_inter;
+    }
+    back = moe_epi_volume_back(moved);
     all.batch = share * (double)y->total;
     all.slots = moe_epi_slot_begin(y, y->net.D);
     compute_s = moe_epi_share_time(&y->experts, &all, D, &mem_s, &flop_s);
-    dispatch_s = moe_epi_wire_time(&y->dispatch, &sum->moved);
+    dispatch_s = moe_epi_wire_time(&y->dispatch, &moved);
     combine_s = moe_epi_wire_time(&y->combine, &back);
     if (h && h->expert_us) compute_s = sum->sum_compute / D;
     if (h && h->a2a_us) {
