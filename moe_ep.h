@@ -20664,12 +20664,12 @@ static int32_t moe_epi_slot_begin(const moe_epi_layer *y, int32_t device)
 }
 
 /* Where a walk over the devices is: what tokens do on the node it has reached. */
-typedef struct moe_epi_walk {
+typedef struct moe_epi_device_walk {
     int odd;           /* deals left-over rows, see moe_epi_part_rows */
     int32_t last;      /* the node's last device, and one */
     double size, hits; /* devices; sum over them of the chance that a token has a row there */
     double hit;        /* the chance that it has one on any of them */
-} moe_epi_walk;
+} moe_epi_device_walk;
 
 /* The power of the product of 1 - share over even slots that is the chance to miss a block, of which a token reaches
  * so many. */
@@ -20702,7 +20702,7 @@ static double moe_epi_device_hit(const moe_epi_layer *y, int32_t r, double *miss
 }
 
 /* The node that begins with device r. */
-static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_walk *w)
+static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_device_walk *w)
 {
     int32_t node = moe_epi_node(&y->net, r);
     double miss = 1.0, fullest = 0.0, hit;
@@ -20721,7 +20721,7 @@ static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_walk *w
 static void moe_epi_layer_hits(moe_epi_layer *y)
 {
     double K = (double)y->model->top_k, P = (double)y->P;
-    moe_epi_walk w;
+    moe_epi_device_walk w;
     y->pick = K / (double)y->total;
     y->device_power = moe_epi_hit_power(y->expected.devices, (double)y->net.D, P, K);
     y->node_power = moe_epi_hit_power(y->expected.nodes, (double)y->net.N, P, K);
@@ -20860,7 +20860,7 @@ static int64_t moe_epi_part_rows(int64_t rows, moe_epi_part part, int *odd)
 
 /* Device r where a token travels once to a device, or once to a node and on from its device of the same place, one of
  * `landed` whose tokens land there. */
-static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, const moe_epi_walk *w)
+static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, const moe_epi_device_walk *w)
 {
     moe_epi_volume v;
     double miss = 1.0, hit = moe_epi_device_hit(y, r, &miss), all = (double)y->net.D, landed = all / w->size;
@@ -20882,7 +20882,7 @@ static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, cons
  * proportion to the device's rows, or to the tokens that have some there, except where a mode moves the same bytes
  * whatever the routing. */
 static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                           double share, moe_epi_walk *w)
+                                           double share, moe_epi_device_walk *w)
 {
     moe_epi_volume v;
     double load = 1.0;
@@ -20915,7 +20915,7 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
 }
 
 static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
-                                        moe_epi_walk *walk, moe_ep_device_time *t, moe_ep_error *err)
+                                        moe_epi_device_walk *walk, moe_ep_device_time *t, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_volume v, b;
@@ -20939,7 +20939,7 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
 
 /* One device in one part of the batch; devices are asked for in turn, from a walk of zeros on. */
 static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
-                                          moe_epi_walk *walk, moe_ep_device_time *t, moe_ep_error *err)
+                                          moe_epi_device_walk *walk, moe_ep_device_time *t, moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     moe_epi_work w;
@@ -20987,7 +20987,7 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
                                         moe_epi_layer_sum *sum, moe_ep_error *err)
 {
     moe_ep_device_time t;
-    moe_epi_walk walk;
+    moe_epi_device_walk walk;
     int32_t r;
     memset(sum, 0, sizeof *sum);
     memset(&walk, 0, sizeof walk);
@@ -21082,7 +21082,7 @@ static double moe_epi_layer_balanced(const moe_epi_layer *y, const moe_epi_layer
 static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device_time *devices, moe_ep_error *err)
 {
     moe_ep_device_time one;
-    moe_epi_walk walk;
+    moe_epi_device_walk walk;
     int32_t i;
     memset(&walk, 0, sizeof walk);
     for (i = 0; i < y->net.D; i++) {
