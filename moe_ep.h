@@ -21544,12 +21544,12 @@ static int32_t moe_epi_slot_begin(const moe_epi_layer *y, int32_t device)
 }
 
 /* Where a walk over the devices is: what tokens do on the node it has reached. */
-typedef struct moe_epi_walk {
+typedef struct moe_epi_device_walk {
     int odd;           /* deals left-over rows, see moe_epi_part_rows */
     int32_t last;      /* the node's last device, and one */
     double size, hits; /* devices; sum over them of the chance that a token has a row there */
     double hit;        /* the chance that it has one on any of them */
-} moe_epi_walk;
+} moe_epi_device_walk;
 
 /* The power of the product of 1 - share over even slots that is the chance to miss a block, of which a token reaches
  * so many. */
@@ -21582,7 +21582,7 @@ static double moe_epi_device_hit(const moe_epi_layer *y, int32_t r, double *miss
 }
 
 /* The node that begins with device r. */
-static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_walk *w)
+static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_device_walk *w)
 {
     int32_t node = moe_epi_node(&y->net, r);
     double miss = 1.0, fullest = 0.0, hit;
@@ -21601,7 +21601,7 @@ static void moe_epi_walk_node(const moe_epi_layer *y, int32_t r, moe_epi_walk *w
 static void moe_epi_layer_hits(moe_epi_layer *y)
 {
     double K = (double)y->model->top_k, P = (double)y->P;
-    moe_epi_walk w;
+    moe_epi_device_walk w;
     y->pick = K / (double)y->total;
     y->device_power = moe_epi_hit_power(y->expected.devices, (double)y->net.D, P, K);
     y->node_power = moe_epi_hit_power(y->expected.nodes, (double)y->net.N, P, K);
@@ -21740,7 +21740,7 @@ static int64_t moe_epi_part_rows(int64_t rows, moe_epi_part part, int *odd)
 
 /* Device r where a token travels once to a device, or once to a node and on from its device of the same place, one of
  * `landed` whose tokens land there. */
-static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, const moe_epi_walk *w)
+static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, const moe_epi_device_walk *w)
 {
     moe_epi_volume v;
     double miss = 1.0, hit = moe_epi_device_hit(y, r, &miss), all = (double)y->net.D, landed = all / w->size;
@@ -21762,7 +21762,7 @@ static moe_epi_volume moe_epi_volume_hit(const moe_epi_layer *y, int32_t r, cons
  * proportion to the device's rows, or to the tokens that have some there, except where a mode moves the same bytes
  * whatever the routing. */
 static moe_epi_volume moe_epi_layer_volume(const moe_epi_layer *y, int32_t r, int64_t whole_rows,
-                                           double share, moe_epi_walk *w)
+                                           double share, moe_epi_device_walk *w)
 {
     moe_epi_volume v;
     double load = 1.0;
@@ -21795,7 +21795,7 @@ static moe_ep_status moe_epi_hook_result(double us, const char *arg, int32_t dev
 }
 
 static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64_t whole_rows, double share,
-                                        moe_epi_walk *walk, moe_ep_device_time *t, moe_epi_volume *moved,
+                                        moe_epi_device_walk *walk, moe_ep_device_time *t, moe_epi_volume *moved,
                                         moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
@@ -21821,7 +21821,7 @@ static moe_ep_status moe_epi_layer_wire(const moe_epi_layer *y, int32_t r, int64
 
 /* One device in one part of the batch; devices are asked for in turn, from a walk of zeros on. */
 static moe_ep_status moe_epi_layer_device(const moe_epi_layer *y, int32_t r, moe_epi_part part,
-                                          moe_epi_walk *walk, moe_ep_device_time *t, moe_epi_volume *moved,
+                                          moe_epi_device_walk *walk, moe_ep_device_time *t, moe_epi_volume *moved,
                                           moe_ep_error *err)
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
@@ -21872,7 +21872,7 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
     moe_ep_device_time t;
     moe_epi_volume v;
     const double D = (double)y->net.D;
-    moe_epi_walk walk;
+    moe_epi_device_walk walk;
     int32_t r;
     memset(sum, 0, sizeof *sum);
     memset(&walk, 0, sizeof walk);
@@ -21998,7 +21998,7 @@ static moe_ep_status moe_epi_layer_devices(const moe_epi_layer *y, moe_ep_device
 {
     moe_ep_device_time one;
     moe_epi_volume moved;
-    moe_epi_walk walk;
+    moe_epi_device_walk walk;
     int32_t i;
     memset(&walk, 0, sizeof walk);
     for (i = 0; i < y->net.D; i++) {
@@ -29326,7 +29326,7 @@ static int64_t moe_epi_walk_root(int k)
  * then the middles of the interval that holds the step, each a normal of half the interval's deviation beyond the mean
  * of its ends.  A point's normals are its own, so that the steps of one path agree; between the points is a straight
  * line, of which the step has a share. */
-static void moe_epi_wander(const moe_ep_workload *w, int32_t layer, int64_t step, uint64_t *logs)
+static void moe_epi_walk(const moe_ep_workload *w, int32_t layer, int64_t step, uint64_t *logs)
 {
     int64_t walk = moe_epi_q_of(w->walk), from, middle, inside;
     int k = 0;
@@ -29374,7 +29374,7 @@ static void moe_epi_popularity_logs(const moe_ep_workload *w, int32_t layer, int
     }
     for (e = 0; e < E; e++) logs[e] = (uint64_t)moe_epi_law_log2(&y, e, (int32_t)logs[e]);
     if (w->kind == MOE_EP_LOAD_POWER_LAW && w->in_order) moe_epi_sort_down(logs, E);
-    if (step > 0 && w->walk > 0.0) moe_epi_wander(w, layer, step, logs);
+    if (step > 0 && w->walk > 0.0) moe_epi_walk(w, layer, step, logs);
     if (step == 0 || !(w->drift > 0.0)) return;
     rng = moe_epi_stream(w->seed, MOE_EPI_USE_DRIFT, (uint64_t)layer, (uint64_t)step);
     for (e = 0; e < E; e++) {
