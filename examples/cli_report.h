@@ -175,6 +175,11 @@ int cli_report_copies_pay(const moe_ep_diagnosis *without, const moe_ep_diagnosi
 moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r);
 /* Why the verdict is what it is, without capital and full stop; malloc'd. */
 char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o);
+/* 1: the hot device of a diagnosis is the busiest of its layer in more than half of the steps. */
+int cli_stays_hot(double hot_share);
+/* "Device 3 is the bottleneck: in layer 2 it carries 1.61 times its share", or where no device stays the busiest what
+ * the busiest has; layer: its number; malloc'd. */
+char *cli_bottleneck(const moe_ep_diagnosis *d, int32_t layer);
 /* "within the first step", "after 12 steps"; malloc'd. */
 char *cli_after_steps(double steps);
 
