@@ -3518,7 +3518,7 @@ typedef struct moe_ep_diagnosis {
 
     int32_t hot_device, hot_layer; /* where the most rows above the mean pile up: the bottleneck    */
     double hot_share;              /* share of steps in which that device is that layer's maximum   */
-    double hot_imbalance;          /* mean over steps of that layer's max/mean                      */
+    double hot_imbalance;          /* mean over steps of that layer's max/mean, whichever device has the max */
 
     double mean_rows;              /* perfect balance: sum over layers of the mean over devices     */
     double before_rows, after_rows;
@@ -3547,6 +3547,8 @@ typedef struct moe_ep_diagnosis {
     double move_s;                 /* busiest device's share of move_bytes / move_Bps + pause_s (its share) */
     double break_even_steps;       /* move_s / seconds saved per step; 0 = free; -1 = never, or unknown
                                       without cost                                                  */
+    double hot_own;                /* rows of hot_device in hot_layer over the mean's, both summed over the steps:
+                                      1 = its share, hot_imbalance where it is always the maximum   */
 } moe_ep_diagnosis;
 
 /* Sets the thresholds of a desc to published practice: at least 2 judged steps, 80 % of them improved,
@@ -3568,7 +3570,8 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
  * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10.  Over 20 such steps it is 1.06.
- * 1 of 58 layers and other_s 0.0058: 0.1 ms of it count. */
+ * 1 of 58 layers and other_s 0.0058: 0.1 ms of it count.  E=D=2, steps {100,0} and {0,100}: hot_share 0.5,
+ * hot_imbalance 2, hot_own 1. */
 MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
                                          moe_ep_diagnosis *out, moe_ep_scratch *scratch, moe_ep_error *err);
 
@@ -28481,6 +28484,23 @@ static double moe_epi_diag_share(const moe_ep_diagnose_desc *d, int32_t layers_l
     return (double)layers_loaded / (double)d->cost->model->num_moe_layers;
 }
 
+/* What the hot device has of its layer, over the mean.  Each term is divided by their number before it is added: the
+ * sum of loads may be more than a double holds. */
+static double moe_epi_diag_own(const moe_epi_judge *j, const double *window, int32_t steps, const moe_ep_diagnosis *o)
+{
+    const moe_ep_placement *p = j->p[0];
+    const int64_t E = j->d->num_experts, L = j->d->num_layers;
+    double own = 0.0, all = 0.0, mean;
+    int32_t s, at;
+    for (s = 0; s < steps; s++) {
+        moe_epi_layer_device_loads(p, o->hot_layer, window + (s * L + o->hot_layer) * E, j->device_loads);
+        (void)moe_epi_diag_max(p, j->device_loads, &mean, &at);
+        own += j->device_loads[o->hot_device] / p->device_speed[o->hot_device] / (double)steps;
+        all += mean / (double)steps;
+    }
+    return all > 0.0 ? own / all : 0.0;
+}
+
 /* v >= 0, at most the largest double. */
 static double moe_epi_diag_fit(double v)
 {
@@ -28794,7 +28814,10 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
     if (j->steps > 0) moe_epi_diag_bottleneck(j, out);
     moe_epi_diag_moves(j->p[0], plan, arrivals, out, expert_bytes, d->move_Bps,
                        d->pause_s * moe_epi_diag_share(d, out->layers_loaded));
-    if (j->steps > 0) moe_epi_diag_result(d, j, out);
+    if (j->steps > 0) {
+        moe_epi_diag_result(d, j, out);
+        out->hot_own = moe_epi_diag_own(j, window, steps, out);
+    }
     moe_epi_diag_decide(d, moe_epi_diag_total(d->plan_loads, per_step * d->plan_steps), j->total,
                         out);
     return MOE_EP_OK;

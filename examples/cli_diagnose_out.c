@@ -33,12 +33,16 @@ static void put_figures(const cli_diagnose *g, FILE *f, const chart_text *t)
     const moe_ep_diagnosis *d = &g->d;
     char *chance = cli_chance_words("chance up to", d->chance_imbalance, 3);
     cli_put_title(f, t, "Figures");
-    fprintf(f,
-            "  bottleneck        device %d in layer %d: %.2f times its share, the busiest in %.0f "
-            "%% of "
-            "the steps\n",
-            d->hot_device, g->r.trace[0].layer[d->hot_layer], d->hot_imbalance,
-            100.0 * d->hot_share);
+    if (cli_stays_hot(d->hot_share))
+        fprintf(f,
+                "  bottleneck        device %d in layer %d: %.2f times its share, the busiest in %.0f %% of the "
+                "steps\n",
+                d->hot_device, g->r.trace[0].layer[d->hot_layer], d->hot_own, 100.0 * d->hot_share);
+    else
+        fprintf(f,
+                "  bottleneck        no device stays the busiest: that of layer %d has %.2f times the mean on "
+                "average\n",
+                g->r.trace[0].layer[d->hot_layer], d->hot_imbalance);
     fprintf(
         f,
         "  max/mean          %.3f -> %.3f over all layers; proven bound %.3f, %s\n",
@@ -133,10 +137,11 @@ void cli_diagnose_json(const void *data, FILE *f)
     json_object_set_new(root, "equal_recordings", cli_json_names(g->r.trace + g->r.traces, g->r.equals));
     json_object_set_new(root, "setup", setup(g));
     json_object_set_new(root, "bottleneck",
-                        json_pack("{s:i,s:i,s:o,s:o}", "device", (int)g->d.hot_device, "layer",
+                        json_pack("{s:i,s:i,s:o,s:o,s:o}", "device", (int)g->d.hot_device, "layer",
                                   (int)g->r.trace[0].layer[g->d.hot_layer], "imbalance",
                                   cli_json_number(g->d.hot_imbalance), "share_of_steps",
-                                  cli_json_number(g->d.hot_share)));
+                                  cli_json_number(g->d.hot_share), "times_its_share",
+                                  cli_json_number(g->d.hot_own)));
     for (ptrdiff_t i = 0; i < arrlen(g->judged); i++) {
         json_t *o = diagnosis(g, &g->judged[i].d);
         json_object_set_new(o, "name", json_string(g->judged[i].name));

@@ -174,10 +174,10 @@ void cli_report_json(const cli_report *r, FILE *f)
     json_object_set_new(root, "recommend", json_boolean(r->recommend));
     json_object_set_new(root, "reason", json_text(cli_reason(&limits, d)));
     json_object_set_new(root, "bottleneck",
-                        json_pack("{s:i,s:i,s:o,s:o}", "device", (int)d->hot_device, "layer",
+                        json_pack("{s:i,s:i,s:o,s:o,s:o}", "device", (int)d->hot_device, "layer",
                                   (int)r->layer[r->hot].number, "imbalance",
                                   cli_json_number(d->hot_imbalance), "share_of_steps",
-                                  cli_json_number(d->hot_share)));
+                                  cli_json_number(d->hot_share), "times_its_share", cli_json_number(d->hot_own)));
     json_object_set_new(root, "regime", json_string(moe_ep_regime_str(r->regime)));
     json_object_set_new(root, "efficiency", cli_json_number(1.0 / d->imbalance_before));
     json_object_set_new(root, "setup",

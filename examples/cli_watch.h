@@ -71,7 +71,7 @@ typedef struct cli_watch {
     int32_t cost_layers, cost_experts, cost_k; /* 0 = nothing yet                                    */
     const char *kernels;
     int32_t layers, hot_device, hot_layer;
-    double hot_times, hot_share, chance;
+    double hot_times, hot_own, hot_share, chance;
     moe_ep_verdict verdict;
     const char *state;      /* "recommend", "not now", ...; never NULL after cli_watch_judge         */
     char *reason;

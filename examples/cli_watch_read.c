@@ -1,6 +1,7 @@
 /* cli_watch_read.c - following a file that grows, is truncated or replaced; its lines to steps
  * SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
+#include "cli_rows.h"
 #include "cli_watch.h"
 
 #include <errno.h>
@@ -279,8 +280,8 @@ static int log_line(cli_watch *w, const char *line)
     size_t at = (size_t)((w->seen + CLI_HISTORY - 1) % CLI_HISTORY);
     int known;
     if (!strstr(line, "EPLB step")) return 0;
-    if (!log_number(line, "avg_tokens=", &mean) || !log_number(line, "max_tokens=", &most) || mean < 0.0 ||
-        most < mean * (1.0 - 1e-9) - 1.0) {
+    if (!log_number(line, "avg_tokens=", &mean) || !log_number(line, "max_tokens=", &most) || !cli_is_load(mean) ||
+        !cli_is_load(most) || most < mean * (1.0 - 1e-9) - 1.0) {
         complain(w, "an EPLB line without avg_tokens and max_tokens");
         return 0;
     }

@@ -287,6 +287,7 @@ static void diagnose(cli_watch *w)
         w->hot_device = out.hot_device;
         w->hot_layer = layers[out.hot_layer];
         w->hot_times = out.hot_imbalance;
+        w->hot_own = out.hot_own;
         w->hot_share = out.hot_share;
         w->chance = out.chance_imbalance;
     } else {
@@ -463,10 +464,12 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
                       w->kernels);
     put_words(o, text, t->width, 2);
     free(text);
-    text = cli_format(
-        "device %d is the bottleneck: in layer %d it is the busiest in %.0f %% of the steps, the busiest has "
-        "%.2f times the mean there; over all layers %s",
-        w->hot_device, w->hot_layer, 100.0 * w->hot_share, w->hot_times, chance);
+    text = cli_stays_hot(w->hot_share)
+               ? cli_format("device %d is the bottleneck: in layer %d it carries %.2f times its share, the busiest in "
+                            "%.0f %% of the steps; chance alone gives up to %.2f over all layers",
+                            w->hot_device, w->hot_layer, w->hot_own, 100.0 * w->hot_share, w->chance)
+               : cli_format("no device stays the busiest: that of layer %d has %.2f times the mean on average; chance "
+                            "alone gives up to %.2f over all layers", w->hot_layer, w->hot_times, w->chance);
     put_words(o, text, t->width, 3);
     free(chance);
     free(text);
@@ -494,7 +497,8 @@ void cli_watch_plain(const cli_watch *w, FILE *f)
 {
     fprintf(f, "step %lld  max/mean %.2f  mean %.2f  worst %.2f", (long long)w->last_step,
             w->seen > 0 ? recent(w, 0) : 1.0, w->imbalance, w->worst);
-    if (w->hot_layer >= 0) fprintf(f, "  device %d busiest in layer %d", w->hot_device, w->hot_layer);
+    if (w->hot_layer >= 0 && cli_stays_hot(w->hot_share))
+        fprintf(f, "  device %d busiest in layer %d", w->hot_device, w->hot_layer);
     fprintf(f, "  %s: %s\n", w->state, w->reason);
     if (w->map_news) fprintf(f, "(%s)\n", w->map_words);
     if (w->news) fprintf(f, "(%s)\n", w->news);
@@ -523,6 +527,8 @@ void cli_watch_json(const cli_watch *w, FILE *f)
     if (w->hot_layer >= 0) {
         json_object_set_new(o, "hot_device", json_integer(w->hot_device));
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
+        json_object_set_new(o, "hot_share_of_steps", json_real(w->hot_share));
+        json_object_set_new(o, "hot_times_its_share", json_real(w->hot_own));
     }
     if (w->hot_layer >= 0) {
         json_object_set_new(o, "model", json_string(w->cost.model.name));

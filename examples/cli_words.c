@@ -123,6 +123,17 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
     return text;
 }
 
+int cli_stays_hot(double hot_share) { return hot_share > 0.5; }
+
+char *cli_bottleneck(const moe_ep_diagnosis *d, int32_t layer)
+{
+    if (cli_stays_hot(d->hot_share))
+        return cli_format("Device %d is the bottleneck: in layer %d it carries %.2f times its share", d->hot_device,
+                          layer, d->hot_own);
+    return cli_format("No device stays the busiest: the busiest of layer %d has %.2f times the mean on average", layer,
+                      d->hot_imbalance);
+}
+
 /* The first letter made a capital. */
 static char *sentence(char *text)
 {
@@ -155,14 +166,16 @@ static char *headline(const cli_report *r)
     int runs = r->one.moves == 0 || r->copies.moves == 0; /* what would be planned is there */
     double saved = d->gain > 0.0 ? 100.0 * d->gain : 0.0;
     const char *large = cli_large_step(r);
+    const char *hot = cli_stays_hot(d->hot_share)
+                          ? cli_keep(cli_format("Device %d holds everybody up", d->hot_device))
+                          : "No device stays the busiest";
     if (!(r->batch > 0.0)) return cli_strdup("The judged steps hold no tokens: nothing can be said of a placement");
     if (r->recommend)
-        return cli_format("Device %d holds everybody up; a new placement %s %.0f %% of %s step%s", d->hot_device,
-                          r->self_judged ? "should save" : "saves", saved, *large ? "a" : "every", large);
+        return cli_format("%s; a new placement %s %.0f %% of %s step%s", hot, r->self_judged ? "should save" : "saves",
+                          saved, *large ? "a" : "every", large);
     if (d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE)
-        return cli_format(
-            "Device %d holds everybody up; a new placement might save %.0f %%%s%s, on thin evidence",
-            d->hot_device, saved, *large ? " of a step" : "", large);
+        return cli_format("%s; a new placement might save %.0f %%%s%s, on thin evidence", hot, saved,
+                          *large ? " of a step" : "", large);
     if (runs && far)
         return cli_format("The plan made on %s is what runs; it does not carry over to %s", r->trace[0].name,
                           r->judged_on);
@@ -203,18 +216,18 @@ const char *cli_report_alone(const cli_report *r)
 static char *verdict(const cli_report *r)
 {
     const moe_ep_diagnosis *d = r->chosen;
-    char *best, *text;
+    char *best, *text, *where;
     double cost = d->before_s > 0.0 ? 100.0 * (1.0 - d->balanced_s / d->before_s) : 0.0;
     if (!(r->batch > 0.0))
         return cli_strdup("Where no tokens are, no device is the bottleneck and no step takes time: the figures below "
                           "are those of nothing. Judge on steps that hold tokens.");
     best = best_placement(r);
-    text = cli_format("Device %d is the bottleneck: in layer %d it carries %.2f times its share. "
-                      "Uneven load costs %.1f %% of each step (balance efficiency %.0f %%). "
+    where = cli_bottleneck(d, r->layer[r->hot].number);
+    text = cli_format("%s. Uneven load costs %.1f %% of each step (balance efficiency %.0f %%). "
                       "%s; with %s the step goes from %s to %s, %.1f %% %s.",
-                      d->hot_device, r->layer[r->hot].number, d->hot_imbalance, cost, 100.0 / d->imbalance_before,
-                      best, and_copies(r), cli_seconds(d->before_s), cli_seconds(d->after_s), fabs(100.0 * d->gain),
-                      d->gain < 0.0 ? "more" : "less");
+                      where, cost, 100.0 / d->imbalance_before, best, and_copies(r), cli_seconds(d->before_s),
+                      cli_seconds(d->after_s), fabs(100.0 * d->gain), d->gain < 0.0 ? "more" : "less");
+    free(where);
     free(best);
     return text;
 }

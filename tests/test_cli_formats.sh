@@ -721,6 +721,30 @@ result $? "all rows of a step on one of four devices"
 works "a device that is hot for a step" report "$tmp/ids.jsonl" $as --json
 grep -qxF ' "verdict": "recommend",' "$tmp/out"
 result $? "is worth a new placement" "$tmp/out"
+has "the device of a figure has a figure of its own" '"times_its_share": 1.0' "$tmp/out"
+# shellcheck disable=SC2086
+works "in words" report "$tmp/ids.jsonl" $as
+has "no device is blamed" "No device stays the busiest; a new placement saves" "$tmp/squeezed"
+has "for what another one has" \
+    "No device stays the busiest: the busiest of layer 0 has 4.00 times the mean on average." "$tmp/squeezed"
+# shellcheck disable=SC2086
+works "in diagnose" diagnose "$tmp/ids.jsonl" $as
+has "too" "no device stays the busiest: that of layer 0 has 4.00 times the mean on average" "$tmp/squeezed"
+# Two devices; the first has 3 of 4 rows in three steps of four, and 1 of 4 in the others: 10 rows where its share is 8.
+awk 'BEGIN { for (s = 0; s < 16; s++)
+    printf "{\"step\": %d, \"layer\": 0, \"counts\": [%d, 1, %d, 1]}\n", s, s % 4 ? 5 : 1, s % 4 ? 1 : 5 }' \
+    >"$tmp/mostly.jsonl"
+works "a device that is the busiest of most steps" report "$tmp/mostly.jsonl" --devices 2 --topk 1
+has "carries what it carries itself" "Device 0 is the bottleneck: in layer 0 it carries 1.25 times its share." \
+    "$tmp/squeezed"
+works "in diagnose" diagnose "$tmp/mostly.jsonl" --devices 2 --topk 1
+has "too, with the steps" "device 0 in layer 0: 1.25 times its share, the busiest in 75 % of the steps" "$tmp/squeezed"
+"$tool" watch "$tmp/mostly.jsonl" --devices 2 --once >"$tmp/out" 2>&1
+tr -s ' \n' '  ' <"$tmp/out" >"$tmp/squeezed"
+has "and in watch" "in layer 0 it carries 1.25 times its share, the busiest in 75 % of the steps" "$tmp/squeezed"
+"$tool" watch "$tmp/counts.jsonl" --devices 4 --once >"$tmp/out" 2>&1
+tr -s ' \n' '  ' <"$tmp/out" >"$tmp/squeezed"
+has "where none does" "no device stays the busiest: that of layer 0 has 4.00 times the mean on average" "$tmp/squeezed"
 # Five steps of 32 tokens: two on one device, 2 * 64 rows where the mean is 5 * 64 / 4.
 # shellcheck disable=SC2086
 works "--tokens" report "$tmp/ids.jsonl" $as --tokens 160 --json

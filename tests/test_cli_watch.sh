@@ -64,6 +64,10 @@ has "of one model without a name" '"models":[{"name":"","imbalance_mean":1.09090
 { log 1 " for model big" 24.00 48; log 1 " for model big" 24.00 24; } >"$tmp/again.log"
 once "$tmp/again.log" --json
 has "a model twice is two steps" '"steps":2,"imbalance":1.0,"imbalance_mean":1.5,' "$tmp/out"
+{ log 1 "" 1e-300 1e300; log 2 "" 1.00 2; log 3 "" -1 2; log 4 "" 9 2; } >"$tmp/odd.log"
+once "$tmp/odd.log" --json
+has "numbers that are no tokens" '"steps":1,"imbalance":2.0,' "$tmp/out"
+has "are not understood" '"lines_not_understood":3' "$tmp/out"
 i=0
 while [ $i -lt 20 ]; do
     log 1 " for model m$i" 10.00 20

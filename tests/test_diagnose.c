@@ -39,6 +39,7 @@ TEST(worked_example)
     CHECK_I64(o.hot_layer, 0);
     CHECK_NEAR(o.hot_share, 1.0, 0, 0);
     CHECK_NEAR(o.hot_imbalance, 2.63, 1e-12, 0);
+    CHECK_NEAR(o.hot_own, 2.63, 1e-12, 0); /* always the maximum */
     CHECK_I64(o.layers_loaded, 1);
     CHECK(o.bound_rows >= o.mean_rows && o.bound_rows <= o.after_rows + 1e-9);
     CHECK_NEAR(o.gain, 1 - o.after_rows / 1052, 1e-12, 0);
@@ -457,6 +458,8 @@ TEST(maximum_per_step_then_mean)
     CHECK_NEAR(o.imbalance_before, 2.0, 1e-12, 0);
     CHECK_NEAR(o.before_rows, 100.0, 1e-12, 0);
     CHECK_NEAR(o.hot_share, 0.5, 1e-12, 0);
+    CHECK_NEAR(o.hot_imbalance, 2.0, 1e-12, 0);
+    CHECK_NEAR(o.hot_own, 1.0, 1e-12, 0); /* the hot device has what the other one has */
     CHECK_I64(o.verdict, MOE_EP_NOT_NOW);
 }
 
@@ -855,7 +858,7 @@ static void world_make(world *w, uint64_t *state)
 /* What a diagnosis holds, from the two placements alone. */
 typedef struct plain {
     int32_t steps, layers_loaded, hot_device, hot_layer;
-    double share, ratio, mean, before, after, bound, before_s, after_s, balanced_s, improved, total, total_a;
+    double share, ratio, own, mean, before, after, bound, before_s, after_s, balanced_s, improved, total, total_a;
     int64_t moves, most;
 } plain;
 
@@ -923,9 +926,10 @@ static void plain_diagnosis(world *w, plain *o)
 {
     const double *window = w->SB > 0 ? w->b : w->a;
     int32_t steps = w->SB > 0 ? w->SB : w->SA, s, l, i, loaded[3] = {0, 0, 0};
-    double pile[3][6], ratio[3] = {0, 0, 0}, top[3][6], work[6], worst = -1;
+    double pile[3][6], has[3][6], means[3] = {0, 0, 0}, ratio[3] = {0, 0, 0}, top[3][6], work[6], worst = -1;
     memset(o, 0, sizeof *o);
     memset(pile, 0, sizeof pile);
+    memset(has, 0, sizeof has);
     memset(top, 0, sizeof top);
     for (i = 0; i < w->SA * w->L * w->E; i++) o->total_a += w->a[i];
     for (s = 0; s < steps; s++) {
@@ -945,7 +949,9 @@ static void plain_diagnosis(world *w, plain *o)
             mean /= speed;
             rows[1] += plain_layer(&w->plan, l, loads, work);
             rows[0] += max = plain_layer(&w->now, l, loads, work);
+            means[l] += mean;
             for (i = 0; i < w->D; i++) {
+                has[l][i] += work[i] > 0 ? work[i] : 0; /* below 0 = it takes no part */
                 if (work[i] > mean) pile[l][i] += work[i] - mean;
                 if (at < 0 && work[i] >= max) at = i;
             }
@@ -973,6 +979,7 @@ static void plain_diagnosis(world *w, plain *o)
     if (loaded[o->hot_layer]) {
         o->share = top[o->hot_layer][o->hot_device] / loaded[o->hot_layer];
         o->ratio = ratio[o->hot_layer] / loaded[o->hot_layer];
+        o->own = has[o->hot_layer][o->hot_device] / means[o->hot_layer];
     }
     plain_moves(w, o);
 }
@@ -1105,6 +1112,7 @@ static void check_figures(world *w, const moe_ep_diagnosis *o)
     CHECK_I64(o->hot_device, p.hot_device);
     CHECK_NEAR(o->hot_share, p.share, 1e-12, 0);
     CHECK_NEAR(o->hot_imbalance, p.ratio, 1e-12, 0);
+    CHECK_NEAR(o->hot_own, p.own, 1e-12, 0);
     CHECK_NEAR(o->improved, p.improved / steps, 1e-12, 0);
     CHECK_NEAR(o->before_s, d->cost && p.steps ? p.before_s / steps + other : 0, 1e-12, 0);
     CHECK_NEAR(o->after_s, d->cost && p.steps ? p.after_s / steps + other : 0, 1e-12, 0);
@@ -1345,6 +1353,7 @@ TEST(loads_next_to_nothing)
     CHECK_I64(o.layers_loaded, 0);
     CHECK_NEAR(o.hot_share, 0, 0, 0);
     CHECK_NEAR(o.hot_imbalance, 0, 0, 0);
+    CHECK_NEAR(o.hot_own, 0, 0, 0);
     d.shape.speed = fast;
     d.judge_loads = slow;
     d.cost = &cost;

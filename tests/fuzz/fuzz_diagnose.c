@@ -84,7 +84,7 @@ static void diagnose_case(void)
                       o->balanced_s,       o->gain,
                       o->speedup,          o->improved,
                       o->move_bytes,       o->move_s,
-                      o->break_even_steps};
+                      o->break_even_steps, o->hot_own};
         moe_ep_check_result valid;
         if (want && o->verdict != MOE_EP_INSUFFICIENT_EVIDENCE && moe_ep_validate(want, 0, &valid, &e) != MOE_EP_OK)
             fz_fail("the plan is not valid: %s", moe_ep_status_str(e.status));
@@ -93,7 +93,7 @@ static void diagnose_case(void)
         if (o->hot_device < -1 || o->hot_device >= D || o->hot_layer < -1 || o->hot_layer >= L || o->moves < 0)
             fz_fail("hot device %d layer %d", o->hot_device, o->hot_layer);
         if (!moe_ep_verdict_str(o->verdict)) fz_fail("no name");
-        for (int i = 0; i < 19; i++)
+        for (int i = 0; i < 20; i++)
             if (fz_wild(v[i])) fz_fail("field %d = %g q %d", i, v[i], q);
         if (o->bound_rows > o->after_rows * (1 + 1e-9))
             fz_fail("bound %g > after %g", o->bound_rows, o->after_rows);
