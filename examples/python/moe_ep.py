@@ -104,9 +104,10 @@ _struct("moe_ep_error", "moe_ep_status status; char *arg, *what; int64_t index; 
 _struct("moe_ep_router", """
     int32_t num_experts, top_k; moe_ep_score score; moe_ep_select select; moe_ep_weight weight; int32_t
     select_on_logit; float logit_softcap, *logit_bias, *select_bias; int32_t n_group, topk_group, group_top_m,
-    mask_zero, group_top_k, renorm; float renorm_p; int32_t renorm_skip_k1; moe_ep_eps_mode eps_mode; float eps, scale; int32_t
-    scale_only_without_renorm; float *per_expert_scale, sparsemixer_jitter; int32_t num_null, weight_on_input,
-    nan_as_masked; int64_t logits_stride; int32_t *table; int64_t table_rows; float *keys; moe_ep_isa isa_max;""")
+    mask_zero, group_top_k, renorm; float renorm_p; int32_t renorm_skip_k1; moe_ep_eps_mode eps_mode; float eps,
+    scale; int32_t scale_only_without_renorm; float *per_expert_scale, sparsemixer_jitter; int32_t num_null,
+    weight_on_input, nan_as_masked; int64_t logits_stride; int32_t *table; int64_t table_rows; float *keys;
+    moe_ep_isa isa_max;""")
 _struct("moe_ep_ids", """
     int32_t *ids; int64_t num_tokens; int32_t num_layers, top_k, num_experts; int64_t token_stride, layer_stride;""")
 _struct("moe_ep_balance_result", """
