@@ -1570,6 +1570,8 @@ TEST(presets_and_names)
 /* phi-3.5-moe: two far apart logits win with weight 1 each; near ones share. */
 TEST(sparsemixer_by_hand)
 {
+    const float other[4] = {0.0f, 9.0f, 0.0f, 0.0f};
+    const int32_t table[2] = {3, 1};
     float logits[4] = {3.0f, 1.0f, 2.95f, -2.0f}, w[2];
     int32_t ids[2];
     moe_ep_router r = moe_ep_router_phimoe(4, 2);
@@ -1577,6 +1579,15 @@ TEST(sparsemixer_by_hand)
     CHECK(ids[0] == 0 && ids[1] == 2);
     CHECK_NEAR(w[0], 1.0 / (1.0 + exp(-0.05)), 1e-6, 0.0); /* 0.05/3 is within 2 * 0.01 */
     CHECK_NEAR(w[1], 1.0, 1e-6, 0.0);                      /* the first winner no longer counts */
+    r.select_bias = other;                                 /* not read */
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 2);
+    r = moe_ep_router_hash(4, 2);
+    r.table = table;
+    r.table_rows = 1;
+    r.select_bias = other;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 3 && ids[1] == 1 && w[0] >= 1.0f && w[0] <= 1.0f);
 }
 
 TEST(table_and_keys)

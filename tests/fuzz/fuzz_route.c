@@ -66,8 +66,8 @@ static void per_token(void)
         }
     }
     if (fz_chance(.05)) c.isa_max = fz_bad_i32();
-    if (fz_chance(.05)) c.group_top_k = fz_bad_i32();
-    else if (c.topk_group > 0 && K % c.topk_group == 0 && fz_chance(.3)) c.group_top_k = K / c.topk_group;
+    if (c.topk_group > 0 && K % c.topk_group == 0 && fz_seldom(4)) c.group_top_k = K / c.topk_group;
+    if (fz_seldom(40)) c.group_top_k = fz_bad_i32();
     int tb;
     int32_t *tab = fz_ids((int64_t)7 * K, E, fz_chance(.1), &tb);
     c.table = fz_chance(.9) ? tab : NULL;
