@@ -466,10 +466,10 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     free(text);
     text = cli_stays_hot(w->hot_share)
                ? cli_format("device %d is the bottleneck: in layer %d it carries %.2f times its share, the busiest in "
-                            "%.0f %% of the steps; chance alone gives up to %.2f over all layers",
-                            w->hot_device, w->hot_layer, w->hot_own, 100.0 * w->hot_share, w->chance)
-               : cli_format("no device stays the busiest: that of layer %d has %.2f times the mean on average; chance "
-                            "alone gives up to %.2f over all layers", w->hot_layer, w->hot_times, w->chance);
+                            "%.0f %% of the steps; over all layers %s",
+                            w->hot_device, w->hot_layer, w->hot_own, 100.0 * w->hot_share, chance)
+               : cli_format("no device stays the busiest: that of layer %d has %.2f times the mean on average; over "
+                            "all layers %s", w->hot_layer, w->hot_times, chance);
     put_words(o, text, t->width, 3);
     free(chance);
     free(text);
