@@ -573,7 +573,7 @@ works "report: more devices than experts" report "$tmp/steady.csv" --topk 1 --de
 has "report: chance is not known then" 'mean over layers; chance not known; device 0' "$tmp/out"
 works "watch: more devices than experts" watch "$tmp/steady.csv" --topk 1 --devices 16 --once
 tr -s ' \n' '  ' <"$tmp/out" >"$tmp/flat"
-has "watch: chance is not known then" 'times the mean there; over all layers chance not known' "$tmp/flat"
+has "watch: chance is not known then" '100 % of the steps; over all layers chance not known' "$tmp/flat"
 works "diagnose --current" diagnose "$data/c_topk_ids.npy" --current "$maps/plan.csv" --json
 equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots)" 72
 refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5
@@ -868,7 +868,7 @@ less "sweep: an old plan is less even than a fresh one" "$fresh" "$(json "$tmp/o
 has "sweep: which its assumptions say" 'walks by 0.05 in every step; the plan is 1,000 steps old' "$tmp/out"
 refuses "sweep: a plan of the future" "age 0: a whole number from 1" sweep "$@" --age 0
 # shellcheck disable=SC2086
-set -- $question --ep 32 --redundant 32 --overlap none --attention-us 100 --json
+set -- --model deepseek-v3 --machine h200 --nodes 8 --ep 32 --redundant 32 --overlap none --attention-us 100 --json
 works "sweep: without drafts" sweep "$@" --tokens 64
 cp "$tmp/out" "$tmp/plain.json"
 works "sweep --drafts --accepted" sweep "$@" --tokens 128 --drafts 1 --accepted 1.85
