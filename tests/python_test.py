@@ -608,7 +608,8 @@ def readme(update=False):
 def structs():
     """The declarations of every _struct and _enum of moe_ep.py, anew from the header."""
     header = header_text()
-    header = re.sub(r"\bMOE_EP_MATH_COUNT\b", re.search(r"MOE_EP_MATH_COUNT = (\d+)", header).group(1), header)
+    for name in ("MOE_EP_MATH_COUNT", "MOE_EP_LINK_LEVELS"):
+        header = re.sub(r"\b%s\b" % name, re.search(r"\b%s = (\d+)" % name, header).group(1), header)
 
     def declarations(name):
         text, last = [], None

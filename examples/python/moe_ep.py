@@ -106,8 +106,8 @@ _struct("moe_ep_router", """
     select_on_logit; float logit_softcap, *logit_bias, *select_bias; int32_t n_group, topk_group, group_top_m,
     mask_zero, group_top_k, renorm; float renorm_p; int32_t renorm_skip_k1; moe_ep_eps_mode eps_mode; float eps,
     scale; int32_t scale_only_without_renorm; float *per_expert_scale, sparsemixer_jitter; int32_t num_null,
-    weight_on_input, nan_as_masked; int64_t logits_stride; int32_t *table; int64_t table_rows; float *keys; moe_ep_isa
-    isa_max;""")
+    weight_on_input, nan_as_masked; int64_t logits_stride; int32_t *table; int64_t table_rows; float *keys;
+    moe_ep_isa isa_max;""")
 _struct("moe_ep_ids", """
     int32_t *ids; int64_t num_tokens; int32_t num_layers, top_k, num_experts; int64_t token_stride, layer_stride;""")
 _struct("moe_ep_balance_result", """
@@ -147,8 +147,8 @@ _struct("moe_ep_moves_result", """
 _struct("moe_ep_model", """
     char *name, *source; int32_t num_layers, num_moe_layers, num_experts, top_k, num_groups, top_groups, num_shared,
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
-    moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes;
-    int64_t attention_flops;""")
+    moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes; int64_t
+    attention_flops;""")
 _struct("moe_ep_gemm", """
     double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p, other_byte_s; int32_t
     other_reached, other_multiplied, small_tokens; double small_byte, small_t0;""")
