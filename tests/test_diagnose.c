@@ -780,7 +780,7 @@ static void world_thresholds(moe_ep_diagnose_desc *d, uint64_t *state)
 {
     static const double target[5] = {0, 1, 1.05, 1.3, 4}, gain[4] = {0, 0.02, 0.1, 0.6}, improved[3] = {0, 0.5, 1},
                         horizon[5] = {0, 1e-5, 3, 40, 1e7},
-                        bytes[3] = {0, 0.5, 1000}, Bps[3] = {0, 1e8, 1e13}, pause[3] = {0, 0, 0.25};
+                        bytes[3] = {0, 0.5, 1e7}, Bps[3] = {0, 1e8, 1e13}, pause[3] = {0, 0, 0.25};
     d->target_imbalance = target[t_below(state, 5)];
     d->min_gain = gain[t_below(state, 4)];
     d->min_improved = improved[t_below(state, 3)];
@@ -1161,7 +1161,7 @@ TEST(every_figure_recomputed)
 {
     uint64_t state = t_seed + 5;
     int round, seen[9] = {0}, repaid = 0;
-    for (round = 0; round < (t_slow() > 1 ? 800 : 2500); round++) {
+    for (round = 0; round < (t_slow() > 1 ? 1500 : 2500); round++) {
         moe_ep_diagnosis o;
         moe_ep_error err;
         world w;
