@@ -4248,16 +4248,19 @@ static void moe_epi_arena_close(moe_epi_arena *a)
 
 /* ---- random numbers ----------------------------------------------------------------------------- */
 
+/* Finish of splitmix64 (Steele, Lea and Flood 2014); 0 stays 0. */
+static uint64_t moe_epi_mix64(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
 MOE_EP_API moe_ep_rng moe_ep_rng_seed(uint64_t seed)
 {
     moe_ep_rng r = {{0, 0, 0, 0}};
     int i;
-    for (i = 0; i < 4; i++) { /* splitmix64, Steele, Lea and Flood 2014 */
-        uint64_t z = (seed += 0x9e3779b97f4a7c15u);
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        r.s[i] = z ^ (z >> 31);
-    }
+    for (i = 0; i < 4; i++) r.s[i] = moe_epi_mix64(seed += 0x9e3779b97f4a7c15u);
     return r;
 }
 
@@ -17365,14 +17368,6 @@ static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int32_t n
         if (turn == n) turn = 0;
         slot_rows[v->slot[i]] = share + (turn++ < left);
     }
-}
-
-/* splitmix64's finish; 0 stays 0. */
-static uint64_t moe_epi_mix64(uint64_t z)
-{
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
 }
 
 static int32_t moe_epi_hash_replica(uint64_t key, int32_t expert, int32_t n)
