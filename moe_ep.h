@@ -2854,7 +2854,8 @@ typedef struct moe_ep_payback_desc {
     double before_s, after_s;   /* step times, on loads the plan was not made from               */
     int64_t moved_slots;        /* experts copied                                                */
     double expert_bytes;
-    double link_Bps;            /* what the copies share, 0 = infinitely fast                    */
+    double link_Bps;            /* what all copies share, 0 = infinitely fast; of devices that receive at once the
+                                   sum of their links, where moe_ep_diagnose has a device's move_Bps */
     double pause_s;             /* serving stands still                                          */
     double time_error;          /* how far off each step time may be, e.g. 0.1 (moe_ep_fit_error.median
                                    of rows held back), below 1; 0 = trusted                      */
@@ -3448,7 +3449,7 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
  * ================================================================================================== */
 
 typedef enum moe_ep_verdict {
-    MOE_EP_INSUFFICIENT_EVIDENCE = 0, /* nothing was judged: no second window, or it is empty     */
+    MOE_EP_INSUFFICIENT_EVIDENCE = 0, /* no second window, an empty one, or too little in it to tell */
     MOE_EP_NOT_NOW = 1,
     MOE_EP_RECOMMEND = 2
 } moe_ep_verdict;
@@ -3464,6 +3465,8 @@ typedef enum moe_ep_verdict_reason {
                                           few tokens would be (imbalance_before <= chance_imbalance) */
     MOE_EP_REASON_SMALL_GAIN,          /* the plan saves less than asked for                       */
     MOE_EP_REASON_UNRELIABLE,          /* it helps in too few of the judged steps                  */
+    MOE_EP_REASON_NOISE,               /* chance alone moves the gain of so few rows as far: more steps
+                                          are wanted                                                */
     MOE_EP_REASON_BREAK_EVEN,          /* moving the weights costs more than is saved in time      */
     MOE_EP_REASON_PAYS
 } moe_ep_verdict_reason;
@@ -3504,6 +3507,8 @@ typedef struct moe_ep_diagnose_desc {
     /* Routing that draws groups first (DeepSeek-V2, V3), for the chance baseline alone. */
     int32_t top_groups;              /* groups a token may use; 0 = all                             */
     int32_t router_groups;           /* of so many; 0 = num_groups                                  */
+
+    double min_sigmas;               /* least gain, in gain_sd, e.g. 1.645: in 19 of 20 cases no chance */
 } moe_ep_diagnose_desc;
 
 /* All figures are of window B when there is one, else of window A.  *_rows are sums over layers of the
@@ -3549,11 +3554,17 @@ typedef struct moe_ep_diagnosis {
                                       without cost                                                  */
     double hot_own;                /* rows of hot_device in hot_layer over the mean's, both summed over the steps:
                                       1 = its share, hot_imbalance where it is always the maximum   */
+    double gain_sd;                /* by how much chance alone moves the gain of a plan that is no better:
+                                      sqrt(2) sd / sqrt(layers * steps), with the sd of chance_imbalance, is
+                                      the standard deviation of what two placements differ by in max/mean
+                                      under uniform routing; times the gain that a max/mean lower by 1 brings,
+                                      1/imbalance_before in rows, (1 - balanced_s/before_s) /
+                                      (imbalance_before - 1) in seconds.  0 where chance_imbalance is */
 } moe_ep_diagnosis;
 
 /* Sets the thresholds of a desc to published practice: at least 2 judged steps, 80 % of them improved,
- * 5 % less work on the busiest device (vllm-ascend RFC 16795), max/mean 1.05 good enough.  Errors: none, NULL is left
- * alone.  O(1).
+ * 5 % less work on the busiest device (vllm-ascend RFC 16795), max/mean 1.05 good enough, and a gain of 1.645 gain_sd,
+ * which chance reaches once in twenty.  Errors: none, NULL is left alone.  O(1).
  * Example: min_gain becomes 0.05. */
 MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
 
@@ -3569,7 +3580,7 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
  * too small scratch->need may grow once more on the next try, when the planner says what it needs.
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
- * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10.  Over 20 such steps it is 1.06.
+ * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10, gain_sd 0.0134.  Over 20 such steps 1.06.
  * 1 of 58 layers and other_s 0.0058: 0.1 ms of it count.  E=D=2, steps {100,0} and {0,100}: hot_share 0.5,
  * hot_imbalance 2, hot_own 1. */
 MOE_EP_API moe_ep_status moe_ep_diagnose(const moe_ep_diagnose_desc *desc, moe_ep_placement *plan,
@@ -20617,31 +20628,75 @@ static double moe_epi_block_miss(const moe_epi_routing *q, int32_t first, int32_
     return miss / moe_epi_choose(q->G, q->M);
 }
 
-/* n blocks of the same size inside one routing group. */
-static double moe_epi_reach_alike(const moe_epi_routing *q, int64_t n, int32_t size)
+/* E experts in contiguous blocks on D devices, as moe_ep_place_contiguous cuts them: the first E mod D have one more.
+ * Block i here is those of `each` consecutive devices, i = 0 .. D/each - 1. */
+typedef struct moe_epi_cut {
+    int64_t per, uneven, each, blocks;
+} moe_epi_cut;
+
+static moe_epi_cut moe_epi_cut_of(int32_t E, int32_t D, int32_t each)
 {
-    return n > 0 && size > 0 ? (double)n * (1.0 - moe_epi_block_miss(q, 0, size)) : 0.0;
+    moe_epi_cut c;
+    c.per = E / D;
+    c.uneven = E % D;
+    c.each = each;
+    c.blocks = D / each;
+    return c;
 }
 
-/* Expected blocks a token reaches when E experts lie in `blocks` contiguous, equal-as-can-be blocks.  Only two block
- * sizes occur, and the position matters only for blocks with the end of a group inside. */
-static double moe_epi_distinct(const moe_epi_routing *q, int32_t blocks)
+/* First expert of block i; of i = blocks it is E. */
+static int32_t moe_epi_cut_at(const moe_epi_cut *c, int64_t i)
 {
+    const int64_t d = i * c->each;
+    return (int32_t)(d * c->per + (d < c->uneven ? d : c->uneven));
+}
+
+/* The last block that begins before expert `end` >= 1. */
+static int64_t moe_epi_cut_before(const moe_epi_cut *c, int32_t end)
+{
+    const int64_t larger = c->uneven * (c->per + 1); /* experts of the devices that have one more */
+    return (end <= larger ? (end - 1) / (c->per + 1) : c->uneven + (end - 1 - larger) / c->per) / c->each;
+}
+
+/* Expected blocks a token reaches.  At most three sizes occur, one of them once, and the position matters only for
+ * blocks with the end of a group inside: the others are counted by size. */
+static double moe_epi_distinct_cut(const moe_epi_routing *q, const moe_epi_cut *c)
+{
+    const int32_t size = q->E / q->G;
+    const int64_t full = c->uneven / c->each, some = c->uneven % c->each;
+    const int64_t has[3] = {c->each * (c->per + 1), c->each * c->per + some, c->each * c->per};
+    int64_t number[3], i, before = -1;
     double distinct = 0.0;
-    int32_t per = q->E / blocks, uneven = q->E % blocks, size = q->E / q->G, g, first, last;
-    int64_t i, before = -1, small = (int64_t)blocks - uneven, large = uneven;
+    int32_t g, first, last, k;
+    number[0] = full;
+    number[1] = some > 0;
+    number[2] = c->blocks - full - number[1];
     for (g = 1; q->M < q->G && g < q->G; g++) {
-        int64_t end = (int64_t)g * size;
-        i = (end * blocks - 1) / q->E; /* the last block that starts before the end */
-        first = (int32_t)((int64_t)q->E * i / blocks);
-        last = (int32_t)((int64_t)q->E * (i + 1) / blocks);
-        if (i == before || last <= end) continue;
+        i = moe_epi_cut_before(c, g * size);
+        first = moe_epi_cut_at(c, i);
+        last = moe_epi_cut_at(c, i + 1);
+        if (i == before || last <= g * size) continue;
         before = i;
         distinct += 1.0 - moe_epi_block_miss(q, first, last);
-        small -= last - first == per;
-        large -= last - first != per;
+        number[i < full ? 0 : 2 - (int)(i == full && some > 0)]--;
     }
-    return distinct + moe_epi_reach_alike(q, small, per) + moe_epi_reach_alike(q, large, per + (uneven > 0));
+    for (k = 0; k < 3; k++)
+        if (number[k] > 0)
+            distinct += (double)number[k] * (1.0 - moe_epi_block_miss(q, 0, (int32_t)has[k]));
+    return distinct;
+}
+
+static double moe_epi_distinct(const moe_epi_routing *q, int32_t D)
+{
+    const moe_epi_cut c = moe_epi_cut_of(q->E, D, 1);
+    return moe_epi_distinct_cut(q, &c);
+}
+
+/* The same of N nodes, each with the experts of its D/N devices; where N does not divide D, of N blocks. */
+static double moe_epi_distinct_nodes(const moe_epi_routing *q, int32_t D, int32_t N)
+{
+    const moe_epi_cut c = D % N == 0 ? moe_epi_cut_of(q->E, D, D / N) : moe_epi_cut_of(q->E, N, 1);
+    return moe_epi_distinct_cut(q, &c);
 }
 
 /* With more groups the number of ways to choose some does not fit a double; with more experts sums take seconds. */
@@ -20685,12 +20740,13 @@ static moe_epi_mates moe_epi_count_mates(const moe_epi_routing *q, int32_t D)
 {
     moe_epi_mates p;
     const int32_t size = q->E / q->G;
+    moe_epi_cut c;
     int32_t d;
     p.devices = D < q->E ? D : q->E;
+    c = moe_epi_cut_of(q->E, p.devices, 1);
     p.together = p.alike = 0.0;
     for (d = 0; d < p.devices; d++) {
-        const int32_t first = (int32_t)((int64_t)q->E * d / p.devices);
-        const int32_t last = (int32_t)((int64_t)q->E * (d + 1) / p.devices);
+        const int32_t first = moe_epi_cut_at(&c, d), last = moe_epi_cut_at(&c, (int64_t)d + 1);
         const double n = (double)(last - first), head = (double)(size - first % size);
         const double tail = (double)((last - 1) % size + 1), inside = (n - head - tail) * (double)size;
         p.together += n * n;
@@ -20983,7 +21039,7 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
     E = (double)desc->num_experts;
     T = (double)desc->tokens;
     r.distinct_devices = moe_epi_distinct(&q, D);
-    r.distinct_nodes = moe_epi_distinct(&q, desc->num_nodes > 0 ? desc->num_nodes : 1);
+    r.distinct_nodes = moe_epi_distinct_nodes(&q, D, desc->num_nodes > 0 ? desc->num_nodes : 1);
     r.device_tokens = T * r.distinct_devices / (double)D;
     r.active_total = q.K < q.E          ? -E * expm1(T * log1p(-(double)q.K / E))
                      : desc->tokens > 0 ? E
@@ -21053,7 +21109,7 @@ static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a
     double intra = (per_node - 1.0) / devices, inter = 1.0 - 1.0 / nodes;
     x.devices = x.nodes = 0.0;
     if (mode == MOE_EP_A2A_NODE_DEDUP) {
-        x.nodes = moe_epi_distinct(q, N);
+        x.nodes = moe_epi_distinct_nodes(q, D, N);
         x.devices = moe_epi_distinct(q, D);
         x.inter = tokens * x.nodes * inter;
         x.logical = N > 1 ? tokens * x.nodes : tokens * x.devices;
@@ -28160,6 +28216,7 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc)
     desc->min_gain = 0.05;
     desc->min_improved = 0.8;
     desc->min_steps = 2;
+    desc->min_sigmas = 1.645;
 }
 
 /* What the judging loop gathers, per placement where there are two: [0] current, [1] plan. */
@@ -28181,11 +28238,11 @@ typedef struct moe_epi_judge {
 
 static moe_ep_status moe_epi_diag_numbers(const moe_ep_diagnose_desc *d, moe_ep_error *err)
 {
-    const double value[] = {d->other_s,       d->expert_bytes,     d->move_Bps, d->pause_s,
-                            d->horizon_steps, d->target_imbalance, d->min_gain, d->min_improved};
+    const double value[] = {d->other_s,          d->expert_bytes, d->move_Bps,     d->pause_s,   d->horizon_steps,
+                            d->target_imbalance, d->min_gain,     d->min_improved, d->min_sigmas};
     const char *const name[] = {
-        "desc.other_s",       "desc.expert_bytes",     "desc.move_Bps", "desc.pause_s",
-        "desc.horizon_steps", "desc.target_imbalance", "desc.min_gain", "desc.min_improved"};
+        "desc.other_s",          "desc.expert_bytes", "desc.move_Bps",     "desc.pause_s",   "desc.horizon_steps",
+        "desc.target_imbalance", "desc.min_gain",     "desc.min_improved", "desc.min_sigmas"};
     size_t i;
     for (i = 0; i < sizeof value / sizeof value[0]; i++) {
         if (!moe_epi_finite(value[i]))
@@ -28656,6 +28713,11 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_puts(&t, " of the steps, wanted ");
         moe_epi_put_percent(&t, d->min_improved);
         moe_epi_puts(&t, ": the load shifts faster than the plan");
+    } else if (o->reason == MOE_EP_REASON_NOISE) {
+        moe_epi_put_change(&t, d, o);
+        moe_epi_puts(&t, ", but so few rows differ by ");
+        moe_epi_put_percent(&t, moe_epi_diag_fit(d->min_sigmas * o->gain_sd));
+        moe_epi_puts(&t, " by chance alone; more steps would tell");
     } else if (o->reason == MOE_EP_REASON_BREAK_EVEN) {
         moe_epi_puts(&t, "moving ");
         moe_epi_puti(&t, o->moves);
@@ -28701,7 +28763,10 @@ static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total
                                                                    : MOE_EP_REASON_SMALL_GAIN;
         else if (o->improved < d->min_improved)
             o->reason = MOE_EP_REASON_UNRELIABLE;
-        else if (d->horizon_steps > 0.0 &&
+        else if (o->gain < d->min_sigmas * o->gain_sd) {
+            o->reason = MOE_EP_REASON_NOISE;
+            o->verdict = MOE_EP_INSUFFICIENT_EVIDENCE; /* more steps would tell */
+        } else if (d->horizon_steps > 0.0 &&
                  (o->break_even_steps > d->horizon_steps ||
                   (o->break_even_steps < 0.0 && o->before_s > o->after_s)))
             o->reason = MOE_EP_REASON_BREAK_EVEN;
@@ -28721,26 +28786,37 @@ static double moe_epi_diag_total(const double *loads, int64_t n)
     return total;
 }
 
-/* The 95 % point of the mean over layers and steps of the busiest device's max/mean when routing is uniform, at the
- * mean number of tokens: noise of different layers and steps is independent.  0 = not known. */
-static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
-                                  const moe_ep_diagnosis *o)
+/* Max/mean of the busiest device under uniform routing of the mean number of tokens, averaged over layers and steps,
+ * whose noise is independent: its 95 % point, and its standard deviation in *sd.  Both 0 = not known. */
+static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_judge *j, const moe_ep_diagnosis *o,
+                                  double *sd)
 {
     moe_ep_chance_result chance;
     moe_epi_routing routing;
     double passes = (double)o->layers_loaded * (double)j->steps;
     double rows = passes > 0.0 ? j->total / passes : 0.0, tokens;
+    *sd = 0.0;
     (void)moe_epi_diag_routing(d, &routing); /* was checked */
     tokens = floor((rows < 9.0e15 ? rows : 9.0e15) / (double)routing.K + 0.5);
     if (tokens < 1.0 || d->shape.num_devices > d->num_experts) return 0.0;
     moe_epi_chance_routed(&routing, tokens, d->shape.num_devices, &chance);
-    return passes > 1.0 ? fmin(chance.p95, chance.max_over_mean + 1.645 * chance.sd / sqrt(passes)) : chance.p95;
+    *sd = chance.sd / sqrt(passes);
+    return passes > 1.0 ? fmin(chance.p95, chance.max_over_mean + 1.645 * *sd) : chance.p95;
+}
+
+/* What a max/mean that is lower by 1 gains: of the rows all, of the seconds what uneven load costs today. */
+static double moe_epi_diag_slope(const moe_ep_diagnosis *o)
+{
+    const double rows = 1.0 / o->imbalance_before, above = o->imbalance_before - 1.0;
+    if (!(o->before_s > 0.0)) return rows;
+    if (!(above > 0.0) || !(o->balanced_s < o->before_s)) return 0.0;
+    return fmin((1.0 - o->balanced_s / o->before_s) / above, rows);
 }
 
 static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
                                 moe_ep_diagnosis *o)
 {
-    double steps = (double)j->steps, other = d->other_s * moe_epi_diag_share(d, o->layers_loaded);
+    double steps = (double)j->steps, other = d->other_s * moe_epi_diag_share(d, o->layers_loaded), sd;
     o->steps = (int32_t)j->steps;
     o->mean_rows = j->mean / steps;
     o->before_rows = j->rows[0] / steps;
@@ -28752,7 +28828,7 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
         o->imbalance_after = j->rows[1] / j->mean;
         o->imbalance_bound = j->bound / j->mean;
     }
-    o->chance_imbalance = moe_epi_diag_chance(d, j, o);
+    o->chance_imbalance = moe_epi_diag_chance(d, j, o, &sd);
     o->gain = o->before_rows > 0.0 ? 1.0 - moe_epi_diag_fit(o->after_rows / o->before_rows) : 0.0;
     o->speedup = o->after_rows > 0.0 ? moe_epi_diag_fit(o->before_rows / o->after_rows) : 1.0;
     if (d->cost && j->seconds[0] > 0.0) {
@@ -28762,6 +28838,7 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
         o->gain = 1.0 - moe_epi_diag_fit(o->after_s / o->before_s);
         o->speedup = moe_epi_diag_fit(o->before_s / o->after_s);
     }
+    o->gain_sd = sqrt(2.0) * sd * moe_epi_diag_slope(o);
     o->improved = (double)j->improved / steps;
     o->break_even_steps = o->move_s > 0.0 ? -1.0 : 0.0;
     if (o->move_s > 0.0 && o->before_s > o->after_s)

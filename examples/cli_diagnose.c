@@ -35,6 +35,8 @@ static const char diagnose_help[] =
     "  --min-gain S      least share of a step saved (0.05)\n"
     "  --min-improved S  least share of judged steps that get faster (0.8)\n"
     "  --min-steps N     least number of judged steps (2; 1 where the recordings are sums)\n"
+    "  --min-sigmas S    least gain, in standard deviations of what chance does to it (1.645: in 19 of 20 cases no\n"
+    "                    chance; 0 = it is not asked)\n"
     "  --horizon N       steps that the plan will serve (no limit)\n"
     "what it costs\n"
     "  --kernels NAME    of dispatch and combine: auto (normal from 512 tokens per device on), normal or low-latency\n"
@@ -49,7 +51,7 @@ static const char diagnose_help[] =
     "  --only TEXT       --layers-first   --counts      of the inputs (see moe-ep report --help)\n"
     "  --html FILE       --json   --width W   --ascii   --color auto|always|never\n";
 
-enum { O_CURRENT = 256, O_POLICY, O_IMPROVED, O_STEPS, O_PAUSE, O_SPEED, O_EXIT };
+enum { O_CURRENT = 256, O_POLICY, O_IMPROVED, O_STEPS, O_SIGMAS, O_PAUSE, O_SPEED, O_EXIT };
 enum { EXIT_NOT_NOW = 3, EXIT_INSUFFICIENT = 4 };
 
 static const struct option diagnose_long[] = {CLI_COMMON_OPTIONS,
@@ -59,6 +61,7 @@ static const struct option diagnose_long[] = {CLI_COMMON_OPTIONS,
                                               {"policy", 1, NULL, O_POLICY},
                                               {"min-improved", 1, NULL, O_IMPROVED},
                                               {"min-steps", 1, NULL, O_STEPS},
+                                              {"min-sigmas", 1, NULL, O_SIGMAS},
                                               {"pause-ms", 1, NULL, O_PAUSE},
                                               {"move-gbps", 1, NULL, O_SPEED},
                                               {"exit-code", 0, NULL, O_EXIT},
@@ -101,6 +104,9 @@ static void take_option(cli_diagnose *g, cli_common *common, int *exit_code, int
     case O_STEPS:
         g->min_steps_given = 1;
         g->desc.min_steps = (int32_t)cli_option_count("min-steps", value, 1, INT32_MAX);
+        return;
+    case O_SIGMAS:
+        g->desc.min_sigmas = cli_option_number("min-sigmas", value, 0.0, 1e6);
         return;
     case O_PAUSE:
         g->desc.pause_s = 1e-3 * cli_option_number("pause-ms", value, 0.0, 1e9);
@@ -340,6 +346,10 @@ static void write_checks(cli_diagnose *g)
               g->window_judged ? cli_format("%.0f %%", 100.0 * d->improved) : cli_strdup("unknown"),
               cli_format("%.0f %% or more", 100.0 * q->min_improved),
               g->window_judged ? d->improved >= q->min_improved : -1);
+    if (d->gain_sd > 0.0 && q->min_sigmas > 0.0)
+        add_check(g, "more than chance saves", cli_format("%.1f %%", 100.0 * d->gain),
+                  cli_format("%.1f %% or more", 100.0 * q->min_sigmas * d->gain_sd),
+                  g->window_judged ? d->gain >= q->min_sigmas * d->gain_sd : -1);
     add_check(g, "steps until moving is repaid",
               d->break_even_steps < 0.0 ? cli_strdup("never")
                                         : cli_strdup(cli_count(ceil(d->break_even_steps))),
@@ -400,8 +410,9 @@ static void write_verdict(cli_diagnose *g)
         g->badge = "Insufficient evidence";
         g->state = "open";
         g->headline =
-            cli_strdup(g->window_judged ? "Insufficient evidence: too few steps were judged"
-                                        : "Insufficient evidence: a second window is needed");
+            cli_strdup(d->reason == MOE_EP_REASON_NOISE ? "Insufficient evidence: chance alone may save as much"
+                       : g->window_judged               ? "Insufficient evidence: too few steps were judged"
+                                                        : "Insufficient evidence: a second window is needed");
     }
     if (d->reason == MOE_EP_REASON_NO_LOAD) {
         free(g->headline);

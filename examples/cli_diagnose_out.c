@@ -100,8 +100,8 @@ static json_t *diagnosis(const cli_diagnose *g, const moe_ep_diagnosis *d)
                      "imbalance_bound", d->imbalance_bound, "imbalance_chance", cli_chance_number(d),
                      "rows_before", d->before_rows, "rows_after", d->after_rows, "rows_bound", d->bound_rows,
                      "rows_balanced", d->mean_rows, "before_s", d->before_s, "after_s", d->after_s,
-                     "balanced_s", d->balanced_s, "gain", d->gain, "speedup", d->speedup,
-                     "improved", d->improved, NULL);
+                     "balanced_s", d->balanced_s, "gain", d->gain, "gain_sd", cli_gain_sd_number(d),
+                     "speedup", d->speedup, "improved", d->improved, NULL);
     json_object_set_new(o, "moves", json_integer(d->moves));
     cli_json_numbers(o, "move_bytes", d->move_bytes, "move_s", d->move_s,
                      "break_even_steps", d->break_even_steps, NULL);
@@ -118,7 +118,7 @@ static json_t *setup(const cli_diagnose *g)
     cli_json_words(o, "model", s->model.name, "machine", s->machine.name,
                    "kernels", cli_report_kernels(&g->r), "policy", moe_ep_place_policy_str(g->d.policy), NULL);
     cli_json_numbers(o, "target", g->desc.target_imbalance, "min_gain", g->desc.min_gain,
-                     "min_improved", g->desc.min_improved, NULL);
+                     "min_improved", g->desc.min_improved, "min_sigmas", g->desc.min_sigmas, NULL);
     json_object_set_new(o, "min_steps", json_integer(g->desc.min_steps));
     json_object_set_new(o, "horizon_steps", cli_json_number(g->desc.horizon_steps));
     json_object_set_new(o, "layers_left_out", json_string(g->r.left_out));

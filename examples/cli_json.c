@@ -52,6 +52,7 @@ static json_t *diagnosis(const cli_report *r, const moe_ep_diagnosis *d, int32_t
     json_object_set_new(o, "after_s", cli_json_number(d->after_s));
     json_object_set_new(o, "balanced_s", cli_json_number(d->balanced_s));
     json_object_set_new(o, "gain", cli_json_number(d->gain));
+    json_object_set_new(o, "gain_sd", cli_json_number(cli_gain_sd_number(d)));
     json_object_set_new(o, "improved", cli_json_number(d->improved));
     json_object_set_new(o, "moves", json_integer(d->moves));
     json_object_set_new(o, "move_bytes", cli_json_number(d->move_bytes));

@@ -179,6 +179,8 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o);
 char *cli_chance_words(const char *words, double chance, int decimals);
 /* What chance gives; NaN, null in JSON, where it is not known. */
 double cli_chance_number(const moe_ep_diagnosis *d);
+/* The gain that chance gives, one standard deviation; null in JSON where it is not known. */
+double cli_gain_sd_number(const moe_ep_diagnosis *d);
 /* 1: the hot device of a diagnosis is the busiest of its layer in more than half of the steps. */
 int cli_stays_hot(double hot_share);
 /* "Device 3 is the bottleneck: in layer 2 it carries 1.61 times its share", or where no device stays the busiest what

@@ -72,6 +72,11 @@ double cli_chance_number(const moe_ep_diagnosis *d)
     return d->chance_imbalance > 0.0 ? d->chance_imbalance : (double)NAN;
 }
 
+double cli_gain_sd_number(const moe_ep_diagnosis *d)
+{
+    return d->chance_imbalance > 0.0 ? d->gain_sd : (double)NAN;
+}
+
 char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
 {
     char *change = step_change(o), *text = NULL, *when;
@@ -106,6 +111,10 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
         text = cli_format("the plan helps in only %.1f %% of the steps, wanted %.1f %%: the load shifts faster than "
                           "the plan",
                           100.0 * o->improved, 100.0 * d->min_improved);
+        break;
+    case MOE_EP_REASON_NOISE:
+        text = cli_format("%s, but so few rows differ by %.1f %% by chance alone; more steps would tell", change,
+                          100.0 * d->min_sigmas * o->gain_sd);
         break;
     case MOE_EP_REASON_BREAK_EVEN:
         when = cli_after_steps(o->break_even_steps);

@@ -1668,11 +1668,18 @@ static void grouped_token(uint64_t *s, int32_t E, int32_t K, int32_t G, int32_t 
     }
 }
 
+/* Contiguous blocks: the first E mod D devices have one expert more. */
 static void devices_of(int32_t E, int32_t D, int32_t *of_expert)
 {
-    int32_t d, e;
+    int32_t d, e = 0, left;
     for (d = 0; d < D; d++)
-        for (e = (int32_t)((int64_t)E * d / D); e < (int32_t)((int64_t)E * (d + 1) / D); e++) of_expert[e] = d;
+        for (left = E / D + (d < E % D); left > 0; left--) of_expert[e++] = d;
+}
+
+/* What device d has of so many rows when every expert has as many. */
+static double even_rows(double rows, int32_t E, int32_t D, int32_t d)
+{
+    return rows / E * (E / D + (d < E % D));
 }
 
 TEST(chance_grouped_monte_carlo)
@@ -1704,7 +1711,7 @@ TEST(chance_grouped_monte_carlo)
                 int64_t rows[256] = {0}, most = 0, t;
                 for (t = 0; t < T; t++) grouped_token(&s, E, K, row[i].G, row[i].M, of_expert, rows);
                 for (d = 0; d < D; d++) {
-                    const double even = (double)(T * K) / E * (E * (d + 1) / D - E * d / D);
+                    const double even = even_rows((double)(T * K), E, D, d);
                     one += ((double)rows[d] - even) * ((double)rows[d] - even);
                     most = rows[d] > most ? rows[d] : most;
                 }
@@ -1754,7 +1761,7 @@ TEST(chance_grouped_one_token_by_enumeration)
                     if (n != K || used > M) continue;
                     for (e = 0; e < M - used; e++) alike *= (double)(G - used - e) / (e + 1);
                     for (d = 0; d < D; d++) {
-                        const double even = (double)K / E * (E * (d + 1) / D - E * d / D);
+                        const double even = even_rows(K, E, D, d);
                         square += alike * (rows[d] - even) * (rows[d] - even);
                         reached += alike * (rows[d] > 0);
                     }

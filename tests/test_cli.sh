@@ -548,6 +548,14 @@ run 4 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --min-steps 5 --
     pass "diagnose --min-steps" || fail "diagnose --min-steps" "$tmp/err"
 run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --min-gain 0.9 &&
     pass "diagnose --min-gain" || fail "diagnose --min-gain" "$tmp/err"
+run 4 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --min-sigmas 900 &&
+    pass "diagnose --min-sigmas" || fail "diagnose --min-sigmas" "$tmp/err"
+has "diagnose: chance alone may save as much" '^Insufficient evidence: chance alone may save as much$' "$tmp/out"
+has "diagnose: a gain within chance" 'more than chance saves +[0-9.]+ % +wanted [0-9.]+ % or more +not met$' "$tmp/out"
+has "diagnose: by how much rows differ by chance" 'but so few rows differ by [0-9.]+ %' "$tmp/out"
+run 0 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --min-sigmas 0 --json
+equal "diagnose: --min-sigmas 0 does not ask" "$(json "$tmp/out" verdict)" recommend
+less "diagnose --json: what chance does to the gain" "$(json "$tmp/out" gain_sd)" 0.01
 run 3 diagnose "$tmp/steady.csv" --topk 1 --devices 4 --slots 8 --model mixtral-8x7b --exit-code --target 4 &&
     pass "diagnose --target" || fail "diagnose --target" "$tmp/err"
 # A device with 1.315 times its share in batches of 64 tokens: more than chance, unless routing is by groups.
@@ -569,6 +577,7 @@ if grep -q 'against chance' "$tmp/out"; then fail "diagnose: no line against cha
 else pass "diagnose: no line against chance"; fi
 works "diagnose --json of them" diagnose "$tmp/steady.csv" --topk 1 --devices 16 --slots 16 --json
 equal "diagnose --json: chance is null" "$(json "$tmp/out" imbalance_chance)" null
+equal "diagnose --json: so is what it does to the gain" "$(json "$tmp/out" gain_sd)" null
 works "report: more devices than experts" report "$tmp/steady.csv" --topk 1 --devices 16 --slots 16
 has "report: chance is not known then" 'mean over layers; chance not known; device 0' "$tmp/out"
 works "watch: more devices than experts" watch "$tmp/steady.csv" --topk 1 --devices 16 --once

@@ -637,6 +637,17 @@ static void draw(uint64_t *s, int32_t E, int32_t K, int32_t G, int32_t M, int32_
     }
 }
 
+/* The device of expert e of E in contiguous blocks on D of them: the first E mod D have one more. */
+static int32_t block_of(int32_t e, int32_t E, int32_t D)
+{
+    int32_t d = 0, end = E / D + (E % D > 0);
+    while (e >= end) {
+        d++;
+        end += E / D + (d < E % D);
+    }
+    return d;
+}
+
 TEST(distinct_devices_against_monte_carlo)
 {
     static const int32_t shape[][6] = {{256, 8, 1, 1, 32, 4}, {256, 8, 8, 4, 16, 8}, {256, 8, 8, 4, 64, 4},
@@ -664,12 +675,10 @@ TEST(distinct_devices_against_monte_carlo)
             unsigned char dev[64] = {0}, node[64] = {0};
             draw(&s, shape[i][0], shape[i][1], shape[i][2], shape[i][3], ids);
             for (k = 0; k < shape[i][1]; k++) {
-                for (b = 0; b < shape[i][4]; b++)
-                    if (ids[k] >= shape[i][0] * b / shape[i][4] && ids[k] < shape[i][0] * (b + 1) / shape[i][4])
-                        dev[b] = 1;
-                for (b = 0; b < shape[i][5]; b++)
-                    if (ids[k] >= shape[i][0] * b / shape[i][5] && ids[k] < shape[i][0] * (b + 1) / shape[i][5])
-                        node[b] = 1;
+                const int32_t D = shape[i][4], N = shape[i][5];
+                b = block_of(ids[k], shape[i][0], D);
+                dev[b] = 1;
+                node[D % N == 0 ? b / (D / N) : block_of(ids[k], shape[i][0], N)] = 1;
             }
             for (b = 0; b < 64; b++) devices += dev[b], nodes += node[b];
         }
@@ -839,7 +848,7 @@ TEST(uneven_blocks_and_groups_against_monte_carlo)
                 unsigned char hit[64] = {0};
                 draw(&s, E, K, shape[i].G, shape[i].M, ids);
                 for (k = 0; k < K; k++) {
-                    b = ids[k] * D / E;
+                    b = block_of(ids[k], E, D);
                     rows[b]++;
                     arrived += !hit[b];
                     hit[b] = 1;
@@ -2322,11 +2331,11 @@ static double misses(int n, int b, int K)
     return p;
 }
 
-/* Every choice of groups and every device, one by one. */
-static void check_blocks(int G, int size, int M, int K, int D)
+/* Every choice of groups and every device and node, one by one. */
+static void check_blocks(int G, int size, int M, int K, int D, int N)
 {
     int drawn, ways = 0, i, e;
-    double sum = 0;
+    double sum = 0, nodes = 0;
     moe_ep_expect_desc d;
     moe_ep_expect_result r;
     memset(&d, 0, sizeof d);
@@ -2334,6 +2343,7 @@ static void check_blocks(int G, int size, int M, int K, int D)
     d.num_experts = G * size;
     d.top_k = K;
     d.num_devices = D;
+    d.num_nodes = N;
     d.num_groups = G;
     d.top_groups = M;
     CHECK_I64(moe_ep_expect(&d, &r, NULL), MOE_EP_OK);
@@ -2343,11 +2353,19 @@ static void check_blocks(int G, int size, int M, int K, int D)
         ways++;
         for (i = 0; i < D; i++) {
             int inside = 0;
-            for (e = G * size * i / D; e < G * size * (i + 1) / D; e++) inside += drawn >> (e / size) & 1;
+            for (e = 0; e < G * size; e++) inside += block_of(e, G * size, D) == i && drawn >> (e / size) & 1;
             sum += 1 - misses(M * size, inside, K);
+        }
+        for (i = 0; i < (N > 1 ? N : 1); i++) { /* 0 = one node */
+            int inside = 0;
+            for (e = 0; e < G * size; e++)
+                inside += (N < 2 ? 0 : D % N ? block_of(e, G * size, N) : block_of(e, G * size, D) / (D / N)) == i &&
+                          drawn >> (e / size) & 1;
+            nodes += 1 - misses(M * size, inside, K);
         }
     }
     CHECK_NEAR(r.distinct_devices, sum / ways, 1e-11, 1e-11);
+    CHECK_NEAR(r.distinct_nodes, nodes / ways, 1e-11, 1e-11);
 }
 
 TEST(blocks_and_groups_one_by_one)
@@ -2357,13 +2375,13 @@ TEST(blocks_and_groups_one_by_one)
     for (round = 0; round < 2000 && !t_failed_here; round++) {
         G = 1 + (int)t_below(&s, 7), size = 1 + (int)t_below(&s, 7), M = 1 + (int)t_below(&s, (uint64_t)G);
         K = 1 + (int)t_below(&s, (uint64_t)(M * size)), D = 1 + (int)t_below(&s, (uint64_t)(2 * G * size));
-        check_blocks(G, size, M, K, D);
+        check_blocks(G, size, M, K, D, (int)t_below(&s, (uint64_t)D + 1));
     }
     for (G = 2; G <= 7; G++) /* devices with parts of two groups and whole ones between them */
         for (size = 1; size <= 7; size += 1 + (t_slow() > 1))
             for (M = 1; M < G; M++)
                 for (K = 1; K <= 2 && K <= M * size; K++)
-                    for (D = 2; D <= G && !t_failed_here; D++) check_blocks(G, size, M, K, D);
+                    for (D = 2; D <= G && !t_failed_here; D++) check_blocks(G, size, M, K, D, D % 2 ? 1 : D / 2);
 }
 
 /* As many devices as there can be, and as many groups, are counted at once; beyond that they are refused. */

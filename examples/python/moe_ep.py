@@ -98,7 +98,7 @@ _enum("moe_ep_wire", "MOE_EP_WIRE_", "bf16 fp32 fp8 mxfp8 nvfp4")
 _enum("moe_ep_overlap", "MOE_EP_OVERLAP_", "none shared two_exposed two_hidden two_staggered")
 _enum("moe_ep_verdict", "MOE_EP_", "insufficient_evidence not_now recommend")
 _enum("moe_ep_verdict_reason", "MOE_EP_REASON_",
-      "no_judge_window no_load few_steps balanced chance small_gain unreliable break_even pays")
+      "no_judge_window no_load few_steps balanced chance small_gain unreliable noise break_even pays")
 
 _struct("moe_ep_error", "moe_ep_status status; char *arg, *what; int64_t index; double value;")
 _struct("moe_ep_router", """
@@ -180,12 +180,12 @@ _struct("moe_ep_diagnose_desc", """
     int32_t num_layers, num_experts, top_k, num_groups; moe_ep_shape shape; moe_ep_place_policy policy;
     moe_ep_placement *current; double *plan_loads; int32_t plan_steps; double *judge_loads; int32_t judge_steps;
     moe_ep_layer_desc *cost; double other_s, expert_bytes, move_Bps, pause_s, horizon_steps, target_imbalance,
-    min_gain, min_improved; int32_t min_steps, top_groups, router_groups;""")
+    min_gain, min_improved; int32_t min_steps, top_groups, router_groups; double min_sigmas;""")
 _struct("moe_ep_diagnosis", """
     moe_ep_verdict verdict; moe_ep_verdict_reason reason; char text[320]; moe_ep_place_policy policy; int32_t steps,
     layers_loaded, hot_device, hot_layer; double hot_share, hot_imbalance, mean_rows, before_rows, after_rows,
     bound_rows, imbalance_before, imbalance_after, imbalance_bound, chance_imbalance, before_s, after_s, balanced_s,
-    gain, speedup, improved; int64_t moves; double move_bytes, move_s, break_even_steps, hot_own;""")
+    gain, speedup, improved; int64_t moves; double move_bytes, move_s, break_even_steps, hot_own, gain_sd;""")
 
 # Function: result, then arguments, in letters: i int32, q int64, Q size_t, d double, s text, p pointer, v none.
 _CALLS = {name: (letters[0], letters[1:]) for name, letters in (line.split() for line in """
@@ -1040,8 +1040,8 @@ def diagnose(plan_loads, judge_loads, num_devices, num_slots=0, num_nodes=0, pol
 
     current: the Placement that runs; None = contiguous blocks.  num_nodes: 0 = as current has them, or as many as the
     machine's devices_per_node makes.  model and machine give seconds (layer: fields of moe_ep_layer_desc).  fields sets
-    thresholds and costs (target_imbalance, min_gain, min_steps, expert_bytes, move_Bps, pause_s, horizon_steps, top_k,
-    ...); the rest is as moe_ep_diagnose_thresholds sets it.
+    thresholds and costs (target_imbalance, min_gain, min_sigmas, min_steps, expert_bytes, move_Bps, pause_s,
+    horizon_steps, top_k, ...); the rest is as moe_ep_diagnose_thresholds sets it.
     Returns a Result: verdict, reason, text, gain, hot_device, ...; plan is the new Placement."""
     a = _array(plan_loads, np.float64, "plan_loads", (2, 3))
     a = a.reshape((-1,) + a.shape[-2:])

@@ -49,6 +49,7 @@ static void diagnose_case(void)
     if (fz_chance(.2)) d.min_gain = fz_bad_double();
     if (fz_chance(.1)) d.min_improved = fz_bad_double();
     if (fz_chance(.1)) d.target_imbalance = fz_bad_double();
+    if (fz_chance(.1)) d.min_sigmas = fz_bad_double();
     if (fz_chance(.1)) d.min_steps = fz_bad_i32();
     if (fz_calm && d.min_gain >= 1.0) d.min_gain = 0.05;
     if (fz_calm && d.min_improved > 1.0) d.min_improved = 0.8;
@@ -84,7 +85,8 @@ static void diagnose_case(void)
                       o->balanced_s,       o->gain,
                       o->speedup,          o->improved,
                       o->move_bytes,       o->move_s,
-                      o->break_even_steps, o->hot_own};
+                      o->break_even_steps, o->hot_own,
+                      o->gain_sd};
         moe_ep_check_result valid;
         if (want && o->verdict != MOE_EP_INSUFFICIENT_EVIDENCE && moe_ep_validate(want, 0, &valid, &e) != MOE_EP_OK)
             fz_fail("the plan is not valid: %s", moe_ep_status_str(e.status));
