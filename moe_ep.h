@@ -3464,9 +3464,8 @@ typedef enum moe_ep_verdict_reason {
     MOE_EP_REASON_CHANCE,              /* saves too little, and no worse than uniform routing of so
                                           few tokens would be (imbalance_before <= chance_imbalance) */
     MOE_EP_REASON_SMALL_GAIN,          /* the plan saves less than asked for                       */
-    MOE_EP_REASON_UNRELIABLE,          /* it helps in too few of the judged steps                  */
-    MOE_EP_REASON_NOISE,               /* chance alone moves the gain of so few rows as far: more steps
-                                          are wanted                                                */
+    MOE_EP_REASON_UNRELIABLE,          /* it helps in too few of the judged steps (improved_wanted) */
+    MOE_EP_REASON_NOISE,               /* less than min_sigmas gain_sd: in so few steps chance does as much */
     MOE_EP_REASON_BREAK_EVEN,          /* moving the weights costs more than is saved in time      */
     MOE_EP_REASON_PAYS
 } moe_ep_verdict_reason;
@@ -3501,7 +3500,8 @@ typedef struct moe_ep_diagnose_desc {
     /* What counts as worth it; see moe_ep_diagnose_thresholds.  0 = any improvement counts. */
     double target_imbalance;         /* max/mean that is good enough, e.g. 1.05                     */
     double min_gain;                 /* least share of the step saved, e.g. 0.05                    */
-    double min_improved;             /* least share of judged steps that get faster, e.g. 0.8       */
+    double min_improved;             /* least share of judged steps that get faster, e.g. 0.8; less of steps
+                                        of few rows, see improved_wanted                            */
     int32_t min_steps;               /* least number of judged steps                                */
 
     /* Routing that draws groups first (DeepSeek-V2, V3), for the chance baseline alone. */
@@ -3554,17 +3554,25 @@ typedef struct moe_ep_diagnosis {
                                       without cost                                                  */
     double hot_own;                /* rows of hot_device in hot_layer over the mean's, both summed over the steps:
                                       1 = its share, hot_imbalance where it is always the maximum   */
-    double gain_sd;                /* by how much chance alone moves the gain of a plan that is no better:
+    double gain_sd;                /* by how much chance moves the gain of a plan that is no better, one standard
+                                      deviation; the larger of two.  (a) Every token drawn for itself:
                                       sqrt(2) sd / sqrt(layers * steps), with the sd of chance_imbalance, is
-                                      the standard deviation of what two placements differ by in max/mean
-                                      under uniform routing; times the gain that a max/mean lower by 1 brings,
-                                      1/imbalance_before in rows, (1 - balanced_s/before_s) /
-                                      (imbalance_before - 1) in seconds.  0 where chance_imbalance is */
+                                      what two placements differ by in max/mean under uniform routing; times
+                                      the gain that a max/mean lower by 1 brings, 1/imbalance_before in rows,
+                                      (1 - balanced_s/before_s) / (imbalance_before - 1) in seconds; 0 where
+                                      chance is not known.  (b) Tokens of a text and steps that follow each
+                                      other route alike: the standard error of the gain over B = 8 blocks of
+                                      steps that follow each other (sqrt(steps) from 64 steps on, below 8 the
+                                      steps), times Student's t of B - 1 over 1.645, so that 1.645 gain_sd
+                                      is the 95 % point; from two steps on */
+    double improved_wanted;        /* least `improved`: min_improved, or less where a steady gain of this size
+                                      beside the chance of (a) would improve fewer single steps: the 5 % point
+                                      of Phi(gain / sd of one step) of them, less half of those that tie */
 } moe_ep_diagnosis;
 
 /* Sets the thresholds of a desc to published practice: at least 2 judged steps, 80 % of them improved,
  * 5 % less work on the busiest device (vllm-ascend RFC 16795), max/mean 1.05 good enough, and a gain of 1.645 gain_sd,
- * which chance reaches once in twenty.  Errors: none, NULL is left alone.  O(1).
+ * which a plan that is no better reaches once in twenty.  Errors: none, NULL is left alone.  O(1).
  * Example: min_gain becomes 0.05. */
 MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
 
@@ -3577,7 +3585,8 @@ MOE_EP_API void moe_ep_diagnose_thresholds(moe_ep_diagnose_desc *desc);
  * Errors: ERR_NULL, ERR_SIZE, ERR_NAN, ERR_NEGATIVE, ERR_RANGE, ERR_SLOTS, ERR_PLACEMENT, ERR_OVERFLOW, and those
  * of the planner and of moe_ep_layer_time; ERR_CONFIG for top_groups that moe_ep_chance_grouped refuses.
  * O(SB L (P + E log E)) beside the planner.  With a fixed scratch that is
- * too small scratch->need may grow once more on the next try, when the planner says what it needs.
+ * too small scratch->need may grow on the next tries, when the planner and then the bound say what they need: try until
+ * it is not ERR_SCRATCH.
  * Source: vllm-ascend RFC 16795 for verdicts and thresholds; the break-even rule is step_gain * steps >= cost.
  * Example: E=8, D=4, 60 % of 1600 rows on expert 0 in both windows, 12 slots: before 1052 rows for a mean of
  * 400 (imbalance 2.63), verdict MOE_EP_RECOMMEND; chance_imbalance 1.10, gain_sd 0.0134.  Over 20 such steps 1.06.
@@ -28232,7 +28241,9 @@ typedef struct moe_epi_judge {
     int64_t *slot_rows[2]; /* (P) of each placement                                  */
     double rows[2], seconds[2], mean, bound, balanced_s;
     double total; /* rows over all steps and layers                         */
-    int64_t improved, steps;
+    double *block_before, *block_saved; /* (blocks) today's seconds or rows, and what the plan saves of them */
+    int64_t improved, ties, steps, loaded, blocks;
+    double chance_sd; /* of the gain, if every token is drawn for itself */
     size_t most; /* scratch that the hungriest function called from here wanted */
 } moe_epi_judge;
 
@@ -28503,7 +28514,14 @@ static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
         j->rows[which] += step_rows[which];
         j->seconds[which] += step_s[which];
     }
-    if (j->d->cost ? step_s[1] < step_s[0] : step_rows[1] < step_rows[0]) j->improved++;
+    {
+        const double *took = j->d->cost ? step_s : step_rows;
+        const int64_t block = j->steps * j->blocks / j->loaded;
+        j->block_before[block] += took[0];
+        j->block_saved[block] += took[0] - took[1];
+        j->improved += took[1] < took[0];
+        j->ties += !(took[0] < took[1]) - (took[1] < took[0]);
+    }
     j->steps++;
     return MOE_EP_OK;
 }
@@ -28711,13 +28729,13 @@ static void moe_epi_diag_sentence(const moe_ep_diagnose_desc *d, moe_ep_diagnosi
         moe_epi_puts(&t, "the plan helps in only ");
         moe_epi_put_percent(&t, o->improved);
         moe_epi_puts(&t, " of the steps, wanted ");
-        moe_epi_put_percent(&t, d->min_improved);
+        moe_epi_put_percent(&t, o->improved_wanted);
         moe_epi_puts(&t, ": the load shifts faster than the plan");
     } else if (o->reason == MOE_EP_REASON_NOISE) {
         moe_epi_put_change(&t, d, o);
-        moe_epi_puts(&t, ", but so few rows differ by ");
+        moe_epi_puts(&t, ", but in so few steps chance moves that by ");
         moe_epi_put_percent(&t, moe_epi_diag_fit(d->min_sigmas * o->gain_sd));
-        moe_epi_puts(&t, " by chance alone; more steps would tell");
+        moe_epi_puts(&t, "; more of them would tell");
     } else if (o->reason == MOE_EP_REASON_BREAK_EVEN) {
         moe_epi_puts(&t, "moving ");
         moe_epi_puti(&t, o->moves);
@@ -28761,7 +28779,7 @@ static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total
         else if (!(o->gain > 0.0) || o->gain < d->min_gain)
             o->reason = o->imbalance_before <= o->chance_imbalance ? MOE_EP_REASON_CHANCE
                                                                    : MOE_EP_REASON_SMALL_GAIN;
-        else if (o->improved < d->min_improved)
+        else if (o->improved < o->improved_wanted)
             o->reason = MOE_EP_REASON_UNRELIABLE;
         else if (o->gain < d->min_sigmas * o->gain_sd) {
             o->reason = MOE_EP_REASON_NOISE;
@@ -28813,8 +28831,56 @@ static double moe_epi_diag_slope(const moe_ep_diagnosis *o)
     return fmin((1.0 - o->balanced_s / o->before_s) / above, rows);
 }
 
-static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_judge *j,
-                                moe_ep_diagnosis *o)
+/* Blocks of steps that follow each other: few enough to be independent of each other, enough to see their scatter. */
+static int64_t moe_epi_diag_blocks(int64_t steps)
+{
+    int64_t b = steps < 8 ? steps : 8;
+    while ((b + 1) * (b + 1) <= steps) b++;
+    return b;
+}
+
+/* 95 % point of Student's t: the table, or the expansion of Cornish and Fisher, within 0.003. */
+static double moe_epi_diag_t95(int64_t freedom)
+{
+    static const double table[6] = {6.314, 2.920, 2.353, 2.132, 2.015, 1.943};
+    const double n = (double)freedom;
+    return freedom <= 6 ? table[freedom - 1] : 1.645 + 1.524 / n + 1.420 / (n * n);
+}
+
+/* Standard error of the gain as the blocks scatter about it, as of a ratio of sums (Cochran, Sampling Techniques, 6.3),
+ * so far as 1.645 of it is the 95 % point.  `other` is the part of each step that no plan changes. */
+static double moe_epi_diag_scatter(const moe_epi_judge *j, double other)
+{
+    double before = 0.0, saved = 0.0, squares = 0.0, n = (double)j->blocks, error;
+    int64_t b;
+    if (j->blocks < 2) return 0.0;
+    for (b = 0; b < j->blocks; b++) { /* steps i with i * blocks / steps = b */
+        const int64_t end = j->blocks - 1; /* to round up */
+        const int64_t steps = ((b + 1) * j->steps + end) / j->blocks - (b * j->steps + end) / j->blocks;
+        j->block_before[b] += other * (double)steps;
+        before += j->block_before[b];
+        saved += j->block_saved[b];
+    }
+    for (b = 0; b < j->blocks; b++) {
+        const double off = (j->block_saved[b] - saved / before * j->block_before[b]) / before;
+        squares += off * off;
+    }
+    error = sqrt(squares * n / (n - 1.0)) * moe_epi_diag_t95(j->blocks - 1) / 1.645;
+    return moe_epi_finite(error) ? error : 0.0;
+}
+
+/* The least share of single steps that a steady gain improves in 19 of 20 cases; no more than min_improved. */
+static double moe_epi_diag_wanted(const moe_ep_diagnose_desc *d, const moe_epi_judge *j, const moe_ep_diagnosis *o)
+{
+    const double steps = (double)j->steps;
+    double p, least;
+    if (!(j->chance_sd > 0.0)) return d->min_improved;
+    p = 0.5 * erfc(-o->gain / (j->chance_sd * sqrt(2.0 * steps)));
+    least = p - 1.645 * sqrt(p * (1.0 - p) / steps) - 0.5 * (double)j->ties / steps;
+    return fmin(d->min_improved, fmax(least, 0.0));
+}
+
+static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, moe_epi_judge *j, moe_ep_diagnosis *o)
 {
     double steps = (double)j->steps, other = d->other_s * moe_epi_diag_share(d, o->layers_loaded), sd;
     o->steps = (int32_t)j->steps;
@@ -28838,8 +28904,10 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, const moe_epi_jud
         o->gain = 1.0 - moe_epi_diag_fit(o->after_s / o->before_s);
         o->speedup = moe_epi_diag_fit(o->before_s / o->after_s);
     }
-    o->gain_sd = sqrt(2.0) * sd * moe_epi_diag_slope(o);
+    j->chance_sd = sqrt(2.0) * sd * moe_epi_diag_slope(o);
+    o->gain_sd = fmax(j->chance_sd, moe_epi_diag_scatter(j, o->before_s > 0.0 ? other : 0.0));
     o->improved = (double)j->improved / steps;
+    o->improved_wanted = moe_epi_diag_wanted(d, j, o);
     o->break_even_steps = o->move_s > 0.0 ? -1.0 : 0.0;
     if (o->move_s > 0.0 && o->before_s > o->after_s)
         o->break_even_steps = o->move_s / (o->before_s - o->after_s);
@@ -28867,6 +28935,8 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
     moe_epi_diag_used(j, scratch);
     j->p[0] = d->current ? d->current : bare;
     j->p[1] = plan;
+    for (s = 0; s < steps; s++) j->loaded += moe_epi_diag_total(window + s * per_step, per_step) > 0.0;
+    j->blocks = moe_epi_diag_blocks(j->loaded);
     for (s = 0; s < steps; s++) {
         double total = moe_epi_diag_total(window + s * per_step, per_step);
         if (!(total > 0.0)) continue;
@@ -28905,7 +28975,7 @@ static moe_ep_scratch moe_epi_scratch_rest(const moe_ep_scratch *scratch, const 
 
 /* Sizes of everything one diagnosis keeps, in the order in which it is carved. */
 typedef struct moe_epi_diag_sizes {
-    int64_t bare_bytes, own_bytes, cells, now_slots, plan_slots;
+    int64_t bare_bytes, own_bytes, cells, now_slots, plan_slots, blocks;
 } moe_epi_diag_sizes;
 
 static moe_ep_status moe_epi_diag_measure(const moe_ep_diagnose_desc *d, moe_epi_diag_sizes *z,
@@ -28919,6 +28989,7 @@ static moe_ep_status moe_epi_diag_measure(const moe_ep_diagnose_desc *d, moe_epi
     z->bare_bytes = d->current ? 0 : z->own_bytes;
     z->cells = (int64_t)d->num_layers * d->shape.num_devices;
     z->plan_slots = sizes.num_slots;
+    z->blocks = moe_epi_diag_blocks(d->judge_loads ? d->judge_steps : d->plan_steps);
     z->now_slots = d->current ? d->current->num_slots : sizes.num_slots;
     moe_epi_need(total, z->bare_bytes, 1);
     moe_epi_need(total, z->own_bytes, 1);
@@ -28929,6 +29000,8 @@ static moe_ep_status moe_epi_diag_measure(const moe_ep_diagnose_desc *d, moe_epi
     moe_epi_need(total, d->num_layers, sizeof(int64_t));
     moe_epi_need(total, d->num_experts, sizeof(int64_t));
     moe_epi_need(total, d->shape.num_devices, sizeof(int64_t));
+    moe_epi_need(total, z->blocks, sizeof(double));
+    moe_epi_need(total, z->blocks, sizeof(double));
     moe_epi_need(total, z->now_slots, sizeof(int64_t));
     moe_epi_need(total, z->plan_slots, sizeof(int64_t));
     return MOE_EP_OK;
@@ -28948,10 +29021,14 @@ static void moe_epi_diag_carve(const moe_ep_diagnose_desc *d, const moe_epi_diag
     j->layer_steps = (int64_t *)moe_epi_take(a, d->num_layers, sizeof(int64_t));
     j->counts = (int64_t *)moe_epi_take(a, d->num_experts, sizeof(int64_t));
     *arrivals = (int64_t *)moe_epi_take(a, d->shape.num_devices, sizeof(int64_t));
+    j->block_before = (double *)moe_epi_take(a, z->blocks, sizeof(double));
+    j->block_saved = (double *)moe_epi_take(a, z->blocks, sizeof(double));
     j->slot_rows[0] = (int64_t *)moe_epi_take(a, z->now_slots, sizeof(int64_t));
     j->slot_rows[1] = (int64_t *)moe_epi_take(a, z->plan_slots, sizeof(int64_t));
     memset(j->pile, 0, (size_t)z->cells * sizeof(double));
     memset(j->top_count, 0, (size_t)z->cells * sizeof(int64_t));
+    memset(j->block_before, 0, (size_t)z->blocks * sizeof(double));
+    memset(j->block_saved, 0, (size_t)z->blocks * sizeof(double));
     memset(j->layer_ratio, 0, (size_t)d->num_layers * sizeof(double));
     memset(j->layer_steps, 0, (size_t)d->num_layers * sizeof(int64_t));
     (void)moe_ep_placement_init(own, d->num_layers, d->num_experts, &d->shape, own_mem, (size_t)z->own_bytes, NULL);

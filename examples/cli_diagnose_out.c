@@ -101,7 +101,8 @@ static json_t *diagnosis(const cli_diagnose *g, const moe_ep_diagnosis *d)
                      "rows_before", d->before_rows, "rows_after", d->after_rows, "rows_bound", d->bound_rows,
                      "rows_balanced", d->mean_rows, "before_s", d->before_s, "after_s", d->after_s,
                      "balanced_s", d->balanced_s, "gain", d->gain, "gain_sd", cli_gain_sd_number(d),
-                     "speedup", d->speedup, "improved", d->improved, NULL);
+                     "speedup", d->speedup, "improved", d->improved,
+                     "improved_wanted", d->improved_wanted, NULL);
     json_object_set_new(o, "moves", json_integer(d->moves));
     cli_json_numbers(o, "move_bytes", d->move_bytes, "move_s", d->move_s,
                      "break_even_steps", d->break_even_steps, NULL);

@@ -110,10 +110,10 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
     case MOE_EP_REASON_UNRELIABLE:
         text = cli_format("the plan helps in only %.1f %% of the steps, wanted %.1f %%: the load shifts faster than "
                           "the plan",
-                          100.0 * o->improved, 100.0 * d->min_improved);
+                          100.0 * o->improved, 100.0 * o->improved_wanted);
         break;
     case MOE_EP_REASON_NOISE:
-        text = cli_format("%s, but so few rows differ by %.1f %% by chance alone; more steps would tell", change,
+        text = cli_format("%s, but in so few steps chance moves that by %.1f %%; more of them would tell", change,
                           100.0 * d->min_sigmas * o->gain_sd);
         break;
     case MOE_EP_REASON_BREAK_EVEN:

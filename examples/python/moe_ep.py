@@ -185,7 +185,8 @@ _struct("moe_ep_diagnosis", """
     moe_ep_verdict verdict; moe_ep_verdict_reason reason; char text[320]; moe_ep_place_policy policy; int32_t steps,
     layers_loaded, hot_device, hot_layer; double hot_share, hot_imbalance, mean_rows, before_rows, after_rows,
     bound_rows, imbalance_before, imbalance_after, imbalance_bound, chance_imbalance, before_s, after_s, balanced_s,
-    gain, speedup, improved; int64_t moves; double move_bytes, move_s, break_even_steps, hot_own, gain_sd;""")
+    gain, speedup, improved; int64_t moves; double move_bytes, move_s, break_even_steps, hot_own, gain_sd,
+    improved_wanted;""")
 
 # Function: result, then arguments, in letters: i int32, q int64, Q size_t, d double, s text, p pointer, v none.
 _CALLS = {name: (letters[0], letters[1:]) for name, letters in (line.split() for line in """

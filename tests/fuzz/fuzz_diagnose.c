@@ -86,7 +86,7 @@ static void diagnose_case(void)
                       o->speedup,          o->improved,
                       o->move_bytes,       o->move_s,
                       o->break_even_steps, o->hot_own,
-                      o->gain_sd};
+                      o->gain_sd,          o->improved_wanted};
         moe_ep_check_result valid;
         if (want && o->verdict != MOE_EP_INSUFFICIENT_EVIDENCE && moe_ep_validate(want, 0, &valid, &e) != MOE_EP_OK)
             fz_fail("the plan is not valid: %s", moe_ep_status_str(e.status));

@@ -5,6 +5,7 @@
 /* A backend of one rank that copies rows, and stops with a code of its own when told to. */
 typedef struct hooks_backend {
     int code[4], calls;
+    size_t row; /* bytes of a result */
     int64_t live;
 } hooks_backend;
 
@@ -31,7 +32,10 @@ static int hooks_experts(void *user, const moe_ep_plan *plan, const void *rx, vo
     hooks_backend *b = (hooks_backend *)user;
     (void)stream;
     b->calls++;
-    if (plan->slot_start && plan->slot_start[plan->nslots] > 0) memcpy(ry, rx, 4); /* the first value only */
+    if (plan->slot_start && plan->slot_start[plan->nslots] > 0) { /* the first value only */
+        memset(ry, 0, b->row * (size_t)plan->slot_start[plan->nslots]);
+        memcpy(ry, rx, 4);
+    }
     return b->code[2];
 }
 static void *hooks_alloc(void *user, size_t bytes)
@@ -114,6 +118,7 @@ static void hooks_case(void)
     if (fz_chance(.2)) h.experts = hooks_experts;
     if (fz_chance(.4)) h.alloc_fn = hooks_alloc;
     if (h.alloc_fn ? fz_chance(.95) : fz_chance(.05)) h.free_fn = hooks_free;
+    backend.row = sizeof(float) * (size_t)H;
     for (i = 0; i < 4; i++) backend.code[i] = fz_chance(.05) ? fz_int(1, 99) : 0;
     if (fz_chance(.5)) d.hooks = &h;
     b.num_tokens = fz_chance(.02) ? fz_bad_i64() : T;
