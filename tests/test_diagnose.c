@@ -1647,6 +1647,15 @@ TEST(huge_figures)
     CHECK_I64(o.reason, MOE_EP_REASON_BREAK_EVEN);
     CHECK(strstr(o.text, " experts is never repaid, but the plan will serve only 100") != NULL);
 
+    memcpy(split, hot, sizeof split);
+    for (e = 0; e < 9 * 8; e++) many[e] = hot[e % 8];
+    d.judge_loads = many;
+    d.judge_steps = 9;
+    model.num_moe_layers = 1;
+    d.other_s = 1.7e308; /* a block of two such steps is more than a double holds: no scatter is known */
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK(o.gain_sd >= 0 && o.gain_sd < 1e-300 && o.before_s > 1e307);
+
     for (e = 0; e < E; e++) many[e] = 9e15;
     d = desc_of(E, 4, 0, many, many);
     d.policy = MOE_EP_PLACE_CONTIGUOUS;
