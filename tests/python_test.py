@@ -404,6 +404,81 @@ def test_split_and_assign():
     raises("ERR_CONFIG", p.assign_slots, [0], np.zeros(16))
 
 
+def test_arrays_of_other_shapes_are_refused():
+    """What C would read behind the end of, and what it would take for another layer's."""
+    def refused(shape, field, call, *arguments, **named):
+        problem = raises("ERR_SIZE", call, *arguments, **named)
+        assert problem.arg == field and "%s has the shape %s, not (" % (field, shape) in str(problem), str(problem)
+
+    x, table = np.zeros((3, 8)), np.array([[0, 1], [2, 3], [4, 5]])
+    for array, named in (((1, 8), {"keys": np.zeros((1, 8))}), ((8,), {"keys": np.zeros(8)}),
+                         ((8, 3), {"keys": np.zeros((8, 3))})):
+        refused(array, "keys", moe_ep.route, x, 2, select="keys", **named)
+    for bias in ("logit_bias", "select_bias", "per_expert_scale"):
+        refused((2, 4), bias, moe_ep.route, x, 2, **{bias: np.zeros((2, 4))})
+    assert "not (any, 4)" in str(raises("ERR_SIZE", moe_ep.route, x, 4, "hash", table=table))
+    refused((3, 2), "table", moe_ep.route, x, 4, "hash", table=table)
+    assert moe_ep.route(x, 2, "hash", table=table)[0].tolist() == table.tolist()
+    keys = np.arange(24.0).reshape(3, 8)[:, ::-1]
+    assert moe_ep.route(x, 1, select="keys", keys=keys)[0].ravel().tolist() == [0, 0, 0]
+    assert moe_ep.route(x[:1], 1, select="keys", keys=keys[0])[0].tolist() == [[0]]
+    for field, value in (("num_experts", 16), ("logits_stride", 16)):
+        assert raises("ERR_SIZE", moe_ep.route, x, 2, **{field: value}).arg == field
+    assert moe_ep.route(x, 2, logits_stride=8, num_experts=8)[0].tolist() == [[0, 1]] * 3
+
+    w = np.random.default_rng(9).uniform(1, 2, (3, 64))
+    for named in ({"layer_slots": [70]}, {"layer_slots": np.full(100, 70)}, {"pinned": np.zeros(64)},
+                  {"home_node": np.zeros((64, 3)), "node_soft": 1, "num_nodes": 2},
+                  {"coactivation": np.ones((64, 64)), "num_groups": 8}, {"speed": np.ones((2, 4))},
+                  {"inactive": np.zeros(9)}, {"slots_per_device": [10]}):
+        field = next(iter(named))
+        refused(np.shape(named[field]), field, moe_ep.plan, w, 8, 80, **named)
+    assert moe_ep.plan(w[0], 8, 80, pinned=np.full(64, -1)).num_layers == 1  # one layer needs no dimension for it
+    assert moe_ep.plan(w[0], 8, 80, layer_slots=72).results[0].slots_used == 72
+    phy = np.arange(8).reshape(1, 8)
+    for named in ({"node_of_device": [0, 1], "num_nodes": 2}, {"speed": [1.0]}, {"slots_per_device": [8]}):
+        field = next(iter(named))
+        refused(np.shape(named[field]), field, moe_ep.Placement.from_phy2log, phy, 8, 4, **named)
+    p = moe_ep.plan(w, 8, 80)
+    refused((1,), "layer_slots", p.rebalance, w, layer_slots=[72])
+    refused((64,), "source_counts", p.split, np.full(64, 8), policy="local_first", source_counts=np.full(64, 8))
+    assert p.split(np.full(64, 8), policy="local_first", source_counts=np.ones((8, 64))).sum() == 512
+
+    rows = np.full((4, 256), 100)
+    D = {"num_devices": 16}
+    traffic, nodes = np.full((4, 16, 16), 400), np.full((4, 16, 2), 400)
+    both = dict(D, traffic=traffic[0], node_traffic=nodes[0], mode="node_dedup")
+    refused((4, 4), "traffic", moe_ep.layer_time, rows[0], "deepseek-v3", "h200", traffic=traffic[0, :4, :4], **D)
+    refused((4, 16, 16), "traffic", moe_ep.layer_time, rows[0], "deepseek-v3", "h200", traffic=traffic, **D)
+    refused((16, 2), "node_traffic", moe_ep.layer_time, rows[0], "deepseek-v3", "h200", **dict(both, num_nodes=4))
+    refused((16, 4), "node_traffic", moe_ep.layer_time, rows[0], "deepseek-v3", "h200",
+            **dict(both, node_traffic=np.full((16, 4), 9)))
+    one = moe_ep.layer_time(rows[0], "deepseek-v3", "h200", **both)
+    for wrong in ({"traffic": traffic[0]}, {"traffic": traffic, "node_traffic": nodes[0]}):
+        field = next(reversed(list(wrong)))
+        refused(wrong[field].shape, field, moe_ep.step_time, rows, "deepseek-v3", "h200", **dict(both, **wrong))
+    step = moe_ep.step_time(rows, "deepseek-v3", "h200", **dict(both, traffic=traffic, node_traffic=nodes))
+    assert np.allclose(step.layer_s, one.total_s, rtol=1e-12)
+    two = moe_ep.plan(np.ones(256), 16, 256, num_nodes=2)
+    assert moe_ep.layer_time(rows[0], "deepseek-v3", "h200", two, **dict(both, num_devices=0)).total_s == one.total_s
+    refused((16, 4), "node_traffic", moe_ep.layer_time, rows[0], "deepseek-v3", "h200", two,
+            **dict(both, node_traffic=np.full((16, 4), 9)))
+    raises("ERR_SIZE", moe_ep.layer_time, rows[0], "deepseek-v3", "h200", traffic=traffic[0])
+    loads = np.ones((2, 1, 256))
+    layer = {"traffic": traffic[0]}  # not looked at there
+    assert moe_ep.diagnose(loads, loads, 16, model="deepseek-v3", machine="h200", layer=layer).before_s > 0
+
+
+def test_structures_of_another_kind_are_refused():
+    rows, model, machine = np.full(256, 100), moe_ep.model("deepseek-v3"), moe_ep.machine("h200")
+    for arguments, words in (((machine, model), "model: moe_ep_model is needed, not moe_ep_machine"),
+                             ((model, model), "machine: moe_ep_machine is needed, not moe_ep_model"),
+                             ((5, machine), "model: moe_ep_model is needed, not int"),
+                             (("deepseek-v3", 7), "machine: moe_ep_machine is needed, not int")):
+        assert words in str(raises("ERR_RANGE", moe_ep.layer_time, rows, *arguments, num_devices=8))
+    assert moe_ep.layer_time(rows, model, machine, num_devices=8).total_s > 0
+
+
 def test_rebalance_and_moves():
     rng = np.random.default_rng(8)
     loads = rng.lognormal(0, 1, (3, 32))

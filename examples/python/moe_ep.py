@@ -324,11 +324,6 @@ def _array(x, dtype, name, dims=None):
     return out
 
 
-def _count(x):
-    """How many values anything array-like has (np.size does not ask a tensor of torch)."""
-    return int(x.numel()) if hasattr(x, "numel") else np.size(x)
-
-
 def _whole(x, name, least=None):
     """x as an int; what is none is an error that says which argument it was."""
     try:
@@ -392,9 +387,17 @@ def _value(kind, field, value):
     return names[word]
 
 
-def _fill(struct, **values):
-    """Sets fields by name: numbers, names of enumerations, arrays for pointers, structures; None leaves 0."""
-    keep = struct.__dict__.setdefault("keep", [])
+def _fits(shape, wanted):
+    """Is an array of this shape what C reads?  None: any length; what is (1, ...) may come without its 1."""
+    if wanted[0] == 1 and len(shape) == len(wanted) - 1:
+        shape = (1,) + shape
+    return len(shape) == len(wanted) and all(b is None or a == b for a, b in zip(shape, wanted))
+
+
+def _fill(struct, _shapes=(), **values):
+    """Sets fields by name: numbers, names of enumerations, arrays for pointers, structures; None leaves 0.
+    _shapes: {field: shape} of the arrays whose length the caller chooses; another shape is an error."""
+    keep, shapes = struct.__dict__.setdefault("keep", []), dict(_shapes)
     for field, value in values.items():
         if value is None:
             continue
@@ -402,11 +405,19 @@ def _fill(struct, **values):
         if kind is None:
             raise TypeError("%s has no field %r; it has %s" % (type(struct).__name__, field,
                                                                ", ".join(type(struct)._kinds)))
+        needed = _STRUCTS.get(kind.lstrip("*"))
+        if needed is not None and type(value) is not needed:
+            raise MoeEpError("%s: %s is needed, not %s" % (field, needed.__name__, type(value).__name__), "ERR_RANGE",
+                             field)
         if isinstance(value, ctypes.Structure):
             keep.append(value)
             setattr(struct, field, ctypes.addressof(value) if kind.startswith("*") else value)
         elif kind.startswith("*") and kind[1:] in _NUMPY:
             value = _array(value, _NUMPY[kind[1:]], field)
+            if field in shapes and not _fits(value.shape, shapes[field]):
+                raise MoeEpError("%s has the shape %s, not (%s)" % (
+                    field, value.shape, ", ".join("any" if n is None else str(n) for n in shapes[field])), "ERR_SIZE",
+                    field)
             keep.append(value)
             setattr(struct, field, value.ctypes.data)
         else:
@@ -501,10 +512,14 @@ def route(logits, top_k, router="mixtral", token_ids=None, **fields):
     x = _array(logits, np.float32, "logits", 2)
     cfg = _new("moe_ep_router")
     _preset("moe_ep_router_by_name", "routers", router, x.shape[1], top_k, cfg)
-    _fill(cfg, **fields)
-    for field in ("logit_bias", "select_bias", "per_expert_scale"):
-        if fields.get(field) is not None and _count(fields[field]) != x.shape[1]:
-            raise MoeEpError("%s has not one value per expert" % field, "ERR_SIZE", field)
+    E = x.shape[1]
+    _fill(cfg, {"logit_bias": (E,), "select_bias": (E,), "per_expert_scale": (E,), "keys": x.shape,
+                "table": (None, top_k)}, **fields)
+    for field, value in (("num_experts", E), ("logits_stride", E)):
+        if fields.get(field) and getattr(cfg, field) != value:
+            raise MoeEpError("%s = %d, but the arguments make it %d" % (field, getattr(cfg, field), value), "ERR_SIZE",
+                             field)
+    cfg.num_experts, cfg.logits_stride = E, 0
     if fields.get("table") is not None:
         cfg.table_rows = len(fields["table"])
     rows = None if token_ids is None else _array(token_ids, np.int32, "token_ids", 1)
@@ -591,7 +606,9 @@ _PLANNERS = {"best": "moe_ep_best_placement", "eplb": "moe_ep_place_eplb", "trtl
 
 
 def _shape(num_devices, num_slots=0, num_nodes=0, **fields):
-    return _fill(_new("moe_ep_shape"), num_devices=num_devices, num_slots=num_slots, num_nodes=num_nodes, **fields)
+    each = dict.fromkeys(("slots_per_device", "node_of_device", "speed", "inactive"), (num_devices,))
+    return _fill(_new("moe_ep_shape"), each, num_devices=num_devices, num_slots=num_slots, num_nodes=num_nodes,
+                 **fields)
 
 
 class Placement:
@@ -675,8 +692,9 @@ class Placement:
         if len(x) != self.num_experts:
             raise MoeEpError("counts has not one value per expert", "ERR_SIZE", "counts")
         out = np.empty(self.num_slots, np.int64)
-        _call("moe_ep_split", _fill(_new("moe_ep_split_desc"), policy=policy, **fields), self._c,
-              _small(layer, "layer", None), x, out, None)
+        desc = _fill(_new("moe_ep_split_desc"), {"source_counts": (self.num_devices, self.num_experts)},
+                     policy=policy, **fields)
+        _call("moe_ep_split", desc, self._c, _small(layer, "layer", None), x, out, None)
         return out
 
     def device_rows(self, slot_rows):
@@ -705,7 +723,7 @@ class Placement:
                 raise MoeEpError("dead: there is no device %d" % device, "ERR_DEVICE_ID", "dead")
             for p in (now, out):
                 ctypes.c_uint8.from_address(p._c.device_inactive + device).value = 1
-        desc = _fill(_new("moe_ep_rebalance_desc"), current=now._c, loads=x, target=target,
+        desc = _fill(_new("moe_ep_rebalance_desc"), {"layer_slots": (self.num_layers,)}, current=now._c, loads=x, target=target,
                      max_moves=_whole(max_moves, "max_moves", 0), **fields)
         with _places(loads=x):
             out.results = _per_layer(out, lambda r: _call("moe_ep_rebalance", desc, out._c, r, None))
@@ -753,13 +771,13 @@ def plan(loads, num_devices, num_slots=0, policy="best", num_nodes=0, num_groups
     planner = _PLANNERS.get(str(policy).replace("-", "_"))
     if planner is None:
         raise MoeEpError("policy: %r is none of %s" % (policy, ", ".join(_PLANNERS)), "ERR_RANGE", "policy")
-    for name, given in (("slots_per_device", slots_per_device), ("speed", speed), ("inactive", inactive)):
-        if given is not None and _count(given) != num_devices:
-            raise MoeEpError("%s has not one value per device" % name, "ERR_SIZE", name)
     shape = _shape(num_devices, num_slots, num_nodes, slots_per_device=slots_per_device, speed=speed, inactive=inactive)
-    out = Placement(x.shape[-2], x.shape[-1], shape)
-    desc = _fill(_new("moe_ep_place_desc"), num_layers=x.shape[-2], num_experts=x.shape[-1], shape=shape, loads=x,
-                 num_groups=num_groups, num_steps=x.shape[0] if x.ndim == 3 else 1, **fields)
+    L, E = x.shape[-2:]
+    out = Placement(L, E, shape)
+    desc = _fill(_new("moe_ep_place_desc"), {"layer_slots": (L,), "pinned": (L, E), "home_node": (L, E),
+                                             "coactivation": (L, E, E)},
+                 num_layers=L, num_experts=E, shape=shape, loads=x, num_groups=num_groups,
+                 num_steps=x.shape[0] if x.ndim == 3 else 1, **fields)
     with _places(loads=x):
         out.results = _per_layer(out, lambda results: _call(planner, desc, out._c, results, None))
     return out
@@ -988,10 +1006,16 @@ def _nodes(num_devices, machine_):
     return -(-num_devices // per) if per > 0 else 0
 
 
-def _layer_desc(desc, model_, machine_, placement=None, **fields):
+def _layer_desc(desc, model_, machine_, placement=None, layers=(), traffic=None, node_traffic=None, **fields):
+    """A moe_ep_layer_desc; layers: (L,) where traffic has one matrix per layer."""
     machine_ = _machine(machine_)
-    return _fill(desc, model=model(model_) if isinstance(model_, str) else model_, machine=machine_,
-                 placement=None if placement is None else placement._c, **fields)
+    _fill(desc, model=model(model_) if isinstance(model_, str) else model_, machine=machine_,
+          placement=None if placement is None else placement._c, **fields)
+    devices = desc.num_devices if placement is None else placement.num_devices
+    nodes = 0 if placement is None or placement.num_nodes < 2 else placement.num_nodes
+    nodes = nodes or desc.num_nodes or _nodes(devices, machine_) or 1
+    shapes = {"traffic": layers + (devices, devices), "node_traffic": layers + (devices, nodes)}
+    return _fill(desc, shapes if devices > 0 else (), traffic=traffic, node_traffic=node_traffic)
 
 
 def _slot_rows(slot_rows, placement, fields, dims):
@@ -1009,7 +1033,8 @@ def layer_time(slot_rows, model, machine, placement=None, **fields):
     combine_s, regime, slowest_device, ...; devices is a list, one Result each.
 
     model, machine: a name or what model() and machine() return.  Without a placement give num_devices=D.
-    fields sets fields of moe_ep_layer_desc (tokens, mode, dispatch_wire="fp8", high_throughput, overlap, ...)."""
+    fields sets fields of moe_ep_layer_desc (tokens, mode, dispatch_wire="fp8", high_throughput, overlap, traffic (D,D),
+    node_traffic (D,N), ...)."""
     rows = _slot_rows(slot_rows, placement, fields, 1)
     desc = _layer_desc(_new("moe_ep_layer_desc"), model, machine, placement, **fields)
     out = _new("moe_ep_time_result")
@@ -1022,10 +1047,11 @@ def layer_time(slot_rows, model, machine, placement=None, **fields):
 
 def step_time(slot_rows, model, machine, placement=None, other_s=0.0, tokens_per_pass=0.0, **fields):
     """Seconds of a whole step from the rows of every layer (L,P): step_s, tpot_s, tokens_per_s_device, ...; layer_s is
-    an array (L).  Layers without rows are left out; with fewer others than the model has, the sum is scaled up."""
+    an array (L).  Layers without rows are left out; with fewer others than the model has, the sum is scaled up.
+    traffic is (L,D,D) here, node_traffic (L,D,N)."""
     rows = _slot_rows(slot_rows, placement, fields, 2)
     desc = _fill(_new("moe_ep_step_desc"), num_layers=rows.shape[0], other_s=other_s, tokens_per_pass=tokens_per_pass)
-    layer = _layer_desc(_new("moe_ep_layer_desc"), model, machine, placement, **fields)
+    layer = _layer_desc(_new("moe_ep_layer_desc"), model, machine, placement, rows.shape[:1], **fields)
     _fill(desc, layer=layer)
     out, seconds = _new("moe_ep_step_result"), np.empty(rows.shape[0])
     with _places(slot_rows=rows):
