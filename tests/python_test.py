@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import threading
 import traceback
+import types
 import warnings
 
 import numpy as np
@@ -235,6 +236,42 @@ def test_sglang_lost_ranks():
         assert all(phy[0, slot] == expert for slot in log[0, expert] if slot >= 0)
     raises("ERR_NULL", moe_ep.eplb_algorithms.rebalance_experts, np.ones((1, 4)), 8, 2, 1, 1,
            moe_ep.EplbAlgorithm.elasticity_aware)
+
+
+def test_sglang_is_asked_which_ranks_are_active():
+    """Its dispatcher gives no active_ranks: older versions have get_elastic_ep_state, newer ElasticEPStateManager."""
+    name = "sglang.srt.elastic_ep.elastic_ep"
+    A, weight, ranks = moe_ep.eplb_algorithms, np.asarray(EXAMPLE), np.array([1, 1, 1, 0, 1, 1, 1, 1])
+    kinds = A.EplbAlgorithm.elasticity_aware, A.EplbAlgorithm.elasticity_aware_hierarchical
+
+    def ask(algorithm):
+        return A.rebalance_experts(tokens_per_expert=weight[None], num_physical_experts=16, num_groups=4, num_nodes=2,
+                                   num_local_physical_experts=2, algorithm=algorithm)
+
+    def servers(state):
+        old, new, strange = (types.ModuleType(name) for _ in range(3))
+        old.get_elastic_ep_state = lambda: state
+        new.ElasticEPStateManager = types.SimpleNamespace(instance=lambda: state)
+        return old, new, strange
+
+    assert A.compute_algorithm("elasticity_aware_hierarchical", 4, 2) == kinds[1]
+    try:
+        for lost in servers(types.SimpleNamespace(active_ranks=ranks))[:2]:
+            sys.modules[name] = lost
+            for kind in kinds:
+                got = ask(kind)
+                want = moe_ep.rebalance_experts(weight, 16, 4, 2, 8, active_ranks=ranks)
+                assert all((a == b).all() for a, b in zip(got, want)) and (got[0][:, 6:8] == 0).all()
+        for state in (None, types.SimpleNamespace(active_ranks=None), types.SimpleNamespace(active_ranks=ranks * 0 + 1)):
+            for healthy in servers(state)[:2]:
+                sys.modules[name] = healthy
+                assert ask(kinds[1])[0].tolist() == MAPS
+                assert (ask(kinds[0])[0] == moe_ep.rebalance_experts(weight, 16, 1, 1, 8)[0]).all()
+        for missing in (servers(None)[2], None):  # another SGLang; none at all
+            sys.modules[name] = missing
+            assert isinstance(raises("ERR_NULL", ask, kinds[0]), AssertionError)
+    finally:
+        del sys.modules[name]
 
 
 def test_vllm_policy_keeps_slots():
@@ -624,6 +661,8 @@ def test_servers_are_served_without_an_edit():
                                                "from .rebalance_algo import rebalance_experts\n",
         "sglang/srt/eplb/eplb_algorithms/__init__.py": "raise RuntimeError('the server has its own planner')\n",
         "sglang/srt/eplb/expert_location.py": "from sglang.srt.eplb import eplb_algorithms\n",
+        "sglang/srt/elastic_ep/elastic_ep.py": "class ElasticEPStateManager:\n    active_ranks = [1, 0, 1, 1, 1]\n"
+                                               "    instance = classmethod(lambda state: state)\n",
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
@@ -642,6 +681,10 @@ def test_servers_are_served_without_an_edit():
                 num_local_physical_experts=2, num_groups=None, num_nodes=1,
                 algorithm=s.eplb_algorithms.compute_algorithm(raw_algorithm="auto", num_groups=None, num_nodes=1))[0]
             d = eplb.rebalance_experts(w, 8, 1, 1, 4)[0]
+            e = s.eplb_algorithms.rebalance_experts(tokens_per_expert=w[None], num_physical_experts=10,
+                num_local_physical_experts=2, num_groups=None, num_nodes=1,
+                algorithm=s.eplb_algorithms.compute_algorithm("elasticity_aware", None, 1))
+            assert sorted(e[0][0]) == [0, 0] + list(range(8)) and not ((e[1] == 2) | (e[1] == 3)).any()
             assert (a == b).all() and (b == c).all() and (c == d).all() and a.shape == (1, 8)
         """
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder,

@@ -24,6 +24,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import enum
+import importlib
 import operator
 import os
 import re
@@ -723,8 +724,8 @@ class Placement:
                 raise MoeEpError("dead: there is no device %d" % device, "ERR_DEVICE_ID", "dead")
             for p in (now, out):
                 ctypes.c_uint8.from_address(p._c.device_inactive + device).value = 1
-        desc = _fill(_new("moe_ep_rebalance_desc"), {"layer_slots": (self.num_layers,)}, current=now._c, loads=x, target=target,
-                     max_moves=_whole(max_moves, "max_moves", 0), **fields)
+        desc = _fill(_new("moe_ep_rebalance_desc"), {"layer_slots": (self.num_layers,)}, current=now._c, loads=x,
+                     target=target, max_moves=_whole(max_moves, "max_moves", 0), **fields)
         with _places(loads=x):
             out.results = _per_layer(out, lambda r: _call("moe_ep_rebalance", desc, out._c, r, None))
         return out
@@ -930,7 +931,20 @@ class EplbAlgorithm(enum.Enum):
     deepseek = enum.auto()
     deepseek_hierarchical = enum.auto()
     elasticity_aware = enum.auto()
+    elasticity_aware_hierarchical = enum.auto()
     moe_ep_best = enum.auto()
+
+
+def _sglang_active_ranks():
+    """The active ranks of the SGLang that runs here: its own dispatcher fetches them, too.  None: all of them."""
+    try:
+        server = importlib.import_module("sglang.srt.elastic_ep.elastic_ep")
+        state = getattr(server, "get_elastic_ep_state", None)
+        state = (state or server.ElasticEPStateManager.instance)()
+    except (ImportError, AttributeError):
+        raise PlanError("elasticity_aware needs active_ranks: no SGLang with Elastic EP is here to ask", "ERR_NULL",
+                        "active_ranks") from None
+    return None if state is None else state.active_ranks
 
 
 class eplb_algorithms:
@@ -948,7 +962,8 @@ class eplb_algorithms:
     @staticmethod
     def rebalance_experts(tokens_per_expert, num_physical_experts, num_local_physical_experts, num_groups, num_nodes,
                           algorithm, active_ranks=None):
-        """tokens_per_expert (steps, layers, experts), or (layers, experts) -> the three maps of rebalance_experts."""
+        """tokens_per_expert (steps, layers, experts), or (layers, experts) -> the three maps of rebalance_experts.
+        elasticity_aware without active_ranks, as SGLang calls it, asks SGLang for them."""
         weight = tokens_per_expert.sum(0) if len(tokens_per_expert.shape) == 3 else tokens_per_expert
         try:
             num_gpus = _small(num_physical_experts, "num_physical_experts") // _small(
@@ -957,10 +972,12 @@ class eplb_algorithms:
             raise PlanError(str(problem), problem.status, problem.arg, problem.index, problem.value) from None
         if algorithm == EplbAlgorithm.moe_ep_best:
             return rebalance_experts_best(weight, num_physical_experts, num_groups, num_nodes, num_gpus)
-        if algorithm == EplbAlgorithm.elasticity_aware and active_ranks is None:
-            raise PlanError("elasticity_aware needs active_ranks", "ERR_NULL", "active_ranks")
-        return rebalance_experts(weight, num_physical_experts, num_groups, num_nodes, num_gpus,
-                                 algorithm == EplbAlgorithm.deepseek_hierarchical, active_ranks)
+        elastic = algorithm in (EplbAlgorithm.elasticity_aware, EplbAlgorithm.elasticity_aware_hierarchical)
+        if elastic and active_ranks is None:
+            active_ranks = _sglang_active_ranks()
+        hierarchical = algorithm in (EplbAlgorithm.deepseek_hierarchical, EplbAlgorithm.elasticity_aware_hierarchical)
+        return rebalance_experts(weight, num_physical_experts, num_groups, num_nodes, num_gpus, hierarchical,
+                                 active_ranks)
 
 
 # ---- seconds, and whether it is worth it ---------------------------------------------------------------------
