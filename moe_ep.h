@@ -52,7 +52,9 @@
  *                  NULL                 malloc and free inside the call
  *                  zeroed               grows when needed, kept for the next call, moe_ep_scratch_free
  *                  moe_ep_scratch_fixed caller's buffer, never allocates; too small is an error that
- *                                       leaves the number of bytes wanted in scratch.need
+ *                                       leaves the number of bytes wanted in scratch.need.  moe_ep_sweep and
+ *                                       moe_ep_diagnose run others inside and learn their needs one by one:
+ *                                       call again with what is wanted until it is not ERR_SCRATCH
  * THREADS      No writable globals: every function is re-entrant, const inputs may be shared.
  * NUMBERS      Integer results are exact.  Floating-point sums run in a fixed order: the same input
  *              gives the same bits on one build.  NaN or infinity in a load is an error, never a result.
@@ -3808,8 +3810,10 @@ MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_erro
  * model), from throughput_from on NODE_DEDUP (RANK_DEDUP in one node), with buffers that do not grow with the experts:
  * they are for reserve_bytes.
  * Errors: as moe_ep_sweep_count, SIZE (capacity), those of moe_ep_simulate, the planners, moe_ep_step, SCRATCH,
- * MEMORY; points are undefined then.  A fixed scratch that is too small for a planner says how much that one needs;
- * larger shapes behind it may need more.  O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
+ * MEMORY; points are undefined then.  A fixed scratch that is too small says how much the call that it failed in needs;
+ * a larger shape behind that may need more: call again with so much until it is not ERR_SCRATCH (once per shape at
+ * worst), or run once with a growing one, whose need then is what a fixed one must have.
+ * O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
  * Example: DeepSeek-V3, 64 H200, 64 tokens: EP 32 with 32 redundant experts is the
  * fastest, EP 64 with 64 the answer (within 1 %, fewer slots); EP 1, 2 and 4 do not fit. */
 MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_sweep_point *points, int64_t capacity,
@@ -30276,11 +30280,12 @@ static moe_ep_status moe_epi_sweep_open(moe_epi_sweep *w, moe_epi_arena *arena, 
     return MOE_EP_OK;
 }
 
-/* A planner that found its part of a fixed scratch too small reports what the whole must be. */
+/* What the whole must be: for a planner that found its part of a fixed scratch too small, or for all of a run whose
+ * part could grow. */
 static moe_ep_status moe_epi_sweep_inner(const moe_epi_sweep *w, moe_ep_status status, moe_ep_scratch *scratch,
                                          moe_ep_error *err)
 {
-    size_t whole = w->outer_bytes + w->inner.need;
+    size_t whole = w->outer_bytes + (w->inner.fixed ? w->inner.need : w->inner.bytes);
     if (scratch) scratch->need = whole;
     if (status != MOE_EP_ERR_SCRATCH) return status;
     return moe_epi_fail(err, status, "scratch", "bytes needed", -1, (double)whole);
