@@ -2710,8 +2710,8 @@ MOE_EP_API moe_ep_status moe_ep_layer_time(const moe_ep_layer_desc *desc, const 
                                            moe_ep_time_result *out, moe_ep_device_time *devices, moe_ep_error *err);
 
 typedef struct moe_ep_step_desc {
-    moe_ep_layer_desc layer;        /* as above; its traffic is of layer 0 when given              */
-    int32_t num_layers;             /* layers in slot_rows and traffic, required                   */
+    moe_ep_layer_desc layer;        /* as above; traffic and node_traffic begin with layer 0's     */
+    int32_t num_layers;             /* layers in slot_rows, traffic and node_traffic, required     */
     double other_s;                 /* per step: dense layers, sampling, launch                    */
     double tokens_per_pass;         /* accepted per sequence and step (speculation), 0 = 1         */
     int32_t rows_per_sequence;      /* of layer.tokens, drafts + 1 (speculation), 0 = 1             */
@@ -2731,8 +2731,8 @@ typedef struct moe_ep_step_result {
     double balanced_step_s;         /* step_s if every layer took its balanced_total_s: the whole gain of balance */
 } moe_ep_step_result;
 
-/* Seconds of a whole step from the rows of every layer: slot_rows (L,P), traffic (L,D,D) when given.  A layer without
- * rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no MoE layers, they belong in
+/* Seconds of a whole step from the rows of every layer: slot_rows (L,P), when given traffic (L,D,D) and node_traffic
+ * (L,D,N).  A layer without rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no MoE layers, they belong in
  * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
  * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
  * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, with an empty one
