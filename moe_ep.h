@@ -3249,7 +3249,9 @@ enum { MOE_EP_STAGE_DISPATCH = 1, MOE_EP_STAGE_EXPERTS = 2, MOE_EP_STAGE_COMBINE
  * caller when the library itself stops before the end, see moe_ep_rank_forward.
  * What falls to them: when plan->weight_on_input dispatch multiplies the rows (moe_ep_plan_pack does) and combine adds
  * what comes back as it is, else times topk_weights.  Combine also adds weight * token of identity experts, the choices
- * with topk_ids >= 0 and choice_row -1, and the layer's shared experts (moe_ep_plan_sum does all of this).
+ * with topk_ids >= 0 and choice_row -1, and the layer's shared experts (moe_ep_plan_sum does all of this).  It is not
+ * given x: keep the pointer that dispatch got, which is valid until the layer ends (moe_ep_rank_finish), one for each
+ * plan->batch.  Nor P, the first_null of moe_ep_plan_sum: slot_start[num_ranks] of moe_ep_rank_desc.
  * Hooks are called on the thread that called the library, `stream` is passed through untouched, and may
  * enqueue and return.  Without wait the results must be usable in stream order when a hook returns; with
  * it dispatch, experts and combine need only have started, and wait(stage) comes before the first use. */
