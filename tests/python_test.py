@@ -262,7 +262,7 @@ def test_sglang_is_asked_which_ranks_are_active():
                 got = ask(kind)
                 want = moe_ep.rebalance_experts(weight, 16, 4, 2, 8, active_ranks=ranks)
                 assert all((a == b).all() for a, b in zip(got, want)) and (got[0][:, 6:8] == 0).all()
-        for state in (None, types.SimpleNamespace(active_ranks=None), types.SimpleNamespace(active_ranks=ranks * 0 + 1)):
+        for state in [None] + [types.SimpleNamespace(active_ranks=a) for a in (None, np.ones_like(ranks))]:
             for healthy in servers(state)[:2]:
                 sys.modules[name] = healthy
                 assert ask(kinds[1])[0].tolist() == MAPS
