@@ -78,7 +78,7 @@ which_version() {
 }
 major=${version%%.*} minor=${version#*.} minor=${minor%%.*}
 for case in "$version EXACT:1" "$major.$minor:1" "$major.$minor.0:1" "$major.$((minor + 1)):0" "$((major + 1)).0:0" \
-    "$major.$minor.999:0"; do
+    "$major.$minor.999:0" "$major:1" "$((major + 1)):0"; do
     [ "$(which_version "${case%:*}")" = "${case##*:}" ]
     result $? "find_package(moe_ep ${case%:*}) finds it: ${case##*:}"
 done
