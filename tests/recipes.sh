@@ -98,6 +98,21 @@ done <"$tmp/sections"
 [ $((ran + skipped)) -ge 8 ]
 result $? "$ran recipes ran, $skipped could not"
 
+# The C++ recipe's scratch has one owner: a copy of it does not compile, and nothing else is in the way.
+if have "${CXX%% *}"; then
+    {
+        printf '#include "moe_ep.h"\n'
+        sed -n '/^struct Scratch /,/^};/p' $doc
+        printf '#ifdef AGAIN\nvoid f(Scratch &a) { Scratch b(a); }\n#endif\n'
+        printf '#ifdef SET\nvoid f(Scratch &a, Scratch &b) { a = b; }\n#endif\n'
+    } >"$tmp/copy.cc"
+    check "C++: its Scratch compiles" "$CXX" -std=c++11 -I. -fsyntax-only "$tmp/copy.cc"
+    for copy in AGAIN SET; do
+        ! "$CXX" -std=c++11 -I. -fsyntax-only -D$copy "$tmp/copy.cc" >"$tmp/check.log" 2>&1
+        result $? "C++: a second owner of its memory does not ($copy)" "$tmp/check.log"
+    done
+fi
+
 # The table in front and the links lead somewhere.
 grep -oE '\]\([^)]+\)' $doc | sed 's/^](//; s/)$//' | sort -u | while read -r link; do
     case $link in
