@@ -339,7 +339,10 @@ typedef struct moe_ep_router {
     const float *per_expert_scale; /* (E) or NULL, last factor on the weight                          */
     float sparsemixer_jitter;     /* SPARSEMIXER: jitter_eps of the model, 0.01 when published        */
     int32_t num_null;             /* the last num_null experts are identity ("zero") experts; routing
-                                     treats them like any other, sections 7 and 9 do not              */
+                                     treats them like any other, sections 7 and 9 do not.  Loads, placements,
+                                     splits, slots and traffic are of the R = num_experts - num_null before them:
+                                     give these ids of R and more as -1.  For moe_ep_batch.slot_ids they are
+                                     P + id - R: with 12 experts, 4 of them identity, on 10 slots 9 becomes 11 */
     int32_t weight_on_input;      /* 1 = the weight multiplies the expert's input (Llama-4); for the
                                      caller and section 9, routing itself ignores it                  */
     int32_t nan_as_masked;        /* logit NaN or +Inf: 0 = error that names it, 1 = taken as -Inf    */
@@ -2732,12 +2735,12 @@ typedef struct moe_ep_step_result {
 } moe_ep_step_result;
 
 /* Seconds of a whole step from the rows of every layer: slot_rows (L,P), when given traffic (L,D,D) and node_traffic
- * (L,D,N).  A layer without rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no MoE layers, they belong in
- * other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by num_moe_layers / loaded; a step
- * without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer left out.  Errors as
- * moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100, with an empty one
- * before them as well; with 128 tokens, 2 rows_per_sequence and 1.85 tokens_per_pass 64 * 1.85 tokens in these 400
- * us. */
+ * (L,D,N).  A layer without rows is left out, as in moe_ep_diagnose: dense layers in a recording of all layers are no
+ * MoE layers, they belong in other_s.  With fewer loaded layers than the model has MoE layers the sum is scaled by
+ * num_moe_layers / loaded; a step without any rows is num_moe_layers empty ones.  layer_s (L) or NULL, 0 for a layer
+ * left out.  Errors as moe_ep_layer_time.  O(L P).  Example: two layers with 100 and 300 us give 400 us, not 2 * 100,
+ * with an empty one before them as well; with 128 tokens, 2 rows_per_sequence and 1.85 tokens_per_pass 64 * 1.85 tokens
+ * in these 400 us. */
 MOE_EP_API moe_ep_status moe_ep_step(const moe_ep_step_desc *desc, const int64_t *slot_rows, moe_ep_step_result *out,
                                      double *layer_s, moe_ep_error *err);
 
@@ -3298,7 +3301,8 @@ typedef struct moe_ep_rank_desc {
 typedef struct moe_ep_batch {
     int64_t num_tokens;       /* T of this rank, 0 is fine                                              */
     const int32_t *slot_ids;  /* (T,K) global slots, see moe_ep_assign_slots; -1 = none; P ..
-                                 P+num_null-1 = identity                                                */
+                                 P+num_null-1 = identity, which assign_slots does not know: give it -1
+                                 there and write them afterwards, see moe_ep_router.num_null            */
     const float *weights;     /* (T,K); NULL = all 1.  What stands where the id is -1 is not looked at  */
     const void *x;            /* (T,H)                                                                  */
     void *y;                  /* (T,H), must not overlap x                                              */

@@ -478,6 +478,48 @@ TEST(a_router_with_identity_experts_over_two_passes_of_the_ranks)
     free_model(&m);
 }
 
+/* From the router to the ranks with identity experts, as moe_ep_router.num_null says it: loads, split and slots without
+ * them, then P + id - R. */
+TEST(identity_experts_through_loads_split_and_slots)
+{
+    enum { R = 8, NULLS = 4, K = 3, H = 5, T = 60, P = 10, D = 2 };
+    uint64_t s = t_seed + 37;
+    model m = make_model(R, H, 4, &s);
+    own_placement o = make_placement(REPLICATED, R, D, P, &s);
+    float *x = floats(T * H, &s), *logits = floats(T * (R + NULLS), &s), w[T * K], one[T * H], many[T * H];
+    int32_t ids[T * K], real[T * K], slots[T * K];
+    int64_t loads[R], rows[P], skipped, nulls = 0, total = 0;
+    moe_ep_router r = moe_ep_router_longcat(R + NULLS, K, NULLS);
+    moe_ep_split_desc even;
+    moe_ep_ranks_result res;
+    moe_ep_error err;
+    memset(&even, 0, sizeof even);
+    CHECK_I64(moe_ep_route(&r, logits, T, NULL, ids, w, NULL), MOE_EP_OK);
+    for (int i = 0; i < T * K; i++) real[i] = ids[i] < R ? ids[i] : -1, nulls += ids[i] >= R;
+    CHECK(nulls > 0 && nulls < T * K);
+    CHECK_I64(moe_ep_expert_loads(ids, T * K, R, loads, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK(err.value >= R);
+    CHECK_I64(moe_ep_expert_loads(real, T * K, R, loads, &skipped, NULL), MOE_EP_OK);
+    CHECK_I64(skipped, nulls);
+    CHECK_I64(moe_ep_split(&even, &o.p, 0, loads, rows, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_assign_slots(&o.p, 0, real, T * K, rows, slots, NULL, NULL), MOE_EP_OK);
+    for (int i = 0; i < T * K; i++) {
+        CHECK((slots[i] < 0) == (ids[i] >= R));
+        if (ids[i] >= R) slots[i] = P + ids[i] - R;
+        if (ids[i] == 9) CHECK_I64(slots[i], 11);
+    }
+    moe_ep_forward_desc d = desc_of(&m, K, ids, w);
+    d.num_null = NULLS;
+    CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, slots, x, T, many, &res, NULL, NULL), MOE_EP_OK);
+    CHECK(memcmp(one, many, sizeof one) == 0);
+    CHECK_I64(res.identity, nulls);
+    for (int i = 0; i < P; i++) total += rows[i];
+    CHECK_I64(res.rows, total);
+    free(x), free(logits), free(o.mem);
+    free_model(&m);
+}
+
 /* Wide or narrow rows, inner sizes, shared experts, many devices: what the ranks ask for at the start is enough. */
 TEST(memory_of_the_ranks_fits_layers_of_any_shape)
 {
