@@ -1101,7 +1101,8 @@ typedef struct moe_ep_chance_result {
  * exact (the law itself for K = 1, K = E-1 and K = E; T <= 3 is summed exactly); the maximum by inverting the
  * characteristic function of the sum.  Mean within 1 % of Monte Carlo for E 2..4096, any K and T; p05 and p95 may
  * sit one row beside the simulation's where a whole row carries them.
- * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  O(1), no memory.
+ * Errors: ERR_NULL, ERR_SIZE (T, K or E < 1), ERR_TOP_K, ERR_OVERFLOW (T*K).  O(1), no memory.  A step without tokens
+ * is refused by all of these: it has no mean to compare with, and 1 would say that chance balances it; a loop skips it.
  * Example: T = 64, K = 2, E = 64: 2.96 (by hand 1 + sqrt(2 ln 64 * (1-2/64) / 2) = 3.01). */
 MOE_EP_API moe_ep_status moe_ep_chance(int64_t T, int32_t K, int32_t E, moe_ep_chance_result *out,
                                        moe_ep_error *err);
@@ -1170,7 +1171,7 @@ typedef enum moe_ep_rounding {
 
 typedef struct moe_ep_capacity_desc {
     moe_ep_capacity_rule rule;
-    int64_t num_tokens;       /* T of one rank, group or sequence, as the source counts; >= 1               */
+    int64_t num_tokens;       /* T of one rank, group or sequence, as the source counts; 0 = an idle step   */
     int32_t top_k;            /* K >= 1                                                                     */
     int32_t num_experts;      /* E >= 1                                                                     */
     double factor;            /* cf > 0, except where the rule gives 0 or less a meaning                    */
@@ -1185,12 +1186,14 @@ typedef struct moe_ep_capacity_desc {
     int32_t in_float32;       /* GENERAL: 1 = computed in float32                                           */
 } moe_ep_capacity_desc;
 
-/* Rows one expert may take; negative = a moe_ep_status.  0 = "dropless" by a rule that allows it when max_load is not
- * known, whatever min_capacity and multiple say; MEGABLOCKS allows it wherever its formula truncates to 0.  With the
- * other rules and a factor > 0 such a 0 says: no row fits (`capacities` of 0 in a drop policy).
+/* Rows one expert may take, for the presets of moe_ep_drop; negative = a moe_ep_status.  0 = no row fits, everything is
+ * dropped (a rule that rounds down, or T = 0).  INT64_MAX = dropless, no limit: by a rule that allows it (MEGABLOCKS
+ * wherever its formula truncates to 0) when max_load is not known, whatever min_capacity and multiple say; with T = 0
+ * the largest load is taken to be 0.
  * Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
  * Example: T = 64, K = 2, E = 8, factor 1, MEGATRON: 16.  T = 45, K = 1, E = 2, factor 1.2: MEGATRON 27,
- * DEEPSPEED_TOP1 28.  MAXTEXT with factor 0 and min_capacity 4: 0, and with max_load 3 it is 4. */
+ * DEEPSPEED_TOP1 28.  T = 4, K = 1, E = 4, factor 0.5: TUTEL 0 rows, MEGABLOCKS INT64_MAX.  MAXTEXT with factor 0 and
+ * min_capacity 4: INT64_MAX, and with max_load 3 it is 4.  T = 0: MEGATRON 0, LINGVO 4, HUNYUAN K. */
 MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_error *err);
 
 /* Text of a rule; NULL outside the list.  The first is 0, so a loop can list them.
@@ -1230,7 +1233,8 @@ typedef enum moe_ep_drop_norm {
 /* A drop policy.  capacity (or capacities) is required; the rest left 0: token order, raw weights, dropped
  * weights become 0. */
 typedef struct moe_ep_drop_policy {
-    int64_t capacity;          /* C >= 1 rows per expert (of each group of tokens)                          */
+    int64_t capacity;          /* C rows per expert (of each group of tokens); INT64_MAX = no limit; 0 drops
+                                  everything and needs capacity_given: a zeroed policy is refused           */
     const int64_t *capacities; /* (E) rows per expert, >= 0, instead of capacity; or NULL                   */
     moe_ep_drop_order order;
     moe_ep_drop_norm norm;
@@ -1243,6 +1247,7 @@ typedef struct moe_ep_drop_policy {
     int64_t group_tokens;      /* tokens of one group or sequence with queues of its own; 0 = all T         */
     const float *priority;     /* (T) MAX_GATE: larger first, instead of the largest weight; or NULL        */
     moe_ep_rng *rng;           /* RANDOM                                                                    */
+    int32_t capacity_given;    /* 1 = a capacity of 0 is meant so; every preset sets it                     */
 } moe_ep_drop_policy;
 
 /* What was lost. */
@@ -1263,8 +1268,9 @@ typedef struct moe_ep_drop_result {
  *   position (T,K) out or NULL: place in the queue, also beyond C, -1 = skipped
  *   weights_after (T,K) out or NULL; may be weights itself; at most FLT_MAX
  *   result out or NULL
- * Errors: NULL, SIZE, EXPERT_ID, NAN, CONFIG (rng or weights missing), NEGATIVE, OVERFLOW.
- * Scratch: E numbers, and T or T*K numbers for the last three orders.  O(T*K), or O(N log N) when sorted.
+ * Errors: NULL, SIZE (also a capacity of 0 that was not given), EXPERT_ID, NAN, CONFIG (rng or weights missing),
+ * NEGATIVE, OVERFLOW.  Scratch: E numbers, and T or T*K numbers for the last three orders.  O(T*K), or O(N log N) when
+ * sorted.
  * Drops per rank instead of per expert: give the rank of each assignment as ids and D as E.
  * Example: ids 0,0,0,1 (K = 1, E = 2) with C = 2 keep 1,1,0,1 in token order. */
 MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int32_t *ids,
@@ -1273,7 +1279,7 @@ MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int
                                      float *weights_after, moe_ep_drop_result *result,
                                      moe_ep_scratch *scratch, moe_ep_error *err);
 
-/* ---- presets: C rows per expert ----------------------------------------------------------------------- */
+/* ---- presets: C rows per expert, as moe_ep_capacity returns them: 0 drops everything, INT64_MAX nothing -- */
 
 /* Token order, raw probability.  Switch Transformer in Mesh TensorFlow. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_switch(int64_t C);
@@ -1300,7 +1306,8 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_probs(int64_t C);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megatron_probs(int64_t C);
 /* Token order, raw.  Megatron-LM, policy position (there a top-k over equal values: any order). */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megatron_position(int64_t C);
-/* Choice-major, or max gate first when bpr; normalised before when K > 1, never masked.  Tutel. */
+/* Choice-major, or max gate first when bpr; normalised before when K > 1, never masked.  Tutel.
+ * Example: ids 0,1, K = 1, E = 3, factor 0.5: C = int(0.5 * 1) = 0 drops both, and their weights stay. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_tutel(int64_t C, int32_t bpr);
 /* Choice-major, or max gate first when bpr; normalised before (raw gates with both choices) or after.  transformers
  * nllb_moe. */
@@ -1316,7 +1323,7 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_maxtext(int64_t C);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hunyuan(int64_t C);
 
 /* Fills every expert up to min(C,T) tokens: map (T,E) out, 1 = token t has a row at e.  Kept assignments
- * first, then the lowest tokens that the expert does not have yet, gate 0 (Megatron pad_to_capacity).
+ * first, then the lowest tokens that the expert does not have yet, gate 0 (Megatron pad_to_capacity).  C = 0 adds none.
  * ids, keep (T,K) as moe_ep_drop gave them; added out or NULL: rows filled in.  Errors: NULL, SIZE,
  * EXPERT_ID, CONFIG (keeps a -1), OVERFLOW.  O(T*(E+K)).
  * Example: T = 2, K = 1, E = 2, ids 0,0 both kept, C = 2: the map is all 1, and 2 rows were added. */
@@ -1328,8 +1335,8 @@ MOE_EP_API moe_ep_status moe_ep_pad_to_capacity(const int32_t *ids, const uint8_
  *   candidates (T,R): the token's experts, best first; the first K are its choices, R >= K (route with
  *   top_k = R);  candidate_weights (T,R) or NULL;  keep (T,K) from moe_ep_drop over the first K columns
  *   ids (T,K) out, -1 where no candidate had room;  weights (T,K) out or NULL;  rerouted out or NULL
- * Order: token-major; an expert is used at most once per token.  Errors: NULL, SIZE, EXPERT_ID, NAN, CONFIG,
- * OVERFLOW.  Scratch E numbers.  O(T*K*K*R) at worst.
+ * C: rows that an expert takes, 0 = none has room.  Order: token-major; an expert is used at most once per token.
+ * Errors: NULL, SIZE, EXPERT_ID, NAN, CONFIG, OVERFLOW.  Scratch E numbers.  O(T*K*K*R) at worst.
  * Example: candidates 0,1 | 0,1 with K = 1, C = 1, keep 1,0 give ids 0,1. */
 MOE_EP_API moe_ep_status moe_ep_reroute(const int32_t *candidates, const float *candidate_weights,
                                         const uint8_t *keep, int64_t T, int32_t K, int32_t R, int32_t E,
@@ -10676,10 +10683,10 @@ static double moe_epi_capacity_general(const moe_ep_capacity_desc *d, double T, 
                          d->rounding);
 }
 
-/* Dropless: the largest load; -1 = it is not known. */
+/* Dropless: the largest load; -1 = it is not known.  Without tokens it is 0, unless the caller knows of others. */
 static double moe_epi_capacity_dropless(const moe_ep_capacity_desc *d)
 {
-    return d->max_load > 0 ? (double)d->max_load : -1.0;
+    return d->max_load > 0 || d->num_tokens == 0 ? (double)d->max_load : -1.0;
 }
 
 static double moe_epi_capacity_tutel(const moe_ep_capacity_desc *d)
@@ -10748,8 +10755,8 @@ static moe_ep_status moe_epi_capacity_check(const moe_ep_capacity_desc *d, moe_e
     if (!d) return moe_epi_null(err, "desc");
     if ((s = moe_epi_check_enum((int)d->rule, 11, "rule", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_enum((int)d->rounding, 2, "rounding", err)) != MOE_EP_OK) return s;
-    if (d->num_tokens < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must be at least 1", -1, (double)d->num_tokens);
+    if (d->num_tokens < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_tokens", "must not be negative", -1, (double)d->num_tokens);
     if (d->top_k < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "top_k", "must be at least 1", -1, (double)d->top_k);
     if (d->num_experts < 1)
@@ -10783,7 +10790,7 @@ MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_erro
     value = moe_epi_capacity_formula(desc, assignments);
     if (!(value < 9.0e18))
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "factor", "the capacity does not fit", -1, value);
-    if (value < 0.0) return 0;
+    if (value < 0.0) return INT64_MAX;
     rows = (int64_t)value;
     if (rows < desc->min_capacity) rows = desc->min_capacity;
     if (desc->multiple > 1 && rows % desc->multiple != 0) {
@@ -11026,9 +11033,10 @@ static moe_ep_status moe_epi_drop_check_policy(const moe_ep_drop_policy *p, int3
     int32_t e;
     if (!p) return moe_epi_null(err, "policy");
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
-    if (!p->capacities && p->capacity < 1)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity", "must be at least 1 (INT64_MAX = no limit)", -1,
-                            (double)p->capacity);
+    if (!p->capacities && (p->capacity < 0 || (p->capacity == 0 && !p->capacity_given)))
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "capacity",
+                            "must be at least 1 (INT64_MAX = no limit), or 0 with capacity_given, or give capacities",
+                            -1, (double)p->capacity);
     for (e = 0; p->capacities && e < E; e++)
         if (p->capacities[e] < 0)
             return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "capacities", "must not be negative", e,
@@ -11141,6 +11149,7 @@ static moe_ep_drop_policy moe_epi_drop_policy(int64_t C, moe_ep_drop_order order
     moe_ep_drop_policy p;
     memset(&p, 0, sizeof p);
     p.capacity = C;
+    p.capacity_given = 1;
     p.order = order;
     p.norm = norm;
     return p;
@@ -11264,7 +11273,7 @@ static moe_ep_status moe_epi_pad_check(const int32_t *ids, const uint8_t *keep, 
     moe_ep_status s;
     if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "must be at least 1", -1, (double)K);
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
-    if (C < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "C", "must be at least 1", -1, (double)C);
+    if (C < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "C", "must not be negative", -1, (double)C);
     if ((s = moe_epi_check_tokens(T, K > E ? K : E, 0, err)) != MOE_EP_OK || T == 0) return s;
     return moe_epi_kept_check(ids, keep, T * K, E, "ids", err);
 }
@@ -11304,7 +11313,7 @@ static moe_ep_status moe_epi_reroute_check(const int32_t *candidates, const floa
     if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "must be at least 1", -1, (double)K);
     if (R < K) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "R", "must be at least K", -1, (double)R);
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, (double)E);
-    if (C < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "C", "must be at least 1", -1, (double)C);
+    if (C < 0) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "C", "must not be negative", -1, (double)C);
     if ((s = moe_epi_check_tokens(T, R, R, err)) != MOE_EP_OK || T == 0) return s;
     if (!candidates) return moe_epi_null(err, "candidates");
     if (!keep) return moe_epi_null(err, "keep");

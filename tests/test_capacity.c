@@ -69,12 +69,15 @@ static int check_formulas(const vec_case *c)
     for (i = 0; i < sizeof formulas / sizeof formulas[0]; i++) {
         const struct formula *f = &formulas[i];
         moe_ep_capacity_desc d = capacity_case(c, f->rule);
+        int64_t want;
         if (!vec_find(c, f->key)) continue;
         if (f->uses & MIN) d.min_capacity = vec_int_or(c, "min_capacity", 0);
         if (f->uses & ALIGN) d.multiple = vec_int_or(c, "alignment", 1);
         if (f->uses & WORLD) d.world = (int32_t)vec_int_or(c, "world", 1);
         if (f->uses & NO_FACTOR) d.factor = 0.0;
-        CHECK_I64(moe_ep_capacity(&d, NULL), vec_int(c, f->key));
+        want = vec_int(c, f->key); /* MegaBlocks takes a 0 as the largest load, which the cases do not tell */
+        if (f->rule == MOE_EP_CAPACITY_MEGABLOCKS && want == 0 && d.num_tokens > 0) want = INT64_MAX;
+        CHECK_I64(moe_ep_capacity(&d, NULL), want);
         if (t_failed_here) printf("    formula %s\n", f->key);
         seen = 1;
     }
@@ -423,6 +426,11 @@ TEST(capacity_examples)
     CHECK_I64(rows_of(MOE_EP_CAPACITY_FLAXFORMER, 14, 1, 4, 1.0), 4); /* 3.5 */
     CHECK_I64(rows_of(MOE_EP_CAPACITY_LINGVO, 1, 1, 4, 1.0), 4);
     CHECK_I64(rows_of(MOE_EP_CAPACITY_MAXTEXT, 8, 1, 8, 0.5), 0);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_TUTEL, 4, 1, 4, 0.5), 0);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGABLOCKS, 4, 1, 4, 0.5), INT64_MAX);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGATRON, 0, 1, 4, 1.0), 0);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_LINGVO, 0, 1, 4, 1.0), 4);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_HUNYUAN, 0, 2, 4, 1.0), 2);
     CHECK_STR(moe_ep_capacity_rule_name(1), "megatron");
     CHECK(moe_ep_capacity_rule_name(12) == NULL && moe_ep_capacity_rule_name(-1) == NULL);
     {
@@ -496,7 +504,7 @@ TEST(hf_switch_by_sequence)
     CHECK_I64(r.dropped, 0);
 }
 
-/* 0 = dropless stays 0: a drop policy would enforce what min_capacity or multiple made of it. */
+/* Dropless is no limit: a drop policy would enforce what min_capacity or multiple made of it, and 0 drops everything. */
 TEST(dropless_has_no_least_capacity)
 {
     static const moe_ep_capacity_rule rules[3] = {MOE_EP_CAPACITY_TUTEL, MOE_EP_CAPACITY_MEGABLOCKS,
@@ -513,20 +521,20 @@ TEST(dropless_has_no_least_capacity)
         d.min_capacity = 4;
         d.multiple = i == 2 ? 0 : 8;
         d.max_load = 0;
-        CHECK_I64(moe_ep_capacity(&d, &err), 0);
+        CHECK_I64(moe_ep_capacity(&d, &err), INT64_MAX);
         CHECK_I64(err.status, MOE_EP_OK);
         d.max_load = 3;
         CHECK_I64(moe_ep_capacity(&d, &err), i == 2 ? 4 : 8);
     }
     d.factor = -1.0; /* MaxText: 0 or less */
     d.max_load = 0;
-    CHECK_I64(moe_ep_capacity(&d, &err), 0);
+    CHECK_I64(moe_ep_capacity(&d, &err), INT64_MAX);
     d.rule = MOE_EP_CAPACITY_TUTEL; /* but there a bound, also without the load */
     CHECK_I64(moe_ep_capacity(&d, &err), 128);
     d.rule = MOE_EP_CAPACITY_MEGABLOCKS; /* 4 / 64 rows truncate to 0: the largest load */
     d.factor = d.top_k = 1;
     d.num_tokens = 4;
-    CHECK_I64(moe_ep_capacity(&d, &err), 0);
+    CHECK_I64(moe_ep_capacity(&d, &err), INT64_MAX);
     d.max_load = 3;
     d.min_capacity = 0;
     CHECK_I64(moe_ep_capacity(&d, &err), 3);
@@ -535,6 +543,97 @@ TEST(dropless_has_no_least_capacity)
     CHECK_I64(moe_ep_capacity(&d, &err), 0);
     d.min_capacity = 4;
     CHECK_I64(moe_ep_capacity(&d, &err), 4);
+}
+
+/* A step in which a rank has no token: every formula runs, and what follows takes its result. */
+TEST(capacity_of_an_idle_step)
+{
+    moe_ep_capacity_desc d;
+    moe_ep_drop_policy p;
+    moe_ep_drop_result r;
+    int64_t added = -9, moved = -9;
+    int32_t rule;
+    memset(&d, 0, sizeof d);
+    d.top_k = 3;
+    d.num_experts = 8;
+    d.factor = 2.5;
+    for (rule = 0; rule < 12; rule++) {
+        d.rule = (moe_ep_capacity_rule)rule;
+        CHECK_I64(moe_ep_capacity(&d, NULL), rule == MOE_EP_CAPACITY_LINGVO    ? 4
+                                             : rule == MOE_EP_CAPACITY_MAXTEXT ? 2 /* at least the factor */
+                                             : rule == MOE_EP_CAPACITY_HUNYUAN ? 3 : 0);
+        d.min_capacity = 7;
+        CHECK_I64(moe_ep_capacity(&d, NULL), 7);
+        d.min_capacity = 0;
+    }
+    d.rule = MOE_EP_CAPACITY_NLLB; /* 2 ceil(T/E) */
+    d.factor = 0.0;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 0);
+    d.rule = MOE_EP_CAPACITY_TUTEL; /* the largest load of no tokens, or of all ranks */
+    CHECK_I64(moe_ep_capacity(&d, NULL), 0);
+    d.max_load = 9;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 9);
+    d.factor = -1.0;
+    CHECK_I64(moe_ep_capacity(&d, NULL), 0);
+    p = moe_ep_drop_megatron_probs(0);
+    CHECK_I64(moe_ep_drop(&p, NULL, NULL, 0, 3, 8, NULL, NULL, NULL, NULL, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(r.assignments == 0 && r.dropped == 0 && r.weight_kept >= 1.0);
+    CHECK_I64(moe_ep_pad_to_capacity(NULL, NULL, 0, 3, 8, 0, NULL, &added, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_reroute(NULL, NULL, NULL, 0, 3, 4, 8, 0, NULL, NULL, &moved, NULL, NULL), MOE_EP_OK);
+    CHECK(added == 0 && moved == 0);
+}
+
+/* What a formula returns goes into its preset as it is: 0 drops everything, no limit drops nothing. */
+TEST(capacity_of_no_row_in_its_preset)
+{
+    static const int32_t ids[4] = {0, 1, 2, 3};
+    static const float w[4] = {0.5f, 0.25f, 0.5f, 0.75f};
+    int i, preset;
+    for (preset = 0; preset < 16; preset++) {
+        moe_ep_rng rng = moe_ep_rng_seed(1);
+        moe_ep_drop_result r;
+        moe_ep_error err;
+        uint8_t keep[4] = {9, 9, 9, 9}, map[16];
+        int64_t C, slot[4], added = -9;
+        float after[4];
+        int kept;
+        moe_ep_drop_policy p;
+        C = preset == 8   ? rows_of(MOE_EP_CAPACITY_FLAXFORMER, 4, 1, 4, 0.5)
+            : preset == 9 ? rows_of(MOE_EP_CAPACITY_TUTEL, 4, 1, 4, 0.5)
+            : preset == 10 ? rows_of(MOE_EP_CAPACITY_MAXTEXT, 4, 1, 4, 0.5)
+            : preset == 13 ? rows_of(MOE_EP_CAPACITY_MEGABLOCKS, 4, 1, 4, 0.5) /* 0 is the largest load there */
+            : preset == 14 ? rows_of(MOE_EP_CAPACITY_TUTEL, 4, 1, 4, 0.0)
+            : preset == 15 ? rows_of(MOE_EP_CAPACITY_MAXTEXT, 4, 1, 4, -1.0)
+                           : rows_of(MOE_EP_CAPACITY_MESH_TF, 4, 1, 4, 0.5);
+        switch (preset) {
+        case 0: p = moe_ep_drop_switch(C); break;
+        case 1: p = moe_ep_drop_hf_switch(C); break;
+        case 2: p = moe_ep_drop_gshard_legacy(C); break;
+        case 3: p = moe_ep_drop_gshard(C); break;
+        case 4: p = moe_ep_drop_deepspeed_top1(C); break;
+        case 5: p = moe_ep_drop_deepspeed_top2(C); break;
+        case 6: p = moe_ep_drop_deepspeed_position(C); break;
+        case 7: p = moe_ep_drop_deepspeed_probs(C); break;
+        case 8: p = moe_ep_drop_flaxformer(C, 1); break;
+        case 9: case 14: p = moe_ep_drop_tutel(C, 0); break;
+        case 10: case 15: p = moe_ep_drop_maxtext(C); break;
+        case 11: p = moe_ep_drop_nllb(C, 1, 0); break;
+        case 12: p = moe_ep_drop_hunyuan(C); break;
+        default: p = moe_ep_drop_megablocks(C); break;
+        }
+        p.rng = &rng;
+        kept = preset >= 13;
+        CHECK_I64(C, kept ? INT64_MAX : 0);
+        CHECK_I64(moe_ep_drop(&p, ids, w, 4, 1, 4, keep, slot, NULL, after, &r, NULL, &err), MOE_EP_OK);
+        CHECK(r.assignments == 4 && r.kept == 4 * kept && r.dropped == 4 - 4 * kept && r.tokens_lost == 4 - 4 * kept);
+        for (i = 0; i < 4; i++) {
+            CHECK(keep[i] == kept && slot[i] == kept - 1);
+            CHECK_NEAR(after[i], kept || preset == 9 ? w[i] : 0.0f, 0.0, 0.0);
+        }
+        CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 4, 1, 4, C, map, &added, &err), MOE_EP_OK);
+        CHECK_I64(added, kept ? 12 : 0);
+        STOP_IF_FAILED("preset %d", preset);
+    }
 }
 
 TEST(capacity_errors)
@@ -656,6 +755,10 @@ static void random_drop(uint64_t *s, drop_case *c)
     c->K = 1 + (int32_t)t_below(s, 3);
     c->E = 1 + (int32_t)t_below(s, 6);
     c->p.capacity = 1 + t_below(s, c->T > 0 ? c->T : 1);
+    if (t_below(s, 12) == 0) { /* nothing fits */
+        c->p.capacity = 0;
+        c->p.capacity_given = 1;
+    }
     c->p.order = (moe_ep_drop_order)t_below(s, 4);
     c->p.norm = (moe_ep_drop_norm)t_below(s, 3);
     c->p.eps_mode = (moe_ep_eps_mode)t_below(s, 3);
@@ -866,8 +969,8 @@ TEST(drop_example_and_policy_errors)
         p.field = value;                                                                            \
         expect_drop_error(&p, want, #field);                                                        \
     } while (0)
-    BAD(capacity, 0, MOE_EP_ERR_SIZE);
     BAD(capacity, -1, MOE_EP_ERR_SIZE);
+    BAD(capacity, MOE_EP_ERR_NAN, MOE_EP_ERR_SIZE); /* moe_ep_capacity that failed */
     BAD(capacities, limits, MOE_EP_ERR_NEGATIVE);
     BAD(order, (moe_ep_drop_order)5, MOE_EP_ERR_RANGE);
     BAD(norm, (moe_ep_drop_norm)3, MOE_EP_ERR_RANGE);
@@ -876,6 +979,8 @@ TEST(drop_example_and_policy_errors)
     BAD(eps, NAN, MOE_EP_ERR_NAN);
     BAD(group_tokens, -1, MOE_EP_ERR_SIZE);
 #undef BAD
+    memset(&p, 0, sizeof p); /* forgotten, not given */
+    expect_drop_error(&p, MOE_EP_ERR_SIZE, "capacity");
     p = moe_ep_drop_deepspeed_top1(2);
     expect_drop_error(&p, MOE_EP_ERR_CONFIG, "rng");
     p = moe_ep_drop_gshard(2);
@@ -947,7 +1052,7 @@ TEST(padding_fills_every_expert)
         for (e = 0; e < c.E; e++) { /* an unkept token in the map has no unkept token before it outside */
             int hole = 0;
             for (t = 0; t < c.T; t++) {
-                int kept = 0;
+                int kept;
                 for (i = 0; i < c.K; i++) kept |= keep[t * c.K + i] && c.ids[t * c.K + i] == e;
                 if (!map[t * c.E + e]) hole = 1;
                 else if (!kept) CHECK(!hole);
@@ -969,7 +1074,7 @@ TEST(padding_example_and_errors)
     CHECK_I64(moe_ep_pad_to_capacity(ids, keep, -1, 1, 2, 2, map, &added, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 0, 2, 2, map, &added, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 0, 2, map, &added, &err), MOE_EP_ERR_SIZE);
-    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 2, 0, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(ids, keep, 2, 1, 2, -1, map, &added, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_pad_to_capacity(none, keep, 2, 1, 2, 2, map, &added, &err), MOE_EP_ERR_CONFIG);
     CHECK_I64(moe_ep_pad_to_capacity(wrong, keep, 2, 1, 2, 2, map, &added, &err), MOE_EP_ERR_EXPERT_ID);
     CHECK_I64(moe_ep_pad_to_capacity(ids, keep, INT64_MAX / 4, 1, 2, 2, map, &added, &err), MOE_EP_ERR_OVERFLOW);
@@ -1032,7 +1137,7 @@ TEST(reroute_example_and_errors)
     CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 0, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 3, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 0, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
-    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, 0, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(candidates, w, keep, 2, 1, 2, 2, -1, ids, out, &moved, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_I64(moe_ep_reroute(wrong, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_EXPERT_ID);
     CHECK_I64(moe_ep_reroute(none, w, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_CONFIG);
     CHECK_I64(moe_ep_reroute(candidates, bad, keep, 2, 1, 2, 2, 1, ids, out, &moved, NULL, &err), MOE_EP_ERR_NAN);
@@ -1131,7 +1236,7 @@ TEST(capacity_rounding_and_dropless_factors)
         d.factor = 1.5;
         CHECK_I64(moe_ep_capacity(&d, NULL), 8);
         d.factor = 0.0;
-        CHECK_I64(moe_ep_capacity(&d, NULL), T);
+        CHECK_I64(moe_ep_capacity(&d, NULL), T == 0 ? INT64_MAX : T);
     }
 }
 
@@ -1170,7 +1275,7 @@ TEST(reroute_by_definition)
         enum { MOST = 6 };
         const int32_t T = (int32_t)t_below(&s, 8), K = 1 + (int32_t)t_below(&s, 3), R = K + (int32_t)t_below(&s, 4),
                       E = 1 + (int32_t)t_below(&s, 6);
-        const int64_t C = 1 + t_below(&s, 4);
+        const int64_t C = t_below(&s, 5);
         int32_t candidates[8 * MOST], ids[8 * 3], want[8 * 3], t, j, r, i;
         float weights[8 * MOST], got[8 * 3], want_w[8 * 3];
         uint8_t keep[8 * 3];
@@ -1282,7 +1387,7 @@ TEST(one_token_of_one_expert)
     CHECK_STR(err.arg, "K");
     CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 0, 1, map, &added, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "E");
-    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 1, 0, map, &added, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_pad_to_capacity(id, kept, 1, 1, 1, -1, map, &added, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "C");
     CHECK_I64(moe_ep_reroute(NULL, NULL, kept, 1, 1, 1, 1, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_reroute(id, NULL, NULL, 1, 1, 1, 1, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_NULL);
@@ -1294,7 +1399,7 @@ TEST(one_token_of_one_expert)
     CHECK_STR(err.arg, "R");
     CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 1, 1, 0, 1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "E");
-    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 1, 1, 1, 0, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_I64(moe_ep_reroute(id, NULL, kept, 1, 1, 1, 1, -1, ids, NULL, &moved, NULL, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "C");
     CHECK_I64(moe_ep_drop_counts(NULL, kept, 1, 1, NULL, 1, per, on, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_drop_counts(id, NULL, 1, 1, NULL, 1, per, on, &err), MOE_EP_ERR_NULL);
@@ -1333,6 +1438,8 @@ TEST(one_token_of_one_expert)
     d.factor = 1.0;
     CHECK_I64(moe_ep_capacity(&d, &err), 1);
     d.num_tokens = 0;
+    CHECK_I64(moe_ep_capacity(&d, &err), 0);
+    d.num_tokens = -1;
     CHECK_I64(moe_ep_capacity(&d, &err), MOE_EP_ERR_SIZE);
     CHECK_STR(err.arg, "num_tokens");
     d.num_tokens = 1;
@@ -1395,7 +1502,7 @@ TEST(capacity_rules_by_definition)
         moe_ep_capacity_desc d;
         int64_t T, K, E, n, quarters, want = 0, share, world;
         memset(&d, 0, sizeof d);
-        T = 1 + t_below(&s, round % 5 ? 40 : 100000);
+        T = t_below(&s, 16) ? 1 + t_below(&s, round % 5 ? 40 : 100000) : 0;
         K = 1 + t_below(&s, 5);
         E = (int64_t)1 << t_below(&s, 7); /* a power of two: quotients are exact, in float32 too */
         quarters = 1 + t_below(&s, 12);
@@ -1436,7 +1543,7 @@ TEST(capacity_rules_by_definition)
             if (want == 0) want = d.max_load;
             break;
         case 6:
-            want = (n + E - 1) / E * quarters / 4;
+            want = (n > 0 ? (n + E - 1) / E : 1) * quarters / 4;
             if (quarters == 0) want = d.max_load;
             break;
         case 7: /* half to even */
@@ -1456,8 +1563,8 @@ TEST(capacity_rules_by_definition)
         }
         d.min_capacity = t_below(&s, 3) ? 0 : t_below(&s, 9);
         d.multiple = t_below(&s, 3) ? 0 : t_below(&s, 9);
-        if (d.max_load == 0 && (rule == 5 ? want == 0 : (rule == 4 || rule == 6) && quarters == 0)) {
-            CHECK_I64(moe_ep_capacity(&d, NULL), 0); /* dropless, whatever the least is */
+        if (T > 0 && d.max_load == 0 && (rule == 5 ? want == 0 : (rule == 4 || rule == 6) && quarters == 0)) {
+            CHECK_I64(moe_ep_capacity(&d, NULL), INT64_MAX); /* dropless, whatever the least is */
             continue;
         }
         if (want < d.min_capacity) want = d.min_capacity;

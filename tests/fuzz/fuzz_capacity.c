@@ -10,7 +10,7 @@ static void capacity_case(void)
     memset(&d, 0, sizeof d);
     fz_where = "capacity";
     d.rule = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 11);
-    d.num_tokens = fz_chance(.3) ? fz_bad_i64() : fz_int(1, 500);
+    d.num_tokens = fz_chance(.3) ? fz_bad_i64() : fz_int(0, 500);
     d.top_k = fz_chance(.2) ? fz_bad_i32() : fz_int(1, 8);
     d.num_experts = fz_chance(.2) ? fz_bad_i32() : fz_int(1, 64);
     d.factor = fz_chance(.3) ? fz_bad_double() : fz_unit() * 3;
@@ -34,7 +34,8 @@ static void capacity_case(void)
         w[i] = fz_chance(.02) ? fz_bad_float() : fz_chance(.3) ? .5f : (float)fz_unit();
     moe_ep_drop_policy P;
     memset(&P, 0, sizeof P);
-    P.capacity = fz_chance(.1) ? fz_bad_i64() : fz_int(1, 6);
+    P.capacity = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 6);
+    P.capacity_given = fz_int(0, 1);
     int64_t *caps = fz_in(8 * E);
     for (int i = 0; i < E; i++) caps[i] = fz_chance(.03) ? fz_bad_i64() : fz_int(0, 5);
     if (fz_chance(.2)) P.capacities = caps;
