@@ -121,7 +121,7 @@ static void capacity_case(void)
         if (k != r->kept) fz_fail("kept cnt");
         if (fz_wild(r->weight_kept)) fz_fail("wk");
         fz_where = "pad";
-        int64_t C = fz_chance(.1) ? fz_bad_i64() : fz_int(1, 5);
+        int64_t C = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 5);
         if (T > 0) {
             uint8_t *mp = fz_work(T * E);
             int64_t ad;
@@ -151,7 +151,7 @@ static void capacity_case(void)
     float *ow = fz_out(4 * T * K);
     int64_t *rr = fz_out(8);
     s = moe_ep_reroute(cd, fz_chance(.8) ? cw : NULL, kp, T, K, R, E,
-                       fz_chance(.1) ? fz_bad_i64() : fz_int(1, 5), oi, ow, rr, fz_scratch(), &e);
+                       fz_chance(.1) ? fz_bad_i64() : fz_int(0, 5), oi, ow, rr, fz_scratch(), &e);
     fz_scratch_done();
     fz_error(s, &e);
     fz_untouched(s);
