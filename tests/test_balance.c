@@ -2188,7 +2188,7 @@ static int is_of_others(const char *op)
     size_t i;
     for (i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strcmp(op, known[i]) == 0) return 1;
-    return strstr(op, "sinkhorn") != NULL;
+    return strstr(op, "sinkhorn") != NULL || vec_is_bias_trace(op);
 }
 
 /* The rule must be able to fail. */
@@ -2197,15 +2197,18 @@ TEST(vectors_unknown_metric)
     CHECK(!is_of_others("a_metric_nobody_knows"));
     CHECK(!is_of_others(""));
     CHECK(is_of_others("aux_losses"));
+    CHECK(is_of_others("bias_update_trace") && is_of_others("loss_free_bias_loop") && is_of_others("bias_60_steps"));
+    CHECK(!is_of_others("bias") && !is_of_others("trace"));
 }
 
 TEST(vectors_balance)
 {
-    static const char *bundled[] = {"tests/vectors/metrics.vec", "tests/vectors/seed_and_literals.vec"};
+    static const char *bundled[] = {"tests/vectors/metrics.vec", "tests/vectors/seed_and_literals.vec",
+                                    "tests/vectors/own/metrics.vec"};
     const int named = t_argv && t_argv[0];
     int f, c, checked = 0, others = 0;
-    for (f = 0; named || f < 2; f++) {
-        const char *path = vec_path(bundled[f < 2 ? f : 0], named ? f : 0);
+    for (f = 0; named || f < 3; f++) {
+        const char *path = vec_path(bundled[f < 3 ? f : 0], named ? f : 0);
         vec_file v;
         if (!path) break;
         v = vec_read(path);

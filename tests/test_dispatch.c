@@ -2233,11 +2233,14 @@ static int vec_trtllm(const vec_case *x)
 {
     const vec_field *ids = any_of(x, "topk_ids|ids|topk_indices|topKIndices"), *f;
     const vec_field *pad = any_of(x, "padding|tile|tile_tokens_dim|pad");
+    const vec_field *routed = any_of(x, "num_experts|E|n_expert|n_experts");
+    const vec_field *fused = any_of(x, "num_fused_shared_experts|num_shared_experts|num_fused_shared");
     int32_t E, *p, *a, *b, *c, padding;
-    int64_t *offsets, max_rows;
+    int64_t *offsets, *counts, max_rows;
     int seen = 0;
     if (!ids || ids->ndim != 2) return 0;
     E = experts_of(x);
+    if (routed && fused) E += (int32_t)fused->i[0]; /* every token has the ids E .. E+S-1 as well */
     padding = pad ? (int32_t)pad->i[0] : 1;
     max_rows = ids->count + (int64_t)E * padding;
     p = vec_i32(ids);
@@ -2245,6 +2248,7 @@ static int vec_trtllm(const vec_case *x)
     b = new32(max_rows);
     c = new32(max_rows);
     offsets = new64(E + 1);
+    counts = new64(E);
     CHECK_I64(moe_ep_trtllm_permute(p, ids->dim[0], (int32_t)ids->dim[1], E, padding, offsets, a, b, c,
               max_rows, NULL, NULL), MOE_EP_OK);
     if ((f = any_of(x,
@@ -2254,9 +2258,17 @@ static int vec_trtllm(const vec_case *x)
         f->count <= max_rows) { check_vec32(b, f); seen = 1; }
     if ((f = any_of(x, "permuted_idx_to_token_idx|permutedIdxToTokenIdx|permuted_to_token")) &&
         f->count <= max_rows) { check_vec32(c, f); seen = 1; }
-    if ((f = any_of(x, "padded_prefix|padded_offsets|paddedPrefixSum|padded_tokens_prefix_sum")) &&
-        f->count <= E + 1) { check_vec64(offsets, f); seen = 1; }
-    free(p); free(a); free(b); free(c); free(offsets);
+    if ((f = any_of(x, "padded_prefix|padded_offsets|paddedPrefixSum|padded_tokens_prefix_sum|"
+                       "paddedTokensPerExpertPrefixSum"))) {
+            CHECK(f->count <= E + 1);
+            if (f->count <= E + 1) check_vec64(offsets, f);
+            seen = 1; }
+    if ((f = any_of(x, "permutedBufferSize|permuted_buffer_size"))) { CHECK_I64(offsets[E], f->i[0]); seen = 1; }
+    if ((f = any_of(x, "numTokensPerExpert|num_tokens_per_expert|tokens_per_expert")) && f->count == E) {
+        CHECK_I64(moe_ep_expert_loads(p, ids->count, E, counts, NULL, NULL), MOE_EP_OK);
+        check_vec64(counts, f);
+        seen = 1; }
+    free(p); free(a); free(b); free(c); free(offsets); free(counts);
     return seen;
 }
 
@@ -2365,11 +2377,12 @@ TEST(vectors_unknown_case)
 TEST(vectors_dispatch)
 {
     static const char *bundled[] = {
-        "tests/vectors/permute.vec", "tests/vectors/deepep_layout.vec", "tests/vectors/seed_and_literals.vec"};
+        "tests/vectors/permute.vec", "tests/vectors/deepep_layout.vec", "tests/vectors/seed_and_literals.vec",
+        "tests/vectors/own/permute.vec"};
     const int named = t_argv && t_argv[0];
     int f, c, checked = 0, others = 0;
-    for (f = 0; named || f < 3; f++) {
-        const char *path = vec_path(bundled[f < 3 ? f : 0], named ? f : 0);
+    for (f = 0; named || f < 4; f++) {
+        const char *path = vec_path(bundled[f < 4 ? f : 0], named ? f : 0);
         vec_file v;
         if (!named) path = bundled[f];
         if (!path) break;

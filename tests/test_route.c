@@ -79,7 +79,10 @@ static void route_case_table(route_case *k, const vec_case *c)
 {
     const vec_field *table = vec_any(c, names_table), *tokens = vec_any(c, names_tokens);
     k->r.select = MOE_EP_SELECT_TABLE;
-    if (!table) table = vec_get(c, "ids"); /* forced routing: the ids are the input */
+    if (!table) { /* forced routing: the ids are the input, row t of token t */
+        table = vec_get(c, "ids");
+        tokens = NULL;
+    }
     k->table = vec_i32(table);
     k->r.table = k->table;
     k->r.table_rows = table->count / k->r.top_k;
@@ -243,6 +246,115 @@ static void check_bias(const vec_case *c, const char *key, int centred)
     free(bias);
 }
 
+static int is_zero(const vec_field *f)
+{
+    int64_t i;
+    for (i = 0; i < f->count; i++)
+        if (f->f[i] > 0.0 || f->f[i] < 0.0) return 0;
+    return 1;
+}
+
+/* Row n of a trace with a row per step, whatever its number of rows; NULL where it ends. */
+static const double *trace_row(const vec_field *f, int64_t width, int64_t n)
+{
+    return f && f->count > width && (n + 1) * width <= f->count ? f->f + n * width : NULL;
+}
+
+/* Index of the MaxVio after n updates: one for every step, for every so many steps, or for the steps listed; -1 = none. */
+static int64_t vio_index(const vec_field *vio, const vec_field *length, int64_t steps, int64_t n)
+{
+    int64_t i, every = vio && vio->count > 1 && vio->count < steps ? steps / (vio->count - 1) : 1;
+    if (!vio) return -1;
+    if (!length || length->count == 1) return n % every == 0 && n / every < vio->count ? n / every : -1;
+    for (i = 0; i < length->count && i < vio->count; i++)
+        if (length->i[i] == n) return i;
+    return -1;
+}
+
+/* One row, that of the counts after the last update or before it: sources count at either end of a step. */
+static int row_is(const vec_field *f, const double *got, int64_t width, double slack)
+{
+    int64_t i;
+    for (i = 0; i < width; i++)
+        if (!(fabs(got[i] - f->f[i]) <= slack * (1.0 + fabs(f->f[i])))) return 0;
+    return 1;
+}
+
+/* Steps of: route with the bias, count, move the bias.  Row n of a trace is the state after n updates.  Without logits
+ * the counts of the case are taken. */
+static void check_bias_trace(const vec_case *c)
+{
+    static const char *const inputs[] = {"logits", "scores", "router_logits", NULL};
+    static const char *const rates[] = {"rate", "u", "update_rate", "bias_update_rate", NULL};
+    static const char *const lengths[] = {"steps", "num_steps", "n_steps", NULL};
+    static const char *const vios[] = {"maxvio", "max_vio", "maxvio_trace", "trace", "maxvio_per_step", NULL};
+    static const char *const last[] = {"final_bias", "bias_final", "bias_after", "bias_last", NULL};
+    static const char *const first[] = {"bias0", "initial_bias", "bias_init", "bias_before", NULL};
+    static const char *const loads[] = {"counts", "loads", "counts_trace", "final_counts", "counts_final", NULL};
+    const vec_field *in = vec_any(c, inputs), *vio = vec_any(c, vios), *end = vec_any(c, last);
+    const vec_field *start = vec_any(c, first), *bias_rows = vec_find(c, "bias"), *want = vec_any(c, loads);
+    const char *score = vec_text(c, vec_find(c, "cfg.score") ? "cfg.score" : "score");
+    const int64_t E = in ? in->dim[in->ndim - 1] : want ? want->dim[want->ndim - 1] : 0;
+    const int64_t T = in ? in->dim[in->ndim - 2] : 0, K = vec_int_or(c, "K", vec_int_or(c, "k", 1));
+    const vec_field *length = vec_any(c, lengths);
+    const int64_t steps = length ? length->i[length->count - 1] : vio ? vio->count - 1 : 0;
+    const double rate = vec_any(c, rates) ? vec_any(c, rates)->f[0] : 0.001;
+    moe_ep_router r;
+    float *l, *bias;
+    int32_t *ids;
+    int64_t *count, n, e, at, compared = 0;
+    double *now, *then; /* the counts after n updates, and one update before */
+    CHECK(E > 0 && steps > 0 && (in != NULL || (want->ndim == 2 && want->dim[0] >= steps)));
+    if (t_failed_here) return;
+    if (!start && bias_rows && bias_rows->count == E && (end || is_zero(bias_rows))) start = bias_rows;
+    if (!end && bias_rows && bias_rows->count == E && start != bias_rows) end = bias_rows;
+    memset(&r, 0, sizeof r);
+    r.num_experts = (int32_t)E;
+    r.top_k = (int32_t)K;
+    r.score = says(score, "softmax") ? MOE_EP_SCORE_SOFTMAX : MOE_EP_SCORE_SIGMOID;
+    if (in && !vec_find(c, "logits") && vec_find(c, "scores")) r.score = MOE_EP_SCORE_LOGIT; /* taken as they are */
+    l = in ? vec_f32(in) : NULL;
+    bias = (float *)t_alloc(sizeof(float) * (size_t)E);
+    ids = (int32_t *)t_alloc(sizeof(int32_t) * (size_t)(T * K + 1));
+    count = (int64_t *)t_alloc(sizeof(int64_t) * (size_t)E);
+    now = (double *)t_alloc(sizeof(double) * (size_t)E);
+    then = (double *)t_alloc(sizeof(double) * (size_t)E);
+    for (e = 0; e < E; e++) bias[e] = start ? (float)start->f[e] : 0.0f;
+    r.select_bias = bias;
+    for (n = 0; n <= steps && !t_failed_here; n++) {
+        const double *w;
+        if (in) {
+            const int64_t batch = in->ndim == 3 ? n % in->dim[0] : 0; /* a batch for every step, or one for all */
+            CHECK_I64(moe_ep_route(&r, l + batch * T * E, T, NULL, ids, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_expert_loads(ids, T * K, (int32_t)E, count, NULL, NULL), MOE_EP_OK);
+        } else if (n < want->dim[0]) {
+            for (e = 0; e < E; e++) count[e] = want->i[n * E + e];
+        }
+        for (e = 0; e < E; e++) then[e] = now[e], now[e] = (double)count[e];
+        if ((at = in || n < want->dim[0] ? vio_index(vio, length, steps, n) : -1) >= 0) {
+            CHECK_NEAR(moe_ep_imbalance(count, (int32_t)E, NULL) - 1.0, vio->f[at], 1e-6, 1e-6);
+            compared++;
+        }
+        for (w = in ? trace_row(want, E, n) : NULL, e = 0; w && e < E; e++, compared++) CHECK_NEAR(count[e], w[e], 0, 0);
+        for (w = trace_row(bias_rows, E, n), e = 0; w && e < E; e++, compared++) CHECK_NEAR(bias[e], w[e], 1e-6, 1e-9);
+        if (n < steps)
+            CHECK_I64(moe_ep_bias_update(count, (int32_t)E, (float)rate, 0, bias, NULL), MOE_EP_OK);
+        if (t_failed_here) printf("    after %lld updates\n", (long long)n);
+    }
+    for (e = 0; end && end->count == E && e < E; e++, compared++) CHECK_NEAR(bias[e], end->f[e], 1e-6, 1e-9);
+    if (in && want && want->count == E) {
+        CHECK(row_is(want, now, E, 0.0) || row_is(want, then, E, 0.0));
+        compared++;
+    }
+    CHECK(compared > 0);
+    free(l);
+    free(bias);
+    free(ids);
+    free(count);
+    free(now);
+    free(then);
+}
+
 /* Rows of logits or scores whatever the case calls them. */
 static void check_sinkhorn(const vec_case *c)
 {
@@ -318,6 +430,8 @@ static int check_metrics_case(const vec_case *c)
     else if (strcmp(op, "bias_update") == 0) {
         check_bias(c, "megatron", 0);
         check_bias(c, "torchtitan_centred", 1);
+    } else if (vec_is_bias_trace(op)) {
+        check_bias_trace(c);
     } else {
         return 0;
     }

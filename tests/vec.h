@@ -183,14 +183,33 @@ static inline void vec_free(vec_file *v)
     memset(v, 0, sizeof *v);
 }
 
-/* Files to check: those named on the command line, or, without any, the bundled one.  A test program
- * can so be pointed at other vectors of the same kind: test_route more/routers.vec */
+/* tests/vectors/own/X.vec beside the bundled tests/vectors/X.vec: cases of this project; NULL without one. */
+static inline const char *vec_own(const char *bundled)
+{
+    static char own[256];
+    const char *name = strrchr(bundled, '/') + 1;
+    FILE *fp;
+    snprintf(own, sizeof own, "%.*sown/%s", (int)(name - bundled), bundled, name);
+    fp = fopen(own, "rb");
+    if (fp) fclose(fp);
+    return fp ? own : NULL;
+}
+
+/* Files to check: those named on the command line, or, without any, the bundled one and its neighbour in own/.  A test
+ * program can so be pointed at other vectors of the same kind: test_route more/routers.vec */
 static inline const char *vec_path(const char *bundled, int index)
 {
     int n = 0;
     while (t_argv && t_argv[n]) n++;
     if (n > 0) return index < n ? t_argv[index] : NULL;
+    if (index == 1) return vec_own(bundled);
     return index == 0 ? bundled : NULL;
+}
+
+/* Operations of metrics files that route, count and move the bias for some steps, whatever they are called. */
+static inline int vec_is_bias_trace(const char *op)
+{
+    return strstr(op, "bias") && (strstr(op, "trace") || strstr(op, "steps") || strstr(op, "loop"));
 }
 
 #endif
