@@ -504,7 +504,7 @@ TEST(hf_switch_by_sequence)
     CHECK_I64(r.dropped, 0);
 }
 
-/* Dropless is no limit: a drop policy would enforce what min_capacity or multiple made of it, and 0 drops everything. */
+/* Dropless is no limit: a drop policy would enforce what min_capacity or multiple made of it; 0 drops everything. */
 TEST(dropless_has_no_least_capacity)
 {
     static const moe_ep_capacity_rule rules[3] = {MOE_EP_CAPACITY_TUTEL, MOE_EP_CAPACITY_MEGABLOCKS,

@@ -260,7 +260,7 @@ static const double *trace_row(const vec_field *f, int64_t width, int64_t n)
     return f && f->count > width && (n + 1) * width <= f->count ? f->f + n * width : NULL;
 }
 
-/* Index of the MaxVio after n updates: one for every step, for every so many steps, or for the steps listed; -1 = none. */
+/* Index of the MaxVio after n updates: one for every step, for every so many, or for the steps listed; -1 = none. */
 static int64_t vio_index(const vec_field *vio, const vec_field *length, int64_t steps, int64_t n)
 {
     int64_t i, every = vio && vio->count > 1 && vio->count < steps ? steps / (vio->count - 1) : 1;
@@ -335,8 +335,10 @@ static void check_bias_trace(const vec_case *c)
             CHECK_NEAR(moe_ep_imbalance(count, (int32_t)E, NULL) - 1.0, vio->f[at], 1e-6, 1e-6);
             compared++;
         }
-        for (w = in ? trace_row(want, E, n) : NULL, e = 0; w && e < E; e++, compared++) CHECK_NEAR(count[e], w[e], 0, 0);
-        for (w = trace_row(bias_rows, E, n), e = 0; w && e < E; e++, compared++) CHECK_NEAR(bias[e], w[e], 1e-6, 1e-9);
+        w = in ? trace_row(want, E, n) : NULL;
+        for (e = 0; w && e < E; e++, compared++) CHECK_NEAR(count[e], w[e], 0, 0);
+        w = trace_row(bias_rows, E, n);
+        for (e = 0; w && e < E; e++, compared++) CHECK_NEAR(bias[e], w[e], 1e-6, 1e-9);
         if (n < steps)
             CHECK_I64(moe_ep_bias_update(count, (int32_t)E, (float)rate, 0, bias, NULL), MOE_EP_OK);
         if (t_failed_here) printf("    after %lld updates\n", (long long)n);

