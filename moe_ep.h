@@ -2801,13 +2801,16 @@ typedef struct moe_ep_memory_desc {
     int64_t buffer_bytes;     /* communication buffers, e.g. moe_ep_ll_buffer_bytes                   */
     double reserve_bytes;     /* activations, runtime, fragmentation                                  */
     double memory_bytes;      /* of the device, 0 = not checked                                       */
+    int32_t expert_tensor_parallel; /* devices that cut each routed expert: num_devices groups of so many, 0 = 1  */
+    int32_t shared_tensor_parallel; /* devices that cut the shared experts, 0 = 1: whole on every device          */
 } moe_ep_memory_desc;
 
 typedef struct moe_ep_memory_result {
     int32_t slots;            /* of the fullest device                                                */
-    double routed_bytes;      /* slots priced, all MoE layers                                         */
+    double routed_bytes;      /* slots priced, all MoE layers, of a cut expert the larger part         */
     double redundant_bytes;   /* part of it above E / D rounded up                                    */
-    double shared_bytes, router_bytes; /* replicated on every device                                  */
+    double shared_bytes;      /* over shared_tensor_parallel                                          */
+    double router_bytes;      /* replicated on every device                                           */
     double other_bytes;       /* attention, dense layers, embeddings over tensor_parallel             */
     double buffer_bytes;
     double total_bytes;       /* everything above and the reserve                                     */
@@ -2816,8 +2819,13 @@ typedef struct moe_ep_memory_result {
     int32_t fits;
 } moe_ep_memory_result;
 
-/* Memory of the fullest device.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, OVERFLOW.  O(1).
- * Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB. */
+/* Memory of the fullest device, in bytes.  An expert that n devices cut takes ceil(I / n) of its I columns on each:
+ * servers with fewer expert groups than devices do that (vLLM without --enable-expert-parallel, SGLang with ep_size
+ * below tp_size, TensorRT-LLM's moe_tensor_parallel_size), and then hold the shared experts cut as well, over the
+ * devices of TP; with all-to-all kernels both are whole.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, OVERFLOW.
+ * O(1).  Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB.  DeepSeek-V3, num_devices 1,
+ * all three kinds of tensor parallelism 8 (--tp-size 8 on 8 devices): routed 81738596352 bytes as with num_devices 8
+ * and whole experts, shared 319291392. */
 MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out, moe_ep_error *err);
 
 /* Bytes of DeepEP's low-latency buffer: max_tokens per device, slots over all devices.  combine_scales 0: combine
@@ -2836,12 +2844,16 @@ typedef struct moe_ep_config {
     const moe_ep_model *model;     /* or NULL: the next two                                       */
     int32_t num_experts, top_k;
     int32_t ep;                    /* devices that share the experts                              */
-    int32_t tp, dp;                /* 0 = 1                                                       */
+    int32_t tp, dp;                /* devices that share an attention, groups of them; 0 = 1, dp with
+                                      num_devices: num_devices / tp                               */
     int32_t num_redundant;         /* slots beyond E                                              */
     int32_t num_nodes;             /* 0 = 1                                                       */
     int32_t equal_slots;           /* not 0: the server needs the same slots on every device      */
     int32_t must_divide;           /* not 0: the server needs ep to divide E                      */
     double memory_bytes;           /* of one device, 0 = not checked (needs model)                */
+    int32_t num_devices;           /* of the server, 0 = tp * dp                                  */
+    int32_t expert_tp;             /* devices that cut each expert, 0 = as many as there are for each of the ep
+                                      groups; 1 with ep below the devices: copies of the experts  */
 } moe_ep_config;
 
 typedef enum moe_ep_severity { MOE_EP_NOTE = 0, MOE_EP_WARNING = 1, MOE_EP_WRONG = 2 } moe_ep_severity;
@@ -2856,7 +2868,15 @@ typedef struct moe_ep_reason {
  * bad arguments.  Errors: NULL, SIZE, NEGATIVE, NAN, OVERFLOW (memory).  O(1).  reasons (cap) filled in order,
  * *count = how many there are (may exceed cap).
  * *redundant_needed = smallest number of redundant slots that makes equal slots per device; may be NULL.
- * Example: E = 256, ep = 3, equal_slots: "redundant slots needed ..." have 0, need 2. */
+ * Where tp, dp or num_devices say how many devices there are and ep is fewer, devices / ep of them cut each expert
+ * (expert_tp): memory is that of cut experts (moe_ep_memory; shared experts over tp), vLLM and SGLang refuse columns
+ * that cannot be dealt out evenly, and FP8 in blocks of 128 wants whole blocks.  Copies that share nothing (SGLang's
+ * --dp-size without --enable-dp-attention, several servers) are configurations of their own: describe one of them.
+ * Source: TensorRT-LLM's Mapping (tp_size = moe_tp_size * moe_ep_size), vLLM's FusedMoEParallelConfig, SGLang's
+ * FusedMoE.  Example: E = 256, ep = 3, equal_slots: "redundant slots needed ..." have 0, need 2.  DeepSeek-V3, ep = 1,
+ * tp = 8, 141e9 bytes: nothing, 84.0 GB of weights; with expert_tp = 1 658 GB, which do not fit.  SGLang's --tp 16
+ * --dp 16 --enable-dp-attention is tp = 1, dp = 16; tp = 16, dp = 16, num_devices = 16: "tp * dp are not ..." have
+ * 256, need 16. */
 MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep_reason *reasons, int32_t cap,
                                              int32_t *count, int32_t *redundant_needed, moe_ep_error *err);
 
@@ -22421,12 +22441,18 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
 
 /* ---- memory and configuration ------------------------------------------------------------------------- */
 
+/* Part of so many columns that the fullest of n devices holds. */
+static double moe_epi_fullest_cut(double columns, int32_t n)
+{
+    return n > 1 && columns > 0.0 ? ceil(columns / (double)n) / columns : 1.0;
+}
+
 MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out,
                                        moe_ep_error *err)
 {
     moe_ep_memory_result r;
     moe_ep_params_result p;
-    double weight, other, tp, kv;
+    double weight, slot, other, tp, kv;
     int32_t P, fair, layers;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
@@ -22436,6 +22462,8 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     MOE_EPI_TRY(moe_epi_at_least(desc->num_devices, 1, "num_devices", err));
     MOE_EPI_TRY(moe_epi_at_least(desc->num_slots, 0, "num_slots", err));
     MOE_EPI_TRY(moe_epi_at_least(desc->tensor_parallel, 0, "tensor_parallel", err));
+    MOE_EPI_TRY(moe_epi_at_least(desc->expert_tensor_parallel, 0, "expert_tensor_parallel", err));
+    MOE_EPI_TRY(moe_epi_at_least(desc->shared_tensor_parallel, 0, "shared_tensor_parallel", err));
     MOE_EPI_TRY(moe_epi_at_least(desc->buffer_bytes, 0, "buffer_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(desc->reserve_bytes, "reserve_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(desc->memory_bytes, "memory_bytes", err));
@@ -22449,11 +22477,12 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     tp = desc->tensor_parallel > 0 ? (double)desc->tensor_parallel : 1.0;
     r.slots = (P - 1) / desc->num_devices + 1;
     fair = (desc->model->num_experts - 1) / desc->num_devices + 1;
-    r.routed_bytes =
-        (double)r.slots * (double)p.expert * weight * (double)desc->model->num_moe_layers;
-    r.redundant_bytes =
-        (double)(r.slots - fair) * (double)p.expert * weight * (double)desc->model->num_moe_layers;
-    r.shared_bytes = (double)p.shared * weight;
+    slot = (double)p.expert * moe_epi_fullest_cut((double)desc->model->inter, desc->expert_tensor_parallel);
+    r.routed_bytes = (double)r.slots * slot * weight * (double)desc->model->num_moe_layers;
+    r.redundant_bytes = (double)(r.slots - fair) * slot * weight * (double)desc->model->num_moe_layers;
+    r.shared_bytes = (double)p.shared * weight *
+                     moe_epi_fullest_cut((double)desc->model->num_shared * (double)moe_epi_shared_inter(desc->model),
+                                 desc->shared_tensor_parallel);
     r.router_bytes = (double)p.router * other;
     r.other_bytes = ((double)p.attention + (double)p.dense + (double)p.embedding) * other / tp;
     r.buffer_bytes = (double)desc->buffer_bytes;
@@ -22553,7 +22582,44 @@ static void moe_epi_reasons_slots(const moe_ep_config *c, int32_t E, moe_epi_rea
                        (double)c->num_redundant, (double)E * (double)(c->ep - 1));
 }
 
-static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes,
+/* How ep groups and attention share the devices; returns how many of them cut each expert. */
+static int32_t moe_epi_reasons_devices(const moe_ep_config *c, moe_epi_reasons *a)
+{
+    int32_t tp = c->tp > 0 ? c->tp : 1, dp = c->dp > 0 ? c->dp : 1;
+    int known = c->tp > 0 || c->dp > 0 || c->num_devices > 0;
+    double ep = (double)c->ep, span, whole;
+    if (c->dp == 0 && c->num_devices >= tp) dp = c->num_devices / tp;
+    span = c->num_devices > 0 ? (double)c->num_devices : (double)tp * (double)dp;
+    if (c->num_devices > 0 && (int64_t)tp * dp != c->num_devices)
+        moe_epi_reason(a, MOE_EP_WRONG, "tp * dp are not the devices there are", (double)tp * (double)dp, span);
+    if (known && ep > span)
+        moe_epi_reason(a, MOE_EP_WRONG, "ep spans at most tp * dp devices", ep, span);
+    else if (known && fmod(span, ep) > 0.5)
+        moe_epi_reason(a, MOE_EP_WRONG, "ep must divide tp * dp: the groups share the same devices", ep, span);
+    else if (known && c->expert_tp > 0 && fmod(span, ep * (double)c->expert_tp) > 0.5)
+        moe_epi_reason(a, MOE_EP_WRONG, "ep * expert_tp must divide tp * dp: copies of the experts are alike",
+                       ep * (double)c->expert_tp, span);
+    else if (known && c->expert_tp == 0) {
+        whole = span / ep;
+        return (int32_t)(whole < 2147483647.0 ? whole : 2147483647.0);
+    }
+    return c->expert_tp > 0 ? c->expert_tp : 1;
+}
+
+/* Whether an expert's columns can be cut over so many devices. */
+static void moe_epi_reasons_columns(const moe_ep_model *m, int32_t cut, moe_epi_reasons *a)
+{
+    if (cut > 1 && m->inter % cut != 0)
+        moe_epi_reason(a, MOE_EP_WRONG,
+                       "the devices that cut an expert do not divide its columns: columns, devices",
+                       (double)m->inter, (double)cut);
+    else if (cut > 1 && m->math == MOE_EP_MATH_FP8 && m->weight_bytes >= 1.0 && m->inter / cut % 128 != 0)
+        moe_epi_reason(a, MOE_EP_WARNING,
+                       "weights in FP8 blocks of 128 cannot be cut there: an expert's columns on a device, block",
+                       (double)(m->inter / cut), 128.0);
+}
+
+static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes, int32_t cut,
                                            moe_epi_reasons *a, moe_ep_error *err)
 {
     moe_ep_memory_desc m;
@@ -22564,6 +22630,7 @@ static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes
         moe_epi_reason(a, MOE_EP_WARNING,
                        "the nodes do not divide the routing groups: no placement by node",
                        (double)model->num_groups, (double)nodes);
+    moe_epi_reasons_columns(model, cut, a);
     if (!(c->memory_bytes > 0.0)) return MOE_EP_OK;
     if (model->top_k > model->num_experts) return MOE_EP_OK; /* said already */
     memset(&m, 0, sizeof m);
@@ -22571,6 +22638,8 @@ static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes
     m.num_devices = c->ep;
     m.num_slots = model->num_experts + c->num_redundant;
     m.tensor_parallel = c->tp;
+    m.expert_tensor_parallel = cut;
+    m.shared_tensor_parallel = cut > 1 ? c->tp : 1;
     m.memory_bytes = c->memory_bytes;
     MOE_EPI_TRY(moe_ep_memory(&m, &r, err));
     if (!r.fits)
@@ -22585,8 +22654,7 @@ MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep
                                              moe_ep_error *err)
 {
     moe_epi_reasons a;
-    int32_t E, K, nodes;
-    double span;
+    int32_t E, K, nodes, cut;
     moe_epi_ok(err);
     if (!config) return moe_epi_null(err, "config");
     if (!count) return moe_epi_null(err, "count");
@@ -22600,6 +22668,8 @@ MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep
     MOE_EPI_TRY(moe_epi_at_least(config->tp, 0, "tp", err));
     MOE_EPI_TRY(moe_epi_at_least(config->dp, 0, "dp", err));
     MOE_EPI_TRY(moe_epi_at_least(config->num_nodes, 0, "num_nodes", err));
+    MOE_EPI_TRY(moe_epi_at_least(config->num_devices, 0, "num_devices", err));
+    MOE_EPI_TRY(moe_epi_at_least(config->expert_tp, 0, "expert_tp", err));
     MOE_EPI_TRY(moe_epi_at_least(config->num_redundant, 0, "num_redundant", err));
     MOE_EPI_TRY(
         moe_epi_at_least((int64_t)INT32_MAX - E - config->num_redundant, 0, "num_redundant", err));
@@ -22608,22 +22678,15 @@ MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep
     a.cap = cap;
     a.count = 0;
     nodes = config->num_nodes > 0 ? config->num_nodes : 1;
-    span = (double)(config->tp > 0 ? config->tp : 1) * (double)(config->dp > 0 ? config->dp : 1);
     if (K > E)
         moe_epi_reason(&a, MOE_EP_WRONG, "a token cannot choose more experts than there are",
                        (double)K, (double)E);
-    if ((config->tp > 0 || config->dp > 0) && (double)config->ep > span)
-        moe_epi_reason(&a, MOE_EP_WRONG, "ep spans at most tp * dp devices", (double)config->ep,
-                       span);
-    else if ((config->tp > 0 || config->dp > 0) && fmod(span, (double)config->ep) > 0.5)
-        moe_epi_reason(&a, MOE_EP_WRONG,
-                       "ep must divide tp * dp: the groups share the same devices",
-                       (double)config->ep, span);
+    cut = moe_epi_reasons_devices(config, &a);
     moe_epi_reasons_slots(config, E, &a);
     if (config->ep % nodes != 0)
         moe_epi_reason(&a, MOE_EP_WARNING, "nodes with unequal numbers of devices",
                        (double)config->ep, (double)nodes);
-    MOE_EPI_TRY(moe_epi_reasons_model(config, nodes, &a, err));
+    MOE_EPI_TRY(moe_epi_reasons_model(config, nodes, cut, &a, err));
     *count = a.count;
     if (redundant_needed) *redundant_needed = (config->ep - E % config->ep) % config->ep;
     return MOE_EP_OK;

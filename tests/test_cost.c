@@ -1428,6 +1428,42 @@ TEST(memory_of_published_cases)
     }
 }
 
+/* DeepSeek-V3 with --tp-size 8 on 8 H200: eight devices cut every expert, routed and shared, as SGLang, vLLM (without
+ * --enable-expert-parallel) and TensorRT-LLM do.  An expert of 3 x 7168 x 2048, 58 layers, 1 byte a weight. */
+TEST(experts_that_devices_cut)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_memory_desc d;
+    moe_ep_memory_result whole, cut, odd;
+    memset(&d, 0, sizeof d);
+    d.model = &m;
+    d.num_devices = 8;
+    d.tensor_parallel = 8;
+    d.memory_bytes = 141e9;
+    CHECK(moe_ep_memory(&d, &whole, NULL) == MOE_EP_OK);
+    d.num_devices = 1;
+    CHECK(moe_ep_memory(&d, &cut, NULL) == MOE_EP_OK && !cut.fits); /* a copy of all experts on each */
+    d.expert_tensor_parallel = 8;
+    d.shared_tensor_parallel = 8;
+    CHECK(moe_ep_memory(&d, &cut, NULL) == MOE_EP_OK && cut.fits && whole.fits);
+    CHECK_I64(cut.slots, 256);
+    CHECK_NEAR(cut.routed_bytes, 81738596352.0, 0, 0);
+    CHECK_NEAR(cut.routed_bytes, whole.routed_bytes, 0, 0);
+    CHECK_NEAR(cut.shared_bytes, 319291392.0, 0, 0);
+    CHECK_NEAR(cut.shared_bytes, whole.shared_bytes / 8, 0, 0);
+    CHECK_NEAR(cut.other_bytes, whole.other_bytes, 0, 0);
+    CHECK_NEAR(cut.total_bytes, 83971301376.0, 0, 0);
+    d.num_devices = 2; /* two groups of four, one redundant expert in each group: 129 slots of a quarter */
+    d.num_slots = 258;
+    d.expert_tensor_parallel = 4;
+    CHECK(moe_ep_memory(&d, &cut, NULL) == MOE_EP_OK);
+    CHECK_NEAR(cut.routed_bytes, 129.0 * 58 * 3 * 7168 * 512, 0, 0);
+    CHECK_NEAR(cut.redundant_bytes, 58.0 * 3 * 7168 * 512, 0, 0);
+    d.expert_tensor_parallel = 3; /* 683, 683 and 682 columns */
+    CHECK(moe_ep_memory(&d, &odd, NULL) == MOE_EP_OK);
+    CHECK_NEAR(odd.routed_bytes, 129.0 * 58 * 3 * 7168 * 683, 1e-15, 0);
+}
+
 TEST(low_latency_buffer)
 {
     moe_ep_error err;
@@ -1503,6 +1539,89 @@ TEST(config_reasons)
     c.ep = 0;
     CHECK(moe_ep_check_config(&c, r, 16, &n, NULL, &err) == MOE_EP_ERR_SIZE);
     CHECK(moe_ep_check_config(NULL, r, 16, &n, NULL, &err) == MOE_EP_ERR_NULL);
+}
+
+/* Reasons that are more than notes, and the first of them. */
+static int32_t refused(const moe_ep_config *c, moe_ep_reason *first)
+{
+    moe_ep_reason r[16];
+    int32_t n = 0, i, more = 0;
+    CHECK(moe_ep_check_config(c, r, 16, &n, NULL, NULL) == MOE_EP_OK);
+    for (i = n - 1; i >= 0; i--)
+        if (r[i].severity != MOE_EP_NOTE) *first = r[i], more++;
+    return more;
+}
+
+/* What servers are started with; truth from their source. */
+TEST(configurations_of_servers)
+{
+    moe_ep_model v3 = moe_ep_model_deepseek_v3(), qwen;
+    moe_ep_config c;
+    moe_ep_reason r;
+    memset(&c, 0, sizeof c); /* all of them with --tp-size 8 on 8 H200: each expert is cut over 8 */
+    memset(&r, 0, sizeof r);
+    c.model = &v3;
+    c.ep = 1;
+    c.tp = 8;
+    c.memory_bytes = 141e9;
+    CHECK_I64(refused(&c, &r), 0);
+    c.memory_bytes = 83971301376.0; /* of weights, as in experts_that_devices_cut */
+    CHECK_I64(refused(&c, &r), 0);
+    c.memory_bytes -= 1;
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(strstr(r.text, "do not fit") && fabs(r.need - 83971301376.0) < 0.5);
+    c.memory_bytes = 141e9; /* a copy of the experts on every device */
+    c.expert_tp = 1;
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(strstr(r.text, "do not fit") && fabs(r.need - 658376515584.0) < 0.5);
+    c.tp = 1, c.dp = 8; /* vLLM --data-parallel-size 8 without --enable-expert-parallel: cut over all 8, too */
+    CHECK_I64(refused(&c, &r), 1);
+    c.expert_tp = 0;
+    CHECK_I64(refused(&c, &r), 0);
+    c.tp = 0, c.dp = 0; /* the same with the devices alone */
+    CHECK_I64(refused(&c, &r), 1);
+    c.num_devices = 8;
+    CHECK_I64(refused(&c, &r), 0);
+    c.ep = 4, c.tp = 8, c.expert_tp = 3; /* 12 of 8 devices */
+    CHECK_I64(refused(&c, &r), 2);
+    CHECK(strstr(r.text, "ep * expert_tp") && r.have > 11.5 && r.have < 12.5 && r.need > 7.5 && r.need < 8.5);
+    c.ep = 16, c.tp = 16, c.dp = 16, c.num_devices = 16, c.expert_tp = 0; /* SGLang's flags as they stand */
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(strstr(r.text, "not the devices there are") && r.have > 255.5 && r.have < 256.5 && r.need < 16.5);
+    c.tp = 1; /* --tp 16 --dp 16 --enable-dp-attention */
+    CHECK_I64(refused(&c, &r), 0);
+    c.dp = 0, c.tp = 32; /* more than there are */
+    CHECK_I64(refused(&c, &r), 1);
+    c.tp = 3;
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(strstr(r.text, "not the devices there are") && r.have > 14.5 && r.have < 15.5 && r.need > 15.5);
+    memset(&c, 0, sizeof c); /* 2048 columns over 3, over 32: 64 are no block of 128 */
+    c.model = &v3;
+    c.ep = 1;
+    c.tp = 3;
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(r.severity == MOE_EP_WRONG && strstr(r.text, "its columns") && r.have > 2047.5 && r.need < 3.5);
+    c.tp = 32;
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(r.severity == MOE_EP_WARNING && strstr(r.text, "blocks of 128") && r.have > 63.5 && r.have < 64.5);
+    c.tp = 16;
+    CHECK_I64(refused(&c, &r), 0);
+    v3.weight_bytes = 0.5625; /* NVFP4 has blocks of 16 */
+    c.tp = 32;
+    CHECK_I64(refused(&c, &r), 0);
+    qwen = moe_ep_model_qwen3_235b_a22b(); /* vLLM issue 17569: "output_size ... = 192 is not divisible by ... 128" */
+    qwen.math = MOE_EP_MATH_FP8;
+    qwen.weight_bytes = 1;
+    c.model = &qwen;
+    c.tp = 8;
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(strstr(r.text, "blocks of 128") && r.have > 191.5 && r.have < 192.5 && r.need > 127.5);
+    c.ep = 8;
+    CHECK_I64(refused(&c, &r), 0);
+    c.ep = 1;
+    c.tp = c.dp = INT32_MAX; /* more than are counted: of 1536 columns nobody has one */
+    CHECK_I64(refused(&c, &r), 1);
+    CHECK(strstr(r.text, "its columns") && r.need > 2147483646.5 && r.need < 2147483647.5);
 }
 
 static moe_ep_payback_desc from_12_to_10_ms(void)
@@ -3574,7 +3693,7 @@ TEST(parameters_and_memory_by_hand)
         moe_ep_params_result p;
         moe_ep_memory_desc d;
         moe_ep_memory_result r;
-        double matrices, H, I, L, E, layers, shared, weight, other, D, P, tp, cache, expert, rest;
+        double matrices, H, I, L, E, layers, shared, weight, other, D, P, tp, cache, expert, rest, each;
         drawn_world(&s, &m, &c);
         matrices = m.ungated ? 2 : 3, H = m.hidden, I = m.inter, L = m.num_moe_layers, E = m.num_experts;
         layers = either(m.num_layers, L);
@@ -3596,12 +3715,17 @@ TEST(parameters_and_memory_by_hand)
         d.num_devices = 1 + (int32_t)t_below(&s, 30);
         d.num_slots = t_below(&s, 2) ? m.num_experts + (int32_t)t_below(&s, 40) : 0;
         d.tensor_parallel = (int32_t)t_below(&s, 4);
+        d.expert_tensor_parallel = (int32_t)t_below(&s, 2) * (int32_t)t_below(&s, 60);
+        d.shared_tensor_parallel = (int32_t)t_below(&s, 4);
         d.buffer_bytes = t_below(&s, 2) * 12345;
         d.reserve_bytes = drawn(&s, 1e5);
         d.memory_bytes = drawn(&s, 2e6);
         weight = either(m.weight_bytes, 2), other = either(m.other_weight_bytes, 2);
         D = d.num_devices, P = either(d.num_slots, E), tp = either(d.tensor_parallel, 1);
-        expert = matrices * H * I * weight * L; /* in every MoE layer */
+        each = either(d.expert_tensor_parallel, 1);
+        expert = matrices * H * ceil(I / each) * weight * L; /* in every MoE layer */
+        shared = matrices * H * L *
+                 ceil(m.num_shared * either(m.shared_inter, I) / either(d.shared_tensor_parallel, 1));
         cache = m.kv_elems * either(m.kv_bytes, 2) * layers;
         CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK);
         CHECK_I64(r.slots, ceil(P / D));
@@ -3681,7 +3805,7 @@ TEST(configurations_by_hand)
         moe_ep_memory_desc d;
         moe_ep_memory_result memory;
         reasons want;
-        int32_t E, K, P, span, nodes, count = -1, needed = -1, cap = (int32_t)t_below(&s, 12), i;
+        int32_t E, K, P, span, here, known, cut, nodes, count = -1, needed = -1, cap = (int32_t)t_below(&s, 14), i;
         memset(&c, 0, sizeof c);
         memset(&want, 0, sizeof want);
         drawn_world(&s, &m, &machine);
@@ -3696,12 +3820,21 @@ TEST(configurations_by_hand)
         c.equal_slots = (int32_t)t_below(&s, 2);
         c.must_divide = (int32_t)t_below(&s, 2);
         c.memory_bytes = drawn(&s, 1e6);
+        c.num_devices = t_below(&s, 2) ? (int32_t)t_below(&s, 17) : 0;
+        c.expert_tp = t_below(&s, 2) ? (int32_t)t_below(&s, 4) : 0;
+        if (t_below(&s, 4) == 0) m.inter = 64 * (1 + (int32_t)t_below(&s, 20));
         if (t_below(&s, 8) == 0) m.top_k = m.num_experts + 1;
         E = c.model ? m.num_experts : c.num_experts, K = c.model ? m.top_k : c.top_k, P = E + c.num_redundant;
         span = (int32_t)either(c.tp, 1) * (int32_t)either(c.dp, 1), nodes = (int32_t)either(c.num_nodes, 1);
         say(&want, K > E, MOE_EP_WRONG, "cannot choose more experts", K, E);
-        say(&want, c.tp + c.dp > 0 && c.ep > span, MOE_EP_WRONG, "at most tp * dp", c.ep, span);
-        say(&want, c.tp + c.dp > 0 && c.ep <= span && span % c.ep, MOE_EP_WRONG, "must divide tp * dp", c.ep, span);
+        here = c.num_devices > 0 && c.dp == 0 ? span * (int32_t)either(c.num_devices / span, 1) : span;
+        say(&want, c.num_devices > 0 && here != c.num_devices, MOE_EP_WRONG, "not the devices", here, c.num_devices);
+        span = (int32_t)either(c.num_devices, span), known = c.tp + c.dp + c.num_devices > 0;
+        say(&want, known && c.ep > span, MOE_EP_WRONG, "at most tp * dp", c.ep, span);
+        say(&want, known && c.ep <= span && span % c.ep, MOE_EP_WRONG, "ep must divide tp * dp", c.ep, span);
+        say(&want, known && span % c.ep == 0 && c.expert_tp > 0 && span % (c.ep * c.expert_tp), MOE_EP_WRONG,
+            "ep * expert_tp must divide", c.ep * c.expert_tp, span);
+        cut = (int32_t)either(c.expert_tp, known && span % c.ep == 0 ? span / c.ep : 1);
         say(&want, P < c.ep, MOE_EP_WRONG, "more devices than slots", c.ep, P);
         say(&want, c.must_divide && E % c.ep, MOE_EP_WRONG, "needs ep to divide", E % c.ep, 0);
         say(&want, c.equal_slots && P % c.ep, MOE_EP_WRONG, "redundant slots needed", c.num_redundant,
@@ -3713,12 +3846,18 @@ TEST(configurations_by_hand)
         say(&want, c.ep % nodes, MOE_EP_WARNING, "nodes with unequal", c.ep, nodes);
         say(&want, c.model && nodes > 1 && m.num_groups > 1 && m.num_groups % nodes, MOE_EP_WARNING, "routing groups",
             m.num_groups, nodes);
+        say(&want, c.model && cut > 1 && m.inter % cut, MOE_EP_WRONG, "its columns", m.inter, cut);
+        say(&want, c.model && cut > 1 && m.inter % cut == 0 && m.math == MOE_EP_MATH_FP8 && m.weight_bytes >= 1 &&
+                       m.inter / cut % 128,
+            MOE_EP_WARNING, "blocks of 128", floor(m.inter / (double)cut), 128);
         if (c.model && c.memory_bytes > 0 && K <= E) {
             memset(&d, 0, sizeof d);
             d.model = &m;
             d.num_devices = c.ep;
             d.num_slots = P;
             d.tensor_parallel = c.tp;
+            d.expert_tensor_parallel = cut;
+            d.shared_tensor_parallel = cut > 1 ? c.tp : 0;
             CHECK(moe_ep_memory(&d, &memory, NULL) == MOE_EP_OK); /* checked by hand above */
             say(&want, memory.total_bytes > c.memory_bytes, MOE_EP_WRONG, "do not fit", c.memory_bytes,
                 memory.total_bytes);

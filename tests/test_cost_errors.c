@@ -313,6 +313,8 @@ TEST(memory_and_configuration)
     BAD(d.num_slots = -1, d.num_slots = 0, Y, MOE_EP_ERR_SIZE, "num_slots");
     BAD(d.num_slots = 255, d.num_slots = 0, Y, MOE_EP_ERR_SLOTS, "num_slots");
     BAD(d.tensor_parallel = -1, d.tensor_parallel = 0, Y, MOE_EP_ERR_SIZE, "tensor_parallel");
+    BAD(d.expert_tensor_parallel = -1, d.expert_tensor_parallel = 0, Y, MOE_EP_ERR_SIZE, "expert_tensor_parallel");
+    BAD(d.shared_tensor_parallel = -1, d.shared_tensor_parallel = 0, Y, MOE_EP_ERR_SIZE, "shared_tensor_parallel");
     BAD(d.buffer_bytes = -1, d.buffer_bytes = 0, Y, MOE_EP_ERR_SIZE, "buffer_bytes");
     BAD(d.reserve_bytes = NAN, d.reserve_bytes = 0, Y, MOE_EP_ERR_NAN, "reserve_bytes");
     BAD(d.memory_bytes = -1, d.memory_bytes = 0, Y, MOE_EP_ERR_NEGATIVE, "memory_bytes");
@@ -332,6 +334,8 @@ TEST(memory_and_configuration)
     BAD(c.tp = -1, c.tp = 0, Z, MOE_EP_ERR_SIZE, "tp");
     BAD(c.dp = -1, c.dp = 0, Z, MOE_EP_ERR_SIZE, "dp");
     BAD(c.num_nodes = -1, c.num_nodes = 0, Z, MOE_EP_ERR_SIZE, "num_nodes");
+    BAD(c.num_devices = -1, c.num_devices = 0, Z, MOE_EP_ERR_SIZE, "num_devices");
+    BAD(c.expert_tp = -1, c.expert_tp = 0, Z, MOE_EP_ERR_SIZE, "expert_tp");
     BAD(c.num_redundant = -1, c.num_redundant = 0, Z, MOE_EP_ERR_SIZE, "num_redundant");
     BAD(c.num_redundant = INT32_MAX, c.num_redundant = 0, Z, MOE_EP_ERR_SIZE, "num_redundant");
     BAD(c.memory_bytes = NAN, c.memory_bytes = 0, Z, MOE_EP_ERR_NAN, "memory_bytes");
