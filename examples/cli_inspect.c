@@ -24,7 +24,8 @@ static const char inspect_help[] =
     "  --kv-heads N      heads over which --tp shares these (from the model; 1 = whole on each device, as MLA's)\n"
     "  --weights NAME    bf16, f16, f32, fp8, int8, mxfp4 or nvfp4; the last two of experts, the rest is bf16\n"
     "  --devices D       --nodes N   devices in all, nodes they are on\n"
-    "  --ep N            devices that share the experts (all)\n"
+    "  --ep N            groups of devices that share the experts (all devices)\n"
+    "  --expert-tp N     devices that cut each expert (as many as are in a group; 1 = none do, copies of all instead)\n"
     "  --tp N            --dp N   devices that share an attention (1), groups of them\n"
     "  --slots P         places for experts, copies included, or --redundant R of them beyond the experts (0)\n"
     "  --memory GB       of a device, instead of the machine's   --reserve-gb X   for activations and runtime (8)\n"
@@ -51,6 +52,7 @@ static const cli_number_option numbers[] = {
     {0, "kv-elems", CLI_INT32, GIVEN(kv_elems), 0, 1 << 22, 0}, /* the last of the SHAPES */
     {0, "attention-params", CLI_INT64, GIVEN(attention_params), 0, 1e12, 0},
     {0, "ep", CLI_INT32, FIELD(ep), 1, MOST_DEVICES, 0},
+    {0, "expert-tp", CLI_INT32, FIELD(expert_tp), 1, MOST_DEVICES, 0},
     {0, "tp", CLI_INT32, FIELD(tp), 1, MOST_DEVICES, 0},
     {0, "dp", CLI_INT32, FIELD(dp), 1, MOST_DEVICES, 0},
     {0, "redundant", CLI_INT32, FIELD(redundant), 0, 1 << 20, 0},
@@ -172,6 +174,29 @@ static int32_t nodes_of(const cli_inspect *x, int32_t devices)
     return (devices - 1) / (x->setup.devices / x->setup.nodes) + 1;
 }
 
+/* How many devices share the experts, and how many cut each. */
+static void settle_experts(cli_inspect *x)
+{
+    cli_setup *s = &x->setup;
+    if (x->expert_tp > 0 && s->devices % x->expert_tp != 0)
+        cli_die(CLI_USAGE, "--expert-tp %d: does not divide the %d of --devices", x->expert_tp, s->devices);
+    if (x->ep == 0) x->ep = s->devices / (x->expert_tp > 0 ? x->expert_tp : 1);
+    if (x->expert_tp > 1 && x->ep > s->devices / x->expert_tp)
+        cli_die(CLI_USAGE, "--ep %d --expert-tp %d: more than the %d of --devices", x->ep, x->expert_tp, s->devices);
+    x->cut = x->expert_tp > 0 ? x->expert_tp : s->devices % x->ep == 0 ? s->devices / x->ep : 1;
+    if (x->cut > 1)
+        cli_note(s, "With EP %d each expert is cut over %d devices, as in %sSGLang and TensorRT-LLM%s. They cut the "
+                    "shared experts over TP, too, and sum rows without all-to-all buffers.", x->ep, x->cut,
+                 x->ep == 1 ? "vLLM without --enable-expert-parallel, " : "",
+                 x->expert_tp > 0 ? "" : "; --expert-tp 1 makes them copies of whole experts");
+    else if (x->tp > 1 && x->setup.model.num_shared > 0)
+        cli_note(s, "Shared experts are whole on every device, as with all-to-all kernels; servers without these cut "
+                    "them over TP.");
+    if (x->expert_tp > 0 && x->ep < s->devices / x->cut)
+        cli_note(s, "%d of the %d devices hold all experts, the others have copies of them.", x->ep * x->cut,
+                 s->devices);
+}
+
 static void settle_devices(cli_inspect *x)
 {
     cli_setup *s = &x->setup;
@@ -187,8 +212,7 @@ static void settle_devices(cli_inspect *x)
     if (x->tp == 0) x->tp = x->dp > 0 ? s->devices / x->dp : 1;
     x->dp = s->devices / x->tp;
     cli_setup_nodes(s);
-    x->ep = x->ep > 0 ? x->ep : s->devices;
-    x->ep_nodes = nodes_of(x, x->ep);
+    settle_experts(x);
 }
 
 /* How many KV heads the cache has: the presets' are of 2 x 128 elements, those of gpt-oss of 2 x 64; latent attention,
@@ -237,28 +261,32 @@ static void settle_slots(cli_inspect *x)
 
 /* ---- the figures --------------------------------------------------------------------------------------- */
 
-static moe_ep_memory_result weigh(const cli_inspect *x, int32_t ep)
+/* ep groups of so many devices that cut each expert. */
+static moe_ep_memory_result weigh(const cli_inspect *x, int32_t ep, int32_t cut)
 {
     moe_ep_model on_device = x->setup.model;
     moe_ep_memory_desc d = {.model = &on_device, .num_devices = ep, .num_slots = x->setup.slots,
                             .tensor_parallel = x->tp, .reserve_bytes = x->reserve_bytes,
-                            .memory_bytes = x->memory_bytes};
+                            .memory_bytes = x->memory_bytes, .expert_tensor_parallel = cut,
+                            .shared_tensor_parallel = cut > 1 ? x->tp : 1};
     moe_ep_memory_result r;
     moe_ep_error err;
     on_device.kv_elems = x->kv_on_device;
-    if (ep > 1 && !x->normal)
+    if (ep > 1 && cut == 1 && !x->normal)
         d.buffer_bytes = moe_ep_ll_buffer_bytes((int32_t)x->tokens, d.model->hidden, d.num_slots, 1, &err);
     if (d.buffer_bytes < 0) cli_check((moe_ep_status)d.buffer_bytes, &err, "buffers");
     cli_check(moe_ep_memory(&d, &r, &err), &err, "memory");
     return r;
 }
 
-/* Whether ep of so many devices may share the experts, and what is said of it. */
-static int is_legal(const cli_inspect *x, int32_t ep, int32_t devices, moe_ep_reason *reason, int32_t *reasons)
+/* Whether ep groups of so many devices may share the experts, and what is said of it. */
+static int is_legal(const cli_inspect *x, int32_t ep, int32_t cut, int32_t devices, moe_ep_reason *reason,
+                    int32_t *reasons)
 {
     moe_ep_config c = {.model = &x->setup.model, .ep = ep, .tp = x->tp, .dp = devices / x->tp,
                        .num_redundant = x->redundant, .num_nodes = nodes_of(x, ep),
-                       .equal_slots = !x->uneven}; /* weigh() knows more of memory */
+                       .equal_slots = !x->uneven, .num_devices = devices,
+                       .expert_tp = cut}; /* weigh() knows more of memory */
     moe_ep_error err;
     int legal = 1;
     cli_check(moe_ep_check_config(&c, reason, CLI_REASONS, reasons, NULL, &err), &err, "configuration");
@@ -266,11 +294,17 @@ static int is_legal(const cli_inspect *x, int32_t ep, int32_t devices, moe_ep_re
     return legal;
 }
 
+/* What the smallest EP is looked for with: whole experts, unless they are to be cut. */
+static int32_t cut_of_all(const cli_inspect *x)
+{
+    return x->expert_tp > 0 ? x->expert_tp : 1;
+}
+
 static int legal_and_fits(const cli_inspect *x, int32_t ep, int32_t devices)
 {
     moe_ep_reason reason[CLI_REASONS];
-    int32_t reasons;
-    return is_legal(x, ep, devices, reason, &reasons) && weigh(x, ep).fits;
+    int32_t reasons, cut = cut_of_all(x);
+    return is_legal(x, ep, cut, devices, reason, &reasons) && weigh(x, ep, cut).fits;
 }
 
 static int64_t common_multiple(int64_t a, int64_t b)
@@ -284,11 +318,11 @@ static int64_t common_multiple(int64_t a, int64_t b)
     return a / x * b;
 }
 
-/* The fewest devices of this kind that groups of ep and of tp divide: a part of one node or whole nodes. */
+/* The fewest devices of this kind that the groups of experts and of TP divide: part of a node, or whole nodes. */
 static int64_t devices_for(const cli_inspect *x, int32_t ep)
 {
     int32_t per = x->setup.machine.devices_per_node;
-    int64_t least = common_multiple(ep, x->tp);
+    int64_t least = common_multiple((int64_t)ep * cut_of_all(x), x->tp);
     if (x->setup.nodes_given || x->setup.nodes > 1) per = x->setup.devices / x->setup.nodes;
     return per > 0 && least > per ? common_multiple(least, per) : least;
 }
@@ -309,31 +343,52 @@ static void search_sizes(cli_inspect *x)
 
 static void weigh_all(cli_inspect *x)
 {
-    x->memory = weigh(x, x->ep);
-    x->legal = is_legal(x, x->ep, x->setup.devices, x->reason, &x->reasons);
+    x->memory = weigh(x, x->ep, x->cut);
+    x->legal = is_legal(x, x->ep, x->cut, x->setup.devices, x->reason, &x->reasons);
     search_sizes(x);
     cli_note(&x->setup, "%s of memory are kept for activations and the runtime%s; --reserve-gb changes it.%s",
              cli_bytes(x->reserve_bytes), x->normal ? ", buffers of the normal kernels among them" : "",
-             x->ep > 1 && !x->normal ? " Buffers are those of DeepEP's low-latency kernels for this batch." : "");
+             x->memory.buffer_bytes > 0.0 ? " Buffers are those of DeepEP's low-latency kernels for this batch." : "");
+}
+
+/* Cut experts compute on each device what fewer columns of ep groups' experts take, all devices' tokens among them;
+ * rows are gathered and summed over all devices, as where every expert is cut over all of them. */
+static void compare_cut(cli_inspect *x)
+{
+    moe_ep_ep_vs_tp_result *a = &x->against, part;
+    moe_ep_model thin = x->setup.model;
+    moe_ep_ep_vs_tp_desc d = {.model = &thin, .machine = &x->setup.machine, .num_devices = x->ep, .num_nodes = 1,
+                              .num_slots = x->setup.slots, .tokens = (double)x->tokens * x->cut};
+    moe_ep_error err;
+    thin.inter = (thin.inter - 1) / x->cut + 1;
+    cli_check(moe_ep_ep_vs_tp(&d, &part, &err), &err, "cut experts");
+    a->tp_weight_bytes = part.ep_weight_bytes;
+    a->tp_compute_s = part.ep_compute_s;
+    a->tp_s = a->tp_compute_s + a->tp_comm_s;
+    a->speedup = a->tp_s / a->ep_s;
 }
 
 static void compare(cli_inspect *x)
 {
     int bf16 = x->setup.model.math == MOE_EP_MATH_BF16;
-    moe_ep_a2a_mode far = x->ep_nodes > 1 ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
-    moe_ep_ep_vs_tp_desc d = {.model = &x->setup.model, .machine = &x->setup.machine, .num_devices = x->ep,
-                              .num_nodes = x->ep_nodes, .num_slots = x->setup.slots, .tokens = (double)x->tokens,
+    int32_t group = x->group = x->ep * x->cut, nodes = nodes_of(x, group);
+    moe_ep_a2a_mode far = nodes > 1 ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
+    moe_ep_ep_vs_tp_desc d = {.model = &x->setup.model, .machine = &x->setup.machine, .num_devices = group,
+                              .num_nodes = nodes, .num_slots = x->setup.slots, .tokens = (double)x->tokens,
                               .high_throughput = x->normal, .mode = x->normal ? far : MOE_EP_A2A_PAIR,
                               .dispatch_wire = bf16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8};
     moe_ep_error err;
     char text[256] = "one device has nothing to share";
-    moe_ep_status status = x->ep > 1 ? moe_ep_ep_vs_tp(&d, &x->against, &err) : MOE_EP_ERR_SIZE;
-    if (status != MOE_EP_OK && x->ep > 1) (void)moe_ep_error_text(&err, text, sizeof text);
+    moe_ep_status status = group > 1 ? moe_ep_ep_vs_tp(&d, &x->against, &err) : MOE_EP_ERR_SIZE;
+    if (status == MOE_EP_OK && x->ep > 1 && x->cut > 1) compare_cut(x);
+    if (status != MOE_EP_OK && group > 1) (void)moe_ep_error_text(&err, text, sizeof text);
     if (status != MOE_EP_OK) x->not_compared = cli_keep(cli_strdup(text));
     else
-        cli_note(&x->setup, "EP against TP: even loads; EP sends rows in %s and back in bf16, by %s kernels, TP "
+        cli_note(&x->setup, "EP against TP: even loads; EP%s sends rows in %s and back in bf16, by %s kernels, %s "
                             "gathers and sums them in bf16. Shared experts are left out.",
-                 bf16 ? "bf16" : "FP8", x->normal ? "normal" : "low-latency");
+                 x->cut > 1 ? cli_keep(cli_format(" %d", group)) : "", bf16 ? "bf16" : "FP8",
+                 x->normal ? "normal" : "low-latency",
+                 x->ep > 1 && x->cut > 1 ? cli_keep(cli_format("EP %d with cut experts", x->ep)) : "TP");
 }
 
 static const char *smallest(const cli_inspect *x)
@@ -351,20 +406,29 @@ static void write_verdict(cli_inspect *x)
     const moe_ep_memory_result *r = &x->memory;
     double speedup = x->against.speedup;
     int32_t slots = x->setup.slots, add = (x->ep - slots % x->ep) % x->ep;
-    const char *equal = "", *faster = "", *lack = "";
+    const char *equal = "", *faster = "", *lack = "", *cut = "", *ep = "EP", *tp = "TP";
     if (add > 0 && !x->uneven)
         equal = cli_keep(cli_format(" --redundant %d makes it %d slots, %d on each device.", x->redundant + add,
                                     slots + add, (slots + add) / x->ep));
+    if (x->cut > 1) {
+        cut = cli_keep(cli_format(", experts cut over %d", x->cut));
+        ep = cli_keep(cli_format("EP %d with whole experts", x->group));
+        if (x->ep > 1) tp = cli_keep(cli_format("EP %d with cut ones", x->ep));
+    }
     if (!x->not_compared)
         faster = cli_keep(cli_format(" %s is %.2f times as fast as %s at %s tokens per device.",
-                                     speedup < 1.0 ? "TP" : "EP", speedup < 1.0 ? 1.0 / speedup : speedup,
-                                     speedup < 1.0 ? "EP" : "TP", cli_count((double)x->tokens)));
+                                     speedup < 1.0 ? tp : ep, speedup < 1.0 ? 1.0 / speedup : speedup,
+                                     speedup < 1.0 ? ep : tp, cli_count((double)x->tokens)));
     if (!r->fits) lack = cli_keep(cli_format(", %s too much", cli_bytes(-r->kv_room_bytes)));
-    x->headline = cli_keep(cli_format("%s %s on %d %s at EP %d: %s of %s per device%s", x->setup.model.name,
+    x->headline = cli_keep(cli_format("%s %s on %d %s at EP %d%s: %s of %s per device%s", x->setup.model.name,
                                       !x->legal ? "is not legal" : r->fits ? "fits" : "does not fit",
-                                      x->setup.devices, x->setup.machine.name, x->ep, cli_bytes(r->total_bytes),
+                                      x->setup.devices, x->setup.machine.name, x->ep, cut, cli_bytes(r->total_bytes),
                                       cli_bytes(x->memory_bytes), lack));
-    x->why = cli_keep(cli_format("The smallest EP that fits: %s.%s%s", smallest(x), equal, faster));
+    x->why = cli_keep(cli_format("The smallest EP that fits%s: %s.%s%s",
+                                 x->expert_tp > 1 ? cli_keep(cli_format(" with experts cut over %d", x->expert_tp))
+                                 : x->cut > 1     ? " with whole experts"
+                                                  : "",
+                                 smallest(x), equal, faster));
 }
 
 int cli_inspect_main(int argc, char **argv)

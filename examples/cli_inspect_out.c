@@ -90,15 +90,21 @@ void cli_inspect_text(const void *data, FILE *f, const chart_text *t)
     if (r->fits && m->kv_elems > 0)
         fprintf(f, "  that is a cache of %s tokens, %s for each of %s sequences\n", cli_count((double)r->kv_tokens),
                 cli_count((double)(r->kv_tokens / x->sequences)), cli_count((double)x->sequences));
-    put_table(x, f, t, cli_format("Configuration: EP %d, TP %d, DP %d, %d slots for %d experts: %s", x->ep, x->tp,
-                                  x->dp, x->setup.slots, m->num_experts, x->legal ? "legal" : "not legal"), FIGURES);
+    put_table(x, f, t, cli_format("Configuration: EP %d%s, TP %d, DP %d, %d slots for %d experts: %s", x->ep,
+                                  x->cut > 1 ? cli_keep(cli_format(" x %d", x->cut)) : "", x->tp, x->dp,
+                                  x->setup.slots, m->num_experts, x->legal ? "legal" : "not legal"), FIGURES);
     for (const moe_ep_reason *w = x->reason; w < x->reason + x->reasons; w++) {
         fprintf(f, "  %s:", severity(w));
         cli_put_wrapped(f, cli_keep(cli_format("%s (%s, %s)", w->text, cli_count(w->have), cli_count(w->need))),
                         t->width, 4, 3 + cli_columns(severity(w)));
     }
     if (x->not_compared) put_table(x, f, t, cli_format("EP and TP are not compared: %s", x->not_compared), FIGURES);
-    else put_table(x, f, t, cli_strdup("Experts of one layer          EP         TP"), SIDES);
+    else
+        put_table(x, f, t, cli_format("Experts of one layer%12s%11s",
+                                      x->cut > 1 ? cli_keep(cli_format("EP %d", x->group)) : "EP",
+                                      x->cut == 1  ? "TP"
+                                      : x->ep == 1 ? cli_keep(cli_format("TP %d", x->group))
+                                                   : cli_keep(cli_format("EP %d x %d", x->ep, x->cut))), SIDES);
     cli_put_assumed(f, t, x->setup.assumed);
 }
 
@@ -112,13 +118,13 @@ void cli_inspect_json(const void *data, FILE *f)
     list_figures(x, list);
     cli_json_words(root, "moe_ep", moe_ep_version(), "headline", x->headline, "reason", x->why, "model", s->model.name,
                    "machine", s->machine.name, "assumed", s->assumed, NULL);
-    cli_json_counts(root, "devices", (int64_t)s->devices, "nodes", (int64_t)s->nodes, "ep", (int64_t)x->ep, "tp",
-                    (int64_t)x->tp, "dp", (int64_t)x->dp, "slots", (int64_t)s->slots, "redundant",
-                    (int64_t)x->redundant, "slots_per_device", (int64_t)x->memory.slots, "tokens_per_device",
-                    x->tokens, "smallest_ep", (int64_t)x->smallest_ep, "devices_needed", (int64_t)x->needed,
-                    "devices_needed_ep", (int64_t)x->needed_ep, "kv_heads", (int64_t)x->kv_heads, "kv_tokens",
-                    x->memory.kv_tokens, "sequences", x->sequences, "kv_tokens_sequence",
-                    x->memory.kv_tokens / x->sequences, NULL);
+    cli_json_counts(root, "devices", (int64_t)s->devices, "nodes", (int64_t)s->nodes, "ep", (int64_t)x->ep, "expert_tp",
+                    (int64_t)x->cut, "tp", (int64_t)x->tp, "dp", (int64_t)x->dp, "slots", (int64_t)s->slots,
+                    "redundant", (int64_t)x->redundant, "slots_per_device", (int64_t)x->memory.slots,
+                    "tokens_per_device", x->tokens, "smallest_ep", (int64_t)x->smallest_ep, "devices_needed",
+                    (int64_t)x->needed, "devices_needed_ep", (int64_t)x->needed_ep, "kv_heads",
+                    (int64_t)x->kv_heads, "kv_tokens", x->memory.kv_tokens, "sequences", x->sequences,
+                    "kv_tokens_sequence", x->memory.kv_tokens / x->sequences, NULL);
     cli_json_numbers(root, "memory_bytes", x->memory_bytes, NULL);
     if (x->smallest_ep == 0) json_object_set_new(root, "smallest_ep", json_null());
     if (x->needed == 0) json_object_set_new(root, "devices_needed", json_null());
@@ -144,6 +150,8 @@ void cli_inspect_json(const void *data, FILE *f)
     if (x->not_compared) json_object_clear(against);
     if (x->not_compared) cli_json_words(against, "not_compared", x->not_compared, NULL);
     else cli_json_numbers(against, "speedup", x->against.speedup, NULL);
+    if (!x->not_compared) /* of which side there are: EP over so many, and so many groups of cut experts */
+        cli_json_counts(against, "devices", (int64_t)x->group, "cut_ep", (int64_t)(x->cut > 1 ? x->ep : 1), NULL);
     json_object_set_new(root, "ep_vs_tp", against);
     cli_json_write(root, f);
 }

@@ -152,9 +152,10 @@ at reason | grep -q 'The smallest EP that fits: none on these 8 devices, nor on 
 result $? "and no number of devices is enough" "$tmp/out"
 
 # ---- the smallest EP -------------------------------------------------------------------------------------------------
-# What --ep asks for is legal and fits at the size that is named, at no smaller one, and where none is named at none.
-exits() { # exits ARGS...: prints the exit status of --exit-code
-    "$cli" inspect "$@" --exit-code >"$tmp/ep" 2>"$tmp/err" </dev/null
+# What --ep asks for is legal and fits with whole experts at the size that is named, at no smaller one, and where none
+# is named at none.
+exits() { # exits ARGS...: prints the exit status of --exit-code, of whole experts
+    "$cli" inspect "$@" --expert-tp 1 --exit-code >"$tmp/ep" 2>"$tmp/err" </dev/null
     echo $?
 }
 : >"$tmp/why"
@@ -288,6 +289,7 @@ set -- "$(awk 'function product(K, N, active, rows, tiles, mem, flop) {
         sent[0] = 64 * 8 * 7 / 8 * (7168 + 224 + 14336); sent[1] = 64 * 7 * 2 * 14336
         compute[0] = experts(2048, active / 8, 512); compute[1] = experts(256, active, 4096)
         for (i = 0; i < 2; i++) printf "%.17g %.17g %.17g ", sent[i], compute[i], 44e-6 + sent[i] / 250e9
+        printf "%.17g", experts(512, active / 2, 2048) # in 2 groups of 4 devices that cut an expert
     }')"
 # shellcheck disable=SC2086
 set -- $1
@@ -298,6 +300,46 @@ are "8 H200, 64 tokens each: weights, bytes and seconds of both" "ep_vs_tp ep we
 faster=$(printf %.2f "$(calc "($5 + $6) / ($2 + $3)")")
 at reason | grep -qF "EP is $faster times as fast as TP"
 result $? "and which is faster" "$tmp/out"
+# Cut experts: --tp 8 --ep 1 on 8 devices is the TP of above; two groups of four gather and sum the same rows.
+inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8 --ep 1
+are "experts cut over 8 devices: a plain --tp 8" "expert_tp 8" "ep 1" "fits true" "legal true" "smallest_ep 8" \
+    "memory routed_bytes $(calc "32 * 58 * $expert")" "memory shared_bytes $(calc "$shared / 8")" \
+    "memory buffer_bytes 0" \
+    "memory total_bytes $(calc "32 * 58 * $expert + $shared / 8 + $router + $rest / 8 + 8e9")" \
+    "ep_vs_tp devices 8" "ep_vs_tp cut_ep 1" "ep_vs_tp ep compute_s $2" "ep_vs_tp tp compute_s $5" \
+    "ep_vs_tp tp comm_s $6" "ep_vs_tp speedup $(calc "($5 + $6) / ($2 + $3)")"
+at headline | grep -q 'fits on 8 h200 at EP 1, experts cut over 8: 92.0 GB of 141 GB per device' && at reason |
+    grep -qF "The smallest EP that fits with whole experts: 8. EP 8 with whole experts is $faster times as fast as TP"
+result $? "in words, too" "$tmp/out"
+at assumed | grep -q 'With EP 1 each expert is cut over 8 devices, as in vLLM without --enable-expert-parallel'
+result $? "and whose they are" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8 --expert-tp 4
+are "2 groups of 4 that cut each expert" "expert_tp 4" "ep 2" "fits true" "legal true" "slots_per_device 128" \
+    "memory routed_bytes $(calc "32 * 58 * $expert")" "ep_vs_tp devices 8" "ep_vs_tp cut_ep 2" \
+    "ep_vs_tp ep compute_s $2" "ep_vs_tp tp weight_bytes $(calc "128 * $expert / 4")" "ep_vs_tp tp compute_s $7" \
+    "ep_vs_tp tp comm_s $6" "ep_vs_tp speedup $(calc "($7 + $6) / ($2 + $3)")" "smallest_ep 2"
+at reason | grep -q 'with experts cut over 4: 2\. EP 8 with whole experts is .* times as fast as EP 2 with cut ones at'
+result $? "and the smallest EP with so many" "$tmp/out"
+"$cli" inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8 --ep 2 >"$tmp/text"
+grep -q '^Experts of one layer        EP 8   EP 2 x 4$' "$tmp/text" &&
+    grep -q '^Configuration: EP 2 x 4, TP 8, DP 1, 256 slots for 256 experts: legal$' "$tmp/text"
+result $? "the same when only --ep is given" "$tmp/text"
+inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8 --ep 1 --expert-tp 1
+are "copies of all experts on every device" "expert_tp 1" "fits false" "smallest_ep 8" \
+    "memory routed_bytes $(calc "256 * 58 * $expert")" "memory shared_bytes $shared"
+at assumed | grep -q '1 of the 8 devices hold all experts, the others have copies of them'
+result $? "and it says so" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 12 --nodes 1 --ep 4 --expert-tp 2
+[ "$(at legal)" = false ] && [ "$(at reasons 0 have)" = 8 ] && at reasons 0 text | grep -q 'ep \* expert_tp must divide'
+result $? "8 of 12 devices" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 7 --ep 1
+are "7 devices do not cut 2048 columns evenly" "legal false" \
+    "memory routed_bytes $(calc '58 * 256 * 3 * 7168 * 293')"
+at reasons 0 text | grep -q 'do not divide its columns' && [ "$(at reasons 0 have)" = 2048 ]
+result $? "which is why it is not legal" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 32 --ep 1 --tp 32
+[ "$(at legal)" = true ] && at reasons 0 text | grep -q 'blocks of 128 cannot be cut' && [ "$(at reasons 0 have)" = 64 ]
+result $? "32 do, but not by blocks of 128" "$tmp/out"
 inspect --model deepseek-v3 --machine h200 --devices 16 --weights bf16
 are "bf16 weights send bf16 rows, between nodes, too" \
     "ep_vs_tp ep sent_bytes $(calc '64 * 8 * 15 / 16 * 2 * 14336')"
@@ -342,6 +384,8 @@ shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
     refuses "TP that does not divide" "--tp 3: does not divide the 8 of --devices" $v3 --tp 3
     refuses "DP that does not divide" "--dp 3: does not divide the 8 of --devices" $v3 --dp 3
     refuses "TP x DP of others" "--tp 4 --dp 4: that is not the 8 of --devices" $v3 --tp 4 --dp 4
+    refuses "experts cut over other devices" "--expert-tp 3: does not divide the 8 of --devices" $v3 --expert-tp 3
+    refuses "experts cut over more" "--ep 4 --expert-tp 4: more than the 8 of --devices" $v3 --ep 4 --expert-tp 4
     refuses "slots and redundant" "--slots and --redundant: one of them" $v3 --slots 288 --redundant 32
     refuses "fewer slots than experts" "--slots 200: fewer than the 256 experts" $v3 --slots 200
     refuses "a negative number of copies" "--redundant -1" $v3 --redundant -1
@@ -366,4 +410,4 @@ shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
     refuses "a page" "unrecognized option '--html'" $v3 --html x
     refuses "a value twice" "--ep is given twice" $v3 --ep 2 --ep 4
 }
-finish 76
+finish 93
