@@ -2476,7 +2476,8 @@ typedef enum moe_ep_a2a_mode {
     MOE_EP_A2A_RANK_DEDUP = 1, /* a row per (token, device): TensorRT-LLM one-sided                    */
     MOE_EP_A2A_NODE_DEDUP = 2, /* a row per (token, node), forwarded per device: DeepEP normal         */
     MOE_EP_A2A_PADDED = 3,     /* capacity rows per expert and source, used or not                     */
-    MOE_EP_A2A_ALLGATHER = 4   /* every token to every device: all-gather + reduce-scatter             */
+    MOE_EP_A2A_ALLGATHER = 4   /* every token to every device: all-gather + reduce-scatter, once per
+                                  node between nodes (to the device of the same place, which forwards) */
 } moe_ep_a2a_mode;
 
 /* Format of a row on the wire. */
@@ -2524,7 +2525,9 @@ typedef struct moe_ep_comm_result {
  * Errors: NULL, SIZE (also D not a multiple of N), TOP_K, NEGATIVE, NAN, RANGE (mode, wire), CONFIG (groups: must
  * divide E; to choose some of them at most 1024, of at most 2^20 experts), OVERFLOW (bytes beyond a double).
  * O(K), with groups O(groups * (groups + K)).  Source: DeepEP layouts; D (1 - C(E-E/D,K)/C(E,K)) distinct devices.
- * Example: 128 tokens, E = 256, K = 8, H = 7168, D = 16, N = 2, PAIR, fp8: 512 rows, 3784704 bytes between nodes. */
+ * ALLGATHER crosses once per node, as NCCL's collectives do, over the network cards of all devices.
+ * Example: 128 tokens, E = 256, K = 8, H = 7168, D = 16, N = 2, PAIR, fp8: 512 rows, 3784704 bytes between nodes;
+ * ALLGATHER: 128 rows between and 1792 inside nodes. */
 MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_comm_result *out, moe_ep_error *err);
 
 /* Latency and bandwidth: alpha_s + bytes / bytes_per_s; bytes_per_s 0 = infinitely fast.
@@ -2555,8 +2558,9 @@ typedef struct moe_ep_a2a_desc {
     int32_t num_devices;
     int32_t num_nodes;              /* 0 = 1                                                        */
     const int32_t *node_of_device;  /* (D) ascending, NULL = device d on node d * N / D             */
-    moe_ep_a2a_mode mode;           /* NODE_DEDUP needs node_rows; the others only say how `rows`
-                                       was counted                                                  */
+    moe_ep_a2a_mode mode;           /* NODE_DEDUP needs node_rows; of ALLGATHER the most rows to a device
+                                       of a node cross to it, once; the others only say how `rows` was
+                                       counted                                                      */
     const int64_t *rows;            /* (D,D) from source device to destination device               */
     const int64_t *node_rows;       /* (D,N) distinct tokens from source device to node, NODE_DEDUP:
                                        moe_ep_node_traffic (node_pair_rows of moe_ep_traffic is not) */
@@ -2572,10 +2576,11 @@ typedef struct moe_ep_a2a_device {
     double time_s;
 } moe_ep_a2a_device;
 
-/* Seconds of one all-to-all phase: max over devices of max(in, out) on each kind of link.  NODE_DEDUP: a row
- * goes to the device of the same place in the destination node, which forwards it.  devices (D) or NULL.
+/* Seconds of one all-to-all phase: max over devices of max(in, out) on each kind of link.  NODE_DEDUP and
+ * ALLGATHER: a row goes to the device of the same place in the destination node, which forwards it.  devices (D) or
+ * NULL.
  * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, RANGE, DEVICE_ID (node out of range), CONFIG (nodes not
- * ascending), OVERFLOW (rows, or a time beyond a double).  O(D^2), NODE_DEDUP O(D^3 / N).  One device takes 0 s.
+ * ascending), OVERFLOW (rows, or a time beyond a double).  O(D^2), NODE_DEDUP and ALLGATHER O(D^3 / N).  One device takes 0 s.
  * Source: alpha-beta with measured constants; DeepEP's maintainers on max(in, out).
  * Example: D = 2, one node, rows {5,3,1,7}, 1000 bytes, alpha 0, 1e6 B/s: 3 ms. */
 MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices, moe_ep_error *err);
@@ -21143,7 +21148,7 @@ static moe_ep_status moe_epi_check_mode(moe_ep_a2a_mode mode, moe_ep_error *err)
     return MOE_EP_OK;
 }
 
-/* Rows one source device sends per token (per device for ALLGATHER's receive side), split by link, expected. */
+/* Rows one source device sends, split by link, expected. */
 typedef struct moe_epi_expected {
     double intra, inter, logical;
     double devices, nodes; /* that a token reaches, in the modes that count rows by them */
@@ -21164,9 +21169,14 @@ static moe_epi_expected moe_epi_expected_rows(const moe_epi_routing *q, moe_ep_a
         x.intra = tokens * x.devices * (per_node - 1.0) / per_node;
         return x;
     }
+    if (mode == MOE_EP_A2A_ALLGATHER) { /* once to its twin in each other node, from there to all of that node */
+        x.logical = tokens * devices;
+        x.inter = tokens * (nodes - 1.0);
+        x.intra = tokens * nodes * (per_node - 1.0);
+        return x;
+    }
     reach = (double)q->K;
     if (mode == MOE_EP_A2A_RANK_DEDUP) reach = x.devices = moe_epi_distinct(q, D);
-    if (mode == MOE_EP_A2A_ALLGATHER) reach = devices;
     x.logical = tokens * reach;
     if (mode == MOE_EP_A2A_PADDED) x.logical = (double)q->E * capacity;
     x.intra = x.logical * intra;
@@ -21438,17 +21448,38 @@ static moe_epi_volume moe_epi_volume_direct(const moe_epi_net *n, int32_t r)
     return v;
 }
 
+/* The end of the node that begins with device `first`. */
+static int32_t moe_epi_node_end(const moe_epi_net *n, int32_t first)
+{
+    int32_t d = first + 1;
+    while (d < n->D && moe_epi_node(n, d) == moe_epi_node(n, first)) d++;
+    return d;
+}
+
+/* Rows that cross once from source s to the node of devices first..last-1; an all-gather has the same for each of
+ * them, or takes as many as for the one with most. */
+static int64_t moe_epi_node_copies(const moe_epi_net *n, int32_t s, int32_t first, int32_t last)
+{
+    int64_t most = 0;
+    int32_t d;
+    if (n->mode == MOE_EP_A2A_NODE_DEDUP) return n->node_rows[(int64_t)s * n->N + moe_epi_node(n, first)];
+    for (d = first; d < last; d++)
+        if (n->rows[(int64_t)s * n->D + d] > most) most = n->rows[(int64_t)s * n->D + d];
+    return most;
+}
+
 /* One copy per node crosses, lands on the device of the source's place in that node, and is forwarded. */
 static moe_epi_volume moe_epi_volume_forwarded(const moe_epi_net *n, int32_t r)
 {
     moe_epi_volume v;
     int64_t out_near = 0, out_far = 0, in_near = 0, in_far = 0;
-    int32_t mine = moe_epi_node(n, r), first = r, last = r + 1, s, d, place = 0, node = -1, other,
-            landing;
+    int32_t mine = moe_epi_node(n, r), first = r, last, s, d, place = 0, node = -1, end, landing;
     while (first > 0 && moe_epi_node(n, first - 1) == mine) first--;
-    while (last < n->D && moe_epi_node(n, last) == mine) last++;
-    for (other = 0; other < n->N; other++)
-        if (other != mine) out_far += n->node_rows[(int64_t)r * n->N + other];
+    last = moe_epi_node_end(n, first);
+    for (d = 0; d < n->D; d = end) {
+        end = moe_epi_node_end(n, d);
+        if (d != first) out_far += moe_epi_node_copies(n, r, d, end);
+    }
     for (s = 0; s < n->D; s++, place++) {
         if (moe_epi_node(n, s) != node) {
             node = moe_epi_node(n, s);
@@ -21459,7 +21490,7 @@ static moe_epi_volume moe_epi_volume_forwarded(const moe_epi_net *n, int32_t r)
             in_near += n->rows[(int64_t)s * n->D + r];
             continue;
         }
-        if (node != mine) in_far += n->node_rows[(int64_t)s * n->N + mine];
+        if (node != mine) in_far += moe_epi_node_copies(n, s, first, last);
         for (d = first; d < last; d++)
             if (d != r) out_near += n->rows[(int64_t)s * n->D + d];
     }
@@ -21472,8 +21503,8 @@ static moe_epi_volume moe_epi_volume_forwarded(const moe_epi_net *n, int32_t r)
 
 static moe_epi_volume moe_epi_volume_counted(const moe_epi_net *n, int32_t r)
 {
-    return n->mode == MOE_EP_A2A_NODE_DEDUP ? moe_epi_volume_forwarded(n, r)
-                                            : moe_epi_volume_direct(n, r);
+    return n->mode == MOE_EP_A2A_NODE_DEDUP || n->mode == MOE_EP_A2A_ALLGATHER ? moe_epi_volume_forwarded(n, r)
+                                                                               : moe_epi_volume_direct(n, r);
 }
 
 static moe_epi_volume moe_epi_volume_back(moe_epi_volume v)
