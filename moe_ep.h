@@ -2736,7 +2736,7 @@ typedef struct moe_ep_step_result {
     double step_s;                  /* all MoE layers of the model and other_s                     */
     double tpot_s;                  /* time per output token: step_s / tokens_per_pass             */
     double tokens_per_s_device;     /* accepted by one device: its sequences / tpot_s              */
-    double tokens_per_s_node;
+    double tokens_per_s_node;       /* by D / N devices: those of one EP group on a node            */
     double serial_s, no_barrier_s;  /* the same sums without overlap, without barriers             */
     double dispatch_s, compute_s, combine_s, shared_s; /* summed over the layers                    */
     double balanced_s;              /* summed fair-share compute: of compute_s alone                */
@@ -3780,7 +3780,8 @@ typedef struct moe_ep_sweep_desc {
     int32_t num_devices;             /* all of them; EP sizes below it serve several copies of the model      */
     const int64_t *tokens;           /* (num_tokens) per device and step; [0] is the batch that is asked about */
     int32_t num_tokens;
-    const int32_t *ep;               /* (num_ep) or NULL = powers of two that divide num_devices, up to E      */
+    const int32_t *ep;               /* (num_ep) or NULL = all that divide num_devices, up to E, and are a part of
+                                        a node or whole nodes (any on one node)                               */
     int32_t num_ep;
     const int32_t *redundant;        /* (num_redundant) slots beyond E, or NULL = as few as give equal slots,
                                         then 1, 2 and 4 more on every device                                  */
@@ -3838,7 +3839,8 @@ typedef struct moe_ep_sweep_result {
 } moe_ep_sweep_result;
 
 /* How many points a sweep has.  Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, SLOTS, RANGE, CONFIG.
- * O(lists).  Example: 64 devices of H200, DeepSeek-V3, one batch, defaults: 75 (EP 1 has one shape, the others 4). */
+ * O(lists * E).  Example: 64 devices of H200, DeepSeek-V3, one batch, defaults: 75 (EP 1 has one shape, the others 4);
+ * 72 of GB200, overlap NONE: 44 (12 EP sizes from 1 to 72). */
 MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_error *err);
 
 /* Predicts a decode step for every combination of EP size, redundant experts, placement policy, tokens per device and
@@ -3851,7 +3853,8 @@ MOE_EP_API int64_t moe_ep_sweep_count(const moe_ep_sweep_desc *desc, moe_ep_erro
  * MEMORY; points are undefined then.  A fixed scratch that is too small says how much the call that it failed in needs;
  * a larger shape behind that may need more: call again with so much until it is not ERR_SCRATCH (once per shape at
  * worst), or run once with a growing one, whose need then is what a fixed one must have.
- * O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
+ * step.tokens_per_s_node is what a full node makes, min(devices_per_node, num_devices) devices, all copies of the model
+ * on it together.  O(shapes * (plan + tokens * ep * K)): the example below takes 0.3 s.
  * Example: DeepSeek-V3, 64 H200, 64 tokens: EP 32 with 32 redundant experts is the
  * fastest, EP 64 with 64 the answer (within 1 %, fewer slots); EP 1, 2 and 4 do not fit. */
 MOE_EP_API moe_ep_status moe_ep_sweep(const moe_ep_sweep_desc *desc, moe_ep_sweep_point *points, int64_t capacity,
@@ -30156,10 +30159,10 @@ MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_
 /* EP size number i of the list, 0 = behind the last. */
 static int32_t moe_epi_sweep_ep(const moe_ep_sweep_desc *d, int32_t i)
 {
-    int64_t ep;
+    int32_t ep, D = d->num_devices, per = d->machine->devices_per_node;
     if (d->ep) return i < d->num_ep ? d->ep[i] : 0;
-    for (ep = 1; ep <= d->num_devices && ep <= d->model->num_experts; ep *= 2)
-        if (d->num_devices % ep == 0 && i-- == 0) return (int32_t)ep;
+    for (ep = 1; ep <= D && ep <= d->model->num_experts; ep++)
+        if (D % ep == 0 && (per < 1 || D <= per || per % ep == 0 || ep % per == 0) && i-- == 0) return ep;
     return 0;
 }
 
@@ -30585,6 +30588,13 @@ static moe_ep_limit moe_epi_sweep_limit(const moe_ep_sweep_point *c, const moe_e
     return slowest->flop_s > slowest->memory_s ? MOE_EP_LIMIT_FLOPS : MOE_EP_LIMIT_WEIGHTS;
 }
 
+/* Devices of a full node, whichever copy of the model they serve. */
+static double moe_epi_sweep_node(const moe_ep_sweep_desc *d)
+{
+    int32_t per = d->machine->devices_per_node;
+    return (double)(per > 0 && per < d->num_devices ? per : d->num_devices);
+}
+
 static moe_ep_status moe_epi_sweep_time(moe_epi_sweep *w, moe_ep_sweep_point *c, const moe_ep_placement *p,
                                         int32_t batch, moe_ep_error *err)
 {
@@ -30597,7 +30607,8 @@ static moe_ep_status moe_epi_sweep_time(moe_epi_sweep *w, moe_ep_sweep_point *c,
     if (status != MOE_EP_OK) return status;
     c->attention_s = s.layer.attention_s * (double)w->d->model->num_moe_layers + s.other_s;
     c->limit = moe_epi_sweep_limit(c, &w->times[layer.slowest_device]);
-    return MOE_EP_OK;
+    c->step.tokens_per_s_node = c->step.tokens_per_s_device * moe_epi_sweep_node(w->d);
+    return moe_epi_fits(c->step.tokens_per_s_node, "machine", err);
 }
 
 /* Every batch and overlap of one shape and policy; *count points are appended. */

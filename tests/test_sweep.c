@@ -235,6 +235,51 @@ TEST(limits_are_named)
     CHECK_STR(moe_ep_limit_str((moe_ep_limit)99), "unknown");
 }
 
+/* EP sizes that are tried without a list, and what a node makes with them. */
+TEST(sizes_that_exist)
+{
+    static moe_ep_sweep_point p[64];
+    static const int64_t tokens[1] = {64};
+    static const int32_t zero[1] = {0}, rack[12] = {1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72}, three[5] = {1, 2, 4, 8, 24};
+    static const moe_ep_overlap none[1] = {MOE_EP_OVERLAP_NONE};
+    static const moe_ep_place_policy policy[1] = {MOE_EP_PLACE_CONTIGUOUS};
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_gb200(), h = moe_ep_machine_h200();
+    moe_ep_sweep_desc d = v3_on(&m, &c, tokens, 1);
+    moe_ep_sweep_result r;
+    int i;
+    d.num_devices = 72;
+    d.num_layers = 1;
+    d.overlaps = none;
+    d.policies = policy;
+    d.num_overlaps = d.num_policies = d.num_redundant = 1;
+    CHECK_I64(moe_ep_sweep_count(&d, NULL), 44);
+    d.redundant = zero;
+    CHECK_I64(moe_ep_sweep_count(&d, NULL), 12);
+    CHECK_I64(moe_ep_sweep(&d, p, 64, &r, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 12; i++) CHECK_I64(p[i].ep, rack[i]);
+    CHECK(p[10].fits && p[10].step.tokens_per_s_device > 1.3 * p[5].step.tokens_per_s_device); /* 36, not 8 */
+    d.machine = &h;
+    d.num_devices = 24; /* three nodes: no 3, 6 and 12 */
+    CHECK_I64(moe_ep_sweep_count(&d, NULL), 5);
+    m = moe_ep_model_qwen3_30b_a3b();
+    CHECK_I64(moe_ep_sweep(&d, p, 64, &r, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 5; i++) {
+        CHECK_I64(p[i].ep, three[i]);
+        CHECK(p[i].fits); /* four groups of two make as much on a node as each of the eight does eight times */
+        CHECK_NEAR(p[i].step.tokens_per_s_node, 8 * p[i].step.tokens_per_s_device, 1e-12, 0);
+    }
+    h.devices_per_node = 0; /* all on one: any divisor, and a node is all of them */
+    CHECK_I64(moe_ep_sweep_count(&d, NULL), 8);
+    CHECK_I64(moe_ep_sweep(&d, p, 64, &r, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(p[2].step.tokens_per_s_node, 24 * p[2].step.tokens_per_s_device, 1e-12, 0);
+    d.num_devices = 4; /* less than a node */
+    h.devices_per_node = 8;
+    CHECK_I64(moe_ep_sweep(&d, p, 64, &r, NULL, NULL), MOE_EP_OK);
+    CHECK(p[0].fits && r.points == 3);
+    CHECK_NEAR(p[0].step.tokens_per_s_node, 4 * p[0].step.tokens_per_s_device, 1e-12, 0);
+}
+
 TEST(policies_and_recordings)
 {
     static moe_ep_sweep_point p[200];
@@ -712,6 +757,8 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     s.other_s = x->d.other_s + dense * s.layer.attention_s +
                 roof(x, weights * or_else(x->m.other_weight_bytes, 2), 2 * weights * (double)c->tokens);
     CHECK(moe_ep_step(&s, slot, &c->step, NULL, NULL) == MOE_EP_OK);
+    k = x->c.devices_per_node > 0 ? x->c.devices_per_node : x->d.num_devices; /* of a node, whatever the EP */
+    c->step.tokens_per_s_node = c->step.tokens_per_s_device * (k < x->d.num_devices ? k : x->d.num_devices);
     CHECK(moe_ep_layer_time(&s.layer, slot, &t, dev, NULL) == MOE_EP_OK);
     c->attention_s = s.layer.attention_s * x->m.num_moe_layers + s.other_s;
     network = c->step.dispatch_s + c->step.combine_s;
@@ -743,14 +790,23 @@ static void weighed(const drawn_sweep *x, moe_ep_sweep_point *c, moe_ep_status p
     if (c->fits && plan != MOE_EP_OK) c->fits = 0, c->limit = MOE_EP_LIMIT_PLACEMENT;
 }
 
+/* Is a group an equal part of a node, or whole nodes?  On one node there is nothing to divide. */
+static int lies_evenly(const drawn_sweep *x, int32_t ep)
+{
+    int32_t per = x->c.devices_per_node > 0 ? x->c.devices_per_node : x->d.num_devices, part;
+    for (part = 1; part <= per; part++)
+        if (ep * part == per) return 1;
+    return ep % per == 0 || x->d.num_devices <= per;
+}
+
 /* EP sizes and redundant experts as the description says; *n of them. */
 static void shapes_by_hand(const drawn_sweep *x, int32_t (*shape)[2], int32_t *n)
 {
     int32_t ep, i, k, E = x->m.num_experts;
     *n = 0;
-    for (i = 0, ep = 1; x->d.ep ? i < x->d.num_ep : ep <= x->d.num_devices && ep <= E; i++, ep *= 2) {
+    for (i = 0, ep = 1; x->d.ep ? i < x->d.num_ep : ep <= x->d.num_devices && ep <= E; i++, ep++) {
         int32_t D = x->d.ep ? x->ep[i] : ep, redundant = 0;
-        if (!x->d.ep && x->d.num_devices % ep != 0) continue;
+        if (!x->d.ep && (x->d.num_devices % ep != 0 || !lies_evenly(x, ep))) continue;
         if (x->d.redundant) {
             for (k = 0; k < x->d.num_redundant; k++) shape[*n][0] = D, shape[(*n)++][1] = x->redundant[k];
             continue;
@@ -849,6 +905,7 @@ TEST(sweeps_by_hand)
             SAME(step.tpot_s);
             SAME(step.step_s);
             SAME(step.tokens_per_s_device);
+            SAME(step.tokens_per_s_node);
             SAME(step.compute_s);
             SAME(step.dispatch_s);
             SAME(step.combine_s);
