@@ -2267,7 +2267,8 @@ typedef struct moe_ep_model {
     int32_t tied;               /* not 0: input and output embedding are one matrix                   */
     int64_t attention_params;   /* weights of one layer's attention                                   */
     int32_t kv_elems;           /* cache elements per token and layer                                 */
-    moe_ep_math math;           /* format of the expert multiplications                               */
+    moe_ep_math math;           /* format of the expert multiplications; the others' follows from
+                                   other_weight_bytes, see moe_ep_attention_time                      */
     double weight_bytes;        /* per routed expert weight, 0 = 2                                    */
     double other_weight_bytes;  /* per any other weight, 0 = 2                                        */
     double in_bytes;            /* per activation read by an expert product, 0 = 2                    */
@@ -3765,7 +3766,8 @@ MOE_EP_API const char *moe_ep_limit_str(moe_ep_limit limit);
 /* Attention of one layer on one device, data parallel, as the planner assumes it when not told: the projections (their
  * weights read once, or 2 FLOPs per weight and token, whichever takes longer), then the kernel (tokens * context cache
  * elements read once, or attention_flops for each pair in bf16, whichever takes longer), by the machine's mem_eff and
- * flop_eff.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
+ * flop_eff.  Projections are multiplied in bf16 where other_weight_bytes is 2 or more (0 = 2), else in the model's
+ * math, or FP8 where that is FP4: 4 bits are of experts.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
  * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).  Source: roofline of absorbed
  * latent attention; the kernel alone, 64 tokens of context 4096, was measured at 690 us on H20 (here 617) and 155 on
  * H800 (here 119; InferSim's tables).
@@ -30130,12 +30132,20 @@ static double moe_epi_roof(const moe_ep_machine *c, moe_ep_math math, double byt
     return moe_epi_larger(memory, multiply);
 }
 
+/* What all but the experts are multiplied in: checkpoints of 4 bits have them in bf16 or FP8. */
+static moe_ep_math moe_epi_other_math(const moe_ep_model *m)
+{
+    if (moe_epi_or(m->other_weight_bytes, 2.0) >= 2.0) return MOE_EP_MATH_BF16;
+    return m->math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : m->math;
+}
+
 /* tokens of so many sequences, whose cache is read once for all of a sequence's. */
 static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens, double sequences,
                                 double context)
 {
     double weights = (double)m->attention_params, cached = sequences * context;
-    return moe_epi_roof(c, m->math, weights * moe_epi_or(m->other_weight_bytes, 2.0), 2.0 * tokens * weights) +
+    return moe_epi_roof(c, moe_epi_other_math(m), weights * moe_epi_or(m->other_weight_bytes, 2.0),
+                        2.0 * tokens * weights) +
            moe_epi_roof(c, MOE_EP_MATH_BF16, cached * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
                         tokens * context * (double)m->attention_flops);
 }
@@ -30470,7 +30480,7 @@ static double moe_epi_sweep_other(const moe_epi_sweep *w, int32_t i)
     double dense = (double)(moe_epi_layers(m) - m->num_moe_layers);
     double weights = dense * 3.0 * (double)m->hidden * (double)m->dense_inter + (double)m->vocab * (double)m->hidden;
     return w->d->other_s + dense * moe_epi_sweep_attention(w, i, 0) +
-           moe_epi_roof(w->d->machine, m->math, weights * moe_epi_or(m->other_weight_bytes, 2.0),
+           moe_epi_roof(w->d->machine, moe_epi_other_math(m), weights * moe_epi_or(m->other_weight_bytes, 2.0),
                         2.0 * weights * (double)w->d->tokens[i]);
 }
 

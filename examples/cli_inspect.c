@@ -147,23 +147,26 @@ static void settle_shapes(cli_inspect *x)
 
 static void settle_weights(cli_inspect *x)
 {
-    static const struct { const char *name; double bytes; } format[] = {
-        {"bf16", 2}, {"f16", 2}, {"f32", 4}, {"fp8", 1}, {"int8", 1}, {"mxfp4", 0.53125}, {"nvfp4", 0.5625}};
-    moe_ep_model *m = &x->setup.model;
+    static const char *const format[] = {"bf16", "f16", "f32", "fp8", "int8", "mxfp4", "nvfp4"};
+    static const char *const math[] = {"bf16", "FP8", "FP4"}; /* in the order of moe_ep_math */
+    moe_ep_model *m = &x->setup.model, like;
     moe_ep_error err;
     size_t i = 0;
-    while (x->weights && i < 7 && strcmp(x->weights, format[i].name) != 0) i++;
+    while (x->weights && i < 7 && strcmp(x->weights, format[i]) != 0) i++;
     if (i == 7)
         cli_die(CLI_USAGE, "--weights %s: bf16, f16, f32, fp8, int8, mxfp4 or nvfp4", cli_printable(x->weights));
-    if (x->weights || !x->setup.model_name) { /* bf16 is the first */
-        m->weight_bytes = format[i].bytes;
-        m->other_weight_bytes = format[i].bytes < 1.0 ? 2.0 : format[i].bytes;
-        m->math = i == 3 ? MOE_EP_MATH_FP8 : MOE_EP_MATH_BF16;
-        m->in_bytes = i == 3 ? 1.0 : 2.0;
+    if (x->weights || !x->setup.model_name) { /* bf16 is the first; as in a bf16 model's checkpoint of that name */
+        char *name = cli_format("mixtral-8x7b-%s", i == 1 || i == 2 ? format[0] : format[i]);
+        cli_check(moe_ep_model_by_name(name, &like, &err), &err, name);
+        free(name);
+        m->math = like.math;
+        m->in_bytes = like.in_bytes;
+        m->weight_bytes = i == 2 ? 4.0 : like.weight_bytes;
+        m->other_weight_bytes = i == 2 ? 4.0 : like.other_weight_bytes;
     }
     cli_note(&x->setup, "Bytes of a weight: %g in experts, %g elsewhere%s; products in %s.%s", m->weight_bytes,
              m->other_weight_bytes, x->weights || !x->setup.model_name ? "" : ", as published",
-             m->math == MOE_EP_MATH_FP8 ? "FP8" : "bf16", x->weights ? "" : " --weights changes it.");
+             math[m->math], x->weights ? "" : " --weights changes it.");
     cli_check(moe_ep_params(m, &x->params, &err), &err, "model");
     if ((double)x->params.total > 1e15)
         cli_die(CLI_USAGE, "these shapes make %.3g parameters; at most 1e15 are counted", (double)x->params.total);

@@ -563,8 +563,9 @@ static double attention_s(const cli_simulate *s, double tokens, context c)
     const moe_ep_model *m = &s->setup.model;
     const moe_ep_machine *h = &s->setup.machine;
     double tp = s->cluster.tp, weights = (double)m->attention_params / tp;
-    return longer_s(h, weights * (m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0), 2.0 * tokens * weights,
-                    m->math) +
+    double bytes = m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0;
+    moe_ep_math math = m->math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : m->math; /* 4 bits are of experts */
+    return longer_s(h, weights * bytes, 2.0 * tokens * weights, bytes < 2.0 ? math : MOE_EP_MATH_BF16) +
            longer_s(h, c.cached * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / tp,
                     c.pairs * (double)m->attention_flops / tp, MOE_EP_MATH_BF16) +
            sum_s(s, tokens, s->cluster.tp);

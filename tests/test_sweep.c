@@ -351,6 +351,28 @@ TEST(attention_example)
     CHECK(!(moe_ep_attention_time(&m, &c, 64, 4096, NULL) > 0));
 }
 
+/* Experts of 4 bits beside layers of 16 or 8: these take as long as in a model that has only them. */
+TEST(attention_beside_experts_of_four_bits)
+{
+    static const char *const four[2] = {"nvidia/Qwen3-235B-A22B-FP4", "qwen3-235b-a22b-NVFP4"};
+    moe_ep_machine c = moe_ep_machine_b200();
+    moe_ep_model m, plain = moe_ep_model_qwen3_235b_a22b();
+    double seconds;
+    int i;
+    for (i = 0; i < 2; i++) {
+        CHECK(moe_ep_model_by_name(four[i], &m, NULL) == MOE_EP_OK && m.math == MOE_EP_MATH_FP4);
+        seconds = moe_ep_attention_time(&m, &c, 1024, 0, NULL);
+        CHECK_NEAR(seconds, moe_ep_attention_time(&plain, &c, 1024, 0, NULL), 1e-12, 0);
+        CHECK_NEAR(1e6 * seconds, 104.7, 1e-3, 0);
+    }
+    m.other_weight_bytes = 1; /* FP8 beside FP4 */
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 1024, 0, NULL), seconds / 2, 1e-12, 0);
+    m.math = MOE_EP_MATH_FP8;
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 1024, 0, NULL), seconds / 2, 1e-12, 0);
+    m.other_weight_bytes = 0; /* 2 */
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 1024, 0, NULL), seconds, 1e-12, 0);
+}
+
 /* Whole: what is wrong, where, and how much it is. */
 static void names(const moe_ep_error *err, const char *arg, int64_t index, double value)
 {
@@ -553,7 +575,7 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
     x->m.attention_params = t_below(s, 3) * 100000;
     x->m.kv_elems = (int32_t)t_below(s, 3) * 50;
     x->m.attention_flops = t_below(s, 3) * 500;
-    x->m.math = (moe_ep_math)t_below(s, 2);
+    x->m.math = (moe_ep_math)t_below(s, 3);
     x->m.weight_bytes = drawn_size(s, 2);
     x->m.other_weight_bytes = drawn_size(s, 2);
     x->m.kv_bytes = drawn_size(s, 2);
@@ -563,6 +585,7 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
     x->c.memory_Bps = drawn_size(s, 1e11);
     x->c.flops[0] = drawn_size(s, 1e13);
     x->c.flops[1] = drawn_size(s, 1e13);
+    x->c.flops[2] = drawn_size(s, 3e13);
     x->c.gemm.mem_eff = drawn_size(s, 0.8);
     x->c.gemm.flop_eff = drawn_size(s, 0.8);
     x->c.gemm.t0_s = drawn_size(s, 3e-6);
@@ -626,9 +649,11 @@ static double roof_of(const drawn_sweep *x, moe_ep_math math, double bytes, doub
     return fmax(Bps > 0 ? bytes / Bps : 0, rate > 0 ? flops / rate : 0);
 }
 
+/* All but the experts: in bf16 from two bytes a weight on; four bits are of experts. */
 static double roof(const drawn_sweep *x, double bytes, double flops)
 {
-    return roof_of(x, x->m.math, bytes, flops);
+    moe_ep_math math = x->m.math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : x->m.math;
+    return roof_of(x, or_else(x->m.other_weight_bytes, 2) < 2 ? math : MOE_EP_MATH_BF16, bytes, flops);
 }
 
 /* Projections, then the kernel. */
@@ -743,7 +768,7 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     s.layer.high_throughput = c->tokens >= or_else((double)x->d.throughput_from, 512);
     s.layer.mode = MOE_EP_A2A_PAIR;
     if (s.layer.high_throughput) s.layer.mode = p->num_nodes > 1 ? MOE_EP_A2A_NODE_DEDUP : MOE_EP_A2A_RANK_DEDUP;
-    s.layer.dispatch_wire = x->m.math == MOE_EP_MATH_FP8 ? MOE_EP_WIRE_FP8 : MOE_EP_WIRE_BF16;
+    s.layer.dispatch_wire = x->m.math == MOE_EP_MATH_BF16 ? MOE_EP_WIRE_BF16 : MOE_EP_WIRE_FP8;
     s.layer.combine_wire = MOE_EP_WIRE_BF16;
     s.layer.overlap = c->overlap;
     s.layer.attention_s = attention_by_hand(x, i, 0);
