@@ -2277,6 +2277,11 @@ typedef struct moe_ep_model {
     int64_t attention_flops;    /* per token and token of its context, in one layer: scores and sums of values.
                                    4 * heads * head size; latent attention 2 * heads * (2 * latent + rope);
                                    0 = left out                                                       */
+    int32_t attention_window;   /* tokens of its context that a token attends to in window_layers, 0 = all of them */
+    int32_t window_layers;      /* of num_layers (all when more), 0 = none                            */
+    int64_t index_flops;        /* in FP8, per token and token of its context in such a layer: choosing these tokens,
+                                   2 * index heads * head size; 0, as index_bytes: the last ones, a sliding window */
+    double index_bytes;         /* cache of a token that choosing reads, and that such a layer has besides kv_elems */
 } moe_ep_model;
 
 /* Published shapes; `source` names where they are from.  Constant time, no errors.
@@ -2300,9 +2305,9 @@ MOE_EP_API moe_ep_model moe_ep_model_phi_tiny_moe(void);
 MOE_EP_API const char *moe_ep_model_preset_name(int32_t i);
 
 /* Finds a preset by name: the longest preset name that `name` begins with, whatever the case, '-', '_', '.' and
- * blanks, and whatever stands before the last '/'.  A number must end where the preset's does: "v30" is not "v3".
- * Words behind it name the number format: BF16, FP8, INT8 and W8A8, FP4 and NVFP4, MXFP4, AWQ, GPTQ and INT4 (weights
- * of 4 bits, products in bf16; so are those of Kimi-K2-Thinking).
+ * blanks, and whatever stands before the last '/'.  A number must end where the preset's does: "v30" is not "v3", nor
+ * is "v32" "v3.2".  Words behind it name the number format: BF16, FP8, INT8 and W8A8, FP4 and NVFP4, MXFP4, AWQ, GPTQ
+ * and INT4 (weights of 4 bits, products in bf16; so are those of Kimi-K2-Thinking).
  * Errors: NULL, CONFIG (no such name; Distill: that is another model).  O(presets).
  * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8" gives E = 128, K = 8, 1 byte a weight. */
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err);
@@ -2581,8 +2586,8 @@ typedef struct moe_ep_a2a_device {
  * ALLGATHER: a row goes to the device of the same place in the destination node, which forwards it.  devices (D) or
  * NULL.
  * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, RANGE, DEVICE_ID (node out of range), CONFIG (nodes not
- * ascending), OVERFLOW (rows, or a time beyond a double).  O(D^2), NODE_DEDUP and ALLGATHER O(D^3 / N).  One device takes 0 s.
- * Source: alpha-beta with measured constants; DeepEP's maintainers on max(in, out).
+ * ascending), OVERFLOW (rows, or a time beyond a double).  O(D^2), NODE_DEDUP and ALLGATHER O(D^3 / N).
+ * One device takes 0 s.  Source: alpha-beta with measured constants; DeepEP's maintainers on max(in, out).
  * Example: D = 2, one node, rows {5,3,1,7}, 1000 bytes, alpha 0, 1e6 B/s: 3 ms. */
 MOE_EP_API double moe_ep_a2a_time(const moe_ep_a2a_desc *desc, moe_ep_a2a_device *devices, moe_ep_error *err);
 
@@ -2828,10 +2833,13 @@ typedef struct moe_ep_memory_result {
 /* Memory of the fullest device, in bytes.  An expert that n devices cut takes ceil(I / n) of its I columns on each:
  * servers with fewer expert groups than devices do that (vLLM without --enable-expert-parallel, SGLang with ep_size
  * below tp_size, TensorRT-LLM's moe_tensor_parallel_size), and then hold the shared experts cut as well, over the
- * devices of TP; with all-to-all kernels both are whole.  Errors: NULL, SIZE, SLOTS (P < E), NEGATIVE, NAN, OVERFLOW.
- * O(1).  Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB.  DeepSeek-V3, num_devices 1,
- * all three kinds of tensor parallelism 8 (--tp-size 8 on 8 devices): routed 81738596352 bytes as with num_devices 8
- * and whole experts, shared 319291392. */
+ * devices of TP; with all-to-all kernels both are whole.  Every layer keeps its cache of the whole context, those with a
+ * window, too: in servers that free what a sliding window has passed more tokens have room.  Errors: NULL, SIZE, SLOTS
+ * (P < E), NEGATIVE, NAN, OVERFLOW.  O(1).
+ * Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB.  DeepSeek-V3, num_devices 1, all
+ * three kinds of tensor parallelism 8 (--tp-size 8 on 8 devices): routed 81738596352 bytes as with num_devices 8 and
+ * whole experts, shared 319291392.  DeepSeek-V3.2 with kv_elems 656 and kv_bytes 1: 48068 bytes a token (SGLang #11309:
+ * 43.67 GiB for 975424). */
 MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out, moe_ep_error *err);
 
 /* Bytes of DeepEP's low-latency buffer: max_tokens per device, slots over all devices.  combine_scales 0: combine
@@ -3767,11 +3775,15 @@ MOE_EP_API const char *moe_ep_limit_str(moe_ep_limit limit);
  * weights read once, or 2 FLOPs per weight and token, whichever takes longer), then the kernel (tokens * context cache
  * elements read once, or attention_flops for each pair in bf16, whichever takes longer), by the machine's mem_eff and
  * flop_eff.  Projections are multiplied in bf16 where other_weight_bytes is 2 or more (0 = 2), else in the model's
- * math, or FP8 where that is FP4: 4 bits are of experts.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
+ * math, or FP8 where that is FP4: 4 bits are of experts.  In window_layers the kernel is that of attention_window
+ * tokens of the context at most, behind one that chooses them (index_bytes of each cached token read once, or
+ * index_flops for each pair in FP8; the search for the largest scores is left out); the time is the mean over all
+ * layers.  tokens >= 0 and context >= 0 (cached tokens per sequence) need not be whole.
  * Errors (negative results): NULL, SIZE, NEGATIVE, NAN, TOP_K, RANGE, OVERFLOW.  O(1).  Source: roofline of absorbed
  * latent attention; the kernel alone, 64 tokens of context 4096, was measured at 690 us on H20 (here 617) and 155 on
  * H800 (here 119; InferSim's tables).
- * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 163.4 us. */
+ * Example: DeepSeek-V3 on H200, 64 tokens, context 4096: 163.4 us.  8 tokens, context 65536: 282.4 us, DeepSeek-V3.2
+ * 71.4 (weights 47.6, choosing 16.4, attending 7.4). */
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine, double tokens,
                                         double context, moe_ep_error *err);
 
@@ -19781,6 +19793,7 @@ MOE_EP_API double moe_ep_efficiency_d(const double *device_loads, int32_t D, moe
 enum {
     MOE_EPI_V3,
     MOE_EPI_R1,
+    MOE_EPI_V32,
     MOE_EPI_V2,
     MOE_EPI_V2L,
     MOE_EPI_K2,
@@ -19805,6 +19818,8 @@ static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
      "DeepSeek-V3 technical report (2024), config.json; FP8 experts"},
     {"deepseek-r1",
      "DeepSeek-R1 (2025), same shapes as DeepSeek-V3; FP8 experts"},
+    {"deepseek-v3.2",
+     "DeepSeek-V3.2-Exp (2025), config.json; DeepSeek-V3, attention to 2048 tokens an indexer chooses; FP8 experts"},
     {"deepseek-v2",
      "DeepSeek-V2 technical report (2024), config.json; bf16"},
     {"deepseek-v2-lite",
@@ -19832,33 +19847,35 @@ static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
 
 static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 0, 0, 0, 0},
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 0, 0, 0, 0},
+    {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 201064448, 576,
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 2048, 61, 16384, 132},
     {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 278528},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 278528, 0, 0, 0, 0},
     {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 34816},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 34816, 0, 0, 0, 0},
     {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 139264},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 139264, 0, 0, 0, 0},
     {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 32768},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 32768, 0, 0, 0, 0},
     {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384, 0, 0, 0, 0},
     {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0},
     {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384, 0, 0, 0, 0},
     {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 24576},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 24576, 0, 0, 0, 0},
     {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384, 128, 18, 0, 0},
     {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384, 128, 12, 0, 0},
     {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0},
     {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192}
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0}
 };
 
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
@@ -20043,13 +20060,15 @@ static int moe_epi_name_digit(char c)
     return c >= '0' && c <= '9';
 }
 
-/* Letters of `key`, which has some, that begin `name`, separators aside; 0 = it does not begin with it, or a number
- * goes on. */
+/* Letters of `key`, which has some, that begin `name`, separators aside but between two digits; 0 = it does not begin
+ * with it, or a number goes on. */
 static int32_t moe_epi_name_match(const char *key, const char *name)
 {
     int32_t matched = 0;
     for (;;) {
+        int apart = moe_epi_name_skip(*key) && !moe_epi_name_skip(*name);
         while (moe_epi_name_skip(*key)) key++;
+        if (apart && moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*key)) return 0;
         if (*key == '\0') return moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*name) ? 0 : matched;
         while (moe_epi_name_skip(*name)) name++;
         if (moe_epi_lower(*key) != moe_epi_lower(*name)) return 0;
@@ -20224,6 +20243,10 @@ static moe_ep_status moe_epi_check_model(const moe_ep_model *m, moe_ep_error *er
     MOE_EPI_TRY(moe_epi_at_least(m->attention_params, 0, "model.attention_params", err));
     MOE_EPI_TRY(moe_epi_at_least(m->kv_elems, 0, "model.kv_elems", err));
     MOE_EPI_TRY(moe_epi_at_least(m->attention_flops, 0, "model.attention_flops", err));
+    MOE_EPI_TRY(moe_epi_at_least(m->attention_window, 0, "model.attention_window", err));
+    MOE_EPI_TRY(moe_epi_at_least(m->window_layers, 0, "model.window_layers", err));
+    MOE_EPI_TRY(moe_epi_at_least(m->index_flops, 0, "model.index_flops", err));
+    MOE_EPI_TRY(moe_epi_amount(m->index_bytes, "model.index_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(m->other_weight_bytes, "model.other_weight_bytes", err));
     return moe_epi_amount(m->kv_bytes, "model.kv_bytes", err);
 }
@@ -20351,6 +20374,12 @@ static int moe_epi_mul3(int64_t a, int64_t b, int64_t c, int64_t *product)
 static int32_t moe_epi_layers(const moe_ep_model *m)
 {
     return m->num_layers > 0 ? m->num_layers : m->num_moe_layers;
+}
+/* Share of the layers in which a token attends to a part of its context. */
+static double moe_epi_windowed(const moe_ep_model *m)
+{
+    if (m->attention_window == 0) return 0.0;
+    return fmin((double)m->window_layers / (double)moe_epi_layers(m), 1.0);
 }
 static int32_t moe_epi_shared_inter(const moe_ep_model *m)
 {
@@ -22527,7 +22556,9 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     r.kv_room_bytes = desc->memory_bytes - r.total_bytes;
     r.fits = desc->memory_bytes > 0.0 && r.kv_room_bytes >= 0.0;
     layers = moe_epi_layers(desc->model);
-    kv = (double)desc->model->kv_elems * moe_epi_or(desc->model->kv_bytes, 2.0) * (double)layers;
+    kv = (double)desc->model->kv_elems * moe_epi_or(desc->model->kv_bytes, 2.0) + /* sliding layers keep it all */
+         desc->model->index_bytes * moe_epi_windowed(desc->model);
+    kv *= (double)layers;
     MOE_EPI_TRY(moe_epi_fits(r.total_bytes + fabs(r.redundant_bytes), "model", err));
     MOE_EPI_TRY(moe_epi_fits(kv, "model.kv_bytes", err));
     if (r.fits && kv > 0.0) {
@@ -30143,11 +30174,20 @@ static moe_ep_math moe_epi_other_math(const moe_ep_model *m)
 static double moe_epi_attention(const moe_ep_model *m, const moe_ep_machine *c, double tokens, double sequences,
                                 double context)
 {
-    double weights = (double)m->attention_params, cached = sequences * context;
+    double weights = (double)m->attention_params, cached = sequences * context, share = moe_epi_windowed(m);
+    double elem = (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0), flops = (double)m->attention_flops;
+    double near = fmin(context, (double)m->attention_window), read = sequences * near, kernel;
+    kernel = moe_epi_roof(c, MOE_EP_MATH_BF16, cached * elem, tokens * context * flops);
+    if (share > 0.0) {
+        double choose = moe_epi_roof(c, MOE_EP_MATH_FP8, cached * m->index_bytes,
+                                     tokens * context * (double)m->index_flops);
+        if (choose > 0.0) read = fmin(tokens * near, cached); /* each token has its own */
+        kernel = (1.0 - share) * kernel +
+                 share * (choose + moe_epi_roof(c, MOE_EP_MATH_BF16, read * elem, tokens * near * flops));
+    }
     return moe_epi_roof(c, moe_epi_other_math(m), weights * moe_epi_or(m->other_weight_bytes, 2.0),
                         2.0 * tokens * weights) +
-           moe_epi_roof(c, MOE_EP_MATH_BF16, cached * (double)m->kv_elems * moe_epi_or(m->kv_bytes, 2.0),
-                        tokens * context * (double)m->attention_flops);
+           kernel;
 }
 
 MOE_EP_API double moe_ep_attention_time(const moe_ep_model *model, const moe_ep_machine *machine,

@@ -132,6 +132,8 @@ static void settle_shapes(cli_inspect *x)
     }
     if ((dense > 0) != (m->dense_inter > 0) && (x->given.num_layers > 0 || x->given.dense_inter > 0))
         cli_die(CLI_USAGE, "--%s: only with --%s", numbers[dense > 0 ? 6 : 7].name, numbers[dense > 0 ? 7 : 6].name);
+    if (m->window_layers > 0) /* the same share of them */
+        m->window_layers = (int32_t)((int64_t)m->window_layers * (m->num_moe_layers + dense) / m->num_layers);
     m->num_layers = m->num_moe_layers + dense;
     if (m->top_k > m->num_experts)
         cli_die(CLI_USAGE, "--topk %d: there are only %d experts", m->top_k, m->num_experts);

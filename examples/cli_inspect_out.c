@@ -23,7 +23,8 @@ static void list_figures(const cli_inspect *x, figure *list)
     const moe_ep_ep_vs_tp_result *a = &x->against;
     double w = x->setup.model.weight_bytes, o = x->setup.model.other_weight_bytes, expert = (double)p->expert;
     double slot = expert * x->setup.model.num_moe_layers, experts = (double)(p->routed + p->shared);
-    double token = x->setup.model.kv_bytes * x->kv_on_device * x->setup.model.num_layers;
+    double token = x->setup.model.kv_bytes * x->kv_on_device * x->setup.model.num_layers +
+                   x->setup.model.index_bytes * x->setup.model.window_layers;
     const figure all[FIGURES] = {
         {PARAMS, "expert", "one expert", expert, expert * w},
         {PARAMS, "layer", "experts of a layer", (double)p->layer, (double)p->layer * w},

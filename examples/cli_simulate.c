@@ -439,12 +439,19 @@ static void make_requests(cli_simulate *s)
     }
 }
 
+/* Bytes of a token in the caches of all layers. */
+static double token_bytes(const moe_ep_model *m)
+{
+    return (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) +
+           m->index_bytes * m->window_layers;
+}
+
 static void weigh(cli_simulate *s)
 {
     const moe_ep_model *m = &s->setup.model;
     moe_ep_memory_desc d;
     moe_ep_error err;
-    double token = (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
+    double token = token_bytes(m);
     memset(&d, 0, sizeof d);
     d.model = &s->part;
     d.num_devices = s->cluster.ep;
@@ -543,10 +550,23 @@ static double sum_s(const cli_simulate *s, double tokens, int32_t devices)
     return seconds;
 }
 
-/* What the requests of a step have in their caches, and pairs of a token and one of its context that it computes. */
+/* What the requests of a step have in their caches, and pairs of a token and one of its context that it computes; the
+ * same of layers whose tokens attend to a part of their context. */
 typedef struct context {
-    double cached, pairs;
+    double cached, pairs, near_cached, near_pairs;
 } context;
+
+/* A request with so many tokens in its cache computes so many more. */
+static void add_context(const moe_ep_model *m, double past, double tokens, context *c)
+{
+    double window = m->attention_window, all = past + tokens, growing, pairs;
+    growing = fmin(fmax(window - past, 0.0), tokens); /* tokens whose context is no longer than the window */
+    pairs = growing * (past + (growing + 1.0) / 2.0) + (tokens - growing) * window;
+    c->cached += all;
+    c->pairs += tokens * (past + (tokens + 1.0) / 2.0);
+    c->near_cached += tokens > 0.0 ? fmin(m->index_flops > 0 ? pairs : window + tokens - 1.0, all) : 0.0;
+    c->near_pairs += pairs;
+}
 
 /* Seconds to read these bytes or to do these multiplications, whichever is longer. */
 static double longer_s(const moe_ep_machine *h, double bytes, double flops, moe_ep_math math)
@@ -564,10 +584,14 @@ static double attention_s(const cli_simulate *s, double tokens, context c)
     const moe_ep_machine *h = &s->setup.machine;
     double tp = s->cluster.tp, weights = (double)m->attention_params / tp;
     double bytes = m->other_weight_bytes > 0.0 ? m->other_weight_bytes : 2.0;
+    double elem = m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / tp, flops = (double)m->attention_flops / tp;
+    double share = m->attention_window > 0 ? (double)m->window_layers / m->num_layers : 0.0, kernel;
     moe_ep_math math = m->math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : m->math; /* 4 bits are of experts */
-    return longer_s(h, weights * bytes, 2.0 * tokens * weights, bytes < 2.0 ? math : MOE_EP_MATH_BF16) +
-           longer_s(h, c.cached * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0) / tp,
-                    c.pairs * (double)m->attention_flops / tp, MOE_EP_MATH_BF16) +
+    kernel = (1.0 - share) * longer_s(h, c.cached * elem, c.pairs * flops, MOE_EP_MATH_BF16);
+    if (share > 0.0) /* as moe_ep_attention_time has it; every device chooses for itself */
+        kernel += share * (longer_s(h, c.cached * m->index_bytes, c.pairs * (double)m->index_flops, MOE_EP_MATH_FP8) +
+                           longer_s(h, c.near_cached * elem, c.near_pairs * flops, MOE_EP_MATH_BF16));
+    return longer_s(h, weights * bytes, 2.0 * tokens * weights, bytes < 2.0 ? math : MOE_EP_MATH_BF16) + kernel +
            sum_s(s, tokens, s->cluster.tp);
 }
 
@@ -576,8 +600,6 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, context 
     const moe_ep_model *m = &s->setup.model;
     int64_t tokens = row->prompt + row->decode;
     double each = ceil((double)tokens / s->cluster.dp), joined; /* tokens of one instance; the sum over cut experts */
-    double token_bytes =
-        (double)m->num_layers * m->kv_elems * (m->kv_bytes > 0.0 ? m->kv_bytes : 2.0);
     moe_ep_step_desc d;
     moe_ep_step_result out;
     moe_ep_error err;
@@ -589,7 +611,8 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, context 
     d.layer.tokens = (tokens + s->cluster.ep - 1) / s->cluster.ep;
     d.layer.mode = MOE_EP_A2A_RANK_DEDUP;
     d.layer.attention_s =
-        attention_s(s, each, (context){c.cached / s->cluster.dp, c.pairs / s->cluster.dp});
+        attention_s(s, each, (context){c.cached / s->cluster.dp, c.pairs / s->cluster.dp,
+                                       c.near_cached / s->cluster.dp, c.near_pairs / s->cluster.dp});
     d.num_layers = s->layers;
     d.other_s = s->setup.other_s;
     cli_check(moe_ep_step(&d, g->rows, &out, NULL, &err), &err, "step time");
@@ -599,7 +622,7 @@ static void time_step(const cli_simulate *s, engine *g, int64_t number, context 
     row->dispatch_s = out.dispatch_s;
     row->compute_s = out.compute_s;
     row->combine_s = out.combine_s + joined;
-    row->memory_bytes = s->memory.total_bytes + c.cached * token_bytes / s->cluster.devices;
+    row->memory_bytes = s->memory.total_bytes + c.cached * token_bytes(m) / s->cluster.devices;
 }
 
 /* ---- serving ----------------------------------------------------------------------------------------------- */
@@ -631,7 +654,7 @@ static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *t
     memset(&row, 0, sizeof row);
     row.start_s = v->now;
     row.batch = (int32_t)arrlen(v->running);
-    *c = (context){0.0, 0.0};
+    *c = (context){0.0, 0.0, 0.0, 0.0};
     for (ptrdiff_t i = 0; i < arrlen(v->running); i++) {
         const cli_request *q = &s->request[v->running[i]];
         take[i] = q->filled == q->input;
@@ -644,8 +667,7 @@ static cli_step_row plan_step(const cli_simulate *s, const server *v, int32_t *t
             take[i] = q->input - q->filled < room ? q->input - q->filled : (int32_t)room;
             row.prompt += take[i];
         }
-        c->cached += (double)q->filled + q->made + take[i];
-        c->pairs += take[i] * ((double)q->filled + q->made + (take[i] + 1) / 2.0);
+        add_context(&s->setup.model, (double)q->filled + q->made, take[i], c);
     }
     row.waiting = (int32_t)(v->arrived - v->next);
     return row;

@@ -701,6 +701,12 @@ static void note_assumptions(cli_sweep *s)
                  "Attention is two kernels, its weights and %s tokens of cache per sequence: each takes what reading "
                  "once takes, or multiplying if that takes longer; --attention-us replaces it.",
                  cli_count(s->context));
+    if (s->attention_us < 0.0 && s->setup.model.attention_window > 0)
+        cli_note(&s->setup,
+                 "In %d of %d layers a token attends to %s tokens of its context%s; all of it is in the cache.",
+                 s->setup.model.window_layers, s->setup.model.num_layers,
+                 cli_count(s->setup.model.attention_window),
+                 s->setup.model.index_flops > 0 ? ", which an indexer chooses" : "");
     cli_note(&s->setup,
              "Attention is data parallel: each device holds all of it and the cache of its "
              "own sequences. %s of memory are kept for activations and the runtime.",

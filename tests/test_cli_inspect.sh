@@ -71,6 +71,20 @@ are "bf16 doubles what is weights" "memory total_bytes $(calc "2 * ($total - $bu
 inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32 --weights mxfp4
 are "mxfp4: experts of 17 / 32 bytes, the rest bf16" "memory routed_bytes $(calc "9 * 58 * $expert * 17 / 32")" \
     "memory other_bytes $(calc "2 * $rest")"
+# what a checkpoint's name says and --weights are the same
+for pair in nvfp4,NVFP4 nvfp4,FP4 int8,INT8 fp8,FP8 mxfp4,MXFP4; do
+    inspect --model "qwen3-235b-a22b-${pair#*,}" --machine b200 --devices 8
+    compute=$(at ep_vs_tp ep compute_s) memory=$(at memory total_bytes) sent=$(at ep_vs_tp ep sent_bytes)
+    inspect --model qwen3-235b-a22b --machine b200 --devices 8 --weights "${pair%,*}"
+    are "--weights ${pair%,*} is ${pair#*,} of a name" "ep_vs_tp ep compute_s $compute" "memory total_bytes $memory" \
+        "ep_vs_tp ep sent_bytes $sent"
+done
+inspect --model qwen3-235b-a22b-FP4 --machine b200 --devices 8
+at assumed | tr '\n' ' ' | grep -q 'products in FP4\.'
+result $? "and FP4 is called FP4" "$tmp/out"
+# gpt-oss with a third of its layers: six of twelve have a window; V3.2's indexer has 132 bytes a token in each
+inspect --model deepseek-v3.2 --layers 17 --machine h200 --devices 32
+are "half the layers, half the cache" "memory kv_token_bytes $(calc '20 * (2 * 576 + 132)')"
 inspect --model deepseek-v3 --machine h200 --devices 32 --tokens 512
 are "the normal kernels have no low-latency buffers" "memory buffer_bytes 0" "tokens_per_device 512"
 inspect --model qwen3-30b-a3b --machine h100 --devices 1
@@ -215,9 +229,9 @@ while read -r model layers heads head; do
         inspect --model "$model" --machine h200 --devices 8 --tp $tp --memory 2000 --tokens 48
         awk -v layers="$layers" -v heads="$heads" -v head="$head" -v tp=$tp -v room="$(at memory kv_room_bytes)" \
             -v bytes="$(at memory kv_token_bytes)" -v tokens="$(at kv_tokens)" -v sequences="$(at sequences)" \
-            -v each="$(at kv_tokens_sequence)" 'BEGIN {
+            -v each="$(at kv_tokens_sequence)" -v model="$model" 'BEGIN {
                 held = heads > tp ? heads / tp : 1
-                token = 2 * layers * (heads > 0 ? 2 * head * held : 576)
+                token = 2 * layers * (heads > 0 ? 2 * head * held : 576) + (model ~ /v3.2/) * layers * (128 + 4)
                 exit !(bytes == token && tokens == int(room / token) && sequences == 48 * tp &&
                        each == int(tokens / (48 * tp)) && each > 0)
             }' || echo "$model, TP $tp" >>"$tmp/why"
@@ -226,6 +240,7 @@ while read -r model layers heads head; do
 done <<'MODELS'
 deepseek-v3 61 0 0
 deepseek-r1 61 0 0
+deepseek-v3.2 61 0 0
 deepseek-v2 60 0 0
 deepseek-v2-lite 27 0 0
 kimi-k2 61 0 0
@@ -239,7 +254,7 @@ gpt-oss-20b 24 8 64
 olmoe-1b-7b 16 16 128
 phi-tiny-moe 32 4 128
 MODELS
-[ ! -s "$tmp/why" ] && [ $cases = 56 ]
+[ ! -s "$tmp/why" ] && [ $cases = 60 ]
 result $? "the cache of a sequence, of every model under TP 1 to 8" "$tmp/why"
 presets=$("$cli" presets | grep -c ' experts, top-')
 [ "$presets" -eq $((cases / 4)) ]

@@ -129,7 +129,7 @@ TEST(presets_have_names_and_sources)
         CHECK(strlen(m.source) > 10);
         printf("    %-18s %s\n", m.name, m.source);
     }
-    CHECK_I64(i, 14);
+    CHECK_I64(i, 15);
     for (i = 0; moe_ep_machine_preset_name(i); i++) {
         CHECK(moe_ep_machine_by_name(moe_ep_machine_preset_name(i), &c, NULL) == MOE_EP_OK);
         CHECK_STR(c.name, moe_ep_machine_preset_name(i));
@@ -153,6 +153,12 @@ TEST(presets_have_names_and_sources)
     CHECK(moe_ep_machine_by_name("h2000", &c, &err) == MOE_EP_ERR_CONFIG);
     CHECK(moe_ep_model_by_name("deepseek-v32", &m, &err) == MOE_EP_ERR_CONFIG);
     CHECK(moe_ep_model_by_name("deepseek-v3.2", &m, NULL) == MOE_EP_OK && m.num_experts == 256);
+    CHECK_STR(m.name, "deepseek-v3.2");
+    CHECK(moe_ep_model_by_name("DeepSeek V3-2", &m, NULL) == MOE_EP_OK && m.attention_window == 2048);
+    CHECK(moe_ep_model_by_name("mixtral8x7b", &m, NULL) == MOE_EP_OK && m.num_experts == 8);
+    CHECK(moe_ep_model_by_name("Qwen1.5MoE-A2.7B", &m, NULL) == MOE_EP_OK && m.num_experts == 60);
+    CHECK(moe_ep_model_by_name("deepseek-ai/DeepSeek-V3.2-Exp", &m, NULL) == MOE_EP_OK && m.attention_window == 2048);
+    CHECK(moe_ep_model_by_name("DeepSeek-V3.1-Terminus", &m, NULL) == MOE_EP_OK && m.attention_window == 0);
     CHECK_STR(err.arg, "name");
     CHECK(moe_ep_model_by_name(NULL, &m, &err) == MOE_EP_ERR_NULL);
     CHECK(moe_ep_machine_by_name("", &c, &err) == MOE_EP_ERR_CONFIG);
@@ -1379,7 +1385,8 @@ TEST(all_gathers_token_by_token)
     uint64_t s = t_seed + 70;
     int round;
     for (round = 0; round < 300; round++) {
-        int32_t D = 1 + (int32_t)t_below(&s, 12), N = 1 + (int32_t)t_below(&s, D < 4 ? D : 4), node[12], first[5], size[5];
+        int32_t D = 1 + (int32_t)t_below(&s, 12), N = 1 + (int32_t)t_below(&s, D < 4 ? D : 4), node[12];
+        int32_t first[5], size[5];
         int64_t rows[144];
         double near_out[12] = {0}, near_in[12] = {0}, far_out[12] = {0}, far_in[12] = {0};
         int whole = (int)t_below(&s, 2); /* every device wants every token */
@@ -3772,6 +3779,26 @@ TEST(ep_against_tp_by_hand)
     }
 }
 
+/* SGLang, DeepSeek-V3.2 with 656 bytes of latent cache in FP8 and the indexer's beside it: "#tokens: 975424, KV size:
+ * 43.67 GB" (pull request 11309). */
+TEST(cache_of_an_indexer)
+{
+    moe_ep_model m;
+    moe_ep_memory_desc d;
+    moe_ep_memory_result r;
+    CHECK(moe_ep_model_by_name("DeepSeek-V3.2", &m, NULL) == MOE_EP_OK);
+    m.kv_elems = 656;
+    m.kv_bytes = 1;
+    memset(&d, 0, sizeof d);
+    d.model = &m;
+    d.num_devices = 8;
+    CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK);
+    d.memory_bytes = r.total_bytes + 43.67 * 1073741824.0;
+    CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK);
+    CHECK_NEAR((double)r.kv_tokens, 975424, 2e-4, 0);
+    CHECK_NEAR(r.kv_room_bytes / (double)r.kv_tokens, 48068, 1e-6, 0);
+}
+
 TEST(parameters_and_memory_by_hand)
 {
     uint64_t s = t_seed + 66;
@@ -3816,6 +3843,12 @@ TEST(parameters_and_memory_by_hand)
         shared = matrices * H * L *
                  ceil(m.num_shared * either(m.shared_inter, I) / either(d.shared_tensor_parallel, 1));
         cache = m.kv_elems * either(m.kv_bytes, 2) * layers;
+        if (t_below(&s, 2)) { /* layers that choose what they attend to have more in them; a window changes nothing */
+            m.attention_window = (int32_t)t_below(&s, 2) * 100;
+            m.window_layers = (int32_t)t_below(&s, 10);
+            m.index_bytes = drawn(&s, 100);
+            if (m.attention_window > 0) cache += m.index_bytes * fmin(m.window_layers, layers);
+        }
         CHECK(moe_ep_memory(&d, &r, NULL) == MOE_EP_OK);
         CHECK_I64(r.slots, ceil(P / D));
         CHECK_NEAR(r.routed_bytes, ceil(P / D) * expert, 1e-12, 0);

@@ -85,6 +85,10 @@ TEST(models_one_field_at_a_time)
     BAD(m.attention_params = -1, m.attention_params = 1, P, MOE_EP_ERR_SIZE, "model.attention_params");
     BAD(m.kv_elems = -1, m.kv_elems = 576, P, MOE_EP_ERR_SIZE, "model.kv_elems");
     BAD(m.attention_flops = -1, m.attention_flops = 278528, P, MOE_EP_ERR_SIZE, "model.attention_flops");
+    BAD(m.attention_window = -1, m.attention_window = 0, P, MOE_EP_ERR_SIZE, "model.attention_window");
+    BAD(m.window_layers = -1, m.window_layers = 0, P, MOE_EP_ERR_SIZE, "model.window_layers");
+    BAD(m.index_flops = -1, m.index_flops = 0, P, MOE_EP_ERR_SIZE, "model.index_flops");
+    BAD(m.index_bytes = NAN, m.index_bytes = 0, P, MOE_EP_ERR_NAN, "model.index_bytes");
     BAD(m.weight_bytes = NAN, m.weight_bytes = 1, P, MOE_EP_ERR_NAN, "model.weight_bytes");
     BAD(m.other_weight_bytes = -1, m.other_weight_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.other_weight_bytes");
     BAD(m.in_bytes = -1, m.in_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.in_bytes");
@@ -750,11 +754,13 @@ typedef struct published_model {
     double weight, other, in;
 } published_model;
 
-static const published_model published[14] = {
+static const published_model published[15] = {
     /* DeepSeek-V3: heads of 128 + 64 for queries, 128 for values; one byte per weight and activation */
     {"deepseek-v3", 61, 3, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 129280, 128, 1536, 512, 64, 0, 128,
      MOE_EP_MATH_FP8, 1, 1, 1},
     {"deepseek-r1", 61, 3, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 129280, 128, 1536, 512, 64, 0, 128,
+     MOE_EP_MATH_FP8, 1, 1, 1},
+    {"deepseek-v3.2", 61, 3, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 129280, 128, 1536, 512, 64, 0, 128,
      MOE_EP_MATH_FP8, 1, 1, 1},
     {"deepseek-v2", 60, 1, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 102400, 128, 1536, 512, 64, 0, 128,
      MOE_EP_MATH_BF16, 2, 2, 2},
@@ -792,6 +798,19 @@ static int64_t attention_of(const published_model *p)
     return 2 * H * p->heads * p->head + 2 * H * p->kv_heads * p->head;
 }
 
+/* What attends to a part of the context: an indexer of 64 heads of 128 in every layer (index_topk 2048; queries from
+ * the rank of 1536, one key and 64 weights from the hidden state), or a sliding window of 128 in every second layer. */
+static void is_windowed(const moe_ep_model *m, const published_model *p)
+{
+    int sparse = strcmp(p->name, "deepseek-v3.2") == 0, slides = strncmp(p->name, "gpt-oss", 7) == 0;
+    CHECK_I64(m->attention_window, sparse ? 2048 : slides ? 128 : 0);
+    CHECK_I64(m->window_layers, sparse ? p->layers : slides ? p->layers / 2 : 0);
+    CHECK_I64(m->index_flops, sparse ? 2 * 64 * 128 : 0);
+    CHECK_NEAR(m->index_bytes, sparse ? 128 + 4 : 0, 0, 0); /* FP8 and a scale */
+    CHECK_I64(m->attention_params,
+              attention_of(p) + (sparse ? p->q_rank * 64 * 128 + (int64_t)p->hidden * (128 + 64) : 0));
+}
+
 static void is_published(const moe_ep_model *m, const published_model *p)
 {
     CHECK_STR(m->name, p->name);
@@ -809,7 +828,7 @@ static void is_published(const moe_ep_model *m, const published_model *p)
     CHECK_I64(m->ungated, 0);
     CHECK_I64(m->vocab, p->vocab);
     CHECK_I64(m->tied, 0);
-    CHECK_I64(m->attention_params, attention_of(p));
+    is_windowed(m, p);
     CHECK_I64(m->kv_elems, p->latent > 0 ? p->latent + p->rope : 2 * p->kv_heads * p->head);
     CHECK_I64(m->attention_flops, p->heads * (p->latent > 0 ? 2 * (2 * p->latent + p->rope) : 4 * p->head));
     CHECK_I64(m->math, p->math);
@@ -825,26 +844,26 @@ TEST(every_field_of_every_model)
 {
     moe_ep_model m;
     int i;
-    for (i = 0; i < 14; i++) {
+    for (i = 0; i < 15; i++) {
         CHECK_STR(moe_ep_model_preset_name(i), published[i].name);
         CHECK(moe_ep_model_by_name(published[i].name, &m, NULL) == MOE_EP_OK);
         is_published(&m, &published[i]);
         STOP_IF_FAILED("%s", published[i].name);
     }
-    CHECK(moe_ep_model_preset_name(14) == NULL);
+    CHECK(moe_ep_model_preset_name(15) == NULL);
     m = moe_ep_model_deepseek_v3(), is_published(&m, &published[0]);
-    m = moe_ep_model_deepseek_v2(), is_published(&m, &published[2]);
-    m = moe_ep_model_deepseek_v2_lite(), is_published(&m, &published[3]);
-    m = moe_ep_model_kimi_k2(), is_published(&m, &published[4]);
-    m = moe_ep_model_qwen3_235b_a22b(), is_published(&m, &published[5]);
-    m = moe_ep_model_qwen3_30b_a3b(), is_published(&m, &published[6]);
-    m = moe_ep_model_qwen1_5_moe_a2_7b(), is_published(&m, &published[7]);
-    m = moe_ep_model_mixtral_8x7b(), is_published(&m, &published[8]);
-    m = moe_ep_model_mixtral_8x22b(), is_published(&m, &published[9]);
-    m = moe_ep_model_gpt_oss_120b(), is_published(&m, &published[10]);
-    m = moe_ep_model_gpt_oss_20b(), is_published(&m, &published[11]);
-    m = moe_ep_model_olmoe_1b_7b(), is_published(&m, &published[12]);
-    m = moe_ep_model_phi_tiny_moe(), is_published(&m, &published[13]);
+    m = moe_ep_model_deepseek_v2(), is_published(&m, &published[3]);
+    m = moe_ep_model_deepseek_v2_lite(), is_published(&m, &published[4]);
+    m = moe_ep_model_kimi_k2(), is_published(&m, &published[5]);
+    m = moe_ep_model_qwen3_235b_a22b(), is_published(&m, &published[6]);
+    m = moe_ep_model_qwen3_30b_a3b(), is_published(&m, &published[7]);
+    m = moe_ep_model_qwen1_5_moe_a2_7b(), is_published(&m, &published[8]);
+    m = moe_ep_model_mixtral_8x7b(), is_published(&m, &published[9]);
+    m = moe_ep_model_mixtral_8x22b(), is_published(&m, &published[10]);
+    m = moe_ep_model_gpt_oss_120b(), is_published(&m, &published[11]);
+    m = moe_ep_model_gpt_oss_20b(), is_published(&m, &published[12]);
+    m = moe_ep_model_olmoe_1b_7b(), is_published(&m, &published[13]);
+    m = moe_ep_model_phi_tiny_moe(), is_published(&m, &published[14]);
 }
 
 /* Data sheets and fits, in the units they are quoted in: devices in reach of the fast links; GB and TB/s; TFLOP/s in

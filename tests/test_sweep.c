@@ -240,7 +240,8 @@ TEST(sizes_that_exist)
 {
     static moe_ep_sweep_point p[64];
     static const int64_t tokens[1] = {64};
-    static const int32_t zero[1] = {0}, rack[12] = {1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72}, three[5] = {1, 2, 4, 8, 24};
+    static const int32_t zero[1] = {0}, rack[12] = {1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72};
+    static const int32_t three[5] = {1, 2, 4, 8, 24};
     static const moe_ep_overlap none[1] = {MOE_EP_OVERLAP_NONE};
     static const moe_ep_place_policy policy[1] = {MOE_EP_PLACE_CONTIGUOUS};
     moe_ep_model m = moe_ep_model_deepseek_v3();
@@ -349,6 +350,38 @@ TEST(attention_example)
     CHECK(moe_ep_attention_time(&m, &c, 1e308, 1e308, &err) < 0 && err.status == MOE_EP_ERR_OVERFLOW);
     c.memory_Bps = c.flops[MOE_EP_MATH_FP8] = c.flops[MOE_EP_MATH_BF16] = 0;
     CHECK(!(moe_ep_attention_time(&m, &c, 64, 4096, NULL) > 0));
+}
+
+/* Tokens that attend to a part of their context: DeepSeek-V3.2's chosen 2048, gpt-oss's last 128 in half the layers. */
+TEST(attention_to_a_part)
+{
+    moe_ep_model m, v3 = moe_ep_model_deepseek_v3(), oss = moe_ep_model_gpt_oss_120b(), dense = oss;
+    moe_ep_machine c = moe_ep_machine_h200();
+    double Bps = 0.88 * 4.8e12, weights, whole, near, choose = 8 * 65536 * 132. / Bps;
+    CHECK(moe_ep_model_by_name("deepseek-v3.2", &m, NULL) == MOE_EP_OK);
+    CHECK_NEAR(1e6 * moe_ep_attention_time(&v3, &c, 8, 65536, NULL), 282.4, 0, 0.05);
+    CHECK_NEAR(1e6 * moe_ep_attention_time(&m, &c, 8, 65536, NULL), 71.4, 0, 0.05);
+    weights = (double)m.attention_params / Bps;
+    CHECK_NEAR(1e6 * weights, 47.6, 0, 0.05);
+    CHECK_NEAR(1e6 * choose, 16.4, 0, 0.05);
+    near = 8 * 2048 * 278528. / (0.62 * 989e12);
+    CHECK_NEAR(1e6 * near, 7.4, 0, 0.05);
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 8, 65536, NULL), weights + choose + near, 1e-12, 0);
+    m.attention_params = v3.attention_params; /* a context that is no longer is attended to as ever, and searched */
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 8, 2048, NULL) - moe_ep_attention_time(&v3, &c, 8, 2048, NULL),
+               choose / 32, 1e-9, 0);
+    m.window_layers = 1000; /* all */
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 8, 2048, NULL) - moe_ep_attention_time(&v3, &c, 8, 2048, NULL),
+               choose / 32, 1e-9, 0);
+    m.window_layers = 0; /* none */
+    CHECK_NEAR(moe_ep_attention_time(&m, &c, 8, 65536, NULL), moe_ep_attention_time(&v3, &c, 8, 65536, NULL), 1e-12, 0);
+    dense.attention_window = 0;
+    whole = moe_ep_attention_time(&dense, &c, 16, 32768, NULL) - moe_ep_attention_time(&dense, &c, 16, 0, NULL);
+    near = moe_ep_attention_time(&dense, &c, 16, 128, NULL) - moe_ep_attention_time(&dense, &c, 16, 0, NULL);
+    CHECK_NEAR(moe_ep_attention_time(&oss, &c, 16, 32768, NULL) - moe_ep_attention_time(&oss, &c, 16, 0, NULL),
+               (whole + near) / 2, 1e-9, 0);
+    CHECK_NEAR(moe_ep_attention_time(&oss, &c, 16, 100, NULL), moe_ep_attention_time(&dense, &c, 16, 100, NULL), 1e-12,
+               0);
 }
 
 /* Experts of 4 bits beside layers of 16 or 8: these take as long as in a model that has only them. */
@@ -576,6 +609,10 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
     x->m.kv_elems = (int32_t)t_below(s, 3) * 50;
     x->m.attention_flops = t_below(s, 3) * 500;
     x->m.math = (moe_ep_math)t_below(s, 3);
+    x->m.attention_window = (int32_t)t_below(s, 3) * 20;
+    x->m.window_layers = (int32_t)t_below(s, 15);
+    x->m.index_flops = t_below(s, 2) * 300;
+    x->m.index_bytes = x->m.index_flops > 0 ? 1 + drawn_size(s, 10) : 0;
     x->m.weight_bytes = drawn_size(s, 2);
     x->m.other_weight_bytes = drawn_size(s, 2);
     x->m.kv_bytes = drawn_size(s, 2);
@@ -659,10 +696,19 @@ static double roof(const drawn_sweep *x, double bytes, double flops)
 /* Projections, then the kernel. */
 static double attention_of(const drawn_sweep *x, double tokens, double rows, double context)
 {
-    double w = (double)x->m.attention_params, pairs = tokens * context;
-    return roof(x, w * or_else(x->m.other_weight_bytes, 2), 2 * tokens * w) +
-           roof_of(x, MOE_EP_MATH_BF16, pairs / rows * x->m.kv_elems * or_else(x->m.kv_bytes, 2),
-                   pairs * (double)x->m.attention_flops);
+    double w = (double)x->m.attention_params, pairs = tokens * context, kernel = 0;
+    double elem = x->m.kv_elems * or_else(x->m.kv_bytes, 2), flops = (double)x->m.attention_flops;
+    int32_t l, layers = x->m.num_layers > 0 ? x->m.num_layers : x->m.num_moe_layers;
+    for (l = 0; l < layers; l++) { /* the mean of layers, of which the first have a window */
+        double read = pairs / rows, near = pairs, choose = 0;
+        if (x->m.attention_window > 0 && l < x->m.window_layers) {
+            near = tokens * fmin(context, x->m.attention_window);
+            choose = roof_of(x, MOE_EP_MATH_FP8, read * x->m.index_bytes, pairs * (double)x->m.index_flops);
+            read = x->m.index_flops > 0 ? fmin(read, near) : near / rows;
+        }
+        kernel += (choose + roof_of(x, MOE_EP_MATH_BF16, read * elem, near * flops)) / layers;
+    }
+    return roof(x, w * or_else(x->m.other_weight_bytes, 2), 2 * tokens * w) + kernel;
 }
 
 /* Attention of one layer over so many tokens, given or computed. */
