@@ -20060,15 +20060,15 @@ static int moe_epi_name_digit(char c)
     return c >= '0' && c <= '9';
 }
 
-/* Letters of `key`, which has some, that begin `name`, separators aside but between two digits; 0 = it does not begin
- * with it, or a number goes on. */
+/* Letters of `key`, which has some, that begin `name`, separators aside but that of a version (v3.2); 0 = it does not
+ * begin with it, or a number goes on. */
 static int32_t moe_epi_name_match(const char *key, const char *name)
 {
     int32_t matched = 0;
     for (;;) {
-        int apart = moe_epi_name_skip(*key) && !moe_epi_name_skip(*name);
+        int joined = moe_epi_name_skip(*key) && key[-2] == 'v' && !moe_epi_name_skip(*name);
         while (moe_epi_name_skip(*key)) key++;
-        if (apart && moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*key)) return 0;
+        if (joined && moe_epi_name_digit(*key)) return 0;
         if (*key == '\0') return moe_epi_name_digit(name[-1]) && moe_epi_name_digit(*name) ? 0 : matched;
         while (moe_epi_name_skip(*name)) name++;
         if (moe_epi_lower(*key) != moe_epi_lower(*name)) return 0;

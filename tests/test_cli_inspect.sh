@@ -82,9 +82,9 @@ done
 inspect --model qwen3-235b-a22b-FP4 --machine b200 --devices 8
 at assumed | tr '\n' ' ' | grep -q 'products in FP4\.'
 result $? "and FP4 is called FP4" "$tmp/out"
-# gpt-oss with a third of its layers: six of twelve have a window; V3.2's indexer has 132 bytes a token in each
+# other layers keep the share that has an indexer, of 132 bytes a token: here all
 inspect --model deepseek-v3.2 --layers 17 --machine h200 --devices 32
-are "half the layers, half the cache" "memory kv_token_bytes $(calc '20 * (2 * 576 + 132)')"
+are "fewer layers, each with its indexer" "memory kv_token_bytes $(calc '20 * (2 * 576 + 132)')"
 inspect --model deepseek-v3 --machine h200 --devices 32 --tokens 512
 are "the normal kernels have no low-latency buffers" "memory buffer_bytes 0" "tokens_per_device 512"
 inspect --model qwen3-30b-a3b --machine h100 --devices 1

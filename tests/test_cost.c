@@ -156,7 +156,7 @@ TEST(presets_have_names_and_sources)
     CHECK_STR(m.name, "deepseek-v3.2");
     CHECK(moe_ep_model_by_name("DeepSeek V3-2", &m, NULL) == MOE_EP_OK && m.attention_window == 2048);
     CHECK(moe_ep_model_by_name("mixtral8x7b", &m, NULL) == MOE_EP_OK && m.num_experts == 8);
-    CHECK(moe_ep_model_by_name("Qwen1.5MoE-A2.7B", &m, NULL) == MOE_EP_OK && m.num_experts == 60);
+    CHECK(moe_ep_model_by_name("DeepSeekV2Lite", &m, NULL) == MOE_EP_OK && m.num_experts == 64);
     CHECK(moe_ep_model_by_name("deepseek-ai/DeepSeek-V3.2-Exp", &m, NULL) == MOE_EP_OK && m.attention_window == 2048);
     CHECK(moe_ep_model_by_name("DeepSeek-V3.1-Terminus", &m, NULL) == MOE_EP_OK && m.attention_window == 0);
     CHECK_STR(err.arg, "name");
