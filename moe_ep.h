@@ -2833,9 +2833,9 @@ typedef struct moe_ep_memory_result {
 /* Memory of the fullest device, in bytes.  An expert that n devices cut takes ceil(I / n) of its I columns on each:
  * servers with fewer expert groups than devices do that (vLLM without --enable-expert-parallel, SGLang with ep_size
  * below tp_size, TensorRT-LLM's moe_tensor_parallel_size), and then hold the shared experts cut as well, over the
- * devices of TP; with all-to-all kernels both are whole.  Every layer keeps its cache of the whole context, those with a
- * window, too: in servers that free what a sliding window has passed more tokens have room.  Errors: NULL, SIZE, SLOTS
- * (P < E), NEGATIVE, NAN, OVERFLOW.  O(1).
+ * devices of TP; with all-to-all kernels both are whole.  Every layer keeps its cache of the whole context, also those
+ * with a window: in servers that free what a sliding window has passed more tokens have room.  Errors: NULL, SIZE,
+ * SLOTS (P < E), NEGATIVE, NAN, OVERFLOW.  O(1).
  * Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB.  DeepSeek-V3, num_devices 1, all
  * three kinds of tensor parallelism 8 (--tp-size 8 on 8 devices): routed 81738596352 bytes as with num_devices 8 and
  * whole experts, shared 319291392.  DeepSeek-V3.2 with kv_elems 656 and kv_bytes 1: 48068 bytes a token (SGLang #11309:

@@ -1120,6 +1120,42 @@ has "simulate: experts on all devices" "TP 2, EP 2" "$tmp/out"
 sed 's/"ep_size": 2/"ep_size": 2, "max_num_seqs": 1/' "$config" >"$tmp/single.json"
 works "simulate: one request at a time" simulate --config "$tmp/single.json" --requests 4 --output 2 --json
 equal "simulate: as many steps as requests one after the other take" "$(json "$tmp/out" steps)" 8
+# attention to a part of the context: of gpt-oss-20b's 24 layers 12 have a window of 128, DeepSeek-V3.2 chooses 2048 in
+# all 61; one request of 3000 tokens in one step, then of one token with 3001 and 3002 in its cache
+for model in gpt-oss-20b deepseek-v3.2; do
+    printf '{"link_bw": 16, "link_latency": 20000, "nodes": [{"instances": [{"model_name": "%s", "hardware": "H200",
+        "npu_mem": {"mem_size": 900, "mem_bw": 4800}, "num_npus": 1, "tp_size": 1, "ep_size": 1}]}]}\n' "$model" \
+        >"$tmp/part.json"
+    works "simulate: $model" simulate --config "$tmp/part.json" --requests 1 --input 3000 --output 3 \
+        --max-tokens 4096 --layers 1 --csv part.csv
+    awk -F, -v sparse="$([ $model = gpt-oss-20b ] || echo 1)" '
+        function roof(bytes, flops, rate) {
+            bytes /= 0.88 * 4.8e12
+            flops /= 0.62 * rate
+            return bytes > flops ? bytes : flops
+        }
+        function part(read, pairs) { return roof(read * elem * 2, pairs * multiply, 989e12) }
+        NR == 1 { next }
+        {
+            elem = sparse ? 576 : 1024; multiply = sparse ? 278528 : 16384; window = sparse ? 2048 : 128
+            weights = sparse ? 201064448 : 26542080
+            tokens = $6 + $7; past = NR == 2 ? 0 : 2997 + NR; cached = past + tokens
+            pairs = near = 0
+            for (t = 1; t <= tokens; t++) {
+                pairs += past + t
+                near += past + t < window ? past + t : window
+            }
+            read = sparse ? near : window + tokens - 1
+            if (read > cached) read = cached
+            want = part(read, near) * (sparse ? 1 : 0.5) + part(cached, pairs) * (sparse ? 0 : 0.5)
+            if (sparse) want += roof(cached * 132, pairs * 2 * 64 * 128, 1979e12)
+            want += roof(weights * (sparse ? 1 : 2), 2 * tokens * weights, sparse ? 1979e12 : 989e12)
+            want *= sparse ? 58 : 24
+            if ($8 < want * 0.999 || $8 > want * 1.001) print NR, $8, want
+        }
+        END { print NR }' "$tmp/cwd/part.csv" >"$tmp/sums"
+    equal "simulate: attention of $model, three steps" "$(cat "$tmp/sums")" 4
+done
 works "simulate: one token" simulate --config "$config" --requests 1 --input 1 --output 1
 has "simulate: no time between tokens when there is one" "^1 request takes .* first token after [0-9.]* ms$" "$tmp/out"
-finish 290
+finish 294

@@ -425,4 +425,4 @@ shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
     refuses "a page" "unrecognized option '--html'" $v3 --html x
     refuses "a value twice" "--ep is given twice" $v3 --ep 2 --ep 4
 }
-finish 93
+finish 98
