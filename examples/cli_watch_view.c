@@ -268,6 +268,8 @@ static void diagnose(cli_watch *w)
     d.num_layers = (int32_t)arrlen(layers);
     d.num_experts = w->experts;
     d.top_k = w->cost.model.top_k;
+    d.router_groups = w->cost.router_groups;
+    d.top_groups = w->cost.top_groups;
     d.shape = cli_shape(w->devices, now.num_slots >= w->experts ? now.num_slots : 0, w->cost.nodes);
     d.cost = &layer;
     d.other_s = w->setup->other_s;

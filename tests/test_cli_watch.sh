@@ -153,6 +153,30 @@ once "$tmp/priced.jsonl" --json
 has "what it is priced by" '"model":"gpt-oss-20b","machine":"h100","nodes":1,"kernels":"low-latency"' "$tmp/out"
 once "$tmp/priced.jsonl"
 has "in words, too" "times: gpt-oss-20b on h100, 1 node, low-latency kernels (--model, --machine, --nodes," "$tmp/out"
+# Chance of a router that limits a token to 4 of its 8 groups, two experts from each: more than of a flat one.
+awk 'BEGIN { srand(5); for (s = 0; s < 8; s++) {
+    printf "{\"step\": %d, \"layer\": 0, \"ids\": [", s
+    for (t = 0; t < 64; t++) {
+        first = int(8 * rand())
+        printf "%s[", t ? ", " : ""
+        for (k = 0; k < 8; k++)
+            printf "%s%d", k ? ", " : "", (first + int(k / 2) * 3) % 8 * 32 + int(16 * rand()) * 2 + k % 2
+        printf "]"
+    }
+    print "]}" } }' >"$tmp/grouped.jsonl"
+for model in deepseek-v3 olmoe-1b-7b; do
+    grouped="$tmp/grouped.jsonl --devices 8 --topk 8 --model $model"
+    # shellcheck disable=SC2086
+    "$tool" diagnose $grouped --slots 256 --json >"$tmp/diagnosed" 2>"$tmp/err"
+    chance=$(sed -n 's/.*"imbalance_chance": *\([0-9.]*\).*/\1/p' "$tmp/diagnosed" |
+        awk 'NR == 1 { printf "%.2f", $1 }')
+    echo "$chance" >>"$tmp/chance"
+    # shellcheck disable=SC2086
+    "$tool" watch $grouped --once | tr -s " \n" "  " >"$tmp/out"
+    has "watch: chance as diagnose has it, $model" "chance alone gives up to $chance " "$tmp/out"
+done
+[ "$(sort -rn "$tmp/chance" | uniq | tr '\n' ' ')" = "$(tr '\n' ' ' <"$tmp/chance")" ]
+result $? "and groups have more of it" "$tmp/chance"
 # Sums over many steps: more tokens than a step can hold.
 sed 's/[0-9]*\([,]\]*\)/&/g; s/\([0-9]\)\([],]\)/\1000000\2/g; s/"step": \([0-9]*\)000000,/"step": \1,/
     s/"layer": \([0-9]\)000000,/"layer": \1,/' "$tmp/priced.jsonl" >"$tmp/sums.jsonl"
