@@ -352,8 +352,10 @@ static void draw_frontier(cli_rebalance *r)
         sum_up(r, &c, layer);
         free(layer);
         cli_progress("moves against balance", (double)i + 1.0, sizeof part / sizeof part[0]);
-        if (r->points > 0 && m.moves <= r->point_moves[r->points - 1]) continue;
         if (m.moves == 0) continue;
+        while (r->points > 0 && m.moves <= r->point_moves[r->points - 1] && c.worst < r->point_worst[r->points - 1])
+            r->points--; /* better balance for no more moves */
+        if (r->points > 0 && m.moves <= r->point_moves[r->points - 1]) continue;
         r->point_moves[r->points] = m.moves;
         r->point_share[r->points] = (double)m.moves / busy_slots(r);
         r->point_overall[r->points] = c.overall;

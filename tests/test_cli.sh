@@ -455,6 +455,18 @@ awk -F, -v staging="$tmp/staging" '
 equal "rebalance: staging is the most that arrive on a device in a layer" "$(json "$tmp/rb.json" rebalanced staging)" \
     "$(cat "$tmp/staging")"
 # shellcheck disable=SC2086
+# Looser targets may move as many experts or more for less: the curve has the best of a number of moves, once.
+run 0 place "$data/prose_topk_ids.npy" --devices 8 --slots 72 --out prose.json && cp "$tmp/cwd/prose.json" "$maps"
+works "rebalance --json: the curve" rebalance "$maps/prose.json" "$data/python_topk_ids.npy" --devices 8 --json
+points=$(json "$tmp/out" frontier length)
+for i in $(seq 0 $((points - 1))); do
+    echo "$(json "$tmp/out" frontier "$i" moves) $(json "$tmp/out" frontier "$i" imbalance_worst)"
+done >"$tmp/curve"
+awk 'NR > 1 && ($1 <= moves || $2 >= worst) { print "behind", moves, worst ":", $0; bad = 1 }
+    { moves = $1; worst = $2 } END { exit bad || NR < 5 }' "$tmp/curve" >"$tmp/log"
+result $? "rebalance: more moves, better balance" "$tmp/log"
+equal "rebalance: the curve has the plan's own point" \
+    "$(grep -c "^$(json "$tmp/out" rebalanced moves) $(json "$tmp/out" rebalanced imbalance_worst)\$" "$tmp/curve")" 1
 works "rebalance from the new JSON map" rebalance "$maps/new.json" $python --devices 8 --json
 equal "rebalance: it carries the loads of the CSV map" "$(json "$tmp/out" today imbalance_worst)" \
     "$(json "$tmp/rb.json" rebalanced imbalance_worst)"

@@ -1022,6 +1022,7 @@ TEST(c_strategies)
     c.mode = MOE_EP_A2A_RANK_DEDUP;
     OK(moe_ep_comm_bytes(&c, &r, &err));
     CHECK_I64(moe_ep_row_bytes(MOE_EP_WIRE_BF16, 2048, 0, &err), 4096);
+    CHECK_NEAR(8 * 4096 / 1e3, 32.8, 0.0, 0.05); /* a stage passes all eight tokens on */
     CHECK_NEAR(r.tp_allreduce_bytes, 2 * 7 * 4096.0, 1e-12, 0.0); /* 57.3 kB */
     CHECK_NEAR((r.dispatch_intra_bytes + r.combine_intra_bytes) / 1e3, 38.3, 0.0, 0.05);
     CHECK_NEAR(38.3, 2 * 5.34 * 7 / 8 * 4.096, 0.0, 0.05); /* a token reaches 5.34 of the 8 GPUs */
