@@ -21,12 +21,42 @@ double cli_scaled_tokens(double recorded, int32_t devices)
     return recorded > (double)MOST_TOKENS * devices ? (double)PREFILL_TOKENS * devices : 0.0;
 }
 
-/* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or a prefill batch for
- * counts. */
+static double total_of(const double *v, size_t n)
+{
+    double total = 0.0;
+    for (size_t i = 0; i < n; i++) total += v[i];
+    return total;
+}
+
+/* Tokens behind rows of all layers. */
+static double tokens_of(const cli_report *r, double rows)
+{
+    return rows / r->L / r->K;
+}
+
+/* Whether the steps hold parts of a whole instead of counts: those have no tokens to join. */
+static int are_shares(const cli_report *r, const cli_trace *t)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    if (tokens_of(r, total_of(t->loads, n)) > 1.001 * t->steps) return 0;
+    for (size_t i = 0; i < (size_t)t->kept_steps * n; i++)
+        if (t->step_loads[i] > 0.0 && t->step_loads[i] < 1.0) return 1;
+    return 0;
+}
+
+/* Tokens behind all of a recording; 0 where its loads are parts of a whole and stand for none. */
+static double held_tokens(const cli_report *r, const cli_trace *t)
+{
+    return are_shares(r, t) ? 0.0 : tokens_of(r, total_of(t->loads, (size_t)r->L * (size_t)r->E));
+}
+
+/* Tokens per step: what the caller says, what is recorded, a quarter of ids without steps, or for counts without
+ * steps what they hold, at most a prefill batch: more rows than were recorded would hide what chance does to few. */
 static void settle_tokens(cli_report *r, cli_setup *s)
 {
     const cli_trace *t = &r->trace[0];
     int64_t recorded = cli_recorded_step(t, r->K);
+    double held = held_tokens(r, t);
     r->tokens = s->tokens;
     if (r->tokens > 0) return;
     r->rescaled = recorded > (int64_t)MOST_TOKENS * s->devices;
@@ -51,6 +81,10 @@ static void settle_tokens(cli_report *r, cli_setup *s)
                  "The recorded steps hold %s tokens each, more than one step can: taken as sums over many steps "
                  "and scaled to %s tokens, %s per device.  That is prefill-sized; for decode give --tokens.",
                  cli_count((double)recorded), cli_count((double)r->tokens), cli_count(PREFILL_TOKENS));
+    } else if (held > 0.0 && held < (double)PREFILL_TOKENS * s->devices) {
+        r->tokens = held < 1.0 ? 1 : (int64_t)(held + 0.5);
+        cli_note(s, "The recording says nothing of steps and holds %s %s: taken as one step; --tokens scales it to "
+                    "another.", cli_count((double)r->tokens), tokens_word(r->tokens));
     } else {
         r->tokens = (int64_t)PREFILL_TOKENS * s->devices;
         cli_note(s,
@@ -101,13 +135,6 @@ static cli_window cut_ids(const cli_report *r, const cli_trace *t, int64_t token
     return w;
 }
 
-static double total_of(const double *v, size_t n)
-{
-    double total = 0.0;
-    for (size_t i = 0; i < n; i++) total += v[i];
-    return total;
-}
-
 int cli_report_as_recorded(const cli_report *r, const cli_trace *t)
 {
     int64_t recorded = cli_recorded_step(t, r->K);
@@ -132,12 +159,6 @@ const char *cli_large_step(const cli_report *r)
     return tokens < NORMAL_KERNELS ? "" : cli_keep(cli_format(" of %s tokens per device", cli_count((double)tokens)));
 }
 
-/* Tokens behind rows of all layers. */
-static double tokens_of(const cli_report *r, double rows)
-{
-    return rows / r->L / r->K;
-}
-
 /* Every step as it was recorded. */
 static cli_window keep_steps(const cli_report *r, const cli_trace *t)
 {
@@ -151,20 +172,28 @@ static cli_window keep_steps(const cli_report *r, const cli_trace *t)
     return w;
 }
 
+/* Whether all of a recording is taken as one step of its own size: where steps are of so many tokens by default and it
+ * holds fewer. */
+static int is_one_step(const cli_report *r, const cli_trace *t)
+{
+    double held = held_tokens(r, t);
+    return r->setup->tokens == 0 && !cli_report_as_recorded(r, t) && !(t->ids && t->kept >= r->tokens) && held > 0.0 &&
+           held < (double)r->tokens + 0.5;
+}
+
+/* All of it as one step. */
+static cli_window keep_all(const cli_report *r, const cli_trace *t)
+{
+    cli_window w = new_window(r, 1);
+    memcpy(w.loads, t->loads, (size_t)r->L * (size_t)r->E * sizeof *w.loads);
+    w.tokens[0] = w.recorded[0] = held_tokens(r, t);
+    return w;
+}
+
 /* Whether so many tokens are a whole step; counts of a file may be rounded. */
 static int fills(double recorded, int64_t tokens)
 {
     return recorded >= (1.0 - 1e-6) * (double)tokens;
-}
-
-/* Whether the steps hold parts of a whole instead of counts: those have no tokens to join. */
-static int are_shares(const cli_report *r, const cli_trace *t)
-{
-    size_t n = (size_t)r->L * (size_t)r->E;
-    if (tokens_of(r, total_of(t->loads, n)) > 1.001 * t->steps) return 0;
-    for (size_t i = 0; i < (size_t)t->kept_steps * n; i++)
-        if (t->step_loads[i] > 0.0 && t->step_loads[i] < 1.0) return 1;
-    return 0;
 }
 
 /* Steps of `tokens` tokens from loads (steps, L, E), without their ids: recorded steps are joined in order until they
@@ -203,6 +232,7 @@ static cli_window join_steps(const cli_report *r, const cli_trace *t, int64_t to
 cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t tokens)
 {
     if (tokens == 0 && cli_report_as_recorded(r, t)) return keep_steps(r, t);
+    if (tokens == 0 && is_one_step(r, t)) return keep_all(r, t);
     if (tokens == 0) tokens = r->tokens;
     return t->ids && t->kept >= tokens ? cut_ids(r, t, tokens) : join_steps(r, t, tokens);
 }
@@ -282,13 +312,12 @@ static int32_t recorded_steps(const cli_report *r)
     return steps;
 }
 
-/* How a recording came to steps of so many tokens: 1 = its own were joined, 2 = all of it is less than one, else 0.  Of
- * a sum of counts nobody knows how many steps are in it. */
+/* How a recording came to steps of so many tokens: 1 = its own were joined, 2 = all of it is less than one, else 0. */
 static int how_joined(const cli_report *r, const cli_trace *t, int64_t tokens)
 {
     cli_window w;
     int how;
-    if ((t->ids && t->kept >= tokens) || (!t->ids && t->steps == 1) || are_shares(r, t)) return 0;
+    if ((t->ids && t->kept >= tokens) || are_shares(r, t)) return 0;
     w = cli_report_window(r, t, tokens);
     how = !fills(w.recorded[0], tokens) ? 2 : w.steps < t->kept_steps;
     cli_window_free(&w);
@@ -298,14 +327,17 @@ static int how_joined(const cli_report *r, const cli_trace *t, int64_t tokens)
 /* What was made of steps that are too small for what was asked. */
 static void note_joined(const cli_report *r, const cli_trace *t, cli_setup *s)
 {
-    int how = cli_report_as_recorded(r, t) ? 0 : how_joined(r, t, r->tokens);
-    double all = tokens_of(r, total_of(t->loads, (size_t)r->L * (size_t)r->E));
+    int one = is_one_step(r, t), how = one || cli_report_as_recorded(r, t) ? 0 : how_joined(r, t, r->tokens);
+    double all = floor(held_tokens(r, t) + 0.5);
+    if (one && t != &r->trace[0])
+        cli_note(s, "%s holds %s %s in all: taken as one step.", t->name, cli_count(all), tokens_word((int64_t)all));
     if (how == 1)
         cli_note(s, "%s: recorded steps are joined in order until they hold %s tokens.", t->name,
                  cli_count((double)r->tokens));
     if (how == 2)
-        cli_note(s, "%s holds %s tokens in all, less than one step of %s: its sum is taken once and scaled, and stays "
-                    "as uneven as so few tokens are.", t->name, cli_count(floor(all + 0.5)),
+        cli_note(s, "%s holds %s tokens in all, less than one step of %s: its sum is taken once and scaled. It stays "
+                    "as uneven as so few tokens are, and what chance gives is then understated.", t->name,
+                 cli_count(all),
                  cli_count((double)r->tokens));
 }
 
@@ -374,7 +406,8 @@ static void describe_windows(cli_report *r, cli_setup *s)
     if (cli_report_batch(r) != r->tokens)
         cli_note(s, "The judged steps hold %s %s on average: times, tokens/s and kernels are those of such a step.",
                  cli_count((double)cli_report_batch(r)), tokens_word(cli_report_batch(r)));
-    r->sums = !last->ids && last->steps == 1 && r->traces > 1;
+    r->sums = !last->ids && last->steps == 1 && r->traces > 1 && !is_one_step(r, last) &&
+              how_joined(r, last, r->tokens) != 2;
     if (r->traces > 1) {
         char *names = cli_strdup(r->trace[1].name);
         for (int i = 2; i < r->traces; i++) {
@@ -926,8 +959,8 @@ static void what_if_batch(cli_report *r, cli_setup *s, const char *kind, int64_t
     if (how > 0)
         cli_note(s, "What if, %s: %s.", name,
                  how == 1 ? "recorded steps are joined in order until they hold as many"
-                          : "a recording of fewer tokens than one such step is taken once and scaled, and stays as "
-                            "uneven as so few tokens are");
+                          : "a recording of fewer tokens than one such step is taken once and scaled; it stays as "
+                            "uneven as so few tokens are, and what chance gives is understated");
     if (halves(r, tokens))
         cli_note(s, "What if, %s: planned on the first half of the recording, joined for itself, and judged on the "
                     "second; a verdict needs two judged steps.", name);

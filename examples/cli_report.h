@@ -81,7 +81,7 @@ typedef struct cli_report {
     int equals;                 /* recordings that are the first one again, behind the others in trace */
     char *equal;                /* says which they are; NULL = none                                */
     int self_judged;            /* 1: only one window: judged on what it was planned on            */
-    int sums;                   /* 1: judged on recordings that are sums over many steps            */
+    int sums;                   /* 1: judged on sums over many steps, not on one of few tokens     */
     cli_window plan, judge;
 
     moe_ep_diagnosis one, copies; /* best placement with E slots, with P slots                     */

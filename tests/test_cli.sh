@@ -807,6 +807,55 @@ run 0 diagnose $sums --exit-code && pass "diagnose on sums agrees with report" |
 # shellcheck disable=SC2086
 run 4 diagnose $sums --exit-code --min-steps 2 && pass "unless --min-steps asks for more" ||
     fail "unless --min-steps asks for more" "$tmp/err"
+# Counts without steps that hold few tokens are one step of these: rows that nobody recorded would make chance small.
+few() { # few A|B: 40 tokens, top-2 of 64 experts, by chance alone
+    case $1 in
+    A) set -- 0 2 4 0 0 2 2 2 2 2 0 2 0 0 3 3 0 3 1 1 1 2 0 1 4 1 1 0 3 0 1 1 0 0 1 0 3 2 0 1 0 2 0 1 2 2 2 \
+        1 0 1 1 2 2 0 1 2 3 1 0 2 1 1 0 2 ;;
+    B) set -- 0 3 1 0 0 0 1 3 0 1 3 2 1 0 3 2 3 1 0 0 7 0 2 1 0 2 0 1 1 2 2 2 0 1 2 3 0 0 2 3 1 1 0 0 0 1 1 \
+        2 0 2 1 1 2 1 1 1 1 3 0 0 0 3 3 0 ;;
+    esac
+    echo "layer $(seq -s ' ' 0 63)" | tr ' ' ','
+    echo "0 $*" | tr ' ' ','
+}
+few A >"$tmp/few_a.csv"
+few B >"$tmp/few_b.csv"
+few="$tmp/few_a.csv $tmp/few_b.csv --devices 8 --topk 2 --slots 64"
+# shellcheck disable=SC2086
+works "diagnose: 40 tokens on eight devices" diagnose $few --json
+equal "one judged step is no evidence" "$(json "$tmp/out" verdict) $(json "$tmp/out" setup min_steps)" \
+    "insufficient evidence 2"
+few_chance=$(json "$tmp/out" imbalance_chance)
+less "chance is that of 40 tokens" 1.75 "$few_chance"
+# shellcheck disable=SC2086
+run 4 diagnose $few --exit-code && pass "exit code 4" || fail "exit code 4" "$tmp/err"
+tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+has "what the step is" 'says nothing of steps and holds 40 tokens: taken as one step; ' "$tmp/flat.txt"
+has "of the other one, too" 'few_b holds 40 tokens in all: taken as one step' "$tmp/flat.txt"
+# shellcheck disable=SC2086
+run 3 diagnose $few --exit-code --min-steps 1 && pass "as one step asked for: chance" ||
+    fail "as one step asked for: chance" "$tmp/err"
+# shellcheck disable=SC2086
+run 4 diagnose $few --exit-code --tokens 32768 && pass "scaled by --tokens it is no more evidence" ||
+    fail "scaled by --tokens it is no more evidence" "$tmp/err"
+tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+has "and chance is understated" 'few_b holds 40 tokens in all, less than one step of 32,768: .* then understated' \
+    "$tmp/flat.txt"
+# shellcheck disable=SC2086
+works "report: 40 tokens" report $few --json
+equal "are the step" "$(json "$tmp/out" setup tokens_per_step)" 40
+# Text C's loads: 1000 + 800 rows are 1,800 on GPU 0, not 4,096 tokens' worth.
+printf 'layer,0,1,2,3,4,5,6,7\n0,1000,800,600,500,300,200,100,50\n' >"$tmp/text_c.csv"
+works "report: the loads of text C" report "$tmp/text_c.csv" --devices 4 --topk 2
+has "rows as they stand there" 'device 0 .* 1,800  *2.03' "$tmp/out"
+has "of 1,775 tokens" '1,775 tokens; balanced' "$tmp/out"
+awk -F, -v OFS=, 'NR > 1 { for (i = 2; i <= NF; i++) $i *= 1000 } 1' "$tmp/text_c.csv" >"$tmp/text_c_1000.csv"
+works "report: a thousand times as many" report "$tmp/text_c_1000.csv" --devices 4 --topk 2
+has "are a sum over many steps" '16,384 tokens; *(balanced|$)' "$tmp/out"
+awk -F, -v OFS=, 'NR > 1 { for (i = 2; i <= NF; i++) $i /= 3550 } 1' "$tmp/text_c.csv" >"$tmp/shares.csv"
+works "report: shares stand for no tokens" report "$tmp/shares.csv" --devices 4 --topk 2 --json
+equal "and are made prefill-sized" "$(json "$tmp/out" setup tokens_per_step)" 16384
+
 works "many devices and layers, short" report "$tmp/sum_a.json" --devices 32 --topk 8
 equal "short: the busiest five" "$(grep -cE '^  device [0-9]+ +[|]' "$tmp/out")" 15
 has "short: where the others are" 'the other 27 devices: --charts' "$tmp/out"
