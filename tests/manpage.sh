@@ -35,6 +35,17 @@ while read -r command option; do
 done <"$tmp/options" >"$tmp/missing"
 [ ! -s "$tmp/missing" ]
 result $? "the man page has every option" "$tmp/missing"
+# An option of two commands has to be said of both: what other commands have in their sections does not count.  Those of
+# report are also the others'.
+while read -r command; do
+    awk -v own=".SH OPTIONS OF $(echo "$command" | tr '[:lower:]' '[:upper:]')" '
+        /^\.SH/ { on = !/ OPTIONS OF / || $0 == own || $0 == ".SH OPTIONS OF REPORT" } on' "$tmp/page" >"$tmp/section"
+    sed -n "s/^$command //p" "$tmp/options" | while read -r option; do
+        grep -qE -- "(^|[^a-z-])$option([^a-z-]|\$)" "$tmp/section" || echo "$command $option"
+    done
+done <"$tmp/commands" >"$tmp/missing"
+[ ! -s "$tmp/missing" ]
+result $? "and of each command where it is looked for" "$tmp/missing"
 grep -oE -- '(^|[^a-z-])--[a-z][a-z-]*' "$tmp/page" | grep -oE -- '--[a-z-]*' | sort -u | while read -r option; do
     cut -d' ' -f2 "$tmp/options" | grep -qxF -- "$option" && continue
     case $option in
@@ -60,7 +71,7 @@ else skip "man formats the page" "not installed (package man-db)"; fi
 
 if ! have bash; then
     skip "bash completion" "not installed (package bash)"
-    finish 5
+    finish 6
     exit
 fi
 cat >"$tmp/complete.bash" <<'EOF_BASH'
@@ -107,4 +118,4 @@ result $? "report --model completes the presets"
 result $? "machines and routers are completed"
 [ -z "$(completes 'report examples/')" ]
 result $? "where a file is wanted bash completes files"
-finish 14
+finish 15
