@@ -1,7 +1,8 @@
 /* Does expert parallelism give the same answer? - one layer of Phi-tiny-MoE on 1, 2, 4 and 8 ranks
  * SPDX-License-Identifier: MIT
  *
- * 16 experts of 3 x 4096 x 448 bf16 weights, top-2; random weights, all ranks in this process. */
+ * 16 experts of 3 x 4096 x 448 bf16 weights, its router (a sparse mixer, top-2); random weights, all ranks in this
+ * process. */
 #include "lab.h"
 
 enum { T = 8, K = 2, E = 16, H = 4096, I = 448, SIZE = E * I * H };
@@ -37,7 +38,7 @@ static void on_ranks(const moe_ep_forward_desc *layer, const double *loads, int3
 
 int main(void)
 {
-    moe_ep_router router = moe_ep_router_mixtral(E, K);
+    moe_ep_router router = moe_ep_router_phimoe(E, K);
     moe_ep_rng rng = moe_ep_rng_seed(3);
     moe_ep_weights w;
     moe_ep_forward_desc layer;

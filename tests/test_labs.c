@@ -737,6 +737,21 @@ TEST(c_two_softmax_rules)
     CHECK_NEAR(sum_raw, 0.262122, 0.0, 5e-6);
 }
 
+/* Phi-tiny-MoE is transformers' phimoe, a sparse mixer: each choice has a softmax of its own, over the scores that come
+ * within 2 * 0.01 of it, the first left out of the second.  Scores 3 2.98 1 0: 1 / (1 + e^-0.02) and 1; scores 3 1 0 0:
+ * 1 and 1.  A weight of the softmax over the chosen would be 0.505 and 0.495, 0.881 and 0.119. */
+TEST(d_sparse_mixer)
+{
+    static const float logits[8] = {3.0f, 2.98f, 1.0f, 0.0f, 3.0f, 1.0f, 0.0f, 0.0f};
+    moe_ep_router phi = moe_ep_router_phimoe(4, 2);
+    int32_t ids[4];
+    float w[4];
+    OK(moe_ep_route(&phi, logits, 2, NULL, ids, w, &err));
+    for (int i = 0; i < 4; i++) CHECK_I64(ids[i], i % 2);
+    CHECK_NEAR(w[0], 1.0 / (1.0 + exp(-0.02)), 1e-6, 0.0);
+    for (int i = 1; i < 4; i++) CHECK_NEAR(w[i], 1.0, 1e-6, 0.0);
+}
+
 /* "DeepSeek-V3: a flat pool, no grouping" and, elsewhere in the notebook, "hierarchical experts": neither.  256 experts
  * in 8 groups, at most 4 groups per token.  With all groups allowed grouped routing is flat routing. */
 TEST(c_groups)
