@@ -3743,15 +3743,17 @@ MOE_EP_API moe_ep_status moe_ep_source_tokens(moe_ep_source_kind kind, uint64_t 
 
 typedef struct moe_ep_balanced_result {
     double pairs;             /* T K / ep                                                              */
-    int64_t local_tokens;     /* round(T (1 - ((ep-1)/ep)^K)), half to even, as documented             */
-    int64_t activated;        /* min(round(pairs), E / ep): an upper bound, not an expectation         */
+    int64_t local_tokens;     /* round(T (1 - ((ep-1)/ep)^K)), half to even: until mid-2026            */
+    int64_t activated;        /* min(round(pairs), E / ep), until mid-2026: a bound, no expectation    */
     double exact_tokens;      /* expected distinct tokens per device, drawn without replacement        */
-    double exact_activated;   /* expected active experts per device                                    */
+    double exact_activated;   /* expected active experts per device, (E/ep) (1 - (1 - K/E)^T)          */
 } moe_ep_balanced_result;
 
-/* LLMServingSim's BALANCED routing as its documents state it, beside the exact expectation (the closed form activates
- * too many experts at small T and draws with replacement).  Errors: NULL, SIZE, TOP_K, OVERFLOW.  O(K).
- * Example: T = 16, E = 128, K = 8, ep = 2: local 16, activated 64; exact 41.21. */
+/* LLMServingSim's BALANCED routing.  local_tokens and activated are the closed form of its versions until mid-2026,
+ * which activates too many experts at small T and draws with replacement.  Its documents have since (commit 0d3de681)
+ * stated the exact expectation, exact_tokens and exact_activated here, and round both; of any tokens at least one is
+ * local.  Errors: NULL, SIZE, TOP_K, OVERFLOW.  O(K).
+ * Example: T = 16, E = 128, K = 8, ep = 2: local 16, activated 64; exact 41.21, so 41 in the newer versions. */
 MOE_EP_API moe_ep_status moe_ep_llmservingsim_balanced(int64_t T, int32_t E, int32_t K, int32_t ep,
                                                        moe_ep_balanced_result *out, moe_ep_error *err);
 

@@ -1629,8 +1629,9 @@ TEST(e_routing_policies)
     CHECK(memcmp(ids, other, sizeof ids) == 0);
 }
 
-/* BALANCED in closed form, beside what chance really gives: its activated count is an upper bound (64 against 41.2
- * at 16 tokens), it rounds 4 tokens on 64 ranks to nothing at all, and it draws with replacement. */
+/* BALANCED in closed form, as it was until mid-2026, beside what chance really gives: its activated count is an upper
+ * bound (64 against 41.2 at 16 tokens), it rounds 4 tokens on 64 ranks to nothing at all, and it draws with
+ * replacement.  Newer versions state (E / EP) (1 - (1 - K/E)^T) and draw without: 0.6674 instead of 0.6564 at EP 8. */
 TEST(e_balanced_closed_form)
 {
     static const int32_t shape[8][6] = {{1, 128, 8, 2, 1, 4},    {4, 128, 8, 2, 4, 16},  {16, 128, 8, 2, 16, 64},
@@ -1654,8 +1655,17 @@ TEST(e_balanced_closed_form)
         CHECK_I64(sum, T);
     }
     OK(moe_ep_llmservingsim_balanced(1000, 128, 8, 8, &r, &err)); /* share of tokens with an expert on a rank */
-    CHECK_NEAR((double)r.local_tokens / 1000.0, 0.656, 0.0, 1e-3);
-    CHECK_NEAR(r.exact_tokens / 1000.0, 0.667, 0.0, 1e-3);
+    CHECK_NEAR((double)r.local_tokens / 1000.0, 0.6564, 0.0, 5e-4);
+    CHECK_NEAR(r.exact_tokens / 1000.0, 0.6674, 0.0, 5e-5);
+    for (int T = 1; T <= 256; T *= 4) { /* the page's formula, and a token's miss of 16 of 128 experts with 8 draws */
+        double miss = 1.0;
+        OK(moe_ep_llmservingsim_balanced(T, 128, 8, 8, &r, &err));
+        CHECK_NEAR(r.exact_activated, 16.0 * (1.0 - pow(1.0 - 8.0 / 128.0, T)), 1e-12, 0.0);
+        for (int k = 0; k < 8; k++) miss *= (112.0 - k) / (128.0 - k);
+        CHECK_NEAR(r.exact_tokens, T * (1.0 - miss), 1e-12, 0.0);
+    }
+    OK(moe_ep_llmservingsim_balanced(16, 128, 8, 2, &r, &err));
+    CHECK(r.activated == 64 && lrint(r.exact_activated) == 41);
 }
 
 /* "comm_size = local_tokens * hidden * fp": a token travels once to each different remote rank, so k matters.
