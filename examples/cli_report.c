@@ -83,6 +83,7 @@ static void settle_tokens(cli_report *r, cli_setup *s)
                  cli_count((double)recorded), cli_count((double)r->tokens), cli_count(PREFILL_TOKENS));
     } else if (held > 0.0 && held < (double)PREFILL_TOKENS * s->devices) {
         r->tokens = held < 1.0 ? 1 : (int64_t)(held + 0.5);
+        r->one_step = 1;
         cli_note(s, "The recording says nothing of steps and holds %s %s: taken as one step; --tokens scales it to "
                     "another.", cli_count((double)r->tokens), tokens_word(r->tokens));
     } else {
@@ -172,13 +173,20 @@ static cli_window keep_steps(const cli_report *r, const cli_trace *t)
     return w;
 }
 
-/* Whether all of a recording is taken as one step of its own size: where steps are of so many tokens by default and it
- * holds fewer. */
+/* Tokens of the steps that a recording is cut into which is not taken as recorded.  A first one of few tokens is no
+ * measure for the counts of others. */
+static int64_t default_step(const cli_report *r, const cli_trace *t)
+{
+    return r->one_step && !t->ids ? (int64_t)PREFILL_TOKENS * r->setup->devices : r->tokens;
+}
+
+/* Whether all of a recording is taken as one step of its own size: where it holds fewer tokens than steps have by
+ * default. */
 static int is_one_step(const cli_report *r, const cli_trace *t)
 {
     double held = held_tokens(r, t);
     return r->setup->tokens == 0 && !cli_report_as_recorded(r, t) && !(t->ids && t->kept >= r->tokens) && held > 0.0 &&
-           held < (double)r->tokens + 0.5;
+           held < (double)default_step(r, t);
 }
 
 /* All of it as one step. */
@@ -233,7 +241,7 @@ cli_window cli_report_window(const cli_report *r, const cli_trace *t, int64_t to
 {
     if (tokens == 0 && cli_report_as_recorded(r, t)) return keep_steps(r, t);
     if (tokens == 0 && is_one_step(r, t)) return keep_all(r, t);
-    if (tokens == 0) tokens = r->tokens;
+    if (tokens == 0) tokens = default_step(r, t);
     return t->ids && t->kept >= tokens ? cut_ids(r, t, tokens) : join_steps(r, t, tokens);
 }
 
@@ -327,18 +335,19 @@ static int how_joined(const cli_report *r, const cli_trace *t, int64_t tokens)
 /* What was made of steps that are too small for what was asked. */
 static void note_joined(const cli_report *r, const cli_trace *t, cli_setup *s)
 {
-    int one = is_one_step(r, t), how = one || cli_report_as_recorded(r, t) ? 0 : how_joined(r, t, r->tokens);
+    int64_t step = default_step(r, t);
+    int one = is_one_step(r, t), how = one || cli_report_as_recorded(r, t) ? 0 : how_joined(r, t, step);
     double all = floor(held_tokens(r, t) + 0.5);
     if (one && t != &r->trace[0])
         cli_note(s, "%s holds %s %s in all: taken as one step.", t->name, cli_count(all), tokens_word((int64_t)all));
     if (how == 1)
         cli_note(s, "%s: recorded steps are joined in order until they hold %s tokens.", t->name,
-                 cli_count((double)r->tokens));
+                 cli_count((double)step));
     if (how == 2)
         cli_note(s, "%s holds %s tokens in all, less than one step of %s: its sum is taken once and scaled. It stays "
                     "as uneven as so few tokens are, and what chance gives is then understated.", t->name,
                  cli_count(all),
-                 cli_count((double)r->tokens));
+                 cli_count((double)step));
 }
 
 /* Whether two recordings have the same loads in every layer and expert, up to one factor in each layer (to six digits,
@@ -402,12 +411,17 @@ static void describe_windows(cli_report *r, cli_setup *s)
             cli_note(s, "%s: steps as recorded, %s %s on average.", t->name, cli_count((double)recorded),
                      tokens_word(recorded));
         note_joined(r, t, s);
+        if (r->one_step && !t->ids && !is_one_step(r, t) && !cli_report_as_recorded(r, t)) {
+            cli_note(s, "%s is a sum over many steps: scaled to steps of %s tokens.", t->name,
+                     cli_count((double)default_step(r, t)));
+            r->prefill_sized = 1;
+        }
     }
     if (cli_report_batch(r) != r->tokens)
         cli_note(s, "The judged steps hold %s %s on average: times, tokens/s and kernels are those of such a step.",
                  cli_count((double)cli_report_batch(r)), tokens_word(cli_report_batch(r)));
     r->sums = !last->ids && last->steps == 1 && r->traces > 1 && !is_one_step(r, last) &&
-              how_joined(r, last, r->tokens) != 2;
+              how_joined(r, last, default_step(r, last)) != 2;
     if (r->traces > 1) {
         char *names = cli_strdup(r->trace[1].name);
         for (int i = 2; i < r->traces; i++) {

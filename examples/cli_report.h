@@ -74,6 +74,7 @@ typedef struct cli_report {
     int64_t tokens;             /* per step of the first recording, and where steps are cut or scaled */
     double batch;               /* tokens of a judged step, the mean: what times and rates are for */
     int prefill_sized;          /* 1: tokens is a guess, the size of a prefill step                */
+    int one_step;               /* 1: the first recording says nothing of steps and is taken as one */
     int rescaled;               /* 1: recorded steps too large for one step, scaled or cut to tokens */
     char *left_out;             /* layers without load                                             */
     char *input_line;           /* what was read, in words                                         */

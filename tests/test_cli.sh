@@ -844,6 +844,22 @@ has "and chance is understated" 'few_b holds 40 tokens in all, less than one ste
 # shellcheck disable=SC2086
 works "report: 40 tokens" report $few --json
 equal "are the step" "$(json "$tmp/out" setup tokens_per_step)" 40
+# A small one is no measure for a sum of many rows, nor that for it.
+awk -F, -v OFS=, 'NR > 1 { for (i = 2; i <= NF; i++) $i = 100000 * $i + 40000 * i } 1' "$tmp/few_b.csv" >"$tmp/many.csv"
+for pair in "few_a many 32768 1" "many few_a 40 2" "few_a many 1000 1 --tokens 1000" \
+    "many few_a 1000 2 --tokens 1000"; do
+    # shellcheck disable=SC2086
+    set -- $pair
+    from=$1 to=$2 step=$3 least=$4
+    shift 4
+    works "diagnose: planned on $from, judged on $to" diagnose "$tmp/$from.csv" "$tmp/$to.csv" --devices 8 --topk 2 \
+        --slots 64 "$@" --json
+    equal "steps of its own size${1:+ or as $1 says}" \
+        "$(json "$tmp/out" setup tokens_per_step) $(json "$tmp/out" setup min_steps)" "$step $least"
+    tr -s ' \n' ' ' <"$tmp/out" >"$tmp/flat.txt"
+    [ "$from$#" != few_a0 ] ||
+        has "the sum is called one" 'many is a sum over many steps: scaled to steps of 32,768' "$tmp/flat.txt"
+done
 # Text C's loads: 1000 + 800 rows are 1,800 on GPU 0, not 4,096 tokens' worth.
 printf 'layer,0,1,2,3,4,5,6,7\n0,1000,800,600,500,300,200,100,50\n' >"$tmp/text_c.csv"
 works "report: the loads of text C" report "$tmp/text_c.csv" --devices 4 --topk 2
