@@ -1891,21 +1891,25 @@ MOE_EP_API moe_ep_status moe_ep_split_shares(const moe_ep_placement *p, int32_t 
 MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int64_t *slot_rows, int64_t *device_rows,
                                             moe_ep_error *err);
 
-/* Turns logical ids (n) into slot ids (n) so that slot s receives exactly slot_rows[s] (P) of them: rows of an expert
- * fill its replicas in replica order, in the order of ids; -1 stays -1.  Deterministic.
+/* Turns logical ids (n) into slot ids (n) so that slot s receives exactly slot_rows[s] (P) of them; -1 stays -1.
+ * Row i of expert e takes, of the k places of e still open (what is left of each copy's quota, in replica order), the
+ * one of number h mod k, h being the hash of (i, e) that moe_ep_pick_slot makes of (key, expert).  Deterministic, and
+ * each copy serves rows from all over ids, as where a server picks copies by chance.  Tokens lie on the ranks in
+ * blocks: copies filled one after the other, or by turns, would fall in step with the ranks, and so would the traffic.
  * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (layer), ERR_EXPERT_ID (index into ids), ERR_NEGATIVE, ERR_CONFIG (an expert's
  * quotas do not sum to its rows; index = expert, value = rows; or a quota that nobody fills; index = slot),
- * ERR_PLACEMENT (as moe_ep_split), ERR_SCRATCH, ERR_MEMORY.  O(n + E + P).
- * Example: ids 0 0 0 1 with two replicas of expert 0 in slots 0, 2 (quotas 1, 2) and expert 1 in slot 1: 0 2 2 1. */
+ * ERR_PLACEMENT (as moe_ep_split), ERR_SCRATCH, ERR_MEMORY.  O(n*replicas + E + P).
+ * Example: ids 0 0 0 1 with two replicas of expert 0 in slots 0, 2 (quotas 1, 2) and expert 1 in slot 1: 2 2 0 1. */
 MOE_EP_API moe_ep_status moe_ep_assign_slots(const moe_ep_placement *p, int32_t layer, const int32_t *ids, int64_t n,
                                              const int64_t *slot_rows, int32_t *slot_ids, moe_ep_scratch *scratch,
                                              moe_ep_error *err);
 
 /* The same with the rows' own devices: row i starts on source_device[i] (n) and takes a replica there, else on its
- * node, else any, as far as the quotas reach; the near rows of all choose first.
+ * node, else any, as far as the quotas reach; the near rows of all choose first, in the order of ids, and each draws
+ * from the open places of its device, its node or all.
  * Errors: as moe_ep_assign_slots, and ERR_DEVICE_ID (index into source_device).  O(n*replicas + E + P).
- * Example: expert 0 in slots 0 and 1 of devices 0 and 1, quotas 1 1, two rows from devices 1 and 0: slots 1 0 (plain
- * assign_slots: 0 1). */
+ * Example: expert 0 in slots 0 and 1 of devices 0 and 1, quotas 1 1, two rows from devices 0 and 1: slots 0 1 (plain
+ * assign_slots: 1 0). */
 MOE_EP_API moe_ep_status moe_ep_assign_slots_local(const moe_ep_placement *p, int32_t layer, const int32_t *ids,
                                                    int64_t n, const int32_t *source_device, const int64_t *slot_rows,
                                                    int32_t *slot_ids, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -17453,10 +17457,14 @@ static void moe_epi_split_even(const moe_epi_split_view *v, int32_t e, int32_t n
     }
 }
 
+static uint64_t moe_epi_hash_row(uint64_t key, int32_t expert)
+{
+    return moe_epi_mix64(key + 0x9e3779b97f4a7c15u * ((uint64_t)(uint32_t)expert + 1u));
+}
+
 static int32_t moe_epi_hash_replica(uint64_t key, int32_t expert, int32_t n)
 {
-    uint64_t z = moe_epi_mix64(key + 0x9e3779b97f4a7c15u * ((uint64_t)(uint32_t)expert + 1u));
-    return (int32_t)(((z >> 32) * (uint64_t)(uint32_t)n) >> 32);
+    return (int32_t)(((moe_epi_hash_row(key, expert) >> 32) * (uint64_t)(uint32_t)n) >> 32);
 }
 
 MOE_EP_API int64_t moe_ep_pick_slot(const moe_ep_placement *p, int32_t layer, int32_t expert, uint64_t key,
@@ -18094,9 +18102,8 @@ MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int
 /* ---- rows to slots --------------------------------------------------------------------------- */
 
 typedef struct moe_epi_assign {
-    int64_t *left;   /* (P) quota still open  */
-    int64_t *rows;   /* (E) rows per expert   */
-    int32_t *cursor; /* (E) replica in use    */
+    int64_t *left; /* (P) quota still open  */
+    int64_t *rows; /* (E) rows per expert   */
 } moe_epi_assign;
 
 /* Checks ids and quotas and fills the working arrays. */
@@ -18105,10 +18112,7 @@ static moe_ep_status moe_epi_assign_check(const moe_epi_split_view *v, const int
 {
     int32_t e, s, i, E = v->p->num_experts;
     int64_t t;
-    for (e = 0; e < E; e++) {
-        w->rows[e] = 0;
-        w->cursor[e] = v->start[e];
-    }
+    for (e = 0; e < E; e++) w->rows[e] = 0;
     for (t = 0; t < n; t++) {
         if (ids[t] < -1 || ids[t] >= E)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "ids", "is not an expert", t, ids[t]);
@@ -18134,27 +18138,36 @@ static moe_ep_status moe_epi_assign_check(const moe_epi_split_view *v, const int
     return MOE_EP_OK;
 }
 
-/* Any replica with an open quota, in replica order. */
-static int32_t moe_epi_assign_next(const moe_epi_split_view *v, moe_epi_assign *w, int32_t e)
+/* May a row that starts on device `from` take slot s?  reach 0: on that device, 1: on its node, 2: anywhere. */
+static int moe_epi_assign_reaches(const moe_epi_split_view *v, int32_t s, int32_t from, int reach)
 {
-    while (w->left[v->slot[w->cursor[e]]] == 0) w->cursor[e]++;
-    w->left[v->slot[w->cursor[e]]]--;
-    return v->slot[w->cursor[e]];
+    const int32_t d = v->p->slot_device[s];
+    if (reach == 1) return v->p->device_node[d] == v->p->device_node[from];
+    return reach == 2 || d == from;
 }
 
-/* A replica on the device, or at least on the node, with an open quota; -1 = none. */
-static int32_t moe_epi_assign_near(const moe_epi_split_view *v, moe_epi_assign *w, int32_t e, int32_t from,
-                                   int whole_node)
+/* Row t of expert e takes one of the places still open within reach, each as likely as any other; -1 = there is none.
+ * Dealt out in turn instead, the rows would fall in step with tokens that lie on the devices in blocks. */
+static int32_t moe_epi_assign_draw(const moe_epi_split_view *v, int64_t *left, int32_t e, int64_t t, int32_t from,
+                                   int reach)
 {
-    int32_t i;
+    int64_t open = 0, place;
+    int32_t i, s = -1;
     for (i = v->start[e]; i < v->start[e + 1]; i++) {
-        int32_t s = v->slot[i], d = v->p->slot_device[s];
-        if (w->left[s] == 0) continue;
-        if (whole_node ? v->p->device_node[d] != v->p->device_node[from] : d != from) continue;
-        w->left[s]--;
-        return s;
+        if (left[v->slot[i]] == 0 || !moe_epi_assign_reaches(v, v->slot[i], from, reach)) continue;
+        s = v->slot[i];
+        open += left[s];
     }
-    return -1;
+    if (s < 0) return -1;
+    if (left[s] < open) { /* more than one copy is open */
+        place = (int64_t)(moe_epi_hash_row((uint64_t)t, e) % (uint64_t)open);
+        for (i = v->start[e]; place >= 0; i++) {
+            s = v->slot[i];
+            if (moe_epi_assign_reaches(v, s, from, reach)) place -= left[s];
+        }
+    }
+    left[s]--;
+    return s;
 }
 
 /* Device first for all rows, then node, then the rest: a near row never loses its place to a far one. */
@@ -18162,14 +18175,12 @@ static void moe_epi_assign_local(const moe_epi_split_view *v, moe_epi_assign *w,
                                  const int32_t *source, int32_t *slot_ids)
 {
     int64_t t;
-    int level;
+    int reach;
     for (t = 0; t < n; t++) slot_ids[t] = -1;
-    for (level = 0; level < 3; level++)
-        for (t = 0; t < n; t++) {
-            if (ids[t] < 0 || slot_ids[t] >= 0) continue;
-            slot_ids[t] = level < 2 ? moe_epi_assign_near(v, w, ids[t], source[t], level)
-                                    : moe_epi_assign_next(v, w, ids[t]);
-        }
+    for (reach = 0; reach < 3; reach++)
+        for (t = 0; t < n; t++)
+            if (ids[t] >= 0 && slot_ids[t] < 0)
+                slot_ids[t] = moe_epi_assign_draw(v, w->left, ids[t], t, source[t], reach);
 }
 
 static moe_ep_status moe_epi_assign_slots(const moe_ep_placement *p, int32_t layer, const int32_t *ids, int64_t n,
@@ -18194,15 +18205,13 @@ static moe_ep_status moe_epi_assign_slots(const moe_ep_placement *p, int32_t lay
             return moe_epi_fail(err, MOE_EP_ERR_DEVICE_ID, "source_device", "is not a device", t, source[t]);
     moe_epi_need(&total, p->num_slots, sizeof(int64_t));
     moe_epi_need(&total, p->num_experts, sizeof(int64_t));
-    moe_epi_need(&total, p->num_experts, sizeof(int32_t));
     if ((status = moe_epi_arena_open(&arena, scratch, total, err)) != MOE_EP_OK) return status;
     w.left = (int64_t *)moe_epi_take(&arena, p->num_slots, sizeof(int64_t));
     w.rows = (int64_t *)moe_epi_take(&arena, p->num_experts, sizeof(int64_t));
-    w.cursor = (int32_t *)moe_epi_take(&arena, p->num_experts, sizeof(int32_t));
     status = moe_epi_assign_check(&v, ids, n, slot_rows, &w, err);
     if (status == MOE_EP_OK && local) moe_epi_assign_local(&v, &w, ids, n, source, slot_ids);
     if (status == MOE_EP_OK && !local)
-        for (t = 0; t < n; t++) slot_ids[t] = ids[t] < 0 ? -1 : moe_epi_assign_next(&v, &w, ids[t]);
+        for (t = 0; t < n; t++) slot_ids[t] = ids[t] < 0 ? -1 : moe_epi_assign_draw(&v, w.left, ids[t], t, 0, 2);
     moe_epi_arena_close(&arena);
     return status;
 }

@@ -18,10 +18,11 @@ static const char traffic_help[] =
     "\n"
     "Rows and bytes that every rank sends to every other in dispatch and combine, layer by layer, "
     "as CSV or JSON:\n"
-    "an alltoallv for ASTRA-sim, Chakra or any other simulator of networks.  With recorded ids the "
-    "matrix is exact,\n"
-    "the tokens of each recorded step (without steps, all) starting on the ranks in equal blocks; with counts every\n"
-    "rank sends an equal part of each expert's rows.\n"
+    "an alltoallv for ASTRA-sim, Chakra or any other simulator of networks.  With recorded ids every "
+    "choice is counted,\n"
+    "the tokens of each recorded step (without steps, all) starting on the ranks in equal blocks; the copies of an\n"
+    "expert serve equal parts of its rows, and which copy a token takes, the server's own choice, is drawn by a fixed\n"
+    "hash.  With counts every rank sends an equal part of each expert's rows.\n"
     "MAP is a placement as moe-ep place writes it; without, contiguous blocks.\n"
     "\n"
     "  --devices D       --nodes N   nodes of equal size; else one for every 8 devices, or as --machine has them\n"
@@ -163,7 +164,7 @@ static void place_contiguous(traffic *x)
     cli_check(moe_ep_place_contiguous(&d, &x->p, NULL, NULL, &err), &err, "contiguous blocks");
 }
 
-/* Slots of the choices of one step, exact. */
+/* Slots of the choices of one step: equal parts for the copies of an expert, drawn which row goes where. */
 static void assign_step(const traffic *x, int32_t l, const int32_t *ids, int64_t n, int32_t *slots)
 {
     int64_t *counts = cli_alloc((size_t)x->t->experts, sizeof *counts);

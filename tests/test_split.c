@@ -49,6 +49,16 @@ static moe_ep_scratch dirty_scratch(void)
     return moe_ep_scratch_fixed(memory, sizeof memory);
 }
 
+/* The finish of splitmix64 (Steele, Lea and Flood 2014). */
+static uint64_t finish(uint64_t z)
+{
+    z ^= z >> 30;
+    z *= UINT64_C(0xbf58476d1ce4e5b9);
+    z ^= z >> 27;
+    z *= UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
 static void *copy_of(const void *from, size_t bytes)
 {
     void *to = t_alloc(bytes);
@@ -310,7 +320,7 @@ TEST(arrays_of_just_their_size)
 
 TEST(assign)
 {
-    const int32_t slots[3] = {0, 1, 0}, ids[5] = {0, 0, -1, 0, 1}, want[5] = {0, 2, -1, 2, 1};
+    const int32_t slots[3] = {0, 1, 0}, ids[5] = {0, 0, -1, 0, 1}, want[5] = {2, 2, -1, 0, 1};
     const int64_t quota[3] = {1, 1, 2}, bad[3] = {1, 1, 1};
     moe_ep_placement p = table(2, 3, 3, 1, slots);
     int32_t got[5] = {9, 9, 9, 9, 9};
@@ -366,43 +376,134 @@ TEST(assign_random)
     }
 }
 
-/* Near rows first, each in turn: what is on the row's device, then on its node, then anywhere, in replica order. */
-TEST(assign_local_by_definition)
+/* The slots of n rows by the definition, with every open place of a copy in a list of its own.  from NULL: no row is
+ * nearer to one copy than to another; else what is on the row's device goes first, then its node, then the rest. */
+static void by_definition(const moe_ep_placement *p, const int32_t *ids, const int32_t *from, int n,
+                          const int64_t *rows, int32_t *want)
+{
+    int64_t left[64];
+    int level, i, k;
+    memcpy(left, rows, sizeof *rows * (size_t)p->num_slots);
+    for (i = 0; i < n; i++) want[i] = -1;
+    for (level = from ? 0 : 2; level < 3; level++)
+        for (i = 0; i < n; i++) {
+            int32_t place[64], open = 0;
+            if (ids[i] < 0 || want[i] >= 0) continue;
+            for (k = p->replica_start[ids[i]]; k < p->replica_start[ids[i] + 1]; k++) {
+                const int32_t slot = p->replica_slot[k], device = p->slot_device[slot];
+                int64_t more;
+                if (level == 0 && device != from[i]) continue;
+                if (level == 1 && p->device_node[device] != p->device_node[from[i]]) continue;
+                for (more = 0; more < left[slot]; more++) place[open++] = slot;
+            }
+            if (open == 0) continue;
+            want[i] = place[finish((uint64_t)i + UINT64_C(0x9e3779b97f4a7c15) * ((uint64_t)ids[i] + 1)) %
+                            (uint64_t)open];
+            left[want[i]]--;
+        }
+}
+
+static void turn_round(int32_t *list, int n)
+{
+    int i;
+    for (i = 0; i < n / 2; i++) {
+        const int32_t keep = list[i];
+        list[i] = list[n - 1 - i];
+        list[n - 1 - i] = keep;
+    }
+}
+
+TEST(assign_by_definition)
 {
     uint64_t s = t_seed + 9;
-    int n, i, level;
+    int n, i;
     for (n = 0; n < 500; n++) {
-        int E, D, nodes;
+        int E, D;
         moe_ep_placement p = random_table(&s, &E, &D);
         moe_ep_split_desc d = split_of(n % 2 ? MOE_EP_SPLIT_EVEN : MOE_EP_SPLIT_RANDOM);
-        int32_t ids[40], from[40], got[40], want[40], k;
-        int64_t counts[8] = {0}, rows[64], left[64];
-        nodes = p.num_nodes;
+        int32_t ids[40], from[40], got[40], want[40];
+        int64_t counts[8] = {0}, rows[64];
         for (i = 0; i < 40; i++) {
             ids[i] = (int32_t)t_below(&s, E + 1) - 1;
             from[i] = (int32_t)t_below(&s, D);
             if (ids[i] >= 0) counts[ids[i]]++;
-            want[i] = -1;
         }
+        if (n % 3 == 0) /* copies may be listed in any order */
+            for (i = 0; i < E; i++) turn_round(p.replica_slot + p.replica_start[i],
+                                               p.replica_start[i + 1] - p.replica_start[i]);
         CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
-        memcpy(left, rows, sizeof *rows * (size_t)p.num_slots);
-        for (level = 0; level < 3; level++)
-            for (i = 0; i < 40; i++) {
-                if (ids[i] < 0 || want[i] >= 0) continue;
-                for (k = 0; k < p.num_slots && want[i] < 0; k++) {
-                    const int32_t device = p.slot_device[k];
-                    if (p.slot_expert[k] != ids[i] || left[k] == 0) continue;
-                    if (level == 0 && device != from[i]) continue;
-                    if (level == 1 && device * nodes / D != from[i] * nodes / D) continue;
-                    want[i] = k;
-                    left[k]--;
-                }
-            }
+        by_definition(&p, ids, from, 40, rows, want);
         CHECK_I64(moe_ep_assign_slots_local(&p, 0, ids, 40, from, rows, got, NULL, NULL), MOE_EP_OK);
+        for (i = 0; i < 40; i++) CHECK_I64(got[i], want[i]);
+        by_definition(&p, ids, NULL, 40, rows, want);
+        CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 40, rows, got, NULL, NULL), MOE_EP_OK);
         for (i = 0; i < 40; i++) CHECK_I64(got[i], want[i]);
         placement_free(&p);
         STOP_IF_FAILED("case %d", n);
     }
+}
+
+/* Each of D ranks (two nodes) has b tokens of the same 16 experts, whose copies are on the devices of `hosts` (bits).
+ * How unequally do the rows of the ranks in `far` spread over the copies on `to`, which serve all of them?  Chi-square,
+ * by chance about (ranks - 1) * (copies - 1).  how & 1: the tokens lie on the ranks by turns, else in blocks; & 2: the
+ * copies are listed from the last to the first; & 4: near rows first. */
+static double uneven(int D, unsigned hosts, unsigned far, unsigned to, int b, int how)
+{
+    enum { X = 16, MOST = 16 };
+    static int32_t slots[X * MOST], ids[X * MOST * 16], row_from[X * MOST * 16], from[MOST * 16], got[X * MOST * 16];
+    int64_t counts[X], rows[X * MOST], traffic[MOST * MOST], all = 0;
+    moe_ep_split_desc even = split_of(MOE_EP_SPLIT_EVEN);
+    double squares = 0, mean;
+    int i, k, ranks = 0, cells = 0;
+    moe_ep_placement p;
+    for (i = 0; i < X * D; i++) slots[i] = hosts >> i / X & 1 ? i % X : -1;
+    p = table(X, D, X * D, 2, slots);
+    for (i = 0; i < X; i++) {
+        counts[i] = D * b;
+        if (how & 2) turn_round(p.replica_slot + p.replica_start[i], p.replica_start[i + 1] - p.replica_start[i]);
+    }
+    for (i = 0; i < D * b; i++) {
+        from[i] = how & 1 ? i % D : i / b;
+        for (k = 0; k < X; k++) {
+            ids[i * X + k] = k;
+            row_from[i * X + k] = from[i];
+        }
+    }
+    CHECK_I64(moe_ep_split(&even, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+    if (how & 4) CHECK_I64(moe_ep_assign_slots_local(&p, 0, ids, X * D * b, row_from, rows, got, NULL, NULL),
+                           MOE_EP_OK);
+    else CHECK_I64(moe_ep_assign_slots(&p, 0, ids, X * D * b, rows, got, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_traffic(&p, got, D * b, X, from, MOE_EP_COUNT_PAIRS, traffic, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < D; i++) ranks += (int)(far >> i & 1);
+    for (i = 0; i < D * D; i++) {
+        if (!(far >> i / D & to >> i % D & 1)) continue;
+        all += traffic[i];
+        squares += (double)(traffic[i] * traffic[i]);
+        cells++;
+    }
+    CHECK_I64(all, X * b * ranks);
+    mean = (double)all / cells;
+    placement_free(&p);
+    return squares / mean - (double)all;
+}
+
+/* Ranks in blocks or by turns, copies of which a rank's tokens are a multiple, copies listed from either end: who sends
+ * to whom looks like chance, and so it does for the rows that only their node, or nothing near them, serves. */
+TEST(copies_keep_no_step)
+{
+    int b, copies, how, i;
+    for (b = 1; b <= 16; b *= 2)
+        for (how = 0; how < 4; how++) {
+            for (copies = 2; copies <= 16; copies *= 2) {
+                unsigned hosts = 0;
+                for (i = 0; i < copies; i++) hosts |= 1u << i * (16 / copies);
+                CHECK(uneven(16, hosts, 0xffff, hosts, b, how) < 15 * (copies - 1) + 6 * sqrt(30.0 * (copies - 1)));
+            }
+            CHECK(uneven(8, 0xcc, 0x03, 0x0c, b, how | 4) < 1 + 12);
+            CHECK(uneven(8, 0xcc, 0x30, 0xc0, b, how | 4) < 1 + 12);
+            CHECK(uneven(8, 0xf0, 0x0f, 0xf0, b, how | 4) < 9 + 26);
+            STOP_IF_FAILED("%d tokens a rank", b);
+        }
 }
 
 /* Many experts of few rows on equal devices: whole rows reach the optimum of the shares rounded up, after any number
@@ -455,8 +556,8 @@ TEST(many_experts_to_the_row)
 /* The worked numbers of the header. */
 TEST(assign_examples)
 {
-    const int32_t slots[4] = {0, 1, 0, -1}, ids[4] = {0, 0, 0, 1}, want[4] = {0, 2, 2, 1}, pair[2] = {0, 0};
-    const int32_t two[2] = {0, 0}, from[2] = {1, 0}, pick[4] = {2, 2, 2, 0};
+    const int32_t slots[4] = {0, 1, 0, -1}, ids[4] = {0, 0, 0, 1}, want[4] = {2, 2, 0, 1}, pair[2] = {0, 0};
+    const int32_t two[2] = {0, 0}, from[2] = {0, 1}, pick[4] = {2, 2, 2, 0};
     const int64_t quota[4] = {1, 1, 2, 0}, one[2] = {1, 1};
     moe_ep_placement p = table(2, 2, 4, 1, slots), q = table(1, 2, 2, 1, two);
     int32_t got[4];
@@ -464,9 +565,9 @@ TEST(assign_examples)
     CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 4, quota, got, NULL, NULL), MOE_EP_OK);
     for (i = 0; i < 4; i++) CHECK_I64(got[i], want[i]);
     CHECK_I64(moe_ep_assign_slots(&q, 0, pair, 2, one, got, NULL, NULL), MOE_EP_OK);
-    CHECK(got[0] == 0 && got[1] == 1);
-    CHECK_I64(moe_ep_assign_slots_local(&q, 0, pair, 2, from, one, got, NULL, NULL), MOE_EP_OK);
     CHECK(got[0] == 1 && got[1] == 0);
+    CHECK_I64(moe_ep_assign_slots_local(&q, 0, pair, 2, from, one, got, NULL, NULL), MOE_EP_OK);
+    CHECK(got[0] == 0 && got[1] == 1);
     for (i = 0; i < 4; i++) CHECK_I64(moe_ep_pick_slot(&p, 0, 0, (uint64_t)i, NULL), pick[i]);
     placement_free(&p);
     placement_free(&q);
@@ -989,16 +1090,6 @@ TEST(errors)
     placement_free(&p);
 }
 
-/* The finish of splitmix64 (Steele, Lea and Flood 2014). */
-static uint64_t finish(uint64_t z)
-{
-    z ^= z >> 30;
-    z *= UINT64_C(0xbf58476d1ce4e5b9);
-    z ^= z >> 27;
-    z *= UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
 /* The policies that look at one expert only, written down once more from their definitions. */
 static void plain_split(const moe_ep_placement *p, const moe_ep_split_desc *d, const int64_t *counts, int64_t *rows)
 {
@@ -1324,7 +1415,7 @@ TEST(scratch_holds_the_arrays)
     for (i = 0; i < N; i++) slots[i] = i;
     p = table(N, N, N, 1, slots);
     CHECK_I64(moe_ep_assign_slots(&p, 0, ids, 1, rows, to, &none, NULL), MOE_EP_ERR_SCRATCH);
-    CHECK(none.need >= N * (8 + 8 + 4) && none.need <= N * (8 + 8 + 4) + ALIGN); /* quotas, rows, cursors */
+    CHECK(none.need >= N * (8 + 8) && none.need <= N * (8 + 8) + ALIGN); /* quotas, rows */
     CHECK_I64(moe_ep_reroute_replicas(&p, 0, 1, ids, 1, to, NULL, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
     CHECK(none.need >= N * 8 && none.need <= N * 8 + ALIGN);
     CHECK_I64(moe_ep_split_shares(&p, 0, loads, 0, share, NULL, &none, NULL), MOE_EP_ERR_SCRATCH);
