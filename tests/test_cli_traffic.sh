@@ -147,4 +147,12 @@ for line in phase,source,destination,rows dispatch_node,0,2,1 dispatch_node,1,3,
     combine_node,3,1,1; do echo $line; done >"$tmp/want"
 cmp "$tmp/want" "$tmp/got" >"$tmp/why" 2>&1
 result $? "four tokens by hand" "$tmp/got"
-finish 14
+# A copy on each of four ranks for the one expert of all 64 tokens: each serves 16 rows, of all ranks.
+awk 'BEGIN { printf "{\"step\": 0, \"ids\": [[0]"; for (t = 1; t < 64; t++) printf ", [0]"; print "]}" }' >"$tmp/hot.jsonl"
+echo '{"physical_to_logical_map": [[0, 1, 0, 2, 0, 3, 0, 1]]}' >"$tmp/copies.json"
+$cli traffic "$tmp/hot.jsonl" "$tmp/copies.json" --devices 4 --experts 4 --hidden 64 --dispatch bf16 --matrix dispatch \
+    2>/dev/null >"$tmp/got"
+awk -F, '{ for (d = 1; d <= 4; d++) { sent[NR] += $d / 128; came[d] += $d / 128; if ($d > 8 * 128) exit bad = 1 } }
+    END { for (d = 1; d <= 4; d++) if (sent[d] != 16 || came[d] != 16) bad = 1; exit bad }' "$tmp/got"
+result $? "copies are not filled rank by rank" "$tmp/got"
+finish 15
