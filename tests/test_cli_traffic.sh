@@ -148,7 +148,8 @@ for line in phase,source,destination,rows dispatch_node,0,2,1 dispatch_node,1,3,
 cmp "$tmp/want" "$tmp/got" >"$tmp/why" 2>&1
 result $? "four tokens by hand" "$tmp/got"
 # A copy on each of four ranks for the one expert of all 64 tokens: each serves 16 rows, of all ranks.
-awk 'BEGIN { printf "{\"step\": 0, \"ids\": [[0]"; for (t = 1; t < 64; t++) printf ", [0]"; print "]}" }' >"$tmp/hot.jsonl"
+awk 'BEGIN { printf "{\"step\": 0, \"ids\": [[0]"; for (t = 1; t < 64; t++) printf ", [0]"; print "]}" }' \
+    >"$tmp/hot.jsonl"
 echo '{"physical_to_logical_map": [[0, 1, 0, 2, 0, 3, 0, 1]]}' >"$tmp/copies.json"
 $cli traffic "$tmp/hot.jsonl" "$tmp/copies.json" --devices 4 --experts 4 --hidden 64 --dispatch bf16 --matrix dispatch \
     2>/dev/null >"$tmp/got"
