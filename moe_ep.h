@@ -2410,8 +2410,9 @@ typedef struct moe_ep_machine {
 } moe_ep_machine;
 
 /* Fitted machines; `source` names the tables.  Without units for FP4 (H20, H100, H200, H800) its products take bf16's
- * time: weights are widened on the way.  Constant time, no errors.
- * Example: moe_ep_machine_h20().memory_Bps is 4e12. */
+ * time: weights are widened on the way.  memory_bytes is the total that nvidia-smi prints, above the GB of the name
+ * (H20 of 96 GB: 97871 MiB); a program sees up to 0.8 % less of it.  Constant time, no errors.
+ * Example: moe_ep_machine_h20().memory_Bps is 4e12 and its memory_bytes 102625181696. */
 MOE_EP_API moe_ep_machine moe_ep_machine_h100(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_h800(void);
 MOE_EP_API moe_ep_machine moe_ep_machine_h20(void);
@@ -19894,57 +19895,65 @@ enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_
 
 /* name, source, devices per node, memory, memory/s, FLOP/s {bf16, fp8, fp4}, GEMM {t0, mem, flop, p, tile, expert},
  * links (alpha, intra, inter, p, alpha_in_norm): low-latency dispatch, combine, normal dispatch, combine. */
-static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][136] = {
+static const char moe_epi_machine_text[MOE_EPI_MACHINES][2][144] = {
     {"h100",
-     "H100 SXM: aiconfigurator h100_sxm; GEMM fit on InferSim's H800 table; "
+     "H100 SXM: aiconfigurator h100_sxm; memory of nvidia-smi; GEMM fit on InferSim's H800 table; "
      "links fit on aiconfigurator's DeepEP tables"},
     {"h800",
-     "H800: vendor memory; InferSim FLOP/s and grouped GEMM (142 points, median 4 %); "
+     "H800: memory of nvidia-smi; InferSim FLOP/s and grouped GEMM (142 points, median 4 %); "
      "links fit on DeepEP's published tables"},
     {"h20",
-     "H20: vendor memory; InferSim FLOP/s and grouped GEMM (852 points, median 9 %); "
+     "H20: memory of nvidia-smi; InferSim FLOP/s and grouped GEMM (852 points, median 9 %); "
      "links as fitted for H100"},
     {"h200",
-     "H200 SXM: aiconfigurator h200_sxm; GEMM and links as fitted for H800 and H100"},
+     "H200 SXM: aiconfigurator h200_sxm; memory of nvidia-smi; GEMM and links as fitted for H800 and H100"},
     {"b200",
-     "B200: vendor figures; GEMM constants of H800 (not fitted); "
+     "B200: vendor figures; memory of nvidia-smi; GEMM constants of H800 (not fitted); "
      "NVLink fit on aiconfigurator tables, 400 Gb/s NIC"},
     {"gb200",
-     "GB200 NVL72: aiconfigurator gb200; GEMM constants of H800 (not fitted); "
+     "GB200 NVL72: aiconfigurator gb200; memory of nvidia-smi; GEMM constants of H800 (not fitted); "
      "links fit on TensorRT-LLM blog 18, one-sided"},
     {"rtxpro6000",
-     "RTX PRO 6000: LLMServingSim's cluster file (96 GB, 1597 GB/s, link 16 GB/s and 20000 ns); "
-     "vendor FLOP/s"}};
+     "RTX PRO 6000: LLMServingSim's cluster file (1597 GB/s, link 16 GB/s and 20000 ns); "
+     "memory of nvidia-smi; vendor FLOP/s"}};
 
+#define MOE_EPI_MIB(n) ((n) * 1048576.0)
 #define MOE_EPI_LEVELS {0, 0, 0, 0, 0, 0, 0, 0}
 #define MOE_EPI_LINK(alpha, intra, inter, p, in_norm)                                              \
     {alpha, intra, inter, p, in_norm, 0, 0, 0, 0, 0, 0, 0, 0, 0, MOE_EPI_LEVELS, MOE_EPI_LEVELS, MOE_EPI_LEVELS}
 static const moe_ep_machine moe_epi_machines[MOE_EPI_MACHINES] = {
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, MOE_EPI_MIB(81559), 3.35e12, {989e12, 1979e12, 989e12},
+     {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 80e9, 3.35e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, MOE_EPI_MIB(81559), 3.35e12, {989e12, 1979e12, 989e12},
+     {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0), MOE_EPI_LINK(38e-6, 160e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 145e9, 44e9, 0, 0), MOE_EPI_LINK(54e-6, 145e9, 44e9, 0, 0)},
-    {NULL, NULL, 8, 96e9, 4.0e12, {148e12, 296e12, 148e12}, {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, MOE_EPI_MIB(97871), 4.0e12, {148e12, 296e12, 148e12},
+     {8e-6, 0.80, 0.80, 6, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 141e9, 4.8e12, {989e12, 1979e12, 989e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, MOE_EPI_MIB(143771), 4.8e12, {989e12, 1979e12, 989e12},
+     {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0), MOE_EPI_LINK(22e-6, 250e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 290e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 290e9, 46e9, 2, 0)},
-    {NULL, NULL, 8, 180e9, 8.0e12, {2250e12, 4500e12, 9000e12}, {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, MOE_EPI_MIB(183359), 7.7e12, {2250e12, 4500e12, 9000e12},
+     {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0), MOE_EPI_LINK(12e-6, 460e9, 48e9, 0, 0),
      MOE_EPI_LINK(36e-6, 460e9, 46e9, 2, 0), MOE_EPI_LINK(54e-6, 460e9, 46e9, 2, 0)},
-    {NULL, NULL, 72, 186e9, 8.0e12, {2500e12, 5000e12, 10000e12},
+    {NULL, NULL, 72, MOE_EPI_MIB(189471), 8.0e12, {2500e12, 5000e12, 10000e12},
      {10e-6, 0.88, 0.62, 2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1),
      MOE_EPI_LINK(17e-6, 695e9, 48e9, 0, 0), MOE_EPI_LINK(31.5e-6, 635e9, 48e9, 1.5, 1)},
-    {NULL, NULL, 8, 96e9, 1597e9, {500e12, 1000e12, 2000e12}, {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {NULL, NULL, 8, MOE_EPI_MIB(97887), 1597e9, {500e12, 1000e12, 2000e12},
+     {10e-6, 0.88, 0.62, 2, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0},
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0),
      MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0), MOE_EPI_LINK(20e-6, 16e9, 16e9, 0, 0)}
 };
 #undef MOE_EPI_LINK
 #undef MOE_EPI_LEVELS
+#undef MOE_EPI_MIB
 
 /* clang-format on */
 

@@ -866,36 +866,37 @@ TEST(every_field_of_every_model)
     m = moe_ep_model_phi_tiny_moe(), is_published(&m, &published[14]);
 }
 
-/* Data sheets and fits, in the units they are quoted in: devices in reach of the fast links; GB and TB/s; TFLOP/s in
- * bf16, fp8, fp4; launch us, shares of bandwidth and peak, exponent, tile of the products; then us, GB/s inside and
- * between nodes, exponent, whether the latency is in the norm: low-latency out and back, normal out and back. */
+/* Data sheets and fits, in the units they are quoted in: devices in reach of the fast links; MiB that nvidia-smi prints
+ * ("NVIDIA H800 ... 3MiB / 81559MiB"); TB/s; TFLOP/s in bf16, fp8, fp4; launch us, shares of bandwidth and peak,
+ * exponent, tile of the products; then us, GB/s inside and between nodes, exponent, whether the latency is in the norm:
+ * low-latency out and back, normal out and back. */
 static const struct published_machine {
     const char *name;
     int32_t near;
-    double GB, TBps, tflops[3], gemm[4];
+    double MiB, TBps, tflops[3], gemm[4];
     int32_t tile;
     double link[4][5];
 } machines[7] = {
     /* aiconfigurator h100_sxm; InferSim's H800 products; aiconfigurator's DeepEP tables */
-    {"h100", 8, 80, 3.35, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
+    {"h100", 8, 81559, 3.35, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
      {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
     /* InferSim's H800 products; DeepEP's published tables: 160 GB/s NVLink, 48 of a 50 GB/s NIC */
-    {"h800", 8, 80, 3.35, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
+    {"h800", 8, 81559, 3.35, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
      {{38, 160, 48, 0, 0}, {38, 160, 48, 0, 0}, {36, 145, 44, 0, 0}, {54, 145, 44, 0, 0}}},
     /* InferSim's hardware file and H20 products; links of H100 */
-    {"h20", 8, 96, 4.0, {148, 296, 148}, {8, 0.80, 0.80, 6}, 64,
+    {"h20", 8, 97871, 4.0, {148, 296, 148}, {8, 0.80, 0.80, 6}, 64,
      {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
-    /* aiconfigurator h200_sxm: H100 with 141 GB at 4.8 TB/s */
-    {"h200", 8, 141, 4.8, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
+    /* aiconfigurator h200_sxm: H100 with more memory at 4.8 TB/s */
+    {"h200", 8, 143771, 4.8, {989, 1979, 989}, {10, 0.88, 0.62, 2}, 64,
      {{22, 250, 48, 0, 0}, {22, 250, 48, 0, 0}, {36, 290, 46, 2, 0}, {54, 290, 46, 2, 0}}},
-    /* B200's data sheet; aiconfigurator's NVLink tables, 400 Gb/s NIC */
-    {"b200", 8, 180, 8.0, {2250, 4500, 9000}, {10, 0.88, 0.62, 2}, 128,
+    /* Blackwell's data sheet: 7.7 TB/s in an HGX B200, 8 in a GB200; aiconfigurator's NVLink tables, 400 Gb/s NIC */
+    {"b200", 8, 183359, 7.7, {2250, 4500, 9000}, {10, 0.88, 0.62, 2}, 128,
      {{12, 460, 48, 0, 0}, {12, 460, 48, 0, 0}, {36, 460, 46, 2, 0}, {54, 460, 46, 2, 0}}},
     /* aiconfigurator gb200; TensorRT-LLM blog 18, one-sided: the same kernels for small and large batches */
-    {"gb200", 72, 186, 8.0, {2500, 5000, 10000}, {10, 0.88, 0.62, 2}, 128,
+    {"gb200", 72, 189471, 8.0, {2500, 5000, 10000}, {10, 0.88, 0.62, 2}, 128,
      {{17, 695, 48, 0, 0}, {31.5, 635, 48, 1.5, 1}, {17, 695, 48, 0, 0}, {31.5, 635, 48, 1.5, 1}}},
-    /* LLMServingSim's cluster file: 96 GB at 1597 GB/s, one link of 16 GB/s and 20000 ns */
-    {"rtxpro6000", 8, 96, 1.597, {500, 1000, 2000}, {10, 0.88, 0.62, 2}, 64,
+    /* LLMServingSim's cluster file: 1597 GB/s, one link of 16 GB/s and 20000 ns */
+    {"rtxpro6000", 8, 97887, 1.597, {500, 1000, 2000}, {10, 0.88, 0.62, 2}, 64,
      {{20, 16, 16, 0, 0}, {20, 16, 16, 0, 0}, {20, 16, 16, 0, 0}, {20, 16, 16, 0, 0}}}};
 
 static void is_machine(const moe_ep_machine *c, int i)
@@ -905,7 +906,7 @@ static void is_machine(const moe_ep_machine *c, int i)
     link[0] = &c->ll_dispatch, link[1] = &c->ll_combine, link[2] = &c->normal_dispatch, link[3] = &c->normal_combine;
     CHECK_STR(c->name, machines[i].name);
     CHECK_I64(c->devices_per_node, machines[i].near);
-    CHECK_NEAR(c->memory_bytes, machines[i].GB * 1e9, 1e-15, 0);
+    CHECK_NEAR(c->memory_bytes, machines[i].MiB * 1024 * 1024, 1e-15, 0);
     CHECK_NEAR(c->memory_Bps, machines[i].TBps * 1e12, 1e-15, 0);
     for (k = 0; k < 3; k++) CHECK_NEAR(c->flops[k], machines[i].tflops[k] * 1e12, 1e-15, 0);
     CHECK_NEAR(c->gemm.t0_s, machines[i].gemm[0] * 1e-6, 1e-15, 0);
