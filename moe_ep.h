@@ -2286,9 +2286,12 @@ typedef struct moe_ep_model {
     int64_t index_flops;        /* in FP8, per token and token of its context in such a layer: choosing these tokens,
                                    2 * index heads * head size; 0, as index_bytes: the last ones, a sliding window */
     double index_bytes;         /* cache of a token that choosing reads, and that such a layer has besides kv_elems */
+    double shared_weight_bytes;    /* per weight of the shared experts, 0 = weight_bytes              */
+    double embedding_weight_bytes; /* per weight of both embeddings, 0 = other_weight_bytes           */
 } moe_ep_model;
 
-/* Published shapes; `source` names where they are from.  Constant time, no errors.
+/* Published shapes; `source` names where they are from.  Embeddings have 2 bytes a weight in all, as in the FP8
+ * checkpoints of DeepSeek-V3 and Kimi-K2.  Constant time, no errors.
  * Example: moe_ep_model_deepseek_v3().num_experts is 256. */
 MOE_EP_API moe_ep_model moe_ep_model_deepseek_v3(void);
 MOE_EP_API moe_ep_model moe_ep_model_deepseek_v2(void);
@@ -2310,10 +2313,12 @@ MOE_EP_API const char *moe_ep_model_preset_name(int32_t i);
 
 /* Finds a preset by name: the longest preset name that `name` begins with, whatever the case, '-', '_', '.' and
  * blanks, and whatever stands before the last '/'.  A number must end where the preset's does: "v30" is not "v3", nor
- * is "v32" "v3.2".  Words behind it name the number format: BF16, FP8, INT8 and W8A8, FP4 and NVFP4, MXFP4, AWQ, GPTQ
- * and INT4 (weights of 4 bits, products in bf16; so are those of Kimi-K2-Thinking).
+ * is "v32" "v3.2".  Words behind it name the number format: BF16, FP8, INT8 and W8A8, FP4 and NVFP4 (the rest in bf16;
+ * of DeepSeek-R1-FP4-v2 1 byte), MXFP4, AWQ, GPTQ, INT4 and W4A16 (weights of 4 bits, products in bf16; so are the
+ * routed experts of Kimi-K2-Thinking, K2.5, K2.6 and K2.7, whose other weights are bf16).
  * Errors: NULL, CONFIG (no such name; Distill: that is another model).  O(presets).
- * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8" gives E = 128, K = 8, 1 byte a weight. */
+ * Example: "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8" gives E = 128, K = 8, 1 byte a weight; "moonshotai/Kimi-K2.5" gives
+ * 0.5625, 4 bits and a bf16 scale for each 32, and 2 for shared experts. */
 MOE_EP_API moe_ep_status moe_ep_model_by_name(const char *name, moe_ep_model *out, moe_ep_error *err);
 
 /* How many weights, in numbers of parameters. */
@@ -2844,7 +2849,7 @@ typedef struct moe_ep_memory_result {
  * Example: Qwen3-30B-A3B in bf16 on 1 and on 2 devices: routed 57.98 and 28.99 GB.  DeepSeek-V3, num_devices 1, all
  * three kinds of tensor parallelism 8 (--tp-size 8 on 8 devices): routed 81738596352 bytes as with num_devices 8 and
  * whole experts, shared 319291392.  DeepSeek-V3.2 with kv_elems 656 and kv_bytes 1: 48068 bytes a token (SGLang #11309:
- * 43.67 GiB for 975424). */
+ * 43.67 GiB for 975424).  DeepSeek-V3 in FP8: other_bytes 16309223424, 3706716160 of them embeddings of 2 bytes. */
 MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_memory_result *out, moe_ep_error *err);
 
 /* Bytes of DeepEP's low-latency buffer: max_tokens per device, slots over all devices.  combine_scales 0: combine
@@ -19859,35 +19864,35 @@ static const char moe_epi_model_text[MOE_EPI_MODELS][2][136] = {
 
 static const moe_ep_model moe_epi_models[MOE_EPI_MODELS] = {
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 0, 0, 0, 0},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 187105280, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 0, 0, 0, 0},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 61, 58, 256, 8, 8, 4, 1, 7168, 2048, 2048, 18432, 0, 129280, 0, 201064448, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 2048, 61, 16384, 132},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 278528, 2048, 61, 16384, 132, 0, 2},
     {NULL, NULL, 60, 59, 160, 6, 8, 3, 2, 5120, 1536, 1536, 12288, 0, 102400, 0, 149225472, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 278528, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 278528, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 27, 26, 64, 6, 1, 1, 2, 2048, 1408, 1408, 10944, 0, 102400, 0, 13762560, 576,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 34816, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 34816, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 61, 60, 384, 8, 1, 1, 1, 7168, 2048, 2048, 18432, 0, 163840, 0, 101122048, 576,
-     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 139264, 0, 0, 0, 0},
+     MOE_EP_MATH_FP8, 1, 1, 1, 2, 2, 139264, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 94, 94, 128, 8, 1, 1, 0, 4096, 1536, 0, 0, 0, 151936, 0, 71303168, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 32768, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 32768, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 48, 48, 128, 8, 1, 1, 0, 2048, 768, 0, 0, 0, 151936, 0, 18874368, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 24, 24, 60, 4, 1, 1, 1, 2048, 1408, 5632, 0, 0, 151936, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 32, 32, 8, 2, 1, 1, 0, 4096, 14336, 0, 0, 0, 32000, 0, 41943040, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 16384, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 56, 56, 8, 2, 1, 1, 0, 6144, 16384, 0, 0, 0, 32768, 0, 88080384, 2048,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 24576, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 24576, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 36, 36, 128, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384, 128, 18, 0, 0},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384, 128, 18, 0, 0, 0, 2},
     {NULL, NULL, 24, 24, 32, 4, 1, 1, 0, 2880, 2880, 0, 0, 0, 201088, 0, 26542080, 1024,
-     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384, 128, 12, 0, 0},
+     MOE_EP_MATH_BF16, 0.53125, 2, 2, 2, 2, 16384, 128, 12, 0, 0, 0, 2},
     {NULL, NULL, 16, 16, 64, 8, 1, 1, 0, 2048, 1024, 0, 0, 0, 50304, 0, 16777216, 4096,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0},
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0, 0, 2},
     {NULL, NULL, 32, 32, 16, 2, 1, 1, 0, 4096, 448, 0, 0, 0, 32064, 0, 20971520, 1024,
-     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0}
+     MOE_EP_MATH_BF16, 2, 2, 2, 2, 2, 8192, 0, 0, 0, 0, 0, 2}
 };
 
 enum { MOE_EPI_H100, MOE_EPI_H800, MOE_EPI_H20, MOE_EPI_H200, MOE_EPI_B200, MOE_EPI_GB200, MOE_EPI_RTX,
@@ -20129,35 +20134,47 @@ static int moe_epi_name_has(const char *name, const char *word)
     return 0;
 }
 
-/* Bytes that a checkpoint's name tells of; 0 = as in the preset.  4 bits have a scale for each 128 (AWQ, GPTQ: 16 bits
- * and a zero of 4), 16 (NVFP4: 8 bits) or 32 weights (MXFP4: 8 bits; Kimi-K2-Thinking: 16). */
+/* Bytes that a checkpoint's name tells of; other 0 and shared -1 = as before, shared 0 = as the routed experts.  4 bits
+ * have a scale for each 128 (AWQ, GPTQ: 16 bits and a zero of 4; W4A16: 16 bits), 16 (NVFP4: 8 bits) or 32 weights
+ * (MXFP4: 8 bits; Kimi-K2-Thinking, K2.5 to K2.7: 16).  NVIDIA's NVFP4 leaves attention, router and embeddings in bf16,
+ * and K2.5's shared experts; v2 of DeepSeek-R1 cuts the output projections to 4 bits, too: 1.05 bytes on average. */
 typedef struct moe_epi_format {
     char word[12];
     int32_t only; /* of this preset, -1 = of all */
     moe_ep_math math;
-    double weight, other, in;
+    double weight, other, shared, in;
 } moe_epi_format;
+
+enum { MOE_EPI_FORMATS = 17 };
 
 static void moe_epi_name_format(const char *name, int32_t preset, moe_ep_model *m)
 {
-    static const moe_epi_format formats[11] = {{"bf16", -1, MOE_EP_MATH_BF16, 2.0, 2.0, 2.0},
-                                               {"fp8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0},
-                                               {"w8a8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0},
-                                               {"awq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
-                                               {"gptq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
-                                               {"int4", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, 2.0},
-                                               {"thinking", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0},
-                                               {"fp4", -1, MOE_EP_MATH_FP4, 0.5625, 0.0, 0.5625},
-                                               {"nvfp4", -1, MOE_EP_MATH_FP4, 0.5625, 0.0, 0.5625},
-                                               {"mxfp4", -1, MOE_EP_MATH_BF16, 0.53125, 0.0, 2.0},
-                                               {"int8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 1.0}};
+    static const moe_epi_format formats[MOE_EPI_FORMATS] = {
+        {"thinking", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0, 2.0},
+        {"5", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0, 2.0},
+        {"6", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0, 2.0},
+        {"7", MOE_EPI_K2, MOE_EP_MATH_BF16, 0.5625, 2.0, 2.0, 2.0},
+        {"bf16", -1, MOE_EP_MATH_BF16, 2.0, 2.0, 0.0, 2.0},
+        {"fp8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 0.0, 1.0},
+        {"w8a8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 0.0, 1.0},
+        {"awq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, -1.0, 2.0},
+        {"gptq", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, -1.0, 2.0},
+        {"int4", -1, MOE_EP_MATH_BF16, 0.51953125, 0.0, -1.0, 2.0},
+        {"w4a16", -1, MOE_EP_MATH_BF16, 0.515625, 0.0, -1.0, 2.0},
+        {"fp4", -1, MOE_EP_MATH_FP4, 0.5625, 2.0, -1.0, 0.5625},
+        {"nvfp4", -1, MOE_EP_MATH_FP4, 0.5625, 2.0, -1.0, 0.5625},
+        {"fp4-v2", MOE_EPI_R1, MOE_EP_MATH_FP4, 0.5625, 1.0, -1.0, 0.5625},
+        {"nvfp4-v2", MOE_EPI_R1, MOE_EP_MATH_FP4, 0.5625, 1.0, -1.0, 0.5625},
+        {"mxfp4", -1, MOE_EP_MATH_BF16, 0.53125, 0.0, -1.0, 2.0},
+        {"int8", -1, MOE_EP_MATH_FP8, 1.0, 1.0, 0.0, 1.0}};
     int32_t i;
-    for (i = 0; i < 11; i++) { /* GPTQ-Int8: the later row */
+    for (i = 0; i < MOE_EPI_FORMATS; i++) { /* GPTQ-Int8, Kimi-K2.5-NVFP4: the later row */
         if ((formats[i].only >= 0 && formats[i].only != preset) || !moe_epi_name_has(name, formats[i].word)) continue;
         m->math = formats[i].math;
         m->weight_bytes = formats[i].weight;
         m->in_bytes = formats[i].in;
         if (formats[i].other > 0.0) m->other_weight_bytes = formats[i].other;
+        if (formats[i].shared >= 0.0) m->shared_weight_bytes = formats[i].shared;
     }
 }
 
@@ -20268,6 +20285,8 @@ static moe_ep_status moe_epi_check_model(const moe_ep_model *m, moe_ep_error *er
     MOE_EPI_TRY(moe_epi_at_least(m->index_flops, 0, "model.index_flops", err));
     MOE_EPI_TRY(moe_epi_amount(m->index_bytes, "model.index_bytes", err));
     MOE_EPI_TRY(moe_epi_amount(m->other_weight_bytes, "model.other_weight_bytes", err));
+    MOE_EPI_TRY(moe_epi_amount(m->shared_weight_bytes, "model.shared_weight_bytes", err));
+    MOE_EPI_TRY(moe_epi_amount(m->embedding_weight_bytes, "model.embedding_weight_bytes", err));
     return moe_epi_amount(m->kv_bytes, "model.kv_bytes", err);
 }
 
@@ -22043,13 +22062,16 @@ static double moe_epi_layer_shared(const moe_epi_layer *y, double share)
     moe_epi_work w;
     double mem_s, flop_s, rows = ceil(y->tokens * share), width;
     int32_t inter = moe_epi_shared_inter(y->model);
+    moe_ep_model m;
     if (y->model->num_shared == 0) return 0.0;
-    width = (double)y->model->num_shared * (double)inter;
+    m = *y->model;
+    m.weight_bytes = moe_epi_or(m.shared_weight_bytes, m.weight_bytes);
+    width = (double)m.num_shared * (double)inter;
     w.rows = (int64_t)rows;
     w.padded = moe_epi_pad(w.rows, y->machine->gemm.tile);
     w.slots = w.active = 1;
     w.batch = 0.0;
-    return moe_epi_experts_time(y->model, y->machine, &w, width, &mem_s, &flop_s);
+    return moe_epi_experts_time(&m, y->machine, &w, width, &mem_s, &flop_s);
 }
 
 /* All devices in one part of the batch. */
@@ -22565,11 +22587,12 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     slot = (double)p.expert * moe_epi_fullest_cut((double)desc->model->inter, desc->expert_tensor_parallel);
     r.routed_bytes = (double)r.slots * slot * weight * (double)desc->model->num_moe_layers;
     r.redundant_bytes = (double)(r.slots - fair) * slot * weight * (double)desc->model->num_moe_layers;
-    r.shared_bytes = (double)p.shared * weight *
+    r.shared_bytes = (double)p.shared * moe_epi_or(desc->model->shared_weight_bytes, weight) *
                      moe_epi_fullest_cut((double)desc->model->num_shared * (double)moe_epi_shared_inter(desc->model),
                                  desc->shared_tensor_parallel);
     r.router_bytes = (double)p.router * other;
-    r.other_bytes = ((double)p.attention + (double)p.dense + (double)p.embedding) * other / tp;
+    r.other_bytes = (((double)p.attention + (double)p.dense) * other +
+                     (double)p.embedding * moe_epi_or(desc->model->embedding_weight_bytes, other)) / tp;
     r.buffer_bytes = (double)desc->buffer_bytes;
     r.total_bytes = r.routed_bytes + r.shared_bytes + r.router_bytes + r.other_bytes +
                     r.buffer_bytes + desc->reserve_bytes;
@@ -30184,10 +30207,15 @@ static double moe_epi_roof(const moe_ep_machine *c, moe_ep_math math, double byt
 }
 
 /* What all but the experts are multiplied in: checkpoints of 4 bits have them in bf16 or FP8. */
+static moe_ep_math moe_epi_math_of(const moe_ep_model *m, double bytes)
+{
+    if (bytes >= 2.0) return MOE_EP_MATH_BF16;
+    return m->math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : m->math;
+}
+
 static moe_ep_math moe_epi_other_math(const moe_ep_model *m)
 {
-    if (moe_epi_or(m->other_weight_bytes, 2.0) >= 2.0) return MOE_EP_MATH_BF16;
-    return m->math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : m->math;
+    return moe_epi_math_of(m, moe_epi_or(m->other_weight_bytes, 2.0));
 }
 
 /* tokens of so many sequences, whose cache is read once for all of a sequence's. */
@@ -30538,10 +30566,13 @@ static double moe_epi_sweep_other(const moe_epi_sweep *w, int32_t i)
 {
     const moe_ep_model *m = w->d->model;
     double dense = (double)(moe_epi_layers(m) - m->num_moe_layers);
-    double weights = dense * 3.0 * (double)m->hidden * (double)m->dense_inter + (double)m->vocab * (double)m->hidden;
+    double weights = dense * 3.0 * (double)m->hidden * (double)m->dense_inter;
+    double other = moe_epi_or(m->other_weight_bytes, 2.0);
+    double head = (double)m->vocab * (double)m->hidden, twice = 2.0 * (double)w->d->tokens[i];
     return w->d->other_s + dense * moe_epi_sweep_attention(w, i, 0) +
-           moe_epi_roof(w->d->machine, moe_epi_other_math(m), weights * moe_epi_or(m->other_weight_bytes, 2.0),
-                        2.0 * weights * (double)w->d->tokens[i]);
+           moe_epi_roof(w->d->machine, moe_epi_other_math(m), weights * other, weights * twice) +
+           moe_epi_roof(w->d->machine, moe_epi_math_of(m, moe_epi_or(m->embedding_weight_bytes, other)),
+                        head * moe_epi_or(m->embedding_weight_bytes, other), head * twice);
 }
 
 /* Kernels of high throughput, whose buffers do not grow with tokens times experts. */

@@ -165,9 +165,16 @@ static void settle_weights(cli_inspect *x)
         m->in_bytes = like.in_bytes;
         m->weight_bytes = i == 2 ? 4.0 : like.weight_bytes;
         m->other_weight_bytes = i == 2 ? 4.0 : like.other_weight_bytes;
+        m->shared_weight_bytes = like.shared_weight_bytes;
+        m->embedding_weight_bytes = i == 2 ? 4.0 : like.embedding_weight_bytes;
     }
-    cli_note(&x->setup, "Bytes of a weight: %g in experts, %g elsewhere%s; products in %s.%s", m->weight_bytes,
-             m->other_weight_bytes, x->weights || !x->setup.model_name ? "" : ", as published",
+    cli_note(&x->setup, "Bytes of a weight: %g in experts%s, %g elsewhere%s%s; products in %s.%s", m->weight_bytes,
+             m->shared_weight_bytes > 0.0 ? cli_keep(cli_format(" (%g in shared ones)", m->shared_weight_bytes)) : "",
+             m->other_weight_bytes,
+             m->embedding_weight_bytes > m->other_weight_bytes
+                 ? cli_keep(cli_format(" (%g in embeddings)", m->embedding_weight_bytes))
+                 : "",
+             x->weights || !x->setup.model_name ? "" : ", as published",
              math[m->math], x->weights ? "" : " --weights changes it.");
     cli_check(moe_ep_params(m, &x->params, &err), &err, "model");
     if ((double)x->params.total > 1e15)

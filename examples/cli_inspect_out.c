@@ -22,19 +22,22 @@ static void list_figures(const cli_inspect *x, figure *list)
     const moe_ep_memory_result *r = &x->memory;
     const moe_ep_ep_vs_tp_result *a = &x->against;
     double w = x->setup.model.weight_bytes, o = x->setup.model.other_weight_bytes, expert = (double)p->expert;
-    double slot = expert * x->setup.model.num_moe_layers, experts = (double)(p->routed + p->shared);
+    double shared = x->setup.model.shared_weight_bytes > 0.0 ? x->setup.model.shared_weight_bytes : w;
+    double embedding = x->setup.model.embedding_weight_bytes;
+    double slot = expert * x->setup.model.num_moe_layers, rest = (double)(p->router + p->dense + p->attention);
     double token = x->setup.model.kv_bytes * x->kv_on_device * x->setup.model.num_layers +
                    x->setup.model.index_bytes * x->setup.model.window_layers;
     const figure all[FIGURES] = {
         {PARAMS, "expert", "one expert", expert, expert * w},
         {PARAMS, "layer", "experts of a layer", (double)p->layer, (double)p->layer * w},
         {PARAMS, "routed", "routed experts", (double)p->routed, (double)p->routed * w},
-        {PARAMS, "shared", "shared experts", (double)p->shared, (double)p->shared * w},
+        {PARAMS, "shared", "shared experts", (double)p->shared, (double)p->shared * shared},
         {PARAMS, "router", "router", (double)p->router, (double)p->router * o},
         {PARAMS, "dense", "dense layers", (double)p->dense, (double)p->dense * o},
         {PARAMS, "attention", "attention", (double)p->attention, (double)p->attention * o},
-        {PARAMS, "embedding", "embeddings", (double)p->embedding, (double)p->embedding * o},
-        {PARAMS, "total", "total", (double)p->total, experts * w + ((double)p->total - experts) * o},
+        {PARAMS, "embedding", "embeddings", (double)p->embedding, (double)p->embedding * embedding},
+        {PARAMS, "total", "total", (double)p->total,
+         (double)p->routed * w + (double)p->shared * shared + rest * o + (double)p->embedding * embedding},
         {PARAMS, "redundant_slot", "one redundant slot", slot, slot * w},
         {PARAMS, "active", "active for a token", (double)p->active, -1.0},
         {MEMORY, "routed_bytes", "experts", r->routed_bytes, 0.0},

@@ -2941,10 +2941,13 @@ static void part_by_hand(const hand_layer *y, const int64_t *slot_rows, int half
         stages->combine_s = fmax(stages->combine_s, t->combine_s);
     }
     shared_rows = ceil(y->tokens * share);
-    if (d->model->num_shared > 0)
+    if (d->model->num_shared > 0) {
+        moe_ep_model shared = *d->model;
+        shared.weight_bytes = either(shared.shared_weight_bytes, shared.weight_bytes);
         stages->shared_s = experts_by_hand(
-            d->model, d->machine, (double)d->model->num_shared * either(d->model->shared_inter, d->model->inter), 1, 1,
+            &shared, d->machine, (double)shared.num_shared * either(shared.shared_inter, shared.inter), 1, 1,
             shared_rows, (double)padded_by_hand((int64_t)shared_rows, d->machine->gemm.tile), 0, &memory, &flop);
+    }
     stages->attention_s = half ? d->attention_half_s : d->attention_s;
     *even = *stages;
     if (y->D == 1) return;
@@ -3072,6 +3075,8 @@ static void drawn_world(uint64_t *s, moe_ep_model *m, moe_ep_machine *c)
     m->math = (moe_ep_math)t_below(s, 3);
     m->weight_bytes = drawn(s, 1);
     m->other_weight_bytes = drawn(s, 1);
+    m->shared_weight_bytes = drawn(s, 1);
+    m->embedding_weight_bytes = drawn(s, 1);
     m->in_bytes = drawn(s, 1);
     m->out_bytes = drawn(s, 1);
     m->kv_bytes = drawn(s, 1);
@@ -3853,9 +3858,11 @@ TEST(parameters_and_memory_by_hand)
         CHECK_I64(r.slots, ceil(P / D));
         CHECK_NEAR(r.routed_bytes, ceil(P / D) * expert, 1e-12, 0);
         CHECK_NEAR(r.redundant_bytes, (ceil(P / D) - ceil(E / D)) * expert, 1e-12, 0);
-        CHECK_NEAR(r.shared_bytes, shared * weight, 1e-12, 0);
+        CHECK_NEAR(r.shared_bytes, shared * either(m.shared_weight_bytes, weight), 1e-12, 0);
         CHECK_NEAR(r.router_bytes, H * E * L * other, 1e-12, 0);
-        CHECK_NEAR(r.other_bytes, (double)(p.attention + p.dense + p.embedding) * other / tp, 1e-12, 0);
+        rest = (double)(p.attention + p.dense) * other;
+        rest += (double)p.embedding * either(m.embedding_weight_bytes, other);
+        CHECK_NEAR(r.other_bytes, rest / tp, 1e-12, 0);
         CHECK_NEAR(r.buffer_bytes, (double)d.buffer_bytes, 0, 0);
         CHECK_NEAR(r.total_bytes,
                    r.routed_bytes + r.shared_bytes + r.router_bytes + r.other_bytes + r.buffer_bytes + d.reserve_bytes,

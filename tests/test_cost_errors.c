@@ -91,6 +91,9 @@ TEST(models_one_field_at_a_time)
     BAD(m.index_bytes = NAN, m.index_bytes = 0, P, MOE_EP_ERR_NAN, "model.index_bytes");
     BAD(m.weight_bytes = NAN, m.weight_bytes = 1, P, MOE_EP_ERR_NAN, "model.weight_bytes");
     BAD(m.other_weight_bytes = -1, m.other_weight_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.other_weight_bytes");
+    BAD(m.shared_weight_bytes = -1, m.shared_weight_bytes = 0, P, MOE_EP_ERR_NEGATIVE, "model.shared_weight_bytes");
+    BAD(m.embedding_weight_bytes = NAN, m.embedding_weight_bytes = 2, P, MOE_EP_ERR_NAN,
+        "model.embedding_weight_bytes");
     BAD(m.in_bytes = -1, m.in_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.in_bytes");
     BAD(m.out_bytes = -1, m.out_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.out_bytes");
     BAD(m.kv_bytes = -1, m.kv_bytes = 1, P, MOE_EP_ERR_NEGATIVE, "model.kv_bytes");
@@ -837,6 +840,8 @@ static void is_published(const moe_ep_model *m, const published_model *p)
     CHECK_NEAR(m->in_bytes, p->in, 0, 0);
     CHECK_NEAR(m->out_bytes, 2, 0, 0);
     CHECK_NEAR(m->kv_bytes, 2, 0, 0);
+    CHECK_NEAR(m->shared_weight_bytes, 0, 0, 0);
+    CHECK_NEAR(m->embedding_weight_bytes, 2, 0, 0); /* bf16 in the FP8 checkpoints, too */
     CHECK(strstr(m->source, "20") != NULL); /* the year it was published */
 }
 
@@ -991,28 +996,41 @@ TEST(names_of_presets)
     }
 }
 
-/* What a checkpoint's name says of its numbers. */
+/* What a checkpoint's name says of its numbers.  Kimi-K2.5 and K2.6 ship routed experts of 4 bits with a bf16 scale for
+ * each 32; self_attn, shared_experts, layer 0 and lm_head are in the ignore list of their config.json.  NVIDIA's
+ * hf_quant_config.json of DeepSeek-V3-0324-NVFP4 leaves out self_attn, mlp.gate, embed_tokens and lm_head. */
 TEST(formats_in_names)
 {
     static const struct {
         const char *said;
         moe_ep_math math;
-        double weight, other, in;
-    } name[] = {{"deepseek-v3", MOE_EP_MATH_FP8, 1, 1, 1},
-                {"unsloth/DeepSeek-V3-0324-BF16", MOE_EP_MATH_BF16, 2, 2, 2},
-                {"Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", MOE_EP_MATH_FP8, 1, 1, 1},
-                {"qwen3-30b-a3b_w8a8", MOE_EP_MATH_FP8, 1, 1, 1},
-                {"Qwen3-30B-A3B-GPTQ-Int8", MOE_EP_MATH_FP8, 1, 1, 1},
-                {"Qwen3-30B-A3B-GPTQ-Int4", MOE_EP_MATH_BF16, (4 + (16 + 4) / 128.) / 8, 2, 2},
-                {"TheBloke/Mixtral-8x7B-v0.1-AWQ", MOE_EP_MATH_BF16, (4 + 20 / 128.) / 8, 2, 2},
-                {"nvidia/DeepSeek-R1-FP4", MOE_EP_MATH_FP4, 4.5 / 8, 1, 4.5 / 8},
-                {"DeepSeek-R1-0528-NVFP4-v2", MOE_EP_MATH_FP4, 4.5 / 8, 1, 4.5 / 8},
-                {"deepseek-r1-mxfp4", MOE_EP_MATH_BF16, 4.25 / 8, 1, 2},
-                {"moonshotai/Kimi-K2-Thinking", MOE_EP_MATH_BF16, 4.5 / 8, 2, 2},
-                {"Qwen3-30B-A3B-Thinking-2507", MOE_EP_MATH_BF16, 2, 2, 2},
-                {"fp8/qwen3-30b-a3b", MOE_EP_MATH_BF16, 2, 2, 2},
-                {"qwen3-30b-a3b-fp8x", MOE_EP_MATH_BF16, 2, 2, 2},
-                {"qwen3-30b-a3b-xfp8-fp", MOE_EP_MATH_BF16, 2, 2, 2}};
+        double weight, other, in, shared;
+    } name[] = {{"deepseek-v3", MOE_EP_MATH_FP8, 1, 1, 1, 0},
+                {"unsloth/DeepSeek-V3-0324-BF16", MOE_EP_MATH_BF16, 2, 2, 2, 0},
+                {"Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", MOE_EP_MATH_FP8, 1, 1, 1, 0},
+                {"qwen3-30b-a3b_w8a8", MOE_EP_MATH_FP8, 1, 1, 1, 0},
+                {"Qwen3-30B-A3B-GPTQ-Int8", MOE_EP_MATH_FP8, 1, 1, 1, 0},
+                {"Qwen3-30B-A3B-GPTQ-Int4", MOE_EP_MATH_BF16, (4 + (16 + 4) / 128.) / 8, 2, 2, 0},
+                {"TheBloke/Mixtral-8x7B-v0.1-AWQ", MOE_EP_MATH_BF16, (4 + 20 / 128.) / 8, 2, 2, 0},
+                {"RedHatAI/Qwen3-30B-A3B-quantized.w4a16", MOE_EP_MATH_BF16, (4 + 16 / 128.) / 8, 2, 2, 0},
+                {"nvidia/DeepSeek-R1-FP4", MOE_EP_MATH_FP4, 4.5 / 8, 2, 4.5 / 8, 0},
+                {"nvidia/DeepSeek-V3-0324-NVFP4", MOE_EP_MATH_FP4, 4.5 / 8, 2, 4.5 / 8, 0},
+                {"nvidia/DeepSeek-R1-FP4-v2", MOE_EP_MATH_FP4, 4.5 / 8, 1, 4.5 / 8, 0},
+                {"DeepSeek-R1-0528-NVFP4-v2", MOE_EP_MATH_FP4, 4.5 / 8, 1, 4.5 / 8, 0},
+                {"deepseek-v3-nvfp4-v2", MOE_EP_MATH_FP4, 4.5 / 8, 2, 4.5 / 8, 0},
+                {"deepseek-r1-mxfp4", MOE_EP_MATH_BF16, 4.25 / 8, 1, 2, 0},
+                {"moonshotai/Kimi-K2-Thinking", MOE_EP_MATH_BF16, 4.5 / 8, 2, 2, 2},
+                {"moonshotai/Kimi-K2.5", MOE_EP_MATH_BF16, 4.5 / 8, 2, 2, 2},
+                {"kimi_k2.6", MOE_EP_MATH_BF16, 4.5 / 8, 2, 2, 2},
+                {"moonshotai/Kimi-K2.7-Code", MOE_EP_MATH_BF16, 4.5 / 8, 2, 2, 2},
+                {"nvidia/Kimi-K2.5-NVFP4", MOE_EP_MATH_FP4, 4.5 / 8, 2, 4.5 / 8, 2},
+                {"unsloth/Kimi-K2-Thinking-BF16", MOE_EP_MATH_BF16, 2, 2, 2, 0},
+                {"moonshotai/Kimi-K2-Instruct-0905", MOE_EP_MATH_FP8, 1, 1, 1, 0},
+                {"Qwen3-30B-A3B-Thinking-2507", MOE_EP_MATH_BF16, 2, 2, 2, 0},
+                {"qwen3-30b-a3b-5", MOE_EP_MATH_BF16, 2, 2, 2, 0},
+                {"fp8/qwen3-30b-a3b", MOE_EP_MATH_BF16, 2, 2, 2, 0},
+                {"qwen3-30b-a3b-fp8x", MOE_EP_MATH_BF16, 2, 2, 2, 0},
+                {"qwen3-30b-a3b-xfp8-fp", MOE_EP_MATH_BF16, 2, 2, 2, 0}};
     moe_ep_model m;
     size_t i;
     for (i = 0; i < sizeof name / sizeof name[0]; i++) {
@@ -1021,12 +1039,38 @@ TEST(formats_in_names)
         CHECK_NEAR(m.weight_bytes, name[i].weight, 0, 0);
         CHECK_NEAR(m.other_weight_bytes, name[i].other, 0, 0);
         CHECK_NEAR(m.in_bytes, name[i].in, 0, 0);
+        CHECK_NEAR(m.shared_weight_bytes, name[i].shared, 0, 0);
+        CHECK_NEAR(m.embedding_weight_bytes, 2, 0, 0);
         STOP_IF_FAILED("%s", name[i].said);
     }
     m.name = NULL;
     CHECK_I64(moe_ep_model_by_name("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", &m, &err), MOE_EP_ERR_CONFIG);
     CHECK(strstr(err.what, "distilled") != NULL && m.name == NULL);
     CHECK_I64(moe_ep_model_by_name("deepseek-r1-distilled", &m, &err), MOE_EP_OK);
+}
+
+/* 61 layers of attention, 3 dense ones, two embeddings of 129280 x 7168; Kimi-K2.5's 60 shared experts of 3 x 7168 x
+ * 2048 in bf16, of 4.5 bits where no more is said. */
+TEST(memory_of_checkpoints)
+{
+    moe_ep_memory_desc d;
+    moe_ep_memory_result r;
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    memset(&d, 0, sizeof d);
+    d.model = &m, d.num_devices = 8;
+    CHECK(moe_ep_memory(&d, &r, &err) == MOE_EP_OK);
+    CHECK_NEAR(r.other_bytes, 16309223424., 0, 0);
+    CHECK_NEAR(r.other_bytes - 3706716160., 61 * 187105280. + 3 * 3 * 7168. * 18432, 0, 0);
+    m.embedding_weight_bytes = 0; /* as the rest, 1 */
+    CHECK(moe_ep_memory(&d, &r, &err) == MOE_EP_OK);
+    CHECK_NEAR(r.other_bytes, 16309223424. - 3706716160. / 2, 0, 0);
+    CHECK(moe_ep_model_by_name("moonshotai/Kimi-K2.5", &m, &err) == MOE_EP_OK);
+    CHECK(moe_ep_memory(&d, &r, &err) == MOE_EP_OK);
+    CHECK_NEAR(r.shared_bytes, 2 * 60 * 44040192., 0, 0);
+    CHECK_NEAR(r.routed_bytes, 48 * 60 * 44040192. * 4.5 / 8, 0, 0);
+    m.shared_weight_bytes = 0;
+    CHECK(moe_ep_memory(&d, &r, &err) == MOE_EP_OK);
+    CHECK_NEAR(r.shared_bytes, 60 * 44040192. * 4.5 / 8, 0, 0);
 }
 
 /* The constants that the presets leave at 0, and counts beyond a number. */

@@ -615,6 +615,8 @@ static void draw_sweep(uint64_t *s, drawn_sweep *x)
     x->m.index_bytes = x->m.index_flops > 0 ? 1 + drawn_size(s, 10) : 0;
     x->m.weight_bytes = drawn_size(s, 2);
     x->m.other_weight_bytes = drawn_size(s, 2);
+    x->m.shared_weight_bytes = drawn_size(s, 2);
+    x->m.embedding_weight_bytes = drawn_size(s, 3);
     x->m.kv_bytes = drawn_size(s, 2);
     x->c = moe_ep_machine_h100();
     x->c.devices_per_node = (int32_t)t_below(s, 5);
@@ -786,7 +788,7 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     moe_ep_time_result t;
     moe_ep_device_time dev[12];
     moe_ep_split_desc split;
-    double most = 0, mean = 0, dense, weights, network;
+    double most = 0, mean = 0, dense, weights, head, network;
     int32_t l, r, k, L = sweep_layers(x), E = x->m.num_experts;
     memset(&split, 0, sizeof split);
     split.policy = x->d.split;
@@ -824,9 +826,12 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     s.tokens_per_pass = x->d.tokens_per_pass;
     s.rows_per_sequence = x->d.rows_per_sequence;
     dense = or_else(x->m.num_layers, x->m.num_moe_layers) - x->m.num_moe_layers;
-    weights = dense * 3 * x->m.hidden * x->m.dense_inter + (double)x->m.vocab * x->m.hidden;
+    weights = dense * 3 * x->m.hidden * x->m.dense_inter, head = (double)x->m.vocab * x->m.hidden;
     s.other_s = x->d.other_s + dense * s.layer.attention_s +
                 roof(x, weights * or_else(x->m.other_weight_bytes, 2), 2 * weights * (double)c->tokens);
+    s.other_s += roof_of(x, x->m.embedding_weight_bytes >= 2 ? MOE_EP_MATH_BF16 : x->m.math, /* 2 bytes: a bf16 */
+                         head * or_else(x->m.embedding_weight_bytes, or_else(x->m.other_weight_bytes, 2)),
+                         2 * head * (double)c->tokens);
     CHECK(moe_ep_step(&s, slot, &c->step, NULL, NULL) == MOE_EP_OK);
     k = x->c.devices_per_node > 0 ? x->c.devices_per_node : x->d.num_devices; /* of a node, whatever the EP */
     c->step.tokens_per_s_node = c->step.tokens_per_s_device * (k < x->d.num_devices ? k : x->d.num_devices);

@@ -149,7 +149,8 @@ _struct("moe_ep_model", """
     char *name, *source; int32_t num_layers, num_moe_layers, num_experts, top_k, num_groups, top_groups, num_shared,
     hidden, inter, shared_inter, dense_inter, ungated, vocab, tied; int64_t attention_params; int32_t kv_elems;
     moe_ep_math math; double weight_bytes, other_weight_bytes, in_bytes, out_bytes, kv_bytes; int64_t
-    attention_flops; int32_t attention_window, window_layers; int64_t index_flops; double index_bytes;""")
+    attention_flops; int32_t attention_window, window_layers; int64_t index_flops; double index_bytes,
+    shared_weight_bytes, embedding_weight_bytes;""")
 _struct("moe_ep_gemm", """
     double t0_s, mem_eff, flop_eff, p; int32_t tile; double expert_s, row_byte_s, t0_p, other_byte_s; int32_t
     other_reached, other_multiplied, small_tokens; double small_byte, small_t0;""")
