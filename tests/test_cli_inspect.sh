@@ -38,13 +38,15 @@ calc() { awk "BEGIN { printf \"%.17g\", $1 }"; }
 expert=$(calc '3 * 7168 * 2048') shared=$(calc '58 * 3 * 7168 * 2048') router=$(calc '58 * 256 * 7168')
 attention=$(calc '61 * (7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168)')
 dense=$(calc '3 * 3 * 7168 * 18432') embedding=$(calc '2 * 129280 * 7168')
-rest=$(calc "$attention + $dense + $embedding")
+# One byte a weight, two in the embeddings; nvidia-smi prints 143771MiB of an H200 and 81559MiB of an H100.
+rest=$(calc "$attention + $dense + 2 * $embedding") all=$(calc "$attention + $dense + $embedding")
+h200=$(calc '143771 * 1024 * 1024') h100=$(calc '81559 * 1024 * 1024')
 inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32
 are "DeepSeek-V3's parameters are those of its config" "parameters expert $expert" \
     "parameters layer $(calc "256 * $expert")" "parameters routed $(calc "58 * 256 * $expert")" \
     "parameters shared $shared" "parameters router $router" "parameters attention $attention" \
     "parameters dense $dense" "parameters embedding $embedding" \
-    "parameters total $(calc "58 * 256 * $expert + $shared + $router + $rest")" \
+    "parameters total $(calc "58 * 256 * $expert + $shared + $router + $all")" \
     "parameters active $(calc "58 * 8 * $expert + $shared + $router + $attention + $dense + 129280 * 7168")"
 are "a redundant slot takes 2.554 GB in fp8, over 58 layers" "bytes redundant_slot 2554331136"
 # DeepEP's buffer: 4 T P rows of the longest message, 2 H and a scale of 4 bytes for every 128, and the signals
@@ -53,24 +55,37 @@ total=$(calc "9 * 58 * $expert + $shared + $router + $rest + $buffer + 8e9")
 are "288 slots on 32 H200: every part of the memory" "slots_per_device 9" \
     "memory routed_bytes $(calc "9 * 58 * $expert")" "memory redundant_bytes $(calc "58 * $expert")" \
     "memory shared_bytes $shared" "memory router_bytes $router" "memory other_bytes $rest" \
-    "memory buffer_bytes $buffer" "memory reserve_bytes 8e9" "memory total_bytes $total" "memory_bytes 141e9" \
-    "memory kv_room_bytes $(calc "141e9 - $total")" "fits true" "legal true" \
-    "kv_tokens $(calc "int((141e9 - $total) / (61 * 576 * 2))")"
+    "memory buffer_bytes $buffer" "memory reserve_bytes 8e9" "memory total_bytes $total" "memory_bytes $h200" \
+    "memory kv_room_bytes $(calc "$h200 - $total")" "fits true" "legal true" \
+    "bytes embedding $(calc "2 * $embedding")" \
+    "kv_tokens $(calc "int(($h200 - $total) / (61 * 576 * 2))")" \
+    "bytes total $(calc "58 * 256 * $expert + $shared + $router + $rest")"
+at assumed | grep -qF '1 in experts, 1 elsewhere (2 in embeddings), as published; products in FP8.'
+result $? "and its number formats" "$tmp/out"
 smallest=$(awk -v rest="$(calc "$total - 9 * 58 * $expert")" -v slot="$(calc "58 * $expert")" 'BEGIN {
-    for (ep = 1; 288 % ep != 0 || 32 % ep != 0 || rest + 288 / ep * slot > 141e9; ep++) continue
+    for (ep = 1; 288 % ep != 0 || 32 % ep != 0 || rest + 288 / ep * slot > '"$h200"'; ep++) continue
     print ep }')
 are "the smallest EP that fits divides slots and devices and fits" "smallest_ep $smallest" "devices_needed null"
+
+# 97871MiB of an H20: beside DeepSeek-R1, 8 of them have room for 114,809 tokens; for 20,530 if they had 96e9 bytes
+inspect --model deepseek-r1 --machine h20 --devices 8 --tp 8 --ep 8 --tokens 8
+buffer8=$(calc '4 * 8 * 256 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 257 + 127) / 128)')
+room=$(calc "102625181696 - 32 * 58 * $expert - $shared - $router - $rest / 8 - $buffer8 - 8e9")
+are "DeepSeek-R1 on 8 H20" "memory_bytes 102625181696" "kv_tokens $(calc "int($room / 70272)")" "kv_tokens 114809"
 
 inspect --model deepseek-v3 --machine h200 --devices 32 --slots 288 --tp 8 --memory 80 --reserve-gb 20
 are "TP 8 shares the attention, --memory and --reserve-gb count" "tp 8" "dp 4" "redundant 32" \
     "memory other_bytes $(calc "$rest / 8")" "memory_bytes 80e9" \
     "memory total_bytes $(calc "$total - 7 * $rest / 8 + 12e9")"
 inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32 --weights bf16
-are "bf16 doubles what is weights" "memory total_bytes $(calc "2 * ($total - $buffer - 8e9) + $buffer + 8e9")" \
+are "bf16 doubles what is weights" \
+    "memory total_bytes $(calc "2 * ($total - $embedding - $buffer - 8e9) + $buffer + 8e9")" \
     "bytes expert $(calc "2 * $expert")"
 inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32 --weights mxfp4
 are "mxfp4: experts of 17 / 32 bytes, the rest bf16" "memory routed_bytes $(calc "9 * 58 * $expert * 17 / 32")" \
-    "memory other_bytes $(calc "2 * $rest")"
+    "memory other_bytes $(calc "2 * $all")"
+inspect --model deepseek-v3 --machine h200 --devices 32 --redundant 32 --weights f32
+are "f32: the embeddings as the rest" "memory other_bytes $(calc "4 * $all")"
 # what a checkpoint's name says and --weights are the same
 for pair in nvfp4,NVFP4 nvfp4,FP4 int8,INT8 fp8,FP8 mxfp4,MXFP4; do
     inspect --model "qwen3-235b-a22b-${pair#*,}" --machine b200 --devices 8
@@ -85,6 +100,16 @@ result $? "and FP4 is called FP4" "$tmp/out"
 # other layers keep the share that has an indexer, of 132 bytes a token: here all
 inspect --model deepseek-v3.2 --layers 17 --machine h200 --devices 32
 are "fewer layers, each with its indexer" "memory kv_token_bytes $(calc '20 * (2 * 576 + 132)')"
+# 60 layers of 384 experts of 4.5 bits; in bf16 the shared one, the router, the attention with 64 heads, the first layer
+# and the embeddings.
+inspect --model moonshotai/Kimi-K2.5 --machine h200 --devices 8
+k2=$(calc '7168 * 1536 + 1536 * 64 * 192 + 7168 * 576 + 512 * 64 * 256 + 64 * 128 * 7168')
+k2=$(calc "2 * (61 * $k2 + 3 * 7168 * 18432 + 2 * 163840 * 7168)")
+are "Kimi-K2.5: experts of 4.5 bits, the shared one of bf16" \
+    "memory routed_bytes $(calc "48 * 60 * $expert * 4.5 / 8")" "memory other_bytes $k2" \
+    "memory shared_bytes $(calc "2 * 60 * $expert")" "bytes shared $(calc "2 * 60 * $expert")"
+at assumed | grep -qF '0.5625 in experts (2 in shared ones), 2 elsewhere, as published; products in bf16.'
+result $? "and says so" "$tmp/out"
 inspect --model deepseek-v3 --machine h200 --devices 32 --tokens 512
 are "the normal kernels have no low-latency buffers" "memory buffer_bytes 0" "tokens_per_device 512"
 inspect --model qwen3-30b-a3b --machine h100 --devices 1
@@ -155,7 +180,7 @@ status "not legal, not asked" 0 --model deepseek-v3 --machine h200 --devices 24
 status "does not fit, not asked" 0 --model deepseek-v3 --machine h100 --devices 8
 status "does not fit" 3 --model deepseek-v3 --machine h100 --devices 8 --exit-code
 buffer=$(calc '4 * 64 * 256 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 257 + 127) / 128)')
-lack=$(calc "(32 * 58 * $expert + $shared + $router + $rest + $buffer + 8e9 - 80e9) / 1e9")
+lack=$(calc "(32 * 58 * $expert + $shared + $router + $rest + $buffer + 8e9 - $h100) / 1e9")
 grep -qF "$(printf '%.1f GB too much' "$lack")" "$tmp/out" && tr -s ' \n' ' ' <"$tmp/out" |
     grep -q 'The smallest EP that fits: none on these 8 devices; 16 such devices would do, at EP 16\.'
 result $? "it says how much is lacking" "$tmp/out"
@@ -203,17 +228,17 @@ done
 [ ! -s "$tmp/why" ] && [ $sizes -ge 20 ] && [ $none -ge 5 ]
 result $? "the smallest EP is legal and fits, smaller ones are not or do not ($sizes, $none times none)" "$tmp/why"
 # By hand, in 141 GB: DeepSeek-V2 at EP 4 has 40 experts of 2.784 GB in 59 layers and 34.5 GB beside them; Kimi-K2 at
-# EP 8 48 of 2.642 and 21 GB; DeepSeek-V3 at EP 4 64 of 2.554 GB.  Next of the divisors are 8, 16 and 8.
-inspect --model deepseek-v2 --machine h200 --devices 8
+# EP 8 48 of 2.642 and 24 GB; DeepSeek-V3 at EP 4 64 of 2.554 GB.  Next of the divisors are 8, 16 and 8.
+inspect --model deepseek-v2 --machine h200 --devices 8 --memory 141
 are "8 devices are not shared out by fives" "smallest_ep 8"
-inspect --model kimi-k2 --machine h200 --devices 16
+inspect --model kimi-k2 --machine h200 --devices 16 --memory 141
 are "16 devices are not shared out by twelves" "smallest_ep 16"
-inspect --model deepseek-v3 --machine h200 --devices 8 --uneven
+inspect --model deepseek-v3 --machine h200 --devices 8 --uneven --memory 141
 are "nor 8 by sixes where slots may be unequal" "smallest_ep 8"
 inspect --model deepseek-v3 --machine h200 --devices 8 --memory 80 --reserve-gb 0
 are "what 8 devices do not hold, 16 do" "smallest_ep null" "devices_needed 16" "devices_needed_ep 16"
 # 160 experts on 7 devices: EP 7 leaves slots over; EP 4 is too few, see above, and EP 5 holds 32 x 2.784 + 34.5 GB
-inspect --model deepseek-v2 --machine h200 --devices 7
+inspect --model deepseek-v2 --machine h200 --devices 7 --memory 141
 are "what 7 devices cannot share, 5 can" "smallest_ep null" "devices_needed 5" "devices_needed_ep 5"
 # --tp 3: 9 devices are no whole nodes of 8, EP 8 wants 24
 inspect --model deepseek-v3 --machine h200 --devices 3 --tp 3
@@ -261,7 +286,7 @@ presets=$("$cli" presets | grep -c ' experts, top-')
 result $? "which are all presets ($presets)"
 # DeepSeek-V3, TP 8: the cache stands whole on each, 512 sequences are in it
 buffer=$(calc '4 * 64 * 256 * (2 * 7168 + 4 * 56) + 2 * 128 * int((4 * 257 + 127) / 128)')
-room=$(calc "141e9 - (32 * 58 * $expert + $shared + $router + $rest / 8 + $buffer + 8e9)")
+room=$(calc "$h200 - (32 * 58 * $expert + $shared + $router + $rest / 8 + $buffer + 8e9)")
 inspect --model deepseek-v3 --machine h200 --devices 8 --tp 8
 are "TP 8: a cache for 512 sequences" "kv_tokens $(calc "int($room / (61 * 576 * 2))")" "sequences 512" \
     "kv_tokens_sequence $(calc "int($room / (61 * 576 * 2) / 512)")" "kv_heads 1"
@@ -371,7 +396,7 @@ are "normal kernels send a row once per device" \
 awk 'length > 80 || / $/' "$tmp/text" >"$tmp/why"
 [ ! -s "$tmp/why" ] && [ "$(wc -l <"$tmp/text")" -gt 40 ]
 result $? "the text keeps to 80 columns" "$tmp/why"
-grep -qE '^  one redundant slot +2,554,331,136    2.55 GB$' "$tmp/text" && grep -qE '^  total +54.2 GB$' "$tmp/text" &&
+grep -qE '^  one redundant slot +2,554,331,136    2.55 GB$' "$tmp/text" && grep -qE '^  total +56.0 GB$' "$tmp/text" &&
     grep -qE '^  wrong: .* \(0, 8\)$' "$tmp/text" && grep -q '^Taken for granted$' "$tmp/text"
 result $? "figures, reasons and what is taken for granted" "$tmp/text"
 "$cli" inspect --help | grep -q '^usage: moe-ep inspect' && "$cli" --help | grep -q '^  inspect '

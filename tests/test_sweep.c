@@ -688,11 +688,16 @@ static double roof_of(const drawn_sweep *x, moe_ep_math math, double bytes, doub
     return fmax(Bps > 0 ? bytes / Bps : 0, rate > 0 ? flops / rate : 0);
 }
 
-/* All but the experts: in bf16 from two bytes a weight on; four bits are of experts. */
-static double roof(const drawn_sweep *x, double bytes, double flops)
+/* All but the experts, of so many bytes a weight: in bf16 from two on; four bits are of experts. */
+static double roof_with(const drawn_sweep *x, double each, double bytes, double flops)
 {
     moe_ep_math math = x->m.math == MOE_EP_MATH_FP4 ? MOE_EP_MATH_FP8 : x->m.math;
-    return roof_of(x, or_else(x->m.other_weight_bytes, 2) < 2 ? math : MOE_EP_MATH_BF16, bytes, flops);
+    return roof_of(x, each < 2 ? math : MOE_EP_MATH_BF16, bytes, flops);
+}
+
+static double roof(const drawn_sweep *x, double bytes, double flops)
+{
+    return roof_with(x, or_else(x->m.other_weight_bytes, 2), bytes, flops);
 }
 
 /* Projections, then the kernel. */
@@ -788,7 +793,7 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     moe_ep_time_result t;
     moe_ep_device_time dev[12];
     moe_ep_split_desc split;
-    double most = 0, mean = 0, dense, weights, head, network;
+    double most = 0, mean = 0, dense, weights, head, embedding, network;
     int32_t l, r, k, L = sweep_layers(x), E = x->m.num_experts;
     memset(&split, 0, sizeof split);
     split.policy = x->d.split;
@@ -829,9 +834,8 @@ static void timed(const drawn_sweep *x, moe_ep_sweep_point *c, int i, const moe_
     weights = dense * 3 * x->m.hidden * x->m.dense_inter, head = (double)x->m.vocab * x->m.hidden;
     s.other_s = x->d.other_s + dense * s.layer.attention_s +
                 roof(x, weights * or_else(x->m.other_weight_bytes, 2), 2 * weights * (double)c->tokens);
-    s.other_s += roof_of(x, x->m.embedding_weight_bytes >= 2 ? MOE_EP_MATH_BF16 : x->m.math, /* 2 bytes: a bf16 */
-                         head * or_else(x->m.embedding_weight_bytes, or_else(x->m.other_weight_bytes, 2)),
-                         2 * head * (double)c->tokens);
+    embedding = or_else(x->m.embedding_weight_bytes, or_else(x->m.other_weight_bytes, 2));
+    s.other_s += roof_with(x, embedding, head * embedding, 2 * head * (double)c->tokens);
     CHECK(moe_ep_step(&s, slot, &c->step, NULL, NULL) == MOE_EP_OK);
     k = x->c.devices_per_node > 0 ? x->c.devices_per_node : x->d.num_devices; /* of a node, whatever the EP */
     c->step.tokens_per_s_node = c->step.tokens_per_s_device * (k < x->d.num_devices ? k : x->d.num_devices);
