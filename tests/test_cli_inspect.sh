@@ -348,7 +348,7 @@ are "experts cut over 8 devices: a plain --tp 8" "expert_tp 8" "ep 1" "fits true
     "memory total_bytes $(calc "32 * 58 * $expert + $shared / 8 + $router + $rest / 8 + 8e9")" \
     "ep_vs_tp devices 8" "ep_vs_tp cut_ep 1" "ep_vs_tp ep compute_s $2" "ep_vs_tp tp compute_s $5" \
     "ep_vs_tp tp comm_s $6" "ep_vs_tp speedup $(calc "($5 + $6) / ($2 + $3)")"
-at headline | grep -q 'fits on 8 h200 at EP 1, experts cut over 8: 92.0 GB of 141 GB per device' && at reason |
+at headline | grep -q 'fits on 8 h200 at EP 1, experts cut over 8: 92.2 GB of 151 GB per device' && at reason |
     grep -qF "The smallest EP that fits with whole experts: 8. EP 8 with whole experts is $faster times as fast as TP"
 result $? "in words, too" "$tmp/out"
 at assumed | grep -q 'With EP 1 each expert is cut over 8 devices, as in vLLM without --enable-expert-parallel'
@@ -450,4 +450,4 @@ shapes="--layers 4 --experts 8 --topk 2 --hidden 64"
     refuses "a page" "unrecognized option '--html'" $v3 --html x
     refuses "a value twice" "--ep is given twice" $v3 --ep 2 --ep 4
 }
-finish 98
+finish 105
