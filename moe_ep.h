@@ -4349,7 +4349,7 @@ static uint64_t moe_epi_mix64(uint64_t z)
 
 MOE_EP_API moe_ep_rng moe_ep_rng_seed(uint64_t seed)
 {
-    moe_ep_rng r;
+    moe_ep_rng r = {{0, 0, 0, 0}};
     int i;
     for (i = 0; i < 4; i++) r.s[i] = moe_epi_mix64(seed += 0x9e3779b97f4a7c15u);
     return r;
