@@ -1052,7 +1052,7 @@ TEST(padding_fills_every_expert)
         for (e = 0; e < c.E; e++) { /* an unkept token in the map has no unkept token before it outside */
             int hole = 0;
             for (t = 0; t < c.T; t++) {
-                int kept;
+                int kept = 0;
                 for (i = 0; i < c.K; i++) kept |= keep[t * c.K + i] && c.ids[t * c.K + i] == e;
                 if (!map[t * c.E + e]) hole = 1;
                 else if (!kept) CHECK(!hole);
