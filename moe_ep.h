@@ -20417,8 +20417,9 @@ static int32_t moe_epi_layers(const moe_ep_model *m)
 /* Share of the layers in which a token attends to a part of its context. */
 static double moe_epi_windowed(const moe_ep_model *m)
 {
+    const int32_t layers = moe_epi_layers(m);
     if (m->attention_window == 0) return 0.0;
-    return fmin((double)m->window_layers / (double)moe_epi_layers(m), 1.0);
+    return fmin((double)m->window_layers / (double)layers, 1.0);
 }
 static int32_t moe_epi_shared_inter(const moe_ep_model *m)
 {
@@ -22560,7 +22561,7 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     moe_ep_memory_result r;
     moe_ep_params_result p;
     double weight, slot, other, tp, kv;
-    int32_t P, fair, layers;
+    int32_t P, fair, layers, inter;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     if (!out) return moe_epi_null(err, "out");
@@ -22584,12 +22585,12 @@ MOE_EP_API moe_ep_status moe_ep_memory(const moe_ep_memory_desc *desc, moe_ep_me
     tp = desc->tensor_parallel > 0 ? (double)desc->tensor_parallel : 1.0;
     r.slots = (P - 1) / desc->num_devices + 1;
     fair = (desc->model->num_experts - 1) / desc->num_devices + 1;
+    inter = moe_epi_shared_inter(desc->model);
     slot = (double)p.expert * moe_epi_fullest_cut((double)desc->model->inter, desc->expert_tensor_parallel);
     r.routed_bytes = (double)r.slots * slot * weight * (double)desc->model->num_moe_layers;
     r.redundant_bytes = (double)(r.slots - fair) * slot * weight * (double)desc->model->num_moe_layers;
     r.shared_bytes = (double)p.shared * moe_epi_or(desc->model->shared_weight_bytes, weight) *
-                     moe_epi_fullest_cut((double)desc->model->num_shared * (double)moe_epi_shared_inter(desc->model),
-                                 desc->shared_tensor_parallel);
+                     moe_epi_fullest_cut((double)desc->model->num_shared * (double)inter, desc->shared_tensor_parallel);
     r.router_bytes = (double)p.router * other;
     r.other_bytes = (((double)p.attention + (double)p.dense) * other +
                      (double)p.embedding * moe_epi_or(desc->model->embedding_weight_bytes, other)) / tp;
