@@ -196,7 +196,7 @@ test-run:
 	@$(SCRIPT_ENV) sh tests/run.sh $(TESTS) $(NOBLAS_TESTS)
 
 # ONLY=name of a test program builds just that one.
-SOME := $(if $(ONLY),$(foreach t,$(TESTS) $(NOBLAS_TESTS),$(if $(findstring $(ONLY),$t),$t)))
+SOME := $(strip $(if $(ONLY),$(foreach t,$(TESTS) $(NOBLAS_TESTS),$(if $(findstring $(ONLY),$t),$t))))
 build-tests: $(B)/moe_ep.o $(or $(SOME),$(TOOL) $(EXAMPLES) $(TESTS) $(NOBLAS_TESTS) $(BENCHES) lib)
 
 check: deps
