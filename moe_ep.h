@@ -2898,7 +2898,7 @@ typedef struct moe_ep_reason {
  * --dp-size without --enable-dp-attention, several servers) are configurations of their own: describe one of them.
  * Source: TensorRT-LLM's Mapping (tp_size = moe_tp_size * moe_ep_size), vLLM's FusedMoEParallelConfig, SGLang's
  * FusedMoE.  Example: E = 256, ep = 3, equal_slots: "redundant slots needed ..." have 0, need 2.  DeepSeek-V3, ep = 1,
- * tp = 8, 141e9 bytes: nothing, 84.0 GB of weights; with expert_tp = 1 658 GB, which do not fit.  SGLang's --tp 16
+ * tp = 8, 141e9 bytes: nothing, 84.2 GB of weights; with expert_tp = 1 659 GB, which do not fit.  SGLang's --tp 16
  * --dp 16 --enable-dp-attention is tp = 1, dp = 16; tp = 16, dp = 16, num_devices = 16: "tp * dp are not ..." have
  * 256, need 16. */
 MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep_reason *reasons, int32_t cap,
