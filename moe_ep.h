@@ -20891,22 +20891,41 @@ static void moe_epi_pair_chances(const moe_epi_routing *q, double *same, double 
     *other = inside * M * (M - 1.0) / (G * (G - 1.0));
 }
 
+/* Chance that `each` normals all lie below z; each >= 1. */
+static double moe_epi_normal_power(double z, double each)
+{
+    return z > 8.5 ? 1.0 : z < -8.5 ? 0.0 : pow(0.5 * erfc(-z * 0.70710678118654752), each);
+}
+
 /* Mean and variance of the largest of groups * each normals of variance 1, of which the `each` of a group have `shared`
- * in common. */
+ * in common: their law at every tenth of a deviation. */
 static void moe_epi_normal_groups(double shared, double each, double groups, double *mean, double *var)
 {
-    const double step = 0.1, own = fmax(1.0 - shared, 1e-6);
-    double before = 0.0, sum = 0.0, squares = 0.0;
+    /* Gauss and Hermite's five nodes for what a group has in common */
+    static const double nodes[5] = {0.0, 1.3556261799742659, -1.3556261799742659, 2.8569700138728056,
+                                    -2.8569700138728056};
+    static const double weights[5] = {0.53333333333333333, 0.22207592200561266, 0.22207592200561266,
+                                      0.01125741132772069, 0.01125741132772069};
+    const double step = 0.1, common = sqrt(shared), own = sqrt(fmax(1.0 - shared, 1e-6));
+    double law[181], power[341], before = 0.0, sum = 0.0, squares = 0.0; /* -9 to 9 deviations, -17 to 17 */
     int32_t i, j;
-    for (i = -90; i <= 90; i++) {
-        const double x = (double)i * step, off = x - 0.5 * step;
-        double f = 0.0;
-        for (j = -32; j <= 32; j++) { /* what a group has in common, in quarters of its deviation */
-            const double y = 0.25 * (double)j;
-            f += 0.25 * 0.39894228040143268 * exp(-0.5 * y * y) *
-                 pow(0.5 * erfc((y * sqrt(shared) - x) * sqrt(0.5 / own)), each);
+    memset(law, 0, sizeof law);
+    if (common < 1.5 * step) { /* too little for nodes as far apart as the law's places */
+        const int32_t count = shared > 0.0 ? 5 : 1;
+        for (j = 0; j < count; j++)
+            for (i = 0; i < 181; i++)
+                law[i] += (count > 1 ? weights[j] : 1.0) *
+                          moe_epi_normal_power(((double)(i - 90) * step - nodes[j] * common) / own, each);
+    } else { /* nodes as far apart as the law's places: one table serves them all */
+        const int32_t most = (int32_t)(8.0 * common / step);
+        for (i = 0; i < 341; i++) power[i] = moe_epi_normal_power((double)(i - 170) * step / own, each);
+        for (j = -most; j <= most; j++) {
+            const double y = (double)j * step / common, w = step / common * 0.39894228040143268 * exp(-0.5 * y * y);
+            for (i = 0; i < 181; i++) law[i] += w * power[i + 80 - j];
         }
-        f = pow(f, groups);
+    }
+    for (i = 0; i < 181; i++) {
+        const double off = ((double)(i - 90) - 0.5) * step, f = pow(law[i], groups);
         sum += off * (f - before);
         squares += off * off * (f - before);
         before = f;

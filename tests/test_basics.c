@@ -921,4 +921,32 @@ TEST(success_clears_err_verdicts)
     CHECK(result.points > 0 && result.fit == 0 && points[0].limit == MOE_EP_LIMIT_PLACEMENT);
 }
 
+/* Of one group what all have in common is added to the largest: mean sqrt(1 - s) m, variance s + (1 - s) v.  Of groups
+ * of one nothing is in common.  A law by tenths adds a twelfth of a tenth's square to the variance. */
+TEST(largest_of_normals_in_groups)
+{
+    const double shared[] = {1e-9, 1e-4, 0.004, 0.02, 0.0224, 0.0226, 0.05, 0.2, 0.5, 0.85}, pi = 3.14159265358979324;
+    const double each[] = {1, 1.5, 2, 8, 36, 500}, grid = 0.01 / 12;
+    double m, v, m1, v1;
+    size_t i, j;
+    moe_epi_normal_groups(0.0, 2.0, 1.0, &m, &v);
+    CHECK_NEAR(m, 1 / sqrt(pi), 1e-9, 0);
+    CHECK_NEAR(v, 1 - 1 / pi + grid, 1e-9, 0);
+    moe_epi_normal_groups(0.0, 1.0, 3.0, &m, &v);
+    CHECK_NEAR(m, 1.5 / sqrt(pi), 1e-9, 0);
+    CHECK_NEAR(v, 1 + sqrt(3.0) / (2 * pi) - 2.25 / pi + grid, 1e-9, 0);
+    for (i = 0; i < sizeof each / sizeof *each; i++) {
+        moe_epi_normal_groups(0.0, each[i], 1.0, &m, &v);
+        for (j = 0; j < sizeof shared / sizeof *shared; j++) {
+            const double s = shared[j];
+            moe_epi_normal_groups(s, each[i], 1.0, &m1, &v1);
+            CHECK_NEAR(m1, sqrt(1 - s) * m, 0, 1e-6);
+            CHECK_NEAR(v1, s + (1 - s) * (v - grid) + grid, 0, 1e-6);
+            moe_epi_normal_groups(s, 1.0, each[i], &m1, &v1);
+            CHECK_NEAR(m1, m, 0, 1e-6);
+            CHECK_NEAR(v1, v, 0, 1e-6);
+        }
+    }
+}
+
 T_MAIN

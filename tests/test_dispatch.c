@@ -597,6 +597,11 @@ TEST(align_batched_random)
     }
 }
 
+static int32_t rank_key(int32_t id, int32_t E, int32_t rank, int32_t local)
+{
+    return id < 0 ? 3 * E : id / local == rank ? id % local : E + id;
+}
+
 /* Local ranks of vLLM's permute put together are the global sort. */
 TEST(vllm_permute_random)
 {
@@ -620,6 +625,14 @@ TEST(vllm_permute_random)
             for (i = 0; i < n; i++) seen[inv[i]]++;
             for (i = 0; i < n; i++) CHECK_I64(seen[i], 1); /* a bijection */
             for (i = 0; i < part[local]; i++) CHECK_I64(inv[perm[i]], i);
+            for (i = 0; i < n; i++) { /* behind the local rows those of other ranks, by expert, -1 last */
+                int64_t j, before = 0;
+                for (j = 0; j < n; j++) {
+                    const int32_t a = rank_key(ids[j], E, r, local), b = rank_key(ids[i], E, r, local);
+                    before += a < b || (a == b && j < i);
+                }
+                CHECK_I64(inv[i], before);
+            }
             base += part[local];
         }
         CHECK_I64(base, offsets[E]);
