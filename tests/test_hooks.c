@@ -1836,15 +1836,21 @@ TEST(bad_ranks_and_batches_are_named)
     BAD(d.alloc.alloc_fn = count_alloc, MOE_EP_ERR_CONFIG, "alloc");
     BAD((broken.size = 8, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.size");
     BAD((broken.free_fn = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.alloc_fn");
+    error_is(&err, "hooks.alloc_fn", -1, 0.0);
     BAD((broken.counts = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.counts");
+    error_is(&err, "hooks.counts", -1, 0.0);
     BAD((broken.dispatch = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.dispatch");
+    error_is(&err, "hooks.dispatch", -1, 0.0);
     BAD((broken.combine = NULL, d.num_ranks = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.combine");
+    error_is(&err, "hooks.combine", -1, 0.0);
     BAD((broken.experts = NULL, d.layer = NULL, d.hooks = &broken), MOE_EP_ERR_CONFIG, "layer");
+    error_is(&err, "layer", -1, 0.0);
     BAD((broken.experts = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     BAD((broken.combine = NULL, d.elem_bytes = 2, d.hooks = &broken), MOE_EP_ERR_CONFIG, "elem_bytes");
     error_is(&err, "elem_bytes", -1, 2.0);
     layer.shared = &m.shared; /* of which only a combine hook that says so is sure to think */
     BAD((broken.adds_shared = 0, d.hooks = &broken), MOE_EP_ERR_CONFIG, "hooks.adds_shared");
+    error_is(&err, "hooks.adds_shared", -1, 0.0);
     for (int i = 0; i < 4; i++) {
         broken = h, d = good, d.hooks = &broken;
         broken.adds_shared = i == 0, layer.shared = i == 1 ? NULL : &m.shared;
