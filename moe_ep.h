@@ -6338,15 +6338,16 @@ static void moe_epi_route_open_groups(moe_epi_token *t)
     }
 }
 
-/* The m best keys of group g: the last of them is the last in b. */
+/* The m >= 1 best keys of group g: the last of them is the last in b. */
 static void moe_epi_route_best_of_group(moe_epi_token *t, int32_t g, int32_t size, int32_t m, moe_epi_best *b)
 {
-    int32_t e, done;
-    for (done = 0; done < m; done += b->have) {
+    int32_t e, done = 0;
+    do {
         if (done == 0) moe_epi_best_start(b, m);
         else moe_epi_best_next(b, m - done);
         for (e = g * size; e < (g + 1) * size; e++) moe_epi_best_offer(b, moe_epi_route_key(t, e), e);
-    }
+        done += b->have;
+    } while (done < m);
 }
 
 /* Offers the group_top_k best experts of each open group. */
