@@ -475,8 +475,8 @@ MOE_EP_API moe_ep_router moe_ep_router_grok1_vllm(int32_t E, int32_t K);
 MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K);
 /* top-k of the logits, softmax of the chosen; set per_expert_scale.  mlx-lm gemma4. */
 MOE_EP_API moe_ep_router moe_ep_router_gemma4(int32_t E, int32_t K);
-/* softmax, / max(sum, 2^-23); drops follow, see section 4.  transformers hunyuan_v1_moe with topkgating (commit
- * 05bf8f64); without (3404f51e, and the newest) it is mixtral, and nothing is dropped. */
+/* softmax, / max(sum, 2^-23) when K > 1; drops follow, see section 4.  transformers hunyuan_v1_moe with topkgating
+ * (commit 05bf8f64); without (3404f51e, and the newest) it is mixtral, and nothing is dropped. */
 MOE_EP_API moe_ep_router moe_ep_router_hunyuan(int32_t E, int32_t K);
 /* softmax, no norm (K is 1 in the paper).  Switch Transformer, Mesh TensorFlow. */
 MOE_EP_API moe_ep_router moe_ep_router_switch(int32_t E, int32_t K);
@@ -549,10 +549,12 @@ typedef struct moe_ep_top2 {
     int64_t logits_stride;   /* 0 = E                                                                  */
 } moe_ep_top2;
 
-/* Policy random with threshold 0.2, g / (g1 + g2 + 1e-9) first: drop with norm MOE_EP_NORM_NEVER.  Mesh TensorFlow
- * (legacy), lingvo. */
+/* Policy random with threshold 0.2, g / (g1 + g2 + 1e-9) first: drop with norm MOE_EP_NORM_NEVER.  Mesh TensorFlow,
+ * lingvo's legacy_mtf_behavior.  Where all other gates underflow to 0 they take expert 0 twice if it is the first;
+ * here the second is another one, as everywhere. */
 MOE_EP_API moe_ep_top2 moe_ep_top2_gshard(int32_t E);
-/* Raw gates; normalise after the drop (moe_ep_drop_gshard).  Mesh TensorFlow, new. */
+/* The same policy on raw gates; normalise after the drop (moe_ep_drop_gshard).  lingvo with legacy_mtf_behavior=False,
+ * whose default policy is all. */
 MOE_EP_API moe_ep_top2 moe_ep_top2_gshard_new(int32_t E);
 /* Second sampled with Gumbel noise, raw gates; normalise after the drop.  DeepSpeed top2gating. */
 MOE_EP_API moe_ep_top2 moe_ep_top2_deepspeed(int32_t E);
@@ -1160,7 +1162,7 @@ typedef enum moe_ep_capacity_rule {
     MOE_EP_CAPACITY_MESH_TF,        /* min(T, int(T*cf/E)): Switch Transformer                             */
     MOE_EP_CAPACITY_LINGVO,         /* int(T*cf/E), 0 becomes 4, then up to a multiple of 4: GShard        */
     MOE_EP_CAPACITY_NLLB,           /* 2*ceil(T/E); with cf > 0 it is the eval fraction: ceil(cf*T)         */
-    MOE_EP_CAPACITY_HUNYUAN         /* max(K, K*T // E), at inference; see moe_ep_drop_hunyuan              */
+    MOE_EP_CAPACITY_HUNYUAN         /* max(K, K*T // E), at inference; K = 1: T.  See moe_ep_drop_hunyuan   */
 } moe_ep_capacity_rule;
 
 typedef enum moe_ep_rounding {
@@ -1193,7 +1195,8 @@ typedef struct moe_ep_capacity_desc {
  * Errors: NULL, SIZE, RANGE (factor), NAN, NEGATIVE, OVERFLOW.  O(1).
  * Example: T = 64, K = 2, E = 8, factor 1, MEGATRON: 16.  T = 45, K = 1, E = 2, factor 1.2: MEGATRON 27,
  * DEEPSPEED_TOP1 28.  T = 4, K = 1, E = 4, factor 0.5: TUTEL 0 rows, MEGABLOCKS INT64_MAX.  MAXTEXT with factor 0 and
- * min_capacity 4: INT64_MAX, and with max_load 3 it is 4.  T = 0: MEGATRON 0, LINGVO 4, HUNYUAN K. */
+ * min_capacity 4: INT64_MAX, and with max_load 3 it is 4.  T = 0: MEGATRON 0, LINGVO 4, HUNYUAN 2 with K = 2.
+ * T = 8, K = 1, E = 4: HUNYUAN 8. */
 MOE_EP_API int64_t moe_ep_capacity(const moe_ep_capacity_desc *desc, moe_ep_error *err);
 
 /* Text of a rule; NULL outside the list.  The first is 0, so a loop can list them.
@@ -1219,7 +1222,8 @@ typedef enum moe_ep_drop_order {
     MOE_EP_DROP_CHOICE_MAJOR,    /* all first choices by token, then all second, ...: GShard, Tutel, NLLB,
                                     DeepSpeed top-2, HunYuan, flaxformer                                    */
     MOE_EP_DROP_GATE,            /* largest weight first, then token order: Megatron and DeepSpeed "probs"  */
-    MOE_EP_DROP_MAX_GATE,        /* tokens by their largest weight, then choice-major: batch-prioritised    */
+    MOE_EP_DROP_MAX_GATE,        /* tokens by their largest weight (also at an id -1), then choice-major:
+                                    batch-prioritised                                                       */
     MOE_EP_DROP_RANDOM           /* random (needs rng): DeepSpeed top-1 with use_rts                        */
 } moe_ep_drop_order;
 
@@ -1268,9 +1272,9 @@ typedef struct moe_ep_drop_result {
  *   position (T,K) out or NULL: place in the queue, also beyond C, -1 = skipped
  *   weights_after (T,K) out or NULL; may be weights itself; at most FLT_MAX
  *   result out or NULL
- * Errors: NULL, SIZE (also a capacity of 0 that was not given), EXPERT_ID, NAN, CONFIG (rng or weights missing),
- * NEGATIVE, OVERFLOW.  Scratch: E numbers, and T or T*K numbers for the last three orders.  O(T*K), or O(N log N) when
- * sorted.
+ * Errors: NULL, SIZE (also a capacity of 0 that was not given), EXPERT_ID, NAN, CONFIG (rng or weights missing;
+ * keep_weights with norm after the drop), NEGATIVE, OVERFLOW.  Scratch: E numbers, and T or T*K numbers for the last
+ * three orders.  O(T*K), or O(N log N) when sorted.
  * Drops per rank instead of per expert: give the rank of each assignment as ids and D as E.
  * Example: ids 0,0,0,1 (K = 1, E = 2) with C = 2 keep 1,1,0,1 in token order. */
 MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int32_t *ids,
@@ -1287,11 +1291,11 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_switch(int64_t C);
  * (commit 00dcc6dd).  Its 5.x (0481e927) counts along an axis of length 1 and drops nothing: no policy is needed.
  * Example: experts 0,0,1,1,0,0,1,1, C = 2: 4 are dropped, with group_tokens 4 none. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hf_switch(int64_t C);
-/* Choice-major, g / (g1+g2+1e-9) before the drop.  Mesh TensorFlow (legacy), lingvo.  For raw gates with both choices:
+/* Choice-major, g / (g1+g2+1e-9) before the drop.  Mesh TensorFlow, lingvo (legacy).  For raw gates with both choices:
  * weights of moe_ep_top2_gshard are divided already, by a sum with the second gate also where its policy removes that
  * choice; for them set norm = MOE_EP_NORM_NEVER. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_gshard_legacy(int64_t C);
-/* Choice-major, divided by the kept sum.  Mesh TensorFlow, new. */
+/* Choice-major, divided by the kept sum.  lingvo with legacy_mtf_behavior=False. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_gshard(int64_t C);
 /* Random, raw gates, slots in token order; set rng.  DeepSpeed top1gating, use_rts. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_deepspeed_top1(int64_t C);
@@ -1318,8 +1322,9 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_flaxformer(int64_t C, int32_t bpr);
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_megablocks(int64_t C);
 /* Token order in each sequence, weights masked; set group_tokens to the sequence length.  MaxText. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_maxtext(int64_t C);
-/* Choice-major, / max(sum, 2^-23) before the drop.  transformers hunyuan_v1_moe with topkgating (commit 05bf8f64);
- * without (3404f51e, and the newest) it drops nothing. */
+/* Choice-major, / max(sum, 2^-23) before the drop when K > 1.  transformers hunyuan_v1_moe with topkgating (commit
+ * 05bf8f64), which with K = 1 has room for all T; without (3404f51e, and the newest) it drops nothing.
+ * Example: weight 0.61, K = 1: 0.61 stays. */
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hunyuan(int64_t C);
 
 /* Fills every expert up to min(C,T) tokens: map (T,E) out, 1 = token t has a row at e.  Kept assignments
@@ -1435,8 +1440,9 @@ typedef enum moe_ep_place_policy {
 MOE_EP_API const char *moe_ep_place_policy_str(moe_ep_place_policy policy);
 
 typedef enum moe_ep_eplb_mode {
-    MOE_EP_EPLB_AUTO = 0,    /* hierarchical when num_groups divides over the nodes and these have as many devices
-                                each, else global */
+    MOE_EP_EPLB_AUTO = 0,    /* hierarchical when num_groups divides over the nodes, unless node_of_device gives these
+                                unlike numbers of devices; else global.  Nodes that do not divide the devices, where
+                                groups divide over the nodes: CONFIG, as upstream asserts */
     MOE_EP_EPLB_GLOBAL,      /* nodes ignored                                                    */
     MOE_EP_EPLB_HIERARCHICAL /* groups packed to nodes first; an error when they do not divide   */
 } moe_ep_eplb_mode;
@@ -1710,9 +1716,10 @@ typedef struct moe_ep_copies_point {
     double bytes;            /* extra * layers * expert_bytes                                        */
 } moe_ep_copies_point;
 
-/* The gain curve over extra copies, and the fewest that reach the target: *fewest, -1 = none of those tried.  The
- * curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be NULL.  Where EPLB
- * begins above 0 there can be one point less; the last then has extra -1.
+/* The gain curve over extra copies, and the fewest that reach the target: *fewest, -1 = none of those tried.  Slots
+ * are dealt out as evenly as they go (numbers of your own for each device, shape.slots_per_device of the planners, may
+ * do with fewer).  The curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be
+ * NULL.  Where EPLB begins above 0 there can be one point less; the last then has extra -1.
  * Errors: those of the planner, and ERR_RANGE (EPLB: max_extra below the fewest, value), ERR_CONFIG (policy; step;
  * layer_slots given).  O(points) plans.
  * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337; the same
@@ -3672,7 +3679,7 @@ typedef enum moe_ep_workload_kind {
     MOE_EP_LOAD_ZIPF = 1,        /* weight rank^-alpha                                                */
     MOE_EP_LOAD_POWER_LAW = 2,   /* weights drawn from a density x^-alpha on [1, x_max]               */
     MOE_EP_LOAD_LOGNORMAL = 3,   /* weights exp(sigma * normal)                                       */
-    MOE_EP_LOAD_HOT_EXPERT = 4,  /* expert `hot` holds `share` of the weight                          */
+    MOE_EP_LOAD_HOT_EXPERT = 4,  /* expert `hot`, or hot_experts from there on, holds `share`         */
     MOE_EP_LOAD_HOT_DEVICE = 5,  /* the experts of device `hot` together hold `share`                 */
     MOE_EP_LOAD_ROTATING = 6,    /* the hot device moves on by one every `period` steps               */
     MOE_EP_LOAD_BURST = 7,       /* uniform, but HOT_EXPERT in the last step of every `period`        */
@@ -3713,12 +3720,16 @@ typedef struct moe_ep_workload {
                                  step s the sd is walk * sqrt(s), the covariance with step t walk^2 * min(s, t).  Any
                                  step by itself, from the seed alone, with up to 2 log2(s) normals for each expert; at
                                  most 16, step then at most 2^32 (RANGE); 0 = none.  A plan of step 0 grows stale    */
+    int32_t hot_experts;      /* HOT_EXPERT, BURST: so many hold `share` together, all alike; 0 = 1      */
+    int32_t hot_stride;       /* hot, hot + hot_stride, ... modulo num_experts: 0 = 1, side by side; num_experts /
+                                 hot_experts spreads them over the devices.  The product of both: <= num_experts */
 } moe_ep_workload;
 
 /* The integer weights tokens are drawn by, in one layer at one step: weights (E), each < 2^40, the largest
  * 2^39; 0 = never chosen.  tokens is used by POWER_LAW with x_max 0 only.  TARGET, BALANCED and the round robins have
- * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, CONFIG, INFEASIBLE (fewer experts with
- * weight than K).  O(E), with walk O(E log step).  Example: UNIFORM gives 549755813888 for each expert. */
+ * no popularity: CONFIG.  Errors: NULL, SIZE, TOP_K, RANGE, NAN, NEGATIVE, EXPERT_ID, DEVICE_ID, CONFIG, INFEASIBLE
+ * (fewer experts with weight than K).  O(E), with walk O(E log step).
+ * Example: UNIFORM gives 549755813888 for each expert. */
 MOE_EP_API moe_ep_status moe_ep_popularity(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens,
                                            uint64_t *weights, moe_ep_error *err);
 
@@ -7328,7 +7339,9 @@ MOE_EP_API moe_ep_router moe_ep_router_grok1_sglang(int32_t E, int32_t K)
 
 MOE_EP_API moe_ep_router moe_ep_router_hunyuan(int32_t E, int32_t K)
 {
-    return moe_epi_router_normed(moe_epi_router_softmax(E, K), MOE_EP_EPS_CLAMP, 1.1920929e-7f, 0.0f);
+    moe_ep_router r = moe_epi_router_normed(moe_epi_router_softmax(E, K), MOE_EP_EPS_CLAMP, 1.1920929e-7f, 0.0f);
+    r.renorm_skip_k1 = 1;
+    return r;
 }
 
 MOE_EP_API moe_ep_router moe_ep_router_hash(int32_t E, int32_t K)
@@ -10787,6 +10800,7 @@ static double moe_epi_capacity_formula(const moe_ep_capacity_desc *d, int64_t as
         return f > 0.0 ? ceil(moe_epi_times(f, T)) : 2.0 * moe_epi_ceil_div(d->num_tokens, d->num_experts);
     default: break; /* MOE_EP_CAPACITY_HUNYUAN */
     }
+    if (d->top_k == 1) return T; /* a branch of its own there */
     rows = (double)(assignments / d->num_experts);
     return rows > K ? rows : K;
 }
@@ -11302,7 +11316,9 @@ MOE_EP_API moe_ep_drop_policy moe_ep_drop_megablocks(int64_t C)
 
 MOE_EP_API moe_ep_drop_policy moe_ep_drop_hunyuan(int64_t C)
 {
-    return moe_epi_drop_clamped(moe_epi_drop_policy(C, MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE));
+    moe_ep_drop_policy p = moe_epi_drop_clamped(moe_epi_drop_policy(C, MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE));
+    p.norm_skip_k1 = 1;
+    return p;
 }
 
 /* ---- after the drop ----------------------------------------------------------------------------------- */
@@ -13415,7 +13431,7 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
     else if (desc->eplb_mode == MOE_EP_EPLB_HIERARCHICAL) *reason = "hierarchical: asked for";
     else if (!equal) *reason = "global: the nodes have unlike numbers of devices";
     else if (divide && nodes == 1)
-        *reason = "hierarchical: one node holds all groups, which is global up to the order of slots";
+        *reason = "hierarchical: one node holds all groups, which is global but for slots and copies of equal loads";
     else if (divide) *reason = "hierarchical: the groups divide over the nodes";
     else *reason = "global: the groups do not divide over the nodes";
     return MOE_EP_OK;
@@ -29513,27 +29529,29 @@ static int32_t moe_epi_deal_start(int32_t E, int64_t D, int64_t d)
     return (int32_t)(E / D * d + (d < E % D ? d : E % D));
 }
 
-/* Experts first .. last-1 are hot; the weights of one of them and of one of the others, Q42. */
+/* Experts first, first + stride, ... modulo E are hot, `count` of them; the weights of one of them and of one of the
+ * others, Q42. */
 typedef struct moe_epi_heat {
-    int32_t first, last;
+    int32_t first, count, stride;
     int64_t hot, cold;
 } moe_epi_heat;
 
 static moe_epi_heat moe_epi_heat_of(const moe_ep_workload *w, int64_t step)
 {
-    int64_t D = moe_epi_devices(w), period = w->period > 0 ? w->period : 1, device = w->hot, n,
+    int64_t D = moe_epi_devices(w), period = w->period > 0 ? w->period : 1, device = w->hot,
             all = MOE_EPI_ONE * 1024, share = moe_epi_q_of(w->share) * 1024;
     moe_epi_heat h;
     h.first = w->hot;
-    h.last = w->hot + 1;
+    h.count = w->hot_experts > 0 ? w->hot_experts : 1;
+    h.stride = w->hot_stride > 0 ? w->hot_stride : 1;
     if (w->kind == MOE_EP_LOAD_ROTATING) device = (device + step / period % D) % D;
     if (w->kind == MOE_EP_LOAD_HOT_DEVICE || w->kind == MOE_EP_LOAD_ROTATING) {
         h.first = moe_epi_deal_start(w->num_experts, D, device);
-        h.last = moe_epi_deal_start(w->num_experts, D, device + 1);
+        h.count = moe_epi_deal_start(w->num_experts, D, device + 1) - h.first;
+        h.stride = 1;
     }
-    n = h.last - h.first;
-    h.hot = n < w->num_experts ? share / n : all;
-    h.cold = n < w->num_experts ? (all - share) / (w->num_experts - n) : 0;
+    h.hot = h.count < w->num_experts ? share / h.count : all;
+    h.cold = h.count < w->num_experts ? (all - share) / (w->num_experts - h.count) : 0;
     return h;
 }
 
@@ -29546,8 +29564,13 @@ static moe_ep_status moe_epi_check_hot(const moe_ep_workload *w, int64_t step, m
     if (w->hot < 0 || w->hot >= most)
         return moe_epi_fail(err, by_expert ? MOE_EP_ERR_EXPERT_ID : MOE_EP_ERR_DEVICE_ID, "hot",
                             "out of range", -1, (double)w->hot);
+    if (by_expert && w->hot_experts > w->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "hot_experts", "larger than num_experts", -1, (double)w->hot_experts);
     h = moe_epi_heat_of(w, step);
-    weighted = (h.hot > 0 ? h.last - h.first : 0) + (h.cold > 0 ? w->num_experts - (h.last - h.first) : 0);
+    if ((int64_t)h.count * h.stride > w->num_experts)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "hot_stride", "hot_experts of them are more than num_experts", -1,
+                            (double)w->hot_stride);
+    weighted = (h.hot > 0 ? h.count : 0) + (h.cold > 0 ? w->num_experts - h.count : 0);
     if (!w->with_replacement && weighted < w->top_k)
         return moe_epi_fail(err, MOE_EP_ERR_INFEASIBLE, "share", "fewer than K experts have weight",
                             -1, w->share);
@@ -29581,6 +29604,10 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
     if (w->period < 0)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "period", "must not be negative", -1,
                             (double)w->period);
+    if (w->hot_experts < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "hot_experts", "must not be negative", -1, (double)w->hot_experts);
+    if (w->hot_stride < 0)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "hot_stride", "must not be negative", -1, (double)w->hot_stride);
     MOE_EPI_TRY(moe_epi_check_parameter(w->share, 1.0, "share", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->alpha, 64.0, "alpha", err));
     MOE_EPI_TRY(moe_epi_check_parameter(w->x_max, 1e9, "x_max", err));
@@ -29607,9 +29634,8 @@ static moe_ep_status moe_epi_check_workload(const moe_ep_workload *w, int32_t la
 typedef struct moe_epi_law {
     const moe_ep_workload *w;
     moe_ep_rng rng;
-    int64_t log_max;     /* POWER_LAW: log2 of the largest over the smallest weight */
-    int32_t first, last; /* hot experts, none when equal */
-    int64_t hot, cold;   /* their log2 weights and everybody else's */
+    int64_t log_max;   /* POWER_LAW: log2 of the largest over the smallest weight */
+    moe_epi_heat heat; /* hot experts, and log2 weights in place of weights; no stride = none is hot */
 } moe_epi_law;
 
 /* x in [1, x_max] with density x^-alpha: log-uniform at alpha = 1, else ((X^b - 1) u + 1)^(1/b), b = 1 - alpha. */
@@ -29661,21 +29687,22 @@ static int64_t moe_epi_law_log2(moe_epi_law *y, int32_t e, int32_t rank)
         return moe_epi_q_mul(moe_epi_q_mul(moe_epi_q_of(w->sigma), moe_epi_q_normal(&y->rng)),
                              MOE_EPI_LOG2E_Q32);
     if (w->kind == MOE_EP_LOAD_RECORDED) return moe_epi_double_log2(w->popularity[e]);
-    return e >= y->first && e < y->last ? y->hot : y->cold;
+    e -= y->heat.first;
+    if (e < 0) e += w->num_experts;
+    return y->heat.stride > 0 && e % y->heat.stride == 0 && e / y->heat.stride < y->heat.count ? y->heat.hot
+                                                                                              : y->heat.cold;
 }
 
 /* Hot experts of this step and what they and the others weigh. */
 static void moe_epi_law_hot(moe_epi_law *y, int64_t step)
 {
     int64_t period = y->w->period > 0 ? y->w->period : 1;
-    moe_epi_heat h;
+    moe_epi_heat *h = &y->heat;
     if (!moe_epi_is_hot(y->w->kind)) return;
     if (y->w->kind == MOE_EP_LOAD_BURST && step % period != period - 1) return;
-    h = moe_epi_heat_of(y->w, step);
-    y->first = h.first;
-    y->last = h.last;
-    y->hot = h.hot > 0 ? moe_epi_q_log2((uint64_t)h.hot) : MOE_EPI_NO_WEIGHT;
-    y->cold = h.cold > 0 ? moe_epi_q_log2((uint64_t)h.cold) : MOE_EPI_NO_WEIGHT;
+    *h = moe_epi_heat_of(y->w, step);
+    h->hot = h->hot > 0 ? moe_epi_q_log2((uint64_t)h->hot) : MOE_EPI_NO_WEIGHT;
+    h->cold = h->cold > 0 ? moe_epi_q_log2((uint64_t)h->cold) : MOE_EPI_NO_WEIGHT;
 }
 
 /* Shell sort, largest first; the array holds logarithms as two's complement. */

@@ -311,8 +311,8 @@ static void draw_sweep(const void *data, FILE *f, cli_width w, double width, con
     double slope_x[2], slope_y[2];
     int n = r->sweep, own = 0;
     chart_lines c;
-    char *text = cli_format("Uniform routing falls from %.2g at %s tokens to %.2g at %s tokens, at "
-                            "a slope of minus one half.",
+    char *text = cli_format("Uniform routing falls from %.2g at %s tokens to %.2g at %s tokens; where an "
+                            "expert has a few rows, at a slope of minus one half.",
                             r->sweep_chance[0], cli_count(r->sweep_tokens[0]),
                             r->sweep_chance[n - 1], cli_count(r->sweep_tokens[n - 1]));
     slope_x[0] = r->sweep_tokens[0];

@@ -293,8 +293,8 @@ static void write_lines(cli_report *r)
                         cli_keep(cli_chance_words("chance alone up to", d->chance_imbalance, 2)), d->hot_device,
                         hot->number, 100.0 * d->hot_share));
     add_line(r, "bound", cli_format("%.3f with %d slots", r->one.imbalance_bound, r->E),
-             cli_format("no placement gets below; %.3f with %d slots", r->copies.imbalance_bound,
-                        r->slots));
+             cli_format("no placement with these slots on each device gets below; %.3f with %d slots",
+                        r->copies.imbalance_bound, r->slots));
     add_line(r, "best placement", cli_format("max/mean %.3f, no copies", r->one.imbalance_after),
              cli_format("%s experts change their device", cli_count((double)r->one.moves)));
     if (r->slots > r->E)

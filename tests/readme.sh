@@ -5,7 +5,8 @@
 # How these texts must be written for this:
 #   ```c     with a main: a whole program, saved under the name in its first comment (/* hot.c ... */) or
 #            block.c, compiled by itself beside a copy of moe_ep.h, and run.  Without a main: statements,
-#            compiled inside a function behind the includes; run, too, when a ```text follows.
+#            compiled inside a function behind the includes; run, too, when a ```text follows; or functions,
+#            saved under the name in a first comment, too.
 #   ```cpp   the same in C++.
 #   ```sh    lines with cc, ./program or build/moe-ep (a leading "$ " is allowed) are run as they stand; of
 #            make, the target must exist; other lines (git clone, apt-get, cd) are left alone.
@@ -17,6 +18,7 @@ BLAS_LIBS=${BLAS_LIBS--lopenblas} LDFLAGS=${LDFLAGS-}
 work=$tmp/work
 mkdir "$work"
 cp moe_ep.h "$work/"
+ln -s "$top/tests" "$top/build" "$work/"
 
 blocks_of() { # blocks_of FILE: each block into a file of its own; a list of number, language, line
     rm -f "$tmp"/block*
@@ -77,6 +79,8 @@ snippet() { # snippet LANG BLOCK LINE
         printf '\nreturn 0;\n}\n'
     } >"$work/snippet.$1"
     cp "$2" "$work/file.$1"
+    name=$(sed -n '1s,^/[/*] *\([A-Za-z0-9_.-]*\.c[cp]*\)[^A-Za-z0-9].*,\1,p' "$2")
+    [ -z "$name" ] || cp "$2" "$work/$name" # for the commands that follow
     # statements, or else declarations and functions at file scope
     if compile "$1" "snippet.$1" ./snippet.out >"$tmp/log" 2>&1 ||
         at_file_scope "$1" >>"$tmp/log" 2>&1
@@ -112,6 +116,10 @@ shell() { # shell BLOCK LINE: runs what can be run, together, in one shell
         esac
     done <"$tmp/lines"
     [ -s "$tmp/script" ] || return
+    if grep -q ' build/libmoe_ep\.a ' "$tmp/script" && [ ! -e build/libmoe_ep.a ]; then
+        skip "line $2" "build/libmoe_ep.a was not built"
+        return
+    fi
     if [ "$where" = "$top" ] && [ ! -x build/moe-ep ]; then
         skip "line $2" "build/moe-ep was not built"
         return

@@ -431,6 +431,8 @@ TEST(capacity_examples)
     CHECK_I64(rows_of(MOE_EP_CAPACITY_MEGATRON, 0, 1, 4, 1.0), 0);
     CHECK_I64(rows_of(MOE_EP_CAPACITY_LINGVO, 0, 1, 4, 1.0), 4);
     CHECK_I64(rows_of(MOE_EP_CAPACITY_HUNYUAN, 0, 2, 4, 1.0), 2);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_HUNYUAN, 0, 1, 4, 1.0), 0);
+    CHECK_I64(rows_of(MOE_EP_CAPACITY_HUNYUAN, 8, 1, 4, 0.0), 8); /* one choice: nothing is dropped */
     CHECK_STR(moe_ep_capacity_rule_name(1), "megatron");
     CHECK(moe_ep_capacity_rule_name(12) == NULL && moe_ep_capacity_rule_name(-1) == NULL);
     {
@@ -939,6 +941,14 @@ TEST(drop_presets)
     CHECK(moe_ep_drop_megablocks(3).keep_weights == 1);
     CHECK(moe_ep_drop_maxtext(3).order == MOE_EP_DROP_TOKEN_MAJOR);
     CHECK(moe_ep_drop_hunyuan(3).norm == MOE_EP_NORM_BEFORE);
+    { /* one choice: the raw gate, nothing divided */
+        static const int32_t id[1] = {0};
+        static const float gate[1] = {0.61f};
+        moe_ep_drop_policy p = moe_ep_drop_hunyuan(1);
+        float after[1];
+        CHECK(moe_ep_drop(&p, id, gate, 1, 1, 4, NULL, NULL, NULL, after, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK_NEAR(after[0], 0.61f, 0.0, 0.0);
+    }
 }
 
 static void expect_drop_error(const moe_ep_drop_policy *p, moe_ep_status want, const char *arg)
@@ -1348,7 +1358,7 @@ TEST(drop_presets_field_by_field)
         {moe_ep_drop_flaxformer(7, 1), MOE_EP_DROP_MAX_GATE, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
         {moe_ep_drop_megablocks(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 1, 0},
         {moe_ep_drop_maxtext(7), MOE_EP_DROP_TOKEN_MAJOR, MOE_EP_NORM_NEVER, MOE_EP_EPS_NONE, 0, 0, 0, 0},
-        {moe_ep_drop_hunyuan(7), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE, MOE_EP_EPS_CLAMP, step, 0, 0, 0}};
+        {moe_ep_drop_hunyuan(7), MOE_EP_DROP_CHOICE_MAJOR, MOE_EP_NORM_BEFORE, MOE_EP_EPS_CLAMP, step, 1, 0, 0}};
     size_t i;
     for (i = 0; i < sizeof rows / sizeof *rows; i++) {
         const drop_row *r = &rows[i];
@@ -1559,7 +1569,7 @@ TEST(capacity_rules_by_definition)
             want = want == 0 ? 4 : (want + 3) / 4 * 4;
             break;
         case 10: want = quarters > 0 ? (T * quarters + 3) / 4 : 2 * share; break;
-        default: want = n / E > K ? n / E : K; break;
+        default: want = K == 1 ? T : n / E > K ? n / E : K; break;
         }
         d.min_capacity = t_below(&s, 3) ? 0 : t_below(&s, 9);
         d.multiple = t_below(&s, 3) ? 0 : t_below(&s, 9);

@@ -5932,7 +5932,7 @@ TEST(planners_say_what_ran)
          "blocks of neighbours, one expert more on the first E mod D active devices"},
         {moe_ep_place_lpt, MOE_EP_PLACE_LPT, "heaviest expert first, lightest device with a free slot"},
         {moe_ep_place_eplb, MOE_EP_PLACE_EPLB_HIERARCHICAL,
-         "hierarchical: one node holds all groups, which is global up to the order of slots"},
+         "hierarchical: one node holds all groups, which is global but for slots and copies of equal loads"},
         {moe_ep_place_trtllm, MOE_EP_PLACE_TRTLLM,
          "replicas by load, larger id first on ties; heaviest replica first onto the lightest rank with a slot"},
         {moe_ep_best_placement, MOE_EP_PLACE_BEST,

@@ -3305,7 +3305,7 @@ static const preset_row preset_rows[] = {
     {"grok1_vllm", ROW_SOFTMAX, 1, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"grok1_sglang", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"gemma4", ROW_OF_CHOSEN, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
-    {"hunyuan", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 23), 0, ROW_NO_GROUP, 0, 0},
+    {"hunyuan", ROW_SOFTMAX, 1, MOE_EP_EPS_CLAMP, 1.0 / (1 << 23), 0, ROW_NO_GROUP, 1, 0},
     {"switch", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"hash", MOE_EP_SCORE_LOGIT, MOE_EP_WEIGHT_ONE, 0, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},
     {"megatron_pre_softmax", ROW_SOFTMAX, 0, ROW_PLAIN, 0, ROW_NO_GROUP, 0, 0},

@@ -777,6 +777,43 @@ TEST(blocks_are_those_of_place_contiguous)
             }
 }
 
+/* A hot set in one device's block is that hot device; the same heat spread over the blocks leaves devices even, and
+ * beyond the last expert it goes on at the first. */
+TEST(hot_experts_side_by_side_and_spread)
+{
+    static const int32_t members[4] = {13, 1, 5, 9};
+    uint64_t set[16], device[16];
+    double rows[4] = {0};
+    moe_ep_workload w;
+    int e;
+    memset(&w, 0, sizeof w);
+    w.kind = MOE_EP_LOAD_HOT_EXPERT;
+    w.num_experts = 16;
+    w.top_k = 2;
+    w.num_devices = 4;
+    w.hot = 8;
+    w.hot_experts = 4;
+    w.share = 0.75;
+    CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, set, NULL), MOE_EP_OK);
+    w.kind = MOE_EP_LOAD_HOT_DEVICE;
+    w.hot = 2;
+    CHECK_I64(moe_ep_popularity(&w, 0, 0, 0, device, NULL), MOE_EP_OK);
+    for (e = 0; e < 16; e++) CHECK(set[e] == device[e]);
+    w.kind = MOE_EP_LOAD_BURST; /* every step */
+    w.hot = 13;
+    w.hot_stride = 4;
+    CHECK_I64(moe_ep_popularity(&w, 0, 7, 0, set, NULL), MOE_EP_OK);
+    for (e = 0; e < 16; e++) {
+        int at = e % 4 == 1;
+        CHECK_NEAR((double)set[e] / 549755813888.0, at ? 1.0 : 1.0 / 9, 1e-9, 0); /* 3/4 of four, 1/4 of twelve */
+        rows[e / 4] += (double)set[e];
+    }
+    for (e = 0; e < 4; e++) {
+        CHECK(set[members[e]] == 549755813888u);
+        CHECK_NEAR(rows[e], rows[0], 1e-12, 0);
+    }
+}
+
 /* Largest over smallest of the power law, aiconfigurator's when not given. */
 static double power_law_range(const moe_ep_workload *w, int64_t tokens)
 {
@@ -814,8 +851,9 @@ static double walk_in_doubles(const moe_ep_workload *w, int32_t layer, int32_t e
 static void logs_in_doubles(const moe_ep_workload *w, int32_t layer, int64_t step, int64_t tokens, double *log_w)
 {
     int32_t E = w->num_experts, e, rank[512], D = w->num_devices > 0 ? w->num_devices : 1;
-    int64_t period = w->period > 0 ? w->period : 1, first = w->hot, last = w->hot + 1;
+    int64_t period = w->period > 0 ? w->period : 1, n = w->hot_experts > 0 ? w->hot_experts : 1, first = w->hot;
     double X = power_law_range(w, tokens), top = -INFINITY;
+    char hot[512] = {0};
     moe_ep_rng rng;
     if (w->copy_layers) layer = 0;
     for (e = 0; e < E; e++) rank[e] = e;
@@ -828,11 +866,12 @@ static void logs_in_doubles(const moe_ep_workload *w, int32_t layer, int64_t ste
     if (w->kind == MOE_EP_LOAD_HOT_DEVICE || w->kind == MOE_EP_LOAD_ROTATING) {
         int64_t device = w->kind == MOE_EP_LOAD_ROTATING ? (w->hot + step / period) % D : w->hot;
         first = block_start(E, D, device);
-        last = block_start(E, D, device + 1);
-    }
+        n = block_start(E, D, device + 1) - first;
+        for (e = 0; e < n; e++) hot[first + e] = 1;
+    } else
+        for (e = 0; e < n; e++) hot[(first + e * (w->hot_stride > 0 ? w->hot_stride : 1)) % E] = 1;
     rng = generator(w->seed, FOR_WEIGHTS, (uint64_t)layer, 0);
     for (e = 0; e < E; e++) {
-        int hot = e >= first && e < last;
         switch (w->kind) {
         case MOE_EP_LOAD_ZIPF:
             log_w[e] = -w->alpha * log(rank[e] + 1.0);
@@ -856,8 +895,8 @@ static void logs_in_doubles(const moe_ep_workload *w, int32_t layer, int64_t ste
         case MOE_EP_LOAD_HOT_EXPERT:
         case MOE_EP_LOAD_HOT_DEVICE:
         case MOE_EP_LOAD_ROTATING:
-            log_w[e] = log(hot ? w->share / (double)(last - first) : (1 - w->share) / (double)(E - (last - first)));
-            if (last - first == E) log_w[e] = 0;
+            log_w[e] = log(hot[e] ? w->share / (double)n : (1 - w->share) / (double)(E - n));
+            if (n == E) log_w[e] = 0;
             break;
         default:
             log_w[e] = 0;
@@ -906,6 +945,8 @@ static moe_ep_workload drawn_workload(uint64_t *s, double *popularity)
     w.hot = (int32_t)t_below(s, w.kind == MOE_EP_LOAD_HOT_EXPERT || w.kind == MOE_EP_LOAD_BURST ? w.num_experts
                                 : w.num_devices > 0                                             ? w.num_devices
                                                                                                 : 1);
+    w.hot_experts = (int32_t)t_below(s, w.num_experts < 9 ? w.num_experts + 1 : 10);
+    w.hot_stride = (int32_t)t_below(s, w.num_experts / (w.hot_experts > 0 ? w.hot_experts : 1) + 1);
     for (i = 0; i < 512; i++)
         popularity[i] = t_below(s, 5) || i < 6 ? ldexp(1 + t_unit(s), (int)t_below(s, 12) - 6) : 0;
     w.popularity = popularity;
@@ -929,7 +970,10 @@ TEST(popularity_in_doubles)
         logs_in_doubles(&w, layer, step, T, log_w);
         for (e = feasible = 0; e < w.num_experts; e++) feasible += log_w[e] > -INFINITY;
         if (w.kind == MOE_EP_LOAD_BURST) /* whatever the step */
-            feasible = w.num_experts == 1 ? 1 : (w.share > 0) + (w.share < 1) * (w.num_experts - 1);
+            feasible = w.hot_experts == w.num_experts || w.num_experts == 1
+                           ? w.num_experts
+                           : (w.share > 0) * (w.hot_experts > 0 ? w.hot_experts : 1) +
+                                 (w.share < 1) * (w.num_experts - (w.hot_experts > 0 ? w.hot_experts : 1));
         CHECK_I64(status, feasible >= (w.with_replacement ? 1 : w.top_k) ? MOE_EP_OK : MOE_EP_ERR_INFEASIBLE);
         for (e = 0; e < w.num_experts && status == MOE_EP_OK; e++) {
             double want = 549755813888.0 * exp(log_w[e]), b = fabs(1 - w.alpha); /* 2^39 is the largest */
@@ -1156,6 +1200,16 @@ TEST(limits_of_workloads)
     ALLOWED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot = 63));
     REFUSED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot = 64), MOE_EP_ERR_EXPERT_ID, "hot");
     REFUSED((w.kind = MOE_EP_LOAD_BURST, w.hot = 64), MOE_EP_ERR_EXPERT_ID, "hot");
+    ALLOWED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot = 63, w.hot_experts = 64));
+    REFUSED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot_experts = 65), MOE_EP_ERR_SIZE, "hot_experts");
+    REFUSED((w.kind = MOE_EP_LOAD_BURST, w.hot_experts = 65), MOE_EP_ERR_SIZE, "hot_experts");
+    ALLOWED((w.kind = MOE_EP_LOAD_HOT_DEVICE, w.hot_experts = 65, w.hot_stride = 65)); /* not of experts */
+    ALLOWED((w.kind = MOE_EP_LOAD_BURST, w.hot_experts = 4, w.hot_stride = 16));
+    REFUSED((w.kind = MOE_EP_LOAD_BURST, w.hot_experts = 4, w.hot_stride = 17), MOE_EP_ERR_RANGE, "hot_stride");
+    REFUSED((w.kind = MOE_EP_LOAD_HOT_EXPERT, w.hot_experts = 2, w.hot_stride = INT32_MAX), MOE_EP_ERR_RANGE,
+            "hot_stride");
+    REFUSED(w.hot_experts = -1, MOE_EP_ERR_SIZE, "hot_experts");
+    REFUSED(w.hot_stride = -1, MOE_EP_ERR_SIZE, "hot_stride");
     ALLOWED((w.kind = MOE_EP_LOAD_ROTATING, w.hot = 7));
     REFUSED((w.kind = MOE_EP_LOAD_ROTATING, w.hot = 8), MOE_EP_ERR_DEVICE_ID, "hot");
     REFUSED((w.kind = MOE_EP_LOAD_HOT_DEVICE, w.hot = -1), MOE_EP_ERR_DEVICE_ID, "hot");

@@ -73,6 +73,8 @@ static void sim_case(void)
     w.top_k = fz_int(1, E);
     w.num_devices = fz_int(0, 4);
     w.hot = fz_int(0, 3);
+    w.hot_experts = fz_int(0, 3);
+    w.hot_stride = fz_int(0, 3);
     w.share = fz_unit();
     w.alpha = fz_unit() * 2;
     w.x_max = fz_chance(.5) ? 0 : 50;
@@ -87,7 +89,7 @@ static void sim_case(void)
     if (fz_grows && w.top_k > 16) w.top_k = 1 + w.top_k % 16;
     fz_seal();
     if (fz_chance(.4)) {
-        int k = fz_int(0, 10);
+        int k = fz_int(0, 12);
         switch (k) {
         case 0: w.kind = fz_bad_i32(); break;
         case 1: w.top_k = fz_bad_i32(); break;
@@ -100,6 +102,8 @@ static void sim_case(void)
         case 8: w.drift = fz_bad_double(); break;
         case 9: w.target = fz_bad_double(); break;
         case 10: w.walk = fz_bad_double(); break;
+        case 11: w.hot_experts = fz_bad_i32(); break;
+        case 12: w.hot_stride = fz_bad_i32(); break;
         }
     }
     if (fz_chance(.05)) w.period = fz_bad_i32();
