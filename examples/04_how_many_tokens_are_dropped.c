@@ -37,7 +37,7 @@ int main(void)
            lab_number(moe_ep_smallest_capacity_factor(loads, E, (int64_t)T * K, &err)));
     printf("Inference drops nothing and keeps no such buffers; it pays with the step: 84 rows for a mean of 16.\n\n");
 
-    printf("The capacity hangs on what is counted.  64 tokens with 2 rows each (some twice on the hot expert), factor 1:\n");
+    printf("The capacity hangs on what is counted.  64 tokens, 2 rows each (some choose expert 0 twice), factor 1:\n");
     c.factor = 1.0;
     c.num_tokens = 64, c.top_k = 2; /* the same 128 rows */
     printf("  ceil(T K / E) = %2lld rows (Megatron-LM)\n", (long long)moe_ep_capacity(&c, &err));

@@ -24,7 +24,7 @@ int main(void)
     static const int64_t none[D] = {0, 0, 0, 0}, everywhere[D] = {T / D, T / D, T / D, T / D};
     static const int64_t on_hot[D] = {T, 0, 0, 0}, on_cool[D] = {0, 0, 0, T};
 
-    printf("800 tokens with 2 rows each, 60 %% of the routed rows on expert 0 (so some twice), experts on device e mod 4\n\n");
+    printf("800 tokens, 2 rows each, 60 %% of them on expert 0 (so some twice), experts on device e mod 4\n\n");
     printf("where the shared expert lives       rows on device 0..3     mean     step max/mean efficiency  "
            "step (! is the mean)\n");
     line("no shared expert", none);

@@ -591,8 +591,9 @@ TEST(b_slope)
     }
 }
 
-/* A shared expert that all 800 tokens visit, some of them expert 0 twice: routed 2.63; 2.09 when every GPU has a copy, 3.09 when the only one sits
- * on the hot GPU, 1.75 on the coolest.  It shrinks the stakes; it does not fix the routing. */
+/* A shared expert that all 800 tokens visit, some of them expert 0 twice: routed 2.63; 2.09 when every GPU has a copy,
+ * 3.09 when the only one sits on the hot GPU, 1.75 on the coolest.  It shrinks the stakes; it does not fix the routing.
+ */
 TEST(b_shared_expert)
 {
     static const double want[4] = {2.6275, 2.085, 3.085, 1.7517};
@@ -1728,8 +1729,7 @@ TEST(e_bytes_of_a_layer)
 }
 
 /* 16 GB/s and 20 us: below 78 tokens latency outweighs bytes, and 48 layers x 2 phases cost 1.92 ms before a byte
- * moves.   In the tokens the bytes are linear, and of the
- * model they know its hidden size and layers alone. */
+ * moves.  In the tokens the bytes are linear, and of the model they know its hidden size and layers alone. */
 TEST(e_small_batches_pay_latency)
 {
     moe_ep_machine rtx;
