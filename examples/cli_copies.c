@@ -399,6 +399,7 @@ int cli_copies_main(int argc, char **argv)
     if (c.setup.devices == 0 && optind < argc) cli_die(CLI_USAGE, "--devices is needed");
     cli_open_page(&common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &common.read, 1, &c.left_out);
+    cli_note_inputs(&c.setup, list);
     add_loads(&c, list);
     settle(&c);
     draw_curve(&c);

@@ -43,6 +43,7 @@ typedef struct csv_reader {
     long_row *open; /* stb_ds hash map, rows of the long form that may go on */
     char **label;   /* stb_ds, of the long form */
     int64_t line;
+    int64_t bare; /* line of a header that is experts alone, 0, 1, 2, ...; 0 = there is none */
 } csv_reader;
 
 static char *trim(char *s)
@@ -130,13 +131,32 @@ static csv_role role_of(const char *name)
     return ROLE_LABEL;
 }
 
+/* Whether a line is 0, 1, 2, ...: the experts, as pandas names the columns of an array. */
+static int counts_up(char **fields)
+{
+    for (ptrdiff_t i = 0; i < arrlen(fields); i++) {
+        char number[24];
+        (void)snprintf(number, sizeof number, "%td", i);
+        if (strcmp(fields[i], number) != 0) return 0;
+    }
+    return arrlen(fields) > 1;
+}
+
+static void refuse_bare(const csv_reader *c, ptrdiff_t experts)
+{
+    cli_die(CLI_USAGE, "%s:%lld: this line, 0 to %td, may be the header of the experts or the loads of a layer: write "
+                       "a line c0,c1,... above it if it holds loads, in its place if it is the header",
+            c->path, (long long)c->bare, experts - 1);
+}
+
 /* Decides what the columns are.  Returns 0 when the line is no header. */
 static int csv_header(csv_reader *c, char **fields)
 {
     ptrdiff_t n = arrlen(fields), first = n;
     int words = 0, experts = 0, counts = 0;
     for (ptrdiff_t i = 0; i < n; i++) words += !is_number(fields[i]);
-    if (words == 0) return 0;
+    if (words == 0 && !counts_up(fields)) return 0;
+    if (words == 0) c->bare = c->line;
     while (first > 0 &&
            column_expert(fields[first - 1]) == column_expert(fields[n - 1]) - (n - first) &&
            column_expert(fields[first - 1]) >= 0)
@@ -327,6 +347,7 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     ssize_t n;
     ptrdiff_t at = arrlen(*list);
     int started = 0, numbered;
+    int64_t under = 0;
     memset(&c, 0, sizeof c);
     c.path = path;
     while ((n = cli_getline(&line, &room, f, path)) >= 0) {
@@ -345,7 +366,9 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
         if (!started) c.separator = guess_separator(text);
         fields = split_line(&c, text);
         if (started) {
+            if (c.bare && arrlen(fields) == 2 && arrlen(c.role) == 2) refuse_bare(&c, 2);
             csv_line(&c, fields);
+            under++;
         } else {
             int header = csv_header(&c, fields);
             c.rows = cli_rows_new(path, o, c.long_form ? CLI_ROWS_GROW : CLI_ROWS_EQUAL);
@@ -355,6 +378,7 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
         arrfree(fields);
     }
     free(line);
+    if (c.bare && under == 0) refuse_bare(&c, arrlen(c.role));
     numbered = has_layers(&c);
     arrfree(c.role);
     if (!c.rows) c.rows = cli_rows_new(path, o, CLI_ROWS_EQUAL);
@@ -363,5 +387,11 @@ void cli_read_csv(cli_trace **list, const char *path, FILE *f, const cli_read_op
     for (ptrdiff_t i = 0; i < arrlen(c.label); i++) free(c.label[i]);
     arrfree(c.label);
     cli_rows_end(c.rows, list);
-    for (; !numbered && at < arrlen(*list); at++) (*list)[at].unnumbered = (*list)[at].layers;
+    for (; !numbered && at < arrlen(*list); at++) {
+        cli_trace *t = &(*list)[at];
+        t->unnumbered = t->layers;
+        if (c.bare)
+            t->note = cli_format("%s: its first line, 0 to %d, is taken for the header of the experts, not for loads.",
+                                 t->name, t->experts - 1);
+    }
 }

@@ -106,6 +106,12 @@ cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options 
     return list;
 }
 
+void cli_note_inputs(cli_setup *s, const cli_trace *list)
+{
+    for (ptrdiff_t i = 0; i < arrlen(list); i++)
+        if (list[i].note) cli_note(s, "%s", list[i].note);
+}
+
 /* cli_out_open and cli_open_input see it too, but later. */
 void cli_refuse_overwriting(const char *output, int argc, char **argv, int from)
 {

@@ -106,6 +106,8 @@ double cli_option_number(const char *option, const char *text, double least, dou
 
 /* Reads all inputs (argv[from..argc-1]) and makes them comparable.  Returns an stb_ds array. */
 cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop, char **left_out);
+/* What was taken for granted in reading them, to what was assumed. */
+void cli_note_inputs(cli_setup *s, const cli_trace *list);
 
 /* Leaves when the output is one of the inputs. */
 void cli_refuse_overwriting(const char *output, int argc, char **argv, int from);

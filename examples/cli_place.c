@@ -513,6 +513,7 @@ int cli_place_main(int argc, char **argv)
     open_maps(&r, argc, argv);
     cli_open_page(&o.common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &o.common.read, 0, &left_out);
+    cli_note_inputs(&r.setup, list);
     add_loads(&r, list);
     settle(&r, o.policy);
     plan_layers(&r, o.policy);

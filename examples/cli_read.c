@@ -91,6 +91,7 @@ void cli_traces_free(cli_trace *list)
         free(list[i].layer);
         free(list[i].ids);
         free(list[i].step_tokens);
+        free(list[i].note);
     }
     arrfree(list);
 }

@@ -25,6 +25,7 @@ typedef struct cli_trace {
     int64_t *step_tokens; /* (kept_steps) where a recording of ids says its steps, else NULL     */
     int inferred;       /* 1: experts was taken from the largest id                             */
     int32_t unnumbered; /* layers of a file that does not number them (.npy, a JSON list); else 0 */
+    char *note;         /* what was taken for granted in reading it, a sentence; NULL = nothing  */
 } cli_trace;
 
 typedef struct cli_read_options {

@@ -577,6 +577,7 @@ int cli_rebalance_main(int argc, char **argv)
     from = optind;
     if (from < argc && cli_map_is(argv[from])) r.current = argv[from++];
     list = cli_read_all(argc, argv, from, &common.read, 0, &left_out);
+    cli_note_inputs(&r.setup, list);
     add_loads(&r, list);
     if (all_idle(&r)) cli_die(CLI_USAGE, "%s: every load is zero", list[0].path);
     settle(&r);

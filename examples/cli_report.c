@@ -1084,6 +1084,7 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
         if (traces[i].top_k > 0 && traces[i].top_k != traces[0].top_k)
             cli_die(CLI_USAGE, "%s has top-%d, %s has top-%d", traces[i].path, traces[i].top_k,
                     traces[0].path, traces[0].top_k);
+    cli_note_inputs(setup, traces);
     cli_setup_model(setup, r->L, r->E, &r->K);
     cli_setup_machine(setup);
     cli_setup_devices(setup, r->E);

@@ -883,6 +883,7 @@ int cli_simulate_main(int argc, char **argv)
         cli_die(CLI_USAGE, "--log and %s cannot both go to standard output", common.json ? "--json" : "--html -");
     read_cluster(&s);
     if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
+    cli_note_inputs(&s.setup, list);
     settle(&s, list);
     if (s.trace)
         read_requests(&s);

@@ -766,6 +766,7 @@ int cli_sweep_main(int argc, char **argv)
         cli_die(CLI_USAGE, "%td recordings: at most one to plan on and one to serve", arrlen(list));
     if (list) s.plan_on = &list[0];
     if (list) s.serve = &list[arrlen(list) - 1];
+    cli_note_inputs(&s.setup, list);
     settle_shapes(&s);
     settle_lists(&s);
     cli_open_page(&common, &page, argc, argv, optind);

@@ -437,6 +437,7 @@ int cli_traffic_main(int argc, char **argv)
     list = cli_read_all(argc - with_map, argv, optind, &x.common.read, 0, &left_out);
     if (arrlen(list) != 1) cli_die(CLI_USAGE, "%td recordings: one is needed; --only chooses", arrlen(list));
     x.t = &list[0];
+    cli_note_inputs(&x.setup, list);
     settle(&x, with_map ? &map : NULL);
     as_json = x.out ? cli_has_suffix(x.out, ".json") : x.common.json;
     if (as_json && x.matrix) cli_die(CLI_USAGE, "--matrix is CSV; without it JSON holds every matrix");

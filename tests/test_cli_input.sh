@@ -131,6 +131,18 @@ bad "header only" "holds no loads" report "$(csv 'domain,layer,0,1\n')"
 bad "all zero" "every load is zero" report "$(csv '0,0\n0,0\n')"
 bad "routing weights for loads" "these are routing weights" report $data/prose_topk_weights.npy --devices 8
 bad "label not there" "no recording has a label with" report $data/expert_counts.csv --only klingon
+good "a header of experts alone" "its first line, 0 to 3, is taken for the header of the experts" \
+    report "$(csv '0,1,2,3\n40,30,20,10\n10,20,30,40\n')" --devices 2
+good "is no layer" "2 layers" report "$tmp/t.csv" --devices 2
+for command in place copies rebalance; do
+    good "$command says so, too" "its first line, 0 to 3" $command "$tmp/t.csv" --devices 2
+done
+good "a header of c0, c1, ... needs no such word" "2 layers" report "$(csv 'c0,c1\n3,1\n2,2\n')" --devices 2
+bad "0,1 may be loads" "t.csv:1: this line, 0 to 1, may be the header of the experts or the loads of a layer" \
+    report "$(csv '0,1\n3,1\n2,2\n')" --devices 2
+bad "so may an only line" "t.csv:2: this line, 0 to 3, may be the header" report "$(csv '# x\n0,1,2,3\n')" --devices 2
+good "loads that do not count up" "2 layers" report "$(csv '0,1,2,4\n4,3,2,1\n')" --devices 2
+good "nor in whole numbers" "2 layers" report "$(csv '0.0,1.0,2.0,3.0\n4,3,2,1\n')" --devices 2
 good "plain rows of counts" "2 layers" report "$(csv '10,20,30,40\n40,30,20,10\n')" --devices 2
 good "long form" "top-" report "$(csv 'layer,expert,count\n0,0,5\n0,1,6\n0,2,7\n0,3,8\n')" --devices 2
 good "a layer without load is named" "left out: 1" \
