@@ -1080,10 +1080,13 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
     r->L = traces[0].layers;
     r->E = traces[0].experts;
     r->K = setup->top_k > 0 ? setup->top_k : traces[0].top_k;
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        if (traces[i].top_k > 0 && setup->top_k > 0 && traces[i].top_k != setup->top_k)
+            cli_die(CLI_USAGE, "%s: has ids of top-%d, --topk says %d", traces[i].path, traces[i].top_k, setup->top_k);
         if (traces[i].top_k > 0 && traces[i].top_k != traces[0].top_k)
             cli_die(CLI_USAGE, "%s has top-%d, %s has top-%d", traces[i].path, traces[i].top_k,
                     traces[0].path, traces[0].top_k);
+    }
     cli_note_inputs(setup, traces);
     cli_setup_model(setup, r->L, r->E, &r->K);
     cli_setup_machine(setup);

@@ -111,6 +111,9 @@ static double *count_ids(cli_watch *w, json_t *list, int32_t *n)
         arrfree(loads);
         return NULL;
     }
+    if (w->setup->top_k > 0 && top_k > 0 && top_k != w->setup->top_k)
+        cli_die(CLI_USAGE, "%s:%lld: has ids of top-%d, --topk says %d", w->path, (long long)w->line, top_k,
+                w->setup->top_k);
     w->top_k = top_k;
     *n = (int32_t)arrlen(loads);
     double *copy = cli_alloc((size_t)*n, sizeof *copy);

@@ -80,6 +80,18 @@ bad "an id of 41 bits" "ids[0, 1] = 1099511627779 is" report "$tmp/wide.npy"
     >"$tmp/wide.npy"
 bad "an id of 64 bits" "ids[0, 1] = 18446744073709551615 is" report "$tmp/wide.npy"
 bad "id out of range" "but there are 32 experts" report $ids --experts 32
+for command in report diagnose; do
+    bad "$command: --topk of other ids" "ids.npy: has ids of top-8, --topk says 4" $command $ids --devices 8 --topk 4
+    good "$command: --topk of these ids" "top-8" $command $ids --devices 8 --topk 8 --json
+done
+bad "the second input, too" "c_topk_ids.npy: has ids of top-8, --topk says 4" \
+    report $data/expert_counts.csv --only prose $data/c_topk_ids.npy --devices 8 --topk 4
+line='{"step":4,"layer":0,"ids":[[0,1],[2,3]]}'
+echo "$line" >"$tmp/two.jsonl"
+bad "--topk of other ids in JSON lines" "two.jsonl: has ids of top-2, --topk says 1" \
+    report "$tmp/two.jsonl" --devices 2 --topk 1
+bad "watch: --topk of other ids" "two.jsonl:1: has ids of top-2, --topk says 1" \
+    watch "$tmp/two.jsonl" --once --devices 2 --topk 1
 { npy '<f4' False '(1, 4)'; printf '\000\000\200\077\000\000\300\177\000\000\200\077\000\000\200\077'; } >"$tmp/nan.npy"
 bad "NaN in .npy loads" "counts[0, 0, 1]: a load is not a finite number" report "$tmp/nan.npy"
 head -c 4096 /dev/zero | tr '\000' '\377' >"$tmp/garbage.npy"
