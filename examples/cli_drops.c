@@ -266,6 +266,7 @@ static void put_text(const void *data, FILE *f, const chart_text *t)
     cli_put_wrapped(f, head, chart_width(t), 0, 0);
     if (*cli_kept_ids(d->t)) cli_put_wrapped(f, cli_kept_ids(d->t), chart_width(t), 0, 0);
     if (*cli_idle_steps(d->t)) cli_put_wrapped(f, cli_idle_steps(d->t), chart_width(t), 0, 0);
+    if (d->t->note) cli_put_wrapped(f, d->t->note, chart_width(t), 0, 0);
     fprintf(f, "\n%s: %s step%s of %s token%s, %d layer%s%s%s%s, top-%d of %d experts, capacity %s row%s "
                "(factor %.3g)\n",
             d->t->name, cli_count((double)d->steps), d->steps == 1 ? "" : "s", range_of(d->size),
@@ -340,6 +341,7 @@ static void put_json(const void *data, FILE *f)
     json_object_set_new(o, "tokens", json_integer(d->tokens));
     json_object_set_new(o, "tokens_recorded", json_integer(d->t->tokens));
     if (*cli_kept_ids(d->t)) json_object_set_new(o, "counted", json_string(cli_kept_ids(d->t)));
+    if (d->t->note) json_object_set_new(o, "note", json_string(d->t->note));
     json_object_set_new(o, "smallest_step", json_integer(d->size[0]));
     json_object_set_new(o, "largest_step", json_integer(d->size[1]));
     json_object_set_new(o, "capacity", json_integer(d->capacity[1]));

@@ -17,7 +17,7 @@
 #include <strings.h>
 #include <sys/stat.h>
 
-enum { MAX_LAYERS = 65536, MAX_KEPT_IDS = 1 << 26 };
+enum { MAX_LAYERS = 65536, MAX_KEPT_IDS = 1 << 26, MOST_CHOICES = 32 };
 
 /* ---- shared by the readers --------------------------------------------------------------------------- */
 
@@ -212,8 +212,10 @@ static int32_t largest_id(const char *path)
         for (int64_t i = 0; i < part; i++) {
             if (buf[i] < -1 || buf[i] >= MAX_EXPERTS) {
                 const char *place = id_place(&a, done + i), *value = id_value(&a, done + i, buf[i]);
+                int above = buf[i] > 0;
                 free(buf);
-                cli_die(CLI_USAGE, "%s: %s = %s is no expert id (0.. or -1 for none)", path, place, value);
+                cli_die(CLI_USAGE, "%s: %s = %s is no expert id (0.. or -1 for none)%s", path, place, value,
+                        above ? "; for counts say --counts" : "");
             }
             if (buf[i] > top) top = buf[i];
         }
@@ -226,15 +228,58 @@ static int32_t largest_id(const char *path)
     return top;
 }
 
+/* Whether ids may be counts: of the first rows, those that name an expert, and those that name one twice.  A row of one
+ * id alone, as layers without experts have it, is left out. */
+typedef struct ids_test {
+    int64_t rows, twice;
+} ids_test;
+
+static void test_ids(ids_test *test, const int32_t *ids, int64_t top_k)
+{
+    int twice = 0;
+    if (test->rows >= 4096 || !cli_choices_differ(ids, top_k)) return;
+    for (int64_t i = 1; i < top_k; i++)
+        for (int64_t j = 0; j < i && !twice; j++) twice = ids[i] >= 0 && ids[i] == ids[j];
+    test->rows++;
+    test->twice += twice;
+}
+
+/* What speaks against ids, about a trace of them; NULL = nothing does. */
+static char *say_doubt(const cli_trace *t, const ids_test *test)
+{
+    if (test->twice * 10 > test->rows)
+        return cli_format("%s of the first %s rows name an expert twice, as no token does",
+                          cli_count((double)test->twice), cli_count((double)test->rows));
+    if (t->top_k > MOST_CHOICES) return cli_format("no router known takes so many experts");
+    if (t->inferred && t->experts > 1024 && t->experts > t->tokens * t->top_k)
+        return cli_format("a layer holds no more than %s ids", cli_count((double)t->tokens * t->top_k));
+    return NULL;
+}
+
+/* Leaves when the ids are counts, else notes that they may be. */
+static void doubt_ids(cli_trace *t, const cli_npy *a, const ids_test *test)
+{
+    char *doubt = say_doubt(t, test);
+    if (!doubt) return;
+    if (t->top_k > MOST_CHOICES && test->twice * 10 > test->rows)
+        cli_die(CLI_USAGE, "%s: shape %s would mean top-%d, but %s: for counts say --counts", a->path, a->shape_text,
+                t->top_k, cli_keep(doubt));
+    t->note = cli_format("%s is read as ids, top-%d of %d experts, but %s: if these are counts, --counts says so.",
+                         t->name, t->top_k, t->experts, doubt);
+    free(doubt);
+}
+
 /* Where ids [first, first + n) of the file go: kept tokens into the trace; in which layers some token took two
  * different experts. */
-static void keep_ids(cli_trace *t, const int32_t *ids, int64_t first, int64_t n, int layers_first, char *differ)
+static void keep_ids(cli_trace *t, const int32_t *ids, int64_t first, int64_t n, int layers_first, char *differ,
+                     ids_test *test)
 {
     int64_t K = t->top_k, row = first / K;
     for (int64_t i = 0; i < n; i += K, row++) {
         int64_t token = layers_first ? row % t->tokens : row / t->layers;
         int64_t layer = layers_first ? row / t->tokens : row % t->layers;
         if (!differ[layer]) differ[layer] = (char)cli_choices_differ(ids + i, K);
+        test_ids(test, ids + i, K);
         if (token < t->kept)
             memcpy(t->ids + (token * t->layers + layer) * K, ids + i, (size_t)K * sizeof *ids);
     }
@@ -264,6 +309,7 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
     int32_t *buf = cli_alloc((size_t)most, sizeof *buf);
     int64_t *counts = cli_alloc((size_t)t->layers * (size_t)t->experts, sizeof *counts);
     char *differ = cli_alloc((size_t)t->layers, 1);
+    ids_test test = {0, 0};
     moe_ep_error err;
     for (int64_t done = 0; done < a->count;) {
         int64_t left = per_layer - done % per_layer, part = left < most ? left : most, skipped = 0;
@@ -277,13 +323,14 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
             free(differ);
             free(counts);
             free(buf);
-            cli_die(CLI_USAGE, "%s: %s = %s, but there are %d experts (0..%d)", a->path,
-                    id_place(a, done + err.index), value, t->experts, t->experts - 1);
+            cli_die(CLI_USAGE, "%s: %s = %s, but there are %d experts (0..%d)%s", a->path,
+                    id_place(a, done + err.index), value, t->experts, t->experts - 1,
+                    K == t->experts || K > MOST_CHOICES ? "; for counts say --counts" : "");
         }
         t->skipped += skipped;
         for (int64_t i = 0; i < layers * t->experts; i++)
             t->step_loads[first * t->experts + i] += (double)counts[i];
-        keep_ids(t, buf, done, part, layers_first, differ);
+        keep_ids(t, buf, done, part, layers_first, differ, &test);
         done += part;
         cli_progress("reading", (double)(a->count + done), 2.0 * (double)a->count);
     }
@@ -291,6 +338,7 @@ static void count_ids(cli_npy *a, cli_trace *t, int layers_first)
     free(differ);
     free(counts);
     free(buf);
+    doubt_ids(t, a, &test);
 }
 
 static void read_npy_ids(cli_trace **list, const char *path, cli_npy *a, const cli_read_options *o)

@@ -92,6 +92,33 @@ bad "--topk of other ids in JSON lines" "two.jsonl: has ids of top-2, --topk say
     report "$tmp/two.jsonl" --devices 2 --topk 1
 bad "watch: --topk of other ids" "two.jsonl:1: has ids of top-2, --topk says 1" \
     watch "$tmp/two.jsonl" --once --devices 2 --topk 1
+
+# --- counts that are read as ids: bytes of one row, rows of them
+u8() { # u8 ROWS COLUMNS: rows of the numbers 0, 3, 6, ..., every second row with its first number twice
+    npy '|u1' False "($1, $2)"
+    awk -v r="$1" -v c="$2" 'BEGIN { for (i = 0; i < r; i++) for (j = 0; j < c; j++)
+        printf "%03o\n", 3 * (i % 2 && j == 1 ? 0 : j) }' | while read -r o; do printf "\\$o"; done
+}
+u8 4 8 >"$tmp/c8.npy"; u8 4 40 >"$tmp/c40.npy"; u8 1 40 >"$tmp/one40.npy"
+good "rows that name an expert twice" "but 2 of the first 4 rows name an expert twice, as no token does: if these" \
+    report "$tmp/c8.npy" --devices 2 --json
+good "as counts nothing is said" "4 layers, 8 experts" place "$tmp/c8.npy" --devices 2 --counts
+if grep -q 'read as ids' "$tmp/o"; then fail "nothing" "$tmp/o"; else pass "nothing"; fi
+"$cli" drops "$tmp/c8.npy" --json >"$tmp/o" 2>&1
+grep -q '"note": "c8 is read as ids, top-8 of 24 experts, but' "$tmp/o"
+result $? "drops says it" "$tmp/o"
+good "more choices than routers take" "no router known takes so many experts: if these are counts" \
+    report "$tmp/one40.npy" --devices 2 --json
+bad "both" "shape (4, 40) would mean top-40, but 2 of the first 4 rows name an expert twice" place "$tmp/c40.npy" \
+    --devices 2
+good "may be read as counts" "4 layers, 40 experts" place "$tmp/c40.npy" --devices 2 --counts
+bad "an id out of range in such rows" "there are 8 experts (0..7); for counts say --counts" \
+    place "$tmp/c8.npy" --experts 8 --devices 2
+bad "an id of 64 bits may be a count" "is no expert id (0.. or -1 for none); for counts say --counts" \
+    report "$tmp/wide.npy"
+{ npy '<i4' False '(1, 2)'; printf '\000\000\000\000\210\023\000\000'; } >"$tmp/5000.npy"
+good "more experts than ids" "top-2 of 5004 experts, but a layer holds no more than 2 ids" \
+    report "$tmp/5000.npy" --devices 2 --json
 { npy '<f4' False '(1, 4)'; printf '\000\000\200\077\000\000\300\177\000\000\200\077\000\000\200\077'; } >"$tmp/nan.npy"
 bad "NaN in .npy loads" "counts[0, 0, 1]: a load is not a finite number" report "$tmp/nan.npy"
 head -c 4096 /dev/zero | tr '\000' '\377' >"$tmp/garbage.npy"
