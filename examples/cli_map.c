@@ -418,6 +418,16 @@ int32_t *cli_map_rows(const cli_map *m, const cli_trace *t, cli_setup *s)
     return rows;
 }
 
+void cli_map_check_even(const cli_map *m, int32_t devices, int32_t slots)
+{
+    int32_t more = devices > 0 ? m->slots % devices : 0;
+    if (m->devices > 0 || more == 0 || devices > m->slots || slots == m->slots) return;
+    cli_die(CLI_USAGE, "%s has %d slots a layer, which %d devices cannot hold in equal numbers; if the first %d do "
+                       "have one more, %s says so",
+            m->path, m->slots, devices, more,
+            slots < 0 ? "a .csv map" : cli_keep(cli_format("--slots %d", m->slots)));
+}
+
 /* Every expert of the recording stands somewhere in every layer, and nothing else does. */
 static void check_experts(const cli_map *m, const cli_trace *t, const int32_t *rows)
 {

@@ -32,6 +32,9 @@ void cli_map_free(cli_map *m);
 int32_t *cli_map_match(const cli_map *m, const cli_trace *t, char **words);
 /* The same; leaves when they do not fit.  The sentence goes to the setup, if it is not NULL. */
 int32_t *cli_map_rows(const cli_map *m, const cli_trace *t, cli_setup *s);
+/* Leaves when the file does not say its devices and its slots do not divide over these; not where --slots (0 = was not
+ * given, -1 = the command has no such option) says that they are as many. */
+void cli_map_check_even(const cli_map *m, int32_t devices, int32_t slots);
 /* The map as a placement of t's layers; devices 0 = what the map says.  Every expert must have a slot.  Its memory
  * lives to the end of the program. */
 moe_ep_placement cli_map_placement(const cli_map *m, const cli_trace *t, const int32_t *rows, int32_t devices,

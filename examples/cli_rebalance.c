@@ -165,13 +165,7 @@ static void read_current(cli_rebalance *r)
         if (r->setup.slots > 0 && r->setup.slots != r->map.slots)
             cli_die(CLI_USAGE, "%s has %d slots, --slots says %d", r->current, r->map.slots,
                     r->setup.slots);
-        if (r->map.devices == 0 && r->setup.devices > 0 && r->setup.slots == 0 &&
-            r->map.slots % r->setup.devices != 0)
-            cli_die(CLI_USAGE,
-                    "%s has %d slots a layer, which %d devices cannot hold in equal numbers; "
-                    "if the first %d do have one more, --slots %d says so",
-                    r->current, r->map.slots, r->setup.devices, r->map.slots % r->setup.devices,
-                    r->map.slots);
+        cli_map_check_even(&r->map, r->setup.devices, r->setup.slots);
         r->rows = cli_keep_block(cli_map_rows(&r->map, r->trace, &r->setup));
         r->today = cli_map_placement(&r->map, r->trace, r->rows, r->setup.devices, r->setup.nodes);
     }

@@ -407,6 +407,7 @@ static void settle(traffic *x, const cli_map *map)
         x->row_bytes[phase] = moe_ep_row_bytes(x->wire[phase], x->setup.model.hidden, 0, &err);
         if (x->row_bytes[phase] < 0) cli_check(err.status, &err, "row");
     }
+    if (map) cli_map_check_even(map, x->D, -1);
     if (map)
         x->p = cli_map_placement(map, x->t, cli_keep_block(cli_map_rows(map, x->t, &x->setup)), x->D, x->setup.nodes);
     else

@@ -272,6 +272,7 @@ static void use_map(watching *o)
     o->map = cli_map_read(o->current);
     o->w.map = &o->map;
     if (o->map.devices > 0) o->w.devices = o->map.devices;
+    cli_map_check_even(&o->map, o->w.devices, -1);
     for (int64_t i = 0; i < (int64_t)o->map.layers * o->map.slots; i++)
         if (o->map.expert[i] >= o->w.experts) o->w.experts = o->map.expert[i] + 1;
 }

@@ -119,6 +119,21 @@ bad "an id of 64 bits may be a count" "is no expert id (0.. or -1 for none); for
 { npy '<i4' False '(1, 2)'; printf '\000\000\000\000\210\023\000\000'; } >"$tmp/5000.npy"
 good "more experts than ids" "top-2 of 5004 experts, but a layer holds no more than 2 ids" \
     report "$tmp/5000.npy" --devices 2 --json
+
+# --- a map whose slots do not divide over the devices
+for command in "report $ids --current" "diagnose $ids --current" "rebalance"; do
+    input=; [ "$command" = rebalance ] && input=$ids
+    # shellcheck disable=SC2086
+    bad "${command%% *}: 72 slots on 7 devices" "if the first 2 do have one more, --slots 72 says so" \
+        $command $data/sglang_map.json $input --devices 7
+    # shellcheck disable=SC2086
+    good "${command%% *}: unless it is said" '"headline"' \
+        $command $data/sglang_map.json $input --devices 7 --slots 72 --json
+done
+bad "traffic: 72 slots on 7 devices" "if the first 2 do have one more, a .csv map says so" \
+    traffic $ids $data/sglang_map.json --devices 7
+bad "watch: 72 slots on 7 devices" "if the first 2 do have one more, a .csv map says so" \
+    watch $data/routing.jsonl --once --current $data/sglang_map.json --devices 7
 { npy '<f4' False '(1, 4)'; printf '\000\000\200\077\000\000\300\177\000\000\200\077\000\000\200\077'; } >"$tmp/nan.npy"
 bad "NaN in .npy loads" "counts[0, 0, 1]: a load is not a finite number" report "$tmp/nan.npy"
 head -c 4096 /dev/zero | tr '\000' '\377' >"$tmp/garbage.npy"
