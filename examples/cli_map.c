@@ -397,8 +397,9 @@ int32_t *cli_map_match(const cli_map *m, const cli_trace *t, char **words)
     if (m->numbered && t->unnumbered == 0 && found > 0) {
         *words = say_some(m, t, rows);
     } else if (m->layers != t->layers) {
-        *words = cli_format("%s has %d layers, %s has %d (%d to %d): they do not fit together", m->path, m->layers,
-                            t->path, t->layers, t->layer[0], t->layer[t->layers - 1]);
+        *words = cli_format("%s has %d layers, %s has %d (%d to %d)%s: they do not fit together", m->path, m->layers,
+                            t->path, t->layers, t->layer[0], t->layer[t->layers - 1],
+                            m->numbered || t->unnumbered == 0 ? "" : ", neither with layer numbers");
     } else {
         for (int32_t l = 0; l < t->layers; l++) rows[l] = l;
         *words = say_order(m, t);

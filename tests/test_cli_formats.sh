@@ -99,7 +99,8 @@ has "says what it takes" "Some of these take load" "$tmp/out"
 has "is filled" "[0, 1, 0, 0]" "$tmp/gap.json"
 printf '{"logical_count": [[3, 1, 2, 2]]}\n' >"$tmp/one.json"
 printf '{"physical_to_logical_map": [[0, 1, 2, 3], [0, 1, 2, 3]]}\n' >"$tmp/two.json"
-refuses "JSON has no layer numbers: a map of more layers" "one.json has 1 (0 to 0): they do not fit together" \
+refuses "JSON has no layer numbers: a map of more layers" \
+    "one.json has 1 (0 to 0), neither with layer numbers: they do not fit together" \
     rebalance "$tmp/two.json" "$tmp/one.json" --devices 2
 works "slots that no server loads" place "$tmp/one.json" --devices 2 --slots 5 --out "$tmp/five.json"
 has "are named" "will not load it: 5 slots do not divide over 2 devices; --slots 6 would" "$tmp/out"
