@@ -89,6 +89,7 @@ static void settle(cli_copies *c)
                  c->setup.slots);
     cli_setup_layout(&c->setup);
     c->D = c->setup.devices;
+    if (c->policy != MOE_EP_PLACE_BEST) c->policy = cli_setup_eplb(&c->setup);
     if (c->policy != MOE_EP_PLACE_BEST) c->first = (c->D - c->E % c->D) % c->D;
     if (c->first > 0)
         cli_note(&c->setup,
@@ -135,7 +136,7 @@ static double fullest_bytes(const cli_copies *c, int32_t extra)
     return (double)(with - without) * c->L * c->expert_bytes;
 }
 
-/* One point of the curve, as moe_ep_min_copies has it; the balance of its layers is kept as well. */
+/* One point of the curve; the balance of its layers is kept as well. */
 static moe_ep_copies_point plan_point(cli_copies *c, int32_t extra, double *layer_worst)
 {
     moe_ep_place_desc d = place_desc(c, c->E + extra);
@@ -146,7 +147,6 @@ static moe_ep_copies_point plan_point(cli_copies *c, int32_t extra, double *laye
     moe_ep_placement p;
     moe_ep_error err;
     memset(&point, 0, sizeof point);
-    d.eplb_mode = MOE_EP_EPLB_GLOBAL;
     cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem, bytes, &err), &err, "shape");
     cli_check((c->policy == MOE_EP_PLACE_BEST ? moe_ep_best_placement
                                               : moe_ep_place_eplb)(&d, &p, result, NULL, &err),

@@ -28,7 +28,8 @@ static const char diagnose_help[] =
     "layer,device,slot,expert);\n"
     "                    without it contiguous blocks, or --round-robin\n"
     "  --devices D       --slots P   --nodes N   --groups G\n"
-    "  --policy NAME     planner: best (default), eplb, eplb-hierarchical, trtllm, lpt\n"
+    "  --policy NAME     planner: best (default), eplb (hierarchical where the groups divide over the nodes, else\n"
+    "                    global), eplb-global, eplb-hierarchical, trtllm, lpt\n"
     "  --tokens T        tokens per step over all devices      --topk K   --experts E\n"
     "what counts as worth it\n"
     "  --target R        max/mean that is good enough (1.05)\n"
@@ -74,7 +75,7 @@ static void take_policy(cli_diagnose *g, const char *value)
         const char *name;
         moe_ep_place_policy policy;
     } list[] = {{"best", MOE_EP_PLACE_BEST},
-                {"eplb", MOE_EP_PLACE_EPLB_GLOBAL},
+                {"eplb", MOE_EP_PLACE_EPLB_GLOBAL}, /* until groups and nodes are known */
                 {"eplb-global", MOE_EP_PLACE_EPLB_GLOBAL},
                 {"eplb-hierarchical", MOE_EP_PLACE_EPLB_HIERARCHICAL},
                 {"trtllm", MOE_EP_PLACE_TRTLLM},
@@ -85,7 +86,7 @@ static void take_policy(cli_diagnose *g, const char *value)
             g->desc.policy = list[i].policy;
             return;
         }
-    cli_die(CLI_USAGE, "--policy %s: best, eplb, eplb-hierarchical, trtllm or lpt",
+    cli_die(CLI_USAGE, "--policy %s: best, eplb, eplb-global, eplb-hierarchical, trtllm or lpt",
             cli_printable(value));
 }
 
@@ -161,6 +162,8 @@ static void fill_desc(cli_diagnose *g)
     moe_ep_diagnose_desc *d = &g->desc;
     g->layer = cli_report_layer(r, cli_report_batch(r), g->setup.devices, g->setup.nodes);
     g->layer.model = &g->setup.whole;
+    if (g->policy && strcmp(g->policy, "eplb") == 0) d->policy = cli_setup_eplb(&g->setup);
+    if (d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL) cli_setup_hierarchical(&g->setup, g->policy);
     if (d->policy == MOE_EP_PLACE_EPLB_GLOBAL || d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL ||
         d->policy == MOE_EP_PLACE_TRTLLM)
         cli_check_slots(d->policy == MOE_EP_PLACE_TRTLLM ? "trtllm" : "EPLB", r->E, g->setup.devices, g->setup.slots);

@@ -22,6 +22,7 @@ static const char place_help[] =
     "\n"
     "  --policy NAME   best (default), eplb, eplb-global, eplb-hierarchical, trtllm, lpt, "
     "contiguous, round-robin\n"
+    "                  eplb is hierarchical where the groups divide over the nodes, else global\n"
     "  --nodes N       nodes, of equal size (one for every 8 devices, or as many as a node of the machine has)\n"
     "  --machine NAME  --groups G   whose nodes; expert groups of the router\n"
     "  --off-node S    best: at most this share (0 to 1) of the load is served off its home node.\n"
@@ -236,15 +237,12 @@ static void settle_off_node(cli_place *r)
 
 static void settle(cli_place *r, const policy *by)
 {
-    int32_t E = r->d.num_experts, D = r->setup.devices, groups = r->setup.groups > 0 ? r->setup.groups : 1;
+    int32_t E = r->d.num_experts, D = r->setup.devices;
     cli_setup_layout(&r->setup);
     cli_setup_groups(&r->setup, E);
     r->d.num_groups = r->setup.groups;
     r->d.eplb_mode = by->mode;
-    if (by->mode == MOE_EP_EPLB_HIERARCHICAL && groups % r->setup.nodes != 0)
-        cli_die(CLI_USAGE, "--policy %s: %d group%s of experts do%s not divide over %d nodes; --groups says how many "
-                           "the router has", by->name, groups, groups == 1 ? "" : "s", groups == 1 ? "es" : "",
-                r->setup.nodes);
+    if (by->mode == MOE_EP_EPLB_HIERARCHICAL) cli_setup_hierarchical(&r->setup, by->name);
     if (r->off_node >= 0.0 && r->setup.nodes < 2)
         cli_die(CLI_USAGE, "--off-node: --nodes of 2 or more is needed");
     if (r->dead) settle_dead(r);
@@ -291,6 +289,8 @@ static moe_ep_placement layers_of(const moe_ep_placement *p, int32_t l, int32_t 
 static void plan_layers(cli_place *r, const policy *by)
 {
     int32_t L = r->d.num_layers, step = r->d.node_soft ? L : 1;
+    int no_groups = by->run == moe_ep_place_eplb && by->mode == MOE_EP_EPLB_AUTO && r->setup.groups == 0 &&
+                    cli_setup_eplb(&r->setup) == MOE_EP_PLACE_EPLB_GLOBAL;
     moe_ep_error err;
     r->p = empty_placement(r, L, &r->d.shape);
     r->result = cli_keep_block(cli_alloc((size_t)L, sizeof *r->result));
@@ -301,6 +301,8 @@ static void plan_layers(cli_place *r, const policy *by)
         d.num_layers = step;
         d.loads += (size_t)l * (size_t)d.num_experts;
         cli_check(by->run(&d, &part, r->result + l, NULL, &err), &err, by->name);
+        if (no_groups)
+            for (int32_t i = 0; i < step; i++) r->result[l + i].reason = "global: no groups were given";
     }
     cli_progress_end();
 }

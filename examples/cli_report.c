@@ -853,7 +853,8 @@ static void compare_strategies(cli_report *r)
     } other[] = {{MOE_EP_PLACE_ROUND_ROBIN, "Round robin", 0},
                  {MOE_EP_PLACE_CONTIGUOUS, "Contiguous blocks", 0},
                  {MOE_EP_PLACE_LPT, "Heaviest first (LPT)", 0},
-                 {MOE_EP_PLACE_EPLB_GLOBAL, "EPLB, %d copies", 1}};
+                 {MOE_EP_PLACE_EPLB_GLOBAL, "EPLB", 1}}; /* or hierarchical */
+    moe_ep_place_policy eplb = cli_setup_eplb(r->setup);
     char *name;
     add_strategy(r, r->setup->map           ? "The map (today)"
                     : r->setup->round_robin ? "Round robin (today)"
@@ -866,7 +867,7 @@ static void compare_strategies(cli_report *r)
         if (is_today ||
             (other[i].copies && r->slots == r->E))
             continue;
-        q.policy = other[i].policy;
+        q.policy = other[i].policy == MOE_EP_PLACE_EPLB_GLOBAL ? eplb : other[i].policy;
         if (!ask(r, &q, NULL, &d)) continue;
         if (i == 3)
             add_strategy(r, "Best, no copies", r->E, r->one.imbalance_after, r->one.after_s,
@@ -874,7 +875,9 @@ static void compare_strategies(cli_report *r)
         name = cli_strdup(other[i].name);
         if (other[i].copies) {
             free(name);
-            name = cli_format("EPLB, %d copies", r->slots - r->E);
+            name = cli_format("%s%s, %d copies", other[i].name,
+                              eplb == MOE_EP_PLACE_EPLB_HIERARCHICAL && r->setup->nodes > 1 ? " by nodes" : "",
+                              r->slots - r->E);
         }
         add_strategy(r, name, q.slots, d.imbalance_after, d.after_s,
                      other[i].copies ? CHART_BEST : CHART_PLAIN);

@@ -101,6 +101,25 @@ void cli_setup_groups(const cli_setup *s, int32_t E)
         cli_die(CLI_USAGE, "--groups %d: %d experts do not divide into %d groups of one size", s->groups, E, s->groups);
 }
 
+/* No groups are one. */
+static int32_t router_groups(const cli_setup *s)
+{
+    return s->groups > 0 ? s->groups : 1;
+}
+
+moe_ep_place_policy cli_setup_eplb(const cli_setup *s)
+{
+    return router_groups(s) % s->nodes == 0 ? MOE_EP_PLACE_EPLB_HIERARCHICAL : MOE_EP_PLACE_EPLB_GLOBAL;
+}
+
+void cli_setup_hierarchical(const cli_setup *s, const char *policy)
+{
+    int32_t groups = router_groups(s);
+    if (groups % s->nodes != 0)
+        cli_die(CLI_USAGE, "--policy %s: %d group%s of experts do%s not divide over %d nodes; --groups says how many "
+                           "the router has", policy, groups, groups == 1 ? "" : "s", groups == 1 ? "es" : "", s->nodes);
+}
+
 void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
 {
     int32_t layers;

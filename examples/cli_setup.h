@@ -47,7 +47,11 @@ void cli_setup_devices(cli_setup *s, int32_t E);
 void cli_setup_nodes(cli_setup *s);
 /* Leaves when the experts do not divide over the groups that were given. */
 void cli_setup_groups(const cli_setup *s, int32_t E);
-/* The same for commands that want nothing else of the machine. */
+/* What "eplb" is for these groups and nodes, as upstream's rebalance_experts chooses; wants the nodes. */
+moe_ep_place_policy cli_setup_eplb(const cli_setup *s);
+/* Leaves when hierarchical EPLB, by this name, cannot be had; wants the nodes. */
+void cli_setup_hierarchical(const cli_setup *s, const char *policy);
+/* Nodes for commands that want nothing else of the machine. */
 void cli_setup_layout(cli_setup *s);
 
 const char *cli_kernels_name(cli_kernels kernels);

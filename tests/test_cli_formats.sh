@@ -598,6 +598,39 @@ done
 same "EPLB is hierarchical over two nodes of 8" "$tmp/eplb" "$tmp/eplb2"
 ! cmp -s "$tmp/eplb" "$tmp/eplb1"
 result $? "on one node the plan is another"
+# One meaning of eplb: where the groups divide over the nodes the hierarchical plan, else the global one.
+figure() { grep -m 1 "\"$1\": " "$tmp/out" | tr -dc 0-9.; } # figure KEY: the first of its numbers in JSON
+for groups in '' '--groups 8' '--groups 1'; do
+    here=global
+    [ "$groups" != '--groups 8' ] || here=hierarchical
+    for policy in eplb eplb-$here; do
+        # shellcheck disable=SC2086
+        works "diagnose --policy $policy $groups" diagnose $data/sglang_counts.json $data/sglang_counts.json \
+            --devices 16 --slots 96 --policy $policy $groups --json
+        cp "$tmp/out" "$tmp/$policy.json"
+    done
+    grep -q "\"policy\": \"EPLB, $here\"" "$tmp/eplb.json"
+    result $? "diagnose: eplb is $here $groups" "$tmp/eplb.json"
+    same "diagnose: with the plan of that name" "$tmp/eplb.json" "$tmp/eplb-$here.json"
+    # shellcheck disable=SC2086
+    works "place --policy eplb $groups" place $data/sglang_counts.json --devices 16 --slots 96 --policy eplb $groups
+    has "place: eplb is $here" "EPLB, $here: $here: " "$tmp/out"
+    [ -n "$groups" ] || has "place: because there are no groups" "global: no groups were given" "$tmp/out"
+    # shellcheck disable=SC2086
+    works "report $groups" report $data/sglang_counts.json --devices 16 --slots 96 $groups --json
+    sed -n '/"strategies"/,/\]/p' "$tmp/out" | grep -A 6 '"name": "EPLB' >"$tmp/bar.$here"
+    case $here in
+    global) has "report: $here EPLB" '"EPLB, 32 copies"' "$tmp/bar.$here" ;;
+    *) has "report: $here EPLB" '"EPLB by nodes, 32 copies"' "$tmp/bar.$here" ;;
+    esac
+    bar=$(sed -n 's/.*"imbalance": \([0-9.]*\).*/\1/p' "$tmp/bar.$here")
+    cp "$tmp/eplb.json" "$tmp/out"
+    after=$(figure imbalance_after)
+    awk -v a="$bar" -v b="$after" 'BEGIN { d = a - b; exit !(a > 1 && d * d < 1e-12) }'
+    result $? "report and diagnose give eplb one figure: $bar, $after"
+done
+refuses "diagnose: groups that the nodes do not divide" "1 group of experts does not divide over 2 nodes" \
+    diagnose $data/sglang_counts.json $data/sglang_counts.json --devices 16 --slots 64 --policy eplb-hierarchical
 
 # ---- sentences that agree ----
 works "a plan from the prose" place $data/sglang_counts.json $shape --out "$tmp/runs.json"
