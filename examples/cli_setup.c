@@ -180,15 +180,22 @@ void cli_setup_devices(cli_setup *s, int32_t E)
     cli_setup_nodes(s);
 }
 
+void cli_setup_check_nodes(const cli_setup *s)
+{
+    if (s->nodes > s->devices) cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
+    if (s->devices % s->nodes != 0)
+        cli_die(CLI_USAGE, "--nodes %d: %d devices do not divide over them; every node has as many devices", s->nodes,
+                s->devices);
+}
+
 void cli_setup_nodes(cli_setup *s)
 {
     int32_t per = s->machine.devices_per_node > 0 ? s->machine.devices_per_node : s->devices;
     s->nodes_given = s->nodes > 0;
-    if (s->nodes > s->devices) cli_die(CLI_USAGE, "--nodes %d: more than the %d devices", s->nodes, s->devices);
-    if (s->nodes > 0 && s->devices % s->nodes != 0)
-        cli_die(CLI_USAGE, "--nodes %d: %d devices do not divide over them; every node has as many devices", s->nodes,
-                s->devices);
-    if (s->nodes > 0) return;
+    if (s->nodes > 0) {
+        cli_setup_check_nodes(s);
+        return;
+    }
     if (s->devices > per && s->devices % per != 0)
         cli_die(CLI_USAGE,
                 "--devices %d: not a whole number of nodes of %d, as %s has them; --nodes says how many nodes of equal "

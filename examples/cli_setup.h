@@ -45,6 +45,8 @@ void cli_setup_devices(cli_setup *s, int32_t E);
 /* Nodes alone, for devices that are known; wants the machine.  Up to the devices that a node of it has they are one
  * node, above as many as it takes; nodes are of one size. */
 void cli_setup_nodes(cli_setup *s);
+/* Leaves when the devices do not divide over the nodes that were given; wants both. */
+void cli_setup_check_nodes(const cli_setup *s);
 /* Leaves when the experts do not divide over the groups that were given. */
 void cli_setup_groups(const cli_setup *s, int32_t E);
 /* What "eplb" is for these groups and nodes, as upstream's rebalance_experts chooses; wants the nodes. */

@@ -21,7 +21,8 @@ static const char sweep_help[] =
     "token, with what limits each.  Computed, never measured.\n"
     "\n"
     "  --model NAME      --machine NAME   (moe-ep presets)      --hidden H   --intermediate I\n"
-    "  --nodes N         nodes of the machine, or --devices D devices in all\n"
+    "  --nodes N         nodes of the machine, or --devices D devices in all; both: D devices on N nodes of equal\n"
+    "                    size\n"
     "  --tokens T,...    tokens per device and step; the first is the one that is asked about, "
     "without a list its\n"
     "                    quarter, half, double and fourfold are tried, too (64)\n"
@@ -257,9 +258,29 @@ static void take_option(cli_sweep *s, cli_common *common, int option, const char
 
 /* ---- what to try ------------------------------------------------------------------------------------------ */
 
+/* All devices, and as many of them on each node as --nodes says. */
+static void settle_nodes(cli_sweep *s)
+{
+    moe_ep_machine *m = &s->setup.machine;
+    int32_t per = m->devices_per_node > 0 ? m->devices_per_node : 8, nodes = s->setup.nodes;
+    s->devices = s->setup.devices > 0 ? s->setup.devices : nodes * per;
+    if (s->devices == 0) cli_die(CLI_USAGE, "--nodes or --devices is needed");
+    if (nodes > 0 && (int64_t)nodes * per < s->devices)
+        cli_die(CLI_USAGE, "--nodes %d with --devices %d: a node of %s has %d", nodes, s->devices, m->name, per);
+    if (nodes == 0 && s->devices > per && s->devices % per != 0)
+        cli_die(CLI_USAGE, "--devices %d: not a whole number of nodes of %d, as %s has them; --nodes says how many "
+                           "nodes of equal size there are", s->devices, per, m->name);
+    if (nodes == 0 || s->setup.devices == 0) return;
+    cli_setup_check_nodes(&s->setup);
+    m->devices_per_node = s->devices / nodes;
+    if (nodes > 1 && m->devices_per_node < per)
+        cli_note(&s->setup, "%d nodes of %d devices, as --nodes says; a full one of %s has %d.", nodes,
+                 m->devices_per_node, m->name, per);
+}
+
 static void settle_shapes(cli_sweep *s)
 {
-    int32_t K, E, per;
+    int32_t K, E;
     if (!s->setup.model_name) cli_die(CLI_USAGE, "--model is needed; moe-ep presets lists them");
     if (!s->setup.machine_name)
         cli_die(CLI_USAGE, "--machine is needed; moe-ep presets lists them");
@@ -267,15 +288,7 @@ static void settle_shapes(cli_sweep *s)
     cli_setup_machine(&s->setup);
     E = s->setup.model.num_experts;
     K = s->setup.model.top_k;
-    per = s->setup.machine.devices_per_node > 0 ? s->setup.machine.devices_per_node : 8;
-    s->devices = s->setup.devices > 0 ? s->setup.devices : s->setup.nodes * per;
-    if (s->devices == 0) cli_die(CLI_USAGE, "--nodes or --devices is needed");
-    if (s->setup.nodes > 0 && (int64_t)s->setup.nodes * per < s->devices)
-        cli_die(CLI_USAGE, "--nodes %d with --devices %d: a node of %s has %d", s->setup.nodes, s->devices,
-                s->setup.machine.name, per);
-    if (s->devices > per && s->devices % per != 0)
-        cli_die(CLI_USAGE, "--devices %d: not a whole number of nodes of %d, as %s has them", s->devices, per,
-                s->setup.machine.name);
+    settle_nodes(s);
     if (s->plan_on && s->plan_on->experts != E)
         cli_die(CLI_USAGE, "%s has %d experts, %s has %d", s->plan_on->path, s->plan_on->experts,
                 s->setup.model.name, E);

@@ -1028,6 +1028,18 @@ works "sweep: sizes that lie unevenly" sweep --model deepseek-v3 --machine h200 
 has "sweep: and how they are computed" '^  \* EP 12 would lie unevenly on nodes of 8 and is computed as if' "$tmp/out"
 works "sweep: more devices than experts" sweep --model mixtral-8x7b --machine h100 --devices 16
 has "sweep: where the sizes end" '^  \* No EP size above the 8 experts of mixtral-8x7b can be tried' "$tmp/out"
+# Two nodes of four are not one of eight: half of the rows take the network, and hierarchical EPLB packs for two.
+for nodes in 1 2; do
+    works "sweep: 8 devices on $nodes" sweep --model deepseek-v3 --machine h200 --devices 8 --nodes $nodes --ep 8 \
+        --tokens 64 --redundant 0 --overlap none --layers 1 --json
+    cp "$tmp/out" "$tmp/nodes$nodes.json"
+done
+less "sweep: two nodes of four take longer to dispatch" "$(json "$tmp/nodes1.json" best dispatch_s)" \
+    "$(json "$tmp/nodes2.json" best dispatch_s)"
+has "sweep: their size is said" '2 nodes of 4 devices, as --nodes says; a full one of h200 has 8' "$tmp/nodes2.json"
+works "sweep: two nodes of six" sweep --model deepseek-v3 --machine h200 --devices 12 --nodes 2 --tokens 64 \
+    --redundant 0 --overlap none --layers 1 --json
+equal "sweep: sizes that lie evenly on them" "$(numbers ep_tried "$tmp/out")" "$(divisors 12 256 6 1)"
 works "sweep: many sizes" sweep --model kimi-k2 --machine h200 --devices 20160 --tokens 1,2 --layers 1 \
     --overlap none --json
 equal "sweep: sixteen of them" "$(json "$tmp/out" ep_tried length)" 16
@@ -1081,6 +1093,8 @@ works "sweep: or no room" sweep --model deepseek-v3 --machine h200 --devices 24 
 has "sweep: both are said" '^Nothing tried fits and can be planned: deepseek-v3 ' "$tmp/out"
 
 refuses "sweep without --model" "model" sweep --machine h200 --nodes 8
+refuses "sweep: nodes of unequal size" "12 devices do not divide over them" sweep --model deepseek-v3 --machine h200 \
+    --devices 12 --nodes 5
 refuses "sweep without --nodes" "nodes" sweep --model deepseek-v3 --machine h200
 refuses "sweep: an unknown machine" "machine" sweep --model deepseek-v3 --machine abacus --nodes 8
 refuses "sweep: an unknown overlap" "overlap" sweep --model deepseek-v3 --machine h200 --nodes 8 --overlap magic
