@@ -18,7 +18,8 @@ static const char copies_help[] =
     "many copies\n"
     "reach the target and what they weigh.  More copies are not always better; the answer says "
     "where.\n"
-    "A second curve shares the copies out over the layers instead of giving every layer as many.\n"
+    "A second curve, of the policy best, shares the copies out over the layers instead of giving every layer as\n"
+    "many.\n"
     "Inputs as in moe-ep report; several are added up.\n"
     "\n"
     "  --target R        max/mean wanted in the worst layer (1.05)\n"
@@ -242,26 +243,33 @@ static double placed_bytes(const cli_copies *c, const moe_ep_placement *p)
     return most > 0 ? (double)most * c->expert_bytes : 0.0;
 }
 
-static cli_budget spread_copies(const cli_copies *c, moe_ep_placement *p, moe_ep_plan_result *result,
+/* Devices have room for the most copies in every layer, but for none where there are none, as in the curve: two
+ * experts would go onto one device for nothing. */
+static cli_budget spread_copies(const cli_copies *c, void *mem, size_t bytes, moe_ep_plan_result *result,
                                 const int32_t *slots)
 {
-    moe_ep_place_desc d = place_desc(c, c->E + c->max_extra);
+    moe_ep_place_desc d;
+    moe_ep_placement p;
     moe_ep_error err;
     cli_budget b;
     memset(&b, 0, sizeof b);
-    d.layer_slots = slots;
-    cli_check(moe_ep_best_placement(&d, p, result, NULL, &err), &err, "copies per layer");
     b.least = INT32_MAX;
     for (int32_t l = 0; l < c->L; l++) {
         int32_t more = slots[l] - c->E;
         b.extra += more;
         b.least = more < b.least ? more : b.least;
         b.most = more > b.most ? more : b.most;
+    }
+    d = place_desc(c, c->E + (b.extra > 0 ? c->max_extra : 0));
+    d.layer_slots = slots;
+    cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem, bytes, &err), &err, "shape");
+    cli_check(moe_ep_best_placement(&d, &p, result, NULL, &err), &err, "copies per layer");
+    for (int32_t l = 0; l < c->L; l++) {
         b.worst = fmax(b.worst, result[l].imbalance);
         b.mean += result[l].imbalance / c->L;
     }
     b.per_layer = (double)b.extra / c->L;
-    b.device_bytes = placed_bytes(c, p);
+    b.device_bytes = placed_bytes(c, &p);
     return b;
 }
 
@@ -273,20 +281,18 @@ static void draw_budgets(cli_copies *c)
     moe_ep_plan_result *result;
     int64_t extra[CLI_BUDGETS];
     int32_t *slots;
-    moe_ep_placement p;
     moe_ep_error err;
     c->fewest_budget = -1;
-    if (c->L < 2) return; /* one layer has nothing to share out */
+    if (c->L < 2 || c->policy != MOE_EP_PLACE_BEST) return; /* one layer has nothing to share out; EPLB cannot */
     mem = cli_alloc(bytes, 1);
     result = cli_alloc((size_t)c->L, sizeof *result);
     slots = cli_alloc((size_t)c->L * CLI_BUDGETS, sizeof *slots);
-    cli_check(moe_ep_placement_init(&p, c->L, c->E, &d.shape, mem, bytes, &err), &err, "shape");
     for (int i = 0; i < CLI_BUDGETS; i++)
         extra[i] = (int64_t)((double)c->max_extra * c->L * i * i / ((CLI_BUDGETS - 1) * (CLI_BUDGETS - 1)) +
                              0.5);
     cli_check(moe_ep_replica_budget_row(&d, extra, CLI_BUDGETS, slots, NULL, &err), &err, "copies per layer");
     for (int i = 0; i < CLI_BUDGETS; i++) {
-        cli_budget b = spread_copies(c, &p, result, slots + (size_t)i * (size_t)c->L);
+        cli_budget b = spread_copies(c, mem, bytes, result, slots + (size_t)i * (size_t)c->L);
         cli_progress("copies per layer", i + 1.0, CLI_BUDGETS);
         if (c->budgets > 0 && b.extra <= c->budget[c->budgets - 1].extra) continue;
         if (c->fewest_budget < 0 && b.worst <= c->setup.target) c->fewest_budget = c->budgets;

@@ -898,6 +898,12 @@ equal "copies: bytes = copies x one expert" "$(printf '%.6g' "$(json "$tmp/out" 
 works "copies: the best placement" copies "$data/expert_counts.csv" --only prose --devices 16 --target 1.001 --json
 less "copies: what each layer needs is no more than as many for all" "$(json "$tmp/out" target_need per_layer)" \
     "$(json "$tmp/out" fewest)"
+works "copies: shared out over the layers" copies "$data/prose_topk_ids.npy" --devices 64 --max-copies 8 --json
+for key in copies worst mean device_bytes; do
+    equal "copies: none shared out are none, $key" "$(json "$tmp/out" budgets 0 $key)" "$(json "$tmp/out" curve 0 $key)"
+done
+works "copies: with EPLB" copies "$data/prose_topk_ids.npy" --devices 32 --max-copies 64 --policy eplb --json
+equal "copies: EPLB shares none out" "$(json "$tmp/out" budgets length)" 0
 refuses "copies without --devices" "devices" copies "$tmp/hot.csv"
 works "copies: eplb on devices that do not divide" copies "$tmp/hot.csv" --devices 3 --policy eplb --html r.html
 page "copies --html, eplb on devices that do not divide" "$tmp/cwd/r.html"
