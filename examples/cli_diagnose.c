@@ -133,7 +133,10 @@ static cli_map read_current(cli_diagnose *g)
     cli_map m = cli_map_read(g->current);
     if (g->setup.devices == 0) g->setup.devices = m.devices;
     cli_map_check_even(&m, g->setup.devices, g->setup.slots);
-    if (g->setup.slots == 0) g->setup.slots = m.slots;
+    if (g->setup.slots == 0) {
+        g->setup.slots = m.slots;
+        g->setup.slots_of = g->current;
+    }
     return m;
 }
 

@@ -235,9 +235,10 @@ static const char *range_of(const int64_t *v)
 static char *headline(const drops *d)
 {
     double tokens = (double)d->tokens * d->t->layers;
-    char *of = *cli_kept_ids(d->t) ? cli_format("the rows of the first %s of %s tokens", cli_count((double)d->t->kept),
-                                                cli_count((double)d->t->tokens))
-                                   : cli_strdup("all rows");
+    char *of = d->tokens < d->t->tokens
+                   ? cli_format("the rows of the first %s of %s tokens", cli_count((double)d->tokens),
+                                cli_count((double)d->t->tokens))
+                   : cli_strdup("all rows");
     char *rows = cli_format("A capacity of %s row%s drops %.2f %% of %s; %.2f %% of the tokens lose a choice",
                             range_of(d->capacity), d->capacity[1] == 1 ? "" : "s",
                             percent(d->all.dropped, d->all.assigned), of, percent(d->all.hit[0], tokens));
@@ -251,9 +252,17 @@ static char *headline(const drops *d)
     return text;
 }
 
-/* What the steps are, where the recording says it. */
+/* What the steps are, where the recording says it, and what makes no whole one. */
 static void put_steps(const drops *d, FILE *f, int width)
 {
+    int64_t rest = d->t->kept - d->tokens;
+    if (rest > 0) {
+        char *text = cli_format("%s last %s token%s no whole step and %s not counted.",
+                                *cli_kept_ids(d->t) ? "Of these the" : "The", cli_count((double)rest),
+                                rest == 1 ? " makes" : "s make", rest == 1 ? "is" : "are");
+        cli_put_wrapped(f, text, width, 0, 0);
+        free(text);
+    }
     if (d->start)
         cli_put_wrapped(f, "Steps as recorded; --tokens cuts others from the recording in order.", width, 0, 0);
 }

@@ -413,13 +413,23 @@ static const char *smallest(const cli_inspect *x)
                                x->needed_ep));
 }
 
+/* Whether so many more slots make it legal: they do not where something else is wrong, too. */
+static int slots_suffice(const cli_inspect *x, int32_t add)
+{
+    cli_inspect more = *x;
+    moe_ep_reason reason[CLI_REASONS];
+    int32_t reasons;
+    more.redundant += add;
+    return is_legal(&more, x->ep, x->cut, x->setup.devices, reason, &reasons);
+}
+
 static void write_verdict(cli_inspect *x)
 {
     const moe_ep_memory_result *r = &x->memory;
     double speedup = x->against.speedup;
     int32_t slots = x->setup.slots, add = (x->ep - slots % x->ep) % x->ep;
     const char *equal = "", *faster = "", *lack = "", *cut = "", *ep = "EP", *tp = "TP";
-    if (add > 0 && !x->uneven)
+    if (add > 0 && !x->uneven && slots_suffice(x, add))
         equal = cli_keep(cli_format(" --redundant %d makes it %d slots, %d on each device.", x->redundant + add,
                                     slots + add, (slots + add) / x->ep));
     if (x->cut > 1) {

@@ -176,6 +176,8 @@ void cli_setup_devices(cli_setup *s, int32_t E)
         cli_note(s, "%d slots: room for one more expert on each device; --slots changes it.",
                  s->slots);
     }
+    if (s->slots < E && s->slots_of)
+        cli_die(CLI_USAGE, "%s has %d slots, fewer than the %d experts of the recording", s->slots_of, s->slots, E);
     if (s->slots < E) cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", s->slots, E);
     cli_setup_nodes(s);
 }

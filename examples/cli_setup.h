@@ -11,6 +11,7 @@ typedef enum cli_kernels { CLI_KERNELS_AUTO, CLI_KERNELS_NORMAL, CLI_KERNELS_LOW
 /* What the command line asks for; 0 and NULL mean "find out". */
 typedef struct cli_setup {
     int32_t devices, slots, nodes, groups, top_k;
+    const char *slots_of;      /* the map that the slots are of, NULL = --slots                   */
     int64_t tokens;            /* per step, over all devices                                      */
     const char *model_name, *machine_name;
     int32_t hidden, intermediate; /* instead of the model's                                       */

@@ -150,7 +150,9 @@ static void use_map(report *r, cli_setup *setup)
     if (setup->devices == 0)
         cli_die(CLI_USAGE, "%s does not say on how many devices its slots are: --devices is needed", r->current);
     cli_map_check_even(&r->map, setup->devices, setup->slots);
-    if (setup->slots == 0) setup->slots = r->map.slots;
+    if (setup->slots > 0) return;
+    setup->slots = r->map.slots;
+    setup->slots_of = r->current;
 }
 
 int cli_report_main(int argc, char **argv)

@@ -122,6 +122,17 @@ tr '\n' ' ' <"$tmp/out" | grep -qF "The first 512 of 1,304 tokens are counted, t
 of the others the ids are not kept."
 result $? "and why" "$tmp/out"
 works "in JSON" '"counted": "The first 512 of 1,304 tokens' "$tmp/grows.jsonl" --json
+# Four steps of 1,000 leave 96 of 4,096 tokens, and of the 512 that are kept, 5 of 100 leave 12.
+works "a headline of the whole steps" "of the rows of the first 4,000 of 4,096 tokens" $data/prose_topk_ids.npy \
+    --tokens 1000
+grep -qF "The last 96 tokens make no whole step and are not counted." "$tmp/out"
+result $? "and of what is left" "$tmp/out"
+works "the same of those that are kept" "of the rows of the first 500 of 1,304 tokens" "$tmp/grows.jsonl" --tokens 100
+tr '\n' ' ' <"$tmp/out" | grep -qF "Of these the last 12 tokens make no whole step"
+result $? "and of what is left of them" "$tmp/out"
+works "steps that leave nothing" "of all rows; " $data/prose_topk_ids.npy --tokens 1024
+! grep -q "no whole step" "$tmp/out"
+result $? "need no word" "$tmp/out"
 refuses "--tokens above what is kept" "grows.jsonl holds 1,304, the ids of the first 512 are kept" "$tmp/grows.jsonl" \
     --tokens 1000
 refuses "--tokens above what there is" "two.jsonl holds 9" "$tmp/two.jsonl" --tokens 10

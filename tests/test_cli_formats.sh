@@ -84,6 +84,17 @@ has "the map balances what it was made from" '"imbalance_today": 1.0' "$tmp/out"
 works "report --current from TensorRT-LLM's file" report $data/sglang_counts.json \
     --current $data/trtllm_balancer.yaml --devices 8
 has "says so" "today, as the map says" "$tmp/out"
+awk 'BEGIN { printf "layer"; for (e = 0; e < 256; e++) printf ",%d", e
+    printf "\n0"; for (e = 0; e < 256; e++) printf ",%d", 100 + e; print "" }' >"$tmp/wide.csv"
+for command in report "diagnose $tmp/wide.csv"; do # the map has too few slots, and nobody gave --slots
+    # shellcheck disable=SC2086
+    refuses "${command%% *}: a map with too few slots is named" \
+        "$data/sglang_map.json has 72 slots, fewer than the 256 experts" $command "$tmp/wide.csv" --topk 8 \
+        --current $data/sglang_map.json --devices 8
+    # shellcheck disable=SC2086
+    refuses "${command%% *}: too few --slots" "--slots 72: fewer than the 256 experts" $command "$tmp/wide.csv" \
+        --topk 8 --current $data/sglang_map.json --devices 8 --slots 72
+done
 works "report --current with devices from the CSV" report $data/trtllm_statistic --current "$tmp/plan.csv"
 refuses "a map that does not say its devices" "--devices is needed" report $data/sglang_counts.json \
     --current $data/sglang_map.json

@@ -153,6 +153,10 @@ for D in 3 5 6 7 8 12 24 32 40 48 64 72 100; do
 done
 [ $bad = 0 ] && [ $cases = 13 ]
 result $? "redundant experts that make slots equal, on 3 to 100 devices (wrong: $bad)" "$tmp/out"
+inspect --model deepseek-v3 --machine h200 --devices 32 --ep 12
+[ "$(at legal)" = false ] && [ "$(at reasons length)" = 2 ] && [ "$(at reasons 1 need)" = 8 ] &&
+    ! grep -qF -- '--redundant 8 makes it' "$tmp/out"
+result $? "slots that would not make it legal are no advice" "$tmp/out"
 inspect --model qwen3-30b-a3b --machine h100 --devices 8 --ep 3 --redundant 1
 [ "$(at legal)" = false ] && [ "$(at reasons length)" = 1 ] && at reasons 0 text | grep -q 'ep must divide tp \* dp'
 result $? "EP 3 does not divide 8 devices" "$tmp/out"
