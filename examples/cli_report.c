@@ -5,6 +5,7 @@
 
 #include "chart.h"
 #include "cli_map.h"
+#include "cli_options.h"
 
 #include <math.h>
 #include <stb_ds.h>
