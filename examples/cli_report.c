@@ -565,6 +565,28 @@ moe_ep_diagnose_desc cli_report_thresholds(const cli_report *r)
     return d;
 }
 
+/* On the loads that it was made from a plan always saves: where those are no more uneven than chance makes as many
+ * tokens as were recorded, a scaled step holds no more luck, the saving is no evidence. */
+static void doubt(const cli_report *r, const question *q, const moe_ep_diagnose_desc *asked, moe_ep_diagnosis *out)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    cli_window own;
+    moe_ep_diagnose_desc d = *asked;
+    moe_ep_diagnosis as_recorded;
+    moe_ep_error err;
+    if (are_shares(r, &r->trace[0])) return;
+    own = part_of(r, q->judge, 0, q->judge->steps);
+    for (size_t i = 0; i < (size_t)own.steps * n; i++)
+        if (own.tokens[i / n] > 0.0) own.loads[i] *= own.recorded[i / n] / own.tokens[i / n];
+    d.judge_loads = own.loads;
+    cli_check(moe_ep_diagnose(&d, NULL, &as_recorded, NULL, &err), &err, "diagnosis");
+    cli_window_free(&own);
+    if (as_recorded.imbalance_before > as_recorded.chance_imbalance) return;
+    out->verdict = MOE_EP_INSUFFICIENT_EVIDENCE;
+    out->reason = MOE_EP_REASON_CHANCE;
+    out->chance_imbalance = as_recorded.chance_imbalance;
+}
+
 /* One call of the library's judgement; 0 when the planner cannot do this shape. */
 static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
                moe_ep_diagnosis *out)
@@ -600,6 +622,7 @@ static int ask(const cli_report *r, const question *q, moe_ep_placement *plan,
     d.min_gain = s->min_gain;
     d.min_steps = r->self_judged ? 1 : cli_report_min_steps(r);
     status = moe_ep_diagnose(&d, plan, out, NULL, &err);
+    if (status == MOE_EP_OK && r->self_judged && out->verdict == MOE_EP_RECOMMEND) doubt(r, q, &d, out);
     free(mem);
     if (status == MOE_EP_OK) return 1;
     if (q->policy == MOE_EP_PLACE_BEST || status == MOE_EP_ERR_MEMORY) cli_check(status, &err, "diagnosis");

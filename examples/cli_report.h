@@ -180,6 +180,8 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o);
 char *cli_chance_words(const char *words, double chance, int decimals);
 /* What chance gives; NaN, null in JSON, where it is not known. */
 double cli_chance_number(const moe_ep_diagnosis *d);
+/* 1: judged on its own loads, which are no more uneven than chance makes them: a saving on them is no evidence. */
+int cli_only_chance(const moe_ep_diagnosis *d);
 /* The gain that chance gives, one standard deviation; null in JSON where it is not known. */
 double cli_gain_sd_number(const moe_ep_diagnosis *d);
 /* 1: the hot device of a diagnosis is the busiest of its layer in more than half of the steps. */

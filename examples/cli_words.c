@@ -72,6 +72,11 @@ double cli_chance_number(const moe_ep_diagnosis *d)
     return d->chance_imbalance > 0.0 ? d->chance_imbalance : (double)NAN;
 }
 
+int cli_only_chance(const moe_ep_diagnosis *d)
+{
+    return d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE && d->reason == MOE_EP_REASON_CHANCE;
+}
+
 double cli_gain_sd_number(const moe_ep_diagnosis *d)
 {
     return d->chance_imbalance > 0.0 ? d->gain_sd : (double)NAN;
@@ -98,6 +103,13 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
                           o->imbalance_before, d->target_imbalance);
         break;
     case MOE_EP_REASON_CHANCE:
+        if (cli_only_chance(o)) {
+            text = cli_format("the busiest device has %.2f times the mean, no more than the %.2f that even routing of "
+                              "as many tokens as were recorded gives by chance: that a plan saves %.1f %% on the loads "
+                              "that it was made from says nothing",
+                              o->imbalance_before, o->chance_imbalance, 100.0 * o->gain);
+            break;
+        }
         text = cli_format("the busiest device has %.2f times the mean, no more than the %.2f that even routing of so "
                           "few tokens gives by chance; larger batches help, %s",
                           o->imbalance_before, o->chance_imbalance,
@@ -182,6 +194,8 @@ static char *headline(const cli_report *r)
     if (r->recommend)
         return cli_format("%s; a new placement %s %.0f %% of %s step%s", hot, r->self_judged ? "should save" : "saves",
                           saved, *large ? "a" : "every", large);
+    if (cli_only_chance(d))
+        return cli_strdup("The unevenness is no more than chance gives; a second recording is needed to tell");
     if (d->verdict == MOE_EP_INSUFFICIENT_EVIDENCE)
         return cli_format("%s; a new placement might save %.0f %%%s%s, on thin evidence", hot, saved,
                           *large ? " of a step" : "", large);

@@ -935,6 +935,39 @@ awk 'BEGIN { for (s = 0; s < 8; s++)
 works "shares instead of counts" report "$tmp/shares.jsonl" --devices 2 --topk 1 --tokens 512
 has "are no tokens to join" "first half of the recording (4 steps), judged on the second (4 steps)" "$tmp/squeezed"
 
+# One step judged on itself: what chance alone makes uneven is no reason to move experts, however a plan fits it.
+single() { # single NAME COUNTS: one step of a layer
+    printf '{"step": 0, "layer": 0, "counts": [%s]}\n' "$2" >"$tmp/$1.jsonl"
+}
+verdict_of() { sed -n 's/^ "verdict": "\(.*\)",/\1/p' "$tmp/out"; }
+single noise '13, 11, 10, 9, 8, 6, 8, 8, 8, 6, 7, 8, 6, 6, 7, 7'
+single hot '40, 30, 30, 20, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0'
+one='--devices 8 --topk 2 --min-gain 0.001'
+# shellcheck disable=SC2086
+works "one step as uneven as chance makes it" report "$tmp/noise.jsonl" $one --json
+[ "$(verdict_of)" = "insufficient evidence" ] && grep -qF '"recommend": false' "$tmp/out"
+result $? "is no evidence" "$tmp/out"
+for tokens in 1024 32768; do
+    # shellcheck disable=SC2086
+    works "scaled to $tokens tokens" report "$tmp/noise.jsonl" $one --json --tokens $tokens
+    [ "$(verdict_of)" = "insufficient evidence" ] && ! grep -qF '"verdict": "recommend"' "$tmp/out"
+    result $? "it is none either" "$tmp/out"
+done
+# shellcheck disable=SC2086
+works "in words" report "$tmp/noise.jsonl" $one
+has "a second recording is asked for" \
+    "The unevenness is no more than chance gives; a second recording is needed to tell" "$tmp/squeezed"
+has "the reason names chance" "that even routing of as many tokens as were recorded gives by chance" "$tmp/squeezed"
+# shellcheck disable=SC2086
+works "one step that is more uneven" report "$tmp/hot.jsonl" $one --json
+[ "$(verdict_of)" = recommend ] && grep -qF '"provisional": true' "$tmp/out"
+result $? "is worth a trial" "$tmp/out"
+single sums '1300, 1100, 1000, 900, 800, 600, 800, 800, 800, 600, 700, 800, 600, 600, 700, 700'
+# shellcheck disable=SC2086
+works "sums over many steps, scaled down" report "$tmp/sums.jsonl" $one --json --tokens 64
+[ "$(verdict_of)" = recommend ]
+result $? "are more than the chance of what was recorded" "$tmp/out"
+
 # What if never judges on what it planned on: with fewer than four larger steps each half is joined for itself.
 # 12 steps: the best pairs for the first six are {0, 3} and {1, 2}, and in the others all rows are those of 0 and 3,
 # which today's pairs part.
