@@ -209,10 +209,14 @@ static void judge_each(cli_diagnose *g)
             w.loads = r->judge.loads + (size_t)first * n;
         }
         memset(&q, 0, sizeof q);
-        q.name = r->traces > 1 ? r->trace[i].name : "second half";
+        q.name = r->traces > 1                               ? r->trace[i].name
+                 : r->trace[0].kept_steps < r->trace[0].steps
+                     ? cli_keep(cli_format("second half of the first %d", r->trace[0].kept_steps))
+                     : "second half";
         q.first = first;
         q.steps = w.steps;
         q.d = ask(g, &w, NULL);
+        if (r->traces == 1) cli_report_doubt_behind(r, &g->plan, &q.d);
         first += w.steps;
         arrput(g->judged, q);
         cli_progress("judging", i + 1.0, r->traces);
@@ -282,7 +286,9 @@ static candidate make_candidate(const cli_diagnose *g, int32_t slots, int compar
     with.desc.shape.num_slots = slots;
     c.plan = cli_report_placement(&g->r, &with.desc.shape, &mem);
     (void)cli_keep_block(mem);
-    c.d = c.trial = ask(&with, g->window_judged ? &g->r.judge : &nothing, &c.plan);
+    c.d = ask(&with, g->window_judged ? &g->r.judge : &nothing, &c.plan);
+    cli_report_doubt_behind(&g->r, &c.plan, &c.d);
+    c.trial = c.d;
     if (g->window_judged || !compared) return c;
     with.desc.min_steps = 1; /* as the report has it */
     c.trial = ask(&with, &g->r.judge, NULL);
@@ -319,6 +325,7 @@ static void look(cli_diagnose *g)
 {
     g->window_judged = !g->r.self_judged;
     choose_plan(g);
+    cli_report_note_behind(&g->r, &g->plan, &g->setup);
     if (g->window_judged) {
         judge_each(g);
         judge_steps(g);
@@ -418,9 +425,10 @@ static void write_verdict(cli_diagnose *g)
         g->badge = "Insufficient evidence";
         g->state = "open";
         g->headline =
-            cli_strdup(d->reason == MOE_EP_REASON_NOISE ? "Insufficient evidence: chance alone may save as much"
-                       : g->window_judged               ? "Insufficient evidence: too few steps were judged"
-                                                        : "Insufficient evidence: a second window is needed");
+            cli_strdup(d->reason == MOE_EP_REASON_NOISE   ? "Insufficient evidence: chance alone may save as much"
+                       : d->reason == MOE_EP_REASON_PAYS  ? "Insufficient evidence: later steps of the recording differ"
+                       : g->window_judged                 ? "Insufficient evidence: too few steps were judged"
+                                                          : "Insufficient evidence: a second window is needed");
     }
     if (d->reason == MOE_EP_REASON_NO_LOAD) {
         free(g->headline);

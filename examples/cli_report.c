@@ -117,18 +117,18 @@ void cli_window_free(cli_window *w)
     memset(w, 0, sizeof *w);
 }
 
-/* Steps of `tokens` tokens from kept ids, in order; what does not fill a step at the end is left out. */
+/* Steps of `tokens` tokens from kept ids, in order; what does not fill a step at the end is left out.  Of more than can
+ * be looked at some are taken, evenly spread: the first half of them is of the first half of the recording. */
 static cli_window cut_ids(const cli_report *r, const cli_trace *t, int64_t tokens)
 {
     cli_window w;
     size_t n = (size_t)r->L * (size_t)r->E;
-    int64_t steps = t->kept / tokens, *counts = cli_alloc(n, sizeof *counts);
+    int64_t all = t->kept / tokens, steps = all > MAX_STEPS ? MAX_STEPS : all, *counts = cli_alloc(n, sizeof *counts);
     moe_ep_error err;
-    if (steps > MAX_STEPS) steps = MAX_STEPS;
     w = new_window(r, steps);
     for (int64_t s = 0; s < steps; s++) {
-        moe_ep_ids view =
-            moe_ep_ids_tlk(t->ids + s * tokens * r->L * t->top_k, tokens, r->L, t->top_k, r->E);
+        moe_ep_ids view = moe_ep_ids_tlk(t->ids + s * all / steps * tokens * r->L * t->top_k, tokens, r->L, t->top_k,
+                                         r->E);
         cli_check(moe_ep_layer_loads(&view, counts, NULL, &err), &err, t->path);
         for (size_t i = 0; i < n; i++) w.loads[(size_t)s * n + i] = (double)counts[i];
         w.tokens[s] = w.recorded[s] = (double)tokens;
@@ -351,6 +351,20 @@ static void note_joined(const cli_report *r, const cli_trace *t, cli_setup *s)
                  cli_count((double)step));
 }
 
+/* Which of its steps are looked at, where it is not all of them. */
+static void note_looked_at(const cli_report *r, const cli_trace *t, cli_setup *s)
+{
+    int64_t step = default_step(r, t);
+    if (t->kept_steps < t->steps)
+        cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
+                 t->kept_steps, cli_count(t->steps));
+    if (cli_report_as_recorded(r, t) || is_one_step(r, t) || !t->ids || t->kept < step) return;
+    if (t->kept_steps == t->steps && *cli_kept_ids(t)) cli_note(s, "%s: %s", t->name, cli_kept_ids(t));
+    if (t->kept / step > MAX_STEPS)
+        cli_note(s, "%s: of its %s steps of %s %s %d are looked at, evenly spread.", t->name,
+                 cli_count((double)(t->kept / step)), cli_count((double)step), tokens_word(step), MAX_STEPS);
+}
+
 /* Whether two recordings have the same loads in every layer and expert, up to one factor in each layer (to six digits,
  * for files that round): layers are planned one by one, so a plan made on the one has then seen the other. */
 static int same_loads(const cli_report *r, const cli_trace *a, const cli_trace *b)
@@ -405,9 +419,7 @@ static void describe_windows(cli_report *r, cli_setup *s)
         const cli_trace *t = &r->trace[i];
         int64_t recorded = cli_recorded_step(t, r->K);
         if (*cli_idle_steps(t)) cli_note(s, "%s", cli_idle_steps(t));
-        if (t->kept_steps < t->steps)
-            cli_note(s, "%s: the first %d of its %s steps are looked at one by one; its sums hold all.", t->name,
-                     t->kept_steps, cli_count(t->steps));
+        note_looked_at(r, t, s);
         if (i > 0 && recorded != r->tokens && cli_report_as_recorded(r, t))
             cli_note(s, "%s: steps as recorded, %s %s on average.", t->name, cli_count((double)recorded),
                      tokens_word(recorded));
@@ -439,6 +451,10 @@ static void describe_windows(cli_report *r, cli_setup *s)
             r->judge.steps == 1 ? "" : "s",
             r->sums ? "  Each is a sum over many steps: how much single steps scatter is not known."
                     : "");
+    } else if (recorded_steps(r) >= 4 && last->kept_steps < last->steps) {
+        r->judged_on = cli_strdup("the second half of the steps that are looked at");
+        cli_note(s, "Planned on the first half of the steps that are looked at (%d), judged on the second half of them "
+                    "(%d); the later steps of the recording are in neither.", r->plan.steps, r->judge.steps);
     } else if (recorded_steps(r) >= 4) {
         r->judged_on = cli_strdup("the second half of the recording");
         cli_note(s,
@@ -650,7 +666,67 @@ static void choose(cli_report *r)
     r->recommend = r->one.verdict == MOE_EP_RECOMMEND || r->copies.verdict == MOE_EP_RECOMMEND;
 }
 
-static void diagnose_all(cli_report *r)
+/* Loads (L, E) of the judged recordings: `behind` of the steps that are not looked at one by one, of which only the sum
+ * is known, else of the others. */
+static double *sum_of_judged(const cli_report *r, int behind)
+{
+    size_t n = (size_t)r->L * (size_t)r->E;
+    double *sum = cli_alloc(n, sizeof *sum);
+    for (int i = r->traces > 1; i < r->traces; i++) {
+        const cli_trace *t = &r->trace[i];
+        if (t->kept_steps == t->steps) continue;
+        for (size_t at = 0; at < n; at++) {
+            double looked = 0.0, rest;
+            for (int32_t s = 0; s < t->kept_steps; s++) looked += t->step_loads[(size_t)s * n + at];
+            rest = t->loads[at] - looked;
+            sum[at] += !behind ? looked : rest > 1e-9 * t->loads[at] ? rest : 0.0; /* shares round */
+        }
+    }
+    return sum;
+}
+
+/* max/mean over devices of loads, all layers together; 0 = they are none. */
+static double sum_imbalance(const cli_report *r, const moe_ep_placement *p, const double *loads)
+{
+    moe_ep_plan_result *layer = cli_alloc((size_t)r->L, sizeof *layer);
+    double most = 0.0, mean = 0.0;
+    moe_ep_error err;
+    cli_check(moe_ep_evaluate(p, loads, 1, layer, NULL, &err), &err, "evaluation");
+    for (int32_t l = 0; l < r->L; l++) {
+        most += layer[l].max;
+        mean += layer[l].mean;
+    }
+    free(layer);
+    return mean > 0.0 ? most / mean : 0.0;
+}
+
+cli_behind cli_report_behind(const cli_report *r, const moe_ep_placement *plan)
+{
+    double *looked = sum_of_judged(r, 0), *rest = sum_of_judged(r, 1);
+    cli_behind b = {sum_imbalance(r, &r->today, rest), sum_imbalance(r, plan, rest), 0};
+    double gain = sum_imbalance(r, &r->today, looked) - sum_imbalance(r, plan, looked);
+    b.shifted = b.before > 0.0 && gain > 0.05 && b.before - b.after < 0.5 * gain;
+    free(looked);
+    free(rest);
+    return b;
+}
+
+void cli_report_doubt_behind(const cli_report *r, const moe_ep_placement *plan, moe_ep_diagnosis *d)
+{
+    if (d->verdict != MOE_EP_RECOMMEND || !cli_report_behind(r, plan).shifted) return;
+    d->verdict = MOE_EP_INSUFFICIENT_EVIDENCE; /* the reason stays that it pays */
+}
+
+void cli_report_note_behind(const cli_report *r, const moe_ep_placement *plan, cli_setup *s)
+{
+    cli_behind b = cli_report_behind(r, plan);
+    if (!(b.before > 0.0)) return;
+    cli_note(s, "Of the steps that are not looked at one by one the sum is known: its max/mean is %.2f today and %.2f "
+                "with the plan%s", b.before, b.after,
+             b.shifted ? ", which keeps less than half there of what it brings before." : ".");
+}
+
+static void diagnose_all(cli_report *r, cli_setup *s)
 {
     question one = main_question(r, r->E), copies = main_question(r, r->slots);
     moe_ep_shape a = cli_shape(one.devices, one.slots, one.nodes),
@@ -659,7 +735,10 @@ static void diagnose_all(cli_report *r)
     r->plan_copies = cli_report_placement(r, &b, &r->memory[2]);
     (void)ask(r, &one, &r->plan_one, &r->one);
     (void)ask(r, &copies, &r->plan_copies, &r->copies);
+    cli_report_doubt_behind(r, &r->plan_one, &r->one);
+    cli_report_doubt_behind(r, &r->plan_copies, &r->copies);
     choose(r);
+    cli_report_note_behind(r, r->chosen == &r->one ? &r->plan_one : &r->plan_copies, s);
 }
 
 /* ---- per layer ------------------------------------------------------------------------------- */
@@ -1135,7 +1214,7 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
 void cli_report_make(cli_report *r, cli_trace *traces, int count, char *left_out, cli_setup *setup)
 {
     cli_report_settle(r, traces, count, left_out, setup);
-    diagnose_all(r);
+    diagnose_all(r, setup);
     look_at_layers(r);
     r->regime = todays_regime(r);
     cli_report_proof(r);

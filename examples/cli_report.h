@@ -15,6 +15,12 @@ typedef struct cli_window {
     double *recorded;          /* (steps) tokens behind them: what luck there is in them           */
 } cli_window;
 
+/* max/mean over devices of the sum of the judged steps that are not looked at one by one; before 0 = there are none. */
+typedef struct cli_behind {
+    double before, after;      /* today, with a plan                                              */
+    int shifted;               /* 1: there the plan keeps less than half of what it brings before */
+} cli_behind;
+
 typedef struct cli_layer_row {
     int32_t number;            /* as in the file                                                  */
     double expert_imbalance;   /* max/mean over experts                                           */
@@ -207,6 +213,13 @@ void cli_report_svg(const cli_report *r, FILE *f); /* the devices before and aft
 
 /* Why the recordings that are left are fewer than were given, for the end of a reason: " X has ..." or "". */
 const char *cli_report_alone(const cli_report *r);
+
+/* What a plan does for the steps that are not looked at one by one. */
+cli_behind cli_report_behind(const cli_report *r, const moe_ep_placement *plan);
+/* No recommendation where it does not hold for them. */
+void cli_report_doubt_behind(const cli_report *r, const moe_ep_placement *plan, moe_ep_diagnosis *d);
+/* Says what is known of them. */
+void cli_report_note_behind(const cli_report *r, const moe_ep_placement *plan, cli_setup *s);
 
 /* Names of the presets for --help, one per line with source. */
 void cli_presets(FILE *f);

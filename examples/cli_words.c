@@ -136,6 +136,12 @@ char *cli_reason(const moe_ep_diagnose_desc *d, const moe_ep_diagnosis *o)
         break;
     case MOE_EP_REASON_PAYS:
         text = pays(o, change);
+        if (o->verdict != MOE_EP_RECOMMEND) {
+            char *but = cli_format("%s; but of the steps behind them, of which only the sum is known, the plan keeps "
+                                   "less than half of that", text);
+            free(text);
+            text = but;
+        }
         break;
     default:
         text = cli_strdup(o->text);

@@ -755,6 +755,47 @@ has "are named" "ids: the first 512 of its $full steps are looked at one by one"
 has "those without tokens, too" "ids: $((600 - full)) of 600 steps hold no tokens and are left out" "$tmp/squeezed"
 mean=$(awk '{ n += gsub(/\], \[/, "") + (/\[\[/ > 0) } END { printf "%.0f", n / '"$full"' }' "$tmp/ids.jsonl")
 has "the tokens of a step" "Steps as recorded, $mean tokens on average; --tokens cuts others" "$tmp/squeezed"
+! grep -qF "of the recording (256 steps)" "$tmp/squeezed"
+result $? "no half of the recording is named" "$tmp/squeezed"
+has "but of what is looked at" "Planned on the first half of the steps that are looked at (256), judged on the second \
+half of them (256); the later steps of the recording are in neither." "$tmp/squeezed"
+# 1,200 steps: expert 0 is hot in the first 600 and expert 5 in the others, or 0 in all of them.
+hot_from() { # hot_from STEP
+    awk -v from="$1" 'BEGIN { for (s = 0; s < 1200; s++) {
+        printf "{\"step\": %d, \"layer\": 0, \"counts\": [", s
+        for (e = 0; e < 16; e++) printf "%s%d", e ? ", " : "", 28 + s % 5 + 300 * (e == (s < from ? 0 : 5))
+        print "]}" } }' >"$tmp/moves.jsonl"
+}
+for from in 600:false:"insufficient evidence" 1200:true:recommend; do
+    hot_from "${from%%:*}"
+    for command in report diagnose; do
+        works "$command: hot from ${from%%:*}" $command "$tmp/moves.jsonl" --devices 4 --topk 2 --min-gain 0.01 --json
+        [ "$(sed -n 's/^ "verdict": "\(.*\)",/\1/p' "$tmp/out")" = "${from##*:}" ]
+        result $? "the verdict has the steps behind the first 512 in mind" "$tmp/out"
+        has "what they say" "steps that are not looked at one by one the sum is known: its max/mean is" "$tmp/out"
+    done
+    works "in words" report "$tmp/moves.jsonl" --devices 4 --topk 2 --min-gain 0.01
+    [ "${from%%:*}" = 600 ] || continue
+    has "why" "of the steps behind them, of which only the sum is known, the plan keeps less than half" "$tmp/squeezed"
+    works "diagnose in words" diagnose "$tmp/moves.jsonl" --devices 4 --topk 2 --min-gain 0.01
+    has "the headline" "Insufficient evidence: later steps of the recording differ" "$tmp/squeezed"
+done
+# Ids without steps: 1,200 of a token each, of experts 0 to 3 and then of others; cut into steps of one the second half
+# of what is looked at is of the second half of the recording.
+{
+    printf '\223NUMPY\001\000\166\000'
+    printf '%-117s\n' "{'descr': '|u1', 'fortran_order': False, 'shape': (1200, 1), }"
+    awk 'BEGIN { for (t = 0; t < 1200; t++) printf "%c", t < 600 ? 1 + t % 2 : 5 + t % 2 }'
+} >"$tmp/cut.npy"
+for command in report diagnose; do
+    works "$command: more steps cut than are looked at" $command "$tmp/cut.npy" --experts 8 --devices 4 --tokens 1
+    has "is said" "cut: of its 1,200 steps of 1 token 512 are looked at, evenly spread." "$tmp/squeezed"
+    has "over all of it" "Planned on the first half of the recording (256 steps), judged on the second (256 steps)." \
+        "$tmp/squeezed"
+done
+works "its figures" report "$tmp/cut.npy" --experts 8 --devices 4 --tokens 1 --json
+tr -d ' \n' <"$tmp/out" | grep -qF '"expert_loads":[[0.0,0.0,0.0,0.0,0.0,0.5,0.5,0.0]]'
+result $? "the judged steps are those of its second half" "$tmp/out"
 printf '{"step": %d, "layer": 0, "ids": [[0, 1]]}\n' 0 1 2 >"$tmp/one.jsonl"
 # shellcheck disable=SC2086
 works "steps of one token" report "$tmp/one.jsonl" $as
