@@ -13,7 +13,7 @@ static void put_tiles(const cli_report *r, FILE *f)
 {
     const moe_ep_diagnosis *d = r->chosen;
     char *a = cli_format("%.2f", d->imbalance_before), *b = cli_format("%.2f", d->imbalance_after);
-    char *n = cli_format("busiest over mean device, mean over layers; %.2f is the proven limit here",
+    char *n = cli_format("busiest over mean device, all layers together; %.2f is the proven limit here",
                          d->imbalance_bound);
     fputs("<dl class=\"tiles\">\n", f);
     cli_page_tile(f, "Imbalance over devices", a, b, n);

@@ -309,7 +309,7 @@ static void write_lines(cli_report *r)
                    hot->dead == 1 ? "" : "s"));
     add_line(r, "devices",
              cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
-             cli_format("mean over layers; %s; device %d is the busiest of layer %d in %.0f %% of the steps",
+             cli_format("all layers together; %s; device %d is the busiest of layer %d in %.0f %% of the steps",
                         cli_keep(cli_chance_words("chance alone up to", d->chance_imbalance, 2)), d->hot_device,
                         hot->number, 100.0 * d->hot_share));
     add_line(r, "bound", cli_format("%.3f with %d slots", r->one.imbalance_bound, r->E),

@@ -591,7 +591,7 @@ works "diagnose --json of them" diagnose "$tmp/steady.csv" --topk 1 --devices 16
 equal "diagnose --json: chance is null" "$(json "$tmp/out" imbalance_chance)" null
 equal "diagnose --json: so is what it does to the gain" "$(json "$tmp/out" gain_sd)" null
 works "report: more devices than experts" report "$tmp/steady.csv" --topk 1 --devices 16 --slots 16
-has "report: chance is not known then" 'mean over layers; chance not known; device 0' "$tmp/out"
+has "report: chance is not known then" 'all layers together; chance not known; device 0' "$tmp/out"
 works "watch: more devices than experts" watch "$tmp/steady.csv" --topk 1 --devices 16 --once
 tr -s ' \n' '  ' <"$tmp/out" >"$tmp/flat"
 has "watch: chance is not known then" '100 % of the steps; over all layers chance not known' "$tmp/flat"
@@ -800,7 +800,9 @@ result $? "the command that the report names writes the plan" "$tmp/log"
 grep -E '[0-9]{4,} experts|0\.[0-9] steps|100\.0 % of' "$tmp/sums.txt" >"$tmp/log"
 [ ! -s "$tmp/log" ]
 result $? "figures in one style" "$tmp/log"
-has "devices: a mean over layers" 'mean over layers' "$tmp/sums.txt"
+has "devices: all layers together" 'all layers together' "$tmp/sums.txt"
+! grep -qF 'mean over layers' "$tmp/sums.txt"
+result $? "devices: no plain mean over layers" "$tmp/sums.txt"
 # shellcheck disable=SC2086
 run 0 diagnose $sums --exit-code && pass "diagnose on sums agrees with report" ||
     fail "diagnose on sums agrees with report" "$tmp/err"
