@@ -350,7 +350,11 @@ static void write_lines(cli_report *r)
 static void write_hints(cli_report *r)
 {
     const moe_ep_diagnosis *o = &r->one, *c = &r->copies;
-    if (r->regime == MOE_EP_REGIME_WEIGHTS && o->before_s > 0.0)
+    if (r->regime == MOE_EP_REGIME_WEIGHTS && o->before_s > 0.0 && o->imbalance_before < 1.005)
+        arrput(r->hint, cli_strdup("No device has more than the mean rows: balance has nothing to gain. At this batch "
+                                   "a device waits for the weights of its experts, not for rows; more tokens per step "
+                                   "use them better."));
+    else if (r->regime == MOE_EP_REGIME_WEIGHTS && o->before_s > 0.0)
         arrput(r->hint, cli_format("The busiest device has %.2f times the mean rows, but the step "
                                    "takes only %.2f times "
                                    "the balanced time: at this batch a device waits for the "
