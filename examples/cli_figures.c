@@ -209,9 +209,9 @@ void cli_put_heat_legend(FILE *f)
 void cli_section_heatmap(const cli_report *r, FILE *f)
 {
     double *times = over_mean(r->shown_loads, r->L, r->E);
-    char *answer = cli_format("Load of each expert as a multiple of its layer's mean. The frame "
+    char *answer = cli_format("Load of each expert%s as a multiple of its layer's mean. The frame "
                               "marks each layer's hottest expert; the figure at the right is how "
-                              "hot it is. A cross is an expert that received nothing.");
+                              "hot it is. A cross is an expert that received nothing.", cli_shown_name(r));
     chart_heat_cells(f, "cells-layers", r->L, r->E, times);
     cli_page_figure(f, "Where in the model are the hot experts?", answer);
     cli_page_draw(r, f, draw_heatmap, "heat", cli_full_width);
@@ -521,7 +521,14 @@ static void put_layer_table(const cli_report *r, FILE *f)
                 row->number, row->expert_imbalance, row->chance, row->before, row->one_copy,
                 row->copies, row->bound, row->hot_device, row->hot_expert, row->dead);
     }
-    fputs("</tbody></table></div></details>", f);
+    fputs("</tbody></table></div>", f);
+    if (r->traces > 1) {
+        char *text = cli_format("Experts, chance, busiest, hottest and unused are those%s; the columns of devices are "
+                                "of all judged steps (%s).", cli_shown_name(r), r->judged_on);
+        cli_page_note(f, text);
+        free(text);
+    }
+    fputs("</details>", f);
 }
 
 void cli_section_layers(const cli_report *r, FILE *f)

@@ -195,6 +195,7 @@ void cli_report_json(const cli_report *r, FILE *f)
                         r->fewest_copies < 0 ? json_null() : json_integer(r->fewest_copies));
     json_object_set_new(root, "inputs", inputs(r));
     json_object_set_new(root, "equal_recordings", cli_json_names(r->trace + r->traces, r->equals));
+    json_object_set_new(root, "shown_recording", json_string(r->trace[r->shown].name));
     json_object_set_new(root, "layers", layers(r));
     json_object_set_new(root, "expert_loads", matrix(r->shown_loads, r->L, r->E));
     json_object_set_new(root, "device_loads_today", matrix(r->today_devices, r->L, s->devices));

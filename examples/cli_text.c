@@ -99,6 +99,13 @@ static void put_layers(const cli_report *r, FILE *f, const chart_text *t)
                 row->expert_imbalance, row->chance, row->before, row->one_copy, row->copies,
                 row->bound, row->hot_device, row->hot_expert, row->dead);
     }
+    if (r->traces > 1) {
+        char *text = cli_format("experts, chance, busiest, hottest and unused are those%s; the columns of devices are "
+                                "of all judged steps (%s).", cli_shown_name(r), r->judged_on);
+        fputs("  ", f);
+        cli_put_wrapped(f, text, t->width, 2, 2);
+        free(text);
+    }
 }
 
 static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t, int all)
@@ -120,8 +127,8 @@ static void put_heatmap(const cli_report *r, FILE *f, const chart_text *t, int a
     }
     cli_put_title(
         f, t,
-        "Layer x expert, times the mean (blank 0, . 1/4, : 1/2, - 3/4, = 1, + 1.5, * 2, # 3, "
-        "% 4, @ 6 and more)");
+        cli_keep(cli_format("Layer x expert%s, times the mean%s(blank 0, . 1/4, : 1/2, - 3/4, = 1, + 1.5, * 2, # 3, "
+                            "%% 4, @ 6 and more)", cli_shown_name(r), r->traces > 1 ? "\n" : " ")));
     chart_text_heatmap(f, t, shown, r->E, (const char *const *)label, times,
                        (const char *const *)tail);
     if (few) fprintf(f, "  (the worst %d of %d layers; --charts draws every one)\n", shown, r->L);
@@ -225,8 +232,9 @@ static void put_experts(const cli_report *r, FILE *f, const chart_text *t)
         tail[i] = cli_format("%5.2f%s", value[i], kind[i] == CHART_HOT ? "  above chance" : "");
     }
     cli_put_title(f, t,
-                  cli_keep(cli_format("Hottest experts of layer %d, times the mean (chance: %.2f to %.2f)",
-                                      r->layer[r->hot].number, r->chance.one_p05, r->chance.one_p95)));
+                  cli_keep(cli_format("Hottest experts of layer %d%s, times the mean (chance: %.2f to %.2f)",
+                                      r->layer[r->hot].number, cli_shown_name(r), r->chance.one_p05,
+                                      r->chance.one_p95)));
     chart_text_bars(f, t, shown, (const char *const *)label, value, (const char *const *)tail,
                     kind);
     for (int i = 0; i < shown; i++) {
@@ -242,7 +250,8 @@ static void put_sweep(const cli_report *r, FILE *f, const chart_text *t)
     double value[CLI_SWEEP];
     cli_put_title(
         f, t,
-        "Expert max/mean against batch size (bars: the logarithm of uniform chance's excess)");
+        cli_keep(cli_format("Expert max/mean%s against batch size (bars: the logarithm of uniform chance's excess)",
+                            cli_shown_name(r))));
     for (int i = 0; i < r->sweep; i++) {
         value[i] = log10(r->sweep_chance[i]) - log10(r->sweep_chance[r->sweep - 1]);
         label[i] = cli_format("%7s tokens", cli_count(r->sweep_tokens[i]));
@@ -342,7 +351,8 @@ void cli_report_text(const cli_report *r, FILE *f, int width, int ascii, int col
             chart_ansi_end(&t));
     cli_put_wrapped(f, r->reason, width, 2, cli_columns(r->badge) + 4);
     put_steps(r, f, &t);
-    cli_put_title(f, &t, cli_keep(cli_format("Rows per device in layer %d", r->layer[r->hot].number)));
+    cli_put_title(f, &t, cli_keep(cli_format("Rows per device in layer %d%s", r->layer[r->hot].number,
+                                       cli_shown_name(r))));
     put_devices(r, f, &t, cli_keep(cli_format("today, %s", cli_today(r))),
                 row_of(r->today_devices, r->hot, r->setup->devices), CHART_HOT, all);
     put_devices(r, f, &t, "best placement, no copies",

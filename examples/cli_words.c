@@ -288,6 +288,7 @@ static void write_lines(cli_report *r)
     const cli_trace *t = &r->trace[0];
     const cli_layer_row *hot = &r->layer[r->hot];
     const moe_ep_diagnosis *d = r->chosen;
+    const char *shown = cli_shown_name(r); /* begins with a space */
     int64_t batch = cli_report_batch(r);
     moe_ep_balance_result b;
     moe_ep_error err;
@@ -304,9 +305,9 @@ static void write_lines(cli_report *r)
             *r->left_out ? cli_keep(cli_format("; layers without load, left out: %s", r->left_out)) : ""));
     add_line(
         r, "experts", cli_format("max/mean %.2f in layer %d", hot->expert_imbalance, hot->number),
-        cli_format("chance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused expert%s",
-                   r->chance.max_over_mean, r->chance.p95, b.cv_population, b.gini, hot->dead,
-                   hot->dead == 1 ? "" : "s"));
+        cli_format("%s%schance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused expert%s",
+                   *shown ? shown + 1 : "", *shown ? "; " : "", r->chance.max_over_mean, r->chance.p95, b.cv_population, b.gini,
+                   hot->dead, hot->dead == 1 ? "" : "s"));
     add_line(r, "devices",
              cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
              cli_format("all layers together; %s; device %d is the busiest of layer %d in %.0f %% of the steps",
@@ -391,9 +392,9 @@ static void write_hints(cli_report *r)
                    w->planned, w->own, 100.0 * w->own_gain));
     }
     if (r->layer[r->hot].expert_imbalance <= r->chance.p95)
-        arrput(r->hint, cli_format("The hottest expert of layer %d is no hotter than chance makes "
+        arrput(r->hint, cli_format("The hottest expert of layer %d%s is no hotter than chance makes "
                                    "it: a larger batch helps more than a new placement.",
-                                   r->layer[r->hot].number));
+                                   r->layer[r->hot].number, cli_shown_name(r)));
     if (!(r->setup->other_s > 0.0))
         arrput(r->hint, cli_strdup("Attention and the rest of the step are not counted; --other-ms "
                                    "adds them, and every share above shrinks accordingly."));

@@ -113,6 +113,22 @@ less "HTML: smaller than 2 MB" "$(wc -c <"$tmp/report.html")" 2000000
 grep -noE '\b-?nan\b|\binf\b' "$tmp/report.html" | head -n 3 >"$tmp/log"
 [ ! -s "$tmp/log" ]
 result $? "HTML: no NaN, no infinity" "$tmp/log"
+# The pictures show one of two judged recordings: it is named, and so are the columns that are means over both.
+tr -s ' \n' '  ' <"$tmp/report.txt" >"$tmp/flat"
+has "the experts are those of one recording" 'max/mean [0-9.]* in layer [0-9]+ of python; chance alone' "$tmp/flat"
+has "and the rows of devices" '^Rows per device in layer [0-9]+ of python$' "$tmp/report.txt"
+has "and the cells" '^Layer x expert of python, times the mean$' "$tmp/report.txt"
+has "a table of both says so" 'those of python; the columns of devices are of all judged steps \(c and python\)' \
+    "$tmp/flat"
+has "HTML: so does its table" 'columns of devices are of all judged steps \(c and python\)' "$tmp/report.html"
+has "HTML: the devices are all layers together" 'over mean device, all layers together' "$tmp/report.html"
+# shellcheck disable=SC2086
+works "report on one device" report ${ids%% *} --devices 1
+has "has nothing to balance" 'No device has more than the mean rows' "$tmp/out"
+! grep -q 'make balance worth more' "$tmp/out"
+result $? "where no step gains by it" "$tmp/out"
+has "one recording needs no name" '^Rows per device in layer [0-9]+$' "$tmp/out"
+
 # shellcheck disable=SC2086
 works "the same report again" report $ids --devices 8 --html r.html
 cmp "$tmp/out" "$tmp/report.txt" >"$tmp/log" 2>&1 && cmp "$tmp/cwd/r.html" "$tmp/report.html" >>"$tmp/log" 2>&1
@@ -128,6 +144,7 @@ equal "JSON: experts" "$(json "$tmp/r.json" setup experts)" 64
 equal "JSON: devices" "$(json "$tmp/r.json" setup devices)" 8
 equal "JSON: inputs" "$(json "$tmp/r.json" inputs length)" 3
 equal "JSON: tokens of the first input" "$(json "$tmp/r.json" inputs 0 tokens)" 4096
+equal "JSON: whose loads the layers show" "$(json "$tmp/r.json" shown_recording)" python
 equal "JSON: one row per layer" "$(json "$tmp/r.json" layers length)" 4
 less "JSON: no placement of the experts beats its bound" 1 "$(json "$tmp/r.json" layers 0 imbalance_bound)"
 for l in 0 1 2 3; do
