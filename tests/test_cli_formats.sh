@@ -598,8 +598,11 @@ refuses "sweep on nodes of unequal size" "not a whole number of nodes of 8" \
     sweep --model deepseek-v3 --machine h200 --devices 12
 refuses "sweep on fewer nodes than devices" "a node of h200 has 8" \
     sweep --model deepseek-v3 --machine h200 --devices 32 --nodes 2
-refuses "groups that the nodes do not divide" "1 group of experts does not divide over 2 nodes" \
-    place $data/sglang_counts.json --devices 16 --slots 64 --policy eplb-hierarchical
+for command in place diagnose; do
+    refuses "$command: groups that the nodes do not divide" \
+        "1 group of experts does not divide over 2 nodes; --groups says" \
+        $command $data/sglang_counts.json --devices 16 --slots 64 --policy eplb-hierarchical
+done
 for nodes in '' '--nodes 2' '--nodes 1'; do
     # shellcheck disable=SC2086
     works "EPLB with groups $nodes" place $data/sglang_counts.json --devices 16 --slots 96 --groups 8 --policy eplb \
