@@ -72,6 +72,7 @@ typedef struct cli_watch {
     const char *kernels;
     int32_t layers, hot_device, hot_layer;
     double hot_times, hot_own, hot_share, chance;
+    int32_t hot_steps; /* the last ones, which these are of */
     moe_ep_verdict verdict;
     const char *state;      /* "recommend", "not now", ...; never NULL after cli_watch_judge         */
     char *reason;

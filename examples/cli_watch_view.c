@@ -291,6 +291,7 @@ static void diagnose(cli_watch *w)
         w->hot_times = out.hot_imbalance;
         w->hot_own = out.hot_own;
         w->hot_share = out.hot_share;
+        w->hot_steps = d.judge_steps;
         w->chance = out.chance_imbalance;
     } else {
         char text[256];
@@ -467,11 +468,11 @@ static void put_head(const cli_watch *w, frame *o, const chart_text *t)
     put_words(o, text, t->width, 2);
     free(text);
     text = cli_stays_hot(w->hot_share)
-               ? cli_format("device %d is the bottleneck: in layer %d it carries %.2f times its share, the busiest in "
-                            "%.0f %% of the steps; over all layers %s",
-                            w->hot_device, w->hot_layer, w->hot_own, 100.0 * w->hot_share, chance)
-               : cli_format("no device stays the busiest: that of layer %d has %.2f times the mean on average; over "
-                            "all layers %s", w->hot_layer, w->hot_times, chance);
+               ? cli_format("device %d is the bottleneck: in layer %d it carries %.2f times its share over the last %d "
+                            "steps, the busiest in %.0f %% of them; over all layers %s",
+                            w->hot_device, w->hot_layer, w->hot_own, w->hot_steps, 100.0 * w->hot_share, chance)
+               : cli_format("no device stays the busiest: that of layer %d has %.2f times the mean on average over the "
+                            "last %d steps; over all layers %s", w->hot_layer, w->hot_times, w->hot_steps, chance);
     put_words(o, text, t->width, 3);
     free(chance);
     free(text);
@@ -529,6 +530,7 @@ void cli_watch_json(const cli_watch *w, FILE *f)
     if (w->hot_layer >= 0) {
         json_object_set_new(o, "hot_device", json_integer(w->hot_device));
         json_object_set_new(o, "hot_layer", json_integer(w->hot_layer));
+        json_object_set_new(o, "hot_steps", json_integer(w->hot_steps));
         json_object_set_new(o, "hot_share_of_steps", json_real(w->hot_share));
         json_object_set_new(o, "hot_times_its_share", json_real(w->hot_own));
     }

@@ -611,7 +611,7 @@ works "report: more devices than experts" report "$tmp/steady.csv" --topk 1 --de
 has "report: chance is not known then" 'all layers together; chance not known; device 0' "$tmp/out"
 works "watch: more devices than experts" watch "$tmp/steady.csv" --topk 1 --devices 16 --once
 tr -s ' \n' '  ' <"$tmp/out" >"$tmp/flat"
-has "watch: chance is not known then" '100 % of the steps; over all layers chance not known' "$tmp/flat"
+has "watch: chance is not known then" '100 % of them; over all layers chance not known' "$tmp/flat"
 works "diagnose --current" diagnose "$data/c_topk_ids.npy" --current "$maps/plan.csv" --json
 equal "diagnose: devices and slots are the map's" "$(json "$tmp/out" setup slots)" 72
 refuses "diagnose: a share above 1" "min-improved" diagnose "$data/c_topk_ids.npy" --min-improved 1.5

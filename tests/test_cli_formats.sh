@@ -830,7 +830,10 @@ works "in diagnose" diagnose "$tmp/mostly.jsonl" --devices 2 --topk 1
 has "too, with the steps" "device 0 in layer 0: 1.25 times its share, the busiest in 75 % of the steps" "$tmp/squeezed"
 "$tool" watch "$tmp/mostly.jsonl" --devices 2 --once >"$tmp/out" 2>&1
 tr -s ' \n' '  ' <"$tmp/out" >"$tmp/squeezed"
-has "and in watch" "in layer 0 it carries 1.25 times its share, the busiest in 75 % of the steps" "$tmp/squeezed"
+has "and in watch" "in layer 0 it carries 1.25 times its share over the last 8 steps, the busiest in 75 % of them" \
+    "$tmp/squeezed"
+"$tool" watch "$tmp/mostly.jsonl" --devices 2 --once --json >"$tmp/out" 2>&1
+has "and its JSON" '"hot_steps":8' "$tmp/out"
 "$tool" watch "$tmp/counts.jsonl" --devices 4 --once >"$tmp/out" 2>&1
 tr -s ' \n' '  ' <"$tmp/out" >"$tmp/squeezed"
 has "where none does" "no device stays the busiest: that of layer 0 has 4.00 times the mean on average" "$tmp/squeezed"
