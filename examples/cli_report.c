@@ -671,17 +671,19 @@ static void choose(cli_report *r)
 static double *sum_of_judged(const cli_report *r, int behind)
 {
     size_t n = (size_t)r->L * (size_t)r->E;
-    double *sum = cli_alloc(n, sizeof *sum);
+    double *sum = cli_alloc(n, sizeof *sum), *looked = cli_alloc(n, sizeof *looked);
     for (int i = r->traces > 1; i < r->traces; i++) {
         const cli_trace *t = &r->trace[i];
         if (t->kept_steps == t->steps) continue;
+        memset(looked, 0, n * sizeof *looked);
+        for (int32_t s = 0; s < t->kept_steps; s++)
+            for (size_t at = 0; at < n; at++) looked[at] += t->step_loads[(size_t)s * n + at];
         for (size_t at = 0; at < n; at++) {
-            double looked = 0.0, rest;
-            for (int32_t s = 0; s < t->kept_steps; s++) looked += t->step_loads[(size_t)s * n + at];
-            rest = t->loads[at] - looked;
-            sum[at] += !behind ? looked : rest > 1e-9 * t->loads[at] ? rest : 0.0; /* shares round */
+            double rest = t->loads[at] - looked[at];
+            sum[at] += !behind ? looked[at] : rest > 1e-9 * t->loads[at] ? rest : 0.0; /* shares round */
         }
     }
+    free(looked);
     return sum;
 }
 
@@ -702,9 +704,16 @@ static double sum_imbalance(const cli_report *r, const moe_ep_placement *p, cons
 
 cli_behind cli_report_behind(const cli_report *r, const moe_ep_placement *plan)
 {
-    double *looked = sum_of_judged(r, 0), *rest = sum_of_judged(r, 1);
-    cli_behind b = {sum_imbalance(r, &r->today, rest), sum_imbalance(r, plan, rest), 0};
-    double gain = sum_imbalance(r, &r->today, looked) - sum_imbalance(r, plan, looked);
+    double *looked, *rest, gain;
+    cli_behind b = {0.0, 0.0, 0};
+    int more = 0;
+    for (int i = r->traces > 1; i < r->traces; i++) more |= r->trace[i].kept_steps < r->trace[i].steps;
+    if (!more) return b;
+    looked = sum_of_judged(r, 0);
+    rest = sum_of_judged(r, 1);
+    b.before = sum_imbalance(r, &r->today, rest);
+    b.after = sum_imbalance(r, plan, rest);
+    gain = sum_imbalance(r, &r->today, looked) - sum_imbalance(r, plan, looked);
     b.shifted = b.before > 0.0 && gain > 0.05 && b.before - b.after < 0.5 * gain;
     free(looked);
     free(rest);

@@ -306,8 +306,8 @@ static void write_lines(cli_report *r)
     add_line(
         r, "experts", cli_format("max/mean %.2f in layer %d", hot->expert_imbalance, hot->number),
         cli_format("%s%schance alone: %.2f, 95 %% below %.2f; CV %.2f, Gini %.2f, %d unused expert%s",
-                   *shown ? shown + 1 : "", *shown ? "; " : "", r->chance.max_over_mean, r->chance.p95, b.cv_population, b.gini,
-                   hot->dead, hot->dead == 1 ? "" : "s"));
+                   *shown ? shown + 1 : "", *shown ? "; " : "", r->chance.max_over_mean, r->chance.p95, b.cv_population,
+                   b.gini, hot->dead, hot->dead == 1 ? "" : "s"));
     add_line(r, "devices",
              cli_format("max/mean %.2f, device %d", d->imbalance_before, d->hot_device),
              cli_format("all layers together; %s; device %d is the busiest of layer %d in %.0f %% of the steps",
