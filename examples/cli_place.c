@@ -22,7 +22,7 @@ static const char place_help[] =
     "\n"
     "  --policy NAME   best (default), eplb, eplb-global, eplb-hierarchical, trtllm, lpt, "
     "contiguous, round-robin\n"
-    "                  eplb is hierarchical where the groups divide over the nodes, else global\n"
+    "                  (eplb: hierarchical where the groups divide over the nodes, else global)\n"
     "  --nodes N       nodes, of equal size (one for every 8 devices, or as many as a node of the machine has)\n"
     "  --machine NAME  --groups G   whose nodes; expert groups of the router\n"
     "  --off-node S    best: at most this share (0 to 1) of the load is served off its home node.\n"
