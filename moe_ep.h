@@ -8477,7 +8477,8 @@ static moe_ep_status moe_epi_shared_check(const int32_t *ids, const float *weigh
     if ((s = moe_epi_check_tokens(T, (int64_t)K + S, K, err)) != MOE_EP_OK || T == 0) return s;
     if (!ids) return moe_epi_null(err, "ids");
     if (!weights) return moe_epi_null(err, "weights");
-    if ((s = moe_epi_check_floats(&value, 1, "value", err)) != MOE_EP_OK) return s;
+    if (moe_epi_float_kind(value) != 0)
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "value", "must be finite", 0, (double)value);
     for (i = 0; i < T * K; i++)
         if (ids[i] < -1 || ids[i] >= E)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "ids", "must be -1 or 0..E-1", i, (double)ids[i]);

@@ -10,11 +10,15 @@ if [ ! -x $tool ]; then
 fi
 
 # ---- 2 GB of ids: a sparse file, 67 million tokens of one layer, 8 choices; zeros are expert 0 ----
+# The first token takes eight experts: ids that are all one would be no routing.
 trace=$tmp/big.npy
 header="{'descr': '<i4', 'fortran_order': False, 'shape': (67108864, 1, 8), }"
 length=$((118 - ${#header} - 1))
-{ printf '\223NUMPY\001\000\166\000%s%*s\n' "$header" $length ''; } >"$trace"
-[ "$(wc -c <"$trace")" -eq 128 ] && truncate -s $((128 + 67108864 * 32)) "$trace"
+{
+    printf '\223NUMPY\001\000\166\000%s%*s\n' "$header" $length ''
+    for id in 0 1 2 3 4 5 6 7; do printf "\\$id\000\000\000"; done
+} >"$trace"
+[ "$(wc -c <"$trace")" -eq 160 ] && truncate -s $((128 + 67108864 * 32)) "$trace"
 result $? "a trace of 2 GB is there"
 if have /usr/bin/time; then
     /usr/bin/time -f '%M' "$tool" report "$trace" --experts 64 --devices 8 >"$tmp/out" 2>"$tmp/err"
