@@ -163,7 +163,6 @@ static void fill_desc(cli_diagnose *g)
 {
     const cli_report *r = &g->r;
     moe_ep_diagnose_desc *d = &g->desc;
-    int32_t groups = g->setup.groups > 0 ? g->setup.groups : 1;
     g->layer = cli_report_layer(r, cli_report_batch(r), g->setup.devices, g->setup.nodes);
     g->layer.model = &g->setup.whole;
     if (g->policy && strcmp(g->policy, "eplb") == 0) d->policy = cli_setup_eplb(&g->setup);
@@ -175,10 +174,6 @@ static void fill_desc(cli_diagnose *g)
     d->num_experts = r->E;
     d->top_k = r->K;
     d->num_groups = g->setup.groups;
-    if (d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL && groups % g->setup.nodes != 0)
-        cli_die(CLI_USAGE, "--policy %s: %d group%s of experts do%s not divide over %d nodes; --groups says how many "
-                           "the router has", g->policy, groups, groups == 1 ? "" : "s", groups == 1 ? "es" : "",
-                g->setup.nodes);
     d->router_groups = g->setup.router_groups;
     d->top_groups = g->setup.top_groups;
     d->shape = cli_shape(g->setup.devices, g->setup.slots, g->setup.nodes);
