@@ -13434,6 +13434,7 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
     else if (divide && nodes == 1)
         *reason = "hierarchical: one node holds all groups, which is global but for slots and copies of equal loads";
     else if (divide) *reason = "hierarchical: the groups divide over the nodes";
+    else if (desc->num_groups == 0) *reason = "global: no groups were given";
     else *reason = "global: the groups do not divide over the nodes";
     return MOE_EP_OK;
 }

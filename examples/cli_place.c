@@ -289,8 +289,6 @@ static moe_ep_placement layers_of(const moe_ep_placement *p, int32_t l, int32_t 
 static void plan_layers(cli_place *r, const policy *by)
 {
     int32_t L = r->d.num_layers, step = r->d.node_soft ? L : 1;
-    int no_groups = by->run == moe_ep_place_eplb && by->mode == MOE_EP_EPLB_AUTO && r->setup.groups == 0 &&
-                    cli_setup_eplb(&r->setup) == MOE_EP_PLACE_EPLB_GLOBAL;
     moe_ep_error err;
     r->p = empty_placement(r, L, &r->d.shape);
     r->result = cli_keep_block(cli_alloc((size_t)L, sizeof *r->result));
@@ -301,8 +299,6 @@ static void plan_layers(cli_place *r, const policy *by)
         d.num_layers = step;
         d.loads += (size_t)l * (size_t)d.num_experts;
         cli_check(by->run(&d, &part, r->result + l, NULL, &err), &err, by->name);
-        if (no_groups)
-            for (int32_t i = 0; i < step; i++) r->result[l + i].reason = "global: no groups were given";
     }
     cli_progress_end();
 }

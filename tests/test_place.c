@@ -377,6 +377,11 @@ TEST(eplb_modes)
     d.num_groups = 1;
     r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
     CHECK_STR(r.reason, "global: the groups do not divide over the nodes");
+    placement_free(&p);
+    d.num_groups = 0;
+    r = plan_one(moe_ep_place_eplb, &d, &p, NULL);
+    CHECK_I64(r.policy, MOE_EP_PLACE_EPLB_GLOBAL);
+    CHECK_STR(r.reason, "global: no groups were given");
     d.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
     CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_CONFIG);
     CHECK_STR(err.arg, "desc.num_groups");
@@ -1863,7 +1868,7 @@ TEST(soft_nodes_on_slow_devices)
 /* max_refinements holds for soft nodes, too; partners are swapped on top. */
 TEST(soft_nodes_with_few_changes)
 {
-    double w[64];
+    double w[64] = {0};
     int64_t pairs[64 * 64];
     uint64_t s = t_seed;
     int i, most, on_top = 0, before = 0;
