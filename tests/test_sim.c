@@ -784,13 +784,12 @@ TEST(hot_experts_side_by_side_and_spread)
     static const int32_t members[4] = {13, 1, 5, 9};
     uint64_t set[16], device[16];
     double rows[4] = {0};
-    moe_ep_workload w;
+    moe_ep_workload w = workload(MOE_EP_LOAD_HOT_EXPERT);
     int e;
-    memset(&w, 0, sizeof w);
-    w.kind = MOE_EP_LOAD_HOT_EXPERT;
     w.num_experts = 16;
-    w.top_k = 2;
     w.num_devices = 4;
+    w.drift = 0;
+    w.period = 1;
     w.hot = 8;
     w.hot_experts = 4;
     w.share = 0.75;
