@@ -25081,10 +25081,12 @@ static void moe_epi_fw_tile_end(void) { __asm__ volatile("sfence\n\ttilerelease"
 #define MOE_EPI_FW_TILE_K 32
 #define MOE_EPI_FW_NARROW 3          /* up to so many tiles of tokens, weights are all that counts ... */
 #define MOE_EPI_FW_WIDE 16           /* ... and so many tiles go past the weights together */
-#define MOE_EPI_FW_PAST (1 << 20)    /* floats of results: more than an L2 cache keeps */
+#ifndef MOE_EPI_FW_PAST              /* a test sets it */
+#  define MOE_EPI_FW_PAST (1 << 20)  /* floats of results: more than an L2 cache keeps */
+#endif
 #define MOE_EPI_FW_SQUARES 64        /* tiles of sums, all together */
 #define MOE_EPI_FW_STREAM (32 << 10) /* bytes from which on a stream is long */
-#if defined(MOE_EPI_FW_EMULATE_AMX)
+#if !MOE_EPI_FW_BF16 /* a model of the unit elsewhere */
 #  define MOE_EPI_FW_TILE_AHEAD(at, stride)
 #else
 #  define MOE_EPI_FW_TILE_FOUR(at, stride) /* addresses as numbers: they may lie behind the matrix */ \

@@ -12,6 +12,8 @@
 /* results come in ranges of columns already where there are fewer of them */
 #define MOE_EPI_FW_AT_ONCE (1 << 15)
 #define MOE_EPI_FW_LEAST_COLS 16
+/* and more of them go past the caches */
+#define MOE_EPI_FW_PAST (1 << 12)
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
