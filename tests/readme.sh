@@ -19,6 +19,7 @@ work=$tmp/work
 mkdir "$work"
 cp moe_ep.h "$work/"
 ln -s "$top/tests" "$top/build" "$work/"
+built=$([ -z "$(find build/moe_ep.o -newer moe_ep.h 2>/dev/null)" ] || echo build/moe_ep.o)
 
 blocks_of() { # blocks_of FILE: each block into a file of its own; a list of number, language, line
     rm -f "$tmp"/block*
@@ -30,14 +31,15 @@ blocks_of() { # blocks_of FILE: each block into a file of its own; a list of num
     END { if (inside) printf "%03d unclosed %d\n", n, start }' "$1" >"$tmp/blocks"
 }
 
-compile() { # compile LANG SOURCE PROGRAM
+compile() { # compile LANG SOURCE PROGRAM [OBJECT]
     case $1 in c) set -- "$CC" -std=gnu99 "$2" "$3" ;; *) set -- "$CXX" -std=c++11 "$2" "$3" ;; esac
     # whether it compiles and what it prints is asked: where its functions are private, the compiler reads all of the
     # implementation and generates what the program calls.  The printed command compiles it as it stands.
     private=
     grep -q 'define MOE_EP_IMPLEMENTATION' "$work/$3" && ! grep -q 'define MOE_EP_STATIC' "$work/$3" &&
         private=-DMOE_EP_STATIC
-    (cd "$work" && $1 "$2" -O1 $private -Wall -Wextra -Werror -I. "$3" -o "$4" -lm)
+    # shellcheck disable=SC2086
+    (cd "$work" && $1 "$2" -O1 $private -Wall -Wextra -Werror -I. "$3" ${5:-} -o "$4" ${5:+$LDFLAGS $BLAS_LIBS} -lm)
 }
 
 program() { # program LANG BLOCK LINE
@@ -70,9 +72,12 @@ shown_snippet() { # shown_snippet BLOCK LINE
     else fail "line $2: the statements compile" "$tmp/log"; fi
 }
 
+# Statements of which only the compiler and the linker are asked: beside the implementation that the tests use, or,
+# where that was not built, with one of their own.
 snippet() { # snippet LANG BLOCK LINE
     {
-        printf '#define MOE_EP_STATIC\n#include "moe_ep.h"\n#include <stdio.h>\n'
+        [ -n "$built" ] || echo '#define MOE_EP_STATIC'
+        printf '#include "moe_ep.h"\n#include <stdio.h>\n'
         grep -E '^ *# *include' "$2"
         printf 'int main(void)\n{\n'
         grep -vE '^ *# *include' "$2"
@@ -82,7 +87,7 @@ snippet() { # snippet LANG BLOCK LINE
     name=$(sed -n '1s,^/[/*] *\([A-Za-z0-9_.-]*\.c[cp]*\)[^A-Za-z0-9].*,\1,p' "$2")
     [ -z "$name" ] || cp "$2" "$work/$name" # for the commands that follow
     # statements, or else declarations and functions at file scope
-    if compile "$1" "snippet.$1" ./snippet.out >"$tmp/log" 2>&1 ||
+    if compile "$1" "snippet.$1" ./snippet.out "$built" >"$tmp/log" 2>&1 ||
         at_file_scope "$1" >>"$tmp/log" 2>&1
     then pass "line $3: the snippet compiles"
     else fail "line $3: the snippet compiles" "$tmp/log"; fi
