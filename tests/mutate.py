@@ -11,14 +11,14 @@ implementation that a portable build compiles (-DMOE_EP_NO_SIMD; the kernels of 
 compared with these by test_route and test_forward).  tcc compiles a mutant in a tenth of a second, so that
 hundreds fit into minutes; without tcc it is gcc -O0, which is also taken for the programs that tcc's calling
 convention does not suit (structs by value).  The quick tests of the section run first, each program ends at its
-first failing check (--stop), then the quick ones of the four quickest other programs. What these do not see goes to
-the section's slow ones and to the quick ones of the rest, unless gcc -O1 makes the same machine code of it as of the
-header itself: nothing was changed (trivial compiler equivalence, Papadakis and others, ICSE 2015). What none of them
-sees is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour
-sanitizers and clang's memory sanitizer with the kernels of this machine, as `make check` runs them. Killed = a check
-fails, a crash, or no end. Tests that fail or are too slow without any change take no part. Mutants that do not
-compile are replaced by others, and so are those that changed nothing, to gcc -O1 or, asked last, to gcc -O2.
-Survivors are printed with their line; tests/mutants.txt explains those that no test can see.
+first failing check (--stop), then the quick ones of the four quickest other programs, the section's slow ones, and
+the quick ones of the rest.  What none of them sees
+is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers
+and clang's memory sanitizer with the kernels of this machine, as `make check` runs them.  Killed = a check fails,
+a crash, or no end.  Tests that fail or are too slow without any change take no part.  Mutants that do not compile
+are replaced by others, and so are survivors that gcc -O2 or gcc -O1 makes the same machine code of as of the
+header itself: nothing was changed (trivial compiler equivalence, Papadakis and others, ICSE 2015).  Survivors are
+printed with their line; tests/mutants.txt explains those that no test can see.
 """
 import argparse
 import collections
@@ -151,7 +151,7 @@ class Bench:
                     break
         self.objects, self.by_gcc, self.quick, self.slow, self.sane = {}, set(), {}, {}, {}
         self.pending = {}  # tests beyond QUICK of each program, whose time nobody has asked for yet
-        self.original, self.times, self.same_lock = {}, None, threading.Lock()
+        self.original, self.times = [], None
         for path in sorted(glob.glob("tests/test_*.c")):
             name = os.path.basename(path)[5:-2]
             if name in NOT_HERE or (own and name not in own):
@@ -310,16 +310,16 @@ class Bench:
         with open(d + "/same.o", "rb") as f:
             return f.read()
 
-    def same_code(self, text, changed, level):
-        """Is the mutant the same program at this level?  The objects carry no line numbers and no path."""
-        def made_of(source):
-            with tempfile.TemporaryDirectory(dir=self.work) as d:
-                self.compile(source, d)
-                return self.machine_code(d, level)
-        with self.same_lock:
-            if level not in self.original:
-                self.original[level] = made_of(text)
-        return self.original[level] is not None and self.original[level] == made_of(changed)
+    def same_code(self, text, changed):
+        """Is the mutant the same program?  The objects carry no line numbers and no path."""
+        with self.lock:
+            if not self.original:
+                base = os.path.join(self.work, "base")
+                self.compile(text, base)
+                self.original = [self.machine_code(base, level) for level in ("-O1", "-O2")]
+        with tempfile.TemporaryDirectory(dir=self.work) as d:
+            self.compile(changed, d)
+            return any(was and was == self.machine_code(d, level) for was, level in zip(self.original, ("-O1", "-O2")))
 
     def is_explained(self, text, i, after):
         """A row that does not name the function speaks of a line that stands only once."""
@@ -342,15 +342,12 @@ class Bench:
                 return None
             others = sorted((n for n in self.objects if n not in first),
                             key=lambda n: sum(t for t, _ in self.quick[n]))
-            for name in first + others[:4]:
-                if self.notices(name, d, changed, self.quick[name]):
-                    return name
-            if self.same_code(text, changed, "-O1"): # most of what is left by now
-                return None
-            for name, tests in [(n, self.slow_tests) for n in first] + [(n, self.quick.get) for n in others[4:]]:
+            for name, tests in ([(n, self.quick.get) for n in first + others[:4]] +
+                                [(n, self.slow_tests) for n in first] +
+                                [(n, self.quick.get) for n in others[4:]]):
                 if self.notices(name, d, changed, tests(name)):
                     return name
-        if self.same_code(text, changed, "-O2"):
+        if self.same_code(text, changed):
             return None
         return self.strict_notices(place[0], text, changed)
 
