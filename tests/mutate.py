@@ -187,10 +187,10 @@ class Bench:
         build = subprocess.run(["gcc", "-w"] + build + ["-o", program, "-lm", "-pthread"], capture_output=True)
         return program if build.returncode == 0 else None
 
-    def run(self, program, arguments, limit):
-        # 8 GB of address space: a loop that allocates ends
-        return subprocess.run(["sh", "-c", 'ulimit -v 8000000; exec "$@"', "sh", program] + arguments,
-                              capture_output=True, timeout=limit)
+    def run(self, program, arguments, limit, processor="unlimited"):
+        # 8 GB of address space: a loop that allocates ends; so does one that only turns, after seconds of the processor
+        return subprocess.run(["sh", "-c", 'ulimit -v 8000000; ulimit -t "$1"; shift; exec "$@"', "sh",
+                               str(processor), program] + arguments, capture_output=True, timeout=limit)
 
     def passes(self, program, test, limit):
         """Seconds of one test and its exit status, None when it takes longer than the limit."""
@@ -248,8 +248,9 @@ class Bench:
         if not program:
             return True
         try:
-            limit = sum(t for t, _ in tests) * 6 + 20
-            return self.run(program, ["--stop", "--only", ",".join(n for _, n in tests)], limit).returncode != 0
+            alone = sum(t for t, _ in tests)
+            return self.run(program, ["--stop", "--only", ",".join(n for _, n in tests)], alone * 6 + 20,
+                            int(alone * 4) + 5).returncode != 0
         except subprocess.TimeoutExpired:
             return True
         finally:
@@ -277,8 +278,9 @@ class Bench:
                 return None
         tests = self.quick.get(name) or []
         try: # memory is not limited here: the sanitizer's own map is 20 TB
+            slow = dict(os.environ, MOE_EP_SLOW="1" if build[0] == "gcc" else "2") # as check.sh has it
             return subprocess.run([program, "--stop"] + (["--only", ",".join(n for _, n in tests)] if tests else []),
-                                  capture_output=True, timeout=300).returncode
+                                  capture_output=True, timeout=300, env=slow).returncode
         except subprocess.TimeoutExpired:
             return 124
         finally:

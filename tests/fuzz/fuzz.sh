@@ -22,7 +22,7 @@ fi
 engine=${FUZZ_ENGINE:-random} runs=${FUZZ_RUNS:-200000} seconds=${FUZZ_SECONDS:-60} seed=${FUZZ_SEED:-1}
 out=${FUZZ_DIR:-build/fuzz} header=${FUZZ_HEADER:-.}
 mkdir -p "$out"
-flags="-std=gnu99 -g -I$header -Iexamples -DMOE_EP_NO_BLAS ${FUZZ_FLAGS:-}"
+flags="-std=gnu99 -g1 -I$header -Iexamples -DMOE_EP_NO_BLAS ${FUZZ_FLAGS:-}"
 san="-fsanitize=address,undefined -fno-sanitize-recover=all"
 case $engine in
     random) compiler=$CC mode="-O2 -DMOE_EP_DEBUG" ;;
@@ -114,7 +114,12 @@ if [ -z "${FUZZ_ONLY:-}" ]; then
 fi
 
 impl=$out/impl_$engine.o
-if [ -z "$(find "$impl" -newer "$header/moe_ep.h" 2>/dev/null)" ]; then
+if [ "$engine" = sanitized ] && [ "$header" = . ] && [ -z "${FUZZ_FLAGS:-}" ]; then # check.sh's, which looks closer
+    sanitizers clang
+    # shellcheck disable=SC2086
+    implementation asan-clang clang $san $TEST_FLAGS -DMOE_EP_NO_BLAS $of_header || { cat "$tmp/cc.log"; exit 2; }
+    impl=$object
+elif [ -z "$(find "$impl" -newer "$header/moe_ep.h" 2>/dev/null)" ]; then
     printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >"$out/impl.c"
     # shellcheck disable=SC2086
     $compiler $flags $mode -c "$out/impl.c" -o "$impl" || exit 2
