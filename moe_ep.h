@@ -22993,6 +22993,37 @@ static moe_epi_fit_mix moe_epi_fit_mixed(double a, double b, double p)
     return m;
 }
 
+/* The same where p is not fitted: of_p stays 0, and the norms that are tried need no logarithm. */
+static moe_epi_fit_mix moe_epi_fit_normed(double a, double b, double p)
+{
+    double hi = moe_epi_larger(a, b), lo = a < b ? a : b, q, t = 0.0, of_lo;
+    moe_epi_fit_mix m;
+    m.s = hi;
+    m.of_p = 0.0;
+    if (p > 0.0 && lo > 1e-200 * hi) {
+        q = lo / hi;
+        if (p == 1.0) {
+            t = q;
+            m.s = hi * (1.0 + t);
+        } else if (p == 1.5) {
+            t = q * sqrt(q);
+            m.s = hi * cbrt((1.0 + t) * (1.0 + t));
+        } else if (p == 2.0) {
+            t = q * q;
+            m.s = hi * sqrt(1.0 + t);
+        } else if (p == 3.0) {
+            t = q * q * q;
+            m.s = hi * cbrt(1.0 + t);
+        } else {
+            t = pow(q, p);
+            m.s = hi * pow(1.0 + t, 1.0 / p);
+        }
+    }
+    of_lo = t / (1.0 + t);
+    m.of_a = a > b ? 1.0 - of_lo : of_lo;
+    return m;
+}
+
 /* Seconds of a row's expert kernel; slope: by which share they grow per share of each constant. */
 static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const moe_epi_fit_row *r, double *slope)
 {
@@ -23004,9 +23035,9 @@ static double moe_epi_fit_experts(const moe_epi_fit *f, const double *v, const m
     double each = r->x[4] * v[MOE_EPI_FIT_EXPERT], beside = r->x[6] * v[MOE_EPI_FIT_ACT_BYTE];
     double per_row = r->x[moe_epi_fit_others_input(f->others)], multiplied = f->multiplied ? per_row : 0.0;
     double others = r->x[6] * per_row * v[MOE_EPI_FIT_OTHER_BYTE];
-    moe_epi_fit_mix up = moe_epi_fit_mixed(
+    moe_epi_fit_mix up = moe_epi_fit_normed(
         r->x[0] * byte_s, (r->x[1] + multiplied * r->x[12]) * v[MOE_EPI_FIT_FLOP], f->p);
-    moe_epi_fit_mix down = moe_epi_fit_mixed(
+    moe_epi_fit_mix down = moe_epi_fit_normed(
         r->x[2] * byte_s, (r->x[3] + multiplied * r->x[13]) * v[MOE_EPI_FIT_FLOP], f->p);
     double bytes = up.s * up.of_a + down.s * down.of_a, work = up.s + down.s + beside + others;
     moe_epi_fit_mix all = moe_epi_fit_mixed(launch + each, work, bend);
@@ -23036,7 +23067,7 @@ static double moe_epi_fit_link(const moe_epi_fit *f, const double *v, const moe_
     double near = of_bytes * r->x[0] * v[MOE_EPI_FIT_INTRA], far = of_bytes * r->x[1] * v[MOE_EPI_FIT_INTER];
     double crowd = of_bytes * r->x[1] * r->x[3] * v[MOE_EPI_FIT_CROWD];
     double pair = of_bytes * bytes * share * v[MOE_EPI_FIT_PAIR], packed = bytes * share * v[MOE_EPI_FIT_SHORT_BYTE];
-    moe_epi_fit_mix wires = moe_epi_fit_mixed(far + crowd, near, f->p);
+    moe_epi_fit_mix wires = moe_epi_fit_normed(far + crowd, near, f->p);
     moe_epi_fit_mix all = moe_epi_fit_mixed(
         alpha + extra, wires.s + pair,
         f->alpha_in_norm ? f->p : moe_epi_fit_between(v[MOE_EPI_FIT_BEND], 0.25, 16.0));
@@ -23123,15 +23154,17 @@ static double moe_epi_fit_assemble(const moe_epi_fit *f, moe_epi_fit_system *s)
 {
     double v[MOE_EPI_FIT_CONSTANTS], slope[MOE_EPI_FIT_CONSTANTS], loss = moe_epi_fit_pulls(f, s), e, w, of_a;
     int64_t i;
-    int a, b;
+    int a, b, moves[MOE_EPI_FIT_CONSTANTS], m; /* places in s of what moves this row */
     moe_epi_fit_values(f, v);
     for (i = 0; i < f->n; i++) {
         e = moe_epi_fit_miss(f, v, &f->rows[i], slope);
         loss += moe_epi_fit_cost(f, e, &w);
-        for (a = 0; a < s->m; a++) {
-            of_a = w * slope[s->index[a]];
-            for (b = a; b < s->m; b++) s->a[a][b] += of_a * slope[s->index[b]];
-            s->a[a][MOE_EPI_FIT_CONSTANTS] -= of_a * e;
+        for (m = a = 0; a < s->m; a++)
+            if (slope[s->index[a]] != 0.0) moves[m++] = a;
+        for (a = 0; a < m; a++) {
+            of_a = w * slope[s->index[moves[a]]];
+            for (b = a; b < m; b++) s->a[moves[a]][moves[b]] += of_a * slope[s->index[moves[b]]];
+            s->a[moves[a]][MOE_EPI_FIT_CONSTANTS] -= of_a * e;
         }
     }
     for (a = 0; a < s->m; a++)

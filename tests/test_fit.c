@@ -1613,6 +1613,12 @@ TEST(uncommon_starts_and_rows)
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
     CHECK(got.ll_combine.alpha_in_norm != 0 && r.link[MOE_EP_PHASE_LL_COMBINE].median < 1e-6);
     CHECK_NEAR(got.ll_combine.p, 1.5, 0, 1e-12);
+    l.p = start.ll_combine.p = 0; /* only the longest part counts */
+    for (i = 0; i < 40; i++) row[i].seconds = moe_ep_link_time(&l, row[i].intra_bytes, 0, NULL);
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(got.ll_combine.alpha_in_norm != 0 && got.ll_combine.p == 0);
+    CHECK(r.link[MOE_EP_PHASE_LL_COMBINE].median < 1e-6);
+    l.p = start.ll_combine.p = 1.5;
     l.alpha_in_norm = 0;
     l.alpha_s = 3e-5;
     l.alpha_p = 0.26;
