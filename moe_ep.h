@@ -22993,6 +22993,8 @@ static moe_epi_fit_mix moe_epi_fit_mixed(double a, double b, double p)
     return m;
 }
 
+static int moe_epi_fit_is(double p, double norm) { return !(p < norm) && !(p > norm); }
+
 /* The same where p is not fitted: of_p stays 0, and the norms that are tried need no logarithm. */
 static moe_epi_fit_mix moe_epi_fit_normed(double a, double b, double p)
 {
@@ -23002,16 +23004,16 @@ static moe_epi_fit_mix moe_epi_fit_normed(double a, double b, double p)
     m.of_p = 0.0;
     if (p > 0.0 && lo > 1e-200 * hi) {
         q = lo / hi;
-        if (p == 1.0) {
+        if (moe_epi_fit_is(p, 1.0)) {
             t = q;
             m.s = hi * (1.0 + t);
-        } else if (p == 1.5) {
+        } else if (moe_epi_fit_is(p, 1.5)) {
             t = q * sqrt(q);
             m.s = hi * cbrt((1.0 + t) * (1.0 + t));
-        } else if (p == 2.0) {
+        } else if (moe_epi_fit_is(p, 2.0)) {
             t = q * q;
             m.s = hi * sqrt(1.0 + t);
-        } else if (p == 3.0) {
+        } else if (moe_epi_fit_is(p, 3.0)) {
             t = q * q * q;
             m.s = hi * cbrt(1.0 + t);
         } else {
@@ -23160,7 +23162,7 @@ static double moe_epi_fit_assemble(const moe_epi_fit *f, moe_epi_fit_system *s)
         e = moe_epi_fit_miss(f, v, &f->rows[i], slope);
         loss += moe_epi_fit_cost(f, e, &w);
         for (m = a = 0; a < s->m; a++)
-            if (slope[s->index[a]] != 0.0) moves[m++] = a;
+            if (!(fabs(slope[s->index[a]]) <= 0.0)) moves[m++] = a;
         for (a = 0; a < m; a++) {
             of_a = w * slope[s->index[moves[a]]];
             for (b = a; b < m; b++) s->a[moves[a]][moves[b]] += of_a * slope[s->index[moves[b]]];

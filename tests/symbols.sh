@@ -24,7 +24,7 @@ exported() { $NM -g --defined-only "$1" | awk '{ print $3 }'; }
 undefined() { $NM -u "$1" | awk '{ print $NF }'; }
 
 not_for_a_library='v?f?printf|puts|putchar|fopen|fwrite|_?exit|abort|__assert_fail|getenv|setlocale|system|s?rand|time'
-math='exp|log|pow|sqrt|floor|ceil|tanh|erf|gamma|fabs|fmin|fmax|round|rint|cos|sin|hypot|ldexp|frexp|fmod|trunc'
+math='exp|log|pow|sqrt|cbrt|floor|ceil|tanh|erf|gamma|fabs|fmin|fmax|round|rint|cos|sin|hypot|ldexp|frexp|fmod|trunc'
 
 # what the optimiser makes of it: the library, where it is built
 if built_library; then cp build/lib/moe_ep_lib.o "$tmp/plain.o"; else object plain -O1; fi
