@@ -1601,7 +1601,8 @@ TEST(uncommon_starts_and_rows)
     moe_ep_calibrate_desc d;
     moe_ep_calibrate_result r;
     uint64_t seed = t_seed + 41;
-    int i;
+    static const double uncommon[3] = {0, 1.2, 2.5};
+    int i, k;
     for (i = 0; i < 40; i++) {
         row[i] = link_row(1e4 * pow(1.4, i), 0, 0, 0, &l);
         row[i].phase = MOE_EP_PHASE_LL_COMBINE;
@@ -1613,11 +1614,17 @@ TEST(uncommon_starts_and_rows)
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
     CHECK(got.ll_combine.alpha_in_norm != 0 && r.link[MOE_EP_PHASE_LL_COMBINE].median < 1e-6);
     CHECK_NEAR(got.ll_combine.p, 1.5, 0, 1e-12);
-    l.p = start.ll_combine.p = 0; /* only the longest part counts */
-    for (i = 0; i < 40; i++) row[i].seconds = moe_ep_link_time(&l, row[i].intra_bytes, 0, NULL);
-    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
-    CHECK(got.ll_combine.alpha_in_norm != 0 && got.ll_combine.p == 0);
-    CHECK(r.link[MOE_EP_PHASE_LL_COMBINE].median < 1e-6);
+    for (k = 0; k < 3; k++) { /* only the longest part counts, or norms that are not among those tried */
+        l.p = start.ll_combine.p = uncommon[k];
+        for (i = 0; i < 40; i++) {
+            row[i].inter_bytes = i % 3 * 0.2 * row[i].intra_bytes;
+            row[i].seconds = moe_ep_link_time(&l, row[i].intra_bytes, row[i].inter_bytes, NULL);
+        }
+        CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+        CHECK(got.ll_combine.alpha_in_norm != 0 && r.link[MOE_EP_PHASE_LL_COMBINE].median < 1e-6);
+        CHECK_NEAR(got.ll_combine.p, uncommon[k], 0, 1e-12);
+    }
+    for (i = 0; i < 40; i++) row[i].inter_bytes = 0;
     l.p = start.ll_combine.p = 1.5;
     l.alpha_in_norm = 0;
     l.alpha_s = 3e-5;
