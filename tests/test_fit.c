@@ -1634,6 +1634,12 @@ TEST(uncommon_starts_and_rows)
     start.ll_combine.alpha_s = start.ll_combine.short_s = 0;
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
     CHECK(got.ll_combine.alpha_p >= 0.25 && r.link[MOE_EP_PHASE_LL_COMBINE].median < 0.02);
+    start.ll_combine.short_s = 1e-5; /* a protocol for short messages beside one that costs nothing */
+    start.ll_combine.short_Bps = 1e10;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK(got.ll_combine.alpha_s > 0 && got.ll_combine.short_s >= 0 && got.ll_combine.short_s < got.ll_combine.alpha_s);
+    CHECK(r.link[MOE_EP_PHASE_LL_COMBINE].median < 0.02);
+    start.ll_combine.short_s = start.ll_combine.short_Bps = 0;
     memset(&c, 0, sizeof c);
     c.tokens = 64;
     c.num_experts = 64;
