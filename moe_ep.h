@@ -22964,6 +22964,9 @@ static double moe_epi_fit_between(double v, double low, double high)
     return v < low ? low : v > high ? high : v;
 }
 
+/* p == norm, without the warning. */
+static int moe_epi_fit_is(double p, double norm) { return !(p < norm) && !(p > norm); }
+
 /* Where a row says how many rows of other devices there are per own one. */
 static int moe_epi_fit_others_input(int others)
 {
@@ -22993,9 +22996,7 @@ static moe_epi_fit_mix moe_epi_fit_mixed(double a, double b, double p)
     return m;
 }
 
-static int moe_epi_fit_is(double p, double norm) { return !(p < norm) && !(p > norm); }
-
-/* The same where p is not fitted: of_p stays 0, and the norms that are tried need no logarithm. */
+/* The same where p is not fitted: of_p stays 0, and most of the norms that are tried need no logarithm. */
 static moe_epi_fit_mix moe_epi_fit_normed(double a, double b, double p)
 {
     double hi = moe_epi_larger(a, b), lo = a < b ? a : b, q, t = 0.0, of_lo;

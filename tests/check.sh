@@ -85,8 +85,8 @@ for compiler in gcc clang; do
 done
 share=1
 if have valgrind; then
-    # Valgrind takes fused multiply-adds apart, which is slow: glibc is asked for the exp and log that have none (its
-    # word for it changes nothing of ours, which asks the processor itself, and elsewhere it is not heard).
+    # Valgrind is slow at fused multiply-adds: glibc is asked for its exp and log without them.  The kernels are those
+    # of the processor all the same, which the header asks itself; other C libraries do not read the variable.
     plain=glibc.cpu.hwcaps=-AVX2,-FMA
     all_tests "Valgrind" cc-O2 "$CC -O2" env MOE_EP_SLOW=2 GLIBC_TUNABLES=$plain valgrind -q --error-exitcode=9 \
         --leak-check=full --errors-for-leak-kinds=definite
