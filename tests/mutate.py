@@ -10,17 +10,19 @@ A mutant is one changed operator, constant or condition, or one removed statemen
 implementation that a portable build compiles (-DMOE_EP_NO_SIMD; the kernels of other instruction sets are
 compared with these by test_route and test_forward).  tcc compiles a mutant in a tenth of a second, so that
 hundreds fit into minutes; without tcc it is gcc -O0, which is also taken for the programs that tcc's calling
-convention does not suit (structs by value).  The quick tests of the section run first, each program ends at its
-first failing check (--stop), then the quick ones of the four quickest other programs, the section's slow ones, and
-the quick ones of the rest.  What none of them sees
-is judged once more, by the section's programs and test_oom under gcc's address and undefined behaviour sanitizers
-and clang's memory sanitizer with the kernels of this machine, as `make check` runs them.  Killed = a check fails,
-a crash, or no end.  Tests that fail or are too slow without any change take no part.  Mutants that do not compile
+convention does not suit (structs by value).  A mutant is shown to the tests that enter its function, which a header
+that notes what is entered tells beforehand; the others compute what they always do.  The quick tests of the section
+run first, each program ends at its first failing check (--stop), then the quick ones of the four quickest other
+programs, the section's slow ones, and the quick ones of the rest.  What none of them sees is judged once more, by
+the section's programs and test_oom under gcc's address and undefined behaviour sanitizers and clang's memory
+sanitizer with the kernels of this machine, as `make check` runs them.  Killed = a check fails, a crash, or no end.
+Tests that fail or are too slow without any change take no part.  Mutants that do not compile
 are replaced by others, and so are survivors that gcc -O2 or gcc -O1 makes the same machine code of as of the
 header itself: nothing was changed (trivial compiler equivalence, Papadakis and others, ICSE 2015).  Survivors are
 printed with their line; tests/mutants.txt explains those that no test can see.
 """
 import argparse
+import array
 import collections
 import concurrent.futures
 import glob
@@ -39,7 +41,9 @@ SECTIONS = {0: ["basics"], 1: ["route"], 2: ["loads"], 3: ["balance"], 4: ["capa
             11: ["diagnose"], 12: ["sim", "sweep"]}
 NAMES = {n: programs[0] for n, programs in SECTIONS.items()}
 NOT_HERE = ["threads", "loads_portable", "forward_amx", "place_lp"]  # other kernels, GLPK, the same tests
+BY_GCC = ["forward"]  # not for tcc's calling convention, as far as known; baselines find others
 QUICK, SLOW = 2.0, 90.0  # seconds of one test without any change: beyond QUICK it runs later, beyond SLOW not at all
+WHOLE = 3.0  # seconds it takes to compile a program with a copy of the header of its own
 
 SWAPS = [(r"(?<![<>=!\-+])<=(?!=)", "<"), (r"(?<![<>=!\-+])<(?![<=])", "<="), (r"(?<![<>=!\-])>=(?!=)", ">"),
          (r"(?<![<>=!\-])>(?![>=])", ">="), (r"==", "!="), (r"!=", "=="), (r"&&", "||"), (r"\|\|", "&&"),
@@ -90,6 +94,46 @@ def section_ranges(text):
                 now = int(m.group(1))
         where.append(now)
     return where
+
+
+def function_of(text):
+    """For every line of the header, 0-based: the line where the body of its function begins, None outside of one."""
+    where, now = [], None
+    for i, line in enumerate(text):
+        if line == "{":
+            now = i
+        where.append(now)
+        if line == "}":
+            now = None
+    return where
+
+
+NOTE = """
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void moe_epi_note(int at)
+{
+    static unsigned char noted[100000];
+    static int to = -2;
+    const char *name;
+    if (noted[at]) return;
+    noted[at] = 1;
+    name = to == -2 ? getenv("MOE_EP_ENTERED") : NULL;
+    if (to == -2) to = name ? open(name, O_WRONLY | O_APPEND | O_CREAT, 0600) : -1;
+    if (to >= 0 && write(to, &at, sizeof at) < 0) abort();
+}
+"""
+
+
+def noting(text):
+    """The header with functions of the implementation that write the line of their body to the file MOE_EP_ENTERED."""
+    inside, made = False, []
+    for i, line in enumerate(text):
+        if "define MOE_EP_IMPLEMENTATION_DONE" in line:
+            inside, line = True, line + NOTE
+        made.append("{ moe_epi_note(%d);" % i if inside and line == "{" else line)
+    return made
 
 
 def places(text, lines, where):
@@ -149,7 +193,9 @@ class Bench:
                 if "libtcc1.a" in files:
                     self.lib = [os.path.join(root, "libtcc1.a")]
                     break
-        self.objects, self.by_gcc, self.quick, self.slow, self.sane = {}, set(), {}, {}, {}
+        self.objects, self.quick, self.slow, self.sane = {}, {}, {}, {}
+        self.by_gcc = set(BY_GCC if self.tcc else [])
+        self.entered, self.function = {}, []  # (program, test): the functions it enters; of each line of the header
         self.pending = {}  # tests beyond QUICK of each program, whose time nobody has asked for yet
         self.original, self.times = [], None
         for path in sorted(glob.glob("tests/test_*.c")):
@@ -177,6 +223,11 @@ class Bench:
                    "-o", d + ("/gcc.o" if gcc else "/i.o")] + ([] if tcc else ["-std=gnu99", "-O0"])
         return subprocess.run(command, capture_output=True).returncode == 0
 
+    def compile_both(self, text, gcc=False):
+        """The header as it is and the one that notes what is entered, which baselines run."""
+        return (self.compile(noting(text), os.path.join(self.work, "noting"), gcc) and
+                self.compile(text, os.path.join(self.work, "base"), gcc))
+
     def link(self, name, d):
         program = os.path.join(d, name)
         if self.objects[name]:
@@ -187,35 +238,54 @@ class Bench:
         build = subprocess.run(["gcc", "-w"] + build + ["-o", program, "-lm", "-pthread"], capture_output=True)
         return program if build.returncode == 0 else None
 
-    def run(self, program, arguments, limit, processor="unlimited"):
+    def run(self, program, arguments, limit, processor="unlimited", entered=None):
         # 8 GB of address space: a loop that allocates ends; so does one that only turns, after seconds of the processor
         return subprocess.run(["sh", "-c", 'ulimit -v 8000000; ulimit -t "$1"; shift; exec "$@"', "sh",
-                               str(processor), program] + arguments, capture_output=True, timeout=limit)
+                               str(processor), program] + arguments, capture_output=True, timeout=limit,
+                              env=dict(os.environ, MOE_EP_ENTERED=entered) if entered else None)
 
-    def passes(self, program, test, limit):
-        """Seconds of one test and its exit status, None when it takes longer than the limit."""
-        start = time.time()
-        try:
-            code = self.run(program, ["--only", test], limit).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-        return time.time() - start, code
+    def passes(self, name, test, limit):
+        """Seconds of one test without any change and its exit status, None when it takes longer than the limit."""
+        entered = os.path.join(self.work, "noting", name + ".entered")
+        for d in "noting", "base":  # a test that sees the difference, of the stack for example, is shown every mutant
+            start = time.time()
+            try:
+                code = self.run(os.path.join(self.work, d, name), ["--only", test], limit,
+                                entered=entered if d == "noting" else None).returncode
+            except subprocess.TimeoutExpired:
+                code = None
+            took = time.time() - start
+            if d == "noting" and os.path.exists(entered):
+                with open(entered, "rb") as f:
+                    noted = array.array("i", f.read())
+                os.unlink(entered)
+                if code == 0:
+                    self.entered[name, test] = set(noted)
+            if not code:  # it passed, or takes too long either way
+                break
+        return took, code
+
+    def that_enter(self, name, tests, line):
+        """Those of a program's tests that may run this line of the header."""
+        at = self.function[line]
+        return [(took, test) for took, test in tests or [] if at is None or at in self.entered.get((name, test), [at])]
 
     def baseline(self, name, d, text):
         """Times the quick tests of a program without any change; says which take no part."""
+        with self.lock:
+            if name in self.by_gcc and not os.path.exists(d + "/gcc.o"):
+                self.compile_both(text, True)
         program = self.link(name, d)
-        if not program:
+        if not program or not self.link(name, os.path.join(self.work, "noting")):
             self.quick[name] = self.pending[name] = []
             return "it does not build"
         listed = subprocess.run([program, "--list"], capture_output=True, text=True).stdout.split()
         quick, pending, failing = [], [], []
         for test in listed:
-            took, code = self.passes(program, test, 2 * QUICK)
+            took, code = self.passes(name, test, 2 * QUICK)
             if code and self.tcc and self.objects[name] and name not in self.by_gcc:
                 self.by_gcc.add(name)
-                with self.lock:
-                    built = os.path.exists(d + "/gcc.o") or self.compile(text, d, True)
-                return self.baseline(name, d, text) if built else "gcc does not build it"
+                return self.baseline(name, d, text)
             if code:
                 failing.append(test)
             elif code is None or took >= QUICK:
@@ -229,8 +299,7 @@ class Bench:
         """(seconds, name) of the slow tests of a program that pass without any change."""
         with self.slow_lock:
             if name not in self.slow:
-                program = self.link(name, os.path.join(self.work, "base")) if self.pending[name] else None
-                timed = [(self.passes(program, test, SLOW), test) for test in self.pending[name]]
+                timed = [(self.passes(name, test, SLOW), test) for test in self.pending[name]]
                 self.slow[name] = sorted((took, test) for (took, code), test in timed if code == 0)
                 for (took, code), test in timed:
                     if code:
@@ -262,8 +331,9 @@ class Bench:
     def strict_programs(self, section):
         return SECTIONS[section] + ["oom"] + (["forward_amx"] if section == 9 else [])
 
-    def strict(self, name, d, build):
-        """Runs the quick tests of a program under a sanitizer on d/moe_ep.h; its exit status, or None."""
+    def strict(self, name, d, build, line=None):
+        """Runs the quick tests of a program, which enter a line, under a sanitizer on d/moe_ep.h; its exit status, or
+        None."""
         path, program = "tests/test_%s.c" % name, os.path.join(d, name + ".san")
         own = re.search(r"define MOE_EP_(STATIC|IMPLEMENTATION)", open(path).read())
         flags = ["-DMOE_EP_NO_BLAS", "-DKERNEL_CASES=200", "-I" + d, "-I.", "-Itests"]
@@ -277,6 +347,8 @@ class Bench:
             if step and subprocess.run(step, capture_output=True).returncode != 0:
                 return None
         tests = self.quick.get(name) or []
+        if line is not None:
+            tests = self.that_enter(name, tests, line)
         try: # memory is not limited here: the sanitizer's own map is 20 TB
             slow = dict(os.environ, MOE_EP_SLOW="1" if build[0] == "gcc" else "2") # as check.sh has it
             return subprocess.run([program, "--stop"] + (["--only", ",".join(n for _, n in tests)] if tests else []),
@@ -286,20 +358,22 @@ class Bench:
         finally:
             os.unlink(program)
 
-    def strict_notices(self, section, text, changed):
+    def strict_notices(self, section, text, changed, line):
         with tempfile.TemporaryDirectory(dir=self.work) as d:
             for build, name in [(b, n) for b in self.SANITIZERS for n in self.strict_programs(section)
                                 if b[0] == "gcc" or n != "oom"]:
-                with self.lock:
-                    if (build[0], name) not in self.sane: # which programs pass on the header as it is
-                        base = os.path.join(self.work, "base")
-                        self.compile(text, base)
-                        self.sane[build[0], name] = self.strict(name, base, build) == 0
-                if not self.sane[build[0], name]:
+                if self.quick.get(name) and not self.that_enter(name, self.quick[name], line):
                     continue
                 if not os.path.exists(d + "/i.c"):
                     self.compile(changed, d)
-                if self.strict(name, d, build) not in (0, None):
+                if self.strict(name, d, build, line) in (0, None):
+                    continue
+                with self.lock:
+                    if (build[0], name) not in self.sane: # does the program pass on the header as it is?
+                        base = os.path.join(self.work, "base")
+                        self.compile(text, base)
+                        self.sane[build[0], name] = self.strict(name, base, build) == 0
+                if self.sane[build[0], name]:
                     return name + ", sanitizers"
         return ""
 
@@ -342,16 +416,17 @@ class Bench:
             first = [n for n in SECTIONS[place[0]] if n in self.objects]
             if not self.compile(changed, d, bool(first) and first[0] in self.by_gcc):
                 return None
-            others = sorted((n for n in self.objects if n not in first),
-                            key=lambda n: sum(t for t, _ in self.quick[n]))
-            for name, tests in ([(n, self.quick.get) for n in first + others[:4]] +
-                                [(n, self.slow_tests) for n in first] +
-                                [(n, self.quick.get) for n in others[4:]]):
+            quick = {n: self.that_enter(n, self.quick[n], place[1]) for n in self.objects}
+            others = sorted((n for n in self.objects if n not in first and quick[n]),
+                            key=lambda n: sum(t for t, _ in quick[n]) + (0 if self.objects[n] else WHOLE))
+            for name, tests in ([(n, quick.get) for n in first + others[:4]] +
+                                [(n, lambda n: self.that_enter(n, self.slow_tests(n), place[1])) for n in first] +
+                                [(n, quick.get) for n in others[4:]]):
                 if self.notices(name, d, changed, tests(name)):
                     return name
         if self.same_code(text, changed):
             return None
-        return self.strict_notices(place[0], text, changed)
+        return self.strict_notices(place[0], text, changed, place[1])
 
 
 def explained():
@@ -380,9 +455,11 @@ def main():
     killed = survived = 0
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(work, o.jobs, SECTIONS[o.section] if o.own and o.section is not None else None)
+        bench.function = function_of(text)
         base = os.path.join(work, "base")
         os.mkdir(base)
-        if not bench.compile(text, base):
+        os.mkdir(os.path.join(work, "noting"))
+        if not bench.compile_both(text):
             sys.exit("the unchanged header does not compile")
         with concurrent.futures.ThreadPoolExecutor(o.jobs) as pool:
             for name, said in zip(bench.objects, pool.map(lambda n: bench.baseline(n, base, text), bench.objects)):

@@ -1988,6 +1988,28 @@ TEST(fewer_slots_than_experts)
     CHECK_STR(err.arg, "placement.num_slots");
 }
 
+/* The smallest placement there is: one expert in one slot. */
+TEST(a_placement_of_one_slot)
+{
+    static char memory[8192];
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h200();
+    moe_ep_layer_desc d = v3_layer(&m, &c, 1);
+    moe_ep_time_result plain, placed;
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    int64_t rows[1] = {5000};
+    m.num_experts = m.top_k = 1, m.num_groups = m.top_groups = 0;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 1;
+    CHECK(moe_ep_placement_init(&p, 1, 1, &shape, memory, sizeof memory, NULL) == MOE_EP_OK && p.num_slots == 1);
+    CHECK(moe_ep_layer_time(&d, rows, &plain, NULL, NULL) == MOE_EP_OK);
+    d.placement = &p;
+    CHECK(moe_ep_layer_time(&d, rows, &placed, NULL, NULL) == MOE_EP_OK);
+    CHECK(placed.compute_s > 0 && placed.max_rows == 5000);
+    CHECK_NEAR(placed.total_s, plain.total_s, 0, 0);
+}
+
 /* A kernel that is given all tokens: rows of the other devices cost their activation bytes. */
 TEST(rows_of_other_devices)
 {
@@ -2131,6 +2153,31 @@ TEST(ep_against_tp_in_closed_form)
     CHECK_NEAR(r.speedup, 1, 1e-12, 0);
     CHECK(!(r.ep_comm_s > 0.0) && !(r.tp_comm_s > 0.0));
     CHECK_NEAR(r.ep_compute_s, (16 * 2 * 100 * 41 * 2 + 96 * 2 * (100 + 41 + 41 + 100)) / 1e6, 1e-12, 0);
+}
+
+/* An imbalance of 1 is none: the same bits as where none is given. */
+TEST(ep_against_tp_when_even)
+{
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine c = moe_ep_machine_h800();
+    moe_ep_ep_vs_tp_desc d;
+    moe_ep_ep_vs_tp_result none, even;
+    for (int i = 0; i < 5 * 6; i++) {
+        memset(&d, 0, sizeof d);
+        memset(&none, 0, sizeof none);
+        memset(&even, 0, sizeof even);
+        d.model = &m;
+        d.machine = &c;
+        d.num_devices = 1 << (i / 5 + 1);
+        d.tokens = 100;
+        d.mode = (moe_ep_a2a_mode)(i % 5);
+        d.capacity = 1;
+        CHECK(moe_ep_ep_vs_tp(&d, &none, NULL) == MOE_EP_OK);
+        d.imbalance = 1;
+        CHECK(moe_ep_ep_vs_tp(&d, &even, NULL) == MOE_EP_OK);
+        CHECK(memcmp(&none, &even, sizeof none) == 0);
+        STOP_IF_FAILED("case %d", i);
+    }
 }
 
 TEST(ep_against_tp_example_and_errors)
