@@ -19,7 +19,7 @@ dir=build/coverage
 rm -rf $dir
 mkdir -p $dir
 root=$(pwd)
-flags="-std=gnu99 -O0 -g -w -I$root -I$root/tests -DKERNEL_CASES=4000 -DMOE_EP_NO_BLAS"
+flags="-std=gnu99 -O0 -w -I$root -I$root/tests -DKERNEL_CASES=4000 -DMOE_EP_NO_BLAS"
 objects=
 # Each private static copy of the header (test_oom, test_basics, ..) is an object of its own; gcov adds them up.
 printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >$dir/impl.c
@@ -35,8 +35,8 @@ for source in tests/test_*.c; do
     grep -q 'needs: glpk' "$source" && libs=${GLPK_LIBS:-}
     implementation=impl.o
     grep -q 'pthread_create' "$source" && implementation=threads.o
-    # the same lines are reached with fewer numbers, too, where a layer is computed
-    case $name in test_forward* | test_balance) slow=2 ;; *) slow=1 ;; esac
+    # the same lines are reached with fewer numbers, too, where layers are computed, rows counted and experts placed
+    case $name in test_forward* | test_balance | test_loads* | test_place*) slow=2 ;; *) slow=1 ;; esac
     counted=
     grep -qE 'define MOE_EP_(STATIC|IMPLEMENTATION)' "$source" && counted="--coverage -fprofile-update=atomic"
     # shellcheck disable=SC2086
