@@ -848,7 +848,7 @@ TEST(random_drops_equal_the_definition)
     int64_t slot[120], position[120], i, n;
     float after[120];
     moe_ep_drop_result r;
-    for (n = 0; n < 100000; n++) {
+    for (n = 0; n < (t_slow() > 1 ? 20000 : 100000); n++) {
         random_drop(&s, &c);
         CHECK_I64(moe_ep_drop(&c.p, c.ids, c.w, c.T, c.K, c.E, keep, slot, position, after, &r, NULL, NULL), MOE_EP_OK);
         for (i = 0; i < c.T * c.K; i++) {

@@ -625,7 +625,7 @@ TEST(random_cases_against_recomputation)
 {
     uint64_t state = t_seed;
     int round;
-    for (round = 0; round < 150; round++) {
+    for (round = 0; round < (t_slow() > 1 ? 60 : 150); round++) {
         int32_t D = 1 + (int32_t)t_below(&state, 6), E = D + (int32_t)t_below(&state, 20),
                 L = 1 + (int32_t)t_below(&state, 3);
         int32_t P = E + (int32_t)t_below(&state, 2 * D + 1), SA = 1 + (int32_t)t_below(&state, 3);

@@ -269,6 +269,7 @@ TEST(any_number_of_threads_and_ranks_gives_the_same_bits)
         d.products = kind == 4 ? MOE_EP_PRODUCTS_BF16 : kind == 5 ? MOE_EP_PRODUCTS_BF16_VECTOR : MOE_EP_PRODUCTS_F32;
         CHECK_I64(moe_ep_forward(&d, x, T, one, NULL, NULL), MOE_EP_OK);
         for (int t = 0; t < 4; t++) {
+            if (t_slow() > 1 && t % 2 == 0) continue; /* one thread, three threads */
             threads_pool *pool = threads_start(threads[t]);
             d.parallel_for = threads_run, d.parallel_user = pool;
             for (int r = 0; r < 6; r++) {

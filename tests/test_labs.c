@@ -1390,7 +1390,7 @@ TEST(d_ranks_give_the_same_answer)
     d.ids = ids;
     d.choice_weights = weight;
     OK(moe_ep_forward(&d, dx, DT, one, NULL, &err));
-    for (int32_t D = 1; D <= 8; D *= 2) {
+    for (int32_t D = t_slow() > 1 ? 2 : 1; D <= 8; D *= t_slow() > 1 ? 4 : 2) {
         for (int i = 0; i < 4; i++) {
             moe_ep_placement p;
             moe_ep_ranks_result r;

@@ -4519,6 +4519,7 @@ TEST(rebalance_keeps_budgets)
 {
     const double one_hot[4] = {10, 10, 10, 100};
     const int32_t singles[8] = {0, -1, 1, -1, 2, -1, 3, -1}, five[1] = {5};
+    const int cases = t_slow() > 1 ? 60 : 300;
     uint64_t s = t_seed;
     int n, i, l, e, grown = 0, changed = 0, above = 0, over = 0;
     moe_ep_rebalance_desc x;
@@ -4540,7 +4541,7 @@ TEST(rebalance_keeps_budgets)
     }
     placement_free(&p);
     placement_free(&q);
-    for (n = 0; n < 300; n++) {
+    for (n = 0; n < cases; n++) {
         int D = 2 + (int)t_below(&s, 6), S = 2 + (int)t_below(&s, 3), P = D * S, L = 4;
         int dead = n % 3 == 2 && D > 2, E = 1 + (int)t_below(&s, P - dead * S), next = 0, alive = (D - dead) * S;
         double a[4 * 40], b[4 * 40], speed[7];
@@ -4617,7 +4618,7 @@ TEST(rebalance_keeps_budgets)
         STOP_IF_FAILED("case %d", n);
     }
     printf("    %d layers would have grown, %d changed, %d end 5 %% above the best plan\n", grown, changed, above);
-    CHECK(grown > 150 && changed > 300 && over > 300);
+    CHECK(grown > cases / 2 && changed > cases && over > cases);
 }
 
 /* Layers with other budgets, and dead devices: each layer begins behind the device that took the last odd slot. */
