@@ -8,11 +8,17 @@ if [ "${BLAS:-1}" = 0 ]; then
     finish 1
     exit
 fi
+printf '#include <cblas.h>\nint main(void) { return cblas_sdot(0, 0, 1, 0, 1) > 0; }\n' >"$tmp/try.c"
+if ! $CC "$tmp/try.c" -o "$tmp/try" -lblas >"$tmp/log" 2>&1; then
+    skip "reference BLAS and BLIS" "no -lblas with <cblas.h> (package libblas-dev)"
+    finish 1
+    exit
+fi
 printf '#define MOE_EP_IMPLEMENTATION\n#include "moe_ep.h"\n' >"$tmp/moe_ep.c"
 if ! { $CC -std=c99 -O1 -DMOE_EP_USE_BLAS -I. -c "$tmp/moe_ep.c" -o "$tmp/moe_ep.o" &&
     $CC -std=gnu99 -O1 -D_GNU_SOURCE -w -I. -Itests tests/test_forward.c "$tmp/moe_ep.o" -o "$tmp/test_forward" \
         -lblas -lm -pthread; } >"$tmp/log" 2>&1; then
-    skip "reference BLAS and BLIS" "no -lblas with <cblas.h> (package libblas-dev)"
+    fail "test_forward builds with -lblas" "$tmp/log"
     finish 1
     exit
 fi

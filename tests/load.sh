@@ -23,6 +23,8 @@ result $? "a trace of 2 GB is there"
 if have /usr/bin/time; then
     /usr/bin/time -f '%M' "$tool" report "$trace" --experts 64 --devices 8 >"$tmp/out" 2>"$tmp/err"
     result $? "moe-ep report reads it" "$tmp/err"
+    grep -q ' 536,870,912 rows ' "$tmp/out"
+    result $? "all of its rows" "$tmp/out"
     kb=$(tail -n 1 "$tmp/err")
     [ "${kb:-0}" -gt 0 ] && [ "$kb" -lt 400000 ]
     result $? "in $((${kb:-0} / 1024)) MB of memory"
@@ -39,8 +41,11 @@ static long rss(void)
 {
     long pages = 0, all;
     FILE *f = fopen("/proc/self/statm", "r");
-    if (f && fscanf(f, "%ld %ld", &all, &pages) != 2) pages = 0;
-    if (f) fclose(f);
+    if (!f || fscanf(f, "%ld %ld", &all, &pages) != 2) {
+        fprintf(stderr, "no /proc/self/statm\n");
+        exit(4);
+    }
+    fclose(f);
     return pages;
 }
 int main(void)
@@ -106,9 +111,49 @@ killed() {
     [ $torn -eq 0 ] && [ $whole -gt 0 ] && [ $absent -gt 0 ]
     result $? "$name, killed 40 times: $whole outputs whole, $absent absent, $torn torn"
 }
+# What is written reaches the disk before it takes the name, and the name's folder after it: killing shows nothing of
+# that, the calls in their order do.
+cat >"$tmp/order.c" <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+static void note(const char *what)
+{
+    FILE *f = fopen(getenv("ORDER"), "a");
+    if (!f) abort();
+    fprintf(f, "%s ", what);
+    fclose(f);
+}
+int fsync(int fd)
+{
+    struct stat s;
+    note(fstat(fd, &s) != 0 ? "?" : S_ISDIR(s.st_mode) ? "folder" : s.st_size > 0 ? "file" : "empty");
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+int rename(const char *from, const char *to)
+{
+    note("rename");
+    return ((int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename"))(from, to);
+}
+END
+synced() { # synced NAME COMMAND...
+    name=$1
+    shift
+    rm -f "$tmp/order"
+    ORDER=$tmp/order LD_PRELOAD=$tmp/order.so "$@" >/dev/null 2>"$tmp/log"
+    [ "$(cat "$tmp/order" 2>/dev/null)" = "file rename folder " ]
+    result $? "$name: $(cat "$tmp/order" 2>/dev/null)" "$tmp/log"
+}
 if [ -e $data ]; then
+    if $CC -w -shared -fPIC "$tmp/order.c" -o "$tmp/order.so" -ldl >"$tmp/log" 2>&1; then
+        synced "report --html" "$tool" report $data --devices 8 --html "$tmp/output.html"
+        synced "place --out" "$tool" place $data --devices 8 --out "$tmp/output.json"
+        synced "traffic --out" "$tool" traffic $data --devices 8 --out "$tmp/output.csv"
+    else fail "a library that notes calls builds" "$tmp/log"; fi
     killed "report --html" .html "$tool" report $data --devices 8 --html "$tmp/output.html"
     killed "place --out" .json "$tool" place $data --devices 8 --out "$tmp/output.json"
     killed "traffic --out" .csv "$tool" traffic $data --devices 8 --out "$tmp/output.csv"
 else skip "killed writers" "no $data"; fi
-finish 7
+finish 11

@@ -198,6 +198,7 @@ class Bench:
         self.entered, self.function = {}, []  # (program, test): the functions it enters; of each line of the header
         self.pending = {}  # tests beyond QUICK of each program, whose time nobody has asked for yet
         self.original, self.times = [], None
+        self.others = collections.Counter()  # mutants that others took the place of, by reason
         for path in sorted(glob.glob("tests/test_*.c")):
             name = os.path.basename(path)[5:-2]
             if name in NOT_HERE or (own and name not in own):
@@ -307,7 +308,7 @@ class Bench:
             return self.slow[name]
 
     def notices(self, name, d, changed, tests):
-        """Does a program, or its tests of a list of (seconds, name), fail on this mutant?"""
+        """Do the tests of a list of (seconds, name) of a program fail on this mutant?  None: it does not compile."""
         if not tests:
             return False
         gcc = name in self.by_gcc
@@ -315,7 +316,7 @@ class Bench:
             self.compile(changed, d, gcc)
         program = self.link(name, d)
         if not program:
-            return True
+            return None
         try:
             alone = sum(t for t, _ in tests)
             return self.run(program, ["--stop", "--only", ",".join(n for _, n in tests)], alone * 6 + 20,
@@ -339,13 +340,16 @@ class Bench:
         flags = ["-DMOE_EP_NO_BLAS", "-DKERNEL_CASES=200", "-I" + d, "-I.", "-Itests"]
         implementation = os.path.join(d, build[0] + ".san.o")
         compiled = os.path.join(self.work, name + "." + build[0] + ".o")  # the same for every mutant
+        mine = "%s.%d" % (compiled, threading.get_ident())  # another one may be compiling it, too
         steps = [build + flags + [path, "-o", program, "-lm", "-pthread"]] if own else [
             None if os.path.exists(implementation) else build + flags + ["-c", d + "/i.c", "-o", implementation],
-            None if os.path.exists(compiled) else build + flags + ["-c", path, "-o", compiled],
+            None if os.path.exists(compiled) else build + flags + ["-c", path, "-o", mine],
             build + [compiled, implementation, "-o", program, "-lm", "-pthread"]]
         for step in steps:
             if step and subprocess.run(step, capture_output=True).returncode != 0:
                 return None
+            if step and step[-1] == mine:
+                os.replace(mine, compiled)
         tests = self.quick.get(name) or []
         if line is not None:
             tests = self.that_enter(name, tests, line)
@@ -407,25 +411,34 @@ class Bench:
         functions = (FUNCTION.match(text[k]) for k in range(i, -1, -1))
         return ("%s: %s" % (next(m.group(1) for m in functions if m), line), after) in self.known
 
+    def replaced(self, why):
+        with self.lock:
+            self.others[why] += 1
+
     def judge(self, text, place):
-        """None = does not compile, else the name of the program that noticed, or ''."""
+        """None = is replaced by another, else the name of the program that noticed, or ''."""
         changed = change(text, place)
-        if changed is None or self.is_explained(text, place[1], changed[place[1]].strip()):
+        if changed is None:
             return None
+        if self.is_explained(text, place[1], changed[place[1]].strip()):
+            return self.replaced("explained")
         with tempfile.TemporaryDirectory(dir=self.work) as d:
             first = [n for n in SECTIONS[place[0]] if n in self.objects]
             if not self.compile(changed, d, bool(first) and first[0] in self.by_gcc):
-                return None
+                return self.replaced("not compiled")
             quick = {n: self.that_enter(n, self.quick[n], place[1]) for n in self.objects}
             others = sorted((n for n in self.objects if n not in first and quick[n]),
                             key=lambda n: sum(t for t, _ in quick[n]) + (0 if self.objects[n] else WHOLE))
             for name, tests in ([(n, quick.get) for n in first + others[:4]] +
                                 [(n, lambda n: self.that_enter(n, self.slow_tests(n), place[1])) for n in first] +
                                 [(n, quick.get) for n in others[4:]]):
-                if self.notices(name, d, changed, tests(name)):
+                noticed = self.notices(name, d, changed, tests(name))
+                if noticed is None:
+                    return self.replaced("not compiled")
+                if noticed:
                     return name
         if self.same_code(text, changed):
-            return None
+            return self.replaced("the same program")
         return self.strict_notices(place[0], text, changed, place[1])
 
 
@@ -495,6 +508,8 @@ def main():
     total = killed + survived
     share = 100.0 * killed / total if total else 0.0
     print("mutants: %d of %d killed, %.1f %%" % (killed, total, share))
+    others = ["%d %s" % (n, why) for why, n in sorted(bench.others.items())]
+    print("replaced by others: %s" % (", ".join(others) or "none"))
     ok = total > 0 and share >= o.least
     print("%d passed, %d failed" % (killed if ok else 0, 0 if ok else survived or 1))
     sys.exit(0 if ok else 1)

@@ -140,8 +140,8 @@ static inline uint64_t t_u64(uint64_t *state)
 static inline int64_t t_below(uint64_t *state, int64_t n) { return n <= 0 ? 0 : (int64_t)(t_u64(state) % (uint64_t)n); }
 /* How slow this build or machine is, by MOE_EP_SLOW: 1 under a sanitizer, where what measures time skips; 2 under
  * Valgrind or an emulator, which take a hundred times as long, and for what comes after a run of all cases: clang's
- * sanitizers, other levels of the optimiser, other C libraries.  Fewer cases of a kind, each kind all the same; means
- * of so many cases are not compared then. */
+ * sanitizers, other C libraries.  Fewer cases of a kind then; what takes half a billion draws or 2^31 ids is left
+ * out, and means of so many cases are not compared. */
 static inline int t_slow(void)
 {
     const char *slow = getenv("MOE_EP_SLOW");

@@ -16,7 +16,8 @@
 # One line per target: executions and seconds.  A finding prints a row for tests/fuzz/findings.h.
 . tests/lib.sh
 if [ "${1:-}" = --check ]; then # the short run of `make check`
-    if have clang; then FUZZ_ENGINE=${FUZZ_ENGINE:-sanitized}; fi
+    if have clang; then FUZZ_ENGINE=${FUZZ_ENGINE:-sanitized}
+    else skip "fuzz targets under ASan and UBSan" "clang is not installed (package clang): without them"; fi
     FUZZ_RUNS=${FUZZ_RUNS:-20000} FUZZ_SECONDS=${FUZZ_SECONDS:-10}
 fi
 engine=${FUZZ_ENGINE:-random} runs=${FUZZ_RUNS:-200000} seconds=${FUZZ_SECONDS:-60} seed=${FUZZ_SEED:-1}
