@@ -56,7 +56,7 @@ all_tests() {
         if ! $build $flags $at "$object" "$impl" -o "$dir/$name" $libs >"$tmp/log" 2>&1; then
             fail "$gate: $name compiles" "$tmp/log"
         elif timeout 1200 "$@" "$dir/$name" $said >"$tmp/log" 2>&1; then
-            pass "$gate: $name, $(($(date +%s) - start)) s"
+            pass "$gate: $name, $(($(date +%s) - start)) s$(sed -n '$s/.*\(, [0-9]* skipped\)$/\1/p' "$tmp/log")"
         else tail -n 25 "$tmp/log" >"$tmp/tail"; fail "$gate: $name" "$tmp/tail"; fi
     done
 }

@@ -49,7 +49,8 @@ on() {
         if ! ${link:-$build} $flags -DKERNEL_CASES=2000 "tests/$p.c" "$object" ${libs:-} -o "$dir/$name-$p" -lm \
             -pthread >"$tmp/log" 2>&1; then
             fail "$name: $p compiles" "$tmp/log"
-        elif timeout 900 "$@" "$dir/$name-$p" ${FILTER:+--filter "$FILTER"} >"$tmp/log" 2>&1; then pass "$name: $p"
+        elif timeout 900 "$@" "$dir/$name-$p" ${FILTER:+--filter "$FILTER"} >"$tmp/log" 2>&1; then
+            pass "$name: $p$(sed -n '$s/.*\(, [0-9]* skipped\)$/\1/p' "$tmp/log")"
         else
             { grep -iE 'FAIL|tests/' "$tmp/log"; tail -n 5 "$tmp/log"; } | tail -n 25 >"$tmp/tail"
             fail "$name: $p" "$tmp/tail"

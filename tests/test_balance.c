@@ -2064,7 +2064,8 @@ TEST(uniform_batch_sweep_table)
     FILE *fp = fopen("tests/vectors/seed/uniform_batch_sweep.csv", "r");
     char line[300];
     int rows = 0;
-    if (!fp) SKIP("no uniform_batch_sweep.csv here");
+    CHECK(fp != NULL); /* as the other vectors, part of the repository */
+    if (!fp) return;
     while (fgets(line, sizeof line, fp)) {
         int E, K, T;
         double mean, se, approx, bound, distinct, formula;
@@ -2085,7 +2086,8 @@ TEST(busiest_rank_table)
     FILE *fp = fopen("tests/vectors/seed/busiest_rank_dsv3.csv", "r");
     char line[300];
     int rows = 0;
-    if (!fp) SKIP("no busiest_rank_dsv3.csv here");
+    CHECK(fp != NULL); /* as the other vectors, part of the repository */
+    if (!fp) return;
     while (fgets(line, sizeof line, fp)) {
         int T, D;
         double distinct, want;
