@@ -39,7 +39,7 @@ planted() {
         *) fail "$1: $2 crashes instead of saying what is wrong" "$tmp/log" ;;
     esac
 }
-planted "a wrong constant" test_basics 's/0x94d049bb133111eb/0x94d049bb133111ec/'
+planted "a wrong constant" test_basics '0,/0x94d049bb133111eb/s//0x94d049bb133111ec/'
 planted "a bound off by one" test_cost '/^MOE_EP_API int64_t moe_ep_step_time/,/^}/s/\] >= D)/] > D)/'
 planted "a lost overflow check" test_cost '/^MOE_EP_API int64_t moe_ep_step_time/,/^}/s/part < 0/part < -1/'
 planted "a status of another kind" test_route '0,/err, MOE_EP_ERR_TOP_K/s//err, MOE_EP_ERR_SIZE/'
