@@ -49,6 +49,7 @@ static const struct findings_row {
     {"cost", "a7cc198e4c2bfa83d0", "a device's time was no number where one of two protocols of a link is of no use"},
     {"forward", "7ca8c5479928ffb35f", "no defect: sums that cancel, then a square; the oracle allows for what cancels"},
     {"forward", "ce9d4d61ecad0cda82", "the same"},
+    {"route", "528bc1646581eac03b", "no defect: a logit of +Inf that is masked comes last; the oracle knew -Inf"},
     {"readers", "ffff2626262626262626265482c0a4236074494e464f494e3200426f413300000094000000000000",
      "lines without a single count: nothing was copied from a null pointer"},
     {"readers", "0a0a186c6f616473", "a step of 9e18 in a log was cast to an integer"},
