@@ -138,7 +138,7 @@ static void per_token(void)
     fz_where = "router_check";
     if (routed && (moe_ep_router_check(&c, &e) != MOE_EP_OK || e.status != MOE_EP_OK)) fz_fail("status %d", e.status);
     fz_where = "scores";
-    for (int i = 0; i < T * E; i++) odd |= !(L[i] > -1e30f && L[i] < INFINITY); /* masked ones go last, whatever their score */
+    for (int i = 0; i < T * E; i++) odd |= !(L[i] > -1e30f && L[i] < INFINITY); /* masked: last, whatever the score */
     odd |= c.logit_bias != NULL;
     float *so = fz_in(4 * T * E);
     memset(so, 0xa5, 4 * (size_t)T * (size_t)E);
