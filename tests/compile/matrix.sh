@@ -5,9 +5,7 @@
 #                           warnings need the optimiser), the others are read only (-fsyntax-only), which is all
 #                           that a standard changes and where clang gives its warnings
 #        matrix.sh --full   each compiled at -O0 -O2 -O3 -Os, GNU dialects too, and every gcc and clang installed
-#                           (where two standards hand the optimiser the same code, see `known`, it runs once for both);
-#                           options of the header by gcc at -O2 and by clang at -O0: its warnings come before the
-#                           optimiser, but for those about pragmas for loops, of which the header has none
+#                           (where two standards hand the optimiser the same code, see `known`, it runs once for both)
 # One check = one compiler, standard and level: the declarations alone, then the implementation.
 . tests/lib.sh
 . tests/compile/strict.sh
@@ -120,7 +118,6 @@ c_compiler() { # c_compiler COMMAND PACKAGE
         done
     done
     level=${full:--fsyntax-only} # symbols.sh compiles some of them, too
-    [ -z "$full" ] || ! is_clang "$1" || level=-O0
     for define in MOE_EP_STATIC MOE_EP_NO_FORWARD MOE_EP_NO_MALLOC MOE_EP_NO_SIMD MOE_EP_DEBUG; do
         # shellcheck disable=SC2086
         try "$1 -std=c11 -D$define" "$1" -std=c11 $level -D$define $STRICT $STRICT_C $more
