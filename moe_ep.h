@@ -3585,7 +3585,7 @@ typedef struct moe_ep_diagnosis {
     char text[320];                /* the reason in one sentence with its numbers                  */
     moe_ep_place_policy policy;    /* planner that ran                                              */
     int32_t steps;                 /* steps judged                                                  */
-    int32_t layers_loaded;         /* layers with any load; the others are left out everywhere      */
+    int32_t layers_loaded;         /* layers with load (1e-280 rows); the others are left out everywhere */
 
     int32_t hot_device, hot_layer; /* where the most rows above the mean pile up: the bottleneck    */
     double hot_share;              /* share of steps in which that device is that layer's maximum   */
@@ -28701,6 +28701,20 @@ static double moe_epi_diag_max(const moe_ep_placement *p, const double *loads, d
     return max;
 }
 
+/* Rows of that many layers.  A layer with fewer than 1e-280 holds none: shares of so little are no longer exact. */
+static double moe_epi_diag_total(const double *loads, int64_t layers, int32_t E)
+{
+    double total = 0.0;
+    int64_t l;
+    int32_t e;
+    for (l = 0; l < layers; l++) {
+        double layer = 0.0;
+        for (e = 0; e < E; e++) layer += loads[l * E + e];
+        if (layer >= 1e-280) total += layer;
+    }
+    return total;
+}
+
 /* Where load piles up under the current placement, for naming the bottleneck. */
 static void moe_epi_diag_pile(moe_epi_judge *j, int32_t layer, double mean, double max, int32_t at)
 {
@@ -28711,11 +28725,9 @@ static void moe_epi_diag_pile(moe_epi_judge *j, int32_t layer, double mean, doub
         double load = p->device_inactive[i] ? 0.0 : j->device_loads[row + i] / p->device_speed[i];
         if (load > mean) j->pile[row + i] += load - mean;
     }
-    if (mean > 0.0) {
-        j->layer_ratio[layer] += max / mean;
-        j->layer_steps[layer]++;
-        j->top_count[row + at]++;
-    }
+    j->layer_ratio[layer] += max / mean;
+    j->layer_steps[layer]++;
+    j->top_count[row + at]++;
 }
 
 /* Seconds of one layer under placement `which`. */
@@ -28758,9 +28770,9 @@ static moe_ep_status moe_epi_diag_step(moe_epi_judge *j, const double *loads,
             double *device_loads = j->device_loads + (int64_t)l * p->num_devices, mean, max;
             moe_ep_time_result time;
             moe_ep_status st;
+            if (!(moe_epi_diag_total(layer_loads, 1, E) > 0.0)) continue;
             moe_epi_layer_device_loads(p, l, layer_loads, device_loads);
             max = moe_epi_diag_max(p, device_loads, &mean, &at);
-            if (!(max > 0.0)) continue;
             step_rows[which] += max;
             if (j->d->cost) {
                 st = moe_epi_diag_seconds(j, which, l, layer_loads, &time, err);
@@ -28808,11 +28820,8 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
         }
     }
     i = (int64_t)out->hot_layer * D + out->hot_device;
-    if (j->layer_steps[out->hot_layer] > 0) {
-        out->hot_share = (double)j->top_count[i] / (double)j->layer_steps[out->hot_layer];
-        out->hot_imbalance =
-            j->layer_ratio[out->hot_layer] / (double)j->layer_steps[out->hot_layer];
-    }
+    out->hot_share = (double)j->top_count[i] / (double)j->layer_steps[out->hot_layer];
+    out->hot_imbalance = j->layer_ratio[out->hot_layer] / (double)j->layer_steps[out->hot_layer];
     for (i = 0; i < L; i++) out->layers_loaded += j->layer_steps[i] > 0;
 }
 
@@ -28837,7 +28846,7 @@ static double moe_epi_diag_own(const moe_epi_judge *j, const double *window, int
         own += j->device_loads[o->hot_device] / p->device_speed[o->hot_device] / (double)steps;
         all += mean / (double)steps;
     }
-    return all > 0.0 ? own / all : 0.0;
+    return own / all;
 }
 
 /* v >= 0, at most the largest double. */
@@ -29065,14 +29074,6 @@ static void moe_epi_diag_decide(const moe_ep_diagnose_desc *d, double plan_total
     moe_epi_diag_sentence(d, o);
 }
 
-static double moe_epi_diag_total(const double *loads, int64_t n)
-{
-    double total = 0.0;
-    int64_t i;
-    for (i = 0; i < n; i++) total += loads[i];
-    return total;
-}
-
 /* Max/mean of the busiest device under uniform routing of the mean number of tokens, averaged over layers and steps,
  * whose noise is independent: its 95 % point, and its standard deviation in *sd.  Both 0 = not known. */
 static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_judge *j, const moe_ep_diagnosis *o,
@@ -29081,7 +29082,7 @@ static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_j
     moe_ep_chance_result chance;
     moe_epi_routing routing;
     double passes = (double)o->layers_loaded * (double)j->steps;
-    double rows = passes > 0.0 ? j->total / passes : 0.0, tokens;
+    double rows = j->total / passes, tokens;
     *sd = 0.0;
     (void)moe_epi_diag_routing(d, &routing); /* was checked */
     tokens = floor((rows < 9.0e15 ? rows : 9.0e15) / (double)routing.K + 0.5);
@@ -29157,15 +29158,12 @@ static void moe_epi_diag_result(const moe_ep_diagnose_desc *d, moe_epi_judge *j,
     o->before_rows = j->rows[0] / steps;
     o->after_rows = j->rows[1] / steps;
     o->bound_rows = j->bound / steps;
-    o->imbalance_before = o->imbalance_after = o->imbalance_bound = 1.0;
-    if (j->mean > 0.0) {
-        o->imbalance_before = j->rows[0] / j->mean;
-        o->imbalance_after = j->rows[1] / j->mean;
-        o->imbalance_bound = j->bound / j->mean;
-    }
+    o->imbalance_before = j->rows[0] / j->mean;
+    o->imbalance_after = j->rows[1] / j->mean;
+    o->imbalance_bound = j->bound / j->mean;
     o->chance_imbalance = moe_epi_diag_chance(d, j, o, &sd);
-    o->gain = o->before_rows > 0.0 ? 1.0 - moe_epi_diag_fit(o->after_rows / o->before_rows) : 0.0;
-    o->speedup = o->after_rows > 0.0 ? moe_epi_diag_fit(o->before_rows / o->after_rows) : 1.0;
+    o->gain = 1.0 - moe_epi_diag_fit(o->after_rows / o->before_rows);
+    o->speedup = moe_epi_diag_fit(o->before_rows / o->after_rows);
     if (d->cost && j->seconds[0] > 0.0) {
         o->before_s = moe_epi_diag_fit(j->seconds[0] / steps + other);
         o->after_s = moe_epi_diag_fit(j->seconds[1] / steps + other);
@@ -29190,8 +29188,9 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
 {
     const moe_ep_diagnose_desc *d = j->d;
     const double *window = d->judge_loads ? d->judge_loads : d->plan_loads;
+    const int32_t L = d->num_layers, E = d->num_experts;
+    const int64_t per_step = (int64_t)L * E;
     int32_t steps = d->judge_loads ? d->judge_steps : d->plan_steps, s;
-    int64_t per_step = (int64_t)d->num_layers * d->num_experts;
     double expert_bytes = d->expert_bytes;
     moe_ep_status st;
     if (!d->current) {
@@ -29204,10 +29203,10 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
     moe_epi_diag_used(j, scratch);
     j->p[0] = d->current ? d->current : bare;
     j->p[1] = plan;
-    for (s = 0; s < steps; s++) j->loaded += moe_epi_diag_total(window + s * per_step, per_step) > 0.0;
+    for (s = 0; s < steps; s++) j->loaded += moe_epi_diag_total(window + s * per_step, L, E) > 0.0;
     j->blocks = moe_epi_diag_blocks(j->loaded);
     for (s = 0; s < steps; s++) {
-        double total = moe_epi_diag_total(window + s * per_step, per_step);
+        double total = moe_epi_diag_total(window + s * per_step, L, E);
         if (!(total > 0.0)) continue;
         j->total += total;
         st = moe_epi_diag_step(j, window + s * per_step, scratch, err);
@@ -29229,8 +29228,7 @@ static moe_ep_status moe_epi_diag_run(moe_epi_judge *j, moe_ep_placement *bare,
         moe_epi_diag_result(d, j, out);
         out->hot_own = moe_epi_diag_own(j, window, steps, out);
     }
-    moe_epi_diag_decide(d, moe_epi_diag_total(d->plan_loads, per_step * d->plan_steps), j->total,
-                        out);
+    moe_epi_diag_decide(d, moe_epi_diag_total(d->plan_loads, (int64_t)L * d->plan_steps, E), j->total, out);
     return MOE_EP_OK;
 }
 

@@ -1576,46 +1576,71 @@ TEST(every_policy)
     free(mem[1]);
 }
 
-/* Loads that a device's speed makes vanish: nothing is divided by nothing. */
+/* Loads whose shares a double no longer holds exactly are none; the least that counts is judged like any other. */
 TEST(loads_next_to_nothing)
 {
-    static const double speed[2] = {1e6, 1e-6}, fast[2] = {1e6, 1e6};
-    double tiny[2] = {0, 4.9406564584124654e-324}, slow[2] = {4.9406564584124654e-324, 0}, one[2] = {1, 1};
+    static const double speed[2] = {1e6, 1e-6};
+    double one[2] = {1, 1}, below[8], least[8], two[4];
     moe_ep_model model = moe_ep_model_deepseek_v3();
     moe_ep_machine machine = moe_ep_machine_h100();
     moe_ep_layer_desc cost;
-    moe_ep_diagnose_desc d;
+    moe_ep_diagnose_desc d = hot_desc();
     moe_ep_diagnosis o;
-    if (!t_subnormals()) SKIP("subnormal numbers are taken for 0 here");
-    memset(&cost, 0, sizeof cost);
+    int i;
+    for (i = 0; i < 8; i++) {
+        below[i] = (double)(i + 1) / 36 * 0.999e-280;
+        least[i] = (double)(i + 1) / 36 * 1.001e-280;
+    }
+    d.judge_loads = below;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.reason, MOE_EP_REASON_NO_LOAD);
+    CHECK_I64(o.steps, 0);
+    CHECK_NEAR(o.before_rows, 0, 0, 0);
+    d.plan_loads = below;
+    d.judge_loads = least;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.reason, MOE_EP_REASON_NO_LOAD);
+    d.plan_loads = hot;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.steps, 1);
+    CHECK_I64(o.layers_loaded, 1);
+    CHECK_I64(o.hot_device, 3);
+    CHECK_NEAR(o.hot_share, 1, 0, 0);
+    CHECK_NEAR(o.mean_rows, 1.001e-280 / 4, 1e-12, 0);
+    CHECK_NEAR(o.imbalance_before, 4 * 15 / 36.0, 1e-12, 0); /* 7 + 8 of 36 on the last of four */
+    CHECK(o.bound_rows <= o.after_rows * (1 + 1e-9));
+    CHECK_NEAR(o.chance_imbalance, 0, 0, 0); /* of less than half a token nothing is known */
+
+    two[0] = two[1] = 0.999e-280 / 2; /* of two layers one is left out, also from the mean */
+    two[2] = 3e-280;
+    two[3] = 0;
+    d = desc_of(2, 2, 0, two, two);
+    d.num_layers = 2;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.layers_loaded, 1);
+    CHECK_I64(o.hot_layer, 1);
+    CHECK_NEAR(o.mean_rows, 1.5e-280, 1e-12, 0);
+    CHECK_NEAR(o.imbalance_before, 2, 1e-12, 0);
+
+    memset(&cost, 0, sizeof cost); /* no whole row: nothing to gain, whatever the speeds */
+    model.num_experts = 2;
+    model.top_k = 1;
+    model.num_groups = model.top_groups = 1;
     cost.model = &model;
     cost.machine = &machine;
-    d = desc_of(2, 2, 0, one, tiny);
+    d = desc_of(2, 2, 0, one, two + 2);
     d.shape.speed = speed;
-    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* the mean vanishes, the maximum does not */
-    CHECK(o.before_rows > 0 && !(o.mean_rows > 0));
-    CHECK_NEAR(o.imbalance_before, 1, 0, 0);
-    CHECK_NEAR(o.chance_imbalance, 0, 0, 0); /* of less than half a token nothing is known */
-    CHECK_I64(o.layers_loaded, 0);
-    CHECK_NEAR(o.hot_share, 0, 0, 0);
-    CHECK_NEAR(o.hot_imbalance, 0, 0, 0);
-    CHECK_NEAR(o.hot_own, 0, 0, 0);
-    d.shape.speed = fast;
-    d.judge_loads = slow;
     d.cost = &cost;
-    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK); /* everything vanishes */
-    CHECK_I64(o.steps, 1);
-    CHECK_NEAR(o.before_rows, 0, 0, 0);
-    CHECK_NEAR(o.gain, 0, 0, 0);
-    CHECK_NEAR(o.speedup, 1, 0, 0);
-    CHECK_NEAR(o.before_s, 0, 0, 0);
-    CHECK_I64(o.reason, MOE_EP_REASON_SMALL_GAIN);
-    one[1] = 4.9406564584124654e-323; /* the least load and ten times it: the second device is the hot one */
-    one[0] = 4.9406564584124654e-324;
-    d = desc_of(2, 2, 0, one, one);
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
-    CHECK_I64(o.hot_device, 1);
-    CHECK_NEAR(o.hot_share, 1, 0, 0);
+    CHECK_I64(o.steps, 1);
+    CHECK_NEAR(o.before_rows, 3e-286, 1e-12, 0);
+    CHECK_NEAR(o.imbalance_before, 1e-6 * (1e6 + 1e-6), 1e-12, 0);
+    CHECK_NEAR(o.before_s, o.balanced_s, 1e-12, 0); /* what a layer takes without rows */
+    CHECK_NEAR(o.gain, 0, 0, 0);
+    memset(&machine, 0, sizeof machine); /* infinitely fast: no seconds, the gain is that of the rows */
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(o.before_s + o.after_s + o.balanced_s, 0, 0, 0);
+    CHECK_NEAR(o.gain, 1 - o.after_rows / o.before_rows, 1e-12, 0);
 }
 
 /* The other end: as many rows as a double counts, costs that a double does not hold. */

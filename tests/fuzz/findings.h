@@ -33,6 +33,7 @@ static const struct findings_row {
     {"diagnose", "d8b1d147e1fb406f", "gain was not a number: after / before of huge seconds"},
     {"diagnose", "4ece31201637d2dace", "move_s was infinite"},
     {"diagnose", "e0879f28c07a3967b0", "move_bytes was infinite"},
+    {"diagnose", "1d4d0535afe4430dab", "bound_rows above after_rows: shares of a load of 5e-324 rounded to 0"},
     {"capacity", "fa95f270a9089fa8ed", "a weight beyond float after the norm was infinite"},
     {"place", "53e14b764a90c59e70", "window_loads: infinite sums of finite steps"},
     {"cost", "f367b25a8a61231f62", "a table of times of 1e308 and 5e-324: not a number"},
