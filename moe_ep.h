@@ -22580,6 +22580,7 @@ MOE_EP_API moe_ep_status moe_ep_ep_vs_tp(const moe_ep_ep_vs_tp_desc *desc, moe_e
     r.ep_s = r.ep_compute_s + r.ep_comm_s;
     r.tp_s = r.tp_compute_s + r.tp_comm_s;
     r.speedup = r.tp_s / r.ep_s;
+    MOE_EPI_TRY(moe_epi_fits(r.ep_weight_bytes + r.tp_weight_bytes, "model.weight_bytes", err));
     MOE_EPI_TRY(moe_epi_fits(r.ep_s + r.tp_s + r.speedup, "machine", err));
     *out = r;
     return MOE_EP_OK;

@@ -2237,6 +2237,7 @@ TEST(ep_against_tp_example_and_errors)
     WRONG(d.imbalance = 8.5, MOE_EP_ERR_RANGE, "imbalance");
     WRONG(d.mode = (moe_ep_a2a_mode)9, MOE_EP_ERR_RANGE, "mode");
     WRONG(d.dispatch_wire = (moe_ep_wire)9, MOE_EP_ERR_RANGE, "wire");
+    WRONG((m.weight_bytes = 1e300, c.memory_Bps = 0), MOE_EP_ERR_OVERFLOW, "model.weight_bytes");
     WRONG((d.tokens = 1e290, c.memory_Bps = 1e-30), MOE_EP_ERR_OVERFLOW, "machine");
 #undef WRONG
     CHECK(moe_ep_ep_vs_tp(NULL, &r, &err) == MOE_EP_ERR_NULL);

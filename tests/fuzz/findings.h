@@ -48,6 +48,8 @@ static const struct findings_row {
     {"place", "10e6d82d41fac068ee", "rebalance to a target near 1.8e308 did not bring an expert of a dead device back"},
     {"place", "867213decfe81f8761", "copies of a load of 5e-324 weighed nothing: an imbalance of 0"},
     {"cost", "a7cc198e4c2bfa83d0", "a device's time was no number where one of two protocols of a link is of no use"},
+    {"cost", "144cfd11a942c0fae47acaf4590a24ef6b5879650ebb4103d67211082caebfb6dd7d02942d18700a94a78679579669c8",
+     "ep_vs_tp: weights of infinitely many bytes where memory is infinitely fast"},
     {"forward", "7ca8c5479928ffb35f", "no defect: sums that cancel, then a square; the oracle allows for what cancels"},
     {"forward", "ce9d4d61ecad0cda82", "the same"},
     {"route", "528bc1646581eac03b", "no defect: a logit of +Inf that is masked comes last; the oracle knew -Inf"},
