@@ -1964,6 +1964,18 @@ TEST(what_stands_beside_masked_choices_is_not_looked_at)
         CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, &err), MOE_EP_OK);
         CHECK(memcmp(want, g.y, sizeof want) == 0);
         for (int h = 6; h < 12; h++) CHECK(g.y[h] == 0.0f);
+        { /* nor is a fifth token where there are four, which would have a choice */
+            float more[30];
+            int32_t names[10];
+            memcpy(more, g.x, sizeof g.x);
+            memcpy(names, ids, sizeof ids);
+            for (int h = 24; h < 30; h++) more[h] = rubbish[h % 3];
+            names[8] = names[9] = 0;
+            g.d.ids = names;
+            CHECK_I64(moe_ep_forward(&g.d, more, 4, g.y, NULL, &err), MOE_EP_OK);
+            CHECK(memcmp(want, g.y, sizeof want) == 0);
+            g.d.ids = g.ids;
+        }
         for (int t = 3; t >= 0; t--) { /* a token with a choice is looked at, identity or not, whatever stands before */
             if (t == 1) continue;
             g.x[6 * t + (i + t) % 6] = rubbish[i % 3];

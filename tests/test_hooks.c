@@ -1907,6 +1907,13 @@ TEST(bad_ranks_and_batches_are_named)
     BAD_BATCH(ids[2] = 4, MOE_EP_ERR_EXPERT_ID, "slot_ids", 2);
     BAD_BATCH(ids[2] = -2, MOE_EP_ERR_EXPERT_ID, "slot_ids", 2);
     BAD_BATCH(w[3] = (float)NAN, MOE_EP_ERR_NAN, "weights", 3);
+    {
+        moe_ep_batch both[2] = {b, b}; /* of two that are wrong the first is named */
+        both[0].x = NULL, both[1].num_tokens = -1;
+        CHECK_I64(moe_ep_rank_forward2(&rank, both, NULL, &err), MOE_EP_ERR_NULL);
+        CHECK_STR(err.arg, "x");
+        CHECK_STR(r.log, "");
+    }
     CHECK_I64(moe_ep_rank_forward(&rank, NULL, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_rank_forward(NULL, &b, NULL, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_rank_forward2(&rank, NULL, NULL, &err), MOE_EP_ERR_NULL);

@@ -624,8 +624,9 @@ TEST(soft_nodes_told_plainly)
         static const double shares[5] = {0, 0.03, 0.1, 0.3, 1};
         int N = 2 + n % 2, D = N * (2 + n / 2 % 2), S = 3 + 2 * (n % 3), P = D * S, groups = 2 * N, kind = n % 4;
         int size = (P / N - 1) / 2 - (int)t_below(&s, 2), E = groups * size, limit;
+        int wide = D == 2 * N && n % 5 < 2 ? 2 : 0;
         double w[2 * PLAIN_E], speed[PLAIN_D], target;
-        int32_t home[2 * PLAIN_E];
+        int32_t home[2 * PLAIN_E], slots[PLAIN_D];
         static plain x[2];
         moe_ep_place_desc d;
         moe_ep_placement p;
@@ -654,6 +655,8 @@ TEST(soft_nodes_told_plainly)
         for (i = 0; i < D; i++) speed[i] = kind == 2 ? 0.8 + 0.4 * t_unit(&s) : 1;
         for (i = 0; i < D && n % 8 == 6; i++) speed[i] = exp(20 * speed[i] - 24); /* far apart */
         if (kind == 2) d.shape.speed = speed;
+        for (i = 0; i < D; i++) slots[i] = S + (i % 2 ? wide : -wide); /* 1 and 5, 3 and 7, 5 and 9 */
+        if (wide) d.shape.slots_per_device = slots, d.shape.num_slots = 0;
         for (l = 0; l < 2; l++) {
             x[l].E = E;
             x[l].D = D;
@@ -664,7 +667,7 @@ TEST(soft_nodes_told_plainly)
                 x[l].pin[i] = -1;
             }
             for (i = 0; i < D; i++) {
-                x[l].cap[i] = S;
+                x[l].cap[i] = slots[i];
                 x[l].speed[i] = speed[i];
                 x[l].node[i] = i * N / D;
             }

@@ -261,7 +261,7 @@ TEST(a_walk_adds_up)
 TEST(kinds_do_what_they_say)
 {
     int32_t ids[6 * 1000];
-    int64_t dev[8], load[64];
+    int64_t dev[8], load[64], tokens;
     moe_ep_workload w;
     uint64_t weights[64];
     double target;
@@ -278,6 +278,14 @@ TEST(kinds_do_what_they_say)
             most = fmax(most, (double)dev[d]);
         }
         CHECK_NEAR(mean / most, target, 0, 0.02);
+    }
+    w = workload(MOE_EP_LOAD_TARGET); /* blocks of 2, 2, 1 experts: 1.6 T rows fit the first, 1.2 T not the last */
+    w.num_experts = 5, w.num_devices = 3, w.top_k = 4, w.target = 4 / 3.0 / 1.6;
+    for (tokens = 1000; tokens < (int64_t)1 << 56; tokens *= 7) { /* is found before an id is written */
+        moe_ep_error err;
+        CHECK_I64(moe_ep_simulate(&w, 0, 0, tokens, ids, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+        CHECK_STR(err.arg, "target");
+        CHECK_I64(err.index, 2);
     }
     w = workload(MOE_EP_LOAD_BALANCED);
     CHECK(moe_ep_simulate(&w, 0, 0, 960, ids, NULL, NULL) == MOE_EP_OK);
