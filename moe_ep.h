@@ -1691,7 +1691,8 @@ typedef struct moe_ep_bound_result {
 
 /* For one layer, loads (E).  Arguments: the mean; the least possible heaviest replica with P slots (greedy counts
  * are optimal for it); counting slots: no device can take more than j replicas above T/(j+1), and with P = E the
- * device of the heaviest expert must fill its other slots too.
+ * device of the heaviest expert must fill its other slots too.  0 for loads of less than 1e-280 in all, whose shares
+ * may round to nothing.
  * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE, ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW, ERR_SLOTS, ERR_SCRATCH, ERR_MEMORY.
  * O(E log E).  Example: loads 1000 800 600 500 300 200 100 50, 4 devices of 2 slots: 1050 (slots), the optimum. */
 MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, const moe_ep_shape *shape,
@@ -12415,6 +12416,8 @@ static void moe_epi_bound_take(moe_epi_arena *a, moe_epi_bound_work *w, int32_t 
     w->node = (double *)moe_epi_take(a, 2 * (int64_t)N, sizeof(double));
 }
 
+#define MOE_EPI_NO_LOAD 1e-280 /* the sum of a layer's loads below which shares are no longer exact */
+
 MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, const moe_ep_shape *shape,
                                             moe_ep_bound_result *out, moe_ep_scratch *scratch, moe_ep_error *err)
 {
@@ -12422,7 +12425,8 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
     moe_epi_arena arena;
     moe_epi_room room;
     size_t total = 0;
-    int32_t slots = 0;
+    double sum = 0.0;
+    int32_t slots = 0, e;
     moe_ep_status status;
     moe_epi_ok(err);
     if (!loads) return moe_epi_null(err, "loads");
@@ -12439,6 +12443,8 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
     moe_epi_bound_take(&arena, &work, E, 1, 1);
     moe_epi_bound(loads, E, &room, INT32_MAX, work.items, work.counts, out);
     moe_epi_arena_close(&arena);
+    for (e = 0; e < E; e++) sum += loads[e];
+    if (sum < MOE_EPI_NO_LOAD) memset(out, 0, sizeof *out);
     return MOE_EP_OK;
 }
 /* ---- planners: what they share ----------------------------------------------------------------------------- */
@@ -28702,7 +28708,7 @@ static double moe_epi_diag_max(const moe_ep_placement *p, const double *loads, d
     return max;
 }
 
-/* Rows of that many layers.  A layer with fewer than 1e-280 holds none: shares of so little are no longer exact. */
+/* Rows of that many layers.  A layer with hardly any holds none: it has no bound, either. */
 static double moe_epi_diag_total(const double *loads, int64_t layers, int32_t E)
 {
     double total = 0.0;
@@ -28711,7 +28717,7 @@ static double moe_epi_diag_total(const double *loads, int64_t layers, int32_t E)
     for (l = 0; l < layers; l++) {
         double layer = 0.0;
         for (e = 0; e < E; e++) layer += loads[l * E + e];
-        if (layer >= 1e-280) total += layer;
+        if (layer >= MOE_EPI_NO_LOAD) total += layer;
     }
     return total;
 }

@@ -817,11 +817,21 @@ TEST(bound_below_optimum)
     {
         moe_ep_shape shape = shape_of(4, 8, 0);
         moe_ep_bound_result r;
+        double little[8];
+        int i;
         CHECK_I64(moe_ep_lower_bound(demo, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
         CHECK_NEAR(r.value, 1050, 1e-12, 0);
         CHECK_I64(r.bound, MOE_EP_BOUND_SLOTS);
         CHECK_NEAR(r.mean, 887.5, 0, 0);
         CHECK_NEAR(r.replica, 1000, 0, 0);
+        for (i = 0; i < 8; i++) little[i] = demo[i] / 3550 * 1.001e-280; /* the least that proves something */
+        CHECK_I64(moe_ep_lower_bound(little, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.value, 1050 / 3550.0 * 1.001e-280, 1e-12, 0);
+        CHECK_I64(r.bound, MOE_EP_BOUND_SLOTS);
+        for (i = 0; i < 8; i++) little[i] *= 0.998;
+        CHECK_I64(moe_ep_lower_bound(little, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.value + r.mean + r.replica + r.slots, 0, 0, 0);
+        CHECK_I64(r.bound, MOE_EP_BOUND_MEAN);
         shape = shape_of(8, 16, 0);
         CHECK_I64(moe_ep_lower_bound(flashlb, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
         CHECK_NEAR(r.mean, 181.25, 0, 0);
@@ -3335,7 +3345,7 @@ TEST(refused_loads_and_counts)
         const double tiny[2] = {3 * 4.9406564584124654e-324, 4.9406564584124654e-324};
         bad = shape_of(2, 3, 1);
         CHECK_I64(moe_ep_lower_bound(tiny, 2, &bad, &b, NULL, &err), MOE_EP_OK);
-        CHECK(b.value >= b.mean && b.value <= 3 * 4.9406564584124654e-324);
+        CHECK_NEAR(b.value + b.mean + b.replica + b.slots, 0, 0, 0);
     }
     REFUSED(moe_ep_lpt(w, INT32_MAX, 2, device, NULL, &err), MOE_EP_ERR_SIZE, "E");
     { /* the largest number of experts, 2^30 - 1, reaches the next check, one more does not */

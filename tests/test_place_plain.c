@@ -1195,7 +1195,8 @@ TEST(rebalance_told_plainly)
     uint64_t s = 20240607u;
     static slow f;
     static plain layers[3], after[3];
-    static const int rare[] = {14212}; /* one layer would take from the other what it needs for fewer copies */
+    static const int rare[] = {14212,  /* one layer would take from the other what it needs for fewer copies */
+                               12823}; /* a copy goes back for one that costs nothing, over a link that is full */
     int at, i, l, compared = 0, moved = 0, kept = 0, relaxed = 0, lone = 0, refused = 0, budgeted = 0;
     for (at = 0; at < 2400 + (int)(sizeof rare / sizeof *rare); at++) {
         int n = at < 2400 ? at : rare[at - 2400], wide = n >= 1900; /* wide: speeds far apart, every kind of limit */

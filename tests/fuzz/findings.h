@@ -47,6 +47,7 @@ static const struct findings_row {
     {"route", "99201ca3e7b70a1bd3", "a quantile of differences beyond float was infinite"},
     {"place", "10e6d82d41fac068ee", "rebalance to a target near 1.8e308 did not bring an expert of a dead device back"},
     {"place", "867213decfe81f8761", "copies of a load of 5e-324 weighed nothing: an imbalance of 0"},
+    {"place", "29b5ea5b79579d3a1b", "lower_bound: 5e-324, above a plan whose copies had 0 of it each"},
     {"cost", "a7cc198e4c2bfa83d0", "a device's time was no number where one of two protocols of a link is of no use"},
     {"cost", "144cfd11a942c0fae47acaf4590a24ef6b5879650ebb4103d67211082caebfb6dd7d02942d18700a94a78679579669c8",
      "ep_vs_tp: weights of infinitely many bytes where memory is infinitely fast"},
