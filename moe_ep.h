@@ -21168,7 +21168,7 @@ static void moe_epi_expect_grouped(const moe_epi_routing *q, double T, int32_t D
     moe_ep_chance_result c;
     int32_t i;
     moe_epi_pair_chances(q, &same, &other);
-    both = exp(T * log1p(-fmin(2.0 * K / E - same, 1.0))) - one * one;
+    both = exp(T * log1p(same - 2.0 * K / E)) - one * one; /* less than certain: their group may stay out */
     apart = exp(T * log1p(-fmin(2.0 * K / E - other, 1.0))) - one * one;
     var = (E * one * (1.0 - one) + both * (p.alike - E) + apart * (p.together - p.alike)) / n;
     cov = (both * (in_group - p.alike) + apart * (E * E - in_group - p.together + p.alike)) / (n * fmax(n - 1.0, 1.0));

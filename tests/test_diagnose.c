@@ -1601,6 +1601,11 @@ TEST(loads_next_to_nothing)
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
     CHECK_I64(o.reason, MOE_EP_REASON_NO_LOAD);
     d.plan_loads = hot;
+    for (i = 0; i < 8; i++) below[i] = i ? 0 : 1e-280; /* just enough */
+    d.judge_loads = below;
+    CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
+    CHECK_I64(o.steps, 1);
+    d.judge_loads = least;
     CHECK(moe_ep_diagnose(&d, NULL, &o, NULL, NULL) == MOE_EP_OK);
     CHECK_I64(o.steps, 1);
     CHECK_I64(o.layers_loaded, 1);

@@ -69,6 +69,7 @@ TEST(errors_before_and_after_by_hand)
     static const int count[] = {1, 2, 3, 10, 11, 60};
     moe_ep_model m = moe_ep_model_deepseek_v3();
     moe_ep_machine start = moe_ep_machine_h800(), got;
+    const double t0 = start.gemm.t0_s;
     uint64_t s = t_seed + 77;
     for (int round = 0; round < 24; round++) { /* the start is right but for errors of up to 40 %, in no order */
         moe_ep_expert_row row[60];
@@ -79,6 +80,7 @@ TEST(errors_before_and_after_by_hand)
         start.gemm.small_tokens = round >= 12 ? 100000 : 0; /* a kernel for small batches that takes less, or more */
         start.gemm.small_t0 = round % 4 < 2 ? 0.7 : 1.3;
         start.gemm.small_byte = round % 4 == 1 ? 1.2 : 0.6;
+        start.gemm.t0_s = round % 8 < 5 ? t0 : 0; /* 0: nothing is added to the error before */
         make_experts(&start, row, n, 0.4, &s);
         errors_by_hand(&start, row, n, error);
         d = of_experts(&start, &m, row, n);
@@ -100,6 +102,7 @@ TEST(expert_constants_come_back)
     int round;
     for (round = 0; round < (t_slow() > 1 ? 2 : 12); round++) {
         static const double p[4] = {0, 1.5, 2, 3};
+        static const int32_t tile[6] = {64, 128, 16, 1, 32, 0};
         moe_ep_calibrate_desc d;
         moe_ep_calibrate_result r;
         truth.gemm.t0_s = 5e-6 + 30e-6 * t_unit(&s);
@@ -107,6 +110,7 @@ TEST(expert_constants_come_back)
         truth.gemm.flop_eff = 0.3 + 0.5 * t_unit(&s);
         truth.gemm.expert_s = (round % 2) * 2e-7;
         truth.gemm.p = p[round % 4];
+        start.gemm.tile = tile[round % 6]; /* 64 is found, whatever was given */
         make_experts(&truth, row, 400, 0.0, &s);
         d = of_experts(&start, &m, row, 400);
         CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);

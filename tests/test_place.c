@@ -828,7 +828,10 @@ TEST(bound_below_optimum)
         CHECK_I64(moe_ep_lower_bound(little, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
         CHECK_NEAR(r.value, 1050 / 3550.0 * 1.001e-280, 1e-12, 0);
         CHECK_I64(r.bound, MOE_EP_BOUND_SLOTS);
-        for (i = 0; i < 8; i++) little[i] *= 0.998;
+        for (i = 0; i < 8; i++) little[i] = i ? 0 : 1e-280;
+        CHECK_I64(moe_ep_lower_bound(little, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(r.value, 1e-280, 1e-12, 0);
+        for (i = 0; i < 8; i++) little[i] = demo[i] / 3550 * 0.999e-280;
         CHECK_I64(moe_ep_lower_bound(little, 8, &shape, &r, NULL, NULL), MOE_EP_OK);
         CHECK_NEAR(r.value + r.mean + r.replica + r.slots, 0, 0, 0);
         CHECK_I64(r.bound, MOE_EP_BOUND_MEAN);
