@@ -1,5 +1,5 @@
 /* tests/fuzz/findings.h - what fuzzing has found, as rows that tests/test_fuzz.c replays on every run (those of
- * "readers" tests/fuzz/fuzz.sh, which builds that target).
+ * "readers" tests/test_cli_findings.sh, and sanitized tests/fuzz/fuzz.sh).
  * SPDX-License-Identifier: MIT
  * target, input in hex, what it was.  The targets print such rows themselves. */
 static const struct findings_row {

@@ -42,12 +42,7 @@ fi
 build() {
     link="-lm" files=tests/fuzz/fuzz_$1.c from="tests/fuzz $impl"
     if [ "$1" = readers ]; then
-        wrap=
-        for f in malloc calloc realloc free strdup strndup vasprintf getline __getdelim fopen fclose scandir exit \
-            cli_die cli_keep cli_keep_block yaml_parser_initialize yaml_parser_delete yaml_parser_parse; do
-            wrap="$wrap,--wrap=$f"
-        done
-        link="-Wl$wrap -ljansson -lyaml -lm"
+        link="@tests/fuzz/readers.link -ljansson -lyaml -lm"
         files="$files tests/fuzz/simulate_inside.c" # which includes cli_simulate.c
         # stb_ds.h hashes bytes with d[3] << 24 in an int, undefined by the letter for 128 and more; it is not ours
         printf '[shift]\nsrc:*/stb_ds.h\n' >"$tmp/ignored"

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: MIT
  *
  * The tool's own objects run inside this process.  The linker sends their malloc, exit and messages here
- * (-Wl,--wrap, see fuzz.sh): leaving becomes a longjmp, what was not freed by then is freed here, and a
+ * (readers.link): leaving becomes a longjmp, what was not freed by then is freed here, and a
  * message must be printable whatever the file held.  Each kind of file is counted: read, or refused. */
 #define _GNU_SOURCE
 #include <dirent.h>
