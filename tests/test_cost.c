@@ -383,6 +383,9 @@ TEST(low_latency_tables)
     c = exchange(128, 8, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8);
     CHECK_NEAR(us(moe_ep_logical_time(&c, 0, 98e9, NULL)), 77.2, 0, 0.1);
     CHECK_NEAR(moe_ep_logical_Bps(&c, 0, moe_ep_logical_time(&c, 0, 98e9, NULL), NULL), 98e9, 1e-12, 0);
+    c.tokens *= 1e-9; /* on average: less than a byte is no error */
+    CHECK_NEAR(us(moe_ep_logical_time(&c, 0, 98e9, NULL)), 77.2e-9, 0, 0.1e-9);
+    CHECK_NEAR(moe_ep_logical_Bps(&c, 0, 77.2e-15, NULL), 98e9, 1e-3, 0);
     c = exchange(128, 16, MOE_EP_A2A_PAIR, MOE_EP_WIRE_FP8);
     {
         moe_ep_comm_result r;
