@@ -12416,7 +12416,7 @@ static void moe_epi_bound_take(moe_epi_arena *a, moe_epi_bound_work *w, int32_t 
     w->node = (double *)moe_epi_take(a, 2 * (int64_t)N, sizeof(double));
 }
 
-#define MOE_EPI_NO_LOAD 1e-280 /* the sum of a layer's loads below which shares are no longer exact */
+static const double moe_epi_no_load = 1e-280; /* a layer's loads add up to less: shares are no longer exact */
 
 MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, const moe_ep_shape *shape,
                                             moe_ep_bound_result *out, moe_ep_scratch *scratch, moe_ep_error *err)
@@ -12444,7 +12444,7 @@ MOE_EP_API moe_ep_status moe_ep_lower_bound(const double *loads, int32_t E, cons
     moe_epi_bound(loads, E, &room, INT32_MAX, work.items, work.counts, out);
     moe_epi_arena_close(&arena);
     for (e = 0; e < E; e++) sum += loads[e];
-    if (sum < MOE_EPI_NO_LOAD) memset(out, 0, sizeof *out);
+    if (sum < moe_epi_no_load) memset(out, 0, sizeof *out);
     return MOE_EP_OK;
 }
 /* ---- planners: what they share ----------------------------------------------------------------------------- */
@@ -28717,7 +28717,7 @@ static double moe_epi_diag_total(const double *loads, int64_t layers, int32_t E)
     for (l = 0; l < layers; l++) {
         double layer = 0.0;
         for (e = 0; e < E; e++) layer += loads[l * E + e];
-        if (layer >= MOE_EPI_NO_LOAD) total += layer;
+        if (layer >= moe_epi_no_load) total += layer;
     }
     return total;
 }
