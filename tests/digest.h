@@ -21,6 +21,11 @@ typedef struct digest_input {
     int32_t ids[DIGEST_T * DIGEST_K];
     int64_t counts[DIGEST_E];
     double loads[2 * DIGEST_L * DIGEST_E];
+    /* A layer of small whole numbers, every sum of which float holds exactly, by type of its weights. */
+    float whole_x[DIGEST_T * DIGEST_H], whole_scale[DIGEST_E * DIGEST_H];
+    float whole_f32[2][DIGEST_E * DIGEST_I * DIGEST_H];
+    uint16_t whole_bf16[2][DIGEST_E * DIGEST_I * DIGEST_H], whole_f16[2][DIGEST_E * DIGEST_I * DIGEST_H];
+    int8_t whole_i8[2][DIGEST_E * DIGEST_I * DIGEST_H];
 } digest_input;
 
 static void digest_inputs(digest_input *in)
@@ -48,6 +53,16 @@ static void digest_inputs(digest_input *in)
         double v = (double)moe_ep_rng_below(&r, 1000);
         in->loads[i] = v * v / 64.0;
     }
+    for (i = 0; i < DIGEST_T * DIGEST_H; i++) in->whole_x[i] = (float)((int)moe_ep_rng_below(&r, 5) - 2);
+    for (i = 0; i < DIGEST_E * DIGEST_H; i++) in->whole_scale[i] = 1;
+    for (k = 0; k < 2; k++)
+        for (i = 0; i < DIGEST_E * DIGEST_I * DIGEST_H; i++) {
+            int v = (int)moe_ep_rng_below(&r, 3) - 1;
+            in->whole_f32[k][i] = (float)v;
+            in->whole_bf16[k][i] = v < 0 ? 0xbf80 : v > 0 ? 0x3f80 : 0;
+            in->whole_f16[k][i] = v < 0 ? 0xbc00 : v > 0 ? 0x3c00 : 0;
+            in->whole_i8[k][i] = (int8_t)v;
+        }
 }
 
 typedef struct digest_hash {
@@ -286,13 +301,8 @@ static moe_ep_status digest_layer(const digest_input *in, float *y)
     return moe_ep_forward(&f, in->x, DIGEST_T, y, NULL, NULL);
 }
 
-static void digest_forward(digest_hash *h, const digest_input *in)
-{
-    float y[DIGEST_T * DIGEST_H];
-    if (digest_layer(in, y) == MOE_EP_OK) digest_float(h, y, DIGEST_T * DIGEST_H);
-}
-
-static void digest_ranks(digest_hash *h, const digest_input *in)
+/* The layer on one rank, through its plan. */
+static moe_ep_status digest_rank(const digest_input *in, float *y)
 {
     static const int32_t start[2] = {0, DIGEST_E};
     moe_ep_weights w = digest_weights(in);
@@ -300,7 +310,7 @@ static void digest_ranks(digest_hash *h, const digest_input *in)
     moe_ep_rank_desc d;
     moe_ep_rank rank;
     moe_ep_batch b;
-    float y[DIGEST_T * DIGEST_H];
+    moe_ep_status st;
     memset(&f, 0, sizeof f);
     memset(&d, 0, sizeof d);
     memset(&rank, 0, sizeof rank);
@@ -317,9 +327,56 @@ static void digest_ranks(digest_hash *h, const digest_input *in)
     b.weights = in->weights;
     b.x = in->x;
     b.y = y;
-    if (moe_ep_rank_init(&rank, &d, NULL) == MOE_EP_OK && moe_ep_rank_forward(&rank, &b, NULL, NULL) == MOE_EP_OK)
-        digest_float(h, y, DIGEST_T * DIGEST_H);
+    st = moe_ep_rank_init(&rank, &d, NULL);
+    if (st == MOE_EP_OK) st = moe_ep_rank_forward(&rank, &b, NULL, NULL);
     moe_ep_rank_free(&rank);
+    return st;
+}
+
+static void digest_forward(digest_hash *h, const digest_input *in)
+{
+    float y[DIGEST_T * DIGEST_H];
+    if (digest_layer(in, y) == MOE_EP_OK) digest_float(h, y, DIGEST_T * DIGEST_H);
+    if (digest_rank(in, y) == MOE_EP_OK) digest_float(h, y, DIGEST_T * DIGEST_H);
+}
+
+/* The layer of whole numbers on the ranks of a plan with copies: |g| <= 48, so max(g, 0)^2 <= 2304, a row of an expert
+ * <= 16 * 2304, and with weights of at most 64 / 128 the sum of 4 is a multiple of 1/128 below 2^17: 24 bits. */
+static void digest_ranks(digest_hash *h, const digest_input *in)
+{
+    static const moe_ep_dtype types[4] = {MOE_EP_F32, MOE_EP_BF16, MOE_EP_F16, MOE_EP_I8};
+    const void *gate[4], *down[4];
+    moe_ep_placement p;
+    moe_ep_weights w;
+    moe_ep_forward_desc f;
+    moe_ep_ranks_result r;
+    float y[DIGEST_T * DIGEST_H];
+    int i, t;
+    void *memory = digest_plan(in, 2, &p, NULL);
+    gate[0] = in->whole_f32[0], down[0] = in->whole_f32[1];
+    gate[1] = in->whole_bf16[0], down[1] = in->whole_bf16[1];
+    gate[2] = in->whole_f16[0], down[2] = in->whole_f16[1];
+    gate[3] = in->whole_i8[0], down[3] = in->whole_i8[1];
+    for (i = 0; memory && i < 4; i++) {
+        w = digest_weights(in);
+        w.dtype = types[i];
+        w.activation.kind = MOE_EP_ACT_RELU2;
+        w.gate = gate[i];
+        w.up = NULL;
+        w.down = down[i];
+        w.gate_scale = w.down_scale = types[i] == MOE_EP_I8 ? in->whole_scale : NULL;
+        memset(&f, 0, sizeof f);
+        f.experts = &w;
+        f.top_k = DIGEST_K;
+        f.ids = in->ids;
+        f.choice_weights = in->weights;
+        if (moe_ep_forward_ranks(&f, &p, 1, NULL, NULL, in->whole_x, DIGEST_T, y, &r, NULL, NULL) != MOE_EP_OK) exit(1);
+        for (t = 0; t < DIGEST_T * DIGEST_H; t++) y[t] += 0.0f; /* the sign of a zero depends on where a sum began */
+        digest_float(h, y, DIGEST_T * DIGEST_H);
+        digest_i64(h, &r.rows_moved, 1);
+        digest_i64(h, &r.rows_max, 1);
+    }
+    free(memory);
 }
 
 static void digest_diagnose(digest_hash *h, const digest_input *in)
