@@ -4,7 +4,7 @@
 # usage: coverage.sh [--lines SECTION]   also lists what SECTION lacks
 # Fuzzing (test_fuzz) is left out, so is what only MOE_EP_ASSERT would do.  gcc's branches count the two sides of
 # every comparison, && and || of a condition.  Kernels of all instruction sets this machine has are in.
-# A line or branch that no input can reach is listed in tests/coverage.txt: code, a tab, the reason.
+# A line or branch that no input can reach is listed in tests/coverage.txt: code, a tab, the reason; one line for each.
 # All that gcc 12 counts is demanded; other versions divide some conditions into other branches: 99 percent there.
 least=99
 case $(gcc -dumpversion 2>/dev/null) in 12*) least=100 ;; esac
@@ -68,7 +68,7 @@ if have qemu-x86_64; then
 else skip "kernels of other machines" "no qemu-x86_64 (package qemu-user)"; fi
 (cd $dir && gcov --json-format --stdout --branch-probabilities ./*.gcda 2>/dev/null) >$dir/gcov.json
 # shellcheck disable=SC2086
-python3 tests/coverage.py $dir/gcov.json ${1:+"$@"} >$dir/table.txt
+python3 tests/coverage.py $dir/gcov.json ${1:+"$@"} >$dir/table.txt 2>"$tmp/log" || fail "the table is made" "$tmp/log"
 cat $dir/table.txt
 lines=$(awk '/^all/ { print $4 }' $dir/table.txt) branches=$(awk '/^all/ { print $7 }' $dir/table.txt)
 [ "$run" -ge 22 ]
