@@ -169,7 +169,9 @@ static void fill_desc(cli_diagnose *g)
     if (d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL) cli_setup_hierarchical(&g->setup, g->policy);
     if (d->policy == MOE_EP_PLACE_EPLB_GLOBAL || d->policy == MOE_EP_PLACE_EPLB_HIERARCHICAL ||
         d->policy == MOE_EP_PLACE_TRTLLM)
-        cli_check_slots(d->policy == MOE_EP_PLACE_TRTLLM ? "trtllm" : "EPLB", r->E, g->setup.devices, g->setup.slots);
+        cli_check_slots(d->policy == MOE_EP_PLACE_TRTLLM ? "trtllm" : "EPLB",
+                        g->setup.slots_of ? cli_keep(cli_format("%s has", g->setup.slots_of)) : NULL, r->E,
+                        g->setup.devices, g->setup.slots);
     d->num_layers = r->L;
     d->num_experts = r->E;
     d->top_k = r->K;

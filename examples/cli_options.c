@@ -51,15 +51,17 @@ int cli_option(int argc, char **argv, const struct option *list, const char *sev
     return option;
 }
 
-void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots)
+void cli_check_slots(const char *planner, const char *origin, int32_t experts, int32_t devices, int32_t slots)
 {
     int32_t less = slots / devices * devices, more = less + devices;
+    const char *equal;
     if (less == slots) return;
-    if (less < experts)
-        cli_die(CLI_USAGE, "--slots %d does not divide over %d devices; %s needs equal slots (%d)", slots, devices,
-                planner, more);
-    cli_die(CLI_USAGE, "--slots %d does not divide over %d devices; %s needs equal slots (%d or %d)", slots, devices,
-            planner, less, more);
+    equal = cli_keep(less < experts ? cli_format("%d", more) : cli_format("%d or %d", less, more));
+    if (!origin)
+        cli_die(CLI_USAGE, "--slots %d does not divide over %d devices; %s needs equal slots (%s)", slots, devices,
+                planner, equal);
+    cli_die(CLI_USAGE, "%s %d slots, which do not divide over %d devices; %s needs equal slots: --slots %s", origin,
+            slots, devices, planner, equal);
 }
 
 int64_t cli_option_count(const char *option, const char *text, int64_t least, int64_t most)

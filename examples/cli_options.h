@@ -84,8 +84,9 @@ char **cli_list(const char *option, const char *text);
 /* Such a list of devices, each named once; stb_ds. */
 int32_t *cli_device_list(const char *option, const char *text);
 
-/* Leaves when the planner wants as many slots on every device and the shape has not. */
-void cli_check_slots(const char *planner, int32_t experts, int32_t devices, int32_t slots);
+/* Leaves when the planner wants as many slots on every device and the shape has not.  origin: who says how many there
+ * are ("map.csv has"); NULL = --slots does. */
+void cli_check_slots(const char *planner, const char *origin, int32_t experts, int32_t devices, int32_t slots);
 
 /* Options that set one number each: where it goes in a struct, and what it may be. */
 typedef enum cli_kind { CLI_INT32, CLI_INT64, CLI_DOUBLE } cli_kind;

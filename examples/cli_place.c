@@ -256,7 +256,8 @@ static void settle(cli_place *r, const policy *by)
     if (r->d.shape.num_slots < E)
         cli_die(CLI_USAGE, "--slots %d: fewer than the %d experts", r->setup.slots, E);
     if (strncmp(by->name, "eplb", 4) == 0 || strcmp(by->name, "trtllm") == 0)
-        cli_check_slots(*by->name == 'e' ? "EPLB" : "trtllm", E, D, r->d.shape.num_slots);
+        cli_check_slots(*by->name == 'e' ? "EPLB" : "trtllm",
+                        r->setup.slots > 0 ? NULL : "without --slots there are", E, D, r->d.shape.num_slots);
 }
 
 /* An empty placement of L layers; its memory lives to the end of the program. */

@@ -200,6 +200,13 @@ refuses "EPLB: slots that do not divide" \
     place "$tmp/hot.csv" --policy eplb --devices 7 --slots 16
 refuses "the same in diagnose" "EPLB needs equal slots (14 or 21)" \
     diagnose "$tmp/hot.csv" "$tmp/hot.csv" --topk 1 --policy eplb --devices 7 --slots 16
+refuses "and without --slots" "without --slots there are 8 slots, which do not divide over 7 devices; EPLB needs equal \
+slots: --slots 14" place "$tmp/hot.csv" --policy eplb --devices 7
+awk 'BEGIN { print "layer,device,slot,expert"; for (i = 0; i < 10; i++) print "0," int(i * 3 / 10) "," i "," i % 8 }' \
+    >"$tmp/lopsided.csv"
+refuses "and with a map's slots" \
+    "lopsided.csv has 10 slots, which do not divide over 3 devices; EPLB needs equal slots: --slots 9 or 12" \
+    diagnose "$tmp/hot.csv" "$tmp/hot.csv" --topk 1 --policy eplb --devices 3 --current "$tmp/lopsided.csv"
 printf 'layer,0,1,2,3\n0,1e-320,1e-320,2e-320,1e-320\n' >"$tmp/tiny.csv"
 refuses "loads too small to be loads" "tiny.csv:2: column 2: a load of 9.99" report "$tmp/tiny.csv" --devices 2
 printf '{"logical_count": [[0, 0, 0, 0, 0, 0, 0, 0], [9, 2, 3, 4, 5, 6, 7, 8]]}' >"$tmp/idle.json"
