@@ -2500,6 +2500,7 @@ TEST(sizes_at_the_end_of_their_ranges)
     layer.num_null = 1;
     CHECK_I64(moe_ep_rank_init(&rank, &d, &err), MOE_EP_ERR_OVERFLOW);
     CHECK_STR(err.arg, "layer->num_null");
+    CHECK_I64(err.index, -1);
     layer.num_null = 0;
     /* weights multiply what elem_type names: elements of another size need a dispatch of their own for that */
     part = h, part.dispatch = NULL;
