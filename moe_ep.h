@@ -741,7 +741,7 @@ MOE_EP_API moe_ep_status moe_ep_expert_loads(const int32_t *ids, int64_t n, int3
                                              int64_t *skipped, moe_ep_error *err);
 
 /* The same, added to what loads (E) and *skipped already hold: accumulates chunks or ranks.
- * Errors: as above, ERR_OVERFLOW when a sum would not fit (index = expert).  O(n + E).
+ * Errors: as above, ERR_NEGATIVE (loads), ERR_OVERFLOW when a load has no room for n more (index = expert).  O(n + E).
  * Example: {1,3,2,0} and ids {3,-1} give {1,3,2,1}, skipped + 1. */
 MOE_EP_API moe_ep_status moe_ep_expert_loads_add(const int32_t *ids, int64_t n, int32_t E, int64_t *loads,
                                                  int64_t *skipped, moe_ep_error *err);
@@ -1058,7 +1058,7 @@ MOE_EP_API moe_ep_status moe_ep_coverage(const double *loads, int32_t n, double 
 MOE_EP_API int64_t moe_ep_experts_for_share(const double *loads, int32_t n, double share, moe_ep_scratch *scratch,
                                             moe_ep_error *err);
 
-/* Share of the load on the s heaviest of n, 0..1; 1 without load.
+/* Share of the load on the s heaviest of n, 0..1; 0 for s = 0, else 1 without load.
  * Errors (negative results): ERR_NULL, ERR_SIZE, ERR_RANGE (s outside 0..n), ERR_NEGATIVE, ERR_NAN, ERR_OVERFLOW,
  * ERR_SCRATCH, ERR_MEMORY.  O(n log n), n doubles of scratch.
  * Example: {1,3,4}, s = 2: 0.875. */
@@ -1266,15 +1266,15 @@ typedef struct moe_ep_drop_result {
 } moe_ep_drop_result;
 
 /* Which assignments survive a capacity?
- *   ids (T,K), -1 skipped;  weights (T,K) finite, or NULL when neither order nor norm needs them
+ *   ids (T,K), -1 skipped;  weights (T,K) finite; NULL is fine where neither order nor norm needs them
  *   keep (T,K) out or NULL: 1 = kept, 0 = dropped or skipped
  *   slot (T,K) out or NULL: place in the expert's buffer 0..C-1, -1 = dropped or skipped
  *   position (T,K) out or NULL: place in the queue, also beyond C, -1 = skipped
  *   weights_after (T,K) out or NULL; may be weights itself; at most FLT_MAX
  *   result out or NULL
- * Errors: NULL, SIZE (also a capacity of 0 that was not given), EXPERT_ID, NAN, CONFIG (rng or weights missing;
- * keep_weights with norm after the drop), NEGATIVE, OVERFLOW.  Scratch: E numbers, and T or T*K numbers for the last
- * three orders.  O(T*K), or O(N log N) when sorted.
+ * Errors: NULL, SIZE (also a capacity of 0 that was not given), EXPERT_ID, NAN, CONFIG (rng missing; keep_weights
+ * with norm after the drop), RANGE (order, norm), NEGATIVE, OVERFLOW.  Scratch: E numbers, and T or T*K numbers for the
+ * last three orders.  O(T*K), or O(N log N) when sorted.
  * Drops per rank instead of per expert: give the rank of each assignment as ids and D as E.
  * Example: ids 0,0,0,1 (K = 1, E = 2) with C = 2 keep 1,1,0,1 in token order. */
 MOE_EP_API moe_ep_status moe_ep_drop(const moe_ep_drop_policy *policy, const int32_t *ids,
@@ -1637,8 +1637,9 @@ MOE_EP_API moe_ep_status moe_ep_placement_from_eplb(const int32_t *phy2log, cons
 /* ---- looking at a placement --------------------------------------------------------------------------- */
 
 /* loads (L,E) shared equally over the replicas on active devices -> device_loads (L,D), not divided by speed.
- * Errors: ERR_LOST_EXPERT (loaded expert without an active replica; index = l*E + e), ERR_NAN, ERR_NEGATIVE.
- * O(L*P).  Example: experts 0 1 2 3 with loads 4 2 1 6 in the picture above: 4+3, 2+3, 1 = 7 5 1. */
+ * Errors: ERR_LOST_EXPERT (loaded expert without an active replica; index = l*E + e), ERR_NAN, ERR_NEGATIVE,
+ * ERR_OVERFLOW (a layer's loads add up to more than 1e280; index of its first).  O(L*P).
+ * Example: experts 0 1 2 3 with loads 4 2 1 6 in the picture above: 4+3, 2+3, 1 = 7 5 1. */
 MOE_EP_API moe_ep_status moe_ep_device_loads(const moe_ep_placement *p, const double *loads, double *device_loads,
                                              moe_ep_error *err);
 
@@ -1650,8 +1651,8 @@ MOE_EP_API moe_ep_status moe_ep_node_loads(const moe_ep_placement *p, const doub
 /* Fills result (L) for any placement and any loads (num_steps,L,E), also ones it was not planned for: per layer the
  * sums over the steps, with max the sum of the per-step maxima (a step waits for its busiest device), busiest_device
  * the one with most time over all steps and bound the argument that gave most of lower_bound.
- * num_steps 0 = 1.  policy is GIVEN.  Errors: as moe_ep_device_loads, and ERR_RANGE (num_steps), ERR_PLACEMENT,
- * ERR_SCRATCH, ERR_MEMORY.  O(steps*L*P + bounds).
+ * num_steps 0 = 1.  policy is GIVEN.  Errors: as moe_ep_device_loads, and ERR_SIZE (num_steps), ERR_SLOTS (fewer
+ * active slots than experts), ERR_SCRATCH, ERR_MEMORY.  O(steps*L*P + bounds).
  * Example, the picture above with loads 4 2 1 6: max 7 of mean 13/3, imbalance 1.615.  Two devices with loads 100 0 |
  * 100 0 | 1 2 in three steps: max 202, busiest device 0 (it has 201). */
 MOE_EP_API moe_ep_status moe_ep_evaluate(const moe_ep_placement *p, const double *loads, int32_t num_steps,
@@ -1801,7 +1802,7 @@ typedef struct moe_ep_moves_result {
     int64_t slot_changes;/* experts that only change their slot on a device (a local copy)                  */
     int64_t cross_node;  /* of moves                                                                        */
     int64_t lost;        /* of moves: without an active holder                                              */
-    int64_t unchanged;   /* slots that keep their expert                                                    */
+    int64_t unchanged;   /* slots that keep their expert, and those that stay empty                         */
     int64_t rounds;      /* in the schedule, those of all layers added up; with memory for max_in arrivals on every
                             device all layers could travel together, in as many as max_in or max_out, the larger */
     int64_t max_in, max_out; /* of one device                                                               */
@@ -3014,8 +3015,8 @@ typedef struct moe_ep_calibrate_result {
  * rows give the same constants.  out may be desc->start itself.  result, expert_errors (num_experts) and link_errors
  * (num_links), signed model / measured - 1, may be NULL.  Errors on rows that were not fitted are larger than those in
  * result: hold some back to know.
- * Errors: NULL, SIZE (num_slots < 1, negative numbers of rows), NEGATIVE, NAN, RANGE (seconds <= 0, spread, product,
- * phase), OVERFLOW, CONFIG (no rows at all), those of moe_ep_comm_bytes, SCRATCH, MEMORY.  O(n) per step, some
+ * Errors (index = the row): NULL, SIZE (num_slots < 1, negative sizes), NEGATIVE, NAN, RANGE (seconds <= 0, spread,
+ * product, phase), OVERFLOW, CONFIG (no rows at all), those of moe_ep_comm_bytes, SCRATCH, MEMORY.  O(n) per step, some
  * thousand steps: about 0.3 ms per row.  Scratch O(n).
  * Example: 8 rows made with t0 20 us, 3e12 B/s of memory and 1e15 FLOP/s, start H800: the fit repeats them within
  * 2 %. */
@@ -6784,7 +6785,8 @@ MOE_EP_API moe_ep_status moe_ep_router_check(const moe_ep_router *cfg, moe_ep_er
         return s;
     if ((s = moe_epi_check_option(cfg->eps, "eps", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_option(cfg->sparsemixer_jitter, "sparsemixer_jitter", err)) != MOE_EP_OK) return s;
-    if ((s = moe_epi_check_floats(&cfg->scale, 1, "scale", err)) != MOE_EP_OK) return s;
+    if (moe_epi_float_kind(cfg->scale) != 0)
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "scale", "must be finite", -1, (double)cfg->scale);
     E = cfg->num_experts;
     if ((s = moe_epi_check_floats(cfg->logit_bias, E, "logit_bias", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_floats(cfg->select_bias, E, "select_bias", err)) != MOE_EP_OK) return s;
@@ -8123,7 +8125,7 @@ MOE_EP_API moe_ep_status moe_ep_bias_update(const int64_t *loads, int32_t E, flo
     if (!loads) return moe_epi_null(err, "loads");
     if (!bias) return moe_epi_null(err, "bias");
     if (moe_epi_float_kind(rate) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NAN, "rate", "must be finite", 0, (double)rate);
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "rate", "must be finite", -1, (double)rate);
     if ((s = moe_epi_check_floats(bias, E, "bias", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_sum_loads(loads, E, "loads", &sum, err)) != MOE_EP_OK) return s;
     for (e = 0; e < E; e++) {
@@ -8479,7 +8481,7 @@ static moe_ep_status moe_epi_shared_check(const int32_t *ids, const float *weigh
     if (!ids) return moe_epi_null(err, "ids");
     if (!weights) return moe_epi_null(err, "weights");
     if (moe_epi_float_kind(value) != 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NAN, "value", "must be finite", 0, (double)value);
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "value", "must be finite", -1, (double)value);
     for (i = 0; i < T * K; i++)
         if (ids[i] < -1 || ids[i] >= E)
             return moe_epi_fail(err, MOE_EP_ERR_EXPERT_ID, "ids", "must be -1 or 0..E-1", i, (double)ids[i]);
@@ -16961,8 +16963,11 @@ static void moe_epi_keep_slots(const moe_epi_state *s, const moe_epi_budget *b, 
 static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, const moe_ep_placement *out,
                                              moe_ep_error *err)
 {
+    static const char *const limit_name[4] = {"desc.max_moves", "desc.max_layer_moves", "desc.max_device_moves",
+                                              "desc.max_link_moves"};
     const moe_ep_placement *p;
     moe_ep_status status;
+    double limit[4];
     int32_t d, l, active = 0;
     if (!desc) return moe_epi_null(err, "desc");
     p = desc->current;
@@ -16981,8 +16986,13 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
     if (!moe_epi_finite(desc->target) || desc->target < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
                             desc->target);
-    if (desc->max_moves < 0 || desc->max_layer_moves < 0 || desc->max_device_moves < 0 || desc->max_link_moves < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_moves", "limits must not be negative", -1, 0.0);
+    limit[0] = (double)desc->max_moves;
+    limit[1] = desc->max_layer_moves;
+    limit[2] = desc->max_device_moves;
+    limit[3] = desc->max_link_moves;
+    for (l = 0; l < 4; l++)
+        if (limit[l] < 0.0)
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, limit_name[l], "limits must not be negative", -1, limit[l]);
     if (desc->max_replicas < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_replicas", "must not be negative", -1,
                             desc->max_replicas);
@@ -23316,19 +23326,33 @@ static moe_ep_model moe_epi_fit_model(const moe_ep_model *model, const moe_ep_ex
 static moe_ep_status moe_epi_fit_check_expert(const moe_ep_model *model, const moe_ep_expert_row *r, int64_t i,
                                               moe_ep_error *err)
 {
+    const double size[4] = {r->hidden, r->inter, r->num_experts, r->top_k};
+    const double number[3] = {r->seconds, r->rows_per_slot, r->spread};
+    moe_ep_status status;
     int64_t sum;
-    if (r->num_slots < 1 || r->hidden < 0 || r->inter < 0 || r->num_experts < 0 || r->top_k < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts", "needs slots, and sizes that are not negative", i,
-                            (double)r->num_slots);
-    if (!moe_epi_finite(r->seconds) || !moe_epi_finite(r->rows_per_slot) || !moe_epi_finite(r->spread))
-        return moe_epi_fail(err, MOE_EP_ERR_NAN, "experts", "not a finite number", i, r->seconds);
-    if (!(r->seconds > 0.0) || r->spread < 0.0 || r->spread > 1.0 || r->product < 0 || r->product > 2)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "experts", "seconds > 0, spread 0..1, product 0..2", i,
-                            r->seconds);
-    if (r->slot_rows) MOE_EPI_TRY(moe_epi_check_rows(r->slot_rows, r->num_slots, "experts.slot_rows", &sum, err));
-    if (!r->slot_rows && r->rows_per_slot < 0.0)
+    int j;
+    if (r->num_slots < 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts.num_slots", "must be at least 1", i, r->num_slots);
+    for (j = 0; j < 4; j++)
+        if (size[j] < 0.0)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts", "a size must not be negative", i, size[j]);
+    for (j = 0; j < 3; j++)
+        if (!moe_epi_finite(number[j]))
+            return moe_epi_fail(err, MOE_EP_ERR_NAN, "experts", "not a finite number", i, number[j]);
+    if (!(r->seconds > 0.0))
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "experts.seconds", "must be above 0", i, r->seconds);
+    if (r->spread < 0.0 || r->spread > 1.0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "experts.spread", "must lie in 0..1", i, r->spread);
+    if (r->product < 0 || r->product > 2)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "experts.product", "must lie in 0..2", i, r->product);
+    if (r->slot_rows) {
+        status = moe_epi_check_rows(r->slot_rows, r->num_slots, "experts.slot_rows", &sum, err);
+        if (status != MOE_EP_OK && err) err->index = i; /* the row of the table, not the slot */
+        return status;
+    }
+    if (r->rows_per_slot < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "experts", "rows must not be negative", i, r->rows_per_slot);
-    if (!r->slot_rows && r->rows_per_slot * (double)r->num_slots > 1e15)
+    if (r->rows_per_slot * (double)r->num_slots > 1e15)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "experts", "too many rows", i, r->rows_per_slot);
     (void)model;
     return MOE_EP_OK;
@@ -26781,7 +26805,8 @@ MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype,
     for (r = 0; r < rows; r++)
         for (c = 0; c < cols; c++)
             if (!moe_epi_finite((double)moe_epi_fw_element(w, dtype, r * row_stride + c)))
-                return moe_epi_fail(err, MOE_EP_ERR_NAN, "w", "must be finite", r * row_stride + c, 0.0);
+                return moe_epi_fail(err, MOE_EP_ERR_NAN, "w", "must be finite", r * row_stride + c,
+                                    (double)moe_epi_fw_element(w, dtype, r * row_stride + c));
     for (r = 0; r < rows; r++) {
         float top = 0.0f;
         for (c = 0; c < cols; c++) {
@@ -26909,7 +26934,10 @@ static moe_ep_router moe_epi_fw_router_at(const moe_ep_router *router, int64_t t
 /* Gate and route of all tokens, before anything is written to y. */
 static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err)
 {
+    const moe_ep_router *whole = l->d->router;
     int64_t t0;
+    if (whole->select == MOE_EP_SELECT_TABLE && l->T > whole->table_rows && whole->table_rows >= 1)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "table_rows", "fewer than T", -1, (double)whole->table_rows);
     for (t0 = 0; t0 < l->T; t0 += l->chunk) {
         moe_epi_fw_gate_work work;
         moe_ep_router router = moe_epi_fw_router_at(l->d->router, t0);

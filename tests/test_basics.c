@@ -949,4 +949,14 @@ TEST(largest_of_normals_in_groups)
     }
 }
 
+TEST(whole_values_below_zero_keep_their_digits)
+{
+    char text[200];
+    moe_ep_error err;
+    memset(&err, 0, sizeof err);
+    err.status = MOE_EP_ERR_RANGE, err.arg = "v", err.what = "w", err.index = -1, err.value = -12345678.0;
+    (void)moe_ep_error_text(&err, text, sizeof text);
+    CHECK(strstr(text, "v = -12345678: w") != NULL);
+}
+
 T_MAIN

@@ -1687,4 +1687,22 @@ TEST(drop_counts_example_and_errors)
     CHECK(expert[0] == 0 && expert[1] == 1 && dev[0] == 1 && dev[1] == 0);
 }
 
+TEST(smallest_factor_of_loads_near_2_to_the_63)
+{
+    const int64_t loads[4] = {INT64_C(1) << 62, 0, 0, 0};
+    CHECK_NEAR(moe_ep_smallest_capacity_factor(loads, 4, INT64_C(1) << 62, NULL), 4, 1e-15, 0);
+}
+
+TEST(drop_says_what_is_missing)
+{
+    const int32_t ids[2] = {0, 1};
+    uint8_t keep[2];
+    moe_ep_drop_policy p = moe_ep_drop_megatron_probs(2);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 2, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_NULL);
+    CHECK_STR(err.arg, "weights");
+    p.order = (moe_ep_drop_order)9;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 2, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+}
+
 T_MAIN

@@ -1854,4 +1854,33 @@ TEST(scratch)
     moe_ep_scratch_free(&grow);
 }
 
+/* router_groups is asked before num_groups, which the planner has. */
+TEST(chance_under_groups_of_the_router)
+{
+    double loads[4 * 32];
+    moe_ep_chance_result eight, four;
+    moe_ep_diagnose_desc d;
+    moe_ep_diagnosis o;
+    int i;
+    for (i = 0; i < 4 * 32; i++) loads[i] = 16;
+    memset(&d, 0, sizeof d);
+    d.num_layers = 1;
+    d.num_experts = 32;
+    d.top_k = 4;
+    d.shape.num_devices = 8;
+    d.shape.num_slots = 32;
+    d.plan_loads = d.judge_loads = loads;
+    d.plan_steps = d.judge_steps = 4;
+    d.num_groups = 4;
+    d.router_groups = 8;
+    d.top_groups = 2;
+    CHECK_I64(moe_ep_chance_grouped(128, 4, 32, 8, 8, 2, &eight, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_chance_grouped(128, 4, 32, 8, 4, 2, &four, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, fmin(eight.p95, eight.max_over_mean + 1.645 * eight.sd / 2), 1e-9, 0);
+    d.router_groups = 0;
+    CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(o.chance_imbalance, fmin(four.p95, four.max_over_mean + 1.645 * four.sd / 2), 1e-9, 0);
+}
+
 T_MAIN

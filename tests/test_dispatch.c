@@ -2413,4 +2413,26 @@ TEST(vectors_dispatch)
     if (checked == 0) SKIP("no dispatch cases in these vectors");
 }
 
+/* Four devices on two nodes, a slot each: every output is right without the other, too. */
+TEST(one_of_two_outputs)
+{
+    const int32_t slots[3] = {2, 3, 1}, from = 0;
+    int64_t memory[256], nodes[4], ranks[16];
+    int32_t on_ranks, on_nodes;
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 4;
+    shape.num_nodes = 2;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 4, &shape, memory, sizeof memory, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_traffic(&p, slots, 1, 2, &from, MOE_EP_COUNT_RANKS, NULL, nodes, NULL), MOE_EP_OK);
+    CHECK(nodes[0] == 0 && nodes[1] == 2 && nodes[2] == 0 && nodes[3] == 0);
+    CHECK_I64(moe_ep_traffic(&p, slots, 1, 2, &from, MOE_EP_COUNT_RANKS, ranks, NULL, NULL), MOE_EP_OK);
+    CHECK(ranks[0] == 0 && ranks[1] == 0 && ranks[2] == 1 && ranks[3] == 1);
+    CHECK_I64(moe_ep_fan_out(&p, slots, 1, 3, NULL, &on_nodes, NULL), MOE_EP_OK);
+    CHECK_I64(on_nodes, 2);
+    CHECK_I64(moe_ep_fan_out(&p, slots, 1, 3, &on_ranks, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(on_ranks, 3);
+}
+
 T_MAIN

@@ -454,19 +454,19 @@ TEST(calibrate_errors)
     WITH(d.num_experts = 0, d.num_experts = 2, MOE_EP_ERR_CONFIG, "desc", -1);
     WITH(d.num_links = -1, d.num_links = 0, MOE_EP_ERR_SIZE, "num_links", -1);
     WITH(d.num_links = 1, d.num_links = 0, MOE_EP_ERR_NULL, "links", -1);
-    WITH(row[1].num_slots = 0, row[1].num_slots = 2, MOE_EP_ERR_SIZE, "experts", 1);
+    WITH(row[1].num_slots = 0, row[1].num_slots = 2, MOE_EP_ERR_SIZE, "experts.num_slots", 1);
     WITH(row[1].hidden = -1, row[1].hidden = 0, MOE_EP_ERR_SIZE, "experts", 1);
     WITH(row[1].inter = -1, row[1].inter = 0, MOE_EP_ERR_SIZE, "experts", 1);
-    WITH(row[1].seconds = 0, row[1].seconds = 1e-4, MOE_EP_ERR_RANGE, "experts", 1);
+    WITH(row[1].seconds = 0, row[1].seconds = 1e-4, MOE_EP_ERR_RANGE, "experts.seconds", 1);
     WITH(row[1].seconds = NAN, row[1].seconds = 1e-4, MOE_EP_ERR_NAN, "experts", 1);
     WITH(row[1].rows_per_slot = INFINITY, row[1].rows_per_slot = 8, MOE_EP_ERR_NAN, "experts", 1);
     WITH(row[1].rows_per_slot = -1, row[1].rows_per_slot = 8, MOE_EP_ERR_NEGATIVE, "experts", 1);
     WITH(row[1].rows_per_slot = 1e15, row[1].rows_per_slot = 8, MOE_EP_ERR_OVERFLOW, "experts", 1);
-    WITH(row[1].spread = 1.5, row[1].spread = 0, MOE_EP_ERR_RANGE, "experts", 1);
-    WITH(row[1].spread = -1, row[1].spread = 0, MOE_EP_ERR_RANGE, "experts", 1);
+    WITH(row[1].spread = 1.5, row[1].spread = 0, MOE_EP_ERR_RANGE, "experts.spread", 1);
+    WITH(row[1].spread = -1, row[1].spread = 0, MOE_EP_ERR_RANGE, "experts.spread", 1);
     WITH(row[1].spread = NAN, row[1].spread = 0, MOE_EP_ERR_NAN, "experts", 1);
-    WITH(row[1].product = 3, row[1].product = 0, MOE_EP_ERR_RANGE, "experts", 1);
-    WITH(row[1].product = -1, row[1].product = 0, MOE_EP_ERR_RANGE, "experts", 1);
+    WITH(row[1].product = 3, row[1].product = 0, MOE_EP_ERR_RANGE, "experts.product", 1);
+    WITH(row[1].product = -1, row[1].product = 0, MOE_EP_ERR_RANGE, "experts.product", 1);
     WITH(row[1].slot_rows = negative, row[1].slot_rows = NULL, MOE_EP_ERR_NEGATIVE, "experts.slot_rows", 1);
     WITH(start.ll_dispatch.p = 0.5, start.ll_dispatch.p = 0, MOE_EP_ERR_RANGE, "link.p", -1);
     WITH(start.ll_combine.alpha_p = 0.1, start.ll_combine.alpha_p = 0, MOE_EP_ERR_RANGE, "link.alpha_p", -1);
@@ -1704,6 +1704,87 @@ TEST(links_count_rows_and_peers)
     l.alpha_p = 0;
     l.row_s = 1e308;
     CHECK(moe_ep_link_time_rows(&l, 0, 0, 1e10, 0, &err) < 0 && err.status == MOE_EP_ERR_OVERFLOW);
+}
+
+/* Rows of two phases by turns: what is said of a row is said at its own place. */
+TEST(links_of_phases_by_turns)
+{
+    moe_ep_machine start = moe_ep_machine_h800(), out;
+    moe_ep_link_row row[4];
+    moe_ep_calibrate_desc d;
+    moe_ep_calibrate_result result;
+    double errors[4];
+    int i, order, worst;
+    for (order = 0; order < 2; order++) { /* by turns; one of dispatch and three of combine */
+        memset(row, 0, sizeof row);
+        memset(&d, 0, sizeof d);
+        for (i = 0; i < 4; i++) {
+            int dispatch = order ? i == 0 : i % 2 == 0;
+            row[i].phase = dispatch ? MOE_EP_PHASE_LL_DISPATCH : MOE_EP_PHASE_LL_COMBINE;
+            row[i].inter_bytes = 1e6 * (i + 1);
+            row[i].peers = 8;
+            row[i].seconds = moe_ep_link_time(&start.ll_combine, 0, 1e6 * (i + 1), NULL) * (i == 3 ? 2 + order : 1);
+            errors[i] = 9;
+        }
+        d.start = &start;
+        d.links = row;
+        d.num_links = 4;
+        CHECK_I64(moe_ep_calibrate(&d, &out, &result, NULL, errors, NULL, NULL), MOE_EP_OK);
+        worst = 1;
+        for (i = 0; i < 4; i++) {
+            const moe_ep_link *l = row[i].phase == MOE_EP_PHASE_LL_DISPATCH ? &out.ll_dispatch : &out.ll_combine;
+            double own = moe_ep_link_time_rows(l, 0, row[i].inter_bytes, 0, 8, NULL) / row[i].seconds - 1.0;
+            CHECK_NEAR(errors[i], own, 1e-9, 1e-12);
+            if (row[i].phase == MOE_EP_PHASE_LL_COMBINE && fabs(own) > fabs(errors[worst])) worst = i;
+        }
+        CHECK_I64(result.link[MOE_EP_PHASE_LL_COMBINE].worst_row, worst);
+    }
+}
+
+TEST(a_bad_row_is_named_with_its_number)
+{
+    const int64_t slot_rows[4] = {1, 2, -3, 4};
+    static const struct {
+        moe_ep_status status;
+        const char *arg;
+    } want[9] = {{MOE_EP_ERR_RANGE, "experts.spread"},  {MOE_EP_ERR_NAN, "experts"},
+                 {MOE_EP_ERR_SIZE, "experts"},          {MOE_EP_ERR_SIZE, "experts"},
+                 {MOE_EP_ERR_SIZE, "experts.num_slots"}, {MOE_EP_ERR_RANGE, "experts.seconds"},
+                 {MOE_EP_ERR_RANGE, "experts.product"}, {MOE_EP_ERR_NEGATIVE, "experts.slot_rows"},
+                 {MOE_EP_ERR_NEGATIVE, "experts"}};
+    static const double value[9] = {2, 0, -5, -6, 0, -1, 7, -3, -8};
+    moe_ep_machine start = moe_ep_machine_h800(), out;
+    moe_ep_model model = moe_ep_model_deepseek_v3();
+    moe_ep_expert_row row[2];
+    moe_ep_calibrate_desc d;
+    moe_ep_error err;
+    int i;
+    for (i = 0; i < 9; i++) {
+        memset(row, 0, sizeof row);
+        memset(&d, 0, sizeof d);
+        row[0].num_slots = 4;
+        row[0].rows_per_slot = 8;
+        row[0].seconds = 1e-3;
+        row[1] = row[0];
+        if (i == 0) row[1].spread = 2;
+        if (i == 1) row[1].spread = NAN;
+        if (i == 2) row[1].hidden = -5;
+        if (i == 3) row[1].top_k = -6;
+        if (i == 4) row[1].num_slots = 0;
+        if (i == 5) row[1].seconds = -1;
+        if (i == 6) row[1].product = 7;
+        if (i == 7) row[1].slot_rows = slot_rows;
+        if (i == 8) row[1].rows_per_slot = -8;
+        d.start = &start;
+        d.model = &model;
+        d.experts = row;
+        d.num_experts = 2;
+        CHECK_I64(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, NULL, &err), want[i].status);
+        CHECK_STR(err.arg, want[i].arg);
+        CHECK_I64(err.index, 1);
+        if (i == 1) CHECK(err.value != err.value);
+        else CHECK_NEAR(err.value, value[i], 0, 0);
+    }
 }
 
 T_MAIN

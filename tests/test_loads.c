@@ -1469,4 +1469,71 @@ TEST(seed_worked_example)
     check_i64s(device, devices, 4);
 }
 
+/* Rows of tokens side by side in a layer, layers apart: the index counts from view.ids. */
+TEST(bad_id_of_layers_that_lie_apart)
+{
+    const int32_t ids[16] = {0, 1, 0, 1, 9, 9, 9, 9, 0, 7, 0, 1};
+    int64_t loads[4];
+    moe_ep_ids v;
+    moe_ep_error err;
+    memset(&v, 0, sizeof v);
+    v.ids = ids;
+    v.num_tokens = 4;
+    v.num_layers = 2;
+    v.top_k = 1;
+    v.num_experts = 2;
+    v.token_stride = 1;
+    v.layer_stride = 8;
+    CHECK_I64(moe_ep_layer_loads(&v, loads, NULL, &err), MOE_EP_ERR_EXPERT_ID);
+    CHECK_I64(err.index, 9);
+    CHECK_NEAR(err.value, 7, 0, 0);
+}
+
+TEST(lift_of_loads_whose_product_is_above_2_to_the_63)
+{
+    const int64_t together[4] = {0, 1000000000, 1000000000, 0};
+    const int64_t loads[2] = {INT64_C(4000000000), INT64_C(4000000000)};
+    double lift[4];
+    CHECK_I64(moe_ep_lift(together, loads, INT64_C(8000000000), 2, lift, NULL), MOE_EP_OK);
+    CHECK_NEAR(lift[1], 0.5, 1e-12, 0); /* 1e9 * 8e9 / (4e9 * 4e9) */
+    CHECK_NEAR(lift[2], 0.5, 1e-12, 0);
+}
+
+/* Steps merged rank by rank were not kept apart: what is appended later does not bring their variance back. */
+TEST(append_does_not_bring_a_variance_back)
+{
+    const int64_t four = 4, none = 0;
+    int64_t memory[3][512];
+    moe_ep_window w[3];
+    double variance;
+    int i;
+    for (i = 0; i < 3; i++)
+        CHECK_I64(moe_ep_window_init(&w[i], NULL, 1, 1, 0, 0, memory[i], sizeof memory[i], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w[0], &four, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w[0], &none, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w[1], &none, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w[1], &four, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_add(&w[2], &four, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_merge_ranks(&w[0], &w[1], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_variance(&w[0], &variance, NULL), MOE_EP_ERR_UNSUPPORTED);
+    CHECK_I64(moe_ep_window_append(&w[0], &w[2], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_window_variance(&w[0], &variance, NULL), MOE_EP_ERR_UNSUPPORTED);
+}
+
+/* Room is wanted for all n ids, whichever expert they are of. */
+TEST(adding_wants_room_for_all_ids)
+{
+    const int32_t ids[2] = {1, 1};
+    int64_t loads[2] = {INT64_MAX - 1, 0}, negative[2] = {3, -1};
+    moe_ep_error err;
+    CHECK_I64(moe_ep_expert_loads_add(ids, 2, 2, loads, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 0);
+    CHECK(loads[0] == INT64_MAX - 1 && loads[1] == 0);
+    loads[0]--;
+    CHECK_I64(moe_ep_expert_loads_add(ids, 2, 2, loads, NULL, &err), MOE_EP_OK);
+    CHECK_I64(loads[1], 2);
+    CHECK_I64(moe_ep_expert_loads_add(ids, 2, 2, negative, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_I64(err.index, 1);
+}
+
 T_MAIN

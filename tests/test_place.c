@@ -3830,9 +3830,9 @@ TEST(refused_options)
     REFUSED(moe_ep_rebalance(&y, &q, NULL, NULL, &err), status, arg)
     REBALANCE(y.target = -1, MOE_EP_ERR_RANGE, "desc.target");
     REBALANCE(y.max_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
-    REBALANCE(y.max_layer_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
-    REBALANCE(y.max_device_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
-    REBALANCE(y.max_link_moves = -1, MOE_EP_ERR_RANGE, "desc.max_moves");
+    REBALANCE(y.max_layer_moves = -1, MOE_EP_ERR_RANGE, "desc.max_layer_moves");
+    REBALANCE(y.max_device_moves = -1, MOE_EP_ERR_RANGE, "desc.max_device_moves");
+    REBALANCE(y.max_link_moves = -1, MOE_EP_ERR_RANGE, "desc.max_link_moves");
     REBALANCE(y.max_replicas = -1, MOE_EP_ERR_RANGE, "desc.max_replicas");
     REBALANCE(y.layer_slots = few, MOE_EP_ERR_SLOTS, "desc.layer_slots");
     CHECK(err.index == 0 && err.value == 5);
@@ -6423,6 +6423,82 @@ TEST(made_even_and_found_even)
         STOP_IF_FAILED("case %d", numbers[n]);
     }
     for (i = 0; i < PERFECT_KINDS; i++) CHECK(kinds[i] >= 14);
+}
+
+TEST(places_of_errors)
+{
+    const double even[2] = {1, 1};
+    const int32_t devices[4] = {0, 1, 1, 1};
+    int32_t layer_slots[1], l;
+    int64_t memory[2][256];
+    moe_ep_placement p, q;
+    moe_ep_shape shape;
+    moe_ep_place_desc d;
+    moe_ep_rebalance_desc r;
+    moe_ep_moves_result moves;
+    moe_ep_plan_result result;
+    moe_ep_error err;
+    memset(&d, 0, sizeof d);
+    d.num_layers = 1;
+    d.num_experts = 2;
+    d.shape.num_devices = 2;
+    d.shape.num_slots = 4;
+    d.loads = even;
+    CHECK_I64(moe_ep_replica_budgets(&d, -1, layer_slots, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, -1);
+    CHECK_NEAR(err.value, -1, 0, 0);
+    /* two layers, two devices of one slot each: the second layer's second copy finds device 1 full */
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 2;
+    CHECK_I64(moe_ep_placement_init(&p, 2, 2, &shape, memory[0], sizeof memory[0], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_devices_placement(devices, NULL, &p, &err), MOE_EP_ERR_SLOTS);
+    CHECK_I64(err.index, 3);
+    /* every limit by its name */
+    CHECK_I64(moe_ep_placement_init(&p, 1, 2, &shape, memory[0], sizeof memory[0], NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_init(&q, 1, 2, &shape, memory[1], sizeof memory[1], NULL), MOE_EP_OK);
+    p.slot_expert[0] = 0, p.slot_expert[1] = 1;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    for (l = 0; l < 4; l++) {
+        static const char *const name[4] = {"desc.max_moves", "desc.max_layer_moves", "desc.max_device_moves",
+                                            "desc.max_link_moves"};
+        memset(&r, 0, sizeof r);
+        r.current = &p;
+        r.loads = even;
+        r.max_moves = l == 0 ? -3 : 0;
+        r.max_layer_moves = l == 1 ? -3 : 0;
+        r.max_device_moves = l == 2 ? -3 : 0;
+        r.max_link_moves = l == 3 ? -3 : 0;
+        CHECK_I64(moe_ep_rebalance(&r, &q, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+        CHECK_STR(err.arg, name[l]);
+        CHECK_NEAR(err.value, -3, 0, 0);
+        CHECK_I64(err.index, -1);
+    }
+    CHECK_I64(moe_ep_evaluate(&p, even, -1, &result, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_steps");
+    /* empty slots that stay empty are unchanged, too */
+    shape.num_slots = 4;
+    CHECK_I64(moe_ep_placement_init(&q, 1, 2, &shape, memory[1], sizeof memory[1], NULL), MOE_EP_OK);
+    q.slot_expert[0] = 0, q.slot_expert[2] = 1;
+    CHECK_I64(moe_ep_placement_index(&q, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_plan_moves(&q, &q, 0, NULL, 0, &moves, NULL, &err), MOE_EP_OK);
+    CHECK_I64(moves.unchanged, 4);
+}
+
+TEST(device_loads_that_add_up_to_too_much)
+{
+    const double loads[4] = {1, 1, 1e281, 1};
+    double device[4];
+    int64_t memory[256];
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    moe_ep_error err;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 2;
+    CHECK_I64(moe_ep_placement_init(&p, 2, 2, &shape, memory, sizeof memory, NULL), MOE_EP_OK);
+    p.slot_expert[0] = p.slot_expert[2] = 0, p.slot_expert[1] = p.slot_expert[3] = 1;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_device_loads(&p, loads, device, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 2);
 }
 
 T_MAIN

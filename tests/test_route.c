@@ -4038,4 +4038,72 @@ TEST(eps_of_the_norm)
             }
 }
 
+/* g2 of logits 1 1 1 is 1/3, of the two chosen 1/2: a threshold between them tells which is looked at. */
+TEST(renorm_comes_before_the_threshold)
+{
+    const float logits[3] = {1, 1, 1};
+    int32_t ids[2];
+    float w[2];
+    moe_ep_top2 c;
+    memset(&c, 0, sizeof c);
+    c.num_experts = 3;
+    c.second = MOE_EP_SECOND_THRESHOLD;
+    c.threshold = 0.4f;
+    c.renorm = 1;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == 1);
+    CHECK_NEAR(w[0], 0.5, 1e-6, 0);
+    CHECK_NEAR(w[1], 0.5, 1e-6, 0);
+    c.renorm = 0;
+    CHECK_I64(moe_ep_route_top2(&c, logits, 1, NULL, ids, w, NULL), MOE_EP_OK);
+    CHECK(ids[0] == 0 && ids[1] == -1);
+}
+
+TEST(sparsemixer_takes_scale_and_expert_scale)
+{
+    const float logits[2] = {2, 0}, each[2] = {3, 5};
+    moe_ep_router r = moe_ep_router_phimoe(2, 1);
+    int32_t id;
+    float w;
+    r.scale = 2;
+    r.per_expert_scale = each;
+    CHECK_I64(moe_ep_route(&r, logits, 1, NULL, &id, &w, NULL), MOE_EP_OK);
+    CHECK_I64(id, 0);
+    CHECK_NEAR(w, 6, 1e-6, 0); /* 1 * 2 * 3 */
+}
+
+/* One number has no place in an array. */
+TEST(numbers_that_are_no_array_have_no_index)
+{
+    const int64_t loads[2] = {3, 1};
+    const int32_t one_id = 0;
+    const float one = 1;
+    float bias[2] = {0, 0}, out_w[2];
+    int32_t out[2];
+    moe_ep_error err;
+    moe_ep_router r = moe_ep_router_mixtral(4, 2);
+    CHECK_I64(moe_ep_bias_update(loads, 2, (float)NAN, 0, bias, &err), MOE_EP_ERR_NAN);
+    CHECK_STR(err.arg, "rate");
+    CHECK_I64(err.index, -1);
+    r.scale = (float)NAN;
+    CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_NAN);
+    CHECK_STR(err.arg, "scale");
+    CHECK_I64(err.index, -1);
+    CHECK(err.value != err.value);
+    CHECK_I64(moe_ep_append_shared(&one_id, &one, 1, 1, 2, 1, MOE_EP_SHARED_CONSTANT, (float)NAN, out, out_w, &err),
+              MOE_EP_ERR_NAN);
+    CHECK_STR(err.arg, "value");
+    CHECK_I64(err.index, -1);
+}
+
+/* 300,000 equal tokens: a sum of that many terms in float would be off by a thousandth. */
+TEST(z_loss_of_many_tokens)
+{
+    enum { T = 300000, E = 3 };
+    float *logits = (float *)calloc((size_t)T * E, sizeof *logits);
+    CHECK(logits != NULL);
+    if (logits) CHECK_NEAR(moe_ep_z_loss(logits, T, E, NULL), log(3.0) * log(3.0), 1e-9, 0);
+    free(logits);
+}
+
 T_MAIN

@@ -1519,4 +1519,48 @@ TEST(policy_names)
     CHECK_STR(moe_ep_split_policy_str((moe_ep_split_policy)7), "unknown policy");
 }
 
+/* "From replica (seed + expert) on", for any seed: 2^64 mod 3 = 1, so the second of three copies. */
+TEST(round_robin_from_a_seed_at_the_end)
+{
+    const int64_t counts[2] = {0, 1};
+    int64_t memory[256], rows[4];
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    moe_ep_split_desc d;
+    memset(&shape, 0, sizeof shape);
+    memset(&d, 0, sizeof d);
+    shape.num_devices = shape.num_slots = 4;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 2, &shape, memory, sizeof memory, NULL), MOE_EP_OK);
+    p.slot_expert[0] = 0;
+    p.slot_expert[1] = p.slot_expert[2] = p.slot_expert[3] = 1;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    d.policy = MOE_EP_SPLIT_ROUND_ROBIN;
+    d.seed = UINT64_MAX;
+    CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+    CHECK(rows[0] == 0 && rows[1] == 0 && rows[2] == 1 && rows[3] == 0);
+}
+
+/* loads are (E), those of the layer: what stands behind them is nobody's. */
+TEST(shares_read_the_loads_of_one_layer)
+{
+    const double loads[4] = {6, 2, NAN, NAN};
+    double slot[3], most;
+    int64_t memory[256];
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    int32_t l;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = shape.num_slots = 3;
+    CHECK_I64(moe_ep_placement_init(&p, 2, 2, &shape, memory, sizeof memory, NULL), MOE_EP_OK);
+    for (l = 0; l < 6; l++) p.slot_expert[l] = l % 3 == 2;
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    for (l = 0; l < 2; l++) {
+        CHECK_I64(moe_ep_split_shares(&p, l, loads, 0, slot, &most, NULL, NULL), MOE_EP_OK);
+        CHECK_NEAR(slot[0], 3, 1e-12, 0);
+        CHECK_NEAR(slot[1], 3, 1e-12, 0);
+        CHECK_NEAR(slot[2], 2, 1e-12, 0);
+        CHECK_NEAR(most, 3, 1e-12, 0);
+    }
+}
+
 T_MAIN
