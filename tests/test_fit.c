@@ -1784,6 +1784,7 @@ TEST(a_bad_row_is_named_with_its_number)
         CHECK_I64(err.index, 1);
         if (i == 1) CHECK(err.value != err.value);
         else CHECK_NEAR(err.value, value[i], 0, 0);
+        CHECK_I64(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, NULL, NULL), want[i].status);
     }
 }
 

@@ -2455,15 +2455,19 @@ TEST(errors_show_the_number_that_is_wrong)
     d.experts = &weights;
     d.router = &r;
     d.gate = gate;
-    for (rows = 4500; rows >= 500; rows -= 404 * (rows == 4500) + 3596 * (rows == 4096)) {
+    for (rows = 4500; rows >= 500; rows = rows == 4500 ? 4096 : rows == 4096 ? 500 : 0) {
         r.table_rows = rows;
         y[0] = 7;
         CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, &err), MOE_EP_ERR_SIZE);
         CHECK(strstr(err.arg, "table_rows") != NULL);
         CHECK_NEAR(err.value, (double)rows, 0, 0);
         CHECK_NEAR(y[0], 7, 0, 0);
-        if (rows == 500) break;
     }
+    r.table_rows = 0;
+    CHECK_I64(moe_ep_forward(&d, x, T, y, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "table_rows");
+    CHECK_I64(err.index, -1);
+    CHECK_NEAR(err.value, 0, 0, 0);
 }
 
 T_MAIN
