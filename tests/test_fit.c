@@ -725,6 +725,16 @@ TEST(two_protocols_come_back)
     CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
     CHECK(r.link[MOE_EP_PHASE_NORMAL_COMBINE].before < 0.01 && r.link[MOE_EP_PHASE_NORMAL_COMBINE].median < 0.01);
     CHECK_NEAR(got.normal_combine.short_s, l.short_s, 0.05, 0);
+    /* a start without alpha is one of 20 us, of which short messages take 0.55 */
+    start.normal_combine.alpha_s = start.normal_combine.short_s = 0;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    l = got.normal_combine;
+    start.normal_combine.alpha_s = 2e-5;
+    start.normal_combine.short_s = 0.55 * 2e-5;
+    CHECK(moe_ep_calibrate(&d, &got, &r, NULL, NULL, NULL, NULL) == MOE_EP_OK);
+    CHECK_NEAR(got.normal_combine.alpha_s, l.alpha_s, 1e-9, 0);
+    CHECK_NEAR(got.normal_combine.short_s, l.short_s, 1e-9, 0);
+    CHECK(l.short_s > 1e-6);
 }
 
 /* One row of 8, 10 or 12 off tenfold, either way: the others are still met. */
@@ -1726,6 +1736,8 @@ TEST(links_of_phases_by_turns)
             row[i].seconds = moe_ep_link_time(&start.ll_combine, 0, 1e6 * (i + 1), NULL) * (i == 3 ? 2 + order : 1);
             errors[i] = 9;
         }
+        /* a cost of every byte of a row does not touch transfers whose rows nobody counted */
+        start.ll_dispatch.row_byte_s = start.ll_combine.row_byte_s = order ? 1e-6 : 0.0;
         d.start = &start;
         d.links = row;
         d.num_links = 4;
