@@ -16963,11 +16963,10 @@ static void moe_epi_keep_slots(const moe_epi_state *s, const moe_epi_budget *b, 
 static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, const moe_ep_placement *out,
                                              moe_ep_error *err)
 {
-    static const char *const limit_name[4] = {"desc.max_moves", "desc.max_layer_moves", "desc.max_device_moves",
-                                              "desc.max_link_moves"};
+    const char *limit;
     const moe_ep_placement *p;
     moe_ep_status status;
-    double limit[4];
+    double most;
     int32_t d, l, active = 0;
     if (!desc) return moe_epi_null(err, "desc");
     p = desc->current;
@@ -16986,13 +16985,12 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
     if (!moe_epi_finite(desc->target) || desc->target < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
                             desc->target);
-    limit[0] = (double)desc->max_moves;
-    limit[1] = desc->max_layer_moves;
-    limit[2] = desc->max_device_moves;
-    limit[3] = desc->max_link_moves;
-    for (l = 0; l < 4; l++)
-        if (limit[l] < 0.0)
-            return moe_epi_fail(err, MOE_EP_ERR_RANGE, limit_name[l], "limits must not be negative", -1, limit[l]);
+    limit = "desc.max_moves", most = (double)desc->max_moves;
+    if (!(most < 0.0)) limit = "desc.max_layer_moves", most = desc->max_layer_moves;
+    if (!(most < 0.0)) limit = "desc.max_device_moves", most = desc->max_device_moves;
+    if (!(most < 0.0)) limit = "desc.max_link_moves", most = desc->max_link_moves;
+    if (most < 0.0)
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, limit, "limits must not be negative", -1, most);
     if (desc->max_replicas < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_replicas", "must not be negative", -1,
                             desc->max_replicas);
@@ -23326,7 +23324,7 @@ static moe_ep_model moe_epi_fit_model(const moe_ep_model *model, const moe_ep_ex
 static moe_ep_status moe_epi_fit_check_expert(const moe_ep_model *model, const moe_ep_expert_row *r, int64_t i,
                                               moe_ep_error *err)
 {
-    const double size[4] = {r->hidden, r->inter, r->num_experts, r->top_k};
+    const int32_t size[4] = {r->hidden, r->inter, r->num_experts, r->top_k};
     const double number[3] = {r->seconds, r->rows_per_slot, r->spread};
     moe_ep_status status;
     int64_t sum;
@@ -23334,7 +23332,7 @@ static moe_ep_status moe_epi_fit_check_expert(const moe_ep_model *model, const m
     if (r->num_slots < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts.num_slots", "must be at least 1", i, r->num_slots);
     for (j = 0; j < 4; j++)
-        if (size[j] < 0.0)
+        if (size[j] < 0)
             return moe_epi_fail(err, MOE_EP_ERR_SIZE, "experts", "a size must not be negative", i, size[j]);
     for (j = 0; j < 3; j++)
         if (!moe_epi_finite(number[j]))
