@@ -26934,7 +26934,7 @@ static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err
 {
     const moe_ep_router *whole = l->d->router;
     int64_t t0;
-    if (whole->select == MOE_EP_SELECT_TABLE && l->T > whole->table_rows && whole->table_rows >= 1)
+    if (whole->select == MOE_EP_SELECT_TABLE && l->T > whole->table_rows)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "table_rows", "fewer than T", -1, (double)whole->table_rows);
     for (t0 = 0; t0 < l->T; t0 += l->chunk) {
         moe_epi_fw_gate_work work;
