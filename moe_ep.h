@@ -16985,10 +16985,20 @@ static moe_ep_status moe_epi_rebalance_check(const moe_ep_rebalance_desc *desc, 
     if (!moe_epi_finite(desc->target) || desc->target < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.target", "must be finite and not negative", -1,
                             desc->target);
-    limit = "desc.max_moves", most = (double)desc->max_moves;
-    if (!(most < 0.0)) limit = "desc.max_layer_moves", most = desc->max_layer_moves;
-    if (!(most < 0.0)) limit = "desc.max_device_moves", most = desc->max_device_moves;
-    if (!(most < 0.0)) limit = "desc.max_link_moves", most = desc->max_link_moves;
+    limit = "desc.max_moves";
+    most = (double)desc->max_moves;
+    if (!(most < 0.0)) {
+        limit = "desc.max_layer_moves";
+        most = desc->max_layer_moves;
+    }
+    if (!(most < 0.0)) {
+        limit = "desc.max_device_moves";
+        most = desc->max_device_moves;
+    }
+    if (!(most < 0.0)) {
+        limit = "desc.max_link_moves";
+        most = desc->max_link_moves;
+    }
     if (most < 0.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, limit, "limits must not be negative", -1, most);
     if (desc->max_replicas < 0)
