@@ -26957,7 +26957,7 @@ static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err
                             &work);
         st = moe_ep_route(&router, l->logits, work.count, NULL, l->ids + t0 * l->K, l->weights + t0 * l->K, err);
         if (st != MOE_EP_OK) {
-            if (err && err->index >= 0) /* the place in the caller's arrays */
+            if (err) /* what is left to be wrong is a value: its place in the caller's arrays */
                 err->index += t0 * (strcmp(err->arg, "table") == 0 ? l->K : l->groups_all);
             return st;
         }
