@@ -21799,8 +21799,8 @@ typedef enum moe_epi_part {
 typedef struct moe_epi_layer_sum {
     moe_ep_stages stages;
     double longest_own, sum_compute, sum_dispatch, sum_combine;
-    moe_epi_work work;    /* of all devices together                   */
-    moe_epi_volume moved; /* mean over the devices, where they differ    */
+    double sent_intra, sent_inter; /* rows, mean over the devices */
+    moe_epi_work work;             /* of all devices together     */
     int32_t slowest, busiest, max_active;
     int64_t max_rows;
     moe_ep_regime regime;
@@ -22173,10 +22173,8 @@ static moe_ep_status moe_epi_layer_eval(const moe_epi_layer *y, moe_epi_part par
         sum->sum_compute += t.compute_s;
         sum->sum_dispatch += t.dispatch_s;
         sum->sum_combine += t.combine_s;
-        sum->moved.out_intra += v.out_intra / D;
-        sum->moved.in_intra += v.in_intra / D;
-        sum->moved.out_inter += v.out_inter / D;
-        sum->moved.in_inter += v.in_inter / D;
+        sum->sent_intra += v.out_intra / D;
+        sum->sent_inter += v.out_inter / D;
     }
     if (sum->regime != MOE_EP_REGIME_IDLE &&
         sum->stages.dispatch_s + sum->stages.combine_s > sum->stages.compute_s)
@@ -22239,22 +22237,24 @@ static moe_ep_stages moe_epi_layer_even(const moe_epi_layer *y, const moe_epi_la
 {
     const moe_ep_cost_hooks *h = y->d->hooks;
     const double D = (double)y->net.D;
-    moe_epi_volume moved = sum->moved, back;
+    moe_epi_volume moved;
     moe_ep_stages even = sum->stages;
     moe_epi_work all = sum->work;
     double compute_s, dispatch_s, combine_s, mem_s, flop_s;
     if (y->net.D == 1) return even;
-    if (!y->net.rows && !(y->pick > 0.0)) { /* as much arrives as leaves */
+    if (!y->net.rows && !(y->pick > 0.0)) {
         moved = moe_epi_layer_volume(y, 0, 0, share, NULL);
-        moved.in_intra = moved.out_intra;
-        moved.in_inter = moved.out_inter;
+    } else {
+        moved.out_intra = sum->sent_intra;
+        moved.out_inter = sum->sent_inter;
     }
-    back = moe_epi_volume_back(moved);
+    moved.in_intra = moved.out_intra; /* over all devices as much arrives as leaves, and the same goes back */
+    moved.in_inter = moved.out_inter;
     all.batch = share * (double)y->total;
     all.slots = moe_epi_slot_begin(y, y->net.D);
     compute_s = moe_epi_share_time(&y->experts, &all, D, &mem_s, &flop_s);
     dispatch_s = moe_epi_wire_time(&y->dispatch, &moved);
-    combine_s = moe_epi_wire_time(&y->combine, &back);
+    combine_s = moe_epi_wire_time(&y->combine, &moved);
     if (h && h->expert_us) compute_s = sum->sum_compute / D;
     if (h && h->a2a_us) {
         dispatch_s = sum->sum_dispatch / D;
