@@ -362,6 +362,29 @@ TEST(the_same_rows_give_the_same_constants)
     CHECK_I64(one.gemm.tile, 7);
 }
 
+/* An efficiency of 0 is the machine's own number: with a few rows, where the start counts, the same comes out as of 1. */
+TEST(no_efficiency_is_all_of_it)
+{
+    static const int count[] = {1, 3, 12};
+    moe_ep_model m = moe_ep_model_deepseek_v3();
+    moe_ep_machine start = moe_ep_machine_h800();
+    uint64_t s = t_seed + 31;
+    for (int round = 0; round < 9; round++) {
+        moe_ep_expert_row row[12];
+        moe_ep_machine got[3];
+        moe_ep_calibrate_desc d;
+        make_experts(&start, row, count[round % 3], 0.3, &s);
+        for (int i = 0; i < 3; i++) {
+            moe_ep_machine from = start;
+            from.gemm.mem_eff = i == 1 ? 0 : 1;
+            from.gemm.flop_eff = i == 2 ? 0 : 1;
+            d = of_experts(&from, &m, row, count[round % 3]);
+            CHECK_I64(moe_ep_calibrate(&d, &got[i], NULL, NULL, NULL, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(&got[i].gemm, &got[0].gemm, sizeof got[0].gemm) == 0);
+        }
+    }
+}
+
 /* What no row shows stays; a machine without FLOP/s or bandwidth stays infinitely fast there. */
 TEST(what_rows_do_not_show_stays)
 {
