@@ -362,7 +362,7 @@ TEST(the_same_rows_give_the_same_constants)
     CHECK_I64(one.gemm.tile, 7);
 }
 
-/* An efficiency of 0 is the machine's own number: with a few rows, where the start counts, the same comes out as of 1. */
+/* An efficiency of 0 is the machine's own number: with a few rows, where the start counts, as from 1. */
 TEST(no_efficiency_is_all_of_it)
 {
     static const int count[] = {1, 3, 12};
