@@ -314,7 +314,7 @@ typedef struct moe_ep_router {
     int32_t top_k;                /* K, 1..E                                                          */
     moe_ep_score score;
     moe_ep_select select;
-    moe_ep_weight weight;         /* not used by SPARSEMIXER, which has its own weights               */
+    moe_ep_weight weight;         /* not used by SPARSEMIXER, which has its own weights, nor renorm   */
     int32_t select_on_logit;      /* key of the top-k: 0 = the score, 1 = the logit                   */
     float logit_softcap;          /* 0 = off; otherwise l = cap * tanh(l / cap), first of all          */
     const float *logit_bias;      /* (E) or NULL, added to the logits: changes ids and weights; a sum
@@ -563,7 +563,8 @@ MOE_EP_API moe_ep_top2 moe_ep_top2_nllb(int32_t E);
 
 /* Top-2 with a policy for the second expert: ids (T,2), weights (T,2) or NULL; a second expert that is
  * not used has id -1 and weight 0.  rng is needed for RANDOM and sample_second, else may be NULL.
- * Gates are softmax(l).  Errors: NULL, SIZE, NAN, CONFIG.  Memory: none.  O(T*E).
+ * Gates are softmax(l).  Errors: NULL, SIZE (fewer than two experts, too), RANGE (options), OVERFLOW, NAN, CONFIG.
+ * Memory: none.  O(T*E).
  * Example: logits 2,1,0, policy ALL, renorm: ids 0,1, weights 0.731059, 0.268941. */
 MOE_EP_API moe_ep_status moe_ep_route_top2(const moe_ep_top2 *cfg, const float *logits, int64_t T,
                                            moe_ep_rng *rng, int32_t *ids, float *weights,
@@ -695,7 +696,8 @@ MOE_EP_API double moe_ep_router_entropy(const float *scores, int64_t T, int32_t 
 /* Weight of an appended shared expert. */
 typedef enum moe_ep_shared_weight {
     MOE_EP_SHARED_CONSTANT = 0,   /* `value` (vLLM: 1)                                                    */
-    MOE_EP_SHARED_SUM_OVER_VALUE  /* sum of the token's routed weights / value (SGLang: value = scale)    */
+    MOE_EP_SHARED_SUM_OVER_VALUE  /* sum of the token's routed weights (not those of id -1) / value
+                                     (SGLang: value = scale)                                              */
 } moe_ep_shared_weight;
 
 /* Appends S shared experts to every token: out_ids (T,K+S), out_weights (T,K+S); the new columns hold ids
@@ -741,7 +743,8 @@ MOE_EP_API moe_ep_status moe_ep_expert_loads(const int32_t *ids, int64_t n, int3
                                              int64_t *skipped, moe_ep_error *err);
 
 /* The same, added to what loads (E) and *skipped already hold: accumulates chunks or ranks.
- * Errors: as above, ERR_NEGATIVE (loads), ERR_OVERFLOW when a load has no room for n more (index = expert).  O(n + E).
+ * Errors: as above, ERR_NEGATIVE (loads), ERR_OVERFLOW when a load (index = expert) or *skipped has no room for n more.
+ * O(n + E).
  * Example: {1,3,2,0} and ids {3,-1} give {1,3,2,1}, skipped + 1. */
 MOE_EP_API moe_ep_status moe_ep_expert_loads_add(const int32_t *ids, int64_t n, int32_t E, int64_t *loads,
                                                  int64_t *skipped, moe_ep_error *err);
@@ -970,7 +973,7 @@ typedef enum moe_ep_balance_family {
 } moe_ep_balance_family;
 
 /* One family's number as another's.  n > 0 also checks that the value is possible for n loads; 0 = unknown.
- * Errors (negative results): ERR_RANGE, ERR_NAN.  O(1).
+ * Errors (negative results): ERR_RANGE, ERR_NAN, ERR_SIZE (n < 0).  O(1).
  * Example: efficiency 0.4 is imbalance 2.5 is excess 1.5. */
 MOE_EP_API double moe_ep_convert(double value, moe_ep_balance_family from, moe_ep_balance_family to, int32_t n,
                                  moe_ep_error *err);
@@ -1034,8 +1037,9 @@ MOE_EP_API moe_ep_status moe_ep_balance_steps(const double *loads, int32_t S, in
 /* ---- who is hot ---------------------------------------------------------------------------------- */
 
 /* Indices of loads (n) above `times` x mean, heaviest first, ties by index -> list (n), *count of them.
- * times >= 0; 0 = all that have any load.  Without load none is hot.
- * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (times), ERR_NEGATIVE, ERR_NAN.  O(n log n), no memory.
+ * times >= 0; 0 = all that have any load.  Without load none is hot; above the mean by less than its rounding is not
+ * above it.  Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (times), ERR_NEGATIVE, ERR_NAN, ERR_OVERFLOW (the sum).
+ * O(n log n), no memory.
  * Example: {10,60,20,30} with times 1 gives {1} (mean 30). */
 MOE_EP_API moe_ep_status moe_ep_hot_list(const double *loads, int32_t n, double times, int32_t *list,
                                          int32_t *count, moe_ep_error *err);
@@ -1075,8 +1079,9 @@ typedef struct moe_ep_similarity_result {
     int32_t overlap;        /* experts in both hot lists                                                   */
 } moe_ep_similarity_result;
 
-/* a and b (n) -> *out; top 0 = max(1, n/8).  Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (top), ERR_NEGATIVE, ERR_NAN.
- * O(n log n), 2n int32 of scratch.  Example: {3,1,0,0} and {0,0,1,3}, top 2: l1 2, overlap 0. */
+/* a and b (n) -> *out; top 0 = max(1, n/8).
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (top), ERR_NEGATIVE, ERR_NAN, ERR_OVERFLOW.
+ * O(n log n + top^2), 2n int32 of scratch.  Example: {3,1,0,0} and {0,0,1,3}, top 2: l1 2, overlap 0. */
 MOE_EP_API moe_ep_status moe_ep_similarity(const double *a, const double *b, int32_t n, int32_t top,
                                            moe_ep_similarity_result *out, moe_ep_scratch *scratch,
                                            moe_ep_error *err);
@@ -1521,7 +1526,7 @@ typedef struct moe_ep_plan_result {
  * (a layer's loads add up to more than 1e280), ERR_SLOTS (fewer active slots than experts), ERR_CONFIG, ERR_SCRATCH,
  * ERR_MEMORY.  round_robin and contiguous need no loads (NULL: zero). */
 
-/* Expert e on active device number e mod D, the naive baseline; a device without a free slot is skipped.
+/* Experts in turn round the active devices, the naive baseline: e mod D until one is full, which is then passed over.
  * Errors: as all.  O(L*E).
  * Example: loads 1000 800 600 500 300 200 100 50 on 4 devices give 1300 1000 700 550. */
 MOE_EP_API moe_ep_status moe_ep_place_round_robin(const moe_ep_place_desc *desc, moe_ep_placement *out,
@@ -1609,7 +1614,7 @@ MOE_EP_API moe_ep_status moe_ep_replicate(const double *loads, int32_t E, int32_
 
 /* Writes an assignment into *out (laid out with enough slots): device_of_replica (L, sum of counts) as above, counts
  * (L,E) or NULL = 1 each, then it is (L,E).  Experts fill the slots of their device in order.
- * Errors: ERR_DEVICE_ID, ERR_SLOTS (device full; index = position), ERR_RANGE.  O(L*P).
+ * Errors: ERR_DEVICE_ID, ERR_SLOTS (device full; index = position), ERR_RANGE.  O(L*D*P).
  * Example: devices 0 1 2 2 1 2 3 3 of 8 experts round-trip through slot_expert and slot_device. */
 MOE_EP_API moe_ep_status moe_ep_devices_placement(const int32_t *device_of_replica, const int32_t *counts,
                                                   moe_ep_placement *out, moe_ep_error *err);
@@ -1629,7 +1634,7 @@ MOE_EP_API moe_ep_status moe_ep_eplb_arrays(const moe_ep_placement *p, int32_t X
 /* The other direction into *out (laid out): phy2log (L,P) required; log2phy (L,E,X) gives the replica order and must
  * agree, NULL = ascending slots (X ignored); logcnt (L,E) must agree, or NULL.
  * Errors: ERR_NULL, ERR_SIZE, ERR_EXPERT_ID, ERR_PLACEMENT (maps disagree; index into the array that does).
- * O(L*(P + E*X)).  Example: phy2log 0 1 0 1 with log2phy 2 0 | 1 3 lists the replicas of expert 0 as slots 2 0. */
+ * O(L*E*(P + X^2)).  Example: phy2log 0 1 0 1 with log2phy 2 0 | 1 3 lists the replicas of expert 0 as slots 2 0. */
 MOE_EP_API moe_ep_status moe_ep_placement_from_eplb(const int32_t *phy2log, const int32_t *log2phy, int32_t X,
                                                     const int32_t *logcnt, moe_ep_placement *out,
                                                     moe_ep_error *err);
@@ -1875,7 +1880,7 @@ typedef struct moe_ep_split_desc {
  * none; the rows of an expert are exactly shared out.  Loads are rows / speed.  Zeroed desc: even.
  * exact is the optimum of the linear program of LPLB (placement of copies given, split free): a pass that levels each
  * expert over its devices, then excess flows along chains of experts until the busiest device is at a proven bound;
- * rounded so that no device exceeds the rounded-up optimum (equal speeds).
+ * rounded so that no device exceeds the rounded-up optimum (equal speeds, up to 1e10 rows a device).
  * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (policy, layer), ERR_NEGATIVE, ERR_OVERFLOW (sum above 2^53), ERR_LOST_EXPERT
  * (rows but no active replica; index = expert), ERR_CONFIG (source_counts missing or not summing to counts),
  * ERR_PLACEMENT (lists of the layer out of range, at odds with slot_expert, or naming a slot twice; a speed out of
@@ -2154,7 +2159,7 @@ MOE_EP_API moe_ep_status moe_ep_megablocks_bins(const int32_t *ids, int64_t n, i
                                                 int64_t *padded_bins, moe_ep_error *err);
 
 /* binned_gather: the first C rows of each bin: offsets (E+1) and row_to_flat of moe_ep_permute -> slot_flat (E,C),
- * -1 = empty.  What lies behind C is dropped.  Errors: ERR_NULL, ERR_SIZE, ERR_OVERFLOW, ERR_RANGE (offsets).
+ * -1 = empty.  What lies behind C is dropped.  Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (offsets).
  * O(E*C).  Example: the picture, C = 2: 2 -1 | 0 3 | 5 -1 | 1 6. */
 MOE_EP_API moe_ep_status moe_ep_binned_rows(const int64_t *offsets, const int32_t *row_to_flat, int32_t E, int32_t C,
                                             int32_t *slot_flat, moe_ep_error *err);
@@ -3597,7 +3602,7 @@ typedef struct moe_ep_diagnosis {
     double before_rows, after_rows;
     double bound_rows;             /* proven: no plan in these slots gets below it, even one made for
                                       each judged step                                              */
-    double imbalance_before, imbalance_after, imbalance_bound; /* the above over mean_rows, >= 1    */
+    double imbalance_before, imbalance_after, imbalance_bound; /* the above over mean_rows, >= 1 on as many devices */
     double chance_imbalance;       /* what uniform routing of as many tokens would give in place of
                                       imbalance_before, which is a mean over all judged layers and
                                       steps: the 95 % point of such a mean, max_over_mean +
@@ -6517,18 +6522,37 @@ static void moe_epi_route_softmax_chosen(const moe_epi_token *t, const int32_t *
     for (j = 0; j < K; j++) w[j] = (float)((double)w[j] * sum);
 }
 
+static double moe_epi_route_largest(const float *w, int32_t K)
+{
+    double most = 0.0;
+    int32_t j;
+    for (j = 0; j < K; j++) most = fabs((double)w[j]) > most ? fabs((double)w[j]) : most;
+    return most;
+}
+
+/* The p-norm where powers of the weights themselves are too large or too small for a double. */
+static double moe_epi_route_scaled_norm(const float *w, int32_t K, double p)
+{
+    double most = moe_epi_route_largest(w, K), norm = 0.0;
+    int32_t j;
+    if (!(most > 0.0)) return 0.0;
+    for (j = 0; j < K; j++) norm += pow(fabs((double)w[j]) / most, p);
+    return most * pow(norm, 1.0 / p);
+}
+
 /* What the weights w (K) are divided by, before eps; p = 1 is their sum, p = +Inf the largest |w|. */
 static double moe_epi_route_norm(const float *w, int32_t K, float p)
 {
     double norm = 0.0, q = (double)p;
     int32_t j;
-    if (moe_epi_is_inf(p)) {
-        for (j = 0; j < K; j++) norm = fabs((double)w[j]) > norm ? fabs((double)w[j]) : norm;
+    if (moe_epi_is_inf(p)) return moe_epi_route_largest(w, K);
+    if (!(p > 0.0f) || !(p < 1.0f || p > 1.0f)) {
+        for (j = 0; j < K; j++) norm += (double)w[j];
         return norm;
     }
-    int plain = !(p > 0.0f) || !(p < 1.0f || p > 1.0f);
-    for (j = 0; j < K; j++) norm += plain ? (double)w[j] : pow(fabs((double)w[j]), q);
-    return plain ? norm : pow(norm, 1.0 / q);
+    for (j = 0; j < K; j++) norm += pow(fabs((double)w[j]), q);
+    if (norm > 1e-280 && norm < 1e280) return pow(norm, 1.0 / q);
+    return moe_epi_route_scaled_norm(w, K, q);
 }
 
 static double moe_epi_with_eps(double norm, moe_ep_eps_mode mode, float eps)
@@ -7702,6 +7726,8 @@ static moe_ep_status moe_epi_top2_check(const moe_ep_top2 *c, const float *logit
     moe_epi_ok(err);
     if (!c) return moe_epi_null(err, "cfg");
     memset(r, 0, sizeof *r);
+    if (c->num_experts < 2)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_experts", "must be at least 2", -1, (double)c->num_experts);
     r->num_experts = c->num_experts;
     r->top_k = 2;
     r->score = MOE_EP_SCORE_SOFTMAX;
@@ -8504,7 +8530,7 @@ MOE_EP_API moe_ep_status moe_ep_append_shared(const int32_t *ids, const float *w
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "value", "must not be 0", -1, (double)value);
     for (t = 0; kind == MOE_EP_SHARED_SUM_OVER_VALUE && t < T; t++) { /* nothing is written unless all of it fits */
         double sum = 0.0;
-        for (j = 0; j < K; j++) sum += (double)weights[t * K + j];
+        for (j = 0; j < K; j++) sum += ids[t * K + j] >= 0 ? (double)weights[t * K + j] : 0.0;
         if (fabs(sum / (double)value) > 3.4028234663852886e38)
             return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "weights", "sum / value does not fit", t * K, sum);
     }
@@ -8514,8 +8540,9 @@ MOE_EP_API moe_ep_status moe_ep_append_shared(const int32_t *ids, const float *w
         for (j = 0; j < K; j++) {
             out_ids[t * width + j] = ids[t * K + j];
             out_weights[t * width + j] = weights[t * K + j];
+            if (ids[t * K + j] < 0) continue; /* no expert: its weight counts for nothing */
             sum += (double)weights[t * K + j];
-            used |= ids[t * K + j] >= 0;
+            used = 1;
         }
         for (j = 0; j < S; j++) {
             float w = kind == MOE_EP_SHARED_CONSTANT ? value : (float)(sum / (double)value);
@@ -8533,6 +8560,7 @@ MOE_EP_API moe_ep_status moe_ep_weights_compare(const float *a, const float *b, 
     moe_ep_status s;
     int64_t t, i;
     moe_epi_ok(err);
+    if (K < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "K", "must be at least 1", -1, (double)K);
     if ((s = moe_epi_check_finite(a, T, K, "a", err)) != MOE_EP_OK) return s;
     if ((s = moe_epi_check_finite(b, T, K, "b", err)) != MOE_EP_OK) return s;
     if (!out) return moe_epi_null(err, "out");
@@ -8858,6 +8886,8 @@ MOE_EP_API moe_ep_status moe_ep_expert_loads_add(const int32_t *ids, int64_t n, 
         if (loads[e] > INT64_MAX - n)
             return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "loads", "has no room for n more", e, (double)loads[e]);
     }
+    if (skipped && *skipped > INT64_MAX - n)
+        return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "skipped", "has no room for n more", -1, (double)*skipped);
     status = moe_epi_ld_count(ids, n, E, 1, loads, &none, "ids", err);
     if (status == MOE_EP_OK && skipped) *skipped += none;
     return status;
@@ -9639,13 +9669,20 @@ static moe_epi_bl_extent moe_epi_bl_measure(const moe_epi_bl_loads *v, int64_t n
 /* max/mean; 1 when the mean is zero. */
 static double moe_epi_bl_ratio(double max, double mean) { return mean > 0.0 ? max / mean : 1.0; }
 
+/* Mean of n loads, which rounding of their sum does not lift above the largest. */
+static double moe_epi_bl_mean(double sum, double max, int32_t n)
+{
+    const double mean = sum / (double)n;
+    return mean > max ? max : mean;
+}
+
 static double moe_epi_bl_imbalance(const moe_epi_bl_loads *v, int32_t n, moe_ep_error *err)
 {
     moe_epi_bl_extent x;
     moe_ep_status status = moe_epi_bl_check_n(v, n, "loads", err);
     if (status != MOE_EP_OK) return (double)status;
     x = moe_epi_bl_measure(v, n);
-    return moe_epi_bl_ratio(x.max, x.sum / (double)n);
+    return moe_epi_bl_ratio(x.max, moe_epi_bl_mean(x.sum, x.max, n));
 }
 
 MOE_EP_API double moe_ep_imbalance(const int64_t *loads, int32_t n, moe_ep_error *err)
@@ -9760,7 +9797,7 @@ static void moe_epi_bl_scan(const moe_epi_bl_loads *v, moe_ep_balance_result *r)
         r->active += load > 0.0;
     }
     r->sum = moe_epi_bl_measure(v, r->n).sum;
-    r->mean = r->sum / (double)r->n;
+    r->mean = moe_epi_bl_mean(r->sum, r->max, r->n);
     r->zero_load = !(r->mean > 0.0);
     r->idle_fraction = (double)(r->n - r->active) / (double)r->n;
 }
@@ -9912,7 +9949,7 @@ static void moe_epi_bl_rows(const moe_epi_bl_loads *v, int32_t n, moe_ep_layers_
     for (l = 0; l < r->num_layers; l++) {
         const moe_epi_bl_loads row = moe_epi_bl_from(v, (int64_t)l * n);
         const moe_epi_bl_extent x = moe_epi_bl_measure(&row, n);
-        const double mean = x.sum / (double)n;
+        const double mean = moe_epi_bl_mean(x.sum, x.max, n);
         r->avg_sum += mean;
         r->max_sum += x.max;
         utilization += moe_epi_bl_utilization(mean, x.max);
@@ -9951,7 +9988,7 @@ static void moe_epi_bl_columns(const moe_epi_bl_loads *v, int32_t n, moe_ep_laye
         max_sum += maxima[i];
         if (sums[i] > most) most = sums[i];
     }
-    r->imbalance_of_sum = moe_epi_bl_ratio(most, mean_sum / (double)n);
+    r->imbalance_of_sum = moe_epi_bl_ratio(most, moe_epi_bl_mean(mean_sum, most, n));
     r->balancedness_wrong_axis = max_sum > 0.0 ? mean_sum / (double)r->num_layers / max_sum : 1.0;
 }
 
@@ -10021,7 +10058,7 @@ MOE_EP_API moe_ep_status moe_ep_layer_imbalances(const double *loads, int32_t L,
     for (l = 0; l < L; l++) {
         const moe_epi_bl_loads row = moe_epi_bl_from(&v, (int64_t)l * n);
         const moe_epi_bl_extent x = moe_epi_bl_measure(&row, n);
-        imbalance[l] = moe_epi_bl_ratio(x.max, x.sum / (double)n);
+        imbalance[l] = moe_epi_bl_ratio(x.max, moe_epi_bl_mean(x.sum, x.max, n));
     }
     return MOE_EP_OK;
 }
@@ -10035,7 +10072,7 @@ static moe_epi_bl_extent moe_epi_bl_step(const moe_epi_bl_loads *step, int32_t L
     for (l = 0; l < L; l++) {
         const moe_epi_bl_loads row = moe_epi_bl_from(step, (int64_t)l * n);
         const moe_epi_bl_extent x = moe_epi_bl_measure(&row, n);
-        all.sum += x.sum / (double)n;
+        all.sum += moe_epi_bl_mean(x.sum, x.max, n);
         all.max += x.max;
     }
     return all;
@@ -10085,7 +10122,7 @@ MOE_EP_API moe_ep_status moe_ep_balance_steps(const double *loads, int32_t S, in
         for (most = 0.0, i = 0; i < n; i++) most = sums[i] > most ? sums[i] : most;
         added += most;
     }
-    out->imbalance_of_sum = moe_epi_bl_ratio(added, out->mean_rows);
+    out->imbalance_of_sum = moe_epi_bl_ratio(added, moe_epi_bl_mean(out->mean_rows, added, 1));
     out->imbalance = moe_epi_bl_ratio(out->max_rows, out->mean_rows);
     out->max_rows /= (double)S;
     out->mean_rows /= (double)S;
@@ -10110,8 +10147,8 @@ MOE_EP_API moe_ep_status moe_ep_hot_list(const double *loads, int32_t n, double 
     if (!list) return moe_epi_null(err, "list");
     if (!count) return moe_epi_null(err, "count");
     threshold = times * (moe_epi_bl_measure(&v, n).sum / (double)n);
-    for (i = 0; i < n; i++)
-        if (loads[i] > threshold) list[found++] = i;
+    for (i = 0; i < n; i++) /* the mean is rounded, which is at most n half steps of 2^-53 */
+        if (loads[i] > threshold && loads[i] - threshold > threshold * ((double)n * 1.2e-16)) list[found++] = i;
     moe_epi_bl_sort_list(loads, list, found);
     *count = found;
     return MOE_EP_OK;
@@ -11895,16 +11932,24 @@ static int32_t moe_epi_held(const moe_ep_placement *p, const int32_t *slot_exper
     return n;
 }
 
+/* The devices' slots: every one, once. */
+static moe_ep_status moe_epi_check_slot_start(const moe_ep_placement *p, const char *arg, moe_ep_error *err)
+{
+    const int32_t *start = p->slot_start;
+    int32_t d, D = p->num_devices;
+    for (d = 0; d <= D; d++)
+        if (start[d] < (d > 0 ? start[d - 1] : 0) || start[d] > (d > 0 ? p->num_slots : 0) ||
+            (d == D && start[d] < p->num_slots))
+            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, arg, "must rise from 0 to P", d, start[d]);
+    return MOE_EP_OK;
+}
+
 static moe_ep_status moe_epi_validate_devices(const moe_ep_placement *p, moe_ep_error *err)
 {
     int32_t d, s;
-    if (p->slot_start[0] != 0 || p->slot_start[p->num_devices] != p->num_slots)
-        return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "does not cover the slots", 0,
-                            p->slot_start[0]);
+    moe_ep_status status = moe_epi_check_slot_start(p, "p.slot_start", err);
+    if (status != MOE_EP_OK) return status;
     for (d = 0; d < p->num_devices; d++) {
-        if (p->slot_start[d + 1] < p->slot_start[d])
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "must not decrease", d + 1,
-                                p->slot_start[d + 1]);
         if (p->device_node[d] < 0 || p->device_node[d] >= p->num_nodes)
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_node", "must lie in 0..num_nodes-1", d,
                                 p->device_node[d]);
@@ -11912,7 +11957,7 @@ static moe_ep_status moe_epi_validate_devices(const moe_ep_placement *p, moe_ep_
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.device_speed", "must lie in 1e-6..1e6", d,
                                 p->device_speed[d]);
     }
-    for (d = 0; d < p->num_devices; d++) /* only now is every slot_start known to be in range */
+    for (d = 0; d < p->num_devices; d++)
         for (s = p->slot_start[d]; s < p->slot_start[d + 1]; s++)
             if (p->slot_device[s] != d)
                 return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_device", "disagrees with slot_start", s,
@@ -11932,10 +11977,12 @@ static moe_ep_status moe_epi_validate_maps(const moe_ep_placement *p, int32_t l,
                                 p->slot_expert[cell + s]);
         used += p->slot_expert[cell + s] >= 0;
     }
-    if (start[0] != 0 || start[E] != used)
+    if (start[0] != 0 || start[E] != used) {
+        e = start[0] != 0 ? 0 : E;
         return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_start",
-                            "does not count the used slots (moe_ep_placement_index not called?)", first + E,
-                            start[E]);
+                            "does not count the used slots (moe_ep_placement_index not called?)", first + e,
+                            start[e]);
+    }
     for (e = 0; e < E; e++) {
         if (start[e + 1] < start[e] || start[e + 1] > used)
             return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.replica_start", "must not decrease", first + e + 1,
@@ -13447,14 +13494,24 @@ static moe_ep_status moe_epi_eplb_choose(const moe_ep_place_desc *desc, const mo
     return MOE_EP_OK;
 }
 
-/* float32 turns loads above 3.4e38 into infinity. */
-static moe_ep_status moe_epi_float_loads(const moe_ep_place_desc *desc, moe_ep_error *err)
+/* float32 turns loads above 3.4e38 into infinity, also those that steps and risk_z add up to. */
+static moe_ep_status moe_epi_float_loads(const moe_epi_plan *plan, moe_ep_error *err)
 {
-    int64_t i, n = (int64_t)desc->num_layers * desc->num_experts * (desc->num_steps > 1 ? desc->num_steps : 1);
+    int64_t i, n = (int64_t)plan->desc->num_layers * plan->desc->num_experts;
     for (i = 0; i < n; i++)
-        if (desc->loads[i] > 3.0e38)
-            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "loads", "does not fit float32", i, desc->loads[i]);
+        if (plan->loads[i] > 3.0e38)
+            return moe_epi_fail(err, MOE_EP_ERR_RANGE, "loads", "does not fit float32", i, plan->loads[i]);
     return MOE_EP_OK;
+}
+
+/* A plan of float32 loads. */
+static moe_ep_status moe_epi_float_open(moe_epi_plan *plan, const moe_ep_place_desc *desc, moe_ep_placement *out,
+                                        size_t extra, moe_ep_scratch *scratch, moe_ep_error *err)
+{
+    moe_ep_status status = moe_epi_plan_open(plan, desc, out, 1, extra, scratch, err);
+    if (status != MOE_EP_OK) return status;
+    if ((status = moe_epi_float_loads(plan, err)) != MOE_EP_OK) moe_epi_arena_close(&plan->arena);
+    return status;
 }
 
 MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep_placement *out,
@@ -13472,12 +13529,11 @@ MOE_EP_API moe_ep_status moe_ep_place_eplb(const moe_ep_place_desc *desc, moe_ep
     if ((status = moe_epi_desc_check(desc, out, 1, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_equal_slots(desc, out, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_eplb_choose(desc, out, &hierarchical, &reason, err)) != MOE_EP_OK) return status;
-    if ((status = moe_epi_float_loads(desc, err)) != MOE_EP_OK) return status;
     groups = hierarchical && desc->num_groups > 0 ? desc->num_groups : 1;
     nodes = hierarchical ? out->num_nodes : 1;
     G = groups > out->num_devices ? groups : out->num_devices;
     moe_epi_eplb_need(&extra, desc->num_experts, out->num_slots, G);
-    status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
+    status = moe_epi_float_open(&plan, desc, out, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_eplb_take(&plan.arena, &work, desc->num_experts, out->num_slots, G);
     moe_epi_plan_begin(&plan);
@@ -13550,10 +13606,9 @@ MOE_EP_API moe_ep_status moe_ep_place_trtllm(const moe_ep_place_desc *desc, moe_
     moe_epi_ok(err);
     if ((status = moe_epi_desc_check(desc, out, 1, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_equal_slots(desc, out, err)) != MOE_EP_OK) return status;
-    if ((status = moe_epi_float_loads(desc, err)) != MOE_EP_OK) return status;
     moe_epi_deal_need(&extra, desc->num_experts, out->num_devices);
     moe_epi_need(&extra, desc->num_experts, sizeof(double));
-    status = moe_epi_plan_open(&plan, desc, out, 1, extra, scratch, err);
+    status = moe_epi_float_open(&plan, desc, out, extra, scratch, err);
     if (status != MOE_EP_OK) return status;
     moe_epi_deal_take(&plan.arena, &deal, desc->num_experts, out->num_devices);
     loads = (double *)moe_epi_take(&plan.arena, desc->num_experts, sizeof(double));
@@ -15231,6 +15286,7 @@ static moe_ep_status moe_epi_budget_try(moe_epi_budgets *b, int32_t l, int32_t e
     status = moe_ep_best_placement(&b->one, &b->place, &r, &b->scratch, err);
     b->one.layer_slots = NULL;
     if (status == MOE_EP_OK) *reached = r.max;
+    else if (err && err->index >= 0) err->index += (int64_t)l * b->one.num_experts; /* l*E + e, as with all layers */
     return status;
 }
 
@@ -15879,6 +15935,23 @@ static void moe_epi_best_take(moe_epi_plan *plan, moe_epi_state *s, moe_epi_deal
     plan->snap.count = (int32_t *)moe_epi_take(&plan->arena, p->num_experts, sizeof(int32_t));
 }
 
+/* The pins of layer l, NULL when it has none. */
+static const int32_t *moe_epi_layer_pins(const moe_ep_place_desc *desc, int32_t l)
+{
+    int32_t e;
+    for (e = 0; desc->pinned && e < desc->num_experts; e++)
+        if (desc->pinned[(int64_t)l * desc->num_experts + e] != -1)
+            return desc->pinned + (int64_t)l * desc->num_experts;
+    return NULL;
+}
+
+static int moe_epi_pins(const moe_ep_place_desc *desc)
+{
+    int32_t l, any = 0;
+    for (l = 0; l < desc->num_layers; l++) any |= moe_epi_layer_pins(desc, l) != NULL;
+    return any;
+}
+
 /* Room, copies and the even start of one layer. */
 static int32_t moe_epi_best_open(moe_epi_plan *plan, int32_t l, moe_epi_state *s, moe_epi_deal *deal)
 {
@@ -15892,15 +15965,16 @@ static int32_t moe_epi_best_open(moe_epi_plan *plan, int32_t l, moe_epi_state *s
     if (desc->max_replicas > 0 && desc->max_replicas < hosts) hosts = desc->max_replicas;
     s->max_count = hosts;
     s->w = plan->loads + (int64_t)l * s->E;
-    s->pin = desc->pinned ? desc->pinned + (int64_t)l * s->E : NULL;
+    s->pin = moe_epi_layer_pins(desc, l);
     return slots;
 }
 
-/* Does EPLB's planner know all that is asked for? */
+/* Does EPLB's planner know all that is asked for?  (Pins are a matter of each layer; loads that float32 does not hold
+ * are not known yet.) */
 static int moe_epi_eplb_applies(const moe_ep_place_desc *desc, const moe_ep_placement *out)
 {
-    return !desc->node_soft && !desc->pinned && !desc->layer_slots && desc->max_replicas == 0 &&
-           moe_epi_equal_slots(desc, out, NULL) == MOE_EP_OK && moe_epi_float_loads(desc, NULL) == MOE_EP_OK;
+    return !desc->node_soft && !desc->layer_slots && desc->max_replicas == 0 &&
+           moe_epi_equal_slots(desc, out, NULL) == MOE_EP_OK;
 }
 
 #define MOE_EPI_EPLB_START_SLOTS 512 /* larger layers begin with the dealer, which is as good and quicker */
@@ -15912,7 +15986,7 @@ static int moe_epi_eplb_start(moe_epi_plan *plan, int32_t l, moe_epi_state *s)
     const int32_t *start = p->replica_start + (int64_t)l * (s->E + 1);
     const int32_t *expert = p->slot_expert + (int64_t)l * p->num_slots;
     int32_t d, e, i;
-    if (!plan->eplb || p->num_slots > MOE_EPI_EPLB_START_SLOTS) return 0;
+    if (!plan->eplb || s->pin || p->num_slots > MOE_EPI_EPLB_START_SLOTS) return 0;
     moe_epi_eplb_layer(plan->out, l, s->w, 1, 1, plan->eplb);
     memset(s->holds, 0, (size_t)(s->words * s->E) * sizeof *s->holds);
     for (d = 0; d < s->D; d++)
@@ -16052,12 +16126,20 @@ static moe_ep_status moe_epi_partner_check(const moe_ep_place_desc *desc, moe_ep
 /* ---- best placement with soft nodes
  * ------------------------------------------------------------------------------------- */
 
+/* Groups of the router, 0 = 1. */
+static int32_t moe_epi_soft_groups(const moe_ep_place_desc *desc)
+{
+    return desc->num_groups == 0 ? 1 : desc->num_groups;
+}
+
 /* Home nodes of all layers into plan->home; every node must have room for its own experts. */
 static moe_ep_status moe_epi_homes(moe_epi_plan *plan, moe_epi_eplb *work, moe_ep_error *err)
 {
     const moe_ep_place_desc *desc = plan->desc;
     const moe_ep_placement *p = plan->out;
-    int32_t l, e, d, n, E = desc->num_experts, groups = desc->num_groups;
+    int32_t l, e, d, n, E = desc->num_experts, groups = moe_epi_soft_groups(desc);
+    moe_ep_status status = desc->home_node ? MOE_EP_OK : moe_epi_float_loads(plan, err);
+    if (status != MOE_EP_OK) return status;
     for (l = 0; l < desc->num_layers; l++) {
         int32_t *home = plan->home + (int64_t)l * E;
         if (desc->home_node) {
@@ -16085,11 +16167,11 @@ static moe_ep_status moe_epi_homes(moe_epi_plan *plan, moe_epi_eplb *work, moe_e
 static moe_ep_status moe_epi_soft_check(const moe_ep_place_desc *desc, const moe_ep_placement *out, moe_ep_error *err)
 {
     int64_t i, cells = (int64_t)desc->num_layers * desc->num_experts;
-    int32_t groups = desc->num_groups;
+    int32_t groups = moe_epi_soft_groups(desc);
     if (!desc->node_soft) return MOE_EP_OK;
     if (!moe_epi_finite(desc->max_off_node) || desc->max_off_node < 0.0 || desc->max_off_node > 1.0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_off_node", "must lie in 0..1", -1, desc->max_off_node);
-    if (desc->pinned || desc->layer_slots)
+    if (moe_epi_pins(desc) || desc->layer_slots)
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.node_soft", "does not go with pins or layer_slots", -1,
                             1.0);
     for (i = 0; desc->home_node && i < cells; i++)
@@ -16102,7 +16184,7 @@ static moe_ep_status moe_epi_soft_check(const moe_ep_place_desc *desc, const moe
                             "groups that divide over the nodes, or home_node, are "
                             "needed for node_soft",
                             -1, groups);
-    return moe_epi_float_loads(desc, err);
+    return MOE_EP_OK;
 }
 
 /* Every node plans its own experts on its own devices. */
@@ -16257,7 +16339,7 @@ static int moe_epi_eplb_lower(moe_epi_plan *plan, int32_t l, const moe_epi_state
     const moe_ep_place_desc *desc = plan->desc;
     double mine = 0.0;
     int32_t d, mode, groups[2] = {1, 1}, nodes[2] = {1, 1}, found = -1;
-    if (!plan->eplb) return 0;
+    if (!plan->eplb || s->pin) return 0;
     for (d = 0; d < s->D; d++)
         if (s->load[d] > mine) mine = s->load[d];
     if (!duplicates && mine <= moe_epi_goal(s, &plan->room)) return 0;
@@ -16312,7 +16394,7 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
         (int32_t *)moe_epi_take(&plan.arena, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
     memset(&groups, 0, sizeof groups);
     if (desc->node_soft || use_eplb) moe_epi_eplb_take(&plan.arena, &groups, E, P, G);
-    plan.eplb = use_eplb ? &groups : NULL;
+    plan.eplb = use_eplb && moe_epi_float_loads(&plan, NULL) == MOE_EP_OK ? &groups : NULL;
     if (desc->node_soft) {
         status = moe_epi_homes(&plan, &groups, err);
         if (status != MOE_EP_OK) {
@@ -18017,7 +18099,7 @@ static void moe_epi_round_caps(const moe_epi_water *w, moe_epi_rounding *r)
     for (d = 0; d < w->D; d++) {
         if (d == 0 || w->speed) {
             double rows = worst * moe_epi_water_speed(w, d);
-            whole = ceil(rows - 1e-9 * (rows + 1.0));
+            whole = ceil(rows - 1e-11 * rows - 1e-9);
         }
         r->device_cap[d] = (int64_t)whole;
         r->device_rows[d] = (int64_t)w->fixed[d];
@@ -18127,11 +18209,7 @@ MOE_EP_API moe_ep_status moe_ep_device_rows(const moe_ep_placement *p, const int
     if ((status = moe_epi_placement_check(p, "p", err)) != MOE_EP_OK) return status;
     if (!slot_rows) return moe_epi_null(err, "slot_rows");
     if (!device_rows) return moe_epi_null(err, "device_rows");
-    for (d = 0; d <= p->num_devices; d++)
-        if (p->slot_start[d] < (d > 0 ? p->slot_start[d - 1] : 0) ||
-            p->slot_start[d] > (d > 0 ? p->num_slots : 0) || (d == p->num_devices && p->slot_start[d] < p->num_slots))
-            return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_start", "must rise from 0 to P", d,
-                                p->slot_start[d]);
+    if ((status = moe_epi_check_slot_start(p, "p.slot_start", err)) != MOE_EP_OK) return status;
     for (s = 0; s < p->num_slots; s++) {
         if (slot_rows[s] < 0)
             return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "slot_rows", "must not be negative", s,
@@ -20398,7 +20476,7 @@ static moe_ep_status moe_epi_check_gemm(const moe_ep_machine *m, moe_ep_error *e
     if (!m) return moe_epi_null(err, "machine");
     MOE_EPI_TRY(moe_epi_amount(m->memory_Bps, "machine.memory_Bps", err));
     for (i = 0; i < (int)MOE_EP_MATH_COUNT; i++)
-        MOE_EPI_TRY(moe_epi_amount(m->flops[i], "machine.flops", err));
+        MOE_EPI_TRY(moe_epi_amount_at(m->flops[i], i, "machine.flops", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.t0_s, "machine.gemm.t0_s", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.mem_eff, "machine.gemm.mem_eff", err));
     MOE_EPI_TRY(moe_epi_amount(m->gemm.flop_eff, "machine.gemm.flop_eff", err));
@@ -21225,6 +21303,9 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
     MOE_EPI_TRY(moe_epi_at_least(desc->num_nodes, 0, "num_nodes", err));
     memset(&r, 0, sizeof r);
     D = desc->num_devices > 0 ? desc->num_devices : 1;
+    if (desc->num_nodes > D)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_nodes", "more nodes than devices", -1,
+                            (double)desc->num_nodes);
     E = (double)desc->num_experts;
     T = (double)desc->tokens;
     r.distinct_devices = moe_epi_distinct(&q, D);
@@ -21244,14 +21325,14 @@ MOE_EP_API moe_ep_status moe_ep_expect(const moe_ep_expect_desc *desc, moe_ep_ex
 
 /* ---- all-to-all ----------------------------------------------------------------------------------- */
 
-MOE_EP_API int64_t moe_ep_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t extra_bytes,
-                                    moe_ep_error *err)
+/* moe_ep_row_bytes of fields with these names. */
+static int64_t moe_epi_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t extra_bytes, const char *wire_arg,
+                                 const char *extra_arg, moe_ep_error *err)
 {
     int64_t H = hidden, bytes = 0;
-    moe_epi_ok(err);
     MOE_EPI_TRY(moe_epi_at_least(hidden, 1, "hidden", err));
     if (extra_bytes < 0)
-        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "extra_bytes", "must not be negative", -1,
+        return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, extra_arg, "must not be negative", -1,
                             (double)extra_bytes);
     switch (wire) {
     case MOE_EP_WIRE_BF16:
@@ -21271,9 +21352,16 @@ MOE_EP_API int64_t moe_ep_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t ex
         break;
     }
     if (bytes == 0)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "wire", "no such wire format", -1,
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, wire_arg, "no such wire format", -1,
                             (double)(int)wire);
     return bytes + extra_bytes;
+}
+
+MOE_EP_API int64_t moe_ep_row_bytes(moe_ep_wire wire, int32_t hidden, int32_t extra_bytes,
+                                    moe_ep_error *err)
+{
+    moe_epi_ok(err);
+    return moe_epi_row_bytes(wire, hidden, extra_bytes, "wire", "extra_bytes", err);
 }
 
 static moe_ep_status moe_epi_check_mode(moe_ep_a2a_mode mode, moe_ep_error *err)
@@ -21349,10 +21437,12 @@ MOE_EP_API moe_ep_status moe_ep_comm_bytes(const moe_ep_comm_desc *desc, moe_ep_
     MOE_EPI_TRY(moe_epi_check_comm(desc, &q, &N, err));
     if (!out) return moe_epi_null(err, "out");
     r.dispatch_row_bytes =
-        moe_ep_row_bytes(desc->dispatch_wire, desc->hidden, desc->dispatch_extra, err);
+        moe_epi_row_bytes(desc->dispatch_wire, desc->hidden, desc->dispatch_extra, "dispatch_wire", "dispatch_extra",
+                              err);
     if (r.dispatch_row_bytes < 0) return (moe_ep_status)r.dispatch_row_bytes;
     r.combine_row_bytes =
-        moe_ep_row_bytes(desc->combine_wire, desc->hidden, desc->combine_extra, err);
+        moe_epi_row_bytes(desc->combine_wire, desc->hidden, desc->combine_extra, "combine_wire", "combine_extra",
+                              err);
     if (r.combine_row_bytes < 0) return (moe_ep_status)r.combine_row_bytes;
     x = moe_epi_expected_rows(&q, desc->mode, desc->num_devices, N, desc->tokens, desc->capacity);
     r.intra_rows = x.intra;
@@ -21740,11 +21830,10 @@ static double moe_epi_compose(moe_ep_overlap overlap, const moe_ep_stages *a,
     return moe_epi_compose_half(overlap, a) + moe_epi_compose_half(overlap, b) + microbatch_s;
 }
 
-static moe_ep_status moe_epi_check_overlap(moe_ep_overlap overlap, moe_ep_error *err)
+static moe_ep_status moe_epi_check_overlap(moe_ep_overlap overlap, int64_t i, const char *arg, moe_ep_error *err)
 {
     if ((int)overlap < 0 || (int)overlap > (int)MOE_EP_OVERLAP_TWO_STAGGERED)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "overlap", "no such overlap", -1,
-                            (double)(int)overlap);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, arg, "no such overlap", i, (double)(int)overlap);
     return MOE_EP_OK;
 }
 
@@ -21760,7 +21849,7 @@ MOE_EP_API double moe_ep_compose(moe_ep_overlap overlap, const moe_ep_stages *fi
     double seconds;
     moe_epi_ok(err);
     if (!first) return moe_epi_null(err, "first");
-    MOE_EPI_TRY(moe_epi_check_overlap(overlap, err));
+    MOE_EPI_TRY(moe_epi_check_overlap(overlap, -1, "overlap", err));
     MOE_EPI_TRY(moe_epi_check_stages(first, err));
     if (second) MOE_EPI_TRY(moe_epi_check_stages(second, err));
     MOE_EPI_TRY(moe_epi_amount(microbatch_s, "microbatch_s", err));
@@ -21885,17 +21974,13 @@ static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_lay
                                          moe_ep_error *err)
 {
     const moe_ep_placement *p = d->placement;
-    int32_t r, near = d->machine->devices_per_node;
+    int32_t near = d->machine->devices_per_node;
     MOE_EPI_TRY(moe_epi_at_least(d->num_nodes, 0, "num_nodes", err));
     if (p) {
         MOE_EPI_TRY(moe_epi_at_least(p->num_devices, 1, "placement.num_devices", err));
         MOE_EPI_TRY(moe_epi_at_least(p->num_slots, 1, "placement.num_slots", err));
         if (!p->slot_start) return moe_epi_null(err, "placement.slot_start");
-        for (r = 0; r < p->num_devices; r++)
-            if (p->slot_start[r + 1] < p->slot_start[r] || p->slot_start[r + 1] > p->num_slots ||
-                p->slot_start[r] < 0)
-                return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "placement.slot_start",
-                                    "must ascend to num_slots", r, (double)p->slot_start[r + 1]);
+        MOE_EPI_TRY(moe_epi_check_slot_start(p, "placement.slot_start", err));
         y->slot_start = p->slot_start;
         y->net.D = p->num_devices;
         y->P = p->num_slots;
@@ -21909,6 +21994,8 @@ static moe_ep_status moe_epi_layer_shape(const moe_ep_layer_desc *d, moe_epi_lay
         return moe_epi_fail(err, MOE_EP_ERR_SLOTS, p ? "placement.num_slots" : "num_slots",
                             "fewer than the model has experts", -1, (double)y->P);
     y->net.N = d->num_nodes > 0 ? d->num_nodes : near > 0 ? (y->net.D - 1) / near + 1 : 1;
+    if (y->net.N > y->net.D)
+        return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_nodes", "more nodes than devices", -1, (double)y->net.N);
     if (!p || p->num_nodes < 2 || !p->device_node) return MOE_EP_OK;
     y->net.N = p->num_nodes;
     y->net.node_of = p->device_node;
@@ -21925,7 +22012,7 @@ static moe_ep_status moe_epi_layer_check(const moe_ep_layer_desc *d, moe_ep_erro
         moe_epi_check_link(d->high_throughput ? &m->normal_dispatch : &m->ll_dispatch, err));
     MOE_EPI_TRY(moe_epi_check_link(d->high_throughput ? &m->normal_combine : &m->ll_combine, err));
     MOE_EPI_TRY(moe_epi_check_mode(d->mode, err));
-    MOE_EPI_TRY(moe_epi_check_overlap(d->overlap, err));
+    MOE_EPI_TRY(moe_epi_check_overlap(d->overlap, -1, "overlap", err));
     if (d->tokens < 0)
         return moe_epi_fail(err, MOE_EP_ERR_NEGATIVE, "tokens", "must not be negative", -1,
                             (double)d->tokens);
@@ -21968,10 +22055,12 @@ static moe_ep_status moe_epi_layer_open(const moe_ep_layer_desc *d, const int64_
     y->net.node_rows = d->node_traffic;
     MOE_EPI_TRY(moe_epi_check_rows(slot_rows, y->P, "slot_rows", &y->total, err));
     MOE_EPI_TRY(moe_epi_check_net(&y->net, "traffic", "node_traffic", err));
-    bytes = moe_ep_row_bytes(d->dispatch_wire, d->model->hidden, d->dispatch_extra, err);
+    bytes = moe_epi_row_bytes(d->dispatch_wire, d->model->hidden, d->dispatch_extra, "dispatch_wire", "dispatch_extra",
+                              err);
     if (bytes < 0) return (moe_ep_status)bytes;
     y->dispatch_row = (double)bytes;
-    bytes = moe_ep_row_bytes(d->combine_wire, d->model->hidden, d->combine_extra, err);
+    bytes = moe_epi_row_bytes(d->combine_wire, d->model->hidden, d->combine_extra, "combine_wire", "combine_extra",
+                              err);
     if (bytes < 0) return (moe_ep_status)bytes;
     y->combine_row = (double)bytes;
     y->tokens = d->tokens > 0
@@ -22339,6 +22428,7 @@ static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t
                                         int32_t l, moe_epi_layer *y, moe_ep_layer_desc *layer,
                                         moe_ep_error *err)
 {
+    moe_ep_status status;
     *layer = d->layer;
     if (l > 0) { /* y holds the shape of the layer before */
         int64_t D = y->net.D;
@@ -22346,7 +22436,13 @@ static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t
         if (layer->node_traffic) layer->node_traffic += (int64_t)l * D * y->net.N;
         slot_rows += (int64_t)l * y->P;
     }
-    return moe_epi_layer_open(layer, slot_rows, y, err);
+    status = moe_epi_layer_open(layer, slot_rows, y, err);
+    if (status != MOE_EP_OK && err && err->index >= 0 && l > 0) { /* the place among all layers */
+        if (strcmp(err->arg, "slot_rows") == 0) err->index += (int64_t)l * y->P;
+        if (strcmp(err->arg, "traffic") == 0) err->index += (int64_t)l * y->net.D * y->net.D;
+        if (strcmp(err->arg, "node_traffic") == 0) err->index += (int64_t)l * y->net.D * y->net.N;
+    }
+    return status;
 }
 
 static void moe_epi_step_add(moe_ep_step_result *r, const moe_ep_time_result *t, int32_t l, int32_t added)
@@ -22823,12 +22919,25 @@ static moe_ep_status moe_epi_reasons_model(const moe_ep_config *c, int32_t nodes
     return MOE_EP_OK;
 }
 
+static moe_ep_status moe_epi_reasons_all(const moe_ep_config *c, int32_t E, int32_t K, moe_epi_reasons *a,
+                                         moe_ep_error *err)
+{
+    int32_t nodes = c->num_nodes > 0 ? c->num_nodes : 1, cut;
+    if (K > E)
+        moe_epi_reason(a, MOE_EP_WRONG, "a token cannot choose more experts than there are", (double)K, (double)E);
+    cut = moe_epi_reasons_devices(c, a);
+    moe_epi_reasons_slots(c, E, a);
+    if (c->ep % nodes != 0)
+        moe_epi_reason(a, MOE_EP_WARNING, "nodes with unequal numbers of devices", (double)c->ep, (double)nodes);
+    return moe_epi_reasons_model(c, nodes, cut, a, err);
+}
+
 MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep_reason *reasons,
                                              int32_t cap, int32_t *count, int32_t *redundant_needed,
                                              moe_ep_error *err)
 {
     moe_epi_reasons a;
-    int32_t E, K, nodes, cut;
+    int32_t E, K;
     moe_epi_ok(err);
     if (!config) return moe_epi_null(err, "config");
     if (!count) return moe_epi_null(err, "count");
@@ -22848,19 +22957,13 @@ MOE_EP_API moe_ep_status moe_ep_check_config(const moe_ep_config *config, moe_ep
     MOE_EPI_TRY(
         moe_epi_at_least((int64_t)INT32_MAX - E - config->num_redundant, 0, "num_redundant", err));
     MOE_EPI_TRY(moe_epi_amount(config->memory_bytes, "memory_bytes", err));
+    a.list = NULL;
+    a.cap = a.count = 0;
+    MOE_EPI_TRY(moe_epi_reasons_all(config, E, K, &a, err)); /* nothing is written unless all of it works */
     a.list = reasons;
     a.cap = cap;
     a.count = 0;
-    nodes = config->num_nodes > 0 ? config->num_nodes : 1;
-    if (K > E)
-        moe_epi_reason(&a, MOE_EP_WRONG, "a token cannot choose more experts than there are",
-                       (double)K, (double)E);
-    cut = moe_epi_reasons_devices(config, &a);
-    moe_epi_reasons_slots(config, E, &a);
-    if (config->ep % nodes != 0)
-        moe_epi_reason(&a, MOE_EP_WARNING, "nodes with unequal numbers of devices",
-                       (double)config->ep, (double)nodes);
-    MOE_EPI_TRY(moe_epi_reasons_model(config, nodes, cut, &a, err));
+    (void)moe_epi_reasons_all(config, E, K, &a, NULL);
     *count = a.count;
     if (redundant_needed) *redundant_needed = (config->ep - E % config->ep) % config->ep;
     return MOE_EP_OK;
@@ -23409,17 +23512,16 @@ static void moe_epi_fit_expert_row(const moe_ep_model *model, const moe_ep_exper
     out->log_s = log(r->seconds);
 }
 
-static moe_ep_status moe_epi_fit_link_row(const moe_ep_link_row *r, int64_t i, moe_epi_fit_row *out,
-                                          moe_ep_error *err)
+static moe_ep_status moe_epi_fit_link_row(const moe_ep_link_row *r, moe_epi_fit_row *out, moe_ep_error *err)
 {
     moe_ep_comm_result c;
     int combine = r->phase == MOE_EP_PHASE_LL_COMBINE || r->phase == MOE_EP_PHASE_NORMAL_COMBINE, pair;
     if ((int)r->phase < 0 || (int)r->phase >= (int)MOE_EP_PHASE_COUNT)
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "links", "no such phase", i, (double)(int)r->phase);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "links", "no such phase", -1, (double)(int)r->phase);
     if (!moe_epi_finite(r->seconds))
-        return moe_epi_fail(err, MOE_EP_ERR_NAN, "links", "not a finite number", i, r->seconds);
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "links", "not a finite number", -1, r->seconds);
     if (!(r->seconds > 0.0))
-        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "links", "seconds > 0", i, r->seconds);
+        return moe_epi_fail(err, MOE_EP_ERR_RANGE, "links", "seconds > 0", -1, r->seconds);
     memset(out, 0, sizeof *out);
     memset(&c, 0, sizeof c);
     out->log_s = log(r->seconds);
@@ -23949,7 +24051,9 @@ static moe_ep_status moe_epi_fit_check(const moe_ep_calibrate_desc *d, moe_ep_er
 {
     const moe_ep_machine *m = d->start;
     moe_epi_fit_row row;
+    moe_ep_status status;
     int64_t i;
+    if (!m) return moe_epi_null(err, "start");
     MOE_EPI_TRY(moe_epi_check_gemm(m, err));
     MOE_EPI_TRY(moe_epi_check_link(&m->ll_dispatch, err));
     MOE_EPI_TRY(moe_epi_check_link(&m->ll_combine, err));
@@ -23964,7 +24068,11 @@ static moe_ep_status moe_epi_fit_check(const moe_ep_calibrate_desc *d, moe_ep_er
     if (d->num_experts > 0) MOE_EPI_TRY(moe_epi_check_shape(d->model, err));
     for (i = 0; i < d->num_experts; i++)
         MOE_EPI_TRY(moe_epi_fit_check_expert(d->model, &d->experts[i], i, err));
-    for (i = 0; i < d->num_links; i++) MOE_EPI_TRY(moe_epi_fit_link_row(&d->links[i], i, &row, err));
+    for (i = 0; i < d->num_links; i++) {
+        status = moe_epi_fit_link_row(&d->links[i], &row, err);
+        if (status != MOE_EP_OK && err) err->index = i; /* whatever was wrong with it: the row of the table */
+        if (status != MOE_EP_OK) return status;
+    }
     return MOE_EP_OK;
 }
 
@@ -24011,7 +24119,7 @@ MOE_EP_API moe_ep_status moe_ep_calibrate(const moe_ep_calibrate_desc *desc, moe
     for (phase = 0; phase < (int)MOE_EP_PHASE_COUNT; phase++) {
         for (n = i = 0; i < desc->num_links; i++) {
             if ((int)desc->links[i].phase != phase) continue;
-            (void)moe_epi_fit_link_row(&desc->links[i], i, &room.rows[n], NULL); /* checked above */
+            (void)moe_epi_fit_link_row(&desc->links[i], &room.rows[n], NULL); /* checked above */
             room.which[n++] = i;
         }
         if (n > 0)
@@ -26556,9 +26664,12 @@ static moe_ep_status moe_epi_fw_check_activation(const moe_ep_activation *a, moe
 {
     if ((int)a->kind < 0 || (int)a->kind > (int)MOE_EP_ACT_RELU2)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "activation.kind", "no such activation", -1, (double)(int)a->kind);
-    if (!moe_epi_finite((double)a->alpha) || !moe_epi_finite((double)a->limit) ||
-        !moe_epi_finite((double)a->up_offset))
-        return moe_epi_fail(err, MOE_EP_ERR_NAN, "activation", "alpha, limit and up_offset must be finite", -1, 0.0);
+    if (!moe_epi_finite((double)a->alpha))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "activation.alpha", "must be finite", -1, (double)a->alpha);
+    if (!moe_epi_finite((double)a->limit))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "activation.limit", "must be finite", -1, (double)a->limit);
+    if (!moe_epi_finite((double)a->up_offset))
+        return moe_epi_fail(err, MOE_EP_ERR_NAN, "activation.up_offset", "must be finite", -1, (double)a->up_offset);
     if (a->limit < 0.0f)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "activation.limit", "must not be negative", -1, (double)a->limit);
     return MOE_EP_OK;
@@ -26603,8 +26714,8 @@ static moe_ep_status moe_epi_fw_check_weights(const moe_ep_weights *w, const cha
     return st;
 }
 
-/* Fields of a desc that do not depend on the batch. */
-static moe_ep_status moe_epi_fw_check_options(const moe_ep_forward_desc *d, moe_ep_error *err)
+/* What the experts alone are told. */
+static moe_ep_status moe_epi_fw_check_experts(const moe_ep_forward_desc *d, moe_ep_error *err)
 {
     moe_ep_status st = moe_epi_fw_check_weights(d->experts, "experts", err);
     if (st != MOE_EP_OK) return st;
@@ -26616,6 +26727,14 @@ static moe_ep_status moe_epi_fw_check_options(const moe_ep_forward_desc *d, moe_
     if (d->blas_min_rows < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "blas_min_rows", "must not be negative", -1,
                             (double)d->blas_min_rows);
+    return MOE_EP_OK;
+}
+
+/* Fields of a desc that do not depend on the batch. */
+static moe_ep_status moe_epi_fw_check_options(const moe_ep_forward_desc *d, moe_ep_error *err)
+{
+    moe_ep_status st = moe_epi_fw_check_experts(d, err);
+    if (st != MOE_EP_OK) return st;
     if (d->num_null < 0 || d->num_null > INT32_MAX - d->experts->num_experts)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_null", "out of range", -1, (double)d->num_null);
     if (d->shared) {
@@ -26640,9 +26759,12 @@ static moe_ep_status moe_epi_fw_check_routing(const moe_ep_forward_desc *d, int6
         moe_ep_status st = moe_ep_router_check(d->router, err);
         if (st != MOE_EP_OK) return st;
         if (!d->gate) return moe_epi_null(err, "gate");
-        if (d->router->num_experts != E || d->router->num_null != d->num_null)
+        if (d->router->num_experts != E)
             return moe_epi_fail(err, MOE_EP_ERR_SIZE, "router.num_experts", "must be experts + num_null", -1,
                                 (double)d->router->num_experts);
+        if (d->router->num_null != d->num_null)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "router.num_null", "must be num_null of the desc", -1,
+                                (double)d->router->num_null);
         if (*K != 0 && *K != d->router->top_k)
             return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "top_k", "differs from the router's", -1, (double)*K);
         *K = d->router->top_k;
@@ -26848,7 +26970,7 @@ static moe_ep_status moe_epi_fw_experts(const moe_ep_forward_desc *desc, const f
     unsigned char *x;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
-    st = moe_epi_fw_check_options(desc, err);
+    st = moe_epi_fw_check_experts(desc, err);
     if (st != MOE_EP_OK) return st;
     if (num_groups < 1)
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "num_groups", "must be at least 1", -1, (double)num_groups);
@@ -28450,7 +28572,7 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     moe_epi_hk_world w;
     moe_ep_ranks_result res;
     moe_ep_status st;
-    int32_t K = 0;
+    int32_t K = 0, r;
     moe_epi_ok(err);
     if (!desc) return moe_epi_null(err, "desc");
     memset(&res, 0, sizeof res);
@@ -28469,6 +28591,9 @@ MOE_EP_API moe_ep_status moe_ep_forward_ranks(const moe_ep_forward_desc *desc, c
     w.K = K;
     w.x = x;
     w.y = y;
+    for (r = 0; num_tokens == 0 && tokens_per_rank && r < p->num_devices; r++)
+        if (tokens_per_rank[r] != 0)
+            return moe_epi_fail(err, MOE_EP_ERR_SIZE, "tokens_per_rank", "must be D counts that sum to T", -1, 0.0);
     if (num_tokens > 0) st = moe_epi_hk_ranks(&w, num_tokens, tokens_per_rank, slot_ids, &res, scratch, err);
     if (st == MOE_EP_OK && result) *result = res;
     return st == MOE_EP_OK ? moe_epi_fw_check_result(y, num_tokens * desc->experts->hidden, err) : st;
@@ -28856,7 +28981,7 @@ static void moe_epi_diag_bottleneck(const moe_epi_judge *j, moe_ep_diagnosis *ou
     double worst = -1.0;
     int64_t i;
     for (i = 0; i < (int64_t)L * D; i++) {
-        if (j->layer_steps[i / D] > 0 && j->pile[i] > worst) {
+        if (j->layer_steps[i / D] > 0 && !j->p[0]->device_inactive[i % D] && j->pile[i] > worst) {
             worst = j->pile[i];
             out->hot_layer = (int32_t)(i / D);
             out->hot_device = (int32_t)(i % D);
@@ -28910,9 +29035,10 @@ static void moe_epi_diag_moves(const moe_ep_placement *now, const moe_ep_placeme
         const int32_t *have = now->slot_expert + (int64_t)l * now->num_slots;
         const int32_t *want = plan->slot_expert + (int64_t)l * plan->num_slots;
         for (i = 0; i < plan->num_devices; i++) {
+            int back = moe_epi_is_back(now, plan, i);
             for (slot = plan->slot_start[i]; slot < plan->slot_start[i + 1]; slot++) {
                 int held = want[slot] < 0;
-                for (s = now->slot_start[i]; s < now->slot_start[i + 1] && !held; s++)
+                for (s = back ? now->slot_start[i + 1] : now->slot_start[i]; s < now->slot_start[i + 1] && !held; s++)
                     held = have[s] == want[slot];
                 for (s = plan->slot_start[i]; s < slot && !held; s++) held = want[s] == want[slot];
                 if (!held) arrivals[i]++;
@@ -29126,11 +29252,13 @@ static double moe_epi_diag_chance(const moe_ep_diagnose_desc *d, const moe_epi_j
     moe_epi_routing routing;
     double passes = (double)o->layers_loaded * (double)j->steps;
     double rows = j->total / passes, tokens;
+    int32_t i, D = 0; /* that serve today */
+    for (i = 0; i < j->p[0]->num_devices; i++) D += !j->p[0]->device_inactive[i];
     *sd = 0.0;
     (void)moe_epi_diag_routing(d, &routing); /* was checked */
     tokens = floor((rows < 9.0e15 ? rows : 9.0e15) / (double)routing.K + 0.5);
-    if (tokens < 1.0 || d->shape.num_devices > d->num_experts) return 0.0;
-    moe_epi_chance_routed(&routing, tokens, d->shape.num_devices, &chance);
+    if (tokens < 1.0 || D > d->num_experts) return 0.0;
+    moe_epi_chance_routed(&routing, tokens, D, &chance);
     *sd = chance.sd / sqrt(passes);
     return passes > 1.0 ? fmin(chance.p95, chance.max_over_mean + 1.645 * *sd) : chance.p95;
 }
@@ -30471,15 +30599,15 @@ static moe_ep_status moe_epi_sweep_check_lists(const moe_ep_sweep_desc *d, moe_e
             return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "redundant", "slots beyond E, from 0", i,
                                 (double)d->redundant[i]);
     for (i = 0; d->overlaps && i < d->num_overlaps; i++)
-        MOE_EPI_TRY(moe_epi_check_overlap(d->overlaps[i], err));
+        MOE_EPI_TRY(moe_epi_check_overlap(d->overlaps[i], i, "overlaps", err));
     for (i = 0; d->policies && i < d->num_policies; i++)
         if ((int)d->policies[i] < (int)MOE_EP_PLACE_ROUND_ROBIN || (int)d->policies[i] > (int)MOE_EP_PLACE_BEST)
             return moe_epi_fail(err, MOE_EP_ERR_RANGE, "policies", "a planner is needed", i,
                                 (double)(int)d->policies[i]);
     for (i = 0; d->attention_s && i < d->num_tokens; i++)
-        MOE_EPI_TRY(moe_epi_amount(d->attention_s[i], "attention_s", err));
+        MOE_EPI_TRY(moe_epi_amount_at(d->attention_s[i], i, "attention_s", err));
     for (i = 0; d->attention_half_s && i < d->num_tokens; i++)
-        MOE_EPI_TRY(moe_epi_amount(d->attention_half_s[i], "attention_half_s", err));
+        MOE_EPI_TRY(moe_epi_amount_at(d->attention_half_s[i], i, "attention_half_s", err));
     return MOE_EP_OK;
 }
 

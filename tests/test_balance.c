@@ -2246,4 +2246,45 @@ TEST(vectors_balance)
     if (checked == 0) SKIP("no balance cases in these vectors");
 }
 
+/* Equal loads whose rounded mean is above, or below, each of them: nothing is hot, nothing below 1. */
+TEST(equal_real_loads_are_even)
+{
+    uint64_t s = t_seed + 41;
+    for (int round = 0; round < 400; round++) {
+        const int32_t n = 2 + (int32_t)t_below(&s, 60);
+        double v[62], ratio[2], value = round < 2 ? round ? 0.7 : 0.1 : t_unit(&s);
+        int32_t hot[62], count = 7;
+        moe_ep_balance_result b;
+        moe_ep_layers_result l;
+        moe_ep_steps_result q;
+        for (int32_t i = 0; i < n; i++) v[i] = value;
+        CHECK_I64(moe_ep_hot_list(v, n, 1, hot, &count, NULL), MOE_EP_OK);
+        CHECK_I64(count, 0);
+        CHECK(moe_ep_imbalance_d(v, n, NULL) >= 1);
+        CHECK_I64(moe_ep_balance_d(v, n, &b, NULL, NULL), MOE_EP_OK);
+        CHECK(b.imbalance >= 1 && b.balancedness <= 1 && b.maxvio >= 0 && b.max_minus_mean >= 0 && b.efficiency <= 1);
+        CHECK_I64(moe_ep_balance_layers_d(v, 1, n, &l, NULL, NULL), MOE_EP_OK);
+        CHECK(l.imbalance >= 1 && l.worst_imbalance >= 1 && l.balancedness <= 1 && l.mean_balancedness <= 1 &&
+              l.imbalance_of_sum >= 1);
+        CHECK_I64(moe_ep_layer_imbalances(v, 1, n, ratio, NULL), MOE_EP_OK);
+        CHECK(ratio[0] >= 1);
+        CHECK_I64(moe_ep_balance_steps(v, 1, 1, n, &q, NULL, NULL), MOE_EP_OK);
+        CHECK(q.imbalance >= 1 && q.imbalance_of_sum >= 1 && q.worst_imbalance >= 1);
+        v[n - 1] *= 1 + 1e-9; /* this is more */
+        CHECK_I64(moe_ep_hot_list(v, n, 1, hot, &count, NULL), MOE_EP_OK);
+        CHECK_I64(count, value > 0);
+        STOP_IF_FAILED("round %d", round);
+    }
+    {
+        const double most[2] = {1e308, 1};
+        int32_t hot[2], count;
+        CHECK_I64(moe_ep_hot_list(most, 2, 1, hot, &count, NULL), MOE_EP_OK);
+        CHECK_I64(count, 1);
+        CHECK_I64(moe_ep_hot_list(most, 2, 1.5, hot, &count, NULL), MOE_EP_OK);
+        CHECK_I64(count, 1);
+        CHECK_I64(moe_ep_hot_list(most, 2, 2.5, hot, &count, NULL), MOE_EP_OK);
+        CHECK_I64(count, 0);
+    }
+}
+
 T_MAIN

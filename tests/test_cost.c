@@ -1320,7 +1320,7 @@ TEST(layer_errors)
     d.overlap = (moe_ep_overlap)17;
     EXPECT(MOE_EP_ERR_RANGE, "overlap");
     d.combine_wire = (moe_ep_wire)17;
-    EXPECT(MOE_EP_ERR_RANGE, "wire");
+    EXPECT(MOE_EP_ERR_RANGE, "combine_wire");
     d.attention_s = NAN;
     EXPECT(MOE_EP_ERR_NAN, "attention_s");
     d.mode = MOE_EP_A2A_NODE_DEDUP;
@@ -2239,7 +2239,7 @@ TEST(ep_against_tp_example_and_errors)
     WRONG(d.imbalance = 0.5, MOE_EP_ERR_RANGE, "imbalance");
     WRONG(d.imbalance = 8.5, MOE_EP_ERR_RANGE, "imbalance");
     WRONG(d.mode = (moe_ep_a2a_mode)9, MOE_EP_ERR_RANGE, "mode");
-    WRONG(d.dispatch_wire = (moe_ep_wire)9, MOE_EP_ERR_RANGE, "wire");
+    WRONG(d.dispatch_wire = (moe_ep_wire)9, MOE_EP_ERR_RANGE, "dispatch_wire");
     WRONG((m.weight_bytes = 1e300, c.memory_Bps = 0), MOE_EP_ERR_OVERFLOW, "model.weight_bytes");
     WRONG((d.tokens = 1e290, c.memory_Bps = 1e-30), MOE_EP_ERR_OVERFLOW, "machine");
 #undef WRONG
@@ -2654,6 +2654,10 @@ TEST(huge_numbers_of_devices_and_groups)
     CHECK_NEAR(r.distinct_devices, 8, 1e-9, 0);
     CHECK_NEAR(r.distinct_nodes, 8, 1e-9, 0);
     d.num_devices = 1000;
+    CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_ERR_SIZE); /* more nodes than devices */
+    CHECK_STR(err.arg, "num_nodes");
+    CHECK_NEAR(err.value, 1 << 30, 0, 0);
+    d.num_nodes = 1000;
     d.top_k = 1 << 18;
     CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
     CHECK(r.distinct_devices > 740 && r.distinct_devices < 780); /* a device has parts of two or three groups */
@@ -2670,7 +2674,7 @@ TEST(huge_numbers_of_devices_and_groups)
     d.num_experts = d.num_devices = d.top_k = INT32_MAX;
     CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
     CHECK_NEAR(r.distinct_devices, 2147483647.0, 1e-9, 0);
-    d.num_devices = 1;
+    d.num_devices = d.num_nodes = 1;
     CHECK_I64(moe_ep_expect(&d, &r, &err), MOE_EP_OK);
     CHECK_NEAR(r.distinct_devices, 1, 1e-12, 0);
 }

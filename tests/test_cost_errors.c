@@ -218,8 +218,10 @@ TEST(exchanges_one_field_at_a_time)
     BAD(c.num_nodes = 3, c.num_nodes = 0, C, MOE_EP_ERR_SIZE, "num_devices");
     BAD(c.num_nodes = -1, c.num_nodes = 0, C, MOE_EP_ERR_SIZE, "num_nodes");
     BAD(c.mode = (moe_ep_a2a_mode)-1, c.mode = MOE_EP_A2A_PAIR, C, MOE_EP_ERR_RANGE, "mode");
-    BAD(c.dispatch_wire = (moe_ep_wire)9, c.dispatch_wire = MOE_EP_WIRE_BF16, C, MOE_EP_ERR_RANGE, "wire");
-    BAD(c.combine_extra = -1, c.combine_extra = 0, C, MOE_EP_ERR_NEGATIVE, "extra_bytes");
+    BAD(c.dispatch_wire = (moe_ep_wire)9, c.dispatch_wire = MOE_EP_WIRE_BF16, C, MOE_EP_ERR_RANGE, "dispatch_wire");
+    BAD(c.combine_extra = -1, c.combine_extra = 0, C, MOE_EP_ERR_NEGATIVE, "combine_extra");
+    BAD(c.dispatch_extra = -1, c.dispatch_extra = 0, C, MOE_EP_ERR_NEGATIVE, "dispatch_extra");
+    BAD(c.combine_wire = (moe_ep_wire)9, c.combine_wire = MOE_EP_WIRE_BF16, C, MOE_EP_ERR_RANGE, "combine_wire");
     BAD(c.hidden = 0, c.hidden = 64, C, MOE_EP_ERR_SIZE, "hidden");
     BAD(c.tokens = 1e307, c.tokens = 8, C, MOE_EP_ERR_OVERFLOW, "tokens");
     BAD((c.mode = MOE_EP_A2A_PADDED, c.capacity = 1e306), (c.mode = MOE_EP_A2A_PAIR, c.capacity = 0), C,
@@ -415,9 +417,10 @@ TEST(layers_one_field_at_a_time)
     BAD(d.attention_s = NAN, d.attention_s = 0, L, MOE_EP_ERR_NAN, "attention_s");
     BAD(d.attention_half_s = -1, d.attention_half_s = 0, L, MOE_EP_ERR_NEGATIVE, "attention_half_s");
     BAD(d.microbatch_s = -1, d.microbatch_s = 0, L, MOE_EP_ERR_NEGATIVE, "microbatch_s");
-    BAD(d.dispatch_wire = (moe_ep_wire)9, d.dispatch_wire = MOE_EP_WIRE_BF16, L, MOE_EP_ERR_RANGE, "wire");
-    BAD(d.combine_wire = (moe_ep_wire)9, d.combine_wire = MOE_EP_WIRE_BF16, L, MOE_EP_ERR_RANGE, "wire");
-    BAD(d.dispatch_extra = -1, d.dispatch_extra = 0, L, MOE_EP_ERR_NEGATIVE, "extra_bytes");
+    BAD(d.dispatch_wire = (moe_ep_wire)9, d.dispatch_wire = MOE_EP_WIRE_BF16, L, MOE_EP_ERR_RANGE, "dispatch_wire");
+    BAD(d.combine_wire = (moe_ep_wire)9, d.combine_wire = MOE_EP_WIRE_BF16, L, MOE_EP_ERR_RANGE, "combine_wire");
+    BAD(d.combine_extra = -1, d.combine_extra = 0, L, MOE_EP_ERR_NEGATIVE, "combine_extra");
+    BAD(d.dispatch_extra = -1, d.dispatch_extra = 0, L, MOE_EP_ERR_NEGATIVE, "dispatch_extra");
     BAD(m.num_groups = 7, m.num_groups = 8, L, MOE_EP_ERR_CONFIG, "num_groups");
     BAD(rows[3] = -1, rows[3] = 5, L, MOE_EP_ERR_NEGATIVE, "slot_rows");
     memset(&hooks, 0, sizeof hooks);
@@ -1173,6 +1176,121 @@ TEST(success_clears_the_error)
     CLEARS(moe_ep_source_tokens(MOE_EP_SOURCE_EVEN, 1, 4, 2, 0, 0, tokens, &err));
     CLEARS(moe_ep_llmservingsim_balanced(4, 8, 2, 2, &even, &err));
     CLEARS(moe_ep_attention_time(&m, &c, 1, 1, &err));
+}
+
+/* Errors in the arrays of all layers of a step name the place among all layers. */
+TEST(places_in_a_step)
+{
+    moe_ep_model model = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine h100 = moe_ep_machine_h100();
+    int64_t rows[3 * 8], traffic[3 * 16], nodes[3 * 8];
+    moe_ep_step_desc d;
+    moe_ep_step_result r;
+    memset(&d, 0, sizeof d);
+    d.layer.model = &model;
+    d.layer.machine = &h100;
+    d.layer.num_devices = 4;
+    d.layer.num_nodes = 2;
+    d.layer.mode = MOE_EP_A2A_NODE_DEDUP;
+    d.num_layers = 3;
+    for (int i = 0; i < 24; i++) rows[i] = nodes[i] = 1;
+    for (int i = 0; i < 48; i++) traffic[i] = 1;
+    d.layer.traffic = traffic;
+    d.layer.node_traffic = nodes;
+    CHECK_I64(moe_ep_step(&d, rows, &r, NULL, &err), MOE_EP_OK);
+    for (int layer = 0; layer < 3; layer++) {
+        rows[layer * 8 + 5] = -1;
+        CHECK_I64(moe_ep_step(&d, rows, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
+        CHECK_STR(err.arg, "slot_rows");
+        CHECK_I64(err.index, layer * 8 + 5);
+        rows[layer * 8 + 5] = INT64_MAX / 8;
+        CHECK_I64(moe_ep_step(&d, rows, &r, NULL, &err), MOE_EP_ERR_OVERFLOW);
+        CHECK_I64(err.index, layer * 8 + 5);
+        rows[layer * 8 + 5] = 1;
+        traffic[layer * 16 + 9] = -1;
+        CHECK_I64(moe_ep_step(&d, rows, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
+        CHECK_STR(err.arg, "traffic");
+        CHECK_I64(err.index, layer * 16 + 9);
+        traffic[layer * 16 + 9] = 1;
+        nodes[layer * 8 + 3] = -1;
+        CHECK_I64(moe_ep_step(&d, rows, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
+        CHECK_STR(err.arg, "node_traffic");
+        CHECK_I64(err.index, layer * 8 + 3);
+        nodes[layer * 8 + 3] = 1;
+    }
+    rows[20] = -1;
+    CHECK_I64(moe_ep_step(&d, rows, &r, NULL, NULL), MOE_EP_ERR_NEGATIVE); /* nobody asks where */
+    rows[20] = 1;
+    h100.flops[2] = -1; /* the same of every layer */
+    CHECK_I64(moe_ep_step(&d, rows, &r, NULL, &err), MOE_EP_ERR_NEGATIVE);
+    CHECK_STR(err.arg, "machine.flops");
+    CHECK_I64(err.index, 2);
+    h100 = moe_ep_machine_h100();
+    d.layer.num_nodes = 5; /* on four devices */
+    CHECK_I64(moe_ep_layer_time(&d.layer, rows, &(moe_ep_time_result){0}, NULL, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_nodes");
+    CHECK_NEAR(err.value, 5, 0, 0);
+    d.layer.num_nodes = 4;
+    d.layer.traffic = d.layer.node_traffic = NULL;
+    CHECK_I64(moe_ep_layer_time(&d.layer, rows, &(moe_ep_time_result){0}, NULL, &err), MOE_EP_OK);
+}
+
+/* Reasons are written once everything has worked. */
+TEST(reasons_or_an_error)
+{
+    moe_ep_model v3 = moe_ep_model_deepseek_v3();
+    moe_ep_config config;
+    moe_ep_reason reason[8], before[8];
+    int32_t count = 77, needed = 78;
+    memset(&config, 0, sizeof config);
+    memset(reason, 0x5a, sizeof reason);
+    memcpy(before, reason, sizeof before);
+    v3.hidden = 0;
+    config.model = &v3;
+    config.ep = 3; /* would be a reason */
+    config.must_divide = 1;
+    config.memory_bytes = 80e9;
+    CHECK_I64(moe_ep_check_config(&config, reason, 8, &count, &needed, &err), MOE_EP_ERR_SIZE);
+    CHECK(memcmp(reason, before, sizeof reason) == 0);
+    CHECK_I64(count, 77);
+    CHECK_I64(needed, 78);
+    v3.hidden = 7168;
+    CHECK_I64(moe_ep_check_config(&config, reason, 1, &count, &needed, &err), MOE_EP_OK);
+    CHECK(count > 1 && memcmp(&reason[1], &before[1], sizeof before[1]) == 0); /* counted, but no room */
+}
+
+/* The slots of a placement begin at 0 and end at P. */
+TEST(slots_that_no_device_has)
+{
+    moe_ep_model model = moe_ep_model_mixtral_8x7b();
+    moe_ep_machine h100 = moe_ep_machine_h100();
+    static int64_t memory[512];
+    const int64_t rows[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    moe_ep_layer_desc d;
+    moe_ep_time_result t;
+    moe_ep_placement p;
+    moe_ep_shape shape;
+    memset(&shape, 0, sizeof shape);
+    memset(&d, 0, sizeof d);
+    shape.num_devices = 2;
+    CHECK_I64(moe_ep_placement_init(&p, 1, 8, &shape, memory, sizeof memory, NULL), MOE_EP_OK);
+    d.model = &model;
+    d.machine = &h100;
+    d.placement = &p;
+    CHECK_I64(moe_ep_layer_time(&d, rows, &t, NULL, &err), MOE_EP_OK);
+    for (int at = 0; at < 3; at++)
+        for (int32_t value = -1; value <= 9; value++) {
+            int32_t was = p.slot_start[at];
+            int fine = at == 1 ? value >= 0 && value <= 8 : value == was;
+            p.slot_start[at] = value;
+            CHECK_I64(moe_ep_layer_time(&d, rows, &t, NULL, &err), fine ? MOE_EP_OK : MOE_EP_ERR_PLACEMENT);
+            if (!fine) {
+                CHECK_STR(err.arg, "placement.slot_start");
+                CHECK_I64(err.index, at == 1 && value > 8 ? 1 : at);
+                CHECK_NEAR(err.value, value, 0, 0);
+            }
+            p.slot_start[at] = was;
+        }
 }
 
 T_MAIN

@@ -726,7 +726,8 @@ static void check_error(moe_ep_diagnose_desc d, moe_ep_status want, const char *
 typedef struct world {
     int32_t L, E, D, SA, SB;
     double a[3 * 3 * 16], b[4 * 3 * 16], speed[6];
-    uint8_t inactive[6];
+    uint8_t inactive[6], past[6];
+    double past_speed[6];
     int32_t slots[6];
     int64_t traffic[36];
     moe_ep_model model;
@@ -796,6 +797,19 @@ static void world_thresholds(moe_ep_diagnose_desc *d, uint64_t *state)
     d->expert_bytes = bytes[t_below(state, 3)];
 }
 
+/* Today's devices: others may be away, and faster or slower, than those of the plan. */
+static void world_past(world *w, moe_ep_shape *shape, uint64_t *state)
+{
+    int32_t i, room = 0;
+    for (i = 0; i < w->D; i++) {
+        w->past[i] = t_below(state, 3) == 0;
+        w->past_speed[i] = 0.5 * (double)(1 + t_below(state, 4));
+        if (!w->past[i]) room += w->now.slot_start[i + 1] - w->now.slot_start[i];
+    }
+    if (t_below(state, 2)) shape->speed = w->past_speed;
+    if (room >= w->E) shape->inactive = w->past;
+}
+
 static void world_make(world *w, uint64_t *state)
 {
     static const moe_ep_place_policy policies[4] = {MOE_EP_PLACE_GIVEN, MOE_EP_PLACE_BEST, MOE_EP_PLACE_LPT,
@@ -854,6 +868,7 @@ static void world_make(world *w, uint64_t *state)
         pd.num_experts = w->E;
         pd.shape = w->d.shape;
         w->contiguous = t_below(state, 2) == 0;
+        if (!w->contiguous && t_below(state, 2)) world_past(w, &pd.shape, state);
         if (w->contiguous) CHECK(moe_ep_place_contiguous(&pd, &w->now, NULL, NULL, NULL) == MOE_EP_OK);
         else CHECK(moe_ep_place_round_robin(&pd, &w->now, NULL, NULL, NULL) == MOE_EP_OK);
         if (!w->contiguous) w->d.current = &w->now;
@@ -931,7 +946,7 @@ static void plain_moves(world *w, plain *o)
         for (s = 0; s < P; s++) {
             int32_t e = w->plan.slot_expert[l * P + s], held = e < 0;
             dev = w->plan.slot_device[s];
-            for (q = 0; q < w->now.num_slots; q++)
+            for (q = 0; q < w->now.num_slots && !(w->now.device_inactive[dev] && !w->plan.device_inactive[dev]); q++)
                 held |= w->now.slot_device[q] == dev && w->now.slot_expert[l * w->now.num_slots + q] == e;
             for (q = 0; q < s; q++) held |= w->plan.slot_device[q] == dev && w->plan.slot_expert[l * P + q] == e;
             in[dev] += !held;
@@ -998,7 +1013,8 @@ static void plain_diagnosis(world *w, plain *o)
     for (l = 0; l < w->L; l++) o->layers_loaded += loaded[l] > 0;
     for (l = 0; l < w->L; l++)
         for (i = 0; i < w->D && loaded[l]; i++)
-            if (pile[l][i] > worst + 1e-9) worst = pile[l][i], o->hot_layer = l, o->hot_device = i;
+            if (!w->now.device_inactive[i] && pile[l][i] > worst + 1e-9)
+                worst = pile[l][i], o->hot_layer = l, o->hot_device = i;
     if (loaded[o->hot_layer]) {
         o->share = top[o->hot_layer][o->hot_device] / loaded[o->hot_layer];
         o->ratio = ratio[o->hot_layer] / loaded[o->hot_layer];
@@ -1173,10 +1189,12 @@ static void check_figures(world *w, const moe_ep_diagnosis *o)
         const double passes = steps * p.layers_loaded;
         int64_t tokens = p.steps ? (int64_t)(p.total / passes / K + 0.5) : 0;
         double want = p.steps ? 0 : 1, sd = 0, each = 0; /* not known */
-        if (tokens > 0 && w->D <= w->E) {
+        int32_t D = w->D;
+        for (i = 0; i < w->D; i++) D -= w->now.device_inactive[i];
+        if (tokens > 0 && D <= w->E) {
             if (d->top_groups)
-                CHECK_I64(moe_ep_chance_grouped(tokens, K, w->E, w->D, G, d->top_groups, &chance, NULL), MOE_EP_OK);
-            else CHECK_I64(moe_ep_chance_devices(tokens, K, w->E, w->D, &chance, NULL), MOE_EP_OK);
+                CHECK_I64(moe_ep_chance_grouped(tokens, K, w->E, D, G, d->top_groups, &chance, NULL), MOE_EP_OK);
+            else CHECK_I64(moe_ep_chance_devices(tokens, K, w->E, D, &chance, NULL), MOE_EP_OK);
             want = chance.p95;
             sd = sqrt(2 * chance.sd * chance.sd / passes); /* of the difference of two means */
             each = p.mean / p.before;                      /* the share of all rows that max/mean 1 is */

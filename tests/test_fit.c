@@ -470,7 +470,7 @@ TEST(calibrate_errors)
     change;                                                                                                            \
     CHECK_I64(bad(&d, arg, index), status);                                                                            \
     restore
-    WITH(d.start = NULL, d.start = &start, MOE_EP_ERR_NULL, "machine", -1);
+    WITH(d.start = NULL, d.start = &start, MOE_EP_ERR_NULL, "start", -1);
     WITH(d.model = NULL, d.model = &m, MOE_EP_ERR_NULL, "model", -1);
     WITH(d.experts = NULL, d.experts = row, MOE_EP_ERR_NULL, "experts", -1);
     WITH(d.num_experts = -1, d.num_experts = 2, MOE_EP_ERR_SIZE, "num_experts", -1);
@@ -536,12 +536,12 @@ TEST(calibrate_errors)
     WITH(link[1].phase = MOE_EP_PHASE_COUNT, link[1].phase = MOE_EP_PHASE_LL_DISPATCH, MOE_EP_ERR_RANGE, "links", 1);
     WITH(link[1].seconds = -1, link[1].seconds = 1e-4, MOE_EP_ERR_RANGE, "links", 1);
     WITH(link[1].seconds = NAN, link[1].seconds = 1e-4, MOE_EP_ERR_NAN, "links", 1);
-    WITH(link[1].intra_bytes = -1, link[1].intra_bytes = 0, MOE_EP_ERR_NEGATIVE, "links.intra_bytes", -1);
-    WITH(link[1].inter_bytes = -1, link[1].inter_bytes = 0, MOE_EP_ERR_NEGATIVE, "links.inter_bytes", -1);
-    WITH(link[1].rows = -1, link[1].rows = 0, MOE_EP_ERR_NEGATIVE, "links.rows", -1);
-    WITH(link[1].peers = -1, link[1].peers = 0, MOE_EP_ERR_NEGATIVE, "links.peers", -1);
+    WITH(link[1].intra_bytes = -1, link[1].intra_bytes = 0, MOE_EP_ERR_NEGATIVE, "links.intra_bytes", 1);
+    WITH(link[1].inter_bytes = -1, link[1].inter_bytes = 0, MOE_EP_ERR_NEGATIVE, "links.inter_bytes", 1);
+    WITH(link[1].rows = -1, link[1].rows = 0, MOE_EP_ERR_NEGATIVE, "links.rows", 1);
+    WITH(link[1].peers = -1, link[1].peers = 0, MOE_EP_ERR_NEGATIVE, "links.peers", 1);
     memset(&c, 0, sizeof c);
-    WITH(link[1].comm = &c, link[1].comm = NULL, MOE_EP_ERR_SIZE, "num_experts", -1);
+    WITH(link[1].comm = &c, link[1].comm = NULL, MOE_EP_ERR_SIZE, "num_experts", 1);
 #undef WITH
     scratch = moe_ep_scratch_fixed(buffer, 8);
     CHECK(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, &scratch, &err) == MOE_EP_ERR_SCRATCH);

@@ -438,6 +438,9 @@ TEST(worked_numbers)
     CHECK_I64(moe_ep_experts(&d, rx, start, 2, groups, ry, NULL, NULL), MOE_EP_OK);
     CHECK_NEAR(ry[0], 4.386351, 0, 1e-6);
     CHECK_NEAR(ry[1], 4.386351, 0, 1e-6);
+    d.num_null = -1, d.shared_gate = &x, d.top_k = -1, d.ids = NULL; /* what moe_ep_experts does not read */
+    CHECK_I64(moe_ep_experts(&d, rx, start, 2, groups, ry, NULL, NULL), MOE_EP_OK);
+    CHECK_NEAR(ry[1], 4.386351, 0, 1e-6);
     CHECK_I64(moe_ep_bf16_from_f32(1.00390625f), 0x3f80);
     CHECK_I64(moe_ep_f16_from_f32(65520.0f), 0x7c00);
     CHECK_NEAR(moe_ep_f32_from_f16(0x3c00), 1.0, 0, 0);
@@ -1860,14 +1863,14 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.r.w.dtype = (moe_ep_dtype)-1, 4, MOE_EP_ERR_RANGE, "dtype", -1);
     BAD(g.r.w.layout = (moe_ep_gate_layout)4, 4, MOE_EP_ERR_RANGE, "layout", -1);
     BAD(g.r.w.activation.kind = (moe_ep_activation_kind)-1, 4, MOE_EP_ERR_RANGE, "activation.kind", -1);
-    BAD(g.r.w.activation.limit = inf, 4, MOE_EP_ERR_NAN, "activation", -1);
-    BAD(g.r.w.activation.up_offset = nan, 4, MOE_EP_ERR_NAN, "activation", -1);
+    BAD(g.r.w.activation.limit = inf, 4, MOE_EP_ERR_NAN, "activation.limit", -1);
+    BAD(g.r.w.activation.up_offset = nan, 4, MOE_EP_ERR_NAN, "activation.up_offset", -1);
     BAD(g.d.isa_max = (moe_ep_isa)-1, 4, MOE_EP_ERR_RANGE, "isa_max", -1);
     BAD(g.d.products = (moe_ep_products)-1, 4, MOE_EP_ERR_RANGE, "products", -1);
     BAD(g.d.num_null = INT32_MAX, 4, MOE_EP_ERR_SIZE, "num_null", -1);
     BAD(g.sh.w.down = NULL, 4, MOE_EP_ERR_NULL, "down", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_null = 1), 4,
-        MOE_EP_ERR_SIZE, "router.num_experts", -1);
+        MOE_EP_ERR_SIZE, "router.num_null", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.top_k = 0), 4, MOE_EP_ERR_SIZE, "top_k", -1);
     BAD((void)0, INT64_MAX / 64 / 6 + 1, MOE_EP_ERR_OVERFLOW, "num_tokens", -1);
     /* 5 experts of 7 rows: rows * stride, that * experts, and a product that leaves no room */
@@ -1892,7 +1895,7 @@ TEST(bad_input_is_named_and_y_stays)
     BAD(g.r.w.activation.kind = MOE_EP_ACT_RELU2, 4, MOE_EP_ERR_CONFIG, "up", -1);
     BAD((g.r.w.activation.kind = MOE_EP_ACT_RELU2, g.r.w.layout = MOE_EP_GATE_FIRST), 4, MOE_EP_ERR_CONFIG,
         "layout", -1);
-    BAD(g.r.w.activation.alpha = nan, 4, MOE_EP_ERR_NAN, "activation", -1);
+    BAD(g.r.w.activation.alpha = nan, 4, MOE_EP_ERR_NAN, "activation.alpha", -1);
     BAD(g.r.w.activation.limit = -1.0f, 4, MOE_EP_ERR_RANGE, "activation.limit", -1);
     BAD(g.r.w.gate = NULL, 4, MOE_EP_ERR_NULL, "gate", -1);
     BAD(g.r.w.up = NULL, 4, MOE_EP_ERR_NULL, "up", -1);

@@ -373,6 +373,13 @@ TEST(replicas_of_an_expert_take_turns)
     moe_ep_error err;
     CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, NULL, NULL, x, 12, many, &res, NULL, &err), MOE_EP_ERR_LOST_EXPERT);
     CHECK_I64(err.index, 0);
+    o.p.device_inactive[0] = o.p.device_inactive[3] = 0;
+    for (int i = 0; i < 4; i++) { /* no tokens: the counts must say so */
+        static const int64_t counts[4][4] = {{0, 0, 0, 0}, {3, 3, 3, 3}, {5, -5, 0, 0}, {0, 0, 0, 1}};
+        CHECK_I64(moe_ep_forward_ranks(&d, &o.p, 0, counts[i], NULL, x, 0, many, &res, NULL, &err),
+                  i ? MOE_EP_ERR_SIZE : MOE_EP_OK);
+        if (i) CHECK_STR(err.arg, "tokens_per_rank");
+    }
     free(x), free(o.mem);
     free_model(&m);
 }
@@ -2180,7 +2187,16 @@ TEST(a_batch_with_a_nan_does_not_stop_the_other)
         g.layer.ids = g.ids, g.layer.choice_weights = g.w;
         CHECK_I64(moe_ep_forward(&g.layer, x[1 - first], 2, want, NULL, NULL), MOE_EP_OK);
         CHECK(memcmp(want, y[1 - first], sizeof want) == 0);
+        /* both: the first is named */
+        x[first][7] = 1;
+        memcpy(x[1 - first], x[first], sizeof x[first]);
+        x[first][3] = (float)NAN;
+        x[1 - first][5] = (float)NAN;
+        for (int i = 0; i < 2; i++) b[i].x = x[i];
+        CHECK_I64(moe_ep_rank_forward2(&g.rank, b, NULL, &g.err), MOE_EP_ERR_NAN);
+        CHECK_I64(g.err.index, first ? 5 : 3);
         CHECK_I64(moe_ep_rank_forward(&g.rank, &b[first], NULL, &g.err), MOE_EP_ERR_NAN);
+        memcpy(x[1 - first], g.x + 12 * (1 - first), sizeof x[first]);
         CHECK_I64(moe_ep_rank_forward(&g.rank, &b[1 - first], NULL, &g.err), MOE_EP_OK);
         error_is(&g.err, "", -1, 0.0);
         /* a hook that adds up by itself may say what it found; the next combine begins anew */

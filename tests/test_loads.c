@@ -1536,4 +1536,20 @@ TEST(adding_wants_room_for_all_ids)
     CHECK_I64(err.index, 1);
 }
 
+TEST(skipped_has_room_or_is_refused)
+{
+    const int32_t ids[3] = {0, -1, -1};
+    int64_t loads[1] = {0}, skipped = INT64_MAX - 2;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_expert_loads_add(ids, 3, 1, loads, &skipped, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_STR(err.arg, "skipped");
+    CHECK_NEAR(err.value, 9223372036854775805.0, 0, 0);
+    CHECK_I64(skipped, INT64_MAX - 2);
+    CHECK_I64(loads[0], 0);
+    skipped = INT64_MAX - 3;
+    CHECK_I64(moe_ep_expert_loads_add(ids, 3, 1, loads, &skipped, &err), MOE_EP_OK);
+    CHECK_I64(skipped, INT64_MAX - 1);
+    CHECK_I64(loads[0], 1);
+}
+
 T_MAIN

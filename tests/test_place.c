@@ -6501,4 +6501,170 @@ TEST(device_loads_that_add_up_to_too_much)
     CHECK_I64(err.index, 2);
 }
 
+/* Whatever is wrong with an expert, it is named by its place among all layers. */
+TEST(places_of_errors_in_later_layers)
+{
+    double loads[16], two[8] = {1e38, 2e38, 1, 1, 3e38, 2.5e38, 1, 1};
+    int32_t pinned[8], slots[4], device[8], counts[8], i, phy[8], log2phy[16], logcnt[8];
+    moe_ep_placement p = placement_new(2, 4, (moe_ep_shape[1]){shape_of(2, 4, 0)}), wide, one;
+    moe_ep_place_desc d;
+    moe_ep_error err;
+    for (i = 0; i < 16; i++) loads[i] = 1 + i % 5;
+    d = desc_of(2, 4, shape_of(2, 6, 0), loads);
+    wide = placement_new(2, 4, &d.shape);
+    d.pinned = pinned;
+    for (i = 0; i < 8; i++) pinned[i] = -1;
+    pinned[6] = 9; /* no such device */
+    CHECK_I64(moe_ep_best_placement(&d, &wide, NULL, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 6);
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, &err), MOE_EP_ERR_DEVICE_ID);
+    CHECK_I64(err.index, 6);
+    CHECK_NEAR(err.value, 9, 0, 0);
+    for (i = 4; i < 8; i++) pinned[i] = 0; /* three slots */
+    CHECK_I64(moe_ep_best_placement(&d, &wide, NULL, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+    CHECK_I64(err.index, 7);
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+    CHECK_I64(err.index, 7);
+    d.pinned = NULL;
+    d.num_steps = 2; /* each fits, the mean and so many deviations do not */
+    d.risk_z = 1;
+    for (i = 0; i < 16; i++) loads[i] = 1;
+    loads[14] = 1e151;
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, &err), MOE_EP_OK);
+    d.risk_z = 1e130; /* above 1e280 */
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 4);
+    d.risk_z = 1e300;
+    CHECK_I64(moe_ep_best_placement(&d, &wide, NULL, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 6);
+    /* float32 holds each step, not what they come to */
+    d = desc_of(1, 4, shape_of(2, 4, 0), two);
+    d.num_steps = 2;
+    one = placement_new(1, 4, &d.shape);
+    one.slot_expert[0] = 77;
+    CHECK_I64(moe_ep_place_trtllm(&d, &one, NULL, NULL, &err), MOE_EP_OK);
+    one.slot_expert[0] = 77;
+    d.risk_z = 10;
+    CHECK_I64(moe_ep_place_eplb(&d, &one, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_STR(err.arg, "loads");
+    CHECK_I64(err.index, 0);
+    CHECK_NEAR(err.value, 12e38, 1e-9, 0);
+    CHECK_I64(moe_ep_place_trtllm(&d, &one, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(one.slot_expert[0], 77);
+    CHECK_I64(moe_ep_best_placement(&d, &one, NULL, NULL, &err), MOE_EP_OK); /* in double */
+    d.node_soft = 1;
+    CHECK_I64(moe_ep_best_placement(&d, &one, NULL, NULL, &err), MOE_EP_ERR_RANGE); /* homes are EPLB's */
+    d = desc_of(2, 4, shape_of(2, 4, 0), loads);
+    for (i = 0; i < 8; i++) loads[i] = 1;
+    loads[5] = 4e38;
+    CHECK_I64(moe_ep_place_eplb(&d, &p, NULL, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 5);
+    /* nodes that have fewer slots than experts at home */
+    d = desc_of(1, 4, shape_of(2, 4, 2), loads + 8);
+    for (i = 0; i < 4; i++) device[i] = 1;
+    d.node_soft = 1;
+    d.home_node = device;
+    d.shape.num_slots = 6;
+    placement_free(&one);
+    one = placement_new(1, 4, &d.shape);
+    CHECK_I64(moe_ep_best_placement(&d, &one, NULL, NULL, &err), MOE_EP_ERR_INFEASIBLE);
+    CHECK_I64(err.index, 1);
+    CHECK_NEAR(err.value, -1, 0, 0);
+    /* assignments, maps and what evaluation finds in them */
+    for (i = 0; i < 8; i++) device[i] = i / 2 % 2, counts[i] = i != 6;
+    CHECK_I64(moe_ep_devices_placement(device, counts, &p, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, 6);
+    CHECK_I64(moe_ep_devices_placement(device, NULL, &p, &err), MOE_EP_OK);
+    p.replica_start[5 + 2] = 0; /* falls */
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 7);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.replica_start[9] = 3;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 9);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    p.replica_start[5] = 1;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 5);
+    CHECK_NEAR(err.value, 1, 0, 0);
+    p.slot_expert[4 + 3] = -1; /* expert 3 of layer 1 */
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_LOST_EXPERT);
+    CHECK_I64(err.index, 7);
+    loads[5] = 1;
+    {
+        double each[4];
+        CHECK_I64(moe_ep_device_loads(&p, loads, each, &err), MOE_EP_ERR_LOST_EXPERT);
+        CHECK_I64(err.index, 7);
+    }
+    for (i = 0; i < 8; i++) phy[i] = i % 4, logcnt[i] = 1, log2phy[2 * i] = i % 4, log2phy[2 * i + 1] = -1;
+    CHECK_I64(moe_ep_placement_from_eplb(phy, log2phy, 2, logcnt, &p, &err), MOE_EP_OK);
+    log2phy[2 * 6] = -1;
+    CHECK_I64(moe_ep_placement_from_eplb(phy, log2phy, 2, logcnt, &p, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_STR(err.arg, "log2phy");
+    CHECK_I64(err.index, 12);
+    /* devices that do not have all slots */
+    p.slot_start[2] = 3;
+    CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 2);
+    CHECK_NEAR(err.value, 3, 0, 0);
+    placement_free(&p);
+    placement_free(&wide);
+    placement_free(&one);
+}
+
+/* Pins that pin nothing, and no groups on one node, are as if they were not given. */
+TEST(nothing_pinned_is_no_pin)
+{
+    uint64_t s = t_seed + 63;
+    for (int round = 0; round < 60; round++) {
+        int32_t E = 4 + (int32_t)t_below(&s, 12), D = 2 + (int32_t)t_below(&s, 3), free_all[16], i;
+        double loads[16];
+        moe_ep_place_desc d = desc_of(1, E, shape_of(D, D * ((E + D - 1) / D + (int32_t)t_below(&s, 2)), 0), loads);
+        moe_ep_placement a = placement_new(1, E, &d.shape), b = placement_new(1, E, &d.shape);
+        moe_ep_plan_result ra, rb;
+        for (i = 0; i < E; i++) loads[i] = (double)t_below(&s, 100), free_all[i] = -1;
+        CHECK_I64(moe_ep_best_placement(&d, &a, &ra, NULL, NULL), MOE_EP_OK);
+        d.pinned = free_all;
+        CHECK_I64(moe_ep_best_placement(&d, &b, &rb, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(a.slot_expert, b.slot_expert, sizeof *a.slot_expert * (size_t)a.num_slots) == 0);
+        CHECK_STR(ra.reason, rb.reason);
+        d.node_soft = 1;
+        d.num_groups = 1;
+        CHECK_I64(moe_ep_best_placement(&d, &a, &ra, NULL, NULL), MOE_EP_OK);
+        d.num_groups = 0;
+        CHECK_I64(moe_ep_best_placement(&d, &b, &rb, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(a.slot_expert, b.slot_expert, sizeof *a.slot_expert * (size_t)a.num_slots) == 0);
+        free_all[E - 1] = 0;
+        CHECK_I64(moe_ep_best_placement(&d, &b, &rb, NULL, NULL), MOE_EP_ERR_CONFIG);
+        placement_free(&a);
+        placement_free(&b);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* Pins of one layer leave the others as they are planned without. */
+TEST(pins_of_one_layer)
+{
+    uint64_t s = t_seed + 64;
+    for (int round = 0; round < 60; round++) {
+        int32_t E = 4 + (int32_t)t_below(&s, 12), D = 2 + (int32_t)t_below(&s, 3), pinned[32], i;
+        double loads[32];
+        moe_ep_place_desc d = desc_of(2, E, shape_of(D, D * ((E + D - 1) / D + (int32_t)t_below(&s, 3)), 0), loads);
+        moe_ep_placement a = placement_new(2, E, &d.shape), b = placement_new(2, E, &d.shape);
+        moe_ep_plan_result ra[2], rb[2];
+        for (i = 0; i < 2 * E; i++) loads[i] = (double)t_below(&s, 12) * (double)t_below(&s, 12), pinned[i] = -1;
+        pinned[t_below(&s, (uint64_t)E)] = (int32_t)t_below(&s, (uint64_t)D);
+        CHECK_I64(moe_ep_best_placement(&d, &a, ra, NULL, NULL), MOE_EP_OK);
+        d.pinned = pinned;
+        CHECK_I64(moe_ep_best_placement(&d, &b, rb, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(a.slot_expert + a.num_slots, b.slot_expert + a.num_slots,
+                     sizeof *a.slot_expert * (size_t)a.num_slots) == 0);
+        CHECK_STR(ra[1].reason, rb[1].reason);
+        placement_free(&a);
+        placement_free(&b);
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
 T_MAIN

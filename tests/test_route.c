@@ -2084,7 +2084,8 @@ TEST(top2_errors)
     CHECK_I64(moe_ep_route_top2(&c, logits, 2, &rng, NULL, w, &err), MOE_EP_ERR_NULL);
     CHECK_I64(moe_ep_route_top2(&c, logits, -2, &rng, ids, w, &err), MOE_EP_ERR_SIZE);
     bad = moe_ep_top2_nllb(1);
-    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_TOP_K);
+    CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "num_experts");
     memset(&bad, 0, sizeof bad);
     CHECK_I64(moe_ep_route_top2(&bad, logits, 2, &rng, ids, w, &err), MOE_EP_ERR_SIZE);
     bad = moe_ep_top2_gshard(2);
@@ -4104,6 +4105,64 @@ TEST(z_loss_of_many_tokens)
     CHECK(logits != NULL);
     if (logits) CHECK_NEAR(moe_ep_z_loss(logits, T, E, NULL), log(3.0) * log(3.0), 1e-9, 0);
     free(logits);
+}
+
+/* Norms of high powers of small and of large weights, by logarithms; next to the largest weight the others vanish. */
+TEST(high_norms_neither_vanish_nor_overflow)
+{
+    static const float powers[5] = {50, 200, 1000, 1e6f, 0.01f};
+    uint64_t s = t_seed + 17;
+    float l[64], w[8];
+    int32_t ids[8];
+    for (int round = 0; round < 200; round++) {
+        int32_t E = 2 + (int32_t)t_below(&s, 63), K = 1 + (int32_t)t_below(&s, (uint64_t)(E < 8 ? E : 8));
+        int raw = round % 2;
+        moe_ep_router r = moe_ep_router_mixtral(E, K);
+        double most = -HUGE_VAL, sum = 0, all = 0, top = -HUGE_VAL, logs[8];
+        r.renorm = 1;
+        r.renorm_p = powers[round % 5];
+        if (raw) r.score = MOE_EP_SCORE_LOGIT, r.weight = MOE_EP_WEIGHT_SCORE;
+        else r.score = MOE_EP_SCORE_SOFTMAX, r.weight = MOE_EP_WEIGHT_SCORE;
+        for (int e = 0; e < E; e++) l[e] = (float)(raw ? 1e-9 + 300 * t_unit(&s) : 4 * t_unit(&s));
+        CHECK_I64(moe_ep_route(&r, l, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        for (int e = 0; e < E; e++) top = l[e] > top ? l[e] : top;
+        for (int e = 0; e < E; e++) all += exp(l[e] - top);
+        for (int j = 0; j < K; j++) logs[j] = raw ? log(l[ids[j]]) : l[ids[j]] - top - log(all);
+        for (int j = 0; j < K; j++) most = logs[j] > most ? logs[j] : most;
+        for (int j = 0; j < K; j++) sum += exp((double)r.renorm_p * (logs[j] - most));
+        for (int j = 0; j < K; j++)
+            CHECK_NEAR(w[j], exp(logs[j] - most - log(sum) / (double)r.renorm_p), 2e-5, 1e-30);
+        STOP_IF_FAILED("round %d", round);
+    }
+    {
+        const float none[2] = {0, 0};
+        moe_ep_router r = moe_ep_router_mixtral(2, 2);
+        r.renorm = 1, r.renorm_p = 200, r.score = MOE_EP_SCORE_LOGIT, r.weight = MOE_EP_WEIGHT_SCORE;
+        CHECK_I64(moe_ep_route(&r, none, 1, NULL, ids, w, NULL), MOE_EP_OK);
+        CHECK_NEAR(w[0] + w[1], 0, 0, 0);
+    }
+}
+
+/* A weight beside no expert is not part of the sum; errors name the token's first weight. */
+TEST(shared_experts_beside_no_expert)
+{
+    const int32_t ids[4] = {2, -1, 1, 0};
+    const float w[4] = {0.6f, 0.4f, 3e38f, 3e38f}, a[2] = {1, 2};
+    int32_t out[6];
+    float after[6];
+    moe_ep_weights_result q;
+    moe_ep_error err;
+    CHECK_I64(moe_ep_append_shared(ids, w, 1, 2, 4, 1, MOE_EP_SHARED_SUM_OVER_VALUE, 2.0f, out, after, &err),
+              MOE_EP_OK);
+    CHECK_NEAR(after[2], 0.3, 1e-6, 0);
+    CHECK_NEAR(after[1], 0.4, 1e-6, 0); /* stays as it came */
+    CHECK_I64(moe_ep_append_shared(ids, w, 2, 2, 4, 1, MOE_EP_SHARED_SUM_OVER_VALUE, 1.0f, out, after, &err),
+              MOE_EP_ERR_OVERFLOW);
+    CHECK_I64(err.index, 2);
+    CHECK_I64(moe_ep_append_shared(ids, (const float[2]){3e38f, 3e38f}, 1, 2, 4, 1, MOE_EP_SHARED_SUM_OVER_VALUE, 1.0f,
+                                   out, after, &err), MOE_EP_OK);
+    CHECK_I64(moe_ep_weights_compare(a, a, 1, 0, &q, &err), MOE_EP_ERR_SIZE);
+    CHECK_STR(err.arg, "K");
 }
 
 T_MAIN

@@ -1563,4 +1563,34 @@ TEST(shares_read_the_loads_of_one_layer)
     }
 }
 
+/* Rows of billions, split to the row: no device above the rounded-up optimum. */
+TEST(exact_with_billions_of_rows)
+{
+    static const int32_t slots[11] = {0, 1, 2, 3, 0, 4, 1, 5, 2, 6, 3};
+    static const int32_t each[5] = {4, 2, 2, 2, 1};
+    const moe_ep_split_desc d = split_of(MOE_EP_SPLIT_EXACT);
+    moe_ep_shape shape;
+    moe_ep_placement p;
+    memset(&shape, 0, sizeof shape);
+    shape.num_devices = 5;
+    shape.slots_per_device = each;
+    p = placement_new(1, 7, &shape);
+    memcpy(p.slot_expert, slots, sizeof slots);
+    CHECK_I64(moe_ep_placement_index(&p, NULL), MOE_EP_OK);
+    for (int64_t M = 4000; M <= INT64_C(40000000000); M *= 10) { /* optimum M + 4/5 */
+        const int64_t counts[7] = {M / 2 + 1001, M / 2 + 1001, M / 2 + 1001, 2 * M - 2999, M / 2, M / 2, M / 2};
+        int64_t rows[11], device[5], sum = 0;
+        CHECK_I64(moe_ep_split(&d, &p, 0, counts, rows, NULL, NULL), MOE_EP_OK);
+        check_sums(&p, rows, counts);
+        CHECK_I64(moe_ep_device_rows(&p, rows, device, NULL), MOE_EP_OK);
+        for (int i = 0; i < 5; i++) {
+            CHECK(device[i] <= M + 1);
+            sum += device[i];
+        }
+        CHECK_I64(sum, 5 * M + 4);
+        STOP_IF_FAILED("M = %lld", (long long)M);
+    }
+    placement_free(&p);
+}
+
 T_MAIN

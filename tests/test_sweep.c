@@ -470,11 +470,11 @@ TEST(sweep_errors)
     WITH(d.num_redundant = -1, d.num_redundant = 2, MOE_EP_ERR_SIZE, "num_redundant", -1, -1);
     WITH(redundant[1] = -1, redundant[1] = 8, MOE_EP_ERR_SLOTS, "redundant", 1, -1);
     WITH((d.overlaps = bad_overlap, d.num_overlaps = 0), d.num_overlaps = 1, MOE_EP_ERR_SIZE, "num_overlaps", -1, 0);
-    WITH((void)0, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlap", -1, 99);
+    WITH((void)0, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlaps", 0, 99);
     WITH((d.policies = given, d.num_policies = 0), d.num_policies = 1, MOE_EP_ERR_SIZE, "num_policies", -1, 0);
     WITH((void)0, d.policies = NULL, MOE_EP_ERR_RANGE, "policies", 0, MOE_EP_PLACE_GIVEN);
-    WITH(d.attention_s = attention, d.attention_s = NULL, MOE_EP_ERR_NAN, "attention_s", -1, NAN);
-    WITH(d.attention_half_s = attention, d.attention_half_s = NULL, MOE_EP_ERR_NAN, "attention_half_s", -1, NAN);
+    WITH(d.attention_s = attention, d.attention_s = NULL, MOE_EP_ERR_NAN, "attention_s", 1, NAN);
+    WITH(d.attention_half_s = attention, d.attention_half_s = NULL, MOE_EP_ERR_NAN, "attention_half_s", 1, NAN);
     memset(&w, 0, sizeof w);
     WITH(d.workload = &w, d.workload = NULL, MOE_EP_ERR_CONFIG, "workload", -1, 0);
 #undef WITH
