@@ -1705,4 +1705,76 @@ TEST(drop_says_what_is_missing)
     CHECK_I64(moe_ep_drop(&p, ids, NULL, 2, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_RANGE);
 }
 
+/* The random order of groups, by the keys of the same generator: larger keys come first, each group has queues of its
+ * own, and the slots go to the survivors by token where that is asked for. */
+TEST(random_order_of_groups)
+{
+    uint64_t s = t_seed + 91;
+    for (int round = 0; round < 200; round++) {
+        const int32_t K = 1 + (int32_t)t_below(&s, 3), E = 2 + (int32_t)t_below(&s, 5);
+        const int64_t T = 1 + (int64_t)t_below(&s, 20), G = (int64_t)t_below(&s, 8), group = G > 0 ? G : T;
+        moe_ep_rng rng = moe_ep_rng_seed(1 + t_below(&s, 1000)), same = rng;
+        moe_ep_drop_policy p = moe_ep_drop_deepspeed_top1((int64_t)t_below(&s, 4));
+        int32_t ids[60];
+        uint8_t keep[60], want_keep[60];
+        int64_t slot[60], position[60], want_slot[60], want_position[60];
+        moe_ep_scratch scratch;
+        static char memory[4096];
+        size_t need;
+        moe_ep_error err;
+        p.rng = &rng;
+        p.group_tokens = G;
+        p.slots_by_token = (int32_t)t_below(&s, 2);
+        for (int64_t i = 0; i < T * K; i++) ids[i] = (int32_t)t_below(&s, (uint64_t)E + 1) - 1;
+        for (int64_t t0 = 0; t0 < T; t0 += group) {
+            int64_t first = t0 * K, n = (T - t0 < group ? T - t0 : group) * K, count[8] = {0}, dealt[8] = {0};
+            float key[60];
+            int done[60] = {0};
+            for (int64_t i = 0; i < n; i++) key[i] = (float)moe_ep_rng_f64(&same);
+            for (int64_t turn = 0; turn < n; turn++) {
+                int64_t best = -1, at;
+                for (int64_t i = 0; i < n; i++)
+                    if (!done[i] && (best < 0 || key[i] > key[best])) best = i;
+                done[best] = 1;
+                at = first + best;
+                want_position[at] = ids[at] < 0 ? -1 : count[ids[at]]++;
+                want_keep[at] = ids[at] >= 0 && want_position[at] < p.capacity;
+                want_slot[at] = want_keep[at] ? want_position[at] : -1;
+            }
+            for (int64_t i = first; p.slots_by_token && i < first + n; i++)
+                if (want_keep[i]) want_slot[i] = dealt[ids[i]]++;
+        }
+        scratch = moe_ep_scratch_fixed(memory, 1);
+        CHECK_I64(moe_ep_drop(&p, ids, NULL, T, K, E, keep, slot, position, NULL, NULL, &scratch, &err),
+                  MOE_EP_ERR_SCRATCH);
+        need = (size_t)err.value;
+        CHECK(need <= sizeof memory);
+        scratch = moe_ep_scratch_fixed(memory, need); /* no larger than for one group */
+        CHECK_I64(moe_ep_drop(&p, ids, NULL, T, K, E, keep, slot, position, NULL, NULL, &scratch, &err), MOE_EP_OK);
+        for (int64_t i = 0; i < T * K; i++) {
+            CHECK_I64(keep[i], want_keep[i]);
+            CHECK_I64(slot[i], want_slot[i]);
+            CHECK_I64(position[i], want_position[i]);
+        }
+        STOP_IF_FAILED("round %d", round);
+    }
+}
+
+/* capacities replace capacity, whatever that is; a map of experts is read for the devices only. */
+TEST(what_is_not_asked_for_is_not_looked_at)
+{
+    static const int64_t limits[2] = {1, 0};
+    static const int32_t ids[3] = {0, 0, 1}, map[2] = {7, -3};
+    uint8_t keep[3];
+    int64_t per[2];
+    moe_ep_drop_policy p = moe_ep_drop_switch(-1);
+    moe_ep_error err;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 3, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_ERR_SIZE);
+    p.capacities = limits;
+    CHECK_I64(moe_ep_drop(&p, ids, NULL, 3, 1, 2, keep, NULL, NULL, NULL, NULL, NULL, &err), MOE_EP_OK);
+    CHECK(keep[0] == 1 && keep[1] == 0 && keep[2] == 0);
+    CHECK_I64(moe_ep_drop_counts(ids, keep, 3, 2, map, 0, per, NULL, &err), MOE_EP_OK);
+    CHECK(per[0] == 1 && per[1] == 1);
+}
+
 T_MAIN

@@ -2304,6 +2304,7 @@ TEST(hooks_that_fail_at_every_call)
                 CHECK(moe_ep_layer_time(&d, rows, &r, asked ? devices : NULL, &err) ==
                       (i < want ? MOE_EP_ERR_CONFIG : MOE_EP_OK));
                 CHECK_I64(f.calls, i < want ? i + 1 : want);
+                if (i < want) CHECK_I64(err.index, i / 3 % 2); /* the device asked about */
                 CHECK((r.total_s < 0) == (i < want));
                 /* the 3 last answers are the second device's, asked again */
                 CHECK((devices[0].compute_s < 0) == (i < want - 3 || !asked));

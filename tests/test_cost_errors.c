@@ -186,8 +186,11 @@ TEST(exchanges_one_field_at_a_time)
     BAD(a.link.inter_Bps = -1, a.link.inter_Bps = 1e9, A, MOE_EP_ERR_NEGATIVE, "link.inter_Bps");
     BAD(a.link.alpha_p = -1, a.link.alpha_p = 0, A, MOE_EP_ERR_NEGATIVE, "link.alpha_p");
     BAD(node[1] = 2, node[1] = 1, A, MOE_EP_ERR_DEVICE_ID, "node_of_device");
+    CHECK_I64(err.index, 1);
     BAD(node[0] = -1, node[0] = 0, A, MOE_EP_ERR_DEVICE_ID, "node_of_device");
+    CHECK_I64(err.index, 0);
     BAD((node[0] = 1, node[1] = 0), (node[0] = 0, node[1] = 1), A, MOE_EP_ERR_CONFIG, "node_of_device");
+    CHECK_I64(err.index, 1);
     a.mode = MOE_EP_A2A_NODE_DEDUP;
     BAD(a.node_rows = NULL, a.node_rows = node_rows, A, MOE_EP_ERR_NULL, "node_rows");
     BAD(node_rows[3] = -1, node_rows[3] = 1, A, MOE_EP_ERR_NEGATIVE, "node_rows");

@@ -1,7 +1,6 @@
 /* tests/test_diagnose.c - section 11: verdicts, reasons, figures against a plain recomputation.
  * SPDX-License-Identifier: MIT */
-#include "t.h"
-#include "moe_ep.h"
+#include "placement.h"
 
 static const double hot[8] = {960, 92, 92, 92, 91, 91, 91, 91};
 
@@ -769,6 +768,7 @@ static void world_cost(world *w, uint64_t *state)
     w->model.ungated = (int32_t)t_below(state, 2);
     if (t_below(state, 2)) w->model.weight_bytes = 0;
     w->machine = moe_ep_machine_h100();
+    if (t_below(state, 2)) w->machine.devices_per_node = 1 + (int32_t)t_below(state, 4);
     memset(&w->cost, 0, sizeof w->cost);
     w->cost.model = &w->model;
     w->cost.machine = &w->machine;
@@ -1899,6 +1899,58 @@ TEST(chance_under_groups_of_the_router)
     d.router_groups = 0;
     CHECK_I64(moe_ep_diagnose(&d, NULL, &o, NULL, NULL), MOE_EP_OK);
     CHECK_NEAR(o.chance_imbalance, fmin(four.p95, four.max_over_mean + 1.645 * four.sd / 2), 1e-9, 0);
+}
+
+/* Groups of the router are for the chance baseline alone: EPLB's plan goes by num_groups. */
+TEST(router_groups_do_not_place)
+{
+    uint64_t s = t_seed + 71;
+    int differ = 0;
+    for (int round = 0; round < 20; round++) {
+        double loads[16];
+        moe_ep_diagnose_desc d;
+        moe_ep_place_desc pd;
+        moe_ep_placement plan, same;
+        moe_ep_diagnosis o;
+        for (int i = 0; i < 16; i++) loads[i] = (double)t_below(&s, 100);
+        memset(&d, 0, sizeof d);
+        memset(&pd, 0, sizeof pd);
+        d.num_layers = pd.num_layers = 1;
+        d.num_experts = pd.num_experts = 16;
+        d.shape.num_devices = 4;
+        d.shape.num_slots = 20;
+        d.shape.num_nodes = 2;
+        pd.shape = d.shape;
+        pd.loads = d.plan_loads = loads;
+        d.plan_steps = 1;
+        d.router_groups = 8;
+        d.top_groups = 2;
+        d.top_k = 2;
+        d.policy = MOE_EP_PLACE_EPLB_GLOBAL;
+        plan = placement_new(1, 16, &d.shape);
+        same = placement_new(1, 16, &d.shape);
+        for (int groups = 0; groups <= 4; groups += 4) {
+            d.policy = groups ? MOE_EP_PLACE_EPLB_HIERARCHICAL : MOE_EP_PLACE_EPLB_GLOBAL;
+            d.num_groups = pd.num_groups = groups;
+            pd.eplb_mode = groups ? MOE_EP_EPLB_HIERARCHICAL : MOE_EP_EPLB_GLOBAL;
+            CHECK_I64(moe_ep_diagnose(&d, &plan, &o, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_place_eplb(&pd, &same, NULL, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(plan.slot_expert, same.slot_expert, 20 * sizeof *same.slot_expert) == 0);
+            d.policy = MOE_EP_PLACE_BEST; /* looks at both of EPLB's plans */
+            CHECK_I64(moe_ep_diagnose(&d, &plan, &o, NULL, NULL), MOE_EP_OK);
+            CHECK_I64(moe_ep_best_placement(&pd, &same, NULL, NULL, NULL), MOE_EP_OK);
+            CHECK(memcmp(plan.slot_expert, same.slot_expert, 20 * sizeof *same.slot_expert) == 0);
+        }
+        pd.num_groups = 0, pd.eplb_mode = MOE_EP_EPLB_GLOBAL;
+        CHECK_I64(moe_ep_place_eplb(&pd, &plan, NULL, NULL, NULL), MOE_EP_OK);
+        pd.num_groups = 4, pd.eplb_mode = MOE_EP_EPLB_HIERARCHICAL;
+        CHECK_I64(moe_ep_place_eplb(&pd, &same, NULL, NULL, NULL), MOE_EP_OK);
+        differ += memcmp(plan.slot_expert, same.slot_expert, 20 * sizeof *same.slot_expert) != 0;
+        placement_free(&plan);
+        placement_free(&same);
+        STOP_IF_FAILED("round %d", round);
+    }
+    CHECK(differ > 10);
 }
 
 T_MAIN

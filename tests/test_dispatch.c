@@ -876,6 +876,7 @@ TEST(traffic_example_and_errors)
     CHECK_I64(moe_ep_traffic(&q, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_SIZE);
     slot_device[1] = 5;
     CHECK_I64(moe_ep_traffic(&p, slots, 2, 2, NULL, MOE_EP_COUNT_PAIRS, rank, NULL, &err), MOE_EP_ERR_PLACEMENT);
+    CHECK_I64(err.index, 1);
     slot_device[1] = 1;
     node[1] = -1;
     CHECK_I64(moe_ep_fan_out(&p, slots, 2, 2, ranks, NULL, &err), MOE_EP_ERR_PLACEMENT);
@@ -1331,7 +1332,10 @@ TEST(bad_arguments_of_maps_and_buffers)
     REFUSED(moe_ep_torchtitan_permute_indices(counts, 2, 2, 64, 8, o->a, NULL, o->wide + 9, &bad_err), MOE_EP_ERR_NULL);
     REFUSED(moe_ep_torchtitan_permute_indices(counts, 2, 2, 64, 8, o->a, o->wide, NULL, &bad_err), MOE_EP_ERR_NULL);
     REFUSED(moe_ep_binned_rows(falls, ids, 2, 2, o->a, &bad_err), MOE_EP_ERR_RANGE);
+    CHECK_I64(bad_err.index, 1);
+    CHECK_NEAR(bad_err.value, 4, 0, 0);
     REFUSED(moe_ep_binned_rows(minus, ids, 2, 2, o->a, &bad_err), MOE_EP_ERR_RANGE);
+    CHECK_I64(bad_err.index, 0);
     REFUSED(moe_ep_binned_rows(falls, ids, 0, 2, o->a, &bad_err), MOE_EP_ERR_SIZE);
     REFUSED(moe_ep_binned_rows(counts, NULL, 1, 2, o->a, &bad_err), MOE_EP_ERR_NULL);
     REFUSED(moe_ep_binned_rows(counts, ids, 1, 2, NULL, &bad_err), MOE_EP_ERR_NULL);

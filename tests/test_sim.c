@@ -363,6 +363,7 @@ TEST(ids_of_exact_counts)
         CHECK((ids[0] == 0 || ids[1] == 0) && (ids[2] == 0 || ids[3] == 0));
         counts[0] = 3;
         CHECK(moe_ep_ids_from_counts(counts, 3, 2, 2, 0, ids, &err) == MOE_EP_ERR_INFEASIBLE);
+        CHECK_I64(err.index, 0);
         counts[0] = 1;
         CHECK(moe_ep_ids_from_counts(counts, 3, 2, 2, 0, ids, &err) == MOE_EP_ERR_INFEASIBLE);
         counts[0] = -1;

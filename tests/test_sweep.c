@@ -418,7 +418,7 @@ static void names(const moe_ep_error *err, const char *arg, int64_t index, doubl
 TEST(sweep_errors)
 {
     static moe_ep_sweep_point p[400];
-    static const moe_ep_overlap bad_overlap[1] = {(moe_ep_overlap)99};
+    moe_ep_overlap bad_overlap[2] = {(moe_ep_overlap)99, (moe_ep_overlap)98};
     static const moe_ep_place_policy given[1] = {MOE_EP_PLACE_GIVEN};
     int64_t tokens[2] = {64, 16};
     int32_t ep[2] = {8, 16}, redundant[2] = {0, 8};
@@ -470,7 +470,9 @@ TEST(sweep_errors)
     WITH(d.num_redundant = -1, d.num_redundant = 2, MOE_EP_ERR_SIZE, "num_redundant", -1, -1);
     WITH(redundant[1] = -1, redundant[1] = 8, MOE_EP_ERR_SLOTS, "redundant", 1, -1);
     WITH((d.overlaps = bad_overlap, d.num_overlaps = 0), d.num_overlaps = 1, MOE_EP_ERR_SIZE, "num_overlaps", -1, 0);
-    WITH((void)0, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlaps", 0, 99);
+    WITH((void)0, (void)0, MOE_EP_ERR_RANGE, "overlaps", 0, 99);
+    bad_overlap[0] = MOE_EP_OVERLAP_NONE;
+    WITH(d.num_overlaps = 2, d.overlaps = NULL, MOE_EP_ERR_RANGE, "overlaps", 1, 98);
     WITH((d.policies = given, d.num_policies = 0), d.num_policies = 1, MOE_EP_ERR_SIZE, "num_policies", -1, 0);
     WITH((void)0, d.policies = NULL, MOE_EP_ERR_RANGE, "policies", 0, MOE_EP_PLACE_GIVEN);
     WITH(d.attention_s = attention, d.attention_s = NULL, MOE_EP_ERR_NAN, "attention_s", 1, NAN);
