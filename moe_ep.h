@@ -15286,7 +15286,7 @@ static moe_ep_status moe_epi_budget_try(moe_epi_budgets *b, int32_t l, int32_t e
     status = moe_ep_best_placement(&b->one, &b->place, &r, &b->scratch, err);
     b->one.layer_slots = NULL;
     if (status == MOE_EP_OK) *reached = r.max;
-    else if (err && err->index >= 0) err->index += (int64_t)l * b->one.num_experts; /* l*E + e, as with all layers */
+    else if (err) err->index += (int64_t)l * b->one.num_experts; /* pins and sums, at l*E + e as with all layers */
     return status;
 }
 
@@ -22437,7 +22437,7 @@ static moe_ep_status moe_epi_step_layer(const moe_ep_step_desc *d, const int64_t
         slot_rows += (int64_t)l * y->P;
     }
     status = moe_epi_layer_open(layer, slot_rows, y, err);
-    if (status != MOE_EP_OK && err && err->index >= 0 && l > 0) { /* the place among all layers */
+    if (l > 0 && status != MOE_EP_OK && err) { /* its own arrays, for the rest was right before: their place in all */
         if (strcmp(err->arg, "slot_rows") == 0) err->index += (int64_t)l * y->P;
         if (strcmp(err->arg, "traffic") == 0) err->index += (int64_t)l * y->net.D * y->net.D;
         if (strcmp(err->arg, "node_traffic") == 0) err->index += (int64_t)l * y->net.D * y->net.N;

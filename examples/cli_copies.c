@@ -403,6 +403,7 @@ int cli_copies_main(int argc, char **argv)
     while ((option = cli_option(argc, argv, copies_long, NULL)) != -1)
         take_option(&c, &common, option, optarg);
     if (c.setup.devices == 0 && optind < argc) cli_die(CLI_USAGE, "--devices is needed");
+    cli_check_form(&common, NULL);
     cli_open_page(&common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &common.read, 1, &c.left_out);
     cli_note_inputs(&c.setup, list);

@@ -167,13 +167,19 @@ static int csv_header(csv_reader *c, char **fields)
                 "put a line label,layer,0,1,... above",
                 c->path, (long long)c->line, cli_printable(fields[first]));
     if (n - first < 2) first = n;
+    c->long_form = first == n;
     for (ptrdiff_t i = 0; i < n; i++) {
         csv_role r = i >= first ? ROLE_COUNT : role_of(fields[i]);
+        if (!c->long_form && i < first && (r == ROLE_COUNT || r == ROLE_EXPERT)) r = ROLE_IGNORED; /* a sum, say */
+        for (ptrdiff_t k = 0; k < i && (r == ROLE_LAYER || r == ROLE_STEP); k++)
+            if (c->role[k] == r)
+                cli_die(CLI_USAGE, "%s:%lld: columns \"%s\" and \"%s\" both number the %s: one of them", c->path,
+                        (long long)c->line, cli_keep(cli_printable(fields[k])), cli_keep(cli_printable(fields[i])),
+                        r == ROLE_LAYER ? "layers" : "steps");
         arrput(c->role, r);
         experts += r == ROLE_EXPERT;
         counts += r == ROLE_COUNT;
     }
-    c->long_form = first == n;
     if (c->long_form && (experts != 1 || counts != 1))
         cli_die(CLI_USAGE,
                 "%s:%lld: the header names neither columns 0, 1, 2, ... for the experts nor one "

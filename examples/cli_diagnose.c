@@ -476,6 +476,7 @@ int cli_diagnose_main(int argc, char **argv)
     while ((option = cli_option(argc, argv, diagnose_long, NULL)) != -1)
         take_option(&g, &common, &exit_code, option, optarg);
     if (g.current && g.setup.round_robin) cli_die(CLI_USAGE, "--current and --round-robin: one of them");
+    cli_check_form(&common, NULL);
     cli_open_page(&common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
     g.slots_given = g.setup.slots > 0;

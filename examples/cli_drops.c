@@ -488,6 +488,7 @@ int cli_drops_main(int argc, char **argv)
     if (d.fixed > 0 && factor > 0.0) cli_die(CLI_USAGE, "--capacity and --capacity-factor: one of them");
     d.factor = factor > 0.0 ? factor : 1.25;
     refuse_page(&o);
+    cli_check_form(&o, &more);
     cli_open_page(&o, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &o.read, 0, &left_out);
     if (argc - optind != 1) cli_die(CLI_USAGE, "moe-ep drops reads one recording");

@@ -198,12 +198,15 @@ static void open_layer(forward *f)
 {
     int64_t n = (int64_t)f->E * f->H * f->I, up = (int64_t)f->E * f->I, rows[3] = {up, up, (int64_t)f->E * f->H};
     int64_t most = 0;
-    double have = memory_available();
+    double have = memory_available(), rows_bytes;
     for (int i = 0; i < f->batches; i++) most = f->tokens[i] > most ? f->tokens[i] : most;
     f->weight_bytes = 3.0 * (double)n * element_bytes(f);
-    if (have > 0.0 && f->weight_bytes + 8.0 * (double)most * f->K * (f->H + f->I) > 0.9 * have)
-        cli_die(CLI_USAGE, "the weights are %s and %s of memory are free: fewer --experts or another --type",
-                cli_bytes(f->weight_bytes), cli_bytes(have));
+    rows_bytes = 8.0 * (double)most * f->K * (f->H + f->I);
+    if (have > 0.0 && f->weight_bytes + rows_bytes > 0.9 * have)
+        cli_die(CLI_USAGE, "the weights are %s, the rows of %s tokens %s, and %s of memory are free: %s",
+                cli_bytes(f->weight_bytes), cli_count((double)most), cli_bytes(rows_bytes), cli_bytes(have),
+                f->weight_bytes > rows_bytes ? "fewer --experts or another --type"
+                                             : "fewer --tokens or a smaller --topk");
     for (int i = 0; i < 3; i++) {
         fill_work w = {f, i, n};
         f->matrix[i] = cli_alloc((size_t)n, (size_t)element_bytes(f));
@@ -450,6 +453,7 @@ int cli_forward_main(int argc, char **argv)
     if (optind < argc) cli_die(CLI_USAGE, "forward reads no input: %s", cli_printable(argv[optind]));
     if (common.html || common.read.only || common.read.as_counts || common.read.layers_first)
         cli_die(CLI_USAGE, "forward has no --html, --only, --counts or --layers-first");
+    cli_check_form(&common, NULL);
     take_shape(&f, common.read.experts);
     f.rng = moe_ep_rng_seed(f.seed);
     f.pool = f.threads > 1 ? threads_start(f.threads) : NULL;

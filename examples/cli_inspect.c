@@ -88,6 +88,7 @@ static void take_options(cli_inspect *x, cli_common *common, int argc, char **ar
         else if (!cli_setup_option(&x->setup, option, optarg))
             (void)cli_common_option(common, option, optarg, inspect_help);
     }
+    cli_check_form(common, NULL);
     if (optind < argc) cli_die(CLI_USAGE, "inspect reads no input: %s", cli_printable(argv[optind]));
 }
 

@@ -164,7 +164,7 @@ static char **split(char *line)
 }
 
 /* Where the four columns are. */
-static void find_columns(const char *path, char **fields, ptrdiff_t *at)
+static void find_columns(const char *path, int64_t line, char **fields, ptrdiff_t *at)
 {
     for (int c = 0; c < COLUMNS; c++) {
         at[c] = -1;
@@ -172,9 +172,9 @@ static void find_columns(const char *path, char **fields, ptrdiff_t *at)
             if (strcasecmp(fields[i], column_name[c]) == 0) at[c] = i;
         if (at[c] < 0)
             cli_die(CLI_USAGE,
-                    "%s:1: the header has no column \"%s\"; layer,device,slot,expert "
+                    "%s:%lld: the header has no column \"%s\"; layer,device,slot,expert "
                     "are needed",
-                    path, column_name[c]);
+                    path, (long long)line, column_name[c]);
     }
 }
 
@@ -199,16 +199,19 @@ static slot_line *read_slot_lines(const char *path)
     ptrdiff_t at[COLUMNS];
     FILE *f = cli_open_input(path);
     ssize_t n;
+    int header = 0;
     for (int64_t line = 1; (n = cli_getline(&text, &room, f, path)) >= 0; line++) {
-        char **fields;
+        char **fields, *from;
         if (strlen(text) != (size_t)n)
             cli_die(CLI_USAGE, "%s:%lld: holds a zero byte: not a text file", path, (long long)line);
-        if (text[strspn(text, " \t\r\n")] == '\0') continue;
-        fields = split(text);
-        if (line == 1)
-            find_columns(path, fields, at);
+        from = line == 1 && strncmp(text, "\xef\xbb\xbf", 3) == 0 ? text + 3 : text;
+        if (from[strspn(from, " \t\r\n")] == '\0') continue;
+        fields = split(from);
+        if (!header)
+            find_columns(path, line, fields, at);
         else
             arrput(list, read_slot_line(path, line, fields, at));
+        header = 1;
         arrfree(fields);
     }
     (void)fclose(f);
@@ -565,7 +568,7 @@ int32_t *cli_map_full(const moe_ep_placement *p, const double *loads, int64_t *f
             if (q.expert[s] >= 0) continue;
             e = cheapest_copy(&q, p->slot_device[s], &adds);
             if (e < 0)
-                cli_die(CLI_USAGE, "this plan leaves device %d empty, which the JSON map cannot say; write a .csv",
+                cli_die(CLI_USAGE, "this plan leaves device %d empty, which only a .csv map can say",
                         p->slot_device[s]);
             q.expert[s] = e;
             q.copies[e]++;

@@ -56,7 +56,9 @@ static void read_descr(cli_npy *a, const char *at)
         a->size = atoi(a->descr + 2);
         a->swapped =
             a->size > 1 && ((a->descr[0] == '<' && !little) || (a->descr[0] == '>' && little));
-        if (a->size == 1 || a->size == 2 || a->size == 4 || a->size == 8) return;
+        if (a->kind == 'b' ? a->size == 1
+                           : (a->size == 1 && a->kind != 'f') || a->size == 2 || a->size == 4 || a->size == 8)
+            return;
     }
     cli_die(CLI_USAGE,
             "%s: number type '%s' is not one of int8..int64, uint8..uint64, float16..float64",

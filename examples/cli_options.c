@@ -31,7 +31,8 @@ static void refuse_option(int option, const char *word, const struct option *lis
     if (name)
         cli_die(CLI_USAGE, "%s: option '--%s' takes no value; moe-ep %s --help lists the options", cli_command, name,
                 cli_command);
-    if (optopt > 0 && strncmp(word, "--", 2) != 0)
+    /* a letter; that of others, "-nx", when optind is still at them and the word is the one before */
+    if (optopt > 0 && optopt < 256 && (strncmp(word, "--", 2) != 0 || !name_of(list, optopt)))
         cli_die(CLI_USAGE, "%s: unrecognized option '-%c'; moe-ep %s --help lists the options", cli_command, optopt,
                 cli_command);
     cli_die(CLI_USAGE, "%s: %s option '%s'; moe-ep %s --help lists the options", cli_command,
@@ -295,6 +296,13 @@ void cli_open_page(const cli_common *o, cli_out *page, int argc, char **argv, in
     cli_out_open(page, o->html);
 }
 
+void cli_check_form(const cli_common *o, const cli_more_writers *more)
+{
+    int csv = o->format && strcmp(o->format, "csv") == 0;
+    if (o->format && (!more || (csv ? !more->csv : !more->svg)))
+        cli_die(CLI_USAGE, "--format %s: moe-ep %s has none", o->format, cli_command);
+}
+
 void cli_write_all(const cli_common *o, cli_out *page, const void *data, const cli_writers *w)
 {
     static const cli_more_writers none;
@@ -309,7 +317,7 @@ void cli_write_forms(const cli_common *o, cli_out *page, const void *data, const
                                          : strcmp(o->format, "csv") == 0 ? more->csv
                                                                          : more->svg;
     chart_text t = cli_screen_chart(&o->screen);
-    if (o->format && !form) cli_die(CLI_USAGE, "--format %s: moe-ep %s has none", o->format, cli_command);
+    cli_check_form(o, more);
     if (o->html) {
         w->html(data, page->stream);
         cli_out_commit(page);

@@ -132,6 +132,8 @@ typedef struct cli_more_writers {
     void (*svg)(const void *data, FILE *f);
 } cli_more_writers;
 
+/* Leaves when --format names a form that is not there, NULL = neither of them is; before long work. */
+void cli_check_form(const cli_common *o, const cli_more_writers *more);
 /* cli_write_all with them. */
 void cli_write_forms(const cli_common *o, cli_out *page, const void *data, const cli_writers *w,
                      const cli_more_writers *more);

@@ -509,6 +509,7 @@ int cli_place_main(int argc, char **argv)
     o.common.screen.color = "auto";
     while ((option = cli_option(argc, argv, place_long, "out")) != -1) take_option(&r, &o, option, optarg);
     check_options(&r, &o);
+    cli_check_form(&o.common, &more);
     open_maps(&r, argc, argv);
     cli_open_page(&o.common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &o.common.read, 0, &left_out);

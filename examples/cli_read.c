@@ -251,7 +251,7 @@ static char *say_doubt(const cli_trace *t, const ids_test *test)
         return cli_format("%s of the first %s rows name an expert twice, as no token does",
                           cli_count((double)test->twice), cli_count((double)test->rows));
     if (t->top_k > MOST_CHOICES) return cli_format("no router known takes so many experts");
-    if (t->inferred && t->experts > 1024 && t->experts > t->tokens * t->top_k)
+    if (t->inferred && t->top_k > 0 && t->experts > 1024 && t->experts > t->tokens * t->top_k)
         return cli_format("a layer holds no more than %s ids", cli_count((double)t->tokens * t->top_k));
     return NULL;
 }

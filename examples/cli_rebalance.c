@@ -453,29 +453,81 @@ static void write_verdict(cli_rebalance *r)
 
 /* ---- outputs ------------------------------------------------------------------------------------------------ */
 
+/* The numbers of the layers of the new map, which are those of the old one where it has some. */
+static const int32_t *map_numbers(const cli_rebalance *r)
+{
+    return r->current && (r->map.numbered || r->map.layers != r->trace->layers) ? r->map.number : r->trace->layer;
+}
+
+/* 1 = no recording has loads of this layer of the map. */
+static int unrecorded(const cli_rebalance *r, int32_t row)
+{
+    for (int32_t l = 0; l < r->trace->layers; l++)
+        if (r->rows[l] == row) return 0;
+    return 1;
+}
+
+/* Empty slots of a layer without loads get a further copy of the first expert of their device. */
+static void fill_row(const cli_rebalance *r, int32_t *expert)
+{
+    for (int32_t d = 0; d < r->plan.num_devices; d++) {
+        int32_t first = -1;
+        for (int32_t s = r->plan.slot_start[d]; s < r->plan.slot_start[d + 1]; s++)
+            if (first < 0) first = expert[s];
+        for (int32_t s = r->plan.slot_start[d]; s < r->plan.slot_start[d + 1]; s++) {
+            if (first < 0)
+                cli_die(CLI_USAGE, "a layer without loads leaves device %d empty, which only a .csv map can say", d);
+            if (expert[s] < 0) expert[s] = first;
+        }
+    }
+}
+
 /* The new map with all layers of the old one, also those without loads here. */
 static void write_map(const cli_rebalance *r, const char *path, FILE *f)
 {
     int32_t L = r->trace->layers, P = r->plan.num_slots;
-    const int32_t *expert = cli_map_wants_full(path) ? r->full : r->plan.slot_expert, *number = r->trace->layer;
+    int full = cli_map_wants_full(path);
+    const int32_t *expert = full ? r->full : r->plan.slot_expert;
+    int32_t *all = NULL;
     if (r->current) {
+        size_t bytes = (size_t)P * sizeof *all;
+        all = cli_alloc((size_t)r->map.layers, bytes);
+        memcpy(all, r->map.expert, (size_t)r->map.layers * bytes);
+        for (int32_t row = 0; row < r->map.layers && full; row++)
+            if (unrecorded(r, row)) fill_row(r, all + (size_t)row * (size_t)P);
         for (int32_t l = 0; l < L; l++)
-            memcpy(r->map.expert + (size_t)r->rows[l] * (size_t)P, expert + (size_t)l * (size_t)P,
-                   (size_t)P * sizeof *expert);
+            memcpy(all + (size_t)r->rows[l] * (size_t)P, expert + (size_t)l * (size_t)P, bytes);
         L = r->map.layers;
-        expert = r->map.expert;
-        if (r->map.numbered || L != r->trace->layers) number = r->map.number;
+        expert = all;
     }
-    cli_map_put(f, path, L, P, expert, r->plan.slot_device, number, NULL);
+    cli_map_put(f, path, L, P, expert, r->plan.slot_device, map_numbers(r), NULL);
+    free(all);
+}
+
+/* Layers of the map that the recording lacks stay as they are, which cannot be on a device that is gone. */
+static void note_unrecorded(cli_rebalance *r)
+{
+    char *text = NULL;
+    int32_t *number = cli_keep_block(cli_alloc((size_t)r->map.layers + 1, sizeof *number)), n = 0;
+    for (int32_t row = 0; r->current && row < r->map.layers; row++)
+        if (unrecorded(r, row)) number[n++] = r->map.number[row];
+    if (n == 0) return;
+    text = cli_keep(cli_ranges(number, n));
+    if (arrlen(r->dead) > 0)
+        cli_die(CLI_USAGE, "--dead needs loads of every layer of %s: %s has none of layer%s %s", r->map.path,
+                r->trace->path, n == 1 ? "" : "s", text);
+    cli_note(&r->setup, "There are no loads of layer%s %s of the map, which stay%s as %s.", n == 1 ? "" : "s", text,
+             n == 1 ? "s" : "", n == 1 ? "it is" : "they are");
 }
 
 static void write_moves(const cli_rebalance *r, FILE *f)
 {
+    const int32_t *number = map_numbers(r);
     fputs("layer,expert,from_device,from_slot,to_device,to_slot,round\n", f);
     for (int64_t i = 0; i < r->change[CLI_REBALANCED].moves.moves; i++) {
         const moe_ep_move *m = &r->move[i];
-        fprintf(f, "%d,%d,%d,%d,%d,%d,%d\n", r->trace->layer[m->layer], m->expert, m->from_device,
-                m->from_slot, m->to_device, m->to_slot, m->round);
+        fprintf(f, "%d,%d,%d,%d,%d,%d,%d\n", number[r->current ? r->rows[m->layer] : m->layer], m->expert,
+                m->from_device, m->from_slot, m->to_device, m->to_slot, m->round);
     }
 }
 
@@ -494,7 +546,7 @@ static void fill_slots(cli_rebalance *r, const rebalance_files *files)
                  cli_count((double)filled), worst);
     else if (filled > 0)
         cli_note(&r->setup,
-                 "%s slots are free in the new plan; the JSON map has a second copy of an expert of "
+                 "%s slots are free in the new plan; the map has a second copy of an expert of "
                  "the same device there, which changes no load.",
                  cli_count((double)filled));
 }
@@ -547,6 +599,7 @@ static void settle(cli_rebalance *r)
     if (r->setup.devices == 0) r->setup.devices = r->map.devices;
     if (r->setup.devices > 0) cli_setup_nodes(&r->setup);
     read_current(r);
+    note_unrecorded(r);
     r->expert_bytes = cli_expert_bytes(&r->setup.model);
 }
 
@@ -567,6 +620,7 @@ int cli_rebalance_main(int argc, char **argv)
     common.screen.color = "auto";
     while ((option = cli_option(argc, argv, rebalance_long, "out")) != -1)
         take_option(&r, &common, &files, option, optarg);
+    cli_check_form(&common, NULL);
     cli_refuse_stdout("moves-out", files.moves);
     from = optind;
     if (from < argc && cli_map_is(argv[from])) r.current = argv[from++];

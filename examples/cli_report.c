@@ -1187,6 +1187,7 @@ static void note_timing(const cli_report *r, cli_setup *s)
 void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_out,
                        cli_setup *setup)
 {
+    int said = -1; /* the first recording that says how many experts a token takes */
     memset(r, 0, sizeof *r);
     r->setup = setup;
     r->trace = traces;
@@ -1198,10 +1199,13 @@ void cli_report_settle(cli_report *r, cli_trace *traces, int count, char *left_o
     for (int i = 0; i < count; i++) {
         if (traces[i].top_k > 0 && setup->top_k > 0 && traces[i].top_k != setup->top_k)
             cli_die(CLI_USAGE, "%s: has ids of top-%d, --topk says %d", traces[i].path, traces[i].top_k, setup->top_k);
-        if (traces[i].top_k > 0 && traces[i].top_k != traces[0].top_k)
+        if (traces[i].top_k == 0) continue; /* counts do not say */
+        if (said < 0) said = i;
+        if (traces[i].top_k != traces[said].top_k)
             cli_die(CLI_USAGE, "%s has top-%d, %s has top-%d", traces[i].path, traces[i].top_k,
-                    traces[0].path, traces[0].top_k);
+                    traces[said].path, traces[said].top_k);
     }
+    if (setup->top_k == 0 && said >= 0) r->K = traces[said].top_k;
     cli_note_inputs(setup, traces);
     cli_setup_model(setup, r->L, r->E, &r->K);
     cli_setup_machine(setup);

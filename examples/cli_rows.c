@@ -501,7 +501,7 @@ static void to_trace(cli_trace **list, cli_rows *r, recording *q, int64_t E)
     if (q->top_k > 0 && q->loaded.count == 0) cli_die(CLI_USAGE, "%s: holds no loads", r->path);
     if (with == 0) cli_refuse_alike(r->path, q->top_k);
     if (q->top_k > 0) ids_to_trace(&t, q, layers, r->stepped);
-    t.inferred = r->kind == CLI_ROWS_GROW && q->top_k > 0 && r->options->experts == 0;
+    t.inferred = r->kind == CLI_ROWS_GROW && r->options->experts == 0;
     arrfree(layers);
     cli_append(list, t, r->options);
 }
@@ -551,6 +551,7 @@ void cli_rows_free(cli_rows *r)
 static int64_t experts_of(const cli_rows *r, const recording *q)
 {
     int64_t experts = q->experts;
+    if (q->top_k == 0 && r->kind == CLI_ROWS_GROW && r->options->experts > experts) return r->options->experts;
     if (q->top_k == 0) return experts;
     if (r->options->experts > 0) return r->options->experts;
     return experts > 4 && experts % 4 != 0 ? experts + 4 - experts % 4 : experts;

@@ -132,7 +132,8 @@ void cli_setup_model(cli_setup *s, int32_t L, int32_t E, int32_t *K)
                  "--topk changes it.",
                  *K, s->model.num_experts == E ? s->model.name : "no source at all");
     }
-    if (*K > E) cli_die(CLI_USAGE, "--topk %d: there are only %d experts", *K, E);
+    if (*K > E)
+        cli_die(CLI_USAGE, "%s %d: there are only %d experts", s->top_k > 0 ? "--topk" : "the recording's top", *K, E);
     note_layers(s, L);
     if (s->model_name && s->model.num_experts == E && s->model.top_k == *K && s->model.top_groups > 0 &&
         s->model.top_groups < s->model.num_groups) {

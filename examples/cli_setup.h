@@ -20,6 +20,7 @@ typedef struct cli_setup {
     double min_gain;           /* share of a step that must be saved                              */
     double horizon_steps;
     char *read_args;           /* options of the reading, as given, " --counts"; NULL = none      */
+    const char *only;          /* of --only, which is not among them; NULL = none                  */
     cli_kernels kernels;
     int nodes_given;           /* --nodes was there                                               */
     int round_robin;           /* today's placement: expert e on device e mod D                   */

@@ -827,8 +827,8 @@ static void write_words(cli_simulate *s)
              s->layers, s->setup.model.num_moe_layers);
     cli_note(
         &s->setup,
-        "Attention reads its weights and the cache once, or multiplies its weights if that takes "
-        "longer, and sums over the TP devices; scores of long prompts are not counted.");
+        "Attention reads its weights and the cache once, or multiplies its weights and scores if that takes "
+        "longer, and sums over the TP devices.");
 }
 
 static void settle(cli_simulate *s, cli_trace *list)
@@ -890,6 +890,7 @@ int cli_simulate_main(int argc, char **argv)
     else
         make_requests(&s);
     weigh(&s);
+    cli_check_form(&common, NULL);
     cli_open_page(&common, &page, argc, argv, optind);
     if (files.csv) cli_out_open(&csv, files.csv);
     serve(&s, &files);

@@ -782,6 +782,7 @@ int cli_sweep_main(int argc, char **argv)
     cli_note_inputs(&s.setup, list);
     settle_shapes(&s);
     settle_lists(&s);
+    cli_check_form(&common, NULL);
     cli_open_page(&common, &page, argc, argv, optind);
     try_all(&s);
     find_front(&s);

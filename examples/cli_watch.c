@@ -271,6 +271,8 @@ static void use_map(watching *o)
     if (!o->current) return;
     o->map = cli_map_read(o->current);
     o->w.map = &o->map;
+    if (o->map.devices > 0 && o->setup.devices > 0 && o->setup.devices != o->map.devices)
+        cli_die(CLI_USAGE, "%s has %d devices, --devices says %d", o->map.path, o->map.devices, o->setup.devices);
     if (o->map.devices > 0) o->w.devices = o->map.devices;
     cli_map_check_even(&o->map, o->w.devices, -1);
     for (int64_t i = 0; i < (int64_t)o->map.layers * o->map.slots; i++)

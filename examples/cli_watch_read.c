@@ -423,9 +423,13 @@ void cli_watch_finish(cli_watch *w)
 {
     if (arrlen(w->partial) > 0) {
         int64_t bad = w->bad;
+        char *complaint = w->complaint;
+        w->complaint = NULL;
         arrput(w->partial, '\0');
         cli_watch_line(w, w->partial);
         w->bad = bad; /* half a line is no fault */
+        free(w->complaint);
+        w->complaint = complaint;
         arrsetlen(w->partial, 0);
     }
     if (w->begun && arrlen(w->now.row) >= usual_layers(w)) cli_watch_complete(w);

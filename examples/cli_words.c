@@ -411,10 +411,12 @@ static void add_next(cli_report *r, char *what, char *command)
 /* The recording that was planned on, with the options that read it. */
 static char *plan_input(const cli_report *r)
 {
-    char *path = cli_shell_word(r->trace[0].path), *name = cli_shell_word(r->trace[0].name), *text;
+    const char *given = r->setup->only ? r->setup->only : "";
+    char *path = cli_shell_word(r->trace[0].path), *name, *text;
     int several = 0;
     for (int i = 1; i < r->traces; i++) several |= strcmp(r->trace[i].path, r->trace[0].path) == 0;
-    text = cli_format("%s%s%s%s", path, several ? " --only " : "", several ? name : "",
+    name = cli_shell_word(several ? r->trace[0].name : given);
+    text = cli_format("%s%s%s%s", path, several || *given ? " --only " : "", several || *given ? name : "",
                       r->setup->read_args ? r->setup->read_args : "");
     free(path);
     free(name);
@@ -475,8 +477,7 @@ static void next_change(cli_report *r, const char *input, const char *shape)
                  cli_format("moe-ep place %s %s%s --out plan.json", input, shape, groups));
     if (r->setup->round_robin)
         add_next(r, cli_strdup("What runs today as a map, for the next line:"),
-                 cli_format("moe-ep place %s --devices %d --policy round-robin --out today.csv", input,
-                            r->setup->devices));
+                 cli_format("moe-ep place %s %s --policy round-robin --out today.csv", input, devices));
     add_next(r,
              cli_format("Or change what runs with far fewer moves than the %s of a full replan:",
                         cli_count((double)r->chosen->moves)),
@@ -527,10 +528,10 @@ static void write_next(cli_report *r)
     char *map = s->map ? cli_shell_word(s->map->path) : NULL;
     char *nodes = s->nodes_given ? nodes_args(s) : cli_strdup("");
     char *judge = judge_args(s);
-    char *sizes = size_args(s);
-    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s%s --machine %s%s%s", input,
-                              s->devices, r->slots, nodes, map ? " --current " : "", map ? map : "", model, sizes,
-                              machine, cli_kernels_args(s), judge);
+    char *sizes = size_args(s), *choices = with_option(cli_strdup(""), "--topk", s->top_k, 0);
+    char *report = cli_format("moe-ep report %s NEW --devices %d --slots %d%s%s%s --model %s%s%s --machine %s%s%s",
+                              input, s->devices, r->slots, nodes, map ? " --current " : "", map ? map : "", model,
+                              choices, sizes, machine, cli_kernels_args(s), judge);
     if (r->self_judged)
         add_next(r, cli_strdup("Judge the plan on a second recording, NEW:"), cli_strdup(report));
     if (r->recommend)
@@ -541,6 +542,7 @@ static void write_next(cli_report *r)
                             "NEW:"),
                  cli_strdup(report));
     free(report);
+    free(choices);
     free(sizes);
     free(judge);
     free(nodes);

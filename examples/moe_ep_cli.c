@@ -130,11 +130,9 @@ static void report_html(const void *data, FILE *f)
 /* The options that the inputs were read with, for the commands that the report names. */
 static char *reading_args(const cli_read_options *o)
 {
-    char *only = o->only ? cli_shell_word(o->only) : NULL;
     char *experts = o->experts > 0 ? cli_format(" --experts %d", o->experts) : cli_strdup("");
-    char *text = cli_format("%s%s%s%s%s", experts, only ? " --only " : "", only ? only : "",
-                            o->layers_first ? " --layers-first" : "", o->as_counts ? " --counts" : "");
-    free(only);
+    char *text = cli_format("%s%s%s", experts, o->layers_first ? " --layers-first" : "",
+                            o->as_counts ? " --counts" : "");
     free(experts);
     return text;
 }
@@ -179,7 +177,9 @@ int cli_report_main(int argc, char **argv)
             (void)cli_common_option(&r.common, option, optarg, report_help);
     }
     setup.read_args = reading_args(&r.common.read);
+    setup.only = r.common.read.only;
     use_map(&r, &setup);
+    cli_check_form(&r.common, &more);
     cli_open_page(&r.common, &page, argc, argv, optind);
     traces = cli_read_all(argc, argv, optind, &r.common.read, 1, &left_out);
     cli_report_make(&r.figures, traces, (int)arrlen(traces), left_out, &setup);

@@ -1222,4 +1222,113 @@ refuses "the same as JSON lines" "in every layer each token holds one id 2 times
 { np '|u1' '(4, 2, 1)'; printf '\0\0\0\1\0\2\0\3'; } >"$tmp/top1.npy"
 works "of top-1 it cannot be told" report "$tmp/top1.npy" --devices 2
 has "both layers count" "8 rows in 2 layers" "$tmp/out"
-finish 450
+# ---- what stands beside the experts, above the header, and in layers without loads ----
+printf 'layer,tokens,c0,c1,c2,c3\n0,100,40,30,20,10\n' >"$tmp/sums.csv"
+works "a column of sums" report "$tmp/sums.csv" --devices 2 --topk 1 --json
+has "four experts" '"experts": 4' "$tmp/out"
+printf 'step,batch,c0,c1\n0,1,40,30\n' >"$tmp/twice.csv"
+refuses "two columns of steps" 'twice.csv:1: columns "step" and "batch" both number the steps' \
+    place "$tmp/twice.csv" --devices 1
+printf 'layer,layer_idx,c0,c1\n0,1,40,30\n' >"$tmp/twice.csv"
+refuses "two columns of layers" 'both number the layers' place "$tmp/twice.csv" --devices 1
+for type in '<f1' '|f1' '<b2' '<b8'; do
+    { np "$type" '(2, 8)'; head -c 128 /dev/zero; } >"$tmp/type.npy"
+    refuses "no such number: $type" "number type '$type' is not one of" report "$tmp/type.npy" --devices 2
+done
+printf 'layer,0,1\n0,3,1\n' >"$tmp/two.csv"
+printf 'layer,device,slot,expert\n0,0,0,0\n0,1,1,1\n' >"$tmp/plain.csv"
+{ printf '\n \n'; cat "$tmp/plain.csv"; } >"$tmp/below.csv"
+{ printf '\357\273\277'; cat "$tmp/plain.csv"; } >"$tmp/marked.csv"
+for map in below marked; do
+    works "a map: $map" report "$tmp/two.csv" --current "$tmp/$map.csv" --topk 1 --json
+    cp "$tmp/out" "$tmp/$map.json"
+done
+works "a map: plain" report "$tmp/two.csv" --current "$tmp/plain.csv" --topk 1 --json
+for map in below marked; do
+    sed "s/$map.csv/plain.csv/g" "$tmp/$map.json" >"$tmp/as_plain.json"
+    same "the same of the map: $map" "$tmp/as_plain.json" "$tmp/out"
+done
+printf '\nlayer,device,slot\n' >"$tmp/lacks.csv"
+refuses "the header on its line" 'lacks.csv:2: the header has no column "expert"' \
+    report "$tmp/two.csv" --current "$tmp/lacks.csv"
+{
+    printf 'layer,device,slot,expert\n0,0,0,0\n0,0,1,1\n0,1,2,2\n0,1,3,-1\n'
+    printf '1,0,0,0\n1,0,1,1\n1,1,2,2\n1,1,3,-1\n'
+} >"$tmp/two_layers.csv"
+printf 'layer,0,1,2\n1,5,3,2\n' >"$tmp/one_layer.csv"
+works "a layer without loads" rebalance "$tmp/two_layers.csv" "$tmp/one_layer.csv" \
+    --out "$tmp/n.json" --out "$tmp/n.csv"
+has "is named" "There are no loads of layer 0 of the map, which stays as it is." "$tmp/squeezed"
+has "has no empty slots in JSON" " [0, 1, 2, 2]," "$tmp/n.json"
+has "has one in CSV" "0,1,3,-1" "$tmp/n.csv"
+sed 's/,3$/,0/' "$tmp/two_layers.csv" | sed 's/,-1$/,1/' >"$tmp/spare.csv"
+sed -i 's/,1,2,2$/,1,2,0/' "$tmp/spare.csv"
+printf 'layer,0,1\n1,5,3\n' >"$tmp/one_layer.csv"
+refuses "a dead device in a layer without loads" \
+    "--dead needs loads of every layer of $tmp/spare.csv: $tmp/one_layer.csv has none of layer 0" \
+    rebalance "$tmp/spare.csv" "$tmp/one_layer.csv" --dead 1 --out "$tmp/dead.json"
+[ ! -e "$tmp/dead.json" ]
+result $? "and nothing is written"
+map_of "3 P 4 Q" >"$tmp/m34.csv"
+printf '4,3,1,0\n4,0,1,3\n' >"$tmp/unnumbered.csv"
+works "the numbers of the map" rebalance "$tmp/m34.csv" "$tmp/unnumbered.csv" --target 1 \
+    --out "$tmp/n.csv" --moves-out "$tmp/mv.csv"
+[ "$(sed 1d "$tmp/mv.csv" | cut -d, -f1 | sort -u | tr -d '34\n')" = "" ] && [ "$(wc -l <"$tmp/mv.csv")" -gt 1 ]
+result $? "in the moves as in the plan" "$tmp/mv.csv"
+
+# ---- forms that a command has not, before anything is written ----
+rm -f "$tmp/plan.json"
+for command in "rebalance $tmp/one_layer.csv --devices 2 --out $tmp/plan.json" "copies $tmp/one_layer.csv --devices 2" \
+    "sweep --model mixtral-8x7b --machine h100 --devices 8" "forward --hidden 16 --intermediate 16" \
+    "diagnose $tmp/one_layer.csv $tmp/one_layer.csv --devices 2"; do
+    # shellcheck disable=SC2086
+    refuses "${command%% *} --format csv" "--format csv: moe-ep ${command%% *} has none" $command --format csv
+done
+refuses "drops --format svg" "--format svg: moe-ep drops has none" drops examples/data/prose_topk_ids.npy --format svg
+[ ! -e "$tmp/plan.json" ]
+result $? "no plan was written"
+
+# ---- how many experts a token takes, from the recording that says so ----
+printf 'label,layer,expert,count\na,0,0,5\na,0,1,6\nb,0,0,5\n' >"$tmp/sparse.csv"
+works "the last experts of a label received nothing" report "$tmp/sparse.csv" --devices 2 --json
+has "two experts" '"experts": 2' "$tmp/out"
+works "nor did more" report "$tmp/sparse.csv" --devices 2 --experts 4 --json
+has "four of them" '"experts": 4' "$tmp/out"
+refuses "fewer than were named" "has 2 experts, --experts says 1" report "$tmp/sparse.csv" --devices 2 --experts 1
+printf '{"ids":[[0,0,1],[1,0,0]]}\n' >"$tmp/wide.jsonl"
+refuses "more choices than experts" "the recording's top 3: there are only 2 experts" report "$tmp/wide.jsonl"
+{ np '<i4' '(2, 1, 2)'; printf '\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0'; } >"$tmp/choices.npy"
+printf 'layer,0,1,2,3\n0,4,3,1,0\n' >"$tmp/counted.csv"
+works "counts, then ids" report "$tmp/counted.csv" "$tmp/choices.npy" --devices 2 --topk 2 --json
+works "counts, then ids that say it" report "$tmp/counted.csv" "$tmp/choices.npy" --devices 2 --json
+has "top-2" '"top_k": 2' "$tmp/out"
+refuses "ids of another choice" "choices.npy: has ids of top-2, --topk says 3" \
+    report "$tmp/counted.csv" "$tmp/choices.npy" --devices 2 --topk 3
+
+# ---- the commands that a report ends with ----
+data=examples/data/expert_counts.csv
+works "the first of those chosen" report $data --only p --devices 8
+has "stands for them" "moe-ep report $data --only prose NEW --devices 8" "$tmp/squeezed"
+works "choices that were said" report $data --only prose --devices 8 --topk 4
+has "are said again" "--topk 4" "$tmp/squeezed"
+printf 'layer,0,1,2,3,4,5\n0,9000000,1000,1000,9000000,1000,1000\n' >"$tmp/robin.csv"
+works "round robin on nodes" report "$tmp/robin.csv" --devices 3 --nodes 3 --slots 6 --round-robin --topk 1
+sed 's/ \\ / /g' "$tmp/squeezed" >"$tmp/command"
+has "has the nodes" "--devices 3 --nodes 3 --policy round-robin --out today.csv" "$tmp/command"
+sed -n 's/.* \(moe-ep place [^ ]* --devices 3 --nodes 3 --policy round-robin --out \)today.csv.*/\1/p' \
+    "$tmp/command" >"$tmp/line"
+# shellcheck disable=SC2046
+works "and works" $(cut -d ' ' -f 2- "$tmp/line") "$tmp/today.csv"
+
+# ---- letters and watch ----
+refuses "a letter that others follow" "place: unrecognized option '-n'" place --json -n8 x.npy
+refuses "watch: other devices than the map's" "has 2 devices, --devices says 16" \
+    watch "$tmp/wide.jsonl" --once --devices 16 --current "$tmp/m34.csv"
+{
+    printf '{"step":0,"layer":0,"counts":[1,2]}\nnot json\n{"step":1,"layer":0,"counts":[1,2]}\n'
+    printf '{"step":2,"layer":0,"counts":[1,2]}\n{"step"'
+} >"$tmp/half.jsonl"
+works "watch: half a line" watch "$tmp/half.jsonl" --once --devices 2
+grep -q 'line 2' "$tmp/squeezed" && ! grep -q 'line 5' "$tmp/squeezed"
+result $? "is no complaint" "$tmp/squeezed"
+finish 500

@@ -542,6 +542,9 @@ TEST(calibrate_errors)
     WITH(link[1].peers = -1, link[1].peers = 0, MOE_EP_ERR_NEGATIVE, "links.peers", 1);
     memset(&c, 0, sizeof c);
     WITH(link[1].comm = &c, link[1].comm = NULL, MOE_EP_ERR_SIZE, "num_experts", 1);
+    link[1].rows = -1;
+    CHECK_I64(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, NULL, NULL), MOE_EP_ERR_NEGATIVE); /* nobody asks where */
+    link[1].rows = 0;
 #undef WITH
     scratch = moe_ep_scratch_fixed(buffer, 8);
     CHECK(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, &scratch, &err) == MOE_EP_ERR_SCRATCH);

@@ -2108,7 +2108,8 @@ TEST(a_number_that_is_not_finite_stops_no_rank_and_is_named_by_its_own)
             for (int j = 0; j < W_T * W_H; j++) x[r][j] = draw(&s);
             draw_ids(ids[r], weights[r], W_T, W_K, E + 1, 1, &s);
         }
-        if (i == 13 || i == 14) ids[hot][token * W_K] = ids[hot][token * W_K + 1] = -1; /* with shared experts, without */
+        if (i == 13 || i == 14) /* with shared experts, without */
+            ids[hot][token * W_K] = ids[hot][token * W_K + 1] = -1;
         int bad = token * W_H + (int)t_below(&s, W_H), beside = ids[hot][token * W_K] < 0;
         beside = beside && ids[hot][token * W_K + 1] < 0 && !shared;
         if (kind == 2) { /* finite here, beyond float in y: an identity expert with the weight 1e30 */

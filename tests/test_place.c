@@ -6525,6 +6525,11 @@ TEST(places_of_errors_in_later_layers)
     CHECK_I64(err.index, 7);
     CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, &err), MOE_EP_ERR_INFEASIBLE);
     CHECK_I64(err.index, 7);
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, NULL), MOE_EP_ERR_INFEASIBLE);
+    d.max_replicas = -1;
+    CHECK_I64(moe_ep_replica_budgets(&d, 1, slots, NULL, &err), MOE_EP_ERR_RANGE);
+    CHECK_I64(err.index, -1);
+    d.max_replicas = 0;
     d.pinned = NULL;
     d.num_steps = 2; /* each fits, the mean and so many deviations do not */
     d.risk_z = 1;
@@ -6635,6 +6640,9 @@ TEST(nothing_pinned_is_no_pin)
         d.num_groups = 0;
         CHECK_I64(moe_ep_best_placement(&d, &b, &rb, NULL, NULL), MOE_EP_OK);
         CHECK(memcmp(a.slot_expert, b.slot_expert, sizeof *a.slot_expert * (size_t)a.num_slots) == 0);
+        d.num_groups = -1;
+        CHECK_I64(moe_ep_best_placement(&d, &b, &rb, NULL, NULL), MOE_EP_ERR_CONFIG);
+        d.num_groups = 0;
         free_all[E - 1] = 0;
         CHECK_I64(moe_ep_best_placement(&d, &b, &rb, NULL, NULL), MOE_EP_ERR_CONFIG);
         placement_free(&a);

@@ -297,11 +297,11 @@ static const char *number(void)
 static void make_npy(void)
 {
     static const char *const types[] = {"<i4", "<i8", "<u2", "|u1", "<f4", "<f8", ">i4", "<f2", "|b1", "|i1", "<u8",
-                                        ">f8", "<c8", "|O", "<i3", "=i4", "<U4", ""};
+                                        ">f8", "<c8", "|O", "<i3", "=i4", "<U4", "", "<f1", "<b2"};
     char header[300];
     int dims = fz_int(0, fz_chance(.9) ? 3 : 9), i, n, version = fz_chance(.95) ? fz_int(1, 2) : fz_int(0, 255);
     int64_t count = 1;
-    const char *type = types[fz_chance(.8) ? fz_int(0, 9) : fz_int(0, 17)];
+    const char *type = types[fz_chance(.8) ? fz_int(0, 9) : fz_int(0, 19)];
     n = snprintf(header, sizeof header, "{'descr': '%s', 'fortran_order': %s, 'shape': (", type,
                  fz_chance(.95) ? "False" : "True");
     for (i = 0; i < dims; i++) {
