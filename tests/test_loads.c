@@ -598,6 +598,9 @@ TEST(window_errors)
     double variance[2];
     CHECK_I64(moe_ep_window_bytes(0, 2, 0), 0);
     CHECK_I64(moe_ep_window_bytes(1, 2, -1), 0);
+    CHECK_I64(moe_ep_window_bytes(1, 0, 0), 0);
+    CHECK_I64(moe_ep_window_bytes(1, 0, 4), 0);
+    CHECK_I64(moe_ep_window_bytes(2, -1, 4), 0);
     CHECK_I64(moe_ep_window_bytes(INT32_MAX, INT32_MAX, INT32_MAX), 0);
     CHECK(bytes > 0 && bytes <= sizeof mem);
     CHECK_I64(moe_ep_window_init(NULL, "", 1, 2, 0, 0, mem, bytes, &err), MOE_EP_ERR_NULL);
