@@ -6608,6 +6608,15 @@ TEST(places_of_errors_in_later_layers)
     CHECK_I64(moe_ep_placement_from_eplb(phy, log2phy, 2, logcnt, &p, &err), MOE_EP_ERR_PLACEMENT);
     CHECK_STR(err.arg, "log2phy");
     CHECK_I64(err.index, 12);
+    {
+        int32_t wide3[24];
+        for (i = 0; i < 24; i++) wide3[i] = i % 3 ? -1 : i / 3 % 4;
+        CHECK_I64(moe_ep_placement_from_eplb(phy, wide3, 3, logcnt, &p, &err), MOE_EP_OK);
+        wide3[18] = -1, wide3[19] = wide3[20] = 2; /* the slot of expert 2 of layer 1, twice behind a gap */
+        CHECK_I64(moe_ep_placement_from_eplb(phy, wide3, 3, logcnt, &p, &err), MOE_EP_ERR_PLACEMENT);
+        CHECK_I64(err.index, 20);
+        CHECK_NEAR(err.value, 2, 0, 0);
+    }
     /* devices that do not have all slots */
     p.slot_start[2] = 3;
     CHECK_I64(moe_ep_validate(&p, 0, NULL, &err), MOE_EP_ERR_PLACEMENT);
