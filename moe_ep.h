@@ -15286,7 +15286,7 @@ static moe_ep_status moe_epi_budget_try(moe_epi_budgets *b, int32_t l, int32_t e
     status = moe_ep_best_placement(&b->one, &b->place, &r, &b->scratch, err);
     b->one.layer_slots = NULL;
     if (status == MOE_EP_OK) *reached = r.max;
-    else if (err) err->index += (int64_t)l * b->one.num_experts; /* as with all layers; errors without a place come first */
+    else if (err) err->index += (int64_t)l * b->one.num_experts; /* l*E + e; errors without a place come first */
     return status;
 }
 
