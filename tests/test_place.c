@@ -6684,4 +6684,31 @@ TEST(pins_of_one_layer)
     }
 }
 
+/* A layer that keeps more copies than its budget is held to the bound of what it keeps. */
+TEST(bound_of_a_layer_above_its_budget)
+{
+    static const int32_t slots[12] = {0, 1, 2, 3, -1, -1, 0, 1, 2, 3, 1, 2};
+    static const double loads[8] = {12, 2, 2, 2, 12, 2, 2, 2};
+    static const int32_t budget[2] = {4, 4};
+    const moe_ep_shape shape = shape_of(2, 6, 0);
+    moe_ep_placement now = placement_new(2, 4, &shape), out = placement_new(2, 4, &shape);
+    moe_ep_rebalance_desc d;
+    moe_ep_plan_result r[2];
+    memcpy(now.slot_expert, slots, sizeof slots);
+    CHECK_I64(moe_ep_placement_index(&now, NULL), MOE_EP_OK);
+    memset(&d, 0, sizeof d);
+    d.current = &now;
+    d.loads = loads;
+    d.target = 2;
+    d.layer_slots = budget;
+    CHECK_I64(moe_ep_rebalance(&d, &out, r, NULL, NULL), MOE_EP_OK);
+    CHECK_I64(r[0].slots_used, 4);
+    CHECK_NEAR(r[0].lower_bound, 12, 1e-12, 0); /* no copies: the heaviest expert */
+    CHECK_I64(r[1].slots_used, 6);
+    CHECK_NEAR(r[1].lower_bound, 9, 1e-12, 0); /* the mean, which copies of the heaviest reach */
+    CHECK_NEAR(r[1].max, 14, 1e-12, 0);
+    placement_free(&now);
+    placement_free(&out);
+}
+
 T_MAIN
