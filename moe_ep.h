@@ -52,9 +52,9 @@
  *                  NULL                 malloc and free inside the call
  *                  zeroed               grows when needed, kept for the next call, moe_ep_scratch_free
  *                  moe_ep_scratch_fixed caller's buffer, never allocates; too small is an error that
- *                                       leaves the number of bytes wanted in scratch.need.  moe_ep_sweep and
- *                                       moe_ep_diagnose run others inside and learn their needs one by one:
- *                                       call again with what is wanted until it is not ERR_SCRATCH
+ *                                       leaves the number of bytes wanted in scratch.need.  moe_ep_sweep,
+ *                                       moe_ep_diagnose and moe_ep_plan_moves (with a list) learn their needs
+ *                                       one by one: call again with what is wanted until it is not ERR_SCRATCH
  * THREADS      No writable globals: every function is re-entrant, const inputs may be shared.
  * NUMBERS      Integer results are exact.  Floating-point sums run in a fixed order: the same input
  *              gives the same bits on one build.  NaN or infinity in a load is an error, never a result.
@@ -1412,7 +1412,7 @@ MOE_EP_API size_t moe_ep_placement_bytes(int32_t L, int32_t E, const moe_ep_shap
 /* Lays a placement out in mem (bytes >= moe_ep_placement_bytes, 8-byte aligned as from malloc), every slot
  * empty.  mem belongs to the caller and must outlive *p.  Errors: ERR_NULL, ERR_SIZE (a size, a slot
  * count, or bytes too few: value = bytes needed), ERR_RANGE (node, num_nodes > D, speed), ERR_CONFIG (num_slots differs
- * from the sum of slots_per_device), ERR_OVERFLOW.  O(D + L*P).
+ * from the sum of slots_per_device; mem not aligned), ERR_OVERFLOW.  O(D + L*P).
  * Example: 6 slots on 4 devices start at 0 2 4 5 6. */
 MOE_EP_API moe_ep_status moe_ep_placement_init(moe_ep_placement *p, int32_t L, int32_t E,
                                                const moe_ep_shape *shape, void *mem, size_t bytes,
@@ -1456,7 +1456,8 @@ typedef enum moe_ep_eplb_mode {
 typedef struct moe_ep_place_desc {
     int32_t num_layers, num_experts; /* L, E                                                          */
     moe_ep_shape shape;
-    const double *loads; /* (L,E), or (num_steps,L,E); any unit, >= 0; rows, tokens, seconds           */
+    const double *loads; /* (L,E), or (num_steps,L,E); any unit, >= 0; rows, tokens, seconds.  best_placement (and
+                            rebalance) compare squares: loads above 1e140 or below 1e-140 they balance less well */
 
     int32_t num_groups;         /* expert groups of E/num_groups neighbours (eplb, home nodes); 0 = 1  */
     moe_ep_eplb_mode eplb_mode; /* eplb only                                                          */
@@ -1473,7 +1474,8 @@ typedef struct moe_ep_place_desc {
     const int32_t *pinned;      /* (L,E) device that must hold a replica, -1 = free; NULL = all free   */
     int32_t max_replicas;       /* of one expert; 0 = as many as there are active devices             */
     int32_t max_refinements;    /* accepted swaps and moves per layer, those of node_soft included; 0 = until none
-                                   helps, -1 = none.  Swaps for coactivation come on top              */
+                                   helps, -1 = none.  Two experts for two count as two, and may be one more than
+                                   this.  Swaps for coactivation come on top                           */
     int32_t node_soft;          /* not 0: keep load on its home node, see max_off_node                 */
     double max_off_node;        /* node_soft: largest share (0..1) of the load (all layers together) that is served
                                    off its home node; 0 = strictly at home                             */
@@ -1505,8 +1507,8 @@ typedef struct moe_ep_plan_result {
                                    placement it began with, where an expert without an active copy counts nothing
                                    (so only then can max be above it)                                 */
     double max;                 /* busiest device under this plan                                     */
-    double lower_bound;         /* no plan with these slots (best_placement: with its layer_slots and max_replicas)
-                                   gets below it (equal shares)                                       */
+    double lower_bound;         /* no plan with these slots (best_placement and rebalance: with their layer_slots
+                                   and max_replicas) gets below it (equal shares)                     */
     double gap;                 /* max / lower_bound - 1; 0 with zero load                            */
     double imbalance;           /* max / mean; 1 with zero load                                       */
     double node_imbalance;      /* the same over nodes                                                */
@@ -1535,7 +1537,7 @@ MOE_EP_API moe_ep_status moe_ep_place_round_robin(const moe_ep_place_desc *desc,
 
 /* Blocks of neighbours: floor(E/D) experts on each of D active devices and one more on the first E mod D of them
  * (vLLM's linear placement, determine_expert_map), or, where a device has too few slots for that, blocks as even as the
- * slots allow (the reason says which).  Errors: as all.  O(L*E).
+ * slots allow, larger ones first (the reason says which).  Errors: as all.  O(L*(E + D*log(E))).
  * Example: the loads above give 1800 1100 500 150; 60 experts on 8 devices are blocks of 8 8 8 8 7 7 7 7. */
 MOE_EP_API moe_ep_status moe_ep_place_contiguous(const moe_ep_place_desc *desc, moe_ep_placement *out,
                                                  moe_ep_plan_result *result, moe_ep_scratch *scratch,
@@ -1554,7 +1556,7 @@ MOE_EP_API moe_ep_status moe_ep_place_lpt(const moe_ep_place_desc *desc, moe_ep_
  * inactive device, no speeds and, only when the plan is hierarchical, D divisible by nodes, as many devices on each
  * and E divisible by groups (else ERR_CONFIG or ERR_SIZE).  Nodes as in node_of_device: what upstream gives the i-th
  * device of a node goes to the i-th of it there.  It may put an expert twice on a device (duplicates).
- * Errors: as all, and ERR_RANGE for a load above 3e38.  O(L*(E + P*log(P*D))).
+ * Errors: as all, and ERR_RANGE for a load above 3e38 (of several steps: what they merge into).  O(L*(E + P*log(P*D))).
  * Example: loads 90 132 40 61 104 165 39 4 73 56 183 86, 16 slots, 4 groups, 2 nodes, 8 devices
  * give the slots 5 6 5 7 8 4 3 4 10 9 10 2 0 1 11 1; with node_of_device 0 1 0 1 0 1 0 1 the slots
  * 5 6 10 9 5 7 10 2 8 4 0 1 3 4 11 1. */
@@ -1614,7 +1616,8 @@ MOE_EP_API moe_ep_status moe_ep_replicate(const double *loads, int32_t E, int32_
 
 /* Writes an assignment into *out (laid out with enough slots): device_of_replica (L, sum of counts) as above, counts
  * (L,E) or NULL = 1 each, then it is (L,E).  Experts fill the slots of their device in order.
- * Errors: ERR_DEVICE_ID, ERR_SLOTS (device full; index = position), ERR_RANGE.  O(L*D*P).
+ * Errors: ERR_NULL, ERR_SIZE (out not laid out), ERR_DEVICE_ID, ERR_SLOTS (device full; index = position), ERR_RANGE.
+ * O(L*P*(D + slots of a device)).
  * Example: devices 0 1 2 2 1 2 3 3 of 8 experts round-trip through slot_expert and slot_device. */
 MOE_EP_API moe_ep_status moe_ep_devices_placement(const int32_t *device_of_replica, const int32_t *counts,
                                                   moe_ep_placement *out, moe_ep_error *err);
@@ -1681,7 +1684,8 @@ typedef struct moe_ep_check_result {
 
 /* Is this a placement?  Slots cover the devices, ids in range, both maps agree, every expert has a replica on an
  * active device.  flags: MOE_EP_CHECK_*.  out may be NULL.
- * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_EXPERT_ID, ERR_LOST_EXPERT (index = l*E + e).  O(L*P*replicas).
+ * Errors: ERR_NULL, ERR_SIZE, ERR_RANGE (flags), ERR_PLACEMENT, ERR_EXPERT_ID, ERR_LOST_EXPERT (index = l*E + e).
+ * O(L*P*replicas).
  * Example: the picture above has 5 slots in use, 1 empty, no duplicate, 3 experts with a single copy. */
 MOE_EP_API moe_ep_status moe_ep_validate(const moe_ep_placement *p, int32_t flags, moe_ep_check_result *out,
                                          moe_ep_error *err);
@@ -1711,7 +1715,8 @@ typedef struct moe_ep_copies_desc {
     moe_ep_place_policy policy; /* MOE_EP_PLACE_BEST, or _EPLB_GLOBAL (as many slots on every device); 0 = BEST */
     int32_t max_extra;          /* most extra slots per layer to try, over all devices together             */
     int32_t step;               /* tried: 0, step, 2*step .. (EPLB: those that fill E up to a multiple of D, and step
-                                   more at a time, which must be a multiple of D); 0 = 1 (EPLB: D)           */
+                                   more at a time, which must be a multiple of D where there is a second one);
+                                   0 = 1 (EPLB: D)                                                           */
     double target;              /* max/mean wanted in the worst layer; 0 = only the curve                   */
     double expert_bytes;        /* weights of one replica in one layer, for the bytes column; 0 = unknown   */
 } moe_ep_copies_desc;
@@ -1726,7 +1731,7 @@ typedef struct moe_ep_copies_point {
 /* The gain curve over extra copies, and the fewest that reach the target: *fewest, -1 = none of those tried.  Slots
  * are dealt out as evenly as they go (numbers of your own for each device, shape.slots_per_device of the planners, may
  * do with fewer).  The curve is not monotone: more slots can be worse.  points (max_extra/step + 1) and fewest may be
- * NULL.  Where EPLB begins above 0 there can be one point less; the last then has extra -1.
+ * NULL.  Where EPLB begins above 0 there can be fewer points; the last then have extra -1.
  * Errors: those of the planner, and ERR_RANGE (EPLB: max_extra below the fewest, value), ERR_CONFIG (policy; step;
  * layer_slots given).  O(points) plans.
  * Example: loads 960 92 92 92 91 91 91 91 on 8 devices, EPLB: 8, 16, 32 extra give 1.0667, 1.1002, 1.0337; the same
@@ -1786,8 +1791,9 @@ typedef struct moe_ep_rebalance_desc {
  * busiest device has 394 of 384.67 on average, so nothing moves.  Load 12 with a copy on each of two devices of speeds
  * 1 and 3: 6 and 2; alone on the fast one it is 4.  One copy each of loads 10 10 10 100 on 4 devices of 2 slots, target
  * 0: 35 in all 8 slots; 50 with layer_slots 5, of which it fills 5, or with max_replicas 2.
- * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_SLOTS (too few active slots; layer_slots, index = layer), ERR_NAN,
- * ERR_NEGATIVE, ERR_OVERFLOW, ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.
+ * Replica lists are in the order of slots in the result, also those of layers that stayed.
+ * Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_EXPERT_ID, ERR_SLOTS (too few active slots; layer_slots, index =
+ * layer), ERR_NAN, ERR_NEGATIVE, ERR_OVERFLOW, ERR_RANGE, ERR_SCRATCH, ERR_MEMORY.
  * O(L*(P + E) + changes*E*(slots per device + replicas)). */
 MOE_EP_API moe_ep_status moe_ep_rebalance(const moe_ep_rebalance_desc *desc, moe_ep_placement *out,
                                           moe_ep_plan_result *result, moe_ep_scratch *scratch, moe_ep_error *err);
@@ -1827,8 +1833,9 @@ typedef struct moe_ep_moves_result {
  * send at least two fewer in the layer (same node first, in the order of the lists), as long as no link between two
  * devices carries more than the fullest did.
  * A device that is inactive in `from` and active in `to` has been replaced: it begins with empty slots.
- * Errors: ERR_NULL, ERR_PLACEMENT, ERR_RANGE (expert_bytes), ERR_SIZE (other sizes; or capacity too small, value =
- * number of moves), ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.  O(L*(P + D) + (moves + D)*rounds).
+ * Errors: ERR_NULL, ERR_PLACEMENT, ERR_EXPERT_ID, ERR_RANGE (expert_bytes), ERR_SIZE (other sizes; or capacity too
+ * small, value = number of moves), ERR_OVERFLOW, ERR_SCRATCH, ERR_MEMORY.
+ * O(L*(P + D) + changed slots*slots of a device + (moves + D)*rounds).
  * Example: two experts swapped between two devices are 2 moves in 1 round, staging 1; in two layers 4 moves in 2
  * rounds, staging 1.  Experts 0 1 | 2 3, device 1 replaced, to the same map: 2 moves, both lost, and 2 unchanged. */
 MOE_EP_API moe_ep_status moe_ep_plan_moves(const moe_ep_placement *from, const moe_ep_placement *to,
@@ -1843,7 +1850,7 @@ enum {
 /* Renames the devices of a full replan so that as many experts as possible stay where `current` has them (assignment
  * problem per layer over devices of equal size, speed and state), then keeps every staying expert in its slot.
  * Loads per device are only permuted.  flags: MOE_EP_RELABEL_*.  Errors: ERR_NULL, ERR_SIZE, ERR_PLACEMENT, ERR_RANGE
- * (flags), ERR_SCRATCH, ERR_MEMORY.  O(L*(D^3 + P)).
+ * (flags), ERR_EXPERT_ID, ERR_SCRATCH, ERR_MEMORY.  O(L*(D^3 + P*(D + slots of a device))).
  * Example: devices hold 0 1 | 2 3, a replan says 3 2 | 1 0: it becomes 0 1 | 2 3, and nothing moves. */
 MOE_EP_API moe_ep_status moe_ep_relabel(const moe_ep_placement *current, moe_ep_placement *plan, int32_t flags,
                                         moe_ep_scratch *scratch, moe_ep_error *err);
@@ -3164,9 +3171,10 @@ typedef void (*moe_ep_parallel_for)(void *user, int64_t count, moe_ep_task task,
 typedef enum moe_ep_products {
     MOE_EP_PRODUCTS_F32 = 0,        /* activations stay fp32: within 1e-5 of max |y|                            */
     MOE_EP_PRODUCTS_BF16 = 1,       /* activations are rounded to bf16 before each product, sums stay fp32:
-                                       within 1e-2 of max |y|, up to twice as fast with many tokens.  Runs on
-                                       AMX-BF16 (if the kernel permits it), else on AVX-512-BF16; where there
-                                       is neither, and for other weights, the same as F32                       */
+                                       within 1e-2 of max |y| (moe_ep_forward says where that is little), up to
+                                       twice as fast with many tokens.  Runs on AMX-BF16 (if the kernel permits
+                                       it), else on AVX-512-BF16; where there is neither, and for other weights,
+                                       the same as F32                                                          */
     MOE_EP_PRODUCTS_BF16_VECTOR = 2 /* the same, but never AMX                                                  */
 } moe_ep_products;
 
@@ -3189,7 +3197,7 @@ typedef struct moe_ep_forward_desc {
                                       (Qwen2-MoE); NULL = 1                                             */
     moe_ep_parallel_for parallel_for; /* NULL = everything on this thread                               */
     void *parallel_user;
-    moe_ep_isa isa_max;            /* not better than this; AUTO = the best                             */
+    moe_ep_isa isa_max;            /* products and router not better than this; AUTO = the best         */
     int32_t blas_min_rows;         /* with MOE_EP_USE_BLAS: an fp32 expert with at least this many rows
                                       goes to cblas_sgemm; 0 = never                                    */
     moe_ep_products products;      /* bf16 weights only; 0 = fp32 activations                           */
@@ -3201,7 +3209,8 @@ typedef struct moe_ep_forward_desc {
  * shared experts every token is.
  * Errors: NULL, ERR_SIZE (sizes that do not fit each other, strides shorter than a row), ERR_RANGE
  * (enum values), ERR_TOP_K, ERR_EXPERT_ID (index is the flat position), ERR_NAN (x, weights of the
- * choices), ERR_CONFIG, ERR_OVERFLOW, ERR_SCRATCH.  Non-finite expert weights are not looked for.
+ * choices, logits that are NaN or +infinity, overflow in the gate too: y is untouched then), ERR_CONFIG, ERR_OVERFLOW,
+ * ERR_SCRATCH.  Non-finite expert weights are not looked for.
  * A finite input can leave the range of float as in any product: y is written all the same and the status is
  * ERR_OVERFLOW with arg "y" and the first element of y that is infinite or NaN (token * H + h) as its index.
  * Memory: activations only, for T up to 4096 and no more beyond (the tokens are taken 4096 at a time): 4 T (H + K I)
@@ -3210,7 +3219,8 @@ typedef struct moe_ep_forward_desc {
  * number.  Stack: below 64 KiB per task, 96 KiB with AMX, in an optimised build.
  * Cost: 6 T K H I flops for gated experts; reads the weights of the active experts once per 4096 tokens.
  * O(T K H I).  Accuracy: with fp32 products, within 1e-5 of max |y| of the exact result on data of ordinary scale; with
- * bf16 products within 1e-2.  Intermediate values beyond the range of float are outside this promise.
+ * bf16 products within 1e-2, or, where outputs are few and their terms cancel, 1e-2 of the terms.  Intermediate values
+ * beyond the range of float are outside this promise, and gates below -1e31 (their exponents are cut at 88).
  * Example: H = I = 1, one expert with gate 1, up 2, down 3, x = 1, weight 0.5: y = 0.5 * 3 * silu(1) * 2
  * = 2.193176. */
 MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const float *x, int64_t num_tokens,
@@ -3220,7 +3230,8 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
  * Group g has rows row_start[g] .. row_start[g+1]-1 of rx and ry (both (rows,H) float, packed, not
  * overlapping) and uses expert expert_of_group[g] of desc->experts (NULL = expert g; two groups may use
  * the same one: replicas).  Of desc only experts, parallel_for, isa_max, products and blas_min_rows are
- * read.  Errors as moe_ep_forward, ERR_NAN of rx; row_start must begin at 0 and never fall.  O(rows H I).
+ * read.  Errors as moe_ep_forward, with rx and ry for x and y; row_start must begin at 0 and never fall.
+ * O(rows H I).
  * Example: two groups of one row each, H = I = 1, gate 1, up 2, down 3 for both: each row 1 gives
  * 6 * silu(1) = 4.386351. */
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -11642,26 +11653,28 @@ static void moe_epi_sort_keys(uint64_t *keys, uint64_t *spare, int32_t n)
     if (from != keys) memcpy(keys, from, (size_t)n * sizeof *keys);
 }
 
-/* Insertion sort; quick when the items are nearly in order. */
-static void moe_epi_sort_insert(moe_epi_item *items, int32_t n)
+/* Insertion sort; quick when the items are nearly in order.  Gives up (0) after `most` steps, all items there still. */
+static int moe_epi_sort_insert(moe_epi_item *items, int32_t n, int64_t most)
 {
     int32_t i, j;
-    for (i = 1; i < n; i++) {
+    for (i = 1; i < n && most >= 0; i++) {
         moe_epi_item moving = items[i];
         for (j = i; j > 0 && moe_epi_above(&moving, &items[j - 1]); j--) items[j] = items[j - 1];
         items[j] = moving;
+        most -= i - j;
     }
+    return i >= n;
 }
 
 /* Sorts items with keys >= 0 and ascending ids into the order of moe_epi_above.  The upper half of the bits of a
- * double >= 0 orders like the number: radix on that, then insertion puts right what the lower half says.  spare holds
- * n items too. */
+ * double >= 0 orders like the number: radix on that, then insertion puts right what the lower half says, or a heap
+ * where most keys share their upper halves.  spare holds n items too. */
 static void moe_epi_sort(moe_epi_item *items, moe_epi_item *spare, int32_t n)
 {
     uint64_t *keys = (uint64_t *)(void *)spare, bits;
-    int32_t i;
+    int32_t i, left;
     if (n <= 40) {
-        moe_epi_sort_insert(items, n);
+        (void)moe_epi_sort_insert(items, n, INT64_MAX);
         return;
     }
     for (i = 0; i < n; i++) {
@@ -11684,7 +11697,10 @@ static void moe_epi_sort(moe_epi_item *items, moe_epi_item *spare, int32_t n)
         items[to] = first;
         keys[to] = UINT64_MAX;
     }
-    moe_epi_sort_insert(items, n);
+    if (moe_epi_sort_insert(items, n, 8 * (int64_t)n)) return;
+    memcpy(spare, items, (size_t)n * sizeof *items);
+    moe_epi_heapify(spare, n);
+    for (i = 0, left = n; i < n; i++) items[i] = moe_epi_heap_pop(spare, &left);
 }
 
 /* ---- shapes and placements ----------------------------------------------------------------------------- */
@@ -11923,13 +11939,13 @@ MOE_EP_API moe_ep_status moe_ep_placement_copy(const moe_ep_placement *src, moe_
 
 /* ---- validate ------------------------------------------------------------------------------------------ */
 
-/* Slots of device d that hold expert e before slot `before`. */
-static int32_t moe_epi_held(const moe_ep_placement *p, const int32_t *slot_expert, int32_t d, int32_t e,
-                            int32_t before)
+/* Does replica i of the n in slot[] share its device with one in a lower slot? */
+static int moe_epi_repeated(const moe_ep_placement *p, const int32_t *slot, int32_t n, int32_t i)
 {
-    int32_t s, n = 0;
-    for (s = p->slot_start[d]; s < before; s++) n += slot_expert[s] == e;
-    return n;
+    int32_t j;
+    for (j = 0; j < n; j++)
+        if (slot[j] < slot[i] && p->slot_device[slot[j]] == p->slot_device[slot[i]]) return 1;
+    return 0;
 }
 
 /* The devices' slots: every one, once. */
@@ -12016,7 +12032,6 @@ MOE_EP_API moe_ep_status moe_ep_validate(const moe_ep_placement *p, int32_t flag
     for (l = 0; l < p->num_layers; l++) {
         const int32_t *start = p->replica_start + (int64_t)l * (p->num_experts + 1);
         const int32_t *slot = p->replica_slot + (int64_t)l * p->num_slots;
-        const int32_t *expert = p->slot_expert + (int64_t)l * p->num_slots;
         if ((status = moe_epi_validate_maps(p, l, err)) != MOE_EP_OK) return status;
         r.slots_used += start[p->num_experts];
         for (e = 0; e < p->num_experts; e++) {
@@ -12025,7 +12040,7 @@ MOE_EP_API moe_ep_status moe_ep_validate(const moe_ep_placement *p, int32_t flag
                 int32_t d = p->slot_device[slot[i]];
                 if (p->device_inactive[d]) r.on_inactive++;
                 else active++;
-                if (moe_epi_held(p, expert, d, e, slot[i]) == 0) continue;
+                if (!moe_epi_repeated(p, slot + start[e], start[e + 1] - start[e], i - start[e])) continue;
                 r.duplicates++;
                 if (flags & MOE_EP_CHECK_NO_DUPLICATES)
                     return moe_epi_fail(err, MOE_EP_ERR_PLACEMENT, "p.slot_expert", "an expert is twice on a device",
@@ -12181,18 +12196,25 @@ MOE_EP_API moe_ep_status moe_ep_node_loads(const moe_ep_placement *p, const doub
     return MOE_EP_OK;
 }
 
-/* Mean + z * sigma of one cell over the steps. */
+/* Mean + z * sigma of one cell over the steps; steps so far off that their squares do not fit are counted in units of
+ * the furthest. */
 static double moe_epi_window_load(const double *load, int64_t stride, int32_t num_steps, double z)
 {
-    double mean = 0.0, square = 0.0;
+    double mean = 0.0, square = 0.0, furthest = 0.0;
     int32_t t;
     for (t = 0; t < num_steps; t++) mean += load[t * stride] / num_steps;
-    if (!(z > 0.0)) return mean; /* squares of loads above 1e154 do not fit */
+    if (!(z > 0.0)) return mean;
     for (t = 0; t < num_steps; t++) {
-        double off = load[t * stride] - mean;
+        double off = fabs(load[t * stride] - mean);
+        if (off > furthest) furthest = off;
+    }
+    if (!(furthest > 0.0)) return mean;
+    if (furthest > 1e-140 && furthest < 1e140) furthest = 1.0;
+    for (t = 0; t < num_steps; t++) {
+        double off = (load[t * stride] - mean) / furthest;
         square += off * off / num_steps;
     }
-    return mean + z * sqrt(square);
+    return mean + z * (furthest * sqrt(square));
 }
 
 MOE_EP_API moe_ep_status moe_ep_window_loads(const double *loads, int32_t num_steps, int32_t L, int32_t E, double z,
@@ -12303,6 +12325,7 @@ MOE_EP_API moe_ep_status moe_ep_replicate(const double *loads, int32_t E, int32_
     if (!loads) return moe_epi_null(err, "loads");
     if (!counts) return moe_epi_null(err, "counts");
     if (E < 1) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "must be at least 1", -1, E);
+    if (E > (1 << 30)) return moe_epi_fail(err, MOE_EP_ERR_SIZE, "E", "is too large", -1, E);
     if (num_slots < E) return moe_epi_fail(err, MOE_EP_ERR_SLOTS, "num_slots", "is less than E", -1, num_slots);
     if (max_replicas < 0)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "max_replicas", "must not be negative", -1, max_replicas);
@@ -12610,40 +12633,51 @@ static void moe_epi_plan_begin(moe_epi_plan *plan)
 
 /* Sizes of contiguous blocks, device by device: as even as the slots of the active devices allow, larger ones first. */
 typedef struct moe_epi_blocks {
-    int fits;               /* the first E mod D have one more than the others, as vLLM has it */
-    int32_t active, number; /* active devices, those before this one              */
-    int32_t experts, room;  /* not dealt yet; slots of this device and behind it  */
+    int fits;      /* the first E mod D have one more than the others, as vLLM has it        */
+    int32_t level; /* no block is larger                                                     */
+    int32_t full;  /* blocks that large still to come; the others have level - 1 at the most */
 } moe_epi_blocks;
+
+/* Experts that fit into blocks of at most `level` each. */
+static int64_t moe_epi_blocks_hold(const moe_ep_placement *p, int32_t level)
+{
+    int64_t sum = 0;
+    int32_t d;
+    for (d = 0; d < p->num_devices; d++) {
+        int32_t own = p->slot_start[d + 1] - p->slot_start[d];
+        if (!p->device_inactive[d]) sum += own < level ? own : level;
+    }
+    return sum;
+}
 
 static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
 {
     moe_epi_blocks b;
-    int32_t d, own, number = 0;
-    memset(&b, 0, sizeof b);
+    int32_t d, E = p->num_experts, active = 0, number = 0, low, high = E;
+    for (d = 0; d < p->num_devices; d++) active += !p->device_inactive[d];
+    low = E / active + (E % active > 0); /* enough where no device is short of slots */
     b.fits = 1;
-    b.experts = p->num_experts;
-    for (d = 0; d < p->num_devices; d++) b.active += !p->device_inactive[d];
     for (d = 0; d < p->num_devices; d++) {
-        if (p->device_inactive[d]) continue;
-        own = p->slot_start[d + 1] - p->slot_start[d];
-        if (b.experts / b.active + (number++ < b.experts % b.active) > own) b.fits = 0;
-        b.room += own;
+        int32_t own = p->slot_start[d + 1] - p->slot_start[d];
+        if (!p->device_inactive[d] && E / active + (number++ < E % active) > own) b.fits = 0;
     }
+    while (low < high) {
+        int32_t middle = low + (high - low) / 2;
+        if (moe_epi_blocks_hold(p, middle) < E) low = middle + 1;
+        else high = middle;
+    }
+    b.level = low;
+    b.full = (int32_t)(E - moe_epi_blocks_hold(p, low - 1));
     return b;
 }
 
 /* The block of device d; called for d = 0, 1, .. in turn. */
 static int32_t moe_epi_blocks_next(moe_epi_blocks *b, const moe_ep_placement *p, int32_t d)
 {
-    int32_t own = p->slot_start[d + 1] - p->slot_start[d], left = b->active - b->number, take;
+    int32_t own = p->slot_start[d + 1] - p->slot_start[d];
     if (p->device_inactive[d]) return 0;
-    b->number++;
-    b->room -= own;
-    take = (b->experts + left - 1) / left;
-    if (take < b->experts - b->room) take = b->experts - b->room;
-    if (take > own) take = own;
-    b->experts -= take;
-    return take;
+    if (own < b->level) return own;
+    return b->level - (b->full-- <= 0);
 }
 
 /* Busiest device of contiguous blocks over the active devices, the plan of no plan. */
@@ -14947,9 +14981,14 @@ static void moe_epi_overlap(const moe_ep_placement *now, const moe_ep_placement 
         for (s = now->slot_start[i]; s < now->slot_start[i + 1]; s++)
             if (old[s] >= 0) w->seen[old[s]] = i;
         for (j = 0; j < D; j++) {
-            int32_t same = 0;
-            for (s = plan->slot_start[j]; s < plan->slot_start[j + 1]; s++)
-                same += fresh[s] >= 0 && w->seen[fresh[s]] == i;
+            int32_t same = 0, first = plan->slot_start[j], end = plan->slot_start[j + 1];
+            for (s = first; s < end; s++)
+                if (fresh[s] >= 0 && w->seen[fresh[s]] == i) {
+                    w->seen[fresh[s]] = -2; /* an expert twice on device j stays once */
+                    same++;
+                }
+            for (s = first; s < end; s++)
+                if (fresh[s] >= 0 && w->seen[fresh[s]] == -2) w->seen[fresh[s]] = i;
             w->overlap[(int64_t)i * D + j] = same;
         }
     }
@@ -15122,7 +15161,8 @@ static moe_ep_status moe_epi_copies_check(const moe_ep_copies_desc *desc, const 
     shape.num_slots = 0;
     shape.slots_per_device = NULL;
     if ((status = moe_epi_shape_check(&shape, desc->place.num_experts, &slots, err)) != MOE_EP_OK) return status;
-    if (desc->max_extra > INT32_MAX / 2 - desc->place.num_experts)
+    if ((int64_t)desc->max_extra + desc->place.num_experts > INT32_MAX / 2 ||
+        shape.num_devices > INT32_MAX / 2)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "desc.max_extra", "too many slots", -1, desc->max_extra);
     *active = 0;
     for (d = 0; d < shape.num_devices; d++) *active += !shape.inactive || !shape.inactive[d];
@@ -15143,9 +15183,16 @@ static moe_ep_status moe_epi_copies_range(const moe_ep_copies_desc *desc, int32_
     if (*first > desc->max_extra)
         return moe_epi_fail(err, MOE_EP_ERR_RANGE, "desc.max_extra",
                             "EPLB needs more, to fill the experts up to a multiple of the devices", -1, *first);
-    if (*step % active != 0 && *step <= desc->max_extra - *first)
+    if (*step % active != 0 && *step <= desc->max_extra - *first) /* beyond the range no step is taken */
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.step", "EPLB needs a multiple of the devices", -1, *step);
     return MOE_EP_OK;
+}
+
+/* Groups or devices, whichever are more, that EPLB is given: it runs only where the groups divide the experts. */
+static int32_t moe_epi_most_groups(const moe_ep_place_desc *d, int32_t D)
+{
+    int32_t groups = d->num_groups < d->num_experts ? d->num_groups : d->num_experts;
+    return groups > D ? groups : D;
 }
 
 /* Memory of a planner for the largest number of slots. */
@@ -15153,7 +15200,7 @@ static size_t moe_epi_planner_bytes(const moe_ep_place_desc *d, int32_t P)
 {
     size_t total = 64;
     int32_t D = d->shape.num_devices, E = d->num_experts, N = d->shape.num_nodes > 0 ? d->shape.num_nodes : 1;
-    int32_t G = d->num_groups > D ? d->num_groups : D;
+    int32_t G = moe_epi_most_groups(d, D);
     moe_epi_best_need(&total, E, P, D);
     moe_epi_eplb_need(&total, E, P, G); /* node_soft needs both */
     moe_epi_need(&total, (int64_t)d->num_layers * E, sizeof(int32_t));
@@ -15233,7 +15280,7 @@ MOE_EP_API moe_ep_status moe_ep_min_copies(const moe_ep_copies_desc *desc, moe_e
         if (extra > desc->max_extra - step) break;
     }
     if (status == MOE_EP_OK) {
-        if (n < most) {
+        for (; n < most; n++) {
             memset(&made[n], 0, sizeof *made);
             made[n].extra = -1;
         }
@@ -15380,7 +15427,7 @@ static void moe_epi_budget_run(moe_epi_budgets *b, int64_t extra_slots, int64_t 
 
 static moe_ep_status moe_epi_budgets_check(const moe_ep_place_desc *desc, const int64_t *extra_slots,
                                            int32_t num_budgets, const int32_t *layer_slots, int32_t *slots,
-                                           moe_ep_error *err)
+                                           int32_t *all_slots, moe_ep_error *err)
 {
     int32_t d, k, num_slots = 0;
     moe_ep_status status;
@@ -15401,6 +15448,7 @@ static moe_ep_status moe_epi_budgets_check(const moe_ep_place_desc *desc, const 
         return moe_epi_fail(err, MOE_EP_ERR_CONFIG, "desc.layer_slots", "the copies are what is asked for", -1, 0.0);
     if ((status = moe_epi_shape_check(&desc->shape, desc->num_experts, &num_slots, err)) != MOE_EP_OK) return status;
     if ((status = moe_epi_desc_loads(desc, 1, err)) != MOE_EP_OK) return status;
+    *all_slots = num_slots;
     *slots = 0;
     for (d = 0; d < desc->shape.num_devices; d++)
         if (!desc->shape.inactive || !desc->shape.inactive[d])
@@ -15425,11 +15473,11 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     size_t total = 0, planner, block;
     double *merged;
     int64_t most = 0, cells, merge, rows;
-    int32_t slots = 0, L, E, k, *made;
+    int32_t slots = 0, all_slots = 0, L, E, k, *made;
     unsigned char *buffer, *memory;
     moe_ep_status status;
     moe_epi_ok(err);
-    status = moe_epi_budgets_check(desc, extra_slots, num_budgets, layer_slots, &slots, err);
+    status = moe_epi_budgets_check(desc, extra_slots, num_budgets, layer_slots, &slots, &all_slots, err);
     if (status != MOE_EP_OK) return status;
     memset(&b, 0, sizeof b);
     L = desc->num_layers;
@@ -15444,7 +15492,7 @@ MOE_EP_API moe_ep_status moe_ep_replica_budget_row(const moe_ep_place_desc *desc
     most = slots - E < most ? slots - E : most;
     b.n = moe_epi_budget_grid(most, NULL);
     merge = desc->num_steps > 1 ? (int64_t)L * E : 0;
-    planner = moe_epi_planner_bytes(&b.one, slots);
+    planner = moe_epi_planner_bytes(&b.one, all_slots); /* those of inactive devices too */
     block = moe_ep_placement_bytes(L, E, &desc->shape);
     cells = (int64_t)L * b.n;
     rows = (int64_t)L * num_budgets;
@@ -16383,7 +16431,7 @@ MOE_EP_API moe_ep_status moe_ep_best_placement(const moe_ep_place_desc *desc, mo
     E = desc->num_experts;
     D = out->num_devices;
     P = out->num_slots;
-    G = desc->num_groups > D ? desc->num_groups : D;
+    G = moe_epi_most_groups(desc, D);
     moe_epi_best_need(&extra, E, P, D);
     moe_epi_need(&extra, desc->node_soft ? (int64_t)desc->num_layers * E : 0, sizeof(int32_t));
     if (desc->node_soft || use_eplb) moe_epi_eplb_need(&extra, E, P, G);
@@ -25367,9 +25415,9 @@ MOE_EP_API double moe_ep_activate(const moe_ep_activation *activation, double g,
     if (activation->kind == MOE_EP_ACT_SWIGLU || activation->kind == MOE_EP_ACT_SILU)
         s = g / (1.0 + exp(-alpha * g));
     else if (activation->kind == MOE_EP_ACT_GEGLU_TANH || activation->kind == MOE_EP_ACT_GELU_TANH)
-        s = 0.5 * g * (1.0 + tanh(MOE_EPI_FW_GELU_C * (g + MOE_EPI_FW_GELU_A * g * g * g)));
+        s = g / (1.0 + exp(-2.0 * MOE_EPI_FW_GELU_C * (g + MOE_EPI_FW_GELU_A * g * g * g))); /* 1 + tanh would cancel */
     else if (activation->kind == MOE_EP_ACT_GEGLU_ERF || activation->kind == MOE_EP_ACT_GELU_ERF)
-        s = 0.5 * g * (1.0 + erf(g * 0.70710678118654752));
+        s = 0.5 * g * erfc(g * -0.70710678118654752);
     else if (activation->kind == MOE_EP_ACT_RELU2)
         s = g > 0.0 ? g * g : 0.0;
     else
@@ -25393,7 +25441,7 @@ static void moe_epi_fw_activate_block(const moe_ep_activation *a, const moe_epi_
     if (a->kind == MOE_EP_ACT_RELU2) {
         for (i = 0; i < n; i++) h[i] = g[i] > 0.0f ? g[i] * g[i] : 0.0f;
     } else if (a->kind == MOE_EP_ACT_GEGLU_ERF || a->kind == MOE_EP_ACT_GELU_ERF) {
-        for (i = 0; i < n; i++) h[i] = 0.5f * g[i] * (1.0f + erff(g[i] * 0.70710678f));
+        for (i = 0; i < n; i++) h[i] = 0.5f * g[i] * erfcf(g[i] * -0.70710678f); /* 1 + erf would cancel */
     } else {
         if (a->kind == MOE_EP_ACT_SWIGLU || a->kind == MOE_EP_ACT_SILU)
             for (i = 0; i < n; i++) h[i] = -alpha * g[i];
@@ -26629,15 +26677,15 @@ static int64_t moe_epi_fw_bad_token(const moe_ep_forward_desc *d, const float *x
 }
 
 /* The result, written whole: a value that left the range of float on the way is named. */
-static moe_ep_status moe_epi_fw_bad_result(int64_t at, const float *y, moe_ep_error *err)
+static moe_ep_status moe_epi_fw_bad_result(int64_t at, const float *y, const char *name, moe_ep_error *err)
 {
     if (at < 0) return MOE_EP_OK;
-    return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, "y", "leaves the range of float (y is written)", at, (double)y[at]);
+    return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, name, "leaves the range of float (it is written)", at, (double)y[at]);
 }
 
 static moe_ep_status moe_epi_fw_check_result(const float *y, int64_t n, moe_ep_error *err)
 {
-    return moe_epi_fw_bad_result(moe_epi_fw_first_nonfinite(y, n), y, err);
+    return moe_epi_fw_bad_result(moe_epi_fw_first_nonfinite(y, n), y, "y", err);
 }
 
 /* One matrix set: base or table, row stride and expert stride. */
@@ -26655,7 +26703,8 @@ static moe_ep_status moe_epi_fw_check_matrix(const void *base, const void *const
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, name, "row stride shorter than a row", -1, (double)row_stride);
     if (!moe_epi_mul(rows, row_stride, &total) || !moe_epi_mul(total, num, &total) || total > INT64_MAX / 8)
         return moe_epi_fail(err, MOE_EP_ERR_OVERFLOW, name, "experts * rows * stride does not fit", -1, (double)rows);
-    if (!of && (expert_stride < 0 || !moe_epi_mul(expert_stride, num, &total) || total > INT64_MAX / 8))
+    if (!of && (expert_stride < 0 || !moe_epi_mul(expert_stride, num, &total) || total > INT64_MAX / 8 ||
+                (num > 1 && expert_stride > 0 && expert_stride < cols)))
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, name, "expert stride out of range", -1, (double)expert_stride);
     return MOE_EP_OK;
 }
@@ -26956,7 +27005,7 @@ MOE_EP_API moe_ep_status moe_ep_quantize_rows(const void *w, moe_ep_dtype dtype,
 
 /* ---- the experts alone --------------------------------------------------------------------------------------- */
 
-/* moe_ep_experts; rx is looked through for what is not finite, or is not. */
+/* moe_ep_experts; rx and ry are looked through for what is not finite, or are not. */
 static moe_ep_status moe_epi_fw_experts(const moe_ep_forward_desc *desc, const float *rx, const int64_t *row_start,
                                         int32_t num_groups, const int32_t *expert_of_group, float *ry, int look,
                                         moe_ep_scratch *scratch, moe_ep_error *err)
@@ -27001,7 +27050,8 @@ static moe_ep_status moe_epi_fw_experts(const moe_ep_forward_desc *desc, const f
     moe_epi_fw_pack_rows(desc, &run, rx, 1, NULL, NULL, rows, x);
     moe_epi_fw_run_experts(desc, &run);
     moe_epi_arena_close(&arena);
-    return MOE_EP_OK;
+    return look ? moe_epi_fw_bad_result(moe_epi_fw_scan_all(desc, ry, rows * desc->experts->hidden), ry, "ry", err)
+                : MOE_EP_OK;
 }
 
 MOE_EP_API moe_ep_status moe_ep_experts(const moe_ep_forward_desc *desc, const float *rx,
@@ -27049,9 +27099,11 @@ static void moe_epi_fw_gate_task(void *context, int64_t index)
 }
 
 /* Router of the tokens from t0 on: per-token tables and keys move along. */
-static moe_ep_router moe_epi_fw_router_at(const moe_ep_router *router, int64_t t0)
+static moe_ep_router moe_epi_fw_router_at(const moe_ep_forward_desc *d, int64_t t0)
 {
-    moe_ep_router r = *router;
+    moe_ep_router r = *d->router;
+    if (d->isa_max != MOE_EP_ISA_AUTO && (r.isa_max == MOE_EP_ISA_AUTO || r.isa_max > d->isa_max))
+        r.isa_max = d->isa_max;
     r.logits_stride = 0;
     if (r.keys) r.keys += t0 * r.num_experts;
     if (r.select == MOE_EP_SELECT_TABLE) {
@@ -27070,7 +27122,7 @@ static moe_ep_status moe_epi_fw_route_all(moe_epi_fw_layer *l, moe_ep_error *err
         return moe_epi_fail(err, MOE_EP_ERR_SIZE, "table_rows", "fewer than T", -1, (double)whole->table_rows);
     for (t0 = 0; t0 < l->T; t0 += l->chunk) {
         moe_epi_fw_gate_work work;
-        moe_ep_router router = moe_epi_fw_router_at(l->d->router, t0);
+        moe_ep_router router = moe_epi_fw_router_at(l->d, t0);
         moe_ep_status st;
         work.l = l;
         work.t0 = t0;
@@ -27274,7 +27326,7 @@ MOE_EP_API moe_ep_status moe_ep_forward(const moe_ep_forward_desc *desc, const f
         moe_epi_fw_layer_chunk(&l, t0, num_tokens - t0 < l.chunk ? num_tokens - t0 : l.chunk, &arena);
     moe_epi_arena_close(&arena);
     if (st != MOE_EP_OK) return st;
-    return moe_epi_fw_bad_result(moe_epi_fw_scan_all(desc, y, num_tokens * desc->experts->hidden), y, err);
+    return moe_epi_fw_bad_result(moe_epi_fw_scan_all(desc, y, num_tokens * desc->experts->hidden), y, "y", err);
 }
 
 #endif /* MOE_EP_NO_FORWARD */
@@ -27989,7 +28041,7 @@ MOE_EP_API moe_ep_status moe_ep_plan_sum(const moe_ep_plan *plan, const moe_ep_f
     if (!plan->late) return MOE_EP_OK;
     if (moe_epi_fw_bad_input(moe_epi_fw_bad_token(c.d, x, T, hidden, S > 0 ? NULL : plan->topk_ids, plan->top_k), x,
                              "x", plan->late) == MOE_EP_OK)
-        (void)moe_epi_fw_bad_result(moe_epi_fw_scan_all(c.d, y, T * hidden), y, plan->late);
+        (void)moe_epi_fw_bad_result(moe_epi_fw_scan_all(c.d, y, T * hidden), y, "y", plan->late);
     return MOE_EP_OK;
 }
 

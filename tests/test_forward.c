@@ -187,8 +187,12 @@ static double naive_act(const moe_ep_activation *a, double g, double u)
     switch (a->kind) {
     case MOE_EP_ACT_SWIGLU: case MOE_EP_ACT_SILU: s = g / (1.0 + exp(-alpha * g)); break;
     case MOE_EP_ACT_GEGLU_TANH: case MOE_EP_ACT_GELU_TANH:
-        s = 0.5 * g * (1.0 + tanh(sqrt(2.0 / 3.14159265358979323846) * (g + 0.044715 * g * g * g))); break;
-    case MOE_EP_ACT_GEGLU_ERF: case MOE_EP_ACT_GELU_ERF: s = 0.5 * g * (1.0 + erf(g / sqrt(2.0))); break;
+        s = sqrt(2.0 / 3.14159265358979323846) * (g + 0.044715 * g * g * g);
+        s = s < -1.0 ? g * exp(2.0 * s) / (1.0 + exp(2.0 * s)) : 0.5 * g * (1.0 + tanh(s)); /* 1 + tanh cancels */
+        break;
+    case MOE_EP_ACT_GEGLU_ERF: case MOE_EP_ACT_GELU_ERF:
+        s = 0.5 * g * (g < -1.0 ? erfc(-g / sqrt(2.0)) : 1.0 + erf(g / sqrt(2.0)));
+        break;
     case MOE_EP_ACT_RELU2: s = g > 0.0 ? g * g : 0.0; break;
     }
     return gated(a->kind) ? s * (u + (double)a->up_offset) : s;
@@ -454,6 +458,7 @@ TEST(activations_in_double_equal_their_formulas)
         for (int i = 0; i < 15 * 32; i++) {
             moe_ep_activation a;
             double g = 9.0 * draw(&s), u = 9.0 * draw(&s);
+            if (i % 8 == 7) g *= 2.0;
             memset(&a, 0, sizeof a);
             a.kind = (moe_ep_activation_kind)kind;
             a.alpha = alphas[i % 5], a.limit = limits[i / 5 % 3], a.up_offset = i % 4 == 0 ? 1.0f : 0.0f;
@@ -1940,6 +1945,9 @@ TEST(bad_input_is_named_and_y_stays)
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.router.num_experts = 4), 4, MOE_EP_ERR_SIZE,
         "router.num_experts", -1);
     BAD((g.d.router = &g.router, g.d.gate = g.gate, g.gate[7] = nan), 4, MOE_EP_ERR_NAN, "logits", 1);
+    BAD((g.d.router = &g.router, g.d.gate = g.gate, g.x[0] = 3e38f, g.gate[12] = 2.0f), 4, MOE_EP_ERR_NAN, "logits", 2);
+    BAD((g.ids[2] = g.ids[3] = -1, g.x[7] = nan), 4, MOE_EP_ERR_NAN, "x", 7);
+    BAD(g.r.w.gate_expert_stride = 5, 4, MOE_EP_ERR_SIZE, "gate", -1);
     free_set(&g.r);
     free_set(&g.sh);
 }
@@ -2471,6 +2479,171 @@ TEST(errors_show_the_number_that_is_wrong)
     CHECK_STR(err.arg, "table_rows");
     CHECK_I64(err.index, -1);
     CHECK_NEAR(err.value, 0, 0, 0);
+}
+
+/* One neuron: what is left of a gate far below zero counts by itself, not beside a larger output. */
+TEST(gates_far_below_zero)
+{
+    static const float far[] = {-0.5f, -1.0f, -2.0f, -3.0f, -4.0f, -5.0f, -6.0f, -20.0f, -30.0f, -50.0f};
+    for (int i = 0; i < 10 * 7; i++) {
+        float one = 1.0f, x = far[i / 7], y = 0.0f;
+        int32_t id = 0;
+        moe_ep_weights w;
+        moe_ep_forward_desc d;
+        memset(&w, 0, sizeof w), memset(&d, 0, sizeof d);
+        w.num_experts = w.hidden = w.inter = 1;
+        w.activation.kind = (moe_ep_activation_kind)(i % 7);
+        w.activation.up_offset = x * -1.0f + 1.0f; /* u + offset = 1 */
+        w.gate = w.down = &one;
+        if (gated(w.activation.kind)) w.up = &one;
+        d.experts = &w, d.top_k = 1, d.ids = &id;
+        for (int isa = 1; isa <= best_isa(); isa++) {
+            double want = naive_act(&w.activation, (double)x, (double)x);
+            d.isa_max = (moe_ep_isa)isa;
+            CHECK_I64(moe_ep_forward(&d, &x, 1, &y, NULL, NULL), MOE_EP_OK);
+            if (fabs(want) < 1e-37) CHECK(fabsf(y) < 1e-36f);
+            else CHECK_NEAR(y, want, 3e-5, 0);
+            CHECK_NEAR(moe_ep_activate(&w.activation, (double)x, (double)x), want, 1e-12, 0);
+        }
+    }
+}
+
+/* Rows with a gap behind each, experts one behind the other: the expert strides follow from those of the rows. */
+TEST(row_strides_alone)
+{
+    uint64_t s = t_seed + 77;
+    enum { E = 3, H = 5, I = 4, GAP = 3 };
+    static float gate[E * I * 2 * (H + GAP)], up[E * I * (H + GAP)], down[E * H * (I + GAP)];
+    static float wide[3][E * I * 2 * (H + GAP) + E * H * (I + GAP)];
+    for (int layout = 0; layout < 4; layout++) {
+        float x[6 * H], y[6 * H], again[6 * H], cw[12];
+        int32_t ids[12];
+        int rows = layout == 0 ? I : 2 * I;
+        moe_ep_weights w;
+        moe_ep_forward_desc d;
+        memset(&w, 0, sizeof w), memset(&d, 0, sizeof d);
+        for (int i = 0; i < E * rows * H; i++) gate[i] = (float)draw(&s);
+        for (int i = 0; i < E * I * H; i++) up[i] = (float)draw(&s), down[i] = (float)draw(&s);
+        for (int i = 0; i < 6 * H; i++) x[i] = (float)draw(&s);
+        for (int i = 0; i < 12; i++) ids[i] = (i + i / 2) % E, cw[i] = (float)draw(&s);
+        for (int i = 0; i < E * rows * (H + GAP); i++)
+            wide[0][i] = i % (H + GAP) < H ? gate[i / (H + GAP) * H + i % (H + GAP)] : 1e9f;
+        for (int i = 0; i < E * I * (H + GAP); i++)
+            wide[1][i] = i % (H + GAP) < H ? up[i / (H + GAP) * H + i % (H + GAP)] : 1e9f;
+        for (int i = 0; i < E * H * (I + GAP); i++)
+            wide[2][i] = i % (I + GAP) < I ? down[i / (I + GAP) * I + i % (I + GAP)] : 1e9f;
+        w.num_experts = E, w.hidden = H, w.inter = I, w.layout = (moe_ep_gate_layout)layout;
+        w.gate = gate, w.up = layout == 0 ? up : NULL, w.down = down;
+        d.experts = &w, d.top_k = 2, d.ids = ids, d.choice_weights = cw;
+        CHECK_I64(moe_ep_forward(&d, x, 6, y, NULL, NULL), MOE_EP_OK);
+        w.gate = wide[0], w.up = layout == 0 ? wide[1] : NULL, w.down = wide[2];
+        w.gate_row_stride = H + GAP, w.up_row_stride = layout == 0 ? H + GAP : 0, w.down_row_stride = I + GAP;
+        CHECK_I64(moe_ep_forward(&d, x, 6, again, NULL, NULL), MOE_EP_OK);
+        CHECK(memcmp(y, again, sizeof y) == 0);
+    }
+}
+
+/* The largest floats stay the largest bf16 where activations are rounded, and do not become infinite. */
+TEST(largest_floats_through_bf16_products)
+{
+    enum { H = 70 };
+    static uint16_t gate[H], up[H], down[H];
+    static float x[H], y[H];
+    static const uint32_t bits[] = {0x7f7f7fffu, 0x7f7f8000u, 0x7f7f8001u, 0x7f7fffffu};
+    float cw = 1.0f;
+    int32_t id = 0;
+    moe_ep_weights w;
+    moe_ep_forward_desc d;
+    memset(&w, 0, sizeof w), memset(&d, 0, sizeof d);
+    for (int h = 0; h < H; h++) {
+        gate[h] = moe_ep_bf16_from_f32(ldexpf(1.0f, -126));
+        up[h] = moe_ep_bf16_from_f32(h % 2 ? -ldexpf(1.0f, -126) : 0.0f);
+        down[h] = moe_ep_bf16_from_f32(ldexpf(1.0f, -9));
+    }
+    w.num_experts = 1, w.hidden = H, w.inter = 1, w.dtype = MOE_EP_BF16;
+    w.gate = gate, w.up = up, w.down = down;
+    d.experts = &w, d.top_k = 1, d.ids = &id, d.choice_weights = &cw;
+    for (int i = 0; i < 8; i++) {
+        float one;
+        memcpy(&one, &bits[i / 2], sizeof one);
+        for (int h = 0; h < H; h++) x[h] = i % 2 ? -one : one;
+        for (int p = 0; p <= 2; p++)
+            for (int isa = 1; isa <= best_isa(); isa++) {
+                double v = (i % 2 ? -1.0 : 1.0) * ldexp(1.0, 128 - 126) * (1.0 - 0x1p-8), want;
+                d.products = (moe_ep_products)p, d.isa_max = (moe_ep_isa)isa;
+                want = H * v / (1.0 + exp(-H * v)) * (-H / 2 * v) / 512.0;
+                CHECK_I64(moe_ep_forward(&d, x, 1, y, NULL, NULL), MOE_EP_OK);
+                CHECK_NEAR(y[0], want, 2e-2, 1e-6);
+                CHECK_NEAR(y[H - 1], want, 2e-2, 1e-6);
+            }
+    }
+}
+
+/* moe_ep_experts writes what leaves the range of float and says so, as the layer does. */
+TEST(experts_that_overflow)
+{
+    float big = 3e38f, small = 1.0f, rx[3] = {1.0f, 2.0f, 3e38f}, ry[3];
+    int64_t start[3] = {0, 2, 3};
+    moe_ep_weights w;
+    moe_ep_forward_desc d;
+    moe_ep_error err;
+    memset(&w, 0, sizeof w), memset(&d, 0, sizeof d);
+    w.num_experts = 2, w.hidden = w.inter = 1, w.activation.kind = MOE_EP_ACT_RELU2;
+    const void *gates[2], *downs[2];
+    gates[0] = downs[0] = downs[1] = &small, gates[1] = &big;
+    w.gate_of = gates, w.down_of = downs;
+    d.experts = &w;
+    CHECK_I64(moe_ep_experts(&d, rx, start, 2, NULL, ry, NULL, &err), MOE_EP_ERR_OVERFLOW);
+    CHECK(strcmp(err.arg, "ry") == 0 && err.index == 2);
+    CHECK_NEAR(ry[0], 1.0, 1e-6, 0);
+    CHECK_NEAR(ry[1], 4.0, 1e-6, 0);
+    CHECK(bits_of(ry[2]) == 0x7f800000u);
+    CHECK_I64(moe_ep_experts(&d, rx, start, 1, NULL, ry, NULL, &err), MOE_EP_OK);
+}
+
+/* The sum over the choices of a token under the portable kernels: rounded after each product, in choice order. */
+TEST(portable_sums_over_choices)
+{
+    uint64_t s = t_seed + 78;
+    good g;
+    int differ = 0;
+    good_init(&g);
+    g.d.shared = NULL, g.d.shared_gate = NULL, g.d.isa_max = MOE_EP_ISA_PORTABLE;
+    for (int i = 0; i < 8; i++) g.w[i] = (float)(0.1 + fabs(draw(&s)));
+    CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, NULL), MOE_EP_OK);
+    for (int t = 0; t < 4; t++) {
+        float rx[12], ry[12];
+        int32_t of[2] = {g.ids[t * 2], g.ids[t * 2 + 1]};
+        int64_t start[3] = {0, 1, 2};
+        memcpy(rx, g.x + t * 6, sizeof rx / 2), memcpy(rx + 6, g.x + t * 6, sizeof rx / 2);
+        CHECK_I64(moe_ep_experts(&g.d, rx, start, 2, of, ry, NULL, NULL), MOE_EP_OK);
+        for (int h = 0; h < 6; h++) {
+            volatile float a = g.w[t * 2] * ry[h], b = g.w[t * 2 + 1] * ry[6 + h], sum = a + b;
+            CHECK(bits_of(g.y[t * 6 + h]) == bits_of(sum));
+            differ += bits_of((float)((double)a + (double)g.w[t * 2 + 1] * (double)ry[6 + h])) != bits_of(sum);
+        }
+    }
+    CHECK(differ > 0); /* a fused product would have been seen */
+    free_set(&g.r);
+    free_set(&g.sh);
+}
+
+/* Whatever the router itself may use, the layer's limit holds for it, and nothing changes. */
+TEST(router_under_the_limit_of_the_layer)
+{
+    good g;
+    float first[24];
+    good_init(&g);
+    g.d.router = &g.router, g.d.gate = g.gate, g.d.ids = NULL, g.d.choice_weights = NULL, g.d.top_k = 0;
+    for (int isa = 0; isa <= best_isa(); isa++)
+        for (int own = 0; own <= best_isa(); own++) {
+            g.d.isa_max = (moe_ep_isa)isa, g.router.isa_max = (moe_ep_isa)own;
+            CHECK_I64(moe_ep_forward(&g.d, g.x, 4, g.y, NULL, NULL), MOE_EP_OK);
+            if (own == 0) memcpy(first, g.y, sizeof first);
+            CHECK(memcmp(first, g.y, sizeof first) == 0);
+        }
+    free_set(&g.r);
+    free_set(&g.sh);
 }
 
 T_MAIN

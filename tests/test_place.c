@@ -1163,9 +1163,16 @@ TEST(window_and_evaluate)
     moe_ep_plan_result r;
     moe_ep_error err;
     double out[2];
+    int i;
     CHECK_I64(moe_ep_window_loads(steps, 2, 1, 2, 1.0, out, &err), MOE_EP_OK);
     CHECK_NEAR(out[0], 3, 1e-12, 0);
     CHECK_NEAR(out[1], 5, 1e-12, 0);
+    for (i = -275; i <= 275; i += 50) { /* squares of the ends fit into no double: 3 +- 1 and 5, times a power of ten */
+        const double unit = pow(10, i), far[4] = {2 * unit, 5 * unit, 4 * unit, 5 * unit};
+        CHECK_I64(moe_ep_window_loads(far, 2, 1, 2, 2.0, out, &err), MOE_EP_OK);
+        CHECK_NEAR(out[0], 5 * unit, 1e-12, 0);
+        CHECK_NEAR(out[1], 5 * unit, 1e-12, 0);
+    }
     d.num_steps = 2;
     p = placement_new(1, 2, &d.shape);
     d.loads = later; /* each step is looked at */
@@ -2407,7 +2414,7 @@ TEST(contiguous_by_definition)
         int D = 1 + (int)t_below(&s, 6), room = 0, active = 0, E, fits = 1, number = 0, count[6] = {0}, last = 0;
         int32_t slots[6];
         uint8_t down[6];
-        int vllm[6], owner[30];
+        int even[6] = {0}, vllm[6], owner[30];
         double w[30], load[6] = {0}, speed[6], worst = 0;
         moe_ep_shape shape = shape_of(D, 0, 1);
         moe_ep_place_desc desc;
@@ -2443,10 +2450,16 @@ TEST(contiguous_by_definition)
             for (e = start; e < start + local; e++) owner[e] = d;
             number++;
         }
+        for (e = 0; e < E; e++) { /* as even as slots allow: always one more for the smallest block with room */
+            int to = -1;
+            for (d = 0; d < D; d++)
+                if (!down[d] && even[d] < slots[d] && (to < 0 || even[d] < even[to])) to = d;
+            even[to]++;
+        }
         for (d = 0; d < D; d++) {
             if (down[d]) continue;
             if (fits) CHECK_I64(count[d], vllm[d]);
-            CHECK(count[d] <= slots[d]);
+            CHECK_I64(count[d], even[d]);
             if (load[d] / speed[d] > worst) worst = load[d] / speed[d];
         }
         for (e = 0; fits && e < E; e++) CHECK_I64(p.slot_device[p.replica_slot[p.replica_start[e]]], owner[e]);
@@ -3845,6 +3858,37 @@ TEST(refused_options)
     placement_free(&p);
     placement_free(&q);
 }
+TEST(sizes_beyond_what_planners_count)
+{
+    const double loads[9] = {5, 4, 3, 2, 1, 1, 1, 1, 1};
+    unsigned char memory[1 << 17];
+    moe_ep_scratch scratch = moe_ep_scratch_fixed(memory, sizeof memory);
+    moe_ep_copies_desc c;
+    moe_ep_copies_point point[3];
+    moe_ep_place_desc d = desc_of(1, 4, shape_of(2, 4, 1), loads);
+    moe_ep_placement p;
+    moe_ep_error err;
+    int32_t counts[1], fewest;
+    p = placement_new(1, 4, &d.shape);
+    d.num_groups = 1000000000; /* best_placement looks at groups only where they divide the experts */
+    CHECK_I64(moe_ep_best_placement(&d, &p, NULL, &scratch, &err), MOE_EP_OK);
+    placement_free(&p);
+    REFUSED(moe_ep_replicate(loads, (1 << 30) + 1, INT32_MAX, 0, counts, NULL, &err), MOE_EP_ERR_SIZE, "E");
+    CHECK_NEAR(err.value, (1 << 30) + 1, 0, 0);
+    memset(&c, 0, sizeof c);
+    c.place = desc_of(1, 1, shape_of(INT32_MAX / 2 + 1, 0, 0), loads);
+    c.max_extra = 1;
+    REFUSED(moe_ep_min_copies(&c, NULL, &fewest, NULL, &err), MOE_EP_ERR_OVERFLOW, "desc.max_extra");
+    c.place = desc_of(1, 9, shape_of(8, 0, 0), loads);
+    c.policy = MOE_EP_PLACE_EPLB_GLOBAL;
+    c.max_extra = 11;
+    c.step = 5; /* beyond the range that is left: one point of three */
+    memset(memory, 0xa5, sizeof memory);
+    CHECK_I64(moe_ep_min_copies(&c, point, &fewest, &scratch, &err), MOE_EP_OK);
+    CHECK(point[0].extra == 7 && point[1].extra == -1 && point[2].extra == -1);
+    CHECK(point[2].worst + point[2].mean + point[2].max_sum + point[2].bytes <= 0);
+}
+
 #undef REFUSED
 
 /* A device dies: the expert that lived only there is named, and put back by rebalance. */
@@ -6709,6 +6753,99 @@ TEST(bound_of_a_layer_above_its_budget)
     CHECK_NEAR(r[1].max, 14, 1e-12, 0);
     placement_free(&now);
     placement_free(&out);
+}
+
+/* An expert twice on a device of the plan is one that stays, not two. */
+TEST(relabel_counts_doubles_once)
+{
+    uint64_t s = t_seed;
+    const int32_t hold[6] = {0, 1, 2, 3, 4, 5}, wish[6] = {0, 0, 0, 1, 2, 7}, want[6] = {7, 1, 2, 0, 0, 0};
+    moe_ep_shape shape = shape_of(2, 6, 1);
+    moe_ep_placement now = placement_new(1, 8, &shape), plan = placement_new(1, 8, &shape);
+    int n, i, j, k;
+    memcpy(now.slot_expert, hold, sizeof hold);
+    memcpy(plan.slot_expert, wish, sizeof wish);
+    CHECK_I64(moe_ep_placement_index(&now, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_placement_index(&plan, NULL), MOE_EP_OK);
+    CHECK_I64(moe_ep_relabel(&now, &plan, 0, NULL, NULL), MOE_EP_OK);
+    for (i = 0; i < 6; i++) CHECK_I64(plan.slot_expert[i], want[i]);
+    placement_free(&now);
+    placement_free(&plan);
+    shape = shape_of(3, 9, 1);
+    for (n = 0; n < 300; n++) { /* against all six ways of naming three devices */
+        static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+        int most = -1, kept = 0, got[2];
+        now = placement_new(1, 5, &shape);
+        plan = placement_new(1, 5, &shape);
+        for (i = 0; i < 9; i++) {
+            now.slot_expert[i] = (int32_t)t_below(&s, 5);
+            plan.slot_expert[i] = (int32_t)t_below(&s, 6) - 1;
+        }
+        CHECK_I64(moe_ep_placement_index(&now, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_placement_index(&plan, NULL), MOE_EP_OK);
+        for (k = 0; k < 7; k++) { /* the last time round: as relabel has it */
+            kept = 0;
+            if (k == 6) CHECK_I64(moe_ep_relabel(&now, &plan, 0, NULL, NULL), MOE_EP_OK);
+            for (i = 0; i < 15; i++) {
+                got[0] = got[1] = 0;
+                for (j = 0; j < 3; j++) {
+                    got[0] |= now.slot_expert[i / 5 * 3 + j] == i % 5;
+                    got[1] |= plan.slot_expert[(k < 6 ? orders[k][i / 5] : i / 5) * 3 + j] == i % 5;
+                }
+                kept += got[0] && got[1];
+            }
+            if (k < 6 && kept > most) most = kept;
+        }
+        CHECK_I64(kept, most);
+        placement_free(&now);
+        placement_free(&plan);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Loads that differ only far behind the point, in an order that insertion takes long for. */
+TEST(loads_that_are_nearly_equal)
+{
+    uint64_t s = t_seed;
+    enum { MANY = 128 };
+    double w[MANY];
+    int32_t got[MANY], want[MANY], cap[5], ones[MANY];
+    double speed[5];
+    int n, e;
+    for (n = 0; n < 40; n++) {
+        for (e = 0; e < MANY; e++) {
+            w[e] = 1 + (n % 2 ? (double)e : floor(60 * t_unit(&s))) * 0x1p-40;
+            if (n > 30 && e % 2) w[e] += (double)t_below(&s, 9);
+            ones[e] = 1;
+        }
+        for (e = 0; e < 5; e++) {
+            cap[e] = MANY;
+            speed[e] = 1;
+        }
+        CHECK_I64(moe_ep_lpt(w, MANY, 5, got, NULL, NULL), MOE_EP_OK);
+        naive_deal(w, ones, MANY, 5, cap, speed, 0, want);
+        for (e = 0; e < MANY; e++) CHECK_I64(got[e], want[e]);
+        STOP_IF_FAILED("case %d", n);
+    }
+}
+
+/* Slots of inactive devices are planned with, too: for all but the first, memory for the active ones is too little. */
+TEST(budgets_beside_many_dead_slots)
+{
+    const double loads[4] = {100, 10, 10, 10};
+    const uint8_t down[2] = {0, 1};
+    int32_t slots[2] = {6, 6}, budget;
+    int n;
+    for (n = 0; n < 4; n++, slots[1] *= 20) {
+        moe_ep_shape shape = shape_of(2, 0, 1);
+        moe_ep_place_desc d;
+        moe_ep_error err;
+        shape.slots_per_device = slots;
+        shape.inactive = down;
+        d = desc_of(1, 4, shape, loads);
+        CHECK_I64(moe_ep_replica_budgets(&d, 2, &budget, NULL, &err), MOE_EP_OK);
+        CHECK(budget >= 4 && budget <= 6);
+    }
 }
 
 T_MAIN
