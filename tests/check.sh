@@ -71,7 +71,7 @@ for compiler in gcc clang; do
     if [ $compiler = gcc ]; then slow=1; else slow=2; fi
     if ! have $compiler; then skip "ASan and UBSan with $compiler" "not installed (package $compiler)"
     elif sanitizer_works $compiler "$san"; then
-        all_tests "ASan and UBSan, $compiler" asan-$compiler "$compiler $san" env MOE_EP_SLOW=$slow
+        all_tests "ASan and UBSan, $compiler" asan-$compiler "$compiler $san -DMOE_EP_DEBUG" env MOE_EP_SLOW=$slow
     else skip "ASan and UBSan with $compiler" "its runtime is missing (package libgcc-12-dev or libclang-rt-dev)"; fi
 done
 of_header=

@@ -326,7 +326,8 @@ class Bench:
         finally:
             os.unlink(program)
 
-    SANITIZERS = [[compiler, "-w", "-std=gnu99", "-O1", "-fsanitize=" + kind, "-fno-sanitize-recover=all"]
+    SANITIZERS = [[compiler, "-w", "-std=gnu99", "-O1", "-DMOE_EP_DEBUG", "-fsanitize=" + kind,
+                   "-fno-sanitize-recover=all"]
                   for compiler, kind in (("gcc", "address,undefined"), ("clang", "memory")) if shutil.which(compiler)]
 
     def strict_programs(self, section):

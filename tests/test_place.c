@@ -6803,6 +6803,33 @@ TEST(relabel_counts_doubles_once)
     }
 }
 
+/* As many devices as make the arrays of relabel end where blocks of memory end: contents handed round come back. */
+TEST(relabel_turns_a_ring_back)
+{
+    int D, d, i;
+    for (D = 7; D <= 63; D += 8) {
+        moe_ep_shape shape = shape_of(D, 2 * D, 1);
+        moe_ep_placement now = placement_new(1, 2 * D, &shape), plan = placement_new(1, 2 * D, &shape);
+        moe_ep_scratch scratch = moe_ep_scratch_fixed(NULL, 0);
+        void *memory;
+        for (d = 0; d < D; d++)
+            for (i = 0; i < 2; i++) {
+                now.slot_expert[2 * d + i] = 2 * d + i;
+                plan.slot_expert[2 * ((d + 3) % D) + 1 - i] = 2 * d + i;
+            }
+        CHECK_I64(moe_ep_placement_index(&now, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_placement_index(&plan, NULL), MOE_EP_OK);
+        CHECK_I64(moe_ep_relabel(&now, &plan, 0, &scratch, NULL), MOE_EP_ERR_SCRATCH);
+        memory = t_alloc(scratch.need); /* no byte more than it wants */
+        scratch = moe_ep_scratch_fixed(memory, scratch.need);
+        CHECK_I64(moe_ep_relabel(&now, &plan, 0, &scratch, NULL), MOE_EP_OK);
+        CHECK(memcmp(now.slot_expert, plan.slot_expert, sizeof(int32_t) * (size_t)(2 * D)) == 0);
+        free(memory);
+        placement_free(&now);
+        placement_free(&plan);
+    }
+}
+
 /* Loads that differ only far behind the point, in an order that insertion takes long for. */
 TEST(loads_that_are_nearly_equal)
 {
