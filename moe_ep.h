@@ -12653,13 +12653,15 @@ static int64_t moe_epi_blocks_hold(const moe_ep_placement *p, int32_t level)
 static moe_epi_blocks moe_epi_blocks_begin(const moe_ep_placement *p)
 {
     moe_epi_blocks b;
-    int32_t d, E = p->num_experts, active = 0, number = 0, low, high = E;
+    int32_t d, E = p->num_experts, active = 0, number = 0, low = 0, high = E;
     for (d = 0; d < p->num_devices; d++) active += !p->device_inactive[d];
-    low = E / active + (E % active > 0); /* enough where no device is short of slots */
     b.fits = 1;
     for (d = 0; d < p->num_devices; d++) {
-        int32_t own = p->slot_start[d + 1] - p->slot_start[d];
-        if (!p->device_inactive[d] && E / active + (number++ < E % active) > own) b.fits = 0;
+        int32_t own = p->slot_start[d + 1] - p->slot_start[d], share;
+        if (p->device_inactive[d]) continue;
+        share = E / active + (number++ < E % active);
+        if (share > low) low = share; /* the level where no device is short of slots */
+        if (share > own) b.fits = 0;
     }
     while (low < high) {
         int32_t middle = low + (high - low) / 2;

@@ -122,6 +122,15 @@ static int t_listed(const char *list, const char *name)
         }                                                                                           \
     } while (0)
 
+/* By its bits: with -ffast-math v != v is never true. */
+#define CHECK_NAN(value) CHECK(t_is_nan(value))
+static inline int t_is_nan(double v)
+{
+    uint64_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return (bits & 0x7fffffffffffffffu) > 0x7ff0000000000000u;
+}
+
 #define SKIP(reason)                                                                                \
     do {                                                                                            \
         printf("    skipped: %s\n", reason);                                                        \

@@ -1820,7 +1820,7 @@ TEST(a_bad_row_is_named_with_its_number)
         CHECK_I64(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, NULL, &err), want[i].status);
         CHECK_STR(err.arg, want[i].arg);
         CHECK_I64(err.index, 1);
-        if (i == 1) CHECK(err.value != err.value);
+        if (i == 1) CHECK_NAN(err.value);
         else CHECK_NEAR(err.value, value[i], 0, 0);
         CHECK_I64(moe_ep_calibrate(&d, &out, NULL, NULL, NULL, NULL, NULL), want[i].status);
     }

@@ -4090,7 +4090,7 @@ TEST(numbers_that_are_no_array_have_no_index)
     CHECK_I64(moe_ep_router_check(&r, &err), MOE_EP_ERR_NAN);
     CHECK_STR(err.arg, "scale");
     CHECK_I64(err.index, -1);
-    CHECK(err.value != err.value);
+    CHECK_NAN(err.value);
     CHECK_I64(moe_ep_append_shared(&one_id, &one, 1, 1, 2, 1, MOE_EP_SHARED_CONSTANT, (float)NAN, out, out_w, &err),
               MOE_EP_ERR_NAN);
     CHECK_STR(err.arg, "value");
