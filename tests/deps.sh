@@ -4,9 +4,9 @@
 # usage: deps.sh check     says what is missing, exit 1 if anything is
 #        deps.sh install   installs it on Debian and Ubuntu; elsewhere names the packages, exit 1
 #        deps.sh install --all   also the compilers that only widen the test matrix, GLPK, Open MPI and numpy
-#        deps.sh install --check   also what only `make check` uses: sanitizer runtimes, analysers, AFL++, cross
-#                         compilers and qemu (about 1.5 GB), and where apt-get has them more compilers and BLAS
-#                         builds (1 GB); a gate whose tool is missing skips and names it
+#        deps.sh install --check   all that and what only `make check` uses: sanitizer runtimes, analysers, AFL++,
+#                         cross compilers and qemu (about 1.5 GB), and where apt-get has them more compilers and
+#                         BLAS builds (1 GB); a gate whose tool is missing skips and names it
 # environment: CC, BLAS (0: no OpenBLAS wanted), STB_CFLAGS
 # Each thing is looked for by using it, not by asking a package manager; with nothing missing, nothing
 # is run that needs a network.
@@ -56,7 +56,7 @@ int main(void) { return 0; }' $STB_CFLAGS || missing="$missing stb"
         [ "$BLAS" = 0 ] || missing="$missing openblas"
         missing="$missing jansson yaml stb"
     fi
-    if [ "$all" = --all ]; then
+    if [ -n "$all" ]; then # --all or --check
         command -v g++ >/dev/null 2>&1 || missing="$missing g++"
         command -v clang++ >/dev/null 2>&1 || missing="$missing clang"
         compiles '#include <glpk.h>
