@@ -407,6 +407,7 @@ int cli_copies_main(int argc, char **argv)
     cli_open_page(&common, &page, argc, argv, optind);
     list = cli_read_all(argc, argv, optind, &common.read, 1, &c.left_out);
     cli_note_inputs(&c.setup, list);
+    cli_note_left_out(&c.setup, c.left_out);
     add_loads(&c, list);
     settle(&c);
     draw_curve(&c);

@@ -115,6 +115,11 @@ void cli_note_inputs(cli_setup *s, const cli_trace *list)
         if (list[i].note) cli_note(s, "%s", list[i].note);
 }
 
+void cli_note_left_out(cli_setup *s, const char *left_out)
+{
+    if (left_out && *left_out) cli_note(s, "Layers without load, left out: %s.", left_out);
+}
+
 /* cli_out_open and cli_open_input see it too, but later. */
 void cli_refuse_overwriting(const char *output, int argc, char **argv, int from)
 {
@@ -226,6 +231,8 @@ static void refuse_two_on_stdout(const cli_common *o)
         cli_die(CLI_USAGE, "--json and --format %s: one of them", o->form);
     if (o->form && o->html && strcmp(o->html, "-") == 0 && strcmp(o->form, "html") != 0)
         cli_die(CLI_USAGE, "--html - and --format %s cannot both go to standard output", o->form);
+    if (o->form && o->html && strcmp(o->html, "-") != 0 && strcmp(o->form, "html") == 0)
+        cli_die(CLI_USAGE, "--format html writes the page to standard output, --html to a file: one of them");
 }
 
 /* text, json and html are other names for what there was before. */

@@ -109,6 +109,8 @@ double cli_option_number(const char *option, const char *text, double least, dou
 cli_trace *cli_read_all(int argc, char **argv, int from, const cli_read_options *options, int drop, char **left_out);
 /* What was taken for granted in reading them, to what was assumed. */
 void cli_note_inputs(cli_setup *s, const cli_trace *list);
+/* Which layers cli_read_all has dropped, where the answer does not say it otherwise. */
+void cli_note_left_out(cli_setup *s, const char *left_out);
 
 /* Leaves when the output is one of the inputs. */
 void cli_refuse_overwriting(const char *output, int argc, char **argv, int from);

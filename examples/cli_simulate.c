@@ -884,6 +884,7 @@ int cli_simulate_main(int argc, char **argv)
     read_cluster(&s);
     if (optind < argc) list = cli_read_all(argc, argv, optind, &common.read, 1, &left_out);
     cli_note_inputs(&s.setup, list);
+    cli_note_left_out(&s.setup, left_out);
     settle(&s, list);
     if (s.trace)
         read_requests(&s);

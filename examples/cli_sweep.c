@@ -658,10 +658,12 @@ static void write_verdict(cli_sweep *s)
                              c->ep, c->redundant, cli_seconds(c->step.tpot_s),
                              cli_count(c->step.tokens_per_s_device));
     s->reason = cli_format(
-        "Overlap: %s. Limited by %s. %d slot%s per device, %s of %s used, max/mean over devices "
+        "Overlap: %s.%s Limited by %s. %d slot%s per device, %s of %s used, max/mean over devices "
         "%.2f.%s%s Of all within 1 %% of the fastest the one with the fewest slots per device is named. %s %s "
         "tried; %s.",
-        cli_overlap_str(c->overlap), moe_ep_limit_str(c->limit), c->memory.slots, c->memory.slots == 1 ? "" : "s",
+        cli_overlap_str(c->overlap),
+        arrlen(s->policy) > 1 ? cli_keep(cli_format(" Placed by %s.", cli_policy_str(c->policy))) : "",
+        moe_ep_limit_str(c->limit), c->memory.slots, c->memory.slots == 1 ? "" : "s",
         cli_bytes(c->memory.total_bytes), cli_bytes(s->setup.machine.memory_bytes), c->imbalance,
         plain ? cli_keep(cli_format(" With %d redundant experts it would be %s.", plain->redundant,
                                     cli_seconds(plain->step.tpot_s)))
@@ -780,6 +782,7 @@ int cli_sweep_main(int argc, char **argv)
     if (list) s.plan_on = &list[0];
     if (list) s.serve = &list[arrlen(list) - 1];
     cli_note_inputs(&s.setup, list);
+    cli_note_left_out(&s.setup, left_out);
     settle_shapes(&s);
     settle_lists(&s);
     cli_check_form(&common, NULL);

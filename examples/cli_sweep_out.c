@@ -76,18 +76,18 @@ static void put_shapes(const cli_sweep *s, FILE *f, const chart_text *t)
 
 static void put_front(const cli_sweep *s, FILE *f, const chart_text *t)
 {
+    int several = arrlen(s->policy) > 1;
     cli_put_title(f, t, "Pareto front: nothing else is faster per token and per device");
-    fputs("  per token  tokens/s   tokens per    EP  redundant  overlap     limited by       "
-          "max/mean  "
-          "memory\n             per device device\n",
-          f);
+    fprintf(f, "  per token  tokens/s   tokens per    EP  redundant  %soverlap     limited by       max/mean  memory\n"
+               "             per device device\n",
+            several ? "placed by    " : "");
     for (ptrdiff_t i = 0; i < arrlen(s->front); i++) {
         const cli_config *c = &s->config[s->front[i]];
-        fprintf(f, "  %9s  %10s %10s  %4d  %9d  %-10s  %-15s  %8.2f  %s%s\n",
-                cli_seconds(c->step.tpot_s), cli_count(c->step.tokens_per_s_device),
-                cli_count((double)c->tokens), c->ep, c->redundant, cli_overlap_str(c->overlap),
-                moe_ep_limit_str(c->limit), c->imbalance, cli_bytes(c->memory.total_bytes),
-                s->front[i] == s->best ? "  <-" : "");
+        fprintf(f, "  %9s  %10s %10s  %4d  %9d  ", cli_seconds(c->step.tpot_s), cli_count(c->step.tokens_per_s_device),
+                cli_count((double)c->tokens), c->ep, c->redundant);
+        if (several) fprintf(f, "%-11s  ", cli_policy_str(c->policy));
+        fprintf(f, "%-10s  %-15s  %8.2f  %s%s\n", cli_overlap_str(c->overlap), moe_ep_limit_str(c->limit),
+                c->imbalance, cli_bytes(c->memory.total_bytes), s->front[i] == s->best ? "  <-" : "");
     }
 }
 
@@ -271,7 +271,8 @@ static void draw_shapes(const void *data, FILE *f, cli_width w, double width, co
         const cli_config *q = &s->config[list[i]];
         if (!q->fits) continue;
         cli_bar(&b, q->step.tokens_per_s_device, is_best_shape(s, q) ? CHART_BEST : CHART_PLAIN,
-                cli_format("EP %d, %d redundant", q->ep, q->redundant),
+                cli_format("EP %d, %d redundant%s%s", q->ep, q->redundant, arrlen(s->policy) > 1 ? ", " : "",
+                           arrlen(s->policy) > 1 ? cli_policy_str(q->policy) : ""),
                 cli_format(w == CLI_NARROW ? "%s, %s" : "%s tokens/s, %s per token, %s",
                            cli_count(q->step.tokens_per_s_device), cli_seconds(q->step.tpot_s),
                            moe_ep_limit_str(q->limit)));
@@ -332,17 +333,21 @@ static void put_parts_figure(const cli_sweep *s, FILE *f)
 static void put_row(const cli_sweep *s, FILE *f, int at)
 {
     const cli_config *c = &s->config[at];
-    fprintf(f, "<tr%s><th>%d<td>%d<td>%d<td>%s<td>%s<td>%s<td>%s<td>%.2f<td>%s\n",
-            at == s->best ? " class=\"pick\"" : "", c->ep, c->redundant, (int)c->tokens,
-            cli_overlap_str(c->overlap), c->fits ? cli_seconds(c->step.tpot_s) : "-",
-            c->fits ? cli_count(c->step.tokens_per_s_device) : "-", moe_ep_limit_str(c->limit),
-            c->fits ? c->imbalance : 1.0, cli_bytes(c->memory.total_bytes));
+    fprintf(f, "<tr%s><th>%d<td>%d", at == s->best ? " class=\"pick\"" : "", c->ep, c->redundant);
+    if (arrlen(s->policy) > 1) fprintf(f, "<td>%s", cli_policy_str(c->policy));
+    fprintf(f, "<td>%d<td>%s<td>%s<td>%s<td>%s", (int)c->tokens, cli_overlap_str(c->overlap),
+            c->fits ? cli_seconds(c->step.tpot_s) : "-", c->fits ? cli_count(c->step.tokens_per_s_device) : "-",
+            moe_ep_limit_str(c->limit));
+    if (c->fits) fprintf(f, "<td>%.2f", c->imbalance);
+    else fputs("<td>-", f);
+    fprintf(f, "<td>%s\n", cli_bytes(c->memory.total_bytes));
 }
 
 static void put_tables(const cli_sweep *s, FILE *f)
 {
-    static const char columns[] =
-        "EP|redundant|tokens per device|overlap|per token|tokens/s per device|limited by|max/mean|memory";
+    char *columns = cli_format("EP|redundant|%stokens per device|overlap|per token|tokens/s per device|limited by|"
+                               "max/mean|memory",
+                               arrlen(s->policy) > 1 ? "placed by|" : "");
     cli_page_figure(f, "The Pareto front", "");
     cli_table(f, NULL, columns);
     for (ptrdiff_t i = 0; i < arrlen(s->front); i++) put_row(s, f, s->front[i]);
@@ -351,6 +356,7 @@ static void put_tables(const cli_sweep *s, FILE *f)
     for (int i = 0; i < (int)arrlen(s->config); i++) put_row(s, f, i);
     cli_table_end(f, 1);
     cli_page_figure_end(f);
+    free(columns);
 }
 
 void cli_sweep_html(const void *data, FILE *f)

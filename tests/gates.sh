@@ -2,8 +2,8 @@
 # tests/gates.sh - the table "gate | count | command" from build/logs/*.sum, into build/gates.md and on the screen.
 # SPDX-License-Identifier: MIT
 # A gate that ran fewer checks than tests/gates.txt demands has failed, unless it skipped more than it does on a machine
-# that has every tool or one of its suites skipped all it has; its row says then how many are wanted.  A gate of which no
-# suite ran, and a suite that no gate counts, have failed, too.
+# that has every tool, or one of its suites skipped all it has; its row says then how many are wanted.  A gate of which
+# no suite ran, and a suite that no gate counts, have failed, too.
 for f in build/logs/*.sum; do printf '%s %s\n' "$(basename "$f" .sum)" "$(cat "$f")"; done >build/gates.sums
 awk -F'\t' '
     FILENAME != "tests/gates.txt" {

@@ -1123,6 +1123,24 @@ has "sweep: there is room for them" '[1-9][0-9]* of 60 configurations fit in mem
     "$tmp/out"
 works "sweep: or no room" sweep --model deepseek-v3 --machine h200 --devices 24 --ep 4,24 --policy eplb-nodes
 has "sweep: both are said" '^Nothing tried fits and can be planned: deepseek-v3 ' "$tmp/out"
+# Several policies: every row says which it is of.
+works "sweep: two policies" sweep --model deepseek-v3 --machine h200 --nodes 2 --policy contiguous,eplb --ep 16 \
+    --overlap none --html r.html
+cp "$tmp/out" "$tmp/two.txt"
+grep -cE '<tr[^<]*><th>16<td>[0-9]+<td>(contiguous|eplb)<td>' "$tmp/cwd/r.html" >"$tmp/two.rows"
+works "sweep: two policies, --json" sweep --model deepseek-v3 --machine h200 --nodes 2 --policy contiguous,eplb \
+    --ep 16 --overlap none --json
+has "sweep: which of them is the answer" "Placed by $(json "$tmp/out" best policy)\\." "$tmp/two.txt"
+at=0 wrong=
+for row in $(numbers front "$tmp/out"); do
+    at=$((at + 1))
+    want="$(json "$tmp/out" configurations "$row" tokens_per_device) $(json "$tmp/out" configurations "$row" policy)"
+    got=$(sed -n '/^Pareto front/,/^$/p' "$tmp/two.txt" | awk -v at="$at" 'NR == at + 3 { print $4, $7 }')
+    [ "$got" = "$want" ] || wrong="$wrong$row: $got, not $want; "
+done
+equal "sweep: the policy of every row of the front" "${at}${wrong}" "$(json "$tmp/out" front length)"
+equal "sweep: and of every row of the page" "$(cat "$tmp/two.rows")" \
+    "$(($(json "$tmp/out" configurations length) + at))"
 
 refuses "sweep without --model" "model" sweep --machine h200 --nodes 8
 refuses "sweep: nodes of unequal size" "12 devices do not divide over them" sweep --model deepseek-v3 --machine h200 \

@@ -1095,6 +1095,13 @@ result $? "every layer can be opened"
 works "--format json" report $data/sglang_counts.json --devices 8 --format json
 has "an object" '"headline"' "$tmp/out"
 works "--format text" report $data/sglang_counts.json --devices 8 --format text
+refuses "a page in two places" "--format html writes the page to standard output, --html to a file: one of them" \
+    report $data/sglang_counts.json --format html --html "$tmp/p.html"
+refuses "whichever comes first" "--format html writes the page to standard output, --html to a file: one of them" \
+    report $data/sglang_counts.json --html "$tmp/p.html" --format html
+[ ! -e "$tmp/p.html" ]
+result $? "and nothing is written"
+works "--html - is the same as --format html" report $data/sglang_counts.json --devices 8 --format html --html -
 refuses "another form" "text, json, csv, html or svg" report $data/sglang_counts.json --format pdf
 refuses "a form that a command has not" "has none" copies $data/sglang_counts.json --devices 8 --format svg
 # Judged steps without a token: that is said, and no figure is made of it.

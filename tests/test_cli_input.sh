@@ -201,6 +201,18 @@ good "plain rows of counts" "2 layers" report "$(csv '10,20,30,40\n40,30,20,10\n
 good "long form" "top-" report "$(csv 'layer,expert,count\n0,0,5\n0,1,6\n0,2,7\n0,3,8\n')" --devices 2
 good "a layer without load is named" "left out: 1" \
     report "$(csv 'layer,0,1,2,3\n0,1,2,3,4\n1,0,0,0,0\n2,4,3,2,1\n')" --devices 2
+left=$(csv 'layer,0,1,2,3,4,5,6,7\n0,1,2,3,4,1,1,1,1\n1,0,0,0,0,0,0,0,0\n2,4,3,2,1,1,1,1,1\n')
+good "copies names it" "Layers without load, left out: 1." copies "$left" --devices 2
+good "sweep, too" "Layers without load, left out: 1." sweep "$left" --model mixtral-8x7b --machine h200 --devices 4
+left=$(csv "$(awk 'BEGIN { printf "layer"
+    for (e = 0; e < 128; e++) printf ",%d", e
+    for (l = 0; l < 3; l++) { printf "\\n%d", l; for (e = 0; e < 128; e++) printf ",%d", l == 1 ? 0 : e + 1 }
+    printf "\\n" }')")
+good "and simulate" "Layers without load, left out: 1." simulate "$left" \
+    --config $data/cluster/single_node_moe_single_instance.json --requests 2 --layers 1
+good "copies of layers that all have loads" "Taken for granted" copies "$(csv '1,2,3,4\n4,3,2,1\n')" --devices 2
+! grep -q 'left out' "$tmp/o"
+result $? "names none" "$tmp/o"
 
 # --- JSON
 json() { printf '%s' "$1" >"$tmp/t.json"; echo "$tmp/t.json"; }
