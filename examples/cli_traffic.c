@@ -384,6 +384,19 @@ static void put_all(traffic *x, FILE *f, int as_json)
 
 /* ---- everything together ----------------------------------------------------------------------------------- */
 
+/* Every count and its bytes, that of all asked layers on one pair included, stay within int64_t. */
+static void check_range(const traffic *x)
+{
+    const cli_trace *t = x->t;
+    size_t E = (size_t)t->experts;
+    double rows = 0.0, bytes = (double)(x->row_bytes[0] > x->row_bytes[1] ? x->row_bytes[0] : x->row_bytes[1]);
+    for (int32_t l = 0; l < t->layers; l++)
+        for (size_t e = 0; e < E && asked(x, l); e++) rows += t->loads[(size_t)l * E + e];
+    if (rows * bytes > 9e18) /* INT64_MAX is 9.22e18 */
+        cli_die(CLI_USAGE, "%s: %.3g rows of %.0f bytes are more than 9e18 bytes; --layer counts one layer", t->name,
+                rows, bytes);
+}
+
 static void settle(traffic *x, const cli_map *map)
 {
     moe_ep_error err;
@@ -407,6 +420,7 @@ static void settle(traffic *x, const cli_map *map)
         x->row_bytes[phase] = moe_ep_row_bytes(x->wire[phase], x->setup.model.hidden, 0, &err);
         if (x->row_bytes[phase] < 0) cli_check(err.status, &err, "row");
     }
+    check_range(x);
     if (map) cli_map_check_even(map, x->D, -1);
     if (map)
         x->p = cli_map_placement(map, x->t, cli_keep_block(cli_map_rows(map, x->t, &x->setup)), x->D, x->setup.nodes);

@@ -51,6 +51,13 @@ for wrong in "--mode odd" "--dispatch odd" "--matrix odd" "--out x.txt" "--layer
     $cli traffic "$tmp/t.jsonl" --devices "$D" --experts "$E" $wrong >"$tmp/o" 2>"$tmp/e"
     [ $? -eq 2 ] && [ ! -s "$tmp/o" ]; result $? "refuses $wrong" "$tmp/e"
 done
+# Counts of which one layer's bytes, or those of both layers, are at the edge of 64 bits: 6e14 rows of 14336 bytes each.
+printf '3e14,3e14\n3e14,3e14\n' >"$tmp/large.csv"
+$cli traffic "$tmp/large.csv" --devices 1 --hidden 7168 --dispatch bf16 --layer 1 --matrix combine >"$tmp/o" 2>"$tmp/e"
+[ "$(cat "$tmp/o")" = 8601600000000000000 ]; result $? "bytes near 2^63" "$tmp/o"
+$cli traffic "$tmp/large.csv" --devices 1 --hidden 7168 --dispatch bf16 --matrix combine >"$tmp/o" 2>"$tmp/e"
+[ $? -eq 2 ] && [ ! -s "$tmp/o" ] && grep -q 'large: 1.2e+15 rows of 14336 bytes are more than 9e18 bytes' "$tmp/e"
+result $? "refuses bytes beyond it" "$tmp/e"
 # The same over several steps: the tokens of each start on the ranks in blocks, the first T mod D ranks one more.
 case=0 bad=0
 while [ $case -lt 20 ]; do
