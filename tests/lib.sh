@@ -6,6 +6,10 @@
 
 passed=0 failed=0 skipped=0
 CC=${CC:-cc} CXX=${CXX:-c++}
+# What the Makefile passes on, for a suite that is run without it.
+[ "${BLAS:-1}" = 0 ] && BLAS_LIBS=
+BLAS_LIBS=${BLAS_LIBS-$(pkg-config --libs openblas 2>/dev/null || echo -lopenblas)}
+GLPK_LIBS=${GLPK_LIBS-$(printf '#include <glpk.h>\n' | $CC -E - >/dev/null 2>&1 && echo -lglpk)}
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/moe_ep_test.XXXXXX") || exit 2
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 130' INT TERM HUP
